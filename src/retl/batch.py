@@ -1,0 +1,191 @@
+"""The words delivery, the adapters and the ledger speak with each other.
+
+Nothing here does I/O or knows a target; a batch is handed its rows by whoever made it (`Rows`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any, Literal, Protocol
+
+from retl.values import Type
+
+WriteMode = Literal["upsert", "insert_only", "update_only", "append"]
+Operation = Literal["upsert", "insert_only", "update_only", "append", "delete"]
+Form = Literal["tuples", "documents", "csv"]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of the destination's object, in the destination's own name."""
+
+    name: str
+    type: Type
+    nulls: Literal["clear", "keep"] = "clear"
+    only_if_empty: bool = False
+    sensitive: bool = False
+    column: str | None = None  # the mart column it comes from; None for constants and run values
+
+
+@dataclass(frozen=True, slots=True)
+class SoftDelete:
+    """Instead of removing an object, write these values into its fields (typed by `Shape.fields`)."""
+
+    set: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What one sync writes: everything an adapter may know of it besides its own options.
+
+    `newest` is the newest batch of this sync that the ledger knows as applied to this very object,
+    as (run id, batch id): a target that keeps our marker must still have it.
+    """
+
+    sync: str
+    state_id: str
+    key: tuple[Field, ...]
+    fields: tuple[Field, ...]
+    write: WriteMode = "upsert"
+    deletes: Literal["keep", "delete"] | SoftDelete = "keep"
+    newest: tuple[str, str] | None = None
+
+
+class Kind(StrEnum):
+    """What became of one row at the target."""
+
+    WRITTEN = "written"
+    SKIPPED = "skipped"  # insert_only: it was there (settled); update_only: it was not (open)
+    REJECTED = "rejected"
+    RETRY = "retry"  # this row alone was refused for now; nothing of it was applied
+    UNKNOWN = "unknown"  # never guessed: no evidence either way
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """One row's outcome, with the target's own code and one sentence that holds no row values."""
+
+    kind: Kind
+    code: str | None = None
+    reason: str | None = None
+    ref: str | None = None  # the target's own id of the row
+    settled: bool = True  # SKIPPED only: True = the target holds the key, not ours; False = try again
+
+
+WRITTEN = RowResult(Kind.WRITTEN)
+KEPT = RowResult(Kind.SKIPPED, settled=True)
+ABSENT = RowResult(Kind.SKIPPED, settled=False)
+UNKNOWN = RowResult(Kind.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of every row of a batch: `default`, but for `exceptions` by row number (0-based)."""
+
+    default: RowResult
+    exceptions: Mapping[int, RowResult] = field(default_factory=dict)
+
+    def result(self, row: int) -> RowResult:
+        return self.exceptions.get(row, self.default)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """The target took the batch and works on it: look again after so many seconds, with this handle."""
+
+    handle: str
+    look_again: float
+
+
+Answer = Outcome | Pending
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a destination can do, known from options and shape alone, without I/O."""
+
+    object: str  # identity of what is written to (server, object, key template); holds no secret
+    operations: frozenset[Operation]
+    idempotent: bool  # writing a batch twice leaves what writing it once leaves
+    form: Form  # how it wants its rows; the stream is made in this form only
+    shaping: Mapping[str, Any] = field(default_factory=dict)  # options that shape the bytes sent
+    key_window: float | None = None  # seconds an idempotency key is honoured; None = there is none
+    readable: bool = False
+    nulls_keep: bool = False  # can leave a field as it is (`nulls: keep`)
+    only_if_empty: bool = False  # can fill a field only where the target has none
+    settles: bool = False  # `settle` brings evidence of what became of an unanswered batch
+    max_rows: int | None = None
+    lanes: int = 1
+    expires: float | None = None  # seconds until the target forgets a row by itself
+
+
+class Rows(Protocol):
+    """Whoever holds the rows of a change set. Positions are absolute; `last` is included."""
+
+    def keys(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
+
+    def tuples(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
+
+    def documents(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
+
+    def csv(self, first: int, last: int, *, delete: bool) -> Iterator[bytes]: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive rows of one change set under one operation; row numbers count from 0 at `first`.
+
+    `id` names these rows of this run and nothing else, so a half has its own. `request` and
+    `idempotency_key` are set where the exact bytes were minted and stored before the first send.
+    """
+
+    rows: Rows
+    operation: Operation
+    run_id: str
+    epoch: int
+    first: int
+    last: int
+    started_at: str = ""  # the run's start, ISO 8601 in UTC
+    request: bytes | None = None
+    idempotency_key: str | None = None
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+    @property
+    def id(self) -> str:
+        text = f"{self.run_id}/{self.operation}/{self.first}-{self.last}"
+        return sha256(text.encode()).hexdigest()[:32]
+
+    def keys(self) -> Sequence[tuple[Any, ...]]:
+        """The key values of each row, in the order of `Shape.key`."""
+        return self.rows.keys(self.first, self.last)
+
+    def tuples(self) -> Sequence[tuple[Any, ...]]:
+        """Per row the values of `Shape.key`, then of `Shape.fields`, as Python values (deletes: keys)."""
+        if self.operation == "delete":
+            return self.keys()
+        return self.rows.tuples(self.first, self.last)
+
+    def documents(self) -> Sequence[tuple[Any, ...]]:
+        """Per row the key values, then one JSON object (str) of the fields: made in SQL, formats and
+        transforms applied, a NULL field with `nulls: keep` left out (deletes: keys)."""
+        if self.operation == "delete":
+            return self.keys()
+        return self.rows.documents(self.first, self.last)
+
+    def csv(self) -> Iterator[bytes]:
+        """Chunks of a headerless CSV: the row number, then key and fields in the order of `Shape`;
+        NULL is empty and unquoted, every text is quoted (deletes: row number and keys)."""
+        return self.rows.csv(self.first, self.last, delete=self.operation == "delete")
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """The same rows as two batches; only for a batch of two rows or more."""
+        middle = (self.first + self.last) // 2
+        return self._slice(self.first, middle), self._slice(middle + 1, self.last)
+
+    def _slice(self, first: int, last: int) -> Batch:
+        return Batch(self.rows, self.operation, self.run_id, self.epoch, first, last, self.started_at)

@@ -1,0 +1,310 @@
+"""What a user may write: frozen models of syncs, guards and the project file.
+
+The JSON Schema of `retl schema` is made from these. They know shapes and defaults, not files,
+environment or targets: `project.py` reads and resolves, `destinations/` owns the target's options.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from retl.values import TypeName
+
+SYNC_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(text: object) -> float:
+    """'90s', '1h30m', '24h' or a bare number of seconds → seconds. ValueError otherwise."""
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        return float(text)
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text) if isinstance(text, str) else []
+    if not parts or "".join(n + u for n, u in parts) != text:
+        raise ValueError("a duration is a number and a unit, such as 90s, 5m, 24h or 1h30m")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+Duration = Annotated[float, BeforeValidator(seconds), Field(json_schema_extra={"type": ["string", "number"]})]
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+class Definition(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(Definition):
+    """Where the mart's rows come from: exactly one of table, sql, file; a single SELECT."""
+
+    table: str | None = None
+    sql: str | None = None
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Source:
+        if sum(part is not None for part in (self.table, self.sql, self.file)) != 1:
+            raise ValueError("a source has exactly one of table, sql or file")
+        return self
+
+
+class Column(Definition):
+    """One column of a YAML contract: its type and what its values must satisfy."""
+
+    type: TypeName
+    nullable: bool = False
+    sensitive: bool = False
+    description: str | None = None
+    min_length: Annotated[int, Field(ge=0)] | None = None
+    max_length: Annotated[int, Field(ge=0)] | None = None
+    pattern: str | None = None
+    one_of: tuple[str | int, ...] | None = None
+    ge: int | float | str | None = None
+    gt: int | float | str | None = None
+    le: int | float | str | None = None
+    lt: int | float | str | None = None
+    max_digits: Annotated[int, Field(ge=1, le=38)] | None = None
+    decimal_places: Annotated[int, Field(ge=0, le=38)] | None = None
+    items: TypeName | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Column:
+        if self.type == "decimal" and (self.max_digits is None or self.decimal_places is None):
+            raise ValueError("a decimal needs max_digits and decimal_places")
+        if self.type == "decimal" and (self.decimal_places or 0) > (self.max_digits or 0):
+            raise ValueError("decimal_places cannot exceed max_digits")
+        if (self.type == "list") != (self.items is not None):
+            raise ValueError("a list, and only a list, needs items: the type of its elements")
+        if self.items in ("list", "json", "decimal"):
+            raise ValueError("a list holds string, uuid, integer, float, boolean, date or timestamp values")
+        return self
+
+
+class Contract(Definition):
+    """The judge of the rows: columns written here, a file of them, or the user's own Pydantic model.
+
+    `model` is `package.module:Class`; `edits` lets its validators change values, which are then sent.
+    """
+
+    columns: dict[str, Column] | None = None
+    file: str | None = None
+    model: str | None = None
+    edits: bool = False
+
+
+def _contract(value: object) -> object:
+    """The three spellings of SPEC → the fields of Contract."""
+    if isinstance(value, str):
+        return {"file": value} if value.endswith((".yml", ".yaml")) else {"model": value}
+    if isinstance(value, dict) and not (
+        value.keys() <= {"model", "edits"} and isinstance(value.get("model"), str)
+    ):
+        return {"columns": value}
+    return value
+
+
+RunValue = Literal["$run_started_at", "$run_id", "$sync"]
+Transform = Literal["trim", "lower", "upper", "sha256_hex"]
+
+
+class FieldSource(Definition):
+    """Where one field of the destination comes from: a mart column, a constant, or a run value."""
+
+    column: str | None = None
+    value: str | int | float | bool | None = None
+    run_value: RunValue | None = None
+    nulls: Literal["clear", "keep"] = "clear"
+    only_if_empty: bool = False
+    transform: tuple[Transform, ...] = ()
+    ref: str | None = None
+    by: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> FieldSource:
+        if self.ref is not None or self.by is not None:
+            raise ValueError("`ref` is a word reserved for a later version of retl")
+        given = self.model_fields_set & {"column", "value", "run_value"}
+        if len(given) != 1:
+            raise ValueError(
+                "a field comes from exactly one of: a column, a `value`, $run_started_at, $run_id, $sync"
+            )
+        return self
+
+
+def _field_source(value: object) -> object:
+    if isinstance(value, str):
+        return {"run_value": value} if value.startswith("$") else {"column": value}
+    return value
+
+
+class Changes(Definition):
+    """How candidates are found, and whether a row's absence means it is gone (only with hash)."""
+
+    strategy: Literal["hash", "all", "watermark"] = "hash"
+    ignore: tuple[str, ...] = ()  # destination fields that are sent but never compared
+    watermark: str | None = None
+    lookback: Duration = 0.0
+
+
+def _changes(value: object) -> object:
+    if value == "cdf":
+        raise ValueError("`changes: cdf` is reserved for a later version of retl")
+    if isinstance(value, str):
+        return {"strategy": value}
+    if isinstance(value, dict) and "hash" in value:
+        inner = value["hash"] if isinstance(value["hash"], dict) else {}
+        return {**{k: v for k, v in value.items() if k != "hash"}, **inner, "strategy": "hash"}
+    if isinstance(value, dict) and "watermark" in value:
+        return {**value, "strategy": "watermark"}
+    return value
+
+
+class Deletes(Definition):
+    """What happens at the target to a key that left the mart."""
+
+    how: Literal["keep", "delete", "set"] = "keep"
+    set: dict[str, Any] = {}
+    restore: dict[str, Any] = {}
+
+
+def _deletes(value: object) -> object:
+    if isinstance(value, str):
+        return {"how": value}
+    if isinstance(value, dict) and "set" in value:
+        return {**value, "how": "set"}
+    return value
+
+
+class Guards(Definition):
+    """The limits past which a run is refused before its first write; rates are fractions of 1."""
+
+    max_reject_rate: Rate = 0.05
+    max_delete_rate: Rate = 0.10
+    max_delete_rows: Annotated[int, Field(ge=0)] | None = None
+    max_row_drop: Rate = 0.50
+    max_failed_rate: Rate = 0.10
+    min_rows: Annotated[int, Field(ge=0)] | None = None
+
+
+class BatchSize(Definition):
+    rows: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
+
+
+class Retry(Definition):
+    attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    budget: Duration = 300.0
+
+
+class Formats(Definition):
+    """How values look in JSON where the target does not want the standard forms."""
+
+    bigints: Literal["number", "string"] = "number"
+    decimals: Literal["number", "string"] = "number"
+    dates: Literal["iso", "epoch_ms"] = "iso"
+    timestamps: Literal["iso", "epoch_s", "epoch_ms"] = "iso"
+
+
+class DestinationRef(BaseModel):
+    """Which connection or type; everything else belongs to the target's own Options model."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    connection: str | None = None
+    type: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Sync(Definition):
+    """One sync file. `name` is the file's name, set by the project."""
+
+    name: str
+    description: str | None = None
+    tags: tuple[str, ...] = ()
+    enabled: bool = True
+    after: tuple[str, ...] = ()
+    source: Source
+    key: Annotated[tuple[str, ...], Field(min_length=1)]
+    contract: Annotated[Contract | None, BeforeValidator(_contract)] = None
+    fields: dict[str, Annotated[FieldSource, BeforeValidator(_field_source)]] | None = None
+    destination: DestinationRef
+    write: Literal["upsert", "insert_only", "update_only", "append"] = "upsert"
+    changes: Annotated[Changes, BeforeValidator(_changes)] = Changes()
+    deletes: Annotated[Deletes, BeforeValidator(_deletes)] = Deletes()
+    first_run: Literal["send", "adopt"] | None = None
+    delivery: Literal["at_least_once", "at_most_once"] | None = None
+    conflicts: Literal["warehouse_wins"] = "warehouse_wins"
+    guards: Guards = Guards()
+    checks: tuple[str, ...] = ()
+    formats: Formats = Formats()
+    batch: BatchSize = BatchSize()
+    retry: Retry = Retry()
+    timeout: Duration | None = None
+    freshness: Duration | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Sync:
+        if self.deletes.how != "keep" and self.write == "append":
+            raise ValueError("`deletes` cannot go with `write: append`: what was appended stays")
+        if self.deletes.how != "keep" and self.changes.strategy != "hash":
+            raise ValueError(
+                f"`deletes` needs `changes: hash`: with {self.changes.strategy} a row's absence says nothing"
+            )
+        if self.write == "append" and self.first_run is None:
+            raise ValueError(
+                "`write: append` needs `first_run`: send (every row of today's mart) or adopt (none)"
+            )
+        if len(set(self.key)) != len(self.key):
+            raise ValueError("a column stands in `key` twice")
+        return self
+
+
+class Warehouse(Definition):
+    """The DuckDB file the marts are in."""
+
+    type: Literal["duckdb"] = "duckdb"
+    path: str = "data/warehouse.duckdb"
+    read_paths: tuple[str, ...] = ()
+    timezone: str = "UTC"
+    lock_wait: Duration = 600.0
+
+
+class State(Definition):
+    url: str = "file:.retl"
+
+
+class Limits(Definition):
+    """What a connection may be asked; shared by all its syncs."""
+
+    requests: Annotated[int, Field(ge=1)] | None = None
+    per: Duration = 1.0
+    concurrency: Annotated[int, Field(ge=1, le=64)] | None = None
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+class ConnectionRef(BaseModel):
+    """A connection's type and limits; the rest belongs to the type's own Connection model."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str
+    limits: Limits = Limits()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Project(Definition):
+    """retl.yml"""
+
+    warehouse: Warehouse = Warehouse()
+    connections: dict[str, ConnectionRef] = {}
+    vars: dict[str, str | int | float | bool | None] = {}
+    state: State = State()
+    defaults: dict[str, Any] = {}  # laid under every sync file before it is validated

@@ -1,0 +1,89 @@
+"""The one interface of all targets, and the register that finds them by file name.
+
+A destination translates. It never retries, waits, paces, logs rows or keeps state: delivery does
+the first three, the ledger the last. One instance serves one lane and is never shared by threads.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from retl.batch import UNKNOWN, Answer, Batch, Capabilities, Outcome, Shape
+from retl.errors import DefinitionError
+
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
+
+
+class Destination(ABC, Generic[OptionsT]):
+    """A target of one sync.
+
+    `Connection` models the keys of a connection in retl.yml, `Options` those under `destination:` in
+    a sync; `Options.connection` holds the former. Both refuse unknown keys.
+    """
+
+    Connection: ClassVar[type[BaseModel]]
+    Options: ClassVar[type[BaseModel]]
+    capabilities: Capabilities
+
+    def __init__(self, options: OptionsT, shape: Shape) -> None:
+        self.options = options
+        self.shape = shape
+
+    @abstractmethod
+    def check(self) -> None:
+        """Reached, writable, fitting? Raises Systemic or Unavailable (exit 1) or Mismatch (a guard,
+        exit 3). Writes nothing."""
+
+    def prepare(self, epoch: int) -> None:
+        """Once per run, after the guards: make what `create` and the promises need in the target."""
+
+    @abstractmethod
+    def write(self, batch: Batch) -> Answer:
+        """Deliver the batch once. Raises a TargetError when no row of it was applied for a reason
+        that concerns the batch as a whole, Ambiguous when nobody knows."""
+
+    def settle(self, batch: Batch, handle: str | None) -> Answer:
+        """What became of a batch whose answer never came; may be asked again and again."""
+        return Outcome(UNKNOWN)
+
+    def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
+        """Per row of the batch what the target holds of our fields, or None where it lacks the key.
+        Only if `capabilities.readable`."""
+        raise NotImplementedError
+
+    def request(self, batch: Batch) -> bytes:
+        """Exactly what `write` would send for this batch, without credentials; no I/O."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of connections; never raises."""
+
+
+def names() -> list[str]:
+    """The types with code of their own: the file names of this package."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
+
+
+def load(type_name: str) -> type[Destination[Any]]:
+    """The destination class of a type. DefinitionError DESTINATION_UNKNOWN if there is none."""
+    if type_name not in names():
+        raise DefinitionError(
+            "DESTINATION_UNKNOWN",
+            f"there is no destination type {type_name!r}",
+            hint=f"known types: {', '.join(names())}",
+        )
+    module = import_module(f"{__name__}.{type_name}")
+    found = [
+        thing
+        for thing in vars(module).values()
+        if isinstance(thing, type) and issubclass(thing, Destination) and thing.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise TypeError(f"destinations/{type_name}.py must define exactly one Destination, not {len(found)}")
+    return found[0]

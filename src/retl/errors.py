@@ -1,0 +1,137 @@
+"""Every error retl raises on purpose, as one tree.
+
+The type is the policy: it decides the exit code and, for a target's answer, what delivery does next.
+Anything that is not in this tree is a bug and stops the run.
+
+::
+
+    RetlError                 what, where, why, what to do; a CODE
+    ├── DefinitionError       2   a file or an argument is wrong; nothing ran
+    ├── Mismatch              3   both sides are readable but do not fit: a guard, nothing was written
+    ├── Later                 75  nothing is wrong: lock held, quota spent, breaker open
+    ├── Stopped               130/143  a signal asked the run to stop; resumable
+    └── Failure               1   the run could not be done
+        ├── SourceError           the mart cannot be read
+        ├── LedgerError           retl's own state cannot be read or written
+        ├── InvariantBroken       numbers do not add up: a bug of ours, said aloud
+        └── TargetError           what a destination says of a whole batch or of itself
+            ├── Systemic              credentials, permission, missing table, disk: stop, one attempt
+            ├── Unavailable           nothing was applied: again, not before `retry_after` seconds
+            ├── Ambiguous             sent, no answer: settle before anything else
+            └── Poisoned              at least one row is bad and nothing was applied: halve
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Place:
+    """A position in a file the user wrote; line and column count from 1."""
+
+    file: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        return ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
+
+
+class RetlError(Exception):
+    """What happened (`message`), where (`where`), what to do (`hint`), under a stable CODE.
+
+    None of the texts may hold row values or secrets: whoever raises it leaves them out.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, code: str, message: str, *, hint: str | None = None, where: Place | str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+        self.where = where
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{head} [{self.code}]"
+
+
+class DefinitionError(RetlError):
+    """A definition or an argument is wrong; nothing ran."""
+
+    exit_code = 2
+
+
+class Mismatch(RetlError):
+    """Source or target do not fit the sync: judged as a guard, before the first write."""
+
+    exit_code = 3
+
+
+class Later(RetlError):
+    """Nothing is wrong, come again later."""
+
+    exit_code = 75
+
+
+class Stopped(RetlError):
+    """A signal asked the run to stop; the next run carries on."""
+
+    def __init__(self, signum: int) -> None:
+        name = signal.Signals(signum).name
+        super().__init__(name, f"stopped by {name}", hint="run the same command again: it carries on")
+        self.signum = signum
+        self.exit_code = 128 + signum
+
+
+class Failure(RetlError):
+    """The run could not be done."""
+
+
+class SourceError(Failure):
+    """The mart cannot be read."""
+
+
+class LedgerError(Failure):
+    """retl's own state cannot be read or written."""
+
+
+class InvariantBroken(Failure):
+    """The run's numbers do not add up: reported as a failure rather than believed."""
+
+
+class TargetError(Failure):
+    """What a destination says of a whole batch, or of itself."""
+
+
+class Systemic(TargetError):
+    """No batch can succeed until somebody mends something: stop after one attempt."""
+
+
+class Unavailable(TargetError):
+    """Nothing was applied; the same request may succeed later. `retry_after` is in seconds."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        hint: str | None = None,
+        where: Place | str | None = None,
+    ) -> None:
+        super().__init__(code, message, hint=hint, where=where)
+        self.retry_after = retry_after
+
+
+class Ambiguous(TargetError):
+    """The request left, no answer came: what became of it must be settled, never guessed."""
+
+
+class Poisoned(TargetError):
+    """At least one row is bad (or the request is too large) and nothing was applied: halve it."""
