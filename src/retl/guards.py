@@ -1,0 +1,114 @@
+"""Facts → refusals. Pure: it reads nothing, writes nothing and waits for nothing.
+
+Every guard speaks before the first write; what it says is recorded with the run. `--accept CODE` passes
+one guard for one run, `--allow-deletes N` passes DELETE_RATE if N is exactly the planned number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from retl.definitions import Guards
+
+DELETES_ALWAYS_PASS = 10  # so many deletes are never a rate
+LOST_SHARE = 0.02  # of the sampled confirmed keys
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a run must not write: a CODE, one sentence, and what to do."""
+
+    code: str
+    message: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known before the first write. Counts are rows; None = does not apply to this run."""
+
+    read: int
+    new_rejects: int
+    baseline_rows: int
+    deletes: int = 0
+    deletes_on: bool = False
+    full_read: bool = True  # no --key, --where, --limit; not append; changes hash or all
+    last_read: int | None = None
+    inserts: int = 0
+    gone: int = 0  # keys of the baseline that the mart no longer has
+    sampled: int = 0
+    lost: int = 0
+    failed_checks: tuple[str, ...] = ()
+    allow_deletes: int | None = None
+
+
+def judge(facts: Facts, guards: Guards, accepted: Collection[str] = ()) -> list[Refusal]:
+    """All refusals that were not accepted, in the order of SPEC."""
+    return [refusal for refusal in _refusals(facts, guards) if refusal.code not in accepted]
+
+
+def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
+    if facts.read and facts.new_rejects > guards.max_reject_rate * facts.read:
+        yield Refusal(
+            "REJECT_RATE",
+            f"{facts.new_rejects} of {facts.read} rows break the contract or have no usable key, more than"
+            f" max_reject_rate ({guards.max_reject_rate:g})",
+            "see the reasons with `retl show`, mend the mart or the contract, or --accept REJECT_RATE",
+        )
+    yield from _volume(facts, guards)
+    if facts.full_read and facts.baseline_rows and facts.read:
+        if facts.inserts >= facts.read and facts.gone >= facts.baseline_rows:
+            yield Refusal(
+                "IDENTITY_CHANGED",
+                f"all {facts.read} keys are new and all {facts.baseline_rows} delivered keys are gone",
+                "if the key really changed, --accept IDENTITY_CHANGED; otherwise mend `key` or the mart",
+            )
+    for check in facts.failed_checks:
+        yield Refusal(
+            "CHECK_FAILED", f"a check returned rows: {check}", "mend the mart, or --accept CHECK_FAILED"
+        )
+    if facts.sampled and facts.lost > LOST_SHARE * facts.sampled:
+        yield Refusal(
+            "TARGET_LOST",
+            f"the target lacks {facts.lost} of {facts.sampled} sampled keys that were delivered",
+            "it was emptied, restored or is another one: `--full` delivers every row again",
+        )
+
+
+def _volume(facts: Facts, guards: Guards) -> Iterator[Refusal]:
+    too_few = guards.min_rows is not None and facts.read < guards.min_rows
+    if (facts.read == 0 and facts.deletes_on) or too_few:
+        wanted = f"at least {guards.min_rows}" if too_few else "some, since `deletes` is on"
+        yield Refusal(
+            "EMPTY_SOURCE", f"the mart has {facts.read} rows; expected {wanted}", "was the mart built?"
+        )
+        return
+    if facts.full_read and facts.last_read and facts.read:
+        drop = (facts.last_read - facts.read) / facts.last_read
+        if drop > guards.max_row_drop:
+            yield Refusal(
+                "ROW_DROP",
+                f"the mart fell from {facts.last_read} to {facts.read} rows, more than max_row_drop"
+                f" ({guards.max_row_drop:g})",
+                "was the mart built whole? If so, --accept ROW_DROP",
+            )
+    over_rate = facts.deletes > max(DELETES_ALWAYS_PASS, guards.max_delete_rate * facts.baseline_rows)
+    over_rows = guards.max_delete_rows is not None and facts.deletes > guards.max_delete_rows
+    if facts.allow_deletes is not None and facts.allow_deletes != facts.deletes:
+        yield Refusal(
+            "DELETE_RATE",
+            f"--allow-deletes says {facts.allow_deletes}, but {facts.deletes} deletes are planned",
+            f"if that is right: --allow-deletes {facts.deletes}",
+        )
+    elif (over_rate or over_rows) and facts.allow_deletes is None:
+        limit = (
+            f"max_delete_rows ({guards.max_delete_rows})"
+            if over_rows
+            else (f"max_delete_rate ({guards.max_delete_rate:g}) of {facts.baseline_rows}")
+        )
+        yield Refusal(
+            "DELETE_RATE",
+            f"{facts.deletes} deletes are planned, more than {limit}",
+            f"if that is right: --allow-deletes {facts.deletes}",
+        )
