@@ -28,6 +28,7 @@ _CHUNK = 1 << 20  # bytes of CSV handed out at once
 _BLOCK_BYTES = 4 << 20  # what one block of rows held in Python may weigh as JSON, roughly
 _BLOCK_ROWS = 4096
 _BLOCKS_KEPT = 4
+_GONE = "FROM baseline b WHERE b.owned AND b.key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)"
 _JUDGED_AT_ONCE = 10_000  # rows that become Python objects at a time
 
 
@@ -193,7 +194,7 @@ def assemble(
         nothing = "".join(f", NULL AS f{i}" for i in range(len(field_map.shape.fields)))
         parts.append(
             f"SELECT 2 AS phase, 'delete' AS op, b.key, NULL AS hash, b.owned, b.ref, {values_of_key}{nothing}"
-            " FROM baseline b WHERE b.owned AND b.key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)"
+            f" {_GONE}"
         )
     top = f" LIMIT {limit}" if limit is not None else ""
     spool.run(
@@ -349,3 +350,42 @@ def document_sql(field_map: FieldMap) -> str:
 
 def _json_name(name: str) -> str:
     return json.dumps(name, ensure_ascii=False) + ":"
+
+
+def rejected(spool: Spool) -> list[tuple[str, str | None]]:
+    """(key, hash in hex) of every row that key or contract refused."""
+    return [(key, digest) for key, digest in spool.run("SELECT key, lower(hex(hash)) FROM rejects")]
+
+
+def rejects(spool: Spool, limit: int | None = None) -> list[Reject]:
+    """What key and contract refused, in the order of the mart's keys."""
+    top = f" LIMIT {limit}" if limit is not None else ""
+    rows = spool.run(
+        f"SELECT key, lower(hex(hash)), stage, code, reason, col FROM rejects ORDER BY key, row{top}"
+    )
+    return [Reject(*row) for row in rows]
+
+
+def gone(spool: Spool) -> int:
+    """How many keys of the baseline, ours to delete, the mart no longer has."""
+    count: int = spool.one(f"SELECT count(*) {_GONE}")[0]
+    return count
+
+
+def sample(
+    spool: Spool, field_map: FieldMap, count: int, confirmed_after: datetime | None, directory: Path
+) -> ChangeSet:
+    """Confirmed keys drawn from the baseline, as something an adapter can read by."""
+    types = [f.type for f in field_map.shape.key]
+    keys = ", ".join(f"{values.key_value_sql(types, i, 'key')} AS k{i}" for i in range(len(types)))
+    alive = (
+        f" AND at > {literal(confirmed_after.isoformat())}::TIMESTAMPTZ"
+        if confirmed_after is not None
+        else ""
+    )
+    spool.run(
+        f"CREATE OR REPLACE TABLE sample AS SELECT row_number() OVER () - 1 AS pos, key, {keys} FROM"
+        f" (SELECT key FROM baseline WHERE hash IS NOT NULL{alive}) USING SAMPLE {count} ROWS"
+    )
+    number: int = spool.one("SELECT count(*) FROM sample")[0]
+    return ChangeSet(spool, field_map, directory, {}, {"delete": number}, table="sample")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 
 from retl.definitions import Guards
 
@@ -36,7 +37,7 @@ class Facts:
     full_read: bool = True  # no --key, --where, --limit; not append; changes hash or all
     last_read: int | None = None
     inserts: int = 0
-    gone: int = 0  # keys of the baseline that the mart no longer has
+    matched: int = 0  # rows whose key the baseline has
     sampled: int = 0
     lost: int = 0
     failed_checks: tuple[str, ...] = ()
@@ -48,8 +49,18 @@ def judge(facts: Facts, guards: Guards, accepted: Collection[str] = ()) -> list[
     return [refusal for refusal in _refusals(facts, guards) if refusal.code not in accepted]
 
 
+def is_lost(sampled: int, lost: int) -> bool:
+    """Does a target that lacks `lost` of `sampled` delivered keys count as emptied or exchanged?"""
+    return _over(lost, LOST_SHARE, sampled)
+
+
+def _over(count: int, rate: float, total: int) -> bool:
+    """Is `count` more than `rate` of `total`? Exactly the limit passes, so no binary fractions here."""
+    return count > Decimal(str(rate)) * total
+
+
 def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
-    if facts.read and facts.new_rejects > guards.max_reject_rate * facts.read:
+    if _over(facts.new_rejects, guards.max_reject_rate, facts.read):
         yield Refusal(
             "REJECT_RATE",
             f"{facts.new_rejects} of {facts.read} rows break the contract or have no usable key, more than"
@@ -57,18 +68,17 @@ def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
             "see the reasons with `retl show`, mend the mart or the contract, or --accept REJECT_RATE",
         )
     yield from _volume(facts, guards)
-    if facts.full_read and facts.baseline_rows and facts.read:
-        if facts.inserts >= facts.read and facts.gone >= facts.baseline_rows:
-            yield Refusal(
-                "IDENTITY_CHANGED",
-                f"all {facts.read} keys are new and all {facts.baseline_rows} delivered keys are gone",
-                "if the key really changed, --accept IDENTITY_CHANGED; otherwise mend `key` or the mart",
-            )
+    if facts.full_read and facts.baseline_rows and facts.inserts and not facts.matched:
+        yield Refusal(
+            "IDENTITY_CHANGED",
+            f"all {facts.inserts} keys are new and all {facts.baseline_rows} delivered keys are gone",
+            "if the key really changed, --accept IDENTITY_CHANGED; otherwise mend `key` or the mart",
+        )
     for check in facts.failed_checks:
         yield Refusal(
             "CHECK_FAILED", f"a check returned rows: {check}", "mend the mart, or --accept CHECK_FAILED"
         )
-    if facts.sampled and facts.lost > LOST_SHARE * facts.sampled:
+    if is_lost(facts.sampled, facts.lost):
         yield Refusal(
             "TARGET_LOST",
             f"the target lacks {facts.lost} of {facts.sampled} sampled keys that were delivered",
@@ -85,15 +95,16 @@ def _volume(facts: Facts, guards: Guards) -> Iterator[Refusal]:
         )
         return
     if facts.full_read and facts.last_read and facts.read:
-        drop = (facts.last_read - facts.read) / facts.last_read
-        if drop > guards.max_row_drop:
+        if _over(facts.last_read - facts.read, guards.max_row_drop, facts.last_read):
             yield Refusal(
                 "ROW_DROP",
                 f"the mart fell from {facts.last_read} to {facts.read} rows, more than max_row_drop"
                 f" ({guards.max_row_drop:g})",
                 "was the mart built whole? If so, --accept ROW_DROP",
             )
-    over_rate = facts.deletes > max(DELETES_ALWAYS_PASS, guards.max_delete_rate * facts.baseline_rows)
+    over_rate = facts.deletes > DELETES_ALWAYS_PASS and _over(
+        facts.deletes, guards.max_delete_rate, facts.baseline_rows
+    )
     over_rows = guards.max_delete_rows is not None and facts.deletes > guards.max_delete_rows
     if facts.allow_deletes is not None and facts.allow_deletes != facts.deletes:
         yield Refusal(

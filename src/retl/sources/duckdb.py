@@ -146,6 +146,14 @@ def read(spool: Spool, wanted: Query, names: Iterable[str], table: str) -> int:
     return count
 
 
+def answers(spool: Spool, wanted: Query) -> list[tuple[Any, ...]]:
+    """At most one row of a user's query over the spool. Mismatch SOURCE_DRIFT where it does not bind."""
+    try:
+        return spool.run(f"SELECT * FROM ({wanted.sql}\n) LIMIT 1", wanted.parameters)
+    except duckdb.Error as problem:
+        raise _drift(wanted, problem) from problem
+
+
 def detach(spool: Spool, warehouse: Warehouse) -> None:
     """Let go of the mart: from here on others may write to it."""
     spool.run(f"USE {NAME}")
