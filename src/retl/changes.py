@@ -8,26 +8,20 @@ Nothing here knows a target, and nothing here is kept after the run.
 from __future__ import annotations
 
 import json
-import os
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from retl import values
-from retl.batch import Batch, Operation
-from retl.contract import Contract
+from retl.change_set import ChangeSet
+from retl.contract import Contract, Verdict
 from retl.mapping import FieldMap, compared
 from retl.spool import Spool
-from retl.values import literal, quoted
+from retl.values import literal
 
 FRESH, OWED, DELETES = 0, 1, 2  # phases of a change set; a batch never spans two
-_CHUNK = 1 << 20  # bytes of CSV handed out at once
-_BLOCK_BYTES = 4 << 20  # what one block of rows held in Python may weigh as JSON, roughly
-_BLOCK_ROWS = 4096
-_BLOCKS_KEPT = 4
 _GONE = "FROM baseline b WHERE b.owned AND b.key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)"
 _JUDGED_AT_ONCE = 10_000  # rows that become Python objects at a time
 
@@ -127,20 +121,75 @@ def diff(spool: Spool, strategy: Strategy) -> None:
     )
 
 
-def judge(spool: Spool, contract: Contract, table: str = "candidates") -> None:
+def edit(spool: Spool, judged: Contract) -> Contract:
+    """Where the contract may edit, every row passes through the model before it is hashed: replace the
+    frozen mart by the model's values, remember its verdicts, and return the contract of the new columns."""
+    names = list(judged.columns)
+    carriers = {name: values.carrier(rule.type) for name, rule in judged.columns.items()}
+    refused: list[tuple[Any, ...]] = []
+
+    def edited() -> Iterator[tuple[Any, ...]]:
+        for row, before, verdict in _judged(spool, judged, 'SELECT "retl row" AS row, true AS due FROM mart'):
+            if isinstance(verdict, Verdict):
+                refused.append((row, "contract", verdict.code, verdict.reason, verdict.column))
+            after = before if isinstance(verdict, Verdict) else verdict
+            yield (row, *(_as_text(after[name]) for name in names))
+
+    spool.load("edited", {"retl row": "BIGINT", **carriers}, edited(), lenient=True)
+    spool.run("DROP TABLE mart")
+    spool.run("ALTER TABLE edited RENAME TO mart")
+    spool.load("verdicts", _VERDICT, refused)
+    return judged.over({name: carriers[name] for name in names})
+
+
+def judge(spool: Spool, judged: Contract) -> None:
     """Let Pydantic decide the candidates that SQL did not clear; make `rejects` of them and of the key
     faults, and take them out of the candidates."""
-    columns = {"row": "BIGINT", "stage": "VARCHAR", "code": "VARCHAR", "reason": "VARCHAR", "col": "VARCHAR"}
-    spool.load("verdicts", columns, _verdicts(spool, contract, table))
+    if not judged.edits:
+        due = "SELECT row, NOT sure AND op NOT IN ('skipped', 'in_doubt') AS due FROM candidates"
+        verdicts = _judged(spool, judged, due)
+        spool.load(
+            "verdicts",
+            _VERDICT,
+            (
+                (row, "contract", verdict.code, verdict.reason, verdict.column)
+                for row, _, verdict in verdicts
+                if isinstance(verdict, Verdict)
+            ),
+        )
     faults = "CASE fault " + " ".join(f"WHEN '{c}' THEN {literal(t)}" for c, t in KEY_FAULTS.items()) + " END"
     spool.run(
         "CREATE TABLE rejects AS "
         f"SELECT row, coalesce(key, '') AS key, hash, 'key' AS stage, fault AS code, {faults} AS reason,"
         " NULL::VARCHAR AS col FROM rows WHERE fault IS NOT NULL"
         " UNION ALL SELECT v.row, r.key, r.hash, v.stage, v.code, v.reason, v.col"
-        " FROM verdicts v JOIN rows r USING (row)"
+        " FROM verdicts v JOIN rows r USING (row) WHERE r.fault IS NULL"
     )
-    spool.run(f"DELETE FROM {table} WHERE row IN (SELECT row FROM verdicts)")
+    spool.run("DELETE FROM candidates WHERE row IN (SELECT row FROM verdicts)")
+
+
+_VERDICT = {"row": "BIGINT", "stage": "VARCHAR", "code": "VARCHAR", "reason": "VARCHAR", "col": "VARCHAR"}
+
+
+def _judged(
+    spool: Spool, judged: Contract, due: str
+) -> Iterator[tuple[int, dict[str, Any], Verdict | dict[str, Any] | None]]:
+    """Row number, its values and the model's word on it, for each row that is due."""
+    names = list(judged.columns)
+    cursor = spool.cursor()
+    cursor.execute(
+        f'SELECT d.row, {judged.select()} FROM ({due}) d JOIN mart ON mart."retl row" = d.row'
+        " WHERE d.due ORDER BY d.row"
+    )
+    while chunk := cursor.fetchmany(_JUDGED_AT_ONCE):
+        spool.stop.check()
+        rows = [dict(zip(names, row[1:], strict=True)) for row in chunk]
+        verdicts = judged.judge_and_edit(rows) if judged.edits else judged.judge(rows)
+        yield from zip((row[0] for row in chunk), rows, verdicts, strict=True)
+
+
+def _as_text(value: Any) -> Any:
+    return json.dumps(value, default=str) if isinstance(value, list | dict) else value
 
 
 KEY_FAULTS = {
@@ -149,22 +198,6 @@ KEY_FAULTS = {
     "KEY_DUPLICATE": "the key stands in the mart more than once",
     "KEY_TYPE": "a key value does not fit the key's type",
 }
-
-
-def _verdicts(spool: Spool, contract: Contract, table: str) -> Iterator[tuple[Any, ...]]:
-    names = list(contract.columns)
-    listed = ", ".join(f"m.{quoted(name)}" for name in names)
-    cursor = spool.cursor()
-    cursor.execute(
-        f'SELECT c.row, {listed} FROM {table} c JOIN mart m ON m."retl row" = c.row'
-        " WHERE NOT c.sure AND c.op NOT IN ('skipped', 'in_doubt') ORDER BY c.row"
-    )
-    while chunk := cursor.fetchmany(_JUDGED_AT_ONCE):
-        spool.stop.check()
-        verdicts = contract.judge([dict(zip(names, row[1:], strict=True)) for row in chunk])
-        for row, verdict in zip(chunk, verdicts, strict=True):
-            if verdict is not None:
-                yield (row[0], "contract", verdict.code, verdict.reason, verdict.column)
 
 
 def assemble(
@@ -213,145 +246,6 @@ def assemble(
     return ChangeSet(spool, field_map, directory, ranges, counts)
 
 
-@dataclass
-class ChangeSet:
-    """The rows of one run in the order they leave, handed out in the form the target drinks.
-
-    Thread-safe; nothing is made before it is asked for. `counts` by op, `ranges` of positions by phase.
-    """
-
-    spool: Spool
-    field_map: FieldMap
-    directory: Path
-    ranges: Mapping[int, tuple[int, int]]
-    counts: Mapping[str, int]
-    table: str = "changes"
-    _blocks: dict[tuple[str, int], list[tuple[Any, ...]]] = field(default_factory=dict)
-    _sizes: dict[str, int] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __len__(self) -> int:
-        return sum(self.counts.values())
-
-    def cut(self, phase: int, size: int) -> Iterator[tuple[int, int]]:
-        """First and last position of each batch of a phase."""
-        if phase in self.ranges:
-            low, high = self.ranges[phase]
-            for first in range(low, high + 1, size):
-                yield first, min(first + size - 1, high)
-
-    def keys(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
-        return self._query(self._key_list, first, last)
-
-    def tuples(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
-        fields = [f"f{i}" for i in range(len(self.field_map.shape.fields))]
-        return self._query(", ".join([self._key_list, *fields]), first, last)
-
-    def documents(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
-        return self._query(f"{self._key_list}, {document_sql(self.field_map)}", first, last)
-
-    def csv(self, first: int, last: int, *, delete: bool) -> Iterator[bytes]:
-        shape = self.field_map.shape
-        columns = [(f"k{i}", f.type) for i, f in enumerate(shape.key)]
-        if not delete:
-            columns += [(f"f{i}", f.type) for i, f in enumerate(shape.fields)]
-        listed = ", ".join(f"{values.csv_sql(t, name)} AS {name}" for name, t in columns)
-        texts = ", ".join(name for name, t in columns if values.is_text(t))
-        quote = f", FORCE_QUOTE ({texts})" if texts else ""
-        path = self.directory / f"lane-{os.getpid()}-{first}.csv"
-        cursor = self.spool.cursor()
-        cursor.execute(
-            f"COPY (SELECT pos - {first} AS pos, {listed} FROM {self.table} WHERE pos BETWEEN {first} AND"
-            f" {last}) TO {literal(str(path))} (FORMAT csv, HEADER false, NULLSTR ''{quote})"
-        )
-        with path.open("rb") as file:
-            path.unlink()
-            while chunk := file.read(_CHUNK):
-                yield chunk
-
-    def samples(self, count: int) -> list[tuple[int, str, str]]:
-        """(position, op, key) of the first rows."""
-        return self.spool.run(f"SELECT pos, op, key FROM {self.table} ORDER BY pos LIMIT {count}")
-
-    def texts(self, positions: Iterable[int]) -> dict[int, tuple[str, str, str | None]]:
-        """Per position: op, key as text, hash in hex."""
-        listed = ", ".join(str(int(p)) for p in positions) or "-1"
-        rows = self.spool.run(
-            f"SELECT pos, op, key, lower(hex(hash)) FROM {self.table} WHERE pos IN ({listed})"
-        )
-        return {pos: (op, key, digest) for pos, op, key, digest in rows}
-
-    def write_part(self, path: Path) -> None:
-        """The durable trace of what this run may touch: no payload, one row per candidate."""
-        path.touch(mode=0o600)
-        self.spool.run(
-            "COPY (SELECT pos AS row, op, key, hash, coalesce(owned, false) AS owned, ref FROM changes"
-            f" ORDER BY pos) TO {literal(str(path))} (FORMAT parquet)"
-        )
-
-    @property
-    def _key_list(self) -> str:
-        return ", ".join(f"k{i}" for i in range(len(self.field_map.shape.key)))
-
-    def _query(self, columns: str, first: int, last: int) -> Sequence[tuple[Any, ...]]:
-        """A slice of one ordered stream. A query costs about 3.5 ms, more than a small batch, so rows
-        come in aligned blocks that weigh a few megabytes."""
-        with self._lock:
-            size = self._block_rows(columns)
-            if last - first + 1 >= size:
-                return self._fetch(columns, first, last)
-            rows: list[tuple[Any, ...]] = []
-            for number in range(first // size, last // size + 1):
-                if (columns, number) not in self._blocks:
-                    while len(self._blocks) >= _BLOCKS_KEPT:
-                        self._blocks.pop(next(iter(self._blocks)))
-                    self._blocks[columns, number] = self._fetch(
-                        columns, number * size, (number + 1) * size - 1
-                    )
-                block = self._blocks[columns, number]
-                start = number * size
-                rows += block[max(first - start, 0) : last - start + 1]
-            return rows
-
-    def _fetch(self, columns: str, first: int, last: int) -> list[tuple[Any, ...]]:
-        return (
-            self.spool.cursor()
-            .execute(f"SELECT {columns} FROM {self.table} WHERE pos BETWEEN {first} AND {last} ORDER BY pos")
-            .fetchall()
-        )
-
-    def _block_rows(self, columns: str) -> int:
-        if columns not in self._sizes:
-            weight = (
-                self.spool.cursor()
-                .execute(
-                    f"SELECT avg(strlen(to_json(row({columns})))) FROM {self.table} USING SAMPLE 500 ROWS"
-                )
-                .fetchall()[0][0]
-            )
-            self._sizes[columns] = max(1, min(_BLOCK_ROWS, int(_BLOCK_BYTES / max(weight or 1, 1))))
-        return self._sizes[columns]
-
-
-def document_sql(field_map: FieldMap) -> str:
-    """SQL of one JSON object of the fields (not the key) of a change; NULL under `nulls: keep` is left
-    out."""
-    members = []
-    for i, one in enumerate(field_map.shape.fields):
-        text = values.json_sql(one.type, f"f{i}", field_map.formats, field_map.timezone)
-        member = f"{literal(_json_name(one.name))} || {text}"
-        members.append(f"CASE WHEN f{i} IS NOT NULL THEN {member} END" if one.nulls == "keep" else member)
-    if not members:
-        return "'{}'"
-    return (
-        f"'{{' || array_to_string(list_filter([{', '.join(members)}], lambda m: m IS NOT NULL), ',') || '}}'"
-    )
-
-
-def _json_name(name: str) -> str:
-    return json.dumps(name, ensure_ascii=False) + ":"
-
-
 def rejected(spool: Spool) -> list[tuple[str, str | None]]:
     """(key, hash in hex) of every row that key or contract refused."""
     return [(key, digest) for key, digest in spool.run("SELECT key, lower(hex(hash)) FROM rejects")]
@@ -389,3 +283,14 @@ def sample(
     )
     number: int = spool.one("SELECT count(*) FROM sample")[0]
     return ChangeSet(spool, field_map, directory, {}, {"delete": number}, table="sample")
+
+
+def from_part(spool: Spool, field_map: FieldMap, part: Path, directory: Path) -> ChangeSet:
+    """A former run's candidates by their positions: keys only, for settling its open batches."""
+    types = [f.type for f in field_map.shape.key]
+    keys = ", ".join(f"{values.key_value_sql(types, i, 'key')} AS k{i}" for i in range(len(types)))
+    spool.run(
+        f"CREATE OR REPLACE TABLE former_part AS SELECT row AS pos, key, {keys}"
+        f" FROM read_parquet({literal(str(part))}) ORDER BY row"
+    )
+    return ChangeSet(spool, field_map, directory, {}, {}, table="former_part")

@@ -11,28 +11,29 @@ import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from retl import __version__, baseline, changes, log
+from retl.accounting import Account
 from retl.batch import KEPT, Batch, Kind, Operation, Outcome
 from retl.changes import DELETES, FRESH, OWED
 from retl.delivery import Answered, Delivery
 from retl.destinations import Destination
 from retl.errors import Failure, Mismatch, RetlError, Stopped
 from retl.journal import RunJournal
-from retl.ledger import Checkpoint, Lock, Reject, RejectChanges, RunEnd, RunStart
+from retl.ledger import Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.mapping import FieldMap, Run
 from retl.pace import Pace
 from retl.planning import Clock, Job, Plan
 from retl.spool import Spool
-from retl.summary import REJECTS_SHOWN, Counts, Deletes, Summary, described
+from retl.summary import REJECTS_SHOWN, Counts, Summary, described
 
 ROOM_MADE = frozenset({"23505", "23503", "23P01"})  # refusals that a later delete may have cured
-REFUSED_EXAMPLES = 100
+EXAMPLES_KEPT = 100  # rejects kept with the run itself
 
 
 def new_run(job: Job) -> Run:
@@ -173,11 +174,13 @@ class Execution:
         """One ledger transaction: the run's part joins the baseline, checkpoint, status."""
         plan = self._planned()
         with self.clock.phase("commit"):
-            counts = self._counts()
+            counts = self._account().counts()
             error = self._unfinished(counts)
             status = "FAILED" if error else "SUCCESS_WITH_REJECTS" if self._has_rejects(counts) else "SUCCESS"
             checkpoint, obsolete = (None, []) if error else self._checkpoint(plan)
-            reject_changes = self._reject_changes()
+            reject_changes = self._account().reject_changes(
+                self.job.ledger.rejects(self.job.sync.name), self.job.options.selection
+            )
             log.event("committing")
             self._finish(status, counts, checkpoint, reject_changes, error)
             for name in obsolete:
@@ -198,8 +201,14 @@ class Execution:
         counts = Counts()
         rejects = RejectChanges((), ())
         if self.plan is not None and not isinstance(problem, Mismatch):
-            counts = self._counts()
-            rejects = self._reject_changes() if self.delivery is not None else rejects
+            counts = self._account().counts()
+            rejects = (
+                self._account().reject_changes(
+                    self.job.ledger.rejects(self.job.sync.name), self.job.options.selection
+                )
+                if self.delivery is not None
+                else rejects
+            )
         status = (
             "INTERRUPTED"
             if isinstance(problem, Stopped)
@@ -263,89 +272,6 @@ class Execution:
         self.journal.acknowledge(Answered(batch, Outcome(KEPT)))
         self.journal.flush()
 
-    def _counts(self) -> Counts:
-        """The plan's numbers, corrected by what really became of each row."""
-        plan = self._planned()
-        planned = plan.counts()
-        if plan.adopting or not len(plan.change_set):
-            return planned
-        ends = self._ends()
-        gone = {kind: ends.get(("delete", kind), 0) for kind in (*Kind, None)}
-        deleted = gone[Kind.WRITTEN] + gone[Kind.SKIPPED]
-
-        def rows(kind: Kind | None, *ops: str) -> int:
-            return sum(ends.get((op, kind), 0) for op in ops or ("insert", "update", "refresh"))
-
-        return Counts(
-            read=planned.read,
-            unchanged=planned.unchanged,
-            inserted=rows(Kind.WRITTEN, "insert"),
-            updated=rows(Kind.WRITTEN, "update"),
-            refreshed=rows(Kind.WRITTEN, "refresh"),
-            rejected=planned.rejected + rows(Kind.REJECTED),
-            skipped=planned.skipped + rows(Kind.SKIPPED),
-            in_doubt=planned.in_doubt + rows(Kind.UNKNOWN),
-            not_attempted=planned.not_attempted + rows(Kind.RETRY) + rows(None),
-            deleted=deleted,
-            deletes=Deletes(
-                planned=planned.deletes.planned,
-                rejected=gone[Kind.REJECTED],
-                in_doubt=gone[Kind.UNKNOWN],
-                not_attempted=planned.deletes.not_attempted + gone[Kind.RETRY] + gone[None],
-            ),
-        )
-
-    def _ends(self) -> dict[tuple[str, Kind | None], int]:
-        """Rows of the change set by op and by what became of them (None = never handed out)."""
-        plan = self._planned()
-        answers = self._answers()
-        ends: dict[tuple[str, Kind | None], int] = {
-            (op, Kind(kind)): number
-            for op, kind, number in plan.spool.run(f"SELECT op, kind, count(*) FROM ({answers}) GROUP BY ALL")
-        }
-        for op, total in plan.change_set.counts.items():
-            ends[op, None] = total - sum(number for (one, _), number in ends.items() if one == op)
-        return ends
-
-    def _answers(self) -> str:
-        plan = self._planned()
-        answered = self.delivery.answered if self.delivery else []
-        return baseline.answered(plan.spool, "(SELECT pos AS row, op, key, hash FROM changes)", answered)
-
-    def _target_rejects(self) -> list[changes.Reject]:
-        plan = self._planned()
-        if self.delivery is None or not self.delivery.count(Kind.REJECTED):
-            return []
-        rows = plan.spool.run(
-            f"SELECT key, lower(hex(hash)), coalesce(code, 'REJECTED'), coalesce(reason, '') FROM"
-            f" ({self._answers()}) WHERE kind = 'rejected' ORDER BY row"
-        )
-        return [changes.Reject(key, digest, "target", code, reason) for key, digest, code, reason in rows]
-
-    def _reject_changes(self) -> RejectChanges:
-        """Every open reject of this run, and which former ones ended: applied, or withdrawn because the
-        row is gone or healed. What was not looked at stays open."""
-        plan = self._planned()
-        mine = [*changes.rejects(plan.spool), *self._target_rejects()]
-        still = {reject.key for reject in mine}
-        former = [r.key for r in self.job.ledger.rejects(self.job.sync.name) if r.key not in still]
-        closed: list[tuple[str, str]] = []
-        if former:
-            plan.spool.load("former", {"key": "VARCHAR"}, ((key,) for key in former))
-            ended = plan.spool.run(
-                "SELECT f.key, r.key IS NULL, c.key IS NULL, a.kind FROM former f LEFT JOIN rows r USING (key)"
-                " LEFT JOIN (SELECT DISTINCT key FROM changes) c USING (key)"
-                f" LEFT JOIN ({self._answers()}) a ON a.key = f.key"
-            )
-            for key, is_gone, is_unchanged, kind in ended:
-                if kind in ("written", "skipped"):
-                    closed.append((key, "applied"))
-                elif (is_gone or is_unchanged) and not self.job.options.selection.partial and kind is None:
-                    if self.job.options.selection.limit is None:
-                        closed.append((key, "withdrawn"))
-        opened = [Reject(r.key, r.hash, r.stage, r.code, r.reason) for r in mine]
-        return RejectChanges(tuple(opened), tuple(closed))
-
     def _unfinished(self, counts: Counts) -> Failure | None:
         """Why a run that reached its end is no success."""
         if counts.in_doubt or counts.deletes.in_doubt:
@@ -361,6 +287,9 @@ class Execution:
                 hint="run again: they are still due",
             )
         return None
+
+    def _account(self) -> Account:
+        return Account(self._planned(), self.delivery.answered if self.delivery else [])
 
     def _has_rejects(self, counts: Counts) -> bool:
         return bool(counts.rejected or counts.deletes.rejected)
@@ -423,7 +352,11 @@ class Execution:
     ) -> None:
         counts.check()
         guards = self._guards(problem)
-        numbers = {**asdict(counts), **self._effort(), "rejects": self._examples(REFUSED_EXAMPLES)}
+        numbers = {
+            **asdict(counts),
+            **self._effort(),
+            "rejects": self._account().examples(EXAMPLES_KEPT) if self.plan else [],
+        }
         self.job.ledger.finish(
             RunEnd(
                 run_id=self.run.run_id,
@@ -444,13 +377,6 @@ class Execution:
             return [asdict(refusal) for refusal in self.plan.refusals]
         return [described(problem)] if isinstance(problem, Mismatch) else []
 
-    def _examples(self, number: int) -> list[dict[str, Any]]:
-        if self.plan is None:
-            return []
-        found: Iterable[changes.Reject] = changes.rejects(self.plan.spool, number)
-        both: Sequence[changes.Reject] = [*found, *self._target_rejects()][:number]
-        return [{"key": r.key, "stage": r.stage, "code": r.code, "reason": r.reason} for r in both]
-
     def _effort(self) -> dict[str, int]:
         answered = self.delivery.answered if self.delivery else []
         return {
@@ -468,7 +394,7 @@ class Execution:
             counts=counts,
             seconds=sum(self.clock.phases.values()),
             phases=self.clock.phases,
-            rejects=self._examples(REJECTS_SHOWN),
+            rejects=self._account().examples(REJECTS_SHOWN) if self.plan else (),
             guards=self._guards(problem),
             error=described(problem) if problem else None,
             notes=self.plan.notes if self.plan else (),

@@ -16,7 +16,8 @@ from typing import Any
 
 from retl import baseline, changes, contract, guards, log, mapping
 from retl.batch import Batch, Capabilities
-from retl.changes import ChangeSet, Selection, Strategy
+from retl.change_set import ChangeSet
+from retl.changes import Selection, Strategy
 from retl.contract import Contract
 from retl.definitions import Sync, Warehouse
 from retl.destinations import Destination

@@ -83,9 +83,12 @@ class Spool:
         cursor: duckdb.DuckDBPyConnection = self._local.cursor
         return cursor
 
-    def load(self, table: str, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> None:
+    def load(
+        self, table: str, columns: Mapping[str, str], rows: Iterable[Sequence[Any]], *, lenient: bool = False
+    ) -> None:
         """Create `table` from Python rows. Values travel as text and are cast to `columns`' types, so
-        nothing passes through a float; a row at a time through DuckDB would be 1,000 times slower."""
+        nothing passes through a float; a row at a time through DuckDB would be 1,000 times slower.
+        `lenient`: what cannot be cast becomes NULL."""
         import msgspec
 
         path = self.directory / f"{table}.jsonl"
@@ -95,10 +98,7 @@ class Spool:
                 record = {n: None if v is None else str(v) for n, v in zip(names, row, strict=True)}
                 file.write(msgspec.json.encode(record) + b"\n")
         text = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
-        casts = ", ".join(
-            f"{'unhex(' + quoted(n) + ')' if t == 'BLOB' else f'CAST({quoted(n)} AS {t})'} AS {quoted(n)}"
-            for n, t in columns.items()
-        )
+        casts = ", ".join(f"{_cast(quoted(n), t, lenient)} AS {quoted(n)}" for n, t in columns.items())
         self.run(
             f"CREATE OR REPLACE TABLE {NAME}.main.{quoted(table)} AS SELECT {casts} FROM "
             f"read_json({literal(str(path))}, format = 'newline_delimited', columns = {{{text}}})"
@@ -107,3 +107,12 @@ class Spool:
 
     def close(self) -> None:
         self.con.close()
+
+
+def _cast(text: str, to: str, lenient: bool) -> str:
+    cast = "TRY_CAST" if lenient else "CAST"
+    if to == "BLOB":
+        return f"unhex({text})"
+    if to.endswith("]"):
+        return f"{cast}({cast}({text} AS JSON) AS {to})"
+    return f"{cast}({text} AS {to})"
