@@ -11,7 +11,7 @@ import re
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from enum import Enum
@@ -84,6 +84,11 @@ class Contract:
         self.timezone = timezone
         self._plain = _is_plain(model) and all(rule.plain for rule in columns.values())
         self._json = {name: TypeAdapter(Any) for name, rule in columns.items() if rule.type.name == "json"}
+
+    def over(self, column_types: Mapping[str, str]) -> Contract:
+        """The same contract over columns of other DuckDB types."""
+        rules = {n: replace(rule, column_type=column_types[n]) for n, rule in self.columns.items()}
+        return Contract(self.model, rules, edits=self.edits, timezone=self.timezone)
 
     def clears(self) -> str:
         """SQL predicate over the mart's columns, never NULL: TRUE only for a row that carries exactly

@@ -19,13 +19,13 @@ from typing import Any
 
 from retl import __version__, baseline, changes, log
 from retl.accounting import Account
-from retl.batch import KEPT, Batch, Kind, Operation, Outcome
+from retl.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
 from retl.changes import DELETES, FRESH, OWED
 from retl.delivery import Answered, Delivery
 from retl.destinations import Destination
 from retl.errors import Failure, Mismatch, RetlError, Stopped
 from retl.journal import RunJournal
-from retl.ledger import Checkpoint, Lock, RejectChanges, RunEnd, RunStart
+from retl.ledger import Acknowledgement, Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.mapping import FieldMap, Run
 from retl.pace import Pace
 from retl.planning import Clock, Job, Plan
@@ -106,7 +106,7 @@ class Execution:
             opened = [b for b in ledger.batches(layer.run_id) if b.status == "open"]
             if not opened:
                 continue
-            age = (self.run.started_at - layer.began).total_seconds()
+            age = (self.run.started_at - layer.started_at).total_seconds()
             if not capabilities.settles and age > (capabilities.key_window or 0):
                 continue
             rows = changes.from_part(
@@ -125,9 +125,10 @@ class Execution:
                     idempotency_key=row.idempotency_key,
                 )
                 log.event("batch_settling", batch=row.batch_id)
-                answered = delivery.settle(destination, batch, row.handle)
-                if answered.outcome is not None and answered.outcome.default.kind is not Kind.UNKNOWN:
-                    ledger.settle(layer.run_id, self.lock.epoch, row.batch_id, answered.outcome)
+                outcome = delivery.settle(destination, batch, row.handle)
+                if outcome != Outcome(UNKNOWN):
+                    answer = Acknowledgement(row.batch_id, outcome, row.attempts + 1, None, None)
+                    ledger.acknowledge(layer.run_id, self.lock.epoch, [answer])
 
     def prepare(self) -> None:
         """What `create` and the promises need in the target; only where something will be written."""
@@ -224,7 +225,7 @@ class Execution:
         return self.plan
 
     def _destination(self) -> Destination[Any]:
-        return self.job.target.destination(self.job.target.options, self._planned().field_map.shape)
+        return self.job.target.lane(self._planned().field_map.shape)
 
     def _delivery(self, destination: Destination[Any] | None, *, every: bool) -> Delivery:
         job = self.job
