@@ -278,11 +278,13 @@ def _derived(name: str, field: str, info: FieldInfo, column_type: str) -> Rule:
         kinds = {type(value) for value in one_of}
         base = kinds.pop() if len(kinds) == 1 else None
     found = _type_of(base, limits, column_type)
+    if found is None and base is not Decimal:  # NewType, EmailStr, int | str …: the model alone judges it
+        found, understood = values.of_duckdb(column_type), False
     if found is None:
         raise DefinitionError(
             "COLUMN_TYPE",
-            f"the model's field {field} has a type that is no column's",
-            hint="use str, int, Decimal, float, bool, date, datetime, UUID, list, dict, Literal or Enum",
+            f"the model's field {field} cannot be read from the mart's {column_type}",
+            hint="a Decimal needs max_digits and decimal_places; binary, time and interval have no type",
         )
     if get_origin(base) is list:
         item, item_nullable = _optional(get_args(base)[0])
