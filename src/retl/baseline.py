@@ -62,9 +62,8 @@ def lay(spool: Spool, base: Path | None, layers: Sequence[Layer]) -> int:
     )
     for layer in layers:
         part = f"read_parquet({literal(str(layer.path))})"
-        spool.run(
-            f"CREATE OR REPLACE TABLE layer AS {_effects(answered(spool, part, layer.batches), layer.at.isoformat())}"
-        )
+        effects = _effects(answered(spool, part, layer.batches), layer.at.isoformat())
+        spool.run(f"CREATE OR REPLACE TABLE layer AS {effects}")
         spool.run("DELETE FROM overlay WHERE key IN (SELECT key FROM layer)")
         spool.run("INSERT INTO overlay SELECT * FROM layer")
     present = "SELECT key, hash, owned, ref, confirmed_at FROM overlay WHERE NOT gone"

@@ -111,7 +111,8 @@ def diff(spool: Spool, strategy: Strategy) -> None:
         op += " WHEN true" if strategy.everything else " WHEN b.hash IS DISTINCT FROM r.hash"
         op += " THEN 'update'"
         if strategy.refresh_before is not None:
-            op += f" WHEN b.confirmed_at < {literal(strategy.refresh_before.isoformat())}::TIMESTAMPTZ THEN 'refresh'"
+            before = f"{literal(strategy.refresh_before.isoformat())}::TIMESTAMPTZ"
+            op += f" WHEN b.confirmed_at < {before} THEN 'refresh'"
         op += " ELSE 'unchanged' END"
     spool.run(
         "CREATE TABLE candidates AS SELECT * FROM ("

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from retl import __version__, baseline, changes, log
+from retl import __version__, baseline, changes, log, planning
 from retl.accounting import Account
 from retl.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
 from retl.changes import DELETES, FRESH, OWED
@@ -275,10 +275,10 @@ class Execution:
 
     def _unfinished(self, counts: Counts) -> Failure | None:
         """Why a run that reached its end is no success."""
-        if counts.in_doubt or counts.deletes.in_doubt:
+        if doubtful := counts.in_doubt + counts.deletes.in_doubt:
             return Failure(
                 "IN_DOUBT",
-                f"{counts.in_doubt + counts.deletes.in_doubt} rows got no answer: nobody knows whether they arrived",
+                f"{doubtful} rows got no answer: nobody knows whether they arrived",
                 hint="look into the target, then `retl resolve`",
             )
         if self.delivery is not None and self.delivery.count(Kind.RETRY):
@@ -306,25 +306,14 @@ class Execution:
         obsolete: list[str] = []
         if layers and baseline.due(base_rows, [layer.rows for layer in layers]):
             path = self.directory / f"{self.run.run_id}.base.parquet"
-            files = [
-                baseline.Layer(
-                    ledger.get_file(one.part, self.directory), one.started_at, ledger.batches(one.run_id)
-                )
-                for one in layers
-            ]
-            held = ledger.get_file(base, self.directory) if base else None
-            base_rows = baseline.lay(plan.spool, held, files)
+            base_rows = planning.lay(ledger, plan.spool, self.directory, base, layers)
             baseline.compact(plan.spool, path)
             ledger.put_file(path.name, path)
             obsolete = [one.part for one in layers] + ([base] if base else [])
             base, base_epoch = path.name, self.lock.epoch
             log.event("baseline_compacted", rows=base_rows)
         done = self.delivery.answered if self.delivery else []
-        newest = (
-            [self.run.run_id, done[-1].batch.id]
-            if done
-            else (list(former.newest) if former and former.newest else None)
-        )
+        newest = (self.run.run_id, done[-1].batch.id) if done else former.newest if former else None
         last_read = plan.read if plan.read_whole else (former.read_rows if former else None)
         return Checkpoint(
             sync=self.job.sync.name,

@@ -185,9 +185,9 @@ def make(
             }
             former = checkpoint.fingerprints if checkpoint else {}
             who_changed = bool(former) and former.get("who") != fingerprints["who"]
-            baseline_rows = 0 if who_changed else _lay(job.ledger, spool, directory, checkpoint, layers)
-            if who_changed:
-                baseline.lay(spool, None, [])
+            base = checkpoint.base if checkpoint and not who_changed else None
+            known_layers = [] if who_changed else job.ledger.layers(sync.name, capabilities.object)
+            baseline_rows = lay(job.ledger, spool, directory, base, known_layers)
         with clock.phase("guard"):
             refusals, emptied = _ask_target(destination)
             sampled, lost = (0, 0)
@@ -340,20 +340,13 @@ def _newest(
     return checkpoint.newest if checkpoint else None
 
 
-def _lay(
-    ledger: Ledger, spool: Spool, directory: Path, checkpoint: Checkpoint | None, layers: Sequence[LayerRow]
-) -> int:
-    base = ledger.get_file(checkpoint.base, directory) if checkpoint and checkpoint.base else None
-    return baseline.lay(
-        spool,
-        base,
-        [
-            baseline.Layer(
-                ledger.get_file(layer.part, directory), layer.started_at, ledger.batches(layer.run_id)
-            )
-            for layer in layers
-        ],
-    )
+def lay(ledger: Ledger, spool: Spool, directory: Path, base: str | None, layers: Sequence[LayerRow]) -> int:
+    """Lay the baseline that the ledger's files and answers make; returns its rows."""
+    parts = [
+        baseline.Layer(ledger.get_file(one.part, directory), one.started_at, ledger.batches(one.run_id))
+        for one in layers
+    ]
+    return baseline.lay(spool, ledger.get_file(base, directory) if base else None, parts)
 
 
 def _returns_rows(spool: Spool, check: str, options: Options) -> bool:

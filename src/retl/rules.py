@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from uuid import UUID
 
-import yaml
 from pydantic import (
     AwareDatetime,
     BaseModel,
@@ -34,7 +33,7 @@ from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 from pydantic_core import SchemaError
 
-from retl import definitions, values
+from retl import definitions, values, yamlfile
 from retl.errors import DefinitionError, Mismatch
 from retl.values import Type, TypeName
 
@@ -120,17 +119,15 @@ def _inferred(name: str, column_type: str) -> definitions.Column:
 
 def _load(path: Path) -> dict[str, definitions.Column]:
     """The columns in a contract file."""
+    tree = yamlfile.load(path, name=path.name)
     try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
-        return TypeAdapter(dict[str, definitions.Column]).validate_python(tree)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DefinitionError(
-            "CONTRACT_FILE", f"the contract file cannot be read: {type(error).__name__}", where=str(path)
-        ) from None
+        return TypeAdapter(dict[str, definitions.Column]).validate_python(tree.value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise DefinitionError("CONTRACT_FILE", f"{place}: {first['msg']}", where=str(path)) from None
+        raise DefinitionError(
+            "CONTRACT_FILE", f"{place}: {first['msg']}", where=tree.place(first["loc"])
+        ) from None
 
 
 def _imported(path: str, folder: Path) -> type[BaseModel]:
