@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from retl import log
-from retl.batch import UNKNOWN, Batch, Kind, Outcome, Pending, RowResult
+from retl.batch import UNKNOWN, Batch, Capabilities, Kind, Outcome, Pending, RowResult
 from retl.definitions import Retry
 from retl.destinations import Destination
 from retl.errors import Ambiguous, Failure, Poisoned, Stopped, Systemic, Unavailable
@@ -66,17 +66,21 @@ class Journal(Protocol):
     def flush(self) -> None: ...
 
 
+def minted(capabilities: Capabilities) -> bool:
+    """Does every batch need an intent of its own: where twice is not once, or a key makes it so?"""
+    return not capabilities.idempotent or capabilities.key_window is not None
+
+
 @dataclass
 class Delivery:
     """The lanes of one run into one object. `lane()` makes one more Destination, for one thread."""
 
     lane: Callable[[], Destination[Any]]
-    lanes: int
+    capabilities: Capabilities
     journal: Journal
     pace: Pace
     retry: Retry
     stop: Stop
-    idempotent: bool
     max_failed_rate: float
     resend_unknown: bool = False  # at_least_once: an unanswered batch is sent again
     answered: list[Answered] = field(default_factory=list)
@@ -96,11 +100,14 @@ class Delivery:
         """
         work = _Window(iter(batches), self.journal)
         try:
-            if self.lanes == 1:
+            if self.capabilities.lanes == 1:
                 self._work(work, self._destination(0))
             else:
-                with ThreadPoolExecutor(self.lanes, thread_name_prefix="retl-lane") as pool:
-                    lanes = [pool.submit(self._work, work, self._destination(i)) for i in range(self.lanes)]
+                with ThreadPoolExecutor(self.capabilities.lanes, thread_name_prefix="retl-lane") as pool:
+                    lanes = [
+                        pool.submit(self._work, work, self._destination(i))
+                        for i in range(self.capabilities.lanes)
+                    ]
                 for lane in sorted(lanes, key=lambda lane: isinstance(lane.exception(), Stopped)):
                     lane.result()
         finally:
@@ -127,7 +134,7 @@ class Delivery:
 
     def _deliver(self, destination: Destination[Any], batch: Batch) -> None:
         """One batch to its answer; a poisoned one as halves, each with a name of its own."""
-        if not self.idempotent:
+        if minted(self.capabilities):
             batch = self._mint(destination, batch)
         tries = _Tries()
         try:
@@ -168,7 +175,7 @@ class Delivery:
                 answer = destination.write(batch)
         except Ambiguous as problem:
             answer = destination.settle(batch, None)
-            if (self.idempotent or self.resend_unknown) and answer == Outcome(UNKNOWN):
+            if (self.capabilities.idempotent or self.resend_unknown) and answer == Outcome(UNKNOWN):
                 tries.doubt = True
                 raise Unavailable(problem.code, problem.message, hint=problem.hint) from problem
         while isinstance(answer, Pending):
@@ -247,11 +254,13 @@ class Delivery:
         return total
 
     def _mint(self, destination: Destination[Any], batch: Batch) -> Batch:
-        """Where twice is not once: the bytes and their key exist, durably, before the first send."""
-        minted = replace(batch, request=destination.request(batch), idempotency_key=batch.id)
-        self.journal.intend(minted)
+        """The batch is known, durably, before it is sent; where the target honours a key, so are the
+        key and the exact bytes that every resend carries."""
+        if self.capabilities.key_window is not None:
+            batch = replace(batch, request=destination.request(batch), idempotency_key=batch.id)
+        self.journal.intend(batch)
         log.event("batch_intended", batch=batch.id)
-        return minted
+        return batch
 
     def _record(self, answered: Answered) -> None:
         with self._lock:

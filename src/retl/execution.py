@@ -21,7 +21,7 @@ from retl import __version__, baseline, changes, log, planning
 from retl.accounting import Account
 from retl.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
 from retl.changes import DELETES, FRESH, OWED
-from retl.delivery import Answered, Delivery
+from retl.delivery import Answered, Delivery, minted
 from retl.destinations import Destination
 from retl.errors import Failure, Mismatch, RetlError, Stopped
 from retl.journal import RunJournal
@@ -67,7 +67,7 @@ class Execution:
             RunStart(
                 run_id=self.run.run_id,
                 sync=job.sync.name,
-                object=job.target.options.object,
+                object=job.object,
                 environment=job.environment,
                 correlation_id=job.correlation_id,
                 epoch=self.lock.epoch,
@@ -99,7 +99,7 @@ class Execution:
         """Where twice is not once, learn what became of dead runs' open batches: same ids, same bytes.
         Inside the vendor's window evidence is sought; outside it they stay in doubt."""
         capabilities = destination.capabilities
-        if capabilities.idempotent or not (capabilities.settles or capabilities.key_window):
+        if not minted(capabilities) or not (capabilities.settles or capabilities.key_window):
             return
         ledger = self.job.ledger
         for layer in ledger.layers(self.job.sync.name, capabilities.object):
@@ -159,7 +159,7 @@ class Execution:
         if plan.adopting:
             self._adopt()
             return
-        delivery = self.delivery = self._delivery(None, every=not plan.capabilities.idempotent)
+        delivery = self.delivery = self._delivery(None, every=minted(plan.capabilities))
         try:
             for phase in (FRESH, OWED):
                 delivery.drain(self._batches(phase))
@@ -233,12 +233,11 @@ class Execution:
         capabilities = destination.capabilities if destination else self._planned().capabilities
         return Delivery(
             lane=self._destination,
-            lanes=capabilities.lanes,
+            capabilities=capabilities,
             journal=self.journal,
             pace=self.pace,
             retry=job.sync.retry,
             stop=job.stop,
-            idempotent=capabilities.idempotent,
             max_failed_rate=job.sync.guards.max_failed_rate,
             resend_unknown=job.sync.delivery == "at_least_once",
         )
@@ -304,7 +303,7 @@ class Execution:
         base, base_epoch = (former.base, former.base_epoch) if former else (None, 0)
         base_rows = former.baseline_rows if former else 0
         obsolete: list[str] = []
-        if layers and baseline.due(base_rows, [layer.rows for layer in layers]):
+        if layers and baseline.due(base_rows, [layer.part_rows for layer in layers]):
             path = self.directory / f"{self.run.run_id}.base.parquet"
             base_rows = planning.lay(ledger, plan.spool, self.directory, base, layers)
             baseline.compact(plan.spool, path)
@@ -376,6 +375,7 @@ class Execution:
         }
 
     def _summary(self, status: str, code: int, counts: Counts, problem: RetlError | None) -> Summary:
+        effort = self._effort()
         return Summary(
             self.job.sync.name,
             self.run.run_id,
@@ -388,5 +388,7 @@ class Execution:
             guards=self._guards(problem),
             error=described(problem) if problem else None,
             notes=self.plan.notes if self.plan else (),
-            **self._effort(),
+            batches=effort["batches"],
+            retries=effort["retries"],
+            bytes=effort["bytes"],
         )

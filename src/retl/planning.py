@@ -71,6 +71,11 @@ class Job:
     environment: str | None = None
     correlation_id: str | None = None
 
+    @property
+    def object(self) -> str:
+        """The identity of what this sync writes to."""
+        return self.target.destination.identity(self.target.options, self.sync.write)
+
 
 @dataclass
 class Clock:
@@ -183,7 +188,7 @@ def make(
                 "who": mapping.who(field_map),
                 "what": mapping.what(sync, field_map, capabilities.shaping),
             }
-            former = checkpoint.fingerprints if checkpoint else {}
+            former = checkpoint.fingerprints if checkpoint else layers[-1].fingerprint if layers else {}
             who_changed = bool(former) and former.get("who") != fingerprints["who"]
             base = checkpoint.base if checkpoint and not who_changed else None
             known_layers = [] if who_changed else job.ledger.layers(sync.name, capabilities.object)

@@ -25,6 +25,7 @@ from retl.batch import (
     RowResult,
     Shape,
     SoftDelete,
+    WriteMode,
 )
 from retl.definitions import Definition, Duration
 from retl.destinations import Destination
@@ -108,7 +109,7 @@ class HttpDestination(Destination[HttpOptions]):
             self._template("delete")
         key = options.idempotency
         self.capabilities = Capabilities(
-            object=f"{self._address}{self._address.prefix}{endpoint.path.partition('?')[0]}",
+            object=self.identity(options, shape.write),
             operations=frozenset(self._endpoints),
             idempotent=shape.write not in _INSERTS,
             form="documents",
@@ -118,6 +119,12 @@ class HttpDestination(Destination[HttpOptions]):
             settles=key is not None,
             max_rows=endpoint.rows_at_most,
         )
+
+    @classmethod
+    def identity(cls, options: HttpOptions, write: WriteMode) -> str:
+        address = Address.parse(options.connection.base_url)
+        endpoint: Endpoint | None = getattr(options, _NAMES[write])
+        return f"{address}{address.prefix}{endpoint.path.partition('?')[0] if endpoint else ''}"
 
     def check(self) -> None:
         probe = self.options.check

@@ -98,6 +98,10 @@ class Ledger(Journal, History):
         with self._database.transaction():
             self._files.drop([name])
 
+    def readable(self) -> list[Path]:
+        """The directories in which run files are read in place."""
+        return [self._home / "runs"] if isinstance(self._files, Directory) else []
+
     def close(self) -> None:
         self._closing.close()
 

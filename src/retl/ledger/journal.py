@@ -7,7 +7,7 @@ run that recovers a dead one's batches names the dead run's id and its own epoch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from retl.errors import InvariantBroken
 from retl.ledger.rejects import Rejects
@@ -71,11 +71,14 @@ class Journal(Rejects):
         with self._fenced(epoch, run_id=run_id) as database:
             database.change(sql, cell(self.now()), run_id, "RUNNING")
 
-    def record_part(self, run_id: str, epoch: int, name: str, rows: int) -> None:
-        """The run's candidates are durable in this run file: from now on it is a layer."""
+    def record_part(
+        self, run_id: str, epoch: int, name: str, rows: int, fingerprint: Mapping[str, str]
+    ) -> None:
+        """The run's candidates are durable in this run file, made under these fingerprints: from now on
+        it is a layer."""
         with self._fenced(epoch, run_id=run_id) as database:
-            sql = "UPDATE retl_runs SET part = ?, part_rows = ? WHERE run_id = ?"
-            database.change(sql, name, rows, run_id)
+            sql = "UPDATE retl_runs SET part = ?, part_rows = ?, fingerprint = ? WHERE run_id = ?"
+            database.change(sql, name, rows, cell(fingerprint), run_id)
 
     def layers(self, sync: str, object: str) -> list[LayerRow]:
         """Runs with a part that the checkpoint's base does not hold yet, oldest first."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
-from retl.batch import Kind, Outcome, RowResult
+from retl.batch import Kind, Operation, Outcome, RowResult
 
 BatchStatus = Literal["open", "done", "split", "failed"]
 Cell = str | int | float | bytes | None
@@ -80,6 +80,8 @@ class LayerRow:
     started_at: datetime
     status: str
     part: str
+    part_rows: int
+    fingerprint: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class BatchRow:
 
     batch_id: str
     number: int
-    operation: str
+    operation: Operation
     first: int
     last: int
     status: BatchStatus = "open"
