@@ -27,6 +27,7 @@ class Field:
     nulls: Literal["clear", "keep"] = "clear"
     only_if_empty: bool = False
     sensitive: bool = False
+    compared: bool = True  # False: sent along, but never the reason for a write (run values, ignored)
     column: str | None = None  # the mart column it comes from; None for constants and run values
 
 
@@ -185,7 +186,8 @@ class Batch:
     def halves(self) -> tuple[Batch, Batch]:
         """The same rows as two batches; only for a batch of two rows or more."""
         middle = (self.first + self.last) // 2
-        return self._slice(self.first, middle), self._slice(middle + 1, self.last)
+        return self.slice(self.first, middle), self.slice(middle + 1, self.last)
 
-    def _slice(self, first: int, last: int) -> Batch:
+    def slice(self, first: int, last: int) -> Batch:
+        """Some of the rows, by their positions, as a batch of its own."""
         return Batch(self.rows, self.operation, self.run_id, self.epoch, first, last, self.started_at)

