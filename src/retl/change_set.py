@@ -1,0 +1,164 @@
+"""The change set: the rows of one run in the order they leave, in the form the target drinks.
+
+A row is its position; `k0…` are its key's values, `f0…` its fields', in the order of the shape. It
+hands out, it never decides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retl import values
+from retl.mapping import FieldMap
+from retl.spool import Spool
+from retl.values import literal
+
+_CHUNK = 1 << 20  # bytes of CSV handed out at once
+_BLOCK_BYTES = 4 << 20  # what one block of rows held in Python may weigh as JSON, roughly
+_BLOCK_ROWS = 4096
+_BLOCKS_KEPT = 4
+
+
+@dataclass
+class ChangeSet:
+    """The rows of one run in the order they leave, handed out in the form the target drinks.
+
+    Thread-safe; nothing is made before it is asked for. `counts` by op, `ranges` of positions by phase.
+    """
+
+    spool: Spool
+    field_map: FieldMap
+    directory: Path
+    ranges: Mapping[int, tuple[int, int]]
+    counts: Mapping[str, int]
+    table: str = "changes"
+    _blocks: dict[tuple[str, int], list[tuple[Any, ...]]] = field(default_factory=dict)
+    _sizes: dict[str, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
+
+    def cut(self, phase: int, size: int) -> Iterator[tuple[int, int]]:
+        """First and last position of each batch of a phase."""
+        if phase in self.ranges:
+            low, high = self.ranges[phase]
+            for first in range(low, high + 1, size):
+                yield first, min(first + size - 1, high)
+
+    def keys(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
+        return self._query(self._key_list, first, last)
+
+    def tuples(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
+        fields = [f"f{i}" for i in range(len(self.field_map.shape.fields))]
+        return self._query(", ".join([self._key_list, *fields]), first, last)
+
+    def documents(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
+        return self._query(f"{self._key_list}, {document_sql(self.field_map)}", first, last)
+
+    def csv(self, first: int, last: int, *, delete: bool) -> Iterator[bytes]:
+        shape = self.field_map.shape
+        columns = [(f"k{i}", f.type) for i, f in enumerate(shape.key)]
+        if not delete:
+            columns += [(f"f{i}", f.type) for i, f in enumerate(shape.fields)]
+        listed = ", ".join(f"{values.csv_sql(t, name)} AS {name}" for name, t in columns)
+        texts = ", ".join(name for name, t in columns if values.is_text(t))
+        quote = f", FORCE_QUOTE ({texts})" if texts else ""
+        path = self.directory / f"lane-{os.getpid()}-{first}.csv"
+        cursor = self.spool.cursor()
+        cursor.execute(
+            f"COPY (SELECT pos - {first} AS pos, {listed} FROM {self.table} WHERE pos BETWEEN {first} AND"
+            f" {last}) TO {literal(str(path))} (FORMAT csv, HEADER false, NULLSTR ''{quote})"
+        )
+        with path.open("rb") as file:
+            path.unlink()
+            while chunk := file.read(_CHUNK):
+                yield chunk
+
+    def samples(self, count: int) -> list[tuple[int, str, str]]:
+        """(position, op, key) of the first rows."""
+        return self.spool.run(f"SELECT pos, op, key FROM {self.table} ORDER BY pos LIMIT {count}")
+
+    def texts(self, positions: Iterable[int]) -> dict[int, tuple[str, str, str | None]]:
+        """Per position: op, key as text, hash in hex."""
+        listed = ", ".join(str(int(p)) for p in positions) or "-1"
+        rows = self.spool.run(
+            f"SELECT pos, op, key, lower(hex(hash)) FROM {self.table} WHERE pos IN ({listed})"
+        )
+        return {pos: (op, key, digest) for pos, op, key, digest in rows}
+
+    def write_part(self, path: Path) -> None:
+        """The durable trace of what this run may touch: no payload, one row per candidate."""
+        path.touch(mode=0o600)
+        self.spool.run(
+            "COPY (SELECT pos AS row, op, key, hash, coalesce(owned, false) AS owned, ref FROM changes"
+            f" ORDER BY pos) TO {literal(str(path))} (FORMAT parquet)"
+        )
+
+    @property
+    def _key_list(self) -> str:
+        return ", ".join(f"k{i}" for i in range(len(self.field_map.shape.key)))
+
+    def _query(self, columns: str, first: int, last: int) -> Sequence[tuple[Any, ...]]:
+        """A slice of one ordered stream. A query costs about 3.5 ms, more than a small batch, so rows
+        come in aligned blocks that weigh a few megabytes."""
+        with self._lock:
+            size = self._block_rows(columns)
+            if last - first + 1 >= size:
+                return self._fetch(columns, first, last)
+            rows: list[tuple[Any, ...]] = []
+            for number in range(first // size, last // size + 1):
+                if (columns, number) not in self._blocks:
+                    while len(self._blocks) >= _BLOCKS_KEPT:
+                        self._blocks.pop(next(iter(self._blocks)))
+                    self._blocks[columns, number] = self._fetch(
+                        columns, number * size, (number + 1) * size - 1
+                    )
+                block = self._blocks[columns, number]
+                start = number * size
+                rows += block[max(first - start, 0) : last - start + 1]
+            return rows
+
+    def _fetch(self, columns: str, first: int, last: int) -> list[tuple[Any, ...]]:
+        return (
+            self.spool.cursor()
+            .execute(f"SELECT {columns} FROM {self.table} WHERE pos BETWEEN {first} AND {last} ORDER BY pos")
+            .fetchall()
+        )
+
+    def _block_rows(self, columns: str) -> int:
+        if columns not in self._sizes:
+            weight = (
+                self.spool.cursor()
+                .execute(
+                    f"SELECT avg(strlen(to_json(row({columns})))) FROM {self.table} USING SAMPLE 500 ROWS"
+                )
+                .fetchall()[0][0]
+            )
+            self._sizes[columns] = max(1, min(_BLOCK_ROWS, int(_BLOCK_BYTES / max(weight or 1, 1))))
+        return self._sizes[columns]
+
+
+def document_sql(field_map: FieldMap) -> str:
+    """SQL of one JSON object of the fields (not the key) of a change; NULL under `nulls: keep` is left
+    out."""
+    members = []
+    for i, one in enumerate(field_map.shape.fields):
+        text = values.json_sql(one.type, f"f{i}", field_map.formats, field_map.timezone)
+        member = f"{literal(_json_name(one.name))} || {text}"
+        members.append(f"CASE WHEN f{i} IS NOT NULL THEN {member} END" if one.nulls == "keep" else member)
+    if not members:
+        return "'{}'"
+    return (
+        f"'{{' || array_to_string(list_filter([{', '.join(members)}], lambda m: m IS NOT NULL), ',') || '}}'"
+    )
+
+
+def _json_name(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False) + ":"

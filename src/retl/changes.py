@@ -1,0 +1,297 @@
+"""Freeze, diff, batches: mart × baseline → change set.
+
+Three tables in the spool: `mart` (the frozen rows), `rows` (each row's key, fault and hash) and
+`changes` (what would leave, in the order it would leave). A row is its position in the change set.
+Nothing here knows a target, and nothing here is kept after the run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from retl import values
+from retl.change_set import ChangeSet
+from retl.contract import MISFIT, Contract, Verdict
+from retl.mapping import FieldMap, compared
+from retl.spool import Spool
+from retl.values import literal
+
+FRESH, OWED, DELETES = 0, 1, 2  # phases of a change set; a batch never spans two
+_GONE = "FROM baseline b WHERE b.owned AND b.key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)"
+_JUDGED_AT_ONCE = 10_000  # rows that become Python objects at a time
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows a run is about, beyond what changed."""
+
+    full: bool = False
+    limit: int | None = None
+    keys: tuple[str, ...] = ()
+    where: str | None = None
+
+    @property
+    def partial(self) -> bool:
+        """A read that says nothing about absent rows."""
+        return bool(self.keys) or self.where is not None
+
+    @property
+    def forced(self) -> bool:
+        """The rows are sent whether they changed or not."""
+        return self.full or self.partial
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What makes a row a candidate, and what absence means."""
+
+    everything: bool  # every row, changed or not
+    absence: bool  # a key that left the mart is gone
+    once: bool  # append: a key in the baseline is never sent again
+    hold_unknown: bool  # a row nobody knows about is not sent again
+    refresh_before: datetime | None = None  # confirmed before this: send again, it would expire
+
+
+@dataclass(frozen=True)
+class Reject:
+    """One row that will not be delivered, with its reason (which holds no row values)."""
+
+    key: str
+    hash: str | None
+    stage: Literal["key", "contract", "target"]
+    code: str
+    reason: str
+    column: str | None = None
+
+
+def select(spool: Spool, field_map: FieldMap, selection: Selection) -> int:
+    """Drop from the frozen mart what the selection leaves out; returns the rows that stay."""
+    conditions = []
+    if selection.keys:
+        wanted = ", ".join(literal(key) for key in selection.keys)
+        conditions.append(f"{field_map.key} IN ({wanted})")
+    if selection.where is not None:
+        conditions.append(f"({selection.where}\n)")
+    if conditions:
+        spool.run(f"DELETE FROM mart WHERE NOT coalesce({' AND '.join(conditions)}, false)")
+    count: int = spool.one("SELECT count(*) FROM mart")[0]
+    return count
+
+
+def fingerprint(spool: Spool, field_map: FieldMap, clears: str, salt: str) -> None:
+    """Make `rows`: per frozen row its key as text, the CODE of a key fault or NULL, the hash of what
+    would be sent, and whether the contract surely accepts it."""
+    row_hash = values.hash_sql(compared(field_map), salt)
+    spool.run(
+        f'CREATE TABLE rows AS SELECT "retl row" AS row, {field_map.key} AS key,'
+        f" {field_map.key_fault} AS fault, {row_hash} AS hash, {clears} AS sure FROM mart"
+    )
+    spool.run(
+        "UPDATE rows SET fault = 'KEY_DUPLICATE' WHERE fault IS NULL AND key IN"
+        " (SELECT key FROM rows WHERE fault IS NULL GROUP BY key HAVING count(*) > 1)"
+    )
+
+
+def diff(spool: Spool, strategy: Strategy) -> None:
+    """Make `candidates` (row, key, op, hash, sure, owned, ref) from `rows` × `baseline`. `op` is insert,
+    update, refresh, or why the row is no candidate: skipped, in_doubt. Unchanged rows are left out."""
+    known = "b.key IS NOT NULL"
+    if strategy.once:
+        op = f"CASE WHEN NOT {known} THEN 'insert' WHEN b.hash IS NULL THEN 'in_doubt'"
+        op += " WHEN b.hash <> r.hash THEN 'skipped' ELSE 'unchanged' END"
+    else:
+        op = f"CASE WHEN NOT {known} THEN 'insert'"
+        if strategy.hold_unknown:
+            op += " WHEN b.hash IS NULL THEN 'in_doubt'"
+        op += " WHEN true" if strategy.everything else " WHEN b.hash IS DISTINCT FROM r.hash"
+        op += " THEN 'update'"
+        if strategy.refresh_before is not None:
+            before = f"{literal(strategy.refresh_before.isoformat())}::TIMESTAMPTZ"
+            op += f" WHEN b.confirmed_at < {before} THEN 'refresh'"
+        op += " ELSE 'unchanged' END"
+    spool.run(
+        "CREATE TABLE candidates AS SELECT * FROM ("
+        f"SELECT r.row, r.key, {op} AS op, r.hash, r.sure, b.owned, b.ref"
+        " FROM rows r LEFT JOIN baseline b ON b.key = r.key WHERE r.fault IS NULL"
+        ") WHERE op <> 'unchanged'"
+    )
+
+
+def edit(spool: Spool, judged: Contract) -> Contract:
+    """Where the contract may edit, every row passes through the model before it is hashed: replace the
+    frozen mart by the model's values, remember its verdicts, and return the contract of the new columns."""
+    names = list(judged.columns)
+    carriers = {name: values.carrier(rule.type) for name, rule in judged.columns.items()}
+    refused: list[tuple[Any, ...]] = []
+
+    def edited() -> Iterator[tuple[Any, ...]]:
+        for row, before, verdict in _judged(spool, judged, 'SELECT "retl row" FROM mart'):
+            if isinstance(verdict, Verdict):
+                refused.append((row, "contract", verdict.code, verdict.reason, verdict.column))
+            after = verdict if isinstance(verdict, dict) else before
+            yield (row, *(_as_text(after[name]) for name in names))
+
+    spool.load("edited", {"retl row": "BIGINT", **carriers}, edited(), lenient=True)
+    spool.run("DROP TABLE mart")
+    spool.run("ALTER TABLE edited RENAME TO mart")
+    spool.load("verdicts", _VERDICT, refused)
+    return judged.over({name: carriers[name] for name in names})
+
+
+def judge(spool: Spool, judged: Contract) -> None:
+    """Let Pydantic decide the candidates that SQL did not clear; make `rejects` of them and of the key
+    faults, and take them out of the candidates."""
+    if not judged.edits:
+        due = "SELECT row FROM candidates WHERE NOT sure AND op NOT IN ('skipped', 'in_doubt')"
+        verdicts = _judged(spool, judged, due)
+        spool.load(
+            "verdicts",
+            _VERDICT,
+            (
+                (row, "contract", verdict.code, verdict.reason, verdict.column)
+                for row, _, verdict in verdicts
+                if isinstance(verdict, Verdict)
+            ),
+        )
+    faults = "CASE fault " + " ".join(f"WHEN '{c}' THEN {literal(t)}" for c, t in KEY_FAULTS.items()) + " END"
+    spool.run(
+        "CREATE TABLE rejects AS "
+        f"SELECT row, coalesce(key, '') AS key, hash, 'key' AS stage, fault AS code, {faults} AS reason,"
+        " NULL::VARCHAR AS col FROM rows WHERE fault IS NOT NULL"
+        " UNION ALL SELECT v.row, r.key, r.hash, v.stage, v.code, v.reason, v.col"
+        " FROM verdicts v JOIN rows r USING (row) WHERE r.fault IS NULL"
+    )
+    spool.run("DELETE FROM candidates WHERE row IN (SELECT row FROM verdicts)")
+
+
+_VERDICT = {"row": "BIGINT", "stage": "VARCHAR", "code": "VARCHAR", "reason": "VARCHAR", "col": "VARCHAR"}
+
+
+def _judged(
+    spool: Spool, judged: Contract, due: str
+) -> Iterator[tuple[int, dict[str, Any], Verdict | dict[str, Any] | None]]:
+    """Row number, its values and the model's word on it, for each row that is due."""
+    names = [*judged.columns, MISFIT]
+    cursor = spool.cursor()
+    cursor.execute(f'SELECT "retl row", {judged.select()} FROM mart WHERE "retl row" IN ({due}) ORDER BY 1')
+    while chunk := cursor.fetchmany(_JUDGED_AT_ONCE):
+        spool.stop.check()
+        rows = [dict(zip(names, row[1:], strict=True)) for row in chunk]
+        verdicts = judged.judge_and_edit(rows) if judged.edits else judged.judge(rows)
+        yield from zip((row[0] for row in chunk), rows, verdicts, strict=True)
+
+
+def _as_text(value: Any) -> Any:
+    return json.dumps(value, default=str) if isinstance(value, list | dict) else value
+
+
+KEY_FAULTS = {
+    "KEY_NULL": "a key column is NULL",
+    "KEY_BLANK": "a key column is blank",
+    "KEY_DUPLICATE": "the key stands in the mart more than once",
+    "KEY_TYPE": "a key value does not fit the key's type",
+}
+
+
+def assemble(
+    spool: Spool,
+    field_map: FieldMap,
+    *,
+    absence: bool,
+    owed: Iterable[str],
+    limit: int | None,
+    directory: Path,
+) -> ChangeSet:
+    """Make `changes`: the candidates with their payload in the order they leave (rows whose last
+    refusal came from the target go last, deletes after everything), and the object that hands it out."""
+    keys = [f"k{i}" for i in range(len(field_map.shape.key))]
+    key_types = [f.type for f in field_map.shape.key]
+    spool.load("owed", {"key": "VARCHAR"}, ((key,) for key in owed))
+    order = ", ".join(["phase", *keys])
+    # the candidates' columns stand apart in a struct: the mart's may have the same names
+    parts = [
+        'SELECT CASE WHEN "retl due".key IN (SELECT key FROM owed) THEN 1 ELSE 0 END AS phase,'
+        ' "retl due".op AS op, "retl due".key AS key, "retl due".hash AS hash, "retl due".owned AS owned,'
+        f' "retl due".ref AS ref, {field_map.payload} FROM mart JOIN'
+        ' (SELECT row AS "retl at", c AS "retl due" FROM candidates c'
+        " WHERE op IN ('insert', 'update', 'refresh')) ON \"retl row\" = \"retl at\""
+    ]
+    if absence:
+        values_of_key = ", ".join(
+            f"{values.key_value_sql(key_types, i, 'b.key')} AS {name}" for i, name in enumerate(keys)
+        )
+        nothing = "".join(f", NULL AS f{i}" for i in range(len(field_map.shape.fields)))
+        parts.append(
+            "SELECT 2 AS phase, 'delete' AS op, b.key, NULL AS hash, b.owned, b.ref,"
+            f" {values_of_key}{nothing} {_GONE}"
+        )
+    top = f" LIMIT {limit}" if limit is not None else ""
+    spool.run(
+        "CREATE TABLE changes AS SELECT row_number() OVER () - 1 AS pos, * FROM"
+        f" (SELECT * FROM ({' UNION ALL '.join(parts)}) ORDER BY {order}{top})"
+    )
+    counted = spool.run(
+        "SELECT phase, op, count(*), min(pos), max(pos) FROM changes GROUP BY ALL ORDER BY 1, 2"
+    )
+    ranges: dict[int, tuple[int, int]] = {}
+    counts: dict[str, int] = {}
+    for phase, op, number, first, last in counted:
+        low, high = ranges.get(phase, (first, last))
+        ranges[phase] = (min(low, first), max(high, last))
+        counts[op] = counts.get(op, 0) + number
+    return ChangeSet(spool, field_map, directory, ranges, counts)
+
+
+def rejected(spool: Spool) -> list[tuple[str, str | None]]:
+    """(key, hash in hex) of every row that key or contract refused."""
+    return [(key, digest) for key, digest in spool.run("SELECT key, lower(hex(hash)) FROM rejects")]
+
+
+def rejects(spool: Spool, limit: int | None = None) -> list[Reject]:
+    """What key and contract refused, in the order of the mart's keys."""
+    top = f" LIMIT {limit}" if limit is not None else ""
+    rows = spool.run(
+        f"SELECT key, lower(hex(hash)), stage, code, reason, col FROM rejects ORDER BY key, row{top}"
+    )
+    return [Reject(*row) for row in rows]
+
+
+def gone(spool: Spool) -> int:
+    """How many keys of the baseline, ours to delete, the mart no longer has."""
+    count: int = spool.one(f"SELECT count(*) {_GONE}")[0]
+    return count
+
+
+def sample(
+    spool: Spool, field_map: FieldMap, count: int, confirmed_after: datetime | None, directory: Path
+) -> ChangeSet:
+    """Confirmed keys drawn from the baseline, as something an adapter can read by."""
+    types = [f.type for f in field_map.shape.key]
+    keys = ", ".join(f"{values.key_value_sql(types, i, 'key')} AS k{i}" for i in range(len(types)))
+    alive = (
+        f" AND confirmed_at > {literal(confirmed_after.isoformat())}::TIMESTAMPTZ"
+        if confirmed_after is not None
+        else ""
+    )
+    spool.run(
+        f"CREATE OR REPLACE TABLE sample AS SELECT row_number() OVER () - 1 AS pos, key, {keys} FROM"
+        f" (SELECT key FROM baseline WHERE hash IS NOT NULL{alive}) USING SAMPLE {count} ROWS"
+    )
+    number: int = spool.one("SELECT count(*) FROM sample")[0]
+    return ChangeSet(spool, field_map, directory, {}, {"delete": number}, table="sample")
+
+
+def from_part(spool: Spool, field_map: FieldMap, part: Path, directory: Path) -> ChangeSet:
+    """A former run's candidates by their positions: keys only, for settling its open batches."""
+    types = [f.type for f in field_map.shape.key]
+    keys = ", ".join(f"{values.key_value_sql(types, i, 'key')} AS k{i}" for i in range(len(types)))
+    spool.run(
+        f"CREATE OR REPLACE TABLE former_part AS SELECT row AS pos, key, {keys}"
+        f" FROM read_parquet({literal(str(part))}) ORDER BY row"
+    )
+    return ChangeSet(spool, field_map, directory, {}, {}, table="former_part")

@@ -1,0 +1,358 @@
+"""Delivery: one lane, and several. Intend, write, settle, acknowledge, retry, halve.
+
+The policy is in the error types: Unavailable is tried again inside the budget, Ambiguous is settled,
+Poisoned is halved, Systemic stops the run after one attempt; anything else is a bug and stops it too.
+Delivery knows no target and no ledger: the one is a Destination, the other a Journal.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, Protocol
+
+from retl import log
+from retl.batch import UNKNOWN, Batch, Capabilities, Kind, Outcome, Pending, RowResult
+from retl.definitions import Retry
+from retl.destinations import Destination
+from retl.errors import Ambiguous, Failure, Poisoned, Stopped, Systemic, Unavailable
+from retl.pace import Pace
+from retl.signals import Stop
+
+WINDOW = 16  # batches opened in the ledger at once: after a crash at most these are unknown
+SAME_CODE_ROWS = 100  # refused alike with not one accepted: the fault is not in the rows
+NOT_APPLIED = RowResult(Kind.RETRY)
+FAILED_RATE_FROM = 100  # attempted rows from which max_failed_rate is believed
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A batch with what became of it; `status` is done, or split where its halves have their own."""
+
+    batch: Batch
+    outcome: Outcome | None
+    attempts: int = 1
+    seconds: float = 0.0
+    status: str = "done"
+
+    @property
+    def first(self) -> int:
+        return self.batch.first
+
+    @property
+    def last(self) -> int:
+        return self.batch.last
+
+
+class Journal(Protocol):
+    """What delivery needs of the ledger. Each method returns only when it is durable, but for
+    `acknowledge`, which may gather answers where losing one costs no more than a second delivery."""
+
+    def open(self, batches: Sequence[Batch]) -> None: ...
+
+    def intend(self, batch: Batch) -> None: ...
+
+    def attach(self, batch: Batch, handle: str) -> None: ...
+
+    def split(self, batch: Batch, halves: Sequence[Batch]) -> None: ...
+
+    def acknowledge(self, answered: Answered) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+def minted(capabilities: Capabilities) -> bool:
+    """Does every batch need an intent of its own: where twice is not once, or a key makes it so?"""
+    return not capabilities.idempotent or capabilities.key_window is not None
+
+
+@dataclass
+class Delivery:
+    """The lanes of one run into one object. `lane()` makes one more Destination, for one thread."""
+
+    lane: Callable[[], Destination[Any]]
+    capabilities: Capabilities
+    journal: Journal
+    pace: Pace
+    retry: Retry
+    stop: Stop
+    max_failed_rate: float
+    resend_unknown: bool = False  # at_least_once: an unanswered batch is sent again
+    answered: list[Answered] = field(default_factory=list)
+    retries: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _accepted: int = 0
+    _refused: int = 0
+    _codes: dict[str, int] = field(default_factory=dict)
+    _lanes: list[Destination[Any]] = field(default_factory=list)
+    _left: list[Batch] = field(default_factory=list)
+
+    def drain(self, batches: Iterable[Batch]) -> None:
+        """Deliver every batch, over as many lanes as there are; returns when all are answered.
+
+        Raises what stopped it (Systemic, Unavailable past its budget, Stopped, Failure FAILED_RATE);
+        the other lanes then finish the batch in hand. Answers up to there are in `answered`.
+        """
+        work = _Window(iter(batches), self.journal)
+        try:
+            if self.capabilities.lanes == 1:
+                self._work(work, self._destination(0))
+            else:
+                with ThreadPoolExecutor(self.capabilities.lanes, thread_name_prefix="retl-lane") as pool:
+                    lanes = [
+                        pool.submit(self._work, work, self._destination(i))
+                        for i in range(self.capabilities.lanes)
+                    ]
+                for lane in sorted(lanes, key=lambda lane: isinstance(lane.exception(), Stopped)):
+                    lane.result()
+        finally:
+            for batch in [*self._left, *work.close()]:
+                self._record(Answered(batch, Outcome(NOT_APPLIED), attempts=0))
+            self.journal.flush()
+
+    def close(self) -> None:
+        for destination in self._lanes:
+            destination.close()
+
+    def _destination(self, number: int) -> Destination[Any]:
+        while len(self._lanes) <= number:
+            self._lanes.append(self.lane())
+        return self._lanes[number]
+
+    def _work(self, work: _Window, destination: Destination[Any]) -> None:
+        try:
+            for batch in work:
+                self._deliver(destination, batch)
+        except BaseException:
+            self._left += work.close()
+            raise
+
+    def _deliver(self, destination: Destination[Any], batch: Batch) -> None:
+        """One batch to its answer; a poisoned one as halves, each with a name of its own."""
+        if minted(self.capabilities):
+            batch = self._mint(destination, batch)
+        tries = _Tries()
+        try:
+            outcome = self._persist(destination, batch, tries)
+        except Poisoned as problem:
+            if len(batch) > 1:
+                halves = batch.halves()
+                self.journal.split(batch, halves)
+                self._record(tries.answer(batch, None))
+                for half in halves:
+                    self._deliver(destination, half)
+                return
+            outcome = Outcome(RowResult(Kind.REJECTED, problem.code, problem.message))
+        except (Unavailable, Systemic, Stopped):
+            if not tries.pending:  # a batch the target works on stays open: its handle tells later
+                self._record(tries.answer(batch, Outcome(UNKNOWN if tries.doubt else NOT_APPLIED)))
+            self.stop.check()  # a stop ends the pauses between attempts early
+            raise
+        finally:
+            with self._lock:
+                self.retries += max(tries.count - 1, 0)
+        outcome = self._again(destination, batch, outcome)
+        self._record(tries.answer(batch, outcome))
+
+    def _persist(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
+        """Try until there is an answer, inside the budget of attempts and seconds."""
+        attempts = self.pace.retrying(self.retry, self.stop.event)
+        return attempts(lambda: self._once(destination, batch, tries))
+
+    def _once(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
+        """One attempt: written, or settled where the answer is missing."""
+        self.stop.check()
+        tries.count += 1
+        log.event("batch_sending", batch=batch.id, rows=len(batch), attempt=tries.count)
+        try:
+            with self.pace.turn(self.stop.event):
+                self.stop.check()
+                answer = destination.write(batch)
+        except Ambiguous as problem:
+            answer = destination.settle(batch, None)
+            if (self.capabilities.idempotent or self.resend_unknown) and answer == Outcome(UNKNOWN):
+                tries.doubt = True
+                raise Unavailable(problem.code, problem.message, hint=problem.hint) from problem
+        while isinstance(answer, Pending):
+            tries.pending = True
+            self.journal.attach(batch, answer.handle)
+            self.stop.wait(answer.look_again)
+            answer = destination.settle(batch, answer.handle)
+        tries.pending = False
+        if answer.default.kind is Kind.RETRY and not answer.exceptions:
+            raise Unavailable(
+                answer.default.code or "TARGET_BUSY", answer.default.reason or "the target is busy"
+            )
+        return answer
+
+    def _again(
+        self,
+        destination: Destination[Any],
+        batch: Batch,
+        outcome: Outcome,
+        due: Callable[[RowResult], bool] = lambda result: result.kind is Kind.RETRY,
+    ) -> Outcome:
+        """Send the rows that are due once more, as slices of the batch, and merge what becomes of them."""
+        waiting = [row for row in range(len(batch)) if due(outcome.result(row))]
+        merged = dict(outcome.exceptions)
+        for first, last in _spans(waiting):
+            part = replace(batch.slice(batch.first + first, batch.first + last), round=batch.round + 1)
+            try:
+                again = self._persist(destination, part, _Tries())
+            except (Unavailable, Poisoned):
+                continue
+            merged |= {first + row: again.result(row) for row in range(len(part))}
+        return replace(outcome, exceptions=merged)
+
+    def second_chance(self, codes: Collection[str]) -> None:
+        """Rows refused with one of these codes once more: a delete may have made room for them."""
+        destination = self._destination(0)
+        for number, one in enumerate(self.answered):
+            if one.outcome is not None and one.batch.operation != "delete":
+                outcome = self._again(
+                    destination,
+                    one.batch,
+                    one.outcome,
+                    lambda result: result.kind is Kind.REJECTED and result.code in codes,
+                )
+                if outcome != one.outcome:
+                    self.answered[number] = replace(one, outcome=outcome)
+                    self.journal.acknowledge(self.answered[number])
+        self.journal.flush()
+
+    def settle(self, destination: Destination[Any], batch: Batch, handle: str | None) -> Outcome:
+        """What became of a batch that a dead run left open: by its handle, or by the same bytes under the
+        same key; UNKNOWN where nobody can tell."""
+
+        def once() -> Outcome:
+            answer = destination.settle(batch, handle)
+            while isinstance(answer, Pending):
+                self.stop.wait(answer.look_again)
+                answer = destination.settle(batch, answer.handle)
+            return answer
+
+        try:
+            return self.pace.retrying(self.retry, self.stop.event)(once)
+        except Ambiguous:
+            return Outcome(UNKNOWN)
+        except Poisoned as problem:
+            return Outcome(RowResult(Kind.REJECTED, problem.code, problem.message))
+
+    def count(self, kind: Kind) -> int:
+        """How many rows met this end so far."""
+        total = 0
+        for one in self.answered:
+            if one.outcome is not None:
+                total += sum(result.kind is kind for result in one.outcome.exceptions.values())
+                if one.outcome.default.kind is kind:
+                    total += len(one.batch) - len(one.outcome.exceptions)
+        return total
+
+    def _mint(self, destination: Destination[Any], batch: Batch) -> Batch:
+        """The batch is known, durably, before it is sent; where the target honours a key, so are the
+        key and the exact bytes that every resend carries."""
+        if self.capabilities.key_window is not None:
+            batch = replace(batch, request=destination.request(batch), idempotency_key=batch.id)
+        self.journal.intend(batch)
+        log.event("batch_intended", batch=batch.id)
+        return batch
+
+    def _record(self, answered: Answered) -> None:
+        with self._lock:
+            self.answered.append(answered)
+            if answered.status != "split":
+                self.journal.acknowledge(answered)
+        log.event("batch_acknowledged", batch=answered.batch.id, attempts=answered.attempts)
+        if answered.outcome is not None:
+            self._weigh(answered)
+
+    def _weigh(self, answered: Answered) -> None:
+        """Stop a run whose rows are refused for a reason that is not in the rows."""
+        outcome = answered.outcome or Outcome(UNKNOWN)
+        with self._lock:
+            size = len(answered.batch)
+            results = [outcome.default] * (size - len(outcome.exceptions)) + list(outcome.exceptions.values())
+            codes: dict[str, int] = {}
+            for result in results if outcome.exceptions or outcome.default.kind is Kind.REJECTED else ():
+                if result.kind is Kind.REJECTED:
+                    codes[result.code or "REJECTED"] = codes.get(result.code or "REJECTED", 0) + 1
+            refused = sum(codes.values())
+            self._refused += refused
+            self._accepted += size - refused
+            for code, number in codes.items():
+                self._codes[code] = self._codes.get(code, 0) + number
+            if not self._accepted:
+                for code, number in self._codes.items():
+                    if number >= SAME_CODE_ROWS:
+                        raise Systemic(
+                            "ALL_REFUSED",
+                            f"the target refused all of the first {number} rows alike, with {code}",
+                            hint="this is not about the rows: look at the target's rules and the mapping",
+                        )
+            attempted = self._accepted + self._refused
+            if attempted >= FAILED_RATE_FROM and self._refused > self.max_failed_rate * attempted:
+                raise Failure(
+                    "FAILED_RATE",
+                    f"the target refused {self._refused} of {attempted} rows, more than"
+                    f" max_failed_rate ({self.max_failed_rate:g})",
+                    hint="see `retl rejects`; nothing is deleted in such a run",
+                )
+
+
+@dataclass
+class _Tries:
+    """What is known of one batch while it is being delivered."""
+
+    count: int = 0
+    doubt: bool = False  # an attempt got no answer: part of it may have been applied
+    pending: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+    def answer(self, batch: Batch, outcome: Outcome | None) -> Answered:
+        status = "done" if outcome is not None else "split"
+        return Answered(batch, outcome, self.count, time.monotonic() - self.started, status)
+
+
+class _Window(Iterator[Batch]):
+    """One stream of batches for all lanes; the ledger knows of a batch before a lane gets it."""
+
+    def __init__(self, batches: Iterator[Batch], journal: Journal) -> None:
+        self._batches = batches
+        self._journal = journal
+        self._ready: deque[Batch] = deque()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __next__(self) -> Batch:
+        with self._lock:
+            if not self._ready and not self._closed:
+                opened = list(islice(self._batches, WINDOW))
+                if opened:
+                    self._journal.open(opened)
+                    log.event("batches_opened", batches=len(opened))
+                self._ready.extend(opened)
+            if self._closed or not self._ready:
+                raise StopIteration
+            return self._ready.popleft()
+
+    def close(self) -> list[Batch]:
+        """Give out nothing more; returns what was opened and never given out."""
+        with self._lock:
+            self._closed = True
+            left, self._ready = list(self._ready), deque()
+            return left
+
+
+def _spans(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Sorted row numbers as (first, last) of each gapless stretch."""
+    first = 0
+    for i, row in enumerate(rows):
+        if i == 0 or row != rows[i - 1] + 1:
+            first = row
+        if i + 1 == len(rows) or rows[i + 1] != row + 1:
+            yield first, row

@@ -1,0 +1,394 @@
+"""One run while it lives: what it has done so far, and how it ends in the ledger.
+
+`pipeline.sync` says in which order; here is what each step does. Whatever happens after `begin`, the run
+ends with a status that tells the truth.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from retl import __version__, baseline, changes, log, planning
+from retl.accounting import Account
+from retl.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
+from retl.changes import DELETES, FRESH, OWED
+from retl.delivery import Answered, Delivery, minted
+from retl.destinations import Destination
+from retl.errors import Failure, Mismatch, RetlError, Stopped
+from retl.journal import RunJournal
+from retl.ledger import Acknowledgement, Checkpoint, Lock, RejectChanges, RunEnd, RunStart
+from retl.mapping import FieldMap, Run
+from retl.pace import Pace
+from retl.planning import Clock, Job, Plan
+from retl.spool import Spool
+from retl.summary import REJECTS_SHOWN, Counts, Summary, described
+
+ROOM_MADE = frozenset({"23505", "23503", "23P01"})  # refusals that a later delete may have cured
+EXAMPLES_KEPT = 100  # rejects kept with the run itself
+
+
+def new_run(job: Job) -> Run:
+    """An id that sorts by time, on the ledger's clock."""
+    now = job.ledger.now()
+    return Run(f"{now:%Y%m%dT%H%M%S%f}"[:18] + "-" + secrets.token_hex(3), now)
+
+
+@contextmanager
+def private_directory() -> Iterator[Path]:
+    """A folder that only this user can read, gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="retl-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+class Execution:
+    """The steps of one run, and everything they leave behind."""
+
+    def __init__(self, job: Job, run: Run, lock: Lock, clock: Clock, directory: Path, pace: Pace) -> None:
+        self.job, self.run, self.lock, self.clock = job, run, lock, clock
+        self.directory, self.pace = directory, pace
+        self.plan: Plan | None = None
+        self.journal = RunJournal(job.ledger, lock, run.run_id, every=False)
+        self.delivery: Delivery | None = None
+        self.bytes = 0
+
+    def begin(self) -> None:
+        """The RUNNING row: durable before anything else happens."""
+        job = self.job
+        job.ledger.begin(
+            RunStart(
+                run_id=self.run.run_id,
+                sync=job.sync.name,
+                object=job.object,
+                environment=job.environment,
+                correlation_id=job.correlation_id,
+                epoch=self.lock.epoch,
+                started_at=self.run.started_at,
+                vars={name: str(value) for name, value in job.options.variables.items()},
+                fingerprint={},
+                source_identity={},
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                user=getpass.getuser(),
+                version=__version__,
+                options={
+                    "accept": list(job.options.accept),
+                    "allow_deletes": job.options.allow_deletes,
+                    **{k: v for k, v in asdict(job.options.selection).items() if v},
+                },
+            )
+        )
+        log.event("run_started")
+
+    def abandon_dead_runs(self) -> None:
+        """We hold the lock, so whatever still says RUNNING is dead."""
+        for dead in self.job.ledger.dead_runs(self.job.sync.name):
+            if dead.run_id != self.run.run_id:
+                self.job.ledger.abandon(dead.run_id, self.lock.epoch)
+                log.event("run_abandoned", dead=dead.run_id)
+
+    def settle(self, field_map: FieldMap, destination: Destination[Any], spool: Spool) -> None:
+        """Where twice is not once, learn what became of dead runs' open batches: same ids, same bytes.
+        Inside the vendor's window evidence is sought; outside it they stay in doubt."""
+        capabilities = destination.capabilities
+        if not minted(capabilities) or not (capabilities.settles or capabilities.key_window):
+            return
+        ledger = self.job.ledger
+        for layer in ledger.layers(self.job.sync.name, capabilities.object):
+            opened = [b for b in ledger.batches(layer.run_id) if b.status == "open"]
+            if not opened:
+                continue
+            age = (self.run.started_at - layer.started_at).total_seconds()
+            if not capabilities.settles and age > (capabilities.key_window or 0):
+                continue
+            rows = changes.from_part(
+                spool, field_map, ledger.get_file(layer.part, self.directory), self.directory
+            )
+            delivery = self._delivery(destination, every=True)
+            for row in opened:
+                batch = Batch(
+                    rows,
+                    row.operation,
+                    layer.run_id,
+                    self.lock.epoch,
+                    row.first,
+                    row.last,
+                    request=ledger.request(layer.run_id, row.batch_id),
+                    idempotency_key=row.idempotency_key,
+                )
+                log.event("batch_settling", batch=row.batch_id)
+                outcome = delivery.settle(destination, batch, row.handle)
+                if outcome != Outcome(UNKNOWN):
+                    answer = Acknowledgement(row.batch_id, outcome, row.attempts + 1, None, None)
+                    ledger.acknowledge(layer.run_id, self.lock.epoch, [answer])
+
+    def prepare(self) -> None:
+        """What `create` and the promises need in the target; only where something will be written."""
+        plan = self._planned()
+        if plan.forgets:
+            self.job.ledger.reset(self.job.sync.name, plan.capabilities.object)
+        if plan.adopting or not (len(plan.change_set) or plan.checkpoint is None):
+            return
+        destination = self._destination()
+        try:
+            destination.prepare(self.lock.epoch)
+        finally:
+            destination.close()
+        log.event("target_prepared")
+
+    def deliver(self) -> None:
+        """The change set, phase by phase; deletes last, and only if nothing is in doubt or waiting."""
+        plan = self._planned()
+        if not len(plan.change_set):
+            return
+        name = f"{self.run.run_id}.part.parquet"
+        plan.change_set.write_part(self.directory / name)
+        self.job.ledger.put_file(name, self.directory / name)
+        self.job.ledger.record_part(
+            self.run.run_id, self.lock.epoch, name, len(plan.change_set), plan.fingerprints
+        )
+        log.event("part_written")
+        if plan.adopting:
+            self._adopt()
+            return
+        delivery = self.delivery = self._delivery(None, every=minted(plan.capabilities))
+        try:
+            for phase in (FRESH, OWED):
+                delivery.drain(self._batches(phase))
+            doubtful = delivery.count(Kind.UNKNOWN) or delivery.count(Kind.RETRY)
+            if not doubtful:
+                delivery.drain(self._batches(DELETES))
+                if plan.change_set.counts.get("delete") and plan.capabilities.idempotent:
+                    delivery.second_chance(ROOM_MADE)
+        finally:
+            delivery.close()
+
+    def commit(self) -> Summary:
+        """One ledger transaction: the run's part joins the baseline, checkpoint, status."""
+        plan = self._planned()
+        with self.clock.phase("commit"):
+            counts = self._account().counts()
+            error = self._unfinished(counts)
+            status = "FAILED" if error else "SUCCESS_WITH_REJECTS" if self._has_rejects(counts) else "SUCCESS"
+            checkpoint, obsolete = (None, []) if error else self._checkpoint(plan)
+            reject_changes = self._account().reject_changes(
+                self.job.ledger.rejects(self.job.sync.name), self.job.options.selection
+            )
+            log.event("committing")
+            self._finish(status, counts, checkpoint, reject_changes, error)
+            for name in obsolete:
+                self.job.ledger.drop_file(name)
+        return self._summary(status, error.exit_code if error else 0, counts, error)
+
+    def refuse(self) -> Summary:
+        """A guard spoke: nothing was written, and the ledger keeps the counts and examples."""
+        plan = self._planned()
+        counts = Counts(read=plan.read, not_attempted=plan.read)
+        first = plan.refusals[0]
+        problem = Mismatch(first.code, first.message, hint=first.hint)
+        self._finish("REFUSED", counts, None, RejectChanges((), ()), problem)
+        return self._summary("REFUSED", problem.exit_code, counts, problem)
+
+    def fail(self, problem: RetlError) -> Summary:
+        """Stopped before the end: what was delivered stays delivered and is known."""
+        counts = Counts()
+        rejects = RejectChanges((), ())
+        if self.plan is not None and not isinstance(problem, Mismatch):
+            counts = self._account().counts()
+            rejects = (
+                self._account().reject_changes(
+                    self.job.ledger.rejects(self.job.sync.name), self.job.options.selection
+                )
+                if self.delivery is not None
+                else rejects
+            )
+        status = (
+            "INTERRUPTED"
+            if isinstance(problem, Stopped)
+            else "REFUSED"
+            if isinstance(problem, Mismatch)
+            else "FAILED"
+        )
+        self._finish(status, counts, None, rejects, problem)
+        return self._summary(status, problem.exit_code, counts, problem)
+
+    def _planned(self) -> Plan:
+        assert self.plan is not None
+        return self.plan
+
+    def _destination(self) -> Destination[Any]:
+        return self.job.target.lane(self._planned().field_map.shape)
+
+    def _delivery(self, destination: Destination[Any] | None, *, every: bool) -> Delivery:
+        job = self.job
+        self.journal.every = every
+        capabilities = destination.capabilities if destination else self._planned().capabilities
+        return Delivery(
+            lane=self._destination,
+            capabilities=capabilities,
+            journal=self.journal,
+            pace=self.pace,
+            retry=job.sync.retry,
+            stop=job.stop,
+            max_failed_rate=job.sync.guards.max_failed_rate,
+            resend_unknown=job.sync.delivery == "at_least_once",
+        )
+
+    def _batches(self, phase: int) -> Iterator[Batch]:
+        plan = self._planned()
+        operation: Operation = "delete" if phase == DELETES else self.job.sync.write
+        size = min(self.job.sync.batch.rows, plan.capabilities.max_rows or self.job.sync.batch.rows)
+        for first, last in plan.change_set.cut(phase, size):
+            yield Batch(
+                plan.change_set,
+                operation,
+                self.run.run_id,
+                self.lock.epoch,
+                first,
+                last,
+                self.run.started_at.isoformat(),
+            )
+
+    def _adopt(self) -> None:
+        """Take the mart as delivered: every row confirmed, nothing sent, nothing ours to delete."""
+        plan = self._planned()
+        batch = Batch(
+            plan.change_set,
+            self.job.sync.write,
+            self.run.run_id,
+            self.lock.epoch,
+            0,
+            len(plan.change_set) - 1,
+        )
+        self.journal.open([batch])
+        self.journal.acknowledge(Answered(batch, Outcome(KEPT)))
+        self.journal.flush()
+
+    def _unfinished(self, counts: Counts) -> Failure | None:
+        """Why a run that reached its end is no success."""
+        if doubtful := counts.in_doubt + counts.deletes.in_doubt:
+            return Failure(
+                "IN_DOUBT",
+                f"{doubtful} rows got no answer: nobody knows whether they arrived",
+                hint="look into the target, then `retl resolve`",
+            )
+        if self.delivery is not None and self.delivery.count(Kind.RETRY):
+            return Failure(
+                "TARGET_BUSY",
+                f"the target put off {self.delivery.count(Kind.RETRY)} rows past the retry budget",
+                hint="run again: they are still due",
+            )
+        return None
+
+    def _account(self) -> Account:
+        return Account(self._planned(), self.delivery.answered if self.delivery else [])
+
+    def _has_rejects(self, counts: Counts) -> bool:
+        return bool(counts.rejected or counts.deletes.rejected)
+
+    def _checkpoint(self, plan: Plan) -> tuple[Checkpoint, list[str]]:
+        """The checkpoint this run leaves, and the files it makes obsolete."""
+        former, ledger = plan.checkpoint, self.job.ledger
+        if plan.forgets:
+            former = None
+        layers = ledger.layers(self.job.sync.name, plan.capabilities.object)
+        base, base_epoch = (former.base, former.base_epoch) if former else (None, 0)
+        base_rows = former.baseline_rows if former else 0
+        obsolete: list[str] = []
+        if layers and baseline.due(base_rows, [layer.part_rows for layer in layers]):
+            path = self.directory / f"{self.run.run_id}.base.parquet"
+            base_rows = planning.lay(ledger, plan.spool, self.directory, base, layers)
+            baseline.compact(plan.spool, path)
+            ledger.put_file(path.name, path)
+            obsolete = [one.part for one in layers] + ([base] if base else [])
+            base, base_epoch = path.name, self.lock.epoch
+            log.event("baseline_compacted", rows=base_rows)
+        done = self.delivery.answered if self.delivery else []
+        newest = (self.run.run_id, done[-1].batch.id) if done else former.newest if former else None
+        last_read = plan.read if plan.read_whole else (former.read_rows if former else None)
+        return Checkpoint(
+            sync=self.job.sync.name,
+            object=plan.capabilities.object,
+            run_id=self.run.run_id,
+            epoch=self.lock.epoch,
+            base=base,
+            base_epoch=base_epoch,
+            baseline_rows=base_rows,
+            read_rows=last_read or 0,
+            watermark=None,
+            fingerprints=plan.fingerprints,
+            newest=newest,
+            source_version=plan.source_identity,
+            extra={},
+            updated_at=ledger.now(),
+        ), obsolete
+
+    def _finish(
+        self,
+        status: str,
+        counts: Counts,
+        checkpoint: Checkpoint | None,
+        rejects: RejectChanges,
+        problem: RetlError | None,
+    ) -> None:
+        counts.check()
+        guards = self._guards(problem)
+        numbers = {
+            **asdict(counts),
+            **self._effort(),
+            "rejects": self._account().examples(EXAMPLES_KEPT) if self.plan else [],
+        }
+        self.job.ledger.finish(
+            RunEnd(
+                run_id=self.run.run_id,
+                epoch=self.lock.epoch,
+                status=status,
+                counts=numbers,
+                phases=self.clock.phases,
+                guards=guards,
+                error=described(problem) if problem else None,
+            ),
+            checkpoint,
+            rejects,
+        )
+        log.event("run_finished", status=status, exit_code=problem.exit_code if problem else 0)
+
+    def _guards(self, problem: RetlError | None) -> list[dict[str, Any]]:
+        if self.plan is not None and self.plan.refusals:
+            return [asdict(refusal) for refusal in self.plan.refusals]
+        return [described(problem)] if isinstance(problem, Mismatch) else []
+
+    def _effort(self) -> dict[str, int]:
+        answered = self.delivery.answered if self.delivery else []
+        return {
+            "batches": sum(1 for one in answered if one.attempts),
+            "retries": self.delivery.retries if self.delivery else 0,
+            "bytes": self.bytes,
+        }
+
+    def _summary(self, status: str, code: int, counts: Counts, problem: RetlError | None) -> Summary:
+        effort = self._effort()
+        return Summary(
+            self.job.sync.name,
+            self.run.run_id,
+            status,
+            code,
+            counts=counts,
+            seconds=sum(self.clock.phases.values()),
+            phases=self.clock.phases,
+            rejects=self._account().examples(REJECTS_SHOWN) if self.plan else (),
+            guards=self._guards(problem),
+            error=described(problem) if problem else None,
+            notes=self.plan.notes if self.plan else (),
+            batches=effort["batches"],
+            retries=effort["retries"],
+            bytes=effort["bytes"],
+        )

@@ -1,0 +1,225 @@
+"""From mart columns to the destination's fields: the sync's shape, and the SQL that fills it.
+
+Every expression here is over the frozen mart (its columns by their quoted names). The names `k0…` and
+`f0…` are the columns of a change set: the key's and the fields' values in the order of the shape.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+from retl import values
+from retl.batch import Field, Shape, SoftDelete
+from retl.contract import Contract
+from retl.definitions import FieldSource, Formats, Sync
+from retl.errors import DefinitionError
+from retl.values import Type, literal, quoted
+
+HASH_VERSION = 1  # raise it when the row hash is made differently: every row is then a candidate once
+
+
+@dataclass(frozen=True)
+class Run:
+    """What of a run may be sent along with a row."""
+
+    run_id: str
+    started_at: datetime  # aware, UTC
+
+
+@dataclass(frozen=True)
+class FieldMap:
+    """How one sync's rows become the destination's rows."""
+
+    shape: Shape
+    key_columns: tuple[str, ...]
+    key_expressions: tuple[str, ...]
+    field_expressions: tuple[str, ...]
+    key: str  # SQL of the key as text
+    key_fault: str  # SQL of the CODE why a row has no usable key, or NULL
+    formats: Formats
+    timezone: str
+
+    @property
+    def payload(self) -> str:
+        """SQL list of k0…, f0… over the frozen mart."""
+        pairs = [(e, f"k{i}") for i, e in enumerate(self.key_expressions)]
+        pairs += [(e, f"f{i}") for i, e in enumerate(self.field_expressions)]
+        return ", ".join(f"{expression} AS {name}" for expression, name in pairs)
+
+
+def expand(sync: Sync, columns: Sequence[str]) -> dict[str, FieldSource]:
+    """The complete list destination field → source, without the key. `"*": "*"` stands for every
+    contract column that no other field takes; without `fields` every column goes under its own name."""
+    named = dict(sync.fields) if sync.fields is not None else {"*": FieldSource(column="*")}
+    star = named.pop("*", None)
+    if star is not None and star.column != "*":
+        raise DefinitionError("FIELDS_STAR", '`"*"` can only be mapped to "*"')
+    taken = {source.column for source in named.values()}
+    listed: dict[str, FieldSource] = {}
+    if star is not None:
+        for column in columns:
+            if column not in taken and column not in named and column not in sync.key:
+                listed[column] = FieldSource(column=column)
+    listed |= named
+    for field, value in sync.deletes.restore.items():
+        listed.setdefault(field, FieldSource(value=value))
+    return {name: s for name, s in listed.items() if not _names_key(sync, name, s)}
+
+
+def key_names(sync: Sync) -> tuple[str, ...]:
+    """The destination's names of the key columns: renamed in `fields`, else their own."""
+    renamed = {s.column: name for name, s in (sync.fields or {}).items() if _names_key(sync, name, s)}
+    return tuple(renamed.get(column, column) for column in sync.key)
+
+
+def _names_key(sync: Sync, name: str, source: FieldSource) -> bool:
+    """Does this field only give the key its name at the destination (unchanged)?"""
+    return name != "*" and source.column in sync.key and not source.transform
+
+
+def build(
+    sync: Sync, contract: Contract, run: Run, *, state_id: str, timezone: str, newest: tuple[str, str] | None
+) -> FieldMap:
+    """The mapping of one run. DefinitionError where a field or key names no contract column."""
+    sources = expand(sync, list(contract.columns))
+    for column in (*sync.key, *(s.column for s in sources.values() if s.column)):
+        if column not in contract.columns:
+            raise DefinitionError(
+                "COLUMN_UNKNOWN",
+                f"column {column!r} is not in the contract",
+                hint=f"its columns: {', '.join(contract.columns)}",
+                where=f"sync {sync.name}",
+            )
+    key = tuple(
+        Field(
+            name, contract.columns[column].type, sensitive=contract.columns[column].sensitive, column=column
+        )
+        for name, column in zip(key_names(sync), sync.key, strict=True)
+    )
+    made = [_field(sync, name, source, contract, run, timezone) for name, source in sources.items()]
+    fields, expressions = tuple(f for f, _ in made), tuple(e for _, e in made)
+    key_expressions = tuple(_carry(contract, column, timezone) for column in sync.key)
+    shape = Shape(
+        sync=sync.name,
+        state_id=state_id,
+        key=key,
+        fields=fields,
+        write=sync.write,
+        deletes=SoftDelete(sync.deletes.set) if sync.deletes.how == "set" else sync.deletes.how,
+        newest=newest,
+    )
+    return FieldMap(
+        shape=shape,
+        key_columns=sync.key,
+        key_expressions=key_expressions,
+        field_expressions=expressions,
+        key=values.key_sql([f.type for f in key], list(key_expressions)),
+        key_fault=_key_fault(sync, contract, key, key_expressions),
+        formats=sync.formats,
+        timezone=timezone,
+    )
+
+
+def compared(mapping: FieldMap) -> list[tuple[str, str, Type]]:
+    """The fields the row hash covers, as (name, SQL, type)."""
+    pairs = zip(mapping.shape.fields, mapping.field_expressions, strict=True)
+    return [(f.name, e, f.type) for f, e in pairs if f.compared]
+
+
+def who(mapping: FieldMap) -> str:
+    """Fingerprint of the key's definition: its columns and types."""
+    return _digest([[f.column, str(f.type)] for f in mapping.shape.key])
+
+
+def what(sync: Sync, mapping: FieldMap, shaping: Mapping[str, Any]) -> str:
+    """Fingerprint of all that shapes the bytes sent; it salts the row hash, so that a change of it
+    makes every row differ once."""
+    sources = expand(sync, [f.column for f in mapping.shape.fields if f.column])
+    fields = [
+        [f.name, str(f.type), sources[f.name].model_dump(mode="json"), f.compared]
+        for f in mapping.shape.fields
+    ]
+    names = [f.name for f in mapping.shape.key]
+    return _digest(
+        [HASH_VERSION, sorted(fields), names, mapping.formats.model_dump(), mapping.timezone, shaping]
+    )
+
+
+def _digest(thing: object) -> str:
+    return sha256(json.dumps(thing, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _carry(contract: Contract, column: str, timezone: str) -> str:
+    rule = contract.columns[column]
+    return values.carry(rule.type, quoted(column), rule.column_type, timezone)
+
+
+def _field(
+    sync: Sync, name: str, source: FieldSource, contract: Contract, run: Run, timezone: str
+) -> tuple[Field, str]:
+    is_compared = name not in sync.changes.ignore and source.run_value is None
+    if source.run_value is not None:
+        kind = Type("timestamptz" if source.run_value == "$run_started_at" else "string")
+        text = {
+            "$run_started_at": run.started_at.isoformat(),
+            "$run_id": run.run_id,
+            "$sync": sync.name,
+        }[source.run_value]
+        return Field(name, kind, compared=False), f"CAST({literal(text)} AS {values.carrier(kind)})"
+    if source.column is None:
+        kind = _constant_type(source.value)
+        sql = "NULL" if source.value is None else literal(str(source.value))
+        return Field(name, kind, compared=is_compared), f"CAST({sql} AS {values.carrier(kind)})"
+    rule = contract.columns[source.column]
+    expression = _carry(contract, source.column, timezone)
+    if source.transform and rule.type.name != "string":
+        raise DefinitionError(
+            "TRANSFORM_TYPE",
+            f"field {name!r}: a transform needs a string, and {source.column!r} is {rule.type}",
+            where=f"sync {sync.name}",
+        )
+    for transform in source.transform:
+        expression = values.transform_sql(transform, expression)
+    return (
+        Field(
+            name,
+            rule.type,
+            nulls=source.nulls,
+            only_if_empty=source.only_if_empty,
+            sensitive=rule.sensitive,
+            compared=is_compared,
+            column=source.column,
+        ),
+        expression,
+    )
+
+
+def _constant_type(value: object) -> Type:
+    match value:
+        case bool():
+            return Type("boolean")
+        case int():
+            return Type("integer")
+        case float():
+            return Type("float")
+        case _:
+            return Type("string")
+
+
+def _key_fault(sync: Sync, contract: Contract, key: Sequence[Field], carried: Sequence[str]) -> str:
+    null = " OR ".join(f"{quoted(column)} IS NULL" for column in sync.key)
+    blank = " OR ".join(
+        f"trim({expression}) = ''"
+        for field, expression in zip(key, carried, strict=True)
+        if field.type.name == "string"
+    )
+    exact = " AND ".join(
+        values.exact(contract.columns[c].type, quoted(c), contract.columns[c].column_type) for c in sync.key
+    )
+    blank_case = f" WHEN {blank} THEN 'KEY_BLANK'" if blank else ""
+    return f"CASE WHEN {null} THEN 'KEY_NULL'{blank_case} WHEN NOT ({exact}) THEN 'KEY_TYPE' END"

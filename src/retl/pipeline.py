@@ -1,0 +1,73 @@
+"""THE DATA PATH, IN ORDER. Read `sync` first: it is the whole of retl on one screen.
+
+SQL finds what changed; the contract judges it; the adapter only translates. Everything that ever
+writes makes a change set and drains it through `deliver`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from retl import log, planning
+from retl.errors import Later, Mismatch, RetlError
+from retl.execution import Execution, new_run, private_directory
+from retl.pace import Pace
+from retl.planning import Clock, Job
+from retl.summary import Summary, described
+
+
+def sync(job: Job, pace: Pace) -> Summary:
+    """Plan, guard, deliver, record: one sync to its summary. Every end but a bug is a summary."""
+    clock = Clock()
+    run = new_run(job)
+    try:
+        with clock.phase("begin"):
+            lock = job.ledger.lock(
+                [job.sync.name, job.object],
+                sync=job.sync.name,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+            )
+    except Later as problem:
+        return Summary(job.sync.name, None, "BLOCKED", problem.exit_code, error=described(problem))
+    with lock, private_directory() as directory, log.bound(run_id=run.run_id, sync=job.sync.name):
+        running = Execution(job, run, lock, clock, directory, pace)
+        with clock.phase("begin"):
+            running.begin()
+        with clock.phase("recover"):
+            running.abandon_dead_runs()
+        try:
+            running.plan = planning.make(job, run, directory, clock, running.settle)
+            if running.plan.refusals:
+                return running.refuse()
+            with clock.phase("prepare"):
+                running.prepare()
+            with clock.phase("deliver"):
+                running.deliver()
+            return running.commit()
+        except RetlError as problem:
+            return running.fail(problem)
+
+
+def dry_run(job: Job) -> Summary:
+    """Freeze to guard in a private temporary folder: no lock, no row, no file in the state directory."""
+    clock = Clock()
+    run = new_run(job)
+    with private_directory() as directory, log.bound(sync=job.sync.name):
+        try:
+            plan = planning.make(job, run, directory, clock)
+            return planning.predict(job, plan, clock)
+        except RetlError as problem:
+            refused = isinstance(problem, Mismatch)
+            return Summary(
+                job.sync.name,
+                None,
+                "REFUSED" if refused else "FAILED",
+                problem.exit_code,
+                dry_run=True,
+                seconds=sum(clock.phases.values()),
+                phases=clock.phases,
+                guards=[described(problem)] if refused else (),
+                error=described(problem),
+            )

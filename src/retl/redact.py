@@ -1,0 +1,122 @@
+"""Every known secret, and the one function that removes it from any text.
+
+Whoever learns a secret registers it here once, for the life of the process. It refuses nothing: a text
+always comes back, poorer by each secret in the forms it takes on its way out (as it is, in URLs, in
+JSON, in base64 and so in a basic-auth header).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Iterable
+from threading import Lock
+from urllib.parse import quote, quote_plus, unquote, urlsplit
+
+from pydantic import BaseModel, SecretStr
+
+MASK = "***"
+SHORTEST = 4  # below this a secret is part of ordinary words, and removing it would reveal where it stood
+
+_SECRET_NAME = re.compile(
+    r"(^|_)(PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|KEY|CREDENTIALS?|APIKEY)(_|$)", re.IGNORECASE
+)
+_POINTERS = ("_FILE", "_COMMAND")  # say where a secret is, which an error may name
+_ORDINARY = {"true", "false", "none", "null"}
+_USERINFO = re.compile(r"(://[^\s/:@]*:)[^\s/@]+(?=@)")
+_BASE64 = "[A-Za-z0-9+/_=-]*"
+
+_lock = Lock()
+_secrets: frozenset[str] = frozenset()
+_pattern: re.Pattern[str] | None = None
+
+
+def register(*secrets: str) -> None:
+    """From now on `redact` removes these; those under 4 characters are passed over."""
+    global _secrets, _pattern
+    lines = [line for secret in secrets for line in (secret, *_lines(secret)) if len(line) >= SHORTEST]
+    with _lock:
+        if set(lines) - _secrets:
+            _secrets = _secrets.union(lines)
+            _pattern = _compile(_secrets)
+
+
+def register_variable(name: str, value: str) -> None:
+    """Registers an environment variable's value if its name says that it is secret (PASSWORD, TOKEN,
+    SECRET, KEY …), and the password inside it if it is a URL."""
+    pointer = name.upper().endswith(_POINTERS)
+    if _SECRET_NAME.search(name) and not pointer and value.lower() not in _ORDINARY:
+        register(value)
+    if "://" in value:
+        try:
+            password = urlsplit(value).password
+        except ValueError:
+            password = None
+        if password:
+            register(password, unquote(password))
+
+
+def register_model(model: BaseModel) -> None:
+    """Registers every SecretStr a model holds, at any depth."""
+    register(*_secret_values(model))
+
+
+def redact(text: str) -> str:
+    """The text without any registered secret, and without the password of any URL in it."""
+    pattern = _pattern
+    if pattern is not None:
+        text = pattern.sub(MASK, text)
+    return _USERINFO.sub(rf"\1{MASK}", text) if "://" in text else text
+
+
+def forget() -> None:
+    """Forgets every secret: for tests that share a process."""
+    global _secrets, _pattern
+    with _lock:
+        _secrets, _pattern = frozenset(), None
+
+
+def _lines(secret: str) -> Iterable[str]:
+    """The long lines of a secret such as a private key, which may be quoted one by one."""
+    return (line.strip() for line in secret.splitlines() if len(line.strip()) >= 16)
+
+
+def _secret_values(value: object) -> Iterable[str]:
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, BaseModel):
+        for item in (*value.__dict__.values(), *(value.model_extra or {}).values()):
+            yield from _secret_values(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _secret_values(item)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _secret_values(item)
+
+
+def _compile(secrets: Iterable[str]) -> re.Pattern[str] | None:
+    plain: set[str] = set()
+    wrapped: set[str] = set()
+    for secret in secrets:
+        plain |= {secret, quote(secret, safe=""), quote(secret), quote_plus(secret)}
+        plain |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1]}
+        wrapped |= _base64_cores(secret.encode("utf-8", "surrogatepass"))
+    # The longest first, or a secret that begins another would leave the other's tail behind.
+    parts = [re.escape(form) for form in sorted(plain, key=len, reverse=True)]
+    parts += [_BASE64 + re.escape(core) + _BASE64 for core in sorted(wrapped, key=len, reverse=True)]
+    return re.compile("|".join(parts)) if parts else None
+
+
+def _base64_cores(secret: bytes) -> set[str]:
+    """What is the same in every base64 text that holds the secret: one core per alignment, because
+    `user:secret` shifts it; the characters it shares with its neighbours are left out."""
+    cores = set()
+    for shift in range(3):
+        text = b64encode(b"\0" * shift + secret).decode()
+        bits = 8 * (shift + len(secret))
+        core = text[(8 * shift + 5) // 6 : bits // 6]
+        if len(core) >= 6:  # shorter ones occur by chance
+            cores |= {core, core.replace("+", "-").replace("/", "_")}
+    return cores

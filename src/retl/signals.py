@@ -1,0 +1,83 @@
+"""Stopping on request: the first SIGTERM or SIGINT asks, the second is immediate.
+
+Python runs its handlers only between bytecodes of the main thread, so a long DuckDB query would
+delay them for minutes. A watcher thread reads the interpreter's wakeup pipe instead and calls
+whatever is registered to interrupt the blocking call in hand.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from retl.errors import Stopped
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """A request to stop, shared by everything that waits or works in a run."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.signum: int | None = None
+        self._interrupts: list[Callable[[], object]] = []
+
+    def request(self, signum: int) -> None:
+        """Ask once; called again, the process ends at once with 128 + signum."""
+        if self.event.is_set():
+            os._exit(128 + signum)
+        self.signum = signum
+        self.event.set()
+        for interrupt in list(self._interrupts):
+            interrupt()
+
+    def check(self) -> None:
+        """Raise Stopped if a stop was requested."""
+        if self.event.is_set():
+            raise Stopped(self.signum or signal.SIGTERM)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but no longer than until a stop is requested: then raise Stopped."""
+        self.event.wait(seconds)
+        self.check()
+
+    @contextmanager
+    def interrupting(self, interrupt: Callable[[], object]) -> Iterator[None]:
+        """While the body runs, a stop request calls `interrupt` from another thread."""
+        self._interrupts.append(interrupt)
+        try:
+            self.check()
+            yield
+        finally:
+            self._interrupts.remove(interrupt)
+
+    @contextmanager
+    def listening(self) -> Iterator[Stop]:
+        """Listen to the process's signals; main thread only, the former handlers come back."""
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        former = {number: signal.signal(number, _noticed) for number in _SIGNALS}
+        former_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        watcher = threading.Thread(target=self._watch, args=(reader,), name="retl-signals", daemon=True)
+        watcher.start()
+        try:
+            yield self
+        finally:
+            signal.set_wakeup_fd(former_fd)
+            for number, handler in former.items():
+                signal.signal(number, handler)
+            os.close(writer)
+            watcher.join(timeout=1)
+
+    def _watch(self, reader: int) -> None:
+        with os.fdopen(reader, "rb", buffering=0) as pipe:
+            while numbers := pipe.read(1):
+                self.request(numbers[0])
+
+
+def _noticed(_signum: int, _frame: object) -> None:
+    """The watcher thread acts; a Python handler must exist, or the signal would end the process."""

@@ -1,0 +1,180 @@
+"""A mart in a DuckDB file: attached read-only, read in one transaction, let go before delivery.
+
+It never creates a file, never takes a missing one for an empty mart, and lets a sync's SQL be one
+SELECT and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from retl.definitions import Source, Warehouse
+from retl.errors import DefinitionError, Later, Mismatch, SourceError
+from retl.spool import NAME, Spool
+from retl.values import literal, quoted
+
+_HELD = re.compile(r"lock.*PID (\d+)|PID (\d+).*lock", re.IGNORECASE | re.DOTALL)
+_LOOK_AGAIN = 0.5  # seconds between two looks at a mart that a writer holds
+
+
+@dataclass(frozen=True)
+class Query:
+    """One SELECT and the named parameters it uses."""
+
+    sql: str
+    parameters: Mapping[str, Any]
+    origin: str  # for messages: the table's name, or where the SQL stands
+
+
+def query(source: Source, variables: Mapping[str, Any], folder: Path) -> Query:
+    """The SELECT of a sync's source. DefinitionError when it is not exactly one SELECT, or uses a
+    parameter that no variable fills."""
+    if source.table is not None:
+        name = ".".join(quoted(part) for part in source.table.split("."))
+        return Query(f"SELECT * FROM {name}", {}, f"table {source.table}")
+    sql, origin = source.sql or "", "source.sql"
+    if source.file is not None:
+        origin = source.file
+        try:
+            sql = (folder / source.file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as problem:
+            raise DefinitionError(
+                "SQL_FILE", f"cannot read {source.file}: {type(problem).__name__}", where=source.file
+            ) from problem
+    return select(sql, variables, origin)
+
+
+def select(sql: str, variables: Mapping[str, Any], origin: str) -> Query:
+    """Judge a text from a definition: exactly one SELECT whose parameters all have values."""
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error as problem:
+        raise DefinitionError("SQL_SYNTAX", f"{origin}: {_first_line(problem)}", where=origin) from problem
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        raise DefinitionError("SQL_NOT_ONE_SELECT", f"{origin} must be exactly one SELECT", where=origin)
+    wanted = set(statements[0].named_parameters)
+    if missing := sorted(wanted - variables.keys()):
+        raise DefinitionError(
+            "VAR_MISSING",
+            f"{origin} uses ${missing[0]}, which no variable fills",
+            hint=f"give it under `vars:` in retl.yml or with --var {missing[0]}=…",
+            where=origin,
+        )
+    return Query(statements[0].query.rstrip().rstrip(";"), {k: variables[k] for k in wanted}, origin)
+
+
+def attach(
+    spool: Spool, warehouse: Warehouse, folder: Path, waiting: Callable[[str], object] = lambda _pid: None
+) -> str:
+    """Attach the mart read-only and return its identity (path, size and time of its last change).
+
+    While a writer holds it, waits up to `lock_wait`, telling `waiting` the writer's process id once;
+    then raises Later MART_LOCKED. SourceError where the file is missing or no DuckDB file.
+    """
+    path = folder / warehouse.path
+    if not path.is_file():
+        raise SourceError(
+            "MART_MISSING",
+            f"there is no DuckDB file at {warehouse.path}",
+            hint="build the mart first, or point DUCKDB_PATH or `warehouse.path` at it",
+        )
+    alias = path.stem
+    if alias.lower() in (NAME, "memory", "system", "temp"):
+        raise SourceError(
+            "MART_NAME",
+            f"a warehouse file cannot be named {path.name}: DuckDB needs that name",
+            hint="rename the file",
+        )
+    deadline = time.monotonic() + warehouse.lock_wait
+    told = False
+    while True:
+        try:
+            spool.run(f"ATTACH {literal(str(path))} AS {quoted(alias)} (READ_ONLY)")
+            break
+        except duckdb.IOException as problem:
+            held = _HELD.search(str(problem))
+            if held is None:
+                raise SourceError("MART_UNREADABLE", _first_line(problem)) from problem
+            pid = held.group(1) or held.group(2)
+            if time.monotonic() >= deadline:
+                raise Later(
+                    "MART_LOCKED",
+                    f"process {pid} is writing to {warehouse.path}",
+                    hint="wait for it, or raise warehouse.lock_wait",
+                ) from problem
+            if not told:
+                waiting(pid)
+                told = True
+            spool.stop.wait(_LOOK_AGAIN)
+        except duckdb.Error as problem:
+            raise SourceError("MART_UNREADABLE", _first_line(problem)) from problem
+    spool.run(f"USE {quoted(alias)}")
+    stat = path.stat()
+    return f"{warehouse.path}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def columns(spool: Spool, wanted: Query) -> dict[str, str]:
+    """The mart's columns and their DuckDB types, nothing read. Mismatch SOURCE_DRIFT where the
+    query no longer binds."""
+    try:
+        relation = spool.con.sql(f"SELECT * FROM ({wanted.sql}\n) LIMIT 0", params=dict(wanted.parameters))
+        return dict(zip(relation.columns, map(str, relation.types), strict=True))
+    except duckdb.Error as problem:
+        raise _drift(wanted, problem) from problem
+
+
+def read(spool: Spool, wanted: Query, names: Iterable[str], table: str) -> int:
+    """Freeze the named columns of the mart into a spool table with a first column "retl row", which
+    counts from 0; returns the number of rows. Mismatch SOURCE_DRIFT where a column is gone."""
+    listed = ", ".join(quoted(name) for name in names)
+    try:
+        spool.run(
+            f"CREATE TABLE {NAME}.main.{table} AS"
+            f' SELECT row_number() OVER () - 1 AS "retl row", {listed} FROM ({wanted.sql}\n)',
+            wanted.parameters,
+        )
+    except duckdb.Error as problem:
+        raise _drift(wanted, problem) from problem
+    count: int = spool.one(f"SELECT count(*) FROM {NAME}.main.{table}")[0]
+    return count
+
+
+def answers(spool: Spool, wanted: Query) -> list[tuple[Any, ...]]:
+    """At most one row of a user's query over the spool. Mismatch SOURCE_DRIFT where it does not bind."""
+    try:
+        return spool.run(f"SELECT * FROM ({wanted.sql}\n) LIMIT 1", wanted.parameters)
+    except duckdb.Error as problem:
+        raise _drift(wanted, problem) from problem
+
+
+def detach(spool: Spool, warehouse: Warehouse) -> None:
+    """Let go of the mart: from here on others may write to it."""
+    spool.run(f"USE {NAME}")
+    spool.run(f"DETACH {quoted(Path(warehouse.path).stem)}")
+
+
+def _drift(wanted: Query, problem: duckdb.Error) -> Mismatch | SourceError:
+    if isinstance(problem, duckdb.BinderException | duckdb.CatalogException):
+        return Mismatch(
+            "SOURCE_DRIFT",
+            f"{wanted.origin} does not fit the warehouse: {_first_line(problem)}",
+            hint="mend the SQL or the mart; nothing was written",
+        )
+    return SourceError("MART_UNREADABLE", f"{wanted.origin}: {_first_line(problem)}")
+
+
+def _first_line(problem: duckdb.Error) -> str:
+    """DuckDB's own sentence where it speaks of SQL or files; elsewhere it may quote a row's values."""
+    if isinstance(
+        problem,
+        duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException | duckdb.IOException,
+    ):
+        return str(problem).split("\n")[0]
+    return f"DuckDB refused with {type(problem).__name__}"

@@ -1,0 +1,130 @@
+"""What a run says of itself: one frozen Summary, built and checked in one place.
+
+Numbers that do not add up are never shown as success.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from retl.errors import InvariantBroken, RetlError
+
+PHASES = ("start", "begin", "recover", "freeze", "diff", "judge", "guard", "prepare", "deliver", "commit")
+REJECTS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Deletes:
+    planned: int = 0
+    rejected: int = 0
+    in_doubt: int = 0
+    not_attempted: int = 0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows of the mart by what became of them (`deleted` and `deletes` count keys that left it)."""
+
+    read: int = 0
+    unchanged: int = 0
+    inserted: int = 0
+    updated: int = 0
+    refreshed: int = 0
+    rejected: int = 0
+    skipped: int = 0
+    in_doubt: int = 0
+    not_attempted: int = 0
+    deleted: int = 0
+    deletes: Deletes = field(default_factory=Deletes)
+
+    def check(self) -> None:
+        """InvariantBroken where a row went missing or was counted twice."""
+        ends = (
+            self.unchanged
+            + self.inserted
+            + self.updated
+            + self.refreshed
+            + self.rejected
+            + self.skipped
+            + self.in_doubt
+            + self.not_attempted
+        )
+        deletes = self.deleted + self.deletes.rejected + self.deletes.in_doubt + self.deletes.not_attempted
+        if self.read != ends or self.deletes.planned != deletes or self.unchanged < 0:
+            raise InvariantBroken(
+                "NUMBERS_DO_NOT_ADD_UP",
+                f"read {self.read} rows but account for {ends}; planned {self.deletes.planned} deletes"
+                f" but account for {deletes}",
+                hint="this is a bug in retl: please report it with the output of `retl show`",
+            )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One sync's run, as `retl sync --output json` prints it."""
+
+    sync: str
+    run_id: str | None
+    status: str
+    exit_code: int
+    dry_run: bool = False
+    counts: Counts = field(default_factory=Counts)
+    batches: int = 0
+    retries: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    phases: Mapping[str, float] = field(default_factory=dict)
+    rejects: Sequence[Mapping[str, Any]] = ()
+    guards: Sequence[Mapping[str, Any]] = ()
+    error: Mapping[str, Any] | None = None
+    notes: Sequence[str] = ()  # what a reader of the plan should know, in sentences
+
+    def document(self) -> dict[str, Any]:
+        """The JSON form, in the order of the specification."""
+        moved = self.counts.inserted + self.counts.updated + self.counts.refreshed + self.counts.deleted
+        counts = asdict(self.counts)
+        deletes = counts.pop("deletes")
+        return {
+            "sync": self.sync,
+            "run_id": self.run_id,
+            "status": self.status,
+            "exit_code": self.exit_code,
+            "dry_run": self.dry_run,
+            "read": counts["read"],
+            "unchanged": counts["unchanged"],
+            "inserted": counts["inserted"],
+            "updated": counts["updated"],
+            "refreshed": counts["refreshed"],
+            "deleted": counts["deleted"],
+            "deletes": deletes,
+            "rejected": counts["rejected"],
+            "skipped": counts["skipped"],
+            "in_doubt": counts["in_doubt"],
+            "not_attempted": counts["not_attempted"],
+            "batches": self.batches,
+            "retries": self.retries,
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+            "rows_per_second": round(moved / self.seconds) if self.seconds > 0 else 0,
+            "phases": {name: round(self.phases.get(name, 0.0), 4) for name in PHASES},
+            "rejects": list(self.rejects[:REJECTS_SHOWN]),
+            "guards": list(self.guards),
+            "error": self.error,
+            "notes": list(self.notes),
+        }
+
+
+def described(problem: RetlError) -> dict[str, Any]:
+    """An error as the summary and the ledger keep it."""
+    return {"code": problem.code, "message": problem.message, "hint": problem.hint}
+
+
+def exit_code(codes: Sequence[int]) -> int:
+    """Of several syncs the first of 130/143, 1, 3, 75, 0."""
+    for wanted in ((130, 143), (1,), (2,), (3,), (75,)):
+        for code in codes:
+            if code in wanted:
+                return code
+    return 0

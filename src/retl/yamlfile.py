@@ -1,0 +1,243 @@
+"""Text → values that know file, line and column, for the small YAML that definitions are written in.
+
+Only `true`, `false`, `null`, `~`, nothing, and numbers as JSON writes them are typed; every other plain
+word (`no`, `0777`, `12:30:00`, `2026-11-20`) stays the text that was written. What a reader of a
+definition could not see at a glance is refused: duplicate keys, anchors, aliases, merge keys, tags,
+several documents, keys that are not text. Events are read rather than nodes, so a file that nests or
+multiplies is refused before anything of that size exists.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from retl.errors import DefinitionError, Place
+
+try:
+    from yaml import CSafeLoader as _Loader
+except ImportError:  # PyYAML built without libyaml: slower, the same events
+    from yaml import SafeLoader as _Loader  # type: ignore[assignment]
+
+MAX_BYTES = 1024 * 1024
+MAX_DEPTH = 50
+
+Loc = tuple[str | int, ...]
+
+_INT = re.compile(r"-?(0|[1-9][0-9]{0,999})")
+_FLOAT = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Plain Python values (dict, list, str, int, float, bool, None) and where each was written."""
+
+    file: str
+    value: Any
+    places: Mapping[Loc, Place]
+    keys: Mapping[Loc, Place]
+
+    def place(self, loc: Loc) -> Place:
+        """Where the value at `loc` begins. Parts of `loc` that were not written (a name that a model
+        put there, a key that is missing) are passed over."""
+        return self.places[self.written(loc)]
+
+    def key_place(self, loc: Loc) -> Place:
+        """Where the key that leads to `loc` begins; for an item of a list or the whole, its value."""
+        written = self.written(loc)
+        return self.keys.get(written, self.places[written])
+
+    def written(self, loc: Loc) -> Loc:
+        """`loc` without the parts that are not in the text."""
+        found: Loc = ()
+        for part in loc:
+            if (*found, part) in self.places:
+                found = (*found, part)
+        return found
+
+    def at(self, loc: Loc) -> Any:
+        """The value at `loc`; KeyError or IndexError if there is none."""
+        value = self.value
+        for part in loc:
+            value = value[part]
+        return value
+
+    def over(self, lower: Tree, under: Loc, groups: frozenset[str]) -> Tree:
+        """This mapping laid over the one at `under` of `lower`: keys given here win whole, but those in
+        `groups` are joined key by key. Every value keeps its own place."""
+        below = lower.at(under)
+        value = {**below, **self.value}
+        for group in groups & below.keys() & self.value.keys():
+            if isinstance(below[group], dict) and isinstance(self.value[group], dict):
+                value[group] = {**below[group], **self.value[group]}
+        start = len(under)
+        places = {loc[start:]: place for loc, place in lower.places.items() if loc[:start] == under}
+        keys = {loc[start:]: place for loc, place in lower.keys.items() if loc[:start] == under}
+        return Tree(self.file, value, {**places, **self.places}, {**keys, **self.keys})
+
+
+def load(path: Path, text: str | None = None, *, name: str | None = None) -> Tree:
+    """The one document of a file; `text` stands in for its content, `name` for its path in messages.
+
+    DefinitionError YAML_INVALID or YAML_LIMIT with the place; FILE_UNREADABLE if it cannot be read.
+    """
+    name = name or str(path)
+    text = _read(path, name) if text is None else text.removeprefix("\ufeff")
+    if len(text) > MAX_BYTES:
+        raise _too_large(name)
+    try:
+        return _Builder(name).build(yaml.parse(text, Loader=_Loader))
+    except yaml.MarkedYAMLError as error:
+        raise _syntax_error(error, text, name) from None
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        place = Place(name, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        raise DefinitionError("YAML_INVALID", "control characters are not allowed", where=place) from None
+    except UnicodeError:
+        raise DefinitionError("YAML_INVALID", "the file is not UTF-8 text", where=Place(name)) from None
+
+
+def empty(name: str) -> Tree:
+    """A tree of a file that is not there: an empty mapping."""
+    return Tree(name, {}, {(): Place(name)}, {})
+
+
+def _read(path: Path, name: str) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DefinitionError(
+            "FILE_UNREADABLE", f"cannot be read: {error.strerror}", where=Place(name)
+        ) from None
+    if len(data) > MAX_BYTES:
+        raise _too_large(name)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DefinitionError("YAML_INVALID", "the file is not UTF-8 text", where=Place(name, line)) from None
+
+
+def _too_large(name: str) -> DefinitionError:
+    return DefinitionError(
+        "YAML_LIMIT", f"a definition is at most {MAX_BYTES // 1024} KiB long", where=Place(name)
+    )
+
+
+def _syntax_error(error: yaml.MarkedYAMLError, text: str, name: str) -> DefinitionError:
+    mark = error.problem_mark or error.context_mark
+    if mark is None:
+        return DefinitionError("YAML_INVALID", str(error.problem), where=Place(name))
+    place = Place(name, mark.line + 1, mark.column + 1)
+    index = _index(text, mark.line, mark.column)
+    if text[max(index - 1, 0) : index + 1] == "${":
+        return DefinitionError(
+            "YAML_UNQUOTED",
+            "inside {…} or […] a ${NAME} must be quoted",
+            hint='write it as "${NAME}", in double quotes',
+            where=place,
+        )
+    if text[index : index + 1] == "\t" or (error.problem and "tab" in error.problem):
+        return DefinitionError(
+            "YAML_INVALID", "a tab indents this line; YAML is indented with spaces", where=place
+        )
+    what = " ".join(part for part in (error.context, error.problem) if part)
+    return DefinitionError("YAML_INVALID", f"this is not YAML: {what}", where=place)
+
+
+def _index(text: str, line: int, column: int) -> int:
+    """The offset of a mark: the parser counts lines, but its own index counts bytes or characters."""
+    lines = re.split(r"\r\n|[\n\r\x85\u2028\u2029]", text)
+    breaks = re.findall(r"\r\n|[\n\r\x85\u2028\u2029]", text)
+    return sum(len(part) for part in (*lines[:line], *breaks[:line])) + column
+
+
+class _Builder:
+    """Turns parse events into one Tree."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.places: dict[Loc, Place] = {}
+        self.keys: dict[Loc, Place] = {}
+
+    def build(self, events: Iterator[yaml.Event]) -> Tree:
+        value: Any = None
+        documents = 0
+        self.places[()] = Place(self.name, 1, 1)
+        for event in events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise self._error("a file holds one document", event)
+            elif isinstance(event, yaml.NodeEvent):
+                value = self._value(event, events, ())
+        return Tree(self.name, value, self.places, self.keys)
+
+    def _value(self, event: yaml.Event, events: Iterator[yaml.Event], loc: Loc) -> Any:
+        self._refuse(event, len(loc))
+        self.places[loc] = self._place(event)
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(events, loc)
+        if isinstance(event, yaml.SequenceStartEvent):
+            items: list[Any] = []
+            while not isinstance(item := next(events), yaml.SequenceEndEvent):
+                items.append(self._value(item, events, (*loc, len(items))))
+            return items
+        assert isinstance(event, yaml.ScalarEvent)
+        return _scalar(event)
+
+    def _mapping(self, events: Iterator[yaml.Event], loc: Loc) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        while not isinstance(event := next(events), yaml.MappingEndEvent):
+            self._refuse(event, len(loc))
+            key = _scalar(event) if isinstance(event, yaml.ScalarEvent) else None
+            if not isinstance(event, yaml.ScalarEvent) or not isinstance(key, str):
+                raise self._error("a key must be text", event, 'quote it if it is a name, as in "1": …')
+            if key == "<<" and event.implicit[0]:
+                raise self._error("merge keys (<<) are not allowed", event, "write the keys out")
+            if key in found:
+                first = self.keys[(*loc, key)].line
+                raise self._error(f"the key {key!r} is here twice; first on line {first}", event)
+            self.keys[(*loc, key)] = self._place(event)
+            found[key] = None
+            found[key] = self._value(next(events), events, (*loc, key))
+        return found
+
+    def _refuse(self, event: yaml.Event, depth: int) -> None:
+        if isinstance(event, yaml.AliasEvent):
+            raise self._error("aliases (*name) are not allowed", event, "write the value out")
+        if getattr(event, "anchor", None) is not None:
+            raise self._error("anchors (&name) are not allowed", event, "write the value out")
+        if getattr(event, "tag", None) is not None:
+            raise self._error("tags (!name) are not allowed", event, "quote the value if the ! belongs to it")
+        if depth > MAX_DEPTH:
+            message = f"nested deeper than {MAX_DEPTH} levels"
+            raise DefinitionError("YAML_LIMIT", message, where=self._place(event))
+
+    def _place(self, event: yaml.Event) -> Place:
+        assert event.start_mark is not None
+        return Place(self.name, event.start_mark.line + 1, event.start_mark.column + 1)
+
+    def _error(self, message: str, event: yaml.Event, hint: str | None = None) -> DefinitionError:
+        return DefinitionError("YAML_INVALID", message, hint=hint, where=self._place(event))
+
+
+def _scalar(event: yaml.ScalarEvent) -> str | int | float | bool | None:
+    text: str = event.value
+    if not event.implicit[0]:  # quoted, or a block of text
+        return text
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        number = float(text)
+        return text if number in (float("inf"), float("-inf")) else number
+    return text
