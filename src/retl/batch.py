@@ -191,8 +191,4 @@ class Batch:
 
     def slice(self, first: int, last: int) -> Batch:
         """Some of the rows, by their positions, as a batch of its own."""
-<<<<<<< HEAD
-        return Batch(self.rows, self.operation, self.run_id, self.epoch, first, last, self.started_at)
-=======
         return replace(self, first=first, last=last, request=None, idempotency_key=None)
->>>>>>> main

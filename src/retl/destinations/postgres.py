@@ -231,10 +231,12 @@ class Postgres(Destination[PostgresOptions]):
         """The lane's connection, with its stage; made anew after an error."""
         if self._lane is None or self._lane.closed:
             session = self._connect()
+            session.autocommit = True  # the only COMMIT a lane sends is a batch's
             with self._transaction(session):
                 place = catalog.place(session, self._sql.relation)
                 self._marked = place.marker and place.may_mark
                 session.execute(self._sql.stage())
+            session.autocommit = False
             self._lane = session
         return self._lane
 

@@ -35,7 +35,7 @@ class Column:
     needed: bool  # NOT NULL, and nothing else gives it a value
     generated: bool  # also GENERATED ALWAYS AS IDENTITY: cannot be written
     folds: bool  # its collation takes different texts for equal
-    rights: frozenset[str]
+    rights: list[str]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _columns(session: Session, oid: int) -> list[Column]:
         " WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped",
         [oid],
     ).fetchall()
-    return [Column(*facts, frozenset(rights)) for *facts, rights in rows]
+    return [Column(*row) for row in rows]
 
 
 def _keys(session: Session, oid: int) -> tuple[frozenset[str], ...]:

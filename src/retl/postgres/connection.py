@@ -97,7 +97,7 @@ class PostgresConnection(BaseModel):
     def connect(self, name: str, *, read_only: bool = False) -> Session:
         """A session in UTC, of the given application name. Systemic or Unavailable if there is none."""
         try:
-            session = psycopg.connect(**self.keywords(name))
+            session = psycopg.connect(**self.keywords(name), autocommit=True)
         except psycopg.Error as error:
             raise sqlstate.unconnected(error, self.address) from None
         session.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
@@ -105,6 +105,7 @@ class PostgresConnection(BaseModel):
         waits = {"lock": min(LOCK_WAIT, self.timeout), "statement": self.timeout, "idle": IDLE}
         with transaction(session, self.timeout):
             session.execute(_SESSION.format(**{of: max(1, round(s * 1000)) for of, s in waits.items()}))
+        session.autocommit = False
         return session
 
 
