@@ -293,6 +293,50 @@ def test_an_unknown_model_or_type_is_a_definition_error(tmp_path: Path) -> None:
         contract.build(asked, {"b": "BLOB"}, tmp_path, [])
 
 
+def test_a_type_of_ones_own_is_left_to_the_model(tmp_path: Path) -> None:
+    asked = model(
+        tmp_path,
+        "own_type_model",
+        """
+from typing import NewType
+Code = NewType("Code", str)
+class Row(BaseModel):
+    a: Code
+    b: int | str
+    c: Annotated[str, AfterValidator(lambda value: value)]
+    d: Annotated[str, StringConstraints(strip_whitespace=True)]
+""",
+    )
+    made = contract.build(asked, dict.fromkeys("abcd", "VARCHAR"), tmp_path, ["a"])
+    assert made.clears() == "FALSE"
+    assert not any(rule.plain for rule in made.columns.values())
+    assert codes(made, "(VALUES ('x', 'y', 'z', 'd'), ('x', 'y', 'z', ' d')) AS t(a, b, c, d)") == [
+        None,
+        "CONTRACT_EDITED",
+    ]
+    asked = model(tmp_path, "digits_model", "class Row(BaseModel):\n    d: Decimal\n")
+    with pytest.raises(DefinitionError, match="field d"):
+        contract.build(asked, {"d": "DOUBLE"}, tmp_path, [])
+    assert str(contract.build(asked, {"d": "DECIMAL(7,3)"}, tmp_path, []).columns["d"].type) == "decimal(7,3)"
+
+
+@pytest.mark.parametrize(
+    ("limit", "passing"),
+    [
+        ("ge", ["0.01", "0.02"]),
+        ("gt", ["0.01", "0.02"]),
+        ("le", ["-0.01", "0.00"]),
+        ("lt", ["-0.01", "0.00"]),
+    ],
+)
+def test_a_limit_finer_than_the_column_is_rounded_inwards(limit: str, passing: list[str]) -> None:
+    column = {"type": "decimal", "max_digits": 5, "decimal_places": 2, limit: "0.005"}
+    made = contract.build(written(d=column), {"d": "DECIMAL(5,2)"}, NOWHERE, [])
+    found = verdicts(made, "(SELECT d::DECIMAL(5,2) AS d FROM (VALUES (-0.01), (0.00), (0.01), (0.02)) t(d))")
+    assert [cleared for cleared, _ in found] == [isinstance(judged, dict) for _, judged in found]
+    assert [str(judged["d"]) for _, judged in found if isinstance(judged, dict)] == passing
+
+
 def test_a_collation_does_not_clear_another_case() -> None:
     made = contract.build(written(a={"type": "string", "one_of": ["up"]}), {"a": "VARCHAR"}, NOWHERE, ["a"])
     con.execute("CREATE OR REPLACE TABLE collated (a VARCHAR COLLATE NOCASE)")

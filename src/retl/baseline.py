@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -42,34 +43,33 @@ class Acknowledged(Protocol):
 
 @dataclass(frozen=True)
 class Layer:
-    """One run's part and what is known of its batches; `at` is when the run began (ISO 8601, UTC)."""
+    """One run's part and what is known of its batches; `at` is when the run began."""
 
     path: Path
-    at: str
+    at: datetime
     batches: Sequence[Acknowledged]
 
 
 def lay(spool: Spool, base: Path | None, layers: Sequence[Layer]) -> int:
-    """Make the spool view `baseline` (key, hash, owned, ref, at) and return its number of rows.
+    """Make the spool view `baseline` (key, hash, owned, ref, confirmed_at) and return its number of rows.
 
     A batch without an answer makes its rows unknown; rows no batch covers were never attempted and
     change nothing; a refused row leaves what was there.
     """
     spool.run(
         "CREATE OR REPLACE TABLE overlay (key VARCHAR, gone BOOLEAN, hash BLOB, owned BOOLEAN,"
-        " ref VARCHAR, at TIMESTAMPTZ)"
+        " ref VARCHAR, confirmed_at TIMESTAMPTZ)"
     )
     for layer in layers:
         part = f"read_parquet({literal(str(layer.path))})"
-        spool.run(
-            f"CREATE OR REPLACE TABLE layer AS {_effects(answered(spool, part, layer.batches), layer.at)}"
-        )
+        effects = _effects(answered(spool, part, layer.batches), layer.at.isoformat())
+        spool.run(f"CREATE OR REPLACE TABLE layer AS {effects}")
         spool.run("DELETE FROM overlay WHERE key IN (SELECT key FROM layer)")
         spool.run("INSERT INTO overlay SELECT * FROM layer")
-    present = "SELECT key, hash, owned, ref, at FROM overlay WHERE NOT gone"
+    present = "SELECT key, hash, owned, ref, confirmed_at FROM overlay WHERE NOT gone"
     if base is not None:
         present += (
-            f" UNION ALL SELECT key, hash, owned, ref, at FROM read_parquet({literal(str(base))})"
+            f" UNION ALL SELECT key, hash, owned, ref, confirmed_at FROM read_parquet({literal(str(base))})"
             " WHERE key NOT IN (SELECT key FROM overlay)"
         )
     spool.run(f"CREATE OR REPLACE VIEW baseline AS {present}")
@@ -83,7 +83,7 @@ def _effects(answers: str, at: str) -> str:
         "SELECT key, op = 'delete' AND kind = 'written' AS gone,"
         " CASE kind WHEN 'unknown' THEN NULL ELSE hash END AS hash,"
         " CASE WHEN kind = 'skipped' OR op = 'delete' THEN owned ELSE true END AS owned,"
-        f" coalesce(new_ref, ref) AS ref, {literal(at)}::TIMESTAMPTZ AS at FROM ({answers})"
+        f" coalesce(new_ref, ref) AS ref, {literal(at)}::TIMESTAMPTZ AS confirmed_at FROM ({answers})"
         " WHERE kind IN ('written', 'unknown') OR (kind = 'skipped' AND settled)"
     )
 

@@ -6,7 +6,7 @@ Nothing here does I/O or knows a target; a batch is handed its rows by whoever m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Literal, Protocol
@@ -152,13 +152,14 @@ class Batch:
     started_at: str = ""  # the run's start, ISO 8601 in UTC
     request: bytes | None = None
     idempotency_key: str | None = None
+    round: int = 0  # counts deliveries of the same rows that are meant to be new ones
 
     def __len__(self) -> int:
         return self.last - self.first + 1
 
     @property
     def id(self) -> str:
-        text = f"{self.run_id}/{self.operation}/{self.first}-{self.last}"
+        text = f"{self.run_id}/{self.operation}/{self.first}-{self.last}/{self.round}"
         return sha256(text.encode()).hexdigest()[:32]
 
     def keys(self) -> Sequence[tuple[Any, ...]]:
@@ -190,4 +191,4 @@ class Batch:
 
     def slice(self, first: int, last: int) -> Batch:
         """Some of the rows, by their positions, as a batch of its own."""
-        return Batch(self.rows, self.operation, self.run_id, self.epoch, first, last, self.started_at)
+        return replace(self, first=first, last=last, request=None, idempotency_key=None)

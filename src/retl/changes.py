@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from retl import values
 from retl.change_set import ChangeSet
-from retl.contract import Contract, Verdict
+from retl.contract import MISFIT, Contract, Verdict
 from retl.mapping import FieldMap, compared
 from retl.spool import Spool
 from retl.values import literal
@@ -111,7 +111,8 @@ def diff(spool: Spool, strategy: Strategy) -> None:
         op += " WHEN true" if strategy.everything else " WHEN b.hash IS DISTINCT FROM r.hash"
         op += " THEN 'update'"
         if strategy.refresh_before is not None:
-            op += f" WHEN b.at < {literal(strategy.refresh_before.isoformat())}::TIMESTAMPTZ THEN 'refresh'"
+            before = f"{literal(strategy.refresh_before.isoformat())}::TIMESTAMPTZ"
+            op += f" WHEN b.confirmed_at < {before} THEN 'refresh'"
         op += " ELSE 'unchanged' END"
     spool.run(
         "CREATE TABLE candidates AS SELECT * FROM ("
@@ -129,10 +130,10 @@ def edit(spool: Spool, judged: Contract) -> Contract:
     refused: list[tuple[Any, ...]] = []
 
     def edited() -> Iterator[tuple[Any, ...]]:
-        for row, before, verdict in _judged(spool, judged, 'SELECT "retl row" AS row, true AS due FROM mart'):
+        for row, before, verdict in _judged(spool, judged, 'SELECT "retl row" FROM mart'):
             if isinstance(verdict, Verdict):
                 refused.append((row, "contract", verdict.code, verdict.reason, verdict.column))
-            after = before if isinstance(verdict, Verdict) else verdict
+            after = verdict if isinstance(verdict, dict) else before
             yield (row, *(_as_text(after[name]) for name in names))
 
     spool.load("edited", {"retl row": "BIGINT", **carriers}, edited(), lenient=True)
@@ -146,7 +147,7 @@ def judge(spool: Spool, judged: Contract) -> None:
     """Let Pydantic decide the candidates that SQL did not clear; make `rejects` of them and of the key
     faults, and take them out of the candidates."""
     if not judged.edits:
-        due = "SELECT row, NOT sure AND op NOT IN ('skipped', 'in_doubt') AS due FROM candidates"
+        due = "SELECT row FROM candidates WHERE NOT sure AND op NOT IN ('skipped', 'in_doubt')"
         verdicts = _judged(spool, judged, due)
         spool.load(
             "verdicts",
@@ -175,12 +176,9 @@ def _judged(
     spool: Spool, judged: Contract, due: str
 ) -> Iterator[tuple[int, dict[str, Any], Verdict | dict[str, Any] | None]]:
     """Row number, its values and the model's word on it, for each row that is due."""
-    names = list(judged.columns)
+    names = [*judged.columns, MISFIT]
     cursor = spool.cursor()
-    cursor.execute(
-        f'SELECT d.row, {judged.select()} FROM ({due}) d JOIN mart ON mart."retl row" = d.row'
-        " WHERE d.due ORDER BY d.row"
-    )
+    cursor.execute(f'SELECT "retl row", {judged.select()} FROM mart WHERE "retl row" IN ({due}) ORDER BY 1')
     while chunk := cursor.fetchmany(_JUDGED_AT_ONCE):
         spool.stop.check()
         rows = [dict(zip(names, row[1:], strict=True)) for row in chunk]
@@ -215,10 +213,13 @@ def assemble(
     key_types = [f.type for f in field_map.shape.key]
     spool.load("owed", {"key": "VARCHAR"}, ((key,) for key in owed))
     order = ", ".join(["phase", *keys])
+    # the candidates' columns stand apart in a struct: the mart's may have the same names
     parts = [
-        "SELECT CASE WHEN c.key IN (SELECT key FROM owed) THEN 1 ELSE 0 END AS phase, c.op, c.key, c.hash,"
-        f" c.owned, c.ref, {field_map.payload} FROM candidates c JOIN mart ON"
-        " mart.\"retl row\" = c.row WHERE c.op IN ('insert', 'update', 'refresh')"
+        'SELECT CASE WHEN "retl due".key IN (SELECT key FROM owed) THEN 1 ELSE 0 END AS phase,'
+        ' "retl due".op AS op, "retl due".key AS key, "retl due".hash AS hash, "retl due".owned AS owned,'
+        f' "retl due".ref AS ref, {field_map.payload} FROM mart JOIN'
+        ' (SELECT row AS "retl at", c AS "retl due" FROM candidates c'
+        " WHERE op IN ('insert', 'update', 'refresh')) ON \"retl row\" = \"retl at\""
     ]
     if absence:
         values_of_key = ", ".join(
@@ -226,8 +227,8 @@ def assemble(
         )
         nothing = "".join(f", NULL AS f{i}" for i in range(len(field_map.shape.fields)))
         parts.append(
-            f"SELECT 2 AS phase, 'delete' AS op, b.key, NULL AS hash, b.owned, b.ref, {values_of_key}{nothing}"
-            f" {_GONE}"
+            "SELECT 2 AS phase, 'delete' AS op, b.key, NULL AS hash, b.owned, b.ref,"
+            f" {values_of_key}{nothing} {_GONE}"
         )
     top = f" LIMIT {limit}" if limit is not None else ""
     spool.run(
@@ -273,7 +274,7 @@ def sample(
     types = [f.type for f in field_map.shape.key]
     keys = ", ".join(f"{values.key_value_sql(types, i, 'key')} AS k{i}" for i in range(len(types)))
     alive = (
-        f" AND at > {literal(confirmed_after.isoformat())}::TIMESTAMPTZ"
+        f" AND confirmed_at > {literal(confirmed_after.isoformat())}::TIMESTAMPTZ"
         if confirmed_after is not None
         else ""
     )

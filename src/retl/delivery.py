@@ -10,18 +10,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
 from retl import log
-from retl.batch import UNKNOWN, Batch, Kind, Outcome, Pending, RowResult
+from retl.batch import UNKNOWN, Batch, Capabilities, Kind, Outcome, Pending, RowResult
 from retl.definitions import Retry
 from retl.destinations import Destination
 from retl.errors import Ambiguous, Failure, Poisoned, Stopped, Systemic, Unavailable
-from retl.pace import Pace, retrying
+from retl.pace import Pace
 from retl.signals import Stop
 
 WINDOW = 16  # batches opened in the ledger at once: after a crash at most these are unknown
@@ -66,17 +66,21 @@ class Journal(Protocol):
     def flush(self) -> None: ...
 
 
+def minted(capabilities: Capabilities) -> bool:
+    """Does every batch need an intent of its own: where twice is not once, or a key makes it so?"""
+    return not capabilities.idempotent or capabilities.key_window is not None
+
+
 @dataclass
 class Delivery:
     """The lanes of one run into one object. `lane()` makes one more Destination, for one thread."""
 
     lane: Callable[[], Destination[Any]]
-    lanes: int
+    capabilities: Capabilities
     journal: Journal
     pace: Pace
     retry: Retry
     stop: Stop
-    idempotent: bool
     max_failed_rate: float
     resend_unknown: bool = False  # at_least_once: an unanswered batch is sent again
     answered: list[Answered] = field(default_factory=list)
@@ -96,11 +100,14 @@ class Delivery:
         """
         work = _Window(iter(batches), self.journal)
         try:
-            if self.lanes == 1:
+            if self.capabilities.lanes == 1:
                 self._work(work, self._destination(0))
             else:
-                with ThreadPoolExecutor(self.lanes, thread_name_prefix="retl-lane") as pool:
-                    lanes = [pool.submit(self._work, work, self._destination(i)) for i in range(self.lanes)]
+                with ThreadPoolExecutor(self.capabilities.lanes, thread_name_prefix="retl-lane") as pool:
+                    lanes = [
+                        pool.submit(self._work, work, self._destination(i))
+                        for i in range(self.capabilities.lanes)
+                    ]
                 for lane in sorted(lanes, key=lambda lane: isinstance(lane.exception(), Stopped)):
                     lane.result()
         finally:
@@ -127,7 +134,7 @@ class Delivery:
 
     def _deliver(self, destination: Destination[Any], batch: Batch) -> None:
         """One batch to its answer; a poisoned one as halves, each with a name of its own."""
-        if not self.idempotent:
+        if minted(self.capabilities):
             batch = self._mint(destination, batch)
         tries = _Tries()
         try:
@@ -144,6 +151,7 @@ class Delivery:
         except (Unavailable, Systemic, Stopped):
             if not tries.pending:  # a batch the target works on stays open: its handle tells later
                 self._record(tries.answer(batch, Outcome(UNKNOWN if tries.doubt else NOT_APPLIED)))
+            self.stop.check()  # a stop ends the pauses between attempts early
             raise
         finally:
             with self._lock:
@@ -153,7 +161,7 @@ class Delivery:
 
     def _persist(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
         """Try until there is an answer, inside the budget of attempts and seconds."""
-        attempts = retrying(self.retry, self.stop)
+        attempts = self.pace.retrying(self.retry, self.stop.event)
         return attempts(lambda: self._once(destination, batch, tries))
 
     def _once(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
@@ -162,11 +170,12 @@ class Delivery:
         tries.count += 1
         log.event("batch_sending", batch=batch.id, rows=len(batch), attempt=tries.count)
         try:
-            with self.pace.turn(self.stop):
+            with self.pace.turn(self.stop.event):
+                self.stop.check()
                 answer = destination.write(batch)
         except Ambiguous as problem:
             answer = destination.settle(batch, None)
-            if (self.idempotent or self.resend_unknown) and answer == Outcome(UNKNOWN):
+            if (self.capabilities.idempotent or self.resend_unknown) and answer == Outcome(UNKNOWN):
                 tries.doubt = True
                 raise Unavailable(problem.code, problem.message, hint=problem.hint) from problem
         while isinstance(answer, Pending):
@@ -181,14 +190,18 @@ class Delivery:
             )
         return answer
 
-    def _again(self, destination: Destination[Any], batch: Batch, outcome: Outcome) -> Outcome:
-        """Rows refused for now are sent again by themselves, as slices of the batch."""
-        waiting = [row for row in range(len(batch)) if outcome.result(row).kind is Kind.RETRY]
-        if not waiting:
-            return outcome
+    def _again(
+        self,
+        destination: Destination[Any],
+        batch: Batch,
+        outcome: Outcome,
+        due: Callable[[RowResult], bool] = lambda result: result.kind is Kind.RETRY,
+    ) -> Outcome:
+        """Send the rows that are due once more, as slices of the batch, and merge what becomes of them."""
+        waiting = [row for row in range(len(batch)) if due(outcome.result(row))]
         merged = dict(outcome.exceptions)
         for first, last in _spans(waiting):
-            part = batch.slice(batch.first + first, batch.first + last)
+            part = replace(batch.slice(batch.first + first, batch.first + last), round=batch.round + 1)
             try:
                 again = self._persist(destination, part, _Tries())
             except (Unavailable, Poisoned):
@@ -196,12 +209,58 @@ class Delivery:
             merged |= {first + row: again.result(row) for row in range(len(part))}
         return replace(outcome, exceptions=merged)
 
+    def second_chance(self, codes: Collection[str]) -> None:
+        """Rows refused with one of these codes once more: a delete may have made room for them."""
+        destination = self._destination(0)
+        for number, one in enumerate(self.answered):
+            if one.outcome is not None and one.batch.operation != "delete":
+                outcome = self._again(
+                    destination,
+                    one.batch,
+                    one.outcome,
+                    lambda result: result.kind is Kind.REJECTED and result.code in codes,
+                )
+                if outcome != one.outcome:
+                    self.answered[number] = replace(one, outcome=outcome)
+                    self.journal.acknowledge(self.answered[number])
+        self.journal.flush()
+
+    def settle(self, destination: Destination[Any], batch: Batch, handle: str | None) -> Outcome:
+        """What became of a batch that a dead run left open: by its handle, or by the same bytes under the
+        same key; UNKNOWN where nobody can tell."""
+
+        def once() -> Outcome:
+            answer = destination.settle(batch, handle)
+            while isinstance(answer, Pending):
+                self.stop.wait(answer.look_again)
+                answer = destination.settle(batch, answer.handle)
+            return answer
+
+        try:
+            return self.pace.retrying(self.retry, self.stop.event)(once)
+        except Ambiguous:
+            return Outcome(UNKNOWN)
+        except Poisoned as problem:
+            return Outcome(RowResult(Kind.REJECTED, problem.code, problem.message))
+
+    def count(self, kind: Kind) -> int:
+        """How many rows met this end so far."""
+        total = 0
+        for one in self.answered:
+            if one.outcome is not None:
+                total += sum(result.kind is kind for result in one.outcome.exceptions.values())
+                if one.outcome.default.kind is kind:
+                    total += len(one.batch) - len(one.outcome.exceptions)
+        return total
+
     def _mint(self, destination: Destination[Any], batch: Batch) -> Batch:
-        """Where twice is not once: the bytes and their key exist, durably, before the first send."""
-        minted = replace(batch, request=destination.request(batch), idempotency_key=batch.id)
-        self.journal.intend(minted)
+        """The batch is known, durably, before it is sent; where the target honours a key, so are the
+        key and the exact bytes that every resend carries."""
+        if self.capabilities.key_window is not None:
+            batch = replace(batch, request=destination.request(batch), idempotency_key=batch.id)
+        self.journal.intend(batch)
         log.event("batch_intended", batch=batch.id)
-        return minted
+        return batch
 
     def _record(self, answered: Answered) -> None:
         with self._lock:
@@ -232,7 +291,7 @@ class Delivery:
                     if number >= SAME_CODE_ROWS:
                         raise Systemic(
                             "ALL_REFUSED",
-                            f"the target refused the first {number} rows alike, with {code}, and accepted none",
+                            f"the target refused all of the first {number} rows alike, with {code}",
                             hint="this is not about the rows: look at the target's rules and the mapping",
                         )
             attempted = self._accepted + self._refused
@@ -291,22 +350,9 @@ class _Window(Iterator[Batch]):
 
 def _spans(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Sorted row numbers as (first, last) of each gapless stretch."""
-    first = last = rows[0]
-    for row in rows[1:]:
-        if row != last + 1:
-            yield first, last
+    first = 0
+    for i, row in enumerate(rows):
+        if i == 0 or row != rows[i - 1] + 1:
             first = row
-        last = row
-    yield first, last
-
-
-def kinds(answered: Iterable[Answered]) -> Mapping[Kind, int]:
-    """How many rows met which end."""
-    counts: dict[Kind, int] = {}
-    for one in answered:
-        if one.outcome is not None:
-            for result in one.outcome.exceptions.values():
-                counts[result.kind] = counts.get(result.kind, 0) + 1
-            rest = len(one.batch) - len(one.outcome.exceptions)
-            counts[one.outcome.default.kind] = counts.get(one.outcome.default.kind, 0) + rest
-    return counts
+        if i + 1 == len(rows) or rows[i + 1] != row + 1:
+            yield first, row

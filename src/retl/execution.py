@@ -17,15 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from retl import __version__, baseline, changes, log
+from retl import __version__, baseline, changes, log, planning
 from retl.accounting import Account
-from retl.batch import KEPT, Batch, Kind, Operation, Outcome
+from retl.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
 from retl.changes import DELETES, FRESH, OWED
-from retl.delivery import Answered, Delivery
+from retl.delivery import Answered, Delivery, minted
 from retl.destinations import Destination
 from retl.errors import Failure, Mismatch, RetlError, Stopped
 from retl.journal import RunJournal
-from retl.ledger import Checkpoint, Lock, RejectChanges, RunEnd, RunStart
+from retl.ledger import Acknowledgement, Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.mapping import FieldMap, Run
 from retl.pace import Pace
 from retl.planning import Clock, Job, Plan
@@ -67,7 +67,7 @@ class Execution:
             RunStart(
                 run_id=self.run.run_id,
                 sync=job.sync.name,
-                object=job.target.options.object,
+                object=job.object,
                 environment=job.environment,
                 correlation_id=job.correlation_id,
                 epoch=self.lock.epoch,
@@ -99,14 +99,14 @@ class Execution:
         """Where twice is not once, learn what became of dead runs' open batches: same ids, same bytes.
         Inside the vendor's window evidence is sought; outside it they stay in doubt."""
         capabilities = destination.capabilities
-        if capabilities.idempotent or not (capabilities.settles or capabilities.key_window):
+        if not minted(capabilities) or not (capabilities.settles or capabilities.key_window):
             return
         ledger = self.job.ledger
         for layer in ledger.layers(self.job.sync.name, capabilities.object):
             opened = [b for b in ledger.batches(layer.run_id) if b.status == "open"]
             if not opened:
                 continue
-            age = (self.run.started_at - layer.began).total_seconds()
+            age = (self.run.started_at - layer.started_at).total_seconds()
             if not capabilities.settles and age > (capabilities.key_window or 0):
                 continue
             rows = changes.from_part(
@@ -125,9 +125,10 @@ class Execution:
                     idempotency_key=row.idempotency_key,
                 )
                 log.event("batch_settling", batch=row.batch_id)
-                answered = delivery.settle(destination, batch, row.handle)
-                if answered.outcome is not None and answered.outcome.default.kind is not Kind.UNKNOWN:
-                    ledger.settle(layer.run_id, self.lock.epoch, row.batch_id, answered.outcome)
+                outcome = delivery.settle(destination, batch, row.handle)
+                if outcome != Outcome(UNKNOWN):
+                    answer = Acknowledgement(row.batch_id, outcome, row.attempts + 1, None, None)
+                    ledger.acknowledge(layer.run_id, self.lock.epoch, [answer])
 
     def prepare(self) -> None:
         """What `create` and the promises need in the target; only where something will be written."""
@@ -158,7 +159,7 @@ class Execution:
         if plan.adopting:
             self._adopt()
             return
-        delivery = self.delivery = self._delivery(None, every=not plan.capabilities.idempotent)
+        delivery = self.delivery = self._delivery(None, every=minted(plan.capabilities))
         try:
             for phase in (FRESH, OWED):
                 delivery.drain(self._batches(phase))
@@ -224,7 +225,7 @@ class Execution:
         return self.plan
 
     def _destination(self) -> Destination[Any]:
-        return self.job.target.destination(self.job.target.options, self._planned().field_map.shape)
+        return self.job.target.lane(self._planned().field_map.shape)
 
     def _delivery(self, destination: Destination[Any] | None, *, every: bool) -> Delivery:
         job = self.job
@@ -232,12 +233,11 @@ class Execution:
         capabilities = destination.capabilities if destination else self._planned().capabilities
         return Delivery(
             lane=self._destination,
-            lanes=capabilities.lanes,
+            capabilities=capabilities,
             journal=self.journal,
             pace=self.pace,
             retry=job.sync.retry,
             stop=job.stop,
-            idempotent=capabilities.idempotent,
             max_failed_rate=job.sync.guards.max_failed_rate,
             resend_unknown=job.sync.delivery == "at_least_once",
         )
@@ -274,10 +274,10 @@ class Execution:
 
     def _unfinished(self, counts: Counts) -> Failure | None:
         """Why a run that reached its end is no success."""
-        if counts.in_doubt or counts.deletes.in_doubt:
+        if doubtful := counts.in_doubt + counts.deletes.in_doubt:
             return Failure(
                 "IN_DOUBT",
-                f"{counts.in_doubt + counts.deletes.in_doubt} rows got no answer: nobody knows whether they arrived",
+                f"{doubtful} rows got no answer: nobody knows whether they arrived",
                 hint="look into the target, then `retl resolve`",
             )
         if self.delivery is not None and self.delivery.count(Kind.RETRY):
@@ -303,27 +303,16 @@ class Execution:
         base, base_epoch = (former.base, former.base_epoch) if former else (None, 0)
         base_rows = former.baseline_rows if former else 0
         obsolete: list[str] = []
-        if layers and baseline.due(base_rows, [layer.rows for layer in layers]):
+        if layers and baseline.due(base_rows, [layer.part_rows for layer in layers]):
             path = self.directory / f"{self.run.run_id}.base.parquet"
-            files = [
-                baseline.Layer(
-                    ledger.get_file(one.part, self.directory), one.started_at, ledger.batches(one.run_id)
-                )
-                for one in layers
-            ]
-            held = ledger.get_file(base, self.directory) if base else None
-            base_rows = baseline.lay(plan.spool, held, files)
+            base_rows = planning.lay(ledger, plan.spool, self.directory, base, layers)
             baseline.compact(plan.spool, path)
             ledger.put_file(path.name, path)
             obsolete = [one.part for one in layers] + ([base] if base else [])
             base, base_epoch = path.name, self.lock.epoch
             log.event("baseline_compacted", rows=base_rows)
         done = self.delivery.answered if self.delivery else []
-        newest = (
-            [self.run.run_id, done[-1].batch.id]
-            if done
-            else (list(former.newest) if former and former.newest else None)
-        )
+        newest = (self.run.run_id, done[-1].batch.id) if done else former.newest if former else None
         last_read = plan.read if plan.read_whole else (former.read_rows if former else None)
         return Checkpoint(
             sync=self.job.sync.name,
@@ -386,6 +375,7 @@ class Execution:
         }
 
     def _summary(self, status: str, code: int, counts: Counts, problem: RetlError | None) -> Summary:
+        effort = self._effort()
         return Summary(
             self.job.sync.name,
             self.run.run_id,
@@ -398,5 +388,7 @@ class Execution:
             guards=self._guards(problem),
             error=described(problem) if problem else None,
             notes=self.plan.notes if self.plan else (),
-            **self._effort(),
+            batches=effort["batches"],
+            retries=effort["retries"],
+            bytes=effort["bytes"],
         )

@@ -93,15 +93,14 @@ def _volume(facts: Facts, guards: Guards) -> Iterator[Refusal]:
         yield Refusal(
             "EMPTY_SOURCE", f"the mart has {facts.read} rows; expected {wanted}", "was the mart built?"
         )
-        return
-    if facts.full_read and facts.last_read and facts.read:
-        if _over(facts.last_read - facts.read, guards.max_row_drop, facts.last_read):
-            yield Refusal(
-                "ROW_DROP",
-                f"the mart fell from {facts.last_read} to {facts.read} rows, more than max_row_drop"
-                f" ({guards.max_row_drop:g})",
-                "was the mart built whole? If so, --accept ROW_DROP",
-            )
+    last = facts.last_read or 0
+    if facts.full_read and facts.read and last and _over(last - facts.read, guards.max_row_drop, last):
+        yield Refusal(
+            "ROW_DROP",
+            f"the mart fell from {last} to {facts.read} rows, more than max_row_drop"
+            f" ({guards.max_row_drop:g})",
+            "was the mart built whole? If so, --accept ROW_DROP",
+        )
     over_rate = facts.deletes > DELETES_ALWAYS_PASS and _over(
         facts.deletes, guards.max_delete_rate, facts.baseline_rows
     )

@@ -24,7 +24,7 @@ def sync(job: Job, pace: Pace) -> Summary:
     try:
         with clock.phase("begin"):
             lock = job.ledger.lock(
-                [job.sync.name, job.target.options.object],
+                [job.sync.name, job.object],
                 sync=job.sync.name,
                 host=socket.gethostname(),
                 pid=os.getpid(),

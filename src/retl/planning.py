@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from retl import baseline, changes, contract, guards, log, mapping
-from retl.batch import Batch, Capabilities
+from retl.batch import Batch, Capabilities, Shape
 from retl.change_set import ChangeSet
 from retl.changes import Selection, Strategy
 from retl.contract import Contract
@@ -28,7 +28,7 @@ from retl.mapping import FieldMap, Run
 from retl.signals import Stop
 from retl.sources import duckdb as mart
 from retl.spool import Spool
-from retl.summary import Counts, Deletes
+from retl.summary import REJECTS_SHOWN, Counts, Deletes, Summary
 
 SAMPLE = 200  # confirmed keys asked for before `unchanged` is believed
 
@@ -37,9 +37,13 @@ SAMPLE = 200  # confirmed keys asked for before `unchanged` is believed
 class Target:
     """The resolved destination of a sync: its class and its validated options."""
 
-    type: str
+    kind: str
     destination: type[Destination[Any]]
     options: Any
+
+    def lane(self, shape: Shape) -> Destination[Any]:
+        """One more Destination, for one thread."""
+        return self.destination(self.options, shape)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,13 @@ class Job:
     ledger: Ledger
     options: Options
     stop: Stop
+    environment: str | None = None
+    correlation_id: str | None = None
+
+    @property
+    def object(self) -> str:
+        """The identity of what this sync writes to."""
+        return self.target.destination.identity(self.target.options, self.sync.write)
 
 
 @dataclass
@@ -148,9 +159,11 @@ def make(
         identity = mart.attach(spool, job.warehouse, job.folder, _tell_waiting)
         readable = [job.folder / path for path in job.warehouse.read_paths]
         spool.harden([*readable, *job.ledger.readable()])
-        judge = contract.build(sync.contract, mart.columns(spool, wanted), job.folder, sync.key)
+        judge = contract.build(
+            sync.contract, mart.columns(spool, wanted), job.folder, sync.key, job.warehouse.timezone
+        )
         field_map = _map(job, judge, run, None)
-        capabilities = job.target.destination(job.target.options, field_map.shape).capabilities
+        capabilities = job.target.lane(field_map.shape).capabilities
         fit(sync, field_map, capabilities)
         checkpoint = job.ledger.checkpoint(sync.name, capabilities.object)
         layers = job.ledger.layers(sync.name, capabilities.object)
@@ -158,7 +171,11 @@ def make(
         mart.read(spool, wanted, judge.columns, "mart")
         mart.detach(spool, job.warehouse)
         log.event("mart_frozen")
-    destination = job.target.destination(job.target.options, field_map.shape)
+    if judge.edits:
+        with clock.phase("judge"):
+            judge = changes.edit(spool, judge)
+            field_map = _map(job, judge, run, field_map.shape.newest)
+    destination = job.target.lane(field_map.shape)
     try:
         with clock.phase("recover"):
             settle(field_map, destination, spool)
@@ -171,11 +188,11 @@ def make(
                 "who": mapping.who(field_map),
                 "what": mapping.what(sync, field_map, capabilities.shaping),
             }
-            former = checkpoint.fingerprints if checkpoint else {}
+            former = checkpoint.fingerprints if checkpoint else layers[-1].fingerprint if layers else {}
             who_changed = bool(former) and former.get("who") != fingerprints["who"]
-            baseline_rows = 0 if who_changed else _lay(job.ledger, spool, directory, checkpoint, layers)
-            if who_changed:
-                baseline.lay(spool, None, [])
+            base = checkpoint.base if checkpoint and not who_changed else None
+            known_layers = [] if who_changed else job.ledger.layers(sync.name, capabilities.object)
+            baseline_rows = lay(job.ledger, spool, directory, base, known_layers)
         with clock.phase("guard"):
             refusals, emptied = _ask_target(destination)
             sampled, lost = (0, 0)
@@ -191,7 +208,8 @@ def make(
             refresh_before=_refresh_before(run.started_at, capabilities.expires),
         )
         with clock.phase("diff"):
-            changes.fingerprint(spool, field_map, judge.clears(), fingerprints["what"])
+            sure = "TRUE" if judge.edits else judge.clears()
+            changes.fingerprint(spool, field_map, sure, fingerprints["what"])
             changes.diff(spool, strategy)
         with clock.phase("judge"):
             changes.judge(spool, judge)
@@ -327,20 +345,13 @@ def _newest(
     return checkpoint.newest if checkpoint else None
 
 
-def _lay(
-    ledger: Ledger, spool: Spool, directory: Path, checkpoint: Checkpoint | None, layers: Sequence[LayerRow]
-) -> int:
-    base = ledger.get_file(checkpoint.base, directory) if checkpoint and checkpoint.base else None
-    return baseline.lay(
-        spool,
-        base,
-        [
-            baseline.Layer(
-                ledger.get_file(layer.part, directory), layer.started_at, ledger.batches(layer.run_id)
-            )
-            for layer in layers
-        ],
-    )
+def lay(ledger: Ledger, spool: Spool, directory: Path, base: str | None, layers: Sequence[LayerRow]) -> int:
+    """Lay the baseline that the ledger's files and answers make; returns its rows."""
+    parts = [
+        baseline.Layer(ledger.get_file(one.part, directory), one.started_at, ledger.batches(one.run_id))
+        for one in layers
+    ]
+    return baseline.lay(spool, ledger.get_file(base, directory) if base else None, parts)
 
 
 def _returns_rows(spool: Spool, check: str, options: Options) -> bool:
@@ -396,7 +407,7 @@ def _refresh_before(now: datetime, expires: float | None) -> datetime | None:
 
 
 def _outcome(spool: Spool) -> dict[str, int]:
-    counts = {op: number for op, number in spool.run("SELECT op, count(*) FROM candidates GROUP BY op")}
+    counts = {row[0]: row[1] for row in spool.run("SELECT op, count(*) FROM candidates GROUP BY op")}
     counts["rejected"] = spool.one("SELECT count(*) FROM rejects")[0]
     return counts
 
@@ -425,6 +436,63 @@ def _tell_waiting(pid: str) -> None:
     log.event("mart_locked", writer=pid)
 
 
-def with_shape(job: Job, plan: Plan) -> Destination[Any]:
-    """One more lane to the plan's target."""
-    return job.target.destination(job.target.options, replace(plan.field_map.shape))
+def predict(job: Job, plan: Plan, clock: Clock) -> Summary:
+    """What the run would report, as long as mart, ledger and target stay as they are. Where the write
+    mode depends on what the target has, its keys are read if it is readable; else counts are `at most`."""
+    counts, notes = plan.counts(), list(plan.notes)
+    if not plan.refusals and job.sync.write in ("insert_only", "update_only") and not plan.adopting:
+        if plan.capabilities.readable:
+            counts = _with_skips(counts, _present(job, plan), job.sync.write)
+        else:
+            notes.append("this target cannot be read: inserted and updated are at most these numbers")
+    problem = plan.refusals[0] if plan.refusals else None
+    if problem is not None:
+        counts = Counts(read=plan.read, not_attempted=plan.read)
+    status = "SUCCESS_WITH_REJECTS" if counts.rejected else "SUCCESS"
+    counts.check()
+    return Summary(
+        job.sync.name,
+        None,
+        "REFUSED" if problem else status,
+        Mismatch.exit_code if problem else 0,
+        dry_run=True,
+        counts=counts,
+        seconds=sum(clock.phases.values()),
+        phases=clock.phases,
+        rejects=[
+            {"key": r.key, "stage": r.stage, "code": r.code, "reason": r.reason}
+            for r in changes.rejects(plan.spool, REJECTS_SHOWN)
+        ],
+        guards=[asdict(refusal) for refusal in plan.refusals],
+        error=asdict(problem) if problem else None,
+        notes=notes,
+    )
+
+
+def _present(job: Job, plan: Plan) -> dict[str, tuple[int, int]]:
+    """By op: rows of the change set whose key the target has, and has not."""
+    destination = job.target.lane(plan.field_map.shape)
+    found: dict[str, tuple[int, int]] = {}
+    try:
+        for phase in (changes.FRESH, changes.OWED):
+            for first, last in plan.change_set.cut(phase, job.sync.batch.rows):
+                batch = Batch(plan.change_set, job.sync.write, plan.run.run_id, 0, first, last)
+                texts = plan.change_set.texts(range(first, last + 1))
+                for position, row in enumerate(destination.read(batch), first):
+                    op = texts[position][0]
+                    has, lacks = found.get(op, (0, 0))
+                    found[op] = (has + (row is not None), lacks + (row is None))
+    finally:
+        destination.close()
+    return found
+
+
+def _with_skips(counts: Counts, present: Mapping[str, tuple[int, int]], write: str) -> Counts:
+    skips = {op: has if write == "insert_only" else lacks for op, (has, lacks) in present.items()}
+    return replace(
+        counts,
+        inserted=counts.inserted - skips.get("insert", 0),
+        updated=counts.updated - skips.get("update", 0),
+        refreshed=counts.refreshed - skips.get("refresh", 0),
+        skipped=counts.skipped + sum(skips.values()),
+    )

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from retl.batch import UNKNOWN, Answer, Batch, Capabilities, Outcome, Shape
+from retl.batch import UNKNOWN, Answer, Batch, Capabilities, Outcome, Shape, WriteMode
 from retl.errors import DefinitionError
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
@@ -34,6 +34,12 @@ class Destination(ABC, Generic[OptionsT]):
     def __init__(self, options: OptionsT, shape: Shape) -> None:
         self.options = options
         self.shape = shape
+
+    @classmethod
+    @abstractmethod
+    def identity(cls, options: OptionsT, write: WriteMode) -> str:
+        """Server, object and key template this writes to, normalised and without secrets: the baseline
+        belongs to it. The same as `capabilities.object`, known before the mart is."""
 
     @abstractmethod
     def check(self) -> None:

@@ -1,0 +1,244 @@
+"""Any API that takes JSON over HTTP, described by hand or by a preset.
+
+The account needs whatever its operations need; `check` can name a harmless request that proves it.
+Upserts, updates and deletes are sent again after an answer that never came; inserts only under an
+idempotency key. An answer means what `outcome` says, and where it says nothing about a row, nothing is
+believed. A DELETE or update of one object's own address that finds none is answered 404 or 410: gone,
+or not there to update; `outcome.cases` can say otherwise. Redirects and web pages stop the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from retl.batch import (
+    UNKNOWN,
+    Answer,
+    Batch,
+    Capabilities,
+    Kind,
+    Operation,
+    Outcome,
+    RowResult,
+    Shape,
+    SoftDelete,
+    WriteMode,
+)
+from retl.definitions import Definition, Duration
+from retl.destinations import Destination
+from retl.errors import DefinitionError, Poisoned, Systemic
+from retl.http.auth import Anonymous, Auth, HeaderName, Secret, secrets
+from retl.http.body import Endpoint, Request, Template, exact
+from retl.http.client import Address, Client, Timeouts
+from retl.http.outcome import Reply, Sent, interpret
+from retl.http.rules import Case, Rules, text
+
+_NAMES: dict[Operation, str] = {
+    "upsert": "upsert",
+    "insert_only": "insert",
+    "append": "insert",
+    "update_only": "update",
+    "delete": "delete",
+}
+_INSERTS = ("insert_only", "append")
+_PROBE = Rules(ok=tuple(range(200, 300)), rows="none")
+
+
+class HttpConnection(Definition):
+    """A server and who we are to it. `headers` count as secrets: they are sent and never shown."""
+
+    type: str = "http"
+    base_url: str
+    auth: Auth = Anonymous()
+    headers: dict[HeaderName, Secret] = Field(default={})
+    timeouts: Timeouts = Timeouts()
+    allow_plaintext: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> HttpConnection:
+        address = Address.parse(self.base_url)
+        if address.scheme == "http" and not address.is_loopback and not self.allow_plaintext:
+            raise ValueError("base_url must be https; `allow_plaintext: true` is the only way round")
+        return self
+
+
+class Probe(Definition):
+    """A request that changes nothing and needs the same credential."""
+
+    method: Literal["GET", "HEAD", "OPTIONS"] = "GET"
+    path: str
+
+
+class Idempotency(Definition):
+    """The header a target knows a repeated request by, and for how long it does."""
+
+    header: HeaderName
+    window: Duration = 86400.0
+
+
+class HttpOptions(Definition):
+    connection: HttpConnection
+    upsert: Endpoint | None = None
+    insert: Endpoint | None = None
+    update: Endpoint | None = None
+    delete: Endpoint | None = None
+    outcome: Rules = Rules()
+    idempotency: Idempotency | None = None
+    check: Probe | None = None
+
+
+class HttpDestination(Destination[HttpOptions]):
+    Connection = HttpConnection
+    Options = HttpOptions
+
+    def __init__(self, options: HttpOptions, shape: Shape) -> None:
+        """DefinitionError where no endpoint serves the sync, or one names a field it has not got."""
+        super().__init__(options, shape)
+        connection = options.connection
+        headers = {name: value.get_secret_value() for name, value in connection.headers.items()}
+        self._address = Address.parse(connection.base_url)
+        self._client = Client(self._address, connection.auth, headers, connection.timeouts)
+        self._secrets = [*headers.values(), *secrets(connection.auth)]
+        self._endpoints = _endpoints(options, shape)
+        self._templates: dict[Operation, Template] = {}
+        endpoint = self._template(shape.write).endpoint
+        if shape.deletes != "keep":
+            self._template("delete")
+        key = options.idempotency
+        self.capabilities = Capabilities(
+            object=self.identity(options, shape.write),
+            operations=frozenset(self._endpoints),
+            idempotent=shape.write not in _INSERTS,
+            form="documents",
+            shaping=endpoint.model_dump(mode="json", exclude={"outcome", "max_rows", "max_bytes"}),
+            key_window=key.window if key else None,
+            nulls_keep=shape.write not in _INSERTS,
+            settles=key is not None,
+            max_rows=endpoint.rows_at_most,
+        )
+
+    @classmethod
+    def identity(cls, options: HttpOptions, write: WriteMode) -> str:
+        address = Address.parse(options.connection.base_url)
+        endpoint: Endpoint | None = getattr(options, _NAMES[write])
+        return f"{address}{address.prefix}{endpoint.path.partition('?')[0] if endpoint else ''}"
+
+    def check(self) -> None:
+        probe = self.options.check
+        if probe is None:
+            self._client.connect()
+            return
+        reply = self._client.send(Request(probe.method, self._address.prefix + probe.path, (), b""))
+        sent = Sent(1, True, lambda to: [], lambda row: self._secrets)
+        found = interpret(reply, _PROBE, sent).default
+        if found.kind is Kind.REJECTED:
+            raise Systemic("HTTP_CHECK", f"the target refuses `check`: {found.code}: {found.reason}")
+
+    def write(self, batch: Batch) -> Answer:
+        try:
+            request = self._request(batch)
+        except Poisoned as error:
+            if len(batch) > 1:
+                raise
+            return Outcome(RowResult(Kind.REJECTED, error.code, error.message))
+        return self._judge(self._send(request, batch), request, batch)
+
+    def settle(self, batch: Batch, handle: str | None) -> Answer:
+        """The same bytes under the same key again, which tells what became of the first time; to be
+        asked within `key_window`. Without a key there is no evidence to be had."""
+        if batch.request is None or batch.idempotency_key is None or self.options.idempotency is None:
+            return Outcome(UNKNOWN)
+        request = self._request(batch)
+        reply = self._send(request, batch)
+        if reply.status == 409:  # the first request is still in work, or another one took its key
+            return Outcome(UNKNOWN)
+        return self._judge(reply, request, batch)
+
+    def request(self, batch: Batch) -> bytes:
+        return self._request(batch).dump()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _request(self, batch: Batch) -> Request:
+        """What goes out for the batch: the bytes that were minted for it, or new ones. Poisoned if its
+        rows cannot be one request."""
+        host = ("Host", self._address.authority)
+        if batch.request is not None:
+            request = Request.load(batch.request)
+            if request.headers[:1] != (host,):
+                raise Systemic("HTTP_MOVED", "base_url names another server than this request was made for")
+            return request
+        rows = batch.documents()
+        if batch.operation == "delete" and isinstance(self.shape.deletes, SoftDelete):
+            fields = exact.encode(self.shape.deletes.set).decode()
+            rows = [(*key, fields) for key in rows]
+        request = self._template(batch.operation).request(rows)
+        return replace(request, headers=(host, *request.headers))
+
+    def _send(self, request: Request, batch: Batch) -> Reply:
+        key = self.options.idempotency
+        named = {key.header: batch.idempotency_key} if key and batch.idempotency_key else {}
+        return self._client.send(request, named)
+
+    def _judge(self, reply: Reply, request: Request, batch: Batch) -> Outcome:
+        template = self._template(batch.operation)
+
+        def names(to: str) -> list[str]:
+            if to == "$row_no":
+                return [str(n) for n in range(len(batch))]
+            index = 0 if to == "$key" else template.keys.index(to.removeprefix("$"))
+            keys = batch.keys()
+            return [text(key[index]) for key in keys]
+
+        def texts(row: int | None) -> list[str]:
+            return [*template.texts(request, row), *self._secrets]
+
+        rules = self._rules(batch.operation, template.endpoint)
+        return interpret(reply, rules, Sent(len(batch), batch.operation not in _INSERTS, names, texts))
+
+    def _rules(self, operation: Operation, endpoint: Endpoint) -> Rules:
+        """The endpoint's own rules or the destination's, of which those about lists of rows are not for
+        an endpoint that takes one. That one object's own address finds none is no error where it was to
+        go, and leaves the row open where it was to be updated."""
+        rules = endpoint.outcome or self.options.outcome
+        if endpoint.outcome is None and endpoint.wrap is None and endpoint.rows_at_most == 1:
+            single = {"rows": "none" if rules.rows == "none" else "all_or_nothing", "partial": ()}
+            rules = rules.model_copy(update={**single, "ok": (*rules.ok, *Rules().ok)})
+        if not endpoint.placeholders or operation not in ("delete", "update_only"):
+            return rules
+        none = Case(status=(404, 410), means="written" if operation == "delete" else "absent")
+        return rules.model_copy(update={"cases": (*rules.cases, none)})
+
+    def _template(self, operation: Operation) -> Template:
+        """The operation's endpoint, made ready for the sync's rows; once."""
+        if operation not in self._templates:
+            if operation not in self._endpoints:
+                word = "deletes" if operation == "delete" else f"write: {operation}"
+                raise DefinitionError(
+                    "HTTP_OPERATION",
+                    f"`{word}` needs `{_NAMES[operation]}` under `destination`",
+                    hint=f"{_NAMES[operation]}: {{method: …, path: /…}}",
+                )
+            endpoint, deletes = self._endpoints[operation], self.shape.deletes
+            keys, fields = ([field.name for field in part] for part in (self.shape.key, self.shape.fields))
+            if operation == "delete":
+                fields = list(deletes.set) if isinstance(deletes, SoftDelete) else []
+            to = (endpoint.outcome or self.options.outcome).match.to
+            if to != "$row_no" and to.removeprefix("$") not in keys and (to != "$key" or len(keys) > 1):
+                raise DefinitionError(
+                    "HTTP_MATCH", f"`match.to: {to}` is no field of the key and not $row_no"
+                )
+            self._templates[operation] = Template(endpoint, keys, fields, self._address.prefix)
+        return self._templates[operation]
+
+
+def _endpoints(options: HttpOptions, shape: Shape) -> dict[Operation, Endpoint]:
+    """The endpoint behind each operation that the destination offers."""
+    given = {name: getattr(options, name) for name in ("upsert", "insert", "update", "delete")}
+    if isinstance(shape.deletes, SoftDelete):
+        given["delete"] = options.update or options.upsert
+    return {op: given[name] for op, name in _NAMES.items() if given[name] is not None}

@@ -1,0 +1,282 @@
+"""Rows into requests: the row's shape as data, the path with its placeholders, the bytes on the wire.
+
+There is no template language. A string that begins with `$` stands for a value, everything else is a
+constant: `$name` a destination field, `$fields` all fields but the key's as an object, `$row` key and
+fields as an object, `$key` the key, `$row_no` the row's number in its request as text ("0", "1", …);
+`$field.row` names a field that is called like one of those, `$$` begins a text with a dollar sign.
+The fields' JSON comes from SQL and is spliced as it is, so digits survive. A row chooses neither host
+nor path: its values are percent-encoded into the one segment they stand in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, quote, unquote, urlencode
+
+import msgspec
+from pydantic import Field, model_validator
+
+from retl.definitions import Definition
+from retl.errors import DefinitionError, Poisoned
+from retl.http.auth import HeaderName
+from retl.http.rules import Rules, look, text
+
+_PLACEHOLDER = re.compile(r"\{([^{}/]+)\}")
+_PATH = re.compile(r"(?:/(?!/)[A-Za-z0-9._~!$&'()*+,;=:@%-]*)+(?:\?[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?")
+_CONTENT = {
+    "json": "application/json",
+    "ndjson": "application/x-ndjson",
+    "form": "application/x-www-form-urlencoded",
+}
+_PIECES = re.compile(r"[/?&=]")
+_OMIT = object()
+
+exact = msgspec.json.Encoder(decimal_format="number")  # Decimals keep their digits
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_exactly = msgspec.json.Decoder(float_hook=str)
+
+Row = tuple[Any, ...]  # the key's values, then the fields as one JSON object (str); a delete: the key only
+Cell = Callable[[Row, int, dict[str, msgspec.Raw]], Any]
+
+
+class Endpoint(Definition):
+    """How one operation looks on the wire.
+
+    `wrap` is the dotted path of the list of rows inside the body ("" = the body is that list); without
+    it the row is the body and there is one row per request. `envelope` is the rest of the body.
+    """
+
+    method: Literal["POST", "PUT", "PATCH", "DELETE"] = "POST"
+    path: str
+    wrap: str | None = None
+    envelope: dict[str, Any] = Field(default={})
+    row: Any = None
+    encoding: Literal["json", "ndjson", "form"] = "json"
+    headers: dict[HeaderName, str] = Field(default={})
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+    max_bytes: Annotated[int, Field(ge=1)] | None = None
+    outcome: Rules | None = None  # in place of the destination's
+
+    @property
+    def placeholders(self) -> list[str]:
+        return _PLACEHOLDER.findall(self.path)
+
+    @property
+    def rows_at_most(self) -> int | None:
+        single = self.placeholders or (self.wrap is None and self.encoding != "ndjson")
+        return 1 if single else self.max_rows
+
+    @model_validator(mode="after")
+    def _fits(self) -> Endpoint:
+        plain = _PLACEHOLDER.sub("x", self.path)
+        if not _PATH.fullmatch(plain) or {".", ".."} & set(plain.partition("?")[0].split("/")):
+            raise ValueError(
+                "a path begins with one /, is percent-encoded and has no dot segments, no host, no #"
+            )
+        if (self.max_rows or 1) > 1 and self.rows_at_most == 1:
+            raise ValueError("several rows per request need `wrap` and a path without placeholders")
+        if self.envelope and not self.wrap:
+            raise ValueError("an `envelope` needs `wrap`: where in it the rows go")
+        if self.encoding != "json" and self.wrap is not None:
+            raise ValueError(f"`wrap` goes with JSON, not with {self.encoding}")
+        if any(not text.isascii() or not text.isprintable() for text in self.headers.values()):
+            raise ValueError("a header's value is printable ASCII on one line")
+        _around(self)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request without credentials: what is shown, stored before the first send, and sent."""
+
+    method: str
+    target: str  # the whole path, and the query
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    def dump(self) -> bytes:
+        head = [f"{self.method} {self.target}", *(f"{name}: {value}" for name, value in self.headers)]
+        return "\r\n".join(head).encode() + b"\r\n\r\n" + self.body
+
+    @classmethod
+    def load(cls, data: bytes) -> Request:
+        head, _, body = data.partition(b"\r\n\r\n")
+        first, *rest = head.decode().split("\r\n")
+        method, target = first.split(" ", 1)
+        headers = tuple((name, value) for name, _, value in (line.partition(": ") for line in rest))
+        return cls(method, target, headers, body)
+
+
+class Template:
+    """An endpoint made ready for rows with these key and other fields.
+
+    DefinitionError HTTP_PLACEHOLDER if it names a field that the rows have not got.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, keys: Sequence[str], fields: Sequence[str], prefix: str = ""
+    ) -> None:
+        self.endpoint, self.keys, self.fields = endpoint, tuple(keys), frozenset(fields)
+        self._members_asked = False
+        self._path = [
+            part if n % 2 == 0 else self._field(part)
+            for n, part in enumerate(_PLACEHOLDER.split(prefix + endpoint.path))
+        ]
+        bare = endpoint.row is None and endpoint.wrap is None and endpoint.method == "DELETE"
+        shape = "$row" if endpoint.row is None else endpoint.row
+        self._row = None if bare else self._cell(shape)
+        self._constants = set(_leaves([shape, endpoint.envelope]))
+        self._literals = set(_PIECES.split(prefix + endpoint.path))
+        self._before, self._after = _around(endpoint)
+        content = (("Content-Type", _CONTENT[endpoint.encoding]),) if self._row else ()
+        given = {name.lower() for name in endpoint.headers}
+        self._headers = tuple(endpoint.headers.items()) + (content if "content-type" not in given else ())
+
+    def request(self, rows: Sequence[Row]) -> Request:
+        """The one request for these rows. Poisoned, before anything is sent, if they are too many or
+        too large for one, or if a value cannot stand where it has to."""
+        limit = self.endpoint.rows_at_most
+        if limit is not None and len(rows) > limit:
+            raise Poisoned("TOO_MANY_ROWS", f"{len(rows)} rows where a request takes {limit}")
+        try:
+            members = [_members.decode(row[-1]) for row in rows] if self._members_asked else [{}] * len(rows)
+            target = self._target(rows[0], members[0])
+            body = self._body(rows, members) if self._row else b""
+        except UnicodeEncodeError:
+            raise Poisoned(
+                "NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot say"
+            ) from None
+        if self.endpoint.max_bytes is not None and len(body) > self.endpoint.max_bytes:
+            raise Poisoned("TOO_LARGE", f"{len(body)} bytes where a request takes {self.endpoint.max_bytes}")
+        return Request(self.endpoint.method, target, self._headers, body)
+
+    def texts(self, request: Request, row: int | None) -> set[str]:
+        """The texts that a row (None: any row) of this request was sent with, constants left out."""
+        encoding, body = self.endpoint.encoding, request.body
+        ours = set(_PIECES.split(request.target)) - self._literals
+        rows: Any = None
+        if encoding == "form":
+            rows = [value for _, value in parse_qsl(body.decode())]
+        elif encoding == "ndjson":
+            rows = [_exactly.decode(line) for line in body.splitlines()]
+        elif body:
+            rows = look(_exactly.decode(body), self.endpoint.wrap or "")
+        if row is not None and self.endpoint.rows_at_most != 1:
+            rows = rows[row]
+        return {unquote(piece) for piece in ours} | set(_leaves(rows)) - self._constants
+
+    def _target(self, row: Row, members: dict[str, msgspec.Raw]) -> str:
+        parts = [part if isinstance(part, str) else _segment(part(row, 0, members)) for part in self._path]
+        return "".join(parts)
+
+    def _body(self, rows: Sequence[Row], members: Sequence[dict[str, msgspec.Raw]]) -> bytes:
+        assert self._row is not None
+        cell = self._row
+        made = [cell(row, n, members[n]) for n, row in enumerate(rows)]
+        match self.endpoint.encoding:
+            case "ndjson":
+                return b"".join(exact.encode(one) + b"\n" for one in made)
+            case "form":
+                return urlencode(list(_flat(_exactly.decode(exact.encode(made[0])), ""))).encode()
+        whole = exact.encode(made)
+        return whole[1:-1] if self.endpoint.wrap is None else self._before + whole + self._after
+
+    def _cell(self, shape: Any) -> Cell:
+        """The function that makes this part of the shape for a row; _OMIT = the row has not got it."""
+        match shape:
+            case dict():
+                pairs = [(str(name), self._cell(part)) for name, part in shape.items()]
+                return lambda row, n, members: {
+                    name: value for name, cell in pairs if (value := cell(row, n, members)) is not _OMIT
+                }
+            case list() | tuple():
+                cells = [self._cell(part) for part in shape]
+                return lambda row, n, members: [
+                    value for cell in cells if (value := cell(row, n, members)) is not _OMIT
+                ]
+            case str() if shape.startswith("$$"):
+                return lambda row, n, members: shape[1:]
+            case "$fields":
+                return lambda row, n, members: msgspec.Raw(row[-1])
+            case "$row":
+                return self._whole
+            case "$key" if len(self.keys) == 1:
+                return lambda row, n, members: row[0]
+            case "$row_no":
+                return lambda row, n, members: str(n)
+            case str() if shape.startswith("$"):
+                return self._field(shape[1:].removeprefix("field."))
+            case _:
+                return lambda row, n, members: shape
+
+    def _field(self, name: str) -> Cell:
+        if name in self.keys:
+            index = self.keys.index(name)
+            return lambda row, n, members: row[index]
+        if name not in self.fields:
+            known = ", ".join([*self.keys, *sorted(self.fields)])
+            raise DefinitionError(
+                "HTTP_PLACEHOLDER", f"there is no field {name!r} here", hint=f"fields: {known}"
+            )
+        self._members_asked = True
+        return lambda row, n, members: members.get(name, _OMIT)
+
+    def _whole(self, row: Row, n: int, members: dict[str, msgspec.Raw]) -> msgspec.Raw:
+        key = exact.encode(dict(zip(self.keys, row, strict=False)))
+        fields = row[-1].encode() if len(row) > len(self.keys) else b"{}"
+        return msgspec.Raw(key if fields == b"{}" else key[:-1] + b"," + fields[1:])
+
+
+def _around(endpoint: Endpoint) -> tuple[bytes, bytes]:
+    """The body before and after its list of rows. ValueError if `wrap` cannot be reached."""
+    if not endpoint.wrap:
+        return b"", b""
+    *way, last = endpoint.wrap.split(".")
+    body = at = deepcopy(endpoint.envelope)
+    for step in way:
+        at = at.setdefault(step, {})
+        if not isinstance(at, dict):
+            raise ValueError(f"`wrap` goes through {step!r}, which is no object in `envelope`")
+    if last in at:
+        raise ValueError(f"`envelope` already has something at {endpoint.wrap!r}")
+    at[last] = msgspec.Raw(b"\0")  # a byte that no JSON text holds
+    before, after = exact.encode(body).split(b"\0")
+    return before, after
+
+
+def _segment(value: Any) -> str:
+    """A value as part of a path. Poisoned if it would be another path: nothing, `.` or `..`, which
+    servers resolve even when percent-encoded."""
+    missing = value is None or value is _OMIT or (isinstance(value, msgspec.Raw) and bytes(value) == b"null")
+    plain = "" if missing else text(value)
+    if plain in ("", ".", ".."):
+        raise Poisoned("NO_PATH", "a value of the path is empty, null or a dot segment")
+    return quote(plain, safe="")
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Nested values as form fields: a[b]=1, c[0]=2; null is empty."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _flat(part, f"{name}[{key}]" if name else key)
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from _flat(part, f"{name}[{index}]")
+    else:
+        yield name, "" if value is None else text(value)
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """Every scalar inside, as text; not the names, and not what tells nothing (true, false, null)."""
+    if isinstance(value, dict):
+        for part in value.values():
+            yield from _leaves(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _leaves(part)
+    elif value is not None and not isinstance(value, bool):
+        yield text(value)

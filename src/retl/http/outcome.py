@@ -1,0 +1,275 @@
+"""What an HTTP answer means for the rows that were sent: pure, and the same for every vendor.
+
+An answer says something of each row, of the request as a whole, or nothing; `Rules` tell which, as data.
+It does no I/O and never guesses: a row the answer does not account for is UNKNOWN, a success nobody can
+read is Ambiguous. No text made here holds a value of a row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from http import HTTPStatus
+from math import isfinite
+from typing import Any
+
+import msgspec
+
+from retl.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
+from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
+from retl.http.rules import HeaderWait, Rules, look, text
+
+LONGEST_WAIT = 3600.0  # seconds; a target that asks for more is asked again after this
+LONGEST_REASON = 200  # characters
+
+_AGAIN = frozenset({425, 429, 503})  # refused before anything was done
+_REFUSED = frozenset({400, 409, 413, 414, 422})  # something in it is bad, nothing was applied
+_NO_JSON = object()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back; `whole` is False where the body was cut off, or too long to be read."""
+
+    status: int
+    headers: Mapping[str, str]  # names in lower case
+    body: bytes = field(default=b"", repr=False)
+    whole: bool = True
+
+    @cached_property
+    def content(self) -> Any:
+        """The body as JSON; None if there is none, _NO_JSON if it is something else."""
+        if not self.body.strip():
+            return None
+        try:
+            return msgspec.json.decode(self.body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return _NO_JSON
+
+    @property
+    def is_page(self) -> bool:
+        """A page for people: whoever answered is not the API."""
+        start = self.body[:64].lstrip().lower()
+        return "html" in self.headers.get("content-type", "").lower() or start.startswith(
+            (b"<!doctype", b"<html")
+        )
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What an answer is held against: how many rows, whether sending them twice is harmless, each row's
+    name for an `Identity`, and the texts a row (None: any of them) was sent with."""
+
+    rows: int
+    idempotent: bool
+    names: Callable[[str], Sequence[str]]
+    texts: Callable[[int | None], Iterable[str]]
+
+
+def interpret(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
+    """What became of each row. Raises the TargetError of an answer that concerns all of them; one that
+    refuses a request of a single row is that row's rejection."""
+    content = reply.content
+    if not reply.is_page:
+        for case in rules.cases:
+            if reply.status in case.status and (case.when is None or case.when.fits(content)):
+                return _means(case.means, reply, rules, sent)
+        if reply.status in rules.ok or reply.status in rules.partial:
+            return _accepted(reply, rules, sent)
+    return _means(_table(reply, sent), reply, rules, sent)
+
+
+def _table(reply: Reply, sent: Sent) -> str:
+    """The meaning of a status. The ones a gateway gives while its API is away may be web pages."""
+    status = reply.status
+    if status in _AGAIN:
+        return "unavailable"
+    if status == 408 or (status >= 500 and status not in (501, 505)):
+        return "unavailable" if sent.idempotent else "unknown"
+    if reply.is_page:
+        return "systemic"
+    if 200 <= status < 300:
+        return "unknown"
+    return "refused" if status in _REFUSED else "systemic"
+
+
+def _means(meaning: str, reply: Reply, rules: Rules, sent: Sent) -> Outcome:
+    settled = {"written": WRITTEN, "kept": KEPT, "absent": ABSENT}
+    if meaning in settled:
+        return Outcome(settled[meaning])
+    code, reason = _said(reply.content, rules, sent.texts(None))
+    if meaning == "refused" and sent.rows == 1:
+        return Outcome(
+            RowResult(Kind.REJECTED, code or f"HTTP_{reply.status}", reason or _phrase(reply.status))
+        )
+    said = ": ".join(part for part in (f"the target answered {_phrase(reply.status)}", code, reason) if part)
+    name = f"HTTP_{reply.status}"
+    if meaning == "unavailable":
+        raise Unavailable(name, said, retry_after=wait_asked(reply, rules.retry_after))
+    errors: dict[str, type[TargetError]] = {"refused": Poisoned, "unknown": Ambiguous}
+    raise errors.get(meaning, Systemic)(name, said, hint=_hint(reply))
+
+
+def _accepted(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
+    """The rows of an answer whose status is an ok, whole or partial."""
+    content = reply.content
+    if not reply.whole:
+        raise Ambiguous(
+            "HTTP_CUT_OFF", f"the answer {_phrase(reply.status)} was cut off, or too long to read"
+        )
+    if rules.ok_when is not None and reply.status != 204 and not rules.ok_when.fits(content):
+        return _means("refused", reply, rules, sent)
+    if rules.rows == "none":
+        return Outcome(WRITTEN)
+    if content is _NO_JSON:
+        raise Ambiguous("HTTP_NO_JSON", f"the answer {_phrase(reply.status)} is not the JSON it has to be")
+    if rules.rows == "all_or_nothing":
+        return Outcome(WRITTEN)
+    items = look(content, rules.at)
+    if rules.rows == "positional":
+        if not isinstance(items, list) or len(items) != sent.rows:
+            return Outcome(UNKNOWN)
+        return _outcome(WRITTEN, {n: _judged(item, n, rules, sent) for n, item in enumerate(items)})
+    if rules.rows == "listed":
+        return _listed(content, rules, sent)
+    if items is None or items == []:
+        return Outcome(WRITTEN if reply.status in rules.ok else UNKNOWN)
+    if not isinstance(items, list):
+        return Outcome(UNKNOWN)
+    bad: dict[int, RowResult] = {}
+    stray = False  # an error that names no row of ours may be meant for any of them
+    for rows, item in _named(items, rules, sent):
+        stray = stray or not rows
+        bad.update({n: _judged(item, n, rules, sent, bad=True) for n in rows})
+    return _outcome(UNKNOWN if stray else WRITTEN, bad)
+
+
+def _listed(content: Any, rules: Rules, sent: Sent) -> Outcome:
+    found: dict[int, RowResult] = {}
+    for path, bad in ((rules.at, False), (rules.errors_at, True)):
+        items = None if path is None else look(content, path)
+        for rows, item in _named(items if isinstance(items, list) else [], rules, sent):
+            for n in rows:
+                result = _judged(item, n, rules, sent, bad=bad)
+                found[n] = result if found.get(n, result).kind == result.kind else UNKNOWN
+    return _outcome(UNKNOWN, found)
+
+
+def _named(items: Sequence[Any], rules: Rules, sent: Sent) -> Iterator[tuple[Sequence[int], Any]]:
+    """Each item with the rows it names, which are none where it names nothing of ours."""
+    if rules.rows == "errors_by_index":
+        for item in items:
+            index = look(item, rules.index)
+            index = int(index) if isinstance(index, str) and index.isdecimal() else index
+            ours = type(index) is int and 0 <= index < sent.rows
+            yield ([index] if ours else []), item
+        return
+    rows: dict[str, list[int]] = {}
+    for n, name in enumerate(sent.names(rules.match.to)):
+        rows.setdefault(name, []).append(n)
+    for item in items:
+        name = next((text(v) for path in rules.match.at if (v := look(item, path)) is not None), "")
+        yield rows.get(name, []), item
+
+
+def _judged(item: Any, row: int, rules: Rules, sent: Sent, *, bad: bool = False) -> RowResult:
+    """What an item says of its row: `bad` where its being in the list means that."""
+    if rules.row_retry is not None and rules.row_retry.fits(item):
+        code, reason = _said(item, rules, sent.texts(row))
+        return RowResult(Kind.RETRY, code, reason)
+    if rules.row_kept is not None and rules.row_kept.fits(item):
+        return KEPT
+    if rules.row_absent is not None and rules.row_absent.fits(item):
+        return ABSENT
+    if not bad and (rules.row_ok is None or rules.row_ok.fits(item)):
+        ref = look(item, rules.ref) if rules.ref else None
+        return WRITTEN if ref is None else RowResult(Kind.WRITTEN, ref=text(ref))
+    code, reason = _said(item, rules, sent.texts(row))
+    return RowResult(Kind.REJECTED, code or "REFUSED", reason or "the target refused the row")
+
+
+def _outcome(default: RowResult, results: Mapping[int, RowResult]) -> Outcome:
+    return Outcome(default, {n: result for n, result in results.items() if result is not default})
+
+
+def _said(value: Any, rules: Rules, texts: Iterable[str]) -> tuple[str | None, str | None]:
+    """The target's own code and sentence in a value, as far as they tell nothing of a row."""
+    known = list(texts)
+    parts = []
+    for paths in (rules.code, rules.reason):
+        found = (look(value, path) for path in paths)
+        part = next((text(one) for one in found if isinstance(one, str | int | float)), None)
+        parts.append(None if part is None else scrub(part, known))
+    code, reason = parts
+    return (code if code and "…" not in code and len(code) <= 64 else None), reason
+
+
+def scrub(sentence: str, values: Iterable[str]) -> str | None:
+    """A sentence of a target without any of the values, at most LONGEST_REASON characters on one line;
+    None if nothing is left. A value goes whole, and each of its words goes wherever it stands alone."""
+    line = "".join(c if c.isprintable() else " " for c in sentence[: 20 * LONGEST_REASON])
+    words: set[str] = set()
+    for value in values:
+        if len(value) > 3 and value.casefold() in line.casefold():
+            line = re.sub(re.escape(value), "…", line, flags=re.IGNORECASE)
+        words.update(word.casefold() for word in re.findall(r"\w+", value))
+    line = re.sub(r"\w+", lambda found: "…" if found[0].casefold() in words else found[0], line)
+    line = " ".join(line.split())
+    if not re.search(r"\w", line):
+        return None
+    return line if len(line) <= LONGEST_REASON else line[: LONGEST_REASON - 1] + "…"
+
+
+def wait_asked(reply: Reply, header: HeaderWait | None = None) -> float | None:
+    """Seconds the target asks us to wait, at most LONGEST_WAIT; None if it does not say. Moments are
+    held against the target's own clock where it tells the time."""
+    now = _moment(reply.headers.get("date")) or datetime.now(UTC).timestamp()
+    given = reply.headers.get(header.header.lower()) if header else None
+    if header is not None and given is not None:
+        unit = {"s": (0.0, 1.0), "ms": (0.0, 0.001), "epoch_s": (now, 1.0)}[header.unit]
+        seconds = _number(given)
+        wait = None if seconds is None else (seconds - unit[0]) * unit[1]
+    else:
+        given = reply.headers.get("retry-after", "")
+        moment = _moment(given)
+        wait = moment - now if moment is not None else _number(given)
+    return None if wait is None else min(max(wait, 0.0), LONGEST_WAIT)
+
+
+def _number(value: str) -> float | None:
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if isfinite(number) else None
+
+
+def _moment(value: str | None) -> float | None:
+    try:
+        return parsedate_to_datetime(value).timestamp() if value else None
+    except ValueError:
+        return None
+
+
+def _phrase(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def _hint(reply: Reply) -> str | None:
+    if reply.is_page:
+        return "a web page came back: is base_url the API's, and does no proxy or login page stand before it?"
+    if 300 <= reply.status < 400:
+        return "redirects are not followed: put the address it points to into base_url"
+    return {
+        401: "the credential was not accepted: check `auth` of the connection",
+        403: "the credential is known but may not do this: check its scopes at the target",
+        404: "nothing is at this address: check base_url and path",
+        405: "this address does not know the method: check method and path",
+    }.get(reply.status)

@@ -1,0 +1,116 @@
+"""How a target tells what became of the rows, as data: one shape for hand-written syncs and for presets.
+
+Knows paths into JSON and nothing of HTTP's own words; `outcome` applies it to an answer.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+
+from retl.definitions import Definition
+
+Paths = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
+
+
+class Match(Definition):
+    """True where what stands at the dotted path `at` is one of `in`, type and all."""
+
+    at: str = ""
+    values: tuple[StrictStr | StrictBool | StrictInt | StrictFloat | None, ...] = Field(alias="in")
+
+    def fits(self, value: Any) -> bool:
+        found = look(value, self.at)
+        return any(type(one) is type(found) and one == found for one in self.values)
+
+
+class Case(Definition):
+    """What answers of some kind mean for all their rows, whatever the table says; the first that fits
+    decides. `written`: done, also where it was done before. `kept`: the target has the key already.
+    `absent`: it has not got it. `refused`: something in it is bad and nothing was applied."""
+
+    status: tuple[int, ...]
+    when: Match | None = None
+    means: Literal["written", "kept", "absent", "refused", "unavailable", "unknown", "systemic"]
+
+
+class Identity(Definition):
+    """How an item of an answer names its row: the first of the paths `at` that holds something, which is
+    the row's `to`: `$key`, one field of the key, or `$row_no`."""
+
+    at: Paths = ("",)
+    to: str = "$key"
+
+
+class HeaderWait(Definition):
+    """A header that says how long to wait, where it is not Retry-After."""
+
+    header: str
+    unit: Literal["s", "ms", "epoch_s"] = "s"
+
+
+class Rules(Definition):
+    """How a target tells what became of the rows; paths are dotted, numbers index lists.
+
+    rows: `all_or_nothing` = an ok is an ok for all · `none` = the same, and the body is not even read ·
+    `positional` = one item per row, in their order · `listed` = one item per row, named by `match` ·
+    `errors_by_index`, `errors_by_value` = one item per bad row, named by the number at `index` or by
+    `match`. `at` is where that list is. `row_ok`, `row_kept`, `row_absent`, `row_retry` judge an item.
+    """
+
+    ok: tuple[int, ...] = (200, 201, 202, 204)
+    partial: tuple[int, ...] = ()
+    ok_when: Match | None = None  # an ok without it is a refusal
+    rows: Literal["all_or_nothing", "none", "positional", "listed", "errors_by_index", "errors_by_value"] = (
+        "all_or_nothing"
+    )
+    at: str = ""
+    errors_at: str | None = None  # listed only: a second list, of bad rows
+    index: str = "index"
+    match: Identity = Identity()
+    row_ok: Match | None = None
+    row_kept: Match | None = None
+    row_absent: Match | None = None
+    row_retry: Match | None = None
+    code: Paths = ("error.code", "errors.0.code", "code")
+    reason: Paths = ("error.message", "errors.0.message", "message", "detail", "error")
+    ref: str | None = None
+    retry_after: HeaderWait | None = None
+    cases: tuple[Case, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Rules:
+        if self.rows in ("all_or_nothing", "none") and self.partial:
+            raise ValueError("`partial` needs `rows` that say which rows are meant")
+        if self.rows == "positional" and self.row_ok is None:
+            raise ValueError("`rows: positional` needs `row_ok`: what an item says of a row that was written")
+        if self.errors_at is not None and self.rows != "listed":
+            raise ValueError("`errors_at` goes with `rows: listed`")
+        return self
+
+
+def look(value: Any, path: str) -> Any:
+    """What stands at a dotted path ("" = the value itself, a number indexes a list); None if nothing."""
+    for step in path.split(".") if path else ():
+        if isinstance(value, dict):
+            value = value.get(step)
+        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            return None
+    return value
+
+
+def text(value: Any) -> str:
+    """A value as the text that names it in paths, forms and answers: JSON without the quotes."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    plain = msgspec.json.encode(value)
+    return msgspec.json.decode(plain, type=str) if plain.startswith(b'"') else plain.decode()

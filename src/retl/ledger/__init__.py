@@ -1,0 +1,237 @@
+"""What retl remembers between runs: in `.retl/ledger.db`, or in a PostgreSQL of the team's.
+
+`open_ledger` is the way in; everything recorded or asked goes through the `Ledger` it returns. Opened
+to read, it leaves no trace: a copy of the file in a private folder, or one read-only snapshot of the
+server. It never resets state by itself and never repairs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import retl
+from retl.errors import DefinitionError, LedgerError
+from retl.ledger.database import Database, PostgreSQL, SQLite, copy_database, unreadable
+from retl.ledger.files import (
+    Directory,
+    Files,
+    Table,
+    chunks_of,
+    make_private,
+    private,
+    sync_directory,
+    writing,
+)
+from retl.ledger.history import History
+from retl.ledger.journal import Journal
+from retl.ledger.lock import Advisory, Flocks, Lock
+from retl.ledger.rows import (
+    Acknowledgement,
+    BatchRow,
+    Checkpoint,
+    LayerRow,
+    Reject,
+    RejectChanges,
+    RejectRow,
+    RunEnd,
+    RunRow,
+    RunStart,
+)
+
+__all__ = [
+    "Acknowledgement",
+    "BatchRow",
+    "Checkpoint",
+    "LayerRow",
+    "Ledger",
+    "Lock",
+    "Reject",
+    "RejectChanges",
+    "RejectRow",
+    "RunEnd",
+    "RunRow",
+    "RunStart",
+    "open_ledger",
+]
+
+
+class Ledger(Journal, History):
+    """An open ledger: `state_id` was made with it and names it for ever, `fresh` if that was just now."""
+
+    def __init__(
+        self, database: Database, files: Files, home: Path, *, fresh: bool, closing: contextlib.ExitStack
+    ) -> None:
+        super().__init__(database, files)
+        self.fresh = fresh
+        self.state_id = str(database.query("SELECT value FROM retl_meta WHERE name = 'state_id'")[0][0])
+        self._home = home
+        self._closing = closing.pop_all()
+
+    def lock(self, names: Sequence[str], *, sync: str, host: str, pid: int) -> Lock:
+        """The lock of a sync and of all these names, at once; Later LOCK_HELD if somebody has one of them."""
+        if isinstance(self._database, PostgreSQL):
+            grip: Flocks | Advisory = Advisory(self._database, self.state_id)
+        else:
+            grip = Flocks(self._database, self._home / "locks")
+        self._locks[sync] = Lock(grip, names, sync=sync, host=host, pid=pid)
+        return self._locks[sync]
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Keep a copy of this file as a run file: when this returns it is durable."""
+        with self._database.transaction():
+            self._files.put(name, chunks_of(path))
+
+    def get_file(self, name: str, directory: Path) -> Path:
+        """A path to read the run file from: in place, or fetched into `directory`."""
+        return self._files.get(name, directory)
+
+    def drop_file(self, name: str) -> None:
+        """Remove a run file if it is there."""
+        with self._database.transaction():
+            self._files.drop([name])
+
+    def readable(self) -> list[Path]:
+        """The directories in which run files are read in place."""
+        return [self._home / "runs"] if isinstance(self._files, Directory) else []
+
+    def close(self) -> None:
+        self._closing.close()
+
+
+def open_ledger(url: str, folder: Path, *, environment: str | None, create: bool = True) -> Ledger:
+    """The ledger of a project in `folder`: at `file:DIR` (DIR/NAME with an environment) or
+    `postgresql://…` (in the schema retl_NAME with an environment).
+
+    Made if it is not there; with `create=False` nothing is written or made anywhere and a ledger that is
+    not there is an empty one. DefinitionError for a url or environment that cannot be; LedgerError
+    STATE_SYMLINK, STATE_NEWER, STATE_UNREADABLE, STATE_UNREACHABLE otherwise.
+    """
+    if environment is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}", environment):
+        raise DefinitionError("ENVIRONMENT_NAME", "an environment's name is letters, digits, '_' and '-'")
+    with contextlib.ExitStack() as closing:
+        files: Files
+        if url.startswith(("postgresql://", "postgres://")):
+            home, schema = folder, f"retl_{environment}" if environment else None
+            database: Database = PostgreSQL(url, schema, snapshot=not create)
+            closing.callback(database.close)
+            if not create and not database.exists():
+                database = SQLite(None)
+            files, made = Table(database), False
+        elif url.startswith("file:") and url != "file:":
+            home = folder / url.removeprefix("file:") / (environment or "")
+            _refuse_symlinks(folder, home)
+            path, made = _made(home) if create else (_copied(home, closing), False)
+            database = SQLite(path)
+            closing.callback(database.close)
+            files = Directory(home / "runs")
+        else:
+            raise DefinitionError("STATE_URL", "a state url is file:DIR or postgresql://…")
+        fresh = _migrate(database) or made
+        database.read_only = not create
+        return Ledger(database, files, home, fresh=fresh, closing=closing)
+
+
+def _made(home: Path) -> tuple[Path, bool]:
+    """The ledger's file, and whether it was made now. It appears whole: an empty file in its place would
+    be state that had reset itself."""
+    with writing(home):
+        make_private(home)
+        turn = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # Whoever comes second waits the few milliseconds that making a ledger takes.
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            if _is_there(home):
+                return home / "ledger.db", False
+            draft = home / ".ledger.new"
+            draft.unlink(missing_ok=True)
+            os.close(private(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+            with contextlib.closing(SQLite(draft)) as database:
+                _migrate(database)
+            draft.with_name(".ledger.new-journal").unlink(missing_ok=True)
+            draft.rename(home / "ledger.db")
+            sync_directory(home)
+            return home / "ledger.db", True
+        finally:
+            os.close(turn)
+
+
+def _copied(home: Path, closing: contextlib.ExitStack) -> Path | None:
+    """A private copy that goes when the ledger is closed; None if there is nothing to copy."""
+    if not _is_there(home):
+        return None
+    aside = Path(tempfile.mkdtemp(prefix="retl-"))
+    closing.callback(shutil.rmtree, aside, ignore_errors=True)
+    copy_database(home / "ledger.db", aside / "ledger.db")
+    return aside / "ledger.db"
+
+
+def _is_there(home: Path) -> bool:
+    """Whether there is a ledger; what is left of one that was is no reason to begin anew."""
+    path = home / "ledger.db"
+    if path.exists() and not path.stat().st_size:
+        raise unreadable(str(path), "it is empty")
+    if not path.exists() and Directory(home / "runs").names():
+        raise unreadable(str(path), "it is gone, though its run files are still there")
+    return path.exists()
+
+
+def _migrate(database: Database) -> bool:
+    """Bring the tables to the newest form known here, a script per version; True if there were none."""
+    scripts = _scripts()
+    if database.exists() and _version(database, len(scripts)) == len(scripts):
+        return False
+    with database.transaction():
+        database.serialise_creation()
+        fresh = not database.exists()
+        for script in scripts[0 if fresh else _version(database, len(scripts)) :]:
+            text = re.sub(r"--[^\n]*", "", script.read_text())
+            for statement in filter(str.strip, text.split(";")):
+                database.change(statement)
+        if fresh:
+            database.change(
+                "INSERT INTO retl_meta VALUES ('schema', '0'), ('state_id', ?)", str(uuid.uuid4())
+            )
+        database.change("UPDATE retl_meta SET value = ? WHERE name = 'schema'", str(len(scripts)))
+    return fresh
+
+
+def _version(database: Database, known: int) -> int:
+    """How many scripts have made these tables; LedgerError STATE_NEWER if more than we know."""
+    found = database.query("SELECT value FROM retl_meta WHERE name = 'schema'")
+    if not found or not found[0][0].isdigit():
+        raise unreadable(database.place, "retl_meta does not say which version of the tables this is")
+    version = int(found[0][0])
+    if version > known:
+        raise LedgerError(
+            "STATE_NEWER",
+            f"{database.place} was written by a newer retl: tables version {version}, known is {known}",
+            hint="upgrade retl: an older one cannot know what it would break",
+        )
+    return version
+
+
+def _scripts() -> list[Path]:
+    """The table definitions, oldest first: beside the package in a wheel, above it in a checkout."""
+    package = Path(retl.__file__).parent
+    found = [sorted((root / "sql" / "ledger").glob("*.sql")) for root in (package, package.parents[1])]
+    return found[0] or found[1]
+
+
+def _refuse_symlinks(folder: Path, home: Path) -> None:
+    """State behind a symlink may be anybody's: every part of the path that the project names is real."""
+    named = [path for path in (home, *home.parents) if path.is_relative_to(folder) and path != folder] or [
+        home
+    ]
+    for path in (*named, *(home / name for name in ("ledger.db", "ledger.db-journal", "runs", "locks"))):
+        if path.is_symlink():
+            raise LedgerError(
+                "STATE_SYMLINK", f"{path} is a symlink", hint="put the real folder in its place"
+            )

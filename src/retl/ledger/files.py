@@ -1,0 +1,177 @@
+"""Durable run files: the baseline's base and parts, and requests that must be sent again unchanged.
+
+Beside a SQLite ledger they are files of a private directory, in PostgreSQL rows of `retl_files`. A file
+appears whole or not at all, and is there after a power failure once `put` has returned. Names are
+flat: nothing here can be led out of its directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from retl.errors import LedgerError
+from retl.ledger.database import Database, unreadable
+
+CHUNK = 8 * 1024 * 1024
+
+
+class Files(ABC):
+    """Where run files are kept."""
+
+    @abstractmethod
+    def put(self, name: str, chunks: Iterable[bytes]) -> None:
+        """Store the chunks under this name, over what was there."""
+
+    @abstractmethod
+    def get(self, name: str, directory: Path) -> Path:
+        """A path to read it from, in `directory` if it had to be fetched; LedgerError if there is none."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes | None: ...
+
+    @abstractmethod
+    def drop(self, names: Iterable[str]) -> None:
+        """Remove those that are there."""
+
+    @abstractmethod
+    def names(self) -> list[str]: ...
+
+
+class Directory(Files):
+    """Files of one directory, 0600 in 0700."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def put(self, name: str, chunks: Iterable[bytes]) -> None:
+        target = self._path / checked(name)
+        fresh = target.with_name(f".{name}.{os.getpid()}.new")
+        with writing(target):
+            make_private(self._path)
+            fresh.unlink(missing_ok=True)
+            with open(private(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+                file.writelines(chunks)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.rename(target)
+            sync_directory(self._path)
+
+    def get(self, name: str, directory: Path) -> Path:
+        path = self._path / checked(name)
+        if not path.is_file():
+            raise unreadable(str(path), "this run file is missing")
+        return path
+
+    def read(self, name: str) -> bytes | None:
+        path = self._path / checked(name)
+        return path.read_bytes() if path.is_file() else None
+
+    def drop(self, names: Iterable[str]) -> None:
+        for name in names:
+            path = self._path / checked(name)
+            with writing(path):
+                path.unlink(missing_ok=True)
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self._path.glob("[!.]*"))
+
+
+class Table(Files):
+    """Rows of `retl_files`, a chunk each."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def put(self, name: str, chunks: Iterable[bytes]) -> None:
+        with self._database.transaction():
+            self.drop([name])
+            for part, chunk in enumerate(chunks):
+                self._database.change("INSERT INTO retl_files VALUES (?, ?, ?)", checked(name), part, chunk)
+
+    def get(self, name: str, directory: Path) -> Path:
+        path = directory / checked(name)
+        if not self._parts(name):
+            raise unreadable(f"run file {name}", "it is missing from retl_files")
+        with writing(path):
+            path.unlink(missing_ok=True)
+            with open(private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+                file.writelines(self._chunks(name))
+        return path
+
+    def read(self, name: str) -> bytes | None:
+        return b"".join(self._chunks(name)) if self._parts(name) else None
+
+    def drop(self, names: Iterable[str]) -> None:
+        self._database.change_many("DELETE FROM retl_files WHERE name = ?", [(name,) for name in names])
+
+    def names(self) -> list[str]:
+        return [
+            name for (name,) in self._database.query("SELECT DISTINCT name FROM retl_files ORDER BY name")
+        ]
+
+    def _parts(self, name: str) -> list[tuple[int]]:
+        return self._database.query("SELECT part FROM retl_files WHERE name = ? ORDER BY part", checked(name))
+
+    def _chunks(self, name: str) -> Iterator[bytes]:
+        for (part,) in self._parts(name):
+            sql = "SELECT bytes FROM retl_files WHERE name = ? AND part = ?"
+            for (chunk,) in self._database.query(sql, name, part):
+                yield bytes(chunk)
+
+
+def chunks_of(path: Path) -> Iterator[bytes]:
+    """The file's bytes, 8 MiB at a time; an empty file is one empty chunk, so that it exists."""
+    with path.open("rb") as file:
+        yield file.read(CHUNK)
+        while chunk := file.read(CHUNK):
+            yield chunk
+
+
+def checked(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", name):
+        raise ValueError("a run file's name is letters, digits, '.', '_' and '-', and begins with no dot")
+    return name
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the file system refuses comes out as a LedgerError."""
+    try:
+        yield
+    except OSError as error:
+        raise LedgerError(
+            "STATE_UNWRITABLE",
+            f"{path}: {error.strerror or error}",
+            hint="make room or mend the permissions; run again",
+        ) from error
+
+
+def private(path: Path, flags: int) -> int:
+    """A descriptor of the file, 0600 whatever the umask; a symlink in its place is refused."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def make_private(directory: Path) -> None:
+    """The directory, 0700 whatever the umask; one that exists keeps its mode: it may be the user's own."""
+    if not directory.exists():
+        make_private(directory.parent)
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(0o700)
+            directory.chmod(0o700)
+            sync_directory(directory.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,114 @@
+"""What was: runs as `retl runs`, `show` and `status` print them, and how state is moved or forgotten.
+
+It reads and tidies; it never decides what a run does. Whoever moves or forgets state holds the lock of
+the syncs concerned; their epochs grow all the same, so that a run of before can record nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from retl.errors import DefinitionError
+from retl.ledger.rows import RunRow, cell
+from retl.ledger.state import State
+
+_UNUSED = """
+status <> 'RUNNING' AND started_at < ? AND run_id NOT IN (SELECT run_id FROM retl_checkpoints)
+AND (part IS NULL OR epoch <= (SELECT c.base_epoch FROM retl_checkpoints c
+  WHERE c.sync = retl_runs.sync AND c.object = retl_runs.object))
+"""
+_FILES_OF = """
+SELECT part FROM retl_runs WHERE sync = ? AND object = COALESCE(?, object) AND part IS NOT NULL
+UNION SELECT base FROM retl_checkpoints WHERE sync = ? AND object = COALESCE(?, object) AND base IS NOT NULL
+"""
+_REQUESTS_OF = """
+SELECT b.batch_id FROM retl_batches b JOIN retl_runs r ON r.run_id = b.run_id
+WHERE r.sync = ? AND r.object = COALESCE(?, r.object) AND b.status = 'open'
+"""
+
+
+class History(State):
+    """The ledger as the command line sees it."""
+
+    def runs(self, sync: str | None = None, limit: int = 20) -> list[RunRow]:
+        """The newest runs, newest first."""
+        where = "WHERE sync = COALESCE(?, sync) ORDER BY started_at DESC, run_id DESC LIMIT ?"
+        return self._database.rows(RunRow, "retl_runs", where, sync, limit)
+
+    def run(self, run_id: str | None = None) -> RunRow | None:
+        """One run; without an id the last one."""
+        where = "WHERE run_id = COALESCE(?, run_id) ORDER BY started_at DESC, run_id DESC LIMIT 1"
+        found = self._database.rows(RunRow, "retl_runs", where, run_id)
+        return found[0] if found else None
+
+    def last_success(self, sync: str) -> RunRow | None:
+        """The newest run that ended well, rejects or not."""
+        where = "WHERE sync = ? AND status IN ('SUCCESS', 'SUCCESS_WITH_REJECTS') ORDER BY epoch DESC LIMIT 1"
+        found = self._database.rows(RunRow, "retl_runs", where, sync)
+        return found[0] if found else None
+
+    def open_rejects(self) -> dict[str, int]:
+        """How many open rejects each sync has; syncs without any are left out."""
+        sql = "SELECT sync, count(*) FROM retl_rejects WHERE state = 'open' GROUP BY sync ORDER BY sync"
+        return {str(row[0]): int(row[1]) for row in self._database.query(sql)}
+
+    def rename(self, old: str, new: str) -> None:
+        """All that is known of sync `old` is known of `new`; DefinitionError if `new` has state itself."""
+        taken = (
+            "SELECT 1 FROM retl_checkpoints WHERE sync = ? UNION SELECT 1 FROM retl_rejects WHERE sync = ?"
+        )
+        with self._database.transaction():
+            if self._database.query(taken, new, new):
+                raise DefinitionError(
+                    "STATE_EXISTS",
+                    f"sync {new} has state of its own",
+                    hint=f"retl state reset {new}, or keep it",
+                )
+            epoch = self._outdate(old, new)
+            for table in ("retl_runs", "retl_checkpoints", "retl_rejects"):
+                self._database.change(f"UPDATE {table} SET sync = ? WHERE sync = ?", new, old)
+            self._database.change("UPDATE retl_locks SET epoch = ? WHERE name IN (?, ?)", epoch, old, new)
+
+    def reset(self, sync: str, object: str | None) -> None:
+        """Forget what was delivered to an object: the next run begins with an empty baseline there. Without
+        an object all of them, and the sync's rejects. The runs stay in the history."""
+        database, of = self._database, (sync, object)
+        with database.transaction():
+            self._outdate(sync)
+            files = [name for (name,) in database.query(_FILES_OF, *of, *of)]
+            files += [f"request-{batch_id}" for (batch_id,) in database.query(_REQUESTS_OF, *of)]
+            where = "WHERE sync = ? AND object = COALESCE(?, object)"
+            database.change(f"UPDATE retl_runs SET part = NULL {where}", *of)
+            database.change(f"DELETE FROM retl_checkpoints {where}", *of)
+            if object is None:
+                database.change("DELETE FROM retl_rejects WHERE sync = ?", sync)
+        self._files.drop(files)
+
+    def prune(self, keep: timedelta) -> int:
+        """Remove what is older than this: runs no baseline stands on, closed rejects; how many runs."""
+        database, before = self._database, cell(self.now() - keep)
+        with database.transaction():
+            gone = database.change(f"DELETE FROM retl_runs WHERE {_UNUSED}", before)
+            database.change("DELETE FROM retl_batches WHERE run_id NOT IN (SELECT run_id FROM retl_runs)")
+            closed = "state IN ('applied', 'withdrawn') AND last_seen < ?"
+            database.change(f"DELETE FROM retl_rejects WHERE {closed}", before)
+            open_ = {
+                f"request-{batch_id}"
+                for (batch_id,) in database.query("SELECT batch_id FROM retl_batches WHERE status = 'open'")
+            }
+            # Still inside: an intent stores its request in a transaction of its own, which must not
+            # begin between the two readings.
+            self._files.drop(n for n in self._files.names() if n.startswith("request-") and n not in open_)
+        return gone
+
+    def _outdate(self, *syncs: str) -> int:
+        """Whatever epoch a run of these syncs has, it is stale now; the newest one."""
+        epochs = []
+        for sync in syncs:
+            found = self._database.query(
+                "INSERT INTO retl_locks (name, epoch) VALUES (?, 1) "
+                "ON CONFLICT (name) DO UPDATE SET epoch = retl_locks.epoch + 1 RETURNING epoch",
+                sync,
+            )
+            epochs.append(int(found[0][0]))
+        return max(epochs)

@@ -1,0 +1,173 @@
+"""What a run writes down while it works, in the order it does: run, part, batches, checkpoint.
+
+Every entry is durable when its call returns and is refused with LOCK_LOST, changing nothing, to a run
+whose epoch is no longer its sync's newest. `epoch` is always that of the lock the caller holds, so a
+run that recovers a dead one's batches names the dead run's id and its own epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from retl.errors import InvariantBroken
+from retl.ledger.rejects import Rejects
+from retl.ledger.rows import (
+    Acknowledgement,
+    BatchRow,
+    Checkpoint,
+    LayerRow,
+    RejectChanges,
+    RunEnd,
+    RunRow,
+    RunStart,
+    cell,
+    columns,
+    packed,
+)
+
+_LAYERS = """
+WHERE sync = ? AND object = ? AND part IS NOT NULL AND epoch > COALESCE(
+  (SELECT base_epoch FROM retl_checkpoints WHERE sync = ? AND object = ?), 0)
+ORDER BY epoch, started_at
+"""
+_ACKNOWLEDGE = """
+UPDATE retl_batches SET status = ?, outcome = ?, attempts = ?, duration_ms = ?, error = ?
+WHERE run_id = ? AND batch_id = ?
+"""
+_FINISH = """
+UPDATE retl_runs SET status = ?, counts = ?, phases = ?, guards = ?, error = ?, finished_at = ?
+WHERE run_id = ?
+"""
+
+
+class Journal(Rejects):
+    """The ledger as the pipeline and delivery see it."""
+
+    def begin(self, run: RunStart) -> None:
+        """Write the RUNNING row."""
+        values = (*packed(run), "RUNNING", cell(self.now()))
+        if run.sync in self._locks:
+            self._holding[run.run_id] = self._locks[run.sync]
+        with self._fenced(run.epoch, sync=run.sync) as database:
+            database.change(_insert("retl_runs", *columns(RunStart), "status", "heartbeat_at"), *values)
+
+    def heartbeat(self, run_id: str, epoch: int) -> None:
+        """Say that the run lives, on the connection that holds its lock."""
+        lock = self._holding.get(run_id)
+        if lock:
+            lock.check()
+        beats = lock.database if lock else self._database
+        with self._fenced(epoch, run_id=run_id, database=beats):
+            beats.change("UPDATE retl_runs SET heartbeat_at = ? WHERE run_id = ?", cell(beats.now()), run_id)
+
+    def dead_runs(self, sync: str) -> list[RunRow]:
+        """RUNNING runs of a sync, oldest first: to whoever holds its lock and has not begun, dead ones."""
+        where = "WHERE sync = ? AND status = 'RUNNING' ORDER BY epoch, started_at"
+        return self._database.rows(RunRow, "retl_runs", where, sync)
+
+    def abandon(self, run_id: str, epoch: int) -> None:
+        """A dead run is ABANDONED; `epoch` is that of the run that found it."""
+        sql = "UPDATE retl_runs SET status = 'ABANDONED', finished_at = ? WHERE run_id = ? AND status = ?"
+        with self._fenced(epoch, run_id=run_id) as database:
+            database.change(sql, cell(self.now()), run_id, "RUNNING")
+
+    def record_part(
+        self, run_id: str, epoch: int, name: str, rows: int, fingerprint: Mapping[str, str]
+    ) -> None:
+        """The run's candidates are durable in this run file, made under these fingerprints: from now on
+        it is a layer."""
+        with self._fenced(epoch, run_id=run_id) as database:
+            sql = "UPDATE retl_runs SET part = ?, part_rows = ?, fingerprint = ? WHERE run_id = ?"
+            database.change(sql, name, rows, cell(fingerprint), run_id)
+
+    def layers(self, sync: str, object: str) -> list[LayerRow]:
+        """Runs with a part that the checkpoint's base does not hold yet, oldest first."""
+        keys = (sync, object, sync, object)
+        return self._database.rows(LayerRow, "retl_runs", _LAYERS, *keys)
+
+    def open_batches(self, run_id: str, epoch: int, batches: Sequence[BatchRow]) -> None:
+        """Batches that may be sent from now on."""
+        with self._fenced(epoch, run_id=run_id):
+            self._open(run_id, batches)
+
+    def intend(self, run_id: str, epoch: int, batch: BatchRow, request: bytes | None) -> None:
+        """A batch (opened before or not) that may be sent from now on, with the bytes and the
+        idempotency key that every resend must carry."""
+        with self._fenced(epoch, run_id=run_id):
+            if request is not None:
+                self._files.put(_request(batch.batch_id), [request])
+            self._open(run_id, [batch])
+
+    def attach(self, run_id: str, epoch: int, batch_id: str, handle: str) -> None:
+        """The target took the batch under this handle and works on it."""
+        with self._fenced(epoch, run_id=run_id) as database:
+            sql = "UPDATE retl_batches SET handle = ? WHERE run_id = ? AND batch_id = ?"
+            database.change(sql, handle, run_id, batch_id)
+
+    def acknowledge(self, run_id: str, epoch: int, results: Sequence[Acknowledgement]) -> None:
+        """What became of these batches, all in one transaction; then their requests are removed."""
+        ends = [("failed" if r.error else "done", *packed(r)[1:], run_id, r.batch_id) for r in results]
+        with self._fenced(epoch, run_id=run_id) as database:
+            if database.change_many(_ACKNOWLEDGE, ends) != len(ends):
+                raise InvariantBroken("BATCH_UNKNOWN", f"run {run_id} acknowledges a batch it never opened")
+        # After the commit: a request that outlives its batch is harmless, the other way round is not.
+        self._files.drop(_request(r.batch_id) for r in results)
+
+    def split(self, run_id: str, epoch: int, batch_id: str, halves: Sequence[BatchRow]) -> None:
+        """The batch was refused whole: its halves take its place."""
+        with self._fenced(epoch, run_id=run_id) as database:
+            sql = "UPDATE retl_batches SET status = 'split' WHERE run_id = ? AND batch_id = ?"
+            database.change(sql, run_id, batch_id)
+            self._open(run_id, halves)
+        self._files.drop([_request(batch_id)])
+
+    def batches(self, run_id: str) -> list[BatchRow]:
+        """A run's batches with what became of them, by first row; a split one before its halves."""
+        where = "WHERE run_id = ? ORDER BY first_row, last_row DESC, batch_no"
+        return self._database.rows(BatchRow, "retl_batches", where, run_id)
+
+    def request(self, run_id: str, batch_id: str) -> bytes | None:
+        """The bytes stored with the intent of a batch that is not acknowledged."""
+        return self._files.read(_request(batch_id))
+
+    def finish(self, run: RunEnd, checkpoint: Checkpoint | None, rejects: RejectChanges) -> None:
+        """The end of a run in one transaction: its row, its checkpoint and its rejects."""
+        now = cell(self.now())
+        end = (run.status, *map(cell, (run.counts, run.phases, run.guards, run.error)), now, run.run_id)
+        with self._fenced(run.epoch, run_id=run.run_id) as database:
+            database.change(_FINISH, *end)
+            sync = database.query("SELECT sync FROM retl_runs WHERE run_id = ?", run.run_id)[0][0]
+            self._merge(sync, run.epoch, rejects)
+            if checkpoint is not None:
+                names = columns(Checkpoint)
+                sql = _insert("retl_checkpoints", *names) + _or_update("sync, object", *names[2:])
+                database.change(sql, *packed(checkpoint)[:-1], cell(checkpoint.updated_at) or now)
+
+    def checkpoint(self, sync: str, object: str) -> Checkpoint | None:
+        found = [row for row in self.checkpoints(sync) if row.object == object]
+        return found[0] if found else None
+
+    def checkpoints(self, sync: str) -> list[Checkpoint]:
+        """Of one sync, by object."""
+        return self._database.rows(Checkpoint, "retl_checkpoints", "WHERE sync = ? ORDER BY object", sync)
+
+    def checkpoints_on(self, object: str) -> list[Checkpoint]:
+        """Of every sync that delivered to an object, by sync."""
+        return self._database.rows(Checkpoint, "retl_checkpoints", "WHERE object = ? ORDER BY sync", object)
+
+    def _open(self, run_id: str, batches: Sequence[BatchRow]) -> None:
+        names = columns(BatchRow)
+        sql = _insert("retl_batches", "run_id", *names) + _or_update("run_id, batch_id", *names[1:])
+        self._database.change_many(sql, ((run_id, *packed(batch)) for batch in batches))
+
+
+def _insert(table: str, *names: str) -> str:
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' for _ in names)})"
+
+
+def _or_update(key: str, *names: str) -> str:
+    return f" ON CONFLICT ({key}) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in names)}"
+
+
+def _request(batch_id: str) -> str:
+    return f"request-{batch_id}"

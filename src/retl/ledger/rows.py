@@ -1,0 +1,234 @@
+"""What the ledger remembers, as frozen rows, and their form in a table.
+
+A row is a dataclass and its fields are the columns: `columns`, `packed` and `unpacked` are the whole
+mapping, the same for SQLite and PostgreSQL. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, Literal, TypeVar, cast, get_type_hints
+
+from retl.batch import Kind, Operation, Outcome, RowResult
+
+BatchStatus = Literal["open", "done", "split", "failed"]
+Cell = str | int | float | bytes | None
+R = TypeVar("R")
+
+_COLUMN = {"number": "batch_no", "first": "first_row", "last": "last_row", "user": "os_user"}
+
+
+@dataclass(frozen=True, slots=True)
+class RunStart:
+    """What is known of a run before it reads anything."""
+
+    run_id: str
+    sync: str
+    object: str
+    environment: str | None
+    correlation_id: str | None
+    epoch: int
+    started_at: datetime
+    vars: Mapping[str, Any]
+    fingerprint: Mapping[str, Any]
+    source_identity: Mapping[str, Any]
+    host: str
+    pid: int
+    user: str
+    version: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow(RunStart):
+    """All of one run: `part` is the file of its candidates, durable before its first write."""
+
+    status: str = "RUNNING"
+    heartbeat_at: datetime | None = None
+    finished_at: datetime | None = None
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    phases: Mapping[str, Any] = field(default_factory=dict)
+    guards: Sequence[Mapping[str, Any]] = ()
+    error: Mapping[str, Any] | None = None
+    part: str | None = None
+    part_rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """How a run ended; `error` and `guards` hold no row values."""
+
+    run_id: str
+    epoch: int
+    status: str
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    phases: Mapping[str, Any] = field(default_factory=dict)
+    guards: Sequence[Mapping[str, Any]] = ()
+    error: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """A run whose part lies over the baseline."""
+
+    run_id: str
+    epoch: int
+    started_at: datetime
+    status: str
+    part: str
+    part_rows: int
+    fingerprint: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """Rows `first` to `last` (included, positions in the change set) under one operation."""
+
+    batch_id: str
+    number: int
+    operation: Operation
+    first: int
+    last: int
+    status: BatchStatus = "open"
+    outcome: Outcome | None = None
+    handle: str | None = None
+    idempotency_key: str | None = None
+    attempts: int = 0
+    duration_ms: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """What became of one batch; with an `error` (a CODE, no row values) it is recorded as failed."""
+
+    batch_id: str
+    outcome: Outcome
+    attempts: int = 1
+    duration_ms: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What the next run of this sync on this object starts from.
+
+    `base` is the compacted baseline's file, holding every layer up to `base_epoch`; `read_rows` are
+    those of the last good run; `newest` is the newest applied batch as (run id, batch id).
+    """
+
+    sync: str
+    object: str
+    run_id: str
+    epoch: int
+    base: str | None = None
+    base_epoch: int = 0
+    baseline_rows: int = 0
+    read_rows: int = 0
+    watermark: str | None = None
+    fingerprints: Mapping[str, Any] = field(default_factory=dict)
+    newest: tuple[str, str] | None = None
+    source_version: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    updated_at: datetime | None = None  # filled from the ledger's clock when it is recorded
+
+
+@dataclass(frozen=True, slots=True)
+class RejectRow:
+    """One key's reject; `attempts` counts the runs that met it since it was opened."""
+
+    sync: str
+    key: str
+    hash: str | None
+    stage: str
+    code: str
+    reason: str | None
+    run_id: str | None
+    first_seen: datetime
+    last_seen: datetime
+    attempts: int
+    state: str  # open | applied | withdrawn | dismissed
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row refused now: `hash` in hex, None where the row has none (its key was the trouble)."""
+
+    key: str
+    hash: str | None
+    stage: str
+    code: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RejectChanges:
+    """Rejects met by a run, and keys whose reject is over: `applied` or `withdrawn`."""
+
+    opened: Sequence[Reject] = ()
+    closed: Sequence[tuple[str, str]] = ()
+
+
+def columns(kind: type) -> tuple[str, ...]:
+    """The columns of a row type, in the order of its fields."""
+    return tuple(_COLUMN.get(f.name, f.name) for f in fields(kind))
+
+
+def packed(row: Any) -> tuple[Cell, ...]:
+    """A row's values as cells: times and structures become text that sorts and reads back exactly."""
+    return tuple(cell(getattr(row, f.name)) for f in fields(row))
+
+
+def unpacked(kind: type[R], cells: Sequence[Any]) -> R:
+    """The row that `packed` made these cells of."""
+    readers: tuple[Any, ...] = _readers(cast(Any, kind))
+    return kind(*(None if c is None else read(c) for read, c in zip(readers, cells, strict=True)))
+
+
+def cell(value: Any) -> Cell:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="microseconds")
+    if isinstance(value, Outcome):
+        exceptions = {str(row): _compact(result) for row, result in value.exceptions.items()}
+        value = {"default": _compact(value.default), "exceptions": exceptions}
+    if isinstance(value, Mapping | list | tuple):
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return value  # type: ignore[no-any-return]
+
+
+def outcome(text: str) -> Outcome:
+    """`{"default": {"kind": …}, "exceptions": {"3": {"kind": …, "code": …}}}` → Outcome."""
+    value = json.loads(text)
+    exceptions = {int(row): _result(result) for row, result in value["exceptions"].items()}
+    return Outcome(_result(value["default"]), exceptions)
+
+
+def _compact(result: RowResult) -> dict[str, Any]:
+    """Only what differs from the defaults: a batch of a hundred refs is stored as little else."""
+    said = {"kind": result.kind.value, "code": result.code, "reason": result.reason, "ref": result.ref}
+    return {k: v for k, v in said.items() if v is not None} | ({} if result.settled else {"settled": False})
+
+
+def _result(value: dict[str, Any]) -> RowResult:
+    return RowResult(**{**value, "kind": Kind(value["kind"])})
+
+
+@cache
+def _readers(kind: Any) -> tuple[Any, ...]:
+    """Per field, what makes its value of a cell that is not NULL."""
+    hints = get_type_hints(kind)
+    return tuple(_reader(str(hints[f.name])) for f in fields(kind))
+
+
+def _reader(hint: str) -> Any:
+    if "tuple[" in hint:
+        return lambda text: tuple(json.loads(text))
+    if "Mapping[" in hint or "Sequence[" in hint:
+        return json.loads
+    if "datetime" in hint:
+        return datetime.fromisoformat
+    return outcome if "Outcome" in hint else (lambda value: value)

@@ -1,0 +1,51 @@
+"""What every part of the ledger stands on: the database, the run files, and the fence.
+
+The fence is the whole of the ledger's concurrency: a transaction that begins by touching the sync's row
+in `retl_locks` under the caller's epoch. The touch keeps a newer epoch from being taken until it ends,
+and finds no row when there is one already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import datetime
+
+from retl.ledger.database import Database
+from retl.ledger.files import Files
+from retl.ledger.lock import Lock, lost
+
+_TOUCH = """
+UPDATE retl_locks SET epoch = epoch
+WHERE epoch = ? AND name = COALESCE(?, (SELECT sync FROM retl_runs WHERE run_id = ?))
+"""
+
+
+class State:
+    """An open ledger, before it knows any words."""
+
+    def __init__(self, database: Database, files: Files) -> None:
+        self._database = database
+        self._files = files
+        self._locks: dict[str, Lock] = {}  # by sync
+        self._holding: dict[str, Lock] = {}  # by run
+
+    def now(self) -> datetime:
+        """The ledger's clock, aware and in UTC: the server's for PostgreSQL, else this machine's."""
+        return self._database.now()
+
+    @contextlib.contextmanager
+    def _fenced(
+        self,
+        epoch: int,
+        *,
+        run_id: str | None = None,
+        sync: str | None = None,
+        database: Database | None = None,
+    ) -> Iterator[Database]:
+        """A transaction for whoever holds the newest epoch of the sync; LedgerError LOCK_LOST otherwise."""
+        database = database or self._database
+        with database.transaction():
+            if database.change(_TOUCH, epoch, sync, run_id) != 1:
+                raise lost()
+            yield database

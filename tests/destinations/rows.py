@@ -1,0 +1,114 @@
+"""The rows of a change set held as Python tuples: what `retl.batch.Rows` promises, without DuckDB."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+from retl.batch import Batch, Form, Operation, Shape
+from retl.values import Type
+
+Row = tuple[Any, ...]  # the values of Shape.key, then of Shape.fields
+
+
+class Rows:
+    """Hands rows out in every form and remembers in `asked` which forms were asked for.
+
+    In tuples a value of type json is its JSON text, a list a Python list, a timestamp a datetime.
+    In CSV the row number counts from 0 at `first`, as in `Outcome.exceptions`.
+    """
+
+    def __init__(self, shape: Shape, rows: Sequence[Row]) -> None:
+        self.shape = shape
+        self.rows = list(rows)
+        self.asked: set[Form] = set()
+
+    def batch(
+        self, operation: Operation = "upsert", first: int = 0, last: int | None = None, run_id: str = "run-1"
+    ) -> Batch:
+        """The rows from `first` to `last` (the last one if not given) as one batch."""
+        last = len(self.rows) - 1 if last is None else last
+        return Batch(self, operation, run_id, 1, first, last, "2026-11-21T06:00:00Z")
+
+    def keys(self, first: int, last: int) -> Sequence[Row]:
+        return [row[: len(self.shape.key)] for row in self.rows[first : last + 1]]
+
+    def tuples(self, first: int, last: int) -> Sequence[Row]:
+        self.asked.add("tuples")
+        return self.rows[first : last + 1]
+
+    def documents(self, first: int, last: int) -> Sequence[Row]:
+        self.asked.add("documents")
+        return [
+            (*row[: len(self.shape.key)], document(self.shape, row)) for row in self.rows[first : last + 1]
+        ]
+
+    def csv(self, first: int, last: int, *, delete: bool) -> Iterator[bytes]:
+        self.asked.add("csv")
+        fields = self.shape.key if delete else self.shape.key + self.shape.fields
+        for number, row in enumerate(self.rows[first : last + 1]):
+            cells = [_cell(value, field.type) for value, field in zip(row, fields, strict=False)]
+            yield (",".join([str(number), *cells]) + "\n").encode()
+
+
+def document(shape: Shape, row: Row) -> str:
+    """The JSON object of a row's fields; a NULL field with `nulls: keep` is left out."""
+    values = zip(shape.fields, row[len(shape.key) :], strict=True)
+    parts = [
+        f"{json.dumps(field.name, ensure_ascii=False)}:{_json(value, field.type)}"
+        for field, value in values
+        if value is not None or field.nulls == "clear"
+    ]
+    return "{" + ",".join(parts) + "}"
+
+
+def plain(value: Any, type_: Type) -> Any:
+    """A value as its JSON says it, read back exactly: what targets are compared in."""
+    return json.loads(_json(value, type_), parse_float=Decimal)
+
+
+def _json(value: Any, type_: Type) -> str:
+    match value:
+        case None | bool() | int() | float():
+            return json.dumps(value)
+        case Decimal():
+            return format(value, "f")
+        case list():
+            assert type_.items is not None
+            return "[" + ",".join(_json(item, Type(type_.items)) for item in value) + "]"
+        case _ if type_.name == "json":
+            return str(value)
+        case _:
+            return json.dumps(_text(value), ensure_ascii=False)
+
+
+def _text(value: Any) -> str:
+    match value:
+        case datetime():
+            utc = value.astimezone(UTC) if value.tzinfo else value
+            return utc.replace(tzinfo=None).isoformat() + "Z"
+        case date():
+            return value.isoformat()
+        case _:
+            return str(value)
+
+
+def _cell(value: Any, type_: Type) -> str:
+    """NULL is nothing, a number is bare, everything else is quoted."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "true" if value else "false"
+        case int() | float() | Decimal():
+            return _json(value, type_)
+        case list():
+            text = _json(value, type_)
+        case datetime() if type_.name == "timestamp":
+            text = str(value)
+        case _:
+            text = _text(value)
+    return '"' + text.replace('"', '""') + '"'

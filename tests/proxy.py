@@ -1,0 +1,163 @@
+"""A TCP proxy that misbehaves on demand: what networks do to a client, between it and a real server.
+
+One fault at a time; every method that sets one is undone by `heal`. It knows bytes, not protocols,
+and speaks no TLS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+
+QUIET = 0.2  # seconds without a byte from the server after which its answer is complete
+
+
+class Proxy:
+    """Listens on 127.0.0.1:`port` for as long as the `with` block lasts, and passes bytes on.
+
+    `connections` and `sent` count the connections made and the bytes clients sent, ever.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host, self.port = "127.0.0.1", 0
+        self.connections = self.sent = 0
+        self._upstream = (host, port)
+        self._listener: socket.socket | None = None
+        self._sockets: set[socket.socket] = set()
+        self._forward: Callable[[bytes], bytes] = bytes
+        self._backward: Callable[[bytes], bytes] = bytes
+
+    def __enter__(self) -> Proxy:
+        self.heal()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.refuse()
+
+    def heal(self) -> None:
+        """Pass everything from now on; what `blackhole` swallowed stays lost, so its connections go."""
+        if self._forward is _nothing:
+            self._reset()
+        self._forward = self._backward = bytes
+        if self._listener is None:
+            self._listener = socket.create_server((self.host, self.port))
+            self.port = self._listener.getsockname()[1]
+            threading.Thread(target=self._accept, args=[self._listener], daemon=True).start()
+
+    def refuse(self) -> None:
+        """Reset every connection and refuse new ones."""
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(); close alone does not
+            self._listener.close()
+            self._listener = None
+        self._reset()
+
+    def blackhole(self) -> None:
+        """Accept, swallow, never answer."""
+        self._forward = self._backward = _nothing
+
+    def slow(self, seconds: float) -> None:
+        """Pass everything, each piece so many seconds late."""
+
+        def late(data: bytes) -> bytes:
+            time.sleep(seconds)
+            return data
+
+        self._forward = self._backward = late
+
+    def cut(self, after: int) -> None:
+        """Pass so many more bytes to the server, then reset the connection, once."""
+        left = after
+
+        def forward(data: bytes) -> bytes:
+            nonlocal left
+            data, left = data[:left], left - len(data)
+            if left < 0:
+                self._forward = bytes
+                raise _Cut(data)
+            return data
+
+        self._forward = forward
+
+    def drop_reply(self, after: bytes) -> None:
+        """Once a client has sent these bytes: let the server do everything, swallow its answer, then
+        reset the connection, once."""
+        tail = b""
+
+        def forward(data: bytes) -> bytes:
+            nonlocal tail
+            tail += data
+            if after in tail:
+                self._forward, self._backward = bytes, swallow
+            tail = tail[-len(after) :]
+            return data
+
+        def swallow(_: bytes) -> bytes:
+            self._backward = _nothing
+            timer = threading.Timer(QUIET, finish)
+            timer.daemon = True
+            timer.start()
+            return b""
+
+        def finish() -> None:
+            self._reset()
+            self._backward = bytes
+
+        self._forward = forward
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                self.connections += 1
+                try:
+                    server = socket.create_connection(self._upstream)
+                except OSError:
+                    client.close()
+                    continue
+                self._sockets |= {client, server}
+                for there, back, to_server in ((client, server, True), (server, client, False)):
+                    threading.Thread(target=self._pump, args=[there, back, to_server], daemon=True).start()
+
+    def _pump(self, reads: socket.socket, writes: socket.socket, to_server: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := reads.recv(65536):
+                if to_server:
+                    self.sent += len(data)
+                try:
+                    writes.sendall((self._forward if to_server else self._backward)(data))
+                except _Cut as cut:
+                    writes.sendall(cut.data)
+                    _abort(reads)
+                    break
+        for end in (reads, writes):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _reset(self) -> None:
+        while self._sockets:
+            _abort(self._sockets.pop())
+
+
+class _Cut(Exception):
+    """The last bytes that pass before the connection ends."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+def _nothing(_: bytes) -> bytes:
+    return b""
+
+
+def _abort(end: socket.socket) -> None:
+    """Close with a RST rather than a FIN, and wake whoever is reading from it."""
+    with contextlib.suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        end.shutdown(socket.SHUT_RD)
+    end.close()

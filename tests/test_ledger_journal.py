@@ -1,0 +1,348 @@
+"""What a run writes down is there, whole, for whoever comes after it, and for nobody who came before."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from tests.ledgers import batch, child, kill, ledger, line, start, take, url
+
+from retl.batch import ABSENT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
+from retl.errors import DefinitionError, InvariantBroken, LedgerError
+from retl.ledger import (
+    Acknowledgement,
+    Checkpoint,
+    Ledger,
+    Reject,
+    RejectChanges,
+    RunEnd,
+    open_ledger,
+)
+
+__all__ = ["ledger", "url"]  # fixtures
+OBJECT = "pg://crm/users"
+NONE = RejectChanges()
+MIXED = Outcome(
+    WRITTEN,
+    {0: RowResult(Kind.REJECTED, "23514", 'check "x" says nö'), 7: ABSENT, 9: UNKNOWN}
+    | {row: RowResult(Kind.WRITTEN, ref=f"id-{row}") for row in range(10, 100)},
+)
+
+
+def running(ledger: Ledger, run_id: str = "run-1", sync: str = "users") -> int:
+    """A run that has begun; its lock is let go at once, which changes no epoch."""
+    with take(ledger, sync) as lock:
+        ledger.begin(start(lock.epoch, run_id, sync))
+        return int(lock.epoch)
+
+
+def ended(run_id: str, epoch: int, status: str = "SUCCESS") -> RunEnd:
+    return RunEnd(run_id, epoch, status, {"read": 3}, {"freeze": 0.5}, [{"code": "ROW_DROP"}], None)
+
+
+def rejected(*keys: str, hash: str | None = "aa", code: str = "BLANK") -> RejectChanges:
+    return RejectChanges([Reject(key, hash, "contract", code, "it is blank") for key in keys])
+
+
+def test_a_run_reads_back_as_it_was_written(ledger: Ledger) -> None:
+    epoch = running(ledger)
+    (dead,) = ledger.dead_runs("users")
+    begun = start(epoch)
+    assert all(getattr(dead, name) == getattr(begun, name) for name in type(begun).__dataclass_fields__)
+    assert (dead.status, dead.finished_at) == ("RUNNING", None)
+    ledger.finish(ended("run-1", epoch), None, NONE)
+    done = ledger.run("run-1")
+    assert done is not None
+    assert (done.status, done.counts, done.phases) == ("SUCCESS", {"read": 3}, {"freeze": 0.5})
+    assert done.guards == [{"code": "ROW_DROP"}]
+    assert done.finished_at is not None
+    assert done.finished_at.utcoffset() == timedelta(0)
+    assert ledger.dead_runs("users") == []
+
+
+def test_outcomes_read_back_row_by_row(ledger: Ledger) -> None:
+    epoch = running(ledger)
+    ledger.open_batches("run-1", epoch, [batch(1), batch(0)])
+    ledger.acknowledge("run-1", epoch, [Acknowledgement("b0", MIXED, 2, 31), Acknowledgement("b1", Outcome(UNKNOWN), 1, 5, "GONE")])
+    first, second = ledger.batches("run-1")
+    assert first == replace(batch(0), status="done", outcome=MIXED, attempts=2, duration_ms=31)
+    assert (second.status, second.error, second.outcome) == ("failed", "GONE", Outcome(UNKNOWN))
+
+
+def test_a_stale_epoch_records_nothing(ledger: Ledger) -> None:
+    zombie = running(ledger)
+    ledger.open_batches("run-1", zombie, [batch()])
+    newer = running(ledger, "run-2")
+    assert newer > zombie
+    before = ledger.run("run-1"), ledger.batches("run-1"), ledger.rejects()
+    for act in (
+        lambda: ledger.acknowledge("run-1", zombie, [Acknowledgement("b0", Outcome(WRITTEN))]),
+        lambda: ledger.open_batches("run-1", zombie, [batch(1)]),
+        lambda: ledger.intend("run-1", zombie, batch(1), b"body"),
+        lambda: ledger.attach("run-1", zombie, "b0", "job-7"),
+        lambda: ledger.split("run-1", zombie, "b0", [batch(2)]),
+        lambda: ledger.record_part("run-1", zombie, "part-1", 3),
+        lambda: ledger.record_rejects("users", zombie, rejected("a")),
+        lambda: ledger.finish(ended("run-1", zombie), Checkpoint("users", OBJECT, "run-1", zombie), NONE),
+        lambda: ledger.heartbeat("run-1", zombie),
+        lambda: ledger.abandon("run-2", zombie),
+        lambda: ledger.begin(start(zombie, "run-3")),
+    ):
+        with pytest.raises(LedgerError) as caught:
+            act()
+        assert caught.value.code == "LOCK_LOST"
+    assert (ledger.run("run-1"), ledger.batches("run-1"), ledger.rejects()) == before
+    assert ledger.request("run-1", "b1") is None
+    assert ledger.checkpoints("users") == []
+    assert ledger.run("run-3") is None
+
+
+def test_whoever_recovers_records_under_its_own_epoch(ledger: Ledger) -> None:
+    ledger.intend("run-1", running(ledger), batch(idempotency_key="k"), b"body")
+    with take(ledger) as lock:
+        assert [run.run_id for run in ledger.dead_runs("users")] == ["run-1"]
+        ledger.abandon("run-1", lock.epoch)
+        assert ledger.request("run-1", "b0") == b"body"
+        ledger.acknowledge("run-1", lock.epoch, [Acknowledgement("b0", Outcome(WRITTEN))])
+    assert ledger.request("run-1", "b0") is None
+    assert ledger.batches("run-1")[0].idempotency_key == "k"
+    assert ledger.runs()[0].status == "ABANDONED"
+
+
+def test_an_unknown_batch_spoils_the_whole_group(ledger: Ledger) -> None:
+    epoch = running(ledger)
+    ledger.open_batches("run-1", epoch, [batch()])
+    with pytest.raises(InvariantBroken):
+        ledger.acknowledge("run-1", epoch, [Acknowledgement(b, Outcome(WRITTEN)) for b in ("b0", "nobody")])
+    assert ledger.batches("run-1")[0].status == "open"
+
+
+def test_a_killed_run_leaves_its_batch_open_with_its_request(ledger: Ledger, url: str, tmp_path: Path) -> None:
+    process = child(
+        url,
+        tmp_path,
+        """
+lock = ledger.lock([], sync="users", host="there", pid=os.getpid())
+ledger.begin(start(lock.epoch))
+ledger.intend("run-1", lock.epoch, batch(idempotency_key="k-1"), b"\\x00exactly these bytes")
+ledger.attach("run-1", lock.epoch, "b0", "job-7")
+print("sent", flush=True)
+time.sleep(60)
+""",
+    )
+    assert line(process) == "sent"
+    kill(process)
+    assert ledger.batches("run-1") == [batch(handle="job-7", idempotency_key="k-1")]
+    assert ledger.request("run-1", "b0") == b"\x00exactly these bytes"
+
+
+def test_a_run_killed_while_it_finishes_has_not_finished(ledger: Ledger, url: str, tmp_path: Path) -> None:
+    process = child(
+        url,
+        tmp_path,
+        """
+class Deadly(list):
+    def __iter__(self):
+        yield Reject("a", None, "key", "KEY_NULL")
+        os.kill(os.getpid(), 9)
+lock = ledger.lock([], sync="users", host="there", pid=os.getpid())
+ledger.begin(start(lock.epoch))
+end = RunEnd("run-1", lock.epoch, "SUCCESS")
+ledger.finish(end, Checkpoint("users", "o", "run-1", lock.epoch), RejectChanges(Deadly()))
+""",
+    )
+    process.communicate()
+    assert process.returncode == -9
+    assert [run.status for run in ledger.dead_runs("users")] == ["RUNNING"]
+    assert ledger.checkpoints("users") == []
+    assert ledger.rejects() == []
+
+
+def test_halves_take_the_place_of_their_batch(ledger: Ledger) -> None:
+    epoch = running(ledger)
+    ledger.intend("run-1", epoch, batch(), b"too large")
+    halves = [replace(batch(), batch_id="left", last=49), replace(batch(), batch_id="right", first=50)]
+    ledger.split("run-1", epoch, "b0", halves)
+    assert [(b.batch_id, b.status) for b in ledger.batches("run-1")] == [
+        ("b0", "split"),
+        ("left", "open"),
+        ("right", "open"),
+    ]
+    assert ledger.request("run-1", "b0") is None
+
+
+def test_layers_are_the_parts_above_the_base(ledger: Ledger) -> None:
+    epochs = {}
+    for run_id in ("run-1", "run-2", "run-3", "run-4"):
+        epochs[run_id] = running(ledger, run_id)
+        if run_id != "run-3":
+            ledger.record_part(run_id, epochs[run_id], f"part-{run_id}", 5)
+    assert [layer.part for layer in ledger.layers("users", OBJECT)] == ["part-run-1", "part-run-2", "part-run-4"]
+    point = Checkpoint("users", OBJECT, "run-4", epochs["run-4"], "base-4", epochs["run-1"], newest=("run-4", "b0"), extra={"a": [1]})
+    ledger.finish(ended("run-4", epochs["run-4"]), point, NONE)
+    assert [layer.part for layer in ledger.layers("users", OBJECT)] == ["part-run-2", "part-run-4"]
+    assert ledger.layers("users", "elsewhere") == []
+    stored = ledger.checkpoint("users", OBJECT)
+    assert stored is not None
+    assert replace(stored, updated_at=None) == point
+    assert ledger.checkpoints("users") == ledger.checkpoints_on(OBJECT) == [stored]
+
+
+def test_a_checkpoint_replaces_the_one_before(ledger: Ledger) -> None:
+    for rows in (3, 4):
+        epoch = running(ledger, f"run-{rows}")
+        point = Checkpoint("users", OBJECT, f"run-{rows}", epoch, baseline_rows=rows)
+        ledger.finish(ended(f"run-{rows}", epoch), point, NONE)
+    assert [point.baseline_rows for point in ledger.checkpoints("users")] == [4]
+
+
+def test_a_reject_met_again_is_one_reject_with_one_more_attempt(ledger: Ledger) -> None:
+    first = running(ledger, "run-1")
+    ledger.record_rejects("users", first, rejected("a", "a", "nul\x00 and ü"))
+    ledger.finish(ended("run-1", first), None, rejected("a"))
+    opened = {r.key: r for r in ledger.rejects("users")}
+    assert {key: r.attempts for key, r in opened.items()} == {"a": 1, "nul\x00 and ü": 1}
+    second = running(ledger, "run-2")
+    ledger.record_rejects("users", second, rejected("a", hash="bb", code="LONG"))
+    again = next(r for r in ledger.rejects("users") if r.key == "a")
+    assert (again.attempts, again.hash, again.code, again.run_id) == (2, "bb", "LONG", "run-2")
+    assert again.first_seen == opened["a"].first_seen
+    assert again.last_seen > opened["a"].last_seen
+
+
+def test_a_closed_reject_begins_anew_when_it_comes_back(ledger: Ledger) -> None:
+    epoch = running(ledger, "run-1")
+    ledger.record_rejects("users", epoch, rejected("a", "b"))
+    epoch = running(ledger, "run-2")
+    ledger.record_rejects("users", epoch, RejectChanges(closed=[("a", "applied"), ("b", "withdrawn"), ("c", "applied")]))
+    assert ledger.rejects() == []
+    assert [r.key for r in ledger.rejects(state="applied")] == ["a"]
+    ledger.record_rejects("users", epoch, rejected("a"))
+    assert [(r.key, r.attempts) for r in ledger.rejects()] == [("a", 1)]
+
+
+def test_a_dismissed_reject_stays_dismissed_until_its_row_changes(ledger: Ledger) -> None:
+    ledger.record_rejects("users", running(ledger, "run-1"), rejected("a", "b", "c"))
+    assert ledger.dismiss("users", ["a", "nobody"]) == 1
+    assert ledger.dismiss("users", None) == 2
+    ledger.record_rejects("users", running(ledger, "run-2"), rejected("a"))
+    ledger.record_rejects("users", running(ledger, "run-3"), rejected("b", hash="changed"))
+    assert [r.key for r in ledger.rejects("users")] == ["b"]
+    assert ledger.open_rejects() == {"users": 1}
+
+
+def test_history_is_newest_first(ledger: Ledger) -> None:
+    for number in (1, 2, 3):
+        epoch = running(ledger, f"run-{number}")
+        ledger.finish(ended(f"run-{number}", epoch, "SUCCESS_WITH_REJECTS" if number == 2 else "FAILED"), None, NONE)
+    assert [run.run_id for run in ledger.runs("users", limit=2)] == ["run-3", "run-2"]
+    last, good = ledger.run(), ledger.last_success("users")
+    assert last is not None
+    assert good is not None
+    assert (last.run_id, good.run_id) == ("run-3", "run-2")
+    assert ledger.runs("other") == []
+
+
+def test_a_renamed_sync_takes_all_its_state_along(ledger: Ledger) -> None:
+    epoch = running(ledger)
+    ledger.record_part("run-1", epoch, "part-1", 1)
+    ledger.finish(ended("run-1", epoch), Checkpoint("users", OBJECT, "run-1", epoch), rejected("a"))
+    ledger.rename("users", "people")
+    assert [point.sync for point in ledger.checkpoints_on(OBJECT)] == ["people"]
+    assert [r.sync for r in ledger.rejects()] == ["people"]
+    assert len(ledger.layers("people", OBJECT)) == 1
+    assert running(ledger, "run-2", "people") > epoch
+    with pytest.raises(LedgerError):
+        ledger.heartbeat("run-1", epoch)
+    running(ledger, "run-3", "users")
+    with pytest.raises(DefinitionError):
+        ledger.rename("users", "people")
+
+
+def test_a_reset_forgets_what_was_delivered_and_its_files(ledger: Ledger, tmp_path: Path) -> None:
+    epoch = running(ledger)
+    (tmp_path / "x").write_bytes(b"x")
+    for name in ("part-1", "base-1", "unrelated"):
+        ledger.put_file(name, tmp_path / "x")
+    ledger.record_part("run-1", epoch, "part-1", 1)
+    ledger.intend("run-1", epoch, batch(), b"body")
+    ledger.finish(ended("run-1", epoch), Checkpoint("users", OBJECT, "run-1", epoch, "base-1", 0), rejected("a"))
+    ledger.reset("users", "elsewhere")
+    assert ledger.checkpoint("users", OBJECT) is not None
+    ledger.reset("users", OBJECT)
+    assert (ledger.checkpoints("users"), ledger.layers("users", OBJECT)) == ([], [])
+    assert ledger.request("run-1", "b0") is None
+    ledger.get_file("unrelated", tmp_path)
+    for name in ("part-1", "base-1"):
+        with pytest.raises(LedgerError):
+            ledger.get_file(name, tmp_path)
+    assert len(ledger.rejects()) == len(ledger.runs()) == 1
+    ledger.reset("users", None)
+    assert ledger.rejects() == []
+
+
+def test_pruning_keeps_every_run_the_baseline_stands_on(ledger: Ledger) -> None:
+    epochs = {}
+    for run_id in ("refused", "compacted", "layer", "last"):
+        epochs[run_id] = running(ledger, run_id)
+        if run_id != "refused":
+            ledger.record_part(run_id, epochs[run_id], f"part-{run_id}", 1)
+        ledger.intend(run_id, epochs[run_id], replace(batch(), batch_id=run_id), b"body")
+        point = Checkpoint("users", OBJECT, run_id, epochs[run_id], "base", epochs.get("compacted", 0))
+        ledger.finish(ended(run_id, epochs[run_id]), None if run_id == "refused" else point, NONE)
+    assert ledger.prune(timedelta(days=365 * 100)) == 0
+    assert ledger.prune(timedelta(days=-365 * 100)) == 2
+    assert {run.run_id for run in ledger.runs()} == {"layer", "last"}
+    assert ledger.batches("refused") == []
+    assert ledger.request("refused", "refused") is None
+    assert ledger.request("layer", "layer") == b"body"
+
+
+def test_run_files_come_back_byte_for_byte(ledger: Ledger, tmp_path: Path) -> None:
+    inbox = tmp_path / "fetched"
+    inbox.mkdir()
+    for size in (0, 1, 8 * 1024 * 1024, 8 * 1024 * 1024 + 1):
+        original = tmp_path / "original"
+        original.write_bytes(bytes(range(251)) * (size // 251) + bytes(size % 251))
+        ledger.put_file("part-1.parquet", original)
+        assert ledger.get_file("part-1.parquet", inbox).read_bytes() == original.read_bytes()
+    ledger.drop_file("part-1.parquet")
+    ledger.drop_file("part-1.parquet")
+    with pytest.raises(LedgerError):
+        ledger.get_file("part-1.parquet", inbox)
+    for name in ("../x", "a/b", ".hidden", ""):
+        with pytest.raises(ValueError, match="a run file's name"):
+            ledger.put_file(name, tmp_path / "original")
+
+
+def test_several_threads_may_use_one_ledger(ledger: Ledger) -> None:
+    epoch = running(ledger)
+    numbers = range(24)
+    ledger.open_batches("run-1", epoch, [batch(n) for n in numbers])
+
+    def acknowledge(lane: int) -> None:
+        for n in numbers[lane::3]:
+            ledger.acknowledge("run-1", epoch, [Acknowledgement(f"b{n}", Outcome(WRITTEN))])
+
+    lanes = [threading.Thread(target=acknowledge, args=(lane,)) for lane in range(3)]
+    for lane in lanes:
+        lane.start()
+    for lane in lanes:
+        lane.join()
+    assert {b.status for b in ledger.batches("run-1")} == {"done"}
+
+
+def test_a_run_survives_closing_and_opening(url: str, tmp_path: Path) -> None:
+    first = open_ledger(url, tmp_path, environment=None)
+    assert first.fresh
+    epoch = running(first)
+    first.close()
+    second = open_ledger(url, tmp_path, environment=None)
+    assert not second.fresh
+    assert second.state_id == first.state_id
+    assert second.dead_runs("users")[0].epoch == epoch
+    assert running(second, "run-2") == epoch + 1
+    second.close()
