@@ -8,8 +8,8 @@ and is reported, because `retl validate` needs none of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from retl.errors import DefinitionError, Place
@@ -60,35 +60,65 @@ class Filled:
     def written(self, loc: Loc) -> Loc:
         return self.tree.written((*self.at, *loc))[len(self.at) :]
 
+    def without(self, *names: str) -> Filled:
+        """The same mapping without these keys."""
+        value = {name: item for name, item in self.value.items() if name not in names}
+        missing = {loc: unset for loc, unset in self.missing.items() if loc[0] not in names}
+        return replace(self, value=value, missing=missing)
+
+    def part(self, name: str) -> Filled:
+        """The value of one key, as a whole of its own."""
+        return Filled(
+            self.tree,
+            (*self.at, name),
+            self.value[name],
+            frozenset(loc[1:] for loc in self.variables if loc[0] == name),
+            {loc[1:]: waiting for loc, waiting in self.missing.items() if loc[0] == name},
+        )
+
     def all_missing(self) -> list[Missing]:
         return [one for several in self.missing.values() for one in several]
 
 
-def fill(tree: Tree, environment: Environment, at: Loc = ()) -> Filled:
-    """The part of the tree at `at` with every `${NAME}` replaced.
+def fill(
+    tree: Tree, environment: Environment, at: Loc = (), later: Callable[[Loc], bool] = lambda loc: False
+) -> Filled:
+    """The part of the tree at `at` with every `${NAME}` replaced, but for strings that wait until `later`.
 
     DefinitionError VARIABLE_INVALID for a `${` that names no variable; what `Environment.get` raises.
     """
     variables: set[Loc] = set()
     missing: dict[Loc, tuple[Missing, ...]] = {}
+    for loc, one in unset(tree, environment, at):
+        if not later(loc := loc[len(at) :]):
+            missing[loc] = (*missing.get(loc, ()), one)
 
     def walk(value: Any, loc: Loc) -> Any:
         if isinstance(value, dict):
             return {key: walk(item, (*loc, key)) for key, item in value.items()}
         if isinstance(value, list):
             return [walk(item, (*loc, index)) for index, item in enumerate(value)]
-        if not isinstance(value, str) or "${" not in value:
+        if not isinstance(value, str) or "${" not in value or loc in missing or later(loc):
             return value
         place = tree.place((*at, *loc))
-        unset = tuple(Missing(name, place) for name in needed(value, place) if not environment.has(name))
-        if unset:
-            missing[loc] = unset
-            return value
         if any(found[1] is not None for found in _USE.finditer(value)):
             variables.add(loc)
         return _USE.sub(lambda found: _value(found, environment, place), value)
 
     return Filled(tree, at, walk(tree.at(at), ()), frozenset(variables), missing)
+
+
+def unset(tree: Tree, environment: Environment, at: Loc = ()) -> Iterator[tuple[Loc, Missing]]:
+    """The variables that the strings at `at` cannot do without and that are not set; looks up none."""
+    value = tree.at(at)
+    if isinstance(value, dict | list):
+        for part in value if isinstance(value, dict) else range(len(value)):
+            yield from unset(tree, environment, (*at, part))
+    elif isinstance(value, str):
+        place = tree.place(at)
+        for name in needed(value, place):
+            if not environment.has(name):
+                yield at, Missing(name, place)
 
 
 def needed(text: str, place: Place | None = None) -> Iterator[str]:
