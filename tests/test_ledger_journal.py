@@ -66,7 +66,11 @@ def test_a_run_reads_back_as_it_was_written(ledger: Ledger) -> None:
 def test_outcomes_read_back_row_by_row(ledger: Ledger) -> None:
     epoch = running(ledger)
     ledger.open_batches("run-1", epoch, [batch(1), batch(0)])
-    ledger.acknowledge("run-1", epoch, [Acknowledgement("b0", MIXED, 2, 31), Acknowledgement("b1", Outcome(UNKNOWN), 1, 5, "GONE")])
+    ledger.acknowledge(
+        "run-1",
+        epoch,
+        [Acknowledgement("b0", MIXED, 2, 31), Acknowledgement("b1", Outcome(UNKNOWN), 1, 5, "GONE")],
+    )
     first, second = ledger.batches("run-1")
     assert first == replace(batch(0), status="done", outcome=MIXED, attempts=2, duration_ms=31)
     assert (second.status, second.error, second.outcome) == ("failed", "GONE", Outcome(UNKNOWN))
@@ -120,7 +124,9 @@ def test_an_unknown_batch_spoils_the_whole_group(ledger: Ledger) -> None:
     assert ledger.batches("run-1")[0].status == "open"
 
 
-def test_a_killed_run_leaves_its_batch_open_with_its_request(ledger: Ledger, url: str, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_its_batch_open_with_its_request(
+    ledger: Ledger, url: str, tmp_path: Path
+) -> None:
     process = child(
         url,
         tmp_path,
@@ -180,8 +186,21 @@ def test_layers_are_the_parts_above_the_base(ledger: Ledger) -> None:
         epochs[run_id] = running(ledger, run_id)
         if run_id != "run-3":
             ledger.record_part(run_id, epochs[run_id], f"part-{run_id}", 5)
-    assert [layer.part for layer in ledger.layers("users", OBJECT)] == ["part-run-1", "part-run-2", "part-run-4"]
-    point = Checkpoint("users", OBJECT, "run-4", epochs["run-4"], "base-4", epochs["run-1"], newest=("run-4", "b0"), extra={"a": [1]})
+    assert [layer.part for layer in ledger.layers("users", OBJECT)] == [
+        "part-run-1",
+        "part-run-2",
+        "part-run-4",
+    ]
+    point = Checkpoint(
+        "users",
+        OBJECT,
+        "run-4",
+        epochs["run-4"],
+        "base-4",
+        epochs["run-1"],
+        newest=("run-4", "b0"),
+        extra={"a": [1]},
+    )
     ledger.finish(ended("run-4", epochs["run-4"]), point, NONE)
     assert [layer.part for layer in ledger.layers("users", OBJECT)] == ["part-run-2", "part-run-4"]
     assert ledger.layers("users", "elsewhere") == []
@@ -217,7 +236,9 @@ def test_a_closed_reject_begins_anew_when_it_comes_back(ledger: Ledger) -> None:
     epoch = running(ledger, "run-1")
     ledger.record_rejects("users", epoch, rejected("a", "b"))
     epoch = running(ledger, "run-2")
-    ledger.record_rejects("users", epoch, RejectChanges(closed=[("a", "applied"), ("b", "withdrawn"), ("c", "applied")]))
+    ledger.record_rejects(
+        "users", epoch, RejectChanges(closed=[("a", "applied"), ("b", "withdrawn"), ("c", "applied")])
+    )
     assert ledger.rejects() == []
     assert [r.key for r in ledger.rejects(state="applied")] == ["a"]
     ledger.record_rejects("users", epoch, rejected("a"))
@@ -237,7 +258,9 @@ def test_a_dismissed_reject_stays_dismissed_until_its_row_changes(ledger: Ledger
 def test_history_is_newest_first(ledger: Ledger) -> None:
     for number in (1, 2, 3):
         epoch = running(ledger, f"run-{number}")
-        ledger.finish(ended(f"run-{number}", epoch, "SUCCESS_WITH_REJECTS" if number == 2 else "FAILED"), None, NONE)
+        ledger.finish(
+            ended(f"run-{number}", epoch, "SUCCESS_WITH_REJECTS" if number == 2 else "FAILED"), None, NONE
+        )
     assert [run.run_id for run in ledger.runs("users", limit=2)] == ["run-3", "run-2"]
     last, good = ledger.run(), ledger.last_success("users")
     assert last is not None
@@ -269,7 +292,9 @@ def test_a_reset_forgets_what_was_delivered_and_its_files(ledger: Ledger, tmp_pa
         ledger.put_file(name, tmp_path / "x")
     ledger.record_part("run-1", epoch, "part-1", 1)
     ledger.intend("run-1", epoch, batch(), b"body")
-    ledger.finish(ended("run-1", epoch), Checkpoint("users", OBJECT, "run-1", epoch, "base-1", 0), rejected("a"))
+    ledger.finish(
+        ended("run-1", epoch), Checkpoint("users", OBJECT, "run-1", epoch, "base-1", 0), rejected("a")
+    )
     ledger.reset("users", "elsewhere")
     assert ledger.checkpoint("users", OBJECT) is not None
     ledger.reset("users", OBJECT)

@@ -77,6 +77,7 @@ class Ledger(Journal, History):
 
     def lock(self, names: Sequence[str], *, sync: str, host: str, pid: int) -> Lock:
         """The lock of a sync and of all these names, at once; Later LOCK_HELD if somebody has one of them."""
+        self._database.assert_writable()
         if isinstance(self._database, PostgreSQL):
             grip: Flocks | Advisory = Advisory(self._database, self.state_id)
         else:

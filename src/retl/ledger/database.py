@@ -84,8 +84,7 @@ class Database:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing, and durable on leaving; inside another one it is part of that."""
-        if self.read_only:
-            raise LedgerError("STATE_READ_ONLY", "this command may only read the ledger")
+        self.assert_writable()
         with self._turn:
             if self._open:
                 yield
@@ -101,6 +100,10 @@ class Database:
                 raise
             finally:
                 self._open = False
+
+    def assert_writable(self) -> None:
+        if self.read_only:
+            raise LedgerError("STATE_READ_ONLY", "this command may only read the ledger")
 
     def close(self) -> None:
         with contextlib.suppress(self.errors):
@@ -176,7 +179,8 @@ def _refused_by_sqlite(place: str, error: Any) -> LedgerError:
 class PostgreSQL(Database):
     """A session on a server; in `schema` if one is named, else where the address leads."""
 
-    exists_sql = "SELECT to_regclass('retl_meta') IS NOT NULL"
+    # Not to_regclass: it may answer from a cache that is older than the lock taken before asking.
+    exists_sql = "SELECT count(*) FROM pg_class WHERE relname = 'retl_meta' AND pg_table_is_visible(oid)"
 
     def __init__(self, url: str, schema: str | None, *, snapshot: bool = False) -> None:
         import psycopg
