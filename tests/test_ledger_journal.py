@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_a_stale_epoch_records_nothing(ledger: Ledger) -> None:
     newer = running(ledger, "run-2")
     assert newer > zombie
     before = ledger.run("run-1"), ledger.batches("run-1"), ledger.rejects()
-    for act in (
+    acts: tuple[Callable[[], object], ...] = (
         lambda: ledger.acknowledge("run-1", zombie, [Acknowledgement("b0", Outcome(WRITTEN))]),
         lambda: ledger.open_batches("run-1", zombie, [batch(1)]),
         lambda: ledger.intend("run-1", zombie, batch(1), b"body"),
@@ -94,7 +95,8 @@ def test_a_stale_epoch_records_nothing(ledger: Ledger) -> None:
         lambda: ledger.heartbeat("run-1", zombie),
         lambda: ledger.abandon("run-2", zombie),
         lambda: ledger.begin(start(zombie, "run-3")),
-    ):
+    )
+    for act in acts:
         with pytest.raises(LedgerError) as caught:
             act()
         assert caught.value.code == "LOCK_LOST"
