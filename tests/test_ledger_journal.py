@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from tests.ledgers import batch, child, kill, ledger, line, start, take, url
 
 from retl.batch import ABSENT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
 from retl.errors import DefinitionError, InvariantBroken, LedgerError
@@ -22,6 +21,7 @@ from retl.ledger import (
     RunEnd,
     open_ledger,
 )
+from tests.ledgers import batch, child, kill, ledger, line, start, take, url
 
 __all__ = ["ledger", "url"]  # fixtures
 OBJECT = "pg://crm/users"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from tests.ledgers import child, kill, ledger, line, start, take, url
 
 from retl.errors import Later, LedgerError
 from retl.ledger import Ledger
+from tests.ledgers import child, kill, ledger, line, start, take, url
 
 __all__ = ["ledger", "url"]  # fixtures
 HOLD = """

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.ledgers import batch, child, kill, line, start, take, url
 
 from retl.batch import WRITTEN, Outcome
 from retl.errors import DefinitionError, LedgerError, RetlError
 from retl.ledger import Acknowledgement, Ledger, open_ledger
+from tests.ledgers import batch, child, kill, line, start, take, url
 
 __all__ = ["url"]  # fixtures
 CANARY = "s3cr3tcanary"
