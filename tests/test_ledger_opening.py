@@ -32,7 +32,7 @@ def used(url: str, folder: Path, environment: str | None = None) -> None:
     with take(ledger) as lock:
         ledger.begin(start(lock.epoch))
         ledger.put_file("part-1", folder / "part")
-        ledger.record_part("run-1", lock.epoch, "part-1", 4)
+        ledger.record_part("run-1", lock.epoch, "part-1", 4, {})
         ledger.intend("run-1", lock.epoch, batch(), b"body")
     ledger.close()
 
