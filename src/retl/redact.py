@@ -29,7 +29,7 @@ _BASE64 = "[A-Za-z0-9+/_=-]*"
 
 _lock = Lock()
 _secrets: frozenset[str] = frozenset()
-_pattern: re.Pattern[str] | None = None
+_pattern: re.Pattern[str] | None = None  # of all secrets; None: none yet, or not since the newest
 
 
 def register(*secrets: str) -> None:
@@ -38,8 +38,7 @@ def register(*secrets: str) -> None:
     lines = [line for secret in secrets for line in (secret, *_lines(secret)) if len(line) >= SHORTEST]
     with _lock:
         if set(lines) - _secrets:
-            _secrets = _secrets.union(lines)
-            _pattern = _compile(_secrets)
+            _secrets, _pattern = _secrets.union(lines), None
 
 
 def register_variable(name: str, value: str) -> None:
@@ -64,8 +63,7 @@ def register_model(model: BaseModel) -> None:
 
 def redact(text: str) -> str:
     """The text without any registered secret, and without the password of any URL in it."""
-    pattern = _pattern
-    if pattern is not None:
+    if (pattern := _current()) is not None:
         text = pattern.sub(MASK, text)
     return _USERINFO.sub(rf"\1{MASK}", text) if "://" in text else text
 
@@ -75,6 +73,14 @@ def forget() -> None:
     global _secrets, _pattern
     with _lock:
         _secrets, _pattern = frozenset(), None
+
+
+def _current() -> re.Pattern[str] | None:
+    global _pattern
+    if (pattern := _pattern) is None and _secrets:
+        with _lock:
+            _pattern = pattern = _compile(_secrets)
+    return pattern
 
 
 def _lines(secret: str) -> Iterable[str]:
@@ -96,7 +102,7 @@ def _secret_values(value: object) -> Iterable[str]:
             yield from _secret_values(item)
 
 
-def _compile(secrets: Iterable[str]) -> re.Pattern[str] | None:
+def _compile(secrets: Iterable[str]) -> re.Pattern[str]:
     plain: set[str] = set()
     wrapped: set[str] = set()
     for secret in secrets:
@@ -106,7 +112,7 @@ def _compile(secrets: Iterable[str]) -> re.Pattern[str] | None:
     # The longest first, or a secret that begins another would leave the other's tail behind.
     parts = [re.escape(form) for form in sorted(plain, key=len, reverse=True)]
     parts += [_BASE64 + re.escape(core) + _BASE64 for core in sorted(wrapped, key=len, reverse=True)]
-    return re.compile("|".join(parts)) if parts else None
+    return re.compile("|".join(parts))
 
 
 def _base64_cores(secret: bytes) -> set[str]:
