@@ -191,8 +191,8 @@ def test_syncs_are_selected_by_name_and_tag_in_the_order_of_after(folder: Path) 
 def test_an_unknown_name_or_tag_is_refused_with_the_nearest_one(folder: Path) -> None:
     write(folder, "syncs/users.yml", SYNC + "tags: [daily]\n")
     project = opened(folder)
-    options: dict[str, Any]
-    for options in ({"names": ["user"]}, {"exclude": ["user"]}, {"names": ["all", "user"]}):
+    unknown: list[dict[str, Any]] = [{"names": ["user"]}, {"exclude": ["user"]}, {"names": ["all", "user"]}]
+    for options in unknown:
         with pytest.raises(DefinitionError) as caught:
             project.select(**options)
         assert (caught.value.code, caught.value.hint) == ("SYNC_UNKNOWN", "did you mean 'users'?")
