@@ -199,7 +199,7 @@ def make(
             fingerprints = {
                 "where": capabilities.object,
                 "who": mapping.who(field_map),
-                "what": mapping.what(sync, field_map, capabilities.shaping),
+                "what": mapping.what(sync, judge, field_map, capabilities.shaping),
             }
             former = checkpoint.fingerprints if checkpoint else layers[-1].fingerprint if layers else {}
             who_changed = bool(former) and former.get("who") != fingerprints["who"]

@@ -40,7 +40,18 @@ from urllib.parse import quote
 import msgspec
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from retl.batch import WRITTEN, Answer, Batch, Capabilities, Kind, Outcome, RowResult, Shape, SoftDelete
+from retl.batch import (
+    WRITTEN,
+    Answer,
+    Batch,
+    Capabilities,
+    Kind,
+    Outcome,
+    RowResult,
+    Shape,
+    SoftDelete,
+    WriteMode,
+)
 from retl.definitions import Definition, Duration, seconds
 from retl.destinations import Destination
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, Systemic, Unavailable
@@ -140,7 +151,7 @@ class Redis(Destination[RedisOptions]):
             timeout=to.timeout,
         )
         self.capabilities = Capabilities(
-            object=f"{self._wire.server}/{options.key}",
+            object=self.identity(options, shape.write),
             operations=frozenset({"upsert", "delete"}),
             idempotent=True,
             form="documents",
@@ -149,6 +160,11 @@ class Redis(Destination[RedisOptions]):
             nulls_keep=options.value == "hash",
             expires=options.ttl,
         )
+
+    @classmethod
+    def identity(cls, options: RedisOptions, write: WriteMode) -> str:
+        to = options.connection
+        return f"redis://{to.host}:{to.port}/{to.db}/{options.key}"
 
     def check(self) -> None:
         """As promised; the commands it sends change nothing, but a server judges account, role and
