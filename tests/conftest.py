@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from tests import servers
 
 VERSIONS = servers.postgres_versions()

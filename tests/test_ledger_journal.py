@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from tests.ledgers import batch, child, kill, ledger, line, start, take, url
 
 from retl.batch import ABSENT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
 from retl.errors import DefinitionError, InvariantBroken, LedgerError
@@ -21,6 +21,7 @@ from retl.ledger import (
     RunEnd,
     open_ledger,
 )
+from tests.ledgers import batch, child, kill, ledger, line, start, take, url
 
 __all__ = ["ledger", "url"]  # fixtures
 OBJECT = "pg://crm/users"
@@ -82,19 +83,20 @@ def test_a_stale_epoch_records_nothing(ledger: Ledger) -> None:
     newer = running(ledger, "run-2")
     assert newer > zombie
     before = ledger.run("run-1"), ledger.batches("run-1"), ledger.rejects()
-    for act in (
+    acts: tuple[Callable[[], object], ...] = (
         lambda: ledger.acknowledge("run-1", zombie, [Acknowledgement("b0", Outcome(WRITTEN))]),
         lambda: ledger.open_batches("run-1", zombie, [batch(1)]),
         lambda: ledger.intend("run-1", zombie, batch(1), b"body"),
         lambda: ledger.attach("run-1", zombie, "b0", "job-7"),
         lambda: ledger.split("run-1", zombie, "b0", [batch(2)]),
-        lambda: ledger.record_part("run-1", zombie, "part-1", 3),
+        lambda: ledger.record_part("run-1", zombie, "part-1", 3, {}),
         lambda: ledger.record_rejects("users", zombie, rejected("a")),
         lambda: ledger.finish(ended("run-1", zombie), Checkpoint("users", OBJECT, "run-1", zombie), NONE),
         lambda: ledger.heartbeat("run-1", zombie),
         lambda: ledger.abandon("run-2", zombie),
         lambda: ledger.begin(start(zombie, "run-3")),
-    ):
+    )
+    for act in acts:
         with pytest.raises(LedgerError) as caught:
             act()
         assert caught.value.code == "LOCK_LOST"
@@ -185,7 +187,7 @@ def test_layers_are_the_parts_above_the_base(ledger: Ledger) -> None:
     for run_id in ("run-1", "run-2", "run-3", "run-4"):
         epochs[run_id] = running(ledger, run_id)
         if run_id != "run-3":
-            ledger.record_part(run_id, epochs[run_id], f"part-{run_id}", 5)
+            ledger.record_part(run_id, epochs[run_id], f"part-{run_id}", 5, {})
     assert [layer.part for layer in ledger.layers("users", OBJECT)] == [
         "part-run-1",
         "part-run-2",
@@ -271,7 +273,7 @@ def test_history_is_newest_first(ledger: Ledger) -> None:
 
 def test_a_renamed_sync_takes_all_its_state_along(ledger: Ledger) -> None:
     epoch = running(ledger)
-    ledger.record_part("run-1", epoch, "part-1", 1)
+    ledger.record_part("run-1", epoch, "part-1", 1, {})
     ledger.finish(ended("run-1", epoch), Checkpoint("users", OBJECT, "run-1", epoch), rejected("a"))
     ledger.rename("users", "people")
     assert [point.sync for point in ledger.checkpoints_on(OBJECT)] == ["people"]
@@ -290,7 +292,7 @@ def test_a_reset_forgets_what_was_delivered_and_its_files(ledger: Ledger, tmp_pa
     (tmp_path / "x").write_bytes(b"x")
     for name in ("part-1", "base-1", "unrelated"):
         ledger.put_file(name, tmp_path / "x")
-    ledger.record_part("run-1", epoch, "part-1", 1)
+    ledger.record_part("run-1", epoch, "part-1", 1, {})
     ledger.intend("run-1", epoch, batch(), b"body")
     ledger.finish(
         ended("run-1", epoch), Checkpoint("users", OBJECT, "run-1", epoch, "base-1", 0), rejected("a")
@@ -314,7 +316,7 @@ def test_pruning_keeps_every_run_the_baseline_stands_on(ledger: Ledger) -> None:
     for run_id in ("refused", "compacted", "layer", "last"):
         epochs[run_id] = running(ledger, run_id)
         if run_id != "refused":
-            ledger.record_part(run_id, epochs[run_id], f"part-{run_id}", 1)
+            ledger.record_part(run_id, epochs[run_id], f"part-{run_id}", 1, {})
         ledger.intend(run_id, epochs[run_id], replace(batch(), batch_id=run_id), b"body")
         point = Checkpoint("users", OBJECT, run_id, epochs[run_id], "base", epochs.get("compacted", 0))
         ledger.finish(ended(run_id, epochs[run_id]), None if run_id == "refused" else point, NONE)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.ledgers import batch, child, kill, line, start, take, url
 
 from retl.batch import WRITTEN, Outcome
 from retl.errors import DefinitionError, LedgerError, RetlError
 from retl.ledger import Acknowledgement, Ledger, open_ledger
+from tests.ledgers import batch, child, kill, line, start, take, url
 
 __all__ = ["url"]  # fixtures
 CANARY = "s3cr3tcanary"
@@ -32,7 +32,7 @@ def used(url: str, folder: Path, environment: str | None = None) -> None:
     with take(ledger) as lock:
         ledger.begin(start(lock.epoch))
         ledger.put_file("part-1", folder / "part")
-        ledger.record_part("run-1", lock.epoch, "part-1", 4)
+        ledger.record_part("run-1", lock.epoch, "part-1", 4, {})
         ledger.intend("run-1", lock.epoch, batch(), b"body")
     ledger.close()
 
@@ -287,13 +287,13 @@ def test_a_bad_address_is_refused_without_quoting_it(tmp_path: Path, address: st
 
 
 def test_off_this_machine_the_certificate_is_verified_unless_plaintext_is_allowed() -> None:
-    from retl.ledger.database import _parameters
+    from retl.ledger.address import parameters_of
 
-    assert _parameters("postgresql://db.example.com/x")["sslmode"] == "verify-full"
-    assert "sslmode" not in _parameters("postgresql://db.example.com/x?allow_plaintext=true")
-    assert "sslmode" not in _parameters("postgresql://localhost/x")
-    assert "sslmode" not in _parameters("postgresql://[::1]:5432/x")
-    assert _parameters("postgresql://db/x?connect_timeout=3")["connect_timeout"] == "3"
+    assert parameters_of("postgresql://db.example.com/x")["sslmode"] == "verify-full"
+    assert "sslmode" not in parameters_of("postgresql://db.example.com/x?allow_plaintext=true")
+    assert "sslmode" not in parameters_of("postgresql://localhost/x")
+    assert "sslmode" not in parameters_of("postgresql://[::1]:5432/x")
+    assert parameters_of("postgresql://db/x?connect_timeout=3")["connect_timeout"] == "3"
 
 
 def test_the_clock_is_the_servers(postgres: Any, tmp_path: Path) -> None:

@@ -77,12 +77,13 @@ def test_the_level_hides_a_line_but_not_the_event(capsys: pytest.CaptureFixture[
 
 
 def run(script: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         [sys.executable, "-c", f"from retl import log\n{script}"],
         text=True,
         check=False,
         **{"capture_output": True, **options},  # type: ignore[call-overload]
     )
+    return done
 
 
 def test_a_crash_point_kills_at_the_nth_event_right_after_it_was_said() -> None:

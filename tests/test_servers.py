@@ -19,11 +19,11 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from tests.servers import EXPENDABLE, Database, RedisServer, fresh_database
 
 from retl.demo import process, servers
 from retl.demo.process import Server
 from retl.errors import Failure
+from tests.servers import EXPENDABLE, Database, RedisServer, fresh_database
 
 Launch = Callable[[Path], Server]
 LAUNCHERS: dict[str, Launch] = {

@@ -7,9 +7,9 @@ environment or targets: `project.py` reads and resolves, `destinations/` owns th
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Required
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator, with_config
 from typing_extensions import TypedDict
 
 from retl.values import TypeName
@@ -17,12 +17,13 @@ from retl.values import TypeName
 SYNC_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 LATER = "is reserved for a later version of retl"
 _MODEL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_CLOSED = ConfigDict(extra="forbid")  # of the spellings below, which are there for the JSON Schema alone
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds(text: object) -> float:
     """'90s', '1h30m', '24h' or a bare number of seconds → seconds. ValueError otherwise."""
-    if isinstance(text, int | float) and not isinstance(text, bool):
+    if isinstance(text, int | float) and not isinstance(text, bool) and 0 <= text < float("inf"):
         return float(text)
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text) if isinstance(text, str) else []
     if not parts or "".join(n + u for n, u in parts) != text:
@@ -30,7 +31,7 @@ def seconds(text: object) -> float:
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
-Duration = Annotated[float, BeforeValidator(seconds, json_schema_input_type=str | float), Field(ge=0)]
+Duration = Annotated[float, BeforeValidator(seconds, json_schema_input_type=str | float)]
 Rate = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -98,6 +99,12 @@ class Contract(Definition):
     edits: bool = False
 
 
+class ContractFile(Definition):
+    """A file of contracts/ under one key: it holds the columns themselves."""
+
+    contract: dict[str, Column]
+
+
 def _contract(value: object) -> object:
     """The three spellings of SPEC → the fields of Contract."""
     if isinstance(value, str):
@@ -113,8 +120,9 @@ def _contract(value: object) -> object:
     return value
 
 
-class _ModelSpelling(TypedDict, total=False):
-    model: str
+@with_config(_CLOSED)
+class ModelSpelling(TypedDict, total=False):
+    model: Required[str]
     edits: bool
 
 
@@ -131,13 +139,9 @@ class FieldSource(Definition):
     nulls: Literal["clear", "keep"] = "clear"
     only_if_empty: bool = False
     transform: tuple[Transform, ...] = ()
-    ref: str | None = None
-    by: str | None = None
 
     @model_validator(mode="after")
     def _one(self) -> FieldSource:
-        if self.ref is not None or self.by is not None:
-            raise ValueError(f"`ref` {LATER}")
         given = self.model_fields_set & {"column", "value", "run_value"}
         if len(given) != 1:
             raise ValueError(
@@ -163,16 +167,19 @@ class Changes(Definition):
     lookback: Duration = 0.0
 
 
-class _HashOptions(TypedDict, total=False):
+@with_config(_CLOSED)
+class HashOptions(TypedDict, total=False):
     ignore: list[str]
 
 
-class _HashSpelling(TypedDict):
-    hash: _HashOptions
+@with_config(_CLOSED)
+class HashSpelling(TypedDict):
+    hash: HashOptions
 
 
-class _WatermarkSpelling(TypedDict, total=False):
-    watermark: str
+@with_config(_CLOSED)
+class WatermarkSpelling(TypedDict, total=False):
+    watermark: Required[str]
     lookback: str
 
 
@@ -204,12 +211,9 @@ class Deletes(Definition):
     how: Literal["keep", "delete", "set"] = "keep"
     set: dict[str, Any] = {}
     restore: dict[str, Any] = {}
-    cascade: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> Deletes:
-        if self.cascade:
-            raise ValueError(f"`cascade: true` {LATER}")
         if self.how == "set" and not self.set:
             raise ValueError("`set` names at least one field and its value, such as {status: deleted}")
         if extra := sorted(self.restore.keys() - self.set.keys()):
@@ -217,8 +221,9 @@ class Deletes(Definition):
         return self
 
 
-class _SetSpelling(TypedDict, total=False):
-    set: dict[str, Any]
+@with_config(_CLOSED)
+class SetSpelling(TypedDict, total=False):
+    set: Required[dict[str, Any]]
     restore: dict[str, Any]
 
 
@@ -293,7 +298,7 @@ class Sync(Definition):
     key: Annotated[tuple[str, ...], Field(min_length=1)]
     contract: Annotated[
         Contract | None,
-        BeforeValidator(_contract, json_schema_input_type=dict[str, Column] | _ModelSpelling | str),
+        BeforeValidator(_contract, json_schema_input_type=dict[str, Column] | ModelSpelling | str),
     ] = None
     fields: (
         dict[
@@ -307,11 +312,14 @@ class Sync(Definition):
     changes: Annotated[
         Changes,
         BeforeValidator(
-            _changes, json_schema_input_type=Literal["hash", "all"] | _HashSpelling | _WatermarkSpelling
+            _changes, json_schema_input_type=Literal["hash", "all"] | HashSpelling | WatermarkSpelling
         ),
+        Field(json_schema_extra={"default": "hash"}),
     ] = Changes()
     deletes: Annotated[
-        Deletes, BeforeValidator(_deletes, json_schema_input_type=Literal["keep", "delete"] | _SetSpelling)
+        Deletes,
+        BeforeValidator(_deletes, json_schema_input_type=Literal["keep", "delete"] | SetSpelling),
+        Field(json_schema_extra={"default": "keep"}),
     ] = Deletes()
     first_run: Literal["send", "adopt"] | None = None
     delivery: Literal["at_least_once", "at_most_once"] | None = None

@@ -191,7 +191,7 @@ class Execution:
     def refuse(self) -> Summary:
         """A guard spoke: nothing was written, and the ledger keeps the counts and examples."""
         plan = self._planned()
-        counts = Counts(read=plan.read, not_attempted=plan.read)
+        counts = plan.held_back()
         first = plan.refusals[0]
         problem = Mismatch(first.code, first.message, hint=first.hint)
         self._finish("REFUSED", counts, None, RejectChanges((), ()), problem)

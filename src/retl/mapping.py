@@ -18,6 +18,7 @@ from retl.batch import Field, Shape, SoftDelete
 from retl.contract import Contract
 from retl.definitions import FieldSource, Formats, Sync
 from retl.errors import DefinitionError
+from retl.fields import expand_fields, key_names
 from retl.values import Type, literal, quoted
 
 HASH_VERSION = 1  # raise it when the row hash is made differently: every row is then a candidate once
@@ -52,49 +53,11 @@ class FieldMap:
         return ", ".join(f"{expression} AS {name}" for expression, name in pairs)
 
 
-def expand(sync: Sync, columns: Sequence[str]) -> dict[str, FieldSource]:
-    """The complete list destination field → source, without the key. `"*": "*"` stands for every
-    contract column that no other field takes; without `fields` every column goes under its own name."""
-    named = dict(sync.fields) if sync.fields is not None else {"*": FieldSource(column="*")}
-    star = named.pop("*", None)
-    if star is not None and star.column != "*":
-        raise DefinitionError("FIELDS_STAR", '`"*"` can only be mapped to "*"')
-    taken = {source.column for source in named.values()}
-    listed: dict[str, FieldSource] = {}
-    if star is not None:
-        for column in columns:
-            if column not in taken and column not in named and column not in sync.key:
-                listed[column] = FieldSource(column=column)
-    listed |= named
-    for field, value in sync.deletes.restore.items():
-        listed.setdefault(field, FieldSource(value=value))
-    return {name: s for name, s in listed.items() if not _names_key(sync, name, s)}
-
-
-def key_names(sync: Sync) -> tuple[str, ...]:
-    """The destination's names of the key columns: renamed in `fields`, else their own."""
-    renamed = {s.column: name for name, s in (sync.fields or {}).items() if _names_key(sync, name, s)}
-    return tuple(renamed.get(column, column) for column in sync.key)
-
-
-def _names_key(sync: Sync, name: str, source: FieldSource) -> bool:
-    """Does this field only give the key its name at the destination (unchanged)?"""
-    return name != "*" and source.column in sync.key and not source.transform
-
-
 def build(
     sync: Sync, contract: Contract, run: Run, *, state_id: str, timezone: str, newest: tuple[str, str] | None
 ) -> FieldMap:
     """The mapping of one run. DefinitionError where a field or key names no contract column."""
-    sources = expand(sync, list(contract.columns))
-    for column in (*sync.key, *(s.column for s in sources.values() if s.column)):
-        if column not in contract.columns:
-            raise DefinitionError(
-                "COLUMN_UNKNOWN",
-                f"column {column!r} is not in the contract",
-                hint=f"its columns: {', '.join(contract.columns)}",
-                where=f"sync {sync.name}",
-            )
+    sources = _sources(sync, contract)
     key = tuple(
         Field(
             name, contract.columns[column].type, sensitive=contract.columns[column].sensitive, column=column
@@ -136,10 +99,10 @@ def who(mapping: FieldMap) -> str:
     return _digest([[f.column, str(f.type)] for f in mapping.shape.key])
 
 
-def what(sync: Sync, mapping: FieldMap, shaping: Mapping[str, Any]) -> str:
+def what(sync: Sync, contract: Contract, mapping: FieldMap, shaping: Mapping[str, Any]) -> str:
     """Fingerprint of all that shapes the bytes sent; it salts the row hash, so that a change of it
     makes every row differ once."""
-    sources = expand(sync, [f.column for f in mapping.shape.fields if f.column])
+    sources = _sources(sync, contract)
     fields = [
         [f.name, str(f.type), sources[f.name].model_dump(mode="json"), f.compared]
         for f in mapping.shape.fields
@@ -148,6 +111,13 @@ def what(sync: Sync, mapping: FieldMap, shaping: Mapping[str, Any]) -> str:
     return _digest(
         [HASH_VERSION, sorted(fields), names, mapping.formats.model_dump(), mapping.timezone, shaping]
     )
+
+
+def _sources(sync: Sync, contract: Contract) -> dict[str, FieldSource]:
+    """Every field besides the key."""
+    names = key_names(sync)
+    every = expand_fields(sync, list(contract.columns))
+    return {name: source for name, source in every.items() if name not in names}
 
 
 def _digest(thing: object) -> str:

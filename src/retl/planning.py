@@ -117,6 +117,19 @@ class Plan:
     read_whole: bool
     notes: list[str]
 
+    def held_back(self) -> Counts:
+        """The numbers of a run that a guard refused: nothing was attempted."""
+        counts = self.counts()
+        return replace(
+            counts,
+            inserted=0,
+            updated=0,
+            refreshed=0,
+            deleted=0,
+            not_attempted=counts.not_attempted + counts.inserted + counts.updated + counts.refreshed,
+            deletes=replace(counts.deletes, not_attempted=counts.deletes.planned),
+        )
+
     def counts(self) -> Counts:
         """The numbers of this plan if the target takes everything."""
         sent, cut = self.change_set.counts, self.outcome
@@ -188,7 +201,7 @@ def make(
             fingerprints = {
                 "where": capabilities.object,
                 "who": mapping.who(field_map),
-                "what": mapping.what(sync, field_map, capabilities.shaping),
+                "what": mapping.what(sync, judge, field_map, capabilities.shaping),
             }
             former = checkpoint.fingerprints if checkpoint else layers[-1].fingerprint if layers else {}
             who_changed = bool(former) and former.get("who") != fingerprints["who"]
@@ -196,7 +209,7 @@ def make(
             known_layers = [] if who_changed else job.ledger.layers(sync.name, capabilities.object)
             baseline_rows = lay(job.ledger, spool, directory, base, known_layers)
         with clock.phase("guard"):
-            refusals, emptied = _ask_target(destination) if ask else ([], False)
+            refusals, emptied = _ask_target(destination, options) if ask else ([], False)
             sampled, lost = (0, 0)
             if ask and baseline_rows and not emptied and capabilities.readable and _asks(job):
                 sampled, lost = _sample(spool, field_map, destination, run, directory, capabilities.expires)
@@ -362,13 +375,16 @@ def _returns_rows(spool: Spool, check: str, options: Options) -> bool:
     return bool(mart.answers(spool, wanted))
 
 
-def _ask_target(destination: Destination[Any]) -> tuple[list[Refusal], bool]:
-    """What the target itself has against this run, and whether it forgot rows that expire anyway."""
+def _ask_target(destination: Destination[Any], options: Options) -> tuple[list[Refusal], bool]:
+    """What the target itself has against this run, and whether it forgot rows that expire anyway. To a
+    lost target `--full` is the answer."""
     try:
         destination.check()
     except Mismatch as problem:
         if problem.code == "TARGET_EMPTIED":
             return [], True
+        if problem.code == "TARGET_LOST" and options.selection.full:
+            return [], False
         return [Refusal(problem.code, problem.message, problem.hint)], False
     return [], False
 
@@ -449,7 +465,7 @@ def predict(job: Job, plan: Plan, clock: Clock) -> Summary:
             notes.append("this target cannot be read: inserted and updated are at most these numbers")
     problem = plan.refusals[0] if plan.refusals else None
     if problem is not None:
-        counts = Counts(read=plan.read, not_attempted=plan.read)
+        counts = plan.held_back()
     status = "SUCCESS_WITH_REJECTS" if counts.rejected else "SUCCESS"
     counts.check()
     return Summary(

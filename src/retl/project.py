@@ -7,6 +7,7 @@ nothing here until somebody needs it (`require`, `destination`), so that every p
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Resolved:
     limits: Limits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedProject:
     """A project whose files are right. Paths in `warehouse` and `state_url` are absolute."""
 
@@ -94,7 +95,8 @@ class LoadedProject:
         found = self._file.all_missing()
         for sync in self.syncs.values() if syncs is None else syncs:
             found += self._written[sync.name].all_missing()
-            found += self._unset(self._connection(sync)[0])
+            with suppress(DefinitionError):  # a wrong connection is for `destination` to say
+                found += self._unset(self._connection(sync)[0])
         return list(dict.fromkeys(found))
 
     def require(self, syncs: Iterable[Sync]) -> None:
@@ -122,6 +124,9 @@ class LoadedProject:
     def _connection(self, sync: Sync) -> tuple[str, str]:
         """The name and the type of a sync's connection. DefinitionError if it names none or a wrong one."""
         ref, known = sync.destination, self.definitions.connections
+        for loc, waiting in self._written[sync.name].missing.items():
+            if loc in (("destination", "connection"), ("destination", "type")):
+                raise waiting[0].error()
         name = ref.connection or ref.type
         if name is None:
             message = "a destination names its `connection`, or a `type` for the default connection"

@@ -29,17 +29,16 @@ _BASE64 = "[A-Za-z0-9+/_=-]*"
 
 _lock = Lock()
 _secrets: frozenset[str] = frozenset()
-_pattern: re.Pattern[str] | None = None
+_forms: tuple[tuple[str, ...], tuple[str, ...]] | None = None  # (base64 cores, texts); None: to be made
 
 
 def register(*secrets: str) -> None:
     """From now on `redact` removes these; those under 4 characters are passed over."""
-    global _secrets, _pattern
+    global _secrets, _forms
     lines = [line for secret in secrets for line in (secret, *_lines(secret)) if len(line) >= SHORTEST]
     with _lock:
         if set(lines) - _secrets:
-            _secrets = _secrets.union(lines)
-            _pattern = _compile(_secrets)
+            _secrets, _forms = _secrets.union(lines), None
 
 
 def register_variable(name: str, value: str) -> None:
@@ -64,17 +63,28 @@ def register_model(model: BaseModel) -> None:
 
 def redact(text: str) -> str:
     """The text without any registered secret, and without the password of any URL in it."""
-    pattern = _pattern
-    if pattern is not None:
-        text = pattern.sub(MASK, text)
+    cores, plain = _current()
+    for core in cores:
+        if core in text:
+            text = re.sub(_BASE64 + re.escape(core) + _BASE64, MASK, text)
+    for form in plain:
+        text = text.replace(form, MASK)
     return _USERINFO.sub(rf"\1{MASK}", text) if "://" in text else text
 
 
 def forget() -> None:
     """Forgets every secret: for tests that share a process."""
-    global _secrets, _pattern
+    global _secrets, _forms
     with _lock:
-        _secrets, _pattern = frozenset(), None
+        _secrets, _forms = frozenset(), None
+
+
+def _current() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    global _forms
+    if (forms := _forms) is None:
+        with _lock:
+            _forms = forms = _all_forms(_secrets)
+    return forms
 
 
 def _lines(secret: str) -> Iterable[str]:
@@ -96,17 +106,16 @@ def _secret_values(value: object) -> Iterable[str]:
             yield from _secret_values(item)
 
 
-def _compile(secrets: Iterable[str]) -> re.Pattern[str] | None:
+def _all_forms(secrets: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     plain: set[str] = set()
-    wrapped: set[str] = set()
+    cores: set[str] = set()
     for secret in secrets:
-        plain |= {secret, quote(secret, safe=""), quote(secret), quote_plus(secret)}
+        raw = secret.encode("utf-8", "surrogatepass")
+        plain |= {secret, quote(raw, safe=""), quote(raw), quote_plus(raw)}
         plain |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1]}
-        wrapped |= _base64_cores(secret.encode("utf-8", "surrogatepass"))
+        cores |= _base64_cores(raw)
     # The longest first, or a secret that begins another would leave the other's tail behind.
-    parts = [re.escape(form) for form in sorted(plain, key=len, reverse=True)]
-    parts += [_BASE64 + re.escape(core) + _BASE64 for core in sorted(wrapped, key=len, reverse=True)]
-    return re.compile("|".join(parts)) if parts else None
+    return tuple(sorted(cores, key=len, reverse=True)), tuple(sorted(plain, key=len, reverse=True))
 
 
 def _base64_cores(secret: bytes) -> set[str]:

@@ -195,6 +195,7 @@ class Settings(_Settings):
     )
     retl_state_url: str | None = Field(
         None,
+        repr=False,
         description="Where retl keeps its state: file:FOLDER or postgresql://… (for fresh containers).",
         examples=["file:.retl"],
     )

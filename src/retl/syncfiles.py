@@ -7,10 +7,10 @@ No path of a definition leads out of the project.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from retl.definitions import SYNC_NAME, Contract, Project, Sync
+from retl.definitions import SYNC_NAME, ContractFile, Project, Sync
 from retl.errors import DefinitionError, Place
 from retl.settings import Environment
 from retl.validation import raise_all, validate
@@ -99,22 +99,16 @@ def _read_sync(folder: Path, path: Path, environment: Environment, project: Tree
     if sync.source.file is not None:
         _inside(folder, sync.source.file, written.place(("source", "file")))
     if sync.contract is not None and sync.contract.file is not None:
-        contract = _read_contract(folder, sync.contract, environment, written.place(("contract",)))
-        sync = sync.model_copy(update={"contract": contract})
+        columns = _read_columns(folder, sync.contract.file, environment, written.place(("contract",)))
+        contract = validate(ContractFile, columns).contract
+        sync = sync.model_copy(update={"contract": sync.contract.model_copy(update={"columns": contract})})
+        written = replace(written, missing={**written.missing, **columns.missing})
     return Read(sync, written)
 
 
-def _read_contract(folder: Path, contract: Contract, environment: Environment, place: Place) -> Contract:
-    """The contract with the columns of its file."""
-    assert contract.file is not None
-    tree = load(_inside(folder, contract.file, place), name=contract.file)
-    written = fill(tree, environment)
-    if not isinstance(written.value, dict):
-        raise DefinitionError(
-            "DEFINITION_INVALID", "a contract is a mapping of columns", where=written.place(())
-        )
-    columns = Filled(tree, (), {"columns": written.value}, written.variables, written.missing)
-    return validate(Contract, columns).model_copy(update={"file": contract.file})
+def _read_columns(folder: Path, file: str, environment: Environment, place: Place) -> Filled:
+    tree = load(_inside(folder, file, place), name=file)
+    return fill(tree.under("contract"), environment)
 
 
 def _inside(folder: Path, relative: str, place: Place) -> Path:

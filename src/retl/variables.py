@@ -37,7 +37,7 @@ class Missing:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Filled:
     """A part of a tree (the one at `at`) with its variables filled in.
 

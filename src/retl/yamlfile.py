@@ -68,6 +68,12 @@ class Tree:
             value = value[part]
         return value
 
+    def under(self, key: str) -> Tree:
+        """The same values as those of one key of a mapping that nobody wrote."""
+        places = {(key, *loc): place for loc, place in self.places.items()}
+        keys = {(key, *loc): place for loc, place in self.keys.items()}
+        return Tree(self.file, {key: self.value}, {(): self.places[()], **places}, keys)
+
     def over(self, lower: Tree, under: Loc, groups: frozenset[str]) -> Tree:
         """This mapping laid over the one at `under` of `lower`: keys given here win whole, but those in
         `groups` are joined key by key. Every value keeps its own place."""

@@ -51,7 +51,7 @@ class Rows:
         fields = self.shape.key if delete else self.shape.key + self.shape.fields
         for number, row in enumerate(self.rows[first : last + 1]):
             cells = [_cell(value, field.type) for value, field in zip(row, fields, strict=False)]
-            yield (",".join([str(number), *cells]) + "\n").encode()
+            yield (",".join([str(number), *cells]) + "\n").encode(errors="surrogatepass")
 
 
 def document(shape: Shape, row: Row) -> str:
@@ -105,10 +105,15 @@ def _cell(value: Any, type_: Type) -> str:
             return "true" if value else "false"
         case int() | float() | Decimal():
             return _json(value, type_)
-        case list():
-            text = _json(value, type_)
+        case list():  # PostgreSQL's array literal
+            parts = ["NULL" if item is None else _element(_text(item)) for item in value]
+            text = "{" + ",".join(parts) + "}"
         case datetime() if type_.name == "timestamp":
             text = str(value)
         case _:
             text = _text(value)
     return '"' + text.replace('"', '""') + '"'
+
+
+def _element(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

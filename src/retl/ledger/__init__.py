@@ -87,17 +87,18 @@ class Ledger(Journal, History):
 
     def put_file(self, name: str, path: Path) -> None:
         """Keep a copy of this file as a run file: when this returns it is durable."""
-        with self._database.transaction():
-            self._files.put(name, chunks_of(path))
+        # Outside a transaction: on SQLite a large copy would keep every other sync waiting.
+        self._database.assert_writable()
+        self._files.put(name, chunks_of(path))
 
     def get_file(self, name: str, directory: Path) -> Path:
         """A path to read the run file from: in place, or fetched into `directory`."""
         return self._files.get(name, directory)
 
     def drop_file(self, name: str) -> None:
-        """Remove a run file if it is there."""
-        with self._database.transaction():
-            self._files.drop([name])
+        """Remove a run file if it is there, also one that a killed run wrote half."""
+        self._database.assert_writable()
+        self._files.drop([name])
 
     def readable(self) -> list[Path]:
         """The directories in which run files are read in place."""

@@ -8,8 +8,6 @@ next run) and to print what a driver says besides its own sentence, which might 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
-import re
 import shutil
 import sqlite3
 import threading
@@ -18,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retl.errors import DefinitionError, LedgerError
+from retl.errors import LedgerError
+from retl.ledger.address import parameters_of, scrubbed
 from retl.ledger.rows import Cell, columns, unpacked
 
 R = TypeVar("R")
@@ -187,12 +186,12 @@ class PostgreSQL(Database):
 
         self.errors = psycopg.Error
         self._origin = url, schema
-        parameters = _parameters(url)
+        parameters = parameters_of(url)
         self.place = f"the ledger on {parameters['host']}"
         try:
             super().__init__(psycopg.connect(**parameters, autocommit=True))
         except psycopg.Error as error:
-            raise self._unreachable(_scrubbed(str(error), parameters)) from None
+            raise self._unreachable(scrubbed(str(error), parameters)) from None
         for setting in _SESSION:
             self.change(f"SET {setting}")
         if schema:
@@ -253,68 +252,6 @@ _SESSION = (
     "tcp_keepalives_interval = 5",
     "tcp_keepalives_count = 3",
 )
-_CLIENT = {
-    "connect_timeout": "10",
-    "keepalives_idle": "15",
-    "keepalives_interval": "5",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "15000",
-    "application_name": "retl",
-}
-
-
-def _parameters(url: str) -> dict[str, Any]:
-    """The address as libpq keywords, with our deadlines and the TLS rule; no error quotes the address."""
-    import psycopg
-
-    address, _, query = url.partition("?")
-    options = query.split("&") if query else []
-    plaintext = "allow_plaintext=true" in options
-    rest = "&".join(option for option in options if not option.startswith("allow_plaintext="))
-    shape = r"postgres(ql)?://([^@/?#]*@)?[^@/?#]*(/[^@/?#]*)?"
-    try:
-        if not re.fullmatch(shape, address):
-            raise psycopg.ProgrammingError
-        given = psycopg.conninfo.conninfo_to_dict(f"{address}?{rest}" if rest else address)
-        if not re.fullmatch(r"[0-9,]*", str(given.get("port", ""))):
-            raise psycopg.ProgrammingError
-    except psycopg.ProgrammingError:
-        raise DefinitionError(
-            "STATE_URL",
-            "the state url is not a valid postgresql:// address",
-            hint="write the characters @ / ? # % of a user or password as %40 %2F %3F %23 %25",
-        ) from None
-    hosts = [host for name in ("host", "hostaddr") for host in str(given.get(name) or "").split(",") if host]
-    if not hosts:
-        raise DefinitionError(
-            "STATE_URL", "the state url names no host", hint="postgresql://user@host/dbname"
-        )
-    if not plaintext and not all(_loopback(host) for host in hosts):
-        given.setdefault("sslmode", "verify-full")
-        if given["sslmode"] != "verify-full":
-            raise DefinitionError(
-                "STATE_PLAINTEXT",
-                f"the state url asks for sslmode={given['sslmode']} on a host that is not this machine",
-                hint="use sslmode=verify-full, or say allow_plaintext=true",
-            )
-    return {**_CLIENT, "host": hosts[0], **given}
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost" or host.startswith("/"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _scrubbed(text: str, parameters: dict[str, Any]) -> str:
-    """What libpq said in one line; it names host and user, and must not name the password."""
-    secrets = [str(parameters[name]) for name in ("password", "sslpassword") if parameters.get(name)]
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return " ".join(text.split())
 
 
 def _safe(cells: tuple[Cell, ...]) -> tuple[Cell, ...]:

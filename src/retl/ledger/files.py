@@ -50,7 +50,7 @@ class Directory(Files):
 
     def put(self, name: str, chunks: Iterable[bytes]) -> None:
         target = self._path / checked(name)
-        fresh = target.with_name(f".{name}.{os.getpid()}.new")
+        fresh = target.with_name(f".{name}.new")
         with writing(target):
             make_private(self._path)
             fresh.unlink(missing_ok=True)
@@ -76,6 +76,7 @@ class Directory(Files):
             path = self._path / checked(name)
             with writing(path):
                 path.unlink(missing_ok=True)
+                path.with_name(f".{name}.new").unlink(missing_ok=True)
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self._path.glob("[!.]*"))

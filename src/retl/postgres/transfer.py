@@ -1,0 +1,96 @@
+"""One batch inside one open transaction: COPY, carry over, and find the rows that the table refuses.
+
+A refused row fails its whole statement, so the statement is halved inside savepoints until the row
+stands alone: one bad row of 50,000 costs some 17 small statements. The transaction stays the caller's.
+"""
+
+from __future__ import annotations
+
+import psycopg
+
+from retl.batch import ABSENT, KEPT, Batch, Kind, Operation, RowResult
+from retl.errors import InvariantBroken
+from retl.postgres import sqlstate
+from retl.postgres.connection import Session
+from retl.postgres.statements import STAGE, Statements
+
+SWALLOWED = RowResult(
+    Kind.REJECTED, "SWALLOWED", "PostgreSQL reported success, yet a trigger or policy left the row as it was"
+)
+KEY_COLLIDES = RowResult(
+    Kind.REJECTED, "KEY_COLLIDES", "another row of the batch has a key that the table takes for the same"
+)
+# What a row that was not written means, if its key is absent and if it is present.
+_UNWRITTEN: dict[Operation, tuple[RowResult, RowResult]] = {
+    "upsert": (SWALLOWED, SWALLOWED),
+    "append": (SWALLOWED, SWALLOWED),
+    "delete": (SWALLOWED, SWALLOWED),
+    "insert_only": (SWALLOWED, KEPT),
+    "update_only": (ABSENT, SWALLOWED),
+}
+
+
+def transfer(session: Session, sql: Statements, batch: Batch) -> dict[int, RowResult]:
+    """The rows that were not written, by number; all others were, once the transaction commits.
+    psycopg.Error if the fault is not in the rows. The stage must be empty."""
+    try:
+        with session.transaction():
+            _copy(session, sql, batch)
+    except psycopg.Error as error:
+        rejection = sqlstate.rejection(error, sql.names)
+        if rejection is None:
+            raise
+        if len(batch) == 1:
+            return {0: rejection}
+    else:
+        return _carry(session, sql, batch.operation, 0, len(batch) - 1, whole=True)
+    first, second = batch.halves()
+    found = transfer(session, sql, first)
+    session.execute(f"DELETE FROM {STAGE}")
+    later = transfer(session, sql, second)
+    return found | {len(first) + row: result for row, result in later.items()}
+
+
+def _copy(session: Session, sql: Statements, batch: Batch) -> None:
+    with session.cursor() as cursor:
+        with cursor.copy(sql.copy(batch.operation)) as copy:
+            for chunk in batch.csv():
+                copy.write(chunk)
+        if cursor.rowcount != len(batch):  # a COPY whose source fails midway may succeed short
+            raise InvariantBroken("ROWS_LOST", f"{cursor.rowcount} of {len(batch)} rows reached PostgreSQL")
+
+
+def _carry(
+    session: Session, sql: Statements, operation: Operation, first: int, last: int, *, whole: bool = False
+) -> dict[int, RowResult]:
+    """Carry over the staged rows from `first` to `last`. Colliding keys leave together and before any
+    halving, which would let the last of them win."""
+    try:
+        with session.transaction():
+            return _apply(session, sql, operation, first, last)
+    except psycopg.Error as error:
+        rejection = sqlstate.rejection(error, sql.names)
+        if rejection is None and error.sqlstate != sqlstate.KEY_COLLIDES:
+            raise
+        collided = session.execute(sql.take_collisions()).fetchall() if whole else []
+        if rejection is None and not collided:
+            raise
+    if collided:
+        found = {row: KEY_COLLIDES for (row,) in collided}
+        return found | _carry(session, sql, operation, first, last)
+    assert rejection is not None
+    if first == last:
+        return {first: rejection}
+    middle = (first + last) // 2
+    found = _carry(session, sql, operation, first, middle)
+    return found | _carry(session, sql, operation, middle + 1, last)
+
+
+def _apply(
+    session: Session, sql: Statements, operation: Operation, first: int, last: int
+) -> dict[int, RowResult]:
+    if session.execute(sql.apply(operation, first, last)).rowcount == last - first + 1:
+        return {}
+    absent, present = _UNWRITTEN[operation]
+    rows = session.execute(sql.left(operation, first, last)).fetchall()
+    return {row: absent if is_absent else present for row, is_absent in rows}

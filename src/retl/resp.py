@@ -1,0 +1,197 @@
+"""RESP, the language of Redis and its kin: commands out, replies in, refusals told apart by their code.
+
+It sends each command once and reads every reply. It knows no rows and never tries again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import selectors
+import socket
+import ssl
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import hiredis
+
+from retl.errors import Poisoned, Systemic, TargetError, Unavailable
+
+Argument = str | bytes | int
+Command = tuple[Argument, ...]
+Refusal = hiredis.ReplyError
+
+AGAIN = {
+    "LOADING": "the server is loading its data",
+    "BUSY": "the server is busy with a script",
+    "TRYAGAIN": "the cluster is moving this key",
+    "CLUSTERDOWN": "the cluster is down",
+    "MASTERDOWN": "the server has lost its primary",
+    "NOREPLICAS": "too few replicas are connected",
+    "max number of clients": "the server has no connection left",
+}
+STOP = {
+    "AUTH": "the user or password is wrong",
+    "WRONGPASS": "the user or password is wrong",
+    "NOAUTH": "the server asks for a password",
+    "DENIED": "the server is in protected mode",
+    "NOPERM": "the account may not do this",
+    "ACL failure": "the account may not do what a script does",
+    "READONLY": "the server is a replica, or read-only",
+    "OOM": "the server is out of memory",
+    "MISCONF": "the server cannot save its data and refuses writes",
+    "MOVED": "the server is part of a Redis Cluster; retl writes to a single primary",
+    "CROSSSLOT": "the server is part of a Redis Cluster; retl writes to a single primary",
+}
+POISON = {
+    "WRONGTYPE": "the key holds a value of another kind",
+    "EMPTYHASH": "every field is NULL, and a hash without fields cannot exist: the key is gone",
+}
+_SENTENCES = AGAIN | STOP | POISON
+_CODE = re.compile("|".join(rf"\b{code}\b" for code in _SENTENCES))
+_CHUNK_COMMANDS, _CHUNK_BYTES = 1000, 1 << 20
+
+
+def judge(refusal: Refusal) -> tuple[str, str]:
+    """The code of a refusal, also where a script passed it on, and our sentence for it: the server's
+    own may quote what was sent."""
+    text = re.split("['\"`]", str(refusal), maxsplit=1)[0]
+    code = found[0] if (found := _CODE.search(text)) else text.split(" ", 1)[0]
+    return code, _SENTENCES.get(code, "the server refused the command")
+
+
+class Wire:
+    """One connection to one server, made when it is needed; `server` is its name without credentials.
+
+    `timeout` seconds is what a chunk of at most 1000 commands may take, there and back.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        db: int,
+        *,
+        login: Command | None,
+        tls: bool,
+        ca_file: str | None,
+        connect_timeout: float,
+        timeout: float,
+    ) -> None:
+        self.server = f"redis://{host}:{port}/{db}"
+        self._address, self._tls, self._ca_file = (host, port), tls, ca_file
+        self._greeting: list[Command] = [("AUTH", *login)] if login else []
+        self._greeting += [("SELECT", db), ("PING",)]
+        self._connect_timeout, self._timeout = connect_timeout, timeout
+        self._socket: socket.socket | None = None
+        self._reader = hiredis.Reader()
+
+    def exchange(self, commands: Iterable[Command]) -> list[Any]:
+        """One reply per command, a refusal being a `Refusal` among them. OSError if the connection breaks
+        and nobody knows how much was done; Unavailable or Systemic if none could be made."""
+        if self._socket is None or _readable(self._socket):  # nothing was asked: the server hung up
+            self._connect()
+        replies: list[Any] = []
+        try:
+            for chunk in _chunks(commands):
+                self._send(chunk, replies)
+        except BaseException:
+            self.close()  # what comes next on it would answer a command that nobody waits for
+            raise
+        return replies
+
+    def ask(self, commands: Iterable[Command]) -> list[Any]:
+        """`exchange` for commands that change nothing: a lost reply is no worse than Unavailable."""
+        try:
+            return self.exchange(commands)
+        except OSError as error:
+            raise Unavailable("NO_ANSWER", f"{self.server} did not answer: {why(error)}") from error
+
+    def close(self) -> None:
+        """Hang up; never raises."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.close()
+            self._socket = None
+
+    def _connect(self) -> None:
+        self.close()
+        try:
+            self._socket = socket.create_connection(self._address, self._connect_timeout)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls:
+                self._socket = self._context().wrap_socket(self._socket, server_hostname=self._address[0])
+            self._reader = hiredis.Reader()
+            for command in self._greeting:
+                replies: list[Any] = []
+                self._send([pack(command)], replies)
+                if isinstance(replies[0], Refusal):
+                    code, sentence = judge(replies[0])
+                    kind = Unavailable if code in AGAIN else Systemic
+                    raise kind(code, f"{self.server}: {sentence}")
+        except ssl.SSLError as error:
+            self.close()
+            raise Systemic("TLS", f"{self.server}: TLS failed: {error.reason or why(error)}") from error
+        except OSError as error:
+            self.close()
+            raise Unavailable("CONNECT", f"cannot connect to {self.server}: {why(error)}") from error
+        except TargetError:
+            self.close()
+            raise
+
+    def _context(self) -> ssl.SSLContext:
+        try:
+            return ssl.create_default_context(cafile=self._ca_file)
+        except OSError as error:
+            raise Systemic("TLS", f"cannot read the CA file {self._ca_file}: {why(error)}") from error
+
+    def _send(self, chunk: list[bytes], replies: list[Any]) -> None:
+        assert self._socket is not None
+        deadline, broken = time.monotonic() + self._timeout, None
+        try:
+            self._socket.settimeout(self._timeout)
+            self._socket.sendall(b"".join(chunk))
+        except OSError as error:
+            broken = error  # what the server said before it hung up is still to be read
+        for _ in chunk:
+            try:
+                while (reply := self._reader.gets()) is False:
+                    self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+                    if not (data := self._socket.recv(1 << 16)):
+                        raise broken or ConnectionResetError("the server closed the connection")
+                    self._reader.feed(data)
+            except hiredis.ProtocolError:
+                raise ConnectionError("the reply is not RESP") from None
+            if isinstance(reply, Refusal) and str(reply).startswith("ERR Protocol error"):
+                raise Poisoned("BULK_LENGTH", "a value is longer than the server takes")
+            replies.append(reply)
+
+
+def why(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
+
+
+def pack(command: Command) -> bytes:
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows 1-tuples only
+    return packed
+
+
+def _chunks(commands: Iterable[Command]) -> Iterator[list[bytes]]:
+    chunk: list[bytes] = []
+    size = 0
+    for command in commands:
+        packed = pack(command)
+        chunk.append(packed)
+        size += len(packed)
+        if len(chunk) == _CHUNK_COMMANDS or size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _readable(connection: socket.socket) -> bool:
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection, selectors.EVENT_READ)
+        return bool(selector.select(0))

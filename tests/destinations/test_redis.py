@@ -1,0 +1,467 @@
+"""Redis and Valkey pass the suite as strings and as hashes, and keep the promises that are theirs alone."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any, Literal
+from urllib.parse import unquote
+
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from retl.batch import Field, Kind, Shape, SoftDelete
+from retl.destinations.redis import Redis, RedisConnection, RedisOptions
+from retl.errors import DefinitionError, Mismatch, Systemic, Unavailable
+from retl.resp import judge
+from retl.values import Type
+from tests.destinations.rows import Row, Rows
+from tests.destinations.suite import (
+    FIELDS,
+    STRING,
+    Contents,
+    Suite,
+    Target,
+    as_contents,
+    deliver,
+    kinds,
+    sample,
+)
+from tests.proxy import Proxy
+
+SHAPE = Shape("suite", "state-1", (Field("id", STRING),), FIELDS)
+SECRET = "account-secret"
+RIGHTS = {
+    "json": "+set +unlink +mget +lpush +ltrim +lpos +select +ping",
+    "hash": "+eval +hset +hdel +expire +exists +unlink +hmget +lpush +ltrim +lpos +select +ping",
+}
+BULK_LIMIT = 1 << 20
+
+
+class RedisTarget(Target):
+    """An account with the documented rights and no other."""
+
+    type = "redis"
+    commit = b"LTRIM"
+
+    def __init__(self, client: Any, proxy: Proxy, db: int, value: Literal["json", "hash"]) -> None:
+        self.client, self.proxy, self.db, self.value = client, proxy, db, value
+        self.user, self.shape = f"retl-{value}", SHAPE
+        rights = ["~reco:*", "~retl:stamp:*", *RIGHTS[value].split()]
+        client.execute_command("ACL", "SETUSER", self.user, "reset", "on", f">{SECRET}", *rights)
+
+    def make(self, shape: Shape, *, secret: str | None = None, **options: Any) -> Redis:
+        self.shape = shape
+        account = {"user": self.user, "password": secret or SECRET, "timeout": 1, "connect_timeout": 1}
+        server = {"host": self.proxy.host, "port": self.proxy.port, "db": self.db}
+        settings = {"connection": server | account, "key": "reco:{id}", "value": self.value, "ttl": "1h"}
+        return Redis(RedisOptions.model_validate(settings | options), shape)
+
+    def contents(self) -> Contents:
+        found: Contents = {}
+        for key in self.client.scan_iter("reco:*"):
+            name = (unquote(key.decode().removeprefix("reco:")),)
+            if self.value == "json":
+                found[name] = json.loads(self.client.get(key), parse_float=Decimal)
+            elif self.client.type(key) == b"hash":
+                held = self.client.hgetall(key)
+                found[name] = {
+                    f.name: read_back(held.get(f.name.encode()), f.type) for f in self.shape.fields
+                }
+        return found
+
+    def poison(self, row: Row) -> Row:
+        if self.value == "json":
+            self.client.config_set("proto-max-bulk-len", BULK_LIMIT)
+            return (row[0], row[1] + "x" * BULK_LIMIT, *row[2:])
+        self.client.set(f"reco:{row[0]}", "somebody else's")
+        return row
+
+    def forbid(self) -> None:
+        self.client.execute_command("ACL", "SETUSER", self.user, "-set", "-hset", "-eval")
+
+    def annotate(self, key: Row) -> Callable[[], bool] | None:
+        if self.value == "json":
+            return None
+        self.client.hset(f"reco:{key[0]}", "theirs", "kept")
+        return lambda: self.client.hget(f"reco:{key[0]}", "theirs") == b"kept"
+
+
+def options(**settings: Any) -> RedisOptions:
+    return RedisOptions.model_validate({"key": "a:{id}", "ttl": "none"} | settings)
+
+
+def read_back(held: bytes | None, type_: Type) -> Any:
+    if held is None:
+        return None
+    if type_.name in ("string", "uuid", "date", "timestamp", "timestamptz"):
+        return held.decode()
+    return json.loads(held, parse_float=Decimal)
+
+
+@pytest.fixture
+def client(redis_server: Any) -> Iterator[Any]:
+    """The administrator's, past the proxy."""
+    with redis_server.client() as client:
+        limit = client.config_get("proto-max-bulk-len")["proto-max-bulk-len"]
+        yield client
+        client.config_set("proto-max-bulk-len", limit)
+        client.execute_command("ACL", "DELUSER", "retl-json", "retl-hash")
+
+
+@pytest.fixture
+def proxy(redis_server: Any) -> Iterator[Proxy]:
+    with Proxy(redis_server.host, redis_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def target(client: Any, proxy: Proxy, redis_server: Any) -> RedisTarget:
+    """One that writes JSON."""
+    return RedisTarget(client, proxy, redis_server.db, "json")
+
+
+@pytest.fixture
+def hashes(client: Any, proxy: Proxy, redis_server: Any) -> RedisTarget:
+    return RedisTarget(client, proxy, redis_server.db, "hash")
+
+
+class TestStrings(Suite):
+    @pytest.fixture
+    def target(self, client: Any, proxy: Proxy, redis_server: Any) -> RedisTarget:
+        return RedisTarget(client, proxy, redis_server.db, "json")
+
+
+class TestHashes(Suite):
+    @pytest.fixture
+    def target(self, client: Any, proxy: Proxy, redis_server: Any) -> RedisTarget:
+        return RedisTarget(client, proxy, redis_server.db, "hash")
+
+
+# key templates
+
+PARTS = st.text() | st.text(":*{}%\r\n.", max_size=3)
+
+
+@given(st.lists(st.tuples(PARTS, PARTS), min_size=2, max_size=2, unique=True))
+@pytest.mark.parametrize("key", ["a:{x}:{y}", "{{{x}}}:{y}", "a{y}.|%2F{x}z", "a-{x}b/c{y}"])
+def test_two_rows_never_share_a_redis_key(key: str, rows: list[tuple[str, str]]) -> None:
+    shape = replace(SHAPE, key=(Field("x", STRING), Field("y", STRING)))
+    destination = Redis(options(key=key), shape)
+    shown = destination.request(Rows(shape, [(*row, "", None, 0) for row in rows]).batch("delete"))
+    first, second, *_ = shown.splitlines()
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "reco:", "reco:{ID}", "reco:{id}:{id}", "reco:{id}:{x}", "reco:{id!r}", "reco:{id:>9}", "reco:{}",
+        "reco:{id", "reco:}{id}", "retl:{id}", "retl:stamp:{id}", "{id}:x", "re{id}:x",
+    ],
+)  # fmt: skip
+def test_a_key_template_that_could_mislead_is_refused(key: str) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        Redis(options(key=key), SHAPE)
+    assert caught.value.code == "KEY_TEMPLATE"
+
+
+@pytest.mark.parametrize("key", ["a:{x}{y}", "a:{x}-{y}", "a:{x}b{y}", "a:{x}%3A{y}"])
+def test_placeholders_that_values_could_blur_are_refused(key: str) -> None:
+    with pytest.raises(DefinitionError, match="between two placeholders"):
+        Redis(options(key=key), replace(SHAPE, key=(Field("x", STRING), Field("y", STRING))))
+
+
+def test_a_key_may_carry_a_hash_tag(target: RedisTarget) -> None:
+    destination = target.make(SHAPE, key="reco:{{{id}}}:v1")
+    deliver(destination, Rows(SHAPE, [("a b", "x", None, 1)]).batch())
+    assert target.client.keys("reco:*") == [b"reco:{a%20b}:v1"]
+
+
+# options
+
+
+@pytest.mark.parametrize("ttl", ["0s", "1.5s", "500ms", -1, None, "forever", True, 2**40])
+def test_a_ttl_is_whole_seconds_or_none(ttl: Any) -> None:
+    with pytest.raises(ValidationError):
+        RedisOptions.model_validate({"key": "a:{id}", "ttl": ttl})
+
+
+def test_a_ttl_must_be_said() -> None:
+    with pytest.raises(ValidationError):
+        RedisOptions.model_validate({"key": "a:{id}"})
+
+
+def test_plaintext_leaves_the_machine_only_when_asked_to() -> None:
+    with pytest.raises(ValidationError, match="tls: true"):
+        RedisConnection(host="redis.internal")
+    assert RedisConnection(host="redis.internal", allow_plaintext=True)
+    assert RedisConnection(host="redis.internal", tls=True)
+    assert RedisConnection(host="::1")
+
+
+def test_a_soft_delete_is_a_definition_error() -> None:
+    with pytest.raises(DefinitionError, match="soft delete"):
+        Redis(options(), replace(SHAPE, deletes=SoftDelete({"name": None})))
+
+
+def test_a_field_that_is_not_there_is_a_definition_error() -> None:
+    with pytest.raises(DefinitionError, match="not a field"):
+        Redis(options(value={"field": "score"}), SHAPE)
+
+
+def test_what_shapes_the_bytes_is_told() -> None:
+    capabilities = Redis(options(ttl="1m", value={"field": "visits"}), SHAPE).capabilities
+    assert capabilities.shaping == {"value": {"field": "visits"}, "ttl": 60}
+    assert capabilities.expires == 60
+    assert capabilities.object == "redis://localhost:6379/0/a:{id}"
+
+
+# values
+
+
+def test_every_write_renews_the_ttl(target: RedisTarget, hashes: RedisTarget) -> None:
+    for each in (target, hashes):
+        each.client.flushdb()
+        for ttl in (3600, 7200):
+            deliver(each.make(SHAPE, ttl=ttl), Rows(SHAPE, sample(1)).batch())
+            assert 0 <= ttl - each.client.ttl("reco:k0") < 60
+
+
+def test_without_ttl_nothing_expires(target: RedisTarget, hashes: RedisTarget) -> None:
+    for each in (target, hashes):
+        each.client.flushdb()
+        deliver(each.make(SHAPE, ttl="none"), Rows(SHAPE, sample(1)).batch())
+        assert each.client.ttl("reco:k0") == -1
+
+
+def test_a_refused_hash_leaves_the_foreign_key_without_ttl(hashes: RedisTarget) -> None:
+    row = hashes.poison(sample(1)[0])
+    for batch in (Rows(SHAPE, [row]).batch(), Rows(SHAPE, [(row[0], None, None, None)]).batch()):
+        outcome = deliver(hashes.make(SHAPE), batch)
+        assert [result.code for result in outcome] == ["WRONGTYPE"]
+        assert hashes.client.get("reco:k0") == b"somebody else's"
+        assert hashes.client.ttl("reco:k0") == -1
+
+
+def test_one_field_is_written_bare_and_no_value_is_no_key(target: RedisTarget) -> None:
+    destination = target.make(SHAPE, value={"field": "amount"})
+    rows = Rows(SHAPE, [("a", "x", Decimal("1.50"), 1), ("b", "x", Decimal("0.10"), 1)])
+    assert kinds(deliver(destination, rows.batch())) == [Kind.WRITTEN] * 2
+    assert target.client.mget("reco:a", "reco:b") == [b"1.50", b"0.10"]
+    assert target.client.ttl("reco:a") > 0
+    cleared = Rows(SHAPE, [("a", "x", None, 1), ("b", "x", Decimal("0.10"), 1)])
+    assert kinds(deliver(destination, cleared.batch())) == [Kind.WRITTEN] * 2
+    assert list(destination.read(cleared.batch())) == [{"amount": None}, {"amount": "0.10"}]
+    assert target.client.exists("reco:a") == 0
+
+
+def test_reading_a_foreign_value_finds_none_of_our_fields(target: RedisTarget, hashes: RedisTarget) -> None:
+    target.client.set("reco:k0", b"\xff not JSON")
+    target.client.set("reco:k1", "[1]")
+    target.client.hset("reco:k2", "name", "x")
+    batch = Rows(SHAPE, sample(3)).batch()
+    assert list(target.make(SHAPE).read(batch)) == [{}, {}, None]
+    assert list(hashes.make(SHAPE).read(batch)) == [None, None, {"name": "x", "amount": None, "visits": None}]
+
+
+def test_a_request_reads_like_redis_cli(target: RedisTarget) -> None:
+    batch = Rows(SHAPE, [("é 1", 'say "hi"\n', None, 1)]).batch()
+    first, *rest = target.make(SHAPE).request(batch).decode().splitlines()
+    assert first == (
+        r'SET reco:%C3%A9%201 "{\"name\":\"say \\\"hi\\\"\\n\",\"amount\":null,\"visits\":1}" EX 3600'
+    )
+    assert rest == [
+        f"LPUSH retl:stamp:state-1:suite {'run-1/' + batch.id}",
+        "LTRIM retl:stamp:state-1:suite 0 999",
+    ]
+
+
+def test_large_values_and_many_rows_take_turns(target: RedisTarget) -> None:
+    rows = [(f"k{n}", "v" * 50_000, None, n) for n in range(100)] + sample(2500)[100:]
+    destination = target.make(SHAPE)
+    assert set(kinds(deliver(destination, Rows(SHAPE, rows).batch()))) == {Kind.WRITTEN}
+    assert target.contents() == as_contents(SHAPE, rows)
+
+
+# the stamp
+
+
+@pytest.mark.parametrize(("ttl", "code"), [("none", "TARGET_LOST"), ("1h", "TARGET_EMPTIED")])
+def test_a_flushed_server_is_noticed(target: RedisTarget, ttl: str, code: str) -> None:
+    rows = Rows(SHAPE, sample(4))
+    batches = [rows.batch(first=0, last=1), rows.batch(first=2, last=3)]
+    for batch in batches:
+        deliver(target.make(SHAPE, ttl=ttl), batch)
+    for batch in batches:  # also the older one: the ledger may not have heard of the newer
+        target.make(replace(SHAPE, newest=(batch.run_id, batch.id)), ttl=ttl).check()
+    target.client.flushdb()
+    with pytest.raises(Mismatch) as caught:
+        target.make(replace(SHAPE, newest=(batch.run_id, batch.id)), ttl=ttl).check()
+    assert caught.value.code == code
+
+
+def test_a_restored_server_is_noticed(target: RedisTarget) -> None:
+    rows = Rows(SHAPE, sample(4))
+    deliver(target.make(SHAPE), rows.batch(first=0, last=1))
+    backup = target.client.dump("retl:stamp:state-1:suite")
+    newest = rows.batch(first=2, last=3)
+    deliver(target.make(SHAPE), newest)
+    target.client.restore("retl:stamp:state-1:suite", 0, backup, replace=True)
+    with pytest.raises(Mismatch):
+        target.make(replace(SHAPE, newest=(newest.run_id, newest.id))).check()
+
+
+def test_stamps_are_bounded(target: RedisTarget) -> None:
+    destination = target.make(SHAPE)
+    target.client.lpush("retl:stamp:state-1:suite", *map(str, range(5000)))
+    deliver(destination, Rows(SHAPE, sample(1)).batch())
+    assert target.client.llen("retl:stamp:state-1:suite") == 1000
+
+
+def test_two_states_keep_their_stamps_apart(target: RedisTarget) -> None:
+    batch = Rows(SHAPE, sample(1)).batch()
+    deliver(target.make(SHAPE), batch)
+    with pytest.raises(Mismatch):
+        target.make(replace(SHAPE, state_id="another", newest=(batch.run_id, batch.id))).check()
+
+
+def test_a_stamp_that_cannot_be_kept_stops_the_run(target: RedisTarget) -> None:
+    target.client.set("retl:stamp:state-1:suite", "a string")
+    with pytest.raises(Systemic) as caught:
+        target.make(SHAPE).write(Rows(SHAPE, sample(1)).batch())
+    assert caught.value.code == "STAMP_REFUSED"
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("WRONGTYPE Operation against a key", "WRONGTYPE"),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value script: 1f, on @user_script:2.", "WRONGTYPE"),
+        ("ERR Error running script (call to f_1f): @user_script:2: WRONGTYPE Operation against", "WRONGTYPE"),
+        ("ERR AUTH <password> called without any password configured", "AUTH"),
+        ("ERR max number of clients reached", "max number of clients"),
+        ("ERR unknown command 'OOM'", "ERR"),
+        ("-BUSYKEY Target key name already exists.", "-BUSYKEY"),
+        ("LOADING Valkey is loading the dataset in memory", "LOADING"),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_told_by_its_code(text: str, code: str) -> None:
+    import hiredis
+
+    found, sentence = judge(hiredis.ReplyError(text))
+    assert found == code
+    assert "OOM" not in sentence
+
+
+def test_a_busy_server_is_unavailable_then_all_is_well(target: RedisTarget) -> None:
+    destination, batch = target.make(SHAPE), Rows(SHAPE, sample(2)).batch()
+    target.client.config_set("busy-reply-threshold", 1)
+    killed: list[str] = []
+
+    def spin() -> None:
+        try:
+            target.client.eval("while true do redis.call('PING') end", 0)
+        except redis.ResponseError as error:
+            killed.append(str(error))
+
+    script = threading.Thread(target=spin)
+    script.start()
+    try:
+        with target.client.client() as other:
+            while "busy" not in answer_to(other.ping):
+                time.sleep(0.005)
+            with pytest.raises(Unavailable) as caught:
+                destination.write(batch)
+            assert caught.value.code == "BUSY"
+            other.script_kill()
+    finally:
+        script.join()
+        target.client.config_set("busy-reply-threshold", 5000)
+    assert killed
+    assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 2
+
+
+def answer_to(command: Callable[[], object]) -> str:
+    try:
+        return str(command())
+    except redis.ResponseError as error:
+        return str(error)
+
+
+def test_a_replica_and_a_full_server_stop_before_the_first_write(
+    target: RedisTarget, hashes: RedisTarget
+) -> None:
+    for each in (target, hashes):
+        each.client.config_set("maxmemory", "1")
+        try:
+            with pytest.raises(Systemic) as full:
+                each.make(SHAPE).check()
+            with pytest.raises(Systemic):
+                each.make(SHAPE).write(Rows(SHAPE, sample(1)).batch())
+        finally:
+            each.client.config_set("maxmemory", "0")
+        assert full.value.code == "OOM"
+        each.client.replicaof("127.0.0.1", 1)
+        try:
+            with pytest.raises(Systemic) as replica:
+                each.make(SHAPE).check()
+            with pytest.raises(Systemic):
+                each.make(SHAPE).write(Rows(SHAPE, sample(1)).batch())
+        finally:
+            each.client.replicaof("NO", "ONE")
+        assert replica.value.code == "READONLY"
+
+
+def test_check_leaves_no_key_behind(target: RedisTarget, hashes: RedisTarget) -> None:
+    target.client.set("reco:probe", "a row that happens to be called so")
+    for each in (target, hashes):
+        each.make(SHAPE, ttl="none").check()
+    assert target.client.keys("*") == [b"reco:probe"]
+    assert target.client.ttl("reco:probe") == -1
+
+
+def test_a_port_that_speaks_another_language_is_unavailable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with listener.accept()[0] as peer:
+                peer.recv(100)
+                peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        connection = {"host": "127.0.0.1", "port": listener.getsockname()[1], "timeout": 1}
+        with pytest.raises(Unavailable, match="not RESP"):
+            Redis(options(connection=connection), SHAPE).check()
+        thread.join()
+
+
+def test_a_server_without_tls_is_not_written_to(target: RedisTarget) -> None:
+    connection = {"host": "127.0.0.1", "port": target.proxy.port, "tls": True, "timeout": 1}
+    with pytest.raises((Systemic, Unavailable)):
+        target.make(SHAPE, connection=connection).write(Rows(SHAPE, sample(1)).batch())
+    assert target.contents() == {}
+
+
+def test_a_hash_of_nothing_is_a_reject_unless_somebody_keeps_it_alive(hashes: RedisTarget) -> None:
+    destination = hashes.make(SHAPE)
+    deliver(destination, Rows(SHAPE, sample(2)).batch())
+    hashes.annotate(("k1",))
+    empty = Rows(SHAPE, [("k0", None, None, None), ("k1", None, None, None)]).batch()
+    outcome = deliver(destination, empty)
+    assert kinds(outcome) == [Kind.REJECTED, Kind.WRITTEN]
+    assert outcome[0].code == "EMPTYHASH"
+    assert hashes.client.exists("reco:k0") == 0
+    assert hashes.client.hgetall("reco:k1") == {b"theirs": b"kept"}

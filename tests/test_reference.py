@@ -1,0 +1,49 @@
+"""The JSON Schema of sync files says what validation says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from retl import destinations
+from retl.definitions import Sync
+from retl.reference import sync_schema
+
+
+def test_the_schema_has_every_key_of_a_sync_but_its_name() -> None:
+    schema = sync_schema()
+    assert schema["properties"].keys() == Sync.model_fields.keys() - {"name"}
+    assert set(schema["required"]) == {"source", "key", "destination"}
+    assert schema["additionalProperties"] is False
+
+
+def test_the_schema_knows_every_destination() -> None:
+    schema = sync_schema()
+    for type_name in destinations.names():
+        part = schema["$defs"][f"{type_name}_destination"]
+        known = destinations.load(type_name).Options.model_fields.keys()
+        assert part["properties"].keys() == known | {"connection", "type"}
+        assert part["additionalProperties"] is False
+
+
+def test_every_reference_leads_somewhere_and_every_part_is_used() -> None:
+    schema = sync_schema()
+    references = set(found(schema, "$ref"))
+    assert {name.removeprefix("#/$defs/") for name in references} == schema["$defs"].keys()
+
+
+def test_the_schema_speaks_the_users_spellings() -> None:
+    properties, parts = sync_schema()["properties"], sync_schema()["$defs"]
+    assert (properties["changes"]["default"], properties["deletes"]["default"]) == ("hash", "keep")
+    assert parts["WatermarkSpelling"]["required"] == ["watermark"]
+    assert parts["HashSpelling"]["additionalProperties"] is False
+    text = json.dumps(properties)
+    assert '"strategy"' not in text.replace(json.dumps(properties["description"]), "")
+    assert "pattern" in json.dumps(properties["enabled"])
+
+
+def found(thing: Any, key: str) -> list[str]:
+    if isinstance(thing, dict):
+        here = [thing[key]] if key in thing else []
+        return here + [name for item in thing.values() for name in found(item, key)]
+    return [name for item in thing for name in found(item, key)] if isinstance(thing, list) else []
