@@ -1,83 +1,69 @@
-"""What can be said of a sync without its target, its ledger or a network: `retl validate`.
+"""What can be said of a sync before anything runs: `retl validate` without a network, `retl check` with one.
 
-Definitions, contract, mapping and destination against each other, and the SQL against the warehouse's
-catalog where the file is there. It reads no row and waits for no writer.
+Definitions, contract, mapping and destination against each other and against the columns in the
+warehouse's catalog. It reads no row of a mart, writes nothing and waits for no writer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from retl import contract, mapping, planning
 from retl.definitions import Sync, Warehouse
-from retl.destinations import Destination
-from retl.errors import DefinitionError, Later, Mismatch
+from retl.errors import DefinitionError, Mismatch
 from retl.execution import private_directory
-from retl.mapping import Run
+from retl.mapping import FieldMap, Run
+from retl.planning import Job, Target
 from retl.signals import Stop
 from retl.sources import duckdb as mart
 from retl.spool import Spool
 
-_NOBODY = Run("offline", datetime(2000, 1, 1, tzinfo=UTC))
+_NOBODY = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
 
 
-@dataclass(frozen=True)
-class Checked:
-    """`rows_of` is what the mart's columns were checked against; None where the warehouse was not there."""
-
-    columns: Mapping[str, str] | None
-    note: str | None = None
-
-
-def check(
-    sync: Sync,
-    warehouse: Warehouse,
-    folder: Path,
-    variables: Mapping[str, Any],
-    target: tuple[type[Destination[Any]], Any] | None,
-) -> Checked:
-    """DefinitionError for whatever is wrong; `target` is the destination's class and options, None where
-    variables that are not set keep it from being made."""
-    wanted = mart.query(sync.source, variables, folder)
-    for text in sync.checks:
-        mart.select(text, variables, "checks")
-    found = _columns(sync, wanted, warehouse, folder)
-    if found.columns is None:
-        return found
+def validate(
+    sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any], target: Target | None
+) -> None:
+    """DefinitionError for what is wrong with a sync. `target` is None where unset variables keep it from
+    being made. SourceError or Later where the catalog cannot be asked: the rest is then right."""
     try:
-        judge = contract.build(sync.contract, found.columns, folder, sync.key, warehouse.timezone)
-        field_map = mapping.build(
-            sync, judge, _NOBODY, state_id="", timezone=warehouse.timezone, newest=None
-        )
+        for text in sync.checks:
+            mart.select(text, variables, "checks")
+        field_map = _field_map(sync, warehouse, folder, variables, "")
         if target is not None:
-            kind, options = target
-            planning.fit(sync, field_map, kind(options, field_map.shape).capabilities)
+            planning.fit(sync, field_map, target.lane(field_map.shape).capabilities)
     except Mismatch as problem:
-        raise _misfit(sync, problem) from problem
-    return found
+        raise DefinitionError(
+            problem.code, problem.message, hint=problem.hint, where=f"sync {sync.name}"
+        ) from problem
 
 
-def _columns(sync: Sync, wanted: mart.Query, warehouse: Warehouse, folder: Path) -> Checked:
-    if not (folder / warehouse.path).is_file():
-        return Checked(None, f"{warehouse.path} is not there: its SQL was not checked against the catalog")
-    now = warehouse.model_copy(update={"lock_wait": 0.0})
+def check(job: Job) -> None:
+    """Can the destination be reached, written to, and does it fit? Raises what `Destination.check` does."""
+    sync, ledger = job.sync, job.ledger
+    field_map = _field_map(sync, job.warehouse, job.folder, job.options.variables, ledger.state_id)
+    destination = job.target.lane(field_map.shape)
+    try:
+        planning.fit(sync, field_map, destination.capabilities)
+        destination.check()
+    finally:
+        destination.close()
+
+
+def _field_map(
+    sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any], state_id: str
+) -> FieldMap:
+    wanted = mart.query(sync.source, variables, folder)
     with private_directory() as directory:
         spool = Spool(directory, Stop())
         try:
-            mart.attach(spool, now, folder)
+            mart.attach(spool, warehouse.model_copy(update={"lock_wait": 0.0}), folder)
             spool.harden([folder / path for path in warehouse.read_paths])
-            return Checked(mart.columns(spool, wanted))
-        except Later as problem:
-            return Checked(None, f"{problem.message}: its SQL was not checked against the catalog")
-        except Mismatch as problem:
-            raise _misfit(sync, problem) from problem
+            columns = mart.columns(spool, wanted)
         finally:
             spool.close()
-
-
-def _misfit(sync: Sync, problem: Mismatch) -> DefinitionError:
-    return DefinitionError(problem.code, problem.message, hint=problem.hint, where=f"sync {sync.name}")
+    judge = contract.build(sync.contract, columns, folder, sync.key, warehouse.timezone)
+    return mapping.build(sync, judge, _NOBODY, state_id=state_id, timezone=warehouse.timezone, newest=None)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 
 from retl import log, planning
 from retl.errors import Later, Mismatch, RetlError
 from retl.execution import Execution, new_run, private_directory
 from retl.pace import Pace
-from retl.planning import Clock, Job
+from retl.planning import Clock, Job, Plan
 from retl.summary import Summary, described
 
 
@@ -50,13 +51,15 @@ def sync(job: Job, pace: Pace) -> Summary:
             return running.fail(problem)
 
 
-def dry_run(job: Job) -> Summary:
-    """Freeze to guard in a private temporary folder: no lock, no row, no file in the state directory."""
+def dry_run(job: Job, look: Callable[[Plan], object] = lambda _plan: None) -> Summary:
+    """Freeze to guard in a private temporary folder: no lock, no row, no file in the state directory.
+    `look` is shown the plan while it can be read."""
     clock = Clock()
     run = new_run(job)
     with private_directory() as directory, log.bound(sync=job.sync.name):
         try:
             plan = planning.make(job, run, directory, clock)
+            look(plan)
             return planning.predict(job, plan, clock)
         except RetlError as problem:
             refused = isinstance(problem, Mismatch)

@@ -158,9 +158,11 @@ def make(
     directory: Path,
     clock: Clock,
     settle: Callable[[FieldMap, Destination[Any], Spool], None] = lambda _map, _destination, _spool: None,
+    *,
+    ask: bool = True,
 ) -> Plan:
     """Plan one run in `directory` (private, gone afterwards). `settle` may bring evidence of a dead
-    run's open batches before the baseline is read.
+    run's open batches before the baseline is read. Without `ask` the target is not asked: no network.
 
     Raises DefinitionError, SourceError, TargetError, Later; what guards say is in `Plan.refusals`.
     """
@@ -207,9 +209,9 @@ def make(
             known_layers = [] if who_changed else job.ledger.layers(sync.name, capabilities.object)
             baseline_rows = lay(job.ledger, spool, directory, base, known_layers)
         with clock.phase("guard"):
-            refusals, emptied = _ask_target(destination, options)
+            refusals, emptied = _ask_target(destination, options) if ask else ([], False)
             sampled, lost = (0, 0)
-            if baseline_rows and not emptied and capabilities.readable and _asks(job):
+            if ask and baseline_rows and not emptied and capabilities.readable and _asks(job):
                 sampled, lost = _sample(spool, field_map, destination, run, directory, capabilities.expires)
             if capabilities.expires is not None and guards.is_lost(sampled, lost):
                 emptied, lost = True, 0
@@ -267,7 +269,7 @@ def make(
             refusals.append(Refusal("IDENTITY_CHANGED", *_KEY_REDEFINED))
         refusals = [r for r in refusals if r.code not in options.accept]
         refusals += guards.judge(facts, sync.guards, options.accept)
-        log.event("guards_judged", refusals=len(refusals))
+        log.event("guards_judged", refusals=len(refusals), changes=len(change_set))
     return Plan(
         run=run,
         spool=spool,

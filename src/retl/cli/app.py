@@ -21,16 +21,12 @@ from retl.errors import DefinitionError, RetlError
 
 Command = Callable[..., int | None]
 
-SHARED = {
-    "project": (
-        Annotated[Path | None, typer.Option(help="The project's folder [RETL_PROJECT].", metavar="DIR")],
-        None,
-    ),
-    "env": (Annotated[str | None, typer.Option(help="Read config.NAME.env.", metavar="NAME")], None),
-    "output": (Annotated[Format | None, typer.Option(help="table (default) or json.")], None),
-    "debug": (Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")], False),
-}
-REVEAL = (Annotated[bool, typer.Option("--reveal", help="Show sensitive values and keys.")], False)
+Project = Annotated[Path | None, typer.Option(help="The project's folder [RETL_PROJECT].", metavar="DIR")]
+Environment = Annotated[str | None, typer.Option(help="Read config.NAME.env.", metavar="NAME")]
+Output = Annotated[Format | None, typer.Option(help="table (default) or json.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Reveal = Annotated[bool, typer.Option("--reveal", help="Show sensitive values and keys.")]
+SHARED: dict[str, Any] = {"project": Project, "env": Environment, "output": Output, "debug": Debug}
 
 app = typer.Typer(
     name="retl",
@@ -69,10 +65,11 @@ def run(words: list[str]) -> int:
 @app.callback()
 def shared(
     context: typer.Context,
-    project: SHARED["project"][0] = None,  # type: ignore[valid-type]
-    env: SHARED["env"][0] = None,  # type: ignore[valid-type]
-    output: SHARED["output"][0] = None,  # type: ignore[valid-type]
-    debug: SHARED["debug"][0] = False,  # type: ignore[valid-type]
+    project: Project = None,
+    env: Environment = None,
+    output: Output = None,
+    debug: Debug = False,
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
 ) -> None:
     context.obj.invocation = Invocation(project, env, output or "table", debug)
 
@@ -89,21 +86,25 @@ def command(
     return register
 
 
-def with_shared_options(function: Command, *, reveals: bool = False) -> Command:
+def with_shared_options(function: Command, *, reveals: bool = False, alone: bool = False) -> Command:
     """The function as typer calls it: shared options join its own, an Invocation goes in, and whatever it
-    ends with becomes the exit code."""
+    ends with becomes the exit code. With `alone` it answers only where no subcommand follows."""
     hints = get_type_hints(function, include_extras=True)
     own = [
         one.replace(annotation=hints[one.name], kind=inspect.Parameter.KEYWORD_ONLY)
         for one in list(inspect.signature(function).parameters.values())[1:]
     ]
-    more = {**SHARED, **({"reveal": REVEAL} if reveals else {})}
-    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    shared = {**SHARED, **({"reveal": Reveal} if reveals else {})}
     joined = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
-        for name, (kind, default) in more.items()
-        if name not in hints
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=kind,
+            default=False if kind in (Debug, Reveal) else None,
+        )
+        for name, kind in shared.items()
     ]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 
     def called(*, context: typer.Context, **given: Any) -> int:
         outcome: Outcome = context.find_root().obj
@@ -115,8 +116,10 @@ def with_shared_options(function: Command, *, reveals: bool = False) -> Command:
             environment=named["env"] or before.environment,
             output=named["output"] or before.output,
             debug=named["debug"] or before.debug,
-            reveal=bool(named["reveal"]),
+            reveal=before.reveal or bool(named["reveal"]),
         )
+        if alone and context.invoked_subcommand is not None:
+            return 0
         outcome.code = _answered(invocation, lambda: function(invocation, **given))
         return outcome.code
 
@@ -129,7 +132,7 @@ def with_shared_options(function: Command, *, reveals: bool = False) -> Command:
 def _answered(invocation: Invocation, answer: Callable[[], int | None]) -> int:
     try:
         code = answer()
-    except (Exception, KeyboardInterrupt) as problem:  # noqa: BLE001 - every error ends here
+    except (Exception, KeyboardInterrupt) as problem:
         if isinstance(problem, typer.TyperException | typer.Exit | typer.Abort):
             raise
         problems.tell(problem, debug=invocation.debug)

@@ -28,7 +28,10 @@ def init(
     steps = scaffold.NEXT
     invocation.show(
         {"directory": str(folder), "files": written, "next": steps},
-        lambda: [*(f"wrote {path}" for path in written), "\n".join(["", "next:", *(f"  {s}" for s in steps)])],
+        lambda: [
+            *(f"wrote {path}" for path in written),
+            "\n".join(["", "next:", *(f"  {s}" for s in steps)]),
+        ],
     )
 
 
@@ -38,7 +41,7 @@ def demo(
     directory: Annotated[Path | None, typer.Argument(metavar="[DIR]", show_default=False)] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers running and the files.")] = False,
 ) -> int:
-    """Real servers, sample marts, a kill half way: what landed, nothing lost, nothing doubled."""
+    """See it work against real servers that it starts itself."""
     from retl.demo import show
 
     return int(show.run(directory, keep) or 0)

@@ -11,7 +11,7 @@ from retl.cli import problems
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table
-from retl.errors import DefinitionError, Mismatch, RetlError
+from retl.errors import DefinitionError, RetlError
 
 if TYPE_CHECKING:
     from retl.definitions import Sync
@@ -28,7 +28,9 @@ def list_syncs(invocation: Invocation) -> None:
     rows = [_listed(sync) for sync in sorted(syncs, key=lambda sync: sync.name)]
     invocation.show(
         {"syncs": [{**dict(zip(headers, row, strict=True)), **_more(row[0], invocation)} for row in rows]},
-        lambda: [Table(headers, rows)] if rows else ["no syncs: write one in syncs/, or `retl init` a project"],
+        lambda: (
+            [Table(headers, rows)] if rows else ["no syncs: write one in syncs/, or `retl init` a project"]
+        ),
     )
 
 
@@ -58,47 +60,57 @@ def validate(
     sync: Selected = None,
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
-    """Offline: definitions, contracts, mappings, and SQL against the warehouse's catalog."""
+    """Offline: is everything written down right?"""
+    from datetime import UTC, datetime
+
     from retl import offline
-    from retl.validation import each, raise_all
+    from retl.planning import Target
+    from retl.validation import raise_all
 
     project = invocation.project
-    variables = invocation.variables(invocation.nothing_known(), var or [])
-    chosen = project.select(names=sync or list(project.syncs))
-    errors: list[DefinitionError] = []
+    variables = invocation.variables(datetime.now(UTC).date(), var or [])
+    chosen = project.select(names=sync or list(project.syncs)) if project.syncs else []
+    unset = sorted({missing.name for missing in project.missing(chosen)})
+    errors: list[RetlError] = []
     notes: dict[str, str | None] = {}
     for one in chosen:
         target = None
         try:
-            missing = project.missing([one])
-            if not missing:
-                found = project.destination(one)
-                target = (found.destination, found.options)
-            checked = offline.check(one, project.warehouse, project.folder, variables, target)
-            notes[one.name] = checked.note
+            found = project.destination(one)
+            target = Target(found.type, found.destination, found.options)
         except DefinitionError as problem:
-            errors += each(problem)
+            errors += [error for error in problems.each(problem) if error.code != "VARIABLE_UNSET"]
+        try:
+            offline.validate(one, project.warehouse, project.folder, variables, target)
+            notes[one.name] = None
+        except DefinitionError as problem:
+            errors.append(problem)
         except RetlError as problem:
-            notes[one.name] = f"{problem.message}: its SQL was not checked against the catalog"
-    raise_all(errors)
-    unset = sorted({missing.name for missing in project.missing(chosen)})
-    document = {
-        "syncs": [{"sync": one.name, "valid": True, "note": notes[one.name]} for one in chosen],
-        "missing_variables": unset,
-        "exit_code": 0,
-    }
+            notes[one.name] = f"not checked against the warehouse: {problem.message}"
+    raise_all(error for error in errors if isinstance(error, DefinitionError))
     rows = [(one.name, "valid", notes[one.name]) for one in chosen]
     pieces: list[Piece] = [Table(("sync", "", "note"), rows)] if rows else ["no syncs"]
     if unset:
         pieces.append(f"not set, and needed by every other command: {', '.join(unset)}")
-    invocation.show(document, lambda: pieces)
+    invocation.show(
+        {
+            "syncs": [{"sync": name, "valid": True, "note": notes[name]} for name, _, _ in rows],
+            "missing_variables": unset,
+            "exit_code": 0,
+        },
+        lambda: pieces,
+    )
     return int(invocation.unheard)
 
 
 @command(app, "check")
-def check(invocation: Invocation, sync: Selected = None) -> int:
-    """Online: is each destination reached, writable and fitting? Writes nothing."""
-    from retl import explain
+def check(
+    invocation: Invocation,
+    sync: Selected = None,
+    var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
+) -> int:
+    """Online: is each destination reached and writable?"""
+    from retl import offline
     from retl.planning import Options
     from retl.signals import Stop
     from retl.summary import exit_code
@@ -107,28 +119,27 @@ def check(invocation: Invocation, sync: Selected = None) -> int:
     chosen = project.select(names=sync or ())
     project.require(chosen)
     ledger = invocation.ledger()
-    options = Options(variables=invocation.variables(ledger, []))
+    options = Options(variables=invocation.variables(ledger.now().date(), var or []))
     found: list[dict[str, Any]] = []
     with Stop().listening() as stop:
-        for one in chosen:
-            job = invocation.job(one, ledger, options, stop)
-            known = project.destination(one)
-            line = {"sync": one.name, "connection": known.name, "object": known.options.object}
+        for job in [invocation.job(one, ledger, options, stop) for one in chosen]:
+            stop.check()
+            code, error = 0, None
             try:
-                explain.check(job)
-                found.append({**line, "ok": True, "exit_code": 0, "error": None})
+                offline.check(job)
             except RetlError as problem:
-                stop.check()
-                code = 3 if isinstance(problem, Mismatch) else problem.exit_code
-                found.append({**line, "ok": False, "exit_code": code, "error": problems.described(problem)})
+                code, error = problem.exit_code, problems.described(problem)
+            line = {"sync": job.sync.name, "type": job.target.kind, "object": job.object}
+            found.append({**line, "ok": error is None, "exit_code": code, "error": error})
     code = exit_code([line["exit_code"] for line in found])
+    headers = ("sync", "type", "object", "result")
     rows = [
-        (line["sync"], line["connection"], line["object"], "OK" if line["ok"] else _sentence(line["error"]))
-        for line in found
+        (one["sync"], one["type"], one["object"], _sentence(one["error"]) if one["error"] else "OK")
+        for one in found
     ]
     invocation.show(
         {"destinations": found, "exit_code": code},
-        lambda: [Table(("sync", "connection", "object", "result"), rows)] if rows else ["no enabled syncs"],
+        lambda: [Table(headers, rows)] if rows else ["no enabled syncs"],
     )
     return code or int(invocation.unheard)
 
@@ -152,7 +163,7 @@ def schema(invocation: Invocation) -> None:
 def destinations(
     invocation: Invocation, name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None
 ) -> None:
-    """The targets retl can deliver to; with a NAME, its page."""
+    """The targets there are; with a NAME, its page."""
     from retl import destinations as register
 
     if name is not None:
@@ -169,7 +180,7 @@ def destinations(
 
 def _text(kind: type[Destination[Any]]) -> str:
     """The module's docstring is the target's page."""
-    return inspect.cleandoc(inspect.getmodule(kind).__doc__ or "")  # type: ignore[union-attr]
+    return inspect.cleandoc(inspect.getmodule(kind).__doc__ or "")
 
 
 def _page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:

@@ -42,9 +42,7 @@ class Invocation:
 
     def show(self, document: Any, pieces: Callable[[], Sequence[Piece]]) -> None:
         """Print a command's answer in the form that was asked for; called once per command."""
-        text = (
-            output.document_text(document) if self.output == "json" else output.pieces_text(list(pieces()))
-        )
+        text = output.document_text(document) if self.output == "json" else output.pieces_text(list(pieces()))
         if not output.write(text):
             self.unheard = True
             output.say("warning: stdout is closed or its disk is full: nothing could be printed there")
@@ -106,15 +104,14 @@ class Invocation:
             self._paces[found.name] = Pace(found.limits)
         return self._paces[found.name]
 
-    def variables(self, ledger: Ledger, given: Sequence[str]) -> Mapping[str, Any]:
-        """The project's `vars` under those of --var NAME=VALUE; `today` is the date on the ledger's clock."""
+    def variables(self, today: date, given: Sequence[str]) -> Mapping[str, Any]:
+        """The project's `vars` under those of --var NAME=VALUE; the value `today` is that date."""
         named: dict[str, Any] = dict(self.project.definitions.vars)
         for text in given:
             name, equals, value = text.partition("=")
             if not equals or not name.isidentifier():
                 raise DefinitionError("VAR_INVALID", f"--var takes NAME=VALUE, not {text!r}")
             named[name] = value
-        today: date = ledger.now().date()
         return {name: today.isoformat() if value == "today" else value for name, value in named.items()}
 
     def hides_key(self, sync: str) -> bool:
@@ -140,5 +137,7 @@ def sensitive_columns(sync: Sync, folder: Path) -> set[str]:
         return set()
     if contract.file is not None:
         columns = yamlfile.load(folder / contract.file, name=contract.file).value
-        return {name for name, column in columns.items() if isinstance(column, dict) and column.get("sensitive")}
+        return {
+            name for name, column in columns.items() if isinstance(column, dict) and column.get("sensitive")
+        }
     return {name for name, column in (contract.columns or {}).items() if column.sensitive}
