@@ -135,9 +135,9 @@ class Proxy:
                     writes.sendall(cut.data)
                     _abort(reads)
                     break
-        for end in (reads, writes):
+        for end, how in ((reads, socket.SHUT_RD), (writes, socket.SHUT_WR)):  # the other way goes on
             with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+                end.shutdown(how)
 
     def _reset(self) -> None:
         while self._sockets:

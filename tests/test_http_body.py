@@ -206,9 +206,9 @@ def test_a_request_is_read_back_as_it_was_written() -> None:
 )
 def test_it_knows_the_texts_a_row_was_sent_with(endpoint: Any, row: int | None, texts: set[str]) -> None:
     made = template(**endpoint)
-    assert made.texts(made.request(ROWS), row) == texts
+    assert made.texts(made.request(ROWS))(row) == texts
 
 
 def test_it_knows_the_texts_of_paths_and_forms() -> None:
     made = template(path="/rows/{id}", encoding="form", row="$fields")
-    assert made.texts(made.request([("a b", '{"name":"Ann"}')]), 0) == {"a b", "Ann"}
+    assert made.texts(made.request([("a b", '{"name":"Ann"}')]))(0) == {"a b", "Ann"}

@@ -503,7 +503,11 @@ def test_a_row_that_cannot_be_sent_is_rejected_alone(api: Api, make: Make) -> No
         (BATCH, replace(SHAPE, deletes="delete"), "HTTP_OPERATION"),
         (BATCH, replace(SHAPE, write="append"), "HTTP_OPERATION"),
         ({"upsert": {"path": "/x/{nobody}"}}, SHAPE, "HTTP_PLACEHOLDER"),
-        ({"upsert": {"path": "/x"}, "outcome": {"match": {"to": "$name"}}}, SHAPE, "HTTP_MATCH"),
+        (
+            {"upsert": {"path": "/x", "wrap": "x"}, "outcome": {"rows": "listed", "match": {"to": "$name"}}},
+            SHAPE,
+            "HTTP_MATCH",
+        ),
     ],
 )
 def test_a_sync_that_cannot_work_is_refused_without_network(

@@ -1,0 +1,26 @@
+"""Nobody joins unproved: every registered destination has a module that runs the whole suite."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+from retl import destinations
+from tests.destinations.suite import Suite
+
+
+@pytest.mark.parametrize("name", destinations.names())
+def test_every_destination_passes_the_suite(name: str) -> None:
+    module = import_module(f"tests.destinations.test_{name}")
+    classes = [
+        thing
+        for thing in vars(module).values()
+        if isinstance(thing, type) and issubclass(thing, Suite) and thing is not Suite
+    ]
+    assert any(cls.__name__.startswith("Test") for cls in classes), f"{module.__name__} has no Test…(Suite)"
+    for cls in classes:
+        replaced = [test for test in vars(cls) if test.startswith("test_") and hasattr(Suite, test)]
+        assert not replaced, f"{cls.__name__} replaces {replaced}"
+        marks = [getattr(cls, "pytestmark", None), getattr(module, "pytestmark", None)]
+        assert marks == [None, None], f"{cls.__name__} is marked, so it could be skipped"
