@@ -354,17 +354,14 @@ class _Planning:
         ]
 
     def _notes(self) -> Sequence[str]:
+        sync, former = self.job.sync, self.former
+        reshaped = bool(former) and former.get("what") != self.fingerprints["what"]
+        twice = not self.capabilities.idempotent and sync.delivery == "at_least_once"
         notes = {
-            "what is sent changed (fields, types, transforms or formats): every row is sent once": bool(
-                self.former
-            )
-            and self.former.get("what") != self.fingerprints["what"],
+            "what is sent changed (fields, types, transforms or formats): every row is sent once": reshaped,
             "the target lost rows that expire: every row is sent again": self.emptied,
-            f"{self.withheld} deletes wait: a row without a usable key may be one of them": bool(
-                self.withheld
-            ),
-            "delivery is at_least_once: after a crash a row may arrive twice": not self.capabilities.idempotent
-            and self.job.sync.delivery == "at_least_once",
+            f"{self.withheld} deletes wait: a row without a usable key may be one of them": self.withheld > 0,
+            "delivery is at_least_once: after a crash a row may arrive twice": twice,
         }
         return [note for note, holds in notes.items() if holds]
 
