@@ -20,7 +20,18 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from retl.batch import UNKNOWN, WRITTEN, Batch, Capabilities, Kind, Outcome, RowResult, Shape, SoftDelete
+from retl.batch import (
+    UNKNOWN,
+    WRITTEN,
+    Batch,
+    Capabilities,
+    Kind,
+    Outcome,
+    RowResult,
+    Shape,
+    SoftDelete,
+    WriteMode,
+)
 from retl.destinations import Destination
 from retl.errors import DefinitionError, Systemic, Unavailable
 from retl.postgres import catalog, fitness
@@ -74,16 +85,20 @@ class Postgres(Destination[PostgresOptions]):
         self._author = uuid4().hex  # tells our own voids from those of a run that took over
         self._attempts: dict[str, int] = {}  # of batches written here and not answered yet
         self.capabilities = Capabilities(
-            object=f"postgres://{options.connection.address}/{relation}",
+            object=self.identity(options, shape.write),
             operations=frozenset({"upsert", "insert_only", "update_only", "append", "delete"}),
             idempotent=shape.write != "append",
             form="csv",
             readable=True,
-            nulls_keep=True,
-            only_if_empty=True,
+            nulls_keep=shape.write in ("upsert", "update_only"),  # the others never meet an older value
+            only_if_empty=shape.write in ("upsert", "update_only"),
             settles=True,
             lanes=LANES,
         )
+
+    @classmethod
+    def identity(cls, options: PostgresOptions, write: WriteMode) -> str:
+        return f"postgres://{options.connection.address}/{Relation.parse(options.table)}"
 
     # --- check and prepare
 
