@@ -268,7 +268,8 @@ class Delivery:
             self.answered.append(answered)
             if answered.status != "split":
                 self.journal.acknowledge(answered)
-        log.event("batch_acknowledged", batch=answered.batch.id, attempts=answered.attempts)
+        rows = 0 if answered.status == "split" else len(answered.batch)  # its halves are counted themselves
+        log.event("batch_acknowledged", batch=answered.batch.id, rows=rows, attempts=answered.attempts)
         if answered.outcome is not None:
             self._weigh(answered)
 

@@ -23,9 +23,10 @@ from retl.signals import Stop
 class Target:
     """The resolved destination of a sync: its class and its validated options."""
 
-    connection: str
+    kind: str
     destination: type[Destination[Any]]
     options: Any
+    connection: str = ""
 
     def lane(self, shape: Shape) -> Destination[Any]:
         """One more Destination, for one thread."""
@@ -36,6 +37,7 @@ class Target:
 class Options:
     """What one invocation asks of a sync."""
 
+    dry_run: bool = False
     selection: Selection = field(default_factory=Selection)
     allow_deletes: int | None = None
     accept: tuple[str, ...] = ()

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 
 from retl import log, planning
 from retl.errors import Later, Mismatch, RetlError
 from retl.execution import Execution, new_run, private_directory
 from retl.job import Clock, Job
+from retl.planning import Plan
 from retl.prediction import predict
 from retl.summary import Summary, described
 
@@ -50,13 +52,15 @@ def sync(job: Job) -> Summary:
             return running.fail(problem)
 
 
-def dry_run(job: Job) -> Summary:
-    """Freeze to guard in a private temporary folder: no lock, no row, no file in the state directory."""
+def dry_run(job: Job, look: Callable[[Plan], object] = lambda _plan: None) -> Summary:
+    """Freeze to guard in a private temporary folder: no lock, no row, no file in the state directory.
+    `look` is shown the plan while it can be read."""
     clock = Clock()
     run = new_run(job)
     with private_directory() as directory, log.bound(sync=job.sync.name):
         try:
             plan = planning.make(job, run, directory, clock)
+            look(plan)
             return predict(job, plan, clock)
         except RetlError as problem:
             refused = isinstance(problem, Mismatch)

@@ -270,7 +270,7 @@ class _Planning:
         self.refusals += self._orphans()
         self.refusals = [refusal for refusal in self.refusals if refusal.code not in options.accept]
         self.refusals += guards.judge(facts, sync.guards, options.accept)
-        log.event("guards_judged", refusals=len(self.refusals))
+        log.event("guards_judged", refusals=len(self.refusals), changes=len(self.change_set))
         return Plan(
             run=self.run,
             spool=self.spool,

@@ -1,0 +1,54 @@
+"""The command line: parse, call, print. `main` turns arguments into an exit code.
+
+Every error ends here and nowhere else, as what, where, why, what to do and a CODE. Nothing that a command
+needs only while it works is imported before it works, so that `retl --help` loads no driver.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+from retl import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (`sys.argv` if none is given) and return its exit code. Never raises."""
+    _keep_descriptors()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words in (["--version"], ["-V"]):
+        return _finish(_say_version())
+    from retl.cli import app
+
+    return _finish(app.run(words))
+
+
+def _say_version() -> int:
+    from retl.cli.output import write
+
+    return 0 if write(f"retl {__version__}\n") else 1
+
+
+def _keep_descriptors() -> None:
+    """Where stdin, stdout or stderr is closed, the next file opened would get its number, and whatever is
+    printed would land in that file, perhaps the ledger."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            with suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)
+
+
+def _finish(code: int) -> int:
+    """The interpreter flushes once more at its end and would replace the exit code if that failed."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return code

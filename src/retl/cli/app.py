@@ -1,0 +1,160 @@
+"""The commands, and what is the same for all of them: shared options, errors, exit codes.
+
+A command is a function of an Invocation and of its own options; it returns an exit code, or None for 0.
+The shared options stand before or after its name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from retl.cli import output, problems
+from retl.cli.invocation import Invocation
+from retl.cli.output import Format
+from retl.errors import DefinitionError, RetlError
+
+Command = Callable[..., int | None]
+
+Project = Annotated[Path | None, typer.Option(help="The project's folder [RETL_PROJECT].", metavar="DIR")]
+Environment = Annotated[str | None, typer.Option(help="Read config.NAME.env.", metavar="NAME")]
+Output = Annotated[Format | None, typer.Option(help="table (default) or json.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Reveal = Annotated[bool, typer.Option("--reveal", help="Show sensitive values and keys.")]
+SHARED: dict[str, Any] = {"project": Project, "env": Environment, "output": Output, "debug": Debug}
+
+app = typer.Typer(
+    name="retl",
+    help="Deliver what changed in the warehouse to the systems people work in.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@dataclass
+class Outcome:
+    """What one command line came to."""
+
+    invocation: Invocation
+    code: int | None = None
+
+
+def run(words: list[str]) -> int:
+    """Answer one command line with its exit code."""
+    from retl.cli import families
+
+    outcome = Outcome(Invocation())
+    try:
+        families.register()
+        code = app(words, prog_name="retl", standalone_mode=False, obj=outcome)
+        return outcome.code if outcome.code is not None else int(code or 0)
+    except typer.TyperException as problem:
+        return _usage(problem, outcome.invocation)
+    except typer.Abort:
+        return 130
+
+
+@app.callback()
+def shared(
+    context: typer.Context,
+    project: Project = None,
+    env: Environment = None,
+    output: Output = None,
+    debug: Debug = False,
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
+) -> None:
+    context.obj.invocation = Invocation(project, env, output or "table", debug)
+
+
+def command(
+    group: typer.Typer, name: str, *, reveals: bool = False, hidden: bool = False
+) -> Callable[[Command], Command]:
+    """Registers a function as the command `name` of a group; its docstring is its help."""
+
+    def register(function: Command) -> Command:
+        group.command(name, hidden=hidden)(with_shared_options(function, reveals=reveals))
+        return function
+
+    return register
+
+
+def with_shared_options(function: Command, *, reveals: bool = False, alone: bool = False) -> Command:
+    """The function as typer calls it: shared options join its own, an Invocation goes in, and whatever it
+    ends with becomes the exit code. With `alone` it answers only where no subcommand follows."""
+    hints = get_type_hints(function, include_extras=True)
+    own = [
+        one.replace(annotation=hints[one.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for one in list(inspect.signature(function).parameters.values())[1:]
+    ]
+    shared = {**SHARED, **({"reveal": Reveal} if reveals else {})}
+    joined = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=kind,
+            default=False if kind in (Debug, Reveal) else None,
+        )
+        for name, kind in shared.items()
+    ]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+
+    def called(*, context: typer.Context, **given: Any) -> int:
+        outcome: Outcome = context.find_root().obj
+        before = outcome.invocation
+        named = {name: given.pop(name, None) for name in ("project", "env", "output", "debug", "reveal")}
+        outcome.invocation = invocation = replace(
+            before,
+            folder=named["project"] or before.folder,
+            environment=named["env"] or before.environment,
+            output=named["output"] or before.output,
+            debug=named["debug"] or before.debug,
+            reveal=before.reveal or bool(named["reveal"]),
+        )
+        if alone and context.invoked_subcommand is not None:
+            return 0
+        outcome.code = _answered(invocation, lambda: function(invocation, **given))
+        return outcome.code
+
+    called.__name__, called.__doc__ = function.__name__, function.__doc__
+    called.__signature__ = inspect.Signature([context, *own, *joined])  # type: ignore[attr-defined]
+    called.__annotations__ = {one.name: one.annotation for one in (context, *own, *joined)}
+    return called
+
+
+def _answered(invocation: Invocation, answer: Callable[[], int | None]) -> int:
+    try:
+        code = answer()
+    except (Exception, KeyboardInterrupt) as problem:
+        if isinstance(problem, typer.TyperException | typer.Exit | typer.Abort):
+            raise
+        problems.tell(problem, debug=invocation.debug)
+        if invocation.output == "json":
+            output.write(output.document_text(problems.document(problem)))
+        return problems.exit_code(problem)
+    finally:
+        invocation.close()
+    # A command that only answers has failed if nobody could read the answer; one that ran has its own code.
+    return code if code is not None else int(invocation.unheard)
+
+
+def _usage(problem: typer.TyperException, invocation: Invocation) -> int:
+    """A wrong command line, as any other error."""
+    said = problem.format_message() if hasattr(problem, "format_message") else str(problem)
+    context = getattr(problem, "ctx", None)
+    path = context.command_path if context is not None else "retl"
+    if type(problem).__name__ == "NoArgsIsHelpError":
+        output.say(said)
+        return 2
+    error: RetlError = DefinitionError("USAGE", said, hint=f"{path} --help")
+    problems.tell(error)
+    if invocation.output == "json":
+        output.write(output.document_text(problems.document(error)))
+    return 2

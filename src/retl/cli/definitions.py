@@ -1,0 +1,210 @@
+"""What is defined and whether it is right: list, validate, check, schema, destinations."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retl.cli import problems
+from retl.cli.app import app, command
+from retl.cli.invocation import Invocation
+from retl.cli.output import Piece, Table
+from retl.errors import DefinitionError, RetlError
+
+if TYPE_CHECKING:
+    from retl.definitions import Sync
+    from retl.destinations import Destination
+
+Selected = Annotated[list[str] | None, typer.Option("--sync", help="Only this sync; may be repeated.")]
+
+
+@command(app, "list")
+def list_syncs(invocation: Invocation) -> None:
+    """The syncs of the project."""
+    syncs = list(invocation.project.syncs.values())
+    headers = ("sync", "enabled", "source", "destination", "write", "changes", "deletes", "tags", "after")
+    rows = [_listed(sync) for sync in sorted(syncs, key=lambda sync: sync.name)]
+    invocation.show(
+        {"syncs": [{**dict(zip(headers, row, strict=True)), **_more(row[0], invocation)} for row in rows]},
+        lambda: (
+            [Table(headers, rows)] if rows else ["no syncs: write one in syncs/, or `retl init` a project"]
+        ),
+    )
+
+
+def _listed(sync: Sync) -> tuple[Any, ...]:
+    source, ref = sync.source, sync.destination
+    return (
+        sync.name,
+        sync.enabled,
+        source.table or source.file or "sql",
+        ref.connection or ref.type,
+        sync.write,
+        sync.changes.strategy,
+        sync.deletes.how,
+        list(sync.tags),
+        list(sync.after),
+    )
+
+
+def _more(name: str, invocation: Invocation) -> dict[str, Any]:
+    sync = invocation.project.syncs[name]
+    return {"description": sync.description, "key": list(sync.key)}
+
+
+@command(app, "validate")
+def validate(
+    invocation: Invocation,
+    sync: Selected = None,
+    var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
+) -> int:
+    """Offline: is everything written down right?"""
+    from datetime import UTC, datetime
+
+    from retl import offline
+    from retl.job import Target
+    from retl.validation import raise_all
+
+    project = invocation.project
+    variables = invocation.variables(datetime.now(UTC).date(), var or [])
+    chosen = project.select(names=sync or list(project.syncs)) if project.syncs else []
+    unset = sorted({missing.name for missing in project.missing(chosen)})
+    errors: list[RetlError] = []
+    notes: dict[str, str | None] = {}
+    for one in chosen:
+        target = None
+        try:
+            found = project.destination(one)
+            target = Target(found.type, found.destination, found.options)
+        except DefinitionError as problem:
+            errors += [error for error in problems.each(problem) if error.code != "VARIABLE_UNSET"]
+        try:
+            offline.validate(one, project.warehouse, project.folder, variables, target)
+            notes[one.name] = None
+        except DefinitionError as problem:
+            errors.append(problem)
+        except RetlError as problem:
+            notes[one.name] = f"not checked against the warehouse: {problem.message}"
+    raise_all(error for error in errors if isinstance(error, DefinitionError))
+    rows = [(one.name, "valid", notes[one.name]) for one in chosen]
+    pieces: list[Piece] = [Table(("sync", "", "note"), rows)] if rows else ["no syncs"]
+    if unset:
+        pieces.append(f"not set, and needed by every other command: {', '.join(unset)}")
+    invocation.show(
+        {
+            "syncs": [{"sync": name, "valid": True, "note": notes[name]} for name, _, _ in rows],
+            "missing_variables": unset,
+            "exit_code": 0,
+        },
+        lambda: pieces,
+    )
+    return int(invocation.unheard)
+
+
+@command(app, "check")
+def check(
+    invocation: Invocation,
+    sync: Selected = None,
+    var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
+) -> int:
+    """Online: is each destination reached and writable?"""
+    from retl import offline
+    from retl.job import Options
+    from retl.signals import Stop
+    from retl.summary import exit_code
+
+    project = invocation.project
+    chosen = project.select(names=sync or ())
+    project.require(chosen)
+    ledger = invocation.ledger()
+    options = Options(variables=invocation.variables(ledger.now().date(), var or []))
+    found: list[dict[str, Any]] = []
+    with Stop().listening() as stop:
+        for job in [invocation.job(one, ledger, options, stop) for one in chosen]:
+            stop.check()
+            code, error = 0, None
+            try:
+                offline.check(job)
+            except RetlError as problem:
+                code, error = problem.exit_code, problems.described(problem)
+            line = {"sync": job.sync.name, "type": job.target.kind, "object": job.object}
+            found.append({**line, "ok": error is None, "exit_code": code, "error": error})
+    code = exit_code([line["exit_code"] for line in found])
+    headers = ("sync", "type", "object", "result")
+    rows = [
+        (one["sync"], one["type"], one["object"], _sentence(one["error"]) if one["error"] else "OK")
+        for one in found
+    ]
+    invocation.show(
+        {"destinations": found, "exit_code": code},
+        lambda: [Table(headers, rows)] if rows else ["no enabled syncs"],
+    )
+    return code or int(invocation.unheard)
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    hint = f" - {error['hint']}" if error["hint"] else ""
+    return f"{error['code']}: {error['message']}{hint}"
+
+
+@command(app, "schema")
+def schema(invocation: Invocation) -> None:
+    """JSON Schema of sync files, for editors."""
+    from retl import reference
+    from retl.cli.output import document_text
+
+    document = reference.sync_schema()
+    invocation.show(document, lambda: [document_text(document).rstrip()])
+
+
+@command(app, "destinations")
+def destinations(
+    invocation: Invocation, name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None
+) -> None:
+    """The targets there are; with a NAME, its page."""
+    from retl import destinations as register
+
+    if name is not None:
+        kind = register.load(name)
+        page = _page(name, kind)
+        invocation.show(page, lambda: _page_pieces(page))
+        return
+    rows = [(one, _text(register.load(one)).split("\n")[0]) for one in register.names()]
+    invocation.show(
+        {"destinations": [{"name": one, "summary": summary} for one, summary in rows]},
+        lambda: [Table(("type", "what it is"), rows)],
+    )
+
+
+def _text(kind: type[Destination[Any]]) -> str:
+    """The module's docstring is the target's page."""
+    return inspect.cleandoc(inspect.getmodule(kind).__doc__ or "")
+
+
+def _page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
+    parts = {"connection": kind.Connection, "destination": kind.Options}
+    options = {
+        part: [
+            {
+                "option": field.alias or key,
+                "required": field.is_required(),
+                "default": None if field.is_required() or field.default is None else str(field.default),
+                "description": field.description,
+            }
+            for key, field in model.model_fields.items()
+            if not (part == "destination" and key in ("connection", "type"))
+        ]
+        for part, model in parts.items()
+    }
+    return {"name": name, "text": _text(kind), **options}
+
+
+def _page_pieces(page: dict[str, Any]) -> list[Piece]:
+    headers = ("option", "required", "default", "description")
+    pieces: list[Piece] = [page["text"] + "\n"]
+    for part in ("connection", "destination"):
+        rows = [tuple(option[header] for header in headers) for option in page[part]]
+        pieces.append(Table(headers, rows, title=f"{part} options:"))
+    return pieces

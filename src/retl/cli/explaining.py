@@ -1,0 +1,79 @@
+"""`retl explain`: the way of single rows through the data path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from retl.cli import output
+from retl.cli.app import app, command
+from retl.cli.invocation import Invocation
+from retl.cli.output import Piece
+from retl.errors import DefinitionError
+
+
+@command(app, "explain", reveals=True)
+def explain(
+    invocation: Invocation,
+    name: Annotated[str, typer.Argument(metavar="SYNC")],
+    keys: Annotated[list[str] | None, typer.Option("--key", metavar="KEY", help="This row.")] = None,
+    rows: Annotated[int, typer.Option(min=1, max=1000, help="So many rows, where no key is given.")] = 3,
+    read: Annotated[bool, typer.Option("--read", help="Ask the target what it has.")] = False,
+    var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
+) -> None:
+    """Why retl does what it does, row by row."""
+    from retl import explain as explaining
+    from retl.job import Options
+    from retl.signals import Stop
+
+    sync = invocation.sync(name)
+    invocation.project.require([sync])
+    ledger = invocation.ledger()
+    with Stop().listening() as stop:
+        options = Options(dry_run=True, variables=invocation.variables(ledger.now().date(), var or []))
+        job = invocation.job(sync, ledger, options, stop)
+        found = explaining.explain(job, keys or [], rows, read=read, reveal=invocation.reveal)
+    if keys and all(row["row"] is None and row["baseline"] is None for row in found["rows"]):
+        raise DefinitionError(
+            "KEY_UNKNOWN",
+            f"neither the mart nor the baseline of {name} has such a key",
+            hint=f"`retl explain {name}` shows how its keys are written",
+        )
+    invocation.show(found, lambda: _pieces(found))
+
+
+def _pieces(found: Mapping[str, Any]) -> list[Piece]:
+    pieces: list[Piece] = [_row(row) for row in found["rows"]] or ["the mart has no rows"]
+    pieces += [f"{guard['code']}: {guard['message']}" for guard in found["guards"]]
+    return [*pieces, *(f"note: {note}" for note in found["notes"])]
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    lines = [f"key {output.cell(row['key'])}"]
+    for name in ("row", "verdict", "fields", "request", "baseline", "reject", "target", "next"):
+        if name not in row:
+            continue
+        label = {"row": "mart row", "reject": "open reject", "next": "next run"}.get(name, name)
+        text = _text(name, row[name]).replace("\n", "\n" + " " * 15)
+        lines.append(f"  {label:<12} {text}")
+    return "\n".join(lines)
+
+
+def _text(name: str, value: Any) -> str:
+    if name == "verdict" and value is not None:
+        return "accepted" if value["accepted"] else f"rejected, {value['reason']} [{value['code']}]"
+    if name == "baseline" and value is not None:
+        run = f" by run {value['run_id']}" if value["run_id"] else ""
+        said = "delivered" if value["state"] == "confirmed" else "sent, but nobody knows whether it arrived,"
+        return f"{said} {output.cell(value['at'])}{run}"
+    if value is None:
+        return "none"
+    if isinstance(value, Mapping):
+        return "\n".join(f"{key} = {_value(item)}" for key, item in value.items()) or "none"
+    return str(value)
+
+
+def _value(item: Any) -> str:
+    return "NULL" if item is None else output.cell(item)

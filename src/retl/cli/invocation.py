@@ -1,0 +1,144 @@
+"""One command line being answered: where the project is, how to print, and what was opened for it.
+
+The project, the ledger and the jobs of syncs are made here and nowhere else. Nothing is read before a
+command asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retl.cli import output
+from retl.cli.output import Format, Piece
+from retl.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from retl.definitions import Sync
+    from retl.job import Job, Options
+    from retl.ledger import Ledger
+    from retl.pace import Pace
+    from retl.project import LoadedProject, Resolved
+    from retl.signals import Stop
+
+
+@dataclass
+class Invocation:
+    """The options that every command has, and what the command opened so far."""
+
+    folder: Path | None = None
+    environment: str | None = None
+    output: Format = "table"
+    debug: bool = False
+    reveal: bool = False
+    unheard: bool = False  # stdout is closed or its disk is full: what was printed is lost
+    _closing: ExitStack = field(default_factory=ExitStack)
+    _paces: dict[str, Pace] = field(default_factory=dict)
+
+    def show(self, document: Any, pieces: Callable[[], Sequence[Piece]]) -> None:
+        """Print a command's answer in the form that was asked for; called once per command."""
+        text = output.document_text(document) if self.output == "json" else output.pieces_text(list(pieces()))
+        if not output.write(text):
+            self.unheard = True
+            output.say("warning: stdout is closed or its disk is full: nothing could be printed there")
+
+    @cached_property
+    def project(self) -> LoadedProject:
+        """The project, its files read and right; the log speaks as its settings say from here on."""
+        from retl import log
+        from retl.project import open_project
+        from retl.settings import project_folder
+
+        project = open_project(project_folder(self.folder), self.environment)
+        settings = project.settings
+        log.configure(settings.retl_log_format, settings.retl_log_level, crash_at=settings.retl_crash_at)
+        return project
+
+    def ledger(self, *, create: bool = False) -> Ledger:
+        """The project's ledger, closed when the command ends; without `create` nothing is written."""
+        from retl.ledger import open_ledger
+
+        project = self.project
+        # The path of a state in files has the environment in it already; in a server it is the schema.
+        own = None if project.state_url.startswith("file:") else self.environment
+        ledger = open_ledger(project.state_url, project.folder, environment=own, create=create)
+        self._closing.callback(ledger.close)
+        return ledger
+
+    def sync(self, name: str) -> Sync:
+        """One sync by its name, paused or not. DefinitionError SYNC_UNKNOWN."""
+        if name == "all":
+            raise DefinitionError("SYNC_UNKNOWN", "one sync is needed here, not `all`")
+        (found,) = self.project.select(names=[name])
+        return found
+
+    def job(self, sync: Sync, ledger: Ledger, options: Options, stop: Stop) -> Job:
+        """The sync with its destination resolved, ready to be planned or run."""
+        from retl.job import Job, Target
+
+        project = self.project
+        found: Resolved = project.destination(sync)
+        return Job(
+            sync=sync,
+            folder=project.folder,
+            warehouse=project.warehouse,
+            target=Target(found.type, found.destination, found.options, found.name),
+            ledger=ledger,
+            options=options,
+            stop=stop,
+            pace=self._pace(found),
+            siblings=frozenset(project.syncs),
+            environment=self.environment,
+            correlation_id=project.settings.retl_correlation_id,
+        )
+
+    def _pace(self, found: Resolved) -> Pace:
+        """What all syncs of a connection share in this process."""
+        from retl.pace import Pace
+
+        if found.name not in self._paces:
+            self._paces[found.name] = Pace(found.limits)
+        return self._paces[found.name]
+
+    def variables(self, today: date, given: Sequence[str]) -> Mapping[str, Any]:
+        """The project's `vars` under those of --var NAME=VALUE; the value `today` is that date."""
+        named: dict[str, Any] = dict(self.project.definitions.vars)
+        for text in given:
+            name, equals, value = text.partition("=")
+            if not equals or not name.isidentifier():
+                raise DefinitionError("VAR_INVALID", f"--var takes NAME=VALUE, not {text!r}")
+            named[name] = value
+        return {name: today.isoformat() if value == "today" else value for name, value in named.items()}
+
+    def hides_key(self, sync: str) -> bool:
+        """Must this sync's keys be masked? Where nobody can say any more (it is no longer defined, or only
+        its own Pydantic model knows), yes."""
+        if self.reveal:
+            return False
+        known = self.project.syncs.get(sync)
+        if known is None or (known.contract is not None and known.contract.model is not None):
+            return True
+        return bool(sensitive_columns(known, self.project.folder) & set(known.key))
+
+    def close(self) -> None:
+        self._closing.close()
+
+
+def sensitive_columns(sync: Sync, folder: Path) -> set[str]:
+    """The columns that a sync's YAML contract calls sensitive."""
+    from retl import yamlfile
+
+    contract = sync.contract
+    if contract is None:
+        return set()
+    if contract.file is not None:
+        columns = yamlfile.load(folder / contract.file, name=contract.file).value
+        return {
+            name for name, column in columns.items() if isinstance(column, dict) and column.get("sensitive")
+        }
+    return {name for name, column in (contract.columns or {}).items() if column.sensitive}

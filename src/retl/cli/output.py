@@ -1,0 +1,162 @@
+"""What commands print on stdout: tables for people, or exactly one JSON document.
+
+Everything that leaves passes `redact`, and control characters are escaped, so that no value from a mart
+can steer a terminal. Nothing else in retl writes to stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+Format = Literal["table", "json"]
+MASK = "***"
+
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headers. A column of numbers is aligned to the right; None is shown as an empty cell."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    title: str | None = None
+
+
+Piece = Table | str  # a text is printed as it is, without markup
+
+
+def write(text: str) -> bool:
+    """Write to stdout at once; False if nobody can be told (closed, or the disk is full)."""
+    if sys.stdout is None:
+        return False
+    try:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return False
+    return True
+
+
+def say(text: str) -> None:
+    """Write a line for people to stderr; where nobody listens, that is all right."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(clean(text) + "\n")
+            sys.stderr.flush()
+
+
+def document_text(document: Any) -> str:
+    """One JSON document. Lone surrogates become escapes, so that it is always JSON and always UTF-8."""
+    return json.dumps(_plain(document), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+
+
+def pieces_text(pieces: Sequence[Piece]) -> str:
+    """Tables and sentences for people: drawn by Rich on a terminal, aligned by spaces elsewhere."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        return _drawn(pieces)
+    return "\n".join(clean(piece) + "\n" if isinstance(piece, str) else _aligned(piece) for piece in pieces)
+
+
+def clean(text: str) -> str:
+    """The text without secrets and without control characters, but for line ends and tabs."""
+    from retl.redact import redact
+
+    return _UNSAFE.sub(lambda found: repr(found[0])[1:-1], redact(text))
+
+
+def cell(value: Any) -> str:
+    """A value as one line of text."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case datetime():
+            return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+        case float():
+            return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+        case list() | tuple():
+            return ", ".join(map(str, value))
+        case dict():
+            return ", ".join(f"{name}={item}" for name, item in value.items())
+    return clean(str(value)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def moment(value: datetime | None) -> str | None:
+    """A time as JSON documents have it: ISO 8601 in UTC."""
+    return None if value is None else value.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case datetime():
+            return moment(value)
+        case Mapping():
+            return {_text(str(name)): _plain(item) for name, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_plain(item) for item in value]
+    return _text(str(value))
+
+
+def _text(value: str) -> str:
+    from retl.redact import redact
+
+    return redact(value)
+
+
+def _numeric(table: Table, column: int) -> bool:
+    values = [row[column] for row in table.rows if row[column] is not None]
+    return bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+
+
+def _aligned(table: Table) -> str:
+    texts = [list(table.headers), *([cell(value) for value in row] for row in table.rows)]
+    widths = [max(len(line[i]) for line in texts) for i in range(len(table.headers))]
+    numeric = [_numeric(table, i) for i in range(len(table.headers))]
+    lines = [
+        "  ".join(
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in texts
+    ]
+    return "\n".join(([clean(table.title)] if table.title else []) + lines) + "\n"
+
+
+def _drawn(pieces: Sequence[Piece]) -> str:
+    from io import StringIO
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    width = Console(file=sys.stdout).width
+    console = Console(file=StringIO(), force_terminal=True, width=width, highlight=False)
+    for piece in pieces:
+        if isinstance(piece, str):
+            console.print(Text(clean(piece)))
+            continue
+        drawn = RichTable(box=box.SIMPLE_HEAD, title=piece.title and Text(piece.title), title_justify="left")
+        for i, header in enumerate(piece.headers):
+            drawn.add_column(Text(header), justify="right" if _numeric(piece, i) else "left", overflow="fold")
+        for row in piece.rows:
+            drawn.add_row(*(Text(cell(value)) for value in row))
+        console.print(drawn)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()

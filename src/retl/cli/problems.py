@@ -1,0 +1,78 @@
+"""The one place where errors become words for a person and an exit code for a machine.
+
+What, where, why, what to do next, and a CODE. A traceback only with --debug; of an error nobody foresaw
+only its kind and place in the code, because its text may hold row values.
+"""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from retl.cli.output import say
+from retl.errors import RetlError
+
+
+def each(problem: RetlError) -> Sequence[RetlError]:
+    """The single errors of an error that stands for several."""
+    return getattr(problem, "errors", (problem,))
+
+
+def described(problem: BaseException) -> dict[str, Any]:
+    """An error as a JSON document has it: code, message, hint, where."""
+    if isinstance(problem, RetlError):
+        where = None if problem.where is None else str(problem.where)
+        return {"code": problem.code, "message": problem.message, "hint": problem.hint, "where": where}
+    code, message, hint = _unforeseen(problem)
+    return {"code": code, "message": message, "hint": hint, "where": None}
+
+
+def exit_code(problem: BaseException) -> int:
+    if isinstance(problem, KeyboardInterrupt):
+        return 130
+    return problem.exit_code if isinstance(problem, RetlError) else 1
+
+
+def document(problem: BaseException) -> dict[str, Any]:
+    """What `--output json` prints where a command could not do its work."""
+    several = each(problem) if isinstance(problem, RetlError) else (problem,)
+    return {
+        "error": described(several[0]),
+        "errors": [described(one) for one in several],
+        "exit_code": exit_code(problem),
+    }
+
+
+def tell(problem: BaseException, *, debug: bool = False) -> None:
+    """Say it on stderr."""
+    for one in each(problem) if isinstance(problem, RetlError) else (problem,):
+        tell_described(described(one))
+    if debug:
+        say("".join(traceback.format_exception(problem)).rstrip())
+
+
+def tell_described(error: dict[str, Any]) -> None:
+    """Say on stderr what `described` made."""
+    where = f"{error['where']}: " if error.get("where") else ""
+    say(f"error: {where}{error['message']} [{error['code']}]")
+    if error.get("hint"):
+        say(f"  hint: {error['hint']}")
+
+
+def _unforeseen(problem: BaseException) -> tuple[str, str, str | None]:
+    if isinstance(problem, KeyboardInterrupt):
+        return "SIGINT", "stopped by SIGINT", "run the same command again: it carries on"
+    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return "DISK_FULL", f"a file cannot be written: {problem.strerror}", "free some space and run again"
+    if isinstance(problem, MemoryError):
+        return "OUT_OF_MEMORY", "there is not enough memory", None
+    frames = traceback.extract_tb(problem.__traceback__)
+    ours = [frame for frame in frames if "retl" in frame.filename] or frames
+    place = f" in {ours[-1].name}, line {ours[-1].lineno}" if ours else ""
+    return (
+        "BUG",
+        f"a fault of retl itself: {type(problem).__name__}{place}",
+        "run again with --debug and report what it prints; what was delivered is known and stays",
+    )

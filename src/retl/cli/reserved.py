@@ -1,0 +1,33 @@
+"""Words that later versions of retl will use: they exist, do nothing, and say so with exit code 2."""
+
+from __future__ import annotations
+
+from typing import Annotated, NoReturn
+
+import typer
+
+from retl.cli.app import app, command
+from retl.cli.invocation import Invocation
+from retl.errors import DefinitionError
+
+COMMANDS = ("apply", "resolve", "test", "report", "log", "rollback", "reconcile", "erase", "watch")
+
+
+def refuse(word: str) -> NoReturn:
+    """DefinitionError RESERVED."""
+    raise DefinitionError("RESERVED", f"`{word}` is reserved for a later version of retl")
+
+
+def _reserve(name: str) -> None:
+    def reserved(
+        invocation: Invocation,
+        words: Annotated[list[str] | None, typer.Argument(metavar="…", show_default=False)] = None,
+    ) -> None:
+        refuse(f"retl {name}")
+
+    reserved.__doc__ = "Reserved for a later version."
+    command(app, name, hidden=True)(reserved)
+
+
+for _name in COMMANDS:
+    _reserve(_name)

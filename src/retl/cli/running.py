@@ -1,0 +1,318 @@
+"""`retl sync` and `retl plan`: choose syncs, run them in order, say what became of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retl.cli import output, problems
+from retl.cli.app import app, command
+from retl.cli.invocation import Invocation
+from retl.cli.output import Piece, Table
+from retl.cli.reserved import refuse
+from retl.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from retl.job import Job, Options
+    from retl.summary import Summary
+
+GUARDS = (
+    "REJECT_RATE",
+    "DELETE_RATE",
+    "EMPTY_SOURCE",
+    "ROW_DROP",
+    "IDENTITY_CHANGED",
+    "SOURCE_DRIFT",
+    "TARGET_DRIFT",
+    "CHECK_FAILED",
+    "TARGET_LOST",
+    "STATE_LOST",
+    "ORPHANED_STATE",
+)
+NUMBERS = (
+    "read",
+    "unchanged",
+    "inserted",
+    "updated",
+    "refreshed",
+    "deleted",
+    "rejected",
+    "skipped",
+    "in_doubt",
+)
+REJECTS_SHOWN = 20
+
+Names = Annotated[list[str] | None, typer.Option("--sync", metavar="NAME", help="A sync, or all.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="Every sync with this tag.")]
+Excluded = Annotated[list[str] | None, typer.Option("--exclude", metavar="NAME", help="But not this sync.")]
+Full = Annotated[bool, typer.Option("--full", help="Send every row, changed or not; delete nothing.")]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N changes; no deletes.")]
+Keys = Annotated[
+    list[str] | None, typer.Option("--key", metavar="KEY", help="Only this row, changed or not.")
+]
+Where = Annotated[str | None, typer.Option(metavar="SQL", help="Only these rows of the mart.")]
+Allowed = Annotated[
+    int | None, typer.Option("--allow-deletes", min=0, metavar="N", help="Exactly the planned deletes.")
+]
+Accepted = Annotated[list[str] | None, typer.Option("--accept", metavar="CODE", help="Pass this guard once.")]
+Variables = Annotated[list[str] | None, typer.Option("--var", metavar="NAME=VALUE", help="A SQL parameter.")]
+
+
+@command(app, "sync", reveals=True)
+def sync(
+    invocation: Invocation,
+    names: Names = None,
+    tags: Tags = None,
+    exclude: Excluded = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every enabled sync (the default).")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Predict; write nothing anywhere.")] = False,
+    full: Full = False,
+    limit: Limit = None,
+    keys: Keys = None,
+    where: Where = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Syncs at the same time.")] = 1,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Start no sync after one failed.")] = False,
+    allow_deletes: Allowed = None,
+    accept: Accepted = None,
+    var: Variables = None,
+    metrics_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> int:
+    """Plan, guard, deliver, record."""
+    if metrics_file is not None:
+        refuse("--metrics-file")
+    project = invocation.project
+    chosen = project.select(names or (), tags or (), exclude or (), all=everything)
+    if not chosen:
+        raise DefinitionError(
+            "NOTHING_SELECTED", "no sync matches what was selected", hint="`retl list` shows what there is"
+        )
+    running = [one for one in chosen if one.enabled]
+    project.require(running)
+    ledger = invocation.ledger(create=not dry_run) if running else None
+    from retl.cli.schedule import run_all
+    from retl.signals import Stop
+
+    with Stop().listening() as stop:
+        work: dict[str, Job] = {}
+        if ledger is not None:
+            options = _options(
+                invocation.variables(ledger.now().date(), var or []),
+                dry_run=dry_run,
+                full=full,
+                limit=limit,
+                keys=keys,
+                where=where,
+                allow_deletes=allow_deletes,
+                accept=accept,
+            )
+            work = _jobs(invocation, lambda one: invocation.job(one, ledger, options, stop), running)
+        with _progress(invocation):
+            done = run_all(work, lambda job: _run(invocation, job), jobs=jobs, fail_fast=fail_fast)
+    summaries = [done[one.name] if one.enabled else _paused(one.name, dry_run) for one in chosen]
+    return report(invocation, summaries)
+
+
+@command(app, "plan", reveals=True)
+def plan(
+    invocation: Invocation,
+    names: Names = None,
+    full: Full = False,
+    limit: Limit = None,
+    keys: Keys = None,
+    where: Where = None,
+    allow_deletes: Allowed = None,
+    accept: Accepted = None,
+    var: Variables = None,
+    out: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> int:
+    """What a sync would do now, with samples."""
+    if out is not None:
+        refuse("--out")
+    if not names or len(names) != 1:
+        raise DefinitionError("USAGE", "`retl plan` needs one sync", hint="retl plan --sync NAME")
+    chosen = invocation.sync(names[0])
+    if not chosen.enabled:
+        return report(invocation, [_paused(chosen.name, True)])
+    invocation.project.require([chosen])
+    ledger = invocation.ledger()
+    from retl import explain
+    from retl.signals import Stop
+
+    with Stop().listening() as stop:
+        options = _options(
+            invocation.variables(ledger.now().date(), var or []),
+            dry_run=True,
+            full=full,
+            limit=limit,
+            keys=keys,
+            where=where,
+            allow_deletes=allow_deletes,
+            accept=accept,
+        )
+        jobs = _jobs(invocation, lambda one: invocation.job(one, ledger, options, stop), [chosen])
+        with _progress(invocation):
+            summary, samples = explain.preview(jobs[chosen.name], reveal=invocation.reveal)
+    return report(invocation, [summary], samples)
+
+
+def _options(
+    variables: Mapping[str, Any],
+    *,
+    dry_run: bool,
+    full: bool,
+    limit: int | None,
+    keys: Sequence[str] | None,
+    where: str | None,
+    allow_deletes: int | None,
+    accept: Sequence[str] | None,
+) -> Options:
+    from retl.changes import Selection
+    from retl.job import Options
+    from retl.validation import did_you_mean
+
+    for code in accept or ():
+        if code not in GUARDS:
+            hint = did_you_mean(code.lower(), [guard.lower() for guard in GUARDS])
+            known = f"guards: {', '.join(GUARDS)}"
+            raise DefinitionError(
+                "GUARD_UNKNOWN", f"there is no guard {code!r}", hint=hint.upper() if hint else known
+            )
+    return Options(
+        dry_run=dry_run,
+        selection=Selection(full=full, limit=limit, keys=tuple(keys or ()), where=where),
+        allow_deletes=allow_deletes,
+        accept=tuple(accept or ()),
+        variables=variables,
+    )
+
+
+def _jobs(invocation: Invocation, make: Callable[[Any], Job], syncs: Iterable[Any]) -> dict[str, Job]:
+    """Every sync resolved before the first one runs; all that is wrong at once."""
+    from retl.validation import raise_all
+
+    found: dict[str, Job] = {}
+    errors: list[DefinitionError] = []
+    for one in syncs:
+        try:
+            found[one.name] = job = make(one)
+            if job.options.selection.full and one.write == "append":
+                raise DefinitionError(
+                    "FULL_APPEND",
+                    "--full cannot go with `write: append`: it would deliver every row once more",
+                    where=f"sync {one.name}",
+                )
+        except DefinitionError as problem:
+            errors.append(problem)
+    raise_all(errors)
+    return found
+
+
+def _run(invocation: Invocation, job: Job) -> Summary:
+    from retl import pipeline
+    from retl.summary import Summary
+
+    try:
+        if job.options.dry_run:
+            return pipeline.dry_run(job)
+        return pipeline.sync(job)
+    except Exception as problem:  # noqa: BLE001 - one sync's failure does not stop the others
+        if invocation.debug:
+            problems.tell(problem, debug=True)
+        error = {name: text for name, text in problems.described(problem).items() if name != "where"}
+        code = problems.exit_code(problem)
+        return Summary(job.sync.name, None, "FAILED", code, dry_run=job.options.dry_run, error=error)
+
+
+def _paused(name: str, dry_run: bool) -> Summary:
+    from retl.summary import Summary
+
+    return Summary(name, None, "PAUSED", 0, dry_run=dry_run)
+
+
+def _progress(invocation: Invocation) -> AbstractContextManager[None]:
+    """On a terminal a line that moves, unless the log was asked for; else the log's lines say it."""
+    settings = invocation.project.settings
+    asked = settings.retl_log_format is not None or "retl_log_level" in settings.model_fields_set
+    if asked or sys.stderr is None or not sys.stderr.isatty():
+        return nullcontext()
+    from retl import log
+    from retl.observers.progress import shown
+
+    log.configure("console", "warning", crash_at=settings.retl_crash_at)
+    return shown()
+
+
+def report(
+    invocation: Invocation, summaries: Sequence[Summary], samples: Sequence[Mapping[str, Any]] | None = None
+) -> int:
+    """Print what became of the syncs and return the exit code of them all."""
+    from retl.summary import exit_code
+
+    code = exit_code([summary.exit_code for summary in summaries])
+    documents = [masked(invocation, summary.document()) for summary in summaries]
+    document: dict[str, Any] = {"syncs": documents, "exit_code": code}
+    if samples is not None:
+        documents[0]["samples"] = list(samples)
+    invocation.show(document, lambda: _pieces(documents, samples))
+    return code
+
+
+def masked(invocation: Invocation, document: dict[str, Any]) -> dict[str, Any]:
+    """The document with its keys masked where the sync's key is sensitive."""
+    if document["rejects"] and invocation.hides_key(document["sync"]):
+        document["rejects"] = [{**one, "key": output.MASK} for one in document["rejects"]]
+    return document
+
+
+def _pieces(
+    documents: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, Any]] | None
+) -> list[Piece]:
+    dry = any(one["dry_run"] for one in documents)
+    headers = ("sync", "status", *(name.replace("_", " ") for name in NUMBERS), "seconds")
+    rows = [(one["sync"], one["status"], *(one[n] for n in NUMBERS), one["seconds"]) for one in documents]
+    title = "dry run: nothing was written; a run now would report" if dry else None
+    pieces: list[Piece] = [Table(headers, rows, title)]
+    several = len(documents) > 1
+    for one in documents:
+        name = f"{one['sync']}: " if several else ""
+        pieces += _details(one, name)
+    if samples:
+        headers = ("op", "key", "field", "now", "then")
+        pieces.append(Table(headers, list(_sampled(samples)), "the first changes:"))
+    return pieces
+
+
+def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
+    pieces: list[Piece] = []
+    if waiting := one["not_attempted"] + one["deletes"]["not_attempted"]:
+        pieces.append(f"{name}{waiting} rows were not attempted")
+    if one["rejects"]:
+        total = one["rejected"] + one["deletes"]["rejected"]
+        title = f"{name}rejects ({len(one['rejects'])} of {max(total, len(one['rejects']))}):"
+        parts = ("key", "stage", "code", "reason")
+        pieces.append(Table(parts, [tuple(row[part] for part in parts) for row in one["rejects"]], title))
+    said = set()
+    for problem in (*one["guards"], *([one["error"]] if one["error"] else [])):
+        if (problem["code"], problem["message"]) in said:
+            continue
+        said.add((problem["code"], problem["message"]))
+        where = f"{problem['where']}: " if problem.get("where") else ""
+        hint = f"\n  {problem['hint']}" if problem.get("hint") else ""
+        pieces.append(f"{name}{problem['code']}: {where}{problem['message']}{hint}")
+    pieces += [f"{name}note: {note}" for note in one["notes"]]
+    return pieces
+
+
+def _sampled(samples: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Any, ...]]:
+    for sample in samples:
+        first = (sample["op"], sample["key"])
+        if not sample["fields"]:
+            yield (*first, "", "", "")
+        for field, (old, new) in sample["fields"].items():
+            yield (*first, field, old, new)
+            first = ("", "")

@@ -1,0 +1,233 @@
+"""What the next run believes, and how that is changed by hand: state and rejects.
+
+Every change says first what the next run will then do, and does nothing without --yes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retl.cli import output
+from retl.cli.app import app, command, with_shared_options
+from retl.cli.invocation import Invocation
+from retl.cli.output import Table
+from retl.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from retl.ledger import Ledger, Lock
+
+Yes = Annotated[bool, typer.Option("--yes", help="Do it.")]
+SyncName = Annotated[str, typer.Argument(metavar="SYNC")]
+OneSync = Annotated[str | None, typer.Option("--sync", metavar="NAME", help="Only of this sync.")]
+
+state = typer.Typer(help="What the next run believes.", invoke_without_command=True)
+rejects = typer.Typer(help="Rows that were refused and wait.", invoke_without_command=True)
+
+
+def show(invocation: Invocation, sync: OneSync = None) -> None:
+    """What was confirmed, per sync and object."""
+    ledger = invocation.ledger()
+    named = [sync] if sync is not None else sorted({*invocation.project.syncs, *_former(ledger)})
+    found = [_checkpoint(one) for name in named for one in ledger.checkpoints(name)]
+    if sync is not None and not found:
+        invocation.sync(sync)
+    headers = ("sync", "object", "baseline_rows", "read_rows", "run_id", "updated_at")
+    rows = [tuple(one[name] for name in headers) for one in found]
+    labels = tuple(name.replace("_", " ") for name in headers)
+    invocation.show(
+        {"state_id": None if ledger.fresh else ledger.state_id, "checkpoints": found},
+        lambda: [Table(labels, rows)] if rows else ["nothing was delivered yet"],
+    )
+
+
+def _former(ledger: Ledger) -> set[str]:
+    """Syncs of the history, defined or not."""
+    return {run.sync for run in ledger.runs(limit=10_000)}
+
+
+def _checkpoint(one: Any) -> dict[str, Any]:
+    return {
+        "sync": one.sync,
+        "object": one.object,
+        "run_id": one.run_id,
+        "epoch": one.epoch,
+        "baseline_rows": one.baseline_rows,
+        "read_rows": one.read_rows,
+        "watermark": one.watermark,
+        "fingerprints": dict(one.fingerprints),
+        "source_version": one.source_version,
+        "updated_at": one.updated_at,
+    }
+
+
+@command(state, "mv")
+def mv(
+    invocation: Invocation,
+    old: Annotated[str, typer.Argument(metavar="OLD")],
+    new: Annotated[str, typer.Argument(metavar="NEW")],
+    yes: Yes = False,
+) -> None:
+    """A sync was renamed: what is known of OLD is known of NEW."""
+    invocation.sync(new)
+    ledger = _ledger(invocation, yes)
+    _known(ledger, old)
+    then = f"the next run of {new} carries on where {old} ended: only what changed is sent"
+    _agreed(then, yes)
+    with _held(ledger, new), _held(ledger, old):
+        ledger.rename(old, new)
+    _done(invocation, {"moved": {"old": old, "new": new}}, then)
+
+
+@command(state, "reset")
+def reset(invocation: Invocation, name: SyncName, yes: Yes = False) -> None:
+    """Forget what was delivered."""
+    ledger = _ledger(invocation, yes)
+    known = invocation.project.syncs.get(name)
+    if known is None:
+        _known(ledger, name)
+    then = f"the next run of {name} sends every row and deletes nothing; its open rejects are forgotten"
+    if known is not None and known.write == "append":
+        then = f"the next run of {name} appends every row of the mart AGAIN; its open rejects are forgotten"
+    _agreed(then, yes)
+    with _held(ledger, name):
+        ledger.reset(name, None)
+    _done(invocation, {"reset": name}, then)
+
+
+@command(state, "adopt")
+def adopt(
+    invocation: Invocation,
+    name: SyncName,
+    yes: Yes = False,
+    var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
+) -> int:
+    """Take the mart as delivered, without sending it."""
+    from retl import pipeline
+    from retl.cli.running import report
+    from retl.job import Options
+    from retl.signals import Stop
+
+    sync = invocation.sync(name)
+    invocation.project.require([sync])
+    ledger = _ledger(invocation, yes)
+    _agreed(
+        f"every row the mart of {name} has now counts as delivered, and what was known before is forgotten;"
+        " the next run sends only what changes from now on, and deletes only what it delivered itself",
+        yes,
+    )
+    with Stop().listening() as stop:
+        options = Options(variables=invocation.variables(ledger.now().date(), var or []))
+        job = invocation.job(sync, ledger, options, stop)
+        job = replace(job, sync=sync.model_copy(update={"first_run": "adopt"}))
+        with _held(ledger, name):
+            ledger.reset(name, None)
+        return report(invocation, [pipeline.sync(job)])
+
+
+@command(state, "unblock")
+def unblock(
+    invocation: Invocation, connection: Annotated[str, typer.Argument(metavar="CONNECTION")], yes: Yes = False
+) -> None:
+    """Let a connection be used again before its breaker would."""
+    from retl.settings import DEFAULT_CONNECTIONS
+    from retl.validation import did_you_mean
+
+    known = {*invocation.project.definitions.connections, *DEFAULT_CONNECTIONS}
+    if connection not in known:
+        hint = did_you_mean(connection, known)
+        raise DefinitionError("CONNECTION_UNKNOWN", f"there is no connection {connection!r}", hint=hint)
+    then = f"nothing blocks {connection}: the next run uses it as ever"
+    _done(invocation, {"unblocked": connection, "was_blocked": False}, then)
+
+
+def list_rejects(invocation: Invocation, sync: OneSync = None) -> None:
+    """The open rejects."""
+    ledger = invocation.ledger()
+    if sync is not None and sync not in _former(ledger):
+        invocation.sync(sync)
+    found = [
+        {
+            "sync": one.sync,
+            "key": output.MASK if invocation.hides_key(one.sync) else one.key,
+            "stage": one.stage,
+            "code": one.code,
+            "reason": one.reason,
+            "first_seen": one.first_seen,
+            "last_seen": one.last_seen,
+            "attempts": one.attempts,
+            "run_id": one.run_id,
+            "state": one.state,
+        }
+        for one in ledger.rejects(sync)
+    ]
+    headers = ("sync", "key", "stage", "code", "reason", "first_seen", "last_seen", "attempts")
+    rows = [tuple(one[name] for name in headers) for one in found]
+    labels = tuple(name.replace("_", " ") for name in headers)
+    invocation.show({"rejects": found}, lambda: [Table(labels, rows)] if rows else ["no open rejects"])
+
+
+@command(rejects, "dismiss")
+def dismiss(
+    invocation: Invocation,
+    sync: Annotated[str | None, typer.Option("--sync", metavar="NAME", help="Of this sync.")] = None,
+    keys: Annotated[list[str] | None, typer.Option("--key", metavar="KEY", help="This one.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of the sync.")] = False,
+    yes: Yes = False,
+) -> None:
+    """Give rejects up until their row changes."""
+    if sync is None or bool(keys) == everything:
+        raise DefinitionError(
+            "USAGE", "say which: --sync NAME and either --key KEY or --all", hint="`retl rejects` lists them"
+        )
+    ledger = invocation.ledger(create=True)
+    if sync not in _former(ledger):
+        invocation.sync(sync)
+    number = ledger.dismiss(sync, keys or None)
+    if keys and not number:
+        raise DefinitionError("REJECT_UNKNOWN", f"{sync} has no open reject of such a key")
+    then = "they count as seen: only a change of their rows opens them again"
+    _done(invocation, {"sync": sync, "dismissed": number}, f"{number} rejects dismissed; {then}")
+
+
+def _ledger(invocation: Invocation, yes: bool) -> Ledger:
+    return invocation.ledger(create=yes)
+
+
+def _known(ledger: Ledger, name: str) -> None:
+    if not ledger.checkpoints(name) and not ledger.runs(name, 1) and not ledger.rejects(name):
+        raise DefinitionError(
+            "STATE_UNKNOWN", f"nothing is known of a sync {name!r}", hint="`retl state show` lists what is"
+        )
+
+
+def _agreed(then: str, yes: bool) -> None:
+    if not yes:
+        raise DefinitionError(
+            "NEEDS_YES", f"with --yes: {then}", hint="nothing was changed; add --yes to do it"
+        )
+
+
+def _held(ledger: Ledger, name: str) -> AbstractContextManager[Lock]:
+    """No run of the sync while its state changes; Later LOCK_HELD if there is one."""
+    return ledger.lock([name], sync=name, host=socket.gethostname(), pid=os.getpid())
+
+
+def _done(invocation: Invocation, document: dict[str, Any], then: str) -> None:
+    invocation.show({**document, "next_run": then}, lambda: [then])
+
+
+def _group(group: typer.Typer, name: str, bare: Any, bare_name: str, *, reveals: bool) -> None:
+    """`retl NAME` alone does what `retl NAME BARE` does."""
+    group.callback()(with_shared_options(bare, reveals=reveals, alone=True))
+    command(group, bare_name, reveals=reveals)(bare)
+    app.add_typer(group, name=name)
+
+
+_group(state, "state", show, "show", reveals=False)
+_group(rejects, "rejects", list_rejects, "list", reveals=True)

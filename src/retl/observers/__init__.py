@@ -1,0 +1,1 @@
+"""Who listens to events: nothing here changes what a run does."""

@@ -1,0 +1,70 @@
+"""What can be said of a sync before anything runs: `retl validate` without a network, `retl check` with one.
+
+Definitions, contract, mapping and destination against each other and against the columns in the
+warehouse's catalog. It reads no row of a mart, writes nothing and waits for no writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from retl import contract, mapping
+from retl.definitions import Sync, Warehouse
+from retl.errors import DefinitionError, Mismatch
+from retl.execution import private_directory
+from retl.fit import fit
+from retl.job import Job, Target
+from retl.mapping import FieldMap, Run
+from retl.signals import Stop
+from retl.sources import duckdb as mart
+from retl.spool import Spool
+
+_NOBODY = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
+
+
+def validate(
+    sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any], target: Target | None
+) -> None:
+    """DefinitionError for what is wrong with a sync. `target` is None where unset variables keep it from
+    being made. SourceError or Later where the catalog cannot be asked: the rest is then right."""
+    try:
+        for text in sync.checks:
+            mart.select(text, variables, "checks")
+        field_map = _field_map(sync, warehouse, folder, variables, "")
+        if target is not None:
+            fit(sync, field_map, target.lane(field_map.shape).capabilities)
+    except Mismatch as problem:
+        raise DefinitionError(
+            problem.code, problem.message, hint=problem.hint, where=f"sync {sync.name}"
+        ) from problem
+
+
+def check(job: Job) -> None:
+    """Can the destination be reached, written to, and does it fit? Raises what `Destination.check` does."""
+    sync, ledger = job.sync, job.ledger
+    field_map = _field_map(sync, job.warehouse, job.folder, job.options.variables, ledger.state_id)
+    destination = job.target.lane(field_map.shape)
+    try:
+        fit(sync, field_map, destination.capabilities)
+        destination.check()
+    finally:
+        destination.close()
+
+
+def _field_map(
+    sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any], state_id: str
+) -> FieldMap:
+    wanted = mart.query(sync.source, variables, folder)
+    with private_directory() as directory:
+        spool = Spool(directory, Stop())
+        try:
+            mart.attach(spool, warehouse.model_copy(update={"lock_wait": 0.0}), folder)
+            spool.harden([folder / path for path in warehouse.read_paths])
+            columns = mart.columns(spool, wanted)
+        finally:
+            spool.close()
+    judge = contract.build(sync.contract, columns, folder, sync.key, warehouse.timezone)
+    return mapping.build(sync, judge, _NOBODY, state_id=state_id, timezone=warehouse.timezone, newest=None)
