@@ -561,6 +561,18 @@ def test_append_is_exactly_once_however_often_it_is_tried(target: PostgresTarget
     assert one(target, "SELECT count(*) FROM crm.people") == 3
 
 
+def test_an_unanswered_commit_is_ambiguous_and_an_unsent_one_is_not(target: PostgresTarget) -> None:
+    destination = ready(target)
+    target.proxy.drop_reply(after=target.commit)
+    with pytest.raises(Ambiguous):
+        destination.write(Rows(SHAPE, sample(2)).batch())
+    target.proxy.drop_reply(after=b"INSERT INTO")
+    with pytest.raises(Unavailable):
+        destination.write(Rows(SHAPE, sample(4)).batch(first=2))
+    target.proxy.heal()
+    assert target.contents() == as_contents(SHAPE, sample(2))
+
+
 def test_a_settled_batch_can_be_sent_again_here_but_not_by_the_one_that_lost_it(
     target: PostgresTarget,
 ) -> None:
