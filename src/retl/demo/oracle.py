@@ -199,7 +199,9 @@ def exists(targets: Targets, landing: Landing) -> bool:
     if not landing.is_table:
         return True
     with _postgres(targets) as connection:
-        (there,) = connection.execute("SELECT to_regclass(%s) IS NOT NULL", [landing.at]).fetchone() or (False,)
+        (there,) = connection.execute("SELECT to_regclass(%s) IS NOT NULL", [landing.at]).fetchone() or (
+            False,
+        )
     return bool(there)
 
 
@@ -231,8 +233,7 @@ def _in_campaigns(tool: Campaigns) -> list[Row]:
 def _counted(targets: Targets, table: str) -> Motion:
     with _postgres(targets) as connection:
         found = connection.execute(
-            "SELECT n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables"
-            " WHERE relid = to_regclass(%s)",
+            "SELECT n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables WHERE relid = to_regclass(%s)",
             [table],
         ).fetchone()
     return Motion(*found) if found else Motion()

@@ -111,9 +111,7 @@ def _killed(story: Story, stage: Stage) -> dict[str, Rows]:
             ran = stage.sync("--sync", name, crash_at=f"batch_acknowledged:{batch}")
             there = len(oracle.held(stage.targets, landing)) if oracle.exists(stage.targets, landing) else 0
         total = len(wanted[name])
-        story.say(
-            f"kill -9 in retl sync --sync {name}: {there:,} of {total:,} rows are at the target"
-        )
+        story.say(f"kill -9 in retl sync --sync {name}: {there:,} of {total:,} rows are at the target")
         story.expect(ran.code == -9, f"{name}: the run was to die by SIGKILL, but ended with {ran.code}")
         story.expect(0 < there < total, f"{name}: the kill was to come half way, not at {there} of {total}")
     with story.waiting("retl sync --all"):
@@ -142,7 +140,9 @@ def _changed(story: Story, stage: Stage, before: dict[str, Rows]) -> None:
     with story.waiting("retl sync --all"):
         ran = stage.sync("--all")
     story.expect(ran.code == 0, f"retl sync --all ended with exit code {ran.code}")
-    story.say(f"{changed} of 20,000 users searched and spent more; every mart was computed anew: retl sync --all")
+    story.say(
+        f"{changed} of 20,000 users searched and spent more; every mart was computed anew: retl sync --all"
+    )
     _runs(story, ran.syncs)
     moved = {one.sync: _moved(stage, one, counted[one.sync], due[one.sync]) for one in LANDINGS}
     story.table(
