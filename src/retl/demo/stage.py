@@ -47,7 +47,7 @@ class Ran:
 
 @dataclass(frozen=True)
 class Stage:
-    """A project folder, and where `retl` finds the servers it delivers to."""
+    """A project folder, and where `retl` finds the targets it delivers to."""
 
     folder: Path
     targets: Targets
@@ -77,6 +77,22 @@ class Stage:
             said = " | ".join(done.stderr.strip().splitlines()[-3:])
             raise Failure("DEMO_FAILED", f"retl sync ended with exit code {done.returncode}: {said}")
         return Ran(done.returncode, {})
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[Stage]:
+        """The same project and the same servers, but an empty database, an empty Redis database and an
+        empty campaign tool."""
+        import psycopg
+
+        with psycopg.connect(**self.targets.postgres, autocommit=True) as connection:
+            connection.execute("CREATE DATABASE elsewhere")
+        with Campaigns(TOKEN) as campaigns:
+            targets = Targets(
+                postgres={**self.targets.postgres, "dbname": "elsewhere"},
+                redis={**self.targets.redis, "db": 1},
+                campaigns=campaigns,
+            )
+            yield Stage(self.folder, targets, environment(targets))
 
 
 @contextmanager
