@@ -263,7 +263,7 @@ def _pieces(
     headers = ("sync", "status", *(name.replace("_", " ") for name in NUMBERS), "seconds")
     rows = [(one["sync"], one["status"], *(one[n] for n in NUMBERS), one["seconds"]) for one in documents]
     title = "dry run: nothing was written; a run now would report" if dry else None
-    pieces: list[Piece] = [Table(headers, rows, title)]
+    pieces: list[Piece] = [Table(headers, rows, title, flips=True)]
     several = len(documents) > 1
     for one in documents:
         name = f"{one['sync']}: " if several else ""
@@ -283,12 +283,8 @@ def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
         title = f"{name}rejects ({len(one['rejects'])} of {max(total, len(one['rejects']))}):"
         parts = ("key", "stage", "code", "reason")
         pieces.append(Table(parts, [tuple(row[part] for part in parts) for row in one["rejects"]], title))
-    said = set()
-    for problem in (*one["guards"], *([one["error"]] if one["error"] else [])):
-        if (problem["code"], problem["message"]) in said:
-            continue
-        said.add((problem["code"], problem["message"]))
-        pieces.append(f"{name}{problems.sentence(problem)}")
+    said = (*one["guards"], *([one["error"]] if one["error"] else []))
+    pieces += dict.fromkeys(f"{name}{problems.sentence(problem)}" for problem in said)
     pieces += [f"{name}note: {note}" for note in one["notes"]]
     return pieces
 
