@@ -19,7 +19,8 @@ from retl.batch import Batch, Field, Operation
 from retl.change_set import ChangeSet, document_sql
 from retl.errors import TargetError
 from retl.execution import new_run, private_directory
-from retl.planning import Clock, Job, Plan
+from retl.job import Clock, Job
+from retl.planning import Plan
 from retl.summary import Summary
 from retl.values import literal, quoted
 

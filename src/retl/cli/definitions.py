@@ -64,7 +64,7 @@ def validate(
     from datetime import UTC, datetime
 
     from retl import offline
-    from retl.planning import Target
+    from retl.job import Target
     from retl.validation import raise_all
 
     project = invocation.project
@@ -117,7 +117,7 @@ def check(
 ) -> int:
     """Online: is each destination reached and writable?"""
     from retl import offline
-    from retl.planning import Options
+    from retl.job import Options
     from retl.signals import Stop
     from retl.summary import exit_code
 

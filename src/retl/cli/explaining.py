@@ -25,7 +25,7 @@ def explain(
 ) -> None:
     """Why retl does what it does, row by row."""
     from retl import explain as explaining
-    from retl.planning import Options
+    from retl.job import Options
     from retl.signals import Stop
 
     sync = invocation.sync(name)

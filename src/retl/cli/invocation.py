@@ -21,9 +21,9 @@ from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
     from retl.definitions import Sync
+    from retl.job import Job, Options
     from retl.ledger import Ledger
     from retl.pace import Pace
-    from retl.planning import Job, Options
     from retl.project import LoadedProject, Resolved
     from retl.settings import Settings
     from retl.signals import Stop
@@ -104,26 +104,27 @@ class Invocation:
 
     def job(self, sync: Sync, ledger: Ledger, options: Options, stop: Stop) -> Job:
         """A sync that was required, ready to be planned or run."""
-        from retl.planning import Job, Target
+        from retl.job import Job, Target
 
-        found = self._targets[sync.name]
+        project, found = self.project, self._targets[sync.name]
         return Job(
             sync=sync,
-            folder=self.project.folder,
-            warehouse=self.project.warehouse,
-            target=Target(found.type, found.destination, found.options),
+            folder=project.folder,
+            warehouse=project.warehouse,
+            target=Target(found.type, found.destination, found.options, found.name),
             ledger=ledger,
             options=options,
             stop=stop,
+            pace=self._pace(found),
+            siblings=frozenset(project.syncs),
             environment=self.environment,
-            correlation_id=self.project.settings.retl_correlation_id,
+            correlation_id=project.settings.retl_correlation_id,
         )
 
-    def pace(self, sync: Sync) -> Pace:
-        """What all syncs of the sync's connection share in this process."""
+    def _pace(self, found: Resolved) -> Pace:
+        """What all syncs of a connection share in this process."""
         from retl.pace import Pace
 
-        found = self._targets[sync.name]
         if found.name not in self._paces:
             self._paces[found.name] = Pace(found.limits)
         return self._paces[found.name]

@@ -18,7 +18,7 @@ from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
     from retl.definitions import Sync
-    from retl.planning import Job, Options
+    from retl.job import Job, Options
     from retl.summary import Summary
 
 GUARDS = (
@@ -174,7 +174,7 @@ def _options(
     accept: Sequence[str] | None,
 ) -> Options:
     from retl.changes import Selection
-    from retl.planning import Options
+    from retl.job import Options
 
     for code in accept or ():
         if code not in GUARDS:
@@ -206,7 +206,7 @@ def _run(invocation: Invocation, job: Job) -> Summary:
     try:
         if job.options.dry_run:
             return pipeline.dry_run(job)
-        return pipeline.sync(job, invocation.pace(job.sync))
+        return pipeline.sync(job)
     except Exception as problem:  # noqa: BLE001 - one sync's failure does not stop the others
         if invocation.debug:
             problems.tell(problem, debug=True)

@@ -90,8 +90,8 @@ class Postgres(Destination[PostgresOptions]):
             idempotent=shape.write != "append",
             form="csv",
             readable=True,
-            nulls_keep=True,
-            only_if_empty=True,
+            nulls_keep=shape.write in ("upsert", "update_only"),  # the others never meet an older value
+            only_if_empty=shape.write in ("upsert", "update_only"),
             settles=True,
             lanes=LANES,
         )
