@@ -114,7 +114,7 @@ def adopt(
     from retl.signals import Stop
 
     sync = invocation.sync(name)
-    invocation.project.require([sync])
+    invocation.require([sync])
     ledger = _ledger(invocation, yes)
     _agreed(
         f"every row the mart of {name} has now counts as delivered, and what was known before is forgotten;"
