@@ -157,6 +157,7 @@ class Delivery:
         finally:
             with self._lock:
                 self.retries += max(tries.count - 1, 0)
+        log.event("batch_answered", batch=batch.id, level="debug")
         outcome = self._again(destination, batch, outcome)
         self._record(tries.answer(batch, outcome))
 

@@ -126,6 +126,7 @@ class Execution:
                 )
                 log.event("batch_settling", batch=row.batch_id)
                 outcome = delivery.settle(destination, batch, row.handle)
+                log.event("batch_settled", batch=row.batch_id, level="debug")
                 if outcome != Outcome(UNKNOWN):
                     answer = Acknowledgement(row.batch_id, outcome, row.attempts + 1, None, None)
                     ledger.acknowledge(layer.run_id, self.lock.epoch, [answer])
