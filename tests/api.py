@@ -64,7 +64,7 @@ class Api:
             return 401, {"error": {"code": "bad_token", "message": f"who is {headers.get('authorization')}?"}}
         if self.forbidden:
             return 403, {"error": {"code": "forbidden", "message": "not with this scope"}}
-        content = json.loads(body, parse_float=Decimal) if body else None
+        content: Any = json.loads(body, parse_float=Decimal) if body else None
         match (method, path.split("/")[2:]):
             case ("GET", ["me"]):
                 return 200, {"id": "me"}
@@ -221,11 +221,10 @@ class _Exchange(BaseHTTPRequestHandler):
             return api.serve(self.command, self.path, self.named(), self.content)
 
     def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self._headers_buffer.append(b"\r\n" + body)  # one write: a peer that acknowledges late costs 40 ms
-        self.flush_headers()
+        given = {**headers, "Content-Length": str(len(body))}
+        head = [f"HTTP/1.1 {status} Told", *(f"{name}: {value}" for name, value in given.items())]
+        self.close_connection = self.close_connection or headers.get("Connection") == "close"
+        self.wfile.write("\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Quiet."""

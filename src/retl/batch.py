@@ -27,6 +27,7 @@ class Field:
     nulls: Literal["clear", "keep"] = "clear"
     only_if_empty: bool = False
     sensitive: bool = False
+    max_length: int | None = None  # the contract's, of a string: what a sized column must hold
     compared: bool = True  # False: sent along, but never the reason for a write (run values, ignored)
     column: str | None = None  # the mart column it comes from; None for constants and run values
 

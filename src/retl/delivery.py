@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -105,8 +106,8 @@ class Delivery:
             else:
                 with ThreadPoolExecutor(self.capabilities.lanes, thread_name_prefix="retl-lane") as pool:
                     lanes = [
-                        pool.submit(self._work, work, self._destination(i))
-                        for i in range(self.capabilities.lanes)
+                        pool.submit(copy_context().run, self._work, work, self._destination(number))
+                        for number in range(self.capabilities.lanes)
                     ]
                 for lane in sorted(lanes, key=lambda lane: isinstance(lane.exception(), Stopped)):
                     lane.result()
@@ -156,6 +157,7 @@ class Delivery:
         finally:
             with self._lock:
                 self.retries += max(tries.count - 1, 0)
+        log.event("batch_answered", batch=batch.id, level="debug")
         outcome = self._again(destination, batch, outcome)
         self._record(tries.answer(batch, outcome))
 

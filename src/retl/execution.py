@@ -24,11 +24,11 @@ from retl.changes import DELETES, FRESH, OWED
 from retl.delivery import Answered, Delivery, minted
 from retl.destinations import Destination
 from retl.errors import Failure, Mismatch, RetlError, Stopped
+from retl.job import Clock, Job
 from retl.journal import RunJournal
 from retl.ledger import Acknowledgement, Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.mapping import FieldMap, Run
-from retl.pace import Pace
-from retl.planning import Clock, Job, Plan
+from retl.planning import Plan
 from retl.spool import Spool
 from retl.summary import REJECTS_SHOWN, Counts, Summary, described
 
@@ -52,9 +52,9 @@ def private_directory() -> Iterator[Path]:
 class Execution:
     """The steps of one run, and everything they leave behind."""
 
-    def __init__(self, job: Job, run: Run, lock: Lock, clock: Clock, directory: Path, pace: Pace) -> None:
+    def __init__(self, job: Job, run: Run, lock: Lock, clock: Clock, directory: Path) -> None:
         self.job, self.run, self.lock, self.clock = job, run, lock, clock
-        self.directory, self.pace = directory, pace
+        self.directory = directory
         self.plan: Plan | None = None
         self.journal = RunJournal(job.ledger, lock, run.run_id, every=False)
         self.delivery: Delivery | None = None
@@ -126,6 +126,7 @@ class Execution:
                 )
                 log.event("batch_settling", batch=row.batch_id)
                 outcome = delivery.settle(destination, batch, row.handle)
+                log.event("batch_settled", batch=row.batch_id, level="debug")
                 if outcome != Outcome(UNKNOWN):
                     answer = Acknowledgement(row.batch_id, outcome, row.attempts + 1, None, None)
                     ledger.acknowledge(layer.run_id, self.lock.epoch, [answer])
@@ -235,7 +236,7 @@ class Execution:
             lane=self._destination,
             capabilities=capabilities,
             journal=self.journal,
-            pace=self.pace,
+            pace=job.pace,
             retry=job.sync.retry,
             stop=job.stop,
             max_failed_rate=job.sync.guards.max_failed_rate,
@@ -323,7 +324,7 @@ class Execution:
             base_epoch=base_epoch,
             baseline_rows=base_rows,
             read_rows=last_read or 0,
-            watermark=None,
+            watermark=plan.watermark,
             fingerprints=plan.fingerprints,
             newest=newest,
             source_version=plan.source_identity,

@@ -19,7 +19,8 @@ from retl.batch import Batch, Field, Operation
 from retl.change_set import ChangeSet, document_sql
 from retl.errors import TargetError
 from retl.execution import new_run, private_directory
-from retl.planning import Clock, Job, Plan
+from retl.job import Clock, Job
+from retl.planning import Plan
 from retl.summary import Summary
 from retl.values import literal, quoted
 
@@ -124,11 +125,11 @@ class _Rows:
             " FROM asked a LEFT JOIN baseline b ON b.key = a.key LEFT JOIN changes s ON s.key = a.key"
             " WHERE a.key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)"
         )
-        payload = f'SELECT "retl row" AS at, {self.plan.field_map.payload} FROM mart'
+        payload = f'SELECT "retl row" AS row, {self.plan.field_map.payload} FROM mart'
         spool.run(
-            "CREATE TABLE chosen AS SELECT row_number() OVER () - 1 AS pos, * FROM ("
-            f"SELECT * FROM (SELECT l.*, p.* EXCLUDE at FROM looked l JOIN ({payload}) p ON p.at = l.row"
-            f" UNION ALL BY NAME {absent}) ORDER BY key, row)"
+            "CREATE TABLE chosen AS SELECT row_number() OVER () - 1 AS pos, * FROM (SELECT * FROM ("
+            f"SELECT * FROM looked JOIN ({payload}) USING (row) UNION ALL BY NAME {absent}"
+            ") ORDER BY key, row)"
         )
         fields = [*zip(names, self.shape.key, strict=True), *self._fields()]
         hidden = [f"{_stand_in(name, field)} AS {name}" for name, field in fields if self._hides(field)]
@@ -204,7 +205,7 @@ class _Rows:
         if key is None:
             return None
         found = self.plan.spool.run(
-            f"SELECT hash IS NOT NULL, owned, ref, at FROM baseline WHERE key = {literal(key)}"
+            f"SELECT hash IS NOT NULL, owned, ref, confirmed_at FROM baseline WHERE key = {literal(key)}"
         )
         if not found:
             return None
@@ -252,7 +253,7 @@ def _samples(job: Job, plan: Plan, reveal: bool) -> list[dict[str, Any]]:
         pairs = {
             name: [_hidden(name, value, hidden) for value in (_old(old, op, name), new.get(name))]
             for name in (new or old or {})
-            if not isinstance(old, Mapping) or old.get(name) != new.get(name)
+            if old is None or str(old.get(name)) != str(new.get(name))
         }
         found.append({"op": op, "key": MASK if hides_key else key, "fields": pairs})
     return found

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from retl import log, planning
 from retl.errors import Later, Mismatch, RetlError
 from retl.execution import Execution, new_run, private_directory
-from retl.pace import Pace
-from retl.planning import Clock, Job, Plan
+from retl.job import Clock, Job
+from retl.planning import Plan
+from retl.prediction import predict
 from retl.summary import Summary, described
 
 
-def sync(job: Job, pace: Pace) -> Summary:
+def sync(job: Job) -> Summary:
     """Plan, guard, deliver, record: one sync to its summary. Every end but a bug is a summary."""
     clock = Clock()
     run = new_run(job)
@@ -33,7 +34,7 @@ def sync(job: Job, pace: Pace) -> Summary:
     except Later as problem:
         return Summary(job.sync.name, None, "BLOCKED", problem.exit_code, error=described(problem))
     with lock, private_directory() as directory, log.bound(run_id=run.run_id, sync=job.sync.name):
-        running = Execution(job, run, lock, clock, directory, pace)
+        running = Execution(job, run, lock, clock, directory)
         with clock.phase("begin"):
             running.begin()
         with clock.phase("recover"):
@@ -60,7 +61,7 @@ def dry_run(job: Job, look: Callable[[Plan], object] = lambda _plan: None) -> Su
         try:
             plan = planning.make(job, run, directory, clock)
             look(plan)
-            return planning.predict(job, plan, clock)
+            return predict(job, plan, clock)
         except RetlError as problem:
             refused = isinstance(problem, Mismatch)
             return Summary(

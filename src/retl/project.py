@@ -180,8 +180,13 @@ class LoadedProject:
             if model
             else ()
         )
-        found = unset(self._file.tree, self.environment, at) if at in self._file.tree.places else ()
-        return [one for loc, one in found if loc[2] not in replaced]
+        if at in self._file.tree.places:
+            return [o for loc, o in unset(self._file.tree, self.environment, at) if loc[2] not in replaced]
+        if model is None:
+            return []
+        needed = destinations.load(name).Connection.model_fields.items()
+        lacking = [field for field, info in needed if info.is_required() and field not in replaced]
+        return [Missing(variable(model, field), Place("environment")) for field in lacking]
 
 
 def _placed(model: type[ModelT], filled: Filled, **given: Any) -> ModelT:

@@ -75,12 +75,15 @@ def shared(
 
 
 def command(
-    group: typer.Typer, name: str, *, reveals: bool = False, hidden: bool = False
+    group: typer.Typer, name: str, *, reveals: bool = False, reserved: bool = False
 ) -> Callable[[Command], Command]:
     """Registers a function as the command `name` of a group; its docstring is its help."""
 
     def register(function: Command) -> Command:
-        group.command(name, hidden=hidden)(with_shared_options(function, reveals=reveals))
+        settings = {"ignore_unknown_options": True} if reserved else None
+        group.command(name, hidden=reserved, context_settings=settings)(
+            with_shared_options(function, reveals=reveals)
+        )
         return function
 
     return register

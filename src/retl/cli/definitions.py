@@ -64,7 +64,7 @@ def validate(
     from datetime import UTC, datetime
 
     from retl import offline
-    from retl.planning import Target
+    from retl.job import Target
     from retl.validation import raise_all
 
     project = invocation.project
@@ -79,7 +79,7 @@ def validate(
             found = project.destination(one)
             target = Target(found.type, found.destination, found.options)
         except DefinitionError as problem:
-            errors += [error for error in problems.each(problem) if error.code != "VARIABLE_UNSET"]
+            errors += [error for error in problems.each(problem) if not _waits(error)]
         try:
             offline.validate(one, project.warehouse, project.folder, variables, target)
             notes[one.name] = None
@@ -103,6 +103,12 @@ def validate(
     return int(invocation.unheard)
 
 
+def _waits(problem: RetlError) -> bool:
+    """Is it about a variable that is not set? That is no error of a definition."""
+    by_default = problem.code == "OPTION_MISSING" and str(problem.where).startswith("environment ")
+    return problem.code == "VARIABLE_UNSET" or by_default
+
+
 @command(app, "check")
 def check(
     invocation: Invocation,
@@ -111,13 +117,13 @@ def check(
 ) -> int:
     """Online: is each destination reached and writable?"""
     from retl import offline
-    from retl.planning import Options
+    from retl.job import Options
     from retl.signals import Stop
     from retl.summary import exit_code
 
     project = invocation.project
     chosen = project.select(names=sync or ())
-    project.require(chosen)
+    invocation.require(chosen)
     ledger = invocation.ledger()
     options = Options(variables=invocation.variables(ledger.now().date(), var or []))
     found: list[dict[str, Any]] = []
@@ -134,7 +140,7 @@ def check(
     code = exit_code([line["exit_code"] for line in found])
     headers = ("sync", "type", "object", "result")
     rows = [
-        (one["sync"], one["type"], one["object"], _sentence(one["error"]) if one["error"] else "OK")
+        (one["sync"], one["type"], one["object"], problems.sentence(one["error"]) if one["error"] else "OK")
         for one in found
     ]
     invocation.show(
@@ -142,11 +148,6 @@ def check(
         lambda: [Table(headers, rows)] if rows else ["no enabled syncs"],
     )
     return code or int(invocation.unheard)
-
-
-def _sentence(error: dict[str, Any]) -> str:
-    hint = f" - {error['hint']}" if error["hint"] else ""
-    return f"{error['code']}: {error['message']}{hint}"
 
 
 @command(app, "schema")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retl.cli import output
+from retl.cli import output, problems
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.output import Piece
@@ -25,11 +25,11 @@ def explain(
 ) -> None:
     """Why retl does what it does, row by row."""
     from retl import explain as explaining
-    from retl.planning import Options
+    from retl.job import Options
     from retl.signals import Stop
 
     sync = invocation.sync(name)
-    invocation.project.require([sync])
+    invocation.require([sync])
     ledger = invocation.ledger()
     with Stop().listening() as stop:
         options = Options(dry_run=True, variables=invocation.variables(ledger.now().date(), var or []))
@@ -46,7 +46,7 @@ def explain(
 
 def _pieces(found: Mapping[str, Any]) -> list[Piece]:
     pieces: list[Piece] = [_row(row) for row in found["rows"]] or ["the mart has no rows"]
-    pieces += [f"{guard['code']}: {guard['message']}" for guard in found["guards"]]
+    pieces += [problems.sentence(guard) for guard in found["guards"]]
     return [*pieces, *(f"note: {note}" for note in found["notes"])]
 
 

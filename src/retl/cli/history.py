@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retl.cli import output
+from retl.cli import output, problems
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table
@@ -123,6 +123,8 @@ def status(
 
 def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) -> dict[str, Any]:
     """A run as JSON has it; keys masked where the sync's key is sensitive."""
+    from retl.summary import PHASES
+
     counts = {name: run.counts.get(name, 0) for name in COUNTED} if run.counts else {}
     found: dict[str, Any] = {
         "run_id": run.run_id,
@@ -146,7 +148,7 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
         "batches": run.counts.get("batches", 0),
         "retries": run.counts.get("retries", 0),
         "bytes": run.counts.get("bytes", 0),
-        "phases": dict(run.phases),
+        "phases": {name: run.phases[name] for name in PHASES if name in run.phases},
         "rejects": list(rejects),
         "guards": list(run.guards),
         "object": run.object,
@@ -179,10 +181,7 @@ def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
         parts = ("key", "stage", "code", "reason")
         pieces.append(Table(parts, [tuple(one[p] for p in parts) for one in run["rejects"]], "rejects:"))
     said: Sequence[Mapping[str, Any]] = (*run["guards"], *([run["error"]] if run["error"] else []))
-    for problem in {one["code"]: one for one in said}.values():
-        hint = f"\n  {problem['hint']}" if problem.get("hint") else ""
-        pieces.append(f"{problem['code']}: {problem['message']}{hint}")
-    return pieces
+    return [*pieces, *dict.fromkeys(problems.sentence(problem) for problem in said)]
 
 
 def _state(sync: Sync, ledger: Ledger, now: datetime, rejects: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ command asks for it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,10 +21,11 @@ from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
     from retl.definitions import Sync
+    from retl.job import Job, Options
     from retl.ledger import Ledger
     from retl.pace import Pace
-    from retl.planning import Job, Options
     from retl.project import LoadedProject, Resolved
+    from retl.settings import Settings
     from retl.signals import Stop
 
 
@@ -36,9 +38,11 @@ class Invocation:
     output: Format = "table"
     debug: bool = False
     reveal: bool = False
+    watched: bool = False  # a person sits at stderr and wants progress rather than a log
     unheard: bool = False  # stdout is closed or its disk is full: what was printed is lost
     _closing: ExitStack = field(default_factory=ExitStack)
     _paces: dict[str, Pace] = field(default_factory=dict)
+    _targets: dict[str, Resolved] = field(default_factory=dict)
 
     def show(self, document: Any, pieces: Callable[[], Sequence[Piece]]) -> None:
         """Print a command's answer in the form that was asked for; called once per command."""
@@ -50,14 +54,21 @@ class Invocation:
     @cached_property
     def project(self) -> LoadedProject:
         """The project, its files read and right; the log speaks as its settings say from here on."""
-        from retl import log
         from retl.project import open_project
         from retl.settings import project_folder
 
         project = open_project(project_folder(self.folder), self.environment)
-        settings = project.settings
-        log.configure(settings.retl_log_format, settings.retl_log_level, crash_at=settings.retl_crash_at)
+        self._configure_log(project.settings)
         return project
+
+    def _configure_log(self, settings: Settings) -> None:
+        """Where a person looks on and asked for nothing else, only warnings: commands say the rest."""
+        from retl import log
+
+        asked = settings.retl_log_format is not None or "retl_log_level" in settings.model_fields_set
+        self.watched = not asked and sys.stderr is not None and sys.stderr.isatty()
+        level = "warning" if self.watched else settings.retl_log_level
+        log.configure(settings.retl_log_format, level, crash_at=settings.retl_crash_at)
 
     def ledger(self, *, create: bool = False) -> Ledger:
         """The project's ledger, closed when the command ends; without `create` nothing is written."""
@@ -77,29 +88,43 @@ class Invocation:
         (found,) = self.project.select(names=[name])
         return found
 
-    def job(self, sync: Sync, ledger: Ledger, options: Options, stop: Stop) -> Job:
-        """The sync with its destination resolved, ready to be planned or run."""
-        from retl.planning import Job, Target
+    def require(self, syncs: Sequence[Sync]) -> None:
+        """Every variable set, every destination resolved; DefinitionErrors for all that is wrong at once.
+        Comes before the ledger is opened, so that a wrong definition leaves nothing behind."""
+        from retl.validation import raise_all
 
-        project = self.project
-        found: Resolved = project.destination(sync)
+        self.project.require(syncs)
+        errors = []
+        for sync in syncs:
+            try:
+                self._targets[sync.name] = self.project.destination(sync)
+            except DefinitionError as problem:
+                errors.append(problem)
+        raise_all(errors)
+
+    def job(self, sync: Sync, ledger: Ledger, options: Options, stop: Stop) -> Job:
+        """A sync that was required, ready to be planned or run."""
+        from retl.job import Job, Target
+
+        project, found = self.project, self._targets[sync.name]
         return Job(
             sync=sync,
             folder=project.folder,
             warehouse=project.warehouse,
-            target=Target(found.type, found.destination, found.options),
+            target=Target(found.type, found.destination, found.options, found.name),
             ledger=ledger,
             options=options,
             stop=stop,
+            pace=self._pace(found),
+            siblings=frozenset(project.syncs),
             environment=self.environment,
             correlation_id=project.settings.retl_correlation_id,
         )
 
-    def pace(self, sync: Sync) -> Pace:
-        """What all syncs of the sync's connection share in this process."""
+    def _pace(self, found: Resolved) -> Pace:
+        """What all syncs of a connection share in this process."""
         from retl.pace import Pace
 
-        found: Resolved = self.project.destination(sync)
         if found.name not in self._paces:
             self._paces[found.name] = Pace(found.limits)
         return self._paces[found.name]

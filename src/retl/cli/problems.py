@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retl.cli.output import say
@@ -48,17 +48,16 @@ def document(problem: BaseException) -> dict[str, Any]:
 def tell(problem: BaseException, *, debug: bool = False) -> None:
     """Say it on stderr."""
     for one in each(problem) if isinstance(problem, RetlError) else (problem,):
-        tell_described(described(one))
+        say(f"error: {sentence(described(one))}")
     if debug:
         say("".join(traceback.format_exception(problem)).rstrip())
 
 
-def tell_described(error: dict[str, Any]) -> None:
-    """Say on stderr what `described` made."""
+def sentence(error: Mapping[str, Any]) -> str:
+    """What `described` made, for a person: where, what, CODE, and below it what to do."""
     where = f"{error['where']}: " if error.get("where") else ""
-    say(f"error: {where}{error['message']} [{error['code']}]")
-    if error.get("hint"):
-        say(f"  hint: {error['hint']}")
+    hint = f"\n  hint: {error['hint']}" if error.get("hint") else ""
+    return f"{where}{error['message']} [{error['code']}]{hint}"
 
 
 def _unforeseen(problem: BaseException) -> tuple[str, str, str | None]:

@@ -26,7 +26,7 @@ def _reserve(name: str) -> None:
         refuse(f"retl {name}")
 
     reserved.__doc__ = "Reserved for a later version."
-    command(app, name, hidden=True)(reserved)
+    command(app, name, reserved=True)(reserved)
 
 
 for _name in COMMANDS:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +17,8 @@ from retl.cli.reserved import refuse
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
-    from retl.planning import Job, Options
+    from retl.definitions import Sync
+    from retl.job import Job, Options
     from retl.summary import Summary
 
 GUARDS = (
@@ -92,7 +92,8 @@ def sync(
             "NOTHING_SELECTED", "no sync matches what was selected", hint="`retl list` shows what there is"
         )
     running = [one for one in chosen if one.enabled]
-    project.require(running)
+    _check_full(running, full)
+    invocation.require(running)
     ledger = invocation.ledger(create=not dry_run) if running else None
     from retl.cli.schedule import run_all
     from retl.signals import Stop
@@ -110,7 +111,7 @@ def sync(
                 allow_deletes=allow_deletes,
                 accept=accept,
             )
-            work = _jobs(invocation, lambda one: invocation.job(one, ledger, options, stop), running)
+            work = {one.name: invocation.job(one, ledger, options, stop) for one in running}
         with _progress(invocation):
             done = run_all(work, lambda job: _run(invocation, job), jobs=jobs, fail_fast=fail_fast)
     summaries = [done[one.name] if one.enabled else _paused(one.name, dry_run) for one in chosen]
@@ -138,7 +139,8 @@ def plan(
     chosen = invocation.sync(names[0])
     if not chosen.enabled:
         return report(invocation, [_paused(chosen.name, True)])
-    invocation.project.require([chosen])
+    _check_full([chosen], full)
+    invocation.require([chosen])
     ledger = invocation.ledger()
     from retl import explain
     from retl.signals import Stop
@@ -154,9 +156,9 @@ def plan(
             allow_deletes=allow_deletes,
             accept=accept,
         )
-        jobs = _jobs(invocation, lambda one: invocation.job(one, ledger, options, stop), [chosen])
+        job = invocation.job(chosen, ledger, options, stop)
         with _progress(invocation):
-            summary, samples = explain.preview(jobs[chosen.name], reveal=invocation.reveal)
+            summary, samples = explain.preview(job, reveal=invocation.reveal)
     return report(invocation, [summary], samples)
 
 
@@ -172,16 +174,12 @@ def _options(
     accept: Sequence[str] | None,
 ) -> Options:
     from retl.changes import Selection
-    from retl.planning import Options
-    from retl.validation import did_you_mean
+    from retl.job import Options
 
     for code in accept or ():
         if code not in GUARDS:
-            hint = did_you_mean(code.lower(), [guard.lower() for guard in GUARDS])
-            known = f"guards: {', '.join(GUARDS)}"
-            raise DefinitionError(
-                "GUARD_UNKNOWN", f"there is no guard {code!r}", hint=hint.upper() if hint else known
-            )
+            hint = f"guards: {', '.join(GUARDS)}"
+            raise DefinitionError("GUARD_UNKNOWN", f"there is no guard {code!r}", hint=hint)
     return Options(
         dry_run=dry_run,
         selection=Selection(full=full, limit=limit, keys=tuple(keys or ()), where=where),
@@ -191,25 +189,14 @@ def _options(
     )
 
 
-def _jobs(invocation: Invocation, make: Callable[[Any], Job], syncs: Iterable[Any]) -> dict[str, Job]:
-    """Every sync resolved before the first one runs; all that is wrong at once."""
-    from retl.validation import raise_all
-
-    found: dict[str, Job] = {}
-    errors: list[DefinitionError] = []
+def _check_full(syncs: Iterable[Sync], full: bool) -> None:
     for one in syncs:
-        try:
-            found[one.name] = job = make(one)
-            if job.options.selection.full and one.write == "append":
-                raise DefinitionError(
-                    "FULL_APPEND",
-                    "--full cannot go with `write: append`: it would deliver every row once more",
-                    where=f"sync {one.name}",
-                )
-        except DefinitionError as problem:
-            errors.append(problem)
-    raise_all(errors)
-    return found
+        if full and one.write == "append":
+            raise DefinitionError(
+                "FULL_APPEND",
+                "--full cannot go with `write: append`: it would deliver every row once more",
+                where=f"sync {one.name}",
+            )
 
 
 def _run(invocation: Invocation, job: Job) -> Summary:
@@ -219,7 +206,7 @@ def _run(invocation: Invocation, job: Job) -> Summary:
     try:
         if job.options.dry_run:
             return pipeline.dry_run(job)
-        return pipeline.sync(job, invocation.pace(job.sync))
+        return pipeline.sync(job)
     except Exception as problem:  # noqa: BLE001 - one sync's failure does not stop the others
         if invocation.debug:
             problems.tell(problem, debug=True)
@@ -235,15 +222,11 @@ def _paused(name: str, dry_run: bool) -> Summary:
 
 
 def _progress(invocation: Invocation) -> AbstractContextManager[None]:
-    """On a terminal a line that moves, unless the log was asked for; else the log's lines say it."""
-    settings = invocation.project.settings
-    asked = settings.retl_log_format is not None or "retl_log_level" in settings.model_fields_set
-    if asked or sys.stderr is None or not sys.stderr.isatty():
+    """Where a person looks on, a line that moves."""
+    if not invocation.watched:
         return nullcontext()
-    from retl import log
     from retl.observers.progress import shown
 
-    log.configure("console", "warning", crash_at=settings.retl_crash_at)
     return shown()
 
 
@@ -259,6 +242,10 @@ def report(
     if samples is not None:
         documents[0]["samples"] = list(samples)
     invocation.show(document, lambda: _pieces(documents, samples))
+    if invocation.output == "json" or invocation.unheard:
+        for one in documents:
+            if one["error"]:
+                output.say(f"error: {one['sync']}: {problems.sentence(one['error'])}")
     return code
 
 
@@ -276,7 +263,7 @@ def _pieces(
     headers = ("sync", "status", *(name.replace("_", " ") for name in NUMBERS), "seconds")
     rows = [(one["sync"], one["status"], *(one[n] for n in NUMBERS), one["seconds"]) for one in documents]
     title = "dry run: nothing was written; a run now would report" if dry else None
-    pieces: list[Piece] = [Table(headers, rows, title)]
+    pieces: list[Piece] = [Table(headers, rows, title, flips=True)]
     several = len(documents) > 1
     for one in documents:
         name = f"{one['sync']}: " if several else ""
@@ -296,14 +283,8 @@ def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
         title = f"{name}rejects ({len(one['rejects'])} of {max(total, len(one['rejects']))}):"
         parts = ("key", "stage", "code", "reason")
         pieces.append(Table(parts, [tuple(row[part] for part in parts) for row in one["rejects"]], title))
-    said = set()
-    for problem in (*one["guards"], *([one["error"]] if one["error"] else [])):
-        if (problem["code"], problem["message"]) in said:
-            continue
-        said.add((problem["code"], problem["message"]))
-        where = f"{problem['where']}: " if problem.get("where") else ""
-        hint = f"\n  {problem['hint']}" if problem.get("hint") else ""
-        pieces.append(f"{name}{problem['code']}: {where}{problem['message']}{hint}")
+    said = (*one["guards"], *([one["error"]] if one["error"] else []))
+    pieces += dict.fromkeys(f"{name}{problems.sentence(problem)}" for problem in said)
     pieces += [f"{name}note: {note}" for note in one["notes"]]
     return pieces
 

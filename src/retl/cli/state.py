@@ -110,11 +110,11 @@ def adopt(
     """Take the mart as delivered, without sending it."""
     from retl import pipeline
     from retl.cli.running import report
-    from retl.planning import Options
+    from retl.job import Options
     from retl.signals import Stop
 
     sync = invocation.sync(name)
-    invocation.project.require([sync])
+    invocation.require([sync])
     ledger = _ledger(invocation, yes)
     _agreed(
         f"every row the mart of {name} has now counts as delivered, and what was known before is forgotten;"
@@ -127,7 +127,7 @@ def adopt(
         job = replace(job, sync=sync.model_copy(update={"first_run": "adopt"}))
         with _held(ledger, name):
             ledger.reset(name, None)
-        return report(invocation, [pipeline.sync(job, invocation.pace(sync))])
+        return report(invocation, [pipeline.sync(job)])
 
 
 @command(state, "unblock")

@@ -10,7 +10,7 @@ or not there to update; `outcome.cases` can say otherwise. Redirects and web pag
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -69,7 +69,7 @@ class Probe(Definition):
     """A request that changes nothing and needs the same credential."""
 
     method: Literal["GET", "HEAD", "OPTIONS"] = "GET"
-    path: str
+    path: Annotated[str, Field(pattern=r"^/[!-~]*$")]
 
 
 class Idempotency(Definition):
@@ -103,10 +103,10 @@ class HttpDestination(Destination[HttpOptions]):
         self._client = Client(self._address, connection.auth, headers, connection.timeouts)
         self._secrets = [*headers.values(), *secrets(connection.auth)]
         self._endpoints = _endpoints(options, shape)
-        self._templates: dict[Operation, Template] = {}
-        endpoint = self._template(shape.write).endpoint
+        self._calls: dict[Operation, tuple[Template, Rules]] = {}
+        endpoint = self._call(shape.write)[0].endpoint
         if shape.deletes != "keep":
-            self._template("delete")
+            self._call("delete")
         key = options.idempotency
         self.capabilities = Capabilities(
             object=self.identity(options, shape.write),
@@ -176,7 +176,7 @@ class HttpDestination(Destination[HttpOptions]):
         if batch.operation == "delete" and isinstance(self.shape.deletes, SoftDelete):
             fields = exact.encode(self.shape.deletes.set).decode()
             rows = [(*key, fields) for key in rows]
-        request = self._template(batch.operation).request(rows)
+        request = self._call(batch.operation)[0].request(rows)
         return replace(request, headers=(host, *request.headers))
 
     def _send(self, request: Request, batch: Batch) -> Reply:
@@ -185,7 +185,7 @@ class HttpDestination(Destination[HttpOptions]):
         return self._client.send(request, named)
 
     def _judge(self, reply: Reply, request: Request, batch: Batch) -> Outcome:
-        template = self._template(batch.operation)
+        template, rules = self._call(batch.operation)
 
         def names(to: str) -> list[str]:
             if to == "$row_no":
@@ -194,46 +194,49 @@ class HttpDestination(Destination[HttpOptions]):
             keys = batch.keys()
             return [text(key[index]) for key in keys]
 
-        def texts(row: int | None) -> list[str]:
-            return [*template.texts(request, row), *self._secrets]
+        texts = template.texts(request)
+        harmless = batch.operation not in _INSERTS
+        sent = Sent(len(batch), harmless, names, lambda row: [*texts(row), *self._secrets])
+        return interpret(reply, rules, sent)
 
-        rules = self._rules(batch.operation, template.endpoint)
-        return interpret(reply, rules, Sent(len(batch), batch.operation not in _INSERTS, names, texts))
+    def _call(self, operation: Operation) -> tuple[Template, Rules]:
+        """The operation's endpoint, made ready for the sync's rows, and how to read its answers."""
+        if operation in self._calls:
+            return self._calls[operation]
+        if operation not in self._endpoints:
+            word = "deletes" if operation == "delete" else f"write: {operation}"
+            name = _NAMES[operation]
+            raise DefinitionError(
+                "HTTP_OPERATION",
+                f"`{word}` needs `{name}` under `destination`",
+                hint=f"{name}: {{method: …, path: /…}}",
+            )
+        endpoint, deletes = self._endpoints[operation], self.shape.deletes
+        keys, fields = ([field.name for field in part] for part in (self.shape.key, self.shape.fields))
+        if operation == "delete":
+            fields = list(deletes.set) if isinstance(deletes, SoftDelete) else []
+        template = Template(endpoint, keys, fields, self._address.prefix)
+        rules = _rules(endpoint, self.options.outcome, operation, keys)
+        self._calls[operation] = template, rules
+        return template, rules
 
-    def _rules(self, operation: Operation, endpoint: Endpoint) -> Rules:
-        """The endpoint's own rules or the destination's, of which those about lists of rows are not for
-        an endpoint that takes one. That one object's own address finds none is no error where it was to
-        go, and leaves the row open where it was to be updated."""
-        rules = endpoint.outcome or self.options.outcome
-        if endpoint.outcome is None and endpoint.wrap is None and endpoint.rows_at_most == 1:
-            single = {"rows": "none" if rules.rows == "none" else "all_or_nothing", "partial": ()}
-            rules = rules.model_copy(update={**single, "ok": (*rules.ok, *Rules().ok)})
-        if not endpoint.placeholders or operation not in ("delete", "update_only"):
-            return rules
-        none = Case(status=(404, 410), means="written" if operation == "delete" else "absent")
-        return rules.model_copy(update={"cases": (*rules.cases, none)})
 
-    def _template(self, operation: Operation) -> Template:
-        """The operation's endpoint, made ready for the sync's rows; once."""
-        if operation not in self._templates:
-            if operation not in self._endpoints:
-                word = "deletes" if operation == "delete" else f"write: {operation}"
-                raise DefinitionError(
-                    "HTTP_OPERATION",
-                    f"`{word}` needs `{_NAMES[operation]}` under `destination`",
-                    hint=f"{_NAMES[operation]}: {{method: …, path: /…}}",
-                )
-            endpoint, deletes = self._endpoints[operation], self.shape.deletes
-            keys, fields = ([field.name for field in part] for part in (self.shape.key, self.shape.fields))
-            if operation == "delete":
-                fields = list(deletes.set) if isinstance(deletes, SoftDelete) else []
-            to = (endpoint.outcome or self.options.outcome).match.to
-            if to != "$row_no" and to.removeprefix("$") not in keys and (to != "$key" or len(keys) > 1):
-                raise DefinitionError(
-                    "HTTP_MATCH", f"`match.to: {to}` is no field of the key and not $row_no"
-                )
-            self._templates[operation] = Template(endpoint, keys, fields, self._address.prefix)
-        return self._templates[operation]
+def _rules(endpoint: Endpoint, shared: Rules, operation: Operation, keys: list[str]) -> Rules:
+    """The endpoint's own rules or the shared ones, of which those about lists of rows are not for an
+    endpoint that takes one. That one object's own address finds none is no error where the object was
+    to go, and leaves its row open where it was to be updated."""
+    rules = endpoint.outcome or shared
+    if endpoint.outcome is None and endpoint.wrap is None and endpoint.rows_at_most == 1:
+        how = "none" if rules.rows == "none" else "all_or_nothing"
+        rules = rules.model_copy(update={"rows": how, "partial": (), "ok": (*rules.ok, *Rules().ok)})
+    to = rules.match.to
+    known = to == "$row_no" or to.removeprefix("$") in keys or (to == "$key" and len(keys) == 1)
+    if rules.rows in ("listed", "errors_by_value") and not known:
+        raise DefinitionError("HTTP_MATCH", f"`match.to: {to}` is no field of the key and not $row_no")
+    if operation not in ("delete", "update_only") or not set(keys) <= set(endpoint.placeholders):
+        return rules
+    none = Case(status=(404, 410), means="written" if operation == "delete" else "absent")
+    return rules.model_copy(update={"cases": (*rules.cases, none)})
 
 
 def _endpoints(options: HttpOptions, shape: Shape) -> dict[Operation, Endpoint]:

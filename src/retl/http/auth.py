@@ -84,5 +84,7 @@ Auth = Annotated[Anonymous | Bearer | Basic | InHeader | InQuery, Field(discrimi
 
 
 def secrets(auth: Anonymous) -> list[str]:
-    """Every secret value in it, for whoever has to keep them out of a text."""
-    return [v.get_secret_value() for _, v in auth if isinstance(v, SecretStr) and v.get_secret_value()]
+    """Every secret in it, plain and as it is sent, for whoever has to keep them out of a text."""
+    plain = [value.get_secret_value() for _, value in auth if isinstance(value, SecretStr)]
+    sent = [part for value in auth.headers().values() for part in value.split(" ")[-1:]]
+    return [text for text in (*plain, *sent, auth.query().partition("=")[2]) if text]

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
@@ -154,20 +155,24 @@ class Template:
             raise Poisoned("TOO_LARGE", f"{len(body)} bytes where a request takes {self.endpoint.max_bytes}")
         return Request(self.endpoint.method, target, self._headers, body)
 
-    def texts(self, request: Request, row: int | None) -> set[str]:
-        """The texts that a row (None: any row) of this request was sent with, constants left out."""
-        encoding, body = self.endpoint.encoding, request.body
-        ours = set(_PIECES.split(request.target)) - self._literals
-        rows: Any = None
-        if encoding == "form":
-            rows = [value for _, value in parse_qsl(body.decode())]
-        elif encoding == "ndjson":
-            rows = [_exactly.decode(line) for line in body.splitlines()]
-        elif body:
-            rows = look(_exactly.decode(body), self.endpoint.wrap or "")
-        if row is not None and self.endpoint.rows_at_most != 1:
-            rows = rows[row]
-        return {unquote(piece) for piece in ours} | set(_leaves(rows)) - self._constants
+    def texts(self, request: Request) -> Callable[[int | None], set[str]]:
+        """For a row of this request (None: any of them) the texts it was sent with, constants left out."""
+        pieces = set(_PIECES.split(request.target)) - self._literals
+        path = {unquote(piece) for piece in pieces}
+
+        @cache
+        def sent() -> Any:
+            if self.endpoint.encoding == "form":
+                return [value for _, value in parse_qsl(request.body.decode())]
+            if self.endpoint.encoding == "ndjson":
+                return [_exactly.decode(line) for line in request.body.splitlines()]
+            return look(_exactly.decode(request.body), self.endpoint.wrap or "") if request.body else None
+
+        def texts(row: int | None) -> set[str]:
+            one = row is not None and self.endpoint.rows_at_most != 1
+            return path | set(_leaves(sent()[row] if one else sent())) - self._constants
+
+        return texts
 
     def _target(self, row: Row, members: dict[str, msgspec.Raw]) -> str:
         parts = [part if isinstance(part, str) else _segment(part(row, 0, members)) for part in self._path]

@@ -101,7 +101,7 @@ def _means(meaning: str, reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     settled = {"written": WRITTEN, "kept": KEPT, "absent": ABSENT}
     if meaning in settled:
         return Outcome(settled[meaning])
-    code, reason = _said(reply.content, rules, sent.texts(None))
+    code, reason = _said(reply.content, rules, sent, None)
     if meaning == "refused" and sent.rows == 1:
         return Outcome(
             RowResult(Kind.REJECTED, code or f"HTTP_{reply.status}", reason or _phrase(reply.status))
@@ -179,7 +179,7 @@ def _named(items: Sequence[Any], rules: Rules, sent: Sent) -> Iterator[tuple[Seq
 def _judged(item: Any, row: int, rules: Rules, sent: Sent, *, bad: bool = False) -> RowResult:
     """What an item says of its row: `bad` where its being in the list means that."""
     if rules.row_retry is not None and rules.row_retry.fits(item):
-        code, reason = _said(item, rules, sent.texts(row))
+        code, reason = _said(item, rules, sent, row)
         return RowResult(Kind.RETRY, code, reason)
     if rules.row_kept is not None and rules.row_kept.fits(item):
         return KEPT
@@ -188,7 +188,7 @@ def _judged(item: Any, row: int, rules: Rules, sent: Sent, *, bad: bool = False)
     if not bad and (rules.row_ok is None or rules.row_ok.fits(item)):
         ref = look(item, rules.ref) if rules.ref else None
         return WRITTEN if ref is None else RowResult(Kind.WRITTEN, ref=text(ref))
-    code, reason = _said(item, rules, sent.texts(row))
+    code, reason = _said(item, rules, sent, row)
     return RowResult(Kind.REJECTED, code or "REFUSED", reason or "the target refused the row")
 
 
@@ -196,15 +196,16 @@ def _outcome(default: RowResult, results: Mapping[int, RowResult]) -> Outcome:
     return Outcome(default, {n: result for n, result in results.items() if result is not default})
 
 
-def _said(value: Any, rules: Rules, texts: Iterable[str]) -> tuple[str | None, str | None]:
-    """The target's own code and sentence in a value, as far as they tell nothing of a row."""
-    known = list(texts)
-    parts = []
-    for paths in (rules.code, rules.reason):
-        found = (look(value, path) for path in paths)
-        part = next((text(one) for one in found if isinstance(one, str | int | float)), None)
-        parts.append(None if part is None else scrub(part, known))
-    code, reason = parts
+def _said(value: Any, rules: Rules, sent: Sent, row: int | None) -> tuple[str | None, str | None]:
+    """The target's own code and sentence in a value, as far as they tell nothing of the row."""
+    found = [
+        next((text(one) for path in paths if type(one := look(value, path)) in (str, int, float)), None)
+        for paths in (rules.code, rules.reason)
+    ]
+    if found == [None, None]:
+        return None, None
+    known = list(sent.texts(row))
+    code, reason = (None if part is None else scrub(part, known) for part in found)
     return (code if code and "…" not in code and len(code) <= 64 else None), reason
 
 
@@ -213,8 +214,9 @@ def scrub(sentence: str, values: Iterable[str]) -> str | None:
     None if nothing is left. A value goes whole, and each of its words goes wherever it stands alone."""
     line = "".join(c if c.isprintable() else " " for c in sentence[: 20 * LONGEST_REASON])
     words: set[str] = set()
+    folded = line.casefold()
     for value in values:
-        if len(value) > 3 and value.casefold() in line.casefold():
+        if len(value) > 3 and value.casefold() in folded:
             line = re.sub(re.escape(value), "…", line, flags=re.IGNORECASE)
         words.update(word.casefold() for word in re.findall(r"\w+", value))
     line = re.sub(r"\w+", lambda found: "…" if found[0].casefold() in words else found[0], line)

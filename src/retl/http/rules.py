@@ -6,6 +6,7 @@ Knows paths into JSON and nothing of HTTP's own words; `outcome` applies it to a
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -26,7 +27,13 @@ class Match(Definition):
 
     def fits(self, value: Any) -> bool:
         found = look(value, self.at)
-        return any(type(one) is type(found) and one == found for one in self.values)
+        if isinstance(found, dict | list):
+            return False
+        return (type(found), found) in self._typed
+
+    @cached_property
+    def _typed(self) -> frozenset[tuple[type, Any]]:
+        return frozenset((type(value), value) for value in self.values)
 
 
 class Case(Definition):
@@ -94,9 +101,14 @@ class Rules(Definition):
         return self
 
 
+@cache
+def _steps(path: str) -> tuple[str, ...]:
+    return tuple(path.split(".")) if path else ()
+
+
 def look(value: Any, path: str) -> Any:
     """What stands at a dotted path ("" = the value itself, a number indexes a list); None if nothing."""
-    for step in path.split(".") if path else ():
+    for step in _steps(path):
         if isinstance(value, dict):
             value = value.get(step)
         elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
