@@ -24,7 +24,7 @@ FOREIGN = {  # what a user's own environment may say, and the demo must never ac
     "CAMPAIGN_URL": "http://203.0.113.1",
     "RETL_STATE_URL": "file:/proc/nowhere",
     "DUCKDB_PATH": "/proc/nowhere.duckdb",
-    "PGSERVICE": "nowhere",
+    "PGSSLMODE": "verify-full",
 }
 USER_SEGMENTS = LANDINGS[0]
 

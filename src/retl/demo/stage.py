@@ -135,6 +135,7 @@ def open_stage(folder: Path) -> Iterator[Stage]:
                 "user": postgres.user,
                 "password": postgres.password,
                 "dbname": postgres.dbname,
+                "sslmode": "disable",  # whatever PGSSLMODE says: the server is on the loopback interface
             },
             redis={"host": valkey.host, "port": valkey.port, "password": valkey.password},
             campaigns=campaigns,
