@@ -129,11 +129,9 @@ def plan(
     allow_deletes: Allowed = None,
     accept: Accepted = None,
     var: Variables = None,
-    out: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the plan, for `retl apply`.")] = None,
 ) -> int:
     """What a sync would do now, with samples."""
-    if out is not None:
-        refuse("--out")
     if not names or len(names) != 1:
         raise DefinitionError("USAGE", "`retl plan` needs one sync", hint="retl plan --sync NAME")
     chosen = invocation.sync(names[0])
@@ -142,8 +140,13 @@ def plan(
     _check_full([chosen], full)
     invocation.require([chosen])
     ledger = invocation.ledger()
-    from retl import explain
+    from retl import artifact, explain
+    from retl.planning import Plan
     from retl.signals import Stop
+
+    def keep(plan: Plan) -> None:
+        if out is not None:
+            artifact.write(artifact.make(job, plan), out)
 
     with Stop().listening() as stop:
         options = _options(
@@ -158,7 +161,7 @@ def plan(
         )
         job = invocation.job(chosen, ledger, options, stop)
         with _progress(invocation):
-            summary, samples = explain.preview(job, reveal=invocation.reveal)
+            summary, samples = explain.preview(job, reveal=invocation.reveal, keep=keep)
     return report(invocation, [summary], samples)
 
 
