@@ -91,26 +91,26 @@ def sync(
         raise DefinitionError(
             "NOTHING_SELECTED", "no sync matches what was selected", hint="`retl list` shows what there is"
         )
+    options = _options(
+        invocation.variables(var or []),
+        dry_run=dry_run,
+        full=full,
+        limit=limit,
+        keys=keys,
+        where=where,
+        allow_deletes=allow_deletes,
+        accept=accept,
+    )
     running = [one for one in chosen if one.enabled]
     _check_full(running, full)
     invocation.require(running)
-    ledger = invocation.ledger(create=not dry_run) if running else None
     from retl.cli.schedule import run_all
     from retl.signals import Stop
 
     with Stop().listening() as stop:
         work: dict[str, Job] = {}
-        if ledger is not None:
-            options = _options(
-                invocation.variables(ledger.now().date(), var or []),
-                dry_run=dry_run,
-                full=full,
-                limit=limit,
-                keys=keys,
-                where=where,
-                allow_deletes=allow_deletes,
-                accept=accept,
-            )
+        if running:
+            ledger = invocation.ledger(create=not dry_run)
             work = {one.name: invocation.job(one, ledger, options, stop) for one in running}
         with _progress(invocation):
             done = run_all(work, lambda job: _run(invocation, job), jobs=jobs, fail_fast=fail_fast)
@@ -141,21 +141,21 @@ def plan(
         return report(invocation, [_paused(chosen.name, True)])
     _check_full([chosen], full)
     invocation.require([chosen])
-    ledger = invocation.ledger()
+    options = _options(
+        invocation.variables(var or []),
+        dry_run=True,
+        full=full,
+        limit=limit,
+        keys=keys,
+        where=where,
+        allow_deletes=allow_deletes,
+        accept=accept,
+    )
     from retl import explain
     from retl.signals import Stop
 
+    ledger = invocation.ledger()
     with Stop().listening() as stop:
-        options = _options(
-            invocation.variables(ledger.now().date(), var or []),
-            dry_run=True,
-            full=full,
-            limit=limit,
-            keys=keys,
-            where=where,
-            allow_deletes=allow_deletes,
-            accept=accept,
-        )
         job = invocation.job(chosen, ledger, options, stop)
         with _progress(invocation):
             summary, samples = explain.preview(job, reveal=invocation.reveal)
