@@ -27,6 +27,7 @@ class Field:
     nulls: Literal["clear", "keep"] = "clear"
     only_if_empty: bool = False
     sensitive: bool = False
+    max_length: int | None = None  # the contract's, of a string: what a sized column must hold
     compared: bool = True  # False: sent along, but never the reason for a write (run values, ignored)
     column: str | None = None  # the mart column it comes from; None for constants and run values
 
@@ -119,6 +120,7 @@ class Capabilities:
     only_if_empty: bool = False  # can fill a field only where the target has none
     settles: bool = False  # `settle` brings evidence of what became of an unanswered batch
     max_rows: int | None = None
+    max_deletes: int | None = None  # rows of a delete batch, where that differs
     lanes: int = 1
     expires: float | None = None  # seconds until the target forgets a row by itself
 

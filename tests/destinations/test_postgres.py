@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -264,6 +264,17 @@ def test_a_table_that_does_not_fit_is_refused_with_its_ddl(
     assert error.code == "TARGET_DRIFT"
     assert says in error.message
     assert (hint or "") in (error.hint or "")
+
+
+def test_a_sized_column_is_enough_for_what_the_contract_lets_through(target: PostgresTarget) -> None:
+    target.admin.execute("CREATE TABLE crm.people (id text PRIMARY KEY, name varchar(9))")
+    target.admin.execute(f"GRANT ALL ON crm.people TO {ROLE}")
+    for length, fits in ((9, True), (10, False), (None, False)):
+        shape = replace(SHAPE, fields=(Field("name", STRING, max_length=length),))
+        if fits:
+            Postgres(target.options(), shape).check()
+        else:
+            assert "character varying(9)" in refusal(target, shape).message
 
 
 def test_a_key_whose_collation_folds_case_is_refused() -> None:
@@ -550,6 +561,18 @@ def test_append_is_exactly_once_however_often_it_is_tried(target: PostgresTarget
     assert one(target, "SELECT count(*) FROM crm.people") == 3
 
 
+def test_an_unanswered_commit_is_ambiguous_and_an_unsent_one_is_not(target: PostgresTarget) -> None:
+    destination = ready(target)
+    target.proxy.drop_reply(after=target.commit)
+    with pytest.raises(Ambiguous):
+        destination.write(Rows(SHAPE, sample(2)).batch())
+    target.proxy.drop_reply(after=b"INSERT INTO")
+    with pytest.raises(Unavailable):
+        destination.write(Rows(SHAPE, sample(4)).batch(first=2))
+    target.proxy.heal()
+    assert target.contents() == as_contents(SHAPE, sample(2))
+
+
 def test_a_settled_batch_can_be_sent_again_here_but_not_by_the_one_that_lost_it(
     target: PostgresTarget,
 ) -> None:
@@ -572,17 +595,32 @@ def test_settling_waits_for_a_commit_that_is_under_way(target: PostgresTarget) -
     destination = ready(target)
     batch = Rows(SHAPE, sample(3)).batch()
     sql = Statements(Relation("crm", "people"), SHAPE)
-    target.admin.autocommit = False
-    target.admin.execute(sql.mark(batch, 0, "somebody", 3, []))
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(destination.settle, batch, None)
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = %s"
-        with target.database.connect() as observer:
-            while observer.execute(waiting, [ROLE]).fetchone() == (0,):
-                assert not answer.done()
-        target.admin.commit()
+        with target.admin.transaction():
+            target.admin.execute(sql.mark(batch, 0, "somebody", 3, []))
+            answer = pool.submit(destination.settle, batch, None)
+            wait_for_a_lock(target, answer)
         assert answer.result() == Outcome(WRITTEN)
-    target.admin.autocommit = True
+
+
+def test_settling_waits_for_a_second_try_under_the_same_name(target: PostgresTarget) -> None:
+    destination = ready(target)
+    batch = Rows(SHAPE, [target.poison(row) for row in sample(2)]).batch()
+    deliver(destination, batch)
+    sql = Statements(Relation("crm", "people"), SHAPE)
+    with ThreadPoolExecutor(1) as pool:
+        with target.admin.transaction():
+            target.admin.execute(sql.mark(batch, 0, "somebody", 2, []))
+            answer = pool.submit(destination.settle, batch, None)
+            wait_for_a_lock(target, answer)
+        assert answer.result() == Outcome(WRITTEN)
+
+
+def wait_for_a_lock(target: PostgresTarget, answer: Future[Any]) -> None:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = %s"
+    with target.database.connect() as observer:
+        while observer.execute(waiting, [ROLE]).fetchone() == (0,):
+            assert not answer.done()
 
 
 def test_the_marker_remembers_every_rejected_row(target: PostgresTarget) -> None:

@@ -142,8 +142,10 @@ def unblock(
     if connection not in known:
         hint = did_you_mean(connection, known)
         raise DefinitionError("CONNECTION_UNKNOWN", f"there is no connection {connection!r}", hint=hint)
-    then = f"nothing blocks {connection}: the next run uses it as ever"
-    _done(invocation, {"unblocked": connection, "was_blocked": False}, then)
+    then = f"the next run uses {connection} at once"
+    ledger = _ledger(invocation, yes)
+    _agreed(then, yes)
+    _done(invocation, {"unblocked": connection, "was_blocked": ledger.unblock(connection)}, then)
 
 
 def list_rejects(invocation: Invocation, sync: OneSync = None) -> None:

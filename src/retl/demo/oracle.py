@@ -54,7 +54,7 @@ class Difference:
     """Rows by what is wrong with them; all zero when the target holds what the mart says."""
 
     lost: int  # keys that should be there and are not
-    doubled: int  # rows beyond the first of their key, or applied more often than once
+    doubled: int  # rows beyond the first of their key
     altered: int  # right key, other values
     foreign: int  # keys that should not be there
 
@@ -151,10 +151,18 @@ def expected(warehouse: Path, landing: Landing, former: Rows | None = None) -> R
 
 
 def held(targets: Targets, landing: Landing) -> list[Row]:
-    """Every row that the target holds, in no order; one that was applied n times stands there n times."""
+    """Every row that the target holds, in no order; none where there is no table yet."""
     if landing.is_table:
         return _in_table(targets, landing)
     return _in_redis(targets) if landing.at == "redis" else _in_campaigns(targets.campaigns)
+
+
+def applications(targets: Targets, landing: Landing) -> list[Row]:
+    """As `held`, but what the campaign tool applied n times stands there n times."""
+    if landing.at != "campaigns":
+        return held(targets, landing)
+    times = {str(one.id): one.applied for one in targets.campaigns.recipients().values()}
+    return [row for row in held(targets, landing) for _ in range(times[str(row[0])])]
 
 
 def compare(wanted: Rows, found: Iterable[Row], landing: Landing) -> Difference:
@@ -194,26 +202,20 @@ def written(targets: Targets, landing: Landing) -> Motion:
     return Motion(updated=said.get("calls", 0) - said.get("failed_calls", 0))
 
 
-def exists(targets: Targets, landing: Landing) -> bool:
-    """Is there anything to read yet?"""
-    if not landing.is_table:
-        return True
-    with _postgres(targets) as connection:
-        (there,) = connection.execute("SELECT to_regclass(%s) IS NOT NULL", [landing.at]).fetchone() or (False,)
-    return bool(there)
-
-
 def _in_table(targets: Targets, landing: Landing) -> list[Row]:
     listed = ", ".join(f"{column}::text" for column in landing.columns)
     with _postgres(targets) as connection:
-        return connection.execute(f"SELECT {listed} FROM {landing.at}".encode()).fetchall()
+        if connection.execute("SELECT to_regclass(%s)", [landing.at]).fetchone() == (None,):
+            return []
+        found: list[Row] = connection.execute(f"SELECT {listed} FROM {landing.at}").fetchall()
+    return found
 
 
 def _in_redis(targets: Targets) -> list[Row]:
     with _redis(targets) as client:
         keys = [key.decode() for key in client.scan_iter("reco:*", count=1000)]
         values = client.mget(keys) if keys else []
-    found = []
+    found: list[Row] = []
     for key, value in zip(keys, values, strict=True):
         document = json.loads(value, parse_float=str, parse_int=str)
         found.append((key.removeprefix("reco:"), ", ".join(document["destinations"]), document["score"]))
@@ -221,18 +223,15 @@ def _in_redis(targets: Targets) -> list[Row]:
 
 
 def _in_campaigns(tool: Campaigns) -> list[Row]:
-    found: list[Row] = []
-    for one in tool.recipients().values():
-        told = ("lifetime_value", "churn_probability", "last_purchase_days")
-        found += [(str(one.id), *(str(one.attributes[name]) for name in told))] * one.applied
-    return found
+    told = ("lifetime_value", "churn_probability", "last_purchase_days")
+    recipients = tool.recipients().values()
+    return [(str(one.id), *(str(one.attributes[name]) for name in told)) for one in recipients]
 
 
 def _counted(targets: Targets, table: str) -> Motion:
     with _postgres(targets) as connection:
         found = connection.execute(
-            "SELECT n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables"
-            " WHERE relid = to_regclass(%s)",
+            "SELECT n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables WHERE relid = to_regclass(%s)",
             [table],
         ).fetchone()
     return Motion(*found) if found else Motion()

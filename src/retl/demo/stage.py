@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +23,13 @@ from retl import settings
 from retl.demo import servers, warehouse
 from retl.demo.campaigns import Campaigns
 from retl.demo.oracle import Targets
-from retl.errors import DefinitionError, Failure
+from retl.errors import DefinitionError, Failure, Stopped
 
 EXPENDABLE = {"fsync": "off", "full_page_writes": "off"}
 TOKEN = "demo-campaigns"  # noqa: S105 - of a server on this machine that ends with the demo
 RUN_WITHIN = 120.0  # seconds; a whole run takes a few
 _OURS = ("POSTGRES_", "REDIS_", "RETL_", "DUCKDB_", "CAMPAIGN_", "PG")  # variables that name servers
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Ran:
 
 @dataclass(frozen=True)
 class Stage:
-    """A project folder, and where `retl` finds the servers it delivers to."""
+    """A project folder, and where `retl` finds the targets it delivers to."""
 
     folder: Path
     targets: Targets
@@ -62,8 +62,7 @@ class Stage:
         kills itself with SIGKILL."""
         crash = {"RETL_CRASH_AT": crash_at} if crash_at else {}
         done = subprocess.run(  # noqa: S603 - our own interpreter, no shell
-            [sys.executable, "-m", "retl", "sync", *words, "--output", "json"],
-            cwd=self.folder,
+            [sys.executable, "-m", "retl", "--project", str(self.folder), "sync", *words, "--output", "json"],
             env={**self.environment, **crash},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -77,6 +76,22 @@ class Stage:
             said = " | ".join(done.stderr.strip().splitlines()[-3:])
             raise Failure("DEMO_FAILED", f"retl sync ended with exit code {done.returncode}: {said}")
         return Ran(done.returncode, {})
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[Stage]:
+        """The same project and the same servers, but an empty database, an empty Redis database and an
+        empty campaign tool."""
+        import psycopg
+
+        with psycopg.connect(**self.targets.postgres, autocommit=True) as connection:
+            connection.execute("CREATE DATABASE elsewhere")
+        with Campaigns(TOKEN) as campaigns:
+            targets = Targets(
+                postgres={**self.targets.postgres, "dbname": "elsewhere"},
+                redis={**self.targets.redis, "db": 1},
+                campaigns=campaigns,
+            )
+            yield Stage(self.folder, targets, environment(targets))
 
 
 @contextmanager
@@ -120,6 +135,7 @@ def open_stage(folder: Path) -> Iterator[Stage]:
                 "user": postgres.user,
                 "password": postgres.password,
                 "dbname": postgres.dbname,
+                "sslmode": "disable",  # whatever PGSSLMODE says: the server is on the loopback interface
             },
             redis={"host": valkey.host, "port": valkey.port, "password": valkey.password},
             campaigns=campaigns,
@@ -140,14 +156,19 @@ def environment(targets: Targets) -> dict[str, str]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind like Ctrl-C does, so that whatever was started is stopped."""
+    """The first signal that asks us to end becomes Stopped, so that all that was started is stopped; those
+    that come while this goes on change nothing."""
 
     def unwind(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
+        for one in _ENDING:
+            signal.signal(one, signal.SIG_IGN)
+        stopped = Stopped(number)
+        stopped.hint = "everything the demo started was stopped too"
+        raise stopped
 
-    former: Sequence[tuple[signal.Signals, Any]] = [(one, signal.signal(one, unwind)) for one in _ENDING]
+    former = [(one, signal.signal(one, unwind)) for one in _ENDING]
     try:
         yield
     finally:
-        for number, handler in former:
-            signal.signal(number, handler)
+        for one, handler in former:
+            signal.signal(one, handler)

@@ -41,6 +41,7 @@ from retl.postgres.transfer import transfer
 
 LANES = 2  # two connections are 1.5 times as fast as one; more are slower on small servers
 READ_ROWS = 1000  # keys asked for in one query
+IMMEDIATE = "SET CONSTRAINTS ALL IMMEDIATE"  # a deferred one fails COMMIT and names no row
 NOT_APPLIED = RowResult(Kind.RETRY, "VOIDED", "the unanswered batch was not applied and never will be")
 
 
@@ -113,10 +114,8 @@ class Postgres(Destination[PostgresOptions]):
             place = catalog.place(session, relation)
             fitness.judge_place(place, self._sql)
             table = catalog.table(session, relation)
-            lost = self.shape.newest is not None and (
-                table is None or (not place.marker and place.may_create)
-            )
-            if lost:
+            unmarked = not place.marker and place.may_create  # this account would have made it
+            if self.shape.newest is not None and (table is None or unmarked):
                 raise fitness.target_lost(self._sql)
             fitness.judge_table(table, place, self._sql, create=self.options.create)
             if place.marker and place.may_mark:
@@ -133,7 +132,7 @@ class Postgres(Destination[PostgresOptions]):
             place = catalog.place(session, relation)
             if not place.marker and place.may_create:
                 session.execute(sql.create_marker())
-            if (place.marker and place.may_mark) or (not place.marker and place.may_create):
+            if place.may_mark if place.marker else place.may_create:
                 if not session.execute(sql.fence(epoch)).rowcount:
                     raise self._voided()
                 session.execute(sql.prune(epoch))
@@ -160,9 +159,7 @@ class Postgres(Destination[PostgresOptions]):
                 raise Systemic(
                     "NO_MARKER", f"append needs the table {self._sql.marker}", hint="run `retl check`"
                 )
-            session.execute(
-                "SET CONSTRAINTS ALL IMMEDIATE"
-            )  # a deferred one would fail COMMIT, naming no row
+            session.execute(IMMEDIATE)
             found = transfer(session, self._sql, batch)
             if self._marked:
                 written = sum(found.get(row, WRITTEN).kind is Kind.WRITTEN for row in range(len(batch)))
@@ -230,7 +227,7 @@ class Postgres(Destination[PostgresOptions]):
         """The transaction as psql would take it."""
         sql, last = self._sql, len(batch) - 1
         rows = b"".join(batch.csv())
-        parts = [sql.stage(), "BEGIN", "SET CONSTRAINTS ALL IMMEDIATE", sql.copy(batch.operation)]
+        parts = [sql.stage(), "BEGIN", IMMEDIATE, sql.copy(batch.operation)]
         head = "".join(f"{part};\n" for part in parts).encode()
         tail = [sql.apply(batch.operation, 0, last), sql.mark(batch, 0, "", len(batch), []), "COMMIT"]
         return head + rows + b"\\.\n" + "".join(f"{part};\n" for part in tail).encode()
@@ -278,9 +275,7 @@ def _check_names(shape: Shape) -> None:
         except ValueError as error:
             raise DefinitionError("IDENTIFIER", str(error)) from None
         if name == ROW:
-            raise DefinitionError(
-                "IDENTIFIER", f"a column cannot be called {ROW}: batches are staged with it"
-            )
+            raise DefinitionError("IDENTIFIER", f"no column can be called {ROW}: batches are staged with it")
     if shape.write == "update_only" and not any(field.compared for field in shape.fields):
         raise DefinitionError("NOTHING_TO_WRITE", "`write: update_only` needs a field besides the key")
 

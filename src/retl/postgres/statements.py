@@ -102,6 +102,13 @@ class Statements:
             f" HAVING count(*) > 1) AS t WHERE {self._same_key} RETURNING s.{ROW}"
         )
 
+    def index_stage(self) -> str:
+        """For many statements over few rows each."""
+        return f"CREATE INDEX retl_stage_rows ON {STAGE} ({ROW})"
+
+    def unindex_stage(self) -> str:
+        return "DROP INDEX pg_temp.retl_stage_rows"
+
     # --- carrying over
 
     def apply(self, operation: Operation, first: int, last: int) -> str:
@@ -239,10 +246,11 @@ class Statements:
         return f"INSERT INTO {self.marker} {row} ON CONFLICT DO NOTHING"
 
     def marked(self, batch: Batch, attempt: int) -> str:
-        """state, author, not_written of the attempt's marker."""
+        """state, author, not_written of the attempt's marker; waits for a transaction changing it."""
         return (
             f"SELECT state, author, not_written FROM {self.marker} WHERE {self._own}"
             f" AND run_id = {literal(batch.run_id)} AND batch = {literal(batch.id)} AND attempt = {attempt}"
+            " FOR SHARE"
         )
 
     def fence(self, epoch: int) -> str:

@@ -1,0 +1,99 @@
+"""Kill a run anywhere: one more plain sync reaches what a run that nobody killed reaches, nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+from tests.crashes import FIRST, KINDS, CampaignScene, Scene, Tally, recover, sampled, scene
+
+KILLED = -9
+OFTEN = 2  # kills at an event that comes often; `make test-crash` kills at each
+
+
+@pytest.fixture
+def of_kind(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    postgres: servers.Database,
+    redis_server: servers.RedisServer,
+) -> Iterator[Scene]:
+    with scene(request.param, tmp_path / "project", postgres, redis_server) as made:
+        yield made
+
+
+every_kind = pytest.mark.parametrize("of_kind", KINDS, indirect=True)
+
+
+@every_kind
+def test_a_run_killed_at_any_event_is_made_good_by_the_next(of_kind: Scene) -> None:
+    faultless = of_kind.project.sync()
+    assert faultless.code == 0, faultless.stderr
+    assert of_kind.content() == of_kind.project.rows()
+    tally = Tally()
+    for number, (event, n) in enumerate(sampled(faultless.points(), OFTEN)):
+        of_kind.begin()
+        killed = of_kind.project.sync(RETL_CRASH_AT=f"{event}:{n}")
+        assert killed.code == KILLED, f"{event}:{n} was not reached"
+        recover(of_kind, f"{event}:{n}", tally, again=number % 4 == 0)
+    assert tally.problems == []
+    assert "RUNNING" not in of_kind.project.statuses()
+
+
+@every_kind
+def test_a_recovery_that_is_killed_too_is_made_good(of_kind: Scene) -> None:
+    first = "batch_answered:2"
+    assert of_kind.project.sync(RETL_CRASH_AT=first).code == KILLED
+    points = of_kind.project.sync().points()
+    tally = Tally()
+    for event in ("run_abandoned", "batch_settling", "batch_settled", "batch_answered", "committing"):
+        if event in points:
+            of_kind.begin()
+            assert of_kind.project.sync(RETL_CRASH_AT=first).code == KILLED
+            assert of_kind.project.sync(RETL_CRASH_AT=event).code == KILLED
+            recover(of_kind, f"{first}, then {event}", tally)
+    assert tally.problems == []
+    assert set(of_kind.project.statuses()[-4:-2]) == {"ABANDONED"}
+
+
+@pytest.mark.parametrize("of_kind", ["upsert", "redis", "http"], indirect=True)
+def test_a_value_that_goes_back_around_a_lost_acknowledgement_goes_back_in_the_target(of_kind: Scene) -> None:
+    project = of_kind.project
+    assert project.sync().code == 0
+    first = of_kind.content()
+    project.mart("UPDATE mart SET searches = searches + 1000 WHERE user_id < 'user 010'")
+    assert project.sync(RETL_CRASH_AT="batch_answered:2").code == KILLED
+    assert of_kind.content() != first, "nothing was applied before the kill"
+    project.mart(FIRST)
+    done = project.sync()
+    assert done.code == 0, done.stderr
+    assert of_kind.content() == project.rows() == first
+
+
+@pytest.mark.parametrize("of_kind", ["deletes"], indirect=True)
+def test_a_key_delivered_without_acknowledgement_is_deleted_when_the_mart_drops_it(of_kind: Scene) -> None:
+    project = of_kind.project
+    project.mart("INSERT INTO mart VALUES ('user 200', 'new', 1, NULL)")
+    assert project.sync(RETL_CRASH_AT="batch_answered:2").code == KILLED
+    assert [row for row in of_kind.content() if row[0] == "user 200"] or of_kind.content() != project.rows()
+    project.mart("DELETE FROM mart WHERE user_id = 'user 200'")
+    done = project.sync()
+    assert done.code == 0, done.stdout
+    assert of_kind.content() == project.rows()
+
+
+@pytest.mark.parametrize("of_kind", ["http"], indirect=True)
+def test_what_was_sent_without_an_answer_is_sent_again_with_the_same_key_and_bytes(of_kind: Scene) -> None:
+    assert isinstance(of_kind, CampaignScene)
+    assert of_kind.project.sync(RETL_CRASH_AT="batch_answered:3").code == KILLED
+    assert of_kind.tool
+    last = of_kind.tool.sent[-1]
+    of_kind.project.mart("UPDATE mart SET searches = 0 WHERE user_id > 'user 030'")
+    assert of_kind.project.sync().code == 0
+    assert of_kind.tool.sent.count(last) == 2
+    assert of_kind.tool.replayed == 1
+    assert of_kind.doubled() == []
+    assert of_kind.content() == of_kind.project.rows()
