@@ -122,7 +122,7 @@ def adopt(
         yes,
     )
     with Stop().listening() as stop:
-        options = Options(variables=invocation.variables(ledger.now().date(), var or []))
+        options = Options(variables=invocation.variables(var or []))
         job = invocation.job(sync, ledger, options, stop)
         job = replace(job, sync=sync.model_copy(update={"first_run": "adopt"}))
         with held(ledger, name):
