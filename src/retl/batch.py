@@ -120,6 +120,7 @@ class Capabilities:
     only_if_empty: bool = False  # can fill a field only where the target has none
     settles: bool = False  # `settle` brings evidence of what became of an unanswered batch
     max_rows: int | None = None
+    max_deletes: int | None = None  # rows of a delete batch, where that differs
     lanes: int = 1
     expires: float | None = None  # seconds until the target forgets a row by itself
 

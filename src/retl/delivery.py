@@ -135,10 +135,10 @@ class Delivery:
 
     def _deliver(self, destination: Destination[Any], batch: Batch) -> None:
         """One batch to its answer; a poisoned one as halves, each with a name of its own."""
-        if minted(self.capabilities):
-            batch = self._mint(destination, batch)
         tries = _Tries()
         try:
+            if minted(self.capabilities):
+                batch = self._mint(destination, batch, tries)
             outcome = self._persist(destination, batch, tries)
         except Poisoned as problem:
             if len(batch) > 1:
@@ -255,11 +255,16 @@ class Delivery:
                     total += len(one.batch) - len(one.outcome.exceptions)
         return total
 
-    def _mint(self, destination: Destination[Any], batch: Batch) -> Batch:
+    def _mint(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Batch:
         """The batch is known, durably, before it is sent; where the target honours a key, so are the
         key and the exact bytes that every resend carries."""
         if self.capabilities.key_window is not None:
-            batch = replace(batch, request=destination.request(batch), idempotency_key=batch.id)
+            try:
+                batch = replace(batch, request=destination.request(batch), idempotency_key=batch.id)
+            except Poisoned:  # these rows cannot be a request: that is their answer
+                tries.count += 1
+                self.journal.intend(batch)
+                raise
         self.journal.intend(batch)
         log.event("batch_intended", batch=batch.id)
         return batch

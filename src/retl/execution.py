@@ -23,7 +23,7 @@ from retl.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
 from retl.changes import DELETES, FRESH, OWED
 from retl.delivery import Answered, Delivery, minted
 from retl.destinations import Destination
-from retl.errors import Failure, Mismatch, RetlError, Stopped
+from retl.errors import Failure, Mismatch, RetlError, Stopped, Unavailable
 from retl.job import Clock, Job
 from retl.journal import RunJournal
 from retl.ledger import Acknowledgement, Checkpoint, Lock, RejectChanges, RunEnd, RunStart
@@ -184,6 +184,7 @@ class Execution:
                 self.job.ledger.rejects(self.job.sync.name), self.job.options.selection
             )
             log.event("committing")
+            self.job.ledger.unblock(self.job.target.connection)
             self._finish(status, counts, checkpoint, reject_changes, error)
             for name in obsolete:
                 self.job.ledger.drop_file(name)
@@ -218,6 +219,9 @@ class Execution:
             if isinstance(problem, Mismatch)
             else "FAILED"
         )
+        if isinstance(problem, Unavailable):
+            failures = self.job.sync.retry.attempts
+            self.job.ledger.count_failures(self.job.target.connection, failures, problem.code)
         self._finish(status, counts, None, rejects, problem)
         return self._summary(status, problem.exit_code, counts, problem)
 
@@ -246,7 +250,10 @@ class Execution:
     def _batches(self, phase: int) -> Iterator[Batch]:
         plan = self._planned()
         operation: Operation = "delete" if phase == DELETES else self.job.sync.write
-        size = min(self.job.sync.batch.rows, plan.capabilities.max_rows or self.job.sync.batch.rows)
+        most = plan.capabilities.max_rows
+        if phase == DELETES:
+            most = plan.capabilities.max_deletes or most
+        size = min(self.job.sync.batch.rows, most or self.job.sync.batch.rows)
         for first, last in plan.change_set.cut(phase, size):
             yield Batch(
                 plan.change_set,

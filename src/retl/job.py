@@ -41,7 +41,6 @@ class Options:
     selection: Selection = field(default_factory=Selection)
     allow_deletes: int | None = None
     accept: tuple[str, ...] = ()
-    adopt: bool = False  # take the mart as delivered instead of sending it
     variables: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -19,12 +19,14 @@ from retl.prediction import predict
 from retl.summary import Summary, described
 
 
-def sync(job: Job) -> Summary:
-    """Plan, guard, deliver, record: one sync to its summary. Every end but a bug is a summary."""
+def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summary:
+    """Plan, guard, deliver, record: one sync to its summary. Every end but a bug is a summary.
+    `verify` may refuse the plan by raising Mismatch."""
     clock = Clock()
     run = new_run(job)
     try:
         with clock.phase("begin"):
+            _pass_breaker(job)
             lock = job.ledger.lock(
                 [job.sync.name, job.object],
                 sync=job.sync.name,
@@ -41,6 +43,7 @@ def sync(job: Job) -> Summary:
             running.abandon_dead_runs()
         try:
             running.plan = planning.make(job, run, directory, clock, running.settle)
+            verify(running.plan)
             if running.plan.refusals:
                 return running.refuse()
             with clock.phase("prepare"):
@@ -50,6 +53,18 @@ def sync(job: Job) -> Summary:
             return running.commit()
         except RetlError as problem:
             return running.fail(problem)
+
+
+def _pass_breaker(job: Job) -> None:
+    """Later BREAKER_OPEN while the connection is left alone."""
+    breaker = job.ledger.breaker(job.target.connection)
+    if breaker is not None and (seconds := breaker.closes(job.ledger.now())):
+        raise Later(
+            "BREAKER_OPEN",
+            f"connection {job.target.connection} failed {breaker.failures} times in a row, last with"
+            f" {breaker.error}: it is left alone for another {round(seconds)} s",
+            hint=f"mended? `retl state unblock {job.target.connection}`",
+        )
 
 
 def dry_run(job: Job, look: Callable[[Plan], object] = lambda _plan: None) -> Summary:

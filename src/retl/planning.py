@@ -287,7 +287,7 @@ class _Planning:
             refusals=self.refusals,
             source_identity=self.identity,
             watermark=self._mark(),
-            adopting=options.adopt or (sync.first_run == "adopt" and self._is_first),
+            adopting=sync.first_run == "adopt" and self._is_first,
             forgets=self.forgets,
             withheld_deletes=self.withheld,
             read_whole=whole,

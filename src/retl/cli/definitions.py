@@ -9,7 +9,7 @@ import typer
 
 from retl.cli import problems
 from retl.cli.app import app, command
-from retl.cli.invocation import Invocation
+from retl.cli.invocation import Invocation, dated
 from retl.cli.output import Piece, Table
 from retl.errors import DefinitionError, RetlError
 
@@ -68,7 +68,7 @@ def validate(
     from retl.validation import raise_all
 
     project = invocation.project
-    variables = invocation.variables(datetime.now(UTC).date(), var or [])
+    variables = dated(invocation.variables(var or []), datetime.now(UTC).date())
     chosen = project.select(names=sync or list(project.syncs)) if project.syncs else []
     unset = sorted({missing.name for missing in project.missing(chosen)})
     errors: list[RetlError] = []
@@ -125,7 +125,7 @@ def check(
     chosen = project.select(names=sync or ())
     invocation.require(chosen)
     ledger = invocation.ledger()
-    options = Options(variables=invocation.variables(ledger.now().date(), var or []))
+    options = Options(variables=invocation.variables(var or []))
     found: list[dict[str, Any]] = []
     with Stop().listening() as stop:
         for job in [invocation.job(one, ledger, options, stop) for one in chosen]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -103,7 +103,7 @@ class Invocation:
         raise_all(errors)
 
     def job(self, sync: Sync, ledger: Ledger, options: Options, stop: Stop) -> Job:
-        """A sync that was required, ready to be planned or run."""
+        """A sync that was required, ready to be planned or run; today is so on the ledger's clock."""
         from retl.job import Job, Target
 
         project, found = self.project, self._targets[sync.name]
@@ -113,7 +113,7 @@ class Invocation:
             warehouse=project.warehouse,
             target=Target(found.type, found.destination, found.options, found.name),
             ledger=ledger,
-            options=options,
+            options=replace(options, variables=dated(options.variables, ledger.now().date())),
             stop=stop,
             pace=self._pace(found),
             siblings=frozenset(project.syncs),
@@ -129,15 +129,15 @@ class Invocation:
             self._paces[found.name] = Pace(found.limits)
         return self._paces[found.name]
 
-    def variables(self, today: date, given: Sequence[str]) -> Mapping[str, Any]:
-        """The project's `vars` under those of --var NAME=VALUE; the value `today` is that date."""
+    def variables(self, given: Sequence[str]) -> Mapping[str, Any]:
+        """The project's `vars` under those of --var NAME=VALUE, as they are written."""
         named: dict[str, Any] = dict(self.project.definitions.vars)
         for text in given:
             name, equals, value = text.partition("=")
             if not equals or not name.isidentifier():
                 raise DefinitionError("VAR_INVALID", f"--var takes NAME=VALUE, not {text!r}")
             named[name] = value
-        return {name: today.isoformat() if value == "today" else value for name, value in named.items()}
+        return named
 
     def hides_key(self, sync: str) -> bool:
         """Must this sync's keys be masked? Where nobody can say any more (it is no longer defined, or only
@@ -151,6 +151,11 @@ class Invocation:
 
     def close(self) -> None:
         self._closing.close()
+
+
+def dated(variables: Mapping[str, Any], today: date) -> dict[str, Any]:
+    """Variables whose value is `today` as that date, in the form that DuckDB compares with a DATE."""
+    return {name: today.isoformat() if value == "today" else value for name, value in variables.items()}
 
 
 def sensitive_columns(sync: Sync, folder: Path) -> set[str]:

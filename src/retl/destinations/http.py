@@ -118,6 +118,7 @@ class HttpDestination(Destination[HttpOptions]):
             nulls_keep=shape.write not in _INSERTS,
             settles=key is not None,
             max_rows=endpoint.rows_at_most,
+            max_deletes=self._endpoints["delete"].rows_at_most if "delete" in self._endpoints else None,
         )
 
     @classmethod
