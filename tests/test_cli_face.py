@@ -17,7 +17,7 @@ COMMANDS = {
     *("init", "demo", "list", "validate", "check", "explain", "sync", "plan", "runs", "show", "status"),
     *("rejects", "state", "schema", "destinations"),
 }
-LATER = ("apply", "resolve", "test", "report", "log", "rollback", "reconcile", "erase", "watch")
+LATER = ("test", "report", "log", "rollback", "reconcile", "erase", "watch")
 DRIVERS = {"duckdb", "psycopg", "redis", "httpx2", "structlog", "yaml", "rich", "msgspec"}
 
 
@@ -61,7 +61,6 @@ def test_a_word_kept_for_later_says_so(workshop: Workshop, word: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("plan", "--sync", "users", "--out", "file"),
         ("sync", "--metrics-file", "file"),
         ("init", "new", "--from-dbt", "target/manifest.json"),
     ],

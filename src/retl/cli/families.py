@@ -5,4 +5,13 @@ from __future__ import annotations
 
 def register() -> None:
     """Importing a family registers its commands."""
-    from retl.cli import beginning, definitions, explaining, history, reserved, running, state  # noqa: F401
+    from retl.cli import (  # noqa: F401
+        applying,
+        beginning,
+        definitions,
+        explaining,
+        history,
+        reserved,
+        running,
+        state,
+    )

@@ -129,11 +129,9 @@ def plan(
     allow_deletes: Allowed = None,
     accept: Accepted = None,
     var: Variables = None,
-    out: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the plan, for `retl apply`.")] = None,
 ) -> int:
     """What a sync would do now, with samples."""
-    if out is not None:
-        refuse("--out")
     if not names or len(names) != 1:
         raise DefinitionError("USAGE", "`retl plan` needs one sync", hint="retl plan --sync NAME")
     chosen = invocation.sync(names[0])
@@ -151,14 +149,19 @@ def plan(
         allow_deletes=allow_deletes,
         accept=accept,
     )
-    from retl import explain
+    from retl import artifact, explain
+    from retl.planning import Plan
     from retl.signals import Stop
+
+    def keep(plan: Plan) -> None:
+        if out is not None:
+            artifact.write(artifact.make(job, plan), out)
 
     ledger = invocation.ledger()
     with Stop().listening() as stop:
         job = invocation.job(chosen, ledger, options, stop)
         with _progress(invocation):
-            summary, samples = explain.preview(job, reveal=invocation.reveal)
+            summary, samples = explain.preview(job, reveal=invocation.reveal, keep=keep)
     return report(invocation, [summary], samples)
 
 
@@ -285,7 +288,7 @@ def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
         pieces.append(Table(parts, [tuple(row[part] for part in parts) for row in one["rejects"]], title))
     said = (*one["guards"], *([one["error"]] if one["error"] else []))
     pieces += dict.fromkeys(f"{name}{problems.sentence(problem)}" for problem in said)
-    pieces += [f"{name}note: {note}" for note in one["notes"]]
+    pieces += [f"{name}note: {note}" for note in one.get("notes", ())]
     return pieces
 
 
