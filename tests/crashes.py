@@ -247,7 +247,9 @@ class PostgresScene(Scene):
 
     def empty(self) -> None:
         with self.database.connect() as connection:
-            connection.execute("DROP SCHEMA IF EXISTS crm CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+            connection.execute(
+                "DROP SCHEMA IF EXISTS crm CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public"
+            )
 
     def content(self) -> list[tuple[str | None, ...]]:
         listed = ", ".join(f"{name}::text" for name in COLUMNS)
@@ -361,9 +363,7 @@ first_run: send
 
 
 @contextlib.contextmanager
-def scene(
-    kind: str, folder: Path, postgres: servers.Database, redis: servers.RedisServer
-) -> Iterator[Scene]:
+def scene(kind: str, folder: Path, postgres: servers.Database, redis: servers.RedisServer) -> Iterator[Scene]:
     """The scene of this name, begun."""
     made: Scene
     match kind:

@@ -135,7 +135,7 @@ class Execution:
         """What `create` and the promises need in the target; only where something will be written."""
         plan = self._planned()
         if plan.forgets:
-            self.job.ledger.reset(self.job.sync.name, plan.capabilities.object)
+            self.job.ledger.forget(self.job.sync.name, plan.capabilities.object, self.lock.epoch)
         if plan.adopting or not (len(plan.change_set) or plan.checkpoint is None):
             return
         destination = self._destination()
