@@ -158,8 +158,9 @@ def test_adopt_takes_the_mart_as_delivered(workshop: Workshop, redis_server: Red
         assert client.keys("users:*") == []
 
 
-def test_a_renamed_sync_keeps_its_state(workshop: Workshop) -> None:
-    workshop.sync("users")
+def test_a_renamed_sync_keeps_its_state(workshop: Workshop, postgres: Database) -> None:
+    workshop.use(postgres=postgres)
+    workshop.sync("users", destination="{type: postgres, table: users, create: true}")
     workshop.json("sync")
     (workshop.folder / "syncs" / "users.yml").rename(workshop.folder / "syncs" / "people.yml")
     assert workshop.retl("state", "mv", "users", "people", "--yes").code == 0
@@ -167,6 +168,7 @@ def test_a_renamed_sync_keeps_its_state(workshop: Workshop) -> None:
     assert (carried["unchanged"], carried["inserted"]) == (ROWS, 0)
 
 
-def test_nothing_blocks_a_connection_between_runs(workshop: Workshop) -> None:
+def test_unblock_says_whether_there_was_anything_to_unblock(workshop: Workshop) -> None:
     workshop.sync("users")
-    assert "nothing blocks redis" in workshop.retl("state", "unblock", "redis").out
+    assert workshop.retl("state", "unblock", "redis").code == 2
+    assert workshop.json("state", "unblock", "redis", "--yes")["was_blocked"] is False

@@ -29,6 +29,7 @@ from retl.journal import RunJournal
 from retl.ledger import Acknowledgement, Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.mapping import FieldMap, Run
 from retl.planning import Plan
+from retl.signals import Stop
 from retl.spool import Spool
 from retl.summary import REJECTS_SHOWN, Counts, Summary, described
 
@@ -204,6 +205,7 @@ class Execution:
         counts = Counts()
         rejects = RejectChanges((), ())
         if self.plan is not None and not isinstance(problem, Mismatch):
+            self.plan.spool.stop = Stop()  # the request is being obeyed: the accounts may still be made
             counts = self._account().counts()
             rejects = (
                 self._account().reject_changes(

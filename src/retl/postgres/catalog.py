@@ -149,10 +149,11 @@ def trace(session: Session, relation: Relation, shape: Shape) -> Trace:
     marker = f"{quoted(relation.schema)}.{MARKER}".replace("%", "%%")
     here = None
     if shape.newest is not None:
+        # Run and batch name it; the sync may have had another name then.
         found = session.execute(
-            f"SELECT bool_or(relation = to_regclass(%s)) FROM {marker} WHERE state_id = %s AND sync = %s"
+            f"SELECT bool_or(relation = to_regclass(%s)) FROM {marker} WHERE state_id = %s"
             " AND run_id = %s AND batch = %s AND state = 'applied'",
-            [relation.sql, shape.state_id, shape.sync, *shape.newest],
+            [relation.sql, shape.state_id, *shape.newest],
         ).fetchone()
         here = bool(found and found[0])
     row = session.execute(
