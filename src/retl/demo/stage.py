@@ -91,7 +91,8 @@ class Stage:
                 redis={**self.targets.redis, "db": 1},
                 campaigns=campaigns,
             )
-            yield Stage(self.folder, targets, environment(targets))
+            scratch = Path(self.environment["TMPDIR"])
+            yield Stage(self.folder, targets, environment(targets, scratch))
 
 
 @contextmanager
@@ -140,18 +141,21 @@ def open_stage(folder: Path) -> Iterator[Stage]:
             redis={"host": valkey.host, "port": valkey.port, "password": valkey.password},
             campaigns=campaigns,
         )
-        yield Stage(folder, targets, environment(targets))
+        scratch = place / "tmp"  # a killed run cannot remove its scratch files; we can
+        scratch.mkdir(mode=0o700)
+        yield Stage(folder, targets, environment(targets, scratch))
 
 
-def environment(targets: Targets) -> dict[str, str]:
-    """The caller's environment, but with these servers and no others."""
+def environment(targets: Targets, scratch: Path) -> dict[str, str]:
+    """The caller's environment, but with these servers and no others, and temporary files in `scratch`."""
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(_OURS)}
     named = {"postgres": ("host", "port", "user", "password"), "redis": ("host", "port", "password", "db")}
     for prefix, names in named.items():
         parameters = getattr(targets, prefix)
         kept |= {f"{prefix}_{name}".upper(): str(parameters[name]) for name in names if parameters.get(name)}
     kept["POSTGRES_DB"] = targets.postgres["dbname"]
-    return kept | {"CAMPAIGN_URL": targets.campaigns.url, "CAMPAIGN_TOKEN": targets.campaigns.token}
+    kept |= {"CAMPAIGN_URL": targets.campaigns.url, "CAMPAIGN_TOKEN": targets.campaigns.token}
+    return kept | {"TMPDIR": str(scratch)}
 
 
 @contextmanager
