@@ -93,6 +93,11 @@ class Outcome:
     def result(self, row: int) -> RowResult:
         return self.exceptions.get(row, self.default)
 
+    @property
+    def arrived(self) -> bool:
+        """Whether the target surely dealt with the batch, so that it may be asked for its trace."""
+        return any(one.kind in (Kind.WRITTEN, Kind.SKIPPED) for one in (self.default, *self.exceptions.values()))
+
 
 @dataclass(frozen=True, slots=True)
 class Pending:

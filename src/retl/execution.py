@@ -108,7 +108,7 @@ class Execution:
             if not opened:
                 continue
             age = (self.run.started_at - layer.started_at).total_seconds()
-            if not capabilities.settles and age > (capabilities.key_window or 0):
+            if capabilities.key_window is not None and age >= capabilities.key_window:
                 continue
             rows = changes.from_part(
                 spool, field_map, ledger.get_file(layer.part, self.directory), self.directory
@@ -279,7 +279,7 @@ class Execution:
             len(plan.change_set) - 1,
         )
         self.journal.open([batch])
-        self.journal.acknowledge(Answered(batch, Outcome(KEPT)))
+        self.journal.acknowledge(Answered(batch, Outcome(KEPT), attempts=0))
         self.journal.flush()
 
     def _unfinished(self, counts: Counts) -> Failure | None:
@@ -321,7 +321,8 @@ class Execution:
             obsolete = [one.part for one in layers] + ([base] if base else [])
             base, base_epoch = path.name, self.lock.epoch
             log.event("baseline_compacted", rows=base_rows)
-        done = self.delivery.answered if self.delivery else []
+        answered = self.delivery.answered if self.delivery else []
+        done = [one for one in answered if one.outcome and one.outcome.arrived]
         newest = (self.run.run_id, done[-1].batch.id) if done else former.newest if former else None
         last_read = plan.read if plan.read_whole else (former.read_rows if former else None)
         return Checkpoint(

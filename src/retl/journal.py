@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from retl import log
-from retl.batch import Batch
+from retl.batch import UNKNOWN, Batch, Outcome
 from retl.delivery import Answered
 from retl.ledger import Acknowledgement, BatchRow, Ledger, Lock
 
@@ -54,6 +54,8 @@ class RunJournal:
     def acknowledge(self, answered: Answered) -> None:
         if answered.outcome is None or (self.every and not answered.attempts):
             return
+        if self.every and answered.outcome == Outcome(UNKNOWN):
+            return  # it stays open, with its key and bytes: the next run may find evidence
         with self._guard:
             self._waiting.append(
                 Acknowledgement(

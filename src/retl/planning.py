@@ -387,7 +387,7 @@ def _newest(
 ) -> tuple[str, str] | None:
     """The newest batch that the ledger knows as answered by this very object."""
     for layer in reversed(layers):
-        done = [one for one in ledger.batches(layer.run_id) if one.status == "done" and one.attempts]
+        done = [b for b in ledger.batches(layer.run_id) if b.attempts and b.outcome and b.outcome.arrived]
         if done:
             return layer.run_id, done[-1].batch_id
     return checkpoint.newest if checkpoint else None
