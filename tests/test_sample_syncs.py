@@ -90,7 +90,7 @@ def test_a_customer_who_drops_to_three_recommendations_has_three(project: Sample
         assert [n for n, _ in connection.execute(count)] == [5]
         warehouse.change(project.warehouse)
         assert project.sync("--sync", "product_recommendations").code == 0
-        assert [tuple(row) for row in connection.execute(count)][0] == (3, CHANGED)
+        assert tuple(connection.execute(count).fetchall()[0]) == (3, CHANGED)
 
 
 @pytest.mark.parametrize("state", ["files", "postgresql"])

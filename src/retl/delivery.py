@@ -170,7 +170,7 @@ class Delivery:
         """One attempt: written, or settled where the answer is missing."""
         self.stop.check()
         tries.count += 1
-        log.event("batch_sending", batch=batch.id, rows=len(batch), attempt=tries.count)
+        log.event("batch_sending", batch=batch.id, rows=len(batch), attempt=tries.count, level="debug")
         try:
             with self.pace.turn(self.stop.event):
                 self.stop.check()
@@ -279,7 +279,7 @@ class Delivery:
                 self.journal.intend(batch)
                 raise
         self.journal.intend(batch)
-        log.event("batch_intended", batch=batch.id)
+        log.event("batch_intended", batch=batch.id, level="debug")
         return batch
 
     def _record(self, answered: Answered) -> None:
@@ -288,7 +288,13 @@ class Delivery:
             if answered.status != "split":
                 self.journal.acknowledge(answered)
         rows = 0 if answered.status == "split" else len(answered.batch)  # its halves are counted themselves
-        log.event("batch_acknowledged", batch=answered.batch.id, rows=rows, attempts=answered.attempts)
+        log.event(
+            "batch_acknowledged",
+            batch=answered.batch.id,
+            rows=rows,
+            attempts=answered.attempts,
+            level="debug",
+        )
         if answered.outcome is not None:
             self._weigh(answered)
 
@@ -355,7 +361,7 @@ class _Window(Iterator[Batch]):
                 opened = list(islice(self._batches, WINDOW))
                 if opened:
                     self._journal.open(opened)
-                    log.event("batches_opened", batches=len(opened))
+                    log.event("batches_opened", batches=len(opened), level="debug")
                 self._ready.extend(opened)
             if self._closed or not self._ready:
                 raise StopIteration

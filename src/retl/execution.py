@@ -363,7 +363,7 @@ class Execution:
                 epoch=self.lock.epoch,
                 status=status,
                 counts=numbers,
-                phases=self.clock.phases,
+                phases=self.clock.so_far(),
                 guards=guards,
                 error=described(problem) if problem else None,
             ),

@@ -46,7 +46,7 @@ class RunJournal:
 
     def attach(self, batch: Batch, handle: str) -> None:
         self.ledger.attach(self.run_id, self.lock.epoch, batch.id, handle)
-        log.event("handle_attached", batch=batch.id)
+        log.event("handle_attached", batch=batch.id, level="debug")
 
     def split(self, batch: Batch, halves: Sequence[Batch]) -> None:
         self.ledger.split(self.run_id, self.lock.epoch, batch.id, [self._row(half) for half in halves])
@@ -77,7 +77,7 @@ class RunJournal:
             if waiting:
                 self.lock.check()
                 self.ledger.acknowledge(self.run_id, self.lock.epoch, waiting)
-                log.event("answers_recorded", batches=len(waiting))
+                log.event("answers_recorded", batches=len(waiting), level="debug")
 
     def _row(self, batch: Batch) -> BatchRow:
         with self._guard:
