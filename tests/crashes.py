@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -430,7 +429,3 @@ def sampled(counts: Mapping[str, int], most: int) -> list[tuple[str, int]]:
         numbers = {round(1 + step * i) for i in range(most) if round(1 + step * i) <= count}
         chosen += [(name, number) for number in sorted(numbers)]
     return chosen
-
-
-if __name__ == "__main__":
-    sys.exit("run `python -m tests.crash_sweep`")

@@ -14,7 +14,7 @@ from tests.api import Api, reset
 from tests.crashes import FIRST, Append, CampaignScene, PostgresScene, Project, RedisScene, Scene
 from tests.proxy import Proxy
 
-COMMITTING = (b"WITH fence", b"COMMIT")  # a batch writes its marker, then commits
+COMMITTING = (b"WITH fence", b"COMMIT\0")  # a batch writes its marker, then commits
 KILLED = -9
 
 

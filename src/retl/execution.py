@@ -204,6 +204,8 @@ class Execution:
         """Stopped before the end: what was delivered stays delivered and is known."""
         counts = Counts()
         rejects = RejectChanges((), ())
+        if self.plan is not None:
+            self.plan.spool.unstoppable()
         if self.plan is not None and not isinstance(problem, Mismatch):
             self.plan.spool.stop = Stop()  # the request is being obeyed: the accounts may still be made
             counts = self._account().counts()
