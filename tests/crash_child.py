@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
+import time
 from importlib import import_module
+from pathlib import Path
 
 for _name in (
     "duckdb", "psycopg", "pytz", "msgspec", "httpcore2", "redis",
@@ -21,8 +24,17 @@ def run(arguments: list[str], environ: dict[str, str], out: str, err: str) -> No
         descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    if go := environ.pop("WAIT_FOR", None):
+        _wait_for_a_tracer(Path(go))
     os.environ.clear()
     os.environ.update(environ)
     from retl.cli import main
 
     sys.exit(main(arguments))
+
+
+def _wait_for_a_tracer(go: Path) -> None:
+    """Let anybody trace this process, where only its ancestors may, and wait until a file says go."""
+    ctypes.CDLL(None).prctl(0x59616D61, -1, 0, 0, 0)  # PR_SET_PTRACER, PR_SET_PTRACER_ANY
+    while not go.exists():
+        time.sleep(0.01)

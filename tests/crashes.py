@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -247,7 +246,9 @@ class PostgresScene(Scene):
 
     def empty(self) -> None:
         with self.database.connect() as connection:
-            connection.execute("DROP SCHEMA IF EXISTS crm CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+            connection.execute(
+                "DROP SCHEMA IF EXISTS crm CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public"
+            )
 
     def content(self) -> list[tuple[str | None, ...]]:
         listed = ", ".join(f"{name}::text" for name in COLUMNS)
@@ -361,9 +362,7 @@ first_run: send
 
 
 @contextlib.contextmanager
-def scene(
-    kind: str, folder: Path, postgres: servers.Database, redis: servers.RedisServer
-) -> Iterator[Scene]:
+def scene(kind: str, folder: Path, postgres: servers.Database, redis: servers.RedisServer) -> Iterator[Scene]:
     """The scene of this name, begun."""
     made: Scene
     match kind:
@@ -430,7 +429,3 @@ def sampled(counts: Mapping[str, int], most: int) -> list[tuple[str, int]]:
         numbers = {round(1 + step * i) for i in range(most) if round(1 + step * i) <= count}
         chosen += [(name, number) for number in sorted(numbers)]
     return chosen
-
-
-if __name__ == "__main__":
-    sys.exit("run `python -m tests.crash_sweep`")

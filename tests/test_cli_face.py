@@ -15,7 +15,7 @@ from tests.commands import Workshop
 
 COMMANDS = {
     *("init", "demo", "list", "validate", "check", "explain", "sync", "plan", "runs", "show", "status"),
-    *("rejects", "state", "schema", "destinations"),
+    *("rejects", "state", "schema", "destinations", "apply", "resolve"),
 }
 LATER = ("test", "report", "log", "rollback", "reconcile", "erase", "watch")
 DRIVERS = {"duckdb", "psycopg", "redis", "httpx2", "structlog", "yaml", "rich", "msgspec"}

@@ -93,6 +93,12 @@ class Outcome:
     def result(self, row: int) -> RowResult:
         return self.exceptions.get(row, self.default)
 
+    @property
+    def arrived(self) -> bool:
+        """Whether the target surely dealt with the batch, so that it may be asked for its trace."""
+        ends = (self.default, *self.exceptions.values())
+        return any(one.kind in (Kind.WRITTEN, Kind.SKIPPED) for one in ends)
+
 
 @dataclass(frozen=True, slots=True)
 class Pending:

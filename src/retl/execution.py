@@ -108,7 +108,7 @@ class Execution:
             if not opened:
                 continue
             age = (self.run.started_at - layer.started_at).total_seconds()
-            if not capabilities.settles and age > (capabilities.key_window or 0):
+            if capabilities.key_window is not None and age >= capabilities.key_window:
                 continue
             rows = changes.from_part(
                 spool, field_map, ledger.get_file(layer.part, self.directory), self.directory
@@ -136,7 +136,7 @@ class Execution:
         """What `create` and the promises need in the target; only where something will be written."""
         plan = self._planned()
         if plan.forgets:
-            self.job.ledger.reset(self.job.sync.name, plan.capabilities.object)
+            self.job.ledger.forget(self.job.sync.name, plan.capabilities.object, self.lock.epoch)
         if plan.adopting or not (len(plan.change_set) or plan.checkpoint is None):
             return
         destination = self._destination()
@@ -204,6 +204,8 @@ class Execution:
         """Stopped before the end: what was delivered stays delivered and is known."""
         counts = Counts()
         rejects = RejectChanges((), ())
+        if self.plan is not None:
+            self.plan.spool.unstoppable()
         if self.plan is not None and not isinstance(problem, Mismatch):
             self.plan.spool.stop = Stop()  # the request is being obeyed: the accounts may still be made
             counts = self._account().counts()
@@ -279,7 +281,7 @@ class Execution:
             len(plan.change_set) - 1,
         )
         self.journal.open([batch])
-        self.journal.acknowledge(Answered(batch, Outcome(KEPT)))
+        self.journal.acknowledge(Answered(batch, Outcome(KEPT), attempts=0))
         self.journal.flush()
 
     def _unfinished(self, counts: Counts) -> Failure | None:
@@ -321,7 +323,8 @@ class Execution:
             obsolete = [one.part for one in layers] + ([base] if base else [])
             base, base_epoch = path.name, self.lock.epoch
             log.event("baseline_compacted", rows=base_rows)
-        done = self.delivery.answered if self.delivery else []
+        answered = self.delivery.answered if self.delivery else []
+        done = [one for one in answered if one.outcome and one.outcome.arrived]
         newest = (self.run.run_id, done[-1].batch.id) if done else former.newest if former else None
         last_read = plan.read if plan.read_whole else (former.read_rows if former else None)
         return Checkpoint(
@@ -362,7 +365,7 @@ class Execution:
                 epoch=self.lock.epoch,
                 status=status,
                 counts=numbers,
-                phases=self.clock.phases,
+                phases=self.clock.so_far(),
                 guards=guards,
                 error=described(problem) if problem else None,
             ),

@@ -71,12 +71,22 @@ class Clock:
     """Seconds per phase of the data path."""
 
     phases: dict[str, float] = field(default_factory=dict)
+    _open: tuple[str, float] | None = None
+
+    def so_far(self) -> dict[str, float]:
+        """The seconds of every phase, the one that still runs included."""
+        if self._open is None:
+            return dict(self.phases)
+        name, started = self._open
+        return {**self.phases, name: self.phases.get(name, 0.0) + time.monotonic() - started}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         log.event("phase", phase=name, level="debug")
         started = time.monotonic()
+        self._open = (name, started)
         try:
             yield
         finally:
+            self._open = None
             self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - started

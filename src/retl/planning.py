@@ -179,6 +179,9 @@ class _Planning:
         layers = [] if self.forgets else ledger.layers(sync.name, self.capabilities.object)
         self.baseline_rows = lay(ledger, self.spool, self.directory, base, layers)
         self.open_rejects: Sequence[RejectRow] = ledger.rejects(sync.name)
+        self.known_rejects = {
+            (one.key, one.hash) for one in [*self.open_rejects, *ledger.rejects(sync.name, "dismissed")]
+        }
         if self.cursor is not None:
             self.watermark = self._since(self.cursor)
         self.read = changes.select(self.spool, self.field_map, self.job.options.selection)
@@ -243,7 +246,6 @@ class _Planning:
     def guard(self) -> Plan:
         """What the facts refuse, and the plan as a whole."""
         sync, options = self.job.sync, self.job.options
-        known = {(reject.key, reject.hash) for reject in self.open_rejects}
         whole = (
             not self._selection.partial
             and self._selection.limit is None
@@ -252,7 +254,7 @@ class _Planning:
         )
         facts = Facts(
             read=self.read,
-            new_rejects=sum(one not in known for one in changes.rejected(self.spool)),
+            new_rejects=sum(one not in self.known_rejects for one in changes.rejected(self.spool)),
             baseline_rows=self.baseline_rows,
             deletes=self.change_set.counts.get("delete", 0),
             deletes_on=sync.deletes.how != "keep",
@@ -387,7 +389,7 @@ def _newest(
 ) -> tuple[str, str] | None:
     """The newest batch that the ledger knows as answered by this very object."""
     for layer in reversed(layers):
-        done = [one for one in ledger.batches(layer.run_id) if one.status == "done" and one.attempts]
+        done = [b for b in ledger.batches(layer.run_id) if b.attempts and b.outcome and b.outcome.arrived]
         if done:
             return layer.run_id, done[-1].batch_id
     return checkpoint.newest if checkpoint else None

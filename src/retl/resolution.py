@@ -37,7 +37,6 @@ def doubts(ledger: Ledger, sync: str) -> list[Doubt]:
     return [
         Doubt(sync, name, layer.run_id, layer.started_at, batch, rows)
         for name, layer in layers
-        if layer.status != "RUNNING"
         for batch in ledger.batches(layer.run_id)
         if (rows := _doubtful(batch))
     ]

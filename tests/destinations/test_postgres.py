@@ -546,7 +546,7 @@ def test_append_is_exactly_once_however_often_it_is_tried(target: PostgresTarget
     target.admin.execute("ALTER TABLE crm.people DROP CONSTRAINT people_pkey")
     batch = Rows(shape, sample(3)).batch("append")
     for attempt in range(4):
-        target.proxy.drop_reply(after=target.commit)
+        target.proxy.drop_reply(target.commit)
         try:
             destination.write(batch)
         except Ambiguous:
@@ -563,10 +563,10 @@ def test_append_is_exactly_once_however_often_it_is_tried(target: PostgresTarget
 
 def test_an_unanswered_commit_is_ambiguous_and_an_unsent_one_is_not(target: PostgresTarget) -> None:
     destination = ready(target)
-    target.proxy.drop_reply(after=target.commit)
+    target.proxy.drop_reply(target.commit)
     with pytest.raises(Ambiguous):
         destination.write(Rows(SHAPE, sample(2)).batch())
-    target.proxy.drop_reply(after=b"INSERT INTO")
+    target.proxy.drop_reply(b"INSERT INTO")
     with pytest.raises(Unavailable):
         destination.write(Rows(SHAPE, sample(4)).batch(first=2))
     target.proxy.heal()

@@ -284,8 +284,8 @@ def test_a_request_reads_like_redis_cli(target: RedisTarget) -> None:
         r'SET reco:%C3%A9%201 "{\"name\":\"say \\\"hi\\\"\\n\",\"amount\":null,\"visits\":1}" EX 3600'
     )
     assert rest == [
-        f"LPUSH retl:stamp:state-1:suite {'run-1/' + batch.id}",
-        "LTRIM retl:stamp:state-1:suite 0 999",
+        f"LPUSH retl:stamp:state-1:reco%3A%7Bid%7D {'run-1/' + batch.id}",
+        "LTRIM retl:stamp:state-1:reco%3A%7Bid%7D 0 999",
     ]
 
 
@@ -316,19 +316,19 @@ def test_a_flushed_server_is_noticed(target: RedisTarget, ttl: str, code: str) -
 def test_a_restored_server_is_noticed(target: RedisTarget) -> None:
     rows = Rows(SHAPE, sample(4))
     deliver(target.make(SHAPE), rows.batch(first=0, last=1))
-    backup = target.client.dump("retl:stamp:state-1:suite")
+    backup = target.client.dump("retl:stamp:state-1:reco%3A%7Bid%7D")
     newest = rows.batch(first=2, last=3)
     deliver(target.make(SHAPE), newest)
-    target.client.restore("retl:stamp:state-1:suite", 0, backup, replace=True)
+    target.client.restore("retl:stamp:state-1:reco%3A%7Bid%7D", 0, backup, replace=True)
     with pytest.raises(Mismatch):
         target.make(replace(SHAPE, newest=(newest.run_id, newest.id))).check()
 
 
 def test_stamps_are_bounded(target: RedisTarget) -> None:
     destination = target.make(SHAPE)
-    target.client.lpush("retl:stamp:state-1:suite", *map(str, range(5000)))
+    target.client.lpush("retl:stamp:state-1:reco%3A%7Bid%7D", *map(str, range(5000)))
     deliver(destination, Rows(SHAPE, sample(1)).batch())
-    assert target.client.llen("retl:stamp:state-1:suite") == 1000
+    assert target.client.llen("retl:stamp:state-1:reco%3A%7Bid%7D") == 1000
 
 
 def test_two_states_keep_their_stamps_apart(target: RedisTarget) -> None:
@@ -339,7 +339,7 @@ def test_two_states_keep_their_stamps_apart(target: RedisTarget) -> None:
 
 
 def test_a_stamp_that_cannot_be_kept_stops_the_run(target: RedisTarget) -> None:
-    target.client.set("retl:stamp:state-1:suite", "a string")
+    target.client.set("retl:stamp:state-1:reco%3A%7Bid%7D", "a string")
     with pytest.raises(Systemic) as caught:
         target.make(SHAPE).write(Rows(SHAPE, sample(1)).batch())
     assert caught.value.code == "STAMP_REFUSED"

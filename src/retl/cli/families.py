@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
+FAMILIES = (
+    "beginning",
+    "definitions",
+    "running",
+    "applying",
+    "explaining",
+    "history",
+    "state",
+    "reserved",
+)
+
 
 def register() -> None:
     """Importing a family registers its commands."""
-    from retl.cli import (  # noqa: F401
-        applying,
-        beginning,
-        definitions,
-        explaining,
-        history,
-        reserved,
-        running,
-        state,
-    )
+    for name in FAMILIES:
+        import_module(f"retl.cli.{name}")

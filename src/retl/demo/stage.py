@@ -28,7 +28,7 @@ from retl.errors import DefinitionError, Failure, Stopped
 EXPENDABLE = {"fsync": "off", "full_page_writes": "off"}
 TOKEN = "demo-campaigns"  # noqa: S105 - of a server on this machine that ends with the demo
 RUN_WITHIN = 120.0  # seconds; a whole run takes a few
-_OURS = ("POSTGRES_", "REDIS_", "RETL_", "DUCKDB_", "CAMPAIGN_", "PG")  # variables that name servers
+FOREIGN = ("POSTGRES_", "REDIS_", "RETL_", "DUCKDB_", "CAMPAIGN_", "PG")  # begin variables that name servers
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -148,7 +148,7 @@ def open_stage(folder: Path) -> Iterator[Stage]:
 
 def environment(targets: Targets, scratch: Path) -> dict[str, str]:
     """The caller's environment, but with these servers and no others, and temporary files in `scratch`."""
-    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(_OURS)}
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(FOREIGN)}
     named = {"postgres": ("host", "port", "user", "password"), "redis": ("host", "port", "password", "db")}
     for prefix, names in named.items():
         parameters = getattr(targets, prefix)

@@ -214,13 +214,17 @@ class Postgres(Destination[PostgresOptions]):
     # --- read, request, close
 
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
-        """Per row the fields as the table holds them, None where it lacks the key; needs SELECT only."""
-        keys, names = batch.keys(), [field.name for field in self.shape.fields]
-        rows: list[tuple[Any, ...]] = []
+        """Per row the fields as the table holds them, None where it lacks the key; needs SELECT only.
+        What `create` has yet to make, a column or the table, holds nothing."""
+        keys, rows = batch.keys(), list[tuple[Any, ...]]()
         with self._visit(read_only=True) as session:
-            types = catalog.key_types(session, self._sql.relation, [field.name for field in self.shape.key])
+            types = catalog.types(session, self._sql.relation)
+            if not types:
+                return iter([None] * len(keys))
+            names = [field.name for field in self.shape.fields if field.name in types]
             for start in range(0, len(keys), READ_ROWS):
-                rows += session.execute(self._sql.read(keys[start : start + READ_ROWS], types)).fetchall()
+                query = self._sql.read(keys[start : start + READ_ROWS], types, names)
+                rows += session.execute(query).fetchall()
         return iter([dict(zip(names, row[1:], strict=True)) if row[0] else None for row in rows])
 
     def request(self, batch: Batch) -> bytes:

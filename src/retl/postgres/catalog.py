@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retl.batch import Shape
 from retl.postgres.connection import Session
 from retl.postgres.statements import MARKER, Relation
-from retl.values import literal, quoted
+from retl.values import quoted
 
 
 @dataclass(frozen=True)
@@ -165,12 +164,12 @@ def trace(session: Session, relation: Relation, shape: Shape) -> Trace:
     return Trace(here, bool(row and row[0]))
 
 
-def key_types(session: Session, relation: Relation, names: Sequence[str]) -> list[str]:
-    """The columns' types as SQL casts take them, without lengths, which a cast would cut to."""
+def types(session: Session, relation: Relation) -> dict[str, str]:
+    """Each column's type as SQL casts take it, without lengths, which a cast would cut to; empty if there
+    is no such table."""
     rows = session.execute(
         "SELECT attname::text, format_type(atttypid, NULL) FROM pg_catalog.pg_attribute"
-        f" WHERE attrelid = {literal(relation.sql).replace('%', '%%')}::regclass AND attname::text = ANY(%s)",
-        [list(names)],
+        " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
+        [relation.sql],
     ).fetchall()
-    types: dict[str, str] = dict(rows)
-    return [types[name] for name in names]
+    return dict(rows)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,16 +180,17 @@ class Statements:
 
     # --- reading
 
-    def read(self, keys: Sequence[tuple[Any, ...]], key_types: Sequence[str]) -> str:
-        """Per key, in order: whether it is there, and the fields. `key_types` are the columns' types."""
+    def read(self, keys: Sequence[tuple[Any, ...]], types: Mapping[str, str], fields: Sequence[str]) -> str:
+        """Per key, in order: whether it is there, and these fields. `types` are the columns' types."""
         count = len(self.keys)
+        key_types = [types[field.name] for field in self.shape.key]
         arrays = ", ".join(
             f"ARRAY[{', '.join(_key_text(key[i]) for key in keys)}]::text[]" for i in range(count)
         )
         named = ", ".join(f"k{i}" for i in range(count))
         matched = " AND ".join(f"t.{self.keys[i]} = s.k{i}::{key_types[i]}" for i in range(count))
-        held = "".join(f", t.{column}" for column in self.columns[count:])
-        told = "".join(f", f.{column}" for column in self.columns[count:])
+        held = "".join(f", t.{quoted(name)}" for name in fields)
+        told = "".join(f", f.{quoted(name)}" for name in fields)
         return (
             f"SELECT coalesce(f.{ROW}, false){told}"
             f" FROM unnest({arrays}) WITH ORDINALITY AS s({named}, n) LEFT JOIN LATERAL"
