@@ -28,8 +28,9 @@ ROWS_SHOWN = 5
 COLUMNS_SHOWN = 5
 WIDTH = 110  # where there is no terminal
 STATISTICS_WITHIN = 10.0  # seconds until PostgreSQL has counted what a closed connection wrote
-# One target of each kind loses its run: by SIGKILL, right after the n-th batch was acknowledged.
-KILLS = (("product_recommendations", 9), ("email_triggers", 2), ("churn_campaign", 7))
+# Runs that die by SIGKILL right after the n-th batch was acknowledged: an upsert, an append, an API. Two
+# lanes write to PostgreSQL, so one more batch may have landed by then.
+KILLS = (("product_recommendations", 9), ("email_triggers", 1), ("churn_campaign", 7))
 
 
 @dataclass
@@ -113,6 +114,9 @@ def _killed(story: Story, stage: Stage) -> None:
         story.expect(0 < there < total, f"{name}: the kill came at {there} of {total} rows, not half way")
     story.say("Nobody repairs anything. The next plain run:")
     _deliver(story, stage)
+    story.say(
+        "What was sent and never recorded as answered is sent again, where twice is once; else it is settled."
+    )
     found = {one.sync: oracle.applications(stage.targets, one) for one in LANDINGS}
     _compare(story, wanted, found)
 
