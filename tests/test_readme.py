@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests import servers
 
 from retl.definitions import Guards
 from retl.demo import stage
 from retl.guards import DELETES_ALWAYS_PASS
+from tests import servers
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
