@@ -43,7 +43,9 @@ def killed_at(made: Scene, call: str, k: int) -> Ended:
     run = made.project.start(WAIT_FOR=str(go))
     command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e"]
     command += [f"inject={call}:signal=KILL:when={k}", "-p", str(run.pid)]
-    tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    tracer = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     try:
         until(lambda: _traced(run.pid) or tracer.poll() is not None)
         assert tracer.poll() is None or not run.alive, tracer.communicate()

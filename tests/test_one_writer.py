@@ -122,4 +122,6 @@ def lose_lock(made: Append) -> None:
 def rows_ever_written(made: Append) -> list[tuple[object, ...]]:
     """Every row with the transaction that wrote it."""
     with made.database.connect() as connection:
-        return connection.execute("SELECT xmin::text, user_id, searches FROM crm.users ORDER BY 1, 2").fetchall()
+        return connection.execute(
+            "SELECT xmin::text, user_id, searches FROM crm.users ORDER BY 1, 2"
+        ).fetchall()

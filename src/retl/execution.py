@@ -10,9 +10,7 @@ import getpass
 import os
 import secrets
 import socket
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,13 +39,6 @@ def new_run(job: Job) -> Run:
     """An id that sorts by time, on the ledger's clock."""
     now = job.ledger.now()
     return Run(f"{now:%Y%m%dT%H%M%S%f}"[:18] + "-" + secrets.token_hex(3), now)
-
-
-@contextmanager
-def private_directory() -> Iterator[Path]:
-    """A folder that only this user can read, gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="retl-", ignore_cleanup_errors=True) as name:
-        yield Path(name)
 
 
 class Execution:

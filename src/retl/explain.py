@@ -18,9 +18,10 @@ from retl import pipeline, planning, values
 from retl.batch import Batch, Field, Operation
 from retl.change_set import ChangeSet, document_sql
 from retl.errors import TargetError
-from retl.execution import new_run, private_directory
+from retl.execution import new_run
 from retl.job import Clock, Job
 from retl.planning import Plan
+from retl.scratch import private_directory
 from retl.summary import Summary
 from retl.values import literal, quoted
 

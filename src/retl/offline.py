@@ -14,10 +14,10 @@ from typing import Any
 from retl import contract, mapping
 from retl.definitions import Sync, Warehouse
 from retl.errors import DefinitionError, Mismatch
-from retl.execution import private_directory
 from retl.fit import fit
 from retl.job import Job, Target
 from retl.mapping import FieldMap, Run
+from retl.scratch import private_directory
 from retl.signals import Stop
 from retl.sources import duckdb as mart
 from retl.spool import Spool

@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 from retl import log, planning
 from retl.errors import Later, Mismatch, RetlError
-from retl.execution import Execution, new_run, private_directory
+from retl.execution import Execution, new_run
 from retl.job import Clock, Job
 from retl.planning import Plan
 from retl.prediction import predict
+from retl.scratch import private_directory
 from retl.summary import Summary, described
 
 
