@@ -18,10 +18,10 @@ SLOW = ", limits: {requests: 1, per: 3s}}"  # a batch, then three seconds until 
 
 
 @pytest.fixture(params=["file", "postgres"])
-def append(request: pytest.FixtureRequest, tmp_path: Path, postgres: servers.Database) -> Iterator[Append]:
+def append(request: pytest.FixtureRequest, tmp_path: Path, postgres: servers.Database) -> Append:
     made = Append(tmp_path / "project", postgres, postgres.url if request.param == "postgres" else None)
     made.begin()
-    yield made
+    return made
 
 
 def pace(made: PostgresScene, slow: bool) -> None:

@@ -23,10 +23,10 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
 
 @pytest.fixture
-def upsert(tmp_path: Path, postgres: servers.Database) -> Iterator[PostgresScene]:
+def upsert(tmp_path: Path, postgres: servers.Database) -> PostgresScene:
     made = PostgresScene(tmp_path / "project", postgres)
     made.begin()
-    yield made
+    return made
 
 
 def stopped(run: Running, number: signal.Signals) -> Ended:
