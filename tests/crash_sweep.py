@@ -18,13 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests import servers
-from tests.crashes import KINDS, PATIENCE, Ended, Scene, Tally, recover, sampled, scene, until
+from tests.crashes import KINDS, PATIENCE, Append, Ended, Scene, Tally, recover, sampled, scene, until
 
 CALLS = (
     "sendto", "recvfrom", "write", "fsync", "fdatasync", "pwrite64", "rename", "unlink", "ftruncate", "poll",
 )  # fmt: skip
 EVERY = 10**6
-MINUTES = 9.0
+MINUTES = 8.0
+RACES = 50
 WORKERS = 2
 
 
@@ -43,7 +44,9 @@ def killed_at(made: Scene, call: str, k: int) -> Ended:
     run = made.project.start(WAIT_FOR=str(go))
     command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e"]
     command += [f"inject={call}:signal=KILL:when={k}", "-p", str(run.pid)]
-    tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    tracer = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     try:
         until(lambda: _traced(run.pid) or tracer.poll() is not None)
         assert tracer.poll() is None or not run.alive, tracer.communicate()
@@ -65,15 +68,17 @@ def _traced(pid: int) -> bool:
 
 def sweep_events(made: Scene, tally: Tally, most: int = EVERY, end: float | None = None) -> None:
     """Kill at every event of a run that nobody kills, up to `most` times at one that comes often."""
-    points = made.project.sync().points()
-    for event, n in sampled(points, most):
+    faultless = made.project.sync()
+    assert faultless.code == 0, faultless.stderr
+    assert made.content() == made.project.rows()
+    for number, (event, n) in enumerate(sampled(faultless.points(), most)):
         if end is not None and time.monotonic() > end:
             tally.problems.append(f"out of time at {event}:{n}")
             return
         made.begin()
         killed = made.project.sync(RETL_CRASH_AT=f"{event}:{n}")
         assert killed.code == -9, f"{event}:{n} was not reached"
-        recover(made, f"{event}:{n}", tally)
+        recover(made, f"{event}:{n}", tally, again=most == EVERY or number % 4 == 0)
 
 
 def sweep_calls(made: Scene, call: str, tally: Tally, ks: Iterator[int], end: float | None = None) -> bool:
@@ -129,6 +134,23 @@ def long(kind: str, share: float) -> tuple[str, Tally, Tally, list[str]]:
     return kind, events, calls, reached
 
 
+def races(number: int) -> tuple[int, int]:
+    """(races, how many of them ended otherwise than with one delivery)."""
+    from tests.test_one_writer import race
+
+    lost = 0
+    with tempfile.TemporaryDirectory(prefix="retl-race-") as name, _scene("append", Path(name)) as made:
+        assert isinstance(made, Append)
+        for _ in range(number):
+            made.begin()
+            try:
+                race(made)
+            except AssertionError as error:
+                print(f"  race: {error}", flush=True)
+                lost += 1
+    return number, lost
+
+
 def main() -> int:
     why = traceable()
     if why:
@@ -139,6 +161,7 @@ def main() -> int:
     print(f"{'target':<26}{'kills at':<14}{'kills':>7}{'lost':>7}{'doubled':>9}")
     bad = 0
     with ProcessPoolExecutor(WORKERS) as pool:
+        raced = pool.submit(races, RACES)
         for kind, events, calls, reached in pool.map(long, KINDS, [share] * len(KINDS)):
             for name, tally in (("events", events), ("system calls", calls)):
                 print(f"{kind:<26}{name:<14}{tally.kills:>7}{tally.lost:>7}{tally.doubled:>9}", flush=True)
@@ -146,6 +169,9 @@ def main() -> int:
                     print(f"  {problem}")
                 bad += len(tally.problems)
             print(f"  swept: {', '.join(reached)}", flush=True)
+        number, lost = raced.result()
+        print(f"{number} races of two runs, {lost} without exactly one delivery")
+        bad += lost
     return 1 if bad else 0
 
 

@@ -127,7 +127,9 @@ def test_a_request_applied_and_not_answered_is_repeated_under_its_key(tmp_path: 
     assert made.tool
     with Proxy("127.0.0.1", int(made.tool.url.rpartition(":")[2])) as proxy:
         project = made.project = Project(
-            tmp_path / "project", made.sync, {**made.environ(), "CAMPAIGN_URL": f"http://127.0.0.1:{proxy.port}"}
+            tmp_path / "project",
+            made.sync,
+            {**made.environ(), "CAMPAIGN_URL": f"http://127.0.0.1:{proxy.port}"},
         )
         proxy.drop_reply(b"POST /v1")
         done = project.sync()
@@ -183,7 +185,9 @@ def test_an_insert_applied_and_reset_twice_arrives_once(tmp_path: Path, api: Api
     assert events.once()
     sent = {headers["idempotency-key"]: body for _, path, headers, body in api.seen if path == "/v1/events"}
     assert all(
-        body == sent[headers["idempotency-key"]] for _, path, headers, body in api.seen if path == "/v1/events"
+        body == sent[headers["idempotency-key"]]
+        for _, path, headers, body in api.seen
+        if path == "/v1/events"
     )
 
 
@@ -215,7 +219,9 @@ def test_outside_the_window_of_its_key_an_insert_stays_in_doubt(tmp_path: Path, 
     assert len(api.seen) == sent + 7
 
 
-def test_at_most_once_leaves_in_doubt_what_was_reset_and_never_sends_it_again(tmp_path: Path, api: Api) -> None:
+def test_at_most_once_leaves_in_doubt_what_was_reset_and_never_sends_it_again(
+    tmp_path: Path, api: Api
+) -> None:
     events = Events(tmp_path / "project", api, UNKEYED + "delivery: at_most_once\n")
     api.faults.extend([served, reset(applied=True)])
     done = events.project.sync()

@@ -14,6 +14,7 @@ import pytest
 from tests import servers
 from tests.crashes import Append, PostgresScene, Running, until
 
+RACES = 3  # of each kind of ledger; `make test-crash` has 50
 SLOW = ", limits: {requests: 1, per: 3s}}"  # a batch, then three seconds until the next
 
 
@@ -21,7 +22,7 @@ SLOW = ", limits: {requests: 1, per: 3s}}"  # a batch, then three seconds until 
 def append(request: pytest.FixtureRequest, tmp_path: Path, postgres: servers.Database) -> Iterator[Append]:
     made = Append(tmp_path / "project", postgres, postgres.url if request.param == "postgres" else None)
     made.begin()
-    yield made
+    return made
 
 
 def pace(made: PostgresScene, slow: bool) -> None:
@@ -32,11 +33,11 @@ def pace(made: PostgresScene, slow: bool) -> None:
 
 
 def between_batches(made: PostgresScene) -> Running:
-    """A run that has delivered a batch and waits before it sends the next."""
+    """A run that has delivered a batch, and whose two lanes wait before they send the next."""
     pace(made, slow=True)
     run = made.project.start()
     run.saying('"batch_acknowledged"')
-    run.saying('"batch_sending"', 2)
+    run.saying('"batch_sending"', 3)
     return run
 
 
@@ -61,7 +62,7 @@ def race(made: Append) -> None:
 
 
 def test_of_two_runs_started_at_once_one_delivers(append: Append) -> None:
-    for _ in range(3):
+    for _ in range(RACES):
         append.begin()
         race(append)
 
@@ -122,4 +123,6 @@ def lose_lock(made: Append) -> None:
 def rows_ever_written(made: Append) -> list[tuple[object, ...]]:
     """Every row with the transaction that wrote it."""
     with made.database.connect() as connection:
-        return connection.execute("SELECT xmin::text, user_id, searches FROM crm.users ORDER BY 1, 2").fetchall()
+        return connection.execute(
+            "SELECT xmin::text, user_id, searches FROM crm.users ORDER BY 1, 2"
+        ).fetchall()

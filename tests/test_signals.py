@@ -26,7 +26,7 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def upsert(tmp_path: Path, postgres: servers.Database) -> Iterator[PostgresScene]:
     made = PostgresScene(tmp_path / "project", postgres)
     made.begin()
-    yield made
+    return made
 
 
 def stopped(run: Running, number: signal.Signals) -> Ended:
@@ -63,7 +63,9 @@ def test_a_query_of_the_mart_is_interrupted(upsert: PostgresScene, number: signa
 
 
 @SIGNALS
-def test_waiting_for_a_writer_of_the_mart_is_interrupted(upsert: PostgresScene, number: signal.Signals) -> None:
+def test_waiting_for_a_writer_of_the_mart_is_interrupted(
+    upsert: PostgresScene, number: signal.Signals
+) -> None:
     with duckdb.connect(str(upsert.folder / "mart.duckdb")):
         run = upsert.project.start()
         run.saying('"mart_locked"')
@@ -83,23 +85,24 @@ def test_a_batch_in_hand_is_finished(upsert: PostgresScene, number: signal.Signa
     carries_on(upsert)
 
 
-def test_a_copy_that_waits_for_a_lock_is_finished_and_a_second_signal_ends_at_once(upsert: PostgresScene) -> None:
+def test_a_copy_that_waits_for_a_lock_is_finished_and_a_second_signal_ends_at_once(
+    upsert: PostgresScene,
+) -> None:
     assert upsert.project.sync().code == 0
     before = upsert.content()
     upsert.project.mart("UPDATE mart SET searches = searches + 1")
-    with upsert.database.connect() as other:
-        with other.transaction():
-            other.execute("LOCK TABLE crm.users IN EXCLUSIVE MODE")
-            run = upsert.project.start()
-            run.saying('"batch_sending"')
-            time.sleep(0.2)
-            os.kill(run.pid, signal.SIGTERM)
-            time.sleep(0.3)
-            assert run.alive, "the batch in hand is not given up at the first signal"
-            started = time.monotonic()
-            os.kill(run.pid, signal.SIGTERM)
-            assert run.end().code == 143
-            assert time.monotonic() - started < SOON
+    with upsert.database.connect() as other, other.transaction():
+        other.execute("LOCK TABLE crm.users IN EXCLUSIVE MODE")
+        run = upsert.project.start()
+        run.saying('"batch_sending"')
+        time.sleep(0.2)
+        os.kill(run.pid, signal.SIGTERM)
+        time.sleep(0.3)
+        assert run.alive, "the batch in hand is not given up at the first signal"
+        started = time.monotonic()
+        os.kill(run.pid, signal.SIGTERM)
+        assert run.end().code == 143
+        assert time.monotonic() - started < SOON
     assert upsert.project.sync().code == 0
     assert upsert.content() == upsert.project.rows() != before
 
