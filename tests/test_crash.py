@@ -111,3 +111,20 @@ def test_what_was_sent_without_an_answer_is_sent_again_with_the_same_key_and_byt
     assert of_kind.tool.replayed == 1
     assert of_kind.doubled() == []
     assert of_kind.content() == of_kind.project.rows()
+
+
+@pytest.mark.parametrize("of_kind", ["append"], indirect=True)
+def test_an_adoption_that_is_killed_sends_nothing_afterwards(of_kind: Scene) -> None:
+    of_kind.sync = of_kind.sync.replace("first_run: send", "first_run: adopt")
+    of_kind.begin()
+    faultless = of_kind.project.sync()
+    assert (faultless.code, faultless.summary["skipped"]) == (0, 40)
+    for event in ("run_started", "answers_recorded", "part_written", "committing", "run_finished"):
+        assert event in faultless.points()
+        of_kind.begin()
+        assert of_kind.project.sync(RETL_CRASH_AT=event).code == KILLED
+        for _ in range(2):
+            again = of_kind.project.sync()
+            assert again.code == 0, f"{event}: {again.stdout}"
+        assert of_kind.content() == []
+        assert again.summary["unchanged"] == 40
