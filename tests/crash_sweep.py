@@ -66,19 +66,20 @@ def _traced(pid: int) -> bool:
     return any(line.startswith("TracerPid:") and line.split()[1] != "0" for line in lines)
 
 
-def sweep_events(made: Scene, tally: Tally, most: int = EVERY, end: float | None = None) -> None:
-    """Kill at every event of a run that nobody kills, up to `most` times at one that comes often."""
+def sweep_events(made: Scene, tally: Tally, most: int = EVERY, end: float | None = None) -> bool:
+    """Kill at every event of a run that nobody kills, up to `most` times at one that comes often; False if
+    time ended first."""
     faultless = made.project.sync()
     assert faultless.code == 0, faultless.stderr
     assert made.content() == made.project.rows()
     for number, (event, n) in enumerate(sampled(faultless.points(), most)):
         if end is not None and time.monotonic() > end:
-            tally.problems.append(f"out of time at {event}:{n}")
-            return
+            return False
         made.begin()
         killed = made.project.sync(RETL_CRASH_AT=f"{event}:{n}")
         assert killed.code == -9, f"{event}:{n} was not reached"
-        recover(made, f"{event}:{n}", tally, again=most == EVERY or number % 4 == 0)
+        recover(made, f"{event}:{n}", tally, again=number % 4 == 0)
+    return True
 
 
 def sweep_calls(made: Scene, call: str, tally: Tally, ks: Iterator[int], end: float | None = None) -> bool:
@@ -123,7 +124,8 @@ def long(kind: str, share: float) -> tuple[str, Tally, Tally, list[str]]:
     events, calls, reached = Tally(), Tally(), list[str]()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="retl-crash-") as name, _scene(kind, Path(name)) as made:
-        sweep_events(made, events, end=started + share)
+        through = sweep_events(made, events, end=started + share / 2)
+        reached.append(f"events{'' if through else ' (time ended)'}")
         if traceable() is None:
             for number, call in enumerate(CALLS):
                 left = share - (time.monotonic() - started)
