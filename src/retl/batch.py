@@ -95,9 +95,8 @@ class Outcome:
     @property
     def arrived(self) -> bool:
         """Whether the target surely dealt with the batch, so that it may be asked for its trace."""
-        return any(
-            one.kind in (Kind.WRITTEN, Kind.SKIPPED) for one in (self.default, *self.exceptions.values())
-        )
+        ends = (self.default, *self.exceptions.values())
+        return any(one.kind in (Kind.WRITTEN, Kind.SKIPPED) for one in ends)
 
 
 @dataclass(frozen=True, slots=True)
