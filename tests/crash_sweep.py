@@ -18,13 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests import servers
-from tests.crashes import KINDS, PATIENCE, Ended, Scene, Tally, recover, sampled, scene, until
+from tests.crashes import KINDS, PATIENCE, Append, Ended, Scene, Tally, recover, sampled, scene, until
 
 CALLS = (
     "sendto", "recvfrom", "write", "fsync", "fdatasync", "pwrite64", "rename", "unlink", "ftruncate", "poll",
 )  # fmt: skip
 EVERY = 10**6
-MINUTES = 9.0
+MINUTES = 8.0
+RACES = 50
 WORKERS = 2
 
 
@@ -65,17 +66,20 @@ def _traced(pid: int) -> bool:
     return any(line.startswith("TracerPid:") and line.split()[1] != "0" for line in lines)
 
 
-def sweep_events(made: Scene, tally: Tally, most: int = EVERY, end: float | None = None) -> None:
-    """Kill at every event of a run that nobody kills, up to `most` times at one that comes often."""
-    points = made.project.sync().points()
-    for event, n in sampled(points, most):
+def sweep_events(made: Scene, tally: Tally, most: int = EVERY, end: float | None = None) -> bool:
+    """Kill at every event of a run that nobody kills, up to `most` times at one that comes often; False if
+    time ended first."""
+    faultless = made.project.sync()
+    assert faultless.code == 0, faultless.stderr
+    assert made.content() == made.project.rows()
+    for number, (event, n) in enumerate(sampled(faultless.points(), most)):
         if end is not None and time.monotonic() > end:
-            tally.problems.append(f"out of time at {event}:{n}")
-            return
+            return False
         made.begin()
         killed = made.project.sync(RETL_CRASH_AT=f"{event}:{n}")
         assert killed.code == -9, f"{event}:{n} was not reached"
-        recover(made, f"{event}:{n}", tally)
+        recover(made, f"{event}:{n}", tally, again=number % 4 == 0)
+    return True
 
 
 def sweep_calls(made: Scene, call: str, tally: Tally, ks: Iterator[int], end: float | None = None) -> bool:
@@ -120,7 +124,8 @@ def long(kind: str, share: float) -> tuple[str, Tally, Tally, list[str]]:
     events, calls, reached = Tally(), Tally(), list[str]()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="retl-crash-") as name, _scene(kind, Path(name)) as made:
-        sweep_events(made, events, end=started + share)
+        through = sweep_events(made, events, end=started + share / 2)
+        reached.append(f"events{'' if through else ' (time ended)'}")
         if traceable() is None:
             for number, call in enumerate(CALLS):
                 left = share - (time.monotonic() - started)
@@ -129,6 +134,23 @@ def long(kind: str, share: float) -> tuple[str, Tally, Tally, list[str]]:
                 reached.append(f"{call}{'' if through else ' (time ended)'}")
         assert "RUNNING" not in made.project.statuses()[:-1]
     return kind, events, calls, reached
+
+
+def races(number: int) -> tuple[int, int]:
+    """(races, how many of them ended otherwise than with one delivery)."""
+    from tests.test_one_writer import race
+
+    lost = 0
+    with tempfile.TemporaryDirectory(prefix="retl-race-") as name, _scene("append", Path(name)) as made:
+        assert isinstance(made, Append)
+        for _ in range(number):
+            made.begin()
+            try:
+                race(made)
+            except AssertionError as error:
+                print(f"  race: {error}", flush=True)
+                lost += 1
+    return number, lost
 
 
 def main() -> int:
@@ -141,6 +163,7 @@ def main() -> int:
     print(f"{'target':<26}{'kills at':<14}{'kills':>7}{'lost':>7}{'doubled':>9}")
     bad = 0
     with ProcessPoolExecutor(WORKERS) as pool:
+        raced = pool.submit(races, RACES)
         for kind, events, calls, reached in pool.map(long, KINDS, [share] * len(KINDS)):
             for name, tally in (("events", events), ("system calls", calls)):
                 print(f"{kind:<26}{name:<14}{tally.kills:>7}{tally.lost:>7}{tally.doubled:>9}", flush=True)
@@ -148,6 +171,9 @@ def main() -> int:
                     print(f"  {problem}")
                 bad += len(tally.problems)
             print(f"  swept: {', '.join(reached)}", flush=True)
+        number, lost = raced.result()
+        print(f"{number} races of two runs, {lost} without exactly one delivery")
+        bad += lost
     return 1 if bad else 0
 
 

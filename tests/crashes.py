@@ -422,10 +422,12 @@ def recover(made: Scene, what: str, tally: Tally, *, again: bool = True) -> None
 
 
 def sampled(counts: Mapping[str, int], most: int) -> list[tuple[str, int]]:
-    """(event, n) of all crash points; of an event that comes often, some."""
+    """(event, n) of all crash points; of an event that comes oftener than `most`, so many, evenly."""
     chosen = []
     for name, count in sorted(counts.items()):
-        step = max(1, (count - 1) / max(most - 1, 1))
-        numbers = {round(1 + step * i) for i in range(most) if round(1 + step * i) <= count}
+        if count <= most:
+            numbers = set(range(1, count + 1))
+        else:
+            numbers = {round((count - 1) * (i + 0.5) / most) + 1 for i in range(most)}
         chosen += [(name, number) for number in sorted(numbers)]
     return chosen

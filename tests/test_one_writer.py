@@ -14,6 +14,7 @@ import pytest
 from tests import servers
 from tests.crashes import Append, PostgresScene, Running, until
 
+RACES = 3  # of each kind of ledger; `make test-crash` has 50
 SLOW = ", limits: {requests: 1, per: 3s}}"  # a batch, then three seconds until the next
 
 
@@ -32,11 +33,11 @@ def pace(made: PostgresScene, slow: bool) -> None:
 
 
 def between_batches(made: PostgresScene) -> Running:
-    """A run that has delivered a batch and waits before it sends the next."""
+    """A run that has delivered a batch, and whose two lanes wait before they send the next."""
     pace(made, slow=True)
     run = made.project.start()
     run.saying('"batch_acknowledged"')
-    run.saying('"batch_sending"', 2)
+    run.saying('"batch_sending"', 3)
     return run
 
 
@@ -61,7 +62,7 @@ def race(made: Append) -> None:
 
 
 def test_of_two_runs_started_at_once_one_delivers(append: Append) -> None:
-    for _ in range(3):
+    for _ in range(RACES):
         append.begin()
         race(append)
 

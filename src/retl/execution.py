@@ -145,12 +145,13 @@ class Execution:
         name = f"{self.run.run_id}.part.parquet"
         plan.change_set.write_part(self.directory / name)
         self.job.ledger.put_file(name, self.directory / name)
+        if plan.adopting:
+            self._adopt()  # before the part counts: rows that a killed run did not adopt would be sent
         self.job.ledger.record_part(
             self.run.run_id, self.lock.epoch, name, len(plan.change_set), plan.fingerprints
         )
         log.event("part_written")
         if plan.adopting:
-            self._adopt()
             return
         delivery = self.delivery = self._delivery(None, every=minted(plan.capabilities))
         try:
