@@ -1,8 +1,9 @@
 """The run's private DuckDB: tables in memory that overflow into the run's own directory, gone with it.
 
 A file of DuckDB's would be compressed and written out in full, which took longer than the queries; what
-overflows is written only where memory is short. Every query of a run happens here, under a memory limit and, once `harden` was called, without any
-access to files outside the allowed directories. It keeps nothing between runs.
+overflows is written only where memory is short. Every query of a run happens here, under a memory limit
+and, once `harden` was called, without any access to files outside the allowed directories. It keeps
+nothing between runs.
 """
 
 from __future__ import annotations
