@@ -54,22 +54,27 @@ def lay(spool: Spool, base: Path | None, layers: Sequence[Layer]) -> int:
     """Make the spool view `baseline` (key, hash, owned, ref, confirmed_at) and return its number of rows.
 
     A batch without an answer makes its rows unknown; rows no batch covers were never attempted and
-    change nothing; a refused row leaves what was there.
+    change nothing; a refused row leaves what was there. A first part whose answers are all alike is read
+    where it lies, as a base is.
     """
     spool.run(
         "CREATE OR REPLACE TABLE overlay (key VARCHAR, gone BOOLEAN, hash BLOB, owned BOOLEAN,"
         " ref VARCHAR, confirmed_at TIMESTAMPTZ)"
     )
+    bottom = f"read_parquet({literal(str(base))})" if base is not None else None
     for layer in layers:
         part = f"read_parquet({literal(str(layer.path))})"
         effects = _effects(answered(spool, part, layer.batches), layer.at.isoformat())
+        if bottom is None and layer is layers[0] and alike(layer.batches):
+            bottom = f"({effects}) WHERE NOT gone"
+            continue
         spool.run(f"CREATE OR REPLACE TABLE layer AS {effects}")
         spool.run("DELETE FROM overlay WHERE key IN (SELECT key FROM layer)")
         spool.run("INSERT INTO overlay SELECT * FROM layer")
     present = "SELECT key, hash, owned, ref, confirmed_at FROM overlay WHERE NOT gone"
-    if base is not None:
+    if bottom is not None:
         present += (
-            f" UNION ALL SELECT key, hash, owned, ref, confirmed_at FROM read_parquet({literal(str(base))})"
+            f" UNION ALL SELECT * FROM (SELECT key, hash, owned, ref, confirmed_at FROM {bottom})"
             " WHERE key NOT IN (SELECT key FROM overlay)"
         )
     spool.run(f"CREATE OR REPLACE VIEW baseline AS {present}")
@@ -90,8 +95,18 @@ def _effects(answers: str, at: str) -> str:
 
 def answered(spool: Spool, rows: str, batches: Sequence[Acknowledged]) -> str:
     """SQL of the rows (a relation with the position in `row`) that a batch covers, each with its answer:
-    kind, settled, code, reason, new_ref. Good until the next call."""
+    kind, settled, code, reason, new_ref. Good until the next call; for ever if the answers are `alike`."""
     result = {"kind": "VARCHAR", "settled": "BOOLEAN", "code": "VARCHAR", "reason": "VARCHAR"}
+    if alike(batches):
+        ((first, last, *told),) = _spans(batches)
+        same = ", ".join(
+            f"CAST({'NULL' if value is None else literal(str(value))} AS {kind}) AS {name}"
+            for value, (name, kind) in zip(told, result.items(), strict=True)
+        )
+        return (
+            f"SELECT p.*, {same}, CAST(NULL AS VARCHAR) AS new_ref FROM {rows} p"
+            f" WHERE p.row BETWEEN {first} AND {last}"
+        )
     spool.load("spans", {"first": "BIGINT", "last": "BIGINT", **result}, _spans(batches))
     spool.load("singles", {"at_row": "BIGINT", **result, "new_ref": "VARCHAR"}, _singles(batches))
     chosen = ", ".join(
@@ -103,6 +118,11 @@ def answered(spool: Spool, rows: str, batches: Sequence[Acknowledged]) -> str:
     )
 
 
+def alike(batches: Sequence[Acknowledged]) -> bool:
+    """Did every row of these batches, without a gap, meet the same end?"""
+    return not any(_singles(batches)) and len(list(_spans(batches))) == 1
+
+
 def compact(spool: Spool, path: Path) -> None:
     """Write the relation `baseline` as a new base."""
     path.touch(mode=0o600)
@@ -110,7 +130,8 @@ def compact(spool: Spool, path: Path) -> None:
 
 
 def due(base_rows: int, part_rows: Sequence[int]) -> bool:
-    """Is it time to compact?"""
+    """Is it time to compact? `base_rows` are those of the base, or of the first part while that stands
+    for one."""
     return sum(part_rows) > COMPACT_PAST * base_rows or len(part_rows) > COMPACT_LAYERS
 
 

@@ -107,8 +107,8 @@ class ChangeSet:
         """The durable trace of what this run may touch: no payload, one row per candidate."""
         path.touch(mode=0o600)
         self.spool.run(
-            "COPY (SELECT pos AS row, op, key, hash, coalesce(owned, false) AS owned, ref FROM changes"
-            f" ORDER BY pos) TO {literal(str(path))} (FORMAT parquet)"
+            "COPY (SELECT pos AS row, op, key, hash, coalesce(owned, false) AS owned, ref FROM changes)"
+            f" TO {literal(str(path))} (FORMAT parquet)"
         )
 
     @property

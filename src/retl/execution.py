@@ -307,7 +307,10 @@ class Execution:
         base, base_epoch = (former.base, former.base_epoch) if former else (None, 0)
         base_rows = former.baseline_rows if former else 0
         obsolete: list[str] = []
-        if layers and baseline.due(base_rows, [layer.part_rows for layer in layers]):
+        over = [layer.part_rows for layer in layers]
+        if layers and base is None and baseline.alike(ledger.batches(layers[0].run_id)):
+            base_rows = over.pop(0)
+        if over and baseline.due(base_rows, over):
             path = self.directory / f"{self.run.run_id}.base.parquet"
             base_rows = planning.lay(ledger, plan.spool, self.directory, base, layers)
             baseline.compact(plan.spool, path)

