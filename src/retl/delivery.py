@@ -150,7 +150,7 @@ class Delivery:
                 return
             outcome = Outcome(RowResult(Kind.REJECTED, problem.code, problem.message))
         except (Unavailable, Systemic, Stopped):
-            if not tries.pending:  # a batch the target works on stays open: its handle tells later
+            if tries.handle is None:  # a batch the target works on stays open: its handle tells later
                 self._record(tries.answer(batch, Outcome(UNKNOWN if tries.doubt else NOT_APPLIED)))
             self.stop.check()  # a stop ends the pauses between attempts early
             raise
@@ -174,18 +174,21 @@ class Delivery:
         try:
             with self.pace.turn(self.stop.event):
                 self.stop.check()
-                answer = destination.write(batch)
+                ask = tries.handle  # a job that was taken is asked after, never submitted again
+                answer = destination.write(batch) if ask is None else destination.settle(batch, ask)
+                self.pace.heed(destination.quota)
         except Ambiguous as problem:
             answer = destination.settle(batch, None)
             if (self.capabilities.idempotent or self.resend_unknown) and answer == Outcome(UNKNOWN):
                 tries.doubt = True
                 raise Unavailable(problem.code, problem.message, hint=problem.hint) from problem
         while isinstance(answer, Pending):
-            tries.pending = True
-            self.journal.attach(batch, answer.handle)
+            if tries.handle != answer.handle:
+                self.journal.attach(batch, answer.handle)
+            tries.handle = answer.handle
             self.stop.wait(answer.look_again)
             answer = destination.settle(batch, answer.handle)
-        tries.pending = False
+        tries.handle = None
         if answer.default.kind is Kind.RETRY and not answer.exceptions:
             raise Unavailable(
                 answer.default.code or "TARGET_BUSY", answer.default.reason or "the target is busy"
@@ -313,7 +316,7 @@ class _Tries:
 
     count: int = 0
     doubt: bool = False  # an attempt got no answer: part of it may have been applied
-    pending: bool = False
+    handle: str | None = None  # of the job that the target works on
     started: float = field(default_factory=time.monotonic)
 
     def answer(self, batch: Batch, outcome: Outcome | None) -> Answered:
