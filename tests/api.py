@@ -142,7 +142,7 @@ def changed(change: Callable[[Any], Any]) -> Fault:
 
     def fault(exchange: _Exchange) -> bool:
         status, content = exchange.perform()
-        exchange.reply(status, json.dumps(change(content)).encode(), {"Content-Type": "application/json"})
+        exchange.reply(status, *written(change(content)))
         return True
 
     return fault
@@ -156,6 +156,20 @@ def reset(*, applied: bool) -> Fault:
             exchange.perform()
         exchange.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         exchange.connection.close()
+        exchange.close_connection = True
+        return True
+
+    return fault
+
+
+def cut() -> Fault:
+    """Do what was asked, and break off in the middle of the answer."""
+
+    def fault(exchange: _Exchange) -> bool:
+        status, content = exchange.perform()
+        body, _ = written(content)
+        head = f"HTTP/1.1 {status} Told\r\nContent-Length: {len(body) + 10}\r\n\r\n"
+        exchange.wfile.write(head.encode() + body[: len(body) // 2])
         exchange.close_connection = True
         return True
 
@@ -179,6 +193,13 @@ def dripping(head: bytes, seconds: float) -> Fault:
         return True
 
     return fault
+
+
+def written(content: Any) -> tuple[bytes, dict[str, str]]:
+    """A content as body and headers: bytes are text, everything else is JSON."""
+    if isinstance(content, bytes):
+        return content, {"Content-Type": "text/plain"}
+    return b"" if content is None else json.dumps(content).encode(), {"Content-Type": "application/json"}
 
 
 class _Server(ThreadingHTTPServer):
@@ -207,8 +228,7 @@ class _Exchange(BaseHTTPRequestHandler):
             fault = api.faults.popleft() if api.faults else None
         if fault is None or not fault(self):
             status, content = self.perform()
-            body = b"" if content is None else json.dumps(content).encode()
-            self.reply(status, body, {"Content-Type": "application/json"})
+            self.reply(status, *written(content))
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_request
 

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from retl.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome
 from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
-from retl.http.outcome import LONGEST_REASON, LONGEST_WAIT, Reply, Sent, interpret, scrub, wait_asked
+from retl.http.outcome import LONGEST_REASON, Reply, Sent, interpret, scrub
 from retl.http.rules import HeaderWait, Rules, look, text
+from retl.http.waits import LONGEST_WAIT, wait_asked
 
 POSITIONAL = Rules(
     ok=(200,),
@@ -259,7 +260,7 @@ def test_rules_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_retry_after_is_seconds_or_a_moment_on_the_targets_clock(given: str, seconds: float | None) -> None:
     answer = reply(429, retry_after=given, date="Sat, 21 Nov 2026 06:00:00 GMT")
-    assert wait_asked(answer) == seconds
+    assert wait_asked(answer.headers) == seconds
     with pytest.raises(Unavailable) as caught:
         interpret(answer, Rules(), sent())
     assert caught.value.retry_after == seconds
@@ -267,9 +268,9 @@ def test_retry_after_is_seconds_or_a_moment_on_the_targets_clock(given: str, sec
 
 def test_other_headers_can_say_how_long() -> None:
     answer = reply(429, x_reset="1795240830", date="Sat, 21 Nov 2026 06:00:00 GMT")
-    assert wait_asked(answer, HeaderWait(header="X-Reset", unit="epoch_s")) == 1795240830 - 1795240800
-    assert wait_asked(reply(429, x_wait="1500"), HeaderWait(header="X-Wait", unit="ms")) == 1.5
-    assert wait_asked(reply(429, retry_after="9"), HeaderWait(header="X-Wait")) == 9.0
+    assert wait_asked(answer.headers, HeaderWait(header="X-Reset", unit="epoch_s")) == 1795240830 - 1795240800
+    assert wait_asked(reply(429, x_wait="1500").headers, HeaderWait(header="X-Wait", unit="ms")) == 1.5
+    assert wait_asked(reply(429, retry_after="9").headers, HeaderWait(header="X-Wait")) == 9.0
 
 
 # reasons

@@ -112,6 +112,15 @@ Answer = Outcome | Pending
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What a target said of its own limit in passing: the part of it that is left (0 to 1), and the
+    seconds until it begins anew, if it said so."""
+
+    left: float
+    anew: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a destination can do, known from options and shape alone, without I/O."""
 

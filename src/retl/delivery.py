@@ -174,19 +174,18 @@ class Delivery:
         try:
             with self.pace.turn(self.stop.event):
                 self.stop.check()
-                answer = (
-                    destination.write(batch)
-                    if tries.handle is None
-                    else _evidence(destination, batch, tries.handle)
-                )
+                ask = tries.handle  # a job that was taken is asked after, never submitted again
+                answer = destination.write(batch) if ask is None else _evidence(destination, batch, ask)
+                self.pace.heed(destination.quota)
         except Ambiguous as problem:
             tries.doubt = True  # until there is evidence, whatever comes between
             answer = _evidence(destination, batch, None)
             if (self.capabilities.idempotent or self.resend_unknown) and answer == Outcome(UNKNOWN):
                 raise Unavailable(problem.code, problem.message, hint=problem.hint) from problem
         while isinstance(answer, Pending):
+            if tries.handle != answer.handle:
+                self.journal.attach(batch, answer.handle)
             tries.handle = answer.handle
-            self.journal.attach(batch, answer.handle)
             self.stop.wait(answer.look_again)
             answer = _evidence(destination, batch, answer.handle)
         tries.handle = None
@@ -337,7 +336,7 @@ class _Tries:
 
     count: int = 0
     doubt: bool = False  # an attempt got no answer: part of it may have been applied
-    handle: str | None = None  # the target works on it
+    handle: str | None = None  # of the job that the target works on
     started: float = field(default_factory=time.monotonic)
 
     def answer(self, batch: Batch, outcome: Outcome | None) -> Answered:

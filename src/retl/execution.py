@@ -88,19 +88,20 @@ class Execution:
                 log.event("run_abandoned", dead=dead.run_id)
 
     def settle(self, field_map: FieldMap, destination: Destination[Any], spool: Spool) -> None:
-        """Where twice is not once, learn what became of dead runs' open batches: same ids, same bytes.
-        Inside the vendor's window evidence is sought; outside it they stay in doubt."""
+        """Learn what became of dead runs' open batches: everywhere of those that a target works on under
+        a handle, and where twice is not once of all, by the same bytes under the same key. Inside the
+        vendor's window evidence is sought; outside it they stay in doubt."""
         capabilities = destination.capabilities
-        if not minted(capabilities) or not (capabilities.settles or capabilities.key_window):
-            return
+        all = minted(capabilities) and bool(capabilities.settles or capabilities.key_window)
         ledger = self.job.ledger
         for layer in ledger.layers(self.job.sync.name, capabilities.object):
             opened = [b for b in ledger.batches(layer.run_id) if b.status == "open"]
+            opened = [b for b in opened if all or b.handle is not None]
             if not opened:
                 continue
             age = (self.run.started_at - layer.started_at).total_seconds()
             if capabilities.key_window is not None and age >= capabilities.key_window:
-                continue
+                opened = [one for one in opened if one.handle is not None]  # a job is asked after at any age
             rows = changes.from_part(
                 spool, field_map, ledger.get_file(layer.part, self.directory), self.directory
             )

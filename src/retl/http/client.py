@@ -94,7 +94,6 @@ class Client:
             "Accept-Encoding": "identity",  # a compressed answer could be small on the wire and endless here
             "User-Agent": "retl",
             **headers,
-            **auth.headers(),
         }
         self._network = _Network()
         self._pool: httpcore2.ConnectionPool | None = None
@@ -104,18 +103,27 @@ class Client:
         return httpcore2.default_ssl_context()
 
     def send(self, request: Request, extra: Mapping[str, str] | None = None) -> Reply:
-        """Send once. Unavailable if no connection came about, so that nothing was sent; Ambiguous if it
-        broke or took too long before a status came; Systemic if the server's certificate is not valid."""
+        """Send once; once more with a new credential where the answer was that the old one is worn out.
+        Unavailable if no connection came about, so that nothing was sent; Ambiguous if it broke or
+        took too long before a status came; Systemic if the server's certificate is not valid."""
+        reply, credential = self._once(request, extra)
+        if self._auth.renewed(reply, credential):
+            reply, _ = self._once(request, extra)
+        return reply
+
+    def _once(self, request: Request, extra: Mapping[str, str] | None) -> tuple[Reply, dict[str, str]]:
+        """The answer, and the credential that was sent."""
         query = self._auth.query()
-        target = request.target
+        target = self._auth.target() or request.target
         if query:
             target += ("&" if "?" in target else "?") + query
         length = {"Content-Length": str(len(request.body))}
-        headers = {**self._headers, **dict(request.headers), **(extra or {}), **length}
+        credential = self._auth.headers()
+        headers = {**self._headers, **credential, **dict(request.headers), **(extra or {}), **length}
         url = httpcore2.URL(
             scheme=self.address.scheme, host=self.address.host, port=self.address.port, target=target
         )
-        return self._exchange(request.method, url, list(headers.items()), request.body)
+        return self._exchange(request.method, url, list(headers.items()), request.body), credential
 
     def connect(self) -> None:
         """Reach the server, TLS included, and say nothing to it. Raises as `send` does."""
