@@ -220,6 +220,10 @@ class Scene(ABC):
         """What was applied more than once."""
         return []
 
+    def run_files(self) -> list[str]:
+        """What the ledger keeps beside its tables."""
+        return sorted(path.name for path in (self.folder / ".retl" / "runs").iterdir())
+
     def begin(self) -> None:
         """Everything as it was before the run in question: target, ledger, mart."""
         self.empty()
@@ -249,6 +253,13 @@ class PostgresScene(Scene):
             connection.execute(
                 "DROP SCHEMA IF EXISTS crm CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public"
             )
+
+    def run_files(self) -> list[str]:
+        if self.state is None:
+            return super().run_files()
+        with self.database.connect() as connection:
+            found = connection.execute("SELECT DISTINCT name FROM retl_files ORDER BY 1").fetchall()
+        return [str(name) for (name,) in found]
 
     def content(self) -> list[tuple[str | None, ...]]:
         listed = ", ".join(f"{name}::text" for name in COLUMNS)

@@ -96,11 +96,12 @@ class Proxy:
             return b""
 
         def finish() -> None:
+            # a client that was reset is back at once: its new connection must pass, and stay
+            self._backward = bytes
             if refuse:
                 self.refuse()
             else:
                 self._reset()
-            self._backward = bytes
 
         def seen(data: bytes) -> bytes:
             self._backward = swallow
@@ -177,8 +178,9 @@ class Proxy:
                 end.shutdown(how)
 
     def _reset(self) -> None:
-        while self._sockets:
-            _abort(self._sockets.pop())
+        doomed, self._sockets = self._sockets, set()
+        for end in doomed:
+            _abort(end)
 
 
 class _Cut(Exception):

@@ -128,3 +128,15 @@ def test_an_adoption_that_is_killed_sends_nothing_afterwards(of_kind: Scene) -> 
             assert again.code == 0, f"{event}: {again.stdout}"
         assert of_kind.content() == []
         assert again.summary["unchanged"] == 40
+
+
+@pytest.mark.parametrize("of_kind", ["append, state in postgres", "upsert", "http"], indirect=True)
+def test_what_killed_runs_left_behind_is_gone_after_the_next_one(of_kind: Scene) -> None:
+    project = of_kind.project
+    for event in ("part_written", "batch_answered", "baseline_compacted", "run_finished"):
+        project.mart("INSERT INTO mart SELECT max(user_id) || '+', 'new', 1, NULL FROM mart")
+        assert project.sync(RETL_CRASH_AT=event).code == KILLED
+    assert len(of_kind.run_files()) > 1
+    assert project.sync().code == 0
+    assert [name.rpartition("-")[2][6:] for name in of_kind.run_files()] == [".base.parquet"]
+    assert of_kind.content() == project.rows()

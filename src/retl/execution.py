@@ -173,15 +173,15 @@ class Execution:
             counts = self._account().counts()
             error = self._unfinished(counts)
             status = "FAILED" if error else "SUCCESS_WITH_REJECTS" if self._has_rejects(counts) else "SUCCESS"
-            checkpoint, obsolete = (None, []) if error else self._checkpoint(plan)
+            checkpoint = None if error else self._checkpoint(plan)
             reject_changes = self._account().reject_changes(
                 self.job.ledger.rejects(self.job.sync.name), self.job.options.selection
             )
             log.event("committing")
             self.job.ledger.unblock(self.job.target.connection)
             self._finish(status, counts, checkpoint, reject_changes, error)
-            for name in obsolete:
-                self.job.ledger.drop_file(name)
+            if checkpoint is not None:
+                self.job.ledger.tidy(self.job.sync.name)
         return self._summary(status, error.exit_code if error else 0, counts, error)
 
     def refuse(self) -> Summary:
@@ -299,15 +299,14 @@ class Execution:
     def _has_rejects(self, counts: Counts) -> bool:
         return bool(counts.rejected or counts.deletes.rejected)
 
-    def _checkpoint(self, plan: Plan) -> tuple[Checkpoint, list[str]]:
-        """The checkpoint this run leaves, and the files it makes obsolete."""
+    def _checkpoint(self, plan: Plan) -> Checkpoint:
+        """The checkpoint this run leaves."""
         former, ledger = plan.checkpoint, self.job.ledger
         if plan.forgets:
             former = None
         layers = ledger.layers(self.job.sync.name, plan.capabilities.object)
         base, base_epoch = (former.base, former.base_epoch) if former else (None, 0)
         base_rows = former.baseline_rows if former else 0
-        obsolete: list[str] = []
         over = [layer.part_rows for layer in layers]
         if layers and base is None and baseline.alike(ledger.batches(layers[0].run_id)):
             base_rows = over.pop(0)
@@ -316,7 +315,6 @@ class Execution:
             base_rows = planning.lay(ledger, plan.spool, self.directory, base, layers)
             baseline.compact(plan.spool, path)
             ledger.put_file(path.name, path)
-            obsolete = [one.part for one in layers] + ([base] if base else [])
             base, base_epoch = path.name, self.lock.epoch
             log.event("baseline_compacted", rows=base_rows)
         answered = self.delivery.answered if self.delivery else []
@@ -338,7 +336,7 @@ class Execution:
             source_version=plan.source_identity,
             extra={},
             updated_at=ledger.now(),
-        ), obsolete
+        )
 
     def _finish(
         self,

@@ -65,6 +65,18 @@ __all__ = [
 ]
 
 
+_RUNS = "SELECT run_id FROM retl_runs WHERE sync = ?"
+_NEEDED = """
+SELECT base FROM retl_checkpoints WHERE sync = ? AND base IS NOT NULL
+UNION SELECT part FROM retl_runs AS r WHERE sync = ? AND part IS NOT NULL AND epoch > COALESCE(
+  (SELECT base_epoch FROM retl_checkpoints AS c WHERE c.sync = r.sync AND c.object = r.object), 0)
+"""
+_ANSWERED = """
+SELECT batch_id FROM retl_batches JOIN retl_runs USING (run_id)
+WHERE sync = ? AND idempotency_key IS NOT NULL AND retl_batches.status <> 'open'
+"""
+
+
 class Ledger(Journal, History):
     """An open ledger: `state_id` was made with it and names it for ever, `fresh` if that was just now."""
 
@@ -101,6 +113,20 @@ class Ledger(Journal, History):
         """Remove a run file if it is there, also one that a killed run wrote half."""
         self._database.assert_writable()
         self._files.drop([name])
+
+    def tidy(self, sync: str) -> None:
+        """Remove the run files of a sync that nothing reads any more, those that killed runs left behind
+        included. For whoever holds its lock."""
+        self._database.assert_writable()
+        names = self._files.names()
+        owners = {run_id for (run_id,) in self._database.query(_RUNS, sync)}
+        needed = {name for (name,) in self._database.query(_NEEDED, sync, sync)}
+        answered = {f"request-{batch_id}" for (batch_id,) in self._database.query(_ANSWERED, sync)}
+        self._files.drop(
+            name
+            for name in names
+            if name in answered or (name.split(".")[0] in owners and name not in needed)
+        )
 
     def readable(self) -> list[Path]:
         """The directories in which run files are read in place."""
