@@ -15,7 +15,7 @@ from retl.batch import Kind
 from retl.changes import Reject, Selection
 from retl.delivery import Answered
 from retl.ledger import RejectChanges, RejectRow
-from retl.planning import Plan
+from retl.plan import Plan
 from retl.summary import Counts, Deletes
 
 _UPSERTS = ("insert", "update", "refresh")

@@ -20,7 +20,7 @@ from retl import __version__
 from retl.changes import Selection
 from retl.errors import DefinitionError, Mismatch
 from retl.job import Job, Options
-from retl.planning import Plan
+from retl.plan import Plan
 
 FORMAT = 1
 

@@ -21,14 +21,13 @@ from retl import log
 from retl.batch import UNKNOWN, Answer, Batch, Capabilities, Kind, Outcome, Pending, RowResult
 from retl.definitions import Retry
 from retl.destinations import Destination
-from retl.errors import Ambiguous, Failure, Poisoned, Stopped, Systemic, Unavailable
+from retl.errors import Ambiguous, Poisoned, Stopped, Systemic, Unavailable
 from retl.pace import Pace
 from retl.signals import Stop
+from retl.tally import Tally
 
 WINDOW = 16  # batches opened in the ledger at once: after a crash at most these are unknown
-SAME_CODE_ROWS = 100  # refused alike with not one accepted: the fault is not in the rows
 NOT_APPLIED = RowResult(Kind.RETRY)
-FAILED_RATE_FROM = 100  # attempted rows from which max_failed_rate is believed
 
 
 @dataclass(frozen=True)
@@ -82,24 +81,23 @@ class Delivery:
     pace: Pace
     retry: Retry
     stop: Stop
-    max_failed_rate: float
     resend_unknown: bool = False  # at_least_once: an unanswered batch is sent again
     answered: list[Answered] = field(default_factory=list)
     retries: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _accepted: int = 0
-    _refused: int = 0
-    _codes: dict[str, int] = field(default_factory=dict)
+    _tally: Tally | None = None
     _lanes: list[Destination[Any]] = field(default_factory=list)
     _left: list[Batch] = field(default_factory=list)
 
-    def drain(self, batches: Iterable[Batch]) -> None:
+    def drain(self, batches: Iterable[Batch], tally: Tally | None = None) -> None:
         """Deliver every batch, over as many lanes as there are; returns when all are answered.
 
-        Raises what stopped it (Systemic, Unavailable past its budget, Stopped, Failure FAILED_RATE);
-        the other lanes then finish the batch in hand. Answers up to there are in `answered`.
+        Raises what stopped it (Systemic, Unavailable past its budget, Stopped, and what `tally` says of
+        rows refused); the other lanes then finish the batch in hand. Answers up to there are in
+        `answered`.
         """
         work = _Window(iter(batches), self.journal)
+        self._tally = tally
         try:
             if self.capabilities.lanes == 1:
                 self._work(work, self._destination(0))
@@ -295,39 +293,9 @@ class Delivery:
             level="debug",
         )
         if answered.outcome is not None:
-            self._weigh(answered)
-
-    def _weigh(self, answered: Answered) -> None:
-        """Stop a run whose rows are refused for a reason that is not in the rows."""
-        outcome = answered.outcome or Outcome(UNKNOWN)
-        with self._lock:
-            size = len(answered.batch)
-            results = [outcome.default] * (size - len(outcome.exceptions)) + list(outcome.exceptions.values())
-            codes: dict[str, int] = {}
-            for result in results if outcome.exceptions or outcome.default.kind is Kind.REJECTED else ():
-                if result.kind is Kind.REJECTED:
-                    codes[result.code or "REJECTED"] = codes.get(result.code or "REJECTED", 0) + 1
-            refused = sum(codes.values())
-            self._refused += refused
-            self._accepted += size - refused
-            for code, number in codes.items():
-                self._codes[code] = self._codes.get(code, 0) + number
-            if not self._accepted:
-                for code, number in self._codes.items():
-                    if number >= SAME_CODE_ROWS:
-                        raise Systemic(
-                            "ALL_REFUSED",
-                            f"the target refused all of the first {number} rows alike, with {code}",
-                            hint="this is not about the rows: look at the target's rules and the mapping",
-                        )
-            attempted = self._accepted + self._refused
-            if attempted >= FAILED_RATE_FROM and self._refused > self.max_failed_rate * attempted:
-                raise Failure(
-                    "FAILED_RATE",
-                    f"the target refused {self._refused} of {attempted} rows, more than"
-                    f" max_failed_rate ({self.max_failed_rate:g})",
-                    hint="see `retl rejects`; nothing is deleted in such a run",
-                )
+            with self._lock:
+                if self._tally is not None:
+                    self._tally.add(answered.outcome, len(answered.batch))
 
 
 @dataclass

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from retl import __version__, baseline, changes, log, planning
+from retl import __version__, changes, checkpointing, log
 from retl.accounting import Account
 from retl.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
 from retl.changes import DELETES, FRESH, OWED
@@ -26,10 +26,11 @@ from retl.job import Clock, Job
 from retl.journal import RunJournal
 from retl.ledger import Acknowledgement, Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.mapping import FieldMap, Run
-from retl.planning import Plan
+from retl.plan import Plan
 from retl.signals import Stop
 from retl.spool import Spool
 from retl.summary import REJECTS_SHOWN, Counts, Summary, described
+from retl.tally import Tally
 
 ROOM_MADE = frozenset({"23505", "23503", "23P01"})  # refusals that a later delete may have cured
 EXAMPLES_KEPT = 100  # rejects kept with the run itself
@@ -156,11 +157,12 @@ class Execution:
             return
         delivery = self.delivery = self._delivery(None, every=minted(plan.capabilities))
         try:
-            for phase in (FRESH, OWED):
-                delivery.drain(self._batches(phase))
+            tally = Tally(self.job.sync.guards.max_failed_rate)
+            delivery.drain(self._batches(FRESH), tally)
+            delivery.drain(self._batches(OWED))  # refused before: what they meet is no news
             doubtful = delivery.count(Kind.UNKNOWN) or delivery.count(Kind.RETRY)
             if not doubtful:
-                delivery.drain(self._batches(DELETES))
+                delivery.drain(self._batches(DELETES), tally)
                 if plan.change_set.counts.get("delete") and plan.capabilities.idempotent:
                     delivery.second_chance(ROOM_MADE)
         finally:
@@ -173,7 +175,13 @@ class Execution:
             counts = self._account().counts()
             error = self._unfinished(counts)
             status = "FAILED" if error else "SUCCESS_WITH_REJECTS" if self._has_rejects(counts) else "SUCCESS"
-            checkpoint = None if error else self._checkpoint(plan)
+            checkpoint = (
+                None
+                if error
+                else checkpointing.make(
+                    self.job, plan, self.run, self.lock.epoch, self._answered, self.directory
+                )
+            )
             reject_changes = self._account().reject_changes(
                 self.job.ledger.rejects(self.job.sync.name), self.job.options.selection
             )
@@ -240,7 +248,6 @@ class Execution:
             pace=job.pace,
             retry=job.sync.retry,
             stop=job.stop,
-            max_failed_rate=job.sync.guards.max_failed_rate,
             resend_unknown=job.sync.delivery == "at_least_once",
         )
 
@@ -293,50 +300,18 @@ class Execution:
             )
         return None
 
+    @property
+    def _answered(self) -> list[Answered]:
+        return self.delivery.answered if self.delivery else []
+
     def _account(self) -> Account:
-        return Account(self._planned(), self.delivery.answered if self.delivery else [])
+        return Account(self._planned(), self._answered)
+
+    def _checkpoint(self, plan: Plan) -> Checkpoint:
+        return checkpointing.make(self.job, plan, self.run, self.lock.epoch, self._answered, self.directory)
 
     def _has_rejects(self, counts: Counts) -> bool:
         return bool(counts.rejected or counts.deletes.rejected)
-
-    def _checkpoint(self, plan: Plan) -> Checkpoint:
-        """The checkpoint this run leaves."""
-        former, ledger = plan.checkpoint, self.job.ledger
-        if plan.forgets:
-            former = None
-        layers = ledger.layers(self.job.sync.name, plan.capabilities.object)
-        base, base_epoch = (former.base, former.base_epoch) if former else (None, 0)
-        base_rows = former.baseline_rows if former else 0
-        over = [layer.part_rows for layer in layers]
-        if layers and base is None and baseline.alike(ledger.batches(layers[0].run_id)):
-            base_rows = over.pop(0)
-        if over and baseline.due(base_rows, over):
-            path = self.directory / f"{self.run.run_id}.base.parquet"
-            base_rows = planning.lay(ledger, plan.spool, self.directory, base, layers)
-            baseline.compact(plan.spool, path)
-            ledger.put_file(path.name, path)
-            base, base_epoch = path.name, self.lock.epoch
-            log.event("baseline_compacted", rows=base_rows)
-        answered = self.delivery.answered if self.delivery else []
-        done = [one for one in answered if one.outcome and one.outcome.arrived]
-        newest = (self.run.run_id, done[-1].batch.id) if done else former.newest if former else None
-        last_read = plan.read if plan.read_whole else (former.read_rows if former else None)
-        return Checkpoint(
-            sync=self.job.sync.name,
-            object=plan.capabilities.object,
-            run_id=self.run.run_id,
-            epoch=self.lock.epoch,
-            base=base,
-            base_epoch=base_epoch,
-            baseline_rows=base_rows,
-            read_rows=last_read or 0,
-            watermark=plan.watermark,
-            fingerprints=plan.fingerprints,
-            newest=newest,
-            source_version=plan.source_identity,
-            extra={},
-            updated_at=ledger.now(),
-        )
 
     def _finish(
         self,

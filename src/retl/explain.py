@@ -20,7 +20,7 @@ from retl.change_set import ChangeSet, document_sql
 from retl.errors import TargetError
 from retl.execution import new_run
 from retl.job import Clock, Job
-from retl.planning import Plan
+from retl.plan import Plan
 from retl.scratch import private_directory
 from retl.summary import Summary
 from retl.values import literal, quoted

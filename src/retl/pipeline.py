@@ -14,7 +14,7 @@ from retl import log, planning
 from retl.errors import Later, Mismatch, RetlError
 from retl.execution import Execution, new_run
 from retl.job import Clock, Job
-from retl.planning import Plan
+from retl.plan import Plan
 from retl.prediction import predict
 from retl.scratch import private_directory
 from retl.summary import Summary, described

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from retl import baseline, changes, contract, guards, log, mapping
-from retl.batch import Batch, Capabilities
-from retl.change_set import ChangeSet
+from retl.batch import Batch
 from retl.changes import Cursor, Strategy
-from retl.contract import Contract
 from retl.destinations import Destination
 from retl.errors import DefinitionError, Mismatch
 from retl.fit import fit
@@ -25,73 +22,13 @@ from retl.guards import Facts, Refusal
 from retl.job import Clock, Job
 from retl.ledger import Checkpoint, LayerRow, Ledger, RejectRow
 from retl.mapping import FieldMap, Run
+from retl.plan import Plan
 from retl.sources import duckdb as mart
 from retl.spool import Spool
-from retl.summary import Counts, Deletes
 
 SAMPLE = 200  # confirmed keys asked for before `unchanged` is believed
 
 Settle = Callable[[FieldMap, Destination[Any], Spool], None]
-
-
-@dataclass
-class Plan:
-    """What a run would do, and why it may not."""
-
-    run: Run
-    spool: Spool
-    field_map: FieldMap
-    contract: Contract
-    change_set: ChangeSet
-    capabilities: Capabilities
-    checkpoint: Checkpoint | None
-    layers: Sequence[LayerRow]
-    fingerprints: dict[str, str]
-    read: int
-    outcome: Mapping[str, int]  # candidates by op before the limit, and rejected rows
-    baseline_rows: int
-    refusals: list[Refusal]
-    source_identity: str
-    watermark: str | None  # where the mark would move to
-    adopting: bool
-    forgets: bool  # the key's definition changed and that was accepted: the old baseline is void
-    withheld_deletes: int  # planned, but rows without a usable key might be them
-    read_whole: bool
-    notes: list[str]
-
-    def held_back(self) -> Counts:
-        """The numbers of a run that a guard refused: nothing was attempted."""
-        counts = self.counts()
-        return replace(
-            counts,
-            inserted=0,
-            updated=0,
-            refreshed=0,
-            deleted=0,
-            not_attempted=counts.not_attempted + counts.inserted + counts.updated + counts.refreshed,
-            deletes=replace(counts.deletes, not_attempted=counts.deletes.planned),
-        )
-
-    def counts(self) -> Counts:
-        """The numbers of this plan if the target takes everything."""
-        sent, cut = self.change_set.counts, self.outcome
-        upserts = sum(sent.get(op, 0) for op in ("insert", "update", "refresh"))
-        planned = sum(cut.get(op, 0) for op in ("insert", "update", "refresh"))
-        deletes = sent.get("delete", 0)
-        skipped = cut.get("skipped", 0) + (upserts if self.adopting else 0)
-        return Counts(
-            read=self.read,
-            unchanged=self.read - planned - cut["rejected"] - cut.get("skipped", 0) - cut.get("in_doubt", 0),
-            inserted=0 if self.adopting else sent.get("insert", 0),
-            updated=0 if self.adopting else sent.get("update", 0),
-            refreshed=0 if self.adopting else sent.get("refresh", 0),
-            rejected=cut["rejected"],
-            skipped=skipped,
-            in_doubt=cut.get("in_doubt", 0),
-            not_attempted=planned - upserts,
-            deleted=deletes,
-            deletes=Deletes(planned=deletes + self.withheld_deletes, not_attempted=self.withheld_deletes),
-        )
 
 
 def make(

@@ -9,7 +9,7 @@ from retl import changes
 from retl.batch import Batch
 from retl.errors import Mismatch
 from retl.job import Clock, Job
-from retl.planning import Plan
+from retl.plan import Plan
 from retl.summary import REJECTS_SHOWN, Counts, Summary
 
 

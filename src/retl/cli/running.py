@@ -150,7 +150,7 @@ def plan(
         accept=accept,
     )
     from retl import artifact, explain
-    from retl.planning import Plan
+    from retl.plan import Plan
     from retl.signals import Stop
 
     def keep(plan: Plan) -> None:

@@ -1,0 +1,75 @@
+"""What a run would do, and why it may not: the end of planning, the beginning of delivery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from retl.batch import Capabilities
+from retl.change_set import ChangeSet
+from retl.contract import Contract
+from retl.guards import Refusal
+from retl.ledger import Checkpoint, LayerRow
+from retl.mapping import FieldMap, Run
+from retl.spool import Spool
+from retl.summary import Counts, Deletes
+
+
+@dataclass
+class Plan:
+    """What a run would do, and why it may not."""
+
+    run: Run
+    spool: Spool
+    field_map: FieldMap
+    contract: Contract
+    change_set: ChangeSet
+    capabilities: Capabilities
+    checkpoint: Checkpoint | None
+    layers: Sequence[LayerRow]
+    fingerprints: dict[str, str]
+    read: int
+    outcome: Mapping[str, int]  # candidates by op before the limit, and rejected rows
+    baseline_rows: int
+    refusals: list[Refusal]
+    source_identity: str
+    watermark: str | None  # where the mark would move to
+    adopting: bool
+    forgets: bool  # the key's definition changed and that was accepted: the old baseline is void
+    withheld_deletes: int  # planned, but rows without a usable key might be them
+    read_whole: bool
+    notes: list[str]
+
+    def held_back(self) -> Counts:
+        """The numbers of a run that a guard refused: nothing was attempted."""
+        counts = self.counts()
+        return replace(
+            counts,
+            inserted=0,
+            updated=0,
+            refreshed=0,
+            deleted=0,
+            not_attempted=counts.not_attempted + counts.inserted + counts.updated + counts.refreshed,
+            deletes=replace(counts.deletes, not_attempted=counts.deletes.planned),
+        )
+
+    def counts(self) -> Counts:
+        """The numbers of this plan if the target takes everything."""
+        sent, cut = self.change_set.counts, self.outcome
+        upserts = sum(sent.get(op, 0) for op in ("insert", "update", "refresh"))
+        planned = sum(cut.get(op, 0) for op in ("insert", "update", "refresh"))
+        deletes = sent.get("delete", 0)
+        skipped = cut.get("skipped", 0) + (upserts if self.adopting else 0)
+        return Counts(
+            read=self.read,
+            unchanged=self.read - planned - cut["rejected"] - cut.get("skipped", 0) - cut.get("in_doubt", 0),
+            inserted=0 if self.adopting else sent.get("insert", 0),
+            updated=0 if self.adopting else sent.get("update", 0),
+            refreshed=0 if self.adopting else sent.get("refresh", 0),
+            rejected=cut["rejected"],
+            skipped=skipped,
+            in_doubt=cut.get("in_doubt", 0),
+            not_attempted=planned - upserts,
+            deleted=deletes,
+            deletes=Deletes(planned=deletes + self.withheld_deletes, not_attempted=self.withheld_deletes),
+        )
