@@ -23,6 +23,7 @@ from typing import Any
 import duckdb
 
 from retl.demo.campaigns import Campaigns
+from retl.ledger import open_ledger
 from tests import servers
 
 ROOT = Path(__file__).parents[1]
@@ -223,6 +224,14 @@ class Scene(ABC):
     def run_files(self) -> list[str]:
         """What the ledger keeps beside its tables."""
         return sorted(path.name for path in (self.folder / ".retl" / "runs").iterdir())
+
+    def needed(self) -> list[str]:
+        """What the next run will read of it."""
+        url = self.environ().get("RETL_STATE_URL", "file:.retl")
+        with contextlib.closing(open_ledger(url, self.folder, environment=None, create=False)) as ledger:
+            (checkpoint,) = ledger.checkpoints("users")
+            parts = [layer.part for layer in ledger.layers("users", checkpoint.object)]
+        return sorted(parts + ([checkpoint.base] if checkpoint.base else []))
 
     def begin(self) -> None:
         """Everything as it was before the run in question: target, ledger, mart."""
