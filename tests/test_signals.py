@@ -84,6 +84,22 @@ def test_a_batch_in_hand_is_finished(upsert: PostgresScene, number: signal.Signa
     carries_on(upsert)
 
 
+def test_a_batch_that_waits_for_somebodys_lock_is_given_up_soon(upsert: PostgresScene) -> None:
+    assert upsert.project.sync().code == 0
+    before = upsert.content()
+    upsert.project.mart("UPDATE mart SET searches = searches + 1")
+    with upsert.database.connect() as other, other.transaction():
+        other.execute("LOCK TABLE crm.users IN EXCLUSIVE MODE")
+        run = upsert.project.start()
+        run.saying('"batch_sending"')
+        time.sleep(0.2)
+        ended = stopped(run, signal.SIGTERM)
+        assert (ended.summary["updated"], ended.summary["in_doubt"]) == (0, 0)
+    assert upsert.content() == before
+    assert upsert.project.sync().code == 0
+    assert upsert.content() == upsert.project.rows() != before
+
+
 def test_a_copy_that_waits_for_a_lock_is_finished_and_a_second_signal_ends_at_once(
     upsert: PostgresScene,
 ) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -27,6 +28,7 @@ from retl.signals import Stop
 from retl.tally import Tally
 
 WINDOW = 16  # batches opened in the ledger at once: after a crash at most these are unknown
+GRACE = 1.5  # seconds a request in hand may still take once the run was asked to stop
 NOT_APPLIED = RowResult(Kind.RETRY)
 
 
@@ -170,8 +172,7 @@ class Delivery:
         tries.count += 1
         log.event("batch_sending", batch=batch.id, rows=len(batch), attempt=tries.count, level="debug")
         try:
-            with self.pace.turn(self.stop.event):
-                self.stop.check()
+            with self.pace.turn(self.stop.event), self._in_hand(destination):
                 ask = tries.handle  # a job that was taken is asked after, never submitted again
                 answer = destination.write(batch) if ask is None else _evidence(destination, batch, ask)
                 self.pace.heed(destination.quota)
@@ -193,6 +194,23 @@ class Delivery:
                 answer.default.code or "TARGET_BUSY", answer.default.reason or "the target is busy"
             )
         return answer
+
+    @contextmanager
+    def _in_hand(self, destination: Destination[Any]) -> Iterator[None]:
+        """A stop lets the request in hand finish, but not for longer than GRACE."""
+        timers: list[threading.Timer] = []
+
+        def later() -> None:
+            timers.append(threading.Timer(GRACE, destination.interrupt))
+            timers[-1].daemon = True
+            timers[-1].start()
+
+        try:
+            with self.stop.interrupting(later):
+                yield
+        finally:
+            for timer in timers:
+                timer.cancel()
 
     def _again(
         self,

@@ -75,7 +75,7 @@ class RunJournal:
             waiting, self._waiting = self._waiting, []
             self._since = time.monotonic()
             if waiting:
-                self.lock.check()
+                self.ledger.heartbeat(self.run_id, self.lock.epoch)
                 self.ledger.acknowledge(self.run_id, self.lock.epoch, waiting)
                 log.event("answers_recorded", batches=len(waiting), level="debug")
 

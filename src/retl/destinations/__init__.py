@@ -71,6 +71,10 @@ class Destination(ABC, Generic[OptionsT]):
         """Exactly what `write` would send for this batch, without credentials; no I/O."""
         raise NotImplementedError
 
+    def interrupt(self) -> None:
+        """Called from another thread when the run was asked to stop and `write` takes its time: end the
+        request in hand if that can be done without leaving it in doubt. The default lets it finish."""
+
     def close(self) -> None:
         """Let go of connections; never raises."""
 

@@ -14,10 +14,11 @@ that upserts go on, unanswered batches then stay in doubt, and append is refused
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from retl.batch import (
@@ -235,6 +236,13 @@ class Postgres(Destination[PostgresOptions]):
         head = "".join(f"{part};\n" for part in parts).encode()
         tail = [sql.apply(batch.operation, 0, last), sql.mark(batch, 0, "", len(batch), []), "COMMIT"]
         return head + rows + b"\\.\n" + "".join(f"{part};\n" for part in tail).encode()
+
+    def interrupt(self) -> None:
+        """A statement that waits for somebody's lock is cancelled: nothing of its batch is applied."""
+        lane = self._lane
+        if lane is not None and not lane.closed:
+            with suppress(psycopg.Error):
+                lane.cancel_safe(timeout=1.0)
 
     def close(self) -> None:
         if self._lane is not None:
