@@ -207,8 +207,8 @@ def test_a_guard_says_its_code_its_sentence_and_the_way_out(workshop: Workshop) 
     workshop.sync("users", contract=SENSITIVE.replace("le: 29", "le: 15"))
     said = workshop.retl("sync")
     assert said.code == 3
-    assert "[REJECT_RATE]" in said.out
-    assert "--accept REJECT_RATE" in said.out
+    assert "[REJECT_RATE]" in said.err
+    assert "--accept REJECT_RATE" in said.err
     accepted = workshop.json("sync", "--accept", "REJECT_RATE")["syncs"][0]
     assert (accepted["rejected"], accepted["inserted"]) == (15, 15)
 
@@ -304,7 +304,7 @@ def test_a_signal_stops_the_run_and_the_next_one_carries_on(
     running = subprocess.Popen(
         workshop.command("sync", "--output", "json"),
         cwd=workshop.folder,
-        env=workshop.environ(),
+        env=workshop.environ(RETL_LOG_LEVEL="debug"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

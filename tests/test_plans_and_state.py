@@ -349,3 +349,57 @@ def test_the_ledger_in_postgresql_lets_an_empty_machine_carry_on(
     elsewhere.sync("users", destination=TABLE)
     assert run(elsewhere, RETL_STATE_URL=state)["unchanged"] == ROWS
     assert not (elsewhere.folder / ".retl").exists()
+
+
+# --- what a user's SQL may do
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "true); COPY (SELECT 1) TO '.retl/runs/x.parquet' (FORMAT parquet); SELECT (1",
+        "true); DROP TABLE mart; SELECT (1",
+        "no_such_column = 1",
+        "user_id =",
+    ],
+)
+def test_a_predicate_is_a_predicate_and_nothing_else(workshop: Workshop, where: str) -> None:
+    workshop.sync("users", destination=TABLE)
+    said = workshop.retl("sync", "--where", where, "--output", "json")
+    assert said.code == 2
+    assert only(said.document)["error"]["code"] in ("SQL_NOT_ONE_SELECT", "SQL_SYNTAX", "WHERE_INVALID")
+    assert list((workshop.folder / ".retl").rglob("*.parquet")) == []
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM users; DROP TABLE users",
+        "COPY users TO 'out.csv'",
+        "ATTACH 'other.duckdb'",
+        "INSTALL httpfs",
+        "CREATE TABLE evil AS SELECT 1",
+    ],
+)
+def test_a_source_is_one_select(workshop: Workshop, sql: str) -> None:
+    workshop.sync("users", destination=TABLE, source=json.dumps({"sql": sql}))
+    said = workshop.retl("sync")
+    assert said.code == 2
+    assert "must be exactly one SELECT" in said.err
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "retl.yml", "../other.csv"])
+def test_a_source_reads_no_other_file(workshop: Workshop, path: str) -> None:
+    workshop.write("retl.yml", "vars: {}\n")
+    workshop.sync(
+        "users",
+        destination=TABLE,
+        source=json.dumps(
+            {
+                "sql": f"SELECT 1 AS user_id, content AS email, 1.0::DECIMAL(3,2) AS spend FROM read_text('{path}')"
+            }
+        ),
+    )
+    said = workshop.retl("sync")
+    assert said.code in (1, 3)
+    assert "root:" not in said.out + said.err

@@ -83,13 +83,14 @@ class Reject:
 
 
 def select(spool: Spool, field_map: FieldMap, selection: Selection) -> int:
-    """Drop from the frozen mart what the selection leaves out; returns the rows that stay."""
+    """Drop from the frozen mart what the selection leaves out; returns the rows that stay. What `where`
+    chose is in the table `chosen`."""
     conditions = []
     if selection.keys:
         wanted = ", ".join(literal(key) for key in selection.keys)
         conditions.append(f"{field_map.key} IN ({wanted})")
     if selection.where is not None:
-        conditions.append(f"({selection.where}\n)")
+        conditions.append('"retl row" IN (SELECT * FROM chosen)')
     if conditions:
         spool.run(f"DELETE FROM mart WHERE NOT coalesce({' AND '.join(conditions)}, false)")
     count: int = spool.one("SELECT count(*) FROM mart")[0]

@@ -121,6 +121,8 @@ class _Planning:
         }
         if self.cursor is not None:
             self.watermark = self._since(self.cursor)
+        if self._selection.where is not None:
+            mart.choose(self.spool, self._selection.where, self.job.options.variables)
         self.read = changes.select(self.spool, self.field_map, self.job.options.selection)
 
     def ask_target(self) -> None:

@@ -245,10 +245,10 @@ def report(
     if samples is not None:
         documents[0]["samples"] = list(samples)
     invocation.show(document, lambda: _pieces(documents, samples))
-    if invocation.output == "json" or invocation.unheard:
-        for one in documents:
-            if one["error"]:
-                output.say(f"error: {one['sync']}: {problems.sentence(one['error'])}")
+    for one in documents:
+        said = (*one["guards"], *([one["error"]] if one["error"] else []))
+        for sentence in dict.fromkeys(problems.sentence(problem) for problem in said):
+            output.say(f"error: {one['sync']}: {sentence}")
     return code
 
 
@@ -286,8 +286,6 @@ def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
         title = f"{name}rejects ({len(one['rejects'])} of {max(total, len(one['rejects']))}):"
         parts = ("key", "stage", "code", "reason")
         pieces.append(Table(parts, [tuple(row[part] for part in parts) for row in one["rejects"]], title))
-    said = (*one["guards"], *([one["error"]] if one["error"] else []))
-    pieces += dict.fromkeys(f"{name}{problems.sentence(problem)}" for problem in said)
     pieces += [f"{name}note: {note}" for note in one.get("notes", ())]
     return pieces
 

@@ -154,6 +154,18 @@ def answers(spool: Spool, wanted: Query) -> list[tuple[Any, ...]]:
         raise _drift(wanted, problem) from problem
 
 
+def choose(spool: Spool, predicate: str, variables: Mapping[str, Any]) -> None:
+    """Make the table `chosen`: the rows of the frozen mart for which the user's predicate holds.
+    DefinitionError where it is none; it can read the mart and nothing else, and write nothing."""
+    wanted = select(f'SELECT "retl row" FROM mart WHERE ({predicate}\n)', variables, "--where")
+    try:
+        spool.run(f"CREATE TABLE chosen AS {wanted.sql}", wanted.parameters)
+    except duckdb.Error as problem:
+        raise DefinitionError(
+            "WHERE_INVALID", f"--where does not fit the mart: {_first_line(problem)}"
+        ) from problem
+
+
 def detach(spool: Spool, warehouse: Warehouse) -> None:
     """Let go of the mart: from here on others may write to it."""
     spool.run(f"USE {NAME}")
