@@ -103,7 +103,7 @@ class OAuth2(Anonymous):
         finally:
             client.close()
         token, life = look(reply.content, "access_token"), look(reply.content, "expires_in")
-        if reply.status == 429 or reply.status >= 500:
+        if reply.status == 429 or reply.status >= 500 or not reply.whole:
             raise Unavailable("OAUTH_UNAVAILABLE", f"{address} answered {reply.status} to a token request")
         if reply.status not in (200, 201) or not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
             said = look(reply.content, "error")
