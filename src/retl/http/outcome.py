@@ -20,9 +20,8 @@ import msgspec
 from retl.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
 from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
 from retl.http.rules import Rules, look, text
+from retl.http.scrub import scrub
 from retl.http.waits import wait_asked
-
-LONGEST_REASON = 200  # characters
 
 _AGAIN = frozenset({425, 429, 503})  # refused before anything was done
 _REFUSED = frozenset({400, 409, 413, 414, 422})  # something in it is bad, nothing was applied
@@ -264,23 +263,6 @@ def _said(value: Any, rules: Rules, sent: Sent, row: int | None) -> tuple[str | 
     known = list(sent.texts(row))
     code, reason = (None if part is None else scrub(part, known) for part in found)
     return (code if code and "…" not in code and len(code) <= 64 else None), reason
-
-
-def scrub(sentence: str, values: Iterable[str]) -> str | None:
-    """A sentence of a target without any of the values, at most LONGEST_REASON characters on one line;
-    None if nothing is left. A value goes whole, and each of its words goes wherever it stands alone."""
-    line = "".join(c if c.isprintable() else " " for c in sentence[: 20 * LONGEST_REASON])
-    words: set[str] = set()
-    folded = line.casefold()
-    for value in values:
-        if len(value) > 3 and value.casefold() in folded:
-            line = re.sub(re.escape(value), "…", line, flags=re.IGNORECASE)
-        words.update(word.casefold() for word in re.findall(r"\w+", value))
-    line = re.sub(r"\w+", lambda found: "…" if found[0].casefold() in words else found[0], line)
-    line = " ".join(line.split())
-    if not re.search(r"\w", line):
-        return None
-    return line if len(line) <= LONGEST_REASON else line[: LONGEST_REASON - 1] + "…"
 
 
 def _phrase(status: int) -> str:
