@@ -8,6 +8,7 @@ import pytest
 
 from retl import destinations
 from tests.destinations.suite import Suite
+from tests.presets.proof import Proof
 
 
 @pytest.mark.parametrize("name", destinations.names())
@@ -24,3 +25,25 @@ def test_every_destination_passes_the_suite(name: str) -> None:
         assert not replaced, f"{cls.__name__} replaces {replaced}"
         marks = [getattr(cls, "pytestmark", None), getattr(module, "pytestmark", None)]
         assert marks == [None, None], f"{cls.__name__} is marked, so it could be skipped"
+
+
+@pytest.mark.parametrize("name", destinations.preset_names())
+def test_every_preset_passes_its_proof(name: str) -> None:
+    module = import_module(f"tests.presets.test_{name}")
+    (proof,) = (
+        thing
+        for thing in vars(module).values()
+        if isinstance(thing, type) and issubclass(thing, Proof) and thing is not Proof
+    )
+    assert proof.__name__.startswith("Test")
+    assert proof.preset == name
+    assert not [test for test in vars(proof) if test.startswith("test_") and hasattr(Proof, test)]
+    assert [getattr(proof, "pytestmark", None), getattr(module, "pytestmark", None)] == [None, None]
+
+
+@pytest.mark.parametrize("name", destinations.preset_names())
+def test_every_preset_says_where_it_comes_from(name: str) -> None:
+    preset = destinations.load(name).preset  # type: ignore[attr-defined]
+    assert preset.evidence
+    assert preset.limits.share == 0.5
+    assert set(preset.evidence) == {"docs"} or {"recording", "contract", "golden"} & set(preset.evidence)

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from retl.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome
 from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
-from retl.http.outcome import LONGEST_REASON, Reply, Sent, interpret, scrub
+from retl.http.outcome import Reply, Sent, interpret
 from retl.http.rules import HeaderWait, Rules, look, text
+from retl.http.scrub import LONGEST_REASON, scrub
 from retl.http.waits import LONGEST_WAIT, wait_asked
 
 POSITIONAL = Rules(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from retl import destinations
 from retl.definitions import Sync
-from retl.reference import sync_schema
+from retl.reference import sync_schema, types, write_pages
 
 
 def test_the_schema_has_every_key_of_a_sync_but_its_name() -> None:
@@ -19,7 +20,7 @@ def test_the_schema_has_every_key_of_a_sync_but_its_name() -> None:
 
 def test_the_schema_knows_every_destination() -> None:
     schema = sync_schema()
-    for type_name in destinations.names():
+    for type_name in types():
         part = schema["$defs"][f"{type_name}_destination"]
         known = destinations.load(type_name).Options.model_fields.keys()
         assert part["properties"].keys() == known | {"connection", "type"}
@@ -40,6 +41,13 @@ def test_the_schema_speaks_the_users_spellings() -> None:
     text = json.dumps(properties)
     assert '"strategy"' not in text.replace(json.dumps(properties["description"]), "")
     assert "pattern" in json.dumps(properties["enabled"])
+
+
+def test_the_pages_of_the_destinations_are_not_stale(tmp_path: Path) -> None:
+    write_pages(tmp_path)
+    made = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    kept = Path(__file__).parents[1] / "docs" / "destinations"
+    assert {path.name: path.read_text(encoding="utf-8") for path in kept.iterdir()} == made, "run `make docs`"
 
 
 def found(thing: Any, key: str) -> list[str]:

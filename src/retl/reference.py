@@ -1,12 +1,16 @@
-"""What the code knows of itself, for reading: the JSON Schema of sync files.
+"""What the code knows of itself, for reading: the JSON Schema of sync files, and a page per destination.
 
 It is made from the definitions and from every destination's own Options, so it cannot say anything that
-validation does not. It reads no project.
+validation does not. It reads no project. `python -m retl.reference docs/destinations` writes the pages.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -14,7 +18,108 @@ from retl import destinations
 from retl.definitions import Sync
 from retl.settings import DEFAULT_CONNECTIONS
 
+if TYPE_CHECKING:
+    from retl.destinations import Destination
+    from retl.destinations.presets import Preset
+
+_OPERATIONS = ("upsert", "insert", "update", "delete")
 _VARIABLE = {"type": "string", "pattern": r"\$\{[A-Za-z_]", "description": "a ${NAME} of the environment"}
+
+
+def types() -> list[str]:
+    """Every destination type there is: those with code of their own, then the presets."""
+    return [*destinations.names(), *destinations.preset_names()]
+
+
+def page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
+    """What there is to know of a destination type; of a preset also what it does and how we know."""
+    preset: Preset | None = getattr(kind, "preset", None)
+    text = inspect.cleandoc((preset.docs if preset else inspect.getmodule(kind).__doc__) or "")
+    found: dict[str, Any] = {"name": name, "summary": preset.summary if preset else text.split("\n")[0]}
+    found |= {"text": text, "connection": _fields(kind.Connection), "destination": _fields(kind.Options)}
+    return found | (_facts(preset) if preset else {})
+
+
+def markdown(page: dict[str, Any]) -> str:
+    """The page as a file of docs/destinations/."""
+    is_preset = "evidence" in page
+    parts = [f"# {page['name']}", *([f"{page['summary']}."] if is_preset else []), page["text"]]
+    for title in ("connection", "destination"):
+        rows: list[tuple[Any, ...]] = [
+            (f"`{o['option']}`", _default(o), o["description"]) for o in page[title]
+        ]
+        parts += [f"## Under `{title}`", _grid(("option", "default", ""), rows)] if rows else []
+    if is_preset:
+        rows = [(o["operation"], f"`{o['request']}`", o["rows"], o["only_if"]) for o in page["operations"]]
+        parts += ["## What it sends", _grid(("operation", "request", "rows each", "only with"), rows)]
+        parts += [f"Limits: {page['limits']}.", f"Evidence: {', '.join(page['evidence'])}."]
+        parts += [f"Source: {page['source']} (checked on {page['checked_on']})."]
+        parts += ["## A sync", f"```yaml\n{page['example'].rstrip()}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _grid(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join("| " + " | ".join(str(cell or "") for cell in line) + " |" for line in lines)
+
+
+def _default(option: dict[str, Any]) -> str:
+    return "required" if option["required"] else f"`{option['default']}`" if option["default"] else ""
+
+
+def _fields(model: type[BaseModel]) -> list[dict[str, Any]]:
+    """The options of a model; the defaults of whole groups are those of their own options."""
+    return [
+        {
+            "option": field.alias or key,
+            "required": field.is_required(),
+            "default": _word(field.default) if isinstance(field.default, str | int | float) else None,
+            "description": field.description,
+        }
+        for key, field in model.model_fields.items()
+        if key not in ("connection", "type")
+    ]
+
+
+def _word(value: Any) -> str:
+    """A value as YAML writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _facts(preset: Preset) -> dict[str, Any]:
+    given = {name: part for name in _OPERATIONS if (part := getattr(preset, name)) is not None}
+    limits = preset.limits
+    said = [f"{limits.requests} requests per {limits.per:g} s"] if limits.requests else []
+    said += [f"{limits.concurrency} at a time"] if limits.concurrency else []
+    return {
+        "operations": [
+            {
+                "operation": name,
+                "request": f"{part.get('method', 'POST')} {part['path']}",
+                "rows": part.get("max_rows", 1),
+                "only_if": ", ".join(
+                    f"{option}: {' or '.join(map(_word, values))}"
+                    for option, values in part.get("only_if", {}).items()
+                ),
+            }
+            for name, part in given.items()
+        ],
+        "limits": f"{', '.join(said)}; of requests {limits.share:.0%} are ours unless the connection's"
+        f" `limits` say otherwise. They are from: {limits.source} (checked on {limits.checked_on})",
+        "evidence": list(preset.evidence),
+        "source": preset.source,
+        "checked_on": str(preset.checked_on),
+        "example": preset.example,
+    }
+
+
+def write_pages(folder: Path) -> None:
+    """A page per destination type, and no other page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.md"):
+        old.unlink()
+    for name in types():
+        (folder / f"{name}.md").write_text(markdown(page(name, destinations.load(name))), encoding="utf-8")
 
 
 def sync_schema() -> dict[str, Any]:
@@ -25,7 +130,7 @@ def sync_schema() -> dict[str, Any]:
     schema["properties"].pop("name")
     schema["required"].remove("name")
     variants = []
-    for type_name in [*destinations.names(), *destinations.preset_names()]:
+    for type_name in types():
         definitions[f"{type_name}_destination"] = _options(type_name, definitions)
         variants.append({"$ref": f"#/$defs/{type_name}_destination"})
     schema["properties"]["destination"] = {"description": "Where to, and how.", "anyOf": variants}
@@ -84,3 +189,7 @@ def _with_variables(schema: Any) -> Any:
         inside = {k: v for k, v in schema.items() if k not in outside}
         return {**outside, "anyOf": [inside, _VARIABLE]}
     return {name: _with_variables(item) for name, item in schema.items()}
+
+
+if __name__ == "__main__":
+    write_pages(Path(sys.argv[1]))

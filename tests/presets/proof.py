@@ -47,6 +47,23 @@ def lines(path: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in shared(path).read_text().splitlines()]
 
 
+def nullable(schema: Any) -> Any:
+    """OpenAPI's `nullable` as JSON Schema says it."""
+    if isinstance(schema, list):
+        return [nullable(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: nullable(part) for name, part in schema.items()}
+    if made.get("nullable") is True and isinstance(made.get("type"), str):
+        made["type"] = [made["type"], "null"]
+    return made
+
+
+def passed(exchange: Any) -> bool:
+    """No fault."""
+    return False
+
+
 @dataclass
 class Memory:
     """A journal that keeps nothing beyond the process, but the handles."""
@@ -159,7 +176,12 @@ class Proof:
         if url is not None and "url" not in given:
             given["base_url"] = url
         model = destinations.load(self.preset).Options
-        return model(connection=given, **(self.parameters if parameters is None else parameters))
+        made = model(connection=given, **(self.parameters if parameters is None else parameters))
+        if made.http.job is not None:  # vendors' jobs take longer than the fakes'
+            made._http = made.http.model_copy(
+                update={"job": made.http.job.model_copy(update={"every": 0.01})}
+            )
+        return made
 
     def deliver(
         self,
@@ -210,7 +232,7 @@ class Proof:
     def test_every_fault_is_survived(self, tell: Tell) -> None:
         for name, faults in self.faults().items():
             with self.vendor() as api:
-                api.faults += faults
+                api.faults += [passed, *faults] if self.renews else faults  # the token comes first
                 results = self.deliver(api, self.rows)
                 found = self.contents(api)
                 wanted = self.expected(self.rows)
@@ -258,7 +280,7 @@ class Proof:
         self.deliver(api, self.rows, parameters=self.deletes)
         for _ in range(2):
             gone = self.deliver(api, [row[:1] for row in self.rows[:2]], "delete", self.deletes)
-            assert [result.kind for result in gone] == [Kind.WRITTEN] * 2
+            assert {result.kind for result in gone} <= {Kind.WRITTEN, Kind.SKIPPED}
             assert self.contents(api) == self.expected(self.rows[2:])
 
     def test_an_expired_token_costs_no_row(self, api: Api, tell: Tell) -> None:
@@ -278,6 +300,7 @@ class Proof:
 
         file, pointer = self.contract
         document = json.loads(shared(f"contracts/{file}").read_text())
+        document = nullable(document)
         schema = {**document, "$ref": pointer} if pointer else document
         self.deliver(api, self.rows)
         writes = [
@@ -318,9 +341,10 @@ class Proof:
     def read(self, one: Recorded) -> Outcome:
         """What the preset's rules make of a recorded answer; a refusal of all is a refusal of each."""
         parameters = one.parameters or (self.deletes if one.operation == "delete" else None)
-        http = self.options(None, parameters).http
-        endpoint = getattr(http, OPERATION_NAMES[one.operation])
-        rules = endpoint.outcome or http.outcome
+        shape = self.shape(deletes="delete" if one.operation == "delete" else "keep")
+        destination = destinations.load(self.preset)(self.options(None, parameters), shape)
+        assert isinstance(destination, HttpDestination)
+        rules = destination.rules(one.operation)
         content = one.answer["resp_body"]
         headers = {name.lower(): value for name, value in one.answer["resp_headers"].items()}
         body = b"" if content in ("", None) else json.dumps(content).encode()

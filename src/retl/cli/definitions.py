@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -166,40 +166,32 @@ def destinations(
 ) -> None:
     """The targets there are; with a NAME, its page."""
     from retl import destinations as register
+    from retl import reference
 
+    own = _own_presets(invocation)
+    kinds = {**dict.fromkeys(reference.types(), register.load), **dict.fromkeys(own, own.__getitem__)}
     if name is not None:
-        kind = register.load(name)
-        page = _page(name, kind)
+        page = reference.page(name, kinds.get(name, register.load)(name))
         invocation.show(page, lambda: _page_pieces(page))
         return
-    rows = [(one, _text(register.load(one)).split("\n")[0]) for one in register.names()]
+    pages = [reference.page(one, load(one)) for one, load in kinds.items()]
+    rows = [(page["name"], page["summary"]) for page in pages]
     invocation.show(
         {"destinations": [{"name": one, "summary": summary} for one, summary in rows]},
         lambda: [Table(("type", "what it is"), rows)],
     )
 
 
-def _text(kind: type[Destination[Any]]) -> str:
-    """The module's docstring is the target's page."""
-    return inspect.cleandoc(inspect.getmodule(kind).__doc__ or "")
+def _own_presets(invocation: Invocation) -> Mapping[str, type[Destination[Any]]]:
+    """The presets of the project, if the command stands in one."""
+    from retl.settings import project_folder
 
+    folder = project_folder(invocation.folder)
+    if not (folder / "presets").is_dir():
+        return {}
+    from retl.destinations import presets
 
-def _page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
-    parts = {"connection": kind.Connection, "destination": kind.Options}
-    options = {
-        part: [
-            {
-                "option": field.alias or key,
-                "required": field.is_required(),
-                "default": None if field.is_required() or field.default is None else str(field.default),
-                "description": field.description,
-            }
-            for key, field in model.model_fields.items()
-            if not (part == "destination" and key in ("connection", "type"))
-        ]
-        for part, model in parts.items()
-    }
-    return {"name": name, "text": _text(kind), **options}
+    return {name: preset.destination for name, preset in presets.own(folder.resolve()).items()}
 
 
 def _page_pieces(page: dict[str, Any]) -> list[Piece]:
@@ -208,4 +200,12 @@ def _page_pieces(page: dict[str, Any]) -> list[Piece]:
     for part in ("connection", "destination"):
         rows = [tuple(option[header] for header in headers) for option in page[part]]
         pieces.append(Table(headers, rows, title=f"{part} options:"))
+    if "evidence" in page:
+        headers = ("operation", "request", "rows", "only_if")
+        rows = [tuple(one[header] for header in headers) for one in page["operations"]]
+        pieces.append(Table(("operation", "request", "rows each", "only with"), rows, title="what it sends:"))
+        pieces.append(
+            f"limits: {page['limits']}\nevidence: {', '.join(page['evidence'])}, {page['source']}\n"
+        )
+        pieces.append(f"a sync:\n{page['example']}")
     return pieces

@@ -183,6 +183,10 @@ class HttpDestination(Destination[HttpOptions]):
     def request(self, batch: Batch) -> bytes:
         return self._request(batch).dump()
 
+    def rules(self, operation: Operation) -> Rules:
+        """How answers to this operation are read."""
+        return self._call(operation)[1]
+
     def close(self) -> None:
         self._client.close()
 
@@ -275,10 +279,14 @@ def _rules(endpoint: Endpoint, shared: Rules, operation: Operation, keys: list[s
     for to in (identity.to for identity in rules.match if rules.rows in ("listed", "errors_by_value")):
         if not (to == "$row_no" or to.removeprefix("$") in keys or (to == "$key" and len(keys) == 1)):
             raise DefinitionError("HTTP_MATCH", f"`match.to: {to}` is no field of the key and not $row_no")
-    if operation not in ("delete", "update_only") or not set(keys) <= set(endpoint.placeholders):
+    if operation not in ("delete", "update_only") or not _addressed(endpoint, keys):
         return rules
     none = Case(status=(404, 410), means="written" if operation == "delete" else "absent")
     return rules.model_copy(update={"cases": (*rules.cases, none)})
+
+
+def _addressed(endpoint: Endpoint, keys: list[str]) -> bool:
+    return set(keys) <= set(endpoint.placeholders) or "$key" in endpoint.placeholders
 
 
 def _endpoints(options: HttpOptions, shape: Shape) -> dict[Operation, Endpoint]:

@@ -6,6 +6,7 @@ stored or compared.
 
 from __future__ import annotations
 
+import json
 import re
 from base64 import b64encode
 from hashlib import sha256
@@ -44,6 +45,10 @@ class Anonymous(Definition):
     def target(self) -> str | None:
         """Path and query, where they are the secret themselves and stand in place of a request's own."""
         return None
+
+    def body(self, body: bytes) -> bytes:
+        """The body with the credential in it, where that is its place."""
+        return body
 
     def mark(self) -> str:
         """What tells this target from others at its address where the address is not told; no secret."""
@@ -101,6 +106,21 @@ class InQuery(Anonymous):
         return f"{quote(self.name, safe='')}={quote(self.value.get_secret_value(), safe='')}"
 
 
+class InBody(Anonymous):
+    """A secret among the members of the JSON object that is sent: it is added last and never shown."""
+
+    type: Literal["body"]  # type: ignore[assignment]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_]+$")]
+    value: Secret
+
+    def body(self, body: bytes) -> bytes:
+        pair = json.dumps({self.name: self.value.get_secret_value()})[:-1].encode()
+        return pair + (b"," if body[1:2] != b"}" else b"") + body[1:] if body.startswith(b"{") else body
+
+    def mark(self) -> str:
+        return _mark(self.value)
+
+
 class WholeUrl(Anonymous):
     """The address itself is the secret, path and query and all, as with incoming webhooks."""
 
@@ -128,7 +148,11 @@ class WholeUrl(Anonymous):
         return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
     def mark(self) -> str:
-        return "#" + sha256(self.url.get_secret_value().encode()).hexdigest()[:16]
+        return _mark(self.url)
 
     def secrets(self) -> list[str]:
         return [self.url.get_secret_value(), self.target(), *self.target().split("/")]
+
+
+def _mark(secret: SecretStr) -> str:
+    return "#" + sha256(secret.get_secret_value().encode()).hexdigest()[:16]

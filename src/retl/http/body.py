@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, unquote, urlencode
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import msgspec
 from pydantic import Field, model_validator
@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from retl.definitions import Definition
 from retl.errors import Poisoned
 from retl.http.auth import HeaderName
-from retl.http.cells import PLACEHOLDER, Cast, Cells, Members, Row, exact
+from retl.http.cells import OF_ALL_ROWS, PLACEHOLDER, Cast, Cells, Members, Row, exact
 from retl.http.rules import Rules, look, text
 
 _PATH = re.compile(r"(?:/(?!/)[A-Za-z0-9._~!$&'()*+,;=:@%-]*)+(?:\?[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?")
@@ -40,7 +40,9 @@ class Endpoint(Definition):
     """How one operation looks on the wire.
 
     `wrap` is the dotted path of the list of rows inside the body ("" = the body is that list); without
-    it the row is the body and there is one row per request. `envelope` is the rest of the body.
+    it the row is the body and there is one row per request. `envelope` is the rest of the body. In the
+    query `{$keys}` are the keys of all rows with commas between them, and `{$body}` is what would else be
+    the body, which then is empty.
     """
 
     method: Literal["POST", "PUT", "PATCH", "DELETE"] = "POST"
@@ -53,15 +55,17 @@ class Endpoint(Definition):
     headers: dict[HeaderName, str] = Field(default={})
     max_rows: Annotated[int, Field(ge=1)] | None = None
     max_bytes: Annotated[int, Field(ge=1)] | None = None
+    max_row_bytes: Annotated[int, Field(ge=1)] | None = None
     outcome: Rules | None = None  # in place of the destination's
 
     @property
     def placeholders(self) -> list[str]:
-        return PLACEHOLDER.findall(self.path)
+        return [name for name in PLACEHOLDER.findall(self.path) if name not in OF_ALL_ROWS]
 
     @property
     def rows_at_most(self) -> int | None:
-        single = self.placeholders or (self.wrap is None and self.encoding != "ndjson")
+        listed = self.wrap is not None or self.encoding == "ndjson" or "{$keys}" in self.path
+        single = self.placeholders or not listed
         return 1 if single else self.max_rows
 
     @model_validator(mode="after")
@@ -143,6 +147,11 @@ class Template:
             raise Poisoned(
                 "NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot say"
             ) from None
+        if "{$" in target:
+            keys = ",".join(quote(text(row[0]), safe="") for row in rows)
+            target = target.replace("{$keys}", keys)
+            if "{$body}" in target:
+                target, body = target.replace("{$body}", quote(body, safe="")), b""
         if self.endpoint.max_bytes is not None and len(body) > self.endpoint.max_bytes:
             raise Poisoned("TOO_LARGE", f"{len(body)} bytes where a request takes {self.endpoint.max_bytes}")
         return Request(self.endpoint.method, target, self._headers, body)
@@ -180,6 +189,10 @@ class Template:
         assert self._row is not None
         cell = self._row
         made = [cell(row, n, members[n]) for n, row in enumerate(rows)]
+        if (most := self.endpoint.max_row_bytes) is not None:
+            made = [msgspec.Raw(exact.encode(one)) for one in made]
+            if max(len(bytes(one)) for one in made) > most:
+                raise Poisoned("TOO_LARGE", f"a row has more than the {most} bytes that the target takes")
         match self.endpoint.encoding:
             case "ndjson":
                 return b"".join(exact.encode(one) + b"\n" for one in made)

@@ -3,9 +3,10 @@
 A string that begins with `$` stands for a value, everything else is a constant: `$name` a destination
 field, `$fields` all fields but the key's as an object, `$row` key and fields as an object, `$key` the
 key, `$row_no` the row's number in its request as text ("0", "1", …); `$field.row` names a field that is
-called like one of those, `$$` begins a text with a dollar sign. An object with the one member `$base64`
-is the base64 of that member as JSON, one with the one member `$path` a path whose `{field}` are filled
-in. The fields' JSON comes from SQL and is spliced as it is, so digits survive.
+called like one of those, `$$` begins a text with a dollar sign. The member `...` of an object spreads
+the members of its value there. An object with the one member `$base64` is the base64 of that member as
+JSON, one with the one member `$path` a path whose `{field}` are filled in. The fields' JSON comes from
+SQL and is spliced as it is, so digits survive.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from retl.http.rules import text
 
 PLACEHOLDER = re.compile(r"\{([^{}/]+)\}")
 OMIT = object()
+OF_ALL_ROWS = ("$keys", "$body")
 
 Row = tuple[Any, ...]  # the key's values, then the fields as one JSON object (str); a delete: the key only
 Members = dict[str, msgspec.Raw]
@@ -68,6 +70,9 @@ class Cells:
                 return lambda row, n, members: b64encode(exact.encode(cell(row, n, members))).decode()
             case {"$path": str(path), **others} if not others:
                 return self.path(path)
+            case {"...": inner, **others}:
+                cells = [self.make(others), self.make(inner)]
+                return lambda row, n, members: _joined([cell(row, n, members) for cell in cells])
             case dict():
                 pairs = [(str(name), self.make(part)) for name, part in shape.items()]
                 return lambda row, n, members: {
@@ -96,14 +101,18 @@ class Cells:
                 return lambda row, n, members: shape
 
     def path(self, path: str) -> Cell:
-        """A path, each of its `{field}` (or `{$key}`) one percent-encoded segment of it."""
+        """A path, each of its `{field}` (or `{$key}`) one percent-encoded segment of it. What stands for
+        all rows is left as it is."""
         parts = [
-            part if n % 2 == 0 else self.make(part if part == "$key" else f"$field.{part}")
+            f"{{{part}}}" if n % 2 and part in OF_ALL_ROWS else self._part(part) if n % 2 else part
             for n, part in enumerate(PLACEHOLDER.split(path))
         ]
         return lambda row, n, members: "".join(
             part if isinstance(part, str) else _segment(part(row, n, members)) for part in parts
         )
+
+    def _part(self, name: str) -> Cell:
+        return self.make(name if name == "$key" else f"$field.{name}")
 
     def _field(self, name: str) -> Cell:
         if name in self.keys:
@@ -133,6 +142,12 @@ class Cells:
                 row[-1].encode() if self._cast is None else exact.encode(self._cast_fields(row, n, members))
             )
         return msgspec.Raw(key if fields == b"{}" else key[:-1] + b"," + fields[1:])
+
+
+def _joined(objects: Sequence[Any]) -> msgspec.Raw:
+    """Several objects as one; members are not looked at."""
+    inside = [exact.encode(one)[1:-1] for one in objects]
+    return msgspec.Raw(b"{" + b",".join(part for part in inside if part) + b"}")
 
 
 def _segment(value: Any) -> str:

@@ -117,13 +117,14 @@ class Client:
         target = self._auth.target() or request.target
         if query:
             target += ("&" if "?" in target else "?") + query
-        length = {"Content-Length": str(len(request.body))}
+        body = self._auth.body(request.body)
+        length = {"Content-Length": str(len(body))}
         credential = self._auth.headers()
         headers = {**self._headers, **credential, **dict(request.headers), **(extra or {}), **length}
         url = httpcore2.URL(
             scheme=self.address.scheme, host=self.address.host, port=self.address.port, target=target
         )
-        return self._exchange(request.method, url, list(headers.items()), request.body), credential
+        return self._exchange(request.method, url, list(headers.items()), body), credential
 
     def connect(self) -> None:
         """Reach the server, TLS included, and say nothing to it. Raises as `send` does."""

@@ -16,7 +16,7 @@ from urllib.parse import urlencode, urlsplit
 from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 
 from retl.errors import Ambiguous, Systemic, Unavailable
-from retl.http.auth import Anonymous, Basic, Bearer, InHeader, InQuery, WholeUrl
+from retl.http.auth import Anonymous, Basic, Bearer, InBody, InHeader, InQuery, WholeUrl
 from retl.http.body import Request
 from retl.http.client import Address, Client, Timeouts
 from retl.http.outcome import Reply
@@ -103,7 +103,7 @@ class OAuth2(Anonymous):
         finally:
             client.close()
         token, life = look(reply.content, "access_token"), look(reply.content, "expires_in")
-        if reply.status == 429 or reply.status >= 500:
+        if reply.status == 429 or reply.status >= 500 or not reply.whole:
             raise Unavailable("OAUTH_UNAVAILABLE", f"{address} answered {reply.status} to a token request")
         if reply.status not in (200, 201) or not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
             said = look(reply.content, "error")
@@ -119,5 +119,5 @@ class OAuth2(Anonymous):
 
 
 Auth = Annotated[
-    Anonymous | Bearer | Basic | InHeader | InQuery | WholeUrl | OAuth2, Field(discriminator="type")
+    Anonymous | Bearer | Basic | InHeader | InQuery | InBody | WholeUrl | OAuth2, Field(discriminator="type")
 ]

@@ -20,9 +20,8 @@ import msgspec
 from retl.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
 from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
 from retl.http.rules import Rules, look, text
+from retl.http.scrub import scrub
 from retl.http.waits import wait_asked
-
-LONGEST_REASON = 200  # characters
 
 _AGAIN = frozenset({425, 429, 503})  # refused before anything was done
 _REFUSED = frozenset({400, 409, 413, 414, 422})  # something in it is bad, nothing was applied
@@ -111,7 +110,9 @@ def _means(meaning: str, reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     said = ": ".join(part for part in (f"the target answered {_phrase(reply.status)}", code, reason) if part)
     name = f"HTTP_{reply.status}"
     if meaning == "unavailable":
-        raise Unavailable(name, said, retry_after=wait_asked(reply.headers, rules.retry_after))
+        wait = wait_asked(reply.headers, rules.retry_after)
+        usual = rules.wait if reply.status == 429 else None
+        raise Unavailable(name, said, retry_after=usual if wait is None else wait)
     errors: dict[str, type[TargetError]] = {"refused": Poisoned, "unknown": Ambiguous}
     raise errors.get(meaning, Systemic)(name, said, hint=_hint(reply))
 
@@ -136,7 +137,7 @@ def _accepted(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
 
 def _by_row(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     """What the items of an answer say of their rows."""
-    items = look(reply.content, rules.at)
+    items = _items(reply.content, rules.at)
     if rules.rows == "positional":
         if not isinstance(items, list) or len(items) != sent.rows:
             return Outcome(UNKNOWN)
@@ -175,8 +176,8 @@ def _counted(outcome: Outcome, rules: Rules, content: Any, sent: Sent) -> Outcom
 
 def _listed(content: Any, rules: Rules, sent: Sent) -> Outcome:
     found: dict[int, RowResult] = {}
-    for path, bad in ((rules.at, False), (rules.errors_at, True)):
-        items = None if path is None else look(content, path)
+    for paths, bad in ((rules.at, False), ((rules.errors_at,), True)):
+        items = _items(content, [path for path in paths if path is not None])
         for rows, item in _named(items if isinstance(items, list) else [], rules, sent):
             for n in rows:
                 result = _judged(item, n, rules, sent, bad=bad)
@@ -185,6 +186,14 @@ def _listed(content: Any, rules: Rules, sent: Sent) -> Outcome:
     for rows, _ in _named(waiting if isinstance(waiting, list) else [], rules, sent):
         found |= {n: RowResult(Kind.RETRY) for n in rows if n not in found}
     return _outcome(UNKNOWN, found)
+
+
+def _items(content: Any, paths: Sequence[str]) -> Any:
+    """The list at a path; of several paths, all lists there are, as one."""
+    if len(paths) == 1:
+        return look(content, paths[0])
+    found = [part for path in paths if isinstance(part := look(content, path), list)]
+    return [item for part in found for item in part] if found else None
 
 
 def _named(items: Sequence[Any], rules: Rules, sent: Sent) -> Iterator[tuple[Sequence[int], Any]]:
@@ -254,23 +263,6 @@ def _said(value: Any, rules: Rules, sent: Sent, row: int | None) -> tuple[str | 
     known = list(sent.texts(row))
     code, reason = (None if part is None else scrub(part, known) for part in found)
     return (code if code and "…" not in code and len(code) <= 64 else None), reason
-
-
-def scrub(sentence: str, values: Iterable[str]) -> str | None:
-    """A sentence of a target without any of the values, at most LONGEST_REASON characters on one line;
-    None if nothing is left. A value goes whole, and each of its words goes wherever it stands alone."""
-    line = "".join(c if c.isprintable() else " " for c in sentence[: 20 * LONGEST_REASON])
-    words: set[str] = set()
-    folded = line.casefold()
-    for value in values:
-        if len(value) > 3 and value.casefold() in folded:
-            line = re.sub(re.escape(value), "…", line, flags=re.IGNORECASE)
-        words.update(word.casefold() for word in re.findall(r"\w+", value))
-    line = re.sub(r"\w+", lambda found: "…" if found[0].casefold() in words else found[0], line)
-    line = " ".join(line.split())
-    if not re.search(r"\w", line):
-        return None
-    return line if len(line) <= LONGEST_REASON else line[: LONGEST_REASON - 1] + "…"
 
 
 def _phrase(status: int) -> str:

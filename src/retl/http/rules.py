@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
-from retl.definitions import Definition
+from retl.definitions import Definition, Duration
 
 Paths = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
@@ -94,11 +94,11 @@ class Rules(Definition):
 
     rows: `all_or_nothing` = an ok is an ok for all · `none` = the same, and the body is not even read ·
     `positional` = one item per row, in their order · `listed` = one item per row, named by `match` ·
-    `errors_by_index`, `errors_by_value` = one item per bad row, named by the number at `index` or by
-    `match` · `counts_only` = no row is named. `at` is where that list is; `failed` where a number says
-    how many rows are bad, whether they are named or not; `retry_at` where rows are named that were not
-    looked at. `row_ok`, `row_kept`, `row_absent`, `row_retry` judge an item, and `inside` is the place of
-    a base64 JSON in it. An index may be the one number in a pointer such as /data/3/email.
+    `errors_by_index`, `errors_by_value` = one item per bad row, named by the number at `index` (which may
+    be the one number in a pointer such as /data/3/email) or by `match` · `counts_only` = no row is named.
+    `at` is where that list is, or those lists are; `failed` where a number says how many rows are bad,
+    named or not; `retry_at` where rows are named that were not looked at. `row_ok`, `row_kept`,
+    `row_absent`, `row_retry` judge an item, and `inside` is the place of a base64 JSON in it.
     """
 
     ok: tuple[int, ...] = (200, 201, 202, 204)
@@ -113,7 +113,7 @@ class Rules(Definition):
         "errors_by_value",
         "counts_only",
     ] = "all_or_nothing"
-    at: str = ""
+    at: Paths = ("",)
     errors_at: str | None = None  # listed only: a second list, of bad rows
     failed: str | None = None
     retry_at: str | None = None  # listed only
@@ -132,6 +132,7 @@ class Rules(Definition):
     reason: Paths = ("error.message", "errors.0.message", "message", "detail", "error")
     ref: str | None = None
     retry_after: HeaderWait | None = None
+    wait: Duration | None = None  # after a 429 that does not say how long
     usage: Usage | None = None
     cases: tuple[Case, ...] = ()
 

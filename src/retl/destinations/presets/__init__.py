@@ -4,13 +4,13 @@ A preset fills in the models of `destinations/http.py`; it cannot do anything a 
 could not. `<name>` in it is a key that its connection takes or a parameter that a sync gives: alone it
 is the value itself, inside a text it joins the text (percent-encoded in paths), and a member whose value
 was left out is left out with it. `$<name>` in a row is the field that the parameter names, of a list
-those fields.
+those fields. A member `name?parameter` is there only if that was given, `name!parameter` only if not.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 from functools import cache, cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ Evidence = Literal["contract", "recording", "golden", "docs"]
 _FOLDER = Path(__file__).parent
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _USE = re.compile(r"<([a-z_]+)>")
+_IF = re.compile(r"([?!])([a-z_]+)$")
 _ABSENT = object()
 
 
@@ -98,12 +99,8 @@ class Preset(Definition):
     def options(self, connection: PresetConnection, parameters: Mapping[str, Any]) -> HttpOptions:
         """What the preset stands for, with these values. ValidationError where they do not fit."""
         given = {**{name: getattr(connection, name) for name in self.connection}, **parameters}
-        reached: dict[str, Any] = {
-            "base_url": connection.base_url or self.base_url,
-            "auth": self.auth,
-            "headers": self.headers,
-        }
-        reached = {name: part for name, part in reached.items() if part is not None}
+        given["base_url"] = connection.base_url or (self.base_url and _fill(self.base_url, given))
+        reached = {"base_url": "<base_url>", "auth": self.auth, "headers": self.headers}
         raw: dict[str, Any] = {"outcome": self.outcome}
         for name in ("upsert", "insert", "update", "delete", "job", "idempotency", "check"):
             part = getattr(self, name)
@@ -233,7 +230,10 @@ def _holds(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
 def _fill(part: Any, given: Mapping[str, Any], place: str = "") -> Any:
     """A part of a preset with the values in it; `place` is the member that it belongs to."""
     if isinstance(part, dict):
-        made = {name: _fill(value, given, place if place == "row" else name) for name, value in part.items()}
+        made = {
+            _fill(name, given): _fill(value, given, place if place == "row" else name)
+            for name, value in _present(part, given)
+        }
         return {name: value for name, value in made.items() if value is not _ABSENT}
     if isinstance(part, list):
         return [value for item in part if (value := _fill(item, given, place)) is not _ABSENT]
@@ -255,6 +255,16 @@ def _fill(part: Any, given: Mapping[str, Any], place: str = "") -> Any:
         plain = {name: quote(value, safe="") for name, value in plain.items()}
     text = _USE.sub(lambda found: plain[found[1]], part)
     return SecretStr(text) if any(isinstance(value, SecretStr) for value in values.values()) else text
+
+
+def _present(part: dict[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The members of a part that are there with these values."""
+    for written, value in part.items():
+        found = _IF.search(written)
+        if found is None:
+            yield written, value
+        elif (given[found[2]] is None) == (found[1] == "!"):
+            yield written[: found.start()], value
 
 
 def _plain(value: Any) -> str:

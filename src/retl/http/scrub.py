@@ -1,0 +1,25 @@
+"""What a target says, without the values it was told: reasons are kept and shown, rows are not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+LONGEST_REASON = 200  # characters
+
+
+def scrub(sentence: str, values: Iterable[str]) -> str | None:
+    """A sentence of a target without any of the values, at most LONGEST_REASON characters on one line;
+    None if nothing is left. A value goes whole, and each of its words goes wherever it stands alone."""
+    line = "".join(c if c.isprintable() else " " for c in sentence[: 20 * LONGEST_REASON])
+    words: set[str] = set()
+    folded = line.casefold()
+    for value in values:
+        if len(value) > 3 and value.casefold() in folded:
+            line = re.sub(re.escape(value), "…", line, flags=re.IGNORECASE)
+        words.update(word.casefold() for word in re.findall(r"\w+", value))
+    line = re.sub(r"\w+", lambda found: "…" if found[0].casefold() in words else found[0], line)
+    line = " ".join(line.split())
+    if not re.search(r"\w", line):
+        return None
+    return line if len(line) <= LONGEST_REASON else line[: LONGEST_REASON - 1] + "…"

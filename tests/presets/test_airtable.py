@@ -1,0 +1,74 @@
+"""Airtable: ten records, all or nothing, and the bad one has to be found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from retl.batch import Field, Kind
+from retl.errors import Poisoned, Unavailable
+from retl.http.outcome import Reply, Sent, interpret
+from tests import api as fake
+from tests.api import TOKEN, Api
+from tests.presets.proof import WHOLE, Proof, Recorded, lines
+
+
+class Airtable(Api):
+    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        if headers.get("authorization") != f"Bearer {TOKEN}":
+            return 401, {"error": {"type": "AUTHENTICATION_REQUIRED", "message": "Authentication required"}}
+        content = json.loads(body)
+        rows = [one["fields"] for one in content["records"]]
+        if len(rows) > 10 or any((row["visits"] or 0) < 0 for row in rows):
+            return 422, {"error": {"type": "INVALID_VALUE_FOR_COLUMN", "message": "a field cannot accept it"}}
+        (name,) = content["performUpsert"]["fieldsToMergeOn"]
+        for row in rows:
+            key = row.pop(name)
+            self.users.setdefault(key, {}).update(row)
+        return 200, {"records": [{"id": f"rec{n}", "fields": row} for n, row in enumerate(rows)]}
+
+
+class TestAirtable(Proof):
+    preset, vendor, limit, key = "airtable", Airtable, 10, "Email"
+    parameters = {"base": "appX", "table": "Tbl", "match": ["Email"]}
+    bad = ("d@x.io", "Dan", -1)
+    golden = (
+        "airtable_batch_upsert.jsonl",
+        0,
+        {"base": "appX", "table": "Tbl", "match": ["Email"]},
+        (Field("Score", WHOLE),),
+        [(f"{n}@x", n) for n in range(10)],
+    )
+
+    def faults(self) -> dict[str, Any]:
+        return {
+            **super().faults(),
+            "429 and no word of when": [fake.answer(503)],
+        }  # its 30 s are tested below
+
+    def alike(self, request: dict[str, Any]) -> Any:
+        request["body"].pop("returnFieldsByFieldId", None)  # the SDK spells out the default
+        return request
+
+    def recorded(self) -> Iterator[Recorded]:
+        for one in lines("recordings/airtable.jsonl"):
+            if one["method"] in ("POST", "PATCH"):
+                rows = one["req_body"]["records"]
+                kind = Kind.WRITTEN if one["status"] == 200 else Kind.REJECTED
+                yield Recorded(one, [str(n) for n in range(len(rows))], [kind] * len(rows))
+
+    def test_one_bad_row_refuses_its_batch_without_being_named(self) -> None:
+        rules = self.options().http.outcome
+        for one in lines("recordings/airtable.jsonl"):
+            if one["status"] == 422 and len(one["req_body"]["records"]) > 1:
+                reply = Reply(422, {}, json.dumps(one["resp_body"]).encode())
+                with pytest.raises(Poisoned):
+                    interpret(reply, rules, Sent(2, True, lambda to: ["a", "b"], lambda row: []))
+
+    def test_a_429_means_thirty_seconds(self) -> None:
+        with pytest.raises(Unavailable) as caught:
+            self.read(Recorded({"status": 429, "resp_headers": {}, "resp_body": {}}, ["a"], []))
+        assert caught.value.retry_after == 30

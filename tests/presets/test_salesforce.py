@@ -1,0 +1,90 @@
+"""Salesforce collections: failures by position, without an id; a locked row comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from retl.batch import Kind
+from retl.http.rules import Rules
+from retl.http.waits import quota
+from tests import api as fake
+from tests.api import TOKEN
+from tests.presets.oauth import TokenServer, expire
+from tests.presets.proof import Proof, Recorded, lines
+
+LOCKED = {
+    "success": False,
+    "errors": [{"statusCode": "UNABLE_TO_LOCK_ROW", "message": "unable to obtain access"}],
+}
+
+
+class Salesforce(TokenServer):
+    path = "/services/oauth2/token"
+
+    def take(self, method: str, path: str, content: Any) -> tuple[int, Any]:
+        if method == "DELETE":
+            ids = [unquote(one) for one in urlsplit(path).query.split("&")[0].removeprefix("ids=").split(",")]
+            gone = [self.users.pop(one, None) is not None for one in ids]
+            missing = {"success": False, "errors": [{"statusCode": "ENTITY_IS_DELETED", "message": "gone"}]}
+            return 200, [
+                {"id": one, "success": True, "errors": []} if was else missing
+                for one, was in zip(ids, gone, strict=True)
+            ]
+        rows, result = content["records"], []
+        if len(rows) > 200 or content["allOrNone"] is not False:
+            return 400, [{"errorCode": "EXCEEDED_ID_LIMIT", "message": "record limit reached"}]
+        for row in rows:
+            assert row.pop("attributes") == {"type": "Contact"}
+            if (row["visits"] or 0) < 0:
+                result.append(
+                    {"success": False, "errors": [{"statusCode": "INVALID", "message": "below zero"}]}
+                )
+            else:
+                key = row.pop(path.rpartition("/")[2])
+                self.users.setdefault(key, {}).update(row)
+                result.append({"id": f"003{key}", "success": True, "errors": []})
+        return 200, result
+
+
+class TestSalesforce(Proof):
+    preset, vendor, limit, key, renews = "salesforce", Salesforce, 200, "Ext__c", True
+    connection = {"client_id": "me", "client_secret": TOKEN, "domain": "example.my.salesforce.com"}
+    parameters = {"object": "Contact", "match": "Ext__c"}
+    bad = ("d@x.io", "Dan", -1)
+    special = {"a locked row": [fake.changed(lambda said: [LOCKED, *said[1:]])]}
+
+    def expire(self, api: Any) -> None:
+        expire(api)
+
+    def recorded(self) -> Iterator[Recorded]:
+        for one in lines("recordings/salesforce.jsonl"):
+            if one["path"].endswith("/composite/sobjects") or (
+                one["method"] == "DELETE" and "sobjects" in one["path"]
+            ):
+                result = one["resp_body"]
+                kinds = [Kind.WRITTEN if item["success"] else Kind.REJECTED for item in result]
+                names = [str(n) for n in range(len(result))]
+                yield Recorded(
+                    one, names, kinds, refs=[item.get("id") if item["success"] else None for item in result]
+                )
+
+    def test_a_failure_is_known_by_its_place_for_it_has_no_id(self) -> None:
+        nameless = [
+            one for one in self.recorded() if any("id" not in item for item in one.answer["resp_body"])
+        ]
+        assert nameless
+        for one in nameless:
+            outcome = self.read(one)
+            for n, item in enumerate(one.answer["resp_body"]):
+                assert outcome.result(n).code == (
+                    None if item["success"] else item["errors"][0]["statusCode"]
+                )
+
+    def test_the_budget_is_read_from_its_header(self) -> None:
+        rules: Rules = self.options().http.outcome
+        assert rules.usage is not None
+        found = quota({"sforce-limit-info": "api-usage=3750/15000"}, rules.usage)
+        assert found is not None
+        assert (found.left, found.anew) == (0.75, None)

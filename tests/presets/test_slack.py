@@ -1,0 +1,57 @@
+"""Slack: a text `ok`, one message per row, never twice without being asked for."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from retl.batch import Field, Kind
+from retl.destinations import load
+from retl.values import Type
+from tests import api as fake
+from tests.presets.proof import TEXT, Proof
+from tests.presets.webhooks import PATH, Channel
+
+
+class Slack(Channel):
+    def post(self, content: Any) -> tuple[int, Any]:
+        if not content.get("text"):
+            return 400, b"no_text"
+        self.posted[content["text"]] += 1
+        return 200, b"ok"
+
+
+class TestSlack(Proof):
+    preset, vendor, write, idempotent = "slack", Slack, "append", False
+    connection = {"url": f"https://vendor{PATH}"}
+    fields = (Field("text", TEXT),)
+    rows = (("a", "one"), ("b", "two"), ("c", "three"))
+    bad = ("d", None)
+    special = {"a 200 that is not ok": [fake.instead(200, b"maybe")]}
+    golden = (
+        "slack_webhook.jsonl",
+        0,
+        {"blocks": "blocks"},
+        (Field("text", TEXT), Field("blocks", Type("json"))),
+        [("a", "run failed", '[{"type":"section","text":{"type":"mrkdwn","text":"*run* failed"}}]')],
+    )
+
+    def expire(self, api: Any) -> None:
+        api.faults.append(fake.answer(404, b"no_service"))
+
+    def contents(self, api: Any) -> dict[str, Any]:
+        names = {row[1]: row[0] for row in self.rows}
+        return {names[text]: {"text": text} for text in api.posted}
+
+    def alike(self, request: dict[str, Any]) -> Any:
+        return {**request, "path": "its address, which is the secret"}
+
+    def test_the_address_is_never_shown(self, api: Slack) -> None:
+        options = self.options(api.url)
+        destination = load(self.preset)(options, self.shape())
+        other = load(self.preset)(self.options("http://127.0.0.1:1"), self.shape())
+        assert "token" not in f"{options!r} {destination.capabilities} {destination.options!r}"
+        assert destination.capabilities.object != other.capabilities.object
+        results = self.deliver(api, self.rows)
+        assert {result.kind for result in results} == {Kind.WRITTEN}
+        assert json.dumps([path for _, path, _, _ in api.seen]).count(PATH) == len(self.rows)
