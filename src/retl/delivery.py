@@ -25,6 +25,8 @@ from retl.pace import Pace
 from retl.signals import Stop
 
 WINDOW = 16  # batches opened in the ledger at once: after a crash at most these are unknown
+SMALL_WINDOW = 64  # the same where they are small, for each opening waits for the disk
+SMALL_WINDOW_ROWS = 10_000
 SAME_CODE_ROWS = 100  # refused alike with not one accepted: the fault is not in the rows
 NOT_APPLIED = RowResult(Kind.RETRY)
 FAILED_RATE_FROM = 100  # attempted rows from which max_failed_rate is believed
@@ -332,7 +334,7 @@ class _Window(Iterator[Batch]):
     def __next__(self) -> Batch:
         with self._lock:
             if not self._ready and not self._closed:
-                opened = list(islice(self._batches, WINDOW))
+                opened = self._next()
                 if opened:
                     self._journal.open(opened)
                     log.event("batches_opened", batches=len(opened))
@@ -340,6 +342,16 @@ class _Window(Iterator[Batch]):
             if self._closed or not self._ready:
                 raise StopIteration
             return self._ready.popleft()
+
+    def _next(self) -> list[Batch]:
+        opened = list(islice(self._batches, WINDOW))
+        rows = sum(map(len, opened))
+        while len(opened) < SMALL_WINDOW and rows < SMALL_WINDOW_ROWS:
+            if (batch := next(self._batches, None)) is None:
+                break
+            opened.append(batch)
+            rows += len(batch)
+        return opened
 
     def close(self) -> list[Batch]:
         """Give out nothing more; returns what was opened and never given out."""
