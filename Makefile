@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
        --custom-compile-command "make lock" --extra demo pyproject.toml
 
-.PHONY: help demo test lint bench bench-large sync dry-run run-reverse-etl lock clean
+.PHONY: help demo test test-crash lint bench bench-large sync dry-run run-reverse-etl lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -17,6 +17,9 @@ demo: $(READY) ## the whole story on this machine: real servers, a kill half way
 
 test: $(READY) ## every test; ARGS=tests/test_servers.py for some
 	$(BIN)/pytest -n 2 $(ARGS)
+
+test-crash: $(READY) ## kill runs at every event and system call, ten minutes long, and print what was lost
+	$(BIN)/python -m tests.crash_sweep
 
 lint: $(READY) ## style, types, and that imports point down
 	$(BIN)/ruff check .

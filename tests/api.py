@@ -64,7 +64,7 @@ class Api:
             return 401, {"error": {"code": "bad_token", "message": f"who is {headers.get('authorization')}?"}}
         if self.forbidden:
             return 403, {"error": {"code": "forbidden", "message": "not with this scope"}}
-        content = json.loads(body, parse_float=Decimal) if body else None
+        content: Any = json.loads(body, parse_float=Decimal) if body else None
         match (method, path.split("/")[2:]):
             case ("GET", ["me"]):
                 return 200, {"id": "me"}
@@ -142,7 +142,7 @@ def changed(change: Callable[[Any], Any]) -> Fault:
 
     def fault(exchange: _Exchange) -> bool:
         status, content = exchange.perform()
-        exchange.reply(status, json.dumps(change(content)).encode(), {"Content-Type": "application/json"})
+        exchange.reply(status, *written(change(content)))
         return True
 
     return fault
@@ -156,6 +156,20 @@ def reset(*, applied: bool) -> Fault:
             exchange.perform()
         exchange.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         exchange.connection.close()
+        exchange.close_connection = True
+        return True
+
+    return fault
+
+
+def cut() -> Fault:
+    """Do what was asked, and break off in the middle of the answer."""
+
+    def fault(exchange: _Exchange) -> bool:
+        status, content = exchange.perform()
+        body, _ = written(content)
+        head = f"HTTP/1.1 {status} Told\r\nContent-Length: {len(body) + 10}\r\n\r\n"
+        exchange.wfile.write(head.encode() + body[: len(body) // 2])
         exchange.close_connection = True
         return True
 
@@ -179,6 +193,13 @@ def dripping(head: bytes, seconds: float) -> Fault:
         return True
 
     return fault
+
+
+def written(content: Any) -> tuple[bytes, dict[str, str]]:
+    """A content as body and headers: bytes are text, everything else is JSON."""
+    if isinstance(content, bytes):
+        return content, {"Content-Type": "text/plain"}
+    return b"" if content is None else json.dumps(content).encode(), {"Content-Type": "application/json"}
 
 
 class _Server(ThreadingHTTPServer):
@@ -207,8 +228,7 @@ class _Exchange(BaseHTTPRequestHandler):
             fault = api.faults.popleft() if api.faults else None
         if fault is None or not fault(self):
             status, content = self.perform()
-            body = b"" if content is None else json.dumps(content).encode()
-            self.reply(status, body, {"Content-Type": "application/json"})
+            self.reply(status, *written(content))
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_request
 
@@ -221,11 +241,10 @@ class _Exchange(BaseHTTPRequestHandler):
             return api.serve(self.command, self.path, self.named(), self.content)
 
     def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self._headers_buffer.append(b"\r\n" + body)  # one write: a peer that acknowledges late costs 40 ms
-        self.flush_headers()
+        given = {**headers, "Content-Length": str(len(body))}
+        head = [f"HTTP/1.1 {status} Told", *(f"{name}: {value}" for name, value in given.items())]
+        self.close_connection = self.close_connection or headers.get("Connection") == "close"
+        self.wfile.write("\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Quiet."""

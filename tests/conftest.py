@@ -61,3 +61,15 @@ def redis_server(session_redis: servers.RedisServer) -> servers.RedisServer:
     with session_redis.client() as client:
         client.flushdb()
     return session_redis
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the presets proved, one line each."""
+    from tests.presets.proof import table
+
+    reports = terminalreporter.getreports("passed")
+    proofs = [value for one in reports for name, value in one.user_properties if name == "proof"]
+    if proofs:
+        terminalreporter.section("presets")
+        for line in table(proofs):
+            terminalreporter.write_line(line)

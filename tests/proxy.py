@@ -84,18 +84,9 @@ class Proxy:
 
         self._forward = forward
 
-    def drop_reply(self, after: bytes) -> None:
-        """Once a client has sent these bytes: let the server do everything, swallow its answer, then
-        reset the connection, once."""
-        tail = b""
-
-        def forward(data: bytes) -> bytes:
-            nonlocal tail
-            tail += data
-            if after in tail:
-                self._forward, self._backward = bytes, swallow
-            tail = tail[-len(after) :]
-            return data
+    def drop_reply(self, *after: bytes, refuse: bool = False) -> None:
+        """Once clients have sent these bytes, one after the other: let the server do everything, swallow
+        its answer, then reset the connections, once; or `refuse` from then on."""
 
         def swallow(_: bytes) -> bytes:
             self._backward = _nothing
@@ -105,10 +96,56 @@ class Proxy:
             return b""
 
         def finish() -> None:
-            self._reset()
+            if refuse:
+                self.refuse()
+            else:
+                self._reset()
             self._backward = bytes
 
-        self._forward = forward
+        def seen(data: bytes) -> bytes:
+            self._backward = swallow
+            return data
+
+        self._forward = self._seeing(list(after), seen)
+
+    def delay_reply(self, *after: bytes, seconds: float) -> None:
+        """Once clients have sent these bytes: the next piece of an answer comes so much later."""
+
+        def late(data: bytes) -> bytes:
+            self._backward = bytes
+            time.sleep(seconds)
+            return data
+
+        def seen(data: bytes) -> bytes:
+            self._backward = late
+            return data
+
+        self._forward = self._seeing(list(after), seen)
+
+    def drop_request(self, *after: bytes) -> None:
+        """Reset the connection on which the last of these bytes come, and pass nothing of that piece on."""
+
+        def seen(_: bytes) -> bytes:
+            raise _Cut(b"")
+
+        self._forward = self._seeing(list(after), seen)
+
+    def _seeing(self, awaited: list[bytes], seen: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+        """Passes everything until all awaited bytes have come, in this order; then `seen` once."""
+        tail = b""
+
+        def forward(data: bytes) -> bytes:
+            nonlocal tail
+            tail += data
+            while awaited and (at := tail.find(awaited[0])) >= 0:
+                tail = tail[at + len(awaited.pop(0)) :]
+            if not awaited:
+                self._forward = bytes
+                return seen(data)
+            tail = tail[1 - len(awaited[0]) :] if len(awaited[0]) > 1 else b""
+            return data
+
+        return forward
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):

@@ -446,6 +446,14 @@ STORED = {
 }  # fmt: skip
 
 
+def test_the_least_integer_is_not_beyond_itself() -> None:
+    column = definitions.Column(type="integer", gt=-(2**63))
+    made = contract.build(definitions.Contract(columns={"c": column}), {"c": "BIGINT"}, Path(), ["c"])
+    with duckdb.connect() as con:
+        con.execute(f"CREATE TABLE mart AS SELECT CAST({-(2**63)} AS BIGINT) AS c")
+        assert con.execute(f"SELECT {made.clears()} FROM mart").fetchone() == (False,)
+
+
 @settings(max_examples=400, deadline=None)
 @given(st.data(), STRINGS | NUMBERS | INTEGERS | DAYS | LISTS)
 def test_sql_never_clears_what_pydantic_refuses(data: st.DataObject, column: dict[str, Any]) -> None:

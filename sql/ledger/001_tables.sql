@@ -96,6 +96,14 @@ CREATE TABLE retl_checkpoints (
   PRIMARY KEY (sync, object)
 );
 
+-- Failures in a row of a connection: past a few of them it is left alone for a while.
+CREATE TABLE retl_breakers (
+  connection TEXT PRIMARY KEY,
+  failures   BIGINT NOT NULL,
+  opened_at  TEXT NOT NULL,
+  error      TEXT NOT NULL
+);
+
 -- Run files where there is no directory to keep them in.
 CREATE TABLE retl_files (
   name  TEXT NOT NULL,

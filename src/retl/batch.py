@@ -27,6 +27,7 @@ class Field:
     nulls: Literal["clear", "keep"] = "clear"
     only_if_empty: bool = False
     sensitive: bool = False
+    max_length: int | None = None  # the contract's, of a string: what a sized column must hold
     compared: bool = True  # False: sent along, but never the reason for a write (run values, ignored)
     column: str | None = None  # the mart column it comes from; None for constants and run values
 
@@ -92,6 +93,12 @@ class Outcome:
     def result(self, row: int) -> RowResult:
         return self.exceptions.get(row, self.default)
 
+    @property
+    def arrived(self) -> bool:
+        """Whether the target surely dealt with the batch, so that it may be asked for its trace."""
+        ends = (self.default, *self.exceptions.values())
+        return any(one.kind in (Kind.WRITTEN, Kind.SKIPPED) for one in ends)
+
 
 @dataclass(frozen=True, slots=True)
 class Pending:
@@ -102,6 +109,15 @@ class Pending:
 
 
 Answer = Outcome | Pending
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a target said of its own limit in passing: the part of it that is left (0 to 1), and the
+    seconds until it begins anew, if it said so."""
+
+    left: float
+    anew: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +135,7 @@ class Capabilities:
     only_if_empty: bool = False  # can fill a field only where the target has none
     settles: bool = False  # `settle` brings evidence of what became of an unanswered batch
     max_rows: int | None = None
+    max_deletes: int | None = None  # rows of a delete batch, where that differs
     lanes: int = 1
     expires: float | None = None  # seconds until the target forgets a row by itself
 

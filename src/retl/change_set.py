@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,15 @@ class ChangeSet:
             f"SELECT pos, op, key, lower(hex(hash)) FROM {self.table} WHERE pos IN ({listed})"
         )
         return {pos: (op, key, digest) for pos, op, key, digest in rows}
+
+    def digest(self) -> str:
+        """Names this change set: the same rows, operations and values in any order have the same digest."""
+        row = "md5_number(concat_ws('/', op, hex(encode(key)), coalesce(hex(hash), '')))"
+        found = self.spool.one(
+            f"SELECT count(*), bit_xor({row}), coalesce(sum(CAST({row} % 1000000007 AS BIGINT)), 0)"
+            f" FROM {self.table}"
+        )
+        return sha256("/".join(map(str, found)).encode()).hexdigest()
 
     def write_part(self, path: Path) -> None:
         """The durable trace of what this run may touch: no payload, one row per candidate."""

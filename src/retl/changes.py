@@ -19,7 +19,7 @@ from retl.change_set import ChangeSet
 from retl.contract import MISFIT, Contract, Verdict
 from retl.mapping import FieldMap, compared
 from retl.spool import Spool
-from retl.values import literal
+from retl.values import literal, quoted
 
 FRESH, OWED, DELETES = 0, 1, 2  # phases of a change set; a batch never spans two
 _GONE = "FROM baseline b WHERE b.owned AND b.key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)"
@@ -58,6 +58,19 @@ class Strategy:
 
 
 @dataclass(frozen=True)
+class Cursor:
+    """The column a watermark moves along, its DuckDB type, and how far before the mark to look (seconds)."""
+
+    column: str
+    column_type: str
+    lookback: float = 0.0
+
+    @property
+    def is_time(self) -> bool:
+        return self.column_type.startswith(("TIMESTAMP", "DATE"))
+
+
+@dataclass(frozen=True)
 class Reject:
     """One row that will not be delivered, with its reason (which holds no row values)."""
 
@@ -81,6 +94,34 @@ def select(spool: Spool, field_map: FieldMap, selection: Selection) -> int:
         spool.run(f"DELETE FROM mart WHERE NOT coalesce({' AND '.join(conditions)}, false)")
     count: int = spool.one("SELECT count(*) FROM mart")[0]
     return count
+
+
+def since(
+    spool: Spool, field_map: FieldMap, cursor: Cursor, mark: str | None, owed: Iterable[str], now: datetime
+) -> str | None:
+    """Watermark: keep of the frozen mart the rows at or past the mark (less the lookback), those without
+    a cursor, and those of owed keys; returns the next mark.
+
+    The comparison is typed, and inclusive, since rows that share the mark's value may have come later;
+    the baseline knows the ones already delivered. The next mark never lies past `now` for a time, so
+    that one far-future row does not hide tomorrow's.
+    """
+    column = quoted(cursor.column)
+    ceiling = f" FILTER ({column} <= {literal(now.isoformat())}::TIMESTAMPTZ)" if cursor.is_time else ""
+    newest: str | None = spool.one(f"SELECT CAST(max({column}){ceiling} AS VARCHAR) FROM mart")[0]
+    if mark is not None:
+        spool.load("owed", {"key": "VARCHAR"}, ((key,) for key in owed))
+        least = f"CAST({literal(mark)} AS {cursor.column_type})"
+        if cursor.lookback:
+            least += f" - INTERVAL {literal(f'{cursor.lookback} seconds')}"
+        spool.run(
+            f"DELETE FROM mart WHERE {column} < {least} AND {field_map.key} NOT IN (SELECT key FROM owed)"
+        )
+        newest = spool.one(
+            f"SELECT CAST(greatest(CAST({literal(mark)} AS {cursor.column_type}), CAST("
+            f"{literal(newest) if newest is not None else 'NULL'} AS {cursor.column_type})) AS VARCHAR)"
+        )[0]
+    return newest
 
 
 def fingerprint(spool: Spool, field_map: FieldMap, clears: str, salt: str) -> None:
@@ -259,6 +300,12 @@ def rejects(spool: Spool, limit: int | None = None) -> list[Reject]:
         f"SELECT key, lower(hex(hash)), stage, code, reason, col FROM rejects ORDER BY key, row{top}"
     )
     return [Reject(*row) for row in rows]
+
+
+def unkeyed(spool: Spool) -> int:
+    """Rows that have no usable key of their own."""
+    count: int = spool.one("SELECT count(*) FROM rows WHERE fault <> 'KEY_DUPLICATE'")[0]
+    return count
 
 
 def gone(spool: Spool) -> int:

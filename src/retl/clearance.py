@@ -93,7 +93,8 @@ def _inside_digits(type: Type, value: str, part: str, limit: Decimal) -> str:
         return "FALSE"
     strict = part in ("gt", "lt") and rounded == limit
     top = Decimal(2**63 - 1) if type.name == "integer" else Decimal(10**digits - 1).scaleb(-places, context)
-    if not -top <= rounded <= top:
+    bottom = -top - 1 if type.name == "integer" else -top
+    if not bottom <= rounded <= top:
         return "TRUE" if (rounded < 0) == (part in ("ge", "gt")) else "FALSE"
     sign = _SIGNS[part][0] if strict else _SIGNS[part][0] + "="
     return f"{value} {sign} CAST('{rounded:f}' AS {values.carrier(type)})"

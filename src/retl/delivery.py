@@ -12,12 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
 from retl import log
-from retl.batch import UNKNOWN, Batch, Capabilities, Kind, Outcome, Pending, RowResult
+from retl.batch import UNKNOWN, Answer, Batch, Capabilities, Kind, Outcome, Pending, RowResult
 from retl.definitions import Retry
 from retl.destinations import Destination
 from retl.errors import Ambiguous, Failure, Poisoned, Stopped, Systemic, Unavailable
@@ -107,8 +108,8 @@ class Delivery:
             else:
                 with ThreadPoolExecutor(self.capabilities.lanes, thread_name_prefix="retl-lane") as pool:
                     lanes = [
-                        pool.submit(self._work, work, self._destination(i))
-                        for i in range(self.capabilities.lanes)
+                        pool.submit(copy_context().run, self._work, work, self._destination(number))
+                        for number in range(self.capabilities.lanes)
                     ]
                 for lane in sorted(lanes, key=lambda lane: isinstance(lane.exception(), Stopped)):
                     lane.result()
@@ -136,10 +137,10 @@ class Delivery:
 
     def _deliver(self, destination: Destination[Any], batch: Batch) -> None:
         """One batch to its answer; a poisoned one as halves, each with a name of its own."""
-        if minted(self.capabilities):
-            batch = self._mint(destination, batch)
         tries = _Tries()
         try:
+            if minted(self.capabilities):
+                batch = self._mint(destination, batch, tries)
             outcome = self._persist(destination, batch, tries)
         except Poisoned as problem:
             if len(batch) > 1:
@@ -151,13 +152,14 @@ class Delivery:
                 return
             outcome = Outcome(RowResult(Kind.REJECTED, problem.code, problem.message))
         except (Unavailable, Systemic, Stopped):
-            if not tries.pending:  # a batch the target works on stays open: its handle tells later
+            if tries.handle is None:  # a batch the target works on stays open: its handle tells later
                 self._record(tries.answer(batch, Outcome(UNKNOWN if tries.doubt else NOT_APPLIED)))
             self.stop.check()  # a stop ends the pauses between attempts early
             raise
         finally:
             with self._lock:
                 self.retries += max(tries.count - 1, 0)
+        log.event("batch_answered", batch=batch.id, level="debug")
         outcome = self._again(destination, batch, outcome)
         self._record(tries.answer(batch, outcome))
 
@@ -170,22 +172,26 @@ class Delivery:
         """One attempt: written, or settled where the answer is missing."""
         self.stop.check()
         tries.count += 1
-        log.event("batch_sending", batch=batch.id, rows=len(batch), attempt=tries.count)
+        log.event("batch_sending", batch=batch.id, rows=len(batch), attempt=tries.count, level="debug")
         try:
             with self.pace.turn(self.stop.event):
                 self.stop.check()
-                answer = destination.write(batch)
+                ask = tries.handle  # a job that was taken is asked after, never submitted again
+                answer = destination.write(batch) if ask is None else _evidence(destination, batch, ask)
+                self.pace.heed(destination.quota)
         except Ambiguous as problem:
-            answer = destination.settle(batch, None)
+            tries.doubt = True  # until there is evidence, whatever comes between
+            answer = _evidence(destination, batch, None)
             if (self.capabilities.idempotent or self.resend_unknown) and answer == Outcome(UNKNOWN):
-                tries.doubt = True
                 raise Unavailable(problem.code, problem.message, hint=problem.hint) from problem
         while isinstance(answer, Pending):
-            tries.pending = True
-            self.journal.attach(batch, answer.handle)
+            if tries.handle != answer.handle:
+                self.journal.attach(batch, answer.handle)
+            tries.handle = answer.handle
             self.stop.wait(answer.look_again)
-            answer = destination.settle(batch, answer.handle)
-        tries.pending = False
+            answer = _evidence(destination, batch, answer.handle)
+        tries.handle = None
+        tries.doubt = answer == Outcome(UNKNOWN)
         if answer.default.kind is Kind.RETRY and not answer.exceptions:
             raise Unavailable(
                 answer.default.code or "TARGET_BUSY", answer.default.reason or "the target is busy"
@@ -199,14 +205,22 @@ class Delivery:
         outcome: Outcome,
         due: Callable[[RowResult], bool] = lambda result: result.kind is Kind.RETRY,
     ) -> Outcome:
-        """Send the rows that are due once more, as slices of the batch, and merge what becomes of them."""
+        """Send the rows that are due once more, as slices of the batch, and merge what becomes of them.
+
+        Where twice is not once they wait for the next run: a slice has no intent of its own, so after a
+        crash nobody would know of it."""
+        if not self.capabilities.idempotent:
+            return outcome
         waiting = [row for row in range(len(batch)) if due(outcome.result(row))]
         merged = dict(outcome.exceptions)
         for first, last in _spans(waiting):
             part = replace(batch.slice(batch.first + first, batch.first + last), round=batch.round + 1)
+            tries = _Tries()
             try:
-                again = self._persist(destination, part, _Tries())
+                again = self._persist(destination, part, tries)
             except (Unavailable, Poisoned):
+                if tries.doubt:
+                    merged |= dict.fromkeys(range(first, last + 1), UNKNOWN)
                 continue
             merged |= {first + row: again.result(row) for row in range(len(part))}
         return replace(outcome, exceptions=merged)
@@ -255,13 +269,18 @@ class Delivery:
                     total += len(one.batch) - len(one.outcome.exceptions)
         return total
 
-    def _mint(self, destination: Destination[Any], batch: Batch) -> Batch:
+    def _mint(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Batch:
         """The batch is known, durably, before it is sent; where the target honours a key, so are the
         key and the exact bytes that every resend carries."""
         if self.capabilities.key_window is not None:
-            batch = replace(batch, request=destination.request(batch), idempotency_key=batch.id)
+            try:
+                batch = replace(batch, request=destination.request(batch), idempotency_key=batch.id)
+            except Poisoned:  # these rows cannot be a request: that is their answer
+                tries.count += 1
+                self.journal.intend(batch)
+                raise
         self.journal.intend(batch)
-        log.event("batch_intended", batch=batch.id)
+        log.event("batch_intended", batch=batch.id, level="debug")
         return batch
 
     def _record(self, answered: Answered) -> None:
@@ -270,7 +289,13 @@ class Delivery:
             if answered.status != "split":
                 self.journal.acknowledge(answered)
         rows = 0 if answered.status == "split" else len(answered.batch)  # its halves are counted themselves
-        log.event("batch_acknowledged", batch=answered.batch.id, rows=rows, attempts=answered.attempts)
+        log.event(
+            "batch_acknowledged",
+            batch=answered.batch.id,
+            rows=rows,
+            attempts=answered.attempts,
+            level="debug",
+        )
         if answered.outcome is not None:
             self._weigh(answered)
 
@@ -313,7 +338,7 @@ class _Tries:
 
     count: int = 0
     doubt: bool = False  # an attempt got no answer: part of it may have been applied
-    pending: bool = False
+    handle: str | None = None  # of the job that the target works on
     started: float = field(default_factory=time.monotonic)
 
     def answer(self, batch: Batch, outcome: Outcome | None) -> Answered:
@@ -337,7 +362,7 @@ class _Window(Iterator[Batch]):
                 opened = self._next()
                 if opened:
                     self._journal.open(opened)
-                    log.event("batches_opened", batches=len(opened))
+                    log.event("batches_opened", batches=len(opened), level="debug")
                 self._ready.extend(opened)
             if self._closed or not self._ready:
                 raise StopIteration
@@ -359,6 +384,14 @@ class _Window(Iterator[Batch]):
             self._closed = True
             left, self._ready = list(self._ready), deque()
             return left
+
+
+def _evidence(destination: Destination[Any], batch: Batch, handle: str | None) -> Answer:
+    """What became of a batch. Asking changes nothing, so a lost answer means: ask again."""
+    try:
+        return destination.settle(batch, handle)
+    except Ambiguous as problem:
+        raise Unavailable(problem.code, problem.message, hint=problem.hint) from problem
 
 
 def _spans(rows: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -10,9 +10,7 @@ import getpass
 import os
 import secrets
 import socket
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,12 +21,13 @@ from retl.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
 from retl.changes import DELETES, FRESH, OWED
 from retl.delivery import Answered, Delivery, minted
 from retl.destinations import Destination
-from retl.errors import Failure, Mismatch, RetlError, Stopped
+from retl.errors import Failure, Mismatch, RetlError, Stopped, Unavailable
+from retl.job import Clock, Job
 from retl.journal import RunJournal
 from retl.ledger import Acknowledgement, Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.mapping import FieldMap, Run
-from retl.pace import Pace
-from retl.planning import Clock, Job, Plan
+from retl.planning import Plan
+from retl.signals import Stop
 from retl.spool import Spool
 from retl.summary import REJECTS_SHOWN, Counts, Summary, described
 
@@ -42,19 +41,12 @@ def new_run(job: Job) -> Run:
     return Run(f"{now:%Y%m%dT%H%M%S%f}"[:18] + "-" + secrets.token_hex(3), now)
 
 
-@contextmanager
-def private_directory() -> Iterator[Path]:
-    """A folder that only this user can read, gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="retl-", ignore_cleanup_errors=True) as name:
-        yield Path(name)
-
-
 class Execution:
     """The steps of one run, and everything they leave behind."""
 
-    def __init__(self, job: Job, run: Run, lock: Lock, clock: Clock, directory: Path, pace: Pace) -> None:
+    def __init__(self, job: Job, run: Run, lock: Lock, clock: Clock, directory: Path) -> None:
         self.job, self.run, self.lock, self.clock = job, run, lock, clock
-        self.directory, self.pace = directory, pace
+        self.directory = directory
         self.plan: Plan | None = None
         self.journal = RunJournal(job.ledger, lock, run.run_id, every=False)
         self.delivery: Delivery | None = None
@@ -96,19 +88,20 @@ class Execution:
                 log.event("run_abandoned", dead=dead.run_id)
 
     def settle(self, field_map: FieldMap, destination: Destination[Any], spool: Spool) -> None:
-        """Where twice is not once, learn what became of dead runs' open batches: same ids, same bytes.
-        Inside the vendor's window evidence is sought; outside it they stay in doubt."""
+        """Learn what became of dead runs' open batches: everywhere of those that a target works on under
+        a handle, and where twice is not once of all, by the same bytes under the same key. Inside the
+        vendor's window evidence is sought; outside it they stay in doubt."""
         capabilities = destination.capabilities
-        if not minted(capabilities) or not (capabilities.settles or capabilities.key_window):
-            return
+        all = minted(capabilities) and bool(capabilities.settles or capabilities.key_window)
         ledger = self.job.ledger
         for layer in ledger.layers(self.job.sync.name, capabilities.object):
             opened = [b for b in ledger.batches(layer.run_id) if b.status == "open"]
+            opened = [b for b in opened if all or b.handle is not None]
             if not opened:
                 continue
             age = (self.run.started_at - layer.started_at).total_seconds()
-            if not capabilities.settles and age > (capabilities.key_window or 0):
-                continue
+            if capabilities.key_window is not None and age >= capabilities.key_window:
+                opened = [one for one in opened if one.handle is not None]  # a job is asked after at any age
             rows = changes.from_part(
                 spool, field_map, ledger.get_file(layer.part, self.directory), self.directory
             )
@@ -126,6 +119,7 @@ class Execution:
                 )
                 log.event("batch_settling", batch=row.batch_id)
                 outcome = delivery.settle(destination, batch, row.handle)
+                log.event("batch_settled", batch=row.batch_id, level="debug")
                 if outcome != Outcome(UNKNOWN):
                     answer = Acknowledgement(row.batch_id, outcome, row.attempts + 1, None, None)
                     ledger.acknowledge(layer.run_id, self.lock.epoch, [answer])
@@ -134,7 +128,7 @@ class Execution:
         """What `create` and the promises need in the target; only where something will be written."""
         plan = self._planned()
         if plan.forgets:
-            self.job.ledger.reset(self.job.sync.name, plan.capabilities.object)
+            self.job.ledger.forget(self.job.sync.name, plan.capabilities.object, self.lock.epoch)
         if plan.adopting or not (len(plan.change_set) or plan.checkpoint is None):
             return
         destination = self._destination()
@@ -152,12 +146,13 @@ class Execution:
         name = f"{self.run.run_id}.part.parquet"
         plan.change_set.write_part(self.directory / name)
         self.job.ledger.put_file(name, self.directory / name)
+        if plan.adopting:
+            self._adopt()  # before the part counts: rows that a killed run did not adopt would be sent
         self.job.ledger.record_part(
             self.run.run_id, self.lock.epoch, name, len(plan.change_set), plan.fingerprints
         )
         log.event("part_written")
         if plan.adopting:
-            self._adopt()
             return
         delivery = self.delivery = self._delivery(None, every=minted(plan.capabilities))
         try:
@@ -183,6 +178,7 @@ class Execution:
                 self.job.ledger.rejects(self.job.sync.name), self.job.options.selection
             )
             log.event("committing")
+            self.job.ledger.unblock(self.job.target.connection)
             self._finish(status, counts, checkpoint, reject_changes, error)
             for name in obsolete:
                 self.job.ledger.drop_file(name)
@@ -201,7 +197,10 @@ class Execution:
         """Stopped before the end: what was delivered stays delivered and is known."""
         counts = Counts()
         rejects = RejectChanges((), ())
+        if self.plan is not None:
+            self.plan.spool.unstoppable()
         if self.plan is not None and not isinstance(problem, Mismatch):
+            self.plan.spool.stop = Stop()  # the request is being obeyed: the accounts may still be made
             counts = self._account().counts()
             rejects = (
                 self._account().reject_changes(
@@ -217,6 +216,9 @@ class Execution:
             if isinstance(problem, Mismatch)
             else "FAILED"
         )
+        if isinstance(problem, Unavailable):
+            failures = self.job.sync.retry.attempts
+            self.job.ledger.count_failures(self.job.target.connection, failures, problem.code)
         self._finish(status, counts, None, rejects, problem)
         return self._summary(status, problem.exit_code, counts, problem)
 
@@ -235,7 +237,7 @@ class Execution:
             lane=self._destination,
             capabilities=capabilities,
             journal=self.journal,
-            pace=self.pace,
+            pace=job.pace,
             retry=job.sync.retry,
             stop=job.stop,
             max_failed_rate=job.sync.guards.max_failed_rate,
@@ -245,7 +247,10 @@ class Execution:
     def _batches(self, phase: int) -> Iterator[Batch]:
         plan = self._planned()
         operation: Operation = "delete" if phase == DELETES else self.job.sync.write
-        size = min(self.job.sync.batch.rows, plan.capabilities.max_rows or self.job.sync.batch.rows)
+        most = plan.capabilities.max_rows
+        if phase == DELETES:
+            most = plan.capabilities.max_deletes or most
+        size = min(self.job.sync.batch.rows, most or self.job.sync.batch.rows)
         for first, last in plan.change_set.cut(phase, size):
             yield Batch(
                 plan.change_set,
@@ -269,7 +274,7 @@ class Execution:
             len(plan.change_set) - 1,
         )
         self.journal.open([batch])
-        self.journal.acknowledge(Answered(batch, Outcome(KEPT)))
+        self.journal.acknowledge(Answered(batch, Outcome(KEPT), attempts=0))
         self.journal.flush()
 
     def _unfinished(self, counts: Counts) -> Failure | None:
@@ -314,7 +319,8 @@ class Execution:
             obsolete = [one.part for one in layers] + ([base] if base else [])
             base, base_epoch = path.name, self.lock.epoch
             log.event("baseline_compacted", rows=base_rows)
-        done = self.delivery.answered if self.delivery else []
+        answered = self.delivery.answered if self.delivery else []
+        done = [one for one in answered if one.outcome and one.outcome.arrived]
         newest = (self.run.run_id, done[-1].batch.id) if done else former.newest if former else None
         last_read = plan.read if plan.read_whole else (former.read_rows if former else None)
         return Checkpoint(
@@ -326,7 +332,7 @@ class Execution:
             base_epoch=base_epoch,
             baseline_rows=base_rows,
             read_rows=last_read or 0,
-            watermark=None,
+            watermark=plan.watermark,
             fingerprints=plan.fingerprints,
             newest=newest,
             source_version=plan.source_identity,
@@ -355,7 +361,7 @@ class Execution:
                 epoch=self.lock.epoch,
                 status=status,
                 counts=numbers,
-                phases=self.clock.phases,
+                phases=self.clock.so_far(),
                 guards=guards,
                 error=described(problem) if problem else None,
             ),

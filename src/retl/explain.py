@@ -7,7 +7,7 @@ nothing. Sensitive values are replaced before a request is made of them, so no t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -18,8 +18,10 @@ from retl import pipeline, planning, values
 from retl.batch import Batch, Field, Operation
 from retl.change_set import ChangeSet, document_sql
 from retl.errors import TargetError
-from retl.execution import new_run, private_directory
-from retl.planning import Clock, Job, Plan
+from retl.execution import new_run
+from retl.job import Clock, Job
+from retl.planning import Plan
+from retl.scratch import private_directory
 from retl.summary import Summary
 from retl.values import literal, quoted
 
@@ -49,11 +51,18 @@ _NEXT = {
 }
 
 
-def preview(job: Job, *, reveal: bool) -> tuple[Summary, list[dict[str, Any]]]:
-    """A dry run, and the first of its changes as (op, key, field → [now, then])."""
+def preview(
+    job: Job, *, reveal: bool, keep: Callable[[Plan], object] = lambda _plan: None
+) -> tuple[Summary, list[dict[str, Any]]]:
+    """A dry run, and the first of its changes as (op, key, field → [now, then]). `keep` is shown the plan
+    while it can be read."""
     samples: list[dict[str, Any]] = []
-    summary = pipeline.dry_run(job, lambda plan: samples.extend(_samples(job, plan, reveal)))
-    return summary, samples
+
+    def look(plan: Plan) -> None:
+        samples.extend(_samples(job, plan, reveal))
+        keep(plan)
+
+    return pipeline.dry_run(job, look), samples
 
 
 def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bool) -> dict[str, Any]:

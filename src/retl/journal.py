@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from retl import log
-from retl.batch import Batch
+from retl.batch import UNKNOWN, Batch, Outcome
 from retl.delivery import Answered
 from retl.ledger import Acknowledgement, BatchRow, Ledger, Lock
 
@@ -46,7 +46,7 @@ class RunJournal:
 
     def attach(self, batch: Batch, handle: str) -> None:
         self.ledger.attach(self.run_id, self.lock.epoch, batch.id, handle)
-        log.event("handle_attached", batch=batch.id)
+        log.event("handle_attached", batch=batch.id, level="debug")
 
     def split(self, batch: Batch, halves: Sequence[Batch]) -> None:
         self.ledger.split(self.run_id, self.lock.epoch, batch.id, [self._row(half) for half in halves])
@@ -54,6 +54,8 @@ class RunJournal:
     def acknowledge(self, answered: Answered) -> None:
         if answered.outcome is None or (self.every and not answered.attempts):
             return
+        if self.every and answered.outcome == Outcome(UNKNOWN):
+            return  # it stays open, with its key and bytes: the next run may find evidence
         with self._guard:
             self._waiting.append(
                 Acknowledgement(
@@ -75,7 +77,7 @@ class RunJournal:
             if waiting:
                 self.lock.check()
                 self.ledger.acknowledge(self.run_id, self.lock.epoch, waiting)
-                log.event("answers_recorded", batches=len(waiting))
+                log.event("answers_recorded", batches=len(waiting), level="debug")
 
     def _row(self, batch: Batch) -> BatchRow:
         with self._guard:

@@ -58,9 +58,14 @@ def build(
 ) -> FieldMap:
     """The mapping of one run. DefinitionError where a field or key names no contract column."""
     sources = _sources(sync, contract)
+    rules = contract.columns
     key = tuple(
         Field(
-            name, contract.columns[column].type, sensitive=contract.columns[column].sensitive, column=column
+            name,
+            rules[column].type,
+            sensitive=rules[column].sensitive,
+            column=column,
+            max_length=rules[column].max_length,
         )
         for name, column in zip(key_names(sync), sync.key, strict=True)
     )
@@ -164,6 +169,7 @@ def _field(
             sensitive=rule.sensitive,
             compared=is_compared,
             column=source.column,
+            max_length=None if source.transform else rule.max_length,
         ),
         expression,
     )

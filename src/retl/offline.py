@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from retl import contract, mapping, planning
+from retl import contract, mapping
 from retl.definitions import Sync, Warehouse
 from retl.errors import DefinitionError, Mismatch
-from retl.execution import private_directory
+from retl.fit import fit
+from retl.job import Job, Target
 from retl.mapping import FieldMap, Run
-from retl.planning import Job, Target
+from retl.scratch import private_directory
 from retl.signals import Stop
 from retl.sources import duckdb as mart
 from retl.spool import Spool
@@ -34,7 +35,7 @@ def validate(
             mart.select(text, variables, "checks")
         field_map = _field_map(sync, warehouse, folder, variables, "")
         if target is not None:
-            planning.fit(sync, field_map, target.lane(field_map.shape).capabilities)
+            fit(sync, field_map, target.lane(field_map.shape).capabilities)
     except Mismatch as problem:
         raise DefinitionError(
             problem.code, problem.message, hint=problem.hint, where=f"sync {sync.name}"
@@ -47,7 +48,7 @@ def check(job: Job) -> None:
     field_map = _field_map(sync, job.warehouse, job.folder, job.options.variables, ledger.state_id)
     destination = job.target.lane(field_map.shape)
     try:
-        planning.fit(sync, field_map, destination.capabilities)
+        fit(sync, field_map, destination.capabilities)
         destination.check()
     finally:
         destination.close()

@@ -16,6 +16,7 @@ from time import monotonic
 
 import tenacity
 
+from retl.batch import Quota
 from retl.definitions import Limits, Retry
 from retl.errors import Unavailable
 
@@ -28,7 +29,8 @@ class Pace:
     ours where `limits` does not say."""
 
     def __init__(self, limits: Limits, share: float = 1.0) -> None:
-        ours = (limits.requests or 0) * (limits.share or share)
+        self._share = limits.share or share
+        ours = (limits.requests or 0) * self._share
         self._count = max(1, int(ours)) if ours else None
         # The window grows so that `count` per window is `ours` per `per` exactly: half of one request a
         # second is one request in two seconds.
@@ -64,6 +66,11 @@ class Pace:
         """No lane sends anything for so many seconds; a longer hold that is already there stays."""
         with self._lock:
             self._held_until = max(self._held_until, monotonic() + seconds)
+
+    def heed(self, quota: Quota | None) -> None:
+        """Leave the target alone until its quota begins anew, where our share of it is used up."""
+        if quota is not None and quota.anew is not None and quota.left <= 1 - self._share:
+            self.hold(quota.anew)
 
     def retrying(self, retry: Retry, stop: Event) -> tenacity.Retrying:
         """`retrying`, and a `retry_after` holds all lanes of the connection."""

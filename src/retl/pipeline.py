@@ -12,18 +12,22 @@ from collections.abc import Callable
 
 from retl import log, planning
 from retl.errors import Later, Mismatch, RetlError
-from retl.execution import Execution, new_run, private_directory
-from retl.pace import Pace
-from retl.planning import Clock, Job, Plan
+from retl.execution import Execution, new_run
+from retl.job import Clock, Job
+from retl.planning import Plan
+from retl.prediction import predict
+from retl.scratch import private_directory
 from retl.summary import Summary, described
 
 
-def sync(job: Job, pace: Pace) -> Summary:
-    """Plan, guard, deliver, record: one sync to its summary. Every end but a bug is a summary."""
+def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summary:
+    """Plan, guard, deliver, record: one sync to its summary. Every end but a bug is a summary.
+    `verify` may refuse the plan by raising Mismatch."""
     clock = Clock()
     run = new_run(job)
     try:
         with clock.phase("begin"):
+            _pass_breaker(job)
             lock = job.ledger.lock(
                 [job.sync.name, job.object],
                 sync=job.sync.name,
@@ -33,13 +37,14 @@ def sync(job: Job, pace: Pace) -> Summary:
     except Later as problem:
         return Summary(job.sync.name, None, "BLOCKED", problem.exit_code, error=described(problem))
     with lock, private_directory() as directory, log.bound(run_id=run.run_id, sync=job.sync.name):
-        running = Execution(job, run, lock, clock, directory, pace)
+        running = Execution(job, run, lock, clock, directory)
         with clock.phase("begin"):
             running.begin()
         with clock.phase("recover"):
             running.abandon_dead_runs()
         try:
             running.plan = planning.make(job, run, directory, clock, running.settle)
+            verify(running.plan)
             if running.plan.refusals:
                 return running.refuse()
             with clock.phase("prepare"):
@@ -51,6 +56,18 @@ def sync(job: Job, pace: Pace) -> Summary:
             return running.fail(problem)
 
 
+def _pass_breaker(job: Job) -> None:
+    """Later BREAKER_OPEN while the connection is left alone."""
+    breaker = job.ledger.breaker(job.target.connection)
+    if breaker is not None and (seconds := breaker.closes(job.ledger.now())):
+        raise Later(
+            "BREAKER_OPEN",
+            f"connection {job.target.connection} failed {breaker.failures} times in a row, last with"
+            f" {breaker.error}: it is left alone for another {round(seconds)} s",
+            hint=f"mended? `retl state unblock {job.target.connection}`",
+        )
+
+
 def dry_run(job: Job, look: Callable[[Plan], object] = lambda _plan: None) -> Summary:
     """Freeze to guard in a private temporary folder: no lock, no row, no file in the state directory.
     `look` is shown the plan while it can be read."""
@@ -60,7 +77,7 @@ def dry_run(job: Job, look: Callable[[Plan], object] = lambda _plan: None) -> Su
         try:
             plan = planning.make(job, run, directory, clock)
             look(plan)
-            return planning.predict(job, plan, clock)
+            return predict(job, plan, clock)
         except RetlError as problem:
             refused = isinstance(problem, Mismatch)
             return Summary(

@@ -6,91 +6,32 @@ Nothing in this module writes to the target, the ledger or the state directory.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from retl import baseline, changes, contract, guards, log, mapping
-from retl.batch import Batch, Capabilities, Shape
+from retl.batch import Batch, Capabilities
 from retl.change_set import ChangeSet
-from retl.changes import Selection, Strategy
+from retl.changes import Cursor, Strategy
 from retl.contract import Contract
-from retl.definitions import Sync, Warehouse
 from retl.destinations import Destination
 from retl.errors import DefinitionError, Mismatch
+from retl.fit import fit
 from retl.guards import Facts, Refusal
-from retl.ledger import Checkpoint, LayerRow, Ledger
+from retl.job import Clock, Job
+from retl.ledger import Checkpoint, LayerRow, Ledger, RejectRow
 from retl.mapping import FieldMap, Run
-from retl.signals import Stop
 from retl.sources import duckdb as mart
 from retl.spool import Spool
-from retl.summary import REJECTS_SHOWN, Counts, Deletes, Summary
+from retl.summary import Counts, Deletes
 
 SAMPLE = 200  # confirmed keys asked for before `unchanged` is believed
 
-
-@dataclass(frozen=True)
-class Target:
-    """The resolved destination of a sync: its class and its validated options."""
-
-    kind: str
-    destination: type[Destination[Any]]
-    options: Any
-
-    def lane(self, shape: Shape) -> Destination[Any]:
-        """One more Destination, for one thread."""
-        return self.destination(self.options, shape)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What one invocation asks of a sync."""
-
-    dry_run: bool = False
-    selection: Selection = field(default_factory=Selection)
-    allow_deletes: int | None = None
-    accept: tuple[str, ...] = ()
-    variables: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Job:
-    """One sync to be planned or run: definitions, target, ledger and the words of the invocation."""
-
-    sync: Sync
-    folder: Path
-    warehouse: Warehouse
-    target: Target
-    ledger: Ledger
-    options: Options
-    stop: Stop
-    environment: str | None = None
-    correlation_id: str | None = None
-
-    @property
-    def object(self) -> str:
-        """The identity of what this sync writes to."""
-        return self.target.destination.identity(self.target.options, self.sync.write)
-
-
-@dataclass
-class Clock:
-    """Seconds per phase of the data path."""
-
-    phases: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        log.event("phase", phase=name, level="debug")
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - started
+Settle = Callable[[FieldMap, Destination[Any], Spool], None]
 
 
 @dataclass
@@ -111,6 +52,7 @@ class Plan:
     baseline_rows: int
     refusals: list[Refusal]
     source_identity: str
+    watermark: str | None  # where the mark would move to
     adopting: bool
     forgets: bool  # the key's definition changed and that was accepted: the old baseline is void
     withheld_deletes: int  # planned, but rows without a usable key might be them
@@ -153,211 +95,284 @@ class Plan:
 
 
 def make(
-    job: Job,
-    run: Run,
-    directory: Path,
-    clock: Clock,
-    settle: Callable[[FieldMap, Destination[Any], Spool], None] = lambda _map, _destination, _spool: None,
-    *,
-    ask: bool = True,
+    job: Job, run: Run, directory: Path, clock: Clock, settle: Settle | None = None, *, ask: bool = True
 ) -> Plan:
     """Plan one run in `directory` (private, gone afterwards). `settle` may bring evidence of a dead
-    run's open batches before the baseline is read. Without `ask` the target is not asked: no network.
+    run's open batches before the baseline is read; without `ask` the target is left alone.
 
     Raises DefinitionError, SourceError, TargetError, Later; what guards say is in `Plan.refusals`.
     """
-    sync, options = job.sync, job.options
     with clock.phase("start"):
-        spool = Spool(directory, job.stop)
+        planning = _Planning(job, run, directory)
     with clock.phase("freeze"):
-        wanted = mart.query(sync.source, options.variables, job.folder)
-        identity = mart.attach(spool, job.warehouse, job.folder, _tell_waiting)
-        readable = [job.folder / path for path in job.warehouse.read_paths]
-        spool.harden([*readable, *job.ledger.readable()])
-        judge = contract.build(
-            sync.contract, mart.columns(spool, wanted), job.folder, sync.key, job.warehouse.timezone
-        )
-        field_map = _map(job, judge, run, None)
-        capabilities = job.target.lane(field_map.shape).capabilities
-        fit(sync, field_map, capabilities)
-        checkpoint = job.ledger.checkpoint(sync.name, capabilities.object)
-        layers = job.ledger.layers(sync.name, capabilities.object)
-        field_map = _map(job, judge, run, _newest(job.ledger, checkpoint, layers))
-        mart.read(spool, wanted, judge.columns, "mart")
-        mart.detach(spool, job.warehouse)
+        planning.freeze()
+    with clock.phase("recover"):
+        planning.settle(settle)
+    with clock.phase("diff"):
+        planning.lay()
+    if ask:
+        with clock.phase("guard"):
+            planning.ask_target()
+    with clock.phase("diff"):
+        planning.diff()
+    with clock.phase("judge"):
+        planning.judge()
+    with clock.phase("diff"):
+        planning.assemble()
+    with clock.phase("guard"):
+        return planning.guard()
+
+
+class _Planning:
+    """The steps of a plan in the order of `make`; each leaves what the next ones need."""
+
+    def __init__(self, job: Job, run: Run, directory: Path) -> None:
+        self.job, self.run, self.directory = job, run, directory
+        self.spool = Spool(directory, job.stop)
+        self.refusals: list[Refusal] = []
+        self.emptied = False  # the target lost rows that expire anyway: every row is due
+        self.sampled = self.lost = 0
+        self.watermark: str | None = None
+
+    def freeze(self) -> None:
+        """Read the mart once, let go of it, and know how its rows become the target's."""
+        job, sync = self.job, self.job.sync
+        wanted = mart.query(sync.source, job.options.variables, job.folder)
+        self.identity = mart.attach(self.spool, job.warehouse, job.folder, _tell_waiting)
+        read_paths = [job.folder / path for path in job.warehouse.read_paths]
+        self.spool.harden([*read_paths, *job.ledger.readable()])
+        columns = mart.columns(self.spool, wanted)
+        self.contract = contract.build(sync.contract, columns, job.folder, sync.key, job.warehouse.timezone)
+        self._map(None)
+        self.capabilities = job.target.lane(self.field_map.shape).capabilities
+        fit(sync, self.field_map, self.capabilities)
+        self.cursor = _cursor(self.job, columns)
+        names = dict.fromkeys([*self.contract.columns, *([self.cursor.column] if self.cursor else [])])
+        mart.read(self.spool, wanted, names, "mart")
+        mart.detach(self.spool, job.warehouse)
         log.event("mart_frozen")
-    if judge.edits:
-        with clock.phase("judge"):
-            judge = changes.edit(spool, judge)
-            field_map = _map(job, judge, run, field_map.shape.newest)
-    destination = job.target.lane(field_map.shape)
-    try:
-        with clock.phase("recover"):
-            settle(field_map, destination, spool)
-        with clock.phase("guard"):
-            failed_checks = tuple(check for check in sync.checks if _returns_rows(spool, check, options))
-        with clock.phase("diff"):
-            read = changes.select(spool, field_map, options.selection)
-            fingerprints = {
-                "where": capabilities.object,
-                "who": mapping.who(field_map),
-                "what": mapping.what(sync, judge, field_map, capabilities.shaping),
-            }
-            former = checkpoint.fingerprints if checkpoint else layers[-1].fingerprint if layers else {}
-            who_changed = bool(former) and former.get("who") != fingerprints["who"]
-            base = checkpoint.base if checkpoint and not who_changed else None
-            known_layers = [] if who_changed else job.ledger.layers(sync.name, capabilities.object)
-            baseline_rows = lay(job.ledger, spool, directory, base, known_layers)
-        with clock.phase("guard"):
-            refusals, emptied = _ask_target(destination, options) if ask else ([], False)
-            sampled, lost = (0, 0)
-            if ask and baseline_rows and not emptied and capabilities.readable and _asks(job):
-                sampled, lost = _sample(spool, field_map, destination, run, directory, capabilities.expires)
-            if capabilities.expires is not None and guards.is_lost(sampled, lost):
-                emptied, lost = True, 0
-        strategy = Strategy(
-            everything=options.selection.forced or sync.changes.strategy == "all" or emptied,
-            absence=_absence_counts(sync, options.selection),
+        self.failed_checks = [check for check in sync.checks if self._returns_rows(check)]
+        if self.contract.edits:
+            self.contract = changes.edit(self.spool, self.contract)
+        self.checkpoint = job.ledger.checkpoint(sync.name, self.capabilities.object)
+        self.layers = job.ledger.layers(sync.name, self.capabilities.object)
+        self._map(_newest(job.ledger, self.checkpoint, self.layers))
+
+    def settle(self, settle: Settle | None) -> None:
+        """Ask what became of dead runs' batches, where that is to be known."""
+        if settle is not None and self.layers:
+            with _closing(self.job, self.field_map) as destination:
+                settle(self.field_map, destination, self.spool)
+
+    def lay(self) -> None:
+        """The baseline as the ledger knows it, and the rows that this run is about."""
+        sync, ledger = self.job.sync, self.job.ledger
+        self.fingerprints = {
+            "where": self.capabilities.object,
+            "who": mapping.who(self.field_map),
+            "what": mapping.what(sync, self.contract, self.field_map, self.capabilities.shaping),
+        }
+        last = self.layers[-1].fingerprint if self.layers else {}
+        self.former: Mapping[str, str] = self.checkpoint.fingerprints if self.checkpoint else last
+        self.forgets = bool(self.former) and self.former.get("who") != self.fingerprints["who"]
+        base = self.checkpoint.base if self.checkpoint and not self.forgets else None
+        layers = [] if self.forgets else ledger.layers(sync.name, self.capabilities.object)
+        self.baseline_rows = lay(ledger, self.spool, self.directory, base, layers)
+        self.open_rejects: Sequence[RejectRow] = ledger.rejects(sync.name)
+        self.known_rejects = {
+            (one.key, one.hash) for one in [*self.open_rejects, *ledger.rejects(sync.name, "dismissed")]
+        }
+        if self.cursor is not None:
+            self.watermark = self._since(self.cursor)
+        self.read = changes.select(self.spool, self.field_map, self.job.options.selection)
+
+    def ask_target(self) -> None:
+        """Reached, writable, fitting, and does it still hold what was delivered?"""
+        expires = self.capabilities.expires
+        with _closing(self.job, self.field_map) as destination:
+            try:
+                self.job.pace.retrying(self.job.sync.retry, self.job.stop.event)(destination.check)
+            except Mismatch as problem:
+                self.emptied = problem.code == "TARGET_EMPTIED"
+                # to a lost target `--full` is the answer
+                if not self.emptied and not (problem.code == "TARGET_LOST" and self._selection.full):
+                    self.refusals.append(Refusal(problem.code, problem.message, problem.hint))
+            believes = self.baseline_rows and self.job.sync.write != "append" and not self._selection.full
+            if believes and self.capabilities.readable and not self.emptied and not self.refusals:
+                self._sample(destination)
+        if expires is not None and guards.is_lost(self.sampled, self.lost):
+            self.emptied, self.lost = True, 0
+
+    def diff(self) -> None:
+        """The candidates: rows that differ from the baseline, or are due for another reason."""
+        sync, capabilities = self.job.sync, self.capabilities
+        sure = "TRUE" if self.contract.edits else self.contract.clears()
+        changes.fingerprint(self.spool, self.field_map, sure, self.fingerprints["what"])
+        expires = capabilities.expires
+        self.strategy = Strategy(
+            everything=self._selection.forced or sync.changes.strategy == "all" or self.emptied,
+            absence=sync.deletes.how != "keep"
+            and sync.changes.strategy == "hash"
+            and not self._selection.forced
+            and self._selection.limit is None,
             once=sync.write == "append",
             hold_unknown=not capabilities.idempotent and sync.delivery != "at_least_once",
-            refresh_before=_refresh_before(run.started_at, capabilities.expires),
+            refresh_before=None if expires is None else self.run.started_at - timedelta(seconds=expires / 2),
         )
-        with clock.phase("diff"):
-            sure = "TRUE" if judge.edits else judge.clears()
-            changes.fingerprint(spool, field_map, sure, fingerprints["what"])
-            changes.diff(spool, strategy)
-        with clock.phase("judge"):
-            changes.judge(spool, judge)
-        with clock.phase("diff"):
-            open_rejects = job.ledger.rejects(sync.name)
-            outcome = _outcome(spool)
-            unkeyed = spool.one(
-                "SELECT count(*) FROM rows WHERE fault IN ('KEY_NULL', 'KEY_BLANK', 'KEY_TYPE')"
-            )[0]
-            change_set = changes.assemble(
-                spool,
-                field_map,
-                absence=strategy.absence and not unkeyed,
-                owed=[r.key for r in open_rejects if r.stage == "target"],
-                limit=options.selection.limit,
-                directory=directory,
-            )
-            withheld = changes.gone(spool) if strategy.absence and unkeyed else 0
-    finally:
-        destination.close()
-    with clock.phase("guard"):
-        known = {(r.key, r.hash) for r in open_rejects}
-        facts = Facts(
-            read=read,
-            new_rejects=sum((key, digest) not in known for key, digest in changes.rejected(spool)),
-            baseline_rows=baseline_rows,
-            deletes=change_set.counts.get("delete", 0),
-            deletes_on=sync.deletes.how != "keep",
-            full_read=not options.selection.partial
-            and options.selection.limit is None
+        changes.diff(self.spool, self.strategy)
+
+    def judge(self) -> None:
+        """The contract's word on the candidates."""
+        changes.judge(self.spool, self.contract)
+        self.outcome = {
+            row[0]: row[1] for row in self.spool.run("SELECT op, count(*) FROM candidates GROUP BY op")
+        }
+        self.outcome["rejected"] = self.spool.one("SELECT count(*) FROM rejects")[0]
+
+    def assemble(self) -> None:
+        """The change set. A row without a usable key might be any of the missing ones: with one of
+        those in the mart nothing is deleted."""
+        unkeyed = changes.unkeyed(self.spool)
+        self.change_set = changes.assemble(
+            self.spool,
+            self.field_map,
+            absence=self.strategy.absence and not unkeyed,
+            owed=[reject.key for reject in self.open_rejects if reject.stage == "target"],
+            limit=self._selection.limit,
+            directory=self.directory,
+        )
+        self.withheld = changes.gone(self.spool) if self.strategy.absence and unkeyed else 0
+
+    def guard(self) -> Plan:
+        """What the facts refuse, and the plan as a whole."""
+        sync, options = self.job.sync, self.job.options
+        whole = (
+            not self._selection.partial
+            and self._selection.limit is None
             and sync.write != "append"
-            and sync.changes.strategy != "watermark",
-            last_read=checkpoint.read_rows if checkpoint else None,
-            inserts=outcome.get("insert", 0),
-            matched=read - outcome["rejected"] - outcome.get("insert", 0),
-            sampled=sampled,
-            lost=lost,
-            failed_checks=failed_checks,
+            and self.cursor is None
+        )
+        facts = Facts(
+            read=self.read,
+            new_rejects=sum(one not in self.known_rejects for one in changes.rejected(self.spool)),
+            baseline_rows=self.baseline_rows,
+            deletes=self.change_set.counts.get("delete", 0),
+            deletes_on=sync.deletes.how != "keep",
+            full_read=whole,
+            last_read=self.checkpoint.read_rows if self.checkpoint else None,
+            inserts=self.outcome.get("insert", 0),
+            matched=self.read - self.outcome["rejected"] - self.outcome.get("insert", 0),
+            sampled=self.sampled,
+            lost=self.lost,
+            failed_checks=tuple(self.failed_checks),
             allow_deletes=options.allow_deletes,
         )
-        if who_changed:
-            refusals.append(Refusal("IDENTITY_CHANGED", *_KEY_REDEFINED))
-        refusals = [r for r in refusals if r.code not in options.accept]
-        refusals += guards.judge(facts, sync.guards, options.accept)
-        log.event("guards_judged", refusals=len(refusals), changes=len(change_set))
-    return Plan(
-        run=run,
-        spool=spool,
-        field_map=field_map,
-        contract=judge,
-        change_set=change_set,
-        capabilities=capabilities,
-        checkpoint=checkpoint,
-        layers=layers,
-        fingerprints=fingerprints,
-        read=read,
-        outcome=outcome,
-        baseline_rows=baseline_rows,
-        refusals=refusals,
-        source_identity=identity,
-        adopting=sync.first_run == "adopt" and checkpoint is None and not layers,
-        forgets=who_changed,
-        withheld_deletes=withheld,
-        read_whole=facts.full_read,
-        notes=_notes(former, fingerprints, emptied, withheld, capabilities, sync),
-    )
+        if self.forgets:
+            self.refusals.append(_KEY_REDEFINED)
+        self.refusals += self._orphans()
+        self.refusals = [refusal for refusal in self.refusals if refusal.code not in options.accept]
+        self.refusals += guards.judge(facts, sync.guards, options.accept)
+        log.event("guards_judged", refusals=len(self.refusals), changes=len(self.change_set))
+        return Plan(
+            run=self.run,
+            spool=self.spool,
+            field_map=self.field_map,
+            contract=self.contract,
+            change_set=self.change_set,
+            capabilities=self.capabilities,
+            checkpoint=self.checkpoint,
+            layers=self.layers,
+            fingerprints=self.fingerprints,
+            read=self.read,
+            outcome=self.outcome,
+            baseline_rows=self.baseline_rows,
+            refusals=self.refusals,
+            source_identity=self.identity,
+            watermark=self._mark(),
+            adopting=sync.first_run == "adopt" and self._is_first,
+            forgets=self.forgets,
+            withheld_deletes=self.withheld,
+            read_whole=whole,
+            notes=list(self._notes()),
+        )
+
+    @property
+    def _selection(self) -> changes.Selection:
+        return self.job.options.selection
+
+    @property
+    def _is_first(self) -> bool:
+        return self.checkpoint is None and not self.layers
+
+    def _map(self, newest: tuple[str, str] | None) -> None:
+        self.field_map = mapping.build(
+            self.job.sync,
+            self.contract,
+            self.run,
+            state_id=self.job.ledger.state_id,
+            timezone=self.job.warehouse.timezone,
+            newest=newest,
+        )
+
+    def _returns_rows(self, check: str) -> bool:
+        self.spool.run('CREATE OR REPLACE VIEW source AS SELECT * EXCLUDE ("retl row") FROM mart')
+        return bool(mart.answers(self.spool, mart.select(check, self.job.options.variables, "checks")))
+
+    def _since(self, cursor: Cursor) -> str | None:
+        mark = self.checkpoint.watermark if self.checkpoint and not self._selection.forced else None
+        unknown = [row[0] for row in self.spool.run("SELECT key FROM baseline WHERE hash IS NULL")]
+        owed = [*unknown, *(reject.key for reject in self.open_rejects)]
+        return changes.since(self.spool, self.field_map, cursor, mark, owed, self.run.started_at)
+
+    def _mark(self) -> str | None:
+        """The mark stays where it is when only some rows were looked at or sent."""
+        if self._selection.partial or self._selection.limit is not None:
+            return self.checkpoint.watermark if self.checkpoint else None
+        return self.watermark
+
+    def _sample(self, destination: Destination[Any]) -> None:
+        """Confirmed keys that the target must still have."""
+        expires = self.capabilities.expires
+        alive = None if expires is None else self.run.started_at - timedelta(seconds=expires)
+        sample = changes.sample(self.spool, self.field_map, SAMPLE, alive, self.directory)
+        if len(sample):
+            batch = Batch(sample, "delete", self.run.run_id, 0, 0, len(sample) - 1)
+            self.sampled, self.lost = len(sample), sum(row is None for row in destination.read(batch))
+
+    def _orphans(self) -> list[Refusal]:
+        """Is this a new name for a sync whose state is still there?"""
+        if not self._is_first or not self.job.siblings:
+            return []
+        former = [one.sync for one in self.job.ledger.checkpoints_on(self.capabilities.object)]
+        return [
+            Refusal(
+                "ORPHANED_STATE",
+                f"sync {name!r}, which is no more, delivered to this object: a renamed sync?",
+                f"`retl state mv {name} {self.job.sync.name}` carries its state on; --accept ORPHANED_STATE"
+                " begins anew",
+            )
+            for name in former
+            if name not in self.job.siblings
+        ]
+
+    def _notes(self) -> Sequence[str]:
+        sync, former = self.job.sync, self.former
+        reshaped = bool(former) and former.get("what") != self.fingerprints["what"]
+        twice = not self.capabilities.idempotent and sync.delivery == "at_least_once"
+        notes = {
+            "what is sent changed (fields, types, transforms or formats): every row is sent once": reshaped,
+            "the target lost rows that expire: every row is sent again": self.emptied,
+            f"{self.withheld} deletes wait: a row without a usable key may be one of them": self.withheld > 0,
+            "delivery is at_least_once: after a crash a row may arrive twice": twice,
+        }
+        return [note for note, holds in notes.items() if holds]
 
 
-_KEY_REDEFINED = (
+_KEY_REDEFINED = Refusal(
+    "IDENTITY_CHANGED",
     "the key's columns or types are not those the rows were delivered under",
     "--accept IDENTITY_CHANGED begins a new baseline: every row is sent, nothing is deleted",
 )
-
-
-def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
-    """Can this destination do what the sync asks? DefinitionError where not."""
-    operation = "delete" if sync.deletes.how != "keep" else None
-    for needed in filter(None, (sync.write, operation)):
-        if needed not in capabilities.operations:
-            raise DefinitionError(
-                "OPERATION_UNSUPPORTED",
-                f"this destination cannot {needed}; it can: {', '.join(sorted(capabilities.operations))}",
-                where=f"sync {sync.name}",
-            )
-    for one in field_map.shape.fields:
-        if one.nulls == "keep" and not capabilities.nulls_keep:
-            raise DefinitionError(
-                "NULLS_KEEP_UNSUPPORTED",
-                f"field {one.name!r}: this destination replaces the whole object and cannot keep a value",
-                where=f"sync {sync.name}",
-            )
-        if one.only_if_empty and not capabilities.only_if_empty:
-            raise DefinitionError(
-                "ONLY_IF_EMPTY_UNSUPPORTED",
-                f"field {one.name!r}: this destination cannot tell whether a field is empty",
-                where=f"sync {sync.name}",
-            )
-    if not capabilities.idempotent and sync.first_run is None:
-        raise DefinitionError(
-            "FIRST_RUN_MISSING",
-            "`first_run` must be chosen here (send or adopt): this target does not forget a second delivery",
-            where=f"sync {sync.name}",
-        )
-    once = capabilities.idempotent or capabilities.settles or capabilities.key_window is not None
-    if not once and sync.delivery is None:
-        raise DefinitionError(
-            "DELIVERY_MISSING",
-            "`delivery` must be chosen here (at_least_once or at_most_once): the target is neither idempotent"
-            " nor has an idempotency key",
-            where=f"sync {sync.name}",
-        )
-
-
-def _map(job: Job, judge: Contract, run: Run, newest: tuple[str, str] | None) -> FieldMap:
-    return mapping.build(
-        job.sync,
-        judge,
-        run,
-        state_id=job.ledger.state_id,
-        timezone=job.warehouse.timezone,
-        newest=newest,
-    )
-
-
-def _newest(
-    ledger: Ledger, checkpoint: Checkpoint | None, layers: Sequence[LayerRow]
-) -> tuple[str, str] | None:
-    """The newest batch that the ledger knows as answered by this very object."""
-    for layer in reversed(layers):
-        done = [b for b in ledger.batches(layer.run_id) if b.status == "done" and b.attempts]
-        if done:
-            return layer.run_id, done[-1].batch_id
-    return checkpoint.newest if checkpoint else None
 
 
 def lay(ledger: Ledger, spool: Spool, directory: Path, base: str | None, layers: Sequence[LayerRow]) -> int:
@@ -369,148 +384,47 @@ def lay(ledger: Ledger, spool: Spool, directory: Path, base: str | None, layers:
     return baseline.lay(spool, ledger.get_file(base, directory) if base else None, parts)
 
 
-def _returns_rows(spool: Spool, check: str, options: Options) -> bool:
-    spool.run('CREATE OR REPLACE VIEW source AS SELECT * EXCLUDE ("retl row") FROM mart')
-    wanted = mart.select(check, options.variables, "checks")
-    return bool(mart.answers(spool, wanted))
+def _newest(
+    ledger: Ledger, checkpoint: Checkpoint | None, layers: Sequence[LayerRow]
+) -> tuple[str, str] | None:
+    """The newest batch that the ledger knows as answered by this very object."""
+    for layer in reversed(layers):
+        done = [b for b in ledger.batches(layer.run_id) if b.attempts and b.outcome and b.outcome.arrived]
+        if done:
+            return layer.run_id, done[-1].batch_id
+    return checkpoint.newest if checkpoint else None
 
 
-def _ask_target(destination: Destination[Any], options: Options) -> tuple[list[Refusal], bool]:
-    """What the target itself has against this run, and whether it forgot rows that expire anyway. To a
-    lost target `--full` is the answer."""
+def _cursor(job: Job, columns: Mapping[str, str]) -> Cursor | None:
+    """The watermark's column. DefinitionError if the mart lacks it or it cannot be one."""
+    asked = job.sync.changes
+    if asked.watermark is None:
+        return None
+    kind = columns.get(asked.watermark)
+    cursor = Cursor(asked.watermark, kind or "", asked.lookback)
+    known = cursor.is_time or (kind or "").endswith("INT") or (kind or "").endswith("INTEGER")
+    if kind is None or not known:
+        raise DefinitionError(
+            "WATERMARK_COLUMN",
+            f"the watermark's column {asked.watermark!r} is "
+            + ("not in the mart" if kind is None else f"{kind}: it must be a time or an integer"),
+            where=f"sync {job.sync.name}",
+        )
+    if asked.lookback and not cursor.is_time:
+        raise DefinitionError(
+            "WATERMARK_LOOKBACK", "`lookback` needs a time column", where=f"sync {job.sync.name}"
+        )
+    return cursor
+
+
+@contextmanager
+def _closing(job: Job, field_map: FieldMap) -> Iterator[Destination[Any]]:
+    destination = job.target.lane(field_map.shape)
     try:
-        destination.check()
-    except Mismatch as problem:
-        if problem.code == "TARGET_EMPTIED":
-            return [], True
-        if problem.code == "TARGET_LOST" and options.selection.full:
-            return [], False
-        return [Refusal(problem.code, problem.message, problem.hint)], False
-    return [], False
-
-
-def _asks(job: Job) -> bool:
-    return job.sync.write != "append" and not job.options.selection.full
-
-
-def _sample(
-    spool: Spool,
-    field_map: FieldMap,
-    destination: Destination[Any],
-    run: Run,
-    directory: Path,
-    expires: float | None,
-) -> tuple[int, int]:
-    """(asked, missing) of confirmed keys that the target must still have."""
-    alive = run.started_at - timedelta(seconds=expires) if expires is not None else None
-    sample = changes.sample(spool, field_map, SAMPLE, alive, directory)
-    if not len(sample):
-        return 0, 0
-    batch = Batch(sample, "delete", run.run_id, 0, 0, len(sample) - 1)
-    return len(sample), sum(row is None for row in destination.read(batch))
-
-
-def _absence_counts(sync: Sync, selection: Selection) -> bool:
-    return (
-        sync.deletes.how != "keep"
-        and sync.changes.strategy == "hash"
-        and not selection.partial
-        and not selection.full
-        and selection.limit is None
-    )
-
-
-def _refresh_before(now: datetime, expires: float | None) -> datetime | None:
-    return None if expires is None else now - timedelta(seconds=expires / 2)
-
-
-def _outcome(spool: Spool) -> dict[str, int]:
-    counts = {row[0]: row[1] for row in spool.run("SELECT op, count(*) FROM candidates GROUP BY op")}
-    counts["rejected"] = spool.one("SELECT count(*) FROM rejects")[0]
-    return counts
-
-
-def _notes(
-    former: Mapping[str, str],
-    now: Mapping[str, str],
-    emptied: bool,
-    withheld: int,
-    capabilities: Capabilities,
-    sync: Sync,
-) -> list[str]:
-    notes = []
-    if former and former.get("what") != now["what"]:
-        notes.append("what is sent changed (fields, types, transforms or formats): every row is sent once")
-    if emptied:
-        notes.append("the target lost rows that expire: every row is sent again")
-    if withheld:
-        notes.append(f"{withheld} deletes wait: rows without a usable key might be the missing ones")
-    if not capabilities.idempotent and sync.delivery == "at_least_once":
-        notes.append("delivery is at_least_once: after a crash a row may arrive twice")
-    return notes
+        yield destination
+    finally:
+        destination.close()
 
 
 def _tell_waiting(pid: str) -> None:
     log.event("mart_locked", writer=pid)
-
-
-def predict(job: Job, plan: Plan, clock: Clock) -> Summary:
-    """What the run would report, as long as mart, ledger and target stay as they are. Where the write
-    mode depends on what the target has, its keys are read if it is readable; else counts are `at most`."""
-    counts, notes = plan.counts(), list(plan.notes)
-    if not plan.refusals and job.sync.write in ("insert_only", "update_only") and not plan.adopting:
-        if plan.capabilities.readable:
-            counts = _with_skips(counts, _present(job, plan), job.sync.write)
-        else:
-            notes.append("this target cannot be read: inserted and updated are at most these numbers")
-    problem = plan.refusals[0] if plan.refusals else None
-    if problem is not None:
-        counts = plan.held_back()
-    status = "SUCCESS_WITH_REJECTS" if counts.rejected else "SUCCESS"
-    counts.check()
-    return Summary(
-        job.sync.name,
-        None,
-        "REFUSED" if problem else status,
-        Mismatch.exit_code if problem else 0,
-        dry_run=True,
-        counts=counts,
-        seconds=sum(clock.phases.values()),
-        phases=clock.phases,
-        rejects=[
-            {"key": r.key, "stage": r.stage, "code": r.code, "reason": r.reason}
-            for r in changes.rejects(plan.spool, REJECTS_SHOWN)
-        ],
-        guards=[asdict(refusal) for refusal in plan.refusals],
-        error=asdict(problem) if problem else None,
-        notes=notes,
-    )
-
-
-def _present(job: Job, plan: Plan) -> dict[str, tuple[int, int]]:
-    """By op: rows of the change set whose key the target has, and has not."""
-    destination = job.target.lane(plan.field_map.shape)
-    found: dict[str, tuple[int, int]] = {}
-    try:
-        for phase in (changes.FRESH, changes.OWED):
-            for first, last in plan.change_set.cut(phase, job.sync.batch.rows):
-                batch = Batch(plan.change_set, job.sync.write, plan.run.run_id, 0, first, last)
-                texts = plan.change_set.texts(range(first, last + 1))
-                for position, row in enumerate(destination.read(batch), first):
-                    op = texts[position][0]
-                    has, lacks = found.get(op, (0, 0))
-                    found[op] = (has + (row is not None), lacks + (row is None))
-    finally:
-        destination.close()
-    return found
-
-
-def _with_skips(counts: Counts, present: Mapping[str, tuple[int, int]], write: str) -> Counts:
-    skips = {op: has if write == "insert_only" else lacks for op, (has, lacks) in present.items()}
-    return replace(
-        counts,
-        inserted=counts.inserted - skips.get("insert", 0),
-        updated=counts.updated - skips.get("update", 0),
-        refreshed=counts.refreshed - skips.get("refresh", 0),
-        skipped=counts.skipped + sum(skips.values()),
-    )

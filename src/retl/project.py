@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -25,6 +25,9 @@ from retl.syncfiles import PROJECT_FILE, read_project_file, read_syncs
 from retl.validation import ModelT, did_you_mean, raise_all, validate
 from retl.variables import Filled, Missing, fill, unset
 from retl.yamlfile import Loc, empty
+
+if TYPE_CHECKING:
+    from retl.destinations.presets import Preset
 
 # The options that name the object a sync writes to, as far as definitions alone can tell.
 OBJECT_OPTIONS = ("table", "key", "object")
@@ -55,6 +58,7 @@ class LoadedProject:
     warehouse: Warehouse
     state_url: str
     syncs: Mapping[str, Sync]
+    presets: Mapping[str, Preset]
     _file: Filled
     _written: Mapping[str, Filled]
 
@@ -115,7 +119,10 @@ class LoadedProject:
         options = _placed(kind.Options, written, connection=self._connect(kind, name))
         register_model(options)
         known = self.definitions.connections.get(name)
-        return Resolved(name, type_name, kind, options, known.limits if known else Limits())
+        limits = (
+            {part: getattr(known.limits, part) for part in known.limits.model_fields_set} if known else {}
+        )
+        return Resolved(name, type_name, kind, options, kind.limits.model_copy(update=limits))
 
     def place(self, sync: Sync | str, loc: Loc = ()) -> Place:
         """Where a part of a sync's definition was written."""
@@ -146,10 +153,13 @@ class LoadedProject:
         return name, type_name
 
     def _load(self, sync: Sync, name: str, type_name: str) -> DestinationClass:
+        if type_name in self.presets:
+            return self.presets[type_name].destination
         try:
             return destinations.load(type_name)
         except DefinitionError as error:
-            error.hint = did_you_mean(type_name, destinations.names()) or error.hint
+            types = [*destinations.names(), *destinations.preset_names(), *self.presets]
+            error.hint = did_you_mean(type_name, types) or error.hint
             written = name in self.definitions.connections
             error.where = (
                 self._file.place(("connections", name, "type"))
@@ -221,11 +231,20 @@ def open_project(
         warehouse=_warehouse(folder, definitions.warehouse, settings),
         state_url=_state_url(folder, definitions, file, settings, environment),
         syncs={name: read.sync for name, read in found.items()},
+        presets=_presets(folder),
         _file=file,
         _written={name: read.written for name, read in found.items()},
     )
     raise_all([*_orders(project), *_broken_rules(project)])
     return project
+
+
+def _presets(folder: Path) -> Mapping[str, Preset]:
+    if not (folder / "presets").is_dir():
+        return {}
+    from retl.destinations import presets  # with all of HTTP, which other projects do without
+
+    return presets.own(folder)
 
 
 def _warehouse(folder: Path, warehouse: Warehouse, settings: Settings) -> Warehouse:

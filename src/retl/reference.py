@@ -25,7 +25,7 @@ def sync_schema() -> dict[str, Any]:
     schema["properties"].pop("name")
     schema["required"].remove("name")
     variants = []
-    for type_name in destinations.names():
+    for type_name in [*destinations.names(), *destinations.preset_names()]:
         definitions[f"{type_name}_destination"] = _options(type_name, definitions)
         variants.append({"$ref": f"#/$defs/{type_name}_destination"})
     schema["properties"]["destination"] = {"description": "Where to, and how.", "anyOf": variants}

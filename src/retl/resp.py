@@ -50,7 +50,7 @@ POISON = {
 }
 _SENTENCES = AGAIN | STOP | POISON
 _CODE = re.compile("|".join(rf"\b{code}\b" for code in _SENTENCES))
-_CHUNK_COMMANDS, _CHUNK_BYTES = 1000, 1 << 20
+_CHUNK_COMMANDS, _CHUNK_BYTES = 500, 1 << 20
 
 
 def judge(refusal: Refusal) -> tuple[str, str]:
@@ -64,7 +64,7 @@ def judge(refusal: Refusal) -> tuple[str, str]:
 class Wire:
     """One connection to one server, made when it is needed; `server` is its name without credentials.
 
-    `timeout` seconds is what a chunk of at most 1000 commands may take, there and back.
+    `timeout` seconds is what a chunk of at most 500 commands may take, there and back.
     """
 
     def __init__(
@@ -93,9 +93,13 @@ class Wire:
         if self._socket is None or _readable(self._socket):  # nothing was asked: the server hung up
             self._connect()
         replies: list[Any] = []
+        sent = 0
         try:
             for chunk in _chunks(commands):
-                self._send(chunk, replies)
+                sent += len(chunk)
+                self._send(chunk, replies, sent)
+                self._read(replies, sent - len(chunk))  # the server works on this chunk meanwhile
+            self._read(replies, sent)
         except BaseException:
             self.close()  # what comes next on it would answer a command that nobody waits for
             raise
@@ -123,11 +127,12 @@ class Wire:
             if self._tls:
                 self._socket = self._context().wrap_socket(self._socket, server_hostname=self._address[0])
             self._reader = hiredis.Reader()
-            for command in self._greeting:
-                replies: list[Any] = []
-                self._send([pack(command)], replies)
-                if isinstance(replies[0], Refusal):
-                    code, sentence = judge(replies[0])
+            replies: list[Any] = []
+            for count, command in enumerate(self._greeting, 1):
+                self._send([pack(command)], replies, count)
+                self._read(replies, count)
+                if isinstance(replies[-1], Refusal):
+                    code, sentence = judge(replies[-1])
                     kind = Unavailable if code in AGAIN else Systemic
                     raise kind(code, f"{self.server}: {sentence}")
         except ssl.SSLError as error:
@@ -146,20 +151,26 @@ class Wire:
         except OSError as error:
             raise Systemic("TLS", f"cannot read the CA file {self._ca_file}: {why(error)}") from error
 
-    def _send(self, chunk: list[bytes], replies: list[Any]) -> None:
+    def _send(self, chunk: list[bytes], replies: list[Any], sent: int) -> None:
         assert self._socket is not None
-        deadline, broken = time.monotonic() + self._timeout, None
         try:
             self._socket.settimeout(self._timeout)
             self._socket.sendall(b"".join(chunk))
-        except OSError as error:
-            broken = error  # what the server said before it hung up is still to be read
-        for _ in chunk:
+        except OSError:
+            self._read(replies, sent)  # the server may have said why, before it hung up
+            raise
+
+    def _read(self, replies: list[Any], until: int) -> None:
+        """Read until there are so many replies. OSError, or Poisoned where the server said it hangs up
+        over a value."""
+        assert self._socket is not None
+        deadline = time.monotonic() + self._timeout
+        while len(replies) < until:
             try:
                 while (reply := self._reader.gets()) is False:
                     self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
                     if not (data := self._socket.recv(1 << 16)):
-                        raise broken or ConnectionResetError("the server closed the connection")
+                        raise ConnectionResetError("the server closed the connection")
                     self._reader.feed(data)
             except hiredis.ProtocolError:
                 raise ConnectionError("the reply is not RESP") from None

@@ -57,6 +57,10 @@ class Spool:
         self.con.execute("SET enable_external_access = false")
         self.con.execute("SET lock_configuration = true")
 
+    def unstoppable(self) -> None:
+        """From here on a stop request interrupts nothing: what is left is bookkeeping."""
+        self.stop = Stop()
+
     def run(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """All rows of one statement. A stop request interrupts it and becomes Stopped."""
         with self.stop.interrupting(self.con.interrupt):

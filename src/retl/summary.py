@@ -112,7 +112,7 @@ class Summary:
             "rejects": list(self.rejects[:REJECTS_SHOWN]),
             "guards": list(self.guards),
             "error": self.error,
-            "notes": list(self.notes),
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
 

@@ -390,7 +390,7 @@ class Suite:
     ) -> None:
         rows = Rows(shape, few(destination))
         batch = rows.batch(target.write)
-        target.proxy.drop_reply(after=target.commit)
+        target.proxy.drop_reply(target.commit)
         outcome = self.settled(target, destination, batch)
         expected = {Kind.WRITTEN} if destination.capabilities.settles else {Kind.UNKNOWN, Kind.WRITTEN}
         assert set(kinds(outcome)) <= expected

@@ -15,7 +15,7 @@ from tests.destinations.rows import Row
 from tests.destinations.suite import Contents, Suite, Target
 from tests.proxy import Proxy
 
-BATCH = {
+BATCH: dict[str, Any] = {
     "upsert": {
         "path": "/v1/users/batch",
         "wrap": "users",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
@@ -280,8 +284,8 @@ def test_a_request_reads_like_redis_cli(target: RedisTarget) -> None:
         r'SET reco:%C3%A9%201 "{\"name\":\"say \\\"hi\\\"\\n\",\"amount\":null,\"visits\":1}" EX 3600'
     )
     assert rest == [
-        f"LPUSH retl:stamp:state-1:suite {'run-1/' + batch.id}",
-        "LTRIM retl:stamp:state-1:suite 0 999",
+        f"LPUSH retl:stamp:state-1:reco%3A%7Bid%7D {'run-1/' + batch.id}",
+        "LTRIM retl:stamp:state-1:reco%3A%7Bid%7D 0 999",
     ]
 
 
@@ -312,19 +316,19 @@ def test_a_flushed_server_is_noticed(target: RedisTarget, ttl: str, code: str) -
 def test_a_restored_server_is_noticed(target: RedisTarget) -> None:
     rows = Rows(SHAPE, sample(4))
     deliver(target.make(SHAPE), rows.batch(first=0, last=1))
-    backup = target.client.dump("retl:stamp:state-1:suite")
+    backup = target.client.dump("retl:stamp:state-1:reco%3A%7Bid%7D")
     newest = rows.batch(first=2, last=3)
     deliver(target.make(SHAPE), newest)
-    target.client.restore("retl:stamp:state-1:suite", 0, backup, replace=True)
+    target.client.restore("retl:stamp:state-1:reco%3A%7Bid%7D", 0, backup, replace=True)
     with pytest.raises(Mismatch):
         target.make(replace(SHAPE, newest=(newest.run_id, newest.id))).check()
 
 
 def test_stamps_are_bounded(target: RedisTarget) -> None:
     destination = target.make(SHAPE)
-    target.client.lpush("retl:stamp:state-1:suite", *map(str, range(5000)))
+    target.client.lpush("retl:stamp:state-1:reco%3A%7Bid%7D", *map(str, range(5000)))
     deliver(destination, Rows(SHAPE, sample(1)).batch())
-    assert target.client.llen("retl:stamp:state-1:suite") == 1000
+    assert target.client.llen("retl:stamp:state-1:reco%3A%7Bid%7D") == 1000
 
 
 def test_two_states_keep_their_stamps_apart(target: RedisTarget) -> None:
@@ -335,7 +339,7 @@ def test_two_states_keep_their_stamps_apart(target: RedisTarget) -> None:
 
 
 def test_a_stamp_that_cannot_be_kept_stops_the_run(target: RedisTarget) -> None:
-    target.client.set("retl:stamp:state-1:suite", "a string")
+    target.client.set("retl:stamp:state-1:reco%3A%7Bid%7D", "a string")
     with pytest.raises(Systemic) as caught:
         target.make(SHAPE).write(Rows(SHAPE, sample(1)).batch())
     assert caught.value.code == "STAMP_REFUSED"
@@ -367,6 +371,7 @@ def test_a_refusal_is_told_by_its_code(text: str, code: str) -> None:
 
 def test_a_busy_server_is_unavailable_then_all_is_well(target: RedisTarget) -> None:
     destination, batch = target.make(SHAPE), Rows(SHAPE, sample(2)).batch()
+    destination.check()
     target.client.config_set("busy-reply-threshold", 1)
     killed: list[str] = []
 
@@ -432,6 +437,22 @@ def test_check_leaves_no_key_behind(target: RedisTarget, hashes: RedisTarget) ->
     assert target.client.ttl("reco:probe") == -1
 
 
+def test_a_connection_that_was_lost_is_made_anew_before_anything_is_sent(target: RedisTarget) -> None:
+    destination, batch = target.make(SHAPE), Rows(SHAPE, sample(2)).batch()
+    destination.check()
+    target.proxy.refuse()
+    target.proxy.heal()
+    assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 2
+
+
+def test_a_value_too_long_is_found_among_megabytes(target: RedisTarget) -> None:
+    poison = target.poison(sample(1)[0])
+    rows = [poison] + [(f"r{n}", "v" * 100_000, None, n) for n in range(100)]
+    outcome = deliver(target.make(SHAPE), Rows(SHAPE, rows).batch())
+    assert kinds(outcome) == [Kind.REJECTED] + [Kind.WRITTEN] * 100
+    assert outcome[0].code == "BULK_LENGTH"
+
+
 def test_a_port_that_speaks_another_language_is_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -453,6 +474,91 @@ def test_a_server_without_tls_is_not_written_to(target: RedisTarget) -> None:
     with pytest.raises((Systemic, Unavailable)):
         target.make(SHAPE, connection=connection).write(Rows(SHAPE, sample(1)).batch())
     assert target.contents() == {}
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for localhost that signs itself; its key is in the same file."""
+    path = tmp_path / "server.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    made += [
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-keyout",
+        str(path),
+        "-out",
+        str(tmp_path / "signed"),
+    ]
+    subprocess.run(made, check=True, capture_output=True)
+    path.write_bytes(path.read_bytes() + (tmp_path / "signed").read_bytes())
+    return path
+
+
+@pytest.fixture
+def tls_port(redis_server: Any, certificate: Path) -> Iterator[int]:
+    """A port of this machine that speaks TLS for the server."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                client = context.wrap_socket(listener.accept()[0], server_side=True)
+            except ssl.SSLError:
+                continue
+            except OSError:
+                return
+            with client, socket.create_connection((redis_server.host, redis_server.port)) as server:
+                relay(client, server)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=[listener])
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def relay(client: ssl.SSLSocket, server: socket.socket) -> None:
+    while True:
+        ready = [client] if client.pending() else select.select([client, server], [], [])[0]
+        reads, writes = (client, server) if client in ready else (server, client)
+        if not (data := reads.recv(65536)):
+            return
+        writes.sendall(data)
+
+
+def test_tls_is_verified(target: RedisTarget, certificate: Path, tls_port: int) -> None:
+    server = {"port": tls_port, "db": target.db, "tls": True, "user": target.user, "password": SECRET}
+    batch = Rows(SHAPE, sample(3)).batch()
+    for host, ca in (
+        ("localhost", None),
+        ("127.0.0.1", certificate),
+        ("localhost", certificate.parent / "none"),
+    ):
+        connection = server | {"host": host, "tls_ca_file": ca and str(ca)}
+        with pytest.raises(Systemic) as caught:
+            target.make(SHAPE, connection=connection).write(batch)
+        assert caught.value.code == "TLS"
+        assert target.contents() == {}
+    destination = target.make(
+        SHAPE, connection=server | {"host": "localhost", "tls_ca_file": str(certificate)}
+    )
+    assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 3
+    destination.check()
+    destination.close()
+    assert target.contents() == as_contents(SHAPE, sample(3))
 
 
 def test_a_hash_of_nothing_is_a_reject_unless_somebody_keeps_it_alive(hashes: RedisTarget) -> None:

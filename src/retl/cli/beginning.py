@@ -39,7 +39,7 @@ def init(
 def demo(
     invocation: Invocation,
     directory: Annotated[Path | None, typer.Argument(metavar="[DIR]", show_default=False)] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the servers running and the files.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the project behind.")] = False,
 ) -> int:
     """See it work against real servers that it starts itself."""
     from retl.demo import show

@@ -9,7 +9,7 @@ import typer
 
 from retl.cli import problems
 from retl.cli.app import app, command
-from retl.cli.invocation import Invocation
+from retl.cli.invocation import Invocation, dated
 from retl.cli.output import Piece, Table
 from retl.errors import DefinitionError, RetlError
 
@@ -64,11 +64,11 @@ def validate(
     from datetime import UTC, datetime
 
     from retl import offline
-    from retl.planning import Target
+    from retl.job import Target
     from retl.validation import raise_all
 
     project = invocation.project
-    variables = invocation.variables(datetime.now(UTC).date(), var or [])
+    variables = dated(invocation.variables(var or []), datetime.now(UTC).date())
     chosen = project.select(names=sync or list(project.syncs)) if project.syncs else []
     unset = sorted({missing.name for missing in project.missing(chosen)})
     errors: list[RetlError] = []
@@ -117,7 +117,7 @@ def check(
 ) -> int:
     """Online: is each destination reached and writable?"""
     from retl import offline
-    from retl.planning import Options
+    from retl.job import Options
     from retl.signals import Stop
     from retl.summary import exit_code
 
@@ -125,7 +125,7 @@ def check(
     chosen = project.select(names=sync or ())
     invocation.require(chosen)
     ledger = invocation.ledger()
-    options = Options(variables=invocation.variables(ledger.now().date(), var or []))
+    options = Options(variables=invocation.variables(var or []))
     found: list[dict[str, Any]] = []
     with Stop().listening() as stop:
         for job in [invocation.job(one, ledger, options, stop) for one in chosen]:

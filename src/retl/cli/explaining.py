@@ -25,14 +25,14 @@ def explain(
 ) -> None:
     """Why retl does what it does, row by row."""
     from retl import explain as explaining
-    from retl.planning import Options
+    from retl.job import Options
     from retl.signals import Stop
 
     sync = invocation.sync(name)
     invocation.require([sync])
     ledger = invocation.ledger()
     with Stop().listening() as stop:
-        options = Options(dry_run=True, variables=invocation.variables(ledger.now().date(), var or []))
+        options = Options(dry_run=True, variables=invocation.variables(var or []))
         job = invocation.job(sync, ledger, options, stop)
         found = explaining.explain(job, keys or [], rows, read=read, reveal=invocation.reveal)
     if keys and all(row["row"] is None and row["baseline"] is None for row in found["rows"]):

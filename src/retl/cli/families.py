@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
+FAMILIES = (
+    "beginning",
+    "definitions",
+    "running",
+    "applying",
+    "explaining",
+    "history",
+    "state",
+    "reserved",
+)
+
 
 def register() -> None:
     """Importing a family registers its commands."""
-    from retl.cli import beginning, definitions, explaining, history, reserved, running, state  # noqa: F401
+    for name in FAMILIES:
+        import_module(f"retl.cli.{name}")

@@ -181,9 +181,7 @@ def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
         parts = ("key", "stage", "code", "reason")
         pieces.append(Table(parts, [tuple(one[p] for p in parts) for one in run["rejects"]], "rejects:"))
     said: Sequence[Mapping[str, Any]] = (*run["guards"], *([run["error"]] if run["error"] else []))
-    for problem in {one["code"]: one for one in said}.values():
-        pieces.append(problems.sentence(problem))
-    return pieces
+    return [*pieces, *dict.fromkeys(problems.sentence(problem) for problem in said)]
 
 
 def _state(sync: Sync, ledger: Ledger, now: datetime, rejects: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +21,9 @@ from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
     from retl.definitions import Sync
+    from retl.job import Job, Options
     from retl.ledger import Ledger
     from retl.pace import Pace
-    from retl.planning import Job, Options
     from retl.project import LoadedProject, Resolved
     from retl.settings import Settings
     from retl.signals import Stop
@@ -103,40 +103,41 @@ class Invocation:
         raise_all(errors)
 
     def job(self, sync: Sync, ledger: Ledger, options: Options, stop: Stop) -> Job:
-        """A sync that was required, ready to be planned or run."""
-        from retl.planning import Job, Target
+        """A sync that was required, ready to be planned or run; today is so on the ledger's clock."""
+        from retl.job import Job, Target
 
-        found = self._targets[sync.name]
+        project, found = self.project, self._targets[sync.name]
         return Job(
             sync=sync,
-            folder=self.project.folder,
-            warehouse=self.project.warehouse,
-            target=Target(found.type, found.destination, found.options),
+            folder=project.folder,
+            warehouse=project.warehouse,
+            target=Target(found.type, found.destination, found.options, found.name),
             ledger=ledger,
-            options=options,
+            options=replace(options, variables=dated(options.variables, ledger.now().date())),
             stop=stop,
+            pace=self._pace(found),
+            siblings=frozenset(project.syncs),
             environment=self.environment,
-            correlation_id=self.project.settings.retl_correlation_id,
+            correlation_id=project.settings.retl_correlation_id,
         )
 
-    def pace(self, sync: Sync) -> Pace:
-        """What all syncs of the sync's connection share in this process."""
+    def _pace(self, found: Resolved) -> Pace:
+        """What all syncs of a connection share in this process."""
         from retl.pace import Pace
 
-        found = self._targets[sync.name]
         if found.name not in self._paces:
             self._paces[found.name] = Pace(found.limits)
         return self._paces[found.name]
 
-    def variables(self, today: date, given: Sequence[str]) -> Mapping[str, Any]:
-        """The project's `vars` under those of --var NAME=VALUE; the value `today` is that date."""
+    def variables(self, given: Sequence[str]) -> Mapping[str, Any]:
+        """The project's `vars` under those of --var NAME=VALUE, as they are written."""
         named: dict[str, Any] = dict(self.project.definitions.vars)
         for text in given:
             name, equals, value = text.partition("=")
             if not equals or not name.isidentifier():
                 raise DefinitionError("VAR_INVALID", f"--var takes NAME=VALUE, not {text!r}")
             named[name] = value
-        return {name: today.isoformat() if value == "today" else value for name, value in named.items()}
+        return named
 
     def hides_key(self, sync: str) -> bool:
         """Must this sync's keys be masked? Where nobody can say any more (it is no longer defined, or only
@@ -150,6 +151,11 @@ class Invocation:
 
     def close(self) -> None:
         self._closing.close()
+
+
+def dated(variables: Mapping[str, Any], today: date) -> dict[str, Any]:
+    """Variables whose value is `today` as that date, in the form that DuckDB compares with a DATE."""
+    return {name: today.isoformat() if value == "today" else value for name, value in variables.items()}
 
 
 def sensitive_columns(sync: Sync, folder: Path) -> set[str]:

@@ -14,7 +14,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
 
 Format = Literal["table", "json"]
 MASK = "***"
@@ -29,6 +32,7 @@ class Table:
     headers: Sequence[str]
     rows: Sequence[Sequence[Any]]
     title: str | None = None
+    flips: bool = False  # on a narrow terminal its rows become columns, rather than every cell two lines
 
 
 Piece = Table | str  # a text is printed as it is, without markup
@@ -141,9 +145,7 @@ def _aligned(table: Table) -> str:
 def _drawn(pieces: Sequence[Piece]) -> str:
     from io import StringIO
 
-    from rich import box
     from rich.console import Console
-    from rich.table import Table as RichTable
     from rich.text import Text
 
     width = Console(file=sys.stdout).width
@@ -152,11 +154,25 @@ def _drawn(pieces: Sequence[Piece]) -> str:
         if isinstance(piece, str):
             console.print(Text(clean(piece)))
             continue
-        drawn = RichTable(box=box.SIMPLE_HEAD, title=piece.title and Text(piece.title), title_justify="left")
-        for i, header in enumerate(piece.headers):
-            drawn.add_column(Text(header), justify="right" if _numeric(piece, i) else "left", overflow="fold")
-        for row in piece.rows:
-            drawn.add_row(*(Text(cell(value)) for value in row))
+        right = [_numeric(piece, i) for i in range(len(piece.headers))]
+        drawn = _grid(piece, right)
+        if piece.flips and console.measure(drawn).maximum > width:
+            columns = list(zip(piece.headers, *piece.rows, strict=True))
+            flipped = Table(columns[0], columns[1:], piece.title)
+            drawn = _grid(flipped, [i > 0 for i in range(len(columns[0]))])
         console.print(drawn)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
+
+
+def _grid(table: Table, right: Sequence[bool]) -> RichTable:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=box.SIMPLE_HEAD, title=table.title and Text(table.title), title_justify="left")
+    for header, is_right in zip(table.headers, right, strict=True):
+        drawn.add_column(Text(header), justify="right" if is_right else "left", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(Text(cell(value)) for value in row))
+    return drawn

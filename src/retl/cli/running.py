@@ -18,7 +18,7 @@ from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
     from retl.definitions import Sync
-    from retl.planning import Job, Options
+    from retl.job import Job, Options
     from retl.summary import Summary
 
 GUARDS = (
@@ -91,26 +91,26 @@ def sync(
         raise DefinitionError(
             "NOTHING_SELECTED", "no sync matches what was selected", hint="`retl list` shows what there is"
         )
+    options = _options(
+        invocation.variables(var or []),
+        dry_run=dry_run,
+        full=full,
+        limit=limit,
+        keys=keys,
+        where=where,
+        allow_deletes=allow_deletes,
+        accept=accept,
+    )
     running = [one for one in chosen if one.enabled]
     _check_full(running, full)
     invocation.require(running)
-    ledger = invocation.ledger(create=not dry_run) if running else None
     from retl.cli.schedule import run_all
     from retl.signals import Stop
 
     with Stop().listening() as stop:
         work: dict[str, Job] = {}
-        if ledger is not None:
-            options = _options(
-                invocation.variables(ledger.now().date(), var or []),
-                dry_run=dry_run,
-                full=full,
-                limit=limit,
-                keys=keys,
-                where=where,
-                allow_deletes=allow_deletes,
-                accept=accept,
-            )
+        if running:
+            ledger = invocation.ledger(create=not dry_run)
             work = {one.name: invocation.job(one, ledger, options, stop) for one in running}
         with _progress(invocation):
             done = run_all(work, lambda job: _run(invocation, job), jobs=jobs, fail_fast=fail_fast)
@@ -129,11 +129,9 @@ def plan(
     allow_deletes: Allowed = None,
     accept: Accepted = None,
     var: Variables = None,
-    out: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the plan, for `retl apply`.")] = None,
 ) -> int:
     """What a sync would do now, with samples."""
-    if out is not None:
-        refuse("--out")
     if not names or len(names) != 1:
         raise DefinitionError("USAGE", "`retl plan` needs one sync", hint="retl plan --sync NAME")
     chosen = invocation.sync(names[0])
@@ -141,24 +139,29 @@ def plan(
         return report(invocation, [_paused(chosen.name, True)])
     _check_full([chosen], full)
     invocation.require([chosen])
-    ledger = invocation.ledger()
-    from retl import explain
+    options = _options(
+        invocation.variables(var or []),
+        dry_run=True,
+        full=full,
+        limit=limit,
+        keys=keys,
+        where=where,
+        allow_deletes=allow_deletes,
+        accept=accept,
+    )
+    from retl import artifact, explain
+    from retl.planning import Plan
     from retl.signals import Stop
 
+    def keep(plan: Plan) -> None:
+        if out is not None:
+            artifact.write(artifact.make(job, plan), out)
+
+    ledger = invocation.ledger()
     with Stop().listening() as stop:
-        options = _options(
-            invocation.variables(ledger.now().date(), var or []),
-            dry_run=True,
-            full=full,
-            limit=limit,
-            keys=keys,
-            where=where,
-            allow_deletes=allow_deletes,
-            accept=accept,
-        )
         job = invocation.job(chosen, ledger, options, stop)
         with _progress(invocation):
-            summary, samples = explain.preview(job, reveal=invocation.reveal)
+            summary, samples = explain.preview(job, reveal=invocation.reveal, keep=keep)
     return report(invocation, [summary], samples)
 
 
@@ -174,7 +177,7 @@ def _options(
     accept: Sequence[str] | None,
 ) -> Options:
     from retl.changes import Selection
-    from retl.planning import Options
+    from retl.job import Options
 
     for code in accept or ():
         if code not in GUARDS:
@@ -206,7 +209,7 @@ def _run(invocation: Invocation, job: Job) -> Summary:
     try:
         if job.options.dry_run:
             return pipeline.dry_run(job)
-        return pipeline.sync(job, invocation.pace(job.sync))
+        return pipeline.sync(job)
     except Exception as problem:  # noqa: BLE001 - one sync's failure does not stop the others
         if invocation.debug:
             problems.tell(problem, debug=True)
@@ -263,7 +266,7 @@ def _pieces(
     headers = ("sync", "status", *(name.replace("_", " ") for name in NUMBERS), "seconds")
     rows = [(one["sync"], one["status"], *(one[n] for n in NUMBERS), one["seconds"]) for one in documents]
     title = "dry run: nothing was written; a run now would report" if dry else None
-    pieces: list[Piece] = [Table(headers, rows, title)]
+    pieces: list[Piece] = [Table(headers, rows, title, flips=True)]
     several = len(documents) > 1
     for one in documents:
         name = f"{one['sync']}: " if several else ""
@@ -283,13 +286,9 @@ def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
         title = f"{name}rejects ({len(one['rejects'])} of {max(total, len(one['rejects']))}):"
         parts = ("key", "stage", "code", "reason")
         pieces.append(Table(parts, [tuple(row[part] for part in parts) for row in one["rejects"]], title))
-    said = set()
-    for problem in (*one["guards"], *([one["error"]] if one["error"] else [])):
-        if (problem["code"], problem["message"]) in said:
-            continue
-        said.add((problem["code"], problem["message"]))
-        pieces.append(f"{name}{problems.sentence(problem)}")
-    pieces += [f"{name}note: {note}" for note in one["notes"]]
+    said = (*one["guards"], *([one["error"]] if one["error"] else []))
+    pieces += dict.fromkeys(f"{name}{problems.sentence(problem)}" for problem in said)
+    pieces += [f"{name}note: {note}" for note in one.get("notes", ())]
     return pieces
 
 

@@ -78,8 +78,8 @@ def mv(
     ledger = _ledger(invocation, yes)
     _known(ledger, old)
     then = f"the next run of {new} carries on where {old} ended: only what changed is sent"
-    _agreed(then, yes)
-    with _held(ledger, new), _held(ledger, old):
+    agreed(then, yes)
+    with held(ledger, new), held(ledger, old):
         ledger.rename(old, new)
     _done(invocation, {"moved": {"old": old, "new": new}}, then)
 
@@ -94,8 +94,8 @@ def reset(invocation: Invocation, name: SyncName, yes: Yes = False) -> None:
     then = f"the next run of {name} sends every row and deletes nothing; its open rejects are forgotten"
     if known is not None and known.write == "append":
         then = f"the next run of {name} appends every row of the mart AGAIN; its open rejects are forgotten"
-    _agreed(then, yes)
-    with _held(ledger, name):
+    agreed(then, yes)
+    with held(ledger, name):
         ledger.reset(name, None)
     _done(invocation, {"reset": name}, then)
 
@@ -110,24 +110,24 @@ def adopt(
     """Take the mart as delivered, without sending it."""
     from retl import pipeline
     from retl.cli.running import report
-    from retl.planning import Options
+    from retl.job import Options
     from retl.signals import Stop
 
     sync = invocation.sync(name)
     invocation.require([sync])
     ledger = _ledger(invocation, yes)
-    _agreed(
+    agreed(
         f"every row the mart of {name} has now counts as delivered, and what was known before is forgotten;"
         " the next run sends only what changes from now on, and deletes only what it delivered itself",
         yes,
     )
     with Stop().listening() as stop:
-        options = Options(variables=invocation.variables(ledger.now().date(), var or []))
+        options = Options(variables=invocation.variables(var or []))
         job = invocation.job(sync, ledger, options, stop)
         job = replace(job, sync=sync.model_copy(update={"first_run": "adopt"}))
-        with _held(ledger, name):
+        with held(ledger, name):
             ledger.reset(name, None)
-        return report(invocation, [pipeline.sync(job, invocation.pace(sync))])
+        return report(invocation, [pipeline.sync(job)])
 
 
 @command(state, "unblock")
@@ -142,8 +142,10 @@ def unblock(
     if connection not in known:
         hint = did_you_mean(connection, known)
         raise DefinitionError("CONNECTION_UNKNOWN", f"there is no connection {connection!r}", hint=hint)
-    then = f"nothing blocks {connection}: the next run uses it as ever"
-    _done(invocation, {"unblocked": connection, "was_blocked": False}, then)
+    then = f"the next run uses {connection} at once"
+    ledger = _ledger(invocation, yes)
+    agreed(then, yes)
+    _done(invocation, {"unblocked": connection, "was_blocked": ledger.unblock(connection)}, then)
 
 
 def list_rejects(invocation: Invocation, sync: OneSync = None) -> None:
@@ -206,14 +208,14 @@ def _known(ledger: Ledger, name: str) -> None:
         )
 
 
-def _agreed(then: str, yes: bool) -> None:
+def agreed(then: str, yes: bool) -> None:
     if not yes:
         raise DefinitionError(
             "NEEDS_YES", f"with --yes: {then}", hint="nothing was changed; add --yes to do it"
         )
 
 
-def _held(ledger: Ledger, name: str) -> AbstractContextManager[Lock]:
+def held(ledger: Ledger, name: str) -> AbstractContextManager[Lock]:
     """No run of the sync while its state changes; Later LOCK_HELD if there is one."""
     return ledger.lock([name], sync=name, host=socket.gethostname(), pid=os.getpid())
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -131,6 +132,10 @@ class _Exchange(BaseHTTPRequestHandler):
     wbufsize = -1  # head and body leave in one packet: none waits for the other's acknowledgement
     disable_nagle_algorithm = True
 
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a client that dies is no news
+            super().handle()
+
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         if length > MAX_BYTES:
@@ -140,7 +145,9 @@ class _Exchange(BaseHTTPRequestHandler):
             )
             return
         body = self.rfile.read(length)
-        if self._allowed("/v1/recipients/batch"):
+        if len(body) < length:
+            self.close_connection = True  # whoever sent it is gone: half a request is none
+        elif self._allowed("/v1/recipients/batch"):
             self._reply(self.tool.receive(body, self.headers.get("Idempotency-Key")))
 
     def do_GET(self) -> None:

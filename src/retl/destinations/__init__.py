@@ -10,11 +10,13 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from retl.batch import UNKNOWN, Answer, Batch, Capabilities, Outcome, Shape, WriteMode
+from retl.batch import UNKNOWN, Answer, Batch, Capabilities, Outcome, Quota, Shape, WriteMode
+from retl.definitions import Limits
 from retl.errors import DefinitionError
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
@@ -29,7 +31,9 @@ class Destination(ABC, Generic[OptionsT]):
 
     Connection: ClassVar[type[BaseModel]]
     Options: ClassVar[type[BaseModel]]
+    limits: ClassVar[Limits] = Limits()  # what the vendor allows; a connection's own `limits` win
     capabilities: Capabilities
+    quota: Quota | None = None  # what the last answer said of the target's own limit
 
     def __init__(self, options: OptionsT, shape: Shape) -> None:
         self.options = options
@@ -76,13 +80,21 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
 
 
+def preset_names() -> list[str]:
+    """The types that are data: the presets that come with retl."""
+    return sorted(path.stem for path in (Path(__file__).parent / "presets").glob("*.yml"))
+
+
 def load(type_name: str) -> type[Destination[Any]]:
     """The destination class of a type. DefinitionError DESTINATION_UNKNOWN if there is none."""
+    if type_name in preset_names():
+        kind: type[Destination[Any]] = import_module(f"{__name__}.presets").read(type_name).destination
+        return kind
     if type_name not in names():
         raise DefinitionError(
             "DESTINATION_UNKNOWN",
             f"there is no destination type {type_name!r}",
-            hint=f"known types: {', '.join(names())}",
+            hint=f"known types: {', '.join([*names(), *preset_names()])}",
         )
     module = import_module(f"{__name__}.{type_name}")
     found = [

@@ -9,13 +9,15 @@ or not there to update; `outcome.cases` can say otherwise. Redirects and web pag
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from retl.batch import (
     UNKNOWN,
+    WRITTEN,
     Answer,
     Batch,
     Capabilities,
@@ -30,13 +32,17 @@ from retl.batch import (
 from retl.definitions import Definition, Duration
 from retl.destinations import Destination
 from retl.errors import DefinitionError, Poisoned, Systemic
-from retl.http.auth import Anonymous, Auth, HeaderName, Secret, secrets
-from retl.http.body import Endpoint, Request, Template, exact
+from retl.http.auth import Anonymous, HeaderName, Secret, WholeUrl
+from retl.http.body import Endpoint, Request, Template
+from retl.http.cells import exact
 from retl.http.client import Address, Client, Timeouts
+from retl.http.jobs import Job
+from retl.http.oauth import Auth
 from retl.http.outcome import Reply, Sent, interpret
 from retl.http.rules import Case, Rules, text
+from retl.http.waits import quota
 
-_NAMES: dict[Operation, str] = {
+OPERATION_NAMES: dict[Operation, str] = {
     "upsert": "upsert",
     "insert_only": "insert",
     "append": "insert",
@@ -57,6 +63,15 @@ class HttpConnection(Definition):
     timeouts: Timeouts = Timeouts()
     allow_plaintext: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_url(cls, given: Any) -> Any:
+        """Where the address itself is the secret, its server is the base_url."""
+        auth = given.get("auth") if isinstance(given, dict) else None
+        if isinstance(auth, dict) and auth.get("type") == "url" and not given.get("base_url"):
+            return {**given, "base_url": WholeUrl.model_validate(auth).origin}
+        return given
+
     @model_validator(mode="after")
     def _fits(self) -> HttpConnection:
         address = Address.parse(self.base_url)
@@ -69,7 +84,7 @@ class Probe(Definition):
     """A request that changes nothing and needs the same credential."""
 
     method: Literal["GET", "HEAD", "OPTIONS"] = "GET"
-    path: str
+    path: Annotated[str, Field(pattern=r"^/[!-~]*$")]
 
 
 class Idempotency(Definition):
@@ -86,6 +101,7 @@ class HttpOptions(Definition):
     update: Endpoint | None = None
     delete: Endpoint | None = None
     outcome: Rules = Rules()
+    job: Job | None = None  # what the answer to an upsert names, instead of telling what became of it
     idempotency: Idempotency | None = None
     check: Probe | None = None
 
@@ -101,15 +117,15 @@ class HttpDestination(Destination[HttpOptions]):
         headers = {name: value.get_secret_value() for name, value in connection.headers.items()}
         self._address = Address.parse(connection.base_url)
         self._client = Client(self._address, connection.auth, headers, connection.timeouts)
-        self._secrets = [*headers.values(), *secrets(connection.auth)]
+        self._secrets = list(headers.values())
         self._endpoints = _endpoints(options, shape)
-        self._templates: dict[Operation, Template] = {}
-        endpoint = self._template(shape.write).endpoint
+        self._calls: dict[Operation, tuple[Template, Rules]] = {}
+        endpoint = self._call(shape.write)[0].endpoint
         if shape.deletes != "keep":
-            self._template("delete")
+            self._call("delete")
         key = options.idempotency
         self.capabilities = Capabilities(
-            object=self.identity(options, shape.write),
+            object=HttpDestination.identity(options, shape.write),
             operations=frozenset(self._endpoints),
             idempotent=shape.write not in _INSERTS,
             form="documents",
@@ -118,13 +134,16 @@ class HttpDestination(Destination[HttpOptions]):
             nulls_keep=shape.write not in _INSERTS,
             settles=key is not None,
             max_rows=endpoint.rows_at_most,
+            max_deletes=self._endpoints["delete"].rows_at_most if "delete" in self._endpoints else None,
         )
 
     @classmethod
     def identity(cls, options: HttpOptions, write: WriteMode) -> str:
         address = Address.parse(options.connection.base_url)
-        endpoint: Endpoint | None = getattr(options, _NAMES[write])
-        return f"{address}{address.prefix}{endpoint.path.partition('?')[0] if endpoint else ''}"
+        endpoint: Endpoint | None = getattr(options, OPERATION_NAMES[write])
+        return f"{address}{address.prefix}{endpoint.path.partition('?')[0] if endpoint else ''}" + (
+            options.connection.auth.mark()
+        )
 
     def check(self) -> None:
         probe = self.options.check
@@ -132,7 +151,7 @@ class HttpDestination(Destination[HttpOptions]):
             self._client.connect()
             return
         reply = self._client.send(Request(probe.method, self._address.prefix + probe.path, (), b""))
-        sent = Sent(1, True, lambda to: [], lambda row: self._secrets)
+        sent = Sent(1, True, lambda to: [], lambda row: self._known())
         found = interpret(reply, _PROBE, sent).default
         if found.kind is Kind.REJECTED:
             raise Systemic("HTTP_CHECK", f"the target refuses `check`: {found.code}: {found.reason}")
@@ -147,8 +166,12 @@ class HttpDestination(Destination[HttpOptions]):
         return self._judge(self._send(request, batch), request, batch)
 
     def settle(self, batch: Batch, handle: str | None) -> Answer:
-        """The same bytes under the same key again, which tells what became of the first time; to be
-        asked within `key_window`. Without a key there is no evidence to be had."""
+        """What the target says of the job `handle`; else the same bytes under the same key again, which
+        tells what became of the first time; to be asked within `key_window`. Without a job or a key
+        there is no evidence to be had."""
+        if handle is not None and self.options.job is not None:
+            sent = self._sent(batch, lambda row: self._known())
+            return self.options.job.look(handle, sent, self._ask, self._address.prefix)
         if batch.request is None or batch.idempotency_key is None or self.options.idempotency is None:
             return Outcome(UNKNOWN)
         request = self._request(batch)
@@ -163,6 +186,16 @@ class HttpDestination(Destination[HttpOptions]):
     def close(self) -> None:
         self._client.close()
 
+    def lacks(self, operation: Operation) -> DefinitionError:
+        """What to say where no endpoint serves an operation that the sync asks for."""
+        word = "deletes" if operation == "delete" else f"write: {operation}"
+        name = OPERATION_NAMES[operation]
+        return DefinitionError(
+            "HTTP_OPERATION",
+            f"`{word}` needs `{name}` under `destination`",
+            hint=f"{name}: {{method: …, path: /…}}",
+        )
+
     def _request(self, batch: Batch) -> Request:
         """What goes out for the batch: the bytes that were minted for it, or new ones. Poisoned if its
         rows cannot be one request."""
@@ -176,16 +209,32 @@ class HttpDestination(Destination[HttpOptions]):
         if batch.operation == "delete" and isinstance(self.shape.deletes, SoftDelete):
             fields = exact.encode(self.shape.deletes.set).decode()
             rows = [(*key, fields) for key in rows]
-        request = self._template(batch.operation).request(rows)
+        request = self._call(batch.operation)[0].request(rows)
         return replace(request, headers=(host, *request.headers))
 
     def _send(self, request: Request, batch: Batch) -> Reply:
         key = self.options.idempotency
         named = {key.header: batch.idempotency_key} if key and batch.idempotency_key else {}
-        return self._client.send(request, named)
+        reply = self._client.send(request, named)
+        usage = self._call(batch.operation)[1].usage
+        self.quota = quota(reply.headers, usage) if usage else None
+        return reply
 
-    def _judge(self, reply: Reply, request: Request, batch: Batch) -> Outcome:
-        template = self._template(batch.operation)
+    def _ask(self, request: Request) -> Reply:
+        return self._client.send(
+            replace(request, headers=tuple(self._call("upsert")[0].endpoint.headers.items()))
+        )
+
+    def _judge(self, reply: Reply, request: Request, batch: Batch) -> Answer:
+        template, rules = self._call(batch.operation)
+        texts = template.texts(request)
+        outcome = interpret(reply, rules, self._sent(batch, lambda row: [*texts(row), *self._known()]))
+        job = self.options.job if batch.operation == "upsert" else None
+        return job.submitted(reply) if job and outcome == Outcome(WRITTEN) else outcome
+
+    def _sent(self, batch: Batch, texts: Callable[[int | None], Iterable[str]]) -> Sent:
+        """The batch as its answer is held against it."""
+        template = self._call(batch.operation)[0]
 
         def names(to: str) -> list[str]:
             if to == "$row_no":
@@ -194,46 +243,42 @@ class HttpDestination(Destination[HttpOptions]):
             keys = batch.keys()
             return [text(key[index]) for key in keys]
 
-        def texts(row: int | None) -> list[str]:
-            return [*template.texts(request, row), *self._secrets]
+        return Sent(len(batch), batch.operation not in _INSERTS, names, texts)
 
-        rules = self._rules(batch.operation, template.endpoint)
-        return interpret(reply, rules, Sent(len(batch), batch.operation not in _INSERTS, names, texts))
+    def _known(self) -> list[str]:
+        return [*self._secrets, *self.options.connection.auth.secrets()]
 
-    def _rules(self, operation: Operation, endpoint: Endpoint) -> Rules:
-        """The endpoint's own rules or the destination's, of which those about lists of rows are not for
-        an endpoint that takes one. That one object's own address finds none is no error where it was to
-        go, and leaves the row open where it was to be updated."""
-        rules = endpoint.outcome or self.options.outcome
-        if endpoint.outcome is None and endpoint.wrap is None and endpoint.rows_at_most == 1:
-            single = {"rows": "none" if rules.rows == "none" else "all_or_nothing", "partial": ()}
-            rules = rules.model_copy(update={**single, "ok": (*rules.ok, *Rules().ok)})
-        if not endpoint.placeholders or operation not in ("delete", "update_only"):
-            return rules
-        none = Case(status=(404, 410), means="written" if operation == "delete" else "absent")
-        return rules.model_copy(update={"cases": (*rules.cases, none)})
+    def _call(self, operation: Operation) -> tuple[Template, Rules]:
+        """The operation's endpoint, made ready for the sync's rows, and how to read its answers."""
+        if operation in self._calls:
+            return self._calls[operation]
+        if operation not in self._endpoints:
+            raise self.lacks(operation)
+        endpoint, deletes = self._endpoints[operation], self.shape.deletes
+        keys, fields = ([field.name for field in part] for part in (self.shape.key, self.shape.fields))
+        if operation == "delete":
+            fields = list(deletes.set) if isinstance(deletes, SoftDelete) else []
+        template = Template(endpoint, keys, fields, self._address.prefix)
+        rules = _rules(endpoint, self.options.outcome, operation, keys)
+        self._calls[operation] = template, rules
+        return template, rules
 
-    def _template(self, operation: Operation) -> Template:
-        """The operation's endpoint, made ready for the sync's rows; once."""
-        if operation not in self._templates:
-            if operation not in self._endpoints:
-                word = "deletes" if operation == "delete" else f"write: {operation}"
-                raise DefinitionError(
-                    "HTTP_OPERATION",
-                    f"`{word}` needs `{_NAMES[operation]}` under `destination`",
-                    hint=f"{_NAMES[operation]}: {{method: …, path: /…}}",
-                )
-            endpoint, deletes = self._endpoints[operation], self.shape.deletes
-            keys, fields = ([field.name for field in part] for part in (self.shape.key, self.shape.fields))
-            if operation == "delete":
-                fields = list(deletes.set) if isinstance(deletes, SoftDelete) else []
-            to = (endpoint.outcome or self.options.outcome).match.to
-            if to != "$row_no" and to.removeprefix("$") not in keys and (to != "$key" or len(keys) > 1):
-                raise DefinitionError(
-                    "HTTP_MATCH", f"`match.to: {to}` is no field of the key and not $row_no"
-                )
-            self._templates[operation] = Template(endpoint, keys, fields, self._address.prefix)
-        return self._templates[operation]
+
+def _rules(endpoint: Endpoint, shared: Rules, operation: Operation, keys: list[str]) -> Rules:
+    """The endpoint's own rules or the shared ones, of which those about lists of rows are not for an
+    endpoint that takes one. That one object's own address finds none is no error where the object was
+    to go, and leaves its row open where it was to be updated."""
+    rules = endpoint.outcome or shared
+    if endpoint.outcome is None and endpoint.wrap is None and endpoint.rows_at_most == 1:
+        how = "none" if rules.rows == "none" else "all_or_nothing"
+        rules = rules.model_copy(update={"rows": how, "partial": (), "ok": (*rules.ok, *Rules().ok)})
+    for to in (identity.to for identity in rules.match if rules.rows in ("listed", "errors_by_value")):
+        if not (to == "$row_no" or to.removeprefix("$") in keys or (to == "$key" and len(keys) == 1)):
+            raise DefinitionError("HTTP_MATCH", f"`match.to: {to}` is no field of the key and not $row_no")
+    if operation not in ("delete", "update_only") or not set(keys) <= set(endpoint.placeholders):
+        return rules
+    none = Case(status=(404, 410), means="written" if operation == "delete" else "absent")
+    return rules.model_copy(update={"cases": (*rules.cases, none)})
 
 
 def _endpoints(options: HttpOptions, shape: Shape) -> dict[Operation, Endpoint]:
@@ -241,4 +286,4 @@ def _endpoints(options: HttpOptions, shape: Shape) -> dict[Operation, Endpoint]:
     given = {name: getattr(options, name) for name in ("upsert", "insert", "update", "delete")}
     if isinstance(shape.deletes, SoftDelete):
         given["delete"] = options.update or options.upsert
-    return {op: given[name] for op, name in _NAMES.items() if given[name] is not None}
+    return {op: given[name] for op, name in OPERATION_NAMES.items() if given[name] is not None}

@@ -41,6 +41,7 @@ from retl.postgres.transfer import transfer
 
 LANES = 2  # two connections are 1.5 times as fast as one; more are slower on small servers
 READ_ROWS = 1000  # keys asked for in one query
+IMMEDIATE = "SET CONSTRAINTS ALL IMMEDIATE"  # a deferred one fails COMMIT and names no row
 NOT_APPLIED = RowResult(Kind.RETRY, "VOIDED", "the unanswered batch was not applied and never will be")
 
 
@@ -90,8 +91,8 @@ class Postgres(Destination[PostgresOptions]):
             idempotent=shape.write != "append",
             form="csv",
             readable=True,
-            nulls_keep=True,
-            only_if_empty=True,
+            nulls_keep=shape.write in ("upsert", "update_only"),  # the others never meet an older value
+            only_if_empty=shape.write in ("upsert", "update_only"),
             settles=True,
             lanes=LANES,
         )
@@ -113,10 +114,8 @@ class Postgres(Destination[PostgresOptions]):
             place = catalog.place(session, relation)
             fitness.judge_place(place, self._sql)
             table = catalog.table(session, relation)
-            lost = self.shape.newest is not None and (
-                table is None or (not place.marker and place.may_create)
-            )
-            if lost:
+            unmarked = not place.marker and place.may_create  # this account would have made it
+            if self.shape.newest is not None and (table is None or unmarked):
                 raise fitness.target_lost(self._sql)
             fitness.judge_table(table, place, self._sql, create=self.options.create)
             if place.marker and place.may_mark:
@@ -133,7 +132,7 @@ class Postgres(Destination[PostgresOptions]):
             place = catalog.place(session, relation)
             if not place.marker and place.may_create:
                 session.execute(sql.create_marker())
-            if (place.marker and place.may_mark) or (not place.marker and place.may_create):
+            if place.may_mark if place.marker else place.may_create:
                 if not session.execute(sql.fence(epoch)).rowcount:
                     raise self._voided()
                 session.execute(sql.prune(epoch))
@@ -160,9 +159,7 @@ class Postgres(Destination[PostgresOptions]):
                 raise Systemic(
                     "NO_MARKER", f"append needs the table {self._sql.marker}", hint="run `retl check`"
                 )
-            session.execute(
-                "SET CONSTRAINTS ALL IMMEDIATE"
-            )  # a deferred one would fail COMMIT, naming no row
+            session.execute(IMMEDIATE)
             found = transfer(session, self._sql, batch)
             if self._marked:
                 written = sum(found.get(row, WRITTEN).kind is Kind.WRITTEN for row in range(len(batch)))
@@ -217,20 +214,24 @@ class Postgres(Destination[PostgresOptions]):
     # --- read, request, close
 
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
-        """Per row the fields as the table holds them, None where it lacks the key; needs SELECT only."""
-        keys, names = batch.keys(), [field.name for field in self.shape.fields]
-        rows: list[tuple[Any, ...]] = []
+        """Per row the fields as the table holds them, None where it lacks the key; needs SELECT only.
+        What `create` has yet to make, a column or the table, holds nothing."""
+        keys, rows = batch.keys(), list[tuple[Any, ...]]()
         with self._visit(read_only=True) as session:
-            types = catalog.key_types(session, self._sql.relation, [field.name for field in self.shape.key])
+            types = catalog.types(session, self._sql.relation)
+            if not types:
+                return iter([None] * len(keys))
+            names = [field.name for field in self.shape.fields if field.name in types]
             for start in range(0, len(keys), READ_ROWS):
-                rows += session.execute(self._sql.read(keys[start : start + READ_ROWS], types)).fetchall()
+                query = self._sql.read(keys[start : start + READ_ROWS], types, names)
+                rows += session.execute(query).fetchall()
         return iter([dict(zip(names, row[1:], strict=True)) if row[0] else None for row in rows])
 
     def request(self, batch: Batch) -> bytes:
         """The transaction as psql would take it."""
         sql, last = self._sql, len(batch) - 1
         rows = b"".join(batch.csv())
-        parts = [sql.stage(), "BEGIN", "SET CONSTRAINTS ALL IMMEDIATE", sql.copy(batch.operation)]
+        parts = [sql.stage(), "BEGIN", IMMEDIATE, sql.copy(batch.operation)]
         head = "".join(f"{part};\n" for part in parts).encode()
         tail = [sql.apply(batch.operation, 0, last), sql.mark(batch, 0, "", len(batch), []), "COMMIT"]
         return head + rows + b"\\.\n" + "".join(f"{part};\n" for part in tail).encode()
@@ -278,9 +279,7 @@ def _check_names(shape: Shape) -> None:
         except ValueError as error:
             raise DefinitionError("IDENTIFIER", str(error)) from None
         if name == ROW:
-            raise DefinitionError(
-                "IDENTIFIER", f"a column cannot be called {ROW}: batches are staged with it"
-            )
+            raise DefinitionError("IDENTIFIER", f"no column can be called {ROW}: batches are staged with it")
     if shape.write == "update_only" and not any(field.compared for field in shape.fields):
         raise DefinitionError("NOTHING_TO_WRITE", "`write: update_only` needs a field besides the key")
 

@@ -138,7 +138,7 @@ class Redis(Destination[RedisOptions]):
         self._template = _template(options, shape)
         self._json_fields = {field.name for field in shape.fields if field.type.name == "json"}
         self._expiry: Command = () if options.ttl is None else ("EX", options.ttl)
-        self._stamp = f"retl:stamp:{quote(shape.state_id)}:{shape.sync}"
+        self._stamp = f"retl:stamp:{quote(shape.state_id)}:{quote(options.key, safe='')}"
         to = options.connection
         self._wire = Wire(
             to.host,

@@ -6,11 +6,13 @@ stored or compared.
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
-from typing import Annotated, Literal
-from urllib.parse import quote
+from hashlib import sha256
+from typing import Annotated, Any, Literal
+from urllib.parse import quote, urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, field_validator
 
 from retl.definitions import Definition
 
@@ -38,6 +40,25 @@ class Anonymous(Definition):
     def query(self) -> str:
         """What joins the query string, percent-encoded, without `?` or `&` at its ends."""
         return ""
+
+    def target(self) -> str | None:
+        """Path and query, where they are the secret themselves and stand in place of a request's own."""
+        return None
+
+    def mark(self) -> str:
+        """What tells this target from others at its address where the address is not told; no secret."""
+        return ""
+
+    def renewed(self, reply: Any, sent: dict[str, str]) -> bool:
+        """Does this answer say that the credential in the headers `sent` is worn out, and is there
+        another now? Nothing was applied then."""
+        return False
+
+    def secrets(self) -> list[str]:
+        """Every secret in it, plain and as it is sent, for whoever has to keep them out of a text."""
+        plain = [value.get_secret_value() for _, value in self if isinstance(value, SecretStr)]
+        sent = [part for value in self.headers().values() for part in value.split(" ")[-1:]]
+        return [text for text in (*plain, *sent, self.query().partition("=")[2]) if text]
 
 
 class Bearer(Anonymous):
@@ -80,9 +101,34 @@ class InQuery(Anonymous):
         return f"{quote(self.name, safe='')}={quote(self.value.get_secret_value(), safe='')}"
 
 
-Auth = Annotated[Anonymous | Bearer | Basic | InHeader | InQuery, Field(discriminator="type")]
+class WholeUrl(Anonymous):
+    """The address itself is the secret, path and query and all, as with incoming webhooks."""
 
+    type: Literal["url"]  # type: ignore[assignment]
+    url: SecretStr
 
-def secrets(auth: Anonymous) -> list[str]:
-    """Every secret value in it, for whoever has to keep them out of a text."""
-    return [v.get_secret_value() for _, v in auth if isinstance(v, SecretStr) and v.get_secret_value()]
+    @field_validator("url")
+    @classmethod
+    def _absolute(cls, url: SecretStr) -> SecretStr:
+        text = url.get_secret_value()
+        parts = urlsplit(text)
+        if not re.fullmatch(r"[!-~]+", text) or parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("a webhook's address looks like https://host/path and is percent-encoded")
+        if parts.fragment or parts.username is not None:
+            raise ValueError("a webhook's address holds no user and no fragment")
+        return url
+
+    @property
+    def origin(self) -> str:
+        parts = urlsplit(self.url.get_secret_value())
+        return f"{parts.scheme}://{parts.netloc}"
+
+    def target(self) -> str:
+        parts = urlsplit(self.url.get_secret_value())
+        return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+    def mark(self) -> str:
+        return "#" + sha256(self.url.get_secret_value().encode()).hexdigest()[:16]
+
+    def secrets(self) -> list[str]:
+        return [self.url.get_secret_value(), self.target(), *self.target().split("/")]

@@ -1,31 +1,29 @@
-"""Rows into requests: the row's shape as data, the path with its placeholders, the bytes on the wire.
+"""Rows into requests: the path with its placeholders, the rows in the body, the bytes on the wire.
 
-There is no template language. A string that begins with `$` stands for a value, everything else is a
-constant: `$name` a destination field, `$fields` all fields but the key's as an object, `$row` key and
-fields as an object, `$key` the key, `$row_no` the row's number in its request as text ("0", "1", …);
-`$field.row` names a field that is called like one of those, `$$` begins a text with a dollar sign.
-The fields' JSON comes from SQL and is spliced as it is, so digits survive. A row chooses neither host
-nor path: its values are percent-encoded into the one segment they stand in.
+A row chooses neither host nor path: its values are percent-encoded into the one segment they stand in.
+What a row itself looks like is `cells`' business.
 """
 
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qsl, unquote, urlencode
 
 import msgspec
 from pydantic import Field, model_validator
 
 from retl.definitions import Definition
-from retl.errors import DefinitionError, Poisoned
+from retl.errors import Poisoned
 from retl.http.auth import HeaderName
+from retl.http.cells import PLACEHOLDER, Cast, Cells, Members, Row, exact
 from retl.http.rules import Rules, look, text
 
-_PLACEHOLDER = re.compile(r"\{([^{}/]+)\}")
 _PATH = re.compile(r"(?:/(?!/)[A-Za-z0-9._~!$&'()*+,;=:@%-]*)+(?:\?[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?")
 _CONTENT = {
     "json": "application/json",
@@ -33,14 +31,9 @@ _CONTENT = {
     "form": "application/x-www-form-urlencoded",
 }
 _PIECES = re.compile(r"[/?&=]")
-_OMIT = object()
 
-exact = msgspec.json.Encoder(decimal_format="number")  # Decimals keep their digits
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _exactly = msgspec.json.Decoder(float_hook=str)
-
-Row = tuple[Any, ...]  # the key's values, then the fields as one JSON object (str); a delete: the key only
-Cell = Callable[[Row, int, dict[str, msgspec.Raw]], Any]
 
 
 class Endpoint(Definition):
@@ -55,6 +48,7 @@ class Endpoint(Definition):
     wrap: str | None = None
     envelope: dict[str, Any] = Field(default={})
     row: Any = None
+    cast: Cast = Cast()
     encoding: Literal["json", "ndjson", "form"] = "json"
     headers: dict[HeaderName, str] = Field(default={})
     max_rows: Annotated[int, Field(ge=1)] | None = None
@@ -63,7 +57,7 @@ class Endpoint(Definition):
 
     @property
     def placeholders(self) -> list[str]:
-        return _PLACEHOLDER.findall(self.path)
+        return PLACEHOLDER.findall(self.path)
 
     @property
     def rows_at_most(self) -> int | None:
@@ -72,7 +66,7 @@ class Endpoint(Definition):
 
     @model_validator(mode="after")
     def _fits(self) -> Endpoint:
-        plain = _PLACEHOLDER.sub("x", self.path)
+        plain = PLACEHOLDER.sub("x", self.path)
         if not _PATH.fullmatch(plain) or {".", ".."} & set(plain.partition("?")[0].split("/")):
             raise ValueError(
                 "a path begins with one /, is percent-encoded and has no dot segments, no host, no #"
@@ -120,16 +114,15 @@ class Template:
     def __init__(
         self, endpoint: Endpoint, keys: Sequence[str], fields: Sequence[str], prefix: str = ""
     ) -> None:
-        self.endpoint, self.keys, self.fields = endpoint, tuple(keys), frozenset(fields)
-        self._members_asked = False
-        self._path = [
-            part if n % 2 == 0 else self._field(part)
-            for n, part in enumerate(_PLACEHOLDER.split(prefix + endpoint.path))
-        ]
+        self.endpoint, self.keys = endpoint, tuple(keys)
+        cells = Cells(keys, fields, endpoint.cast)
+        self._path = cells.path(prefix + endpoint.path)
         bare = endpoint.row is None and endpoint.wrap is None and endpoint.method == "DELETE"
         shape = "$row" if endpoint.row is None else endpoint.row
-        self._row = None if bare else self._cell(shape)
+        self._row = None if bare else cells.make(shape)
+        self._members_asked = cells.members
         self._constants = set(_leaves([shape, endpoint.envelope]))
+        self._has_base64 = "$base64" in repr(shape)
         self._literals = set(_PIECES.split(prefix + endpoint.path))
         self._before, self._after = _around(endpoint)
         content = (("Content-Type", _CONTENT[endpoint.encoding]),) if self._row else ()
@@ -143,8 +136,8 @@ class Template:
         if limit is not None and len(rows) > limit:
             raise Poisoned("TOO_MANY_ROWS", f"{len(rows)} rows where a request takes {limit}")
         try:
-            members = [_members.decode(row[-1]) for row in rows] if self._members_asked else [{}] * len(rows)
-            target = self._target(rows[0], members[0])
+            members = [self._members(row) for row in rows]
+            target = self._path(rows[0], 0, members[0])
             body = self._body(rows, members) if self._row else b""
         except UnicodeEncodeError:
             raise Poisoned(
@@ -154,26 +147,36 @@ class Template:
             raise Poisoned("TOO_LARGE", f"{len(body)} bytes where a request takes {self.endpoint.max_bytes}")
         return Request(self.endpoint.method, target, self._headers, body)
 
-    def texts(self, request: Request, row: int | None) -> set[str]:
-        """The texts that a row (None: any row) of this request was sent with, constants left out."""
-        encoding, body = self.endpoint.encoding, request.body
-        ours = set(_PIECES.split(request.target)) - self._literals
-        rows: Any = None
-        if encoding == "form":
-            rows = [value for _, value in parse_qsl(body.decode())]
-        elif encoding == "ndjson":
-            rows = [_exactly.decode(line) for line in body.splitlines()]
-        elif body:
-            rows = look(_exactly.decode(body), self.endpoint.wrap or "")
-        if row is not None and self.endpoint.rows_at_most != 1:
-            rows = rows[row]
-        return {unquote(piece) for piece in ours} | set(_leaves(rows)) - self._constants
+    def texts(self, request: Request) -> Callable[[int | None], set[str]]:
+        """For a row of this request (None: any of them) the texts it was sent with, constants left out."""
+        pieces = set(_PIECES.split(request.target)) - self._literals
+        path = {unquote(piece) for piece in pieces}
 
-    def _target(self, row: Row, members: dict[str, msgspec.Raw]) -> str:
-        parts = [part if isinstance(part, str) else _segment(part(row, 0, members)) for part in self._path]
-        return "".join(parts)
+        @cache
+        def sent() -> Any:
+            if self.endpoint.encoding == "form":
+                return [value for _, value in parse_qsl(request.body.decode())]
+            if self.endpoint.encoding == "ndjson":
+                return [_exactly.decode(line) for line in request.body.splitlines()]
+            return look(_exactly.decode(request.body), self.endpoint.wrap or "") if request.body else None
 
-    def _body(self, rows: Sequence[Row], members: Sequence[dict[str, msgspec.Raw]]) -> bytes:
+        def texts(row: int | None) -> set[str]:
+            one = row is not None and self.endpoint.rows_at_most != 1
+            found = set(_leaves(sent()[row] if one else sent())) - self._constants
+            return path | found | {inner for leaf in found for inner in self._hidden(leaf)}
+
+        return texts
+
+    def _hidden(self, leaf: str) -> set[str]:
+        """The texts inside a base64 text of a row that has such."""
+        if not self._has_base64 or not leaf.startswith("ey"):  # {" in base64
+            return set()
+        return set(_leaves(_exactly.decode(b64decode(leaf))))
+
+    def _members(self, row: Row) -> Members:
+        return _members.decode(row[-1]) if self._members_asked and len(row) > len(self.keys) else {}
+
+    def _body(self, rows: Sequence[Row], members: Sequence[Members]) -> bytes:
         assert self._row is not None
         cell = self._row
         made = [cell(row, n, members[n]) for n, row in enumerate(rows)]
@@ -184,51 +187,6 @@ class Template:
                 return urlencode(list(_flat(_exactly.decode(exact.encode(made[0])), ""))).encode()
         whole = exact.encode(made)
         return whole[1:-1] if self.endpoint.wrap is None else self._before + whole + self._after
-
-    def _cell(self, shape: Any) -> Cell:
-        """The function that makes this part of the shape for a row; _OMIT = the row has not got it."""
-        match shape:
-            case dict():
-                pairs = [(str(name), self._cell(part)) for name, part in shape.items()]
-                return lambda row, n, members: {
-                    name: value for name, cell in pairs if (value := cell(row, n, members)) is not _OMIT
-                }
-            case list() | tuple():
-                cells = [self._cell(part) for part in shape]
-                return lambda row, n, members: [
-                    value for cell in cells if (value := cell(row, n, members)) is not _OMIT
-                ]
-            case str() if shape.startswith("$$"):
-                return lambda row, n, members: shape[1:]
-            case "$fields":
-                return lambda row, n, members: msgspec.Raw(row[-1])
-            case "$row":
-                return self._whole
-            case "$key" if len(self.keys) == 1:
-                return lambda row, n, members: row[0]
-            case "$row_no":
-                return lambda row, n, members: str(n)
-            case str() if shape.startswith("$"):
-                return self._field(shape[1:].removeprefix("field."))
-            case _:
-                return lambda row, n, members: shape
-
-    def _field(self, name: str) -> Cell:
-        if name in self.keys:
-            index = self.keys.index(name)
-            return lambda row, n, members: row[index]
-        if name not in self.fields:
-            known = ", ".join([*self.keys, *sorted(self.fields)])
-            raise DefinitionError(
-                "HTTP_PLACEHOLDER", f"there is no field {name!r} here", hint=f"fields: {known}"
-            )
-        self._members_asked = True
-        return lambda row, n, members: members.get(name, _OMIT)
-
-    def _whole(self, row: Row, n: int, members: dict[str, msgspec.Raw]) -> msgspec.Raw:
-        key = exact.encode(dict(zip(self.keys, row, strict=False)))
-        fields = row[-1].encode() if len(row) > len(self.keys) else b"{}"
-        return msgspec.Raw(key if fields == b"{}" else key[:-1] + b"," + fields[1:])
 
 
 def _around(endpoint: Endpoint) -> tuple[bytes, bytes]:
@@ -246,16 +204,6 @@ def _around(endpoint: Endpoint) -> tuple[bytes, bytes]:
     at[last] = msgspec.Raw(b"\0")  # a byte that no JSON text holds
     before, after = exact.encode(body).split(b"\0")
     return before, after
-
-
-def _segment(value: Any) -> str:
-    """A value as part of a path. Poisoned if it would be another path: nothing, `.` or `..`, which
-    servers resolve even when percent-encoded."""
-    missing = value is None or value is _OMIT or (isinstance(value, msgspec.Raw) and bytes(value) == b"null")
-    plain = "" if missing else text(value)
-    if plain in ("", ".", ".."):
-        raise Poisoned("NO_PATH", "a value of the path is empty, null or a dot segment")
-    return quote(plain, safe="")
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:

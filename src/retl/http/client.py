@@ -12,6 +12,7 @@ import re
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import ip_address
 from time import monotonic
 from typing import Any
@@ -93,24 +94,36 @@ class Client:
             "Accept-Encoding": "identity",  # a compressed answer could be small on the wire and endless here
             "User-Agent": "retl",
             **headers,
-            **auth.headers(),
         }
         self._network = _Network()
         self._pool: httpcore2.ConnectionPool | None = None
 
+    @cached_property
+    def _context(self) -> ssl.SSLContext:
+        return httpcore2.default_ssl_context()
+
     def send(self, request: Request, extra: Mapping[str, str] | None = None) -> Reply:
-        """Send once. Unavailable if no connection came about, so that nothing was sent; Ambiguous if it
-        broke or took too long before a status came; Systemic if the server's certificate is not valid."""
+        """Send once; once more with a new credential where the answer was that the old one is worn out.
+        Unavailable if no connection came about, so that nothing was sent; Ambiguous if it broke or
+        took too long before a status came; Systemic if the server's certificate is not valid."""
+        reply, credential = self._once(request, extra)
+        if self._auth.renewed(reply, credential):
+            reply, _ = self._once(request, extra)
+        return reply
+
+    def _once(self, request: Request, extra: Mapping[str, str] | None) -> tuple[Reply, dict[str, str]]:
+        """The answer, and the credential that was sent."""
         query = self._auth.query()
-        target = request.target
+        target = self._auth.target() or request.target
         if query:
             target += ("&" if "?" in target else "?") + query
         length = {"Content-Length": str(len(request.body))}
-        headers = {**self._headers, **dict(request.headers), **(extra or {}), **length}
+        credential = self._auth.headers()
+        headers = {**self._headers, **credential, **dict(request.headers), **(extra or {}), **length}
         url = httpcore2.URL(
             scheme=self.address.scheme, host=self.address.host, port=self.address.port, target=target
         )
-        return self._exchange(request.method, url, list(headers.items()), request.body)
+        return self._exchange(request.method, url, list(headers.items()), request.body), credential
 
     def connect(self) -> None:
         """Reach the server, TLS included, and say nothing to it. Raises as `send` does."""
@@ -118,8 +131,7 @@ class Client:
         try:
             stream = self._network.connect_tcp(self.address.host, self.address.port, self._timeouts.connect)
             if self.address.scheme == "https":
-                context = httpcore2.default_ssl_context()
-                stream = stream.start_tls(context, self.address.host, self._timeouts.connect)
+                stream = stream.start_tls(self._context, self.address.host, self._timeouts.connect)
             stream.close()
         except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
             raise self._unreached(error) from None
@@ -134,7 +146,10 @@ class Client:
     ) -> Reply:
         if self._pool is None:
             self._pool = httpcore2.ConnectionPool(
-                max_connections=1, keepalive_expiry=_IDLE, network_backend=self._network
+                ssl_context=self._context if self.address.scheme == "https" else None,
+                max_connections=1,
+                keepalive_expiry=_IDLE,
+                network_backend=self._network,
             )
         idle, connect = self._timeouts.idle, self._timeouts.connect
         limits = {"timeout": {"connect": connect, "read": idle, "write": idle, "pool": connect}}
@@ -154,7 +169,7 @@ class Client:
             ) from None
 
     def _unreached(self, error: Exception) -> Systemic | Unavailable:
-        cause = error.__cause__
+        cause = error.args[0] if error.args else None  # the pool takes __cause__ away
         if isinstance(cause, ssl.SSLCertVerificationError):
             return Systemic(
                 "TLS_UNVERIFIED",

@@ -8,22 +8,20 @@ read is Ambiguous. No text made here holds a value of a row.
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from http import HTTPStatus
-from math import isfinite
 from typing import Any
 
 import msgspec
 
 from retl.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
 from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
-from retl.http.rules import HeaderWait, Rules, look, text
+from retl.http.rules import Rules, look, text
+from retl.http.waits import wait_asked
 
-LONGEST_WAIT = 3600.0  # seconds; a target that asks for more is asked again after this
 LONGEST_REASON = 200  # characters
 
 _AGAIN = frozenset({425, 429, 503})  # refused before anything was done
@@ -50,6 +48,11 @@ class Reply:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _NO_JSON
 
+    @cached_property
+    def said(self) -> Any:
+        """The body as JSON, or as the text it is."""
+        return self.body.decode(errors="replace").strip() if self.content is _NO_JSON else self.content
+
     @property
     def is_page(self) -> bool:
         """A page for people: whoever answered is not the API."""
@@ -73,10 +76,9 @@ class Sent:
 def interpret(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     """What became of each row. Raises the TargetError of an answer that concerns all of them; one that
     refuses a request of a single row is that row's rejection."""
-    content = reply.content
     if not reply.is_page:
         for case in rules.cases:
-            if reply.status in case.status and (case.when is None or case.when.fits(content)):
+            if reply.status in case.status and (case.when is None or case.when.fits(reply.said)):
                 return _means(case.means, reply, rules, sent)
         if reply.status in rules.ok or reply.status in rules.partial:
             return _accepted(reply, rules, sent)
@@ -101,7 +103,7 @@ def _means(meaning: str, reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     settled = {"written": WRITTEN, "kept": KEPT, "absent": ABSENT}
     if meaning in settled:
         return Outcome(settled[meaning])
-    code, reason = _said(reply.content, rules, sent.texts(None))
+    code, reason = _said(reply.content, rules, sent, None)
     if meaning == "refused" and sent.rows == 1:
         return Outcome(
             RowResult(Kind.REJECTED, code or f"HTTP_{reply.status}", reason or _phrase(reply.status))
@@ -109,7 +111,7 @@ def _means(meaning: str, reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     said = ": ".join(part for part in (f"the target answered {_phrase(reply.status)}", code, reason) if part)
     name = f"HTTP_{reply.status}"
     if meaning == "unavailable":
-        raise Unavailable(name, said, retry_after=wait_asked(reply, rules.retry_after))
+        raise Unavailable(name, said, retry_after=wait_asked(reply.headers, rules.retry_after))
     errors: dict[str, type[TargetError]] = {"refused": Poisoned, "unknown": Ambiguous}
     raise errors.get(meaning, Systemic)(name, said, hint=_hint(reply))
 
@@ -121,7 +123,7 @@ def _accepted(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
         raise Ambiguous(
             "HTTP_CUT_OFF", f"the answer {_phrase(reply.status)} was cut off, or too long to read"
         )
-    if rules.ok_when is not None and reply.status != 204 and not rules.ok_when.fits(content):
+    if rules.ok_when is not None and reply.status != 204 and not rules.ok_when.fits(reply.said):
         return _means("refused", reply, rules, sent)
     if rules.rows == "none":
         return Outcome(WRITTEN)
@@ -129,14 +131,19 @@ def _accepted(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
         raise Ambiguous("HTTP_NO_JSON", f"the answer {_phrase(reply.status)} is not the JSON it has to be")
     if rules.rows == "all_or_nothing":
         return Outcome(WRITTEN)
-    items = look(content, rules.at)
+    return _counted(_by_row(reply, rules, sent), rules, content, sent)
+
+
+def _by_row(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
+    """What the items of an answer say of their rows."""
+    items = look(reply.content, rules.at)
     if rules.rows == "positional":
         if not isinstance(items, list) or len(items) != sent.rows:
             return Outcome(UNKNOWN)
         return _outcome(WRITTEN, {n: _judged(item, n, rules, sent) for n, item in enumerate(items)})
     if rules.rows == "listed":
-        return _listed(content, rules, sent)
-    if items is None or items == []:
+        return _listed(reply.content, rules, sent)
+    if rules.rows == "counts_only" or items is None or items == []:
         return Outcome(WRITTEN if reply.status in rules.ok else UNKNOWN)
     if not isinstance(items, list):
         return Outcome(UNKNOWN)
@@ -148,6 +155,24 @@ def _accepted(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     return _outcome(UNKNOWN if stray else WRITTEN, bad)
 
 
+def _counted(outcome: Outcome, rules: Rules, content: Any, sent: Sent) -> Outcome:
+    """The outcome held against the number of bad rows the target counts: where more are bad than it
+    names, any of the others may be; where all are, all are."""
+    if rules.failed is None:
+        return outcome
+    failed = look(content, rules.failed)
+    if type(failed) is not int or not 0 <= failed <= sent.rows:
+        return Outcome(UNKNOWN, outcome.exceptions)
+    named = sum(outcome.result(n).kind is Kind.REJECTED for n in range(sent.rows))
+    if failed <= named:
+        return outcome
+    if failed == sent.rows:
+        code, reason = _said(content, rules, sent, None)
+        refused = RowResult(Kind.REJECTED, code or "REFUSED", reason or "the target refused the row")
+        return Outcome(refused, outcome.exceptions if named else {})
+    return Outcome(UNKNOWN, {n: one for n, one in outcome.exceptions.items() if one.kind is not Kind.WRITTEN})
+
+
 def _listed(content: Any, rules: Rules, sent: Sent) -> Outcome:
     found: dict[int, RowResult] = {}
     for path, bad in ((rules.at, False), (rules.errors_at, True)):
@@ -156,6 +181,9 @@ def _listed(content: Any, rules: Rules, sent: Sent) -> Outcome:
             for n in rows:
                 result = _judged(item, n, rules, sent, bad=bad)
                 found[n] = result if found.get(n, result).kind == result.kind else UNKNOWN
+    waiting = look(content, rules.retry_at) if rules.retry_at else None
+    for rows, _ in _named(waiting if isinstance(waiting, list) else [], rules, sent):
+        found |= {n: RowResult(Kind.RETRY) for n in rows if n not in found}
     return _outcome(UNKNOWN, found)
 
 
@@ -164,22 +192,32 @@ def _named(items: Sequence[Any], rules: Rules, sent: Sent) -> Iterator[tuple[Seq
     if rules.rows == "errors_by_index":
         for item in items:
             index = look(item, rules.index)
-            index = int(index) if isinstance(index, str) and index.isdecimal() else index
+            if isinstance(index, str):
+                numbers = [part for part in re.split(r"[/.\[\]]", index) if part.isdecimal()]
+                index = int(numbers[0]) if len(numbers) == 1 else None
             ours = type(index) is int and 0 <= index < sent.rows
             yield ([index] if ours else []), item
         return
-    rows: dict[str, list[int]] = {}
-    for n, name in enumerate(sent.names(rules.match.to)):
-        rows.setdefault(name, []).append(n)
+    rows: list[dict[str, list[int]]] = [{} for _ in rules.match]
+    for known, identity in zip(rows, rules.match, strict=True):
+        for n, name in enumerate(sent.names(identity.to)):
+            known.setdefault(name, []).append(n)
     for item in items:
-        name = next((text(v) for path in rules.match.at if (v := look(item, path)) is not None), "")
-        yield rows.get(name, []), item
+        named: Sequence[int] = []
+        for known, identity in zip(rows, rules.match, strict=True):
+            said = next((v for path in identity.at if (v := look(item, path)) is not None), None)
+            if said is not None:
+                named = known.get(text(said), [])
+                break
+        yield named, item
 
 
 def _judged(item: Any, row: int, rules: Rules, sent: Sent, *, bad: bool = False) -> RowResult:
     """What an item says of its row: `bad` where its being in the list means that."""
+    if rules.inside is not None:
+        item = _opened(item, rules.inside)
     if rules.row_retry is not None and rules.row_retry.fits(item):
-        code, reason = _said(item, rules, sent.texts(row))
+        code, reason = _said(item, rules, sent, row)
         return RowResult(Kind.RETRY, code, reason)
     if rules.row_kept is not None and rules.row_kept.fits(item):
         return KEPT
@@ -188,23 +226,33 @@ def _judged(item: Any, row: int, rules: Rules, sent: Sent, *, bad: bool = False)
     if not bad and (rules.row_ok is None or rules.row_ok.fits(item)):
         ref = look(item, rules.ref) if rules.ref else None
         return WRITTEN if ref is None else RowResult(Kind.WRITTEN, ref=text(ref))
-    code, reason = _said(item, rules, sent.texts(row))
+    code, reason = _said(item, rules, sent, row)
     return RowResult(Kind.REJECTED, code or "REFUSED", reason or "the target refused the row")
+
+
+def _opened(item: Any, at: str) -> Any:
+    """The item with the base64 JSON at one of its members in the place of that text, if it is one."""
+    found = look(item, at)
+    try:
+        return {**item, at: msgspec.json.decode(b64decode(found))} if isinstance(found, str) else item
+    except (ValueError, msgspec.DecodeError):
+        return item
 
 
 def _outcome(default: RowResult, results: Mapping[int, RowResult]) -> Outcome:
     return Outcome(default, {n: result for n, result in results.items() if result is not default})
 
 
-def _said(value: Any, rules: Rules, texts: Iterable[str]) -> tuple[str | None, str | None]:
-    """The target's own code and sentence in a value, as far as they tell nothing of a row."""
-    known = list(texts)
-    parts = []
-    for paths in (rules.code, rules.reason):
-        found = (look(value, path) for path in paths)
-        part = next((text(one) for one in found if isinstance(one, str | int | float)), None)
-        parts.append(None if part is None else scrub(part, known))
-    code, reason = parts
+def _said(value: Any, rules: Rules, sent: Sent, row: int | None) -> tuple[str | None, str | None]:
+    """The target's own code and sentence in a value, as far as they tell nothing of the row."""
+    found = [
+        next((text(one) for path in paths if type(one := look(value, path)) in (str, int, float)), None)
+        for paths in (rules.code, rules.reason)
+    ]
+    if found == [None, None]:
+        return None, None
+    known = list(sent.texts(row))
+    code, reason = (None if part is None else scrub(part, known) for part in found)
     return (code if code and "…" not in code and len(code) <= 64 else None), reason
 
 
@@ -213,8 +261,9 @@ def scrub(sentence: str, values: Iterable[str]) -> str | None:
     None if nothing is left. A value goes whole, and each of its words goes wherever it stands alone."""
     line = "".join(c if c.isprintable() else " " for c in sentence[: 20 * LONGEST_REASON])
     words: set[str] = set()
+    folded = line.casefold()
     for value in values:
-        if len(value) > 3 and value.casefold() in line.casefold():
+        if len(value) > 3 and value.casefold() in folded:
             line = re.sub(re.escape(value), "…", line, flags=re.IGNORECASE)
         words.update(word.casefold() for word in re.findall(r"\w+", value))
     line = re.sub(r"\w+", lambda found: "…" if found[0].casefold() in words else found[0], line)
@@ -222,37 +271,6 @@ def scrub(sentence: str, values: Iterable[str]) -> str | None:
     if not re.search(r"\w", line):
         return None
     return line if len(line) <= LONGEST_REASON else line[: LONGEST_REASON - 1] + "…"
-
-
-def wait_asked(reply: Reply, header: HeaderWait | None = None) -> float | None:
-    """Seconds the target asks us to wait, at most LONGEST_WAIT; None if it does not say. Moments are
-    held against the target's own clock where it tells the time."""
-    now = _moment(reply.headers.get("date")) or datetime.now(UTC).timestamp()
-    given = reply.headers.get(header.header.lower()) if header else None
-    if header is not None and given is not None:
-        unit = {"s": (0.0, 1.0), "ms": (0.0, 0.001), "epoch_s": (now, 1.0)}[header.unit]
-        seconds = _number(given)
-        wait = None if seconds is None else (seconds - unit[0]) * unit[1]
-    else:
-        given = reply.headers.get("retry-after", "")
-        moment = _moment(given)
-        wait = moment - now if moment is not None else _number(given)
-    return None if wait is None else min(max(wait, 0.0), LONGEST_WAIT)
-
-
-def _number(value: str) -> float | None:
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if isfinite(number) else None
-
-
-def _moment(value: str | None) -> float | None:
-    try:
-        return parsedate_to_datetime(value).timestamp() if value else None
-    except ValueError:
-        return None
 
 
 def _phrase(status: int) -> str:

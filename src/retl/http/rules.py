@@ -6,6 +6,7 @@ Knows paths into JSON and nothing of HTTP's own words; `outcome` applies it to a
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,14 +20,30 @@ Paths = Annotated[
 
 
 class Match(Definition):
-    """True where what stands at the dotted path `at` is one of `in`, type and all."""
+    """True where what stands at the dotted path `at` is one of `in`, type and all, or is a text with one
+    of `holds` in it."""
 
     at: str = ""
-    values: tuple[StrictStr | StrictBool | StrictInt | StrictFloat | None, ...] = Field(alias="in")
+    values: tuple[StrictStr | StrictBool | StrictInt | StrictFloat | None, ...] = Field((), alias="in")
+    holds: Paths = ()
 
     def fits(self, value: Any) -> bool:
         found = look(value, self.at)
-        return any(type(one) is type(found) and one == found for one in self.values)
+        if isinstance(found, dict | list):
+            return False
+        if isinstance(found, str) and any(part in found for part in self.holds):
+            return True
+        return (type(found), found) in self._typed
+
+    @model_validator(mode="after")
+    def _says(self) -> Match:
+        if not self.values and not self.holds:
+            raise ValueError("a match says what it looks for: `in` or `holds`")
+        return self
+
+    @cached_property
+    def _typed(self) -> frozenset[tuple[type, Any]]:
+        return frozenset((type(value), value) for value in self.values)
 
 
 class Case(Definition):
@@ -48,10 +65,28 @@ class Identity(Definition):
 
 
 class HeaderWait(Definition):
-    """A header that says how long to wait, where it is not Retry-After."""
+    """A header that says how long to wait, where it is not Retry-After: seconds, milliseconds (also those
+    of the whole window), or a moment."""
 
     header: str
     unit: Literal["s", "ms", "epoch_s"] = "s"
+
+
+class Usage(Definition):
+    """The headers that tell how much of a quota is left, and when it begins anew: `limit` and `remaining`,
+    or one `header` in which the pattern `used` finds what is used and what is allowed."""
+
+    limit: str | None = None
+    remaining: str | None = None
+    header: str | None = None
+    used: str | None = None
+    reset: HeaderWait | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Usage:
+        if bool(self.limit and self.remaining) == bool(self.header and self.used):
+            raise ValueError("usage is told by `limit` and `remaining`, or by `header` and `used`")
+        return self
 
 
 class Rules(Definition):
@@ -60,19 +95,35 @@ class Rules(Definition):
     rows: `all_or_nothing` = an ok is an ok for all · `none` = the same, and the body is not even read ·
     `positional` = one item per row, in their order · `listed` = one item per row, named by `match` ·
     `errors_by_index`, `errors_by_value` = one item per bad row, named by the number at `index` or by
-    `match`. `at` is where that list is. `row_ok`, `row_kept`, `row_absent`, `row_retry` judge an item.
+    `match` · `counts_only` = no row is named. `at` is where that list is; `failed` where a number says
+    how many rows are bad, whether they are named or not; `retry_at` where rows are named that were not
+    looked at. `row_ok`, `row_kept`, `row_absent`, `row_retry` judge an item, and `inside` is the place of
+    a base64 JSON in it. An index may be the one number in a pointer such as /data/3/email.
     """
 
     ok: tuple[int, ...] = (200, 201, 202, 204)
     partial: tuple[int, ...] = ()
     ok_when: Match | None = None  # an ok without it is a refusal
-    rows: Literal["all_or_nothing", "none", "positional", "listed", "errors_by_index", "errors_by_value"] = (
-        "all_or_nothing"
-    )
+    rows: Literal[
+        "all_or_nothing",
+        "none",
+        "positional",
+        "listed",
+        "errors_by_index",
+        "errors_by_value",
+        "counts_only",
+    ] = "all_or_nothing"
     at: str = ""
     errors_at: str | None = None  # listed only: a second list, of bad rows
+    failed: str | None = None
+    retry_at: str | None = None  # listed only
+    inside: str | None = None
     index: str = "index"
-    match: Identity = Identity()
+    match: Annotated[
+        tuple[Identity, ...],
+        Field(min_length=1),
+        BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,)),
+    ] = (Identity(),)
     row_ok: Match | None = None
     row_kept: Match | None = None
     row_absent: Match | None = None
@@ -81,6 +132,7 @@ class Rules(Definition):
     reason: Paths = ("error.message", "errors.0.message", "message", "detail", "error")
     ref: str | None = None
     retry_after: HeaderWait | None = None
+    usage: Usage | None = None
     cases: tuple[Case, ...] = ()
 
     @model_validator(mode="after")
@@ -89,14 +141,21 @@ class Rules(Definition):
             raise ValueError("`partial` needs `rows` that say which rows are meant")
         if self.rows == "positional" and self.row_ok is None:
             raise ValueError("`rows: positional` needs `row_ok`: what an item says of a row that was written")
-        if self.errors_at is not None and self.rows != "listed":
-            raise ValueError("`errors_at` goes with `rows: listed`")
+        if (self.errors_at or self.retry_at) is not None and self.rows != "listed":
+            raise ValueError("`errors_at` and `retry_at` go with `rows: listed`")
+        if self.rows == "counts_only" and self.failed is None:
+            raise ValueError("`rows: counts_only` needs `failed`: where the number of bad rows is")
         return self
+
+
+@cache
+def _steps(path: str) -> tuple[str, ...]:
+    return tuple(path.split(".")) if path else ()
 
 
 def look(value: Any, path: str) -> Any:
     """What stands at a dotted path ("" = the value itself, a number indexes a list); None if nothing."""
-    for step in path.split(".") if path else ():
+    for step in _steps(path):
         if isinstance(value, dict):
             value = value.get(step)
         elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):

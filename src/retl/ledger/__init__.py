@@ -19,6 +19,7 @@ from pathlib import Path
 
 import retl
 from retl.errors import DefinitionError, LedgerError
+from retl.ledger.breakers import BreakerRow
 from retl.ledger.database import Database, PostgreSQL, SQLite, copy_database, unreadable
 from retl.ledger.files import (
     Directory,
@@ -49,6 +50,7 @@ from retl.ledger.rows import (
 __all__ = [
     "Acknowledgement",
     "BatchRow",
+    "BreakerRow",
     "Checkpoint",
     "LayerRow",
     "Ledger",

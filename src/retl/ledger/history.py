@@ -72,17 +72,28 @@ class History(State):
     def reset(self, sync: str, object: str | None) -> None:
         """Forget what was delivered to an object: the next run begins with an empty baseline there. Without
         an object all of them, and the sync's rejects. The runs stay in the history."""
-        database, of = self._database, (sync, object)
-        with database.transaction():
+        with self._database.transaction():
             self._outdate(sync)
-            files = [name for (name,) in database.query(_FILES_OF, *of, *of)]
-            files += [f"request-{batch_id}" for (batch_id,) in database.query(_REQUESTS_OF, *of)]
-            where = "WHERE sync = ? AND object = COALESCE(?, object)"
-            database.change(f"UPDATE retl_runs SET part = NULL {where}", *of)
-            database.change(f"DELETE FROM retl_checkpoints {where}", *of)
+            files = self._forget(sync, object)
             if object is None:
-                database.change("DELETE FROM retl_rejects WHERE sync = ?", sync)
+                self._database.change("DELETE FROM retl_rejects WHERE sync = ?", sync)
         self._files.drop(files)
+
+    def forget(self, sync: str, object: str, epoch: int) -> None:
+        """As `reset` of one object, by the run that holds the sync's lock under this epoch."""
+        with self._fenced(epoch, sync=sync):
+            files = self._forget(sync, object)
+        self._files.drop(files)
+
+    def _forget(self, sync: str, object: str | None) -> list[str]:
+        """Drop parts and checkpoints; returns the run files nobody needs any more."""
+        database, of = self._database, (sync, object)
+        files = [name for (name,) in database.query(_FILES_OF, *of, *of)]
+        files += [f"request-{batch_id}" for (batch_id,) in database.query(_REQUESTS_OF, *of)]
+        where = "WHERE sync = ? AND object = COALESCE(?, object)"
+        database.change(f"UPDATE retl_runs SET part = NULL {where}", *of)
+        database.change(f"DELETE FROM retl_checkpoints {where}", *of)
+        return files
 
     def prune(self, keep: timedelta) -> int:
         """Remove what is older than this: runs no baseline stands on, closed rejects; how many runs."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retl.batch import Shape
 from retl.postgres.connection import Session
 from retl.postgres.statements import MARKER, Relation
-from retl.values import literal, quoted
+from retl.values import quoted
 
 
 @dataclass(frozen=True)
@@ -150,10 +149,11 @@ def trace(session: Session, relation: Relation, shape: Shape) -> Trace:
     marker = f"{quoted(relation.schema)}.{MARKER}".replace("%", "%%")
     here = None
     if shape.newest is not None:
+        # Run and batch name it; the sync may have had another name then.
         found = session.execute(
-            f"SELECT bool_or(relation = to_regclass(%s)) FROM {marker} WHERE state_id = %s AND sync = %s"
+            f"SELECT bool_or(relation = to_regclass(%s)) FROM {marker} WHERE state_id = %s"
             " AND run_id = %s AND batch = %s AND state = 'applied'",
-            [relation.sql, shape.state_id, shape.sync, *shape.newest],
+            [relation.sql, shape.state_id, *shape.newest],
         ).fetchone()
         here = bool(found and found[0])
     row = session.execute(
@@ -164,12 +164,12 @@ def trace(session: Session, relation: Relation, shape: Shape) -> Trace:
     return Trace(here, bool(row and row[0]))
 
 
-def key_types(session: Session, relation: Relation, names: Sequence[str]) -> list[str]:
-    """The columns' types as SQL casts take them, without lengths, which a cast would cut to."""
+def types(session: Session, relation: Relation) -> dict[str, str]:
+    """Each column's type as SQL casts take it, without lengths, which a cast would cut to; empty if there
+    is no such table."""
     rows = session.execute(
         "SELECT attname::text, format_type(atttypid, NULL) FROM pg_catalog.pg_attribute"
-        f" WHERE attrelid = {literal(relation.sql).replace('%', '%%')}::regclass AND attname::text = ANY(%s)",
-        [list(names)],
+        " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
+        [relation.sql],
     ).fetchall()
-    types: dict[str, str] = dict(rows)
-    return [types[name] for name in names]
+    return dict(rows)

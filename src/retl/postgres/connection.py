@@ -76,7 +76,7 @@ class PostgresConnection(BaseModel):
 
     def keywords(self, name: str) -> dict[str, Any]:
         """What psycopg.connect takes. Never a DSN: an error in one prints the password."""
-        given: dict[str, Any] = {name: getattr(self, name) for name in ("host", "port", "dbname", "user")}
+        given: dict[str, Any] = {of: getattr(self, of) for of in ("host", "port", "dbname", "user")}
         if self.password is not None:
             given["password"] = self.password.get_secret_value()
         mode = self.sslmode or ("prefer" if self._local or self.allow_plaintext else "verify-full")

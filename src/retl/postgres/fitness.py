@@ -123,7 +123,7 @@ def _columns(table: Table, statements: Statements, create: bool) -> list[tuple[s
 
 
 def _holds(column: Column, field: Field, key: bool) -> bool:
-    held = lossless(field.type, column.type, enum=column.enum)
+    held = lossless(field.type, column.type, max_length=field.max_length, enum=column.enum)
     return held and not (key and (column.folds or not injective(field.type, column.type)))
 
 

@@ -89,7 +89,7 @@ _REFUSED = (
 
 def unconnected(error: psycopg.Error, address: str) -> TargetError:
     """The policy for a connection that was not made."""
-    text = str(error)
+    text = re.sub(r'"[^"]*"', "", str(error))  # names may hold any word
     if not _BUSY.search(text):
         for pattern, code, words in _REFUSED:
             if re.search(pattern, text):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,13 @@ class Statements:
             f" HAVING count(*) > 1) AS t WHERE {self._same_key} RETURNING s.{ROW}"
         )
 
+    def index_stage(self) -> str:
+        """For many statements over few rows each."""
+        return f"CREATE INDEX retl_stage_rows ON {STAGE} ({ROW})"
+
+    def unindex_stage(self) -> str:
+        return "DROP INDEX pg_temp.retl_stage_rows"
+
     # --- carrying over
 
     def apply(self, operation: Operation, first: int, last: int) -> str:
@@ -173,16 +180,17 @@ class Statements:
 
     # --- reading
 
-    def read(self, keys: Sequence[tuple[Any, ...]], key_types: Sequence[str]) -> str:
-        """Per key, in order: whether it is there, and the fields. `key_types` are the columns' types."""
+    def read(self, keys: Sequence[tuple[Any, ...]], types: Mapping[str, str], fields: Sequence[str]) -> str:
+        """Per key, in order: whether it is there, and these fields. `types` are the columns' types."""
         count = len(self.keys)
+        key_types = [types[field.name] for field in self.shape.key]
         arrays = ", ".join(
             f"ARRAY[{', '.join(_key_text(key[i]) for key in keys)}]::text[]" for i in range(count)
         )
         named = ", ".join(f"k{i}" for i in range(count))
         matched = " AND ".join(f"t.{self.keys[i]} = s.k{i}::{key_types[i]}" for i in range(count))
-        held = "".join(f", t.{column}" for column in self.columns[count:])
-        told = "".join(f", f.{column}" for column in self.columns[count:])
+        held = "".join(f", t.{quoted(name)}" for name in fields)
+        told = "".join(f", f.{quoted(name)}" for name in fields)
         return (
             f"SELECT coalesce(f.{ROW}, false){told}"
             f" FROM unnest({arrays}) WITH ORDINALITY AS s({named}, n) LEFT JOIN LATERAL"
@@ -239,10 +247,11 @@ class Statements:
         return f"INSERT INTO {self.marker} {row} ON CONFLICT DO NOTHING"
 
     def marked(self, batch: Batch, attempt: int) -> str:
-        """state, author, not_written of the attempt's marker."""
+        """state, author, not_written of the attempt's marker; waits for a transaction changing it."""
         return (
             f"SELECT state, author, not_written FROM {self.marker} WHERE {self._own}"
             f" AND run_id = {literal(batch.run_id)} AND batch = {literal(batch.id)} AND attempt = {attempt}"
+            " FOR SHARE"
         )
 
     def fence(self, epoch: int) -> str:

@@ -43,7 +43,7 @@ def transfer(session: Session, sql: Statements, batch: Batch) -> dict[int, RowRe
         if len(batch) == 1:
             return {0: rejection}
     else:
-        return _carry(session, sql, batch.operation, 0, len(batch) - 1, whole=True)
+        return _carry(session, sql, batch.operation, len(batch) - 1)
     first, second = batch.halves()
     found = transfer(session, sql, first)
     session.execute(f"DELETE FROM {STAGE}")
@@ -60,30 +60,49 @@ def _copy(session: Session, sql: Statements, batch: Batch) -> None:
             raise InvariantBroken("ROWS_LOST", f"{cursor.rowcount} of {len(batch)} rows reached PostgreSQL")
 
 
-def _carry(
-    session: Session, sql: Statements, operation: Operation, first: int, last: int, *, whole: bool = False
-) -> dict[int, RowResult]:
-    """Carry over the staged rows from `first` to `last`. Colliding keys leave together and before any
+def _carry(session: Session, sql: Statements, operation: Operation, last: int) -> dict[int, RowResult]:
+    """Carry over all staged rows, up to number `last`. Colliding keys leave together and before any
     halving, which would let the last of them win."""
+    try:
+        with session.transaction():
+            return _apply(session, sql, operation, 0, last)
+    except psycopg.Error as error:
+        rejection = sqlstate.rejection(error, sql.names)
+        if rejection is None and error.sqlstate != sqlstate.KEY_COLLIDES:
+            raise
+        collided = {row: KEY_COLLIDES for (row,) in session.execute(sql.take_collisions()).fetchall()}
+        if rejection is None and not collided:
+            raise
+    session.execute(sql.index_stage())
+    if rejection is None or collided:
+        found = collided | _divide(session, sql, operation, 0, last)
+    else:
+        found = _halve(session, sql, operation, 0, last, rejection)
+    session.execute(sql.unindex_stage())
+    return found
+
+
+def _divide(
+    session: Session, sql: Statements, operation: Operation, first: int, last: int
+) -> dict[int, RowResult]:
     try:
         with session.transaction():
             return _apply(session, sql, operation, first, last)
     except psycopg.Error as error:
         rejection = sqlstate.rejection(error, sql.names)
-        if rejection is None and error.sqlstate != sqlstate.KEY_COLLIDES:
+        if rejection is None:
             raise
-        collided = session.execute(sql.take_collisions()).fetchall() if whole else []
-        if rejection is None and not collided:
-            raise
-    if collided:
-        found = {row: KEY_COLLIDES for (row,) in collided}
-        return found | _carry(session, sql, operation, first, last)
-    assert rejection is not None
+    return _halve(session, sql, operation, first, last, rejection)
+
+
+def _halve(
+    session: Session, sql: Statements, operation: Operation, first: int, last: int, rejection: RowResult
+) -> dict[int, RowResult]:
     if first == last:
         return {first: rejection}
     middle = (first + last) // 2
-    found = _carry(session, sql, operation, first, middle)
-    return found | _carry(session, sql, operation, middle + 1, last)
+    found = _divide(session, sql, operation, first, middle)
+    return found | _divide(session, sql, operation, middle + 1, last)
 
 
 def _apply(

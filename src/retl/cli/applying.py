@@ -1,0 +1,78 @@
+"""`retl apply` and `retl resolve`: a reviewed plan carried out, and what is in doubt settled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retl.cli.app import app, command
+from retl.cli.invocation import Invocation
+from retl.cli.output import Table
+from retl.cli.running import report
+from retl.cli.state import Yes, agreed, held
+from retl.errors import DefinitionError
+
+
+@command(app, "apply", reveals=True)
+def apply(
+    invocation: Invocation,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A plan made by `retl plan --out`.")],
+) -> int:
+    """Deliver exactly the change set of a plan, once; refuse if anything moved."""
+    from retl import artifact, pipeline
+    from retl.signals import Stop
+
+    plan = artifact.read(file)
+    if plan.environment != invocation.environment:
+        raise DefinitionError(
+            "PLAN_ENVIRONMENT",
+            f"the plan was made with --env {plan.environment}" if plan.environment else "made without --env",
+            hint="apply it with the same",
+        )
+    sync = invocation.sync(plan.sync)
+    invocation.require([sync])
+    ledger = invocation.ledger(create=True)
+    with Stop().listening() as stop:
+        job = invocation.job(sync, ledger, artifact.options(plan), stop)
+        return report(invocation, [pipeline.sync(job, lambda made: artifact.verify(plan, job, made))])
+
+
+@command(app, "resolve")
+def resolve(
+    invocation: Invocation,
+    sync: Annotated[str | None, typer.Option("--sync", metavar="NAME", help="Only this sync.")] = None,
+    batch: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only this batch.")] = None,
+    delivered: Annotated[
+        bool | None,
+        typer.Option("--delivered/--not-delivered", help="What you found in the target.", show_default=False),
+    ] = None,
+    yes: Yes = False,
+) -> None:
+    """Batches in doubt: list them, or say what became of them."""
+    from retl import resolution
+
+    ledger = invocation.ledger(create=delivered is not None and yes)
+    # elsewhere a row without an answer is simply sent again
+    once = [one.name for one in invocation.project.syncs.values() if one.first_run is not None]
+    names = [invocation.sync(sync).name] if sync else once
+    found = [one for name in names for one in resolution.doubts(ledger, name)]
+    if batch:
+        found = [one for one in found if one.batch.batch_id in batch]
+    if delivered is None:
+        headers = ("sync", "run_id", "batch", "rows", "operation", "began", "object")
+        rows = [
+            (o.sync, o.run_id, o.batch.batch_id, o.rows, o.batch.operation, o.began, o.object) for o in found
+        ]
+        document = {"in_doubt": [dict(zip(headers, row, strict=True)) for row in rows]}
+        invocation.show(document, lambda: [Table(headers, rows)] if rows else ["nothing is in doubt"])
+        return
+    word = "delivered: they are not sent again" if delivered else "not delivered: the next run sends them"
+    agreed(f"{sum(one.rows for one in found)} rows in {len(found)} batches count as {word}", yes)
+    settled = 0
+    for name in dict.fromkeys(one.sync for one in found):
+        with held(ledger, name) as lock:
+            mine = [one for one in found if one.sync == name]
+            settled += resolution.resolve(ledger, lock.epoch, mine, delivered=delivered)
+    invocation.show({"resolved": settled, "delivered": delivered}, lambda: [f"{settled} rows settled"])

@@ -1,0 +1,123 @@
+"""OAuth 2 without a person: client credentials or a refresh token for a bearer token that is kept until it
+ends, and every form of `auth` as one type.
+
+All lanes of a connection hold the same object, so they share one token and renew it once: whoever meets
+an answer to an old token finds the new one there. A token lives in memory only.
+"""
+
+from __future__ import annotations
+
+import re
+from threading import Lock
+from time import monotonic
+from typing import Annotated, Literal
+from urllib.parse import urlencode, urlsplit
+
+from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
+
+from retl.errors import Ambiguous, Systemic, Unavailable
+from retl.http.auth import Anonymous, Basic, Bearer, InHeader, InQuery, WholeUrl
+from retl.http.body import Request
+from retl.http.client import Address, Client, Timeouts
+from retl.http.outcome import Reply
+from retl.http.rules import Match, look
+from retl.redact import register
+
+_EARLY = 60.0  # seconds before its end at which a token is not used any more
+_LIFE = 3600.0  # seconds, where the server does not say
+
+
+class OAuth2(Anonymous):
+    """`expired` tells an answer that says so in its body; 401 always does. With `method: GET` the
+    parameters stand in the query, which some servers insist on."""
+
+    type: Literal["oauth2"]  # type: ignore[assignment]
+    token_url: str
+    grant: Literal["client_credentials", "refresh_token"] = "client_credentials"
+    client_id: str
+    client_secret: SecretStr | None = None
+    refresh_token: SecretStr | None = None
+    scope: str | None = None
+    method: Literal["POST", "GET"] = "POST"
+    expired: Match | None = None
+    _lock: Lock = PrivateAttr(default_factory=Lock)
+    _token: str | None = PrivateAttr(default=None)
+    _ends: float = PrivateAttr(default=0.0)
+
+    @field_validator("token_url")
+    @classmethod
+    def _safe(cls, url: str) -> str:
+        address = Address.parse(url)
+        if address.scheme != "https" and not address.is_loopback:
+            raise ValueError("token_url must be https")
+        return url
+
+    @model_validator(mode="after")
+    def _fits(self) -> OAuth2:
+        needed = self.refresh_token if self.grant == "refresh_token" else self.client_secret
+        if needed is None:
+            name = "refresh_token" if self.grant == "refresh_token" else "client_secret"
+            raise ValueError(f"`grant: {self.grant}` needs `{name}`")
+        return self
+
+    def headers(self) -> dict[str, str]:
+        """The bearer's header, with a token that is asked for where there is none. Unavailable if the
+        token server cannot be reached, Systemic if it refuses."""
+        with self._lock:
+            if self._token is None or monotonic() >= self._ends:
+                self._renew()
+            return {"Authorization": f"Bearer {self._token}"}
+
+    def renewed(self, reply: Reply, sent: dict[str, str]) -> bool:
+        in_body = self.expired is not None and reply.status == 200 and self.expired.fits(reply.said)
+        if reply.status != 401 and not in_body:
+            return False
+        with self._lock:
+            if sent["Authorization"] == f"Bearer {self._token}":  # else another lane was here first
+                self._renew()
+        return True
+
+    def secrets(self) -> list[str]:
+        given = [
+            one.get_secret_value() for one in (self.client_secret, self.refresh_token) if one is not None
+        ]
+        return [*given, *([self._token] if self._token else [])]
+
+    def _renew(self) -> None:
+        self._token = None
+        address = Address.parse(self.token_url)
+        form = {"grant_type": self.grant, "client_id": self.client_id, "scope": self.scope}
+        form["client_secret"] = self.client_secret.get_secret_value() if self.client_secret else None
+        form["refresh_token"] = self.refresh_token.get_secret_value() if self.refresh_token else None
+        text = urlencode({name: value for name, value in form.items() if value})
+        path = urlsplit(self.token_url).path
+        content = (("Content-Type", "application/x-www-form-urlencoded"),)
+        request = Request("POST", path, content, text.encode())
+        if self.method == "GET":
+            request = Request("GET", f"{path}?{text}", (), b"")
+        client = Client(address, Anonymous(), {}, Timeouts())
+        try:
+            reply = client.send(request)
+        except Ambiguous as error:  # nothing of any row was sent
+            raise Unavailable("OAUTH_NO_ANSWER", error.message) from None
+        finally:
+            client.close()
+        token, life = look(reply.content, "access_token"), look(reply.content, "expires_in")
+        if reply.status == 429 or reply.status >= 500:
+            raise Unavailable("OAUTH_UNAVAILABLE", f"{address} answered {reply.status} to a token request")
+        if reply.status not in (200, 201) or not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
+            said = look(reply.content, "error")
+            code = f": {said}" if isinstance(said, str) and re.fullmatch(r"[a-z_]{1,40}", said) else ""
+            raise Systemic(
+                "OAUTH_REFUSED",
+                f"{address} gave no token, it answered {reply.status}{code}",
+                hint="check client_id and client_secret (or refresh_token) of the connection, and token_url",
+            )
+        register(token)
+        seconds = float(life) if type(life) in (int, float) else _LIFE
+        self._token, self._ends = token, monotonic() + max(seconds - _EARLY, seconds / 2)
+
+
+Auth = Annotated[
+    Anonymous | Bearer | Basic | InHeader | InQuery | WholeUrl | OAuth2, Field(discriminator="type")
+]

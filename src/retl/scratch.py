@@ -1,0 +1,52 @@
+"""A run's scratch folder: only this user can read it, and it does not outlive the run by much.
+
+It can hold the frozen mart. A process that is killed cannot remove its own, so whoever makes the next one
+removes those whose owner is dead: a living owner holds a kernel lock on its folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PREFIX = "retl-run-"
+_YOUNG = 30.0  # seconds in which a folder may be there and its lock not yet
+
+
+@contextlib.contextmanager
+def private_directory() -> Iterator[Path]:
+    """An empty folder in the temporary directory, mode 0700, gone at the end."""
+    _sweep(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name, _held(name):
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def _held(name: str | Path) -> Iterator[bool]:
+    """The kernel's lock on a folder while the body runs; False if somebody else has it."""
+    folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+        except BlockingIOError:
+            yield False
+    finally:
+        os.close(folder)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the folders of this user that nobody holds any more."""
+    for path in parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
+            found = path.lstat()
+            if found.st_uid == os.geteuid() and time.time() - found.st_mtime > _YOUNG:
+                with _held(path) as dead:
+                    if dead:
+                        shutil.rmtree(path, ignore_errors=True)

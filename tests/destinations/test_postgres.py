@@ -1,0 +1,741 @@
+"""PostgreSQL passes the suite in each write mode, and keeps the promises that are its alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from retl.batch import (
+    ABSENT,
+    KEPT,
+    UNKNOWN,
+    WRITTEN,
+    Field,
+    Kind,
+    Outcome,
+    Shape,
+    SoftDelete,
+    WriteMode,
+)
+from retl.destinations.postgres import Postgres, PostgresOptions
+from retl.errors import Ambiguous, DefinitionError, InvariantBroken, Mismatch, Systemic, Unavailable
+from retl.postgres import fitness
+from retl.postgres.catalog import Column, Place, Table
+from retl.postgres.connection import PostgresConnection
+from retl.postgres.statements import Relation, Statements
+from retl.postgres.transfer import SWALLOWED
+from retl.values import Type, ddl, quoted
+from tests.destinations.rows import Row, Rows, plain
+from tests.destinations.suite import (
+    CANARY,
+    FIELDS,
+    STRING,
+    Contents,
+    Suite,
+    Target,
+    as_contents,
+    deliver,
+    kinds,
+    sample,
+    told,
+)
+from tests.proxy import Proxy
+from tests.servers import Database
+
+ID = Field("id", STRING)
+SHAPE = Shape("suite", "state-1", (ID,), FIELDS)
+ROLE, SECRET = "writer", "its-own-secret"
+
+
+class PostgresTarget(Target):
+    """A role with the documented rights and no other, beside a table of somebody else's."""
+
+    type = "postgres"
+    commit = b"COMMIT\0"
+
+    def __init__(self, database: Database, proxy: Proxy, write: WriteMode) -> None:
+        self.database, self.proxy, self.write = database, proxy, write
+        self.admin = database.connect()
+        self.shape = SHAPE
+        self.admin.execute(
+            f"DO $$ BEGIN CREATE ROLE {ROLE} LOGIN PASSWORD '{SECRET}';"
+            " EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
+        )
+        self.admin.execute(f"CREATE SCHEMA crm; GRANT USAGE, CREATE ON SCHEMA crm TO {ROLE}")
+
+    def options(self, **changes: Any) -> PostgresOptions:
+        account = {"user": ROLE, "password": SECRET, "dbname": self.database.dbname}
+        server = {"host": self.proxy.host, "port": self.proxy.port, "timeout": 1, "connect_timeout": 1}
+        given = {"connection": server | account | changes.pop("connection", {}), "table": "crm.people"}
+        return PostgresOptions.model_validate(given | changes)
+
+    def make(self, shape: Shape, *, secret: str | None = None, **changes: Any) -> Postgres:
+        self.shape = shape
+        columns = [f"{quoted(f.name)} {ddl(f.type)}" for f in (*shape.key, *shape.fields)]
+        key = ", ".join(quoted(f.name) for f in shape.key)
+        self.admin.execute(
+            f"CREATE TABLE IF NOT EXISTS crm.people ({', '.join(columns)},"
+            f" theirs text DEFAULT 'nobody', PRIMARY KEY ({key}))"
+        )
+        if not self.admin.execute(
+            "SELECT has_table_privilege(%s, 'crm.people', 'SELECT')", [ROLE]
+        ).fetchone()[0]:  # type: ignore[index]
+            self.admin.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON crm.people TO {ROLE}")
+        given = {"password": secret or SECRET} | changes.pop("connection", {})
+        return Postgres(self.options(connection=given, **changes), shape)
+
+    def contents(self) -> Contents:
+        fields = (*self.shape.key, *self.shape.fields)
+        listed = ", ".join(f"{quoted(f.name)}{'::text' if f.type.name == 'json' else ''}" for f in fields)
+        found: Contents = {}
+        for row in self.admin.execute(f"SELECT {listed} FROM crm.people").fetchall():
+            pairs = zip(fields[1:], row[1:], strict=True)
+            found[(row[0],)] = {f.name: plain(value, f.type) for f, value in pairs}
+        return found
+
+    def poison(self, row: Row) -> Row:
+        self.admin.execute(
+            "ALTER TABLE crm.people DROP CONSTRAINT IF EXISTS polite,"
+            " ADD CONSTRAINT polite CHECK (visits >= 0)"
+        )
+        return (*row[:-1], -1)
+
+    def forbid(self) -> None:
+        self.admin.execute(f"REVOKE INSERT, UPDATE ON crm.people FROM {ROLE}")
+
+    def annotate(self, key: Row) -> Callable[[], bool] | None:
+        self.admin.execute("UPDATE crm.people SET theirs = 'a note' WHERE id = %s", key)
+        query = "SELECT theirs = 'a note' FROM crm.people WHERE id = %s"
+        return lambda: self.admin.execute(query, key).fetchone() == (True,)
+
+
+def target_of(database: Database, write: WriteMode) -> Iterator[PostgresTarget]:
+    with Proxy(database.host, database.port) as proxy:
+        target = PostgresTarget(database, proxy, write)
+        yield target
+        target.admin.close()
+
+
+class TestUpsert(Suite):
+    @pytest.fixture
+    def target(self, every_postgres: Database) -> Iterator[PostgresTarget]:
+        yield from target_of(every_postgres, "upsert")
+
+
+class TestAppend(Suite):
+    @pytest.fixture
+    def target(self, postgres: Database) -> Iterator[PostgresTarget]:
+        yield from target_of(postgres, "append")
+
+
+class TestInsertOnly(Suite):
+    @pytest.fixture
+    def target(self, postgres: Database) -> Iterator[PostgresTarget]:
+        yield from target_of(postgres, "insert_only")
+
+
+@pytest.fixture
+def target(every_postgres: Database) -> Iterator[PostgresTarget]:
+    yield from target_of(every_postgres, "upsert")
+
+
+def ready(target: PostgresTarget, shape: Shape = SHAPE, epoch: int = 1, **options: Any) -> Postgres:
+    destination = target.make(shape, **options)
+    destination.check()
+    destination.prepare(epoch)
+    return destination
+
+
+def one(target: PostgresTarget, query: str) -> Any:
+    row = target.admin.execute(query).fetchone()
+    assert row
+    return row[0]
+
+
+# the connection
+
+
+@pytest.mark.parametrize(
+    ("host", "given", "mode"),
+    [
+        ("127.0.0.1", {}, "prefer"),
+        ("localhost", {}, "prefer"),
+        ("/var/run/postgresql", {}, "prefer"),
+        ("db.example.com", {}, "verify-full"),
+        ("db.example.com", {"allow_plaintext": True}, "prefer"),
+        ("db.example.com", {"allow_plaintext": True, "sslmode": "require"}, "require"),
+    ],
+)
+def test_tls_is_verified_off_the_loopback(host: str, given: dict[str, Any], mode: str) -> None:
+    connection = PostgresConnection(host=host, dbname="d", user="u", **given)
+    keywords = connection.keywords("retl:s")
+    assert keywords["sslmode"] == mode
+    assert ("sslrootcert" in keywords) == (mode == "verify-full")
+
+
+@pytest.mark.parametrize("mode", ["disable", "prefer", "require", "verify-ca"])
+def test_plaintext_must_be_asked_for(mode: str) -> None:
+    with pytest.raises(ValidationError, match="allow_plaintext"):
+        PostgresConnection.model_validate(
+            {"host": "db.example.com", "dbname": "d", "user": "u", "sslmode": mode}
+        )
+
+
+def test_a_server_without_tls_is_refused_where_tls_is_asked_for(target: PostgresTarget) -> None:
+    destination = target.make(SHAPE, connection={"sslmode": "verify-full"})
+    with pytest.raises(Systemic) as caught:
+        destination.check()
+    assert caught.value.code == "TLS"
+
+
+def test_one_database_has_one_identity() -> None:
+    def identity(host: str, table: str) -> str:
+        given = {"connection": {"host": host, "dbname": "d", "user": "u"}, "table": table}
+        return Postgres.identity(PostgresOptions.model_validate(given), "upsert")
+
+    assert identity("localhost", "people") == identity("127.0.0.1", '"public"."people"')
+    assert identity("DB.example.com", "people") == identity("db.example.com", "people")
+    assert identity("localhost", '"a.b".c') != identity("localhost", 'a."b.c"')
+
+
+@pytest.mark.parametrize("table", ["", "a.b.c", '"a', "x" * 64, "é" * 32, "a.", ".a", "a\0b"])
+def test_a_name_postgresql_would_not_keep_is_refused(table: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - each has words of its own
+        Relation.parse(table)
+
+
+@pytest.mark.parametrize("name", ["x" * 64, "retl_row", "a\0b"])
+def test_a_field_that_cannot_be_a_column_is_refused(target: PostgresTarget, name: str) -> None:
+    with pytest.raises(DefinitionError):
+        Postgres(target.options(), replace(SHAPE, fields=(Field(name, STRING),)))
+
+
+# check
+
+
+def refusal(target: PostgresTarget, shape: Shape = SHAPE, **options: Any) -> Mismatch:
+    with pytest.raises(Mismatch) as caught:
+        Postgres(target.options(**options), shape).check()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("table", "says", "hint"),
+    [
+        ("", "there is no table", "CREATE TABLE"),
+        ("(id text PRIMARY KEY, name text, amount numeric(12,2))", "visits is missing", "ADD COLUMN"),
+        ("(id text PRIMARY KEY, name varchar(9), amount numeric, visits bigint)", "name is", "TYPE text"),
+        (
+            "(id text PRIMARY KEY, name text, amount numeric(12,1), visits bigint)",
+            "amount is",
+            "numeric(12,2)",
+        ),
+        ("(id text, name text, amount numeric, visits bigint)", "no unique", "ADD UNIQUE"),
+        ("(id text, name text, amount numeric, visits bigint, UNIQUE (id, name))", "no unique", "ADD UNIQUE"),
+        (
+            "(id text, name text, amount numeric, visits bigint, UNIQUE (id) DEFERRABLE)",
+            "no unique",
+            "ADD UNIQUE",
+        ),
+        (
+            "(id text PRIMARY KEY, name text, amount numeric, visits bigint, boss int NOT NULL)",
+            "boss is NOT NULL",
+            None,
+        ),
+        (
+            "(id text PRIMARY KEY, name text GENERATED ALWAYS AS ('x') STORED, amount numeric, visits bigint)",
+            "name is generated",
+            None,
+        ),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused_with_its_ddl(
+    target: PostgresTarget, table: str, says: str, hint: str | None
+) -> None:
+    if table:
+        target.admin.execute(f"CREATE TABLE crm.people {table}; GRANT ALL ON crm.people TO {ROLE}")
+    error = refusal(target)
+    assert error.code == "TARGET_DRIFT"
+    assert says in error.message
+    assert (hint or "") in (error.hint or "")
+
+
+def test_a_sized_column_is_enough_for_what_the_contract_lets_through(target: PostgresTarget) -> None:
+    target.admin.execute("CREATE TABLE crm.people (id text PRIMARY KEY, name varchar(9))")
+    target.admin.execute(f"GRANT ALL ON crm.people TO {ROLE}")
+    for length, fits in ((9, True), (10, False), (None, False)):
+        shape = replace(SHAPE, fields=(Field("name", STRING, max_length=length),))
+        if fits:
+            Postgres(target.options(), shape).check()
+        else:
+            assert "character varying(9)" in refusal(target, shape).message
+
+
+def test_a_key_whose_collation_folds_case_is_refused() -> None:
+    rights = ["SELECT", "INSERT", "UPDATE"]
+    columns = {"id": Column("id", "text", False, False, False, True, rights)}
+    table = Table("r", True, True, False, False, columns, (frozenset({"id"}),), ())
+    place = Place(ROLE, False, True, True, True, True, True, True)
+    statements = Statements(Relation("crm", "people"), replace(SHAPE, fields=()))
+    with pytest.raises(Mismatch, match="tell all string keys apart"):
+        fitness.judge_table(table, place, statements, create=False)
+
+
+def test_the_ddl_of_a_refusal_mends_it(target: PostgresTarget) -> None:
+    shape = replace(SHAPE, fields=tuple(replace(f, name=f'The "{f.name}" %s') for f in FIELDS))
+    target.admin.execute(refusal(target, shape).hint or "")
+    target.admin.execute(f"GRANT SELECT, INSERT, UPDATE ON crm.people TO {ROLE}")
+    destination = Postgres(target.options(), shape)
+    destination.check()
+    destination.prepare(1)
+    batch = Rows(shape, sample(2)).batch()
+    assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 2
+    assert [row is not None for row in destination.read(batch)] == [True, True]
+
+
+@pytest.mark.parametrize("what", ["VIEW", "MATERIALIZED VIEW"])
+def test_a_view_is_refused(target: PostgresTarget, what: str) -> None:
+    target.admin.execute(f"CREATE {what} crm.people AS SELECT 'a' AS id")
+    assert "view" in refusal(target).message
+
+
+def test_a_right_that_is_missing_is_named_with_its_grant(target: PostgresTarget) -> None:
+    destination = target.make(replace(SHAPE, deletes="delete"))
+    target.admin.execute(f"REVOKE UPDATE, DELETE ON crm.people FROM {ROLE}")
+    with pytest.raises(Systemic) as caught:
+        destination.check()
+    assert caught.value.hint == f'GRANT UPDATE, DELETE ON "crm"."people" TO "{ROLE}";'
+    target.admin.execute(caught.value.hint)
+    destination.check()
+
+
+def test_deletes_never_cascade(target: PostgresTarget) -> None:
+    target.make(SHAPE)
+    target.admin.execute("CREATE TABLE crm.notes (person text REFERENCES crm.people ON DELETE CASCADE)")
+    error = refusal(target, replace(SHAPE, deletes="delete"))
+    assert error.code == "CASCADE"
+    assert "crm.notes" in error.message
+    Postgres(target.options(), SHAPE).check()
+
+
+def test_row_security_and_deletes_do_not_go_together(target: PostgresTarget) -> None:
+    target.make(SHAPE)
+    target.admin.execute("ALTER TABLE crm.people ENABLE ROW LEVEL SECURITY")
+    assert refusal(target, replace(SHAPE, deletes="delete")).code == "ROW_SECURITY"
+
+
+def test_a_read_only_server_is_refused(target: PostgresTarget) -> None:
+    destination = target.make(SHAPE)
+    target.admin.execute(f"ALTER DATABASE {target.database.dbname} SET default_transaction_read_only = on")
+    with pytest.raises(Systemic) as caught:
+        destination.check()
+    assert caught.value.code == "READ_ONLY"
+
+
+# create
+
+
+def test_create_makes_schema_table_and_key_and_adds_columns(target: PostgresTarget) -> None:
+    target.admin.execute(f"GRANT CREATE ON DATABASE {target.database.dbname} TO {ROLE}")
+    fields = (Field("name", STRING), Field("tags", Type("list", items="string")), Field("data", Type("json")))
+    shape = replace(SHAPE, fields=fields[:2])
+    options = target.options(table='"New %s".People', create=True)
+    for grown in (shape, replace(shape, fields=fields)):
+        destination = Postgres(options, grown)
+        destination.check()
+        destination.prepare(1)
+        rows = [("a", "b", ["c"], "{}")[: 1 + len(grown.fields)]]
+        assert kinds(deliver(destination, Rows(grown, rows).batch(run_id=str(grown)))) == [Kind.WRITTEN]
+        destination.close()
+    assert target.admin.execute('SELECT * FROM "New %s"."People"').fetchall() == [("a", "b", ["c"], {})]
+
+
+def test_two_processes_may_prepare_at_once(target: PostgresTarget) -> None:
+    options = target.options(table="crm.fresh", create=True)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda _: Postgres(options, SHAPE).prepare(1), range(6)))
+    assert one(target, "SELECT count(*) FROM crm.fresh") == 0
+
+
+# what is written
+
+
+def test_unchanged_rows_are_left_untouched(target: PostgresTarget) -> None:
+    fields = (*FIELDS, Field("synced", STRING, compared=False), Field("data", Type("json")))
+    shape = replace(SHAPE, fields=fields)
+    destination = ready(target, shape)
+    rows = [("a", "x", Decimal("1.00"), 1, "first", '{"b": 1}'), ("b", "y", None, 2, "first", None)]
+    deliver(destination, Rows(shape, rows).batch())
+    again = [(*rows[0][:4], "second", '{"b":1}'), ("b", "z", None, 2, "second", None)]
+    assert kinds(deliver(destination, Rows(shape, again).batch(run_id="run-2"))) == [Kind.WRITTEN] * 2
+    assert target.admin.execute("SELECT id, synced FROM crm.people ORDER BY id").fetchall() == [
+        ("a", "first"),
+        ("b", "second"),
+    ]
+
+
+def test_only_empty_fields_are_filled(target: PostgresTarget) -> None:
+    shape = replace(SHAPE, fields=(Field("name", STRING, only_if_empty=True), *FIELDS[1:]))
+    destination = ready(target, shape)
+    deliver(destination, Rows(shape, [("a", "theirs", None, 1), ("b", None, None, 1)]).batch())
+    new = [("a", "ours", None, 2), ("b", "ours", None, 2)]
+    deliver(destination, Rows(shape, new).batch(run_id="run-2"))
+    held = {key[0]: (row["name"], row["visits"]) for key, row in target.contents().items()}
+    assert held == {"a": ("theirs", 2), "b": ("ours", 2)}
+
+
+def test_insert_only_tells_what_was_there_before(target: PostgresTarget) -> None:
+    destination = ready(target, replace(SHAPE, write="insert_only"))
+    target.admin.execute("INSERT INTO crm.people (id, name) VALUES ('k1', 'theirs')")
+    assert deliver(destination, Rows(SHAPE, sample(3)).batch("insert_only")) == [WRITTEN, KEPT, WRITTEN]
+    assert target.contents()["k1",]["name"] == "theirs"
+
+
+def test_update_only_tells_what_is_not_there(target: PostgresTarget) -> None:
+    destination = ready(target, replace(SHAPE, write="update_only"))
+    target.admin.execute(
+        "INSERT INTO crm.people (id, name, amount, visits) VALUES ('k1', '', 0, 0), ('k2', 'name 2', 0.02, 2)"
+    )
+    assert deliver(destination, Rows(SHAPE, sample(3)).batch("update_only")) == [ABSENT, WRITTEN, WRITTEN]
+    assert target.contents() == as_contents(SHAPE, sample(3)[1:])
+
+
+def test_a_soft_delete_sets_its_fields_and_keeps_the_row(target: PostgresTarget) -> None:
+    destination = ready(
+        target, replace(SHAPE, deletes=SoftDelete({"name": "it's 100% gone", "visits": None}))
+    )
+    rows = Rows(SHAPE, sample(3))
+    deliver(destination, rows.batch())
+    assert kinds(deliver(destination, rows.batch("delete", first=1, last=2))) == [Kind.WRITTEN] * 2
+    gone = [(key, "it's 100% gone", amount, None) for key, _, amount, _ in rows.rows[1:]]
+    assert target.contents() == as_contents(SHAPE, [rows.rows[0], *gone])
+
+
+def test_a_partitioned_table_is_written_like_any_other(target: PostgresTarget) -> None:
+    target.admin.execute(
+        "CREATE TABLE crm.people (id text PRIMARY KEY, name text, amount numeric(12,2), visits bigint)"
+        " PARTITION BY HASH (id); CREATE TABLE crm.p0 PARTITION OF crm.people FOR VALUES WITH (MODULUS 2,"
+        " REMAINDER 0); CREATE TABLE crm.p1 PARTITION OF crm.people FOR VALUES WITH (MODULUS 2, REMAINDER 1)"
+    )
+    for write in ("upsert", "insert_only", "update_only"):
+        destination = ready(target, replace(SHAPE, write=write))
+        results = deliver(destination, Rows(SHAPE, sample(20, write)).batch(write, run_id=write))
+        assert set(kinds(results)) == {Kind.SKIPPED if write == "insert_only" else Kind.WRITTEN}
+    assert target.contents() == as_contents(SHAPE, sample(20, "update_only"))
+
+
+# rows the table refuses
+
+
+@pytest.mark.parametrize(
+    ("rule", "bad", "code", "place"),
+    [
+        ("CHECK (visits < 900)", ("k1", "x", None, 900), "23514", "rule"),
+        ("UNIQUE (name)", ("k1", "name 2", None, 1), "23505", "rule"),
+        ("UNIQUE (name) DEFERRABLE INITIALLY DEFERRED", ("k1", "name 0", None, 1), "23505", "rule"),
+        ("FOREIGN KEY (visits) REFERENCES crm.known DEFERRABLE INITIALLY DEFERRED", ("k1", "x", None, 900), "23503", "rule"),
+    ],
+)  # fmt: skip
+def test_a_refused_row_is_named_by_code_and_constraint(
+    target: PostgresTarget, rule: str, bad: Row, code: str, place: str
+) -> None:
+    destination = ready(target)
+    target.admin.execute("CREATE TABLE crm.known AS SELECT n::bigint AS n FROM generate_series(0, 800) AS n")
+    target.admin.execute("ALTER TABLE crm.known ADD PRIMARY KEY (n)")
+    target.admin.execute(f"GRANT SELECT ON crm.known TO {ROLE}")
+    target.admin.execute(f"ALTER TABLE crm.people ADD CONSTRAINT rule {rule}")
+    rows = sample(8)
+    rows[1] = bad
+    results = deliver(destination, Rows(SHAPE, rows).batch())
+    refused = {n: result for n, result in enumerate(results) if result.kind is Kind.REJECTED}
+    assert len(refused) == 1
+    (result,) = refused.values()
+    assert (result.code, (result.reason or "").partition(":")[0]) == (code, place)
+    assert len(target.contents()) == 7
+
+
+def test_many_bad_rows_among_many_cost_only_themselves(target: PostgresTarget) -> None:
+    destination = ready(target, connection={"timeout": 30})
+    rows = [target.poison(row) if n in range(0, 5000, 250) else row for n, row in enumerate(sample(5000))]
+    results = deliver(destination, Rows(SHAPE, rows).batch())
+    assert [n for n, r in enumerate(results) if r.kind is Kind.REJECTED] == list(range(0, 5000, 250))
+    assert len(target.contents()) == 4980
+
+
+def test_what_copy_cannot_read_costs_only_its_row(target: PostgresTarget) -> None:
+    target.admin.execute(
+        "CREATE TYPE crm.mood AS ENUM ('fine'); CREATE DOMAIN crm.few AS bigint CHECK (VALUE < 5)"
+    )
+    target.admin.execute(
+        "CREATE TABLE crm.people (id text PRIMARY KEY, name crm.mood, amount numeric(4,2), visits crm.few)"
+    )
+    target.admin.execute(f"GRANT ALL ON crm.people TO {ROLE}")
+    destination = Postgres(target.options(), SHAPE)
+    destination.check()
+    rows = [("a", "fine", None, 1), ("b", CANARY, None, 1), ("c", "fine", Decimal("123.45"), 1),
+            ("d", "fine", None, 7), ("e\0", "fine", None, 1), ("f", "fine", None, 2)]  # fmt: skip
+    results = deliver(destination, Rows(SHAPE, rows).batch())
+    assert [result.code for result in results] == [None, "22P02", "22003", "23514", "22021", None]
+    assert results[1].reason == "name: the value does not fit its column"
+    assert CANARY not in str(results)
+    assert target.contents() == as_contents(SHAPE, [rows[0], rows[5]])
+
+
+def test_keys_the_table_takes_for_one_are_all_rejected(target: PostgresTarget) -> None:
+    destination = ready(target)
+    rows = [*sample(6), ("k2", "again", None, 1)]
+    rows[4] = target.poison(rows[4])
+    codes = [result.code for result in deliver(destination, Rows(SHAPE, rows).batch())]
+    assert codes == [None, None, "KEY_COLLIDES", None, "23514", None, "KEY_COLLIDES"]
+
+
+@pytest.mark.parametrize("write", ["upsert", "insert_only", "update_only", "append"])
+def test_a_row_a_trigger_swallows_is_no_success(target: PostgresTarget, write: WriteMode) -> None:
+    destination = ready(target, replace(SHAPE, write=write))
+    target.admin.execute(
+        "INSERT INTO crm.people (id) SELECT 'k' || n FROM generate_series(0, 3) AS n"
+        if write == "update_only"
+        else "SELECT 1"
+    )
+    target.admin.execute(
+        "CREATE FUNCTION crm.swallow() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN IF NEW.visits = 2 THEN RETURN NULL; END IF; NEW.name = upper(NEW.name); RETURN NEW; END $$;"
+        " CREATE TRIGGER swallow BEFORE INSERT OR UPDATE ON crm.people FOR EACH ROW EXECUTE FUNCTION crm.swallow()"
+    )
+    results = deliver(destination, Rows(SHAPE, sample(4)).batch(write))
+    assert results == [WRITTEN, WRITTEN, SWALLOWED, WRITTEN]
+    assert target.contents()["k1",]["name"] == "NAME 1"
+
+
+def test_a_delete_a_trigger_swallows_is_no_success(target: PostgresTarget) -> None:
+    destination = ready(target, replace(SHAPE, deletes="delete"))
+    rows = Rows(SHAPE, sample(3))
+    deliver(destination, rows.batch())
+    target.admin.execute(
+        "CREATE FUNCTION crm.keep() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN IF OLD.visits = 1 THEN RETURN NULL; END IF; RETURN OLD; END $$;"
+        " CREATE TRIGGER keep BEFORE DELETE ON crm.people FOR EACH ROW EXECUTE FUNCTION crm.keep()"
+    )
+    assert deliver(destination, rows.batch("delete")) == [WRITTEN, SWALLOWED, WRITTEN]
+
+
+def test_rows_that_get_lost_on_the_way_are_noticed(target: PostgresTarget) -> None:
+    class Short(Rows):
+        def csv(self, first: int, last: int, *, delete: bool) -> Iterator[bytes]:
+            return super().csv(first, last - 1, delete=delete)
+
+    destination = ready(target)
+    with pytest.raises(InvariantBroken):
+        destination.write(Short(SHAPE, sample(3)).batch())
+    assert target.contents() == {}
+    assert kinds(deliver(destination, Rows(SHAPE, sample(3)).batch())) == [Kind.WRITTEN] * 3
+
+
+# the marker
+
+
+def test_append_is_exactly_once_however_often_it_is_tried(target: PostgresTarget) -> None:
+    shape = replace(SHAPE, write="append")
+    destination = ready(target, shape)
+    target.admin.execute("ALTER TABLE crm.people DROP CONSTRAINT people_pkey")
+    batch = Rows(shape, sample(3)).batch("append")
+    for attempt in range(4):
+        target.proxy.drop_reply(target.commit)
+        try:
+            destination.write(batch)
+        except Ambiguous:
+            if attempt % 2:
+                assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 3
+            else:
+                assert destination.settle(batch, None) == Outcome(WRITTEN)
+        except Unavailable:
+            pass
+        target.proxy.heal()
+    assert kinds(deliver(ready(target, shape), batch)) == [Kind.WRITTEN] * 3
+    assert one(target, "SELECT count(*) FROM crm.people") == 3
+
+
+def test_an_unanswered_commit_is_ambiguous_and_an_unsent_one_is_not(target: PostgresTarget) -> None:
+    destination = ready(target)
+    target.proxy.drop_reply(target.commit)
+    with pytest.raises(Ambiguous):
+        destination.write(Rows(SHAPE, sample(2)).batch())
+    target.proxy.drop_reply(b"INSERT INTO")
+    with pytest.raises(Unavailable):
+        destination.write(Rows(SHAPE, sample(4)).batch(first=2))
+    target.proxy.heal()
+    assert target.contents() == as_contents(SHAPE, sample(2))
+
+
+def test_a_settled_batch_can_be_sent_again_here_but_not_by_the_one_that_lost_it(
+    target: PostgresTarget,
+) -> None:
+    shape = replace(SHAPE, write="append")
+    ours, zombie = ready(target, shape), ready(target, shape)
+    batch = Rows(shape, sample(3)).batch("append")
+    assert kinds([ours.settle(batch, None).default]) == [Kind.RETRY]
+    with pytest.raises(Systemic) as caught:
+        zombie.write(batch)
+    assert caught.value.code == "VOIDED"
+    assert target.contents() == {}
+    with pytest.raises(Systemic):
+        zombie.settle(batch, None)
+    assert kinds([ours.settle(batch, None).default]) == [Kind.RETRY]
+    assert kinds(deliver(ours, batch)) == [Kind.WRITTEN] * 3
+    assert ours.settle(batch, None) == Outcome(WRITTEN)
+
+
+def test_settling_waits_for_a_commit_that_is_under_way(target: PostgresTarget) -> None:
+    destination = ready(target)
+    batch = Rows(SHAPE, sample(3)).batch()
+    sql = Statements(Relation("crm", "people"), SHAPE)
+    with ThreadPoolExecutor(1) as pool:
+        with target.admin.transaction():
+            target.admin.execute(sql.mark(batch, 0, "somebody", 3, []))
+            answer = pool.submit(destination.settle, batch, None)
+            wait_for_a_lock(target, answer)
+        assert answer.result() == Outcome(WRITTEN)
+
+
+def test_settling_waits_for_a_second_try_under_the_same_name(target: PostgresTarget) -> None:
+    destination = ready(target)
+    batch = Rows(SHAPE, [target.poison(row) for row in sample(2)]).batch()
+    deliver(destination, batch)
+    sql = Statements(Relation("crm", "people"), SHAPE)
+    with ThreadPoolExecutor(1) as pool:
+        with target.admin.transaction():
+            target.admin.execute(sql.mark(batch, 0, "somebody", 2, []))
+            answer = pool.submit(destination.settle, batch, None)
+            wait_for_a_lock(target, answer)
+        assert answer.result() == Outcome(WRITTEN)
+
+
+def wait_for_a_lock(target: PostgresTarget, answer: Future[Any]) -> None:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = %s"
+    with target.database.connect() as observer:
+        while observer.execute(waiting, [ROLE]).fetchone() == (0,):
+            assert not answer.done()
+
+
+def test_the_marker_remembers_every_rejected_row(target: PostgresTarget) -> None:
+    destination = ready(target, replace(SHAPE, write="insert_only"))
+    rows = sample(5)
+    target.admin.execute("INSERT INTO crm.people (id) VALUES ('k1')")
+    rows[3] = target.poison(rows[3])
+    batch = Rows(SHAPE, rows).batch("insert_only")
+    outcome = destination.write(batch)
+    assert outcome.exceptions.keys() == {1, 3}
+    assert ready(target).settle(batch, None) == outcome
+
+
+def test_a_batch_of_which_nothing_was_written_may_be_tried_again(target: PostgresTarget) -> None:
+    destination = ready(target)
+    batch = Rows(SHAPE, [target.poison(row) for row in sample(2)]).batch()
+    assert kinds(deliver(destination, batch)) == [Kind.REJECTED] * 2
+    target.admin.execute("ALTER TABLE crm.people DROP CONSTRAINT polite")
+    assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 2
+    assert len(target.contents()) == 2
+
+
+def test_an_older_run_is_fenced_off(target: PostgresTarget) -> None:
+    zombie = ready(target, epoch=1)
+    deliver(zombie, Rows(SHAPE, sample(1, "old")).batch())
+    ready(target, epoch=2)
+    with pytest.raises(Systemic) as caught:
+        zombie.write(Rows(SHAPE, sample(3, "stale")).batch(run_id="run-0"))
+    assert caught.value.code == "VOIDED"
+    with pytest.raises(Systemic):
+        target.make(SHAPE).prepare(1)
+    assert target.contents() == as_contents(SHAPE, sample(1, "old"))
+
+
+def test_old_markers_go_but_for_the_newest_the_ledger_knows(target: PostgresTarget) -> None:
+    batches = [replace(Rows(SHAPE, sample(1)).batch(run_id=f"run-{n}"), epoch=n) for n in (1, 2, 3)]
+    destination = ready(target)
+    for batch in batches:
+        deliver(destination, batch)
+    newest = replace(SHAPE, newest=("run-2", batches[1].id))
+    ready(target, newest, epoch=4)
+    runs = target.admin.execute("SELECT run_id FROM crm.retl_applied ORDER BY run_id").fetchall()
+    assert runs == [("",), ("run-2",)]
+
+
+@pytest.mark.parametrize("harm", ["TABLE crm.retl_applied", "TABLE crm.people", "marker", "again"])
+def test_a_lost_target_is_noticed(target: PostgresTarget, harm: str) -> None:
+    batch = Rows(SHAPE, sample(1)).batch()
+    deliver(ready(target), batch)
+    shape = replace(SHAPE, newest=("run-1", batch.id))
+    ready(target, shape)
+    if harm == "marker":
+        target.admin.execute("DELETE FROM crm.retl_applied WHERE state = 'applied'")
+    else:
+        target.admin.execute(f"DROP {harm.replace('again', 'TABLE crm.people')}")
+    destination = target.make(shape) if harm == "again" else Postgres(target.options(create=True), shape)
+    with pytest.raises(Mismatch) as caught:
+        destination.check()
+    assert caught.value.code == "TARGET_LOST"
+
+
+def test_a_table_delivered_from_another_state_is_refused_until_accepted(target: PostgresTarget) -> None:
+    ready(target)
+    other = replace(SHAPE, state_id="state-2")
+    assert refusal(target, other).code == "STATE_LOST"
+    Postgres(target.options(), other).prepare(1)
+    Postgres(target.options(), other).check()
+    Postgres(target.options(), SHAPE).check()
+
+
+def test_without_the_right_to_keep_markers_upserts_go_on_and_append_is_refused(
+    target: PostgresTarget,
+) -> None:
+    target.admin.execute(f"REVOKE CREATE ON SCHEMA crm FROM {ROLE}")
+    destination = ready(target, replace(SHAPE, newest=("run-0", "lost")))
+    batch = Rows(SHAPE, sample(2)).batch()
+    assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 2
+    assert destination.settle(batch, None) == Outcome(UNKNOWN)
+    append = target.make(replace(SHAPE, write="append"))
+    with pytest.raises(Systemic) as caught:
+        append.check()
+    assert caught.value.code == "NO_MARKER"
+    with pytest.raises(Systemic):
+        append.write(Rows(SHAPE, sample(2)).batch("append"))
+    target.admin.execute(caught.value.hint or "")
+    append.check()
+
+
+# what a human is shown
+
+
+def test_a_request_is_what_psql_would_run(target: PostgresTarget) -> None:
+    destination = ready(target)
+    shown = destination.request(Rows(SHAPE, sample(2)).batch()).decode()
+    head, _, rest = shown.partition("FROM STDIN (FORMAT csv, NULL '', ENCODING 'UTF8');\n")
+    rows, _, tail = rest.partition("\\.\n")
+    copy = head[head.rindex("COPY") :] + "FROM STDIN (FORMAT csv)"
+    with target.database.connect() as psql:
+        psql.execute(head[: head.rindex("COPY")])
+        with psql.cursor().copy(copy) as copying:
+            copying.write(rows)
+        psql.execute(tail)
+    assert target.contents() == as_contents(SHAPE, sample(2))
+
+
+def test_transience_is_told_by_code(target: PostgresTarget) -> None:
+    destination = ready(target)
+    deliver(destination, Rows(SHAPE, sample(1)).batch())
+    with target.admin.transaction():
+        target.admin.execute("LOCK TABLE crm.people")
+        with pytest.raises(Unavailable) as caught:
+            destination.write(Rows(SHAPE, sample(2)).batch(run_id="run-2"))
+    assert caught.value.code in ("55P03", "57014", "CONNECTION_LOST")
+    target.admin.execute("DROP TABLE crm.people")
+    with pytest.raises(Systemic) as stopped:
+        destination.write(Rows(SHAPE, sample(2, CANARY)).batch(run_id="run-3"))
+    assert stopped.value.code == "42P01"
+    assert CANARY not in told(stopped.value)

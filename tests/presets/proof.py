@@ -1,0 +1,370 @@
+"""What every preset has to prove, as tests that none of them can leave out.
+
+A preset joins by a module `test_<name>.py` beside this one: a fake of the vendor on a real socket (an
+`Api` that remembers objects and enforces the vendor's limits) and a class `Test…(Proof)` that says which
+rows to send and what evidence there is. Contracts, golden requests and recorded answers are read from
+the folder `shared` beside the checkout. What is proved is told to `table`, which ends a test run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retl import destinations, pace
+from retl.batch import Batch, Field, Kind, Operation, Outcome, RowResult, Shape, WriteMode
+from retl.definitions import Limits, Retry
+from retl.delivery import Answered, Delivery
+from retl.destinations.http import OPERATION_NAMES, HttpDestination
+from retl.errors import Poisoned, Systemic
+from retl.http.outcome import Reply, Sent, interpret
+from retl.project import open_project
+from retl.signals import Stop
+from retl.values import Type
+from tests import api as fake
+from tests.api import TOKEN, Api, Fault
+from tests.destinations.rows import Row, Rows, document
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+TEXT, WHOLE = Type("string"), Type("integer")
+Tell = Callable[[str, Any], None]
+
+
+def shared(path: str) -> Path:
+    """A file of the evidence. Where the folder is missing the test is skipped, but never in CI."""
+    if not SHARED.is_dir() and not os.environ.get("CI"):
+        pytest.skip(f"there is no folder {SHARED.name}/ with vendors' contracts beside the checkout")
+    return SHARED / path
+
+
+def lines(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in shared(path).read_text().splitlines()]
+
+
+@dataclass
+class Memory:
+    """A journal that keeps nothing beyond the process, but the handles."""
+
+    handles: dict[str, str] = field(default_factory=dict)
+
+    def open(self, batches: Sequence[Batch]) -> None: ...
+
+    def intend(self, batch: Batch) -> None: ...
+
+    def attach(self, batch: Batch, handle: str) -> None:
+        self.handles[batch.id] = handle
+
+    def split(self, batch: Batch, halves: Sequence[Batch]) -> None: ...
+
+    def acknowledge(self, answered: Answered) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recorded answer, and what it really meant: each row's name for the rules, and its fate."""
+
+    answer: Mapping[str, Any]
+    names: Sequence[str]
+    kinds: Sequence[Kind]
+    operation: Operation = "upsert"
+    refs: Sequence[str | None] | None = None
+    parameters: Mapping[str, Any] | None = None
+
+
+class Proof:
+    """`rows` are good ones, `bad` one that the vendor refuses; `limit` is the most a request may hold."""
+
+    preset: str
+    vendor: type[Api]
+    connection: Mapping[str, Any] = {"token": TOKEN}
+    parameters: Mapping[str, Any] = {}
+    key = "id"
+    fields: tuple[Field, ...] = (Field("name", TEXT), Field("visits", WHOLE))
+    rows: Sequence[Row] = (("a@x.io", "Ann", 1), ("b@x.io", "Bob", 2), ("c@x.io", None, 3))
+    bad: Row | None = None
+    write: WriteMode = "upsert"
+    limit: int | None = None
+    idempotent = True
+    deletes: Mapping[str, Any] | None = None  # the parameters with which rows can be deleted
+    special: Mapping[str, Sequence[Fault]] = {}  # faults of this vendor's own
+    doubtful: frozenset[str] = frozenset()  # those after which nobody can say, until rows are sent again
+    throttled: bytes = b"{}"  # the body of a 429
+    renews = False  # an expired token is renewed rather than the end of the run
+    contract: tuple[str, str] | None = None  # a file of contracts/ and the pointer to a schema in it
+    golden: tuple[str, int, Mapping[str, Any], tuple[Field, ...], Sequence[Row]] | None = None
+
+    # what a module may say in its own words
+
+    def sent_as(self, row: Row) -> dict[str, Any]:
+        """The fields of a row as the vendor holds them."""
+        found: dict[str, Any] = json.loads(document(self.shape(), row))
+        return found
+
+    def contents(self, api: Any) -> dict[str, Any]:
+        """What the fake holds: key → fields."""
+        found: dict[str, Any] = api.users
+        return found
+
+    def alike(self, request: dict[str, Any]) -> Any:
+        """A golden request, or ours, without what may differ."""
+        return request
+
+    def judged(self, request: Any) -> Any:
+        """The part of a request's body that the contract's schema is about."""
+        return request
+
+    def recorded(self) -> Iterator[Recorded]:
+        """Every recorded write of these operations."""
+        yield from ()
+
+    def expire(self, api: Any) -> None:
+        """Let the token that was given end."""
+        api.faults.append(fake.answer(401, b"{}"))
+
+    # the machinery
+
+    @pytest.fixture(autouse=True)
+    def _impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pace, "_FIRST", 0.002)
+
+    @pytest.fixture
+    def api(self) -> Iterator[Any]:
+        with self.vendor() as api:
+            yield api
+
+    @pytest.fixture
+    def tell(self, record_property: Callable[[str, Any], None]) -> Tell:
+        return lambda what, count=1: record_property("proof", [self.preset, what, count])
+
+    def shape(self, fields: tuple[Field, ...] | None = None, deletes: Any = "keep") -> Shape:
+        own = self.fields if fields is None else fields
+        return Shape("sync", "state", (Field(self.key, TEXT),), own, self.write, deletes)
+
+    def options(self, url: str | None = None, parameters: Mapping[str, Any] | None = None) -> Any:
+        given = {"timeouts": {"connect": 5, "idle": 1, "total": 2}, **self.connection}
+        at = {
+            name: value.replace("https://vendor", url) if url else value
+            for name, value in given.items()
+            if isinstance(value, str)
+        }
+        given |= at
+        if url is not None and "url" not in given:
+            given["base_url"] = url
+        model = destinations.load(self.preset).Options
+        return model(connection=given, **(self.parameters if parameters is None else parameters))
+
+    def deliver(
+        self,
+        api: Api,
+        rows: Sequence[Row],
+        operation: Operation | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> list[RowResult]:
+        """What becomes of the rows, by the same delivery that runs use; what stops it is raised."""
+        options = self.options(api.url, parameters)
+        shape = self.shape(deletes="delete" if operation == "delete" else "keep")
+        kind = destinations.load(self.preset)
+        lane = kind(options, shape)
+        size = lane.capabilities.max_rows or len(rows)
+        batches = [
+            Rows(shape, rows).batch(operation or self.write, first, min(first + size, len(rows)) - 1)
+            for first in range(0, len(rows), size)
+        ]
+        delivery = Delivery(
+            lambda: lane, lane.capabilities, Memory(), pace.Pace(Limits()), Retry(attempts=8), Stop(), 1.0
+        )
+        try:
+            delivery.drain(batches)
+        finally:
+            delivery.close()
+        found = {}
+        for one in delivery.answered:
+            if one.outcome is not None:
+                found |= {one.first + n: one.outcome.result(n) for n in range(len(one.batch))}
+        return [found[n] for n in range(len(rows))]
+
+    def expected(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return {row[0]: self.sent_as(row) for row in rows}
+
+    def faults(self) -> dict[str, Sequence[Fault]]:
+        return {
+            "429 and when to come back": [fake.answer(429, self.throttled, Retry_After="0")] * 3,
+            "429 and no word of when": [fake.answer(429, self.throttled)] * 3,
+            "500 after the commit": [fake.instead(500, b"")],
+            "reset before the commit": [fake.reset(applied=False)],
+            "reset after the commit": [fake.reset(applied=True)],
+            "broken off in the answer": [fake.cut()],
+            **self.special,
+        }
+
+    # the proofs
+
+    def test_every_fault_is_survived(self, tell: Tell) -> None:
+        for name, faults in self.faults().items():
+            with self.vendor() as api:
+                api.faults += faults
+                results = self.deliver(api, self.rows)
+                found = self.contents(api)
+                wanted = self.expected(self.rows)
+                assert not api.faults, name
+                if name in self.doubtful:
+                    assert Kind.UNKNOWN in {result.kind for result in results}, name
+                    results = self.deliver(api, self.rows)  # what the next run does
+                if self.idempotent:
+                    assert [result.kind for result in results] == [Kind.WRITTEN] * len(self.rows), name
+                    assert found == wanted, name
+                for row, result in zip(self.rows, results, strict=True):
+                    assert result.kind in (Kind.WRITTEN, Kind.UNKNOWN), (name, result)
+                    assert result.kind is Kind.UNKNOWN or found[row[0]] == wanted[row[0]], name
+                again = getattr(api, "doubled", 0)
+                assert not again, f"{name}: {again} rows came twice"
+            tell("faults", 1)
+            tell("rows", len(self.rows))
+
+    def test_no_request_holds_more_than_the_vendor_takes(self, api: Api) -> None:
+        if self.limit is None:
+            return
+        many = [(f"k{n}@x.io", f"name {n}", *self.rows[0][2:]) for n in range(2 * self.limit + 1)]
+        assert {result.kind for result in self.deliver(api, many)} == {Kind.WRITTEN}
+        assert len(self.contents(api)) == len(many)
+        http = self.options(api.url).http
+        name = OPERATION_NAMES[self.write]
+        wide = getattr(http, name).model_copy(update={"max_rows": self.limit + 1})
+        destination = HttpDestination(http.model_copy(update={name: wide}), self.shape())
+        with pytest.raises(Poisoned):
+            destination.write(Rows(self.shape(), many[: self.limit + 1]).batch(self.write))
+        destination.close()
+
+    def test_a_bad_row_costs_only_itself(self, api: Api) -> None:
+        if self.bad is None:
+            return
+        results = self.deliver(api, [self.rows[0], self.bad, *self.rows[1:]])
+        kinds = [result.kind for result in results]
+        assert kinds == [Kind.WRITTEN, Kind.REJECTED, *[Kind.WRITTEN] * (len(self.rows) - 1)]
+        assert results[1].code
+        assert self.contents(api) == self.expected(self.rows)
+
+    def test_deletes_exactly_those_keys(self, api: Api) -> None:
+        if self.deletes is None:
+            return
+        self.deliver(api, self.rows, parameters=self.deletes)
+        for _ in range(2):
+            gone = self.deliver(api, [row[:1] for row in self.rows[:2]], "delete", self.deletes)
+            assert [result.kind for result in gone] == [Kind.WRITTEN] * 2
+            assert self.contents(api) == self.expected(self.rows[2:])
+
+    def test_an_expired_token_costs_no_row(self, api: Api, tell: Tell) -> None:
+        self.expire(api)
+        if not self.renews:
+            with pytest.raises(Systemic):
+                self.deliver(api, self.rows)
+            assert self.contents(api) == {}
+        assert {result.kind for result in self.deliver(api, self.rows)} == {Kind.WRITTEN}
+        assert self.contents(api) == self.expected(self.rows)
+        tell("faults", 1)
+
+    def test_its_requests_are_valid_under_the_vendor_s_schema(self, api: Api, tell: Tell) -> None:
+        if self.contract is None:
+            return
+        import jsonschema
+
+        file, pointer = self.contract
+        document = json.loads(shared(f"contracts/{file}").read_text())
+        schema = {**document, "$ref": pointer} if pointer else document
+        self.deliver(api, self.rows)
+        writes = [
+            body for method, _, _, body in api.seen if method != "GET" and body.startswith((b"{", b"["))
+        ]
+        assert writes
+        for body in writes:
+            jsonschema.Draft202012Validator(schema).validate(self.judged(json.loads(body)))
+            tell("schema", 1)
+
+    def test_its_request_equals_the_vendor_s_own(self, tell: Tell) -> None:
+        if self.golden is None:
+            return
+        file, number, parameters, fields, rows = self.golden
+        theirs = lines(f"golden/{file}")[number]
+        shape = self.shape(fields)
+        ours = self.request(parameters, shape, rows)
+        assert self.alike(ours) == self.alike({name: theirs[name] for name in ours})
+        tell("golden", 1)
+
+    def request(self, parameters: Mapping[str, Any], shape: Shape, rows: Sequence[Row]) -> dict[str, Any]:
+        """Our request for these rows, in the form that golden requests have."""
+        destination = destinations.load(self.preset)(self.options(None, parameters), shape)
+        assert isinstance(destination, HttpDestination)
+        dumped = destination.request(Rows(shape, rows).batch(self.write))
+        head, _, body = dumped.partition(b"\r\n\r\n")
+        method, path = head.split(b"\r\n")[0].decode().split(" ", 1)
+        return {"method": method, "path": path, "body": json.loads(body) if body else ""}
+
+    def test_it_reads_recorded_answers_as_they_were_meant(self, tell: Tell) -> None:
+        for one in self.recorded():
+            outcome = self.read(one)
+            assert [outcome.result(n).kind for n in range(len(one.names))] == list(one.kinds)
+            if one.refs is not None:
+                assert [outcome.result(n).ref for n in range(len(one.names))] == list(one.refs)
+            tell("recorded", 1)
+
+    def read(self, one: Recorded) -> Outcome:
+        """What the preset's rules make of a recorded answer; a refusal of all is a refusal of each."""
+        parameters = one.parameters or (self.deletes if one.operation == "delete" else None)
+        http = self.options(None, parameters).http
+        endpoint = getattr(http, OPERATION_NAMES[one.operation])
+        rules = endpoint.outcome or http.outcome
+        content = one.answer["resp_body"]
+        headers = {name.lower(): value for name, value in one.answer["resp_headers"].items()}
+        body = b"" if content in ("", None) else json.dumps(content).encode()
+
+        def names(to: str) -> Sequence[str]:
+            return [str(n) for n in range(len(one.names))] if to == "$row_no" else one.names
+
+        sent = Sent(len(one.names), True, names, lambda row: [])
+        try:
+            return interpret(Reply(one.answer["status"], headers, body), rules, sent)
+        except Poisoned as error:
+            return Outcome(RowResult(Kind.REJECTED, error.code))
+
+    def test_its_example_is_a_sync(self, tmp_path: Path) -> None:
+        preset = destinations.load(self.preset).preset  # type: ignore[attr-defined]
+        keys = {name: value for name, value in self.connection.items() if name in preset.connection}
+        (tmp_path / "syncs").mkdir()
+        (tmp_path / "syncs/example.yml").write_text(preset.example)
+        (tmp_path / "retl.yml").write_text(
+            json.dumps({"connections": {self.preset: {"type": self.preset, **keys}}})
+        )
+        project = open_project(tmp_path, environ={})
+        found = project.destination(project.syncs["example"])
+        assert found.type == self.preset
+        assert found.limits.share == 0.5
+        assert TOKEN not in repr(found)
+
+
+# the table
+
+
+HEADERS = ("preset", "evidence", "schema", "golden", "recorded", "faults", "rows once")
+COUNTED = ("schema", "golden", "recorded", "faults", "rows")
+
+
+def table(proofs: Sequence[Sequence[Any]]) -> list[str]:
+    """One line per preset: what of it was proved in this run."""
+    found: dict[str, dict[str, int]] = {}
+    for preset, what, count in proofs:
+        counts = found.setdefault(preset, dict.fromkeys(COUNTED, 0))
+        counts[what] += count
+    cells = [HEADERS]
+    for preset, counts in sorted(found.items()):
+        evidence = ", ".join(destinations.load(preset).preset.evidence)  # type: ignore[attr-defined]
+        cells.append((preset, evidence, *(str(counts[what]) for what in COUNTED)))
+    widths = [max(len(line[n]) for line in cells) for n in range(len(HEADERS))]
+    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in cells]

@@ -1,0 +1,114 @@
+"""HubSpot: rows named by trace id, an order of its own, text values, 100 rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from retl.batch import Field, Kind
+from retl.errors import Systemic, Unavailable
+from tests import api as fake
+from tests.api import TOKEN, Api
+from tests.presets.proof import TEXT, Proof, Recorded, lines
+
+
+class HubSpot(Api):
+    """Objects by their id property; every answer comes back in reverse."""
+
+    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        if headers.get("authorization") != f"Bearer {TOKEN}":
+            return 401, {"category": "INVALID_AUTHENTICATION"}
+        inputs = json.loads(body)["inputs"]
+        if len(inputs) > 100:
+            return 400, {"category": "VALIDATION_ERROR", "message": "more than 100 inputs"}
+        if path.endswith("/batch/archive"):
+            for one in inputs:
+                self.users.pop(one["id"], None)
+            return 204, None
+        results, errors = [], []
+        for one in reversed(inputs):
+            trace = one["objectWriteTraceId"]
+            if not all(isinstance(value, str) for value in one["properties"].values()):
+                return 400, {"category": "VALIDATION_ERROR", "message": "a property is no text"}
+            if one["properties"]["visits"].startswith("-"):
+                errors.append({"category": "VALIDATION_ERROR", "context": {"objectWriteTraceId": [trace]}})
+            else:
+                self.users.setdefault(one["id"], {}).update(one["properties"])
+                results.append({"id": f"r-{one['id']}", "objectWriteTraceId": trace})
+        return (207 if errors else 200), {"status": "COMPLETE", "results": results, "errors": errors}
+
+
+class TestHubSpot(Proof):
+    preset, vendor, limit = "hubspot", HubSpot, 100
+    bad = ("d@x.io", "Dan", -1)
+    deletes = {"match": "hs_object_id"}
+    throttled = (
+        b'{"status":"error","category":"RATE_LIMITS","message":"You have reached your secondly limit."}'
+    )
+    special = {
+        "reordered once more": [fake.changed(lambda said: {**said, "results": said["results"][::-1]})],
+        "nobody is named": [fake.changed(lambda said: {**said, "results": []})],
+    }
+    doubtful = frozenset({"nobody is named"})
+    golden = ("hubspot_batch_upsert.jsonl", 0, {}, (Field("firstname", TEXT),), [("a@x.io", "A")])
+
+    def sent_as(self, row: Any) -> dict[str, Any]:
+        return {"name": row[1] or "", "visits": str(row[2])}
+
+    def alike(self, request: dict[str, Any]) -> Any:
+        for one in request["body"]["inputs"]:
+            del one["objectWriteTraceId"]  # any text will do
+        return request
+
+    def recorded(self) -> Iterator[Recorded]:
+        for one in lines("recordings/hubspot.jsonl"):
+            if "/batch/" not in one["path"]:
+                continue
+            given = one["req_body"]["inputs"]
+            kinds = [Kind.WRITTEN] * len(given)
+            if one["path"].endswith("archive"):
+                yield Recorded(one, [row["id"] for row in given], kinds, "delete")
+            elif "id" in given[0]:
+                ids = [row["id"] for row in given]
+                yield Recorded(one, ids, kinds, refs=ids, parameters={"match": "hs_object_id"})
+            else:
+                match = next(
+                    name
+                    for name in ("email", "grouparoo_object_property", "name")
+                    if name in given[0]["properties"]
+                )
+                names = [row["properties"][match] for row in given]
+                found = {row["properties"][match]: row["id"] for row in one["resp_body"]["results"]}
+                yield Recorded(
+                    one, names, kinds, refs=[found[name] for name in names], parameters={"match": match}
+                )
+
+    def test_results_come_back_in_an_order_of_their_own(self) -> None:
+        reordered = [
+            one
+            for one in self.recorded()
+            if one.refs
+            and one.operation == "upsert"
+            and [row["id"] for row in one.answer["resp_body"]["results"]] != list(one.refs)
+        ]
+        assert reordered
+        for one in reordered:
+            outcome = self.read(one)
+            assert [outcome.result(n).ref for n in range(len(one.names))] == one.refs
+
+    def test_a_429_without_retry_after_is_passed_on_without_a_time(self) -> None:
+        storm = [one for one in lines("recordings/hubspot.jsonl") if one["status"] == 429]
+        assert storm
+        for one in storm:
+            with pytest.raises(Unavailable) as caught:
+                self.read(Recorded(one, ["a"], []))
+            assert caught.value.retry_after is None
+            assert "secondly limit" in caught.value.message
+
+    def test_a_spent_day_ends_the_run(self, api: HubSpot) -> None:
+        api.faults.append(fake.answer(429, b'{"category":"RATE_LIMITS","policyName":"DAILY"}'))
+        with pytest.raises(Systemic):
+            self.deliver(api, self.rows)

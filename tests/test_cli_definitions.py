@@ -1,0 +1,121 @@
+"""init, list, validate, check, schema, destinations."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.commands import Workshop
+from tests.servers import Database, RedisServer
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    return Workshop(tmp_path / "project")
+
+
+def test_what_init_makes_is_valid_and_its_secrets_are_private(workshop: Workshop, tmp_path: Path) -> None:
+    said = workshop.retl("init", str(tmp_path / "new"), "--output", "json")
+    assert said.code == 0
+    assert len(said.document["files"]) == 4
+    valid = workshop.json("validate", "--project", str(tmp_path / "new"))
+    assert [sync["sync"] for sync in valid["syncs"]] == ["example"]
+    assert "POSTGRES_HOST" in valid["missing_variables"]
+    assert stat.S_IMODE((tmp_path / "new" / "config.env").stat().st_mode) == 0o600
+
+
+def test_init_overwrites_nothing(workshop: Workshop) -> None:
+    workshop.write("retl.yml", "vars: {mine: 1}\n")
+    before = workshop.snapshot()
+    said = workshop.retl("init")
+    assert said.code == 2
+    assert "retl.yml is there already" in said.err
+    assert workshop.snapshot() == before
+
+
+def test_what_init_makes_runs(workshop: Workshop, tmp_path: Path, postgres: Database) -> None:
+    workshop.use(postgres=postgres)
+    folder = str(tmp_path / "new")
+    assert workshop.retl("init", folder).code == 0
+    warehouse = str(workshop.folder / "data" / "warehouse.duckdb")
+    done = workshop.json("sync", "--project", folder, DUCKDB_PATH=warehouse)["syncs"][0]
+    assert (done["status"], done["inserted"]) == ("SUCCESS", 1)
+    with postgres.connect() as connection:
+        assert connection.execute("SELECT user_id, segment FROM example_users").fetchall() == [(1, "casual")]
+
+
+def test_list_shows_every_sync(workshop: Workshop) -> None:
+    workshop.sync("second", tags="[a, b]", after="[first]", description="Two")
+    workshop.sync("first", enabled="false")
+    first, second = workshop.json("list")["syncs"]
+    assert (first["sync"], first["enabled"], first["source"]) == ("first", False, "users")
+    assert (second["tags"], second["after"], second["description"]) == (["a", "b"], ["first"], "Two")
+    lines = workshop.retl("list").out.splitlines()
+    assert lines[0].split()[:2] == ["sync", "enabled"]
+    assert [line.split()[0] for line in lines[1:3]] == ["first", "second"]
+
+
+def test_validate_tells_all_that_is_wrong_at_once(workshop: Workshop) -> None:
+    workshop.sync("column", contract="{user_id: {type: integer}, gone: {type: string}}")
+    workshop.sync("table", source="{table: nothing}")
+    workshop.sync("twice", source='{sql: "SELECT 1 AS user_id; DROP TABLE users"}')
+    workshop.sync("variable", source='{sql: "SELECT * FROM users WHERE user_id > $least"}')
+    workshop.sync("right")
+    said = workshop.retl("validate", "--output", "json")
+    assert said.code == 2
+    assert sorted(error["code"] for error in said.document["errors"]) == [
+        *("SOURCE_DRIFT", "SOURCE_DRIFT", "SQL_NOT_ONE_SELECT", "VAR_MISSING"),
+    ]
+    assert said.err.count("error: ") == 4
+
+
+def test_validate_needs_no_variable_and_no_warehouse_and_says_so(workshop: Workshop) -> None:
+    workshop.sync("users")
+    workshop.write(
+        "retl.yml",
+        'connections: {crm: {type: postgres, host: "${CRM_HOST}", dbname: crm, user: u, password: "${CRM_PASSWORD}"}}\n',
+    )
+    workshop.sync("crm", destination="{connection: crm, table: users}")
+    (workshop.folder / "data" / "warehouse.duckdb").unlink()
+    before = workshop.snapshot()
+    found = workshop.json("validate")
+    assert found["missing_variables"] == ["CRM_HOST", "CRM_PASSWORD"]
+    assert all("no DuckDB file" in sync["note"] for sync in found["syncs"])
+    assert workshop.snapshot() == before
+    said = workshop.retl("sync")
+    assert said.code == 2
+    assert "CRM_HOST" in said.err
+    assert "CRM_PASSWORD" in said.err
+
+
+def test_check_says_of_each_destination_whether_it_can_be_written(
+    workshop: Workshop, redis_server: RedisServer, postgres: Database
+) -> None:
+    workshop.use(redis_server, postgres)
+    workshop.sync("cache")
+    workshop.sync("table", destination="{type: postgres, table: users, create: true}")
+    before = workshop.snapshot()
+    assert workshop.retl("check").code == 0
+    workshop.sync("missing", destination="{type: postgres, table: nowhere}")
+    said = workshop.retl("check", "--output", "json")
+    found = {line["sync"]: line for line in said.document["destinations"]}
+    assert [found["cache"]["ok"], found["table"]["ok"], found["missing"]["ok"]] == [True, True, False]
+    assert said.code == said.document["exit_code"] == found["missing"]["exit_code"]
+    assert said.code in (1, 3)
+    workshop.environment["POSTGRES_PORT"] = "1"
+    assert workshop.retl("check", "--sync", "table").code == 1
+    (workshop.folder / "syncs" / "missing.yml").unlink()
+    assert workshop.snapshot() == before
+    assert redis_server.client().dbsize() == 0
+
+
+def test_the_schema_and_the_pages_come_from_the_code(workshop: Workshop) -> None:
+    assert "destination" in workshop.json("schema")["properties"]
+    listed = {one["name"]: one["summary"] for one in workshop.json("destinations")["destinations"]}
+    assert {"postgres", "redis", "http"} <= listed.keys()
+    assert all(listed.values())
+    page = workshop.retl("destinations", "redis").out
+    assert "Redis and Valkey" in page
+    assert "ttl" in page

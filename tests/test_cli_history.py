@@ -1,0 +1,174 @@
+"""runs, show, status, explain, state, rejects: what was, what is believed, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ROWS, Workshop
+from tests.servers import Database, RedisServer
+
+CONTRACT = (
+    "{user_id: {type: integer}, email: {type: string, sensitive: true},"
+    " spend: {type: decimal, max_digits: 12, decimal_places: 2, le: 29}}"
+)
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, redis_server: RedisServer) -> Workshop:
+    made = Workshop(tmp_path / "project")
+    made.use(redis_server)
+    return made
+
+
+def test_runs_and_show_tell_what_happened(workshop: Workshop) -> None:
+    workshop.sync("users", contract=CONTRACT)
+    assert "no runs yet" in workshop.retl("runs").out
+    workshop.json("sync", RETL_CORRELATION_ID="airflow-7")
+    workshop.json("sync", "--key", "1")
+    second, first = workshop.json("runs")["runs"]
+    assert (first["status"], second["status"]) == ("SUCCESS_WITH_REJECTS", "SUCCESS")
+    assert len(workshop.json("runs", "--limit", "1", "--sync", "users")["runs"]) == 1
+    shown = workshop.json("show", first["run_id"])
+    assert (shown["counts"]["inserted"], shown["counts"]["rejected"]) == (ROWS - 1, 1)
+    assert shown["correlation_id"] == "airflow-7"
+    assert shown["rejects"][0]["key"] == "30"
+    assert {"freeze", "diff", "deliver"} <= shown["phases"].keys()
+    assert workshop.json("show")["run_id"] == second["run_id"]
+    text = workshop.retl("show", first["run_id"]).out
+    assert "phase" in text
+    assert "OUT_OF_RANGE" in text
+
+
+def test_status_knows_what_is_stale_paused_or_never_ran(workshop: Workshop) -> None:
+    workshop.sync("fresh", freshness="1h")
+    workshop.sync("stale", freshness="1ms")
+    workshop.sync("paused", freshness="1ms", enabled="false")
+    never = {one["sync"]: one for one in workshop.json("status")["syncs"]}
+    assert [never[name]["stale"] for name in ("fresh", "stale", "paused")] == [True, True, False]
+    workshop.json("sync")
+    found = {one["sync"]: one for one in workshop.json("status")["syncs"]}
+    assert [found[name]["stale"] for name in ("fresh", "stale", "paused")] == [False, True, False]
+    assert found["paused"]["status"] == "PAUSED"
+    assert found["fresh"]["last_success"].endswith("Z")
+    assert workshop.retl("status", "--fail-stale").code == 1
+    assert "STALE" in workshop.retl("status").out
+
+
+def test_explain_follows_a_row_through_the_data_path(workshop: Workshop, redis_server: RedisServer) -> None:
+    workshop.sync("users", contract=CONTRACT)
+    before = workshop.snapshot()
+    (new,) = workshop.json("explain", "users", "--key", "7")["rows"]
+    assert new["verdict"] == {"accepted": True}
+    assert new["row"] == {"user_id": 7, "email": "***", "spend": "7.00"}
+    assert new["fields"] == {"email": "***", "spend": "7.00"}
+    assert 'SET users:7 "{\\"email\\":\\"***\\",\\"spend\\":7.00}"' in new["request"]
+    assert (new["baseline"], new["reject"]) == (None, None)
+    assert new["next"].startswith("insert it")
+    assert workshop.snapshot() == before
+    run = workshop.json("sync")["syncs"][0]["run_id"]
+    workshop.warehouse("UPDATE users SET spend = 8.5 WHERE user_id = 8")
+    document = workshop.json("explain", "users", "--key", "7", "--key", "8", "--key", "30", "--read")
+    same, changed, refused = sorted(document["rows"], key=lambda row: int(row["key"]))
+    assert same["baseline"]["run_id"] == run
+    assert same["next"].startswith("nothing")
+    assert changed["next"].startswith("update it")
+    assert (changed["fields"]["spend"], str(changed["target"]["spend"])) == ("8.50", "8.00")
+    assert (refused["verdict"]["code"], refused["reject"]["code"]) == ("OUT_OF_RANGE", "OUT_OF_RANGE")
+    assert refused["request"] is None
+    (shown,) = workshop.json("explain", "users", "--key", "7", "--reveal")["rows"]
+    assert "u7@example.com" in shown["request"]
+    text = workshop.retl("explain", "users", "--rows", "2").out
+    assert "u7@example.com" not in text
+    assert text.count("next run") == 2
+
+
+def test_explain_asks_nobody_and_needs_no_server(workshop: Workshop) -> None:
+    workshop.sync("users")
+    workshop.environment["REDIS_PORT"] = "1"
+    assert len(workshop.json("explain", "users")["rows"]) == 3
+    assert workshop.retl("explain", "users", "--read").code == 1
+
+
+def test_explain_knows_rows_that_left_or_never_came(workshop: Workshop, postgres: Database) -> None:
+    workshop.use(postgres=postgres)
+    workshop.sync("users", destination="{type: postgres, table: users, create: true}", deletes="delete")
+    workshop.sync("kept")
+    workshop.json("sync")
+    workshop.warehouse("DELETE FROM users WHERE user_id = 5")
+    (gone,) = workshop.json("explain", "users", "--key", "5")["rows"]
+    assert gone["next"].startswith("delete it")
+    assert "DELETE" in gone["request"]
+    assert gone["row"] is None
+    (kept,) = workshop.json("explain", "kept", "--key", "5")["rows"]
+    assert "kept" in kept["next"]
+    said = workshop.retl("explain", "users", "--key", "12345")
+    assert said.code == 2
+    assert "KEY_UNKNOWN" in said.err
+
+
+def test_rejects_are_listed_and_dismissed(workshop: Workshop) -> None:
+    lenient = "{max_reject_rate: 0.5}"
+    workshop.sync("users", contract=CONTRACT, guards=lenient)
+    workshop.json("sync")
+    (found,) = workshop.json("rejects")["rejects"]
+    assert (found["sync"], found["key"], found["code"], found["attempts"]) == (
+        "users",
+        "30",
+        "OUT_OF_RANGE",
+        1,
+    )
+    assert workshop.json("rejects", "list", "--sync", "users")["rejects"] == [found]
+    assert workshop.retl("rejects", "dismiss", "--sync", "users").code == 2
+    assert workshop.json("rejects", "dismiss", "--sync", "users", "--key", "30")["dismissed"] == 1
+    assert workshop.json("rejects")["rejects"] == []
+    workshop.sync(
+        "users",
+        contract=CONTRACT.replace("user_id: {type: integer}", "user_id: {type: integer, sensitive: true}"),
+        guards=lenient,
+    )
+    workshop.warehouse("UPDATE users SET spend = 40 WHERE user_id = 29")
+    workshop.json("sync")
+    assert {one["key"] for one in workshop.json("rejects")["rejects"]} == {"***"}
+    assert "29" in {one["key"] for one in workshop.json("rejects", "--reveal")["rejects"]}
+
+
+def test_a_change_of_state_says_what_follows_and_waits_for_yes(workshop: Workshop) -> None:
+    workshop.sync("users")
+    assert "nothing was delivered yet" in workshop.retl("state").out
+    workshop.json("sync")
+    (checkpoint,) = workshop.json("state", "show")["checkpoints"]
+    assert (checkpoint["sync"], checkpoint["baseline_rows"]) == ("users", ROWS)
+    before = workshop.snapshot()
+    for words in (("reset", "users"), ("adopt", "users"), ("mv", "users", "users")):
+        said = workshop.retl("state", *words)
+        assert said.code == 2
+        assert "--yes" in said.err
+    assert workshop.snapshot() == before
+    assert "sends every row" in workshop.retl("state", "reset", "users", "--yes").out
+    assert workshop.json("sync")["syncs"][0]["inserted"] == ROWS
+
+
+def test_adopt_takes_the_mart_as_delivered(workshop: Workshop, redis_server: RedisServer) -> None:
+    workshop.sync("users")
+    (adopted,) = workshop.json("state", "adopt", "users", "--yes")["syncs"]
+    assert (adopted["status"], adopted["skipped"]) == ("SUCCESS", ROWS)
+    with redis_server.client() as client:
+        assert client.keys("users:*") == []
+
+
+def test_a_renamed_sync_keeps_its_state(workshop: Workshop, postgres: Database) -> None:
+    workshop.use(postgres=postgres)
+    workshop.sync("users", destination="{type: postgres, table: users, create: true}")
+    workshop.json("sync")
+    (workshop.folder / "syncs" / "users.yml").rename(workshop.folder / "syncs" / "people.yml")
+    assert workshop.retl("state", "mv", "users", "people", "--yes").code == 0
+    (carried,) = workshop.json("sync")["syncs"]
+    assert (carried["unchanged"], carried["inserted"]) == (ROWS, 0)
+
+
+def test_unblock_says_whether_there_was_anything_to_unblock(workshop: Workshop) -> None:
+    workshop.sync("users")
+    assert workshop.retl("state", "unblock", "redis").code == 2
+    assert workshop.json("state", "unblock", "redis", "--yes")["was_blocked"] is False

@@ -1,0 +1,161 @@
+"""`retl demo` does what it shows, against servers it starts itself, and leaves nothing running."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from retl.demo import oracle, stage, warehouse
+from retl.demo.oracle import LANDINGS, Difference, Motion
+
+FOREIGN = {  # what a user's own environment may say, and the demo must never act on
+    "POSTGRES_HOST": "203.0.113.1",
+    "POSTGRES_PASSWORD": "theirs",
+    "REDIS_HOST": "203.0.113.1",
+    "CAMPAIGN_URL": "http://203.0.113.1",
+    "RETL_STATE_URL": "file:/proc/nowhere",
+    "DUCKDB_PATH": "/proc/nowhere.duckdb",
+    "PGSSLMODE": "verify-full",
+}
+USER_SEGMENTS = LANDINGS[0]
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A place for temporary files that PostgreSQL's own user may walk through; the demo leaves it empty."""
+    folder = Path(tempfile.mkdtemp(prefix="retl-test-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def environment(temporary: Path) -> dict[str, str]:
+    return {**os.environ, **FOREIGN, "TMPDIR": str(temporary)}
+
+
+def start(*words: str, env: Mapping[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "retl", "demo", *words]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def processes() -> dict[str, tuple[str, str]]:
+    """Every process: id → (its parent's id, when it began)."""
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,lstart="], capture_output=True, text=True, check=True
+    ).stdout
+    found = (line.split(maxsplit=2) for line in listed.splitlines())
+    return {pid: (parent, since) for pid, parent, since in found}
+
+
+def descendants(pid: int) -> dict[str, tuple[str, str]]:
+    everybody, family = processes(), {str(pid)}
+    while more := {one for one, (parent, _) in everybody.items() if parent in family} - family:
+        family |= more
+    return {one: everybody[one] for one in family & everybody.keys() if one != str(pid)}
+
+
+def alive(family: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Which of these processes still run; a number may belong to a newer process by now."""
+    now = processes()
+    return [one for one, (_, since) in family.items() if one in now and now[one][1] == since]
+
+
+def test_the_demo_ends_well_and_says_so(tmp_path: Path, temporary: Path) -> None:
+    folder = tmp_path / "project"
+    demo = start(str(folder), "--keep", env=environment(temporary))
+    said, errors = demo.communicate(timeout=240)
+    assert demo.returncode == 0, said + errors
+    assert errors == ""
+    assert said.count("0 lost, 0 doubled.") == 2
+    assert said.count("kill -9: ") == 3
+    assert "200 of 20,000 users searched and spent more" in said
+    assert "1,474 of 164,696 rows were written, each of them due." in said
+    assert "Nothing lost, nothing doubled, and only what changed has moved." in said
+    assert "WRONG" not in said
+    assert f"The project stays in {folder.resolve()}." in said
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_project_it_leaves_behind_is_whole(tmp_path: Path) -> None:
+    with stage.project(tmp_path / "project", keep=True) as folder:
+        pass
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("POSTGRES_", "RETL_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "retl", "--project", str(folder), "validate"],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "CAMPAIGN_TOKEN" in done.stdout
+    assert (folder / "config.example.env").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["sigint", "sigterm"])
+def test_a_demo_that_is_stopped_stops_all_it_started(temporary: Path, number: signal.Signals) -> None:
+    demo = start(env=environment(temporary))
+    assert demo.stdout
+    for line in demo.stdout:
+        if line.strip().startswith("campaign tool"):  # the servers are up, and the first run begins
+            break
+    family = descendants(demo.pid)
+    deadline = time.monotonic() + 60
+    while len(family) < 3 and demo.poll() is None and time.monotonic() < deadline:
+        family = descendants(demo.pid)
+    demo.send_signal(number)
+    _, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 128 + number
+    assert f"stopped by {number.name}" in errors
+    assert "Traceback" not in errors
+    assert len(family) >= 3
+    assert alive(family) == []
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    demo = start(str(tmp_path), env=dict(os.environ))
+    _, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 2
+    assert "DEMO_DIRECTORY" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_oracle_sees_each_kind_of_fault() -> None:
+    wanted = {("a",): ("1",), ("b",): ("2",), ("c",): ("3",)}
+    right = [("a", "1"), ("b", "2"), ("c", "3")]
+
+    def compare(*found: tuple[str, str]) -> Difference:
+        return oracle.compare(wanted, found, USER_SEGMENTS)
+
+    assert not compare(*right)
+    assert compare(*right[1:]) == Difference(lost=1, doubled=0, altered=0, foreign=0)
+    assert compare(*right, right[0]) == Difference(lost=0, doubled=1, altered=0, foreign=0)
+    assert compare(("a", "0"), *right[1:]) == Difference(lost=0, doubled=0, altered=1, foreign=0)
+    assert compare(*right, ("d", "4")) == Difference(lost=0, doubled=0, altered=0, foreign=1)
+    assert compare() == Difference(lost=3, doubled=0, altered=0, foreign=0)
+
+
+def test_the_oracle_asks_the_warehouse_and_knows_what_stays(tmp_path: Path) -> None:
+    path = tmp_path / "warehouse.duckdb"
+    warehouse.build(path, users=1000)
+    before = {one.sync: oracle.expected(path, one) for one in LANDINGS}
+    assert len(before["user_segments"]) == 1000
+    assert all(before.values())
+    warehouse.change(path, 0.1)
+    after = {one.sync: oracle.expected(path, one, before[one.sync]) for one in LANDINGS}
+    moved = {name: oracle.motion(before[name], after[name]) for name in before}
+    assert moved["user_segments"] == Motion(updated=100)
+    assert moved["product_recommendations"].deleted > 0
+    assert [moved[one.sync].deleted for one in LANDINGS if not one.deletes] == [0] * 5

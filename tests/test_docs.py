@@ -1,0 +1,73 @@
+"""The pages under docs/ say what is so: every code is explained, every proof that is named exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from retl import errors
+from retl.guards import Refusal
+
+ROOT = Path(__file__).parents[1]
+CODE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
+ROW = re.compile(r"^\| `([A-Z0-9_]+)` \| (\S.*\S) \|$", re.MULTILINE)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Which argument of a call is a code that a user may meet.
+SAYS = {name: 0 for name, kind in vars(errors).items() if isinstance(kind, type)}
+SAYS |= {Refusal.__name__: 0, "Verdict": 1, "RowResult": 1, "Problem": 2, "_blocked": 1}
+# The sample campaign tool's own answers are its own.
+ELSEWHERE = ("demo/campaigns.py",)
+
+
+def codes() -> set[str]:
+    """Every code that stands in a call in src/retl, or names a fault of a key."""
+    found = set()
+    for path in sorted((ROOT / "src" / "retl").rglob("*.py")):
+        if str(path).endswith(ELSEWHERE):
+            continue
+        text = path.read_text(encoding="utf-8")
+        found |= set(re.findall(r"\b(?:KEY_NULL|KEY_BLANK|KEY_DUPLICATE|KEY_TYPE)\b", text))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SAYS:
+                arguments = node.args[SAYS[node.func.id] :][:1]
+                arguments += [one.value for one in node.keywords if one.arg == "code"]
+                said = {one.value for one in arguments if isinstance(one, ast.Constant)}
+                found |= {code for code in said if isinstance(code, str) and CODE.fullmatch(code)}
+    return found
+
+
+def explained() -> dict[str, str]:
+    return dict(ROW.findall((ROOT / "docs" / "errors.md").read_text(encoding="utf-8")))
+
+
+def test_every_code_has_a_sentence_that_says_what_to_do() -> None:
+    assert codes() - explained().keys() == set()
+    assert all(sentence.endswith(".") for sentence in explained().values())
+
+
+def test_no_code_is_explained_that_nobody_says() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src" / "retl").rglob("*.py"))
+    assert {code for code in explained() if not re.search(rf"\b{code}\b", source)} == set()
+
+
+def test_every_proof_that_is_named_exists() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 20
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
+
+
+def test_all_promises_stand_there_in_order() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    assert re.findall(r"^### (\d+)\. ", text, re.MULTILINE) == [str(n) for n in range(1, 22)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target

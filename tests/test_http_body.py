@@ -1,0 +1,214 @@
+"""Rows become requests exactly: shapes, paths, encodings, and what cannot be said is refused."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+from uuid import UUID
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from retl.errors import DefinitionError, Poisoned
+from retl.http.body import Endpoint, Request, Template
+
+ROWS = [
+    (1, '{"name":"Ann","total":1.10,"at":null}'),
+    (2, '{"name":"é \\"q\\"","total":20000000000000000001}'),
+]
+
+
+def template(keys: tuple[str, ...] = ("id",), **endpoint: Any) -> Template:
+    return Template(Endpoint(**{"path": "/rows", **endpoint}), keys, ["name", "total", "at"])
+
+
+def body(rows: Any = ROWS, keys: tuple[str, ...] = ("id",), **endpoint: Any) -> str:
+    return template(keys, **endpoint).request(rows).body.decode()
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (None, '{"id":1,"name":"Ann","total":1.10,"at":null}'),
+        ("$row", '{"id":1,"name":"Ann","total":1.10,"at":null}'),
+        ("$fields", '{"name":"Ann","total":1.10,"at":null}'),
+        ("$key", "1"),
+        ({"ext": "$id", "a": "$fields"}, '{"ext":1,"a":{"name":"Ann","total":1.10,"at":null}}'),
+        ({"n": "$row_no", "k": "$key", "t": "$total"}, '{"n":"0","k":1,"t":1.10}'),
+        ({"a": ["$name", {"b": "$at"}]}, '{"a":["Ann",{"b":null}]}'),
+        ({"type": "person", "v": 1, "on": True, "no": None}, '{"type":"person","v":1,"on":true,"no":null}'),
+        ({"price": "$$5", "n": "$field.name"}, '{"price":"$5","n":"Ann"}'),
+    ],
+)
+def test_a_row_takes_the_shape_it_is_given(row: Any, expected: str) -> None:
+    assert body(ROWS[:1], row=row) == expected
+
+
+def test_rows_are_wrapped_where_the_target_wants_them() -> None:
+    assert body(wrap="rows", row="$key") == '{"rows":[1,2]}'
+    assert body(wrap="", row="$key") == "[1,2]"
+    envelope = {"data": {"type": "job", "list": "L"}, "dry": False}
+    wrapped = json.loads(body(wrap="data.attributes.data", envelope=envelope, row={"no": "$row_no"}))
+    assert wrapped == {
+        "data": {"type": "job", "list": "L", "attributes": {"data": [{"no": "0"}, {"no": "1"}]}},
+        "dry": False,
+    }
+
+
+def test_digits_survive() -> None:
+    assert '"total":1.10' in body(ROWS[:1])
+    assert '"t":20000000000000000001' in body(ROWS[1:], row={"t": "$total"})
+    rows = [(Decimal("12345678901234567890.0001000"), UUID(int=1), datetime(2026, 1, 2, tzinfo=UTC), "{}")]
+    assert body(rows, ("a", "b", "c")) == (
+        '{"a":12345678901234567890.0001000,"b":"00000000-0000-0000-0000-000000000001",'
+        '"c":"2026-01-02T00:00:00Z"}'
+    )
+
+
+def test_a_field_the_row_has_not_got_is_left_out() -> None:
+    assert body(ROWS[1:], row={"a": "$at", "list": ["$at", "$name"]}) == '{"list":["é \\"q\\""]}'
+
+
+def test_a_delete_sends_its_key_or_nothing() -> None:
+    bare = Template(Endpoint(method="DELETE", path="/rows/{id}"), ["id"], []).request([("a b",)])
+    assert (bare.method, bare.target, bare.headers, bare.body) == ("DELETE", "/rows/a%20b", (), b"")
+    many = Template(Endpoint(method="POST", path="/gone", wrap="ids", row="$key"), ["id"], [])
+    assert many.request([("a",), ("b",)]).body == b'{"ids":["a","b"]}'
+
+
+def test_rows_as_lines_and_as_forms() -> None:
+    lines = template(encoding="ndjson", row={"id": "$id"}).request(ROWS)
+    assert lines.body == b'{"id":1}\n{"id":2}\n'
+    assert dict(lines.headers)["Content-Type"] == "application/x-ndjson"
+    form = body(ROWS[:1], encoding="form", row={"id": "$id", "metadata": "$fields", "tags": ["a", "b"]})
+    assert dict(parse_qsl(form, keep_blank_values=True)) == {
+        "id": "1",
+        "metadata[name]": "Ann",
+        "metadata[total]": "1.10",
+        "metadata[at]": "",
+        "tags[0]": "a",
+        "tags[1]": "b",
+    }
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+@example("../../etc/passwd")
+@example("//evil.example/")
+@example("a\r\nHost: evil.example")
+@example("?a=b#c")
+@example("%2e%2e")
+@example("@evil.example:80")
+@example("null")
+def test_a_value_stays_in_its_segment(value: str) -> None:
+    single = template(method="PUT", path="/v1/rows/{id}/end?at={name}", row="$fields")
+    try:
+        target = single.request([(value, '{"name":"n/o"}')]).target
+    except Poisoned:
+        assert value in ("", ".", "..")
+        return
+    path, _, query = target.partition("?")
+    assert query == "at=n%2Fo"
+    head, v1, rows, name, end = path.split("/")
+    assert (head, v1, rows, unquote(name), end) == ("", "v1", "rows", value, "end")
+    assert target.isascii()
+    assert target.isprintable()
+
+
+@pytest.mark.parametrize("fields", ["{}", '{"name":null}', '{"name":""}', '{"name":".."}'])
+def test_a_path_needs_its_values(fields: str) -> None:
+    with pytest.raises(Poisoned):
+        template(path="/by/{name}").request([(1, fields)])
+
+
+def test_what_cannot_be_one_request_is_poisoned_before_it_is_sent() -> None:
+    for refused, code in (
+        (template(wrap="rows", max_rows=1), "TOO_MANY_ROWS"),
+        (template(path="/rows/{id}"), "TOO_MANY_ROWS"),
+        (template(), "TOO_MANY_ROWS"),
+        (template(wrap="rows", max_bytes=20), "TOO_LARGE"),
+    ):
+        with pytest.raises(Poisoned) as caught:
+            refused.request(ROWS)
+        assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "row"),
+    [
+        ({"row": {"id": "$id"}}, ("\ud800", "{}")),
+        ({"path": "/rows/{id}"}, ("\ud800", "{}")),
+        ({"row": "$fields"}, (1, '{"name":"\ud800"}')),
+        ({"row": "$row"}, (1, '{"name":"\ud800"}')),
+        ({"row": {"n": "$name"}}, (1, '{"name":"\ud800"}')),
+    ],
+)
+def test_half_a_character_is_poison(endpoint: dict[str, Any], row: Any) -> None:
+    with pytest.raises(Poisoned) as caught:
+        template(**endpoint).request([row])
+    assert caught.value.code == "NOT_UNICODE"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"path": "rows"},
+        {"path": "//evil.example/rows"},
+        {"path": "/v1//rows"},
+        {"path": "/v1/../rows"},
+        {"path": "https://evil.example/"},
+        {"path": "/rows#x"},
+        {"path": "/ro ws"},
+        {"path": "/rows\r\nX: y"},
+        {"path": "/rows/{id}", "max_rows": 2},
+        {"max_rows": 2},
+        {"envelope": {"a": 1}},
+        {"wrap": "a.b", "envelope": {"a": 1}},
+        {"wrap": "a", "envelope": {"a": 1}},
+        {"wrap": "rows", "encoding": "form"},
+        {"method": "GET"},
+        {"headers": {"X": "a\r\nb"}},
+        {"headers": {"X Y": "a"}},
+        {"rows": 1},
+    ],
+)
+def test_endpoints_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Endpoint(**{"path": "/rows", **wrong})
+
+
+@pytest.mark.parametrize("row", [{"a": "$nobody"}, "$name.first", ["$"]])
+def test_a_shape_names_only_fields_there_are(row: Any) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        template(row=row)
+    assert caught.value.code == "HTTP_PLACEHOLDER"
+    with pytest.raises(DefinitionError):
+        template(keys=("a", "b"), row="$key")
+
+
+def test_a_request_is_read_back_as_it_was_written() -> None:
+    request = Request("POST", "/v1/a%20b?x=1", (("Host", "h:1"), ("Prefer", "a: b")), b"x\r\n\r\ny")
+    assert Request.load(request.dump()) == request
+    assert request.dump().startswith(b"POST /v1/a%20b?x=1\r\nHost: h:1\r\nPrefer: a: b\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "row", "texts"),
+    [
+        ({"wrap": "rows", "row": {"id": "$id", "n": "$name", "c": "word"}}, 0, {"1", "Ann"}),
+        ({"wrap": "rows", "row": {"id": "$id"}}, None, {"1", "2"}),
+        ({"encoding": "ndjson", "row": {"id": "$id"}}, 1, {"2"}),
+    ],
+)
+def test_it_knows_the_texts_a_row_was_sent_with(endpoint: Any, row: int | None, texts: set[str]) -> None:
+    made = template(**endpoint)
+    assert made.texts(made.request(ROWS))(row) == texts
+
+
+def test_it_knows_the_texts_of_paths_and_forms() -> None:
+    made = template(path="/rows/{id}", encoding="form", row="$fields")
+    assert made.texts(made.request([("a b", '{"name":"Ann"}')]))(0) == {"a b", "Ann"}

@@ -1,0 +1,319 @@
+"""What answers mean: by status, by row, by case; and that no reason tells a value."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from retl.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome
+from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
+from retl.http.outcome import LONGEST_REASON, Reply, Sent, interpret, scrub
+from retl.http.rules import HeaderWait, Rules, look, text
+from retl.http.waits import LONGEST_WAIT, wait_asked
+
+POSITIONAL = Rules(
+    ok=(200,),
+    partial=(207,),
+    rows="positional",
+    at="results",
+    row_ok={"at": "status", "in": ["ok"]},
+    row_retry={"at": "error.code", "in": ["locked"]},
+    ref="id",
+)
+LISTED = Rules(
+    partial=(207,),
+    rows="listed",
+    at="results",
+    errors_at="errors",
+    match={"at": ["trace", "context.trace.0"], "to": "$row_no"},
+    code="category",
+)
+
+
+def reply(status: int, content: Any = None, **headers: str) -> Reply:
+    body = content if isinstance(content, bytes) else b"" if content is None else json.dumps(content).encode()
+    return Reply(status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+
+
+def sent(rows: int = 3, *, idempotent: bool = True) -> Sent:
+    def names(to: str) -> list[str]:
+        return [str(n) if to == "$row_no" else f"k{n}@example.com" for n in range(rows)]
+
+    return Sent(rows, idempotent, names, lambda row: ["secret value"] if row is None else [f"value of {row}"])
+
+
+def kinds(outcome: Outcome, rows: int = 3) -> list[Kind]:
+    return [outcome.result(n).kind for n in range(rows)]
+
+
+# by status
+
+
+@pytest.mark.parametrize("status", [425, 429, 503])
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_a_refusal_for_now_is_unavailable_whatever_was_asked(status: int, idempotent: bool) -> None:
+    with pytest.raises(Unavailable):
+        interpret(reply(status), Rules(), sent(idempotent=idempotent))
+
+
+@pytest.mark.parametrize("status", [408, 500, 502, 504, 520, 529])
+def test_a_server_that_broke_is_asked_again_only_where_twice_is_once(status: int) -> None:
+    with pytest.raises(Unavailable):
+        interpret(reply(status), Rules(), sent())
+    with pytest.raises(Ambiguous):
+        interpret(reply(status), Rules(), sent(idempotent=False))
+
+
+@pytest.mark.parametrize("status", [400, 409, 413, 422])
+def test_a_refused_batch_is_halved_and_a_refused_row_is_rejected(status: int) -> None:
+    answer = reply(status, {"error": {"code": "BAD", "message": "this will not do"}})
+    with pytest.raises(Poisoned) as caught:
+        interpret(answer, Rules(), sent(2))
+    assert "this will not do" in caught.value.message
+    result = interpret(answer, Rules(), sent(1)).default
+    assert (result.kind, result.code, result.reason) == (Kind.REJECTED, "BAD", "this will not do")
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 401, 402, 403, 404, 405, 410, 501])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_somebody_has_to_mend_stops_the_run(status: int, rows: int) -> None:
+    with pytest.raises(Systemic) as caught:
+        interpret(reply(status, location="https://elsewhere.example/"), Rules(), sent(rows))
+    assert "elsewhere" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [200, 201, 400, 404, 422])
+@pytest.mark.parametrize(
+    "page",
+    [Reply(200, {"content-type": "text/html"}, b"x"), Reply(200, {}, b"  <!DOCTYPE html>"), Reply(200, {}, b"<html>")],
+)  # fmt: skip
+def test_a_web_page_is_no_answer_of_an_api(status: int, page: Reply) -> None:
+    with pytest.raises(Systemic):
+        interpret(Reply(status, page.headers, page.body), Rules(), sent(1))
+
+
+def test_a_gateway_may_say_come_back_in_html() -> None:
+    with pytest.raises(Unavailable):
+        interpret(reply(503, b"<html>down</html>"), Rules(), sent())
+
+
+def test_a_success_nobody_listed_is_nobodys_to_guess() -> None:
+    with pytest.raises(Ambiguous):
+        interpret(reply(206, {}), Rules(), sent())
+    with pytest.raises(Ambiguous):
+        interpret(reply(207, {}), Rules(), sent())
+
+
+def test_a_cut_off_or_unreadable_success_is_ambiguous() -> None:
+    for broken in (Reply(200, {}, b"", whole=False), reply(200, b'{"results": ['), reply(200, b"\xff")):
+        for rules in (Rules(), POSITIONAL):
+            with pytest.raises(Ambiguous):
+                interpret(broken, rules, sent())
+
+
+def test_a_target_that_tells_nothing_of_rows_may_answer_in_any_words() -> None:
+    assert interpret(reply(200, b"ok"), Rules(rows="none"), sent()) == Outcome(WRITTEN)
+
+
+# by row
+
+
+def test_rows_are_judged_by_position() -> None:
+    items = [
+        {"status": "ok", "id": 7},
+        {"status": "no", "error": {"code": "E1", "message": "no value of 1 here"}},
+        {"status": "no", "error": {"code": "locked"}},
+    ]
+    outcome = interpret(reply(207, {"results": items}), POSITIONAL, sent())
+    assert kinds(outcome) == [Kind.WRITTEN, Kind.REJECTED, Kind.RETRY]
+    assert outcome.result(0).ref == "7"
+    assert (outcome.result(1).code, outcome.result(1).reason) == ("E1", "no … here")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, [], {}, {"results": None}, {"results": {}}, {"results": []}, {"results": [{"status": "ok"}] * 2},
+     {"results": [{"status": "ok"}] * 4}],
+)  # fmt: skip
+def test_an_answer_of_another_length_says_nothing(content: Any) -> None:
+    assert interpret(reply(200, content), POSITIONAL, sent()) == Outcome(UNKNOWN)
+
+
+def test_types_count_when_an_item_is_judged() -> None:
+    rules = Rules(rows="positional", row_ok={"at": "success", "in": [True]})
+    assert kinds(interpret(reply(200, [{"success": 1}]), rules, sent(1)), 1) == [Kind.REJECTED]
+    assert kinds(interpret(reply(200, [{"success": True}]), rules, sent(1)), 1) == [Kind.WRITTEN]
+
+
+def test_listed_rows_may_come_in_any_order_and_the_unlisted_are_unknown() -> None:
+    content = {"results": [{"trace": "2"}], "errors": [{"category": "BAD", "context": {"trace": ["0"]}}]}
+    outcome = interpret(reply(207, content), LISTED, sent())
+    assert kinds(outcome) == [Kind.REJECTED, Kind.UNKNOWN, Kind.WRITTEN]
+    assert outcome.result(0).code == "BAD"
+
+
+def test_an_answer_that_contradicts_itself_is_unknown() -> None:
+    content = {"results": [{"trace": "1"}, {"trace": "0"}], "errors": [{"trace": "1"}]}
+    assert kinds(interpret(reply(207, content), LISTED, sent())) == [Kind.WRITTEN, Kind.UNKNOWN, Kind.UNKNOWN]
+
+
+def test_errors_by_index_leave_the_others_written() -> None:
+    rules = Rules(ok=(201,), partial=(207,), rows="errors_by_index", at="errors", code="type", reason="type")
+    assert interpret(reply(201, {"message": "success"}), rules, sent()) == Outcome(WRITTEN)
+    outcome = interpret(reply(207, {"errors": [{"index": 1, "type": "bad"}]}), rules, sent())
+    assert kinds(outcome) == [Kind.WRITTEN, Kind.REJECTED, Kind.WRITTEN]
+    assert interpret(reply(207, {"errors": []}), rules, sent()) == Outcome(UNKNOWN)
+
+
+@pytest.mark.parametrize("index", [3, -1, None, "x", 1.0, True])
+def test_an_error_that_names_no_row_of_ours_may_be_meant_for_any(index: Any) -> None:
+    rules = Rules(rows="errors_by_index", at="errors")
+    content = {"errors": [{"index": index}, {"index": 0}]}
+    assert kinds(interpret(reply(200, content), rules, sent())) == [Kind.REJECTED, Kind.UNKNOWN, Kind.UNKNOWN]
+
+
+def test_errors_by_value_name_rows_by_their_key() -> None:
+    rules = Rules(rows="errors_by_value", at="invalid")
+    outcome = interpret(reply(200, {"invalid": ["k2@example.com"]}), rules, sent())
+    assert kinds(outcome) == [Kind.WRITTEN, Kind.WRITTEN, Kind.REJECTED]
+    assert interpret(reply(200, {"invalid": ["who"]}), rules, sent()) == Outcome(UNKNOWN)
+
+
+@given(
+    st.sampled_from(["positional", "listed", "errors_by_index", "errors_by_value"]),
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-2, 4) | st.sampled_from(["ok", "0", "k1@example.com"]),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["results", "status", "index"]), inner),
+        max_leaves=12,
+    ),
+)  # fmt: skip
+def test_whatever_an_answer_holds_each_row_gets_one_result(rows: Any, content: Any) -> None:
+    rules = Rules(rows=rows, at="results", row_ok={"at": "status", "in": ["ok"]})
+    outcome = interpret(reply(200, content), rules, sent())
+    assert set(outcome.exceptions) <= {0, 1, 2}
+    if rows in ("positional", "listed") and not look(content, "results"):
+        assert Kind.WRITTEN not in kinds(outcome)
+
+
+# by case
+
+
+def test_an_error_inside_an_ok_is_seen() -> None:
+    rules = Rules(ok_when={"at": "ok", "in": [True]}, code="error", reason="error")
+    assert interpret(reply(200, {"ok": True}), rules, sent()) == Outcome(WRITTEN)
+    with pytest.raises(Poisoned):
+        interpret(reply(200, {"ok": False, "error": "invalid_blocks"}), rules, sent())
+    assert (
+        interpret(reply(200, {"ok": False, "error": "invalid_blocks"}), rules, sent(1)).default.code
+        == "invalid_blocks"
+    )
+
+
+@pytest.mark.parametrize(
+    ("means", "expected"),
+    [("written", WRITTEN), ("kept", KEPT), ("absent", ABSENT), ("unavailable", Unavailable), ("unknown", Ambiguous),
+     ("systemic", Systemic), ("refused", Poisoned)],
+)  # fmt: skip
+def test_a_case_decides_before_the_table(means: str, expected: Any) -> None:
+    rules = Rules(
+        cases=[{"status": [200, 409], "when": {"at": "errors.0.code", "in": ["606"]}, "means": means}]
+    )
+    answer = reply(409, {"errors": [{"code": "606"}]})
+    if isinstance(expected, type) and issubclass(expected, TargetError):
+        with pytest.raises(expected):
+            interpret(answer, rules, sent())
+    else:
+        assert interpret(answer, rules, sent()) == Outcome(expected)
+    with pytest.raises(Poisoned):
+        interpret(reply(409, {"errors": [{"code": "1"}]}), rules, sent())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rows": "positional"},
+        {"partial": [207]},
+        {"errors_at": "errors"},
+        {"rows": "some"},
+        {"row_ok": {"at": "x"}},
+        {"oks": [200]},
+    ],
+)
+def test_rules_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Rules(**wrong)
+
+
+# waiting
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [("27", 27.0), ("7.279562", 7.279562), ("0", 0.0), ("-5", 0.0), ("999999", LONGEST_WAIT), ("inf", None),
+     ("nan", None), ("soon", None), ("", None), ("Sat, 21 Nov 2026 06:00:30 GMT", 30.0),
+     ("Sat, 21 Nov 2026 05:00:00 GMT", 0.0), ("Sat, 21 Nov 2099 06:00:30 GMT", LONGEST_WAIT)],
+)  # fmt: skip
+def test_retry_after_is_seconds_or_a_moment_on_the_targets_clock(given: str, seconds: float | None) -> None:
+    answer = reply(429, retry_after=given, date="Sat, 21 Nov 2026 06:00:00 GMT")
+    assert wait_asked(answer.headers) == seconds
+    with pytest.raises(Unavailable) as caught:
+        interpret(answer, Rules(), sent())
+    assert caught.value.retry_after == seconds
+
+
+def test_other_headers_can_say_how_long() -> None:
+    answer = reply(429, x_reset="1795240830", date="Sat, 21 Nov 2026 06:00:00 GMT")
+    assert wait_asked(answer.headers, HeaderWait(header="X-Reset", unit="epoch_s")) == 1795240830 - 1795240800
+    assert wait_asked(reply(429, x_wait="1500").headers, HeaderWait(header="X-Wait", unit="ms")) == 1.5
+    assert wait_asked(reply(429, retry_after="9").headers, HeaderWait(header="X-Wait")) == 9.0
+
+
+# reasons
+
+
+def test_a_reason_holds_no_value_of_the_row() -> None:
+    values = ["Ann O'Neil", "ann@example.com", "42", "ab", "true story"]
+    assert scrub("no such user: ANN@example.com (42)", values) == "no such user: … (…)"
+    assert scrub("O'Neil is taken", values) == "…'… is taken"
+    assert scrub("xann@example.comx", values) == "x…x"
+    assert scrub("ann@example.com", values) is None
+    assert scrub("fine\n\x1b[31m as it is", []) == "fine [31m as it is"
+    assert len(scrub("x y" * 500, []) or "") == LONGEST_REASON
+
+
+@given(st.text(min_size=1), st.text(), st.text())
+def test_no_value_survives_in_a_reason(value: str, before: str, after: str) -> None:
+    told = scrub(f"{before} {value} {after}", [value])
+    words = [word for word in value.split() if word.isalnum()]
+    assert told is None or not set(words) & set(told.split())
+
+
+def test_a_code_that_holds_a_value_is_dropped() -> None:
+    answer = reply(422, {"error": {"code": "taken_by secret value", "message": "secret value is taken"}})
+    result = interpret(answer, Rules(), sent(1)).default
+    assert (result.code, result.reason) == ("HTTP_422", "… is taken")
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "found"),
+    [({"a": [{"b": 1}]}, "a.0.b", 1), ([1], "", [1]), ({"a": 1}, "a.b", None), ([1], "1", None), ([1], "x", None), (None, "a", None)],
+)  # fmt: skip
+def test_paths_lead_somewhere_or_to_nothing(value: Any, path: str, found: Any) -> None:
+    assert look(value, path) == found
+
+
+def test_a_value_has_one_text() -> None:
+    from datetime import UTC, date, datetime
+    from decimal import Decimal
+    from uuid import UUID
+
+    values = ["a", 7, True, Decimal("1E-10"), Decimal("1E+3"), date(2026, 1, 2), UUID(int=1), 2**70]
+    assert [text(value) for value in values] == [
+        "a", "7", "true", "0.0000000001", "1000", "2026-01-02", str(UUID(int=1)), str(2**70),
+    ]  # fmt: skip
+    assert text(datetime(2026, 1, 2, tzinfo=UTC)) == "2026-01-02T00:00:00Z"

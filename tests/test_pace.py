@@ -1,0 +1,176 @@
+"""Who waits, how long, and what ends it: measured in order and in waits asked for, not by a clock's reading."""
+
+from __future__ import annotations
+
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+
+from retl import pace
+from retl.definitions import Limits, Retry
+from retl.errors import Ambiguous, Systemic, Unavailable
+from retl.pace import Pace, retrying
+
+
+class Clock(Event):
+    """A stop event whose waits take no time: they move the clock that `pace` reads."""
+
+    def __init__(self, *, stops_after: int | None = None) -> None:
+        super().__init__()
+        self.now = 100.0
+        self.waits: list[float] = []
+        self.stops_after = stops_after
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.waits.append(timeout)
+        self.now += timeout
+        if len(self.waits) == self.stops_after:
+            self.set()
+        return self.is_set()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(pace, "monotonic", lambda: clock.now)
+    return clock
+
+
+def sent_at(limits: dict[str, Any], clock: Clock, count: int, share: float = 1.0) -> list[float]:
+    paced, times = Pace(Limits(**limits), share), []
+    for _ in range(count):
+        assert paced.wait(clock)
+        times.append(clock.now - 100.0)
+    return times
+
+
+def test_without_limits_nobody_waits(clock: Clock) -> None:
+    assert sent_at({}, clock, 1000) == [0.0] * 1000
+    assert clock.waits == []
+
+
+def test_no_window_holds_more_requests_than_the_limit(clock: Clock) -> None:
+    times = sent_at({"requests": 3, "per": "10s"}, clock, 8)
+    assert times == pytest.approx([0, 0, 0, 10, 10, 10, 20, 20])
+
+
+def test_a_share_leaves_the_rest_to_others(clock: Clock) -> None:
+    assert sent_at({"requests": 10, "per": 10, "share": 0.2}, clock, 5) == pytest.approx([0, 0, 10, 10, 20])
+    clock.now = 100.0
+    assert sent_at({"requests": 1, "per": 1}, clock, 3, share=0.5) == pytest.approx([0, 2, 4])
+    clock.now = 100.0
+    assert sent_at({"requests": 1, "per": 1, "share": 1}, clock, 3, share=0.5) == pytest.approx([0, 1, 2])
+
+
+def test_a_hold_is_for_every_lane(clock: Clock) -> None:
+    paced = Pace(Limits())
+    paced.hold(30)
+    paced.hold(5)
+    assert paced.wait(clock)
+    assert clock.now == pytest.approx(130)
+    assert paced.wait(clock)
+    assert clock.now == pytest.approx(130)
+
+
+def test_a_stop_ends_every_wait(clock: Clock) -> None:
+    paced = Pace(Limits(requests=1, per=3600))
+    assert paced.wait(clock)
+    clock.stops_after = 1
+    assert not paced.wait(clock)
+    assert not paced.wait(clock)
+    assert len(clock.waits) == 1
+    with paced.turn(clock) as go:
+        assert not go
+
+
+def test_no_more_lanes_at_once_than_allowed() -> None:
+    paced, stop, inside, free = Pace(Limits(concurrency=1)), Event(), Event(), Event()
+
+    def lane() -> None:
+        with paced.turn(stop) as go:
+            assert go
+            inside.set()
+            free.wait(10)
+
+    first = Thread(target=lane)
+    first.start()
+    assert inside.wait(10)
+    inside.clear()
+    second = Thread(target=lane)
+    second.start()
+    assert not inside.wait(0.3)
+    free.set()
+    assert inside.wait(10)
+    for thread in (first, second):
+        thread.join(10)
+
+    free.clear()
+    inside.clear()
+    third = Thread(target=lane)
+    third.start()
+    assert inside.wait(10)
+    stop.set()
+    with paced.turn(stop) as go:
+        assert not go
+    free.set()
+    third.join(10)
+
+
+def attempts(error: Exception, retry: Retry, clock: Clock, paced: Pace | None = None) -> int:
+    """How often it was tried before the error came out."""
+    tried = 0
+
+    def fail() -> None:
+        nonlocal tried
+        tried += 1
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        (paced.retrying(retry, clock) if paced else retrying(retry, clock))(fail)
+    assert caught.value is error
+    return tried
+
+
+def test_only_the_unavailable_is_tried_again(clock: Clock) -> None:
+    for error in (Systemic("X", "x"), Ambiguous("X", "x"), ValueError("x")):
+        assert attempts(error, Retry(), clock) == 1
+    assert attempts(Unavailable("X", "x"), Retry(attempts=5), clock) == 5
+    assert len(clock.waits) == 4
+
+
+def test_pauses_double_at_most_and_have_a_ceiling(clock: Clock) -> None:
+    attempts(Unavailable("X", "x"), Retry(attempts=12, budget=100_000), clock)
+    assert len(clock.waits) == 11
+    assert all(0 <= wait <= min(30, 0.5 * 2**n) for n, wait in enumerate(clock.waits))
+
+
+def test_it_comes_back_no_sooner_than_it_was_told(clock: Clock) -> None:
+    paced = Pace(Limits())
+    attempts(Unavailable("X", "x", retry_after=20), Retry(attempts=3), clock, paced)
+    assert all(20 <= wait <= 21 for wait in clock.waits)
+    clock.waits.clear()
+    assert paced.wait(clock)
+    assert sum(clock.waits) == pytest.approx(20)
+
+
+def test_what_would_exceed_the_budget_is_not_waited_for(clock: Clock) -> None:
+    assert attempts(Unavailable("X", "x", retry_after=3600), Retry(budget=300), clock) == 1
+    assert clock.waits == []
+
+
+def test_a_signal_during_a_pause_is_the_end(clock: Clock) -> None:
+    clock.stops_after = 2
+    assert attempts(Unavailable("X", "x"), Retry(attempts=10), clock) == 2
+
+
+def test_a_success_ends_it(clock: Clock) -> None:
+    left = [Unavailable("X", "x"), Unavailable("X", "x")]
+
+    def work() -> str:
+        if left:
+            raise left.pop()
+        return "done"
+
+    assert retrying(Retry(), clock)(work) == "done"

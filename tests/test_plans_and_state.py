@@ -1,0 +1,351 @@
+"""What retl believes, and who may change it: plans as artifacts, watermarks, lost targets and states, doubt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.commands import ROWS, Workshop
+from tests.servers import Database, RedisServer
+
+TABLE = "{type: postgres, table: crm.users, create: true}"
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, postgres: Database) -> Workshop:
+    made = Workshop(tmp_path / "project")
+    made.use(postgres=postgres)
+    return made
+
+
+def only(said: Any) -> dict[str, Any]:
+    (found,) = said["syncs"]
+    return dict(found)
+
+
+def run(workshop: Workshop, *words: str, **more: str) -> dict[str, Any]:
+    """One sync's summary, whatever its exit code."""
+    return only(workshop.retl("sync", *words, "--output", "json", **more).document)
+
+
+def column(postgres: Database, sql: str) -> list[Any]:
+    with postgres.connect() as connection:
+        return [row[0] for row in connection.execute(sql).fetchall()]
+
+
+# --- plan and apply
+
+
+def test_a_plan_is_applied_exactly_and_once(workshop: Workshop, postgres: Database) -> None:
+    workshop.sync("users", destination=TABLE)
+    assert workshop.retl("plan", "--sync", "users", "--out", "first.plan").code == 0
+    assert (workshop.folder / "first.plan").stat().st_mode & 0o077 == 0
+    assert b"example.com" not in (workshop.folder / "first.plan").read_bytes()
+    done = only(workshop.json("apply", "first.plan"))
+    assert (done["status"], done["inserted"]) == ("SUCCESS", ROWS)
+    again = workshop.retl("apply", "first.plan", "--output", "json")
+    assert again.code == 3
+    assert only(again.document)["error"]["code"] == "PLAN_MOVED"
+    assert "spent" in only(again.document)["error"]["message"]
+
+
+def test_a_plan_is_refused_when_the_mart_moved(workshop: Workshop, postgres: Database) -> None:
+    workshop.sync("users", destination=TABLE)
+    workshop.retl("plan", "--sync", "users", "--out", "first.plan")
+    workshop.warehouse("UPDATE users SET email = 'new' WHERE user_id = 3")
+    refused = workshop.retl("apply", "first.plan", "--output", "json")
+    assert refused.code == 3
+    assert "the mart changed" in only(refused.document)["error"]["message"]
+    assert column(postgres, "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'crm'") == [
+        0
+    ]
+
+
+def test_a_plan_killed_half_way_is_spent_and_the_next_sync_carries_on(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.sync("users", destination=TABLE, batch="{rows: 5}")
+    workshop.retl("plan", "--sync", "users", "--out", "first.plan")
+    assert workshop.retl("apply", "first.plan", RETL_CRASH_AT="batch_acknowledged:3").code == -9
+    assert workshop.retl("apply", "first.plan").code == 3
+    assert run(workshop)["status"] == "SUCCESS"
+    assert column(postgres, "SELECT user_id FROM crm.users ORDER BY 1") == list(range(1, ROWS + 1))
+
+
+def test_what_is_no_plan_is_a_usage_error(workshop: Workshop) -> None:
+    workshop.sync("users", destination=TABLE)
+    workshop.write("no.plan", "{}")
+    said = workshop.retl("apply", "no.plan")
+    assert said.code == 2
+    assert "is no plan of retl" in said.err
+
+
+# --- watermarks
+
+
+def test_a_watermark_reads_from_the_mark_and_knows_the_boundary_rows(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.warehouse("ALTER TABLE users ADD COLUMN seen TIMESTAMP")
+    workshop.warehouse("UPDATE users SET seen = TIMESTAMP '2026-01-01' + INTERVAL (user_id) HOUR")
+    workshop.sync("users", destination=TABLE, changes="{watermark: seen}")
+    assert run(workshop)["inserted"] == ROWS
+    nothing = run(workshop)
+    assert (nothing["read"], nothing["unchanged"], nothing["updated"]) == (1, 1, 0)
+    # a late row that shares the mark's value is found; an old one, changed behind the mark, is not
+    workshop.warehouse(f"INSERT INTO users SELECT 100, 'late', 1, seen FROM users WHERE user_id = {ROWS}")
+    workshop.warehouse("UPDATE users SET email = 'behind' WHERE user_id = 1")
+    late = run(workshop)
+    assert (late["read"], late["inserted"], late["updated"]) == (2, 1, 0)
+    assert column(postgres, "SELECT email FROM crm.users WHERE user_id = 1") == ["u1@example.com"]
+    # --full looks at everything
+    assert run(workshop, "--full")["read"] == ROWS + 1
+    assert column(postgres, "SELECT email FROM crm.users WHERE user_id = 1") == ["behind"]
+
+
+def test_a_watermark_delivers_rows_without_a_cursor_and_looks_back(workshop: Workshop) -> None:
+    workshop.warehouse("ALTER TABLE users ADD COLUMN seen TIMESTAMP")
+    workshop.warehouse("UPDATE users SET seen = TIMESTAMP '2026-01-01' + INTERVAL (user_id) HOUR")
+    workshop.warehouse("UPDATE users SET seen = NULL WHERE user_id = 2")
+    workshop.sync("users", destination=TABLE, changes="{watermark: seen, lookback: 3h}")
+    assert run(workshop)["inserted"] == ROWS
+    workshop.warehouse(f"UPDATE users SET email = 'x' WHERE user_id IN (2, {ROWS - 2})")
+    again = run(workshop)
+    assert (again["read"], again["updated"]) == (5, 2)
+
+
+def test_a_row_from_the_future_does_not_hide_tomorrows(workshop: Workshop, postgres: Database) -> None:
+    workshop.warehouse("ALTER TABLE users ADD COLUMN seen TIMESTAMP")
+    workshop.warehouse("UPDATE users SET seen = TIMESTAMP '2026-01-01' + INTERVAL (user_id) HOUR")
+    workshop.warehouse("UPDATE users SET seen = TIMESTAMP '2999-01-01' WHERE user_id = 1")
+    workshop.sync("users", destination=TABLE, changes="{watermark: seen}")
+    assert run(workshop)["inserted"] == ROWS
+    workshop.warehouse("INSERT INTO users VALUES (100, 'tomorrow', 1, TIMESTAMP '2026-06-01')")
+    assert run(workshop)["inserted"] == 1
+
+
+def test_a_refused_row_behind_the_mark_is_still_owed(workshop: Workshop, postgres: Database) -> None:
+    workshop.warehouse("ALTER TABLE users ADD COLUMN seen TIMESTAMP")
+    workshop.warehouse("UPDATE users SET seen = TIMESTAMP '2026-01-01' + INTERVAL (user_id) HOUR")
+    workshop.warehouse("UPDATE users SET spend = -1 WHERE user_id = 1")
+    workshop.sync(
+        "users",
+        destination=TABLE,
+        changes="{watermark: seen}",
+        contract="{user_id: {type: integer}, email: {type: string}, spend: {type: decimal, max_digits: 12, decimal_places: 2, ge: 0}}",
+    )
+    assert run(workshop)["rejected"] == 1
+    assert run(workshop)["rejected"] == 1
+    workshop.warehouse("UPDATE users SET spend = 5 WHERE user_id = 1")
+    healed = run(workshop)
+    assert (healed["inserted"], healed["rejected"]) == (1, 0)
+    assert workshop.json("rejects")["rejects"] == []
+
+
+# --- lost targets, lost state, renamed syncs
+
+
+@pytest.mark.parametrize("fate", ["TRUNCATE crm.users", "DROP TABLE crm.users"])
+def test_an_emptied_target_is_refused_and_full_is_the_answer(
+    workshop: Workshop, postgres: Database, fate: str
+) -> None:
+    workshop.sync("users", destination=TABLE)
+    assert run(workshop)["inserted"] == ROWS
+    with postgres.connect() as connection:
+        connection.execute(fate)
+    refused = run(workshop)
+    assert (refused["status"], refused["exit_code"]) == ("REFUSED", 3)
+    assert refused["guards"][0]["code"] == "TARGET_LOST"
+    assert run(workshop, "--full")["status"] == "SUCCESS"
+    assert column(postgres, "SELECT count(*) FROM crm.users") == [ROWS]
+    assert run(workshop)["unchanged"] == ROWS
+
+
+def test_a_lost_state_is_refused_once_and_remembered_when_accepted(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.sync("users", destination=TABLE, deletes="delete")
+    assert run(workshop)["inserted"] == ROWS
+    (workshop.folder / ".retl").rename(workshop.folder / "lost")
+    refused = run(workshop)
+    assert refused["guards"][0]["code"] == "STATE_LOST"
+    workshop.warehouse("DELETE FROM users WHERE user_id = 1")
+    accepted = run(workshop, "--accept", "STATE_LOST")
+    assert (accepted["status"], accepted["deleted"]) == ("SUCCESS", 0)
+    assert run(workshop)["status"] == "SUCCESS"
+
+
+def test_a_renamed_sync_is_told_how_to_carry_its_state_on(workshop: Workshop, postgres: Database) -> None:
+    workshop.sync("users", destination=TABLE)
+    assert run(workshop)["inserted"] == ROWS
+    (workshop.folder / "syncs/users.yml").rename(workshop.folder / "syncs/people.yml")
+    refused = run(workshop)
+    assert "ORPHANED_STATE" in [guard["code"] for guard in refused["guards"]]
+    assert "retl state mv users people" in json.dumps(refused["guards"])
+    assert workshop.retl("state", "mv", "users", "people", "--yes").code == 0
+    assert run(workshop)["unchanged"] == ROWS
+
+
+def test_another_key_is_refused_unless_accepted_and_then_deletes_nothing(
+    workshop: Workshop, postgres: Database
+) -> None:
+    with postgres.connect() as connection:
+        connection.execute("CREATE SCHEMA crm")
+        connection.execute(
+            "CREATE TABLE crm.users (user_id bigint UNIQUE, email text UNIQUE, spend numeric(12,2))"
+        )
+    table = "{type: postgres, table: crm.users}"
+    workshop.sync("users", destination=table, deletes="delete")
+    assert run(workshop)["inserted"] == ROWS
+    workshop.sync("users", destination=table, deletes="delete", key="[email]")
+    refused = run(workshop)
+    assert "IDENTITY_CHANGED" in [guard["code"] for guard in refused["guards"]]
+    accepted = run(workshop, "--accept", "IDENTITY_CHANGED")
+    assert (accepted["status"], accepted["deleted"]) == ("SUCCESS", 0)
+    assert column(postgres, "SELECT count(*) FROM crm.users") == [ROWS]
+
+
+def test_another_table_is_another_baseline_and_deletes_nothing(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.sync("users", destination=TABLE, deletes="delete")
+    assert run(workshop)["inserted"] == ROWS
+    workshop.sync("users", destination="{type: postgres, table: crm.people, create: true}", deletes="delete")
+    workshop.warehouse("DELETE FROM users WHERE user_id < 4")
+    moved = run(workshop)
+    assert (moved["inserted"], moved["deleted"]) == (ROWS - 3, 0)
+    assert column(postgres, "SELECT count(*) FROM crm.users") == [ROWS]
+
+
+def test_another_field_sends_every_row_once_and_the_plan_says_why(workshop: Workshop) -> None:
+    workshop.sync("users", destination=TABLE)
+    assert run(workshop)["inserted"] == ROWS
+    workshop.sync("users", destination=TABLE, fields='{"*": "*", origin: {value: warehouse}}')
+    planned = only(workshop.json("plan", "--sync", "users"))
+    assert planned["updated"] == ROWS
+    assert "every row is sent once" in planned["notes"][0]
+    assert run(workshop)["updated"] == ROWS
+    assert run(workshop)["unchanged"] == ROWS
+
+
+def test_a_tighter_contract_resends_nothing(workshop: Workshop) -> None:
+    loose = "{user_id: {type: integer}, email: {type: string}}"
+    workshop.sync("users", destination=TABLE, contract=loose)
+    assert run(workshop)["inserted"] == ROWS
+    workshop.sync("users", destination=TABLE, contract=loose.replace("string", "string, max_length: 40"))
+    assert run(workshop)["unchanged"] == ROWS
+
+
+def test_adopting_takes_the_mart_as_delivered(workshop: Workshop, postgres: Database) -> None:
+    with postgres.connect() as connection:
+        connection.execute("CREATE SCHEMA crm")
+        connection.execute(
+            "CREATE TABLE crm.users (user_id bigint PRIMARY KEY, email text, spend numeric(12,2))"
+        )
+        connection.execute(f"INSERT INTO crm.users SELECT n, 'there', 1 FROM generate_series(1, {ROWS}) AS n")
+    workshop.sync(
+        "users", destination="{type: postgres, table: crm.users}", first_run="adopt", deletes="delete"
+    )
+    adopted = run(workshop)
+    assert (adopted["status"], adopted["skipped"], adopted["inserted"]) == ("SUCCESS", ROWS, 0)
+    workshop.warehouse(
+        "UPDATE users SET email = 'new' WHERE user_id = 2; DELETE FROM users WHERE user_id = 9"
+    )
+    changed = run(workshop)
+    assert (changed["updated"], changed["deleted"]) == (1, 0)
+    assert column(postgres, "SELECT email FROM crm.users WHERE user_id IN (2, 3) ORDER BY user_id") == [
+        "new",
+        "there",
+    ]
+
+
+# --- deletes
+
+
+def test_a_row_without_a_usable_key_holds_all_deletes_back(workshop: Workshop, postgres: Database) -> None:
+    workshop.sync("users", destination=TABLE, deletes="delete")
+    assert run(workshop)["inserted"] == ROWS
+    workshop.warehouse("UPDATE users SET user_id = NULL WHERE user_id = 4")
+    held = run(workshop)
+    assert (held["rejected"], held["deleted"], held["deletes"]["not_attempted"]) == (1, 0, 1)
+    assert column(postgres, "SELECT count(*) FROM crm.users") == [ROWS]
+
+
+def test_too_many_deletes_refuse_the_whole_run_until_their_number_is_said(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.sync("users", destination=TABLE, deletes="delete")
+    assert run(workshop)["inserted"] == ROWS
+    workshop.warehouse(
+        "DELETE FROM users WHERE user_id <= 11; UPDATE users SET email = 'new' WHERE user_id = 20"
+    )
+    refused = run(workshop)
+    assert (refused["status"], refused["guards"][0]["code"]) == ("REFUSED", "DELETE_RATE")
+    assert column(postgres, "SELECT count(*) FROM crm.users WHERE email = 'new'") == [0]
+    assert run(workshop, "--allow-deletes", "10")["status"] == "REFUSED"
+    allowed = run(workshop, "--allow-deletes", "11")
+    assert (allowed["deleted"], allowed["updated"]) == (11, 1)
+
+
+def test_a_soft_delete_marks_and_a_returning_row_is_restored(workshop: Workshop, postgres: Database) -> None:
+    workshop.sync("users", destination=TABLE, deletes="{set: {status: deleted}, restore: {status: active}}")
+    assert run(workshop)["inserted"] == ROWS
+    workshop.warehouse("CREATE TABLE kept AS FROM users; DELETE FROM users WHERE user_id = 5")
+    assert run(workshop)["deleted"] == 1
+    assert column(postgres, "SELECT status FROM crm.users WHERE user_id IN (4, 5) ORDER BY user_id") == [
+        "active",
+        "deleted",
+    ]
+    workshop.warehouse("INSERT INTO users FROM kept WHERE user_id = 5")
+    assert run(workshop)["inserted"] == 1
+    assert column(postgres, "SELECT status FROM crm.users WHERE user_id = 5") == ["active"]
+
+
+# --- dead targets and doubt
+
+
+def test_a_dead_connection_is_left_alone_until_it_is_unblocked(
+    workshop: Workshop, postgres: Database, redis_server: RedisServer
+) -> None:
+    workshop.sync("users", destination=TABLE, retry="{attempts: 5, budget: 20s}")
+    dead = {"POSTGRES_PORT": "1"}
+    first = run(workshop, **dead)
+    assert (first["status"], first["exit_code"], first["retries"]) == ("FAILED", 1, 0)
+    blocked = workshop.retl("sync", "--output", "json", **dead)
+    assert blocked.code == 75
+    assert only(blocked.document)["error"]["code"] == "BREAKER_OPEN"
+    assert workshop.retl("sync").code == 75
+    unblocked = workshop.json("state", "unblock", "postgres", "--yes")
+    assert unblocked["was_blocked"] is True
+    assert run(workshop)["status"] == "SUCCESS"
+
+
+def test_nothing_is_in_doubt_where_evidence_settles_it(workshop: Workshop, postgres: Database) -> None:
+    workshop.sync("users", destination=TABLE, write="append", first_run="send", batch="{rows: 5}")
+    crashed = workshop.retl("sync", RETL_CRASH_AT="batch_acknowledged:2")
+    assert crashed.code == -9
+    assert workshop.json("resolve")["in_doubt"]
+    assert run(workshop)["status"] == "SUCCESS"
+    assert workshop.json("resolve")["in_doubt"] == []
+    assert column(postgres, "SELECT user_id FROM crm.users ORDER BY 1") == list(range(1, ROWS + 1))
+
+
+def test_the_ledger_in_postgresql_lets_an_empty_machine_carry_on(
+    workshop: Workshop, postgres: Database, tmp_path: Path
+) -> None:
+    workshop.sync("users", destination=TABLE)
+    url = psycopg.conninfo.make_conninfo  # the URL form keeps the password out of the files
+    del url
+    state = (
+        f"postgresql://{postgres.user}:{postgres.password}@{postgres.host}:{postgres.port}/{postgres.dbname}"
+    )
+    assert run(workshop, RETL_STATE_URL=state)["inserted"] == ROWS
+    elsewhere = Workshop(tmp_path / "elsewhere")
+    elsewhere.use(postgres=postgres)
+    elsewhere.sync("users", destination=TABLE)
+    assert run(elsewhere, RETL_STATE_URL=state)["unchanged"] == ROWS
+    assert not (elsewhere.folder / ".retl").exists()
