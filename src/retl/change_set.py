@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +23,7 @@ from retl.values import literal
 
 _CHUNK = 1 << 20  # bytes of CSV handed out at once
 _BLOCK_BYTES = 4 << 20  # what one block of rows held in Python may weigh as JSON, roughly
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS = 8192  # more than a batch of the usual size
 _BLOCKS_KEPT = 4
 
 
@@ -39,7 +40,8 @@ class ChangeSet:
     ranges: Mapping[int, tuple[int, int]]
     counts: Mapping[str, int]
     table: str = "changes"
-    _blocks: dict[tuple[str, int], list[tuple[Any, ...]]] = field(default_factory=dict)
+    _blocks: dict[tuple[str, int], Future[list[tuple[Any, ...]]]] = field(default_factory=dict)
+    _ahead: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "retl-rows"))
     _sizes: dict[str, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -117,23 +119,27 @@ class ChangeSet:
 
     def _query(self, columns: str, first: int, last: int) -> Sequence[tuple[Any, ...]]:
         """A slice of one ordered stream. A query costs about 3.5 ms, more than a small batch, so rows
-        come in aligned blocks that weigh a few megabytes."""
+        come in aligned blocks that weigh a few megabytes, and the next one is made while this is sent."""
         with self._lock:
             size = self._block_rows(columns)
             if last - first + 1 >= size:
                 return self._fetch(columns, first, last)
             rows: list[tuple[Any, ...]] = []
             for number in range(first // size, last // size + 1):
-                if (columns, number) not in self._blocks:
-                    while len(self._blocks) >= _BLOCKS_KEPT:
-                        self._blocks.pop(next(iter(self._blocks)))
-                    self._blocks[columns, number] = self._fetch(
-                        columns, number * size, (number + 1) * size - 1
-                    )
-                block = self._blocks[columns, number]
+                block = self._block(columns, number, size)
+                if (number + 1) * size < len(self):
+                    self._block(columns, number + 1, size)
                 start = number * size
-                rows += block[max(first - start, 0) : last - start + 1]
+                rows += block.result()[max(first - start, 0) : last - start + 1]
             return rows
+
+    def _block(self, columns: str, number: int, size: int) -> Future[list[tuple[Any, ...]]]:
+        if (columns, number) not in self._blocks:
+            while len(self._blocks) >= _BLOCKS_KEPT:
+                self._blocks.pop(next(iter(self._blocks)))
+            first = number * size
+            self._blocks[columns, number] = self._ahead.submit(self._fetch, columns, first, first + size - 1)
+        return self._blocks[columns, number]
 
     def _fetch(self, columns: str, first: int, last: int) -> list[tuple[Any, ...]]:
         return (

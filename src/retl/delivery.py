@@ -28,6 +28,8 @@ from retl.signals import Stop
 from retl.tally import Tally
 
 WINDOW = 16  # batches opened in the ledger at once: after a crash at most these are unknown
+SMALL_WINDOW = 64  # the same where they are small, for each opening waits for the disk
+SMALL_WINDOW_ROWS = 10_000
 GRACE = 1.5  # seconds a request in hand may still take once the run was asked to stop
 NOT_APPLIED = RowResult(Kind.RETRY)
 
@@ -343,7 +345,7 @@ class _Window(Iterator[Batch]):
     def __next__(self) -> Batch:
         with self._lock:
             if not self._ready and not self._closed:
-                opened = list(islice(self._batches, WINDOW))
+                opened = self._next()
                 if opened:
                     self._journal.open(opened)
                     log.event("batches_opened", batches=len(opened), level="debug")
@@ -351,6 +353,16 @@ class _Window(Iterator[Batch]):
             if self._closed or not self._ready:
                 raise StopIteration
             return self._ready.popleft()
+
+    def _next(self) -> list[Batch]:
+        opened = list(islice(self._batches, WINDOW))
+        rows = sum(map(len, opened))
+        while len(opened) < SMALL_WINDOW and rows < SMALL_WINDOW_ROWS:
+            if (batch := next(self._batches, None)) is None:
+                break
+            opened.append(batch)
+            rows += len(batch)
+        return opened
 
     def close(self) -> list[Batch]:
         """Give out nothing more; returns what was opened and never given out."""
