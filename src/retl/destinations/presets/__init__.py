@@ -34,7 +34,7 @@ Evidence = Literal["contract", "recording", "golden", "docs"]
 _FOLDER = Path(__file__).parent
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _USE = re.compile(r"<([a-z_]+)>")
-_IF = re.compile(r"([?!])([a-z_]+)$")
+_IF = re.compile(r"[?!]([a-z_]+)$")
 _ABSENT = object()
 
 
@@ -95,6 +95,15 @@ class Preset(Definition):
     check: dict[str, Any] | None = None
     limits: VendorLimits
     example: str
+
+    @model_validator(mode="after")
+    def _knows_its_names(self) -> Preset:
+        known = {*self.connection, *self.parameters, "base_url"}
+        parts = self.model_dump(exclude={"docs", "example", "connection", "parameters", "summary"})
+        for name in _used(parts):
+            if name not in known:
+                raise ValueError(f"<{name}> is no key of `connection` or `parameters`")
+        return self
 
     def options(self, connection: PresetConnection, parameters: Mapping[str, Any]) -> HttpOptions:
         """What the preset stands for, with these values. ValidationError where they do not fit."""
@@ -263,8 +272,22 @@ def _present(part: dict[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[s
         found = _IF.search(written)
         if found is None:
             yield written, value
-        elif (given[found[2]] is None) == (found[1] == "!"):
+        elif (given[found[1]] is None) == found[0].startswith("!"):
             yield written[: found.start()], value
+
+
+def _used(part: Any) -> Iterator[str]:
+    """The names of all values that a part asks for."""
+    if isinstance(part, dict):
+        for name, value in part.items():
+            yield from _used(name)
+            yield from _IF.findall(name)
+            yield from _used(value)
+    elif isinstance(part, list | tuple):
+        for value in part:
+            yield from _used(value)
+    elif isinstance(part, str):
+        yield from _USE.findall(part)
 
 
 def _plain(value: Any) -> str:
