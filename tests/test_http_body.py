@@ -221,6 +221,8 @@ def test_values_are_cast_as_the_target_wants_them() -> None:
     assert body(ROWS[:1], row={"t": "$total", "a": "$at"}, cast=text) == '{"t":"1.10","a":""}'
     assert body(ROWS[:1], row="$row", cast={"nulls": "omit"}) == '{"id":1,"name":"Ann","total":1.10}'
     assert body(ROWS[:1], row=["$at", "$name"], cast={"nulls": "#N/A"}) == '["#N/A","Ann"]'
+    assert body(ROWS[:1], row=["$key", "$id", "$total"], cast={"keys": "string"}) == '["1","1",1.10]'
+    assert body([(7, "{}")], row="$row", cast={"keys": "string"}) == '{"id":"7"}'
     rows = [(1, '{"name":[1,"é"],"at":true}')]
     assert body(rows, row="$fields", cast=text) == '{"name":"[1,\\"é\\"]","at":"true"}'
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from retl import redact
 from retl.batch import Field, Shape
-from retl.destinations import load
+from retl.destinations import load, preset_names
 from retl.errors import DefinitionError
 from retl.project import Resolved, open_project
 from retl.validation import each
@@ -63,6 +63,15 @@ def refusals(folder: Path, destination: str, project: str, **environ: str) -> li
     return [(str(error.where), error.code) for error in each(caught.value)]
 
 
+def codes(act: Callable[[], object]) -> set[str]:
+    """The codes of the errors that it ends with, if any."""
+    try:
+        act()
+    except DefinitionError as error:
+        return {one.code for one in each(error)}
+    return set()
+
+
 def test_a_preset_is_a_type_of_connection(folder: Path) -> None:
     found: Any = resolved(folder, "{connection: crm, object: deals}", RETL_YML % "", HUBSPOT_TOKEN=TOKEN)
     assert found.destination is load("hubspot")
@@ -100,6 +109,19 @@ def test_a_key_that_the_connection_lacks_is_asked_for(folder: Path) -> None:
     assert refusals(folder, "{connection: crm}", "connections:\n  crm: {type: hubspt, token: x}\n") == [
         ("retl.yml:2:15", "DESTINATION_UNKNOWN")
     ]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_project_is_valid_before_its_secrets_are_there(folder: Path, name: str) -> None:
+    preset = load(name).preset  # type: ignore[attr-defined]
+    keys = "".join(f', {key}: "${{{key.upper()}_OF_THE_TESTS}}"' for key in preset.connection)
+    (folder / "retl.yml").write_text(f"connections:\n  {name}: {{type: {name}{keys}}}\n")
+    (folder / "syncs" / "a.yml").write_text(preset.example)
+    loaded = open_project(folder, environ={})
+    assert {one.name for one in loaded.missing()} == {
+        f"{key.upper()}_OF_THE_TESTS" for key in preset.connection
+    }
+    assert codes(lambda: loaded.destination(loaded.syncs["a"])) <= {"VARIABLE_UNSET"}
 
 
 def test_an_operation_that_a_preset_has_not_got_says_what_it_takes(folder: Path) -> None:
