@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -212,3 +213,47 @@ def test_it_knows_the_texts_a_row_was_sent_with(endpoint: Any, row: int | None, 
 def test_it_knows_the_texts_of_paths_and_forms() -> None:
     made = template(path="/rows/{id}", encoding="form", row="$fields")
     assert made.texts(made.request([("a b", '{"name":"Ann"}')]))(0) == {"a b", "Ann"}
+
+
+def test_values_are_cast_as_the_target_wants_them() -> None:
+    text = {"values": "string", "nulls": ""}
+    assert body(ROWS[:1], row="$fields", cast=text) == '{"name":"Ann","total":"1.10","at":""}'
+    assert body(ROWS[:1], row={"t": "$total", "a": "$at"}, cast=text) == '{"t":"1.10","a":""}'
+    assert body(ROWS[:1], row="$row", cast={"nulls": "omit"}) == '{"id":1,"name":"Ann","total":1.10}'
+    assert body(ROWS[:1], row=["$at", "$name"], cast={"nulls": "#N/A"}) == '["#N/A","Ann"]'
+    assert body(ROWS[:1], row=["$key", "$id", "$total"], cast={"keys": "string"}) == '["1","1",1.10]'
+    assert body([(7, "{}")], row="$row", cast={"keys": "string"}) == '{"id":"7"}'
+    rows = [(1, '{"name":[1,"é"],"at":true}')]
+    assert body(rows, row="$fields", cast=text) == '{"name":"[1,\\"é\\"]","at":"true"}'
+
+
+def test_an_object_can_be_spread_into_another() -> None:
+    assert body(ROWS[:1], row={"type": "x", "...": "$row"}) == (
+        '{"type":"x","id":1,"name":"Ann","total":1.10,"at":null}'
+    )
+    assert body([(1, "{}")], row={"type": "x", "...": "$fields"}) == '{"type":"x"}'
+
+
+def test_a_part_can_be_base64_and_a_path() -> None:
+    row = {"url": {"$path": "/t/{id}/{name}"}, "body": {"$base64": {"n": "$name"}}}
+    made = template(wrap="r", row=row)
+    request = made.request([("a/b", '{"name":"A b"}')])
+    assert json.loads(request.body) == {
+        "r": [{"url": "/t/a%2Fb/A%20b", "body": b64encode(b'{"n":"A b"}').decode()}]
+    }
+    assert "A b" in made.texts(request)(0)
+
+
+def test_all_keys_or_the_whole_body_can_stand_in_the_query() -> None:
+    many = Template(Endpoint(method="DELETE", path="/gone?ids={$keys}&all=no", max_rows=3), ["id"], [])
+    request = many.request([("a,b",), (2,)])
+    assert (request.target, request.body) == ("/gone?ids=a%2Cb,2&all=no", b"")
+    whole = template(method="DELETE", path="/gone?p={$body}", wrap="data", row=["$key"]).request(ROWS)
+    assert (unquote(whole.target), whole.body) == ('/gone?p={"data":[[1],[2]]}', b"")
+
+
+def test_a_row_that_is_too_large_for_itself_is_poison() -> None:
+    with pytest.raises(Poisoned) as caught:
+        body(ROWS, wrap="rows", max_row_bytes=40)
+    assert caught.value.code == "TOO_LARGE"
+    assert json.loads(body(ROWS, wrap="rows", max_row_bytes=60))["rows"][0]["name"] == "Ann"

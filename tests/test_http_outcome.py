@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retl.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome
+from retl.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome, Quota
 from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
 from retl.http.outcome import Reply, Sent, interpret
-from retl.http.rules import HeaderWait, Rules, look, text
+from retl.http.rules import HeaderWait, Rules, Usage, look, text
 from retl.http.scrub import LONGEST_REASON, scrub
-from retl.http.waits import LONGEST_WAIT, wait_asked
+from retl.http.waits import LONGEST_WAIT, quota, wait_asked
 
 POSITIONAL = Rules(
     ok=(200,),
@@ -318,3 +318,91 @@ def test_a_value_has_one_text() -> None:
         "a", "7", "true", "0.0000000001", "1000", "2026-01-02", str(UUID(int=1)), str(2**70),
     ]  # fmt: skip
     assert text(datetime(2026, 1, 2, tzinfo=UTC)) == "2026-01-02T00:00:00Z"
+
+
+# counts, pointers, and what is inside
+
+
+def counted(failed: Any, errors: list[Any], rows: Any = "errors_by_value") -> Outcome:
+    rules = Rules(rows=rows, at="errors", failed="failed", match={"at": "key"})
+    return interpret(reply(200, {"failed": failed, "errors": errors}), rules, sent())
+
+
+def test_failures_that_are_counted_and_not_named_leave_the_others_in_doubt() -> None:
+    named = [{"key": "k1@example.com", "code": "BAD"}]
+    assert kinds(counted(1, named)) == [Kind.WRITTEN, Kind.REJECTED, Kind.WRITTEN]
+    assert kinds(counted(2, named)) == [Kind.UNKNOWN, Kind.REJECTED, Kind.UNKNOWN]
+    assert kinds(counted(3, named)) == [Kind.REJECTED] * 3
+    for nonsense in (None, "1", True, -1, 4):
+        assert Kind.WRITTEN not in kinds(counted(nonsense, named))
+
+
+def test_counts_alone_tell_all_none_or_nothing() -> None:
+    assert counted(0, [], "counts_only") == Outcome(WRITTEN)
+    assert kinds(counted(3, [], "counts_only")) == [Kind.REJECTED] * 3
+    assert counted(1, [], "counts_only") == Outcome(UNKNOWN)
+
+
+def test_a_pointer_with_one_number_is_an_index() -> None:
+    rules = Rules(rows="errors_by_index", at="errors", index="at")
+    for pointer in ("/data/2/email", "data[2].email", "2"):
+        outcome = interpret(reply(200, {"errors": [{"at": pointer}]}), rules, sent())
+        assert kinds(outcome) == [Kind.WRITTEN, Kind.WRITTEN, Kind.REJECTED]
+    for pointer in ("/data/2/phones/0", "/data/email"):
+        assert interpret(reply(200, {"errors": [{"at": pointer}]}), rules, sent()) == Outcome(UNKNOWN)
+
+
+def test_the_first_identity_that_an_item_tells_names_its_row() -> None:
+    both = [{"at": "trace", "to": "$row_no"}, {"at": ["email", "id"], "to": "$key"}]
+    items = [{"trace": "2", "email": "k0@example.com"}, {"id": "k1@example.com"}, {"other": 1}]
+    outcome = interpret(reply(200, items), Rules(rows="listed", match=both), sent())
+    assert kinds(outcome) == [Kind.UNKNOWN, Kind.WRITTEN, Kind.WRITTEN]
+
+
+def test_what_was_not_looked_at_comes_again() -> None:
+    rules = Rules(rows="listed", at="done", retry_at="left", match={"at": ["id", ""], "to": "$row_no"})
+    outcome = interpret(reply(200, {"done": [{"id": "1"}], "left": ["0", "1"]}), rules, sent())
+    assert kinds(outcome) == [Kind.RETRY, Kind.WRITTEN, Kind.UNKNOWN]
+
+
+@pytest.mark.parametrize("body", ["%%%", "bm8=", "", None, 7])
+def test_an_inside_that_cannot_be_opened_is_no_success(body: Any) -> None:
+    rules = Rules(rows="positional", inside="body", row_ok={"at": "body.ok", "in": [True]})
+    assert kinds(interpret(reply(200, [{"body": body}]), rules, sent(1)), 1) == [Kind.REJECTED]
+
+
+def test_a_text_can_be_recognised_by_what_it_holds() -> None:
+    rules = Rules(
+        rows="none", cases=[{"status": [200], "when": {"holds": "error 429"}, "means": "unavailable"}]
+    )
+    with pytest.raises(Unavailable):
+        interpret(reply(200, b"it was error 429, sorry"), rules, sent())
+    assert interpret(reply(200, b"1"), rules, sent()) == Outcome(WRITTEN)
+    with pytest.raises(ValidationError):
+        Rules(ok_when={"at": "x"})
+
+
+def test_a_429_that_does_not_say_how_long_has_the_usual_wait() -> None:
+    for status, headers, seconds in ((429, {}, 30.0), (429, {"retry_after": "2"}, 2.0), (503, {}, None)):
+        with pytest.raises(Unavailable) as caught:
+            interpret(reply(status, **headers), Rules(wait="30s"), sent())
+        assert caught.value.retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    ("usage", "headers", "expected"),
+    [
+        ({"limit": "L", "remaining": "R", "reset": {"header": "T", "unit": "ms"}},
+         {"l": "100", "r": "25", "t": "10000"}, Quota(0.25, 10.0)),
+        ({"limit": "L", "remaining": "R", "reset": {"header": "T", "unit": "epoch_s"}},
+         {"l": "100", "r": "0", "t": "1795240830", "date": "Sat, 21 Nov 2026 06:00:00 GMT"}, Quota(0.0, 30.0)),
+        ({"limit": "L", "remaining": "R"}, {"l": "100", "r": "50"}, Quota(0.5)),
+        ({"limit": "L", "remaining": "R"}, {"l": "100"}, None),
+        ({"limit": "L", "remaining": "R"}, {"l": "0", "r": "0"}, None),
+        ({"limit": "L", "remaining": "R"}, {"l": "many", "r": "few"}, None),
+        ({"header": "U", "used": r"api-usage=(\d+)/(\d+)"}, {"u": "api-usage=695/1000"}, Quota(0.305)),
+        ({"header": "U", "used": r"api-usage=(\d+)/(\d+)"}, {"u": "per-app=1"}, None),
+    ],
+)  # fmt: skip
+def test_headers_tell_what_is_left(usage: Any, headers: dict[str, str], expected: Quota | None) -> None:
+    assert quota(headers, Usage(**usage)) == expected

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from typing import Any
 
 import pytest
 
 from retl import pace
+from retl.batch import Quota
 from retl.definitions import Limits, Retry
 from retl.errors import Ambiguous, Systemic, Unavailable
 from retl.pace import Pace, retrying
@@ -174,3 +175,22 @@ def test_a_success_ends_it(clock: Clock) -> None:
         return "done"
 
     assert retrying(Retry(), clock)(work) == "done"
+
+
+@pytest.mark.parametrize(
+    ("left", "share", "goes_on"), [(0.6, 0.5, True), (0.5, 0.5, False), (0.1, 1.0, True), (0.0, 1.0, False)]
+)
+def test_a_quota_is_left_alone_once_our_share_of_it_is_used(left: float, share: float, goes_on: bool) -> None:
+    pace, stop = Pace(Limits(share=share)), Event()
+    pace.heed(Quota(left, 60.0))
+    later = Timer(0.05, stop.set)
+    later.start()
+    assert pace.wait(stop) is goes_on
+    later.cancel()
+
+
+def test_a_quota_that_begins_anew_nobody_knows_when_holds_nobody_up() -> None:
+    pace = Pace(Limits())
+    pace.heed(None)
+    pace.heed(Quota(0.0))
+    assert pace.wait(Event())

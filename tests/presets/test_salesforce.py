@@ -6,13 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from pydantic import ValidationError
+
 from retl.batch import Kind
+from retl.destinations import load
 from retl.http.rules import Rules
 from retl.http.waits import quota
 from tests import api as fake
 from tests.api import TOKEN
 from tests.presets.oauth import TokenServer, expire
 from tests.presets.proof import Proof, Recorded, lines
+from tests.test_http_rs256 import PEM
 
 LOCKED = {
     "success": False,
@@ -81,6 +86,23 @@ class TestSalesforce(Proof):
                 assert outcome.result(n).code == (
                     None if item["success"] else item["errors"][0]["statusCode"]
                 )
+
+    def test_a_certificate_can_stand_in_for_the_secret(self) -> None:
+        keys = {
+            "client_id": "me",
+            "domain": "example.my.salesforce.com",
+            "private_key": PEM,
+            "user": "retl@x.io",
+        }
+        model = load("salesforce").Options
+        auth = model(connection=keys, object="Contact", match="Ext__c").http.connection.auth  # type: ignore[attr-defined]
+        assert (auth.grant, auth.subject, auth.audience) == (
+            "jwt_bearer",
+            "retl@x.io",
+            "https://login.salesforce.com",
+        )
+        with pytest.raises(ValidationError):
+            model(connection={**keys, "private_key": None}, object="Contact", match="Ext__c")
 
     def test_the_budget_is_read_from_its_header(self) -> None:
         rules: Rules = self.options().http.outcome

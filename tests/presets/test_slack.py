@@ -27,7 +27,6 @@ class TestSlack(Proof):
     fields = (Field("text", TEXT),)
     rows = (("a", "one"), ("b", "two"), ("c", "three"))
     bad = ("d", None)
-    special = {"a 200 that is not ok": [fake.instead(200, b"maybe")]}
     golden = (
         "slack_webhook.jsonl",
         0,
@@ -45,6 +44,12 @@ class TestSlack(Proof):
 
     def alike(self, request: dict[str, Any]) -> Any:
         return {**request, "path": "its address, which is the secret"}
+
+    def test_a_200_that_is_not_ok_is_no_success(self, api: Slack) -> None:
+        api.faults.append(fake.instead(200, b"maybe"))
+        kinds = [result.kind for result in self.deliver(api, self.rows)]
+        assert kinds == [Kind.UNKNOWN, Kind.WRITTEN, Kind.WRITTEN]
+        assert not api.doubled
 
     def test_the_address_is_never_shown(self, api: Slack) -> None:
         options = self.options(api.url)

@@ -275,7 +275,8 @@ def _rules(endpoint: Endpoint, shared: Rules, operation: Operation, keys: list[s
     rules = endpoint.outcome or shared
     if endpoint.outcome is None and endpoint.wrap is None and endpoint.rows_at_most == 1:
         how = "none" if rules.rows == "none" else "all_or_nothing"
-        rules = rules.model_copy(update={"rows": how, "partial": (), "ok": (*rules.ok, *Rules().ok)})
+        ok = (*rules.ok, *Rules().ok) if rules.ok else ()  # with none at all, `cases` alone decide
+        rules = rules.model_copy(update={"rows": how, "partial": (), "ok": ok})
     for to in (identity.to for identity in rules.match if rules.rows in ("listed", "errors_by_value")):
         if not (to == "$row_no" or to.removeprefix("$") in keys or (to == "$key" and len(keys) == 1)):
             raise DefinitionError("HTTP_MATCH", f"`match.to: {to}` is no field of the key and not $row_no")

@@ -36,9 +36,10 @@ exact = msgspec.json.Encoder(decimal_format="number")  # Decimals keep their dig
 
 class Cast(Definition):
     """How a target wants the fields' values where JSON's own forms will not do. `nulls`: what stands for
-    an empty field: null, `omit` (it is not sent), or a text such as "" or "#N/A"."""
+    an empty field: null, `omit` (it is not sent), or a text such as "" or "#N/A". `keys` are the key's."""
 
     values: Literal["native", "string"] = "native"
+    keys: Literal["native", "string"] = "native"
     nulls: str | None = None
 
     def apply(self, value: msgspec.Raw) -> Any:
@@ -59,7 +60,8 @@ class Cells:
 
     def __init__(self, keys: Sequence[str], fields: Sequence[str], cast: Cast) -> None:
         self.keys, self.fields = tuple(keys), frozenset(fields)
-        self._cast = None if cast == Cast() else cast
+        self._cast = None if (cast.values, cast.nulls) == ("native", None) else cast
+        self._key: Callable[[Any], Any] = text if cast.keys == "string" else lambda value: value
         self.members = self._cast is not None
 
     def make(self, shape: Any) -> Cell:
@@ -92,7 +94,7 @@ class Cells:
             case "$row":
                 return self._whole
             case "$key" if len(self.keys) == 1:
-                return lambda row, n, members: row[0]
+                return lambda row, n, members: self._key(row[0])
             case "$row_no":
                 return lambda row, n, members: str(n)
             case str() if shape.startswith("$"):
@@ -117,7 +119,7 @@ class Cells:
     def _field(self, name: str) -> Cell:
         if name in self.keys:
             index = self.keys.index(name)
-            return lambda row, n, members: row[index]
+            return lambda row, n, members: self._key(row[index])
         if name not in self.fields:
             known = ", ".join([*self.keys, *sorted(self.fields)])
             raise DefinitionError(
@@ -135,7 +137,7 @@ class Cells:
         return {name: value for name, value in made if value is not OMIT}
 
     def _whole(self, row: Row, n: int, members: Members) -> msgspec.Raw:
-        key = exact.encode(dict(zip(self.keys, row, strict=False)))
+        key = exact.encode({name: self._key(value) for name, value in zip(self.keys, row, strict=False)})
         fields = b"{}"
         if len(row) > len(self.keys):
             fields = (

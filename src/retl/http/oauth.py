@@ -1,5 +1,5 @@
-"""OAuth 2 without a person: client credentials or a refresh token for a bearer token that is kept until it
-ends, and every form of `auth` as one type.
+"""OAuth 2 without a person: client credentials, a refresh token or a signed claim for a bearer token that is
+kept until it ends, and every form of `auth` as one type.
 
 All lanes of a connection hold the same object, so they share one token and renew it once: whoever meets
 an answer to an old token finds the new one there. A token lives in memory only.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from threading import Lock
-from time import monotonic
+from time import monotonic, time
 from typing import Annotated, Literal
 from urllib.parse import urlencode, urlsplit
 
@@ -20,11 +20,19 @@ from retl.http.auth import Anonymous, Basic, Bearer, InBody, InHeader, InQuery, 
 from retl.http.body import Request
 from retl.http.client import Address, Client, Timeouts
 from retl.http.outcome import Reply
+from retl.http.rs256 import Key
 from retl.http.rules import Match, look
 from retl.redact import register
 
 _EARLY = 60.0  # seconds before its end at which a token is not used any more
 _LIFE = 3600.0  # seconds, where the server does not say
+_CLAIM = 180  # seconds that a signed claim holds
+_JWT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+_NEEDED = {
+    "client_credentials": "client_secret",
+    "refresh_token": "refresh_token",
+    "jwt_bearer": "private_key",
+}
 
 
 class OAuth2(Anonymous):
@@ -33,16 +41,20 @@ class OAuth2(Anonymous):
 
     type: Literal["oauth2"]  # type: ignore[assignment]
     token_url: str
-    grant: Literal["client_credentials", "refresh_token"] = "client_credentials"
+    grant: Literal["client_credentials", "refresh_token", "jwt_bearer"] = "client_credentials"
     client_id: str
     client_secret: SecretStr | None = None
     refresh_token: SecretStr | None = None
+    private_key: SecretStr | None = None  # RSA, PEM
+    subject: str | None = None  # whom the claim is made for, where that is not the client itself
+    audience: str | None = None  # token_url, where it is not said
     scope: str | None = None
     method: Literal["POST", "GET"] = "POST"
     expired: Match | None = None
     _lock: Lock = PrivateAttr(default_factory=Lock)
     _token: str | None = PrivateAttr(default=None)
     _ends: float = PrivateAttr(default=0.0)
+    _key: Key | None = PrivateAttr(default=None)
 
     @field_validator("token_url")
     @classmethod
@@ -54,10 +66,11 @@ class OAuth2(Anonymous):
 
     @model_validator(mode="after")
     def _fits(self) -> OAuth2:
-        needed = self.refresh_token if self.grant == "refresh_token" else self.client_secret
-        if needed is None:
-            name = "refresh_token" if self.grant == "refresh_token" else "client_secret"
+        name = _NEEDED[self.grant]
+        if getattr(self, name) is None:
             raise ValueError(f"`grant: {self.grant}` needs `{name}`")
+        if self.private_key is not None:
+            self._key = Key.parse(self.private_key.get_secret_value())
         return self
 
     def headers(self) -> dict[str, str]:
@@ -83,13 +96,29 @@ class OAuth2(Anonymous):
         ]
         return [*given, *([self._token] if self._token else [])]
 
+    def _form(self) -> dict[str, str | None]:
+        if self._key is not None and self.grant == "jwt_bearer":
+            claims = {"iss": self.client_id, "sub": self.subject or self.client_id, "scope": self.scope}
+            claims |= {"aud": self.audience or self.token_url}
+            now = int(time())
+            said = {name: value for name, value in claims.items() if value}
+            return {
+                "grant_type": _JWT,
+                "assertion": self._key.token({**said, "iat": now, "exp": now + _CLAIM}),
+            }
+        secret, refresh = self.client_secret, self.refresh_token
+        return {
+            "grant_type": self.grant,
+            "client_id": self.client_id,
+            "client_secret": secret.get_secret_value() if secret else None,
+            "refresh_token": refresh.get_secret_value() if refresh else None,
+            "scope": self.scope,
+        }
+
     def _renew(self) -> None:
         self._token = None
         address = Address.parse(self.token_url)
-        form = {"grant_type": self.grant, "client_id": self.client_id, "scope": self.scope}
-        form["client_secret"] = self.client_secret.get_secret_value() if self.client_secret else None
-        form["refresh_token"] = self.refresh_token.get_secret_value() if self.refresh_token else None
-        text = urlencode({name: value for name, value in form.items() if value})
+        text = urlencode({name: value for name, value in self._form().items() if value})
         path = urlsplit(self.token_url).path
         content = (("Content-Type", "application/x-www-form-urlencoded"),)
         request = Request("POST", path, content, text.encode())
@@ -111,7 +140,7 @@ class OAuth2(Anonymous):
             raise Systemic(
                 "OAUTH_REFUSED",
                 f"{address} gave no token, it answered {reply.status}{code}",
-                hint="check client_id and client_secret (or refresh_token) of the connection, and token_url",
+                hint="check client_id and its secret, refresh token or key, and token_url",
             )
         register(token)
         seconds = float(life) if type(life) in (int, float) else _LIFE

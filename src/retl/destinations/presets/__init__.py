@@ -10,22 +10,22 @@ those fields. A member `name?parameter` is there only if that was given, `name!p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
-from urllib.parse import quote
 
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError, create_model, model_validator
 
 from retl import destinations
 from retl.batch import Operation, Shape, WriteMode
 from retl.definitions import Definition, Limits
-from retl.destinations.http import OPERATION_NAMES, HttpDestination, HttpOptions
+from retl.destinations.http import OPERATION_NAMES, HttpConnection, HttpDestination, HttpOptions
+from retl.destinations.presets.filling import fill, used
 from retl.errors import DefinitionError
 from retl.http.client import Timeouts
-from retl.validation import validate
+from retl.validation import ModelT, validate
 from retl.variables import Filled
 from retl.yamlfile import load as load_yaml
 
@@ -33,9 +33,6 @@ Evidence = Literal["contract", "recording", "golden", "docs"]
 
 _FOLDER = Path(__file__).parent
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-_USE = re.compile(r"<([a-z_]+)>")
-_IF = re.compile(r"([?!])([a-z_]+)$")
-_ABSENT = object()
 
 
 class Parameter(Definition):
@@ -96,23 +93,32 @@ class Preset(Definition):
     limits: VendorLimits
     example: str
 
-    def options(self, connection: PresetConnection, parameters: Mapping[str, Any]) -> HttpOptions:
-        """What the preset stands for, with these values. ValidationError where they do not fit."""
-        given = {**{name: getattr(connection, name) for name in self.connection}, **parameters}
-        given["base_url"] = connection.base_url or (self.base_url and _fill(self.base_url, given))
-        reached = {"base_url": "<base_url>", "auth": self.auth, "headers": self.headers}
+    @model_validator(mode="after")
+    def _knows_its_names(self) -> Preset:
+        known = {*self.connection, *self.parameters, "base_url"}
+        parts = self.model_dump(exclude={"docs", "example", "connection", "parameters", "summary"})
+        for name in used(parts):
+            if name not in known:
+                raise ValueError(f"<{name}> is no key of `connection` or `parameters`")
+        return self
+
+    def reach(self, connection: PresetConnection) -> HttpConnection:
+        """The connection the preset stands for, with these keys. ValueError where they do not fit."""
+        given = connection.given(self.connection)
+        given["base_url"] = connection.base_url or (self.base_url and fill(self.base_url, given))
+        filled = fill({"base_url": "<base_url>", "auth": self.auth, "headers": self.headers}, given)
+        more = {"timeouts": connection.timeouts, "allow_plaintext": connection.allow_plaintext}
+        return _model(HttpConnection, self, {**filled, **more})
+
+    def options(self, options: PresetOptions) -> HttpOptions:
+        """What a sync's parameters come to. ValueError where they do not fit."""
+        given = options.connection.given(self.connection) | options.given(self.parameters)
         raw: dict[str, Any] = {"outcome": self.outcome}
         for name in ("upsert", "insert", "update", "delete", "job", "idempotency", "check"):
             part = getattr(self, name)
             if part is not None and _holds(part.get("only_if", {}), given):
                 raw[name] = {key: value for key, value in part.items() if key != "only_if"}
-        filled = _fill(raw, given)
-        filled["connection"] = {
-            **_fill(reached, given),
-            "timeouts": connection.timeouts,
-            "allow_plaintext": connection.allow_plaintext,
-        }
-        return HttpOptions.model_validate(filled)
+        return _model(HttpOptions, self, {**fill(raw, given), "connection": options.connection.http})
 
     @cached_property
     def destination(self) -> type[HttpDestination]:
@@ -128,7 +134,7 @@ class Preset(Definition):
             connection=(connection, ...),
             **{name: one.field() for name, one in self.parameters.items()},  # type: ignore[call-overload]
         )
-        options.preset = self
+        connection.preset = options.preset = self
         limits = {name: getattr(self.limits, name) for name in Limits.model_fields}
         members = {
             "Connection": connection,
@@ -141,30 +147,42 @@ class Preset(Definition):
         return type(f"{self.name.title().replace('_', '')}Destination", (PresetDestination,), members)
 
 
-class PresetConnection(Definition):
+class _Given(Definition):
+    """Keys that a preset has declared, beside those of its models."""
+
+    preset: ClassVar[Preset]
+
+    def given(self, names: Iterable[str]) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names}
+
+
+class PresetConnection(_Given):
     """What every preset's connection takes besides its own keys."""
 
     base_url: str | None = Field(None, description="Another address: a proxy, a sandbox, a region.")
     timeouts: Timeouts = Timeouts()
     allow_plaintext: bool = False
+    _http: HttpConnection = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _fits(self) -> PresetConnection:
+        self._http = self.preset.reach(self)
+        return self
+
+    @property
+    def http(self) -> HttpConnection:
+        return self._http
 
 
-class PresetOptions(Definition):
-    """The parameters of a sync, and what they come to."""
+class PresetOptions(_Given):
+    """The parameters of a sync."""
 
-    preset: ClassVar[Preset]
     connection: PresetConnection
     _http: HttpOptions = PrivateAttr()
 
     @model_validator(mode="after")
     def _fits(self) -> PresetOptions:
-        given = {name: getattr(self, name) for name in self.preset.parameters}
-        try:
-            self._http = self.preset.options(self.connection, given)
-        except ValidationError as error:
-            found = error.errors(include_input=False, include_url=False, include_context=False)[0]
-            place = ".".join(str(part) for part in found["loc"])
-            raise ValueError(f"preset {self.preset.name}: {place}: {found['msg']}") from None
+        self._http = self.preset.options(self)
         return self
 
     @property
@@ -223,49 +241,16 @@ def _read(path: Path, file: str) -> Preset:
     return validate(Preset, Filled(tree, (), tree.value), name=path.stem)
 
 
+def _model(model: type[ModelT], preset: Preset, value: dict[str, Any]) -> ModelT:
+    """The model of a filled preset; its first error, without any value, as a ValueError."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        found = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in found["loc"])
+        said = found["msg"].removeprefix("Value error, ")
+        raise ValueError(f"preset {preset.name}: {place}: {said}") from None
+
+
 def _holds(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
     return all(given[name] in values for name, values in wanted.items())
-
-
-def _fill(part: Any, given: Mapping[str, Any], place: str = "") -> Any:
-    """A part of a preset with the values in it; `place` is the member that it belongs to."""
-    if isinstance(part, dict):
-        made = {
-            _fill(name, given): _fill(value, given, place if place == "row" else name)
-            for name, value in _present(part, given)
-        }
-        return {name: value for name, value in made.items() if value is not _ABSENT}
-    if isinstance(part, list):
-        return [value for item in part if (value := _fill(item, given, place)) is not _ABSENT]
-    if not isinstance(part, str) or not (uses := _USE.findall(part)):
-        return part
-    values = {name: given[name] for name in uses}
-    if any(value is None for value in values.values()):
-        return _ABSENT
-    whole = len(uses) == 1 and values[uses[0]]
-    if part == f"<{uses[0]}>":
-        constant = place == "row" and isinstance(whole, str) and whole.startswith("$")
-        return f"${whole}" if constant else list(whole) if isinstance(whole, tuple) else whole
-    if part == f"$<{uses[0]}>" and isinstance(whole, tuple):
-        return [f"$field.{name}" for name in whole]
-    if part == f"$<{uses[0]}>":
-        return f"$field.{whole}"
-    plain = {name: _plain(value) for name, value in values.items()}
-    if place in ("path", "$path", "errors_path"):
-        plain = {name: quote(value, safe="") for name, value in plain.items()}
-    text = _USE.sub(lambda found: plain[found[1]], part)
-    return SecretStr(text) if any(isinstance(value, SecretStr) for value in values.values()) else text
-
-
-def _present(part: dict[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The members of a part that are there with these values."""
-    for written, value in part.items():
-        found = _IF.search(written)
-        if found is None:
-            yield written, value
-        elif (given[found[2]] is None) == (found[1] == "!"):
-            yield written[: found.start()], value
-
-
-def _plain(value: Any) -> str:
-    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

@@ -1,0 +1,195 @@
+"""Presets as types of connections: resolved, refused with a place, a project's own, and run to the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from retl import redact
+from retl.batch import Field, Shape
+from retl.destinations import load, preset_names
+from retl.errors import DefinitionError
+from retl.project import Resolved, open_project
+from retl.validation import each
+from retl.values import Type
+from tests.api import TOKEN
+from tests.presets.test_klaviyo import Klaviyo
+
+HEAD = "source: {table: m}\nkey: [email]\n"
+RETL_YML = 'connections:\n  crm: {type: hubspot, token: "${HUBSPOT_TOKEN}"%s}\n'
+OWN = """
+summary: The shop's own service
+docs: Customers of the shop.
+evidence: [docs]
+source: the shop
+checked_on: 2026-11-21
+connection:
+  token: {about: Its token., secret: true}
+parameters:
+  shop: {about: Which shop., type: integer}
+base_url: https://shop.example.com
+auth: {type: bearer, token: <token>}
+upsert: {path: /shops/<shop>/customers, wrap: customers, max_rows: 50}
+limits: {requests: 10, per: 1s, source: the shop, checked_on: 2026-11-21}
+example: none
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    redact.forget()
+    (tmp_path / "syncs").mkdir()
+    yield tmp_path
+    redact.forget()
+
+
+def resolved(folder: Path, destination: str, project: str, **environ: str) -> Resolved:
+    (folder / "syncs" / "a.yml").write_text(f"{HEAD}destination: {destination}\n")
+    (folder / "retl.yml").write_text(project)
+    loaded = open_project(folder, environ=environ)
+    return loaded.destination(loaded.syncs["a"])
+
+
+def refusals(folder: Path, destination: str, project: str, **environ: str) -> list[tuple[str, str]]:
+    with pytest.raises(DefinitionError) as caught:
+        resolved(folder, destination, project, **environ)
+    return [(str(error.where), error.code) for error in each(caught.value)]
+
+
+def codes(act: Callable[[], object]) -> set[str]:
+    """The codes of the errors that it ends with, if any."""
+    try:
+        act()
+    except DefinitionError as error:
+        return {one.code for one in each(error)}
+    return set()
+
+
+def test_a_preset_is_a_type_of_connection(folder: Path) -> None:
+    found: Any = resolved(folder, "{connection: crm, object: deals}", RETL_YML % "", HUBSPOT_TOKEN=TOKEN)
+    assert found.destination is load("hubspot")
+    assert found.options.http.upsert.path == "/crm/v3/objects/deals/batch/upsert"
+    assert (found.limits.requests, found.limits.per, found.limits.share) == (100, 10, 0.5)
+    assert TOKEN not in repr(found)
+    assert redact.redact(f"it said {TOKEN}") == "it said ***"
+
+
+def test_the_connection_s_own_limits_win(folder: Path) -> None:
+    project = RETL_YML % ", limits: {share: 0.25, concurrency: 2}"
+    limits = resolved(folder, "{connection: crm}", project, HUBSPOT_TOKEN=TOKEN).limits
+    assert (limits.requests, limits.share, limits.concurrency) == (100, 0.25, 2)
+
+
+@pytest.mark.parametrize(
+    ("destination", "expected"),
+    [
+        ("{connection: crm, objct: deals}", ("syncs/a.yml:3:32", "OPTION_UNKNOWN")),
+        ("{connection: crm, object: 5}", ("syncs/a.yml:3:40", "DEFINITION_INVALID")),
+        ('{connection: crm, object: ""}', ("syncs/a.yml:3:14", "DEFINITION_INVALID")),
+        ("{connection: crm, upsert: {path: /}}", ("syncs/a.yml:3:32", "OPTION_UNKNOWN")),
+    ],
+)
+def test_what_does_not_fit_is_refused_where_it_was_written(
+    folder: Path, destination: str, expected: tuple[str, str]
+) -> None:
+    assert refusals(folder, destination, RETL_YML % "", HUBSPOT_TOKEN=TOKEN) == [expected]
+
+
+def test_a_key_that_the_connection_lacks_is_asked_for(folder: Path) -> None:
+    assert refusals(folder, "{connection: crm}", "connections:\n  crm: {type: hubspot}\n") == [
+        ("retl.yml:2:8", "OPTION_MISSING")
+    ]
+    assert refusals(folder, "{connection: crm}", "connections:\n  crm: {type: hubspt, token: x}\n") == [
+        ("retl.yml:2:15", "DESTINATION_UNKNOWN")
+    ]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_project_is_valid_before_its_secrets_are_there(folder: Path, name: str) -> None:
+    preset = load(name).preset  # type: ignore[attr-defined]
+    keys = "".join(f', {key}: "${{{key.upper()}_OF_THE_TESTS}}"' for key in preset.connection)
+    (folder / "retl.yml").write_text(f"connections:\n  {name}: {{type: {name}{keys}}}\n")
+    (folder / "syncs" / "a.yml").write_text(preset.example)
+    loaded = open_project(folder, environ={})
+    assert {one.name for one in loaded.missing()} == {
+        f"{key.upper()}_OF_THE_TESTS" for key in preset.connection
+    }
+    assert codes(lambda: loaded.destination(loaded.syncs["a"])) <= {"VARIABLE_UNSET"}
+
+
+def test_an_operation_that_a_preset_has_not_got_says_what_it_takes(folder: Path) -> None:
+    found: Any = resolved(folder, "{connection: crm}", RETL_YML % "", HUBSPOT_TOKEN=TOKEN)
+    shape = Shape("a", "s", (Field("email", Type("string")),), (), deletes="delete")
+    with pytest.raises(DefinitionError) as caught:
+        found.destination(found.options, shape)
+    assert "`match: hs_object_id`" in caught.value.message
+
+
+def test_a_project_has_presets_of_its_own(folder: Path) -> None:
+    (folder / "presets").mkdir()
+    (folder / "presets" / "shop.yml").write_text(OWN)
+    project = f"connections:\n  shop: {{type: shop, token: {TOKEN}}}\n"
+    found: Any = resolved(folder, "{connection: shop, shop: 7}", project)
+    assert found.options.http.upsert.path == "/shops/7/customers"
+    assert refusals(folder, "{connection: shop, shop: seven}", project) == [
+        ("syncs/a.yml:3:39", "DEFINITION_INVALID")
+    ]
+    page = retl(folder, "destinations", "shop")
+    assert "POST /shops/<shop>/customers" in page.stdout
+    assert "The shop's own service" in retl(folder, "destinations").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("hubspot", OWN, ("presets/hubspot.yml", "PRESET_TWICE")),
+        ("postgres", OWN, ("presets/postgres.yml", "PRESET_TWICE")),
+        ("The-Shop", OWN, ("presets/The-Shop.yml", "PRESET_NAME")),
+        ("shop", OWN + "upsrt: {}\n", ("presets/shop.yml:16:1", "OPTION_UNKNOWN")),
+        ("shop", OWN.replace("<shop>", "<shp>"), ("presets/shop.yml:2:1", "DEFINITION_INVALID")),
+    ],
+)
+def test_a_preset_that_is_wrong_is_a_definition_error(
+    folder: Path, name: str, text: str, expected: tuple[str, str]
+) -> None:
+    (folder / "presets").mkdir()
+    (folder / "presets" / f"{name}.yml").write_text(text)
+    assert refusals(folder, "{connection: crm}", RETL_YML % "", HUBSPOT_TOKEN=TOKEN) == [expected]
+
+
+def retl(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "retl", "--project", str(folder), *words],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_run_that_died_while_a_job_was_at_work_asks_after_it(folder: Path) -> None:
+    with duckdb.connect(str(folder / "mart.duckdb")) as mart:
+        mart.execute("CREATE TABLE m AS SELECT 'k' || i || '@x.io' AS email, i AS visits FROM range(7) t(i)")
+    with Klaviyo() as api:
+        (folder / "syncs" / "a.yml").write_text(f"{HEAD}destination: {{connection: news}}\n")
+        (folder / "retl.yml").write_text(
+            "warehouse: {path: mart.duckdb}\n"
+            f"connections:\n  news: {{type: klaviyo, api_key: {TOKEN}, base_url: '{api.url}'}}\n"
+        )
+        killed = retl(folder, "sync", RETL_CRASH_AT="handle_attached:1")
+        assert killed.returncode == -9, killed.stderr
+        assert not api.users
+        again = retl(folder, "sync")
+        assert again.returncode == 0, again.stderr
+        assert [method for method, _, _, _ in api.seen].count("POST") == 1
+        assert len(api.users) == 7
+        before = len(api.seen)
+        assert retl(folder, "sync").returncode == 0
+        assert len(api.seen) == before
