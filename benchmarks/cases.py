@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import mart, pipe, post
 from benchmarks.timing import Measured, Series, timed
-from benchmarks.workbench import CONTRACT, TO_POSTGRES, TO_REDIS, Workbench
+from benchmarks.workbench import BATCH, CONTRACT, TO_POSTGRES, TO_REDIS, Workbench
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +33,7 @@ class Postgres:
         self.none_away = Series("nothing changed, state in PostgreSQL", 0.40, 0.40)
         self.change_away = Series("1 % updated, 0.1 % deleted, state in PostgreSQL", 0.50, 0.50)
         self.phases: list[tuple[float, dict[str, float]]] = []
-        bench.write_sync("users", TO_POSTGRES + CONTRACT)
+        bench.write_sync("users", TO_POSTGRES + CONTRACT + BATCH)
 
     @property
     def series(self) -> list[Series]:
@@ -172,7 +172,7 @@ class Start:
         self.ten = Series("a sync of 10 rows to PostgreSQL", 1.0, 0.6, "s")
         self.small = bench.folder / "ten.duckdb"
         mart.build(self.small, 10)
-        bench.write_sync("users", TO_POSTGRES + CONTRACT)
+        bench.write_sync("users", TO_POSTGRES + CONTRACT + BATCH)
 
     @property
     def series(self) -> list[Series]:
@@ -195,7 +195,7 @@ class Growth:
         self.load = Series("growth of the full load beside the floor's", 1.1, 1.0)
         self.few = Series("100 changes: ten times the keys", 12.0, 10.0)
         for bench in self.benches:
-            bench.write_sync("users", TO_POSTGRES + CONTRACT)
+            bench.write_sync("users", TO_POSTGRES + CONTRACT + BATCH)
             mart.build_changed(bench.folder / "few.duckdb", bench.mart, 100, 0)
 
     @property

@@ -22,6 +22,8 @@ from benchmarks.timing import Measured, timed
 from retl.demo import servers
 from retl.demo.process import Server
 
+# Whoever loads a million rows says so: each batch is a transaction, and 5,000 rows are soon written.
+BATCH = "batch: {rows: 20000}\n"
 CONTRACT = """\
 contract:
   user_id: {type: string, min_length: 1, max_length: 64}

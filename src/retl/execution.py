@@ -144,6 +144,7 @@ class Execution:
         plan = self._planned()
         if not len(plan.change_set):
             return
+        plan.spool.run("DROP TABLE mart")  # the change set has its rows, and wants the memory
         name = f"{self.run.run_id}.part.parquet"
         plan.change_set.write_part(self.directory / name)
         self.job.ledger.put_file(name, self.directory / name)
