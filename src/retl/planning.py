@@ -16,7 +16,7 @@ from retl import baseline, changes, contract, guards, log, mapping
 from retl.batch import Batch
 from retl.changes import Cursor, Strategy
 from retl.destinations import Destination
-from retl.errors import DefinitionError, Mismatch
+from retl.errors import DefinitionError, Mismatch, Systemic
 from retl.fit import fit
 from retl.guards import Facts, Refusal
 from retl.job import Clock, Job
@@ -26,6 +26,7 @@ from retl.plan import Plan
 from retl.sources import duckdb as mart
 from retl.spool import Spool
 
+RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # missing ones, which a dry run does not need
 SAMPLE = 200  # confirmed keys asked for before `unchanged` is believed
 
 Settle = Callable[[FieldMap, Destination[Any], Spool], None]
@@ -69,6 +70,7 @@ class _Planning:
         self.refusals: list[Refusal] = []
         self.emptied = False  # the target lost rows that expire anyway: every row is due
         self.sampled = self.lost = 0
+        self.readonly = False
         self.watermark: str | None = None
 
     def freeze(self) -> None:
@@ -136,6 +138,10 @@ class _Planning:
                 # to a lost target `--full` is the answer
                 if not self.emptied and not (problem.code == "TARGET_LOST" and self._selection.full):
                     self.refusals.append(Refusal(problem.code, problem.message, problem.hint))
+            except Systemic as problem:
+                if not (self.job.options.dry_run and problem.code in RIGHTS):
+                    raise
+                self.readonly = True
             believes = self.baseline_rows and self.job.sync.write != "append" and not self._selection.full
             if believes and self.capabilities.readable and not self.emptied and not self.refusals:
                 self._sample(destination)
@@ -301,6 +307,7 @@ class _Planning:
         notes = {
             "what is sent changed (fields, types, transforms or formats): every row is sent once": reshaped,
             "the target lost rows that expire: every row is sent again": self.emptied,
+            "this account may not write here: a run with it would fail": self.readonly,
             f"{self.withheld} deletes wait: a row without a usable key may be one of them": self.withheld > 0,
             "delivery is at_least_once: after a crash a row may arrive twice": twice,
         }
