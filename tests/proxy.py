@@ -105,8 +105,9 @@ class Proxy:
             return b""
 
         def finish() -> None:
-            self._reset()
-            self._backward = bytes
+            old, self._sockets = self._sockets, set()
+            self._backward = bytes  # before the reset: a client is back within microseconds of it
+            _abort_all(old)
 
         self._forward = forward
 
@@ -140,8 +141,8 @@ class Proxy:
                 end.shutdown(how)
 
     def _reset(self) -> None:
-        while self._sockets:
-            _abort(self._sockets.pop())
+        old, self._sockets = self._sockets, set()
+        _abort_all(old)
 
 
 class _Cut(Exception):
@@ -153,6 +154,11 @@ class _Cut(Exception):
 
 def _nothing(_: bytes) -> bytes:
     return b""
+
+
+def _abort_all(ends: set[socket.socket]) -> None:
+    for end in ends:
+        _abort(end)
 
 
 def _abort(end: socket.socket) -> None:
