@@ -129,7 +129,9 @@ class HttpDestination(Destination[HttpOptions]):
             operations=frozenset(self._endpoints),
             idempotent=shape.write not in _INSERTS,
             form="documents",
-            shaping=endpoint.model_dump(mode="json", exclude={"outcome", "max_rows", "max_bytes"}),
+            shaping=endpoint.model_dump(
+                mode="json", exclude={"outcome", "max_rows", "max_bytes", "max_row_bytes"}
+            ),
             key_window=key.window if key else None,
             nulls_keep=shape.write not in _INSERTS,
             settles=key is not None,
@@ -171,7 +173,7 @@ class HttpDestination(Destination[HttpOptions]):
         there is no evidence to be had."""
         if handle is not None and self.options.job is not None:
             sent = self._sent(batch, lambda row: self._known())
-            return self.options.job.look(handle, sent, self._ask, self._address.prefix)
+            return self.options.job.ask(handle, sent, self._ask, self._address.prefix)
         if batch.request is None or batch.idempotency_key is None or self.options.idempotency is None:
             return Outcome(UNKNOWN)
         request = self._request(batch)

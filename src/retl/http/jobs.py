@@ -46,7 +46,7 @@ class Job(Definition):
             raise Ambiguous("HTTP_NO_JOB", "the target took the batch and did not name the job")
         return Pending(text(name), self.every)
 
-    def look(self, handle: str, sent: Sent, send: Callable[[Request], Reply], prefix: str) -> Answer:
+    def ask(self, handle: str, sent: Sent, send: Callable[[Request], Reply], prefix: str) -> Answer:
         """What has become of the job, by requests that change nothing. A job that the target does not
         know any more is UNKNOWN; errors of these requests are raised as those of any other."""
         job = quote(handle, safe="")
