@@ -9,7 +9,7 @@ import pytest
 from retl.definitions import Guards
 from retl.guards import Facts, judge
 
-CALM = Facts(read=1000, new_rejects=0, baseline_rows=1000, matched=1000, last_read=1000)
+CALM = Facts(read=1000, total=1000, new_rejects=0, baseline_rows=1000, matched=1000, last_read=1000)
 
 
 def codes(facts: Facts, guards: Guards | None = None, accepted: tuple[str, ...] = ()) -> list[str]:
@@ -45,10 +45,10 @@ def test_allow_deletes_must_be_the_planned_number() -> None:
 
 
 def test_an_empty_mart_is_refused_only_where_absence_deletes_or_a_minimum_is_set() -> None:
-    empty = replace(CALM, read=0, matched=0)
+    empty = replace(CALM, read=0, total=0, matched=0)
     assert codes(empty) == []
     assert codes(replace(empty, deletes_on=True, deletes=1000)) == ["EMPTY_SOURCE", "DELETE_RATE"]
-    assert codes(replace(CALM, read=9, last_read=None), Guards(min_rows=10)) == ["EMPTY_SOURCE"]
+    assert codes(replace(CALM, read=9, total=9, last_read=None), Guards(min_rows=10)) == ["EMPTY_SOURCE"]
 
 
 def test_a_mart_that_fell_by_more_than_half_is_refused_on_full_reads_only() -> None:

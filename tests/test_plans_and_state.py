@@ -403,3 +403,163 @@ def test_a_source_reads_no_other_file(workshop: Workshop, path: str) -> None:
     said = workshop.retl("sync")
     assert said.code in (1, 3)
     assert "root:" not in said.out + said.err
+
+
+# --- what must not be lost, doubled or deleted in combinations
+
+
+def test_a_part_of_the_mart_is_never_adopted(workshop: Workshop, postgres: Database) -> None:
+    workshop.sync("users", destination=TABLE, write="append", first_run="adopt")
+    for words in (["--limit", "3"], ["--key", "5"], ["--where", "user_id < 9"]):
+        refused = workshop.retl("sync", *words)
+        assert refused.code == 2
+        assert "ADOPT_WHOLE" in refused.err
+    assert run(workshop)["skipped"] == ROWS
+    assert run(workshop)["unchanged"] == ROWS
+
+
+@pytest.mark.parametrize("change", ["mapping", "cursor"])
+def test_rows_behind_the_mark_are_read_when_they_are_due(
+    workshop: Workshop, postgres: Database, change: str
+) -> None:
+    workshop.warehouse(
+        "ALTER TABLE users ADD COLUMN seen TIMESTAMP; ALTER TABLE users ADD COLUMN made TIMESTAMP"
+    )
+    workshop.warehouse(
+        "UPDATE users SET seen = TIMESTAMP '2026-01-01' + INTERVAL (user_id) HOUR, made = seen"
+    )
+    contract = "{user_id: {type: integer}, email: {type: string}}"
+    workshop.sync("users", destination=TABLE, changes="{watermark: seen}", contract=contract)
+    assert run(workshop)["inserted"] == ROWS
+    if change == "mapping":
+        fields = '{"*": "*", origin: {value: warehouse}}'
+        workshop.sync(
+            "users", destination=TABLE, changes="{watermark: seen}", contract=contract, fields=fields
+        )
+        assert run(workshop)["updated"] == ROWS
+    else:
+        workshop.warehouse("INSERT INTO users VALUES (100, 'new', 1, '2020-01-01', '2020-01-01')")
+        workshop.sync("users", destination=TABLE, changes="{watermark: made}", contract=contract)
+        assert run(workshop)["inserted"] == 1
+
+
+def test_update_only_under_a_watermark_tries_missing_keys_again(
+    workshop: Workshop, postgres: Database
+) -> None:
+    with postgres.connect() as connection:
+        connection.execute("CREATE SCHEMA crm")
+        connection.execute(
+            "CREATE TABLE crm.users (user_id bigint PRIMARY KEY, email text, spend numeric(12,2))"
+        )
+    workshop.warehouse("ALTER TABLE users ADD COLUMN seen TIMESTAMP")
+    workshop.warehouse("UPDATE users SET seen = TIMESTAMP '2026-01-01' + INTERVAL (user_id) HOUR")
+    contract = "{user_id: {type: integer}, email: {type: string}}"
+    table = "{type: postgres, table: crm.users}"
+    workshop.sync(
+        "users", destination=table, changes="{watermark: seen}", write="update_only", contract=contract
+    )
+    assert run(workshop)["skipped"] == ROWS
+    with postgres.connect() as connection:
+        connection.execute("INSERT INTO crm.users VALUES (4, 'old', 0)")
+    assert run(workshop)["inserted"] == 1
+    assert column(postgres, "SELECT email FROM crm.users") == ["u4@example.com"]
+
+
+def test_a_run_stopped_by_its_rejects_knows_what_it_did_not_touch(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.warehouse(
+        "CREATE OR REPLACE TABLE users AS SELECT i AS user_id, 'e' || i AS email, i::DECIMAL(12,2) AS spend FROM range(1, 1001) t(i)"
+    )
+    with postgres.connect() as connection:
+        connection.execute("CREATE SCHEMA crm")
+        connection.execute(
+            "CREATE TABLE crm.users (user_id bigint PRIMARY KEY, email text, spend numeric(12,2) CHECK (spend < 101 OR spend > 800))"
+        )
+        connection.execute("INSERT INTO crm.users VALUES (900, 'not ours', 900)")
+    workshop.sync(
+        "users", destination="{type: postgres, table: crm.users}", deletes="delete", batch="{rows: 100}"
+    )
+    failed = run(workshop)
+    assert (failed["status"], failed["error"]["code"]) == ("FAILED", "FAILED_RATE")
+    workshop.warehouse("DELETE FROM users WHERE user_id BETWEEN 101 AND 950")
+    healed = run(workshop)
+    assert healed["status"] == "SUCCESS"
+    assert column(postgres, "SELECT email FROM crm.users WHERE user_id = 900") == ["not ours"]
+
+
+def test_a_crash_makes_nobody_elses_row_ours_to_delete(workshop: Workshop, postgres: Database) -> None:
+    with postgres.connect() as connection:
+        connection.execute("CREATE SCHEMA crm")
+        connection.execute(
+            "CREATE TABLE crm.users (user_id bigint PRIMARY KEY, email text, spend numeric(12,2))"
+        )
+        connection.execute("INSERT INTO crm.users VALUES (7, 'not ours', 7)")
+    workshop.sync(
+        "users",
+        destination="{type: postgres, table: crm.users}",
+        write="insert_only",
+        deletes="delete",
+        batch="{rows: 5}",
+    )
+    assert workshop.retl("sync", RETL_CRASH_AT="batch_answered:3").code == -9
+    assert run(workshop)["status"] == "SUCCESS"
+    workshop.warehouse("DELETE FROM users WHERE user_id IN (7, 8)")
+    assert run(workshop)["deleted"] == 1
+    assert column(postgres, "SELECT email FROM crm.users WHERE user_id IN (7, 8)") == ["not ours"]
+
+
+def test_leaving_insert_only_believes_nothing_it_left_alone(workshop: Workshop, postgres: Database) -> None:
+    with postgres.connect() as connection:
+        connection.execute("CREATE SCHEMA crm")
+        connection.execute(
+            "CREATE TABLE crm.users (user_id bigint PRIMARY KEY, email text, spend numeric(12,2))"
+        )
+        connection.execute("INSERT INTO crm.users VALUES (3, 'curated', 3)")
+    table = "{type: postgres, table: crm.users}"
+    workshop.sync("users", destination=table, write="insert_only")
+    assert (run(workshop)["skipped"], run(workshop)["unchanged"]) == (1, ROWS)
+    workshop.sync("users", destination=table)
+    assert run(workshop)["updated"] == ROWS
+    assert column(postgres, "SELECT email FROM crm.users WHERE user_id = 3") == ["u3@example.com"]
+
+
+def test_keys_are_told_apart_whatever_the_marts_collation(workshop: Workshop, postgres: Database) -> None:
+    workshop.warehouse(
+        "CREATE TABLE people (name VARCHAR COLLATE NOCASE, n INTEGER); INSERT INTO people VALUES ('k3', 1), ('k4', 2), ('K4', 3)"
+    )
+    workshop.sync(
+        "people",
+        source="{table: people}",
+        key="[name]",
+        destination="{type: postgres, table: crm.people, create: true}",
+        deletes="delete",
+    )
+    assert run(workshop)["inserted"] == 3
+    workshop.warehouse("UPDATE people SET name = 'K3' WHERE name = 'k3'")
+    moved = run(workshop)
+    assert (moved["inserted"], moved["deleted"]) == (1, 1)
+
+
+def test_duplicates_are_looked_for_in_the_whole_mart(workshop: Workshop) -> None:
+    workshop.warehouse("INSERT INTO users VALUES (5, 'twice', 1)")
+    workshop.sync("users", destination=TABLE)
+    chosen = run(workshop, "--where", "email = 'twice'", "--accept", "REJECT_RATE")
+    assert (chosen["inserted"], chosen["rejected"], chosen["rejects"][0]["code"]) == (0, 1, "KEY_DUPLICATE")
+
+
+def test_a_column_with_a_name_of_retls_is_refused(workshop: Workshop) -> None:
+    workshop.warehouse('ALTER TABLE users ADD COLUMN "retl row" INTEGER')
+    workshop.sync("users", destination=TABLE)
+    said = workshop.retl("sync")
+    assert said.code == 2
+    assert "COLUMN_NAME" in said.err
+
+
+@pytest.mark.parametrize("part", [{"deletes": "delete"}, {"write": "insert_only"}, {"first_run": "adopt"}])
+def test_a_plan_is_refused_when_the_definition_moved(workshop: Workshop, part: dict[str, str]) -> None:
+    workshop.sync("users", destination=TABLE)
+    workshop.retl("plan", "--sync", "users", "--out", "first.plan")
+    workshop.sync("users", destination=TABLE, **part)
+    refused = workshop.retl("apply", "first.plan", "--output", "json")
+    assert (refused.code, only(refused.document)["error"]["code"]) == (3, "PLAN_MOVED")

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import msgspec
 
 from retl import __version__
 from retl.changes import Selection
+from retl.definitions import Sync
 from retl.errors import DefinitionError, Mismatch
 from retl.job import Job, Options
 from retl.plan import Plan
@@ -35,6 +37,7 @@ class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state_id: str
     object: str
     fingerprints: dict[str, str]
+    how: str
     baseline: list[str]
     digest: str
     counts: dict[str, Any]
@@ -55,6 +58,7 @@ def make(job: Job, plan: Plan) -> Artifact:
         state_id="" if job.ledger.fresh else job.ledger.state_id,
         object=plan.capabilities.object,
         fingerprints=plan.fingerprints,
+        how=_how(job.sync),
         baseline=_baseline(plan),
         digest=plan.change_set.digest(),
         counts=asdict(plan.counts()),
@@ -107,6 +111,7 @@ def verify(artifact: Artifact, job: Job, plan: Plan) -> None:
         "state_id": "this is another ledger",
         "object": "the destination is another one",
         "fingerprints": "the sync's key, fields or shape changed",
+        "how": "the sync's definition changed",
         "baseline": "a run began since: the plan is spent",
         "digest": "the mart changed",
     }
@@ -115,6 +120,11 @@ def verify(artifact: Artifact, job: Job, plan: Plan) -> None:
             continue  # made before there was a ledger: the empty baseline says all there is to say
         if json.dumps(getattr(now, name)) != json.dumps(getattr(artifact, name)):
             raise Mismatch("PLAN_MOVED", f"the plan no longer holds: {sentence}", hint="plan again")
+
+
+def _how(sync: Sync) -> str:
+    """Digest of the definition, but for what only people read."""
+    return sha256(sync.model_dump_json(exclude={"description", "tags"}).encode()).hexdigest()
 
 
 def _baseline(plan: Plan) -> list[str]:

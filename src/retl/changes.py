@@ -97,6 +97,14 @@ def select(spool: Spool, field_map: FieldMap, selection: Selection) -> int:
     return count
 
 
+def find_duplicates(spool: Spool, field_map: FieldMap) -> None:
+    """Make `duplicated`: the keys that stand in the frozen mart more than once."""
+    spool.run(
+        f"CREATE TABLE duplicated AS SELECT key FROM (SELECT {field_map.key} AS key FROM mart"
+        f" WHERE {field_map.key_fault} IS NULL) GROUP BY key HAVING count(*) > 1"
+    )
+
+
 def since(
     spool: Spool, field_map: FieldMap, cursor: Cursor, mark: str | None, owed: Iterable[str], now: datetime
 ) -> str | None:
@@ -133,9 +141,13 @@ def fingerprint(spool: Spool, field_map: FieldMap, clears: str, salt: str) -> No
         f'CREATE TABLE rows AS SELECT "retl row" AS row, {field_map.key} AS key,'
         f" {field_map.key_fault} AS fault, {row_hash} AS hash, {clears} AS sure FROM mart"
     )
+    if not spool.run("SELECT 1 FROM duckdb_tables() WHERE table_name = 'duplicated'"):
+        spool.run(
+            "CREATE TABLE duplicated AS"
+            " SELECT key FROM rows WHERE fault IS NULL GROUP BY key HAVING count(*) > 1"
+        )
     spool.run(
-        "UPDATE rows SET fault = 'KEY_DUPLICATE' WHERE fault IS NULL AND key IN"
-        " (SELECT key FROM rows WHERE fault IS NULL GROUP BY key HAVING count(*) > 1)"
+        "UPDATE rows SET fault = 'KEY_DUPLICATE' WHERE fault IS NULL AND key IN (SELECT key FROM duplicated)"
     )
 
 

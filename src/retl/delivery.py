@@ -114,6 +114,7 @@ class Delivery:
                 for lane in sorted(lanes, key=lambda lane: isinstance(lane.exception(), Stopped)):
                     lane.result()
         finally:
+            self._tally = None  # what was never handed out says nothing of the rows
             for batch in [*self._left, *work.close()]:
                 self._record(Answered(batch, Outcome(NOT_APPLIED), attempts=0))
             self.journal.flush()
@@ -314,7 +315,7 @@ class Delivery:
         )
         if answered.outcome is not None:
             with self._lock:
-                if self._tally is not None:
+                if self._tally is not None and answered.attempts:
                     self._tally.add(answered.outcome, len(answered.batch))
 
 

@@ -89,11 +89,11 @@ class Execution:
                 log.event("run_abandoned", dead=dead.run_id)
 
     def settle(self, field_map: FieldMap, destination: Destination[Any], spool: Spool) -> None:
-        """Learn what became of dead runs' open batches: everywhere of those that a target works on under
-        a handle, and where twice is not once of all, by the same bytes under the same key. Inside the
-        vendor's window evidence is sought; outside it they stay in doubt."""
+        """Learn what became of dead runs' open batches: of all where the target keeps evidence or honours
+        a key (the same bytes, under the same key), else of those it works on under a handle. Evidence is
+        sought inside the vendor's window; outside it they stay in doubt."""
         capabilities = destination.capabilities
-        all = minted(capabilities) and bool(capabilities.settles or capabilities.key_window)
+        all = capabilities.settles or capabilities.key_window is not None
         ledger = self.job.ledger
         for layer in ledger.layers(self.job.sync.name, capabilities.object):
             opened = [b for b in ledger.batches(layer.run_id) if b.status == "open"]

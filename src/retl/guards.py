@@ -30,6 +30,7 @@ class Facts:
     """What is known before the first write. Counts are rows; None = does not apply to this run."""
 
     read: int
+    total: int  # rows of the mart before --key, --where and a watermark left any out
     new_rejects: int
     baseline_rows: int
     deletes: int = 0
@@ -87,11 +88,11 @@ def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
 
 
 def _volume(facts: Facts, guards: Guards) -> Iterator[Refusal]:
-    too_few = guards.min_rows is not None and facts.read < guards.min_rows
-    if (facts.read == 0 and facts.deletes_on) or too_few:
+    too_few = guards.min_rows is not None and facts.total < guards.min_rows
+    if (facts.total == 0 and facts.deletes_on) or too_few:
         wanted = f"at least {guards.min_rows}" if too_few else "some, since `deletes` is on"
         yield Refusal(
-            "EMPTY_SOURCE", f"the mart has {facts.read} rows; expected {wanted}", "was the mart built?"
+            "EMPTY_SOURCE", f"the mart has {facts.total} rows; expected {wanted}", "was the mart built?"
         )
     last = facts.last_read or 0
     if facts.full_read and facts.read and last and _over(last - facts.read, guards.max_row_drop, last):

@@ -113,6 +113,8 @@ def what(sync: Sync, contract: Contract, mapping: FieldMap, shaping: Mapping[str
         for f in mapping.shape.fields
     ]
     names = [f.name for f in mapping.shape.key]
+    if sync.write == "insert_only":
+        names.append("insert_only")  # what it left alone is not what another mode would believe delivered
     return _digest(
         [HASH_VERSION, sorted(fields), names, mapping.formats.model_dump(), mapping.timezone, shaping]
     )

@@ -81,13 +81,20 @@ class _Planning:
         read_paths = [job.folder / path for path in job.warehouse.read_paths]
         self.spool.harden([*read_paths, *job.ledger.readable()])
         columns = mart.columns(self.spool, wanted)
+        if taken := next((name for name in columns if name.lower().startswith("retl ")), None):
+            raise DefinitionError(
+                "COLUMN_NAME",
+                f"the mart's column {taken!r} has a name that retl uses itself",
+                hint="give it another name in the source's SQL",
+                where=f"sync {sync.name}",
+            )
         self.contract = contract.build(sync.contract, columns, job.folder, sync.key, job.warehouse.timezone)
         self._map(None)
         self.capabilities = job.target.lane(self.field_map.shape).capabilities
         fit(sync, self.field_map, self.capabilities)
         self.cursor = _cursor(self.job, columns)
         names = dict.fromkeys([*self.contract.columns, *([self.cursor.column] if self.cursor else [])])
-        mart.read(self.spool, wanted, names, "mart")
+        self.total = mart.read(self.spool, wanted, {name: columns[name] for name in names}, "mart")
         mart.detach(self.spool, job.warehouse)
         log.event("mart_frozen")
         self.failed_checks = [check for check in sync.checks if self._returns_rows(check)]
@@ -110,6 +117,7 @@ class _Planning:
             "where": self.capabilities.object,
             "who": mapping.who(self.field_map),
             "what": mapping.what(sync, self.contract, self.field_map, self.capabilities.shaping),
+            "mark": f"{self.cursor.column} {self.cursor.column_type}" if self.cursor else "",
         }
         last = self.layers[-1].fingerprint if self.layers else {}
         self.former: Mapping[str, str] = self.checkpoint.fingerprints if self.checkpoint else last
@@ -121,6 +129,8 @@ class _Planning:
         self.known_rejects = {
             (one.key, one.hash) for one in [*self.open_rejects, *ledger.rejects(sync.name, "dismissed")]
         }
+        if self.cursor is not None or self._selection.partial:
+            changes.find_duplicates(self.spool, self.field_map)  # in the whole mart, before rows leave it
         if self.cursor is not None:
             self.watermark = self._since(self.cursor)
         if self._selection.where is not None:
@@ -197,8 +207,17 @@ class _Planning:
             and sync.write != "append"
             and self.cursor is None
         )
+        part_only = options.selection.partial or options.selection.limit is not None
+        if part_only and sync.first_run == "adopt" and self._is_first:
+            raise DefinitionError(
+                "ADOPT_WHOLE",
+                "`first_run: adopt` takes the whole mart as delivered, never a part of it",
+                hint="run once without --key, --where and --limit",
+                where=f"sync {sync.name}",
+            )
         facts = Facts(
             read=self.read,
+            total=self.total,
             new_rejects=sum(one not in self.known_rejects for one in changes.rejected(self.spool)),
             baseline_rows=self.baseline_rows,
             deletes=self.change_set.counts.get("delete", 0),
@@ -264,7 +283,15 @@ class _Planning:
         return bool(mart.answers(self.spool, mart.select(check, self.job.options.variables, "checks")))
 
     def _since(self, cursor: Cursor) -> str | None:
-        mark = self.checkpoint.watermark if self.checkpoint and not self._selection.forced else None
+        """Read from the mark on, unless rows behind it may be due for another reason than their cursor."""
+        behind = (
+            self._selection.forced
+            or self.forgets
+            or self.capabilities.expires is not None
+            or self.job.sync.write == "update_only"  # a key that was missing may be there now
+            or any(self.former.get(name) != self.fingerprints[name] for name in ("what", "mark"))
+        )
+        mark = self.checkpoint.watermark if self.checkpoint and not behind else None
         unknown = [row[0] for row in self.spool.run("SELECT key FROM baseline WHERE hash IS NULL")]
         owed = [*unknown, *(reject.key for reject in self.open_rejects)]
         return changes.since(self.spool, self.field_map, cursor, mark, owed, self.run.started_at)

@@ -14,6 +14,7 @@ from retl.errors import Failure, Systemic
 
 SAME_CODE_ROWS = 100  # refused alike with not one accepted
 SAME_CODE_BATCHES = 2  # or so many whole batches of more than one row
+_TAKEN = (Kind.WRITTEN, Kind.SKIPPED)
 FAILED_RATE_FROM = 100  # attempted rows from which the rate is believed
 
 
@@ -34,7 +35,9 @@ class Tally:
         if outcome.default.kind is Kind.REJECTED:
             codes[outcome.default.code or "REJECTED"] += size - len(outcome.exceptions)
         self.refused += codes
-        self.accepted += size - codes.total()
+        self.accepted += sum(one.kind in _TAKEN for one in outcome.exceptions.values())
+        if outcome.default.kind in _TAKEN:
+            self.accepted += size - len(outcome.exceptions)
         if size > 1:
             self.whole.update(code for code, rows in codes.items() if rows == size)
         self._judge()
