@@ -201,7 +201,7 @@ class Proof:
             for first in range(0, len(rows), size)
         ]
         delivery = Delivery(
-            lambda: lane, lane.capabilities, Memory(), pace.Pace(Limits()), Retry(attempts=8), Stop(), 1.0
+            lambda: lane, lane.capabilities, Memory(), pace.Pace(Limits()), Retry(attempts=8), Stop()
         )
         try:
             delivery.drain(batches)
