@@ -326,7 +326,7 @@ def test_a_dead_connection_is_left_alone_until_it_is_unblocked(
 
 def test_nothing_is_in_doubt_where_evidence_settles_it(workshop: Workshop, postgres: Database) -> None:
     workshop.sync("users", destination=TABLE, write="append", first_run="send", batch="{rows: 5}")
-    crashed = workshop.retl("sync", RETL_CRASH_AT="batch_acknowledged:2")
+    crashed = workshop.retl("sync", RETL_CRASH_AT="batch_intended:3")
     assert crashed.code == -9
     assert workshop.json("resolve")["in_doubt"]
     assert run(workshop)["status"] == "SUCCESS"
