@@ -128,7 +128,7 @@ class Execution:
     def prepare(self) -> None:
         """What `create` and the promises need in the target; only where something will be written."""
         plan = self._planned()
-        if plan.forgets:
+        if plan.forgets and not len(plan.change_set):
             self.job.ledger.forget(self.job.sync.name, plan.capabilities.object, self.lock.epoch)
         if plan.adopting or not (len(plan.change_set) or plan.checkpoint is None):
             return
@@ -150,8 +150,9 @@ class Execution:
         self.job.ledger.put_file(name, self.directory / name)
         if plan.adopting:
             self._adopt()  # before the part counts: rows that a killed run did not adopt would be sent
+        anew = plan.capabilities.object if plan.forgets else None
         self.job.ledger.record_part(
-            self.run.run_id, self.lock.epoch, name, len(plan.change_set), plan.fingerprints
+            self.run.run_id, self.lock.epoch, name, len(plan.change_set), plan.fingerprints, anew=anew
         )
         log.event("part_written")
         if plan.adopting:

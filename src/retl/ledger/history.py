@@ -17,14 +17,6 @@ status <> 'RUNNING' AND started_at < ? AND run_id NOT IN (SELECT run_id FROM ret
 AND (part IS NULL OR epoch <= (SELECT c.base_epoch FROM retl_checkpoints c
   WHERE c.sync = retl_runs.sync AND c.object = retl_runs.object))
 """
-_FILES_OF = """
-SELECT part FROM retl_runs WHERE sync = ? AND object = COALESCE(?, object) AND part IS NOT NULL
-UNION SELECT base FROM retl_checkpoints WHERE sync = ? AND object = COALESCE(?, object) AND base IS NOT NULL
-"""
-_REQUESTS_OF = """
-SELECT b.batch_id FROM retl_batches b JOIN retl_runs r ON r.run_id = b.run_id
-WHERE r.sync = ? AND r.object = COALESCE(?, r.object) AND b.status = 'open'
-"""
 
 
 class History(State):
@@ -78,22 +70,6 @@ class History(State):
             if object is None:
                 self._database.change("DELETE FROM retl_rejects WHERE sync = ?", sync)
         self._files.drop(files)
-
-    def forget(self, sync: str, object: str, epoch: int) -> None:
-        """As `reset` of one object, by the run that holds the sync's lock under this epoch."""
-        with self._fenced(epoch, sync=sync):
-            files = self._forget(sync, object)
-        self._files.drop(files)
-
-    def _forget(self, sync: str, object: str | None) -> list[str]:
-        """Drop parts and checkpoints; returns the run files nobody needs any more."""
-        database, of = self._database, (sync, object)
-        files = [name for (name,) in database.query(_FILES_OF, *of, *of)]
-        files += [f"request-{batch_id}" for (batch_id,) in database.query(_REQUESTS_OF, *of)]
-        where = "WHERE sync = ? AND object = COALESCE(?, object)"
-        database.change(f"UPDATE retl_runs SET part = NULL {where}", *of)
-        database.change(f"DELETE FROM retl_checkpoints {where}", *of)
-        return files
 
     def prune(self, keep: timedelta) -> int:
         """Remove what is older than this: runs no baseline stands on, closed rejects; how many runs."""

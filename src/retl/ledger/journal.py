@@ -72,13 +72,31 @@ class Journal(Breakers):
             database.change(sql, cell(self.now()), run_id, "RUNNING")
 
     def record_part(
-        self, run_id: str, epoch: int, name: str, rows: int, fingerprint: Mapping[str, str]
+        self,
+        run_id: str,
+        epoch: int,
+        name: str,
+        rows: int,
+        fingerprint: Mapping[str, str],
+        *,
+        anew: str | None = None,
     ) -> None:
         """The run's candidates are durable in this run file, made under these fingerprints: from now on
-        it is a layer."""
+        it is a layer. `anew` names an object whose former baseline is forgotten in the same moment."""
+        forgotten: list[str] = []
         with self._fenced(epoch, run_id=run_id) as database:
+            if anew is not None:
+                sync = database.query("SELECT sync FROM retl_runs WHERE run_id = ?", run_id)[0][0]
+                forgotten = self._forget(sync, anew)
             sql = "UPDATE retl_runs SET part = ?, part_rows = ?, fingerprint = ? WHERE run_id = ?"
             database.change(sql, name, rows, cell(fingerprint), run_id)
+        self._files.drop(forgotten)
+
+    def forget(self, sync: str, object: str, epoch: int) -> None:
+        """Begin an empty baseline on an object, by the run that holds the sync's lock under this epoch."""
+        with self._fenced(epoch, sync=sync):
+            files = self._forget(sync, object)
+        self._files.drop(files)
 
     def layers(self, sync: str, object: str) -> list[LayerRow]:
         """Runs with a part that the checkpoint's base does not hold yet, oldest first."""

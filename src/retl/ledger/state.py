@@ -20,6 +20,15 @@ UPDATE retl_locks SET epoch = epoch
 WHERE epoch = ? AND name = COALESCE(?, (SELECT sync FROM retl_runs WHERE run_id = ?))
 """
 
+_FILES_OF = """
+SELECT part FROM retl_runs WHERE sync = ? AND object = COALESCE(?, object) AND part IS NOT NULL
+UNION SELECT base FROM retl_checkpoints WHERE sync = ? AND object = COALESCE(?, object) AND base IS NOT NULL
+"""
+_REQUESTS_OF = """
+SELECT b.batch_id FROM retl_batches b JOIN retl_runs r ON r.run_id = b.run_id
+WHERE r.sync = ? AND r.object = COALESCE(?, r.object) AND b.status = 'open'
+"""
+
 
 class State:
     """An open ledger, before it knows any words."""
@@ -49,3 +58,13 @@ class State:
             if database.change(_TOUCH, epoch, sync, run_id) != 1:
                 raise lost()
             yield database
+
+    def _forget(self, sync: str, object: str | None) -> list[str]:
+        """Drop parts and checkpoints; returns the run files nobody needs any more."""
+        database, of = self._database, (sync, object)
+        files = [name for (name,) in database.query(_FILES_OF, *of, *of)]
+        files += [f"request-{batch_id}" for (batch_id,) in database.query(_REQUESTS_OF, *of)]
+        where = "WHERE sync = ? AND object = COALESCE(?, object)"
+        database.change(f"UPDATE retl_runs SET part = NULL {where}", *of)
+        database.change(f"DELETE FROM retl_checkpoints {where}", *of)
+        return files
