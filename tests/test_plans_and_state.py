@@ -563,3 +563,13 @@ def test_a_plan_is_refused_when_the_definition_moved(workshop: Workshop, part: d
     workshop.sync("users", destination=TABLE, **part)
     refused = workshop.retl("apply", "first.plan", "--output", "json")
     assert (refused.code, only(refused.document)["error"]["code"]) == (3, "PLAN_MOVED")
+
+
+def test_what_a_recovery_settled_is_the_trace_the_next_run_asks_for(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.sync("users", destination=TABLE, batch="{rows: 10}")
+    assert workshop.retl("sync", RETL_CRASH_AT="batch_answered:3").code == -9  # all there, nothing recorded
+    assert run(workshop)["status"] == "SUCCESS"
+    assert run(workshop)["unchanged"] == ROWS
+    assert run(workshop)["unchanged"] == ROWS

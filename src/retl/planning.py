@@ -109,6 +109,7 @@ class _Planning:
         if settle is not None and self.layers:
             with _closing(self.job, self.field_map) as destination:
                 settle(self.field_map, destination, self.spool)
+            self._map(_newest(self.job.ledger, self.checkpoint, self.layers))  # a settled batch may be it
 
     def lay(self) -> None:
         """The baseline as the ledger knows it, and the rows that this run is about."""
