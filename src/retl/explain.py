@@ -149,11 +149,11 @@ class _Rows:
     def explained(self, one: _Chosen, *, read: bool) -> dict[str, Any]:
         rejected = {"code": one.code, "reason": one.reason, "column": one.column} if one.code else None
         delivered = self._baseline(one.key)
-        found = {
+        found: dict[str, Any] = {
             "key": self._key(one.key),
             "row": None if one.row is None else self._mart_row(one.row),
             "verdict": None if one.row is None else {"accepted": rejected is None, **(rejected or {})},
-            "fields": None if one.document is None else json.loads(one.document, parse_float=Decimal),
+            "fields": self._masked_fields(one.document),
             "request": self._request(one),
             "baseline": delivered,
             "reject": self._reject(one.key),
@@ -162,6 +162,14 @@ class _Rows:
         if read:
             found["target"] = self._target(one)
         return found
+
+    def _masked_fields(self, document: str | None) -> dict[str, Any] | None:
+        """The fields as they leave; a sensitive one as the mask, whatever stands for it in the request."""
+        if document is None:
+            return None
+        found: dict[str, Any] = json.loads(document, parse_float=Decimal)
+        hidden = {field.name for field in self.shape.fields if self._hides(field)}
+        return _masked(found, hidden)
 
     def _fields(self) -> Iterator[tuple[str, Field]]:
         return ((f"f{i}", field) for i, field in enumerate(self.shape.fields))
@@ -193,7 +201,8 @@ class _Rows:
         operation: Operation = "delete" if one.op == "delete" else self.job.sync.write
         destination = self.job.target.lane(self.shape)
         try:
-            return destination.request(self._batch("shown", one.pos, operation)).decode(errors="replace")
+            sent = destination.request(self._batch("shown", one.pos, operation))
+            return sent.decode(errors="replace").replace("\r\n", "\n")
         finally:
             destination.close()
 

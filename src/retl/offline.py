@@ -22,6 +22,7 @@ from retl.signals import Stop
 from retl.sources import duckdb as mart
 from retl.spool import Spool
 
+_PARTS = ("source.sql", "checks", "--where")  # of a sync, where a file and line are not known
 _NOBODY = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
 
 
@@ -36,6 +37,11 @@ def validate(
         field_map = _field_map(sync, warehouse, folder, variables, "")
         if target is not None:
             fit(sync, field_map, target.lane(field_map.shape).capabilities)
+    except DefinitionError as problem:
+        part = problem.where
+        if part is None or part in _PARTS:
+            problem.where = f"sync {sync.name}: {part}" if part else f"sync {sync.name}"
+        raise
     except Mismatch as problem:
         raise DefinitionError(
             problem.code, problem.message, hint=problem.hint, where=f"sync {sync.name}"

@@ -140,12 +140,13 @@ def check(
     code = exit_code([line["exit_code"] for line in found])
     headers = ("sync", "type", "object", "result")
     rows = [
-        (one["sync"], one["type"], one["object"], problems.sentence(one["error"]) if one["error"] else "OK")
+        (one["sync"], one["type"], one["object"], one["error"]["code"] if one["error"] else "OK")
         for one in found
     ]
+    said = [f"{one['sync']}: {problems.sentence(one['error'])}" for one in found if one["error"]]
     invocation.show(
         {"destinations": found, "exit_code": code},
-        lambda: [Table(headers, rows)] if rows else ["no enabled syncs"],
+        lambda: [Table(headers, rows), *said] if rows else ["no enabled syncs"],
     )
     return code or int(invocation.unheard)
 

@@ -56,9 +56,9 @@ def select(sql: str, variables: Mapping[str, Any], origin: str) -> Query:
     try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as problem:
-        raise DefinitionError("SQL_SYNTAX", f"{origin}: {_first_line(problem)}", where=origin) from problem
+        raise DefinitionError("SQL_SYNTAX", _first_line(problem), where=origin) from problem
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-        raise DefinitionError("SQL_NOT_ONE_SELECT", f"{origin} must be exactly one SELECT", where=origin)
+        raise DefinitionError("SQL_NOT_ONE_SELECT", "this must be exactly one SELECT", where=origin)
     wanted = set(statements[0].named_parameters)
     if missing := sorted(wanted - variables.keys()):
         raise DefinitionError(
