@@ -89,9 +89,13 @@ class Account:
         """Every open reject of this run, and which former ones ended: applied, or withdrawn because the
         row is gone or healed. What this run did not look at stays open."""
         mine = [*changes.rejects(self.plan.spool), *self.target_rejects]
+        opened = tuple(ledger.Reject(r.key, r.hash, r.stage, r.code, r.reason) for r in mine)
         still = {reject.key for reject in mine}
+        others = [(r.key,) for r in former if r.key not in still]
+        if not others:
+            return RejectChanges(opened)
         spool = self.plan.spool
-        spool.load("former", {"key": "VARCHAR"}, ((r.key,) for r in former if r.key not in still))
+        spool.load("former", {"key": "VARCHAR"}, others)
         ended = spool.run(
             "SELECT f.key, r.key IS NULL OR c.key IS NULL, a.kind FROM former f"
             " LEFT JOIN (SELECT DISTINCT key FROM rows) r USING (key)"
@@ -104,5 +108,4 @@ class Account:
             for key, not_due, kind in ended
             if kind in ("written", "skipped") or (kind is None and not_due and whole)
         ]
-        opened = [ledger.Reject(r.key, r.hash, r.stage, r.code, r.reason) for r in mine]
-        return RejectChanges(tuple(opened), tuple(closed))
+        return RejectChanges(opened, tuple(closed))

@@ -12,6 +12,7 @@ import secrets
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ class Execution:
         """One ledger transaction: the run's part joins the baseline, checkpoint, status."""
         plan = self._planned()
         with self.clock.phase("commit"):
-            counts = self._account().counts()
+            counts = self._account.counts()
             error = self._unfinished(counts)
             status = "FAILED" if error else "SUCCESS_WITH_REJECTS" if self._has_rejects(counts) else "SUCCESS"
             checkpoint = (
@@ -184,7 +185,7 @@ class Execution:
                     self.job, plan, self.run, self.lock.epoch, self._answered, self.directory
                 )
             )
-            reject_changes = self._account().reject_changes(
+            reject_changes = self._account.reject_changes(
                 self.job.ledger.rejects(self.job.sync.name), self.job.options.selection
             )
             log.event("committing")
@@ -211,9 +212,9 @@ class Execution:
             self.plan.spool.unstoppable()
         if self.plan is not None and not isinstance(problem, Mismatch):
             self.plan.spool.stop = Stop()  # the request is being obeyed: the accounts may still be made
-            counts = self._account().counts()
+            counts = self._account.counts()
             rejects = (
-                self._account().reject_changes(
+                self._account.reject_changes(
                     self.job.ledger.rejects(self.job.sync.name), self.job.options.selection
                 )
                 if self.delivery is not None
@@ -306,7 +307,9 @@ class Execution:
     def _answered(self) -> list[Answered]:
         return self.delivery.answered if self.delivery else []
 
+    @cached_property
     def _account(self) -> Account:
+        """Of all answers: asked for first when there will be no more of them."""
         return Account(self._planned(), self._answered)
 
     def _checkpoint(self, plan: Plan) -> Checkpoint:
@@ -328,7 +331,7 @@ class Execution:
         numbers = {
             **asdict(counts),
             **self._effort(),
-            "rejects": self._account().examples(EXAMPLES_KEPT) if self.plan else [],
+            "rejects": self._account.examples(EXAMPLES_KEPT) if self.plan else [],
         }
         self.job.ledger.finish(
             RunEnd(
@@ -368,7 +371,7 @@ class Execution:
             counts=counts,
             seconds=sum(self.clock.phases.values()),
             phases=self.clock.phases,
-            rejects=self._account().examples(REJECTS_SHOWN) if self.plan else (),
+            rejects=self._account.examples(REJECTS_SHOWN) if self.plan else (),
             guards=self._guards(problem),
             error=described(problem) if problem else None,
             notes=self.plan.notes if self.plan else (),

@@ -37,7 +37,6 @@ class FieldMap:
     """How one sync's rows become the destination's rows."""
 
     shape: Shape
-    key_columns: tuple[str, ...]
     key_expressions: tuple[str, ...]
     field_expressions: tuple[str, ...]
     key: str  # SQL of the key as text
@@ -83,7 +82,6 @@ def build(
     )
     return FieldMap(
         shape=shape,
-        key_columns=sync.key,
         key_expressions=key_expressions,
         field_expressions=expressions,
         key=values.key_sql([f.type for f in key], list(key_expressions)),
