@@ -191,6 +191,5 @@ def test_a_quota_is_left_alone_once_our_share_of_it_is_used(left: float, share: 
 
 def test_a_quota_that_begins_anew_nobody_knows_when_holds_nobody_up() -> None:
     pace = Pace(Limits())
-    pace.heed(None)
     pace.heed(Quota(0.0))
     assert pace.wait(Event())

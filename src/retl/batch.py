@@ -114,10 +114,11 @@ Answer = Outcome | Pending
 @dataclass(frozen=True, slots=True)
 class Quota:
     """What a target said of its own limit in passing: the part of it that is left (0 to 1), and the
-    seconds until it begins anew, if it said so."""
+    seconds until it begins anew, if it said so. A daily one is a budget: gone, the run ends."""
 
     left: float
     anew: float | None = None
+    daily: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -367,10 +367,12 @@ class State(Definition):
 
 
 class Limits(Definition):
-    """What a connection may be asked; shared by all its syncs."""
+    """What a connection may be asked, of which `share` is ours: `requests` in any `per` seconds, `per_day` in
+    any 24 hours, over all its syncs, processes and hosts of one ledger; `concurrency` at once, in each."""
 
     requests: Annotated[int, Field(ge=1)] | None = None
     per: Duration = 1.0
+    per_day: Annotated[int, Field(ge=1)] | None = None
     concurrency: Annotated[int, Field(ge=1, le=64)] | None = None
     share: Annotated[float, Field(gt=0, le=1)] | None = None
 

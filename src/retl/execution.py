@@ -22,7 +22,7 @@ from retl.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
 from retl.changes import DELETES, FRESH, OWED
 from retl.delivery import Answered, Delivery, minted
 from retl.destinations import Destination
-from retl.errors import Failure, Mismatch, RetlError, Stopped, Unavailable
+from retl.errors import Failure, Later, Mismatch, RetlError, Stopped, Unavailable
 from retl.job import Clock, Job
 from retl.journal import RunJournal
 from retl.ledger import Acknowledgement, Checkpoint, Lock, RejectChanges, RunEnd, RunStart
@@ -222,7 +222,7 @@ class Execution:
             )
         status = (
             "INTERRUPTED"
-            if isinstance(problem, Stopped)
+            if isinstance(problem, Stopped) or (isinstance(problem, Later) and self.delivery is not None)
             else "REFUSED"
             if isinstance(problem, Mismatch)
             else "FAILED"
@@ -238,7 +238,7 @@ class Execution:
         return self.plan
 
     def _destination(self) -> Destination[Any]:
-        return self.job.target.lane(self._planned().field_map.shape)
+        return self.job.lane(self._planned().field_map.shape)
 
     def _delivery(self, destination: Destination[Any] | None, *, every: bool) -> Delivery:
         job = self.job

@@ -199,7 +199,7 @@ class _Rows:
         if one.op in ("rejected", "unknown", "gone"):
             return None
         operation: Operation = "delete" if one.op == "delete" else self.job.sync.write
-        destination = self.job.target.lane(self.shape)
+        destination = self.job.lane(self.shape)
         try:
             sent = destination.request(self._batch("shown", one.pos, operation))
             return sent.decode(errors="replace").replace("\r\n", "\n")
@@ -209,7 +209,7 @@ class _Rows:
     def _target(self, one: _Chosen) -> Mapping[str, Any] | None:
         if one.key is None or not self.plan.capabilities.readable:
             return None
-        destination = self.job.target.lane(self.shape)
+        destination = self.job.lane(self.shape)
         try:
             (found,) = destination.read(self._batch("chosen", one.pos, "delete"))
         finally:
@@ -280,7 +280,7 @@ def _present(job: Job, plan: Plan, count: int) -> Iterable[Mapping[str, Any] | N
     """What the target has of the first changes; None per row where it lacks the key or nobody can say."""
     if not count or not plan.capabilities.readable:
         return [None] * count
-    destination = job.target.lane(plan.field_map.shape)
+    destination = job.lane(plan.field_map.shape)
     try:
         batch = Batch(plan.change_set, "delete", plan.run.run_id, 0, 0, count - 1)
         return list(destination.read(batch))

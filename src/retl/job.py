@@ -60,6 +60,12 @@ class Job:
     environment: str | None = None
     correlation_id: str | None = None
 
+    def lane(self, shape: Shape) -> Destination[Any]:
+        """One more Destination, for one thread, held to the connection's pace."""
+        destination = self.target.lane(shape)
+        destination.turn = self.pace.turns(self.stop)
+        return destination
+
     @property
     def object(self) -> str:
         """The identity of what this sync writes to."""

@@ -90,7 +90,7 @@ class _Planning:
             )
         self.contract = contract.build(sync.contract, columns, job.folder, sync.key, job.warehouse.timezone)
         self._map(None)
-        self.capabilities = job.target.lane(self.field_map.shape).capabilities
+        self.capabilities = job.lane(self.field_map.shape).capabilities
         fit(sync, self.field_map, self.capabilities)
         self.cursor = _cursor(self.job, columns)
         names = dict.fromkeys([*self.contract.columns, *([self.cursor.column] if self.cursor else [])])
@@ -393,7 +393,7 @@ def _cursor(job: Job, columns: Mapping[str, str]) -> Cursor | None:
 
 @contextmanager
 def _closing(job: Job, field_map: FieldMap) -> Iterator[Destination[Any]]:
-    destination = job.target.lane(field_map.shape)
+    destination = job.lane(field_map.shape)
     try:
         yield destination
     finally:

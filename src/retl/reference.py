@@ -90,6 +90,7 @@ def _facts(preset: Preset) -> dict[str, Any]:
     given = {name: part for name in _OPERATIONS if (part := getattr(preset, name)) is not None}
     limits = preset.limits
     said = [f"{limits.requests} requests per {limits.per:g} s"] if limits.requests else []
+    said += [f"{limits.per_day} a day"] if limits.per_day else []
     said += [f"{limits.concurrency} at a time"] if limits.concurrency else []
     return {
         "operations": [

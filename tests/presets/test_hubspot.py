@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from retl.batch import Field, Kind
-from retl.errors import Systemic, Unavailable
+from retl.errors import Later, Unavailable
 from tests import api as fake
 from tests.api import TOKEN, Api
 from tests.presets.proof import TEXT, Proof, Recorded, lines
@@ -110,5 +110,6 @@ class TestHubSpot(Proof):
 
     def test_a_spent_day_ends_the_run(self, api: HubSpot) -> None:
         api.faults.append(fake.answer(429, b'{"category":"RATE_LIMITS","policyName":"DAILY"}'))
-        with pytest.raises(Systemic):
+        with pytest.raises(Later) as caught:
             self.deliver(api, self.rows)
+        assert caught.value.code == "BUDGET_SPENT"

@@ -106,7 +106,7 @@ class TestSalesforce(Proof):
 
     def test_the_budget_is_read_from_its_header(self) -> None:
         rules: Rules = self.options().http.outcome
-        assert rules.usage is not None
-        found = quota({"sforce-limit-info": "api-usage=3750/15000"}, rules.usage)
+        assert rules.budget is not None
+        found = quota({"sforce-limit-info": "api-usage=3750/15000"}, rules.budget)
         assert found is not None
         assert (found.left, found.anew) == (0.75, None)

@@ -115,18 +115,20 @@ class Invocation:
             ledger=ledger,
             options=replace(options, variables=dated(options.variables, ledger.now().date())),
             stop=stop,
-            pace=self._pace(found),
+            pace=self._pace(found, None if options.dry_run else ledger),
             siblings=frozenset(project.syncs),
             environment=self.environment,
             correlation_id=project.settings.retl_correlation_id,
         )
 
-    def _pace(self, found: Resolved) -> Pace:
-        """What all syncs of a connection share in this process."""
+    def _pace(self, found: Resolved, ledger: Ledger | None) -> Pace:
+        """What all syncs of a connection share; without a ledger only those of this process."""
         from retl.pace import Pace
 
         if found.name not in self._paces:
-            self._paces[found.name] = Pace(found.limits)
+            made = Pace(found.limits, book=ledger, connection=found.name)
+            self._paces[found.name] = made
+            self._closing.callback(made.close)
         return self._paces[found.name]
 
     def variables(self, given: Sequence[str]) -> Mapping[str, Any]:

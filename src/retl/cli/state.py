@@ -145,6 +145,7 @@ def unblock(
     then = f"the next run uses {connection} at once"
     ledger = _ledger(invocation, yes)
     agreed(then, yes)
+    ledger.forget_spent(connection)
     _done(invocation, {"unblocked": connection, "was_blocked": ledger.unblock(connection)}, then)
 
 

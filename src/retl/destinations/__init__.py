@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -19,6 +20,7 @@ from retl.batch import UNKNOWN, Answer, Batch, Capabilities, Outcome, Quota, Sha
 from retl.definitions import Limits
 from retl.errors import DefinitionError
 
+Turn = Callable[..., AbstractContextManager[object]]  # room for one request, of `size` bytes if it writes
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
 
@@ -33,7 +35,9 @@ class Destination(ABC, Generic[OptionsT]):
     Options: ClassVar[type[BaseModel]]
     limits: ClassVar[Limits] = Limits()  # what the vendor allows; a connection's own `limits` win
     capabilities: Capabilities
-    quota: Quota | None = None  # what the last answer said of the target's own limit
+    quotas: Sequence[Quota] = ()  # what the last answer said of the target's own limits
+    paced: ClassVar[bool] = False  # takes a `turn` for each of its requests, else one is taken per write
+    turn: Turn = staticmethod(lambda size=None: nullcontext())
 
     def __init__(self, options: OptionsT, shape: Shape) -> None:
         self.options = options
