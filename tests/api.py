@@ -32,13 +32,14 @@ Fault = Callable[["_Exchange"], bool]  # True = the request is done with, it is 
 
 class Api:
     """Listens on 127.0.0.1:`port` while the `with` block lasts. `faults` are used up, one per request;
-    `seen` are the requests that came in whole, as (method, path, headers, body)."""
+    `seen` are the requests that came in whole, as (method, path, headers, body), `times` when they did."""
 
     def __init__(self) -> None:
         self.users: dict[str, dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
         self.answers: dict[str, tuple[int, Any]] = {}
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.times: list[float] = []
         self.faults: deque[Fault] = deque()
         self.forbidden = False
         self.lock = threading.Lock()
@@ -224,6 +225,7 @@ class _Exchange(BaseHTTPRequestHandler):
             return
         api = self.server.api
         with api.lock:
+            api.times.append(time.monotonic())
             api.seen.append((self.command, self.path, self.named(), self.content))
             fault = api.faults.popleft() if api.faults else None
         if fault is None or not fault(self):

@@ -36,7 +36,7 @@ def between_batches(made: PostgresScene) -> Running:
     pace(made, slow=True)
     run = made.project.start()
     run.saying('"batch_acknowledged"')
-    run.saying('"batch_sending"', 3)
+    run.saying('"room_awaited"', 2)
     return run
 
 

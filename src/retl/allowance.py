@@ -81,12 +81,21 @@ class Account:
 
     def take(self, name: str, terms: Terms, now: float) -> Grant:
         """A lease of that name, as large as there is room for."""
+        grant = self.look(terms, now)
+        if grant.requests and terms.count is not None:
+            self.leases[name] = grant.requests, now + USE + terms.window
+            self.out.append(name)
+        if grant.requests and terms.day is not None:
+            self.hours[grant.hour] = self.hours.get(grant.hour, 0) + grant.requests
+        return grant
+
+    def look(self, terms: Terms, now: float) -> Grant:
+        """What `take` would be given."""
         self._forget(terms, now)
         if (spent := self.spent_for(terms, now)) is not None:
             return Grant(0, spent=spent)
         if self.held > now:
             return Grant(0, wait=self.held - now)
-        hour = int(now // HOUR)
         room = terms.part
         if terms.day is not None:
             room = min(room, terms.day - self.today)
@@ -94,11 +103,7 @@ class Account:
             room = min(room, terms.count - sum(requests for requests, _ in self.leases.values()))
             if room <= 0:
                 return Grant(0, wait=self._worth_asking(terms, now))
-            self.leases[name] = room, now + USE + terms.window
-            self.out.append(name)
-        if terms.day is not None:
-            self.hours[hour] = self.hours.get(hour, 0) + room
-        return Grant(room, hour)
+        return Grant(room, int(now // HOUR))
 
     def give_back(self, lease: Lease, terms: Terms, answered: float) -> None:
         """A lease is used up or lapsed: its last answer came at `answered`."""

@@ -86,6 +86,7 @@ class Pace:
         self._spent: float | None = None  # on the book's clock
         self._lease: Lease | None = None
         self._old: list[Lease] = []  # used up or lapsed, and not given back yet
+        self._waiting = False
         self._latency = Latency()
 
     @contextmanager
@@ -202,20 +203,33 @@ class Pace:
         if self._terms == _FREE:
             self._lease = Lease("", 1 << 62, 0, inf)
             return 0.0
-        name, terms = secrets.token_hex(4), self._slowed()
+        name = secrets.token_hex(4)
+        grant = self._ask(name, now)
+        if grant.spent is not None:
+            self._spent = now + grant.spent
+            raise self._gone(grant.spent)
+        self._waiting = not grant.requests
+        if self._waiting:
+            log.event("room_awaited", seconds=round(grant.wait, 3), level="debug")
+            return grant.wait
+        self._lease = Lease(name, grant.requests, grant.hour, now + USE)
+        return 0.0
+
+    def _ask(self, name: str, now: float) -> Grant:
+        """A new lease for those that are done with. Whoever waits with nothing to give back only looks
+        until there is room: looking keeps nobody else from writing."""
+        terms = self._slowed()
+        if self._waiting and all(one.flying for one in self._old):
+            account, moment = self._book.account(self._connection)
+            seen = account.look(terms, moment)
+            if not seen.requests:
+                return seen
 
         def take(account: Account, moment: float) -> Grant:
             self._give_back(account, moment - now)
             return account.take(name, terms, moment)
 
-        grant = self._book.settle_account(self._connection, take)
-        if grant.spent is not None:
-            self._spent = now + grant.spent
-            raise self._gone(grant.spent)
-        if not grant.requests:
-            return grant.wait
-        self._lease = Lease(name, grant.requests, grant.hour, now + USE)
-        return 0.0
+        return self._book.settle_account(self._connection, take)
 
     def _retire(self) -> None:
         if self._lease is not None:

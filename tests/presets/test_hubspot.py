@@ -21,6 +21,8 @@ class HubSpot(Api):
     def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
         if headers.get("authorization") != f"Bearer {TOKEN}":
             return 401, {"category": "INVALID_AUTHENTICATION"}
+        if method == "GET":
+            return 200, {"results": []}
         inputs = json.loads(body)["inputs"]
         if len(inputs) > 100:
             return 400, {"category": "VALIDATION_ERROR", "message": "more than 100 inputs"}
