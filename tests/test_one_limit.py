@@ -89,9 +89,14 @@ def api() -> Iterator[Api]:
         yield api
 
 
-def define(shop: Workshop, api: Api, limits: str, *, state: str = "file:.retl", auth: str = "") -> None:
+LISTED = "rows: positional, at: results, partial: [207], row_ok: {at: status, in: [updated]}"
+
+
+def define(
+    shop: Workshop, api: Api, limits: str, *, state: str = "file:.retl", outcome: str = LISTED
+) -> None:
     """A connection with these limits, and three syncs of it that send a row per request."""
-    auth = auth or f"{{type: bearer, token: {TOKEN}}}"
+    auth = f"{{type: bearer, token: {TOKEN}}}"
     shop.write(
         "retl.yml",
         f"connections:\n  crm: {{type: http, base_url: '{api.url}', auth: {auth}, limits: {limits}}}\n"
@@ -105,7 +110,7 @@ def define(shop: Workshop, api: Api, limits: str, *, state: str = "file:.retl", 
             destination="{connection: crm,"
             f" upsert: {{method: POST, path: /{name}/v1/users/batch, wrap: users,"
             " row: {id: $key, attributes: $fields}},"
-            " outcome: {rows: positional, at: results, partial: [207], row_ok: {at: status, in: [updated]}}}",
+            f" outcome: {{{outcome}}}}}",
             batch="{rows: 1}",
         )
 
@@ -177,3 +182,57 @@ def test_ten_thousand_rows_under_a_storm_and_two_kills_end_exact_at_half_of_the_
     assert busiest(api.times, 10.0) <= 50
     runs_made = shop.json("runs")["runs"]
     assert [one["status"] for one in reversed(runs_made)] == ["ABANDONED", "ABANDONED", "SUCCESS"]
+
+
+def test_a_spent_day_ends_the_run_and_keeps_the_next_from_beginning(
+    shop: Workshop, runs: Runs, api: Api
+) -> None:
+    define(shop, api, "{per_day: 80, share: 0.5}")
+    processes = [runs.start(name) for name in NAMES[:2]]
+    for process in processes:
+        process.wait(PATIENCE)
+    assert len(api.seen) == len(api.users) == 40
+    spent = [runs.summary(one, 75) for one in processes if one.returncode]
+    assert spent, "70 requests are more than the budget"
+    for one in spent:
+        assert (one["status"], one["error"]["code"]) == ("INTERRUPTED", "BUDGET_SPENT")
+        assert one["inserted"] + one["not_attempted"] == 30
+        assert one["in_doubt"] == 0
+    late = runs.summary(runs.start("third"), 75)
+    assert (late["status"], late["error"]["code"]) == ("BLOCKED", "BUDGET_SPENT")
+    assert len(api.seen) == 40
+
+    define(shop, api, "{per_day: 800, share: 0.5}")
+    for name in NAMES:
+        runs.summary(runs.start(name))
+    assert len(api.users) == 90
+    assert len(api.seen) == 90, "something was sent twice"
+
+
+def test_a_budget_that_the_target_tells_of_is_heeded(shop: Workshop, runs: Runs, api: Api) -> None:
+    told = "rows: none, budget: {header: Api-Usage, used: '([0-9]+)/([0-9]+)'}"
+    define(shop, api, "{share: 0.5}", outcome=told)
+    api.faults += [fake.instead(200, b"", Api_Usage=f"{used}/100") for used in (48, 49, 50)]
+    first = runs.summary(runs.start("first"), 75)
+    assert (first["inserted"], first["not_attempted"], first["error"]["code"]) == (3, 27, "BUDGET_SPENT")
+    assert runs.summary(runs.start("second"), 75)["status"] == "BLOCKED"
+    assert len(api.seen) == 3
+    assert shop.retl("state", "unblock", "crm", "--yes").code == 0
+    assert runs.summary(runs.start("first"))["inserted"] == 27
+
+
+def test_without_its_ledger_nothing_is_sent(
+    shop: Workshop, runs: Runs, api: Api, postgres: servers.Database
+) -> None:
+    define(shop, api, "{requests: 5, per: 3s, share: 1}", state=postgres.url)
+    run = runs.start("first")
+    until(lambda: len(api.seen) >= 5)
+    with postgres.connect() as admin:
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    out, err = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 1, out + err
+    assert "STATE_UNREACHABLE" in out + err or "LOCK_LOST" in out + err
+    assert len(api.seen) == 5
