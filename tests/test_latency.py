@@ -28,7 +28,7 @@ def test_it_recovers_with_the_target() -> None:
 
 
 def test_a_few_slow_answers_are_no_slow_target() -> None:
-    assert after((LOOK * 2, 0.1), (LOOK // 2 - 1, 5.0)) == 1
+    assert after((LOOK * 2, 0.1), (LOOK // 2, 5.0)) == 1
 
 
 def test_a_target_that_stays_slow_does_not_become_the_measure() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import median_low
 
 LOOK = 8  # requests: so many make a level, and the median of the last so many is what is judged
 FLOOR = 0.05  # seconds below which nobody is called slow
@@ -34,7 +34,7 @@ class Latency:
             first = self._first.setdefault(kind, [])
             first.append(seconds)
             if len(first) == LOOK:
-                self._calm[kind] = median(self._first.pop(kind))
+                self._calm[kind] = median_low(self._first.pop(kind))
             return
         ratio = max(seconds, FLOOR) / max(calm, FLOOR)
         if ratio < 2:
@@ -42,6 +42,6 @@ class Latency:
         self._ratios.append(ratio)
         if len(self._ratios) < LOOK:
             return
-        slower, self.fraction = median(self._ratios), 1.0
+        slower, self.fraction = median_low(self._ratios), 1.0
         while slower >= 2 and self.fraction > SLOWEST:
             slower, self.fraction = slower / 2, self.fraction / 2

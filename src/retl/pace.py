@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from math import inf
 from random import uniform
-from threading import BoundedSemaphore, Event, Lock
+from threading import BoundedSemaphore, Event, Lock, local
 from time import monotonic
 from typing import Protocol, TypeVar
 
@@ -88,12 +88,13 @@ class Pace:
         self._old: list[Lease] = []  # used up or lapsed, and not given back yet
         self._waiting = False
         self._latency = Latency()
+        self._lane = local()
 
     @contextmanager
     def turn(self, stop: Event, size: int | None = None) -> Iterator[bool]:
         """Room for one request, kept until the block ends. False, and no room, if `stop` came first.
         Later BUDGET_SPENT if the day's budget is gone. With its `size` in bytes the request tells how the
-        target fares, and the lane rests afterwards where that is not well."""
+        target fares; where that is not well, the lane rests before its next turn."""
         while self._turns is not None and not self._turns.acquire(timeout=_LOOK):
             if stop.is_set():
                 yield False
@@ -107,10 +108,7 @@ class Pace:
             try:
                 yield True
             finally:
-                took = monotonic() - began
-                self._answered(lease)
-            if size is not None:
-                stop.wait(self._rest(took, size))
+                self._answered(lease, began, size)
         finally:
             if self._turns is not None:
                 self._turns.release()
@@ -184,7 +182,7 @@ class Pace:
                 now = monotonic()
                 if self._spent is not None and now < self._spent:
                     raise self._gone(self._spent - now)
-                seconds = self._held_until - now
+                seconds = max(self._held_until, getattr(self._lane, "rests_until", 0.0)) - now
                 if seconds <= 0 and (seconds := self._lease_room(now)) <= 0:
                     assert self._lease is not None
                     self._lease.used += 1
@@ -243,26 +241,25 @@ class Pace:
             account.give_back(lease, self._terms, lease.answered + ahead)
             self._old.remove(lease)
 
-    def _answered(self, lease: Lease) -> None:
+    def _answered(self, lease: Lease, began: float, size: int | None) -> None:
+        """The answer is here, or will never be. What it tells of the target decides how long the lane
+        rests: as long as the request took, where half of the usual pace is enough."""
         with self._lock:
             lease.flying -= 1
             lease.answered = monotonic()
+            if size is None:
+                return
+            took, before = lease.answered - began, self._latency.fraction
+            self._latency.add(took, size)
+            fraction = self._latency.fraction
+            self._lane.rests_until = lease.answered + took * (1 / fraction - 1)
+        if fraction != before:
+            log.event("target_slow" if fraction < before else "target_recovers", pace=fraction)
 
     def _slowed(self) -> Terms:
         """The terms that the target bears now."""
         count = self._terms.count
         return replace(self._terms, count=count and max(1, int(count * self._latency.fraction)))
-
-    def _rest(self, took: float, size: int) -> float:
-        """Seconds for which a lane rests after a request that took so long: as much longer as the target
-        is to be asked less."""
-        with self._lock:
-            before = self._latency.fraction
-            self._latency.add(took, size)
-            fraction = self._latency.fraction
-        if fraction != before:
-            log.event("target_slow" if fraction < before else "target_recovers", pace=fraction)
-        return took * (1 / fraction - 1)
 
     def _gone(self, seconds: float) -> Later:
         moment = datetime.now(UTC) + timedelta(seconds=seconds)
