@@ -266,9 +266,9 @@ def test_a_spent_budget_is_an_error_that_says_when(clock: Clock) -> None:
         paced.wait(clock)
     assert (caught.value.code, caught.value.exit_code) == ("BUDGET_SPENT", 75)
     with pytest.raises(Later):
-        paced.require_budget()
+        paced.require_room()
     clock.now += 26 * 3600
-    paced.require_budget()
+    paced.require_room()
     assert paced.wait(clock)
 
 
@@ -279,3 +279,18 @@ def test_a_daily_quota_that_is_used_up_is_a_spent_budget(clock: Clock) -> None:
     paced.heed(Quota(0.5, daily=True))
     with pytest.raises(Later):
         paced.wait(clock)
+
+
+def test_a_hold_that_is_too_long_to_wait_for_ends_the_run(clock: Clock) -> None:
+    book = pace.Memory()
+    first, second = (Pace(Limits(requests=9, per=1), book=book, connection="crm") for _ in range(2))
+    first.hold(1800)
+    for paced in (first, second):
+        with pytest.raises(Later, match="crm") as caught:
+            paced.wait(clock)
+        assert caught.value.code == "HELD_OFF"
+    with pytest.raises(Later):
+        Pace(Limits(), book=book, connection="crm").require_room()
+    clock.now += 1700
+    assert second.wait(clock)
+    assert clock.now == pytest.approx(1900)

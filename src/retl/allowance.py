@@ -45,12 +45,13 @@ class Lease:
 
 @dataclass(frozen=True)
 class Grant:
-    """Room for so many requests. If for none: come again after `wait` seconds, or the day's budget is
-    `spent` for so many."""
+    """Room for so many requests. If for none: come again after `wait` seconds, which are those of a hold
+    if `held`, or the day's budget is `spent` for so many."""
 
     requests: int
     hour: int = 0
     wait: float = 0.0
+    held: bool = False
     spent: float | None = None
 
 
@@ -95,7 +96,7 @@ class Account:
         if (spent := self.spent_for(terms, now)) is not None:
             return Grant(0, spent=spent)
         if self.held > now:
-            return Grant(0, wait=self.held - now)
+            return Grant(0, wait=self.held - now, held=True)
         room = terms.part
         if terms.day is not None:
             room = min(room, terms.day - self.today)

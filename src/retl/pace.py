@@ -9,6 +9,7 @@ If the ledger cannot be asked, nothing is sent.
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
@@ -35,6 +36,7 @@ T = TypeVar("T")
 _FIRST, _LONGEST = 0.5, 30.0  # seconds: the upper ends of the first and of any pause between attempts
 _LOOK = 0.1  # seconds between two looks at a turn that another lane has
 _FREE = Terms()
+_LONG = 300.0  # seconds of a hold that a run does not wait out
 _AGAIN = 3600.0  # seconds after which a spent day is looked at again where nobody said when it ends
 
 
@@ -93,8 +95,8 @@ class Pace:
     @contextmanager
     def turn(self, stop: Event, size: int | None = None) -> Iterator[bool]:
         """Room for one request, kept until the block ends. False, and no room, if `stop` came first.
-        Later BUDGET_SPENT if the day's budget is gone. With its `size` in bytes the request tells how the
-        target fares; where that is not well, the lane rests before its next turn."""
+        Later BUDGET_SPENT if the day's budget is gone, HELD_OFF during a long hold. With its `size` in bytes
+        the request tells how the target fares; where that is not well, the lane rests before its next."""
         while self._turns is not None and not self._turns.acquire(timeout=_LOOK):
             if stop.is_set():
                 yield False
@@ -155,9 +157,12 @@ class Pace:
             self._book.settle_account(self._connection, lambda account, now: account.spend(now + seconds))
         return self._gone(seconds)
 
-    def require_budget(self) -> None:
-        """Later BUDGET_SPENT if nothing can be sent today any more; writes nothing."""
+    def require_room(self) -> None:
+        """Later BUDGET_SPENT if nothing can be sent today any more, HELD_OFF if nothing can for long; writes
+        nothing."""
         account, now = self._book.account(self._connection)
+        if account.held - now > _LONG:
+            raise self._held_off(account.held - now)
         if (seconds := account.spent_for(self._terms, now)) is not None:
             raise self._gone(seconds)
 
@@ -169,7 +174,7 @@ class Pace:
         """Give back what was not used; never raises."""
         with self._lock, suppress(LedgerError):
             self._retire()
-            if any(one.requests < 1 << 62 for one in self._old):
+            if any(one.name for one in self._old):
                 now = monotonic()
                 self._book.settle_account(
                     self._connection, lambda account, moment: self._give_back(account, moment - now)
@@ -182,7 +187,7 @@ class Pace:
                 now = monotonic()
                 if self._spent is not None and now < self._spent:
                     raise self._gone(self._spent - now)
-                seconds = max(self._held_until, getattr(self._lane, "rests_until", 0.0)) - now
+                seconds = max(self._while_held(now), getattr(self._lane, "rests_until", 0.0) - now)
                 if seconds <= 0 and (seconds := self._lease_room(now)) <= 0:
                     assert self._lease is not None
                     self._lease.used += 1
@@ -190,6 +195,12 @@ class Pace:
                     return self._lease
             stop.wait(seconds)
         return None
+
+    def _while_held(self, now: float) -> float:
+        """Seconds until a hold ends. Later HELD_OFF if it is too long to be waited for."""
+        if (seconds := self._held_until - now) > _LONG:
+            raise self._held_off(seconds)
+        return seconds
 
     def _lease_room(self, now: float) -> float:
         """0 where the lease in hand has room, after taking a new one if need be; else the seconds until it
@@ -199,7 +210,7 @@ class Pace:
             return 0.0
         self._retire()
         if self._terms == _FREE:
-            self._lease = Lease("", 1 << 62, 0, inf)
+            self._lease = Lease("", sys.maxsize, 0, inf)
             return 0.0
         name = secrets.token_hex(4)
         grant = self._ask(name, now)
@@ -207,6 +218,9 @@ class Pace:
             self._spent = now + grant.spent
             raise self._gone(grant.spent)
         self._waiting = not grant.requests
+        if grant.held:
+            self._held_until = now + grant.wait
+            return self._while_held(now)
         if self._waiting:
             log.event("room_awaited", seconds=round(grant.wait, 3), level="debug")
             return grant.wait
@@ -261,14 +275,25 @@ class Pace:
         count = self._terms.count
         return replace(self._terms, count=count and max(1, int(count * self._latency.fraction)))
 
+    def _held_off(self, seconds: float) -> Later:
+        return Later(
+            "HELD_OFF",
+            f"the target of connection {self._connection} wants to be left alone until {_moment(seconds)}",
+            hint="run it again then",
+        )
+
     def _gone(self, seconds: float) -> Later:
-        moment = datetime.now(UTC) + timedelta(seconds=seconds)
         return Later(
             "BUDGET_SPENT",
             f"connection {self._connection} has used up what it may send in a day;"
-            f" there is room again at {moment:%Y-%m-%d %H:%M} UTC",
+            f" there is room again at {_moment(seconds)}",
             hint="run it again then; `limits.per_day` and `share` say how much of the day's budget is ours",
         )
+
+
+def _moment(seconds: float) -> str:
+    """So many seconds from now, for people."""
+    return f"{datetime.now(UTC) + timedelta(seconds=seconds):%Y-%m-%d %H:%M} UTC"
 
 
 def retrying(

@@ -28,7 +28,7 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
     try:
         with clock.phase("begin"):
             _pass_breaker(job)
-            job.pace.require_budget()
+            job.pace.require_room()
             lock = job.ledger.lock(
                 [job.sync.name, job.object],
                 sync=job.sync.name,

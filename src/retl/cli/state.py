@@ -134,7 +134,7 @@ def adopt(
 def unblock(
     invocation: Invocation, connection: Annotated[str, typer.Argument(metavar="CONNECTION")], yes: Yes = False
 ) -> None:
-    """Let a connection be used again before its breaker would."""
+    """Let a connection be used again before its breaker or its target would."""
     from retl.settings import DEFAULT_CONNECTIONS
     from retl.validation import did_you_mean
 
@@ -145,8 +145,8 @@ def unblock(
     then = f"the next run uses {connection} at once"
     ledger = _ledger(invocation, yes)
     agreed(then, yes)
-    ledger.forget_spent(connection)
-    _done(invocation, {"unblocked": connection, "was_blocked": ledger.unblock(connection)}, then)
+    was_blocked = ledger.unblock(connection) | ledger.forget_holds(connection)
+    _done(invocation, {"unblocked": connection, "was_blocked": was_blocked}, then)
 
 
 def list_rejects(invocation: Invocation, sync: OneSync = None) -> None:

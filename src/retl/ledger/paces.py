@@ -36,10 +36,12 @@ class Paces(Breakers):
             self._database.change(sql, account.text(), connection)
         return result
 
-    def forget_spent(self, connection: str) -> None:
-        """The target is asked again although it said that the day's budget is gone."""
+    def forget_holds(self, connection: str) -> bool:
+        """Ask the target again although it wanted to be left alone; did it?"""
 
-        def forget(account: Account, _now: float) -> None:
+        def forget(account: Account, now: float) -> bool:
+            there = max(account.spent, account.held) > now
             account.spent = account.held = 0.0
+            return there
 
-        self.settle_account(connection, forget)
+        return self.settle_account(connection, forget)
