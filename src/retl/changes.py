@@ -8,7 +8,7 @@ Nothing here knows a target, and nothing here is kept after the run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any, Literal
 from retl import values
 from retl.change_set import ChangeSet
 from retl.contract import MISFIT, Contract, Verdict
+from retl.definitions import Sync
+from retl.errors import DefinitionError
 from retl.mapping import FieldMap, compared
 from retl.spool import Spool
 from retl.values import literal, quoted
@@ -67,6 +69,28 @@ class Cursor:
     @property
     def is_time(self) -> bool:
         return self.column_type.startswith(("TIMESTAMP", "DATE"))
+
+
+def cursor(sync: Sync, columns: Mapping[str, str]) -> Cursor | None:
+    """The watermark's column. DefinitionError if the mart lacks it or it cannot be one."""
+    asked = sync.changes
+    if asked.watermark is None:
+        return None
+    kind = columns.get(asked.watermark)
+    cursor = Cursor(asked.watermark, kind or "", asked.lookback)
+    known = cursor.is_time or (kind or "").endswith("INT") or (kind or "").endswith("INTEGER")
+    if kind is None or not known:
+        raise DefinitionError(
+            "WATERMARK_COLUMN",
+            f"the watermark's column {asked.watermark!r} is "
+            + ("not in the mart" if kind is None else f"{kind}: it must be a time or an integer"),
+            where=f"sync {sync.name}",
+        )
+    if asked.lookback and not cursor.is_time:
+        raise DefinitionError(
+            "WATERMARK_LOOKBACK", "`lookback` needs a time column", where=f"sync {sync.name}"
+        )
+    return cursor
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class _Planning:
         self._map(None)
         self.capabilities = job.target.lane(self.field_map.shape).capabilities
         fit(sync, self.field_map, self.capabilities)
-        self.cursor = _cursor(self.job, columns)
+        self.cursor = changes.cursor(sync, columns)
         names = dict.fromkeys([*self.contract.columns, *([self.cursor.column] if self.cursor else [])])
         self.total = mart.read(self.spool, wanted, {name: columns[name] for name in names}, "mart")
         mart.detach(self.spool, job.warehouse)
@@ -367,28 +367,6 @@ def _newest(
         if done:
             return layer.run_id, done[-1].batch_id
     return checkpoint.newest if checkpoint else None
-
-
-def _cursor(job: Job, columns: Mapping[str, str]) -> Cursor | None:
-    """The watermark's column. DefinitionError if the mart lacks it or it cannot be one."""
-    asked = job.sync.changes
-    if asked.watermark is None:
-        return None
-    kind = columns.get(asked.watermark)
-    cursor = Cursor(asked.watermark, kind or "", asked.lookback)
-    known = cursor.is_time or (kind or "").endswith("INT") or (kind or "").endswith("INTEGER")
-    if kind is None or not known:
-        raise DefinitionError(
-            "WATERMARK_COLUMN",
-            f"the watermark's column {asked.watermark!r} is "
-            + ("not in the mart" if kind is None else f"{kind}: it must be a time or an integer"),
-            where=f"sync {job.sync.name}",
-        )
-    if asked.lookback and not cursor.is_time:
-        raise DefinitionError(
-            "WATERMARK_LOOKBACK", "`lookback` needs a time column", where=f"sync {job.sync.name}"
-        )
-    return cursor
 
 
 @contextmanager
