@@ -159,13 +159,13 @@ class Project:
 
     def statuses(self) -> list[str]:
         """Of every run, oldest first, as `retl runs` tells them."""
-        process, out, err = self._other("runs")
+        process, out, err = self.other("runs")
         process.join()
         assert process.exitcode == 0, err.read_text()
         found = json.loads(out.read_text())
         return [run["status"] for run in reversed(found["runs"] if isinstance(found, dict) else found)]
 
-    def _other(self, *arguments: str) -> tuple[Any, Path, Path]:
+    def other(self, *arguments: str) -> tuple[Any, Path, Path]:
         number = next(self._numbers)
         out, err = self.folder / f"out.{number}", self.folder / f"err.{number}"
         process = _forked(
@@ -233,11 +233,15 @@ class Scene(ABC):
             parts = [layer.part for layer in ledger.layers("users", checkpoint.object)]
         return sorted(parts + ([checkpoint.base] if checkpoint.base else []))
 
+    def start_over(self) -> None:
+        """A ledger and a mart as before the first run ever; the target stays as it is."""
+        shutil.rmtree(self.folder / ".retl", ignore_errors=True)
+        self.project = Project(self.folder, self.sync, self.environ())
+
     def begin(self) -> None:
         """Everything as it was before the run in question: target, ledger, mart."""
         self.empty()
-        shutil.rmtree(self.folder / ".retl", ignore_errors=True)
-        self.project = Project(self.folder, self.sync, self.environ())
+        self.start_over()
         for mart in self.before:
             done = self.project.sync()
             assert done.code == 0, done.stderr
