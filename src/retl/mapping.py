@@ -86,7 +86,7 @@ def build(
         write=sync.write,
         deletes=SoftDelete(sync.deletes.set) if sync.deletes.how == "set" else sync.deletes.how,
         newest=newest,
-        exclusive=exclusive,
+        run_id=run.run_id if exclusive else None,
     )
     return FieldMap(
         shape=shape,

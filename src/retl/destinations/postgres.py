@@ -86,7 +86,7 @@ class Postgres(Destination[PostgresOptions]):
         relation = Relation.parse(options.table)
         _check_names(shape)
         self._sql = Statements(relation, shape)
-        self._exclusion = exclusion.Exclusion(relation, shape.state_id)
+        self._exclusion = exclusion.Exclusion(relation, shape.state_id, shape.run_id)
         self._hold: Session | None = None  # keeps other ledgers out while it lives
         self._lane: Session | None = None
         self._marked = False  # whether the marker table is there: known once the lane is open
@@ -116,7 +116,7 @@ class Postgres(Destination[PostgresOptions]):
         Systemic with the GRANT, Mismatch TARGET_DRIFT with the DDL, CASCADE, ROW_SECURITY, TARGET_LOST,
         STATE_LOST, Later TARGET_HELD.
         """
-        if self.shape.exclusive and (self._hold is None or self._hold.closed):
+        if self.shape.run_id and (self._hold is None or self._hold.closed):
             self._hold = self._connect(exclusion.name(self.shape.sync))
             with self._transaction(self._hold) as session:
                 self._exclusion.take(session)
@@ -182,7 +182,7 @@ class Postgres(Destination[PostgresOptions]):
         return Outcome(WRITTEN, found)
 
     def _begin(self, session: Session) -> None:
-        if self.shape.exclusive:
+        if self.shape.run_id:
             self._exclusion.begin(session, IMMEDIATE)
         else:
             session.execute(IMMEDIATE)
