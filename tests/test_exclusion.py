@@ -91,10 +91,9 @@ def test_what_writes_nothing_is_hindered_by_nobody_and_hinders_nobody(first: Pos
     dry = second.project.sync("--dry-run", *OWNED)
     assert (dry.code, dry.summary["inserted"]) == (0, 40)
     for arguments in (["check", "--sync", "users"], ["explain", "users", "--rows", "1", "--read"]):
-        process, out, err = second.project.other(*arguments)
-        process.join()
-        assert process.exitcode == (3 if arguments[0] == "check" else 0), err.read_text()
-        assert "TARGET_HELD" not in out.read_text() + err.read_text()
+        looked = second.project.run(*arguments).end()
+        assert looked.code == (3 if arguments[0] == "check" else 0), looked.stderr
+        assert "TARGET_HELD" not in looked.stdout + looked.stderr
     pace(first, slow=False)
     os.kill(holder.pid, signal.SIGKILL)
     assert holder.end().code == -9
