@@ -253,7 +253,7 @@ def long(kind: str, share: float) -> tuple[str, dict[str, Tally]]:
             sweeps.pop()
         started, cost = time.monotonic(), Tally()
         sweep_recovery(made, cost, 1)
-        each = time.monotonic() - started  # two series of runs, for the price of one or two kills
+        each = (time.monotonic() - started) / 2  # a recovery without a kill, and one with two
         for name, part, sweep in sweeps:
             started = time.monotonic()
             made.begin()
