@@ -22,7 +22,7 @@ from retl.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
 from retl.changes import DELETES, FRESH, OWED
 from retl.delivery import Answered, Delivery, minted
 from retl.destinations import Destination
-from retl.errors import Failure, Mismatch, RetlError, Stopped, Unavailable
+from retl.errors import Failure, Later, Mismatch, RetlError, Stopped, Unavailable
 from retl.job import Clock, Job
 from retl.journal import RunJournal
 from retl.ledger import Acknowledgement, Checkpoint, Lock, RejectChanges, RunEnd, RunStart
@@ -225,6 +225,8 @@ class Execution:
             if isinstance(problem, Stopped)
             else "REFUSED"
             if isinstance(problem, Mismatch)
+            else "BLOCKED"
+            if isinstance(problem, Later)
             else "FAILED"
         )
         if isinstance(problem, Unavailable):

@@ -53,7 +53,14 @@ class FieldMap:
 
 
 def build(
-    sync: Sync, contract: Contract, run: Run, *, state_id: str, timezone: str, newest: tuple[str, str] | None
+    sync: Sync,
+    contract: Contract,
+    run: Run,
+    *,
+    state_id: str,
+    timezone: str,
+    newest: tuple[str, str] | None,
+    exclusive: bool = False,
 ) -> FieldMap:
     """The mapping of one run. DefinitionError where a field or key names no contract column."""
     sources = _sources(sync, contract)
@@ -79,6 +86,7 @@ def build(
         write=sync.write,
         deletes=SoftDelete(sync.deletes.set) if sync.deletes.how == "set" else sync.deletes.how,
         newest=newest,
+        run_id=run.run_id if exclusive else None,
     )
     return FieldMap(
         shape=shape,

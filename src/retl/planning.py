@@ -7,7 +7,7 @@ Nothing in this module writes to the target, the ledger or the state directory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,23 @@ Settle = Callable[[FieldMap, Destination[Any], Spool], None]
 
 
 def make(
-    job: Job, run: Run, directory: Path, clock: Clock, settle: Settle | None = None, *, ask: bool = True
+    job: Job,
+    run: Run,
+    directory: Path,
+    clock: Clock,
+    settle: Settle | None = None,
+    hold: ExitStack | None = None,
+    *,
+    ask: bool = True,
 ) -> Plan:
     """Plan one run in `directory` (private, gone afterwards). `settle` may bring evidence of a dead
-    run's open batches before the baseline is read; without `ask` the target is left alone.
+    run's open batches before the baseline is read; without `ask` the target is left alone. With `hold`
+    the run will write: as long as that is open the target keeps other ledgers out, where it can.
 
     Raises DefinitionError, SourceError, TargetError, Later; what guards say is in `Plan.refusals`.
     """
     with clock.phase("start"):
-        planning = _Planning(job, run, directory)
+        planning = _Planning(job, run, directory, hold)
     with clock.phase("freeze"):
         planning.freeze()
     with clock.phase("recover"):
@@ -64,8 +72,8 @@ def make(
 class _Planning:
     """The steps of a plan in the order of `make`; each leaves what the next ones need."""
 
-    def __init__(self, job: Job, run: Run, directory: Path) -> None:
-        self.job, self.run, self.directory = job, run, directory
+    def __init__(self, job: Job, run: Run, directory: Path, hold: ExitStack | None) -> None:
+        self.job, self.run, self.directory, self.hold = job, run, directory, hold
         self.spool = Spool(directory, job.stop)
         self.refusals: list[Refusal] = []
         self.emptied = False  # the target lost rows that expire anyway: every row is due
@@ -141,7 +149,9 @@ class _Planning:
     def ask_target(self) -> None:
         """Reached, writable, fitting, and does it still hold what was delivered?"""
         expires = self.capabilities.expires
-        with _closing(self.job, self.field_map) as destination:
+        with ExitStack() as shortly:
+            closing = _closing(self.job, self.field_map)
+            destination = (shortly if self.hold is None else self.hold).enter_context(closing)
             try:
                 self.job.pace.retrying(self.job.sync.retry, self.job.stop.event)(destination.check)
             except Mismatch as problem:
@@ -277,6 +287,7 @@ class _Planning:
             state_id=self.job.ledger.state_id,
             timezone=self.job.warehouse.timezone,
             newest=newest,
+            exclusive=self.hold is not None,
         )
 
     def _returns_rows(self, check: str) -> bool:

@@ -48,7 +48,8 @@ class Destination(ABC, Generic[OptionsT]):
     @abstractmethod
     def check(self) -> None:
         """Reached, writable, fitting? Raises Systemic or Unavailable (exit 1) or Mismatch (a guard,
-        exit 3). Writes nothing."""
+        exit 3). Writes nothing. Where the shape names a run and the target can tell: Later if another
+        ledger is delivering to this object; from here to `close` no other can."""
 
     def prepare(self, epoch: int) -> None:
         """Once per run, after the guards: make what `create` and the promises need in the target."""
