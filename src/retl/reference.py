@@ -87,7 +87,7 @@ def _word(value: Any) -> str:
 
 
 def _facts(preset: Preset) -> dict[str, Any]:
-    given = {name: part for name in _OPERATIONS if (part := getattr(preset, name)) is not None}
+    given = [(name, way) for name in _OPERATIONS for way in getattr(preset, name)]
     limits = preset.limits
     said = [f"{limits.requests} requests per {limits.per:g} s"] if limits.requests else []
     said += [f"{limits.concurrency} at a time"] if limits.concurrency else []
@@ -102,7 +102,7 @@ def _facts(preset: Preset) -> dict[str, Any]:
                     for option, values in part.get("only_if", {}).items()
                 ),
             }
-            for name, part in given.items()
+            for name, part in given
         ],
         "limits": f"{', '.join(said)}; of requests {limits.share:.0%} are ours unless the connection's"
         f" `limits` say otherwise. They are from: {limits.source} (checked on {limits.checked_on})",

@@ -254,7 +254,8 @@ class Proof:
     def test_no_request_holds_more_than_the_vendor_takes(self, api: Api) -> None:
         if self.limit is None:
             return
-        many = [(f"k{n}@x.io", f"name {n}", *self.rows[0][2:]) for n in range(2 * self.limit + 1)]
+        width = 1 + len(self.fields)
+        many = [(f"k{n}@x.io", f"name {n}", *self.rows[0][2:])[:width] for n in range(2 * self.limit + 1)]
         assert {result.kind for result in self.deliver(api, many)} == {Kind.WRITTEN}
         assert len(self.contents(api)) == len(many)
         http = self.options(api.url).http

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from retl.batch import Field, Kind
-from retl.errors import Systemic, Unavailable
+from retl.errors import DefinitionError, Systemic, Unavailable
 from tests import api as fake
 from tests.api import TOKEN, Api
 from tests.presets.proof import TEXT, Proof, Recorded, lines
@@ -18,9 +18,15 @@ from tests.presets.proof import TEXT, Proof, Recorded, lines
 class HubSpot(Api):
     """Objects by their id property; every answer comes back in reverse."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.erased: list[tuple[str, str]] = []
+
     def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
         if headers.get("authorization") != f"Bearer {TOKEN}":
             return 401, {"category": "INVALID_AUTHENTICATION"}
+        if path == "/crm/v3/objects/contacts/gdpr-delete":
+            return self.erase(**json.loads(body))
         inputs = json.loads(body)["inputs"]
         if len(inputs) > 100:
             return 400, {"category": "VALIDATION_ERROR", "message": "more than 100 inputs"}
@@ -39,6 +45,12 @@ class HubSpot(Api):
                 self.users.setdefault(one["id"], {}).update(one["properties"])
                 results.append({"id": f"r-{one['id']}", "objectWriteTraceId": trace})
         return (207 if errors else 200), {"status": "COMPLETE", "results": results, "errors": errors}
+
+    def erase(self, objectId: str, idProperty: str = "hs_object_id") -> tuple[int, Any]:
+        self.erased.append((idProperty, objectId))
+        if self.users.pop(objectId, None) is None and idProperty == "hs_object_id":
+            return 404, {"category": "OBJECT_NOT_FOUND"}
+        return 204, None
 
 
 class TestHubSpot(Proof):
@@ -112,3 +124,19 @@ class TestHubSpot(Proof):
         api.faults.append(fake.answer(429, b'{"category":"RATE_LIMITS","policyName":"DAILY"}'))
         with pytest.raises(Systemic):
             self.deliver(api, self.rows)
+
+    @pytest.mark.parametrize("match", ["email", "hs_object_id"])
+    def test_contacts_are_erased_where_it_is_said_by_name(self, api: HubSpot, match: str) -> None:
+        how = {"match": match, "delete": "gdpr"}
+        self.deliver(api, self.rows, parameters=how)
+        for _ in range(2):
+            gone = self.deliver(api, [row[:1] for row in self.rows[:2]], "delete", how)
+            assert [result.kind for result in gone] == [Kind.WRITTEN] * 2
+            assert self.contents(api) == self.expected(self.rows[2:])
+        assert set(api.erased) == {(match, row[0]) for row in self.rows[:2]}
+
+    def test_only_contacts_can_be_erased(self, api: HubSpot) -> None:
+        with pytest.raises(DefinitionError) as caught:
+            self.deliver(api, [self.rows[0][:1]], "delete", {"object": "deals", "delete": "gdpr"})
+        assert "`delete: gdpr`, `object: contacts`, `match: email`" in caught.value.message
+        assert not api.seen
