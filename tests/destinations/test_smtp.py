@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from decimal import Decimal
 from email.message import EmailMessage
 from pathlib import Path
@@ -279,6 +283,26 @@ def test_a_connection_lost_before_the_last_line_is_no_doubt(target: MailTarget, 
     with pytest.raises(Unavailable):
         send()
     assert not target.server.taken
+
+
+def test_a_server_that_drips_cannot_keep_a_run() -> None:
+    def drip(listener: socket.socket) -> None:
+        with listener.accept()[0] as client, suppress(OSError):
+            while True:
+                client.sendall(b"220-wait\r\n")
+                time.sleep(0.02)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=drip, args=[listener], daemon=True).start()
+        port = listener.getsockname()[1]
+        connection = {"host": "127.0.0.1", "port": port, "tls": "none", "timeout": 5, "total": 0.3}
+        texts = {"from": "a@example.com", "to": "b@example.com", "subject": "s", "body": "b"}
+        destination = Smtp(SmtpOptions(connection=connection, **texts), SHAPE)
+        begun = time.monotonic()
+        with pytest.raises(Unavailable):
+            destination.write(Rows(SHAPE, [ROW]).batch("append"))
+        assert time.monotonic() - begun < 3
+        destination.close()
 
 
 # encryption
