@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import pytest
 
 from retl import redact
 from retl.batch import Field, Shape
-from retl.destinations import load, preset_names
+from retl.destinations import PREVIEW, load, preset_names
 from retl.errors import DefinitionError
 from retl.project import Resolved, open_project
+from retl.testing import FakeHubSpotLists
 from retl.validation import each
 from retl.values import Type
 from tests.api import TOKEN
@@ -193,3 +195,27 @@ def test_a_run_that_died_while_a_job_was_at_work_asks_after_it(folder: Path) -> 
         before = len(api.seen)
         assert retl(folder, "sync").returncode == 0
         assert len(api.seen) == before
+
+
+def test_what_only_documentation_says_is_a_preview_and_says_so(folder: Path) -> None:
+    with duckdb.connect(str(folder / "mart.duckdb")) as mart:
+        mart.execute("CREATE TABLE m AS SELECT '101' AS email")
+    (folder / "syncs" / "a.yml").write_text(f'{HEAD}destination: {{connection: crm, list: "7"}}\n')
+    with FakeHubSpotLists() as api:
+        (folder / "retl.yml").write_text(
+            "warehouse: {path: mart.duckdb}\n"
+            f"connections:\n  crm: {{type: hubspot_lists, token: {TOKEN}, base_url: '{api.url}'}}\n"
+        )
+        for words in (["validate"], ["sync", "--dry-run"], ["sync"], ["destinations", "hubspot_lists"]):
+            told = retl(folder, *words, COLUMNS="1000")
+            assert told.returncode == 0, told.stderr
+            assert (told.stdout + told.stderr).count(PREVIEW) == 1, words
+    listed = {one["name"]: one["preview"] for one in listing(folder)}
+    assert (listed["hubspot_lists"], listed["hubspot"], listed["webhook"]) == (True, False, False)
+
+
+def listing(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(retl(folder, "destinations", "--output", "json").stdout)[
+        "destinations"
+    ]
+    return found

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from retl import destinations
 from retl.definitions import Sync
+from retl.destinations import PREVIEW
 from retl.settings import DEFAULT_CONNECTIONS
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
     preset: Preset | None = getattr(kind, "preset", None)
     text = inspect.cleandoc((preset.docs if preset else inspect.getmodule(kind).__doc__) or "")
     found: dict[str, Any] = {"name": name, "summary": preset.summary if preset else text.split("\n")[0]}
+    found |= {"preview": kind.is_preview}
     found |= {"text": text, "connection": _fields(kind.Connection), "destination": _fields(kind.Options)}
     return found | (_facts(preset) if preset else {})
 
@@ -43,7 +45,9 @@ def page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
 def markdown(page: dict[str, Any]) -> str:
     """The page as a file of docs/destinations/."""
     is_preset = "evidence" in page
-    parts = [f"# {page['name']}", *([f"{page['summary']}."] if is_preset else []), page["text"]]
+    parts = [f"# {page['name']}", *([f"{page['summary']}."] if is_preset else [])]
+    parts += [f"**{PREVIEW.capitalize()}.**"] if page["preview"] else []
+    parts += [page["text"]]
     for title in ("connection", "destination"):
         rows: list[tuple[Any, ...]] = [
             (f"`{o['option']}`", _default(o), o["description"]) for o in page[title]

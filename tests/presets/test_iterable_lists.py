@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 from retl.batch import Field, Kind
+from retl.testing import FakeIterableLists
 from tests import api as fake
-from tests.api import TOKEN, Api
+from tests.api import TOKEN
 from tests.presets.proof import TEXT, Proof, Recorded, lines
 
 
-class IterableLists(Api):
-    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
-        if headers.get("api-key") != TOKEN:
-            return 401, {"code": "BadApiKey", "msg": "Invalid API key"}
-        content = json.loads(body)
-        members = content["subscribers"]
-        if content["listId"] != 7 or len(members) > 1000:
-            return 400, {"code": "BadParams", "msg": "no such list, or more than 1000 subscribers"}
-        bad = [one["email"] for one in members if "@" not in one["email"]]
-        for one in members:
-            if path == "/api/lists/unsubscribe":
-                self.users.pop(one["email"], None)
-            elif one["email"] not in bad:
-                self.users.setdefault(one["email"], {}).update(one["dataFields"])
-        counts = {"successCount": len(members) - len(bad), "failCount": len(bad)}
-        return 200, {**counts, "invalidEmails": bad, "invalidUserIds": []}
-
-
 class TestIterableLists(Proof):
-    preset, vendor, limit = "iterable_lists", IterableLists, 1000
+    preset, limit = "iterable_lists", 1000
+    vendor = partial(FakeIterableLists, refuse=["nobody"])
     connection = {"api_key": TOKEN}
     parameters = deletes = {"list": 7}
     fields = ()

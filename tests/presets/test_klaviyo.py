@@ -10,9 +10,9 @@ from retl.batch import Field, Kind, Outcome, Pending
 from retl.destinations import load
 from retl.values import Type
 from tests import api as fake
-from tests.api import TOKEN, Api
+from tests.api import TOKEN, Api, passed
 from tests.destinations.rows import Rows
-from tests.presets.proof import Proof, passed
+from tests.presets.proof import Proof
 
 
 class Klaviyo(Api):

@@ -38,7 +38,7 @@ from retl.validation import ModelT, validate
 from retl.variables import Filled
 from retl.yamlfile import load as load_yaml
 
-Evidence = Literal["contract", "recording", "golden", "docs"]
+Evidence = Literal["contract", "recording", "golden", "docs", "own"]  # own: there is no vendor
 Ways = Annotated[
     tuple[dict[str, Any], ...], BeforeValidator(lambda given: [given] if isinstance(given, dict) else given)
 ]
@@ -154,6 +154,7 @@ class Preset(Definition):
             "Options": options,
             "preset": self,
             "limits": Limits(**limits),
+            "is_preview": set(self.evidence) == {"docs"},
             "__doc__": self.docs,
             "__module__": __name__,
         }
