@@ -18,11 +18,10 @@ from retl.batch import Field, Shape
 from retl.destinations import PREVIEW, load, preset_names
 from retl.errors import DefinitionError
 from retl.project import Resolved, open_project
-from retl.testing import FakeHubSpotLists
+from retl.testing import FakeHubSpotLists, FakeKlaviyo
 from retl.validation import each
 from retl.values import Type
 from tests.api import TOKEN
-from tests.presets.test_klaviyo import Klaviyo
 
 HEAD = "source: {table: m}\nkey: [email]\n"
 RETL_YML = 'connections:\n  crm: {type: hubspot, token: "${HUBSPOT_TOKEN}"%s}\n'
@@ -179,7 +178,7 @@ def retl(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProce
 def test_a_run_that_died_while_a_job_was_at_work_asks_after_it(folder: Path) -> None:
     with duckdb.connect(str(folder / "mart.duckdb")) as mart:
         mart.execute("CREATE TABLE m AS SELECT 'k' || i || '@x.io' AS email, i AS visits FROM range(7) t(i)")
-    with Klaviyo() as api:
+    with FakeKlaviyo() as api:
         (folder / "syncs" / "a.yml").write_text(f"{HEAD}destination: {{connection: news}}\n")
         (folder / "retl.yml").write_text(
             "warehouse: {path: mart.duckdb}\n"
@@ -187,11 +186,11 @@ def test_a_run_that_died_while_a_job_was_at_work_asks_after_it(folder: Path) -> 
         )
         killed = retl(folder, "sync", RETL_CRASH_AT="handle_attached:1")
         assert killed.returncode == -9, killed.stderr
-        assert not api.users
+        assert not api.objects
         again = retl(folder, "sync")
         assert again.returncode == 0, again.stderr
         assert [method for method, _, _, _ in api.seen].count("POST") == 1
-        assert len(api.users) == 7
+        assert len(api.objects) == 7
         before = len(api.seen)
         assert retl(folder, "sync").returncode == 0
         assert len(api.seen) == before

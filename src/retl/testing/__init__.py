@@ -21,18 +21,24 @@ if TYPE_CHECKING:
     from retl.testing.faults import answer, changed, cut, dripping, instead, passed, reset, slow, throttled
     from retl.testing.hubspot import FakeHubSpot, FakeHubSpotLists
     from retl.testing.iterable import FakeIterable, FakeIterableLists
+    from retl.testing.marketing import FakeAirtable, FakeBraze, FakeKlaviyo, FakeMailchimp, FakeSegment
     from retl.testing.messages import FakePagerDuty, FakeSlack, FakeTeams, FakeWebhook
     from retl.testing.server import TOKEN, FakeApi, Fault
     from retl.testing.servicenow import FakeServiceNow
 
 __all__ = [
     "TOKEN",
+    "FakeAirtable",
     "FakeApi",
+    "FakeBraze",
     "FakeHubSpot",
     "FakeHubSpotLists",
     "FakeIterable",
     "FakeIterableLists",
+    "FakeKlaviyo",
+    "FakeMailchimp",
     "FakePagerDuty",
+    "FakeSegment",
     "FakeServiceNow",
     "FakeSlack",
     "FakeTeams",
@@ -49,7 +55,7 @@ __all__ = [
     "throttled",
 ]
 
-_MODULES = ("server", "faults", "hubspot", "iterable", "messages", "servicenow")
+_MODULES = ("server", "faults", "hubspot", "iterable", "marketing", "messages", "servicenow")
 
 
 def __getattr__(name: str) -> Any:
