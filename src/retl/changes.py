@@ -20,6 +20,7 @@ from retl.contract import MISFIT, Contract, Verdict
 from retl.definitions import Sync
 from retl.errors import DefinitionError
 from retl.mapping import FieldMap, compared
+from retl.phone import REASON
 from retl.spool import Spool
 from retl.values import literal, quoted
 
@@ -162,7 +163,8 @@ def fingerprint(spool: Spool, field_map: FieldMap, clears: str, salt: str) -> No
     row_hash = values.hash_sql(compared(field_map), salt)
     spool.run(
         f'CREATE TABLE rows AS SELECT "retl row" AS row, {field_map.key} AS key,'
-        f" {field_map.key_fault} AS fault, {row_hash} AS hash, {clears} AS sure FROM mart"
+        f" {field_map.key_fault} AS fault, {row_hash} AS hash, {clears} AS sure,"
+        f" {field_map.field_fault or 'NULL'} AS unread FROM mart"
     )
 
 
@@ -254,6 +256,12 @@ def judge(spool: Spool, judged: Contract) -> None:
                 if isinstance(verdict, Verdict)
             ),
         )
+    spool.run(
+        f"INSERT INTO verdicts SELECT r.row, 'contract', 'NO_PHONE', {literal(REASON)}, r.unread"
+        " FROM rows r JOIN candidates c USING (row)"
+        " WHERE r.unread IS NOT NULL AND c.op NOT IN ('skipped', 'in_doubt')"
+        " AND r.row NOT IN (SELECT row FROM verdicts)"
+    )
     faults = "CASE fault " + " ".join(f"WHEN '{c}' THEN {literal(t)}" for c, t in KEY_FAULTS.items()) + " END"
     spool.run(
         "CREATE TABLE rejects AS "

@@ -15,7 +15,7 @@ from typing import Any
 from retl import baseline, changes, contract, guards, log, mapping
 from retl.batch import Batch
 from retl.changes import Cursor, Strategy
-from retl.destinations import Destination
+from retl.destinations import PREVIEW, Destination
 from retl.errors import DefinitionError, Mismatch, Systemic
 from retl.fit import fit
 from retl.guards import Facts, Refusal
@@ -349,6 +349,7 @@ class _Planning:
             "this account may not write here: a run with it would fail": self.readonly,
             f"{self.withheld} deletes wait: a row without a usable key may be one of them": self.withheld > 0,
             "delivery is at_least_once: after a crash a row may arrive twice": twice,
+            f"{self.job.target.kind} is a {PREVIEW}": self.job.target.destination.is_preview,
         }
         return [note for note, holds in notes.items() if holds]
 

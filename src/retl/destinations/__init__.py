@@ -20,6 +20,10 @@ from retl.definitions import Limits
 from retl.errors import DefinitionError
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
+PREVIEW = (
+    "preview: made from the vendor's documentation, and not yet held against its contract, its own client or"
+    " recorded answers"
+)
 
 
 class Destination(ABC, Generic[OptionsT]):
@@ -31,6 +35,7 @@ class Destination(ABC, Generic[OptionsT]):
 
     Connection: ClassVar[type[BaseModel]]
     Options: ClassVar[type[BaseModel]]
+    is_preview: ClassVar[bool] = False  # nothing but documentation says that the target takes it so
     limits: ClassVar[Limits] = Limits()  # what the vendor allows; a connection's own `limits` win
     capabilities: Capabilities
     quota: Quota | None = None  # what the last answer said of the target's own limit
