@@ -18,7 +18,7 @@ demo: $(READY) ## the whole story on this machine: real servers, a kill half way
 test: $(READY) ## every test; ARGS=tests/test_servers.py for some
 	$(BIN)/pytest -n 2 $(ARGS)
 
-test-crash: $(READY) ## kill runs at every event and system call, ten minutes long, and print what was lost
+test-crash: $(READY) ## kill runs at events and system calls, evenly chosen for ten minutes, and print what was lost
 	$(BIN)/python -m tests.crash_sweep
 
 lint: $(READY) ## style, types, and that imports point down

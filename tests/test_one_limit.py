@@ -11,13 +11,12 @@ from typing import Any
 import duckdb
 import pytest
 
+from retl.testing import FakeHubSpot
 from tests import api as fake
 from tests import servers
-from tests.api import TOKEN, Api
+from tests.api import TOKEN, Api, passed
 from tests.commands import Workshop
 from tests.crashes import until
-from tests.presets.proof import passed
-from tests.presets.test_hubspot import HubSpot
 
 PATIENCE = 180
 NAMES = ("first", "second", "third")
@@ -156,7 +155,7 @@ def test_ten_thousand_rows_under_a_storm_and_two_kills_end_exact_at_half_of_the_
         " i % 97 AS visits FROM range(10000) t(i)"
     )
     storm = fake.answer(429, b'{"status":"error","category":"RATE_LIMITS","message":"secondly limit"}')
-    with HubSpot() as api:
+    with FakeHubSpot() as api:
         shop.write(
             "retl.yml",
             f"connections:\n  hubspot: {{type: hubspot, token: {TOKEN}, base_url: '{api.url}'}}\n",
@@ -177,7 +176,7 @@ def test_ten_thousand_rows_under_a_storm_and_two_kills_end_exact_at_half_of_the_
     assert last["status"] == "SUCCESS"
     with duckdb.connect(str(shop.folder / "data" / "warehouse.duckdb"), read_only=True) as connection:
         rows = connection.execute("SELECT email, name, visits::VARCHAR FROM contacts").fetchall()
-    assert api.users == {email: {"name": name, "visits": visits} for email, name, visits in rows}
+    assert api.objects == {email: {"name": name, "visits": visits} for email, name, visits in rows}
     assert not api.faults, "the storm was not seen out"
     assert busiest(api.times, 10.0) <= 50
     runs_made = shop.json("runs")["runs"]

@@ -114,7 +114,8 @@ def lose_lock(made: Append) -> None:
             path.unlink()
         return
     with made.database.connect() as admin:
-        holders = "SELECT DISTINCT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
+        # of the ledger's kind: those that stand for runs at the target are of two numbers
+        holders = "SELECT DISTINCT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted"
         admin.execute(f"SELECT pg_terminate_backend(pid) FROM ({holders}) AS h")
         until(lambda: admin.execute(holders).fetchall() == [])
 

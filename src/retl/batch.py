@@ -44,7 +44,8 @@ class Shape:
     """What one sync writes: everything an adapter may know of it besides its own options.
 
     `newest` is the newest batch of this sync that the ledger knows as applied to this very object,
-    as (run id, batch id): a target that keeps our marker must still have it.
+    as (run id, batch id): a target that keeps our marker must still have it. `run_id` is that of
+    a run that will write: a target that can keeps other ledgers out, from `check` until `close`.
     """
 
     sync: str
@@ -54,6 +55,7 @@ class Shape:
     write: WriteMode = "upsert"
     deletes: Literal["keep", "delete"] | SoftDelete = "keep"
     newest: tuple[str, str] | None = None
+    run_id: str | None = None
 
 
 class Kind(StrEnum):

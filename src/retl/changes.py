@@ -8,7 +8,7 @@ Nothing here knows a target, and nothing here is kept after the run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,10 @@ from typing import Any, Literal
 from retl import values
 from retl.change_set import ChangeSet
 from retl.contract import MISFIT, Contract, Verdict
+from retl.definitions import Sync
+from retl.errors import DefinitionError
 from retl.mapping import FieldMap, compared
+from retl.phone import REASON
 from retl.spool import Spool
 from retl.values import literal, quoted
 
@@ -67,6 +70,28 @@ class Cursor:
     @property
     def is_time(self) -> bool:
         return self.column_type.startswith(("TIMESTAMP", "DATE"))
+
+
+def cursor(sync: Sync, columns: Mapping[str, str]) -> Cursor | None:
+    """The watermark's column. DefinitionError if the mart lacks it or it cannot be one."""
+    asked = sync.changes
+    if asked.watermark is None:
+        return None
+    kind = columns.get(asked.watermark)
+    cursor = Cursor(asked.watermark, kind or "", asked.lookback)
+    known = cursor.is_time or (kind or "").endswith("INT") or (kind or "").endswith("INTEGER")
+    if kind is None or not known:
+        raise DefinitionError(
+            "WATERMARK_COLUMN",
+            f"the watermark's column {asked.watermark!r} is "
+            + ("not in the mart" if kind is None else f"{kind}: it must be a time or an integer"),
+            where=f"sync {sync.name}",
+        )
+    if asked.lookback and not cursor.is_time:
+        raise DefinitionError(
+            "WATERMARK_LOOKBACK", "`lookback` needs a time column", where=f"sync {sync.name}"
+        )
+    return cursor
 
 
 @dataclass(frozen=True)
@@ -138,7 +163,8 @@ def fingerprint(spool: Spool, field_map: FieldMap, clears: str, salt: str) -> No
     row_hash = values.hash_sql(compared(field_map), salt)
     spool.run(
         f'CREATE TABLE rows AS SELECT "retl row" AS row, {field_map.key} AS key,'
-        f" {field_map.key_fault} AS fault, {row_hash} AS hash, {clears} AS sure FROM mart"
+        f" {field_map.key_fault} AS fault, {row_hash} AS hash, {clears} AS sure,"
+        f" {field_map.field_fault or 'NULL'} AS unread FROM mart"
     )
 
 
@@ -230,6 +256,12 @@ def judge(spool: Spool, judged: Contract) -> None:
                 if isinstance(verdict, Verdict)
             ),
         )
+    spool.run(
+        f"INSERT INTO verdicts SELECT r.row, 'contract', 'NO_PHONE', {literal(REASON)}, r.unread"
+        " FROM rows r JOIN candidates c USING (row)"
+        " WHERE r.unread IS NOT NULL AND c.op NOT IN ('skipped', 'in_doubt')"
+        " AND r.row NOT IN (SELECT row FROM verdicts)"
+    )
     faults = "CASE fault " + " ".join(f"WHEN '{c}' THEN {literal(t)}" for c, t in KEY_FAULTS.items()) + " END"
     spool.run(
         "CREATE TABLE rejects AS "

@@ -25,6 +25,7 @@ from retl import definitions, values
 from retl.clearance import clearing
 from retl.errors import DefinitionError, Mismatch
 from retl.rules import Rule, is_plain, read
+from retl.validation import did_you_mean
 from retl.values import Type, literal, quoted
 
 MISFIT = "$misfit"  # in a row of `Contract.select`: the first column whose value does not carry exactly
@@ -187,15 +188,19 @@ def build(
                 f"the mart's column {name} is {rule.column_type}, the contract's type is {rule.type}",
                 hint=f"cast {name} in the source's SQL, or change its type in the contract",
             )
-    _check_key(key, rules)
+    _check_key(key, rules, columns, written=definition is not None)
     return Contract(model, rules, edits=definition is not None and definition.edits, timezone=timezone)
 
 
-def _check_key(key: Sequence[str], rules: Mapping[str, Rule]) -> None:
+def _check_key(
+    key: Sequence[str], rules: Mapping[str, Rule], columns: Mapping[str, str], *, written: bool
+) -> None:
     for name in key:
         if name not in rules:
             raise DefinitionError(
-                "KEY_COLUMN", f"the key column {name} is not in the contract", hint="add it to the contract"
+                "KEY_COLUMN",
+                f"the key column {name} is not in the {'contract' if written else 'mart'}",
+                hint="add it to the contract" if name in columns else did_you_mean(name, columns),
             )
         if rules[name].type.name not in values.KEY_TYPES:
             raise DefinitionError(

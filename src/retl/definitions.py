@@ -127,7 +127,21 @@ class ModelSpelling(TypedDict, total=False):
 
 
 RunValue = Literal["$run_started_at", "$run_id", "$sync"]
-Transform = Literal["trim", "lower", "upper", "sha256_hex"]
+Transform = Literal["trim", "lower", "upper", "sha256_hex", "e164"]
+
+
+class Home(Definition):
+    """The country of phone numbers without `+`: its calling code, and what they begin with at home and
+    not from abroad (0 in many countries)."""
+
+    country: Annotated[str, BeforeValidator(str), Field(pattern=r"^[1-9][0-9]{0,2}$")]
+    trunk: Annotated[str, BeforeValidator(str), Field(pattern=r"^[0-9]{0,2}$")] = ""
+
+
+class Phone(Definition):
+    """The transform e164 where it needs to be told the country."""
+
+    e164: Home
 
 
 class FieldSource(Definition):
@@ -138,7 +152,7 @@ class FieldSource(Definition):
     run_value: RunValue | None = None
     nulls: Literal["clear", "keep"] = "clear"
     only_if_empty: bool = False
-    transform: tuple[Transform, ...] = ()
+    transform: tuple[Transform | Phone, ...] = ()
 
     @model_validator(mode="after")
     def _one(self) -> FieldSource:

@@ -225,6 +225,8 @@ class Execution:
             if isinstance(problem, Stopped) or (isinstance(problem, Later) and self.delivery is not None)
             else "REFUSED"
             if isinstance(problem, Mismatch)
+            else "BLOCKED"
+            if isinstance(problem, Later)
             else "FAILED"
         )
         if isinstance(problem, Unavailable):

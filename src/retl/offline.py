@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from retl import contract, mapping
+from retl import changes, contract, mapping
 from retl.definitions import Sync, Warehouse
 from retl.errors import DefinitionError, Mismatch
 from retl.fit import fit
@@ -32,8 +32,6 @@ def validate(
     """DefinitionError for what is wrong with a sync. `target` is None where unset variables keep it from
     being made. SourceError or Later where the catalog cannot be asked: the rest is then right."""
     try:
-        for text in sync.checks:
-            mart.select(text, variables, "checks")
         field_map = _field_map(sync, warehouse, folder, variables, "")
         if target is not None:
             fit(sync, field_map, target.lane(field_map.shape).capabilities)
@@ -64,12 +62,16 @@ def _field_map(
     sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any], state_id: str
 ) -> FieldMap:
     wanted = mart.query(sync.source, variables, folder)
+    checks = [mart.select(text, variables, "checks") for text in sync.checks]
     with private_directory() as directory:
         spool = Spool(directory, Stop())
         try:
             mart.attach(spool, warehouse.model_copy(update={"lock_wait": 0.0}), folder)
             spool.harden([folder / path for path in warehouse.read_paths])
             columns = mart.columns(spool, wanted)
+            changes.cursor(sync, columns)
+            mart.detach(spool, warehouse)
+            mart.bind(spool, columns, checks)
         finally:
             spool.close()
     judge = contract.build(sync.contract, columns, folder, sync.key, warehouse.timezone)

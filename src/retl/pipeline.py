@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from retl import log, planning
 from retl.errors import Later, Mismatch, RetlError
@@ -37,14 +38,19 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
             )
     except Later as problem:
         return Summary(job.sync.name, None, "BLOCKED", problem.exit_code, error=described(problem))
-    with lock, private_directory() as directory, log.bound(run_id=run.run_id, sync=job.sync.name):
+    with (
+        lock,
+        private_directory() as directory,
+        ExitStack() as hold,
+        log.bound(run_id=run.run_id, sync=job.sync.name),
+    ):
         running = Execution(job, run, lock, clock, directory)
         with clock.phase("begin"):
             running.begin()
         with clock.phase("recover"):
             running.abandon_dead_runs()
         try:
-            running.plan = planning.make(job, run, directory, clock, running.settle)
+            running.plan = planning.make(job, run, directory, clock, running.settle, hold)
             verify(running.plan)
             if running.plan.refusals:
                 return running.refuse()

@@ -7,7 +7,7 @@ Nothing in this module writes to the target, the ledger or the state directory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from retl import baseline, changes, contract, guards, log, mapping
 from retl.batch import Batch
 from retl.changes import Cursor, Strategy
-from retl.destinations import Destination
+from retl.destinations import PREVIEW, Destination
 from retl.errors import DefinitionError, Mismatch, Systemic
 from retl.fit import fit
 from retl.guards import Facts, Refusal
@@ -33,15 +33,23 @@ Settle = Callable[[FieldMap, Destination[Any], Spool], None]
 
 
 def make(
-    job: Job, run: Run, directory: Path, clock: Clock, settle: Settle | None = None, *, ask: bool = True
+    job: Job,
+    run: Run,
+    directory: Path,
+    clock: Clock,
+    settle: Settle | None = None,
+    hold: ExitStack | None = None,
+    *,
+    ask: bool = True,
 ) -> Plan:
     """Plan one run in `directory` (private, gone afterwards). `settle` may bring evidence of a dead
-    run's open batches before the baseline is read; without `ask` the target is left alone.
+    run's open batches before the baseline is read; without `ask` the target is left alone. With `hold`
+    the run will write: as long as that is open the target keeps other ledgers out, where it can.
 
     Raises DefinitionError, SourceError, TargetError, Later; what guards say is in `Plan.refusals`.
     """
     with clock.phase("start"):
-        planning = _Planning(job, run, directory)
+        planning = _Planning(job, run, directory, hold)
     with clock.phase("freeze"):
         planning.freeze()
     with clock.phase("recover"):
@@ -64,8 +72,8 @@ def make(
 class _Planning:
     """The steps of a plan in the order of `make`; each leaves what the next ones need."""
 
-    def __init__(self, job: Job, run: Run, directory: Path) -> None:
-        self.job, self.run, self.directory = job, run, directory
+    def __init__(self, job: Job, run: Run, directory: Path, hold: ExitStack | None) -> None:
+        self.job, self.run, self.directory, self.hold = job, run, directory, hold
         self.spool = Spool(directory, job.stop)
         self.refusals: list[Refusal] = []
         self.emptied = False  # the target lost rows that expire anyway: every row is due
@@ -92,7 +100,7 @@ class _Planning:
         self._map(None)
         self.capabilities = job.lane(self.field_map.shape).capabilities
         fit(sync, self.field_map, self.capabilities)
-        self.cursor = _cursor(self.job, columns)
+        self.cursor = changes.cursor(sync, columns)
         names = dict.fromkeys([*self.contract.columns, *([self.cursor.column] if self.cursor else [])])
         self.total = mart.read(self.spool, wanted, {name: columns[name] for name in names}, "mart")
         mart.detach(self.spool, job.warehouse)
@@ -141,7 +149,9 @@ class _Planning:
     def ask_target(self) -> None:
         """Reached, writable, fitting, and does it still hold what was delivered?"""
         expires = self.capabilities.expires
-        with _closing(self.job, self.field_map) as destination:
+        with ExitStack() as shortly:
+            closing = _closing(self.job, self.field_map)
+            destination = (shortly if self.hold is None else self.hold).enter_context(closing)
             try:
                 self.job.pace.retrying(self.job.sync.retry, self.job.stop.event)(destination.check)
             except Mismatch as problem:
@@ -277,6 +287,7 @@ class _Planning:
             state_id=self.job.ledger.state_id,
             timezone=self.job.warehouse.timezone,
             newest=newest,
+            exclusive=self.hold is not None,
         )
 
     def _returns_rows(self, check: str) -> bool:
@@ -338,6 +349,7 @@ class _Planning:
             "this account may not write here: a run with it would fail": self.readonly,
             f"{self.withheld} deletes wait: a row without a usable key may be one of them": self.withheld > 0,
             "delivery is at_least_once: after a crash a row may arrive twice": twice,
+            f"{self.job.target.kind} is a {PREVIEW}": self.job.target.destination.is_preview,
         }
         return [note for note, holds in notes.items() if holds]
 
@@ -367,28 +379,6 @@ def _newest(
         if done:
             return layer.run_id, done[-1].batch_id
     return checkpoint.newest if checkpoint else None
-
-
-def _cursor(job: Job, columns: Mapping[str, str]) -> Cursor | None:
-    """The watermark's column. DefinitionError if the mart lacks it or it cannot be one."""
-    asked = job.sync.changes
-    if asked.watermark is None:
-        return None
-    kind = columns.get(asked.watermark)
-    cursor = Cursor(asked.watermark, kind or "", asked.lookback)
-    known = cursor.is_time or (kind or "").endswith("INT") or (kind or "").endswith("INTEGER")
-    if kind is None or not known:
-        raise DefinitionError(
-            "WATERMARK_COLUMN",
-            f"the watermark's column {asked.watermark!r} is "
-            + ("not in the mart" if kind is None else f"{kind}: it must be a time or an integer"),
-            where=f"sync {job.sync.name}",
-        )
-    if asked.lookback and not cursor.is_time:
-        raise DefinitionError(
-            "WATERMARK_LOOKBACK", "`lookback` needs a time column", where=f"sync {job.sync.name}"
-        )
-    return cursor
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from retl import destinations
 from retl.definitions import Sync
+from retl.destinations import PREVIEW
 from retl.settings import DEFAULT_CONNECTIONS
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
     preset: Preset | None = getattr(kind, "preset", None)
     text = inspect.cleandoc((preset.docs if preset else inspect.getmodule(kind).__doc__) or "")
     found: dict[str, Any] = {"name": name, "summary": preset.summary if preset else text.split("\n")[0]}
+    found |= {"preview": kind.is_preview}
     found |= {"text": text, "connection": _fields(kind.Connection), "destination": _fields(kind.Options)}
     return found | (_facts(preset) if preset else {})
 
@@ -43,7 +45,9 @@ def page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
 def markdown(page: dict[str, Any]) -> str:
     """The page as a file of docs/destinations/."""
     is_preset = "evidence" in page
-    parts = [f"# {page['name']}", *([f"{page['summary']}."] if is_preset else []), page["text"]]
+    parts = [f"# {page['name']}", *([f"{page['summary']}."] if is_preset else [])]
+    parts += [f"**{PREVIEW.capitalize()}.**"] if page["preview"] else []
+    parts += [page["text"]]
     for title in ("connection", "destination"):
         rows: list[tuple[Any, ...]] = [
             (f"`{o['option']}`", _default(o), o["description"]) for o in page[title]
@@ -87,7 +91,7 @@ def _word(value: Any) -> str:
 
 
 def _facts(preset: Preset) -> dict[str, Any]:
-    given = {name: part for name in _OPERATIONS if (part := getattr(preset, name)) is not None}
+    given = [(name, way) for name in _OPERATIONS for way in getattr(preset, name)]
     limits = preset.limits
     said = [f"{limits.requests} requests per {limits.per:g} s"] if limits.requests else []
     said += [f"{limits.per_day} a day"] if limits.per_day else []
@@ -103,7 +107,7 @@ def _facts(preset: Preset) -> dict[str, Any]:
                     for option, values in part.get("only_if", {}).items()
                 ),
             }
-            for name, part in given.items()
+            for name, part in given
         ],
         "limits": f"{', '.join(said)}; of requests {limits.share:.0%} are ours unless the connection's"
         f" `limits` say otherwise. They are from: {limits.source} (checked on {limits.checked_on})",

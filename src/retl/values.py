@@ -18,7 +18,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:
-    from retl.definitions import Formats, Transform
+    from retl.definitions import Formats
 
 TypeName = Literal[
     "string",
@@ -590,6 +590,6 @@ _TRANSFORMS: dict[str, str] = {
 }
 
 
-def transform_sql(name: Transform, expr: str) -> str:
+def transform_sql(name: str, expr: str) -> str:
     """SQL for a transform of a string's carrier; NULL stays NULL. `trim` takes ASCII white space."""
     return _TRANSFORMS[name].format(expr)

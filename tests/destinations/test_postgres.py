@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -24,10 +25,11 @@ from retl.batch import (
     WriteMode,
 )
 from retl.destinations.postgres import Postgres, PostgresOptions
-from retl.errors import Ambiguous, DefinitionError, InvariantBroken, Mismatch, Systemic, Unavailable
+from retl.errors import Ambiguous, DefinitionError, InvariantBroken, Later, Mismatch, Systemic, Unavailable
 from retl.postgres import fitness
 from retl.postgres.catalog import Column, Place, Table
 from retl.postgres.connection import PostgresConnection
+from retl.postgres.exclusion import Exclusion
 from retl.postgres.statements import Relation, Statements
 from retl.postgres.transfer import SWALLOWED
 from retl.values import Type, ddl, quoted
@@ -214,6 +216,41 @@ def test_a_name_postgresql_would_not_keep_is_refused(table: str) -> None:
 def test_a_field_that_cannot_be_a_column_is_refused(target: PostgresTarget, name: str) -> None:
     with pytest.raises(DefinitionError):
         Postgres(target.options(), replace(SHAPE, fields=(Field(name, STRING),)))
+
+
+# other ledgers
+
+
+def test_another_ledger_is_kept_out_until_the_first_lets_go(target: PostgresTarget) -> None:
+    first = ready(target, replace(SHAPE, run_id="run-1"))
+    heir = ready(target, replace(SHAPE, run_id="run-2"), epoch=2)  # its own ledger tells them apart
+    stranger = Postgres(target.options(), replace(SHAPE, state_id="state-2", run_id="run-3"))
+    for holder in (first, heir):
+        with pytest.raises(Later) as caught:
+            stranger.check()
+        assert caught.value.code == "TARGET_HELD"
+        assert f"role {ROLE}" in caught.value.message
+        assert f"retl:suite pid {os.getpid()}" in caught.value.message
+        assert kinds(deliver(heir, replace(Rows(SHAPE, sample(2)).batch(), epoch=2))) == [Kind.WRITTEN] * 2
+        holder.close()
+    with pytest.raises(Mismatch, match="delivered from a state"):
+        stranger.check()
+    with pytest.raises(Later):  # refused or not, it is there now
+        first.check()
+    stranger.close()
+    first.check()
+    first.close()
+
+
+def test_the_session_that_keeps_others_out_outlives_idleness_but_not_its_machine(postgres: Database) -> None:
+    with postgres.connect() as session:
+        session.autocommit = False
+        session.execute("SET idle_session_timeout = '1h'")
+        Exclusion(Relation.parse("people"), "state-1", "run-1").take(session)
+        session.commit()
+        names = ("idle_session_timeout", "tcp_keepalives_idle", "tcp_keepalives_interval")
+        shown = [session.execute(f"SHOW {name}").fetchone() for name in names]
+    assert shown == [("0",), ("30",), ("10",)]
 
 
 # check

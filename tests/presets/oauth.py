@@ -6,8 +6,7 @@ import json
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.api import TOKEN, Api
-from tests.presets.proof import passed
+from tests.api import TOKEN, Api, passed
 
 
 class TokenServer(Api):

@@ -22,6 +22,10 @@ from retl.errors import DefinitionError
 
 Turn = Callable[..., AbstractContextManager[object]]  # room for one request, of `size` bytes if it writes
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
+PREVIEW = (
+    "preview: made from the vendor's documentation, and not yet held against its contract, its own client or"
+    " recorded answers"
+)
 
 
 class Destination(ABC, Generic[OptionsT]):
@@ -33,6 +37,7 @@ class Destination(ABC, Generic[OptionsT]):
 
     Connection: ClassVar[type[BaseModel]]
     Options: ClassVar[type[BaseModel]]
+    is_preview: ClassVar[bool] = False  # nothing but documentation says that the target takes it so
     limits: ClassVar[Limits] = Limits()  # what the vendor allows; a connection's own `limits` win
     capabilities: Capabilities
     quotas: Sequence[Quota] = ()  # what the last answer said of the target's own limits
@@ -52,7 +57,8 @@ class Destination(ABC, Generic[OptionsT]):
     @abstractmethod
     def check(self) -> None:
         """Reached, writable, fitting? Raises Systemic or Unavailable (exit 1) or Mismatch (a guard,
-        exit 3). Writes nothing."""
+        exit 3). Writes nothing. Where the shape names a run and the target can tell: Later if another
+        ledger is delivering to this object; from here to `close` no other can."""
 
     def prepare(self, epoch: int) -> None:
         """Once per run, after the guards: make what `create` and the promises need in the target."""

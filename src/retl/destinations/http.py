@@ -1,4 +1,4 @@
-"""Any API that takes JSON over HTTP, described by hand or by a preset.
+"""Any API that takes JSON, forms or CSV over HTTP, described by hand or by a preset.
 
 The account needs whatever its operations need; `check` can name a harmless request that proves it.
 Upserts, updates and deletes are sent again after an answer that never came; inserts only under an

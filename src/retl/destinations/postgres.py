@@ -9,6 +9,10 @@ already as it should be is left untouched.
 The account needs SELECT, INSERT and UPDATE on the columns of the sync (DELETE on the table for
 `deletes: delete`), TEMPORARY on the database, and CREATE on the schema once for `retl_applied`; without
 that upserts go on, unanswered batches then stay in doubt, and append is refused.
+
+While a run lasts, one more session holds an advisory lock that keeps other ledgers away from the table.
+Sessions must be the run's own: connect directly or through a pooler in session mode, never in transaction
+mode.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from retl.batch import (
 )
 from retl.destinations import Destination
 from retl.errors import DefinitionError, Systemic, Unavailable
-from retl.postgres import catalog, fitness
+from retl.postgres import catalog, exclusion, fitness
 from retl.postgres.connection import PostgresConnection, Session, transaction
 from retl.postgres.statements import ROW, Relation, Statements, check_name
 from retl.postgres.transfer import transfer
@@ -82,6 +86,8 @@ class Postgres(Destination[PostgresOptions]):
         relation = Relation.parse(options.table)
         _check_names(shape)
         self._sql = Statements(relation, shape)
+        self._exclusion = exclusion.Exclusion(relation, shape.state_id, shape.run_id)
+        self._hold: Session | None = None  # keeps other ledgers out while it lives
         self._lane: Session | None = None
         self._marked = False  # whether the marker table is there: known once the lane is open
         self._author = uuid4().hex  # tells our own voids from those of a run that took over
@@ -108,8 +114,12 @@ class Postgres(Destination[PostgresOptions]):
         """Reads the catalog and the markers in a read-only transaction.
 
         Systemic with the GRANT, Mismatch TARGET_DRIFT with the DDL, CASCADE, ROW_SECURITY, TARGET_LOST,
-        STATE_LOST.
+        STATE_LOST, Later TARGET_HELD.
         """
+        if self.shape.run_id and (self._hold is None or self._hold.closed):
+            self._hold = self._connect(exclusion.name(self.shape.sync))
+            with self._transaction(self._hold) as session:
+                self._exclusion.take(session)
         relation = self._sql.relation
         with self._visit(read_only=True) as session:
             place = catalog.place(session, relation)
@@ -160,7 +170,7 @@ class Postgres(Destination[PostgresOptions]):
                 raise Systemic(
                     "NO_MARKER", f"append needs the table {self._sql.marker}", hint="run `retl check`"
                 )
-            session.execute(IMMEDIATE)
+            self._begin(session)
             found = transfer(session, self._sql, batch)
             if self._marked:
                 written = sum(found.get(row, WRITTEN).kind is Kind.WRITTEN for row in range(len(batch)))
@@ -170,6 +180,12 @@ class Postgres(Destination[PostgresOptions]):
                     return self._told(session, batch, attempt)
         del self._attempts[batch.id]
         return Outcome(WRITTEN, found)
+
+    def _begin(self, session: Session) -> None:
+        if self.shape.run_id:
+            self._exclusion.begin(session, IMMEDIATE)
+        else:
+            session.execute(IMMEDIATE)
 
     # --- settle
 
@@ -245,9 +261,10 @@ class Postgres(Destination[PostgresOptions]):
                 lane.cancel_safe(timeout=1.0)
 
     def close(self) -> None:
-        if self._lane is not None:
-            self._lane.close()
-            self._lane = None
+        for session in (self._lane, self._hold):
+            if session is not None:
+                session.close()
+        self._lane = self._hold = None
 
     # --- connections
 
@@ -271,8 +288,8 @@ class Postgres(Destination[PostgresOptions]):
         with closing(session), self._transaction(session):
             yield session
 
-    def _connect(self, *, read_only: bool = False) -> Session:
-        return self.options.connection.connect(f"retl:{self.shape.sync}", read_only=read_only)
+    def _connect(self, name: str | None = None, *, read_only: bool = False) -> Session:
+        return self.options.connection.connect(name or f"retl:{self.shape.sync}", read_only=read_only)
 
     def _transaction(self, session: Session, *, write: bool = False) -> AbstractContextManager[Session]:
         return transaction(session, self.options.connection.timeout, write=write)
