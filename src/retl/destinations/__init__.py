@@ -9,6 +9,8 @@ from __future__ import annotations
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -22,6 +24,18 @@ from retl.errors import DefinitionError
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
 
+@dataclass(frozen=True)
+class Vendor:
+    """What is known of a vendor's API beside its types, and who says so: for those with code of their own
+    what a preset says in its file."""
+
+    evidence: tuple[str, ...]
+    source: str
+    checked_on: date
+    limits_source: str
+    example: str
+
+
 class Destination(ABC, Generic[OptionsT]):
     """A target of one sync.
 
@@ -32,6 +46,7 @@ class Destination(ABC, Generic[OptionsT]):
     Connection: ClassVar[type[BaseModel]]
     Options: ClassVar[type[BaseModel]]
     limits: ClassVar[Limits] = Limits()  # what the vendor allows; a connection's own `limits` win
+    vendor: ClassVar[Vendor | None] = None
     capabilities: Capabilities
     quota: Quota | None = None  # what the last answer said of the target's own limit
 

@@ -84,10 +84,15 @@ class Client:
     """Belongs to one lane, never to two threads."""
 
     def __init__(
-        self, address: Address, auth: Anonymous, headers: Mapping[str, str], timeouts: Timeouts
+        self,
+        address: Address,
+        auth: Anonymous,
+        headers: Mapping[str, str],
+        timeouts: Timeouts,
+        longest: int | None = None,
     ) -> None:
         self.address = address
-        self._auth, self._timeouts = auth, timeouts
+        self._auth, self._timeouts, self._longest = auth, timeouts, longest
         self._headers = {
             "Host": address.authority,
             "Accept": "application/json, */*;q=0.5",
@@ -159,7 +164,7 @@ class Client:
             with self._pool.stream(method, url, headers=headers, content=body, extensions=limits) as response:
                 names = {name.decode("latin-1").lower(): value for name, value in response.headers}
                 told = {name: value.decode("latin-1") for name, value in names.items()}
-                return Reply(response.status, told, *_read(response))
+                return Reply(response.status, told, *_read(response, self._longest or LONGEST_REPLY))
         except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
             raise self._unreached(error) from None
         except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
@@ -181,14 +186,14 @@ class Client:
         return Unavailable("HTTP_UNREACHED", f"{self.address} cannot be reached, nothing was sent: {why}")
 
 
-def _read(response: httpcore2.Response) -> tuple[bytes, bool]:
+def _read(response: httpcore2.Response, longest: int) -> tuple[bytes, bool]:
     """The body, and whether it is all of it. With a status at hand a broken body is no broken answer."""
     chunks: list[bytes] = []
     size = 0
     try:
         for chunk in response.iter_stream():
             size += len(chunk)
-            if size > LONGEST_REPLY:
+            if size > longest:
                 return b"", False
             chunks.append(chunk)
     except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError):
