@@ -1,10 +1,10 @@
-"""Kill a run around any request of a bulk job: the next one carries the job on, and no job gets a file twice."""
+"""Kill a run around any of its requests: a bulk job is carried on, no job gets a file twice, no row is lost."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.crashes import COLUMNS, SECOND, Scene, Tally, recover, until
-from tests.presets.oauth import TOKEN
+from tests.dataverse import Environment
+from tests.presets.oauth import TOKEN, TokenServer
 from tests.salesforce import Org
 
 KILLED = -9
@@ -27,24 +28,29 @@ REQUESTS = {
 }
 
 
-class DeadlyOrg(Org):
-    """Kills its client, `victim`, at a request that ends like `trap` while there are `trapped_jobs`: before or
-    after it is done."""
+class Deadly(TokenServer):
+    """Kills its client, `victim`, at the request that `trap` knows: before or after it is done."""
 
-    trap: tuple[str, str] | None = None
+    trap: Callable[[str, str], bool] | None = None
     after = False
-    trapped_jobs = 0
     victim = 0
 
     def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
-        hit = self.trap is not None and method == self.trap[0] and path.endswith(self.trap[1])
-        if not hit or len(self.jobs) != self.trapped_jobs:
+        if self.trap is None or not self.trap(method, path):
             return super().serve(method, path, headers, body)
         self.trap = None
         answer = super().serve(method, path, headers, body) if self.after else (500, None)
         until(lambda: self.victim != 0)
         os.kill(self.victim, signal.SIGKILL)
         return answer
+
+
+class DeadlyOrg(Deadly, Org):
+    pass
+
+
+class DeadlyEnvironment(Deadly, Environment):
+    pass
 
 
 class BulkScene(Scene):
@@ -84,6 +90,40 @@ first_run: send
         return [what for what, n in counts.items() if n > 1]
 
 
+class DataverseScene(Scene):
+    sync = """
+destination: {connection: environment, table: accounts}
+deletes: delete
+"""
+    connections = """\
+  environment: {type: dataverse, org: x, tenant: contoso, client_id: me, client_secret: "${ORG_SECRET}", login: "${ORG_URL}", base_url: "${ORG_URL}"}
+"""
+    before = (SECOND,)
+    server: DeadlyEnvironment | None = None
+
+    def environ(self) -> dict[str, str]:
+        assert self.server
+        return {"ORG_URL": self.server.url, "ORG_SECRET": TOKEN}
+
+    def empty(self) -> None:
+        self.close()
+        self.server = DeadlyEnvironment("user_id", set(COLUMNS[1:]))
+        self.server.__enter__()
+
+    def close(self) -> None:
+        if self.server:
+            self.server.__exit__()
+
+    def content(self) -> list[tuple[str | None, ...]]:
+        assert self.server
+        rows = []
+        for key, row in self.server.rows.items():
+            money = row["lifetime_value"]
+            texts = (row["segment"], str(row["searches"]), None if money is None else f"{money:.2f}")
+            rows.append((key, *texts))
+        return sorted(rows, key=str)
+
+
 class InsertScene(BulkScene):
     sync = BulkScene.sync + "write: append\n"
 
@@ -100,8 +140,8 @@ class DeleteScene(BulkScene):
 
 
 @pytest.fixture
-def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BulkScene]:
-    scene: BulkScene = request.param(tmp_path / "project")
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
+    scene: BulkScene | DataverseScene = request.param(tmp_path / "project")
     try:
         scene.begin()
         yield scene
@@ -115,11 +155,15 @@ def kill(made: BulkScene, request: str, *, after: bool, job: int) -> None:
     assert org
     number = len(org.jobs) + job
     method, path = REQUESTS[request]
-    org.trap, org.after, org.victim = (method, path.format(job=org.named(number))), after, 0
-    org.trapped_jobs = number + (request != "create")
+    jobs, ending = number + (request != "create"), path.format(job=org.named(number))
+    die(made, org, lambda m, p: m == method and p.endswith(ending) and len(org.jobs) == jobs, after=after)
+
+
+def die(made: Scene, server: Deadly, trap: Callable[[str, str], bool], *, after: bool) -> None:
+    server.trap, server.after, server.victim = trap, after, 0
     running = made.project.start()
-    org.victim = running.pid
-    assert running.end().code == KILLED, f"{request} was not reached"
+    server.victim = running.pid
+    assert running.end().code == KILLED, "the request was not reached"
 
 
 @pytest.mark.parametrize("made", [BulkScene, InsertScene, DeleteScene], indirect=True)
@@ -136,6 +180,24 @@ def test_a_job_survives_a_kill_at_any_of_its_requests(made: BulkScene) -> None:
     assert isinstance(made, DeleteScene) == any(
         job.about["operation"] == "delete" for job in made.org.jobs.values()
     )
+
+
+@pytest.mark.parametrize("made", [DataverseScene], indirect=True)
+def test_rows_in_one_batch_survive_a_kill_around_it(made: DataverseScene) -> None:
+    tally = Tally()
+    for number in range(1, 4):  # six upserts in two batches, then the deletes
+        for after in (False, True):
+            made.begin()
+            assert made.server
+            seen: list[str] = []
+
+            def trap(method: str, path: str, seen: list[str] = seen, number: int = number) -> bool:
+                seen += [path] if path.endswith("$batch") else []
+                return len(seen) == number
+
+            die(made, made.server, trap, after=after)
+            recover(made, f"{'after' if after else 'before'} batch {number}", tally, again=after)
+    assert tally.problems == []
 
 
 @pytest.mark.parametrize("made", [BulkScene], indirect=True)
