@@ -244,3 +244,15 @@ def test_a_job_that_failed_half_way_is_taken_up_where_it_stopped(made: BulkScene
     assert made.project.sync().code == 0
     assert made.content() == made.project.rows()
     assert made.doubled() == []
+
+
+@pytest.mark.parametrize("made", [BulkScene, InsertScene], indirect=True)
+def test_locked_rows_are_sent_again_now_where_twice_is_once_and_else_by_the_next_run(made: BulkScene) -> None:
+    assert made.org
+    made.org.locked |= {"user 003", "user 004", "user 020"}
+    done = made.project.sync()
+    upsert = not isinstance(made, InsertScene)
+    assert (done.code, done.summary["not_attempted"]) == ((0, 0) if upsert else (1, 3)), done.stdout
+    assert made.project.sync().code == 0
+    assert made.content() == made.project.rows()
+    assert made.doubled() == []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from retl.delivery import Delivery
 from retl.destinations import Destination
 from retl.destinations.dataverse import Dataverse, DataverseConnection, DataverseOptions
 from retl.errors import DefinitionError, Mismatch
+from retl.project import open_project
 from retl.signals import Stop
 from retl.values import Type
 from tests import api as fake
@@ -280,3 +283,21 @@ def normal(body: str) -> list[str]:
     *parts, last = body.split(boundary)
     assert (parts.pop(0), last) == ("", "--\r\n")
     return [re.sub(r"https?://[^/]+", "", part).replace('": "', '":"').rstrip() for part in parts]
+
+
+def test_its_example_is_a_sync(tmp_path: Path) -> None:
+    keys = {
+        "org": "example.crm4.dynamics.com",
+        "tenant": "contoso",
+        "client_id": "me",
+        "client_secret": TOKEN,
+    }
+    (tmp_path / "syncs").mkdir()
+    (tmp_path / "syncs/example.yml").write_text(Dataverse.vendor.example)
+    (tmp_path / "retl.yml").write_text(
+        json.dumps({"connections": {"dataverse": {"type": "dataverse", **keys}}})
+    )
+    project = open_project(tmp_path, environ={})
+    found = project.destination(project.syncs["example"])
+    assert (found.type, found.limits.share) == ("dataverse", 0.5)
+    assert TOKEN not in repr(found)

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from retl.delivery import Delivery
 from retl.destinations import Destination, salesforce_bulk
 from retl.destinations.salesforce_bulk import SalesforceBulk
 from retl.errors import Mismatch
+from retl.project import open_project
 from retl.signals import Stop
 from retl.values import Type
 from tests import api as fake
@@ -400,3 +402,16 @@ def test_a_request_of_deletes_shows_the_keys(org: Org) -> None:
     shown = lane(org, shape).request(Rows(shape, [("ann",)]).batch("delete"))
     assert b'"operation":"delete"' in shown
     assert shown.endswith(b"ext\nann\n")
+
+
+def test_its_example_is_a_sync(tmp_path: Path) -> None:
+    keys = {"client_id": "me", "client_secret": TOKEN, "domain": "example.my.salesforce.com"}
+    (tmp_path / "syncs").mkdir()
+    (tmp_path / "syncs/example.yml").write_text(SalesforceBulk.vendor.example)
+    (tmp_path / "retl.yml").write_text(
+        json.dumps({"connections": {"salesforce_bulk": {"type": "salesforce_bulk", **keys}}})
+    )
+    project = open_project(tmp_path, environ={})
+    found = project.destination(project.syncs["example"])
+    assert (found.type, found.limits.share) == ("salesforce_bulk", 0.5)
+    assert TOKEN not in repr(found)

@@ -20,10 +20,9 @@ are kept for seven days, after which the rows of a dead run's job are in doubt.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 from pydantic import Field
@@ -47,7 +46,7 @@ from retl.destinations import Destination, Vendor
 from retl.destinations.presets import PresetConnection
 from retl.destinations.presets import read as preset
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned
-from retl.http import csvjob
+from retl.http import csvjob, soql
 from retl.http.body import Request
 from retl.http.cells import exact
 from retl.http.client import Address, Client
@@ -57,7 +56,6 @@ from retl.http.scrub import scrub
 
 LONGEST_FILE = 100_000_000  # bytes; the vendor's 150 MB are those of its base64
 _LONGEST_TEXT, _LONGEST_ROW = 32_000, 400_000  # characters
-_AT_ONCE, _LONGEST_QUERY = 100, 8_000  # keys and characters of a look-up
 _NULL = "#N/A"
 _OPERATIONS = {"upsert": "upsert", "append": "insert"}
 _FILES = ("successfulResults", "failedResults", "unprocessedrecords")
@@ -216,39 +214,18 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
 
     def _ids(self, batch: Batch) -> list[str | RowResult | None]:
         """Of each key the id of its record, None if there is none, a rejection if it is in doubt which."""
-        names = self._names(batch)
-        if self.options.match == "Id":
+        names, match = self._names(batch), self.options.match
+        if match == "Id":
             return list(names)
-        found: dict[str, list[tuple[str, str]]] = {}  # the target may not tell upper from lower case
-        for query in self._queries(names):
-            reply = self._send(Request("GET", f"{self._data}/query?q={query}", (), b""))
-            records = look(reply.content, "records")
-            if not isinstance(records, list) or look(reply.content, "done") is not True:
+        records: list[dict[str, Any]] = []
+        numbers = self.shape.key[0].type.name == "integer"
+        for query in soql.lookups(self.options.object, match, names, numbers=numbers):
+            content = self._send(Request("GET", f"{self._data}/query?q={query}", (), b"")).content
+            found = look(content, "records")
+            if not isinstance(found, list) or look(content, "done") is not True:
                 raise Ambiguous("HTTP_CUT_OFF", "the answer to a look-up of ids is not whole")
-            for record in records:
-                name = _whole(record[self.options.match])
-                found.setdefault(name.casefold(), []).append((name, record["Id"]))
-        ids: list[str | RowResult | None] = []
-        for name in names:
-            near = found.get(name.casefold(), [])
-            same = [id for stored, id in near if stored == name]
-            ids.append(same[0] if len(same) == 1 else _COLLIDES if near else None)
-        return ids
-
-    def _queries(self, names: Sequence[str]) -> Iterator[str]:
-        """SOQL, percent-encoded, for the ids of all records with these names."""
-        match = self.options.match
-        head = quote(f"SELECT Id, {match} FROM {self.options.object} WHERE {match} IN (")
-        bare = self.shape.key[0].type.name == "integer"
-        asked: list[str] = []
-        for name in names:
-            literal = quote(name if bare else _literal(name), safe="")
-            if asked and (len(asked) == _AT_ONCE or sum(map(len, asked)) + len(literal) > _LONGEST_QUERY):
-                yield f"{head}{','.join(asked)})"
-                asked = []
-            asked.append(literal)
-        if asked:
-            yield f"{head}{','.join(asked)})"
+            records += found
+        return [_COLLIDES if isinstance(one, tuple) else one for one in soql.ids(match, names, records)]
 
     def _send(self, request: Request) -> Reply:
         """The answer, if it is a success; anything else is raised."""
@@ -324,17 +301,6 @@ def _cell(value: str) -> str:
     if len(value) > _LONGEST_TEXT:
         raise Poisoned("TOO_LARGE", f"a text has more than {_LONGEST_TEXT} characters")
     return value
-
-
-def _literal(name: str) -> str:
-    """A text in SOQL."""
-    escaped = name.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
-    return f"'{escaped}'"
-
-
-def _whole(value: Any) -> str:
-    """A stored key as text; numbers come back with a fraction."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else text(value)
 
 
 def _judged(row: Mapping[str, str]) -> RowResult:
