@@ -175,7 +175,7 @@ class _Planning:
             hold_unknown=not capabilities.idempotent and sync.delivery != "at_least_once",
             refresh_before=None if expires is None else self.run.started_at - timedelta(seconds=expires / 2),
         )
-        changes.diff(self.spool, self.strategy)
+        changes.diff(self.spool, self.strategy, self.baseline_rows)
 
     def judge(self) -> None:
         """The contract's word on the candidates."""
@@ -197,7 +197,7 @@ class _Planning:
             limit=self._selection.limit,
             directory=self.directory,
         )
-        self.withheld = changes.gone(self.spool) if self.strategy.absence and unkeyed else 0
+        self.withheld = self.outcome.get("gone", 0) if self.strategy.absence and unkeyed else 0
 
     def guard(self) -> Plan:
         """What the facts refuse, and the plan as a whole."""
