@@ -9,6 +9,8 @@ from __future__ import annotations
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -26,6 +28,18 @@ PREVIEW = (
 )
 
 
+@dataclass(frozen=True)
+class Vendor:
+    """What is known of a vendor's API beside its types, and who says so: for those with code of their own
+    what a preset says in its file."""
+
+    evidence: tuple[str, ...]
+    source: str
+    checked_on: date
+    limits_source: str
+    example: str
+
+
 class Destination(ABC, Generic[OptionsT]):
     """A target of one sync.
 
@@ -37,6 +51,7 @@ class Destination(ABC, Generic[OptionsT]):
     Options: ClassVar[type[BaseModel]]
     is_preview: ClassVar[bool] = False  # nothing but documentation says that the target takes it so
     limits: ClassVar[Limits] = Limits()  # what the vendor allows; a connection's own `limits` win
+    vendor: ClassVar[Vendor | None] = None
     capabilities: Capabilities
     quota: Quota | None = None  # what the last answer said of the target's own limit
 

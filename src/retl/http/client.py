@@ -87,10 +87,15 @@ class Client:
     """Belongs to one lane, never to two threads."""
 
     def __init__(
-        self, address: Address, auth: Anonymous, headers: Mapping[str, str], timeouts: Timeouts
+        self,
+        address: Address,
+        auth: Anonymous,
+        headers: Mapping[str, str],
+        timeouts: Timeouts,
+        longest: int | None = None,
     ) -> None:
         self.address = address
-        self._auth, self._timeouts = auth, timeouts
+        self._auth, self._timeouts, self._longest = auth, timeouts, longest
         self._headers = {
             "Host": address.authority,
             "Accept": "application/json, */*;q=0.5",
@@ -153,7 +158,7 @@ class Client:
             raise Ambiguous(
                 "HTTP_NO_ANSWER", f"{self.address} did not answer: {type(error).__name__}"
             ) from None
-        content, whole = _read(response)
+        content, whole = _read(response, self._longest or LONGEST_REPLY)
         if not whole or response.will_close:
             self.close()
         self._used = monotonic()
@@ -204,14 +209,14 @@ class Client:
             ) from None
 
 
-def _read(response: HTTPResponse) -> tuple[bytes, bool]:
+def _read(response: HTTPResponse, longest: int) -> tuple[bytes, bool]:
     """The body, and whether it is all of it. With a status at hand a broken body is no broken answer."""
     chunks: list[bytes] = []
     size = 0
     try:
         while chunk := response.read(_PIECE):
             size += len(chunk)
-            if size > LONGEST_REPLY:
+            if size > longest:
                 return b"", False
             chunks.append(chunk)
     except (OSError, HTTPException, ValueError):
