@@ -404,7 +404,8 @@ def table(proofs: Sequence[Sequence[Any]]) -> list[str]:
         counts[what] += count
     cells = [HEADERS]
     for preset, counts in sorted(found.items()):
-        evidence = ", ".join(destinations.load(preset).preset.evidence)  # type: ignore[attr-defined]
+        kind = destinations.load(preset)
+        evidence = ", ".join((kind.vendor or kind.preset).evidence)  # type: ignore[attr-defined]
         cells.append((preset, evidence, *(str(counts[what]) for what in COUNTED)))
     widths = [max(len(line[n]) for line in cells) for n in range(len(HEADERS))]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in cells]

@@ -10,6 +10,8 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import date
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -28,6 +30,18 @@ PREVIEW = (
 )
 
 
+@dataclass(frozen=True)
+class Vendor:
+    """What is known of a vendor's API beside its types, and who says so: for those with code of their own
+    what a preset says in its file."""
+
+    evidence: tuple[str, ...]
+    source: str
+    checked_on: date
+    limits_source: str
+    example: str
+
+
 class Destination(ABC, Generic[OptionsT]):
     """A target of one sync.
 
@@ -39,6 +53,7 @@ class Destination(ABC, Generic[OptionsT]):
     Options: ClassVar[type[BaseModel]]
     is_preview: ClassVar[bool] = False  # nothing but documentation says that the target takes it so
     limits: ClassVar[Limits] = Limits()  # what the vendor allows; a connection's own `limits` win
+    vendor: ClassVar[Vendor | None] = None
     capabilities: Capabilities
     quotas: Sequence[Quota] = ()  # what the last answer said of the target's own limits
     paced: ClassVar[bool] = False  # takes a `turn` for each of its requests, else one is taken per write

@@ -94,10 +94,11 @@ class Client:
         headers: Mapping[str, str],
         timeouts: Timeouts,
         turn: Turn = free,
+        longest: int | None = None,
     ) -> None:
         """Every request that leaves, also those for credentials, is sent in a `turn` of its own."""
         self.address = address
-        self._auth, self._timeouts, self._turn = auth, timeouts, turn
+        self._auth, self._timeouts, self._turn, self._longest = auth, timeouts, turn, longest
         self._headers = {
             "Host": address.authority,
             "Accept": "application/json, */*;q=0.5",
@@ -162,7 +163,7 @@ class Client:
             raise Ambiguous(
                 "HTTP_NO_ANSWER", f"{self.address} did not answer: {type(error).__name__}"
             ) from None
-        content, whole = _read(response)
+        content, whole = _read(response, self._longest or LONGEST_REPLY)
         if not whole or response.will_close:
             self.close()
         self._used = monotonic()
@@ -213,14 +214,14 @@ class Client:
             ) from None
 
 
-def _read(response: HTTPResponse) -> tuple[bytes, bool]:
+def _read(response: HTTPResponse, longest: int) -> tuple[bytes, bool]:
     """The body, and whether it is all of it. With a status at hand a broken body is no broken answer."""
     chunks: list[bytes] = []
     size = 0
     try:
         while chunk := response.read(_PIECE):
             size += len(chunk)
-            if size > LONGEST_REPLY:
+            if size > longest:
                 return b"", False
             chunks.append(chunk)
     except (OSError, HTTPException, ValueError):
