@@ -255,6 +255,21 @@ class Guards(Definition):
     min_rows: Annotated[int, Field(ge=0)] | None = None
 
 
+class Rejects(Definition):
+    """Whether the ledger keeps the rejected rows themselves, for how long, and which columns it never sees
+    (beside those the contract calls sensitive)."""
+
+    payload: bool = False
+    mask: tuple[str, ...] = ()
+    retain: Duration = 7 * 86400.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Rejects:
+        if self.model_fields_set and "payload" not in self.model_fields_set:
+            raise ValueError("`mask` and `retain` are about the rows kept with `payload: true`")
+        return self
+
+
 class BatchSize(Definition):
     rows: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
 
@@ -325,6 +340,7 @@ class Sync(Definition):
     delivery: Literal["at_least_once", "at_most_once"] | None = None
     conflicts: Annotated[Literal["warehouse_wins"], BeforeValidator(_conflicts)] = "warehouse_wins"
     guards: Guards = Guards()
+    rejects: Rejects = Rejects()
     checks: tuple[str, ...] = ()
     formats: Formats = Formats()
     batch: BatchSize = BatchSize()

@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,8 @@ class Execution:
         plan = self._planned()
         if not len(plan.change_set):
             return
-        plan.spool.run("DROP TABLE mart")  # the change set has its rows, and wants the memory
+        if plan.payload is None:
+            plan.spool.run("DROP TABLE mart")  # the change set has its rows, and wants the memory
         name = f"{self.run.run_id}.part.parquet"
         plan.change_set.write_part(self.directory / name)
         self.job.ledger.put_file(name, self.directory / name)
@@ -185,9 +186,7 @@ class Execution:
                     self.job, plan, self.run, self.lock.epoch, self._answered, self.directory
                 )
             )
-            reject_changes = self._account.reject_changes(
-                self.job.ledger.rejects(self.job.sync.name), self.job.options.selection
-            )
+            reject_changes = self._rejects()
             log.event("committing")
             self.job.ledger.unblock(self.job.target.connection)
             self._finish(status, counts, checkpoint, reject_changes, error)
@@ -201,25 +200,19 @@ class Execution:
         counts = plan.held_back()
         first = plan.refusals[0]
         problem = Mismatch(first.code, first.message, hint=first.hint)
-        self._finish("REFUSED", counts, None, RejectChanges((), ()), problem)
+        self._finish("REFUSED", counts, None, RejectChanges(retain=self._retain), problem)
         return self._summary("REFUSED", problem.exit_code, counts, problem)
 
     def fail(self, problem: RetlError) -> Summary:
         """Stopped before the end: what was delivered stays delivered and is known."""
         counts = Counts()
-        rejects = RejectChanges((), ())
+        rejects = RejectChanges(retain=self._retain)
         if self.plan is not None:
             self.plan.spool.unstoppable()
         if self.plan is not None and not isinstance(problem, Mismatch):
             self.plan.spool.stop = Stop()  # the request is being obeyed: the accounts may still be made
             counts = self._account.counts()
-            rejects = (
-                self._account.reject_changes(
-                    self.job.ledger.rejects(self.job.sync.name), self.job.options.selection
-                )
-                if self.delivery is not None
-                else rejects
-            )
+            rejects = self._rejects() if self.delivery is not None else rejects
         status = (
             "INTERRUPTED"
             if isinstance(problem, Stopped)
@@ -314,6 +307,17 @@ class Execution:
 
     def _checkpoint(self, plan: Plan) -> Checkpoint:
         return checkpointing.make(self.job, plan, self.run, self.lock.epoch, self._answered, self.directory)
+
+    @property
+    def _retain(self) -> float | None:
+        """Seconds that the ledger keeps rejected rows; None where the sync has none kept."""
+        asked = self.job.sync.rejects
+        return asked.retain if asked.payload else None
+
+    def _rejects(self) -> RejectChanges:
+        former = self.job.ledger.rejects(self.job.sync.name)
+        found = self._account.reject_changes(former, self.job.options.selection)
+        return replace(found, retain=self._retain)
 
     def _has_rejects(self, counts: Counts) -> bool:
         return bool(counts.rejected or counts.deletes.rejected)

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from retl import baseline, changes, contract, guards, log, mapping
+from retl import baseline, changes, contract, guards, log, mapping, payload
 from retl.batch import Batch
 from retl.changes import Cursor, Strategy
 from retl.destinations import Destination
@@ -22,6 +22,7 @@ from retl.guards import Facts, Refusal
 from retl.job import Clock, Job
 from retl.ledger import Checkpoint, LayerRow, Ledger, RejectRow
 from retl.mapping import FieldMap, Run
+from retl.payload import Payload
 from retl.plan import Plan
 from retl.sources import duckdb as mart
 from retl.spool import Spool
@@ -72,6 +73,7 @@ class _Planning:
         self.sampled = self.lost = 0
         self.readonly = False
         self.watermark: str | None = None
+        self.payload: Payload | None = None
 
     def freeze(self) -> None:
         """Read the mart once, let go of it, and know how its rows become the target's."""
@@ -98,8 +100,12 @@ class _Planning:
         mart.detach(self.spool, job.warehouse)
         log.event("mart_frozen")
         self.failed_checks = [check for check in sync.checks if self._returns_rows(check)]
+        original = "unedited" if self.contract.edits else "mart"
+        if sync.rejects.payload:
+            self.payload = payload.of(self.contract, original, sync.rejects.mask)
         if self.contract.edits:
-            self.contract = changes.edit(self.spool, self.contract)
+            kept = original if self.payload else None
+            self.contract = changes.edit(self.spool, self.contract, kept)
         self.checkpoint = job.ledger.checkpoint(sync.name, self.capabilities.object)
         self.layers = job.ledger.layers(sync.name, self.capabilities.object)
         self._map(_newest(job.ledger, self.checkpoint, self.layers))
@@ -179,7 +185,7 @@ class _Planning:
 
     def judge(self) -> None:
         """The contract's word on the candidates."""
-        changes.judge(self.spool, self.contract)
+        changes.judge(self.spool, self.contract, self.job.sync.key)
         self.outcome = {
             row[0]: row[1] for row in self.spool.run("SELECT op, count(*) FROM candidates GROUP BY op")
         }
@@ -259,6 +265,7 @@ class _Planning:
             withheld_deletes=self.withheld,
             read_whole=whole,
             notes=list(self._notes()),
+            payload=self.payload,
         )
 
     @property
@@ -290,6 +297,7 @@ class _Planning:
             or self.forgets
             or self.capabilities.expires is not None
             or self.job.sync.write == "update_only"  # a key that was missing may be there now
+            or any(one.row_id for one in self.open_rejects)  # under which key it is mended nobody knows
             or any(self.former.get(name) != self.fingerprints[name] for name in ("what", "mark"))
         )
         mark = self.checkpoint.watermark if self.checkpoint and not behind else None

@@ -35,6 +35,7 @@ class Database:
     exists_sql: str
     errors: type[Exception]
     place: str  # for people; holds no secret
+    snapshot = False  # a moment of somebody's tables, which a reader cannot bring up to date
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -136,6 +137,7 @@ class SQLite(Database):
             raise self.failure(error) from None
         self.query("PRAGMA journal_mode = TRUNCATE")
         self.change("PRAGMA synchronous = FULL")
+        self.query("PRAGMA secure_delete = ON")  # what is forgotten is gone from the file too
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -186,6 +188,7 @@ class PostgreSQL(Database):
 
         self.errors = psycopg.Error
         self._origin = url, schema
+        self.snapshot = snapshot
         parameters = parameters_of(url)
         self.place = f"the ledger on {parameters['host']}"
         try:
