@@ -573,3 +573,43 @@ def test_what_a_recovery_settled_is_the_trace_the_next_run_asks_for(
     assert run(workshop)["status"] == "SUCCESS"
     assert run(workshop)["unchanged"] == ROWS
     assert run(workshop)["unchanged"] == ROWS
+
+
+def test_a_delete_follows_foreign_keys_only_where_the_sync_says_so(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.sync("users", destination=TABLE, deletes="delete")
+    assert run(workshop)["inserted"] == ROWS
+    with postgres.connect() as connection:
+        connection.execute(
+            "CREATE TABLE crm.notes (n int, user_id bigint CONSTRAINT of_whom REFERENCES crm.users ON DELETE CASCADE)"
+        )
+        connection.execute("INSERT INTO crm.notes VALUES (1, 4), (2, 5)")
+    workshop.warehouse(
+        "DELETE FROM users WHERE user_id = 5; UPDATE users SET email = 'new' WHERE user_id = 4"
+    )
+    refused = run(workshop)
+    assert (refused["exit_code"], refused["guards"][0]["code"]) == (3, "CASCADE")
+    assert "crm.notes (of_whom" in refused["guards"][0]["message"]
+    assert column(postgres, "SELECT n FROM crm.notes ORDER BY n") == [1, 2]
+    assert column(postgres, "SELECT count(*) FROM crm.users WHERE email = 'new'") == [0]
+    workshop.sync("users", destination=TABLE, deletes="delete", cascade="true")
+    allowed = run(workshop)
+    assert (allowed["status"], allowed["deleted"], allowed["updated"]) == ("SUCCESS", 1, 1)
+    assert column(postgres, "SELECT n FROM crm.notes ORDER BY n") == [1]
+
+
+@pytest.mark.parametrize(
+    ("parts", "code"),
+    [
+        ({"destination": TABLE, "cascade": "true"}, "DEFINITION_INVALID"),
+        ({"cascade": "true", "deletes": "delete"}, "CASCADE_UNSUPPORTED"),
+        ({"destination": TABLE, "deletes": "{set: {status: gone}, cascade: true}"}, "OPTION_UNKNOWN"),
+    ],
+)
+def test_a_cascade_that_means_nothing_is_a_definition_error(
+    workshop: Workshop, parts: dict[str, str], code: str
+) -> None:
+    workshop.sync("users", **parts)
+    said = workshop.retl("sync")
+    assert (said.code, code in said.err) == (2, True), said.err

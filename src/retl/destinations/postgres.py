@@ -4,7 +4,8 @@ Each batch is one transaction: COPY into a temporary table, one statement that c
 marker in `retl_applied` beside the table. So a batch is there as a whole or not at all, an unanswered
 COMMIT can be settled, and a run that lost its lock cannot commit. Rows the table refuses are found and
 named; the rest of their batch is delivered. Only columns of the sync are written, and a row that is
-already as it should be is left untouched.
+already as it should be is left untouched. Deletes are refused where foreign keys with ON DELETE CASCADE,
+SET NULL or SET DEFAULT would carry them into other tables, unless the sync says `cascade: true`.
 
 The account needs SELECT, INSERT and UPDATE on the columns of the sync (DELETE on the table for
 `deletes: delete`), TEMPORARY on the database, and CREATE on the schema once for `retl_applied`; without
@@ -55,14 +56,6 @@ class PostgresOptions(BaseModel):
     connection: PostgresConnection
     table: str
     create: bool = False
-    cascade: bool = False
-
-    @field_validator("cascade")
-    @classmethod
-    def _reserved(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("`cascade: true` is reserved for a later version of retl")
-        return value
 
     @field_validator("table")
     @classmethod
@@ -94,6 +87,7 @@ class Postgres(Destination[PostgresOptions]):
             readable=True,
             nulls_keep=shape.write in ("upsert", "update_only"),  # the others never meet an older value
             only_if_empty=shape.write in ("upsert", "update_only"),
+            cascades=True,
             settles=True,
             lanes=LANES,
         )
