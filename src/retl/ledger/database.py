@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retl.errors import LedgerError
+from retl.errors import Later, LedgerError
 from retl.ledger.address import parameters_of, scrubbed
 from retl.ledger.rows import Cell, columns, unpacked
 
@@ -29,7 +29,8 @@ _NUL, _STAND_IN = "\x00", "\ufffe"
 
 
 class Database:
-    """A connection in autocommit, used by one thread at a time; errors come out as LedgerError."""
+    """A connection in autocommit, used by one thread at a time; errors come out as LedgerError, and as Later
+    STATE_BUSY where somebody else only has to finish."""
 
     begin = "BEGIN"
     exists_sql: str
@@ -46,7 +47,7 @@ class Database:
     def now(self) -> datetime:
         raise NotImplementedError
 
-    def failure(self, error: Any) -> LedgerError:
+    def failure(self, error: Any) -> LedgerError | Later:
         raise NotImplementedError
 
     def translated(self, sql: str) -> str:
@@ -95,7 +96,7 @@ class Database:
                 yield
                 self.change("COMMIT")
             except BaseException:
-                with contextlib.suppress(LedgerError):
+                with contextlib.suppress(LedgerError, Later):
                     self.change("ROLLBACK")
                 raise
             finally:
@@ -142,7 +143,7 @@ class SQLite(Database):
     def now(self) -> datetime:
         return datetime.now(UTC)
 
-    def failure(self, error: Any) -> LedgerError:
+    def failure(self, error: Any) -> LedgerError | Later:
         return _refused_by_sqlite(self.place, error)
 
 
@@ -167,10 +168,10 @@ def copy_database(path: Path, target: Path) -> None:
             shutil.copyfile(f"{path}{suffix}", f"{target}{suffix}")
 
 
-def _refused_by_sqlite(place: str, error: Any) -> LedgerError:
+def _refused_by_sqlite(place: str, error: Any) -> LedgerError | Later:
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return LedgerError("STATE_BUSY", f"{place} is kept busy by another process", hint="try again")
+        return busy(place, "another process is in the middle of a transaction")
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY):
         hint = "make room or mend the permissions; run again"
         return LedgerError("STATE_UNWRITABLE", f"{place}: {error}", hint=hint)
@@ -218,7 +219,7 @@ class PostgreSQL(Database):
         moment: datetime = self.query("SELECT clock_timestamp()")[0][0]
         return moment.astimezone(UTC)
 
-    def failure(self, error: Any) -> LedgerError:
+    def failure(self, error: Any) -> LedgerError | Later:
         state = error.sqlstate or ""
         if self._connection.closed or state[:2] in ("08", "57"):
             return self._unreachable("the connection is gone")
@@ -226,13 +227,19 @@ class PostgreSQL(Database):
         if state in ("25006", "42501") or state[:2] == "53":
             return LedgerError("STATE_UNWRITABLE", f"{self.place}: {said}", hint="mend that; run again")
         if state[:2] in ("40", "55"):
-            return LedgerError("STATE_BUSY", f"{self.place}: {said}", hint="try again")
+            return busy(self.place, said)
         return unreadable(self.place, said)
 
     def _unreachable(self, said: str) -> LedgerError:
         return LedgerError(
             "STATE_UNREACHABLE", f"{self.place}: {said}", hint="check the state url and the server; run again"
         )
+
+
+def busy(place: str, said: str) -> Later:
+    """Nothing is wrong with state that another process is just writing."""
+    hint = "run again when that process, perhaps a stopped retl, has gone on or ended"
+    return Later("STATE_BUSY", f"{place} is busy: {said}", hint=hint)
 
 
 def unreadable(place: str, said: str) -> LedgerError:
