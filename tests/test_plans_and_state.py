@@ -613,3 +613,23 @@ def test_a_cascade_that_means_nothing_is_a_definition_error(
     workshop.sync("users", **parts)
     said = workshop.retl("sync")
     assert (said.code, code in said.err) == (2, True), said.err
+
+
+@pytest.mark.parametrize("point", ["batch_intended:3", "batch_answered:3", "batch_acknowledged:3"])
+@pytest.mark.parametrize("write", ["append", "upsert"])
+def test_a_dry_run_after_a_kill_tells_what_the_run_will_find(
+    workshop: Workshop, postgres: Database, write: str, point: str
+) -> None:
+    if write == "upsert":
+        point = point.replace("intended", "sending")
+    workshop.sync("users", destination=TABLE, write=write, first_run="send", batch="{rows: 5}")
+    assert workshop.retl("sync", RETL_CRASH_AT=point).code == -9
+    counted = ("status", "read", "unchanged", "inserted", "updated", "in_doubt", "skipped", "not_attempted")
+    before = column(postgres, "SELECT count(*) FROM crm.retl_applied"), workshop.snapshot()
+    predicted = run(workshop, "--dry-run")
+    assert (column(postgres, "SELECT count(*) FROM crm.retl_applied"), workshop.snapshot()) == before
+    assert predicted["in_doubt"] == 0
+    assert "notes" not in predicted
+    done = run(workshop)
+    assert {name: done[name] for name in counted} == {name: predicted[name] for name in counted}
+    assert column(postgres, "SELECT user_id FROM crm.users ORDER BY 1") == list(range(1, ROWS + 1))

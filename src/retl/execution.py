@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from retl import __version__, changes, checkpointing, log
+from retl import __version__, checkpointing, log, recovery
 from retl.accounting import Account
 from retl.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
 from retl.changes import DELETES, FRESH, OWED
@@ -90,41 +90,19 @@ class Execution:
                 log.event("run_abandoned", dead=dead.run_id)
 
     def settle(self, field_map: FieldMap, destination: Destination[Any], spool: Spool) -> None:
-        """Learn what became of dead runs' open batches: of all where the target keeps evidence or honours
-        a key (the same bytes, under the same key), else of those it works on under a handle. Evidence is
-        sought inside the vendor's window; outside it they stay in doubt."""
+        """Learn what became of dead runs' open batches, where that is to be known."""
+        ledger, name, epoch = self.job.ledger, self.job.sync.name, self.lock.epoch
         capabilities = destination.capabilities
-        all = capabilities.settles or capabilities.key_window is not None
-        ledger = self.job.ledger
-        for layer in ledger.layers(self.job.sync.name, capabilities.object):
-            opened = [b for b in ledger.batches(layer.run_id) if b.status == "open"]
-            opened = [b for b in opened if all or b.handle is not None]
-            if not opened:
-                continue
-            age = (self.run.started_at - layer.started_at).total_seconds()
-            if capabilities.key_window is not None and age >= capabilities.key_window:
-                opened = [one for one in opened if one.handle is not None]  # a job is asked after at any age
-            rows = changes.from_part(
-                spool, field_map, ledger.get_file(layer.part, self.directory), self.directory
-            )
+        for layer, rows in recovery.unanswered(ledger, name, capabilities, self.run.started_at):
             delivery = self._delivery(destination, every=True)
-            for row in opened:
-                batch = Batch(
-                    rows,
-                    row.operation,
-                    layer.run_id,
-                    self.lock.epoch,
-                    row.first,
-                    row.last,
-                    request=ledger.request(layer.run_id, row.batch_id),
-                    idempotency_key=row.idempotency_key,
-                )
+            found = recovery.batches(ledger, spool, field_map, self.directory, layer, rows, epoch)
+            for row, batch in found:
                 log.event("batch_settling", batch=row.batch_id)
                 outcome = delivery.settle(destination, batch, row.handle)
                 log.event("batch_settled", batch=row.batch_id, level="debug")
                 if outcome != Outcome(UNKNOWN):
                     answer = Acknowledgement(row.batch_id, outcome, row.attempts + 1, None, None)
-                    ledger.acknowledge(layer.run_id, self.lock.epoch, [answer])
+                    ledger.acknowledge(layer.run_id, epoch, [answer])
 
     def prepare(self) -> None:
         """What `create` and the promises need in the target; only where something will be written."""

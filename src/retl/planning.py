@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from retl import baseline, changes, contract, guards, log, mapping, payload
-from retl.batch import Batch
+from retl import baseline, changes, contract, guards, log, mapping, payload, recovery
+from retl.batch import UNKNOWN, Batch, Outcome
 from retl.changes import Cursor, Strategy
 from retl.destinations import Destination
 from retl.errors import DefinitionError, Mismatch, Systemic
 from retl.fit import fit
 from retl.guards import Facts, Refusal
 from retl.job import Clock, Job
-from retl.ledger import Checkpoint, LayerRow, Ledger, RejectRow
+from retl.ledger import BatchRow, Checkpoint, LayerRow, Ledger, RejectRow
 from retl.mapping import FieldMap, Run
 from retl.payload import Payload
 from retl.plan import Plan
@@ -46,7 +48,10 @@ def make(
     with clock.phase("freeze"):
         planning.freeze()
     with clock.phase("recover"):
-        planning.settle(settle)
+        if settle is not None:
+            planning.settle(settle)
+        elif ask:
+            planning.foresee()
     with clock.phase("diff"):
         planning.lay()
     if ask:
@@ -74,6 +79,8 @@ class _Planning:
         self.readonly = False
         self.watermark: str | None = None
         self.payload: Payload | None = None
+        self.foreseen: dict[str, Outcome] = {}  # of dead runs' batches, by their ids
+        self.unforeseen = 0  # rows of those that only a run can ask after
 
     def freeze(self) -> None:
         """Read the mart once, let go of it, and know how its rows become the target's."""
@@ -110,12 +117,28 @@ class _Planning:
         self.layers = job.ledger.layers(sync.name, self.capabilities.object)
         self._map(_newest(job.ledger, self.checkpoint, self.layers))
 
-    def settle(self, settle: Settle | None) -> None:
+    def settle(self, settle: Settle) -> None:
         """Ask what became of dead runs' batches, where that is to be known."""
-        if settle is not None and self.layers:
+        if self.layers:
             with _closing(self.job, self.field_map) as destination:
                 settle(self.field_map, destination, self.spool)
             self._map(_newest(self.job.ledger, self.checkpoint, self.layers))  # a settled batch may be it
+
+    def foresee(self) -> None:
+        """What a run would learn of dead runs' batches, as far as reading alone can tell."""
+        ledger, now = self.job.ledger, self.run.started_at
+        for layer, rows in recovery.unanswered(ledger, self.job.sync.name, self.capabilities, now):
+            found = recovery.batches(ledger, self.spool, self.field_map, self.directory, layer, rows, 0)
+            with _closing(self.job, self.field_map) as destination:
+                for row, batch in found:
+                    try:
+                        outcome = destination.foresee(batch)
+                    except Systemic:  # a right to look that this account lacks
+                        outcome = Outcome(UNKNOWN)
+                    if outcome == Outcome(UNKNOWN):
+                        self.unforeseen += len(batch)
+                    else:
+                        self.foreseen[row.batch_id] = outcome
 
     def lay(self) -> None:
         """The baseline as the ledger knows it, and the rows that this run is about."""
@@ -131,7 +154,7 @@ class _Planning:
         self.forgets = bool(self.former) and self.former.get("who") != self.fingerprints["who"]
         base = self.checkpoint.base if self.checkpoint and not self.forgets else None
         layers = [] if self.forgets else ledger.layers(sync.name, self.capabilities.object)
-        self.baseline_rows = lay(ledger, self.spool, self.directory, base, layers)
+        self.baseline_rows = lay(ledger, self.spool, self.directory, base, layers, self.foreseen)
         self.open_rejects: Sequence[RejectRow] = ledger.rejects(sync.name)
         self.known_rejects = {
             (one.key, one.hash) for one in [*self.open_rejects, *ledger.rejects(sync.name, "dismissed")]
@@ -342,6 +365,8 @@ class _Planning:
         twice = not self.capabilities.idempotent and sync.delivery == "at_least_once"
         notes = {
             "what is sent changed (fields, types, transforms or formats): every row is sent once": reshaped,
+            f"a dead run left {self.unforeseen} rows unanswered: a run asks after them first, which may"
+            " change these numbers": self.unforeseen > 0,
             "the target lost rows that expire: every row is sent again": self.emptied,
             "this account may not write here: a run with it would fail": self.readonly,
             f"{self.withheld} deletes wait: a row without a usable key may be one of them": self.withheld > 0,
@@ -357,10 +382,23 @@ _KEY_REDEFINED = Refusal(
 )
 
 
-def lay(ledger: Ledger, spool: Spool, directory: Path, base: str | None, layers: Sequence[LayerRow]) -> int:
-    """Lay the baseline that the ledger's files and answers make; returns its rows."""
+def lay(
+    ledger: Ledger,
+    spool: Spool,
+    directory: Path,
+    base: str | None,
+    layers: Sequence[LayerRow],
+    foreseen: Mapping[str, Outcome] = MappingProxyType({}),
+) -> int:
+    """Lay the baseline that the ledger's files and answers make, as if the batches `foreseen` were answered
+    so; returns its rows."""
+
+    def answers(run_id: str) -> list[BatchRow]:
+        rows = ledger.batches(run_id)
+        return [replace(row, outcome=foreseen.get(row.batch_id, row.outcome)) for row in rows]
+
     parts = [
-        baseline.Layer(ledger.get_file(one.part, directory), one.started_at, ledger.batches(one.run_id))
+        baseline.Layer(ledger.get_file(one.part, directory), one.started_at, answers(one.run_id))
         for one in layers
     ]
     return baseline.lay(spool, ledger.get_file(base, directory) if base else None, parts)

@@ -188,6 +188,18 @@ class Postgres(Destination[PostgresOptions]):
         self._attempts[batch.id] = attempt + 1
         return Outcome(NOT_APPLIED)
 
+    def foresee(self, batch: Batch) -> Outcome:
+        """By the markers: one that is not there will be voided, unless its COMMIT is under way right now."""
+        attempt = 0
+        with self._visit(read_only=True) as session:
+            if not catalog.place(session, self._sql.relation).marker:
+                return Outcome(UNKNOWN)
+            while row := session.execute(self._sql.marked(batch, attempt, wait=False)).fetchone():
+                if row[0] == "applied":
+                    return _outcome(row[2])
+                attempt += 1
+        return Outcome(NOT_APPLIED)
+
     def _told(self, session: Session, batch: Batch, attempt: int) -> Outcome:
         """Why the marker could not be written: it is there (its outcome), or this run is fenced off."""
         row = session.execute(self._sql.marked(batch, attempt)).fetchone()
