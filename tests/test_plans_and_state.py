@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,90 @@ def test_a_refused_row_behind_the_mark_is_still_owed(workshop: Workshop, postgre
     healed = run(workshop)
     assert (healed["inserted"], healed["rejected"]) == (1, 0)
     assert workshop.json("rejects")["rejects"] == []
+
+
+def test_rows_that_expire_are_renewed_although_the_watermark_has_passed_them(
+    workshop: Workshop, redis_server: RedisServer
+) -> None:
+    workshop.use(redis=redis_server)
+    workshop.warehouse("ALTER TABLE users ADD COLUMN seen TIMESTAMP")
+    workshop.warehouse("UPDATE users SET seen = TIMESTAMP '2026-01-01' + INTERVAL (user_id) HOUR")
+    workshop.sync(
+        "users",
+        destination='{type: redis, key: "users:{user_id}", value: json, ttl: 20s}',
+        changes="{watermark: seen}",
+    )
+    assert run(workshop)["inserted"] == ROWS
+    assert run(workshop)["unchanged"] == ROWS
+    time.sleep(10)
+    renewed = run(workshop)
+    assert (renewed["refreshed"], renewed["unchanged"], renewed["updated"]) == (ROWS, 0, 0)
+    with redis_server.client() as client:
+        assert min(client.ttl(key) for key in client.keys("users:*")) > 10
+
+
+def test_another_key_accepted_under_a_watermark_sends_what_the_mark_has_passed(
+    workshop: Workshop, postgres: Database
+) -> None:
+    with postgres.connect() as connection:
+        connection.execute("CREATE SCHEMA crm")
+        connection.execute(
+            "CREATE TABLE crm.users (user_id bigint UNIQUE, email text UNIQUE, spend numeric(12,2), seen timestamp)"
+        )
+    workshop.warehouse("ALTER TABLE users ADD COLUMN seen TIMESTAMP")
+    workshop.warehouse("UPDATE users SET seen = TIMESTAMP '2026-01-01' + INTERVAL (user_id) HOUR")
+    parts = {"destination": "{type: postgres, table: crm.users}", "changes": "{watermark: seen}"}
+    workshop.sync("users", **parts)
+    assert run(workshop)["inserted"] == ROWS
+    workshop.warehouse("UPDATE users SET spend = 99 WHERE user_id = 1")  # behind the mark
+    workshop.sync("users", **parts, key="[email]")
+    assert "IDENTITY_CHANGED" in [guard["code"] for guard in run(workshop)["guards"]]
+    accepted = run(workshop, "--accept", "IDENTITY_CHANGED")
+    assert (accepted["read"], accepted["inserted"], accepted["status"]) == (ROWS, ROWS, "SUCCESS")
+    assert column(postgres, "SELECT spend FROM crm.users WHERE user_id = 1") == [99]
+    assert run(workshop)["read"] == 1, "the mark is where it was"
+
+
+def test_a_lookback_reaches_behind_the_mark_and_no_further_than_it_says(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.warehouse("ALTER TABLE users ADD COLUMN seen DATE")
+    workshop.warehouse("UPDATE users SET seen = DATE '2026-01-01' + user_id::INTEGER")
+    workshop.sync("users", destination=TABLE, changes="{watermark: seen, lookback: 2d}")
+    assert run(workshop)["inserted"] == ROWS
+    workshop.warehouse(f"UPDATE users SET email = 'late' WHERE user_id IN ({ROWS - 2}, {ROWS - 3})")
+    assert run(workshop)["updated"] == 1
+    assert column(postgres, "SELECT user_id FROM crm.users WHERE email = 'late'") == [ROWS - 2]
+
+
+def test_a_far_future_row_is_read_by_every_run_and_sent_when_it_changes(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.warehouse("ALTER TABLE users ADD COLUMN seen TIMESTAMPTZ")
+    workshop.warehouse(
+        "UPDATE users SET seen = TIMESTAMPTZ '2026-01-01 00:00:00+00' + INTERVAL (user_id) HOUR"
+    )
+    workshop.warehouse("UPDATE users SET seen = TIMESTAMPTZ '2999-01-01 00:00:00+00' WHERE user_id = 1")
+    workshop.sync("users", destination=TABLE, changes="{watermark: seen}")
+    assert run(workshop)["inserted"] == ROWS
+    assert (run(workshop)["read"], run(workshop)["unchanged"]) == (2, 2)
+    workshop.warehouse("UPDATE users SET email = 'changed' WHERE user_id = 1")
+    assert run(workshop)["updated"] == 1
+
+
+def test_a_row_that_lost_its_cursor_is_still_sent_when_it_changes(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.warehouse("ALTER TABLE users ADD COLUMN seen BIGINT; UPDATE users SET seen = user_id")
+    workshop.sync("users", destination=TABLE, changes="{watermark: seen}")
+    assert run(workshop)["inserted"] == ROWS
+    workshop.warehouse("UPDATE users SET seen = NULL, email = 'lost' WHERE user_id = 3")
+    lost = run(workshop)
+    assert (lost["read"], lost["updated"]) == (2, 1)
+    workshop.warehouse("UPDATE users SET seen = NULL")
+    assert run(workshop)["updated"] == ROWS - 1
+    workshop.warehouse("UPDATE users SET email = 'all without' WHERE user_id = 9")
+    assert run(workshop)["updated"] == 1
 
 
 # --- lost targets, lost state, renamed syncs
