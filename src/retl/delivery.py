@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from retl import log
-from retl.batch import UNKNOWN, Answer, Batch, Capabilities, Kind, Outcome, Pending, RowResult
+from retl.batch import UNKNOWN, Answer, Batch, Capabilities, Kind, Operation, Outcome, Pending, RowResult
 from retl.definitions import Retry
 from retl.destinations import Destination
 from retl.errors import Ambiguous, Later, Poisoned, Spent, Stopped, Systemic, Unavailable
@@ -43,6 +43,10 @@ class Answered:
     attempts: int = 1
     seconds: float = 0.0
     status: str = "done"
+
+    @property
+    def operation(self) -> Operation:
+        return self.batch.operation
 
     @property
     def first(self) -> int:

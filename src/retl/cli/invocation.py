@@ -155,6 +155,13 @@ class Invocation:
             return True
         return bool(sensitive_columns(known, self.project.folder) & set(known.key))
 
+    def masked_columns(self, sync: str) -> set[str]:
+        """The columns of a sync that no reader may see, as its definition says by now."""
+        known = self.project.syncs.get(sync)
+        if known is None:
+            return set()
+        return sensitive_columns(known, self.project.folder).union(known.rejects.mask)
+
     def close(self) -> None:
         self._closing.close()
 

@@ -87,6 +87,10 @@ class Destination(ABC, Generic[OptionsT]):
         """What became of a batch whose answer never came; may be asked again and again."""
         return Outcome(UNKNOWN)
 
+    def foresee(self, batch: Batch) -> Outcome:
+        """What `settle` would tell of a batch now, by reading alone; UNKNOWN where that takes more."""
+        return Outcome(UNKNOWN)
+
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
         """Per row of the batch what the target holds of our fields, or None where it lacks the key.
         Only if `capabilities.readable`."""
