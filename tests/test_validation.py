@@ -82,7 +82,6 @@ def test_a_file_that_is_no_mapping_is_refused(text: str) -> None:
         "changes: cdf\n",
         "deletes: {set: {a: 1}, cascade: true}\n",
         "deletes: {cascade: true}\n",
-        "fields: {a: {ref: accounts, by: k}}\n",
     ],
 )
 def test_words_of_later_versions_say_so(text: str) -> None:

@@ -8,7 +8,7 @@ Nothing here knows a target, and nothing here is kept after the run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Literal
 from retl import values
 from retl.change_set import ChangeSet
 from retl.contract import MISFIT, Contract, Verdict
-from retl.mapping import FieldMap, compared
+from retl.mapping import FieldMap, Lookup, compared
 from retl.spool import Spool
 from retl.values import literal, quoted
 
@@ -76,7 +76,7 @@ class Reject:
 
     key: str
     hash: str | None
-    stage: Literal["key", "contract", "target"]
+    stage: Literal["key", "contract", "ref", "target"]
     code: str
     reason: str
     column: str | None = None
@@ -226,6 +226,30 @@ def judge(spool: Spool, judged: Contract) -> None:
 _VERDICT = {"row": "BIGINT", "stage": "VARCHAR", "code": "VARCHAR", "reason": "VARCHAR", "col": "VARCHAR"}
 
 
+def refuse_missing(spool: Spool, lookups: Sequence[Lookup]) -> None:
+    """Take the candidates out whose id of another sync's row is not there yet; they are rejects until it
+    is."""
+    for one in lookups:
+        reason = f"{one.field}: sync {one.sync} has not learnt the id of the row that {one.columns} names"
+        spool.run(
+            f"INSERT INTO rejects SELECT c.row, c.key, c.hash, 'ref', 'REF_MISSING', {literal(reason)},"
+            f' {literal(one.columns)} FROM candidates c JOIN mart ON "retl row" = c.row'
+            f" WHERE c.op IN ('insert', 'update', 'refresh') AND {one.key} IS NOT NULL AND {one.ref} IS NULL"
+        )
+        spool.run("DELETE FROM candidates WHERE row IN (SELECT row FROM rejects WHERE code = 'REF_MISSING')")
+
+
+def refuse_unnamed(spool: Spool) -> int:
+    """Make rejects of the deletes that only the target's own id could name, where that was never learnt;
+    returns how many those are."""
+    spool.run(
+        "INSERT INTO rejects SELECT NULL, b.key, NULL, 'ref', 'REF_UNKNOWN',"
+        f" 'the target''s own id of this row was never learnt', NULL {_GONE} AND b.ref IS NULL"
+    )
+    count: int = spool.one("SELECT count(*) FROM rejects WHERE code = 'REF_UNKNOWN'")[0]
+    return count
+
+
 def _judged(
     spool: Spool, judged: Contract, due: str
 ) -> Iterator[tuple[int, dict[str, Any], Verdict | dict[str, Any] | None]]:
@@ -257,12 +281,14 @@ def assemble(
     field_map: FieldMap,
     *,
     absence: bool,
+    by_ref: bool,
     owed: Iterable[str],
     limit: int | None,
     directory: Path,
 ) -> ChangeSet:
     """Make `changes`: the candidates with their payload in the order they leave (rows whose last
-    refusal came from the target go last, deletes after everything), and the object that hands it out."""
+    refusal came from the target go last, deletes after everything), and the object that hands it out.
+    `by_ref`: only what the target's own id is known of can be deleted."""
     keys = [f"k{i}" for i in range(len(field_map.shape.key))]
     key_types = [f.type for f in field_map.shape.key]
     spool.load("owed", {"key": "VARCHAR"}, ((key,) for key in owed))
@@ -282,7 +308,7 @@ def assemble(
         nothing = "".join(f", NULL AS f{i}" for i in range(len(field_map.shape.fields)))
         parts.append(
             "SELECT 2 AS phase, 'delete' AS op, b.key, NULL AS hash, b.owned, b.ref,"
-            f" {values_of_key}{nothing} {_GONE}"
+            f" {values_of_key}{nothing} {_GONE}" + (" AND b.ref IS NOT NULL" if by_ref else "")
         )
     top = f" LIMIT {limit}" if limit is not None else ""
     spool.run(
@@ -303,11 +329,12 @@ def assemble(
 
 def rejected(spool: Spool) -> list[tuple[str, str | None]]:
     """(key, hash in hex) of every row that key or contract refused."""
-    return [(key, digest) for key, digest in spool.run("SELECT key, lower(hex(hash)) FROM rejects")]
+    listed = "SELECT key, lower(hex(hash)) FROM rejects WHERE stage <> 'ref'"
+    return [(key, digest) for key, digest in spool.run(listed)]
 
 
 def rejects(spool: Spool, limit: int | None = None) -> list[Reject]:
-    """What key and contract refused, in the order of the mart's keys."""
+    """What was refused before delivery, in the order of the mart's keys."""
     top = f" LIMIT {limit}" if limit is not None else ""
     rows = spool.run(
         f"SELECT key, lower(hex(hash)), stage, code, reason, col FROM rejects ORDER BY key, row{top}"

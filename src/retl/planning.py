@@ -125,6 +125,7 @@ class _Planning:
         self.forgets = bool(self.former) and self.former.get("who") != self.fingerprints["who"]
         base = self.checkpoint.base if self.checkpoint and not self.forgets else None
         layers = [] if self.forgets else ledger.layers(sync.name, self.capabilities.object)
+        self._look_up()
         self.baseline_rows = lay(ledger, self.spool, self.directory, base, layers)
         self.open_rejects: Sequence[RejectRow] = ledger.rejects(sync.name)
         self.known_rejects = {
@@ -180,6 +181,7 @@ class _Planning:
     def judge(self) -> None:
         """The contract's word on the candidates."""
         changes.judge(self.spool, self.contract)
+        changes.refuse_missing(self.spool, self.field_map.lookups)
         self.outcome = {
             row[0]: row[1] for row in self.spool.run("SELECT op, count(*) FROM candidates GROUP BY op")
         }
@@ -189,10 +191,13 @@ class _Planning:
         """The change set. A row without a usable key might be any of the missing ones: with one of
         those in the mart nothing is deleted."""
         unkeyed = changes.unkeyed(self.spool)
+        absence, by_ref = self.strategy.absence and not unkeyed, self.capabilities.by_ref
+        self.unnamed = changes.refuse_unnamed(self.spool) if absence and by_ref else 0
         self.change_set = changes.assemble(
             self.spool,
             self.field_map,
-            absence=self.strategy.absence and not unkeyed,
+            absence=absence,
+            by_ref=by_ref,
             owed=[reject.key for reject in self.open_rejects if reject.stage == "target"],
             limit=self._selection.limit,
             directory=self.directory,
@@ -257,6 +262,7 @@ class _Planning:
             adopting=sync.first_run == "adopt" and self._is_first,
             forgets=self.forgets,
             withheld_deletes=self.withheld,
+            unnamed_deletes=self.unnamed,
             read_whole=whole,
             notes=list(self._notes()),
         )
@@ -279,6 +285,19 @@ class _Planning:
             newest=newest,
         )
 
+    def _look_up(self) -> None:
+        """The ids that other syncs learnt, as the ledger knows them now, in a table for each of them."""
+        ledger, spool = self.job.ledger, self.spool
+        for sync, columns in {one.ref: len(one.by) for one in self.job.sync.refers_to.values()}.items():
+            assert sync is not None
+            object = self.job.references[sync]
+            checkpoint, layers = ledger.checkpoint(sync, object), ledger.layers(sync, object)
+            lay(ledger, spool, self.directory, checkpoint.base if checkpoint else None, layers)
+            spool.run(
+                f"CREATE TABLE {mapping.learnt(sync)} AS SELECT {mapping.learnt_key(columns)} AS"
+                ' "retl key", ref AS "retl ref" FROM baseline WHERE ref IS NOT NULL'
+            )
+
     def _returns_rows(self, check: str) -> bool:
         self.spool.run('CREATE OR REPLACE VIEW source AS SELECT * EXCLUDE ("retl row") FROM mart')
         return bool(mart.answers(self.spool, mart.select(check, self.job.options.variables, "checks")))
@@ -290,6 +309,7 @@ class _Planning:
             or self.forgets
             or self.capabilities.expires is not None
             or self.job.sync.write == "update_only"  # a key that was missing may be there now
+            or self.field_map.lookups  # an id may be another one, or there at last
             or any(self.former.get(name) != self.fingerprints[name] for name in ("what", "mark"))
         )
         mark = self.checkpoint.watermark if self.checkpoint and not behind else None

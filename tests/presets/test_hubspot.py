@@ -32,7 +32,7 @@ class HubSpot(Api):
             return 400, {"category": "VALIDATION_ERROR", "message": "more than 100 inputs"}
         if path.endswith("/batch/archive"):
             for one in inputs:
-                self.users.pop(one["id"], None)
+                self.users.pop(one["id"].removeprefix("r-"), None)
             return 204, None
         results, errors = [], []
         for one in reversed(inputs):
@@ -56,7 +56,7 @@ class HubSpot(Api):
 class TestHubSpot(Proof):
     preset, vendor, limit = "hubspot", HubSpot, 100
     bad = ("d@x.io", "Dan", -1)
-    deletes = {"match": "hs_object_id"}
+    deletes = {"match": "email"}
     throttled = (
         b'{"status":"error","category":"RATE_LIMITS","message":"You have reached your secondly limit."}'
     )
@@ -124,6 +124,12 @@ class TestHubSpot(Proof):
         api.faults.append(fake.answer(429, b'{"category":"RATE_LIMITS","policyName":"DAILY"}'))
         with pytest.raises(Systemic):
             self.deliver(api, self.rows)
+
+    def test_records_whose_key_is_their_id_are_archived_by_it(self, api: HubSpot) -> None:
+        how = {"match": "hs_object_id"}
+        self.deliver(api, self.rows, parameters=how)
+        self.deliver(api, [row[:1] for row in self.rows[:2]], "delete", how)
+        assert self.contents(api) == self.expected(self.rows[2:])
 
     @pytest.mark.parametrize("match", ["email", "hs_object_id"])
     def test_contacts_are_erased_where_it_is_said_by_name(self, api: HubSpot, match: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
+from collections.abc import Mapping
 from typing import Any
 
 from retl.batch import Kind
@@ -11,6 +12,7 @@ from tests import api as fake
 from tests.api import TOKEN, Api
 from tests.presets.proof import Proof
 
+NOT_THERE = b64encode(b'{"error":{"message":"No Record found"},"status":"failure"}').decode()
 BASIC = "Basic " + b64encode(f"retl:{TOKEN}".encode()).decode()
 
 
@@ -30,9 +32,16 @@ class ServiceNow(Api):
             if n == 2 and self.hurried:
                 unserved.append(one["id"])
                 continue
+            if one["method"] == "DELETE":
+                sys_id = one["url"].removeprefix("/api/now/table/cmdb_ci/")
+                known = self.users.pop(b64decode(sys_id + "==", "-_").decode(), None) is not None
+                status, told = (204, "") if known else (404, NOT_THERE)
+                served.append({"id": one["id"], "status_code": status, "body": told})
+                continue
             assert (one["method"], one["url"]) == ("POST", "/api/now/import/u_imp_assets")
             row = json.loads(b64decode(one["body"]))
-            result = {"status": "updated", "sys_id": f"s-{n}"}
+            sys_id = b64encode(row["id"].encode(), b"-_").decode().rstrip("=")
+            result = {"status": "updated", "sys_id": sys_id}
             if (row["visits"] or 0) < 0:
                 result = {"status": "error", "error_message": f"{row['name']} is refused"}
             else:
@@ -48,6 +57,7 @@ class TestServiceNow(Proof):
     connection = {"instance": "example.service-now.com", "user": "retl", "password": TOKEN}
     parameters = {"staging": "u_imp_assets"}
     bad = ("d@x.io", "Dan", -1)
+    deletes: Mapping[str, Any] = {**parameters, "table": "cmdb_ci"}
     special = {
         "reordered": [
             fake.changed(lambda said: {**said, "serviced_requests": said["serviced_requests"][::-1]})

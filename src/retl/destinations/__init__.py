@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -44,6 +44,11 @@ class Destination(ABC, Generic[OptionsT]):
     def identity(cls, options: OptionsT, write: WriteMode) -> str:
         """Server, object and key template this writes to, normalised and without secrets: the baseline
         belongs to it. The same as `capabilities.object`, known before the mart is."""
+
+    @classmethod
+    def learns(cls, options: OptionsT, write: WriteMode, key: Sequence[str]) -> bool:
+        """Do answers to writes tell the target's own id of a row with such a key?"""
+        return False
 
     @abstractmethod
     def check(self) -> None:
