@@ -365,6 +365,18 @@ def test_missing_ids_trip_no_guard(office: Office) -> None:
     assert (done["read"], done["rejected"], done["guards"]) == (20, 20, [])
 
 
+def test_rows_that_lost_their_ids_are_no_new_identity(office: Office) -> None:
+    office.run()
+    assert office.retl("state", "reset", "accounts", "--yes").code == 0
+    office.warehouse("INSERT INTO contacts VALUES ('c99', NULL, 'new')")
+    done = office.foretold("--sync", "contacts")
+    assert (done["inserted"], done["rejected"], done["guards"]) == (1, 20, [])
+    office.warehouse("DELETE FROM contacts WHERE contact_key = 'c99'")
+    summary = office.run()
+    assert (summary["unchanged"], summary["rejected"]) == (20, 0)
+    assert office.json("rejects", "list")["rejects"] == []
+
+
 def test_a_failed_sync_of_the_ids_does_not_hold_up_who_needs_them(office: Office, crm: Crm) -> None:
     office.accounts(checks='["SELECT 1 FROM source WHERE size = 2"]')
     office.run()

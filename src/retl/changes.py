@@ -226,17 +226,23 @@ def judge(spool: Spool, judged: Contract) -> None:
 _VERDICT = {"row": "BIGINT", "stage": "VARCHAR", "code": "VARCHAR", "reason": "VARCHAR", "col": "VARCHAR"}
 
 
-def refuse_missing(spool: Spool, lookups: Sequence[Lookup]) -> None:
+def refuse_missing(spool: Spool, lookups: Sequence[Lookup]) -> int:
     """Take the candidates out whose id of another sync's row is not there yet; they are rejects until it
-    is."""
+    is. Returns how many of them the baseline has."""
+    known = 0
     for one in lookups:
         reason = f"{one.field}: sync {one.sync} has not learnt the id of the row that {one.columns} names"
         spool.run(
-            f"INSERT INTO rejects SELECT c.row, c.key, c.hash, 'ref', 'REF_MISSING', {literal(reason)},"
-            f' {literal(one.columns)} FROM candidates c JOIN mart ON "retl row" = c.row'
+            'CREATE OR REPLACE TABLE waiting AS SELECT c.* FROM candidates c JOIN mart ON "retl row" = c.row'
             f" WHERE c.op IN ('insert', 'update', 'refresh') AND {one.key} IS NOT NULL AND {one.ref} IS NULL"
         )
-        spool.run("DELETE FROM candidates WHERE row IN (SELECT row FROM rejects WHERE code = 'REF_MISSING')")
+        spool.run(
+            f"INSERT INTO rejects SELECT row, key, hash, 'ref', 'REF_MISSING', {literal(reason)},"
+            f" {literal(one.columns)} FROM waiting"
+        )
+        spool.run("DELETE FROM candidates WHERE row IN (SELECT row FROM waiting)")
+        known += spool.one("SELECT count(*) FROM waiting WHERE op <> 'insert'")[0]
+    return known
 
 
 def refuse_unnamed(spool: Spool) -> int:

@@ -181,7 +181,7 @@ class _Planning:
     def judge(self) -> None:
         """The contract's word on the candidates."""
         changes.judge(self.spool, self.contract)
-        changes.refuse_missing(self.spool, self.field_map.lookups)
+        self.waiting = changes.refuse_missing(self.spool, self.field_map.lookups)
         self.outcome = {
             row[0]: row[1] for row in self.spool.run("SELECT op, count(*) FROM candidates GROUP BY op")
         }
@@ -231,7 +231,7 @@ class _Planning:
             full_read=whole,
             last_read=self.checkpoint.read_rows if self.checkpoint else None,
             inserts=self.outcome.get("insert", 0),
-            matched=self.read - self.outcome["rejected"] - self.outcome.get("insert", 0),
+            matched=self.read - self.outcome["rejected"] - self.outcome.get("insert", 0) + self.waiting,
             sampled=self.sampled,
             lost=self.lost,
             failed_checks=tuple(self.failed_checks),
@@ -290,9 +290,7 @@ class _Planning:
         ledger, spool = self.job.ledger, self.spool
         for sync, columns in {one.ref: len(one.by) for one in self.job.sync.refers_to.values()}.items():
             assert sync is not None
-            object = self.job.references[sync]
-            checkpoint, layers = ledger.checkpoint(sync, object), ledger.layers(sync, object)
-            lay(ledger, spool, self.directory, checkpoint.base if checkpoint else None, layers)
+            _lay_other(ledger, spool, self.directory, sync, self.job.references[sync])
             spool.run(
                 f"CREATE TABLE {mapping.learnt(sync)} AS SELECT {mapping.learnt_key(columns)} AS"
                 ' "retl key", ref AS "retl ref" FROM baseline WHERE ref IS NOT NULL'
@@ -376,6 +374,19 @@ def lay(ledger: Ledger, spool: Spool, directory: Path, base: str | None, layers:
         for one in layers
     ]
     return baseline.lay(spool, ledger.get_file(base, directory) if base else None, parts)
+
+
+def _lay_other(ledger: Ledger, spool: Spool, directory: Path, sync: str, object: str) -> None:
+    """Lay the baseline of another sync. Its own run may go on meanwhile and put a new base in the place of
+    files that were just named: then they are named anew."""
+    while True:
+        checkpoint, layers = ledger.checkpoint(sync, object), ledger.layers(sync, object)
+        try:
+            lay(ledger, spool, directory, checkpoint.base if checkpoint else None, layers)
+            return
+        except Exception:
+            if (ledger.checkpoint(sync, object), ledger.layers(sync, object)) == (checkpoint, layers):
+                raise
 
 
 def _newest(

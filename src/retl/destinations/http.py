@@ -269,11 +269,13 @@ class HttpDestination(Destination[HttpOptions]):
 
     def _judge(self, reply: Reply, request: Request, batch: Batch) -> Answer:
         template, rules = self._call(batch.operation)
+        job = self.options.job if batch.operation == "upsert" else None
+        if job:
+            rules = rules.model_copy(update={"ref": None})  # what the answer names is the job
         texts = template.texts(request)
         outcome = interpret(reply, rules, self._sent(batch, lambda row: [*texts(row), *self._known()]))
         if batch.operation == "delete":
             outcome = _gone(outcome)
-        job = self.options.job if batch.operation == "upsert" else None
         return job.submitted(reply) if job and outcome == Outcome(WRITTEN) else outcome
 
     def _sent(self, batch: Batch, texts: Callable[[int | None], Iterable[str]]) -> Sent:
