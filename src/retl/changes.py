@@ -22,7 +22,6 @@ from retl.spool import Spool
 from retl.values import literal, quoted
 
 FRESH, OWED, DELETES = 0, 1, 2  # phases of a change set; a batch never spans two
-_GONE = "FROM baseline b WHERE b.owned AND b.key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)"
 _JUDGED_AT_ONCE = 10_000  # rows that become Python objects at a time
 
 
@@ -141,25 +140,19 @@ def fingerprint(spool: Spool, field_map: FieldMap, clears: str, salt: str) -> No
         f'CREATE TABLE rows AS SELECT "retl row" AS row, {field_map.key} AS key,'
         f" {field_map.key_fault} AS fault, {row_hash} AS hash, {clears} AS sure FROM mart"
     )
-    if not spool.run("SELECT 1 FROM duckdb_tables() WHERE table_name = 'duplicated'"):
-        spool.run(
-            "CREATE TABLE duplicated AS"
-            " SELECT key FROM rows WHERE fault IS NULL GROUP BY key HAVING count(*) > 1"
-        )
-    spool.run(
-        "UPDATE rows SET fault = 'KEY_DUPLICATE' WHERE fault IS NULL AND key IN (SELECT key FROM duplicated)"
-    )
 
 
-def diff(spool: Spool, strategy: Strategy) -> None:
-    """Make `candidates` (row, key, op, hash, sure, owned, ref) from `rows` × `baseline`. `op` is insert,
-    update, refresh, or why the row is no candidate: skipped, in_doubt. Unchanged rows are left out."""
+def diff(spool: Spool, strategy: Strategy, baseline_rows: int) -> None:
+    """Make `candidates` (row, key, op, hash, sure, owned, ref) from `rows` × `baseline`, and give the rows
+    of a key that stands there twice their fault. `op` is insert, update, refresh, or why the row is no
+    candidate: skipped, in_doubt; and of keys the mart no longer has: gone, or left if they are not ours.
+    Unchanged rows are left out."""
     known = "b.key IS NOT NULL"
+    op = "CASE WHEN r.row IS NULL THEN CASE WHEN b.owned THEN 'gone' ELSE 'left' END"
+    op += f" WHEN r.fault IS NOT NULL THEN 'unchanged' WHEN NOT {known} THEN 'insert'"
     if strategy.once:
-        op = f"CASE WHEN NOT {known} THEN 'insert' WHEN b.hash IS NULL THEN 'in_doubt'"
-        op += " WHEN b.hash <> r.hash THEN 'skipped' ELSE 'unchanged' END"
+        op += " WHEN b.hash IS NULL THEN 'in_doubt' WHEN b.hash <> r.hash THEN 'skipped'"
     else:
-        op = f"CASE WHEN NOT {known} THEN 'insert'"
         if strategy.hold_unknown:
             op += " WHEN b.hash IS NULL THEN 'in_doubt'"
         op += " WHEN true" if strategy.everything else " WHEN b.hash IS DISTINCT FROM r.hash"
@@ -167,12 +160,37 @@ def diff(spool: Spool, strategy: Strategy) -> None:
         if strategy.refresh_before is not None:
             before = f"{literal(strategy.refresh_before.isoformat())}::TIMESTAMPTZ"
             op += f" WHEN b.confirmed_at < {before} THEN 'refresh'"
-        op += " ELSE 'unchanged' END"
-    spool.run(
-        "CREATE TABLE candidates AS SELECT * FROM ("
-        f"SELECT r.row, r.key, {op} AS op, r.hash, r.sure, b.owned, b.ref"
-        " FROM rows r LEFT JOIN baseline b ON b.key = r.key WHERE r.fault IS NULL"
+    whole = not spool.run("SELECT 1 FROM duckdb_tables() WHERE table_name = 'duplicated'")
+    candidates = (
+        "CREATE OR REPLACE TABLE candidates AS SELECT * FROM ("
+        f"SELECT r.row, coalesce(r.key, b.key) AS key, {op} ELSE 'unchanged' END AS op, r.hash, r.sure,"
+        " b.owned, b.ref"
+        f" FROM rows r {'FULL' if whole else 'LEFT'} JOIN baseline b ON b.key = r.key"
         ") WHERE op <> 'unchanged'"
+    )
+    if whole:
+        spool.run(candidates)
+        if not _repeated(spool, baseline_rows):
+            return
+        spool.run(
+            "CREATE TABLE duplicated AS"
+            " SELECT key FROM rows WHERE fault IS NULL GROUP BY key HAVING count(*) > 1"
+        )
+    spool.run(
+        "UPDATE rows SET fault = 'KEY_DUPLICATE' WHERE fault IS NULL AND key IN (SELECT key FROM duplicated)"
+    )
+    spool.run(candidates)
+
+
+def _repeated(spool: Spool, baseline_rows: int) -> bool:
+    """Does any key stand in the whole mart twice? The baseline has each key once: so many rows as met it
+    must have met so many keys, and only the others have to be looked at by themselves."""
+    new, unmet = spool.one(
+        "SELECT count(*) FILTER (op = 'insert'), count(*) FILTER (op IN ('gone', 'left')) FROM candidates"
+    )
+    usable = spool.one("SELECT count(*) FROM rows WHERE fault IS NULL")[0]
+    return usable - new > baseline_rows - unmet or bool(
+        spool.run("SELECT key FROM candidates WHERE op = 'insert' GROUP BY key HAVING count(*) > 1 LIMIT 1")
     )
 
 
@@ -246,12 +264,14 @@ def refuse_missing(spool: Spool, lookups: Sequence[Lookup]) -> int:
 
 
 def refuse_unnamed(spool: Spool) -> int:
-    """Make rejects of the deletes that only the target's own id could name, where that was never learnt;
-    returns how many those are."""
+    """Take the deletes out that only the target's own id could name, where that was never learnt; they are
+    rejects. Returns how many those are."""
     spool.run(
-        "INSERT INTO rejects SELECT NULL, b.key, NULL, 'ref', 'REF_UNKNOWN',"
-        f" 'the target''s own id of this row was never learnt', NULL {_GONE} AND b.ref IS NULL"
+        "INSERT INTO rejects SELECT NULL, key, NULL, 'ref', 'REF_UNKNOWN',"
+        " 'the target''s own id of this row was never learnt', NULL"
+        " FROM candidates WHERE op = 'gone' AND ref IS NULL"
     )
+    spool.run("DELETE FROM candidates WHERE op = 'gone' AND ref IS NULL")
     count: int = spool.one("SELECT count(*) FROM rejects WHERE code = 'REF_UNKNOWN'")[0]
     return count
 
@@ -287,14 +307,12 @@ def assemble(
     field_map: FieldMap,
     *,
     absence: bool,
-    by_ref: bool,
     owed: Iterable[str],
     limit: int | None,
     directory: Path,
 ) -> ChangeSet:
     """Make `changes`: the candidates with their payload in the order they leave (rows whose last
-    refusal came from the target go last, deletes after everything), and the object that hands it out.
-    `by_ref`: only what the target's own id is known of can be deleted."""
+    refusal came from the target go last, deletes after everything), and the object that hands it out."""
     keys = [f"k{i}" for i in range(len(field_map.shape.key))]
     key_types = [f.type for f in field_map.shape.key]
     spool.load("owed", {"key": "VARCHAR"}, ((key,) for key in owed))
@@ -314,7 +332,7 @@ def assemble(
         nothing = "".join(f", NULL AS f{i}" for i in range(len(field_map.shape.fields)))
         parts.append(
             "SELECT 2 AS phase, 'delete' AS op, b.key, NULL AS hash, b.owned, b.ref,"
-            f" {values_of_key}{nothing} {_GONE}" + (" AND b.ref IS NOT NULL" if by_ref else "")
+            f" {values_of_key}{nothing} FROM candidates b WHERE b.op = 'gone'"
         )
     top = f" LIMIT {limit}" if limit is not None else ""
     spool.run(
@@ -351,12 +369,6 @@ def rejects(spool: Spool, limit: int | None = None) -> list[Reject]:
 def unkeyed(spool: Spool) -> int:
     """Rows that have no usable key of their own."""
     count: int = spool.one("SELECT count(*) FROM rows WHERE fault <> 'KEY_DUPLICATE'")[0]
-    return count
-
-
-def gone(spool: Spool) -> int:
-    """How many keys of the baseline, ours to delete, the mart no longer has."""
-    count: int = spool.one(f"SELECT count(*) {_GONE}")[0]
     return count
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Context, Decimal
 from enum import Enum
+from operator import is_, itemgetter
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -50,6 +51,9 @@ class Contract:
         self.timezone = timezone
         self._plain = is_plain(model) and all(rule.plain for rule in columns.values())
         self._json = {name for name, rule in columns.items() if rule.type.name == "json"}
+        self._scalar = all(rule.type.name not in ("json", "list") for rule in columns.values())
+        self._fields = itemgetter(*(rule.field for rule in columns.values()))
+        self._values = itemgetter(*columns)
 
     def over(self, column_types: Mapping[str, str]) -> Contract:
         """The same contract over columns of other DuckDB types."""
@@ -90,12 +94,12 @@ class Contract:
         return [self._judged(row) for row in rows]
 
     def _judged(self, row: Mapping[str, Any]) -> Verdict | dict[str, Any]:
-        if (misfit := row.get(MISFIT)) is not None:
+        data = dict(row)
+        if (misfit := data.pop(MISFIT, None)) is not None:
             reason = (
                 f"{misfit} holds a value that {self.columns[misfit].type} cannot carry without changing it"
             )
             return Verdict(misfit, "UNREPRESENTABLE", reason)
-        data = {name: row[name] for name in self.columns}
         try:
             for name in () if self._plain else self._json:
                 data[name] = None if row[name] is None else json.loads(row[name])
@@ -104,9 +108,17 @@ class Contract:
             return self._verdict(error, row)
         except Exception as error:  # noqa: BLE001 - the user's validators may raise anything: a row's cost
             return Verdict(None, "MODEL", f"the model's own code failed with {type(error).__name__}")
-        if self._plain:
-            return {name: row[name] for name in self.columns}
+        if self._plain or (self._scalar and self._untouched(data, judged)):
+            return data
         return self._compared(row, data, judged)
+
+    def _untouched(self, data: Mapping[str, Any], judged: BaseModel) -> bool:
+        """Whether a model has left every scalar alone, found without a look at each: equal values of
+        equal types. `False` says only that it is worth a look."""
+        before, after = self._values(data), self._fields(judged.__dict__)
+        if len(self.columns) == 1:
+            return type(before) is type(after) and bool(before == after)
+        return bool(before == after) and all(map(is_, map(type, before), map(type, after)))
 
     def _compared(
         self, row: Mapping[str, Any], data: Mapping[str, Any], judged: BaseModel

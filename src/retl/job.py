@@ -60,6 +60,7 @@ class Job:
     references: Mapping[str, str] = field(default_factory=dict)  # syncs whose ids it sends → their objects
     environment: str | None = None
     correlation_id: str | None = None
+    since: float | None = None  # monotonic: a command's first run counts its start from here
 
     @property
     def object(self) -> str:
@@ -73,6 +74,11 @@ class Clock:
 
     phases: dict[str, float] = field(default_factory=dict)
     _open: tuple[str, float] | None = None
+
+    @classmethod
+    def since(cls, begun: float | None) -> Clock:
+        """A clock whose `start` began at this monotonic time."""
+        return cls({} if begun is None else {"start": time.monotonic() - begun})
 
     def so_far(self) -> dict[str, float]:
         """The seconds of every phase, the one that still runs included."""

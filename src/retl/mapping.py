@@ -21,7 +21,7 @@ from retl.errors import DefinitionError
 from retl.fields import expand_fields, key_names
 from retl.values import Type, literal, quoted
 
-HASH_VERSION = 1  # raise it when the row hash is made differently: every row is then a candidate once
+HASH_VERSION = 2  # raise it when the row hash is made differently: every row is then a candidate once
 
 
 @dataclass(frozen=True)

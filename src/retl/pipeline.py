@@ -23,7 +23,7 @@ from retl.summary import Summary, described
 def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summary:
     """Plan, guard, deliver, record: one sync to its summary. Every end but a bug is a summary.
     `verify` may refuse the plan by raising Mismatch."""
-    clock = Clock()
+    clock = Clock.since(job.since)
     run = new_run(job)
     try:
         with clock.phase("begin"):
@@ -71,7 +71,7 @@ def _pass_breaker(job: Job) -> None:
 def dry_run(job: Job, look: Callable[[Plan], object] = lambda _plan: None) -> Summary:
     """Freeze to guard in a private temporary folder: no lock, no row, no file in the state directory.
     `look` is shown the plan while it can be read."""
-    clock = Clock()
+    clock = Clock.since(job.since)
     run = new_run(job)
     with private_directory() as directory, log.bound(sync=job.sync.name):
         try:

@@ -176,7 +176,7 @@ class _Planning:
             hold_unknown=not capabilities.idempotent and sync.delivery != "at_least_once",
             refresh_before=None if expires is None else self.run.started_at - timedelta(seconds=expires / 2),
         )
-        changes.diff(self.spool, self.strategy)
+        changes.diff(self.spool, self.strategy, self.baseline_rows)
 
     def judge(self) -> None:
         """The contract's word on the candidates."""
@@ -191,18 +191,18 @@ class _Planning:
         """The change set. A row without a usable key might be any of the missing ones: with one of
         those in the mart nothing is deleted."""
         unkeyed = changes.unkeyed(self.spool)
-        absence, by_ref = self.strategy.absence and not unkeyed, self.capabilities.by_ref
-        self.unnamed = changes.refuse_unnamed(self.spool) if absence and by_ref else 0
+        absence = self.strategy.absence and not unkeyed
+        by_ref = absence and self.capabilities.by_ref
+        self.unnamed = changes.refuse_unnamed(self.spool) if by_ref else 0
         self.change_set = changes.assemble(
             self.spool,
             self.field_map,
             absence=absence,
-            by_ref=by_ref,
             owed=[reject.key for reject in self.open_rejects if reject.stage == "target"],
             limit=self._selection.limit,
             directory=self.directory,
         )
-        self.withheld = changes.gone(self.spool) if self.strategy.absence and unkeyed else 0
+        self.withheld = self.outcome.get("gone", 0) if self.strategy.absence and unkeyed else 0
 
     def guard(self) -> Plan:
         """What the facts refuse, and the plan as a whole."""

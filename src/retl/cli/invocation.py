@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retl import BEGUN
 from retl.cli import output
 from retl.cli.output import Format, Piece
 from retl.errors import DefinitionError
@@ -44,6 +45,7 @@ class Invocation:
     _paces: dict[str, Pace] = field(default_factory=dict)
     _targets: dict[str, Resolved] = field(default_factory=dict)
     _references: dict[str, dict[str, str]] = field(default_factory=dict)
+    _begun: float | None = BEGUN
 
     def show(self, document: Any, pieces: Callable[[], Sequence[Piece]]) -> None:
         """Print a command's answer in the form that was asked for; called once per command."""
@@ -110,6 +112,7 @@ class Invocation:
         from retl.job import Job, Target
 
         project, found = self.project, self._targets[sync.name]
+        begun, self._begun = self._begun, None
         return Job(
             sync=sync,
             folder=project.folder,
@@ -123,6 +126,7 @@ class Invocation:
             references=self._references[sync.name],
             environment=self.environment,
             correlation_id=project.settings.retl_correlation_id,
+            since=begun,
         )
 
     def _pace(self, found: Resolved) -> Pace:
