@@ -406,6 +406,14 @@ def test_a_postgres_column_holds_the_id(office: Office, postgres: Database, crm:
     assert found == {f"c{n}": crm.find("accounts", f"a{n // 2}") for n in range(20)}
 
 
+def test_ids_are_known_where_the_ledger_is_a_server(office: Office, postgres: Database) -> None:
+    office.environment["RETL_STATE_URL"] = postgres.url
+    office.run("--sync", "accounts")
+    assert office.foretold("--sync", "contacts")["inserted"] == 20
+    assert office.owners() == office.wanted()
+    assert not (office.folder / ".retl").exists()
+
+
 def test_a_redis_value_holds_the_id(office: Office, redis_server: RedisServer, crm: Crm) -> None:
     office.use(redis=redis_server)
     office.contacts(destination='{type: redis, key: "contact:{contact_key}", value: json, ttl: none}')
