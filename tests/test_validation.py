@@ -79,7 +79,6 @@ def test_a_file_that_is_no_mapping_is_refused(text: str) -> None:
         "tests: []\n",
         "conflicts: target_wins\n",
         "changes: cdf\n",
-        "fields: {a: {ref: accounts, by: k}}\n",
     ],
 )
 def test_words_of_later_versions_say_so(text: str) -> None:

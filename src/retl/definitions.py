@@ -144,23 +144,33 @@ class Phone(Definition):
     e164: Home
 
 
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
 class FieldSource(Definition):
-    """Where one field of the destination comes from: a mart column, a constant, or a run value."""
+    """Where one field of the destination comes from: a mart column, a constant, a run value, or the
+    target's own id that sync `ref` learnt for the key in the columns `by`."""
 
     column: str | None = None
     value: str | int | float | bool | None = None
     run_value: RunValue | None = None
+    ref: str | None = None
+    by: Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | list[str])] = ()
     nulls: Literal["clear", "keep"] = "clear"
     only_if_empty: bool = False
     transform: tuple[Transform | Phone, ...] = ()
 
     @model_validator(mode="after")
     def _one(self) -> FieldSource:
-        given = self.model_fields_set & {"column", "value", "run_value"}
+        given = self.model_fields_set & {"column", "value", "run_value", "ref"}
         if len(given) != 1:
             raise ValueError(
-                "a field comes from exactly one of: a column, a `value`, $run_started_at, $run_id, $sync"
+                "a field comes from exactly one of: a column, a `value`, a `ref`, $run_started_at, $run_id,"
+                " $sync"
             )
+        if (self.ref is None) != (not self.by):
+            raise ValueError("`ref` names a sync and `by` the columns that hold the key of its row")
         if self.transform and self.column is None:
             raise ValueError("`transform` changes the values of a column; write a constant as it shall be")
         return self
@@ -362,6 +372,17 @@ class Sync(Definition):
     retry: Retry = Retry()
     timeout: Duration | None = None
     freshness: Duration | None = None
+
+    @property
+    def refers_to(self) -> dict[str, FieldSource]:
+        """The fields that are ids which another sync learnt."""
+        return {name: one for name, one in (self.fields or {}).items() if one.ref is not None}
+
+    @property
+    def earlier(self) -> set[str]:
+        """The syncs of the same invocation that run before this one."""
+        referred = {str(one.ref) for one in self.refers_to.values()} - {self.name}
+        return referred | {*self.after}
 
     @model_validator(mode="after")
     def _fits(self) -> Sync:

@@ -78,6 +78,7 @@ def validate(
         target = None
         try:
             found = project.destination(one)
+            project.references(one)
             target = Target(found.type, found.destination, found.options)
         except DefinitionError as problem:
             errors += [error for error in problems.each(problem) if not _waits(error)]
