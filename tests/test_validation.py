@@ -91,11 +91,6 @@ def test_words_of_later_versions_say_so(text: str) -> None:
         assert "reserved for a later version" in error.message
 
 
-def test_a_dbt_source_is_reserved() -> None:
-    found = errors("source: {dbt: model}\nkey: [id]\ndestination: {type: redis}\n", base="")
-    assert [error.code for error in found.values()] == ["RESERVED"]
-
-
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -42,16 +42,21 @@ class Definition(BaseModel):
 
 
 class Source(Definition):
-    """Where the mart's rows come from: exactly one of table, sql, file; a single SELECT."""
+    """Where the mart's rows come from: exactly one of table, sql, file (a single SELECT), or dbt: the name
+    of a model. A model whose last run ended longer than `max_age` ago is not read."""
 
     table: str | None = None
     sql: str | None = None
     file: str | None = None
+    dbt: str | None = None
+    max_age: Duration | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Source:
-        if sum(part is not None for part in (self.table, self.sql, self.file)) != 1:
-            raise ValueError("a source has exactly one of table, sql or file")
+        if sum(part is not None for part in (self.table, self.sql, self.file, self.dbt)) != 1:
+            raise ValueError("a source has exactly one of table, sql, file or dbt")
+        if self.max_age is not None and self.dbt is None:
+            raise ValueError("`max_age` goes with `dbt`, which says when a model was built")
         return self
 
 
@@ -358,6 +363,7 @@ class Warehouse(Definition):
     type: Literal["duckdb"] = "duckdb"
     path: str = "data/warehouse.duckdb"
     read_paths: tuple[str, ...] = ()
+    dbt: str = "target"  # dbt's target folder: manifest.json and run_results.json
     timezone: str = "UTC"
     lock_wait: Duration = 600.0
 

@@ -22,7 +22,7 @@ from retl.signals import Stop
 from retl.sources import duckdb as mart
 from retl.spool import Spool
 
-_PARTS = ("source.sql", "checks", "--where")  # of a sync, where a file and line are not known
+_PARTS = ("source.sql", "source.dbt", "checks", "--where")  # of a sync, where a file and line are not known
 _NOBODY = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
 
 
@@ -63,7 +63,7 @@ def check(job: Job) -> None:
 def _field_map(
     sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any], state_id: str
 ) -> FieldMap:
-    wanted = mart.query(sync.source, variables, folder)
+    wanted = mart.query(sync.source, variables, folder, warehouse)
     with private_directory() as directory:
         spool = Spool(directory, Stop())
         try:
