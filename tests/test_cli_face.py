@@ -58,13 +58,7 @@ def test_a_word_kept_for_later_says_so(workshop: Workshop, word: str) -> None:
     assert said.out == ""
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("sync", "--metrics-file", "file"),
-        ("init", "new", "--from-dbt", "target/manifest.json"),
-    ],
-)
+@pytest.mark.parametrize("words", [("sync", "--metrics-file", "file")])
 def test_an_option_kept_for_later_says_so(workshop: Workshop, words: tuple[str, ...]) -> None:
     said = workshop.retl(*words)
     assert said.code == 2

@@ -11,18 +11,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from tests import dbt_project
 from tests.commands import Workshop
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for dbt to be installed
-
-
-@pytest.fixture(scope="session")
-def analytics(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The dbt project after every command of tests/dbt_project.py; nobody writes to it."""
-    own = tmp_path_factory.getbasetemp()
-    return dbt_project.built(own if worker_id == "master" else own.parent)
 
 
 @pytest.fixture
@@ -80,7 +72,7 @@ def test_the_relation_is_the_one_dbt_made_whatever_it_is_called(workshop: Worksh
         "lines",
         source="{dbt: orders}",
         key="[order_id, line]",
-        destination='{type: redis, key: "{order_id}:{line}", value: json, ttl: none}',
+        destination='{type: redis, key: "line:{order_id}:{line}", value: json, ttl: none}',
     )
     code, summary = ran(workshop)
     assert (code, summary["inserted"]) == (0, 2)

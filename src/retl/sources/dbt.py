@@ -10,6 +10,7 @@ dbt are not repeated, since they may quote rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ MANIFEST = "manifest.json"
 _RESULTS = "run_results*.json"
 _BUILDS = {"run", "build", "retry", "seed", "snapshot"}  # `compile` and `docs` say success of what they left
 _TESTS = {"test", "build", "retry"}
-_MARTS = {"model", "snapshot", "seed"}
+MARTS = {"model", "snapshot", "seed"}
 FileT = TypeVar("FileT")
 _HINT = "run `dbt build`, or say under `warehouse.dbt` in retl.yml where dbt's target folder is"
 
@@ -44,6 +45,7 @@ class ColumnNode(msgspec.Struct):
     description: str = ""
     tags: list[str] = []
     meta: dict[str, Any] = {}
+    config: dict[str, Any] = {}
 
 
 class DependsOn(msgspec.Struct):
@@ -136,7 +138,7 @@ def read_manifest(path: Path) -> Manifest:
 def find(manifest: Manifest, name: str) -> Node:
     """The model (or seed, or snapshot) of this name, `package.name` or `name.v2`; of several versions the
     latest. DefinitionError DBT_MODEL where there is none, or more than one."""
-    marts = [node for node in manifest.nodes.values() if node.resource_type in _MARTS]
+    marts = [node for node in manifest.nodes.values() if node.resource_type in MARTS]
     found = [node for node in marts if name in _names(node)]
     if len(found) == 1:
         return found[0]
@@ -147,6 +149,15 @@ def find(manifest: Manifest, name: str) -> Node:
         else did_you_mean(name, [node.name for node in marts])
     )
     raise DefinitionError("DBT_MODEL", message, hint=hint, where="source.dbt")
+
+
+def name_of(manifest: Manifest, node: Node) -> str:
+    """The shortest word by which `find` finds this node."""
+    for name in sorted(_names(node), key=len):
+        with suppress(DefinitionError):
+            if find(manifest, name) is node:
+                return name
+    return node.name
 
 
 def relation(warehouse: Warehouse, folder: Path, name: str) -> str:
