@@ -278,6 +278,23 @@ class Formats(Definition):
     timestamps: Literal["iso", "epoch_s", "epoch_ms"] = "iso"
 
 
+class MappingTest(Definition):
+    """A row of the mart, and either the fields that would be sent of it or what it is rejected for: a column
+    of the contract, or a code. A column that is not given is NULL; a field that is not expected may be
+    anything; `$kept` is a field under `nulls: keep` that would not be sent."""
+
+    name: str | None = None
+    given: dict[str, Any]
+    expect: dict[str, Any] | None = None
+    reject: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> MappingTest:
+        if (self.expect is None) == (self.reject is None):
+            raise ValueError("a test has exactly one of expect and reject")
+        return self
+
+
 class DestinationRef(BaseModel):
     """Which connection or type; everything else belongs to the target's own Options model."""
 
@@ -336,6 +353,7 @@ class Sync(Definition):
     retry: Retry = Retry()
     timeout: Duration | None = None
     freshness: Duration | None = None
+    tests: tuple[MappingTest, ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Sync:

@@ -63,14 +63,19 @@ def check(job: Job) -> None:
 def _field_map(
     sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any], state_id: str
 ) -> FieldMap:
+    found = columns(sync, warehouse, folder, variables)
+    judge = contract.build(sync.contract, found, folder, sync.key, warehouse.timezone)
+    return mapping.build(sync, judge, _NOBODY, state_id=state_id, timezone=warehouse.timezone, newest=None)
+
+
+def columns(sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any]) -> dict[str, str]:
+    """The mart's columns and their DuckDB types, from the warehouse's catalog."""
     wanted = mart.query(sync.source, variables, folder, warehouse)
     with private_directory() as directory:
         spool = Spool(directory, Stop())
         try:
             mart.attach(spool, warehouse.model_copy(update={"lock_wait": 0.0}), folder)
             spool.harden([folder / path for path in warehouse.read_paths])
-            columns = mart.columns(spool, wanted)
+            return mart.columns(spool, wanted)
         finally:
             spool.close()
-    judge = contract.build(sync.contract, columns, folder, sync.key, warehouse.timezone)
-    return mapping.build(sync, judge, _NOBODY, state_id=state_id, timezone=warehouse.timezone, newest=None)
