@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
        --custom-compile-command "make lock" --extra demo pyproject.toml
 
-.PHONY: help demo test test-crash lint bench bench-large docs sync dry-run run-reverse-etl lock clean
+.PHONY: help demo test test-crash lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -18,7 +18,7 @@ demo: $(READY) ## the whole story on this machine: real servers, a kill half way
 test: $(READY) ## every test; ARGS=tests/test_servers.py for some
 	$(BIN)/pytest -n 2 $(ARGS)
 
-test-crash: $(READY) ## kill runs at every event and system call, ten minutes long, and print what was lost
+test-crash: $(READY) ## kill runs at events and system calls, evenly chosen for ten minutes, and print what was lost
 	$(BIN)/python -m tests.crash_sweep
 
 lint: $(READY) ## style, types, and that imports point down
@@ -32,6 +32,9 @@ bench: $(READY) ## retl beside what one could do by hand; writes docs/benchmarks
 
 bench-large: $(READY) ## the same at ten times the rows: growth and memory
 	$(BIN)/python -m benchmarks.run --large --rounds 3 $(ARGS)
+
+bench-peers: $(READY) ## the same job by drt, dlt and executemany, each installed only for this
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 docs: $(READY) ## the generated pages: docs/destinations
 	$(BIN)/python -m retl.reference docs/destinations

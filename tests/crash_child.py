@@ -10,10 +10,11 @@ from importlib import import_module
 from pathlib import Path
 
 for _name in (
-    "duckdb", "psycopg", "pytz", "msgspec", "httpcore2", "redis",
+    "duckdb", "psycopg", "pytz", "msgspec", "redis",
     "retl.cli", "retl.cli.app", "retl.cli.running", "retl.cli.schedule", "retl.cli.history",
     "retl.pipeline", "retl.project", "retl.ledger",
     "retl.destinations.postgres", "retl.destinations.redis", "retl.destinations.http",
+    "retl.destinations.salesforce_bulk", "retl.destinations.dataverse",
 ):  # fmt: skip
     import_module(_name)
 

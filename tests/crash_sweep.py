@@ -1,32 +1,171 @@
 """The long version of test_crash.py: `python -m tests.crash_sweep`, or `make test-crash`.
 
-Kills at every event of a run, then at every k-th system call of its main thread or its lanes, and prints
-what was lost and what came twice, per target. Ends with 1 if anything did.
+Kills at events of a run, at events of the recovery after a kill, and at system calls of the main thread or
+a lane, and prints per kind of delivery what was lost and what came twice. What there is no time for is left
+out evenly, never at the end, and the table says how much of what there is was tried. Ends with 1 if
+anything was lost or doubled, or a run did not end as it should.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from tests import servers
-from tests.crashes import KINDS, PATIENCE, Append, Ended, Scene, Tally, recover, sampled, scene, until
+from tests.crashes import PATIENCE, Append, Ended, PostgresScene, Scene, until
+from tests.scenes import KINDS, scene
 
 CALLS = (
     "sendto", "recvfrom", "write", "fsync", "fdatasync", "pwrite64", "rename", "unlink", "ftruncate", "poll",
 )  # fmt: skip
-EVERY = 10**6
-MINUTES = 8.0
-RACES = 50
+KILLED = -9
+LOST_ANSWER = "batch_answered:2"  # the target has the batch, and the ledger does not know it
+MINUTES = 7.5
+RACES = 50  # of two runs of one ledger
+LEDGER_RACES = 20
 WORKERS = 2
+
+T = TypeVar("T")
+Point = tuple[str, int]  # an event or a system call, and which occurrence of it
+
+
+@dataclass
+class Tally:
+    """What a series of kills came to."""
+
+    kills: int = 0
+    lost: int = 0
+    doubled: int = 0
+    problems: list[str] = field(default_factory=list)
+    tried: list[str] = field(default_factory=list)
+
+
+def recover(made: Scene, what: str, tally: Tally, *, again: bool = True) -> None:
+    """One plain sync after a kill must bring the target where it should be; another one must find nothing
+    to do."""
+    project = made.project
+    done = project.sync()
+    wanted, found = made.wanted(), made.content()
+    lost = set(wanted) ^ set(found)
+    tally.kills += 1
+    tally.lost += bool(lost)
+    doubled = made.doubled()
+    tally.doubled += bool(doubled)
+    if lost or doubled or len(wanted) != len(found):
+        tally.problems.append(f"{what}: differs {sorted(lost, key=str)[:4]}, doubled {doubled[:4]}")
+    elif done.code or done.summary["status"] != "SUCCESS":
+        tally.problems.append(f"{what}: exit {done.code}\n{done.stdout}\n{done.stderr[-1500:]}")
+    elif again:
+        third = project.sync()
+        moved = sum(third.summary[name] for name in ("inserted", "updated", "deleted", "refreshed"))
+        if third.code or moved or made.content() != found:
+            tally.problems.append(f"{what}: a third run was not idle: {third.stdout}")
+
+
+def evenly(things: Sequence[T], most: int) -> list[T]:
+    """At most so many of them, at even distances."""
+    if len(things) <= most:
+        return list(things)
+    return [things[int((i + 0.5) * len(things) / most)] for i in range(most)]
+
+
+def sampled(counts: Mapping[str, int], most: int) -> list[Point]:
+    """Occurrences of every name, `most` in all: of those that come often as many as of those that do not,
+    as far as there are, each evenly spread. Where even one of each is too much, evenly some names."""
+    each = max((n for n in range(1, most + 1) if _total(counts, n) <= most), default=1)
+    points = [
+        (name, number)
+        for name, count in sorted(counts.items())
+        for number in evenly(range(1, count + 1), each)
+    ]
+    return evenly(points, most)
+
+
+def _total(counts: Mapping[str, int], each: int) -> int:
+    return sum(min(count, each) for count in counts.values())
+
+
+def in_turn(counts: Mapping[str, int], most: int, turn: int) -> list[Point]:
+    """At most so many names; those who take their turns one after the other get to all of them."""
+    stride = -(-len(counts) // most)
+    return [(name, 1) for name in sorted(counts)[turn % stride :: stride]]
+
+
+def sweep_events(made: Scene, tally: Tally, most: int, turn: int | None = None) -> None:
+    """Kill at `most` events of a run; with a `turn` each time at others."""
+    faultless = made.project.sync()
+    assert faultless.code == 0, faultless.stderr
+    assert made.content() == made.wanted()
+    counts = faultless.points()
+    points = sampled(counts, most) if turn is None else in_turn(counts, most, turn)
+
+    def kill(point: str) -> None:
+        killed = made.project.sync(RETL_CRASH_AT=point)
+        assert killed.code == KILLED, f"{point} was not reached"
+
+    _sweep(made, "events", counts, points, kill, tally)
+
+
+def sweep_recovery(made: Scene, tally: Tally, most: int) -> None:
+    """Kill a run before it knows of an answer, and then the run that makes it good, at `most` events."""
+    made.begin()
+    assert made.project.sync(RETL_CRASH_AT=LOST_ANSWER).code == KILLED
+    recovery = made.project.sync()
+    assert recovery.code == 0, recovery.stderr
+
+    def kill(point: str) -> None:
+        for at in (LOST_ANSWER, point):
+            killed = made.project.sync(RETL_CRASH_AT=at)
+            assert killed.code == KILLED, f"{at} was not reached"
+
+    counts = recovery.points()
+    _sweep(made, "recovery", counts, sampled(counts, most), kill, tally)
+
+
+def sweep_calls(made: Scene, calls: Sequence[str], tally: Tally, most: int) -> None:
+    """Kill at `most` of these system calls. A run may need fewer of them than the one that was counted:
+    then it gets through."""
+    made.begin()
+    counts = counted(made, calls)
+
+    def kill(point: str) -> None:
+        call, _, k = point.partition(":")
+        ended = killed_at(made, call, int(k))
+        assert ended.code in (0, KILLED), f"exit {ended.code}: {ended.stderr}"
+
+    _sweep(made, "system calls", counts, sampled(counts, most), kill, tally)
+
+
+def _sweep(
+    made: Scene,
+    what: str,
+    counts: Mapping[str, int],
+    points: Sequence[Point],
+    kill: Callable[[str], None],
+    tally: Tally,
+) -> None:
+    for number, (name, n) in enumerate(points):
+        made.begin()
+        kill(f"{name}:{n}")
+        recover(made, f"{what}, {name}:{n}", tally, again=number % 4 == 0)
+    tried = Counter(name for name, _ in points)
+    parts = ", ".join(f"{name} {tried[name]}/{count}" for name, count in sorted(counts.items()))
+    tally.tried.append(f"{what} {len(points)} of {sum(counts.values())} ({parts})")
+
+
+# system calls
 
 
 def traceable() -> str | None:
@@ -39,13 +178,29 @@ def traceable() -> str | None:
 
 def killed_at(made: Scene, call: str, k: int) -> Ended:
     """One run, killed when a thread of it makes this call for the k-th time, if it ever does."""
+    inject = f"inject={call}:signal=KILL:when={k}"
+    return _traced_run(made, "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
+
+
+def counted(made: Scene, calls: Sequence[str]) -> dict[str, int]:
+    """How often the busiest thread of a run that nobody kills makes each of these calls."""
+    log = made.folder / "calls"
+    ended = _traced_run(made, "-o", str(log), "-e", f"trace={','.join(calls)}")
+    assert ended.code == 0, ended.stderr
+    made_by = Counter(re.findall(r"^(\d+) +(\w+)\(", log.read_text(errors="replace"), re.MULTILINE))
+    most = {call: max((n for (_, name), n in made_by.items() if name == call), default=0) for call in calls}
+    return {call: count for call, count in most.items() if count}
+
+
+def _traced_run(made: Scene, *options: str) -> Ended:
     go = made.folder / "go"
     go.unlink(missing_ok=True)
     run = made.project.start(WAIT_FOR=str(go))
-    command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e"]
-    command += [f"inject={call}:signal=KILL:when={k}", "-p", str(run.pid)]
     tracer = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ["strace", "-f", "-qq", *options, "-p", str(run.pid)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     try:
         until(lambda: _traced(run.pid) or tracer.poll() is not None)
@@ -66,43 +221,7 @@ def _traced(pid: int) -> bool:
     return any(line.startswith("TracerPid:") and line.split()[1] != "0" for line in lines)
 
 
-def sweep_events(made: Scene, tally: Tally, most: int = EVERY, end: float | None = None) -> bool:
-    """Kill at every event of a run that nobody kills, up to `most` times at one that comes often; False if
-    time ended first."""
-    faultless = made.project.sync()
-    assert faultless.code == 0, faultless.stderr
-    assert made.content() == made.project.rows()
-    for number, (event, n) in enumerate(sampled(faultless.points(), most)):
-        if end is not None and time.monotonic() > end:
-            return False
-        made.begin()
-        killed = made.project.sync(RETL_CRASH_AT=f"{event}:{n}")
-        assert killed.code == -9, f"{event}:{n} was not reached"
-        recover(made, f"{event}:{n}", tally, again=number % 4 == 0)
-    return True
-
-
-def sweep_calls(made: Scene, call: str, tally: Tally, ks: Iterator[int], end: float | None = None) -> bool:
-    """Kill at the k-th of these calls, k after k, until a run gets through; False if time or `ks` ended
-    first."""
-    for k in ks:
-        if end is not None and time.monotonic() > end:
-            return False
-        made.begin()
-        ended = killed_at(made, call, k)
-        if ended.code != -9:
-            assert ended.code == 0, f"exit {ended.code}: {ended.stderr}"
-            return True
-        recover(made, f"{call}:{k}", tally, again=False)
-    return False
-
-
-def growing(step: float) -> Iterator[int]:
-    """1, 2, 3 …, with growing gaps: by a `step`-th part of k."""
-    k = 1
-    while True:
-        yield k
-        k += max(1, int(k * step))
+# the long version
 
 
 @contextmanager
@@ -119,25 +238,33 @@ def _scene(kind: str, folder: Path) -> Iterator[Scene]:
         yield made
 
 
-def long(kind: str, share: float) -> tuple[str, Tally, Tally, list[str]]:
-    """Everything for one target in about `share` seconds."""
-    events, calls, reached = Tally(), Tally(), list[str]()
-    started = time.monotonic()
+def long(kind: str, share: float) -> tuple[str, dict[str, Tally]]:
+    """One kind of delivery in about `share` seconds: what a kill costs is measured, and so many are made."""
+    end = time.monotonic() + share
+    tallies = {name: Tally() for name in ("events", "recovery", "system calls")}
+    sweeps: list[tuple[str, float, Callable[[int], None]]]
     with tempfile.TemporaryDirectory(prefix="retl-crash-") as name, _scene(kind, Path(name)) as made:
-        through = sweep_events(made, events, end=started + share / 2)
-        reached.append(f"events{'' if through else ' (time ended)'}")
-        if traceable() is None:
-            for number, call in enumerate(CALLS):
-                left = share - (time.monotonic() - started)
-                end = time.monotonic() + left / (len(CALLS) - number)
-                through = sweep_calls(made, call, calls, growing(0.12), end)
-                reached.append(f"{call}{'' if through else ' (time ended)'}")
+        sweeps = [
+            ("events", 0.4, lambda most: sweep_events(made, tallies["events"], most)),
+            ("recovery", 0.3, lambda most: sweep_recovery(made, tallies["recovery"], most)),
+            ("system calls", 1.0, lambda most: sweep_calls(made, CALLS, tallies["system calls"], most)),
+        ]
+        if traceable() is not None:
+            sweeps.pop()
+        started, cost = time.monotonic(), Tally()
+        sweep_recovery(made, cost, 1)
+        each = (time.monotonic() - started) / 2  # a recovery without a kill, and one with two
+        for name, part, sweep in sweeps:
+            started = time.monotonic()
+            made.begin()
+            sweep(max(1, int(part * (end - started) / each)))
+            each = (time.monotonic() - started) / (tallies[name].kills + 1)
         assert "RUNNING" not in made.project.statuses()[:-1]
-    return kind, events, calls, reached
+    return kind, tallies
 
 
-def races(number: int) -> tuple[int, int]:
-    """(races, how many of them ended otherwise than with one delivery)."""
+def races(number: int) -> tuple[str, int, int]:
+    """Of two runs of one ledger: races, and how many ended otherwise than with one delivery."""
     from tests.test_one_writer import race
 
     lost = 0
@@ -145,12 +272,30 @@ def races(number: int) -> tuple[int, int]:
         assert isinstance(made, Append)
         for _ in range(number):
             made.begin()
-            try:
-                race(made)
-            except AssertionError as error:
-                print(f"  race: {error}", flush=True)
-                lost += 1
-    return number, lost
+            lost += _lost(lambda: race(made))
+    return "two runs", number, lost
+
+
+def ledger_races(number: int) -> tuple[str, int, int]:
+    """The same of two ledgers that know nothing of each other."""
+    from tests.test_exclusion import another, race
+
+    lost = 0
+    with tempfile.TemporaryDirectory(prefix="retl-race-") as name, _scene("upsert", Path(name)) as made:
+        assert isinstance(made, PostgresScene)
+        for n in range(number):
+            made.begin()
+            lost += _lost(lambda n=n: race(made, another(made, f"other.{n}")))
+    return "two ledgers", number, lost
+
+
+def _lost(race: Callable[[], None]) -> bool:
+    try:
+        race()
+    except AssertionError as error:
+        print(f"  race: {error}", flush=True)
+        return True
+    return False
 
 
 def main() -> int:
@@ -159,21 +304,24 @@ def main() -> int:
         print(f"no system calls: {why}", file=sys.stderr)
         if os.environ.get("CI"):
             return 1
+    started = time.monotonic()
     share = 60 * MINUTES * WORKERS / len(KINDS)
     print(f"{'target':<26}{'kills at':<14}{'kills':>7}{'lost':>7}{'doubled':>9}")
     bad = 0
     with ProcessPoolExecutor(WORKERS) as pool:
-        raced = pool.submit(races, RACES)
-        for kind, events, calls, reached in pool.map(long, KINDS, [share] * len(KINDS)):
-            for name, tally in (("events", events), ("system calls", calls)):
+        raced = [pool.submit(races, RACES), pool.submit(ledger_races, LEDGER_RACES)]
+        for kind, tallies in pool.map(long, KINDS, [share] * len(KINDS)):
+            for name, tally in tallies.items():
                 print(f"{kind:<26}{name:<14}{tally.kills:>7}{tally.lost:>7}{tally.doubled:>9}", flush=True)
                 for problem in tally.problems:
                     print(f"  {problem}")
                 bad += len(tally.problems)
-            print(f"  swept: {', '.join(reached)}", flush=True)
-        number, lost = raced.result()
-        print(f"{number} races of two runs, {lost} without exactly one delivery")
-        bad += lost
+            for tried in (one for tally in tallies.values() for one in tally.tried):
+                print(f"  tried: {tried}", flush=True)
+        for what, number, lost in (one.result() for one in raced):
+            print(f"{number} races of {what}, {lost} without exactly one delivery")
+            bad += lost
+    print(f"{round(time.monotonic() - started)} s")
     return 1 if bad else 0
 
 

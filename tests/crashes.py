@@ -15,8 +15,8 @@ import shutil
 import signal
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +120,19 @@ class Running:
 class Project:
     """A folder with one sync, `users`, and the variables its connections need."""
 
-    def __init__(self, folder: Path, sync: str, environ: Mapping[str, str], *, rows: str = FIRST) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sync: str,
+        environ: Mapping[str, str],
+        *,
+        rows: str = FIRST,
+        connections: str = "",
+    ) -> None:
         self.folder = folder
         self.environ = {"PATH": os.environ["PATH"], "HOME": str(folder), **environ}
         (folder / "syncs").mkdir(parents=True, exist_ok=True)
-        (folder / "retl.yml").write_text(RETL_YML)
+        (folder / "retl.yml").write_text(RETL_YML + connections)
         self.define(sync)
         self._numbers = itertools.count()
         self.mart(rows)
@@ -142,36 +150,31 @@ class Project:
         with duckdb.connect(str(self.folder / "mart.duckdb"), read_only=True) as connection:
             return connection.execute(f"SELECT {listed} FROM mart ORDER BY user_id").fetchall()
 
-    def start(self, *arguments: str, **environ: str) -> Running:
-        """`retl sync --sync users` with these arguments, in a process of its own."""
+    def run(self, *words: str, **environ: str) -> Running:
+        """`retl` with these words, in a process of its own."""
         number = next(self._numbers)
         out, err = self.folder / f"out.{number}", self.folder / f"err.{number}"
         process = _forked(
-            ["--project", str(self.folder), "sync", "--sync", "users", "--output", "json", *arguments],
+            ["--project", str(self.folder), *words, "--output", "json"],
             {**self.environ, "RETL_LOG_FORMAT": "json", "RETL_LOG_LEVEL": "debug", **environ},
             out,
             err,
         )
         return Running(process, out, err)
 
+    def start(self, *arguments: str, **environ: str) -> Running:
+        """`retl sync --sync users` with these arguments."""
+        return self.run("sync", "--sync", "users", *arguments, **environ)
+
     def sync(self, *arguments: str, **environ: str) -> Ended:
         return self.start(*arguments, **environ).end()
 
     def statuses(self) -> list[str]:
         """Of every run, oldest first, as `retl runs` tells them."""
-        process, out, err = self._other("runs")
-        process.join()
-        assert process.exitcode == 0, err.read_text()
-        found = json.loads(out.read_text())
+        ended = self.run("runs").end()
+        assert ended.code == 0, ended.stderr
+        found = json.loads(ended.stdout)
         return [run["status"] for run in reversed(found["runs"] if isinstance(found, dict) else found)]
-
-    def _other(self, *arguments: str) -> tuple[Any, Path, Path]:
-        number = next(self._numbers)
-        out, err = self.folder / f"out.{number}", self.folder / f"err.{number}"
-        process = _forked(
-            ["--project", str(self.folder), *arguments, "--output", "json"], self.environ, out, err
-        )
-        return process, out, err
 
 
 def _forked(arguments: Sequence[str], environ: Mapping[str, str], out: Path, err: Path) -> Any:
@@ -200,6 +203,7 @@ class Scene(ABC):
     """A target with a project that delivers to it. A context: the target's server is up inside it."""
 
     sync: str
+    connections = ""  # of its own, as lines of retl.yml
     before: Sequence[str] = ()  # marts delivered before the run in question
 
     def __init__(self, folder: Path) -> None:
@@ -217,6 +221,10 @@ class Scene(ABC):
     def content(self) -> list[tuple[str | None, ...]]:
         """What the target holds, read outside of retl."""
 
+    def wanted(self) -> list[tuple[str | None, ...]]:
+        """What the target must hold, by the mart and by what others keep there."""
+        return self.project.rows()
+
     def doubled(self) -> list[str]:
         """What was applied more than once."""
         return []
@@ -233,11 +241,15 @@ class Scene(ABC):
             parts = [layer.part for layer in ledger.layers("users", checkpoint.object)]
         return sorted(parts + ([checkpoint.base] if checkpoint.base else []))
 
+    def start_over(self) -> None:
+        """A ledger and a mart as before the first run ever; the target stays as it is."""
+        shutil.rmtree(self.folder / ".retl", ignore_errors=True)
+        self.project = Project(self.folder, self.sync, self.environ(), connections=self.connections)
+
     def begin(self) -> None:
         """Everything as it was before the run in question: target, ledger, mart."""
         self.empty()
-        shutil.rmtree(self.folder / ".retl", ignore_errors=True)
-        self.project = Project(self.folder, self.sync, self.environ())
+        self.start_over()
         for mart in self.before:
             done = self.project.sync()
             assert done.code == 0, done.stderr
@@ -246,6 +258,7 @@ class Scene(ABC):
 
 class PostgresScene(Scene):
     sync = POSTGRES_YML
+    columns = COLUMNS
 
     def __init__(self, folder: Path, database: servers.Database, state: str | None = None) -> None:
         super().__init__(folder)
@@ -271,7 +284,7 @@ class PostgresScene(Scene):
         return [str(name) for (name,) in found]
 
     def content(self) -> list[tuple[str | None, ...]]:
-        listed = ", ".join(f"{name}::text" for name in COLUMNS)
+        listed = ", ".join(f"{name}::text" for name in self.columns)
         with self.database.connect() as connection:
             if connection.execute("SELECT to_regclass('crm.users') IS NULL").fetchall() == [(True,)]:
                 return []
@@ -379,75 +392,3 @@ first_run: send
         return [str(r.id) for r in self.tool.recipients().values() if r.applied > 1] + [
             f"key {key}" for key, sent in bodies.items() if len(sent) > 1 or key is None
         ]
-
-
-@contextlib.contextmanager
-def scene(kind: str, folder: Path, postgres: servers.Database, redis: servers.RedisServer) -> Iterator[Scene]:
-    """The scene of this name, begun."""
-    made: Scene
-    match kind:
-        case "upsert":
-            made = PostgresScene(folder, postgres)
-        case "append":
-            made = Append(folder, postgres)
-        case "append, state in postgres":
-            made = Append(folder, postgres, postgres.url)
-        case "deletes":
-            made = Deletes(folder, postgres)
-        case "redis":
-            made = RedisScene(folder, redis)
-        case "http":
-            made = CampaignScene(folder)
-        case _:
-            raise ValueError(kind)
-    try:
-        made.begin()
-        yield made
-    finally:
-        if isinstance(made, CampaignScene) and made.tool:
-            made.tool.stop()
-
-
-KINDS = ("upsert", "append", "append, state in postgres", "deletes", "redis", "http")
-
-
-@dataclass
-class Tally:
-    """What a series of kills came to."""
-
-    kills: int = 0
-    lost: int = 0
-    doubled: int = 0
-    problems: list[str] = field(default_factory=list)
-
-
-def recover(made: Scene, what: str, tally: Tally, *, again: bool = True) -> None:
-    """One plain sync after a kill must reach the mart; another one must find nothing to do."""
-    project = made.project
-    done = project.sync()
-    wanted, found = project.rows(), made.content()
-    lost = set(wanted) ^ set(found)
-    tally.kills += 1
-    tally.lost += bool(lost)
-    doubled = made.doubled()
-    tally.doubled += bool(doubled)
-    if lost or doubled or len(wanted) != len(found):
-        tally.problems.append(f"{what}: differs {sorted(lost, key=str)[:4]}, doubled {doubled[:4]}")
-    elif done.code or done.summary["status"] != "SUCCESS":
-        tally.problems.append(f"{what}: exit {done.code}\n{done.stdout}\n{done.stderr[-1500:]}")
-    elif again:
-        third = project.sync()
-        if third.code or third.summary["unchanged"] != third.summary["read"] or made.content() != found:
-            tally.problems.append(f"{what}: a third run was not idle: {third.stdout}")
-
-
-def sampled(counts: Mapping[str, int], most: int) -> list[tuple[str, int]]:
-    """(event, n) of all crash points; of an event that comes oftener than `most`, so many, evenly."""
-    chosen = []
-    for name, count in sorted(counts.items()):
-        if count <= most:
-            numbers = set(range(1, count + 1))
-        else:
-            numbers = {round((count - 1) * (i + 0.5) / most) + 1 for i in range(most)}
-        chosen += [(name, number) for number in sorted(numbers)]
-    return chosen

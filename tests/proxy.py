@@ -28,6 +28,7 @@ class Proxy:
         self._upstream = (host, port)
         self._listener: socket.socket | None = None
         self._sockets: set[socket.socket] = set()
+        self._unanswered: dict[socket.socket, bool | None] = {}  # clients whose answer is swallowed
         self._forward: Callable[[bytes], bytes] = bytes
         self._backward: Callable[[bytes], bytes] = bytes
 
@@ -86,26 +87,11 @@ class Proxy:
 
     def drop_reply(self, *after: bytes, refuse: bool = False) -> None:
         """Once clients have sent these bytes, one after the other: let the server do everything, swallow
-        its answer, then reset the connections, once; or `refuse` from then on."""
-
-        def swallow(_: bytes) -> bytes:
-            self._backward = _nothing
-            timer = threading.Timer(QUIET, finish)
-            timer.daemon = True
-            timer.start()
-            return b""
-
-        def finish() -> None:
-            # a client that was reset is back at once: its new connection must pass, and stay
-            self._backward = bytes
-            if refuse:
-                self.refuse()
-            else:
-                self._reset()
+        its answer, then reset the connection on which the last of them came, once; or `refuse` from then
+        on."""
 
         def seen(data: bytes) -> bytes:
-            self._backward = swallow
-            return data
+            raise _Unanswered(data, refuse)
 
         self._forward = self._seeing(list(after), seen)
 
@@ -167,8 +153,14 @@ class Proxy:
             while data := reads.recv(65536):
                 if to_server:
                     self.sent += len(data)
+                elif writes in self._unanswered:
+                    self._swallow(reads, writes)
+                    continue
                 try:
                     writes.sendall((self._forward if to_server else self._backward)(data))
+                except _Unanswered as request:
+                    self._unanswered[reads] = request.refuse
+                    writes.sendall(request.data)
                 except _Cut as cut:
                     writes.sendall(cut.data)
                     _abort(reads)
@@ -176,6 +168,22 @@ class Proxy:
         for end, how in ((reads, socket.SHUT_RD), (writes, socket.SHUT_WR)):  # the other way goes on
             with contextlib.suppress(OSError):
                 end.shutdown(how)
+
+    def _swallow(self, server: socket.socket, client: socket.socket) -> None:
+        """A piece of an answer that never arrives; the first one is followed by the end."""
+        refuse, self._unanswered[client] = self._unanswered[client], None
+        if refuse is None:
+            return
+
+        def finish() -> None:
+            if refuse:
+                self.refuse()
+            for end in (client, server):
+                _abort(end)
+
+        timer = threading.Timer(QUIET, finish)
+        timer.daemon = True
+        timer.start()
 
     def _reset(self) -> None:
         doomed, self._sockets = self._sockets, set()
@@ -188,6 +196,13 @@ class _Cut(Exception):
 
     def __init__(self, data: bytes) -> None:
         self.data = data
+
+
+class _Unanswered(Exception):
+    """What is passed on without an answer, and whether that is the end of all connections."""
+
+    def __init__(self, data: bytes, refuse: bool) -> None:
+        self.data, self.refuse = data, refuse
 
 
 def _nothing(_: bytes) -> bytes:

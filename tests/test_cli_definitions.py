@@ -77,6 +77,26 @@ def test_validate_tells_all_that_is_wrong_at_once(workshop: Workshop) -> None:
     assert said.err.count("error: ") == 4
 
 
+@pytest.mark.parametrize(
+    ("parts", "code", "says"),
+    [
+        ({"checks": '["SELECT * FROM source WHERE spent > 1"]'}, "SOURCE_DRIFT", "spent"),
+        ({"checks": '["SELECT * FROM users"]'}, "SOURCE_DRIFT", "users"),
+        ({"changes": "{watermark: changed_at}"}, "WATERMARK_COLUMN", "not in the mart"),
+        ({"changes": "{watermark: email}"}, "WATERMARK_COLUMN", "VARCHAR"),
+        ({"key": "[userid]"}, "KEY_COLUMN", "did you mean 'user_id'?"),
+    ],
+)
+def test_validate_binds_whatever_a_run_would(
+    workshop: Workshop, parts: dict[str, str], code: str, says: str
+) -> None:
+    workshop.sync("one", **parts)
+    said = workshop.retl("validate", "--output", "json")
+    assert said.code == 2
+    assert [error["code"] for error in said.document["errors"]] == [code]
+    assert says in said.err
+
+
 def test_validate_needs_no_variable_and_no_warehouse_and_says_so(workshop: Workshop) -> None:
     workshop.sync("users")
     workshop.write(

@@ -134,9 +134,10 @@ def test_after_orders_the_syncs_of_one_invocation(workshop: Workshop) -> None:
 
 def test_a_paused_sync_is_not_run_also_not_by_name(workshop: Workshop, redis_server: RedisServer) -> None:
     workshop.sync("paused", enabled="false")
+    for selection in (("--sync", "paused"), ()):
+        document = workshop.json("sync", *selection)
+        assert (document["syncs"][0]["status"], document["exit_code"]) == ("PAUSED", 0)
     workshop.sync("running")
-    document = workshop.json("sync", "--sync", "paused")
-    assert (document["syncs"][0]["status"], document["exit_code"]) == ("PAUSED", 0)
     with redis_server.client() as client:
         assert client.dbsize() == 0
     assert [one["sync"] for one in workshop.json("sync")["syncs"]] == ["running"]

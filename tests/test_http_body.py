@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from base64 import b64encode
 from datetime import UTC, datetime
 from decimal import Decimal
+from io import StringIO
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 from uuid import UUID
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from retl.errors import DefinitionError, Poisoned
+from retl.http import csvbody
 from retl.http.body import Endpoint, Request, Template
 
 ROWS = [
@@ -203,6 +206,7 @@ def test_a_request_is_read_back_as_it_was_written() -> None:
         ({"wrap": "rows", "row": {"id": "$id", "n": "$name", "c": "word"}}, 0, {"1", "Ann"}),
         ({"wrap": "rows", "row": {"id": "$id"}}, None, {"1", "2"}),
         ({"encoding": "ndjson", "row": {"id": "$id"}}, 1, {"2"}),
+        ({"encoding": "csv", "row": {"id": "$id", "n": "$name"}}, 1, {"2", 'é "q"'}),
     ],
 )
 def test_it_knows_the_texts_a_row_was_sent_with(endpoint: Any, row: int | None, texts: set[str]) -> None:
@@ -257,3 +261,44 @@ def test_a_row_that_is_too_large_for_itself_is_poison() -> None:
         body(ROWS, wrap="rows", max_row_bytes=40)
     assert caught.value.code == "TOO_LARGE"
     assert json.loads(body(ROWS, wrap="rows", max_row_bytes=60))["rows"][0]["name"] == "Ann"
+
+
+# CSV
+
+
+def test_rows_are_lines_of_csv_under_one_head() -> None:
+    rows = [(1, '{"name":"Ann","total":1.10,"at":null}'), (2, '{"name":"","total":1e400,"at":[1,"x"]}')]
+    made = template(encoding="csv", max_rows=100).request(rows)
+    assert dict(made.headers)["Content-Type"] == "text/csv; charset=utf-8"
+    assert made.body == b'"id","name","total","at"\r\n1,"Ann",1.10,\r\n2,"",1e400,"[1,""x""]"\r\n'
+
+
+@given(
+    st.lists(
+        st.tuples(st.text(st.characters(codec="utf-8")), st.none() | st.text(st.characters(codec="utf-8"))),
+        min_size=1,
+    )
+)
+@example([("a,b", '"'), ("\r\n", ""), ("'", None), ("=1+1", "\x00")])
+def test_csv_says_every_text_exactly(rows: list[tuple[str, str | None]]) -> None:
+    sent = [(key, json.dumps({"name": name}, ensure_ascii=False)) for key, name in rows]
+    shape = template(encoding="csv", row={"id": "$id", "n": "$name"}).request(sent).body.decode()
+    assert list(csv.reader(StringIO(shape, newline=""), strict=True))[1:] == [
+        [key, name or ""] for key, name in rows
+    ]
+    for (_, name), line in zip(rows, csvbody.read(shape.encode()), strict=True):
+        assert line[1] == (name or "")
+
+
+def test_rows_with_other_columns_are_another_body() -> None:
+    rows = [(1, '{"name":"Ann","total":1}'), (2, '{"name":"Bob"}')]
+    with pytest.raises(Poisoned) as caught:
+        template(encoding="csv").request(rows)
+    assert caught.value.code == "CSV_COLUMNS"
+    assert [template(encoding="csv").request([row]).body.count(b",") for row in rows] == [4, 2]
+
+
+@pytest.mark.parametrize("row", ["$key", ["$id"], 5])
+def test_a_line_of_csv_is_an_object(row: Any) -> None:
+    with pytest.raises(ValidationError, match="object"):
+        Endpoint(path="/rows", encoding="csv", row=row)

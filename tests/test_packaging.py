@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +149,25 @@ def test_the_sample_project_is_in_the_wheel() -> None:
     project = {inside: ROOT / outside for outside, inside in included.items() if "/demo/project/" in inside}
     assert {inside.rpartition("/")[2] for inside in project} == {"retl.yml", "marts", "syncs"}
     assert all(path.exists() for path in project.values())
+
+
+def test_the_wheel_holds_every_preset_and_every_module(tmp_path: Path) -> None:
+    make = "from hatchling.builders.wheel import WheelBuilder as B; import sys; print(*B('.').build(directory=sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", make, str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {name for name in archive.namelist() if name.startswith("retl/")}
+        preset = "retl/destinations/presets/hubspot.yml"
+        assert archive.read(preset) == (ROOT / "src" / preset).read_bytes()
+    kept = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.[py][ym]*")}
+    assert {name for name in kept if name.endswith((".py", ".yml", ".yaml"))} <= inside
+    assert (
+        len(
+            [
+                name
+                for name in inside
+                if name.startswith("retl/destinations/presets/") and name.endswith(".yml")
+            ]
+        )
+        > 12
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,13 +15,13 @@ import pytest
 
 from retl import redact
 from retl.batch import Field, Shape
-from retl.destinations import load, preset_names
+from retl.destinations import PREVIEW, load, preset_names
 from retl.errors import DefinitionError
 from retl.project import Resolved, open_project
+from retl.testing import FakeHubSpotLists, FakeKlaviyo
 from retl.validation import each
 from retl.values import Type
 from tests.api import TOKEN
-from tests.presets.test_klaviyo import Klaviyo
 
 HEAD = "source: {table: m}\nkey: [email]\n"
 RETL_YML = 'connections:\n  crm: {type: hubspot, token: "${HUBSPOT_TOKEN}"%s}\n'
@@ -177,7 +178,7 @@ def retl(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProce
 def test_a_run_that_died_while_a_job_was_at_work_asks_after_it(folder: Path) -> None:
     with duckdb.connect(str(folder / "mart.duckdb")) as mart:
         mart.execute("CREATE TABLE m AS SELECT 'k' || i || '@x.io' AS email, i AS visits FROM range(7) t(i)")
-    with Klaviyo() as api:
+    with FakeKlaviyo() as api:
         (folder / "syncs" / "a.yml").write_text(f"{HEAD}destination: {{connection: news}}\n")
         (folder / "retl.yml").write_text(
             "warehouse: {path: mart.duckdb}\n"
@@ -185,11 +186,35 @@ def test_a_run_that_died_while_a_job_was_at_work_asks_after_it(folder: Path) -> 
         )
         killed = retl(folder, "sync", RETL_CRASH_AT="handle_attached:1")
         assert killed.returncode == -9, killed.stderr
-        assert not api.users
+        assert not api.objects
         again = retl(folder, "sync")
         assert again.returncode == 0, again.stderr
         assert [method for method, _, _, _ in api.seen].count("POST") == 1
-        assert len(api.users) == 7
+        assert len(api.objects) == 7
         before = len(api.seen)
         assert retl(folder, "sync").returncode == 0
         assert len(api.seen) == before
+
+
+def test_what_only_documentation_says_is_a_preview_and_says_so(folder: Path) -> None:
+    with duckdb.connect(str(folder / "mart.duckdb")) as mart:
+        mart.execute("CREATE TABLE m AS SELECT '101' AS email")
+    (folder / "syncs" / "a.yml").write_text(f'{HEAD}destination: {{connection: crm, list: "7"}}\n')
+    with FakeHubSpotLists() as api:
+        (folder / "retl.yml").write_text(
+            "warehouse: {path: mart.duckdb}\n"
+            f"connections:\n  crm: {{type: hubspot_lists, token: {TOKEN}, base_url: '{api.url}'}}\n"
+        )
+        for words in (["validate"], ["sync", "--dry-run"], ["sync"], ["destinations", "hubspot_lists"]):
+            told = retl(folder, *words, COLUMNS="1000")
+            assert told.returncode == 0, told.stderr
+            assert (told.stdout + told.stderr).count(PREVIEW) == 1, words
+    listed = {one["name"]: one["preview"] for one in listing(folder)}
+    assert (listed["hubspot_lists"], listed["hubspot"], listed["webhook"]) == (True, False, False)
+
+
+def listing(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(retl(folder, "destinations", "--output", "json").stdout)[
+        "destinations"
+    ]
+    return found

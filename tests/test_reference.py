@@ -22,7 +22,8 @@ def test_the_schema_knows_every_destination() -> None:
     schema = sync_schema()
     for type_name in types():
         part = schema["$defs"][f"{type_name}_destination"]
-        known = destinations.load(type_name).Options.model_fields.keys()
+        fields = destinations.load(type_name).Options.model_fields
+        known = {field.alias or name for name, field in fields.items()}
         assert part["properties"].keys() == known | {"connection", "type"}
         assert part["additionalProperties"] is False
 

@@ -1,8 +1,6 @@
 """`python -m retl`."""
 
-import sys
-
-from retl.cli import main
+from retl.cli import process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process()

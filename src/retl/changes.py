@@ -8,7 +8,7 @@ Nothing here knows a target, and nothing here is kept after the run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,12 +17,14 @@ from typing import Any, Literal
 from retl import values
 from retl.change_set import ChangeSet
 from retl.contract import MISFIT, Contract, Verdict
+from retl.definitions import Sync
+from retl.errors import DefinitionError
 from retl.mapping import FieldMap, compared
+from retl.phone import REASON
 from retl.spool import Spool
 from retl.values import literal, quoted
 
 FRESH, OWED, DELETES = 0, 1, 2  # phases of a change set; a batch never spans two
-_GONE = "FROM baseline b WHERE b.owned AND b.key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)"
 _JUDGED_AT_ONCE = 10_000  # rows that become Python objects at a time
 
 
@@ -70,16 +72,41 @@ class Cursor:
         return self.column_type.startswith(("TIMESTAMP", "DATE"))
 
 
+def cursor(sync: Sync, columns: Mapping[str, str]) -> Cursor | None:
+    """The watermark's column. DefinitionError if the mart lacks it or it cannot be one."""
+    asked = sync.changes
+    if asked.watermark is None:
+        return None
+    kind = columns.get(asked.watermark)
+    cursor = Cursor(asked.watermark, kind or "", asked.lookback)
+    known = cursor.is_time or (kind or "").endswith("INT") or (kind or "").endswith("INTEGER")
+    if kind is None or not known:
+        raise DefinitionError(
+            "WATERMARK_COLUMN",
+            f"the watermark's column {asked.watermark!r} is "
+            + ("not in the mart" if kind is None else f"{kind}: it must be a time or an integer"),
+            where=f"sync {sync.name}",
+        )
+    if asked.lookback and not cursor.is_time:
+        raise DefinitionError(
+            "WATERMARK_LOOKBACK", "`lookback` needs a time column", where=f"sync {sync.name}"
+        )
+    return cursor
+
+
 @dataclass(frozen=True)
 class Reject:
-    """One row that will not be delivered, with its reason (which holds no row values)."""
+    """One row that will not be delivered, with its reason (which holds no row values). Where the key does
+    not say which row it is, it is '' and `row_id` does; `row` is its number in the frozen mart."""
 
     key: str
+    row_id: str
     hash: str | None
     stage: Literal["key", "contract", "target"]
     code: str
     reason: str
     column: str | None = None
+    row: int | None = None
 
 
 def select(spool: Spool, field_map: FieldMap, selection: Selection) -> int:
@@ -124,7 +151,8 @@ def since(
         if cursor.lookback:
             least += f" - INTERVAL {literal(f'{cursor.lookback} seconds')}"
         spool.run(
-            f"DELETE FROM mart WHERE {column} < {least} AND {field_map.key} NOT IN (SELECT key FROM owed)"
+            f"DELETE FROM mart WHERE {column} < {least}"
+            f" AND coalesce({field_map.key} NOT IN (SELECT key FROM owed), TRUE)"
         )
         newest = spool.one(
             f"SELECT CAST(greatest(CAST({literal(mark)} AS {cursor.column_type}), CAST("
@@ -139,27 +167,22 @@ def fingerprint(spool: Spool, field_map: FieldMap, clears: str, salt: str) -> No
     row_hash = values.hash_sql(compared(field_map), salt)
     spool.run(
         f'CREATE TABLE rows AS SELECT "retl row" AS row, {field_map.key} AS key,'
-        f" {field_map.key_fault} AS fault, {row_hash} AS hash, {clears} AS sure FROM mart"
-    )
-    if not spool.run("SELECT 1 FROM duckdb_tables() WHERE table_name = 'duplicated'"):
-        spool.run(
-            "CREATE TABLE duplicated AS"
-            " SELECT key FROM rows WHERE fault IS NULL GROUP BY key HAVING count(*) > 1"
-        )
-    spool.run(
-        "UPDATE rows SET fault = 'KEY_DUPLICATE' WHERE fault IS NULL AND key IN (SELECT key FROM duplicated)"
+        f" {field_map.key_fault} AS fault, {row_hash} AS hash, {clears} AS sure,"
+        f" {field_map.field_fault or 'NULL'} AS unread FROM mart"
     )
 
 
-def diff(spool: Spool, strategy: Strategy) -> None:
-    """Make `candidates` (row, key, op, hash, sure, owned, ref) from `rows` × `baseline`. `op` is insert,
-    update, refresh, or why the row is no candidate: skipped, in_doubt. Unchanged rows are left out."""
+def diff(spool: Spool, strategy: Strategy, baseline_rows: int) -> None:
+    """Make `candidates` (row, key, op, hash, sure, owned, ref) from `rows` × `baseline`, and give the rows
+    of a key that stands there twice their fault. `op` is insert, update, refresh, or why the row is no
+    candidate: skipped, in_doubt; and of keys the mart no longer has: gone, or left if they are not ours.
+    Unchanged rows are left out."""
     known = "b.key IS NOT NULL"
+    op = "CASE WHEN r.row IS NULL THEN CASE WHEN b.owned THEN 'gone' ELSE 'left' END"
+    op += f" WHEN r.fault IS NOT NULL THEN 'unchanged' WHEN NOT {known} THEN 'insert'"
     if strategy.once:
-        op = f"CASE WHEN NOT {known} THEN 'insert' WHEN b.hash IS NULL THEN 'in_doubt'"
-        op += " WHEN b.hash <> r.hash THEN 'skipped' ELSE 'unchanged' END"
+        op += " WHEN b.hash IS NULL THEN 'in_doubt' WHEN b.hash <> r.hash THEN 'skipped'"
     else:
-        op = f"CASE WHEN NOT {known} THEN 'insert'"
         if strategy.hold_unknown:
             op += " WHEN b.hash IS NULL THEN 'in_doubt'"
         op += " WHEN true" if strategy.everything else " WHEN b.hash IS DISTINCT FROM r.hash"
@@ -167,18 +190,44 @@ def diff(spool: Spool, strategy: Strategy) -> None:
         if strategy.refresh_before is not None:
             before = f"{literal(strategy.refresh_before.isoformat())}::TIMESTAMPTZ"
             op += f" WHEN b.confirmed_at < {before} THEN 'refresh'"
-        op += " ELSE 'unchanged' END"
-    spool.run(
-        "CREATE TABLE candidates AS SELECT * FROM ("
-        f"SELECT r.row, r.key, {op} AS op, r.hash, r.sure, b.owned, b.ref"
-        " FROM rows r LEFT JOIN baseline b ON b.key = r.key WHERE r.fault IS NULL"
+    whole = not spool.run("SELECT 1 FROM duckdb_tables() WHERE table_name = 'duplicated'")
+    candidates = (
+        "CREATE OR REPLACE TABLE candidates AS SELECT * FROM ("
+        f"SELECT r.row, coalesce(r.key, b.key) AS key, {op} ELSE 'unchanged' END AS op, r.hash, r.sure,"
+        " b.owned, b.ref"
+        f" FROM rows r {'FULL' if whole else 'LEFT'} JOIN baseline b ON b.key = r.key"
         ") WHERE op <> 'unchanged'"
+    )
+    if whole:
+        spool.run(candidates)
+        if not _repeated(spool, baseline_rows):
+            return
+        spool.run(
+            "CREATE TABLE duplicated AS"
+            " SELECT key FROM rows WHERE fault IS NULL GROUP BY key HAVING count(*) > 1"
+        )
+    spool.run(
+        "UPDATE rows SET fault = 'KEY_DUPLICATE' WHERE fault IS NULL AND key IN (SELECT key FROM duplicated)"
+    )
+    spool.run(candidates)
+
+
+def _repeated(spool: Spool, baseline_rows: int) -> bool:
+    """Does any key stand in the whole mart twice? The baseline has each key once: so many rows as met it
+    must have met so many keys, and only the others have to be looked at by themselves."""
+    new, unmet = spool.one(
+        "SELECT count(*) FILTER (op = 'insert'), count(*) FILTER (op IN ('gone', 'left')) FROM candidates"
+    )
+    usable = spool.one("SELECT count(*) FROM rows WHERE fault IS NULL")[0]
+    return usable - new > baseline_rows - unmet or bool(
+        spool.run("SELECT key FROM candidates WHERE op = 'insert' GROUP BY key HAVING count(*) > 1 LIMIT 1")
     )
 
 
-def edit(spool: Spool, judged: Contract) -> Contract:
+def edit(spool: Spool, judged: Contract, original: str | None) -> Contract:
     """Where the contract may edit, every row passes through the model before it is hashed: replace the
-    frozen mart by the model's values, remember its verdicts, and return the contract of the new columns."""
+    frozen mart by the model's values, remember its verdicts, and return the contract of the new columns.
+    Under the name `original`, if there is one, the mart stays as it was."""
     names = list(judged.columns)
     carriers = {name: values.carrier(rule.type) for name, rule in judged.columns.items()}
     refused: list[tuple[Any, ...]] = []
@@ -191,15 +240,15 @@ def edit(spool: Spool, judged: Contract) -> Contract:
             yield (row, *(_as_text(after[name]) for name in names))
 
     spool.load("edited", {"retl row": "BIGINT", **carriers}, edited(), lenient=True)
-    spool.run("DROP TABLE mart")
+    spool.run(f"ALTER TABLE mart RENAME TO {original}" if original else "DROP TABLE mart")
     spool.run("ALTER TABLE edited RENAME TO mart")
     spool.load("verdicts", _VERDICT, refused)
     return judged.over({name: carriers[name] for name in names})
 
 
-def judge(spool: Spool, judged: Contract) -> None:
+def judge(spool: Spool, judged: Contract, key: Sequence[str]) -> None:
     """Let Pydantic decide the candidates that SQL did not clear; make `rejects` of them and of the key
-    faults, and take them out of the candidates."""
+    faults, and take them out of the candidates. `key` names the key's columns in the mart."""
     if not judged.edits:
         due = "SELECT row FROM candidates WHERE NOT sure AND op NOT IN ('skipped', 'in_doubt')"
         verdicts = _judged(spool, judged, due)
@@ -212,15 +261,33 @@ def judge(spool: Spool, judged: Contract) -> None:
                 if isinstance(verdict, Verdict)
             ),
         )
-    faults = "CASE fault " + " ".join(f"WHEN '{c}' THEN {literal(t)}" for c, t in KEY_FAULTS.items()) + " END"
     spool.run(
-        "CREATE TABLE rejects AS "
-        f"SELECT row, coalesce(key, '') AS key, hash, 'key' AS stage, fault AS code, {faults} AS reason,"
-        " NULL::VARCHAR AS col FROM rows WHERE fault IS NOT NULL"
-        " UNION ALL SELECT v.row, r.key, r.hash, v.stage, v.code, v.reason, v.col"
+        f"INSERT INTO verdicts SELECT r.row, 'contract', 'NO_PHONE', {literal(REASON)}, r.unread"
+        " FROM rows r JOIN candidates c USING (row)"
+        " WHERE r.unread IS NOT NULL AND c.op NOT IN ('skipped', 'in_doubt')"
+        " AND r.row NOT IN (SELECT row FROM verdicts)"
+    )
+    _make_rejects(spool, key)
+    spool.run("DELETE FROM candidates WHERE row IN (SELECT row FROM verdicts)")
+
+
+def _make_rejects(spool: Spool, key: Sequence[str]) -> None:
+    """One row each. A row without a usable key is itself: its digest tells it from others, and it is the
+    same one as long as nothing in it changes. The rows of one key have the digest of them all."""
+    said = "CASE r.fault " + " ".join(f"WHEN '{c}' THEN {literal(t)}" for c, t in KEY_FAULTS.items()) + " END"
+    fault = f"'key' AS stage, r.fault AS code, {said} AS reason, NULL::VARCHAR AS col FROM rows r"
+    parts = ", ".join(f"CAST(m.{quoted(name)} AS VARCHAR)" for name in key)
+    row_id = f"left(sha256(CAST(to_json([{parts}]) AS VARCHAR) || hex(r.hash)), 32)"
+    spool.run(
+        "CREATE TABLE rejects AS"
+        f" SELECT r.row, '' AS key, {row_id} AS row_id, unhex({row_id}) AS hash, {fault}"
+        " JOIN mart m ON m.\"retl row\" = r.row WHERE r.fault <> 'KEY_DUPLICATE'"
+        f" UNION ALL SELECT r.row, r.key, '', g.hash, {fault} JOIN"
+        " (SELECT key, unhex(left(sha256(string_agg(hex(hash), '/' ORDER BY hash)), 32)) AS hash FROM rows"
+        " WHERE fault = 'KEY_DUPLICATE' GROUP BY key) g ON g.key = r.key WHERE r.fault = 'KEY_DUPLICATE'"
+        " UNION ALL SELECT v.row, r.key, '', r.hash, v.stage, v.code, v.reason, v.col"
         " FROM verdicts v JOIN rows r USING (row) WHERE r.fault IS NULL"
     )
-    spool.run("DELETE FROM candidates WHERE row IN (SELECT row FROM verdicts)")
 
 
 _VERDICT = {"row": "BIGINT", "stage": "VARCHAR", "code": "VARCHAR", "reason": "VARCHAR", "col": "VARCHAR"}
@@ -282,7 +349,7 @@ def assemble(
         nothing = "".join(f", NULL AS f{i}" for i in range(len(field_map.shape.fields)))
         parts.append(
             "SELECT 2 AS phase, 'delete' AS op, b.key, NULL AS hash, b.owned, b.ref,"
-            f" {values_of_key}{nothing} {_GONE}"
+            f" {values_of_key}{nothing} FROM candidates b WHERE b.op = 'gone'"
         )
     top = f" LIMIT {limit}" if limit is not None else ""
     spool.run(
@@ -310,7 +377,8 @@ def rejects(spool: Spool, limit: int | None = None) -> list[Reject]:
     """What key and contract refused, in the order of the mart's keys."""
     top = f" LIMIT {limit}" if limit is not None else ""
     rows = spool.run(
-        f"SELECT key, lower(hex(hash)), stage, code, reason, col FROM rejects ORDER BY key, row{top}"
+        "SELECT key, row_id, lower(hex(hash)), stage, code, reason, col, row FROM rejects"
+        f" ORDER BY key, row{top}"
     )
     return [Reject(*row) for row in rows]
 
@@ -318,12 +386,6 @@ def rejects(spool: Spool, limit: int | None = None) -> list[Reject]:
 def unkeyed(spool: Spool) -> int:
     """Rows that have no usable key of their own."""
     count: int = spool.one("SELECT count(*) FROM rows WHERE fault <> 'KEY_DUPLICATE'")[0]
-    return count
-
-
-def gone(spool: Spool) -> int:
-    """How many keys of the baseline, ours to delete, the mart no longer has."""
-    count: int = spool.one(f"SELECT count(*) {_GONE}")[0]
     return count
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Context, Decimal
 from enum import Enum
+from operator import is_, itemgetter
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -24,6 +25,7 @@ from retl import definitions, values
 from retl.clearance import clearing
 from retl.errors import DefinitionError, Mismatch
 from retl.rules import Rule, is_plain, read
+from retl.validation import did_you_mean
 from retl.values import Type, literal, quoted
 
 MISFIT = "$misfit"  # in a row of `Contract.select`: the first column whose value does not carry exactly
@@ -50,6 +52,9 @@ class Contract:
         self.timezone = timezone
         self._plain = is_plain(model) and all(rule.plain for rule in columns.values())
         self._json = {name for name, rule in columns.items() if rule.type.name == "json"}
+        self._scalar = all(rule.type.name not in ("json", "list") for rule in columns.values())
+        self._fields = itemgetter(*(rule.field for rule in columns.values()))
+        self._values = itemgetter(*columns)
 
     def over(self, column_types: Mapping[str, str]) -> Contract:
         """The same contract over columns of other DuckDB types."""
@@ -90,12 +95,12 @@ class Contract:
         return [self._judged(row) for row in rows]
 
     def _judged(self, row: Mapping[str, Any]) -> Verdict | dict[str, Any]:
-        if (misfit := row.get(MISFIT)) is not None:
+        data = dict(row)
+        if (misfit := data.pop(MISFIT, None)) is not None:
             reason = (
                 f"{misfit} holds a value that {self.columns[misfit].type} cannot carry without changing it"
             )
             return Verdict(misfit, "UNREPRESENTABLE", reason)
-        data = {name: row[name] for name in self.columns}
         try:
             for name in () if self._plain else self._json:
                 data[name] = None if row[name] is None else json.loads(row[name])
@@ -104,9 +109,17 @@ class Contract:
             return self._verdict(error, row)
         except Exception as error:  # noqa: BLE001 - the user's validators may raise anything: a row's cost
             return Verdict(None, "MODEL", f"the model's own code failed with {type(error).__name__}")
-        if self._plain:
-            return {name: row[name] for name in self.columns}
+        if self._plain or (self._scalar and self._untouched(data, judged)):
+            return data
         return self._compared(row, data, judged)
+
+    def _untouched(self, data: Mapping[str, Any], judged: BaseModel) -> bool:
+        """Whether a model has left every scalar alone, found without a look at each: equal values of
+        equal types. `False` says only that it is worth a look."""
+        before, after = self._values(data), self._fields(judged.__dict__)
+        if len(self.columns) == 1:
+            return type(before) is type(after) and bool(before == after)
+        return bool(before == after) and all(map(is_, map(type, before), map(type, after)))
 
     def _compared(
         self, row: Mapping[str, Any], data: Mapping[str, Any], judged: BaseModel
@@ -178,15 +191,19 @@ def build(
                 f"the mart's column {name} is {rule.column_type}, the contract's type is {rule.type}",
                 hint=f"cast {name} in the source's SQL, or change its type in the contract",
             )
-    _check_key(key, rules)
+    _check_key(key, rules, columns, written=definition is not None)
     return Contract(model, rules, edits=definition is not None and definition.edits, timezone=timezone)
 
 
-def _check_key(key: Sequence[str], rules: Mapping[str, Rule]) -> None:
+def _check_key(
+    key: Sequence[str], rules: Mapping[str, Rule], columns: Mapping[str, str], *, written: bool
+) -> None:
     for name in key:
         if name not in rules:
             raise DefinitionError(
-                "KEY_COLUMN", f"the key column {name} is not in the contract", hint="add it to the contract"
+                "KEY_COLUMN",
+                f"the key column {name} is not in the {'contract' if written else 'mart'}",
+                hint="add it to the contract" if name in columns else did_you_mean(name, columns),
             )
         if rules[name].type.name not in values.KEY_TYPES:
             raise DefinitionError(

@@ -59,6 +59,13 @@ class Job:
     siblings: frozenset[str] = frozenset()  # the names of all syncs of the project
     environment: str | None = None
     correlation_id: str | None = None
+    since: float | None = None  # monotonic: a command's first run counts its start from here
+
+    def lane(self, shape: Shape) -> Destination[Any]:
+        """One more Destination, for one thread, held to the connection's pace."""
+        destination = self.target.lane(shape)
+        destination.turn = self.pace.turns(self.stop)
+        return destination
 
     @property
     def object(self) -> str:
@@ -72,6 +79,11 @@ class Clock:
 
     phases: dict[str, float] = field(default_factory=dict)
     _open: tuple[str, float] | None = None
+
+    @classmethod
+    def since(cls, begun: float | None) -> Clock:
+        """A clock whose `start` began at this monotonic time."""
+        return cls({} if begun is None else {"start": time.monotonic() - begun})
 
     def so_far(self) -> dict[str, float]:
         """The seconds of every phase, the one that still runs included."""

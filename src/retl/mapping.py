@@ -13,15 +13,15 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
-from retl import values
+from retl import phone, values
 from retl.batch import Field, Shape, SoftDelete
 from retl.contract import Contract
-from retl.definitions import FieldSource, Formats, Sync
+from retl.definitions import FieldSource, Formats, Phone, Sync, Transform
 from retl.errors import DefinitionError
 from retl.fields import expand_fields, key_names
 from retl.values import Type, literal, quoted
 
-HASH_VERSION = 1  # raise it when the row hash is made differently: every row is then a candidate once
+HASH_VERSION = 2  # raise it when the row hash is made differently: every row is then a candidate once
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class FieldMap:
     field_expressions: tuple[str, ...]
     key: str  # SQL of the key as text
     key_fault: str  # SQL of the CODE why a row has no usable key, or NULL
+    field_fault: str | None  # SQL of the column that a transform can make nothing of, or NULL
     formats: Formats
     timezone: str
 
@@ -53,7 +54,14 @@ class FieldMap:
 
 
 def build(
-    sync: Sync, contract: Contract, run: Run, *, state_id: str, timezone: str, newest: tuple[str, str] | None
+    sync: Sync,
+    contract: Contract,
+    run: Run,
+    *,
+    state_id: str,
+    timezone: str,
+    newest: tuple[str, str] | None,
+    exclusive: bool = False,
 ) -> FieldMap:
     """The mapping of one run. DefinitionError where a field or key names no contract column."""
     sources = _sources(sync, contract)
@@ -69,7 +77,8 @@ def build(
         for name, column in zip(key_names(sync), sync.key, strict=True)
     )
     made = [_field(sync, name, source, contract, run, timezone) for name, source in sources.items()]
-    fields, expressions = tuple(f for f, _ in made), tuple(e for _, e in made)
+    fields, expressions = tuple(f for f, *_ in made), tuple(e for _, e, _ in made)
+    faults = [(fault, field.column) for field, _, found in made for fault in found]
     key_expressions = tuple(_carry(contract, column, timezone) for column in sync.key)
     shape = Shape(
         sync=sync.name,
@@ -78,7 +87,9 @@ def build(
         fields=fields,
         write=sync.write,
         deletes=SoftDelete(sync.deletes.set) if sync.deletes.how == "set" else sync.deletes.how,
+        cascade=sync.cascade,
         newest=newest,
+        run_id=run.run_id if exclusive else None,
     )
     return FieldMap(
         shape=shape,
@@ -86,6 +97,7 @@ def build(
         field_expressions=expressions,
         key=values.key_sql([f.type for f in key], list(key_expressions)),
         key_fault=_key_fault(sync, contract, key, key_expressions),
+        field_fault=_field_fault(faults),
         formats=sync.formats,
         timezone=timezone,
     )
@@ -136,7 +148,8 @@ def _carry(contract: Contract, column: str, timezone: str) -> str:
 
 def _field(
     sync: Sync, name: str, source: FieldSource, contract: Contract, run: Run, timezone: str
-) -> tuple[Field, str]:
+) -> tuple[Field, str, list[str]]:
+    """The field, the SQL of its value, and the SQL of each reason why it has none."""
     is_compared = name not in sync.changes.ignore and source.run_value is None
     if source.run_value is not None:
         kind = Type("timestamptz" if source.run_value == "$run_started_at" else "string")
@@ -145,11 +158,11 @@ def _field(
             "$run_id": run.run_id,
             "$sync": sync.name,
         }[source.run_value]
-        return Field(name, kind, compared=False), f"CAST({literal(text)} AS {values.carrier(kind)})"
+        return Field(name, kind, compared=False), f"CAST({literal(text)} AS {values.carrier(kind)})", []
     if source.column is None:
         kind = _constant_type(source.value)
         sql = "NULL" if source.value is None else literal(str(source.value))
-        return Field(name, kind, compared=is_compared), f"CAST({sql} AS {values.carrier(kind)})"
+        return Field(name, kind, compared=is_compared), f"CAST({sql} AS {values.carrier(kind)})", []
     rule = contract.columns[source.column]
     expression = _carry(contract, source.column, timezone)
     if source.transform and rule.type.name != "string":
@@ -158,8 +171,7 @@ def _field(
             f"field {name!r}: a transform needs a string, and {source.column!r} is {rule.type}",
             where=f"sync {sync.name}",
         )
-    for transform in source.transform:
-        expression = values.transform_sql(transform, expression)
+    expression, faults = _transformed(source.transform, expression)
     return (
         Field(
             name,
@@ -172,7 +184,28 @@ def _field(
             max_length=None if source.transform else rule.max_length,
         ),
         expression,
+        faults,
     )
+
+
+def _transformed(transforms: Sequence[Transform | Phone], expression: str) -> tuple[str, list[str]]:
+    """SQL of what the transforms make of a string, and SQL of where they can make nothing of it."""
+    faults = []
+    for transform in transforms:
+        if isinstance(transform, Phone) or transform == "e164":
+            home = transform.e164 if isinstance(transform, Phone) else None
+            expression = phone.e164_sql(
+                expression, home.country if home else None, home.trunk if home else ""
+            )
+            faults.append(phone.unread_sql(expression))
+        else:
+            expression = values.transform_sql(transform, expression)
+    return expression, faults
+
+
+def _field_fault(faults: Sequence[tuple[str, str | None]]) -> str | None:
+    cases = " ".join(f"WHEN {fault} THEN {literal(column or '')}" for fault, column in faults)
+    return f"CASE {cases} END" if cases else None
 
 
 def _constant_type(value: object) -> Type:

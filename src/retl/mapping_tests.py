@@ -118,12 +118,12 @@ def _tried(
     spool.load("mart", {"retl row": "BIGINT", **types}, [(0, *(text for _, text in given.values()))])
     judge = judge.over(types)
     if judge.edits:
-        judge = changes.edit(spool, judge)
+        judge = changes.edit(spool, judge, None)
     field_map = mapping.build(sync, judge, _SOMETIME, state_id="", timezone=timezone, newest=None)
-    baseline.lay(spool, None, [])
+    delivered = baseline.lay(spool, None, [])
     changes.fingerprint(spool, field_map, "TRUE" if judge.edits else judge.clears(), "")
-    changes.diff(spool, _ALL)
-    changes.judge(spool, judge)
+    changes.diff(spool, _ALL, delivered)
+    changes.judge(spool, judge, sync.key)
     changes.assemble(spool, field_map, absence=False, owed=(), limit=None, directory=directory)
     refused = next(iter(changes.rejects(spool)), None)
     if test.reject is not None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from retl import contract, mapping
+from retl import changes, contract, mapping
 from retl.definitions import Sync, Warehouse
 from retl.errors import DefinitionError, Mismatch
 from retl.fit import fit
@@ -32,8 +32,6 @@ def validate(
     """DefinitionError for what is wrong with a sync. `target` is None where unset variables keep it from
     being made. SourceError or Later where the catalog cannot be asked: the rest is then right."""
     try:
-        for text in sync.checks:
-            mart.select(text, variables, "checks")
         field_map = _field_map(sync, warehouse, folder, variables, "")
         if target is not None:
             fit(sync, field_map, target.lane(field_map.shape).capabilities)
@@ -69,13 +67,18 @@ def _field_map(
 
 
 def columns(sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any]) -> dict[str, str]:
-    """The mart's columns and their DuckDB types, from the warehouse's catalog."""
+    """The mart's columns and their DuckDB types, from the warehouse's catalog; checks and cursor fit them."""
     wanted = mart.query(sync.source, variables, folder, warehouse)
+    checks = [mart.select(text, variables, "checks") for text in sync.checks]
     with private_directory() as directory:
         spool = Spool(directory, Stop())
         try:
             mart.attach(spool, warehouse.model_copy(update={"lock_wait": 0.0}), folder)
             spool.harden([folder / path for path in warehouse.read_paths])
-            return mart.columns(spool, wanted)
+            found = mart.columns(spool, wanted)
+            changes.cursor(sync, found)
+            mart.detach(spool, warehouse)
+            mart.bind(spool, found, checks)
+            return found
         finally:
             spool.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from retl import log, planning
 from retl.errors import Later, Mismatch, RetlError
@@ -23,11 +24,12 @@ from retl.summary import Summary, described
 def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summary:
     """Plan, guard, deliver, record: one sync to its summary. Every end but a bug is a summary.
     `verify` may refuse the plan by raising Mismatch."""
-    clock = Clock()
+    clock = Clock.since(job.since)
     run = new_run(job)
     try:
         with clock.phase("begin"):
             _pass_breaker(job)
+            job.pace.require_room()
             lock = job.ledger.lock(
                 [job.sync.name, job.object],
                 sync=job.sync.name,
@@ -35,15 +37,23 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
                 pid=os.getpid(),
             )
     except Later as problem:
-        return Summary(job.sync.name, None, "BLOCKED", problem.exit_code, error=described(problem))
-    with lock, private_directory() as directory, log.bound(run_id=run.run_id, sync=job.sync.name):
+        return _blocked(job, problem)
+    with (
+        lock,
+        private_directory() as directory,
+        ExitStack() as hold,
+        log.bound(run_id=run.run_id, sync=job.sync.name),
+    ):
         running = Execution(job, run, lock, clock, directory)
-        with clock.phase("begin"):
-            running.begin()
-        with clock.phase("recover"):
-            running.abandon_dead_runs()
         try:
-            running.plan = planning.make(job, run, directory, clock, running.settle)
+            with clock.phase("begin"):
+                running.begin()
+            with clock.phase("recover"):
+                running.abandon_dead_runs()
+        except Later as problem:
+            return _blocked(job, problem)
+        try:
+            running.plan = planning.make(job, run, directory, clock, running.settle, hold)
             verify(running.plan)
             if running.plan.refusals:
                 return running.refuse()
@@ -54,6 +64,10 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
             return running.commit()
         except RetlError as problem:
             return running.fail(problem)
+
+
+def _blocked(job: Job, problem: Later) -> Summary:
+    return Summary(job.sync.name, None, "BLOCKED", problem.exit_code, error=described(problem))
 
 
 def _pass_breaker(job: Job) -> None:
@@ -71,7 +85,7 @@ def _pass_breaker(job: Job) -> None:
 def dry_run(job: Job, look: Callable[[Plan], object] = lambda _plan: None) -> Summary:
     """Freeze to guard in a private temporary folder: no lock, no row, no file in the state directory.
     `look` is shown the plan while it can be read."""
-    clock = Clock()
+    clock = Clock.since(job.since)
     run = new_run(job)
     with private_directory() as directory, log.bound(sync=job.sync.name):
         try:

@@ -7,21 +7,24 @@ Nothing in this module writes to the target, the ledger or the state directory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from retl import baseline, changes, contract, guards, log, mapping
-from retl.batch import Batch
+from retl import baseline, changes, contract, guards, log, mapping, payload, recovery
+from retl.batch import UNKNOWN, Batch, Outcome
 from retl.changes import Cursor, Strategy
-from retl.destinations import Destination
+from retl.destinations import PREVIEW, Destination
 from retl.errors import DefinitionError, Mismatch, Systemic
 from retl.fit import fit
 from retl.guards import Facts, Refusal
 from retl.job import Clock, Job
-from retl.ledger import Checkpoint, LayerRow, Ledger, RejectRow
+from retl.ledger import BatchRow, Checkpoint, LayerRow, Ledger, RejectRow
 from retl.mapping import FieldMap, Run
+from retl.payload import Payload
 from retl.plan import Plan
 from retl.sources import dbt
 from retl.sources import duckdb as mart
@@ -35,19 +38,30 @@ Settle = Callable[[FieldMap, Destination[Any], Spool], None]
 
 
 def make(
-    job: Job, run: Run, directory: Path, clock: Clock, settle: Settle | None = None, *, ask: bool = True
+    job: Job,
+    run: Run,
+    directory: Path,
+    clock: Clock,
+    settle: Settle | None = None,
+    hold: ExitStack | None = None,
+    *,
+    ask: bool = True,
 ) -> Plan:
     """Plan one run in `directory` (private, gone afterwards). `settle` may bring evidence of a dead
-    run's open batches before the baseline is read; without `ask` the target is left alone.
+    run's open batches before the baseline is read; without `ask` the target is left alone. With `hold`
+    the run will write: as long as that is open the target keeps other ledgers out, where it can.
 
     Raises DefinitionError, SourceError, TargetError, Later; what guards say is in `Plan.refusals`.
     """
     with clock.phase("start"):
-        planning = _Planning(job, run, directory)
+        planning = _Planning(job, run, directory, hold)
     with clock.phase("freeze"):
         planning.freeze()
     with clock.phase("recover"):
-        planning.settle(settle)
+        if settle is not None:
+            planning.settle(settle)
+        elif ask:
+            planning.foresee()
     with clock.phase("diff"):
         planning.lay()
     if ask:
@@ -66,8 +80,8 @@ def make(
 class _Planning:
     """The steps of a plan in the order of `make`; each leaves what the next ones need."""
 
-    def __init__(self, job: Job, run: Run, directory: Path) -> None:
-        self.job, self.run, self.directory = job, run, directory
+    def __init__(self, job: Job, run: Run, directory: Path, hold: ExitStack | None) -> None:
+        self.job, self.run, self.directory, self.hold = job, run, directory, hold
         self.spool = Spool(directory, job.stop)
         self.refusals: list[Refusal] = []
         self.emptied = False  # the target lost rows that expire anyway: every row is due
@@ -75,6 +89,9 @@ class _Planning:
         self.readonly = False
         self.watermark: str | None = None
         self.build: Build | None = None  # dbt's word on the mart
+        self.payload: Payload | None = None
+        self.foreseen: dict[str, Outcome] = {}  # of dead runs' batches, by their ids
+        self.unforeseen = 0  # rows of those that only a run can ask after
 
     def freeze(self) -> None:
         """Read the mart once, let go of it, and know how its rows become the target's."""
@@ -97,26 +114,46 @@ class _Planning:
             )
         self.contract = contract.build(sync.contract, columns, job.folder, sync.key, job.warehouse.timezone)
         self._map(None)
-        self.capabilities = job.target.lane(self.field_map.shape).capabilities
+        self.capabilities = job.lane(self.field_map.shape).capabilities
         fit(sync, self.field_map, self.capabilities)
-        self.cursor = _cursor(self.job, columns)
+        self.cursor = changes.cursor(sync, columns)
         names = dict.fromkeys([*self.contract.columns, *([self.cursor.column] if self.cursor else [])])
         self.total = mart.read(self.spool, wanted, {name: columns[name] for name in names}, "mart")
         mart.detach(self.spool, job.warehouse)
         log.event("mart_frozen")
         self.failed_checks = [check for check in sync.checks if self._returns_rows(check)]
+        original = "unedited" if self.contract.edits else "mart"
+        if sync.rejects.payload:
+            self.payload = payload.of(self.contract, original, sync.rejects.mask)
         if self.contract.edits:
-            self.contract = changes.edit(self.spool, self.contract)
+            kept = original if self.payload else None
+            self.contract = changes.edit(self.spool, self.contract, kept)
         self.checkpoint = job.ledger.checkpoint(sync.name, self.capabilities.object)
         self.layers = job.ledger.layers(sync.name, self.capabilities.object)
         self._map(_newest(job.ledger, self.checkpoint, self.layers))
 
-    def settle(self, settle: Settle | None) -> None:
+    def settle(self, settle: Settle) -> None:
         """Ask what became of dead runs' batches, where that is to be known."""
-        if settle is not None and self.layers:
+        if self.layers:
             with _closing(self.job, self.field_map) as destination:
                 settle(self.field_map, destination, self.spool)
             self._map(_newest(self.job.ledger, self.checkpoint, self.layers))  # a settled batch may be it
+
+    def foresee(self) -> None:
+        """What a run would learn of dead runs' batches, as far as reading alone can tell."""
+        ledger, now = self.job.ledger, self.run.started_at
+        for layer, rows in recovery.unanswered(ledger, self.job.sync.name, self.capabilities, now):
+            found = recovery.batches(ledger, self.spool, self.field_map, self.directory, layer, rows, 0)
+            with _closing(self.job, self.field_map) as destination:
+                for row, batch in found:
+                    try:
+                        outcome = destination.foresee(batch)
+                    except Systemic:  # a right to look that this account lacks
+                        outcome = Outcome(UNKNOWN)
+                    if outcome == Outcome(UNKNOWN):
+                        self.unforeseen += len(batch)
+                    else:
+                        self.foreseen[row.batch_id] = outcome
 
     def lay(self) -> None:
         """The baseline as the ledger knows it, and the rows that this run is about."""
@@ -132,7 +169,7 @@ class _Planning:
         self.forgets = bool(self.former) and self.former.get("who") != self.fingerprints["who"]
         base = self.checkpoint.base if self.checkpoint and not self.forgets else None
         layers = [] if self.forgets else ledger.layers(sync.name, self.capabilities.object)
-        self.baseline_rows = lay(ledger, self.spool, self.directory, base, layers)
+        self.baseline_rows = lay(ledger, self.spool, self.directory, base, layers, self.foreseen)
         self.open_rejects: Sequence[RejectRow] = ledger.rejects(sync.name)
         self.known_rejects = {
             (one.key, one.hash) for one in [*self.open_rejects, *ledger.rejects(sync.name, "dismissed")]
@@ -148,7 +185,9 @@ class _Planning:
     def ask_target(self) -> None:
         """Reached, writable, fitting, and does it still hold what was delivered?"""
         expires = self.capabilities.expires
-        with _closing(self.job, self.field_map) as destination:
+        with ExitStack() as shortly:
+            closing = _closing(self.job, self.field_map)
+            destination = (shortly if self.hold is None else self.hold).enter_context(closing)
             try:
                 self.job.pace.retrying(self.job.sync.retry, self.job.stop.event)(destination.check)
             except Mismatch as problem:
@@ -182,11 +221,11 @@ class _Planning:
             hold_unknown=not capabilities.idempotent and sync.delivery != "at_least_once",
             refresh_before=None if expires is None else self.run.started_at - timedelta(seconds=expires / 2),
         )
-        changes.diff(self.spool, self.strategy)
+        changes.diff(self.spool, self.strategy, self.baseline_rows)
 
     def judge(self) -> None:
         """The contract's word on the candidates."""
-        changes.judge(self.spool, self.contract)
+        changes.judge(self.spool, self.contract, self.job.sync.key)
         self.outcome = {
             row[0]: row[1] for row in self.spool.run("SELECT op, count(*) FROM candidates GROUP BY op")
         }
@@ -204,7 +243,7 @@ class _Planning:
             limit=self._selection.limit,
             directory=self.directory,
         )
-        self.withheld = changes.gone(self.spool) if self.strategy.absence and unkeyed else 0
+        self.withheld = self.outcome.get("gone", 0) if self.strategy.absence and unkeyed else 0
 
     def guard(self) -> Plan:
         """What the facts refuse, and the plan as a whole."""
@@ -269,6 +308,7 @@ class _Planning:
             withheld_deletes=self.withheld,
             read_whole=whole,
             notes=list(self._notes()),
+            payload=self.payload,
         )
 
     @property
@@ -287,6 +327,7 @@ class _Planning:
             state_id=self.job.ledger.state_id,
             timezone=self.job.warehouse.timezone,
             newest=newest,
+            exclusive=self.hold is not None,
         )
 
     def _returns_rows(self, check: str) -> bool:
@@ -300,6 +341,7 @@ class _Planning:
             or self.forgets
             or self.capabilities.expires is not None
             or self.job.sync.write == "update_only"  # a key that was missing may be there now
+            or any(one.row_id for one in self.open_rejects)  # under which key it is mended nobody knows
             or any(self.former.get(name) != self.fingerprints[name] for name in ("what", "mark"))
         )
         mark = self.checkpoint.watermark if self.checkpoint and not behind else None
@@ -344,10 +386,13 @@ class _Planning:
         twice = not self.capabilities.idempotent and sync.delivery == "at_least_once"
         notes = {
             "what is sent changed (fields, types, transforms or formats): every row is sent once": reshaped,
+            f"a dead run left {self.unforeseen} rows unanswered: a run asks after them first, which may"
+            " change these numbers": self.unforeseen > 0,
             "the target lost rows that expire: every row is sent again": self.emptied,
             "this account may not write here: a run with it would fail": self.readonly,
             f"{self.withheld} deletes wait: a row without a usable key may be one of them": self.withheld > 0,
             "delivery is at_least_once: after a crash a row may arrive twice": twice,
+            f"{self.job.target.kind} is a {PREVIEW}": self.job.target.destination.is_preview,
         }
         told = dbt.notes(self.build) if self.build else ()
         return [*(note for note, holds in notes.items() if holds), *told]
@@ -360,10 +405,23 @@ _KEY_REDEFINED = Refusal(
 )
 
 
-def lay(ledger: Ledger, spool: Spool, directory: Path, base: str | None, layers: Sequence[LayerRow]) -> int:
-    """Lay the baseline that the ledger's files and answers make; returns its rows."""
+def lay(
+    ledger: Ledger,
+    spool: Spool,
+    directory: Path,
+    base: str | None,
+    layers: Sequence[LayerRow],
+    foreseen: Mapping[str, Outcome] = MappingProxyType({}),
+) -> int:
+    """Lay the baseline that the ledger's files and answers make, as if the batches `foreseen` were answered
+    so; returns its rows."""
+
+    def answers(run_id: str) -> list[BatchRow]:
+        rows = ledger.batches(run_id)
+        return [replace(row, outcome=foreseen.get(row.batch_id, row.outcome)) for row in rows]
+
     parts = [
-        baseline.Layer(ledger.get_file(one.part, directory), one.started_at, ledger.batches(one.run_id))
+        baseline.Layer(ledger.get_file(one.part, directory), one.started_at, answers(one.run_id))
         for one in layers
     ]
     return baseline.lay(spool, ledger.get_file(base, directory) if base else None, parts)
@@ -380,31 +438,9 @@ def _newest(
     return checkpoint.newest if checkpoint else None
 
 
-def _cursor(job: Job, columns: Mapping[str, str]) -> Cursor | None:
-    """The watermark's column. DefinitionError if the mart lacks it or it cannot be one."""
-    asked = job.sync.changes
-    if asked.watermark is None:
-        return None
-    kind = columns.get(asked.watermark)
-    cursor = Cursor(asked.watermark, kind or "", asked.lookback)
-    known = cursor.is_time or (kind or "").endswith("INT") or (kind or "").endswith("INTEGER")
-    if kind is None or not known:
-        raise DefinitionError(
-            "WATERMARK_COLUMN",
-            f"the watermark's column {asked.watermark!r} is "
-            + ("not in the mart" if kind is None else f"{kind}: it must be a time or an integer"),
-            where=f"sync {job.sync.name}",
-        )
-    if asked.lookback and not cursor.is_time:
-        raise DefinitionError(
-            "WATERMARK_LOOKBACK", "`lookback` needs a time column", where=f"sync {job.sync.name}"
-        )
-    return cursor
-
-
 @contextmanager
 def _closing(job: Job, field_map: FieldMap) -> Iterator[Destination[Any]]:
-    destination = job.target.lane(field_map.shape)
+    destination = job.lane(field_map.shape)
     try:
         yield destination
     finally:

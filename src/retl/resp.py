@@ -140,7 +140,11 @@ class Wire:
             raise Systemic("TLS", f"{self.server}: TLS failed: {error.reason or why(error)}") from error
         except OSError as error:
             self.close()
-            raise Unavailable("CONNECT", f"cannot connect to {self.server}: {why(error)}") from error
+            raise Unavailable(
+                "CONNECT",
+                f"cannot connect to {self.server}: {why(error)}",
+                hint="check host, port and that it runs, then run again",
+            ) from error
         except TargetError:
             self.close()
             raise

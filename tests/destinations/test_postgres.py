@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -24,10 +25,11 @@ from retl.batch import (
     WriteMode,
 )
 from retl.destinations.postgres import Postgres, PostgresOptions
-from retl.errors import Ambiguous, DefinitionError, InvariantBroken, Mismatch, Systemic, Unavailable
-from retl.postgres import fitness
+from retl.errors import Ambiguous, DefinitionError, InvariantBroken, Later, Mismatch, Systemic, Unavailable
+from retl.postgres import catalog, fitness
 from retl.postgres.catalog import Column, Place, Table
 from retl.postgres.connection import PostgresConnection
+from retl.postgres.exclusion import Exclusion
 from retl.postgres.statements import Relation, Statements
 from retl.postgres.transfer import SWALLOWED
 from retl.values import Type, ddl, quoted
@@ -216,6 +218,41 @@ def test_a_field_that_cannot_be_a_column_is_refused(target: PostgresTarget, name
         Postgres(target.options(), replace(SHAPE, fields=(Field(name, STRING),)))
 
 
+# other ledgers
+
+
+def test_another_ledger_is_kept_out_until_the_first_lets_go(target: PostgresTarget) -> None:
+    first = ready(target, replace(SHAPE, run_id="run-1"))
+    heir = ready(target, replace(SHAPE, run_id="run-2"), epoch=2)  # its own ledger tells them apart
+    stranger = Postgres(target.options(), replace(SHAPE, state_id="state-2", run_id="run-3"))
+    for holder in (first, heir):
+        with pytest.raises(Later) as caught:
+            stranger.check()
+        assert caught.value.code == "TARGET_HELD"
+        assert f"role {ROLE}" in caught.value.message
+        assert f"retl:suite pid {os.getpid()}" in caught.value.message
+        assert kinds(deliver(heir, replace(Rows(SHAPE, sample(2)).batch(), epoch=2))) == [Kind.WRITTEN] * 2
+        holder.close()
+    with pytest.raises(Mismatch, match="delivered from a state"):
+        stranger.check()
+    with pytest.raises(Later):  # refused or not, it is there now
+        first.check()
+    stranger.close()
+    first.check()
+    first.close()
+
+
+def test_the_session_that_keeps_others_out_outlives_idleness_but_not_its_machine(postgres: Database) -> None:
+    with postgres.connect() as session:
+        session.autocommit = False
+        session.execute("SET idle_session_timeout = '1h'")
+        Exclusion(Relation.parse("people"), "state-1", "run-1").take(session)
+        session.commit()
+        names = ("idle_session_timeout", "tcp_keepalives_idle", "tcp_keepalives_interval")
+        shown = [session.execute(f"SHOW {name}").fetchone() for name in names]
+    assert shown == [("0",), ("30",), ("10",)]
+
+
 # check
 
 
@@ -322,6 +359,40 @@ def test_deletes_never_cascade(target: PostgresTarget) -> None:
     assert error.code == "CASCADE"
     assert "crm.notes" in error.message
     Postgres(target.options(), SHAPE).check()
+
+
+@pytest.mark.parametrize("action", ["CASCADE", "SET NULL", "SET DEFAULT", "RESTRICT", "NO ACTION"])
+def test_a_delete_that_would_change_another_table_is_refused_by_its_constraint_unless_asked_for(
+    target: PostgresTarget, action: str
+) -> None:
+    target.make(SHAPE)
+    target.admin.execute(
+        "CREATE TABLE crm.notes (n int, person text DEFAULT NULL,"
+        f" CONSTRAINT of_whom FOREIGN KEY (person) REFERENCES crm.people ON DELETE {action})"
+    )
+    deleting = replace(SHAPE, deletes="delete")
+    if action in ("RESTRICT", "NO ACTION"):
+        Postgres(target.options(), deleting).check()
+    else:
+        error = refusal(target, deleting)
+        assert error.code == "CASCADE"
+        assert f"crm.notes (of_whom: ON DELETE {action})" in error.message
+        assert "cascade: true" in str(error.hint)
+        Postgres(target.options(), replace(deleting, cascade=True)).check()
+
+
+def test_a_partition_is_refused_for_what_references_its_parent(target: PostgresTarget) -> None:
+    target.admin.execute("CREATE TABLE crm.everybody (id text PRIMARY KEY) PARTITION BY LIST (id)")
+    target.admin.execute("CREATE TABLE crm.some PARTITION OF crm.everybody DEFAULT")
+    target.admin.execute(
+        "CREATE TABLE crm.notes (person text, CONSTRAINT of_whom FOREIGN KEY (person)"
+        " REFERENCES crm.everybody ON DELETE CASCADE) PARTITION BY LIST (person)"
+    )
+    target.admin.execute("CREATE TABLE crm.all_notes PARTITION OF crm.notes DEFAULT")
+    whole = catalog.table(target.admin, Relation.parse("crm.everybody"))
+    part = catalog.table(target.admin, Relation.parse("crm.some"))
+    assert whole.dependents == ("crm.notes (of_whom: ON DELETE CASCADE)",)
+    assert any("crm.notes" in one for one in part.dependents)
 
 
 def test_row_security_and_deletes_do_not_go_together(target: PostgresTarget) -> None:

@@ -1,7 +1,7 @@
 """What every preset has to prove, as tests that none of them can leave out.
 
 A preset joins by a module `test_<name>.py` beside this one: a fake of the vendor on a real socket (an
-`Api` that remembers objects and enforces the vendor's limits) and a class `Test…(Proof)` that says which
+`FakeApi` that remembers objects and enforces the vendor's limits) and a class `Test…(Proof)` that says which
 rows to send and what evidence there is. Contracts, golden requests and recorded answers are read from
 the folder `shared` beside the checkout. What is proved is told to `table`, which ends a test run.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ from retl import destinations, pace
 from retl.batch import Batch, Field, Kind, Operation, Outcome, RowResult, Shape, WriteMode
 from retl.definitions import Limits, Retry
 from retl.delivery import Answered, Delivery
+from retl.destinations import Turn
 from retl.destinations.http import OPERATION_NAMES, HttpDestination
 from retl.errors import Poisoned, Systemic
 from retl.http.outcome import Reply, Sent, interpret
 from retl.project import open_project
 from retl.signals import Stop
+from retl.testing import FakeApi
 from retl.values import Type
 from tests import api as fake
-from tests.api import TOKEN, Api, Fault
+from tests.api import TOKEN, Fault, passed
 from tests.destinations.rows import Row, Rows, document
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -57,11 +60,6 @@ def nullable(schema: Any) -> Any:
     if made.get("nullable") is True and isinstance(made.get("type"), str):
         made["type"] = [made["type"], "null"]
     return made
-
-
-def passed(exchange: Any) -> bool:
-    """No fault."""
-    return False
 
 
 @dataclass
@@ -100,7 +98,7 @@ class Proof:
     """`rows` are good ones, `bad` one that the vendor refuses; `limit` is the most a request may hold."""
 
     preset: str
-    vendor: type[Api]
+    vendor: Callable[[], FakeApi]
     connection: Mapping[str, Any] = {"token": TOKEN}
     parameters: Mapping[str, Any] = {}
     key = "id"
@@ -127,7 +125,7 @@ class Proof:
 
     def contents(self, api: Any) -> dict[str, Any]:
         """What the fake holds: key → fields."""
-        found: dict[str, Any] = api.users
+        found: dict[str, Any] = api.objects
         return found
 
     def alike(self, request: dict[str, Any]) -> Any:
@@ -185,16 +183,18 @@ class Proof:
 
     def deliver(
         self,
-        api: Api,
+        api: FakeApi,
         rows: Sequence[Row],
         operation: Operation | None = None,
         parameters: Mapping[str, Any] | None = None,
+        turn: Turn | None = None,
     ) -> list[RowResult]:
         """What becomes of the rows, by the same delivery that runs use; what stops it is raised."""
         options = self.options(api.url, parameters)
         shape = self.shape(deletes="delete" if operation == "delete" else "keep")
         kind = destinations.load(self.preset)
         lane = kind(options, shape)
+        lane.turn = turn or lane.turn
         size = lane.capabilities.max_rows or len(rows)
         batches = [
             Rows(shape, rows).batch(operation or self.write, first, min(first + size, len(rows)) - 1)
@@ -251,10 +251,11 @@ class Proof:
             tell("faults", 1)
             tell("rows", len(self.rows))
 
-    def test_no_request_holds_more_than_the_vendor_takes(self, api: Api) -> None:
+    def test_no_request_holds_more_than_the_vendor_takes(self, api: FakeApi) -> None:
         if self.limit is None:
             return
-        many = [(f"k{n}@x.io", f"name {n}", *self.rows[0][2:]) for n in range(2 * self.limit + 1)]
+        width = 1 + len(self.fields)
+        many = [(f"k{n}@x.io", f"name {n}", *self.rows[0][2:])[:width] for n in range(2 * self.limit + 1)]
         assert {result.kind for result in self.deliver(api, many)} == {Kind.WRITTEN}
         assert len(self.contents(api)) == len(many)
         http = self.options(api.url).http
@@ -265,7 +266,7 @@ class Proof:
             destination.write(Rows(self.shape(), many[: self.limit + 1]).batch(self.write))
         destination.close()
 
-    def test_a_bad_row_costs_only_itself(self, api: Api) -> None:
+    def test_a_bad_row_costs_only_itself(self, api: FakeApi) -> None:
         if self.bad is None:
             return
         results = self.deliver(api, [self.rows[0], self.bad, *self.rows[1:]])
@@ -274,7 +275,7 @@ class Proof:
         assert results[1].code
         assert self.contents(api) == self.expected(self.rows)
 
-    def test_deletes_exactly_those_keys(self, api: Api) -> None:
+    def test_deletes_exactly_those_keys(self, api: FakeApi) -> None:
         if self.deletes is None:
             return
         self.deliver(api, self.rows, parameters=self.deletes)
@@ -283,7 +284,7 @@ class Proof:
             assert {result.kind for result in gone} <= {Kind.WRITTEN, Kind.SKIPPED}
             assert self.contents(api) == self.expected(self.rows[2:])
 
-    def test_an_expired_token_costs_no_row(self, api: Api, tell: Tell) -> None:
+    def test_an_expired_token_costs_no_row(self, api: FakeApi, tell: Tell) -> None:
         self.expire(api)
         if not self.renews:
             with pytest.raises(Systemic):
@@ -293,7 +294,22 @@ class Proof:
         assert self.contents(api) == self.expected(self.rows)
         tell("faults", 1)
 
-    def test_its_requests_are_valid_under_the_vendor_s_schema(self, api: Api, tell: Tell) -> None:
+    def test_every_request_takes_a_turn(self, api: FakeApi) -> None:
+        """Also those for tokens, and those that ask after a job."""
+        turns: list[int | None] = []
+
+        @contextmanager
+        def turn(size: int | None = None) -> Iterator[None]:
+            turns.append(size)
+            yield
+
+        self.expire(api)
+        with suppress(Systemic):
+            self.deliver(api, self.rows, turn=turn)
+        self.deliver(api, self.rows, turn=turn)
+        assert len(turns) == len(api.seen) >= 2
+
+    def test_its_requests_are_valid_under_the_vendor_s_schema(self, api: FakeApi, tell: Tell) -> None:
         if self.contract is None:
             return
         import jsonschema
@@ -388,7 +404,8 @@ def table(proofs: Sequence[Sequence[Any]]) -> list[str]:
         counts[what] += count
     cells = [HEADERS]
     for preset, counts in sorted(found.items()):
-        evidence = ", ".join(destinations.load(preset).preset.evidence)  # type: ignore[attr-defined]
+        kind = destinations.load(preset)
+        evidence = ", ".join((kind.vendor or kind.preset).evidence)  # type: ignore[attr-defined]
         cells.append((preset, evidence, *(str(counts[what]) for what in COUNTED)))
     widths = [max(len(line[n]) for line in cells) for n in range(len(HEADERS))]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in cells]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,28 +12,14 @@ import pytest
 from retl.batch import Field, Kind
 from retl.errors import Poisoned, Unavailable
 from retl.http.outcome import Reply, Sent, interpret
+from retl.testing import FakeAirtable
 from tests import api as fake
-from tests.api import TOKEN, Api
 from tests.presets.proof import WHOLE, Proof, Recorded, lines
 
 
-class Airtable(Api):
-    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
-        if headers.get("authorization") != f"Bearer {TOKEN}":
-            return 401, {"error": {"type": "AUTHENTICATION_REQUIRED", "message": "Authentication required"}}
-        content = json.loads(body)
-        rows = [one["fields"] for one in content["records"]]
-        if len(rows) > 10 or any((row["visits"] or 0) < 0 for row in rows):
-            return 422, {"error": {"type": "INVALID_VALUE_FOR_COLUMN", "message": "a field cannot accept it"}}
-        (name,) = content["performUpsert"]["fieldsToMergeOn"]
-        for row in rows:
-            key = row.pop(name)
-            self.users.setdefault(key, {}).update(row)
-        return 200, {"records": [{"id": f"rec{n}", "fields": row} for n, row in enumerate(rows)]}
-
-
 class TestAirtable(Proof):
-    preset, vendor, limit, key = "airtable", Airtable, 10, "Email"
+    preset, limit, key = "airtable", 10, "Email"
+    vendor = partial(FakeAirtable, refuse=["d@x.io"])
     parameters = {"base": "appX", "table": "Tbl", "match": ["Email"]}
     bad = ("d@x.io", "Dan", -1)
     golden = (

@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 from retl.batch import Kind
+from retl.testing import FakeBraze
 from tests import api as fake
-from tests.api import TOKEN, Api
+from tests.api import TOKEN
 from tests.presets.proof import Proof, Recorded, lines
 
 
-class Braze(Api):
-    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
-        if headers.get("authorization") != f"Bearer {TOKEN}":
-            return 401, {"message": "Invalid API key"}
-        content = json.loads(body)
-        if path == "/users/delete":
-            gone = [self.users.pop(name, None) for name in content["external_ids"]]
-            return 201, {"deleted": len(gone), "message": "success"}
-        rows, errors = content["attributes"], []
-        if len(rows) > 75:
-            return 400, {"message": "more than 75 objects"}
-        for index, row in enumerate(rows):
-            if (row["visits"] or 0) < 0:
-                errors.append({"type": "'visits' is invalid", "input_array": "attributes", "index": index})
-            else:
-                name = row.pop("external_id")
-                self.users.setdefault(name, {}).update(row)
-        if len(errors) == len(rows):
-            return 400, {"message": "Valid data must be provided", "errors": errors}
-        return 201, {
-            "message": "success",
-            "attributes_processed": len(rows),
-            **({"errors": errors} if errors else {}),
-        }
-
-
 class TestBraze(Proof):
-    preset, vendor, limit, key = "braze", Braze, 75, "external_id"
+    preset, limit, key = "braze", 75, "external_id"
+    vendor = partial(FakeBraze, refuse=["d@x.io"])
     connection = {"api_key": TOKEN, "instance": "rest.iad-01.braze.com"}
     bad = ("d@x.io", "Dan", -1)
     deletes = {"erase": True}

@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from retl.batch import Field, Kind
-from retl.errors import Systemic, Unavailable
+from retl.errors import DefinitionError, Later, Unavailable
+from retl.testing import FakeHubSpot
 from tests import api as fake
-from tests.api import TOKEN, Api
 from tests.presets.proof import TEXT, Proof, Recorded, lines
 
 
-class HubSpot(Api):
-    """Objects by their id property; every answer comes back in reverse."""
-
-    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
-        if headers.get("authorization") != f"Bearer {TOKEN}":
-            return 401, {"category": "INVALID_AUTHENTICATION"}
-        inputs = json.loads(body)["inputs"]
-        if len(inputs) > 100:
-            return 400, {"category": "VALIDATION_ERROR", "message": "more than 100 inputs"}
-        if path.endswith("/batch/archive"):
-            for one in inputs:
-                self.users.pop(one["id"], None)
-            return 204, None
-        results, errors = [], []
-        for one in reversed(inputs):
-            trace = one["objectWriteTraceId"]
-            if not all(isinstance(value, str) for value in one["properties"].values()):
-                return 400, {"category": "VALIDATION_ERROR", "message": "a property is no text"}
-            if one["properties"]["visits"].startswith("-"):
-                errors.append({"category": "VALIDATION_ERROR", "context": {"objectWriteTraceId": [trace]}})
-            else:
-                self.users.setdefault(one["id"], {}).update(one["properties"])
-                results.append({"id": f"r-{one['id']}", "objectWriteTraceId": trace})
-        return (207 if errors else 200), {"status": "COMPLETE", "results": results, "errors": errors}
-
-
 class TestHubSpot(Proof):
-    preset, vendor, limit = "hubspot", HubSpot, 100
+    preset, limit = "hubspot", 100
+    vendor = partial(FakeHubSpot, refuse=["d@x.io"])
     bad = ("d@x.io", "Dan", -1)
     deletes = {"match": "hs_object_id"}
     throttled = (
@@ -108,7 +83,23 @@ class TestHubSpot(Proof):
             assert caught.value.retry_after is None
             assert "secondly limit" in caught.value.message
 
-    def test_a_spent_day_ends_the_run(self, api: HubSpot) -> None:
+    def test_a_spent_day_ends_the_run(self, api: FakeHubSpot) -> None:
         api.faults.append(fake.answer(429, b'{"category":"RATE_LIMITS","policyName":"DAILY"}'))
-        with pytest.raises(Systemic):
+        with pytest.raises(Later):
             self.deliver(api, self.rows)
+
+    @pytest.mark.parametrize("match", ["email", "hs_object_id"])
+    def test_contacts_are_erased_where_it_is_said_by_name(self, api: FakeHubSpot, match: str) -> None:
+        how = {"match": match, "delete": "gdpr"}
+        self.deliver(api, self.rows, parameters=how)
+        for _ in range(2):
+            gone = self.deliver(api, [row[:1] for row in self.rows[:2]], "delete", how)
+            assert [result.kind for result in gone] == [Kind.WRITTEN] * 2
+            assert self.contents(api) == self.expected(self.rows[2:])
+        assert set(api.erased) == {(match, row[0]) for row in self.rows[:2]}
+
+    def test_only_contacts_can_be_erased(self, api: FakeHubSpot) -> None:
+        with pytest.raises(DefinitionError) as caught:
+            self.deliver(api, [self.rows[0][:1]], "delete", {"object": "deals", "delete": "gdpr"})
+        assert "`delete: gdpr`, `object: contacts`, `match: email`" in caught.value.message
+        assert not api.seen

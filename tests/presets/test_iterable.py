@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
-from urllib.parse import unquote
+from functools import partial
 
 from retl.batch import Kind
+from retl.testing import FakeIterable
 from tests import api as fake
-from tests.api import TOKEN, Api
+from tests.api import TOKEN
 from tests.presets.proof import Proof, Recorded, lines
 
 
-class Iterable(Api):
-    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
-        if headers.get("api-key") != TOKEN:
-            return 401, {"code": "BadApiKey", "msg": "Invalid API key"}
-        if method == "DELETE":
-            self.users.pop(unquote(path.rpartition("/")[2]), None)
-            return 200, {"msg": "", "code": "Success", "params": None}
-        rows = json.loads(body)["users"]
-        if len(rows) > 1000:
-            return 400, {"code": "RequestFieldsTypesMismatch", "msg": "more than 1000 users"}
-        bad = [row["email"] for row in rows if (row["dataFields"]["visits"] or 0) < 0]
-        for row in rows:
-            if row["email"] not in bad:
-                self.users.setdefault(row["email"], {}).update(row["dataFields"])
-        counts = {"successCount": len(rows) - len(bad), "failCount": len(bad)}
-        return 200, {**counts, "invalidEmails": bad, "invalidUserIds": []}
-
-
 class TestIterable(Proof):
-    preset, vendor, limit = "iterable", Iterable, 1000
+    preset, limit = "iterable", 1000
+    vendor = partial(FakeIterable, refuse=["d@x.io"])
     connection = {"api_key": TOKEN}
     bad = ("d@x.io", "Dan", -1)
     deletes = {"match": "email"}

@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from base64 import b64encode
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
-from urllib.parse import unquote
 
 from retl.batch import UNKNOWN as NOBODY_KNOWS
 from retl.batch import Field, Kind, Outcome
+from retl.testing import FakeMailchimp
 from tests import api as fake
-from tests.api import TOKEN, Api
+from tests.api import TOKEN
 from tests.presets.proof import WHOLE, Proof, Recorded, lines
-
-BASIC = "Basic " + b64encode(f"retl:{TOKEN}".encode()).decode()
-
-
-class Mailchimp(Api):
-    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
-        if headers.get("authorization") != BASIC:
-            return 401, {"title": "API Key Invalid"}
-        if method == "DELETE":
-            known = self.users.pop(unquote(path.rpartition("/")[2]), None)
-            return (204, None) if known is not None else (405, {"title": "Method Not Allowed"})
-        members, errors = json.loads(body)["members"], []
-        if len(members) > 500:
-            return 400, {"title": "Bad Request", "detail": "more than 500 members"}
-        for one in members:
-            name, fields = one["email_address"], one["merge_fields"]
-            if str(fields["visits"]).startswith("-"):
-                errors.append({"email_address": name, "error": "not a number", "error_code": "ERROR_GENERIC"})
-            else:
-                self.users.setdefault(name, {}).update(fields)
-        return 200, {
-            "errors": errors,
-            "error_count": len(errors),
-            "total_created": len(members) - len(errors),
-        }
 
 
 class TestMailchimp(Proof):
-    preset, vendor, limit = "mailchimp", Mailchimp, 500
+    preset, limit = "mailchimp", 500
+    vendor = partial(FakeMailchimp, refuse=["d@x.io"])
     connection = {"api_key": TOKEN, "server": "us1"}
     parameters = {"list": "LIST"}
     bad = ("d@x.io", "Dan", -1)

@@ -7,38 +7,15 @@ from typing import Any
 
 from retl.batch import Field
 from retl.destinations import load
+from retl.testing import FakePagerDuty
 from tests import api as fake
-from tests.api import TOKEN, Api
+from tests.api import TOKEN
 from tests.destinations.rows import Rows
 from tests.presets.proof import TEXT, WHOLE, Proof
 
 
-class PagerDuty(Api):
-    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
-        event = json.loads(body)
-        if event.pop("routing_key", None) != TOKEN:
-            return 400, {
-                "status": "invalid event",
-                "message": "Event object is invalid",
-                "errors": ["bad key"],
-            }
-        key = event["dedup_key"]
-        if event["event_action"] == "resolve":
-            self.users.pop(key, None)
-            return 202, {"status": "success", "dedup_key": key}
-        payload = event["payload"]
-        if not payload["summary"] or payload["severity"] not in ("critical", "error", "warning", "info"):
-            return 400, {
-                "status": "invalid event",
-                "message": "Event object is invalid",
-                "errors": ["no summary"],
-            }
-        self.users[key] = payload["custom_details"]
-        return 202, {"status": "success", "message": "Event processed", "dedup_key": key}
-
-
 class TestPagerDuty(Proof):
-    preset, vendor = "pagerduty", PagerDuty
+    preset, vendor = "pagerduty", FakePagerDuty
     connection = {"routing_key": TOKEN}
     fields = (Field("summary", TEXT), Field("visits", WHOLE))
     rows = (("a", "feed a is late", 1), ("b", "feed b is late", 2), ("c", "feed c is late", 3))
@@ -48,7 +25,9 @@ class TestPagerDuty(Proof):
     def expire(self, api: Any) -> None:
         api.faults.append(fake.answer(403, b'{"status":"forbidden"}'))
 
-    def test_the_routing_key_is_in_what_is_sent_and_in_nothing_that_is_shown(self, api: PagerDuty) -> None:
+    def test_the_routing_key_is_in_what_is_sent_and_in_nothing_that_is_shown(
+        self, api: FakePagerDuty
+    ) -> None:
         destination = load(self.preset)(self.options(api.url), self.shape())
         batch = Rows(self.shape(), self.rows[:1]).batch()
         assert TOKEN.encode() not in destination.request(batch)

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from base64 import b64encode
 from typing import Any
 
 from retl.batch import Field, Kind
+from retl.testing import FakeSegment
 from retl.values import Type
-from tests.api import TOKEN, Api
+from tests.api import TOKEN
 from tests.presets.proof import Proof
-
-BASIC = "Basic " + b64encode(f"{TOKEN}:".encode()).decode()
-
-
-class Segment(Api):
-    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
-        if headers.get("authorization") != BASIC:
-            return 401, {"message": "invalid write key"}
-        events = json.loads(body)["batch"]
-        if len(body) > 500_000 or len(events) > 2500 or any(len(json.dumps(one)) > 32_768 for one in events):
-            return 400, {"success": False, "message": "payload too large"}
-        for one in events:
-            if one["type"] == "identify" and one["userId"]:  # anything else vanishes, with the same answer
-                self.users.setdefault(one["userId"], {}).update(one["traits"])
-        return 200, {"success": True}
 
 
 class TestSegment(Proof):
-    preset, vendor, limit = "segment", Segment, 2500
+    preset, limit = "segment", 2500
+    vendor = FakeSegment
     connection = {"write_key": TOKEN}
     golden = ("segment_identify_batch.jsonl", 0, {}, (Field("churn_risk", Type("float")),), [("u1", 0.9)])
 
@@ -38,12 +23,12 @@ class TestSegment(Proof):
         rows = [{name: row[name] for name in ("type", "userId", "traits")} for row in body["batch"]]
         return {**request, "body": {"batch": rows}}
 
-    def test_a_row_that_segment_would_lose_is_rejected_here(self, api: Segment) -> None:
+    def test_a_row_that_segment_would_lose_is_rejected_here(self, api: FakeSegment) -> None:
         results = self.deliver(api, [self.rows[0], ("big@x.io", "x" * 33_000, 1), self.rows[1]])
         assert [result.kind for result in results] == [Kind.WRITTEN, Kind.REJECTED, Kind.WRITTEN]
         assert results[1].code == "TOO_LARGE"
         assert self.contents(api) == self.expected(self.rows[:2])
 
-    def test_200_for_everything_is_taken_for_what_it_says(self, api: Segment) -> None:
+    def test_200_for_everything_is_taken_for_what_it_says(self, api: FakeSegment) -> None:
         assert {result.kind for result in self.deliver(api, self.rows)} == {Kind.WRITTEN}
         assert b'"messageId"' not in api.seen[-1][3]  # a repeated id would make Segment drop a newer value

@@ -7,22 +7,15 @@ from typing import Any
 
 from retl.batch import Field, Kind
 from retl.destinations import load
+from retl.testing import FakeSlack
 from retl.values import Type
 from tests import api as fake
 from tests.presets.proof import TEXT, Proof
-from tests.presets.webhooks import PATH, Channel
-
-
-class Slack(Channel):
-    def post(self, content: Any) -> tuple[int, Any]:
-        if not content.get("text"):
-            return 400, b"no_text"
-        self.posted[content["text"]] += 1
-        return 200, b"ok"
+from tests.presets.webhooks import PATH
 
 
 class TestSlack(Proof):
-    preset, vendor, write, idempotent = "slack", Slack, "append", False
+    preset, vendor, write, idempotent = "slack", FakeSlack, "append", False
     connection = {"url": f"https://vendor{PATH}"}
     fields = (Field("text", TEXT),)
     rows = (("a", "one"), ("b", "two"), ("c", "three"))
@@ -45,13 +38,13 @@ class TestSlack(Proof):
     def alike(self, request: dict[str, Any]) -> Any:
         return {**request, "path": "its address, which is the secret"}
 
-    def test_a_200_that_is_not_ok_is_no_success(self, api: Slack) -> None:
+    def test_a_200_that_is_not_ok_is_no_success(self, api: FakeSlack) -> None:
         api.faults.append(fake.instead(200, b"maybe"))
         kinds = [result.kind for result in self.deliver(api, self.rows)]
         assert kinds == [Kind.UNKNOWN, Kind.WRITTEN, Kind.WRITTEN]
         assert not api.doubled
 
-    def test_the_address_is_never_shown(self, api: Slack) -> None:
+    def test_the_address_is_never_shown(self, api: FakeSlack) -> None:
         options = self.options(api.url)
         destination = load(self.preset)(options, self.shape())
         other = load(self.preset)(self.options("http://127.0.0.1:1"), self.shape())

@@ -9,28 +9,18 @@ import pytest
 from retl.batch import Field, Shape
 from retl.destinations import load
 from retl.errors import Unavailable
+from retl.testing import FakeTeams
 from retl.values import Type
 from tests import api as fake
 from tests.destinations.rows import Rows
 from tests.presets.proof import TEXT, Proof
-from tests.presets.webhooks import PATH, Channel
+from tests.presets.webhooks import PATH
 
 HIDDEN = b"Webhook message delivery failed with error: Microsoft Teams endpoint returned HTTP error 429 with ContextId x"
-BROKEN = b"Webhook message delivery failed with error: Microsoft Teams endpoint returned HTTP error 400 with ContextId x"
-
-
-class Teams(Channel):
-    def post(self, content: Any) -> tuple[int, Any]:
-        (attachment,) = content["attachments"]
-        text = attachment["content"]["body"][0]["text"]
-        if len(text) > 20_000:
-            return 200, BROKEN
-        self.posted[text] += 1
-        return 202, None
 
 
 class TestTeams(Proof):
-    preset, vendor, write, idempotent = "teams", Teams, "append", False
+    preset, vendor, write, idempotent = "teams", FakeTeams, "append", False
     connection = {"url": f"https://vendor{PATH}"}
     fields = (Field("text", TEXT),)
     rows = (("a", "one"), ("b", "two"), ("c", "three"))
@@ -49,7 +39,7 @@ class TestTeams(Proof):
         assert request["attachments"][0]["contentType"] == "application/vnd.microsoft.card.adaptive"
         return request["attachments"][0]["content"]
 
-    def test_a_429_inside_a_200_is_a_429(self, api: Teams) -> None:
+    def test_a_429_inside_a_200_is_a_429(self, api: FakeTeams) -> None:
         api.faults.append(fake.answer(200, HIDDEN))
         destination = load(self.preset)(self.options(api.url), self.shape())
         with pytest.raises(Unavailable):
@@ -57,7 +47,7 @@ class TestTeams(Proof):
         destination.close()
         assert not api.posted
 
-    def test_a_card_of_one_s_own_takes_the_place_of_the_text(self, api: Teams) -> None:
+    def test_a_card_of_one_s_own_takes_the_place_of_the_text(self, api: FakeTeams) -> None:
         shape: Shape = self.shape((Field("card", Type("json")),))
         rows = [("a", '{"type":"AdaptiveCard","body":[{"type":"TextBlock","text":"mine"}]}')]
         sent = self.request({"card": "card"}, shape, rows)["body"]

@@ -64,6 +64,7 @@ def validate(
     from datetime import UTC, datetime
 
     from retl import offline
+    from retl.destinations import PREVIEW
     from retl.job import Target
     from retl.validation import raise_all
 
@@ -82,7 +83,7 @@ def validate(
             errors += [error for error in problems.each(problem) if not _waits(error)]
         try:
             offline.validate(one, project.warehouse, project.folder, variables, target)
-            notes[one.name] = None
+            notes[one.name] = PREVIEW if target is not None and target.destination.is_preview else None
         except DefinitionError as problem:
             errors.append(problem)
         except RetlError as problem:
@@ -196,10 +197,10 @@ def destinations(
         invocation.show(page, lambda: _page_pieces(page))
         return
     pages = [reference.page(one, load(one)) for one, load in kinds.items()]
-    rows = [(page["name"], page["summary"]) for page in pages]
+    rows = [(page["name"], page["summary"], "preview" if page["preview"] else "") for page in pages]
     invocation.show(
-        {"destinations": [{"name": one, "summary": summary} for one, summary in rows]},
-        lambda: [Table(("type", "what it is"), rows)],
+        {"destinations": [{part: page[part] for part in ("name", "summary", "preview")} for page in pages]},
+        lambda: [Table(("type", "what it is", ""), rows)],
     )
 
 
@@ -216,8 +217,11 @@ def _own_presets(invocation: Invocation) -> Mapping[str, type[Destination[Any]]]
 
 
 def _page_pieces(page: dict[str, Any]) -> list[Piece]:
+    from retl import destinations as register
+
     headers = ("option", "required", "default", "description")
-    pieces: list[Piece] = [page["text"] + "\n"]
+    pieces: list[Piece] = [f"{register.PREVIEW}\n"] if page["preview"] else []
+    pieces.append(page["text"] + "\n")
     for part in ("connection", "destination"):
         rows = [tuple(option[header] for header in headers) for option in page[part]]
         pieces.append(Table(headers, rows, title=f"{part} options:"))

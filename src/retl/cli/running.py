@@ -91,6 +91,8 @@ def sync(
         refuse("--metrics-file")
     project = invocation.project
     chosen = project.select(names or (), tags or (), exclude or (), all=everything)
+    if not (chosen or names or tags or exclude):
+        chosen = list(project.syncs.values())  # all of them are paused, which is no mistake
     if not chosen:
         raise DefinitionError(
             "NOTHING_SELECTED", "no sync matches what was selected", hint="`retl list` shows what there is"

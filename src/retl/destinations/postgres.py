@@ -4,11 +4,16 @@ Each batch is one transaction: COPY into a temporary table, one statement that c
 marker in `retl_applied` beside the table. So a batch is there as a whole or not at all, an unanswered
 COMMIT can be settled, and a run that lost its lock cannot commit. Rows the table refuses are found and
 named; the rest of their batch is delivered. Only columns of the sync are written, and a row that is
-already as it should be is left untouched.
+already as it should be is left untouched. Deletes are refused where foreign keys with ON DELETE CASCADE,
+SET NULL or SET DEFAULT would carry them into other tables, unless the sync says `cascade: true`.
 
 The account needs SELECT, INSERT and UPDATE on the columns of the sync (DELETE on the table for
 `deletes: delete`), TEMPORARY on the database, and CREATE on the schema once for `retl_applied`; without
 that upserts go on, unanswered batches then stay in doubt, and append is refused.
+
+While a run lasts, one more session holds an advisory lock that keeps other ledgers away from the table.
+Sessions must be the run's own: connect directly or through a pooler in session mode, never in transaction
+mode.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ from retl.batch import (
 )
 from retl.destinations import Destination
 from retl.errors import DefinitionError, Systemic, Unavailable
-from retl.postgres import catalog, fitness
+from retl.postgres import catalog, exclusion, fitness
 from retl.postgres.connection import PostgresConnection, Session, transaction
 from retl.postgres.statements import ROW, Relation, Statements, check_name
 from retl.postgres.transfer import transfer
@@ -55,14 +60,6 @@ class PostgresOptions(BaseModel):
     connection: PostgresConnection
     table: str
     create: bool = False
-    cascade: bool = False
-
-    @field_validator("cascade")
-    @classmethod
-    def _reserved(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("`cascade: true` is reserved for a later version of retl")
-        return value
 
     @field_validator("table")
     @classmethod
@@ -82,6 +79,8 @@ class Postgres(Destination[PostgresOptions]):
         relation = Relation.parse(options.table)
         _check_names(shape)
         self._sql = Statements(relation, shape)
+        self._exclusion = exclusion.Exclusion(relation, shape.state_id, shape.run_id)
+        self._hold: Session | None = None  # keeps other ledgers out while it lives
         self._lane: Session | None = None
         self._marked = False  # whether the marker table is there: known once the lane is open
         self._author = uuid4().hex  # tells our own voids from those of a run that took over
@@ -94,6 +93,7 @@ class Postgres(Destination[PostgresOptions]):
             readable=True,
             nulls_keep=shape.write in ("upsert", "update_only"),  # the others never meet an older value
             only_if_empty=shape.write in ("upsert", "update_only"),
+            cascades=True,
             settles=True,
             lanes=LANES,
         )
@@ -108,8 +108,12 @@ class Postgres(Destination[PostgresOptions]):
         """Reads the catalog and the markers in a read-only transaction.
 
         Systemic with the GRANT, Mismatch TARGET_DRIFT with the DDL, CASCADE, ROW_SECURITY, TARGET_LOST,
-        STATE_LOST.
+        STATE_LOST, Later TARGET_HELD.
         """
+        if self.shape.run_id and (self._hold is None or self._hold.closed):
+            self._hold = self._connect(exclusion.name(self.shape.sync))
+            with self._transaction(self._hold) as session:
+                self._exclusion.take(session)
         relation = self._sql.relation
         with self._visit(read_only=True) as session:
             place = catalog.place(session, relation)
@@ -160,7 +164,7 @@ class Postgres(Destination[PostgresOptions]):
                 raise Systemic(
                     "NO_MARKER", f"append needs the table {self._sql.marker}", hint="run `retl check`"
                 )
-            session.execute(IMMEDIATE)
+            self._begin(session)
             found = transfer(session, self._sql, batch)
             if self._marked:
                 written = sum(found.get(row, WRITTEN).kind is Kind.WRITTEN for row in range(len(batch)))
@@ -170,6 +174,12 @@ class Postgres(Destination[PostgresOptions]):
                     return self._told(session, batch, attempt)
         del self._attempts[batch.id]
         return Outcome(WRITTEN, found)
+
+    def _begin(self, session: Session) -> None:
+        if self.shape.run_id:
+            self._exclusion.begin(session, IMMEDIATE)
+        else:
+            session.execute(IMMEDIATE)
 
     # --- settle
 
@@ -192,6 +202,18 @@ class Postgres(Destination[PostgresOptions]):
                     raise self._voided()
                 attempt += row is not None  # voided before: a later attempt may have been made since
         self._attempts[batch.id] = attempt + 1
+        return Outcome(NOT_APPLIED)
+
+    def foresee(self, batch: Batch) -> Outcome:
+        """By the markers: one that is not there will be voided, unless its COMMIT is under way right now."""
+        attempt = 0
+        with self._visit(read_only=True) as session:
+            if not catalog.place(session, self._sql.relation).marker:
+                return Outcome(UNKNOWN)
+            while row := session.execute(self._sql.marked(batch, attempt, wait=False)).fetchone():
+                if row[0] == "applied":
+                    return _outcome(row[2])
+                attempt += 1
         return Outcome(NOT_APPLIED)
 
     def _told(self, session: Session, batch: Batch, attempt: int) -> Outcome:
@@ -245,9 +267,10 @@ class Postgres(Destination[PostgresOptions]):
                 lane.cancel_safe(timeout=1.0)
 
     def close(self) -> None:
-        if self._lane is not None:
-            self._lane.close()
-            self._lane = None
+        for session in (self._lane, self._hold):
+            if session is not None:
+                session.close()
+        self._lane = self._hold = None
 
     # --- connections
 
@@ -271,8 +294,8 @@ class Postgres(Destination[PostgresOptions]):
         with closing(session), self._transaction(session):
             yield session
 
-    def _connect(self, *, read_only: bool = False) -> Session:
-        return self.options.connection.connect(f"retl:{self.shape.sync}", read_only=read_only)
+    def _connect(self, name: str | None = None, *, read_only: bool = False) -> Session:
+        return self.options.connection.connect(name or f"retl:{self.shape.sync}", read_only=read_only)
 
     def _transaction(self, session: Session, *, write: bool = False) -> AbstractContextManager[Session]:
         return transaction(session, self.options.connection.timeout, write=write)

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from retl.definitions import Definition
 from retl.errors import Poisoned
+from retl.http import csvbody
 from retl.http.auth import HeaderName
 from retl.http.cells import OF_ALL_ROWS, PLACEHOLDER, Cast, Cells, Members, Row, exact
 from retl.http.rules import Rules, look, text
@@ -29,7 +30,9 @@ _CONTENT = {
     "json": "application/json",
     "ndjson": "application/x-ndjson",
     "form": "application/x-www-form-urlencoded",
+    "csv": "text/csv; charset=utf-8",
 }
+_LINES = ("ndjson", "csv")  # a row is a line
 _PIECES = re.compile(r"[/?&=]")
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -42,7 +45,7 @@ class Endpoint(Definition):
     `wrap` is the dotted path of the list of rows inside the body ("" = the body is that list); without
     it the row is the body and there is one row per request. `envelope` is the rest of the body. In the
     query `{$keys}` are the keys of all rows with commas between them, and `{$body}` is what would else be
-    the body, which then is empty.
+    the body, which then is empty. `encoding: csv` sends a head line with the names of the row's members.
     """
 
     method: Literal["POST", "PUT", "PATCH", "DELETE"] = "POST"
@@ -51,7 +54,7 @@ class Endpoint(Definition):
     envelope: dict[str, Any] = Field(default={})
     row: Any = None
     cast: Cast = Cast()
-    encoding: Literal["json", "ndjson", "form"] = "json"
+    encoding: Literal["json", "ndjson", "form", "csv"] = "json"
     headers: dict[HeaderName, str] = Field(default={})
     max_rows: Annotated[int, Field(ge=1)] | None = None
     max_bytes: Annotated[int, Field(ge=1)] | None = None
@@ -64,7 +67,7 @@ class Endpoint(Definition):
 
     @property
     def rows_at_most(self) -> int | None:
-        listed = self.wrap is not None or self.encoding == "ndjson" or "{$keys}" in self.path
+        listed = self.wrap is not None or self.encoding in _LINES or "{$keys}" in self.path
         single = self.placeholders or not listed
         return 1 if single else self.max_rows
 
@@ -81,6 +84,10 @@ class Endpoint(Definition):
             raise ValueError("an `envelope` needs `wrap`: where in it the rows go")
         if self.encoding != "json" and self.wrap is not None:
             raise ValueError(f"`wrap` goes with JSON, not with {self.encoding}")
+        if self.encoding == "csv" and not (
+            isinstance(self.row, dict) or self.row in (None, "$row", "$fields")
+        ):
+            raise ValueError("`encoding: csv` needs a `row` that is an object: its members are the columns")
         if any(not text.isascii() or not text.isprintable() for text in self.headers.values()):
             raise ValueError("a header's value is printable ASCII on one line")
         _around(self)
@@ -165,6 +172,8 @@ class Template:
         def sent() -> Any:
             if self.endpoint.encoding == "form":
                 return [value for _, value in parse_qsl(request.body.decode())]
+            if self.endpoint.encoding == "csv":
+                return csvbody.read(request.body)
             if self.endpoint.encoding == "ndjson":
                 return [_exactly.decode(line) for line in request.body.splitlines()]
             return look(_exactly.decode(request.body), self.endpoint.wrap or "") if request.body else None
@@ -194,6 +203,8 @@ class Template:
             if max(len(bytes(one)) for one in made) > most:
                 raise Poisoned("TOO_LARGE", f"a row has more than the {most} bytes that the target takes")
         match self.endpoint.encoding:
+            case "csv":
+                return csvbody.write([exact.encode(one) for one in made])
             case "ndjson":
                 return b"".join(exact.encode(one) + b"\n" for one in made)
             case "form":

@@ -1,32 +1,36 @@
 """One lane's connection to one server: sends a request once and says what came back, or why nothing did.
 
-It speaks through httpcore2, the engine under httpx2: only there can every step on the socket be held
-to one deadline, so that a server that drips its answer byte by byte cannot keep a run. No cookies, no
-redirects, no proxies from the environment. Certificates are always verified, against the system's
-authorities or those of SSL_CERT_FILE. It never repeats a request: whether that is safe, others know.
+It speaks through the standard library's http.client over a socket of its own making: there every step
+can be held to one deadline, so that a server that drips its answer byte by byte cannot keep a run. No
+cookies, no redirects, no proxies from the environment. Certificates are always verified, against the
+system's authorities or those of SSL_CERT_FILE. It never repeats a request: whether that is safe, others
+know.
 """
 
 from __future__ import annotations
 
+import io
 import re
+import select
+import socket
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from ipaddress import ip_address
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpcore2
-
 from retl.definitions import Definition, Duration
 from retl.errors import Ambiguous, Systemic, Unavailable
-from retl.http.auth import Anonymous
+from retl.http.auth import Anonymous, Turn, free
 from retl.http.body import Request
 from retl.http.outcome import Reply
 
 LONGEST_REPLY = 16 * 1024 * 1024  # bytes
+_LOOKS = ("GET", "HEAD", "OPTIONS")  # questions, which do not tell how a target bears what is written
 _IDLE = 5.0  # seconds after which a kept connection is not trusted to be open any more
 _PIECE = 65536  # bytes given to the socket at once, so that the deadline is looked at in between
 
@@ -84,10 +88,17 @@ class Client:
     """Belongs to one lane, never to two threads."""
 
     def __init__(
-        self, address: Address, auth: Anonymous, headers: Mapping[str, str], timeouts: Timeouts
+        self,
+        address: Address,
+        auth: Anonymous,
+        headers: Mapping[str, str],
+        timeouts: Timeouts,
+        turn: Turn = free,
+        longest: int | None = None,
     ) -> None:
+        """Every request that leaves, also those for credentials, is sent in a `turn` of its own."""
         self.address = address
-        self._auth, self._timeouts = auth, timeouts
+        self._auth, self._timeouts, self._turn, self._longest = auth, timeouts, turn, longest
         self._headers = {
             "Host": address.authority,
             "Accept": "application/json, */*;q=0.5",
@@ -95,19 +106,22 @@ class Client:
             "User-Agent": "retl",
             **headers,
         }
-        self._network = _Network()
-        self._pool: httpcore2.ConnectionPool | None = None
+        self._kept: HTTPConnection | None = None
+        self._wire: _Wire | None = None
+        self._used = 0.0  # when the kept connection brought its last answer
 
     @cached_property
     def _context(self) -> ssl.SSLContext:
-        return httpcore2.default_ssl_context()
+        context = ssl.create_default_context()
+        context.set_alpn_protocols(["http/1.1"])
+        return context
 
     def send(self, request: Request, extra: Mapping[str, str] | None = None) -> Reply:
         """Send once; once more with a new credential where the answer was that the old one is worn out.
         Unavailable if no connection came about, so that nothing was sent; Ambiguous if it broke or
         took too long before a status came; Systemic if the server's certificate is not valid."""
         reply, credential = self._once(request, extra)
-        if self._auth.renewed(reply, credential):
+        if self._auth.renewed(reply, credential, self._turn):
             reply, _ = self._once(request, extra)
         return reply
 
@@ -119,128 +133,149 @@ class Client:
             target += ("&" if "?" in target else "?") + query
         body = self._auth.body(request.body)
         length = {"Content-Length": str(len(body))}
-        credential = self._auth.headers()
+        credential = self._auth.credential(self._turn)
         headers = {**self._headers, **credential, **dict(request.headers), **(extra or {}), **length}
-        url = httpcore2.URL(
-            scheme=self.address.scheme, host=self.address.host, port=self.address.port, target=target
-        )
-        return self._exchange(request.method, url, list(headers.items()), body), credential
+        size = None if request.method in _LOOKS else len(body)
+        with self._turn(size):
+            return self._exchange(request.method, target, headers, body), credential
 
     def connect(self) -> None:
         """Reach the server, TLS included, and say nothing to it. Raises as `send` does."""
-        self._network.begin(self._timeouts.total)
-        try:
-            stream = self._network.connect_tcp(self.address.host, self.address.port, self._timeouts.connect)
-            if self.address.scheme == "https":
-                stream = stream.start_tls(self._context, self.address.host, self._timeouts.connect)
-            stream.close()
-        except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
-            raise self._unreached(error) from None
+        self._reach(monotonic() + self._timeouts.total).close()
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = self._wire = None
 
-    def _exchange(
-        self, method: str, url: httpcore2.URL, headers: list[tuple[str, str]], body: bytes
-    ) -> Reply:
-        if self._pool is None:
-            self._pool = httpcore2.ConnectionPool(
-                ssl_context=self._context if self.address.scheme == "https" else None,
-                max_connections=1,
-                keepalive_expiry=_IDLE,
-                network_backend=self._network,
-            )
-        idle, connect = self._timeouts.idle, self._timeouts.connect
-        limits = {"timeout": {"connect": connect, "read": idle, "write": idle, "pool": connect}}
-        self._network.begin(self._timeouts.total)
+    def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        deadline = monotonic() + self._timeouts.total
+        connection = self._connection(deadline)
         try:
-            with self._pool.stream(method, url, headers=headers, content=body, extensions=limits) as response:
-                names = {name.decode("latin-1").lower(): value for name, value in response.headers}
-                told = {name: value.decode("latin-1") for name, value in names.items()}
-                return Reply(response.status, told, *_read(response))
-        except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
-            raise self._unreached(error) from None
-        except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
+            connection.request(method, target, body, dict(headers))
+            response = connection.getresponse()
+            if response.status < 200:
+                raise HTTPException("an interim answer that nobody asked for")
+        except (OSError, HTTPException) as error:
             # A kept connection that the server closed meanwhile looks the same as one it closed
             # after it had done what it was asked, so both are nobody's to guess.
+            self.close()
             raise Ambiguous(
                 "HTTP_NO_ANSWER", f"{self.address} did not answer: {type(error).__name__}"
             ) from None
+        content, whole = _read(response, self._longest or LONGEST_REPLY)
+        if not whole or response.will_close:
+            self.close()
+        self._used = monotonic()
+        return Reply(
+            response.status,
+            {name.lower(): value for name, value in response.getheaders()},
+            content,
+            whole,
+        )
 
-    def _unreached(self, error: Exception) -> Systemic | Unavailable:
-        cause = error.args[0] if error.args else None  # the pool takes __cause__ away
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return Systemic(
+    def _connection(self, deadline: float) -> HTTPConnection:
+        """The kept connection, its steps held to `deadline`, or a new one where it may have ended."""
+        kept, wire = self._kept, self._wire
+        if kept and wire and monotonic() - self._used < _IDLE and wire.is_quiet():
+            wire.deadline = deadline
+            return kept
+        self.close()
+        self._kept = HTTPConnection(self.address.host, self.address.port)
+        self._kept.auto_open = 0
+        self._kept.sock = self._wire = self._reach(deadline)
+        return self._kept
+
+    def _reach(self, deadline: float) -> _Wire:
+        """A connection that stands. Unavailable if none came about, Systemic if the server is not who it
+        says it is."""
+        place, seconds = (self.address.host, self.address.port), self._timeouts.connect
+        try:
+            plain = socket.create_connection(place, timeout=min(seconds, self._timeouts.total))
+            try:
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                wire = plain
+                if self.address.scheme == "https":
+                    plain.settimeout(min(seconds, max(deadline - monotonic(), 0.001)))
+                    wire = self._context.wrap_socket(plain, server_hostname=self.address.host)
+            except BaseException:
+                plain.close()
+                raise
+            return _Wire(wire, self._timeouts.idle, deadline)
+        except ssl.SSLCertVerificationError as error:
+            raise Systemic(
                 "TLS_UNVERIFIED",
-                f"the certificate of {self.address} is not valid: {cause.verify_message}",
+                f"the certificate of {self.address} is not valid: {error.verify_message}",
                 hint="SSL_CERT_FILE can name the authority that signed it; verification cannot be turned off",
-            )
-        why = str(cause) if isinstance(cause, OSError) else type(error).__name__
-        return Unavailable("HTTP_UNREACHED", f"{self.address} cannot be reached, nothing was sent: {why}")
+            ) from None
+        except OSError as error:
+            raise Unavailable(
+                "HTTP_UNREACHED", f"{self.address} cannot be reached, nothing was sent: {error}"
+            ) from None
 
 
-def _read(response: httpcore2.Response) -> tuple[bytes, bool]:
+def _read(response: HTTPResponse, longest: int) -> tuple[bytes, bool]:
     """The body, and whether it is all of it. With a status at hand a broken body is no broken answer."""
     chunks: list[bytes] = []
     size = 0
     try:
-        for chunk in response.iter_stream():
+        while chunk := response.read(_PIECE):
             size += len(chunk)
-            if size > LONGEST_REPLY:
+            if size > longest:
                 return b"", False
             chunks.append(chunk)
-    except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError):
+    except (OSError, HTTPException, ValueError):
         return b"", False
-    return b"".join(chunks), True
+    return (b"".join(chunks), True) if not response.length else (b"", False)
 
 
-class _Network(httpcore2.NetworkBackend):
-    """Sockets none of whose steps outlasts the deadline of the request in hand."""
+class _Wire:
+    """What http.client takes for a socket: none of its steps outlasts `deadline` or is idle too long."""
 
-    def __init__(self) -> None:
-        self._tcp = httpcore2.SyncBackend()
-        self._deadline = 0.0
+    def __init__(self, sock: socket.socket, idle: float, deadline: float) -> None:
+        self._sock, self._idle, self.deadline = sock, idle, deadline
+        self._holders = 1  # http.client closes its connection while the last answer is still being read
 
-    def begin(self, seconds: float) -> None:
-        self._deadline = monotonic() + seconds
+    def sendall(self, data: bytes) -> None:
+        for start in range(0, len(data), _PIECE):
+            self._limit()
+            self._sock.sendall(data[start : start + _PIECE])
 
-    def left(self, timeout: float | None) -> float:
-        """Seconds a step may take: what is left, and never 0, which would mean "do not block"."""
-        left = max(self._deadline - monotonic(), 0.001)
-        return left if timeout is None else min(left, timeout)
+    def receive(self, into: memoryview) -> int:
+        self._limit()
+        return self._sock.recv_into(into)
 
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.NetworkStream:
-        return _Stream(self._tcp.connect_tcp(host, port, self.left(timeout)), self)
+    def is_quiet(self) -> bool:
+        """Nothing to read between two answers: what there is would be the server's goodbye."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return not poll.poll(0)
 
-
-class _Stream(httpcore2.NetworkStream):
-    def __init__(self, stream: httpcore2.NetworkStream, network: _Network) -> None:
-        self._stream, self._network = stream, network
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, self._network.left(timeout))
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for start in range(0, len(buffer), _PIECE):
-            self._stream.write(buffer[start : start + _PIECE], self._network.left(timeout))
-
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore2.NetworkStream:
-        left = self._network.left(timeout)
-        return _Stream(self._stream.start_tls(ssl_context, server_hostname, left), self._network)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
+    def makefile(self, mode: str) -> io.BufferedReader:
+        self._holders += 1
+        return io.BufferedReader(_Incoming(self))
 
     def close(self) -> None:
-        self._stream.close()
+        self._holders -= 1
+        if not self._holders:
+            self._sock.close()
+
+    def _limit(self) -> None:
+        # never 0, which would mean "do not block"
+        self._sock.settimeout(max(min(self._idle, self.deadline - monotonic()), 0.001))
+
+
+class _Incoming(io.RawIOBase):
+    def __init__(self, wire: _Wire) -> None:
+        self._wire = wire
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._wire.receive(buffer)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._wire.close()

@@ -79,6 +79,12 @@ def doubt() -> Ambiguous:
 
 # libpq keeps no SQLSTATE of a connection that was never made: its words are all there is.
 _BUSY = re.compile(r"starting up|shutting down|recovery mode|too many (clients|connections)|connection slots")
+_UNREACHED = (
+    (r"refused", "nothing listens there"),
+    (r"translate host name|resolve", "the host has no address"),
+    (r"timeout|timed out", "no answer came in time"),
+    (_BUSY.pattern, "it is busy or starting"),
+)
 _REFUSED = (
     (r"password|authentication|pg_hba\.conf|role .* does not exist", "28000", "it does not accept the login"),
     (r"database .* does not exist", "3D000", "it has no such database"),
@@ -95,4 +101,9 @@ def unconnected(error: psycopg.Error, address: str) -> TargetError:
             if re.search(pattern, text):
                 hint = "sslmode, sslrootcert and the server's certificate" if code == "TLS" else None
                 return Systemic(code, f"PostgreSQL at {address}: {words}", hint=hint or _HINTS.get(code[:2]))
-    return Unavailable("UNREACHABLE", f"PostgreSQL at {address} cannot be reached now")
+    why = next((words for pattern, words in _UNREACHED if re.search(pattern, text)), "the network is down")
+    return Unavailable(
+        "UNREACHABLE",
+        f"PostgreSQL at {address} cannot be reached now: {why}",
+        hint="check host, port and that it runs, then run again",
+    )

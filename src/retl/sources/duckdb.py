@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,18 @@ def answers(spool: Spool, wanted: Query) -> list[tuple[Any, ...]]:
         return spool.run(f"SELECT * FROM ({wanted.sql}\n) LIMIT 1", wanted.parameters)
     except duckdb.Error as problem:
         raise _drift(wanted, problem) from problem
+
+
+def bind(spool: Spool, columns: Mapping[str, str], asked: Sequence[Query]) -> None:
+    """Would these queries over `source` bind, if the mart has these columns? Runs none of them. Mismatch
+    SOURCE_DRIFT for the first that would not."""
+    listed = ", ".join(f"CAST(NULL AS {kind}) AS {quoted(name)}" for name, kind in columns.items())
+    spool.run(f"CREATE TEMP VIEW source AS SELECT {listed}")
+    for query in asked:
+        try:
+            spool.con.sql(f"SELECT * FROM ({query.sql}\n) LIMIT 0", params=dict(query.parameters))
+        except duckdb.Error as problem:
+            raise _drift(query, problem) from problem
 
 
 def choose(spool: Spool, predicate: str, variables: Mapping[str, Any]) -> None:

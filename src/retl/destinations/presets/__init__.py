@@ -5,6 +5,7 @@ could not. `<name>` in it is a key that its connection takes or a parameter that
 is the value itself, inside a text it joins the text (percent-encoded in paths), and a member whose value
 was left out is left out with it. `$<name>` in a row is the field that the parameter names, of a list
 those fields. A member `name?parameter` is there only if that was given, `name!parameter` only if not.
+An operation may be a list of ways to do it, of which the first whose `only_if` holds is taken.
 """
 
 from __future__ import annotations
@@ -14,9 +15,17 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, SecretStr, ValidationError, create_model, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from retl import destinations
 from retl.batch import Operation, Shape, WriteMode
@@ -29,7 +38,10 @@ from retl.validation import ModelT, validate
 from retl.variables import Filled
 from retl.yamlfile import load as load_yaml
 
-Evidence = Literal["contract", "recording", "golden", "docs"]
+Evidence = Literal["contract", "recording", "golden", "docs", "own"]  # own: there is no vendor
+Ways = Annotated[
+    tuple[dict[str, Any], ...], BeforeValidator(lambda given: [given] if isinstance(given, dict) else given)
+]
 
 _FOLDER = Path(__file__).parent
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -68,8 +80,8 @@ class VendorLimits(Limits):
 
 
 class Preset(Definition):
-    """One vendor's way of taking rows. `only_if` of an operation names the values that parameters must
-    have for it to be there."""
+    """One vendor's way of taking rows. `only_if` of a way to do an operation names the values that
+    parameters must have for it."""
 
     name: str
     summary: str
@@ -82,10 +94,10 @@ class Preset(Definition):
     base_url: str | None = None
     auth: dict[str, Any] = Field(default={"type": "none"})
     headers: dict[str, Any] = Field(default={})
-    upsert: dict[str, Any] | None = None
-    insert: dict[str, Any] | None = None
-    update: dict[str, Any] | None = None
-    delete: dict[str, Any] | None = None
+    upsert: Ways = ()
+    insert: Ways = ()
+    update: Ways = ()
+    delete: Ways = ()
     outcome: dict[str, Any] = Field(default={})
     job: dict[str, Any] | None = None
     idempotency: dict[str, Any] | None = None
@@ -114,10 +126,11 @@ class Preset(Definition):
         """What a sync's parameters come to. ValueError where they do not fit."""
         given = options.connection.given(self.connection) | options.given(self.parameters)
         raw: dict[str, Any] = {"outcome": self.outcome}
-        for name in ("upsert", "insert", "update", "delete", "job", "idempotency", "check"):
-            part = getattr(self, name)
-            if part is not None and _holds(part.get("only_if", {}), given):
-                raw[name] = {key: value for key, value in part.items() if key != "only_if"}
+        raw |= {name: part for name in ("job", "idempotency", "check") if (part := getattr(self, name))}
+        for name in OPERATION_NAMES.values():
+            way = next((way for way in getattr(self, name) if _holds(way.get("only_if", {}), given)), None)
+            if way is not None:
+                raw[name] = {key: value for key, value in way.items() if key != "only_if"}
         return _model(HttpOptions, self, {**fill(raw, given), "connection": options.connection.http})
 
     @cached_property
@@ -141,6 +154,7 @@ class Preset(Definition):
             "Options": options,
             "preset": self,
             "limits": Limits(**limits),
+            "is_preview": set(self.evidence) == {"docs"},
             "__doc__": self.docs,
             "__module__": __name__,
         }
@@ -203,9 +217,10 @@ class PresetDestination(HttpDestination):
         return super().identity(options.http, write)
 
     def lacks(self, operation: Operation) -> DefinitionError:
-        part = getattr(self.preset, OPERATION_NAMES[operation]) or {}
-        wanted = part.get("only_if", {}).items()
-        needs = ", ".join(f"`{name}: {' or '.join(map(str, values))}`" for name, values in wanted)
+        needs = ", or with ".join(
+            ", ".join(f"`{name}: {' or '.join(map(str, values))}`" for name, values in way["only_if"].items())
+            for way in getattr(self.preset, OPERATION_NAMES[operation])
+        )
         word = "deletes" if operation == "delete" else f"write: {operation}"
         return DefinitionError(
             "HTTP_OPERATION",

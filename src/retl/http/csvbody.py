@@ -1,0 +1,56 @@
+"""Rows as a CSV body with one head line, as RFC 4180 has it, and back.
+
+A text is always quoted, NULL is nothing between two commas, so the two stay apart; numbers and truth
+values are bare and keep their digits; lists and objects are JSON, quoted. All rows of a body have the
+same columns: a member that a row has not got cannot be said in CSV.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from retl.errors import Poisoned
+
+_END = b"\r\n"
+_CELL = re.compile(r'(?:"((?:[^"]|"")*)"|([^,"\r\n]*))(,|\r\n)')
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def write(rows: Sequence[bytes]) -> bytes:
+    """The body for these rows, each a JSON object. Poisoned CSV_COLUMNS if their members differ."""
+    members = [_members.decode(row) for row in rows]
+    names = list(members[0])
+    if any(list(one) != names for one in members):
+        raise Poisoned("CSV_COLUMNS", "rows with different columns, which one CSV body cannot hold")
+    lines = [[_quoted(name) for name in names]]
+    lines += [[_cell(bytes(value)) for value in one.values()] for one in members]
+    return b"".join(b",".join(line) + _END for line in lines)
+
+
+def read(body: bytes) -> list[list[str]]:
+    """The cells of each row of a body that `write` made, without the head."""
+    return list(_rows(body.decode()))[1:]
+
+
+def _rows(text: str) -> Iterator[list[str]]:
+    row: list[str] = []
+    for found in _CELL.finditer(text):
+        row.append(found[2] if found[1] is None else found[1].replace('""', '"'))
+        if found[3] != ",":
+            yield row
+            row = []
+
+
+def _cell(value: bytes) -> bytes:
+    if value == b"null":
+        return b""
+    if value.startswith(b'"'):
+        return _quoted(msgspec.json.decode(value, type=str))
+    return _quoted(value.decode()) if value.startswith((b"{", b"[")) else value
+
+
+def _quoted(text: str) -> bytes:
+    return b'"' + text.replace('"', '""').encode() + b'"'

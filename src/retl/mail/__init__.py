@@ -1,0 +1,1 @@
+"""Mail: rows into messages (`letters`), and the connection that takes them (`wire`)."""

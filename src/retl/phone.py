@@ -1,0 +1,38 @@
+"""Phone numbers in the one form that means the same everywhere: E.164, `+` and 8 to 15 digits, as SQL.
+
+Spaces, `-`, `.`, `/` and brackets go; nothing is guessed. A number without `+` can be read only where the
+sync says of which country it is; `(0)` inside an international one, `00` or an extension can be read in
+more than one way. Whether a number is in use, nobody here knows.
+"""
+
+from __future__ import annotations
+
+from retl.values import literal
+
+REASON = "this is no phone number that can be read in one way only: + and 8 to 15 digits"
+_WHOLE = r"\+[1-9][0-9]{7,14}"
+
+
+def e164_sql(expr: str, country: str | None, trunk: str) -> str:
+    """SQL for the number in a string; one that cannot be read stays as it is. `country` is the calling
+    code of numbers without `+`, `trunk` what these begin with at home and not from abroad."""
+    bare = f"regexp_replace({expr}, '[ ./()-]', '', 'g')"
+    forms = [bare]
+    if country is not None:
+        rest = f"substr({bare}, {len(trunk) + 1})"
+        # without a trunk prefix a number that begins with the country's code might have it already
+        clear = (
+            f"starts_with({bare}, {literal(trunk)})"
+            if trunk
+            else f"NOT starts_with({bare}, {literal(country)})"
+        )
+        national = f"CASE WHEN {clear} AND {rest} NOT LIKE '0%' THEN {literal('+' + country)} || {rest} END"
+        forms.append(national)
+    cases = " ".join(f"WHEN regexp_full_match({form}, '{_WHOLE}') THEN {form}" for form in forms)
+    twice = f"regexp_matches({expr}, '\\( *0 *\\)')"
+    return f"CASE WHEN {twice} THEN {expr} {cases} ELSE {expr} END"
+
+
+def unread_sql(expr: str) -> str:
+    """SQL: is what `e164_sql` made no number? Never NULL."""
+    return f"({expr} IS NOT NULL AND NOT regexp_full_match({expr}, '{_WHOLE}'))"

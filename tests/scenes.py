@@ -1,0 +1,151 @@
+"""Every kind of delivery that crash tests kill, by name: what is there before, and what must be there after.
+
+What the target must hold is worked out by SQL over the mart and over what others keep there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import duckdb
+
+from tests import servers
+from tests.crashes import (
+    COLUMNS,
+    POSTGRES_YML,
+    SECOND,
+    Append,
+    CampaignScene,
+    Deletes,
+    PostgresScene,
+    RedisScene,
+    Scene,
+)
+
+TABLE = (
+    "CREATE SCHEMA crm; CREATE TABLE crm.users (user_id text PRIMARY KEY, segment text, searches bigint,"
+    " lifetime_value numeric(12,2));"
+)
+THEIRS = ("user 005", "theirs", "-1", None)
+# Users leave the mart and one of them comes back; the mart remembers who is gone.
+LEAVE = f"""
+CREATE OR REPLACE TABLE gone AS SELECT * FROM mart WHERE user_id IN ('user 003', 'user 021', 'user 039');
+{SECOND}"""
+RETURN = """
+INSERT INTO mart SELECT * FROM gone WHERE user_id = 'user 003';
+DELETE FROM gone WHERE user_id = 'user 003';
+INSERT INTO gone SELECT * FROM mart WHERE user_id IN ('user 005', 'user 016');
+DELETE FROM mart WHERE user_id IN ('user 005', 'user 016');
+UPDATE mart SET searches = searches + 1 WHERE right(user_id, 1) = '8'"""
+
+
+class InsertOnly(PostgresScene):
+    """One key is somebody else's and stays as it is."""
+
+    sync = POSTGRES_YML + "write: insert_only\n"
+
+    def empty(self) -> None:
+        super().empty()
+        with self.database.connect() as connection:
+            connection.execute(f"{TABLE} INSERT INTO crm.users VALUES ('user 005', 'theirs', -1, NULL)")
+
+    def wanted(self) -> list[tuple[str | None, ...]]:
+        return [THEIRS if row[0] == THEIRS[0] else row for row in super().wanted()]
+
+
+class UpdateOnly(PostgresScene):
+    """Every other user is there already; the others are not for us to make."""
+
+    sync = POSTGRES_YML + "write: update_only\n"
+
+    def empty(self) -> None:
+        super().empty()
+        with self.database.connect() as connection:
+            connection.execute(
+                f"{TABLE} INSERT INTO crm.users SELECT 'user ' || lpad(i::text, 3, '0'), 'old', 0, NULL"
+                " FROM generate_series(0, 38, 2) AS i"
+            )
+
+    def wanted(self) -> list[tuple[str | None, ...]]:
+        return [row for row in super().wanted() if int(str(row[0])[-3:]) % 2 == 0]
+
+
+class SoftDeletes(PostgresScene):
+    """Who left is marked and stays; who came back is unmarked."""
+
+    sync = POSTGRES_YML + "deletes: {set: {status: deleted}, restore: {status: active}}\n"
+    columns = (*COLUMNS, "status")
+    before = (LEAVE, RETURN)
+
+    def wanted(self) -> list[tuple[str | None, ...]]:
+        listed = ", ".join(f"{name}::VARCHAR" for name in COLUMNS)
+        with duckdb.connect(str(self.folder / "mart.duckdb"), read_only=True) as connection:
+            return connection.execute(
+                f"SELECT {listed}, 'active' FROM mart UNION ALL SELECT {listed}, 'deleted' FROM gone ORDER BY 1"
+            ).fetchall()
+
+
+class RedisHash(RedisScene):
+    sync = RedisScene.sync.replace("value: json", "value: hash")
+
+    def content(self) -> list[tuple[str | None, ...]]:
+        rows = []
+        with self.server.client() as client:
+            for key in sorted(client.keys("user:*")):
+                assert 0 < client.ttl(key) <= 86400
+                held = {name.decode(): value.decode() for name, value in client.hgetall(key).items()}
+                assert held.keys() <= set(COLUMNS[1:])
+                named = unquote(key.decode().removeprefix("user:"))
+                rows.append((named, *(held.get(name) for name in COLUMNS[1:])))
+        return rows
+
+
+class RedisDeletes(RedisScene):
+    sync = RedisScene.sync + "deletes: delete\n"
+    before = (SECOND,)
+
+
+class CampaignAppend(CampaignScene):
+    """HTTP insert with an idempotency key, where a second delivery would be a second object."""
+
+    sync = CampaignScene.sync.replace("upsert:", "insert:") + "write: append\n"
+
+
+_POSTGRES: dict[str, type[PostgresScene]] = {
+    "upsert": PostgresScene,
+    "append": Append,
+    "deletes": Deletes,
+    "soft deletes": SoftDeletes,
+    "insert_only": InsertOnly,
+    "update_only": UpdateOnly,
+}
+_REDIS = {"redis": RedisScene, "redis, hash": RedisHash, "redis, deletes": RedisDeletes}
+_HTTP = {"http": CampaignScene, "http append": CampaignAppend}
+_IN_POSTGRES = ("upsert", "append")
+KINDS = (*_POSTGRES, *(f"{kind}, state in postgres" for kind in _IN_POSTGRES), *_REDIS, *_HTTP)
+
+
+@contextlib.contextmanager
+def scene(kind: str, folder: Path, postgres: servers.Database, redis: servers.RedisServer) -> Iterator[Scene]:
+    """The scene of this name, begun."""
+    made = _makers(folder, postgres, redis)[kind]()
+    try:
+        made.begin()
+        yield made
+    finally:
+        if isinstance(made, CampaignScene) and made.tool:
+            made.tool.stop()
+
+
+def _makers(
+    folder: Path, postgres: servers.Database, redis: servers.RedisServer
+) -> dict[str, Callable[[], Scene]]:
+    found: dict[str, Callable[[], Scene]] = {}
+    for kind, made in _POSTGRES.items():
+        found[kind] = lambda made=made: made(folder, postgres)
+        found[f"{kind}, state in postgres"] = lambda made=made: made(folder, postgres, postgres.url)
+    found |= {kind: lambda made=made: made(folder, redis) for kind, made in _REDIS.items()}
+    return found | {kind: lambda made=made: made(folder) for kind, made in _HTTP.items()}
