@@ -42,16 +42,21 @@ class Definition(BaseModel):
 
 
 class Source(Definition):
-    """Where the mart's rows come from: exactly one of table, sql, file; a single SELECT."""
+    """Where the mart's rows come from: exactly one of table, sql, file (a single SELECT), or dbt: the name
+    of a model. A model whose last run ended longer than `max_age` ago is not read."""
 
     table: str | None = None
     sql: str | None = None
     file: str | None = None
+    dbt: str | None = None
+    max_age: Duration | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Source:
-        if sum(part is not None for part in (self.table, self.sql, self.file)) != 1:
-            raise ValueError("a source has exactly one of table, sql or file")
+        if sum(part is not None for part in (self.table, self.sql, self.file, self.dbt)) != 1:
+            raise ValueError("a source has exactly one of table, sql, file or dbt")
+        if self.max_age is not None and self.dbt is None:
+            raise ValueError("`max_age` goes with `dbt`, which says when a model was built")
         return self
 
 
@@ -312,6 +317,23 @@ class Formats(Definition):
     timestamps: Literal["iso", "epoch_s", "epoch_ms"] = "iso"
 
 
+class MappingTest(Definition):
+    """A row of the mart, and either the fields that would be sent of it or what it is rejected for: a column
+    of the contract, or a code. A column that is not given is NULL; a field that is not expected may be
+    anything; `$kept` is a field under `nulls: keep` that would not be sent."""
+
+    name: str | None = None
+    given: dict[str, Any]
+    expect: dict[str, Any] | None = None
+    reject: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> MappingTest:
+        if (self.expect is None) == (self.reject is None):
+            raise ValueError("a test has exactly one of expect and reject")
+        return self
+
+
 class DestinationRef(BaseModel):
     """Which connection or type; everything else belongs to the target's own Options model."""
 
@@ -372,6 +394,7 @@ class Sync(Definition):
     retry: Retry = Retry()
     timeout: Duration | None = None
     freshness: Duration | None = None
+    tests: tuple[MappingTest, ...] = ()
 
     @property
     def refers_to(self) -> dict[str, FieldSource]:
@@ -412,6 +435,7 @@ class Warehouse(Definition):
     type: Literal["duckdb"] = "duckdb"
     path: str = "data/warehouse.duckdb"
     read_paths: tuple[str, ...] = ()
+    dbt: str = "target"  # dbt's target folder: manifest.json and run_results.json
     timezone: str = "UTC"
     lock_wait: Duration = 600.0
 

@@ -26,7 +26,9 @@ from retl.ledger import BatchRow, Checkpoint, LayerRow, Ledger, RejectRow
 from retl.mapping import FieldMap, Run
 from retl.payload import Payload
 from retl.plan import Plan
+from retl.sources import dbt
 from retl.sources import duckdb as mart
+from retl.sources.dbt import Build
 from retl.spool import Spool
 
 RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # missing ones, which a dry run does not need
@@ -86,6 +88,7 @@ class _Planning:
         self.sampled = self.lost = 0
         self.readonly = False
         self.watermark: str | None = None
+        self.build: Build | None = None  # dbt's word on the mart
         self.payload: Payload | None = None
         self.foreseen: dict[str, Outcome] = {}  # of dead runs' batches, by their ids
         self.unforeseen = 0  # rows of those that only a run can ask after
@@ -93,8 +96,12 @@ class _Planning:
     def freeze(self) -> None:
         """Read the mart once, let go of it, and know how its rows become the target's."""
         job, sync = self.job, self.job.sync
-        wanted = mart.query(sync.source, job.options.variables, job.folder)
+        wanted = mart.query(sync.source, job.options.variables, job.folder, job.warehouse)
         self.identity = mart.attach(self.spool, job.warehouse, job.folder, _tell_waiting)
+        if sync.source.dbt is not None:
+            # dbt can write neither the mart nor another result while we hold the file
+            self.build = dbt.build(job.warehouse, job.folder, sync.source.dbt)
+            wanted = mart.query(sync.source, job.options.variables, job.folder, job.warehouse)
         read_paths = [job.folder / path for path in job.warehouse.read_paths]
         self.spool.harden([*read_paths, *job.ledger.readable()])
         columns = mart.columns(self.spool, wanted)
@@ -275,6 +282,9 @@ class _Planning:
             lost=self.lost,
             failed_checks=tuple(self.failed_checks),
             allow_deletes=options.allow_deletes,
+            build=self.build,
+            max_age=sync.source.max_age,
+            now=self.run.started_at,
         )
         if self.forgets:
             self.refusals.append(_KEY_REDEFINED)
@@ -402,7 +412,8 @@ class _Planning:
             "delivery is at_least_once: after a crash a row may arrive twice": twice,
             f"{self.job.target.kind} is a {PREVIEW}": self.job.target.destination.is_preview,
         }
-        return [note for note, holds in notes.items() if holds]
+        told = dbt.notes(self.build) if self.build else ()
+        return [*(note for note, holds in notes.items() if holds), *told]
 
 
 _KEY_REDEFINED = Refusal(

@@ -270,7 +270,8 @@ def _presets(folder: Path) -> Mapping[str, Preset]:
 def _warehouse(folder: Path, warehouse: Warehouse, settings: Settings) -> Warehouse:
     path = str(folder / (settings.duckdb_path or warehouse.path))
     read_paths = tuple(str(folder / each) for each in warehouse.read_paths)
-    return warehouse.model_copy(update={"path": path, "read_paths": read_paths})
+    dbt = str(folder / warehouse.dbt)
+    return warehouse.model_copy(update={"path": path, "read_paths": read_paths, "dbt": dbt})
 
 
 def _state_url(
