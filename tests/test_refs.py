@@ -472,3 +472,11 @@ def test_an_id_that_no_answer_can_have_told_is_a_definition_error(office: Office
     office.accounts(destination=given)
     office.contacts(fields="{name: name}")
     assert "HTTP_REF" in refused(office).err
+
+
+def test_mapping_tests_know_no_ids(office: Office) -> None:
+    given = "{contact_key: c1, account_key: a0, name: n}"
+    contract = "{contact_key: {type: string}, account_key: {type: string}, name: {type: string}}"
+    office.contacts(contract=contract, tests=f"[{{given: {given}, expect: {{name: n, AccountId: null}}}}]")
+    said = office.retl("test", "--sync", "contacts")
+    assert said.code == 0, said.out + said.err
