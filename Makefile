@@ -33,8 +33,9 @@ bench: $(READY) ## retl beside what one could do by hand; writes docs/benchmarks
 bench-large: $(READY) ## the same at ten times the rows: growth and memory
 	$(BIN)/python -m benchmarks.run --large --rounds 3 $(ARGS)
 
-docs: $(READY) ## the generated pages: docs/destinations
+docs: $(READY) ## the generated pages: docs/destinations, and docs/values.md from runs on real servers
 	$(BIN)/python -m retl.reference docs/destinations
+	$(BIN)/python -m tests.values_page
 
 sync: $(READY) ## one sync: make sync SYNC=user_segments
 	@test -n "$(SYNC)" || { echo "usage: make $@ SYNC=user_segments" >&2; exit 2; }
