@@ -397,7 +397,7 @@ def a_model_that_cannot_be_imported(stage: Stage) -> None:
     stage.workshop.write("syncs/users.yml", lines + "contract: models:User\n")
 
 
-@scene("FAILED")
+@scene("REJECT_RATE")
 def a_model_that_raises(stage: Stage) -> None:
     stage.over_http(BEARER)
     stage.workshop.write("models.py", MODEL)
