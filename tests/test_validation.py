@@ -76,7 +76,6 @@ def test_a_file_that_is_no_mapping_is_refused(text: str) -> None:
     "text",
     [
         "rejects: {retain: 1d}\n",
-        "alerts: []\n",
         "tests: []\n",
         "conflicts: target_wins\n",
         "changes: cdf\n",

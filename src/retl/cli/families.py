@@ -11,6 +11,7 @@ FAMILIES = (
     "applying",
     "explaining",
     "history",
+    "reporting",
     "state",
     "reserved",
 )
