@@ -128,6 +128,7 @@ RATE = {"rejects": {"rate": 0.01}}
         (["failure", "recovery"], [BAD, SOME], ["failure", "recovery"]),
         (["stale", "recovery"], [STALE, STALE, BAD, GOOD], ["stale", None, None, "recovery"]),
         (["stale", "recovery"], [STALE, ("FRESH", 0)], ["stale", "recovery"]),
+        (["rejects"], [GOOD, ("SUCCESS_WITH_REJECTS", 1)], [None, "rejects"]),
         (["failure", "recovery"], [BAD, ("INTERRUPTED", 0), BAD], ["failure", None, None]),
     ],
 )

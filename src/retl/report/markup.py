@@ -49,8 +49,8 @@ def table(
     numbers: Sequence[int] = (),
     style: str = "",
 ) -> str:
-    """A table that scrolls sideways by itself; headers and cells are HTML, the first cell of a row names
-    it, the columns `numbers` are aligned to the right."""
+    """A table that scrolls sideways by itself. Headers and cells are HTML, the caption is plain text; the
+    first cell of a row names it, the columns `numbers` are aligned to the right."""
 
     def cells(line: Sequence[str], first: str, others: str) -> str:
         tags = [first, *[others] * (len(line) - 1)]
@@ -64,8 +64,9 @@ def table(
     )
     body = "".join(f"<tr>{cells(line, 'th', 'td')}</tr>" for line in rows)
     return (
+        f'<p class="muted">{escape(caption)}</p>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
-        f'<table class="{style}"><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
+        f'<table class="{style}" aria-label="{escape(caption)}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

@@ -42,7 +42,7 @@ RULES = """
 body { margin: 0 auto; max-width: 62rem; padding: 1rem; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
 h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem }
-p { margin: .25rem 0 } .muted, caption, figcaption { color: var(--muted) }
+p { margin: .25rem 0 } .muted, figcaption { color: var(--muted) }
 .good { color: var(--good) } .bad { color: var(--bad) } .warn { color: var(--warn) }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .5rem;
   margin: 1rem 0; padding: 0 }
@@ -52,7 +52,6 @@ p { margin: .25rem 0 } .muted, caption, figcaption { color: var(--muted) }
 .scroll { overflow-x: auto }
 .scroll:focus { outline: 2px solid var(--link) }
 table { border-collapse: collapse; width: 100% }
-caption { text-align: left; padding-bottom: .25rem }
 td, th { text-align: left; padding: .3rem .6rem .3rem 0; vertical-align: top;
   border-bottom: 1px solid var(--panel) }
 thead th { color: var(--muted); font-weight: 600; border-bottom-color: var(--line) }
