@@ -54,6 +54,7 @@ class Shape:
     fields: tuple[Field, ...]
     write: WriteMode = "upsert"
     deletes: Literal["keep", "delete"] | SoftDelete = "keep"
+    cascade: bool = False  # a delete may change other objects, as the target's own rules say
     newest: tuple[str, str] | None = None
     run_id: str | None = None
 
@@ -116,10 +117,11 @@ Answer = Outcome | Pending
 @dataclass(frozen=True, slots=True)
 class Quota:
     """What a target said of its own limit in passing: the part of it that is left (0 to 1), and the
-    seconds until it begins anew, if it said so."""
+    seconds until it begins anew, if it said so. A daily one is a budget: gone, the run ends."""
 
     left: float
     anew: float | None = None
+    daily: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,9 @@ class Capabilities:
     readable: bool = False
     nulls_keep: bool = False  # can leave a field as it is (`nulls: keep`)
     only_if_empty: bool = False  # can fill a field only where the target has none
+    cascades: bool = False  # a delete can change other objects, and that can be told beforehand
     settles: bool = False  # `settle` brings evidence of what became of an unanswered batch
+    by_ref: bool = False  # deletes name rows by the target's own id: one that was never learnt cannot be
     max_rows: int | None = None
     max_deletes: int | None = None  # rows of a delete batch, where that differs
     lanes: int = 1
@@ -146,6 +150,8 @@ class Rows(Protocol):
     """Whoever holds the rows of a change set. Positions are absolute; `last` is included."""
 
     def keys(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
+
+    def refs(self, first: int, last: int) -> Sequence[str | None]: ...
 
     def tuples(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
 
@@ -184,6 +190,10 @@ class Batch:
     def keys(self) -> Sequence[tuple[Any, ...]]:
         """The key values of each row, in the order of `Shape.key`."""
         return self.rows.keys(self.first, self.last)
+
+    def refs(self) -> Sequence[str | None]:
+        """The target's own id of each row, as an earlier answer told it; None where none did."""
+        return self.rows.refs(self.first, self.last)
 
     def tuples(self) -> Sequence[tuple[Any, ...]]:
         """Per row the values of `Shape.key`, then of `Shape.fields`, as Python values (deletes: keys)."""

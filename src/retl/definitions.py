@@ -43,16 +43,21 @@ class Definition(BaseModel):
 
 
 class Source(Definition):
-    """Where the mart's rows come from: exactly one of table, sql, file; a single SELECT."""
+    """Where the mart's rows come from: exactly one of table, sql, file (a single SELECT), or dbt: the name
+    of a model. A model whose last run ended longer than `max_age` ago is not read."""
 
     table: str | None = None
     sql: str | None = None
     file: str | None = None
+    dbt: str | None = None
+    max_age: Duration | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Source:
-        if sum(part is not None for part in (self.table, self.sql, self.file)) != 1:
-            raise ValueError("a source has exactly one of table, sql or file")
+        if sum(part is not None for part in (self.table, self.sql, self.file, self.dbt)) != 1:
+            raise ValueError("a source has exactly one of table, sql, file or dbt")
+        if self.max_age is not None and self.dbt is None:
+            raise ValueError("`max_age` goes with `dbt`, which says when a model was built")
         return self
 
 
@@ -145,23 +150,33 @@ class Phone(Definition):
     e164: Home
 
 
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
 class FieldSource(Definition):
-    """Where one field of the destination comes from: a mart column, a constant, or a run value."""
+    """Where one field of the destination comes from: a mart column, a constant, a run value, or the
+    target's own id that sync `ref` learnt for the key in the columns `by`."""
 
     column: str | None = None
     value: str | int | float | bool | None = None
     run_value: RunValue | None = None
+    ref: str | None = None
+    by: Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | list[str])] = ()
     nulls: Literal["clear", "keep"] = "clear"
     only_if_empty: bool = False
     transform: tuple[Transform | Phone, ...] = ()
 
     @model_validator(mode="after")
     def _one(self) -> FieldSource:
-        given = self.model_fields_set & {"column", "value", "run_value"}
+        given = self.model_fields_set & {"column", "value", "run_value", "ref"}
         if len(given) != 1:
             raise ValueError(
-                "a field comes from exactly one of: a column, a `value`, $run_started_at, $run_id, $sync"
+                "a field comes from exactly one of: a column, a `value`, a `ref`, $run_started_at, $run_id,"
+                " $sync"
             )
+        if (self.ref is None) != (not self.by):
+            raise ValueError("`ref` names a sync and `by` the columns that hold the key of its row")
         if self.transform and self.column is None:
             raise ValueError("`transform` changes the values of a column; write a constant as it shall be")
         return self
@@ -246,8 +261,8 @@ def _deletes(value: object) -> object:
     """The spellings of SPEC → the fields of Deletes."""
     if value in ("keep", "delete"):
         return {"how": value}
-    if isinstance(value, dict) and "how" not in value and ("set" in value or "cascade" in value):
-        return {**value, "how": "set" if "set" in value else "keep"}
+    if isinstance(value, dict) and "how" not in value and "set" in value:
+        return {**value, "how": "set"}
     if isinstance(value, Deletes):
         return value
     raise ValueError("deletes is keep, delete or {set: {field: value}, restore: {field: value}}")
@@ -270,6 +285,21 @@ class Guards(Definition):
     min_rows: Annotated[int, Field(ge=0)] | None = None
 
 
+class Rejects(Definition):
+    """Whether the ledger keeps the rejected rows themselves, for how long, and which columns it never sees
+    (beside those the contract calls sensitive)."""
+
+    payload: bool = False
+    mask: tuple[str, ...] = ()
+    retain: Duration = 7 * 86400.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Rejects:
+        if self.model_fields_set and "payload" not in self.model_fields_set:
+            raise ValueError("`mask` and `retain` are about the rows kept with `payload: true`")
+        return self
+
+
 class BatchSize(Definition):
     rows: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
 
@@ -286,6 +316,23 @@ class Formats(Definition):
     decimals: Literal["number", "string"] = "number"
     dates: Literal["iso", "epoch_ms"] = "iso"
     timestamps: Literal["iso", "epoch_s", "epoch_ms"] = "iso"
+
+
+class MappingTest(Definition):
+    """A row of the mart, and either the fields that would be sent of it or what it is rejected for: a column
+    of the contract, or a code. A column that is not given is NULL; a field that is not expected may be
+    anything; `$kept` is a field under `nulls: keep` that would not be sent."""
+
+    name: str | None = None
+    given: dict[str, Any]
+    expect: dict[str, Any] | None = None
+    reject: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> MappingTest:
+        if (self.expect is None) == (self.reject is None):
+            raise ValueError("a test has exactly one of expect and reject")
+        return self
 
 
 class DestinationRef(BaseModel):
@@ -336,16 +383,30 @@ class Sync(Definition):
         BeforeValidator(_deletes, json_schema_input_type=Literal["keep", "delete"] | SetSpelling),
         Field(json_schema_extra={"default": "keep"}),
     ] = Deletes()
+    cascade: bool = False  # deletes may change other tables, as their foreign keys say
     first_run: Literal["send", "adopt"] | None = None
     delivery: Literal["at_least_once", "at_most_once"] | None = None
     conflicts: Annotated[Literal["warehouse_wins"], BeforeValidator(_conflicts)] = "warehouse_wins"
     guards: Guards = Guards()
+    rejects: Rejects = Rejects()
     checks: tuple[str, ...] = ()
     formats: Formats = Formats()
     batch: BatchSize = BatchSize()
     retry: Retry = Retry()
     timeout: Duration | None = None
     freshness: Duration | None = None
+    tests: tuple[MappingTest, ...] = ()
+
+    @property
+    def refers_to(self) -> dict[str, FieldSource]:
+        """The fields that are ids which another sync learnt."""
+        return {name: one for name, one in (self.fields or {}).items() if one.ref is not None}
+
+    @property
+    def earlier(self) -> set[str]:
+        """The syncs of the same invocation that run before this one."""
+        referred = {str(one.ref) for one in self.refers_to.values()} - {self.name}
+        return referred | {*self.after}
 
     @model_validator(mode="after")
     def _fits(self) -> Sync:
@@ -355,6 +416,8 @@ class Sync(Definition):
             raise ValueError(
                 f"`deletes` needs `changes: hash`: with {self.changes.strategy} a row's absence says nothing"
             )
+        if self.cascade and self.deletes.how != "delete":
+            raise ValueError("`cascade: true` goes with `deletes: delete`: nothing else removes rows")
         if self.write == "append" and self.first_run is None:
             raise ValueError(
                 "`write: append` needs `first_run`: send (every row of today's mart) or adopt (none)"
@@ -373,6 +436,7 @@ class Warehouse(Definition):
     type: Literal["duckdb"] = "duckdb"
     path: str = "data/warehouse.duckdb"
     read_paths: tuple[str, ...] = ()
+    dbt: str = "target"  # dbt's target folder: manifest.json and run_results.json
     timezone: str = "UTC"
     lock_wait: Duration = 600.0
 
@@ -382,10 +446,12 @@ class State(Definition):
 
 
 class Limits(Definition):
-    """What a connection may be asked; shared by all its syncs."""
+    """What a connection may be asked, of which `share` is ours: `requests` in any `per` seconds, `per_day` in
+    any 24 hours, over all its syncs, processes and hosts of one ledger; `concurrency` at once, in each."""
 
     requests: Annotated[int, Field(ge=1)] | None = None
     per: Duration = 1.0
+    per_day: Annotated[int, Field(ge=1)] | None = None
     concurrency: Annotated[int, Field(ge=1, le=64)] | None = None
     share: Annotated[float, Field(gt=0, le=1)] | None = None
 

@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from retl import pipeline, planning, values
+from retl import payload, pipeline, planning, values
 from retl.batch import Batch, Field, Operation
 from retl.change_set import ChangeSet, document_sql
 from retl.errors import TargetError
@@ -97,6 +97,8 @@ class _Chosen:
     code: str | None
     reason: str | None
     column: str | None
+    reject_key: str | None  # with row_id what the ledger knows a reject of this row by
+    row_id: str
 
 
 class _Rows:
@@ -117,7 +119,8 @@ class _Rows:
             else f"ORDER BY s.op IS NULL AND x.row IS NULL, r.key, r.row LIMIT {int(count)}"
         )
         spool.run(
-            "CREATE TABLE looked AS SELECT r.row, r.key, r.hash, x.code, x.reason, x.col,"
+            "CREATE TABLE looked AS SELECT r.row, r.key, r.hash, NULL::VARCHAR AS ref, x.code, x.reason,"
+            " x.col, x.key AS reject_key, x.row_id,"
             " coalesce(s.op, n.op, CASE WHEN x.row IS NULL THEN 'unchanged' ELSE 'rejected' END) AS op"
             " FROM rows r"
             " LEFT JOIN changes s ON s.key = r.key AND s.op <> 'delete' AND r.fault IS NULL"
@@ -128,9 +131,11 @@ class _Rows:
         parts = "".join(f", {values.key_value_sql(types, i, 'a.key')} AS {n}" for i, n in enumerate(names))
         empty = "".join(f", NULL AS f{i}" for i in range(len(self.shape.fields)))
         absent = (
-            "SELECT NULL AS row, a.key, NULL AS hash, NULL AS code, NULL AS reason, NULL AS col,"
-            f" coalesce(s.op, CASE WHEN b.key IS NULL THEN 'unknown' ELSE 'gone' END) AS op{parts}{empty}"
+            "SELECT NULL AS row, a.key, NULL AS hash, b.ref, x.code, x.reason, x.col,"
+            " coalesce(s.op, CASE WHEN x.code IS NOT NULL THEN 'rejected' WHEN b.key IS NULL THEN 'unknown'"
+            f" ELSE 'gone' END) AS op{parts}{empty}"
             " FROM asked a LEFT JOIN baseline b ON b.key = a.key LEFT JOIN changes s ON s.key = a.key"
+            " LEFT JOIN rejects x ON x.key = a.key AND x.row IS NULL"
             " WHERE a.key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)"
         )
         payload = f'SELECT "retl row" AS row, {self.plan.field_map.payload} FROM mart'
@@ -144,6 +149,7 @@ class _Rows:
         replaced = f" REPLACE ({', '.join(hidden)})" if hidden else ""
         spool.run(f"CREATE TABLE shown AS SELECT *{replaced} FROM chosen")
         listed = f"pos, key, op, row, CASE WHEN row IS NOT NULL THEN {self.mapped} END, code, reason, col"
+        listed += ", coalesce(reject_key, key), coalesce(row_id, '')"
         return [_Chosen(*found) for found in spool.run(f"SELECT {listed} FROM shown ORDER BY pos")]
 
     def explained(self, one: _Chosen, *, read: bool) -> dict[str, Any]:
@@ -156,7 +162,7 @@ class _Rows:
             "fields": self._masked_fields(one.document),
             "request": self._request(one),
             "baseline": delivered,
-            "reject": self._reject(one.key),
+            "reject": self._reject(one.reject_key, one.row_id),
             "next": self._next(one, delivered),
         }
         if read:
@@ -199,7 +205,7 @@ class _Rows:
         if one.op in ("rejected", "unknown", "gone"):
             return None
         operation: Operation = "delete" if one.op == "delete" else self.job.sync.write
-        destination = self.job.target.lane(self.shape)
+        destination = self.job.lane(self.shape)
         try:
             sent = destination.request(self._batch("shown", one.pos, operation))
             return sent.decode(errors="replace").replace("\r\n", "\n")
@@ -209,7 +215,7 @@ class _Rows:
     def _target(self, one: _Chosen) -> Mapping[str, Any] | None:
         if one.key is None or not self.plan.capabilities.readable:
             return None
-        destination = self.job.target.lane(self.shape)
+        destination = self.job.lane(self.shape)
         try:
             (found,) = destination.read(self._batch("chosen", one.pos, "delete"))
         finally:
@@ -234,12 +240,17 @@ class _Rows:
         runs = self.job.ledger.runs(self.job.sync.name, limit=10_000)
         return next((run.run_id for run in runs if run.started_at == at), None)
 
-    def _reject(self, key: str | None) -> dict[str, Any] | None:
+    def _reject(self, key: str | None, row_id: str) -> dict[str, Any] | None:
         for one in self.job.ledger.rejects(self.job.sync.name):
-            if one.key == (key or ""):
+            if (one.key, one.row_id) == (key, row_id):
                 seen = {"first_seen": one.first_seen, "last_seen": one.last_seen, "attempts": one.attempts}
-                return {"stage": one.stage, "code": one.code, "reason": one.reason, **seen}
+                kept = {} if one.payload is None else {"payload": self._kept_row(one.payload)}
+                return {"stage": one.stage, "code": one.code, "reason": one.reason, **seen, **kept}
         return None
+
+    def _kept_row(self, document: str) -> dict[str, Any]:
+        sensitive = {name for name, rule in self.plan.contract.columns.items() if rule.sensitive}
+        return payload.shown(document, sensitive.union(self.job.sync.rejects.mask))
 
     def _next(self, one: _Chosen, delivered: Mapping[str, Any] | None) -> str:
         if self.plan.refusals:
@@ -280,7 +291,7 @@ def _present(job: Job, plan: Plan, count: int) -> Iterable[Mapping[str, Any] | N
     """What the target has of the first changes; None per row where it lacks the key or nobody can say."""
     if not count or not plan.capabilities.readable:
         return [None] * count
-    destination = job.target.lane(plan.field_map.shape)
+    destination = job.lane(plan.field_map.shape)
     try:
         batch = Batch(plan.change_set, "delete", plan.run.run_id, 0, 0, count - 1)
         return list(destination.read(batch))

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from retl import baseline, changes, contract, guards, log, mapping
-from retl.batch import Batch
+from retl import baseline, changes, contract, guards, log, mapping, payload, recovery
+from retl.batch import UNKNOWN, Batch, Outcome
 from retl.changes import Cursor, Strategy
 from retl.destinations import PREVIEW, Destination
 from retl.errors import DefinitionError, Mismatch, Systemic
 from retl.fit import fit
 from retl.guards import Facts, Refusal
 from retl.job import Clock, Job
-from retl.ledger import Checkpoint, LayerRow, Ledger, RejectRow
+from retl.ledger import BatchRow, Checkpoint, LayerRow, Ledger, RejectRow
 from retl.mapping import FieldMap, Run
+from retl.payload import Payload
 from retl.plan import Plan
+from retl.sources import dbt
 from retl.sources import duckdb as mart
+from retl.sources.dbt import Build
 from retl.spool import Spool
 
 RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # missing ones, which a dry run does not need
@@ -53,7 +58,10 @@ def make(
     with clock.phase("freeze"):
         planning.freeze()
     with clock.phase("recover"):
-        planning.settle(settle)
+        if settle is not None:
+            planning.settle(settle)
+        elif ask:
+            planning.foresee()
     with clock.phase("diff"):
         planning.lay()
     if ask:
@@ -80,12 +88,20 @@ class _Planning:
         self.sampled = self.lost = 0
         self.readonly = False
         self.watermark: str | None = None
+        self.build: Build | None = None  # dbt's word on the mart
+        self.payload: Payload | None = None
+        self.foreseen: dict[str, Outcome] = {}  # of dead runs' batches, by their ids
+        self.unforeseen = 0  # rows of those that only a run can ask after
 
     def freeze(self) -> None:
         """Read the mart once, let go of it, and know how its rows become the target's."""
         job, sync = self.job, self.job.sync
-        wanted = mart.query(sync.source, job.options.variables, job.folder)
+        wanted = mart.query(sync.source, job.options.variables, job.folder, job.warehouse)
         self.identity = mart.attach(self.spool, job.warehouse, job.folder, _tell_waiting)
+        if sync.source.dbt is not None:
+            # dbt can write neither the mart nor another result while we hold the file
+            self.build = dbt.build(job.warehouse, job.folder, sync.source.dbt)
+            wanted = mart.query(sync.source, job.options.variables, job.folder, job.warehouse)
         read_paths = [job.folder / path for path in job.warehouse.read_paths]
         self.spool.harden([*read_paths, *job.ledger.readable()])
         columns = mart.columns(self.spool, wanted)
@@ -98,7 +114,7 @@ class _Planning:
             )
         self.contract = contract.build(sync.contract, columns, job.folder, sync.key, job.warehouse.timezone)
         self._map(None)
-        self.capabilities = job.target.lane(self.field_map.shape).capabilities
+        self.capabilities = job.lane(self.field_map.shape).capabilities
         fit(sync, self.field_map, self.capabilities)
         self.cursor = changes.cursor(sync, columns)
         names = dict.fromkeys([*self.contract.columns, *([self.cursor.column] if self.cursor else [])])
@@ -106,18 +122,38 @@ class _Planning:
         mart.detach(self.spool, job.warehouse)
         log.event("mart_frozen")
         self.failed_checks = [check for check in sync.checks if self._returns_rows(check)]
+        original = "unedited" if self.contract.edits else "mart"
+        if sync.rejects.payload:
+            self.payload = payload.of(self.contract, original, sync.rejects.mask)
         if self.contract.edits:
-            self.contract = changes.edit(self.spool, self.contract)
+            kept = original if self.payload else None
+            self.contract = changes.edit(self.spool, self.contract, kept)
         self.checkpoint = job.ledger.checkpoint(sync.name, self.capabilities.object)
         self.layers = job.ledger.layers(sync.name, self.capabilities.object)
         self._map(_newest(job.ledger, self.checkpoint, self.layers))
 
-    def settle(self, settle: Settle | None) -> None:
+    def settle(self, settle: Settle) -> None:
         """Ask what became of dead runs' batches, where that is to be known."""
-        if settle is not None and self.layers:
+        if self.layers:
             with _closing(self.job, self.field_map) as destination:
                 settle(self.field_map, destination, self.spool)
             self._map(_newest(self.job.ledger, self.checkpoint, self.layers))  # a settled batch may be it
+
+    def foresee(self) -> None:
+        """What a run would learn of dead runs' batches, as far as reading alone can tell."""
+        ledger, now = self.job.ledger, self.run.started_at
+        for layer, rows in recovery.unanswered(ledger, self.job.sync.name, self.capabilities, now):
+            found = recovery.batches(ledger, self.spool, self.field_map, self.directory, layer, rows, 0)
+            with _closing(self.job, self.field_map) as destination:
+                for row, batch in found:
+                    try:
+                        outcome = destination.foresee(batch)
+                    except Systemic:  # a right to look that this account lacks
+                        outcome = Outcome(UNKNOWN)
+                    if outcome == Outcome(UNKNOWN):
+                        self.unforeseen += len(batch)
+                    else:
+                        self.foreseen[row.batch_id] = outcome
 
     def lay(self) -> None:
         """The baseline as the ledger knows it, and the rows that this run is about."""
@@ -133,7 +169,8 @@ class _Planning:
         self.forgets = bool(self.former) and self.former.get("who") != self.fingerprints["who"]
         base = self.checkpoint.base if self.checkpoint and not self.forgets else None
         layers = [] if self.forgets else ledger.layers(sync.name, self.capabilities.object)
-        self.baseline_rows = lay(ledger, self.spool, self.directory, base, layers)
+        self._look_up()
+        self.baseline_rows = lay(ledger, self.spool, self.directory, base, layers, self.foreseen)
         self.open_rejects: Sequence[RejectRow] = ledger.rejects(sync.name)
         self.known_rejects = {
             (one.key, one.hash) for one in [*self.open_rejects, *ledger.rejects(sync.name, "dismissed")]
@@ -189,7 +226,8 @@ class _Planning:
 
     def judge(self) -> None:
         """The contract's word on the candidates."""
-        changes.judge(self.spool, self.contract)
+        changes.judge(self.spool, self.contract, self.job.sync.key)
+        self.waiting = changes.refuse_missing(self.spool, self.field_map.lookups)
         self.outcome = {
             row[0]: row[1] for row in self.spool.run("SELECT op, count(*) FROM candidates GROUP BY op")
         }
@@ -199,10 +237,13 @@ class _Planning:
         """The change set. A row without a usable key might be any of the missing ones: with one of
         those in the mart nothing is deleted."""
         unkeyed = changes.unkeyed(self.spool)
+        absence = self.strategy.absence and not unkeyed
+        by_ref = absence and self.capabilities.by_ref
+        self.unnamed = changes.refuse_unnamed(self.spool) if by_ref else 0
         self.change_set = changes.assemble(
             self.spool,
             self.field_map,
-            absence=self.strategy.absence and not unkeyed,
+            absence=absence,
             owed=[reject.key for reject in self.open_rejects if reject.stage == "target"],
             limit=self._selection.limit,
             directory=self.directory,
@@ -236,11 +277,14 @@ class _Planning:
             full_read=whole,
             last_read=self.checkpoint.read_rows if self.checkpoint else None,
             inserts=self.outcome.get("insert", 0),
-            matched=self.read - self.outcome["rejected"] - self.outcome.get("insert", 0),
+            matched=self.read - self.outcome["rejected"] - self.outcome.get("insert", 0) + self.waiting,
             sampled=self.sampled,
             lost=self.lost,
             failed_checks=tuple(self.failed_checks),
             allow_deletes=options.allow_deletes,
+            build=self.build,
+            max_age=sync.source.max_age,
+            now=self.run.started_at,
         )
         if self.forgets:
             self.refusals.append(_KEY_REDEFINED)
@@ -267,8 +311,10 @@ class _Planning:
             adopting=sync.first_run == "adopt" and self._is_first,
             forgets=self.forgets,
             withheld_deletes=self.withheld,
+            unnamed_deletes=self.unnamed,
             read_whole=whole,
             notes=list(self._notes()),
+            payload=self.payload,
         )
 
     @property
@@ -290,6 +336,17 @@ class _Planning:
             exclusive=self.hold is not None,
         )
 
+    def _look_up(self) -> None:
+        """The ids that other syncs learnt, as the ledger knows them now, in a table for each of them."""
+        ledger, spool = self.job.ledger, self.spool
+        for sync, columns in {one.ref: len(one.by) for one in self.job.sync.refers_to.values()}.items():
+            assert sync is not None
+            _lay_other(ledger, spool, self.directory, sync, self.job.references[sync])
+            spool.run(
+                f"CREATE TABLE {mapping.learnt(sync)} AS SELECT {mapping.learnt_key(columns)} AS"
+                ' "retl key", ref AS "retl ref" FROM baseline WHERE ref IS NOT NULL'
+            )
+
     def _returns_rows(self, check: str) -> bool:
         self.spool.run('CREATE OR REPLACE VIEW source AS SELECT * EXCLUDE ("retl row") FROM mart')
         return bool(mart.answers(self.spool, mart.select(check, self.job.options.variables, "checks")))
@@ -301,6 +358,8 @@ class _Planning:
             or self.forgets
             or self.capabilities.expires is not None
             or self.job.sync.write == "update_only"  # a key that was missing may be there now
+            or any(one.row_id for one in self.open_rejects)  # under which key it is mended nobody knows
+            or self.field_map.lookups  # an id may be another one, or there at last
             or any(self.former.get(name) != self.fingerprints[name] for name in ("what", "mark"))
         )
         mark = self.checkpoint.watermark if self.checkpoint and not behind else None
@@ -345,13 +404,16 @@ class _Planning:
         twice = not self.capabilities.idempotent and sync.delivery == "at_least_once"
         notes = {
             "what is sent changed (fields, types, transforms or formats): every row is sent once": reshaped,
+            f"a dead run left {self.unforeseen} rows unanswered: a run asks after them first, which may"
+            " change these numbers": self.unforeseen > 0,
             "the target lost rows that expire: every row is sent again": self.emptied,
             "this account may not write here: a run with it would fail": self.readonly,
             f"{self.withheld} deletes wait: a row without a usable key may be one of them": self.withheld > 0,
             "delivery is at_least_once: after a crash a row may arrive twice": twice,
             f"{self.job.target.kind} is a {PREVIEW}": self.job.target.destination.is_preview,
         }
-        return [note for note, holds in notes.items() if holds]
+        told = dbt.notes(self.build) if self.build else ()
+        return [*(note for note, holds in notes.items() if holds), *told]
 
 
 _KEY_REDEFINED = Refusal(
@@ -361,13 +423,39 @@ _KEY_REDEFINED = Refusal(
 )
 
 
-def lay(ledger: Ledger, spool: Spool, directory: Path, base: str | None, layers: Sequence[LayerRow]) -> int:
-    """Lay the baseline that the ledger's files and answers make; returns its rows."""
+def lay(
+    ledger: Ledger,
+    spool: Spool,
+    directory: Path,
+    base: str | None,
+    layers: Sequence[LayerRow],
+    foreseen: Mapping[str, Outcome] = MappingProxyType({}),
+) -> int:
+    """Lay the baseline that the ledger's files and answers make, as if the batches `foreseen` were answered
+    so; returns its rows."""
+
+    def answers(run_id: str) -> list[BatchRow]:
+        rows = ledger.batches(run_id)
+        return [replace(row, outcome=foreseen.get(row.batch_id, row.outcome)) for row in rows]
+
     parts = [
-        baseline.Layer(ledger.get_file(one.part, directory), one.started_at, ledger.batches(one.run_id))
+        baseline.Layer(ledger.get_file(one.part, directory), one.started_at, answers(one.run_id))
         for one in layers
     ]
     return baseline.lay(spool, ledger.get_file(base, directory) if base else None, parts)
+
+
+def _lay_other(ledger: Ledger, spool: Spool, directory: Path, sync: str, object: str) -> None:
+    """Lay the baseline of another sync. Its own run may go on meanwhile and put a new base in the place of
+    files that were just named: then they are named anew."""
+    while True:
+        checkpoint, layers = ledger.checkpoint(sync, object), ledger.layers(sync, object)
+        try:
+            lay(ledger, spool, directory, checkpoint.base if checkpoint else None, layers)
+            return
+        except Exception:
+            if (ledger.checkpoint(sync, object), ledger.layers(sync, object)) == (checkpoint, layers):
+                raise
 
 
 def _newest(
@@ -383,7 +471,7 @@ def _newest(
 
 @contextmanager
 def _closing(job: Job, field_map: FieldMap) -> Iterator[Destination[Any]]:
-    destination = job.target.lane(field_map.shape)
+    destination = job.lane(field_map.shape)
     try:
         yield destination
     finally:

@@ -25,7 +25,8 @@ def predict(job: Job, plan: Plan, clock: Clock) -> Summary:
     problem = plan.refusals[0] if plan.refusals else None
     if problem is not None:
         counts = plan.held_back()
-    status = "SUCCESS_WITH_REJECTS" if counts.rejected else "SUCCESS"
+    refused = counts.rejected or counts.deletes.rejected
+    status = "SUCCESS_WITH_REJECTS" if refused else "SUCCESS"
     counts.check()
     return Summary(
         job.sync.name,
@@ -48,7 +49,7 @@ def predict(job: Job, plan: Plan, clock: Clock) -> Summary:
 
 def _present(job: Job, plan: Plan) -> dict[str, tuple[int, int]]:
     """By op: rows of the change set whose key the target has, and has not."""
-    destination = job.target.lane(plan.field_map.shape)
+    destination = job.lane(plan.field_map.shape)
     found: dict[str, tuple[int, int]] = {}
     try:
         for phase in (changes.FRESH, changes.OWED):

@@ -130,6 +130,7 @@ def _vendor(kind: type[Destination[Any]]) -> dict[str, Any]:
 
 def _limits(limits: Limits, source: str, checked_on: date) -> str:
     said = [f"{limits.requests} requests per {limits.per:g} s"] if limits.requests else []
+    said += [f"{limits.per_day} a day"] if limits.per_day else []
     said += [f"{limits.concurrency} at a time"] if limits.concurrency else []
     return (
         f"{', '.join(said)}; of requests {limits.share:.0%} are ours unless the connection's"

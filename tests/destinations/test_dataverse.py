@@ -191,8 +191,8 @@ def test_a_throttled_part_is_sent_again_and_the_connection_rests(environment: En
     lane = made(environment.url, shaped())
     batch = Rows(shaped(), PEOPLE).batch()
     assert kinds(results(lane, batch, lane.write(batch))) == [Kind.WRITTEN, Kind.RETRY, Kind.WRITTEN]
-    assert lane.quota is not None
-    assert (lane.quota.left, lane.quota.anew) == (0.0, 7.0)
+    assert len(lane.quotas) == 1
+    assert (lane.quotas[0].left, lane.quotas[0].anew) == (0.0, 7.0)
     environment.busy = {"ann": 0, "cy b": 0}
     assert kinds(deliver(environment, PEOPLE)) == [Kind.WRITTEN] * 3
     environment.busy = dict.fromkeys(HELD, 0)

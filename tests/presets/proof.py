@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from retl import destinations, pace
 from retl.batch import Batch, Field, Kind, Operation, Outcome, RowResult, Shape, WriteMode
 from retl.definitions import Limits, Retry
 from retl.delivery import Answered, Delivery
+from retl.destinations import Turn
 from retl.destinations.http import OPERATION_NAMES, HttpDestination
 from retl.errors import Poisoned, Systemic
 from retl.http.outcome import Reply, Sent, interpret
@@ -185,15 +187,18 @@ class Proof:
         rows: Sequence[Row],
         operation: Operation | None = None,
         parameters: Mapping[str, Any] | None = None,
+        refs: Sequence[str | None] = (),
+        turn: Turn | None = None,
     ) -> list[RowResult]:
         """What becomes of the rows, by the same delivery that runs use; what stops it is raised."""
         options = self.options(api.url, parameters)
         shape = self.shape(deletes="delete" if operation == "delete" else "keep")
         kind = destinations.load(self.preset)
         lane = kind(options, shape)
+        lane.turn = turn or lane.turn
         size = lane.capabilities.max_rows or len(rows)
         batches = [
-            Rows(shape, rows).batch(operation or self.write, first, min(first + size, len(rows)) - 1)
+            Rows(shape, rows, refs).batch(operation or self.write, first, min(first + size, len(rows)) - 1)
             for first in range(0, len(rows), size)
         ]
         delivery = Delivery(
@@ -274,10 +279,11 @@ class Proof:
     def test_deletes_exactly_those_keys(self, api: FakeApi) -> None:
         if self.deletes is None:
             return
-        self.deliver(api, self.rows, parameters=self.deletes)
+        written = self.deliver(api, self.rows, parameters=self.deletes)
+        keys, refs = [row[:1] for row in self.rows[:2]], [result.ref for result in written[:2]]
         for _ in range(2):
-            gone = self.deliver(api, [row[:1] for row in self.rows[:2]], "delete", self.deletes)
-            assert {result.kind for result in gone} <= {Kind.WRITTEN, Kind.SKIPPED}
+            gone = self.deliver(api, keys, "delete", self.deletes, refs)
+            assert {result.kind for result in gone} == {Kind.WRITTEN}
             assert self.contents(api) == self.expected(self.rows[2:])
 
     def test_an_expired_token_costs_no_row(self, api: FakeApi, tell: Tell) -> None:
@@ -289,6 +295,21 @@ class Proof:
         assert {result.kind for result in self.deliver(api, self.rows)} == {Kind.WRITTEN}
         assert self.contents(api) == self.expected(self.rows)
         tell("faults", 1)
+
+    def test_every_request_takes_a_turn(self, api: FakeApi) -> None:
+        """Also those for tokens, and those that ask after a job."""
+        turns: list[int | None] = []
+
+        @contextmanager
+        def turn(size: int | None = None) -> Iterator[None]:
+            turns.append(size)
+            yield
+
+        self.expire(api)
+        with suppress(Systemic):
+            self.deliver(api, self.rows, turn=turn)
+        self.deliver(api, self.rows, turn=turn)
+        assert len(turns) == len(api.seen) >= 2
 
     def test_its_requests_are_valid_under_the_vendor_s_schema(self, api: FakeApi, tell: Tell) -> None:
         if self.contract is None:

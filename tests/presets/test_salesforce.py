@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from retl.batch import Kind
 from retl.destinations import load
+from retl.errors import Spent, Unavailable
 from retl.http.rules import Rules
 from retl.http.waits import quota
 from tests import api as fake
@@ -31,7 +32,8 @@ class Salesforce(TokenServer):
     def take(self, method: str, path: str, content: Any) -> tuple[int, Any]:
         if method == "DELETE":
             ids = [unquote(one) for one in urlsplit(path).query.split("&")[0].removeprefix("ids=").split(",")]
-            gone = [self.users.pop(one, None) is not None for one in ids]
+            keys = [one.removeprefix("003") for one in ids]
+            gone = [self.users.pop(one, None) is not None for one in keys]
             missing = {"success": False, "errors": [{"statusCode": "ENTITY_IS_DELETED", "message": "gone"}]}
             return 200, [
                 {"id": one, "success": True, "errors": []} if was else missing
@@ -58,6 +60,7 @@ class TestSalesforce(Proof):
     connection = {"client_id": "me", "client_secret": TOKEN, "domain": "example.my.salesforce.com"}
     parameters = {"object": "Contact", "match": "Ext__c"}
     bad = ("d@x.io", "Dan", -1)
+    deletes = parameters
     special = {"a locked row": [fake.changed(lambda said: [LOCKED, *said[1:]])]}
 
     def expire(self, api: Any) -> None:
@@ -104,9 +107,17 @@ class TestSalesforce(Proof):
         with pytest.raises(ValidationError):
             model(connection={**keys, "private_key": None}, object="Contact", match="Ext__c")
 
+    @pytest.mark.parametrize(
+        ("limit", "error"), [("TotalRequests", Spent), ("ConcurrentRequests", Unavailable)]
+    )
+    def test_a_spent_day_is_no_refusal_and_no_throttling(self, limit: str, error: type[Exception]) -> None:
+        said = [{"errorCode": "REQUEST_LIMIT_EXCEEDED", "message": f"{limit} Limit exceeded."}]
+        with pytest.raises(error):
+            self.read(Recorded({"status": 403, "resp_headers": {}, "resp_body": said}, ["a"], []))
+
     def test_the_budget_is_read_from_its_header(self) -> None:
         rules: Rules = self.options().http.outcome
-        assert rules.usage is not None
-        found = quota({"sforce-limit-info": "api-usage=3750/15000"}, rules.usage)
+        assert rules.budget is not None
+        found = quota({"sforce-limit-info": "api-usage=3750/15000"}, rules.budget)
         assert found is not None
         assert (found.left, found.anew) == (0.75, None)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import date
 from importlib import import_module
@@ -21,6 +22,7 @@ from retl.batch import UNKNOWN, Answer, Batch, Capabilities, Outcome, Quota, Sha
 from retl.definitions import Limits
 from retl.errors import DefinitionError
 
+Turn = Callable[..., AbstractContextManager[object]]  # room for one request, of `size` bytes if it writes
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 PREVIEW = (
     "preview: made from the vendor's documentation, and not yet held against its contract, its own client or"
@@ -53,7 +55,9 @@ class Destination(ABC, Generic[OptionsT]):
     limits: ClassVar[Limits] = Limits()  # what the vendor allows; a connection's own `limits` win
     vendor: ClassVar[Vendor | None] = None
     capabilities: Capabilities
-    quota: Quota | None = None  # what the last answer said of the target's own limit
+    quotas: Sequence[Quota] = ()  # what the last answer said of the target's own limits
+    paced: ClassVar[bool] = False  # takes a `turn` for each of its requests, else one is taken per write
+    turn: Turn = staticmethod(lambda size=None: nullcontext())
 
     def __init__(self, options: OptionsT, shape: Shape) -> None:
         self.options = options
@@ -64,6 +68,11 @@ class Destination(ABC, Generic[OptionsT]):
     def identity(cls, options: OptionsT, write: WriteMode) -> str:
         """Server, object and key template this writes to, normalised and without secrets: the baseline
         belongs to it. The same as `capabilities.object`, known before the mart is."""
+
+    @classmethod
+    def learns(cls, options: OptionsT, write: WriteMode, key: Sequence[str]) -> bool:
+        """Do answers to writes tell the target's own id of a row with such a key?"""
+        return False
 
     @abstractmethod
     def check(self) -> None:
@@ -81,6 +90,10 @@ class Destination(ABC, Generic[OptionsT]):
 
     def settle(self, batch: Batch, handle: str | None) -> Answer:
         """What became of a batch whose answer never came; may be asked again and again."""
+        return Outcome(UNKNOWN)
+
+    def foresee(self, batch: Batch) -> Outcome:
+        """What `settle` would tell of a batch now, by reading alone; UNKNOWN where that takes more."""
         return Outcome(UNKNOWN)
 
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:

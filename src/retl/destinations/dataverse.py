@@ -128,6 +128,7 @@ class DataverseOptions(Definition):
 class Dataverse(Destination[DataverseOptions]):
     Connection = DataverseConnection
     Options = DataverseOptions
+    paced = True
     limits = Limits(requests=6000, per=300.0, concurrency=52, share=0.5)
     vendor = Vendor(
         evidence=("golden", "docs"),
@@ -147,7 +148,7 @@ class Dataverse(Destination[DataverseOptions]):
         http = options.connection.http
         self._address = Address.parse(http.base_url)
         self._secrets = http.auth.secrets
-        self._client = Client(self._address, http.auth, {}, http.timeouts)
+        self._client = Client(self._address, http.auth, {}, http.timeouts, lambda size: self.turn(size))
         self._data = f"{self._address.prefix}/api/data/{options.version}"
         self.capabilities = Capabilities(
             object=self.identity(options, shape.write),
@@ -175,7 +176,7 @@ class Dataverse(Destination[DataverseOptions]):
             raise Mismatch("TARGET_DRIFT", f"{self.options.table} lacks a column: {error.message}") from None
 
     def write(self, batch: Batch) -> Answer:
-        self.quota = None
+        self.quotas = ()
         requests, refused = self._requests(batch)
         if not requests:
             return Outcome(WRITTEN, refused)
@@ -246,7 +247,7 @@ class Dataverse(Destination[DataverseOptions]):
         if waits and len(waits) == len(answers):
             code = f"HTTP_{answers[0].status}"
             raise Unavailable(code, "the target throttled every row", retry_after=max(waits))
-        self.quota = Quota(0.0, max(waits)) if waits else None
+        self.quotas = [Quota(0.0, max(waits))] if waits else []
 
     def _judged(self, answer: Reply, operation: Operation, request: Request) -> RowResult:
         """What one part of the answer says of its row."""

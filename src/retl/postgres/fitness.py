@@ -152,11 +152,12 @@ def _key(table: Table, statements: Statements) -> list[tuple[str, str | None]]:
 def _judge_deletes(table: Table, statements: Statements) -> None:
     if statements.shape.deletes != "delete":
         return
-    if table.dependents:
+    if table.dependents and not statements.shape.cascade:
         raise Mismatch(
             "CASCADE",
             f"deleting from {statements.relation} would change other tables: {', '.join(table.dependents)}",
-            hint="use a soft delete (`deletes: {set: …}`), or foreign keys that restrict",
+            hint="if they shall follow, say `cascade: true` in the sync; else use a soft delete"
+            " (`deletes: {set: …}`) or foreign keys that restrict",
         )
     if table.row_security:
         raise Mismatch(
