@@ -90,3 +90,12 @@ def test_what_was_told_is_remembered_per_recipient_and_sync(ledger: Ledger) -> N
     assert ledger.told("a", "user") is None
     ledger.remember("a", "users", frozenset())
     assert ledger.told("a", "users") == frozenset()
+
+
+def test_a_renamed_sync_is_known_under_its_new_name(ledger: Ledger) -> None:
+    ledger.remember("a", "people", frozenset())
+    ledger.remember("b", "people", frozenset({"refusal"}))
+    ledger.remember("a", "users", frozenset({"failure"}))
+    ledger.rename("users", "people")
+    assert [ledger.told(alert, "people") for alert in ("a", "b")] == [{"failure"}, None]
+    assert ledger.told("a", "users") is None

@@ -83,6 +83,17 @@ class History(State):
         with self._database.transaction():
             self._database.change(sql, f"told {alert} {sync}", " ".join(sorted(troubles)))
 
+    def _retell(self, old: str, new: str) -> None:
+        """What recipients of alerts know of `old` they know of `new`, and of nothing else."""
+        rows = self._database.query("SELECT name, value FROM retl_meta WHERE name LIKE ?", "told %")
+        told = {tuple(name.split(" ")[1:]): (name, value) for name, value in rows}
+        for (_, sync), (name, _) in told.items():
+            if sync in (old, new):
+                self._database.change("DELETE FROM retl_meta WHERE name = ?", name)
+        for (alert, sync), (_, value) in told.items():
+            if sync == old:
+                self.remember(alert, new, frozenset(value.split()))
+
     def rename(self, old: str, new: str) -> None:
         """All that is known of sync `old` is known of `new`; DefinitionError if `new` has state itself."""
         taken = (
@@ -99,6 +110,7 @@ class History(State):
             for table in ("retl_runs", "retl_checkpoints", "retl_rejects"):
                 self._database.change(f"UPDATE {table} SET sync = ? WHERE sync = ?", new, old)
             self._database.change("UPDATE retl_locks SET epoch = ? WHERE name IN (?, ?)", epoch, old, new)
+            self._retell(old, new)
 
     def reset(self, sync: str, object: str | None) -> None:
         """Forget what was delivered to an object: the next run begins with an empty baseline there. Without
