@@ -15,9 +15,9 @@ from tests.commands import Workshop
 
 COMMANDS = {
     *("init", "demo", "list", "validate", "check", "explain", "sync", "plan", "runs", "show", "status"),
-    *("rejects", "state", "schema", "destinations", "apply", "resolve", "test"),
+    *("rejects", "state", "schema", "destinations", "apply", "resolve", "test", "report"),
 }
-LATER = ("report", "log", "rollback", "reconcile", "erase", "watch")
+LATER = ("log", "rollback", "reconcile", "erase", "watch")
 DRIVERS = {"duckdb", "psycopg", "redis", "httpx2", "structlog", "yaml", "rich", "msgspec"}
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from retl.cli import alerting
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.output import Table
@@ -33,10 +34,13 @@ def apply(
         )
     sync = invocation.sync(plan.sync)
     invocation.require([sync])
+    alerting.require(invocation)
     ledger = invocation.ledger(create=True)
     with Stop().listening() as stop:
         job = invocation.job(sync, ledger, artifact.options(plan), stop)
-        return report(invocation, [pipeline.sync(job, lambda made: artifact.verify(plan, job, made))])
+        summary = pipeline.sync(job, lambda made: artifact.verify(plan, job, made))
+        alerting.tell_end(invocation, sync, ledger, summary)
+        return report(invocation, [summary])
 
 
 @command(app, "resolve")

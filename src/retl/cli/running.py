@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retl.cli import output, problems
+from retl.cli import alerting, output, problems
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table
@@ -110,6 +110,7 @@ def sync(
     running = [one for one in chosen if one.enabled]
     _check_full(running, full)
     invocation.require(running)
+    alerting.require(invocation)
     from retl.cli.schedule import run_all
     from retl.signals import Stop
 
@@ -215,13 +216,16 @@ def _run(invocation: Invocation, job: Job) -> Summary:
     try:
         if job.options.dry_run:
             return pipeline.dry_run(job)
-        return pipeline.sync(job)
+        summary = pipeline.sync(job)
     except Exception as problem:  # noqa: BLE001 - one sync's failure does not stop the others
         if invocation.debug:
             problems.tell(problem, debug=True)
         error = {name: text for name, text in problems.described(problem).items() if name != "where"}
         code = problems.exit_code(problem)
-        return Summary(job.sync.name, None, "FAILED", code, dry_run=job.options.dry_run, error=error)
+        summary = Summary(job.sync.name, None, "FAILED", code, dry_run=job.options.dry_run, error=error)
+    if not job.options.dry_run:
+        alerting.tell_end(invocation, job.sync, job.ledger, summary)
+    return summary
 
 
 def _paused(name: str, dry_run: bool) -> Summary:
