@@ -61,7 +61,6 @@ def test_a_word_kept_for_later_says_so(workshop: Workshop, word: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("sync", "--metrics-file", "file"),
         ("init", "new", "--from-dbt", "target/manifest.json"),
     ],
 )

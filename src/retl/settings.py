@@ -211,6 +211,11 @@ class Settings(_Settings):
     retl_correlation_id: str | None = Field(
         None, description="Kept in logs and ledger, to find a run from outside.", examples=["airflow-run-1"]
     )
+    retl_metrics_file: str | None = Field(
+        None,
+        description="Metrics of every sync, for node_exporter's textfile collector.",
+        examples=["/var/lib/node_exporter/textfile/retl.prom"],
+    )
     retl_crash_at: str | None = Field(
         None, pattern=r"^[a-z_]+(:[1-9][0-9]*)?$", description="For tests only.", exclude=True
     )

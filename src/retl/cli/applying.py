@@ -9,6 +9,7 @@ import typer
 
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
+from retl.cli.observing import write_metrics
 from retl.cli.output import Table
 from retl.cli.running import report
 from retl.cli.state import Yes, agreed, held
@@ -36,7 +37,9 @@ def apply(
     ledger = invocation.ledger(create=True)
     with Stop().listening() as stop:
         job = invocation.job(sync, ledger, artifact.options(plan), stop)
-        return report(invocation, [pipeline.sync(job, lambda made: artifact.verify(plan, job, made))])
+        summary = pipeline.sync(job, lambda made: artifact.verify(plan, job, made))
+    write_metrics(invocation, None, ledger, [summary])
+    return report(invocation, [summary])
 
 
 @command(app, "resolve")
