@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from retl.observers import metrics
+from retl.testing import FakeSlack, reset
 from tests.commands import ROWS, Workshop
 from tests.servers import RedisServer
 
@@ -105,6 +106,7 @@ def test_syncs_that_did_not_run_now_keep_their_last_values(workshop: Workshop, t
 
 def test_a_refused_run_is_told_and_the_last_success_stays(workshop: Workshop, tmp_path: Path) -> None:
     workshop.sync("users", contract=CONTRACT)
+    workshop.sync("waiting", after="[users]")
     file = tmp_path / "retl.prom"
     workshop.json("sync", "--metrics-file", str(file))
     before = read(file)
@@ -112,7 +114,8 @@ def test_a_refused_run_is_told_and_the_last_success_stays(workshop: Workshop, tm
     said = workshop.retl("sync", "--metrics-file", str(file))
     assert said.code == 3
     after = read(file)
-    assert after.status("users") == "REFUSED"
+    assert (after.status("users"), after.status("waiting")) == ("REFUSED", "BLOCKED")
+    assert after("retl_run_rows", sync="waiting", kind="inserted") == ROWS  # of its last run
     assert after("retl_invocation_exit_code") == 3
     assert after("retl_run_rows", sync="users", kind="rejected") == ROWS
     same = "retl_last_success_timestamp_seconds"
@@ -143,6 +146,38 @@ def test_a_relative_setting_is_in_the_project_and_an_environment_is_a_label(work
     workshop.json("sync", "--env", "prod")
     gauges = read(workshop.folder / "out.prom")
     assert gauges("retl_run_rows", sync="users", kind="read", env="prod") == ROWS
+
+
+def test_rows_that_got_no_answer_are_in_doubt_until_somebody_resolves_them(tmp_path: Path) -> None:
+    workshop = Workshop(tmp_path / "project")
+    workshop.warehouse("DELETE FROM users WHERE user_id > 1")
+    workshop.write("retl.yml", 'connections: {chat: {type: slack, url: "${SLACK_WEBHOOK_URL}"}}\n')
+    workshop.sync(
+        "users",
+        destination="{connection: chat, text: email}",
+        write="append",
+        first_run="send",
+        delivery="at_most_once",
+    )
+    file = tmp_path / "retl.prom"
+    with FakeSlack() as slack:
+        workshop.environment |= {"SLACK_WEBHOOK_URL": slack.webhook, "RETL_METRICS_FILE": str(file)}
+        slack.misbehave(reset(applied=True))
+        assert workshop.retl("sync").code == 1
+        gauges = read(file)
+        assert (gauges.status("users"), gauges("retl_rows_in_doubt", sync="users")) == ("FAILED", 1)
+        workshop.json("resolve", "--delivered", "--yes")
+        workshop.json("sync")
+    assert read(file)("retl_rows_in_doubt", sync="users") == 0
+    assert "hooks" not in file.read_text()
+
+
+def test_a_plan_carried_out_is_told_as_well(workshop: Workshop, tmp_path: Path) -> None:
+    workshop.sync("users")
+    file, plan = tmp_path / "retl.prom", tmp_path / "plan"
+    workshop.json("plan", "--sync", "users", "--out", str(plan))
+    workshop.json("apply", str(plan), RETL_METRICS_FILE=str(file))
+    assert read(file)("retl_run_rows", sync="users", kind="inserted") == ROWS
 
 
 def test_dry_runs_write_nothing(workshop: Workshop, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ Nothing is loaded that was not asked for, and nothing here changes what a run do
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retl.cli.invocation import Invocation
+from retl.errors import RetlError
 
 if TYPE_CHECKING:
     from retl.definitions import Sync
@@ -18,6 +20,59 @@ if TYPE_CHECKING:
     from retl.summary import Summary
 
 LOOK_BACK = 10  # runs among which the newest with numbers is looked for
+PREFIXES = ("OTEL_", "TRACEPARENT", "TRACESTATE", "OPENLINEAGE_")
+
+
+@contextmanager
+def observed(invocation: Invocation, *, dry_run: bool = False) -> Iterator[None]:
+    """While open, whoever the environment asks for listens to events; nobody listens to a dry run."""
+    with ExitStack() as closing:
+        if not dry_run:
+            from retl.settings import exported
+
+            try:
+                environ = exported(invocation.project.environment, *PREFIXES)
+            except RetlError as problem:
+                _unobserved(problem, problem.message)
+                environ = {}
+            for listen in (_trace, _draw_lineage):
+                try:
+                    listen(invocation, environ, closing)
+                except ImportError as problem:
+                    _unobserved(problem, f"{problem}: pip install 'retl-cli[otel,lineage]'")
+                except Exception as problem:  # noqa: BLE001 - whatever a library raises, the run goes on
+                    _unobserved(problem, type(problem).__name__)
+        yield
+
+
+def _trace(invocation: Invocation, environ: Mapping[str, str], closing: ExitStack) -> None:
+    exporter = environ.get("OTEL_TRACES_EXPORTER", "")
+    asked = exporter or any(environ.get(f"OTEL_EXPORTER_OTLP_{of}ENDPOINT") for of in ("", "TRACES_"))
+    if not asked or exporter == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return
+    from retl.observers import tracing
+
+    batches = invocation.project.settings.retl_log_level == "debug"
+    closing.enter_context(tracing.listening(environ, batches=batches))
+
+
+def _draw_lineage(invocation: Invocation, environ: Mapping[str, str], closing: ExitStack) -> None:
+    asked = any(name in ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG") for name in environ)
+    asked = asked or any(name.startswith("OPENLINEAGE__TRANSPORT__") for name in environ)
+    if not asked or environ.get("OPENLINEAGE_DISABLED", "").lower() == "true":
+        return
+    from retl.observers import lineage
+
+    project = invocation.project
+    sources = {name: sync.source for name, sync in project.syncs.items()}
+    closing.enter_context(lineage.listening(environ, Path(project.warehouse.path).resolve(), sources))
+
+
+def _unobserved(problem: Exception, why: str) -> None:
+    from retl import log
+
+    said = log.get().info if isinstance(problem, ImportError) else log.get().warning
+    said("observer_unavailable", code="OBSERVER_UNAVAILABLE", why=why)
 
 
 def write_metrics(

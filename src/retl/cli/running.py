@@ -12,7 +12,7 @@ import typer
 from retl.cli import output, problems
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
-from retl.cli.observing import write_metrics
+from retl.cli.observing import observed, write_metrics
 from retl.cli.output import Piece, Table
 from retl.errors import DefinitionError
 
@@ -117,7 +117,7 @@ def sync(
         if running:
             ledger = invocation.ledger(create=not dry_run)
             work = {one.name: invocation.job(one, ledger, options, stop) for one in running}
-        with _progress(invocation):
+        with observed(invocation, dry_run=dry_run), _progress(invocation):
             done = run_all(work, lambda job: _run(invocation, job), jobs=jobs, fail_fast=fail_fast)
     summaries = [done[one.name] if one.enabled else _paused(one.name, dry_run) for one in chosen]
     if not dry_run:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from retl import __version__, log
+from retl.summary import DELETES, KINDS
 
 STATUSES = (
     "NEVER",
@@ -31,19 +32,6 @@ STATUSES = (
     "BLOCKED",
     "PAUSED",
 )
-KINDS = (
-    "read",
-    "unchanged",
-    "inserted",
-    "updated",
-    "refreshed",
-    "deleted",
-    "rejected",
-    "skipped",
-    "in_doubt",
-    "not_attempted",
-)
-DELETES = ("planned", "rejected", "in_doubt", "not_attempted")
 MODE = 0o644  # the collector runs as somebody else
 
 Sample = tuple[Mapping[str, str], float | int]
