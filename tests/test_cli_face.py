@@ -17,9 +17,9 @@ from tests.servers import RedisServer
 
 COMMANDS = {
     *("init", "demo", "list", "validate", "check", "explain", "sync", "plan", "runs", "show", "status"),
-    *("rejects", "state", "schema", "destinations", "apply", "resolve"),
+    *("rejects", "state", "schema", "destinations", "apply", "resolve", "test"),
 }
-LATER = ("test", "report", "log", "rollback", "reconcile", "erase", "watch")
+LATER = ("report", "log", "rollback", "reconcile", "erase", "watch")
 OBSERVERS = {"opentelemetry", "openlineage", "requests"}
 DRIVERS = {"duckdb", "psycopg", "redis", "httpx2", "structlog", "yaml", "rich", "msgspec"} | OBSERVERS
 
@@ -74,18 +74,6 @@ def test_a_word_kept_for_later_says_so(workshop: Workshop, word: str) -> None:
     assert said.code == 2
     assert "reserved for a later version" in said.err
     assert said.out == ""
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("init", "new", "--from-dbt", "target/manifest.json"),
-    ],
-)
-def test_an_option_kept_for_later_says_so(workshop: Workshop, words: tuple[str, ...]) -> None:
-    said = workshop.retl(*words)
-    assert said.code == 2
-    assert "reserved for a later version" in said.err
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ import pytest
 from openlineage.client.event_v2 import RunEvent
 
 from retl import log
-from retl.definitions import Source
-from retl.observers.lineage import Lineage, dataset, run_uuid
+from retl.definitions import Source, Warehouse
+from retl.observers.lineage import Lineage, dataset, origin, run_uuid
 from tests.collector import Collector, collecting, silence
 from tests.commands import ROWS, Workshop
 from tests.servers import Database, RedisServer
 
 CONTRACT = "{user_id: {type: integer}, email: {type: string}, spend: {type: decimal, max_digits: 12, decimal_places: 2, le: 29}}"
+METADATA = {"generated_at": "2026-11-21T06:00:00Z"}
 PARENT = "0190f8a7-6c1e-7a52-9a3d-2f1f0c7b5e11"
 
 
@@ -160,11 +161,38 @@ def test_a_destination_is_named_by_its_identity(object: str, namespace: str, nam
     assert dataset(object) == (namespace, name)
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ({"table": "users"}, "shop.main.users"),
+        ({"table": "crm.users"}, "shop.crm.users"),
+        ({"dbt": "mart_users"}, "shop.marts.mart_users"),
+        ({"dbt": "nobody_knows"}, "shop.main.nobody_knows"),
+        ({"file": "marts/users.sql"}, "marts/users.sql"),
+    ],
+)
+def test_a_mart_is_named_as_dbt_names_it(tmp_path: Path, source: dict[str, str], name: str) -> None:
+    node = {
+        "unique_id": "model.shop.mart_users",
+        "resource_type": "model",
+        "name": "mart_users",
+        "package_name": "shop",
+        "relation_name": '"shop"."marts"."mart_users"',
+        "database": "shop",
+        "columns": {},
+    }
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"metadata": METADATA, "nodes": {node["unique_id"]: node}})
+    )
+    warehouse = Warehouse(path=str(tmp_path / "shop.duckdb"), dbt=".")
+    assert origin(Source(**source), warehouse, tmp_path) == (f"duckdb://{tmp_path}/shop.duckdb", name)
+
+
 def test_a_listener_that_fails_is_let_go_and_the_others_hear_on(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("json")
     told: list[RunEvent] = []
-    lineage = Lineage(told.append, {}, Path("/w.duckdb"), {"users": Source(table="users")})
-    broken = Lineage(told.append, {}, Path("/w.duckdb"), {})  # knows no sync: a KeyError
+    lineage = Lineage(told.append, {}, lambda sync: ("duckdb:///w.duckdb", sync))
+    broken = Lineage(told.append, {}, lambda sync: {}[sync])  # knows no sync: a KeyError
     log.listen(broken)
     log.listen(lineage)
     with log.bound(run_id="r1", sync="users"):

@@ -5,8 +5,9 @@ Nothing is loaded that was not asked for, and nothing here changes what a run do
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,23 +27,35 @@ PREFIXES = ("OTEL_", "TRACEPARENT", "TRACESTATE", "OPENLINEAGE_")
 @contextmanager
 def observed(invocation: Invocation, *, dry_run: bool = False) -> Iterator[None]:
     """While open, whoever the environment asks for listens to events; nobody listens to a dry run."""
-    with ExitStack() as closing:
-        if not dry_run:
-            from retl.settings import exported
-
-            try:
-                environ = exported(invocation.project.environment, *PREFIXES)
-            except RetlError as problem:
-                _unobserved(problem, problem.message)
-                environ = {}
-            for listen in (_trace, _draw_lineage):
-                try:
-                    listen(invocation, environ, closing)
-                except ImportError as problem:
-                    _unobserved(problem, f"{problem}: pip install 'retl-cli[otel,lineage]'")
-                except Exception as problem:  # noqa: BLE001 - whatever a library raises, the run goes on
-                    _unobserved(problem, type(problem).__name__)
+    closing = ExitStack()
+    if not dry_run:
+        _begin(invocation, closing)
+    try:
         yield
+    finally:
+        _harmless(closing.close)
+
+
+def _begin(invocation: Invocation, closing: ExitStack) -> None:
+    from retl.settings import exported
+
+    environ: dict[str, str] = {}
+    _harmless(lambda: environ.update(exported(invocation.project.environment, *PREFIXES)))
+    for listen in (_trace, _draw_lineage):
+        _harmless(partial(listen, invocation, environ, closing))
+
+
+def _harmless(step: Callable[[], object]) -> None:
+    from retl import log
+
+    try:
+        step()
+    except ImportError as problem:  # clusters set these variables for everybody: no warning
+        why = f"{problem}: pip install 'retl-cli[otel,lineage]'"
+        log.get().info("observer_unavailable", code="OBSERVER_UNAVAILABLE", why=why)
+    except Exception as problem:  # noqa: BLE001 - whatever a library raises, the run goes on
+        why = problem.message if isinstance(problem, RetlError) else type(problem).__name__
+        log.get().warning("observer_unavailable", code="OBSERVER_UNAVAILABLE", why=why)
 
 
 def _trace(invocation: Invocation, environ: Mapping[str, str], closing: ExitStack) -> None:
@@ -64,15 +77,11 @@ def _draw_lineage(invocation: Invocation, environ: Mapping[str, str], closing: E
     from retl.observers import lineage
 
     project = invocation.project
-    sources = {name: sync.source for name, sync in project.syncs.items()}
-    closing.enter_context(lineage.listening(environ, Path(project.warehouse.path).resolve(), sources))
 
+    def origin(sync: str) -> tuple[str, str]:
+        return lineage.origin(project.syncs[sync].source, project.warehouse, project.folder)
 
-def _unobserved(problem: Exception, why: str) -> None:
-    from retl import log
-
-    said = log.get().info if isinstance(problem, ImportError) else log.get().warning
-    said("observer_unavailable", code="OBSERVER_UNAVAILABLE", why=why)
+    closing.enter_context(lineage.listening(environ, origin))
 
 
 def write_metrics(

@@ -37,9 +37,11 @@ from openlineage.client.facet_v2 import (
 )
 
 from retl import __version__, log
-from retl.definitions import Source
+from retl.definitions import Source, Warehouse
+from retl.errors import RetlError
 from retl.observers.aside import Aside
 from retl.redact import redact
+from retl.sources import dbt
 
 LIBRARIES = ("openlineage", "urllib3", "requests")
 PRODUCER = f"urn:retl-cli:{__version__}"
@@ -55,12 +57,12 @@ CONFIG: dict[str, Any] = {"facets": {"source_code_location": {"disabled": True}}
 
 
 @contextmanager
-def listening(environ: Mapping[str, str], warehouse: Path, sources: Mapping[str, Source]) -> Iterator[None]:
+def listening(environ: Mapping[str, str], name: Callable[[str], tuple[str, str]]) -> Iterator[None]:
     """While open, runs become events, sent as they happen; what is left at the end is sent, or given up after
-    some seconds. `sources` are those of every sync by its name."""
+    some seconds. `name` says namespace and name of what a sync reads."""
     aside = Aside("LINEAGE_UNSENT", *LIBRARIES)
     client = OpenLineageClient(config=CONFIG)
-    lineage = Lineage(lambda event: aside.do(lambda: client.emit(event)), environ, warehouse, sources)
+    lineage = Lineage(lambda event: aside.do(lambda: client.emit(event)), environ, name)
     log.listen(lineage)
     try:
         yield
@@ -93,14 +95,12 @@ class Lineage:
         self,
         emit: Callable[[RunEvent], None],
         environ: Mapping[str, str],
-        warehouse: Path,
-        sources: Mapping[str, Source],
+        name: Callable[[str], tuple[str, str]],
     ) -> None:
         self._emit = emit
         self._namespace = environ.get("OPENLINEAGE_NAMESPACE", "retl")
         self._parent = _parent(environ.get("OPENLINEAGE_PARENT_ID"))
-        self._warehouse = warehouse
-        self._sources = sources
+        self._name = name
         self._runs: dict[str, _Run] = {}
 
     def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
@@ -161,9 +161,9 @@ class Lineage:
             columns = [schema_dataset.SchemaDatasetFacetFields(n, kind) for n, kind in run.columns.items()]
             facets["schema"] = schema_dataset.SchemaDatasetFacet(columns)
         read = input_statistics_input_dataset.InputStatisticsInputDatasetFacet(counts.get("read"))
-        name = _source_name(self._sources[run.sync], self._warehouse)
         statistics: dict[str, InputDatasetFacet] = {"inputStatistics": read} if counts else {}
-        return InputDataset(f"duckdb://{self._warehouse}", name, facets=facets, inputFacets=statistics)
+        namespace, name = self._name(run.sync)
+        return InputDataset(namespace, name, facets=facets, inputFacets=statistics)
 
 
 def _output(object: str, counts: Mapping[str, Any]) -> OutputDataset:
@@ -189,14 +189,22 @@ def dataset(object: str) -> tuple[str, str]:
     return namespace, name or "/"
 
 
-def _source_name(source: Source, warehouse: Path) -> str:
-    """database.schema.table, as dbt names what it built; a query by its file or its digest."""
-    if source.table is not None:
-        parts = source.table.replace('"', "").split(".")
-        return ".".join([warehouse.stem, "main"][: max(3 - len(parts), 0)] + parts)
-    if source.file is not None:
-        return source.file
-    return f"sql:{sha256(str(source.sql).encode()).hexdigest()[:16]}"
+def origin(source: Source, warehouse: Warehouse, folder: Path) -> tuple[str, str]:
+    """Namespace and name of a mart: database.schema.table, as dbt names what it built; a query is named by
+    its file or its digest."""
+    path = Path(warehouse.path).resolve()
+    relation = source.table
+    if source.dbt is not None:
+        try:
+            relation = dbt.relation(warehouse, folder, source.dbt)
+        except RetlError:  # the run says what is wrong
+            relation = source.dbt
+    if relation is not None:
+        parts = relation.replace('"', "").split(".")
+        name = ".".join([path.stem, "main"][: max(3 - len(parts), 0)] + parts)
+    else:
+        name = source.file or f"sql:{sha256(str(source.sql).encode()).hexdigest()[:16]}"
+    return f"duckdb://{path}", name
 
 
 def _parent(text: str | None) -> parent_run.ParentRunFacet | None:
