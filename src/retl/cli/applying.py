@@ -10,6 +10,7 @@ import typer
 from retl.cli import alerting
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
+from retl.cli.observing import observed, write_metrics
 from retl.cli.output import Table
 from retl.cli.running import report
 from retl.cli.state import Yes, agreed, held
@@ -38,9 +39,11 @@ def apply(
     ledger = invocation.ledger(create=True)
     with Stop().listening() as stop:
         job = invocation.job(sync, ledger, artifact.options(plan), stop)
-        summary = pipeline.sync(job, lambda made: artifact.verify(plan, job, made))
+        with observed(invocation):
+            summary = pipeline.sync(job, lambda made: artifact.verify(plan, job, made))
         alerting.tell_end(invocation, sync, ledger, summary)
-        return report(invocation, [summary])
+    write_metrics(invocation, None, ledger, [summary])
+    return report(invocation, [summary])
 
 
 @command(app, "resolve")
