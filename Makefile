@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
        --custom-compile-command "make lock" --extra demo pyproject.toml
 
-.PHONY: help demo test test-crash lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
+.PHONY: help demo test test-crash test-schedulers lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -20,6 +20,12 @@ test: $(READY) ## every test; ARGS=tests/test_servers.py for some
 
 test-crash: $(READY) ## kill runs at events and system calls, evenly chosen for ten minutes, and print what was lost
 	$(BIN)/python -m tests.crash_sweep
+
+test-schedulers: $(READY) ## the guides' DAG and assets in a real Airflow and a real Dagster
+	test -x .venv-schedulers/bin/airflow || { $(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-schedulers \
+	 && $(BIN)/uv pip install --quiet --python .venv-schedulers --group schedulers; }
+	RETL_TEST_AIRFLOW=$(CURDIR)/.venv-schedulers/bin/python RETL_TEST_DAGSTER=$(CURDIR)/.venv-schedulers/bin/python \
+	 $(BIN)/pytest tests/test_scheduling.py $(ARGS)
 
 lint: $(READY) ## style, types, and that imports point down
 	$(BIN)/ruff check .
@@ -57,7 +63,7 @@ lock: $(READY) ## pin the newest allowed versions; UPGRADE= keeps those that are
 lock: UPGRADE ?= --upgrade
 
 clean: ## remove what can be made again; data and state stay
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): requirements-dev.lock
