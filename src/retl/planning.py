@@ -12,11 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from retl import baseline, changes, contract, guards, log, mapping
+from retl import baseline, changes, contract, guards, log, mapping, volatile
 from retl.batch import Batch
 from retl.changes import Cursor, Strategy
 from retl.destinations import PREVIEW, Destination
-from retl.errors import DefinitionError, Mismatch, Systemic
+from retl.errors import DefinitionError, Mismatch, Systemic, TargetError
 from retl.fit import fit
 from retl.guards import Facts, Refusal
 from retl.job import Clock, Job
@@ -79,6 +79,7 @@ class _Planning:
         self.emptied = False  # the target lost rows that expire anyway: every row is due
         self.sampled = self.lost = 0
         self.readonly = False
+        self.asked = False
         self.watermark: str | None = None
 
     def freeze(self) -> None:
@@ -148,6 +149,7 @@ class _Planning:
 
     def ask_target(self) -> None:
         """Reached, writable, fitting, and does it still hold what was delivered?"""
+        self.asked = True
         expires = self.capabilities.expires
         with ExitStack() as shortly:
             closing = _closing(self.job, self.field_map)
@@ -268,7 +270,7 @@ class _Planning:
             forgets=self.forgets,
             withheld_deletes=self.withheld,
             read_whole=whole,
-            notes=list(self._notes()),
+            notes=[*self._notes(), *self._volatile()],
         )
 
     @property
@@ -352,6 +354,22 @@ class _Planning:
             f"{self.job.target.kind} is a {PREVIEW}": self.job.target.destination.is_preview,
         }
         return [note for note, holds in notes.items() if holds]
+
+    def _volatile(self) -> Sequence[str]:
+        """Where nearly every row is an update although nothing but the mart changed: because of which field?"""
+        updates = self.change_set.counts.get("update", 0)
+        reshaped = self.former.get("what") != self.fingerprints["what"]
+        asked = self.asked and self.capabilities.readable and not self.strategy.everything
+        if self.refusals or reshaped or not asked or not volatile.is_suspect(updates, self.read):
+            return []
+        last = min(volatile.SAMPLE, len(self.change_set) - self.change_set.counts.get("delete", 0)) - 1
+        batch = Batch(self.change_set, self.job.sync.write, self.run.run_id, 0, 0, last)
+        try:
+            with _closing(self.job, self.field_map) as destination:
+                names = volatile.fields(destination, batch)
+        except TargetError:  # a note is no reason to fail: the guards already said what they had to say
+            return []
+        return [volatile.note(names, updates, self.read)] if names else []
 
 
 _KEY_REDEFINED = Refusal(
