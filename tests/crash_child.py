@@ -14,6 +14,7 @@ for _name in (
     "retl.cli", "retl.cli.app", "retl.cli.running", "retl.cli.schedule", "retl.cli.history",
     "retl.pipeline", "retl.project", "retl.ledger",
     "retl.destinations.postgres", "retl.destinations.redis", "retl.destinations.http",
+    "retl.destinations.salesforce_bulk", "retl.destinations.dataverse",
 ):  # fmt: skip
     import_module(_name)
 

@@ -120,11 +120,19 @@ class Running:
 class Project:
     """A folder with one sync, `users`, and the variables its connections need."""
 
-    def __init__(self, folder: Path, sync: str, environ: Mapping[str, str], *, rows: str = FIRST) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sync: str,
+        environ: Mapping[str, str],
+        *,
+        rows: str = FIRST,
+        connections: str = "",
+    ) -> None:
         self.folder = folder
         self.environ = {"PATH": os.environ["PATH"], "HOME": str(folder), **environ}
         (folder / "syncs").mkdir(parents=True, exist_ok=True)
-        (folder / "retl.yml").write_text(RETL_YML)
+        (folder / "retl.yml").write_text(RETL_YML + connections)
         self.define(sync)
         self._numbers = itertools.count()
         self.mart(rows)
@@ -195,6 +203,7 @@ class Scene(ABC):
     """A target with a project that delivers to it. A context: the target's server is up inside it."""
 
     sync: str
+    connections = ""  # of its own, as lines of retl.yml
     before: Sequence[str] = ()  # marts delivered before the run in question
 
     def __init__(self, folder: Path) -> None:
@@ -235,7 +244,7 @@ class Scene(ABC):
     def start_over(self) -> None:
         """A ledger and a mart as before the first run ever; the target stays as it is."""
         shutil.rmtree(self.folder / ".retl", ignore_errors=True)
-        self.project = Project(self.folder, self.sync, self.environ())
+        self.project = Project(self.folder, self.sync, self.environ(), connections=self.connections)
 
     def begin(self) -> None:
         """Everything as it was before the run in question: target, ledger, mart."""

@@ -205,6 +205,18 @@ def test_an_insert_that_cannot_be_settled_now_is_settled_by_the_next_run(tmp_pat
     assert events.once()
 
 
+def test_a_dry_run_says_what_only_a_run_can_ask_after(tmp_path: Path, api: Api) -> None:
+    events = Events(tmp_path / "project", api, KEYED)
+    assert events.project.sync(RETL_CRASH_AT="batch_answered:2").code == KILLED
+    sent = len(api.seen)
+    dry = events.project.sync("--dry-run").summary
+    assert len([1 for _, path, *_ in api.seen[sent:] if path == "/v1/events"]) == 0
+    (note,) = [note for note in dry["notes"] if "unanswered" in note]
+    assert f"left {dry['in_doubt']} rows" in note
+    done = events.project.sync()
+    assert (done.code, done.summary["in_doubt"]) == (0, 0)
+
+
 def test_outside_the_window_of_its_key_an_insert_stays_in_doubt(tmp_path: Path, api: Api) -> None:
     events = Events(tmp_path / "project", api, KEYED.replace("24h", "0s"))
     killed = events.project.sync(RETL_CRASH_AT="batch_answered:1")

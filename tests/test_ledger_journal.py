@@ -239,7 +239,9 @@ def test_a_closed_reject_begins_anew_when_it_comes_back(ledger: Ledger) -> None:
     ledger.record_rejects("users", epoch, rejected("a", "b"))
     epoch = running(ledger, "run-2")
     ledger.record_rejects(
-        "users", epoch, RejectChanges(closed=[("a", "applied"), ("b", "withdrawn"), ("c", "applied")])
+        "users",
+        epoch,
+        RejectChanges(closed=[("a", "", "applied"), ("b", "", "withdrawn"), ("c", "", "applied")]),
     )
     assert ledger.rejects() == []
     assert [r.key for r in ledger.rejects(state="applied")] == ["a"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -19,7 +20,7 @@ import pytest
 from retl.batch import WRITTEN, Outcome
 from retl.errors import DefinitionError, LedgerError, RetlError
 from retl.ledger import Acknowledgement, Ledger, open_ledger
-from tests.ledgers import batch, child, kill, line, start, take, url
+from tests.ledgers import ROOT, batch, child, kill, line, start, take, url
 
 __all__ = ["url"]  # fixtures
 CANARY = "s3cr3tcanary"
@@ -181,6 +182,48 @@ def test_newer_state_is_left_alone(url: str, tmp_path: Path, create: bool) -> No
     ledger._database.change("UPDATE retl_meta SET value = '999' WHERE name = 'schema'")
     ledger.close()
     assert refusal(url, tmp_path, create=create).code == "STATE_NEWER"
+
+
+def aged(url: str, folder: Path) -> None:
+    """A ledger as the first version of its tables was, with an open reject."""
+    ledger = open_ledger(url, folder, environment=None)
+    first = next(path for path in sorted((ROOT / "sql" / "ledger").glob("*.sql")))
+    create = re.search(r"CREATE TABLE retl_rejects \(.*?\);", first.read_text(), re.DOTALL)
+    assert create
+    with ledger._database.transaction():
+        for statement in (
+            "DROP TABLE retl_rejects",
+            create[0].rstrip(";"),
+            "INSERT INTO retl_rejects VALUES ('users', 'k', 'aa', 'contract', 'TYPE', NULL, NULL,"
+            " '2026-01-01T00:00:00+00:00', '2026-01-01T00:00:00+00:00', 3, 'open')",
+            "UPDATE retl_meta SET value = '1' WHERE name = 'schema'",
+        ):
+            ledger._database.change(statement)
+    ledger.close()
+
+
+def test_an_older_ledger_is_brought_up_to_date_with_all_that_is_in_it(url: str, tmp_path: Path) -> None:
+    aged(url, tmp_path)
+    ledger = open_ledger(url, tmp_path, environment=None)
+    (found,) = ledger.rejects("users")
+    assert (found.key, found.row_id, found.attempts, found.payload) == ("k", "", 3, None)
+    ledger.close()
+    again = open_ledger(url, tmp_path, environment=None)
+    assert (again.fresh, len(again.rejects("users"))) == (False, 1)
+    again.close()
+
+
+def test_a_reader_of_an_older_ledger_changes_nothing(url: str, tmp_path: Path) -> None:
+    aged(url, tmp_path)
+    before = traces(tmp_path)
+    if url.startswith("file:"):  # its private copy is brought up to date
+        ledger = open_ledger(url, tmp_path, environment=None, create=False)
+        assert len(ledger.rejects("users")) == 1
+        ledger.close()
+        assert traces(tmp_path) == before
+    else:
+        error = refusal(url, tmp_path, create=False)
+        assert (error.code, "retl sync" in str(error.hint)) == ("STATE_OLDER", True)
 
 
 @pytest.mark.parametrize("create", [True, False])

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests import servers
+from tests.commands import ROWS, Workshop
 from tests.crashes import Append, PostgresScene, Running, until
+from tests.ledgers import child, kill, line
 
 RACES = 3  # of each kind of ledger; `make test-crash` has 50
 SLOW = ", limits: {requests: 1, per: 3s}}"  # a batch, then three seconds until the next
@@ -36,7 +40,7 @@ def between_batches(made: PostgresScene) -> Running:
     pace(made, slow=True)
     run = made.project.start()
     run.saying('"batch_acknowledged"')
-    run.saying('"batch_sending"', 3)
+    run.saying('"room_awaited"', 2)
     return run
 
 
@@ -126,3 +130,66 @@ def rows_ever_written(made: Append) -> list[tuple[object, ...]]:
         return connection.execute(
             "SELECT xmin::text, user_id, searches FROM crm.users ORDER BY 1, 2"
         ).fetchall()
+
+
+STOPPED = """
+with ledger._database.transaction():
+    ledger._database.change("UPDATE retl_locks SET since = since")
+    print("inside", flush=True)
+    os.kill(os.getpid(), 19)
+"""
+
+
+@pytest.mark.parametrize("words", [["sync"], ["sync", "--dry-run"], ["runs"]])
+def test_a_ledger_that_a_stopped_process_keeps_busy_is_75_and_no_failure(
+    tmp_path: Path, redis_server: servers.RedisServer, words: list[str]
+) -> None:
+    workshop = Workshop(tmp_path / "project")
+    workshop.use(redis=redis_server)
+    workshop.sync("users")
+    workshop.json("sync")
+    other = child("file:.retl", workshop.folder, STOPPED)
+    try:
+        assert line(other) == "inside"
+        said = workshop.retl(*words, "--output", "json")
+        if words == ["sync"]:  # who only reads is not kept waiting
+            (blocked,) = said.document["syncs"]
+            assert (said.code, blocked["status"]) == (75, "BLOCKED")
+            assert blocked["error"]["code"] == "STATE_BUSY"
+        else:
+            assert said.code == 0
+    finally:
+        kill(other)
+    assert workshop.json("sync")["syncs"][0]["unchanged"] == ROWS
+
+
+def test_a_ledger_in_the_middle_of_a_commit_is_75_for_readers_too(
+    tmp_path: Path, redis_server: servers.RedisServer
+) -> None:
+    workshop = Workshop(tmp_path / "project")
+    workshop.use(redis=redis_server)
+    workshop.sync("users")
+    workshop.json("sync")
+    with closing(
+        sqlite3.connect(workshop.folder / ".retl" / "ledger.db", isolation_level=None)
+    ) as committing:
+        committing.execute("BEGIN EXCLUSIVE")
+        for words in (["sync"], ["sync", "--dry-run"], ["runs"]):
+            said = workshop.retl(*words)
+            assert said.code == 75, said.err
+            assert "STATE_BUSY" in said.err + said.out
+    assert workshop.retl("sync").code == 0
+
+
+def test_a_ledger_that_cannot_be_written_is_a_failure(
+    tmp_path: Path, redis_server: servers.RedisServer
+) -> None:
+    workshop = Workshop(tmp_path / "project")
+    workshop.use(redis=redis_server)
+    workshop.sync("users")
+    workshop.json("sync")
+    with closing(sqlite3.connect(workshop.folder / ".retl" / "ledger.db")) as damaged, damaged:
+        damaged.execute("DROP TABLE retl_locks")
+    said = workshop.retl("sync")
+    assert said.code == 1
+    assert "STATE_UNREADABLE" in said.err + said.out

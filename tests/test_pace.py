@@ -10,7 +10,7 @@ import pytest
 from retl import pace
 from retl.batch import Quota
 from retl.definitions import Limits, Retry
-from retl.errors import Ambiguous, Systemic, Unavailable
+from retl.errors import Ambiguous, Later, Systemic, Unavailable
 from retl.pace import Pace, retrying
 
 
@@ -191,6 +191,106 @@ def test_a_quota_is_left_alone_once_our_share_of_it_is_used(left: float, share: 
 
 def test_a_quota_that_begins_anew_nobody_knows_when_holds_nobody_up() -> None:
     pace = Pace(Limits())
-    pace.heed(None)
     pace.heed(Quota(0.0))
     assert pace.wait(Event())
+
+
+def test_two_who_keep_one_book_keep_one_limit(clock: Clock) -> None:
+    book = pace.Memory()
+    first, second = (Pace(Limits(requests=2, per=10), book=book, connection="crm") for _ in range(2))
+    assert first.wait(clock)
+    assert second.wait(clock)
+    assert clock.now == 100.0
+    assert first.wait(clock)
+    assert clock.now == pytest.approx(110)
+    assert first.wait(clock)
+    assert clock.now == pytest.approx(110 + pace.USE, abs=1)  # the second one has not given back its lease
+
+
+def test_what_was_given_back_is_free_a_window_after_its_answer(clock: Clock) -> None:
+    book = pace.Memory()
+    first, second = (Pace(Limits(requests=1, per=10), book=book, connection="crm") for _ in range(2))
+    assert first.wait(clock)
+    first.close()
+    assert second.wait(clock)
+    assert clock.now == pytest.approx(110)
+
+
+def test_room_is_free_a_window_after_the_answer_not_after_the_request(clock: Clock) -> None:
+    paced = Pace(Limits(requests=1, per=10))
+    with paced.turn(clock):
+        clock.now += 4
+    assert paced.wait(clock)
+    assert clock.now == pytest.approx(114)
+
+
+def test_a_hold_is_for_everybody_who_keeps_the_book(clock: Clock) -> None:
+    book = pace.Memory()
+    first, second = (Pace(Limits(requests=9, per=1), book=book, connection="crm") for _ in range(2))
+    first.hold(30)
+    assert second.wait(clock)
+    assert clock.now == pytest.approx(130)
+
+
+def send(paced: Pace, clock: Clock, count: int, seconds: float) -> float:
+    """How long it took to send so many requests, each of which was answered after so long."""
+    began = clock.now
+    for _ in range(count):
+        with paced.turn(clock, 1000):
+            clock.now += seconds
+    return clock.now - began
+
+
+def test_a_lane_rests_as_long_as_a_slow_target_works(clock: Clock) -> None:
+    paced = Pace(Limits())
+    assert send(paced, clock, 16, 0.1) == pytest.approx(1.6)
+    assert send(paced, clock, 16, 0.3) == pytest.approx(4.8 + 11 * 0.3)  # after the fifth to the last but one
+    send(paced, clock, 8, 0.1)
+    assert send(paced, clock, 16, 0.1) == pytest.approx(1.6)
+
+
+def test_a_slow_target_gets_half_of_the_window(clock: Clock) -> None:
+    paced = Pace(Limits(requests=20, per=100))
+    send(paced, clock, 20, 0.1)
+    clock.now += 100
+    send(paced, clock, 8, 0.3)
+    clock.now += 100
+    assert send(paced, clock, 10, 0.3) < 100
+    assert send(paced, clock, 1, 0.3) > 90
+
+
+def test_a_spent_budget_is_an_error_that_says_when(clock: Clock) -> None:
+    paced = Pace(Limits(per_day=3), connection="crm")
+    assert [paced.wait(clock) for _ in range(3)] == [True] * 3
+    with pytest.raises(Later, match=r"crm .* room again at 20\d\d-") as caught:
+        paced.wait(clock)
+    assert (caught.value.code, caught.value.exit_code) == ("BUDGET_SPENT", 75)
+    with pytest.raises(Later):
+        paced.require_room()
+    clock.now += 26 * 3600
+    paced.require_room()
+    assert paced.wait(clock)
+
+
+def test_a_daily_quota_that_is_used_up_is_a_spent_budget(clock: Clock) -> None:
+    paced = Pace(Limits(share=0.5))
+    paced.heed(Quota(0.51, daily=True))
+    assert paced.wait(clock)
+    paced.heed(Quota(0.5, daily=True))
+    with pytest.raises(Later):
+        paced.wait(clock)
+
+
+def test_a_hold_that_is_too_long_to_wait_for_ends_the_run(clock: Clock) -> None:
+    book = pace.Memory()
+    first, second = (Pace(Limits(requests=9, per=1), book=book, connection="crm") for _ in range(2))
+    first.hold(1800)
+    for paced in (first, second):
+        with pytest.raises(Later, match="crm") as caught:
+            paced.wait(clock)
+        assert caught.value.code == "HELD_OFF"
+    with pytest.raises(Later):
+        Pace(Limits(), book=book, connection="crm").require_room()
+    clock.now += 1700
+    assert second.wait(clock)
+    assert clock.now == pytest.approx(1900)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,90 @@ def test_a_refused_row_behind_the_mark_is_still_owed(workshop: Workshop, postgre
     healed = run(workshop)
     assert (healed["inserted"], healed["rejected"]) == (1, 0)
     assert workshop.json("rejects")["rejects"] == []
+
+
+def test_rows_that_expire_are_renewed_although_the_watermark_has_passed_them(
+    workshop: Workshop, redis_server: RedisServer
+) -> None:
+    workshop.use(redis=redis_server)
+    workshop.warehouse("ALTER TABLE users ADD COLUMN seen TIMESTAMP")
+    workshop.warehouse("UPDATE users SET seen = TIMESTAMP '2026-01-01' + INTERVAL (user_id) HOUR")
+    workshop.sync(
+        "users",
+        destination='{type: redis, key: "users:{user_id}", value: json, ttl: 20s}',
+        changes="{watermark: seen}",
+    )
+    assert run(workshop)["inserted"] == ROWS
+    assert run(workshop)["unchanged"] == ROWS
+    time.sleep(10)
+    renewed = run(workshop)
+    assert (renewed["refreshed"], renewed["unchanged"], renewed["updated"]) == (ROWS, 0, 0)
+    with redis_server.client() as client:
+        assert min(client.ttl(key) for key in client.keys("users:*")) > 10
+
+
+def test_another_key_accepted_under_a_watermark_sends_what_the_mark_has_passed(
+    workshop: Workshop, postgres: Database
+) -> None:
+    with postgres.connect() as connection:
+        connection.execute("CREATE SCHEMA crm")
+        connection.execute(
+            "CREATE TABLE crm.users (user_id bigint UNIQUE, email text UNIQUE, spend numeric(12,2), seen timestamp)"
+        )
+    workshop.warehouse("ALTER TABLE users ADD COLUMN seen TIMESTAMP")
+    workshop.warehouse("UPDATE users SET seen = TIMESTAMP '2026-01-01' + INTERVAL (user_id) HOUR")
+    parts = {"destination": "{type: postgres, table: crm.users}", "changes": "{watermark: seen}"}
+    workshop.sync("users", **parts)
+    assert run(workshop)["inserted"] == ROWS
+    workshop.warehouse("UPDATE users SET spend = 99 WHERE user_id = 1")  # behind the mark
+    workshop.sync("users", **parts, key="[email]")
+    assert "IDENTITY_CHANGED" in [guard["code"] for guard in run(workshop)["guards"]]
+    accepted = run(workshop, "--accept", "IDENTITY_CHANGED")
+    assert (accepted["read"], accepted["inserted"], accepted["status"]) == (ROWS, ROWS, "SUCCESS")
+    assert column(postgres, "SELECT spend FROM crm.users WHERE user_id = 1") == [99]
+    assert run(workshop)["read"] == 1, "the mark is where it was"
+
+
+def test_a_lookback_reaches_behind_the_mark_and_no_further_than_it_says(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.warehouse("ALTER TABLE users ADD COLUMN seen DATE")
+    workshop.warehouse("UPDATE users SET seen = DATE '2026-01-01' + user_id::INTEGER")
+    workshop.sync("users", destination=TABLE, changes="{watermark: seen, lookback: 2d}")
+    assert run(workshop)["inserted"] == ROWS
+    workshop.warehouse(f"UPDATE users SET email = 'late' WHERE user_id IN ({ROWS - 2}, {ROWS - 3})")
+    assert run(workshop)["updated"] == 1
+    assert column(postgres, "SELECT user_id FROM crm.users WHERE email = 'late'") == [ROWS - 2]
+
+
+def test_a_far_future_row_is_read_by_every_run_and_sent_when_it_changes(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.warehouse("ALTER TABLE users ADD COLUMN seen TIMESTAMPTZ")
+    workshop.warehouse(
+        "UPDATE users SET seen = TIMESTAMPTZ '2026-01-01 00:00:00+00' + INTERVAL (user_id) HOUR"
+    )
+    workshop.warehouse("UPDATE users SET seen = TIMESTAMPTZ '2999-01-01 00:00:00+00' WHERE user_id = 1")
+    workshop.sync("users", destination=TABLE, changes="{watermark: seen}")
+    assert run(workshop)["inserted"] == ROWS
+    assert (run(workshop)["read"], run(workshop)["unchanged"]) == (2, 2)
+    workshop.warehouse("UPDATE users SET email = 'changed' WHERE user_id = 1")
+    assert run(workshop)["updated"] == 1
+
+
+def test_a_row_that_lost_its_cursor_is_still_sent_when_it_changes(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.warehouse("ALTER TABLE users ADD COLUMN seen BIGINT; UPDATE users SET seen = user_id")
+    workshop.sync("users", destination=TABLE, changes="{watermark: seen}")
+    assert run(workshop)["inserted"] == ROWS
+    workshop.warehouse("UPDATE users SET seen = NULL, email = 'lost' WHERE user_id = 3")
+    lost = run(workshop)
+    assert (lost["read"], lost["updated"]) == (2, 1)
+    workshop.warehouse("UPDATE users SET seen = NULL")
+    assert run(workshop)["updated"] == ROWS - 1
+    workshop.warehouse("UPDATE users SET email = 'all without' WHERE user_id = 9")
+    assert run(workshop)["updated"] == 1
 
 
 # --- lost targets, lost state, renamed syncs
@@ -573,3 +658,63 @@ def test_what_a_recovery_settled_is_the_trace_the_next_run_asks_for(
     assert run(workshop)["status"] == "SUCCESS"
     assert run(workshop)["unchanged"] == ROWS
     assert run(workshop)["unchanged"] == ROWS
+
+
+def test_a_delete_follows_foreign_keys_only_where_the_sync_says_so(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.sync("users", destination=TABLE, deletes="delete")
+    assert run(workshop)["inserted"] == ROWS
+    with postgres.connect() as connection:
+        connection.execute(
+            "CREATE TABLE crm.notes (n int, user_id bigint CONSTRAINT of_whom REFERENCES crm.users ON DELETE CASCADE)"
+        )
+        connection.execute("INSERT INTO crm.notes VALUES (1, 4), (2, 5)")
+    workshop.warehouse(
+        "DELETE FROM users WHERE user_id = 5; UPDATE users SET email = 'new' WHERE user_id = 4"
+    )
+    refused = run(workshop)
+    assert (refused["exit_code"], refused["guards"][0]["code"]) == (3, "CASCADE")
+    assert "crm.notes (of_whom" in refused["guards"][0]["message"]
+    assert column(postgres, "SELECT n FROM crm.notes ORDER BY n") == [1, 2]
+    assert column(postgres, "SELECT count(*) FROM crm.users WHERE email = 'new'") == [0]
+    workshop.sync("users", destination=TABLE, deletes="delete", cascade="true")
+    allowed = run(workshop)
+    assert (allowed["status"], allowed["deleted"], allowed["updated"]) == ("SUCCESS", 1, 1)
+    assert column(postgres, "SELECT n FROM crm.notes ORDER BY n") == [1]
+
+
+@pytest.mark.parametrize(
+    ("parts", "code"),
+    [
+        ({"destination": TABLE, "cascade": "true"}, "DEFINITION_INVALID"),
+        ({"cascade": "true", "deletes": "delete"}, "CASCADE_UNSUPPORTED"),
+        ({"destination": TABLE, "deletes": "{set: {status: gone}, cascade: true}"}, "OPTION_UNKNOWN"),
+    ],
+)
+def test_a_cascade_that_means_nothing_is_a_definition_error(
+    workshop: Workshop, parts: dict[str, str], code: str
+) -> None:
+    workshop.sync("users", **parts)
+    said = workshop.retl("sync")
+    assert (said.code, code in said.err) == (2, True), said.err
+
+
+@pytest.mark.parametrize("point", ["batch_intended:3", "batch_answered:3", "batch_acknowledged:3"])
+@pytest.mark.parametrize("write", ["append", "upsert"])
+def test_a_dry_run_after_a_kill_tells_what_the_run_will_find(
+    workshop: Workshop, postgres: Database, write: str, point: str
+) -> None:
+    if write == "upsert":
+        point = point.replace("intended", "sending")
+    workshop.sync("users", destination=TABLE, write=write, first_run="send", batch="{rows: 5}")
+    assert workshop.retl("sync", RETL_CRASH_AT=point).code == -9
+    counted = ("status", "read", "unchanged", "inserted", "updated", "in_doubt", "skipped", "not_attempted")
+    before = column(postgres, "SELECT count(*) FROM crm.retl_applied"), workshop.snapshot()
+    predicted = run(workshop, "--dry-run")
+    assert (column(postgres, "SELECT count(*) FROM crm.retl_applied"), workshop.snapshot()) == before
+    assert predicted["in_doubt"] == 0
+    assert "notes" not in predicted
+    done = run(workshop)
+    assert {name: done[name] for name in counted} == {name: predicted[name] for name in counted}
+    assert column(postgres, "SELECT user_id FROM crm.users ORDER BY 1") == list(range(1, ROWS + 1))

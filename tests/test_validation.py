@@ -75,13 +75,10 @@ def test_a_file_that_is_no_mapping_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "rejects: {retain: 1d}\n",
         "alerts: []\n",
         "tests: []\n",
         "conflicts: target_wins\n",
         "changes: cdf\n",
-        "deletes: {set: {a: 1}, cascade: true}\n",
-        "deletes: {cascade: true}\n",
         "fields: {a: {ref: accounts, by: k}}\n",
     ],
 )

@@ -5,7 +5,7 @@ It only reads the spool; it decides nothing and forgives nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -73,12 +73,29 @@ class Account:
 
     @cached_property
     def target_rejects(self) -> list[Reject]:
-        """The rows the target refused."""
-        rows = self.plan.spool.run(
-            "SELECT key, lower(hex(hash)), coalesce(code, 'REJECTED'), coalesce(reason, '') FROM"
-            f" ({self._answers()}) WHERE kind = 'rejected' ORDER BY row"
+        """The rows the target refused; makes `refused` of them."""
+        self.plan.spool.run(
+            "CREATE OR REPLACE TABLE refused AS SELECT a.row AS pos, a.key, '' AS row_id, a.hash, r.row,"
+            " coalesce(a.code, 'REJECTED') AS code, coalesce(a.reason, '') AS reason"
+            f" FROM ({self._answers()}) a LEFT JOIN rows r ON r.key = a.key AND r.fault IS NULL"
+            " WHERE a.kind = 'rejected'"
         )
-        return [Reject(key, digest, "target", code, reason) for key, digest, code, reason in rows]
+        rows = self.plan.spool.run(
+            "SELECT key, row_id, lower(hex(hash)), code, reason, row FROM refused ORDER BY pos"
+        )
+        return [
+            Reject(key, row_id, digest, "target", code, reason, row=row)
+            for key, row_id, digest, code, reason, row in rows
+        ]
+
+    def _payloads(self) -> Mapping[int | None, str]:
+        """The rejected rows as documents, by their number in the frozen mart."""
+        if self.plan.payload is None or not (self.target_rejects or self.plan.counts().rejected):
+            return {}
+        named = "SELECT key, row_id, row FROM"
+        return self.plan.payload.load(
+            self.plan.spool, f"{named} rejects UNION ALL {named} refused WHERE row IS NOT NULL"
+        )
 
     def examples(self, number: int) -> list[dict[str, Any]]:
         """The first rejects, for people: no hashes."""
@@ -89,23 +106,26 @@ class Account:
         """Every open reject of this run, and which former ones ended: applied, or withdrawn because the
         row is gone or healed. What this run did not look at stays open."""
         mine = [*changes.rejects(self.plan.spool), *self.target_rejects]
-        opened = tuple(ledger.Reject(r.key, r.hash, r.stage, r.code, r.reason) for r in mine)
-        still = {reject.key for reject in mine}
-        others = [(r.key,) for r in former if r.key not in still]
+        kept = self._payloads()
+        opened = tuple(
+            ledger.Reject(r.key, r.hash, r.stage, r.code, r.reason, r.row_id, kept.get(r.row)) for r in mine
+        )
+        still = {(reject.key, reject.row_id) for reject in mine}
+        others = [(r.key, r.row_id) for r in former if (r.key, r.row_id) not in still]
         if not others:
             return RejectChanges(opened)
         spool = self.plan.spool
-        spool.load("former", {"key": "VARCHAR"}, others)
+        spool.load("former", {"key": "VARCHAR", "row_id": "VARCHAR"}, others)
         ended = spool.run(
-            "SELECT f.key, r.key IS NULL OR c.key IS NULL, a.kind FROM former f"
+            "SELECT f.key, f.row_id, r.key IS NULL OR c.key IS NULL, a.kind FROM former f"
             " LEFT JOIN (SELECT DISTINCT key FROM rows) r USING (key)"
             " LEFT JOIN (SELECT DISTINCT key FROM candidates) c USING (key)"
             f" LEFT JOIN ({self._answers()}) a ON a.key = f.key"
-        )
+        )  # of a row without a usable key, whose key is '', nothing is there but itself
         whole = not selection.partial and selection.limit is None
         closed = [
-            (key, "applied" if kind is not None else "withdrawn")
-            for key, not_due, kind in ended
+            (key, row_id, "applied" if kind is not None else "withdrawn")
+            for key, row_id, not_due, kind in ended
             if kind in ("written", "skipped") or (kind is None and not_due and whole)
         ]
         return RejectChanges(opened, tuple(closed))

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from retl.batch import UNKNOWN, Outcome, RowResult
+from retl.batch import UNKNOWN, Kind, Operation, Outcome, RowResult
 from retl.spool import Spool
 from retl.values import literal
 
@@ -31,6 +31,8 @@ UNANSWERED = Outcome(UNKNOWN)
 class Acknowledged(Protocol):
     """A batch as the ledger remembers it: `outcome` is None while no answer is known."""
 
+    @property
+    def operation(self) -> Operation: ...
     @property
     def first(self) -> int: ...
     @property
@@ -87,7 +89,7 @@ def _effects(answers: str, at: str) -> str:
     return (
         "SELECT key, op = 'delete' AND kind = 'written' AS gone,"
         " CASE kind WHEN 'unknown' THEN NULL ELSE hash END AS hash,"
-        " CASE WHEN kind = 'skipped' OR op = 'delete' THEN owned ELSE true END AS owned,"
+        " owned OR (ours AND op <> 'delete') AS owned,"
         f" coalesce(new_ref, ref) AS ref, {literal(at)}::TIMESTAMPTZ AS confirmed_at FROM ({answers})"
         " WHERE kind IN ('written', 'unknown') OR (kind = 'skipped' AND settled)"
     )
@@ -95,8 +97,9 @@ def _effects(answers: str, at: str) -> str:
 
 def answered(spool: Spool, rows: str, batches: Sequence[Acknowledged]) -> str:
     """SQL of the rows (a relation with the position in `row`) that a batch covers, each with its answer:
-    kind, settled, code, reason, new_ref. Good until the next call; for ever if the answers are `alike`."""
-    result = {"kind": "VARCHAR", "settled": "BOOLEAN", "code": "VARCHAR", "reason": "VARCHAR"}
+    kind, settled, ours, code, reason, new_ref. Good until the next call; for ever if answers are `alike`."""
+    result = {"kind": "VARCHAR", "settled": "BOOLEAN", "ours": "BOOLEAN", "code": "VARCHAR"}
+    result |= {"reason": "VARCHAR"}
     if alike(batches):
         ((first, last, *told),) = _spans(batches)
         same = ", ".join(
@@ -135,15 +138,19 @@ def due(base_rows: int, part_rows: Sequence[int]) -> bool:
     return sum(part_rows) > COMPACT_PAST * base_rows or len(part_rows) > COMPACT_LAYERS
 
 
-def _told(result: RowResult) -> tuple[object, ...]:
-    return (result.kind.value, result.settled, result.code, result.reason)
+def _told(result: RowResult, operation: Operation) -> tuple[object, ...]:
+    """An answer as a row. Ours is what we wrote; without an answer what we meant to write, but for a key
+    that may have been there before and was then left alone."""
+    unkept = result.kind is Kind.UNKNOWN and operation != "insert_only"
+    ours = result.kind is Kind.WRITTEN or unkept
+    return (result.kind.value, result.settled, ours, result.code, result.reason)
 
 
 def _spans(batches: Iterable[Acknowledged]) -> Iterable[tuple[object, ...]]:
     """Neighbouring batches with the same answer as one span each: usually one in all."""
     span: tuple[object, ...] | None = None
     for batch in sorted((b for b in batches if b.status != "split"), key=lambda b: b.first):
-        told = _told((batch.outcome or UNANSWERED).default)
+        told = _told((batch.outcome or UNANSWERED).default, batch.operation)
         if span is not None and span[1] == batch.first - 1 and span[2:] == told:
             span = (span[0], batch.last, *told)
         else:
@@ -158,4 +165,4 @@ def _singles(batches: Iterable[Acknowledged]) -> Iterable[tuple[object, ...]]:
     for batch in batches:
         if batch.status != "split" and batch.outcome is not None:
             for row, result in batch.outcome.exceptions.items():
-                yield (batch.first + row, *_told(result), result.ref)
+                yield (batch.first + row, *_told(result, batch.operation), result.ref)

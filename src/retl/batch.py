@@ -54,6 +54,7 @@ class Shape:
     fields: tuple[Field, ...]
     write: WriteMode = "upsert"
     deletes: Literal["keep", "delete"] | SoftDelete = "keep"
+    cascade: bool = False  # a delete may change other objects, as the target's own rules say
     newest: tuple[str, str] | None = None
     run_id: str | None = None
 
@@ -116,10 +117,11 @@ Answer = Outcome | Pending
 @dataclass(frozen=True, slots=True)
 class Quota:
     """What a target said of its own limit in passing: the part of it that is left (0 to 1), and the
-    seconds until it begins anew, if it said so."""
+    seconds until it begins anew, if it said so. A daily one is a budget: gone, the run ends."""
 
     left: float
     anew: float | None = None
+    daily: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ class Capabilities:
     readable: bool = False
     nulls_keep: bool = False  # can leave a field as it is (`nulls: keep`)
     only_if_empty: bool = False  # can fill a field only where the target has none
+    cascades: bool = False  # a delete can change other objects, and that can be told beforehand
     settles: bool = False  # `settle` brings evidence of what became of an unanswered batch
     max_rows: int | None = None
     max_deletes: int | None = None  # rows of a delete batch, where that differs

@@ -8,7 +8,7 @@ Nothing here knows a target, and nothing here is kept after the run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -96,14 +96,17 @@ def cursor(sync: Sync, columns: Mapping[str, str]) -> Cursor | None:
 
 @dataclass(frozen=True)
 class Reject:
-    """One row that will not be delivered, with its reason (which holds no row values)."""
+    """One row that will not be delivered, with its reason (which holds no row values). Where the key does
+    not say which row it is, it is '' and `row_id` does; `row` is its number in the frozen mart."""
 
     key: str
+    row_id: str
     hash: str | None
     stage: Literal["key", "contract", "target"]
     code: str
     reason: str
     column: str | None = None
+    row: int | None = None
 
 
 def select(spool: Spool, field_map: FieldMap, selection: Selection) -> int:
@@ -148,7 +151,8 @@ def since(
         if cursor.lookback:
             least += f" - INTERVAL {literal(f'{cursor.lookback} seconds')}"
         spool.run(
-            f"DELETE FROM mart WHERE {column} < {least} AND {field_map.key} NOT IN (SELECT key FROM owed)"
+            f"DELETE FROM mart WHERE {column} < {least}"
+            f" AND coalesce({field_map.key} NOT IN (SELECT key FROM owed), TRUE)"
         )
         newest = spool.one(
             f"SELECT CAST(greatest(CAST({literal(mark)} AS {cursor.column_type}), CAST("
@@ -220,9 +224,10 @@ def _repeated(spool: Spool, baseline_rows: int) -> bool:
     )
 
 
-def edit(spool: Spool, judged: Contract) -> Contract:
+def edit(spool: Spool, judged: Contract, original: str | None) -> Contract:
     """Where the contract may edit, every row passes through the model before it is hashed: replace the
-    frozen mart by the model's values, remember its verdicts, and return the contract of the new columns."""
+    frozen mart by the model's values, remember its verdicts, and return the contract of the new columns.
+    Under the name `original`, if there is one, the mart stays as it was."""
     names = list(judged.columns)
     carriers = {name: values.carrier(rule.type) for name, rule in judged.columns.items()}
     refused: list[tuple[Any, ...]] = []
@@ -235,15 +240,15 @@ def edit(spool: Spool, judged: Contract) -> Contract:
             yield (row, *(_as_text(after[name]) for name in names))
 
     spool.load("edited", {"retl row": "BIGINT", **carriers}, edited(), lenient=True)
-    spool.run("DROP TABLE mart")
+    spool.run(f"ALTER TABLE mart RENAME TO {original}" if original else "DROP TABLE mart")
     spool.run("ALTER TABLE edited RENAME TO mart")
     spool.load("verdicts", _VERDICT, refused)
     return judged.over({name: carriers[name] for name in names})
 
 
-def judge(spool: Spool, judged: Contract) -> None:
+def judge(spool: Spool, judged: Contract, key: Sequence[str]) -> None:
     """Let Pydantic decide the candidates that SQL did not clear; make `rejects` of them and of the key
-    faults, and take them out of the candidates."""
+    faults, and take them out of the candidates. `key` names the key's columns in the mart."""
     if not judged.edits:
         due = "SELECT row FROM candidates WHERE NOT sure AND op NOT IN ('skipped', 'in_doubt')"
         verdicts = _judged(spool, judged, due)
@@ -262,15 +267,27 @@ def judge(spool: Spool, judged: Contract) -> None:
         " WHERE r.unread IS NOT NULL AND c.op NOT IN ('skipped', 'in_doubt')"
         " AND r.row NOT IN (SELECT row FROM verdicts)"
     )
-    faults = "CASE fault " + " ".join(f"WHEN '{c}' THEN {literal(t)}" for c, t in KEY_FAULTS.items()) + " END"
+    _make_rejects(spool, key)
+    spool.run("DELETE FROM candidates WHERE row IN (SELECT row FROM verdicts)")
+
+
+def _make_rejects(spool: Spool, key: Sequence[str]) -> None:
+    """One row each. A row without a usable key is itself: its digest tells it from others, and it is the
+    same one as long as nothing in it changes. The rows of one key have the digest of them all."""
+    said = "CASE r.fault " + " ".join(f"WHEN '{c}' THEN {literal(t)}" for c, t in KEY_FAULTS.items()) + " END"
+    fault = f"'key' AS stage, r.fault AS code, {said} AS reason, NULL::VARCHAR AS col FROM rows r"
+    parts = ", ".join(f"CAST(m.{quoted(name)} AS VARCHAR)" for name in key)
+    row_id = f"left(sha256(CAST(to_json([{parts}]) AS VARCHAR) || hex(r.hash)), 32)"
     spool.run(
-        "CREATE TABLE rejects AS "
-        f"SELECT row, coalesce(key, '') AS key, hash, 'key' AS stage, fault AS code, {faults} AS reason,"
-        " NULL::VARCHAR AS col FROM rows WHERE fault IS NOT NULL"
-        " UNION ALL SELECT v.row, r.key, r.hash, v.stage, v.code, v.reason, v.col"
+        "CREATE TABLE rejects AS"
+        f" SELECT r.row, '' AS key, {row_id} AS row_id, unhex({row_id}) AS hash, {fault}"
+        " JOIN mart m ON m.\"retl row\" = r.row WHERE r.fault <> 'KEY_DUPLICATE'"
+        f" UNION ALL SELECT r.row, r.key, '', g.hash, {fault} JOIN"
+        " (SELECT key, unhex(left(sha256(string_agg(hex(hash), '/' ORDER BY hash)), 32)) AS hash FROM rows"
+        " WHERE fault = 'KEY_DUPLICATE' GROUP BY key) g ON g.key = r.key WHERE r.fault = 'KEY_DUPLICATE'"
+        " UNION ALL SELECT v.row, r.key, '', r.hash, v.stage, v.code, v.reason, v.col"
         " FROM verdicts v JOIN rows r USING (row) WHERE r.fault IS NULL"
     )
-    spool.run("DELETE FROM candidates WHERE row IN (SELECT row FROM verdicts)")
 
 
 _VERDICT = {"row": "BIGINT", "stage": "VARCHAR", "code": "VARCHAR", "reason": "VARCHAR", "col": "VARCHAR"}
@@ -360,9 +377,15 @@ def rejects(spool: Spool, limit: int | None = None) -> list[Reject]:
     """What key and contract refused, in the order of the mart's keys."""
     top = f" LIMIT {limit}" if limit is not None else ""
     rows = spool.run(
-        f"SELECT key, lower(hex(hash)), stage, code, reason, col FROM rejects ORDER BY key, row{top}"
+        "SELECT key, row_id, lower(hex(hash)), stage, code, reason, col, row FROM rejects"
+        f" ORDER BY key, row{top}"
     )
     return [Reject(*row) for row in rows]
+
+
+def reject_codes(spool: Spool) -> list[str]:
+    """Why rows were refused: every code, the most frequent first."""
+    return [code for (code,) in spool.run("SELECT code FROM rejects GROUP BY 1 ORDER BY count(*) DESC, 1")]
 
 
 def unkeyed(spool: Spool) -> int:

@@ -245,8 +245,8 @@ def _deletes(value: object) -> object:
     """The spellings of SPEC → the fields of Deletes."""
     if value in ("keep", "delete"):
         return {"how": value}
-    if isinstance(value, dict) and "how" not in value and ("set" in value or "cascade" in value):
-        return {**value, "how": "set" if "set" in value else "keep"}
+    if isinstance(value, dict) and "how" not in value and "set" in value:
+        return {**value, "how": "set"}
     if isinstance(value, Deletes):
         return value
     raise ValueError("deletes is keep, delete or {set: {field: value}, restore: {field: value}}")
@@ -267,6 +267,21 @@ class Guards(Definition):
     max_row_drop: Rate = 0.50
     max_failed_rate: Rate = 0.10
     min_rows: Annotated[int, Field(ge=0)] | None = None
+
+
+class Rejects(Definition):
+    """Whether the ledger keeps the rejected rows themselves, for how long, and which columns it never sees
+    (beside those the contract calls sensitive)."""
+
+    payload: bool = False
+    mask: tuple[str, ...] = ()
+    retain: Duration = 7 * 86400.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Rejects:
+        if self.model_fields_set and "payload" not in self.model_fields_set:
+            raise ValueError("`mask` and `retain` are about the rows kept with `payload: true`")
+        return self
 
 
 class BatchSize(Definition):
@@ -335,10 +350,12 @@ class Sync(Definition):
         BeforeValidator(_deletes, json_schema_input_type=Literal["keep", "delete"] | SetSpelling),
         Field(json_schema_extra={"default": "keep"}),
     ] = Deletes()
+    cascade: bool = False  # deletes may change other tables, as their foreign keys say
     first_run: Literal["send", "adopt"] | None = None
     delivery: Literal["at_least_once", "at_most_once"] | None = None
     conflicts: Annotated[Literal["warehouse_wins"], BeforeValidator(_conflicts)] = "warehouse_wins"
     guards: Guards = Guards()
+    rejects: Rejects = Rejects()
     checks: tuple[str, ...] = ()
     formats: Formats = Formats()
     batch: BatchSize = BatchSize()
@@ -354,6 +371,8 @@ class Sync(Definition):
             raise ValueError(
                 f"`deletes` needs `changes: hash`: with {self.changes.strategy} a row's absence says nothing"
             )
+        if self.cascade and self.deletes.how != "delete":
+            raise ValueError("`cascade: true` goes with `deletes: delete`: nothing else removes rows")
         if self.write == "append" and self.first_run is None:
             raise ValueError(
                 "`write: append` needs `first_run`: send (every row of today's mart) or adopt (none)"
@@ -381,10 +400,12 @@ class State(Definition):
 
 
 class Limits(Definition):
-    """What a connection may be asked; shared by all its syncs."""
+    """What a connection may be asked, of which `share` is ours: `requests` in any `per` seconds, `per_day` in
+    any 24 hours, over all its syncs, processes and hosts of one ledger; `concurrency` at once, in each."""
 
     requests: Annotated[int, Field(ge=1)] | None = None
     per: Duration = 1.0
+    per_day: Annotated[int, Field(ge=1)] | None = None
     concurrency: Annotated[int, Field(ge=1, le=64)] | None = None
     share: Annotated[float, Field(gt=0, le=1)] | None = None
 

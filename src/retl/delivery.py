@@ -12,17 +12,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
 from retl import log
-from retl.batch import UNKNOWN, Answer, Batch, Capabilities, Kind, Outcome, Pending, RowResult
+from retl.batch import UNKNOWN, Answer, Batch, Capabilities, Kind, Operation, Outcome, Pending, RowResult
 from retl.definitions import Retry
 from retl.destinations import Destination
-from retl.errors import Ambiguous, Poisoned, Stopped, Systemic, Unavailable
+from retl.errors import Ambiguous, Later, Poisoned, Spent, Stopped, Systemic, Unavailable
 from retl.pace import Pace
 from retl.signals import Stop
 from retl.tally import Tally
@@ -43,6 +43,10 @@ class Answered:
     attempts: int = 1
     seconds: float = 0.0
     status: str = "done"
+
+    @property
+    def operation(self) -> Operation:
+        return self.batch.operation
 
     @property
     def first(self) -> int:
@@ -96,8 +100,8 @@ class Delivery:
     def drain(self, batches: Iterable[Batch], tally: Tally | None = None) -> None:
         """Deliver every batch, over as many lanes as there are; returns when all are answered.
 
-        Raises what stopped it (Systemic, Unavailable past its budget, Stopped, and what `tally` says of
-        rows refused); the other lanes then finish the batch in hand. Answers up to there are in
+        Raises what stopped it (Systemic, Unavailable past its budget, Later, Stopped, and what `tally` says
+        of rows refused); the other lanes then finish the batch in hand. Answers up to there are in
         `answered`.
         """
         work = _Window(iter(batches), self.journal)
@@ -152,7 +156,7 @@ class Delivery:
                     self._deliver(destination, half)
                 return
             outcome = Outcome(RowResult(Kind.REJECTED, problem.code, problem.message))
-        except (Unavailable, Systemic, Stopped):
+        except (Unavailable, Systemic, Stopped, Later):
             if tries.handle is None:  # a batch the target works on stays open: its handle tells later
                 self._record(tries.answer(batch, Outcome(UNKNOWN if tries.doubt else NOT_APPLIED)))
             self.stop.check()  # a stop ends the pauses between attempts early
@@ -167,7 +171,10 @@ class Delivery:
     def _persist(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
         """Try until there is an answer, inside the budget of attempts and seconds."""
         attempts = self.pace.retrying(self.retry, self.stop.event)
-        return attempts(lambda: self._once(destination, batch, tries))
+        try:
+            return attempts(lambda: self._once(destination, batch, tries))
+        except Spent as problem:
+            raise self.pace.spend(problem.anew) from problem
 
     def _once(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
         """One attempt: written, or settled where the answer is missing."""
@@ -175,10 +182,11 @@ class Delivery:
         tries.count += 1
         log.event("batch_sending", batch=batch.id, rows=len(batch), attempt=tries.count, level="debug")
         try:
-            with self.pace.turn(self.stop.event), self._in_hand(destination):
+            with self._turn(destination), self._in_hand(destination):
                 ask = tries.handle  # a job that was taken is asked after, never submitted again
                 answer = destination.write(batch) if ask is None else _evidence(destination, batch, ask)
-                self.pace.heed(destination.quota)
+            for quota in destination.quotas:
+                self.pace.heed(quota)
         except Ambiguous as problem:
             tries.doubt = True  # until there is evidence, whatever comes between
             answer = _evidence(destination, batch, None)
@@ -197,6 +205,10 @@ class Delivery:
                 answer.default.code or "TARGET_BUSY", answer.default.reason or "the target is busy"
             )
         return answer
+
+    def _turn(self, destination: Destination[Any]) -> AbstractContextManager[object]:
+        """Room for a write, where the destination does not take it for each of its requests."""
+        return nullcontext() if destination.paced else self.pace.held(self.stop)
 
     @contextmanager
     def _in_hand(self, destination: Destination[Any]) -> Iterator[None]:
@@ -235,7 +247,7 @@ class Delivery:
             tries = _Tries()
             try:
                 again = self._persist(destination, part, tries)
-            except (Unavailable, Poisoned):
+            except (Unavailable, Poisoned, Later):
                 if tries.doubt:
                     merged |= dict.fromkeys(range(first, last + 1), UNKNOWN)
                 continue

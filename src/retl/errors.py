@@ -8,7 +8,8 @@ Anything that is not in this tree is a bug and stops the run.
     RetlError                 what, where, why, what to do; a CODE
     ├── DefinitionError       2   a file or an argument is wrong; nothing ran
     ├── Mismatch              3   both sides are readable but do not fit: a guard, nothing was written
-    ├── Later                 75  nothing is wrong: lock held, quota spent, breaker open
+    ├── Later                 75  nothing is wrong: lock held, breaker open
+    │   └── Spent                 the target says that the day's budget is used up
     ├── Stopped               130/143  a signal asked the run to stop; resumable
     └── Failure               1   the run could not be done
         ├── SourceError           the mart cannot be read
@@ -77,6 +78,15 @@ class Later(RetlError):
     """Nothing is wrong, come again later."""
 
     exit_code = 75
+
+
+class Spent(Later):
+    """Nothing of the request was applied, and nothing more will be until the budget begins `anew`, in
+    seconds if the target said when."""
+
+    def __init__(self, message: str, *, anew: float | None = None) -> None:
+        super().__init__("BUDGET_SPENT", message, hint="run it again when the target's day is over")
+        self.anew = anew
 
 
 class Stopped(RetlError):

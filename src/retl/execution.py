@@ -11,12 +11,12 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from retl import __version__, changes, checkpointing, log
+from retl import __version__, checkpointing, log, recovery
 from retl.accounting import Account
 from retl.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
 from retl.changes import DELETES, FRESH, OWED
@@ -90,41 +90,19 @@ class Execution:
                 log.event("run_abandoned", dead=dead.run_id)
 
     def settle(self, field_map: FieldMap, destination: Destination[Any], spool: Spool) -> None:
-        """Learn what became of dead runs' open batches: of all where the target keeps evidence or honours
-        a key (the same bytes, under the same key), else of those it works on under a handle. Evidence is
-        sought inside the vendor's window; outside it they stay in doubt."""
+        """Learn what became of dead runs' open batches, where that is to be known."""
+        ledger, name, epoch = self.job.ledger, self.job.sync.name, self.lock.epoch
         capabilities = destination.capabilities
-        all = capabilities.settles or capabilities.key_window is not None
-        ledger = self.job.ledger
-        for layer in ledger.layers(self.job.sync.name, capabilities.object):
-            opened = [b for b in ledger.batches(layer.run_id) if b.status == "open"]
-            opened = [b for b in opened if all or b.handle is not None]
-            if not opened:
-                continue
-            age = (self.run.started_at - layer.started_at).total_seconds()
-            if capabilities.key_window is not None and age >= capabilities.key_window:
-                opened = [one for one in opened if one.handle is not None]  # a job is asked after at any age
-            rows = changes.from_part(
-                spool, field_map, ledger.get_file(layer.part, self.directory), self.directory
-            )
+        for layer, rows in recovery.unanswered(ledger, name, capabilities, self.run.started_at):
             delivery = self._delivery(destination, every=True)
-            for row in opened:
-                batch = Batch(
-                    rows,
-                    row.operation,
-                    layer.run_id,
-                    self.lock.epoch,
-                    row.first,
-                    row.last,
-                    request=ledger.request(layer.run_id, row.batch_id),
-                    idempotency_key=row.idempotency_key,
-                )
+            found = recovery.batches(ledger, spool, field_map, self.directory, layer, rows, epoch)
+            for row, batch in found:
                 log.event("batch_settling", batch=row.batch_id)
                 outcome = delivery.settle(destination, batch, row.handle)
                 log.event("batch_settled", batch=row.batch_id, level="debug")
                 if outcome != Outcome(UNKNOWN):
                     answer = Acknowledgement(row.batch_id, outcome, row.attempts + 1, None, None)
-                    ledger.acknowledge(layer.run_id, self.lock.epoch, [answer])
+                    ledger.acknowledge(layer.run_id, epoch, [answer])
 
     def prepare(self) -> None:
         """What `create` and the promises need in the target; only where something will be written."""
@@ -145,7 +123,8 @@ class Execution:
         plan = self._planned()
         if not len(plan.change_set):
             return
-        plan.spool.run("DROP TABLE mart")  # the change set has its rows, and wants the memory
+        if plan.payload is None:
+            plan.spool.run("DROP TABLE mart")  # the change set has its rows, and wants the memory
         name = f"{self.run.run_id}.part.parquet"
         plan.change_set.write_part(self.directory / name)
         self.job.ledger.put_file(name, self.directory / name)
@@ -185,9 +164,7 @@ class Execution:
                     self.job, plan, self.run, self.lock.epoch, self._answered, self.directory
                 )
             )
-            reject_changes = self._account.reject_changes(
-                self.job.ledger.rejects(self.job.sync.name), self.job.options.selection
-            )
+            reject_changes = self._rejects()
             log.event("committing")
             self.job.ledger.unblock(self.job.target.connection)
             self._finish(status, counts, checkpoint, reject_changes, error)
@@ -201,28 +178,22 @@ class Execution:
         counts = plan.held_back()
         first = plan.refusals[0]
         problem = Mismatch(first.code, first.message, hint=first.hint)
-        self._finish("REFUSED", counts, None, RejectChanges((), ()), problem)
+        self._finish("REFUSED", counts, None, RejectChanges(retain=self._retain), problem)
         return self._summary("REFUSED", problem.exit_code, counts, problem)
 
     def fail(self, problem: RetlError) -> Summary:
         """Stopped before the end: what was delivered stays delivered and is known."""
         counts = Counts()
-        rejects = RejectChanges((), ())
+        rejects = RejectChanges(retain=self._retain)
         if self.plan is not None:
             self.plan.spool.unstoppable()
         if self.plan is not None and not isinstance(problem, Mismatch):
             self.plan.spool.stop = Stop()  # the request is being obeyed: the accounts may still be made
             counts = self._account.counts()
-            rejects = (
-                self._account.reject_changes(
-                    self.job.ledger.rejects(self.job.sync.name), self.job.options.selection
-                )
-                if self.delivery is not None
-                else rejects
-            )
+            rejects = self._rejects() if self.delivery is not None else rejects
         status = (
             "INTERRUPTED"
-            if isinstance(problem, Stopped)
+            if isinstance(problem, Stopped) or (isinstance(problem, Later) and self.delivery is not None)
             else "REFUSED"
             if isinstance(problem, Mismatch)
             else "BLOCKED"
@@ -240,7 +211,7 @@ class Execution:
         return self.plan
 
     def _destination(self) -> Destination[Any]:
-        return self.job.target.lane(self._planned().field_map.shape)
+        return self.job.lane(self._planned().field_map.shape)
 
     def _delivery(self, destination: Destination[Any] | None, *, every: bool) -> Delivery:
         job = self.job
@@ -316,6 +287,17 @@ class Execution:
 
     def _checkpoint(self, plan: Plan) -> Checkpoint:
         return checkpointing.make(self.job, plan, self.run, self.lock.epoch, self._answered, self.directory)
+
+    @property
+    def _retain(self) -> float | None:
+        """Seconds that the ledger keeps rejected rows; None where the sync has none kept."""
+        asked = self.job.sync.rejects
+        return asked.retain if asked.payload else None
+
+    def _rejects(self) -> RejectChanges:
+        former = self.job.ledger.rejects(self.job.sync.name)
+        found = self._account.reject_changes(former, self.job.options.selection)
+        return replace(found, retain=self._retain)
 
     def _has_rejects(self, counts: Counts) -> bool:
         return bool(counts.rejected or counts.deletes.rejected)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from retl import pipeline, planning, values
+from retl import payload, pipeline, planning, values
 from retl.batch import Batch, Field, Operation
 from retl.change_set import ChangeSet, document_sql
 from retl.errors import TargetError
@@ -62,7 +62,8 @@ def preview(
         samples.extend(_samples(job, plan, reveal))
         keep(plan)
 
-    return pipeline.dry_run(job, look), samples
+    summary = pipeline.dry_run(job, look)
+    return replace(summary, notes=[*summary.notes, *_emptied(samples)]), samples
 
 
 def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bool) -> dict[str, Any]:
@@ -97,6 +98,8 @@ class _Chosen:
     code: str | None
     reason: str | None
     column: str | None
+    reject_key: str | None  # with row_id what the ledger knows a reject of this row by
+    row_id: str
 
 
 class _Rows:
@@ -118,6 +121,7 @@ class _Rows:
         )
         spool.run(
             "CREATE TABLE looked AS SELECT r.row, r.key, r.hash, x.code, x.reason, x.col,"
+            " x.key AS reject_key, x.row_id,"
             " coalesce(s.op, n.op, CASE WHEN x.row IS NULL THEN 'unchanged' ELSE 'rejected' END) AS op"
             " FROM rows r"
             " LEFT JOIN changes s ON s.key = r.key AND s.op <> 'delete' AND r.fault IS NULL"
@@ -144,6 +148,7 @@ class _Rows:
         replaced = f" REPLACE ({', '.join(hidden)})" if hidden else ""
         spool.run(f"CREATE TABLE shown AS SELECT *{replaced} FROM chosen")
         listed = f"pos, key, op, row, CASE WHEN row IS NOT NULL THEN {self.mapped} END, code, reason, col"
+        listed += ", coalesce(reject_key, key), coalesce(row_id, '')"
         return [_Chosen(*found) for found in spool.run(f"SELECT {listed} FROM shown ORDER BY pos")]
 
     def explained(self, one: _Chosen, *, read: bool) -> dict[str, Any]:
@@ -156,7 +161,7 @@ class _Rows:
             "fields": self._masked_fields(one.document),
             "request": self._request(one),
             "baseline": delivered,
-            "reject": self._reject(one.key),
+            "reject": self._reject(one.reject_key, one.row_id),
             "next": self._next(one, delivered),
         }
         if read:
@@ -199,7 +204,7 @@ class _Rows:
         if one.op in ("rejected", "unknown", "gone"):
             return None
         operation: Operation = "delete" if one.op == "delete" else self.job.sync.write
-        destination = self.job.target.lane(self.shape)
+        destination = self.job.lane(self.shape)
         try:
             sent = destination.request(self._batch("shown", one.pos, operation))
             return sent.decode(errors="replace").replace("\r\n", "\n")
@@ -209,7 +214,7 @@ class _Rows:
     def _target(self, one: _Chosen) -> Mapping[str, Any] | None:
         if one.key is None or not self.plan.capabilities.readable:
             return None
-        destination = self.job.target.lane(self.shape)
+        destination = self.job.lane(self.shape)
         try:
             (found,) = destination.read(self._batch("chosen", one.pos, "delete"))
         finally:
@@ -234,12 +239,17 @@ class _Rows:
         runs = self.job.ledger.runs(self.job.sync.name, limit=10_000)
         return next((run.run_id for run in runs if run.started_at == at), None)
 
-    def _reject(self, key: str | None) -> dict[str, Any] | None:
+    def _reject(self, key: str | None, row_id: str) -> dict[str, Any] | None:
         for one in self.job.ledger.rejects(self.job.sync.name):
-            if one.key == (key or ""):
+            if (one.key, one.row_id) == (key, row_id):
                 seen = {"first_seen": one.first_seen, "last_seen": one.last_seen, "attempts": one.attempts}
-                return {"stage": one.stage, "code": one.code, "reason": one.reason, **seen}
+                kept = {} if one.payload is None else {"payload": self._kept_row(one.payload)}
+                return {"stage": one.stage, "code": one.code, "reason": one.reason, **seen, **kept}
         return None
+
+    def _kept_row(self, document: str) -> dict[str, Any]:
+        sensitive = {name for name, rule in self.plan.contract.columns.items() if rule.sensitive}
+        return payload.shown(document, sensitive.union(self.job.sync.rejects.mask))
 
     def _next(self, one: _Chosen, delivered: Mapping[str, Any] | None) -> str:
         if self.plan.refusals:
@@ -269,18 +279,31 @@ def _samples(job: Job, plan: Plan, reveal: bool) -> list[dict[str, Any]]:
         new = json.loads(document, parse_float=Decimal) if document else {}
         pairs = {
             name: [_hidden(name, value, hidden) for value in (_old(old, op, name), new.get(name))]
-            for name in (new or old or {})
+            for name in (new if op != "delete" else old or {})
             if old is None or str(old.get(name)) != str(new.get(name))
         }
         found.append({"op": op, "key": MASK if hides_key else key, "fields": pairs})
     return found
 
 
+def _emptied(samples: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Fields whose value a NULL would take from a row that is shown."""
+    updates = [sample["fields"] for sample in samples if sample["op"] == "update"]
+    names = dict.fromkeys(
+        name for one in updates for name, (old, new) in one.items() if new is None and old not in (None, "?")
+    )
+    for name in names:
+        yield (
+            f"a NULL would empty {name} where the target has a value: if it should stay, map it with"
+            f" nulls: keep, fields: {{{name}: {{column: …, nulls: keep}}}}"
+        )
+
+
 def _present(job: Job, plan: Plan, count: int) -> Iterable[Mapping[str, Any] | None]:
     """What the target has of the first changes; None per row where it lacks the key or nobody can say."""
     if not count or not plan.capabilities.readable:
         return [None] * count
-    destination = job.target.lane(plan.field_map.shape)
+    destination = job.lane(plan.field_map.shape)
     try:
         batch = Batch(plan.change_set, "delete", plan.run.run_id, 0, 0, count - 1)
         return list(destination.read(batch))

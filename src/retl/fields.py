@@ -65,6 +65,7 @@ def problems(sync: Sync, contract_columns: Sequence[str] | None) -> Iterator[Pro
     if contract_columns is not None:
         used: list[tuple[Loc, str]] = [(("key", index), column) for index, column in enumerate(sync.key)]
         used += [(("fields", name, "column"), s.column) for name, s in _named(sync).items() if s.column]
+        used += [(("rejects", "mask", index), column) for index, column in enumerate(sync.rejects.mask)]
         for loc, column in used:
             if column not in contract_columns:
                 hint = did_you_mean(column, contract_columns)

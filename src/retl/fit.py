@@ -31,6 +31,12 @@ def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
                 f"field {one.name!r}: this destination cannot tell whether a field is empty",
                 where=f"sync {sync.name}",
             )
+    if sync.cascade and not capabilities.cascades:
+        raise DefinitionError(
+            "CASCADE_UNSUPPORTED",
+            "`cascade: true` has no meaning here: a delete changes nothing but its own object",
+            where=f"sync {sync.name}",
+        )
     if not capabilities.idempotent and sync.first_run is None:
         raise DefinitionError(
             "FIRST_RUN_MISSING",

@@ -61,6 +61,12 @@ class Job:
     correlation_id: str | None = None
     since: float | None = None  # monotonic: a command's first run counts its start from here
 
+    def lane(self, shape: Shape) -> Destination[Any]:
+        """One more Destination, for one thread, held to the connection's pace."""
+        destination = self.target.lane(shape)
+        destination.turn = self.pace.turns(self.stop)
+        return destination
+
     @property
     def object(self) -> str:
         """The identity of what this sync writes to."""

@@ -87,6 +87,7 @@ def build(
         fields=fields,
         write=sync.write,
         deletes=SoftDelete(sync.deletes.set) if sync.deletes.how == "set" else sync.deletes.how,
+        cascade=sync.cascade,
         newest=newest,
         run_id=run.run_id if exclusive else None,
     )

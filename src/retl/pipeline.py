@@ -29,6 +29,7 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
     try:
         with clock.phase("begin"):
             _pass_breaker(job)
+            job.pace.require_room()
             lock = job.ledger.lock(
                 [job.sync.name, job.object],
                 sync=job.sync.name,
@@ -36,7 +37,7 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
                 pid=os.getpid(),
             )
     except Later as problem:
-        return Summary(job.sync.name, None, "BLOCKED", problem.exit_code, error=described(problem))
+        return _blocked(job, problem)
     with (
         lock,
         private_directory() as directory,
@@ -44,10 +45,13 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
         log.bound(run_id=run.run_id, sync=job.sync.name),
     ):
         running = Execution(job, run, lock, clock, directory)
-        with clock.phase("begin"):
-            running.begin()
-        with clock.phase("recover"):
-            running.abandon_dead_runs()
+        try:
+            with clock.phase("begin"):
+                running.begin()
+            with clock.phase("recover"):
+                running.abandon_dead_runs()
+        except Later as problem:
+            return _blocked(job, problem)
         try:
             running.plan = planning.make(job, run, directory, clock, running.settle, hold)
             verify(running.plan)
@@ -60,6 +64,10 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
             return running.commit()
         except RetlError as problem:
             return running.fail(problem)
+
+
+def _blocked(job: Job, problem: Later) -> Summary:
+    return Summary(job.sync.name, None, "BLOCKED", problem.exit_code, error=described(problem))
 
 
 def _pass_breaker(job: Job) -> None:

@@ -11,6 +11,7 @@ from retl.contract import Contract
 from retl.guards import Refusal
 from retl.ledger import Checkpoint, LayerRow
 from retl.mapping import FieldMap, Run
+from retl.payload import Payload
 from retl.spool import Spool
 from retl.summary import Counts, Deletes
 
@@ -39,6 +40,7 @@ class Plan:
     withheld_deletes: int  # planned, but rows without a usable key might be them
     read_whole: bool
     notes: list[str]
+    payload: Payload | None  # how rejected rows are kept, where the sync asks for it
 
     def held_back(self) -> Counts:
         """The numbers of a run that a guard refused: nothing was attempted."""

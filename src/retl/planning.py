@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from retl import baseline, changes, contract, guards, log, mapping, volatile
-from retl.batch import Batch
+from retl import baseline, changes, contract, guards, log, mapping, payload, recovery, volatile
+from retl.batch import UNKNOWN, Batch, Outcome
 from retl.changes import Cursor, Strategy
 from retl.destinations import PREVIEW, Destination
 from retl.errors import DefinitionError, Mismatch, Systemic, TargetError
 from retl.fit import fit
 from retl.guards import Facts, Refusal
 from retl.job import Clock, Job
-from retl.ledger import Checkpoint, LayerRow, Ledger, RejectRow
+from retl.ledger import BatchRow, Checkpoint, LayerRow, Ledger, RejectRow
 from retl.mapping import FieldMap, Run
+from retl.payload import Payload
 from retl.plan import Plan
 from retl.sources import duckdb as mart
 from retl.spool import Spool
@@ -53,7 +56,10 @@ def make(
     with clock.phase("freeze"):
         planning.freeze()
     with clock.phase("recover"):
-        planning.settle(settle)
+        if settle is not None:
+            planning.settle(settle)
+        elif ask:
+            planning.foresee()
     with clock.phase("diff"):
         planning.lay()
     if ask:
@@ -81,6 +87,9 @@ class _Planning:
         self.readonly = False
         self.asked = False
         self.watermark: str | None = None
+        self.payload: Payload | None = None
+        self.foreseen: dict[str, Outcome] = {}  # of dead runs' batches, by their ids
+        self.unforeseen = 0  # rows of those that only a run can ask after
 
     def freeze(self) -> None:
         """Read the mart once, let go of it, and know how its rows become the target's."""
@@ -99,7 +108,7 @@ class _Planning:
             )
         self.contract = contract.build(sync.contract, columns, job.folder, sync.key, job.warehouse.timezone)
         self._map(None)
-        self.capabilities = job.target.lane(self.field_map.shape).capabilities
+        self.capabilities = job.lane(self.field_map.shape).capabilities
         fit(sync, self.field_map, self.capabilities)
         self.cursor = changes.cursor(sync, columns)
         names = dict.fromkeys([*self.contract.columns, *([self.cursor.column] if self.cursor else [])])
@@ -107,18 +116,38 @@ class _Planning:
         mart.detach(self.spool, job.warehouse)
         log.event("mart_frozen")
         self.failed_checks = [check for check in sync.checks if self._returns_rows(check)]
+        original = "unedited" if self.contract.edits else "mart"
+        if sync.rejects.payload:
+            self.payload = payload.of(self.contract, original, sync.rejects.mask)
         if self.contract.edits:
-            self.contract = changes.edit(self.spool, self.contract)
+            kept = original if self.payload else None
+            self.contract = changes.edit(self.spool, self.contract, kept)
         self.checkpoint = job.ledger.checkpoint(sync.name, self.capabilities.object)
         self.layers = job.ledger.layers(sync.name, self.capabilities.object)
         self._map(_newest(job.ledger, self.checkpoint, self.layers))
 
-    def settle(self, settle: Settle | None) -> None:
+    def settle(self, settle: Settle) -> None:
         """Ask what became of dead runs' batches, where that is to be known."""
-        if settle is not None and self.layers:
+        if self.layers:
             with _closing(self.job, self.field_map) as destination:
                 settle(self.field_map, destination, self.spool)
             self._map(_newest(self.job.ledger, self.checkpoint, self.layers))  # a settled batch may be it
+
+    def foresee(self) -> None:
+        """What a run would learn of dead runs' batches, as far as reading alone can tell."""
+        ledger, now = self.job.ledger, self.run.started_at
+        for layer, rows in recovery.unanswered(ledger, self.job.sync.name, self.capabilities, now):
+            found = recovery.batches(ledger, self.spool, self.field_map, self.directory, layer, rows, 0)
+            with _closing(self.job, self.field_map) as destination:
+                for row, batch in found:
+                    try:
+                        outcome = destination.foresee(batch)
+                    except Systemic:  # a right to look that this account lacks
+                        outcome = Outcome(UNKNOWN)
+                    if outcome == Outcome(UNKNOWN):
+                        self.unforeseen += len(batch)
+                    else:
+                        self.foreseen[row.batch_id] = outcome
 
     def lay(self) -> None:
         """The baseline as the ledger knows it, and the rows that this run is about."""
@@ -134,7 +163,7 @@ class _Planning:
         self.forgets = bool(self.former) and self.former.get("who") != self.fingerprints["who"]
         base = self.checkpoint.base if self.checkpoint and not self.forgets else None
         layers = [] if self.forgets else ledger.layers(sync.name, self.capabilities.object)
-        self.baseline_rows = lay(ledger, self.spool, self.directory, base, layers)
+        self.baseline_rows = lay(ledger, self.spool, self.directory, base, layers, self.foreseen)
         self.open_rejects: Sequence[RejectRow] = ledger.rejects(sync.name)
         self.known_rejects = {
             (one.key, one.hash) for one in [*self.open_rejects, *ledger.rejects(sync.name, "dismissed")]
@@ -191,7 +220,7 @@ class _Planning:
 
     def judge(self) -> None:
         """The contract's word on the candidates."""
-        changes.judge(self.spool, self.contract)
+        changes.judge(self.spool, self.contract, self.job.sync.key)
         self.outcome = {
             row[0]: row[1] for row in self.spool.run("SELECT op, count(*) FROM candidates GROUP BY op")
         }
@@ -232,6 +261,7 @@ class _Planning:
             read=self.read,
             total=self.total,
             new_rejects=sum(one not in self.known_rejects for one in changes.rejected(self.spool)),
+            reject_codes=tuple(changes.reject_codes(self.spool)),
             baseline_rows=self.baseline_rows,
             deletes=self.change_set.counts.get("delete", 0),
             deletes_on=sync.deletes.how != "keep",
@@ -271,6 +301,7 @@ class _Planning:
             withheld_deletes=self.withheld,
             read_whole=whole,
             notes=[*self._notes(), *self._volatile()],
+            payload=self.payload,
         )
 
     @property
@@ -303,6 +334,7 @@ class _Planning:
             or self.forgets
             or self.capabilities.expires is not None
             or self.job.sync.write == "update_only"  # a key that was missing may be there now
+            or any(one.row_id for one in self.open_rejects)  # under which key it is mended nobody knows
             or any(self.former.get(name) != self.fingerprints[name] for name in ("what", "mark"))
         )
         mark = self.checkpoint.watermark if self.checkpoint and not behind else None
@@ -347,6 +379,8 @@ class _Planning:
         twice = not self.capabilities.idempotent and sync.delivery == "at_least_once"
         notes = {
             "what is sent changed (fields, types, transforms or formats): every row is sent once": reshaped,
+            f"a dead run left {self.unforeseen} rows unanswered: a run asks after them first, which may"
+            " change these numbers": self.unforeseen > 0,
             "the target lost rows that expire: every row is sent again": self.emptied,
             "this account may not write here: a run with it would fail": self.readonly,
             f"{self.withheld} deletes wait: a row without a usable key may be one of them": self.withheld > 0,
@@ -356,7 +390,7 @@ class _Planning:
         return [note for note, holds in notes.items() if holds]
 
     def _volatile(self) -> Sequence[str]:
-        """Where nearly every row is an update although nothing but the mart changed: because of which field?"""
+        """Nearly every row is an update, though nothing but the mart changed: because of which field?"""
         updates = self.change_set.counts.get("update", 0)
         reshaped = self.former.get("what") != self.fingerprints["what"]
         asked = self.asked and self.capabilities.readable and not self.strategy.everything
@@ -379,10 +413,23 @@ _KEY_REDEFINED = Refusal(
 )
 
 
-def lay(ledger: Ledger, spool: Spool, directory: Path, base: str | None, layers: Sequence[LayerRow]) -> int:
-    """Lay the baseline that the ledger's files and answers make; returns its rows."""
+def lay(
+    ledger: Ledger,
+    spool: Spool,
+    directory: Path,
+    base: str | None,
+    layers: Sequence[LayerRow],
+    foreseen: Mapping[str, Outcome] = MappingProxyType({}),
+) -> int:
+    """Lay the baseline that the ledger's files and answers make, as if the batches `foreseen` were answered
+    so; returns its rows."""
+
+    def answers(run_id: str) -> list[BatchRow]:
+        rows = ledger.batches(run_id)
+        return [replace(row, outcome=foreseen.get(row.batch_id, row.outcome)) for row in rows]
+
     parts = [
-        baseline.Layer(ledger.get_file(one.part, directory), one.started_at, ledger.batches(one.run_id))
+        baseline.Layer(ledger.get_file(one.part, directory), one.started_at, answers(one.run_id))
         for one in layers
     ]
     return baseline.lay(spool, ledger.get_file(base, directory) if base else None, parts)
@@ -401,7 +448,7 @@ def _newest(
 
 @contextmanager
 def _closing(job: Job, field_map: FieldMap) -> Iterator[Destination[Any]]:
-    destination = job.target.lane(field_map.shape)
+    destination = job.lane(field_map.shape)
     try:
         yield destination
     finally:

@@ -48,7 +48,7 @@ def predict(job: Job, plan: Plan, clock: Clock) -> Summary:
 
 def _present(job: Job, plan: Plan) -> dict[str, tuple[int, int]]:
     """By op: rows of the change set whose key the target has, and has not."""
-    destination = job.target.lane(plan.field_map.shape)
+    destination = job.lane(plan.field_map.shape)
     found: dict[str, tuple[int, int]] = {}
     try:
         for phase in (changes.FRESH, changes.OWED):

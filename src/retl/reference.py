@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from retl import destinations
-from retl.definitions import Sync
+from retl.definitions import Limits, Sync
 from retl.destinations import PREVIEW
 from retl.settings import DEFAULT_CONNECTIONS
 
@@ -39,12 +40,12 @@ def page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"name": name, "summary": preset.summary if preset else text.split("\n")[0]}
     found |= {"preview": kind.is_preview}
     found |= {"text": text, "connection": _fields(kind.Connection), "destination": _fields(kind.Options)}
-    return found | (_facts(preset) if preset else {})
+    return found | (_facts(preset) if preset else _vendor(kind) if kind.vendor else {})
 
 
 def markdown(page: dict[str, Any]) -> str:
     """The page as a file of docs/destinations/."""
-    is_preset = "evidence" in page
+    is_preset = "operations" in page
     parts = [f"# {page['name']}", *([f"{page['summary']}."] if is_preset else [])]
     parts += [f"**{PREVIEW.capitalize()}.**"] if page["preview"] else []
     parts += [page["text"]]
@@ -56,6 +57,7 @@ def markdown(page: dict[str, Any]) -> str:
     if is_preset:
         rows = [(o["operation"], f"`{o['request']}`", o["rows"], o["only_if"]) for o in page["operations"]]
         parts += ["## What it sends", _grid(("operation", "request", "rows each", "only with"), rows)]
+    if "evidence" in page:
         parts += [f"Limits: {page['limits']}.", f"Evidence: {', '.join(page['evidence'])}."]
         parts += [f"Source: {page['source']} (checked on {page['checked_on']})."]
         parts += ["## A sync", f"```yaml\n{page['example'].rstrip()}\n```"]
@@ -92,9 +94,6 @@ def _word(value: Any) -> str:
 
 def _facts(preset: Preset) -> dict[str, Any]:
     given = [(name, way) for name in _OPERATIONS for way in getattr(preset, name)]
-    limits = preset.limits
-    said = [f"{limits.requests} requests per {limits.per:g} s"] if limits.requests else []
-    said += [f"{limits.concurrency} at a time"] if limits.concurrency else []
     return {
         "operations": [
             {
@@ -108,13 +107,35 @@ def _facts(preset: Preset) -> dict[str, Any]:
             }
             for name, part in given
         ],
-        "limits": f"{', '.join(said)}; of requests {limits.share:.0%} are ours unless the connection's"
-        f" `limits` say otherwise. They are from: {limits.source} (checked on {limits.checked_on})",
+        "limits": _limits(preset.limits, preset.limits.source, preset.limits.checked_on),
         "evidence": list(preset.evidence),
         "source": preset.source,
         "checked_on": str(preset.checked_on),
         "example": preset.example,
     }
+
+
+def _vendor(kind: type[Destination[Any]]) -> dict[str, Any]:
+    """The same of a vendor's type with code of its own."""
+    vendor = kind.vendor
+    assert vendor is not None
+    return {
+        "limits": _limits(kind.limits, vendor.limits_source, vendor.checked_on),
+        "evidence": list(vendor.evidence),
+        "source": vendor.source,
+        "checked_on": str(vendor.checked_on),
+        "example": vendor.example,
+    }
+
+
+def _limits(limits: Limits, source: str, checked_on: date) -> str:
+    said = [f"{limits.requests} requests per {limits.per:g} s"] if limits.requests else []
+    said += [f"{limits.per_day} a day"] if limits.per_day else []
+    said += [f"{limits.concurrency} at a time"] if limits.concurrency else []
+    return (
+        f"{', '.join(said)}; of requests {limits.share:.0%} are ours unless the connection's"
+        f" `limits` say otherwise. They are from: {source} (checked on {checked_on})"
+    )
 
 
 def write_pages(folder: Path) -> None:

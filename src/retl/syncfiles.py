@@ -19,7 +19,7 @@ from retl.yamlfile import Loc, Tree, empty, load
 
 PROJECT_FILE = "retl.yml"
 # Groups of settings in `defaults` that a sync changes key by key; anything else it replaces whole.
-GROUPS = frozenset({"guards", "batch", "retry", "formats", "destination"})
+GROUPS = frozenset({"guards", "rejects", "batch", "retry", "formats", "destination"})
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ SAMPLE = 200  # updates that are held beside the target's rows
 FEW = 20  # so few updates are nobody's concern
 NEARLY_ALL = Decimal("0.9")  # of the rows read
 
+_Forms = tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]
+
 
 def is_suspect(updates: int, read: int) -> bool:
     """Are so many rows updates that one field might be the reason for them all?"""
@@ -38,12 +40,12 @@ def note(names: Sequence[str], updates: int, read: int) -> str:
     listed = ", ".join(names)
     what = "column {} differs" if len(names) == 1 else "columns {} differ"
     return (
-        f"{updates} of {read} rows are updates, and {what.format(listed)} in every one that was looked at: if that"
-        f" is no reason to send a row, say changes: {{hash: {{ignore: [{listed}]}}}}"
+        f"{updates} of {read} rows are updates, and {what.format(listed)} in every one that was looked at:"
+        f" if that is no reason to send a row, say changes: {{hash: {{ignore: [{listed}]}}}}"
     )
 
 
-def _pairs(destination: Destination[Any], batch: Batch) -> Iterator[tuple[Mapping[str, Any], ...]]:
+def _pairs(destination: Destination[Any], batch: Batch) -> Iterator[_Forms]:
     """Per row that the target has: its fields there, as Python values here, and as JSON here."""
     shape = destination.shape
     names = [field.name for field in shape.fields]
@@ -59,8 +61,5 @@ def _differs(
 ) -> bool:
     """Targets hand a value out as their driver or their text has it: any of its forms is the value."""
     held, value, written = there.get(name), here[name], document.get(name)
-    return not (
-        held == value
-        or held == written
-        or str(held) in (str(value), str(written), json.dumps(written, default=str))
-    )
+    texts = (str(value), str(written), json.dumps(written, default=str))
+    return held not in (value, written) and str(held) not in texts

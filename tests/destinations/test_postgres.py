@@ -26,7 +26,7 @@ from retl.batch import (
 )
 from retl.destinations.postgres import Postgres, PostgresOptions
 from retl.errors import Ambiguous, DefinitionError, InvariantBroken, Later, Mismatch, Systemic, Unavailable
-from retl.postgres import fitness
+from retl.postgres import catalog, fitness
 from retl.postgres.catalog import Column, Place, Table
 from retl.postgres.connection import PostgresConnection
 from retl.postgres.exclusion import Exclusion
@@ -359,6 +359,40 @@ def test_deletes_never_cascade(target: PostgresTarget) -> None:
     assert error.code == "CASCADE"
     assert "crm.notes" in error.message
     Postgres(target.options(), SHAPE).check()
+
+
+@pytest.mark.parametrize("action", ["CASCADE", "SET NULL", "SET DEFAULT", "RESTRICT", "NO ACTION"])
+def test_a_delete_that_would_change_another_table_is_refused_by_its_constraint_unless_asked_for(
+    target: PostgresTarget, action: str
+) -> None:
+    target.make(SHAPE)
+    target.admin.execute(
+        "CREATE TABLE crm.notes (n int, person text DEFAULT NULL,"
+        f" CONSTRAINT of_whom FOREIGN KEY (person) REFERENCES crm.people ON DELETE {action})"
+    )
+    deleting = replace(SHAPE, deletes="delete")
+    if action in ("RESTRICT", "NO ACTION"):
+        Postgres(target.options(), deleting).check()
+    else:
+        error = refusal(target, deleting)
+        assert error.code == "CASCADE"
+        assert f"crm.notes (of_whom: ON DELETE {action})" in error.message
+        assert "cascade: true" in str(error.hint)
+        Postgres(target.options(), replace(deleting, cascade=True)).check()
+
+
+def test_a_partition_is_refused_for_what_references_its_parent(target: PostgresTarget) -> None:
+    target.admin.execute("CREATE TABLE crm.everybody (id text PRIMARY KEY) PARTITION BY LIST (id)")
+    target.admin.execute("CREATE TABLE crm.some PARTITION OF crm.everybody DEFAULT")
+    target.admin.execute(
+        "CREATE TABLE crm.notes (person text, CONSTRAINT of_whom FOREIGN KEY (person)"
+        " REFERENCES crm.everybody ON DELETE CASCADE) PARTITION BY LIST (person)"
+    )
+    target.admin.execute("CREATE TABLE crm.all_notes PARTITION OF crm.notes DEFAULT")
+    whole = catalog.table(target.admin, Relation.parse("crm.everybody"))
+    part = catalog.table(target.admin, Relation.parse("crm.some"))
+    assert whole.dependents == ("crm.notes (of_whom: ON DELETE CASCADE)",)
+    assert any("crm.notes" in one for one in part.dependents)
 
 
 def test_row_security_and_deletes_do_not_go_together(target: PostgresTarget) -> None:

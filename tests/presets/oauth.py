@@ -25,7 +25,10 @@ class TokenServer(Api):
             return 200, {"access_token": f"bearer-{self.given}", "expires_in": 3599, "token_type": "bearer"}
         if headers.get("authorization") != f"Bearer bearer-{self.given}":
             return self.refused()
-        return self.take(method, path, json.loads(body) if body else None)
+        return self.take(method, path, self.content(body))
+
+    def content(self, body: bytes) -> Any:
+        return json.loads(body) if body else None
 
     def refused(self) -> tuple[int, Any]:
         return 401, {}

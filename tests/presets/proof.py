@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from retl import destinations, pace
 from retl.batch import Batch, Field, Kind, Operation, Outcome, RowResult, Shape, WriteMode
 from retl.definitions import Limits, Retry
 from retl.delivery import Answered, Delivery
+from retl.destinations import Turn
 from retl.destinations.http import OPERATION_NAMES, HttpDestination
 from retl.errors import Poisoned, Systemic
 from retl.http.outcome import Reply, Sent, interpret
@@ -185,12 +187,14 @@ class Proof:
         rows: Sequence[Row],
         operation: Operation | None = None,
         parameters: Mapping[str, Any] | None = None,
+        turn: Turn | None = None,
     ) -> list[RowResult]:
         """What becomes of the rows, by the same delivery that runs use; what stops it is raised."""
         options = self.options(api.url, parameters)
         shape = self.shape(deletes="delete" if operation == "delete" else "keep")
         kind = destinations.load(self.preset)
         lane = kind(options, shape)
+        lane.turn = turn or lane.turn
         size = lane.capabilities.max_rows or len(rows)
         batches = [
             Rows(shape, rows).batch(operation or self.write, first, min(first + size, len(rows)) - 1)
@@ -290,6 +294,21 @@ class Proof:
         assert self.contents(api) == self.expected(self.rows)
         tell("faults", 1)
 
+    def test_every_request_takes_a_turn(self, api: FakeApi) -> None:
+        """Also those for tokens, and those that ask after a job."""
+        turns: list[int | None] = []
+
+        @contextmanager
+        def turn(size: int | None = None) -> Iterator[None]:
+            turns.append(size)
+            yield
+
+        self.expire(api)
+        with suppress(Systemic):
+            self.deliver(api, self.rows, turn=turn)
+        self.deliver(api, self.rows, turn=turn)
+        assert len(turns) == len(api.seen) >= 2
+
     def test_its_requests_are_valid_under_the_vendor_s_schema(self, api: FakeApi, tell: Tell) -> None:
         if self.contract is None:
             return
@@ -385,7 +404,8 @@ def table(proofs: Sequence[Sequence[Any]]) -> list[str]:
         counts[what] += count
     cells = [HEADERS]
     for preset, counts in sorted(found.items()):
-        evidence = ", ".join(destinations.load(preset).preset.evidence)  # type: ignore[attr-defined]
+        kind = destinations.load(preset)
+        evidence = ", ".join((kind.vendor or kind.preset).evidence)  # type: ignore[attr-defined]
         cells.append((preset, evidence, *(str(counts[what]) for what in COUNTED)))
     widths = [max(len(line[n]) for line in cells) for n in range(len(HEADERS))]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in cells]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from retl.batch import Field, Kind
-from retl.errors import DefinitionError, Systemic, Unavailable
+from retl.errors import DefinitionError, Later, Unavailable
 from retl.testing import FakeHubSpot
 from tests import api as fake
 from tests.presets.proof import TEXT, Proof, Recorded, lines
@@ -85,7 +85,7 @@ class TestHubSpot(Proof):
 
     def test_a_spent_day_ends_the_run(self, api: FakeHubSpot) -> None:
         api.faults.append(fake.answer(429, b'{"category":"RATE_LIMITS","policyName":"DAILY"}'))
-        with pytest.raises(Systemic):
+        with pytest.raises(Later):
             self.deliver(api, self.rows)
 
     @pytest.mark.parametrize("match", ["email", "hs_object_id"])

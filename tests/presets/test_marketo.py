@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from retl.batch import Kind
-from retl.errors import Systemic, Unavailable
+from retl.errors import Spent, Unavailable
 from tests import api as fake
 from tests.api import TOKEN
 from tests.presets.oauth import TokenServer, expire
@@ -78,9 +78,7 @@ class TestMarketo(Proof):
             Kind.REJECTED in one.kinds and one.answer["resp_body"]["success"] for one in self.recorded()
         )
 
-    @pytest.mark.parametrize(
-        ("code", "error"), [("606", Unavailable), ("615", Unavailable), ("607", Systemic)]
-    )
+    @pytest.mark.parametrize(("code", "error"), [("606", Unavailable), ("615", Unavailable), ("607", Spent)])
     def test_throttling_is_in_the_body(self, code: str, error: type[Exception]) -> None:
         said = {"success": False, "errors": [{"code": code, "message": "Max rate limit exceeded"}]}
         with pytest.raises(error):

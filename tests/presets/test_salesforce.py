@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from retl.batch import Kind
 from retl.destinations import load
+from retl.errors import Spent, Unavailable
 from retl.http.rules import Rules
 from retl.http.waits import quota
 from tests import api as fake
@@ -104,9 +105,17 @@ class TestSalesforce(Proof):
         with pytest.raises(ValidationError):
             model(connection={**keys, "private_key": None}, object="Contact", match="Ext__c")
 
+    @pytest.mark.parametrize(
+        ("limit", "error"), [("TotalRequests", Spent), ("ConcurrentRequests", Unavailable)]
+    )
+    def test_a_spent_day_is_no_refusal_and_no_throttling(self, limit: str, error: type[Exception]) -> None:
+        said = [{"errorCode": "REQUEST_LIMIT_EXCEEDED", "message": f"{limit} Limit exceeded."}]
+        with pytest.raises(error):
+            self.read(Recorded({"status": 403, "resp_headers": {}, "resp_body": said}, ["a"], []))
+
     def test_the_budget_is_read_from_its_header(self) -> None:
         rules: Rules = self.options().http.outcome
-        assert rules.usage is not None
-        found = quota({"sforce-limit-info": "api-usage=3750/15000"}, rules.usage)
+        assert rules.budget is not None
+        found = quota({"sforce-limit-info": "api-usage=3750/15000"}, rules.budget)
         assert found is not None
         assert (found.left, found.anew) == (0.75, None)

@@ -118,19 +118,21 @@ class Invocation:
             ledger=ledger,
             options=replace(options, variables=dated(options.variables, ledger.now().date())),
             stop=stop,
-            pace=self._pace(found),
+            pace=self._pace(found, None if options.dry_run else ledger),
             siblings=frozenset(project.syncs),
             environment=self.environment,
             correlation_id=project.settings.retl_correlation_id,
             since=begun,
         )
 
-    def _pace(self, found: Resolved) -> Pace:
-        """What all syncs of a connection share in this process."""
+    def _pace(self, found: Resolved, ledger: Ledger | None) -> Pace:
+        """What all syncs of a connection share; without a ledger only those of this process."""
         from retl.pace import Pace
 
         if found.name not in self._paces:
-            self._paces[found.name] = Pace(found.limits)
+            made = Pace(found.limits, book=ledger, connection=found.name)
+            self._paces[found.name] = made
+            self._closing.callback(made.close)
         return self._paces[found.name]
 
     def variables(self, given: Sequence[str]) -> Mapping[str, Any]:
@@ -152,6 +154,13 @@ class Invocation:
         if known is None or (known.contract is not None and known.contract.model is not None):
             return True
         return bool(sensitive_columns(known, self.project.folder) & set(known.key))
+
+    def masked_columns(self, sync: str) -> set[str]:
+        """The columns of a sync that no reader may see, as its definition says by now."""
+        known = self.project.syncs.get(sync)
+        if known is None:
+            return set()
+        return sensitive_columns(known, self.project.folder).union(known.rejects.mask)
 
     def close(self) -> None:
         self._closing.close()

@@ -5,6 +5,7 @@ Every change says first what the next run will then do, and does nothing without
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from contextlib import AbstractContextManager
@@ -20,7 +21,7 @@ from retl.cli.output import Table
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
-    from retl.ledger import Ledger, Lock
+    from retl.ledger import Ledger, Lock, RejectRow
 
 Yes = Annotated[bool, typer.Option("--yes", help="Do it.")]
 SyncName = Annotated[str, typer.Argument(metavar="SYNC")]
@@ -134,7 +135,7 @@ def adopt(
 def unblock(
     invocation: Invocation, connection: Annotated[str, typer.Argument(metavar="CONNECTION")], yes: Yes = False
 ) -> None:
-    """Let a connection be used again before its breaker would."""
+    """Let a connection be used again before its breaker or its target would."""
     from retl.settings import DEFAULT_CONNECTIONS
     from retl.validation import did_you_mean
 
@@ -145,7 +146,8 @@ def unblock(
     then = f"the next run uses {connection} at once"
     ledger = _ledger(invocation, yes)
     agreed(then, yes)
-    _done(invocation, {"unblocked": connection, "was_blocked": ledger.unblock(connection)}, then)
+    was_blocked = ledger.unblock(connection) | ledger.forget_holds(connection)
+    _done(invocation, {"unblocked": connection, "was_blocked": was_blocked}, then)
 
 
 def list_rejects(invocation: Invocation, sync: OneSync = None) -> None:
@@ -153,25 +155,36 @@ def list_rejects(invocation: Invocation, sync: OneSync = None) -> None:
     ledger = invocation.ledger()
     if sync is not None and sync not in _former(ledger):
         invocation.sync(sync)
-    found = [
-        {
-            "sync": one.sync,
-            "key": output.MASK if invocation.hides_key(one.sync) else one.key,
-            "stage": one.stage,
-            "code": one.code,
-            "reason": one.reason,
-            "first_seen": one.first_seen,
-            "last_seen": one.last_seen,
-            "attempts": one.attempts,
-            "run_id": one.run_id,
-            "state": one.state,
-        }
-        for one in ledger.rejects(sync)
-    ]
+    found = [_reject(invocation, one) for one in ledger.rejects(sync)]
     headers = ("sync", "key", "stage", "code", "reason", "first_seen", "last_seen", "attempts")
     rows = [tuple(one[name] for name in headers) for one in found]
     labels = tuple(name.replace("_", " ") for name in headers)
-    invocation.show({"rejects": found}, lambda: [Table(labels, rows)] if rows else ["no open rejects"])
+    kept = [
+        f"{one['sync']}, key {one['key'] or 'unusable'}: {json.dumps(one['payload'], ensure_ascii=False)}"
+        for one in found
+        if one["payload"] is not None
+    ]
+    invocation.show({"rejects": found}, lambda: [Table(labels, rows), *kept] if rows else ["no open rejects"])
+
+
+def _reject(invocation: Invocation, one: RejectRow) -> dict[str, Any]:
+    """A reject as JSON has it; what of its row may not be shown is masked, whatever is revealed."""
+    from retl import payload
+
+    kept = one.payload and payload.shown(one.payload, invocation.masked_columns(one.sync))
+    return {
+        "sync": one.sync,
+        "key": output.MASK if invocation.hides_key(one.sync) else one.key,
+        "stage": one.stage,
+        "code": one.code,
+        "reason": one.reason,
+        "first_seen": one.first_seen,
+        "last_seen": one.last_seen,
+        "attempts": one.attempts,
+        "run_id": one.run_id,
+        "state": one.state,
+        "payload": kept,
+    }
 
 
 @command(rejects, "dismiss")

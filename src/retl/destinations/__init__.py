@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import date
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -19,11 +22,24 @@ from retl.batch import UNKNOWN, Answer, Batch, Capabilities, Outcome, Quota, Sha
 from retl.definitions import Limits
 from retl.errors import DefinitionError
 
+Turn = Callable[..., AbstractContextManager[object]]  # room for one request, of `size` bytes if it writes
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 PREVIEW = (
     "preview: made from the vendor's documentation, and not yet held against its contract, its own client or"
     " recorded answers"
 )
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """What is known of a vendor's API beside its types, and who says so: for those with code of their own
+    what a preset says in its file."""
+
+    evidence: tuple[str, ...]
+    source: str
+    checked_on: date
+    limits_source: str
+    example: str
 
 
 class Destination(ABC, Generic[OptionsT]):
@@ -37,8 +53,11 @@ class Destination(ABC, Generic[OptionsT]):
     Options: ClassVar[type[BaseModel]]
     is_preview: ClassVar[bool] = False  # nothing but documentation says that the target takes it so
     limits: ClassVar[Limits] = Limits()  # what the vendor allows; a connection's own `limits` win
+    vendor: ClassVar[Vendor | None] = None
     capabilities: Capabilities
-    quota: Quota | None = None  # what the last answer said of the target's own limit
+    quotas: Sequence[Quota] = ()  # what the last answer said of the target's own limits
+    paced: ClassVar[bool] = False  # takes a `turn` for each of its requests, else one is taken per write
+    turn: Turn = staticmethod(lambda size=None: nullcontext())
 
     def __init__(self, options: OptionsT, shape: Shape) -> None:
         self.options = options
@@ -66,6 +85,10 @@ class Destination(ABC, Generic[OptionsT]):
 
     def settle(self, batch: Batch, handle: str | None) -> Answer:
         """What became of a batch whose answer never came; may be asked again and again."""
+        return Outcome(UNKNOWN)
+
+    def foresee(self, batch: Batch) -> Outcome:
+        """What `settle` would tell of a batch now, by reading alone; UNKNOWN where that takes more."""
         return Outcome(UNKNOWN)
 
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:

@@ -109,6 +109,7 @@ class HttpOptions(Definition):
 class HttpDestination(Destination[HttpOptions]):
     Connection = HttpConnection
     Options = HttpOptions
+    paced = True
 
     def __init__(self, options: HttpOptions, shape: Shape) -> None:
         """DefinitionError where no endpoint serves the sync, or one names a field it has not got."""
@@ -116,7 +117,9 @@ class HttpDestination(Destination[HttpOptions]):
         connection = options.connection
         headers = {name: value.get_secret_value() for name, value in connection.headers.items()}
         self._address = Address.parse(connection.base_url)
-        self._client = Client(self._address, connection.auth, headers, connection.timeouts)
+        self._client = Client(
+            self._address, connection.auth, headers, connection.timeouts, lambda size: self.turn(size)
+        )
         self._secrets = list(headers.values())
         self._endpoints = _endpoints(options, shape)
         self._calls: dict[Operation, tuple[Template, Rules]] = {}
@@ -222,8 +225,10 @@ class HttpDestination(Destination[HttpOptions]):
         key = self.options.idempotency
         named = {key.header: batch.idempotency_key} if key and batch.idempotency_key else {}
         reply = self._client.send(request, named)
-        usage = self._call(batch.operation)[1].usage
-        self.quota = quota(reply.headers, usage) if usage else None
+        rules = self._call(batch.operation)[1]
+        told = ((rules.usage, False), (rules.budget, True))
+        found = [quota(reply.headers, usage, daily=daily) for usage, daily in told if usage]
+        self.quotas = [one for one in found if one]
         return reply
 
     def _ask(self, request: Request) -> Reply:

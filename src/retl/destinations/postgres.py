@@ -4,7 +4,8 @@ Each batch is one transaction: COPY into a temporary table, one statement that c
 marker in `retl_applied` beside the table. So a batch is there as a whole or not at all, an unanswered
 COMMIT can be settled, and a run that lost its lock cannot commit. Rows the table refuses are found and
 named; the rest of their batch is delivered. Only columns of the sync are written, and a row that is
-already as it should be is left untouched.
+already as it should be is left untouched. Deletes are refused where foreign keys with ON DELETE CASCADE,
+SET NULL or SET DEFAULT would carry them into other tables, unless the sync says `cascade: true`.
 
 The account needs SELECT, INSERT and UPDATE on the columns of the sync (DELETE on the table for
 `deletes: delete`), TEMPORARY on the database, and CREATE on the schema once for `retl_applied`; without
@@ -59,14 +60,6 @@ class PostgresOptions(BaseModel):
     connection: PostgresConnection
     table: str
     create: bool = False
-    cascade: bool = False
-
-    @field_validator("cascade")
-    @classmethod
-    def _reserved(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("`cascade: true` is reserved for a later version of retl")
-        return value
 
     @field_validator("table")
     @classmethod
@@ -100,6 +93,7 @@ class Postgres(Destination[PostgresOptions]):
             readable=True,
             nulls_keep=shape.write in ("upsert", "update_only"),  # the others never meet an older value
             only_if_empty=shape.write in ("upsert", "update_only"),
+            cascades=True,
             settles=True,
             lanes=LANES,
         )
@@ -208,6 +202,18 @@ class Postgres(Destination[PostgresOptions]):
                     raise self._voided()
                 attempt += row is not None  # voided before: a later attempt may have been made since
         self._attempts[batch.id] = attempt + 1
+        return Outcome(NOT_APPLIED)
+
+    def foresee(self, batch: Batch) -> Outcome:
+        """By the markers: one that is not there will be voided, unless its COMMIT is under way right now."""
+        attempt = 0
+        with self._visit(read_only=True) as session:
+            if not catalog.place(session, self._sql.relation).marker:
+                return Outcome(UNKNOWN)
+            while row := session.execute(self._sql.marked(batch, attempt, wait=False)).fetchone():
+                if row[0] == "applied":
+                    return _outcome(row[2])
+                attempt += 1
         return Outcome(NOT_APPLIED)
 
     def _told(self, session: Session, batch: Batch, attempt: int) -> Outcome:

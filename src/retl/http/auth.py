@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha256
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
@@ -30,6 +32,14 @@ Secret = Annotated[SecretStr, AfterValidator(_on_one_line)]
 HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
 
 
+Turn = Callable[[int | None], AbstractContextManager[object]]
+
+
+def free(size: int | None = None) -> AbstractContextManager[object]:
+    """A turn that is always there."""
+    return nullcontext()
+
+
 class Anonymous(Definition):
     """No credential; also what the others are where they say nothing."""
 
@@ -37,6 +47,10 @@ class Anonymous(Definition):
 
     def headers(self) -> dict[str, str]:
         return {}
+
+    def credential(self, turn: Turn) -> dict[str, str]:
+        """The headers for the next request. What has to be asked for first is asked for in a `turn`."""
+        return self.headers()
 
     def query(self) -> str:
         """What joins the query string, percent-encoded, without `?` or `&` at its ends."""
@@ -54,7 +68,7 @@ class Anonymous(Definition):
         """What tells this target from others at its address where the address is not told; no secret."""
         return ""
 
-    def renewed(self, reply: Any, sent: dict[str, str]) -> bool:
+    def renewed(self, reply: Any, sent: dict[str, str], turn: Turn = free) -> bool:
         """Does this answer say that the credential in the headers `sent` is worn out, and is there
         another now? Nothing was applied then."""
         return False

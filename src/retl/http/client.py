@@ -25,11 +25,12 @@ from urllib.parse import urlsplit
 
 from retl.definitions import Definition, Duration
 from retl.errors import Ambiguous, Systemic, Unavailable
-from retl.http.auth import Anonymous
+from retl.http.auth import Anonymous, Turn, free
 from retl.http.body import Request
 from retl.http.outcome import Reply
 
 LONGEST_REPLY = 16 * 1024 * 1024  # bytes
+_LOOKS = ("GET", "HEAD", "OPTIONS")  # questions, which do not tell how a target bears what is written
 _IDLE = 5.0  # seconds after which a kept connection is not trusted to be open any more
 _PIECE = 65536  # bytes given to the socket at once, so that the deadline is looked at in between
 
@@ -87,10 +88,17 @@ class Client:
     """Belongs to one lane, never to two threads."""
 
     def __init__(
-        self, address: Address, auth: Anonymous, headers: Mapping[str, str], timeouts: Timeouts
+        self,
+        address: Address,
+        auth: Anonymous,
+        headers: Mapping[str, str],
+        timeouts: Timeouts,
+        turn: Turn = free,
+        longest: int | None = None,
     ) -> None:
+        """Every request that leaves, also those for credentials, is sent in a `turn` of its own."""
         self.address = address
-        self._auth, self._timeouts = auth, timeouts
+        self._auth, self._timeouts, self._turn, self._longest = auth, timeouts, turn, longest
         self._headers = {
             "Host": address.authority,
             "Accept": "application/json, */*;q=0.5",
@@ -113,7 +121,7 @@ class Client:
         Unavailable if no connection came about, so that nothing was sent; Ambiguous if it broke or
         took too long before a status came; Systemic if the server's certificate is not valid."""
         reply, credential = self._once(request, extra)
-        if self._auth.renewed(reply, credential):
+        if self._auth.renewed(reply, credential, self._turn):
             reply, _ = self._once(request, extra)
         return reply
 
@@ -125,9 +133,11 @@ class Client:
             target += ("&" if "?" in target else "?") + query
         body = self._auth.body(request.body)
         length = {"Content-Length": str(len(body))}
-        credential = self._auth.headers()
+        credential = self._auth.credential(self._turn)
         headers = {**self._headers, **credential, **dict(request.headers), **(extra or {}), **length}
-        return self._exchange(request.method, target, headers, body), credential
+        size = None if request.method in _LOOKS else len(body)
+        with self._turn(size):
+            return self._exchange(request.method, target, headers, body), credential
 
     def connect(self) -> None:
         """Reach the server, TLS included, and say nothing to it. Raises as `send` does."""
@@ -153,7 +163,7 @@ class Client:
             raise Ambiguous(
                 "HTTP_NO_ANSWER", f"{self.address} did not answer: {type(error).__name__}"
             ) from None
-        content, whole = _read(response)
+        content, whole = _read(response, self._longest or LONGEST_REPLY)
         if not whole or response.will_close:
             self.close()
         self._used = monotonic()
@@ -204,14 +214,14 @@ class Client:
             ) from None
 
 
-def _read(response: HTTPResponse) -> tuple[bytes, bool]:
+def _read(response: HTTPResponse, longest: int) -> tuple[bytes, bool]:
     """The body, and whether it is all of it. With a status at hand a broken body is no broken answer."""
     chunks: list[bytes] = []
     size = 0
     try:
         while chunk := response.read(_PIECE):
             size += len(chunk)
-            if size > LONGEST_REPLY:
+            if size > longest:
                 return b"", False
             chunks.append(chunk)
     except (OSError, HTTPException, ValueError):

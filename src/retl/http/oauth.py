@@ -16,7 +16,7 @@ from urllib.parse import urlencode, urlsplit
 from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 
 from retl.errors import Ambiguous, Systemic, Unavailable
-from retl.http.auth import Anonymous, Basic, Bearer, InBody, InHeader, InQuery, WholeUrl
+from retl.http.auth import Anonymous, Basic, Bearer, InBody, InHeader, InQuery, Turn, WholeUrl, free
 from retl.http.body import Request
 from retl.http.client import Address, Client, Timeouts
 from retl.http.outcome import Reply
@@ -74,20 +74,23 @@ class OAuth2(Anonymous):
         return self
 
     def headers(self) -> dict[str, str]:
+        return self.credential(free)
+
+    def credential(self, turn: Turn) -> dict[str, str]:
         """The bearer's header, with a token that is asked for where there is none. Unavailable if the
         token server cannot be reached, Systemic if it refuses."""
         with self._lock:
             if self._token is None or monotonic() >= self._ends:
-                self._renew()
+                self._renew(turn)
             return {"Authorization": f"Bearer {self._token}"}
 
-    def renewed(self, reply: Reply, sent: dict[str, str]) -> bool:
+    def renewed(self, reply: Reply, sent: dict[str, str], turn: Turn = free) -> bool:
         in_body = self.expired is not None and reply.status == 200 and self.expired.fits(reply.said)
         if reply.status != 401 and not in_body:
             return False
         with self._lock:
             if sent["Authorization"] == f"Bearer {self._token}":  # else another lane was here first
-                self._renew()
+                self._renew(turn)
         return True
 
     def secrets(self) -> list[str]:
@@ -115,7 +118,7 @@ class OAuth2(Anonymous):
             "scope": self.scope,
         }
 
-    def _renew(self) -> None:
+    def _renew(self, turn: Turn) -> None:
         self._token = None
         address = Address.parse(self.token_url)
         text = urlencode({name: value for name, value in self._form().items() if value})
@@ -124,7 +127,7 @@ class OAuth2(Anonymous):
         request = Request("POST", path, content, text.encode())
         if self.method == "GET":
             request = Request("GET", f"{path}?{text}", (), b"")
-        client = Client(address, Anonymous(), {}, Timeouts())
+        client = Client(address, Anonymous(), {}, Timeouts(), lambda size: turn(None))
         try:
             reply = client.send(request)
         except Ambiguous as error:  # nothing of any row was sent

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from retl.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
-from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
+from retl.errors import Ambiguous, Poisoned, Spent, Systemic, TargetError, Unavailable
 from retl.http.rules import Rules, look, text
 from retl.http.scrub import scrub
 from retl.http.waits import wait_asked
@@ -113,6 +113,8 @@ def _means(meaning: str, reply: Reply, rules: Rules, sent: Sent) -> Outcome:
         wait = wait_asked(reply.headers, rules.retry_after)
         usual = rules.wait if reply.status == 429 else None
         raise Unavailable(name, said, retry_after=usual if wait is None else wait)
+    if meaning == "spent":
+        raise Spent(said, anew=wait_asked(reply.headers, rules.retry_after))
     errors: dict[str, type[TargetError]] = {"refused": Poisoned, "unknown": Ambiguous}
     raise errors.get(meaning, Systemic)(name, said, hint=_hint(reply))
 

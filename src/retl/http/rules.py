@@ -49,11 +49,12 @@ class Match(Definition):
 class Case(Definition):
     """What answers of some kind mean for all their rows, whatever the table says; the first that fits
     decides. `written`: done, also where it was done before. `kept`: the target has the key already.
-    `absent`: it has not got it. `refused`: something in it is bad and nothing was applied."""
+    `absent`: it has not got it. `refused`: something in it is bad and nothing was applied.
+    `spent`: the day's budget is gone."""
 
     status: tuple[int, ...]
     when: Match | None = None
-    means: Literal["written", "kept", "absent", "refused", "unavailable", "unknown", "systemic"]
+    means: Literal["written", "kept", "absent", "refused", "unavailable", "unknown", "systemic", "spent"]
 
 
 class Identity(Definition):
@@ -134,6 +135,7 @@ class Rules(Definition):
     retry_after: HeaderWait | None = None
     wait: Duration | None = None  # after a 429 that does not say how long
     usage: Usage | None = None
+    budget: Usage | None = None  # the same of the day's: used up, it ends the run
     cases: tuple[Case, ...] = ()
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ def wait_asked(headers: Mapping[str, str], header: HeaderWait | None = None) -> 
     return None if wait is None else min(max(wait, 0.0), LONGEST_WAIT)
 
 
-def quota(headers: Mapping[str, str], usage: Usage) -> Quota | None:
+def quota(headers: Mapping[str, str], usage: Usage, *, daily: bool = False) -> Quota | None:
     """What is left of the target's quota and when it begins anew; None if the headers do not say."""
     if usage.used is not None:
         found = re.search(usage.used, headers.get((usage.header or "").lower(), ""))
@@ -46,7 +46,7 @@ def quota(headers: Mapping[str, str], usage: Usage) -> Quota | None:
     anew = None
     if usage.reset is not None and usage.reset.header.lower() in headers:
         anew = wait_asked(headers, usage.reset)
-    return Quota(min(max(left / limit, 0.0), 1.0), anew)
+    return Quota(min(max(left / limit, 0.0), 1.0), anew, daily)
 
 
 def _number(value: str) -> float | None:

@@ -142,7 +142,7 @@ def open_ledger(url: str, folder: Path, *, environment: str | None, create: bool
 
     Made if it is not there; with `create=False` nothing is written or made anywhere and a ledger that is
     not there is an empty one. DefinitionError for a url or environment that cannot be; LedgerError
-    STATE_SYMLINK, STATE_NEWER, STATE_UNREADABLE, STATE_UNREACHABLE otherwise.
+    STATE_SYMLINK, STATE_NEWER, STATE_OLDER, STATE_UNREADABLE, STATE_UNREACHABLE otherwise.
     """
     if environment is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}", environment):
         raise DefinitionError("ENVIRONMENT_NAME", "an environment's name is letters, digits, '_' and '-'")
@@ -216,8 +216,14 @@ def _is_there(home: Path) -> bool:
 def _migrate(database: Database) -> bool:
     """Bring the tables to the newest form known here, a script per version; True if there were none."""
     scripts = _scripts()
-    if database.exists() and _version(database, len(scripts)) == len(scripts):
+    if database.exists() and (found := _version(database, len(scripts))) == len(scripts):
         return False
+    if database.snapshot:
+        raise LedgerError(
+            "STATE_OLDER",
+            f"{database.place} has tables of version {found}, and this retl reads version {len(scripts)}",
+            hint="the next command that writes, such as `retl sync`, brings them up to date",
+        )
     with database.transaction():
         database.serialise_creation()
         fresh = not database.exists()

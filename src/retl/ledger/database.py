@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retl.errors import LedgerError
+from retl.errors import Later, LedgerError
 from retl.ledger.address import parameters_of, scrubbed
 from retl.ledger.rows import Cell, columns, unpacked
 
@@ -29,12 +29,14 @@ _NUL, _STAND_IN = "\x00", "\ufffe"
 
 
 class Database:
-    """A connection in autocommit, used by one thread at a time; errors come out as LedgerError."""
+    """A connection in autocommit, used by one thread at a time; errors come out as LedgerError, and as Later
+    STATE_BUSY where somebody else only has to finish."""
 
     begin = "BEGIN"
     exists_sql: str
     errors: type[Exception]
     place: str  # for people; holds no secret
+    snapshot = False  # a moment of somebody's tables, which a reader cannot bring up to date
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -45,7 +47,7 @@ class Database:
     def now(self) -> datetime:
         raise NotImplementedError
 
-    def failure(self, error: Any) -> LedgerError:
+    def failure(self, error: Any) -> LedgerError | Later:
         raise NotImplementedError
 
     def translated(self, sql: str) -> str:
@@ -94,7 +96,7 @@ class Database:
                 yield
                 self.change("COMMIT")
             except BaseException:
-                with contextlib.suppress(LedgerError):
+                with contextlib.suppress(LedgerError, Later):
                     self.change("ROLLBACK")
                 raise
             finally:
@@ -136,11 +138,12 @@ class SQLite(Database):
             raise self.failure(error) from None
         self.query("PRAGMA journal_mode = TRUNCATE")
         self.change("PRAGMA synchronous = FULL")
+        self.query("PRAGMA secure_delete = ON")  # what is forgotten is gone from the file too
 
     def now(self) -> datetime:
         return datetime.now(UTC)
 
-    def failure(self, error: Any) -> LedgerError:
+    def failure(self, error: Any) -> LedgerError | Later:
         return _refused_by_sqlite(self.place, error)
 
 
@@ -165,10 +168,10 @@ def copy_database(path: Path, target: Path) -> None:
             shutil.copyfile(f"{path}{suffix}", f"{target}{suffix}")
 
 
-def _refused_by_sqlite(place: str, error: Any) -> LedgerError:
+def _refused_by_sqlite(place: str, error: Any) -> LedgerError | Later:
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return LedgerError("STATE_BUSY", f"{place} is kept busy by another process", hint="try again")
+        return busy(place, "another process is in the middle of a transaction")
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY):
         hint = "make room or mend the permissions; run again"
         return LedgerError("STATE_UNWRITABLE", f"{place}: {error}", hint=hint)
@@ -186,6 +189,7 @@ class PostgreSQL(Database):
 
         self.errors = psycopg.Error
         self._origin = url, schema
+        self.snapshot = snapshot
         parameters = parameters_of(url)
         self.place = f"the ledger on {parameters['host']}"
         try:
@@ -215,7 +219,7 @@ class PostgreSQL(Database):
         moment: datetime = self.query("SELECT clock_timestamp()")[0][0]
         return moment.astimezone(UTC)
 
-    def failure(self, error: Any) -> LedgerError:
+    def failure(self, error: Any) -> LedgerError | Later:
         state = error.sqlstate or ""
         if self._connection.closed or state[:2] in ("08", "57"):
             return self._unreachable("the connection is gone")
@@ -223,13 +227,19 @@ class PostgreSQL(Database):
         if state in ("25006", "42501") or state[:2] == "53":
             return LedgerError("STATE_UNWRITABLE", f"{self.place}: {said}", hint="mend that; run again")
         if state[:2] in ("40", "55"):
-            return LedgerError("STATE_BUSY", f"{self.place}: {said}", hint="try again")
+            return busy(self.place, said)
         return unreadable(self.place, said)
 
     def _unreachable(self, said: str) -> LedgerError:
         return LedgerError(
             "STATE_UNREACHABLE", f"{self.place}: {said}", hint="check the state url and the server; run again"
         )
+
+
+def busy(place: str, said: str) -> Later:
+    """Nothing is wrong with state that another process is just writing."""
+    hint = "run again when that process, perhaps a stopped retl, has gone on or ended"
+    return Later("STATE_BUSY", f"{place} is busy: {said}", hint=hint)
 
 
 def unreadable(place: str, said: str) -> LedgerError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from retl.errors import InvariantBroken
-from retl.ledger.breakers import Breakers
+from retl.ledger.paces import Paces
 from retl.ledger.rows import (
     Acknowledgement,
     BatchRow,
@@ -40,7 +40,7 @@ WHERE run_id = ?
 """
 
 
-class Journal(Breakers):
+class Journal(Paces):
     """The ledger as the pipeline and delivery see it."""
 
     def begin(self, run: RunStart) -> None:

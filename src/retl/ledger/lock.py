@@ -95,7 +95,7 @@ class Advisory(Grip):
         sql = (
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()"
         )
-        with contextlib.suppress(LedgerError):
+        with contextlib.suppress(LedgerError, Later):
             return bool(self.database.query(sql)[0][0] >= self._count)
         return False
 
@@ -131,7 +131,7 @@ class Lock:
 
     def release(self) -> None:
         """Let go; the rows forget the holder so that nobody names him to the next one in vain."""
-        with contextlib.suppress(LedgerError), self.database.transaction():
+        with contextlib.suppress(LedgerError, Later), self.database.transaction():
             self.database.change_many(
                 "UPDATE retl_locks SET host = NULL, pid = NULL, since = NULL WHERE name = ? AND epoch = ?",
                 list(self._epochs.items()),

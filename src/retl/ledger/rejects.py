@@ -1,22 +1,27 @@
 """Open rejects: one per sync and key, until the row is applied, withdrawn or dismissed.
 
-It keeps no payload: a reject is tried again from the mart's current row.
+Rows without a usable key have one each, by their digest. A reject is tried again from the mart's current
+row; the copy that a sync may have kept of it is for people only, and goes when the reject is over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
-from retl.ledger.rows import RejectChanges, RejectRow, cell
+from retl.ledger.rows import Cell, Reject, RejectChanges, RejectRow, cell
 from retl.ledger.state import State
 
 # Told twice by one run it counts once, so a merge may be repeated. A dismissed reject stays dismissed
-# for as long as the row is the very row that was dismissed and fails in the same way.
-_OPEN = """
-INSERT INTO retl_rejects
-  (sync, key, hash, stage, code, reason, run_id, first_seen, last_seen, attempts, state)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 'open')
-ON CONFLICT (sync, key) DO UPDATE SET
+# for as long as the row is the very row that was dismissed and fails in the same way. How long a payload
+# was kept counts from the first time that very row was: being rejected daily does not renew it.
+_SAME_ROW = "COALESCE(retl_rejects.hash, '') = COALESCE(excluded.hash, '')"
+_STAYS_DISMISSED = f"retl_rejects.state = 'dismissed' AND retl_rejects.code = excluded.code AND {_SAME_ROW}"
+_OPEN = f"""
+INSERT INTO retl_rejects (sync, key, row_id, hash, stage, code, reason, run_id, first_seen, last_seen,
+  attempts, state, payload, kept_since)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 'open', ?, ?)
+ON CONFLICT (sync, key, row_id) DO UPDATE SET
   hash = excluded.hash, stage = excluded.stage, code = excluded.code, reason = excluded.reason,
   run_id = excluded.run_id, last_seen = excluded.last_seen,
   first_seen = CASE WHEN retl_rejects.state IN ('open', 'dismissed')
@@ -24,10 +29,23 @@ ON CONFLICT (sync, key) DO UPDATE SET
   attempts = CASE WHEN retl_rejects.state NOT IN ('open', 'dismissed') THEN 1
     WHEN retl_rejects.run_id = excluded.run_id THEN retl_rejects.attempts
     ELSE retl_rejects.attempts + 1 END,
-  state = CASE WHEN retl_rejects.state = 'dismissed' AND retl_rejects.code = excluded.code
-    AND COALESCE(retl_rejects.hash, '') = COALESCE(excluded.hash, '') THEN 'dismissed' ELSE 'open' END
+  state = CASE WHEN {_STAYS_DISMISSED} THEN 'dismissed' ELSE 'open' END,
+  payload = CASE WHEN {_STAYS_DISMISSED} THEN NULL ELSE excluded.payload END,
+  kept_since = CASE WHEN retl_rejects.state = 'open' AND {_SAME_ROW}
+    THEN COALESCE(retl_rejects.kept_since, excluded.kept_since) ELSE excluded.kept_since END
 """
-_CLOSE = "UPDATE retl_rejects SET state = ?, last_seen = ? WHERE sync = ? AND key = ? AND state = 'open'"
+_CLOSE = """
+UPDATE retl_rejects SET state = ?, last_seen = ?, payload = NULL, kept_since = NULL
+WHERE sync = ? AND key = ? AND row_id = ? AND state = 'open'
+"""
+_FORGET = """
+UPDATE retl_rejects SET payload = NULL
+WHERE sync = ? AND payload IS NOT NULL AND kept_since <= COALESCE(?, kept_since)
+"""
+_DISMISS = """
+UPDATE retl_rejects SET state = 'dismissed', payload = NULL, kept_since = NULL
+WHERE state = 'open' AND sync = ?
+"""
 
 
 class Rejects(State):
@@ -35,7 +53,7 @@ class Rejects(State):
 
     def rejects(self, sync: str | None = None, state: str = "open") -> list[RejectRow]:
         """Rejects in one state, by sync and key."""
-        where = "WHERE state = ? AND sync = COALESCE(?, sync) ORDER BY sync, key"
+        where = "WHERE state = ? AND sync = COALESCE(?, sync) ORDER BY sync, key, row_id"
         return self._database.rows(RejectRow, "retl_rejects", where, state, sync)
 
     def record_rejects(self, sync: str, epoch: int, changes: RejectChanges) -> None:
@@ -45,18 +63,23 @@ class Rejects(State):
 
     def dismiss(self, sync: str, keys: Sequence[str] | None) -> int:
         """Give up these open rejects, or all of the sync's; how many there were."""
-        sql = "UPDATE retl_rejects SET state = 'dismissed' WHERE state = 'open' AND sync = ?"
         with self._database.transaction():
             if keys is None:
-                return self._database.change(sql, sync)
-            return self._database.change_many(f"{sql} AND key = ?", [(sync, key) for key in keys])
+                return self._database.change(_DISMISS, sync)
+            return self._database.change_many(f"{_DISMISS} AND key = ?", [(sync, key) for key in keys])
 
     def _merge(self, sync: str, epoch: int, changes: RejectChanges) -> None:
-        now = cell(self.now())
+        moment = self.now()
+        now = cell(moment)
         sql = "SELECT max(run_id) FROM retl_runs WHERE sync = ? AND epoch = ?"
         run_id = self._database.query(sql, sync, epoch)[0][0]
-        self._database.change_many(_CLOSE, ((state, now, sync, key) for key, state in changes.closed))
-        self._database.change_many(
-            _OPEN,
-            ((sync, r.key, r.hash, r.stage, r.code, r.reason, run_id, now, now) for r in changes.opened),
-        )
+        self._database.change_many(_CLOSE, ((state, now, sync, *reject) for *reject, state in changes.closed))
+        self._database.change_many(_OPEN, (_opened(sync, run_id, now, one) for one in changes.opened))
+        until = None if changes.retain is None else cell(moment - timedelta(seconds=changes.retain))
+        self._database.change(_FORGET, sync, until)
+
+
+def _opened(sync: str, run_id: str, now: Cell, one: Reject) -> tuple[Cell, ...]:
+    kept_since = None if one.payload is None else now
+    said = (one.hash, one.stage, one.code, one.reason)
+    return (sync, one.key, one.row_id, *said, run_id, now, now, one.payload, kept_since)

@@ -139,10 +139,12 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class RejectRow:
-    """One key's reject; `attempts` counts the runs that met it since it was opened."""
+    """One reject; `attempts` counts the runs that met it since it was opened, `payload` is the mart's row
+    as JSON where the sync has it kept, and `kept_since` when this very row was first kept."""
 
     sync: str
     key: str
+    row_id: str
     hash: str | None
     stage: str
     code: str
@@ -152,25 +154,31 @@ class RejectRow:
     last_seen: datetime
     attempts: int
     state: str  # open | applied | withdrawn | dismissed
+    payload: str | None = None
+    kept_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row refused now: `hash` in hex, None where the row has none (its key was the trouble)."""
+    """A row refused now: `hash` in hex; `row_id` tells apart rows without a usable key, whose `key` is ''."""
 
     key: str
     hash: str | None
     stage: str
     code: str
     reason: str | None = None
+    row_id: str = ""
+    payload: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RejectChanges:
-    """Rejects met by a run, and keys whose reject is over: `applied` or `withdrawn`."""
+    """Rejects met by a run, and those that are over: (key, row_id, `applied` or `withdrawn`). Payloads kept
+    for `retain` seconds are forgotten; where the sync keeps none (None), all of them."""
 
     opened: Sequence[Reject] = ()
-    closed: Sequence[tuple[str, str]] = ()
+    closed: Sequence[tuple[str, str, str]] = ()
+    retain: float | None = None
 
 
 def columns(kind: type) -> tuple[str, ...]:

@@ -136,8 +136,12 @@ def _keys(session: Session, oid: int) -> tuple[frozenset[str], ...]:
 
 def _dependents(session: Session, oid: int) -> tuple[str, ...]:
     rows = session.execute(
-        "SELECT conrelid::regclass::text || ' (' || conname || ')' FROM pg_catalog.pg_constraint"
-        " WHERE confrelid = %s AND contype = 'f' AND conparentid = 0 AND confdeltype IN ('c', 'n', 'd')"
+        "SELECT f.conrelid::regclass::text || ' (' || f.conname || ': ON DELETE ' || CASE f.confdeltype"
+        "  WHEN 'c' THEN 'CASCADE' WHEN 'n' THEN 'SET NULL' ELSE 'SET DEFAULT' END || ')'"
+        " FROM pg_catalog.pg_constraint AS f"
+        # a partition of the other table repeats the constraint; a partition of ours is named in its own
+        " LEFT JOIN pg_catalog.pg_constraint AS p ON p.oid = f.conparentid AND p.confrelid = f.confrelid"
+        " WHERE f.confrelid = %s AND f.contype = 'f' AND p.oid IS NULL AND f.confdeltype IN ('c', 'n', 'd')"
         " ORDER BY 1",
         [oid],
     ).fetchall()

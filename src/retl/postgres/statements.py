@@ -246,12 +246,13 @@ class Statements:
         row = self._row(batch.run_id, batch.id, attempt, batch.epoch, "void", author, 0, [])
         return f"INSERT INTO {self.marker} {row} ON CONFLICT DO NOTHING"
 
-    def marked(self, batch: Batch, attempt: int) -> str:
-        """state, author, not_written of the attempt's marker; waits for a transaction changing it."""
+    def marked(self, batch: Batch, attempt: int, *, wait: bool = True) -> str:
+        """state, author, not_written of the attempt's marker; waits for a transaction changing it, unless it
+        is only to be read."""
         return (
             f"SELECT state, author, not_written FROM {self.marker} WHERE {self._own}"
             f" AND run_id = {literal(batch.run_id)} AND batch = {literal(batch.id)} AND attempt = {attempt}"
-            " FOR SHARE"
+            + (" FOR SHARE" if wait else "")
         )
 
     def fence(self, epoch: int) -> str:

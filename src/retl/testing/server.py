@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +29,7 @@ class FakeApi:
     def __init__(self, token: str = TOKEN, refuse: Collection[str] = ()) -> None:
         self.token, self.refuse = token, frozenset(refuse)
         self.objects: dict[str, dict[str, Any]] = {}
+        self.times: list[float] = []  # of `seen`, on a clock that is never set
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
         self.faults: deque[Fault] = deque()
         self.lock = threading.Lock()
@@ -62,7 +64,9 @@ class FakeApi:
 
 
 def written(content: Any) -> tuple[bytes, dict[str, str]]:
-    """A content as body and headers."""
+    """A content as body and headers: bytes are text, with their type a pair, everything else is JSON."""
+    if isinstance(content, tuple):
+        return content[0], {"Content-Type": content[1]}
     if isinstance(content, bytes):
         return content, {"Content-Type": "text/plain"}
     return b"" if content is None else json.dumps(content).encode(), {"Content-Type": "application/json"}
@@ -92,6 +96,7 @@ class Exchange(BaseHTTPRequestHandler):
             return
         api = self.server.api
         with api.lock:
+            api.times.append(time.monotonic())
             api.seen.append((self.command, self.path, self.named(), self.content))
             fault = api.faults.popleft() if api.faults else None
         if fault is None or not fault(self):

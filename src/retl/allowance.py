@@ -1,0 +1,157 @@
+"""What a connection may still ask of its target: room in a sliding window, and the day's budget. Pure.
+
+Whoever sends takes a *lease*, room for some requests, and gives back what it did not use. A lease counts
+until one window after its last answer, so no window at the target, wherever it begins, ever sees more
+than the limit: a request arrived no later than its answer came back. Who died with a lease blocks it for
+USE seconds and a window. All times are seconds on one clock, that of whoever keeps the account.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+USE = 5.0  # seconds within which a lease is used or lapses
+HOUR, HOURS = 3600, 25  # the day's budget is counted by the hour; 25 of them hold any 24 hours
+LONGEST_HOLD = 3600.0
+PARTS = 10  # a lease is a tenth of the window: the account is asked ten times per window, not per request
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Our share of what the target allows: `count` requests per `window` seconds, `day` in 24 hours."""
+
+    count: int | None = None
+    window: float = 0.0
+    day: int | None = None
+
+    @property
+    def part(self) -> int:
+        return max(1, self.count // PARTS) if self.count is not None else PARTS
+
+
+@dataclass
+class Lease:
+    """Room for `requests`, as its holder knows it: `ends` and `answered` are on the holder's own clock."""
+
+    name: str
+    requests: int
+    hour: int
+    ends: float
+    used: int = 0
+    flying: int = 0  # requests out there whose answer has not come
+    answered: float = 0.0
+
+
+@dataclass(frozen=True)
+class Grant:
+    """Room for so many requests. If for none: come again after `wait` seconds, which are those of a hold
+    if `held`, or the day's budget is `spent` for so many."""
+
+    requests: int
+    hour: int = 0
+    wait: float = 0.0
+    held: bool = False
+    spent: float | None = None
+
+
+@dataclass
+class Account:
+    """What all holders of one connection took. `leases`: name → requests, and the moment at which they
+    stop to count; the names in `out` may still send. `hours`: requests by the hour."""
+
+    leases: dict[str, tuple[int, float]] = field(default_factory=dict)
+    out: list[str] = field(default_factory=list)
+    hours: dict[int, int] = field(default_factory=dict)
+    held: float = 0.0  # nobody sends before this moment
+    spent: float = 0.0  # the target itself said that the day's budget is gone until then
+
+    @classmethod
+    def parse(cls, text: str) -> Account:
+        given = json.loads(text)
+        return cls(
+            {name: (requests, until) for name, (requests, until) in given["leases"].items()},
+            given["out"],
+            {int(hour): requests for hour, requests in given["hours"].items()},
+            given["held"],
+            given["spent"],
+        )
+
+    def text(self) -> str:
+        return json.dumps(vars(self), separators=(",", ":"))
+
+    def take(self, name: str, terms: Terms, now: float) -> Grant:
+        """A lease of that name, as large as there is room for."""
+        grant = self.look(terms, now)
+        if grant.requests and terms.count is not None:
+            self.leases[name] = grant.requests, now + USE + terms.window
+            self.out.append(name)
+        if grant.requests and terms.day is not None:
+            self.hours[grant.hour] = self.hours.get(grant.hour, 0) + grant.requests
+        return grant
+
+    def look(self, terms: Terms, now: float) -> Grant:
+        """What `take` would be given."""
+        self._forget(terms, now)
+        if (spent := self.spent_for(terms, now)) is not None:
+            return Grant(0, spent=spent)
+        if self.held > now:
+            return Grant(0, wait=self.held - now, held=True)
+        room = terms.part
+        if terms.day is not None:
+            room = min(room, terms.day - self.today)
+        if terms.count is not None:
+            room = min(room, terms.count - sum(requests for requests, _ in self.leases.values()))
+            if room <= 0:
+                return Grant(0, wait=self._worth_asking(terms, now))
+        return Grant(room, int(now // HOUR))
+
+    def give_back(self, lease: Lease, terms: Terms, answered: float) -> None:
+        """A lease is used up or lapsed: its last answer came at `answered`."""
+        if lease.name in self.out:
+            self.out.remove(lease.name)
+        self.leases.pop(lease.name, None)
+        if lease.used and terms.count is not None:
+            self.leases[lease.name] = lease.used, answered + terms.window
+        if lease.hour in self.hours:
+            self.hours[lease.hour] = max(0, self.hours[lease.hour] - (lease.requests - lease.used))
+
+    def hold(self, until: float) -> None:
+        self.held = max(self.held, until)
+
+    def spend(self, until: float) -> None:
+        self.spent = max(self.spent, until)
+
+    @property
+    def today(self) -> int:
+        """Requests within the last 24 hours, and up to an hour more."""
+        return sum(self.hours.values())
+
+    def spent_for(self, terms: Terms, now: float) -> float | None:
+        """Seconds until there is budget again; None if there is some now."""
+        if self.spent > now:
+            return self.spent - now
+        first = int(now // HOUR) - HOURS
+        hours = {hour: requests for hour, requests in self.hours.items() if hour > first and requests}
+        if terms.day is None or sum(hours.values()) < terms.day:
+            return None
+        return float((min(hours) + HOURS) * HOUR) - now
+
+    def _forget(self, terms: Terms, now: float) -> None:
+        """What counts no more, and what can only come from a clock that was set back since."""
+        latest = now + USE + terms.window
+        self.leases = {
+            name: (requests, min(until, latest))
+            for name, (requests, until) in self.leases.items()
+            if until > now
+        }
+        self.out = [name for name in self.out if name in self.leases]
+        hour = int(now // HOUR)
+        self.hours = {at: requests for at, requests in self.hours.items() if hour - HOURS < at <= hour}
+        self.held = min(self.held, now + LONGEST_HOLD)
+        self.spent = min(self.spent, now + HOURS * HOUR)
+
+    def _worth_asking(self, terms: Terms, now: float) -> float:
+        """Seconds until there is room, or until somebody may have given back what he did not use."""
+        wait = min(until for _, until in self.leases.values()) - now
+        return min(wait, max(0.05, min(terms.window / PARTS, 1.0))) if self.out else wait
