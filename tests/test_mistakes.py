@@ -285,6 +285,7 @@ def test_the_vendors_quota_is_spent(workshop: Workshop) -> None:
             workshop.retl("sync"),
             1,
             "error: users: the target answered 429 Too Many Requests [HTTP_429]",
+            "  hint: its limit is used up: run again later",
         )
         golden(
             workshop.retl("sync"),
