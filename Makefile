@@ -42,8 +42,9 @@ bench-large: $(READY) ## the same at ten times the rows: growth and memory
 bench-peers: $(READY) ## the same job by drt, dlt and executemany, each installed only for this
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
-docs: $(READY) ## the generated pages: docs/destinations
+docs: $(READY) ## the generated pages: docs/destinations, and docs/values.md from runs on real servers
 	$(BIN)/python -m retl.reference docs/destinations
+	$(BIN)/python -m tests.values_page
 
 sync: $(READY) ## one sync: make sync SYNC=user_segments
 	@test -n "$(SYNC)" || { echo "usage: make $@ SYNC=user_segments" >&2; exit 2; }

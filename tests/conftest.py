@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import servers
+from tests import dbt_project, servers
 
 VERSIONS = servers.postgres_versions()
 
@@ -73,3 +73,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("presets")
         for line in table(proofs):
             terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def analytics(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The dbt project after every command of tests/dbt_project.py; nobody writes to it."""
+    own = tmp_path_factory.getbasetemp()
+    return dbt_project.built(own if worker_id == "master" else own.parent)

@@ -26,6 +26,12 @@ def test_what_init_makes_is_valid_and_its_secrets_are_private(workshop: Workshop
     assert stat.S_IMODE((tmp_path / "new" / "config.env").stat().st_mode) == 0o600
 
 
+def test_init_says_what_it_wrote_without_gaps(workshop: Workshop, tmp_path: Path) -> None:
+    lines = workshop.retl("init", str(tmp_path / "new")).out.splitlines()
+    assert [line.partition(" ")[0] for line in lines[:6]] == [*["wrote"] * 4, "", "next:"]
+    assert lines.count("") == 1
+
+
 def test_init_overwrites_nothing(workshop: Workshop) -> None:
     workshop.write("retl.yml", "vars: {mine: 1}\n")
     before = workshop.snapshot()

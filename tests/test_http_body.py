@@ -256,6 +256,23 @@ def test_all_keys_or_the_whole_body_can_stand_in_the_query() -> None:
     assert (unquote(whole.target), whole.body) == ('/gone?p={"data":[[1],[2]]}', b"")
 
 
+def test_the_target_s_own_ids_stand_where_they_are_asked_for() -> None:
+    rows = [("a", "x/1", '{"name":"Ann"}'), ("b", "2", '{"name":"Bob"}')]
+    listed = {"path": "/o", "wrap": "rows", "row": {"id": "$ref", "...": "$row"}, "cast": {"refs": "string"}}
+    assert json.loads(Template(Endpoint(**listed), ["key"], ["name"]).request(rows).body) == {
+        "rows": [{"id": "x/1", "key": "a", "name": "Ann"}, {"id": "2", "key": "b", "name": "Bob"}]
+    }
+    one = Template(Endpoint(method="PATCH", path="/o/{$ref}", row="$fields"), ["key"], ["name"])
+    assert one.request(rows[:1]).target == "/o/x%2F1"
+    for path, target in {
+        "/o?ids={$refs}&all=no": "/o?ids=x%2F1,2&all=no",
+        "/o?a=b&ids%5B%5D={$refs}": "/o?a=b&ids%5B%5D=x%2F1&ids%5B%5D=2",
+    }.items():
+        many = Template(Endpoint(method="DELETE", path=path, max_rows=2), ["key"], [])
+        request = many.request([row[:2] for row in rows])
+        assert (request.target, request.body) == (target, b"")
+
+
 def test_a_row_that_is_too_large_for_itself_is_poison() -> None:
     with pytest.raises(Poisoned) as caught:
         body(ROWS, wrap="rows", max_row_bytes=40)

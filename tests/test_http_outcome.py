@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from retl.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome, Quota
 from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
 from retl.http.outcome import Reply, Sent, interpret
-from retl.http.rules import HeaderWait, Rules, Usage, look, text
+from retl.http.rules import HeaderWait, Match, Rules, Usage, look, text
 from retl.http.scrub import LONGEST_REASON, scrub
 from retl.http.waits import LONGEST_WAIT, quota, wait_asked
 
@@ -406,3 +406,46 @@ def test_a_429_that_does_not_say_how_long_has_the_usual_wait() -> None:
 )  # fmt: skip
 def test_headers_tell_what_is_left(usage: Any, headers: dict[str, str], expected: Quota | None) -> None:
     assert quota(headers, Usage(**usage)) == expected
+
+
+# the target's own ids
+
+TELLING = Rules(at="records", match={"at": "mail", "to": "$key"}, ref="id")
+
+
+def records(*pairs: tuple[int, Any]) -> Reply:
+    return reply(200, {"records": [{"mail": f"k{n}@example.com", "id": id} for n, id in pairs]})
+
+
+@pytest.mark.parametrize(
+    ("pairs", "refs"),
+    [
+        ([(2, "c"), (0, 7), (1, "b")], ["7", "b", "c"]),  # by name, in whatever order
+        ([(0, "a"), (9, "z")], ["a", None, None]),  # and what is not named tells none
+        ([(0, "a"), (1, "b"), (1, "c")], ["a", None, None]),  # nor what is named twice
+        ([(0, None), (1, "b")], [None, "b", None]),
+    ],
+)
+def test_an_ok_for_all_tells_the_ids_of_rows_that_its_items_name(pairs: Any, refs: list[str | None]) -> None:
+    outcome = interpret(records(*pairs), TELLING, sent())
+    assert kinds(outcome) == [Kind.WRITTEN] * 3
+    assert [outcome.result(n).ref for n in range(3)] == refs
+
+
+@pytest.mark.parametrize("content", [{"id": 7}, [{"id": 7}], {"records": [{"id": 7}]}])
+def test_an_answer_about_one_row_is_about_that_row(content: Any) -> None:
+    at = "" if isinstance(content, list) else "records"
+    assert interpret(reply(200, content), Rules(at=at, ref="id"), sent(1)).result(0).ref == "7"
+
+
+def test_a_row_that_was_there_already_tells_its_id() -> None:
+    rules = POSITIONAL.model_copy(update={"row_kept": Match(at="status", **{"in": ["old"]})})
+    outcome = interpret(reply(200, {"results": [{"status": "old", "id": "x"}]}), rules, sent(1))
+    assert (outcome.result(0).kind, outcome.result(0).ref) == (Kind.SKIPPED, "x")
+
+
+def test_one_of_several_that_is_absent_is_found_by_halving() -> None:
+    rules = Rules(cases=({"status": [404], "means": "some_absent"},))
+    with pytest.raises(Poisoned):
+        interpret(reply(404), rules, sent(2))
+    assert interpret(reply(404), rules, sent(1)) == Outcome(ABSENT)

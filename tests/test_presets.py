@@ -126,7 +126,9 @@ def test_a_project_is_valid_before_its_secrets_are_there(folder: Path, name: str
 
 
 def test_an_operation_that_a_preset_has_not_got_says_what_it_takes(folder: Path) -> None:
-    found: Any = resolved(folder, "{connection: crm}", RETL_YML % "", HUBSPOT_TOKEN=TOKEN)
+    found: Any = resolved(
+        folder, "{connection: crm, object: deals, delete: gdpr}", RETL_YML % "", HUBSPOT_TOKEN=TOKEN
+    )
     shape = Shape("a", "s", (Field("email", Type("string")),), (), deletes="delete")
     with pytest.raises(DefinitionError) as caught:
         found.destination(found.options, shape)

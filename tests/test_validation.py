@@ -76,21 +76,14 @@ def test_a_file_that_is_no_mapping_is_refused(text: str) -> None:
     "text",
     [
         "alerts: []\n",
-        "tests: []\n",
         "conflicts: target_wins\n",
         "changes: cdf\n",
-        "fields: {a: {ref: accounts, by: k}}\n",
     ],
 )
 def test_words_of_later_versions_say_so(text: str) -> None:
     for error in errors(text).values():
         assert error.code == "RESERVED"
         assert "reserved for a later version" in error.message
-
-
-def test_a_dbt_source_is_reserved() -> None:
-    found = errors("source: {dbt: model}\nkey: [id]\ndestination: {type: redis}\n", base="")
-    assert [error.code for error in found.values()] == ["RESERVED"]
 
 
 @pytest.mark.parametrize(

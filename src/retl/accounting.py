@@ -50,7 +50,7 @@ class Account:
             deleted=rows(Kind.WRITTEN, "delete") + rows(Kind.SKIPPED, "delete"),
             deletes=Deletes(
                 planned=planned.deletes.planned,
-                rejected=rows(Kind.REJECTED, "delete"),
+                rejected=planned.deletes.rejected + rows(Kind.REJECTED, "delete"),
                 in_doubt=rows(Kind.UNKNOWN, "delete"),
                 not_attempted=planned.deletes.not_attempted
                 + rows(Kind.RETRY, "delete")

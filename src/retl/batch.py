@@ -139,6 +139,7 @@ class Capabilities:
     only_if_empty: bool = False  # can fill a field only where the target has none
     cascades: bool = False  # a delete can change other objects, and that can be told beforehand
     settles: bool = False  # `settle` brings evidence of what became of an unanswered batch
+    by_ref: bool = False  # deletes name rows by the target's own id: one that was never learnt cannot be
     max_rows: int | None = None
     max_deletes: int | None = None  # rows of a delete batch, where that differs
     lanes: int = 1
@@ -149,6 +150,8 @@ class Rows(Protocol):
     """Whoever holds the rows of a change set. Positions are absolute; `last` is included."""
 
     def keys(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
+
+    def refs(self, first: int, last: int) -> Sequence[str | None]: ...
 
     def tuples(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
 
@@ -187,6 +190,10 @@ class Batch:
     def keys(self) -> Sequence[tuple[Any, ...]]:
         """The key values of each row, in the order of `Shape.key`."""
         return self.rows.keys(self.first, self.last)
+
+    def refs(self) -> Sequence[str | None]:
+        """The target's own id of each row, as an earlier answer told it; None where none did."""
+        return self.rows.refs(self.first, self.last)
 
     def tuples(self) -> Sequence[tuple[Any, ...]]:
         """Per row the values of `Shape.key`, then of `Shape.fields`, as Python values (deletes: keys)."""

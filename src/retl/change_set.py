@@ -58,6 +58,9 @@ class ChangeSet:
     def keys(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
         return self._query(self._key_list, first, last)
 
+    def refs(self, first: int, last: int) -> Sequence[str | None]:
+        return [ref for (ref,) in self._query("ref", first, last)]
+
     def tuples(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
         fields = [f"f{i}" for i in range(len(self.field_map.shape.fields))]
         return self._query(", ".join([self._key_list, *fields]), first, last)

@@ -19,7 +19,7 @@ from retl.change_set import ChangeSet
 from retl.contract import MISFIT, Contract, Verdict
 from retl.definitions import Sync
 from retl.errors import DefinitionError
-from retl.mapping import FieldMap, compared
+from retl.mapping import FieldMap, Lookup, compared
 from retl.phone import REASON
 from retl.spool import Spool
 from retl.values import literal, quoted
@@ -102,7 +102,7 @@ class Reject:
     key: str
     row_id: str
     hash: str | None
-    stage: Literal["key", "contract", "target"]
+    stage: Literal["key", "contract", "ref", "target"]
     code: str
     reason: str
     column: str | None = None
@@ -293,6 +293,38 @@ def _make_rejects(spool: Spool, key: Sequence[str]) -> None:
 _VERDICT = {"row": "BIGINT", "stage": "VARCHAR", "code": "VARCHAR", "reason": "VARCHAR", "col": "VARCHAR"}
 
 
+def refuse_missing(spool: Spool, lookups: Sequence[Lookup]) -> int:
+    """Take the candidates out whose id of another sync's row is not there yet; they are rejects until it
+    is. Returns how many of them the baseline has."""
+    known = 0
+    for one in lookups:
+        reason = f"{one.field}: sync {one.sync} has not learnt the id of the row that {one.columns} names"
+        spool.run(
+            'CREATE OR REPLACE TABLE waiting AS SELECT c.* FROM candidates c JOIN mart ON "retl row" = c.row'
+            f" WHERE c.op IN ('insert', 'update', 'refresh') AND {one.key} IS NOT NULL AND {one.ref} IS NULL"
+        )
+        spool.run(
+            f"INSERT INTO rejects SELECT row, key, hash, 'ref', 'REF_MISSING', {literal(reason)},"
+            f" {literal(one.columns)} FROM waiting"
+        )
+        spool.run("DELETE FROM candidates WHERE row IN (SELECT row FROM waiting)")
+        known += spool.one("SELECT count(*) FROM waiting WHERE op <> 'insert'")[0]
+    return known
+
+
+def refuse_unnamed(spool: Spool) -> int:
+    """Take the deletes out that only the target's own id could name, where that was never learnt; they are
+    rejects. Returns how many those are."""
+    spool.run(
+        "INSERT INTO rejects SELECT NULL, key, NULL, 'ref', 'REF_UNKNOWN',"
+        " 'the target''s own id of this row was never learnt', NULL"
+        " FROM candidates WHERE op = 'gone' AND ref IS NULL"
+    )
+    spool.run("DELETE FROM candidates WHERE op = 'gone' AND ref IS NULL")
+    count: int = spool.one("SELECT count(*) FROM rejects WHERE code = 'REF_UNKNOWN'")[0]
+    return count
+
+
 def _judged(
     spool: Spool, judged: Contract, due: str
 ) -> Iterator[tuple[int, dict[str, Any], Verdict | dict[str, Any] | None]]:
@@ -370,11 +402,12 @@ def assemble(
 
 def rejected(spool: Spool) -> list[tuple[str, str | None]]:
     """(key, hash in hex) of every row that key or contract refused."""
-    return [(key, digest) for key, digest in spool.run("SELECT key, lower(hex(hash)) FROM rejects")]
+    listed = "SELECT key, lower(hex(hash)) FROM rejects WHERE stage <> 'ref'"
+    return [(key, digest) for key, digest in spool.run(listed)]
 
 
 def rejects(spool: Spool, limit: int | None = None) -> list[Reject]:
-    """What key and contract refused, in the order of the mart's keys."""
+    """What was refused before delivery, in the order of the mart's keys."""
     top = f" LIMIT {limit}" if limit is not None else ""
     rows = spool.run(
         "SELECT key, row_id, lower(hex(hash)), stage, code, reason, col, row FROM rejects"

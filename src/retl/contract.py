@@ -170,6 +170,9 @@ _REASONS = [
 ]
 
 
+CODES = frozenset({"NULL_VALUE", "UNREPRESENTABLE", "CONTRACT_EDITED", "MODEL", *(c for _, c, _ in _REASONS)})
+
+
 def build(
     definition: definitions.Contract | None,
     columns: Mapping[str, str],

@@ -42,16 +42,21 @@ class Definition(BaseModel):
 
 
 class Source(Definition):
-    """Where the mart's rows come from: exactly one of table, sql, file; a single SELECT."""
+    """Where the mart's rows come from: exactly one of table, sql, file (a single SELECT), or dbt: the name
+    of a model. A model whose last run ended longer than `max_age` ago is not read."""
 
     table: str | None = None
     sql: str | None = None
     file: str | None = None
+    dbt: str | None = None
+    max_age: Duration | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Source:
-        if sum(part is not None for part in (self.table, self.sql, self.file)) != 1:
-            raise ValueError("a source has exactly one of table, sql or file")
+        if sum(part is not None for part in (self.table, self.sql, self.file, self.dbt)) != 1:
+            raise ValueError("a source has exactly one of table, sql, file or dbt")
+        if self.max_age is not None and self.dbt is None:
+            raise ValueError("`max_age` goes with `dbt`, which says when a model was built")
         return self
 
 
@@ -144,23 +149,33 @@ class Phone(Definition):
     e164: Home
 
 
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
 class FieldSource(Definition):
-    """Where one field of the destination comes from: a mart column, a constant, or a run value."""
+    """Where one field of the destination comes from: a mart column, a constant, a run value, or the
+    target's own id that sync `ref` learnt for the key in the columns `by`."""
 
     column: str | None = None
     value: str | int | float | bool | None = None
     run_value: RunValue | None = None
+    ref: str | None = None
+    by: Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | list[str])] = ()
     nulls: Literal["clear", "keep"] = "clear"
     only_if_empty: bool = False
     transform: tuple[Transform | Phone, ...] = ()
 
     @model_validator(mode="after")
     def _one(self) -> FieldSource:
-        given = self.model_fields_set & {"column", "value", "run_value"}
+        given = self.model_fields_set & {"column", "value", "run_value", "ref"}
         if len(given) != 1:
             raise ValueError(
-                "a field comes from exactly one of: a column, a `value`, $run_started_at, $run_id, $sync"
+                "a field comes from exactly one of: a column, a `value`, a `ref`, $run_started_at, $run_id,"
+                " $sync"
             )
+        if (self.ref is None) != (not self.by):
+            raise ValueError("`ref` names a sync and `by` the columns that hold the key of its row")
         if self.transform and self.column is None:
             raise ValueError("`transform` changes the values of a column; write a constant as it shall be")
         return self
@@ -302,6 +317,23 @@ class Formats(Definition):
     timestamps: Literal["iso", "epoch_s", "epoch_ms"] = "iso"
 
 
+class MappingTest(Definition):
+    """A row of the mart, and either the fields that would be sent of it or what it is rejected for: a column
+    of the contract, or a code. A column that is not given is NULL; a field that is not expected may be
+    anything; `$kept` is a field under `nulls: keep` that would not be sent."""
+
+    name: str | None = None
+    given: dict[str, Any]
+    expect: dict[str, Any] | None = None
+    reject: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> MappingTest:
+        if (self.expect is None) == (self.reject is None):
+            raise ValueError("a test has exactly one of expect and reject")
+        return self
+
+
 class DestinationRef(BaseModel):
     """Which connection or type; everything else belongs to the target's own Options model."""
 
@@ -362,6 +394,18 @@ class Sync(Definition):
     retry: Retry = Retry()
     timeout: Duration | None = None
     freshness: Duration | None = None
+    tests: tuple[MappingTest, ...] = ()
+
+    @property
+    def refers_to(self) -> dict[str, FieldSource]:
+        """The fields that are ids which another sync learnt."""
+        return {name: one for name, one in (self.fields or {}).items() if one.ref is not None}
+
+    @property
+    def earlier(self) -> set[str]:
+        """The syncs of the same invocation that run before this one."""
+        referred = {str(one.ref) for one in self.refers_to.values()} - {self.name}
+        return referred | {*self.after}
 
     @model_validator(mode="after")
     def _fits(self) -> Sync:
@@ -391,6 +435,7 @@ class Warehouse(Definition):
     type: Literal["duckdb"] = "duckdb"
     path: str = "data/warehouse.duckdb"
     read_paths: tuple[str, ...] = ()
+    dbt: str = "target"  # dbt's target folder: manifest.json and run_results.json
     timezone: str = "UTC"
     lock_wait: Duration = 600.0
 

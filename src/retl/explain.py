@@ -120,8 +120,8 @@ class _Rows:
             else f"ORDER BY s.op IS NULL AND x.row IS NULL, r.key, r.row LIMIT {int(count)}"
         )
         spool.run(
-            "CREATE TABLE looked AS SELECT r.row, r.key, r.hash, x.code, x.reason, x.col,"
-            " x.key AS reject_key, x.row_id,"
+            "CREATE TABLE looked AS SELECT r.row, r.key, r.hash, NULL::VARCHAR AS ref, x.code, x.reason,"
+            " x.col, x.key AS reject_key, x.row_id,"
             " coalesce(s.op, n.op, CASE WHEN x.row IS NULL THEN 'unchanged' ELSE 'rejected' END) AS op"
             " FROM rows r"
             " LEFT JOIN changes s ON s.key = r.key AND s.op <> 'delete' AND r.fault IS NULL"
@@ -132,9 +132,11 @@ class _Rows:
         parts = "".join(f", {values.key_value_sql(types, i, 'a.key')} AS {n}" for i, n in enumerate(names))
         empty = "".join(f", NULL AS f{i}" for i in range(len(self.shape.fields)))
         absent = (
-            "SELECT NULL AS row, a.key, NULL AS hash, NULL AS code, NULL AS reason, NULL AS col,"
-            f" coalesce(s.op, CASE WHEN b.key IS NULL THEN 'unknown' ELSE 'gone' END) AS op{parts}{empty}"
+            "SELECT NULL AS row, a.key, NULL AS hash, b.ref, x.code, x.reason, x.col,"
+            " coalesce(s.op, CASE WHEN x.code IS NOT NULL THEN 'rejected' WHEN b.key IS NULL THEN 'unknown'"
+            f" ELSE 'gone' END) AS op{parts}{empty}"
             " FROM asked a LEFT JOIN baseline b ON b.key = a.key LEFT JOIN changes s ON s.key = a.key"
+            " LEFT JOIN rejects x ON x.key = a.key AND x.row IS NULL"
             " WHERE a.key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)"
         )
         payload = f'SELECT "retl row" AS row, {self.plan.field_map.payload} FROM mart'

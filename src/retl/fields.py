@@ -66,6 +66,7 @@ def problems(sync: Sync, contract_columns: Sequence[str] | None) -> Iterator[Pro
         used: list[tuple[Loc, str]] = [(("key", index), column) for index, column in enumerate(sync.key)]
         used += [(("fields", name, "column"), s.column) for name, s in _named(sync).items() if s.column]
         used += [(("rejects", "mask", index), column) for index, column in enumerate(sync.rejects.mask)]
+        used += [(("fields", name, "by"), column) for name, s in _named(sync).items() for column in s.by]
         for loc, column in used:
             if column not in contract_columns:
                 hint = did_you_mean(column, contract_columns)
@@ -132,6 +133,7 @@ def _expand(sync: Sync, contract_columns: Sequence[str]) -> dict[str, FieldSourc
     found = {name: FieldSource(column=column) for name, column in zip(names, sync.key, strict=True)}
     if _has_star(sync):
         taken = {*sync.key, *(source.column for source in named.values()), *named}
+        taken |= {column for source in named.values() for column in source.by}
         found |= {column: FieldSource(column=column) for column in contract_columns if column not in taken}
     found |= {name: source for name, source in named.items() if name not in names}
     restored = {name: FieldSource(value=value) for name, value in sync.deletes.restore.items()}

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 from retl.definitions import Guards
+from retl.sources.dbt import Build
 
 DELETES_ALWAYS_PASS = 10  # so many deletes are never a rate
 LOST_SHARE = 0.02  # of the sampled confirmed keys
@@ -44,6 +46,9 @@ class Facts:
     lost: int = 0
     failed_checks: tuple[str, ...] = ()
     allow_deletes: int | None = None
+    build: Build | None = None  # dbt's word, where the mart is a dbt model
+    max_age: float | None = None  # seconds since its run
+    now: datetime | None = None  # on the ledger's clock
 
 
 def judge(facts: Facts, guards: Guards, accepted: Collection[str] = ()) -> list[Refusal]:
@@ -62,6 +67,8 @@ def _over(count: int, rate: float, total: int) -> bool:
 
 
 def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
+    if facts.build is not None:
+        yield from _build(facts.build, facts)
     if _over(facts.new_rejects, guards.max_reject_rate, facts.read):
         yield Refusal(
             "REJECT_RATE",
@@ -124,4 +131,36 @@ def _volume(facts: Facts, guards: Guards) -> Iterator[Refusal]:
             "DELETE_RATE",
             f"{facts.deletes} deletes are planned, more than {limit}",
             f"if that is right: --allow-deletes {facts.deletes}",
+        )
+
+
+def _build(build: Build, facts: Facts) -> Iterator[Refusal]:
+    """What dbt said of the mart; what it did not say is no good news."""
+    if build.status is None:
+        yield Refusal(
+            "DBT_UNKNOWN",
+            f"no run_results.json of dbt says what became of the model {build.model}",
+            "dbt keeps only its last command's results: use `dbt build`, or keep those of `dbt run` beside"
+            " them as run_results.run.json; or --accept DBT_UNKNOWN",
+        )
+    elif build.status != "success":
+        yield Refusal(
+            "DBT_FAILED",
+            f"dbt's last run of the model {build.model} ended with: {build.status}",
+            "mend the model and run dbt again, or --accept DBT_FAILED",
+        )
+    if build.failed_tests:
+        yield Refusal(
+            "DBT_TESTS",
+            f"dbt's tests of {build.model} failed: {', '.join(build.failed_tests)}",
+            "mend the mart and run dbt again, or --accept DBT_TESTS",
+        )
+    if facts.max_age is None or facts.now is None:
+        return
+    if build.ended_at is None or facts.now - build.ended_at > timedelta(seconds=facts.max_age):
+        since = "has never" if build.ended_at is None else f"has not since {build.ended_at:%Y-%m-%d %H:%MZ}"
+        yield Refusal(
+            "DBT_STALE",
+            f"the model {build.model} is older than max_age: dbt {since} run it, as far as its results tell",
+            "run dbt, or --accept DBT_STALE",
         )

@@ -57,6 +57,7 @@ class Job:
     stop: Stop
     pace: Pace = field(default_factory=lambda: Pace(Limits()))
     siblings: frozenset[str] = frozenset()  # the names of all syncs of the project
+    references: Mapping[str, str] = field(default_factory=dict)  # syncs whose ids it sends → their objects
     environment: str | None = None
     correlation_id: str | None = None
     since: float | None = None  # monotonic: a command's first run counts its start from here

@@ -33,6 +33,17 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """A field that is the target's own id of another sync's row: both are SQL over the frozen mart."""
+
+    field: str
+    sync: str
+    columns: str  # for people
+    key: str  # the other row's key as text, NULL where the row names none
+    ref: str  # its id, NULL where that is not known
+
+
+@dataclass(frozen=True)
 class FieldMap:
     """How one sync's rows become the destination's rows."""
 
@@ -44,6 +55,7 @@ class FieldMap:
     field_fault: str | None  # SQL of the column that a transform can make nothing of, or NULL
     formats: Formats
     timezone: str
+    lookups: tuple[Lookup, ...] = ()
 
     @property
     def payload(self) -> str:
@@ -100,7 +112,22 @@ def build(
         field_fault=_field_fault(faults),
         formats=sync.formats,
         timezone=timezone,
+        lookups=tuple(
+            _lookup(sync, name, source, contract, timezone)
+            for name, source in sources.items()
+            if source.ref is not None
+        ),
     )
+
+
+def learnt(sync: str) -> str:
+    """The spool's table of what another sync learnt: "retl key" (as `Lookup.key`) → "retl ref"."""
+    return quoted(f"retl refs {sync}")
+
+
+def learnt_key(columns: int) -> str:
+    """SQL of "retl key" from a baseline's `key` of so many columns: all parts as text, whatever they were."""
+    return "key" if columns == 1 else "CAST(to_json(CAST(CAST(key AS JSON) AS VARCHAR[])) AS VARCHAR)"
 
 
 def compared(mapping: FieldMap) -> list[tuple[str, str, Type]]:
@@ -159,6 +186,16 @@ def _field(
             "$sync": sync.name,
         }[source.run_value]
         return Field(name, kind, compared=False), f"CAST({literal(text)} AS {values.carrier(kind)})", []
+    if source.ref is not None:
+        expression = _lookup(sync, name, source, contract, timezone).ref
+        field = Field(
+            name,
+            Type("string"),
+            nulls=source.nulls,
+            only_if_empty=source.only_if_empty,
+            compared=is_compared,
+        )
+        return field, expression, []
     if source.column is None:
         kind = _constant_type(source.value)
         sql = "NULL" if source.value is None else literal(str(source.value))
@@ -206,6 +243,25 @@ def _transformed(transforms: Sequence[Transform | Phone], expression: str) -> tu
 def _field_fault(faults: Sequence[tuple[str, str | None]]) -> str | None:
     cases = " ".join(f"WHEN {fault} THEN {literal(column or '')}" for fault, column in faults)
     return f"CASE {cases} END" if cases else None
+
+
+def _lookup(sync: Sync, name: str, source: FieldSource, contract: Contract, timezone: str) -> Lookup:
+    """How a `ref` field is found. DefinitionError REF_BY if a column cannot be a key."""
+    assert source.ref is not None
+    for column in source.by:
+        if contract.columns[column].type.name not in values.KEY_TYPES:
+            raise DefinitionError(
+                "REF_BY",
+                f"field {name!r}: the column {column!r} is {contract.columns[column].type}, which is no key",
+                where=f"sync {sync.name}",
+            )
+    texts = [
+        values.key_sql([contract.columns[column].type], [_carry(contract, column, timezone)])
+        for column in source.by
+    ]
+    key = values.key_sql([Type("string")] * len(texts), texts)
+    ref = f'(SELECT "retl ref" FROM {learnt(source.ref)} WHERE "retl key" = {key})'
+    return Lookup(name, source.ref, ", ".join(source.by), key, ref)
 
 
 def _constant_type(value: object) -> Type:

@@ -22,7 +22,7 @@ from retl.signals import Stop
 from retl.sources import duckdb as mart
 from retl.spool import Spool
 
-_PARTS = ("source.sql", "checks", "--where")  # of a sync, where a file and line are not known
+_PARTS = ("source.sql", "source.dbt", "checks", "--where")  # of a sync, where a file and line are not known
 _NOBODY = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
 
 
@@ -61,18 +61,24 @@ def check(job: Job) -> None:
 def _field_map(
     sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any], state_id: str
 ) -> FieldMap:
-    wanted = mart.query(sync.source, variables, folder)
+    found = columns(sync, warehouse, folder, variables)
+    judge = contract.build(sync.contract, found, folder, sync.key, warehouse.timezone)
+    return mapping.build(sync, judge, _NOBODY, state_id=state_id, timezone=warehouse.timezone, newest=None)
+
+
+def columns(sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any]) -> dict[str, str]:
+    """The mart's columns and their DuckDB types, from the warehouse's catalog; checks and cursor fit them."""
+    wanted = mart.query(sync.source, variables, folder, warehouse)
     checks = [mart.select(text, variables, "checks") for text in sync.checks]
     with private_directory() as directory:
         spool = Spool(directory, Stop())
         try:
             mart.attach(spool, warehouse.model_copy(update={"lock_wait": 0.0}), folder)
             spool.harden([folder / path for path in warehouse.read_paths])
-            columns = mart.columns(spool, wanted)
-            changes.cursor(sync, columns)
+            found = mart.columns(spool, wanted)
+            changes.cursor(sync, found)
             mart.detach(spool, warehouse)
-            mart.bind(spool, columns, checks)
+            mart.bind(spool, found, checks)
+            return found
         finally:
             spool.close()
-    judge = contract.build(sync.contract, columns, folder, sync.key, warehouse.timezone)
-    return mapping.build(sync, judge, _NOBODY, state_id=state_id, timezone=warehouse.timezone, newest=None)

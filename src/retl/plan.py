@@ -38,6 +38,7 @@ class Plan:
     adopting: bool
     forgets: bool  # the key's definition changed and that was accepted: the old baseline is void
     withheld_deletes: int  # planned, but rows without a usable key might be them
+    unnamed_deletes: int  # planned, but the target's own id of them was never learnt
     read_whole: bool
     notes: list[str]
     payload: Payload | None  # how rejected rows are kept, where the sync asks for it
@@ -52,7 +53,7 @@ class Plan:
             refreshed=0,
             deleted=0,
             not_attempted=counts.not_attempted + counts.inserted + counts.updated + counts.refreshed,
-            deletes=replace(counts.deletes, not_attempted=counts.deletes.planned),
+            deletes=replace(counts.deletes, rejected=0, not_attempted=counts.deletes.planned),
         )
 
     def counts(self) -> Counts:
@@ -73,5 +74,9 @@ class Plan:
             in_doubt=cut.get("in_doubt", 0),
             not_attempted=planned - upserts,
             deleted=deletes,
-            deletes=Deletes(planned=deletes + self.withheld_deletes, not_attempted=self.withheld_deletes),
+            deletes=Deletes(
+                planned=deletes + self.withheld_deletes + self.unnamed_deletes,
+                rejected=self.unnamed_deletes,
+                not_attempted=self.withheld_deletes,
+            ),
         )

@@ -26,7 +26,9 @@ from retl.ledger import BatchRow, Checkpoint, LayerRow, Ledger, RejectRow
 from retl.mapping import FieldMap, Run
 from retl.payload import Payload
 from retl.plan import Plan
+from retl.sources import dbt
 from retl.sources import duckdb as mart
+from retl.sources.dbt import Build
 from retl.spool import Spool
 
 RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # missing ones, which a dry run does not need
@@ -87,6 +89,7 @@ class _Planning:
         self.readonly = False
         self.asked = False
         self.watermark: str | None = None
+        self.build: Build | None = None  # dbt's word on the mart
         self.payload: Payload | None = None
         self.foreseen: dict[str, Outcome] = {}  # of dead runs' batches, by their ids
         self.unforeseen = 0  # rows of those that only a run can ask after
@@ -94,8 +97,12 @@ class _Planning:
     def freeze(self) -> None:
         """Read the mart once, let go of it, and know how its rows become the target's."""
         job, sync = self.job, self.job.sync
-        wanted = mart.query(sync.source, job.options.variables, job.folder)
+        wanted = mart.query(sync.source, job.options.variables, job.folder, job.warehouse)
         self.identity = mart.attach(self.spool, job.warehouse, job.folder, _tell_waiting)
+        if sync.source.dbt is not None:
+            # dbt can write neither the mart nor another result while we hold the file
+            self.build = dbt.build(job.warehouse, job.folder, sync.source.dbt)
+            wanted = mart.query(sync.source, job.options.variables, job.folder, job.warehouse)
         read_paths = [job.folder / path for path in job.warehouse.read_paths]
         self.spool.harden([*read_paths, *job.ledger.readable()])
         columns = mart.columns(self.spool, wanted)
@@ -163,6 +170,7 @@ class _Planning:
         self.forgets = bool(self.former) and self.former.get("who") != self.fingerprints["who"]
         base = self.checkpoint.base if self.checkpoint and not self.forgets else None
         layers = [] if self.forgets else ledger.layers(sync.name, self.capabilities.object)
+        self._look_up()
         self.baseline_rows = lay(ledger, self.spool, self.directory, base, layers, self.foreseen)
         self.open_rejects: Sequence[RejectRow] = ledger.rejects(sync.name)
         self.known_rejects = {
@@ -221,6 +229,7 @@ class _Planning:
     def judge(self) -> None:
         """The contract's word on the candidates."""
         changes.judge(self.spool, self.contract, self.job.sync.key)
+        self.waiting = changes.refuse_missing(self.spool, self.field_map.lookups)
         self.outcome = {
             row[0]: row[1] for row in self.spool.run("SELECT op, count(*) FROM candidates GROUP BY op")
         }
@@ -230,10 +239,13 @@ class _Planning:
         """The change set. A row without a usable key might be any of the missing ones: with one of
         those in the mart nothing is deleted."""
         unkeyed = changes.unkeyed(self.spool)
+        absence = self.strategy.absence and not unkeyed
+        by_ref = absence and self.capabilities.by_ref
+        self.unnamed = changes.refuse_unnamed(self.spool) if by_ref else 0
         self.change_set = changes.assemble(
             self.spool,
             self.field_map,
-            absence=self.strategy.absence and not unkeyed,
+            absence=absence,
             owed=[reject.key for reject in self.open_rejects if reject.stage == "target"],
             limit=self._selection.limit,
             directory=self.directory,
@@ -268,11 +280,14 @@ class _Planning:
             full_read=whole,
             last_read=self.checkpoint.read_rows if self.checkpoint else None,
             inserts=self.outcome.get("insert", 0),
-            matched=self.read - self.outcome["rejected"] - self.outcome.get("insert", 0),
+            matched=self.read - self.outcome["rejected"] - self.outcome.get("insert", 0) + self.waiting,
             sampled=self.sampled,
             lost=self.lost,
             failed_checks=tuple(self.failed_checks),
             allow_deletes=options.allow_deletes,
+            build=self.build,
+            max_age=sync.source.max_age,
+            now=self.run.started_at,
         )
         if self.forgets:
             self.refusals.append(_KEY_REDEFINED)
@@ -299,6 +314,7 @@ class _Planning:
             adopting=sync.first_run == "adopt" and self._is_first,
             forgets=self.forgets,
             withheld_deletes=self.withheld,
+            unnamed_deletes=self.unnamed,
             read_whole=whole,
             notes=[*self._notes(), *self._volatile()],
             payload=self.payload,
@@ -323,6 +339,17 @@ class _Planning:
             exclusive=self.hold is not None,
         )
 
+    def _look_up(self) -> None:
+        """The ids that other syncs learnt, as the ledger knows them now, in a table for each of them."""
+        ledger, spool = self.job.ledger, self.spool
+        for sync, columns in {one.ref: len(one.by) for one in self.job.sync.refers_to.values()}.items():
+            assert sync is not None
+            _lay_other(ledger, spool, self.directory, sync, self.job.references[sync])
+            spool.run(
+                f"CREATE TABLE {mapping.learnt(sync)} AS SELECT {mapping.learnt_key(columns)} AS"
+                ' "retl key", ref AS "retl ref" FROM baseline WHERE ref IS NOT NULL'
+            )
+
     def _returns_rows(self, check: str) -> bool:
         self.spool.run('CREATE OR REPLACE VIEW source AS SELECT * EXCLUDE ("retl row") FROM mart')
         return bool(mart.answers(self.spool, mart.select(check, self.job.options.variables, "checks")))
@@ -335,6 +362,7 @@ class _Planning:
             or self.capabilities.expires is not None
             or self.job.sync.write == "update_only"  # a key that was missing may be there now
             or any(one.row_id for one in self.open_rejects)  # under which key it is mended nobody knows
+            or self.field_map.lookups  # an id may be another one, or there at last
             or any(self.former.get(name) != self.fingerprints[name] for name in ("what", "mark"))
         )
         mark = self.checkpoint.watermark if self.checkpoint and not behind else None
@@ -387,7 +415,8 @@ class _Planning:
             "delivery is at_least_once: after a crash a row may arrive twice": twice,
             f"{self.job.target.kind} is a {PREVIEW}": self.job.target.destination.is_preview,
         }
-        return [note for note, holds in notes.items() if holds]
+        told = dbt.notes(self.build) if self.build else ()
+        return [*(note for note, holds in notes.items() if holds), *told]
 
     def _volatile(self) -> Sequence[str]:
         """Nearly every row is an update, though nothing but the mart changed: because of which field?"""
@@ -433,6 +462,19 @@ def lay(
         for one in layers
     ]
     return baseline.lay(spool, ledger.get_file(base, directory) if base else None, parts)
+
+
+def _lay_other(ledger: Ledger, spool: Spool, directory: Path, sync: str, object: str) -> None:
+    """Lay the baseline of another sync. Its own run may go on meanwhile and put a new base in the place of
+    files that were just named: then they are named anew."""
+    while True:
+        checkpoint, layers = ledger.checkpoint(sync, object), ledger.layers(sync, object)
+        try:
+            lay(ledger, spool, directory, checkpoint.base if checkpoint else None, layers)
+            return
+        except Exception:
+            if (ledger.checkpoint(sync, object), ledger.layers(sync, object)) == (checkpoint, layers):
+                raise
 
 
 def _newest(

@@ -25,7 +25,8 @@ def predict(job: Job, plan: Plan, clock: Clock) -> Summary:
     problem = plan.refusals[0] if plan.refusals else None
     if problem is not None:
         counts = plan.held_back()
-    status = "SUCCESS_WITH_REJECTS" if counts.rejected else "SUCCESS"
+    refused = counts.rejected or counts.deletes.rejected
+    status = "SUCCESS_WITH_REJECTS" if refused else "SUCCESS"
     counts.check()
     return Summary(
         job.sync.name,

@@ -18,7 +18,7 @@ from retl import destinations
 from retl.definitions import Limits, Project, Sync, Warehouse
 from retl.destinations import Destination
 from retl.errors import DefinitionError, Place
-from retl.fields import Claim, claimed, problems, sharing
+from retl.fields import Claim, claimed, key_names, problems, sharing
 from retl.redact import register_model
 from retl.settings import DEFAULT_CONNECTIONS, Environment, Settings, read, variable
 from retl.syncfiles import PROJECT_FILE, read_project_file, read_syncs
@@ -123,6 +123,26 @@ class LoadedProject:
             {part: getattr(known.limits, part) for part in known.limits.model_fields_set} if known else {}
         )
         return Resolved(name, type_name, kind, options, kind.limits.model_copy(update=limits))
+
+    def references(self, sync: Sync) -> dict[str, str]:
+        """The syncs whose ids this one sends → the object that each delivers to. DefinitionError(s)
+        REF_UNLEARNT where a target tells no ids, and what `destination` says."""
+        found, errors = {}, []
+        for field, source in sync.refers_to.items():
+            other = self.syncs[str(source.ref)]
+            resolved = self.destination(other)
+            if not resolved.destination.learns(resolved.options, other.write, key_names(other)):
+                errors.append(
+                    DefinitionError(
+                        "REF_UNLEARNT",
+                        f"sync {other.name!r} learns no ids: {resolved.type} tells none as it is written to",
+                        hint="an HTTP target tells them where its `outcome` says `ref`",
+                        where=self.place(sync, ("fields", field, "ref")),
+                    )
+                )
+            found[other.name] = resolved.destination.identity(resolved.options, other.write)
+        raise_all(errors)
+        return found
 
     def place(self, sync: Sync | str, loc: Loc = ()) -> Place:
         """Where a part of a sync's definition was written."""
@@ -235,7 +255,7 @@ def open_project(
         _file=file,
         _written={name: read.written for name, read in found.items()},
     )
-    raise_all([*_orders(project), *_broken_rules(project)])
+    raise_all([*_orders(project), *_wrong_references(project), *_broken_rules(project)])
     return project
 
 
@@ -250,7 +270,8 @@ def _presets(folder: Path) -> Mapping[str, Preset]:
 def _warehouse(folder: Path, warehouse: Warehouse, settings: Settings) -> Warehouse:
     path = str(folder / (settings.duckdb_path or warehouse.path))
     read_paths = tuple(str(folder / each) for each in warehouse.read_paths)
-    return warehouse.model_copy(update={"path": path, "read_paths": read_paths})
+    dbt = str(folder / warehouse.dbt)
+    return warehouse.model_copy(update={"path": path, "read_paths": read_paths, "dbt": dbt})
 
 
 def _state_url(
@@ -280,7 +301,7 @@ def _ordered(syncs: Mapping[str, Sync]) -> list[str]:
             circle = " → ".join([*open_names[open_names.index(name) :], name])
             raise DefinitionError("AFTER_CYCLE", f"these syncs wait for one another: {circle}", where=name)
         open_names.append(name)
-        for earlier in sorted(syncs[name].after):
+        for earlier in sorted(syncs[name].earlier):
             visit(earlier)
         done[open_names.pop()] = None
 
@@ -306,6 +327,29 @@ def _orders(project: LoadedProject) -> Iterator[DefinitionError]:
     except DefinitionError as error:
         error.where = project.place(str(error.where), ("after",))
         yield error
+
+
+def _wrong_references(project: LoadedProject) -> Iterator[DefinitionError]:
+    """What is wrong with `ref`, as far as the files tell."""
+    for sync in project.syncs.values():
+        for field, source in sync.refers_to.items():
+            where = project.place(sync, ("fields", field, "ref"))
+            other = project.syncs.get(str(source.ref))
+            if other is None:
+                message, hint = (
+                    f"there is no sync {source.ref!r}",
+                    did_you_mean(str(source.ref), project.syncs),
+                )
+                yield DefinitionError("SYNC_UNKNOWN", message, hint=hint, where=where)
+            elif other is sync:
+                message = f"field {field!r}: a row cannot wait for the id of another row of the same run"
+                hint = f"give {field} to a second sync of this object, `write: update_only`, after this one"
+                yield DefinitionError("REF_SELF", message, hint=hint, where=where)
+            elif len(source.by) != len(other.key):
+                message = (
+                    f"the key of sync {other.name!r} is {', '.join(other.key)}: `by` names as many columns"
+                )
+                yield DefinitionError("REF_BY", message, where=project.place(sync, ("fields", field, "by")))
 
 
 def _broken_rules(project: LoadedProject) -> Iterator[DefinitionError]:

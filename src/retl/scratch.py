@@ -24,6 +24,7 @@ def private_directory() -> Iterator[Path]:
     """An empty folder in the temporary directory, mode 0700, gone at the end."""
     _sweep(Path(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name, _held(name):
+        Path(name).chmod(0o700)  # a umask may have taken our own rights
         yield Path(name)
 
 

@@ -79,7 +79,7 @@ _INTEGERS = _SHORT | {"UBIGINT", "HUGEINT", "UHUGEINT"}
 _NAIVE = {"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"}
 _AWARE = {"TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS"}
 _NESTED = {"STRUCT", "MAP", "TUPLE", "LIST"}
-_NO_TYPE = '"NULL"'  # the column of a bare NULL: it fits whatever is asked
+NO_TYPE = '"NULL"'  # the column of a bare NULL: it fits whatever is asked
 _FITS: dict[TypeName, set[str]] = {
     "string": {"VARCHAR", "ENUM"},
     "uuid": {"UUID", "VARCHAR"},
@@ -96,7 +96,7 @@ _OWN: dict[str, TypeName] = {
     **dict.fromkeys(_INTEGERS | {"BIGNUM"}, "integer"),
     **dict.fromkeys(_NAIVE, "timestamp"),
     **dict.fromkeys(_AWARE, "timestamptz"),
-    **dict.fromkeys(("VARCHAR", "ENUM", _NO_TYPE), "string"),
+    **dict.fromkeys(("VARCHAR", "ENUM", NO_TYPE), "string"),
     **dict.fromkeys(("FLOAT", "DOUBLE"), "float"),
     "UUID": "uuid",
     "BOOLEAN": "boolean",
@@ -179,7 +179,7 @@ def _unnamed(part: str) -> str:
 def fits(type: Type, column_type: str) -> bool:
     """Whether a column of this DuckDB type can be judged under this contract type at all."""
     base = _base(column_type)
-    if base == _NO_TYPE:
+    if base == NO_TYPE:
         return True
     if type.name == "list":
         return base == "LIST" and fits(type.item, _element(column_type))
@@ -201,7 +201,7 @@ def carry(type: Type, expr: str, column_type: str, timezone: str = "UTC") -> str
     base, target = _base(column_type), carrier(type)
     if column_type == target:
         return expr
-    if base == _NO_TYPE:
+    if base == NO_TYPE:
         return f"CAST({expr} AS {target})"
     if type.name == "list":
         return f"list_transform({expr}, lambda e: {carry(type.item, 'e', _element(column_type), timezone)})"
@@ -223,7 +223,7 @@ def exact(type: Type, expr: str, column_type: str, timezone: str = "UTC") -> str
     """SQL predicate, never NULL: the value is NULL, or its carrier holds it unchanged and it is
     representable everywhere: finite numbers, years 1 to 9999 (also once `timezone` is applied),
     microseconds, strict JSON, no NUL character."""
-    if _base(column_type) == _NO_TYPE:
+    if _base(column_type) == NO_TYPE:
         return "TRUE"
     if type.name == "list":
         inner = exact(type.item, "e", _element(column_type), timezone)

@@ -135,7 +135,7 @@ def _use(found: re.Match[str], place: Place | None) -> tuple[str, str | None]:
     if inside is None or not found[2]:
         raise DefinitionError(
             "VARIABLE_INVALID",
-            f"{found[0]!r} names no variable",
+            "a ${…} here names no variable",  # not what stands there: it may be part of a password
             hint="a variable is ${NAME} or ${NAME:-text}; a literal ${ is written $${",
             where=place,
         )

@@ -21,8 +21,9 @@ class Rows:
     In CSV the row number counts from 0 at `first`, as in `Outcome.exceptions`.
     """
 
-    def __init__(self, shape: Shape, rows: Sequence[Row]) -> None:
+    def __init__(self, shape: Shape, rows: Sequence[Row], refs: Sequence[str | None] = ()) -> None:
         self.shape = shape
+        self.known = list(refs) or [None] * len(rows)
         self.rows = list(rows)
         self.asked: set[Form] = set()
 
@@ -35,6 +36,9 @@ class Rows:
 
     def keys(self, first: int, last: int) -> Sequence[Row]:
         return [row[: len(self.shape.key)] for row in self.rows[first : last + 1]]
+
+    def refs(self, first: int, last: int) -> Sequence[str | None]:
+        return self.known[first : last + 1]
 
     def tuples(self, first: int, last: int) -> Sequence[Row]:
         self.asked.add("tuples")

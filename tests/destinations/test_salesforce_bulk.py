@@ -147,12 +147,16 @@ def lane(org: Org, shape: Shape, **options: Any) -> SalesforceBulk:
 
 
 def deliver(
-    org: Org, rows: Sequence[Row], shape: Shape | None = None, operation: Operation | None = None
+    org: Org,
+    rows: Sequence[Row],
+    shape: Shape | None = None,
+    operation: Operation | None = None,
+    refs: Sequence[str | None] = (),
 ) -> list[RowResult]:
     """What becomes of the rows, as one batch, by the same delivery that runs use."""
     shape = shape or shaped()
     destination = lane(org, shape)
-    batch = Rows(shape, rows).batch(operation or shape.write)
+    batch = Rows(shape, rows, refs).batch(operation or shape.write)
     delivery = Delivery(
         lambda: destination,
         destination.capabilities,
@@ -359,6 +363,17 @@ def test_deletes_find_records_by_their_keys(org: Org) -> None:
     assert {one.kind for one in deliver(org, gone, shape, "delete")} == {Kind.WRITTEN}
     assert held(org).keys() == {"bob", "cy"}
     assert {one.kind for one in deliver(org, gone, shape, "delete")} == {Kind.WRITTEN}
+
+
+def test_a_delete_of_a_learnt_id_looks_nothing_up(org: Org) -> None:
+    written = deliver(org, PEOPLE)
+    rows, refs = [row[:1] for row in PEOPLE[:2]], [one.ref for one in written[:2]]
+    org.seen.clear()
+    for _ in range(2):  # what is gone already is gone
+        gone = deliver(org, rows, shaped(deletes="delete"), "delete", refs)
+        assert [one.kind for one in gone] == [Kind.WRITTEN] * 2
+        assert held(org).keys() == {PEOPLE[2][0]}
+    assert not any("query" in path for _, path, _, _ in org.seen)
 
 
 def test_a_delete_never_takes_a_record_that_differs_in_case(org: Org) -> None:

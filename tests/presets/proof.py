@@ -187,6 +187,7 @@ class Proof:
         rows: Sequence[Row],
         operation: Operation | None = None,
         parameters: Mapping[str, Any] | None = None,
+        refs: Sequence[str | None] = (),
         turn: Turn | None = None,
     ) -> list[RowResult]:
         """What becomes of the rows, by the same delivery that runs use; what stops it is raised."""
@@ -197,7 +198,7 @@ class Proof:
         lane.turn = turn or lane.turn
         size = lane.capabilities.max_rows or len(rows)
         batches = [
-            Rows(shape, rows).batch(operation or self.write, first, min(first + size, len(rows)) - 1)
+            Rows(shape, rows, refs).batch(operation or self.write, first, min(first + size, len(rows)) - 1)
             for first in range(0, len(rows), size)
         ]
         delivery = Delivery(
@@ -278,10 +279,11 @@ class Proof:
     def test_deletes_exactly_those_keys(self, api: FakeApi) -> None:
         if self.deletes is None:
             return
-        self.deliver(api, self.rows, parameters=self.deletes)
+        written = self.deliver(api, self.rows, parameters=self.deletes)
+        keys, refs = [row[:1] for row in self.rows[:2]], [result.ref for result in written[:2]]
         for _ in range(2):
-            gone = self.deliver(api, [row[:1] for row in self.rows[:2]], "delete", self.deletes)
-            assert {result.kind for result in gone} <= {Kind.WRITTEN, Kind.SKIPPED}
+            gone = self.deliver(api, keys, "delete", self.deletes, refs)
+            assert {result.kind for result in gone} == {Kind.WRITTEN}
             assert self.contents(api) == self.expected(self.rows[2:])
 
     def test_an_expired_token_costs_no_row(self, api: FakeApi, tell: Tell) -> None:

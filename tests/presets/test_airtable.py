@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from retl import destinations
 from retl.batch import Field, Kind
 from retl.errors import Poisoned, Unavailable
 from retl.http.outcome import Reply, Sent, interpret
@@ -22,6 +23,7 @@ class TestAirtable(Proof):
     vendor = partial(FakeAirtable, refuse=["d@x.io"])
     parameters = {"base": "appX", "table": "Tbl", "match": ["Email"]}
     bad = ("d@x.io", "Dan", -1)
+    deletes = parameters
     golden = (
         "airtable_batch_upsert.jsonl",
         0,
@@ -42,7 +44,11 @@ class TestAirtable(Proof):
 
     def recorded(self) -> Iterator[Recorded]:
         for one in lines("recordings/airtable.jsonl"):
-            if one["method"] in ("POST", "PATCH"):
+            if one["method"] == "DELETE":
+                ids = one["query"]["records%5B%5D"]
+                kinds = [Kind.WRITTEN if one["status"] == 200 else Kind.REJECTED] * len(ids)
+                yield Recorded(one, ids, kinds, "delete")
+            elif one["method"] in ("POST", "PATCH"):
                 rows = one["req_body"]["records"]
                 kind = Kind.WRITTEN if one["status"] == 200 else Kind.REJECTED
                 yield Recorded(one, [str(n) for n in range(len(rows))], [kind] * len(rows))
@@ -54,6 +60,22 @@ class TestAirtable(Proof):
                 reply = Reply(422, {}, json.dumps(one["resp_body"]).encode())
                 with pytest.raises(Poisoned):
                     interpret(reply, rules, Sent(2, True, lambda to: ["a", "b"], lambda row: []))
+
+    def test_ids_are_told_by_the_field_that_is_merged_on(self, api: FakeAirtable) -> None:
+        results = self.deliver(api, self.rows)
+        assert [result.ref for result in results] == [f"rec{row[0]}" for row in self.rows]
+
+    def test_one_record_that_is_gone_does_not_keep_the_others(self, api: FakeAirtable) -> None:
+        refs = [result.ref for result in self.deliver(api, self.rows)]
+        del api.objects[self.rows[1][0]]
+        gone = self.deliver(api, [row[:1] for row in self.rows], "delete", refs=refs)
+        assert [result.kind for result in gone] == [Kind.WRITTEN] * 3
+        assert api.objects == {}
+
+    def test_records_of_several_merged_fields_tell_no_id(self) -> None:
+        kind, options = destinations.load("airtable"), self.options()
+        assert kind.learns(options, "upsert", ["Email"])
+        assert not kind.learns(options, "upsert", ["Email", "Year"])
 
     def test_a_429_means_thirty_seconds(self) -> None:
         with pytest.raises(Unavailable) as caught:

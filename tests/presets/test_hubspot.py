@@ -19,7 +19,7 @@ class TestHubSpot(Proof):
     preset, limit = "hubspot", 100
     vendor = partial(FakeHubSpot, refuse=["d@x.io"])
     bad = ("d@x.io", "Dan", -1)
-    deletes = {"match": "hs_object_id"}
+    deletes = {"match": "email"}
     throttled = (
         b'{"status":"error","category":"RATE_LIMITS","message":"You have reached your secondly limit."}'
     )
@@ -87,6 +87,12 @@ class TestHubSpot(Proof):
         api.faults.append(fake.answer(429, b'{"category":"RATE_LIMITS","policyName":"DAILY"}'))
         with pytest.raises(Later):
             self.deliver(api, self.rows)
+
+    def test_records_whose_key_is_their_id_are_archived_by_it(self, api: FakeHubSpot) -> None:
+        how = {"match": "hs_object_id"}
+        self.deliver(api, self.rows, parameters=how)
+        self.deliver(api, [row[:1] for row in self.rows[:2]], "delete", how)
+        assert self.contents(api) == self.expected(self.rows[2:])
 
     @pytest.mark.parametrize("match", ["email", "hs_object_id"])
     def test_contacts_are_erased_where_it_is_said_by_name(self, api: FakeHubSpot, match: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -24,6 +24,10 @@ def failed(code: str) -> bytes:
 class Marketo(TokenServer):
     path = "/identity/oauth/token"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: dict[int, str] = {}
+
     def refused(self) -> tuple[int, Any]:
         return 200, {"success": False, "errors": [{"code": "602", "message": "Access token expired"}]}
 
@@ -33,14 +37,18 @@ class Marketo(TokenServer):
             return 200, {"success": False, "errors": [{"code": "1080", "message": "more than 300 leads"}]}
         for row in rows:
             if path.endswith("delete.json"):
-                known = self.users.pop(row["id"], None) is not None
+                assert type(row["id"]) is int
+                known = self.users.pop(self.ids.get(row["id"], ""), None) is not None
                 gone = {"status": "skipped", "reasons": [{"code": "1004", "message": "Lead not found"}]}
                 result.append({"status": "deleted"} if known else gone)
             elif (row["visits"] or 0) < 0:
                 result.append(SKIPPED)
             else:
-                self.users.setdefault(row.pop(content["lookupField"]), {}).update(row)
-                result.append({"id": 7, "status": "updated"})
+                key = row.pop(content["lookupField"])
+                self.users.setdefault(key, {}).update(row)
+                number = 7000 + sum(key.encode())
+                self.ids[number] = key
+                result.append({"id": number, "status": "updated"})
         return 200, {"success": True, "result": result}
 
 
@@ -48,6 +56,7 @@ class TestMarketo(Proof):
     preset, vendor, limit, key, renews = "marketo", Marketo, 300, "email", True
     connection = {"client_id": "me", "client_secret": TOKEN, "munchkin": "123-ABC-456"}
     bad = ("d@x.io", "Dan", -1)
+    deletes: Mapping[str, Any] = {}
     contract = ("marketo/swagger-mapi.json", "#/definitions/SyncLeadRequest")
     special = {
         **{f"{code} in a 200": [fake.answer(200, failed(code))] * 2 for code in ("606", "615", "608")},

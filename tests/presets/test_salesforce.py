@@ -32,7 +32,8 @@ class Salesforce(TokenServer):
     def take(self, method: str, path: str, content: Any) -> tuple[int, Any]:
         if method == "DELETE":
             ids = [unquote(one) for one in urlsplit(path).query.split("&")[0].removeprefix("ids=").split(",")]
-            gone = [self.users.pop(one, None) is not None for one in ids]
+            keys = [one.removeprefix("003") for one in ids]
+            gone = [self.users.pop(one, None) is not None for one in keys]
             missing = {"success": False, "errors": [{"statusCode": "ENTITY_IS_DELETED", "message": "gone"}]}
             return 200, [
                 {"id": one, "success": True, "errors": []} if was else missing
@@ -59,6 +60,7 @@ class TestSalesforce(Proof):
     connection = {"client_id": "me", "client_secret": TOKEN, "domain": "example.my.salesforce.com"}
     parameters = {"object": "Contact", "match": "Ext__c"}
     bad = ("d@x.io", "Dan", -1)
+    deletes = parameters
     special = {"a locked row": [fake.changed(lambda said: [LOCKED, *said[1:]])]}
 
     def expire(self, api: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from retl.batch import Kind
 from retl.testing import FakeServiceNow
@@ -17,6 +19,7 @@ class TestServiceNow(Proof):
     connection = {"instance": "example.service-now.com", "user": "retl", "password": TOKEN}
     parameters = {"staging": "u_imp_assets"}
     bad = ("d@x.io", "Dan", -1)
+    deletes: Mapping[str, Any] = {**parameters, "table": "cmdb_ci"}
     special = {
         "reordered": [
             fake.changed(lambda said: {**said, "serviced_requests": said["serviced_requests"][::-1]})

@@ -9,30 +9,46 @@ import typer
 
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
-from retl.cli.reserved import refuse
 
 
 @command(app, "init")
 def init(
     invocation: Invocation,
     directory: Annotated[Path | None, typer.Argument(metavar="[DIR]", show_default=False)] = None,
-    from_dbt: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    from_dbt: Annotated[
+        Path | None,
+        typer.Option(metavar="MANIFEST", help="A sync per mart that has `meta.retl` in dbt's manifest.json."),
+    ] = None,
 ) -> None:
     """Make a project that passes `retl validate`."""
-    if from_dbt is not None:
-        refuse("--from-dbt")
     from retl import scaffold
 
     folder = directory or invocation.folder or Path()
-    written = [str(path) for path in scaffold.write(folder)]
     steps = scaffold.NEXT
+    if from_dbt is None:
+        found: dict[str, list[str]] = {"files": [str(path) for path in scaffold.write(folder)]}
+    else:
+        found, steps = _from_dbt(folder, from_dbt), scaffold.NEXT_FROM_DBT
+    said = [f"wrote {path}" for path in found["files"]]
+    said += [f"{path} is there already and was left as it is" for path in found.get("kept", ())]
+    said += [f"no sync: {reason}" for reason in found.get("left_out", ())]
+    said += [f"note: {note}" for note in found.get("notes", ())]
     invocation.show(
-        {"directory": str(folder), "files": written, "next": steps},
-        lambda: [
-            *(f"wrote {path}" for path in written),
-            "\n".join(["", "next:", *(f"  {s}" for s in steps)]),
-        ],
+        {"directory": str(folder), **found, "next": steps},
+        lambda: ["\n".join([*said, "", "next:", *(f"  {step}" for step in steps)])],
     )
+
+
+def _from_dbt(folder: Path, manifest: Path) -> dict[str, list[str]]:
+    from retl.scaffold import dbt
+
+    made = dbt.write(folder, manifest)
+    return {
+        "files": [str(path) for path in made.written],
+        "kept": [str(path) for path in made.kept],
+        "left_out": [f"{mart}: {why}" for mart, why in made.left_out],
+        "notes": made.notes,
+    }
 
 
 @command(app, "demo")

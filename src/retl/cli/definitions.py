@@ -39,7 +39,7 @@ def _listed(sync: Sync) -> tuple[Any, ...]:
     return (
         sync.name,
         sync.enabled,
-        source.table or source.file or "sql",
+        source.table or source.dbt or source.file or "sql",
         ref.connection or ref.type,
         sync.write,
         sync.changes.strategy,
@@ -78,6 +78,7 @@ def validate(
         target = None
         try:
             found = project.destination(one)
+            project.references(one)
             target = Target(found.type, found.destination, found.options)
         except DefinitionError as problem:
             errors += [error for error in problems.each(problem) if not _waits(error)]
@@ -88,6 +89,7 @@ def validate(
             errors.append(problem)
         except RetlError as problem:
             notes[one.name] = f"not checked against the warehouse: {problem.message}"
+        errors += _wrong_tests(invocation, one, variables)
     raise_all(error for error in errors if isinstance(error, DefinitionError))
     rows = [(one.name, "valid", notes[one.name]) for one in chosen]
     pieces: list[Piece] = [Table(("sync", "", "note"), rows)] if rows else ["no syncs"]
@@ -102,6 +104,25 @@ def validate(
         lambda: pieces,
     )
     return int(invocation.unheard)
+
+
+def _wrong_tests(invocation: Invocation, sync: Sync, variables: Mapping[str, Any]) -> list[RetlError]:
+    """What is wrong with a sync's mapping tests, where its contract can be had; that it cannot is told
+    elsewhere."""
+    from retl import mapping_tests
+
+    if not sync.tests:
+        return []
+    project = invocation.project
+    try:
+        judge = mapping_tests.judge_of(sync, project.warehouse, project.folder, variables)
+        found = list(mapping_tests.problems(sync, judge))
+    except RetlError:
+        return []
+    return [
+        DefinitionError(one.code, one.message, hint=one.hint, where=project.place(sync, one.loc))
+        for one in found
+    ]
 
 
 def _waits(problem: RetlError) -> bool:

@@ -7,6 +7,7 @@ from importlib import import_module
 FAMILIES = (
     "beginning",
     "definitions",
+    "testing",
     "running",
     "applying",
     "explaining",

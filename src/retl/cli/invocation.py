@@ -44,6 +44,7 @@ class Invocation:
     _closing: ExitStack = field(default_factory=ExitStack)
     _paces: dict[str, Pace] = field(default_factory=dict)
     _targets: dict[str, Resolved] = field(default_factory=dict)
+    _references: dict[str, dict[str, str]] = field(default_factory=dict)
     _begun: float | None = BEGUN
 
     def show(self, document: Any, pieces: Callable[[], Sequence[Piece]]) -> None:
@@ -95,11 +96,13 @@ class Invocation:
         Comes before the ledger is opened, so that a wrong definition leaves nothing behind."""
         from retl.validation import raise_all
 
-        self.project.require(syncs)
+        referred = {str(one.ref) for sync in syncs for one in sync.refers_to.values()}
+        self.project.require([*syncs, *(self.project.syncs[name] for name in sorted(referred))])
         errors = []
         for sync in syncs:
             try:
                 self._targets[sync.name] = self.project.destination(sync)
+                self._references[sync.name] = self.project.references(sync)
             except DefinitionError as problem:
                 errors.append(problem)
         raise_all(errors)
@@ -120,6 +123,7 @@ class Invocation:
             stop=stop,
             pace=self._pace(found, None if options.dry_run else ledger),
             siblings=frozenset(project.syncs),
+            references=self._references[sync.name],
             environment=self.environment,
             correlation_id=project.settings.retl_correlation_id,
             since=begun,

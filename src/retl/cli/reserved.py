@@ -10,7 +10,7 @@ from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.errors import DefinitionError
 
-COMMANDS = ("test", "report", "log", "rollback", "reconcile", "erase", "watch")
+COMMANDS = ("report", "log", "rollback", "reconcile", "erase", "watch")
 
 
 def refuse(word: str) -> NoReturn:

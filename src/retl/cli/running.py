@@ -33,6 +33,10 @@ GUARDS = (
     "TARGET_LOST",
     "STATE_LOST",
     "ORPHANED_STATE",
+    "DBT_FAILED",
+    "DBT_TESTS",
+    "DBT_STALE",
+    "DBT_UNKNOWN",
 )
 NUMBERS = (
     "read",

@@ -52,7 +52,7 @@ def _one_by_one(
 
 
 def _waits(job: Job, work: Mapping[str, Job], done: Mapping[str, Summary]) -> bool:
-    return any(name in work and name not in done for name in job.sync.after)
+    return any(name in work and name not in done for name in job.sync.earlier)
 
 
 def _reason(job: Job, done: Mapping[str, Summary], fail_fast: bool) -> tuple[str, str] | None:

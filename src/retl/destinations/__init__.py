@@ -69,6 +69,11 @@ class Destination(ABC, Generic[OptionsT]):
         """Server, object and key template this writes to, normalised and without secrets: the baseline
         belongs to it. The same as `capabilities.object`, known before the mart is."""
 
+    @classmethod
+    def learns(cls, options: OptionsT, write: WriteMode, key: Sequence[str]) -> bool:
+        """Do answers to writes tell the target's own id of a row with such a key?"""
+        return False
+
     @abstractmethod
     def check(self) -> None:
         """Reached, writable, fitting? Raises Systemic or Unavailable (exit 1) or Mismatch (a guard,

@@ -5,17 +5,20 @@ Upserts, updates and deletes are sent again after an answer that never came; ins
 idempotency key. An answer means what `outcome` says, and where it says nothing about a row, nothing is
 believed. A DELETE or update of one object's own address that finds none is answered 404 or 410: gone,
 or not there to update; `outcome.cases` can say otherwise. Redirects and web pages stop the run.
+Where answers to writes tell the target's own id of a row (`outcome.ref`), deletes can name rows by it:
+`{$ref}` in a path, `$ref` in a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from retl.batch import (
+    ABSENT,
     UNKNOWN,
     WRITTEN,
     Answer,
@@ -34,12 +37,12 @@ from retl.destinations import Destination
 from retl.errors import DefinitionError, Poisoned, Systemic
 from retl.http.auth import Anonymous, HeaderName, Secret, WholeUrl
 from retl.http.body import Endpoint, Request, Template
-from retl.http.cells import exact
+from retl.http.cells import Row, exact
 from retl.http.client import Address, Client, Timeouts
 from retl.http.jobs import Job
 from retl.http.oauth import Auth
 from retl.http.outcome import Reply, Sent, interpret
-from retl.http.rules import Case, Rules, text
+from retl.http.rules import Case, Identity, Rules, text
 from retl.http.waits import quota
 
 OPERATION_NAMES: dict[Operation, str] = {
@@ -138,6 +141,7 @@ class HttpDestination(Destination[HttpOptions]):
             key_window=key.window if key else None,
             nulls_keep=shape.write not in _INSERTS,
             settles=key is not None,
+            by_ref=shape.deletes != "keep" and self._endpoints["delete"].asks_ref,
             max_rows=endpoint.rows_at_most,
             max_deletes=self._endpoints["delete"].rows_at_most if "delete" in self._endpoints else None,
         )
@@ -149,6 +153,14 @@ class HttpDestination(Destination[HttpOptions]):
         return f"{address}{address.prefix}{endpoint.path.partition('?')[0] if endpoint else ''}" + (
             options.connection.auth.mark()
         )
+
+    @classmethod
+    def learns(cls, options: HttpOptions, write: WriteMode, key: Sequence[str]) -> bool:
+        endpoint: Endpoint | None = getattr(options, OPERATION_NAMES[write])
+        if endpoint is None or options.job is not None:
+            return False
+        rules = _rules(endpoint, options.outcome, write, list(key))
+        return rules.ref is not None and rules.rows in ("positional", "listed", "all_or_nothing")
 
     def check(self) -> None:
         probe = self.options.check
@@ -205,6 +217,25 @@ class HttpDestination(Destination[HttpOptions]):
             hint=f"{name}: {{method: …, path: /…}}",
         )
 
+    def _refuse_unlearnt(self, operation: Operation) -> None:
+        """DefinitionError HTTP_REF where rows were to be named by an id that no answer can have told."""
+        if not self._endpoints[operation].asks_ref:
+            return
+        writes = OPERATION_NAMES[self.shape.write]
+        keys = [field.name for field in self.shape.key]
+        if operation != "delete":
+            raise DefinitionError(
+                "HTTP_REF",
+                f"`$ref` cannot stand in `{writes}`: its answer is what tells the id of a row",
+                hint="an id that another sync learnt is a field: {ref: SYNC, by: COLUMN}",
+            )
+        if not HttpDestination.learns(self.options, self.shape.write, keys):
+            raise DefinitionError(
+                "HTTP_REF",
+                f"`$ref` in a delete needs answers to `{writes}` that tell the id of each row",
+                hint="say in `outcome.ref` where it stands, and in `outcome.match` how an item names its row",
+            )
+
     def _request(self, batch: Batch) -> Request:
         """What goes out for the batch: the bytes that were minted for it, or new ones. Poisoned if its
         rows cannot be one request."""
@@ -218,7 +249,12 @@ class HttpDestination(Destination[HttpOptions]):
         if batch.operation == "delete" and isinstance(self.shape.deletes, SoftDelete):
             fields = exact.encode(self.shape.deletes.set).decode()
             rows = [(*key, fields) for key in rows]
-        request = self._call(batch.operation)[0].request(rows)
+        template = self._call(batch.operation)[0]
+        if template.endpoint.asks_ref:
+            rows = [
+                _with_ref(row, ref, len(self.shape.key)) for row, ref in zip(rows, batch.refs(), strict=True)
+            ]
+        request = template.request(rows)
         return replace(request, headers=(host, *request.headers))
 
     def _send(self, request: Request, batch: Batch) -> Reply:
@@ -238,9 +274,13 @@ class HttpDestination(Destination[HttpOptions]):
 
     def _judge(self, reply: Reply, request: Request, batch: Batch) -> Answer:
         template, rules = self._call(batch.operation)
+        job = self.options.job if batch.operation == "upsert" else None
+        if job:
+            rules = rules.model_copy(update={"ref": None})  # what the answer names is the job
         texts = template.texts(request)
         outcome = interpret(reply, rules, self._sent(batch, lambda row: [*texts(row), *self._known()]))
-        job = self.options.job if batch.operation == "upsert" else None
+        if batch.operation == "delete":
+            outcome = _gone(outcome)
         return job.submitted(reply) if job and outcome == Outcome(WRITTEN) else outcome
 
     def _sent(self, batch: Batch, texts: Callable[[int | None], Iterable[str]]) -> Sent:
@@ -265,6 +305,7 @@ class HttpDestination(Destination[HttpOptions]):
             return self._calls[operation]
         if operation not in self._endpoints:
             raise self.lacks(operation)
+        self._refuse_unlearnt(operation)
         endpoint, deletes = self._endpoints[operation], self.shape.deletes
         keys, fields = ([field.name for field in part] for part in (self.shape.key, self.shape.fields))
         if operation == "delete":
@@ -273,6 +314,23 @@ class HttpDestination(Destination[HttpOptions]):
         rules = _rules(endpoint, self.options.outcome, operation, keys)
         self._calls[operation] = template, rules
         return template, rules
+
+
+def _gone(outcome: Outcome) -> Outcome:
+    """The outcome of a delete: what was not there is gone as well."""
+
+    def ended(result: RowResult) -> RowResult:
+        return WRITTEN if result == ABSENT else result
+
+    ends = {row: ended(result) for row, result in outcome.exceptions.items()}
+    return Outcome(ended(outcome.default), ends)
+
+
+def _with_ref(row: Row, ref: str | None, keys: int) -> Row:
+    """The row as cells that ask for its ref want it. Poisoned if nobody knows that."""
+    if ref is None:
+        raise Poisoned("REF_UNKNOWN", "the target's own id of this row was never learnt")
+    return (*row[:keys], ref, *row[keys:])
 
 
 def _rules(endpoint: Endpoint, shared: Rules, operation: Operation, keys: list[str]) -> Rules:
@@ -284,17 +342,34 @@ def _rules(endpoint: Endpoint, shared: Rules, operation: Operation, keys: list[s
         how = "none" if rules.rows == "none" else "all_or_nothing"
         ok = (*rules.ok, *Rules().ok) if rules.ok else ()  # with none at all, `cases` alone decide
         rules = rules.model_copy(update={"rows": how, "partial": (), "ok": ok})
+    rules = rules.model_copy(update={"match": tuple(_of_key(one, keys) for one in rules.match)})
     for to in (identity.to for identity in rules.match if rules.rows in ("listed", "errors_by_value")):
         if not (to == "$row_no" or to.removeprefix("$") in keys or (to == "$key" and len(keys) == 1)):
             raise DefinitionError("HTTP_MATCH", f"`match.to: {to}` is no field of the key and not $row_no")
-    if operation not in ("delete", "update_only") or not _addressed(endpoint, keys):
+    if (
+        rules.rows == "all_or_nothing"
+        and endpoint.rows_at_most != 1
+        and (len(keys) != 1 or rules.match == (Identity(),))
+    ):
+        rules = rules.model_copy(update={"ref": None})  # no item can name its row
+    if operation not in ("delete", "update_only"):
+        return rules.model_copy(update={"row_absent": None})
+    if not _addressed(endpoint, keys):
         return rules
     none = Case(status=(404, 410), means="written" if operation == "delete" else "absent")
     return rules.model_copy(update={"cases": (*rules.cases, none)})
 
 
+def _of_key(identity: Identity, keys: list[str]) -> Identity:
+    """Where `at` names the key's field by `$key`, its name."""
+    if len(keys) != 1:
+        return identity
+    at = (".".join(keys[0] if step == "$key" else step for step in path.split(".")) for path in identity.at)
+    return identity.model_copy(update={"at": tuple(at)})
+
+
 def _addressed(endpoint: Endpoint, keys: list[str]) -> bool:
-    return set(keys) <= set(endpoint.placeholders) or "$key" in endpoint.placeholders
+    return set(keys) <= set(endpoint.placeholders) or bool({"$key", "$ref"} & set(endpoint.placeholders))
 
 
 def _endpoints(options: HttpOptions, shape: Shape) -> dict[Operation, Endpoint]:

@@ -8,8 +8,8 @@ not even with `write: append` (an insert). What became of a row, the three resul
 them names is in doubt. A locked row is sent again. NULL empties a field, `nulls: keep` leaves it. Salesforce
 has no empty text and reads `#N/A` as NULL: rows with such a text are rejects, as are texts of more than
 32,000 characters.
-Deletes know record ids only, so keys are looked up with SOQL first (100 a request), and after the job
-whichever key is not found any more is gone.
+Deletes know record ids only. Keys whose id no earlier answer told are looked up with SOQL first (100 a
+request), and after the job whichever of them is not found any more is gone.
 
 The account needs a connected app with the client credentials or the JWT bearer flow, and a user with API
 Enabled who may write the object and read its external id. `batch: {rows: …}` is the size of a job. The vendor
@@ -126,6 +126,10 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         )
 
     @classmethod
+    def learns(cls, options: SalesforceBulkOptions, write: WriteMode, key: Sequence[str]) -> bool:
+        return True
+
+    @classmethod
     def identity(cls, options: SalesforceBulkOptions, write: WriteMode) -> str:
         address = Address.parse(options.connection.http.base_url)
         return f"{address}{address.prefix}/bulk/{options.object}/{options.match}"
@@ -216,11 +220,17 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         return csvjob.write(["Id"], lines) if lines else None, refused
 
     def _ids(self, batch: Batch) -> list[str | RowResult | None]:
-        """Of each key the id of its record, None if there is none, a rejection if it is in doubt which."""
+        """Of each key the id of its record, None if there is none, a rejection if it is in doubt which.
+        The ids that earlier answers told are not looked up."""
         names, match = self._names(batch), self.options.match
         if match == "Id":
             return list(names)
-        records: list[dict[str, Any]] = []
+        told = batch.refs()
+        looked = iter(self._look_up([name for name, id in zip(names, told, strict=True) if id is None]))
+        return [next(looked) if id is None else id for id in told]
+
+    def _look_up(self, names: Sequence[str]) -> list[str | RowResult | None]:
+        records, match = list[dict[str, Any]](), self.options.match
         numbers = self.shape.key[0].type.name == "integer"
         for query in soql.lookups(self.options.object, match, names, numbers=numbers):
             content = self._send(Request("GET", f"{self._data}/query?q={query}", (), b"")).content
@@ -253,7 +263,8 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         )
         waiting, unnamed = _unmentioned(job, self._columns, nothing=not written and not failed)
         if self._removes(batch) and self.options.match != "Id":
-            told = {row.get("Id", ""): _judged(row) for row in failed}
+            told = {row.get("Id", ""): WRITTEN for row in written}
+            told |= {row.get("Id", ""): _judged(row) for row in failed}
             ends = [
                 WRITTEN if one is None else told.get(one, waiting) if isinstance(one, str) else one
                 for one in self._ids(batch)

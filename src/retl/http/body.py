@@ -44,8 +44,9 @@ class Endpoint(Definition):
 
     `wrap` is the dotted path of the list of rows inside the body ("" = the body is that list); without
     it the row is the body and there is one row per request. `envelope` is the rest of the body. In the
-    query `{$keys}` are the keys of all rows with commas between them, and `{$body}` is what would else be
-    the body, which then is empty. `encoding: csv` sends a head line with the names of the row's members.
+    query `{$keys}` are the keys of all rows and `{$refs}` their refs, with commas between them or, where
+    the parameter's name ends in %5B%5D, which is [], each as one of its own; `{$body}` is what would else
+    be the body, which then is empty. `encoding: csv` sends a head line with the names of the row's members.
     """
 
     method: Literal["POST", "PUT", "PATCH", "DELETE"] = "POST"
@@ -67,9 +68,16 @@ class Endpoint(Definition):
 
     @property
     def rows_at_most(self) -> int | None:
-        listed = self.wrap is not None or self.encoding in _LINES or "{$keys}" in self.path
+        in_path = "{$keys}" in self.path or "{$refs}" in self.path
+        listed = self.wrap is not None or self.encoding in _LINES or in_path
         single = self.placeholders or not listed
         return 1 if single else self.max_rows
+
+    @property
+    def asks_ref(self) -> bool:
+        """Does it name objects by the target's own id?"""
+        texts = [self.path, *_leaves(self.row)]
+        return any(text == "$ref" or "{$ref}" in text or "{$refs}" in text for text in texts)
 
     @model_validator(mode="after")
     def _fits(self) -> Endpoint:
@@ -126,7 +134,8 @@ class Template:
         self, endpoint: Endpoint, keys: Sequence[str], fields: Sequence[str], prefix: str = ""
     ) -> None:
         self.endpoint, self.keys = endpoint, tuple(keys)
-        cells = Cells(keys, fields, endpoint.cast)
+        cells = Cells(keys, fields, endpoint.cast, refs=endpoint.asks_ref)
+        self._head = cells.head
         self._path = cells.path(prefix + endpoint.path)
         bare = endpoint.row is None and endpoint.wrap is None and endpoint.method == "DELETE"
         shape = "$row" if endpoint.row is None else endpoint.row
@@ -155,8 +164,8 @@ class Template:
                 "NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot say"
             ) from None
         if "{$" in target:
-            keys = ",".join(quote(text(row[0]), safe="") for row in rows)
-            target = target.replace("{$keys}", keys)
+            target = _listed(target, "{$keys}", rows, 0)
+            target = _listed(target, "{$refs}", rows, len(self.keys))
             if "{$body}" in target:
                 target, body = target.replace("{$body}", quote(body, safe="")), b""
         if self.endpoint.max_bytes is not None and len(body) > self.endpoint.max_bytes:
@@ -192,7 +201,7 @@ class Template:
         return set(_leaves(_exactly.decode(b64decode(leaf))))
 
     def _members(self, row: Row) -> Members:
-        return _members.decode(row[-1]) if self._members_asked and len(row) > len(self.keys) else {}
+        return _members.decode(row[-1]) if self._members_asked and len(row) > self._head else {}
 
     def _body(self, rows: Sequence[Row], members: Sequence[Members]) -> bytes:
         assert self._row is not None
@@ -211,6 +220,17 @@ class Template:
                 return urlencode(list(_flat(_exactly.decode(exact.encode(made[0])), ""))).encode()
         whole = exact.encode(made)
         return whole[1:-1] if self.endpoint.wrap is None else self._before + whole + self._after
+
+
+def _listed(target: str, word: str, rows: Sequence[Row], index: int) -> str:
+    """The path with a value of all rows in the place of a word: by commas, or a parameter each."""
+
+    def values(found: re.Match[str]) -> str:
+        name = found[1] or ""
+        plain = [name + quote(text(row[index]), safe="") for row in rows]
+        return ("&" if name else ",").join(plain)
+
+    return re.sub(r"([^?&=]+%5B%5D=)?" + re.escape(word), values, target)
 
 
 def _around(endpoint: Endpoint) -> tuple[bytes, bytes]:

@@ -2,11 +2,12 @@
 
 A string that begins with `$` stands for a value, everything else is a constant: `$name` a destination
 field, `$fields` all fields but the key's as an object, `$row` key and fields as an object, `$key` the
-key, `$row_no` the row's number in its request as text ("0", "1", …); `$field.row` names a field that is
-called like one of those, `$$` begins a text with a dollar sign. The member `...` of an object spreads
-the members of its value there. An object with the one member `$base64` is the base64 of that member as
-JSON, one with the one member `$path` a path whose `{field}` are filled in. The fields' JSON comes from
-SQL and is spliced as it is, so digits survive.
+key, `$row_no` the row's number in its request as text ("0", "1", …), `$ref` the target's own id of the
+row, as an earlier answer told it; `$field.row` names a field that is called like one of those, `$$`
+begins a text with a dollar sign. The member `...` of an object spreads the members of its value there. An
+object with the one member `$base64` is the base64 of that member as JSON, one with the one member `$path`
+a path whose `{field}` are filled in. The fields' JSON comes from SQL and is spliced as it is, so digits
+survive.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from retl.http.rules import text
 
 PLACEHOLDER = re.compile(r"\{([^{}/]+)\}")
 OMIT = object()
-OF_ALL_ROWS = ("$keys", "$body")
+OF_ALL_ROWS = ("$keys", "$refs", "$body")
 
-Row = tuple[Any, ...]  # the key's values, then the fields as one JSON object (str); a delete: the key only
+# the key's values, then the row's ref if the cells ask for it, then the fields as one JSON object (str);
+# a delete has no fields
+Row = tuple[Any, ...]
 Members = dict[str, msgspec.Raw]
 Cell = Callable[[Row, int, Members], Any]
 
@@ -36,10 +39,12 @@ exact = msgspec.json.Encoder(decimal_format="number")  # Decimals keep their dig
 
 class Cast(Definition):
     """How a target wants the fields' values where JSON's own forms will not do. `nulls`: what stands for
-    an empty field: null, `omit` (it is not sent), or a text such as "" or "#N/A". `keys` are the key's."""
+    an empty field: null, `omit` (it is not sent), or a text such as "" or "#N/A". `keys` are the key's,
+    `refs` the target's own ids, which are kept as text."""
 
     values: Literal["native", "string"] = "native"
     keys: Literal["native", "string"] = "native"
+    refs: Literal["string", "integer"] = "string"
     nulls: str | None = None
 
     def apply(self, value: msgspec.Raw) -> Any:
@@ -53,14 +58,17 @@ class Cast(Definition):
 
 
 class Cells:
-    """Makes cells for rows with these key and other fields; `members` = some cell looks at single fields.
+    """Makes cells for rows with these key and other fields, and with `refs` their refs; `members` = some
+    cell looks at single fields.
 
     DefinitionError HTTP_PLACEHOLDER for a field that the rows have not got.
     """
 
-    def __init__(self, keys: Sequence[str], fields: Sequence[str], cast: Cast) -> None:
+    def __init__(self, keys: Sequence[str], fields: Sequence[str], cast: Cast, *, refs: bool = False) -> None:
         self.keys, self.fields = tuple(keys), frozenset(fields)
+        self.head = len(self.keys) + refs  # where the fields are, if a row has any
         self._cast = None if (cast.values, cast.nulls) == ("native", None) else cast
+        self._ref: Callable[[str], Any] = int if cast.refs == "integer" else str
         self._key: Callable[[Any], Any] = text if cast.keys == "string" else lambda value: value
         self.members = self._cast is not None
 
@@ -95,6 +103,8 @@ class Cells:
                 return self._whole
             case "$key" if len(self.keys) == 1:
                 return lambda row, n, members: self._key(row[0])
+            case "$ref":
+                return lambda row, n, members: self._ref(row[len(self.keys)])
             case "$row_no":
                 return lambda row, n, members: str(n)
             case str() if shape.startswith("$"):
@@ -103,8 +113,8 @@ class Cells:
                 return lambda row, n, members: shape
 
     def path(self, path: str) -> Cell:
-        """A path, each of its `{field}` (or `{$key}`) one percent-encoded segment of it. What stands for
-        all rows is left as it is."""
+        """A path, each of its `{field}`, `{$key}` and `{$ref}` one percent-encoded segment of it. What
+        stands for all rows is left as it is."""
         parts = [
             f"{{{part}}}" if n % 2 and part in OF_ALL_ROWS else self._part(part) if n % 2 else part
             for n, part in enumerate(PLACEHOLDER.split(path))
@@ -114,7 +124,7 @@ class Cells:
         )
 
     def _part(self, name: str) -> Cell:
-        return self.make(name if name == "$key" else f"$field.{name}")
+        return self.make(name if name in ("$key", "$ref") else f"$field.{name}")
 
     def _field(self, name: str) -> Cell:
         if name in self.keys:
@@ -139,7 +149,7 @@ class Cells:
     def _whole(self, row: Row, n: int, members: Members) -> msgspec.Raw:
         key = exact.encode({name: self._key(value) for name, value in zip(self.keys, row, strict=False)})
         fields = b"{}"
-        if len(row) > len(self.keys):
+        if len(row) > self.head:
             fields = (
                 row[-1].encode() if self._cast is None else exact.encode(self._cast_fields(row, n, members))
             )

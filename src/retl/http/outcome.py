@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from http import HTTPStatus
 from typing import Any
@@ -99,6 +99,8 @@ def _table(reply: Reply, sent: Sent) -> str:
 
 
 def _means(meaning: str, reply: Reply, rules: Rules, sent: Sent) -> Outcome:
+    if meaning == "some_absent":
+        meaning = "absent" if sent.rows == 1 else "refused"
     settled = {"written": WRITTEN, "kept": KEPT, "absent": ABSENT}
     if meaning in settled:
         return Outcome(settled[meaning])
@@ -134,8 +136,25 @@ def _accepted(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     if content is _NO_JSON:
         raise Ambiguous("HTTP_NO_JSON", f"the answer {_phrase(reply.status)} is not the JSON it has to be")
     if rules.rows == "all_or_nothing":
-        return Outcome(WRITTEN)
+        return _outcome(WRITTEN, _learnt(content, rules, sent))
     return _counted(_by_row(reply, rules, sent), rules, content, sent)
+
+
+def _learnt(content: Any, rules: Rules, sent: Sent) -> dict[int, RowResult]:
+    """The target's own ids in an ok for all: that of the only row, or those of items that each name one."""
+    if rules.ref is None:
+        return {}
+    items = _items(content, rules.at)
+    if sent.rows == 1:
+        only = items[0] if isinstance(items, list) and len(items) == 1 else content
+        told = {0: [look(only, rules.ref)]}
+    else:
+        told = {}
+        for rows, item in _named(items if isinstance(items, list) else [], rules, sent):
+            for row in rows if len(rows) == 1 else ():
+                told.setdefault(row, []).append(look(item, rules.ref))
+    sure = {row: refs[0] for row, refs in told.items() if len(refs) == 1 and refs[0] is not None}
+    return {row: RowResult(Kind.WRITTEN, ref=text(ref)) for row, ref in sure.items()}
 
 
 def _by_row(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
@@ -231,12 +250,12 @@ def _judged(item: Any, row: int, rules: Rules, sent: Sent, *, bad: bool = False)
     if rules.row_retry is not None and rules.row_retry.fits(item):
         code, reason = _said(item, rules, sent, row)
         return RowResult(Kind.RETRY, code, reason)
+    ref = look(item, rules.ref) if rules.ref else None
     if rules.row_kept is not None and rules.row_kept.fits(item):
-        return KEPT
+        return KEPT if ref is None else replace(KEPT, ref=text(ref))
     if rules.row_absent is not None and rules.row_absent.fits(item):
         return ABSENT
     if not bad and (rules.row_ok is None or rules.row_ok.fits(item)):
-        ref = look(item, rules.ref) if rules.ref else None
         return WRITTEN if ref is None else RowResult(Kind.WRITTEN, ref=text(ref))
     code, reason = _said(item, rules, sent, row)
     return RowResult(Kind.REJECTED, code or "REFUSED", reason or "the target refused the row")

@@ -49,17 +49,28 @@ class Match(Definition):
 class Case(Definition):
     """What answers of some kind mean for all their rows, whatever the table says; the first that fits
     decides. `written`: done, also where it was done before. `kept`: the target has the key already.
-    `absent`: it has not got it. `refused`: something in it is bad and nothing was applied.
-    `spent`: the day's budget is gone."""
+    `absent`: it has not got it. `some_absent`: one of them, which is not named, it has not got. `refused`:
+    something in it is bad and nothing was applied. `spent`: the day's budget is gone."""
 
     status: tuple[int, ...]
     when: Match | None = None
-    means: Literal["written", "kept", "absent", "refused", "unavailable", "unknown", "systemic", "spent"]
+    means: Literal[
+        "written",
+        "kept",
+        "absent",
+        "some_absent",
+        "refused",
+        "unavailable",
+        "unknown",
+        "systemic",
+        "spent",
+    ]
 
 
 class Identity(Definition):
     """How an item of an answer names its row: the first of the paths `at` that holds something, which is
-    the row's `to`: `$key`, one field of the key, or `$row_no`."""
+    the row's `to`: `$key`, one field of the key, or `$row_no`. In `at` a step `$key` is the name of the
+    key's field."""
 
     at: Paths = ("",)
     to: str = "$key"
@@ -98,8 +109,10 @@ class Rules(Definition):
     `errors_by_index`, `errors_by_value` = one item per bad row, named by the number at `index` (which may
     be the one number in a pointer such as /data/3/email) or by `match` · `counts_only` = no row is named.
     `at` is where that list is, or those lists are; `failed` where a number says how many rows are bad,
-    named or not; `retry_at` where rows are named that were not looked at. `row_ok`, `row_kept`,
-    `row_absent`, `row_retry` judge an item, and `inside` is the place of a base64 JSON in it.
+    named or not; `retry_at` where rows are named that were not looked at; `ref` where an item, or the answer
+    about one row, has the target's own id of it (under `all_or_nothing` items are told by `match`).
+    `row_ok`, `row_kept`, `row_absent` (of updates and deletes), `row_retry` judge an item, and `inside` is
+    the place of a base64 JSON in it.
     """
 
     ok: tuple[int, ...] = (200, 201, 202, 204)

@@ -17,6 +17,13 @@ NEXT = [
     "retl plan --sync example",
     "retl sync",
 ]
+NEXT_FROM_DBT = [
+    "fill in the connections of retl.yml; their variables go into config.env",
+    "retl validate     offline: is everything written down right?",
+    "retl check        online: is each destination reached and writable?",
+    "retl sync --dry-run",
+    "retl sync",
+]
 
 PROJECT = """\
 # What this project reads from and delivers to. Every key may be left out.
@@ -86,15 +93,17 @@ def write(folder: Path) -> list[Path]:
         raise DefinitionError(
             "FILE_EXISTS", f"{there[0]} is there already; nothing was written", hint="name another directory"
         )
-    written = []
-    for path, (text, mode) in wanted.items():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
-                file.write(text)
-        except FileExistsError:
-            continue
-        except OSError as problem:
-            raise Failure("FILE_UNWRITABLE", f"{path} cannot be written: {problem.strerror}") from problem
-        written.append(path)
-    return written
+    return [path for path, (text, mode) in wanted.items() if put(path, text, mode)]
+
+
+def put(path: Path, text: str, mode: int = 0o644) -> bool:
+    """Write a file that is not there yet; False, and nothing written, if it is. Failure FILE_UNWRITABLE."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    except OSError as problem:
+        raise Failure("FILE_UNWRITABLE", f"{path} cannot be written: {problem.strerror}") from problem
+    return True

@@ -17,6 +17,7 @@ import duckdb
 
 from retl.definitions import Source, Warehouse
 from retl.errors import DefinitionError, Later, Mismatch, SourceError
+from retl.sources import dbt
 from retl.spool import NAME, Spool
 from retl.validation import did_you_mean
 from retl.values import literal, quoted
@@ -34,9 +35,12 @@ class Query:
     origin: str  # for messages: the table's name, or where the SQL stands
 
 
-def query(source: Source, variables: Mapping[str, Any], folder: Path) -> Query:
+def query(source: Source, variables: Mapping[str, Any], folder: Path, warehouse: Warehouse) -> Query:
     """The SELECT of a sync's source. DefinitionError when it is not exactly one SELECT, or uses a
     parameter that no variable fills."""
+    if source.dbt is not None:
+        name = dbt.relation(warehouse, folder, source.dbt)
+        return Query(f"SELECT * FROM {name}", {}, f"dbt model {source.dbt}")
     if source.table is not None:
         name = ".".join(quoted(part) for part in source.table.split("."))
         return Query(f"SELECT * FROM {name}", {}, f"table {source.table}")

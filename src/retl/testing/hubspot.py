@@ -29,7 +29,7 @@ class FakeHubSpot(FakeApi):
             return 400, {"category": "VALIDATION_ERROR", "message": "more than 100 inputs"}
         if path.endswith("/batch/archive"):
             for one in inputs:
-                self.objects.pop(one["id"], None)
+                self.objects.pop(one["id"].removeprefix("r-"), None)
             return 204, None
         if not all(isinstance(value, str) for one in inputs for value in one["properties"].values()):
             return 400, {"category": "VALIDATION_ERROR", "message": "a property is no text"}

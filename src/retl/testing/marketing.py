@@ -6,7 +6,7 @@ import json
 from base64 import b64decode
 from collections.abc import Collection
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from retl.testing.server import TOKEN, FakeApi
 
@@ -132,14 +132,25 @@ class FakeAirtable(FakeApi):
             return 401, {"error": {"type": "AUTHENTICATION_REQUIRED", "message": "Authentication required"}}
         if method == "GET":
             return 200, {"records": []}
+        if method == "DELETE":
+            return self._delete([key for _, key in parse_qsl(urlsplit(path).query)])
         content = json.loads(body)
         rows = [one["fields"] for one in content["records"]]
         (name,) = content["performUpsert"]["fieldsToMergeOn"]
         if len(rows) > 10 or any(row[name] in self.refuse for row in rows):
             return 422, {"error": {"type": "INVALID_VALUE_FOR_COLUMN", "message": "a field cannot accept it"}}
         for row in rows:
-            self.merge(row.pop(name), row)
-        return 200, {"records": [{"id": f"rec{n}", "fields": row} for n, row in enumerate(rows)]}
+            self.merge(row[name], {field: value for field, value in row.items() if field != name})
+        return 200, {"records": [{"id": f"rec{row[name]}", "fields": row} for row in reversed(rows)]}
+
+    def _delete(self, ids: list[str]) -> tuple[int, Any]:
+        """All or nothing; one that is not there is not named."""
+        keys = [one.removeprefix("rec") for one in ids]
+        if len(keys) > 10 or not all(key in self.objects for key in keys):
+            return 404, {"error": {"type": "MODEL_ID_NOT_FOUND", "message": "Record not found"}}
+        for key in keys:
+            del self.objects[key]
+        return 200, {"records": [{"id": one, "deleted": True} for one in ids]}
 
 
 _POINTER = "/data/attributes/profiles/data/{}/attributes/visits"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from base64 import b64decode, b64encode
+from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
 from typing import Any
 
 from retl.testing.server import FakeApi
+
+_NOT_THERE = b64encode(b'{"error":{"message":"No Record found"},"status":"failure"}').decode()
 
 
 class FakeServiceNow(FakeApi):
@@ -28,10 +30,12 @@ class FakeServiceNow(FakeApi):
         for n, one in reversed(list(enumerate(requests))):
             if n == 2 and self.hurried:
                 unserved.append(one["id"])
+            elif one["method"] == "DELETE":
+                served.append({"id": one["id"], **self._delete(one["url"].rpartition("/")[2])})
             elif one["method"] != "POST" or not one["url"].startswith("/api/now/import/"):
                 served.append({"id": one["id"], "status_code": 404, "status_text": "Not Found", "body": ""})
             else:
-                told = json.dumps({"result": [self._import(json.loads(b64decode(one["body"])), n)]})
+                told = json.dumps({"result": [self._import(json.loads(b64decode(one["body"])))]})
                 body_of = b64encode(told.encode()).decode()
                 served.append(
                     {"id": one["id"], "status_code": 201, "status_text": "Created", "body": body_of}
@@ -39,9 +43,14 @@ class FakeServiceNow(FakeApi):
         self.hurried = False
         return 200, {"batch_request_id": "retl", "serviced_requests": served, "unserviced_requests": unserved}
 
-    def _import(self, row: dict[str, Any], number: int) -> dict[str, str]:
+    def _import(self, row: dict[str, Any]) -> dict[str, str]:
         key = row.pop(self.key)
         if key in self.refuse:
             return {"status": "error", "error_message": f"{row.get('name')} is refused"}
         self.merge(key, row)
-        return {"status": "updated", "sys_id": f"s-{number}"}
+        return {"status": "updated", "sys_id": urlsafe_b64encode(key.encode()).decode().rstrip("=")}
+
+    def _delete(self, sys_id: str) -> dict[str, Any]:
+        key = urlsafe_b64decode(f"{sys_id}==").decode()
+        known = self.objects.pop(key, None) is not None
+        return {"status_code": 204 if known else 404, "body": "" if known else _NOT_THERE}

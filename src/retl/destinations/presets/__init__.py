@@ -11,7 +11,7 @@ An operation may be a list of ways to do it, of which the first whose `only_if` 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from functools import cache, cached_property
 from pathlib import Path
@@ -81,7 +81,7 @@ class VendorLimits(Limits):
 
 class Preset(Definition):
     """One vendor's way of taking rows. `only_if` of a way to do an operation names the values that
-    parameters must have for it."""
+    parameters must have for it, or "*" for any."""
 
     name: str
     summary: str
@@ -216,6 +216,10 @@ class PresetDestination(HttpDestination):
     def identity(cls, options: Any, write: WriteMode) -> str:
         return super().identity(options.http, write)
 
+    @classmethod
+    def learns(cls, options: Any, write: WriteMode, key: Sequence[str]) -> bool:
+        return super().learns(options.http, write, key)
+
     def lacks(self, operation: Operation) -> DefinitionError:
         needs = ", or with ".join(
             ", ".join(f"`{name}: {' or '.join(map(str, values))}`" for name, values in way["only_if"].items())
@@ -268,4 +272,4 @@ def _model(model: type[ModelT], preset: Preset, value: dict[str, Any]) -> ModelT
 
 
 def _holds(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
-    return all(given[name] in values for name, values in wanted.items())
+    return all(given[name] in values or (values == ["*"] and given[name]) for name, values in wanted.items())

@@ -1,0 +1,279 @@
+"""A mart as a dbt model: which relation it is, and what dbt's last word on it was.
+
+Two files of dbt's target folder are read, nothing else, and nothing of dbt is imported: manifest.json says
+what a model is, run_results.json what became of it. dbt overwrites the second with every command, so every
+`run_results*.json` there is read and the newest word on each node holds: a project that runs and tests in
+two commands keeps a copy of the first. What no file tells is unknown and never taken for good. Messages of
+dbt are not repeated, since they may quote rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from retl.definitions import Warehouse
+from retl.errors import DefinitionError, SourceError
+from retl.validation import did_you_mean
+
+MANIFEST = "manifest.json"
+_RESULTS = "run_results*.json"
+_BUILDS = {"run", "build", "retry", "seed", "snapshot"}  # `compile` and `docs` say success of what they left
+_TESTS = {"test", "build", "retry"}
+MARTS = {"model", "snapshot", "seed"}
+FileT = TypeVar("FileT")
+_HINT = "run `dbt build`, or say under `warehouse.dbt` in retl.yml where dbt's target folder is"
+
+
+class TestMetadata(msgspec.Struct):
+    """Which generic test a test is, and what it was called with."""
+
+    name: str
+    kwargs: dict[str, Any] = {}
+
+
+class ColumnNode(msgspec.Struct):
+    """A column as a model's properties describe it."""
+
+    name: str
+    description: str = ""
+    tags: list[str] = []
+    meta: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+
+
+class DependsOn(msgspec.Struct):
+    nodes: list[str] = []
+
+
+class Node(msgspec.Struct):
+    """What retl reads of a node or exposure of the manifest; a model or a test of one, among others."""
+
+    name: str
+    resource_type: str
+    unique_id: str
+    package_name: str = ""
+    description: str = ""
+    database: str | None = None
+    relation_name: str | None = None
+    version: str | int | float | None = None
+    latest_version: str | int | float | None = None
+    columns: dict[str, ColumnNode] = {}
+    meta: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    depends_on: DependsOn = msgspec.field(default_factory=DependsOn)
+    attached_node: str | None = None
+    column_name: str | None = None
+    test_metadata: TestMetadata | None = None
+
+
+class Metadata(msgspec.Struct):
+    """When a file was written, and by which command of dbt."""
+
+    generated_at: datetime
+    invocation_id: str | None = None
+
+
+class Manifest(msgspec.Struct):
+    """manifest.json, as far as retl reads it."""
+
+    metadata: Metadata
+    nodes: dict[str, Node]
+    exposures: dict[str, Node] = {}
+
+    def tests(self, model: Node) -> list[Node]:
+        """The tests of a model: those attached to it, and those in SQL of their own that read it."""
+        tests = [node for node in self.nodes.values() if node.resource_type == "test"]
+        return [
+            test
+            for test in tests
+            if test.attached_node == model.unique_id
+            or (test.attached_node is None and model.unique_id in test.depends_on.nodes)
+        ]
+
+
+class _Step(msgspec.Struct):
+    name: str
+    completed_at: datetime | None = None
+
+
+class _Result(msgspec.Struct):
+    unique_id: str
+    status: str
+    timing: list[_Step] = []
+    relation_name: str | None = None
+
+
+class _RunResults(msgspec.Struct):
+    metadata: Metadata
+    results: list[_Result]
+    args: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Build:
+    """dbt's last word on a model. `status` is None where no file speaks of its run; `ended_at` (aware) is
+    when that built the mart, None where it did not; tests are named by what became of them."""
+
+    model: str
+    status: str | None
+    ended_at: datetime | None = None
+    failed_tests: tuple[str, ...] = ()
+    warned_tests: tuple[str, ...] = ()
+    untested: tuple[str, ...] = ()  # no word, skipped, or a word older than the model's run
+    unfinished: bool = False  # manifest.json is newer than every result
+
+
+def read_manifest(path: Path) -> Manifest:
+    """SourceError DBT_MISSING or DBT_UNREADABLE."""
+    return _decoded(path, Manifest)
+
+
+def find(manifest: Manifest, name: str) -> Node:
+    """The model (or seed, or snapshot) of this name, `package.name` or `name.v2`; of several versions the
+    latest. DefinitionError DBT_MODEL where there is none, or more than one."""
+    marts = [node for node in manifest.nodes.values() if node.resource_type in MARTS]
+    found = [node for node in marts if name in _names(node)]
+    if len(found) == 1:
+        return found[0]
+    message = f"the dbt project has {'no' if not found else 'more than one'} model {name!r}"
+    hint = (
+        f"name its package: {', '.join(sorted(f'{node.package_name}.{node.name}' for node in found))}"
+        if found
+        else did_you_mean(name, [node.name for node in marts])
+    )
+    raise DefinitionError("DBT_MODEL", message, hint=hint, where="source.dbt")
+
+
+def name_of(manifest: Manifest, node: Node) -> str:
+    """The shortest word by which `find` finds this node."""
+    for name in sorted(_names(node), key=len):
+        with suppress(DefinitionError):
+            if find(manifest, name) is node:
+                return name
+    return node.name
+
+
+def relation(warehouse: Warehouse, folder: Path, name: str) -> str:
+    """The quoted relation of a model. DefinitionError where it has none in this warehouse."""
+    node = find(read_manifest(folder / warehouse.dbt / MANIFEST), name)
+    if node.relation_name is None:
+        raise DefinitionError(
+            "DBT_MODEL",
+            f"the dbt model {name!r} is ephemeral: nothing of it is in the warehouse",
+            hint="materialize it as a table or view",
+            where="source.dbt",
+        )
+    mine = Path(warehouse.path).stem
+    if node.database is not None and node.database.lower() != mine.lower():
+        raise DefinitionError(
+            "DBT_DATABASE",
+            f"dbt builds {name!r} in the database {node.database!r}, and the warehouse is {mine!r}",
+            hint="point DUCKDB_PATH or `warehouse.path` at the file that dbt writes; a file that was renamed"
+            " since is read with `source: {table: …}`",
+            where="source.dbt",
+        )
+    return node.relation_name
+
+
+def build(warehouse: Warehouse, folder: Path, name: str) -> Build:
+    """What dbt said of a model last. SourceError where there is no manifest or a file cannot be read."""
+    target = folder / warehouse.dbt
+    manifest = read_manifest(target / MANIFEST)
+    node = find(manifest, name)
+    files = [_decoded(path, _RunResults) for path in sorted(target.glob(_RESULTS))]
+    files.sort(key=lambda one: _aware(one.metadata.generated_at))
+    runs = [
+        _run(node, result, file)
+        for file in files
+        if file.args.get("which") in _BUILDS
+        for result in file.results
+        if result.unique_id == node.unique_id and result.relation_name in (None, node.relation_name)
+    ]
+    status, ended = runs[-1] if runs else (None, None)
+    words = {
+        result.unique_id: (result.status, _aware(file.metadata.generated_at))
+        for file in files
+        if file.args.get("which") in _TESTS
+        for result in file.results
+        if result.status != "skipped"  # says nothing of what was found before
+    }
+    said: dict[str, list[str]] = {"failed": [], "warn": [], "silent": [], "pass": []}
+    for test in manifest.tests(node):
+        if test.config.get("enabled") is not False:
+            said[_word(words.get(test.unique_id), ended)].append(test.name)
+    newest = files[-1].metadata if files else None
+    return Build(
+        model=name,
+        status=status,
+        ended_at=ended,
+        failed_tests=tuple(sorted(said["failed"])),
+        warned_tests=tuple(sorted(said["warn"])),
+        untested=tuple(sorted(said["silent"])),
+        unfinished=newest is not None
+        and newest.invocation_id != manifest.metadata.invocation_id
+        and _aware(newest.generated_at) < _aware(manifest.metadata.generated_at),
+    )
+
+
+def notes(build: Build) -> Iterator[str]:
+    """What passes and should be known."""
+    if build.warned_tests:
+        yield f"dbt's tests of {build.model} warned: {', '.join(build.warned_tests)}"
+    if build.untested:
+        yield f"not tested since dbt last ran {build.model}: {', '.join(build.untested)}"
+    if build.unfinished:
+        yield "dbt's manifest.json is newer than its results: the last dbt command only parsed, or died"
+
+
+def _names(node: Node) -> set[str]:
+    """The words that name a node."""
+    names: set[str] = set()
+    if node.version is None or str(node.version) == str(node.latest_version):
+        names.add(node.name)
+    if node.version is not None:
+        names.add(f"{node.name}.v{node.version}")
+    return names | {f"{node.package_name}.{name}" for name in names}
+
+
+def _run(node: Node, result: _Result, file: _RunResults) -> tuple[str, datetime | None]:
+    """How a run ended, and when if it built the mart: `--empty` and `--sample` build something else."""
+    partly = next((option for option in ("empty", "sample") if file.args.get(option)), None)
+    if result.status == "success" and partly and node.resource_type == "model":
+        return f"built with --{partly}", None
+    if result.status != "success":
+        return result.status, None
+    ends = [step.completed_at for step in result.timing if step.name == "execute" and step.completed_at]
+    return result.status, _aware(ends[-1]) if ends else None
+
+
+def _word(said: tuple[str, datetime] | None, ended: datetime | None) -> str:
+    """failed, warn, pass, or silent. A failure holds until the test passes; a pass only for what it saw."""
+    if said is None:
+        return "silent"
+    status, at = said
+    if status in ("fail", "error", "runtime error"):
+        return "failed"
+    if status not in ("pass", "warn") or (ended is not None and at < ended):  # of another build
+        return "silent"
+    return status
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _decoded(path: Path, kind: type[FileT]) -> FileT:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        raise SourceError("DBT_MISSING", f"there is no {path}", hint=_HINT) from None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else "it is not what dbt writes"
+        raise SourceError("DBT_UNREADABLE", f"{path} cannot be read: {reason}", hint=_HINT) from None

@@ -1,0 +1,332 @@
+"""What becomes of each hostile value, found out by whole runs, and told as docs/values.md.
+
+`python -m tests.values_page` starts servers, runs, and writes the page.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import duckdb
+import msgspec
+
+from tests import servers
+from tests.api import TOKEN, Api
+from tests.commands import Workshop
+from tests.servers import Database, RedisServer
+from tests.value_cases import TEXTS, Case, asked, cases, kind, short, tree, unfit_types
+
+PAGE = "docs/values.md"
+DESTINATIONS = {
+    "postgres": "{{type: postgres, table: landed.{name}, create: true}}",
+    "redis_json": '{{type: redis, key: "{name}:{{{key}}}", value: json, ttl: none}}',
+    "redis_hash": '{{type: redis, key: "{name}:{{{key}}}", value: hash, ttl: none}}',
+    "http": "{{connection: api, upsert: {{path: /v1/users/batch, wrap: users, max_rows: 100,"
+    " row: {{id: ${key}, attributes: $fields}}}}}}",
+}
+TARGETS = tuple(DESTINATIONS)
+WAREHOUSE = "CREATE TABLE {} (id VARCHAR, label VARCHAR DEFAULT 'here', {})"
+NO_LIMITS = "{max_reject_rate: 1, max_failed_rate: 1}"
+QUOTED = ("string", "uuid", "date", "timestamp", "timestamptz")  # what a Redis hash holds without quotes
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a target holds: its text, and that text read."""
+
+    text: str | None
+    value: Any
+
+
+@dataclass
+class Outcomes:
+    source: dict[Case, Any] = field(default_factory=dict)
+    kinds: dict[Case, str] = field(default_factory=dict)
+    told: dict[str, dict[Case, Told]] = field(default_factory=dict)
+    rejects: dict[str, dict[Case, str]] = field(default_factory=dict)
+    keys: dict[str, dict[str, str]] = field(default_factory=dict)  # the key each of TEXTS arrived as
+    keys_rejected: dict[str, int] = field(default_factory=dict)
+    unfit: dict[str, dict[tuple[str, str | None], str]] = field(default_factory=dict)
+
+
+def run(folder: Path, postgres: Database, redis: RedisServer, api: Api) -> Outcomes:
+    """Deliver every case to every target and look there."""
+    workshop, found = Workshop(folder), Outcomes()
+    workshop.use(redis=redis, postgres=postgres)
+    workshop.environment["API_TOKEN"] = TOKEN
+    connection = f'{{type: http, base_url: "{api.url}", auth: {{type: bearer, token: "${{API_TOKEN}}"}}}}'
+    workshop.write("retl.yml", f"connections:\n  api: {connection}\n")
+    _fill(workshop, found)
+    _fill_keys(workshop)
+    said = workshop.retl("sync", "--output", "json")
+    assert said.code == 0, said.out + said.err
+    for target in TARGETS:
+        found.rejects[target] = _rejects(workshop, target)
+    found.told = {
+        "postgres": dict(_postgres(postgres)),
+        "redis_json": dict(_redis_json(redis)),
+        "redis_hash": dict(_redis_hash(redis)),
+        "http": dict(_http(api)),
+    }
+    found.keys = dict(_arrived_keys(postgres, redis, api))
+    rejected = {
+        one["sync"].partition("_")[2]: one["rejected"]
+        for one in said.document["syncs"]
+        if one["sync"][:5] == "keyed"
+    }
+    found.keys_rejected = rejected
+    found.unfit = _unfit(workshop)
+    return found
+
+
+def _fill(workshop: Workshop, found: Outcomes) -> None:
+    """The two marts with a row per case, their syncs, and what the warehouse itself says of each value."""
+    with duckdb.connect(str(workshop.folder / "data" / "warehouse.duckdb")) as con:
+        con.execute("SET timezone = 'UTC'")
+        for mart in ("own", "judged"):
+            of_mart = [case for case in cases() if case.mart == mart]
+            columns = {case.column: case for case in of_mart}
+            listed = ", ".join(f"{_name(column)} {case.type}" for column, case in columns.items())
+            con.execute(WAREHOUSE.format(mart, listed))
+            for case in of_mart:
+                con.execute(f"INSERT INTO {mart} (id, {_name(case.column)}) SELECT ?, {case.sql}", [case.id])
+                found.source[case], found.kinds[case] = asked(con, case), kind(case)
+            contract = ", ".join(
+                f"{json.dumps(column)}: {case.contract and case.contract[:-1]}, nullable: true}}"
+                for column, case in columns.items()
+            )
+            judged = {"contract": f"{{id: {{type: string}}, label: {{type: string}}, {contract}}}"}
+            for target, destination in DESTINATIONS.items():
+                workshop.sync(
+                    f"{mart}_{target}",
+                    source=f"{{table: {mart}}}",
+                    key="[id]",
+                    destination=destination.format(name=f"{mart}_{target}", key="id"),
+                    guards=NO_LIMITS,
+                    **(judged if mart == "judged" else {}),
+                )
+
+
+def _fill_keys(workshop: Workshop) -> None:
+    """A mart whose keys are the hostile texts themselves."""
+    rows = ", ".join(f"({sql}, '{what.replace(chr(39), chr(39) * 2)}')" for what, sql in TEXTS.items())
+    workshop.warehouse(f"CREATE TABLE keyed AS SELECT * FROM (VALUES {rows}) t(k, what)")
+    for target, destination in DESTINATIONS.items():
+        name = f"keyed_{target}"
+        into = destination.format(name=name, key="k")
+        workshop.sync(name, source="{table: keyed}", key="[k]", destination=into, guards=NO_LIMITS)
+
+
+def _arrived_keys(postgres: Database, redis: RedisServer, api: Api) -> Iterator[tuple[str, dict[str, str]]]:
+    with postgres.connect() as connection:
+        rows: Any = connection.execute("SELECT what, k FROM landed.keyed_postgres").fetchall()
+    yield "postgres", dict(rows)
+    with redis.client() as client:
+        names: Any = [key.decode() for key in client.scan_iter("keyed_*", count=1000)]
+        documents = {
+            name: json.loads(client.get(name))
+            if name.startswith("keyed_redis_json:")
+            else client.hgetall(name)
+            for name in names
+        }
+    for target, what in (("redis_json", "what"), ("redis_hash", b"what")):
+        found = {
+            document[what]: unquote(name.removeprefix(f"keyed_{target}:"))
+            for name, document in documents.items()
+            if name.startswith(f"keyed_{target}:")
+        }
+        yield target, {w.decode() if isinstance(w, bytes) else w: key for w, key in found.items()}
+    yield "http", {user["what"]: key for key, user in api.users.items() if "what" in user}
+
+
+def _name(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
+
+
+def _rejects(workshop: Workshop, target: str) -> dict[Case, str]:
+    found = {}
+    for mart in ("own", "judged"):
+        by_id = {case.id: case for case in cases() if case.mart == mart}
+        listed = workshop.json("rejects", "--sync", f"{mart}_{target}", "--reveal")
+        found |= {by_id[one["key"]]: one["code"] for one in listed["rejects"]}
+    return found
+
+
+def _unfit(workshop: Workshop) -> dict[str, dict[tuple[str, str | None], str]]:
+    """The code each (type, contract) that fits nothing is refused with, by target."""
+    for old in (workshop.folder / "syncs").glob("*.yml"):
+        old.unlink()
+    for number, (type, contract) in enumerate(unfit_types()):
+        workshop.warehouse(f"CREATE TABLE unfit_{number} AS SELECT 'k' AS id, NULL::{type} AS v")
+        judged = {"contract": f"{{id: {{type: string}}, v: {contract}}}"} if contract else {}
+        for target, destination in DESTINATIONS.items():
+            name = f"unfit_{number}_{target}"
+            source = f"{{table: unfit_{number}}}"
+            workshop.sync(
+                name, source=source, key="[id]", destination=destination.format(name=name, key="id"), **judged
+            )
+    said = workshop.retl("sync", "--output", "json")
+    codes = {one["sync"]: one["error"]["code"] for one in said.document["syncs"]}
+    return {
+        target: {pair: codes[f"unfit_{number}_{target}"] for number, pair in enumerate(unfit_types())}
+        for target in TARGETS
+    }
+
+
+def _read(case: Case, text: str | None, *, json_text: bool) -> Told:
+    """A target's text as `same` compares it."""
+    of = kind(case)
+    if text is None or (json_text and text == "null"):
+        return Told(text, None)
+    if json_text or of == "json" or of.endswith("[]"):
+        return Told(text, tree(text))
+    return Told(text, text)
+
+
+def _postgres(postgres: Database) -> Iterator[tuple[Case, Told]]:
+    with postgres.connect() as connection:
+        connection.execute("SET timezone = 'UTC'")
+        for case in cases():
+            column = _name(case.column)
+            if kind(case).endswith("[]"):
+                column = f"to_json({column}::text[])"
+            rows = connection.execute(
+                f"SELECT {column}::text FROM landed.{case.mart}_postgres WHERE id = %s",  # type: ignore[arg-type]
+                [case.id],
+            ).fetchall()
+            for (text,) in rows:
+                yield case, _read(case, text, json_text=False)  # type: ignore[arg-type]
+
+
+def _redis_json(redis: RedisServer) -> Iterator[tuple[Case, Told]]:
+    for case, key in _keys(redis, "redis_json"):
+        with redis.client() as client:
+            document: Any = client.get(key)
+        yield case, _member(case, msgspec.json.decode(document, type=dict[str, msgspec.Raw]))
+
+
+def _redis_hash(redis: RedisServer) -> Iterator[tuple[Case, Told]]:
+    for case, key in _keys(redis, "redis_hash"):
+        with redis.client() as client:
+            held: Any = client.hget(key, case.column)
+        text = None if held is None else held.decode()
+        yield case, _read(case, text, json_text=kind(case) not in QUOTED)
+
+
+def _keys(redis: RedisServer, target: str) -> Iterator[tuple[Case, bytes]]:
+    by_key = {(f"{case.mart}_{target}", case.id): case for case in cases()}
+    with redis.client() as client:
+        for key in list(client.scan_iter("*", count=1000)):
+            name, _, rest = key.decode().partition(":")
+            if (case := by_key.get((name, unquote(rest)))) is not None:
+                yield case, key
+
+
+def _http(api: Api) -> Iterator[tuple[Case, Told]]:
+    class Row(msgspec.Struct):
+        id: str
+        attributes: dict[str, msgspec.Raw]
+
+    by_id = {case.id: case for case in cases()}
+    for method, path, _, body in api.seen:
+        if (method, path) == ("POST", "/v1/users/batch"):
+            for row in msgspec.json.decode(body, type=dict[str, list[Row]])["users"]:
+                if "what" not in row.attributes:
+                    yield by_id[row.id], _member(by_id[row.id], row.attributes)
+
+
+def _member(case: Case, document: dict[str, msgspec.Raw]) -> Told:
+    return _read(case, bytes(document[case.column]).decode(), json_text=True)
+
+
+# --- the page
+
+
+HEAD = """# What becomes of each value
+
+Each line is a value in a DuckDB column, and what was found in the target after a run that delivered it. A value
+arrives as it is, or its row is a reject with a code, or a column of its type is refused before anything is written.
+None is altered. The page is made from the runs of `tests/test_value_outcomes.py`, which fails when one of them ends
+otherwise; `make docs` writes it anew.
+
+Texts are shown in quotes, with control characters escaped; long ones are cut. *JSON* is what an HTTP API and Redis
+with `value: json` get: byte for byte the same. `JSON null` cannot be told from NULL there. Members of a JSON object have
+no order, and of a name given twice readers take the last; `jsonb` keeps just that, and has no negative zero. Inside of
+STRUCT and MAP a date or time is DuckDB's own text of it. A Redis key is shown decoded; in the server it is
+percent-encoded.
+"""
+
+
+def page(found: Outcomes) -> str:
+    """docs/values.md."""
+    parts = [HEAD.rstrip()]
+    for mart, title in (("own", "Columns without a contract"), ("judged", "Columns under a contract")):
+        parts.append(f"## {title}")
+        of_mart = [case for case in cases() if case.mart == mart]
+        order = list(dict.fromkeys(case.column for case in of_mart))
+        of_mart.sort(key=lambda case: order.index(case.column))
+        for column, group in groupby(of_mart, key=lambda case: case.column):
+            lines = ["| value | PostgreSQL | JSON | Redis hash |", "| --- | --- | --- | --- |"]
+            lines += [_line(found, case) for case in group]
+            parts += [f"### `{column}`", "\n".join(lines)]
+    parts += ["## Texts as keys", _keyed(found), "## Columns that are refused", _refused(found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(found: Outcomes, case: Case) -> str:
+    cells = [
+        f"rejected: `{found.rejects[target][case]}`"
+        if case in found.rejects[target]
+        else _shown(found.told[target][case].text)
+        for target in ("postgres", "redis_json", "redis_hash")
+    ]
+    return f"| {case.what} | {' | '.join(cells)} |"
+
+
+def _shown(text: str | None) -> str:
+    if text is None:
+        return "NULL"
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    cut = plain if len(plain) <= 60 else f"{plain[:50]}… ({len(text)} characters)"
+    fence = "``" if "`" in cut else "`"
+    return f"{fence}{cut}{fence}".replace("|", r"\|") if cut.strip() else f'`"{cut}"`'
+
+
+def _keyed(found: Outcomes) -> str:
+    lines = ["| key | PostgreSQL | JSON | Redis key |", "| --- | --- | --- | --- |"]
+    for what in TEXTS:
+        keys = (found.keys[target].get(what) for target in ("postgres", "http", "redis_json"))
+        lines.append(f"| {what} | {' | '.join('rejected' if key is None else _shown(key) for key in keys)} |")
+    return "\n".join(lines)
+
+
+def _refused(found: Outcomes) -> str:
+    lines = ["| DuckDB type | contract | code |", "| --- | --- | --- |"]
+    for (type, contract), code in found.unfit["postgres"].items():
+        lines.append(f"| `{type}` | {f'`{short(contract)}`' if contract else 'none'} | `{code}` |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        with (
+            servers.postgres_server(folder / "postgres") as server,
+            servers.redis_server(folder / "redis") as redis,
+            servers.fresh_database(server) as postgres,
+            Api() as api,
+        ):
+            text = page(run(folder / "project", postgres, redis, api))
+    (Path(__file__).parents[1] / PAGE).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
