@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pages import commands, measured, shown, tables
+from pages import commands, lists, measured, shown, tables, tutorial
 from retl import reference
 
 ROOT = Path(__file__).parents[1]
@@ -14,6 +14,8 @@ PAGES = {
     "project": tables.project,
     "syncs": tables.syncs,
     "ledger": tables.ledger,
+    "destinations": lists.all_destinations,
+    "decisions": lists.all_decisions,
 }
 
 
@@ -23,8 +25,11 @@ def made() -> dict[Path, str]:
     found = {docs / "reference" / f"{name}.md": page() for name, page in PAGES.items()}
     for guide in sorted((docs / "guides").rglob("*.md")):
         found[guide] = shown.filled(guide.read_text(encoding="utf-8"), guide.parent)
-    readme, benchmarks = (path.read_text(encoding="utf-8") for path in (ROOT / "README.md", docs / "benchmarks.md"))
-    return {**found, ROOT / "README.md": measured.filled(readme, benchmarks)}
+    readme, benchmarks = (
+        path.read_text(encoding="utf-8") for path in (ROOT / "README.md", docs / "benchmarks.md")
+    )
+    readme = measured.filled(readme, benchmarks)
+    return {**found, ROOT / "README.md": readme, docs / "index.md": tutorial.page(readme)}
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ _SHARED = {*SHARED, "reveal", "version"}
 def page() -> str:
     families.register()
     group: Any = typer.main.get_command(app)
-    context = group.make_context("retl", [], resilient_parsing=True)
+    top = group.make_context("retl", [], resilient_parsing=True)
     parts = ["# Commands", "`retl COMMAND --help` says the same.", "## Everywhere"]
-    parts += [_grid(context, (one for one in group.params if one.name in _SHARED))]
+    parts += [_grid(top, (one for one in group.params if one.name in _SHARED))]
     parts += [
         "These stand before or after the command. `--reveal`, where values are shown, shows sensitive ones too."
         " With `--output json` stdout is one JSON document and nothing else; logs go to stderr."
     ]
-    for command, context in _commands(group, context):
+    for command, context in _commands(group, top):
         usage = " ".join(command.collect_usage_pieces(context))
         own = [one for one in command.params if one.name not in _SHARED]
         parts += [f"## {context.command_path}", command.help or ""]

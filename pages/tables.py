@@ -48,7 +48,9 @@ def project() -> str:
     ]
     for path, model in schemas.items():
         parts += [f"## {path or 'At the top'}", _keys(model, PROJECT, path)]
-    parts += ["What a connection of each type takes is on its page under [destinations](../destinations/http.md)."]
+    parts += [
+        "What a connection of each type takes is on its page under [destinations](../destinations/http.md)."
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -62,7 +64,12 @@ def syncs() -> str:
         "## At the top",
         _keys(Sync, SYNC, ""),
     ]
-    nested = {"source": "Source", "contract.COLUMN": "Column", "fields.FIELD": "FieldSource", "guards": "Guards"}
+    nested = {
+        "source": "Source",
+        "contract.COLUMN": "Column",
+        "fields.FIELD": "FieldSource",
+        "guards": "Guards",
+    }
     nested |= {"rejects": "Rejects", "formats": "Formats", "batch": "BatchSize", "retry": "Retry"}
     for path, name in nested.items():
         if name in schema["$defs"]:
