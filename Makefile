@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
        --custom-compile-command "make lock" --extra demo pyproject.toml
 
-.PHONY: help demo test test-crash lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
+.PHONY: help demo test test-crash test-schedulers lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -20,6 +20,12 @@ test: $(READY) ## every test; ARGS=tests/test_servers.py for some
 
 test-crash: $(READY) ## kill runs at events and system calls, evenly chosen for ten minutes, and print what was lost
 	$(BIN)/python -m tests.crash_sweep
+
+test-schedulers: $(READY) ## the guides' DAG and assets in a real Airflow and a real Dagster
+	test -x .venv-schedulers/bin/airflow || { $(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-schedulers \
+	 && $(BIN)/uv pip install --quiet --python .venv-schedulers --group schedulers; }
+	RETL_TEST_AIRFLOW=$(CURDIR)/.venv-schedulers/bin/python RETL_TEST_DAGSTER=$(CURDIR)/.venv-schedulers/bin/python \
+	 $(BIN)/pytest tests/test_scheduling.py $(ARGS)
 
 lint: $(READY) ## style, types, and that imports point down
 	$(BIN)/ruff check .
@@ -36,9 +42,12 @@ bench-large: $(READY) ## the same at ten times the rows: growth and memory
 bench-peers: $(READY) ## the same job by drt, dlt and executemany, each installed only for this
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
-docs: $(READY) ## the generated pages: docs/destinations, and docs/values.md from runs on real servers
-	$(BIN)/python -m retl.reference docs/destinations
+docs: $(READY) ## the generated pages (docs/values.md from runs on real servers), and site/ from all pages
 	$(BIN)/python -m tests.values_page
+	$(BIN)/python -m pages
+	test .venv-docs/.ready -nt requirements-docs.lock || { $(BIN)/python -m venv --clear .venv-docs \
+	 && .venv-docs/bin/pip install --quiet --require-hashes -r requirements-docs.lock && touch .venv-docs/.ready; }
+	.venv-docs/bin/mkdocs build --strict --quiet
 
 sync: $(READY) ## one sync: make sync SYNC=user_segments
 	@test -n "$(SYNC)" || { echo "usage: make $@ SYNC=user_segments" >&2; exit 2; }
@@ -54,11 +63,12 @@ run-reverse-etl: $(READY) ## every enabled sync
 lock: $(READY) ## pin the newest allowed versions; UPGRADE= keeps those that are pinned
 	$(LOCK) $(UPGRADE) --output-file requirements.lock
 	$(LOCK) $(UPGRADE) --group dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(subst --extra demo pyproject.toml,,$(LOCK)) $(UPGRADE) --group docs --output-file requirements-docs.lock
 
 lock: UPGRADE ?= --upgrade
 
 clean: ## remove what can be made again; data and state stay
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-* site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): requirements-dev.lock

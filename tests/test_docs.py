@@ -6,15 +6,12 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 from retl import errors
 from retl.guards import Refusal
 
 ROOT = Path(__file__).parents[1]
 CODE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
 ROW = re.compile(r"^\| `([A-Z0-9_]+)` \| (\S.*\S) \|$", re.MULTILINE)
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Which argument of a call is a code that a user may meet.
 SAYS = {name: 0 for name, kind in vars(errors).items() if isinstance(kind, type)}
 SAYS |= {Refusal.__name__: 0, "Verdict": 1, "RowResult": 1, "Problem": 2, "_blocked": 1}
@@ -64,10 +61,3 @@ def test_every_proof_that_is_named_exists() -> None:
 def test_all_promises_stand_there_in_order() -> None:
     text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
     assert re.findall(r"^### (\d+)\. ", text, re.MULTILINE) == [str(n) for n in range(1, 22)]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        if not target.startswith(("http://", "https://")):
-            assert (page.parent / target).exists(), target

@@ -416,6 +416,11 @@ def rejects(spool: Spool, limit: int | None = None) -> list[Reject]:
     return [Reject(*row) for row in rows]
 
 
+def reject_codes(spool: Spool) -> list[str]:
+    """Why rows were refused: every code, the most frequent first."""
+    return [code for (code,) in spool.run("SELECT code FROM rejects GROUP BY 1 ORDER BY count(*) DESC, 1")]
+
+
 def unkeyed(spool: Spool) -> int:
     """Rows that have no usable key of their own."""
     count: int = spool.one("SELECT count(*) FROM rows WHERE fault <> 'KEY_DUPLICATE'")[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -62,7 +62,8 @@ def preview(
         samples.extend(_samples(job, plan, reveal))
         keep(plan)
 
-    return pipeline.dry_run(job, look), samples
+    summary = pipeline.dry_run(job, look)
+    return replace(summary, notes=[*summary.notes, *_emptied(samples)]), samples
 
 
 def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bool) -> dict[str, Any]:
@@ -280,11 +281,24 @@ def _samples(job: Job, plan: Plan, reveal: bool) -> list[dict[str, Any]]:
         new = json.loads(document, parse_float=Decimal) if document else {}
         pairs = {
             name: [_hidden(name, value, hidden) for value in (_old(old, op, name), new.get(name))]
-            for name in (new or old or {})
+            for name in (new if op != "delete" else old or {})
             if old is None or str(old.get(name)) != str(new.get(name))
         }
         found.append({"op": op, "key": MASK if hides_key else key, "fields": pairs})
     return found
+
+
+def _emptied(samples: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Fields whose value a NULL would take from a row that is shown."""
+    updates = [sample["fields"] for sample in samples if sample["op"] == "update"]
+    names = dict.fromkeys(
+        name for one in updates for name, (old, new) in one.items() if new is None and old not in (None, "?")
+    )
+    for name in names:
+        yield (
+            f"a NULL would empty {name} where the target has a value: if it should stay, map it with"
+            f" nulls: keep, fields: {{{name}: {{column: …, nulls: keep}}}}"
+        )
 
 
 def _present(job: Job, plan: Plan, count: int) -> Iterable[Mapping[str, Any] | None]:

@@ -37,6 +37,7 @@ class Facts:
     baseline_rows: int
     deletes: int = 0
     deletes_on: bool = False
+    reject_codes: tuple[str, ...] = ()  # of the rejects, the most frequent first
     full_read: bool = True  # no --key, --where, --limit; not append; changes hash or all
     last_read: int | None = None
     inserts: int = 0
@@ -72,7 +73,8 @@ def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
         yield Refusal(
             "REJECT_RATE",
             f"{facts.new_rejects} of {facts.read} rows break the contract or have no usable key, more than"
-            f" max_reject_rate ({guards.max_reject_rate:g})",
+            f" max_reject_rate ({guards.max_reject_rate:g})"
+            + (f": {', '.join(facts.reject_codes)}" if facts.reject_codes else ""),
             "see the reasons with `retl show`, mend the mart or the contract, or --accept REJECT_RATE",
         )
     yield from _volume(facts, guards)

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from retl import baseline, changes, contract, guards, log, mapping, payload, recovery
+from retl import baseline, changes, contract, guards, log, mapping, payload, recovery, volatile
 from retl.batch import UNKNOWN, Batch, Outcome
 from retl.changes import Cursor, Strategy
 from retl.destinations import PREVIEW, Destination
-from retl.errors import DefinitionError, Mismatch, Systemic
+from retl.errors import DefinitionError, Mismatch, Systemic, TargetError
 from retl.fit import fit
 from retl.guards import Facts, Refusal
 from retl.job import Clock, Job
@@ -87,6 +87,7 @@ class _Planning:
         self.emptied = False  # the target lost rows that expire anyway: every row is due
         self.sampled = self.lost = 0
         self.readonly = False
+        self.asked = False
         self.watermark: str | None = None
         self.build: Build | None = None  # dbt's word on the mart
         self.payload: Payload | None = None
@@ -186,6 +187,7 @@ class _Planning:
 
     def ask_target(self) -> None:
         """Reached, writable, fitting, and does it still hold what was delivered?"""
+        self.asked = True
         expires = self.capabilities.expires
         with ExitStack() as shortly:
             closing = _closing(self.job, self.field_map)
@@ -272,6 +274,7 @@ class _Planning:
             read=self.read,
             total=self.total,
             new_rejects=sum(one not in self.known_rejects for one in changes.rejected(self.spool)),
+            reject_codes=tuple(changes.reject_codes(self.spool)),
             baseline_rows=self.baseline_rows,
             deletes=self.change_set.counts.get("delete", 0),
             deletes_on=sync.deletes.how != "keep",
@@ -314,7 +317,7 @@ class _Planning:
             withheld_deletes=self.withheld,
             unnamed_deletes=self.unnamed,
             read_whole=whole,
-            notes=list(self._notes()),
+            notes=[*self._notes(), *self._volatile()],
             payload=self.payload,
         )
 
@@ -415,6 +418,22 @@ class _Planning:
         }
         told = dbt.notes(self.build) if self.build else ()
         return [*(note for note, holds in notes.items() if holds), *told]
+
+    def _volatile(self) -> Sequence[str]:
+        """Nearly every row is an update, though nothing but the mart changed: because of which field?"""
+        updates = self.change_set.counts.get("update", 0)
+        reshaped = self.former.get("what") != self.fingerprints["what"]
+        asked = self.asked and self.capabilities.readable and not self.strategy.everything
+        if self.refusals or reshaped or not asked or not volatile.is_suspect(updates, self.read):
+            return []
+        last = min(volatile.SAMPLE, len(self.change_set) - self.change_set.counts.get("delete", 0)) - 1
+        batch = Batch(self.change_set, self.job.sync.write, self.run.run_id, 0, 0, last)
+        try:
+            with _closing(self.job, self.field_map) as destination:
+                names = volatile.fields(destination, batch)
+        except TargetError:  # a note is no reason to fail: the guards already said what they had to say
+            return []
+        return [volatile.note(names, updates, self.read)] if names else []
 
 
 _KEY_REDEFINED = Refusal(

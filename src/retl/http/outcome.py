@@ -114,7 +114,8 @@ def _means(meaning: str, reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     if meaning == "unavailable":
         wait = wait_asked(reply.headers, rules.retry_after)
         usual = rules.wait if reply.status == 429 else None
-        raise Unavailable(name, said, retry_after=usual if wait is None else wait)
+        hint = "its limit is used up: run again later" if reply.status == 429 else None
+        raise Unavailable(name, said, retry_after=usual if wait is None else wait, hint=hint)
     if meaning == "spent":
         raise Spent(said, anew=wait_asked(reply.headers, rules.retry_after))
     errors: dict[str, type[TargetError]] = {"refused": Poisoned, "unknown": Ambiguous}

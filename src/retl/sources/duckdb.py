@@ -19,6 +19,7 @@ from retl.definitions import Source, Warehouse
 from retl.errors import DefinitionError, Later, Mismatch, SourceError
 from retl.sources import dbt
 from retl.spool import NAME, Spool
+from retl.validation import did_you_mean
 from retl.values import literal, quoted
 
 _HELD = re.compile(r"lock.*PID (\d+)|PID (\d+).*lock", re.IGNORECASE | re.DOTALL)
@@ -199,9 +200,19 @@ def _drift(wanted: Query, problem: duckdb.Error) -> Mismatch | SourceError:
         return Mismatch(
             "SOURCE_DRIFT",
             f"{wanted.origin} does not fit the warehouse: {_first_line(problem)}",
-            hint="mend the SQL or the mart; nothing was written",
+            hint=_meant(problem) or "mend the SQL or the mart; nothing was written",
         )
     return SourceError("MART_UNREADABLE", f"{wanted.origin}: {_first_line(problem)}")
+
+
+def _meant(problem: duckdb.Error) -> str | None:
+    """What the missing table or column was probably meant to be."""
+    text = str(problem)
+    missing = re.search(r"with name (\S+) does not exist|column \"(.+?)\" not found", text)
+    known = re.search(r"^(?:Did you mean|Candidate bindings:) (.+)$", text, re.MULTILINE)
+    if missing is None or known is None:
+        return None
+    return did_you_mean(missing[1] or missing[2], re.findall(r"\"(?:\w+\.)*(\w+)\"", known[1]))
 
 
 def _first_line(problem: duckdb.Error) -> str:

@@ -1,0 +1,39 @@
+"""`python -m pages`: write every generated page, and show the guides' files as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pages import commands, lists, measured, shown, tables, tutorial
+from retl import reference
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    "commands": commands.page,
+    "settings": tables.settings,
+    "project": tables.project,
+    "syncs": tables.syncs,
+    "ledger": tables.ledger,
+    "destinations": lists.all_destinations,
+    "decisions": lists.all_decisions,
+}
+
+
+def made() -> dict[Path, str]:
+    """Path → text of every page that is made or filled here, but those of the destinations."""
+    docs = ROOT / "docs"
+    found = {docs / "reference" / f"{name}.md": page() for name, page in PAGES.items()}
+    for guide in sorted((docs / "guides").rglob("*.md")):
+        found[guide] = shown.filled(guide.read_text(encoding="utf-8"), guide.parent)
+    readme, benchmarks = (
+        path.read_text(encoding="utf-8") for path in (ROOT / "README.md", docs / "benchmarks.md")
+    )
+    readme = measured.filled(readme, benchmarks)
+    return {**found, ROOT / "README.md": readme, docs / "index.md": tutorial.page(readme)}
+
+
+if __name__ == "__main__":
+    reference.write_pages(ROOT / "docs" / "destinations")
+    for path, text in made().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
