@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
        --custom-compile-command "make lock" --extra demo pyproject.toml
 
-.PHONY: help demo test test-crash lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
+.PHONY: help demo test test-crash mutate lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -20,6 +20,10 @@ test: $(READY) ## every test; ARGS=tests/test_servers.py for some
 
 test-crash: $(READY) ## kill runs at events and system calls, evenly chosen for ten minutes, and print what was lost
 	$(BIN)/python -m tests.crash_sweep
+
+mutate: $(READY) ## change the lines that the promises stand on, one at a time: does a test notice?
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --group mutate
+	$(BIN)/python -m tests.mutation $(ARGS)
 
 lint: $(READY) ## style, types, and that imports point down
 	$(BIN)/ruff check .
@@ -57,7 +61,7 @@ lock: $(READY) ## pin the newest allowed versions; UPGRADE= keeps those that are
 lock: UPGRADE ?= --upgrade
 
 clean: ## remove what can be made again; data and state stay
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): requirements-dev.lock

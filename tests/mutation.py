@@ -125,7 +125,7 @@ def report(found: list[Mutant], known: set[Change]) -> bool:
     ):
         if changes:
             print(f"\n{title}:")
-        ordered = sorted(changes, key=lambda one: one.function)
+        ordered = sorted(changes, key=lambda one: (one.function, one.removed, one.added))
         for function, same in groupby(ordered, lambda one: one.function):
             print(f"\n### `{function}`\n\n```diff")
             print("\n\n".join(map(str, same)))

@@ -66,7 +66,8 @@ class World:
 
     objects: dict[int, str] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
-    asked: list[str | None] = field(default_factory=list)  # the handles of every `settle`
+    asked: list[str | None] = field(default_factory=list)  # the handle of every `settle`
+    asked_of: list[tuple[int, int]] = field(default_factory=list)  # and its rows
     answers: deque[Step] = field(default_factory=deque)
     evidence: deque[Step] = field(default_factory=deque)
     poison: set[int] = field(default_factory=set)
@@ -109,6 +110,7 @@ class Target(Destination[Any]):
     def settle(self, batch: Batch, handle: str | None) -> Answer:
         with self.world.lock:
             self.world.asked.append(handle)
+            self.world.asked_of.append((batch.first, batch.last))
             step = self.world.evidence.popleft() if self.world.evidence else says(Outcome(UNKNOWN))
         return step(self, batch)
 

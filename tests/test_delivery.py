@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from retl import delivery as delivering
 from retl import log, pace
@@ -135,6 +136,16 @@ def test_every_step_of_a_batch_is_said(scene: Scene, events: list[tuple[str, dic
         ("batch_answered", {"batch": batch.id}),
         ("batch_acknowledged", {"batch": batch.id, "rows": 3, "attempts": 2}),
     ]
+
+
+def test_what_is_said_of_every_batch_is_for_those_who_look_for_a_fault(scene: Scene) -> None:
+    scene.world.answers.extend([says(Pending("job-1", 0)), fails(later())])
+    scene.world.evidence.append(says(Outcome(WRITTEN)))
+    with capture_logs() as lines:
+        scene.delivery(key_window=60.0).drain(scene.batches(4, 2))
+        scene.delivery().drain([])
+    assert {line["event"] for line in lines} >= {"batch_sending", "batch_answered", "batch_acknowledged"}
+    assert {line["log_level"] for line in lines} == {"debug"}
 
 
 def test_a_split_batch_counts_no_rows_of_its_own(
@@ -326,6 +337,7 @@ def test_a_lost_answer_is_settled_not_sent_again(scene: Scene) -> None:
     delivery = scene.delivery(idempotent=False)
     delivery.drain(scene.batches(2, 2))
     assert (scene.world.spans, scene.world.asked) == ([(0, 1)], [None])
+    assert scene.world.asked_of == [(0, 1)]
     assert ends(scene) == [(0, 1, "done", Outcome(WRITTEN), 1)]
 
 
@@ -427,6 +439,7 @@ def test_a_job_is_asked_after_by_its_handle_until_it_is_done(scene: Scene) -> No
     scene.delivery().drain(scene.batches(2, 2))
     assert known == ["job-1", "job-2"]
     assert scene.world.asked == ["job-1", "job-1", "job-2", "job-1"]
+    assert scene.world.asked_of == [(0, 1)] * 4
     assert len(scene.world.sent) == 1
     assert ends(scene) == [(0, 1, "done", Outcome(WRITTEN), 1)]
 
@@ -781,6 +794,7 @@ def test_an_open_batch_of_a_dead_run_is_asked_after_until_there_is_an_answer(sce
     target = delivery.lane()
     assert delivery.settle(target, scene.batch(0, 1), "job-1") == Outcome(WRITTEN, {0: BAD})
     assert scene.world.asked == ["job-1", "job-2", "job-1"]
+    assert scene.world.asked_of == [(0, 1)] * 3
     assert scene.world.sent == []
 
 
