@@ -198,6 +198,10 @@ def test_a_run_that_lost_its_lock_opens_and_intends_nothing(scene: Scene) -> Non
         for act in (lambda run=run: run.open([one]), lambda run=run: run.intend(one)):
             with pytest.raises(LedgerError, match="lock is gone"):
                 act()
+    before = scene.run.heartbeat_at
+    with pytest.raises(LedgerError, match="lock is gone"):
+        scene.ledger.heartbeat(RUN, scene.lock.epoch)
+    assert scene.run.heartbeat_at == before
     assert scene.recorded == []
 
 
