@@ -23,7 +23,10 @@ PAGE = ROOT / "docs" / "decisions" / "0011-mutants.md"
 WORKERS = 2
 NOTICED = ("killed",)
 CUT_OFF = ("timeout", "segfault")  # it hung, or the process died of it: no run would pass for good
-SQL = re.compile(r"\b(select|insert|update|delete|copy|create|from|where|join|retl_[a-z]+)\b", re.IGNORECASE)
+SQL = re.compile(
+    r"\b(select|insert|update|delete|copy|create|from|where|case|join|retl_[a-z]+)\b", re.IGNORECASE
+)
+TEXT = re.compile(r"'[^']*'")
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,10 @@ class Change:
 
     @property
     def is_same_sql(self) -> bool:
-        """SQL in capitals or in small letters, with no text in it: every database reads it alike."""
+        """SQL in capitals or in small letters, but for the texts in it: every database reads it alike."""
         before, after = "\n".join(self.removed), "\n".join(self.added)
-        return bool(SQL.search(before)) and "'" not in before and before.lower() == after.lower()
+        same_texts = TEXT.findall(before) == TEXT.findall(after)
+        return bool(SQL.search(before)) and same_texts and before.lower() == after.lower()
 
     def __str__(self) -> str:
         return "\n".join([*(f"- {line}" for line in self.removed), *(f"+ {line}" for line in self.added)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -375,6 +375,16 @@ def test_a_checkpoint_replaces_the_one_before(ledger: Ledger) -> None:
         point = Checkpoint("users", OBJECT, f"run-{rows}", epoch, baseline_rows=rows)
         ledger.finish(ended(f"run-{rows}", epoch), point, NONE)
     assert [point.baseline_rows for point in ledger.checkpoints("users")] == [4]
+
+
+def test_a_checkpoint_is_as_old_as_it_says_or_else_as_the_end_of_its_run(ledger: Ledger) -> None:
+    epoch = running(ledger)
+    given = datetime(2026, 11, 21, 6, 0, 1, tzinfo=UTC)
+    ledger.finish(ended("run-1", epoch), Checkpoint("users", "a", "run-1", epoch, updated_at=given), NONE)
+    ledger.finish(ended("run-1", epoch), Checkpoint("users", "b", "run-1", epoch), NONE)
+    run = ledger.run("run-1")
+    assert run is not None
+    assert [point.updated_at for point in ledger.checkpoints("users")] == [given, run.finished_at]
 
 
 def test_a_reject_met_again_is_one_reject_with_one_more_attempt(ledger: Ledger) -> None:
