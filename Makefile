@@ -72,11 +72,7 @@ lock: $(READY) ## pin the newest allowed versions; UPGRADE= keeps those that are
 lock: UPGRADE ?= --upgrade
 
 clean: ## remove what can be made again; data and state stay
-<<<<<<< HEAD
-	rm -rf $(VENV) .venv-* site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-=======
-	rm -rf $(VENV) build dist mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
->>>>>>> mutate
+	rm -rf $(VENV) .venv-* site build dist mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): requirements-dev.lock
