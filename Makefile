@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
        --custom-compile-command "make lock" --extra demo pyproject.toml
 
-.PHONY: help demo test test-crash test-schedulers lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
+.PHONY: help demo test test-crash test-schedulers mutate lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -26,6 +26,10 @@ test-schedulers: $(READY) ## the guides' DAG and assets in a real Airflow and a 
 	 && $(BIN)/uv pip install --quiet --python .venv-schedulers --group schedulers; }
 	RETL_TEST_AIRFLOW=$(CURDIR)/.venv-schedulers/bin/python RETL_TEST_DAGSTER=$(CURDIR)/.venv-schedulers/bin/python \
 	 $(BIN)/pytest tests/test_scheduling.py $(ARGS)
+
+mutate: $(READY) ## change the lines that the promises stand on, one at a time: does a test notice?
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --group mutate
+	$(BIN)/python -m tests.mutation $(ARGS)
 
 lint: $(READY) ## style, types, and that imports point down
 	$(BIN)/ruff check .
@@ -68,7 +72,11 @@ lock: $(READY) ## pin the newest allowed versions; UPGRADE= keeps those that are
 lock: UPGRADE ?= --upgrade
 
 clean: ## remove what can be made again; data and state stay
+<<<<<<< HEAD
 	rm -rf $(VENV) .venv-* site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+=======
+	rm -rf $(VENV) build dist mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+>>>>>>> mutate
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): requirements-dev.lock

@@ -18,7 +18,7 @@ from tests.servers import Database, RedisServer
 
 ROWS = 30
 # Nothing of the machine's own environment may decide what a test sees.
-FOREIGN = ("RETL_", "POSTGRES_", "REDIS_", "DUCKDB_", "PG")
+FOREIGN = ("RETL_", "POSTGRES_", "REDIS_", "DUCKDB_", "PG", "OTEL_", "TRACE", "OPENLINEAGE_")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,15 @@ import pytest
 import retl
 from retl.errors import DefinitionError, Later, Mismatch, Stopped, Systemic
 from tests.commands import Workshop
+from tests.servers import RedisServer
 
 COMMANDS = {
     *("init", "demo", "list", "validate", "check", "explain", "sync", "plan", "runs", "show", "status"),
-    *("rejects", "state", "schema", "destinations", "apply", "resolve", "test"),
+    *("rejects", "state", "schema", "destinations", "apply", "resolve", "test", "report"),
 }
-LATER = ("report", "log", "rollback", "reconcile", "erase", "watch")
-DRIVERS = {"duckdb", "psycopg", "redis", "httpx2", "structlog", "yaml", "rich", "msgspec"}
+LATER = ("log", "rollback", "reconcile", "erase", "watch")
+OBSERVERS = {"opentelemetry", "openlineage", "requests"}
+DRIVERS = {"duckdb", "psycopg", "redis", "httpx2", "structlog", "yaml", "rich", "msgspec"} | OBSERVERS
 
 
 @pytest.fixture
@@ -26,14 +29,16 @@ def workshop(tmp_path: Path) -> Workshop:
     return Workshop(tmp_path / "project")
 
 
-def loaded(words: list[str]) -> set[str]:
+def loaded(words: list[str], environ: Mapping[str, str] | None = None) -> set[str]:
     """The modules that a command line loads."""
     code = (
         f"import sys, json; from retl.cli import main; main({words!r});"
         " print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return {name.partition(".")[0] for name in json.loads(done.stderr)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environ
+    )
+    return {name.partition(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}
 
 
 def test_help_names_every_command_and_loads_no_driver(workshop: Workshop) -> None:
@@ -43,6 +48,19 @@ def test_help_names_every_command_and_loads_no_driver(workshop: Workshop) -> Non
     assert listed == COMMANDS
     assert loaded(["--help"]) & DRIVERS == set()
     assert loaded(["sync", "--help"]) & DRIVERS == set()
+
+
+def test_a_run_loads_observers_only_where_they_are_asked_for(
+    workshop: Workshop, redis_server: RedisServer
+) -> None:
+    workshop.sync("users")
+    workshop.use(redis_server)
+    words = ["--project", str(workshop.folder), "sync"]
+    modules = loaded(words, workshop.environ(RETL_METRICS_FILE="retl.prom"))
+    assert "redis" in workshop.json("show")["object"]  # it did run
+    assert modules & OBSERVERS == set()
+    asked = workshop.environ(OTEL_TRACES_EXPORTER="console", OPENLINEAGE_URL="http://127.0.0.1:9")
+    assert loaded(words, asked) >= OBSERVERS
 
 
 def test_the_version_needs_nothing_at_all(workshop: Workshop) -> None:
@@ -56,13 +74,6 @@ def test_a_word_kept_for_later_says_so(workshop: Workshop, word: str) -> None:
     assert said.code == 2
     assert "reserved for a later version" in said.err
     assert said.out == ""
-
-
-@pytest.mark.parametrize("words", [("sync", "--metrics-file", "file")])
-def test_an_option_kept_for_later_says_so(workshop: Workshop, words: tuple[str, ...]) -> None:
-    said = workshop.retl(*words)
-    assert said.code == 2
-    assert "reserved for a later version" in said.err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -172,3 +175,63 @@ def test_unblock_says_whether_there_was_anything_to_unblock(workshop: Workshop) 
     workshop.sync("users")
     assert workshop.retl("state", "unblock", "redis").code == 2
     assert workshop.json("state", "unblock", "redis", "--yes")["was_blocked"] is False
+
+
+def test_status_says_what_to_do_next(workshop: Workshop) -> None:
+    workshop.sync("users", contract=CONTRACT)
+    workshop.sync("fresh")
+    found = {one["sync"]: one for one in workshop.json("status")["syncs"]}
+    assert found["fresh"]["next"] == "`retl sync --sync fresh`: it never ran"
+    assert found["fresh"]["lag_seconds"] is None
+    workshop.json("sync")
+    found = {one["sync"]: one for one in workshop.json("status")["syncs"]}
+    assert (found["fresh"]["next"], found["fresh"]["lag_seconds"]) == ("", 0)
+    assert found["users"]["next"] == "`retl rejects --sync users`"
+    workshop.warehouse("UPDATE users SET spend = 1000")
+    changed = (workshop.folder / "data" / "warehouse.duckdb").stat()
+    os.utime(workshop.folder / "data" / "warehouse.duckdb", ns=(0, changed.st_mtime_ns + 7200 * 10**9))
+    assert workshop.retl("sync", "--sync", "users").code == 3
+    found = {one["sync"]: one for one in workshop.json("status")["syncs"]}
+    assert found["users"]["next"] == f"`retl show {found['users']['last_run']}`: REJECT_RATE"
+    assert 7200 <= found["fresh"]["lag_seconds"] < 7500
+    assert found["fresh"]["next"] == "run it: the mart is 2h newer"
+    assert "REJECT_RATE" in workshop.retl("status").out
+
+
+def test_status_speaks_of_an_open_breaker_and_of_a_sync_that_fell_asleep(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    workshop.sync("users", freshness="1d")
+    workshop.json("sync")
+    with sqlite3.connect(workshop.folder / ".retl" / "ledger.db") as ledger:
+        now = datetime.now(UTC).isoformat()
+        ledger.execute("INSERT INTO retl_breakers VALUES ('redis', 5, ?, 'HTTP_UNREACHED')", [now])
+    found = workshop.json("status")
+    assert found["syncs"][0]["breaker"] == "redis"
+    assert "`retl state unblock redis`" in found["syncs"][0]["next"]
+    assert found["warnings"] == []
+    with sqlite3.connect(workshop.folder / ".retl" / "ledger.db") as ledger:
+        ledger.execute("DELETE FROM retl_breakers")
+        before = (datetime.now(UTC) - timedelta(days=15)).isoformat()
+        ledger.execute("UPDATE retl_checkpoints SET updated_at = ?", [before])
+        ledger.execute("UPDATE retl_runs SET finished_at = ?", [before])
+    found = workshop.json("status")
+    assert found["warnings"] == ["users: nothing was delivered for 15 days: is it still scheduled?"]
+    assert found["syncs"][0]["next"] == "run it: stale since 14d"
+    assert "warning: users: nothing was delivered" in workshop.retl("status").out
+
+
+def test_show_draws_the_way_from_read_to_delivered(workshop: Workshop) -> None:
+    workshop.sync("users", contract=CONTRACT)
+    workshop.json("sync")
+    workshop.warehouse("UPDATE users SET spend = 2 WHERE user_id < 4")
+    workshop.json("sync")
+    text = workshop.retl("show").out
+    rows = [line.split() for line in text.partition("rows ")[2].splitlines()[1:6]]
+    assert rows == [
+        ["read", str(ROWS), "100.0%"],
+        ["-", "unchanged", str(ROWS - 3), "90.0%"],
+        ["-", "rejected", "1", "3.3%"],
+        ["delivered", "2", "6.7%"],
+        ["updated", "2", "6.7%"],
+    ]

@@ -73,3 +73,83 @@ def test_more_than_two_percent_of_the_sample_lost_is_a_lost_target() -> None:
 def test_accepting_a_code_passes_that_guard_and_no_other() -> None:
     both = replace(CALM, new_rejects=900, sampled=200, lost=200)
     assert codes(both, accepted=("TARGET_LOST",)) == ["REJECT_RATE"]
+
+
+def said(facts: Facts, guards: Guards | None = None) -> list[tuple[str, str, str | None]]:
+    return [(one.code, one.message, one.hint) for one in judge(facts, guards or Guards())]
+
+
+def test_every_refusal_says_what_why_and_what_to_do() -> None:
+    allowed = "if that is right: --allow-deletes 101"
+    assert said(replace(CALM, new_rejects=51)) == [
+        (
+            "REJECT_RATE",
+            "51 of 1000 rows break the contract or have no usable key, more than max_reject_rate (0.05)",
+            "see the reasons with `retl show`, mend the mart or the contract, or --accept REJECT_RATE",
+        )
+    ]
+    assert said(replace(CALM, inserts=7, matched=0)) == [
+        (
+            "IDENTITY_CHANGED",
+            "all 7 keys are new and all 1000 delivered keys are gone",
+            "if the key really changed, --accept IDENTITY_CHANGED; otherwise mend `key` or the mart",
+        )
+    ]
+    assert said(replace(CALM, failed_checks=("SELECT 1", "SELECT 2"))) == [
+        ("CHECK_FAILED", f"a check returned rows: SELECT {n}", "mend the mart, or --accept CHECK_FAILED")
+        for n in (1, 2)
+    ]
+    assert said(replace(CALM, sampled=200, lost=5)) == [
+        (
+            "TARGET_LOST",
+            "the target lacks 5 of 200 sampled keys that were delivered",
+            "it was emptied, restored or is another one: `--full` delivers every row again",
+        )
+    ]
+    assert said(replace(CALM, read=0, total=0, last_read=None, deletes_on=True)) == [
+        ("EMPTY_SOURCE", "the mart has 0 rows; expected some, since `deletes` is on", "was the mart built?")
+    ]
+    assert said(replace(CALM, total=9), Guards(min_rows=10)) == [
+        ("EMPTY_SOURCE", "the mart has 9 rows; expected at least 10", "was the mart built?")
+    ]
+    assert said(replace(CALM, read=499)) == [
+        (
+            "ROW_DROP",
+            "the mart fell from 1000 to 499 rows, more than max_row_drop (0.5)",
+            "was the mart built whole? If so, --accept ROW_DROP",
+        )
+    ]
+    assert said(replace(CALM, deletes=101)) == [
+        ("DELETE_RATE", "101 deletes are planned, more than max_delete_rate (0.1) of 1000", allowed)
+    ]
+    assert said(replace(CALM, deletes=101), Guards(max_delete_rows=100)) == [
+        ("DELETE_RATE", "101 deletes are planned, more than max_delete_rows (100)", allowed)
+    ]
+    assert said(replace(CALM, deletes=101, allow_deletes=5)) == [
+        ("DELETE_RATE", "--allow-deletes says 5, but 101 deletes are planned", allowed)
+    ]
+
+
+def test_the_minimum_and_the_most_deletes_pass_exactly() -> None:
+    assert codes(replace(CALM, total=10), Guards(min_rows=10)) == []
+    assert codes(replace(CALM, deletes=4), Guards(max_delete_rows=4)) == []
+    assert codes(replace(CALM, deletes=11, baseline_rows=110)) == []
+    assert codes(replace(CALM, deletes=11, baseline_rows=100)) == ["DELETE_RATE"]
+
+
+def test_a_mart_of_one_row_is_not_empty() -> None:
+    one = replace(CALM, read=1, total=1, last_read=1)
+    assert codes(replace(one, deletes_on=True)) == []
+    assert codes(replace(one, last_read=3)) == ["ROW_DROP"]
+
+
+def test_a_mart_without_rows_did_not_fall() -> None:
+    assert codes(replace(CALM, read=0, total=0, matched=0)) == []
+    assert codes(replace(CALM, last_read=0)) == []
+
+
+def test_a_changed_identity_is_judged_on_full_reads_with_new_keys_only() -> None:
+    swapped = replace(CALM, inserts=1000, matched=0)
+    assert codes(replace(swapped, full_read=False)) == []
+    assert codes(replace(swapped, inserts=0)) == []
+    assert codes(replace(swapped, inserts=1, baseline_rows=1)) == ["IDENTITY_CHANGED"]

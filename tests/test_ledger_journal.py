@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -212,12 +212,179 @@ def test_layers_are_the_parts_above_the_base(ledger: Ledger) -> None:
     assert ledger.checkpoints("users") == ledger.checkpoints_on(OBJECT) == [stored]
 
 
+def test_where_nothing_was_delivered_there_is_no_checkpoint(ledger: Ledger) -> None:
+    epoch = running(ledger)
+    points = [
+        Checkpoint("users", name, "run-1", epoch, baseline_rows=rows) for rows, name in enumerate("cab")
+    ]
+    for number, point in enumerate(points):
+        ledger.finish(ended("run-1", epoch), point, NONE)
+        other = running(ledger, f"other-{number}", "others")
+        ledger.finish(ended(f"other-{number}", other), replace(point, sync="others", epoch=other), NONE)
+    assert ledger.checkpoint("users", "nowhere") is None
+    assert ledger.checkpoint("nobody", "a") is None
+    found = ledger.checkpoint("users", "a")
+    assert found is not None
+    assert (found.object, found.baseline_rows) == ("a", 1)
+    assert [point.object for point in ledger.checkpoints("users")] == ["a", "b", "c"]
+    assert [point.sync for point in ledger.checkpoints_on("a")] == ["others", "users"]
+
+
+def delivered(ledger: Ledger, folder: Path, run_id: str, sync: str, object: str) -> int:
+    """A run that left a part, a base, a checkpoint, and a batch in doubt with its request."""
+    with take(ledger, sync) as lock:
+        ledger.begin(start(lock.epoch, run_id, sync, object))
+        epoch = int(lock.epoch)
+    (folder / "file").write_bytes(b"x")
+    for name in (f"part-{run_id}", f"base-{run_id}"):
+        ledger.put_file(name, folder / "file")
+    ledger.record_part(run_id, epoch, f"part-{run_id}", 7, {"what": "ab"})
+    ledger.intend(run_id, epoch, replace(batch(), batch_id=run_id), b"body")
+    ledger.finish(ended(run_id, epoch), Checkpoint(sync, object, run_id, epoch, f"base-{run_id}"), NONE)
+    return epoch
+
+
+def held(ledger: Ledger, folder: Path, run_id: str, sync: str, object: str) -> list[bool]:
+    """What of that is still there: layer, checkpoint, part, base, request."""
+
+    def readable(name: str) -> bool:
+        try:
+            ledger.get_file(name, folder)
+        except LedgerError:
+            return False
+        return True
+
+    return [
+        bool(ledger.layers(sync, object)),
+        ledger.checkpoint(sync, object) is not None,
+        readable(f"part-{run_id}"),
+        readable(f"base-{run_id}"),
+        ledger.request(run_id, run_id) is not None,
+    ]
+
+
+@pytest.mark.parametrize("way", ["forget", "anew"])
+def test_a_baseline_begins_anew_on_one_object_of_one_sync_and_nowhere_else(
+    ledger: Ledger, tmp_path: Path, way: str
+) -> None:
+    delivered(ledger, tmp_path, "one", "users", OBJECT)
+    delivered(ledger, tmp_path, "two", "users", "elsewhere")
+    delivered(ledger, tmp_path, "three", "others", OBJECT)
+    epoch = running(ledger)
+    with pytest.raises(LedgerError):
+        ledger.forget("users", OBJECT, epoch - 1)
+    assert held(ledger, tmp_path, "one", "users", OBJECT) == [True] * 5
+    if way == "forget":
+        ledger.forget("users", OBJECT, epoch)
+    else:
+        ledger.record_part("run-1", epoch, "part-run-1", 3, {"what": "cd"}, anew=OBJECT)
+        assert [(layer.part, layer.part_rows) for layer in ledger.layers("users", OBJECT)] == [
+            ("part-run-1", 3)
+        ]
+    assert held(ledger, tmp_path, "one", "users", OBJECT) == [way == "anew", False, False, False, False]
+    assert held(ledger, tmp_path, "two", "users", "elsewhere") == [True] * 5
+    assert held(ledger, tmp_path, "three", "others", OBJECT) == [True] * 5
+
+
+def test_a_part_is_a_layer_with_its_rows_and_fingerprints(ledger: Ledger) -> None:
+    epoch = running(ledger)
+    assert ledger.layers("users", OBJECT) == []
+    ledger.record_part("run-1", epoch, "part-1", 7, {"what": "cd"})
+    (layer,) = ledger.layers("users", OBJECT)
+    assert (layer.run_id, layer.epoch, layer.status) == ("run-1", epoch, "RUNNING")
+    assert (layer.part, layer.part_rows, layer.fingerprint) == ("part-1", 7, {"what": "cd"})
+
+
+def test_a_heartbeat_moves_that_of_its_own_run_only(ledger: Ledger) -> None:
+    running(ledger, "other", "others")
+    with take(ledger) as lock:
+        ledger.begin(start(lock.epoch))
+        before = {run.run_id: run.heartbeat_at for run in ledger.runs()}
+        ledger.heartbeat("run-1", lock.epoch)
+        after = {run.run_id: run.heartbeat_at for run in ledger.runs()}
+        assert after["other"] == before["other"]
+        assert before["run-1"] is not None
+        assert after["run-1"] is not None
+        assert after["run-1"] > before["run-1"]
+
+
+def test_only_a_run_that_says_running_is_abandoned(ledger: Ledger) -> None:
+    epochs = [running(ledger, f"run-{n}") for n in (1, 2, 3)]
+    running(ledger, "other", "others")
+    ledger.finish(ended("run-3", epochs[2]), None, NONE)
+    assert [run.run_id for run in ledger.dead_runs("users")] == ["run-1", "run-2"]
+    for run_id in ("run-1", "run-3"):
+        ledger.abandon(run_id, epochs[2])
+    found = {run.run_id: (run.status, run.finished_at is not None) for run in ledger.runs()}
+    assert found == {
+        "run-1": ("ABANDONED", True),
+        "run-2": ("RUNNING", False),
+        "run-3": ("SUCCESS", True),
+        "other": ("RUNNING", False),
+    }
+
+
+def test_what_is_said_of_a_batch_is_said_of_that_batch_of_that_run(ledger: Ledger) -> None:
+    epoch = running(ledger)
+    other = running(ledger, "run-2")
+    ledger.open_batches("run-1", other, [batch(0), batch(1)])
+    ledger.open_batches("run-2", other, [batch(0)])
+    ledger.attach("run-1", other, "b0", "job-7")
+    ledger.acknowledge("run-1", other, [Acknowledgement("b0", Outcome(WRITTEN), 2, 31)])
+    ledger.split("run-1", other, "b1", [replace(batch(), batch_id="half", first=100, last=149)])
+    assert ledger.batches("run-1") == [
+        replace(
+            batch(0), status="done", outcome=Outcome(WRITTEN), handle="job-7", attempts=2, duration_ms=31
+        ),
+        replace(batch(1), status="split"),
+        replace(batch(), batch_id="half", first=100, last=149),
+    ]
+    assert ledger.batches("run-2") == [batch(0)]
+    assert epoch < other
+
+
+def test_a_batch_opened_again_keeps_one_row_and_says_the_newest(ledger: Ledger) -> None:
+    epoch = running(ledger)
+    ledger.open_batches("run-1", epoch, [batch(0)])
+    ledger.intend("run-1", epoch, batch(0, idempotency_key="k"), b"body")
+    assert ledger.batches("run-1") == [batch(0, idempotency_key="k")]
+    ledger.intend("run-1", epoch, batch(1), None)
+    assert ledger.request("run-1", "b1") is None
+
+
+def test_a_run_ends_with_all_that_is_known_of_it(ledger: Ledger) -> None:
+    epoch = running(ledger)
+    running(ledger, "other", "others")
+    error = {"code": "FAILED_RATE", "message": "too many"}
+    end = RunEnd("run-1", epoch, "FAILED", {"read": 3}, {"freeze": 0.5}, [{"code": "ROW_DROP"}], error)
+    ledger.finish(end, None, rejected("a"))
+    run, other = ledger.run("run-1"), ledger.run("other")
+    assert run is not None
+    assert other is not None
+    assert (run.status, run.counts, run.phases, run.guards, run.error) == (
+        "FAILED", {"read": 3}, {"freeze": 0.5}, [{"code": "ROW_DROP"}], error
+    )  # fmt: skip
+    assert run.finished_at is not None
+    assert (other.status, other.counts, other.finished_at) == ("RUNNING", {}, None)
+    assert [(r.sync, r.key) for r in ledger.rejects()] == [("users", "a")]
+
+
 def test_a_checkpoint_replaces_the_one_before(ledger: Ledger) -> None:
     for rows in (3, 4):
         epoch = running(ledger, f"run-{rows}")
         point = Checkpoint("users", OBJECT, f"run-{rows}", epoch, baseline_rows=rows)
         ledger.finish(ended(f"run-{rows}", epoch), point, NONE)
     assert [point.baseline_rows for point in ledger.checkpoints("users")] == [4]
+
+
+def test_a_checkpoint_is_as_old_as_it_says_or_else_as_the_end_of_its_run(ledger: Ledger) -> None:
+    epoch = running(ledger)
+    given = datetime(2026, 11, 21, 6, 0, 1, tzinfo=UTC)
+    ledger.finish(ended("run-1", epoch), Checkpoint("users", "a", "run-1", epoch, updated_at=given), NONE)
+    ledger.finish(ended("run-1", epoch), Checkpoint("users", "b", "run-1", epoch), NONE)
+    run = ledger.run("run-1")
+    assert run is not None
+    assert [point.updated_at for point in ledger.checkpoints("users")] == [given, run.finished_at]
 
 
 def test_a_reject_met_again_is_one_reject_with_one_more_attempt(ledger: Ledger) -> None:

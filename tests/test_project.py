@@ -103,7 +103,8 @@ def test_defaults_lie_under_every_sync_and_answer_for_their_own_errors(folder: P
     [
         ("- a\n", "retl.yml:1:1", "DEFINITION_INVALID"),
         ("warehose: {}\n", "retl.yml:1:1", "OPTION_UNKNOWN"),
-        ("alerts: []\n", "retl.yml:1:1", "RESERVED"),
+        ("alerts: [{to: x}]\n", "retl.yml:1:10", "OPTION_MISSING"),
+        ("hours: {}\n", "retl.yml:1:1", "RESERVED"),
         ("defaults: 1\n", "retl.yml:1:11", "DEFINITION_INVALID"),
         ("connections: {a: {host: x}}\n", "retl.yml:1:18", "OPTION_MISSING"),
         ("connections: {a: {type: http, limits: {share: 2}}}\n", "retl.yml:1:47", "DEFINITION_INVALID"),

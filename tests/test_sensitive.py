@@ -31,6 +31,7 @@ COMMANDS = (
     ("rejects",),
     ("status",),
     ("runs",),
+    ("report", "--out", "/dev/stdout"),
     ("state",),
     ("check",),
     ("validate",),

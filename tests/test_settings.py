@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -18,6 +19,7 @@ from retl.settings import (
     RedisSettings,
     Settings,
     example,
+    exported,
     project_folder,
     read,
 )
@@ -160,10 +162,30 @@ def test_the_example_file_is_fresh_and_lists_everything() -> None:
     variables = [line.partition("=")[0] for line in text.splitlines() if re.match("#[A-Z]", line)]
     postgres = ["HOST", "PORT", "DB", "USER", "PASSWORD", "SSLMODE", "SSLROOTCERT", "ALLOW_PLAINTEXT"]
     redis = ["HOST", "PORT", "DB", "USER", "PASSWORD", "TLS"]
-    project = ["STATE_URL", "PROJECT", "LOG_FORMAT", "LOG_LEVEL", "CORRELATION_ID"]
+    project = ["STATE_URL", "PROJECT", "LOG_FORMAT", "LOG_LEVEL", "CORRELATION_ID", "METRICS_FILE"]
     assert variables == [
         "#DUCKDB_PATH",
         *(f"#RETL_{name}" for name in project),
         *(f"#POSTGRES_{name}" for name in postgres),
         *(f"#REDIS_{name}" for name in redis),
     ]
+
+
+def test_what_libraries_read_themselves_reaches_them_from_config_env_and_from_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_CONFIG_FILE"):
+        monkeypatch.setenv(name, "before")
+        monkeypatch.delenv(name)
+    (tmp_path / "headers").write_text("authorization=4711\n")
+    (tmp_path / "config.env").write_text(
+        "OTEL_TRACES_EXPORTER=file\nOTEL_EXPORTER_OTLP_HEADERS_FILE=headers\nOTHER=1\nOTEL_CONFIG_FILE=x.yml\n"
+    )
+    found = exported(Environment(tmp_path, environ={"OTEL_TRACES_EXPORTER": "env"}), "OTEL_")
+    assert found == {
+        "OTEL_TRACES_EXPORTER": "env",
+        "OTEL_EXPORTER_OTLP_HEADERS": "authorization=4711",
+        "OTEL_CONFIG_FILE": "x.yml",
+    }
+    assert {name: os.environ[name] for name in found} == found
+    assert "OTHER" not in os.environ

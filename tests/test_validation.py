@@ -75,7 +75,6 @@ def test_a_file_that_is_no_mapping_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "alerts: []\n",
         "conflicts: target_wins\n",
         "changes: cdf\n",
     ],

@@ -127,9 +127,9 @@ def alike(batches: Sequence[Acknowledged]) -> bool:
 
 
 def compact(spool: Spool, path: Path) -> None:
-    """Write the relation `baseline` as a new base."""
-    path.touch(mode=0o600)
-    spool.run(f"COPY (SELECT * FROM baseline) TO {literal(str(path))} (FORMAT parquet)")
+    """Write the relation `baseline` as a new base, a file for us alone."""
+    path.touch(mode=0o600)  # and it stays that file: by itself DuckDB puts another in its place
+    spool.run(f"COPY (SELECT * FROM baseline) TO {literal(str(path))} (FORMAT parquet, USE_TMP_FILE false)")
 
 
 def due(base_rows: int, part_rows: Sequence[int]) -> bool:

@@ -109,11 +109,11 @@ class ChangeSet:
         return sha256("/".join(map(str, found)).encode()).hexdigest()
 
     def write_part(self, path: Path) -> None:
-        """The durable trace of what this run may touch: no payload, one row per candidate."""
-        path.touch(mode=0o600)
+        """The durable trace of what this run may touch: no payload, one row per candidate, for us alone."""
+        path.touch(mode=0o600)  # and it stays that file: by itself DuckDB puts another in its place
         self.spool.run(
             "COPY (SELECT pos AS row, op, key, hash, coalesce(owned, false) AS owned, ref FROM changes)"
-            f" TO {literal(str(path))} (FORMAT parquet)"
+            f" TO {literal(str(path))} (FORMAT parquet, USE_TMP_FILE false)"
         )
 
     @property

@@ -304,7 +304,7 @@ def refuse_missing(spool: Spool, lookups: Sequence[Lookup]) -> int:
             f" WHERE c.op IN ('insert', 'update', 'refresh') AND {one.key} IS NOT NULL AND {one.ref} IS NULL"
         )
         spool.run(
-            f"INSERT INTO rejects SELECT row, key, hash, 'ref', 'REF_MISSING', {literal(reason)},"
+            f"INSERT INTO rejects SELECT row, key, '', hash, 'ref', 'REF_MISSING', {literal(reason)},"
             f" {literal(one.columns)} FROM waiting"
         )
         spool.run("DELETE FROM candidates WHERE row IN (SELECT row FROM waiting)")
@@ -316,7 +316,7 @@ def refuse_unnamed(spool: Spool) -> int:
     """Take the deletes out that only the target's own id could name, where that was never learnt; they are
     rejects. Returns how many those are."""
     spool.run(
-        "INSERT INTO rejects SELECT NULL, key, NULL, 'ref', 'REF_UNKNOWN',"
+        "INSERT INTO rejects SELECT NULL, key, '', NULL, 'ref', 'REF_UNKNOWN',"
         " 'the target''s own id of this row was never learnt', NULL"
         " FROM candidates WHERE op = 'gone' AND ref IS NULL"
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal, Required
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator, with_config
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator, with_config
 from typing_extensions import TypedDict
 
 from retl.values import TypeName
@@ -468,6 +469,62 @@ class ConnectionRef(BaseModel):
         return dict(self.model_extra or {})
 
 
+AlertEvent = Literal["failure", "refusal", "rejects", "stale", "success", "recovery"]
+
+
+class When(Definition):
+    """What an alert tells of; `rejects` once more than this fraction of the rows read were refused."""
+
+    event: AlertEvent
+    rate: Rate = 0.0
+
+
+def _when(value: object) -> object:
+    """`failure` or `{rejects: {rate: 0.01}}` → the fields of When."""
+    if isinstance(value, str):
+        return {"event": value}
+    rejects = value.get("rejects") if isinstance(value, dict) and value.keys() == {"rejects"} else None
+    if not isinstance(rejects, dict) or rejects.keys() != {"rate"}:
+        raise ValueError("`on` lists failure, refusal, stale, success, recovery, {rejects: {rate: 0.01}}")
+    return {"event": "rejects", **rejects}
+
+
+class Recipient(Definition):
+    """Whom an alert goes to: a webhook's address, or a URL of apprise. Either may hold a secret."""
+
+    webhook: SecretStr | None = None
+    apprise: SecretStr | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Recipient:
+        if (self.webhook is None) == (self.apprise is None):
+            raise ValueError("`to` is {webhook: https://…} or a URL that apprise knows")
+        text = self.webhook.get_secret_value() if self.webhook else ""
+        parts = urlsplit(text)
+        if self.webhook and "${" not in text:  # a variable that is unset waits
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("a webhook's address looks like https://host/path")
+            if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+                raise ValueError("a webhook's address is https, but on this machine")
+        return self
+
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class Alert(Definition):
+    """Who is told of what; without syncs and tags, of every sync."""
+
+    to: Annotated[Recipient, BeforeValidator(lambda to: {"apprise": to} if isinstance(to, str) else to)]
+    on: Annotated[tuple[Annotated[When, BeforeValidator(_when)], ...], Field(min_length=1)]
+    syncs: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    def concerns(self, sync: Sync) -> bool:
+        everything = not self.syncs and not self.tags
+        return everything or sync.name in self.syncs or bool(set(self.tags) & set(sync.tags))
+
+
 class Project(Definition):
     """retl.yml"""
 
@@ -475,4 +532,5 @@ class Project(Definition):
     connections: dict[str, ConnectionRef] = {}
     vars: dict[str, str | int | float | bool | None] = {}
     state: State = State()
+    alerts: tuple[Alert, ...] = ()
     defaults: dict[str, Any] = {}  # laid under every sync file before it is validated

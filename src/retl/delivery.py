@@ -59,7 +59,8 @@ class Answered:
 
 class Journal(Protocol):
     """What delivery needs of the ledger. Each method returns only when it is durable, but for
-    `acknowledge`, which may gather answers where losing one costs no more than a second delivery."""
+    `acknowledge`, which may gather answers where losing one costs no more than a second delivery, and
+    takes none from a batch that was split: its halves have their own."""
 
     def open(self, batches: Sequence[Batch]) -> None: ...
 
@@ -198,8 +199,7 @@ class Delivery:
             tries.handle = answer.handle
             self.stop.wait(answer.look_again)
             answer = _evidence(destination, batch, answer.handle)
-        tries.handle = None
-        tries.doubt = answer == Outcome(UNKNOWN)
+        tries.handle, tries.doubt = None, False
         if answer.default.kind is Kind.RETRY and not answer.exceptions:
             raise Unavailable(
                 answer.default.code or "TARGET_BUSY", answer.default.reason or "the target is busy"
@@ -261,7 +261,7 @@ class Delivery:
             if one.outcome is not None and one.batch.operation != "delete":
                 outcome = self._again(
                     destination,
-                    one.batch,
+                    replace(one.batch, round=1),  # a slice may have been sent once more before
                     one.outcome,
                     lambda result: result.kind is Kind.REJECTED and result.code in codes,
                 )
@@ -305,7 +305,7 @@ class Delivery:
             try:
                 batch = replace(batch, request=destination.request(batch), idempotency_key=batch.id)
             except Poisoned:  # these rows cannot be a request: that is their answer
-                tries.count += 1
+                tries.count = 1
                 self.journal.intend(batch)
                 raise
         self.journal.intend(batch)
@@ -315,8 +315,7 @@ class Delivery:
     def _record(self, answered: Answered) -> None:
         with self._lock:
             self.answered.append(answered)
-            if answered.status != "split":
-                self.journal.acknowledge(answered)
+            self.journal.acknowledge(answered)
         rows = 0 if answered.status == "split" else len(answered.batch)  # its halves are counted themselves
         log.event(
             "batch_acknowledged",
@@ -395,9 +394,9 @@ def _evidence(destination: Destination[Any], batch: Batch, handle: str | None) -
 
 def _spans(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Sorted row numbers as (first, last) of each gapless stretch."""
-    first = 0
-    for i, row in enumerate(rows):
-        if i == 0 or row != rows[i - 1] + 1:
+    there = set(rows)
+    for row in rows:
+        if row - 1 not in there:
             first = row
-        if i + 1 == len(rows) or rows[i + 1] != row + 1:
+        if row + 1 not in there:
             yield first, row

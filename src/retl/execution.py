@@ -80,7 +80,10 @@ class Execution:
                 },
             )
         )
-        log.event("run_started")
+        so_far = sum(self.clock.so_far().values())
+        log.event(
+            "run_started", object=job.object, correlation_id=job.correlation_id, seconds=round(so_far, 3)
+        )
 
     def abandon_dead_runs(self) -> None:
         """We hold the lock, so whatever still says RUNNING is dead."""
@@ -330,7 +333,13 @@ class Execution:
             checkpoint,
             rejects,
         )
-        log.event("run_finished", status=status, exit_code=problem.exit_code if problem else 0)
+        log.event(
+            "run_finished",
+            status=status,
+            exit_code=problem.exit_code if problem else 0,
+            code=problem.code if problem else None,
+            counts={**asdict(counts), **self._effort()},
+        )
 
     def _guards(self, problem: RetlError | None) -> list[dict[str, Any]]:
         if self.plan is not None and self.plan.refusals:

@@ -102,4 +102,6 @@ class Clock:
             yield
         finally:
             self._open = None
-            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - started
+            seconds = time.monotonic() - started
+            self.phases[name] = self.phases.get(name, 0.0) + seconds
+            log.event("phase_ended", phase=name, seconds=round(seconds, 4), level="debug")

@@ -88,11 +88,18 @@ def get() -> structlog.typing.FilteringBoundLogger:
 def event(name: str, /, *, level: Level = "info", **fields: Any) -> None:
     """Says that something happened, to the log if the level allows and to every listener in any case.
 
-    Fields hold counts, names and ids: never row values, which nothing here could recognise.
+    Fields hold counts, names and ids: never row values, which nothing here could recognise. A listener that
+    fails hears nothing more; whoever speaks goes on.
     """
     get().log(_LEVELS[level], name, **fields)
     for listener in tuple(_listeners):
-        listener(name, fields)
+        try:
+            listener(name, fields)
+        except Exception as problem:  # noqa: BLE001 - to be observed must not change what is done
+            with suppress(ValueError):  # another thread was faster
+                _listeners.remove(listener)
+            why = f"{type(listener).__name__}: {type(problem).__name__}"
+            get().warning("observer_failed", code="OBSERVER_FAILED", why=why)
 
 
 def listen(listener: Listener) -> None:

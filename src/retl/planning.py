@@ -121,7 +121,8 @@ class _Planning:
         names = dict.fromkeys([*self.contract.columns, *([self.cursor.column] if self.cursor else [])])
         self.total = mart.read(self.spool, wanted, {name: columns[name] for name in names}, "mart")
         mart.detach(self.spool, job.warehouse)
-        log.event("mart_frozen")
+        log.event("mart_frozen", rows=self.total)
+        log.event("mart_described", columns={name: str(columns[name]) for name in names}, level="debug")
         self.failed_checks = [check for check in sync.checks if self._returns_rows(check)]
         original = "unedited" if self.contract.edits else "mart"
         if sync.rejects.payload:

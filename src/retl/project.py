@@ -255,7 +255,15 @@ def open_project(
         _file=file,
         _written={name: read.written for name, read in found.items()},
     )
-    raise_all([*_orders(project), *_wrong_references(project), *_broken_rules(project)])
+    register_model(definitions)
+    raise_all(
+        [
+            *_orders(project),
+            *_wrong_references(project),
+            *_broken_rules(project),
+            *_unknown_to_alerts(project),
+        ]
+    )
     return project
 
 
@@ -327,6 +335,24 @@ def _orders(project: LoadedProject) -> Iterator[DefinitionError]:
     except DefinitionError as error:
         error.where = project.place(str(error.where), ("after",))
         yield error
+
+
+def _unknown_to_alerts(project: LoadedProject) -> Iterator[DefinitionError]:
+    """Syncs and tags that `alerts` name and nobody has."""
+    tags = {tag for sync in project.syncs.values() for tag in sync.tags}
+    for index, alert in enumerate(project.definitions.alerts):
+        for part, known, code in (
+            ("syncs", set(project.syncs), "SYNC_UNKNOWN"),
+            ("tags", tags, "TAG_UNKNOWN"),
+        ):
+            for at, name in enumerate(getattr(alert, part)):
+                if name not in known:
+                    yield DefinitionError(
+                        code,
+                        f"no sync is named {name!r}" if part == "syncs" else f"no sync has the tag {name!r}",
+                        hint=did_you_mean(name, known),
+                        where=project._file.place(("alerts", index, part, at)),
+                    )
 
 
 def _wrong_references(project: LoadedProject) -> Iterator[DefinitionError]:

@@ -27,6 +27,7 @@ from retl.redact import register_variable
 COMMAND_TIMEOUT = 30.0  # seconds
 MAX_BYTES = 1024 * 1024  # of a file or a command's output
 
+_POINTER = re.compile(r"(?<!_CONFIG)_(FILE|COMMAND)$")  # OTEL_CONFIG_FILE is a name of its own
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
@@ -48,6 +49,10 @@ class Environment:
     def has(self, name: str) -> bool:
         """Whether `get` would look somewhere; reads no file and runs no command."""
         return self._written(name) is not None
+
+    def names(self) -> set[str]:
+        """Every variable there is, as it is written."""
+        return {name for level in self._levels for name in level}
 
     def get(self, name: str) -> str | None:
         """The value, None if unset or empty. DefinitionError VARIABLE_UNREADABLE if its file or command
@@ -211,6 +216,11 @@ class Settings(_Settings):
     retl_correlation_id: str | None = Field(
         None, description="Kept in logs and ledger, to find a run from outside.", examples=["airflow-run-1"]
     )
+    retl_metrics_file: str | None = Field(
+        None,
+        description="Metrics of every sync, for node_exporter's textfile collector.",
+        examples=["/var/lib/node_exporter/textfile/retl.prom"],
+    )
     retl_crash_at: str | None = Field(
         None, pattern=r"^[a-z_]+(:[1-9][0-9]*)?$", description="For tests only.", exclude=True
     )
@@ -270,6 +280,15 @@ def read(model: type[SettingsT], environment: Environment, **flags: Any) -> Sett
         name = variable(model, str(first["loc"][0]))
         message = first["msg"].replace("Input should be", "must be")
         raise DefinitionError("CONFIG_INVALID", message, where=f"environment {name}") from None
+
+
+def exported(environment: Environment, *prefixes: str) -> dict[str, str]:
+    """Every variable with such a name, put into the process's environment too: for libraries that read it
+    themselves and know nothing of config.env, NAME_FILE and NAME_COMMAND."""
+    names = {_POINTER.sub("", name) for name in environment.names() if name.startswith(prefixes)}
+    found = {name: value for name in sorted(names) if (value := environment.get(name))}
+    os.environ.update(found)
+    return found
 
 
 def project_folder(flag: Path | None = None, environ: Mapping[str, str] | None = None) -> Path:

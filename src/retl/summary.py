@@ -6,7 +6,7 @@ Numbers that do not add up are never shown as success.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from retl.errors import InvariantBroken, RetlError
@@ -59,6 +59,10 @@ class Counts:
                 f" but account for {deletes}",
                 hint="this is a bug in retl: please report it with the output of `retl show`",
             )
+
+
+KINDS = tuple(one.name for one in fields(Counts) if one.name != "deletes")
+DELETES = tuple(one.name for one in fields(Deletes))
 
 
 @dataclass(frozen=True)

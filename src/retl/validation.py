@@ -19,7 +19,7 @@ from retl.errors import DefinitionError, Place
 from retl.variables import Filled
 from retl.yamlfile import Loc
 
-RESERVED = frozenset({"alerts", "hours"})
+RESERVED = frozenset({"hours"})
 _LATER = "reserved for a later version"
 _TYPED = {"bool_type": "true or false", "int_type": "a whole number", "float_type": "a number"}
 

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from retl.cli import alerting
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
+from retl.cli.observing import observed, write_metrics
 from retl.cli.output import Table
 from retl.cli.running import report
 from retl.cli.state import Yes, agreed, held
@@ -33,10 +35,15 @@ def apply(
         )
     sync = invocation.sync(plan.sync)
     invocation.require([sync])
+    alerting.require(invocation)
     ledger = invocation.ledger(create=True)
     with Stop().listening() as stop:
         job = invocation.job(sync, ledger, artifact.options(plan), stop)
-        return report(invocation, [pipeline.sync(job, lambda made: artifact.verify(plan, job, made))])
+        with observed(invocation):
+            summary = pipeline.sync(job, lambda made: artifact.verify(plan, job, made))
+        alerting.tell_end(invocation, sync, ledger, summary)
+    write_metrics(invocation, None, ledger, [summary])
+    return report(invocation, [summary])
 
 
 @command(app, "resolve")

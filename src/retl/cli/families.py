@@ -12,6 +12,7 @@ FAMILIES = (
     "applying",
     "explaining",
     "history",
+    "reporting",
     "state",
     "reserved",
 )

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retl.cli import output, problems
+from retl.cli import alerting, output, problems
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
-    from retl.definitions import Sync
     from retl.ledger import Ledger, RunRow
 
 COUNTED = (
@@ -94,31 +94,60 @@ def status(
     invocation: Invocation,
     fail_stale: Annotated[bool, typer.Option("--fail-stale", help="Exit 1 if a sync is stale.")] = False,
 ) -> int:
-    """Per sync: last success, age, open rejects, stale?"""
-    ledger = invocation.ledger()
-    now, rejects = ledger.now(), ledger.open_rejects()
-    syncs = [
-        _state(invocation.project.syncs[name], ledger, now, rejects.get(name, 0))
-        for name in sorted(invocation.project.syncs)
+    """Per sync: last success, age, how far behind the mart, what waits, and what to do next."""
+    tells = fail_stale and _tells_stale(invocation)
+    ledger = invocation.ledger(create=tells)
+    found = sync_states(invocation, ledger)
+    if tells:
+        alerting.tell_ages(invocation, ledger, found)
+    code = int(fail_stale and any(one["stale"] for one in found))
+    warnings = [
+        f"{one['sync']}: nothing was delivered for {one['untouched_days']} days: is it still scheduled?"
+        for one in found
+        if one["untouched_days"] is not None
     ]
-    code = int(fail_stale and any(one["stale"] for one in syncs))
-    headers = ("sync", "status", "last success", "age", "open rejects", "stale")
+    headers = ("sync", "status", "last success", "age", "behind", "open rejects", "in doubt", "stale", "next")
     rows = [
         (
             one["sync"],
             one["status"],
             one["last_success"],
-            _age(one["age_seconds"]),
+            _age(one["age_seconds"], "never"),
+            _age(one["lag_seconds"], "?"),
             one["open_rejects"],
+            one["in_doubt"],
             "STALE" if one["stale"] else "",
+            one["next"],
         )
-        for one in syncs
+        for one in found
     ]
     invocation.show(
-        {"syncs": syncs, "exit_code": code},
-        lambda: [Table(headers, rows)] if rows else ["no syncs"],
+        {"syncs": found, "warnings": warnings, "exit_code": code},
+        lambda: (
+            [Table(headers, rows, flips=True), *(f"warning: {one}" for one in warnings)]
+            if rows
+            else ["no syncs"]
+        ),
     )
     return code or int(invocation.unheard)
+
+
+def _tells_stale(invocation: Invocation) -> bool:
+    """Whether some alert waits for staleness, and can be sent."""
+    tells = any(when.event == "stale" for alert in invocation.project.definitions.alerts for when in alert.on)
+    if tells:
+        invocation.project.require([])
+        alerting.require(invocation)
+    return tells
+
+
+def sync_states(invocation: Invocation, ledger: Ledger) -> list[dict[str, Any]]:
+    """Every sync as JSON has it, by name."""
+    from retl.freshness import states
+
+    project = invocation.project
+    syncs = [project.syncs[name] for name in sorted(project.syncs)]
+    return [asdict(one) for one in states(syncs, ledger, Path(project.warehouse.path))]
 
 
 def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) -> dict[str, Any]:
@@ -165,14 +194,21 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
     }
 
 
+_MARKS = {"through": "", "less": "- ", "of which": "  "}
+
+
 def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
+    from retl.report.funnel import funnel
+
     pieces: list[Piece] = [
         Table(("run", run["run_id"]), [(n.replace("_", " "), output.cell(run[n])) for n in FACTS if run[n]])
     ]
     if run["counts"]:
-        pieces.append(Table(("rows", "count"), [(n.replace("_", " "), c) for n, c in run["counts"].items()]))
+        steps = [(f"{_MARKS[o.kind]}{o.name}", o.rows, f"{o.share:.1%}") for o in funnel(run["counts"])]
+        pieces.append(Table(("rows", "count", "of read"), steps))
     if any(run["deletes"].values()):
-        pieces.append(Table(("deletes", "count"), list(run["deletes"].items())))
+        deletes = {**run["deletes"], "deleted": run["counts"].get("deleted", 0)}
+        pieces.append(Table(("deletes", "count"), [(n.replace("_", " "), c) for n, c in deletes.items()]))
     if run["phases"]:
         total = sum(run["phases"].values()) or 1.0
         rows = [(name, f"{s:.3f}", f"{s / total:.0%}") for name, s in run["phases"].items()]
@@ -184,32 +220,11 @@ def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
     return [*pieces, *dict.fromkeys(problems.sentence(problem) for problem in said)]
 
 
-def _state(sync: Sync, ledger: Ledger, now: datetime, rejects: int) -> dict[str, Any]:
-    good, last = ledger.last_success(sync.name), ledger.runs(sync.name, 1)
-    ended = good and (good.finished_at or good.started_at)
-    age = (now - ended).total_seconds() if ended else None
-    stale = sync.enabled and sync.freshness is not None and (age is None or age > sync.freshness)
-    return {
-        "sync": sync.name,
-        "status": "PAUSED" if not sync.enabled else last[0].status if last else "NEVER",
-        "enabled": sync.enabled,
-        "last_run": last[0].run_id if last else None,
-        "last_success": ended,
-        "age_seconds": None if age is None else round(age, 1),
-        "freshness_seconds": sync.freshness,
-        "open_rejects": rejects,
-        "stale": stale,
-    }
-
-
 def _seconds(run: RunRow) -> float | None:
     return (run.finished_at - run.started_at).total_seconds() if run.finished_at else None
 
 
-def _age(seconds: float | None) -> str:
-    if seconds is None:
-        return "never"
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds:.0f}s"
+def _age(seconds: float | None, unknown: str) -> str:
+    from retl.freshness import length
+
+    return unknown if seconds is None else length(seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -10,12 +10,7 @@ from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.errors import DefinitionError
 
-COMMANDS = ("report", "log", "rollback", "reconcile", "erase", "watch")
-
-
-def refuse(word: str) -> NoReturn:
-    """DefinitionError RESERVED."""
-    raise DefinitionError("RESERVED", f"`{word}` is reserved for a later version of retl")
+COMMANDS = ("log", "rollback", "reconcile", "erase", "watch")
 
 
 def _reserve(name: str) -> None:
@@ -23,7 +18,7 @@ def _reserve(name: str) -> None:
         invocation: Invocation,
         words: Annotated[list[str] | None, typer.Argument(metavar="…", show_default=False)] = None,
     ) -> None:
-        refuse(f"retl {name}")
+        raise DefinitionError("RESERVED", f"`retl {name}` is reserved for a later version of retl")
 
     reserved.__doc__ = "Reserved for a later version."
     command(app, name, reserved=True)(reserved)

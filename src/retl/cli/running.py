@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retl.cli import output, problems
+from retl.cli import alerting, output, problems
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
+from retl.cli.observing import observed, write_metrics
 from retl.cli.output import Piece, Table
-from retl.cli.reserved import refuse
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
     from retl.definitions import Sync
     from retl.job import Job, Options
+    from retl.ledger import Ledger
     from retl.summary import Summary
 
 GUARDS = (
@@ -65,6 +66,9 @@ Allowed = Annotated[
 ]
 Accepted = Annotated[list[str] | None, typer.Option("--accept", metavar="CODE", help="Pass this guard once.")]
 Variables = Annotated[list[str] | None, typer.Option("--var", metavar="NAME=VALUE", help="A SQL parameter.")]
+MetricsFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Metrics for Prometheus [RETL_METRICS_FILE].")
+]
 
 
 @command(app, "sync", reveals=True)
@@ -84,11 +88,9 @@ def sync(
     allow_deletes: Allowed = None,
     accept: Accepted = None,
     var: Variables = None,
-    metrics_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    metrics_file: MetricsFile = None,
 ) -> int:
     """Plan, guard, deliver, record."""
-    if metrics_file is not None:
-        refuse("--metrics-file")
     project = invocation.project
     chosen = project.select(names or (), tags or (), exclude or (), all=everything)
     if not (chosen or names or tags or exclude):
@@ -110,17 +112,21 @@ def sync(
     running = [one for one in chosen if one.enabled]
     _check_full(running, full)
     invocation.require(running)
+    alerting.require(invocation)
     from retl.cli.schedule import run_all
     from retl.signals import Stop
 
+    ledger: Ledger | None = None
     with Stop().listening() as stop:
         work: dict[str, Job] = {}
         if running:
             ledger = invocation.ledger(create=not dry_run)
             work = {one.name: invocation.job(one, ledger, options, stop) for one in running}
-        with _progress(invocation):
+        with observed(invocation, dry_run=dry_run), _progress(invocation):
             done = run_all(work, lambda job: _run(invocation, job), jobs=jobs, fail_fast=fail_fast)
     summaries = [done[one.name] if one.enabled else _paused(one.name, dry_run) for one in chosen]
+    if not dry_run:
+        write_metrics(invocation, metrics_file, ledger, summaries)
     return report(invocation, summaries)
 
 
@@ -215,13 +221,16 @@ def _run(invocation: Invocation, job: Job) -> Summary:
     try:
         if job.options.dry_run:
             return pipeline.dry_run(job)
-        return pipeline.sync(job)
+        summary = pipeline.sync(job)
     except Exception as problem:  # noqa: BLE001 - one sync's failure does not stop the others
         if invocation.debug:
             problems.tell(problem, debug=True)
         error = {name: text for name, text in problems.described(problem).items() if name != "where"}
         code = problems.exit_code(problem)
-        return Summary(job.sync.name, None, "FAILED", code, dry_run=job.options.dry_run, error=error)
+        summary = Summary(job.sync.name, None, "FAILED", code, dry_run=job.options.dry_run, error=error)
+    if not job.options.dry_run:
+        alerting.tell_end(invocation, job.sync, job.ledger, summary)
+    return summary
 
 
 def _paused(name: str, dry_run: bool) -> Summary:

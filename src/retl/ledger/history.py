@@ -18,6 +18,15 @@ AND (part IS NULL OR epoch <= (SELECT c.base_epoch FROM retl_checkpoints c
   WHERE c.sync = retl_runs.sync AND c.object = retl_runs.object))
 """
 
+_REASONS = """
+SELECT stage, code, reason, count(*) FROM retl_rejects WHERE state = 'open' AND sync = ?
+GROUP BY stage, code, reason ORDER BY count(*) DESC, stage, code, reason LIMIT ?
+"""
+_KEYS = """
+SELECT key FROM retl_rejects WHERE state = 'open' AND sync = ? AND stage = ? AND code = ?
+AND COALESCE(reason, '') = COALESCE(?, '') ORDER BY key LIMIT ?
+"""
+
 
 class History(State):
     """The ledger as the command line sees it."""
@@ -44,6 +53,47 @@ class History(State):
         sql = "SELECT sync, count(*) FROM retl_rejects WHERE state = 'open' GROUP BY sync ORDER BY sync"
         return {str(row[0]): int(row[1]) for row in self._database.query(sql)}
 
+    def reject_reasons(
+        self, sync: str, limit: int, keys: int
+    ) -> list[tuple[str, str, str | None, int, list[str]]]:
+        """Of a sync's open rejects the most frequent (stage, code, reason): how many, and so many keys."""
+        grouped = self._database.query(_REASONS, sync, limit)
+        return [
+            (
+                str(stage),
+                str(code),
+                reason,
+                int(rows),
+                [str(key) for (key,) in self._database.query(_KEYS, sync, stage, code, reason, keys)],
+            )
+            for stage, code, reason, rows in grouped
+        ]
+
+    def told(self, alert: str, sync: str) -> frozenset[str] | None:
+        """The troubles of a sync that an alert's recipient knows of; None if never anything was told."""
+        found = self._database.query("SELECT value FROM retl_meta WHERE name = ?", f"told {alert} {sync}")
+        return frozenset(found[0][0].split()) if found else None
+
+    def remember(self, alert: str, sync: str, troubles: frozenset[str]) -> None:
+        """From now on the recipient knows of these."""
+        sql = (
+            "INSERT INTO retl_meta (name, value) VALUES (?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+        )
+        with self._database.transaction():
+            self._database.change(sql, f"told {alert} {sync}", " ".join(sorted(troubles)))
+
+    def _retell(self, old: str, new: str) -> None:
+        """What recipients of alerts know of `old` they know of `new`, and of nothing else."""
+        rows = self._database.query("SELECT name, value FROM retl_meta WHERE name LIKE ?", "told %")
+        told = {tuple(name.split(" ")[1:]): (name, value) for name, value in rows}
+        for (_, sync), (name, _) in told.items():
+            if sync in (old, new):
+                self._database.change("DELETE FROM retl_meta WHERE name = ?", name)
+        for (alert, sync), (_, value) in told.items():
+            if sync == old:
+                self.remember(alert, new, frozenset(value.split()))
+
     def rename(self, old: str, new: str) -> None:
         """All that is known of sync `old` is known of `new`; DefinitionError if `new` has state itself."""
         taken = (
@@ -60,6 +110,7 @@ class History(State):
             for table in ("retl_runs", "retl_checkpoints", "retl_rejects"):
                 self._database.change(f"UPDATE {table} SET sync = ? WHERE sync = ?", new, old)
             self._database.change("UPDATE retl_locks SET epoch = ? WHERE name IN (?, ?)", epoch, old, new)
+            self._retell(old, new)
 
     def reset(self, sync: str, object: str | None) -> None:
         """Forget what was delivered to an object: the next run begins with an empty baseline there. Without

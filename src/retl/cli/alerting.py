@@ -1,0 +1,58 @@
+"""What a command saw of a sync, handed to the project's alerts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from retl.cli.invocation import Invocation
+
+if TYPE_CHECKING:
+    from retl.definitions import Sync
+    from retl.ledger import Ledger
+    from retl.summary import Summary
+
+
+def require(invocation: Invocation) -> None:
+    """DefinitionError where an alert cannot be sent as this installation is."""
+    if alerts := invocation.project.definitions.alerts:
+        from retl.observers.alerts import require
+
+        require(alerts)
+
+
+def tell_end(invocation: Invocation, sync: Sync, ledger: Ledger, summary: Summary) -> None:
+    """A run ended."""
+    if not (alerts := invocation.project.definitions.alerts):
+        return
+    from retl.observers.alerts import Observation, observe
+
+    document = summary.document()
+    counted = ("read", "unchanged", "inserted", "updated", "refreshed", "deleted", "rejected", "skipped")
+    counts = {name: document[name] for name in (*counted, "in_doubt", "not_attempted")}
+    seen = Observation(sync, summary.status, summary.run_id, invocation.environment, counts, summary.error)
+    observe(alerts, seen, ledger)
+
+
+def tell_ages(invocation: Invocation, ledger: Ledger, states: Iterable[Mapping[str, Any]]) -> None:
+    """The age of every sync that has a `freshness` was looked at."""
+    from retl.observers.alerts import Observation, observe
+
+    project = invocation.project
+    for one in states:
+        if one["enabled"] and one["freshness_seconds"] is not None:
+            age = "never succeeded" if one["age_seconds"] is None else f"{one['age_seconds']:.0f} s old"
+            limit = f"{one['freshness_seconds']:.0f} s are allowed"
+            error = {
+                "code": "STALE",
+                "message": f"{one['sync']} is stale: {age}, {limit}",
+                "hint": one["next"],
+            }
+            seen = Observation(
+                project.syncs[one["sync"]],
+                "STALE" if one["stale"] else "FRESH",
+                one["last_run"],
+                invocation.environment,
+                error=error if one["stale"] else None,
+            )
+            observe(project.definitions.alerts, seen, ledger)

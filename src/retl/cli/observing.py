@@ -1,0 +1,144 @@
+"""What machines are told about an invocation, where they asked: metrics, traces, lineage.
+
+Nothing is loaded that was not asked for, and nothing here changes what a run does or how it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retl.cli.invocation import Invocation
+from retl.errors import RetlError
+
+if TYPE_CHECKING:
+    from retl.definitions import Sync
+    from retl.ledger import Ledger
+    from retl.observers.metrics import Vitals
+    from retl.summary import Summary
+
+LOOK_BACK = 10  # runs among which the newest with numbers is looked for
+PREFIXES = ("OTEL_", "TRACEPARENT", "TRACESTATE", "OPENLINEAGE_")
+
+
+@contextmanager
+def observed(invocation: Invocation, *, dry_run: bool = False) -> Iterator[None]:
+    """While open, whoever the environment asks for listens to events; nobody listens to a dry run."""
+    closing = ExitStack()
+    if not dry_run:
+        _begin(invocation, closing)
+    try:
+        yield
+    finally:
+        _harmless(closing.close)
+
+
+def _begin(invocation: Invocation, closing: ExitStack) -> None:
+    from retl.settings import exported
+
+    environ: dict[str, str] = {}
+    _harmless(lambda: environ.update(exported(invocation.project.environment, *PREFIXES)))
+    for listen in (_trace, _draw_lineage):
+        _harmless(partial(listen, invocation, environ, closing))
+
+
+def _harmless(step: Callable[[], object]) -> None:
+    from retl import log
+
+    try:
+        step()
+    except ImportError as problem:  # clusters set these variables for everybody: no warning
+        why = f"{problem}: pip install 'retl-cli[otel,lineage]'"
+        log.get().info("observer_unavailable", code="OBSERVER_UNAVAILABLE", why=why)
+    except Exception as problem:  # noqa: BLE001 - whatever a library raises, the run goes on
+        why = problem.message if isinstance(problem, RetlError) else type(problem).__name__
+        log.get().warning("observer_unavailable", code="OBSERVER_UNAVAILABLE", why=why)
+
+
+def _trace(invocation: Invocation, environ: Mapping[str, str], closing: ExitStack) -> None:
+    exporter = environ.get("OTEL_TRACES_EXPORTER", "")
+    asked = exporter or any(environ.get(f"OTEL_EXPORTER_OTLP_{of}ENDPOINT") for of in ("", "TRACES_"))
+    if not asked or exporter == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return
+    from retl.observers import tracing
+
+    batches = invocation.project.settings.retl_log_level == "debug"
+    closing.enter_context(tracing.listening(environ, batches=batches))
+
+
+def _draw_lineage(invocation: Invocation, environ: Mapping[str, str], closing: ExitStack) -> None:
+    asked = any(name in ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG") for name in environ)
+    asked = asked or any(name.startswith("OPENLINEAGE__TRANSPORT__") for name in environ)
+    if not asked or environ.get("OPENLINEAGE_DISABLED", "").lower() == "true":
+        return
+    from retl.observers import lineage
+
+    project = invocation.project
+
+    def origin(sync: str) -> tuple[str, str]:
+        return lineage.origin(project.syncs[sync].source, project.warehouse, project.folder)
+
+    closing.enter_context(lineage.listening(environ, origin))
+
+
+def write_metrics(
+    invocation: Invocation, flag: Path | None, ledger: Ledger | None, summaries: Sequence[Summary]
+) -> None:
+    """The metrics file, if --metrics-file or RETL_METRICS_FILE names one; a relative one is in the working
+    directory and in the project, respectively."""
+    setting = invocation.project.settings.retl_metrics_file
+    path = flag or (invocation.project.folder / setting if setting else None)
+    if path is None:
+        return
+    from retl import log
+    from retl.observers import metrics
+    from retl.summary import exit_code
+
+    try:
+        opened = ledger or invocation.ledger()
+        folder = invocation.project.folder.resolve().name
+        labels = {"project": folder} | ({"env": invocation.environment} if invocation.environment else {})
+        content = metrics.text(
+            _vitals(invocation.project.syncs, opened, summaries),
+            exit_code=exit_code([one.exit_code for one in summaries]),
+            now=opened.now(),
+            labels=labels,
+        )
+    except Exception as problem:  # noqa: BLE001 - the run is over and has its own exit code
+        why = type(problem).__name__
+        log.get().warning("metrics_unwritten", code="METRICS_UNWRITTEN", file=str(path), why=why)
+        return
+    metrics.write(path, content)
+
+
+def _vitals(syncs: Mapping[str, Sync], ledger: Ledger, summaries: Sequence[Summary]) -> list[Vitals]:
+    """Every sync of the project: what this invocation made of it, else what the ledger knows."""
+    from retl.observers.metrics import LastRun, Vitals
+    from retl.resolution import doubts
+
+    told = {one.sync: one.status for one in summaries}
+    rejects = ledger.open_rejects()
+    found = []
+    for name, sync in sorted(syncs.items()):
+        runs, good = ledger.runs(name, LOOK_BACK), ledger.last_success(name)
+        counted = next((run for run in runs if run.counts), None)
+        known = runs[0].status if runs else "NEVER"
+        found.append(
+            Vitals(
+                sync=name,
+                status=told.get(name, known) if sync.enabled else "PAUSED",
+                enabled=sync.enabled,
+                open_rejects=rejects.get(name, 0),
+                # elsewhere a row without an answer is simply sent again
+                in_doubt=sum(one.rows for one in doubts(ledger, name)) if sync.first_run else 0,
+                last_success=(good.finished_at or good.started_at) if good else None,
+                freshness=sync.freshness,
+                run=LastRun(counted.started_at, counted.finished_at, counted.counts, counted.phases)
+                if counted
+                else None,
+            )
+        )
+    return found

@@ -1,0 +1,58 @@
+"""`retl report`: one run and the history around it as one HTML file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retl.cli.app import app, command
+from retl.cli.history import sync_states
+from retl.cli.invocation import Invocation
+from retl.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from retl.ledger import Ledger, RunRow
+
+DEFAULT = Path("retl-report.html")
+
+
+@command(app, "report", reveals=True)
+def report(
+    invocation: Invocation,
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", show_default=False)] = None,
+    sync: Annotated[str | None, typer.Option("--sync", metavar="NAME", help="The last run of this.")] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write it.")] = DEFAULT,
+) -> None:
+    """A run, by default the last, as one HTML file that needs nothing else."""
+    from retl.report import gather, page
+
+    ledger = invocation.ledger()
+    run = _run(invocation, ledger, run_id, sync)
+    facts = gather(ledger, run, masked=invocation.hides_key(run.sync), states=sync_states(invocation, ledger))
+    _write(out, page(facts))
+    document = {"report": str(out), "run_id": run.run_id, "sync": run.sync}
+    invocation.show(document, lambda: [f"{out}: run {run.run_id} of {run.sync}"])
+
+
+def _run(invocation: Invocation, ledger: Ledger, run_id: str | None, sync: str | None) -> RunRow:
+    found = ledger.run(run_id) if run_id or sync is None else next(iter(ledger.runs(sync, 1)), None)
+    if found is None and sync is not None and run_id is None:
+        invocation.sync(sync)  # or there is no such sync
+    if found is None or (sync is not None and found.sync != sync):
+        of = f" of {sync}" if sync else ""
+        what = f"there is no run {run_id!r}{of}" if run_id else f"there are no runs yet{of}"
+        raise DefinitionError("RUN_UNKNOWN", what, hint="`retl runs` lists them")
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    """Only this user can read it, until they decide otherwise: keys may be personal."""
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as problem:
+        message = f"{path} cannot be written: {problem.strerror}"
+        raise DefinitionError("REPORT_UNWRITABLE", message, hint="--out names another file") from None

@@ -1,0 +1,78 @@
+"""What a report tells, gathered from the ledger's history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from retl.ledger import BatchRow, Ledger, RunRow
+
+MASK = "***"
+RUNS_SHOWN = 30
+REASONS_SHOWN = 10
+KEYS_SHOWN = 5
+BATCHES_SHOWN = 100
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Rows that were refused alike: how many, and the keys of a few."""
+
+    stage: str
+    code: str
+    reason: str | None
+    rows: int
+    keys: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """`runs` are the sync's newest up to this one's time and beyond, oldest first; `batches` the slowest,
+    in the order they were sent; `states` one line per sync as `retl status` has it, or none."""
+
+    run: RunRow
+    runs: Sequence[RunRow]
+    batches: Sequence[BatchRow]
+    batches_in_all: int
+    met: Sequence[Reason]  # rejects of this run, from the examples it kept
+    open: Sequence[Reason]  # rejects of the sync that wait now
+    last_success: datetime | None
+    made_at: datetime
+    states: Sequence[Mapping[str, Any]] = ()
+
+
+def gather(ledger: Ledger, run: RunRow, *, masked: bool, states: Sequence[Mapping[str, Any]] = ()) -> Facts:
+    """Everything about a run and its sync's history; with `masked` no key leaves the ledger."""
+    batches = [one for one in ledger.batches(run.run_id) if one.status != "split"]
+    slowest = sorted(batches, key=lambda one: one.duration_ms or 0, reverse=True)[:BATCHES_SHOWN]
+    good = ledger.last_success(run.sync)
+    return Facts(
+        run=run,
+        runs=ledger.runs(run.sync, RUNS_SHOWN)[::-1],
+        batches=sorted(slowest, key=lambda one: one.number),
+        batches_in_all=len(batches),
+        met=_alike(run.counts.get("rejects", ()), masked),
+        open=[
+            Reason(stage, code, reason, rows, _shown(keys, masked))
+            for stage, code, reason, rows, keys in ledger.reject_reasons(
+                run.sync, REASONS_SHOWN, 0 if masked else KEYS_SHOWN
+            )
+        ],
+        last_success=(good.finished_at or good.started_at) if good else None,
+        made_at=ledger.now(),
+        states=states,
+    )
+
+
+def _alike(rejects: Iterable[Mapping[str, Any]], masked: bool) -> list[Reason]:
+    groups: dict[tuple[str, str, str | None], list[str]] = {}
+    for one in rejects:
+        groups.setdefault((one["stage"], one["code"], one["reason"]), []).append(str(one["key"]))
+    found = [Reason(*what, len(keys), _shown(keys[:KEYS_SHOWN], masked)) for what, keys in groups.items()]
+    return sorted(found, key=lambda one: (-one.rows, one.code))[:REASONS_SHOWN]
+
+
+def _shown(keys: Sequence[str], masked: bool) -> list[str]:
+    return [MASK] if masked else list(keys)

@@ -1,0 +1,46 @@
+"""The rows of a mart on their way to the target: what was read, what fell away where, what arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+ARRIVED = ("inserted", "updated", "refreshed")
+LOST_ON_THE_WAY = ("unchanged", "rejected", "skipped", "in_doubt", "not_attempted")
+ALWAYS = ("unchanged", "rejected")  # said even where they are none: this is what people look for
+
+
+@dataclass(frozen=True)
+class Step:
+    """`rows` of the mart that came to this end; `kind` is through (read, delivered), less or of which."""
+
+    name: str
+    rows: int
+    share: float  # of the rows read, 0 to 1
+    kind: str
+
+
+def delivered(counts: Mapping[str, Any]) -> int:
+    """Rows of the mart that reached the target; deletes are counted apart."""
+    return sum(int(counts.get(name, 0)) for name in ARRIVED)
+
+
+def funnel(counts: Mapping[str, Any]) -> list[Step]:
+    """read, less unchanged, less rejected …, delivered, of which inserted …: the numbers of a run's
+    counts, which add up to what was read. Ends that nobody came to are left out."""
+    read = int(counts.get("read", 0))
+
+    def step(name: str, rows: int, kind: str) -> Step:
+        return Step(name.replace("_", " "), rows, rows / read if read else 0.0, kind)
+
+    def some(names: tuple[str, ...], kind: str) -> list[Step]:
+        present = [(name, int(counts.get(name, 0))) for name in names]
+        return [step(name, rows, kind) for name, rows in present if rows or name in ALWAYS]
+
+    return [
+        step("read", read, "through"),
+        *some(LOST_ON_THE_WAY, "less"),
+        step("delivered", delivered(counts), "through"),
+        *some(ARRIVED, "of which"),
+    ]

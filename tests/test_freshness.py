@@ -1,0 +1,101 @@
+"""What the history says of each sync, on either kind of ledger: its state, its reasons, what was told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retl.batch import UNKNOWN, WRITTEN, Outcome
+from retl.definitions import Sync
+from retl.freshness import State, states
+from retl.ledger import Acknowledgement, Ledger, Reject, RejectChanges, RunEnd
+from retl.report import gather
+from tests.ledgers import batch, ledger, start, take, url
+
+__all__ = ["ledger", "url"]  # fixtures
+NONE = RejectChanges()
+
+
+def sync(**parts: Any) -> Sync:
+    given = {"name": "users", "source": {"table": "t"}, "key": ["id"], "destination": {"type": "redis"}}
+    return Sync.model_validate(given | parts)
+
+
+def state(ledger: Ledger, folder: Path, **parts: Any) -> State:
+    (found,) = states([sync(**parts)], ledger, folder / "gone.duckdb")
+    return found
+
+
+def ended(ledger: Ledger, status: str, rejects: RejectChanges = NONE, **end: Any) -> None:
+    with take(ledger) as lock:
+        ledger.begin(start(lock.epoch))
+        ledger.finish(RunEnd("run-1", lock.epoch, status, **end), None, rejects)
+
+
+@pytest.mark.parametrize(
+    ("status", "wanted"),
+    [
+        ("FAILED", "`retl show run-1`: TARGET_BUSY"),
+        ("REFUSED", "`retl show run-1`: TARGET_BUSY"),
+        ("INTERRUPTED", "run it: it carries on where it stopped"),
+        ("ABANDONED", "run it: it carries on where it stopped"),
+        ("SUCCESS", ""),
+    ],
+)
+def test_the_next_step_follows_from_how_the_last_run_ended(
+    ledger: Ledger, tmp_path: Path, status: str, wanted: str
+) -> None:
+    ended(ledger, status, error={"code": "TARGET_BUSY", "message": "", "hint": None})
+    assert state(ledger, tmp_path).next == wanted
+    assert state(ledger, tmp_path, enabled=False).next == ""
+    assert state(ledger, tmp_path, enabled=False).status == "PAUSED"
+
+
+def test_doubt_comes_before_everything_else(ledger: Ledger, tmp_path: Path) -> None:
+    with take(ledger) as lock:
+        ledger.begin(start(lock.epoch))
+        ledger.record_part("run-1", lock.epoch, "run-1.part", 200, {})
+        ledger.open_batches("run-1", lock.epoch, [batch(0), batch(1)])
+        answers = [Acknowledgement("b0", Outcome(WRITTEN, {3: UNKNOWN, 7: UNKNOWN}))]
+        ledger.acknowledge("run-1", lock.epoch, answers)
+    ledger.count_failures("redis", 5, "HTTP_UNREACHED")
+    found = state(ledger, tmp_path, first_run="send", write="append")
+    assert (found.in_doubt, found.breaker) == (102, "redis")
+    assert found.next == "`retl resolve --sync users`: 102 rows in doubt"
+    assert (state(ledger, tmp_path).in_doubt, state(ledger, tmp_path).breaker) == (0, "redis")
+
+
+def test_open_rejects_are_told_by_reason_with_a_few_keys(ledger: Ledger) -> None:
+    many = [Reject(f"k{n}", None, "contract", "TOO_LONG", "email is too long") for n in range(9)]
+    opened = [*many, Reject("x", None, "target", "23505", None)]
+    ended(ledger, "SUCCESS_WITH_REJECTS", RejectChanges(opened))
+    assert ledger.reject_reasons("users", 10, 3) == [
+        ("contract", "TOO_LONG", "email is too long", 9, ["k0", "k1", "k2"]),
+        ("target", "23505", None, 1, ["x"]),
+    ]
+    assert len(ledger.reject_reasons("users", 1, 3)) == 1
+    run = ledger.run("run-1")
+    assert run is not None
+    assert [list(one.keys) for one in gather(ledger, run, masked=True).open] == [["***"], ["***"]]
+    assert gather(ledger, run, masked=False).open[1].keys == ["x"]
+
+
+def test_what_was_told_is_remembered_per_recipient_and_sync(ledger: Ledger) -> None:
+    assert ledger.told("a", "users") is None
+    ledger.remember("a", "users", frozenset({"stale", "failure"}))
+    assert ledger.told("a", "users") == {"stale", "failure"}
+    assert ledger.told("b", "users") is None
+    assert ledger.told("a", "user") is None
+    ledger.remember("a", "users", frozenset())
+    assert ledger.told("a", "users") == frozenset()
+
+
+def test_a_renamed_sync_is_known_under_its_new_name(ledger: Ledger) -> None:
+    ledger.remember("a", "people", frozenset())
+    ledger.remember("b", "people", frozenset({"refusal"}))
+    ledger.remember("a", "users", frozenset({"failure"}))
+    ledger.rename("users", "people")
+    assert [ledger.told(alert, "people") for alert in ("a", "b")] == [{"failure"}, None]
+    assert ledger.told("a", "users") is None
