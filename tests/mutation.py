@@ -24,7 +24,8 @@ WORKERS = 2
 NOTICED = ("killed",)
 CUT_OFF = ("timeout", "segfault")  # it hung, or the process died of it: no run would pass for good
 SQL = re.compile(
-    r"\b(select|insert|update|delete|copy|create|from|where|case|join|varchar|retl_[a-z]+)\b", re.IGNORECASE
+    r"\b(select|insert|update|delete|copy|create|from|where|case|join|varchar|bigint|retl_[a-z]+)\b",
+    re.IGNORECASE,
 )
 TEXT = re.compile(r"'[^']*'")
 

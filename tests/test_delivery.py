@@ -219,13 +219,13 @@ def test_what_stops_one_lane_stops_all_and_is_told_before_a_mere_stop(scene: Sce
 
 
 def test_a_target_that_is_busy_is_tried_again_and_takes_it(scene: Scene) -> None:
-    scene.world.answers.extend([fails(later()), fails(later())])
+    scene.world.answers.extend([fails(later()), fails(later()), took(), fails(later())])
     delivery = scene.delivery()
-    delivery.drain(scene.batches(2, 2))
-    assert scene.world.spans == [(0, 1)] * 3
+    delivery.drain(scene.batches(4, 2))
+    assert scene.world.spans == [(0, 1)] * 3 + [(2, 3)] * 2
     assert scene.world.asked == []
-    assert ends(scene) == [(0, 1, "done", Outcome(WRITTEN), 3)]
-    assert delivery.retries == 2
+    assert ends(scene) == [(0, 1, "done", Outcome(WRITTEN), 3), (2, 3, "done", Outcome(WRITTEN), 2)]
+    assert delivery.retries == 3
 
 
 def test_a_target_that_stays_busy_ends_the_run_and_nothing_is_in_doubt(scene: Scene) -> None:
