@@ -72,6 +72,7 @@ SYNC = {
 PROJECT = {
     "warehouse": "The DuckDB file with the marts.",
     "connections": "Servers and accounts by a name of yours. `postgres` and `redis` come from the environment.",
+    "alerts": "Who is told of runs that need somebody: see [observing](../guides/observing.md).",
     "vars": "Parameters of SQL: `$name`. `today` is the date on the ledger's clock.",
     "state": "`{url: …}`: file:FOLDER or postgresql://…",
     "defaults": "What every sync says unless it says otherwise.",
