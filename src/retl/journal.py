@@ -63,7 +63,6 @@ class RunJournal:
                     answered.outcome,
                     answered.attempts,
                     round(answered.seconds * 1000),
-                    None,
                 )
             )
             full = len(self._waiting) >= GROUP or time.monotonic() - self._since >= GROUP_SECONDS
@@ -88,11 +87,5 @@ class RunJournal:
                 operation=batch.operation,
                 first=batch.first,
                 last=batch.last,
-                status="open",
-                outcome=None,
-                handle=None,
                 idempotency_key=batch.idempotency_key,
-                attempts=0,
-                duration_ms=None,
-                error=None,
             )
