@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -212,8 +213,44 @@ def test_what_stops_one_lane_stops_all_and_is_told_before_a_mere_stop(scene: Sce
         delivery = scene.delivery(lanes=2)
         with pytest.raises(Systemic, match="permission denied"):
             delivery.drain(scene.batches(40, 1))
+        assert [b[2:4] for b in ends(scene)] == [("done", NOT_SENT)] * 40
     assert len(scene.world.sent) == 4
     assert scene.world.objects == {}
+
+
+def test_the_other_lanes_finish_the_batch_in_hand_and_take_no_other(scene: Scene) -> None:
+    both = threading.Barrier(2, timeout=10)
+
+    def broken(target: Target, batch: Batch) -> Outcome:
+        both.wait()
+        raise Systemic("42501", "permission denied")
+
+    def slow(target: Target, batch: Batch) -> Outcome:
+        both.wait()
+        patience = time.monotonic() + 10
+        while not delivery._left and time.monotonic() < patience:
+            time.sleep(0.001)
+        return took()(target, batch)  # type: ignore[return-value]
+
+    scene.world.answers.extend([slow, broken])
+    delivery = scene.delivery(lanes=2)
+    with pytest.raises(Systemic):
+        delivery.drain(scene.batches(200, 1))
+    assert len(scene.world.sent) == 2
+    assert len(scene.world.objects) == 1
+    assert len(scene.recorded) == 64  # what lies beyond was never opened
+
+
+def test_a_window_is_opened_when_the_one_before_is_used_up(scene: Scene) -> None:
+    opened: list[int] = []
+
+    def look(target: Target, batch: Batch) -> Outcome:
+        opened.append(len(scene.recorded))
+        return Outcome(WRITTEN)
+
+    scene.world.answers.extend([look] * 70)
+    scene.delivery().drain(scene.batches(70, 1))
+    assert opened == [64] * 64 + [70] * 6
 
 
 # --- not now

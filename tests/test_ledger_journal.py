@@ -121,8 +121,9 @@ def test_whoever_recovers_records_under_its_own_epoch(ledger: Ledger) -> None:
 def test_an_unknown_batch_spoils_the_whole_group(ledger: Ledger) -> None:
     epoch = running(ledger)
     ledger.open_batches("run-1", epoch, [batch()])
-    with pytest.raises(InvariantBroken):
+    with pytest.raises(InvariantBroken) as caught:
         ledger.acknowledge("run-1", epoch, [Acknowledgement(b, Outcome(WRITTEN)) for b in ("b0", "nobody")])
+    assert str(caught.value) == "run run-1 acknowledges a batch it never opened [BATCH_UNKNOWN]"
     assert ledger.batches("run-1")[0].status == "open"
 
 
