@@ -385,6 +385,22 @@ def test_a_lost_answer_is_settled_not_sent_again(scene: Scene) -> None:
     assert ends(scene) == [(0, 1, "done", Outcome(WRITTEN), 1)]
 
 
+def test_a_question_that_fails_is_asked_again_and_nothing_is_sent_twice(scene: Scene) -> None:
+    scene.world.answers.append(took_but(lost()))
+    scene.world.evidence.extend([fails(later()), says(Outcome(WRITTEN))])
+    scene.delivery(idempotent=False).drain(scene.batches(2, 2))
+    assert (scene.world.spans, scene.world.asked) == ([(0, 1)], [None, None])
+    assert ends(scene) == [(0, 1, "done", Outcome(WRITTEN), 2)]
+
+
+def test_what_was_surely_not_applied_is_sent_again(scene: Scene) -> None:
+    scene.world.answers.append(fails(lost()))
+    scene.world.evidence.extend([fails(later()), says(Outcome(RowResult(Kind.RETRY)))])
+    scene.delivery(idempotent=False).drain(scene.batches(2, 2))
+    assert (scene.world.spans, scene.world.asked) == ([(0, 1)] * 2, [None, None])
+    assert ends(scene) == [(0, 1, "done", Outcome(WRITTEN), 3)]
+
+
 def test_where_twice_is_once_a_batch_without_evidence_is_sent_again(scene: Scene) -> None:
     scene.world.answers.append(took_but(lost()))
     scene.delivery().drain(scene.batches(2, 2))

@@ -182,16 +182,18 @@ class Delivery:
         self.stop.check()
         tries.count += 1
         log.event("batch_sending", batch=batch.id, rows=len(batch), attempt=tries.count, level="debug")
+        only_once = not (self.capabilities.idempotent or self.resend_unknown)
+        # a job that was taken, or a batch that may be there, is asked after and never sent again
+        asks = tries.handle is not None or (tries.doubt and only_once)
         try:
             with self._turn(destination), self._in_hand(destination):
-                ask = tries.handle  # a job that was taken is asked after, never submitted again
-                answer = destination.write(batch) if ask is None else _evidence(destination, batch, ask)
+                answer = _evidence(destination, batch, tries.handle) if asks else destination.write(batch)
             for quota in destination.quotas:
                 self.pace.heed(quota)
         except Ambiguous as problem:
             tries.doubt = True  # until there is evidence, whatever comes between
             answer = _evidence(destination, batch, None)
-            if (self.capabilities.idempotent or self.resend_unknown) and answer == Outcome(UNKNOWN):
+            if not only_once and answer == Outcome(UNKNOWN):
                 raise Unavailable(problem.code, problem.message, hint=problem.hint) from problem
         while isinstance(answer, Pending):
             if tries.handle != answer.handle:
