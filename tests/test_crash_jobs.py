@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.crashes import COLUMNS, SECOND, Scene, Tally, recover, until
+from tests.crash_sweep import Tally, recover
+from tests.crashes import COLUMNS, SECOND, Scene, until
 from tests.dataverse import Environment
 from tests.presets.oauth import TOKEN, TokenServer
 from tests.salesforce import Org

@@ -193,6 +193,7 @@ def aged(url: str, folder: Path) -> None:
     with ledger._database.transaction():
         for statement in (
             "DROP TABLE retl_rejects",
+            "DROP TABLE retl_paces",
             create[0].rstrip(";"),
             "INSERT INTO retl_rejects VALUES ('users', 'k', 'aa', 'contract', 'TYPE', NULL, NULL,"
             " '2026-01-01T00:00:00+00:00', '2026-01-01T00:00:00+00:00', 3, 'open')",
