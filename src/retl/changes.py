@@ -447,11 +447,11 @@ def sample(
 
 
 def from_part(spool: Spool, field_map: FieldMap, part: Path, directory: Path) -> ChangeSet:
-    """A former run's candidates by their positions: keys only, for settling its open batches."""
+    """A former run's candidates by their positions: keys and refs, for settling its open batches."""
     types = [f.type for f in field_map.shape.key]
     keys = ", ".join(f"{values.key_value_sql(types, i, 'key')} AS k{i}" for i in range(len(types)))
     spool.run(
-        f"CREATE OR REPLACE TABLE former_part AS SELECT row AS pos, key, {keys}"
+        f"CREATE OR REPLACE TABLE former_part AS SELECT row AS pos, key, ref, {keys}"
         f" FROM read_parquet({literal(str(part))}) ORDER BY row"
     )
     return ChangeSet(spool, field_map, directory, {}, {}, table="former_part")
