@@ -350,3 +350,26 @@ def test_the_columns_keep_their_types_whether_the_answers_are_alike_or_not(spool
         for batches in (one, other)
     ]
     assert found[0] == found[1] == ["BIGINT", "VARCHAR", "BOOLEAN", "BOOLEAN", *["VARCHAR"] * 3]
+
+
+def test_what_got_no_answer_is_ours_unless_it_may_have_been_there_before(spool: Spool, part: Any) -> None:
+    path = part("p", sent("a", "b", "c", "d"))
+    alone = {"1": UNKNOWN, "3": UNKNOWN}
+    for operation, ours in (("insert_only", False), ("upsert", True)):
+        alike = BatchRow("b", 0, operation, 0, 3, "done", Outcome(UNKNOWN))
+        single = BatchRow(
+            "b", 0, operation, 0, 3, "done", Outcome(WRITTEN, {int(n): r for n, r in alone.items()})
+        )
+        for of_batch, unanswered in ((alike, "abcd"), (single, "bd")):
+            baseline.lay(spool, None, [Layer(path, DAYS[0], [of_batch])])
+            assert {key for key, (_, owned, *_) in held(spool).items() if not owned} == (
+                set() if ours else set(unanswered)
+            )
+
+
+def test_a_delete_without_an_answer_makes_nothing_ours(spool: Spool, part: Any) -> None:
+    path = part("p", [*sent("a", op="delete"), *sent("b", op="delete", owned=True)])
+    baseline.lay(
+        spool, None, [Layer(path, DAYS[0], [BatchRow("b", 0, "delete", 0, 1, "done", Outcome(UNKNOWN))])]
+    )
+    assert {key: owned for key, (_, owned, *_) in held(spool).items()} == {"a": False, "b": True}

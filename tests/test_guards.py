@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from retl.definitions import Guards
 from retl.guards import Facts, judge
+from retl.sources.dbt import Build
 
 CALM = Facts(read=1000, total=1000, new_rejects=0, baseline_rows=1000, matched=1000, last_read=1000)
 
@@ -153,3 +155,51 @@ def test_a_changed_identity_is_judged_on_full_reads_with_new_keys_only() -> None
     assert codes(replace(swapped, full_read=False)) == []
     assert codes(replace(swapped, inserts=0)) == []
     assert codes(replace(swapped, inserts=1, baseline_rows=1)) == ["IDENTITY_CHANGED"]
+
+
+def test_a_reject_rate_names_its_codes_where_it_knows_them() -> None:
+    (refusal,) = judge(replace(CALM, new_rejects=51, reject_codes=("TOO_LONG", "KEY_NULL")), Guards(), ())
+    assert refusal.message.endswith("more than max_reject_rate (0.05): TOO_LONG, KEY_NULL")
+
+
+NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+BUILT = Build("orders", "success", ended_at=NOON - timedelta(hours=1))
+
+
+def test_a_mart_that_dbt_built_and_tested_in_time_passes() -> None:
+    assert codes(replace(CALM, build=BUILT)) == []
+    assert codes(replace(CALM, build=BUILT, now=NOON, max_age=3600)) == []
+    assert codes(replace(CALM, build=BUILT, max_age=1)) == []
+    assert codes(replace(CALM, build=BUILT, now=NOON)) == []
+
+
+def test_a_mart_that_dbt_does_not_vouch_for_is_refused_in_words() -> None:
+    def says(build: Build, max_age: float | None = None) -> list[tuple[str, str, str | None]]:
+        return said(replace(CALM, build=build, now=NOON, max_age=max_age))
+
+    assert says(replace(BUILT, status=None)) == [
+        (
+            "DBT_UNKNOWN",
+            "no run_results.json of dbt says what became of the model orders",
+            "dbt keeps only its last command's results: use `dbt build`, or keep those of `dbt run` beside"
+            " them as run_results.run.json; or --accept DBT_UNKNOWN",
+        )
+    ]
+    assert says(replace(BUILT, status="skipped")) == [
+        (
+            "DBT_FAILED",
+            "dbt's last run of the model orders ended with: skipped",
+            "mend the model and run dbt again, or --accept DBT_FAILED",
+        )
+    ]
+    assert says(replace(BUILT, failed_tests=("unique_id", "not_null_id"))) == [
+        (
+            "DBT_TESTS",
+            "dbt's tests of orders failed: unique_id, not_null_id",
+            "mend the mart and run dbt again, or --accept DBT_TESTS",
+        )
+    ]
+    stale = "the model orders is older than max_age: dbt {} run it, as far as its results tell"
+    again = "run dbt, or --accept DBT_STALE"
+    assert says(BUILT, 3599) == [("DBT_STALE", stale.format("has not since 2026-11-21 11:00Z"), again)]
+    assert says(replace(BUILT, ended_at=None), 1e9) == [("DBT_STALE", stale.format("has never"), again)]

@@ -349,6 +349,8 @@ def test_a_batch_opened_again_keeps_one_row_and_says_the_newest(ledger: Ledger) 
     ledger.open_batches("run-1", epoch, [batch(0)])
     ledger.intend("run-1", epoch, batch(0, idempotency_key="k"), b"body")
     assert ledger.batches("run-1") == [batch(0, idempotency_key="k")]
+    ledger.open_batches("run-1", epoch, [replace(batch(0), number=7)])
+    assert ledger.batches("run-1") == [replace(batch(0), number=7)]
     ledger.intend("run-1", epoch, batch(1), None)
     assert ledger.request("run-1", "b1") is None
 
