@@ -31,13 +31,14 @@ def _table(benchmarks: str) -> str:
         lines.append(f"| {case} | {other} | {cells[6]} | {cells[7]} |")
     peers = benchmarks.partition("<!-- peers: begin -->")[2].partition("<!-- peers: end -->")[0]
     for name, version, seconds, *_ in _rows(peers)[1:]:
-        own = _rows(peers)[0][2]
-        lines.append(f"| full load, measured apart | {name} {version} | {own} | {seconds} |")
+        own, size = _rows(peers)[0][2], re.search(r": ([\d,]+ rows)", peers)
+        lines.append(f"| full load of {size[1] if size else ''} | {name} {version} | {own} | {seconds} |")
     return "\n".join(lines) + "\n"
 
 
 def _rows(text: str) -> list[list[str]]:
     """The cells of every table row but heads."""
-    found = re.findall(r"^\| (.+) \|$", text, re.MULTILINE)
-    rows = [[cell.strip() for cell in line.split(" | ")] for line in found]
-    return [row for row in rows if row[0] not in ("case", "tool", "phase of the full load")]
+    found = re.findall(r"^\|(.+)\|$", text, re.MULTILINE)
+    rows = [[cell.strip() for cell in line.split("|")] for line in found]
+    heads = ("case", "tool", "phase of the full load", "---")
+    return [row for row in rows if row[0] not in heads]
