@@ -261,12 +261,13 @@ def judge(spool: Spool, judged: Contract, key: Sequence[str]) -> None:
                 if isinstance(verdict, Verdict)
             ),
         )
-    spool.run(
-        f"INSERT INTO verdicts SELECT r.row, 'contract', 'NO_PHONE', {literal(REASON)}, r.unread"
-        " FROM rows r JOIN candidates c USING (row)"
-        " WHERE r.unread IS NOT NULL AND c.op NOT IN ('skipped', 'in_doubt')"
-        " AND r.row NOT IN (SELECT row FROM verdicts)"
-    )
+    if spool.run("SELECT 1 FROM rows WHERE unread IS NOT NULL LIMIT 1"):
+        spool.run(
+            f"INSERT INTO verdicts SELECT r.row, 'contract', 'NO_PHONE', {literal(REASON)}, r.unread"
+            " FROM rows r JOIN candidates c USING (row)"
+            " WHERE r.unread IS NOT NULL AND c.op NOT IN ('skipped', 'in_doubt')"
+            " AND r.row NOT IN (SELECT row FROM verdicts)"
+        )
     _make_rejects(spool, key)
     spool.run("DELETE FROM candidates WHERE row IN (SELECT row FROM verdicts)")
 
