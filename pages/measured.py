@@ -30,9 +30,13 @@ def _table(benchmarks: str) -> str:
         cells = rows[case]
         lines.append(f"| {case} | {other} | {cells[6]} | {cells[7]} |")
     peers = benchmarks.partition("<!-- peers: begin -->")[2].partition("<!-- peers: end -->")[0]
-    for name, version, seconds, *_ in _rows(peers)[1:]:
-        own, size = _rows(peers)[0][2], re.search(r": ([\d,]+ rows)", peers)
-        lines.append(f"| full load of {size[1] if size else ''} | {name} {version} | {own} | {seconds} |")
+    if measured := _rows(peers):
+        (_, _, own, *_), *others = measured
+        size = re.search(r": ([\d,]+ rows)", peers)
+        lines += [
+            f"| full load of {size[1] if size else ''} | {name} {version} | {own} | {seconds} |"
+            for name, version, seconds, *_ in others
+        ]
     return "\n".join(lines) + "\n"
 
 
