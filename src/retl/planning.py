@@ -256,13 +256,8 @@ class _Planning:
     def guard(self) -> Plan:
         """What the facts refuse, and the plan as a whole."""
         sync, options = self.job.sync, self.job.options
-        whole = (
-            not self._selection.partial
-            and self._selection.limit is None
-            and sync.write != "append"
-            and self.cursor is None
-        )
-        part_only = options.selection.partial or options.selection.limit is not None
+        part_only = self._selection.partial or self._selection.limit is not None
+        whole = not part_only and sync.write != "append" and self.cursor is None
         if part_only and sync.first_run == "adopt" and self._is_first:
             raise DefinitionError(
                 "ADOPT_WHOLE",
@@ -270,31 +265,11 @@ class _Planning:
                 hint="run once without --key, --where and --limit",
                 where=f"sync {sync.name}",
             )
-        facts = Facts(
-            read=self.read,
-            total=self.total,
-            new_rejects=sum(one not in self.known_rejects for one in changes.rejected(self.spool)),
-            reject_codes=tuple(changes.reject_codes(self.spool)),
-            baseline_rows=self.baseline_rows,
-            deletes=self.change_set.counts.get("delete", 0),
-            deletes_on=sync.deletes.how != "keep",
-            full_read=whole,
-            last_read=self.checkpoint.read_rows if self.checkpoint else None,
-            inserts=self.outcome.get("insert", 0),
-            matched=self.read - self.outcome["rejected"] - self.outcome.get("insert", 0) + self.waiting,
-            sampled=self.sampled,
-            lost=self.lost,
-            failed_checks=tuple(self.failed_checks),
-            allow_deletes=options.allow_deletes,
-            build=self.build,
-            max_age=sync.source.max_age,
-            now=self.run.started_at,
-        )
         if self.forgets:
             self.refusals.append(_KEY_REDEFINED)
         self.refusals += self._orphans()
         self.refusals = [refusal for refusal in self.refusals if refusal.code not in options.accept]
-        self.refusals += guards.judge(facts, sync.guards, options.accept)
+        self.refusals += guards.judge(self._facts(whole), sync.guards, options.accept)
         log.event("guards_judged", refusals=len(self.refusals), changes=len(self.change_set))
         return Plan(
             run=self.run,
@@ -319,6 +294,30 @@ class _Planning:
             read_whole=whole,
             notes=[*self._notes(), *self._volatile()],
             payload=self.payload,
+        )
+
+    def _facts(self, whole: bool) -> Facts:
+        """What the guards are asked about; `whole`: the mart was read as a whole."""
+        sync = self.job.sync
+        return Facts(
+            read=self.read,
+            total=self.total,
+            new_rejects=sum(one not in self.known_rejects for one in changes.rejected(self.spool)),
+            reject_codes=tuple(changes.reject_codes(self.spool)),
+            baseline_rows=self.baseline_rows,
+            deletes=self.change_set.counts.get("delete", 0),
+            deletes_on=sync.deletes.how != "keep",
+            full_read=whole,
+            last_read=self.checkpoint.read_rows if self.checkpoint else None,
+            inserts=self.outcome.get("insert", 0),
+            matched=self.read - self.outcome["rejected"] - self.outcome.get("insert", 0) + self.waiting,
+            sampled=self.sampled,
+            lost=self.lost,
+            failed_checks=tuple(self.failed_checks),
+            allow_deletes=self.job.options.allow_deletes,
+            build=self.build,
+            max_age=sync.source.max_age,
+            now=self.run.started_at,
         )
 
     @property
