@@ -45,7 +45,7 @@ class Numbers:
     def documents(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
         return [(row, json.dumps({"value": row})) for row in range(first, last + 1)]
 
-    def csv(self, first: int, last: int, *, delete: bool) -> Iterator[bytes]:
+    def csv(self, first: int, last: int, *, delete: bool, numbered: bool) -> Iterator[bytes]:
         yield from (b"%d\n" % row for row in range(first, last + 1))
 
 

@@ -157,7 +157,7 @@ class Rows(Protocol):
 
     def documents(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
 
-    def csv(self, first: int, last: int, *, delete: bool) -> Iterator[bytes]: ...
+    def csv(self, first: int, last: int, *, delete: bool, numbered: bool) -> Iterator[bytes]: ...
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,7 @@ class Batch:
     request: bytes | None = None
     idempotency_key: str | None = None
     round: int = 0  # counts deliveries of the same rows that are meant to be new ones
+    new: bool = False  # no key of these rows was ever delivered, as far as the baseline knows
 
     def __len__(self) -> int:
         return self.last - self.first + 1
@@ -208,10 +209,10 @@ class Batch:
             return self.keys()
         return self.rows.documents(self.first, self.last)
 
-    def csv(self) -> Iterator[bytes]:
-        """Chunks of a headerless CSV: the row number, then key and fields in the order of `Shape`;
-        NULL is empty and unquoted, every text is quoted (deletes: row number and keys)."""
-        return self.rows.csv(self.first, self.last, delete=self.operation == "delete")
+    def csv(self, *, numbered: bool = True) -> Iterator[bytes]:
+        """Chunks of a headerless CSV: the row number if asked for, then key and fields in the order of
+        `Shape` (deletes: keys); NULL is empty and unquoted, every text is quoted."""
+        return self.rows.csv(self.first, self.last, delete=self.operation == "delete", numbered=numbered)
 
     def halves(self) -> tuple[Batch, Batch]:
         """The same rows as two batches; only for a batch of two rows or more."""

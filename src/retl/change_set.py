@@ -68,19 +68,20 @@ class ChangeSet:
     def documents(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
         return self._query(f"{self._key_list}, {document_sql(self.field_map)}", first, last)
 
-    def csv(self, first: int, last: int, *, delete: bool) -> Iterator[bytes]:
+    def csv(self, first: int, last: int, *, delete: bool, numbered: bool) -> Iterator[bytes]:
         shape = self.field_map.shape
         columns = [(f"k{i}", f.type) for i, f in enumerate(shape.key)]
         if not delete:
             columns += [(f"f{i}", f.type) for i, f in enumerate(shape.fields)]
         listed = ", ".join(f"{values.csv_sql(t, name)} AS {name}" for name, t in columns)
+        listed = f"pos - {first} AS pos, {listed}" if numbered else listed
         texts = ", ".join(name for name, t in columns if values.is_text(t))
         quote = f", FORCE_QUOTE ({texts})" if texts else ""
         path = self.directory / f"lane-{os.getpid()}-{first}.csv"
         cursor = self.spool.cursor()
         cursor.execute(
-            f"COPY (SELECT pos - {first} AS pos, {listed} FROM {self.table} WHERE pos BETWEEN {first} AND"
-            f" {last}) TO {literal(str(path))} (FORMAT csv, HEADER false, NULLSTR ''{quote})"
+            f"COPY (SELECT {listed} FROM {self.table} WHERE pos BETWEEN {first} AND {last})"
+            f" TO {literal(str(path))} (FORMAT csv, HEADER false, NULLSTR ''{quote})"
         )
         with path.open("rb") as file:
             path.unlink()

@@ -237,6 +237,7 @@ class Execution:
         if phase == DELETES:
             most = plan.capabilities.max_deletes or most
         size = min(self.job.sync.batch.rows, most or self.job.sync.batch.rows)
+        new = not plan.change_set.counts.keys() - {"insert", "delete"}
         for first, last in plan.change_set.cut(phase, size):
             yield Batch(
                 plan.change_set,
@@ -246,6 +247,7 @@ class Execution:
                 first,
                 last,
                 self.run.started_at.isoformat(),
+                new=new,
             )
 
     def _adopt(self) -> None:

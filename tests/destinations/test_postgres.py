@@ -55,6 +55,12 @@ SHAPE = Shape("suite", "state-1", (ID,), FIELDS)
 ROLE, SECRET = "writer", "its-own-secret"
 
 
+@pytest.fixture(params=[False, True], ids=["known", "new"], autouse=True)
+def _new(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test twice: what a batch says of its rows being new changes nothing but the way they take."""
+    monkeypatch.setattr(Rows, "new", request.param)
+
+
 class PostgresTarget(Target):
     """A role with the documented rights and no other, beside a table of somebody else's."""
 
@@ -598,14 +604,45 @@ def test_a_delete_a_trigger_swallows_is_no_success(target: PostgresTarget) -> No
 
 def test_rows_that_get_lost_on_the_way_are_noticed(target: PostgresTarget) -> None:
     class Short(Rows):
-        def csv(self, first: int, last: int, *, delete: bool) -> Iterator[bytes]:
-            return super().csv(first, last - 1, delete=delete)
+        def csv(self, first: int, last: int, *, delete: bool, numbered: bool) -> Iterator[bytes]:
+            return super().csv(first, last - 1, delete=delete, numbered=numbered)
 
     destination = ready(target)
     with pytest.raises(InvariantBroken):
         destination.write(Short(SHAPE, sample(3)).batch())
     assert target.contents() == {}
     assert kinds(deliver(destination, Rows(SHAPE, sample(3)).batch())) == [Kind.WRITTEN] * 3
+
+
+def test_new_rows_go_straight_into_the_table_until_it_objects(target: PostgresTarget) -> None:
+    """One row of the third batch is there already: from then on rows are staged."""
+    destination = ready(target)
+    target.admin.execute(
+        "ALTER TABLE crm.people ADD COLUMN way text; INSERT INTO crm.people (id, way) VALUES ('k7', 'theirs');"
+        " CREATE FUNCTION crm.way() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN NEW.way := split_part(current_query(), ' ', 1); RETURN NEW; END $$;"
+        " CREATE TRIGGER way BEFORE INSERT ON crm.people FOR EACH ROW EXECUTE FUNCTION crm.way()"
+    )
+    rows = Rows(SHAPE, sample(12))
+    for first in range(0, 12, 3):
+        assert kinds(deliver(destination, rows.batch(first=first, last=first + 2))) == [Kind.WRITTEN] * 3
+    ways = target.admin.execute("SELECT way FROM crm.people ORDER BY length(id), id").fetchall()
+    straight = ["COPY"] * 6 if Rows.new else ["INSERT"] * 6
+    assert [way for (way,) in ways] == [*straight, "INSERT", "theirs", *["INSERT"] * 4]
+    assert target.contents() == as_contents(SHAPE, rows.rows)
+
+
+def test_a_table_that_copy_cannot_fill_is_filled_all_the_same(target: PostgresTarget) -> None:
+    """COPY FROM refuses a table whose row-level security binds the account."""
+    destination = ready(target)
+    target.admin.execute(
+        "ALTER TABLE crm.people ENABLE ROW LEVEL SECURITY;"
+        f" CREATE POLICY everything ON crm.people TO {ROLE} USING (true)"
+    )
+    rows = Rows(SHAPE, sample(4))
+    assert kinds(deliver(destination, rows.batch(last=1))) == [Kind.WRITTEN] * 2
+    assert kinds(deliver(destination, rows.batch(first=2))) == [Kind.WRITTEN] * 2
+    assert target.contents() == as_contents(SHAPE, rows.rows)
 
 
 # the marker

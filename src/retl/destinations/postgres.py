@@ -1,11 +1,12 @@
 """PostgreSQL 13 to 18: rows of a mart in a table, by key.
 
-Each batch is one transaction: COPY into a temporary table, one statement that carries it over, and a
-marker in `retl_applied` beside the table. So a batch is there as a whole or not at all, an unanswered
-COMMIT can be settled, and a run that lost its lock cannot commit. Rows the table refuses are found and
-named; the rest of their batch is delivered. Only columns of the sync are written, and a row that is
-already as it should be is left untouched. Deletes are refused where foreign keys with ON DELETE CASCADE,
-SET NULL or SET DEFAULT would carry them into other tables, unless the sync says `cascade: true`.
+Each batch is one transaction: COPY into a temporary table, one statement that carries it over (or COPY
+straight into the table, while all rows are new to it), and a marker in `retl_applied` beside the table.
+So a batch is there as a whole or not at all, an unanswered COMMIT can be settled, and a run that lost
+its lock cannot commit. Rows the table refuses are found and named; the rest of their batch is delivered.
+Only columns of the sync are written, and a row that is already as it should be is left untouched. Deletes
+are refused where foreign keys with ON DELETE CASCADE, SET NULL or SET DEFAULT would carry them into other
+tables, unless the sync says `cascade: true`.
 
 The account needs SELECT, INSERT and UPDATE on the columns of the sync (DELETE on the table for
 `deletes: delete`), TEMPORARY on the database, and CREATE on the schema once for `retl_applied`; without
@@ -43,7 +44,7 @@ from retl.errors import DefinitionError, Systemic, Unavailable
 from retl.postgres import catalog, exclusion, fitness
 from retl.postgres.connection import PostgresConnection, Session, transaction
 from retl.postgres.statements import ROW, Relation, Statements, check_name
-from retl.postgres.transfer import transfer
+from retl.postgres.transfer import copy_in, transfer
 
 LANES = 2  # two connections are 1.5 times as fast as one; more are slower on small servers
 READ_ROWS = 1000  # keys asked for in one query
@@ -84,6 +85,7 @@ class Postgres(Destination[PostgresOptions]):
         self._lane: Session | None = None
         self._marked = False  # whether the marker table is there: known once the lane is open
         self._author = uuid4().hex  # tells our own voids from those of a run that took over
+        self._straight = True  # until a row that is new to us was not to the table, or one was refused
         self._attempts: dict[str, int] = {}  # of batches written here and not answered yet
         self.capabilities = Capabilities(
             object=self.identity(options, shape.write),
@@ -165,7 +167,7 @@ class Postgres(Destination[PostgresOptions]):
                     "NO_MARKER", f"append needs the table {self._sql.marker}", hint="run `retl check`"
                 )
             self._begin(session)
-            found = transfer(session, self._sql, batch)
+            found = self._carry(session, batch)
             if self._marked:
                 written = sum(found.get(row, WRITTEN).kind is Kind.WRITTEN for row in range(len(batch)))
                 mark = self._sql.mark(batch, attempt, self._author, written, _noted(found))
@@ -174,6 +176,15 @@ class Postgres(Destination[PostgresOptions]):
                     return self._told(session, batch, attempt)
         del self._attempts[batch.id]
         return Outcome(WRITTEN, found)
+
+    def _carry(self, session: Session, batch: Batch) -> dict[int, RowResult]:
+        """The rows that were not written. New ones go straight into the table until it objects: each
+        attempt in vain leaves it dead rows to vacuum."""
+        if batch.new and batch.operation != "update_only" and self._straight:
+            self._straight = copy_in(session, self._sql, batch)
+            if self._straight:
+                return {}
+        return transfer(session, self._sql, batch)
 
     def _begin(self, session: Session) -> None:
         if self.shape.run_id:

@@ -15,6 +15,7 @@ from retl.batch import Kind, RowResult
 from retl.errors import Ambiguous, Systemic, TargetError, Unavailable
 
 KEY_COLLIDES = "21000"
+UNSUPPORTED = "0A000"  # of COPY: a table with row-level security
 _AGAIN = {"40001", "40P01", "55P03", "57P03", "53300", "57P01", "57P02", "57P05", "57014", "25P03", "25P04"}
 _UNKNOWN = {"08007", "40003"}
 _POISON = {"54000", "44000", "P0001"}  # besides classes 22 and 23; P0001 is a trigger's RAISE

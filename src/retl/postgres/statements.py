@@ -89,10 +89,11 @@ class Statements:
         )
 
     def copy(self, operation: Operation) -> str:
-        columns = self.keys if operation == "delete" else self.columns
-        return (
-            f"COPY {STAGE} ({', '.join([ROW, *columns])}) FROM STDIN (FORMAT csv, NULL '', ENCODING 'UTF8')"
-        )
+        return _copy(STAGE, [ROW, *(self.keys if operation == "delete" else self.columns)])
+
+    def copy_in(self) -> str:
+        """Straight into the table, without a stage and without row numbers."""
+        return _copy(self.relation.sql, self.columns)
 
     def take_collisions(self) -> str:
         """Remove from the stage all rows whose keys the target cannot tell apart; returns their numbers."""
@@ -287,6 +288,10 @@ class Statements:
             "(state_id, sync, run_id, batch, attempt, epoch, object, relation, state, author, written,"
             f" not_written) SELECT {values}, {regclass}, {outcome}"
         )
+
+
+def _copy(into: str, columns: Sequence[str]) -> str:
+    return f"COPY {into} ({', '.join(columns)}) FROM STDIN (FORMAT csv, NULL '', ENCODING 'UTF8')"
 
 
 def _constant(value: Any) -> str:
