@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import mart, pipe, post
-from benchmarks.timing import Measured, Series, timed
+from benchmarks.timing import Measured, Series, apart, timed
 from benchmarks.workbench import BATCH, CONTRACT, TO_POSTGRES, TO_REDIS, Workbench
 
 ROOT = Path(__file__).parents[1]
@@ -110,7 +110,7 @@ class Redis:
         self.bench = bench
         self.keys = Series("Redis keys, JSON with TTL", 2.0, 1.7)
         self.resp = bench.folder / "prepared.resp"
-        pipe.prepare(bench.mart, bench.folder / "lines.tsv", self.resp)
+        apart(pipe.prepare, bench.mart, bench.folder / "lines.tsv", self.resp)
         bench.write_sync("keys", TO_REDIS + CONTRACT)
 
     @property
@@ -135,7 +135,7 @@ class Http:
         self.bench = bench
         self.posts = Series("HTTP, batches of 100 rows", 1.5, 1.2)
         self.bodies = bench.folder / "bodies.jsonl"
-        post.prepare(bench.mart, bench.folder / "lines.tsv", self.bodies)
+        apart(post.prepare, bench.mart, bench.folder / "lines.tsv", self.bodies)
 
     @property
     def series(self) -> list[Series]:
@@ -171,7 +171,7 @@ class Start:
         self.help = Series("retl --help", 0.20, 0.15, "s")
         self.ten = Series("a sync of 10 rows to PostgreSQL", 1.0, 0.6, "s")
         self.small = bench.folder / "ten.duckdb"
-        mart.build(self.small, 10)
+        apart(mart.build, self.small, 10)
         bench.write_sync("users", TO_POSTGRES + CONTRACT + BATCH)
 
     @property
@@ -196,7 +196,7 @@ class Growth:
         self.few = Series("100 changes: ten times the keys", 12.0, 10.0)
         for bench in self.benches:
             bench.write_sync("users", TO_POSTGRES + CONTRACT + BATCH)
-            mart.build_changed(bench.folder / "few.duckdb", bench.mart, 100, 0)
+            apart(mart.build_changed, bench.folder / "few.duckdb", bench.mart, 100, 0)
 
     @property
     def series(self) -> list[Series]:

@@ -32,7 +32,7 @@ FROM numbered ORDER BY n
 def build(path: Path, rows: int) -> None:
     """A mart of so many rows in the new DuckDB file `path`."""
     with duckdb.connect(str(path)) as warehouse:
-        warehouse.execute("SET memory_limit = '1GB'")
+        warehouse.execute("SET memory_limit = '1GB'; SET enable_progress_bar = false")
         warehouse.execute(_ROWS.format(table=TABLE, rows=rows))
 
 

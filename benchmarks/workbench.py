@@ -18,7 +18,7 @@ from textwrap import dedent
 import psycopg
 
 from benchmarks import mart
-from benchmarks.timing import Measured, timed
+from benchmarks.timing import Measured, apart, timed
 from retl.demo import servers
 from retl.demo.process import Server
 
@@ -60,8 +60,8 @@ class Workbench:
         self.project = self.folder / "project"
         (self.project / "syncs").mkdir()
         self.mart, self.csv = self.folder / "mart.duckdb", self.folder / "mart.csv"
-        mart.build(self.mart, self.rows)
-        mart.export_csv(self.mart, self.csv)
+        apart(mart.build, self.mart, self.rows)
+        apart(mart.export_csv, self.mart, self.csv)
         self.postgres = servers.postgres(self.folder / "postgres")
         self._servers.append(self.postgres)
         self.psql = self.postgres._binaries / "psql"
@@ -78,7 +78,7 @@ class Workbench:
         """The mart with 1 % of the rows changed and 0.1 % gone."""
         path = self.folder / "changed.duckdb"
         if not path.exists():
-            mart.build_changed(path, self.mart, self.rows // 100, self.rows // 1000)
+            apart(mart.build_changed, path, self.mart, self.rows // 100, self.rows // 1000)
         return path
 
     @property
