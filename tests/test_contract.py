@@ -236,6 +236,33 @@ class Row(BaseModel):
     ]
 
 
+def test_a_row_is_looked_at_twice_unless_the_model_leaves_every_value_alone(tmp_path: Path) -> None:
+    """1 is no True, and what a model replaces by its equal is as it was."""
+    text = """
+class Row(BaseModel):
+    id: str
+    n: int
+    mood: Literal["good", "bad"]
+    price: Decimal
+    @field_validator("n")
+    @classmethod
+    def _told(cls, value, info):
+        return {"flag": bool(value), "float": float(value), "same": int(str(value))}.get(info.data["id"], value)
+"""
+    columns = {"id": "VARCHAR", "n": "BIGINT", "mood": "VARCHAR", "price": "DECIMAL(9,2)"}
+    made = contract.build(model(tmp_path, "twice_model", text), columns, tmp_path, ["id"])
+    names = ("plain", "same", "flag", "float", "misfit", "refused")
+    price = Decimal("1.50")
+    rows = [
+        (name, 1, "odd" if name == "refused" else "good", price, "n" if name == "misfit" else None, number)
+        for number, name in enumerate(names)
+    ]
+    assert [row[0] for row in made.doubtful(rows)] == ["flag", "float", "misfit", "refused"]
+    verdicts = made.judge([dict(zip((*columns, MISFIT), row, strict=False)) for row in rows])
+    said = [None if verdict is None else verdict.code for verdict in verdicts]
+    assert said == [None, None, "CONTRACT_EDITED", "CONTRACT_EDITED", "UNREPRESENTABLE", "NOT_ONE_OF"]
+
+
 def test_an_edit_that_cannot_be_carried_is_refused(tmp_path: Path) -> None:
     asked = model(
         tmp_path,
