@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from retl import __version__
 
-GARBAGE_EVERY = 50_000  # objects; at Python's own 700 the imports alone are searched a dozen times over
+GARBAGE_EVERY = 200_000  # objects; at Python's own 700 the imports alone are searched a dozen times over
 
 
 def process() -> NoReturn:

@@ -24,7 +24,6 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
-import psycopg
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from retl.batch import (
@@ -44,7 +43,6 @@ from retl.errors import DefinitionError, Systemic, Unavailable
 from retl.postgres import catalog, exclusion, fitness
 from retl.postgres.connection import PostgresConnection, Session, transaction
 from retl.postgres.statements import ROW, Relation, Statements, check_name
-from retl.postgres.transfer import copy_in, transfer
 
 LANES = 2  # two connections are 1.5 times as fast as one; more are slower on small servers
 READ_ROWS = 1000  # keys asked for in one query
@@ -180,6 +178,8 @@ class Postgres(Destination[PostgresOptions]):
     def _carry(self, session: Session, batch: Batch) -> dict[int, RowResult]:
         """The rows that were not written. New ones go straight into the table until it objects: each
         attempt in vain leaves it dead rows to vacuum."""
+        from retl.postgres.transfer import copy_in, transfer
+
         if batch.new and batch.operation != "update_only" and self._straight:
             self._straight = copy_in(session, self._sql, batch)
             if self._straight:
@@ -272,6 +272,8 @@ class Postgres(Destination[PostgresOptions]):
 
     def interrupt(self) -> None:
         """A statement that waits for somebody's lock is cancelled: nothing of its batch is applied."""
+        import psycopg
+
         lane = self._lane
         if lane is not None and not lane.closed:
             with suppress(psycopg.Error):

@@ -13,16 +13,18 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 from urllib.parse import quote
 
-import psycopg
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from retl.definitions import Duration
 from retl.postgres import sqlstate
 
-Session = psycopg.Connection[tuple[Any, ...]]
+if TYPE_CHECKING:
+    import psycopg
+
+Session: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 
 LOCK_WAIT = 30.0  # seconds for somebody else's lock
 IDLE = 60.0  # seconds a transaction may stand still because its client does
@@ -96,6 +98,8 @@ class PostgresConnection(BaseModel):
 
     def connect(self, name: str, *, read_only: bool = False) -> Session:
         """A session in UTC, of the given application name. Systemic or Unavailable if there is none."""
+        import psycopg  # a tenth of our start, and now the mart is being read beside it
+
         try:
             session = psycopg.connect(**self.keywords(name), autocommit=True)
         except psycopg.Error as error:
@@ -114,6 +118,8 @@ def transaction(session: Session, seconds: float, *, write: bool = False) -> Ite
     """Commits at the end; after so many seconds it hangs up, for a silent network outlives every timeout
     the server keeps. An error closes the session and leaves as a TargetError; a lost answer to COMMIT is
     Ambiguous where it matters: for a `write`."""
+    import psycopg
+
     try:
         with _deadline(session, seconds):
             try:

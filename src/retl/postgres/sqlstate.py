@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-
-import psycopg
+from typing import TYPE_CHECKING
 
 from retl.batch import Kind, RowResult
 from retl.errors import Ambiguous, Systemic, TargetError, Unavailable
+
+if TYPE_CHECKING:
+    import psycopg
 
 KEY_COLLIDES = "21000"
 UNSUPPORTED = "0A000"  # of COPY: a table with row-level security
