@@ -16,7 +16,19 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from retl.batch import UNKNOWN, WRITTEN, Answer, Batch, Capabilities, Kind, Outcome, Quota, RowResult, Shape
+from retl.batch import (
+    UNKNOWN,
+    WRITTEN,
+    Answer,
+    Batch,
+    Capabilities,
+    Kind,
+    Line,
+    Outcome,
+    Quota,
+    RowResult,
+    Shape,
+)
 from retl.definitions import Limits, Retry
 from retl.delivery import Delivery, minted
 from retl.destinations import Destination
@@ -44,6 +56,9 @@ class Numbers:
 
     def documents(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
         return [(row, json.dumps({"value": row})) for row in range(first, last + 1)]
+
+    def lines(self, first: int, last: int, line: Line) -> Sequence[str]:
+        raise NotImplementedError
 
     def csv(self, first: int, last: int, *, delete: bool, numbered: bool) -> Iterator[bytes]:
         yield from (b"%d\n" % row for row in range(first, last + 1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal, Protocol
 
@@ -146,6 +147,38 @@ class Capabilities:
     expires: float | None = None  # seconds until the target forgets a row by itself
 
 
+@dataclass(frozen=True, slots=True)
+class KeyText:
+    """The value of a key column, by its place in `Shape.key`: as JSON, or percent-encoded as in a URL."""
+
+    index: int
+    form: Literal["json", "url"]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldText:
+    """The JSON of one field, by its place in `Shape.fields`; null where it is empty."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class FieldsText:
+    """The JSON object of all fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many bytes these pieces have in UTF-8, as decimal digits."""
+
+    of: Line
+
+
+Piece = str | KeyText | FieldText | FieldsText | Size  # a str stands for itself
+Line = tuple[Piece, ...]  # what a target wants to read of one row, as text
+LINE_KEYS = frozenset({"string", "integer", "uuid"})  # types a KeyText can be of
+
+
 class Rows(Protocol):
     """Whoever holds the rows of a change set. Positions are absolute; `last` is included."""
 
@@ -156,6 +189,8 @@ class Rows(Protocol):
     def tuples(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
 
     def documents(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
+
+    def lines(self, first: int, last: int, line: Line) -> Sequence[str]: ...
 
     def csv(self, first: int, last: int, *, delete: bool, numbered: bool) -> Iterator[bytes]: ...
 
@@ -183,7 +218,7 @@ class Batch:
     def __len__(self) -> int:
         return self.last - self.first + 1
 
-    @property
+    @cached_property
     def id(self) -> str:
         text = f"{self.run_id}/{self.operation}/{self.first}-{self.last}/{self.round}"
         return sha256(text.encode()).hexdigest()[:32]
@@ -208,6 +243,11 @@ class Batch:
         if self.operation == "delete":
             return self.keys()
         return self.rows.documents(self.first, self.last)
+
+    def lines(self, line: Line) -> Sequence[str]:
+        """Per row the text that `line` describes, made in SQL: 1,000 rows in the time that Python takes for
+        50. Never for deletes, which have no fields."""
+        return self.rows.lines(self.first, self.last, line)
 
     def csv(self, *, numbered: bool = True) -> Iterator[bytes]:
         """Chunks of a headerless CSV: the row number if asked for, then key and fields in the order of

@@ -12,18 +12,21 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from retl import values
+from retl.batch import FieldsText, FieldText, KeyText, Line, Piece, Size
+from retl.definitions import Formats
 from retl.mapping import FieldMap
-from retl.spool import Spool
+from retl.spool import RUN_FILE, Spool
 from retl.values import literal
 
 _CHUNK = 1 << 20  # bytes of CSV handed out at once
 _BLOCK_BYTES = 4 << 20  # what one block of rows held in Python may weigh as JSON, roughly
-_BLOCK_ROWS = 8192  # more than a batch of the usual size
+_BLOCK_ROWS = 32_768  # more than a batch of the usual size
 _BLOCKS_KEPT = 4
 
 
@@ -43,6 +46,7 @@ class ChangeSet:
     _blocks: dict[tuple[str, int], Future[list[tuple[Any, ...]]]] = field(default_factory=dict)
     _ahead: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "retl-rows"))
     _sizes: dict[str, int] = field(default_factory=dict)
+    _lines: dict[Line, str] = field(default_factory=dict)  # as SQL
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __len__(self) -> int:
@@ -66,7 +70,12 @@ class ChangeSet:
         return self._query(", ".join([self._key_list, *fields]), first, last)
 
     def documents(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
-        return self._query(f"{self._key_list}, {document_sql(self.field_map)}", first, last)
+        return self._query(self._documents, first, last)
+
+    def lines(self, first: int, last: int, line: Line) -> Sequence[str]:
+        if line not in self._lines:
+            self._lines[line] = line_sql(line, self.field_map)
+        return [text for (text,) in self._query(self._lines[line], first, last)]
 
     def csv(self, first: int, last: int, *, delete: bool, numbered: bool) -> Iterator[bytes]:
         shape = self.field_map.shape
@@ -111,13 +120,17 @@ class ChangeSet:
 
     def write_part(self, path: Path) -> None:
         """The durable trace of what this run may touch: no payload, one row per candidate, for us alone."""
-        path.touch(mode=0o600)  # and it stays that file: by itself DuckDB puts another in its place
+        path.touch(mode=0o600)
         self.spool.run(
             "COPY (SELECT pos AS row, op, key, hash, coalesce(owned, false) AS owned, ref FROM changes)"
-            f" TO {literal(str(path))} (FORMAT parquet, USE_TMP_FILE false)"
+            f" TO {literal(str(path))} ({RUN_FILE})"
         )
 
-    @property
+    @cached_property
+    def _documents(self) -> str:
+        return f"{self._key_list}, {document_sql(self.field_map)}"
+
+    @cached_property
     def _key_list(self) -> str:
         return ", ".join(f"k{i}" for i in range(len(self.field_map.shape.key)))
 
@@ -168,16 +181,43 @@ class ChangeSet:
 def document_sql(field_map: FieldMap) -> str:
     """SQL of one JSON object of the fields (not the key) of a change; NULL under `nulls: keep` is left
     out."""
-    members = []
-    for i, one in enumerate(field_map.shape.fields):
-        text = values.json_sql(one.type, f"f{i}", field_map.formats, field_map.timezone)
-        member = f"{literal(_json_name(one.name))} || {text}"
-        members.append(f"CASE WHEN f{i} IS NOT NULL THEN {member} END" if one.nulls == "keep" else member)
-    if not members:
-        return "'{}'"
-    return (
-        f"'{{' || array_to_string(list_filter([{', '.join(members)}], lambda m: m IS NOT NULL), ',') || '}}'"
+    fields = field_map.shape.fields
+    names = [literal(_json_name(one.name)) for one in fields]
+    texts = [_field_sql(field_map, i) for i in range(len(fields))]
+    if all(one.nulls == "clear" for one in fields):  # one concat is three times as fast as a list
+        members = ", ',', ".join(f"{name}, {text}" for name, text in zip(names, texts, strict=True))
+        return f"concat('{{', {members}, '}}')" if members else "'{}'"
+    kept = ", ".join(
+        f"CASE WHEN f{i} IS NOT NULL OR {one.nulls == 'clear'} THEN {name} || {text} END"
+        for i, (one, name, text) in enumerate(zip(fields, names, texts, strict=True))
     )
+    return f"'{{' || array_to_string(list_filter([{kept}], lambda m: m IS NOT NULL), ',') || '}}'"
+
+
+def line_sql(line: Line, field_map: FieldMap) -> str:
+    """SQL of what a line says of a change; never NULL."""
+
+    def piece(one: Piece) -> str:
+        match one:
+            case KeyText(index, "json"):
+                return values.json_sql(field_map.shape.key[index].type, f"k{index}", Formats())
+            case KeyText(index):
+                return f"url_encode(CAST(k{index} AS VARCHAR))"
+            case FieldText(index):
+                return _field_sql(field_map, index)
+            case FieldsText():
+                return document_sql(field_map)
+            case Size(of):
+                return f"strlen({line_sql(of, field_map)})"
+            case str():
+                return literal(one)
+
+    return f"concat({', '.join(map(piece, line))})"
+
+
+def _field_sql(field_map: FieldMap, index: int) -> str:
+    kind = field_map.shape.fields[index].type
+    return values.json_sql(kind, f"f{index}", field_map.formats, field_map.timezone)
 
 
 def _json_name(name: str) -> str:

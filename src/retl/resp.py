@@ -12,7 +12,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
 
@@ -50,7 +50,8 @@ POISON = {
 }
 _SENTENCES = AGAIN | STOP | POISON
 _CODE = re.compile("|".join(rf"\b{code}\b" for code in _SENTENCES))
-_CHUNK_COMMANDS, _CHUNK_BYTES = 500, 1 << 20
+CHUNK = 500  # commands sent before the replies to the last so many are read
+_CHUNK_BYTES = 1 << 20
 
 
 def judge(refusal: Refusal) -> tuple[str, str]:
@@ -59,6 +60,13 @@ def judge(refusal: Refusal) -> tuple[str, str]:
     text = re.split("['\"`]", str(refusal), maxsplit=1)[0]
     code = found[0] if (found := _CODE.search(text)) else text.split(" ", 1)[0]
     return code, _SENTENCES.get(code, "the server refused the command")
+
+
+class Packed(NamedTuple):
+    """Commands as they go over the wire, and how many they are."""
+
+    data: bytes
+    commands: int
 
 
 class Wire:
@@ -87,7 +95,7 @@ class Wire:
         self._socket: socket.socket | None = None
         self._reader = hiredis.Reader()
 
-    def exchange(self, commands: Iterable[Command]) -> list[Any]:
+    def exchange(self, commands: Iterable[Command | Packed]) -> list[Any]:
         """One reply per command, a refusal being a `Refusal` among them. OSError if the connection breaks
         and nobody knows how much was done; Unavailable or Systemic if none could be made."""
         if self._socket is None or _readable(self._socket):  # nothing was asked: the server hung up
@@ -95,10 +103,10 @@ class Wire:
         replies: list[Any] = []
         sent = 0
         try:
-            for chunk in _chunks(commands):
-                sent += len(chunk)
-                self._send(chunk, replies, sent)
-                self._read(replies, sent - len(chunk))  # the server works on this chunk meanwhile
+            for data, count in _chunks(commands):
+                sent += count
+                self._send(data, replies, sent)
+                self._read(replies, sent - count)  # the server works on this chunk meanwhile
             self._read(replies, sent)
         except BaseException:
             self.close()  # what comes next on it would answer a command that nobody waits for
@@ -129,7 +137,7 @@ class Wire:
             self._reader = hiredis.Reader()
             replies: list[Any] = []
             for count, command in enumerate(self._greeting, 1):
-                self._send([pack(command)], replies, count)
+                self._send(pack(command), replies, count)
                 self._read(replies, count)
                 if isinstance(replies[-1], Refusal):
                     code, sentence = judge(replies[-1])
@@ -155,11 +163,11 @@ class Wire:
         except OSError as error:
             raise Systemic("TLS", f"cannot read the CA file {self._ca_file}: {why(error)}") from error
 
-    def _send(self, chunk: list[bytes], replies: list[Any], sent: int) -> None:
+    def _send(self, data: bytes, replies: list[Any], sent: int) -> None:
         assert self._socket is not None
         try:
             self._socket.settimeout(self._timeout)
-            self._socket.sendall(b"".join(chunk))
+            self._socket.sendall(data)
         except OSError:
             self._read(replies, sent)  # the server may have said why, before it hung up
             raise
@@ -192,18 +200,19 @@ def pack(command: Command) -> bytes:
     return packed
 
 
-def _chunks(commands: Iterable[Command]) -> Iterator[list[bytes]]:
+def _chunks(commands: Iterable[Command | Packed]) -> Iterator[Packed]:
     chunk: list[bytes] = []
-    size = 0
+    size = count = 0
     for command in commands:
-        packed = pack(command)
-        chunk.append(packed)
-        size += len(packed)
-        if len(chunk) == _CHUNK_COMMANDS or size >= _CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
+        packed = command if isinstance(command, Packed) else Packed(pack(command), 1)
+        chunk.append(packed.data)
+        size += len(packed.data)
+        count += packed.commands
+        if count >= CHUNK or size >= _CHUNK_BYTES:
+            yield Packed(b"".join(chunk), count)
+            chunk, size, count = [], 0, 0
     if chunk:
-        yield chunk
+        yield Packed(b"".join(chunk), count)
 
 
 def _readable(connection: socket.socket) -> bool:

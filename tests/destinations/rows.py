@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, ClassVar
+from urllib.parse import quote
 
-from retl.batch import Batch, Form, Operation, Shape
+from retl.batch import Batch, FieldsText, FieldText, Form, KeyText, Line, Operation, Piece, Shape, Size
 from retl.values import Type
 
 Row = tuple[Any, ...]  # the values of Shape.key, then of Shape.fields
@@ -53,6 +54,30 @@ class Rows:
         return [
             (*row[: len(self.shape.key)], document(self.shape, row)) for row in self.rows[first : last + 1]
         ]
+
+    def lines(self, first: int, last: int, line: Line) -> Sequence[str]:
+        self.asked.add("documents")
+        return [self._line(row, line) for row in self.rows[first : last + 1]]
+
+    def _line(self, row: Row, line: Line) -> str:
+        width = len(self.shape.key)
+
+        def piece(one: Piece) -> str:
+            match one:
+                case KeyText(index, "json"):
+                    return _json(row[index], self.shape.key[index].type)
+                case KeyText(index):
+                    return quote(str(row[index]), safe="")
+                case FieldText(index):
+                    return _json(row[width + index], self.shape.fields[index].type)
+                case FieldsText():
+                    return document(self.shape, row)
+                case Size(of):
+                    return str(len(self._line(row, of).encode(errors="surrogatepass")))
+                case str():
+                    return one
+
+        return "".join(map(piece, line))
 
     def csv(self, first: int, last: int, *, delete: bool, numbered: bool) -> Iterator[bytes]:
         self.asked.add("csv")

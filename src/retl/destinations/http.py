@@ -35,6 +35,7 @@ from retl.batch import (
 from retl.definitions import Definition, Duration
 from retl.destinations import Destination
 from retl.errors import DefinitionError, Poisoned, Systemic
+from retl.http import line
 from retl.http.auth import Anonymous, HeaderName, Secret, WholeUrl
 from retl.http.body import Endpoint, Request, Template
 from retl.http.cells import Row, exact
@@ -53,6 +54,7 @@ OPERATION_NAMES: dict[Operation, str] = {
     "delete": "delete",
 }
 _INSERTS = ("insert_only", "append")
+LANES = 4  # or what the connection's limits say of `concurrency`, which is one where they say nothing
 _PROBE = Rules(ok=tuple(range(200, 300)), rows="none")
 
 
@@ -127,6 +129,7 @@ class HttpDestination(Destination[HttpOptions]):
         self._endpoints = _endpoints(options, shape)
         self._calls: dict[Operation, tuple[Template, Rules]] = {}
         endpoint = self._call(shape.write)[0].endpoint
+        self._line = line.line(endpoint, shape)
         if shape.deletes != "keep":
             self._call("delete")
         key = options.idempotency
@@ -135,6 +138,8 @@ class HttpDestination(Destination[HttpOptions]):
             operations=frozenset(self._endpoints),
             idempotent=shape.write not in _INSERTS,
             form="documents",
+            # where an intent precedes each request, more of them at once would only leave more in doubt
+            lanes=1 if shape.write in _INSERTS or key or options.job else LANES,
             shaping=endpoint.model_dump(
                 mode="json", exclude={"outcome", "max_rows", "max_bytes", "max_row_bytes"}
             ),
@@ -245,11 +250,14 @@ class HttpDestination(Destination[HttpOptions]):
             if request.headers[:1] != (host,):
                 raise Systemic("HTTP_MOVED", "base_url names another server than this request was made for")
             return request
+        template, text = self._call(batch.operation)[0], self._line
+        if text is not None and batch.operation != "delete":
+            request = template.of_lines(batch.lines(text))
+            return replace(request, headers=(host, *request.headers))
         rows = batch.documents()
         if batch.operation == "delete" and isinstance(self.shape.deletes, SoftDelete):
             fields = exact.encode(self.shape.deletes.set).decode()
             rows = [(*key, fields) for key in rows]
-        template = self._call(batch.operation)[0]
         if template.endpoint.asks_ref:
             rows = [
                 _with_ref(row, ref, len(self.shape.key)) for row, ref in zip(rows, batch.refs(), strict=True)

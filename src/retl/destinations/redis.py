@@ -41,21 +41,27 @@ import msgspec
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from retl.batch import (
+    LINE_KEYS,
     WRITTEN,
     Answer,
     Batch,
     Capabilities,
+    FieldsText,
+    KeyText,
     Kind,
+    Line,
     Outcome,
+    Piece,
     RowResult,
     Shape,
+    Size,
     SoftDelete,
     WriteMode,
 )
 from retl.definitions import Definition, Duration, seconds
 from retl.destinations import Destination
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, Systemic, Unavailable
-from retl.resp import AGAIN, STOP, Command, Refusal, Wire, judge, why
+from retl.resp import AGAIN, CHUNK, STOP, Command, Packed, Refusal, Wire, judge, pack, why
 
 NOBODY = "retl:stamp:"  # a key that never exists
 STAMPS = 1000  # more batches than can be written between two notes in the ledger
@@ -136,6 +142,7 @@ class Redis(Destination[RedisOptions]):
     def __init__(self, options: RedisOptions, shape: Shape) -> None:
         super().__init__(options, shape)
         self._template = _template(options, shape)
+        self._line = _line(options, shape, self._template)
         self._json_fields = {field.name for field in shape.fields if field.type.name == "json"}
         self._expiry: Command = () if options.ttl is None else ("EX", options.ttl)
         self._stamp = f"retl:stamp:{quote(shape.state_id)}:{quote(options.key, safe='')}"
@@ -219,14 +226,29 @@ class Redis(Destination[RedisOptions]):
 
     def request(self, batch: Batch) -> bytes:
         """The commands as one types them into redis-cli, one per line."""
-        lines = [" ".join(map(_typed, command)) for command in self._commands(batch)]
+        commands = [*self._row_commands(batch), *self._stamps(batch)]
+        lines = [" ".join(map(_typed, command)) for command in commands]
         return "\n".join(lines).encode(errors="backslashreplace")
 
     def close(self) -> None:
         self._wire.close()
 
-    def _commands(self, batch: Batch) -> Iterator[Command]:
+    def _commands(self, batch: Batch) -> Iterator[Command | Packed]:
         """One per row, in the rows' order, then two for the stamp."""
+        if self._line and batch.operation != "delete":
+            lines = batch.lines(self._line)
+            for n in range(0, len(lines), CHUNK):
+                some = lines[n : n + CHUNK]
+                yield Packed("".join(some).encode(), len(some))
+        else:
+            yield from self._row_commands(batch)
+        yield from self._stamps(batch)
+
+    def _stamps(self, batch: Batch) -> list[Command]:
+        note = ("LPUSH", self._stamp, f"{batch.run_id}/{batch.id}")
+        return [note, ("LTRIM", self._stamp, 0, STAMPS - 1)]
+
+    def _row_commands(self, batch: Batch) -> Iterator[Command]:
         width, value = len(self.shape.key), self.options.value
         for row in batch.documents():
             key = self._key(row[:width])
@@ -239,8 +261,6 @@ class Redis(Destination[RedisOptions]):
             elif isinstance(value, OneField):
                 text = dict(self._texts(row[width]))[value.field]
                 yield ("UNLINK", key) if text is None else ("SET", key, text, *self._expiry)
-        yield ("LPUSH", self._stamp, f"{batch.run_id}/{batch.id}")
-        yield ("LTRIM", self._stamp, 0, STAMPS - 1)
 
     def _hash(self, key: str, document: str) -> Command:
         texts = list(self._texts(document))
@@ -300,6 +320,23 @@ def _template(options: RedisOptions, shape: Shape) -> str:
     return (
         "".join(f"{text}{{{keys.index(name)}}}" for text, name in zip(escaped, names, strict=False))
         + escaped[-1]
+    )
+
+
+def _line(options: RedisOptions, shape: Shape, template: str) -> Line | None:
+    """The packed command of a row whose value is one JSON object, to be made in SQL; None where Python has
+    to make it."""
+    if options.value != "json" or any(field.type.name not in LINE_KEYS for field in shape.key):
+        return None
+    key: list[Piece] = []
+    for literal, index, _, _ in Formatter().parse(template):
+        key += [literal, *([KeyText(int(index), "url")] if index is not None else [])]
+    expiry = pack(("EX", options.ttl)).decode().partition("\r\n")[2] if options.ttl is not None else ""
+    return (
+        f"*{5 if expiry else 3}\r\n$3\r\nSET\r\n",
+        *("$", Size(tuple(key)), "\r\n", *key, "\r\n"),
+        *("$", Size((FieldsText(),)), "\r\n", FieldsText(), "\r\n"),
+        expiry,
     )
 
 

@@ -137,6 +137,7 @@ class Template:
         cells = Cells(keys, fields, endpoint.cast, refs=endpoint.asks_ref)
         self._head = cells.head
         self._path = cells.path(prefix + endpoint.path)
+        self._target = prefix + endpoint.path  # where no row has a part in it
         bare = endpoint.row is None and endpoint.wrap is None and endpoint.method == "DELETE"
         shape = "$row" if endpoint.row is None else endpoint.row
         self._row = None if bare else cells.make(shape)
@@ -152,22 +153,45 @@ class Template:
     def request(self, rows: Sequence[Row]) -> Request:
         """The one request for these rows. Poisoned, before anything is sent, if they are too many or
         too large for one, or if a value cannot stand where it has to."""
-        limit = self.endpoint.rows_at_most
-        if limit is not None and len(rows) > limit:
-            raise Poisoned("TOO_MANY_ROWS", f"{len(rows)} rows where a request takes {limit}")
+        self._refuse_more(len(rows))
         try:
             members = [self._members(row) for row in rows]
             target = self._path(rows[0], 0, members[0])
             body = self._body(rows, members) if self._row else b""
         except UnicodeEncodeError:
-            raise Poisoned(
-                "NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot say"
-            ) from None
+            raise _not_unicode() from None
         if "{$" in target:
             target = _listed(target, "{$keys}", rows, 0)
             target = _listed(target, "{$refs}", rows, len(self.keys))
             if "{$body}" in target:
                 target, body = target.replace("{$body}", quote(body, safe="")), b""
+        return self._whole(target, body)
+
+    def of_lines(self, lines: Sequence[str]) -> Request:
+        """The one request for rows whose texts are made already, by the `line` of this endpoint. Poisoned as
+        in `request`."""
+        self._refuse_more(len(lines))
+        try:
+            if self.endpoint.max_row_bytes is not None:
+                self._refuse_longer(max(len(line.encode()) for line in lines))
+            if self.endpoint.encoding == "ndjson":
+                return self._whole(self._target, "".join(f"{line}\n" for line in lines).encode())
+            rows = ",".join(lines).encode()
+        except UnicodeEncodeError:
+            raise _not_unicode() from None
+        wrapped = self.endpoint.wrap is not None
+        return self._whole(self._target, self._before + b"[" + rows + b"]" + self._after if wrapped else rows)
+
+    def _refuse_more(self, rows: int) -> None:
+        limit = self.endpoint.rows_at_most
+        if limit is not None and rows > limit:
+            raise Poisoned("TOO_MANY_ROWS", f"{rows} rows where a request takes {limit}")
+
+    def _refuse_longer(self, longest: int) -> None:
+        if (most := self.endpoint.max_row_bytes) is not None and longest > most:
+            raise Poisoned("TOO_LARGE", f"a row has more than the {most} bytes that the target takes")
+
+    def _whole(self, target: str, body: bytes) -> Request:
         if self.endpoint.max_bytes is not None and len(body) > self.endpoint.max_bytes:
             raise Poisoned("TOO_LARGE", f"{len(body)} bytes where a request takes {self.endpoint.max_bytes}")
         return Request(self.endpoint.method, target, self._headers, body)
@@ -207,10 +231,9 @@ class Template:
         assert self._row is not None
         cell = self._row
         made = [cell(row, n, members[n]) for n, row in enumerate(rows)]
-        if (most := self.endpoint.max_row_bytes) is not None:
+        if self.endpoint.max_row_bytes is not None:
             made = [msgspec.Raw(exact.encode(one)) for one in made]
-            if max(len(bytes(one)) for one in made) > most:
-                raise Poisoned("TOO_LARGE", f"a row has more than the {most} bytes that the target takes")
+            self._refuse_longer(max(len(bytes(one)) for one in made))
         match self.endpoint.encoding:
             case "csv":
                 return csvbody.write([exact.encode(one) for one in made])
@@ -220,6 +243,10 @@ class Template:
                 return urlencode(list(_flat(_exactly.decode(exact.encode(made[0])), ""))).encode()
         whole = exact.encode(made)
         return whole[1:-1] if self.endpoint.wrap is None else self._before + whole + self._after
+
+
+def _not_unicode() -> Poisoned:
+    return Poisoned("NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot say")
 
 
 def _listed(target: str, word: str, rows: Sequence[Row], index: int) -> str:

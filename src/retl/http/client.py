@@ -152,6 +152,8 @@ class Client:
         deadline = monotonic() + self._timeouts.total
         connection = self._connection(deadline)
         try:
+            assert self._wire is not None
+            self._wire.holds = bool(body)
             connection.request(method, target, body, dict(headers))
             response = connection.getresponse()
             if response.status < 200:
@@ -235,8 +237,18 @@ class _Wire:
     def __init__(self, sock: socket.socket, idle: float, deadline: float) -> None:
         self._sock, self._idle, self.deadline = sock, idle, deadline
         self._holders = 1  # http.client closes its connection while the last answer is still being read
+        self._limited = -1.0
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self.held = b""  # of the request, until its body comes
+        self.holds = False  # a body will come
 
     def sendall(self, data: bytes) -> None:
+        """Head and body leave together: two packets would wake the server twice."""
+        if self.holds:
+            self.held, self.holds = data, False
+            return
+        data, self.held = self.held + data, b""
         for start in range(0, len(data), _PIECE):
             self._limit()
             self._sock.sendall(data[start : start + _PIECE])
@@ -247,9 +259,7 @@ class _Wire:
 
     def is_quiet(self) -> bool:
         """Nothing to read between two answers: what there is would be the server's goodbye."""
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        return not poll.poll(0)
+        return not self._poll.poll(0)
 
     def makefile(self, mode: str) -> io.BufferedReader:
         self._holders += 1
@@ -262,7 +272,10 @@ class _Wire:
 
     def _limit(self) -> None:
         # never 0, which would mean "do not block"
-        self._sock.settimeout(max(min(self._idle, self.deadline - monotonic()), 0.001))
+        limit = max(min(self._idle, self.deadline - monotonic()), 0.001)
+        if limit != self._limited:
+            self._sock.settimeout(limit)
+            self._limited = limit
 
 
 class _Incoming(io.RawIOBase):

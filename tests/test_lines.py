@@ -1,0 +1,168 @@
+"""A row's text made in SQL is the text that Python makes of the same row, whatever the row holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retl import baseline, changes, contract, mapping
+from retl.batch import FieldsText, KeyText, Line, Shape, Size
+from retl.change_set import ChangeSet
+from retl.definitions import Sync
+from retl.destinations.redis import Redis, RedisOptions
+from retl.http import line
+from retl.http.body import Endpoint, Template
+from retl.resp import pack
+from retl.signals import Stop
+from retl.spool import Spool
+from tests.destinations.suite import HOSTILE
+
+# every type that a field can have; the keys are of the types that a line can say
+COLUMNS = {
+    "text": "VARCHAR",
+    "number": "INTEGER",
+    "id": "UUID",
+    "whole": "BIGINT",
+    "exact": "DECIMAL(38,10)",
+    "small": "DECIMAL(2,2)",
+    "real": "DOUBLE",
+    "flag": "BOOLEAN",
+    "day": "DATE",
+    "naive": "TIMESTAMP",
+    "moment": "TIMESTAMP WITH TIME ZONE",
+    "data": "JSON",
+    "tags": "VARCHAR[]",
+    "note": "VARCHAR",
+}
+EDGES = [
+    "(-1, uuid(), -9223372036854775808, -0.0000000001, .25, -1.7976931348623157e308, false, '0001-01-01',"
+    " '1900-01-01 00:00:00.000001', '1900-01-01 00:00:00+00', '{\"a\":[1,{\"b\":null}],\"c\":1.10}', ['', 'é'])",
+    "(2147483647, uuid(), 9223372036854775807, 9999999999999999999999999999.9999999999, -.05, 5e-324, true,"
+    " '9999-12-31', '9999-12-31 23:59:59.999999', '2026-03-29 02:30:00.5+02', '\"text\"', ['a,b', '\"'])",
+    "(7, uuid(), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)",
+]
+SHAPES = [
+    None,
+    "$row",
+    "$fields",
+    {"id": "$text", "attributes": "$fields"},
+    {"key": {"n": "$number", "u": "$field.id"}, "is": ["$flag", "$note", {"d": "$data"}], "v": 1, "no": None},
+    {"price": "$$5", "quote": 'a "q" \\', "é\n": "$exact", "list": []},
+]
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    made = Spool(tmp_path, Stop())
+    yield made
+    made.close()
+
+
+def change_set(spool: Spool, timezone: str = "UTC", **sync: Any) -> ChangeSet:
+    """Three rows of edges for every hostile text that can be a key, as a first run sends them."""
+    texts = [text for text in HOSTILE if text.strip() and "\0" not in text and text.isprintable()]
+    texts += ["\n", "\x1b[31m\r\n\t", "\x7f"]
+    spool.load("texts", {"text": "VARCHAR"}, ((text,) for text in texts))
+    typed = ", ".join(f"CAST(e.{name} AS {kind}) AS {name}" for name, kind in list(COLUMNS.items())[1:-1])
+    spool.run(
+        f'CREATE TABLE mart AS SELECT row_number() OVER () - 1 AS "retl row", text, {typed}, text AS note'
+        f" FROM texts, (VALUES {', '.join(EDGES)}) AS e({', '.join(list(COLUMNS)[1:-1])})"
+    )
+    parts = {"name": "s", "source": {"table": "mart"}, "key": ["text", "number", "id"], "destination": {}}
+    definition = Sync.model_validate(parts | sync)
+    judge = contract.build(None, COLUMNS, Path(), definition.key, timezone)
+    run = mapping.Run("run-1", datetime(2026, 11, 21, tzinfo=UTC))
+    field_map = mapping.build(definition, judge, run, state_id="s", timezone=timezone, newest=None)
+    baseline.lay(spool, None, [])
+    changes.fingerprint(spool, field_map, "TRUE", "5a17")
+    everything = changes.Strategy(everything=True, absence=False, once=False, hold_unknown=False)
+    changes.diff(spool, everything, 0, whole=True)
+    changes.judge(spool, judge, definition.key)
+    made = changes.assemble(spool, field_map, absence=False, owed=(), limit=None, directory=spool.directory)
+    assert len(made) == 3 * len(texts)
+    return made
+
+
+def names(shape: Shape) -> tuple[list[str], list[str]]:
+    return [one.name for one in shape.key], [one.name for one in shape.fields]
+
+
+def exactly(body: bytes) -> Any:
+    return json.loads(body, parse_float=Decimal)
+
+
+@pytest.mark.parametrize("timezone", ["UTC", "America/New_York"])
+@pytest.mark.parametrize("shape", SHAPES, ids=repr)
+def test_a_request_of_lines_says_what_a_request_of_rows_says(spool: Spool, shape: Any, timezone: str) -> None:
+    made = change_set(spool, timezone)
+    last, (keys, fields) = len(made) - 1, names(made.field_map.shape)
+    for endpoint in (
+        Endpoint(path="/rows", wrap="data.list", envelope={"kind": "k"}, row=shape),
+        Endpoint(path="/rows", encoding="ndjson", row=shape),
+    ):
+        template, text = Template(endpoint, keys, fields, "/v1"), line.line(endpoint, made.field_map.shape)
+        assert text is not None
+        of_lines = template.of_lines(made.lines(0, last, text))
+        of_rows = template.request(made.documents(0, last))
+        assert (of_lines.target, of_lines.headers) == (of_rows.target, of_rows.headers)
+        if endpoint.encoding == "json":
+            assert exactly(of_lines.body) == exactly(of_rows.body)
+        else:
+            assert list(map(exactly, of_lines.body.splitlines())) == list(
+                map(exactly, of_rows.body.splitlines())
+            )
+
+
+@pytest.mark.parametrize("ttl", ["1h", "none"])
+def test_a_packed_command_of_a_line_is_that_of_a_row(spool: Spool, ttl: str) -> None:
+    made = change_set(spool)
+    options = RedisOptions(key="r{{e}}co:{number}:{text}/{id}", ttl=ttl)
+    redis = Redis(options, made.field_map.shape)
+    text = redis._line
+    assert text is not None
+    lines = made.lines(0, len(made) - 1, text)
+    expiry = ("EX", 3600) if ttl == "1h" else ()
+    for (*key, document), said in zip(made.documents(0, len(made) - 1), lines, strict=True):
+        assert said.encode() == pack(("SET", redis._key(key), document, *expiry))
+
+
+def test_lines_of_any_slice_are_those_of_the_whole(spool: Spool) -> None:
+    made = change_set(spool)
+    text: Line = ("<", KeyText(1, "json"), FieldsText(), Size((KeyText(0, "url"),)), KeyText(0, "url"), ">")
+    whole = made.lines(0, len(made) - 1, text)
+    assert len(set(whole)) == len(made)
+    assert [made.lines(n, n, text)[0] for n in range(len(made))] == whole
+    assert [*made.lines(0, 4, text), *made.lines(5, len(made) - 1, text)] == whole
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "sync"),
+    [
+        ({"row": {"n": "$row_no"}}, {}),
+        ({"row": {"...": "$fields", "a": 1}}, {}),
+        ({"row": {"p": {"$base64": "$row"}}}, {}),
+        ({"row": "$row", "cast": {"values": "string"}}, {}),
+        ({"row": "$row", "path": "/rows/{text}", "wrap": None}, {}),
+        ({"row": "$row", "encoding": "csv", "wrap": None}, {}),
+        ({"row": "$row"}, {"fields": {"note": {"column": "note", "nulls": "keep"}}}),
+        ({"row": "$key"}, {"key": ["moment"]}),
+        ({"row": "$row"}, {"fields": {}}),
+    ],
+    ids=repr,
+)
+def test_what_needs_python_stays_with_it(
+    spool: Spool, endpoint: dict[str, Any], sync: dict[str, Any]
+) -> None:
+    definition = Sync.model_validate(
+        {"name": "s", "source": {"table": "m"}, "key": ["text"], "destination": {}} | sync
+    )
+    judge = contract.build(None, COLUMNS, Path(), definition.key)
+    run = mapping.Run("run-1", datetime(2026, 11, 21, tzinfo=UTC))
+    shape = mapping.build(definition, judge, run, state_id="s", timezone="UTC", newest=None).shape
+    assert line.line(Endpoint(**{"path": "/rows", "wrap": "rows", **endpoint}), shape) is None
