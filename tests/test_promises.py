@@ -12,6 +12,7 @@ import duckdb
 import pytest
 
 from tests.commands import ROWS, Workshop
+from tests.proxy import Proxy
 from tests.servers import Database
 
 TABLE = "{{type: postgres, table: crm.{name}, create: true}}"
@@ -140,3 +141,40 @@ def test_a_dry_run_needs_only_the_right_to_read(workshop: Workshop, postgres: Da
     refused = workshop.retl("sync", **account)
     assert refused.code == 1
     assert workshop.json("sync")["syncs"][0]["updated"] == 3
+
+
+def test_the_mart_is_let_go_while_a_slow_target_is_still_being_asked(
+    workshop: Workshop, postgres: Database
+) -> None:
+    """Whoever builds the mart waits for the reading of it, and for nothing else."""
+    slow = (
+        "SELECT i AS user_id, (SELECT max(sin(j + i % 2)) FROM range(4000000) u(j)) AS x FROM range(9) t(i)"
+    )
+    workshop.sync("users", source=f'{{sql: "{slow}"}}', destination=TABLE.format(name="users"))
+    mart = str(workshop.folder / "data" / "warehouse.duckdb")
+
+    def held() -> bool:
+        try:
+            duckdb.connect(mart).close()
+        except duckdb.IOException:
+            return True
+        return False
+
+    with Proxy(postgres.host, postgres.port) as proxy:
+        proxy.slow(0.1)
+        environ = workshop.environ(POSTGRES_HOST=proxy.host, POSTGRES_PORT=str(proxy.port))
+        with subprocess.Popen(workshop.command("sync"), cwd=workshop.folder, env=environ) as running:
+            while not held():
+                assert running.poll() is None
+                time.sleep(0.02)
+            while held():
+                time.sleep(0.02)
+            assert running.poll() is None  # it still asks the target
+    assert running.returncode == 0
+    assert len(contents(postgres, "users")) == 9
+
+
+def test_what_is_wrong_with_the_mart_is_said_before_what_is_wrong_with_the_target(workshop: Workshop) -> None:
+    workshop.sync("users", source='{sql: "SELECT user_id, CAST(email AS INTEGER) AS n FROM users"}')
+    document = workshop.retl("sync", "--output", "json", REDIS_HOST="127.0.0.1", REDIS_PORT="9").document
+    assert document["syncs"][0]["error"]["code"] == "MART_UNREADABLE"

@@ -73,11 +73,15 @@ class Account:
 
     @cached_property
     def target_rejects(self) -> list[Reject]:
-        """The rows the target refused; makes `refused` of them."""
+        """The rows the target refused; makes `refused` of them. Their numbers in the mart are told as long
+        as it is there: for payloads."""
+        numbered = self.plan.payload is not None
         self.plan.spool.run(
-            "CREATE OR REPLACE TABLE refused AS SELECT a.row AS pos, a.key, '' AS row_id, a.hash, r.row,"
+            "CREATE OR REPLACE TABLE refused AS SELECT a.row AS pos, a.key, '' AS row_id, a.hash,"
+            f" {'r.row' if numbered else 'CAST(NULL AS BIGINT) AS row'},"
             " coalesce(a.code, 'REJECTED') AS code, coalesce(a.reason, '') AS reason"
-            f" FROM ({self._answers()}) a LEFT JOIN rows r ON r.key = a.key AND r.fault IS NULL"
+            f" FROM ({self._answers()}) a"
+            f"{' LEFT JOIN rows r ON r.key = a.key AND r.fault IS NULL' if numbered else ''}"
             " WHERE a.kind = 'rejected'"
         )
         rows = self.plan.spool.run(
@@ -118,7 +122,7 @@ class Account:
         spool.load("former", {"key": "VARCHAR", "row_id": "VARCHAR"}, others)
         ended = spool.run(
             "SELECT f.key, f.row_id, r.key IS NULL OR c.key IS NULL, a.kind FROM former f"
-            " LEFT JOIN (SELECT DISTINCT key FROM rows) r USING (key)"
+            " LEFT JOIN standing r USING (key)"
             " LEFT JOIN (SELECT DISTINCT key FROM candidates) c USING (key)"
             f" LEFT JOIN ({self._answers()}) a ON a.key = f.key"
         )  # of a row without a usable key, whose key is '', nothing is there but itself

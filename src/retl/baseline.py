@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from retl.batch import UNKNOWN, Kind, Operation, Outcome, RowResult
-from retl.spool import Spool
+from retl.spool import RUN_FILE, Spool
 from retl.values import literal
 
 COMPACT_PAST = 0.2  # of the base's rows standing in parts
@@ -128,8 +128,8 @@ def alike(batches: Sequence[Acknowledged]) -> bool:
 
 def compact(spool: Spool, path: Path) -> None:
     """Write the relation `baseline` as a new base, a file for us alone."""
-    path.touch(mode=0o600)  # and it stays that file: by itself DuckDB puts another in its place
-    spool.run(f"COPY (SELECT * FROM baseline) TO {literal(str(path))} (FORMAT parquet, USE_TMP_FILE false)")
+    path.touch(mode=0o600)
+    spool.run(f"COPY (SELECT * FROM baseline) TO {literal(str(path))} ({RUN_FILE})")
 
 
 def due(base_rows: int, part_rows: Sequence[int]) -> bool:

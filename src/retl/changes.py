@@ -1,7 +1,8 @@
 """Freeze, diff, batches: mart × baseline → change set.
 
-Three tables in the spool: `mart` (the frozen rows), `rows` (each row's key, fault and hash) and
-`changes` (what would leave, in the order it would leave). A row is its position in the change set.
+In the spool stand `mart` (the frozen rows, each with its hash; `rows` shows their keys), `candidates`
+(what is due of them, or gone) and `changes` (what would leave, in the order it would leave). A row is
+its position in the change set.
 Nothing here knows a target, and nothing here is kept after the run.
 """
 
@@ -162,21 +163,29 @@ def since(
 
 
 def fingerprint(spool: Spool, field_map: FieldMap, clears: str, salt: str) -> None:
-    """Make `rows`: per frozen row its key as text, the CODE of a key fault or NULL, the hash of what
-    would be sent, and whether the contract surely accepts it."""
+    """Add to each frozen row the CODE of a key fault or NULL, the hash of what would be sent, and whether
+    the contract surely accepts it; and make the view `rows` of these, with the key as text.
+
+    They stand beside the row and not in a table of their own: the change set would have to be joined from
+    both, which took longer than to write the rows once more."""
     row_hash = values.hash_sql(compared(field_map), salt)
     spool.run(
-        f'CREATE TABLE rows AS SELECT "retl row" AS row, {field_map.key} AS key,'
-        f" {field_map.key_fault} AS fault, {row_hash} AS hash, {clears} AS sure,"
-        f" {field_map.field_fault or 'NULL'} AS unread FROM mart"
+        f'CREATE TABLE hashed AS SELECT *, {field_map.key_fault} AS "retl fault", {row_hash} AS "retl hash",'
+        f' {clears} AS "retl sure", {field_map.field_fault or "NULL"} AS "retl unread" FROM mart'
+    )
+    spool.run("DROP TABLE mart")
+    spool.run("ALTER TABLE hashed RENAME TO mart")
+    spool.run(
+        f'CREATE VIEW rows AS SELECT "retl row" AS row, {field_map.key} AS key, "retl fault" AS fault,'
+        ' "retl hash" AS hash, "retl sure" AS sure, "retl unread" AS unread FROM mart'
     )
 
 
-def diff(spool: Spool, strategy: Strategy, baseline_rows: int) -> None:
-    """Make `candidates` (row, key, op, hash, sure, owned, ref) from `rows` × `baseline`, and give the rows
+def diff(spool: Spool, strategy: Strategy, baseline_rows: int, *, whole: bool) -> None:
+    """Make `candidates` (row, key, op, sure, owned, ref) from `rows` × `baseline`, and give the rows
     of a key that stands there twice their fault. `op` is insert, update, refresh, or why the row is no
     candidate: skipped, in_doubt; and of keys the mart no longer has: gone, or left if they are not ours.
-    Unchanged rows are left out."""
+    Unchanged rows are left out. Where the mart is not `whole` any more, `duplicated` knows of it."""
     known = "b.key IS NOT NULL"
     op = "CASE WHEN r.row IS NULL THEN CASE WHEN b.owned THEN 'gone' ELSE 'left' END"
     op += f" WHEN r.fault IS NOT NULL THEN 'unchanged' WHEN NOT {known} THEN 'insert'"
@@ -190,10 +199,9 @@ def diff(spool: Spool, strategy: Strategy, baseline_rows: int) -> None:
         if strategy.refresh_before is not None:
             before = f"{literal(strategy.refresh_before.isoformat())}::TIMESTAMPTZ"
             op += f" WHEN b.confirmed_at < {before} THEN 'refresh'"
-    whole = not spool.run("SELECT 1 FROM duckdb_tables() WHERE table_name = 'duplicated'")
     candidates = (
         "CREATE OR REPLACE TABLE candidates AS SELECT * FROM ("
-        f"SELECT r.row, coalesce(r.key, b.key) AS key, {op} ELSE 'unchanged' END AS op, r.hash, r.sure,"
+        f"SELECT r.row, coalesce(r.key, b.key) AS key, {op} ELSE 'unchanged' END AS op, r.sure,"
         " b.owned, b.ref"
         f" FROM rows r {'FULL' if whole else 'LEFT'} JOIN baseline b ON b.key = r.key"
         ") WHERE op <> 'unchanged'"
@@ -207,7 +215,8 @@ def diff(spool: Spool, strategy: Strategy, baseline_rows: int) -> None:
             " SELECT key FROM rows WHERE fault IS NULL GROUP BY key HAVING count(*) > 1"
         )
     spool.run(
-        "UPDATE rows SET fault = 'KEY_DUPLICATE' WHERE fault IS NULL AND key IN (SELECT key FROM duplicated)"
+        'UPDATE mart SET "retl fault" = \'KEY_DUPLICATE\' WHERE "retl row" IN'
+        " (SELECT row FROM rows WHERE fault IS NULL AND key IN (SELECT key FROM duplicated))"
     )
     spool.run(candidates)
 
@@ -233,11 +242,13 @@ def edit(spool: Spool, judged: Contract, original: str | None) -> Contract:
     refused: list[tuple[Any, ...]] = []
 
     def edited() -> Iterator[tuple[Any, ...]]:
-        for row, before, verdict in _judged(spool, judged, 'SELECT "retl row" FROM mart'):
-            if isinstance(verdict, Verdict):
-                refused.append((row, "contract", verdict.code, verdict.reason, verdict.column))
-            after = verdict if isinstance(verdict, dict) else before
-            yield (row, *(_as_text(after[name]) for name in names))
+        for chunk in _chunks(spool, judged, 'SELECT "retl row" FROM mart'):
+            rows = [dict(zip((*names, MISFIT), row, strict=False)) for row in chunk]
+            for (*_, number), row, verdict in zip(chunk, rows, judged.judge_and_edit(rows), strict=True):
+                if isinstance(verdict, Verdict):
+                    refused.append((number, "contract", verdict.code, verdict.reason, verdict.column))
+                after = verdict if isinstance(verdict, dict) else row
+                yield (number, *(_as_text(after[name]) for name in names))
 
     spool.load("edited", {"retl row": "BIGINT", **carriers}, edited(), lenient=True)
     spool.run(f"ALTER TABLE mart RENAME TO {original}" if original else "DROP TABLE mart")
@@ -250,17 +261,7 @@ def judge(spool: Spool, judged: Contract, key: Sequence[str]) -> None:
     """Let Pydantic decide the candidates that SQL did not clear; make `rejects` of them and of the key
     faults, and take them out of the candidates. `key` names the key's columns in the mart."""
     if not judged.edits:
-        due = "SELECT row FROM candidates WHERE NOT sure AND op NOT IN ('skipped', 'in_doubt')"
-        verdicts = _judged(spool, judged, due)
-        spool.load(
-            "verdicts",
-            _VERDICT,
-            (
-                (row, "contract", verdict.code, verdict.reason, verdict.column)
-                for row, _, verdict in verdicts
-                if isinstance(verdict, Verdict)
-            ),
-        )
+        spool.load("verdicts", _VERDICT, _refused(spool, judged))
     if spool.run("SELECT 1 FROM rows WHERE unread IS NOT NULL LIMIT 1"):
         spool.run(
             f"INSERT INTO verdicts SELECT r.row, 'contract', 'NO_PHONE', {literal(REASON)}, r.unread"
@@ -301,7 +302,8 @@ def refuse_missing(spool: Spool, lookups: Sequence[Lookup]) -> int:
     for one in lookups:
         reason = f"{one.field}: sync {one.sync} has not learnt the id of the row that {one.columns} names"
         spool.run(
-            'CREATE OR REPLACE TABLE waiting AS SELECT c.* FROM candidates c JOIN mart ON "retl row" = c.row'
+            'CREATE OR REPLACE TABLE waiting AS SELECT c.*, "retl hash" AS hash FROM candidates c'
+            ' JOIN mart ON "retl row" = c.row'
             f" WHERE c.op IN ('insert', 'update', 'refresh') AND {one.key} IS NOT NULL AND {one.ref} IS NULL"
         )
         spool.run(
@@ -326,18 +328,25 @@ def refuse_unnamed(spool: Spool) -> int:
     return count
 
 
-def _judged(
-    spool: Spool, judged: Contract, due: str
-) -> Iterator[tuple[int, dict[str, Any], Verdict | dict[str, Any] | None]]:
-    """Row number, its values and the model's word on it, for each row that is due."""
-    names = [*judged.columns, MISFIT]
+def _refused(spool: Spool, judged: Contract) -> Iterator[tuple[Any, ...]]:
+    """What the model has against candidates that SQL did not clear."""
+    due = "SELECT row FROM candidates WHERE NOT sure AND op NOT IN ('skipped', 'in_doubt')"
+    names = (*judged.columns, MISFIT)
+    for chunk in _chunks(spool, judged, due):
+        doubtful = judged.doubtful(chunk)
+        verdicts = judged.judge([dict(zip(names, row, strict=False)) for row in doubtful])
+        for (*_, number), verdict in zip(doubtful, verdicts, strict=True):
+            if verdict is not None:
+                yield number, "contract", verdict.code, verdict.reason, verdict.column
+
+
+def _chunks(spool: Spool, judged: Contract, due: str) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows that are due as the contract selects them, each with its number in the mart at its end."""
     cursor = spool.cursor()
-    cursor.execute(f'SELECT "retl row", {judged.select()} FROM mart WHERE "retl row" IN ({due}) ORDER BY 1')
+    cursor.execute(f'SELECT {judged.select()}, "retl row" FROM mart WHERE "retl row" IN ({due})')
     while chunk := cursor.fetchmany(_JUDGED_AT_ONCE):
         spool.stop.check()
-        rows = [dict(zip(names, row[1:], strict=True)) for row in chunk]
-        verdicts = judged.judge_and_edit(rows) if judged.edits else judged.judge(rows)
-        yield from zip((row[0] for row in chunk), rows, verdicts, strict=True)
+        yield chunk
 
 
 def _as_text(value: Any) -> Any:
@@ -365,30 +374,31 @@ def assemble(
     refusal came from the target go last, deletes after everything), and the object that hands it out."""
     keys = [f"k{i}" for i in range(len(field_map.shape.key))]
     key_types = [f.type for f in field_map.shape.key]
+    plain = [one.name for one in key_types] == ["string"]  # the key's text is its value: it stands once
     spool.load("owed", {"key": "VARCHAR"}, ((key,) for key in owed))
     order = ", ".join(["phase", *keys])
-    # the candidates' columns stand apart in a struct: the mart's may have the same names
+    is_owed = spool.one("SELECT count(*) FROM owed")[0] > 0
+    late = f"CASE WHEN {field_map.key} IN (SELECT key FROM owed) THEN {OWED} ELSE {FRESH} END"
     parts = [
-        'SELECT CASE WHEN "retl due".key IN (SELECT key FROM owed) THEN 1 ELSE 0 END AS phase,'
-        ' "retl due".op AS op, "retl due".key AS key, "retl due".hash AS hash, "retl due".owned AS owned,'
-        f' "retl due".ref AS ref, {field_map.payload} FROM mart JOIN'
-        ' (SELECT row AS "retl at", c AS "retl due" FROM candidates c'
-        " WHERE op IN ('insert', 'update', 'refresh')) ON \"retl row\" = \"retl at\""
+        f'SELECT {late if is_owed else FRESH} AS phase, "retl op" AS op, "retl hash" AS hash,'
+        f' "retl owned" AS owned, "retl ref" AS ref{"" if plain else f", {field_map.key} AS key"},'
+        f" {field_map.payload} FROM {_due(spool)}"
     ]
-    if absence:
+    if absence and spool.one("SELECT count(*) FROM candidates WHERE op = 'gone'")[0]:
         values_of_key = ", ".join(
             f"{values.key_value_sql(key_types, i, 'b.key')} AS {name}" for i, name in enumerate(keys)
         )
         nothing = "".join(f", NULL AS f{i}" for i in range(len(field_map.shape.fields)))
         parts.append(
-            "SELECT 2 AS phase, 'delete' AS op, b.key, NULL AS hash, b.owned, b.ref,"
-            f" {values_of_key}{nothing} FROM candidates b WHERE b.op = 'gone'"
+            f"SELECT {DELETES} AS phase, 'delete' AS op, NULL AS hash, b.owned, b.ref,"
+            f" {'' if plain else 'b.key, '}{values_of_key}{nothing} FROM candidates b WHERE b.op = 'gone'"
         )
     top = f" LIMIT {limit}" if limit is not None else ""
     spool.run(
-        "CREATE TABLE changes AS SELECT row_number() OVER () - 1 AS pos, * FROM"
+        "CREATE TABLE ordered AS SELECT row_number() OVER () - 1 AS pos, * FROM"
         f" (SELECT * FROM ({' UNION ALL '.join(parts)}) ORDER BY {order}{top})"
     )
+    spool.run(f"CREATE VIEW changes AS SELECT *{', k0 AS key' if plain else ''} FROM ordered")
     counted = spool.run(
         "SELECT phase, op, count(*), min(pos), max(pos) FROM changes GROUP BY ALL ORDER BY 1, 2"
     )
@@ -399,6 +409,32 @@ def assemble(
         ranges[phase] = (min(low, first), max(high, last))
         counts[op] = counts.get(op, 0) + number
     return ChangeSet(spool, field_map, directory, ranges, counts)
+
+
+def _due(spool: Spool) -> str:
+    """SQL of the rows of the mart that are due, with what the candidates say of them. Where each that was
+    not refused is an insert there is nothing to be joined, which takes as long as to put them in order.
+    """
+    inserts, others, refused, total = spool.one(
+        "SELECT (SELECT count(*) FROM candidates WHERE op = 'insert'),"
+        " (SELECT count(*) FROM candidates WHERE op <> 'insert'),"
+        " (SELECT count(DISTINCT row) FROM rejects), (SELECT count(*) FROM mart)"
+    )
+    # the mart's columns may have any name that does not begin with "retl "
+    if not others and inserts + refused == total:
+        kept = ' WHERE "retl row" NOT IN (SELECT row FROM rejects WHERE row IS NOT NULL)' if refused else ""
+        same = '\'insert\' AS "retl op", NULL::BOOLEAN AS "retl owned", NULL::VARCHAR AS "retl ref"'
+        return f"(SELECT *, {same} FROM mart{kept})"
+    said = 'row AS "retl at", op AS "retl op", owned AS "retl owned", ref AS "retl ref"'
+    due = f"SELECT {said} FROM candidates WHERE op IN ('insert', 'update', 'refresh')"
+    return f'mart JOIN ({due}) ON "retl row" = "retl at"'
+
+
+def find_standing(spool: Spool, keys: Sequence[str]) -> None:
+    """Make `standing`: those of the keys that the mart has. It is asked for when the mart is gone."""
+    spool.load("standing", {"key": "VARCHAR"}, ((key,) for key in keys))
+    if keys:
+        spool.run("DELETE FROM standing WHERE key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)")
 
 
 def rejected(spool: Spool) -> list[tuple[str, str | None]]:

@@ -124,7 +124,7 @@ def _tried(
         spool.run(f'CREATE TABLE {mapping.learnt(other)} ("retl key" VARCHAR, "retl ref" VARCHAR)')
     delivered = baseline.lay(spool, None, [])
     changes.fingerprint(spool, field_map, "TRUE" if judge.edits else judge.clears(), "")
-    changes.diff(spool, _ALL, delivered)
+    changes.diff(spool, _ALL, delivered, whole=True)
     changes.judge(spool, judge, sync.key)
     changes.assemble(spool, field_map, absence=False, owed=(), limit=None, directory=directory)
     refused = next(iter(changes.rejects(spool)), None)

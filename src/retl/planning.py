@@ -7,7 +7,8 @@ Nothing in this module writes to the target, the ledger or the state directory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ from retl.sources import dbt
 from retl.sources import duckdb as mart
 from retl.sources.dbt import Build
 from retl.spool import Spool
+from retl.values import quoted
 
 RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # missing ones, which a dry run does not need
 SAMPLE = 200  # confirmed keys asked for before `unchanged` is believed
@@ -56,18 +58,20 @@ def make(
     with clock.phase("start"):
         planning = _Planning(job, run, directory, hold)
     with clock.phase("freeze"):
-        planning.freeze()
-    with clock.phase("recover"):
-        if settle is not None:
-            planning.settle(settle)
-        elif ask:
-            planning.foresee()
+        planning.open()
+    with planning.freezing(clock):
+        with clock.phase("recover"):
+            if settle is not None:
+                planning.settle(settle)
+            elif ask:
+                planning.foresee()
+        with clock.phase("diff"):
+            planning.lay()
+        if ask:
+            with clock.phase("guard"):
+                planning.ask_target()
     with clock.phase("diff"):
-        planning.lay()
-    if ask:
-        with clock.phase("guard"):
-            planning.ask_target()
-    with clock.phase("diff"):
+        planning.narrow()
         planning.diff()
     with clock.phase("judge"):
         planning.judge()
@@ -94,18 +98,19 @@ class _Planning:
         self.foreseen: dict[str, Outcome] = {}  # of dead runs' batches, by their ids
         self.unforeseen = 0  # rows of those that only a run can ask after
 
-    def freeze(self) -> None:
-        """Read the mart once, let go of it, and know how its rows become the target's."""
+    def open(self) -> None:
+        """Lay hold of the mart, and know how its rows become the target's."""
         job, sync = self.job, self.job.sync
         wanted = mart.query(sync.source, job.options.variables, job.folder, job.warehouse)
-        self.identity = mart.attach(self.spool, job.warehouse, job.folder, _tell_waiting)
+        self.reader = self.spool.beside()
+        self.identity = mart.attach(self.reader, job.warehouse, job.folder, _tell_waiting)
         if sync.source.dbt is not None:
             # dbt can write neither the mart nor another result while we hold the file
             self.build = dbt.build(job.warehouse, job.folder, sync.source.dbt)
             wanted = mart.query(sync.source, job.options.variables, job.folder, job.warehouse)
         read_paths = [job.folder / path for path in job.warehouse.read_paths]
         self.spool.harden([*read_paths, *job.ledger.readable()])
-        columns = mart.columns(self.spool, wanted)
+        columns = mart.columns(self.reader, wanted)
         if taken := next((name for name in columns if name.lower().startswith("retl ")), None):
             raise DefinitionError(
                 "COLUMN_NAME",
@@ -119,20 +124,61 @@ class _Planning:
         fit(sync, self.field_map, self.capabilities)
         self.cursor = changes.cursor(sync, columns)
         names = dict.fromkeys([*self.contract.columns, *([self.cursor.column] if self.cursor else [])])
-        self.total = mart.read(self.spool, wanted, {name: columns[name] for name in names}, "mart")
-        mart.detach(self.spool, job.warehouse)
-        log.event("mart_frozen", rows=self.total)
-        log.event("mart_described", columns={name: str(columns[name]) for name in names}, level="debug")
-        self.failed_checks = [check for check in sync.checks if self._returns_rows(check)]
-        original = "unedited" if self.contract.edits else "mart"
-        if sync.rejects.payload:
-            self.payload = payload.of(self.contract, original, sync.rejects.mask)
-        if self.contract.edits:
-            kept = original if self.payload else None
-            self.contract = changes.edit(self.spool, self.contract, kept)
+        self.wanted, self.columns = wanted, {name: columns[name] for name in names}
         self.checkpoint = job.ledger.checkpoint(sync.name, self.capabilities.object)
         self.layers = job.ledger.layers(sync.name, self.capabilities.object)
         self._map(_newest(job.ledger, self.checkpoint, self.layers))
+
+    @contextmanager
+    def freezing(self, clock: Clock) -> Iterator[None]:
+        """Read the mart once, let go of it and hash its rows, while the body asks ledger and target. What is
+        wrong with the mart is said before anything the body found."""
+        with ThreadPoolExecutor(1, "retl-mart") as other:
+            reading = other.submit(self._read)
+            try:
+                if self.contract.edits:  # what its rows become is known when they went through the model
+                    self._frozen(reading, clock)
+                yield
+            finally:
+                if not self.contract.edits:
+                    self._frozen(reading, clock)
+
+    def _read(self) -> int:
+        with closing(self.reader):
+            try:
+                rows = mart.read(self.reader, self.wanted, self.columns, "mart")
+            finally:
+                mart.detach(self.reader, self.job.warehouse)
+            if self._at_once:
+                self._hash(self.reader)
+        return rows
+
+    def _hash(self, spool: Spool) -> None:
+        sure = "TRUE" if self.contract.edits else self.contract.clears()
+        changes.fingerprint(spool, self.field_map, sure, self._what)
+
+    @property
+    def _at_once(self) -> bool:
+        """Are the rows that are hashed those that the mart has, as it has them?"""
+        return not (self._in_part or self.contract.edits or self.field_map.lookups)
+
+    @property
+    def _what(self) -> str:
+        return mapping.what(self.job.sync, self.contract, self.field_map, self.capabilities.shaping)
+
+    def _frozen(self, reading: Future[int], clock: Clock) -> None:
+        with clock.phase("freeze"):
+            self.total = reading.result()
+            log.event("mart_frozen", rows=self.total)
+            log.event("mart_described", columns={n: str(t) for n, t in self.columns.items()}, level="debug")
+            sync = self.job.sync
+            self.failed_checks = [check for check in sync.checks if self._returns_rows(check)]
+            original = "unedited" if self.contract.edits else "mart"
+            if sync.rejects.payload:
+                self.payload = payload.of(self.contract, original, sync.rejects.mask)
+            if self.contract.edits:
+                self.contract = changes.edit(self.spool, self.contract, original if self.payload else None)
+                self._map(_newest(self.job.ledger, self.checkpoint, self.layers))
 
     def settle(self, settle: Settle) -> None:
         """Ask what became of dead runs' batches, where that is to be known."""
@@ -158,12 +204,12 @@ class _Planning:
                         self.foreseen[row.batch_id] = outcome
 
     def lay(self) -> None:
-        """The baseline as the ledger knows it, and the rows that this run is about."""
+        """The baseline, and what else the ledger knows."""
         sync, ledger = self.job.sync, self.job.ledger
         self.fingerprints = {
             "where": self.capabilities.object,
             "who": mapping.who(self.field_map),
-            "what": mapping.what(sync, self.contract, self.field_map, self.capabilities.shaping),
+            "what": self._what,
             "mark": f"{self.cursor.column} {self.cursor.column_type}" if self.cursor else "",
         }
         last = self.layers[-1].fingerprint if self.layers else {}
@@ -177,7 +223,10 @@ class _Planning:
         self.known_rejects = {
             (one.key, one.hash) for one in [*self.open_rejects, *ledger.rejects(sync.name, "dismissed")]
         }
-        if self.cursor is not None or self._selection.partial:
+
+    def narrow(self) -> None:
+        """Drop from the frozen mart the rows that this run is not about."""
+        if self._in_part:
             changes.find_duplicates(self.spool, self.field_map)  # in the whole mart, before rows leave it
         if self.cursor is not None:
             self.watermark = self._since(self.cursor)
@@ -212,8 +261,8 @@ class _Planning:
     def diff(self) -> None:
         """The candidates: rows that differ from the baseline, or are due for another reason."""
         sync, capabilities = self.job.sync, self.capabilities
-        sure = "TRUE" if self.contract.edits else self.contract.clears()
-        changes.fingerprint(self.spool, self.field_map, sure, self.fingerprints["what"])
+        if not self._at_once:
+            self._hash(self.spool)
         expires = capabilities.expires
         self.strategy = Strategy(
             everything=self._selection.forced or sync.changes.strategy == "all" or self.emptied,
@@ -225,7 +274,7 @@ class _Planning:
             hold_unknown=not capabilities.idempotent and sync.delivery != "at_least_once",
             refresh_before=None if expires is None else self.run.started_at - timedelta(seconds=expires / 2),
         )
-        changes.diff(self.spool, self.strategy, self.baseline_rows)
+        changes.diff(self.spool, self.strategy, self.baseline_rows, whole=not self._in_part)
 
     def judge(self) -> None:
         """The contract's word on the candidates."""
@@ -251,6 +300,7 @@ class _Planning:
             limit=self._selection.limit,
             directory=self.directory,
         )
+        changes.find_standing(self.spool, list(dict.fromkeys(one.key for one in self.open_rejects)))
         self.withheld = self.outcome.get("gone", 0) if self.strategy.absence and unkeyed else 0
 
     def guard(self) -> Plan:
@@ -325,6 +375,11 @@ class _Planning:
         return self.job.options.selection
 
     @property
+    def _in_part(self) -> bool:
+        """Do rows leave the frozen mart before it is looked at?"""
+        return self.cursor is not None or self._selection.partial
+
+    @property
     def _is_first(self) -> bool:
         return self.checkpoint is None and not self.layers
 
@@ -351,7 +406,8 @@ class _Planning:
             )
 
     def _returns_rows(self, check: str) -> bool:
-        self.spool.run('CREATE OR REPLACE VIEW source AS SELECT * EXCLUDE ("retl row") FROM mart')
+        listed = ", ".join(map(quoted, self.columns))
+        self.spool.run(f"CREATE OR REPLACE VIEW source AS SELECT {listed} FROM mart")
         return bool(mart.answers(self.spool, mart.select(check, self.job.options.variables, "checks")))
 
     def _since(self, cursor: Cursor) -> str | None:

@@ -318,7 +318,8 @@ def _json_sql(type: Type, expr: str, formats: Formats, timezone: str) -> str:
     if name in ("timestamp", "timestamptz"):
         zoned = expr if name == "timestamptz" else f"timezone({literal(timezone)}, {expr})"
         if formats.timestamps == "iso":
-            return f"'\"' || {_iso(_utc(zoned))} || 'Z\"'"
+            naive = expr if (name, timezone) == ("timestamp", "UTC") else _utc(zoned)
+            return f"'\"' || {_iso(naive)} || 'Z\"'"
         unit = 1_000_000 if formats.timestamps == "epoch_s" else 1_000
         return (
             f"CAST((epoch_us({zoned}) - (epoch_us({zoned}) % {unit} + {unit}) % {unit}) // {unit} AS VARCHAR)"
@@ -568,10 +569,11 @@ def _parsed(part: Any, type: Type) -> Any:
 
 
 def hash_sql(fields: Sequence[tuple[str, str, Type]], salt: str) -> str:
-    """SQL for a row's 16-byte hash over (destination field, carrier, type), in any order.
+    """SQL for a row's hash over (destination field, carrier, type), in any order: 16 bytes of its values,
+    then 4 of the salt (hexadecimal digits), which stands for all that is the same in every row.
 
-    The values stand in the order of the fields' names, which are in the salt and not in the row: sha256
-    takes time by the block of 64 bytes, and names made half of them.
+    sha256 takes time by the block of 64 bytes: neither the fields' names, in whose order the values stand,
+    nor the salt are hashed once more with each row.
     """
     # JSON inside JSON loses digits, and '.5' is not JSON at all: both go in as text
     as_text = ("json", "decimal")
@@ -579,7 +581,8 @@ def hash_sql(fields: Sequence[tuple[str, str, Type]], salt: str) -> str:
         f"CAST({expr} AS VARCHAR)" if type.name in as_text else expr
         for _, expr, type in sorted(fields, key=lambda field: field[0])
     )
-    return f"unhex(left(sha256({literal(salt[:16])} || CAST(json_array({parts}) AS VARCHAR)), 32))"
+    digest = f"substring(sha256(CAST(json_array({parts}) AS VARCHAR)), 1, 32)"
+    return f"unhex({digest} || {literal(salt[:8])})"
 
 
 _TRANSFORMS: dict[str, str] = {
