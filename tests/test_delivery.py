@@ -114,7 +114,7 @@ def test_the_ledger_knows_a_batch_before_the_target_gets_it(scene: Scene) -> Non
     ("rows", "size", "opened"),
     [
         (0, 5, []),
-        (500, 5, [64, 36]),
+        (1000, 5, [128, 72]),
         (40_000, 1000, [16, 16, 8]),
         (12_000, 200, [50, 10]),
         (12_000, 199, [51, 10]),
@@ -238,7 +238,7 @@ def test_the_other_lanes_finish_the_batch_in_hand_and_take_no_other(scene: Scene
         delivery.drain(scene.batches(200, 1))
     assert len(scene.world.sent) == 2
     assert len(scene.world.objects) == 1
-    assert len(scene.recorded) == 64  # what lies beyond was never opened
+    assert len(scene.recorded) == 128  # what lies beyond was never opened
 
 
 def test_a_window_is_opened_when_the_one_before_is_used_up(scene: Scene) -> None:
@@ -248,9 +248,9 @@ def test_a_window_is_opened_when_the_one_before_is_used_up(scene: Scene) -> None
         opened.append(len(scene.recorded))
         return Outcome(WRITTEN)
 
-    scene.world.answers.extend([look] * 70)
-    scene.delivery().drain(scene.batches(70, 1))
-    assert opened == [64] * 64 + [70] * 6
+    scene.world.answers.extend([look] * 134)
+    scene.delivery().drain(scene.batches(134, 1))
+    assert opened == [128] * 128 + [134] * 6
 
 
 # --- not now

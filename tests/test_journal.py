@@ -72,15 +72,15 @@ def test_an_answer_is_recorded_with_its_attempts_and_milliseconds(scene: Scene) 
 
 def test_answers_are_gathered_and_never_more_than_a_group_is_at_risk(scene: Scene) -> None:
     run = journal(scene)
-    batches = list(scene.batches(65, 1))
+    batches = list(scene.batches(129, 1))
     run.open(batches)
-    for one in batches[:63]:
+    for one in batches[:127]:
         run.acknowledge(Answered(one, Outcome(WRITTEN)))
     assert set(statuses(scene)) == {"open"}
-    run.acknowledge(Answered(batches[63], Outcome(WRITTEN)))
-    assert statuses(scene) == ["done"] * 64 + ["open"]
-    run.acknowledge(Answered(batches[64], Outcome(WRITTEN)))
-    assert statuses(scene)[64] == "open"
+    run.acknowledge(Answered(batches[127], Outcome(WRITTEN)))
+    assert statuses(scene) == ["done"] * 128 + ["open"]
+    run.acknowledge(Answered(batches[128], Outcome(WRITTEN)))
+    assert statuses(scene)[128] == "open"
     run.flush()
     assert set(statuses(scene)) == {"done"}
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import duckdb
@@ -15,7 +17,7 @@ from retl.testing import FakeHubSpot
 from tests import api as fake
 from tests import servers
 from tests.api import TOKEN, Api, passed
-from tests.commands import Workshop
+from tests.commands import ROWS, Workshop
 from tests.crashes import until
 
 PATIENCE = 180
@@ -235,3 +237,31 @@ def test_without_its_ledger_nothing_is_sent(
     assert run.returncode == 1, out + err
     assert "STATE_UNREACHABLE" in out + err or "LOCK_LOST" in out + err
     assert len(api.seen) == 5
+
+
+class Together:
+    """A fault that only takes its time, and knows how many requests did so at once."""
+
+    def __init__(self) -> None:
+        self.lock, self.now, self.most = threading.Lock(), 0, 0
+
+    def __call__(self, exchange: Any) -> bool:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        sleep(0.05)
+        with self.lock:
+            self.now -= 1
+        return False
+
+
+@pytest.mark.parametrize(("limits", "most"), [("{share: 1}", 1), ("{concurrency: 3}", 3)])
+def test_a_sync_sends_as_many_requests_at_once_as_the_limits_say(
+    shop: Workshop, runs: Runs, api: Api, limits: str, most: int
+) -> None:
+    together = Together()
+    define(shop, api, limits)
+    api.misbehave(*[together] * ROWS)
+    said = runs.summary(runs.start("first"))
+    assert (said["inserted"], len(api.objects)) == (ROWS, ROWS)
+    assert together.most == most

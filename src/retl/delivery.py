@@ -28,7 +28,7 @@ from retl.signals import Stop
 from retl.tally import Tally
 
 WINDOW = 16  # batches opened in the ledger at once: after a crash at most these are unknown
-SMALL_WINDOW = 64  # the same where they are small, for each opening waits for the disk
+SMALL_WINDOW = 128  # the same where they are small, for each opening waits for the disk
 SMALL_WINDOW_ROWS = 10_000
 GRACE = 1.5  # seconds a request in hand may still take once the run was asked to stop
 NOT_APPLIED = RowResult(Kind.RETRY)
@@ -171,11 +171,24 @@ class Delivery:
 
     def _persist(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
         """Try until there is an answer, inside the budget of attempts and seconds."""
-        attempts = self.pace.retrying(self.retry, self.stop.event)
         try:
-            return attempts(lambda: self._once(destination, batch, tries))
+            try:
+                return self._once(destination, batch, tries)
+            except Unavailable as problem:  # only now is a policy worth its making
+                return self._retry(problem, lambda: self._once(destination, batch, tries))
         except Spent as problem:
             raise self.pace.spend(problem.anew) from problem
+
+    def _retry(self, first: Unavailable, attempt: Callable[[], Outcome]) -> Outcome:
+        """Go on after a first attempt that ended like this."""
+        failed = [first]
+
+        def again() -> Outcome:
+            if failed:
+                raise failed.pop()
+            return attempt()
+
+        return self.pace.retrying(self.retry, self.stop.event)(again)
 
     def _once(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
         """One attempt: written, or settled where the answer is missing."""
@@ -240,7 +253,7 @@ class Delivery:
 
         Where twice is not once they wait for the next run: a slice has no intent of its own, so after a
         crash nobody would know of it."""
-        if not self.capabilities.idempotent:
+        if not self.capabilities.idempotent or not (outcome.exceptions or due(outcome.default)):
             return outcome
         waiting = [row for row in range(len(batch)) if due(outcome.result(row))]
         merged = dict(outcome.exceptions)

@@ -220,6 +220,8 @@ class Execution:
         job = self.job
         self.journal.every = every
         capabilities = destination.capabilities if destination else self._planned().capabilities
+        if job.target.destination.paced:
+            capabilities = replace(capabilities, lanes=min(capabilities.lanes, job.pace.concurrency or 1))
         return Delivery(
             lane=self._destination,
             capabilities=capabilities,

@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from retl import log
 from retl.batch import UNKNOWN, Batch, Outcome
 from retl.delivery import Answered
 from retl.ledger import Acknowledgement, BatchRow, Ledger, Lock
 
-GROUP = 64  # answers
+GROUP = 128  # answers
 GROUP_SECONDS = 1.0
 
 
@@ -32,6 +33,7 @@ class RunJournal:
     number: int = 0
     _waiting: list[Acknowledgement] = field(default_factory=list)
     _since: float = field(default_factory=time.monotonic)
+    _beat: float = -inf  # the last sign of life
     _guard: threading.RLock = field(default_factory=threading.RLock)
 
     def open(self, batches: Sequence[Batch]) -> None:
@@ -74,8 +76,11 @@ class RunJournal:
             waiting, self._waiting = self._waiting, []
             self._since = time.monotonic()
             if waiting:
-                self.ledger.heartbeat(self.run_id, self.lock.epoch)
-                self.ledger.acknowledge(self.run_id, self.lock.epoch, waiting)
+                if self._since >= self._beat + GROUP_SECONDS:
+                    self.ledger.heartbeat(self.run_id, self.lock.epoch)
+                    self._beat = self._since
+                # only where every batch is intended by itself a request was stored with it
+                self.ledger.acknowledge(self.run_id, self.lock.epoch, waiting, requests=self.every)
                 log.event("answers_recorded", batches=len(waiting), level="debug")
 
     def _row(self, batch: Batch) -> BatchRow:

@@ -82,6 +82,7 @@ class Pace:
         self._terms = Terms(count, window, day)
         self._book: Book = book or Memory()
         self._connection = connection
+        self.concurrency = limits.concurrency
         self._turns = BoundedSemaphore(limits.concurrency) if limits.concurrency else None
         self._lock = Lock()
         self._held_until = 0.0

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,9 +201,8 @@ class Proof:
             Rows(shape, rows, refs).batch(operation or self.write, first, min(first + size, len(rows)) - 1)
             for first in range(0, len(rows), size)
         ]
-        delivery = Delivery(
-            lambda: lane, lane.capabilities, Memory(), pace.Pace(Limits()), Retry(attempts=8), Stop()
-        )
+        alone = replace(lane.capabilities, lanes=1)  # as where the limits say nothing of `concurrency`
+        delivery = Delivery(lambda: lane, alone, Memory(), pace.Pace(Limits()), Retry(attempts=8), Stop())
         try:
             delivery.drain(batches)
         finally:

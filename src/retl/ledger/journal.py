@@ -122,14 +122,17 @@ class Journal(Paces):
             sql = "UPDATE retl_batches SET handle = ? WHERE run_id = ? AND batch_id = ?"
             database.change(sql, handle, run_id, batch_id)
 
-    def acknowledge(self, run_id: str, epoch: int, results: Sequence[Acknowledgement]) -> None:
-        """What became of these batches, all in one transaction; then their requests are removed."""
+    def acknowledge(
+        self, run_id: str, epoch: int, results: Sequence[Acknowledgement], *, requests: bool = True
+    ) -> None:
+        """What became of these batches, all in one transaction; then their requests are removed, if any
+        were stored."""
         ends = [("failed" if r.error else "done", *packed(r)[1:], run_id, r.batch_id) for r in results]
         with self._fenced(epoch, run_id=run_id) as database:
             if database.change_many(_ACKNOWLEDGE, ends) != len(ends):
                 raise InvariantBroken("BATCH_UNKNOWN", f"run {run_id} acknowledges a batch it never opened")
         # After the commit: a request that outlives its batch is harmless, the other way round is not.
-        self._files.drop(_request(r.batch_id) for r in results)
+        self._files.drop(_request(r.batch_id) for r in results if requests)
 
     def split(self, run_id: str, epoch: int, batch_id: str, halves: Sequence[BatchRow]) -> None:
         """The batch was refused whole: its halves take its place."""

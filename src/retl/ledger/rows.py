@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from retl.batch import Kind, Operation, Outcome, RowResult
@@ -188,7 +188,12 @@ def columns(kind: type) -> tuple[str, ...]:
 
 def packed(row: Any) -> tuple[Cell, ...]:
     """A row's values as cells: times and structures become text that sorts and reads back exactly."""
-    return tuple(cell(getattr(row, f.name)) for f in fields(row))
+    return tuple(cell(getattr(row, name)) for name in _names(cast(Any, type(row))))
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind))
 
 
 def unpacked(kind: type[R], cells: Sequence[Any]) -> R:
@@ -200,16 +205,38 @@ def unpacked(kind: type[R], cells: Sequence[Any]) -> R:
 def cell(value: Any) -> Cell:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="microseconds")
+    if value is None or isinstance(value, str | int):
+        return value
     if isinstance(value, Outcome):
-        exceptions = {str(row): _compact(result) for row, result in value.exceptions.items()}
-        value = {"default": _compact(value.default), "exceptions": exceptions}
+        return _outcome_cell(value) if value.exceptions else _uniform(value.default)
     if isinstance(value, Mapping | list | tuple):
         return json.dumps(value, separators=(",", ":"), allow_nan=False)
     return value  # type: ignore[no-any-return]
 
 
+@cache
+def _uniform(default: RowResult) -> Cell:
+    """Most batches meet one of very few ends."""
+    return _outcome_cell(Outcome(default))
+
+
+def _outcome_cell(value: Outcome) -> Cell:
+    exceptions = {str(row): _compact(result) for row, result in value.exceptions.items()}
+    return cell({"default": _compact(value.default), "exceptions": exceptions})
+
+
 def outcome(text: str) -> Outcome:
     """`{"default": {"kind": …}, "exceptions": {"3": {"kind": …, "code": …}}}` → Outcome."""
+    return _short_outcome(text) if len(text) < 100 else _outcome(text)
+
+
+@lru_cache(1000)
+def _short_outcome(text: str) -> Outcome:
+    """That of most batches: a run may have ten thousand of one text."""
+    return _outcome(text)
+
+
+def _outcome(text: str) -> Outcome:
     value = json.loads(text)
     exceptions = {int(row): _result(result) for row, result in value["exceptions"].items()}
     return Outcome(_result(value["default"]), exceptions)
