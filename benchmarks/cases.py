@@ -194,13 +194,14 @@ class Growth:
         self.benches = (small, large)
         self.load = Series("growth of the full load beside the floor's", 1.1, 1.0)
         self.few = Series("100 changes: ten times the keys", 12.0, 10.0)
+        self.memory = Series("peak memory at ten times the rows", 600, 400, "MB")
         for bench in self.benches:
             bench.write_sync("users", TO_POSTGRES + CONTRACT + BATCH)
             apart(mart.build_changed, bench.folder / "few.duckdb", bench.mart, 100, 0)
 
     @property
     def series(self) -> list[Series]:
-        return [self.load, self.few]
+        return [self.load, self.few, self.memory]
 
     def round(self) -> None:
         floors, loads, fews = [], [], []
@@ -216,3 +217,5 @@ class Growth:
         grown = loads[1].seconds / loads[0].seconds
         self.load.add(Measured(grown, loads[1].megabytes, ""), floors[1] / floors[0])
         self.few.add(fews[1], fews[0].seconds)
+        peak = max(loads[1].megabytes, fews[1].megabytes)
+        self.memory.add(Measured(peak, peak, ""), 1.0)

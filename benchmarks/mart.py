@@ -68,5 +68,5 @@ def export_json(mart: Path, path: Path) -> None:
 
 def _export(mart: Path, statement: str) -> None:
     with duckdb.connect(str(mart), read_only=True) as warehouse:
-        warehouse.execute("SET memory_limit = '1GB'")
+        warehouse.execute("SET memory_limit = '1GB'; SET enable_progress_bar = false")
         warehouse.execute(statement)

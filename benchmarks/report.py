@@ -96,7 +96,9 @@ def _section(series: Sequence[Series], phases: Phases, rows: int, rounds: int, c
     for one in series:
         numbers = (one.ratio, one.ratios[0], one.ratios[-1], one.bound, one.goal)
         cells = [one.name, *(f"{number:.2f} {one.unit}" for number in numbers)]
-        cells += [f"{median(one.ours):.2f}", f"{median(one.floor):.2f}", f"{max(one.megabytes):.0f}"]
+        timed = one.unit != "MB"
+        cells += [f"{median(side):.2f}" if timed else "" for side in (one.ours, one.floor)]
+        cells.append(f"{max(one.megabytes):.0f}")
         lines.append(f"| {' | '.join(cells)} | {one.verdict} |")
     return "\n".join([*lines, "", *([phase_table(phases)] if phases else [])]).rstrip()
 

@@ -62,7 +62,7 @@ class Series:
     name: str
     bound: float
     goal: float
-    unit: str = "×"  # or s: the difference in seconds
+    unit: str = "×"  # or s: the difference in seconds; or MB
     ours: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
     megabytes: list[float] = field(default_factory=list)

@@ -152,6 +152,7 @@ def test_lines_of_any_slice_are_those_of_the_whole(spool: Spool) -> None:
         ({"row": "$row", "encoding": "csv", "wrap": None}, {}),
         ({"row": "$row"}, {"fields": {"note": {"column": "note", "nulls": "keep"}}}),
         ({"row": "$key"}, {"key": ["moment"]}),
+        ({"method": "DELETE", "wrap": None}, {}),
         ({"row": "$row"}, {"fields": {}}),
     ],
     ids=repr,

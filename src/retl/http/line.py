@@ -17,8 +17,9 @@ def line(endpoint: Endpoint, shape: Shape) -> Line | None:
     """One row of the endpoint's requests as text; None if only `cells` can make it."""
     plain = endpoint.cast == Cast() and endpoint.encoding in ("json", "ndjson") and "{" not in endpoint.path
     known = all(one.type.name in LINE_KEYS for one in shape.key)
+    body = endpoint.method != "DELETE"  # which may be sent without one
     whole = shape.fields and all(one.nulls == "clear" for one in shape.fields)
-    if not (plain and known and whole):
+    if not (plain and known and whole and body):
         return None
     try:
         return tuple(_merged(_pieces("$row" if endpoint.row is None else endpoint.row, shape)))
