@@ -178,3 +178,24 @@ def test_what_is_wrong_with_the_mart_is_said_before_what_is_wrong_with_the_targe
     workshop.sync("users", source='{sql: "SELECT user_id, CAST(email AS INTEGER) AS n FROM users"}')
     document = workshop.retl("sync", "--output", "json", REDIS_HOST="127.0.0.1", REDIS_PORT="9").document
     assert document["syncs"][0]["error"]["code"] == "MART_UNREADABLE"
+
+
+def test_what_was_never_delivered_goes_straight_into_the_table_and_a_change_does_not(
+    workshop: Workshop, postgres: Database
+) -> None:
+    with postgres.connect() as connection:
+        connection.execute(
+            "CREATE SCHEMA crm; CREATE TABLE crm.users (user_id bigint PRIMARY KEY, email text, spend"
+            " numeric(12,2), way text); CREATE FUNCTION crm.way() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN NEW.way := split_part(current_query(), ' ', 1); RETURN NEW; END $$; CREATE TRIGGER way"
+            " BEFORE INSERT OR UPDATE ON crm.users FOR EACH ROW EXECUTE FUNCTION crm.way()"
+        )
+        workshop.sync("users", destination="{type: postgres, table: crm.users}")
+        workshop.json("sync")
+        ways = "SELECT way, count(*) FROM crm.users GROUP BY 1 ORDER BY 1"
+        assert connection.execute(ways).fetchall() == [("COPY", ROWS)]
+        workshop.warehouse(
+            "UPDATE users SET spend = 0 WHERE user_id = 7; INSERT INTO users VALUES (99, 'n', 1)"
+        )
+        workshop.json("sync")
+        assert connection.execute(ways).fetchall() == [("COPY", ROWS - 1), ("INSERT", 2)]
