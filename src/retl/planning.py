@@ -7,17 +7,17 @@ Nothing in this module writes to the target, the ledger or the state directory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from retl import baseline, changes, contract, guards, log, mapping, payload, recovery, volatile
+from retl import baseline, changes, guards, log, mapping, recovery, volatile
 from retl.batch import UNKNOWN, Batch, Outcome
 from retl.changes import Cursor, Strategy
+from retl.contract import Contract
 from retl.destinations import PREVIEW, Destination
 from retl.errors import DefinitionError, Mismatch, Systemic, TargetError
 from retl.fit import fit
@@ -25,13 +25,11 @@ from retl.guards import Facts, Refusal
 from retl.job import Clock, Job
 from retl.ledger import BatchRow, Checkpoint, LayerRow, Ledger, RejectRow
 from retl.mapping import FieldMap, Run
-from retl.payload import Payload
 from retl.plan import Plan
+from retl.reading import Reading
 from retl.sources import dbt
 from retl.sources import duckdb as mart
-from retl.sources.dbt import Build
 from retl.spool import Spool
-from retl.values import quoted
 
 RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # missing ones, which a dry run does not need
 SAMPLE = 200  # confirmed keys asked for before `unchanged` is believed
@@ -93,65 +91,27 @@ class _Planning:
         self.readonly = False
         self.asked = False
         self.watermark: str | None = None
-        self.build: Build | None = None  # dbt's word on the mart
-        self.payload: Payload | None = None
         self.foreseen: dict[str, Outcome] = {}  # of dead runs' batches, by their ids
         self.unforeseen = 0  # rows of those that only a run can ask after
 
     def open(self) -> None:
         """Lay hold of the mart, and know how its rows become the target's."""
         job, sync = self.job, self.job.sync
-        wanted = mart.query(sync.source, job.options.variables, job.folder, job.warehouse)
-        self.reader = self.spool.beside()
-        self.identity = mart.attach(self.reader, job.warehouse, job.folder, _tell_waiting)
-        if sync.source.dbt is not None:
-            # dbt can write neither the mart nor another result while we hold the file
-            self.build = dbt.build(job.warehouse, job.folder, sync.source.dbt)
-            wanted = mart.query(sync.source, job.options.variables, job.folder, job.warehouse)
-        read_paths = [job.folder / path for path in job.warehouse.read_paths]
-        self.spool.harden([*read_paths, *job.ledger.readable()])
-        columns = mart.columns(self.reader, wanted)
-        if taken := next((name for name in columns if name.lower().startswith("retl ")), None):
-            raise DefinitionError(
-                "COLUMN_NAME",
-                f"the mart's column {taken!r} has a name that retl uses itself",
-                hint="give it another name in the source's SQL",
-                where=f"sync {sync.name}",
-            )
-        self.contract = contract.build(sync.contract, columns, job.folder, sync.key, job.warehouse.timezone)
+        self.reading = Reading(job, self.spool)
         self._map(None)
         self.capabilities = job.lane(self.field_map.shape).capabilities
         fit(sync, self.field_map, self.capabilities)
-        self.cursor = changes.cursor(sync, columns)
-        names = dict.fromkeys([*self.contract.columns, *([self.cursor.column] if self.cursor else [])])
-        self.wanted, self.columns = wanted, {name: columns[name] for name in names}
         self.checkpoint = job.ledger.checkpoint(sync.name, self.capabilities.object)
         self.layers = job.ledger.layers(sync.name, self.capabilities.object)
-        self._map(_newest(job.ledger, self.checkpoint, self.layers))
+        self._map_anew()
 
     @contextmanager
     def freezing(self, clock: Clock) -> Iterator[None]:
-        """Read the mart once, let go of it and hash its rows, while the body asks ledger and target. What is
-        wrong with the mart is said before anything the body found."""
-        with ThreadPoolExecutor(1, "retl-mart") as other:
-            reading = other.submit(self._read)
-            try:
-                if self.contract.edits:  # what its rows become is known when they went through the model
-                    self._frozen(reading, clock)
-                yield
-            finally:
-                if not self.contract.edits:
-                    self._frozen(reading, clock)
-
-    def _read(self) -> int:
-        with closing(self.reader):
-            try:
-                rows = mart.read(self.reader, self.wanted, self.columns, "mart")
-            finally:
-                mart.detach(self.reader, self.job.warehouse)
-            if self._at_once:
-                self._hash(self.reader)
-        return rows
+        """The mart is read, and its rows are hashed, while the body asks ledger and target."""
+        with self.reading.under_way(clock, self._hash if self._at_once else None):
+            if self.contract.edits:
+                self._map_anew()
+            yield
 
     def _hash(self, spool: Spool) -> None:
         sure = "TRUE" if self.contract.edits else self.contract.clears()
@@ -162,30 +122,12 @@ class _Planning:
         """Are the rows that are hashed those that the mart has, as it has them?"""
         return not (self._in_part or self.contract.edits or self.field_map.lookups)
 
-    @property
-    def _what(self) -> str:
-        return mapping.what(self.job.sync, self.contract, self.field_map, self.capabilities.shaping)
-
-    def _frozen(self, reading: Future[int], clock: Clock) -> None:
-        with clock.phase("freeze"):
-            self.total = reading.result()
-            log.event("mart_frozen", rows=self.total)
-            log.event("mart_described", columns={n: str(t) for n, t in self.columns.items()}, level="debug")
-            sync = self.job.sync
-            self.failed_checks = [check for check in sync.checks if self._returns_rows(check)]
-            original = "unedited" if self.contract.edits else "mart"
-            if sync.rejects.payload:
-                self.payload = payload.of(self.contract, original, sync.rejects.mask)
-            if self.contract.edits:
-                self.contract = changes.edit(self.spool, self.contract, original if self.payload else None)
-                self._map(_newest(self.job.ledger, self.checkpoint, self.layers))
-
     def settle(self, settle: Settle) -> None:
         """Ask what became of dead runs' batches, where that is to be known."""
         if self.layers:
             with _closing(self.job, self.field_map) as destination:
                 settle(self.field_map, destination, self.spool)
-            self._map(_newest(self.job.ledger, self.checkpoint, self.layers))  # a settled batch may be it
+            self._map_anew()  # a settled batch may be the newest
 
     def foresee(self) -> None:
         """What a run would learn of dead runs' batches, as far as reading alone can tell."""
@@ -210,7 +152,9 @@ class _Planning:
             "where": self.capabilities.object,
             "who": mapping.who(self.field_map),
             "what": self._what,
-            "mark": f"{self.cursor.column} {self.cursor.column_type}" if self.cursor else "",
+            "mark": f"{self.reading.cursor.column} {self.reading.cursor.column_type}"
+            if self.reading.cursor
+            else "",
         }
         last = self.layers[-1].fingerprint if self.layers else {}
         self.former: Mapping[str, str] = self.checkpoint.fingerprints if self.checkpoint else last
@@ -228,8 +172,8 @@ class _Planning:
         """Drop from the frozen mart the rows that this run is not about."""
         if self._in_part:
             changes.find_duplicates(self.spool, self.field_map)  # in the whole mart, before rows leave it
-        if self.cursor is not None:
-            self.watermark = self._since(self.cursor)
+        if self.reading.cursor is not None:
+            self.watermark = self._since(self.reading.cursor)
         if self._selection.where is not None:
             mart.choose(self.spool, self._selection.where, self.job.options.variables)
         self.read = changes.select(self.spool, self.field_map, self.job.options.selection)
@@ -307,7 +251,7 @@ class _Planning:
         """What the facts refuse, and the plan as a whole."""
         sync, options = self.job.sync, self.job.options
         part_only = self._selection.partial or self._selection.limit is not None
-        whole = not part_only and sync.write != "append" and self.cursor is None
+        whole = not part_only and sync.write != "append" and self.reading.cursor is None
         if part_only and sync.first_run == "adopt" and self._is_first:
             raise DefinitionError(
                 "ADOPT_WHOLE",
@@ -335,7 +279,7 @@ class _Planning:
             outcome=self.outcome,
             baseline_rows=self.baseline_rows,
             refusals=self.refusals,
-            source_identity=self.identity,
+            source_identity=self.reading.identity,
             watermark=self._mark(),
             adopting=sync.first_run == "adopt" and self._is_first,
             forgets=self.forgets,
@@ -343,7 +287,7 @@ class _Planning:
             unnamed_deletes=self.unnamed,
             read_whole=whole,
             notes=[*self._notes(), *self._volatile()],
-            payload=self.payload,
+            payload=self.reading.payload,
         )
 
     def _facts(self, whole: bool) -> Facts:
@@ -351,7 +295,7 @@ class _Planning:
         sync = self.job.sync
         return Facts(
             read=self.read,
-            total=self.total,
+            total=self.reading.total,
             new_rejects=sum(one not in self.known_rejects for one in changes.rejected(self.spool)),
             reject_codes=tuple(changes.reject_codes(self.spool)),
             baseline_rows=self.baseline_rows,
@@ -363,9 +307,9 @@ class _Planning:
             matched=self.read - self.outcome["rejected"] - self.outcome.get("insert", 0) + self.waiting,
             sampled=self.sampled,
             lost=self.lost,
-            failed_checks=tuple(self.failed_checks),
+            failed_checks=tuple(self.reading.failed_checks),
             allow_deletes=self.job.options.allow_deletes,
-            build=self.build,
+            build=self.reading.build,
             max_age=sync.source.max_age,
             now=self.run.started_at,
         )
@@ -377,11 +321,23 @@ class _Planning:
     @property
     def _in_part(self) -> bool:
         """Do rows leave the frozen mart before it is looked at?"""
-        return self.cursor is not None or self._selection.partial
+        return self.reading.cursor is not None or self._selection.partial
 
     @property
     def _is_first(self) -> bool:
         return self.checkpoint is None and not self.layers
+
+    @property
+    def contract(self) -> Contract:
+        return self.reading.contract
+
+    @property
+    def _what(self) -> str:
+        return mapping.what(self.job.sync, self.contract, self.field_map, self.capabilities.shaping)
+
+    def _map_anew(self) -> None:
+        """As the ledger and the contract are now."""
+        self._map(_newest(self.job.ledger, self.checkpoint, self.layers))
 
     def _map(self, newest: tuple[str, str] | None) -> None:
         self.field_map = mapping.build(
@@ -404,11 +360,6 @@ class _Planning:
                 f"CREATE TABLE {mapping.learnt(sync)} AS SELECT {mapping.learnt_key(columns)} AS"
                 ' "retl key", ref AS "retl ref" FROM baseline WHERE ref IS NOT NULL'
             )
-
-    def _returns_rows(self, check: str) -> bool:
-        listed = ", ".join(map(quoted, self.columns))
-        self.spool.run(f"CREATE OR REPLACE VIEW source AS SELECT {listed} FROM mart")
-        return bool(mart.answers(self.spool, mart.select(check, self.job.options.variables, "checks")))
 
     def _since(self, cursor: Cursor) -> str | None:
         """Read from the mark on, unless rows behind it may be due for another reason than their cursor."""
@@ -471,7 +422,7 @@ class _Planning:
             "delivery is at_least_once: after a crash a row may arrive twice": twice,
             f"{self.job.target.kind} is a {PREVIEW}": self.job.target.destination.is_preview,
         }
-        told = dbt.notes(self.build) if self.build else ()
+        told = dbt.notes(self.reading.build) if self.reading.build else ()
         return [*(note for note, holds in notes.items() if holds), *told]
 
     def _volatile(self) -> Sequence[str]:
@@ -551,7 +502,3 @@ def _closing(job: Job, field_map: FieldMap) -> Iterator[Destination[Any]]:
         yield destination
     finally:
         destination.close()
-
-
-def _tell_waiting(pid: str) -> None:
-    log.event("mart_locked", writer=pid)
