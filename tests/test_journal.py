@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,23 @@ def test_where_twice_is_once_doubt_and_what_was_never_sent_are_answers(scene: Sc
     run.acknowledge(Answered(second, Outcome(RowResult(Kind.RETRY)), attempts=0))
     run.flush()
     assert statuses(scene) == ["done", "done"]
+
+
+def test_a_sign_of_life_is_given_at_most_once_per_group_of_answers(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = journal(scene)
+    batches = list(scene.batches(6, 2))
+    run.open(batches)
+    beats = [scene.run.heartbeat_at]
+    for number, one in enumerate(batches):
+        if number == 2:
+            monkeypatch.setattr(journals, "GROUP_SECONDS", 1e-9)
+        run.acknowledge(Answered(one, Outcome(WRITTEN)))
+        run.flush()
+        beats.append(scene.run.heartbeat_at)
+    assert None not in beats
+    assert [after != before for before, after in pairwise(beats)] == [True, False, True]
 
 
 def test_a_run_that_lost_its_lock_opens_and_intends_nothing(scene: Scene) -> None:

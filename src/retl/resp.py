@@ -51,7 +51,7 @@ POISON = {
 _SENTENCES = AGAIN | STOP | POISON
 _CODE = re.compile("|".join(rf"\b{code}\b" for code in _SENTENCES))
 CHUNK = 500  # commands sent before the replies to the last so many are read
-_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 
 
 def judge(refusal: Refusal) -> tuple[str, str]:
@@ -208,7 +208,7 @@ def _chunks(commands: Iterable[Command | Packed]) -> Iterator[Packed]:
         chunk.append(packed.data)
         size += len(packed.data)
         count += packed.commands
-        if count >= CHUNK or size >= _CHUNK_BYTES:
+        if count >= CHUNK or size >= CHUNK_BYTES:
             yield Packed(b"".join(chunk), count)
             chunk, size, count = [], 0, 0
     if chunk:

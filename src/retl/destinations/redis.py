@@ -61,7 +61,7 @@ from retl.batch import (
 from retl.definitions import Definition, Duration, seconds
 from retl.destinations import Destination
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, Systemic, Unavailable
-from retl.resp import AGAIN, CHUNK, STOP, Command, Packed, Refusal, Wire, judge, pack, why
+from retl.resp import AGAIN, CHUNK, CHUNK_BYTES, STOP, Command, Packed, Refusal, Wire, judge, pack, why
 
 NOBODY = "retl:stamp:"  # a key that never exists
 STAMPS = 1000  # more batches than can be written between two notes in the ledger
@@ -239,7 +239,11 @@ class Redis(Destination[RedisOptions]):
             lines = batch.lines(self._line)
             for n in range(0, len(lines), CHUNK):
                 some = lines[n : n + CHUNK]
-                yield Packed("".join(some).encode(), len(some))
+                packed = "".join(some).encode()
+                if len(packed) <= CHUNK_BYTES:
+                    yield Packed(packed, len(some))
+                else:
+                    yield from (Packed(one.encode(), 1) for one in some)
         else:
             yield from self._row_commands(batch)
         yield from self._stamps(batch)
