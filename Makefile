@@ -41,7 +41,7 @@ bench: $(READY) ## retl beside what one could do by hand; writes docs/benchmarks
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 bench-large: $(READY) ## the same at ten times the rows: growth and memory
-	$(BIN)/python -m benchmarks.run --large --rounds 3 $(ARGS)
+	$(BIN)/python -m benchmarks.run --large $(ARGS)
 
 bench-peers: $(READY) ## the same job by drt, dlt and executemany, each installed only for this
 	$(BIN)/python -m benchmarks.peers $(ARGS)
