@@ -19,8 +19,8 @@ import psycopg
 
 from benchmarks import mart
 from benchmarks.timing import Measured, apart, timed
-from retl.demo import servers
-from retl.demo.process import Server
+from retl_demo import servers
+from retl_demo.process import Server
 
 # Whoever loads a million rows says so: each batch is a transaction, and 5,000 rows are soon written.
 BATCH = "batch: {rows: 20000}\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pages import commands, lists, measured, shown, tables, tutorial
-from retl import reference
+from retl.app import reference
 
 ROOT = Path(__file__).parents[1]
 PAGES = {

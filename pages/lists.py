@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from retl import destinations, reference
+from retl import destinations
+from retl.app import reference
 
 _DECISIONS = Path(__file__).parents[1] / "docs" / "decisions"
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import duckdb
 
-from retl.demo.campaigns import Campaigns
+from retl_demo.campaigns import Campaigns
 from retl.ledger import open_ledger
 from tests import servers
 

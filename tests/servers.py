@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 import psycopg
 import redis
 
-from retl.demo import servers
+from retl_demo import servers
 
 POSTGRES_IMAGE = "postgres:18-alpine"
 REDIS_IMAGE = "redis:8-alpine"

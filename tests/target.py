@@ -16,28 +16,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from retl.batch import (
-    UNKNOWN,
-    WRITTEN,
-    Answer,
-    Batch,
-    Capabilities,
-    Kind,
-    Line,
-    Outcome,
-    Quota,
-    RowResult,
-    Shape,
-)
-from retl.definitions import Limits, Retry
-from retl.delivery import Delivery, minted
+from retl.destinations.batch import (Answer, Batch, Capabilities, Kind, Line, Outcome, Quota, RowResult, Shape, UNKNOWN, WRITTEN)
+from retl.project.definitions import (Limits, Retry)
+from retl.delivery.lanes import (Delivery, minted)
 from retl.destinations import Destination
 from retl.errors import Poisoned, TargetError
-from retl.journal import RunJournal
+from retl.run.journal import RunJournal
 from retl.ledger import BatchRow, Ledger, RunRow
 from retl.ledger import Lock as LedgerLock
-from retl.pace import Pace
-from retl.signals import Stop
+from retl.pace.limiter import Pace
+from retl.observe.signals import Stop
 from tests.ledgers import start, take
 
 RUN = "run-1"

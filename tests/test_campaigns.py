@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from retl.demo.campaigns import MAX_BYTES, MAX_ROWS, Campaigns
+from retl_demo.campaigns import (Campaigns, MAX_BYTES, MAX_ROWS)
 
 TOKEN = "a token of the tests"
 

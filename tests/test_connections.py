@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from retl import redact
+from retl.observe import redact
 from retl.errors import DefinitionError
-from retl.project import LoadedProject, Resolved, open_project
-from retl.validation import each
+from retl.app.resolve import (LoadedProject, Resolved, open_project)
+from retl.project.validation import each
 
 HEAD = "source: {table: m}\nkey: [id]\n"
 CRM = (

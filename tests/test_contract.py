@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from retl import contract, definitions, values
-from retl.contract import MISFIT, Contract, Verdict
+from retl import values
+from retl.contract import judge
+from retl.project import definitions
+from retl.contract.judge import (Contract, MISFIT, Verdict)
 from retl.errors import DefinitionError, Mismatch
 
 NOWHERE = Path("/nonexistent")
@@ -53,7 +55,7 @@ def model(folder: Path, name: str, text: str) -> definitions.Contract:
 
 
 def test_each_limit_refuses_with_its_code() -> None:
-    made = contract.build(
+    made = judge.build(
         written(
             id={"type": "string", "min_length": 2, "max_length": 3, "pattern": "^[a-z]+$"},
             mood={"type": "string", "one_of": ["up", "down"], "nullable": True},
@@ -77,13 +79,13 @@ def test_each_limit_refuses_with_its_code() -> None:
 
 
 def test_reasons_hold_no_values() -> None:
-    made = contract.build(written(id={"type": "string", "max_length": 3}), {"id": "VARCHAR"}, NOWHERE, ["id"])
+    made = judge.build(written(id={"type": "string", "max_length": 3}), {"id": "VARCHAR"}, NOWHERE, ["id"])
     (verdict,) = made.judge([{"id": "secret", MISFIT: None}])
     assert verdict == Verdict("id", "TOO_LONG", "id is longer than 3")
 
 
 def test_without_a_contract_every_column_keeps_the_warehouse_type() -> None:
-    made = contract.build(
+    made = judge.build(
         None,
         {"a": "ENUM('x', 'y')", "b": "DECIMAL(5,1)", "c": "INTEGER[]", "d": "MAP(VARCHAR, DOUBLE)"},
         NOWHERE,
@@ -100,16 +102,16 @@ def test_without_a_contract_every_column_keeps_the_warehouse_type() -> None:
     assert [cleared for cleared, _ in verdicts(made, relation)] == [True, False]
     assert codes(made, relation) == [None, "UNREPRESENTABLE"]
     with pytest.raises(DefinitionError, match="b is BLOB"):
-        contract.build(None, {"a": "INTEGER", "b": "BLOB"}, NOWHERE, ["a"])
+        judge.build(None, {"a": "INTEGER", "b": "BLOB"}, NOWHERE, ["a"])
 
 
 def test_drift_names_the_column_and_both_types() -> None:
     asked = written(id={"type": "integer"})
     with pytest.raises(Mismatch, match="id is VARCHAR, the contract's type is integer") as caught:
-        contract.build(asked, {"id": "VARCHAR"}, NOWHERE, ["id"])
+        judge.build(asked, {"id": "VARCHAR"}, NOWHERE, ["id"])
     assert caught.value.code == "SOURCE_DRIFT"
     with pytest.raises(Mismatch, match="id is not in the mart") as caught:
-        contract.build(asked, {"other": "INTEGER"}, NOWHERE, ["id"])
+        judge.build(asked, {"other": "INTEGER"}, NOWHERE, ["id"])
     assert caught.value.code == "SOURCE_DRIFT"
 
 
@@ -135,26 +137,26 @@ def test_a_limit_that_does_not_go_with_its_type_is_a_definition_error(column: di
         "boolean": "BOOLEAN",
     }
     with pytest.raises(DefinitionError):
-        contract.build(written(c=column), {"c": names[column["type"]]}, NOWHERE, [])
+        judge.build(written(c=column), {"c": names[column["type"]]}, NOWHERE, [])
 
 
 def test_a_key_must_be_in_the_contract_and_tell_rows_apart() -> None:
     asked = written(id={"type": "float"})
     with pytest.raises(DefinitionError, match="cannot tell rows apart"):
-        contract.build(asked, {"id": "DOUBLE"}, NOWHERE, ["id"])
+        judge.build(asked, {"id": "DOUBLE"}, NOWHERE, ["id"])
     with pytest.raises(DefinitionError, match="not in the contract"):
-        contract.build(asked, {"id": "DOUBLE", "k": "BIGINT"}, NOWHERE, ["k"])
+        judge.build(asked, {"id": "DOUBLE", "k": "BIGINT"}, NOWHERE, ["k"])
 
 
 def test_a_contract_file_has_the_columns_at_its_top(tmp_path: Path) -> None:
     (tmp_path / "c.yml").write_text("id: {type: integer, sensitive: true}\n")
-    made = contract.build(definitions.Contract(file="c.yml"), {"id": "BIGINT"}, tmp_path, ["id"])
+    made = judge.build(definitions.Contract(file="c.yml"), {"id": "BIGINT"}, tmp_path, ["id"])
     assert made.columns["id"].sensitive
     (tmp_path / "c.yml").write_text("id: {type: int}\n")
     with pytest.raises(DefinitionError, match=r"id\.type"):
-        contract.build(definitions.Contract(file="c.yml"), {"id": "BIGINT"}, tmp_path, ["id"])
+        judge.build(definitions.Contract(file="c.yml"), {"id": "BIGINT"}, tmp_path, ["id"])
     with pytest.raises(DefinitionError, match="cannot be read"):
-        contract.build(definitions.Contract(file="gone.yml"), {"id": "BIGINT"}, tmp_path, ["id"])
+        judge.build(definitions.Contract(file="gone.yml"), {"id": "BIGINT"}, tmp_path, ["id"])
 
 
 def test_a_plain_model_is_cleared_in_sql(tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ class Row(BaseModel):
         "id": "VARCHAR", "mood": "VARCHAR", "size": "VARCHAR", "amount": "DOUBLE", "born": "DATE", "at": "TIMESTAMP",
         "tags": "VARCHAR[]", "ok": "BOOLEAN", "uid": "UUID", "count": "INTEGER", "f": "DECIMAL(5,2)",
     }  # fmt: skip
-    made = contract.build(asked, types, tmp_path, ["id"])
+    made = judge.build(asked, types, tmp_path, ["id"])
     assert made.clears() != "FALSE"
     assert made.columns["born"].sensitive
     assert str(made.columns["amount"].type) == "decimal(5,2)"
@@ -220,7 +222,7 @@ class Row(BaseModel):
     asked = model(tmp_path, "edit_model", text)
     mart = {"id": "VARCHAR", "n": "BIGINT"}
     relation = "(VALUES ('a', 1), (' a', 2), ('bad', 3), ('crash', 4)) AS t(id, n)"
-    made = contract.build(asked, mart, tmp_path, ["id"])
+    made = judge.build(asked, mart, tmp_path, ["id"])
     assert made.clears() == "FALSE"
     assert codes(made, relation) == [None, "CONTRACT_EDITED", "MODEL", "MODEL"]
     assert not [
@@ -228,7 +230,7 @@ class Row(BaseModel):
         for _, judged in verdicts(made, relation)
         if isinstance(judged, Verdict) and "no bad" in judged.reason
     ]
-    edits = contract.build(asked.model_copy(update={"edits": True}), mart, tmp_path, ["id"])
+    edits = judge.build(asked.model_copy(update={"edits": True}), mart, tmp_path, ["id"])
     assert edits.edits
     assert [judged for _, judged in verdicts(edits, relation)][:2] == [
         {"id": "a", "n": 1},
@@ -250,7 +252,7 @@ class Row(BaseModel):
         return {"flag": bool(value), "float": float(value), "same": int(str(value))}.get(info.data["id"], value)
 """
     columns = {"id": "VARCHAR", "n": "BIGINT", "mood": "VARCHAR", "price": "DECIMAL(9,2)"}
-    made = contract.build(model(tmp_path, "twice_model", text), columns, tmp_path, ["id"])
+    made = judge.build(model(tmp_path, "twice_model", text), columns, tmp_path, ["id"])
     names = ("plain", "same", "flag", "float", "misfit", "refused")
     price = Decimal("1.50")
     rows = [
@@ -283,7 +285,7 @@ class Row(BaseModel):
         return self
 """,
     ).model_copy(update={"edits": True})
-    made = contract.build(
+    made = judge.build(
         asked, {"s": "VARCHAR", "n": "BIGINT", "d": "DECIMAL(5,2)", "f": "DOUBLE"}, tmp_path, ["s"]
     )
     relation = "(SELECT s, 5::BIGINT AS n, 1.5::DECIMAL(5,2) AS d, 1.5::DOUBLE AS f FROM (VALUES ('s'), ('n'), ('d'), ('f'), ('t'), ('ok')) t(s))"
@@ -303,7 +305,7 @@ class Row(BaseModel):
     inside: Inner
 """,
     )
-    made = contract.build(asked, {"id": "BIGINT", "inside": "VARCHAR"}, tmp_path, ["id"])
+    made = judge.build(asked, {"id": "BIGINT", "inside": "VARCHAR"}, tmp_path, ["id"])
     relation = """(VALUES (1, '{"a": 1, "x": 1.50}'), (2, '{"a": "x"}'), (3, '{"a": "1", "x": 1}')) AS t(id, inside)"""
     assert codes(made, relation)[:2] == [None, "TYPE"]
     assert codes(made, relation)[2] == "CONTRACT_EDITED"
@@ -312,12 +314,12 @@ class Row(BaseModel):
 
 def test_an_unknown_model_or_type_is_a_definition_error(tmp_path: Path) -> None:
     with pytest.raises(DefinitionError, match="cannot be imported"):
-        contract.build(definitions.Contract(model="no_such_module:Row"), {}, tmp_path, [])
+        judge.build(definitions.Contract(model="no_such_module:Row"), {}, tmp_path, [])
     with pytest.raises(DefinitionError, match="no Pydantic model"):
-        contract.build(definitions.Contract(model="pathlib:Path"), {}, tmp_path, [])
+        judge.build(definitions.Contract(model="pathlib:Path"), {}, tmp_path, [])
     asked = model(tmp_path, "bytes_model", "class Row(BaseModel):\n    b: bytes\n")
     with pytest.raises(DefinitionError, match="field b"):
-        contract.build(asked, {"b": "BLOB"}, tmp_path, [])
+        judge.build(asked, {"b": "BLOB"}, tmp_path, [])
 
 
 def test_a_type_of_ones_own_is_left_to_the_model(tmp_path: Path) -> None:
@@ -334,7 +336,7 @@ class Row(BaseModel):
     d: Annotated[str, StringConstraints(strip_whitespace=True)]
 """,
     )
-    made = contract.build(asked, dict.fromkeys("abcd", "VARCHAR"), tmp_path, ["a"])
+    made = judge.build(asked, dict.fromkeys("abcd", "VARCHAR"), tmp_path, ["a"])
     assert made.clears() == "FALSE"
     assert not any(rule.plain for rule in made.columns.values())
     assert codes(made, "(VALUES ('x', 'y', 'z', 'd'), ('x', 'y', 'z', ' d')) AS t(a, b, c, d)") == [
@@ -343,8 +345,8 @@ class Row(BaseModel):
     ]
     asked = model(tmp_path, "digits_model", "class Row(BaseModel):\n    d: Decimal\n")
     with pytest.raises(DefinitionError, match="field d"):
-        contract.build(asked, {"d": "DOUBLE"}, tmp_path, [])
-    assert str(contract.build(asked, {"d": "DECIMAL(7,3)"}, tmp_path, []).columns["d"].type) == "decimal(7,3)"
+        judge.build(asked, {"d": "DOUBLE"}, tmp_path, [])
+    assert str(judge.build(asked, {"d": "DECIMAL(7,3)"}, tmp_path, []).columns["d"].type) == "decimal(7,3)"
 
 
 @pytest.mark.parametrize(
@@ -358,14 +360,14 @@ class Row(BaseModel):
 )
 def test_a_limit_finer_than_the_column_is_rounded_inwards(limit: str, passing: list[str]) -> None:
     column = {"type": "decimal", "max_digits": 5, "decimal_places": 2, limit: "0.005"}
-    made = contract.build(written(d=column), {"d": "DECIMAL(5,2)"}, NOWHERE, [])
+    made = judge.build(written(d=column), {"d": "DECIMAL(5,2)"}, NOWHERE, [])
     found = verdicts(made, "(SELECT d::DECIMAL(5,2) AS d FROM (VALUES (-0.01), (0.00), (0.01), (0.02)) t(d))")
     assert [cleared for cleared, _ in found] == [isinstance(judged, dict) for _, judged in found]
     assert [str(judged["d"]) for _, judged in found if isinstance(judged, dict)] == passing
 
 
 def test_a_collation_does_not_clear_another_case() -> None:
-    made = contract.build(written(a={"type": "string", "one_of": ["up"]}), {"a": "VARCHAR"}, NOWHERE, ["a"])
+    made = judge.build(written(a={"type": "string", "one_of": ["up"]}), {"a": "VARCHAR"}, NOWHERE, ["a"])
     con.execute("CREATE OR REPLACE TABLE collated (a VARCHAR COLLATE NOCASE)")
     con.execute("INSERT INTO collated VALUES ('UP'), ('up')")
     assert codes(made, "collated") == ["NOT_ONE_OF", None]
@@ -387,7 +389,7 @@ def test_a_collation_does_not_clear_another_case() -> None:
     ],
 )
 def test_a_pattern_clears_nothing_that_it_refuses(pattern: str) -> None:
-    made = contract.build(written(a={"type": "string", "pattern": pattern}), {"a": "VARCHAR"}, NOWHERE, ["a"])
+    made = judge.build(written(a={"type": "string", "pattern": pattern}), {"a": "VARCHAR"}, NOWHERE, ["a"])
     texts = [
         "",
         "12345",
@@ -475,7 +477,7 @@ STORED = {
 
 def test_the_least_integer_is_not_beyond_itself() -> None:
     column = definitions.Column(type="integer", gt=-(2**63))
-    made = contract.build(definitions.Contract(columns={"c": column}), {"c": "BIGINT"}, Path(), ["c"])
+    made = judge.build(definitions.Contract(columns={"c": column}), {"c": "BIGINT"}, Path(), ["c"])
     with duckdb.connect() as con:
         con.execute(f"CREATE TABLE mart AS SELECT CAST({-(2**63)} AS BIGINT) AS c")
         assert con.execute(f"SELECT {made.clears()} FROM mart").fetchone() == (False,)
@@ -490,7 +492,7 @@ def test_sql_never_clears_what_pydantic_refuses(data: st.DataObject, column: dic
         column |= {"decimal_places": places, "max_digits": data.draw(st.sampled_from([10, 38]))}
     column_types, stored = STORED[kind]
     column_type = data.draw(st.sampled_from(column_types))
-    made = contract.build(written(c=column), {"c": column_type}, NOWHERE, [])
+    made = judge.build(written(c=column), {"c": column_type}, NOWHERE, [])
     given_texts = data.draw(st.lists(stored | st.none(), min_size=1, max_size=6))
     rows = ", ".join("(NULL)" if text is None else f"({values.literal(text)})" for text in given_texts)
     relation = f"(SELECT TRY_CAST(x AS {column_type}) AS c FROM (VALUES {rows}, (NULL)) t(x))"
@@ -507,7 +509,7 @@ def test_sql_never_clears_what_pydantic_refuses(data: st.DataObject, column: dic
 
 
 def test_what_is_good_is_cleared_and_not_only_judged() -> None:
-    made = contract.build(
+    made = judge.build(
         written(
             a={"type": "float", "ge": 0},
             b={"type": "decimal", "max_digits": 38, "decimal_places": 2, "lt": "1e30"},

@@ -11,7 +11,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from retl import yamlfile
+from retl.project import yamlfile
 from tests.commands import Workshop
 from tests.servers import Database, RedisServer
 

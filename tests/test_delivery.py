@@ -19,13 +19,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from retl import delivery as delivering
-from retl import log, pace
-from retl.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Batch, Kind, Outcome, Pending, Quota, RowResult
-from retl.definitions import Limits, Retry
+from retl.delivery import lanes as delivering
+from retl.observe import log
+from retl.pace import limiter
+from retl.destinations.batch import (ABSENT, Batch, KEPT, Kind, Outcome, Pending, Quota, RowResult, UNKNOWN, WRITTEN)
+from retl.project.definitions import (Limits, Retry)
 from retl.errors import Ambiguous, Later, LedgerError, Poisoned, Spent, Stopped, Systemic, Unavailable
 from retl.ledger import open_ledger
-from retl.tally import Tally
+from retl.delivery.failure_rate import Tally
 from tests.ledgers import take
 from tests.target import Scene, Target, begin, fails, says, tells, took, took_but
 
@@ -45,7 +46,7 @@ def lost() -> Ambiguous:
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    monkeypatch.setattr(pace, "_FIRST", 0.001)  # seconds: the pauses are there, and short
+    monkeypatch.setattr(limiter, "_FIRST", 0.001)  # seconds: the pauses are there, and short
     ledger = open_ledger("file:.retl", tmp_path, environment=None)
     made = begin(ledger, tmp_path / ".retl")
     yield made

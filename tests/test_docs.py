@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from retl import errors
-from retl.guards import Refusal
+from retl.run.guards import Refusal
 
 ROOT = Path(__file__).parents[1]
 CODE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from retl.batch import UNKNOWN, WRITTEN, Outcome
-from retl.definitions import Sync
-from retl.freshness import State, states
+from retl.destinations.batch import (Outcome, UNKNOWN, WRITTEN)
+from retl.project.definitions import Sync
+from retl.app.freshness import (State, states)
 from retl.ledger import Acknowledgement, Ledger, Reject, RejectChanges, RunEnd
-from retl.report import gather
+from retl.app.report import gather
 from tests.ledgers import batch, ledger, start, take, url
 
 __all__ = ["ledger", "url"]  # fixtures

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from retl.errors import DefinitionError, Poisoned
-from retl.http import csvbody
-from retl.http.body import Endpoint, Request, Template
+from retl.destinations.http import csvbody
+from retl.destinations.http.body import (Endpoint, Request, Template)
 
 ROWS = [
     (1, '{"name":"Ann","total":1.10,"at":null}'),

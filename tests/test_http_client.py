@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from retl.batch import ABSENT, UNKNOWN, WRITTEN, Batch, Field, Kind, Outcome, RowResult, Shape, SoftDelete
-from retl.destinations.http import HttpConnection, HttpDestination, HttpOptions
+from retl.destinations.batch import (ABSENT, Batch, Field, Kind, Outcome, RowResult, Shape, SoftDelete, UNKNOWN, WRITTEN)
+from retl.destinations.http.adapter import (HttpConnection, HttpDestination, HttpOptions)
 from retl.errors import Ambiguous, DefinitionError, Poisoned, RetlError, Systemic, Unavailable
-from retl.http import client
-from retl.http.client import Address
+from retl.net import client
+from retl.net.client import Address
 from retl.values import Type
 from tests import api as fake
 from tests.api import TOKEN, Api

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retl.batch import UNKNOWN, WRITTEN, Kind, Outcome, RowResult
+from retl.destinations.batch import (Kind, Outcome, RowResult, UNKNOWN, WRITTEN)
 from retl.errors import Ambiguous
-from retl.http import csvjob
-from retl.http.outcome import Reply
+from retl.destinations.salesforce_bulk import csvjob
+from retl.destinations.http.outcome import Reply
 
 BAD = RowResult(Kind.REJECTED, "BAD")
 

@@ -10,11 +10,11 @@ from urllib.parse import parse_qs
 import pytest
 from pydantic import ValidationError
 
-from retl import redact
-from retl.batch import Field, Kind, Outcome, Shape
-from retl.destinations.http import HttpConnection, HttpDestination, HttpOptions
+from retl.observe import redact
+from retl.destinations.batch import (Field, Kind, Outcome, Shape)
+from retl.destinations.http.adapter import (HttpConnection, HttpDestination, HttpOptions)
 from retl.errors import Systemic, Unavailable
-from retl.http.oauth import OAuth2
+from retl.net.oauth import OAuth2
 from retl.values import Type
 from tests import api as fake
 from tests.api import TOKEN, Api

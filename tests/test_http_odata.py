@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from retl.errors import Ambiguous
-from retl.http import odata
-from retl.http.body import Request
-from retl.http.outcome import Reply
+from retl.destinations.dataverse import odata
+from retl.destinations.http.body import Request
+from retl.destinations.http.outcome import Reply
 
 KIND = {"content-type": "multipart/mixed; boundary=b1"}
 WRITTEN = (

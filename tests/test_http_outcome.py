@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retl.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome, Quota
+from retl.destinations.batch import (ABSENT, KEPT, Kind, Outcome, Quota, UNKNOWN, WRITTEN)
 from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
-from retl.http.outcome import Reply, Sent, interpret
-from retl.http.rules import HeaderWait, Match, Rules, Usage, look, text
-from retl.http.scrub import LONGEST_REASON, scrub
-from retl.http.waits import LONGEST_WAIT, quota, wait_asked
+from retl.destinations.http.outcome import (Reply, Sent, interpret)
+from retl.destinations.http.rules import (HeaderWait, Match, Rules, Usage, look, text)
+from retl.net.scrub import (LONGEST_REASON, scrub)
+from retl.net.waits import (LONGEST_WAIT, quota, wait_asked)
 
 POSITIONAL = Rules(
     ok=(200,),

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from retl.destinations.http import HttpConnection
-from retl.http.oauth import OAuth2
-from retl.http.rs256 import Key
+from retl.destinations.http.adapter import HttpConnection
+from retl.net.oauth import OAuth2
+from retl.net.rs256 import Key
 
 # Made for this test alone; SIGNATURE is what `openssl dgst -sha256 -sign` says of "signed by retl".
 PEM = """\

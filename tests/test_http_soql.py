@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import unquote
 
-from retl.http import soql
+from retl.destinations.salesforce_bulk import soql
 
 
 def asked(names: list[str], *, numbers: bool = False) -> list[str]:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from retl import journal as journals
-from retl import log
-from retl.batch import UNKNOWN, WRITTEN, Batch, Kind, Outcome, RowResult
-from retl.delivery import Answered
+from retl.run import journal as journals
+from retl.observe import log
+from retl.destinations.batch import (Batch, Kind, Outcome, RowResult, UNKNOWN, WRITTEN)
+from retl.delivery.lanes import Answered
 from retl.errors import LedgerError
-from retl.journal import RunJournal
+from retl.run.journal import RunJournal
 from retl.ledger import open_ledger
 from tests.ledgers import take
 from tests.target import RUN, Scene, begin

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from retl import log, redact
+from retl.observe import (log, redact)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from retl.observers import metrics
+from retl.observe import metrics
 from retl.testing import FakeSlack, reset
 from tests.commands import ROWS, Workshop
 from tests.servers import RedisServer

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from retl import pace
-from retl.batch import Quota
-from retl.definitions import Limits, Retry
+from retl.pace import limiter
+from retl.destinations.batch import Quota
+from retl.project.definitions import (Limits, Retry)
 from retl.errors import Ambiguous, Later, Systemic, Unavailable
-from retl.pace import Pace, retrying
+from retl.pace.limiter import (Pace, retrying)
 
 
 class Clock(Event):
@@ -35,7 +35,7 @@ class Clock(Event):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(pace, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(limiter, "monotonic", lambda: clock.now)
     return clock
 
 
@@ -181,22 +181,22 @@ def test_a_success_ends_it(clock: Clock) -> None:
     ("left", "share", "goes_on"), [(0.6, 0.5, True), (0.5, 0.5, False), (0.1, 1.0, True), (0.0, 1.0, False)]
 )
 def test_a_quota_is_left_alone_once_our_share_of_it_is_used(left: float, share: float, goes_on: bool) -> None:
-    pace, stop = Pace(Limits(share=share)), Event()
-    pace.heed(Quota(left, 60.0))
+    limiter, stop = Pace(Limits(share=share)), Event()
+    limiter.heed(Quota(left, 60.0))
     later = Timer(0.05, stop.set)
     later.start()
-    assert pace.wait(stop) is goes_on
+    assert limiter.wait(stop) is goes_on
     later.cancel()
 
 
 def test_a_quota_that_begins_anew_nobody_knows_when_holds_nobody_up() -> None:
-    pace = Pace(Limits())
-    pace.heed(Quota(0.0))
-    assert pace.wait(Event())
+    limiter = Pace(Limits())
+    limiter.heed(Quota(0.0))
+    assert limiter.wait(Event())
 
 
 def test_two_who_keep_one_book_keep_one_limit(clock: Clock) -> None:
-    book = pace.Memory()
+    book = limiter.Memory()
     first, second = (Pace(Limits(requests=2, per=10), book=book, connection="crm") for _ in range(2))
     assert first.wait(clock)
     assert second.wait(clock)
@@ -204,11 +204,11 @@ def test_two_who_keep_one_book_keep_one_limit(clock: Clock) -> None:
     assert first.wait(clock)
     assert clock.now == pytest.approx(110)
     assert first.wait(clock)
-    assert clock.now == pytest.approx(110 + pace.USE, abs=1)  # the second one has not given back its lease
+    assert clock.now == pytest.approx(110 + limiter.USE, abs=1)  # the second one has not given back its lease
 
 
 def test_what_was_given_back_is_free_a_window_after_its_answer(clock: Clock) -> None:
-    book = pace.Memory()
+    book = limiter.Memory()
     first, second = (Pace(Limits(requests=1, per=10), book=book, connection="crm") for _ in range(2))
     assert first.wait(clock)
     first.close()
@@ -225,7 +225,7 @@ def test_room_is_free_a_window_after_the_answer_not_after_the_request(clock: Clo
 
 
 def test_a_hold_is_for_everybody_who_keeps_the_book(clock: Clock) -> None:
-    book = pace.Memory()
+    book = limiter.Memory()
     first, second = (Pace(Limits(requests=9, per=1), book=book, connection="crm") for _ in range(2))
     first.hold(30)
     assert second.wait(clock)
@@ -282,7 +282,7 @@ def test_a_daily_quota_that_is_used_up_is_a_spent_budget(clock: Clock) -> None:
 
 
 def test_a_hold_that_is_too_long_to_wait_for_ends_the_run(clock: Clock) -> None:
-    book = pace.Memory()
+    book = limiter.Memory()
     first, second = (Pace(Limits(requests=9, per=1), book=book, connection="crm") for _ in range(2))
     first.hold(1800)
     for paced in (first, second):

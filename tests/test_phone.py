@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from retl import phone
+from retl.values import phone
 from retl.testing import FakeHubSpot
 
 

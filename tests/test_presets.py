@@ -13,13 +13,13 @@ from typing import Any
 import duckdb
 import pytest
 
-from retl import redact
-from retl.batch import Field, Shape
+from retl.observe import redact
+from retl.destinations.batch import (Field, Shape)
 from retl.destinations import PREVIEW, load, preset_names
 from retl.errors import DefinitionError
-from retl.project import Resolved, open_project
+from retl.app.resolve import (Resolved, open_project)
 from retl.testing import FakeHubSpotLists, FakeKlaviyo
-from retl.validation import each
+from retl.project.validation import each
 from retl.values import Type
 from tests.api import TOKEN
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from retl.definitions import Guards
-from retl.demo import stage
-from retl.guards import DELETES_ALWAYS_PASS
+from retl.project.definitions import Guards
+from retl_demo import stage
+from retl.run.guards import DELETES_ALWAYS_PASS
 from tests import servers
 
 ROOT = Path(__file__).parents[1]

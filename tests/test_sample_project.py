@@ -10,8 +10,8 @@ import duckdb
 import pytest
 import yaml
 
-from retl.definitions import Column, Project, Sync
-from retl.demo import warehouse
+from retl.project.definitions import (Column, Project, Sync)
+from retl_demo import warehouse
 
 ROOT = warehouse.project()
 SYNCS = sorted(path.stem for path in (ROOT / "syncs").glob("*.yml"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from retl.scratch import private_directory
+from retl.engine.scratch import private_directory
 from tests.commands import Workshop
 from tests.servers import RedisServer
 

@@ -20,8 +20,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from retl.demo import process, servers
-from retl.demo.process import Server
+from retl_demo import (process, servers)
+from retl_demo.process import Server
 from retl.errors import Failure
 from tests.servers import EXPENDABLE, Database, RedisServer, fresh_database
 

@@ -11,18 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from retl import redact
+from retl.observe import redact
 from retl.errors import DefinitionError
-from retl.settings import (
-    Environment,
-    PostgresSettings,
-    RedisSettings,
-    Settings,
-    example,
-    exported,
-    project_folder,
-    read,
-)
+from retl.project.settings import (Environment, PostgresSettings, RedisSettings, Settings, example, exported, project_folder, read)
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from retl import log
-from retl.observers.tracing import Tracing
-from retl.summary import PHASES
+from retl.observe import log
+from retl.observe.tracing import Tracing
+from retl.observe.summary import PHASES
 from tests.collector import Collector, collecting, silence
 from tests.commands import ROWS, Said, Workshop
 from tests.servers import RedisServer

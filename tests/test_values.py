@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retl import values
-from retl.definitions import Formats
+from retl.project.definitions import Formats
 from retl.values import Type
 
 T = {

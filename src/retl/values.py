@@ -18,7 +18,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:
-    from retl.definitions import Formats
+    from retl.project.definitions import Formats
 
 TypeName = Literal[
     "string",

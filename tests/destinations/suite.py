@@ -20,7 +20,7 @@ from uuid import UUID
 
 import pytest
 
-from retl.batch import Answer, Batch, Field, Kind, Pending, RowResult, Shape, WriteMode
+from retl.destinations.batch import (Answer, Batch, Field, Kind, Pending, RowResult, Shape, WriteMode)
 from retl.destinations import Destination, load
 from retl.errors import Ambiguous, Mismatch, Poisoned, RetlError, Systemic, TargetError, Unavailable
 from retl.values import Type

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from retl import pace
-from retl.batch import Field, Kind, Operation, RowResult, Shape, SoftDelete, WriteMode
-from retl.definitions import Limits, Retry
-from retl.delivery import Delivery
+from retl.pace import limiter
+from retl.destinations.batch import (Field, Kind, Operation, RowResult, Shape, SoftDelete, WriteMode)
+from retl.project.definitions import (Limits, Retry)
+from retl.delivery.lanes import Delivery
 from retl.destinations import Destination
-from retl.destinations.dataverse import Dataverse, DataverseConnection, DataverseOptions
+from retl.destinations.dataverse.adapter import (Dataverse, DataverseConnection, DataverseOptions)
 from retl.errors import DefinitionError, Mismatch
-from retl.project import open_project
-from retl.signals import Stop
+from retl.app.resolve import open_project
+from retl.observe.signals import Stop
 from retl.values import Type
 from tests import api as fake
 from tests.api import TOKEN
@@ -94,7 +94,7 @@ def prove(record_property: Callable[[str, Any], None]) -> Prove:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "_FIRST", 0.002)
+    monkeypatch.setattr(limiter, "_FIRST", 0.002)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def deliver(
         for first in range(0, len(rows), size)
     ]
     delivery = Delivery(
-        lambda: lane, lane.capabilities, Memory(), pace.Pace(Limits()), Retry(attempts=8), Stop()
+        lambda: lane, lane.capabilities, Memory(), limiter.Pace(Limits()), Retry(attempts=8), Stop()
     )
     try:
         delivery.drain(batches)

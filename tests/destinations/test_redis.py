@@ -22,10 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retl.batch import Field, Kind, Shape, SoftDelete
-from retl.destinations.redis import Redis, RedisConnection, RedisOptions
+from retl.destinations.batch import (Field, Kind, Shape, SoftDelete)
+from retl.destinations.redis.adapter import (Redis, RedisConnection, RedisOptions)
 from retl.errors import DefinitionError, Mismatch, Systemic, Unavailable
-from retl.resp import judge
+from retl.destinations.redis.resp import judge
 from retl.values import Type
 from tests.destinations.rows import Row, Rows
 from tests.destinations.suite import (

@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 
-from retl import pace
-from retl.batch import Field, Kind, Operation, RowResult, Shape, SoftDelete, WriteMode
-from retl.definitions import Limits, Retry
-from retl.delivery import Delivery
-from retl.destinations import Destination, salesforce_bulk
-from retl.destinations.salesforce_bulk import SalesforceBulk
+from retl.pace import limiter
+from retl.destinations.batch import (Field, Kind, Operation, RowResult, Shape, SoftDelete, WriteMode)
+from retl.project.definitions import (Limits, Retry)
+from retl.delivery.lanes import Delivery
+from retl.destinations import Destination
+from retl.destinations.salesforce_bulk import adapter
+from retl.destinations.salesforce_bulk.adapter import SalesforceBulk
 from retl.errors import Mismatch
-from retl.project import open_project
-from retl.signals import Stop
+from retl.app.resolve import open_project
+from retl.observe.signals import Stop
 from retl.values import Type
 from tests import api as fake
 from tests.api import TOKEN
@@ -116,7 +117,7 @@ def prove(record_property: Callable[[str, Any], None]) -> Prove:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "_FIRST", 0.002)
+    monkeypatch.setattr(limiter, "_FIRST", 0.002)
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ def deliver(
         lambda: destination,
         destination.capabilities,
         Memory(),
-        pace.Pace(Limits()),
+        limiter.Pace(Limits()),
         Retry(attempts=8),
         Stop(),
     )
@@ -287,7 +288,7 @@ def test_rows_that_csv_cannot_say_stay_out_of_the_file(org: Org) -> None:
 
 
 def test_a_file_is_never_larger_than_the_vendor_takes(org: Org, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(salesforce_bulk, "LONGEST_FILE", 1000)
+    monkeypatch.setattr(adapter, "LONGEST_FILE", 1000)
     org.largest = 1000
     rows = [(f"k{n}", "x" * 90, n) for n in range(40)]
     assert {one.kind for one in deliver(org, rows)} == {Kind.WRITTEN}

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from retl.batch import Field, Kind, RowResult, Shape
+from retl.destinations.batch import (Field, Kind, RowResult, Shape)
 from retl.destinations import Destination
-from retl.destinations.smtp import Smtp, SmtpConnection, SmtpOptions
+from retl.destinations.smtp.adapter import (Smtp, SmtpConnection, SmtpOptions)
 from retl.errors import Ambiguous, DefinitionError, Systemic, Unavailable
 from retl.values import Type
 from tests.destinations.rows import Row, Rows

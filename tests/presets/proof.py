@@ -18,16 +18,17 @@ from typing import Any
 
 import pytest
 
-from retl import destinations, pace
-from retl.batch import Batch, Field, Kind, Operation, Outcome, RowResult, Shape, WriteMode
-from retl.definitions import Limits, Retry
-from retl.delivery import Answered, Delivery
+from retl import destinations
+from retl.pace import limiter
+from retl.destinations.batch import (Batch, Field, Kind, Operation, Outcome, RowResult, Shape, WriteMode)
+from retl.project.definitions import (Limits, Retry)
+from retl.delivery.lanes import (Answered, Delivery)
 from retl.destinations import Turn
-from retl.destinations.http import OPERATION_NAMES, HttpDestination
+from retl.destinations.http.adapter import (HttpDestination, OPERATION_NAMES)
 from retl.errors import Poisoned, Systemic
-from retl.http.outcome import Reply, Sent, interpret
-from retl.project import open_project
-from retl.signals import Stop
+from retl.destinations.http.outcome import (Reply, Sent, interpret)
+from retl.app.resolve import open_project
+from retl.observe.signals import Stop
 from retl.testing import FakeApi
 from retl.values import Type
 from tests import api as fake
@@ -148,7 +149,7 @@ class Proof:
 
     @pytest.fixture(autouse=True)
     def _impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pace, "_FIRST", 0.002)
+        monkeypatch.setattr(limiter, "_FIRST", 0.002)
 
     @pytest.fixture
     def api(self) -> Iterator[Any]:
@@ -202,7 +203,7 @@ class Proof:
             for first in range(0, len(rows), size)
         ]
         alone = replace(lane.capabilities, lanes=1)  # as where the limits say nothing of `concurrency`
-        delivery = Delivery(lambda: lane, alone, Memory(), pace.Pace(Limits()), Retry(attempts=8), Stop())
+        delivery = Delivery(lambda: lane, alone, Memory(), limiter.Pace(Limits()), Retry(attempts=8), Stop())
         try:
             delivery.drain(batches)
         finally:

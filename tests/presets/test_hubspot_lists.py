@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 
-from retl.batch import Kind
+from retl.destinations.batch import Kind
 from retl.testing import FakeHubSpotLists
 from tests.presets.proof import Proof
 

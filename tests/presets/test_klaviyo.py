@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from retl.batch import UNKNOWN as NOBODY_KNOWS
-from retl.batch import Field, Kind, Outcome, Pending
+from retl.destinations.batch import UNKNOWN as NOBODY_KNOWS
+from retl.destinations.batch import (Field, Kind, Outcome, Pending)
 from retl.destinations import load
 from retl.testing import FakeKlaviyo
 from retl.values import Type

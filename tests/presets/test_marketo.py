@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from retl.batch import Kind
+from retl.destinations.batch import Kind
 from retl.errors import Spent, Unavailable
 from tests import api as fake
 from tests.api import TOKEN

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from retl.batch import Field
+from retl.destinations.batch import Field
 from retl.destinations import load
 from retl.testing import FakePagerDuty
 from tests import api as fake

@@ -9,11 +9,11 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from pydantic import ValidationError
 
-from retl.batch import Kind
+from retl.destinations.batch import Kind
 from retl.destinations import load
 from retl.errors import Spent, Unavailable
-from retl.http.rules import Rules
-from retl.http.waits import quota
+from retl.destinations.http.rules import Rules
+from retl.net.waits import quota
 from tests import api as fake
 from tests.api import TOKEN
 from tests.presets.oauth import TokenServer, expire

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from retl.batch import Field, Kind
+from retl.destinations.batch import (Field, Kind)
 from retl.testing import FakeSegment
 from retl.values import Type
 from tests.api import TOKEN

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from retl.batch import Kind
+from retl.destinations.batch import Kind
 from retl.testing import FakeServiceNow
 from tests import api as fake
 from tests.api import TOKEN

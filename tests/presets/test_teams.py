@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from retl.batch import Field, Shape
+from retl.destinations.batch import (Field, Shape)
 from retl.destinations import load
 from retl.errors import Unavailable
 from retl.testing import FakeTeams

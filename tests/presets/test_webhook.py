@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from retl.batch import Kind
+from retl.destinations.batch import Kind
 from retl.testing import FakeWebhook
 from tests import api as fake
 from tests.api import TOKEN

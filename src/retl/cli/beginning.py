@@ -21,7 +21,7 @@ def init(
     ] = None,
 ) -> None:
     """Make a project that passes `retl validate`."""
-    from retl import scaffold
+    from retl.app import scaffold
 
     folder = directory or invocation.folder or Path()
     steps = scaffold.NEXT
@@ -40,7 +40,7 @@ def init(
 
 
 def _from_dbt(folder: Path, manifest: Path) -> dict[str, list[str]]:
-    from retl.scaffold import dbt
+    from retl.app.scaffold import dbt
 
     made = dbt.write(folder, manifest)
     return {
@@ -58,6 +58,6 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the project behind.")] = False,
 ) -> int:
     """See it work against real servers that it starts itself."""
-    from retl.demo import show
+    from retl_demo import show
 
     return int(show.run(directory, keep) or 0)

@@ -14,7 +14,7 @@ from retl.cli.output import Piece, Table
 from retl.errors import DefinitionError, RetlError
 
 if TYPE_CHECKING:
-    from retl.definitions import Sync
+    from retl.project.definitions import Sync
     from retl.destinations import Destination
 
 Selected = Annotated[list[str] | None, typer.Option("--sync", help="Only this sync; may be repeated.")]
@@ -63,10 +63,10 @@ def validate(
     """Offline: is everything written down right?"""
     from datetime import UTC, datetime
 
-    from retl import offline
+    
     from retl.destinations import PREVIEW
-    from retl.job import Target
-    from retl.validation import raise_all
+    from retl.run.job import Target
+    from retl.project.validation import raise_all
 
     project = invocation.project
     variables = dated(invocation.variables(var or []), datetime.now(UTC).date())
@@ -83,7 +83,7 @@ def validate(
         except DefinitionError as problem:
             errors += [error for error in problems.each(problem) if not _waits(error)]
         try:
-            offline.validate(one, project.warehouse, project.folder, variables, target)
+            check_module.validate(one, project.warehouse, project.folder, variables, target)
             notes[one.name] = PREVIEW if target is not None and target.destination.is_preview else None
         except DefinitionError as problem:
             errors.append(problem)
@@ -109,7 +109,7 @@ def validate(
 def _wrong_tests(invocation: Invocation, sync: Sync, variables: Mapping[str, Any]) -> list[RetlError]:
     """What is wrong with a sync's mapping tests, where its contract can be had; that it cannot is told
     elsewhere."""
-    from retl import mapping_tests
+    from retl.run import mapping_tests
 
     if not sync.tests:
         return []
@@ -138,10 +138,10 @@ def check(
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
     """Online: is each destination reached and writable?"""
-    from retl import offline
-    from retl.job import Options
-    from retl.signals import Stop
-    from retl.summary import exit_code
+    from retl.run import check as check_module
+    from retl.run.job import Options
+    from retl.observe.signals import Stop
+    from retl.observe.summary import exit_code
 
     project = invocation.project
     chosen = project.select(names=sync or ())
@@ -154,7 +154,7 @@ def check(
             stop.check()
             code, error = 0, None
             try:
-                offline.check(job)
+                check_module.check(job)
             except RetlError as problem:
                 code, error = problem.exit_code, problems.described(problem)
             line = {"sync": job.sync.name, "type": job.target.kind, "object": job.object}
@@ -176,7 +176,7 @@ def check(
 @command(app, "schema")
 def schema(invocation: Invocation) -> None:
     """JSON Schema of sync files, for editors."""
-    from retl import reference
+    
     from retl.cli.output import document_text
 
     document = reference.sync_schema()
@@ -188,8 +188,8 @@ def destinations(
     invocation: Invocation, name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None
 ) -> None:
     """The targets there are; with a NAME, its page."""
-    from retl import destinations as register
-    from retl import reference
+    
+    from retl.app import reference
 
     own = _own_presets(invocation)
     kinds = {**dict.fromkeys(reference.types(), register.load), **dict.fromkeys(own, own.__getitem__)}
@@ -207,7 +207,7 @@ def destinations(
 
 def _own_presets(invocation: Invocation) -> Mapping[str, type[Destination[Any]]]:
     """The presets of the project, if the command stands in one."""
-    from retl.settings import project_folder
+    from retl.project.settings import project_folder
 
     folder = project_folder(invocation.folder)
     if not (folder / "presets").is_dir():

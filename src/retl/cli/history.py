@@ -143,7 +143,7 @@ def _tells_stale(invocation: Invocation) -> bool:
 
 def sync_states(invocation: Invocation, ledger: Ledger) -> list[dict[str, Any]]:
     """Every sync as JSON has it, by name."""
-    from retl.freshness import states
+    from retl.app.freshness import states
 
     project = invocation.project
     syncs = [project.syncs[name] for name in sorted(project.syncs)]
@@ -152,7 +152,7 @@ def sync_states(invocation: Invocation, ledger: Ledger) -> list[dict[str, Any]]:
 
 def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) -> dict[str, Any]:
     """A run as JSON has it; keys masked where the sync's key is sensitive."""
-    from retl.summary import PHASES
+    from retl.observe.summary import PHASES
 
     counts = {name: run.counts.get(name, 0) for name in COUNTED} if run.counts else {}
     found: dict[str, Any] = {
@@ -198,7 +198,7 @@ _MARKS = {"through": "", "less": "- ", "of which": "  "}
 
 
 def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
-    from retl.report.funnel import funnel
+    from retl.app.report.funnel import funnel
 
     pieces: list[Piece] = [
         Table(("run", run["run_id"]), [(n.replace("_", " "), output.cell(run[n])) for n in FACTS if run[n]])
@@ -225,6 +225,6 @@ def _seconds(run: RunRow) -> float | None:
 
 
 def _age(seconds: float | None, unknown: str) -> str:
-    from retl.freshness import length
+    from retl.app.freshness import length
 
     return unknown if seconds is None else length(seconds)

@@ -21,13 +21,13 @@ from retl.cli.output import Format, Piece
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
-    from retl.definitions import Sync
-    from retl.job import Job, Options
+    from retl.project.definitions import Sync
+    from retl.run.job import (Job, Options)
     from retl.ledger import Ledger
-    from retl.pace import Pace
-    from retl.project import LoadedProject, Resolved
-    from retl.settings import Settings
-    from retl.signals import Stop
+    from retl.pace.limiter import Pace
+    from retl.app.resolve import (LoadedProject, Resolved)
+    from retl.project.settings import Settings
+    from retl.observe.signals import Stop
 
 
 @dataclass
@@ -57,8 +57,8 @@ class Invocation:
     @cached_property
     def project(self) -> LoadedProject:
         """The project, its files read and right; the log speaks as its settings say from here on."""
-        from retl.project import open_project
-        from retl.settings import project_folder
+        from retl.app.resolve import open_project
+        from retl.project.settings import project_folder
 
         project = open_project(project_folder(self.folder), self.environment)
         self._configure_log(project.settings)
@@ -66,7 +66,7 @@ class Invocation:
 
     def _configure_log(self, settings: Settings) -> None:
         """Where a person looks on and asked for nothing else, only warnings: commands say the rest."""
-        from retl import log
+        from retl.observe import log
 
         asked = settings.retl_log_format is not None or "retl_log_level" in settings.model_fields_set
         self.watched = not asked and sys.stderr is not None and sys.stderr.isatty()
@@ -94,7 +94,7 @@ class Invocation:
     def require(self, syncs: Sequence[Sync]) -> None:
         """Every variable set, every destination resolved; DefinitionErrors for all that is wrong at once.
         Comes before the ledger is opened, so that a wrong definition leaves nothing behind."""
-        from retl.validation import raise_all
+        from retl.project.validation import raise_all
 
         referred = {str(one.ref) for sync in syncs for one in sync.refers_to.values()}
         self.project.require([*syncs, *(self.project.syncs[name] for name in sorted(referred))])
@@ -109,7 +109,7 @@ class Invocation:
 
     def job(self, sync: Sync, ledger: Ledger, options: Options, stop: Stop) -> Job:
         """A sync that was required, ready to be planned or run; today is so on the ledger's clock."""
-        from retl.job import Job, Target
+        from retl.run.job import (Job, Target)
 
         project, found = self.project, self._targets[sync.name]
         begun, self._begun = self._begun, None
@@ -131,7 +131,7 @@ class Invocation:
 
     def _pace(self, found: Resolved, ledger: Ledger | None) -> Pace:
         """What all syncs of a connection share; without a ledger only those of this process."""
-        from retl.pace import Pace
+        from retl.pace.limiter import Pace
 
         if found.name not in self._paces:
             made = Pace(found.limits, book=ledger, connection=found.name)
@@ -177,7 +177,7 @@ def dated(variables: Mapping[str, Any], today: date) -> dict[str, Any]:
 
 def sensitive_columns(sync: Sync, folder: Path) -> set[str]:
     """The columns that a sync's YAML contract calls sensitive."""
-    from retl import yamlfile
+    from retl.project import yamlfile
 
     contract = sync.contract
     if contract is None:

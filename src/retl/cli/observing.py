@@ -15,10 +15,10 @@ from retl.cli.invocation import Invocation
 from retl.errors import RetlError
 
 if TYPE_CHECKING:
-    from retl.definitions import Sync
+    from retl.project.definitions import Sync
     from retl.ledger import Ledger
-    from retl.observers.metrics import Vitals
-    from retl.summary import Summary
+    from retl.observe.metrics import Vitals
+    from retl.observe.summary import Summary
 
 LOOK_BACK = 10  # runs among which the newest with numbers is looked for
 PREFIXES = ("OTEL_", "TRACEPARENT", "TRACESTATE", "OPENLINEAGE_")
@@ -37,7 +37,7 @@ def observed(invocation: Invocation, *, dry_run: bool = False) -> Iterator[None]
 
 
 def _begin(invocation: Invocation, closing: ExitStack) -> None:
-    from retl.settings import exported
+    from retl.project.settings import exported
 
     environ: dict[str, str] = {}
     _harmless(lambda: environ.update(exported(invocation.project.environment, *PREFIXES)))
@@ -46,7 +46,7 @@ def _begin(invocation: Invocation, closing: ExitStack) -> None:
 
 
 def _harmless(step: Callable[[], object]) -> None:
-    from retl import log
+    
 
     try:
         step()
@@ -63,7 +63,7 @@ def _trace(invocation: Invocation, environ: Mapping[str, str], closing: ExitStac
     asked = exporter or any(environ.get(f"OTEL_EXPORTER_OTLP_{of}ENDPOINT") for of in ("", "TRACES_"))
     if not asked or exporter == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return
-    from retl.observers import tracing
+    from retl.observe import tracing
 
     batches = invocation.project.settings.retl_log_level == "debug"
     closing.enter_context(tracing.listening(environ, batches=batches))
@@ -74,7 +74,7 @@ def _draw_lineage(invocation: Invocation, environ: Mapping[str, str], closing: E
     asked = asked or any(name.startswith("OPENLINEAGE__TRANSPORT__") for name in environ)
     if not asked or environ.get("OPENLINEAGE_DISABLED", "").lower() == "true":
         return
-    from retl.observers import lineage
+    from retl.app import lineage
 
     project = invocation.project
 
@@ -93,9 +93,9 @@ def write_metrics(
     path = flag or (invocation.project.folder / setting if setting else None)
     if path is None:
         return
-    from retl import log
-    from retl.observers import metrics
-    from retl.summary import exit_code
+    from retl.observe import log
+    from retl.observe import metrics
+    from retl.observe.summary import exit_code
 
     try:
         opened = ledger or invocation.ledger()
@@ -116,8 +116,8 @@ def write_metrics(
 
 def _vitals(syncs: Mapping[str, Sync], ledger: Ledger, summaries: Sequence[Summary]) -> list[Vitals]:
     """Every sync of the project: what this invocation made of it, else what the ledger knows."""
-    from retl.observers.metrics import LastRun, Vitals
-    from retl.resolution import doubts
+    from retl.observe.metrics import (LastRun, Vitals)
+    from retl.run.resolve import doubts
 
     told = {one.sync: one.status for one in summaries}
     rejects = ledger.open_rejects()

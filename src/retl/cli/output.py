@@ -76,7 +76,7 @@ def pieces_text(pieces: Sequence[Piece]) -> str:
 
 def clean(text: str) -> str:
     """The text without secrets and without control characters, but for line ends and tabs."""
-    from retl.redact import redact
+    from retl.observe.redact import redact
 
     return _UNSAFE.sub(lambda found: repr(found[0])[1:-1], redact(text))
 
@@ -118,7 +118,7 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: str) -> str:
-    from retl.redact import redact
+    from retl.observe.redact import redact
 
     return redact(value)
 

@@ -17,10 +17,10 @@ from retl.cli.output import Piece, Table
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
-    from retl.definitions import Sync
-    from retl.job import Job, Options
+    from retl.project.definitions import Sync
+    from retl.run.job import (Job, Options)
     from retl.ledger import Ledger
-    from retl.summary import Summary
+    from retl.observe.summary import Summary
 
 GUARDS = (
     "REJECT_RATE",
@@ -114,7 +114,7 @@ def sync(
     invocation.require(running)
     alerting.require(invocation)
     from retl.cli.schedule import run_all
-    from retl.signals import Stop
+    from retl.observe.signals import Stop
 
     ledger: Ledger | None = None
     with Stop().listening() as stop:
@@ -161,13 +161,13 @@ def plan(
         allow_deletes=allow_deletes,
         accept=accept,
     )
-    from retl import artifact, explain
-    from retl.plan import Plan
-    from retl.signals import Stop
+    from retl.run import (explain, plan_file)
+    from retl.run.plan import Plan
+    from retl.observe.signals import Stop
 
     def keep(plan: Plan) -> None:
         if out is not None:
-            artifact.write(artifact.make(job, plan), out)
+            plan_file.write(plan_file.make(job, plan), out)
 
     ledger = invocation.ledger()
     with Stop().listening() as stop:
@@ -188,8 +188,8 @@ def _options(
     allow_deletes: int | None,
     accept: Sequence[str] | None,
 ) -> Options:
-    from retl.changes import Selection
-    from retl.job import Options
+    from retl.engine.changes import Selection
+    from retl.run.job import Options
 
     for code in accept or ():
         if code not in GUARDS:
@@ -215,8 +215,8 @@ def _check_full(syncs: Iterable[Sync], full: bool) -> None:
 
 
 def _run(invocation: Invocation, job: Job) -> Summary:
-    from retl import pipeline
-    from retl.summary import Summary
+    from retl.run import pipeline
+    from retl.observe.summary import Summary
 
     try:
         if job.options.dry_run:
@@ -234,7 +234,7 @@ def _run(invocation: Invocation, job: Job) -> Summary:
 
 
 def _paused(name: str, dry_run: bool) -> Summary:
-    from retl.summary import Summary
+    from retl.observe.summary import Summary
 
     return Summary(name, None, "PAUSED", 0, dry_run=dry_run)
 
@@ -243,7 +243,7 @@ def _progress(invocation: Invocation) -> AbstractContextManager[None]:
     """Where a person looks on, a line that moves."""
     if not invocation.watched:
         return nullcontext()
-    from retl.observers.progress import shown
+    from retl.observe.progress import shown
 
     return shown()
 
@@ -252,7 +252,7 @@ def report(
     invocation: Invocation, summaries: Sequence[Summary], samples: Sequence[Mapping[str, Any]] | None = None
 ) -> int:
     """Print what became of the syncs and return the exit code of them all."""
-    from retl.summary import exit_code
+    from retl.observe.summary import exit_code
 
     code = exit_code([summary.exit_code for summary in summaries])
     documents = [masked(invocation, summary.document()) for summary in summaries]

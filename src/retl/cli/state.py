@@ -109,10 +109,10 @@ def adopt(
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
     """Take the mart as delivered, without sending it."""
-    from retl import pipeline
+    from retl.run import pipeline
     from retl.cli.running import report
-    from retl.job import Options
-    from retl.signals import Stop
+    from retl.run.job import Options
+    from retl.observe.signals import Stop
 
     sync = invocation.sync(name)
     invocation.require([sync])
@@ -136,8 +136,8 @@ def unblock(
     invocation: Invocation, connection: Annotated[str, typer.Argument(metavar="CONNECTION")], yes: Yes = False
 ) -> None:
     """Let a connection be used again before its breaker or its target would."""
-    from retl.settings import DEFAULT_CONNECTIONS
-    from retl.validation import did_you_mean
+    from retl.project.settings import DEFAULT_CONNECTIONS
+    from retl.project.validation import did_you_mean
 
     known = {*invocation.project.definitions.connections, *DEFAULT_CONNECTIONS}
     if connection not in known:
@@ -169,7 +169,7 @@ def list_rejects(invocation: Invocation, sync: OneSync = None) -> None:
 
 def _reject(invocation: Invocation, one: RejectRow) -> dict[str, Any]:
     """A reject as JSON has it; what of its row may not be shown is masked, whatever is revealed."""
-    from retl import payload
+    from retl.engine import payload
 
     kept = one.payload and payload.shown(one.payload, invocation.masked_columns(one.sync))
     return {

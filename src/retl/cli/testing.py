@@ -15,8 +15,8 @@ from retl.cli.output import Piece, Table, document_text
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
-    from retl.definitions import Sync
-    from retl.mapping_tests import Verdict
+    from retl.project.definitions import Sync
+    from retl.run.mapping_tests import Verdict
 
 MASK = "***"
 
@@ -28,8 +28,8 @@ def run_tests(
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
     """Offline: do the rows under `tests` become what they should?"""
-    from retl import mapping_tests
-    from retl.validation import raise_all
+    from retl.run import mapping_tests
+    from retl.project.validation import raise_all
 
     project = invocation.project
     variables = dated(invocation.variables(var or []), datetime.now(UTC).date())

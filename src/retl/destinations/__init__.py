@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from retl.batch import UNKNOWN, Answer, Batch, Capabilities, Outcome, Quota, Shape, WriteMode
-from retl.definitions import Limits
+from retl.destinations.batch import (Answer, Batch, Capabilities, Outcome, Quota, Shape, UNKNOWN, WriteMode)
+from retl.project.definitions import Limits
 from retl.errors import DefinitionError
 
 Turn = Callable[..., AbstractContextManager[object]]  # room for one request, of `size` bytes if it writes

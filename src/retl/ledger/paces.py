@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from retl.allowance import Account
+from retl.pace.allowance import Account
 from retl.ledger.breakers import Breakers
 
 T = TypeVar("T")

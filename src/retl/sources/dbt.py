@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from retl.definitions import Warehouse
+from retl.project.definitions import Warehouse
 from retl.errors import DefinitionError, SourceError
-from retl.validation import did_you_mean
+from retl.project.validation import did_you_mean
 
 MANIFEST = "manifest.json"
 _RESULTS = "run_results*.json"

@@ -15,11 +15,11 @@ from typing import Any
 
 import duckdb
 
-from retl.definitions import Source, Warehouse
+from retl.project.definitions import (Source, Warehouse)
 from retl.errors import DefinitionError, Later, Mismatch, SourceError
 from retl.sources import dbt
-from retl.spool import NAME, Spool
-from retl.validation import did_you_mean
+from retl.engine.workspace import (NAME, Spool)
+from retl.project.validation import did_you_mean
 from retl.values import literal, quoted
 
 _HELD = re.compile(r"lock.*PID (\d+)|PID (\d+).*lock", re.IGNORECASE | re.DOTALL)

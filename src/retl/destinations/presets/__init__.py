@@ -28,15 +28,15 @@ from pydantic import (
 )
 
 from retl import destinations
-from retl.batch import Operation, Shape, WriteMode
-from retl.definitions import Definition, Limits
-from retl.destinations.http import OPERATION_NAMES, HttpConnection, HttpDestination, HttpOptions
+from retl.destinations.batch import (Operation, Shape, WriteMode)
+from retl.project.definitions import (Definition, Limits)
+from retl.destinations.http.adapter import (HttpConnection, HttpDestination, HttpOptions, OPERATION_NAMES)
 from retl.destinations.presets.filling import fill, used
 from retl.errors import DefinitionError
-from retl.http.client import Timeouts
-from retl.validation import ModelT, validate
-from retl.variables import Filled
-from retl.yamlfile import load as load_yaml
+from retl.net.client import Timeouts
+from retl.project.validation import (ModelT, validate)
+from retl.project.variables import Filled
+from retl.project.yamlfile import load as load_yaml
 
 Evidence = Literal["contract", "recording", "golden", "docs", "own"]  # own: there is no vendor
 Ways = Annotated[

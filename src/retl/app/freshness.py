@@ -1,0 +1,153 @@
+"""Per sync: how old is what the target holds, what waits, and what is there to do about it?
+
+It reads the ledger and the time of the mart's last change. It opens no warehouse, asks no target and
+tells nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from retl.project.definitions import Sync
+from retl.ledger import BreakerRow, Checkpoint, Ledger, RunRow
+from retl.run.resolve import doubts
+
+UNTOUCHED = timedelta(days=14)
+
+
+@dataclass(frozen=True)
+class State:
+    """One sync as `retl status` has it. `lag_seconds` is how much newer the mart is than the one that was
+    delivered last, None where nobody knows; `breaker` the connection that is left alone just now;
+    `untouched_days` says how long nothing was delivered, where that is suspiciously long; `next` is one
+    sentence, empty where all is well."""
+
+    sync: str
+    status: str
+    enabled: bool
+    last_run: str | None
+    last_success: datetime | None
+    age_seconds: float | None
+    freshness_seconds: float | None
+    lag_seconds: float | None
+    open_rejects: int
+    in_doubt: int
+    breaker: str | None
+    stale: bool
+    untouched_days: int | None
+    next: str
+
+
+def states(syncs: Iterable[Sync], ledger: Ledger, mart: Path) -> list[State]:
+    """The state of these syncs, in their order."""
+    now, rejects, changed = ledger.now(), ledger.open_rejects(), _changed(mart)
+    breakers = {one.connection: one for one in ledger.breakers()}
+    return [
+        _state(sync, ledger, now, changed, rejects.get(sync.name, 0), breakers.get(connection(sync)))
+        for sync in syncs
+    ]
+
+
+def connection(sync: Sync) -> str:
+    """The name of the connection that a sync uses."""
+    return sync.destination.connection or sync.destination.type or ""
+
+
+def _state(
+    sync: Sync, ledger: Ledger, now: datetime, changed: str | None, rejects: int, breaker: BreakerRow | None
+) -> State:
+    good, last = ledger.last_success(sync.name), next(iter(ledger.runs(sync.name, 1)), None)
+    newest = max(ledger.checkpoints(sync.name), key=_touched, default=None)
+    ended = (good.finished_at or good.started_at) if good else None
+    age = (now - ended).total_seconds() if ended else None
+    stale = sync.enabled and sync.freshness is not None and (age is None or age > sync.freshness)
+    # Elsewhere a row without an answer is simply sent again.
+    doubtful = sum(one.rows for one in doubts(ledger, sync.name)) if sync.first_run is not None else 0
+    held = breaker.connection if breaker and breaker.closes(now) else None
+    lag = _lag(newest.source_version, changed) if newest else None
+    status = "PAUSED" if not sync.enabled else last.status if last else "NEVER"
+    untouched = (now - _touched(newest)).days if newest and sync.enabled else 0
+    return State(
+        sync=sync.name,
+        status=status,
+        enabled=sync.enabled,
+        last_run=last.run_id if last else None,
+        last_success=ended,
+        age_seconds=None if age is None else round(age, 1),
+        freshness_seconds=sync.freshness,
+        lag_seconds=lag,
+        open_rejects=rejects,
+        in_doubt=doubtful,
+        breaker=held,
+        stale=stale,
+        untouched_days=untouched if untouched >= UNTOUCHED.days else None,
+        next=_next(sync, last, age=age, lag=lag, stale=stale, rejects=rejects, doubtful=doubtful, held=held),
+    )
+
+
+def _next(
+    sync: Sync,
+    last: RunRow | None,
+    *,
+    age: float | None,
+    lag: float | None,
+    stale: bool,
+    rejects: int,
+    doubtful: int,
+    held: str | None,
+) -> str:
+    """The most urgent thing, in one sentence."""
+    status = last.status if last else "NEVER"
+    if not sync.enabled:
+        return ""
+    if doubtful:
+        return f"`retl resolve --sync {sync.name}`: {doubtful} rows in doubt"
+    if held:
+        return f"wait a minute, or once {held} is mended `retl state unblock {held}`"
+    if status in ("FAILED", "REFUSED") and last is not None:
+        code = (last.error or {}).get("code", status)
+        return f"`retl show {last.run_id}`: {code}"
+    if status == "NEVER":
+        return f"`retl sync --sync {sync.name}`: it never ran"
+    if status in ("INTERRUPTED", "ABANDONED"):
+        return "run it: it carries on where it stopped"
+    if stale and age is not None and sync.freshness is not None:
+        return f"run it: stale since {length(age - sync.freshness)}"
+    if rejects:
+        return f"`retl rejects --sync {sync.name}`"
+    return f"run it: the mart is {length(lag)} newer" if lag and status != "RUNNING" else ""
+
+
+def length(seconds: float) -> str:
+    """A length of time in one unit: 3h."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+def _touched(checkpoint: Checkpoint) -> datetime:
+    assert checkpoint.updated_at is not None, "the ledger fills it in"
+    return checkpoint.updated_at
+
+
+def _changed(mart: Path) -> str | None:
+    """The mart's identity now, as a run records it."""
+    try:
+        stat = mart.stat()
+    except OSError:
+        return None
+    return f"{mart}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def _lag(delivered: str | None, now: str | None) -> float | None:
+    """Seconds between the mart's change that was delivered last and its newest; both are of one clock."""
+    if delivered is None or now is None:
+        return None
+    (place, _, before), (here, _, after) = delivered.rsplit(":", 2), now.rsplit(":", 2)
+    if place != here or not before.isdigit():
+        return None
+    return max(0.0, round((int(after) - int(before)) / 1e9, 1))

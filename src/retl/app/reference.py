@@ -1,0 +1,220 @@
+"""What the code knows of itself, for reading: the JSON Schema of sync files, and a page per destination.
+
+It is made from the definitions and from every destination's own Options, so it cannot say anything that
+validation does not. It reads no project. `python -m retl.reference docs/destinations` writes the pages.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from retl import destinations
+from retl.project.definitions import (Limits, Sync)
+from retl.destinations import PREVIEW
+from retl.project.settings import DEFAULT_CONNECTIONS
+
+if TYPE_CHECKING:
+    from retl.destinations import Destination
+    from retl.destinations.presets import Preset
+
+_OPERATIONS = ("upsert", "insert", "update", "delete")
+_VARIABLE = {"type": "string", "pattern": r"\$\{[A-Za-z_]", "description": "a ${NAME} of the environment"}
+
+
+def types() -> list[str]:
+    """Every destination type there is: those with code of their own, then the presets."""
+    return [*destinations.names(), *destinations.preset_names()]
+
+
+def page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
+    """What there is to know of a destination type; of a preset also what it does and how we know."""
+    preset: Preset | None = getattr(kind, "preset", None)
+    text = inspect.cleandoc((preset.docs if preset else inspect.getmodule(kind).__doc__) or "")
+    found: dict[str, Any] = {"name": name, "summary": preset.summary if preset else text.split("\n")[0]}
+    found |= {"preview": kind.is_preview}
+    found |= {"text": text, "connection": _fields(kind.Connection), "destination": _fields(kind.Options)}
+    return found | (_facts(preset) if preset else _vendor(kind) if kind.vendor else {})
+
+
+def markdown(page: dict[str, Any]) -> str:
+    """The page as a file of docs/destinations/."""
+    is_preset = "operations" in page
+    parts = [f"# {page['name']}", *([f"{page['summary']}."] if is_preset else [])]
+    parts += [f"**{PREVIEW.capitalize()}.**"] if page["preview"] else []
+    parts += [page["text"]]
+    for title in ("connection", "destination"):
+        rows: list[tuple[Any, ...]] = [
+            (f"`{o['option']}`", _default(o), o["description"]) for o in page[title]
+        ]
+        parts += [f"## Under `{title}`", _grid(("option", "default", ""), rows)] if rows else []
+    if is_preset:
+        rows = [(o["operation"], f"`{o['request']}`", o["rows"], o["only_if"]) for o in page["operations"]]
+        parts += ["## What it sends", _grid(("operation", "request", "rows each", "only with"), rows)]
+    if "evidence" in page:
+        parts += [f"Limits: {page['limits']}.", f"Evidence: {', '.join(page['evidence'])}."]
+        parts += [f"Source: {page['source']} (checked on {page['checked_on']})."]
+        parts += ["## A sync", f"```yaml\n{page['example'].rstrip()}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _grid(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join("| " + " | ".join(str(cell or "") for cell in line) + " |" for line in lines)
+
+
+def _default(option: dict[str, Any]) -> str:
+    return "required" if option["required"] else f"`{option['default']}`" if option["default"] else ""
+
+
+def _fields(model: type[BaseModel]) -> list[dict[str, Any]]:
+    """The options of a model; the defaults of whole groups are those of their own options."""
+    return [
+        {
+            "option": field.alias or key,
+            "required": field.is_required(),
+            "default": _word(field.default) if isinstance(field.default, str | int | float) else None,
+            "description": field.description,
+        }
+        for key, field in model.model_fields.items()
+        if key not in ("connection", "type")
+    ]
+
+
+def _word(value: Any) -> str:
+    """A value as YAML writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _facts(preset: Preset) -> dict[str, Any]:
+    given = [(name, way) for name in _OPERATIONS for way in getattr(preset, name)]
+    return {
+        "operations": [
+            {
+                "operation": name,
+                "request": f"{part.get('method', 'POST')} {part['path']}",
+                "rows": part.get("max_rows", 1),
+                "only_if": ", ".join(
+                    f"{option}: {' or '.join(map(_word, values))}"
+                    for option, values in part.get("only_if", {}).items()
+                ),
+            }
+            for name, part in given
+        ],
+        "limits": _limits(preset.limits, preset.limits.source, preset.limits.checked_on),
+        "evidence": list(preset.evidence),
+        "source": preset.source,
+        "checked_on": str(preset.checked_on),
+        "example": preset.example,
+    }
+
+
+def _vendor(kind: type[Destination[Any]]) -> dict[str, Any]:
+    """The same of a vendor's type with code of its own."""
+    vendor = kind.vendor
+    assert vendor is not None
+    return {
+        "limits": _limits(kind.limits, vendor.limits_source, vendor.checked_on),
+        "evidence": list(vendor.evidence),
+        "source": vendor.source,
+        "checked_on": str(vendor.checked_on),
+        "example": vendor.example,
+    }
+
+
+def _limits(limits: Limits, source: str, checked_on: date) -> str:
+    said = [f"{limits.requests} requests per {limits.per:g} s"] if limits.requests else []
+    said += [f"{limits.per_day} a day"] if limits.per_day else []
+    said += [f"{limits.concurrency} at a time"] if limits.concurrency else []
+    return (
+        f"{', '.join(said)}; of requests {limits.share:.0%} are ours unless the connection's"
+        f" `limits` say otherwise. They are from: {source} (checked on {checked_on})"
+    )
+
+
+def write_pages(folder: Path) -> None:
+    """A page per destination type, and no other page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.md"):
+        old.unlink()
+    for name in types():
+        (folder / f"{name}.md").write_text(markdown(page(name, destinations.load(name))), encoding="utf-8")
+
+
+def sync_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a file in syncs/. Its `destination` is any of the known types."""
+    schema = Sync.model_json_schema()
+    definitions: dict[str, Any] = schema.setdefault("$defs", {})
+    definitions.pop("DestinationRef", None)
+    schema["properties"].pop("name")
+    schema["required"].remove("name")
+    variants = []
+    for type_name in types():
+        definitions[f"{type_name}_destination"] = _options(type_name, definitions)
+        variants.append({"$ref": f"#/$defs/{type_name}_destination"})
+    schema["properties"]["destination"] = {"description": "Where to, and how.", "anyOf": variants}
+    schema = _with_variables(schema)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "A sync of retl",
+        "description": "One file in syncs/; its name is the sync's name.",
+    }
+
+
+def _options(type_name: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    """The schema of what stands under `destination:` for one type; its parts go to `definitions`."""
+    model: type[BaseModel] = destinations.load(type_name).Options
+    schema = model.model_json_schema(ref_template=f"#/$defs/{type_name}.{{model}}")
+    parts = schema.pop("$defs", {})
+    properties: dict[str, Any] = {
+        "connection": {"type": "string", "description": "A connection in retl.yml."},
+        "type": {"const": type_name},
+        **{name: part for name, part in schema["properties"].items() if name != "connection"},
+    }
+    required = [name for name in schema.get("required", []) if name != "connection"]
+    reached = _reached(properties, parts)
+    definitions.update({f"{type_name}.{name}": parts[name] for name in sorted(reached)})
+    way = [{"required": ["connection"]}]
+    way += [{"required": ["type"]}] if type_name in DEFAULT_CONNECTIONS else []
+    return {**schema, "properties": properties, "required": required, "anyOf": way}
+
+
+def _reached(schema: Any, parts: dict[str, Any]) -> set[str]:
+    """The names of the parts that a schema refers to, directly or through others."""
+    found: set[str] = set()
+    waiting = [schema]
+    while waiting:
+        thing = waiting.pop()
+        if isinstance(thing, dict):
+            waiting += thing.values()
+            name = str(thing.get("$ref", "")).rpartition("/")[2].partition(".")[2]
+            if name in parts and name not in found:
+                found.add(name)
+                waiting.append(parts[name])
+        elif isinstance(thing, list):
+            waiting += thing
+    return found
+
+
+def _with_variables(schema: Any) -> Any:
+    """Every number and truth value may also be a variable that holds one."""
+    if isinstance(schema, list):
+        return [_with_variables(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") in ("integer", "number", "boolean"):
+        outside = {k: schema[k] for k in ("title", "description", "default") if k in schema}
+        inside = {k: v for k, v in schema.items() if k not in outside}
+        return {**outside, "anyOf": [inside, _VARIABLE]}
+    return {name: _with_variables(item) for name, item in schema.items()}
+
+
+if __name__ == "__main__":
+    write_pages(Path(sys.argv[1]))

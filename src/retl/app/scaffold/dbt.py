@@ -1,0 +1,296 @@
+"""`retl init --from-dbt`: a sync for every mart that dbt's manifest says is to be delivered.
+
+A model says so with `meta.retl`, an exposure with its own: where to, and whatever else of a sync shall not
+be the default. Key and contract come from what dbt *enforces* (a test that only warns, or looks at some rows
+only, proves nothing) and from the types in the warehouse. It overwrites nothing, writes no sync that is not
+valid, and says what it left and why.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retl import destinations
+from retl.project import yamlfile
+from retl.project.definitions import (SYNC_NAME, Sync, Warehouse)
+from retl.errors import DefinitionError, Mismatch
+from retl.project.fields import problems
+from retl.app.resolve import open_project
+from retl.app.scaffold import (ENVIRONMENT, put)
+from retl.app.scaffold.yamltext import (flow, said)
+from retl.engine.scratch import private_directory
+from retl.project.settings import (DEFAULT_CONNECTIONS, Environment, Settings, read)
+from retl.observe.signals import Stop
+from retl.sources import dbt
+from retl.sources import duckdb as mart
+from retl.sources.dbt import Manifest, Node
+from retl.engine.workspace import Spool
+from retl.project.validation import (each, validate)
+from retl.values import of_duckdb
+from retl.project.variables import fill
+
+_OURS = {"sync", "model", "key", "max_age", "destination"}  # of meta.retl, besides what a sync file has
+_SYNC_WORDS = set(Sync.model_fields) - {"name", "source", "contract", "key", "destination"}
+IGNORED = ".retl/\nconfig.env\nconfig.*.env\n"  # `data/` may hold dbt's seeds
+_PERSONAL = {"sensitive", "pii"}
+
+
+@dataclass
+class Scaffolded:
+    """What became of the marts: files written, files that were there, and marts without a sync."""
+
+    written: list[Path] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # which mart, and why
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """One sync that the manifest asks for."""
+
+    name: str
+    model: Node
+    meta: Mapping[str, Any]
+
+    @property
+    def destination(self) -> dict[str, Any]:
+        """`destination`, joined by every word that is none of a sync."""
+        rest = {name: v for name, v in self.meta.items() if name not in _OURS | _SYNC_WORDS}
+        whole = {**self.meta.get("destination", {}), **rest}
+        return whole if whole.keys() & {"connection", "type"} else {"type": "postgres", **whole}
+
+
+def write(folder: Path, manifest: Path) -> Scaffolded:
+    """Make or complete the project in `folder`. DefinitionError where the manifest asks for nothing or the
+    warehouse's file cannot be found; SourceError where either cannot be read."""
+    manifest = manifest / dbt.MANIFEST if manifest.is_dir() else manifest
+    if manifest.name != dbt.MANIFEST:
+        raise DefinitionError("USAGE", f"--from-dbt takes dbt's target/{dbt.MANIFEST}, not {manifest.name}")
+    known = dbt.read_manifest(manifest)
+    found = Scaffolded()
+    wishes = list(_wishes(known, found))
+    if not wishes and not found.left_out:
+        raise DefinitionError(
+            "DBT_NOTHING",
+            "no model and no exposure in the manifest says `meta.retl`",
+            hint="give a model `meta: {retl: {connection: crm_db, table: crm.users}}`, then `dbt parse`",
+            where=str(manifest),
+        )
+    folder = folder.absolute()
+    there = (folder / "retl.yml").exists() or (folder / "syncs").is_dir()
+    warehouse = open_project(folder).warehouse if there else _warehouse(folder, manifest, wishes)
+    reading = warehouse.model_copy(update={"dbt": str(manifest.parent.absolute())})
+    texts = _syncs(folder, known, wishes, reading, found)
+    files = {"config.env": (ENVIRONMENT, 0o600), ".gitignore": (IGNORED, 0o644)}
+    if not there:
+        files["retl.yml"] = (_project(folder, warehouse, manifest, wishes), 0o644)
+    else:
+        connections = open_project(folder).definitions.connections
+        names = {str(wish.destination.get("connection", "postgres")) for wish in wishes}
+        lacking = sorted(names - {*connections, *DEFAULT_CONNECTIONS})
+        found.notes += [f"retl.yml has no connection {name!r} yet" for name in lacking]
+        found.kept += [folder / "retl.yml"] if (folder / "retl.yml").exists() else []
+    files |= {f"syncs/{name}.yml": (text, 0o644) for name, text in texts.items()}
+    for path, (text, mode) in files.items():
+        (found.written if put(folder / path, text, mode) else found.kept).append(folder / path)
+    ignored = (folder / ".gitignore").read_text(encoding="utf-8", errors="replace")
+    if "config.env" not in ignored:
+        found.notes.append(f"your .gitignore lets secrets pass: add {', '.join(IGNORED.split())}")
+    return found
+
+
+def _wishes(manifest: Manifest, found: Scaffolded) -> Iterator[_Wish]:
+    """What models ask for, then exposures. A list under `meta.retl` is several syncs."""
+    for node in manifest.nodes.values():
+        for meta in _metas(node) if node.resource_type in dbt.MARTS else ():
+            yield _Wish(str(meta.get("sync", node.name)), node, meta)
+    for exposure in manifest.exposures.values():
+        marts = [manifest.nodes[name] for name in exposure.depends_on.nodes if name in manifest.nodes]
+        for meta in _metas(exposure):
+            chosen = [one for one in marts if meta.get("model", one.name) == one.name]
+            if len(chosen) == 1:
+                yield _Wish(str(meta.get("sync", exposure.name)), chosen[0], meta)
+            else:
+                why = "say in meta.retl which `model` it is: it must be one that the exposure depends on"
+                found.left_out.append((f"exposure {exposure.name}", why))
+
+
+def _metas(node: Node) -> list[dict[str, Any]]:
+    written = (node.config.get("meta") or node.meta).get("retl")
+    return [one for one in (written if isinstance(written, list) else [written]) if isinstance(one, dict)]
+
+
+def _warehouse(folder: Path, manifest: Path, wishes: list[_Wish]) -> Warehouse:
+    """Of a new project: DUCKDB_PATH, or the one file near the dbt project that has its database's name."""
+    if (asked := read(Settings, Environment(folder)).duckdb_path) is not None:
+        return Warehouse(path=str(folder / asked))
+    project = manifest.parent.absolute().parent
+    names = {wish.model.database for wish in wishes}
+    files = [*project.glob("*.d*b"), *project.glob("*/*.d*b")]
+    near = sorted(path for path in files if path.suffix in (".duckdb", ".db", ".ddb") and path.stem in names)
+    if len(near) != 1:
+        raise DefinitionError(
+            "DBT_DATABASE",
+            f"{'no' if not near else 'more than one'} DuckDB file near {project} is what dbt writes",
+            hint="set DUCKDB_PATH to the path in dbt's profiles.yml",
+        )
+    return Warehouse(path=str(near[0]))
+
+
+def _syncs(
+    folder: Path, manifest: Manifest, wishes: list[_Wish], warehouse: Warehouse, found: Scaffolded
+) -> dict[str, str]:
+    """The text of every sync that is valid, by name."""
+    texts: dict[str, str] = {}
+    with private_directory() as directory:
+        spool = Spool(directory, Stop())
+        try:
+            mart.attach(spool, warehouse, folder)
+            for wish in wishes:
+                try:
+                    if wish.name in texts:
+                        raise DefinitionError("SYNC_TWICE", "another mart's sync has this name: say `sync`")
+                    name = dbt.name_of(manifest, wish.model)
+                    wanted = mart.Query(f"SELECT * FROM {dbt.relation(warehouse, folder, name)}", {}, name)
+                    text = _text(wish, name, manifest.tests(wish.model), mart.columns(spool, wanted))
+                    _prove(folder, wish.name, text)
+                    texts[wish.name] = text
+                except (DefinitionError, Mismatch) as problem:
+                    errors = each(problem) if isinstance(problem, DefinitionError) else (problem,)
+                    found.left_out.append((wish.name, "; ".join(one.message for one in errors)))
+        finally:
+            spool.close()
+    return texts
+
+
+def _text(wish: _Wish, name: str, tests: list[Node], columns: Mapping[str, str]) -> str:
+    enforced = [test for test in tests if _enforced(test) and test.test_metadata]
+    key = _key(wish, enforced, columns)
+    lines = [f"# Made from the dbt model {name}; from here on it is yours."]
+    if wish.model.description:
+        lines.append(f"description: {said(wish.model.description)}")
+    source = {"dbt": name} | ({"max_age": wish.meta["max_age"]} if "max_age" in wish.meta else {})
+    hint = "" if "max_age" in source else " # and max_age: 26h, to refuse a mart that dbt built before that"
+    lines += [f"source: {flow(source)}{hint}", f"key: {flow(key)}", "contract:"]
+    for column, kind in columns.items():
+        lines.append(_column(wish.model, column, kind, enforced, column in key))
+    lines.append(f"destination: {flow(wish.destination)}")
+    lines += [f"{word}: {flow(value)}" for word, value in wish.meta.items() if word in _SYNC_WORDS]
+    unused = sorted(test.name for test in tests if test.test_metadata and _unused(test))
+    lines += [f"# dbt also tests, and no row is judged by it: {said(name)}" for name in unused]
+    return "\n".join(lines) + "\n"
+
+
+def _enforced(test: Node) -> bool:
+    """Does dbt fail where one row of the whole mart breaks it?"""
+    config = {"severity": "error", "error_if": "!= 0", "enabled": True, **test.config}
+    fails = str(config["severity"]).lower() == "error" and config["error_if"] == "!= 0"
+    return fails and bool(config["enabled"]) and not config.get("where") and not config.get("limit")
+
+
+def _unused(test: Node) -> bool:
+    assert test.test_metadata is not None
+    return test.test_metadata.name not in ("unique", "not_null", "accepted_values")
+
+
+def _tested(tests: list[Node], name: str) -> dict[str, Node]:
+    """The tests of one kind by column, in lower case."""
+    return {
+        test.column_name.strip('"').lower(): test
+        for test in tests
+        if test.test_metadata is not None and test.test_metadata.name == name and test.column_name
+    }
+
+
+def _key(wish: _Wish, tests: list[Node], columns: Mapping[str, str]) -> list[str]:
+    """As `meta.retl` says; else the first column that is unique, rather one that is never NULL too; else the
+    columns of a unique combination."""
+    if (asked := wish.meta.get("key")) is not None:
+        return [str(one) for one in (asked if isinstance(asked, list) else [asked])]
+    unique, filled = _tested(tests, "unique"), _tested(tests, "not_null")
+    single = [name for name in columns if name.lower() in unique]
+    best = [name for name in single if name.lower() in filled] or single
+    if best:
+        return best[:1]
+    for test in tests:
+        assert test.test_metadata is not None
+        if test.test_metadata.name == "unique_combination_of_columns":
+            several = test.test_metadata.kwargs.get("combination_of_columns", [])
+            return [name for name in columns if name.lower() in {str(one).lower() for one in several}]
+    raise DefinitionError(
+        "KEY_COLUMN", "nothing says what its key is: test a column with `unique`, or say `key` in meta.retl"
+    )
+
+
+def _column(model: Node, name: str, kind: str, tests: list[Node], in_key: bool) -> str:
+    found = of_duckdb(kind)
+    if found is None:
+        return f"  # {said(name)} is {kind}, which no target can hold"
+    options: dict[str, Any] = {"type": found.name}
+    for option in ("max_digits", "decimal_places", "items"):
+        if (value := getattr(found, option)) is not None:
+            options[option] = value
+    if not in_key and name.lower() not in _tested(tests, "not_null"):
+        options["nullable"] = True
+    known = next((one for label, one in model.columns.items() if label.lower() == name.lower()), None)
+    if known is not None:
+        meta = {**known.meta, **(known.config.get("meta") or {})}
+        if _PERSONAL & {*known.tags, *(word for word, value in meta.items() if value)}:
+            options["sensitive"] = True
+    options |= _one_of(found.name, _tested(tests, "accepted_values").get(name.lower()))
+    text = ", ".join(f"{option}: {flow(value)}" for option, value in options.items())
+    if known is not None and known.description:
+        text += f", description: {said(known.description)}"
+    return f"  {flow(name)}: {{{text}}}"
+
+
+def _one_of(type: str, test: Node | None) -> dict[str, Any]:
+    """dbt compares as text or as it is; a contract lists texts of strings and whole numbers of integers."""
+    if test is None or test.test_metadata is None or type not in ("string", "integer"):
+        return {}
+    values = [str(value) for value in test.test_metadata.kwargs.get("values", [])]
+    if type == "string":
+        return {"one_of": [value.replace("${", "$${") for value in values]} if values else {}
+    whole = values and all(re.fullmatch(r"-?\d+", value) for value in values)
+    return {"one_of": [int(value) for value in values]} if whole else {}
+
+
+def _prove(folder: Path, name: str, text: str) -> None:
+    """DefinitionError(s) unless this is a valid sync. Its connection's variables may wait."""
+    if not SYNC_NAME.fullmatch(name) or name == "all":
+        raise DefinitionError("SYNC_NAME", f"{name!r} cannot be a sync's name: say `sync` in meta.retl")
+    tree = yamlfile.load(folder / "syncs" / f"{name}.yml", text, name=f"syncs/{name}.yml")
+    sync = validate(Sync, fill(tree, Environment(folder, None, {})), name=name)
+    assert sync.contract is not None
+    for problem in problems(sync, list(sync.contract.columns or {})):
+        raise DefinitionError(problem.code, problem.message)
+
+
+def _project(folder: Path, warehouse: Warehouse, manifest: Path, wishes: list[_Wish]) -> str:
+    """retl.yml: where dbt writes, and a connection under each name that was said, to be filled in."""
+    path = os.path.relpath(warehouse.path, folder)
+    target = os.path.relpath(manifest.parent.absolute(), folder)
+    lines = [
+        "warehouse:",
+        "  type: duckdb",
+        f"  path: {flow(path)} # or DUCKDB_PATH",
+        f"  dbt: {flow(target)} # dbt's target folder",
+    ]
+    connections: dict[str, str] = {}
+    for wish in wishes:
+        name = wish.destination.get("connection")
+        if name is not None and name not in DEFAULT_CONNECTIONS:
+            connections.setdefault(str(name), str(wish.destination.get("type", "postgres")))
+    lines += ["connections:"] if connections else []
+    for name, type in connections.items():
+        fields = destinations.load(type).Connection.model_fields.items()
+        needed = [one for one, info in fields if info.is_required() or one == "password"]
+        variables = {one: f"${{{re.sub('[^A-Z0-9]', '_', f'{name}_{one}'.upper())}}}" for one in needed}
+        lines.append(f"  {flow(name)}: {flow({'type': type, **variables})}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,273 @@
+"""The judge of the rows: a Pydantic model, and the SQL that clears those it would surely accept.
+
+SQL never refuses: a row that `clears` does not clear is carried into Python and Pydantic decides. It
+judges and does not edit, unless the contract says `edits: true`. No sentence of a verdict holds a value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from decimal import Context, Decimal
+from enum import Enum
+from operator import is_, itemgetter
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
+
+from retl import values
+from retl.project import definitions
+from retl.contract.prefilter import clearing
+from retl.errors import DefinitionError, Mismatch
+from retl.contract.model import (Rule, is_plain, read)
+from retl.project.validation import did_you_mean
+from retl.values import Type, literal, quoted
+
+Row = tuple[Any, ...]
+MISFIT = "$misfit"  # in a row of `Contract.select`: the first column whose value does not carry exactly
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a row is refused; the reason is one sentence without the row's values."""
+
+    column: str | None
+    code: str
+    reason: str
+
+
+class Contract:
+    """`columns`: rule by mart column; `model`: what decides; `edits`: whether its values are sent."""
+
+    def __init__(
+        self, model: type[BaseModel], columns: Mapping[str, Rule], *, edits: bool, timezone: str
+    ) -> None:
+        self.model = model
+        self.columns = columns
+        self.edits = edits
+        self.timezone = timezone
+        self._plain = is_plain(model) and all(rule.plain for rule in columns.values())
+        self._json = {name for name, rule in columns.items() if rule.type.name == "json"}
+        self._scalar = all(rule.type.name not in ("json", "list") for rule in columns.values())
+        self._fields = itemgetter(*(rule.field for rule in columns.values()))
+
+    def over(self, column_types: Mapping[str, str]) -> Contract:
+        """The same contract over columns of other DuckDB types."""
+        rules = {n: replace(rule, column_type=column_types[n]) for n, rule in self.columns.items()}
+        return Contract(self.model, rules, edits=self.edits, timezone=self.timezone)
+
+    def clears(self) -> str:
+        """SQL predicate over the mart's columns, never NULL: TRUE only for a row that carries exactly
+        and that the model surely accepts without changing it."""
+        if not self._plain:
+            return "FALSE"
+        tests = [test for name, rule in self.columns.items() for test in clearing(name, rule, self.timezone)]
+        return " AND ".join(tests) or "TRUE"
+
+    def select(self) -> str:
+        """SQL select list over the mart's columns: every column of the contract under its own name as
+        its carrier, and MISFIT. Its rows are what `judge` takes."""
+        exact = {
+            name: values.exact(rule.type, quoted(name), rule.column_type, self.timezone)
+            for name, rule in self.columns.items()
+        }
+        cases = " ".join(
+            f"WHEN NOT {test} THEN {literal(name)}" for name, test in exact.items() if test != "TRUE"
+        )
+        carried = [
+            f"{values.carry(rule.type, quoted(name), rule.column_type, self.timezone)} AS {quoted(name)}"
+            for name, rule in self.columns.items()
+        ]
+        misfit = f"CASE {cases} END" if cases else "CAST(NULL AS VARCHAR)"
+        return ", ".join([*carried, f"{misfit} AS {quoted(MISFIT)}"])
+
+    def doubtful(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows of `select` (their columns first, whatever follows) that are worth a look by `judge`:
+        all but those that the model accepts and leaves as they are. Next to the model itself this takes
+        a fifth of its time; one dict per row more would double that."""
+        names, width, fields = list(self.columns), len(self.columns), self._fields
+        if not self._scalar or width == 1:
+            return list(rows)
+        validate, found = self.model.__pydantic_validator__.validate_python, list[Row]()
+        for row in rows:
+            try:
+                after = fields(validate(dict(zip(names, row, strict=False))).__dict__)
+            except Exception:  # noqa: BLE001 - `judge` says what it means
+                found.append(row)
+                continue
+            if row[width] is not None or not (all(map(is_, after, row)) or _alike(row[:width], after)):
+                found.append(row)
+        return found
+
+    def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict | None]:
+        """Pydantic's word on each row of `select`; None = accepted."""
+        return [found if isinstance(found, Verdict) else None for found in map(self._judged, rows)]
+
+    def judge_and_edit(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict | dict[str, Any]]:
+        """As `judge`, but an accepted row is given as the model left it, by mart column, as carriers."""
+        return [self._judged(row) for row in rows]
+
+    def _judged(self, row: Mapping[str, Any]) -> Verdict | dict[str, Any]:
+        data = dict(row)
+        if (misfit := data.pop(MISFIT, None)) is not None:
+            reason = (
+                f"{misfit} holds a value that {self.columns[misfit].type} cannot carry without changing it"
+            )
+            return Verdict(misfit, "UNREPRESENTABLE", reason)
+        try:
+            for name in () if self._plain else self._json:
+                data[name] = None if row[name] is None else json.loads(row[name])
+            judged = self.model.model_validate(data)
+        except ValidationError as error:
+            return self._verdict(error, row)
+        except Exception as error:  # noqa: BLE001 - the user's validators may raise anything: a row's cost
+            return Verdict(None, "MODEL", f"the model's own code failed with {type(error).__name__}")
+        return data if self._plain else self._compared(row, data, judged)
+
+    def _compared(
+        self, row: Mapping[str, Any], data: Mapping[str, Any], judged: BaseModel
+    ) -> Verdict | dict[str, Any]:
+        edited = {}
+        for name, rule in self.columns.items():
+            value = _unwrapped(getattr(judged, rule.field))
+            if rule.type.name == "json":
+                same = _same(to_jsonable_python(value), to_jsonable_python(data[name]))
+                value = row[name] if same else json.dumps(to_jsonable_python(value), ensure_ascii=False)
+            else:
+                same = _same(value, data[name])
+            if not same and not self.edits:
+                return Verdict(
+                    name, "CONTRACT_EDITED", f"the model changes {name}; contracts judge and never edit"
+                )
+            if not same and not _carries(value, rule.type):
+                reason = f"the model's value of {name} is nothing that {rule.type} can carry"
+                return Verdict(name, "UNREPRESENTABLE", reason)
+            edited[name] = value
+        return edited
+
+    def _verdict(self, error: ValidationError, row: Mapping[str, Any]) -> Verdict:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        where = str(first["loc"][0]) if first["loc"] else None
+        column = where if where in self.columns else None
+        rule = self.columns.get(column or "")
+        if rule is None:
+            return Verdict(None, "MODEL", "the model refuses the row as a whole")
+        if row[column or ""] is None and not rule.nullable:
+            return Verdict(column, "NULL_VALUE", f"{column} is NULL and the contract does not allow it")
+        for kind, code, reason in _REASONS:
+            if re.fullmatch(kind, first["type"]):
+                return Verdict(column, code, f"{column} {reason.format(rule=rule)}")
+        return Verdict(column, "MODEL", f"the model refuses {column}")
+
+
+def _alike(before: Row, after: Row) -> bool:
+    """Equal values of equal types: 1, 1.0 and True are not alike."""
+    return bool(before == after) and all(map(is_, map(type, before), map(type, after)))
+
+
+# Pydantic's own sentences can quote the value, so each kind has one of ours.
+_REASONS = [
+    ("(string_)?too_long", "TOO_LONG", "is longer than {rule.max_length}"),
+    ("(string_)?too_short", "TOO_SHORT", "is shorter than {rule.min_length}"),
+    ("literal_error|enum", "NOT_ONE_OF", "is none of the values the contract names"),
+    ("(greater|less)_than(_equal)?", "OUT_OF_RANGE", "is outside of the range the contract allows"),
+    ("string_pattern_mismatch", "PATTERN", "does not match the contract's pattern"),
+    ("decimal_.*(digits|places)", "TOO_MANY_DIGITS", "has more digits than {rule.type} holds"),
+    ("finite_number", "UNREPRESENTABLE", "is not a finite number"),
+    (".*_(type|parsing|from_float)|is_instance_of", "TYPE", "is no {rule.type}"),
+]
+
+
+CODES = frozenset({"NULL_VALUE", "UNREPRESENTABLE", "CONTRACT_EDITED", "MODEL", *(c for _, c, _ in _REASONS)})
+
+
+def build(
+    definition: definitions.Contract | None,
+    columns: Mapping[str, str],
+    folder: Path,
+    key: Sequence[str],
+    timezone: str = "UTC",
+) -> Contract:
+    """The contract over a mart's columns (name → DuckDB type); without a definition, all of them in the
+    warehouse's types. `folder` is the project's. DefinitionError for a contract that cannot be, Mismatch
+    SOURCE_DRIFT where the mart has other columns or types than the contract uses."""
+    model, rules = read(definition, columns, folder)
+    for name, rule in rules.items():
+        if not values.fits(rule.type, rule.column_type):
+            raise Mismatch(
+                "SOURCE_DRIFT",
+                f"the mart's column {name} is {rule.column_type}, the contract's type is {rule.type}",
+                hint=f"cast {name} in the source's SQL, or change its type in the contract",
+            )
+    _check_key(key, rules, columns, written=definition is not None)
+    return Contract(model, rules, edits=definition is not None and definition.edits, timezone=timezone)
+
+
+def _check_key(
+    key: Sequence[str], rules: Mapping[str, Rule], columns: Mapping[str, str], *, written: bool
+) -> None:
+    for name in key:
+        if name not in rules:
+            raise DefinitionError(
+                "KEY_COLUMN",
+                f"the key column {name} is not in the {'contract' if written else 'mart'}",
+                hint="add it to the contract" if name in columns else did_you_mean(name, columns),
+            )
+        if rules[name].type.name not in values.KEY_TYPES:
+            raise DefinitionError(
+                "KEY_TYPE",
+                f"the key column {name} is a {rules[name].type}, which cannot tell rows apart reliably",
+                hint=f"a key is one of: {', '.join(sorted(values.KEY_TYPES))}",
+            )
+
+
+def _unwrapped(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unwrapped(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+def _same(after: Any, before: Any) -> bool:
+    """Equal and of one family: True is not 1, 1 is not 1.0."""
+    if isinstance(before, list) and isinstance(after, list):
+        return len(after) == len(before) and all(map(_same, after, before))
+    if isinstance(before, datetime) and isinstance(after, datetime):
+        return (before.tzinfo is None) == (after.tzinfo is None) and after == before
+    return (
+        isinstance(after, type(before))
+        and isinstance(after, bool) == isinstance(before, bool)
+        and after == before
+    )
+
+
+def _carries(value: Any, type: Type) -> bool:
+    """Whether an edited value is one its carrier holds exactly."""
+    if value is None:
+        return True
+    name = type.name
+    if name == "list":
+        return isinstance(value, list) and all(_carries(item, type.item) for item in value)
+    if name == "string":
+        return isinstance(value, str) and "\0" not in value and not re.search("[\ud800-\udfff]", value)
+    if name == "integer":
+        return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    if name == "float":
+        return isinstance(value, float) and value - value == 0
+    if name == "decimal":
+        if not isinstance(value, Decimal) or not value.is_finite():
+            return False
+        scaled = value.scaleb(type.decimal_places or 0, Context(prec=400))
+        return scaled == scaled.to_integral_value() and abs(scaled) < 10 ** (type.max_digits or 38)
+    if name in ("timestamp", "timestamptz"):
+        return isinstance(value, datetime) and (value.tzinfo is None) == (name == "timestamp")
+    if name == "date":
+        return isinstance(value, date) and not isinstance(value, datetime)
+    if name == "json":
+        return isinstance(value, str) and r"\u0000" not in value and "NaN" not in value
+    return isinstance(value, {"uuid": UUID, "boolean": bool}[name])

@@ -1,0 +1,382 @@
+"""What a contract asks, column by column: from a definition to a Pydantic model and the rules it means.
+
+A rule is what SQL may know of a column. Where a model asks for something that no rule can say, the rule
+is not plain, and nobody but the model may judge.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from enum import Enum
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from uuid import UUID
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NaiveDatetime,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
+from pydantic.errors import PydanticUserError
+from pydantic.fields import FieldInfo
+from pydantic_core import SchemaError
+
+from retl import values
+from retl.project import (definitions, yamlfile)
+from retl.errors import DefinitionError, Mismatch
+from retl.values import Type, TypeName
+
+BOUNDS = ("ge", "gt", "le", "lt")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the contract asks of one mart column, as far as it was understood; `plain` = completely."""
+
+    type: Type
+    column_type: str
+    nullable: bool
+    sensitive: bool = False
+    item_nullable: bool = False
+    min_length: int | None = None
+    max_length: int | None = None
+    pattern: str | None = None
+    one_of: tuple[str | int, ...] | None = None
+    ge: Any = None
+    gt: Any = None
+    le: Any = None
+    lt: Any = None
+    plain: bool = True
+    field: str = ""  # the model's attribute
+
+
+def read(
+    definition: definitions.Contract | None, columns: Mapping[str, str], folder: Path
+) -> tuple[type[BaseModel], dict[str, Rule]]:
+    """The model of a contract and its rules by mart column. DefinitionError for a contract that cannot be,
+    Mismatch SOURCE_DRIFT for a column that the mart lacks."""
+    asked = _columns(definition, columns, folder)
+    if asked is not None:
+        return _created(asked), {
+            name: _written(name, column, _present(name, columns)) for name, column in asked.items()
+        }
+    assert definition is not None
+    assert definition.model is not None
+    model = _imported(definition.model, folder)
+    rules = {}
+    for field, info in model.model_fields.items():
+        name = info.validation_alias if isinstance(info.validation_alias, str) else field
+        rules[name] = _derived(name, field, info, _present(name, columns))
+    return model, rules
+
+
+def _present(name: str, columns: Mapping[str, str]) -> str:
+    if name in columns:
+        return columns[name]
+    raise Mismatch(
+        "SOURCE_DRIFT",
+        f"the contract's column {name} is not in the mart",
+        hint=f"bring it back or take it out of the contract; the mart has: {', '.join(columns)}",
+    )
+
+
+def _columns(
+    definition: definitions.Contract | None, columns: Mapping[str, str], folder: Path
+) -> Mapping[str, definitions.Column] | None:
+    """The columns asked for; None if a model of the user's says so."""
+    if definition is None:
+        return {name: _inferred(name, column_type) for name, column_type in columns.items()}
+    return _load(folder / definition.file) if definition.file else definition.columns
+
+
+def _inferred(name: str, column_type: str) -> definitions.Column:
+    found = values.of_duckdb(column_type)
+    if found is None:
+        raise DefinitionError(
+            "COLUMN_TYPE",
+            f"the mart's column {name} is {column_type}, which no target can hold",
+            hint=f"cast {name} in the source's SQL, or write a contract without it",
+        )
+    parts = {
+        "type": found.name,
+        "max_digits": found.max_digits,
+        "decimal_places": found.decimal_places,
+        "items": found.items,
+    }
+    return definitions.Column(nullable=True, **{k: v for k, v in parts.items() if v is not None})
+
+
+def _load(path: Path) -> dict[str, definitions.Column]:
+    """The columns in a contract file."""
+    tree = yamlfile.load(path, name=path.name)
+    try:
+        return TypeAdapter(dict[str, definitions.Column]).validate_python(tree.value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DefinitionError(
+            "CONTRACT_FILE", f"{place}: {first['msg']}", where=tree.place(first["loc"])
+        ) from None
+
+
+def _imported(path: str, folder: Path) -> type[BaseModel]:
+    module, _, name = path.partition(":")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        found = getattr(import_module(module), name)
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        raise DefinitionError(
+            "MODEL_UNKNOWN",
+            f"the contract's model {path} cannot be imported: {type(error).__name__}",
+            hint=f"write it as package.module:Class; modules are looked for in {folder}",
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, BaseModel)):
+        raise DefinitionError("MODEL_UNKNOWN", f"{path} is no Pydantic model")
+    return found
+
+
+_PYTHON: dict[TypeName, Any] = {
+    "string": str,
+    "uuid": UUID,
+    "integer": int,
+    "decimal": Decimal,
+    "float": float,
+    "boolean": bool,
+    "date": date,
+    "timestamp": NaiveDatetime,
+    "timestamptz": AwareDatetime,
+    "json": Any,
+}
+
+
+_LIMITS: dict[TypeName, set[str]] = {
+    "string": {"min_length", "max_length", "pattern"},
+    "list": {"min_length", "max_length"},
+    "decimal": {"max_digits", "decimal_places"},
+}
+
+
+def _created(columns: Mapping[str, definitions.Column]) -> type[BaseModel]:
+    fields: dict[str, Any] = {}
+    for at, (name, column) in enumerate(columns.items()):
+        limits = {
+            part: value
+            for part in ("min_length", "max_length", "pattern", "max_digits", "decimal_places")
+            if (value := getattr(column, part)) is not None
+        }
+        if limits.keys() - _LIMITS.get(column.type, set()):
+            raise DefinitionError(
+                "CONTRACT",
+                f"a limit of {name} does not go with its type {column.type}",
+                hint="lengths are for strings and lists, patterns for strings, digits for decimals",
+            )
+        limits |= {part: value for part in BOUNDS if (value := _bound(name, column, part)) is not None}
+        if column.one_of is not None:
+            _check_one_of(name, column)
+            base: Any = Literal[column.one_of]
+        else:
+            base = _PYTHON[column.type] if column.items is None else _list_of(_PYTHON[column.items])
+        base = Annotated[base, Field(**limits)] if limits else base
+        # a column may be called what no attribute may be
+        fields[f"column_{at}"] = (base | None if column.nullable else base, Field(validation_alias=name))
+    try:
+        return create_model("Contract", __config__=ConfigDict(strict=True), **fields)
+    except (TypeError, PydanticUserError, SchemaError, re.error) as error:
+        raise DefinitionError(
+            "CONTRACT", f"no model can be made of the contract: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _list_of(item: Any) -> Any:
+    return types.GenericAlias(list, (item | None,))
+
+
+def _check_one_of(name: str, column: definitions.Column) -> None:
+    allowed: type = {"string": str, "integer": int}.get(column.type, type(None))
+    if not column.one_of or not all(type(value) is allowed for value in column.one_of):
+        raise DefinitionError(
+            "CONTRACT",
+            f"one_of of {name} must be a list of texts for a string, of whole numbers for an integer",
+            hint='put texts that look like numbers in quotes: one_of: ["1", "2"]',
+        )
+
+
+def _bound(name: str, column: definitions.Column, part: str) -> Any:
+    """A limit as it was written → in the Python type of the column."""
+    written = getattr(column, part)
+    if written is None:
+        return None
+    read: dict[TypeName, Any] = {
+        "integer": int,
+        "float": float,
+        "decimal": Decimal,
+        "date": date.fromisoformat,
+        "timestamp": datetime.fromisoformat,
+        "timestamptz": datetime.fromisoformat,
+    }
+    try:
+        limit = read[column.type](str(written))
+        if isinstance(limit, datetime) and (limit.tzinfo is None) != (column.type == "timestamp"):
+            raise ValueError("time zone")
+        if isinstance(limit, float | Decimal) and not Decimal(limit).is_finite():
+            raise ValueError("not finite")
+    except (KeyError, ValueError, ArithmeticError):
+        raise DefinitionError(
+            "CONTRACT",
+            f"`{part}` of {name} is no {column.type}",
+            hint="numbers, dates and times have limits; a timestamptz's limit says its offset",
+        ) from None
+    return limit
+
+
+def _written(name: str, column: definitions.Column, column_type: str) -> Rule:
+    return Rule(
+        Type(column.type, column.max_digits, column.decimal_places, column.items),
+        column_type,
+        column.nullable,
+        sensitive=column.sensitive,
+        item_nullable=True,
+        min_length=column.min_length,
+        max_length=column.max_length,
+        pattern=column.pattern,
+        one_of=column.one_of,
+        **{part: _bound(name, column, part) for part in BOUNDS},
+    )
+
+
+def _derived(name: str, field: str, info: FieldInfo, column_type: str) -> Rule:
+    """The rule of a field of the user's model; what is not understood only makes it not plain."""
+    limits, understood = _limits(info.metadata)
+    base, nullable = _optional(info.annotation)
+    if get_origin(base) is Annotated:
+        base, *metadata = get_args(base)
+        inner, also = _limits(metadata)
+        limits, understood = limits | inner, understood and also
+    one_of: tuple[str | int, ...] | None = None
+    item_nullable = False
+    if get_origin(base) is Literal:
+        one_of = get_args(base)
+    elif isinstance(base, type) and issubclass(base, Enum):
+        one_of = tuple(member.value for member in base)
+        understood = understood and base.__dict__.get("_missing_") is None
+    if one_of:
+        kinds = {type(value) for value in one_of}
+        base = kinds.pop() if len(kinds) == 1 else None
+    found = _type_of(base, limits, column_type)
+    if found is None and base is not Decimal:  # NewType, EmailStr, int | str …: the model alone judges it
+        found, understood = values.of_duckdb(column_type), False
+    if found is None:
+        raise DefinitionError(
+            "COLUMN_TYPE",
+            f"the model's field {field} cannot be read from the mart's {column_type}",
+            hint="a Decimal needs max_digits and decimal_places; binary, time and interval have no type",
+        )
+    if get_origin(base) is list:
+        item, item_nullable = _optional(get_args(base)[0])
+        understood = understood and isinstance(item, type)
+    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+    digits = {limits.pop(part, None) is not None for part in ("max_digits", "decimal_places")}
+    return Rule(
+        found,
+        column_type,
+        nullable,
+        sensitive=extra.get("sensitive") is True,
+        item_nullable=item_nullable,
+        one_of=one_of,
+        plain=understood and len(digits) == 1 and (found.name != "json" or base is Any),
+        field=field,
+        **limits,
+    )
+
+
+_UNDERSTOOD = {"min_length", "max_length", "pattern", "max_digits", "decimal_places", *BOUNDS}
+_HARMLESS = {"strict", "allow_inf_nan"}
+
+
+def _limits(metadata: Sequence[Any]) -> tuple[dict[str, Any], bool]:
+    """Constraints by name, and whether these are all there is."""
+    limits: dict[str, Any] = {}
+    understood = True
+    for part in metadata:
+        found = part._attributes_set if isinstance(part, FieldInfo) else _attributes(part)
+        for name, value in found.items():
+            if name in _UNDERSTOOD and isinstance(value, str | int | float | Decimal | date):
+                understood = understood and name not in limits
+                limits[name] = value
+            elif name not in _HARMLESS and value is not None:
+                understood = False
+        understood = understood and bool(found or part is None)
+    return limits, understood
+
+
+def _attributes(part: Any) -> Mapping[str, Any]:
+    names = getattr(part, "__dataclass_fields__", None)
+    return {name: getattr(part, name) for name in names} if names else getattr(part, "__dict__", {})
+
+
+def _optional(annotation: Any) -> tuple[Any, bool]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        parts = [part for part in get_args(annotation) if part is not types.NoneType]
+        if len(parts) == 1:
+            return parts[0], True
+        return annotation, len(parts) < len(get_args(annotation))
+    return annotation, annotation is Any
+
+
+def _type_of(base: Any, limits: Mapping[str, Any], column_type: str) -> Type | None:
+    own = values.of_duckdb(column_type)
+    if base is Decimal:
+        digits, places = limits.get("max_digits"), limits.get("decimal_places")
+        if own and own.name == "decimal":
+            digits, places = digits or own.max_digits, own.decimal_places if places is None else places
+        return Type("decimal", digits, places) if digits and places is not None else None
+    if base is datetime:
+        return Type("timestamptz" if own and own.name == "timestamptz" else "timestamp")
+    for name, python in _PYTHON.items():
+        if base is python:
+            return Type(name)
+    if get_origin(base) is list:
+        item = _optional(get_args(base)[0])[0]
+        inner = _type_of(item, {}, column_type.rpartition("[")[0] or column_type)
+        if inner and inner.name not in ("json", "list", "decimal"):
+            return Type("list", items=inner.name)
+        return Type("json")
+    nested = base in (dict, list) or get_origin(base) is dict
+    return Type("json") if nested or (isinstance(base, type) and issubclass(base, BaseModel)) else None
+
+
+_OVERRIDES = {
+    "__init__",
+    "__new__",
+    "__getattribute__",
+    "__get_pydantic_core_schema__",
+    "model_post_init",
+    "model_validate",
+}
+
+
+def is_plain(model: type[BaseModel]) -> bool:
+    """Whether the model is nothing but its fields: no code of the user's runs, no setting changes values."""
+    decorators = model.__pydantic_decorators__
+    code = (
+        decorators.validators,
+        decorators.field_validators,
+        decorators.root_validators,
+        decorators.model_validators,
+    )
+    own = {name for base in model.__mro__ if base not in BaseModel.__mro__ for name in vars(base)}
+    settings = {"strict", "frozen", "title", "extra", "json_schema_extra", "populate_by_name"}
+    return not any(code) and not own & _OVERRIDES and model.model_config.keys() <= settings

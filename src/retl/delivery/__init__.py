@@ -1,0 +1,1 @@
+"""How batches reach the target: lanes, attempts, halves, and when to stop."""

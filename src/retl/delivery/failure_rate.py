@@ -1,0 +1,61 @@
+"""Rows the target took and rows it refused, as they come: is the fault in the rows at all?
+
+A wrong mapping would otherwise be written down as thousands of rejects. It stops a run, it never
+decides about a row.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from retl.destinations.batch import (Kind, Outcome)
+from retl.errors import Failure, Systemic
+
+SAME_CODE_ROWS = 100  # refused alike with not one accepted
+SAME_CODE_BATCHES = 2  # or so many whole batches of more than one row
+_TAKEN = (Kind.WRITTEN, Kind.SKIPPED)
+FAILED_RATE_FROM = 100  # attempted rows from which the rate is believed
+
+
+@dataclass
+class Tally:
+    """Not thread-safe. Rows whose refusal was known before must not be added."""
+
+    max_failed_rate: float
+    accepted: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    whole: Counter[str] = field(default_factory=Counter)  # batches refused whole, by code
+
+    def add(self, outcome: Outcome, size: int) -> None:
+        """One batch's answers. Systemic ALL_REFUSED, Failure FAILED_RATE."""
+        codes = Counter(
+            one.code or "REJECTED" for one in outcome.exceptions.values() if one.kind is Kind.REJECTED
+        )
+        if outcome.default.kind is Kind.REJECTED:
+            codes[outcome.default.code or "REJECTED"] += size - len(outcome.exceptions)
+        self.refused += codes
+        self.accepted += sum(one.kind in _TAKEN for one in outcome.exceptions.values())
+        if outcome.default.kind in _TAKEN:
+            self.accepted += size - len(outcome.exceptions)
+        if size > 1:
+            self.whole.update(code for code, rows in codes.items() if rows == size)
+        self._judge()
+
+    def _judge(self) -> None:
+        for code, rows in self.refused.items() if not self.accepted else ():
+            if rows >= SAME_CODE_ROWS or self.whole[code] >= SAME_CODE_BATCHES:
+                raise Systemic(
+                    "ALL_REFUSED",
+                    f"the target refused all of the first {rows} rows alike, with {code}",
+                    hint="this is not about the rows: look at the target's rules and the mapping",
+                )
+        refused = self.refused.total()
+        attempted = self.accepted + refused
+        if attempted >= FAILED_RATE_FROM and refused > self.max_failed_rate * attempted:
+            raise Failure(
+                "FAILED_RATE",
+                f"the target refused {refused} of {attempted} rows, more than"
+                f" max_failed_rate ({self.max_failed_rate:g})",
+                hint="see `retl rejects`; nothing is deleted in such a run",
+            )

@@ -1,0 +1,417 @@
+"""Delivery: one lane, and several. Intend, write, settle, acknowledge, retry, halve.
+
+The policy is in the error types: Unavailable is tried again inside the budget, Ambiguous is settled,
+Poisoned is halved, Systemic stops the run after one attempt; anything else is a bug and stops it too.
+Delivery knows no target and no ledger: the one is a Destination, the other a Journal.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import copy_context
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, Protocol
+
+from retl.observe import log
+from retl.destinations.batch import (Answer, Batch, Capabilities, Kind, Operation, Outcome, Pending, RowResult, UNKNOWN)
+from retl.project.definitions import Retry
+from retl.destinations import Destination
+from retl.errors import Ambiguous, Later, Poisoned, Spent, Stopped, Systemic, Unavailable
+from retl.pace.limiter import Pace
+from retl.observe.signals import Stop
+from retl.delivery.failure_rate import Tally
+
+WINDOW = 16  # batches opened in the ledger at once: after a crash at most these are unknown
+SMALL_WINDOW = 128  # the same where they are small, for each opening waits for the disk
+SMALL_WINDOW_ROWS = 10_000
+GRACE = 1.5  # seconds a request in hand may still take once the run was asked to stop
+NOT_APPLIED = RowResult(Kind.RETRY)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A batch with what became of it; `status` is done, or split where its halves have their own."""
+
+    batch: Batch
+    outcome: Outcome | None
+    attempts: int = 1
+    seconds: float = 0.0
+    status: str = "done"
+
+    @property
+    def operation(self) -> Operation:
+        return self.batch.operation
+
+    @property
+    def first(self) -> int:
+        return self.batch.first
+
+    @property
+    def last(self) -> int:
+        return self.batch.last
+
+
+class Journal(Protocol):
+    """What delivery needs of the ledger. Each method returns only when it is durable, but for
+    `acknowledge`, which may gather answers where losing one costs no more than a second delivery, and
+    takes none from a batch that was split: its halves have their own."""
+
+    def open(self, batches: Sequence[Batch]) -> None: ...
+
+    def intend(self, batch: Batch) -> None: ...
+
+    def attach(self, batch: Batch, handle: str) -> None: ...
+
+    def split(self, batch: Batch, halves: Sequence[Batch]) -> None: ...
+
+    def acknowledge(self, answered: Answered) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+def minted(capabilities: Capabilities) -> bool:
+    """Does every batch need an intent of its own: where twice is not once, or a key makes it so?"""
+    return not capabilities.idempotent or capabilities.key_window is not None
+
+
+@dataclass
+class Delivery:
+    """The lanes of one run into one object. `lane()` makes one more Destination, for one thread."""
+
+    lane: Callable[[], Destination[Any]]
+    capabilities: Capabilities
+    journal: Journal
+    pace: Pace
+    retry: Retry
+    stop: Stop
+    resend_unknown: bool = False  # at_least_once: an unanswered batch is sent again
+    answered: list[Answered] = field(default_factory=list)
+    retries: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _tally: Tally | None = None
+    _lanes: list[Destination[Any]] = field(default_factory=list)
+    _left: list[Batch] = field(default_factory=list)
+
+    def drain(self, batches: Iterable[Batch], tally: Tally | None = None) -> None:
+        """Deliver every batch, over as many lanes as there are; returns when all are answered.
+
+        Raises what stopped it (Systemic, Unavailable past its budget, Later, Stopped, and what `tally` says
+        of rows refused); the other lanes then finish the batch in hand. Answers up to there are in
+        `answered`.
+        """
+        work = _Window(iter(batches), self.journal)
+        self._tally = tally
+        try:
+            if self.capabilities.lanes == 1:
+                self._work(work, self._destination(0))
+            else:
+                with ThreadPoolExecutor(self.capabilities.lanes, thread_name_prefix="retl-lane") as pool:
+                    lanes = [
+                        pool.submit(copy_context().run, self._work, work, self._destination(number))
+                        for number in range(self.capabilities.lanes)
+                    ]
+                for lane in sorted(lanes, key=lambda lane: isinstance(lane.exception(), Stopped)):
+                    lane.result()
+        finally:
+            self._tally = None  # what was never handed out says nothing of the rows
+            for batch in [*self._left, *work.close()]:
+                self._record(Answered(batch, Outcome(NOT_APPLIED), attempts=0))
+            self.journal.flush()
+
+    def close(self) -> None:
+        for destination in self._lanes:
+            destination.close()
+
+    def _destination(self, number: int) -> Destination[Any]:
+        while len(self._lanes) <= number:
+            self._lanes.append(self.lane())
+        return self._lanes[number]
+
+    def _work(self, work: _Window, destination: Destination[Any]) -> None:
+        try:
+            for batch in work:
+                self._deliver(destination, batch)
+        except BaseException:
+            self._left += work.close()
+            raise
+
+    def _deliver(self, destination: Destination[Any], batch: Batch) -> None:
+        """One batch to its answer; a poisoned one as halves, each with a name of its own."""
+        tries = _Tries()
+        try:
+            if minted(self.capabilities):
+                batch = self._mint(destination, batch, tries)
+            outcome = self._persist(destination, batch, tries)
+        except Poisoned as problem:
+            if len(batch) > 1:
+                halves = batch.halves()
+                self.journal.split(batch, halves)
+                self._record(tries.answer(batch, None))
+                for half in halves:
+                    self._deliver(destination, half)
+                return
+            outcome = Outcome(RowResult(Kind.REJECTED, problem.code, problem.message))
+        except (Unavailable, Systemic, Stopped, Later):
+            if tries.handle is None:  # a batch the target works on stays open: its handle tells later
+                self._record(tries.answer(batch, Outcome(UNKNOWN if tries.doubt else NOT_APPLIED)))
+            self.stop.check()  # a stop ends the pauses between attempts early
+            raise
+        finally:
+            with self._lock:
+                self.retries += max(tries.count - 1, 0)
+        log.event("batch_answered", batch=batch.id, level="debug")
+        outcome = self._again(destination, batch, outcome)
+        self._record(tries.answer(batch, outcome))
+
+    def _persist(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
+        """Try until there is an answer, inside the budget of attempts and seconds."""
+        try:
+            try:
+                return self._once(destination, batch, tries)
+            except Unavailable as problem:  # only now is a policy worth its making
+                return self._retry(problem, lambda: self._once(destination, batch, tries))
+        except Spent as problem:
+            raise self.pace.spend(problem.anew) from problem
+
+    def _retry(self, first: Unavailable, attempt: Callable[[], Outcome]) -> Outcome:
+        """Go on after a first attempt that ended like this."""
+        failed = [first]
+
+        def again() -> Outcome:
+            if failed:
+                raise failed.pop()
+            return attempt()
+
+        return self.pace.retrying(self.retry, self.stop.event)(again)
+
+    def _once(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
+        """One attempt: written, or settled where the answer is missing."""
+        self.stop.check()
+        tries.count += 1
+        log.event("batch_sending", batch=batch.id, rows=len(batch), attempt=tries.count, level="debug")
+        only_once = not (self.capabilities.idempotent or self.resend_unknown)
+        # a job that was taken, or a batch that may be there, is asked after and never sent again
+        asks = tries.handle is not None or (tries.doubt and only_once)
+        try:
+            with self._turn(destination), self._in_hand(destination):
+                answer = _evidence(destination, batch, tries.handle) if asks else destination.write(batch)
+            for quota in destination.quotas:
+                self.pace.heed(quota)
+        except Ambiguous as problem:
+            tries.doubt = True  # until there is evidence, whatever comes between
+            answer = _evidence(destination, batch, None)
+            if not only_once and answer == Outcome(UNKNOWN):
+                raise Unavailable(problem.code, problem.message, hint=problem.hint) from problem
+        while isinstance(answer, Pending):
+            if tries.handle != answer.handle:
+                self.journal.attach(batch, answer.handle)
+            tries.handle = answer.handle
+            self.stop.wait(answer.look_again)
+            answer = _evidence(destination, batch, answer.handle)
+        tries.handle, tries.doubt = None, False
+        if answer.default.kind is Kind.RETRY and not answer.exceptions:
+            raise Unavailable(
+                answer.default.code or "TARGET_BUSY", answer.default.reason or "the target is busy"
+            )
+        return answer
+
+    def _turn(self, destination: Destination[Any]) -> AbstractContextManager[object]:
+        """Room for a write, where the destination does not take it for each of its requests."""
+        return nullcontext() if destination.paced else self.pace.held(self.stop)
+
+    @contextmanager
+    def _in_hand(self, destination: Destination[Any]) -> Iterator[None]:
+        """A stop lets the request in hand finish, but not for longer than GRACE."""
+        timers: list[threading.Timer] = []
+
+        def later() -> None:
+            timers.append(threading.Timer(GRACE, destination.interrupt))
+            timers[-1].daemon = True
+            timers[-1].start()
+
+        try:
+            with self.stop.interrupting(later):
+                yield
+        finally:
+            for timer in timers:
+                timer.cancel()
+
+    def _again(
+        self,
+        destination: Destination[Any],
+        batch: Batch,
+        outcome: Outcome,
+        due: Callable[[RowResult], bool] = lambda result: result.kind is Kind.RETRY,
+    ) -> Outcome:
+        """Send the rows that are due once more, as slices of the batch, and merge what becomes of them.
+
+        Where twice is not once they wait for the next run: a slice has no intent of its own, so after a
+        crash nobody would know of it."""
+        if not self.capabilities.idempotent or not (outcome.exceptions or due(outcome.default)):
+            return outcome
+        waiting = [row for row in range(len(batch)) if due(outcome.result(row))]
+        merged = dict(outcome.exceptions)
+        for first, last in _spans(waiting):
+            part = replace(batch.slice(batch.first + first, batch.first + last), round=batch.round + 1)
+            tries = _Tries()
+            try:
+                again = self._persist(destination, part, tries)
+            except (Unavailable, Poisoned, Later):
+                if tries.doubt:
+                    merged |= dict.fromkeys(range(first, last + 1), UNKNOWN)
+                continue
+            merged |= {first + row: again.result(row) for row in range(len(part))}
+        return replace(outcome, exceptions=merged)
+
+    def second_chance(self, codes: Collection[str]) -> None:
+        """Rows refused with one of these codes once more: a delete may have made room for them."""
+        destination = self._destination(0)
+        for number, one in enumerate(self.answered):
+            if one.outcome is not None and one.batch.operation != "delete":
+                outcome = self._again(
+                    destination,
+                    replace(one.batch, round=1),  # a slice may have been sent once more before
+                    one.outcome,
+                    lambda result: result.kind is Kind.REJECTED and result.code in codes,
+                )
+                if outcome != one.outcome:
+                    self.answered[number] = replace(one, outcome=outcome)
+                    self.journal.acknowledge(self.answered[number])
+        self.journal.flush()
+
+    def settle(self, destination: Destination[Any], batch: Batch, handle: str | None) -> Outcome:
+        """What became of a batch that a dead run left open: by its handle, or by the same bytes under the
+        same key; UNKNOWN where nobody can tell."""
+
+        def once() -> Outcome:
+            answer = destination.settle(batch, handle)
+            while isinstance(answer, Pending):
+                self.stop.wait(answer.look_again)
+                answer = destination.settle(batch, answer.handle)
+            return answer
+
+        try:
+            return self.pace.retrying(self.retry, self.stop.event)(once)
+        except Ambiguous:
+            return Outcome(UNKNOWN)
+        except Poisoned as problem:
+            return Outcome(RowResult(Kind.REJECTED, problem.code, problem.message))
+
+    def count(self, kind: Kind) -> int:
+        """How many rows met this end so far."""
+        total = 0
+        for one in self.answered:
+            if one.outcome is not None:
+                total += sum(result.kind is kind for result in one.outcome.exceptions.values())
+                if one.outcome.default.kind is kind:
+                    total += len(one.batch) - len(one.outcome.exceptions)
+        return total
+
+    def _mint(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Batch:
+        """The batch is known, durably, before it is sent; where the target honours a key, so are the
+        key and the exact bytes that every resend carries."""
+        if self.capabilities.key_window is not None:
+            try:
+                batch = replace(batch, request=destination.request(batch), idempotency_key=batch.id)
+            except Poisoned:  # these rows cannot be a request: that is their answer
+                tries.count = 1
+                self.journal.intend(batch)
+                raise
+        self.journal.intend(batch)
+        log.event("batch_intended", batch=batch.id, level="debug")
+        return batch
+
+    def _record(self, answered: Answered) -> None:
+        with self._lock:
+            self.answered.append(answered)
+            self.journal.acknowledge(answered)
+        rows = 0 if answered.status == "split" else len(answered.batch)  # its halves are counted themselves
+        log.event(
+            "batch_acknowledged",
+            batch=answered.batch.id,
+            rows=rows,
+            attempts=answered.attempts,
+            level="debug",
+        )
+        if answered.outcome is not None:
+            with self._lock:
+                if self._tally is not None and answered.attempts:
+                    self._tally.add(answered.outcome, len(answered.batch))
+
+
+@dataclass
+class _Tries:
+    """What is known of one batch while it is being delivered."""
+
+    count: int = 0
+    doubt: bool = False  # an attempt got no answer: part of it may have been applied
+    handle: str | None = None  # of the job that the target works on
+    started: float = field(default_factory=time.monotonic)
+
+    def answer(self, batch: Batch, outcome: Outcome | None) -> Answered:
+        status = "done" if outcome is not None else "split"
+        return Answered(batch, outcome, self.count, time.monotonic() - self.started, status)
+
+
+class _Window(Iterator[Batch]):
+    """One stream of batches for all lanes; the ledger knows of a batch before a lane gets it."""
+
+    def __init__(self, batches: Iterator[Batch], journal: Journal) -> None:
+        self._batches = batches
+        self._journal = journal
+        self._ready: deque[Batch] = deque()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __next__(self) -> Batch:
+        with self._lock:
+            if not self._ready and not self._closed:
+                opened = self._next()
+                if opened:
+                    self._journal.open(opened)
+                    log.event("batches_opened", batches=len(opened), level="debug")
+                self._ready.extend(opened)
+            if self._closed or not self._ready:
+                raise StopIteration
+            return self._ready.popleft()
+
+    def _next(self) -> list[Batch]:
+        opened = list(islice(self._batches, WINDOW))
+        rows = sum(map(len, opened))
+        while len(opened) < SMALL_WINDOW and rows < SMALL_WINDOW_ROWS:
+            if (batch := next(self._batches, None)) is None:
+                break
+            opened.append(batch)
+            rows += len(batch)
+        return opened
+
+    def close(self) -> list[Batch]:
+        """Give out nothing more; returns what was opened and never given out."""
+        with self._lock:
+            self._closed = True
+            left, self._ready = list(self._ready), deque()
+            return left
+
+
+def _evidence(destination: Destination[Any], batch: Batch, handle: str | None) -> Answer:
+    """What became of a batch. Asking changes nothing, so a lost answer means: ask again."""
+    try:
+        return destination.settle(batch, handle)
+    except Ambiguous as problem:
+        raise Unavailable(problem.code, problem.message, hint=problem.hint) from problem
+
+
+def _spans(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Sorted row numbers as (first, last) of each gapless stretch."""
+    there = set(rows)
+    for row in rows:
+        if row - 1 not in there:
+            first = row
+        if row + 1 not in there:
+            yield first, row

@@ -1,0 +1,1 @@
+"""Dataverse and Dynamics 365."""

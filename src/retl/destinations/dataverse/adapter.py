@@ -1,0 +1,259 @@
+"""Dataverse and Dynamics 365: rows by alternate key, many in one $batch, each with an answer of its own.
+
+`table` is the entity set's name, such as accounts; the sync's key is an alternate key of it (or the primary
+key), and its columns are not sent as fields. An upsert is a PATCH, `write: update_only` one with If-Match: *,
+`insert_only` one with If-None-Match: *, a delete a DELETE; a record that is gone already is deleted. NULL
+empties a column, `nulls: keep` leaves it. A lookup is a field such as `parentaccountid@odata.bind`. A part
+that was throttled is sent again when its Retry-After is over, and the connection rests until then.
+Addresses do not take key values with any of < > * % & : / \\ ? + in them: such rows are rejects. Keys that
+differ only in upper and lower case are usually one key there: fold them in the mart.
+
+The account needs an application user with a security role that may create, write, read and delete rows of the
+table. The vendor limits an application user, on each web server, to 6,000 requests and 20 minutes of work in
+5 minutes, 52 of them at a time; a $batch to 1,000 requests, of which `rows` are sent, for they run one after
+the other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from typing import Any, Literal
+from urllib.parse import unquote
+
+import msgspec
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, model_validator
+
+from retl.destinations.batch import (Answer, Batch, Capabilities, Kind, Operation, Outcome, Quota, RowResult, Shape, SoftDelete, UNKNOWN, WRITTEN, WriteMode)
+from retl.project.definitions import (Definition, Limits)
+from retl.destinations import Destination, Vendor
+from retl.destinations.http.adapter import HttpConnection
+from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, TargetError, Unavailable
+from retl.destinations.dataverse import odata
+from retl.destinations.http.body import Request
+from retl.destinations.http.cells import exact
+from retl.net.client import (Address, Client, Timeouts)
+from retl.destinations.http.outcome import (Reply, Sent, interpret)
+from retl.destinations.http.rules import (Case, Match, Rules, text)
+from retl.net.waits import wait_asked
+
+_QUOTED = {"string": True, "uuid": False, "integer": False, "decimal": False, "date": False}
+_NOT_IN_KEYS = re.compile(r"[<>*%&:/\\?+]")
+_LONGEST_ADDRESS = 65_536  # characters, in a $batch
+_HOST = r"^[A-Za-z0-9.-]+$"
+_JSON = (("Content-Type", "application/json; type=entry"),)
+_ODATA = (("OData-MaxVersion", "4.0"), ("OData-Version", "4.0"))
+_CONDITION: dict[Operation, tuple[tuple[str, str], ...]] = {
+    "update_only": (("If-Match", "*"),),
+    "insert_only": (("If-None-Match", "*"),),
+    "delete": (("If-Match", "*"),),
+}
+_REF = re.compile(r"\(([0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})\)$")
+_MISSING = Match.model_validate({"at": "error.code", "in": ["0x80060891", "0x80040217"]})
+_OF_ROWS = Case(status=(403, 404, 405, 412), means="refused")
+
+
+def _without(means: Literal["absent", "written"]) -> Rules:
+    """Where the record has to be there; with If-Match: * a 412 can only say that it is not."""
+    gone = (Case(status=(404,), when=_MISSING, means=means), Case(status=(412,), means=means))
+    return Rules(rows="none", cases=(*gone, _OF_ROWS))
+
+
+_RULES: dict[Operation, Rules] = {
+    "upsert": Rules(rows="none", cases=(_OF_ROWS,)),
+    "update_only": _without("absent"),
+    "insert_only": Rules(rows="none", cases=(Case(status=(412,), means="kept"), _OF_ROWS)),
+    "delete": _without("written"),
+}
+_WHOLE = Rules(ok=())  # of an answer that is no multipart: never a success
+
+
+class DataverseConnection(Definition):
+    org: str = Field(pattern=_HOST, description="The environment's host, such as example.crm4.dynamics.com.")
+    tenant: str = Field(pattern=_HOST, description="The directory's id or domain.")
+    client_id: str = Field(description="The app registration's id.")
+    client_secret: SecretStr = Field(description="Its secret.")
+    login: str = Field("https://login.microsoftonline.com", description="Another address in national clouds.")
+    base_url: str | None = Field(None, description="Another address: a proxy.")
+    timeouts: Timeouts = Timeouts()
+    allow_plaintext: bool = False
+    _http: HttpConnection = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _fits(self) -> DataverseConnection:
+        auth = {
+            "type": "oauth2",
+            "token_url": f"{self.login}/{self.tenant}/oauth2/v2.0/token",
+            "client_id": self.client_id,
+            "client_secret": self.client_secret,
+            "scope": f"https://{self.org}/.default",
+        }
+        given = {"auth": auth, "timeouts": self.timeouts, "allow_plaintext": self.allow_plaintext}
+        try:
+            self._http = HttpConnection.model_validate(
+                {"base_url": self.base_url or f"https://{self.org}", **given}
+            )
+        except ValidationError as error:
+            said = error.errors(include_input=False, include_url=False, include_context=False)[0]["msg"]
+            raise ValueError(said.removeprefix("Value error, ")) from None
+        return self
+
+    @property
+    def http(self) -> HttpConnection:
+        return self._http
+
+
+class DataverseOptions(Definition):
+    connection: DataverseConnection
+    table: str = Field(pattern=r"^\w+$", description="Entity set name of the table, such as accounts.")
+    version: str = Field("v9.2", pattern=r"^v\d+\.\d+$", description="Web API version.")
+    rows: int = Field(100, ge=1, le=1000, description="Rows in one $batch.")
+
+
+class Dataverse(Destination[DataverseOptions]):
+    Connection = DataverseConnection
+    Options = DataverseOptions
+    paced = True
+    limits = Limits(requests=6000, per=300.0, concurrency=52, share=0.5)
+    vendor = Vendor(
+        evidence=("golden", "docs"),
+        source="https://learn.microsoft.com/en-us/power-apps/developer/data-platform/webapi/"
+        "execute-batch-operations-using-web-api",
+        checked_on=date(2026, 11, 21),
+        limits_source="https://learn.microsoft.com/en-us/power-apps/developer/data-platform/api-limits",
+        example="source: {table: mart_accounts}\nkey: [accountnumber]\n"
+        "destination: {connection: dataverse, table: accounts}\n",
+    )
+
+    def __init__(self, options: DataverseOptions, shape: Shape) -> None:
+        super().__init__(options, shape)
+        self._quoted = {field.name: _QUOTED.get(field.type.name) for field in shape.key}
+        if wrong := [name for name, quoted in self._quoted.items() if quoted is None]:
+            raise DefinitionError("KEY_TYPE", f"{wrong[0]} has a type that no alternate key has")
+        http = options.connection.http
+        self._address = Address.parse(http.base_url)
+        self._secrets = http.auth.secrets
+        self._client = Client(self._address, http.auth, {}, http.timeouts, lambda size: self.turn(size))
+        self._data = f"{self._address.prefix}/api/data/{options.version}"
+        self.capabilities = Capabilities(
+            object=self.identity(options, shape.write),
+            operations=frozenset(_RULES),
+            idempotent=True,
+            form="documents",
+            nulls_keep=shape.write in ("upsert", "update_only"),
+            max_rows=options.rows,
+        )
+
+    @classmethod
+    def identity(cls, options: DataverseOptions, write: WriteMode) -> str:
+        address = Address.parse(options.connection.http.base_url)
+        return f"{address}{address.prefix}/{options.table}"
+
+    def check(self) -> None:
+        """Reads one row. Mismatch TARGET_DRIFT where the table has not got all columns."""
+        names = [field.name for field in (*self.shape.key, *self.shape.fields) if "@" not in field.name]
+        path = f"{self._data}/{self.options.table}?$select={','.join(names)}&$top=1"
+        reply = self._client.send(Request("GET", path, _ODATA, b""))
+        sent = Sent(2, True, lambda to: [], lambda row: self._secrets())
+        try:
+            interpret(reply, Rules(ok=(200,)), sent)
+        except Poisoned as error:
+            raise Mismatch("TARGET_DRIFT", f"{self.options.table} lacks a column: {error.message}") from None
+
+    def write(self, batch: Batch) -> Answer:
+        self.quotas = ()
+        requests, refused = self._requests(batch)
+        if not requests:
+            return Outcome(WRITTEN, refused)
+        reply = self._client.send(self._whole(batch, list(requests.values())))
+        if reply.status != 200 or not reply.headers.get("content-type", "").startswith("multipart/"):
+            interpret(reply, _WHOLE, Sent(2, True, lambda to: [], lambda row: self._secrets()))
+        answers = odata.replies(reply)
+        if len(answers) != len(requests):
+            return Outcome(UNKNOWN, refused)
+        self._rest(answers)
+        results = {
+            row: self._judged(answer, batch.operation, requests[row])
+            for row, answer in zip(requests, answers, strict=True)
+        }
+        return Outcome(UNKNOWN, refused | results)
+
+    def request(self, batch: Batch) -> bytes:
+        return self._whole(batch, list(self._requests(batch)[0].values())).dump()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _requests(self, batch: Batch) -> tuple[dict[int, Request], dict[int, RowResult]]:
+        """The request of each row, and the rows that cannot be one."""
+        rows: Sequence[tuple[Any, ...]] = batch.documents()
+        operation: Operation = batch.operation
+        if isinstance(self.shape.deletes, SoftDelete) and operation == "delete":
+            fields = exact.encode(self.shape.deletes.set).decode()
+            rows, operation = [(*key, fields) for key in rows], "update_only"
+        requests: dict[int, Request] = {}
+        refused: dict[int, RowResult] = {}
+        for number, row in enumerate(rows):
+            try:
+                requests[number] = self._one(row, operation)
+            except Poisoned as error:
+                refused[number] = RowResult(Kind.REJECTED, error.code, error.message)
+        return requests, refused
+
+    def _one(self, row: tuple[Any, ...], operation: Operation) -> Request:
+        """Poisoned if the row has no address, or is no text."""
+        values = {name: text(value) for name, value in zip(self._quoted, row, strict=False)}
+        if any(not value or _NOT_IN_KEYS.search(value) for value in values.values()):
+            raise Poisoned("KEY_CHARACTER", "a key value is empty or holds one of < > * % & : / \\ ? +")
+        quoted = {name: bool(one) for name, one in self._quoted.items()}
+        try:
+            target = f"{self._data}/{odata.address(self.options.table, values, quoted)}"
+            body = b"" if operation == "delete" else row[-1].encode()
+        except UnicodeEncodeError:
+            raise Poisoned(
+                "NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot say"
+            ) from None
+        if len(target) > _LONGEST_ADDRESS:
+            raise Poisoned("TOO_LARGE", f"an address has more than {_LONGEST_ADDRESS} characters")
+        condition = _CONDITION.get(operation, ())
+        return Request(
+            "DELETE" if operation == "delete" else "PATCH", target, (_JSON if body else ()) + condition, body
+        )
+
+    def _whole(self, batch: Batch, requests: Sequence[Request]) -> Request:
+        boundary = f"batch_{batch.id}"
+        content = ("Content-Type", f'multipart/mixed; boundary="{boundary}"')
+        headers = (content, *_ODATA, ("Prefer", "odata.continue-on-error"))
+        return Request("POST", f"{self._data}/$batch", headers, odata.multipart(requests, boundary))
+
+    def _rest(self, answers: Sequence[Reply]) -> None:
+        """Let the connection rest as long as throttled parts ask for. Unavailable if all of them are."""
+        waits = [wait_asked(answer.headers) or 0.0 for answer in answers if answer.status == 429]
+        if waits and len(waits) == len(answers):
+            code = f"HTTP_{answers[0].status}"
+            raise Unavailable(code, "the target throttled every row", retry_after=max(waits))
+        self.quotas = [Quota(0.0, max(waits))] if waits else []
+
+    def _judged(self, answer: Reply, operation: Operation, request: Request) -> RowResult:
+        """What one part of the answer says of its row."""
+        sent = Sent(1, True, lambda to: [], lambda row: [*_leaves(request), *self._secrets()])
+        try:
+            result = interpret(answer, _RULES[operation], sent).default
+        except TargetError as error:
+            kinds: Mapping[type, Kind] = {Unavailable: Kind.RETRY, Ambiguous: Kind.UNKNOWN}
+            return RowResult(kinds.get(type(error), Kind.REJECTED), error.code, error.message)
+        found = _REF.search(answer.headers.get("odata-entityid", ""))
+        return RowResult(Kind.WRITTEN, ref=found[1]) if result == WRITTEN and found else result
+
+
+def _leaves(request: Request) -> Iterator[str]:
+    """The texts that a row was sent with."""
+    yield from (unquote(part).strip("'") for part in re.split(r"[(),=]", request.target.rpartition("(")[2]))
+    waiting: list[Any] = [msgspec.json.decode(request.body)] if request.body else []
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict | list):
+            waiting += one.values() if isinstance(one, dict) else one
+        elif one is not None and not isinstance(one, bool):
+            yield text(one)

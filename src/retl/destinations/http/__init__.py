@@ -1,0 +1,1 @@
+"""Any API that takes JSON, forms or CSV over HTTP."""

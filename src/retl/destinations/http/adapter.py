@@ -1,0 +1,374 @@
+"""Any API that takes JSON, forms or CSV over HTTP, described by hand or by a preset.
+
+The account needs whatever its operations need; `check` can name a harmless request that proves it.
+Upserts, updates and deletes are sent again after an answer that never came; inserts only under an
+idempotency key. An answer means what `outcome` says, and where it says nothing about a row, nothing is
+believed. A DELETE or update of one object's own address that finds none is answered 404 or 410: gone,
+or not there to update; `outcome.cases` can say otherwise. Redirects and web pages stop the run.
+Where answers to writes tell the target's own id of a row (`outcome.ref`), deletes can name rows by it:
+`{$ref}` in a path, `$ref` in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from retl.destinations.batch import (ABSENT, Answer, Batch, Capabilities, Kind, Operation, Outcome, RowResult, Shape, SoftDelete, UNKNOWN, WRITTEN, WriteMode)
+from retl.project.definitions import (Definition, Duration)
+from retl.destinations import Destination
+from retl.errors import DefinitionError, Poisoned, Systemic
+from retl.destinations.http import line
+from retl.net.auth import (Anonymous, HeaderName, Secret, WholeUrl)
+from retl.destinations.http.body import (Endpoint, Request, Template)
+from retl.destinations.http.cells import (Row, exact)
+from retl.net.client import (Address, Client, Timeouts)
+from retl.destinations.http.jobs import Job
+from retl.net.oauth import Auth
+from retl.destinations.http.outcome import (Reply, Sent, interpret)
+from retl.destinations.http.rules import (Case, Identity, Rules, text)
+from retl.net.waits import quota
+
+OPERATION_NAMES: dict[Operation, str] = {
+    "upsert": "upsert",
+    "insert_only": "insert",
+    "append": "insert",
+    "update_only": "update",
+    "delete": "delete",
+}
+_INSERTS = ("insert_only", "append")
+LANES = 4  # or what the connection's limits say of `concurrency`, which is one where they say nothing
+_PROBE = Rules(ok=tuple(range(200, 300)), rows="none")
+
+
+class HttpConnection(Definition):
+    """A server and who we are to it. `headers` count as secrets: they are sent and never shown."""
+
+    type: str = "http"
+    base_url: str
+    auth: Auth = Anonymous()
+    headers: dict[HeaderName, Secret] = Field(default={})
+    timeouts: Timeouts = Timeouts()
+    allow_plaintext: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_url(cls, given: Any) -> Any:
+        """Where the address itself is the secret, its server is the base_url."""
+        auth = given.get("auth") if isinstance(given, dict) else None
+        if isinstance(auth, dict) and auth.get("type") == "url" and not given.get("base_url"):
+            return {**given, "base_url": WholeUrl.model_validate(auth).origin}
+        return given
+
+    @model_validator(mode="after")
+    def _fits(self) -> HttpConnection:
+        address = Address.parse(self.base_url)
+        if address.scheme == "http" and not address.is_loopback and not self.allow_plaintext:
+            raise ValueError("base_url must be https; `allow_plaintext: true` is the only way round")
+        return self
+
+
+class Probe(Definition):
+    """A request that changes nothing and needs the same credential."""
+
+    method: Literal["GET", "HEAD", "OPTIONS"] = "GET"
+    path: Annotated[str, Field(pattern=r"^/[!-~]*$")]
+
+
+class Idempotency(Definition):
+    """The header a target knows a repeated request by, and for how long it does."""
+
+    header: HeaderName
+    window: Duration = 86400.0
+
+
+class HttpOptions(Definition):
+    connection: HttpConnection
+    upsert: Endpoint | None = None
+    insert: Endpoint | None = None
+    update: Endpoint | None = None
+    delete: Endpoint | None = None
+    outcome: Rules = Rules()
+    job: Job | None = None  # what the answer to an upsert names, instead of telling what became of it
+    idempotency: Idempotency | None = None
+    check: Probe | None = None
+
+
+class HttpDestination(Destination[HttpOptions]):
+    Connection = HttpConnection
+    Options = HttpOptions
+    paced = True
+
+    def __init__(self, options: HttpOptions, shape: Shape) -> None:
+        """DefinitionError where no endpoint serves the sync, or one names a field it has not got."""
+        super().__init__(options, shape)
+        connection = options.connection
+        headers = {name: value.get_secret_value() for name, value in connection.headers.items()}
+        self._address = Address.parse(connection.base_url)
+        self._client = Client(
+            self._address, connection.auth, headers, connection.timeouts, lambda size: self.turn(size)
+        )
+        self._secrets = list(headers.values())
+        self._endpoints = _endpoints(options, shape)
+        self._calls: dict[Operation, tuple[Template, Rules]] = {}
+        endpoint = self._call(shape.write)[0].endpoint
+        self._line = line.line(endpoint, shape)
+        if shape.deletes != "keep":
+            self._call("delete")
+        key = options.idempotency
+        self.capabilities = Capabilities(
+            object=HttpDestination.identity(options, shape.write),
+            operations=frozenset(self._endpoints),
+            idempotent=shape.write not in _INSERTS,
+            form="documents",
+            # where an intent precedes each request, more of them at once would only leave more in doubt
+            lanes=1 if shape.write in _INSERTS or key or options.job else LANES,
+            shaping=endpoint.model_dump(
+                mode="json", exclude={"outcome", "max_rows", "max_bytes", "max_row_bytes"}
+            ),
+            key_window=key.window if key else None,
+            nulls_keep=shape.write not in _INSERTS,
+            settles=key is not None,
+            by_ref=shape.deletes != "keep" and self._endpoints["delete"].asks_ref,
+            max_rows=endpoint.rows_at_most,
+            max_deletes=self._endpoints["delete"].rows_at_most if "delete" in self._endpoints else None,
+        )
+
+    @classmethod
+    def identity(cls, options: HttpOptions, write: WriteMode) -> str:
+        address = Address.parse(options.connection.base_url)
+        endpoint: Endpoint | None = getattr(options, OPERATION_NAMES[write])
+        return f"{address}{address.prefix}{endpoint.path.partition('?')[0] if endpoint else ''}" + (
+            options.connection.auth.mark()
+        )
+
+    @classmethod
+    def learns(cls, options: HttpOptions, write: WriteMode, key: Sequence[str]) -> bool:
+        endpoint: Endpoint | None = getattr(options, OPERATION_NAMES[write])
+        if endpoint is None or options.job is not None:
+            return False
+        rules = _rules(endpoint, options.outcome, write, list(key))
+        return rules.ref is not None and rules.rows in ("positional", "listed", "all_or_nothing")
+
+    def check(self) -> None:
+        probe = self.options.check
+        if probe is None:
+            self._client.connect()
+            return
+        reply = self._client.send(Request(probe.method, self._address.prefix + probe.path, (), b""))
+        sent = Sent(1, True, lambda to: [], lambda row: self._known())
+        found = interpret(reply, _PROBE, sent).default
+        if found.kind is Kind.REJECTED:
+            raise Systemic("HTTP_CHECK", f"the target refuses `check`: {found.code}: {found.reason}")
+
+    def write(self, batch: Batch) -> Answer:
+        try:
+            request = self._request(batch)
+        except Poisoned as error:
+            if len(batch) > 1:
+                raise
+            return Outcome(RowResult(Kind.REJECTED, error.code, error.message))
+        return self._judge(self._send(request, batch), request, batch)
+
+    def settle(self, batch: Batch, handle: str | None) -> Answer:
+        """What the target says of the job `handle`; else the same bytes under the same key again, which
+        tells what became of the first time; to be asked within `key_window`. Without a job or a key
+        there is no evidence to be had."""
+        if handle is not None and self.options.job is not None:
+            sent = self._sent(batch, lambda row: self._known())
+            return self.options.job.ask(handle, sent, self._ask, self._address.prefix)
+        if batch.request is None or batch.idempotency_key is None or self.options.idempotency is None:
+            return Outcome(UNKNOWN)
+        request = self._request(batch)
+        reply = self._send(request, batch)
+        if reply.status == 409:  # the first request is still in work, or another one took its key
+            return Outcome(UNKNOWN)
+        return self._judge(reply, request, batch)
+
+    def request(self, batch: Batch) -> bytes:
+        return self._request(batch).dump()
+
+    def rules(self, operation: Operation) -> Rules:
+        """How answers to this operation are read."""
+        return self._call(operation)[1]
+
+    def close(self) -> None:
+        self._client.close()
+
+    def lacks(self, operation: Operation) -> DefinitionError:
+        """What to say where no endpoint serves an operation that the sync asks for."""
+        word = "deletes" if operation == "delete" else f"write: {operation}"
+        name = OPERATION_NAMES[operation]
+        return DefinitionError(
+            "HTTP_OPERATION",
+            f"`{word}` needs `{name}` under `destination`",
+            hint=f"{name}: {{method: …, path: /…}}",
+        )
+
+    def _refuse_unlearnt(self, operation: Operation) -> None:
+        """DefinitionError HTTP_REF where rows were to be named by an id that no answer can have told."""
+        if not self._endpoints[operation].asks_ref:
+            return
+        writes = OPERATION_NAMES[self.shape.write]
+        keys = [field.name for field in self.shape.key]
+        if operation != "delete":
+            raise DefinitionError(
+                "HTTP_REF",
+                f"`$ref` cannot stand in `{writes}`: its answer is what tells the id of a row",
+                hint="an id that another sync learnt is a field: {ref: SYNC, by: COLUMN}",
+            )
+        if not HttpDestination.learns(self.options, self.shape.write, keys):
+            raise DefinitionError(
+                "HTTP_REF",
+                f"`$ref` in a delete needs answers to `{writes}` that tell the id of each row",
+                hint="say in `outcome.ref` where it stands, and in `outcome.match` how an item names its row",
+            )
+
+    def _request(self, batch: Batch) -> Request:
+        """What goes out for the batch: the bytes that were minted for it, or new ones. Poisoned if its
+        rows cannot be one request."""
+        host = ("Host", self._address.authority)
+        if batch.request is not None:
+            request = Request.load(batch.request)
+            if request.headers[:1] != (host,):
+                raise Systemic("HTTP_MOVED", "base_url names another server than this request was made for")
+            return request
+        template, text = self._call(batch.operation)[0], self._line
+        if text is not None and batch.operation != "delete":
+            request = template.of_lines(batch.lines(text))
+            return replace(request, headers=(host, *request.headers))
+        rows = batch.documents()
+        if batch.operation == "delete" and isinstance(self.shape.deletes, SoftDelete):
+            fields = exact.encode(self.shape.deletes.set).decode()
+            rows = [(*key, fields) for key in rows]
+        if template.endpoint.asks_ref:
+            rows = [
+                _with_ref(row, ref, len(self.shape.key)) for row, ref in zip(rows, batch.refs(), strict=True)
+            ]
+        request = template.request(rows)
+        return replace(request, headers=(host, *request.headers))
+
+    def _send(self, request: Request, batch: Batch) -> Reply:
+        key = self.options.idempotency
+        named = {key.header: batch.idempotency_key} if key and batch.idempotency_key else {}
+        reply = self._client.send(request, named)
+        rules = self._call(batch.operation)[1]
+        told = ((rules.usage, False), (rules.budget, True))
+        found = [quota(reply.headers, usage, daily=daily) for usage, daily in told if usage]
+        self.quotas = [one for one in found if one]
+        return reply
+
+    def _ask(self, request: Request) -> Reply:
+        return self._client.send(
+            replace(request, headers=tuple(self._call("upsert")[0].endpoint.headers.items()))
+        )
+
+    def _judge(self, reply: Reply, request: Request, batch: Batch) -> Answer:
+        template, rules = self._call(batch.operation)
+        job = self.options.job if batch.operation == "upsert" else None
+        if job:
+            rules = rules.model_copy(update={"ref": None})  # what the answer names is the job
+        texts = template.texts(request)
+        outcome = interpret(reply, rules, self._sent(batch, lambda row: [*texts(row), *self._known()]))
+        if batch.operation == "delete":
+            outcome = _gone(outcome)
+        return job.submitted(reply) if job and outcome == Outcome(WRITTEN) else outcome
+
+    def _sent(self, batch: Batch, texts: Callable[[int | None], Iterable[str]]) -> Sent:
+        """The batch as its answer is held against it."""
+        template = self._call(batch.operation)[0]
+
+        def names(to: str) -> list[str]:
+            if to == "$row_no":
+                return [str(n) for n in range(len(batch))]
+            index = 0 if to == "$key" else template.keys.index(to.removeprefix("$"))
+            keys = batch.keys()
+            return [text(key[index]) for key in keys]
+
+        return Sent(len(batch), batch.operation not in _INSERTS, names, texts)
+
+    def _known(self) -> list[str]:
+        return [*self._secrets, *self.options.connection.auth.secrets()]
+
+    def _call(self, operation: Operation) -> tuple[Template, Rules]:
+        """The operation's endpoint, made ready for the sync's rows, and how to read its answers."""
+        if operation in self._calls:
+            return self._calls[operation]
+        if operation not in self._endpoints:
+            raise self.lacks(operation)
+        self._refuse_unlearnt(operation)
+        endpoint, deletes = self._endpoints[operation], self.shape.deletes
+        keys, fields = ([field.name for field in part] for part in (self.shape.key, self.shape.fields))
+        if operation == "delete":
+            fields = list(deletes.set) if isinstance(deletes, SoftDelete) else []
+        template = Template(endpoint, keys, fields, self._address.prefix)
+        rules = _rules(endpoint, self.options.outcome, operation, keys)
+        self._calls[operation] = template, rules
+        return template, rules
+
+
+def _gone(outcome: Outcome) -> Outcome:
+    """The outcome of a delete: what was not there is gone as well."""
+
+    def ended(result: RowResult) -> RowResult:
+        return WRITTEN if result == ABSENT else result
+
+    ends = {row: ended(result) for row, result in outcome.exceptions.items()}
+    return Outcome(ended(outcome.default), ends)
+
+
+def _with_ref(row: Row, ref: str | None, keys: int) -> Row:
+    """The row as cells that ask for its ref want it. Poisoned if nobody knows that."""
+    if ref is None:
+        raise Poisoned("REF_UNKNOWN", "the target's own id of this row was never learnt")
+    return (*row[:keys], ref, *row[keys:])
+
+
+def _rules(endpoint: Endpoint, shared: Rules, operation: Operation, keys: list[str]) -> Rules:
+    """The endpoint's own rules or the shared ones, of which those about lists of rows are not for an
+    endpoint that takes one. That one object's own address finds none is no error where the object was
+    to go, and leaves its row open where it was to be updated."""
+    rules = endpoint.outcome or shared
+    if endpoint.outcome is None and endpoint.wrap is None and endpoint.rows_at_most == 1:
+        how = "none" if rules.rows == "none" else "all_or_nothing"
+        ok = (*rules.ok, *Rules().ok) if rules.ok else ()  # with none at all, `cases` alone decide
+        rules = rules.model_copy(update={"rows": how, "partial": (), "ok": ok})
+    rules = rules.model_copy(update={"match": tuple(_of_key(one, keys) for one in rules.match)})
+    for to in (identity.to for identity in rules.match if rules.rows in ("listed", "errors_by_value")):
+        if not (to == "$row_no" or to.removeprefix("$") in keys or (to == "$key" and len(keys) == 1)):
+            raise DefinitionError("HTTP_MATCH", f"`match.to: {to}` is no field of the key and not $row_no")
+    if (
+        rules.rows == "all_or_nothing"
+        and endpoint.rows_at_most != 1
+        and (len(keys) != 1 or rules.match == (Identity(),))
+    ):
+        rules = rules.model_copy(update={"ref": None})  # no item can name its row
+    if operation not in ("delete", "update_only"):
+        return rules.model_copy(update={"row_absent": None})
+    if not _addressed(endpoint, keys):
+        return rules
+    none = Case(status=(404, 410), means="written" if operation == "delete" else "absent")
+    return rules.model_copy(update={"cases": (*rules.cases, none)})
+
+
+def _of_key(identity: Identity, keys: list[str]) -> Identity:
+    """Where `at` names the key's field by `$key`, its name."""
+    if len(keys) != 1:
+        return identity
+    at = (".".join(keys[0] if step == "$key" else step for step in path.split(".")) for path in identity.at)
+    return identity.model_copy(update={"at": tuple(at)})
+
+
+def _addressed(endpoint: Endpoint, keys: list[str]) -> bool:
+    return set(keys) <= set(endpoint.placeholders) or bool({"$key", "$ref"} & set(endpoint.placeholders))
+
+
+def _endpoints(options: HttpOptions, shape: Shape) -> dict[Operation, Endpoint]:
+    """The endpoint behind each operation that the destination offers."""
+    given = {name: getattr(options, name) for name in ("upsert", "insert", "update", "delete")}
+    if isinstance(shape.deletes, SoftDelete):
+        given["delete"] = options.update or options.upsert
+    return {op: given[name] for op, name in OPERATION_NAMES.items() if given[name] is not None}

@@ -1,0 +1,172 @@
+"""A row's shape, written as data, into the function that makes the row: the `$` words and nothing else.
+
+A string that begins with `$` stands for a value, everything else is a constant: `$name` a destination
+field, `$fields` all fields but the key's as an object, `$row` key and fields as an object, `$key` the
+key, `$row_no` the row's number in its request as text ("0", "1", …), `$ref` the target's own id of the
+row, as an earlier answer told it; `$field.row` names a field that is called like one of those, `$$`
+begins a text with a dollar sign. The member `...` of an object spreads the members of its value there. An
+object with the one member `$base64` is the base64 of that member as JSON, one with the one member `$path`
+a path whose `{field}` are filled in. The fields' JSON comes from SQL and is spliced as it is, so digits
+survive.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+from urllib.parse import quote
+
+import msgspec
+
+from retl.project.definitions import Definition
+from retl.errors import DefinitionError, Poisoned
+from retl.destinations.http.rules import text
+
+PLACEHOLDER = re.compile(r"\{([^{}/]+)\}")
+OMIT = object()
+OF_ALL_ROWS = ("$keys", "$refs", "$body")
+
+# the key's values, then the row's ref if the cells ask for it, then the fields as one JSON object (str);
+# a delete has no fields
+Row = tuple[Any, ...]
+Members = dict[str, msgspec.Raw]
+Cell = Callable[[Row, int, Members], Any]
+
+exact = msgspec.json.Encoder(decimal_format="number")  # Decimals keep their digits
+
+
+class Cast(Definition):
+    """How a target wants the fields' values where JSON's own forms will not do. `nulls`: what stands for
+    an empty field: null, `omit` (it is not sent), or a text such as "" or "#N/A". `keys` are the key's,
+    `refs` the target's own ids, which are kept as text."""
+
+    values: Literal["native", "string"] = "native"
+    keys: Literal["native", "string"] = "native"
+    refs: Literal["string", "integer"] = "string"
+    nulls: str | None = None
+
+    def apply(self, value: msgspec.Raw) -> Any:
+        """A member as it is to be sent, its digits as they are; OMIT where it is not to be sent."""
+        plain = bytes(value)
+        if plain == b"null":
+            return OMIT if self.nulls == "omit" else self.nulls
+        if self.values == "native" or plain.startswith(b'"'):
+            return value
+        return plain.decode()
+
+
+class Cells:
+    """Makes cells for rows with these key and other fields, and with `refs` their refs; `members` = some
+    cell looks at single fields.
+
+    DefinitionError HTTP_PLACEHOLDER for a field that the rows have not got.
+    """
+
+    def __init__(self, keys: Sequence[str], fields: Sequence[str], cast: Cast, *, refs: bool = False) -> None:
+        self.keys, self.fields = tuple(keys), frozenset(fields)
+        self.head = len(self.keys) + refs  # where the fields are, if a row has any
+        self._cast = None if (cast.values, cast.nulls) == ("native", None) else cast
+        self._ref: Callable[[str], Any] = int if cast.refs == "integer" else str
+        self._key: Callable[[Any], Any] = text if cast.keys == "string" else lambda value: value
+        self.members = self._cast is not None
+
+    def make(self, shape: Any) -> Cell:
+        """The function that makes this part of the shape for a row; OMIT = the row has not got it."""
+        match shape:
+            case {"$base64": inner, **others} if not others:
+                cell = self.make(inner)
+                return lambda row, n, members: b64encode(exact.encode(cell(row, n, members))).decode()
+            case {"$path": str(path), **others} if not others:
+                return self.path(path)
+            case {"...": inner, **others}:
+                cells = [self.make(others), self.make(inner)]
+                return lambda row, n, members: _joined([cell(row, n, members) for cell in cells])
+            case dict():
+                pairs = [(str(name), self.make(part)) for name, part in shape.items()]
+                return lambda row, n, members: {
+                    name: value for name, cell in pairs if (value := cell(row, n, members)) is not OMIT
+                }
+            case list() | tuple():
+                cells = [self.make(part) for part in shape]
+                return lambda row, n, members: [
+                    value for cell in cells if (value := cell(row, n, members)) is not OMIT
+                ]
+            case str() if shape.startswith("$$"):
+                return lambda row, n, members: shape[1:]
+            case "$fields" if self._cast is not None:
+                return self._cast_fields
+            case "$fields":
+                return lambda row, n, members: msgspec.Raw(row[-1])
+            case "$row":
+                return self._whole
+            case "$key" if len(self.keys) == 1:
+                return lambda row, n, members: self._key(row[0])
+            case "$ref":
+                return lambda row, n, members: self._ref(row[len(self.keys)])
+            case "$row_no":
+                return lambda row, n, members: str(n)
+            case str() if shape.startswith("$"):
+                return self._field(shape[1:].removeprefix("field."))
+            case _:
+                return lambda row, n, members: shape
+
+    def path(self, path: str) -> Cell:
+        """A path, each of its `{field}`, `{$key}` and `{$ref}` one percent-encoded segment of it. What
+        stands for all rows is left as it is."""
+        parts = [
+            f"{{{part}}}" if n % 2 and part in OF_ALL_ROWS else self._part(part) if n % 2 else part
+            for n, part in enumerate(PLACEHOLDER.split(path))
+        ]
+        return lambda row, n, members: "".join(
+            part if isinstance(part, str) else _segment(part(row, n, members)) for part in parts
+        )
+
+    def _part(self, name: str) -> Cell:
+        return self.make(name if name in ("$key", "$ref") else f"$field.{name}")
+
+    def _field(self, name: str) -> Cell:
+        if name in self.keys:
+            index = self.keys.index(name)
+            return lambda row, n, members: self._key(row[index])
+        if name not in self.fields:
+            known = ", ".join([*self.keys, *sorted(self.fields)])
+            raise DefinitionError(
+                "HTTP_PLACEHOLDER", f"there is no field {name!r} here", hint=f"fields: {known}"
+            )
+        self.members = True
+        cast = self._cast
+        if cast is None:
+            return lambda row, n, members: members.get(name, OMIT)
+        return lambda row, n, members: cast.apply(members[name]) if name in members else OMIT
+
+    def _cast_fields(self, row: Row, n: int, members: Members) -> dict[str, Any]:
+        assert self._cast is not None
+        made = ((name, self._cast.apply(value)) for name, value in members.items())
+        return {name: value for name, value in made if value is not OMIT}
+
+    def _whole(self, row: Row, n: int, members: Members) -> msgspec.Raw:
+        key = exact.encode({name: self._key(value) for name, value in zip(self.keys, row, strict=False)})
+        fields = b"{}"
+        if len(row) > self.head:
+            fields = (
+                row[-1].encode() if self._cast is None else exact.encode(self._cast_fields(row, n, members))
+            )
+        return msgspec.Raw(key if fields == b"{}" else key[:-1] + b"," + fields[1:])
+
+
+def _joined(objects: Sequence[Any]) -> msgspec.Raw:
+    """Several objects as one; members are not looked at."""
+    inside = [exact.encode(one)[1:-1] for one in objects]
+    return msgspec.Raw(b"{" + b",".join(part for part in inside if part) + b"}")
+
+
+def _segment(value: Any) -> str:
+    """A value as part of a path. Poisoned if it would be another path: nothing, `.` or `..`, which
+    servers resolve even when percent-encoded."""
+    missing = value is None or value is OMIT or (isinstance(value, msgspec.Raw) and bytes(value) == b"null")
+    plain = "" if missing else text(value)
+    if plain in ("", ".", ".."):
+        raise Poisoned("NO_PATH", "a value of the path is empty, null or a dot segment")
+    return quote(plain, safe="")

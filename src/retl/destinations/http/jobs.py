@@ -1,0 +1,80 @@
+"""Work that a target takes in one request and does later: submitted, asked after, its errors fetched.
+
+The job's own id is the handle that delivery stores, so whoever comes after a crash asks on instead of
+submitting again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from retl.destinations.batch import (Answer, Outcome, Pending, UNKNOWN)
+from retl.project.definitions import (Definition, Duration)
+from retl.errors import Ambiguous
+from retl.destinations.http.body import Request
+from retl.destinations.http.outcome import (Reply, Sent, interpret)
+from retl.destinations.http.rules import (Match, Rules, look, text)
+
+_READ = Rules(ok=(200,))
+_PAGES = 1000
+
+
+class Job(Definition):
+    """`id` is where the answer to a submission names the job, `path` where to ask after it ({job} is its
+    name), `done` and `failed` what that answer then says. The errors of a finished job are the lists at
+    `errors_at` of `errors_path` and of the pages its `next` leads to. `outcome` reads
+    {"job": the last answer, "errors": all of them}; what a failed job did is unknown."""
+
+    id: str
+    path: str
+    every: Duration = 5.0
+    done: Match
+    failed: Match
+    errors_path: str | None = None
+    errors_at: str = ""
+    next: str | None = None
+    outcome: Rules
+
+    def submitted(self, reply: Reply) -> Pending:
+        """Ambiguous if the answer names no job: it may have been taken all the same."""
+        name = look(reply.content, self.id)
+        if type(name) not in (str, int) or not text(name):
+            raise Ambiguous("HTTP_NO_JOB", "the target took the batch and did not name the job")
+        return Pending(text(name), self.every)
+
+    def ask(self, handle: str, sent: Sent, send: Callable[[Request], Reply], prefix: str) -> Answer:
+        """What has become of the job, by requests that change nothing. A job that the target does not
+        know any more is UNKNOWN; errors of these requests are raised as those of any other."""
+        job = quote(handle, safe="")
+        reply = send(Request("GET", prefix + self.path.replace("{job}", job), (), b""))
+        if reply.status in (404, 410):
+            return Outcome(UNKNOWN)
+        interpret(reply, _READ, sent)
+        if self.failed.fits(reply.content):
+            return Outcome(UNKNOWN)
+        if not self.done.fits(reply.content):
+            return Pending(handle, self.every)
+        errors: list[Any] = []
+        target = self.errors_path and prefix + self.errors_path.replace("{job}", job)
+        for _ in range(_PAGES):
+            if not target:
+                break
+            page = send(Request("GET", target, (), b""))
+            interpret(page, _READ, sent)
+            found = look(page.content, self.errors_at)
+            errors += found if isinstance(found, list) else []
+            target = _local(look(page.content, self.next)) if self.next else None
+        whole = msgspec.json.encode({"job": reply.content, "errors": errors})
+        return interpret(Reply(200, reply.headers, whole), self.outcome, sent)
+
+
+def _local(url: Any) -> str | None:
+    """Path and query of a link: it is followed on the connection's own server, wherever it points."""
+    if not isinstance(url, str) or not url:
+        return None
+    parts = urlsplit(url)
+    return quote(parts.path, safe="/%:@") + (f"?{quote(parts.query, safe='=&%[]:,')}" if parts.query else "")

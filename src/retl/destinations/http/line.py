@@ -1,0 +1,91 @@
+"""A row's shape as a line that SQL writes, where nothing in it needs Python.
+
+What it makes is what `cells` would make of the same row, in a tenth of the time. Shapes with casts, refs,
+base64, spreads, or fields that may be missing stay with `cells`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from retl.destinations.batch import (FieldText, FieldsText, KeyText, LINE_KEYS, Line, Piece, Shape)
+from retl.destinations.http.body import Endpoint
+from retl.destinations.http.cells import (Cast, exact)
+
+
+def line(endpoint: Endpoint, shape: Shape) -> Line | None:
+    """One row of the endpoint's requests as text; None if only `cells` can make it."""
+    plain = endpoint.cast == Cast() and endpoint.encoding in ("json", "ndjson") and "{" not in endpoint.path
+    known = all(one.type.name in LINE_KEYS for one in shape.key)
+    body = endpoint.method != "DELETE"  # which may be sent without one
+    whole = shape.fields and all(one.nulls == "clear" for one in shape.fields)
+    if not (plain and known and whole and body):
+        return None
+    try:
+        return tuple(_merged(_pieces("$row" if endpoint.row is None else endpoint.row, shape)))
+    except _Unlike:
+        return None
+
+
+class _Unlike(Exception):
+    """A part of the shape that SQL does not make."""
+
+
+def _pieces(part: Any, shape: Shape) -> list[Piece]:
+    match part:
+        case dict() if not {"...", "$base64", "$path"} & part.keys():
+            members = [[f"{_json(str(name))}:", *_pieces(inner, shape)] for name, inner in part.items()]
+            return _between("{", members, "}")
+        case list() | tuple():
+            return _between("[", [_pieces(inner, shape) for inner in part], "]")
+        case str() if part.startswith("$") and not part.startswith("$$"):
+            return _word(part, shape)
+        case str():
+            return [_json(part[1:] if part.startswith("$$") else part)]
+        case dict():
+            raise _Unlike
+        case _:
+            return [_json(part)]
+
+
+def _word(word: str, shape: Shape) -> list[Piece]:
+    keys, fields = [one.name for one in shape.key], [one.name for one in shape.fields]
+    if word == "$fields":
+        return [FieldsText()]
+    if word == "$row":
+        members: list[list[Piece]] = [[f"{_json(name)}:", KeyText(n, "json")] for n, name in enumerate(keys)]
+        return _between(
+            "{", members + [[f"{_json(name)}:", FieldText(n)] for n, name in enumerate(fields)], "}"
+        )
+    if word == "$key" and len(keys) == 1:
+        return [KeyText(0, "json")]
+    if word in ("$ref", "$row_no"):
+        raise _Unlike
+    name = word[1:].removeprefix("field.")
+    if name in keys:
+        return [KeyText(keys.index(name), "json")]
+    if name in fields:
+        return [FieldText(fields.index(name))]
+    raise _Unlike
+
+
+def _between(opening: str, parts: list[list[Piece]], closing: str) -> list[Piece]:
+    commas: list[list[Piece]] = [[","]] * len(parts)
+    inner = [piece for pair in zip(commas, parts, strict=True) for part in pair for piece in part]
+    return [opening, *inner[1:], closing]
+
+
+def _merged(pieces: list[Piece]) -> list[Piece]:
+    """Neighbouring constants as one."""
+    merged: list[Piece] = []
+    for piece in pieces:
+        last = merged[-1] if merged else None
+        if isinstance(piece, str) and isinstance(last, str):
+            merged[-1] = last + piece
+        else:
+            merged.append(piece)
+    return merged
+
+
+def _json(value: Any) -> str:
+    return exact.encode(value).decode()

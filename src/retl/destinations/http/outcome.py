@@ -1,0 +1,307 @@
+"""What an HTTP answer means for the rows that were sent: pure, and the same for every vendor.
+
+An answer says something of each row, of the request as a whole, or nothing; `Rules` tell which, as data.
+It does no I/O and never guesses: a row the answer does not account for is UNKNOWN, a success nobody can
+read is Ambiguous. No text made here holds a value of a row.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from retl.destinations.batch import (ABSENT, KEPT, Kind, Outcome, RowResult, UNKNOWN, WRITTEN)
+from retl.errors import Ambiguous, Poisoned, Spent, Systemic, TargetError, Unavailable
+from retl.destinations.http.rules import (Rules, look, text)
+from retl.net.scrub import scrub
+from retl.net.waits import wait_asked
+
+_AGAIN = frozenset({425, 429, 503})  # refused before anything was done
+_REFUSED = frozenset({400, 409, 413, 414, 422})  # something in it is bad, nothing was applied
+_NO_JSON = object()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back; `whole` is False where the body was cut off, or too long to be read."""
+
+    status: int
+    headers: Mapping[str, str]  # names in lower case
+    body: bytes = field(default=b"", repr=False)
+    whole: bool = True
+
+    @cached_property
+    def content(self) -> Any:
+        """The body as JSON; None if there is none, _NO_JSON if it is something else."""
+        if not self.body.strip():
+            return None
+        try:
+            return msgspec.json.decode(self.body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return _NO_JSON
+
+    @cached_property
+    def said(self) -> Any:
+        """The body as JSON, or as the text it is."""
+        return self.body.decode(errors="replace").strip() if self.content is _NO_JSON else self.content
+
+    @property
+    def is_page(self) -> bool:
+        """A page for people: whoever answered is not the API."""
+        start = self.body[:64].lstrip().lower()
+        return "html" in self.headers.get("content-type", "").lower() or start.startswith(
+            (b"<!doctype", b"<html")
+        )
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What an answer is held against: how many rows, whether sending them twice is harmless, each row's
+    name for an `Identity`, and the texts a row (None: any of them) was sent with."""
+
+    rows: int
+    idempotent: bool
+    names: Callable[[str], Sequence[str]]
+    texts: Callable[[int | None], Iterable[str]]
+
+
+def interpret(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
+    """What became of each row. Raises the TargetError of an answer that concerns all of them; one that
+    refuses a request of a single row is that row's rejection."""
+    if not reply.is_page:
+        for case in rules.cases:
+            if reply.status in case.status and (case.when is None or case.when.fits(reply.said)):
+                return _means(case.means, reply, rules, sent)
+        if reply.status in rules.ok or reply.status in rules.partial:
+            return _accepted(reply, rules, sent)
+    return _means(_table(reply, sent), reply, rules, sent)
+
+
+def _table(reply: Reply, sent: Sent) -> str:
+    """The meaning of a status. The ones a gateway gives while its API is away may be web pages."""
+    status = reply.status
+    if status in _AGAIN:
+        return "unavailable"
+    if status == 408 or (status >= 500 and status not in (501, 505)):
+        return "unavailable" if sent.idempotent else "unknown"
+    if reply.is_page:
+        return "systemic"
+    if 200 <= status < 300:
+        return "unknown"
+    return "refused" if status in _REFUSED else "systemic"
+
+
+def _means(meaning: str, reply: Reply, rules: Rules, sent: Sent) -> Outcome:
+    if meaning == "some_absent":
+        meaning = "absent" if sent.rows == 1 else "refused"
+    settled = {"written": WRITTEN, "kept": KEPT, "absent": ABSENT}
+    if meaning in settled:
+        return Outcome(settled[meaning])
+    code, reason = _said(reply.content, rules, sent, None)
+    if meaning == "refused" and sent.rows == 1:
+        return Outcome(
+            RowResult(Kind.REJECTED, code or f"HTTP_{reply.status}", reason or _phrase(reply.status))
+        )
+    said = ": ".join(part for part in (f"the target answered {_phrase(reply.status)}", code, reason) if part)
+    name = f"HTTP_{reply.status}"
+    if meaning == "unavailable":
+        wait = wait_asked(reply.headers, rules.retry_after)
+        usual = rules.wait if reply.status == 429 else None
+        hint = "its limit is used up: run again later" if reply.status == 429 else None
+        raise Unavailable(name, said, retry_after=usual if wait is None else wait, hint=hint)
+    if meaning == "spent":
+        raise Spent(said, anew=wait_asked(reply.headers, rules.retry_after))
+    errors: dict[str, type[TargetError]] = {"refused": Poisoned, "unknown": Ambiguous}
+    raise errors.get(meaning, Systemic)(name, said, hint=_hint(reply))
+
+
+def _accepted(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
+    """The rows of an answer whose status is an ok, whole or partial."""
+    content = reply.content
+    if not reply.whole:
+        raise Ambiguous(
+            "HTTP_CUT_OFF", f"the answer {_phrase(reply.status)} was cut off, or too long to read"
+        )
+    if rules.ok_when is not None and reply.status != 204 and not rules.ok_when.fits(reply.said):
+        return _means("refused", reply, rules, sent)
+    if rules.rows == "none":
+        return Outcome(WRITTEN)
+    if content is _NO_JSON:
+        raise Ambiguous("HTTP_NO_JSON", f"the answer {_phrase(reply.status)} is not the JSON it has to be")
+    if rules.rows == "all_or_nothing":
+        return _outcome(WRITTEN, _learnt(content, rules, sent))
+    return _counted(_by_row(reply, rules, sent), rules, content, sent)
+
+
+def _learnt(content: Any, rules: Rules, sent: Sent) -> dict[int, RowResult]:
+    """The target's own ids in an ok for all: that of the only row, or those of items that each name one."""
+    if rules.ref is None:
+        return {}
+    items = _items(content, rules.at)
+    if sent.rows == 1:
+        only = items[0] if isinstance(items, list) and len(items) == 1 else content
+        told = {0: [look(only, rules.ref)]}
+    else:
+        told = {}
+        for rows, item in _named(items if isinstance(items, list) else [], rules, sent):
+            for row in rows if len(rows) == 1 else ():
+                told.setdefault(row, []).append(look(item, rules.ref))
+    sure = {row: refs[0] for row, refs in told.items() if len(refs) == 1 and refs[0] is not None}
+    return {row: RowResult(Kind.WRITTEN, ref=text(ref)) for row, ref in sure.items()}
+
+
+def _by_row(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
+    """What the items of an answer say of their rows."""
+    items = _items(reply.content, rules.at)
+    if rules.rows == "positional":
+        if not isinstance(items, list) or len(items) != sent.rows:
+            return Outcome(UNKNOWN)
+        return _outcome(WRITTEN, {n: _judged(item, n, rules, sent) for n, item in enumerate(items)})
+    if rules.rows == "listed":
+        return _listed(reply.content, rules, sent)
+    if rules.rows == "counts_only" or items is None or items == []:
+        return Outcome(WRITTEN if reply.status in rules.ok else UNKNOWN)
+    if not isinstance(items, list):
+        return Outcome(UNKNOWN)
+    bad: dict[int, RowResult] = {}
+    stray = False  # an error that names no row of ours may be meant for any of them
+    for rows, item in _named(items, rules, sent):
+        stray = stray or not rows
+        bad.update({n: _judged(item, n, rules, sent, bad=True) for n in rows})
+    return _outcome(UNKNOWN if stray else WRITTEN, bad)
+
+
+def _counted(outcome: Outcome, rules: Rules, content: Any, sent: Sent) -> Outcome:
+    """The outcome held against the number of bad rows the target counts: where more are bad than it
+    names, any of the others may be; where all are, all are."""
+    if rules.failed is None:
+        return outcome
+    failed = look(content, rules.failed)
+    if type(failed) is not int or not 0 <= failed <= sent.rows:
+        return Outcome(UNKNOWN, outcome.exceptions)
+    named = sum(outcome.result(n).kind is Kind.REJECTED for n in range(sent.rows))
+    if failed <= named:
+        return outcome
+    if failed == sent.rows:
+        code, reason = _said(content, rules, sent, None)
+        refused = RowResult(Kind.REJECTED, code or "REFUSED", reason or "the target refused the row")
+        return Outcome(refused, outcome.exceptions if named else {})
+    return Outcome(UNKNOWN, {n: one for n, one in outcome.exceptions.items() if one.kind is not Kind.WRITTEN})
+
+
+def _listed(content: Any, rules: Rules, sent: Sent) -> Outcome:
+    found: dict[int, RowResult] = {}
+    for paths, bad in ((rules.at, False), ((rules.errors_at,), True)):
+        items = _items(content, [path for path in paths if path is not None])
+        for rows, item in _named(items if isinstance(items, list) else [], rules, sent):
+            for n in rows:
+                result = _judged(item, n, rules, sent, bad=bad)
+                found[n] = result if found.get(n, result).kind == result.kind else UNKNOWN
+    waiting = look(content, rules.retry_at) if rules.retry_at else None
+    for rows, _ in _named(waiting if isinstance(waiting, list) else [], rules, sent):
+        found |= {n: RowResult(Kind.RETRY) for n in rows if n not in found}
+    return _outcome(UNKNOWN, found)
+
+
+def _items(content: Any, paths: Sequence[str]) -> Any:
+    """The list at a path; of several paths, all lists there are, as one."""
+    if len(paths) == 1:
+        return look(content, paths[0])
+    found = [part for path in paths if isinstance(part := look(content, path), list)]
+    return [item for part in found for item in part] if found else None
+
+
+def _named(items: Sequence[Any], rules: Rules, sent: Sent) -> Iterator[tuple[Sequence[int], Any]]:
+    """Each item with the rows it names, which are none where it names nothing of ours."""
+    if rules.rows == "errors_by_index":
+        for item in items:
+            index = look(item, rules.index)
+            if isinstance(index, str):
+                numbers = [part for part in re.split(r"[/.\[\]]", index) if part.isdecimal()]
+                index = int(numbers[0]) if len(numbers) == 1 else None
+            ours = type(index) is int and 0 <= index < sent.rows
+            yield ([index] if ours else []), item
+        return
+    rows: list[dict[str, list[int]]] = [{} for _ in rules.match]
+    for known, identity in zip(rows, rules.match, strict=True):
+        for n, name in enumerate(sent.names(identity.to)):
+            known.setdefault(name, []).append(n)
+    for item in items:
+        named: Sequence[int] = []
+        for known, identity in zip(rows, rules.match, strict=True):
+            said = next((v for path in identity.at if (v := look(item, path)) is not None), None)
+            if said is not None:
+                named = known.get(text(said), [])
+                break
+        yield named, item
+
+
+def _judged(item: Any, row: int, rules: Rules, sent: Sent, *, bad: bool = False) -> RowResult:
+    """What an item says of its row: `bad` where its being in the list means that."""
+    if rules.inside is not None:
+        item = _opened(item, rules.inside)
+    if rules.row_retry is not None and rules.row_retry.fits(item):
+        code, reason = _said(item, rules, sent, row)
+        return RowResult(Kind.RETRY, code, reason)
+    ref = look(item, rules.ref) if rules.ref else None
+    if rules.row_kept is not None and rules.row_kept.fits(item):
+        return KEPT if ref is None else replace(KEPT, ref=text(ref))
+    if rules.row_absent is not None and rules.row_absent.fits(item):
+        return ABSENT
+    if not bad and (rules.row_ok is None or rules.row_ok.fits(item)):
+        return WRITTEN if ref is None else RowResult(Kind.WRITTEN, ref=text(ref))
+    code, reason = _said(item, rules, sent, row)
+    return RowResult(Kind.REJECTED, code or "REFUSED", reason or "the target refused the row")
+
+
+def _opened(item: Any, at: str) -> Any:
+    """The item with the base64 JSON at one of its members in the place of that text, if it is one."""
+    found = look(item, at)
+    try:
+        return {**item, at: msgspec.json.decode(b64decode(found))} if isinstance(found, str) else item
+    except (ValueError, msgspec.DecodeError):
+        return item
+
+
+def _outcome(default: RowResult, results: Mapping[int, RowResult]) -> Outcome:
+    return Outcome(default, {n: result for n, result in results.items() if result is not default})
+
+
+def _said(value: Any, rules: Rules, sent: Sent, row: int | None) -> tuple[str | None, str | None]:
+    """The target's own code and sentence in a value, as far as they tell nothing of the row."""
+    found = [
+        next((text(one) for path in paths if type(one := look(value, path)) in (str, int, float)), None)
+        for paths in (rules.code, rules.reason)
+    ]
+    if found == [None, None]:
+        return None, None
+    known = list(sent.texts(row))
+    code, reason = (None if part is None else scrub(part, known) for part in found)
+    return (code if code and "…" not in code and len(code) <= 64 else None), reason
+
+
+def _phrase(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def _hint(reply: Reply) -> str | None:
+    if reply.is_page:
+        return "a web page came back: is base_url the API's, and does no proxy or login page stand before it?"
+    if 300 <= reply.status < 400:
+        return "redirects are not followed: put the address it points to into base_url"
+    return {
+        401: "the credential was not accepted: check `auth` of the connection",
+        403: "the credential is known but may not do this: check its scopes at the target",
+        404: "nothing is at this address: check base_url and path",
+        405: "this address does not know the method: check method and path",
+    }.get(reply.status)

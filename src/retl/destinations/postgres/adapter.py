@@ -1,0 +1,334 @@
+"""PostgreSQL 13 to 18: rows of a mart in a table, by key.
+
+Each batch is one transaction: COPY into a temporary table, one statement that carries it over (or COPY
+straight into the table, while all rows are new to it), and a marker in `retl_applied` beside the table.
+So a batch is there as a whole or not at all, an unanswered COMMIT can be settled, and a run that lost
+its lock cannot commit. Rows the table refuses are found and named; the rest of their batch is delivered.
+Only columns of the sync are written, and a row that is already as it should be is left untouched. Deletes
+are refused where foreign keys with ON DELETE CASCADE, SET NULL or SET DEFAULT would carry them into other
+tables, unless the sync says `cascade: true`.
+
+The account needs SELECT, INSERT and UPDATE on the columns of the sync (DELETE on the table for
+`deletes: delete`), TEMPORARY on the database, and CREATE on the schema once for `retl_applied`; without
+that upserts go on, unanswered batches then stay in doubt, and append is refused.
+
+While a run lasts, one more session holds an advisory lock that keeps other ledgers away from the table.
+Sessions must be the run's own: connect directly or through a pooler in session mode, never in transaction
+mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from typing import Any
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from retl.destinations.batch import (Batch, Capabilities, Kind, Outcome, RowResult, Shape, SoftDelete, UNKNOWN, WRITTEN, WriteMode)
+from retl.destinations import Destination
+from retl.errors import DefinitionError, Systemic, Unavailable
+from retl.destinations.postgres import (catalog, exclusion, fitness)
+from retl.net.postgres import (PostgresConnection, Session, transaction)
+from retl.destinations.postgres.statements import (ROW, Relation, Statements, check_name)
+
+LANES = 2  # two connections are 1.5 times as fast as one; more are slower on small servers
+READ_ROWS = 1000  # keys asked for in one query
+IMMEDIATE = "SET CONSTRAINTS ALL IMMEDIATE"  # a deferred one fails COMMIT and names no row
+NOT_APPLIED = RowResult(Kind.RETRY, "VOIDED", "the unanswered batch was not applied and never will be")
+
+
+class PostgresOptions(BaseModel):
+    """The table: `schema.table`, or a table of schema `public`, spelled as in the catalog (never folded to
+    lower case). `create` makes schema, table and key and later adds missing columns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    connection: PostgresConnection
+    table: str
+    create: bool = False
+
+    @field_validator("table")
+    @classmethod
+    def _named(cls, text: str) -> str:
+        Relation.parse(text)
+        return text
+
+
+class Postgres(Destination[PostgresOptions]):
+    """One table, written batch by batch."""
+
+    Connection = PostgresConnection
+    Options = PostgresOptions
+
+    def __init__(self, options: PostgresOptions, shape: Shape) -> None:
+        super().__init__(options, shape)
+        relation = Relation.parse(options.table)
+        _check_names(shape)
+        self._sql = Statements(relation, shape)
+        self._exclusion = exclusion.Exclusion(relation, shape.state_id, shape.run_id)
+        self._hold: Session | None = None  # keeps other ledgers out while it lives
+        self._lane: Session | None = None
+        self._marked = False  # whether the marker table is there: known once the lane is open
+        self._author = uuid4().hex  # tells our own voids from those of a run that took over
+        self._straight = True  # until a row that is new to us was not to the table, or one was refused
+        self._attempts: dict[str, int] = {}  # of batches written here and not answered yet
+        self.capabilities = Capabilities(
+            object=self.identity(options, shape.write),
+            operations=frozenset({"upsert", "insert_only", "update_only", "append", "delete"}),
+            idempotent=shape.write != "append",
+            form="csv",
+            readable=True,
+            nulls_keep=shape.write in ("upsert", "update_only"),  # the others never meet an older value
+            only_if_empty=shape.write in ("upsert", "update_only"),
+            cascades=True,
+            settles=True,
+            lanes=LANES,
+        )
+
+    @classmethod
+    def identity(cls, options: PostgresOptions, write: WriteMode) -> str:
+        return f"postgres://{options.connection.address}/{Relation.parse(options.table)}"
+
+    # --- check and prepare
+
+    def check(self) -> None:
+        """Reads the catalog and the markers in a read-only transaction.
+
+        Systemic with the GRANT, Mismatch TARGET_DRIFT with the DDL, CASCADE, ROW_SECURITY, TARGET_LOST,
+        STATE_LOST, Later TARGET_HELD.
+        """
+        if self.shape.run_id and (self._hold is None or self._hold.closed):
+            self._hold = self._connect(exclusion.name(self.shape.sync))
+            with self._transaction(self._hold) as session:
+                self._exclusion.take(session)
+        relation = self._sql.relation
+        with self._visit(read_only=True) as session:
+            place = catalog.place(session, relation)
+            fitness.judge_place(place, self._sql)
+            table = catalog.table(session, relation)
+            unmarked = not place.marker and place.may_create  # this account would have made it
+            if self.shape.newest is not None and (table is None or unmarked):
+                raise fitness.target_lost(self._sql)
+            fitness.judge_table(table, place, self._sql, create=self.options.create)
+            if place.marker and place.may_mark:
+                fitness.judge_trace(catalog.trace(session, relation, self.shape), self._sql)
+
+    def prepare(self, epoch: int) -> None:
+        """Makes what `create` asks for and the marker table, and fences off runs of an older epoch.
+        Several processes may do it at once."""
+        relation, sql = self._sql.relation, self._sql
+        with self._visit() as session:
+            session.execute("SELECT pg_advisory_xact_lock(hashtextextended('retl:prepare', 0))")
+            if self.options.create:
+                self._create(session)
+            place = catalog.place(session, relation)
+            if not place.marker and place.may_create:
+                session.execute(sql.create_marker())
+            if place.may_mark if place.marker else place.may_create:
+                if not session.execute(sql.fence(epoch)).rowcount:
+                    raise self._voided()
+                session.execute(sql.prune(epoch))
+
+    def _create(self, session: Session) -> None:
+        if not catalog.place(session, self._sql.relation).schema:
+            session.execute(self._sql.create_schema())
+        table = catalog.table(session, self._sql.relation)
+        if table is None:
+            session.execute(self._sql.create_table())
+            return
+        for field in self.shape.fields:
+            if field.name not in table.columns:
+                session.execute(self._sql.add_column(field))
+
+    # --- write
+
+    def write(self, batch: Batch) -> Outcome:
+        """One transaction. A batch whose marker is there already is not written again: the marker knows
+        what became of it."""
+        attempt = self._attempts.setdefault(batch.id, 0)
+        with self._transaction(self._open(), write=True) as session:
+            if not self._marked and batch.operation == "append":
+                raise Systemic(
+                    "NO_MARKER", f"append needs the table {self._sql.marker}", hint="run `retl check`"
+                )
+            self._begin(session)
+            found = self._carry(session, batch)
+            if self._marked:
+                written = sum(found.get(row, WRITTEN).kind is Kind.WRITTEN for row in range(len(batch)))
+                mark = self._sql.mark(batch, attempt, self._author, written, _noted(found))
+                if not session.execute(mark).rowcount:
+                    session.rollback()
+                    return self._told(session, batch, attempt)
+        del self._attempts[batch.id]
+        return Outcome(WRITTEN, found)
+
+    def _carry(self, session: Session, batch: Batch) -> dict[int, RowResult]:
+        """The rows that were not written. New ones go straight into the table until it objects: each
+        attempt in vain leaves it dead rows to vacuum."""
+        from retl.destinations.postgres.transfer import (copy_in, transfer)
+
+        if batch.new and batch.operation != "update_only" and self._straight:
+            self._straight = copy_in(session, self._sql, batch)
+            if self._straight:
+                return {}
+        return transfer(session, self._sql, batch)
+
+    def _begin(self, session: Session) -> None:
+        if self.shape.run_id:
+            self._exclusion.begin(session, IMMEDIATE)
+        else:
+            session.execute(IMMEDIATE)
+
+    # --- settle
+
+    def settle(self, batch: Batch, handle: str | None) -> Outcome:
+        """Void the batch's marker: from then on the unanswered transaction cannot commit, and every row is
+        RETRY, for nothing was applied. If the marker is there, it tells the outcome. UNKNOWN where the
+        account may not keep markers. Systemic VOIDED if another run took the batch over."""
+        ours = batch.id in self._attempts
+        attempt = self._attempts.get(batch.id, 0)
+        with self._visit() as session:
+            place = catalog.place(session, self._sql.relation)
+            if not (place.marker and place.may_mark):
+                return Outcome(UNKNOWN)
+            while not session.execute(self._sql.void(batch, attempt, self._author)).rowcount:
+                row = session.execute(self._sql.marked(batch, attempt)).fetchone()
+                if row and row[0] == "applied":
+                    self._attempts.pop(batch.id, None)
+                    return _outcome(row[2])
+                if row and ours and row[1] != self._author:
+                    raise self._voided()
+                attempt += row is not None  # voided before: a later attempt may have been made since
+        self._attempts[batch.id] = attempt + 1
+        return Outcome(NOT_APPLIED)
+
+    def foresee(self, batch: Batch) -> Outcome:
+        """By the markers: one that is not there will be voided, unless its COMMIT is under way right now."""
+        attempt = 0
+        with self._visit(read_only=True) as session:
+            if not catalog.place(session, self._sql.relation).marker:
+                return Outcome(UNKNOWN)
+            while row := session.execute(self._sql.marked(batch, attempt, wait=False)).fetchone():
+                if row[0] == "applied":
+                    return _outcome(row[2])
+                attempt += 1
+        return Outcome(NOT_APPLIED)
+
+    def _told(self, session: Session, batch: Batch, attempt: int) -> Outcome:
+        """Why the marker could not be written: it is there (its outcome), or this run is fenced off."""
+        row = session.execute(self._sql.marked(batch, attempt)).fetchone()
+        if row and row[0] == "applied":
+            del self._attempts[batch.id]
+            return _outcome(row[2])
+        if row and row[1] == self._author:  # voided by a `settle` of ours whose answer was lost
+            self._attempts[batch.id] = attempt + 1
+            raise Unavailable("VOIDED", "nothing of the batch was applied: it was given up while unanswered")
+        raise self._voided()
+
+    def _voided(self) -> Systemic:
+        return Systemic(
+            "VOIDED",
+            f"a newer run delivers to {self._sql.relation}: this one may not write any more",
+            hint=f"if the ledger was restored from a backup: {self._sql.forget()};",
+        )
+
+    # --- read, request, close
+
+    def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
+        """Per row the fields as the table holds them, None where it lacks the key; needs SELECT only.
+        What `create` has yet to make, a column or the table, holds nothing."""
+        keys, rows = batch.keys(), list[tuple[Any, ...]]()
+        with self._visit(read_only=True) as session:
+            types = catalog.types(session, self._sql.relation)
+            if not types:
+                return iter([None] * len(keys))
+            names = [field.name for field in self.shape.fields if field.name in types]
+            for start in range(0, len(keys), READ_ROWS):
+                query = self._sql.read(keys[start : start + READ_ROWS], types, names)
+                rows += session.execute(query).fetchall()
+        return iter([dict(zip(names, row[1:], strict=True)) if row[0] else None for row in rows])
+
+    def request(self, batch: Batch) -> bytes:
+        """The transaction as psql would take it."""
+        sql, last = self._sql, len(batch) - 1
+        rows = b"".join(batch.csv())
+        parts = [sql.stage(), "BEGIN", IMMEDIATE, sql.copy(batch.operation)]
+        head = "".join(f"{part};\n" for part in parts).encode()
+        tail = [sql.apply(batch.operation, 0, last), sql.mark(batch, 0, "", len(batch), []), "COMMIT"]
+        return head + rows + b"\\.\n" + "".join(f"{part};\n" for part in tail).encode()
+
+    def interrupt(self) -> None:
+        """A statement that waits for somebody's lock is cancelled: nothing of its batch is applied."""
+        import psycopg
+
+        lane = self._lane
+        if lane is not None and not lane.closed:
+            with suppress(psycopg.Error):
+                lane.cancel_safe(timeout=1.0)
+
+    def close(self) -> None:
+        for session in (self._lane, self._hold):
+            if session is not None:
+                session.close()
+        self._lane = self._hold = None
+
+    # --- connections
+
+    def _open(self) -> Session:
+        """The lane's connection, with its stage; made anew after an error."""
+        if self._lane is None or self._lane.closed:
+            session = self._connect()
+            session.autocommit = True  # the only COMMIT a lane sends is a batch's
+            with self._transaction(session):
+                place = catalog.place(session, self._sql.relation)
+                self._marked = place.marker and place.may_mark
+                session.execute(self._sql.stage())
+            session.autocommit = False
+            self._lane = session
+        return self._lane
+
+    @contextmanager
+    def _visit(self, *, read_only: bool = False) -> Iterator[Session]:
+        """One transaction on a connection of its own."""
+        session = self._connect(read_only=read_only)
+        with closing(session), self._transaction(session):
+            yield session
+
+    def _connect(self, name: str | None = None, *, read_only: bool = False) -> Session:
+        return self.options.connection.connect(name or f"retl:{self.shape.sync}", read_only=read_only)
+
+    def _transaction(self, session: Session, *, write: bool = False) -> AbstractContextManager[Session]:
+        return transaction(session, self.options.connection.timeout, write=write)
+
+
+def _check_names(shape: Shape) -> None:
+    """DefinitionError for names PostgreSQL would cut or that are ours."""
+    soft = tuple(shape.deletes.set) if isinstance(shape.deletes, SoftDelete) else ()
+    for name in (*(field.name for field in (*shape.key, *shape.fields)), *soft):
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise DefinitionError("IDENTIFIER", str(error)) from None
+        if name == ROW:
+            raise DefinitionError("IDENTIFIER", f"no column can be called {ROW}: batches are staged with it")
+    if shape.write == "update_only" and not any(field.compared for field in shape.fields):
+        raise DefinitionError("NOTHING_TO_WRITE", "`write: update_only` needs a field besides the key")
+
+
+def _noted(found: Mapping[int, RowResult]) -> list[Any]:
+    """Rows not written as a marker keeps them: results alike share one entry."""
+    groups: dict[RowResult, list[int]] = {}
+    for row, result in found.items():
+        groups.setdefault(result, []).append(row)
+    return [[r.kind, r.code, r.reason, r.settled, rows] for r, rows in groups.items()]
+
+
+def _outcome(noted: list[Any]) -> Outcome:
+    found = {
+        row: RowResult(Kind(kind), code, reason, settled=settled)
+        for kind, code, reason, settled, rows in noted
+        for row in rows
+    }
+    return Outcome(WRITTEN, found)

@@ -1,0 +1,208 @@
+"""Whether a table, as the catalog describes it, can take what a sync writes. Pure: facts in, errors out.
+
+Rights that are missing are Systemic, with the GRANT in the hint; a table that does not fit is a
+Mismatch, with the DDL; whatever cannot be mended by DDL says so.
+"""
+
+from __future__ import annotations
+
+from retl.destinations.batch import (Field, Shape, SoftDelete)
+from retl.errors import Mismatch, Systemic
+from retl.destinations.postgres.catalog import (Column, Place, Table, Trace)
+from retl.destinations.postgres.statements import Statements
+from retl.values import ddl, injective, lossless, quoted
+
+_TABLES = ("r", "p")
+_KINDS = {
+    "v": "a view",
+    "m": "a materialized view",
+    "f": "a foreign table",
+    "S": "a sequence",
+    "i": "an index",
+}
+
+
+def judge_place(place: Place, statements: Statements) -> None:
+    """Systemic if the server or our rights in it do not allow to write at all."""
+    relation, role = statements.relation, quoted(place.role)
+    if place.read_only:
+        raise Systemic("READ_ONLY", "the server takes no writes: a standby, or read-only by default")
+    if place.schema and not place.may_use:
+        hint = f"GRANT USAGE ON SCHEMA {quoted(relation.schema)} TO {role};"
+        raise Systemic("42501", f"no right to use schema {relation.schema}", hint=hint)
+    if not place.may_stage:
+        hint = f"GRANT TEMPORARY ON DATABASE … TO {role};"
+        raise Systemic("42501", "no right to make the temporary table batches are staged in", hint=hint)
+    if statements.shape.write == "append" and not (place.may_mark if place.marker else place.may_create):
+        raise Systemic(
+            "NO_MARKER",
+            f"append is delivered exactly once by a marker in {statements.marker}, which this account may"
+            f" not {'write' if place.marker else 'make'}",
+            hint=f"{statements.create_marker()};"
+            f" GRANT SELECT, INSERT, UPDATE, DELETE ON {statements.marker} TO {role};",
+        )
+
+
+def judge_table(table: Table | None, place: Place, statements: Statements, *, create: bool) -> None:
+    """Mismatch TARGET_DRIFT or CASCADE, or Systemic, if the sync cannot write this table."""
+    if table is None:
+        if not create:
+            schema = "" if place.schema else f"CREATE SCHEMA {quoted(statements.relation.schema)}; "
+            raise Mismatch(
+                "TARGET_DRIFT",
+                f"there is no table {statements.relation}",
+                hint=f"{schema}{statements.create_table()};",
+            )
+        if not place.may_create:
+            raise Systemic("42501", f"no right to create {statements.relation}")
+        return
+    if table.kind not in _TABLES:
+        what = _KINDS.get(table.kind, "no table")
+        raise Mismatch("TARGET_DRIFT", f"{statements.relation} is {what}: name the table behind it")
+    if table.rules:
+        raise Mismatch("TARGET_DRIFT", f"{statements.relation} has rewrite rules, which upserts cannot pass")
+    faults = [
+        *_columns(table, statements, create),
+        *_needed(table, statements.shape),
+        *_key(table, statements),
+    ]
+    if faults:
+        ddl_text = " ".join(f"{fix};" for _, fix in faults if fix)
+        raise Mismatch("TARGET_DRIFT", "; ".join(what for what, _ in faults), hint=ddl_text or None)
+    _judge_deletes(table, statements)
+    _judge_rights(table, place, statements, create)
+
+
+def judge_trace(trace: Trace, statements: Statements) -> None:
+    """Mismatch TARGET_LOST or STATE_LOST if the markers contradict the ledger."""
+    if trace.newest_is_here is False:
+        raise target_lost(statements)
+    if trace.strangers:
+        raise Mismatch(
+            "STATE_LOST",
+            f"{statements.relation} was delivered from a state that this ledger is not",
+            hint="another project writes here, or the state directory is gone (a container or CI job begins"
+            " without one: keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST` goes on from"
+            " what this ledger knows",
+        )
+
+
+def target_lost(statements: Statements) -> Mismatch:
+    return Mismatch(
+        "TARGET_LOST",
+        f"{statements.relation} does not hold the newest batch the ledger knows as delivered",
+        hint="it was dropped, restored or is another database; `--full` sends every row again",
+    )
+
+
+def _columns(table: Table, statements: Statements, create: bool) -> list[tuple[str, str | None]]:
+    """What is wrong with the columns the sync writes, each with its DDL."""
+    shape, faults = statements.shape, list[tuple[str, str | None]]()
+    for field in (*shape.key, *shape.fields):
+        column = table.columns.get(field.name)
+        key = field in shape.key
+        if column is None:
+            if key or not create:
+                faults.append(_missing(field, table, statements))
+        elif column.generated:
+            faults.append(
+                (f"column {field.name} is generated by the database: take it out of the sync", None)
+            )
+        elif not _holds(column, field, key):
+            cannot = f"tell all {field.type} keys apart" if key else f"hold every {field.type} without loss"
+            words = f"column {field.name} is {column.type}, which cannot {cannot}"
+            altered = f"ALTER COLUMN {quoted(field.name)} TYPE {ddl(field.type)}"
+            fix = f"ALTER TABLE {statements.relation.sql} {altered}"
+            faults.append((words, fix))
+    if isinstance(shape.deletes, SoftDelete):
+        faults += [
+            (f"column {name} of the soft delete is missing", None)
+            for name in shape.deletes.set
+            if name not in table.columns and not (create and name in {f.name for f in shape.fields})
+        ]
+    return faults
+
+
+def _missing(field: Field, table: Table, statements: Statements) -> tuple[str, str]:
+    """What is wrong and its DDL; where the table has the name in another spelling, that."""
+    other = next((name for name in table.columns if name.lower() == field.name.lower()), None)
+    if other is None:
+        return f"column {field.name} is missing", statements.add_column(field)
+    return (
+        f"column {field.name} is missing, but there is {other} (PostgreSQL makes small letters of names"
+        f' without quotes): in the sync say fields: {{"*": "*", {other}: {field.column or field.name}}}',
+        f"ALTER TABLE {statements.relation.sql} RENAME COLUMN {quoted(other)} TO {quoted(field.name)}",
+    )
+
+
+def _holds(column: Column, field: Field, key: bool) -> bool:
+    held = lossless(field.type, column.type, max_length=field.max_length, enum=column.enum)
+    return held and not (key and (column.folds or not injective(field.type, column.type)))
+
+
+def _needed(table: Table, shape: Shape) -> list[tuple[str, str | None]]:
+    """NOT NULL is tested before ON CONFLICT: one such column refuses every row, known or new."""
+    if shape.write == "update_only":
+        return []
+    ours = {field.name for field in (*shape.key, *shape.fields)}
+    return [
+        (f"column {name} is NOT NULL without default and not in the sync: every row would be refused", None)
+        for name, column in table.columns.items()
+        if column.needed and not column.generated and name not in ours
+    ]
+
+
+def _key(table: Table, statements: Statements) -> list[tuple[str, str | None]]:
+    names = {field.name for field in statements.shape.key}
+    if statements.shape.write not in ("upsert", "insert_only") or names in table.keys:
+        return []
+    listed = ", ".join(field.name for field in statements.shape.key)
+    return [
+        (f"no unique constraint that is checked at once stands on exactly ({listed})", statements.add_key())
+    ]
+
+
+def _judge_deletes(table: Table, statements: Statements) -> None:
+    if statements.shape.deletes != "delete":
+        return
+    if table.dependents and not statements.shape.cascade:
+        raise Mismatch(
+            "CASCADE",
+            f"deleting from {statements.relation} would change other tables: {', '.join(table.dependents)}",
+            hint="if they shall follow, say `cascade: true` in the sync; else use a soft delete"
+            " (`deletes: {set: …}`) or foreign keys that restrict",
+        )
+    if table.row_security:
+        raise Mismatch(
+            "ROW_SECURITY",
+            f"{statements.relation} hides rows from this account: a delete that did nothing looks like one"
+            " that did",
+            hint="deliver by a role that has BYPASSRLS or owns the table",
+        )
+
+
+def _judge_rights(table: Table, place: Place, statements: Statements, create: bool) -> None:
+    shape = statements.shape
+    present = [field.name for field in (*shape.key, *shape.fields) if field.name in table.columns]
+    fields = [field.name for field in shape.fields if field.name in table.columns]
+    asked = {"SELECT": present}
+    if shape.write != "update_only":
+        asked["INSERT"] = present
+    if shape.write in ("upsert", "update_only"):
+        asked["UPDATE"] = fields
+    if isinstance(shape.deletes, SoftDelete):
+        asked["UPDATE"] = [*asked.get("UPDATE", []), *(n for n in shape.deletes.set if n in table.columns)]
+    missing = [
+        right
+        for right, names in asked.items()
+        if any(right not in table.columns[name].rights for name in names)
+    ]
+    if shape.deletes == "delete" and not table.may_delete:
+        missing.append("DELETE")
+    if missing:
+        rights = ", ".join(missing)
+        hint = f"GRANT {rights} ON {statements.relation.sql} TO {quoted(place.role)};"
+        raise Systemic("42501", f"no right to {rights} on {statements.relation}", hint=hint)
+    absent = [f.name for f in shape.fields if f.name not in table.columns]
+    if create and absent and not table.owned:
+        raise Systemic("42501", f"only the owner of {statements.relation} may add {', '.join(absent)}")

@@ -1,0 +1,306 @@
+"""The SQL that moves one sync's batches into its table, as text: pure, without parameters.
+
+A batch is staged by COPY into a temporary table of the target's own column types, then one statement
+carries it over. Rows are told apart by `retl_row`, their number in the batch. Two images of a row are
+compared, not two values: image comparison knows every type (json has no `=`) and every last digit.
+PostgreSQL 13 understands all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retl.destinations.batch import (Batch, Field, Operation, Shape, SoftDelete)
+from retl.values import ddl, literal, quoted
+
+ROW = "retl_row"
+STAGE = "pg_temp.retl_stage"
+MARKER = "retl_applied"
+LONGEST_NAME = 63  # bytes; PostgreSQL cuts the rest off silently
+
+_PART = r'(?:"(?:[^"]|"")+"|[^".]+)'
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A table by schema and name, both exactly as they are in the catalog."""
+
+    schema: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Relation:
+        """'schema.table' or 'table' (of schema public); a part with a dot in it stands in double quotes.
+        Names are never folded to lower case. ValueError if it is no such name."""
+        if not (found := re.fullmatch(rf"(?:({_PART})\.)?({_PART})", text)):
+            raise ValueError(
+                'a table is "table" or "schema.table"; a part with a dot stands in double quotes'
+            )
+        schema, name = (
+            part[1:-1].replace('""', '"') if part[0] == '"' else part
+            for part in (found[1] or "public", found[2])
+        )
+        for part in (schema, name):
+            check_name(part)
+        return cls(schema, name)
+
+    @property
+    def sql(self) -> str:
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+    def __str__(self) -> str:
+        """The name as people and markers write it; different relations have different texts."""
+        return ".".join(
+            part if re.fullmatch(r"\w+", part) else quoted(part) for part in (self.schema, self.name)
+        )
+
+
+def check_name(name: str) -> None:
+    """ValueError if PostgreSQL would not take the identifier as it is."""
+    if "\0" in name or not 0 < len(name.encode()) <= LONGEST_NAME:
+        raise ValueError(f"a PostgreSQL name has 1 to {LONGEST_NAME} bytes: {name[:80]!r}")
+
+
+class Statements:
+    """The statements of one sync. Methods that take a batch name it in their marker; `first` and `last`
+    are row numbers inside the staged batch."""
+
+    def __init__(self, relation: Relation, shape: Shape) -> None:
+        self.relation = relation
+        self.shape = shape
+        self.marker = f"{quoted(relation.schema)}.{MARKER}"
+        self.names = frozenset(field.name for field in (*shape.key, *shape.fields))
+        self.keys = [quoted(field.name) for field in shape.key]
+        self.columns = [*self.keys, *(quoted(field.name) for field in shape.fields)]
+        self._same_key = " AND ".join(f"t.{key} = s.{key}" for key in self.keys)
+
+    # --- staging
+
+    def stage(self) -> str:
+        """Once per connection: an empty stage. The target's column types make COPY the only parser."""
+        listed = ", ".join(f"t.{column}" for column in self.columns)
+        return (
+            f"CREATE TEMP TABLE {STAGE.partition('.')[2]} ON COMMIT DELETE ROWS AS"
+            f" SELECT 0 AS {ROW}, {listed} FROM {self.relation.sql} AS t WHERE false"
+        )
+
+    def copy(self, operation: Operation) -> str:
+        return _copy(STAGE, [ROW, *(self.keys if operation == "delete" else self.columns)])
+
+    def copy_in(self) -> str:
+        """Straight into the table, without a stage and without row numbers."""
+        return _copy(self.relation.sql, self.columns)
+
+    def take_collisions(self) -> str:
+        """Remove from the stage all rows whose keys the target cannot tell apart; returns their numbers."""
+        listed = ", ".join(self.keys)
+        return (
+            f"DELETE FROM {STAGE} AS s USING (SELECT {listed} FROM {STAGE} GROUP BY {listed}"
+            f" HAVING count(*) > 1) AS t WHERE {self._same_key} RETURNING s.{ROW}"
+        )
+
+    def index_stage(self) -> str:
+        """For many statements over few rows each."""
+        return f"CREATE INDEX retl_stage_rows ON {STAGE} ({ROW})"
+
+    def unindex_stage(self) -> str:
+        return "DROP INDEX pg_temp.retl_stage_rows"
+
+    # --- carrying over
+
+    def apply(self, operation: Operation, first: int, last: int) -> str:
+        """Its row count equals the number of rows unless some were left alone: `left` says which."""
+        rows = f"s.{ROW} BETWEEN {first} AND {last}"
+        target, matched = f"{self.relation.sql} AS t", f"{rows} AND {self._same_key}"
+        if operation == "delete" and isinstance(self.shape.deletes, SoftDelete):
+            sets = ", ".join(f"{quoted(name)} = {_constant(v)}" for name, v in self.shape.deletes.set.items())
+            return f"UPDATE {target} SET {sets} FROM {STAGE} AS s WHERE {matched}"
+        if operation == "delete":
+            return f"DELETE FROM {target} USING {STAGE} AS s WHERE {matched}"
+        if operation == "update_only":
+            condition = f"{matched} AND {self._differs('s')}"
+            return f"UPDATE {target} SET {self._sets('s')} FROM {STAGE} AS s WHERE {condition}"
+        listed, staged = ", ".join(self.columns), ", ".join(f"s.{column}" for column in self.columns)
+        insert = f"INSERT INTO {target} ({listed}) SELECT {staged} FROM {STAGE} AS s WHERE {rows}"
+        if operation == "append":
+            return insert
+        conflict = f"{insert} ON CONFLICT ({', '.join(self.keys)})"
+        if operation == "insert_only":
+            # what was inserted leaves the stage: the rows that were there before remain in it
+            returned = f"{conflict} DO NOTHING RETURNING {', '.join(f't.{key}' for key in self.keys)}"
+            return f"WITH t AS ({returned}) DELETE FROM {STAGE} AS s USING t WHERE {matched}"
+        if not self._compared:
+            return f"{conflict} DO NOTHING"
+        return f"{conflict} DO UPDATE SET {self._sets('excluded')} WHERE {self._differs('excluded')}"
+
+    def left(self, operation: Operation, first: int, last: int) -> str:
+        """The rows `apply` did not write although it should have, or found (not) to be there: number, and
+        whether the key is absent. Run it in the same transaction.
+
+        A row that differs is no proof, for a trigger may edit what is written; a row version that is
+        older than this transaction (`age(xmin) > 0`) and differs was not written by it.
+        """
+        rows = f"s.{ROW} BETWEEN {first} AND {last}"
+        absent = f"t.{self.keys[0]} IS NULL"
+        target = f"{self.relation.sql} AS t ON {self._same_key}"
+        query = f"SELECT s.{ROW}, {absent} FROM {STAGE} AS s"
+        if operation == "append":
+            return f"{query} LEFT JOIN {target} AND age(t.xmin) <= 0 WHERE {rows} AND {absent}"
+        if operation == "insert_only":
+            return f"{query} LEFT JOIN {target} WHERE {rows}"
+        if operation == "delete":
+            old = " AND age(t.xmin) > 0" if isinstance(self.shape.deletes, SoftDelete) else ""
+            return f"{query} JOIN {target} WHERE {rows}{old}"
+        stale = f" OR (age(t.xmin) > 0 AND {self._differs('s')})" if self._compared else ""
+        return f"{query} LEFT JOIN {target} WHERE {rows} AND ({absent}{stale})"
+
+    def _new(self, field: Field, source: str) -> str:
+        column = quoted(field.name)
+        if field.only_if_empty:
+            return f"COALESCE(t.{column}, {source}.{column})"
+        if field.nulls == "keep":
+            return f"COALESCE({source}.{column}, t.{column})"
+        return f"{source}.{column}"
+
+    def _sets(self, source: str) -> str:
+        return ", ".join(f"{quoted(field.name)} = {self._new(field, source)}" for field in self.shape.fields)
+
+    @property
+    def _compared(self) -> list[Field]:
+        return [field for field in self.shape.fields if field.compared]
+
+    def _differs(self, source: str) -> str:
+        """The casts keep it one comparison of two records: bare rows are compared column by column."""
+        old = ", ".join(f"t.{quoted(field.name)}" for field in self._compared)
+        new = ", ".join(self._new(field, source) for field in self._compared)
+        return f"ROW({old})::record OPERATOR(pg_catalog.*<>) ROW({new})::record"
+
+    # --- reading
+
+    def read(self, keys: Sequence[tuple[Any, ...]], types: Mapping[str, str], fields: Sequence[str]) -> str:
+        """Per key, in order: whether it is there, and these fields. `types` are the columns' types."""
+        count = len(self.keys)
+        key_types = [types[field.name] for field in self.shape.key]
+        arrays = ", ".join(
+            f"ARRAY[{', '.join(_key_text(key[i]) for key in keys)}]::text[]" for i in range(count)
+        )
+        named = ", ".join(f"k{i}" for i in range(count))
+        matched = " AND ".join(f"t.{self.keys[i]} = s.k{i}::{key_types[i]}" for i in range(count))
+        held = "".join(f", t.{quoted(name)}" for name in fields)
+        told = "".join(f", f.{quoted(name)}" for name in fields)
+        return (
+            f"SELECT coalesce(f.{ROW}, false){told}"
+            f" FROM unnest({arrays}) WITH ORDINALITY AS s({named}, n) LEFT JOIN LATERAL"
+            f" (SELECT true AS {ROW}{held} FROM {self.relation.sql} AS t WHERE {matched} LIMIT 1) AS f"
+            " ON true ORDER BY s.n"
+        )
+
+    # --- making what is missing
+
+    def create_schema(self) -> str:
+        return f"CREATE SCHEMA {quoted(self.relation.schema)}"
+
+    def create_table(self) -> str:
+        keys = [f"{quoted(field.name)} {ddl(field.type)} NOT NULL" for field in self.shape.key]
+        fields = [f"{quoted(field.name)} {ddl(field.type)}" for field in self.shape.fields]
+        listed = ", ".join([*keys, *fields, f"PRIMARY KEY ({', '.join(self.keys)})"])
+        return f"CREATE TABLE {self.relation.sql} ({listed})"
+
+    def add_column(self, field: Field) -> str:
+        return f"ALTER TABLE {self.relation.sql} ADD COLUMN {quoted(field.name)} {ddl(field.type)}"
+
+    def add_key(self) -> str:
+        return f"ALTER TABLE {self.relation.sql} ADD UNIQUE ({', '.join(self.keys)})"
+
+    def create_marker(self) -> str:
+        return (
+            f"CREATE TABLE {self.marker} (state_id text NOT NULL, sync text NOT NULL, run_id text NOT NULL,"
+            " batch text NOT NULL, attempt integer NOT NULL, epoch bigint NOT NULL, object text NOT NULL,"
+            " relation oid NOT NULL, state text NOT NULL CHECK (state IN ('applied', 'void', 'fence')),"
+            " author text NOT NULL, written integer NOT NULL, not_written jsonb NOT NULL,"
+            " applied_at timestamptz NOT NULL DEFAULT now(),"
+            " PRIMARY KEY (state_id, sync, run_id, batch, attempt))"
+        )
+
+    # --- the marker: one row per batch in the batch's own transaction, and one that fences old runs off
+
+    def mark(self, batch: Batch, attempt: int, author: str, written: int, not_written: Any) -> str:
+        """Writes the marker; row count 0 if a newer run has begun, or the marker is there already. One
+        that tells of a batch of which nothing was written gives way."""
+        fence = f"SELECT epoch FROM {self.marker} WHERE {self._own} AND run_id = '' FOR SHARE"
+        row = self._row(batch.run_id, batch.id, attempt, batch.epoch, "applied", author, written, not_written)
+        return (
+            f"WITH fence AS ({fence}) INSERT INTO {self.marker} AS m {row}"
+            f" WHERE NOT EXISTS (SELECT FROM fence WHERE epoch > {batch.epoch})"
+            " ON CONFLICT (state_id, sync, run_id, batch, attempt) DO UPDATE SET not_written ="
+            " excluded.not_written, written = excluded.written, applied_at = now()"
+            " WHERE m.state = 'applied' AND m.written = 0"
+        )
+
+    def void(self, batch: Batch, attempt: int, author: str) -> str:
+        """Makes sure the attempt is never applied; row count 0 if its marker is there already. Waits for a
+        transaction that is just committing it."""
+        row = self._row(batch.run_id, batch.id, attempt, batch.epoch, "void", author, 0, [])
+        return f"INSERT INTO {self.marker} {row} ON CONFLICT DO NOTHING"
+
+    def marked(self, batch: Batch, attempt: int, *, wait: bool = True) -> str:
+        """state, author, not_written of the attempt's marker; waits for a transaction changing it, unless it
+        is only to be read."""
+        return (
+            f"SELECT state, author, not_written FROM {self.marker} WHERE {self._own}"
+            f" AND run_id = {literal(batch.run_id)} AND batch = {literal(batch.id)} AND attempt = {attempt}"
+            + (" FOR SHARE" if wait else "")
+        )
+
+    def fence(self, epoch: int) -> str:
+        """From now on no run of an older epoch can commit a batch; row count 0 if a newer run has begun."""
+        return (
+            f"INSERT INTO {self.marker} AS m {self._row('', '', 0, epoch, 'fence', '', 0, [])}"
+            " ON CONFLICT (state_id, sync, run_id, batch, attempt) DO UPDATE SET epoch = excluded.epoch,"
+            " object = excluded.object, relation = excluded.relation, applied_at = now()"
+            " WHERE m.epoch <= excluded.epoch"
+        )
+
+    def forget(self) -> str:
+        return f"DELETE FROM {self.marker} WHERE {self._own}"
+
+    def prune(self, epoch: int) -> str:
+        """Markers of runs that the fence keeps out, but for the newest the ledger will ask for."""
+        newest = literal(self.shape.newest[0] if self.shape.newest else "")
+        return f"{self.forget()} AND epoch < {epoch} AND run_id NOT IN ('', {newest})"
+
+    @property
+    def _own(self) -> str:
+        return f"state_id = {literal(self.shape.state_id)} AND sync = {literal(self.shape.sync)}"
+
+    def _row(
+        self, run: str, batch: str, attempt: int, epoch: int, state: str, author: str, written: int, rest: Any
+    ) -> str:
+        texts = [literal(text) for text in (self.shape.state_id, self.shape.sync, run, batch)]
+        values = ", ".join([*texts, f"{attempt}", f"{epoch}", literal(str(self.relation))])
+        regclass = f"{literal(self.relation.sql)}::regclass::oid"
+        outcome = f"{literal(state)}, {literal(author)}, {written}, {literal(json.dumps(rest))}::jsonb"
+        return (
+            "(state_id, sync, run_id, batch, attempt, epoch, object, relation, state, author, written,"
+            f" not_written) SELECT {values}, {regclass}, {outcome}"
+        )
+
+
+def _copy(into: str, columns: Sequence[str]) -> str:
+    return f"COPY {into} ({', '.join(columns)}) FROM STDIN (FORMAT csv, NULL '', ENCODING 'UTF8')"
+
+
+def _constant(value: Any) -> str:
+    """A literal of unknown type: PostgreSQL reads it as the column's."""
+    if value is None:
+        return "NULL"
+    return literal(json.dumps(value) if isinstance(value, bool | dict | list) else str(value))
+
+
+def _key_text(value: Any) -> str:
+    """NULL for a text PostgreSQL cannot hold: it has no such key."""
+    return "NULL" if "\0" in str(value) else literal(str(value))

@@ -1,0 +1,138 @@
+"""One batch inside one open transaction: COPY, carry over, and find the rows that the table refuses.
+
+A refused row fails its whole statement, so the statement is halved inside savepoints until the row
+stands alone: one bad row of 50,000 costs some 17 small statements. The transaction stays the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import psycopg
+
+from retl.destinations.batch import (ABSENT, Batch, KEPT, Kind, Operation, RowResult)
+from retl.errors import InvariantBroken
+from retl.net import sqlstate
+from retl.net.postgres import Session
+from retl.destinations.postgres.statements import (STAGE, Statements)
+
+SWALLOWED = RowResult(
+    Kind.REJECTED, "SWALLOWED", "PostgreSQL reported success, yet a trigger or policy left the row as it was"
+)
+KEY_COLLIDES = RowResult(
+    Kind.REJECTED, "KEY_COLLIDES", "another row of the batch has a key that the table takes for the same"
+)
+# What a row that was not written means, if its key is absent and if it is present.
+_UNWRITTEN: dict[Operation, tuple[RowResult, RowResult]] = {
+    "upsert": (SWALLOWED, SWALLOWED),
+    "append": (SWALLOWED, SWALLOWED),
+    "delete": (SWALLOWED, SWALLOWED),
+    "insert_only": (SWALLOWED, KEPT),
+    "update_only": (ABSENT, SWALLOWED),
+}
+
+
+def copy_in(session: Session, sql: Statements, batch: Batch) -> bool:
+    """Copy rows that are thought to be new straight into the table, which takes half of what an upsert
+    takes. False, and nothing was done, unless the table took every row as a new one; psycopg.Error where
+    that has nothing to do with the rows or the table."""
+    try:
+        with session.transaction():
+            if _copied(session, sql.copy_in(), batch.csv(numbered=False)) != len(batch):
+                raise psycopg.Rollback  # a trigger swallowed some
+            return True
+    except psycopg.Error as error:
+        if sqlstate.rejection(error, sql.names) is None and error.sqlstate != sqlstate.UNSUPPORTED:
+            raise
+    return False
+
+
+def transfer(session: Session, sql: Statements, batch: Batch) -> dict[int, RowResult]:
+    """The rows that were not written, by number; all others were, once the transaction commits.
+    psycopg.Error if the fault is not in the rows. The stage must be empty."""
+    try:
+        with session.transaction():
+            _copy(session, sql, batch)
+    except psycopg.Error as error:
+        rejection = sqlstate.rejection(error, sql.names)
+        if rejection is None:
+            raise
+        if len(batch) == 1:
+            return {0: rejection}
+    else:
+        return _carry(session, sql, batch.operation, len(batch) - 1)
+    first, second = batch.halves()
+    found = transfer(session, sql, first)
+    session.execute(f"DELETE FROM {STAGE}")
+    later = transfer(session, sql, second)
+    return found | {len(first) + row: result for row, result in later.items()}
+
+
+def _copy(session: Session, sql: Statements, batch: Batch) -> None:
+    count = _copied(session, sql.copy(batch.operation), batch.csv())
+    if count != len(batch):  # a COPY whose source fails midway may succeed short
+        raise InvariantBroken("ROWS_LOST", f"{count} of {len(batch)} rows reached PostgreSQL")
+
+
+def _copied(session: Session, statement: str, chunks: Iterable[bytes]) -> int:
+    """The rows that the server says it took."""
+    with session.cursor() as cursor:
+        with cursor.copy(statement) as copy:
+            for chunk in chunks:
+                copy.write(chunk)
+        return cursor.rowcount
+
+
+def _carry(session: Session, sql: Statements, operation: Operation, last: int) -> dict[int, RowResult]:
+    """Carry over all staged rows, up to number `last`. Colliding keys leave together and before any
+    halving, which would let the last of them win."""
+    try:
+        with session.transaction():
+            return _apply(session, sql, operation, 0, last)
+    except psycopg.Error as error:
+        rejection = sqlstate.rejection(error, sql.names)
+        if rejection is None and error.sqlstate != sqlstate.KEY_COLLIDES:
+            raise
+        collided = {row: KEY_COLLIDES for (row,) in session.execute(sql.take_collisions()).fetchall()}
+        if rejection is None and not collided:
+            raise
+    session.execute(sql.index_stage())
+    if rejection is None or collided:
+        found = collided | _divide(session, sql, operation, 0, last)
+    else:
+        found = _halve(session, sql, operation, 0, last, rejection)
+    session.execute(sql.unindex_stage())
+    return found
+
+
+def _divide(
+    session: Session, sql: Statements, operation: Operation, first: int, last: int
+) -> dict[int, RowResult]:
+    try:
+        with session.transaction():
+            return _apply(session, sql, operation, first, last)
+    except psycopg.Error as error:
+        rejection = sqlstate.rejection(error, sql.names)
+        if rejection is None:
+            raise
+    return _halve(session, sql, operation, first, last, rejection)
+
+
+def _halve(
+    session: Session, sql: Statements, operation: Operation, first: int, last: int, rejection: RowResult
+) -> dict[int, RowResult]:
+    if first == last:
+        return {first: rejection}
+    middle = (first + last) // 2
+    found = _divide(session, sql, operation, first, middle)
+    return found | _divide(session, sql, operation, middle + 1, last)
+
+
+def _apply(
+    session: Session, sql: Statements, operation: Operation, first: int, last: int
+) -> dict[int, RowResult]:
+    if session.execute(sql.apply(operation, first, last)).rowcount == last - first + 1:
+        return {}
+    absent, present = _UNWRITTEN[operation]
+    rows = session.execute(sql.left(operation, first, last)).fetchall()
+    return {row: absent if is_absent else present for row, is_absent in rows}

@@ -1,0 +1,366 @@
+"""Redis and Valkey: every row is one key, written by one command that carries its TTL.
+
+`key: "reco:{user_id}"` names the key; its placeholders are exactly the sync's key. Their values are
+percent-encoded as in a URL (`a:b` → `a%3Ab`; letters, digits and `-._~` stay), so that two rows never
+share a Redis key; between two placeholders stands a character that a URL encodes, such as `:`. `{{` and
+`}}` are literal braces, for hash tags. Keys that begin with `retl:` are retl's own.
+
+========================  ===========================================================================
+`value: json`             a string: the JSON object of all fields but the key's
+`value: hash`             a hash: one entry per field, numbers, lists and json as JSON; a NULL field has
+                          no entry, or keeps it (`nulls: keep`); entries of others stay as they are; a
+                          row with no entry at all has no key and is a reject
+`value: {field: score}`   a string: that one field as text; a row where it is NULL has no key
+`ttl: 24h`, `ttl: none`   whole seconds, renewed with every write; must be said
+========================  ===========================================================================
+
+The account needs, on the keys of the template and on `retl:stamp:*`: `+set` (json, field) or `+eval
++hset +hdel +expire +exists` (hash), `+unlink`, `+mget` or `+hmget`, `+lpush +ltrim +lpos`,
+`+select +ping`. The stamp lists a sync's newest batches; a server that was flushed, restored or swapped
+lacks the one that the ledger calls newest. A target without TTL is then refused (TARGET_LOST); one with
+a TTL says TARGET_EMPTIED, which a run answers by sending every row again.
+
+Limits: one primary, no Redis Cluster. A string replaces whatever its key held. The TTL of a hash is the
+whole key's: syncs that share a hash share it. With an eviction policy the server may forget rows, and
+retl learns of it only when the stamp goes too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from decimal import Decimal
+from ipaddress import ip_address
+from string import Formatter
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+import msgspec
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
+
+from retl.destinations.batch import (Answer, Batch, Capabilities, FieldsText, KeyText, Kind, LINE_KEYS, Line, Outcome, Piece, RowResult, Shape, Size, SoftDelete, WRITTEN, WriteMode)
+from retl.project.definitions import (Definition, Duration, seconds)
+from retl.destinations import Destination
+from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, Systemic, Unavailable
+from retl.destinations.redis.resp import (AGAIN, CHUNK, CHUNK_BYTES, Command, Packed, Refusal, STOP, Wire, judge, pack, why)
+
+NOBODY = "retl:stamp:"  # a key that never exists
+STAMPS = 1000  # more batches than can be written between two notes in the ledger
+
+# One command per row, so that its reply is the row's. MULTI would go on after HSET was refused, and set
+# a TTL on a key that is not ours; a script ends there.
+WRITE_HASH = """\
+local last = 2 + ARGV[2]
+if last > 2 then redis.call('HSET', KEYS[1], unpack(ARGV, 3, last)) end
+if #ARGV > last then redis.call('HDEL', KEYS[1], unpack(ARGV, last + 1)) end
+if ARGV[1] ~= 'none' then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
+if last == 2 and redis.call('EXISTS', KEYS[1]) == 0 then return redis.error_reply('EMPTYHASH') end"""
+
+
+class RedisConnection(Definition):
+    """A server, the account, and how long to wait."""
+
+    host: str = "localhost"
+    port: Annotated[int, Field(ge=1, le=65535)] = 6379
+    db: Annotated[int, Field(ge=0)] = 0
+    user: str | None = None
+    password: SecretStr | None = None
+    tls: bool = False
+    tls_ca_file: str | None = None
+    allow_plaintext: bool = False
+    connect_timeout: Duration = 5.0
+    timeout: Duration = 30.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> RedisConnection:
+        if not (self.tls or self.allow_plaintext or _on_loopback(self.host)):
+            raise ValueError("a server on another machine needs `tls: true` (or `allow_plaintext: true`)")
+        if self.user is not None and self.password is None:
+            raise ValueError("a `user` needs a `password`")
+        return self
+
+
+def _on_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _ttl(value: object) -> int | None:
+    """'24h' → 86400, 'none' → None; ValueError unless it is whole seconds, 1 to 2^31."""
+    if value == "none":
+        return None
+    ttl = seconds(value)
+    if not (ttl.is_integer() and 1 <= ttl <= 2**31):
+        raise ValueError("`ttl` is none or whole seconds, at least 1s")
+    return int(ttl)
+
+
+class OneField(Definition):
+    """The value is this field's alone."""
+
+    field: str
+
+
+class RedisOptions(Definition):
+    """What stands under `destination:` in a sync."""
+
+    connection: RedisConnection = RedisConnection()
+    key: str
+    value: Literal["json", "hash"] | OneField = "json"
+    ttl: Annotated[
+        int | None,
+        BeforeValidator(_ttl),
+        Field(json_schema_extra={"anyOf": [{"type": ["string", "number"]}]}),
+    ]
+
+
+class Redis(Destination[RedisOptions]):
+    Connection = RedisConnection
+    Options = RedisOptions
+
+    def __init__(self, options: RedisOptions, shape: Shape) -> None:
+        super().__init__(options, shape)
+        self._template = _template(options, shape)
+        self._line = _line(options, shape, self._template)
+        self._json_fields = {field.name for field in shape.fields if field.type.name == "json"}
+        self._expiry: Command = () if options.ttl is None else ("EX", options.ttl)
+        self._stamp = f"retl:stamp:{quote(shape.state_id)}:{quote(options.key, safe='')}"
+        to = options.connection
+        self._wire = Wire(
+            to.host,
+            to.port,
+            to.db,
+            login=(*filter(None, [to.user]), to.password.get_secret_value()) if to.password else None,
+            tls=to.tls,
+            ca_file=to.tls_ca_file,
+            connect_timeout=to.connect_timeout,
+            timeout=to.timeout,
+        )
+        self.capabilities = Capabilities(
+            object=self.identity(options, shape.write),
+            operations=frozenset({"upsert", "delete"}),
+            idempotent=True,
+            form="documents",
+            shaping=options.model_dump(include={"value", "ttl"}),
+            readable=True,
+            nulls_keep=options.value == "hash",
+            expires=options.ttl,
+        )
+
+    @classmethod
+    def identity(cls, options: RedisOptions, write: WriteMode) -> str:
+        to = options.connection
+        return f"redis://{to.host}:{to.port}/{to.db}/{options.key}"
+
+    def check(self) -> None:
+        """As promised; the commands it sends change nothing, but a server judges account, role and
+        memory before it sees that."""
+        key = self._key(["probe"] * len(self.shape.key))
+        probes: list[Command] = [("SET", key, "", "EX", 0)]
+        if self.options.value == "hash":
+            probes = [("HSET", key, "a", "b", "odd"), ("EVAL", WRITE_HASH, 1, NOBODY, 1, 0, "field")]
+        probes += [("UNLINK", NOBODY), ("LTRIM", self._stamp, "no", "number")]
+        probes += [("LPOS", self._stamp, "/".join(self.shape.newest or ()))]
+        replies = self._wire.ask(probes)
+        self._stop_if_told(replies)
+        if self.shape.newest and not isinstance(replies[-1], int):
+            raise Mismatch(
+                "TARGET_LOST" if self.options.ttl is None else "TARGET_EMPTIED",
+                f"{self._wire.server} lacks the stamp of the newest batch of {self.shape.sync}: what was "
+                "delivered may be gone",
+                hint="flushed, restored or another server? `--full` sends every row again",
+            )
+
+    def write(self, batch: Batch) -> Answer:
+        try:
+            replies = self._wire.exchange(self._commands(batch))
+        except (UnicodeEncodeError, msgspec.DecodeError):
+            raise Poisoned("NOT_UNICODE", "a value is not valid Unicode") from None
+        except OSError as error:
+            raise Ambiguous("NO_ANSWER", f"{self._wire.server} did not answer: {why(error)}") from error
+        self._stop_if_told(replies)
+        rows, stamps = replies[: len(batch)], replies[len(batch) :]
+        refused = {n: _refused(reply) for n, reply in enumerate(rows) if isinstance(reply, Refusal)}
+        if len(refused) == len(batch) and all(result.kind == Kind.RETRY for result in refused.values()):
+            raise Unavailable(refused[0].code or "", f"{self._wire.server}: {refused[0].reason}")
+        if any(isinstance(reply, Refusal) for reply in stamps):
+            raise Systemic("STAMP_REFUSED", f"{self._wire.server} does not keep {self._stamp}")
+        return Outcome(WRITTEN, refused)
+
+    def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
+        names = [field.name for field in self.shape.fields]
+        keys = list(map(self._key, batch.keys()))
+        if self.options.value == "hash":
+            for held in self._wire.ask([("HMGET", key, *names) for key in keys]):
+                texts = [] if isinstance(held, Refusal) else [_text(entry) for entry in held]
+                yield dict(zip(names, texts, strict=True)) if any(t is not None for t in texts) else None
+            return
+        replies = self._wire.ask([("MGET", *keys)])
+        self._stop_if_told(replies)
+        for value in replies[0]:
+            if isinstance(self.options.value, OneField):
+                yield {self.options.value.field: _text(value)}
+            else:
+                yield None if value is None else {n: v for n, v in _object(value).items() if n in names}
+
+    def request(self, batch: Batch) -> bytes:
+        """The commands as one types them into redis-cli, one per line."""
+        commands = [*self._row_commands(batch), *self._stamps(batch)]
+        lines = [" ".join(map(_typed, command)) for command in commands]
+        return "\n".join(lines).encode(errors="backslashreplace")
+
+    def close(self) -> None:
+        self._wire.close()
+
+    def _commands(self, batch: Batch) -> Iterator[Command | Packed]:
+        """One per row, in the rows' order, then two for the stamp."""
+        if self._line and batch.operation != "delete":
+            lines = batch.lines(self._line)
+            for n in range(0, len(lines), CHUNK):
+                some = lines[n : n + CHUNK]
+                packed = "".join(some).encode()
+                if len(packed) <= CHUNK_BYTES:
+                    yield Packed(packed, len(some))
+                else:
+                    yield from (Packed(one.encode(), 1) for one in some)
+        else:
+            yield from self._row_commands(batch)
+        yield from self._stamps(batch)
+
+    def _stamps(self, batch: Batch) -> list[Command]:
+        note = ("LPUSH", self._stamp, f"{batch.run_id}/{batch.id}")
+        return [note, ("LTRIM", self._stamp, 0, STAMPS - 1)]
+
+    def _row_commands(self, batch: Batch) -> Iterator[Command]:
+        width, value = len(self.shape.key), self.options.value
+        for row in batch.documents():
+            key = self._key(row[:width])
+            if batch.operation == "delete":
+                yield ("UNLINK", key)
+            elif value == "json":
+                yield ("SET", key, row[width], *self._expiry)
+            elif value == "hash":
+                yield self._hash(key, row[width])
+            elif isinstance(value, OneField):
+                text = dict(self._texts(row[width]))[value.field]
+                yield ("UNLINK", key) if text is None else ("SET", key, text, *self._expiry)
+
+    def _hash(self, key: str, document: str) -> Command:
+        texts = list(self._texts(document))
+        entries = [part for name, text in texts if text is not None for part in (name, text)]
+        cleared = [name for name, text in texts if text is None]
+        return ("EVAL", WRITE_HASH, 1, key, *(self._expiry[1:] or ["none"]), len(entries), *entries, *cleared)
+
+    def _texts(self, document: str) -> Iterator[tuple[str, str | bytes | None]]:
+        """Each field as Redis holds it: text bare, anything else as its JSON, NULL as None."""
+        for name, raw in _FIELDS.decode(document).items():
+            text = bytes(raw)
+            if text == b"null":
+                yield name, None
+            elif text.startswith(b'"') and name not in self._json_fields:
+                yield name, msgspec.json.decode(text, type=str)
+            else:
+                yield name, text
+
+    def _key(self, values: Sequence[Any]) -> str:
+        return self._template.format(*map(_encoded, values))
+
+    def _stop_if_told(self, replies: Sequence[Any]) -> None:
+        for reply in replies:
+            if isinstance(reply, Refusal) and (told := judge(reply))[0] in STOP:
+                raise Systemic(told[0], f"{self._wire.server}: {told[1]}")
+
+
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _template(options: RedisOptions, shape: Shape) -> str:
+    """The key template with the key's positions for its names. DefinitionError unless options and shape
+    fit, and two rows can never get one Redis key, nor any row a key of retl's."""
+    literals, names, keys = [""], list[str](), [field.name for field in shape.key]
+    reason = None
+    try:
+        for text, name, spec, conversion in Formatter().parse(options.key):
+            literals[-1] += text
+            if name is not None:
+                names.append(f"{name}!{conversion or ''}:{spec}" if spec or conversion else name)
+                literals.append("")
+    except ValueError as error:
+        reason = f"{error} (`{{{{` is a literal brace)"
+    if reason is None and sorted(names) != sorted(keys):
+        reason = f"its placeholders must be exactly the key: {', '.join(keys)}, each once"
+    elif any(re.fullmatch("[A-Za-z0-9%._~-]*", between) for between in literals[1:-1]):
+        reason = "between two placeholders must stand a character such as `:`, which no value can contain"
+    elif options.key.startswith("retl:") or ("retl:".startswith(literals[0]) and ":" in "".join(literals)):
+        reason = "it must begin with a text of its own; keys beginning with `retl:` are retl's"
+    if reason:
+        raise DefinitionError("KEY_TEMPLATE", f"key template {options.key!r}: {reason}")
+    if isinstance(shape.deletes, SoftDelete):
+        raise DefinitionError("DELETES", "redis has no soft delete: `deletes` is keep or delete")
+    if isinstance(options.value, OneField) and options.value.field not in [f.name for f in shape.fields]:
+        raise DefinitionError("VALUE", f"`value` names {options.value.field!r}, which is not a field")
+    escaped = [text.replace("{", "{{").replace("}", "}}") for text in literals]
+    return (
+        "".join(f"{text}{{{keys.index(name)}}}" for text, name in zip(escaped, names, strict=False))
+        + escaped[-1]
+    )
+
+
+def _line(options: RedisOptions, shape: Shape, template: str) -> Line | None:
+    """The packed command of a row whose value is one JSON object, to be made in SQL; None where Python has
+    to make it."""
+    if options.value != "json" or any(field.type.name not in LINE_KEYS for field in shape.key):
+        return None
+    key: list[Piece] = []
+    for literal, index, _, _ in Formatter().parse(template):
+        key += [literal, *([KeyText(int(index), "url")] if index is not None else [])]
+    expiry = pack(("EX", options.ttl)).decode().partition("\r\n")[2] if options.ttl is not None else ""
+    return (
+        f"*{5 if expiry else 3}\r\n$3\r\nSET\r\n",
+        *("$", Size(tuple(key)), "\r\n", *key, "\r\n"),
+        *("$", Size((FieldsText(),)), "\r\n", FieldsText(), "\r\n"),
+        expiry,
+    )
+
+
+def _encoded(value: Any) -> str:
+    """A key's value inside a Redis key; different values stay different."""
+    text = value if isinstance(value, str) else value.isoformat() if isinstance(value, date) else str(value)
+    return text if _PLAIN.fullmatch(text) else quote(text, safe="")
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9._~-]*")
+
+
+def _refused(refusal: Refusal) -> RowResult:
+    code, sentence = judge(refusal)
+    return RowResult(Kind.RETRY if code in AGAIN else Kind.REJECTED, code, sentence)
+
+
+def _text(held: bytes | None) -> str | None:
+    return None if held is None else held.decode(errors="replace")
+
+
+def _object(held: bytes) -> dict[str, Any]:
+    """The JSON object of a value; somebody else's, which is none, has no fields of ours."""
+    try:
+        document = json.loads(held, parse_float=Decimal)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _typed(argument: str | bytes | int) -> str:
+    text = argument.decode() if isinstance(argument, bytes) else str(argument)
+    if re.fullmatch(r"[\w.:%~/-]+", text):
+        return text
+    return (
+        '"' + re.sub(r'[\x00-\x1f"\\\x7f]', lambda m: _ESCAPES.get(m[0]) or f"\\x{ord(m[0]):02x}", text) + '"'
+    )
+
+
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}

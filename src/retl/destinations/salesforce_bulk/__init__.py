@@ -1,0 +1,1 @@
+"""Salesforce records through Bulk API 2.0."""

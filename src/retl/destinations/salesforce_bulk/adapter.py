@@ -1,0 +1,334 @@
+"""Salesforce records through Bulk API 2.0: each batch is a job that takes a CSV file and works by itself.
+
+Made for many rows; for some thousands the type `salesforce` is quicker. The connection takes the same
+keys. The key's field is the external id named by `match`; several syncs may own fields of one object.
+A job is made without data, its name is stored, and only then its file goes out, once: a run that died is
+carried on by asking the job, and a job that was never released is aborted, so nothing is applied twice,
+not even with `write: append` (an insert). What became of a row, the three result files say; one that none of
+them names is in doubt. A locked row is sent again. NULL empties a field, `nulls: keep` leaves it. Salesforce
+has no empty text and reads `#N/A` as NULL: rows with such a text are rejects, as are texts of more than
+32,000 characters.
+Deletes know record ids only. Keys whose id no earlier answer told are looked up with SOQL first (100 a
+request), and after the job whichever of them is not found any more is gone.
+
+The account needs a connected app with the client credentials or the JWT bearer flow, and a user with API
+Enabled who may write the object and read its external id. `batch: {rows: …}` is the size of a job. The vendor
+limits a file to 100 MB, an account to 15,000 batches of 10,000 rows and 150 million rows a day; results
+are kept for seven days, after which the rows of a dead run's job are in doubt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Any
+
+import msgspec
+from pydantic import Field
+
+from retl.destinations.batch import (Answer, Batch, Capabilities, Kind, Outcome, Pending, RowResult, Shape, SoftDelete, UNKNOWN, WRITTEN, WriteMode)
+from retl.project.definitions import (Definition, Duration, Limits)
+from retl.destinations import Destination, Vendor
+from retl.destinations.presets import PresetConnection
+from retl.destinations.presets import read as preset
+from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned
+from retl.destinations.salesforce_bulk import (csvjob, soql)
+from retl.destinations.http.body import Request
+from retl.destinations.http.cells import exact
+from retl.net.client import (Address, Client)
+from retl.destinations.http.outcome import (Reply, Sent, interpret)
+from retl.destinations.http.rules import (Case, Match, Rules, look, text)
+from retl.net.scrub import scrub
+
+LONGEST_FILE = 100_000_000  # bytes; the vendor's 150 MB are those of its base64
+_LONGEST_TEXT, _LONGEST_ROW = 32_000, 400_000  # characters
+_NULL = "#N/A"
+_OPERATIONS = {"upsert": "upsert", "append": "insert"}
+_FILES = ("successfulResults", "failedResults", "unprocessedrecords")
+_LATER = frozenset({"UNABLE_TO_LOCK_ROW", "SERVER_UNAVAILABLE", "REQUEST_RUNNING_TOO_LONG", "ExceededQuota"})
+_SPENT = Case(
+    status=(403,),
+    when=Match.model_validate({"at": "0.errorCode", "in": ["REQUEST_LIMIT_EXCEEDED"]}),
+    means="unavailable",
+)
+_NOT_OF_ROWS = Case(status=(400, 409, 422), means="systemic")
+_RULES = Rules(rows="none", code=("0.errorCode",), reason=(), cases=(_SPENT, _NOT_OF_ROWS))
+_FILE_RULES = _RULES.model_copy(update={"cases": (_SPENT,)})  # what is refused of a file is in its rows
+_SENT = Sent(2, True, lambda to: [], lambda row: [])
+
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class SalesforceBulkOptions(Definition):
+    connection: PresetConnection
+    object: str = Field(pattern=r"^\w+$", description="API name of the object, such as Contact.")
+    match: str = Field(pattern=r"^\w+$", description="External id field, such as ExtId__c; the key's field.")
+    version: str = Field("v62.0", pattern=r"^v\d+\.\d+$", description="API version.")
+    every: Duration = Field(5.0, description="Between two looks at a job.")
+
+
+class SalesforceBulk(Destination[SalesforceBulkOptions]):
+    Connection = preset("salesforce").destination.Connection
+    Options = SalesforceBulkOptions
+    paced = True
+    limits = Limits(concurrency=5, share=0.5)
+    vendor = Vendor(
+        evidence=("contract", "golden", "docs"),
+        source="https://developer.salesforce.com/docs/atlas.en-us.api_asynch.meta/api_asynch/datafiles_prepare_csv.htm",
+        checked_on=date(2026, 11, 21),
+        limits_source="https://developer.salesforce.com/docs/atlas.en-us.api_asynch.meta/api_bulk_v2/"
+        "datafiles_understanding_bulk2_ingest.htm",
+        example="source: {table: mart_contacts}\nkey: [ExtId__c]\nbatch: {rows: 50000}\n"
+        "destination: {connection: salesforce_bulk, object: Contact, match: ExtId__c}\n",
+    )
+
+    def __init__(self, options: SalesforceBulkOptions, shape: Shape) -> None:
+        super().__init__(options, shape)
+        if [field.name for field in shape.key] != [options.match]:
+            raise DefinitionError(
+                "HTTP_MATCH", f"the key is the field that `match` names: `key: [{options.match}]`"
+            )
+        http = options.connection.http
+        self._address = Address.parse(http.base_url)
+        self._client = Client(
+            self._address, http.auth, {}, http.timeouts, lambda size: self.turn(size), 2 * LONGEST_FILE
+        )
+        self._data = f"{self._address.prefix}/services/data/{options.version}"
+        words = csvjob.Words(
+            f"{self._data}/jobs/ingest", "/batches", "Open", "UploadComplete", "Aborted",
+            frozenset({"JobComplete", "Failed", "Aborted"}),
+        )  # fmt: skip
+        self._job = csvjob.Job(words, self._ask, options.every)
+        self._refused: tuple[str, dict[int, RowResult]] = "", {}  # rows that a job's file was made without
+        self._json = frozenset(field.name for field in shape.fields if field.type.name == "json")
+        self._columns = [options.match, *(field.name for field in shape.fields)]
+        self.capabilities = Capabilities(
+            object=self.identity(options, shape.write),
+            operations=frozenset({"upsert", "append", "delete"}),
+            idempotent=shape.write != "append",
+            form="documents",
+            nulls_keep=shape.write != "append",
+            settles=True,
+        )
+
+    @classmethod
+    def learns(cls, options: SalesforceBulkOptions, write: WriteMode, key: Sequence[str]) -> bool:
+        return True
+
+    @classmethod
+    def identity(cls, options: SalesforceBulkOptions, write: WriteMode) -> str:
+        address = Address.parse(options.connection.http.base_url)
+        return f"{address}{address.prefix}/bulk/{options.object}/{options.match}"
+
+    def check(self) -> None:
+        """Reads the object's description. Mismatch TARGET_DRIFT where it lacks a field."""
+        path = f"{self._data}/sobjects/{self.options.object}/describe"
+        reply = self._send(Request("GET", path, (), b""))
+        listed = look(reply.content, "fields")
+        fields = {one["name"]: one for one in listed} if isinstance(listed, list) else {}
+        lacking = [name for name in self._columns if "." not in name and name not in fields]
+        if lacking:
+            named = ", ".join(lacking)
+            raise Mismatch("TARGET_DRIFT", f"{self.options.object} has no field {named} that this user sees")
+        if self.options.match != "Id" and not fields[self.options.match].get("externalId"):
+            raise Mismatch("TARGET_DRIFT", f"{self.options.match} is no external id of {self.options.object}")
+
+    def write(self, batch: Batch) -> Answer:
+        """Makes the job; its file goes out when it is asked after, with its name in the ledger."""
+        content, refused = self._deletions(batch) if self._removes(batch) else self._file(batch)
+        if content is None:
+            return Outcome(WRITTEN, refused)
+        if len(content) > LONGEST_FILE:
+            raise Poisoned("TOO_LARGE", f"{len(content)} bytes where a job takes {LONGEST_FILE}")
+        pending = self._job.make(self._described(batch), content)
+        self._refused = pending.handle, refused
+        return pending
+
+    def settle(self, batch: Batch, handle: str | None) -> Answer:
+        """What the job came to. Without one nothing was applied: the file only ever follows the handle."""
+        if handle is None:
+            return Outcome(csvjob.NOT_APPLIED)
+        found = self._job.ask(handle)
+        if isinstance(found, Pending):
+            return found
+        if isinstance(found, RowResult):
+            return Outcome(found)
+        outcome = self._results(batch, handle, found)
+        refused = self._refused[1] if self._refused[0] == handle else {}
+        return Outcome(outcome.default, {**outcome.exceptions, **refused})
+
+    def request(self, batch: Batch) -> bytes:
+        """The job and its file; of deletes, whose file holds ids that the target knows, the keys."""
+        keys = [[name] for name in self._names(batch)]
+        content = csvjob.write([self.options.match], keys) if self._removes(batch) else self._file(batch)[0]
+        job = Request("POST", f"{self._data}/jobs/ingest", (), exact.encode(self._described(batch)))
+        return job.dump() + b"\r\n\r\n" + (content or b"")
+
+    def close(self) -> None:
+        self._client.close()
+
+    # --- what goes out
+
+    def _names(self, batch: Batch) -> list[str]:
+        keys = batch.keys()
+        return [text(name) for name, *_ in keys]
+
+    def _removes(self, batch: Batch) -> bool:
+        return batch.operation == "delete" and not isinstance(self.shape.deletes, SoftDelete)
+
+    def _described(self, batch: Batch) -> dict[str, str]:
+        """The job as it is made."""
+        operation = "delete" if self._removes(batch) else _OPERATIONS[self.shape.write]
+        named = {"externalIdFieldName": self.options.match} if operation == "upsert" else {}
+        form = {"contentType": "CSV", "columnDelimiter": "COMMA", "lineEnding": "LF"}
+        return {"object": self.options.object, "operation": operation, **named, **form}
+
+    def _file(self, batch: Batch) -> tuple[bytes | None, dict[int, RowResult]]:
+        """The rows as CSV, if any, and those that it cannot say exactly, which are not in it."""
+        rows, columns = batch.documents(), self._columns
+        if isinstance(self.shape.deletes, SoftDelete) and batch.operation == "delete":
+            fields = exact.encode(self.shape.deletes.set).decode()
+            rows, columns = [(*key, fields) for key in rows], [columns[0], *self.shape.deletes.set]
+        lines: list[csvjob.Cells] = []
+        refused: dict[int, RowResult] = {}
+        for number, (key, document) in enumerate(rows):
+            try:
+                lines.append(_line(key, document, columns[1:], self._json))
+            except Poisoned as error:
+                refused[number] = RowResult(Kind.REJECTED, error.code, error.message)
+        return csvjob.write(columns, lines) if lines else None, refused
+
+    def _deletions(self, batch: Batch) -> tuple[bytes | None, dict[int, RowResult]]:
+        """The ids of the records that have these keys, if any, and the keys that are not one record's."""
+        ids = self._ids(batch)
+        refused = {row: one for row, one in enumerate(ids) if isinstance(one, RowResult)}
+        lines = [[one] for one in dict.fromkeys(ids) if isinstance(one, str)]
+        return csvjob.write(["Id"], lines) if lines else None, refused
+
+    def _ids(self, batch: Batch) -> list[str | RowResult | None]:
+        """Of each key the id of its record, None if there is none, a rejection if it is in doubt which.
+        The ids that earlier answers told are not looked up."""
+        names, match = self._names(batch), self.options.match
+        if match == "Id":
+            return list(names)
+        told = batch.refs()
+        looked = iter(self._look_up([name for name, id in zip(names, told, strict=True) if id is None]))
+        return [next(looked) if id is None else id for id in told]
+
+    def _look_up(self, names: Sequence[str]) -> list[str | RowResult | None]:
+        records, match = list[dict[str, Any]](), self.options.match
+        numbers = self.shape.key[0].type.name == "integer"
+        for query in soql.lookups(self.options.object, match, names, numbers=numbers):
+            content = self._send(Request("GET", f"{self._data}/query?q={query}", (), b"")).content
+            found = look(content, "records")
+            if not isinstance(found, list) or look(content, "done") is not True:
+                raise Ambiguous("HTTP_CUT_OFF", "the answer to a look-up of ids is not whole")
+            records += found
+        return [_COLLIDES if isinstance(one, tuple) else one for one in soql.ids(match, names, records)]
+
+    def _send(self, request: Request) -> Reply:
+        """The answer, if it is a success; anything else is raised."""
+        reply = self._client.send(request)
+        interpret(reply, _FILE_RULES if request.method == "PUT" else _RULES, _SENT)
+        return reply
+
+    def _ask(self, request: Request) -> Reply:
+        """As `_send`, but a job or result that is not there is an answer."""
+        reply = self._client.send(request)
+        if request.method != "GET" or reply.status not in (404, 410):
+            interpret(reply, _FILE_RULES if request.method == "PUT" else _RULES, _SENT)
+        return reply
+
+    # --- what came of it
+
+    def _results(self, batch: Batch, handle: str, job: Mapping[str, object]) -> Outcome:
+        """What all three result files say of the rows; and the job, where they say nothing at all."""
+        path = self._job.path(handle)
+        written, failed, left = (
+            csvjob.read(self._ask(Request("GET", f"{path}/{name}", _CSV, b""))) for name in _FILES
+        )
+        waiting, unnamed = _unmentioned(job, self._columns, nothing=not written and not failed)
+        if self._removes(batch) and self.options.match != "Id":
+            told = {row.get("Id", ""): WRITTEN for row in written}
+            told |= {row.get("Id", ""): _judged(row) for row in failed}
+            ends = [
+                WRITTEN if one is None else told.get(one, waiting) if isinstance(one, str) else one
+                for one in self._ids(batch)
+            ]
+            return Outcome(UNKNOWN, dict(enumerate(ends)))
+        column = "Id" if self._removes(batch) else self.options.match
+        found = [(row.get(column, ""), RowResult(Kind.WRITTEN, ref=row.get("sf__Id"))) for row in written]
+        found += [(row.get(column, ""), _judged(row)) for row in failed]
+        found += [(row.get(column, ""), waiting) for row in left]
+        return csvjob.match(self._names(batch), found, unnamed)
+
+
+_CSV = (("Accept", "text/csv"),)
+_COLLIDES = RowResult(
+    Kind.REJECTED,
+    "KEY_COLLIDES",
+    "the key is not one record's own: others differ from it in case, or not at all",
+)
+
+
+def _line(key: Any, document: str, fields: Sequence[str], json: frozenset[str]) -> csvjob.Cells:
+    """A row of the file. Poisoned if it would not arrive as it is."""
+    try:
+        members = _members.decode(document.encode())
+        told = (_value(members[name], name in json) if name in members else None for name in fields)
+        line = [_cell(text(key)), *told]
+    except UnicodeEncodeError:
+        raise Poisoned("NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot say") from None
+    if sum(len(cell) for cell in line if cell is not None) > _LONGEST_ROW:
+        raise Poisoned("TOO_LARGE", f"a row has more than {_LONGEST_ROW} characters")
+    return line
+
+
+def _value(member: msgspec.Raw, is_json: bool) -> str:
+    plain = bytes(member)
+    if plain == b"null":
+        return _NULL
+    is_text = plain.startswith(b'"') and not is_json
+    return _cell(msgspec.json.decode(plain, type=str) if is_text else plain.decode())
+
+
+def _cell(value: str) -> str:
+    if value == "":
+        raise Poisoned("EMPTY_TEXT", "Salesforce has no empty text: make it NULL in the mart")
+    if value == _NULL:
+        raise Poisoned("RESERVED_TEXT", f"Salesforce reads the text {_NULL} as NULL")
+    value.encode()
+    if len(value) > _LONGEST_TEXT:
+        raise Poisoned("TOO_LARGE", f"a text has more than {_LONGEST_TEXT} characters")
+    return value
+
+
+def _judged(row: Mapping[str, str]) -> RowResult:
+    """A row of failedResults: CODE:sentence:fields --, without what else is in the row."""
+    code, _, rest = row.get("sf__Error", "").partition(":")
+    if not re.fullmatch(r"[A-Z][A-Z_]{2,63}", code):
+        code, rest = "REFUSED", row.get("sf__Error", "")
+    if code == "ENTITY_IS_DELETED" and row.keys() == {"sf__Id", "sf__Error", "Id"}:
+        return WRITTEN
+    known = [value for name, value in row.items() if not name.startswith("sf__")]
+    reason = scrub(rest.rstrip(" -").rstrip(":"), known) or "the target refused the row"
+    return RowResult(Kind.RETRY if code in _LATER else Kind.REJECTED, code, reason)
+
+
+def _unmentioned(
+    job: Mapping[str, object], columns: Sequence[str], *, nothing: bool
+) -> tuple[RowResult, RowResult]:
+    """What became of rows that a job left, and of rows that no file names. A job that failed before its
+    first row failed for a reason that all its rows share."""
+    if job["state"] == "JobComplete" or not nothing or job.get("numberRecordsProcessed") != 0:
+        return csvjob.NOT_APPLIED, UNKNOWN
+    message = str(job.get("errorMessage") or "")
+    found = re.match(r"[A-Za-z]{3,64}", message)
+    if job["state"] == "Aborted" or found is None or found[0] in _LATER:
+        return csvjob.NOT_APPLIED, csvjob.NOT_APPLIED
+    last = message.rpartition(":")[2]
+    named = [name for name in columns if re.search(rf"\b{re.escape(name)}\b", last)]
+    about = f" at {', '.join(named)}" if named else ""
+    refused = RowResult(Kind.REJECTED, found[0], f"the job failed before its first row{about}")
+    return refused, refused

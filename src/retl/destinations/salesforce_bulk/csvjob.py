@@ -1,0 +1,151 @@
+"""Rows as a CSV file that a target works on by itself: the file, its results, and the life of a job.
+
+A job is made empty, and only once its name is stored is the file sent to it, once. Whoever comes after a
+crash asks the job itself: one that was never released is abandoned, which proves that nothing of it was
+applied; any other is asked after until it ends, and its results are read. No job is given a file twice.
+What a job's states and result files are called, a target's adapter says.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import msgspec
+
+from retl.destinations.batch import (Kind, Outcome, Pending, RowResult, UNKNOWN)
+from retl.errors import Ambiguous, Poisoned
+from retl.destinations.http.body import Request
+from retl.destinations.http.outcome import Reply
+from retl.destinations.http.rules import (look, text)
+
+csv.field_size_limit(16 * 1024 * 1024)
+
+_SPECIAL = re.compile(r'[",\r\n]')
+
+Cells = Sequence[str | None]  # of one row; None = nothing is said of this column
+Send = Callable[[Request], Reply]  # an answer that is no success is raised
+NOT_APPLIED = RowResult(Kind.RETRY)
+
+
+def write(columns: Sequence[str], rows: Iterable[Cells]) -> bytes:
+    """The file: LF after every line, quotes where they are needed, nothing where nothing is said.
+    UnicodeEncodeError if a text is none that UTF-8 can say."""
+    lines = (",".join("" if cell is None else _quoted(cell) for cell in cells) for cells in (columns, *rows))
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _quoted(cell: str) -> str:
+    plain = cell and cell == cell.strip() and not _SPECIAL.search(cell)
+    return cell if plain else '"' + cell.replace('"', '""') + '"'
+
+
+def read(reply: Reply) -> list[dict[str, str]]:
+    """The rows of a result file, by their columns; no rows where there is none, or it is empty. Ambiguous
+    if it is cut off or no table: it can be fetched again."""
+    if reply.status != 200:
+        return []
+    try:
+        if not reply.whole:
+            raise ValueError("it is cut off, or too long to read")
+        lines = csv.reader(io.StringIO(reply.body.decode("utf-8-sig"), newline=""), strict=True)
+        columns = next(lines, [])
+        rows = [line for line in lines if line]
+        if len(set(columns)) != len(columns) or any(len(row) != len(columns) for row in rows):
+            raise ValueError("its lines are not as long as its header")
+    except (ValueError, csv.Error) as error:
+        raise Ambiguous("JOB_RESULTS", f"a result file cannot be read: {type(error).__name__}") from None
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def match(
+    names: Sequence[str], found: Iterable[tuple[str, RowResult]], default: RowResult = UNKNOWN
+) -> Outcome:
+    """Each row's result by its name. A name that several rows have, or several results, counts only where
+    there are as many results as rows and they all say the same of it."""
+    told: dict[str, list[RowResult]] = defaultdict(list)
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, name in enumerate(names):
+        rows[name].append(row)
+    for name, result in found:
+        told[name].append(result)
+    results: dict[int, RowResult] = {}
+    for name, said in told.items():
+        same = len(said) == len(rows[name]) and len({one.kind for one in said}) == 1
+        results |= dict.fromkeys(rows[name], said[0] if same else UNKNOWN)
+    return Outcome(default, {row: one for row, one in sorted(results.items()) if one != default})
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a target calls things: where its jobs are, and the states of a job."""
+
+    jobs: str  # the path of all jobs; a job's own is below it
+    upload: str  # below the job's path
+    open: str
+    release: str
+    abort: str
+    ended: frozenset[str]
+    id: str = "id"
+    state: str = "state"
+    content: str = "text/csv; charset=UTF-8"
+
+
+@dataclass
+class Job:
+    """The jobs of one lane. `_ready` is the file of the one that was made and has not got it yet."""
+
+    words: Words
+    send: Send
+    every: float  # seconds between two looks
+    _ready: tuple[str, bytes] | None = None
+
+    def make(self, body: Mapping[str, str], content: bytes) -> Pending:
+        """A job without data, which does nothing: its file follows when somebody asks after it.
+        Ambiguous if it got no name; it will do nothing either."""
+        reply = self.send(_json("POST", self.words.jobs, body))
+        name = look(reply.content, self.words.id)
+        if type(name) not in (str, int) or not text(name):
+            raise Ambiguous("HTTP_NO_JOB", "the target made a job and did not name it")
+        self._ready = text(name), content
+        return Pending(text(name), 0.0)
+
+    def ask(self, handle: str) -> Pending | RowResult | Mapping[str, object]:
+        """Where the job is: Pending; what became of all its rows, where no file can say more; or what the
+        target says of the job that has ended. The file goes out here, the first time."""
+        ready, self._ready = self._ready, None
+        if ready is not None and ready[0] == handle:
+            return self._upload(handle, ready[1])
+        reply = self.send(Request("GET", self.path(handle), (), b""))
+        if reply.status in (404, 410):
+            return UNKNOWN
+        state = look(reply.content, self.words.state)
+        if state == self.words.open:
+            self.send(_json("PATCH", self.path(handle), {self.words.state: self.words.abort}))
+            return NOT_APPLIED
+        if state in self.words.ended and isinstance(reply.content, dict):
+            return reply.content
+        return Pending(handle, self.every)
+
+    def path(self, handle: str, part: str = "") -> str:
+        return f"{self.words.jobs}/{quote(handle, safe='')}{part}"
+
+    def _upload(self, handle: str, content: bytes) -> Pending:
+        """The file, then the word that it is whole; a job whose file is refused is given up."""
+        headers = (("Content-Type", self.words.content),)
+        try:
+            self.send(Request("PUT", self.path(handle, self.words.upload), headers, content))
+        except Poisoned:
+            self.send(_json("PATCH", self.path(handle), {self.words.state: self.words.abort}))
+            raise
+        self.send(_json("PATCH", self.path(handle), {self.words.state: self.words.release}))
+        return Pending(handle, self.every)
+
+
+def _json(method: str, path: str, body: Mapping[str, str]) -> Request:
+    return Request(method, path, (("Content-Type", "application/json"),), msgspec.json.encode(body))

@@ -1,0 +1,292 @@
+"""From mart columns to the destination's fields: the sync's shape, and the SQL that fills it.
+
+Every expression here is over the frozen mart (its columns by their quoted names). The names `k0…` and
+`f0…` are the columns of a change set: the key's and the fields' values in the order of the shape.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+from retl import values
+from retl.values import phone
+from retl.destinations.batch import (Field, Shape, SoftDelete)
+from retl.contract.judge import Contract
+from retl.project.definitions import (FieldSource, Formats, Phone, Sync, Transform)
+from retl.errors import DefinitionError
+from retl.project.fields import (expand_fields, key_names)
+from retl.values import Type, literal, quoted
+
+HASH_VERSION = 3  # raise it when the row hash is made differently: every row is then a candidate once
+
+
+@dataclass(frozen=True)
+class Run:
+    """What of a run may be sent along with a row."""
+
+    run_id: str
+    started_at: datetime  # aware, UTC
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A field that is the target's own id of another sync's row: both are SQL over the frozen mart."""
+
+    field: str
+    sync: str
+    columns: str  # for people
+    key: str  # the other row's key as text, NULL where the row names none
+    ref: str  # its id, NULL where that is not known
+
+
+@dataclass(frozen=True)
+class FieldMap:
+    """How one sync's rows become the destination's rows."""
+
+    shape: Shape
+    key_expressions: tuple[str, ...]
+    field_expressions: tuple[str, ...]
+    key: str  # SQL of the key as text
+    key_fault: str  # SQL of the CODE why a row has no usable key, or NULL
+    field_fault: str | None  # SQL of the column that a transform can make nothing of, or NULL
+    formats: Formats
+    timezone: str
+    lookups: tuple[Lookup, ...] = ()
+
+    @property
+    def payload(self) -> str:
+        """SQL list of k0…, f0… over the frozen mart."""
+        pairs = [(e, f"k{i}") for i, e in enumerate(self.key_expressions)]
+        pairs += [(e, f"f{i}") for i, e in enumerate(self.field_expressions)]
+        return ", ".join(f"{expression} AS {name}" for expression, name in pairs)
+
+
+def build(
+    sync: Sync,
+    contract: Contract,
+    run: Run,
+    *,
+    state_id: str,
+    timezone: str,
+    newest: tuple[str, str] | None,
+    exclusive: bool = False,
+) -> FieldMap:
+    """The mapping of one run. DefinitionError where a field or key names no contract column."""
+    sources = _sources(sync, contract)
+    rules = contract.columns
+    key = tuple(
+        Field(
+            name,
+            rules[column].type,
+            sensitive=rules[column].sensitive,
+            column=column,
+            max_length=rules[column].max_length,
+        )
+        for name, column in zip(key_names(sync), sync.key, strict=True)
+    )
+    made = [_field(sync, name, source, contract, run, timezone) for name, source in sources.items()]
+    fields, expressions = tuple(f for f, *_ in made), tuple(e for _, e, _ in made)
+    faults = [(fault, field.column) for field, _, found in made for fault in found]
+    key_expressions = tuple(_carry(contract, column, timezone) for column in sync.key)
+    shape = Shape(
+        sync=sync.name,
+        state_id=state_id,
+        key=key,
+        fields=fields,
+        write=sync.write,
+        deletes=SoftDelete(sync.deletes.set) if sync.deletes.how == "set" else sync.deletes.how,
+        cascade=sync.cascade,
+        newest=newest,
+        run_id=run.run_id if exclusive else None,
+    )
+    return FieldMap(
+        shape=shape,
+        key_expressions=key_expressions,
+        field_expressions=expressions,
+        key=values.key_sql([f.type for f in key], list(key_expressions)),
+        key_fault=_key_fault(sync, contract, key, key_expressions),
+        field_fault=_field_fault(faults),
+        formats=sync.formats,
+        timezone=timezone,
+        lookups=tuple(
+            _lookup(sync, name, source, contract, timezone)
+            for name, source in sources.items()
+            if source.ref is not None
+        ),
+    )
+
+
+def learnt(sync: str) -> str:
+    """The spool's table of what another sync learnt: "retl key" (as `Lookup.key`) → "retl ref"."""
+    return quoted(f"retl refs {sync}")
+
+
+def learnt_key(columns: int) -> str:
+    """SQL of "retl key" from a baseline's `key` of so many columns: all parts as text, whatever they were."""
+    return "key" if columns == 1 else "CAST(to_json(CAST(CAST(key AS JSON) AS VARCHAR[])) AS VARCHAR)"
+
+
+def compared(mapping: FieldMap) -> list[tuple[str, str, Type]]:
+    """The fields the row hash covers, as (name, SQL, type)."""
+    pairs = zip(mapping.shape.fields, mapping.field_expressions, strict=True)
+    return [(f.name, e, f.type) for f, e in pairs if f.compared]
+
+
+def who(mapping: FieldMap) -> str:
+    """Fingerprint of the key's definition: its columns and types."""
+    return _digest([[f.column, str(f.type)] for f in mapping.shape.key])
+
+
+def what(sync: Sync, contract: Contract, mapping: FieldMap, shaping: Mapping[str, Any]) -> str:
+    """Fingerprint of all that shapes the bytes sent; it salts the row hash, so that a change of it
+    makes every row differ once."""
+    sources = _sources(sync, contract)
+    fields = [
+        [f.name, str(f.type), sources[f.name].model_dump(mode="json"), f.compared]
+        for f in mapping.shape.fields
+    ]
+    names = [f.name for f in mapping.shape.key]
+    if sync.write == "insert_only":
+        names.append("insert_only")  # what it left alone is not what another mode would believe delivered
+    return _digest(
+        [HASH_VERSION, sorted(fields), names, mapping.formats.model_dump(), mapping.timezone, shaping]
+    )
+
+
+def _sources(sync: Sync, contract: Contract) -> dict[str, FieldSource]:
+    """Every field besides the key."""
+    names = key_names(sync)
+    every = expand_fields(sync, list(contract.columns))
+    return {name: source for name, source in every.items() if name not in names}
+
+
+def _digest(thing: object) -> str:
+    return sha256(json.dumps(thing, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _carry(contract: Contract, column: str, timezone: str) -> str:
+    rule = contract.columns[column]
+    return values.carry(rule.type, quoted(column), rule.column_type, timezone)
+
+
+def _field(
+    sync: Sync, name: str, source: FieldSource, contract: Contract, run: Run, timezone: str
+) -> tuple[Field, str, list[str]]:
+    """The field, the SQL of its value, and the SQL of each reason why it has none."""
+    is_compared = name not in sync.changes.ignore and source.run_value is None
+    if source.run_value is not None:
+        kind = Type("timestamptz" if source.run_value == "$run_started_at" else "string")
+        text = {
+            "$run_started_at": run.started_at.isoformat(),
+            "$run_id": run.run_id,
+            "$sync": sync.name,
+        }[source.run_value]
+        return Field(name, kind, compared=False), f"CAST({literal(text)} AS {values.carrier(kind)})", []
+    if source.ref is not None:
+        expression = _lookup(sync, name, source, contract, timezone).ref
+        field = Field(
+            name,
+            Type("string"),
+            nulls=source.nulls,
+            only_if_empty=source.only_if_empty,
+            compared=is_compared,
+        )
+        return field, expression, []
+    if source.column is None:
+        kind = _constant_type(source.value)
+        sql = "NULL" if source.value is None else literal(str(source.value))
+        return Field(name, kind, compared=is_compared), f"CAST({sql} AS {values.carrier(kind)})", []
+    rule = contract.columns[source.column]
+    expression = _carry(contract, source.column, timezone)
+    if source.transform and rule.type.name != "string":
+        raise DefinitionError(
+            "TRANSFORM_TYPE",
+            f"field {name!r}: a transform needs a string, and {source.column!r} is {rule.type}",
+            where=f"sync {sync.name}",
+        )
+    expression, faults = _transformed(source.transform, expression)
+    return (
+        Field(
+            name,
+            rule.type,
+            nulls=source.nulls,
+            only_if_empty=source.only_if_empty,
+            sensitive=rule.sensitive,
+            compared=is_compared,
+            column=source.column,
+            max_length=None if source.transform else rule.max_length,
+        ),
+        expression,
+        faults,
+    )
+
+
+def _transformed(transforms: Sequence[Transform | Phone], expression: str) -> tuple[str, list[str]]:
+    """SQL of what the transforms make of a string, and SQL of where they can make nothing of it."""
+    faults = []
+    for transform in transforms:
+        if isinstance(transform, Phone) or transform == "e164":
+            home = transform.e164 if isinstance(transform, Phone) else None
+            expression = phone.e164_sql(
+                expression, home.country if home else None, home.trunk if home else ""
+            )
+            faults.append(phone.unread_sql(expression))
+        else:
+            expression = values.transform_sql(transform, expression)
+    return expression, faults
+
+
+def _field_fault(faults: Sequence[tuple[str, str | None]]) -> str | None:
+    cases = " ".join(f"WHEN {fault} THEN {literal(column or '')}" for fault, column in faults)
+    return f"CASE {cases} END" if cases else None
+
+
+def _lookup(sync: Sync, name: str, source: FieldSource, contract: Contract, timezone: str) -> Lookup:
+    """How a `ref` field is found. DefinitionError REF_BY if a column cannot be a key."""
+    assert source.ref is not None
+    for column in source.by:
+        if contract.columns[column].type.name not in values.KEY_TYPES:
+            raise DefinitionError(
+                "REF_BY",
+                f"field {name!r}: the column {column!r} is {contract.columns[column].type}, which is no key",
+                where=f"sync {sync.name}",
+            )
+    texts = [
+        values.key_sql([contract.columns[column].type], [_carry(contract, column, timezone)])
+        for column in source.by
+    ]
+    key = values.key_sql([Type("string")] * len(texts), texts)
+    ref = f'(SELECT "retl ref" FROM {learnt(source.ref)} WHERE "retl key" = {key})'
+    return Lookup(name, source.ref, ", ".join(source.by), key, ref)
+
+
+def _constant_type(value: object) -> Type:
+    match value:
+        case bool():
+            return Type("boolean")
+        case int():
+            return Type("integer")
+        case float():
+            return Type("float")
+        case _:
+            return Type("string")
+
+
+def _key_fault(sync: Sync, contract: Contract, key: Sequence[Field], carried: Sequence[str]) -> str:
+    null = " OR ".join(f"{quoted(column)} IS NULL" for column in sync.key)
+    blank = " OR ".join(
+        # trim knows every blank of Unicode and is slow: what begins with another ASCII character is not blank
+        f"(({expression} < '!' OR {expression} >= chr(128)) AND trim({expression}) = '')"
+        for field, expression in zip(key, carried, strict=True)
+        if field.type.name == "string"
+    )
+    exact = " AND ".join(
+        values.exact(contract.columns[c].type, quoted(c), contract.columns[c].column_type) for c in sync.key
+    )
+    blank_case = f" WHEN {blank} THEN 'KEY_BLANK'" if blank else ""
+    return f"CASE WHEN {null} THEN 'KEY_NULL'{blank_case} WHEN NOT ({exact}) THEN 'KEY_TYPE' END"

@@ -1,1 +1,0 @@
-"""Mail: rows into messages (`letters`), and the connection that takes them (`wire`)."""

@@ -1,0 +1,164 @@
+"""Events: what the pipeline says while it works, one line each on stderr.
+
+JSON when stderr is no terminal, else for reading, with control characters escaped so that no value can
+forge a line or steer the terminal. Every text passes `redact`. Whoever else wants events (progress,
+metrics) listens; the crash point of the tests is such a listener. stdout is never touched.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
+from math import isfinite
+from threading import Lock
+from typing import Any, Literal, TextIO, cast
+
+from retl.observe.redact import redact
+
+# structlog imports rich, where that is there, for tracebacks that we never show: a tenth of our start
+_rich = sys.modules.get("rich")
+sys.modules["rich"] = cast(Any, None)  # now it is not
+import structlog  # noqa: E402
+from structlog.typing import EventDict, WrappedLogger  # noqa: E402
+
+if _rich is None:
+    del sys.modules["rich"]
+else:
+    sys.modules["rich"] = _rich
+
+Format = Literal["json", "console"]
+Level = Literal["debug", "info", "warning", "error"]
+Listener = Callable[[str, Mapping[str, Any]], None]
+
+_LEVELS: dict[Level, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_listeners: list[Listener] = []
+_least = 0  # the level below which nothing is written: structlog takes 5 µs to find that out
+
+
+def configure(
+    format: Format | None = None, level: Level = "info", *, color: bool = True, crash_at: str | None = None
+) -> None:
+    """Sets the face of the log for this process; None as format lets stderr decide.
+
+    `crash_at` is `event:n`, for tests only: the process kills itself at the n-th event of that name,
+    right after saying it.
+    """
+    global _least
+    _least = _LEVELS[level]
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    chosen: Format = format or ("console" if terminal else "json")
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        redacted,
+    ]
+    face: list[structlog.typing.Processor] = (
+        [structlog.processors.JSONRenderer(ensure_ascii=False)]
+        if chosen == "json"
+        else [escaped, structlog.dev.ConsoleRenderer(colors=terminal and color)]
+    )
+    structlog.configure(
+        processors=shared + face,
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),
+        cache_logger_on_first_use=False,
+    )
+    _listeners.clear()
+    if crash_at is not None:
+        listen(_crash_point(crash_at))
+
+
+class _Stderr:
+    """stderr for the log: a run must not fail because nobody reads along any more."""
+
+    def write(self, text: str) -> int:
+        if sys.stderr is not None:
+            with suppress(OSError, ValueError):  # a closed pipe, a full disk; a closed file
+                sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if sys.stderr is not None:
+            with suppress(OSError, ValueError):
+                sys.stderr.flush()
+
+
+def get() -> structlog.typing.FilteringBoundLogger:
+    """The logger, for lines that are no events."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+    return logger
+
+
+def event(name: str, /, *, level: Level = "info", **fields: Any) -> None:
+    """Says that something happened, to the log if the level allows and to every listener in any case.
+
+    Fields hold counts, names and ids: never row values, which nothing here could recognise. A listener that
+    fails hears nothing more; whoever speaks goes on.
+    """
+    if _LEVELS[level] >= _least:
+        get().log(_LEVELS[level], name, **fields)
+    for listener in tuple(_listeners):
+        try:
+            listener(name, fields)
+        except Exception as problem:  # noqa: BLE001 - to be observed must not change what is done
+            with suppress(ValueError):  # another thread was faster
+                _listeners.remove(listener)
+            why = f"{type(listener).__name__}: {type(problem).__name__}"
+            get().warning("observer_failed", code="OBSERVER_FAILED", why=why)
+
+
+def listen(listener: Listener) -> None:
+    """Calls `listener(name, fields)` at every event from now on, in the thread that emits it."""
+    _listeners.append(listener)
+
+
+def bound(**fields: Any) -> AbstractContextManager[Any]:
+    """While open, every line of this thread of control carries these (run_id, sync …)."""
+    return structlog.contextvars.bound_contextvars(**fields)
+
+
+def redacted(logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
+    """A processor: every text without secrets; what is neither number nor text becomes text."""
+    return {name: _clean(value) for name, value in event_dict.items()}
+
+
+def escaped(logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
+    """A processor: control characters, and those that reorder text, as \\n or \\x1b."""
+    return {
+        name: _UNSAFE.sub(lambda found: repr(found[0])[1:-1], value) if isinstance(value, str) else value
+        for name, value in event_dict.items()
+    }
+
+
+def _clean(value: Any) -> Any:
+    if value is None or isinstance(value, int) or (isinstance(value, float) and isfinite(value)):
+        return value
+    if isinstance(value, dict):
+        return {redact(str(name)): _clean(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(item) for item in value]
+    return redact(str(value))
+
+
+def _crash_point(crash_at: str) -> Listener:
+    name, _, number = crash_at.partition(":")
+    countdown = int(number or 1)
+    lock = Lock()
+
+    def crash(event_name: str, fields: Mapping[str, Any]) -> None:
+        nonlocal countdown
+        if event_name != name:
+            return
+        with lock:
+            countdown -= 1
+            if countdown == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return crash

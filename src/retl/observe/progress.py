@@ -1,0 +1,80 @@
+"""Progress on a terminal: phase, rows, rate and the time that is left, drawn from events on stderr.
+
+One line for the whole invocation, because several syncs share one terminal. It draws; it never counts for
+anybody else and it never fails a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+import structlog
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from retl.observe import log
+
+
+class Rate(ProgressColumn):
+    """Rows per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} rows/s" if task.speed else "")
+
+
+@contextmanager
+def shown() -> Iterator[None]:
+    """While open, events move a progress line on stderr; it is gone afterwards."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        log.listen(Drawing(progress))
+        yield
+
+
+class Drawing:
+    """The listener: `guards_judged` says how many rows will leave, `batch_acknowledged` that some did."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("starting", total=None)
+        self._lock = Lock()
+        self._expected = 0
+
+    def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
+        with self._lock:
+            match event:
+                case "phase":
+                    self._progress.update(self._task, description=_phase(fields))
+                case "guards_judged":
+                    self._expected += fields.get("changes", 0)
+                    self._progress.update(self._task, total=self._expected or None)
+                case "batch_acknowledged":
+                    self._progress.update(self._task, advance=fields.get("rows", 0))
+                case "mart_locked":
+                    waiting = f"waiting for process {fields.get('writer')} to finish writing the warehouse"
+                    self._progress.update(self._task, description=waiting)
+
+
+def _phase(fields: Mapping[str, Any]) -> str:
+    sync = structlog.contextvars.get_contextvars().get("sync")
+    return f"{sync}: {fields['phase']}" if sync else str(fields["phase"])

@@ -1,1 +1,0 @@
-"""Who listens to events: nothing here changes what a run does."""

@@ -1,0 +1,333 @@
+"""The only place that waits: a connection's limits, a target's "later", and the pauses between attempts.
+
+Every wait is on an event that a signal sets, so a stop ends it at once. It decides nothing about rows
+and knows no target. What may be sent is written down in an account (`allowance`): in the ledger, where
+every process and host that uses the connection finds it, or in memory, where nothing may be written.
+If the ledger cannot be asked, nothing is sent.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from math import inf
+from random import uniform
+from threading import BoundedSemaphore, Event, Lock, local
+from time import monotonic
+from typing import Protocol, TypeVar
+
+import tenacity
+
+from retl.observe import log
+from retl.pace.allowance import (Account, Grant, Lease, Terms, USE)
+from retl.destinations.batch import Quota
+from retl.project.definitions import (Limits, Retry)
+from retl.errors import Later, LedgerError, Unavailable
+from retl.pace.latency import Latency
+from retl.observe.signals import Stop
+
+T = TypeVar("T")
+
+_FIRST, _LONGEST = 0.5, 30.0  # seconds: the upper ends of the first and of any pause between attempts
+_LOOK = 0.1  # seconds between two looks at a turn that another lane has
+_FREE = Terms()
+_LONG = 300.0  # seconds of a hold that a run does not wait out
+_AGAIN = 3600.0  # seconds after which a spent day is looked at again where nobody said when it ends
+
+
+class Book(Protocol):
+    """Where accounts are kept."""
+
+    def account(self, connection: str) -> tuple[Account, float]:
+        """As it stands, and the book's time in seconds."""
+        ...
+
+    def settle_account(self, connection: str, change: Callable[[Account, float], T]) -> T:
+        """What `change` makes of the account and the book's time in seconds; nobody comes between."""
+        ...
+
+
+class Memory:
+    """The account of one process that shares it with nobody."""
+
+    def __init__(self) -> None:
+        self._account = Account()
+
+    def account(self, connection: str) -> tuple[Account, float]:
+        return self._account, monotonic()
+
+    def settle_account(self, connection: str, change: Callable[[Account, float], T]) -> T:
+        return change(self._account, monotonic())
+
+
+class Pace:
+    """What all lanes of one connection share. `share` is the part of the connection's limits that is
+    ours where `limits` does not say; `book` keeps the account, a memory of its own if none is given."""
+
+    def __init__(
+        self, limits: Limits, share: float = 1.0, *, book: Book | None = None, connection: str = ""
+    ) -> None:
+        self._share = limits.share or share
+        ours = (limits.requests or 0) * self._share
+        count = max(1, int(ours)) if ours else None
+        # The window grows so that `count` per window is `ours` per `per` exactly: half of one request a
+        # second is one request in two seconds.
+        window = limits.per * (count or 0) / (ours or 1)
+        day = max(1, int(limits.per_day * self._share)) if limits.per_day else None
+        self._terms = Terms(count, window, day)
+        self._book: Book = book or Memory()
+        self._connection = connection
+        self.concurrency = limits.concurrency
+        self._turns = BoundedSemaphore(limits.concurrency) if limits.concurrency else None
+        self._lock = Lock()
+        self._held_until = 0.0
+        self._spent: float | None = None  # on the book's clock
+        self._lease: Lease | None = None
+        self._old: list[Lease] = []  # used up or lapsed, and not given back yet
+        self._waiting = False
+        self._latency = Latency()
+        self._lane = local()
+
+    @contextmanager
+    def turn(self, stop: Event, size: int | None = None) -> Iterator[bool]:
+        """Room for one request, kept until the block ends. False, and no room, if `stop` came first.
+        Later BUDGET_SPENT if the day's budget is gone, HELD_OFF during a long hold. With its `size` in bytes
+        the request tells how the target fares; where that is not well, the lane rests before its next."""
+        while self._turns is not None and not self._turns.acquire(timeout=_LOOK):
+            if stop.is_set():
+                yield False
+                return
+        try:
+            lease = self._admit(stop)
+            if lease is None:
+                yield False
+                return
+            began = monotonic()
+            try:
+                yield True
+            finally:
+                self._answered(lease, began, size)
+        finally:
+            if self._turns is not None:
+                self._turns.release()
+
+    @contextmanager
+    def held(self, stop: Stop, size: int | None = None) -> Iterator[None]:
+        """A `turn` that raises Stopped where there is none."""
+        with self.turn(stop.event, size) as room:
+            if not room:
+                stop.check()
+            yield
+
+    def turns(self, stop: Stop) -> Callable[..., AbstractContextManager[None]]:
+        """`held` for a destination, which knows of no stop."""
+        return partial(self.held, stop)
+
+    def wait(self, stop: Event) -> bool:
+        """Until one more request is within the limits, and count it. False if `stop` came first."""
+        with self.turn(stop) as room:
+            return room
+
+    def hold(self, seconds: float) -> None:
+        """Nobody sends anything for so many seconds; a longer hold that is already there stays."""
+        with self._lock:
+            self._held_until = max(self._held_until, monotonic() + seconds)
+            if self._terms != _FREE:
+                self._book.settle_account(self._connection, lambda account, now: account.hold(now + seconds))
+
+    def heed(self, quota: Quota) -> None:
+        """Leave the target alone until its quota begins anew, where our share of it is used up."""
+        if quota.left > 1 - self._share:
+            return
+        if quota.daily:
+            self.spend(quota.anew)
+        elif quota.anew is not None:
+            self.hold(quota.anew)
+
+    def spend(self, anew: float | None = None) -> Later:
+        """The target says that the day's budget is gone: nothing leaves until it begins `anew`. Returns
+        what is to be said of it."""
+        seconds = _AGAIN if anew is None else anew
+        with self._lock:
+            self._spent = monotonic() + seconds
+            self._book.settle_account(self._connection, lambda account, now: account.spend(now + seconds))
+        return self._gone(seconds)
+
+    def require_room(self) -> None:
+        """Later BUDGET_SPENT if nothing can be sent today any more, HELD_OFF if nothing can for long; writes
+        nothing."""
+        account, now = self._book.account(self._connection)
+        if account.held - now > _LONG:
+            raise self._held_off(account.held - now)
+        if (seconds := account.spent_for(self._terms, now)) is not None:
+            raise self._gone(seconds)
+
+    def retrying(self, retry: Retry, stop: Event) -> tenacity.Retrying:
+        """`retrying`, and a `retry_after` holds all lanes of the connection."""
+        return retrying(retry, stop, self.hold)
+
+    def close(self) -> None:
+        """Give back what was not used; never raises."""
+        with self._lock, suppress(LedgerError):
+            self._retire()
+            if any(one.name for one in self._old):
+                now = monotonic()
+                self._book.settle_account(
+                    self._connection, lambda account, moment: self._give_back(account, moment - now)
+                )
+
+    def _admit(self, stop: Event) -> Lease | None:
+        """Wait for room and take it; None if `stop` came first."""
+        while not stop.is_set():
+            with self._lock:
+                now = monotonic()
+                if self._spent is not None and now < self._spent:
+                    raise self._gone(self._spent - now)
+                seconds = max(self._while_held(now), getattr(self._lane, "rests_until", 0.0) - now)
+                if seconds <= 0 and (seconds := self._lease_room(now)) <= 0:
+                    assert self._lease is not None
+                    self._lease.used += 1
+                    self._lease.flying += 1
+                    return self._lease
+            stop.wait(seconds)
+        return None
+
+    def _while_held(self, now: float) -> float:
+        """Seconds until a hold ends. Later HELD_OFF if it is too long to be waited for."""
+        if (seconds := self._held_until - now) > _LONG:
+            raise self._held_off(seconds)
+        return seconds
+
+    def _lease_room(self, now: float) -> float:
+        """0 where the lease in hand has room, after taking a new one if need be; else the seconds until it
+        is worth asking again."""
+        lease = self._lease
+        if lease is not None and lease.used < lease.requests and now < lease.ends:
+            return 0.0
+        self._retire()
+        if self._terms == _FREE:
+            self._lease = Lease("", sys.maxsize, 0, inf)
+            return 0.0
+        name = secrets.token_hex(4)
+        grant = self._ask(name, now)
+        if grant.spent is not None:
+            self._spent = now + grant.spent
+            raise self._gone(grant.spent)
+        self._waiting = not grant.requests
+        if grant.held:
+            self._held_until = now + grant.wait
+            return self._while_held(now)
+        if self._waiting:
+            log.event("room_awaited", seconds=round(grant.wait, 3), level="debug")
+            return grant.wait
+        self._lease = Lease(name, grant.requests, grant.hour, now + USE)
+        return 0.0
+
+    def _ask(self, name: str, now: float) -> Grant:
+        """A new lease for those that are done with. Whoever waits with nothing to give back only looks
+        until there is room: looking keeps nobody else from writing."""
+        terms = self._slowed()
+        if self._waiting and all(one.flying for one in self._old):
+            account, moment = self._book.account(self._connection)
+            seen = account.look(terms, moment)
+            if not seen.requests:
+                return seen
+
+        def take(account: Account, moment: float) -> Grant:
+            self._give_back(account, moment - now)
+            return account.take(name, terms, moment)
+
+        return self._book.settle_account(self._connection, take)
+
+    def _retire(self) -> None:
+        if self._lease is not None:
+            self._old.append(self._lease)
+            self._lease = None
+
+    def _give_back(self, account: Account, ahead: float) -> None:
+        """Every lease whose answers are all there. The account's clock is `ahead` of ours: told too much
+        rather than too little, since ours was read first."""
+        for lease in [one for one in self._old if not one.flying]:
+            account.give_back(lease, self._terms, lease.answered + ahead)
+            self._old.remove(lease)
+
+    def _answered(self, lease: Lease, began: float, size: int | None) -> None:
+        """The answer is here, or will never be. What it tells of the target decides how long the lane
+        rests: as long as the request took, where half of the usual pace is enough."""
+        with self._lock:
+            lease.flying -= 1
+            lease.answered = monotonic()
+            if size is None:
+                return
+            took, before = lease.answered - began, self._latency.fraction
+            self._latency.add(took, size)
+            fraction = self._latency.fraction
+            self._lane.rests_until = lease.answered + took * (1 / fraction - 1)
+        if fraction != before:
+            log.event("target_slow" if fraction < before else "target_recovers", pace=fraction)
+
+    def _slowed(self) -> Terms:
+        """The terms that the target bears now."""
+        count = self._terms.count
+        return replace(self._terms, count=count and max(1, int(count * self._latency.fraction)))
+
+    def _held_off(self, seconds: float) -> Later:
+        return Later(
+            "HELD_OFF",
+            f"the target of connection {self._connection} wants to be left alone until {_moment(seconds)}",
+            hint="run it again then",
+        )
+
+    def _gone(self, seconds: float) -> Later:
+        return Later(
+            "BUDGET_SPENT",
+            f"connection {self._connection} has used up what it may send in a day;"
+            f" there is room again at {_moment(seconds)}",
+            hint="run it again then; `limits.per_day` and `share` say how much of the day's budget is ours",
+        )
+
+
+def _moment(seconds: float) -> str:
+    """So many seconds from now, for people."""
+    return f"{datetime.now(UTC) + timedelta(seconds=seconds):%Y-%m-%d %H:%M} UTC"
+
+
+def retrying(
+    retry: Retry, stop: Event, hold: Callable[[float], None] = lambda seconds: None
+) -> tenacity.Retrying:
+    """Repeats what raises Unavailable, and nothing else, after a random pause that doubles at most, never
+    before the target's `retry_after`. It ends with the last error: after `retry.attempts`, when the next
+    pause would go beyond `retry.budget` seconds since the first attempt, or when `stop` is set."""
+    last = Unavailable("UNAVAILABLE", "not tried")
+
+    def pause(state: tenacity.RetryCallState) -> float:
+        nonlocal last
+        error = state.outcome.exception() if state.outcome else None
+        assert isinstance(error, Unavailable)
+        last = error
+        wait = uniform(0, min(_LONGEST, _FIRST * 2 ** (state.attempt_number - 1)))  # noqa: S311
+        if error.retry_after is None:
+            return wait
+        hold(error.retry_after)
+        return error.retry_after + min(
+            wait, 1.0
+        )  # lanes that were told the same moment do not all meet there
+
+    def sleep(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise last
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(Unavailable),
+        stop=tenacity.stop_after_attempt(retry.attempts)
+        | tenacity.stop_before_delay(retry.budget)
+        | tenacity.stop_when_event_set(stop),
+        wait=pause,
+        sleep=sleep,
+        reraise=True,
+    )

@@ -1,0 +1,129 @@
+"""The files of a project → definitions: retl.yml, syncs/**/*.yml and the contracts they name.
+
+It finds, lays defaults under each sync and validates; what syncs mean to one another is judged elsewhere.
+No path of a definition leads out of the project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from retl.project.definitions import (ContractFile, Project, SYNC_NAME, Sync)
+from retl.errors import DefinitionError, Place
+from retl.project.settings import Environment
+from retl.project.validation import (raise_all, validate)
+from retl.project.variables import (Filled, fill)
+from retl.project.yamlfile import (Loc, Tree, empty, load)
+
+PROJECT_FILE = "retl.yml"
+# Groups of settings in `defaults` that a sync changes key by key; anything else it replaces whole.
+GROUPS = frozenset({"guards", "rejects", "batch", "retry", "formats", "destination"})
+
+
+@dataclass(frozen=True)
+class Read:
+    """A sync with its written form, whose places are those of its file, the defaults and variables."""
+
+    sync: Sync
+    written: Filled
+
+
+def read_project_file(folder: Path, environment: Environment) -> tuple[Project, Filled]:
+    """retl.yml, or what holds without one. The values of connections wait: a secret is looked up when its
+    connection is used."""
+    path = folder / PROJECT_FILE
+    tree = load(path, name=PROJECT_FILE) if path.exists() else empty(PROJECT_FILE)
+    if tree.value is None:
+        tree = empty(PROJECT_FILE)
+    written = fill(tree, environment, later=_waits)
+    if isinstance(defaults := tree.value.get("defaults") if isinstance(tree.value, dict) else None, dict):
+        raise_all(
+            DefinitionError(
+                "DEFINITION_INVALID", "the name of a sync is its file's", where=tree.key_place(loc)
+            )
+            for loc in [("defaults", "name")]
+            if "name" in defaults
+        )
+    return validate(Project, written), written
+
+
+def read_syncs(folder: Path, environment: Environment, project_file: Filled) -> dict[str, Read]:
+    """Every sync by its name, in the order of names. DefinitionError(s) for all files at once."""
+    found: dict[str, Read] = {}
+    errors: list[DefinitionError] = []
+    for path in _sync_paths(folder):
+        try:
+            read = _read_sync(folder, path, environment, project_file.tree)
+            if (other := found.get(read.sync.name)) is not None:
+                message = f"{other.written.tree.file} is already the sync {read.sync.name!r}"
+                raise DefinitionError(
+                    "SYNC_TWICE",
+                    message,
+                    hint="the file name is the sync's name, whatever its folder",
+                    where=Place(read.written.tree.file),
+                )
+            found[read.sync.name] = read
+        except DefinitionError as error:
+            errors.append(error)
+    raise_all(errors)
+    return dict(sorted(found.items()))
+
+
+def _waits(loc: Loc) -> bool:
+    return len(loc) > 2 and loc[0] == "connections" and loc[2] not in ("type", "limits")
+
+
+def _sync_paths(folder: Path) -> Iterator[Path]:
+    for path in sorted((folder / "syncs").rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix in (".yml", ".yaml") and path.is_file() and not hidden:
+            yield path
+
+
+def _read_sync(folder: Path, path: Path, environment: Environment, project: Tree) -> Read:
+    file, name = path.relative_to(folder).as_posix(), path.stem
+    if not SYNC_NAME.fullmatch(name) or name == "all":
+        raise DefinitionError(
+            "SYNC_NAME",
+            f"{name!r} cannot be a sync's name",
+            hint="a lower-case letter, then up to 62 lower-case letters, digits, - and _; `all` is taken",
+            where=Place(file),
+        )
+    tree = load(path, name=file)
+    if isinstance(tree.value, dict) and "defaults" in project.value:
+        tree = tree.over(project, ("defaults",), GROUPS)
+    written = fill(tree, environment)
+    sync = validate(Sync, written, name=name)
+    if sync.source.file is not None:
+        _inside(folder, sync.source.file, written.place(("source", "file")))
+    if sync.contract is not None and sync.contract.file is not None:
+        columns = _read_columns(folder, sync.contract.file, environment, written.place(("contract",)))
+        contract = validate(ContractFile, columns).contract
+        sync = sync.model_copy(update={"contract": sync.contract.model_copy(update={"columns": contract})})
+        written = replace(written, missing={**written.missing, **columns.missing})
+    return Read(sync, written)
+
+
+def _read_columns(folder: Path, file: str, environment: Environment, place: Place) -> Filled:
+    tree = load(_inside(folder, file, place), name=file)
+    return fill(tree.under("contract"), environment)
+
+
+def _inside(folder: Path, relative: str, place: Place) -> Path:
+    try:
+        path = (folder / relative).resolve()
+        exists = path.is_file()
+    except (OSError, ValueError):  # too long, or a NUL
+        exists, path = False, folder
+    if not path.is_relative_to(folder):
+        raise DefinitionError("FILE_OUTSIDE", f"{relative!r} leads out of the project", where=place)
+    if not exists:
+        raise DefinitionError(
+            "FILE_MISSING",
+            f"there is no file {relative!r}",
+            hint="paths in a definition are relative to the project",
+            where=place,
+        )
+    return path

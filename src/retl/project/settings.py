@@ -1,0 +1,320 @@
+"""Environment → Settings; nothing else reads os.environ.
+
+A variable NAME is looked up in the process's environment, then in config.env (config.NAME.env with
+--env NAME): as NAME, as NAME_FILE (a file that holds it), as NAME_COMMAND (a command that prints it, run
+without a shell). Empty counts as unset. What is found stands above retl.yml and the built-in defaults,
+and below a flag. Errors name the variable and never show a value.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from dotenv.parser import parse_stream
+from pydantic import Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from retl.errors import DefinitionError, Place
+from retl.observe.redact import register_variable
+
+COMMAND_TIMEOUT = 30.0  # seconds
+MAX_BYTES = 1024 * 1024  # of a file or a command's output
+
+_POINTER = re.compile(r"(?<!_CONFIG)_(FILE|COMMAND)$")  # OTEL_CONFIG_FILE is a name of its own
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+
+class Environment:
+    """The variables of one project and one --env NAME, each looked up when it is asked for."""
+
+    def __init__(
+        self, folder: Path, name: str | None = None, environ: Mapping[str, str] | None = None
+    ) -> None:
+        """DefinitionError ENVIRONMENT_UNKNOWN if `name` is given and has no file."""
+        self.folder = folder
+        self.name = name
+        self._found: dict[str, str | None] = {}
+        self._levels = [dict(os.environ if environ is None else environ), _config(folder, name)]
+        for level in self._levels:
+            for variable, value in level.items():
+                register_variable(variable, value)
+
+    def has(self, name: str) -> bool:
+        """Whether `get` would look somewhere; reads no file and runs no command."""
+        return self._written(name) is not None
+
+    def names(self) -> set[str]:
+        """Every variable there is, as it is written."""
+        return {name for level in self._levels for name in level}
+
+    def get(self, name: str) -> str | None:
+        """The value, None if unset or empty. DefinitionError VARIABLE_UNREADABLE if its file or command
+        fails. Commands run once."""
+        if name not in self._found:
+            value = self._read(name)
+            if value:
+                register_variable(name, value)
+            self._found[name] = value or None
+        return self._found[name]
+
+    def _written(self, name: str) -> tuple[str, str] | None:
+        for level in self._levels:
+            for variable in (name, f"{name}_FILE", f"{name}_COMMAND"):
+                if level.get(variable):
+                    return variable, level[variable]
+        return None
+
+    def _read(self, name: str) -> str | None:
+        written = self._written(name)
+        if written is None or written[0] == name:
+            return written and written[1]
+        variable, text = written
+        value = self._file(variable, text) if variable == f"{name}_FILE" else _command(variable, text)
+        if not (value := value.rstrip("\r\n")):
+            raise _unreadable(variable, "is empty")
+        return value
+
+    def _file(self, variable: str, path: str) -> str:
+        try:
+            with (self.folder / path).open("rb") as file:
+                return _text(variable, file.read(MAX_BYTES + 1))
+        except OSError as error:
+            raise _unreadable(variable, f"cannot be read: {error.strerror}") from None
+        except ValueError:  # a NUL in the path
+            raise _unreadable(variable, "is no path") from None
+
+
+def _command(variable: str, command: str) -> str:
+    try:
+        done = subprocess.run(  # noqa: S603 - the user's own command, split by shlex, without a shell
+            shlex.split(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=COMMAND_TIMEOUT,
+            check=False,
+        )
+    except OSError as error:
+        raise _unreadable(variable, f"cannot be started: {error.strerror}") from None
+    except ValueError:
+        raise _unreadable(variable, "is no command: check its quotes") from None
+    except subprocess.TimeoutExpired:
+        raise _unreadable(variable, f"took longer than {COMMAND_TIMEOUT:.0f} s") from None
+    if done.returncode != 0:
+        raise _unreadable(variable, f"ended with exit code {done.returncode}")
+    return _text(variable, done.stdout)
+
+
+def _text(variable: str, data: bytes) -> str:
+    if len(data) > MAX_BYTES:
+        raise _unreadable(variable, f"gives more than {MAX_BYTES // 1024} KiB")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise _unreadable(variable, "gives something that is not UTF-8 text") from None
+
+
+def _unreadable(variable: str, why: str) -> DefinitionError:
+    what = "command" if variable.endswith("_COMMAND") else "file"
+    return DefinitionError(
+        "VARIABLE_UNREADABLE", f"the {what} that {variable} names {why}", where=f"environment {variable}"
+    )
+
+
+def _config(folder: Path, name: str | None) -> dict[str, str]:
+    if name is not None and not _NAME.fullmatch(name):
+        raise DefinitionError("ENVIRONMENT_UNKNOWN", "an environment's name is letters, digits, - and _")
+    file = "config.env" if name is None else f"config.{name}.env"
+    try:
+        with (folder / file).open(encoding="utf-8-sig") as stream:
+            bindings = list(parse_stream(stream))
+    except FileNotFoundError:
+        if name is None:
+            return {}
+        raise DefinitionError(
+            "ENVIRONMENT_UNKNOWN",
+            f"--env {name} needs a file {file} in the project",
+            hint="an empty one will do if the process's environment says everything",
+        ) from None
+    except (OSError, UnicodeDecodeError):
+        raise DefinitionError("FILE_UNREADABLE", "cannot be read as UTF-8 text", where=Place(file)) from None
+    for binding in bindings:
+        if binding.error:
+            line = (
+                binding.original.line
+                + len(binding.original.string)
+                - len(binding.original.string.lstrip("\n"))
+            )
+            raise DefinitionError("CONFIG_INVALID", "a line here is NAME=value", where=Place(file, line))
+    return {binding.key: binding.value for binding in bindings if binding.key and binding.value}
+
+
+class _Variables(PydanticBaseSettingsSource):
+    """The source of the models below: their variables in an Environment."""
+
+    def __init__(self, settings: type[BaseSettings], environment: Environment) -> None:
+        super().__init__(settings)
+        self.environment = environment
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return self.environment.get(variable(self.settings_cls, field_name)), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found = {name: self.get_field_value(f, name)[0] for name, f in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class _Settings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        assert isinstance(init_settings, InitSettingsSource)
+        environment = init_settings.init_kwargs.pop("environment")
+        assert isinstance(environment, Environment)
+        return init_settings, _Variables(settings_cls, environment)
+
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(_Settings):
+    """What the environment says of the project itself; None where it says nothing."""
+
+    duckdb_path: str | None = Field(
+        None, description="The DuckDB file with the marts.", examples=["data/warehouse.duckdb"]
+    )
+    retl_state_url: str | None = Field(
+        None,
+        repr=False,
+        description="Where retl keeps its state: file:FOLDER or postgresql://… (for fresh containers).",
+        examples=["file:.retl"],
+    )
+    retl_project: str | None = Field(
+        None, description="The project's folder; read from the process's environment only.", examples=["."]
+    )
+    retl_log_format: Literal["json", "console"] | None = Field(
+        None, description="json or console; else json when stderr is no terminal.", examples=["json"]
+    )
+    retl_log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error.", examples=["info"]
+    )
+    retl_correlation_id: str | None = Field(
+        None, description="Kept in logs and ledger, to find a run from outside.", examples=["airflow-run-1"]
+    )
+    retl_metrics_file: str | None = Field(
+        None,
+        description="Metrics of every sync, for node_exporter's textfile collector.",
+        examples=["/var/lib/node_exporter/textfile/retl.prom"],
+    )
+    retl_crash_at: str | None = Field(
+        None, pattern=r"^[a-z_]+(:[1-9][0-9]*)?$", description="For tests only.", exclude=True
+    )
+
+
+class PostgresSettings(_Settings):
+    """POSTGRES_*: the default connection `postgres`, in the names of its options."""
+
+    model_config = SettingsConfigDict(env_prefix="POSTGRES_")
+
+    host: str | None = Field(
+        None, description="Server of the default PostgreSQL connection.", examples=["localhost"]
+    )
+    port: Port | None = Field(None, examples=["5432"])
+    dbname: str | None = Field(None, alias="db", examples=["crm"])
+    user: str | None = Field(None, examples=["retl"])
+    password: SecretStr | None = Field(None, description="No password has a default anywhere.")
+    sslmode: str | None = Field(
+        None, description="verify-full is the default off loopback.", examples=["verify-full"]
+    )
+    sslrootcert: str | None = Field(None, examples=["/etc/ssl/certs/crm.pem"])
+    allow_plaintext: bool | None = Field(
+        None, description="true lets an unencrypted connection leave this machine.", examples=["false"]
+    )
+
+
+class RedisSettings(_Settings):
+    """REDIS_*: the default connection `redis`, in the names of its options."""
+
+    model_config = SettingsConfigDict(env_prefix="REDIS_")
+
+    host: str | None = Field(
+        None, description="Server of the default Redis connection.", examples=["localhost"]
+    )
+    port: Port | None = Field(None, examples=["6379"])
+    db: Annotated[int, Field(ge=0)] | None = Field(None, examples=["0"])
+    user: str | None = Field(None, examples=["default"])
+    password: SecretStr | None = Field(None, description="No password has a default anywhere.")
+    tls: bool | None = Field(None, examples=["true"])
+
+
+DEFAULT_CONNECTIONS: Mapping[str, type[_Settings]] = {"postgres": PostgresSettings, "redis": RedisSettings}
+
+SettingsT = TypeVar("SettingsT", bound=_Settings)
+
+
+def read(model: type[SettingsT], environment: Environment, **flags: Any) -> SettingsT:
+    """The settings of one model; a flag that is not None wins.
+
+    DefinitionError CONFIG_INVALID names the variable and never its value.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return model(environment=environment, **given)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        name = variable(model, str(first["loc"][0]))
+        message = first["msg"].replace("Input should be", "must be")
+        raise DefinitionError("CONFIG_INVALID", message, where=f"environment {name}") from None
+
+
+def exported(environment: Environment, *prefixes: str) -> dict[str, str]:
+    """Every variable with such a name, put into the process's environment too: for libraries that read it
+    themselves and know nothing of config.env, NAME_FILE and NAME_COMMAND."""
+    names = {_POINTER.sub("", name) for name in environment.names() if name.startswith(prefixes)}
+    found = {name: value for name in sorted(names) if (value := environment.get(name))}
+    os.environ.update(found)
+    return found
+
+
+def project_folder(flag: Path | None = None, environ: Mapping[str, str] | None = None) -> Path:
+    """--project, else RETL_PROJECT, else the working directory."""
+    return flag or Path((os.environ if environ is None else environ).get("RETL_PROJECT") or ".")
+
+
+def variable(model: type[BaseSettings], field_name: str) -> str:
+    """The environment variable of a field."""
+    field = model.model_fields.get(field_name)
+    alias = field.alias if field is not None and field.alias else field_name
+    return f"{model.model_config.get('env_prefix', '')}{alias}".upper()
+
+
+def example() -> str:
+    """The text of config.example.env: every variable, commented out, with what it is for."""
+    lines = [
+        "# Copy to config.env (config.NAME.env for --env NAME) and uncomment what you need.",
+        "# The process's environment wins over this file, this file over retl.yml.",
+        "# NAME_FILE=/path (a file) and NAME_COMMAND='command args' (its output) work wherever NAME does.",
+    ]
+    for model in (Settings, PostgresSettings, RedisSettings):
+        lines.append("")
+        for name, field in model.model_fields.items():
+            if field.exclude:
+                continue
+            lines += [f"# {field.description}"] if field.description else []
+            lines.append(f"#{variable(model, name)}={(field.examples or [''])[0]}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,200 @@
+"""Values with places → models, and every error of a file at once, each with line and column.
+
+It is stricter than pydantic in one way: a text never becomes a number or a truth value (`no`, `0777`),
+unless a variable put it there, because the environment holds nothing but text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from retl.errors import DefinitionError, Place
+from retl.project.variables import Filled
+from retl.project.yamlfile import Loc
+
+RESERVED = frozenset({"hours"})
+_LATER = "reserved for a later version"
+_TYPED = {"bool_type": "true or false", "int_type": "a whole number", "float_type": "a number"}
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class DefinitionErrors(DefinitionError):
+    """Several definition errors at once, in the order of their places; printed one per line."""
+
+    def __init__(self, errors: Sequence[DefinitionError]) -> None:
+        first = errors[0]
+        super().__init__(first.code, first.message, hint=first.hint, where=first.where)
+        self.errors = tuple(errors)
+
+    def __str__(self) -> str:
+        return "\n".join(str(error) for error in self.errors)
+
+
+def raise_all(errors: Iterable[DefinitionError]) -> None:
+    """Raises what there is: nothing, the one error itself, or DefinitionErrors; no error twice."""
+    flat = [one for error in errors for one in each(error)]
+    distinct = sorted({(error.code, str(error)): error for error in flat}.values(), key=_order)
+    if distinct:
+        raise distinct[0] if len(distinct) == 1 else DefinitionErrors(distinct)
+
+
+def _order(error: DefinitionError) -> tuple[str, int, int]:
+    place = error.where
+    return (
+        (place.file, place.line or 0, place.column or 0) if isinstance(place, Place) else (str(place), 0, 0)
+    )
+
+
+def each(error: DefinitionError) -> tuple[DefinitionError, ...]:
+    """The single errors of an error."""
+    return error.errors if isinstance(error, DefinitionErrors) else (error,)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A hint with the nearest known word, if one is near."""
+    near = get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else None
+
+
+def validate(model: type[ModelT], filled: Filled, **given: Any) -> ModelT:
+    """The model of these values; `given` are values nobody wrote (a name, a connection).
+
+    DefinitionError(s) for everything wrong with them. A value that waits for an unset variable is left
+    out where it cannot stand as text; VARIABLE_UNSET if the model cannot do without it.
+    """
+    if not isinstance(filled.value, dict):
+        raise DefinitionError(
+            "DEFINITION_INVALID", "a mapping of keys and values is expected here", where=filled.place(())
+        )
+    ours = [_unknown_key(model, (key,), filled, given) for key in given.keys() & filled.value.keys()]
+    value = {**filled.value, **given}
+    found, errors = _attempt(model, value)
+    waiting = {filled.written(error["loc"]) for error in errors} & filled.missing.keys()
+    if waiting:
+        for loc in waiting:
+            value = _without(value, loc)
+        found, errors = _attempt(model, value)
+    if filled.missing:
+        blamed = [error for error in errors if _waits(error, filled)]
+        errors = [error for error in errors if error not in blamed]
+        if blamed and not errors:
+            raise filled.all_missing()[0].error()
+    judged = {error["loc"] for error in errors}
+    errors += [error for error in _texts(model, value, filled) if error["loc"] not in judged]
+    raise_all([*ours, *(_error(model, error, filled, given) for error in errors)])
+    assert found is not None
+    return found
+
+
+def _attempt(model: type[ModelT], value: Any) -> tuple[ModelT | None, list[ErrorDetails]]:
+    try:
+        return model.model_validate(value), []
+    except ValidationError as error:
+        return None, _details(error)
+
+
+def _details(error: ValidationError) -> list[ErrorDetails]:
+    return error.errors(include_input=False, include_url=False, include_context=False)
+
+
+def _waits(error: ErrorDetails, filled: Filled) -> bool:
+    """Whether an unset variable may be what is wrong: the value itself, or one inside what was judged."""
+    loc = error["loc"]
+    whole = error["type"] in ("value_error", "assertion_error")
+    return any(loc == waits or (whole and waits[: len(loc)] == loc) for waits in filled.missing)
+
+
+def _texts(model: type[BaseModel], value: Any, filled: Filled) -> Iterator[ErrorDetails]:
+    """The errors of a strict reading that say a text stands where a number or a truth value belongs."""
+    try:
+        model.model_validate(_as_tuples(value), strict=True)
+    except ValidationError as error:
+        for details in _details(error):
+            loc = filled.written(details["loc"])
+            if (
+                details["type"] in _TYPED
+                and loc not in filled.variables
+                and isinstance(filled.tree.at((*filled.at, *loc)), str)
+            ):
+                yield details
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists as tuples, which is what frozen models have and a strict reading insists on."""
+    if isinstance(value, dict):
+        return {key: _as_tuples(item) for key, item in value.items()}
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _without(value: Any, loc: Loc) -> Any:
+    """A copy of nested mappings and lists without what is at `loc`."""
+    head, *rest = loc
+    if isinstance(value, list):
+        assert isinstance(head, int)
+        inner = [_without(value[head], tuple(rest))] if rest else []
+        return [*value[:head], *inner, *value[head + 1 :]]
+    kept = {key: item for key, item in value.items() if key != head}
+    return {**kept, head: _without(value[head], tuple(rest))} if rest else kept
+
+
+def _error(
+    model: type[BaseModel], details: ErrorDetails, filled: Filled, given: Iterable[str]
+) -> DefinitionError:
+    loc, kind = details["loc"], details["type"]
+    dotted = ".".join(str(part) for part in filled.written(loc))
+    subject = f"`{dotted}`: " if dotted else ""
+    if kind == "extra_forbidden":
+        return _unknown_key(model, loc, filled, given)
+    if kind == "missing":
+        name = ".".join(str(part) for part in (*filled.written(loc), loc[-1]))
+        return DefinitionError("OPTION_MISSING", f"`{name}` is missing", where=filled.place(loc))
+    if kind in _TYPED:
+        hint = "a text is not converted: write it without quotes, as JSON would"
+        message = f"{subject}must be {_TYPED[kind]}"
+        return DefinitionError("DEFINITION_INVALID", message, hint=hint, where=filled.place(loc))
+    message = f"{subject}{_sentence(details['msg'])}"
+    code = "RESERVED" if _LATER in message else "DEFINITION_INVALID"
+    return DefinitionError(code, message, where=filled.place(loc))
+
+
+def _unknown_key(model: type[BaseModel], loc: Loc, filled: Filled, given: Iterable[str]) -> DefinitionError:
+    key, place = str(loc[-1]), filled.key_place(loc)
+    known = sorted(_keys(model, loc[:-1]) - (set(given) if len(loc) == 1 else set()))
+    if key in RESERVED:
+        return DefinitionError("RESERVED", f"`{key}` is a word {_LATER} of retl", where=place)
+    hint = did_you_mean(key, known) or (f"known keys: {', '.join(known)}" if known else None)
+    return DefinitionError("OPTION_UNKNOWN", f"there is no key {key!r} here", hint=hint, where=place)
+
+
+def _sentence(message: str) -> str:
+    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = re.sub(r"a valid (tuple|list|array)", "a list", message)
+    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping of keys and values", message)
+    return re.sub(r"^\w+ should (be|have|match|contain)\b", r"must \1", message)
+
+
+def _keys(annotation: Any, loc: Loc) -> set[str]:
+    """The keys a user may write where `loc` leads from a model or a type; none if it leads nowhere."""
+    if get_origin(annotation) is Annotated:
+        return _keys(get_args(annotation)[0], loc)
+    if get_origin(annotation) in (Union, UnionType):
+        return set().union(*(_keys(member, loc) for member in get_args(annotation)))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields = annotation.model_fields
+        if not loc:
+            return {field.alias or name for name, field in fields.items()}
+        named = {field.alias or name: field for name, field in fields.items()}
+        inner = named.get(str(loc[0]))
+        # A part that is no field is the tag of a union, or of a spelling that a validator took apart.
+        return _keys(annotation, loc[1:]) if inner is None else _keys(inner.annotation, loc[1:])
+    if get_origin(annotation) in (dict, tuple, list) and loc:
+        return set().union(*(_keys(member, loc[1:]) for member in get_args(annotation)))
+    return set()

@@ -1,0 +1,336 @@
+"""Why retl does what it does, row by row: `retl explain`, and the samples of `retl plan`.
+
+It makes the very plan a run would make and looks at it; it writes nothing and, unless asked to read, sends
+nothing. Sensitive values are replaced before a request is made of them, so no text has to be searched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from retl import values
+from retl.engine import payload
+from retl.run import (pipeline, planner)
+from retl.destinations.batch import (Batch, Field, Operation)
+from retl.engine.change_set import (ChangeSet, document_sql)
+from retl.errors import TargetError
+from retl.run.run import new_run
+from retl.run.job import (Clock, Job)
+from retl.run.plan import Plan
+from retl.engine.scratch import private_directory
+from retl.observe.summary import Summary
+from retl.values import literal, quoted
+
+MASK = "***"
+SAMPLES = 5
+
+_STAND_INS = {  # what a sensitive value of a type is shown as inside a request
+    "string": MASK,
+    "uuid": "00000000-0000-0000-0000-000000000000",
+    "boolean": "false",
+    "date": "1970-01-01",
+    "timestamp": "1970-01-01 00:00:00",
+    "timestamptz": "1970-01-01 00:00:00+00",
+    "json": f'"{MASK}"',
+    "list": "[]",
+}
+_NEXT = {
+    "insert": "insert it: the baseline has no such key",
+    "update": "update it: it differs from what was confirmed",
+    "refresh": "send it again: the target would soon forget it",
+    "delete": "delete it: the key left the mart",
+    "skipped": "skip it: append delivers each key once",
+    "in_doubt": "hold it: nobody knows whether it arrived, and twice is not once here",
+    "unchanged": "nothing: it is what was confirmed",
+    "gone": "nothing: the key left the mart, and what was delivered is kept",
+    "unknown": "nothing: neither the mart nor the baseline has this key",
+}
+
+
+def preview(
+    job: Job, *, reveal: bool, keep: Callable[[Plan], object] = lambda _plan: None
+) -> tuple[Summary, list[dict[str, Any]]]:
+    """A dry run, and the first of its changes as (op, key, field → [now, then]). `keep` is shown the plan
+    while it can be read."""
+    samples: list[dict[str, Any]] = []
+
+    def look(plan: Plan) -> None:
+        samples.extend(_samples(job, plan, reveal))
+        keep(plan)
+
+    summary = pipeline.dry_run(job, look)
+    return replace(summary, notes=[*summary.notes, *_emptied(samples)]), samples
+
+
+def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bool) -> dict[str, Any]:
+    """Per row: mart row, verdict, fields, request, baseline, open reject, what the next run will do; with
+    `read` what the target has. Without keys the first `count` rows, those that would leave first."""
+    with private_directory() as directory:
+        run = new_run(job)
+        plan = planner.make(job, run, directory, Clock(), ask=False)
+        try:
+            rows = _Rows(job, plan, directory, reveal)
+            found = [rows.explained(one, read=read) for one in rows.chosen(keys, count)]
+        finally:
+            plan.spool.close()
+    return {
+        "sync": job.sync.name,
+        "object": plan.capabilities.object,
+        "rows": found,
+        "guards": [{"code": r.code, "message": r.message, "hint": r.hint} for r in plan.refusals],
+        "notes": list(plan.notes),
+    }
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """One row to explain: its position in `chosen`, and in the mart (None where that lacks the key)."""
+
+    pos: int
+    key: str | None
+    op: str
+    row: int | None
+    document: str | None
+    code: str | None
+    reason: str | None
+    column: str | None
+    reject_key: str | None  # with row_id what the ledger knows a reject of this row by
+    row_id: str
+
+
+class _Rows:
+    """The rows of a plan that were asked for, changed or not, as a change set of their own."""
+
+    def __init__(self, job: Job, plan: Plan, directory: Path, reveal: bool) -> None:
+        self.job, self.plan, self.directory, self.reveal = job, plan, directory, reveal
+        self.shape = plan.field_map.shape
+        self.mapped = document_sql(plan.field_map)
+
+    def chosen(self, keys: Sequence[str], count: int) -> list[_Chosen]:
+        """Makes `chosen` with the rows' real values, and `shown` with stand-ins for sensitive ones."""
+        spool, names = self.plan.spool, [f"k{i}" for i in range(len(self.shape.key))]
+        spool.load("asked", {"key": "VARCHAR"}, ((key,) for key in dict.fromkeys(keys)))
+        some = (
+            "WHERE r.key IN (SELECT key FROM asked)"
+            if keys
+            else f"ORDER BY s.op IS NULL AND x.row IS NULL, r.key, r.row LIMIT {int(count)}"
+        )
+        spool.run(
+            "CREATE TABLE looked AS SELECT r.row, r.key, r.hash, NULL::VARCHAR AS ref, x.code, x.reason,"
+            " x.col, x.key AS reject_key, x.row_id,"
+            " coalesce(s.op, n.op, CASE WHEN x.row IS NULL THEN 'unchanged' ELSE 'rejected' END) AS op"
+            " FROM rows r"
+            " LEFT JOIN changes s ON s.key = r.key AND s.op <> 'delete' AND r.fault IS NULL"
+            " LEFT JOIN candidates n ON n.row = r.row AND n.op IN ('skipped', 'in_doubt')"
+            f" LEFT JOIN rejects x ON x.row = r.row {some}"
+        )
+        types = [field.type for field in self.shape.key]
+        parts = "".join(f", {values.key_value_sql(types, i, 'a.key')} AS {n}" for i, n in enumerate(names))
+        empty = "".join(f", NULL AS f{i}" for i in range(len(self.shape.fields)))
+        absent = (
+            "SELECT NULL AS row, a.key, NULL AS hash, b.ref, x.code, x.reason, x.col,"
+            " coalesce(s.op, CASE WHEN x.code IS NOT NULL THEN 'rejected' WHEN b.key IS NULL THEN 'unknown'"
+            f" ELSE 'gone' END) AS op{parts}{empty}"
+            " FROM asked a LEFT JOIN baseline b ON b.key = a.key LEFT JOIN changes s ON s.key = a.key"
+            " LEFT JOIN rejects x ON x.key = a.key AND x.row IS NULL"
+            " WHERE a.key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)"
+        )
+        payload = f'SELECT "retl row" AS row, {self.plan.field_map.payload} FROM mart'
+        spool.run(
+            "CREATE TABLE chosen AS SELECT row_number() OVER () - 1 AS pos, * FROM (SELECT * FROM ("
+            f"SELECT * FROM looked JOIN ({payload}) USING (row) UNION ALL BY NAME {absent}"
+            ") ORDER BY key, row)"
+        )
+        fields = [*zip(names, self.shape.key, strict=True), *self._fields()]
+        hidden = [f"{_stand_in(name, field)} AS {name}" for name, field in fields if self._hides(field)]
+        replaced = f" REPLACE ({', '.join(hidden)})" if hidden else ""
+        spool.run(f"CREATE TABLE shown AS SELECT *{replaced} FROM chosen")
+        listed = f"pos, key, op, row, CASE WHEN row IS NOT NULL THEN {self.mapped} END, code, reason, col"
+        listed += ", coalesce(reject_key, key), coalesce(row_id, '')"
+        return [_Chosen(*found) for found in spool.run(f"SELECT {listed} FROM shown ORDER BY pos")]
+
+    def explained(self, one: _Chosen, *, read: bool) -> dict[str, Any]:
+        rejected = {"code": one.code, "reason": one.reason, "column": one.column} if one.code else None
+        delivered = self._baseline(one.key)
+        found: dict[str, Any] = {
+            "key": self._key(one.key),
+            "row": None if one.row is None else self._mart_row(one.row),
+            "verdict": None if one.row is None else {"accepted": rejected is None, **(rejected or {})},
+            "fields": self._masked_fields(one.document),
+            "request": self._request(one),
+            "baseline": delivered,
+            "reject": self._reject(one.reject_key, one.row_id),
+            "next": self._next(one, delivered),
+        }
+        if read:
+            found["target"] = self._target(one)
+        return found
+
+    def _masked_fields(self, document: str | None) -> dict[str, Any] | None:
+        """The fields as they leave; a sensitive one as the mask, whatever stands for it in the request."""
+        if document is None:
+            return None
+        found: dict[str, Any] = json.loads(document, parse_float=Decimal)
+        hidden = {field.name for field in self.shape.fields if self._hides(field)}
+        return _masked(found, hidden)
+
+    def _fields(self) -> Iterator[tuple[str, Field]]:
+        return ((f"f{i}", field) for i, field in enumerate(self.shape.fields))
+
+    def _hides(self, field: Field) -> bool:
+        return field.sensitive and not self.reveal
+
+    def _key(self, key: str | None) -> str | None:
+        return MASK if key is not None and any(map(self._hides, self.shape.key)) else key
+
+    def _mart_row(self, row: int) -> dict[str, Any]:
+        rules = self.plan.contract.columns
+        listed = ", ".join(quoted(name) for name in rules)
+        (found,) = self.plan.spool.run(f'SELECT {listed} FROM mart WHERE "retl row" = {row}')
+        return {
+            name: MASK if value is not None and rules[name].sensitive and not self.reveal else value
+            for name, value in zip(rules, found, strict=True)
+        }
+
+    def _batch(self, table: str, pos: int, operation: Operation) -> Batch:
+        rows = ChangeSet(self.plan.spool, self.plan.field_map, self.directory, {}, {}, table=table)
+        run = self.plan.run
+        return Batch(rows, operation, run.run_id, 0, pos, pos, run.started_at.isoformat())
+
+    def _request(self, one: _Chosen) -> str | None:
+        """Exactly what would be sent for this row alone; for an unchanged row, what `--key` would send."""
+        if one.op in ("rejected", "unknown", "gone"):
+            return None
+        operation: Operation = "delete" if one.op == "delete" else self.job.sync.write
+        destination = self.job.lane(self.shape)
+        try:
+            sent = destination.request(self._batch("shown", one.pos, operation))
+            return sent.decode(errors="replace").replace("\r\n", "\n")
+        finally:
+            destination.close()
+
+    def _target(self, one: _Chosen) -> Mapping[str, Any] | None:
+        if one.key is None or not self.plan.capabilities.readable:
+            return None
+        destination = self.job.lane(self.shape)
+        try:
+            (found,) = destination.read(self._batch("chosen", one.pos, "delete"))
+        finally:
+            destination.close()
+        hidden = {field.name for field in (*self.shape.key, *self.shape.fields) if self._hides(field)}
+        return found and _masked(found, hidden)
+
+    def _baseline(self, key: str | None) -> dict[str, Any] | None:
+        """What the target confirmed of a key: None where nothing was ever delivered."""
+        if key is None:
+            return None
+        found = self.plan.spool.run(
+            f"SELECT hash IS NOT NULL, owned, ref, confirmed_at FROM baseline WHERE key = {literal(key)}"
+        )
+        if not found:
+            return None
+        ((confirmed, owned, ref, at),) = found
+        state = "confirmed" if confirmed else "unknown"
+        return {"state": state, "at": at, "run_id": self._run_at(at), "owned": owned, "ref": ref}
+
+    def _run_at(self, at: datetime) -> str | None:
+        runs = self.job.ledger.runs(self.job.sync.name, limit=10_000)
+        return next((run.run_id for run in runs if run.started_at == at), None)
+
+    def _reject(self, key: str | None, row_id: str) -> dict[str, Any] | None:
+        for one in self.job.ledger.rejects(self.job.sync.name):
+            if (one.key, one.row_id) == (key, row_id):
+                seen = {"first_seen": one.first_seen, "last_seen": one.last_seen, "attempts": one.attempts}
+                kept = {} if one.payload is None else {"payload": self._kept_row(one.payload)}
+                return {"stage": one.stage, "code": one.code, "reason": one.reason, **seen, **kept}
+        return None
+
+    def _kept_row(self, document: str) -> dict[str, Any]:
+        sensitive = {name for name, rule in self.plan.contract.columns.items() if rule.sensitive}
+        return payload.shown(document, sensitive.union(self.job.sync.rejects.mask))
+
+    def _next(self, one: _Chosen, delivered: Mapping[str, Any] | None) -> str:
+        if self.plan.refusals:
+            return f"nothing: the run would be REFUSED ({self.plan.refusals[0].code})"
+        if one.op == "rejected":
+            return f"reject it: {one.reason} [{one.code}]"
+        if one.op in ("insert", "update", "refresh") and self.plan.adopting:
+            return "take it as delivered, without sending it (first_run: adopt)"
+        if one.op == "update" and delivered is not None and delivered["state"] == "unknown":
+            return "send it again: nobody knows whether the last delivery arrived"
+        return _NEXT[one.op]
+
+
+def _samples(job: Job, plan: Plan, reveal: bool) -> list[dict[str, Any]]:
+    """The first changes of a plan: op, key, and per field what the target has (`?` where that cannot be
+    known) and what it will have."""
+    shape, spool = plan.field_map.shape, plan.spool
+    rows = spool.run(
+        f"SELECT pos, op, key, CASE WHEN op <> 'delete' THEN {document_sql(plan.field_map)} END"
+        f" FROM changes ORDER BY pos LIMIT {SAMPLES}"
+    )
+    there = _present(job, plan, len(rows))
+    hidden = set() if reveal else {field.name for field in shape.fields if field.sensitive}
+    hides_key = not reveal and any(field.sensitive for field in shape.key)
+    found = []
+    for (_, op, key, document), old in zip(rows, there, strict=True):
+        new = json.loads(document, parse_float=Decimal) if document else {}
+        pairs = {
+            name: [_hidden(name, value, hidden) for value in (_old(old, op, name), new.get(name))]
+            for name in (new if op != "delete" else old or {})
+            if old is None or str(old.get(name)) != str(new.get(name))
+        }
+        found.append({"op": op, "key": MASK if hides_key else key, "fields": pairs})
+    return found
+
+
+def _emptied(samples: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Fields whose value a NULL would take from a row that is shown."""
+    updates = [sample["fields"] for sample in samples if sample["op"] == "update"]
+    names = dict.fromkeys(
+        name for one in updates for name, (old, new) in one.items() if new is None and old not in (None, "?")
+    )
+    for name in names:
+        yield (
+            f"a NULL would empty {name} where the target has a value: if it should stay, map it with"
+            f" nulls: keep, fields: {{{name}: {{column: …, nulls: keep}}}}"
+        )
+
+
+def _present(job: Job, plan: Plan, count: int) -> Iterable[Mapping[str, Any] | None]:
+    """What the target has of the first changes; None per row where it lacks the key or nobody can say."""
+    if not count or not plan.capabilities.readable:
+        return [None] * count
+    destination = job.lane(plan.field_map.shape)
+    try:
+        batch = Batch(plan.change_set, "delete", plan.run.run_id, 0, 0, count - 1)
+        return list(destination.read(batch))
+    except TargetError:  # a sample is no reason to fail: the guards already said what they had to say
+        return [None] * count
+    finally:
+        destination.close()
+
+
+def _old(old: Mapping[str, Any] | None, op: str, name: str) -> Any:
+    if old is not None:
+        return old.get(name)
+    return None if op == "insert" else "?"
+
+
+def _hidden(name: str, value: Any, hidden: set[str]) -> Any:
+    return MASK if name in hidden and value not in (None, "?") else value
+
+
+def _masked(row: Mapping[str, Any], hidden: set[str]) -> dict[str, Any]:
+    return {name: _hidden(name, value, hidden) for name, value in row.items()}
+
+
+def _stand_in(name: str, field: Field) -> str:
+    text = literal(_STAND_INS.get(field.type.name, "0"))
+    return f"CASE WHEN {name} IS NOT NULL THEN CAST({text} AS {values.carrier(field.type)}) END"

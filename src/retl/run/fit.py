@@ -1,0 +1,53 @@
+"""Can a destination do what a sync asks of it? Definitions against capabilities, before anything runs."""
+
+from __future__ import annotations
+
+from retl.destinations.batch import Capabilities
+from retl.project.definitions import Sync
+from retl.errors import DefinitionError
+from retl.engine.mapping import FieldMap
+
+
+def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
+    """Can this destination do what the sync asks? DefinitionError where not."""
+    operation = "delete" if sync.deletes.how != "keep" else None
+    for needed in filter(None, (sync.write, operation)):
+        if needed not in capabilities.operations:
+            raise DefinitionError(
+                "OPERATION_UNSUPPORTED",
+                f"this destination cannot {needed}; it can: {', '.join(sorted(capabilities.operations))}",
+                where=f"sync {sync.name}",
+            )
+    for one in field_map.shape.fields:
+        if one.nulls == "keep" and not capabilities.nulls_keep:
+            raise DefinitionError(
+                "NULLS_KEEP_UNSUPPORTED",
+                f"field {one.name!r}: this destination replaces the whole object and cannot keep a value",
+                where=f"sync {sync.name}",
+            )
+        if one.only_if_empty and not capabilities.only_if_empty:
+            raise DefinitionError(
+                "ONLY_IF_EMPTY_UNSUPPORTED",
+                f"field {one.name!r}: this destination cannot tell whether a field is empty",
+                where=f"sync {sync.name}",
+            )
+    if sync.cascade and not capabilities.cascades:
+        raise DefinitionError(
+            "CASCADE_UNSUPPORTED",
+            "`cascade: true` has no meaning here: a delete changes nothing but its own object",
+            where=f"sync {sync.name}",
+        )
+    if not capabilities.idempotent and sync.first_run is None:
+        raise DefinitionError(
+            "FIRST_RUN_MISSING",
+            "`first_run` must be chosen here (send or adopt): this target does not forget a second delivery",
+            where=f"sync {sync.name}",
+        )
+    once = capabilities.idempotent or capabilities.settles or capabilities.key_window is not None
+    if not once and sync.delivery is None:
+        raise DefinitionError(
+            "DELIVERY_MISSING",
+            "`delivery` must be chosen here (at_least_once or at_most_once): the target is neither idempotent"
+            " nor has an idempotency key",
+            where=f"sync {sync.name}",
+        )

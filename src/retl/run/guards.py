@@ -1,0 +1,166 @@
+"""Facts → refusals. Pure: it reads nothing, writes nothing and waits for nothing.
+
+Every guard speaks before the first write; what it says is recorded with the run. `--accept CODE` passes
+one guard for one run, `--allow-deletes N` passes DELETE_RATE if N is exactly the planned number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from retl.project.definitions import Guards
+from retl.sources.dbt import Build
+
+DELETES_ALWAYS_PASS = 10  # so many deletes are never a rate
+LOST_SHARE = 0.02  # of the sampled confirmed keys
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a run must not write: a CODE, one sentence, and what to do."""
+
+    code: str
+    message: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known before the first write. Counts are rows; None = does not apply to this run."""
+
+    read: int
+    total: int  # rows of the mart before --key, --where and a watermark left any out
+    new_rejects: int
+    baseline_rows: int
+    deletes: int = 0
+    deletes_on: bool = False
+    reject_codes: tuple[str, ...] = ()  # of the rejects, the most frequent first
+    full_read: bool = True  # no --key, --where, --limit; not append; changes hash or all
+    last_read: int | None = None
+    inserts: int = 0
+    matched: int = 0  # rows whose key the baseline has
+    sampled: int = 0
+    lost: int = 0
+    failed_checks: tuple[str, ...] = ()
+    allow_deletes: int | None = None
+    build: Build | None = None  # dbt's word, where the mart is a dbt model
+    max_age: float | None = None  # seconds since its run
+    now: datetime | None = None  # on the ledger's clock
+
+
+def judge(facts: Facts, guards: Guards, accepted: Collection[str] = ()) -> list[Refusal]:
+    """All refusals that were not accepted, in the order of SPEC."""
+    return [refusal for refusal in _refusals(facts, guards) if refusal.code not in accepted]
+
+
+def is_lost(sampled: int, lost: int) -> bool:
+    """Does a target that lacks `lost` of `sampled` delivered keys count as emptied or exchanged?"""
+    return _over(lost, LOST_SHARE, sampled)
+
+
+def _over(count: int, rate: float, total: int) -> bool:
+    """Is `count` more than `rate` of `total`? Exactly the limit passes, so no binary fractions here."""
+    return count > Decimal(str(rate)) * total
+
+
+def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
+    if facts.build is not None:
+        yield from _build(facts.build, facts)
+    if _over(facts.new_rejects, guards.max_reject_rate, facts.read):
+        yield Refusal(
+            "REJECT_RATE",
+            f"{facts.new_rejects} of {facts.read} rows break the contract or have no usable key, more than"
+            f" max_reject_rate ({guards.max_reject_rate:g})"
+            + (f": {', '.join(facts.reject_codes)}" if facts.reject_codes else ""),
+            "see the reasons with `retl show`, mend the mart or the contract, or --accept REJECT_RATE",
+        )
+    yield from _volume(facts, guards)
+    if facts.full_read and facts.baseline_rows and facts.inserts and not facts.matched:
+        yield Refusal(
+            "IDENTITY_CHANGED",
+            f"all {facts.inserts} keys are new and all {facts.baseline_rows} delivered keys are gone",
+            "if the key really changed, --accept IDENTITY_CHANGED; otherwise mend `key` or the mart",
+        )
+    for check in facts.failed_checks:
+        yield Refusal(
+            "CHECK_FAILED", f"a check returned rows: {check}", "mend the mart, or --accept CHECK_FAILED"
+        )
+    if is_lost(facts.sampled, facts.lost):
+        yield Refusal(
+            "TARGET_LOST",
+            f"the target lacks {facts.lost} of {facts.sampled} sampled keys that were delivered",
+            "it was emptied, restored or is another one: `--full` delivers every row again",
+        )
+
+
+def _volume(facts: Facts, guards: Guards) -> Iterator[Refusal]:
+    too_few = guards.min_rows is not None and facts.total < guards.min_rows
+    if (facts.total == 0 and facts.deletes_on) or too_few:
+        wanted = f"at least {guards.min_rows}" if too_few else "some, since `deletes` is on"
+        yield Refusal(
+            "EMPTY_SOURCE", f"the mart has {facts.total} rows; expected {wanted}", "was the mart built?"
+        )
+    last = facts.last_read or 0
+    if facts.full_read and facts.read and last and _over(last - facts.read, guards.max_row_drop, last):
+        yield Refusal(
+            "ROW_DROP",
+            f"the mart fell from {last} to {facts.read} rows, more than max_row_drop"
+            f" ({guards.max_row_drop:g})",
+            "was the mart built whole? If so, --accept ROW_DROP",
+        )
+    over_rate = facts.deletes > DELETES_ALWAYS_PASS and _over(
+        facts.deletes, guards.max_delete_rate, facts.baseline_rows
+    )
+    over_rows = guards.max_delete_rows is not None and facts.deletes > guards.max_delete_rows
+    if facts.allow_deletes is not None and facts.allow_deletes != facts.deletes:
+        yield Refusal(
+            "DELETE_RATE",
+            f"--allow-deletes says {facts.allow_deletes}, but {facts.deletes} deletes are planned",
+            f"if that is right: --allow-deletes {facts.deletes}",
+        )
+    elif (over_rate or over_rows) and facts.allow_deletes is None:
+        limit = (
+            f"max_delete_rows ({guards.max_delete_rows})"
+            if over_rows
+            else (f"max_delete_rate ({guards.max_delete_rate:g}) of {facts.baseline_rows}")
+        )
+        yield Refusal(
+            "DELETE_RATE",
+            f"{facts.deletes} deletes are planned, more than {limit}",
+            f"if that is right: --allow-deletes {facts.deletes}",
+        )
+
+
+def _build(build: Build, facts: Facts) -> Iterator[Refusal]:
+    """What dbt said of the mart; what it did not say is no good news."""
+    if build.status is None:
+        yield Refusal(
+            "DBT_UNKNOWN",
+            f"no run_results.json of dbt says what became of the model {build.model}",
+            "dbt keeps only its last command's results: use `dbt build`, or keep those of `dbt run` beside"
+            " them as run_results.run.json; or --accept DBT_UNKNOWN",
+        )
+    elif build.status != "success":
+        yield Refusal(
+            "DBT_FAILED",
+            f"dbt's last run of the model {build.model} ended with: {build.status}",
+            "mend the model and run dbt again, or --accept DBT_FAILED",
+        )
+    if build.failed_tests:
+        yield Refusal(
+            "DBT_TESTS",
+            f"dbt's tests of {build.model} failed: {', '.join(build.failed_tests)}",
+            "mend the mart and run dbt again, or --accept DBT_TESTS",
+        )
+    if facts.max_age is None or facts.now is None:
+        return
+    if build.ended_at is None or facts.now - build.ended_at > timedelta(seconds=facts.max_age):
+        since = "has never" if build.ended_at is None else f"has not since {build.ended_at:%Y-%m-%d %H:%MZ}"
+        yield Refusal(
+            "DBT_STALE",
+            f"the model {build.model} is older than max_age: dbt {since} run it, as far as its results tell",
+            "run dbt, or --accept DBT_STALE",
+        )

@@ -1,0 +1,107 @@
+"""One sync to be planned or run: definitions, target, ledger, and the words of the invocation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retl.observe import log
+from retl.destinations.batch import Shape
+from retl.engine.changes import Selection
+from retl.project.definitions import (Limits, Sync, Warehouse)
+from retl.destinations import Destination
+from retl.ledger import Ledger
+from retl.pace.limiter import Pace
+from retl.observe.signals import Stop
+
+
+@dataclass(frozen=True)
+class Target:
+    """The resolved destination of a sync: its class and its validated options."""
+
+    kind: str
+    destination: type[Destination[Any]]
+    options: Any
+    connection: str = ""
+
+    def lane(self, shape: Shape) -> Destination[Any]:
+        """One more Destination, for one thread."""
+        return self.destination(self.options, shape)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one invocation asks of a sync."""
+
+    dry_run: bool = False
+    selection: Selection = field(default_factory=Selection)
+    allow_deletes: int | None = None
+    accept: tuple[str, ...] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Job:
+    """One sync to be planned or run: definitions, target, ledger and the words of the invocation."""
+
+    sync: Sync
+    folder: Path
+    warehouse: Warehouse
+    target: Target
+    ledger: Ledger
+    options: Options
+    stop: Stop
+    pace: Pace = field(default_factory=lambda: Pace(Limits()))
+    siblings: frozenset[str] = frozenset()  # the names of all syncs of the project
+    references: Mapping[str, str] = field(default_factory=dict)  # syncs whose ids it sends → their objects
+    environment: str | None = None
+    correlation_id: str | None = None
+    since: float | None = None  # monotonic: a command's first run counts its start from here
+
+    def lane(self, shape: Shape) -> Destination[Any]:
+        """One more Destination, for one thread, held to the connection's pace."""
+        destination = self.target.lane(shape)
+        destination.turn = self.pace.turns(self.stop)
+        return destination
+
+    @property
+    def object(self) -> str:
+        """The identity of what this sync writes to."""
+        return self.target.destination.identity(self.target.options, self.sync.write)
+
+
+@dataclass
+class Clock:
+    """Seconds per phase of the data path."""
+
+    phases: dict[str, float] = field(default_factory=dict)
+    _open: tuple[str, float] | None = None
+
+    @classmethod
+    def since(cls, begun: float | None) -> Clock:
+        """A clock whose `start` began at this monotonic time."""
+        return cls({} if begun is None else {"start": time.monotonic() - begun})
+
+    def so_far(self) -> dict[str, float]:
+        """The seconds of every phase, the one that still runs included."""
+        if self._open is None:
+            return dict(self.phases)
+        name, started = self._open
+        return {**self.phases, name: self.phases.get(name, 0.0) + time.monotonic() - started}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        log.event("phase", phase=name, level="debug")
+        started = time.monotonic()
+        self._open = (name, started)
+        try:
+            yield
+        finally:
+            self._open = None
+            seconds = time.monotonic() - started
+            self.phases[name] = self.phases.get(name, 0.0) + seconds
+            log.event("phase_ended", phase=name, seconds=round(seconds, 4), level="debug")

@@ -1,0 +1,96 @@
+"""One run's batches on their way to the ledger: the Journal that delivery writes.
+
+Answers are gathered for up to a second where a lost one only costs a second delivery; where twice is
+not once, each is durable before the next batch leaves. Every write carries the run's epoch, so a run
+that lost its lock records nothing more.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf
+
+from retl.observe import log
+from retl.destinations.batch import (Batch, Outcome, UNKNOWN)
+from retl.delivery.lanes import Answered
+from retl.ledger import Acknowledgement, BatchRow, Ledger, Lock
+
+GROUP = 128  # answers
+GROUP_SECONDS = 1.0
+
+
+@dataclass
+class RunJournal:
+    """Thread-safe; `every` = acknowledge each answer by itself."""
+
+    ledger: Ledger
+    lock: Lock
+    run_id: str
+    every: bool
+    number: int = 0
+    _waiting: list[Acknowledgement] = field(default_factory=list)
+    _since: float = field(default_factory=time.monotonic)
+    _beat: float = -inf  # the last sign of life
+    _guard: threading.RLock = field(default_factory=threading.RLock)
+
+    def open(self, batches: Sequence[Batch]) -> None:
+        """Durable before any of them is sent: after a crash they are unknown, and only they."""
+        self.lock.check()
+        if not self.every:
+            self.ledger.open_batches(self.run_id, self.lock.epoch, [self._row(b) for b in batches])
+
+    def intend(self, batch: Batch) -> None:
+        self.lock.check()
+        self.ledger.intend(self.run_id, self.lock.epoch, self._row(batch), batch.request)
+
+    def attach(self, batch: Batch, handle: str) -> None:
+        self.ledger.attach(self.run_id, self.lock.epoch, batch.id, handle)
+        log.event("handle_attached", batch=batch.id, level="debug")
+
+    def split(self, batch: Batch, halves: Sequence[Batch]) -> None:
+        self.ledger.split(self.run_id, self.lock.epoch, batch.id, [self._row(half) for half in halves])
+
+    def acknowledge(self, answered: Answered) -> None:
+        if answered.outcome is None or (self.every and not answered.attempts):
+            return
+        if self.every and answered.outcome == Outcome(UNKNOWN):
+            return  # it stays open, with its key and bytes: the next run may find evidence
+        with self._guard:
+            self._waiting.append(
+                Acknowledgement(
+                    answered.batch.id,
+                    answered.outcome,
+                    answered.attempts,
+                    round(answered.seconds * 1000),
+                )
+            )
+            full = len(self._waiting) >= GROUP or time.monotonic() - self._since >= GROUP_SECONDS
+            if self.every or full:
+                self.flush()
+
+    def flush(self) -> None:
+        with self._guard:
+            waiting, self._waiting = self._waiting, []
+            self._since = time.monotonic()
+            if waiting:
+                if self._since >= self._beat + GROUP_SECONDS:
+                    self.ledger.heartbeat(self.run_id, self.lock.epoch)
+                    self._beat = self._since
+                # only where every batch is intended by itself a request was stored with it
+                self.ledger.acknowledge(self.run_id, self.lock.epoch, waiting, requests=self.every)
+                log.event("answers_recorded", batches=len(waiting), level="debug")
+
+    def _row(self, batch: Batch) -> BatchRow:
+        with self._guard:
+            self.number += 1
+            return BatchRow(
+                batch_id=batch.id,
+                number=self.number,
+                operation=batch.operation,
+                first=batch.first,
+                last=batch.last,
+                idempotency_key=batch.idempotency_key,
+            )

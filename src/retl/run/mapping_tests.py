@@ -1,0 +1,266 @@
+"""Mapping tests: rows a sync file gives, and what would be sent of them, or why they are rejected.
+
+A given row goes through what a row of a run goes through: the contract, the mapping, the hash diff and the
+change set of `planning`, over an empty baseline. Nothing here knows a rule or a transform of its own. It
+needs no warehouse where there is a contract, whose types are then the mart's; no target is asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+from retl import values
+from retl.contract import judge as judge_module
+from retl.engine import (baseline, changes, mapping)
+from retl.run import check
+from retl.engine.change_set import document_sql
+from retl.engine.changes import (Reject, Strategy)
+from retl.contract.judge import Contract
+from retl.project.definitions import (MappingTest, Sync, Warehouse)
+from retl.project.fields import (Problem, expand_fields)
+from retl.engine.mapping import (FieldMap, Run)
+from retl.engine.scratch import private_directory
+from retl.observe.signals import Stop
+from retl.engine.workspace import Spool
+from retl.project.validation import did_you_mean
+from retl.values import Type
+from retl.project.yamlfile import Loc
+
+KEPT = "$kept"  # expected of a field under `nulls: keep` that is not sent
+_ABSENT = object()
+_SOMETIME = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
+_ALL = Strategy(everything=True, absence=False, once=False, hold_unknown=False)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field that would be sent otherwise than expected; `sent` is KEPT where it would not be."""
+
+    field: str
+    expected: Any
+    sent: Any
+    sensitive: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one test. `rejected` is why its row would not be sent, if it would not."""
+
+    number: int  # from 1
+    name: str | None
+    passed: bool
+    differences: tuple[Difference, ...] = ()
+    rejected: Reject | None = None
+
+
+def judge_of(sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any]) -> Contract:
+    """The sync's contract. Without one the warehouse's columns are it, and SourceError or Later say where
+    its file cannot be read."""
+    columns: Mapping[str, str] = (
+        _Columns() if sync.contract is not None else check.columns(sync, warehouse, folder, variables)
+    )
+    return judge_module.build(sync.contract, columns, folder, sync.key, warehouse.timezone)
+
+
+def problems(sync: Sync, judge: Contract) -> Iterator[Problem]:
+    """What is wrong with the tests themselves."""
+    fields = expand_fields(sync, list(judge.columns))
+    for number, test in enumerate(sync.tests):
+        for column, value in test.given.items():
+            at: Loc = ("tests", number, "given", column)
+            if column not in judge.columns:
+                hint = did_you_mean(column, judge.columns)
+                yield Problem(sync.name, at, "COLUMN_UNKNOWN", f"the contract has no column {column!r}", hint)
+                continue
+            try:
+                _typed(judge.columns[column].type, value)
+            except ValueError as problem:
+                yield Problem(sync.name, at, "TEST_INVALID", f"{column} {problem}")
+        for name in test.expect or {}:
+            at = ("tests", number, "expect", name)
+            if name not in fields:
+                hint = did_you_mean(name, fields)
+                yield Problem(sync.name, at, "FIELD_UNKNOWN", f"the sync does not write {name!r}", hint)
+            elif fields[name].run_value in ("$run_id", "$run_started_at"):
+                yield Problem(sync.name, at, "TEST_INVALID", f"{name} is another one in every run")
+        words = {*judge.columns, *judge_module.CODES, *changes.KEY_FAULTS}
+        if test.reject is not None and test.reject not in words:
+            message = f"`reject` names a column of the contract or a code, not {test.reject!r}"
+            hint = did_you_mean(test.reject, judge.columns)
+            yield Problem(sync.name, ("tests", number, "reject"), "TEST_INVALID", message, hint)
+
+
+def run(sync: Sync, judge: Contract, timezone: str) -> Iterator[Verdict]:
+    """Every test in its order. They must be right: see `problems`."""
+    for number, test in enumerate(sync.tests, start=1):
+        with private_directory() as directory:
+            spool = Spool(directory, Stop())
+            try:
+                yield _tried(sync, judge, timezone, test, number, spool, directory)
+            finally:
+                spool.close()
+
+
+def _tried(
+    sync: Sync,
+    judge: Contract,
+    timezone: str,
+    test: MappingTest,
+    number: int,
+    spool: Spool,
+    directory: Path,
+) -> Verdict:
+    given = {name: _typed(rule.type, test.given.get(name)) for name, rule in judge.columns.items()}
+    types = {name: kind for name, (kind, _) in given.items()}
+    spool.load("mart", {"retl row": "BIGINT", **types}, [(0, *(text for _, text in given.values()))])
+    judge = judge.over(types)
+    if judge.edits:
+        judge = changes.edit(spool, judge, None)
+    field_map = mapping.build(sync, judge, _SOMETIME, state_id="", timezone=timezone, newest=None)
+    for other in {lookup.sync for lookup in field_map.lookups}:  # what a sync has learnt, no file knows: NULL
+        spool.run(f'CREATE TABLE {mapping.learnt(other)} ("retl key" VARCHAR, "retl ref" VARCHAR)')
+    delivered = baseline.lay(spool, None, [])
+    changes.fingerprint(spool, field_map, "TRUE" if judge.edits else judge.clears(), "")
+    changes.diff(spool, _ALL, delivered, whole=True)
+    changes.judge(spool, judge, sync.key)
+    changes.assemble(spool, field_map, absence=False, owed=(), limit=None, directory=directory)
+    refused = next(iter(changes.rejects(spool)), None)
+    if test.reject is not None:
+        return Verdict(number, test.name, _is_for(refused, test.reject, sync), rejected=refused)
+    if refused is not None:
+        return Verdict(number, test.name, False, rejected=refused)
+    sent = _sent(spool, field_map)
+    hidden = {one.name for one in (*field_map.shape.key, *field_map.shape.fields) if one.sensitive}
+    differences = tuple(
+        Difference(name, wanted, KEPT if sent.get(name, _ABSENT) is _ABSENT else sent[name], name in hidden)
+        for name, wanted in (test.expect or {}).items()
+        if not _same(wanted, sent.get(name, _ABSENT))
+    )
+    return Verdict(number, test.name, not differences, differences)
+
+
+def _sent(spool: Spool, field_map: FieldMap) -> dict[str, Any]:
+    """The fields of the one row as they leave, the key's among them, in their JSON forms."""
+    keys = [
+        values.json_sql(one.type, f"k{i}", field_map.formats, field_map.timezone)
+        for i, one in enumerate(field_map.shape.key)
+    ]
+    document, *parts = spool.one(f"SELECT {', '.join([document_sql(field_map), *keys])} FROM changes")
+    names = [one.name for one in field_map.shape.key]
+    found = {name: json.loads(part, parse_float=Decimal) for name, part in zip(names, parts, strict=True)}
+    return {**found, **json.loads(document, parse_float=Decimal)}
+
+
+def _is_for(refused: Reject | None, word: str, sync: Sync) -> bool:
+    """Is the row refused for that column, or under that code?"""
+    if refused is None:
+        return False
+    return word in (refused.column, refused.code) or (refused.stage == "key" and word in sync.key)
+
+
+def _same(wanted: Any, sent: Any) -> bool:
+    """Equal as JSON: 1 is 1.0, but neither is true nor the text 1."""
+    if sent is _ABSENT or wanted == KEPT:
+        return sent is _ABSENT and wanted == KEPT
+    if isinstance(wanted, list) and isinstance(sent, list):
+        return len(wanted) == len(sent) and all(map(_same, wanted, sent))
+    if isinstance(wanted, dict) and isinstance(sent, dict):
+        return wanted.keys() == sent.keys() and all(_same(wanted[name], sent[name]) for name in wanted)
+    if _is_number(wanted) and _is_number(sent):
+        return Decimal(str(wanted)) == Decimal(str(sent))
+    return type(wanted) is type(sent) and bool(wanted == sent)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+
+class _Columns(dict[str, str]):
+    """The columns of a mart that nobody looks at: every name, of the type that fits whatever is asked."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> str:
+        return values.NO_TYPE
+
+
+def _typed(type: Type, value: Any) -> tuple[str, str | None]:
+    """A given value as the DuckDB type its mart column would have, and as text. A value that only another
+    column type holds (1.5 for an integer) gets that one, so that the contract may judge it.
+
+    ValueError, continuing "the column …", for what no column under this contract type holds.
+    """
+    if value is None:
+        return values.carrier(type), None
+    match type.name:
+        case "boolean" if isinstance(value, bool):
+            return "BOOLEAN", str(value)
+        case "integer" | "decimal" | "float" if not isinstance(value, bool):
+            return _number(type, value)
+        case "string" | "uuid" if isinstance(value, str):
+            return "VARCHAR", value
+        case "date" | "timestamp" | "timestamptz" if isinstance(value, str):
+            return _time(type, value)
+        case "json":
+            return "VARCHAR", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        case "list" if isinstance(value, list):
+            for item in value:
+                if _typed(type.item, item)[0] != values.carrier(type.item) and type.items != "uuid":
+                    raise ValueError(f"is of type {type}, and one of its items is not")
+            return values.carrier(type), json.dumps(value, ensure_ascii=False)
+    raise ValueError(f"is of type {type}, and this value is not{_QUOTE.get(type.name, '')}")
+
+
+_QUOTE = {"string": ": a text that looks like a number needs quotes"}
+_INFINITIES = {"nan", "inf", "-inf", "infinity", "-infinity"}
+
+
+def _number(type: Type, value: Any) -> tuple[str, str]:
+    if isinstance(value, str) and value.lower() in _INFINITIES:
+        return "DOUBLE", value
+    if type.name == "float" and not isinstance(value, str):
+        return "DOUBLE", repr(float(value))
+    try:
+        number = Decimal(str(value)) if type.name == "decimal" or not isinstance(value, str) else None
+    except InvalidOperation:
+        number = None
+    if number is None:
+        raise ValueError(f"is of type {type}, and this text is not")
+    places = max(0, -int(number.as_tuple().exponent))
+    digits = max(len(number.as_tuple().digits) + max(0, int(number.as_tuple().exponent)), places)
+    if type.name == "integer" and places == 0:
+        if abs(number) >= 2**126:
+            raise ValueError("is an integer, and no column holds one as large as this")
+        return "BIGINT" if -(2**63) <= number < 2**63 else "HUGEINT", format(number, "f")
+    if type.name == "integer":
+        return "DOUBLE", str(number)
+    if places <= (type.decimal_places or 0) and digits - places <= (type.max_digits or 0) - (
+        type.decimal_places or 0
+    ):
+        return values.carrier(type), format(number, "f")
+    if digits > 38:
+        raise ValueError("is a decimal, and no column has as many digits as this")
+    return f"DECIMAL({digits},{places})", format(number, "f")
+
+
+def _time(type: Type, value: str) -> tuple[str, str]:
+    if value in ("infinity", "-infinity"):
+        return values.carrier(type), value
+    try:
+        if type.name == "date":
+            return "DATE", date.fromisoformat(value).isoformat()
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError(f"is of type {type}, and this text is not") from None
+    if moment.tzinfo is None:
+        return "TIMESTAMP", moment.isoformat(sep=" ")  # a timestamptz is read in the warehouse's time zone
+    if type.name == "timestamp":
+        raise ValueError("is a timestamp, which has no offset")
+    return "TIMESTAMP WITH TIME ZONE", moment.isoformat(sep=" ")

@@ -1,0 +1,132 @@
+"""A plan as a file: what was reviewed is what will be applied, or nothing is.
+
+The file holds no row of the mart. It says from which state, baseline and definition a change set was
+made and what its digest is; `apply` makes the plan again and delivers it only if all of that still
+holds. A run that was begun on the same baseline moves it, so a plan can be applied once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from retl import __version__
+from retl.engine.changes import Selection
+from retl.project.definitions import Sync
+from retl.errors import DefinitionError, Mismatch
+from retl.run.job import (Job, Options)
+from retl.run.plan import Plan
+
+FORMAT = 1
+
+
+class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a plan was made from and what it will do."""
+
+    format: int
+    version: str
+    sync: str
+    environment: str | None
+    state_id: str
+    object: str
+    fingerprints: dict[str, str]
+    how: str
+    baseline: list[str]
+    digest: str
+    counts: dict[str, Any]
+    selection: dict[str, Any]
+    accept: list[str]
+    allow_deletes: int | None
+    variables: dict[str, Any]
+    created_at: str
+
+
+def make(job: Job, plan: Plan) -> Artifact:
+    """The artifact of a plan that is still open."""
+    return Artifact(
+        format=FORMAT,
+        version=__version__,
+        sync=job.sync.name,
+        environment=job.environment,
+        state_id="" if job.ledger.fresh else job.ledger.state_id,
+        object=plan.capabilities.object,
+        fingerprints=plan.fingerprints,
+        how=_how(job.sync),
+        baseline=_baseline(plan),
+        digest=plan.change_set.digest(),
+        counts=asdict(plan.counts()),
+        selection={name: value for name, value in asdict(job.options.selection).items() if value},
+        accept=list(job.options.accept),
+        allow_deletes=job.options.allow_deletes,
+        variables=dict(job.options.variables),
+        created_at=plan.run.started_at.isoformat(),
+    )
+
+
+def write(artifact: Artifact, path: Path) -> None:
+    """Only this user can read it: variables may be personal."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(artifact)) + b"\n")
+
+
+def read(path: Path) -> Artifact:
+    """DefinitionError if it is no plan of this version of retl."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Artifact)
+    except (OSError, msgspec.DecodeError) as problem:
+        raise DefinitionError(
+            "PLAN_UNREADABLE",
+            f"{path} is no plan of retl",
+            hint="make one with `retl plan --sync … --out FILE`",
+        ) from problem
+    if found.format != FORMAT:
+        raise DefinitionError("PLAN_UNREADABLE", f"{path} was made by another version of retl")
+    return found
+
+
+def options(artifact: Artifact) -> Options:
+    """The invocation the plan was made by."""
+    chosen = dict(artifact.selection)
+    if "keys" in chosen:
+        chosen["keys"] = tuple(chosen["keys"])
+    return Options(
+        selection=Selection(**chosen),
+        allow_deletes=artifact.allow_deletes,
+        accept=tuple(artifact.accept),
+        variables=artifact.variables,
+    )
+
+
+def verify(artifact: Artifact, job: Job, plan: Plan) -> None:
+    """Mismatch PLAN_MOVED, naming what moved, unless the plan made now is the very plan of the file."""
+    now = make(job, plan)
+    names: Mapping[str, str] = {
+        "state_id": "this is another ledger",
+        "object": "the destination is another one",
+        "fingerprints": "the sync's key, fields or shape changed",
+        "how": "the sync's definition changed",
+        "baseline": "a run began since: the plan is spent",
+        "digest": "the mart changed, or an id that its rows name",
+    }
+    for name, sentence in names.items():
+        if name == "state_id" and not artifact.state_id:
+            continue  # made before there was a ledger: the empty baseline says all there is to say
+        if json.dumps(getattr(now, name)) != json.dumps(getattr(artifact, name)):
+            raise Mismatch("PLAN_MOVED", f"the plan no longer holds: {sentence}", hint="plan again")
+
+
+def _how(sync: Sync) -> str:
+    """Digest of the definition, but for what only people read."""
+    return sha256(sync.model_dump_json(exclude={"description", "tags", "tests"}).encode()).hexdigest()
+
+
+def _baseline(plan: Plan) -> list[str]:
+    """What the baseline was made of: the checkpoint's run and every layer over it."""
+    return [plan.checkpoint.run_id if plan.checkpoint else "", *(layer.run_id for layer in plan.layers)]

@@ -1,0 +1,1 @@
+"""The types of values and the form each takes in DuckDB, JSON, CSV and keys."""

