@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from pages.words import PROJECT, SYNC
-from retl.project.definitions import (Limits, Project, Sync, Warehouse)
-from retl.project.settings import (PostgresSettings, RedisSettings, Settings, variable)
+from retl.model import Limits
+from retl.project.definitions import Project, Sync, Warehouse
+from retl.project.settings import PostgresSettings, RedisSettings, Settings, variable
 
 _LEDGER = Path(__file__).parents[1] / "sql" / "ledger"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 for _name in (
     "duckdb", "psycopg", "pytz", "msgspec", "redis",
     "retl.cli", "retl.cli.app", "retl.cli.running", "retl.cli.schedule", "retl.cli.history",
-    "retl.pipeline", "retl.project", "retl.ledger",
-    "retl.destinations.postgres", "retl.destinations.redis", "retl.destinations.http",
-    "retl.destinations.salesforce_bulk", "retl.destinations.dataverse",
+    "retl.run.pipeline", "retl.app.resolve", "retl.ledger",
+    "retl.destinations.postgres.adapter", "retl.destinations.redis.adapter", "retl.destinations.http.adapter",
+    "retl.destinations.salesforce_bulk.adapter", "retl.destinations.dataverse.adapter",
 ):  # fmt: skip
     import_module(_name)
 

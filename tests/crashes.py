@@ -22,8 +22,8 @@ from typing import Any
 
 import duckdb
 
-from retl_demo.campaigns import Campaigns
 from retl.ledger import open_ledger
+from retl_demo.campaigns import Campaigns
 from tests import servers
 
 ROOT = Path(__file__).parents[1]

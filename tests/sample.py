@@ -16,9 +16,9 @@ import duckdb
 import psycopg
 import redis
 
-from retl_demo import (oracle, stage)
+from retl_demo import oracle, stage
 from retl_demo.campaigns import Campaigns
-from retl_demo.oracle import (LANDINGS, Landing, Targets)
+from retl_demo.oracle import LANDINGS, Landing, Targets
 from tests import servers
 
 COUNTS = (

@@ -16,16 +16,28 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from retl.destinations.batch import (Answer, Batch, Capabilities, Kind, Line, Outcome, Quota, RowResult, Shape, UNKNOWN, WRITTEN)
-from retl.project.definitions import (Limits, Retry)
-from retl.delivery.lanes import (Delivery, minted)
-from retl.destinations import Destination
+from retl.delivery.lanes import Delivery, minted
+from retl.destinations.api import Destination
+from retl.destinations.batch import (
+    UNKNOWN,
+    WRITTEN,
+    Answer,
+    Batch,
+    Capabilities,
+    Kind,
+    Line,
+    Outcome,
+    RowResult,
+    Shape,
+)
 from retl.errors import Poisoned, TargetError
-from retl.run.journal import RunJournal
 from retl.ledger import BatchRow, Ledger, RunRow
 from retl.ledger import Lock as LedgerLock
-from retl.pace.limiter import Pace
+from retl.model import Limits, Retry
+from retl.net.waits import Quota
 from retl.observe.signals import Stop
+from retl.pace.limiter import Pace
+from retl.run.journal import RunJournal
 from tests.ledgers import start, take
 
 RUN = "run-1"

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import retl
-from retl.project.definitions import (Alert, Sync)
-from retl.app.alerts import (Observation, event)
+from retl.app.alerts import Observation, event
+from retl.project.definitions import Alert, Sync
 from tests.commands import ROWS, Workshop
 from tests.servers import RedisServer
 

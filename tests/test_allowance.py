@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retl.pace.allowance import (Account, HOUR, HOURS, Lease, Terms, USE)
+from retl.pace.allowance import HOUR, HOURS, USE, Account, Lease, Terms
 
 DAY = 24 * HOUR
 START = 500_000 * HOUR + 1800.0

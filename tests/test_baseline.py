@@ -15,13 +15,13 @@ from typing import Any
 import duckdb
 import pytest
 
+from retl.destinations.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
 from retl.engine import baseline
 from retl.engine.baseline import Layer
-from retl.destinations.batch import (ABSENT, KEPT, Kind, Outcome, RowResult, UNKNOWN, WRITTEN)
 from retl.engine.change_set import ChangeSet
+from retl.engine.workspace import Spool
 from retl.ledger import BatchRow
 from retl.observe.signals import Stop
-from retl.engine.workspace import Spool
 
 DAYS = [datetime(2026, 11, day, 6, tzinfo=UTC) for day in range(1, 5)]
 BAD = RowResult(Kind.REJECTED, "23514", "a check says no")

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from retl_demo.campaigns import (Campaigns, MAX_BYTES, MAX_ROWS)
+from retl_demo.campaigns import MAX_BYTES, MAX_ROWS, Campaigns
 
 TOKEN = "a token of the tests"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from retl.observe import redact
+from retl.app.resolve import LoadedProject, Resolved, open_project
 from retl.errors import DefinitionError
-from retl.app.resolve import (LoadedProject, Resolved, open_project)
+from retl.observe import redact
 from retl.project.validation import each
 
 HEAD = "source: {table: m}\nkey: [id]\n"
@@ -61,7 +61,7 @@ def test_the_type_follows_from_the_connection(folder: Path) -> None:
         folder, "{connection: crm_db, table: crm.users, create: true}", CRM, CRM_PASSWORD="hunter22"
     )
     assert (found.name, found.type, found.limits.concurrency) == ("crm_db", "postgres", 4)
-    assert found.destination.__module__ == "retl.destinations.postgres"
+    assert found.destination.__module__ == "retl.destinations.postgres.adapter"
     assert (connection(found).host, connection(found).dbname) == ("localhost", "crm")
     assert connection(found).password.get_secret_value() == "hunter22"
     assert redact.redact("password hunter22") == "password ***"

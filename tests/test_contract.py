@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from retl import values
 from retl.contract import judge
-from retl.project import definitions
-from retl.contract.judge import (Contract, MISFIT, Verdict)
+from retl.contract.judge import MISFIT, Contract, Verdict
 from retl.errors import DefinitionError, Mismatch
+from retl.project import definitions
+from retl.values import sql
 
 NOWHERE = Path("/nonexistent")
 con = duckdb.connect()
@@ -411,7 +411,7 @@ def test_a_pattern_clears_nothing_that_it_refuses(pattern: str) -> None:
         "👨‍👩‍👧",
         "e\u0301",
     ]
-    relation = "(VALUES " + ", ".join(f"({values.literal(text)})" for text in texts) + ") AS t(a)"
+    relation = "(VALUES " + ", ".join(f"({sql.literal(text)})" for text in texts) + ") AS t(a)"
     codes(made, relation)
 
 
@@ -494,7 +494,7 @@ def test_sql_never_clears_what_pydantic_refuses(data: st.DataObject, column: dic
     column_type = data.draw(st.sampled_from(column_types))
     made = judge.build(written(c=column), {"c": column_type}, NOWHERE, [])
     given_texts = data.draw(st.lists(stored | st.none(), min_size=1, max_size=6))
-    rows = ", ".join("(NULL)" if text is None else f"({values.literal(text)})" for text in given_texts)
+    rows = ", ".join("(NULL)" if text is None else f"({sql.literal(text)})" for text in given_texts)
     relation = f"(SELECT TRY_CAST(x AS {column_type}) AS c FROM (VALUES {rows}, (NULL)) t(x))"
     con.execute(f"CREATE OR REPLACE TABLE hostile AS FROM {relation}")
     for cleared, judged in verdicts(made, "hostile"):

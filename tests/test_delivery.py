@@ -20,13 +20,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from retl.delivery import lanes as delivering
-from retl.observe import log
-from retl.pace import limiter
-from retl.destinations.batch import (ABSENT, Batch, KEPT, Kind, Outcome, Pending, Quota, RowResult, UNKNOWN, WRITTEN)
-from retl.project.definitions import (Limits, Retry)
+from retl.delivery.failure_rate import Tally
+from retl.destinations.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Batch, Kind, Outcome, Pending, RowResult
 from retl.errors import Ambiguous, Later, LedgerError, Poisoned, Spent, Stopped, Systemic, Unavailable
 from retl.ledger import open_ledger
-from retl.delivery.failure_rate import Tally
+from retl.model import Limits, Retry
+from retl.net.waits import Quota
+from retl.observe import log
+from retl.pace import limiter
 from tests.ledgers import take
 from tests.target import Scene, Target, begin, fails, says, tells, took, took_but
 

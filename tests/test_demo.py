@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from retl_demo import (oracle, stage, warehouse)
-from retl_demo.oracle import (Difference, LANDINGS, Motion)
+from retl_demo import oracle, stage, warehouse
+from retl_demo.oracle import LANDINGS, Difference, Motion
 
 FOREIGN = {  # what a user's own environment may say, and the demo must never act on
     "POSTGRES_HOST": "203.0.113.1",

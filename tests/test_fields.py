@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from retl.project.definitions import (FieldSource, Sync)
 from retl.errors import DefinitionError
-from retl.project.fields import (expand_fields, key_names)
+from retl.project.definitions import FieldSource, Sync
+from retl.project.fields import expand_fields, key_names
 
 COLUMNS = ["id", "a", "b"]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from retl.destinations.batch import (Outcome, UNKNOWN, WRITTEN)
-from retl.project.definitions import Sync
-from retl.app.freshness import (State, states)
-from retl.ledger import Acknowledgement, Ledger, Reject, RejectChanges, RunEnd
+from retl.app.freshness import State, states
 from retl.app.report import gather
+from retl.destinations.batch import UNKNOWN, WRITTEN, Outcome
+from retl.ledger import Acknowledgement, Ledger, Reject, RejectChanges, RunEnd
+from retl.project.definitions import Sync
 from tests.ledgers import batch, ledger, start, take, url
 
 __all__ = ["ledger", "url"]  # fixtures

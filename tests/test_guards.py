@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from retl.project.definitions import Guards
-from retl.run.guards import (Facts, judge)
+from retl.run.guards import Facts, judge
 from retl.sources.dbt import Build
 
 CALM = Facts(read=1000, total=1000, new_rejects=0, baseline_rows=1000, matched=1000, last_read=1000)

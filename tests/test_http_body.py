@@ -17,9 +17,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retl.errors import DefinitionError, Poisoned
 from retl.destinations.http import csvbody
-from retl.destinations.http.body import (Endpoint, Request, Template)
+from retl.destinations.http.body import Endpoint, Template
+from retl.errors import DefinitionError, Poisoned
+from retl.net.messages import Request
 
 ROWS = [
     (1, '{"name":"Ann","total":1.10,"at":null}'),

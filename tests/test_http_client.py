@@ -15,12 +15,23 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from retl.destinations.batch import (ABSENT, Batch, Field, Kind, Outcome, RowResult, Shape, SoftDelete, UNKNOWN, WRITTEN)
-from retl.destinations.http.adapter import (HttpConnection, HttpDestination, HttpOptions)
+from retl.destinations.batch import (
+    ABSENT,
+    UNKNOWN,
+    WRITTEN,
+    Batch,
+    Field,
+    Kind,
+    Outcome,
+    RowResult,
+    Shape,
+    SoftDelete,
+)
+from retl.destinations.http.adapter import HttpConnection, HttpDestination, HttpOptions
 from retl.errors import Ambiguous, DefinitionError, Poisoned, RetlError, Systemic, Unavailable
 from retl.net import client
 from retl.net.client import Address
-from retl.values import Type
+from retl.values.types import Type
 from tests import api as fake
 from tests.api import TOKEN, Api
 from tests.destinations.rows import Row, Rows

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retl.destinations.batch import (Kind, Outcome, RowResult, UNKNOWN, WRITTEN)
-from retl.errors import Ambiguous
+from retl.destinations.batch import UNKNOWN, WRITTEN, Kind, Outcome, RowResult
 from retl.destinations.salesforce_bulk import csvjob
-from retl.destinations.http.outcome import Reply
+from retl.errors import Ambiguous
+from retl.net.messages import Reply
 
 BAD = RowResult(Kind.REJECTED, "BAD")
 

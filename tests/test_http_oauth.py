@@ -10,12 +10,12 @@ from urllib.parse import parse_qs
 import pytest
 from pydantic import ValidationError
 
-from retl.observe import redact
-from retl.destinations.batch import (Field, Kind, Outcome, Shape)
-from retl.destinations.http.adapter import (HttpConnection, HttpDestination, HttpOptions)
+from retl.destinations.batch import Field, Kind, Outcome, Shape
+from retl.destinations.http.adapter import HttpConnection, HttpDestination, HttpOptions
 from retl.errors import Systemic, Unavailable
 from retl.net.oauth import OAuth2
-from retl.values import Type
+from retl.observe import redact
+from retl.values.types import Type
 from tests import api as fake
 from tests.api import TOKEN, Api
 from tests.destinations.rows import Rows

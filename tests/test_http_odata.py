@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from retl.errors import Ambiguous
 from retl.destinations.dataverse import odata
-from retl.destinations.http.body import Request
-from retl.destinations.http.outcome import Reply
+from retl.errors import Ambiguous
+from retl.net.messages import Reply, Request
 
 KIND = {"content-type": "multipart/mixed; boundary=b1"}
 WRITTEN = (

@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retl.destinations.batch import (ABSENT, KEPT, Kind, Outcome, Quota, UNKNOWN, WRITTEN)
+from retl.destinations.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome
+from retl.destinations.http.outcome import Sent, interpret
+from retl.destinations.http.rules import Rules
 from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
-from retl.destinations.http.outcome import (Reply, Sent, interpret)
-from retl.destinations.http.rules import (HeaderWait, Match, Rules, Usage, look, text)
-from retl.net.scrub import (LONGEST_REASON, scrub)
-from retl.net.waits import (LONGEST_WAIT, quota, wait_asked)
+from retl.net.lookup import Match, look, text
+from retl.net.messages import Reply
+from retl.net.scrub import LONGEST_REASON, scrub
+from retl.net.waits import LONGEST_WAIT, HeaderWait, Quota, Usage, quota, wait_asked
 
 POSITIONAL = Rules(
     ok=(200,),

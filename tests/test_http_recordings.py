@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from retl.destinations.batch import (Kind, Outcome)
-from retl.errors import Poisoned
-from retl.destinations.http.outcome import (Reply, Sent, interpret)
+from retl.destinations.batch import Kind, Outcome
+from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.rules import Rules
+from retl.errors import Poisoned
+from retl.net.messages import Reply
 
 RECORDINGS = Path(__file__).resolve().parents[2] / "shared" / "recordings"
 pytestmark = pytest.mark.skipif(not RECORDINGS.is_dir(), reason=f"no recordings at {RECORDINGS}")

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from retl.run import journal as journals
-from retl.observe import log
-from retl.destinations.batch import (Batch, Kind, Outcome, RowResult, UNKNOWN, WRITTEN)
 from retl.delivery.lanes import Answered
+from retl.destinations.batch import UNKNOWN, WRITTEN, Batch, Kind, Outcome, RowResult
 from retl.errors import LedgerError
-from retl.run.journal import RunJournal
 from retl.ledger import open_ledger
+from retl.observe import log
+from retl.run import journal as journals
+from retl.run.journal import RunJournal
 from tests.ledgers import take
 from tests.target import RUN, Scene, begin
 

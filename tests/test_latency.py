@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from retl.pace.latency import (LOOK, Latency)
+from retl.pace.latency import LOOK, Latency
 
 
 def after(*requests: tuple[int, float], size: int = 1000) -> float:

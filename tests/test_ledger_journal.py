@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from retl.destinations.batch import (ABSENT, Kind, Outcome, RowResult, UNKNOWN, WRITTEN)
+from retl.destinations.batch import ABSENT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
 from retl.errors import DefinitionError, InvariantBroken, LedgerError
 from retl.ledger import (
     Acknowledgement,

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from retl.destinations.batch import (Outcome, WRITTEN)
+from retl.destinations.batch import WRITTEN, Outcome
 from retl.errors import DefinitionError, LedgerError, RetlError
 from retl.ledger import Acknowledgement, Ledger, open_ledger
 from tests.ledgers import ROOT, batch, child, kill, line, start, take, url

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from retl.contract import judge as judge_module
-from retl.engine import (baseline, changes, mapping)
-from retl.destinations.batch import (FieldsText, KeyText, Line, Shape, Size)
-from retl.engine.change_set import ChangeSet
-from retl.project.definitions import Sync
-from retl.destinations.redis.adapter import (Redis, RedisOptions)
+from retl.contract.judge import build
+from retl.destinations.batch import FieldsText, KeyText, Line, Shape, Size
 from retl.destinations.http import line
-from retl.destinations.http.body import (Endpoint, Template)
+from retl.destinations.http.body import Endpoint, Template
+from retl.destinations.redis.adapter import Redis, RedisOptions
 from retl.destinations.redis.resp import pack
-from retl.observe.signals import Stop
+from retl.engine import baseline, changes, mapping
+from retl.engine.change_set import ChangeSet
 from retl.engine.workspace import Spool
+from retl.observe.signals import Stop
+from retl.project.definitions import Sync
 from tests.destinations.suite import HOSTILE
 
 # every type that a field can have; the keys are of the types that a line can say
@@ -77,7 +77,7 @@ def change_set(spool: Spool, timezone: str = "UTC", **sync: Any) -> ChangeSet:
     )
     parts = {"name": "s", "source": {"table": "mart"}, "key": ["text", "number", "id"], "destination": {}}
     definition = Sync.model_validate(parts | sync)
-    judge = judge_module.build(None, COLUMNS, Path(), definition.key, timezone)
+    judge = build(None, COLUMNS, Path(), definition.key, timezone)
     run = mapping.Run("run-1", datetime(2026, 11, 21, tzinfo=UTC))
     field_map = mapping.build(definition, judge, run, state_id="s", timezone=timezone, newest=None)
     baseline.lay(spool, None, [])
@@ -164,7 +164,7 @@ def test_what_needs_python_stays_with_it(
     definition = Sync.model_validate(
         {"name": "s", "source": {"table": "m"}, "key": ["text"], "destination": {}} | sync
     )
-    judge = judge_module.build(None, COLUMNS, Path(), definition.key)
+    judge = build(None, COLUMNS, Path(), definition.key)
     run = mapping.Run("run-1", datetime(2026, 11, 21, tzinfo=UTC))
     shape = mapping.build(definition, judge, run, state_id="s", timezone="UTC", newest=None).shape
     assert line.line(Endpoint(**{"path": "/rows", "wrap": "rows", **endpoint}), shape) is None

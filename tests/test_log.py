@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from retl.observe import (log, redact)
+from retl.observe import log, redact
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_the_level_hides_a_line_but_not_the_event(capsys: pytest.CaptureFixture[
 
 def run(script: str, **options: object) -> subprocess.CompletedProcess[str]:
     done: subprocess.CompletedProcess[str] = subprocess.run(
-        [sys.executable, "-c", f"from retl import log\n{script}"],
+        [sys.executable, "-c", f"from retl.observe import log\n{script}"],
         text=True,
         check=False,
         **{"capture_output": True, **options},  # type: ignore[call-overload]

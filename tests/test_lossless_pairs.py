@@ -12,8 +12,9 @@ import duckdb
 import psycopg
 import pytest
 
-from retl import values
-from retl.values import Type
+from retl.destinations.postgres import types
+from retl.values import csv_text, storage
+from retl.values.types import Type
 from tests.servers import Database
 from tests.value_cases import DATES, FLOATS, INTEGERS, JSONS, TEXTS, TIMES, same, tree
 
@@ -118,14 +119,14 @@ def written(connection: psycopg.Connection[Any], pg_type: str, text: str | None)
 
 def outcome(connection: Any, duck: duckdb.DuckDBPyConnection, type: Type, pg_type: str, sql: str) -> str:
     """'equal', 'refused' or 'altered'; the table `pair` has the column."""
-    carried = f"CAST({sql} AS {values.carrier(type)})"
+    carried = f"CAST({sql} AS {storage.carrier(type)})"
     of_list = type.name == "list"
     told = (
         f"list_transform({carried}, lambda e: CAST(e AS VARCHAR))"
         if of_list
         else f"CAST({carried} AS VARCHAR)"
     )
-    sent = f"CAST({values.csv_sql(type, carried)} AS VARCHAR)"
+    sent = f"CAST({csv_text.csv_sql(type, carried)} AS VARCHAR)"
     ((source, text),) = duck.execute(f"SELECT {told}, {sent}").fetchall()
     found = written(connection, pg_type, text)
     if found is None:
@@ -147,7 +148,7 @@ def test_a_pair_said_to_be_lossless_alters_nothing(
     with postgres.connect() as connection:
         connection.execute("SET timezone = 'Pacific/Auckland'")
         for pg_type in column_types(connection):
-            if not values.lossless(type, pg_type):
+            if not types.lossless(type, pg_type):
                 continue
             connection.execute(f"CREATE TEMP TABLE pair (v {pg_type})")
             ((catalog,),) = connection.execute(
@@ -160,7 +161,7 @@ def test_a_pair_said_to_be_lossless_alters_nothing(
             assert "equal" in found.values(), pg_type
             proved.append(pg_type)
             connection.execute("DROP TABLE pair")
-    created = values.ddl(type).replace("timestamp[]", "timestamp without time zone[]")
+    created = types.ddl(type).replace("timestamp[]", "timestamp without time zone[]")
     spoken = {"timestamp": "timestamp without time zone", "timestamptz": "timestamp with time zone"}
     assert spoken.get(created, created) in proved
 
@@ -169,7 +170,7 @@ def test_a_pair_said_to_be_lossless_alters_nothing(
 def test_a_pair_said_to_be_lossy_is(
     postgres: Database, duck: duckdb.DuckDBPyConnection, type: Type, pg_type: str, sql: str
 ) -> None:
-    assert not values.lossless(type, pg_type)
+    assert not types.lossless(type, pg_type)
     with postgres.connect() as connection:
         connection.execute("SET timezone = 'Pacific/Auckland'")
         connection.execute(f"CREATE TEMP TABLE pair (v {pg_type})")
@@ -181,12 +182,12 @@ def test_a_sized_text_that_the_contract_fits_alters_nothing(
 ) -> None:
     with postgres.connect() as connection:
         connection.execute("CREATE TEMP TABLE pair (v character varying(3))")
-        assert values.lossless(Type("string"), "character varying(3)", max_length=3)
+        assert types.lossless(Type("string"), "character varying(3)", max_length=3)
         for sql in ("'abc'", "'   '", "''", "'🦆🦆🦆'", "'a  '", "e'\\t\\n\\\\'"):
             assert outcome(connection, duck, Type("string"), "character varying(3)", sql) == "equal"
         connection.execute("DROP TABLE pair")
         connection.execute("CREATE TYPE mood AS ENUM ('', 'a b', 'ü')")
         connection.execute("CREATE TEMP TABLE pair (v mood)")
-        assert values.lossless(Type("string"), "mood", enum=True)
+        assert types.lossless(Type("string"), "mood", enum=True)
         for sql, expected in (("''", "equal"), ("'a b'", "equal"), ("'ü'", "equal"), ("'A B'", "refused")):
             assert outcome(connection, duck, Type("string"), "mood", sql) == expected

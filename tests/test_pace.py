@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from retl.pace import limiter
-from retl.destinations.batch import Quota
-from retl.project.definitions import (Limits, Retry)
 from retl.errors import Ambiguous, Later, Systemic, Unavailable
-from retl.pace.limiter import (Pace, retrying)
+from retl.model import Limits, Retry
+from retl.net.waits import Quota
+from retl.pace import limiter
+from retl.pace.limiter import Pace, retrying
 
 
 class Clock(Event):

@@ -12,8 +12,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from retl.values import phone
 from retl.testing import FakeHubSpot
+from retl.values import phone
 
 
 def read(number: str | None, country: str | None = None, trunk: str = "") -> str | None:

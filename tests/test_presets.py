@@ -13,14 +13,15 @@ from typing import Any
 import duckdb
 import pytest
 
-from retl.observe import redact
-from retl.destinations.batch import (Field, Shape)
-from retl.destinations import PREVIEW, load, preset_names
+from retl.app.resolve import Resolved, open_project
+from retl.destinations import load, preset_names
+from retl.destinations.api import PREVIEW
+from retl.destinations.batch import Field, Shape
 from retl.errors import DefinitionError
-from retl.app.resolve import (Resolved, open_project)
-from retl.testing import FakeHubSpotLists, FakeKlaviyo
+from retl.observe import redact
 from retl.project.validation import each
-from retl.values import Type
+from retl.testing import FakeHubSpotLists, FakeKlaviyo
+from retl.values.types import Type
 from tests.api import TOKEN
 
 HEAD = "source: {table: m}\nkey: [email]\n"

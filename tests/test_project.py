@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from retl.app.resolve import LoadedProject, open_project
 from retl.errors import DefinitionError
-from retl.app.resolve import (LoadedProject, open_project)
 from retl.project.validation import each
 
 SYNC = "source: {table: m}\nkey: [id]\ndestination: {type: redis}\n"

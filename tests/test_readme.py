@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from retl.project.definitions import Guards
-from retl_demo import stage
 from retl.run.guards import DELETES_ALWAYS_PASS
+from retl_demo import stage
 from tests import servers
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
 from retl.observe import redact as redaction
-from retl.observe.redact import (MASK, redact, register, register_model, register_variable)
+from retl.observe.redact import MASK, redact, register, register_model, register_variable
 
 
 @pytest.fixture(autouse=True)

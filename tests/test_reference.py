@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from retl import destinations
+from retl.app.reference import sync_schema, types, write_pages
 from retl.project.definitions import Sync
-from retl.app.reference import (sync_schema, types, write_pages)
 
 
 def test_the_schema_has_every_key_of_a_sync_but_its_name() -> None:

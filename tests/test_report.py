@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from retl.app.report import Facts, Reason, delivered, funnel, page
+from retl.app.report.style import DARK, LIGHT, PAIRS, RULES, sheet
 from retl.ledger import BatchRow, RunRow
-from retl.app.report import (Facts, Reason, delivered, funnel, page)
-from retl.app.report.style import (DARK, LIGHT, PAIRS, RULES, sheet)
 from tests.commands import ROWS, Workshop
 from tests.ledgers import batch
 from tests.servers import RedisServer

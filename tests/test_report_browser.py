@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from retl.app.report import page
-from retl.app.report.style import (DARK, LIGHT)
+from retl.app.report.style import DARK, LIGHT
 from tests.chromium import CHROMIUM
 from tests.test_report import EVIL, facts, run
 

@@ -10,7 +10,7 @@ import duckdb
 import pytest
 import yaml
 
-from retl.project.definitions import (Column, Project, Sync)
+from retl.project.definitions import Column, Project, Sync
 from retl_demo import warehouse
 
 ROOT = warehouse.project()

@@ -12,8 +12,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from retl_demo import (oracle, warehouse)
-from retl_demo.oracle import (LANDINGS, Motion)
+from retl_demo import oracle, warehouse
+from retl_demo.oracle import LANDINGS, Motion
 from tests import sample, servers
 from tests.sample import Sample, landing
 

@@ -20,9 +20,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from retl_demo import (process, servers)
-from retl_demo.process import Server
 from retl.errors import Failure
+from retl_demo import process, servers
+from retl_demo.process import Server
 from tests.servers import EXPENDABLE, Database, RedisServer, fresh_database
 
 Launch = Callable[[Path], Server]
@@ -155,7 +155,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_a_server_does_not_outlive_a_killed_parent(open_path: Path, name: str) -> None:
     text = (
-        f"import pathlib, time; from retl.demo import servers; "
+        f"import pathlib, time; from retl_demo import servers; "
         f"print(servers.{name}(pathlib.Path({str(open_path)!r})).pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, env=_python_path()) as parent:

@@ -11,9 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from retl.observe import redact
 from retl.errors import DefinitionError
-from retl.project.settings import (Environment, PostgresSettings, RedisSettings, Settings, example, exported, project_folder, read)
+from retl.observe import redact
+from retl.project.settings import (
+    Environment,
+    PostgresSettings,
+    RedisSettings,
+    Settings,
+    example,
+    exported,
+    project_folder,
+    read,
+)
 
 
 @pytest.fixture(autouse=True)

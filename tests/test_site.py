@@ -13,7 +13,7 @@ from pages import words
 from pages.__main__ import made
 
 from retl import destinations
-from retl.project.definitions import (Project, Sync)
+from retl.project.definitions import Project, Sync
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from retl.destinations.batch import (Kind, Outcome, RowResult, WRITTEN)
-from retl.errors import Failure, Systemic
 from retl.delivery.failure_rate import Tally
+from retl.destinations.batch import WRITTEN, Kind, Outcome, RowResult
+from retl.errors import Failure, Systemic
 
 
 def refused(code: str) -> RowResult:

@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from retl.observe import log
-from retl.observe.tracing import Tracing
 from retl.observe.summary import PHASES
+from retl.observe.tracing import Tracing
 from tests.collector import Collector, collecting, silence
 from tests.commands import ROWS, Said, Workshop
 from tests.servers import RedisServer

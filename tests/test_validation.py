@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from retl.project.definitions import Sync
 from retl.errors import DefinitionError
+from retl.project.definitions import Sync
 from retl.project.settings import Environment
-from retl.project.validation import (DefinitionErrors, each, validate)
-from retl.project.variables import (Filled, fill)
+from retl.project.validation import DefinitionErrors, each, validate
+from retl.project.variables import Filled, fill
 from retl.project.yamlfile import load
 
 BASE = "source: {table: m}\nkey: [id]\ndestination: {type: redis}\n"

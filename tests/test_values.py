@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retl import values
-from retl.project.definitions import Formats
-from retl.values import Type
+from retl.destinations.postgres.types import ddl, injective, lossless
+from retl.model import Formats
+from retl.values import canonical, csv_text, json_text, keys, storage, transforms
+from retl.values.sql import literal, quoted
+from retl.values.types import KEY_TYPES, Type, fits, of_duckdb
 
 T = {
     name: Type(name)
@@ -37,22 +39,22 @@ def spelled(value: Any) -> str:
 
 def judged(type: Type, column_type: str, text: str | None, timezone: str = "UTC") -> bool:
     """Whether this value of that column carries exactly under the type."""
-    value = "NULL" if text is None else values.literal(text)
+    value = "NULL" if text is None else literal(text)
     relation = f"(SELECT CAST({value} AS {column_type}) AS x)"
     (row,) = con.execute(
-        f"SELECT {values.exact(type, 'x', column_type, timezone)} FROM {relation}"
+        f"SELECT {storage.exact(type, 'x', column_type, timezone)} FROM {relation}"
     ).fetchall()
     assert isinstance(row[0], bool)
     return row[0]
 
 
 def test_names_and_texts_are_quoted() -> None:
-    assert values.quoted('a"b') == '"a""b"'
-    assert values.literal("a'b") == "'a''b'"
+    assert quoted('a"b') == '"a""b"'
+    assert literal("a'b") == "'a''b'"
     with pytest.raises(ValueError, match="NUL"):
-        values.literal("a\0b")
+        literal("a\0b")
     with pytest.raises(ValueError, match="NUL"):
-        values.quoted("\0")
+        quoted("\0")
 
 
 EXACT = [
@@ -128,13 +130,13 @@ EXACT = [
 
 @pytest.mark.parametrize(("type", "column_type", "text", "expected"), EXACT)
 def test_a_value_is_exact_or_refused(type: Type, column_type: str, text: str, expected: bool) -> None:
-    assert values.fits(type, column_type)
+    assert fits(type, column_type)
     assert judged(type, column_type, text) is expected
     assert judged(type, column_type, None)
 
 
 def test_a_string_with_nul_is_refused() -> None:
-    assert ask(values.exact(T["string"], "('a' || chr(0))", "VARCHAR")) is False
+    assert ask(storage.exact(T["string"], "('a' || chr(0))", "VARCHAR")) is False
 
 
 def test_a_naive_time_must_stay_inside_the_calendar_in_utc_too() -> None:
@@ -148,14 +150,14 @@ def test_every_duckdb_type_has_a_contract_type_or_none() -> None:
     none = {"time", "time_tz", "time_ns", "interval", "blob", "bit", "union", "geometry"}
     rows = con.execute("DESCRIBE SELECT * FROM test_all_types()").fetchall()
     for name, column_type, *_ in rows:
-        type = values.of_duckdb(column_type)
+        type = of_duckdb(column_type)
         assert (type is None) == (name in none), column_type
         if type is not None:
-            assert values.fits(type, column_type)
-            column = values.quoted(name)
-            carried = values.carry(type, column, column_type)
-            sql = f"""SELECT {values.exact(type, column, column_type)}, {values.json_sql(type, carried, Formats())},
-                             {values.csv_sql(type, carried)} FROM test_all_types()"""
+            assert fits(type, column_type)
+            column = quoted(name)
+            carried = storage.carry(type, column, column_type)
+            sql = f"""SELECT {storage.exact(type, column, column_type)}, {json_text.json_sql(type, carried, Formats())},
+                             {csv_text.csv_sql(type, carried)} FROM test_all_types()"""
             for exact, text, _ in con.execute(sql).fetchall():
                 if exact:
                     json.loads(text, parse_constant=pytest.fail)
@@ -169,18 +171,18 @@ def test_what_to_json_would_alter_has_no_contract_type() -> None:
         "JSON[]",
         "STRUCT(a TUPLE(BIT))",
     ):
-        assert values.of_duckdb(column_type) is None
-        assert not values.fits(T["json"], column_type)
+        assert of_duckdb(column_type) is None
+        assert not fits(T["json"], column_type)
     for column_type in ('STRUCT("blob, (" INTEGER, time DECIMAL(5,2))', "STRUCT(json VARCHAR)[]"):
-        assert values.of_duckdb(column_type) == T["json"]
+        assert of_duckdb(column_type) == T["json"]
 
 
 def test_text_never_becomes_a_number() -> None:
     for name in ("integer", "float", "boolean", "date", "timestamp", "timestamptz"):
-        assert not values.fits(T[name], "VARCHAR")
-    assert not values.fits(MONEY, "VARCHAR")
-    assert not values.fits(T["string"], "BIGINT")
-    assert not values.fits(T["timestamp"], "TIMESTAMP WITH TIME ZONE")
+        assert not fits(T[name], "VARCHAR")
+    assert not fits(MONEY, "VARCHAR")
+    assert not fits(T["string"], "BIGINT")
+    assert not fits(T["timestamp"], "TIMESTAMP WITH TIME ZONE")
 
 
 hostile_text = st.text(
@@ -219,18 +221,18 @@ formats = st.builds(
 @given(typed, formats, st.sampled_from(["UTC", "Europe/Vienna", "America/New_York"]))
 def test_sql_and_python_write_the_same_json(pair: tuple[Type, Any], formats: Formats, timezone: str) -> None:
     type, value = pair
-    carried = f"CAST(? AS {values.carrier(type)})"
+    carried = f"CAST(? AS {storage.carrier(type)})"
     if type.name == "decimal":
-        carried = f"CAST({values.literal(spelled(value))} AS {values.carrier(type)})"
+        carried = f"CAST({literal(spelled(value))} AS {storage.carrier(type)})"
     if type.name == "timestamptz":
-        carried = f"timezone('UTC', CAST({values.literal(str(value.replace(tzinfo=None)))} AS TIMESTAMP))"
+        carried = f"timezone('UTC', CAST({literal(str(value.replace(tzinfo=None)))} AS TIMESTAMP))"
     in_sql = ask(
-        f"{values.json_sql(type, 'x', formats, timezone)} FROM (SELECT {carried} AS x)",
+        f"{json_text.json_sql(type, 'x', formats, timezone)} FROM (SELECT {carried} AS x)",
         [value] if "?" in carried else None,
     )
     in_python = (
         msgspec.json.Encoder(decimal_format="number")
-        .encode(values.json_value(value, type, formats, timezone))
+        .encode(json_text.json_value(value, type, formats, timezone))
         .decode()
     )
     assert json.loads(in_sql, parse_float=Decimal) == json.loads(in_python, parse_float=Decimal)
@@ -240,7 +242,7 @@ def test_json_keeps_digits_and_says_utc() -> None:
     plain = Formats()
 
     def shown(type: Type, literal: str, formats: Formats = plain, timezone: str = "UTC") -> str:
-        return str(ask(values.json_sql(type, f"({literal})", formats, timezone)))
+        return str(ask(json_text.json_sql(type, f"({literal})", formats, timezone)))
 
     assert shown(MONEY, "1.10::DECIMAL(12,2)") == "1.10"
     assert shown(MONEY, "1.10::DECIMAL(12,2)", Formats(decimals="string")) == '"1.10"'
@@ -259,16 +261,18 @@ def test_json_keeps_digits_and_says_utc() -> None:
     assert shown(T["date"], "DATE '0009-01-02'") == '"0009-01-02"'
     assert shown(T["json"], "'{\"a\": 1.00}'::JSON") == '{"a": 1.00}'
     assert shown(T["string"], "NULL::VARCHAR") == "null"
-    assert msgspec.json.encode(values.json_value('{"a": 1.00}', T["json"], plain)) == b'{"a": 1.00}'
+    assert msgspec.json.encode(json_text.json_value('{"a": 1.00}', T["json"], plain)) == b'{"a": 1.00}'
 
 
 def test_a_list_is_an_array_literal_for_copy() -> None:
-    shown = ask(values.csv_sql(Type("list", items="string"), r"""['a"b', 'c\d', NULL, '', 'NULL', '{,}']"""))
+    shown = ask(
+        csv_text.csv_sql(Type("list", items="string"), r"""['a"b', 'c\d', NULL, '', 'NULL', '{,}']""")
+    )
     assert shown == r'{"a\"b","c\\d",NULL,"","NULL","{,}"}'
-    assert ask(values.csv_sql(Type("list", items="string"), "[]::VARCHAR[]")) == "{}"
-    assert ask(values.csv_sql(Type("list", items="string"), "NULL::VARCHAR[]")) is None
-    assert values.is_text(T["json"])
-    assert not values.is_text(MONEY)
+    assert ask(csv_text.csv_sql(Type("list", items="string"), "[]::VARCHAR[]")) == "{}"
+    assert ask(csv_text.csv_sql(Type("list", items="string"), "NULL::VARCHAR[]")) is None
+    assert csv_text.is_text(T["json"])
+    assert not csv_text.is_text(MONEY)
 
 
 LOSSLESS = [
@@ -307,29 +311,29 @@ LOSSLESS = [
 
 @pytest.mark.parametrize(("type", "pg_type", "expected"), LOSSLESS)
 def test_only_lossless_pairs_pass(type: Type, pg_type: str, expected: bool) -> None:
-    assert values.lossless(type, pg_type) is expected
+    assert lossless(type, pg_type) is expected
 
 
 def test_a_sized_text_needs_a_contract_that_stays_inside() -> None:
-    assert values.lossless(T["string"], "character varying(3)", max_length=3)
-    assert not values.lossless(T["string"], "character varying(3)", max_length=4)
-    assert values.lossless(T["string"], "mood", enum=True)
-    assert not values.lossless(T["integer"], "mood", enum=True)
+    assert lossless(T["string"], "character varying(3)", max_length=3)
+    assert not lossless(T["string"], "character varying(3)", max_length=4)
+    assert lossless(T["string"], "mood", enum=True)
+    assert not lossless(T["integer"], "mood", enum=True)
 
 
 def test_every_created_column_is_lossless() -> None:
     spoken = {"timestamp": "timestamp without time zone", "timestamptz": "timestamp with time zone"}
     for type in [*T.values(), MONEY, Type("list", items="string"), Type("list", items="float")]:
-        assert values.lossless(type, spoken.get(values.ddl(type), values.ddl(type)))
+        assert lossless(type, spoken.get(ddl(type), ddl(type)))
 
 
 def test_a_key_column_tells_keys_apart() -> None:
-    assert values.injective(T["string"], "text")
-    assert not values.injective(T["string"], "citext")
-    assert not values.injective(T["float"], "double precision")
+    assert injective(T["string"], "text")
+    assert not injective(T["string"], "citext")
+    assert not injective(T["float"], "double precision")
 
 
-key_types = [type for type in PYTHON if type.name in values.KEY_TYPES]
+key_types = [type for type in PYTHON if type.name in KEY_TYPES]
 key_parts = st.lists(
     st.sampled_from(key_types).flatmap(lambda type: st.tuples(st.just(type), PYTHON[type])),
     min_size=1,
@@ -342,31 +346,31 @@ key_parts = st.lists(
 def test_sql_and_python_make_the_same_key(parts: list[tuple[Type, Any]]) -> None:
     types = [type for type, _ in parts]
     given_values = [value for _, value in parts]
-    exprs = [f"CAST({values.literal(spelled(value))} AS {values.carrier(type)})" for type, value in parts]
-    text = ask(values.key_sql(types, exprs))
-    assert text == values.key_text(given_values, types)
-    assert values.parse_key(text, types) == tuple(given_values)
-    back = [ask(f"{values.key_value_sql(types, at, '?')} = {expr}", [text]) for at, expr in enumerate(exprs)]
+    exprs = [f"CAST({literal(spelled(value))} AS {storage.carrier(type)})" for type, value in parts]
+    text = ask(keys.key_sql(types, exprs))
+    assert text == keys.key_text(given_values, types)
+    assert keys.parse_key(text, types) == tuple(given_values)
+    back = [ask(f"{keys.key_value_sql(types, at, '?')} = {expr}", [text]) for at, expr in enumerate(exprs)]
     assert back == [True] * len(back)
 
 
 def test_keys_do_not_run_into_each_other() -> None:
     pair = [T["string"], T["string"]]
-    assert values.key_text(["a", 'b","c'], pair) != values.key_text(['a","b', "c"], pair)
-    assert values.key_text(["c1", 3], [T["string"], T["integer"]]) == '["c1",3]'
-    assert values.parse_key('["c1",3]', [T["string"], T["integer"]]) == ("c1", 3)
-    assert ask(values.key_sql(pair, ["'a'", "NULL::VARCHAR"])) is None
+    assert keys.key_text(["a", 'b","c'], pair) != keys.key_text(['a","b', "c"], pair)
+    assert keys.key_text(["c1", 3], [T["string"], T["integer"]]) == '["c1",3]'
+    assert keys.parse_key('["c1",3]', [T["string"], T["integer"]]) == ("c1", 3)
+    assert ask(keys.key_sql(pair, ["'a'", "NULL::VARCHAR"])) is None
 
 
 @pytest.mark.parametrize("text", ["x", "[1]", '["a","b"]', "[1,2,3]", "{}"])
 def test_a_key_that_is_none_is_refused_without_repeating_it(text: str) -> None:
     with pytest.raises(ValueError, match=r"key|Expecting"):
-        values.parse_key(text, [T["string"], T["integer"]])
+        keys.parse_key(text, [T["string"], T["integer"]])
 
 
 def test_the_hash_sees_every_digit_and_no_order() -> None:
     def hashed(*fields: tuple[str, str, Type]) -> bytes:
-        return bytes(ask(values.hash_sql(fields, "5a17c0de")))
+        return bytes(ask(canonical.hash_sql(fields, "5a17c0de")))
 
     a, b = ("A", "1", T["integer"]), ("a", "2", T["integer"])
     assert len(hashed()) == 20
@@ -378,13 +382,13 @@ def test_the_hash_sees_every_digit_and_no_order() -> None:
     assert hashed(json_pair[0]) != hashed(json_pair[1])
     small = Type("decimal", 38, 38)
     assert hashed(("x", ".1::DECIMAL(38,38)", small)) != hashed(("x", ".2::DECIMAL(38,38)", small))
-    assert ask(values.hash_sql([a], "5a17c0de")) != ask(values.hash_sql([a], "5a17c0df"))
+    assert ask(canonical.hash_sql([a], "5a17c0de")) != ask(canonical.hash_sql([a], "5a17c0df"))
 
 
 def test_transforms_leave_null_alone() -> None:
-    assert ask(values.transform_sql("trim", "E' \\t\\n a b\\r '")) == "a b"
-    assert ask(values.transform_sql("lower", "'ÄB'")) == "äb"
-    assert ask(values.transform_sql("upper", "'äb'")) == "ÄB"
-    assert ask(values.transform_sql("sha256_hex", "'a'")).startswith("ca978112ca1b")
+    assert ask(transforms.transform_sql("trim", "E' \\t\\n a b\\r '")) == "a b"
+    assert ask(transforms.transform_sql("lower", "'ÄB'")) == "äb"
+    assert ask(transforms.transform_sql("upper", "'äb'")) == "ÄB"
+    assert ask(transforms.transform_sql("sha256_hex", "'a'")).startswith("ca978112ca1b")
     for name in ("trim", "lower", "upper", "sha256_hex"):
-        assert ask(values.transform_sql(name, "NULL::VARCHAR")) is None
+        assert ask(transforms.transform_sql(name, "NULL::VARCHAR")) is None

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retl.errors import DefinitionError, Place
-from retl.project.yamlfile import (MAX_BYTES, Tree, load)
+from retl.project.yamlfile import MAX_BYTES, Tree, load
 
 FILE = Path("syncs/a.yml")
 

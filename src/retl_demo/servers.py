@@ -20,8 +20,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from retl_demo.process import (ENVIRONMENT, Identity, LOOPBACK, Server)
 from retl.errors import Failure
+from retl_demo.process import ENVIRONMENT, LOOPBACK, Identity, Server
 
 INSTALL = "pip install 'retl-cli[demo]'"
 

@@ -20,9 +20,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from retl_demo import (oracle, warehouse)
-from retl_demo.oracle import (LANDINGS, Landing, Motion, Rows)
-from retl_demo.stage import (Ran, Stage, interruptible, open_stage, project)
+from retl_demo import oracle, warehouse
+from retl_demo.oracle import LANDINGS, Landing, Motion, Rows
+from retl_demo.stage import Ran, Stage, interruptible, open_stage, project
 
 ROWS_SHOWN = 5
 COLUMNS_SHOWN = 5

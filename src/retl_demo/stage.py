@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retl.errors import DefinitionError, Failure, Stopped
 from retl.project import settings
-from retl_demo import (servers, warehouse)
+from retl_demo import servers, warehouse
 from retl_demo.campaigns import Campaigns
 from retl_demo.oracle import Targets
-from retl.errors import DefinitionError, Failure, Stopped
 
 EXPENDABLE = {"fsync": "off", "full_page_writes": "off"}
 TOKEN = "demo-campaigns"  # noqa: S105 - of a server on this machine that ends with the demo

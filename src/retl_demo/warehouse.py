@@ -44,7 +44,7 @@ WHERE number * $changed // $every > (number - 1) * $changed // $every
 def project() -> Path:
     """Where the sample project lies: in the installed package, or in the repository it is read from."""
     installed = Path(__file__).parent / "project"
-    return installed if installed.is_dir() else Path(__file__).parents[3]
+    return installed if installed.is_dir() else Path(__file__).parents[2]
 
 
 def build(path: Path, users: int = 20_000, run_date: date = RUN_DATE) -> None:

@@ -9,8 +9,19 @@ from decimal import Decimal
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from retl.destinations.batch import (Batch, FieldText, FieldsText, Form, KeyText, Line, Operation, Piece, Shape, Size)
-from retl.values import Type
+from retl.destinations.batch import (
+    Batch,
+    FieldsText,
+    FieldText,
+    Form,
+    KeyText,
+    Line,
+    Operation,
+    Piece,
+    Shape,
+    Size,
+)
+from retl.values.types import Type
 
 Row = tuple[Any, ...]  # the values of Shape.key, then of Shape.fields
 

@@ -20,10 +20,11 @@ from uuid import UUID
 
 import pytest
 
-from retl.destinations.batch import (Answer, Batch, Field, Kind, Pending, RowResult, Shape, WriteMode)
-from retl.destinations import Destination, load
+from retl.destinations import load
+from retl.destinations.api import Destination
+from retl.destinations.batch import Answer, Batch, Field, Kind, Pending, RowResult, Shape, WriteMode
 from retl.errors import Ambiguous, Mismatch, Poisoned, RetlError, Systemic, TargetError, Unavailable
-from retl.values import Type
+from retl.values.types import Type
 from tests.destinations.rows import Row, Rows, plain
 from tests.proxy import Proxy
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from retl.pace import limiter
-from retl.destinations.batch import (Field, Kind, Operation, RowResult, Shape, SoftDelete, WriteMode)
-from retl.project.definitions import (Limits, Retry)
-from retl.delivery.lanes import Delivery
-from retl.destinations import Destination
-from retl.destinations.dataverse.adapter import (Dataverse, DataverseConnection, DataverseOptions)
-from retl.errors import DefinitionError, Mismatch
 from retl.app.resolve import open_project
+from retl.delivery.lanes import Delivery
+from retl.destinations.api import Destination
+from retl.destinations.batch import Field, Kind, Operation, RowResult, Shape, SoftDelete, WriteMode
+from retl.destinations.dataverse.adapter import Dataverse, DataverseConnection, DataverseOptions
+from retl.errors import DefinitionError, Mismatch
+from retl.model import Limits, Retry
 from retl.observe.signals import Stop
-from retl.values import Type
+from retl.pace import limiter
+from retl.values.types import Type
 from tests import api as fake
 from tests.api import TOKEN
 from tests.dataverse import Environment

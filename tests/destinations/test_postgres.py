@@ -12,16 +12,29 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from retl.destinations.batch import (ABSENT, Field, KEPT, Kind, Outcome, Shape, SoftDelete, UNKNOWN, WRITTEN, WriteMode)
-from retl.destinations.postgres.adapter import (Postgres, PostgresOptions)
-from retl.errors import Ambiguous, DefinitionError, InvariantBroken, Later, Mismatch, Systemic, Unavailable
-from retl.destinations.postgres import (catalog, fitness)
-from retl.destinations.postgres.catalog import (Column, Place, Table)
-from retl.net.postgres import PostgresConnection
+from retl.destinations.batch import (
+    ABSENT,
+    KEPT,
+    UNKNOWN,
+    WRITTEN,
+    Field,
+    Kind,
+    Outcome,
+    Shape,
+    SoftDelete,
+    WriteMode,
+)
+from retl.destinations.postgres import catalog, fitness
+from retl.destinations.postgres.adapter import Postgres, PostgresOptions
+from retl.destinations.postgres.catalog import Column, Place, Table
 from retl.destinations.postgres.exclusion import Exclusion
-from retl.destinations.postgres.statements import (Relation, Statements)
+from retl.destinations.postgres.statements import Relation, Statements
 from retl.destinations.postgres.transfer import SWALLOWED
-from retl.values import Type, ddl, quoted
+from retl.destinations.postgres.types import ddl
+from retl.errors import Ambiguous, DefinitionError, InvariantBroken, Later, Mismatch, Systemic, Unavailable
+from retl.net.postgres import PostgresConnection
+from retl.values.sql import quoted
+from retl.values.types import Type
 from tests.destinations.rows import Row, Rows, plain
 from tests.destinations.suite import (
     CANARY,

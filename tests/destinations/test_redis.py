@@ -22,11 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retl.destinations.batch import (Field, Kind, Shape, SoftDelete)
-from retl.destinations.redis.adapter import (Redis, RedisConnection, RedisOptions)
-from retl.errors import DefinitionError, Mismatch, Systemic, Unavailable
+from retl.destinations.batch import Field, Kind, Shape, SoftDelete
+from retl.destinations.redis.adapter import Redis, RedisConnection, RedisOptions
 from retl.destinations.redis.resp import judge
-from retl.values import Type
+from retl.errors import DefinitionError, Mismatch, Systemic, Unavailable
+from retl.values.types import Type
 from tests.destinations.rows import Row, Rows
 from tests.destinations.suite import (
     FIELDS,

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from retl.destinations.batch import (Field, Kind, RowResult, Shape)
-from retl.destinations import Destination
-from retl.destinations.smtp.adapter import (Smtp, SmtpConnection, SmtpOptions)
+from retl.destinations.api import Destination
+from retl.destinations.batch import Field, Kind, RowResult, Shape
+from retl.destinations.smtp.adapter import Smtp, SmtpConnection, SmtpOptions
 from retl.errors import Ambiguous, DefinitionError, Systemic, Unavailable
-from retl.values import Type
+from retl.values.types import Type
 from tests.destinations.rows import Row, Rows
 from tests.destinations.suite import CANARY, HOSTILE, Contents, Suite, Target, deliver, kinds
 from tests.destinations.test_redis import certificate

@@ -19,18 +19,19 @@ from typing import Any
 import pytest
 
 from retl import destinations
-from retl.pace import limiter
-from retl.destinations.batch import (Batch, Field, Kind, Operation, Outcome, RowResult, Shape, WriteMode)
-from retl.project.definitions import (Limits, Retry)
-from retl.delivery.lanes import (Answered, Delivery)
-from retl.destinations import Turn
-from retl.destinations.http.adapter import (HttpDestination, OPERATION_NAMES)
-from retl.errors import Poisoned, Systemic
-from retl.destinations.http.outcome import (Reply, Sent, interpret)
 from retl.app.resolve import open_project
+from retl.delivery.lanes import Answered, Delivery
+from retl.destinations.api import Turn
+from retl.destinations.batch import Batch, Field, Kind, Operation, Outcome, RowResult, Shape, WriteMode
+from retl.destinations.http.adapter import OPERATION_NAMES, HttpDestination
+from retl.destinations.http.outcome import Sent, interpret
+from retl.errors import Poisoned, Systemic
+from retl.model import Limits, Retry
+from retl.net.messages import Reply
 from retl.observe.signals import Stop
+from retl.pace import limiter
 from retl.testing import FakeApi
-from retl.values import Type
+from retl.values.types import Type
 from tests import api as fake
 from tests.api import TOKEN, Fault, passed
 from tests.destinations.rows import Row, Rows, document

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from retl import destinations
-from retl.destinations.batch import (Field, Kind)
+from retl.destinations.batch import Field, Kind
+from retl.destinations.http.outcome import Sent, interpret
 from retl.errors import Poisoned, Unavailable
-from retl.destinations.http.outcome import (Reply, Sent, interpret)
+from retl.net.messages import Reply
 from retl.testing import FakeAirtable
 from tests import api as fake
 from tests.presets.proof import WHOLE, Proof, Recorded, lines

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from retl.destinations.batch import (Field, Kind)
+from retl.destinations.batch import Field, Kind
 from retl.errors import DefinitionError, Later, Unavailable
 from retl.testing import FakeHubSpot
 from tests import api as fake

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from retl.destinations.batch import (Field, Kind)
+from retl.destinations.batch import Field, Kind
 from retl.testing import FakeIterableLists
 from tests import api as fake
 from tests.api import TOKEN

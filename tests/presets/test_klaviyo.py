@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from retl.destinations.batch import UNKNOWN as NOBODY_KNOWS
-from retl.destinations.batch import (Field, Kind, Outcome, Pending)
 from retl.destinations import load
+from retl.destinations.batch import UNKNOWN as NOBODY_KNOWS
+from retl.destinations.batch import Field, Kind, Outcome, Pending
 from retl.testing import FakeKlaviyo
-from retl.values import Type
+from retl.values.types import Type
 from tests import api as fake
 from tests.api import TOKEN, passed
 from tests.destinations.rows import Rows

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from retl.destinations.batch import UNKNOWN as NOBODY_KNOWS
-from retl.destinations.batch import (Field, Kind, Outcome)
+from retl.destinations.batch import Field, Kind, Outcome
 from retl.testing import FakeMailchimp
 from tests import api as fake
 from tests.api import TOKEN

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from retl.destinations.batch import UNKNOWN as NOBODY_KNOWS
-from retl.destinations.batch import (Field, Kind, Outcome)
 from retl.destinations import load
+from retl.destinations.batch import UNKNOWN as NOBODY_KNOWS
+from retl.destinations.batch import Field, Kind, Outcome
 from tests import api as fake
 from tests.api import TOKEN, Api
 from tests.destinations.rows import Rows

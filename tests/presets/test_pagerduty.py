@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from retl.destinations.batch import Field
 from retl.destinations import load
+from retl.destinations.batch import Field
 from retl.testing import FakePagerDuty
 from tests import api as fake
 from tests.api import TOKEN

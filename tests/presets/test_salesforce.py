@@ -9,10 +9,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from pydantic import ValidationError
 
-from retl.destinations.batch import Kind
 from retl.destinations import load
-from retl.errors import Spent, Unavailable
+from retl.destinations.batch import Kind
 from retl.destinations.http.rules import Rules
+from retl.errors import Spent, Unavailable
 from retl.net.waits import quota
 from tests import api as fake
 from tests.api import TOKEN

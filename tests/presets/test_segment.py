@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from retl.destinations.batch import (Field, Kind)
+from retl.destinations.batch import Field, Kind
 from retl.testing import FakeSegment
-from retl.values import Type
+from retl.values.types import Type
 from tests.api import TOKEN
 from tests.presets.proof import Proof
 

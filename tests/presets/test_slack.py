@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from retl.destinations.batch import (Field, Kind)
 from retl.destinations import load
+from retl.destinations.batch import Field, Kind
 from retl.testing import FakeSlack
-from retl.values import Type
+from retl.values.types import Type
 from tests import api as fake
 from tests.presets.proof import TEXT, Proof
 from tests.presets.webhooks import PATH

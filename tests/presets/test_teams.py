@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from retl.destinations.batch import (Field, Shape)
 from retl.destinations import load
+from retl.destinations.batch import Field, Shape
 from retl.errors import Unavailable
 from retl.testing import FakeTeams
-from retl.values import Type
+from retl.values.types import Type
 from tests import api as fake
 from tests.destinations.rows import Rows
 from tests.presets.proof import TEXT, Proof

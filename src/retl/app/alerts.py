@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Protocol
 
-from retl.observe import log
-from retl.project.definitions import (Alert, AlertEvent, Recipient, Sync)
 from retl.errors import DefinitionError, RetlError, Unavailable
+from retl.observe import log
 from retl.observe.redact import redact
+from retl.project.definitions import Alert, AlertEvent, Recipient, Sync
 
 TIMEOUT = 15.0  # seconds for one alert from begin to end
 ENDED_WELL = ("SUCCESS", "SUCCESS_WITH_REJECTS")
@@ -158,8 +158,8 @@ def _send(to: Recipient, document: Mapping[str, Any]) -> None:
 
 def _post(url: str, document: Mapping[str, Any]) -> None:
     from retl.net.auth import WholeUrl
-    from retl.destinations.http.body import Request
-    from retl.net.client import (Address, Client, Timeouts)
+    from retl.net.client import Address, Client, Timeouts
+    from retl.net.messages import Request
 
     auth = WholeUrl.model_validate({"type": "url", "url": url})
     timeouts = Timeouts(connect=TIMEOUT / 3, idle=TIMEOUT, total=TIMEOUT)

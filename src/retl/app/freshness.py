@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from retl.project.definitions import Sync
 from retl.ledger import BreakerRow, Checkpoint, Ledger, RunRow
+from retl.project.definitions import Sync
 from retl.run.resolve import doubts
 
 UNTOUCHED = timedelta(days=14)

@@ -37,11 +37,11 @@ from openlineage.client.facet_v2 import (
 )
 
 from retl import __version__
-from retl.observe import log
-from retl.project.definitions import (Source, Warehouse)
 from retl.errors import RetlError
+from retl.observe import log
 from retl.observe.aside import Aside
 from retl.observe.redact import redact
+from retl.project.definitions import Source, Warehouse
 from retl.sources import dbt
 
 LIBRARIES = ("openlineage", "urllib3", "requests")

@@ -1,7 +1,7 @@
 """What the code knows of itself, for reading: the JSON Schema of sync files, and a page per destination.
 
 It is made from the definitions and from every destination's own Options, so it cannot say anything that
-validation does not. It reads no project. `python -m retl.reference docs/destinations` writes the pages.
+validation does not. It reads no project. `python -m retl.app.reference docs/destinations` writes the pages.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from retl import destinations
-from retl.project.definitions import (Limits, Sync)
-from retl.destinations import PREVIEW
+from retl.destinations.api import PREVIEW
+from retl.model import Limits
+from retl.project.definitions import Sync
 from retl.project.settings import DEFAULT_CONNECTIONS
 
 if TYPE_CHECKING:
-    from retl.destinations import Destination
+    from retl.destinations.api import Destination
     from retl.destinations.presets import Preset
 
 _OPERATIONS = ("upsert", "insert", "update", "delete")

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from retl import destinations
-from retl.project.definitions import (Limits, Project, Sync, Warehouse)
-from retl.destinations import Destination
+from retl.destinations.api import Destination
 from retl.errors import DefinitionError, Place
-from retl.project.fields import (Claim, claimed, key_names, problems, sharing)
+from retl.model import Limits
 from retl.observe.redact import register_model
-from retl.project.settings import (DEFAULT_CONNECTIONS, Environment, Settings, read, variable)
-from retl.project.files import (PROJECT_FILE, read_project_file, read_syncs)
-from retl.project.validation import (ModelT, did_you_mean, raise_all, validate)
-from retl.project.variables import (Filled, Missing, fill, unset)
-from retl.project.yamlfile import (Loc, empty)
+from retl.project.definitions import Project, Sync, Warehouse
+from retl.project.fields import Claim, claimed, key_names, problems, sharing
+from retl.project.files import PROJECT_FILE, read_project_file, read_syncs
+from retl.project.settings import DEFAULT_CONNECTIONS, Environment, Settings, read, variable
+from retl.project.validation import ModelT, did_you_mean, raise_all, validate
+from retl.project.variables import Filled, Missing, fill, unset
+from retl.project.yamlfile import Loc, empty
 
 if TYPE_CHECKING:
     from retl.destinations.presets import Preset

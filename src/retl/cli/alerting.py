@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from retl.cli.invocation import Invocation
 
 if TYPE_CHECKING:
-    from retl.project.definitions import Sync
     from retl.ledger import Ledger
     from retl.observe.summary import Summary
+    from retl.project.definitions import Sync
 
 
 def require(invocation: Invocation) -> None:
@@ -25,7 +25,7 @@ def tell_end(invocation: Invocation, sync: Sync, ledger: Ledger, summary: Summar
     """A run ended."""
     if not (alerts := invocation.project.definitions.alerts):
         return
-    from retl.app.alerts import (Observation, observe)
+    from retl.app.alerts import Observation, observe
 
     document = summary.document()
     counted = ("read", "unchanged", "inserted", "updated", "refreshed", "deleted", "rejected", "skipped")
@@ -36,7 +36,7 @@ def tell_end(invocation: Invocation, sync: Sync, ledger: Ledger, summary: Summar
 
 def tell_ages(invocation: Invocation, ledger: Ledger, states: Iterable[Mapping[str, Any]]) -> None:
     """The age of every sync that has a `freshness` was looked at."""
-    from retl.app.alerts import (Observation, observe)
+    from retl.app.alerts import Observation, observe
 
     project = invocation.project
     for one in states:

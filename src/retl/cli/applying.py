@@ -23,8 +23,8 @@ def apply(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A plan made by `retl plan --out`.")],
 ) -> int:
     """Deliver exactly the change set of a plan, once; refuse if anything moved."""
-    from retl.run import (pipeline, plan_file)
     from retl.observe.signals import Stop
+    from retl.run import pipeline, plan_file
 
     plan = plan_file.read(file)
     if plan.environment != invocation.environment:
@@ -58,13 +58,13 @@ def resolve(
     yes: Yes = False,
 ) -> None:
     """Batches in doubt: list them, or say what became of them."""
-    from retl.run import resolve as resolve_module
+    from retl.run.resolve import doubts, resolve
 
     ledger = invocation.ledger(create=delivered is not None and yes)
     # elsewhere a row without an answer is simply sent again
     once = [one.name for one in invocation.project.syncs.values() if one.first_run is not None]
     names = [invocation.sync(sync).name] if sync else once
-    found = [one for name in names for one in resolve_module.doubts(ledger, name)]
+    found = [one for name in names for one in doubts(ledger, name)]
     if batch:
         found = [one for one in found if one.batch.batch_id in batch]
     if delivered is None:
@@ -81,5 +81,5 @@ def resolve(
     for name in dict.fromkeys(one.sync for one in found):
         with held(ledger, name) as lock:
             mine = [one for one in found if one.sync == name]
-            settled += resolve_module.resolve(ledger, lock.epoch, mine, delivered=delivered)
+            settled += resolve(ledger, lock.epoch, mine, delivered=delivered)
     invocation.show({"resolved": settled, "delivered": delivered}, lambda: [f"{settled} rows settled"])

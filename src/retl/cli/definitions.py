@@ -14,8 +14,8 @@ from retl.cli.output import Piece, Table
 from retl.errors import DefinitionError, RetlError
 
 if TYPE_CHECKING:
+    from retl.destinations.api import Destination
     from retl.project.definitions import Sync
-    from retl.destinations import Destination
 
 Selected = Annotated[list[str] | None, typer.Option("--sync", help="Only this sync; may be repeated.")]
 
@@ -63,10 +63,10 @@ def validate(
     """Offline: is everything written down right?"""
     from datetime import UTC, datetime
 
-    
-    from retl.destinations import PREVIEW
-    from retl.run.job import Target
+    from retl.destinations.api import PREVIEW
     from retl.project.validation import raise_all
+    from retl.run import check as checks
+    from retl.run.job import Target
 
     project = invocation.project
     variables = dated(invocation.variables(var or []), datetime.now(UTC).date())
@@ -83,7 +83,7 @@ def validate(
         except DefinitionError as problem:
             errors += [error for error in problems.each(problem) if not _waits(error)]
         try:
-            check_module.validate(one, project.warehouse, project.folder, variables, target)
+            checks.validate(one, project.warehouse, project.folder, variables, target)
             notes[one.name] = PREVIEW if target is not None and target.destination.is_preview else None
         except DefinitionError as problem:
             errors.append(problem)
@@ -138,10 +138,10 @@ def check(
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
     """Online: is each destination reached and writable?"""
-    from retl.run import check as check_module
-    from retl.run.job import Options
     from retl.observe.signals import Stop
     from retl.observe.summary import exit_code
+    from retl.run import check as checks
+    from retl.run.job import Options
 
     project = invocation.project
     chosen = project.select(names=sync or ())
@@ -154,7 +154,7 @@ def check(
             stop.check()
             code, error = 0, None
             try:
-                check_module.check(job)
+                checks.check(job)
             except RetlError as problem:
                 code, error = problem.exit_code, problems.described(problem)
             line = {"sync": job.sync.name, "type": job.target.kind, "object": job.object}
@@ -176,7 +176,7 @@ def check(
 @command(app, "schema")
 def schema(invocation: Invocation) -> None:
     """JSON Schema of sync files, for editors."""
-    
+    from retl.app import reference
     from retl.cli.output import document_text
 
     document = reference.sync_schema()
@@ -188,16 +188,19 @@ def destinations(
     invocation: Invocation, name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None
 ) -> None:
     """The targets there are; with a NAME, its page."""
-    
     from retl.app import reference
+    from retl.destinations import load
 
     own = _own_presets(invocation)
-    kinds = {**dict.fromkeys(reference.types(), register.load), **dict.fromkeys(own, own.__getitem__)}
+    kinds = {
+        **dict.fromkeys(reference.types(), load),
+        **dict.fromkeys(own, own.__getitem__),
+    }
     if name is not None:
-        page = reference.page(name, kinds.get(name, register.load)(name))
+        page = reference.page(name, kinds.get(name, load)(name))
         invocation.show(page, lambda: _page_pieces(page))
         return
-    pages = [reference.page(one, load(one)) for one, load in kinds.items()]
+    pages = [reference.page(one, find(one)) for one, find in kinds.items()]
     rows = [(page["name"], page["summary"], "preview" if page["preview"] else "") for page in pages]
     invocation.show(
         {"destinations": [{part: page[part] for part in ("name", "summary", "preview")} for page in pages]},
@@ -218,10 +221,10 @@ def _own_presets(invocation: Invocation) -> Mapping[str, type[Destination[Any]]]
 
 
 def _page_pieces(page: dict[str, Any]) -> list[Piece]:
-    from retl import destinations as register
+    from retl.destinations import api
 
     headers = ("option", "required", "default", "description")
-    pieces: list[Piece] = [f"{register.PREVIEW}\n"] if page["preview"] else []
+    pieces: list[Piece] = [f"{api.PREVIEW}\n"] if page["preview"] else []
     pieces.append(page["text"] + "\n")
     for part in ("connection", "destination"):
         rows = [tuple(option[header] for header in headers) for option in page[part]]

@@ -24,9 +24,9 @@ def explain(
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> None:
     """Why retl does what it does, row by row."""
+    from retl.observe.signals import Stop
     from retl.run import explain as explaining
     from retl.run.job import Options
-    from retl.observe.signals import Stop
 
     sync = invocation.sync(name)
     invocation.require([sync])

@@ -21,13 +21,13 @@ from retl.cli.output import Format, Piece
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
-    from retl.project.definitions import Sync
-    from retl.run.job import (Job, Options)
+    from retl.app.resolve import LoadedProject, Resolved
     from retl.ledger import Ledger
-    from retl.pace.limiter import Pace
-    from retl.app.resolve import (LoadedProject, Resolved)
-    from retl.project.settings import Settings
     from retl.observe.signals import Stop
+    from retl.pace.limiter import Pace
+    from retl.project.definitions import Sync
+    from retl.project.settings import Settings
+    from retl.run.job import Job, Options
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Invocation:
 
     def job(self, sync: Sync, ledger: Ledger, options: Options, stop: Stop) -> Job:
         """A sync that was required, ready to be planned or run; today is so on the ledger's clock."""
-        from retl.run.job import (Job, Target)
+        from retl.run.job import Job, Target
 
         project, found = self.project, self._targets[sync.name]
         begun, self._begun = self._begun, None

@@ -15,10 +15,10 @@ from retl.cli.invocation import Invocation
 from retl.errors import RetlError
 
 if TYPE_CHECKING:
-    from retl.project.definitions import Sync
     from retl.ledger import Ledger
     from retl.observe.metrics import Vitals
     from retl.observe.summary import Summary
+    from retl.project.definitions import Sync
 
 LOOK_BACK = 10  # runs among which the newest with numbers is looked for
 PREFIXES = ("OTEL_", "TRACEPARENT", "TRACESTATE", "OPENLINEAGE_")
@@ -46,7 +46,7 @@ def _begin(invocation: Invocation, closing: ExitStack) -> None:
 
 
 def _harmless(step: Callable[[], object]) -> None:
-    
+    from retl.observe import log
 
     try:
         step()
@@ -93,8 +93,7 @@ def write_metrics(
     path = flag or (invocation.project.folder / setting if setting else None)
     if path is None:
         return
-    from retl.observe import log
-    from retl.observe import metrics
+    from retl.observe import log, metrics
     from retl.observe.summary import exit_code
 
     try:
@@ -116,7 +115,7 @@ def write_metrics(
 
 def _vitals(syncs: Mapping[str, Sync], ledger: Ledger, summaries: Sequence[Summary]) -> list[Vitals]:
     """Every sync of the project: what this invocation made of it, else what the ledger knows."""
-    from retl.observe.metrics import (LastRun, Vitals)
+    from retl.observe.metrics import LastRun, Vitals
     from retl.run.resolve import doubts
 
     told = {one.sync: one.status for one in summaries}

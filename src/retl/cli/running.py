@@ -17,10 +17,10 @@ from retl.cli.output import Piece, Table
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
-    from retl.project.definitions import Sync
-    from retl.run.job import (Job, Options)
     from retl.ledger import Ledger
     from retl.observe.summary import Summary
+    from retl.project.definitions import Sync
+    from retl.run.job import Job, Options
 
 GUARDS = (
     "REJECT_RATE",
@@ -161,9 +161,9 @@ def plan(
         allow_deletes=allow_deletes,
         accept=accept,
     )
-    from retl.run import (explain, plan_file)
-    from retl.run.plan import Plan
     from retl.observe.signals import Stop
+    from retl.run import explain, plan_file
+    from retl.run.plan import Plan
 
     def keep(plan: Plan) -> None:
         if out is not None:
@@ -215,8 +215,8 @@ def _check_full(syncs: Iterable[Sync], full: bool) -> None:
 
 
 def _run(invocation: Invocation, job: Job) -> Summary:
-    from retl.run import pipeline
     from retl.observe.summary import Summary
+    from retl.run import pipeline
 
     try:
         if job.options.dry_run:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from retl.run.job import Job
 from retl.observe.summary import Summary
+from retl.run.job import Job
 
 BLOCKED = 75  # the exit code of a sync that was not started; that of the reason goes before it
 

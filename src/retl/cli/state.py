@@ -109,10 +109,10 @@ def adopt(
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
     """Take the mart as delivered, without sending it."""
-    from retl.run import pipeline
     from retl.cli.running import report
-    from retl.run.job import Options
     from retl.observe.signals import Stop
+    from retl.run import pipeline
+    from retl.run.job import Options
 
     sync = invocation.sync(name)
     invocation.require([sync])

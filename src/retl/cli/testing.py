@@ -28,8 +28,8 @@ def run_tests(
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
     """Offline: do the rows under `tests` become what they should?"""
-    from retl.run import mapping_tests
     from retl.project.validation import raise_all
+    from retl.run import mapping_tests
 
     project = invocation.project
     variables = dated(invocation.variables(var or []), datetime.now(UTC).date())

@@ -21,13 +21,14 @@ from uuid import UUID
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
-from retl import values
-from retl.project import definitions
+from retl.contract.model import Rule, is_plain, read
 from retl.contract.prefilter import clearing
 from retl.errors import DefinitionError, Mismatch
-from retl.contract.model import (Rule, is_plain, read)
+from retl.project import definitions
 from retl.project.validation import did_you_mean
-from retl.values import Type, literal, quoted
+from retl.values import storage, types
+from retl.values.sql import literal, quoted
+from retl.values.types import Type
 
 Row = tuple[Any, ...]
 MISFIT = "$misfit"  # in a row of `Contract.select`: the first column whose value does not carry exactly
@@ -74,14 +75,14 @@ class Contract:
         """SQL select list over the mart's columns: every column of the contract under its own name as
         its carrier, and MISFIT. Its rows are what `judge` takes."""
         exact = {
-            name: values.exact(rule.type, quoted(name), rule.column_type, self.timezone)
+            name: storage.exact(rule.type, quoted(name), rule.column_type, self.timezone)
             for name, rule in self.columns.items()
         }
         cases = " ".join(
             f"WHEN NOT {test} THEN {literal(name)}" for name, test in exact.items() if test != "TRUE"
         )
         carried = [
-            f"{values.carry(rule.type, quoted(name), rule.column_type, self.timezone)} AS {quoted(name)}"
+            f"{storage.carry(rule.type, quoted(name), rule.column_type, self.timezone)} AS {quoted(name)}"
             for name, rule in self.columns.items()
         ]
         misfit = f"CASE {cases} END" if cases else "CAST(NULL AS VARCHAR)"
@@ -199,7 +200,7 @@ def build(
     SOURCE_DRIFT where the mart has other columns or types than the contract uses."""
     model, rules = read(definition, columns, folder)
     for name, rule in rules.items():
-        if not values.fits(rule.type, rule.column_type):
+        if not types.fits(rule.type, rule.column_type):
             raise Mismatch(
                 "SOURCE_DRIFT",
                 f"the mart's column {name} is {rule.column_type}, the contract's type is {rule.type}",
@@ -219,11 +220,11 @@ def _check_key(
                 f"the key column {name} is not in the {'contract' if written else 'mart'}",
                 hint="add it to the contract" if name in columns else did_you_mean(name, columns),
             )
-        if rules[name].type.name not in values.KEY_TYPES:
+        if rules[name].type.name not in types.KEY_TYPES:
             raise DefinitionError(
                 "KEY_TYPE",
                 f"the key column {name} is a {rules[name].type}, which cannot tell rows apart reliably",
-                hint=f"a key is one of: {', '.join(sorted(values.KEY_TYPES))}",
+                hint=f"a key is one of: {', '.join(sorted(types.KEY_TYPES))}",
             )
 
 

@@ -33,10 +33,9 @@ from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 from pydantic_core import SchemaError
 
-from retl import values
-from retl.project import (definitions, yamlfile)
 from retl.errors import DefinitionError, Mismatch
-from retl.values import Type, TypeName
+from retl.project import definitions, yamlfile
+from retl.values.types import Type, TypeName, of_duckdb
 
 BOUNDS = ("ge", "gt", "le", "lt")
 
@@ -102,7 +101,7 @@ def _columns(
 
 
 def _inferred(name: str, column_type: str) -> definitions.Column:
-    found = values.of_duckdb(column_type)
+    found = of_duckdb(column_type)
     if found is None:
         raise DefinitionError(
             "COLUMN_TYPE",
@@ -277,7 +276,7 @@ def _derived(name: str, field: str, info: FieldInfo, column_type: str) -> Rule:
         base = kinds.pop() if len(kinds) == 1 else None
     found = _type_of(base, limits, column_type)
     if found is None and base is not Decimal:  # NewType, EmailStr, int | str …: the model alone judges it
-        found, understood = values.of_duckdb(column_type), False
+        found, understood = of_duckdb(column_type), False
     if found is None:
         raise DefinitionError(
             "COLUMN_TYPE",
@@ -337,7 +336,7 @@ def _optional(annotation: Any) -> tuple[Any, bool]:
 
 
 def _type_of(base: Any, limits: Mapping[str, Any], column_type: str) -> Type | None:
-    own = values.of_duckdb(column_type)
+    own = of_duckdb(column_type)
     if base is Decimal:
         digits, places = limits.get("max_digits"), limits.get("decimal_places")
         if own and own.name == "decimal":

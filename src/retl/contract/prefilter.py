@@ -12,9 +12,10 @@ from datetime import date, datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
-from retl import values
-from retl.contract.model import (BOUNDS, Rule)
-from retl.values import Type, literal, quoted
+from retl.contract.model import BOUNDS, Rule
+from retl.values import storage
+from retl.values.sql import literal, quoted
+from retl.values.types import Type
 
 
 def clearing(name: str, rule: Rule, timezone: str) -> Iterator[str]:
@@ -22,10 +23,10 @@ def clearing(name: str, rule: Rule, timezone: str) -> Iterator[str]:
     column = quoted(name)
     if not rule.nullable:
         yield f"{column} IS NOT NULL"
-    exact = values.exact(rule.type, column, rule.column_type, timezone)
+    exact = storage.exact(rule.type, column, rule.column_type, timezone)
     if exact != "TRUE":
         yield exact
-    tests = list(_limiting(rule, values.carry(rule.type, column, rule.column_type, timezone)))
+    tests = list(_limiting(rule, storage.carry(rule.type, column, rule.column_type, timezone)))
     if tests:
         yield f"({column} IS NULL OR coalesce({' AND '.join(tests)}, FALSE))"
 
@@ -76,7 +77,7 @@ def _inside(type: Type, value: str, part: str, limit: Any) -> str:
     if name == "date" and isinstance(limit, date) and not isinstance(limit, datetime):
         return f"{value} {sign} CAST({literal(limit.isoformat())} AS DATE)"
     if isinstance(limit, datetime) and name == ("timestamptz" if limit.tzinfo else "timestamp"):
-        return f"{value} {sign} CAST({literal(limit.isoformat())} AS {values.carrier(type)})"
+        return f"{value} {sign} CAST({literal(limit.isoformat())} AS {storage.carrier(type)})"
     return "FALSE"
 
 
@@ -97,7 +98,7 @@ def _inside_digits(type: Type, value: str, part: str, limit: Decimal) -> str:
     if not bottom <= rounded <= top:
         return "TRUE" if (rounded < 0) == (part in ("ge", "gt")) else "FALSE"
     sign = _SIGNS[part][0] if strict else _SIGNS[part][0] + "="
-    return f"{value} {sign} CAST('{rounded:f}' AS {values.carrier(type)})"
+    return f"{value} {sign} CAST('{rounded:f}' AS {storage.carrier(type)})"
 
 
 # RE2 and Pydantic's engine agree on these: ASCII letters, groups, simple classes, small repeats. \d, \w and

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from retl.destinations.batch import (Kind, Outcome)
+from retl.destinations.batch import Kind, Outcome
 from retl.errors import Failure, Systemic
 
 SAME_CODE_ROWS = 100  # refused alike with not one accepted

@@ -18,14 +18,24 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
-from retl.observe import log
-from retl.destinations.batch import (Answer, Batch, Capabilities, Kind, Operation, Outcome, Pending, RowResult, UNKNOWN)
-from retl.project.definitions import Retry
-from retl.destinations import Destination
-from retl.errors import Ambiguous, Later, Poisoned, Spent, Stopped, Systemic, Unavailable
-from retl.pace.limiter import Pace
-from retl.observe.signals import Stop
 from retl.delivery.failure_rate import Tally
+from retl.destinations.api import Destination
+from retl.destinations.batch import (
+    UNKNOWN,
+    Answer,
+    Batch,
+    Capabilities,
+    Kind,
+    Operation,
+    Outcome,
+    Pending,
+    RowResult,
+)
+from retl.errors import Ambiguous, Later, Poisoned, Spent, Stopped, Systemic, Unavailable
+from retl.model import Retry
+from retl.observe import log
+from retl.observe.signals import Stop
+from retl.pace.limiter import Pace
 
 WINDOW = 16  # batches opened in the ledger at once: after a crash at most these are unknown
 SMALL_WINDOW = 128  # the same where they are small, for each opening waits for the disk

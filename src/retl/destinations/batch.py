@@ -12,7 +12,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal, Protocol
 
-from retl.values import Type
+from retl.values.types import Type
 
 WriteMode = Literal["upsert", "insert_only", "update_only", "append"]
 Operation = Literal["upsert", "insert_only", "update_only", "append", "delete"]
@@ -113,16 +113,6 @@ class Pending:
 
 
 Answer = Outcome | Pending
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """What a target said of its own limit in passing: the part of it that is left (0 to 1), and the
-    seconds until it begins anew, if it said so. A daily one is a budget: gone, the run ends."""
-
-    left: float
-    anew: float | None = None
-    daily: bool = False
 
 
 @dataclass(frozen=True, slots=True)

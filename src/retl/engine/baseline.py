@@ -17,9 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from retl.destinations.batch import (Kind, Operation, Outcome, RowResult, UNKNOWN)
-from retl.engine.workspace import (RUN_FILE, Spool)
-from retl.values import literal
+from retl.destinations.batch import UNKNOWN, Kind, Operation, Outcome, RowResult
+from retl.engine.workspace import RUN_FILE, Spool
+from retl.values.sql import literal
 
 COMPACT_PAST = 0.2  # of the base's rows standing in parts
 COMPACT_LAYERS = 16  # or so many parts, whatever their size

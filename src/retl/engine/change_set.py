@@ -17,12 +17,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from retl import values
-from retl.destinations.batch import (FieldText, FieldsText, KeyText, Line, Piece, Size)
-from retl.project.definitions import Formats
+from retl.destinations.batch import FieldsText, FieldText, KeyText, Line, Piece, Size
 from retl.engine.mapping import FieldMap
-from retl.engine.workspace import (RUN_FILE, Spool)
-from retl.values import literal
+from retl.engine.workspace import RUN_FILE, Spool
+from retl.model import Formats
+from retl.values import csv_text, json_text
+from retl.values.sql import literal
 
 _CHUNK = 1 << 20  # bytes of CSV handed out at once
 _BLOCK_BYTES = 4 << 20  # what one block of rows held in Python may weigh as JSON, roughly
@@ -82,9 +82,9 @@ class ChangeSet:
         columns = [(f"k{i}", f.type) for i, f in enumerate(shape.key)]
         if not delete:
             columns += [(f"f{i}", f.type) for i, f in enumerate(shape.fields)]
-        listed = ", ".join(f"{values.csv_sql(t, name)} AS {name}" for name, t in columns)
+        listed = ", ".join(f"{csv_text.csv_sql(t, name)} AS {name}" for name, t in columns)
         listed = f"pos - {first} AS pos, {listed}" if numbered else listed
-        texts = ", ".join(name for name, t in columns if values.is_text(t))
+        texts = ", ".join(name for name, t in columns if csv_text.is_text(t))
         quote = f", FORCE_QUOTE ({texts})" if texts else ""
         path = self.directory / f"lane-{os.getpid()}-{first}.csv"
         cursor = self.spool.cursor()
@@ -200,7 +200,7 @@ def line_sql(line: Line, field_map: FieldMap) -> str:
     def piece(one: Piece) -> str:
         match one:
             case KeyText(index, "json"):
-                return values.json_sql(field_map.shape.key[index].type, f"k{index}", Formats())
+                return json_text.json_sql(field_map.shape.key[index].type, f"k{index}", Formats())
             case KeyText(index):
                 return f"url_encode(CAST(k{index} AS VARCHAR))"
             case FieldText(index):
@@ -217,7 +217,7 @@ def line_sql(line: Line, field_map: FieldMap) -> str:
 
 def _field_sql(field_map: FieldMap, index: int) -> str:
     kind = field_map.shape.fields[index].type
-    return values.json_sql(kind, f"f{index}", field_map.formats, field_map.timezone)
+    return json_text.json_sql(kind, f"f{index}", field_map.formats, field_map.timezone)
 
 
 def _json_name(name: str) -> str:

@@ -15,15 +15,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from retl import values
+from retl.contract.judge import MISFIT, Contract, Verdict
 from retl.engine.change_set import ChangeSet
-from retl.contract.judge import (Contract, MISFIT, Verdict)
-from retl.project.definitions import Sync
-from retl.errors import DefinitionError
-from retl.engine.mapping import (FieldMap, Lookup, compared)
-from retl.values.phone import REASON
+from retl.engine.mapping import FieldMap, Lookup, compared
 from retl.engine.workspace import Spool
-from retl.values import literal, quoted
+from retl.errors import DefinitionError
+from retl.project.definitions import Sync
+from retl.values import canonical, storage
+from retl.values.keys import key_value_sql
+from retl.values.phone import REASON
+from retl.values.sql import literal, quoted
 
 FRESH, OWED, DELETES = 0, 1, 2  # phases of a change set; a batch never spans two
 _JUDGED_AT_ONCE = 10_000  # rows that become Python objects at a time
@@ -168,7 +169,7 @@ def fingerprint(spool: Spool, field_map: FieldMap, clears: str, salt: str) -> No
 
     They stand beside the row and not in a table of their own: the change set would have to be joined from
     both, which took longer than to write the rows once more."""
-    row_hash = values.hash_sql(compared(field_map), salt)
+    row_hash = canonical.hash_sql(compared(field_map), salt)
     spool.run(
         f'CREATE TABLE hashed AS SELECT *, {field_map.key_fault} AS "retl fault", {row_hash} AS "retl hash",'
         f' {clears} AS "retl sure", {field_map.field_fault or "NULL"} AS "retl unread" FROM mart'
@@ -238,7 +239,7 @@ def edit(spool: Spool, judged: Contract, original: str | None) -> Contract:
     frozen mart by the model's values, remember its verdicts, and return the contract of the new columns.
     Under the name `original`, if there is one, the mart stays as it was."""
     names = list(judged.columns)
-    carriers = {name: values.carrier(rule.type) for name, rule in judged.columns.items()}
+    carriers = {name: storage.carrier(rule.type) for name, rule in judged.columns.items()}
     refused: list[tuple[Any, ...]] = []
 
     def edited() -> Iterator[tuple[Any, ...]]:
@@ -386,7 +387,7 @@ def assemble(
     ]
     if absence and spool.one("SELECT count(*) FROM candidates WHERE op = 'gone'")[0]:
         values_of_key = ", ".join(
-            f"{values.key_value_sql(key_types, i, 'b.key')} AS {name}" for i, name in enumerate(keys)
+            f"{key_value_sql(key_types, i, 'b.key')} AS {name}" for i, name in enumerate(keys)
         )
         nothing = "".join(f", NULL AS f{i}" for i in range(len(field_map.shape.fields)))
         parts.append(
@@ -469,7 +470,7 @@ def sample(
 ) -> ChangeSet:
     """Confirmed keys drawn from the baseline, as something an adapter can read by."""
     types = [f.type for f in field_map.shape.key]
-    keys = ", ".join(f"{values.key_value_sql(types, i, 'key')} AS k{i}" for i in range(len(types)))
+    keys = ", ".join(f"{key_value_sql(types, i, 'key')} AS k{i}" for i in range(len(types)))
     alive = (
         f" AND confirmed_at > {literal(confirmed_after.isoformat())}::TIMESTAMPTZ"
         if confirmed_after is not None
@@ -486,7 +487,7 @@ def sample(
 def from_part(spool: Spool, field_map: FieldMap, part: Path, directory: Path) -> ChangeSet:
     """A former run's candidates by their positions: keys and refs, for settling its open batches."""
     types = [f.type for f in field_map.shape.key]
-    keys = ", ".join(f"{values.key_value_sql(types, i, 'key')} AS k{i}" for i in range(len(types)))
+    keys = ", ".join(f"{key_value_sql(types, i, 'key')} AS k{i}" for i in range(len(types)))
     spool.run(
         f"CREATE OR REPLACE TABLE former_part AS SELECT row AS pos, key, ref, {keys}"
         f" FROM read_parquet({literal(str(part))}) ORDER BY row"

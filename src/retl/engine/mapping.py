@@ -13,14 +13,16 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
-from retl import values
-from retl.values import phone
-from retl.destinations.batch import (Field, Shape, SoftDelete)
 from retl.contract.judge import Contract
-from retl.project.definitions import (FieldSource, Formats, Phone, Sync, Transform)
+from retl.destinations.batch import Field, Shape, SoftDelete
 from retl.errors import DefinitionError
-from retl.project.fields import (expand_fields, key_names)
-from retl.values import Type, literal, quoted
+from retl.model import Formats
+from retl.project.definitions import FieldSource, Phone, Sync, Transform
+from retl.project.fields import expand_fields, key_names
+from retl.values import keys, phone, storage, types
+from retl.values.sql import literal, quoted
+from retl.values.transforms import transform_sql
+from retl.values.types import Type
 
 HASH_VERSION = 3  # raise it when the row hash is made differently: every row is then a candidate once
 
@@ -108,7 +110,7 @@ def build(
         shape=shape,
         key_expressions=key_expressions,
         field_expressions=expressions,
-        key=values.key_sql([f.type for f in key], list(key_expressions)),
+        key=keys.key_sql([f.type for f in key], list(key_expressions)),
         key_fault=_key_fault(sync, contract, key, key_expressions),
         field_fault=_field_fault(faults),
         formats=sync.formats,
@@ -171,7 +173,7 @@ def _digest(thing: object) -> str:
 
 def _carry(contract: Contract, column: str, timezone: str) -> str:
     rule = contract.columns[column]
-    return values.carry(rule.type, quoted(column), rule.column_type, timezone)
+    return storage.carry(rule.type, quoted(column), rule.column_type, timezone)
 
 
 def _field(
@@ -186,7 +188,7 @@ def _field(
             "$run_id": run.run_id,
             "$sync": sync.name,
         }[source.run_value]
-        return Field(name, kind, compared=False), f"CAST({literal(text)} AS {values.carrier(kind)})", []
+        return Field(name, kind, compared=False), f"CAST({literal(text)} AS {storage.carrier(kind)})", []
     if source.ref is not None:
         expression = _lookup(sync, name, source, contract, timezone).ref
         field = Field(
@@ -200,7 +202,7 @@ def _field(
     if source.column is None:
         kind = _constant_type(source.value)
         sql = "NULL" if source.value is None else literal(str(source.value))
-        return Field(name, kind, compared=is_compared), f"CAST({sql} AS {values.carrier(kind)})", []
+        return Field(name, kind, compared=is_compared), f"CAST({sql} AS {storage.carrier(kind)})", []
     rule = contract.columns[source.column]
     expression = _carry(contract, source.column, timezone)
     if source.transform and rule.type.name != "string":
@@ -237,7 +239,7 @@ def _transformed(transforms: Sequence[Transform | Phone], expression: str) -> tu
             )
             faults.append(phone.unread_sql(expression))
         else:
-            expression = values.transform_sql(transform, expression)
+            expression = transform_sql(transform, expression)
     return expression, faults
 
 
@@ -250,17 +252,17 @@ def _lookup(sync: Sync, name: str, source: FieldSource, contract: Contract, time
     """How a `ref` field is found. DefinitionError REF_BY if a column cannot be a key."""
     assert source.ref is not None
     for column in source.by:
-        if contract.columns[column].type.name not in values.KEY_TYPES:
+        if contract.columns[column].type.name not in types.KEY_TYPES:
             raise DefinitionError(
                 "REF_BY",
                 f"field {name!r}: the column {column!r} is {contract.columns[column].type}, which is no key",
                 where=f"sync {sync.name}",
             )
     texts = [
-        values.key_sql([contract.columns[column].type], [_carry(contract, column, timezone)])
+        keys.key_sql([contract.columns[column].type], [_carry(contract, column, timezone)])
         for column in source.by
     ]
-    key = values.key_sql([Type("string")] * len(texts), texts)
+    key = keys.key_sql([Type("string")] * len(texts), texts)
     ref = f'(SELECT "retl ref" FROM {learnt(source.ref)} WHERE "retl key" = {key})'
     return Lookup(name, source.ref, ", ".join(source.by), key, ref)
 
@@ -286,7 +288,7 @@ def _key_fault(sync: Sync, contract: Contract, key: Sequence[Field], carried: Se
         if field.type.name == "string"
     )
     exact = " AND ".join(
-        values.exact(contract.columns[c].type, quoted(c), contract.columns[c].column_type) for c in sync.key
+        storage.exact(contract.columns[c].type, quoted(c), contract.columns[c].column_type) for c in sync.key
     )
     blank_case = f" WHEN {blank} THEN 'KEY_BLANK'" if blank else ""
     return f"CASE WHEN {null} THEN 'KEY_NULL'{blank_case} WHEN NOT ({exact}) THEN 'KEY_TYPE' END"

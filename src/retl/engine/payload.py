@@ -14,11 +14,11 @@ from decimal import Decimal
 from math import isfinite
 from typing import Any
 
-from retl import values
 from retl.contract.judge import Contract
-from retl.project.definitions import Formats
 from retl.engine.workspace import Spool
-from retl.values import literal, quoted
+from retl.model import Formats
+from retl.values import json_text, storage
+from retl.values.sql import literal, quoted
 
 MASK = "***"
 LONGEST = 64 << 10  # bytes of one row; a larger one is not kept
@@ -66,9 +66,9 @@ def of(contract: Contract, table: str, masked: Collection[str]) -> Payload:
         if rule.sensitive or name in masked:
             text = f"CASE WHEN {column} IS NULL THEN 'null' ELSE {literal(json.dumps(MASK))} END"
         else:
-            held = values.exact(rule.type, column, rule.column_type, contract.timezone)
-            carried = values.carry(rule.type, column, rule.column_type, contract.timezone)
-            exactly = values.json_sql(rule.type, carried, Formats(), contract.timezone)
+            held = storage.exact(rule.type, column, rule.column_type, contract.timezone)
+            carried = storage.carry(rule.type, column, rule.column_type, contract.timezone)
+            exactly = json_text.json_sql(rule.type, carried, Formats(), contract.timezone)
             as_text = f"CAST(to_json(CAST({column} AS VARCHAR)) AS VARCHAR)"
             text = f"CASE WHEN {held} THEN {exactly} ELSE {as_text} END"
         members.append(f"{literal(json.dumps(name, ensure_ascii=False) + ':')} || {text}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from retl.errors import Failure
 from retl.observe.signals import Stop
-from retl.values import literal, quoted
+from retl.values.sql import literal, quoted
 
 if TYPE_CHECKING:
     import duckdb

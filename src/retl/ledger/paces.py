@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from retl.pace.allowance import Account
 from retl.ledger.breakers import Breakers
+from retl.pace.allowance import Account
 
 T = TypeVar("T")
 

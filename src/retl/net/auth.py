@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator
 
-from retl.project.definitions import Definition
+from retl.model import Definition
 
 
 def _on_one_line(secret: SecretStr) -> SecretStr:

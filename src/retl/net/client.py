@@ -23,11 +23,10 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-from retl.project.definitions import (Definition, Duration)
 from retl.errors import Ambiguous, Systemic, Unavailable
-from retl.net.auth import (Anonymous, Turn, free)
-from retl.destinations.http.body import Request
-from retl.destinations.http.outcome import Reply
+from retl.model import Definition, Duration
+from retl.net.auth import Anonymous, Turn, free
+from retl.net.messages import Reply, Request
 
 LONGEST_REPLY = 16 * 1024 * 1024  # bytes
 _LOOKS = ("GET", "HEAD", "OPTIONS")  # questions, which do not tell how a target bears what is written

@@ -16,12 +16,11 @@ from urllib.parse import urlencode, urlsplit
 from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 
 from retl.errors import Ambiguous, Systemic, Unavailable
-from retl.net.auth import (Anonymous, Basic, Bearer, InBody, InHeader, InQuery, Turn, WholeUrl, free)
-from retl.destinations.http.body import Request
-from retl.net.client import (Address, Client, Timeouts)
-from retl.destinations.http.outcome import Reply
+from retl.net.auth import Anonymous, Basic, Bearer, InBody, InHeader, InQuery, Turn, WholeUrl, free
+from retl.net.client import Address, Client, Timeouts
+from retl.net.lookup import Match, look
+from retl.net.messages import Reply, Request
 from retl.net.rs256 import Key
-from retl.destinations.http.rules import (Match, look)
 from retl.observe.redact import register
 
 _EARLY = 60.0  # seconds before its end at which a token is not used any more

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from retl.project.definitions import Duration
+from retl.model import Duration
 from retl.net import sqlstate
 
 if TYPE_CHECKING:

@@ -7,55 +7,22 @@ on that cannot hold a row's values: never DETAIL, never CONTEXT, never the text 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from retl.destinations.batch import (Kind, RowResult)
 from retl.errors import Ambiguous, Systemic, TargetError, Unavailable
 
 if TYPE_CHECKING:
     import psycopg
 
-KEY_COLLIDES = "21000"
-UNSUPPORTED = "0A000"  # of COPY: a table with row-level security
 _AGAIN = {"40001", "40P01", "55P03", "57P03", "53300", "57P01", "57P02", "57P05", "57014", "25P03", "25P04"}
 _UNKNOWN = {"08007", "40003"}
-_POISON = {"54000", "44000", "P0001"}  # besides classes 22 and 23; P0001 is a trigger's RAISE
 _TELLABLE = ("08", "0A", "25", "28", "3D", "40", "42", "53", "55", "57")  # their texts hold no values
-_REASONS = {
-    "23502": "it must have a value",
-    "23503": "the row it refers to, or that refers to it, forbids it",
-    "23505": "another row has the same value",
-    "23514": "the check refuses it",
-    "23P01": "another row excludes it",
-    "22001": "the value is too long",
-    "22003": "the number is out of range",
-    "22021": "the text holds a character that PostgreSQL cannot store",
-    "P0001": "a trigger of the table refuses the row",
-}
 _HINTS = {
     "28": "check user, password and the server's pg_hba.conf",
     "3D": "check dbname",
     "42": "run `retl check`: it names what is missing",
     "53": "the server is out of a resource: see its log",
 }
-
-
-def rejection(error: psycopg.Error, names: Collection[str]) -> RowResult | None:
-    """The row's result if the error is about its values, None if it is about anything else.
-    `names` are the columns that may be named."""
-    code = error.sqlstate or ""
-    if code[:2] not in ("22", "23") and code not in _POISON:
-        return None
-    place = error.diag.constraint_name or error.diag.column_name or _copied_column(error, names)
-    reason = _REASONS.get(code, "the value does not fit its column" if code[:2] == "22" else "it is refused")
-    return RowResult(Kind.REJECTED, code, f"{place}: {reason}" if place else reason)
-
-
-def _copied_column(error: psycopg.Error, names: Collection[str]) -> str | None:
-    """The column a COPY stumbled over stands in CONTEXT only, beside the value."""
-    found = re.match(r"COPY \S+, \S+ \d+, \S+ (.+?): ", error.diag.context or "")
-    return found[1] if found and found[1] in names else None
 
 
 def failure(error: psycopg.Error, *, lost: bool) -> TargetError:

@@ -4,15 +4,53 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import isfinite
+from typing import Literal
 
-from retl.destinations.batch import Quota
-from retl.destinations.http.rules import (HeaderWait, Usage)
+from pydantic import model_validator
+
+from retl.model import Definition
 
 LONGEST_WAIT = 3600.0  # seconds; a target that asks for more is asked again after this
 _UNITS = {"s": 1.0, "ms": 0.001, "epoch_s": 1.0}
+
+
+class HeaderWait(Definition):
+    """A header that says how long to wait, where it is not Retry-After: seconds, milliseconds (also those
+    of the whole window), or a moment."""
+
+    header: str
+    unit: Literal["s", "ms", "epoch_s"] = "s"
+
+
+class Usage(Definition):
+    """The headers that tell how much of a quota is left, and when it begins anew: `limit` and `remaining`,
+    or one `header` in which the pattern `used` finds what is used and what is allowed."""
+
+    limit: str | None = None
+    remaining: str | None = None
+    header: str | None = None
+    used: str | None = None
+    reset: HeaderWait | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Usage:
+        if bool(self.limit and self.remaining) == bool(self.header and self.used):
+            raise ValueError("usage is told by `limit` and `remaining`, or by `header` and `used`")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a target said of its own limit in passing: the part of it that is left (0 to 1), and the
+    seconds until it begins anew, if it said so. A daily one is a budget: gone, the run ends."""
+
+    left: float
+    anew: float | None = None
+    daily: bool = False
 
 
 def wait_asked(headers: Mapping[str, str], header: HeaderWait | None = None) -> float | None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from retl import __version__
 from retl.observe import log
-from retl.observe.summary import (DELETES, KINDS)
+from retl.observe.summary import DELETES, KINDS
 
 STATUSES = (
     "NEVER",

@@ -23,13 +23,13 @@ from typing import Protocol, TypeVar
 
 import tenacity
 
-from retl.observe import log
-from retl.pace.allowance import (Account, Grant, Lease, Terms, USE)
-from retl.destinations.batch import Quota
-from retl.project.definitions import (Limits, Retry)
 from retl.errors import Later, LedgerError, Unavailable
-from retl.pace.latency import Latency
+from retl.model import Limits, Retry
+from retl.net.waits import Quota
+from retl.observe import log
 from retl.observe.signals import Stop
+from retl.pace.allowance import USE, Account, Grant, Lease, Terms
+from retl.pace.latency import Latency
 
 T = TypeVar("T")
 

@@ -1,1 +1,1 @@
-"""The files of a project, read and checked: from text to definitions, every error with file, line and column."""
+"""The files of a project, read and checked: text becomes definitions; errors name file, line and column."""

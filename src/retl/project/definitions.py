@@ -13,33 +13,13 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator, with_config
 from typing_extensions import TypedDict
 
-from retl.values import TypeName
+from retl.model import Definition, Duration, Formats, Limits, Rate, Retry
+from retl.values.types import TypeName
 
 SYNC_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 LATER = "is reserved for a later version of retl"
 _MODEL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _CLOSED = ConfigDict(extra="forbid")  # of the spellings below, which are there for the JSON Schema alone
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def seconds(text: object) -> float:
-    """'90s', '1h30m', '24h' or a bare number of seconds → seconds. ValueError otherwise."""
-    if isinstance(text, int | float) and not isinstance(text, bool) and 0 <= text < float("inf"):
-        return float(text)
-    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text) if isinstance(text, str) else []
-    if not parts or "".join(n + u for n, u in parts) != text:
-        raise ValueError("a duration is a number and a unit, such as 90s, 5m, 24h or 1h30m")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
-
-
-Duration = Annotated[float, BeforeValidator(seconds, json_schema_input_type=str | float)]
-Rate = Annotated[float, Field(ge=0, le=1)]
-
-
-class Definition(BaseModel):
-    """Frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Source(Definition):
@@ -239,8 +219,8 @@ class Deletes(Definition):
     """What happens at the target to a key that left the mart."""
 
     how: Literal["keep", "delete", "set"] = "keep"
-    set: dict[str, Any] = {}
-    restore: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default={})
+    restore: dict[str, Any] = Field(default={})
 
     @model_validator(mode="after")
     def _fits(self) -> Deletes:
@@ -302,20 +282,6 @@ class Rejects(Definition):
 
 class BatchSize(Definition):
     rows: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
-
-
-class Retry(Definition):
-    attempts: Annotated[int, Field(ge=1, le=100)] = 5
-    budget: Duration = 300.0
-
-
-class Formats(Definition):
-    """How values look in JSON where the target does not want the standard forms."""
-
-    bigints: Literal["number", "string"] = "number"
-    decimals: Literal["number", "string"] = "number"
-    dates: Literal["iso", "epoch_ms"] = "iso"
-    timestamps: Literal["iso", "epoch_s", "epoch_ms"] = "iso"
 
 
 class MappingTest(Definition):
@@ -445,17 +411,6 @@ class State(Definition):
     url: str = "file:.retl"
 
 
-class Limits(Definition):
-    """What a connection may be asked, of which `share` is ours: `requests` in any `per` seconds, `per_day` in
-    any 24 hours, over all its syncs, processes and hosts of one ledger; `concurrency` at once, in each."""
-
-    requests: Annotated[int, Field(ge=1)] | None = None
-    per: Duration = 1.0
-    per_day: Annotated[int, Field(ge=1)] | None = None
-    concurrency: Annotated[int, Field(ge=1, le=64)] | None = None
-    share: Annotated[float, Field(gt=0, le=1)] | None = None
-
-
 class ConnectionRef(BaseModel):
     """A connection's type and limits; the rest belongs to the type's own Connection model."""
 
@@ -529,8 +484,8 @@ class Project(Definition):
     """retl.yml"""
 
     warehouse: Warehouse = Warehouse()
-    connections: dict[str, ConnectionRef] = {}
-    vars: dict[str, str | int | float | bool | None] = {}
+    connections: dict[str, ConnectionRef] = Field(default={})
+    vars: dict[str, str | int | float | bool | None] = Field(default={})
     state: State = State()
     alerts: tuple[Alert, ...] = ()
-    defaults: dict[str, Any] = {}  # laid under every sync file before it is validated
+    defaults: dict[str, Any] = Field(default={})  # laid under every sync file before it is validated

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from retl.project.definitions import (FieldSource, Sync)
 from retl.errors import DefinitionError
-from retl.project.validation import (did_you_mean, raise_all)
+from retl.project.definitions import FieldSource, Sync
+from retl.project.validation import did_you_mean, raise_all
 from retl.project.yamlfile import Loc
 
 

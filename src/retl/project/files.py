@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from retl.project.definitions import (ContractFile, Project, SYNC_NAME, Sync)
 from retl.errors import DefinitionError, Place
+from retl.project.definitions import SYNC_NAME, ContractFile, Project, Sync
 from retl.project.settings import Environment
-from retl.project.validation import (raise_all, validate)
-from retl.project.variables import (Filled, fill)
-from retl.project.yamlfile import (Loc, Tree, empty, load)
+from retl.project.validation import raise_all, validate
+from retl.project.variables import Filled, fill
+from retl.project.yamlfile import Loc, Tree, empty, load
 
 PROJECT_FILE = "retl.yml"
 # Groups of settings in `defaults` that a sync changes key by key; anything else it replaces whole.

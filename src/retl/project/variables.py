@@ -14,7 +14,7 @@ from typing import Any
 
 from retl.errors import DefinitionError, Place
 from retl.project.settings import Environment
-from retl.project.yamlfile import (Loc, Tree)
+from retl.project.yamlfile import Loc, Tree
 
 _USE = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 _INSIDE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)

@@ -11,17 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from retl.contract import judge as judge_module
-from retl.engine import (changes, mapping)
-from retl.project.definitions import (Sync, Warehouse)
-from retl.errors import DefinitionError, Mismatch
-from retl.run.fit import fit
-from retl.run.job import (Job, Target)
-from retl.engine.mapping import (FieldMap, Run)
+from retl.contract.judge import build
+from retl.engine import changes, mapping
+from retl.engine.mapping import FieldMap, Run
 from retl.engine.scratch import private_directory
-from retl.observe.signals import Stop
-from retl.sources import duckdb as mart
 from retl.engine.workspace import Spool
+from retl.errors import DefinitionError, Mismatch
+from retl.observe.signals import Stop
+from retl.project.definitions import Sync, Warehouse
+from retl.run.fit import fit
+from retl.run.job import Job, Target
+from retl.sources import duckdb as mart
 
 _PARTS = ("source.sql", "source.dbt", "checks", "--where")  # of a sync, where a file and line are not known
 _NOBODY = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
@@ -63,7 +63,7 @@ def _field_map(
     sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any], state_id: str
 ) -> FieldMap:
     found = columns(sync, warehouse, folder, variables)
-    judge = judge_module.build(sync.contract, found, folder, sync.key, warehouse.timezone)
+    judge = build(sync.contract, found, folder, sync.key, warehouse.timezone)
     return mapping.build(sync, judge, _NOBODY, state_id=state_id, timezone=warehouse.timezone, newest=None)
 
 

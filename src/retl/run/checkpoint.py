@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from retl.delivery.lanes import Answered
 from retl.engine import baseline
+from retl.engine.mapping import Run
+from retl.ledger import Checkpoint
 from retl.observe import log
 from retl.run import planner
-from retl.delivery.lanes import Answered
 from retl.run.job import Job
-from retl.ledger import Checkpoint
-from retl.engine.mapping import Run
 from retl.run.plan import Plan
 
 

@@ -11,13 +11,13 @@ from functools import cached_property
 from typing import Any
 
 from retl import ledger
-from retl.engine import (baseline, changes)
-from retl.destinations.batch import Kind
-from retl.engine.changes import (Reject, Selection)
 from retl.delivery.lanes import Answered
+from retl.destinations.batch import Kind
+from retl.engine import baseline, changes
+from retl.engine.changes import Reject, Selection
 from retl.ledger import RejectChanges, RejectRow
+from retl.observe.summary import Counts, Deletes
 from retl.run.plan import Plan
-from retl.observe.summary import (Counts, Deletes)
 
 _UPSERTS = ("insert", "update", "refresh")
 

@@ -14,18 +14,19 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from retl import values
+from retl.destinations.batch import Batch, Field, Operation
 from retl.engine import payload
-from retl.run import (pipeline, planner)
-from retl.destinations.batch import (Batch, Field, Operation)
-from retl.engine.change_set import (ChangeSet, document_sql)
-from retl.errors import TargetError
-from retl.run.run import new_run
-from retl.run.job import (Clock, Job)
-from retl.run.plan import Plan
+from retl.engine.change_set import ChangeSet, document_sql
 from retl.engine.scratch import private_directory
+from retl.errors import TargetError
 from retl.observe.summary import Summary
-from retl.values import literal, quoted
+from retl.run import pipeline, planner
+from retl.run.job import Clock, Job
+from retl.run.plan import Plan
+from retl.run.run import new_run
+from retl.values import storage
+from retl.values.keys import key_value_sql
+from retl.values.sql import literal, quoted
 
 MASK = "***"
 SAMPLES = 5
@@ -131,7 +132,7 @@ class _Rows:
             f" LEFT JOIN rejects x ON x.row = r.row {some}"
         )
         types = [field.type for field in self.shape.key]
-        parts = "".join(f", {values.key_value_sql(types, i, 'a.key')} AS {n}" for i, n in enumerate(names))
+        parts = "".join(f", {key_value_sql(types, i, 'a.key')} AS {n}" for i, n in enumerate(names))
         empty = "".join(f", NULL AS f{i}" for i in range(len(self.shape.fields)))
         absent = (
             "SELECT NULL AS row, a.key, NULL AS hash, b.ref, x.code, x.reason, x.col,"
@@ -333,4 +334,4 @@ def _masked(row: Mapping[str, Any], hidden: set[str]) -> dict[str, Any]:
 
 def _stand_in(name: str, field: Field) -> str:
     text = literal(_STAND_INS.get(field.type.name, "0"))
-    return f"CASE WHEN {name} IS NOT NULL THEN CAST({text} AS {values.carrier(field.type)}) END"
+    return f"CASE WHEN {name} IS NOT NULL THEN CAST({text} AS {storage.carrier(field.type)}) END"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from retl.destinations.batch import Capabilities
-from retl.project.definitions import Sync
-from retl.errors import DefinitionError
 from retl.engine.mapping import FieldMap
+from retl.errors import DefinitionError
+from retl.project.definitions import Sync
 
 
 def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:

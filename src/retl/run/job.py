@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retl.observe import log
+from retl.destinations.api import Destination
 from retl.destinations.batch import Shape
 from retl.engine.changes import Selection
-from retl.project.definitions import (Limits, Sync, Warehouse)
-from retl.destinations import Destination
 from retl.ledger import Ledger
-from retl.pace.limiter import Pace
+from retl.model import Limits
+from retl.observe import log
 from retl.observe.signals import Stop
+from retl.pace.limiter import Pace
+from retl.project.definitions import Sync, Warehouse
 
 
 @dataclass(frozen=True)

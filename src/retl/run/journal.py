@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from retl.observe import log
-from retl.destinations.batch import (Batch, Outcome, UNKNOWN)
 from retl.delivery.lanes import Answered
+from retl.destinations.batch import UNKNOWN, Batch, Outcome
 from retl.ledger import Acknowledgement, BatchRow, Ledger, Lock
+from retl.observe import log
 
 GROUP = 128  # answers
 GROUP_SECONDS = 1.0

@@ -15,22 +15,21 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from retl import values
-from retl.contract import judge as judge_module
-from retl.engine import (baseline, changes, mapping)
-from retl.run import check
+from retl.contract.judge import CODES, Contract, build
+from retl.engine import baseline, changes, mapping
 from retl.engine.change_set import document_sql
-from retl.engine.changes import (Reject, Strategy)
-from retl.contract.judge import Contract
-from retl.project.definitions import (MappingTest, Sync, Warehouse)
-from retl.project.fields import (Problem, expand_fields)
-from retl.engine.mapping import (FieldMap, Run)
+from retl.engine.changes import Reject, Strategy
+from retl.engine.mapping import FieldMap, Run
 from retl.engine.scratch import private_directory
-from retl.observe.signals import Stop
 from retl.engine.workspace import Spool
+from retl.observe.signals import Stop
+from retl.project.definitions import MappingTest, Sync, Warehouse
+from retl.project.fields import Problem, expand_fields
 from retl.project.validation import did_you_mean
-from retl.values import Type
 from retl.project.yamlfile import Loc
+from retl.run import check
+from retl.values import json_text, storage
+from retl.values.types import NO_TYPE, Type
 
 KEPT = "$kept"  # expected of a field under `nulls: keep` that is not sent
 _ABSENT = object()
@@ -65,7 +64,7 @@ def judge_of(sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[
     columns: Mapping[str, str] = (
         _Columns() if sync.contract is not None else check.columns(sync, warehouse, folder, variables)
     )
-    return judge_module.build(sync.contract, columns, folder, sync.key, warehouse.timezone)
+    return build(sync.contract, columns, folder, sync.key, warehouse.timezone)
 
 
 def problems(sync: Sync, judge: Contract) -> Iterator[Problem]:
@@ -89,7 +88,7 @@ def problems(sync: Sync, judge: Contract) -> Iterator[Problem]:
                 yield Problem(sync.name, at, "FIELD_UNKNOWN", f"the sync does not write {name!r}", hint)
             elif fields[name].run_value in ("$run_id", "$run_started_at"):
                 yield Problem(sync.name, at, "TEST_INVALID", f"{name} is another one in every run")
-        words = {*judge.columns, *judge_module.CODES, *changes.KEY_FAULTS}
+        words = {*judge.columns, *CODES, *changes.KEY_FAULTS}
         if test.reject is not None and test.reject not in words:
             message = f"`reject` names a column of the contract or a code, not {test.reject!r}"
             hint = did_you_mean(test.reject, judge.columns)
@@ -148,7 +147,7 @@ def _tried(
 def _sent(spool: Spool, field_map: FieldMap) -> dict[str, Any]:
     """The fields of the one row as they leave, the key's among them, in their JSON forms."""
     keys = [
-        values.json_sql(one.type, f"k{i}", field_map.formats, field_map.timezone)
+        json_text.json_sql(one.type, f"k{i}", field_map.formats, field_map.timezone)
         for i, one in enumerate(field_map.shape.key)
     ]
     document, *parts = spool.one(f"SELECT {', '.join([document_sql(field_map), *keys])} FROM changes")
@@ -188,7 +187,7 @@ class _Columns(dict[str, str]):
         return True
 
     def __missing__(self, name: str) -> str:
-        return values.NO_TYPE
+        return NO_TYPE
 
 
 def _typed(type: Type, value: Any) -> tuple[str, str | None]:
@@ -198,7 +197,7 @@ def _typed(type: Type, value: Any) -> tuple[str, str | None]:
     ValueError, continuing "the column …", for what no column under this contract type holds.
     """
     if value is None:
-        return values.carrier(type), None
+        return storage.carrier(type), None
     match type.name:
         case "boolean" if isinstance(value, bool):
             return "BOOLEAN", str(value)
@@ -212,9 +211,9 @@ def _typed(type: Type, value: Any) -> tuple[str, str | None]:
             return "VARCHAR", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         case "list" if isinstance(value, list):
             for item in value:
-                if _typed(type.item, item)[0] != values.carrier(type.item) and type.items != "uuid":
+                if _typed(type.item, item)[0] != storage.carrier(type.item) and type.items != "uuid":
                     raise ValueError(f"is of type {type}, and one of its items is not")
-            return values.carrier(type), json.dumps(value, ensure_ascii=False)
+            return storage.carrier(type), json.dumps(value, ensure_ascii=False)
     raise ValueError(f"is of type {type}, and this value is not{_QUOTE.get(type.name, '')}")
 
 
@@ -244,7 +243,7 @@ def _number(type: Type, value: Any) -> tuple[str, str]:
     if places <= (type.decimal_places or 0) and digits - places <= (type.max_digits or 0) - (
         type.decimal_places or 0
     ):
-        return values.carrier(type), format(number, "f")
+        return storage.carrier(type), format(number, "f")
     if digits > 38:
         raise ValueError("is a decimal, and no column has as many digits as this")
     return f"DECIMAL({digits},{places})", format(number, "f")
@@ -252,7 +251,7 @@ def _number(type: Type, value: Any) -> tuple[str, str]:
 
 def _time(type: Type, value: str) -> tuple[str, str]:
     if value in ("infinity", "-infinity"):
-        return values.carrier(type), value
+        return storage.carrier(type), value
     try:
         if type.name == "date":
             return "DATE", date.fromisoformat(value).isoformat()

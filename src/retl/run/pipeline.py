@@ -11,15 +11,15 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from retl.observe import log
-from retl.run import planner
+from retl.engine.scratch import private_directory
 from retl.errors import Later, Mismatch, RetlError
-from retl.run.run import (Execution, new_run)
-from retl.run.job import (Clock, Job)
+from retl.observe import log
+from retl.observe.summary import Summary, described
+from retl.run import planner
+from retl.run.job import Clock, Job
 from retl.run.plan import Plan
 from retl.run.prediction import predict
-from retl.engine.scratch import private_directory
-from retl.observe.summary import (Summary, described)
+from retl.run.run import Execution, new_run
 
 
 def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summary:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from retl.contract.judge import Contract
 from retl.destinations.batch import Capabilities
 from retl.engine.change_set import ChangeSet
-from retl.contract.judge import Contract
-from retl.run.guards import Refusal
-from retl.ledger import Checkpoint, LayerRow
-from retl.engine.mapping import (FieldMap, Run)
+from retl.engine.mapping import FieldMap, Run
 from retl.engine.payload import Payload
 from retl.engine.workspace import Spool
-from retl.observe.summary import (Counts, Deletes)
+from retl.ledger import Checkpoint, LayerRow
+from retl.observe.summary import Counts, Deletes
+from retl.run.guards import Refusal
 
 
 @dataclass

@@ -19,9 +19,9 @@ import msgspec
 
 from retl import __version__
 from retl.engine.changes import Selection
-from retl.project.definitions import Sync
 from retl.errors import DefinitionError, Mismatch
-from retl.run.job import (Job, Options)
+from retl.project.definitions import Sync
+from retl.run.job import Job, Options
 from retl.run.plan import Plan
 
 FORMAT = 1

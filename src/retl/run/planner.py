@@ -14,24 +14,24 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from retl.engine import (baseline, changes, mapping)
-from retl.observe import log
-from retl.run import (guards, recovery, volatile)
-from retl.destinations.batch import (Batch, Outcome, UNKNOWN)
-from retl.engine.changes import (Cursor, Strategy)
 from retl.contract.judge import Contract
-from retl.destinations import PREVIEW, Destination
+from retl.destinations.api import PREVIEW, Destination
+from retl.destinations.batch import UNKNOWN, Batch, Outcome
+from retl.engine import baseline, changes, mapping
+from retl.engine.changes import Cursor, Strategy
+from retl.engine.mapping import FieldMap, Run
+from retl.engine.workspace import Spool
 from retl.errors import DefinitionError, Mismatch, Systemic, TargetError
-from retl.run.fit import fit
-from retl.run.guards import (Facts, Refusal)
-from retl.run.job import (Clock, Job)
 from retl.ledger import BatchRow, Checkpoint, LayerRow, Ledger, RejectRow
-from retl.engine.mapping import (FieldMap, Run)
+from retl.observe import log
+from retl.run import guards, recovery, volatile
+from retl.run.fit import fit
+from retl.run.guards import Facts, Refusal
+from retl.run.job import Clock, Job
 from retl.run.plan import Plan
 from retl.run.reading import Reading
 from retl.sources import dbt
 from retl.sources import duckdb as mart
-from retl.engine.workspace import Spool
 
 RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # missing ones, which a dry run does not need
 SAMPLE = 200  # confirmed keys asked for before `unchanged` is believed

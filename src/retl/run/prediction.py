@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 
-from retl.engine import changes
 from retl.destinations.batch import Batch
+from retl.engine import changes
 from retl.errors import Mismatch
-from retl.run.job import (Clock, Job)
+from retl.observe.summary import REJECTS_SHOWN, Counts, Summary
+from retl.run.job import Clock, Job
 from retl.run.plan import Plan
-from retl.observe.summary import (Counts, REJECTS_SHOWN, Summary)
 
 
 def predict(job: Job, plan: Plan, clock: Clock) -> Summary:

@@ -10,17 +10,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
 from retl.contract import judge
-from retl.engine import (changes, payload)
-from retl.observe import log
 from retl.contract.judge import Contract
-from retl.errors import DefinitionError
-from retl.run.job import (Clock, Job)
+from retl.engine import changes, payload
 from retl.engine.payload import Payload
+from retl.engine.workspace import Spool
+from retl.errors import DefinitionError
+from retl.observe import log
+from retl.run.job import Clock, Job
 from retl.sources import dbt
 from retl.sources import duckdb as mart
 from retl.sources.dbt import Build
-from retl.engine.workspace import Spool
-from retl.values import quoted
+from retl.values.sql import quoted
 
 
 class Reading:

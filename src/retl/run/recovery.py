@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from retl.destinations.batch import Batch, Capabilities
 from retl.engine import changes
-from retl.destinations.batch import (Batch, Capabilities)
-from retl.ledger import BatchRow, LayerRow, Ledger
 from retl.engine.mapping import FieldMap
 from retl.engine.workspace import Spool
+from retl.ledger import BatchRow, LayerRow, Ledger
 
 
 def unanswered(

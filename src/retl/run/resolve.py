@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from retl.destinations.batch import (Kind, Outcome, RowResult, UNKNOWN, WRITTEN)
+from retl.destinations.batch import UNKNOWN, WRITTEN, Kind, Outcome, RowResult
 from retl.ledger import Acknowledgement, BatchRow, Ledger
 
 NOT_DELIVERED = RowResult(Kind.RETRY)

@@ -17,23 +17,24 @@ from pathlib import Path
 from typing import Any
 
 from retl import __version__
-from retl.observe import log
-from retl.run import (checkpoint as checkpoint_module, recovery)
-from retl.run.counts import Account
-from retl.destinations.batch import (Batch, KEPT, Kind, Operation, Outcome, UNKNOWN)
-from retl.engine.changes import (DELETES, FRESH, OWED)
-from retl.delivery.lanes import (Answered, Delivery, minted)
-from retl.destinations import Destination
-from retl.errors import Failure, Later, Mismatch, RetlError, Stopped, Unavailable
-from retl.run.job import (Clock, Job)
-from retl.run.journal import RunJournal
-from retl.ledger import Acknowledgement, Checkpoint, Lock, RejectChanges, RunEnd, RunStart
-from retl.engine.mapping import (FieldMap, Run)
-from retl.run.plan import Plan
-from retl.observe.signals import Stop
-from retl.engine.workspace import Spool
-from retl.observe.summary import (Counts, REJECTS_SHOWN, Summary, described)
 from retl.delivery.failure_rate import Tally
+from retl.delivery.lanes import Answered, Delivery, minted
+from retl.destinations.api import Destination
+from retl.destinations.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
+from retl.engine.changes import DELETES, FRESH, OWED
+from retl.engine.mapping import FieldMap, Run
+from retl.engine.workspace import Spool
+from retl.errors import Failure, Later, Mismatch, RetlError, Stopped, Unavailable
+from retl.ledger import Acknowledgement, Checkpoint, Lock, RejectChanges, RunEnd, RunStart
+from retl.observe import log
+from retl.observe.signals import Stop
+from retl.observe.summary import REJECTS_SHOWN, Counts, Summary, described
+from retl.run import checkpoint as checkpoints
+from retl.run import recovery
+from retl.run.counts import Account
+from retl.run.job import Clock, Job
+from retl.run.journal import RunJournal
+from retl.run.plan import Plan
 
 ROOM_MADE = frozenset({"23505", "23503", "23P01"})  # refusals that a later delete may have cured
 EXAMPLES_KEPT = 100  # rejects kept with the run itself
@@ -165,7 +166,7 @@ class Execution:
             checkpoint = (
                 None
                 if error
-                else checkpoint_module.make(
+                else checkpoints.make(
                     self.job, plan, self.run, self.lock.epoch, self._answered, self.directory
                 )
             )
@@ -295,7 +296,7 @@ class Execution:
         return Account(self._planned(), self._answered)
 
     def _checkpoint(self, plan: Plan) -> Checkpoint:
-        return checkpoint_module.make(self.job, plan, self.run, self.lock.epoch, self._answered, self.directory)
+        return checkpoints.make(self.job, plan, self.run, self.lock.epoch, self._answered, self.directory)
 
     @property
     def _retain(self) -> float | None:

@@ -12,8 +12,8 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+from retl.destinations.api import Destination
 from retl.destinations.batch import Batch
-from retl.destinations import Destination
 
 SAMPLE = 200  # updates that are held beside the target's rows
 FEW = 20  # so few updates are nobody's concern

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from retl.project.definitions import Warehouse
 from retl.errors import DefinitionError, SourceError
+from retl.project.definitions import Warehouse
 from retl.project.validation import did_you_mean
 
 MANIFEST = "manifest.json"

@@ -15,12 +15,12 @@ from typing import Any
 
 import duckdb
 
-from retl.project.definitions import (Source, Warehouse)
+from retl.engine.workspace import NAME, Spool
 from retl.errors import DefinitionError, Later, Mismatch, SourceError
-from retl.sources import dbt
-from retl.engine.workspace import (NAME, Spool)
+from retl.project.definitions import Source, Warehouse
 from retl.project.validation import did_you_mean
-from retl.values import literal, quoted
+from retl.sources import dbt
+from retl.values.sql import literal, quoted
 
 _HELD = re.compile(r"lock.*PID (\d+)|PID (\d+).*lock", re.IGNORECASE | re.DOTALL)
 _LOOK_AGAIN = 0.5  # seconds between two looks at a mart that a writer holds

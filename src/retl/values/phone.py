@@ -7,7 +7,7 @@ more than one way. Whether a number is in use, nobody here knows.
 
 from __future__ import annotations
 
-from retl.values import literal
+from retl.values.sql import literal
 
 REASON = "this is no phone number that can be read in one way only: + and 8 to 15 digits"
 _WHOLE = r"\+[1-9][0-9]{7,14}"

@@ -7,8 +7,8 @@ the code and the reason, and the key is masked where it is sensitive.
 
 from __future__ import annotations
 
-from retl.app.report.facts import (Facts, Reason, gather)
-from retl.app.report.funnel import (Step, delivered, funnel)
+from retl.app.report.facts import Facts, Reason, gather
+from retl.app.report.funnel import Step, delivered, funnel
 from retl.app.report.page import page
 
 __all__ = ["Facts", "Reason", "Step", "delivered", "funnel", "gather", "page"]

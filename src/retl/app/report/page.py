@@ -7,12 +7,12 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from retl.ledger import BatchRow, RunRow
-from retl.app.report.charts import (Bar, columns, share)
-from retl.app.report.facts import (Facts, Reason)
-from retl.app.report.funnel import (Step, delivered, funnel)
-from retl.app.report.markup import (moment, number, span, table, text)
+from retl.app.report.charts import Bar, columns, share
+from retl.app.report.facts import Facts, Reason
+from retl.app.report.funnel import Step, delivered, funnel
+from retl.app.report.markup import moment, number, span, table, text
 from retl.app.report.style import sheet
+from retl.ledger import BatchRow, RunRow
 from retl.observe.summary import PHASES
 
 COLOURS = {"SUCCESS": "good", "SUCCESS_WITH_REJECTS": "warn", "RUNNING": "muted", "INTERRUPTED": "warn"}

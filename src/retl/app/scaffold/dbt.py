@@ -16,23 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from retl import destinations
-from retl.project import yamlfile
-from retl.project.definitions import (SYNC_NAME, Sync, Warehouse)
-from retl.errors import DefinitionError, Mismatch
-from retl.project.fields import problems
 from retl.app.resolve import open_project
-from retl.app.scaffold import (ENVIRONMENT, put)
-from retl.app.scaffold.yamltext import (flow, said)
+from retl.app.scaffold import ENVIRONMENT, put
+from retl.app.scaffold.yamltext import flow, said
 from retl.engine.scratch import private_directory
-from retl.project.settings import (DEFAULT_CONNECTIONS, Environment, Settings, read)
+from retl.engine.workspace import Spool
+from retl.errors import DefinitionError, Mismatch
 from retl.observe.signals import Stop
+from retl.project import yamlfile
+from retl.project.definitions import SYNC_NAME, Sync, Warehouse
+from retl.project.fields import problems
+from retl.project.settings import DEFAULT_CONNECTIONS, Environment, Settings, read
+from retl.project.validation import each, validate
+from retl.project.variables import fill
 from retl.sources import dbt
 from retl.sources import duckdb as mart
 from retl.sources.dbt import Manifest, Node
-from retl.engine.workspace import Spool
-from retl.project.validation import (each, validate)
-from retl.values import of_duckdb
-from retl.project.variables import fill
+from retl.values.types import of_duckdb
 
 _OURS = {"sync", "model", "key", "max_age", "destination"}  # of meta.retl, besides what a sync file has
 _SYNC_WORDS = set(Sync.model_fields) - {"name", "source", "contract", "key", "destination"}

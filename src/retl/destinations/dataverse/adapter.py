@@ -25,18 +25,32 @@ from urllib.parse import unquote
 import msgspec
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError, model_validator
 
-from retl.destinations.batch import (Answer, Batch, Capabilities, Kind, Operation, Outcome, Quota, RowResult, Shape, SoftDelete, UNKNOWN, WRITTEN, WriteMode)
-from retl.project.definitions import (Definition, Limits)
-from retl.destinations import Destination, Vendor
-from retl.destinations.http.adapter import HttpConnection
-from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, TargetError, Unavailable
+from retl.destinations.api import Destination, Vendor
+from retl.destinations.batch import (
+    UNKNOWN,
+    WRITTEN,
+    Answer,
+    Batch,
+    Capabilities,
+    Kind,
+    Operation,
+    Outcome,
+    RowResult,
+    Shape,
+    SoftDelete,
+    WriteMode,
+)
 from retl.destinations.dataverse import odata
-from retl.destinations.http.body import Request
+from retl.destinations.http.adapter import HttpConnection
 from retl.destinations.http.cells import exact
-from retl.net.client import (Address, Client, Timeouts)
-from retl.destinations.http.outcome import (Reply, Sent, interpret)
-from retl.destinations.http.rules import (Case, Match, Rules, text)
-from retl.net.waits import wait_asked
+from retl.destinations.http.outcome import Sent, interpret
+from retl.destinations.http.rules import Case, Rules
+from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, TargetError, Unavailable
+from retl.model import Definition, Limits
+from retl.net.client import Address, Client, Timeouts
+from retl.net.lookup import Match, text
+from retl.net.messages import Reply, Request
+from retl.net.waits import Quota, wait_asked
 
 _QUOTED = {"string": True, "uuid": False, "integer": False, "decimal": False, "date": False}
 _NOT_IN_KEYS = re.compile(r"[<>*%&:/\\?+]")

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
 from retl.errors import Ambiguous
-from retl.destinations.http.body import Request
-from retl.destinations.http.outcome import Reply
+from retl.net.messages import Reply, Request
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5]\d\d)(?: [^\r\n]*)?")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*")

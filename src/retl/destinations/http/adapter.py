@@ -17,19 +17,35 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from retl.destinations.batch import (ABSENT, Answer, Batch, Capabilities, Kind, Operation, Outcome, RowResult, Shape, SoftDelete, UNKNOWN, WRITTEN, WriteMode)
-from retl.project.definitions import (Definition, Duration)
-from retl.destinations import Destination
-from retl.errors import DefinitionError, Poisoned, Systemic
+from retl.destinations.api import Destination
+from retl.destinations.batch import (
+    ABSENT,
+    UNKNOWN,
+    WRITTEN,
+    Answer,
+    Batch,
+    Capabilities,
+    Kind,
+    Operation,
+    Outcome,
+    RowResult,
+    Shape,
+    SoftDelete,
+    WriteMode,
+)
 from retl.destinations.http import line
-from retl.net.auth import (Anonymous, HeaderName, Secret, WholeUrl)
-from retl.destinations.http.body import (Endpoint, Request, Template)
-from retl.destinations.http.cells import (Row, exact)
-from retl.net.client import (Address, Client, Timeouts)
+from retl.destinations.http.body import Endpoint, Template
+from retl.destinations.http.cells import Row, exact
 from retl.destinations.http.jobs import Job
+from retl.destinations.http.outcome import Sent, interpret
+from retl.destinations.http.rules import Case, Identity, Rules
+from retl.errors import DefinitionError, Poisoned, Systemic
+from retl.model import Definition, Duration
+from retl.net.auth import Anonymous, HeaderName, Secret, WholeUrl
+from retl.net.client import Address, Client, Timeouts
+from retl.net.lookup import text
+from retl.net.messages import Reply, Request
 from retl.net.oauth import Auth
-from retl.destinations.http.outcome import (Reply, Sent, interpret)
-from retl.destinations.http.rules import (Case, Identity, Rules, text)
 from retl.net.waits import quota
 
 OPERATION_NAMES: dict[Operation, str] = {

@@ -10,7 +10,6 @@ import re
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlencode
@@ -18,12 +17,14 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 import msgspec
 from pydantic import Field, model_validator
 
-from retl.project.definitions import Definition
-from retl.errors import Poisoned
 from retl.destinations.http import csvbody
+from retl.destinations.http.cells import OF_ALL_ROWS, PLACEHOLDER, Cast, Cells, Members, Row, exact
+from retl.destinations.http.rules import Rules
+from retl.errors import Poisoned
+from retl.model import Definition
 from retl.net.auth import HeaderName
-from retl.destinations.http.cells import (Cast, Cells, Members, OF_ALL_ROWS, PLACEHOLDER, Row, exact)
-from retl.destinations.http.rules import (Rules, look, text)
+from retl.net.lookup import look, text
+from retl.net.messages import Request
 
 _PATH = re.compile(r"(?:/(?!/)[A-Za-z0-9._~!$&'()*+,;=:@%-]*)+(?:\?[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?")
 _CONTENT = {
@@ -100,28 +101,6 @@ class Endpoint(Definition):
             raise ValueError("a header's value is printable ASCII on one line")
         _around(self)
         return self
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request without credentials: what is shown, stored before the first send, and sent."""
-
-    method: str
-    target: str  # the whole path, and the query
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
-
-    def dump(self) -> bytes:
-        head = [f"{self.method} {self.target}", *(f"{name}: {value}" for name, value in self.headers)]
-        return "\r\n".join(head).encode() + b"\r\n\r\n" + self.body
-
-    @classmethod
-    def load(cls, data: bytes) -> Request:
-        head, _, body = data.partition(b"\r\n\r\n")
-        first, *rest = head.decode().split("\r\n")
-        method, target = first.split(" ", 1)
-        headers = tuple((name, value) for name, _, value in (line.partition(": ") for line in rest))
-        return cls(method, target, headers, body)
 
 
 class Template:

@@ -20,9 +20,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from retl.project.definitions import Definition
 from retl.errors import DefinitionError, Poisoned
-from retl.destinations.http.rules import text
+from retl.model import Definition
+from retl.net.lookup import text
 
 PLACEHOLDER = re.compile(r"\{([^{}/]+)\}")
 OMIT = object()

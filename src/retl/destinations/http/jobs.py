@@ -12,12 +12,13 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from retl.destinations.batch import (Answer, Outcome, Pending, UNKNOWN)
-from retl.project.definitions import (Definition, Duration)
+from retl.destinations.batch import UNKNOWN, Answer, Outcome, Pending
+from retl.destinations.http.outcome import Sent, interpret
+from retl.destinations.http.rules import Rules
 from retl.errors import Ambiguous
-from retl.destinations.http.body import Request
-from retl.destinations.http.outcome import (Reply, Sent, interpret)
-from retl.destinations.http.rules import (Match, Rules, look, text)
+from retl.model import Definition, Duration
+from retl.net.lookup import Match, look, text
+from retl.net.messages import Reply, Request
 
 _READ = Rules(ok=(200,))
 _PAGES = 1000

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from retl.destinations.batch import (FieldText, FieldsText, KeyText, LINE_KEYS, Line, Piece, Shape)
+from retl.destinations.batch import LINE_KEYS, FieldsText, FieldText, KeyText, Line, Piece, Shape
 from retl.destinations.http.body import Endpoint
-from retl.destinations.http.cells import (Cast, exact)
+from retl.destinations.http.cells import Cast, exact
 
 
 def line(endpoint: Endpoint, shape: Shape) -> Line | None:

@@ -10,55 +10,22 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 
-from retl.destinations.batch import (ABSENT, KEPT, Kind, Outcome, RowResult, UNKNOWN, WRITTEN)
+from retl.destinations.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
+from retl.destinations.http.rules import Rules
 from retl.errors import Ambiguous, Poisoned, Spent, Systemic, TargetError, Unavailable
-from retl.destinations.http.rules import (Rules, look, text)
+from retl.net.lookup import look, text
+from retl.net.messages import _NO_JSON, Reply
 from retl.net.scrub import scrub
 from retl.net.waits import wait_asked
 
 _AGAIN = frozenset({425, 429, 503})  # refused before anything was done
 _REFUSED = frozenset({400, 409, 413, 414, 422})  # something in it is bad, nothing was applied
-_NO_JSON = object()
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back; `whole` is False where the body was cut off, or too long to be read."""
-
-    status: int
-    headers: Mapping[str, str]  # names in lower case
-    body: bytes = field(default=b"", repr=False)
-    whole: bool = True
-
-    @cached_property
-    def content(self) -> Any:
-        """The body as JSON; None if there is none, _NO_JSON if it is something else."""
-        if not self.body.strip():
-            return None
-        try:
-            return msgspec.json.decode(self.body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return _NO_JSON
-
-    @cached_property
-    def said(self) -> Any:
-        """The body as JSON, or as the text it is."""
-        return self.body.decode(errors="replace").strip() if self.content is _NO_JSON else self.content
-
-    @property
-    def is_page(self) -> bool:
-        """A page for people: whoever answered is not the API."""
-        start = self.body[:64].lstrip().lower()
-        return "html" in self.headers.get("content-type", "").lower() or start.startswith(
-            (b"<!doctype", b"<html")
-        )
 
 
 @dataclass(frozen=True)

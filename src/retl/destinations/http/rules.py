@@ -5,45 +5,13 @@ Knows paths into JSON and nothing of HTTP's own words; `outcome` applies it to a
 
 from __future__ import annotations
 
-from decimal import Decimal
-from functools import cache, cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import msgspec
-from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from retl.project.definitions import (Definition, Duration)
-
-Paths = Annotated[
-    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-]
-
-
-class Match(Definition):
-    """True where what stands at the dotted path `at` is one of `in`, type and all, or is a text with one
-    of `holds` in it."""
-
-    at: str = ""
-    values: tuple[StrictStr | StrictBool | StrictInt | StrictFloat | None, ...] = Field((), alias="in")
-    holds: Paths = ()
-
-    def fits(self, value: Any) -> bool:
-        found = look(value, self.at)
-        if isinstance(found, dict | list):
-            return False
-        if isinstance(found, str) and any(part in found for part in self.holds):
-            return True
-        return (type(found), found) in self._typed
-
-    @model_validator(mode="after")
-    def _says(self) -> Match:
-        if not self.values and not self.holds:
-            raise ValueError("a match says what it looks for: `in` or `holds`")
-        return self
-
-    @cached_property
-    def _typed(self) -> frozenset[tuple[type, Any]]:
-        return frozenset((type(value), value) for value in self.values)
+from retl.model import Definition, Duration
+from retl.net.lookup import Match, Paths
+from retl.net.waits import HeaderWait, Usage
 
 
 class Case(Definition):
@@ -74,31 +42,6 @@ class Identity(Definition):
 
     at: Paths = ("",)
     to: str = "$key"
-
-
-class HeaderWait(Definition):
-    """A header that says how long to wait, where it is not Retry-After: seconds, milliseconds (also those
-    of the whole window), or a moment."""
-
-    header: str
-    unit: Literal["s", "ms", "epoch_s"] = "s"
-
-
-class Usage(Definition):
-    """The headers that tell how much of a quota is left, and when it begins anew: `limit` and `remaining`,
-    or one `header` in which the pattern `used` finds what is used and what is allowed."""
-
-    limit: str | None = None
-    remaining: str | None = None
-    header: str | None = None
-    used: str | None = None
-    reset: HeaderWait | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> Usage:
-        if bool(self.limit and self.remaining) == bool(self.header and self.used):
-            raise ValueError("usage is told by `limit` and `remaining`, or by `header` and `used`")
-        return self
 
 
 class Rules(Definition):
@@ -162,30 +105,3 @@ class Rules(Definition):
         if self.rows == "counts_only" and self.failed is None:
             raise ValueError("`rows: counts_only` needs `failed`: where the number of bad rows is")
         return self
-
-
-@cache
-def _steps(path: str) -> tuple[str, ...]:
-    return tuple(path.split(".")) if path else ()
-
-
-def look(value: Any, path: str) -> Any:
-    """What stands at a dotted path ("" = the value itself, a number indexes a list); None if nothing."""
-    for step in _steps(path):
-        if isinstance(value, dict):
-            value = value.get(step)
-        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
-            value = value[int(step)]
-        else:
-            return None
-    return value
-
-
-def text(value: Any) -> str:
-    """A value as the text that names it in paths, forms and answers: JSON without the quotes."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Decimal):
-        return format(value, "f")
-    plain = msgspec.json.encode(value)
-    return msgspec.json.decode(plain, type=str) if plain.startswith(b'"') else plain.decode()

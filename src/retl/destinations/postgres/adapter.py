@@ -26,12 +26,23 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from retl.destinations.batch import (Batch, Capabilities, Kind, Outcome, RowResult, Shape, SoftDelete, UNKNOWN, WRITTEN, WriteMode)
-from retl.destinations import Destination
+from retl.destinations.api import Destination
+from retl.destinations.batch import (
+    UNKNOWN,
+    WRITTEN,
+    Batch,
+    Capabilities,
+    Kind,
+    Outcome,
+    RowResult,
+    Shape,
+    SoftDelete,
+    WriteMode,
+)
+from retl.destinations.postgres import catalog, exclusion, fitness
+from retl.destinations.postgres.statements import ROW, Relation, Statements, check_name
 from retl.errors import DefinitionError, Systemic, Unavailable
-from retl.destinations.postgres import (catalog, exclusion, fitness)
-from retl.net.postgres import (PostgresConnection, Session, transaction)
-from retl.destinations.postgres.statements import (ROW, Relation, Statements, check_name)
+from retl.net.postgres import PostgresConnection, Session, transaction
 
 LANES = 2  # two connections are 1.5 times as fast as one; more are slower on small servers
 READ_ROWS = 1000  # keys asked for in one query
@@ -167,7 +178,7 @@ class Postgres(Destination[PostgresOptions]):
     def _carry(self, session: Session, batch: Batch) -> dict[int, RowResult]:
         """The rows that were not written. New ones go straight into the table until it objects: each
         attempt in vain leaves it dead rows to vacuum."""
-        from retl.destinations.postgres.transfer import (copy_in, transfer)
+        from retl.destinations.postgres.transfer import copy_in, transfer
 
         if batch.new and batch.operation != "update_only" and self._straight:
             self._straight = copy_in(session, self._sql, batch)

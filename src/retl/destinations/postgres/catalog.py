@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from retl.destinations.batch import Shape
+from retl.destinations.postgres.statements import MARKER, Relation
 from retl.net.postgres import Session
-from retl.destinations.postgres.statements import (MARKER, Relation)
-from retl.values import quoted
+from retl.values.sql import quoted
 
 
 @dataclass(frozen=True)

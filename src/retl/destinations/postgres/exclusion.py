@@ -20,10 +20,10 @@ import socket
 from hashlib import sha256
 from typing import Any
 
+from retl.destinations.postgres.statements import LONGEST_NAME, Relation
 from retl.errors import Later, Systemic
 from retl.net.postgres import Session
-from retl.destinations.postgres.statements import (LONGEST_NAME, Relation)
-from retl.values import literal
+from retl.values.sql import literal
 
 # The two-int form is a space of its own: bigint locks, the ledger's among them, are never mistaken for it.
 _HERE = (

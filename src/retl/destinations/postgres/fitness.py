@@ -6,11 +6,12 @@ Mismatch, with the DDL; whatever cannot be mended by DDL says so.
 
 from __future__ import annotations
 
-from retl.destinations.batch import (Field, Shape, SoftDelete)
-from retl.errors import Mismatch, Systemic
-from retl.destinations.postgres.catalog import (Column, Place, Table, Trace)
+from retl.destinations.batch import Field, Shape, SoftDelete
+from retl.destinations.postgres.catalog import Column, Place, Table, Trace
 from retl.destinations.postgres.statements import Statements
-from retl.values import ddl, injective, lossless, quoted
+from retl.destinations.postgres.types import ddl, injective, lossless
+from retl.errors import Mismatch, Systemic
+from retl.values.sql import quoted
 
 _TABLES = ("r", "p")
 _KINDS = {

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retl.destinations.batch import (Batch, Field, Operation, Shape, SoftDelete)
-from retl.values import ddl, literal, quoted
+from retl.destinations.batch import Batch, Field, Operation, Shape, SoftDelete
+from retl.destinations.postgres.types import ddl
+from retl.values.sql import literal, quoted
 
 ROW = "retl_row"
 STAGE = "pg_temp.retl_stage"

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 
 import psycopg
 
-from retl.destinations.batch import (ABSENT, Batch, KEPT, Kind, Operation, RowResult)
+from retl.destinations.batch import ABSENT, KEPT, Batch, Kind, Operation, RowResult
+from retl.destinations.postgres.rejection import CARDINALITY, UNSUPPORTED, rejection
+from retl.destinations.postgres.statements import STAGE, Statements
 from retl.errors import InvariantBroken
-from retl.net import sqlstate
 from retl.net.postgres import Session
-from retl.destinations.postgres.statements import (STAGE, Statements)
 
 SWALLOWED = RowResult(
     Kind.REJECTED, "SWALLOWED", "PostgreSQL reported success, yet a trigger or policy left the row as it was"
@@ -42,7 +42,7 @@ def copy_in(session: Session, sql: Statements, batch: Batch) -> bool:
                 raise psycopg.Rollback  # a trigger swallowed some
             return True
     except psycopg.Error as error:
-        if sqlstate.rejection(error, sql.names) is None and error.sqlstate != sqlstate.UNSUPPORTED:
+        if rejection(error, sql.names) is None and error.sqlstate != UNSUPPORTED:
             raise
     return False
 
@@ -54,11 +54,11 @@ def transfer(session: Session, sql: Statements, batch: Batch) -> dict[int, RowRe
         with session.transaction():
             _copy(session, sql, batch)
     except psycopg.Error as error:
-        rejection = sqlstate.rejection(error, sql.names)
-        if rejection is None:
+        rejected = rejection(error, sql.names)
+        if rejected is None:
             raise
         if len(batch) == 1:
-            return {0: rejection}
+            return {0: rejected}
     else:
         return _carry(session, sql, batch.operation, len(batch) - 1)
     first, second = batch.halves()
@@ -90,17 +90,17 @@ def _carry(session: Session, sql: Statements, operation: Operation, last: int) -
         with session.transaction():
             return _apply(session, sql, operation, 0, last)
     except psycopg.Error as error:
-        rejection = sqlstate.rejection(error, sql.names)
-        if rejection is None and error.sqlstate != sqlstate.KEY_COLLIDES:
+        rejected = rejection(error, sql.names)
+        if rejected is None and error.sqlstate != CARDINALITY:
             raise
         collided = {row: KEY_COLLIDES for (row,) in session.execute(sql.take_collisions()).fetchall()}
-        if rejection is None and not collided:
+        if rejected is None and not collided:
             raise
     session.execute(sql.index_stage())
-    if rejection is None or collided:
+    if rejected is None or collided:
         found = collided | _divide(session, sql, operation, 0, last)
     else:
-        found = _halve(session, sql, operation, 0, last, rejection)
+        found = _halve(session, sql, operation, 0, last, rejected)
     session.execute(sql.unindex_stage())
     return found
 
@@ -112,17 +112,17 @@ def _divide(
         with session.transaction():
             return _apply(session, sql, operation, first, last)
     except psycopg.Error as error:
-        rejection = sqlstate.rejection(error, sql.names)
-        if rejection is None:
+        rejected = rejection(error, sql.names)
+        if rejected is None:
             raise
-    return _halve(session, sql, operation, first, last, rejection)
+    return _halve(session, sql, operation, first, last, rejected)
 
 
 def _halve(
-    session: Session, sql: Statements, operation: Operation, first: int, last: int, rejection: RowResult
+    session: Session, sql: Statements, operation: Operation, first: int, last: int, rejected: RowResult
 ) -> dict[int, RowResult]:
     if first == last:
-        return {first: rejection}
+        return {first: rejected}
     middle = (first + last) // 2
     found = _divide(session, sql, operation, first, middle)
     return found | _divide(session, sql, operation, middle + 1, last)

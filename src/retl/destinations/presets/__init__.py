@@ -28,13 +28,13 @@ from pydantic import (
 )
 
 from retl import destinations
-from retl.destinations.batch import (Operation, Shape, WriteMode)
-from retl.project.definitions import (Definition, Limits)
-from retl.destinations.http.adapter import (HttpConnection, HttpDestination, HttpOptions, OPERATION_NAMES)
+from retl.destinations.batch import Operation, Shape, WriteMode
+from retl.destinations.http.adapter import OPERATION_NAMES, HttpConnection, HttpDestination, HttpOptions
 from retl.destinations.presets.filling import fill, used
 from retl.errors import DefinitionError
+from retl.model import Definition, Limits
 from retl.net.client import Timeouts
-from retl.project.validation import (ModelT, validate)
+from retl.project.validation import ModelT, validate
 from retl.project.variables import Filled
 from retl.project.yamlfile import load as load_yaml
 

@@ -40,11 +40,40 @@ from urllib.parse import quote
 import msgspec
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from retl.destinations.batch import (Answer, Batch, Capabilities, FieldsText, KeyText, Kind, LINE_KEYS, Line, Outcome, Piece, RowResult, Shape, Size, SoftDelete, WRITTEN, WriteMode)
-from retl.project.definitions import (Definition, Duration, seconds)
-from retl.destinations import Destination
+from retl.destinations.api import Destination
+from retl.destinations.batch import (
+    LINE_KEYS,
+    WRITTEN,
+    Answer,
+    Batch,
+    Capabilities,
+    FieldsText,
+    KeyText,
+    Kind,
+    Line,
+    Outcome,
+    Piece,
+    RowResult,
+    Shape,
+    Size,
+    SoftDelete,
+    WriteMode,
+)
+from retl.destinations.redis.resp import (
+    AGAIN,
+    CHUNK,
+    CHUNK_BYTES,
+    STOP,
+    Command,
+    Packed,
+    Refusal,
+    Wire,
+    judge,
+    pack,
+    why,
+)
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, Systemic, Unavailable
-from retl.destinations.redis.resp import (AGAIN, CHUNK, CHUNK_BYTES, Command, Packed, Refusal, STOP, Wire, judge, pack, why)
+from retl.model import Definition, Duration, seconds
 
 NOBODY = "retl:stamp:"  # a key that never exists
 STAMPS = 1000  # more batches than can be written between two notes in the ledger

@@ -27,18 +27,32 @@ from typing import Any
 import msgspec
 from pydantic import Field
 
-from retl.destinations.batch import (Answer, Batch, Capabilities, Kind, Outcome, Pending, RowResult, Shape, SoftDelete, UNKNOWN, WRITTEN, WriteMode)
-from retl.project.definitions import (Definition, Duration, Limits)
-from retl.destinations import Destination, Vendor
+from retl.destinations.api import Destination, Vendor
+from retl.destinations.batch import (
+    UNKNOWN,
+    WRITTEN,
+    Answer,
+    Batch,
+    Capabilities,
+    Kind,
+    Outcome,
+    Pending,
+    RowResult,
+    Shape,
+    SoftDelete,
+    WriteMode,
+)
+from retl.destinations.http.cells import exact
+from retl.destinations.http.outcome import Sent, interpret
+from retl.destinations.http.rules import Case, Rules
 from retl.destinations.presets import PresetConnection
 from retl.destinations.presets import read as preset
+from retl.destinations.salesforce_bulk import csvjob, soql
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned
-from retl.destinations.salesforce_bulk import (csvjob, soql)
-from retl.destinations.http.body import Request
-from retl.destinations.http.cells import exact
-from retl.net.client import (Address, Client)
-from retl.destinations.http.outcome import (Reply, Sent, interpret)
-from retl.destinations.http.rules import (Case, Match, Rules, look, text)
+from retl.model import Definition, Duration, Limits
+from retl.net.client import Address, Client
+from retl.net.lookup import Match, look, text
+from retl.net.messages import Reply, Request
 from retl.net.scrub import scrub
 
 LONGEST_FILE = 100_000_000  # bytes; the vendor's 150 MB are those of its base64

@@ -18,11 +18,10 @@ from urllib.parse import quote
 
 import msgspec
 
-from retl.destinations.batch import (Kind, Outcome, Pending, RowResult, UNKNOWN)
+from retl.destinations.batch import UNKNOWN, Kind, Outcome, Pending, RowResult
 from retl.errors import Ambiguous, Poisoned
-from retl.destinations.http.body import Request
-from retl.destinations.http.outcome import Reply
-from retl.destinations.http.rules import (look, text)
+from retl.net.lookup import look, text
+from retl.net.messages import Reply, Request
 
 csv.field_size_limit(16 * 1024 * 1024)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from retl.destinations.http.rules import text
+from retl.net.lookup import text
 
 _AT_ONCE, _LONGEST = 100, 8_000  # names and characters of a query
 _ESCAPED = str.maketrans({"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r"})

@@ -25,13 +25,24 @@ import re
 
 from pydantic import Field, model_validator
 
-from retl.destinations.batch import (Answer, Batch, Capabilities, Kind, Outcome, RowResult, Shape, UNKNOWN, WRITTEN, WriteMode)
-from retl.project.definitions import Definition
-from retl.destinations import Destination
+from retl.destinations.api import Destination
+from retl.destinations.batch import (
+    UNKNOWN,
+    WRITTEN,
+    Answer,
+    Batch,
+    Capabilities,
+    Kind,
+    Outcome,
+    RowResult,
+    Shape,
+    WriteMode,
+)
+from retl.destinations.smtp.letters import Form, Letter
+from retl.destinations.smtp.wire import SmtpConnection, Wire
 from retl.errors import Poisoned, Systemic, Unavailable
+from retl.model import Definition
 from retl.net.scrub import scrub
-from retl.destinations.smtp.letters import (Form, Letter)
-from retl.destinations.smtp.wire import (SmtpConnection, Wire)
 
 _NOT_US = (503, 530, 534, 535, 538)  # about the session or the account, whatever was said
 _ABOUT_ROW = re.compile(r"[45]\.[1267]\.")  # address, mailbox, content, policy (RFC 3463)

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from retl.errors import DefinitionError, Poisoned
-from retl.destinations.http.rules import text
+from retl.net.lookup import text
 
 FIELDS = "$fields"
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|([{}])")

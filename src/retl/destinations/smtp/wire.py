@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, model_validator
 
-from retl.project.definitions import (Definition, Duration)
 from retl.errors import Ambiguous, Systemic, TargetError, Unavailable
+from retl.model import Definition, Duration
 from retl.net.scrub import scrub
 
 _PORTS = {"starttls": 587, "ssl": 465, "none": 25}

@@ -1,0 +1,114 @@
+"""The one interface of all targets.
+
+A destination translates. It never retries, waits, paces, logs rows or keeps state: delivery does
+the first three, the ledger the last. One instance serves one lane and is never shared by threads.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from retl.destinations.batch import UNKNOWN, Answer, Batch, Capabilities, Outcome, Shape, WriteMode
+from retl.model import Limits
+from retl.net.waits import Quota
+
+Turn = Callable[..., AbstractContextManager[object]]  # room for one request, of `size` bytes if it writes
+
+
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
+
+
+PREVIEW = (
+    "preview: made from the vendor's documentation, and not yet held against its contract, its own client or"
+    " recorded answers"
+)
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """What is known of a vendor's API beside its types, and who says so: for those with code of their own
+    what a preset says in its file."""
+
+    evidence: tuple[str, ...]
+    source: str
+    checked_on: date
+    limits_source: str
+    example: str
+
+
+class Destination(ABC, Generic[OptionsT]):
+    """A target of one sync.
+
+    `Connection` models the keys of a connection in retl.yml, `Options` those under `destination:` in
+    a sync; `Options.connection` holds the former. Both refuse unknown keys.
+    """
+
+    Connection: ClassVar[type[BaseModel]]
+    Options: ClassVar[type[BaseModel]]
+    is_preview: ClassVar[bool] = False  # nothing but documentation says that the target takes it so
+    limits: ClassVar[Limits] = Limits()  # what the vendor allows; a connection's own `limits` win
+    vendor: ClassVar[Vendor | None] = None
+    capabilities: Capabilities
+    quotas: Sequence[Quota] = ()  # what the last answer said of the target's own limits
+    paced: ClassVar[bool] = False  # takes a `turn` for each of its requests, else one is taken per write
+    turn: Turn = staticmethod(lambda size=None: nullcontext())
+
+    def __init__(self, options: OptionsT, shape: Shape) -> None:
+        self.options = options
+        self.shape = shape
+
+    @classmethod
+    @abstractmethod
+    def identity(cls, options: OptionsT, write: WriteMode) -> str:
+        """Server, object and key template this writes to, normalised and without secrets: the baseline
+        belongs to it. The same as `capabilities.object`, known before the mart is."""
+
+    @classmethod
+    def learns(cls, options: OptionsT, write: WriteMode, key: Sequence[str]) -> bool:
+        """Do answers to writes tell the target's own id of a row with such a key?"""
+        return False
+
+    @abstractmethod
+    def check(self) -> None:
+        """Reached, writable, fitting? Raises Systemic or Unavailable (exit 1) or Mismatch (a guard,
+        exit 3). Writes nothing. Where the shape names a run and the target can tell: Later if another
+        ledger is delivering to this object; from here to `close` no other can."""
+
+    def prepare(self, epoch: int) -> None:
+        """Once per run, after the guards: make what `create` and the promises need in the target."""
+
+    @abstractmethod
+    def write(self, batch: Batch) -> Answer:
+        """Deliver the batch once. Raises a TargetError when no row of it was applied for a reason
+        that concerns the batch as a whole, Ambiguous when nobody knows."""
+
+    def settle(self, batch: Batch, handle: str | None) -> Answer:
+        """What became of a batch whose answer never came; may be asked again and again."""
+        return Outcome(UNKNOWN)
+
+    def foresee(self, batch: Batch) -> Outcome:
+        """What `settle` would tell of a batch now, by reading alone; UNKNOWN where that takes more."""
+        return Outcome(UNKNOWN)
+
+    def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
+        """Per row of the batch what the target holds of our fields, or None where it lacks the key.
+        Only if `capabilities.readable`."""
+        raise NotImplementedError
+
+    def request(self, batch: Batch) -> bytes:
+        """Exactly what `write` would send for this batch, without credentials; no I/O."""
+        raise NotImplementedError
+
+    def interrupt(self) -> None:
+        """Called from another thread when the run was asked to stop and `write` takes its time: end the
+        request in hand if that can be done without leaving it in doubt. The default lets it finish."""
+
+    def close(self) -> None:
+        """Let go of connections; never raises."""

@@ -1,0 +1,57 @@
+"""What every options model is made of: frozen definitions, durations, rates, limits, formats."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(text: object) -> float:
+    """'90s', '1h30m', '24h' or a bare number of seconds → seconds. ValueError otherwise."""
+    if isinstance(text, int | float) and not isinstance(text, bool) and 0 <= text < float("inf"):
+        return float(text)
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text) if isinstance(text, str) else []
+    if not parts or "".join(n + u for n, u in parts) != text:
+        raise ValueError("a duration is a number and a unit, such as 90s, 5m, 24h or 1h30m")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+Duration = Annotated[float, BeforeValidator(seconds, json_schema_input_type=str | float)]
+
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+class Definition(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Retry(Definition):
+    attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    budget: Duration = 300.0
+
+
+class Formats(Definition):
+    """How values look in JSON where the target does not want the standard forms."""
+
+    bigints: Literal["number", "string"] = "number"
+    decimals: Literal["number", "string"] = "number"
+    dates: Literal["iso", "epoch_ms"] = "iso"
+    timestamps: Literal["iso", "epoch_s", "epoch_ms"] = "iso"
+
+
+class Limits(Definition):
+    """What a connection may be asked, of which `share` is ours: `requests` in any `per` seconds, `per_day` in
+    any 24 hours, over all its syncs, processes and hosts of one ledger; `concurrency` at once, in each."""
+
+    requests: Annotated[int, Field(ge=1)] | None = None
+    per: Duration = 1.0
+    per_day: Annotated[int, Field(ge=1)] | None = None
+    concurrency: Annotated[int, Field(ge=1, le=64)] | None = None
+    share: Annotated[float, Field(gt=0, le=1)] | None = None

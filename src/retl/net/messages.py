@@ -1,0 +1,68 @@
+"""A request and a reply of HTTP, as they are sent, stored and read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import msgspec
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request without credentials: what is shown, stored before the first send, and sent."""
+
+    method: str
+    target: str  # the whole path, and the query
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    def dump(self) -> bytes:
+        head = [f"{self.method} {self.target}", *(f"{name}: {value}" for name, value in self.headers)]
+        return "\r\n".join(head).encode() + b"\r\n\r\n" + self.body
+
+    @classmethod
+    def load(cls, data: bytes) -> Request:
+        head, _, body = data.partition(b"\r\n\r\n")
+        first, *rest = head.decode().split("\r\n")
+        method, target = first.split(" ", 1)
+        headers = tuple((name, value) for name, _, value in (line.partition(": ") for line in rest))
+        return cls(method, target, headers, body)
+
+
+_NO_JSON = object()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back; `whole` is False where the body was cut off, or too long to be read."""
+
+    status: int
+    headers: Mapping[str, str]  # names in lower case
+    body: bytes = field(default=b"", repr=False)
+    whole: bool = True
+
+    @cached_property
+    def content(self) -> Any:
+        """The body as JSON; None if there is none, _NO_JSON if it is something else."""
+        if not self.body.strip():
+            return None
+        try:
+            return msgspec.json.decode(self.body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return _NO_JSON
+
+    @cached_property
+    def said(self) -> Any:
+        """The body as JSON, or as the text it is."""
+        return self.body.decode(errors="replace").strip() if self.content is _NO_JSON else self.content
+
+    @property
+    def is_page(self) -> bool:
+        """A page for people: whoever answered is not the API."""
+        start = self.body[:64].lstrip().lower()
+        return "html" in self.headers.get("content-type", "").lower() or start.startswith(
+            (b"<!doctype", b"<html")
+        )

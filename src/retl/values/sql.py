@@ -1,0 +1,24 @@
+"""Names and texts as parts of SQL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+def quoted(identifier: str) -> str:
+    """An identifier for SQL text. ValueError if it holds NUL."""
+    return '"' + _plain(identifier).replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A string literal for SQL text. ValueError if it holds NUL."""
+    return "'" + _plain(text).replace("'", "''") + "'"
+
+
+def _plain(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("SQL text cannot hold a NUL character")
+    return text

@@ -1,0 +1,21 @@
+"""Transforms of text, as SQL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+_TRANSFORMS: dict[str, str] = {
+    "trim": r"trim({}, E' \t\n\r\x0b\x0c')",
+    "lower": "lower({})",
+    "upper": "upper({})",
+    "sha256_hex": "sha256({})",
+}
+
+
+def transform_sql(name: str, expr: str) -> str:
+    """SQL for a transform of a string's carrier; NULL stays NULL. `trim` takes ASCII white space."""
+    return _TRANSFORMS[name].format(expr)
