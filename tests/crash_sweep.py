@@ -42,7 +42,7 @@ Point = tuple[str, int]  # an event or a system call, and which occurrence of it
 
 
 @dataclass
-class Tally:
+class FailureRate:
     """What a series of kills came to."""
 
     kills: int = 0
@@ -52,26 +52,26 @@ class Tally:
     tried: list[str] = field(default_factory=list)
 
 
-def recover(made: Scene, what: str, tally: Tally, *, again: bool = True) -> None:
+def recover(made: Scene, what: str, failure_rate: FailureRate, *, again: bool = True) -> None:
     """One plain sync after a kill must bring the target where it should be; another one must find nothing
     to do."""
     project = made.project
     done = project.sync()
     wanted, found = made.wanted(), made.content()
     lost = set(wanted) ^ set(found)
-    tally.kills += 1
-    tally.lost += bool(lost)
+    failure_rate.kills += 1
+    failure_rate.lost += bool(lost)
     doubled = made.doubled()
-    tally.doubled += bool(doubled)
+    failure_rate.doubled += bool(doubled)
     if lost or doubled or len(wanted) != len(found):
-        tally.problems.append(f"{what}: differs {sorted(lost, key=str)[:4]}, doubled {doubled[:4]}")
+        failure_rate.problems.append(f"{what}: differs {sorted(lost, key=str)[:4]}, doubled {doubled[:4]}")
     elif done.code or done.summary["status"] != "SUCCESS":
-        tally.problems.append(f"{what}: exit {done.code}\n{done.stdout}\n{done.stderr[-1500:]}")
+        failure_rate.problems.append(f"{what}: exit {done.code}\n{done.stdout}\n{done.stderr[-1500:]}")
     elif again:
         third = project.sync()
         moved = sum(third.summary[name] for name in ("inserted", "updated", "deleted", "refreshed"))
         if third.code or moved or made.content() != found:
-            tally.problems.append(f"{what}: a third run was not idle: {third.stdout}")
+            failure_rate.problems.append(f"{what}: a third run was not idle: {third.stdout}")
 
 
 def evenly(things: Sequence[T], most: int) -> list[T]:
@@ -103,7 +103,7 @@ def in_turn(counts: Mapping[str, int], most: int, turn: int) -> list[Point]:
     return [(name, 1) for name in sorted(counts)[turn % stride :: stride]]
 
 
-def sweep_events(made: Scene, tally: Tally, most: int, turn: int | None = None) -> None:
+def sweep_events(made: Scene, failure_rate: FailureRate, most: int, turn: int | None = None) -> None:
     """Kill at `most` events of a run; with a `turn` each time at others."""
     faultless = made.project.sync()
     assert faultless.code == 0, faultless.stderr
@@ -115,10 +115,10 @@ def sweep_events(made: Scene, tally: Tally, most: int, turn: int | None = None) 
         killed = made.project.sync(RETL_CRASH_AT=point)
         assert killed.code == KILLED, f"{point} was not reached"
 
-    _sweep(made, "events", counts, points, kill, tally)
+    _sweep(made, "events", counts, points, kill, failure_rate)
 
 
-def sweep_recovery(made: Scene, tally: Tally, most: int) -> None:
+def sweep_recovery(made: Scene, failure_rate: FailureRate, most: int) -> None:
     """Kill a run before it knows of an answer, and then the run that makes it good, at `most` events."""
     made.begin()
     assert made.project.sync(RETL_CRASH_AT=LOST_ANSWER).code == KILLED
@@ -131,10 +131,10 @@ def sweep_recovery(made: Scene, tally: Tally, most: int) -> None:
             assert killed.code == KILLED, f"{at} was not reached"
 
     counts = recovery.points()
-    _sweep(made, "recovery", counts, sampled(counts, most), kill, tally)
+    _sweep(made, "recovery", counts, sampled(counts, most), kill, failure_rate)
 
 
-def sweep_calls(made: Scene, calls: Sequence[str], tally: Tally, most: int) -> None:
+def sweep_calls(made: Scene, calls: Sequence[str], failure_rate: FailureRate, most: int) -> None:
     """Kill at `most` of these system calls. A run may need fewer of them than the one that was counted:
     then it gets through."""
     made.begin()
@@ -145,7 +145,7 @@ def sweep_calls(made: Scene, calls: Sequence[str], tally: Tally, most: int) -> N
         ended = killed_at(made, call, int(k))
         assert ended.code in (0, KILLED), f"exit {ended.code}: {ended.stderr}"
 
-    _sweep(made, "system calls", counts, sampled(counts, most), kill, tally)
+    _sweep(made, "system calls", counts, sampled(counts, most), kill, failure_rate)
 
 
 def _sweep(
@@ -154,15 +154,15 @@ def _sweep(
     counts: Mapping[str, int],
     points: Sequence[Point],
     kill: Callable[[str], None],
-    tally: Tally,
+    failure_rate: FailureRate,
 ) -> None:
     for number, (name, n) in enumerate(points):
         made.begin()
         kill(f"{name}:{n}")
-        recover(made, f"{what}, {name}:{n}", tally, again=number % 4 == 0)
+        recover(made, f"{what}, {name}:{n}", failure_rate, again=number % 4 == 0)
     tried = Counter(name for name, _ in points)
     parts = ", ".join(f"{name} {tried[name]}/{count}" for name, count in sorted(counts.items()))
-    tally.tried.append(f"{what} {len(points)} of {sum(counts.values())} ({parts})")
+    failure_rate.tried.append(f"{what} {len(points)} of {sum(counts.values())} ({parts})")
 
 
 # system calls
@@ -238,10 +238,10 @@ def _scene(kind: str, folder: Path) -> Iterator[Scene]:
         yield made
 
 
-def long(kind: str, share: float) -> tuple[str, dict[str, Tally]]:
+def long(kind: str, share: float) -> tuple[str, dict[str, FailureRate]]:
     """One kind of delivery in about `share` seconds: what a kill costs is measured, and so many are made."""
     end = time.monotonic() + share
-    tallies = {name: Tally() for name in ("events", "recovery", "system calls")}
+    tallies = {name: FailureRate() for name in ("events", "recovery", "system calls")}
     sweeps: list[tuple[str, float, Callable[[int], None]]]
     with tempfile.TemporaryDirectory(prefix="retl-crash-") as name, _scene(kind, Path(name)) as made:
         sweeps = [
@@ -251,7 +251,7 @@ def long(kind: str, share: float) -> tuple[str, dict[str, Tally]]:
         ]
         if traceable() is not None:
             sweeps.pop()
-        started, cost = time.monotonic(), Tally()
+        started, cost = time.monotonic(), FailureRate()
         sweep_recovery(made, cost, 1)
         each = (time.monotonic() - started) / 2  # a recovery without a kill, and one with two
         for name, part, sweep in sweeps:
@@ -311,12 +311,15 @@ def main() -> int:
     with ProcessPoolExecutor(WORKERS) as pool:
         raced = [pool.submit(races, RACES), pool.submit(ledger_races, LEDGER_RACES)]
         for kind, tallies in pool.map(long, KINDS, [share] * len(KINDS)):
-            for name, tally in tallies.items():
-                print(f"{kind:<26}{name:<14}{tally.kills:>7}{tally.lost:>7}{tally.doubled:>9}", flush=True)
-                for problem in tally.problems:
+            for name, failure_rate in tallies.items():
+                print(
+                    f"{kind:<26}{name:<14}{failure_rate.kills:>7}{failure_rate.lost:>7}{failure_rate.doubled:>9}",
+                    flush=True,
+                )
+                for problem in failure_rate.problems:
                     print(f"  {problem}")
-                bad += len(tally.problems)
-            for tried in (one for tally in tallies.values() for one in tally.tried):
+                bad += len(failure_rate.problems)
+            for tried in (one for failure_rate in tallies.values() for one in failure_rate.tried):
                 print(f"  tried: {tried}", flush=True)
         for what, number, lost in (one.result() for one in raced):
             print(f"{number} races of {what}, {lost} without exactly one delivery")

@@ -78,7 +78,7 @@ def test_the_lease_of_one_who_died_is_free_after_its_use_and_a_window() -> None:
 def test_a_clock_that_was_set_back_blocks_nobody_for_longer_than_a_lease() -> None:
     account, terms = Account(), Terms(1, 10.0, day=100)
     assert taken(account, terms, START, "before")
-    account.hold(START + 60)
+    account.pause(START + 60)
     account.spend(START + DAY)
     back = START - 365 * DAY
     assert account.take("after", terms, back).spent == HOURS * HOUR

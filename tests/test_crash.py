@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import servers
-from tests.crash_sweep import KILLED, LOST_ANSWER, Tally, recover, sweep_calls, sweep_events, traceable
+from tests.crash_sweep import KILLED, LOST_ANSWER, FailureRate, recover, sweep_calls, sweep_events, traceable
 from tests.crashes import FIRST, CampaignScene, Scene
 from tests.scenes import KINDS, scene
 
@@ -35,11 +35,11 @@ def of_kinds(*kinds: str) -> pytest.MarkDecorator:
 def test_a_run_killed_at_any_event_is_made_good_by_the_next(
     of_kind: Scene, request: pytest.FixtureRequest
 ) -> None:
-    tally = Tally()
+    failure_rate = FailureRate()
     kind = KINDS.index(request.node.callspec.params["of_kind"])
-    sweep_events(of_kind, tally, FEW, turn=kind)  # each kind its own events: together they are all
-    assert tally.problems == []
-    assert FEW - 1 <= tally.kills <= FEW
+    sweep_events(of_kind, failure_rate, FEW, turn=kind)  # each kind its own events: together they are all
+    assert failure_rate.problems == []
+    assert FEW - 1 <= failure_rate.kills <= FEW
     assert "RUNNING" not in of_kind.project.statuses()
 
 
@@ -51,24 +51,24 @@ CALLS = {"upsert": "recvfrom", "append": "sendto", "redis": "pwrite64", "http": 
 def test_a_run_killed_at_a_system_call_is_made_good_by_the_next(
     of_kind: Scene, request: pytest.FixtureRequest
 ) -> None:
-    tally = Tally()
-    sweep_calls(of_kind, [CALLS[request.node.callspec.params["of_kind"]]], tally, FEW)
-    assert tally.problems == []
-    assert tally.kills == FEW
+    failure_rate = FailureRate()
+    sweep_calls(of_kind, [CALLS[request.node.callspec.params["of_kind"]]], failure_rate, FEW)
+    assert failure_rate.problems == []
+    assert failure_rate.kills == FEW
 
 
 @of_kinds("append", "append, state in postgres", "soft deletes", "http append")
 def test_a_recovery_that_is_killed_too_is_made_good(of_kind: Scene) -> None:
     assert of_kind.project.sync(RETL_CRASH_AT=LOST_ANSWER).code == KILLED
     points = of_kind.project.sync().points()
-    tally = Tally()
+    failure_rate = FailureRate()
     for event in ("run_abandoned", "batch_settled", "batch_answered"):
         if event in points:
             of_kind.begin()
             assert of_kind.project.sync(RETL_CRASH_AT=LOST_ANSWER).code == KILLED
             assert of_kind.project.sync(RETL_CRASH_AT=event).code == KILLED
-            recover(of_kind, f"{LOST_ANSWER}, then {event}", tally)
-    assert tally.problems == []
+            recover(of_kind, f"{LOST_ANSWER}, then {event}", failure_rate)
+    assert failure_rate.problems == []
     assert set(of_kind.project.statuses()[-4:-2]) == {"ABANDONED"}
 
 
@@ -153,6 +153,6 @@ def test_an_apply_that_is_killed_spends_its_plan_and_sync_carries_on(of_kind: Sc
             assert (again.code, again.summary["error"]["code"]) == (3, "PLAN_MOVED"), again.stdout
         else:
             assert again.code == 0, again.stdout
-        tally = Tally()
-        recover(of_kind, f"apply, {event}", tally)
-        assert tally.problems == []
+        failure_rate = FailureRate()
+        recover(of_kind, f"apply, {event}", failure_rate)
+        assert failure_rate.problems == []

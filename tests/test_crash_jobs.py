@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.crash_sweep import Tally, recover
+from tests.crash_sweep import FailureRate, recover
 from tests.crashes import COLUMNS, SECOND, Scene, until
 from tests.dataverse import Environment
 from tests.presets.oauth import TOKEN, TokenServer
@@ -170,14 +170,14 @@ def die(made: Scene, server: Deadly, trap: Callable[[str, str], bool], *, after:
 @pytest.mark.parametrize("made", [BulkScene, InsertScene, DeleteScene], indirect=True)
 def test_a_job_survives_a_kill_at_any_of_its_requests(made: BulkScene) -> None:
     assert made.org
-    tally = Tally()
+    failure_rate = FailureRate()
     for request in REQUESTS:
         for after in (False, True):
             made.begin()
             kill(made, request, after=after, job=made.job)
-            recover(made, f"{'after' if after else 'before'} {request}", tally, again=after)
-    assert tally.problems == []
-    assert tally.kills == 2 * len(REQUESTS)
+            recover(made, f"{'after' if after else 'before'} {request}", failure_rate, again=after)
+    assert failure_rate.problems == []
+    assert failure_rate.kills == 2 * len(REQUESTS)
     assert isinstance(made, DeleteScene) == any(
         job.about["operation"] == "delete" for job in made.org.jobs.values()
     )
@@ -185,7 +185,7 @@ def test_a_job_survives_a_kill_at_any_of_its_requests(made: BulkScene) -> None:
 
 @pytest.mark.parametrize("made", [DataverseScene], indirect=True)
 def test_rows_in_one_batch_survive_a_kill_around_it(made: DataverseScene) -> None:
-    tally = Tally()
+    failure_rate = FailureRate()
     for number in range(1, 4):  # six upserts in two batches, then the deletes
         for after in (False, True):
             made.begin()
@@ -197,8 +197,8 @@ def test_rows_in_one_batch_survive_a_kill_around_it(made: DataverseScene) -> Non
                 return len(seen) == number
 
             die(made, made.server, trap, after=after)
-            recover(made, f"{'after' if after else 'before'} batch {number}", tally, again=after)
-    assert tally.problems == []
+            recover(made, f"{'after' if after else 'before'} batch {number}", failure_rate, again=after)
+    assert failure_rate.problems == []
 
 
 @pytest.mark.parametrize("made", [BulkScene], indirect=True)

@@ -20,7 +20,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from retl.delivery import lanes as delivering
-from retl.delivery.failure_rate import Tally
+from retl.delivery.failure_rate import FailureRate
 from retl.destinations.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Batch, Kind, Outcome, Pending, RowResult
 from retl.errors import Ambiguous, Later, LedgerError, Poisoned, Spent, Stopped, Systemic, Unavailable
 from retl.ledger import open_ledger
@@ -361,11 +361,11 @@ def test_a_write_takes_a_turn_where_the_target_takes_none_itself(
     found: list[bool] = []
 
     def look(lane: Target, batch: Batch) -> Outcome:
-        turns = delivery.pace._turns
-        assert turns is not None
-        found.append(turns.acquire(blocking=False))
+        permits = delivery.pace._turns
+        assert permits is not None
+        found.append(permits.acquire(blocking=False))
         if found[-1]:
-            turns.release()
+            permits.release()
         return Outcome(WRITTEN)
 
     scene.world.answers.append(look)
@@ -669,7 +669,7 @@ def test_rows_that_a_delete_made_room_for_get_a_second_chance(scene: Scene) -> N
     delivery.drain(scene.batches(6, 3))
     delivery.drain([scene.batch(6, 7, "delete")])
     assert scene.world.objects.keys() == {2, 3, 4, 5}
-    delivery.second_chance({"23505"})
+    delivery.retry_after_deletes({"23505"})
     assert scene.world.spans == [(0, 2), (3, 5), (6, 7), (0, 0)]
     assert scene.world.objects.keys() == {0, 2, 3, 4, 5}
     assert ends(scene) == [
@@ -686,7 +686,7 @@ def test_a_second_chance_is_another_delivery_than_the_one_that_was_refused(scene
     scene.world.answers.extend([took({0: BUSY}), took(default=twin)])
     delivery = scene.delivery()
     delivery.drain(scene.batches(2, 2))
-    delivery.second_chance({"23505"})
+    delivery.retry_after_deletes({"23505"})
     assert scene.world.spans == [(0, 1), (0, 0), (0, 0)]
     rounds = [scene.batch(0, 1), *(replace(scene.batch(0, 0), round=number) for number in (1, 2))]
     assert [one.id for one in scene.world.sent] == [one.id for one in rounds]
@@ -698,7 +698,7 @@ def test_a_second_chance_finds_every_row_and_skips_batches_that_were_split(scene
     scene.world.answers.extend([fails(Poisoned("BAD_ROW", "bad")), took({0: twin}), took(default=twin)])
     delivery = scene.delivery()
     delivery.drain(scene.batches(2, 2))
-    delivery.second_chance({"23505", "23503"})
+    delivery.retry_after_deletes({"23505", "23503"})
     assert scene.world.objects.keys() == {0, 1}
     assert [b[2:4] for b in ends(scene)][1:] == [
         ("done", Outcome(WRITTEN, {0: WRITTEN})),
@@ -833,17 +833,17 @@ def test_a_target_that_refuses_everything_alike_stops_the_run(scene: Scene) -> N
     scene.world.answers.extend([took(default=BAD)] * 3)
     delivery = scene.delivery()
     with pytest.raises(Systemic, match="refused all of the first 4 rows"):
-        delivery.drain(scene.batches(8, 2), Tally(1.0))
+        delivery.drain(scene.batches(8, 2), FailureRate(1.0))
     assert scene.world.spans == [(0, 1), (2, 3)]
     assert [b[2:4] for b in ends(scene)] == [("done", Outcome(BAD))] * 2 + [("done", NOT_SENT)] * 2
 
 
 def test_rows_taken_are_counted_and_those_never_sent_are_not(scene: Scene) -> None:
     scene.world.answers.extend([took({0: BAD}), fails(Systemic("28P01", "no"))])
-    tally = Tally(1.0)
+    failure_rate = FailureRate(1.0)
     with pytest.raises(Systemic):
-        scene.delivery().drain(scene.batches(9, 3), tally)
-    assert (tally.accepted, tally.refused.total()) == (2, 1)
+        scene.delivery().drain(scene.batches(9, 3), failure_rate)
+    assert (failure_rate.accepted, failure_rate.refused.total()) == (2, 1)
 
 
 def test_every_end_is_counted_by_rows(scene: Scene) -> None:

@@ -19,7 +19,7 @@ from retl.destinations.redis.adapter import Redis, RedisOptions
 from retl.destinations.redis.resp import pack
 from retl.engine import baseline, changes, mapping
 from retl.engine.change_set import ChangeSet
-from retl.engine.workspace import Spool
+from retl.engine.workspace import Workspace
 from retl.observe.signals import Stop
 from retl.project.definitions import Sync
 from tests.destinations.suite import HOSTILE
@@ -59,19 +59,19 @@ SHAPES = [
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    made = Spool(tmp_path, Stop())
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
+    made = Workspace(tmp_path, Stop())
     yield made
     made.close()
 
 
-def change_set(spool: Spool, timezone: str = "UTC", **sync: Any) -> ChangeSet:
+def change_set(workspace: Workspace, timezone: str = "UTC", **sync: Any) -> ChangeSet:
     """Three rows of edges for every hostile text that can be a key, as a first run sends them."""
     texts = [text for text in HOSTILE if text.strip() and "\0" not in text and text.isprintable()]
     texts += ["\n", "\x1b[31m\r\n\t", "\x7f"]
-    spool.load("texts", {"text": "VARCHAR"}, ((text,) for text in texts))
+    workspace.load("texts", {"text": "VARCHAR"}, ((text,) for text in texts))
     typed = ", ".join(f"CAST(e.{name} AS {kind}) AS {name}" for name, kind in list(COLUMNS.items())[1:-1])
-    spool.run(
+    workspace.run(
         f'CREATE TABLE mart AS SELECT row_number() OVER () - 1 AS "retl row", text, {typed}, text AS note'
         f" FROM texts, (VALUES {', '.join(EDGES)}) AS e({', '.join(list(COLUMNS)[1:-1])})"
     )
@@ -80,12 +80,14 @@ def change_set(spool: Spool, timezone: str = "UTC", **sync: Any) -> ChangeSet:
     judge = build(None, COLUMNS, Path(), definition.key, timezone)
     run = mapping.Run("run-1", datetime(2026, 11, 21, tzinfo=UTC))
     field_map = mapping.build(definition, judge, run, state_id="s", timezone=timezone, newest=None)
-    baseline.lay(spool, None, [])
-    changes.fingerprint(spool, field_map, "TRUE", "5a17")
+    baseline.lay(workspace, None, [])
+    changes.fingerprint(workspace, field_map, "TRUE", "5a17")
     everything = changes.Strategy(everything=True, absence=False, once=False, hold_unknown=False)
-    changes.diff(spool, everything, 0, whole=True)
-    changes.judge(spool, judge, definition.key)
-    made = changes.assemble(spool, field_map, absence=False, owed=(), limit=None, directory=spool.directory)
+    changes.diff(workspace, everything, 0, whole=True)
+    changes.judge(workspace, judge, definition.key)
+    made = changes.assemble(
+        workspace, field_map, absence=False, owed=(), limit=None, directory=workspace.directory
+    )
     assert len(made) == 3 * len(texts)
     return made
 
@@ -100,8 +102,10 @@ def exactly(body: bytes) -> Any:
 
 @pytest.mark.parametrize("timezone", ["UTC", "America/New_York"])
 @pytest.mark.parametrize("shape", SHAPES, ids=repr)
-def test_a_request_of_lines_says_what_a_request_of_rows_says(spool: Spool, shape: Any, timezone: str) -> None:
-    made = change_set(spool, timezone)
+def test_a_request_of_lines_says_what_a_request_of_rows_says(
+    workspace: Workspace, shape: Any, timezone: str
+) -> None:
+    made = change_set(workspace, timezone)
     last, (keys, fields) = len(made) - 1, names(made.field_map.shape)
     for endpoint in (
         Endpoint(path="/rows", wrap="data.list", envelope={"kind": "k"}, row=shape),
@@ -121,8 +125,8 @@ def test_a_request_of_lines_says_what_a_request_of_rows_says(spool: Spool, shape
 
 
 @pytest.mark.parametrize("ttl", ["1h", "none"])
-def test_a_packed_command_of_a_line_is_that_of_a_row(spool: Spool, ttl: str) -> None:
-    made = change_set(spool)
+def test_a_packed_command_of_a_line_is_that_of_a_row(workspace: Workspace, ttl: str) -> None:
+    made = change_set(workspace)
     options = RedisOptions(key="r{{e}}co:{number}:{text}/{id}", ttl=ttl)
     redis = Redis(options, made.field_map.shape)
     text = redis._line
@@ -133,8 +137,8 @@ def test_a_packed_command_of_a_line_is_that_of_a_row(spool: Spool, ttl: str) -> 
         assert said.encode() == pack(("SET", redis._key(key), document, *expiry))
 
 
-def test_lines_of_any_slice_are_those_of_the_whole(spool: Spool) -> None:
-    made = change_set(spool)
+def test_lines_of_any_slice_are_those_of_the_whole(workspace: Workspace) -> None:
+    made = change_set(workspace)
     text: Line = ("<", KeyText(1, "json"), FieldsText(), Size((KeyText(0, "url"),)), KeyText(0, "url"), ">")
     whole = made.lines(0, len(made) - 1, text)
     assert len(set(whole)) == len(made)
@@ -159,7 +163,7 @@ def test_lines_of_any_slice_are_those_of_the_whole(spool: Spool) -> None:
     ids=repr,
 )
 def test_what_needs_python_stays_with_it(
-    spool: Spool, endpoint: dict[str, Any], sync: dict[str, Any]
+    workspace: Workspace, endpoint: dict[str, Any], sync: dict[str, Any]
 ) -> None:
     definition = Sync.model_validate(
         {"name": "s", "source": {"table": "m"}, "key": ["text"], "destination": {}} | sync

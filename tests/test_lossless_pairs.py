@@ -119,7 +119,7 @@ def written(connection: psycopg.Connection[Any], pg_type: str, text: str | None)
 
 def outcome(connection: Any, duck: duckdb.DuckDBPyConnection, type: Type, pg_type: str, sql: str) -> str:
     """'equal', 'refused' or 'altered'; the table `pair` has the column."""
-    carried = f"CAST({sql} AS {storage.carrier(type)})"
+    carried = f"CAST({sql} AS {storage.storage_type(type)})"
     of_list = type.name == "list"
     told = (
         f"list_transform({carried}, lambda e: CAST(e AS VARCHAR))"

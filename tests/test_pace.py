@@ -67,8 +67,8 @@ def test_a_share_leaves_the_rest_to_others(clock: Clock) -> None:
 
 def test_a_hold_is_for_every_lane(clock: Clock) -> None:
     paced = Pace(Limits())
-    paced.hold(30)
-    paced.hold(5)
+    paced.pause(30)
+    paced.pause(5)
     assert paced.wait(clock)
     assert clock.now == pytest.approx(130)
     assert paced.wait(clock)
@@ -82,7 +82,7 @@ def test_a_stop_ends_every_wait(clock: Clock) -> None:
     assert not paced.wait(clock)
     assert not paced.wait(clock)
     assert len(clock.waits) == 1
-    with paced.turn(clock) as go:
+    with paced.permit(clock) as go:
         assert not go
 
 
@@ -90,7 +90,7 @@ def test_no_more_lanes_at_once_than_allowed() -> None:
     paced, stop, inside, free = Pace(Limits(concurrency=1)), Event(), Event(), Event()
 
     def lane() -> None:
-        with paced.turn(stop) as go:
+        with paced.permit(stop) as go:
             assert go
             inside.set()
             free.wait(10)
@@ -113,7 +113,7 @@ def test_no_more_lanes_at_once_than_allowed() -> None:
     third.start()
     assert inside.wait(10)
     stop.set()
-    with paced.turn(stop) as go:
+    with paced.permit(stop) as go:
         assert not go
     free.set()
     third.join(10)
@@ -182,7 +182,7 @@ def test_a_success_ends_it(clock: Clock) -> None:
 )
 def test_a_quota_is_left_alone_once_our_share_of_it_is_used(left: float, share: float, goes_on: bool) -> None:
     limiter, stop = Pace(Limits(share=share)), Event()
-    limiter.heed(Quota(left, 60.0))
+    limiter.on_quota(Quota(left, 60.0))
     later = Timer(0.05, stop.set)
     later.start()
     assert limiter.wait(stop) is goes_on
@@ -191,7 +191,7 @@ def test_a_quota_is_left_alone_once_our_share_of_it_is_used(left: float, share: 
 
 def test_a_quota_that_begins_anew_nobody_knows_when_holds_nobody_up() -> None:
     limiter = Pace(Limits())
-    limiter.heed(Quota(0.0))
+    limiter.on_quota(Quota(0.0))
     assert limiter.wait(Event())
 
 
@@ -218,7 +218,7 @@ def test_what_was_given_back_is_free_a_window_after_its_answer(clock: Clock) -> 
 
 def test_room_is_free_a_window_after_the_answer_not_after_the_request(clock: Clock) -> None:
     paced = Pace(Limits(requests=1, per=10))
-    with paced.turn(clock):
+    with paced.permit(clock):
         clock.now += 4
     assert paced.wait(clock)
     assert clock.now == pytest.approx(114)
@@ -227,7 +227,7 @@ def test_room_is_free_a_window_after_the_answer_not_after_the_request(clock: Clo
 def test_a_hold_is_for_everybody_who_keeps_the_book(clock: Clock) -> None:
     book = limiter.Memory()
     first, second = (Pace(Limits(requests=9, per=1), book=book, connection="crm") for _ in range(2))
-    first.hold(30)
+    first.pause(30)
     assert second.wait(clock)
     assert clock.now == pytest.approx(130)
 
@@ -236,7 +236,7 @@ def send(paced: Pace, clock: Clock, count: int, seconds: float) -> float:
     """How long it took to send so many requests, each of which was answered after so long."""
     began = clock.now
     for _ in range(count):
-        with paced.turn(clock, 1000):
+        with paced.permit(clock, 1000):
             clock.now += seconds
     return clock.now - began
 
@@ -274,9 +274,9 @@ def test_a_spent_budget_is_an_error_that_says_when(clock: Clock) -> None:
 
 def test_a_daily_quota_that_is_used_up_is_a_spent_budget(clock: Clock) -> None:
     paced = Pace(Limits(share=0.5))
-    paced.heed(Quota(0.51, daily=True))
+    paced.on_quota(Quota(0.51, daily=True))
     assert paced.wait(clock)
-    paced.heed(Quota(0.5, daily=True))
+    paced.on_quota(Quota(0.5, daily=True))
     with pytest.raises(Later):
         paced.wait(clock)
 
@@ -284,7 +284,7 @@ def test_a_daily_quota_that_is_used_up_is_a_spent_budget(clock: Clock) -> None:
 def test_a_hold_that_is_too_long_to_wait_for_ends_the_run(clock: Clock) -> None:
     book = limiter.Memory()
     first, second = (Pace(Limits(requests=9, per=1), book=book, connection="crm") for _ in range(2))
-    first.hold(1800)
+    first.pause(1800)
     for paced in (first, second):
         with pytest.raises(Later, match="crm") as caught:
             paced.wait(clock)

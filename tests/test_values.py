@@ -155,7 +155,7 @@ def test_every_duckdb_type_has_a_contract_type_or_none() -> None:
         if type is not None:
             assert fits(type, column_type)
             column = quoted(name)
-            carried = storage.carry(type, column, column_type)
+            carried = storage.cast(type, column, column_type)
             sql = f"""SELECT {storage.exact(type, column, column_type)}, {json_text.json_sql(type, carried, Formats())},
                              {csv_text.csv_sql(type, carried)} FROM test_all_types()"""
             for exact, text, _ in con.execute(sql).fetchall():
@@ -221,9 +221,9 @@ formats = st.builds(
 @given(typed, formats, st.sampled_from(["UTC", "Europe/Vienna", "America/New_York"]))
 def test_sql_and_python_write_the_same_json(pair: tuple[Type, Any], formats: Formats, timezone: str) -> None:
     type, value = pair
-    carried = f"CAST(? AS {storage.carrier(type)})"
+    carried = f"CAST(? AS {storage.storage_type(type)})"
     if type.name == "decimal":
-        carried = f"CAST({literal(spelled(value))} AS {storage.carrier(type)})"
+        carried = f"CAST({literal(spelled(value))} AS {storage.storage_type(type)})"
     if type.name == "timestamptz":
         carried = f"timezone('UTC', CAST({literal(str(value.replace(tzinfo=None)))} AS TIMESTAMP))"
     in_sql = ask(
@@ -346,7 +346,7 @@ key_parts = st.lists(
 def test_sql_and_python_make_the_same_key(parts: list[tuple[Type, Any]]) -> None:
     types = [type for type, _ in parts]
     given_values = [value for _, value in parts]
-    exprs = [f"CAST({literal(spelled(value))} AS {storage.carrier(type)})" for type, value in parts]
+    exprs = [f"CAST({literal(spelled(value))} AS {storage.storage_type(type)})" for type, value in parts]
     text = ask(keys.key_sql(types, exprs))
     assert text == keys.key_text(given_values, types)
     assert keys.parse_key(text, types) == tuple(given_values)

@@ -21,7 +21,7 @@ import pytest
 from retl import destinations
 from retl.app.resolve import open_project
 from retl.delivery.lanes import Answered, Delivery
-from retl.destinations.api import Turn
+from retl.destinations.api import Permit
 from retl.destinations.batch import Batch, Field, Kind, Operation, Outcome, RowResult, Shape, WriteMode
 from retl.destinations.http.adapter import OPERATION_NAMES, HttpDestination
 from retl.destinations.http.outcome import Sent, interpret
@@ -190,14 +190,14 @@ class Proof:
         operation: Operation | None = None,
         parameters: Mapping[str, Any] | None = None,
         refs: Sequence[str | None] = (),
-        turn: Turn | None = None,
+        permit: Permit | None = None,
     ) -> list[RowResult]:
         """What becomes of the rows, by the same delivery that runs use; what stops it is raised."""
         options = self.options(api.url, parameters)
         shape = self.shape(deletes="delete" if operation == "delete" else "keep")
         kind = destinations.load(self.preset)
         lane = kind(options, shape)
-        lane.turn = turn or lane.turn
+        lane.permit = permit or lane.permit
         size = lane.capabilities.max_rows or len(rows)
         batches = [
             Rows(shape, rows, refs).batch(operation or self.write, first, min(first + size, len(rows)) - 1)
@@ -299,18 +299,18 @@ class Proof:
 
     def test_every_request_takes_a_turn(self, api: FakeApi) -> None:
         """Also those for tokens, and those that ask after a job."""
-        turns: list[int | None] = []
+        permits: list[int | None] = []
 
         @contextmanager
-        def turn(size: int | None = None) -> Iterator[None]:
-            turns.append(size)
+        def permit(size: int | None = None) -> Iterator[None]:
+            permits.append(size)
             yield
 
         self.expire(api)
         with suppress(Systemic):
-            self.deliver(api, self.rows, turn=turn)
-        self.deliver(api, self.rows, turn=turn)
-        assert len(turns) == len(api.seen) >= 2
+            self.deliver(api, self.rows, permit=permit)
+        self.deliver(api, self.rows, permit=permit)
+        assert len(permits) == len(api.seen) >= 2
 
     def test_its_requests_are_valid_under_the_vendor_s_schema(self, api: FakeApi, tell: Tell) -> None:
         if self.contract is None:

@@ -73,7 +73,7 @@ class Contract:
 
     def select(self) -> str:
         """SQL select list over the mart's columns: every column of the contract under its own name as
-        its carrier, and MISFIT. Its rows are what `judge` takes."""
+        its storage type, and MISFIT. Its rows are what `judge` takes."""
         exact = {
             name: storage.exact(rule.type, quoted(name), rule.column_type, self.timezone)
             for name, rule in self.columns.items()
@@ -82,7 +82,7 @@ class Contract:
             f"WHEN NOT {test} THEN {literal(name)}" for name, test in exact.items() if test != "TRUE"
         )
         carried = [
-            f"{storage.carry(rule.type, quoted(name), rule.column_type, self.timezone)} AS {quoted(name)}"
+            f"{storage.cast(rule.type, quoted(name), rule.column_type, self.timezone)} AS {quoted(name)}"
             for name, rule in self.columns.items()
         ]
         misfit = f"CASE {cases} END" if cases else "CAST(NULL AS VARCHAR)"
@@ -111,7 +111,7 @@ class Contract:
         return [found if isinstance(found, Verdict) else None for found in map(self._judged, rows)]
 
     def judge_and_edit(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict | dict[str, Any]]:
-        """As `judge`, but an accepted row is given as the model left it, by mart column, as carriers."""
+        """As `judge`, but an accepted row is given as the model left it, by mart column, as storage types."""
         return [self._judged(row) for row in rows]
 
     def _judged(self, row: Mapping[str, Any]) -> Verdict | dict[str, Any]:
@@ -248,7 +248,7 @@ def _same(after: Any, before: Any) -> bool:
 
 
 def _carries(value: Any, type: Type) -> bool:
-    """Whether an edited value is one its carrier holds exactly."""
+    """Whether an edited value is one its storage type holds exactly."""
     if value is None:
         return True
     name = type.name

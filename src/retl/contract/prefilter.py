@@ -26,7 +26,7 @@ def clearing(name: str, rule: Rule, timezone: str) -> Iterator[str]:
     exact = storage.exact(rule.type, column, rule.column_type, timezone)
     if exact != "TRUE":
         yield exact
-    tests = list(_limiting(rule, storage.carry(rule.type, column, rule.column_type, timezone)))
+    tests = list(_limiting(rule, storage.cast(rule.type, column, rule.column_type, timezone)))
     if tests:
         yield f"({column} IS NULL OR coalesce({' AND '.join(tests)}, FALSE))"
 
@@ -77,12 +77,12 @@ def _inside(type: Type, value: str, part: str, limit: Any) -> str:
     if name == "date" and isinstance(limit, date) and not isinstance(limit, datetime):
         return f"{value} {sign} CAST({literal(limit.isoformat())} AS DATE)"
     if isinstance(limit, datetime) and name == ("timestamptz" if limit.tzinfo else "timestamp"):
-        return f"{value} {sign} CAST({literal(limit.isoformat())} AS {storage.carrier(type)})"
+        return f"{value} {sign} CAST({literal(limit.isoformat())} AS {storage.storage_type(type)})"
     return "FALSE"
 
 
 def _inside_digits(type: Type, value: str, part: str, limit: Decimal) -> str:
-    """Rounded inwards to the carrier's own digits, a limit compares without a change of type."""
+    """Rounded inwards to the storage type's own digits, a limit compares without a change of type."""
     places, digits = type.decimal_places or 0, type.max_digits or 19
     context = Context(prec=400, Emin=-999999, Emax=999999)
     step = Decimal(1).scaleb(-places, context)
@@ -98,7 +98,7 @@ def _inside_digits(type: Type, value: str, part: str, limit: Decimal) -> str:
     if not bottom <= rounded <= top:
         return "TRUE" if (rounded < 0) == (part in ("ge", "gt")) else "FALSE"
     sign = _SIGNS[part][0] if strict else _SIGNS[part][0] + "="
-    return f"{value} {sign} CAST('{rounded:f}' AS {storage.carrier(type)})"
+    return f"{value} {sign} CAST('{rounded:f}' AS {storage.storage_type(type)})"
 
 
 # RE2 and Pydantic's engine agree on these: ASCII letters, groups, simple classes, small repeats. \d, \w and

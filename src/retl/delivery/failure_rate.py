@@ -19,7 +19,7 @@ FAILED_RATE_FROM = 100  # attempted rows from which the rate is believed
 
 
 @dataclass
-class Tally:
+class FailureRate:
     """Not thread-safe. Rows whose refusal was known before must not be added."""
 
     max_failed_rate: float

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
-from retl.delivery.failure_rate import Tally
+from retl.delivery.failure_rate import FailureRate
 from retl.destinations.api import Destination
 from retl.destinations.batch import (
     UNKNOWN,
@@ -104,19 +104,18 @@ class Delivery:
     answered: list[Answered] = field(default_factory=list)
     retries: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _tally: Tally | None = None
+    _failure_rate: FailureRate | None = None
     _lanes: list[Destination[Any]] = field(default_factory=list)
     _left: list[Batch] = field(default_factory=list)
 
-    def drain(self, batches: Iterable[Batch], tally: Tally | None = None) -> None:
+    def drain(self, batches: Iterable[Batch], failure_rate: FailureRate | None = None) -> None:
         """Deliver every batch, over as many lanes as there are; returns when all are answered.
 
-        Raises what stopped it (Systemic, Unavailable past its budget, Later, Stopped, and what `tally` says
-        of rows refused); the other lanes then finish the batch in hand. Answers up to there are in
-        `answered`.
+        Raises what stopped it: Systemic, Unavailable past its budget, Later, Stopped, or too many rejected
+        rows (`failure_rate`). The other lanes then finish the batch in hand. `answered` holds the answers so far.
         """
         work = _Window(iter(batches), self.journal)
-        self._tally = tally
+        self._failure_rate = failure_rate
         try:
             if self.capabilities.lanes == 1:
                 self._work(work, self._destination(0))
@@ -129,7 +128,7 @@ class Delivery:
                 for lane in sorted(lanes, key=lambda lane: isinstance(lane.exception(), Stopped)):
                     lane.result()
         finally:
-            self._tally = None  # what was never handed out says nothing of the rows
+            self._failure_rate = None  # what was never handed out says nothing of the rows
             for batch in [*self._left, *work.close()]:
                 self._record(Answered(batch, Outcome(NOT_APPLIED), attempts=0))
             self.journal.flush()
@@ -209,10 +208,10 @@ class Delivery:
         # a job that was taken, or a batch that may be there, is asked after and never sent again
         asks = tries.handle is not None or (tries.doubt and only_once)
         try:
-            with self._turn(destination), self._in_hand(destination):
+            with self._permit(destination), self._in_hand(destination):
                 answer = _evidence(destination, batch, tries.handle) if asks else destination.write(batch)
             for quota in destination.quotas:
-                self.pace.heed(quota)
+                self.pace.on_quota(quota)
         except Ambiguous as problem:
             tries.doubt = True  # until there is evidence, whatever comes between
             answer = _evidence(destination, batch, None)
@@ -231,7 +230,7 @@ class Delivery:
             )
         return answer
 
-    def _turn(self, destination: Destination[Any]) -> AbstractContextManager[object]:
+    def _permit(self, destination: Destination[Any]) -> AbstractContextManager[object]:
         """Room for a write, where the destination does not take it for each of its requests."""
         return nullcontext() if destination.paced else self.pace.held(self.stop)
 
@@ -279,7 +278,7 @@ class Delivery:
             merged |= {first + row: again.result(row) for row in range(len(part))}
         return replace(outcome, exceptions=merged)
 
-    def second_chance(self, codes: Collection[str]) -> None:
+    def retry_after_deletes(self, codes: Collection[str]) -> None:
         """Rows refused with one of these codes once more: a delete may have made room for them."""
         destination = self._destination(0)
         for number, one in enumerate(self.answered):
@@ -351,8 +350,8 @@ class Delivery:
         )
         if answered.outcome is not None:
             with self._lock:
-                if self._tally is not None and answered.attempts:
-                    self._tally.add(answered.outcome, len(answered.batch))
+                if self._failure_rate is not None and answered.attempts:
+                    self._failure_rate.add(answered.outcome, len(answered.batch))
 
 
 @dataclass

@@ -19,7 +19,7 @@ from retl.destinations.batch import UNKNOWN, Answer, Batch, Capabilities, Outcom
 from retl.model import Limits
 from retl.net.waits import Quota
 
-Turn = Callable[..., AbstractContextManager[object]]  # room for one request, of `size` bytes if it writes
+Permit = Callable[..., AbstractContextManager[object]]  # room for one request, of `size` bytes if it writes
 
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
@@ -58,7 +58,7 @@ class Destination(ABC, Generic[OptionsT]):
     capabilities: Capabilities
     quotas: Sequence[Quota] = ()  # what the last answer said of the target's own limits
     paced: ClassVar[bool] = False  # takes a `turn` for each of its requests, else one is taken per write
-    turn: Turn = staticmethod(lambda size=None: nullcontext())
+    permit: Permit = staticmethod(lambda size=None: nullcontext())
 
     def __init__(self, options: OptionsT, shape: Shape) -> None:
         self.options = options

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from retl.destinations.batch import UNKNOWN, Kind, Operation, Outcome, RowResult
-from retl.engine.workspace import RUN_FILE, Spool
+from retl.engine.workspace import RUN_FILE, Workspace
 from retl.values.sql import literal
 
 COMPACT_PAST = 0.2  # of the base's rows standing in parts
@@ -52,35 +52,35 @@ class Layer:
     batches: Sequence[Acknowledged]
 
 
-def lay(spool: Spool, base: Path | None, layers: Sequence[Layer]) -> int:
-    """Make the spool view `baseline` (key, hash, owned, ref, confirmed_at) and return its number of rows.
+def lay(workspace: Workspace, base: Path | None, layers: Sequence[Layer]) -> int:
+    """Make the workspace view `baseline` (key, hash, owned, ref, confirmed_at) and return its number of rows.
 
     A batch without an answer makes its rows unknown; rows no batch covers were never attempted and
     change nothing; a refused row leaves what was there. A first part whose answers are all alike is read
     where it lies, as a base is.
     """
-    spool.run(
+    workspace.run(
         "CREATE OR REPLACE TABLE overlay (key VARCHAR, gone BOOLEAN, hash BLOB, owned BOOLEAN,"
         " ref VARCHAR, confirmed_at TIMESTAMPTZ)"
     )
     bottom = f"read_parquet({literal(str(base))})" if base is not None else None
     for layer in layers:
         part = f"read_parquet({literal(str(layer.path))})"
-        effects = _effects(answered(spool, part, layer.batches), layer.at.isoformat())
+        effects = _effects(answered(workspace, part, layer.batches), layer.at.isoformat())
         if bottom is None and layer is layers[0] and alike(layer.batches):
             bottom = f"({effects}) WHERE NOT gone"
             continue
-        spool.run(f"CREATE OR REPLACE TABLE layer AS {effects}")
-        spool.run("DELETE FROM overlay WHERE key IN (SELECT key FROM layer)")
-        spool.run("INSERT INTO overlay SELECT * FROM layer")
+        workspace.run(f"CREATE OR REPLACE TABLE layer AS {effects}")
+        workspace.run("DELETE FROM overlay WHERE key IN (SELECT key FROM layer)")
+        workspace.run("INSERT INTO overlay SELECT * FROM layer")
     present = "SELECT key, hash, owned, ref, confirmed_at FROM overlay WHERE NOT gone"
     if bottom is not None:
         present += (
             f" UNION ALL SELECT * FROM (SELECT key, hash, owned, ref, confirmed_at FROM {bottom})"
             " WHERE key NOT IN (SELECT key FROM overlay)"
         )
-    spool.run(f"CREATE OR REPLACE VIEW baseline AS {present}")
-    count: int = spool.one("SELECT count(*) FROM baseline")[0]
+    workspace.run(f"CREATE OR REPLACE VIEW baseline AS {present}")
+    count: int = workspace.one("SELECT count(*) FROM baseline")[0]
     return count
 
 
@@ -95,7 +95,7 @@ def _effects(answers: str, at: str) -> str:
     )
 
 
-def answered(spool: Spool, rows: str, batches: Sequence[Acknowledged]) -> str:
+def answered(workspace: Workspace, rows: str, batches: Sequence[Acknowledged]) -> str:
     """SQL of the rows (a relation with the position in `row`) that a batch covers, each with its answer:
     kind, settled, ours, code, reason, new_ref. Good until the next call; for ever if answers are `alike`."""
     result = {"kind": "VARCHAR", "settled": "BOOLEAN", "ours": "BOOLEAN", "code": "VARCHAR"}
@@ -110,8 +110,8 @@ def answered(spool: Spool, rows: str, batches: Sequence[Acknowledged]) -> str:
             f"SELECT p.*, {same}, CAST(NULL AS VARCHAR) AS new_ref FROM {rows} p"
             f" WHERE p.row BETWEEN {first} AND {last}"
         )
-    spool.load("spans", {"first": "BIGINT", "last": "BIGINT", **result}, _spans(batches))
-    spool.load("singles", {"at_row": "BIGINT", **result, "new_ref": "VARCHAR"}, _singles(batches))
+    workspace.load("spans", {"first": "BIGINT", "last": "BIGINT", **result}, _spans(batches))
+    workspace.load("singles", {"at_row": "BIGINT", **result, "new_ref": "VARCHAR"}, _singles(batches))
     chosen = ", ".join(
         f"CASE WHEN x.at_row IS NULL THEN s.{name} ELSE x.{name} END AS {name}" for name in result
     )
@@ -126,10 +126,10 @@ def alike(batches: Sequence[Acknowledged]) -> bool:
     return not any(_singles(batches)) and len(list(_spans(batches))) == 1
 
 
-def compact(spool: Spool, path: Path) -> None:
+def compact(workspace: Workspace, path: Path) -> None:
     """Write the relation `baseline` as a new base, a file for us alone."""
     path.touch(mode=0o600)
-    spool.run(f"COPY (SELECT * FROM baseline) TO {literal(str(path))} ({RUN_FILE})")
+    workspace.run(f"COPY (SELECT * FROM baseline) TO {literal(str(path))} ({RUN_FILE})")
 
 
 def due(base_rows: int, part_rows: Sequence[int]) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 from retl.destinations.batch import FieldsText, FieldText, KeyText, Line, Piece, Size
 from retl.engine.mapping import FieldMap
-from retl.engine.workspace import RUN_FILE, Spool
+from retl.engine.workspace import RUN_FILE, Workspace
 from retl.model import Formats
 from retl.values import csv_text, json_text
 from retl.values.sql import literal
@@ -37,7 +37,7 @@ class ChangeSet:
     Thread-safe; nothing is made before it is asked for. `counts` by op, `ranges` of positions by phase.
     """
 
-    spool: Spool
+    workspace: Workspace
     field_map: FieldMap
     directory: Path
     ranges: Mapping[int, tuple[int, int]]
@@ -87,7 +87,7 @@ class ChangeSet:
         texts = ", ".join(name for name, t in columns if csv_text.is_text(t))
         quote = f", FORCE_QUOTE ({texts})" if texts else ""
         path = self.directory / f"lane-{os.getpid()}-{first}.csv"
-        cursor = self.spool.cursor()
+        cursor = self.workspace.cursor()
         cursor.execute(
             f"COPY (SELECT {listed} FROM {self.table} WHERE pos BETWEEN {first} AND {last})"
             f" TO {literal(str(path))} (FORMAT csv, HEADER false, NULLSTR ''{quote})"
@@ -99,12 +99,12 @@ class ChangeSet:
 
     def samples(self, count: int) -> list[tuple[int, str, str]]:
         """(position, op, key) of the first rows."""
-        return self.spool.run(f"SELECT pos, op, key FROM {self.table} ORDER BY pos LIMIT {count}")
+        return self.workspace.run(f"SELECT pos, op, key FROM {self.table} ORDER BY pos LIMIT {count}")
 
     def texts(self, positions: Iterable[int]) -> dict[int, tuple[str, str, str | None]]:
         """Per position: op, key as text, hash in hex."""
         listed = ", ".join(str(int(p)) for p in positions) or "-1"
-        rows = self.spool.run(
+        rows = self.workspace.run(
             f"SELECT pos, op, key, lower(hex(hash)) FROM {self.table} WHERE pos IN ({listed})"
         )
         return {pos: (op, key, digest) for pos, op, key, digest in rows}
@@ -112,7 +112,7 @@ class ChangeSet:
     def digest(self) -> str:
         """Names this change set: the same rows, operations and values in any order have the same digest."""
         row = "md5_number(concat_ws('/', op, hex(encode(key)), coalesce(hex(hash), '')))"
-        found = self.spool.one(
+        found = self.workspace.one(
             f"SELECT count(*), bit_xor({row}), coalesce(sum(CAST({row} % 1000000007 AS BIGINT)), 0)"
             f" FROM {self.table}"
         )
@@ -121,7 +121,7 @@ class ChangeSet:
     def write_part(self, path: Path) -> None:
         """The durable trace of what this run may touch: no payload, one row per candidate, for us alone."""
         path.touch(mode=0o600)
-        self.spool.run(
+        self.workspace.run(
             "COPY (SELECT pos AS row, op, key, hash, coalesce(owned, false) AS owned, ref FROM changes)"
             f" TO {literal(str(path))} ({RUN_FILE})"
         )
@@ -160,7 +160,7 @@ class ChangeSet:
 
     def _fetch(self, columns: str, first: int, last: int) -> list[tuple[Any, ...]]:
         return (
-            self.spool.cursor()
+            self.workspace.cursor()
             .execute(f"SELECT {columns} FROM {self.table} WHERE pos BETWEEN {first} AND {last} ORDER BY pos")
             .fetchall()
         )
@@ -168,7 +168,7 @@ class ChangeSet:
     def _block_rows(self, columns: str) -> int:
         if columns not in self._sizes:
             weight = (
-                self.spool.cursor()
+                self.workspace.cursor()
                 .execute(
                     f"SELECT avg(strlen(to_json(row({columns})))) FROM {self.table} USING SAMPLE 500 ROWS"
                 )

@@ -1,6 +1,6 @@
 """Freeze, diff, batches: mart × baseline → change set.
 
-In the spool stand `mart` (the frozen rows, each with its hash; `rows` shows their keys), `candidates`
+In the workspace stand `mart` (the frozen rows, each with its hash; `rows` shows their keys), `candidates`
 (what is due of them, or gone) and `changes` (what would leave, in the order it would leave). A row is
 its position in the change set.
 Nothing here knows a target, and nothing here is kept after the run.
@@ -18,7 +18,7 @@ from typing import Any, Literal
 from retl.contract.judge import MISFIT, Contract, Verdict
 from retl.engine.change_set import ChangeSet
 from retl.engine.mapping import FieldMap, Lookup, compared
-from retl.engine.workspace import Spool
+from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError
 from retl.project.definitions import Sync
 from retl.values import canonical, storage
@@ -111,7 +111,7 @@ class Reject:
     row: int | None = None
 
 
-def select(spool: Spool, field_map: FieldMap, selection: Selection) -> int:
+def select(workspace: Workspace, field_map: FieldMap, selection: Selection) -> int:
     """Drop from the frozen mart what the selection leaves out; returns the rows that stay. What `where`
     chose is in the table `chosen`."""
     conditions = []
@@ -121,21 +121,26 @@ def select(spool: Spool, field_map: FieldMap, selection: Selection) -> int:
     if selection.where is not None:
         conditions.append('"retl row" IN (SELECT * FROM chosen)')
     if conditions:
-        spool.run(f"DELETE FROM mart WHERE NOT coalesce({' AND '.join(conditions)}, false)")
-    count: int = spool.one("SELECT count(*) FROM mart")[0]
+        workspace.run(f"DELETE FROM mart WHERE NOT coalesce({' AND '.join(conditions)}, false)")
+    count: int = workspace.one("SELECT count(*) FROM mart")[0]
     return count
 
 
-def find_duplicates(spool: Spool, field_map: FieldMap) -> None:
+def find_duplicates(workspace: Workspace, field_map: FieldMap) -> None:
     """Make `duplicated`: the keys that stand in the frozen mart more than once."""
-    spool.run(
+    workspace.run(
         f"CREATE TABLE duplicated AS SELECT key FROM (SELECT {field_map.key} AS key FROM mart"
         f" WHERE {field_map.key_fault} IS NULL) GROUP BY key HAVING count(*) > 1"
     )
 
 
 def since(
-    spool: Spool, field_map: FieldMap, cursor: Cursor, mark: str | None, owed: Iterable[str], now: datetime
+    workspace: Workspace,
+    field_map: FieldMap,
+    cursor: Cursor,
+    mark: str | None,
+    owed: Iterable[str],
+    now: datetime,
 ) -> str | None:
     """Watermark: keep of the frozen mart the rows at or past the mark (less the lookback), those without
     a cursor, and those of owed keys; returns the next mark.
@@ -146,43 +151,43 @@ def since(
     """
     column = quoted(cursor.column)
     ceiling = f" FILTER ({column} <= {literal(now.isoformat())}::TIMESTAMPTZ)" if cursor.is_time else ""
-    newest: str | None = spool.one(f"SELECT CAST(max({column}){ceiling} AS VARCHAR) FROM mart")[0]
+    newest: str | None = workspace.one(f"SELECT CAST(max({column}){ceiling} AS VARCHAR) FROM mart")[0]
     if mark is not None:
-        spool.load("owed", {"key": "VARCHAR"}, ((key,) for key in owed))
+        workspace.load("owed", {"key": "VARCHAR"}, ((key,) for key in owed))
         least = f"CAST({literal(mark)} AS {cursor.column_type})"
         if cursor.lookback:
             least += f" - INTERVAL {literal(f'{cursor.lookback} seconds')}"
-        spool.run(
+        workspace.run(
             f"DELETE FROM mart WHERE {column} < {least}"
             f" AND coalesce({field_map.key} NOT IN (SELECT key FROM owed), TRUE)"
         )
-        newest = spool.one(
+        newest = workspace.one(
             f"SELECT CAST(greatest(CAST({literal(mark)} AS {cursor.column_type}), CAST("
             f"{literal(newest) if newest is not None else 'NULL'} AS {cursor.column_type})) AS VARCHAR)"
         )[0]
     return newest
 
 
-def fingerprint(spool: Spool, field_map: FieldMap, clears: str, salt: str) -> None:
+def fingerprint(workspace: Workspace, field_map: FieldMap, clears: str, salt: str) -> None:
     """Add to each frozen row the CODE of a key fault or NULL, the hash of what would be sent, and whether
     the contract surely accepts it; and make the view `rows` of these, with the key as text.
 
     They stand beside the row and not in a table of their own: the change set would have to be joined from
     both, which took longer than to write the rows once more."""
     row_hash = canonical.hash_sql(compared(field_map), salt)
-    spool.run(
+    workspace.run(
         f'CREATE TABLE hashed AS SELECT *, {field_map.key_fault} AS "retl fault", {row_hash} AS "retl hash",'
         f' {clears} AS "retl sure", {field_map.field_fault or "NULL"} AS "retl unread" FROM mart'
     )
-    spool.run("DROP TABLE mart")
-    spool.run("ALTER TABLE hashed RENAME TO mart")
-    spool.run(
+    workspace.run("DROP TABLE mart")
+    workspace.run("ALTER TABLE hashed RENAME TO mart")
+    workspace.run(
         f'CREATE VIEW rows AS SELECT "retl row" AS row, {field_map.key} AS key, "retl fault" AS fault,'
         ' "retl hash" AS hash, "retl sure" AS sure, "retl unread" AS unread FROM mart'
     )
 
 
-def diff(spool: Spool, strategy: Strategy, baseline_rows: int, *, whole: bool) -> None:
+def diff(workspace: Workspace, strategy: Strategy, baseline_rows: int, *, whole: bool) -> None:
     """Make `candidates` (row, key, op, sure, owned, ref) from `rows` × `baseline`, and give the rows
     of a key that stands there twice their fault. `op` is insert, update, refresh, or why the row is no
     candidate: skipped, in_doubt; and of keys the mart no longer has: gone, or left if they are not ours.
@@ -208,42 +213,44 @@ def diff(spool: Spool, strategy: Strategy, baseline_rows: int, *, whole: bool) -
         ") WHERE op <> 'unchanged'"
     )
     if whole:
-        spool.run(candidates)
-        if not _repeated(spool, baseline_rows):
+        workspace.run(candidates)
+        if not _repeated(workspace, baseline_rows):
             return
-        spool.run(
+        workspace.run(
             "CREATE TABLE duplicated AS"
             " SELECT key FROM rows WHERE fault IS NULL GROUP BY key HAVING count(*) > 1"
         )
-    spool.run(
+    workspace.run(
         'UPDATE mart SET "retl fault" = \'KEY_DUPLICATE\' WHERE "retl row" IN'
         " (SELECT row FROM rows WHERE fault IS NULL AND key IN (SELECT key FROM duplicated))"
     )
-    spool.run(candidates)
+    workspace.run(candidates)
 
 
-def _repeated(spool: Spool, baseline_rows: int) -> bool:
+def _repeated(workspace: Workspace, baseline_rows: int) -> bool:
     """Does any key stand in the whole mart twice? The baseline has each key once: so many rows as met it
     must have met so many keys, and only the others have to be looked at by themselves."""
-    new, unmet = spool.one(
+    new, unmet = workspace.one(
         "SELECT count(*) FILTER (op = 'insert'), count(*) FILTER (op IN ('gone', 'left')) FROM candidates"
     )
-    usable = spool.one("SELECT count(*) FROM rows WHERE fault IS NULL")[0]
+    usable = workspace.one("SELECT count(*) FROM rows WHERE fault IS NULL")[0]
     return usable - new > baseline_rows - unmet or bool(
-        spool.run("SELECT key FROM candidates WHERE op = 'insert' GROUP BY key HAVING count(*) > 1 LIMIT 1")
+        workspace.run(
+            "SELECT key FROM candidates WHERE op = 'insert' GROUP BY key HAVING count(*) > 1 LIMIT 1"
+        )
     )
 
 
-def edit(spool: Spool, judged: Contract, original: str | None) -> Contract:
+def edit(workspace: Workspace, judged: Contract, original: str | None) -> Contract:
     """Where the contract may edit, every row passes through the model before it is hashed: replace the
     frozen mart by the model's values, remember its verdicts, and return the contract of the new columns.
     Under the name `original`, if there is one, the mart stays as it was."""
     names = list(judged.columns)
-    carriers = {name: storage.carrier(rule.type) for name, rule in judged.columns.items()}
+    storage_types = {name: storage.storage_type(rule.type) for name, rule in judged.columns.items()}
     refused: list[tuple[Any, ...]] = []
 
     def edited() -> Iterator[tuple[Any, ...]]:
-        for chunk in _chunks(spool, judged, 'SELECT "retl row" FROM mart'):
+        for chunk in _chunks(workspace, judged, 'SELECT "retl row" FROM mart'):
             rows = [dict(zip((*names, MISFIT), row, strict=False)) for row in chunk]
             for (*_, number), row, verdict in zip(chunk, rows, judged.judge_and_edit(rows), strict=True):
                 if isinstance(verdict, Verdict):
@@ -251,37 +258,37 @@ def edit(spool: Spool, judged: Contract, original: str | None) -> Contract:
                 after = verdict if isinstance(verdict, dict) else row
                 yield (number, *(_as_text(after[name]) for name in names))
 
-    spool.load("edited", {"retl row": "BIGINT", **carriers}, edited(), lenient=True)
-    spool.run(f"ALTER TABLE mart RENAME TO {original}" if original else "DROP TABLE mart")
-    spool.run("ALTER TABLE edited RENAME TO mart")
-    spool.load("verdicts", _VERDICT, refused)
-    return judged.over({name: carriers[name] for name in names})
+    workspace.load("edited", {"retl row": "BIGINT", **storage_types}, edited(), lenient=True)
+    workspace.run(f"ALTER TABLE mart RENAME TO {original}" if original else "DROP TABLE mart")
+    workspace.run("ALTER TABLE edited RENAME TO mart")
+    workspace.load("verdicts", _VERDICT, refused)
+    return judged.over({name: storage_types[name] for name in names})
 
 
-def judge(spool: Spool, judged: Contract, key: Sequence[str]) -> None:
+def judge(workspace: Workspace, judged: Contract, key: Sequence[str]) -> None:
     """Let Pydantic decide the candidates that SQL did not clear; make `rejects` of them and of the key
     faults, and take them out of the candidates. `key` names the key's columns in the mart."""
     if not judged.edits:
-        spool.load("verdicts", _VERDICT, _refused(spool, judged))
-    if spool.run("SELECT 1 FROM rows WHERE unread IS NOT NULL LIMIT 1"):
-        spool.run(
+        workspace.load("verdicts", _VERDICT, _refused(workspace, judged))
+    if workspace.run("SELECT 1 FROM rows WHERE unread IS NOT NULL LIMIT 1"):
+        workspace.run(
             f"INSERT INTO verdicts SELECT r.row, 'contract', 'NO_PHONE', {literal(REASON)}, r.unread"
             " FROM rows r JOIN candidates c USING (row)"
             " WHERE r.unread IS NOT NULL AND c.op NOT IN ('skipped', 'in_doubt')"
             " AND r.row NOT IN (SELECT row FROM verdicts)"
         )
-    _make_rejects(spool, key)
-    spool.run("DELETE FROM candidates WHERE row IN (SELECT row FROM verdicts)")
+    _make_rejects(workspace, key)
+    workspace.run("DELETE FROM candidates WHERE row IN (SELECT row FROM verdicts)")
 
 
-def _make_rejects(spool: Spool, key: Sequence[str]) -> None:
+def _make_rejects(workspace: Workspace, key: Sequence[str]) -> None:
     """One row each. A row without a usable key is itself: its digest tells it from others, and it is the
     same one as long as nothing in it changes. The rows of one key have the digest of them all."""
     said = "CASE r.fault " + " ".join(f"WHEN '{c}' THEN {literal(t)}" for c, t in KEY_FAULTS.items()) + " END"
     fault = f"'key' AS stage, r.fault AS code, {said} AS reason, NULL::VARCHAR AS col FROM rows r"
     parts = ", ".join(f"CAST(m.{quoted(name)} AS VARCHAR)" for name in key)
     row_id = f"left(sha256(CAST(to_json([{parts}]) AS VARCHAR) || hex(r.hash)), 32)"
-    spool.run(
+    workspace.run(
         "CREATE TABLE rejects AS"
         f" SELECT r.row, '' AS key, {row_id} AS row_id, unhex({row_id}) AS hash, {fault}"
         " JOIN mart m ON m.\"retl row\" = r.row WHERE r.fault <> 'KEY_DUPLICATE'"
@@ -296,44 +303,44 @@ def _make_rejects(spool: Spool, key: Sequence[str]) -> None:
 _VERDICT = {"row": "BIGINT", "stage": "VARCHAR", "code": "VARCHAR", "reason": "VARCHAR", "col": "VARCHAR"}
 
 
-def refuse_missing(spool: Spool, lookups: Sequence[Lookup]) -> int:
+def refuse_missing(workspace: Workspace, lookups: Sequence[Lookup]) -> int:
     """Take the candidates out whose id of another sync's row is not there yet; they are rejects until it
     is. Returns how many of them the baseline has."""
     known = 0
     for one in lookups:
         reason = f"{one.field}: sync {one.sync} has not learnt the id of the row that {one.columns} names"
-        spool.run(
+        workspace.run(
             'CREATE OR REPLACE TABLE waiting AS SELECT c.*, "retl hash" AS hash FROM candidates c'
             ' JOIN mart ON "retl row" = c.row'
             f" WHERE c.op IN ('insert', 'update', 'refresh') AND {one.key} IS NOT NULL AND {one.ref} IS NULL"
         )
-        spool.run(
+        workspace.run(
             f"INSERT INTO rejects SELECT row, key, '', hash, 'ref', 'REF_MISSING', {literal(reason)},"
             f" {literal(one.columns)} FROM waiting"
         )
-        spool.run("DELETE FROM candidates WHERE row IN (SELECT row FROM waiting)")
-        known += spool.one("SELECT count(*) FROM waiting WHERE op <> 'insert'")[0]
+        workspace.run("DELETE FROM candidates WHERE row IN (SELECT row FROM waiting)")
+        known += workspace.one("SELECT count(*) FROM waiting WHERE op <> 'insert'")[0]
     return known
 
 
-def refuse_unnamed(spool: Spool) -> int:
+def refuse_unnamed(workspace: Workspace) -> int:
     """Take the deletes out that only the target's own id could name, where that was never learnt; they are
     rejects. Returns how many those are."""
-    spool.run(
+    workspace.run(
         "INSERT INTO rejects SELECT NULL, key, '', NULL, 'ref', 'REF_UNKNOWN',"
         " 'the target''s own id of this row was never learnt', NULL"
         " FROM candidates WHERE op = 'gone' AND ref IS NULL"
     )
-    spool.run("DELETE FROM candidates WHERE op = 'gone' AND ref IS NULL")
-    count: int = spool.one("SELECT count(*) FROM rejects WHERE code = 'REF_UNKNOWN'")[0]
+    workspace.run("DELETE FROM candidates WHERE op = 'gone' AND ref IS NULL")
+    count: int = workspace.one("SELECT count(*) FROM rejects WHERE code = 'REF_UNKNOWN'")[0]
     return count
 
 
-def _refused(spool: Spool, judged: Contract) -> Iterator[tuple[Any, ...]]:
+def _refused(workspace: Workspace, judged: Contract) -> Iterator[tuple[Any, ...]]:
     """What the model has against candidates that SQL did not clear."""
     due = "SELECT row FROM candidates WHERE NOT sure AND op NOT IN ('skipped', 'in_doubt')"
     names = (*judged.columns, MISFIT)
-    for chunk in _chunks(spool, judged, due):
+    for chunk in _chunks(workspace, judged, due):
         doubtful = judged.doubtful(chunk)
         verdicts = judged.judge([dict(zip(names, row, strict=False)) for row in doubtful])
         for (*_, number), verdict in zip(doubtful, verdicts, strict=True):
@@ -341,12 +348,12 @@ def _refused(spool: Spool, judged: Contract) -> Iterator[tuple[Any, ...]]:
                 yield number, "contract", verdict.code, verdict.reason, verdict.column
 
 
-def _chunks(spool: Spool, judged: Contract, due: str) -> Iterator[list[tuple[Any, ...]]]:
+def _chunks(workspace: Workspace, judged: Contract, due: str) -> Iterator[list[tuple[Any, ...]]]:
     """The rows that are due as the contract selects them, each with its number in the mart at its end."""
-    cursor = spool.cursor()
+    cursor = workspace.cursor()
     cursor.execute(f'SELECT {judged.select()}, "retl row" FROM mart WHERE "retl row" IN ({due})')
     while chunk := cursor.fetchmany(_JUDGED_AT_ONCE):
-        spool.stop.check()
+        workspace.stop.check()
         yield chunk
 
 
@@ -363,7 +370,7 @@ KEY_FAULTS = {
 
 
 def assemble(
-    spool: Spool,
+    workspace: Workspace,
     field_map: FieldMap,
     *,
     absence: bool,
@@ -376,16 +383,16 @@ def assemble(
     keys = [f"k{i}" for i in range(len(field_map.shape.key))]
     key_types = [f.type for f in field_map.shape.key]
     plain = [one.name for one in key_types] == ["string"]  # the key's text is its value: it stands once
-    spool.load("owed", {"key": "VARCHAR"}, ((key,) for key in owed))
+    workspace.load("owed", {"key": "VARCHAR"}, ((key,) for key in owed))
     order = ", ".join(["phase", *keys])
-    is_owed = spool.one("SELECT count(*) FROM owed")[0] > 0
+    is_owed = workspace.one("SELECT count(*) FROM owed")[0] > 0
     late = f"CASE WHEN {field_map.key} IN (SELECT key FROM owed) THEN {OWED} ELSE {FRESH} END"
     parts = [
         f'SELECT {late if is_owed else FRESH} AS phase, "retl op" AS op, "retl hash" AS hash,'
         f' "retl owned" AS owned, "retl ref" AS ref{"" if plain else f", {field_map.key} AS key"},'
-        f" {field_map.payload} FROM {_due(spool)}"
+        f" {field_map.payload} FROM {_due(workspace)}"
     ]
-    if absence and spool.one("SELECT count(*) FROM candidates WHERE op = 'gone'")[0]:
+    if absence and workspace.one("SELECT count(*) FROM candidates WHERE op = 'gone'")[0]:
         values_of_key = ", ".join(
             f"{key_value_sql(key_types, i, 'b.key')} AS {name}" for i, name in enumerate(keys)
         )
@@ -395,12 +402,12 @@ def assemble(
             f" {'' if plain else 'b.key, '}{values_of_key}{nothing} FROM candidates b WHERE b.op = 'gone'"
         )
     top = f" LIMIT {limit}" if limit is not None else ""
-    spool.run(
+    workspace.run(
         "CREATE TABLE ordered AS SELECT row_number() OVER () - 1 AS pos, * FROM"
         f" (SELECT * FROM ({' UNION ALL '.join(parts)}) ORDER BY {order}{top})"
     )
-    spool.run(f"CREATE VIEW changes AS SELECT *{', k0 AS key' if plain else ''} FROM ordered")
-    counted = spool.run(
+    workspace.run(f"CREATE VIEW changes AS SELECT *{', k0 AS key' if plain else ''} FROM ordered")
+    counted = workspace.run(
         "SELECT phase, op, count(*), min(pos), max(pos) FROM changes GROUP BY ALL ORDER BY 1, 2"
     )
     ranges: dict[int, tuple[int, int]] = {}
@@ -409,14 +416,14 @@ def assemble(
         low, high = ranges.get(phase, (first, last))
         ranges[phase] = (min(low, first), max(high, last))
         counts[op] = counts.get(op, 0) + number
-    return ChangeSet(spool, field_map, directory, ranges, counts)
+    return ChangeSet(workspace, field_map, directory, ranges, counts)
 
 
-def _due(spool: Spool) -> str:
+def _due(workspace: Workspace) -> str:
     """SQL of the rows of the mart that are due, with what the candidates say of them. Where each that was
     not refused is an insert there is nothing to be joined, which takes as long as to put them in order.
     """
-    inserts, others, refused, total = spool.one(
+    inserts, others, refused, total = workspace.one(
         "SELECT (SELECT count(*) FROM candidates WHERE op = 'insert'),"
         " (SELECT count(*) FROM candidates WHERE op <> 'insert'),"
         " (SELECT count(DISTINCT row) FROM rejects), (SELECT count(*) FROM mart)"
@@ -431,42 +438,44 @@ def _due(spool: Spool) -> str:
     return f'mart JOIN ({due}) ON "retl row" = "retl at"'
 
 
-def find_standing(spool: Spool, keys: Sequence[str]) -> None:
+def find_standing(workspace: Workspace, keys: Sequence[str]) -> None:
     """Make `standing`: those of the keys that the mart has. It is asked for when the mart is gone."""
-    spool.load("standing", {"key": "VARCHAR"}, ((key,) for key in keys))
+    workspace.load("standing", {"key": "VARCHAR"}, ((key,) for key in keys))
     if keys:
-        spool.run("DELETE FROM standing WHERE key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)")
+        workspace.run("DELETE FROM standing WHERE key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)")
 
 
-def rejected(spool: Spool) -> list[tuple[str, str | None]]:
+def rejected(workspace: Workspace) -> list[tuple[str, str | None]]:
     """(key, hash in hex) of every row that key or contract refused."""
     listed = "SELECT key, lower(hex(hash)) FROM rejects WHERE stage <> 'ref'"
-    return [(key, digest) for key, digest in spool.run(listed)]
+    return [(key, digest) for key, digest in workspace.run(listed)]
 
 
-def rejects(spool: Spool, limit: int | None = None) -> list[Reject]:
+def rejects(workspace: Workspace, limit: int | None = None) -> list[Reject]:
     """What was refused before delivery, in the order of the mart's keys."""
     top = f" LIMIT {limit}" if limit is not None else ""
-    rows = spool.run(
+    rows = workspace.run(
         "SELECT key, row_id, lower(hex(hash)), stage, code, reason, col, row FROM rejects"
         f" ORDER BY key, row{top}"
     )
     return [Reject(*row) for row in rows]
 
 
-def reject_codes(spool: Spool) -> list[str]:
+def reject_codes(workspace: Workspace) -> list[str]:
     """Why rows were refused: every code, the most frequent first."""
-    return [code for (code,) in spool.run("SELECT code FROM rejects GROUP BY 1 ORDER BY count(*) DESC, 1")]
+    return [
+        code for (code,) in workspace.run("SELECT code FROM rejects GROUP BY 1 ORDER BY count(*) DESC, 1")
+    ]
 
 
-def unkeyed(spool: Spool) -> int:
+def unkeyed(workspace: Workspace) -> int:
     """Rows that have no usable key of their own."""
-    count: int = spool.one("SELECT count(*) FROM rows WHERE fault <> 'KEY_DUPLICATE'")[0]
+    count: int = workspace.one("SELECT count(*) FROM rows WHERE fault <> 'KEY_DUPLICATE'")[0]
     return count
 
 
 def sample(
-    spool: Spool, field_map: FieldMap, count: int, confirmed_after: datetime | None, directory: Path
+    workspace: Workspace, field_map: FieldMap, count: int, confirmed_after: datetime | None, directory: Path
 ) -> ChangeSet:
     """Confirmed keys drawn from the baseline, as something an adapter can read by."""
     types = [f.type for f in field_map.shape.key]
@@ -476,20 +485,20 @@ def sample(
         if confirmed_after is not None
         else ""
     )
-    spool.run(
+    workspace.run(
         f"CREATE OR REPLACE TABLE sample AS SELECT row_number() OVER () - 1 AS pos, key, {keys} FROM"
         f" (SELECT key FROM baseline WHERE hash IS NOT NULL{alive}) USING SAMPLE {count} ROWS"
     )
-    number: int = spool.one("SELECT count(*) FROM sample")[0]
-    return ChangeSet(spool, field_map, directory, {}, {"delete": number}, table="sample")
+    number: int = workspace.one("SELECT count(*) FROM sample")[0]
+    return ChangeSet(workspace, field_map, directory, {}, {"delete": number}, table="sample")
 
 
-def from_part(spool: Spool, field_map: FieldMap, part: Path, directory: Path) -> ChangeSet:
+def from_part(workspace: Workspace, field_map: FieldMap, part: Path, directory: Path) -> ChangeSet:
     """A former run's candidates by their positions: keys and refs, for settling its open batches."""
     types = [f.type for f in field_map.shape.key]
     keys = ", ".join(f"{key_value_sql(types, i, 'key')} AS k{i}" for i in range(len(types)))
-    spool.run(
+    workspace.run(
         f"CREATE OR REPLACE TABLE former_part AS SELECT row AS pos, key, ref, {keys}"
         f" FROM read_parquet({literal(str(part))}) ORDER BY row"
     )
-    return ChangeSet(spool, field_map, directory, {}, {}, table="former_part")
+    return ChangeSet(workspace, field_map, directory, {}, {}, table="former_part")

@@ -94,7 +94,7 @@ def build(
     made = [_field(sync, name, source, contract, run, timezone) for name, source in sources.items()]
     fields, expressions = tuple(f for f, *_ in made), tuple(e for _, e, _ in made)
     faults = [(fault, field.column) for field, _, found in made for fault in found]
-    key_expressions = tuple(_carry(contract, column, timezone) for column in sync.key)
+    key_expressions = tuple(_cast(contract, column, timezone) for column in sync.key)
     shape = Shape(
         sync=sync.name,
         state_id=state_id,
@@ -123,12 +123,12 @@ def build(
     )
 
 
-def learnt(sync: str) -> str:
-    """The spool's table of what another sync learnt: "retl key" (as `Lookup.key`) → "retl ref"."""
+def external_ids(sync: str) -> str:
+    """The workspace's table of what another sync learnt: "retl key" (as `Lookup.key`) → "retl ref"."""
     return quoted(f"retl refs {sync}")
 
 
-def learnt_key(columns: int) -> str:
+def external_ids_key(columns: int) -> str:
     """SQL of "retl key" from a baseline's `key` of so many columns: all parts as text, whatever they were."""
     return "key" if columns == 1 else "CAST(to_json(CAST(CAST(key AS JSON) AS VARCHAR[])) AS VARCHAR)"
 
@@ -171,9 +171,9 @@ def _digest(thing: object) -> str:
     return sha256(json.dumps(thing, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _carry(contract: Contract, column: str, timezone: str) -> str:
+def _cast(contract: Contract, column: str, timezone: str) -> str:
     rule = contract.columns[column]
-    return storage.carry(rule.type, quoted(column), rule.column_type, timezone)
+    return storage.cast(rule.type, quoted(column), rule.column_type, timezone)
 
 
 def _field(
@@ -188,7 +188,7 @@ def _field(
             "$run_id": run.run_id,
             "$sync": sync.name,
         }[source.run_value]
-        return Field(name, kind, compared=False), f"CAST({literal(text)} AS {storage.carrier(kind)})", []
+        return Field(name, kind, compared=False), f"CAST({literal(text)} AS {storage.storage_type(kind)})", []
     if source.ref is not None:
         expression = _lookup(sync, name, source, contract, timezone).ref
         field = Field(
@@ -202,9 +202,9 @@ def _field(
     if source.column is None:
         kind = _constant_type(source.value)
         sql = "NULL" if source.value is None else literal(str(source.value))
-        return Field(name, kind, compared=is_compared), f"CAST({sql} AS {storage.carrier(kind)})", []
+        return Field(name, kind, compared=is_compared), f"CAST({sql} AS {storage.storage_type(kind)})", []
     rule = contract.columns[source.column]
-    expression = _carry(contract, source.column, timezone)
+    expression = _cast(contract, source.column, timezone)
     if source.transform and rule.type.name != "string":
         raise DefinitionError(
             "TRANSFORM_TYPE",
@@ -259,11 +259,11 @@ def _lookup(sync: Sync, name: str, source: FieldSource, contract: Contract, time
                 where=f"sync {sync.name}",
             )
     texts = [
-        keys.key_sql([contract.columns[column].type], [_carry(contract, column, timezone)])
+        keys.key_sql([contract.columns[column].type], [_cast(contract, column, timezone)])
         for column in source.by
     ]
     key = keys.key_sql([Type("string")] * len(texts), texts)
-    ref = f'(SELECT "retl ref" FROM {learnt(source.ref)} WHERE "retl key" = {key})'
+    ref = f'(SELECT "retl ref" FROM {external_ids(source.ref)} WHERE "retl key" = {key})'
     return Lookup(name, source.ref, ", ".join(source.by), key, ref)
 
 

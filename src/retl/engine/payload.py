@@ -15,7 +15,7 @@ from math import isfinite
 from typing import Any
 
 from retl.contract.judge import Contract
-from retl.engine.workspace import Spool
+from retl.engine.workspace import Workspace
 from retl.model import Formats
 from retl.values import json_text, storage
 from retl.values.sql import literal, quoted
@@ -32,10 +32,10 @@ class Payload:
     table: str
     document: str
 
-    def load(self, spool: Spool, rejected: str) -> Mapping[int | None, str]:
+    def load(self, workspace: Workspace, rejected: str) -> Mapping[int | None, str]:
         """Row number → document, of these rows (SQL of a relation with the columns key and row): the first
         of each key, as long as there is room."""
-        found = spool.run(
+        found = workspace.run(
             f"WITH chosen AS (SELECT min(row) AS row FROM ({rejected}) GROUP BY key, row_id),"
             f' documents AS (SELECT "retl row" AS row, {self.document} AS document FROM {self.table}'
             ' WHERE "retl row" IN (SELECT row FROM chosen)),'
@@ -67,7 +67,7 @@ def of(contract: Contract, table: str, masked: Collection[str]) -> Payload:
             text = f"CASE WHEN {column} IS NULL THEN 'null' ELSE {literal(json.dumps(MASK))} END"
         else:
             held = storage.exact(rule.type, column, rule.column_type, contract.timezone)
-            carried = storage.carry(rule.type, column, rule.column_type, contract.timezone)
+            carried = storage.cast(rule.type, column, rule.column_type, contract.timezone)
             exactly = json_text.json_sql(rule.type, carried, Formats(), contract.timezone)
             as_text = f"CAST(to_json(CAST({column} AS VARCHAR)) AS VARCHAR)"
             text = f"CASE WHEN {held} THEN {exactly} ELSE {as_text} END"

@@ -22,14 +22,14 @@ from retl.values.sql import literal, quoted
 if TYPE_CHECKING:
     import duckdb
 
-NAME = "retl_spool"
+NAME = "retl_workspace"
 # How run files are written, all into the file that is there already: by itself DuckDB puts another in its
 # place, with rights of its own. Dictionaries of keys and hashes are a quarter of the time and help nobody.
 RUN_FILE = "FORMAT parquet, PARQUET_VERSION V2, DICTIONARY_SIZE_LIMIT 1000, USE_TMP_FILE false"
 MEMORY_LIMIT = "384MB"  # measured: 10 M rows pass through 300 MB; more buys speed on wide marts only
 
 
-class Spool:
+class Workspace:
     """One DuckDB instance in `directory` (which exists and is private). Use `run` from one thread,
     `cursor` anywhere."""
 
@@ -86,7 +86,7 @@ class Spool:
         (row,) = self.run(sql, parameters)
         return row
 
-    def beside(self) -> Spool:
+    def beside(self) -> Workspace:
         """The same tables on a connection of its own, for one other thread."""
         other = copy(self)
         other.con = self.con.cursor()
@@ -94,7 +94,7 @@ class Spool:
         return other
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
-        """This thread's own connection to the spool."""
+        """This thread's own connection to the workspace."""
         if not hasattr(self._local, "cursor"):
             self._local.cursor = self.con.cursor()
             self._local.cursor.execute(f"USE {NAME}")

@@ -32,7 +32,7 @@ Secret = Annotated[SecretStr, AfterValidator(_on_one_line)]
 HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
 
 
-Turn = Callable[[int | None], AbstractContextManager[object]]
+Permit = Callable[[int | None], AbstractContextManager[object]]
 
 
 def free(size: int | None = None) -> AbstractContextManager[object]:
@@ -48,7 +48,7 @@ class Anonymous(Definition):
     def headers(self) -> dict[str, str]:
         return {}
 
-    def credential(self, turn: Turn) -> dict[str, str]:
+    def credential(self, permit: Permit) -> dict[str, str]:
         """The headers for the next request. What has to be asked for first is asked for in a `turn`."""
         return self.headers()
 
@@ -68,7 +68,7 @@ class Anonymous(Definition):
         """What tells this target from others at its address where the address is not told; no secret."""
         return ""
 
-    def renewed(self, reply: Any, sent: dict[str, str], turn: Turn = free) -> bool:
+    def renewed(self, reply: Any, sent: dict[str, str], permit: Permit = free) -> bool:
         """Does this answer say that the credential in the headers `sent` is worn out, and is there
         another now? Nothing was applied then."""
         return False

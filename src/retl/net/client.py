@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from retl.errors import Ambiguous, Systemic, Unavailable
 from retl.model import Definition, Duration
-from retl.net.auth import Anonymous, Turn, free
+from retl.net.auth import Anonymous, Permit, free
 from retl.net.messages import Reply, Request
 
 LONGEST_REPLY = 16 * 1024 * 1024  # bytes
@@ -92,12 +92,12 @@ class Client:
         auth: Anonymous,
         headers: Mapping[str, str],
         timeouts: Timeouts,
-        turn: Turn = free,
+        permit: Permit = free,
         longest: int | None = None,
     ) -> None:
         """Every request that leaves, also those for credentials, is sent in a `turn` of its own."""
         self.address = address
-        self._auth, self._timeouts, self._turn, self._longest = auth, timeouts, turn, longest
+        self._auth, self._timeouts, self._permit, self._longest = auth, timeouts, permit, longest
         self._headers = {
             "Host": address.authority,
             "Accept": "application/json, */*;q=0.5",
@@ -120,7 +120,7 @@ class Client:
         Unavailable if no connection came about, so that nothing was sent; Ambiguous if it broke or
         took too long before a status came; Systemic if the server's certificate is not valid."""
         reply, credential = self._once(request, extra)
-        if self._auth.renewed(reply, credential, self._turn):
+        if self._auth.renewed(reply, credential, self._permit):
             reply, _ = self._once(request, extra)
         return reply
 
@@ -132,10 +132,10 @@ class Client:
             target += ("&" if "?" in target else "?") + query
         body = self._auth.body(request.body)
         length = {"Content-Length": str(len(body))}
-        credential = self._auth.credential(self._turn)
+        credential = self._auth.credential(self._permit)
         headers = {**self._headers, **credential, **dict(request.headers), **(extra or {}), **length}
         size = None if request.method in _LOOKS else len(body)
-        with self._turn(size):
+        with self._permit(size):
             return self._exchange(request.method, target, headers, body), credential
 
     def connect(self) -> None:

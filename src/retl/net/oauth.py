@@ -16,7 +16,7 @@ from urllib.parse import urlencode, urlsplit
 from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 
 from retl.errors import Ambiguous, Systemic, Unavailable
-from retl.net.auth import Anonymous, Basic, Bearer, InBody, InHeader, InQuery, Turn, WholeUrl, free
+from retl.net.auth import Anonymous, Basic, Bearer, InBody, InHeader, InQuery, Permit, WholeUrl, free
 from retl.net.client import Address, Client, Timeouts
 from retl.net.lookup import Match, look
 from retl.net.messages import Reply, Request
@@ -75,21 +75,21 @@ class OAuth2(Anonymous):
     def headers(self) -> dict[str, str]:
         return self.credential(free)
 
-    def credential(self, turn: Turn) -> dict[str, str]:
+    def credential(self, permit: Permit) -> dict[str, str]:
         """The bearer's header, with a token that is asked for where there is none. Unavailable if the
         token server cannot be reached, Systemic if it refuses."""
         with self._lock:
             if self._token is None or monotonic() >= self._ends:
-                self._renew(turn)
+                self._renew(permit)
             return {"Authorization": f"Bearer {self._token}"}
 
-    def renewed(self, reply: Reply, sent: dict[str, str], turn: Turn = free) -> bool:
+    def renewed(self, reply: Reply, sent: dict[str, str], permit: Permit = free) -> bool:
         in_body = self.expired is not None and reply.status == 200 and self.expired.fits(reply.said)
         if reply.status != 401 and not in_body:
             return False
         with self._lock:
             if sent["Authorization"] == f"Bearer {self._token}":  # else another lane was here first
-                self._renew(turn)
+                self._renew(permit)
         return True
 
     def secrets(self) -> list[str]:
@@ -117,7 +117,7 @@ class OAuth2(Anonymous):
             "scope": self.scope,
         }
 
-    def _renew(self, turn: Turn) -> None:
+    def _renew(self, permit: Permit) -> None:
         self._token = None
         address = Address.parse(self.token_url)
         text = urlencode({name: value for name, value in self._form().items() if value})
@@ -126,7 +126,7 @@ class OAuth2(Anonymous):
         request = Request("POST", path, content, text.encode())
         if self.method == "GET":
             request = Request("GET", f"{path}?{text}", (), b"")
-        client = Client(address, Anonymous(), {}, Timeouts(), lambda size: turn(None))
+        client = Client(address, Anonymous(), {}, Timeouts(), lambda size: permit(None))
         try:
             reply = client.send(request)
         except Ambiguous as error:  # nothing of any row was sent

@@ -49,8 +49,8 @@ def listening(environ: Mapping[str, str], *, batches: bool) -> Iterator[None]:
     for name in environ.get("OTEL_TRACES_EXPORTER", "otlp").split(","):
         processor = BatchSpanProcessor(_Telling(_exporter(name.strip(), environ), aside))
         provider.add_span_processor(processor)
-    carrier = {name.lower(): environ[name] for name in ("TRACEPARENT", "TRACESTATE") if name in environ}
-    parent = TraceContextTextMapPropagator().extract(carrier)
+    storage_type = {name.lower(): environ[name] for name in ("TRACEPARENT", "TRACESTATE") if name in environ}
+    parent = TraceContextTextMapPropagator().extract(storage_type)
     tracing = Tracing(provider.get_tracer("retl", __version__), parent, batches=batches)
     log.listen(tracing)
     try:

@@ -116,7 +116,7 @@ class Account:
         if lease.hour in self.hours:
             self.hours[lease.hour] = max(0, self.hours[lease.hour] - (lease.requests - lease.used))
 
-    def hold(self, until: float) -> None:
+    def pause(self, until: float) -> None:
         self.held = max(self.held, until)
 
     def spend(self, until: float) -> None:

@@ -94,7 +94,7 @@ class Pace:
         self._lane = local()
 
     @contextmanager
-    def turn(self, stop: Event, size: int | None = None) -> Iterator[bool]:
+    def permit(self, stop: Event, size: int | None = None) -> Iterator[bool]:
         """Room for one request, kept until the block ends. False, and no room, if `stop` came first.
         Later BUDGET_SPENT if the day's budget is gone, HELD_OFF during a long hold. With its `size` in bytes
         the request tells how the target fares; where that is not well, the lane rests before its next."""
@@ -119,35 +119,35 @@ class Pace:
     @contextmanager
     def held(self, stop: Stop, size: int | None = None) -> Iterator[None]:
         """A `turn` that raises Stopped where there is none."""
-        with self.turn(stop.event, size) as room:
+        with self.permit(stop.event, size) as room:
             if not room:
                 stop.check()
             yield
 
-    def turns(self, stop: Stop) -> Callable[..., AbstractContextManager[None]]:
+    def permits(self, stop: Stop) -> Callable[..., AbstractContextManager[None]]:
         """`held` for a destination, which knows of no stop."""
         return partial(self.held, stop)
 
     def wait(self, stop: Event) -> bool:
         """Until one more request is within the limits, and count it. False if `stop` came first."""
-        with self.turn(stop) as room:
+        with self.permit(stop) as room:
             return room
 
-    def hold(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
         """Nobody sends anything for so many seconds; a longer hold that is already there stays."""
         with self._lock:
             self._held_until = max(self._held_until, monotonic() + seconds)
             if self._terms != _FREE:
-                self._book.settle_account(self._connection, lambda account, now: account.hold(now + seconds))
+                self._book.settle_account(self._connection, lambda account, now: account.pause(now + seconds))
 
-    def heed(self, quota: Quota) -> None:
+    def on_quota(self, quota: Quota) -> None:
         """Leave the target alone until its quota begins anew, where our share of it is used up."""
         if quota.left > 1 - self._share:
             return
         if quota.daily:
             self.spend(quota.anew)
         elif quota.anew is not None:
-            self.hold(quota.anew)
+            self.pause(quota.anew)
 
     def spend(self, anew: float | None = None) -> Later:
         """The target says that the day's budget is gone: nothing leaves until it begins `anew`. Returns
@@ -169,7 +169,7 @@ class Pace:
 
     def retrying(self, retry: Retry, stop: Event) -> tenacity.Retrying:
         """`retrying`, and a `retry_after` holds all lanes of the connection."""
-        return retrying(retry, stop, self.hold)
+        return retrying(retry, stop, self.pause)
 
     def close(self) -> None:
         """Give back what was not used; never raises."""
@@ -298,25 +298,23 @@ def _moment(seconds: float) -> str:
 
 
 def retrying(
-    retry: Retry, stop: Event, hold: Callable[[float], None] = lambda seconds: None
+    retry: Retry, stop: Event, pause: Callable[[float], None] = lambda seconds: None
 ) -> tenacity.Retrying:
     """Repeats what raises Unavailable, and nothing else, after a random pause that doubles at most, never
     before the target's `retry_after`. It ends with the last error: after `retry.attempts`, when the next
     pause would go beyond `retry.budget` seconds since the first attempt, or when `stop` is set."""
     last = Unavailable("UNAVAILABLE", "not tried")
 
-    def pause(state: tenacity.RetryCallState) -> float:
+    def wait(state: tenacity.RetryCallState) -> float:
         nonlocal last
         error = state.outcome.exception() if state.outcome else None
         assert isinstance(error, Unavailable)
         last = error
-        wait = uniform(0, min(_LONGEST, _FIRST * 2 ** (state.attempt_number - 1)))  # noqa: S311
+        seconds = uniform(0, min(_LONGEST, _FIRST * 2 ** (state.attempt_number - 1)))  # noqa: S311
         if error.retry_after is None:
-            return wait
-        hold(error.retry_after)
-        return error.retry_after + min(
-            wait, 1.0
-        )  # lanes that were told the same moment do not all meet there
+            return seconds
+        pause(error.retry_after)
+        return error.retry_after + min(seconds, 1.0)  # lanes that got the same moment do not all meet there
 
     def sleep(seconds: float) -> None:
         if stop.wait(seconds):
@@ -327,7 +325,7 @@ def retrying(
         stop=tenacity.stop_after_attempt(retry.attempts)
         | tenacity.stop_before_delay(retry.budget)
         | tenacity.stop_when_event_set(stop),
-        wait=pause,
+        wait=wait,
         sleep=sleep,
         reraise=True,
     )

@@ -15,7 +15,7 @@ from retl.contract.judge import build
 from retl.engine import changes, mapping
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.scratch import private_directory
-from retl.engine.workspace import Spool
+from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch
 from retl.observe.signals import Stop
 from retl.project.definitions import Sync, Warehouse
@@ -72,14 +72,14 @@ def columns(sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[s
     wanted = mart.query(sync.source, variables, folder, warehouse)
     checks = [mart.select(text, variables, "checks") for text in sync.checks]
     with private_directory() as directory:
-        spool = Spool(directory, Stop())
+        workspace = Workspace(directory, Stop())
         try:
-            mart.attach(spool, warehouse.model_copy(update={"lock_wait": 0.0}), folder)
-            spool.harden([folder / path for path in warehouse.read_paths])
-            found = mart.columns(spool, wanted)
+            mart.attach(workspace, warehouse.model_copy(update={"lock_wait": 0.0}), folder)
+            workspace.harden([folder / path for path in warehouse.read_paths])
+            found = mart.columns(workspace, wanted)
             changes.cursor(sync, found)
-            mart.detach(spool, warehouse)
-            mart.bind(spool, found, checks)
+            mart.detach(workspace, warehouse)
+            mart.bind(workspace, found, checks)
             return found
         finally:
-            spool.close()
+            workspace.close()

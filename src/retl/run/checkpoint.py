@@ -28,8 +28,8 @@ def make(
         base_rows = over.pop(0)  # the first part stands for the base
     if over and baseline.due(base_rows, over):
         path = directory / f"{run.run_id}.base.parquet"
-        base_rows = planner.lay(ledger, plan.spool, directory, base, layers)
-        baseline.compact(plan.spool, path)
+        base_rows = planner.lay(ledger, plan.workspace, directory, base, layers)
+        baseline.compact(plan.workspace, path)
         ledger.put_file(path.name, path)
         base, base_epoch = path.name, epoch
         log.event("baseline_compacted", rows=base_rows)

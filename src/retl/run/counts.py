@@ -1,6 +1,6 @@
 """What became of every row: a plan and its answers → numbers, rejects, and what ends an open reject.
 
-It only reads the spool; it decides nothing and forgives nothing.
+It only reads the workspace; it decides nothing and forgives nothing.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Account:
     @cached_property
     def _ends(self) -> dict[tuple[str, Kind | None], int]:
         """Rows of the change set by op and by what became of them (None = never handed out)."""
-        counted = self.plan.spool.run(f"SELECT op, kind, count(*) FROM ({self._answers()}) GROUP BY ALL")
+        counted = self.plan.workspace.run(f"SELECT op, kind, count(*) FROM ({self._answers()}) GROUP BY ALL")
         ends: dict[tuple[str, Kind | None], int] = {(op, Kind(kind)): n for op, kind, n in counted}
         for op, total in self.plan.change_set.counts.items():
             ends[op, None] = total - sum(n for (one, _), n in ends.items() if one == op)
@@ -70,14 +70,14 @@ class Account:
 
     def _answers(self) -> str:
         rows = "(SELECT pos AS row, op, key, hash FROM changes)"
-        return baseline.answered(self.plan.spool, rows, self.answered)
+        return baseline.answered(self.plan.workspace, rows, self.answered)
 
     @cached_property
     def target_rejects(self) -> list[Reject]:
         """The rows the target refused; makes `refused` of them. Their numbers in the mart are told as long
         as it is there: for payloads."""
         numbered = self.plan.payload is not None
-        self.plan.spool.run(
+        self.plan.workspace.run(
             "CREATE OR REPLACE TABLE refused AS SELECT a.row AS pos, a.key, '' AS row_id, a.hash,"
             f" {'r.row' if numbered else 'CAST(NULL AS BIGINT) AS row'},"
             " coalesce(a.code, 'REJECTED') AS code, coalesce(a.reason, '') AS reason"
@@ -85,7 +85,7 @@ class Account:
             f"{' LEFT JOIN rows r ON r.key = a.key AND r.fault IS NULL' if numbered else ''}"
             " WHERE a.kind = 'rejected'"
         )
-        rows = self.plan.spool.run(
+        rows = self.plan.workspace.run(
             "SELECT key, row_id, lower(hex(hash)), code, reason, row FROM refused ORDER BY pos"
         )
         return [
@@ -99,18 +99,18 @@ class Account:
             return {}
         named = "SELECT key, row_id, row FROM"
         return self.plan.payload.load(
-            self.plan.spool, f"{named} rejects UNION ALL {named} refused WHERE row IS NOT NULL"
+            self.plan.workspace, f"{named} rejects UNION ALL {named} refused WHERE row IS NOT NULL"
         )
 
     def examples(self, number: int) -> list[dict[str, Any]]:
         """The first rejects, for people: no hashes."""
-        found = [*changes.rejects(self.plan.spool, number), *self.target_rejects][:number]
+        found = [*changes.rejects(self.plan.workspace, number), *self.target_rejects][:number]
         return [{"key": r.key, "stage": r.stage, "code": r.code, "reason": r.reason} for r in found]
 
     def reject_changes(self, former: Sequence[RejectRow], selection: Selection) -> RejectChanges:
         """Every open reject of this run, and which former ones ended: applied, or withdrawn because the
         row is gone or healed. What this run did not look at stays open."""
-        mine = [*changes.rejects(self.plan.spool), *self.target_rejects]
+        mine = [*changes.rejects(self.plan.workspace), *self.target_rejects]
         kept = self._payloads()
         opened = tuple(
             ledger.Reject(r.key, r.hash, r.stage, r.code, r.reason, r.row_id, kept.get(r.row)) for r in mine
@@ -119,9 +119,9 @@ class Account:
         others = [(r.key, r.row_id) for r in former if (r.key, r.row_id) not in still]
         if not others:
             return RejectChanges(opened)
-        spool = self.plan.spool
-        spool.load("former", {"key": "VARCHAR", "row_id": "VARCHAR"}, others)
-        ended = spool.run(
+        workspace = self.plan.workspace
+        workspace.load("former", {"key": "VARCHAR", "row_id": "VARCHAR"}, others)
+        ended = workspace.run(
             "SELECT f.key, f.row_id, r.key IS NULL OR c.key IS NULL, a.kind FROM former f"
             " LEFT JOIN standing r USING (key)"
             " LEFT JOIN (SELECT DISTINCT key FROM candidates) c USING (key)"

@@ -79,7 +79,7 @@ def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bo
             rows = _Rows(job, plan, directory, reveal)
             found = [rows.explained(one, read=read) for one in rows.chosen(keys, count)]
         finally:
-            plan.spool.close()
+            plan.workspace.close()
     return {
         "sync": job.sync.name,
         "object": plan.capabilities.object,
@@ -115,14 +115,14 @@ class _Rows:
 
     def chosen(self, keys: Sequence[str], count: int) -> list[_Chosen]:
         """Makes `chosen` with the rows' real values, and `shown` with stand-ins for sensitive ones."""
-        spool, names = self.plan.spool, [f"k{i}" for i in range(len(self.shape.key))]
-        spool.load("asked", {"key": "VARCHAR"}, ((key,) for key in dict.fromkeys(keys)))
+        workspace, names = self.plan.workspace, [f"k{i}" for i in range(len(self.shape.key))]
+        workspace.load("asked", {"key": "VARCHAR"}, ((key,) for key in dict.fromkeys(keys)))
         some = (
             "WHERE r.key IN (SELECT key FROM asked)"
             if keys
             else f"ORDER BY s.op IS NULL AND x.row IS NULL, r.key, r.row LIMIT {int(count)}"
         )
-        spool.run(
+        workspace.run(
             "CREATE TABLE looked AS SELECT r.row, r.key, r.hash, NULL::VARCHAR AS ref, x.code, x.reason,"
             " x.col, x.key AS reject_key, x.row_id,"
             " coalesce(s.op, n.op, CASE WHEN x.row IS NULL THEN 'unchanged' ELSE 'rejected' END) AS op"
@@ -143,7 +143,7 @@ class _Rows:
             " WHERE a.key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)"
         )
         payload = f'SELECT "retl row" AS row, {self.plan.field_map.payload} FROM mart'
-        spool.run(
+        workspace.run(
             "CREATE TABLE chosen AS SELECT row_number() OVER () - 1 AS pos, * FROM (SELECT * FROM ("
             f"SELECT * FROM looked JOIN ({payload}) USING (row) UNION ALL BY NAME {absent}"
             ") ORDER BY key, row)"
@@ -151,10 +151,10 @@ class _Rows:
         fields = [*zip(names, self.shape.key, strict=True), *self._fields()]
         hidden = [f"{_stand_in(name, field)} AS {name}" for name, field in fields if self._hides(field)]
         replaced = f" REPLACE ({', '.join(hidden)})" if hidden else ""
-        spool.run(f"CREATE TABLE shown AS SELECT *{replaced} FROM chosen")
+        workspace.run(f"CREATE TABLE shown AS SELECT *{replaced} FROM chosen")
         listed = f"pos, key, op, row, CASE WHEN row IS NOT NULL THEN {self.mapped} END, code, reason, col"
         listed += ", coalesce(reject_key, key), coalesce(row_id, '')"
-        return [_Chosen(*found) for found in spool.run(f"SELECT {listed} FROM shown ORDER BY pos")]
+        return [_Chosen(*found) for found in workspace.run(f"SELECT {listed} FROM shown ORDER BY pos")]
 
     def explained(self, one: _Chosen, *, read: bool) -> dict[str, Any]:
         rejected = {"code": one.code, "reason": one.reason, "column": one.column} if one.code else None
@@ -193,14 +193,14 @@ class _Rows:
     def _mart_row(self, row: int) -> dict[str, Any]:
         rules = self.plan.contract.columns
         listed = ", ".join(quoted(name) for name in rules)
-        (found,) = self.plan.spool.run(f'SELECT {listed} FROM mart WHERE "retl row" = {row}')
+        (found,) = self.plan.workspace.run(f'SELECT {listed} FROM mart WHERE "retl row" = {row}')
         return {
             name: MASK if value is not None and rules[name].sensitive and not self.reveal else value
             for name, value in zip(rules, found, strict=True)
         }
 
     def _batch(self, table: str, pos: int, operation: Operation) -> Batch:
-        rows = ChangeSet(self.plan.spool, self.plan.field_map, self.directory, {}, {}, table=table)
+        rows = ChangeSet(self.plan.workspace, self.plan.field_map, self.directory, {}, {}, table=table)
         run = self.plan.run
         return Batch(rows, operation, run.run_id, 0, pos, pos, run.started_at.isoformat())
 
@@ -231,7 +231,7 @@ class _Rows:
         """What the target confirmed of a key: None where nothing was ever delivered."""
         if key is None:
             return None
-        found = self.plan.spool.run(
+        found = self.plan.workspace.run(
             f"SELECT hash IS NOT NULL, owned, ref, confirmed_at FROM baseline WHERE key = {literal(key)}"
         )
         if not found:
@@ -271,8 +271,8 @@ class _Rows:
 def _samples(job: Job, plan: Plan, reveal: bool) -> list[dict[str, Any]]:
     """The first changes of a plan: op, key, and per field what the target has (`?` where that cannot be
     known) and what it will have."""
-    shape, spool = plan.field_map.shape, plan.spool
-    rows = spool.run(
+    shape, workspace = plan.field_map.shape, plan.workspace
+    rows = workspace.run(
         f"SELECT pos, op, key, CASE WHEN op <> 'delete' THEN {document_sql(plan.field_map)} END"
         f" FROM changes ORDER BY pos LIMIT {SAMPLES}"
     )
@@ -334,4 +334,4 @@ def _masked(row: Mapping[str, Any], hidden: set[str]) -> dict[str, Any]:
 
 def _stand_in(name: str, field: Field) -> str:
     text = literal(_STAND_INS.get(field.type.name, "0"))
-    return f"CASE WHEN {name} IS NOT NULL THEN CAST({text} AS {storage.carrier(field.type)}) END"
+    return f"CASE WHEN {name} IS NOT NULL THEN CAST({text} AS {storage.storage_type(field.type)}) END"

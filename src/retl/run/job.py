@@ -66,7 +66,7 @@ class Job:
     def lane(self, shape: Shape) -> Destination[Any]:
         """One more Destination, for one thread, held to the connection's pace."""
         destination = self.target.lane(shape)
-        destination.turn = self.pace.turns(self.stop)
+        destination.permit = self.pace.permits(self.stop)
         return destination
 
     @property

@@ -21,7 +21,7 @@ from retl.engine.change_set import document_sql
 from retl.engine.changes import Reject, Strategy
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.scratch import private_directory
-from retl.engine.workspace import Spool
+from retl.engine.workspace import Workspace
 from retl.observe.signals import Stop
 from retl.project.definitions import MappingTest, Sync, Warehouse
 from retl.project.fields import Problem, expand_fields
@@ -99,11 +99,11 @@ def run(sync: Sync, judge: Contract, timezone: str) -> Iterator[Verdict]:
     """Every test in its order. They must be right: see `problems`."""
     for number, test in enumerate(sync.tests, start=1):
         with private_directory() as directory:
-            spool = Spool(directory, Stop())
+            workspace = Workspace(directory, Stop())
             try:
-                yield _tried(sync, judge, timezone, test, number, spool, directory)
+                yield _tried(sync, judge, timezone, test, number, workspace, directory)
             finally:
-                spool.close()
+                workspace.close()
 
 
 def _tried(
@@ -112,29 +112,29 @@ def _tried(
     timezone: str,
     test: MappingTest,
     number: int,
-    spool: Spool,
+    workspace: Workspace,
     directory: Path,
 ) -> Verdict:
     given = {name: _typed(rule.type, test.given.get(name)) for name, rule in judge.columns.items()}
     types = {name: kind for name, (kind, _) in given.items()}
-    spool.load("mart", {"retl row": "BIGINT", **types}, [(0, *(text for _, text in given.values()))])
+    workspace.load("mart", {"retl row": "BIGINT", **types}, [(0, *(text for _, text in given.values()))])
     judge = judge.over(types)
     if judge.edits:
-        judge = changes.edit(spool, judge, None)
+        judge = changes.edit(workspace, judge, None)
     field_map = mapping.build(sync, judge, _SOMETIME, state_id="", timezone=timezone, newest=None)
     for other in {lookup.sync for lookup in field_map.lookups}:  # what a sync has learnt, no file knows: NULL
-        spool.run(f'CREATE TABLE {mapping.learnt(other)} ("retl key" VARCHAR, "retl ref" VARCHAR)')
-    delivered = baseline.lay(spool, None, [])
-    changes.fingerprint(spool, field_map, "TRUE" if judge.edits else judge.clears(), "")
-    changes.diff(spool, _ALL, delivered, whole=True)
-    changes.judge(spool, judge, sync.key)
-    changes.assemble(spool, field_map, absence=False, owed=(), limit=None, directory=directory)
-    refused = next(iter(changes.rejects(spool)), None)
+        workspace.run(f'CREATE TABLE {mapping.external_ids(other)} ("retl key" VARCHAR, "retl ref" VARCHAR)')
+    delivered = baseline.lay(workspace, None, [])
+    changes.fingerprint(workspace, field_map, "TRUE" if judge.edits else judge.clears(), "")
+    changes.diff(workspace, _ALL, delivered, whole=True)
+    changes.judge(workspace, judge, sync.key)
+    changes.assemble(workspace, field_map, absence=False, owed=(), limit=None, directory=directory)
+    refused = next(iter(changes.rejects(workspace)), None)
     if test.reject is not None:
         return Verdict(number, test.name, _is_for(refused, test.reject, sync), rejected=refused)
     if refused is not None:
         return Verdict(number, test.name, False, rejected=refused)
-    sent = _sent(spool, field_map)
+    sent = _sent(workspace, field_map)
     hidden = {one.name for one in (*field_map.shape.key, *field_map.shape.fields) if one.sensitive}
     differences = tuple(
         Difference(name, wanted, KEPT if sent.get(name, _ABSENT) is _ABSENT else sent[name], name in hidden)
@@ -144,13 +144,13 @@ def _tried(
     return Verdict(number, test.name, not differences, differences)
 
 
-def _sent(spool: Spool, field_map: FieldMap) -> dict[str, Any]:
+def _sent(workspace: Workspace, field_map: FieldMap) -> dict[str, Any]:
     """The fields of the one row as they leave, the key's among them, in their JSON forms."""
     keys = [
         json_text.json_sql(one.type, f"k{i}", field_map.formats, field_map.timezone)
         for i, one in enumerate(field_map.shape.key)
     ]
-    document, *parts = spool.one(f"SELECT {', '.join([document_sql(field_map), *keys])} FROM changes")
+    document, *parts = workspace.one(f"SELECT {', '.join([document_sql(field_map), *keys])} FROM changes")
     names = [one.name for one in field_map.shape.key]
     found = {name: json.loads(part, parse_float=Decimal) for name, part in zip(names, parts, strict=True)}
     return {**found, **json.loads(document, parse_float=Decimal)}
@@ -197,7 +197,7 @@ def _typed(type: Type, value: Any) -> tuple[str, str | None]:
     ValueError, continuing "the column …", for what no column under this contract type holds.
     """
     if value is None:
-        return storage.carrier(type), None
+        return storage.storage_type(type), None
     match type.name:
         case "boolean" if isinstance(value, bool):
             return "BOOLEAN", str(value)
@@ -211,9 +211,9 @@ def _typed(type: Type, value: Any) -> tuple[str, str | None]:
             return "VARCHAR", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         case "list" if isinstance(value, list):
             for item in value:
-                if _typed(type.item, item)[0] != storage.carrier(type.item) and type.items != "uuid":
+                if _typed(type.item, item)[0] != storage.storage_type(type.item) and type.items != "uuid":
                     raise ValueError(f"is of type {type}, and one of its items is not")
-            return storage.carrier(type), json.dumps(value, ensure_ascii=False)
+            return storage.storage_type(type), json.dumps(value, ensure_ascii=False)
     raise ValueError(f"is of type {type}, and this value is not{_QUOTE.get(type.name, '')}")
 
 
@@ -243,7 +243,7 @@ def _number(type: Type, value: Any) -> tuple[str, str]:
     if places <= (type.decimal_places or 0) and digits - places <= (type.max_digits or 0) - (
         type.decimal_places or 0
     ):
-        return storage.carrier(type), format(number, "f")
+        return storage.storage_type(type), format(number, "f")
     if digits > 38:
         raise ValueError("is a decimal, and no column has as many digits as this")
     return f"DECIMAL({digits},{places})", format(number, "f")
@@ -251,7 +251,7 @@ def _number(type: Type, value: Any) -> tuple[str, str]:
 
 def _time(type: Type, value: str) -> tuple[str, str]:
     if value in ("infinity", "-infinity"):
-        return storage.carrier(type), value
+        return storage.storage_type(type), value
     try:
         if type.name == "date":
             return "DATE", date.fromisoformat(value).isoformat()

@@ -10,7 +10,7 @@ from retl.destinations.batch import Capabilities
 from retl.engine.change_set import ChangeSet
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.payload import Payload
-from retl.engine.workspace import Spool
+from retl.engine.workspace import Workspace
 from retl.ledger import Checkpoint, LayerRow
 from retl.observe.summary import Counts, Deletes
 from retl.run.guards import Refusal
@@ -21,7 +21,7 @@ class Plan:
     """What a run would do, and why it may not."""
 
     run: Run
-    spool: Spool
+    workspace: Workspace
     field_map: FieldMap
     contract: Contract
     change_set: ChangeSet

@@ -20,7 +20,7 @@ from retl.destinations.batch import UNKNOWN, Batch, Outcome
 from retl.engine import baseline, changes, mapping
 from retl.engine.changes import Cursor, Strategy
 from retl.engine.mapping import FieldMap, Run
-from retl.engine.workspace import Spool
+from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch, Systemic, TargetError
 from retl.ledger import BatchRow, Checkpoint, LayerRow, Ledger, RejectRow
 from retl.observe import log
@@ -36,7 +36,7 @@ from retl.sources import duckdb as mart
 RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # missing ones, which a dry run does not need
 SAMPLE = 200  # confirmed keys asked for before `unchanged` is believed
 
-Settle = Callable[[FieldMap, Destination[Any], Spool], None]
+Settle = Callable[[FieldMap, Destination[Any], Workspace], None]
 
 
 def make(
@@ -86,7 +86,7 @@ class _Planning:
 
     def __init__(self, job: Job, run: Run, directory: Path, hold: ExitStack | None) -> None:
         self.job, self.run, self.directory, self.hold = job, run, directory, hold
-        self.spool = Spool(directory, job.stop)
+        self.workspace = Workspace(directory, job.stop)
         self.refusals: list[Refusal] = []
         self.emptied = False  # the target lost rows that expire anyway: every row is due
         self.sampled = self.lost = 0
@@ -99,7 +99,7 @@ class _Planning:
     def open(self) -> None:
         """Lay hold of the mart, and know how its rows become the target's."""
         job, sync = self.job, self.job.sync
-        self.reading = Reading(job, self.spool)
+        self.reading = Reading(job, self.workspace)
         self._map(None)
         self.capabilities = job.lane(self.field_map.shape).capabilities
         fit(sync, self.field_map, self.capabilities)
@@ -115,9 +115,9 @@ class _Planning:
                 self._map_anew()
             yield
 
-    def _hash(self, spool: Spool) -> None:
+    def _hash(self, workspace: Workspace) -> None:
         sure = "TRUE" if self.contract.edits else self.contract.clears()
-        changes.fingerprint(spool, self.field_map, sure, self._what)
+        changes.fingerprint(workspace, self.field_map, sure, self._what)
 
     @property
     def _at_once(self) -> bool:
@@ -128,14 +128,14 @@ class _Planning:
         """Ask what became of dead runs' batches, where that is to be known."""
         if self.layers:
             with _closing(self.job, self.field_map) as destination:
-                settle(self.field_map, destination, self.spool)
+                settle(self.field_map, destination, self.workspace)
             self._map_anew()  # a settled batch may be the newest
 
     def foresee(self) -> None:
         """What a run would learn of dead runs' batches, as far as reading alone can tell."""
         ledger, now = self.job.ledger, self.run.started_at
         for layer, rows in recovery.unanswered(ledger, self.job.sync.name, self.capabilities, now):
-            found = recovery.batches(ledger, self.spool, self.field_map, self.directory, layer, rows, 0)
+            found = recovery.batches(ledger, self.workspace, self.field_map, self.directory, layer, rows, 0)
             with _closing(self.job, self.field_map) as destination:
                 for row, batch in found:
                     try:
@@ -164,7 +164,7 @@ class _Planning:
         base = self.checkpoint.base if self.checkpoint and not self.forgets else None
         layers = [] if self.forgets else ledger.layers(sync.name, self.capabilities.object)
         self._look_up()
-        self.baseline_rows = lay(ledger, self.spool, self.directory, base, layers, self.foreseen)
+        self.baseline_rows = lay(ledger, self.workspace, self.directory, base, layers, self.foreseen)
         self.open_rejects: Sequence[RejectRow] = ledger.rejects(sync.name)
         self.known_rejects = {
             (one.key, one.hash) for one in [*self.open_rejects, *ledger.rejects(sync.name, "dismissed")]
@@ -173,12 +173,12 @@ class _Planning:
     def narrow(self) -> None:
         """Drop from the frozen mart the rows that this run is not about."""
         if self._in_part:
-            changes.find_duplicates(self.spool, self.field_map)  # in the whole mart, before rows leave it
+            changes.find_duplicates(self.workspace, self.field_map)  # in the whole mart, before rows leave it
         if self.reading.cursor is not None:
             self.watermark = self._since(self.reading.cursor)
         if self._selection.where is not None:
-            mart.choose(self.spool, self._selection.where, self.job.options.variables)
-        self.read = changes.select(self.spool, self.field_map, self.job.options.selection)
+            mart.choose(self.workspace, self._selection.where, self.job.options.variables)
+        self.read = changes.select(self.workspace, self.field_map, self.job.options.selection)
 
     def ask_target(self) -> None:
         """Reached, writable, fitting, and does it still hold what was delivered?"""
@@ -208,7 +208,7 @@ class _Planning:
         """The candidates: rows that differ from the baseline, or are due for another reason."""
         sync, capabilities = self.job.sync, self.capabilities
         if not self._at_once:
-            self._hash(self.spool)
+            self._hash(self.workspace)
         expires = capabilities.expires
         self.strategy = Strategy(
             everything=self._selection.forced or sync.changes.strategy == "all" or self.emptied,
@@ -220,33 +220,33 @@ class _Planning:
             hold_unknown=not capabilities.idempotent and sync.delivery != "at_least_once",
             refresh_before=None if expires is None else self.run.started_at - timedelta(seconds=expires / 2),
         )
-        changes.diff(self.spool, self.strategy, self.baseline_rows, whole=not self._in_part)
+        changes.diff(self.workspace, self.strategy, self.baseline_rows, whole=not self._in_part)
 
     def judge(self) -> None:
         """The contract's word on the candidates."""
-        changes.judge(self.spool, self.contract, self.job.sync.key)
-        self.waiting = changes.refuse_missing(self.spool, self.field_map.lookups)
+        changes.judge(self.workspace, self.contract, self.job.sync.key)
+        self.waiting = changes.refuse_missing(self.workspace, self.field_map.lookups)
         self.outcome = {
-            row[0]: row[1] for row in self.spool.run("SELECT op, count(*) FROM candidates GROUP BY op")
+            row[0]: row[1] for row in self.workspace.run("SELECT op, count(*) FROM candidates GROUP BY op")
         }
-        self.outcome["rejected"] = self.spool.one("SELECT count(*) FROM rejects")[0]
+        self.outcome["rejected"] = self.workspace.one("SELECT count(*) FROM rejects")[0]
 
     def assemble(self) -> None:
         """The change set. A row without a usable key might be any of the missing ones: with one of
         those in the mart nothing is deleted."""
-        unkeyed = changes.unkeyed(self.spool)
+        unkeyed = changes.unkeyed(self.workspace)
         absence = self.strategy.absence and not unkeyed
         by_ref = absence and self.capabilities.by_ref
-        self.unnamed = changes.refuse_unnamed(self.spool) if by_ref else 0
+        self.unnamed = changes.refuse_unnamed(self.workspace) if by_ref else 0
         self.change_set = changes.assemble(
-            self.spool,
+            self.workspace,
             self.field_map,
             absence=absence,
             owed=[reject.key for reject in self.open_rejects if reject.stage == "target"],
             limit=self._selection.limit,
             directory=self.directory,
         )
-        changes.find_standing(self.spool, list(dict.fromkeys(one.key for one in self.open_rejects)))
+        changes.find_standing(self.workspace, list(dict.fromkeys(one.key for one in self.open_rejects)))
         self.withheld = self.outcome.get("gone", 0) if self.strategy.absence and unkeyed else 0
 
     def guard(self) -> Plan:
@@ -269,7 +269,7 @@ class _Planning:
         log.event("guards_judged", refusals=len(self.refusals), changes=len(self.change_set))
         return Plan(
             run=self.run,
-            spool=self.spool,
+            workspace=self.workspace,
             field_map=self.field_map,
             contract=self.contract,
             change_set=self.change_set,
@@ -298,8 +298,8 @@ class _Planning:
         return Facts(
             read=self.read,
             total=self.reading.total,
-            new_rejects=sum(one not in self.known_rejects for one in changes.rejected(self.spool)),
-            reject_codes=tuple(changes.reject_codes(self.spool)),
+            new_rejects=sum(one not in self.known_rejects for one in changes.rejected(self.workspace)),
+            reject_codes=tuple(changes.reject_codes(self.workspace)),
             baseline_rows=self.baseline_rows,
             deletes=self.change_set.counts.get("delete", 0),
             deletes_on=sync.deletes.how != "keep",
@@ -354,12 +354,12 @@ class _Planning:
 
     def _look_up(self) -> None:
         """The ids that other syncs learnt, as the ledger knows them now, in a table for each of them."""
-        ledger, spool = self.job.ledger, self.spool
+        ledger, workspace = self.job.ledger, self.workspace
         for sync, columns in {one.ref: len(one.by) for one in self.job.sync.refers_to.values()}.items():
             assert sync is not None
-            _lay_other(ledger, spool, self.directory, sync, self.job.references[sync])
-            spool.run(
-                f"CREATE TABLE {mapping.learnt(sync)} AS SELECT {mapping.learnt_key(columns)} AS"
+            _lay_other(ledger, workspace, self.directory, sync, self.job.references[sync])
+            workspace.run(
+                f"CREATE TABLE {mapping.external_ids(sync)} AS SELECT {mapping.external_ids_key(columns)} AS"
                 ' "retl key", ref AS "retl ref" FROM baseline WHERE ref IS NOT NULL'
             )
 
@@ -375,9 +375,9 @@ class _Planning:
             or any(self.former.get(name) != self.fingerprints[name] for name in ("what", "mark"))
         )
         mark = self.checkpoint.watermark if self.checkpoint and not behind else None
-        unknown = [row[0] for row in self.spool.run("SELECT key FROM baseline WHERE hash IS NULL")]
+        unknown = [row[0] for row in self.workspace.run("SELECT key FROM baseline WHERE hash IS NULL")]
         owed = [*unknown, *(reject.key for reject in self.open_rejects)]
-        return changes.since(self.spool, self.field_map, cursor, mark, owed, self.run.started_at)
+        return changes.since(self.workspace, self.field_map, cursor, mark, owed, self.run.started_at)
 
     def _mark(self) -> str | None:
         """The mark stays where it is when only some rows were looked at or sent."""
@@ -389,7 +389,7 @@ class _Planning:
         """Confirmed keys that the target must still have."""
         expires = self.capabilities.expires
         alive = None if expires is None else self.run.started_at - timedelta(seconds=expires)
-        sample = changes.sample(self.spool, self.field_map, SAMPLE, alive, self.directory)
+        sample = changes.sample(self.workspace, self.field_map, SAMPLE, alive, self.directory)
         if len(sample):
             batch = Batch(sample, "delete", self.run.run_id, 0, 0, len(sample) - 1)
             self.sampled, self.lost = len(sample), sum(row is None for row in destination.read(batch))
@@ -453,7 +453,7 @@ _KEY_REDEFINED = Refusal(
 
 def lay(
     ledger: Ledger,
-    spool: Spool,
+    workspace: Workspace,
     directory: Path,
     base: str | None,
     layers: Sequence[LayerRow],
@@ -470,16 +470,16 @@ def lay(
         baseline.Layer(ledger.get_file(one.part, directory), one.started_at, answers(one.run_id))
         for one in layers
     ]
-    return baseline.lay(spool, ledger.get_file(base, directory) if base else None, parts)
+    return baseline.lay(workspace, ledger.get_file(base, directory) if base else None, parts)
 
 
-def _lay_other(ledger: Ledger, spool: Spool, directory: Path, sync: str, object: str) -> None:
+def _lay_other(ledger: Ledger, workspace: Workspace, directory: Path, sync: str, object: str) -> None:
     """Lay the baseline of another sync. Its own run may go on meanwhile and put a new base in the place of
     files that were just named: then they are named anew."""
     while True:
         checkpoint, layers = ledger.checkpoint(sync, object), ledger.layers(sync, object)
         try:
-            lay(ledger, spool, directory, checkpoint.base if checkpoint else None, layers)
+            lay(ledger, workspace, directory, checkpoint.base if checkpoint else None, layers)
             return
         except Exception:
             if (ledger.checkpoint(sync, object), ledger.layers(sync, object)) == (checkpoint, layers):

@@ -39,7 +39,7 @@ def predict(job: Job, plan: Plan, clock: Clock) -> Summary:
         phases=clock.phases,
         rejects=[
             {"key": r.key, "stage": r.stage, "code": r.code, "reason": r.reason}
-            for r in changes.rejects(plan.spool, REJECTS_SHOWN)
+            for r in changes.rejects(plan.workspace, REJECTS_SHOWN)
         ],
         guards=[asdict(refusal) for refusal in plan.refusals],
         error=asdict(problem) if problem else None,

@@ -1,6 +1,6 @@
 """One run's look at the mart: bound to its contract, read once by a thread of its own, let go of.
 
-What is held of it afterwards is the spool's table `mart`. Nothing here asks the ledger or the target.
+What is held of it afterwards is the workspace's table `mart`. Nothing here asks the ledger or the target.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from retl.contract import judge
 from retl.contract.judge import Contract
 from retl.engine import changes, payload
 from retl.engine.payload import Payload
-from retl.engine.workspace import Spool
+from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError
 from retl.observe import log
 from retl.run.job import Clock, Job
@@ -30,22 +30,22 @@ class Reading:
     Raises DefinitionError, SourceError, Mismatch SOURCE_DRIFT, Later MART_LOCKED.
     """
 
-    def __init__(self, job: Job, spool: Spool) -> None:
+    def __init__(self, job: Job, workspace: Workspace) -> None:
         sync = job.sync
-        self.job, self.spool = job, spool
+        self.job, self.workspace = job, workspace
         self.build: Build | None = None
         self.payload: Payload | None = None
         self.total = 0  # rows of the mart
         self.failed_checks: list[str] = []
         self._wanted = mart.query(sync.source, job.options.variables, job.folder, job.warehouse)
-        self._other = spool.beside()
+        self._other = workspace.beside()
         self.identity = mart.attach(self._other, job.warehouse, job.folder, _tell_waiting)
         if sync.source.dbt is not None:
             # dbt can write neither the mart nor another result while we hold the file
             self.build = dbt.build(job.warehouse, job.folder, sync.source.dbt)
             self._wanted = mart.query(sync.source, job.options.variables, job.folder, job.warehouse)
         read_paths = [job.folder / path for path in job.warehouse.read_paths]
-        spool.harden([*read_paths, *job.ledger.readable()])
+        workspace.harden([*read_paths, *job.ledger.readable()])
         columns = mart.columns(self._other, self._wanted)
         if taken := next((name for name in columns if name.lower().startswith("retl ")), None):
             raise DefinitionError(
@@ -62,8 +62,8 @@ class Reading:
         self._columns = {name: columns[name] for name in names}
 
     @contextmanager
-    def under_way(self, clock: Clock, then: Callable[[Spool], object] | None) -> Iterator[None]:
-        """The mart is read, and `then` done with it on the spool it is given, while the body runs. What is
+    def under_way(self, clock: Clock, then: Callable[[Workspace], object] | None) -> Iterator[None]:
+        """The mart is read, and `then` done with it on the given workspace, while the body runs. What is
         wrong with the mart is raised before anything that the body found. Where the contract edits, its
         rows went through the model before the body begins, and `contract` is that of what they became."""
         with ThreadPoolExecutor(1, "retl-mart") as other:
@@ -77,7 +77,7 @@ class Reading:
                 if not edits:
                     self._finish(reading, clock)
 
-    def _read(self, then: Callable[[Spool], object] | None) -> int:
+    def _read(self, then: Callable[[Workspace], object] | None) -> int:
         with closing(self._other):
             try:
                 rows = mart.read(self._other, self._wanted, self._columns, "mart")
@@ -98,12 +98,14 @@ class Reading:
             if sync.rejects.payload:
                 self.payload = payload.of(self.contract, original, sync.rejects.mask)
             if self.contract.edits:
-                self.contract = changes.edit(self.spool, self.contract, original if self.payload else None)
+                self.contract = changes.edit(
+                    self.workspace, self.contract, original if self.payload else None
+                )
 
     def _returns_rows(self, check: str) -> bool:
         listed = ", ".join(map(quoted, self._columns))
-        self.spool.run(f"CREATE OR REPLACE VIEW source AS SELECT {listed} FROM mart")
-        return bool(mart.answers(self.spool, mart.select(check, self.job.options.variables, "checks")))
+        self.workspace.run(f"CREATE OR REPLACE VIEW source AS SELECT {listed} FROM mart")
+        return bool(mart.answers(self.workspace, mart.select(check, self.job.options.variables, "checks")))
 
 
 def _tell_waiting(pid: str) -> None:

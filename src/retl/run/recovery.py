@@ -13,7 +13,7 @@ from pathlib import Path
 from retl.destinations.batch import Batch, Capabilities
 from retl.engine import changes
 from retl.engine.mapping import FieldMap
-from retl.engine.workspace import Spool
+from retl.engine.workspace import Workspace
 from retl.ledger import BatchRow, LayerRow, Ledger
 
 
@@ -35,7 +35,7 @@ def unanswered(
 
 def batches(
     ledger: Ledger,
-    spool: Spool,
+    workspace: Workspace,
     field_map: FieldMap,
     directory: Path,
     layer: LayerRow,
@@ -43,7 +43,7 @@ def batches(
     epoch: int,
 ) -> Iterator[tuple[BatchRow, Batch]]:
     """These batches of a dead run as a destination takes them: keys, and the bytes that were minted."""
-    part = changes.from_part(spool, field_map, ledger.get_file(layer.part, directory), directory)
+    part = changes.from_part(workspace, field_map, ledger.get_file(layer.part, directory), directory)
     for row in rows:
         yield (
             row,

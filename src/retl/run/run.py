@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from retl import __version__
-from retl.delivery.failure_rate import Tally
+from retl.delivery.failure_rate import FailureRate
 from retl.delivery.lanes import Answered, Delivery, minted
 from retl.destinations.api import Destination
 from retl.destinations.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
 from retl.engine.changes import DELETES, FRESH, OWED
 from retl.engine.mapping import FieldMap, Run
-from retl.engine.workspace import Spool
+from retl.engine.workspace import Workspace
 from retl.errors import Failure, Later, Mismatch, RetlError, Stopped, Unavailable
 from retl.ledger import Acknowledgement, Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.observe import log
@@ -95,13 +95,13 @@ class Execution:
                 self.job.ledger.abandon(dead.run_id, self.lock.epoch)
                 log.event("run_abandoned", dead=dead.run_id)
 
-    def settle(self, field_map: FieldMap, destination: Destination[Any], spool: Spool) -> None:
+    def settle(self, field_map: FieldMap, destination: Destination[Any], workspace: Workspace) -> None:
         """Learn what became of dead runs' open batches, where that is to be known."""
         ledger, name, epoch = self.job.ledger, self.job.sync.name, self.lock.epoch
         capabilities = destination.capabilities
         for layer, rows in recovery.unanswered(ledger, name, capabilities, self.run.started_at):
             delivery = self._delivery(destination, every=True)
-            found = recovery.batches(ledger, spool, field_map, self.directory, layer, rows, epoch)
+            found = recovery.batches(ledger, workspace, field_map, self.directory, layer, rows, epoch)
             for row, batch in found:
                 log.event("batch_settling", batch=row.batch_id)
                 outcome = delivery.settle(destination, batch, row.handle)
@@ -130,7 +130,7 @@ class Execution:
         if not len(plan.change_set):
             return
         if plan.payload is None:
-            plan.spool.run("DROP TABLE mart")  # the change set has its rows, and wants the memory
+            plan.workspace.run("DROP TABLE mart")  # the change set has its rows, and wants the memory
         name = f"{self.run.run_id}.part.parquet"
         plan.change_set.write_part(self.directory / name)
         self.job.ledger.put_file(name, self.directory / name)
@@ -145,14 +145,14 @@ class Execution:
             return
         delivery = self.delivery = self._delivery(None, every=minted(plan.capabilities))
         try:
-            tally = Tally(self.job.sync.guards.max_failed_rate)
-            delivery.drain(self._batches(FRESH), tally)
+            failure_rate = FailureRate(self.job.sync.guards.max_failed_rate)
+            delivery.drain(self._batches(FRESH), failure_rate)
             delivery.drain(self._batches(OWED))  # refused before: what they meet is no news
             doubtful = delivery.count(Kind.UNKNOWN) or delivery.count(Kind.RETRY)
             if not doubtful:
-                delivery.drain(self._batches(DELETES), tally)
+                delivery.drain(self._batches(DELETES), failure_rate)
                 if plan.change_set.counts.get("delete") and plan.capabilities.idempotent:
-                    delivery.second_chance(ROOM_MADE)
+                    delivery.retry_after_deletes(ROOM_MADE)
         finally:
             delivery.close()
 
@@ -192,9 +192,9 @@ class Execution:
         counts = Counts()
         rejects = RejectChanges(retain=self._retain)
         if self.plan is not None:
-            self.plan.spool.unstoppable()
+            self.plan.workspace.unstoppable()
         if self.plan is not None and not isinstance(problem, Mismatch):
-            self.plan.spool.stop = Stop()  # the request is being obeyed: the accounts may still be made
+            self.plan.workspace.stop = Stop()  # the request is being obeyed: the accounts may still be made
             counts = self._account.counts()
             rejects = self._rejects() if self.delivery is not None else rejects
         status = (

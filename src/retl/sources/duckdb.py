@@ -15,7 +15,7 @@ from typing import Any
 
 import duckdb
 
-from retl.engine.workspace import NAME, Spool
+from retl.engine.workspace import NAME, Workspace
 from retl.errors import DefinitionError, Later, Mismatch, SourceError
 from retl.project.definitions import Source, Warehouse
 from retl.project.validation import did_you_mean
@@ -76,7 +76,10 @@ def select(sql: str, variables: Mapping[str, Any], origin: str) -> Query:
 
 
 def attach(
-    spool: Spool, warehouse: Warehouse, folder: Path, waiting: Callable[[str], object] = lambda _pid: None
+    workspace: Workspace,
+    warehouse: Warehouse,
+    folder: Path,
+    waiting: Callable[[str], object] = lambda _pid: None,
 ) -> str:
     """Attach the mart read-only and return its identity (path, size and time of its last change).
 
@@ -101,7 +104,7 @@ def attach(
     told = False
     while True:
         try:
-            spool.run(f"ATTACH {literal(str(path))} AS {quoted(alias)} (READ_ONLY)")
+            workspace.run(f"ATTACH {literal(str(path))} AS {quoted(alias)} (READ_ONLY)")
             break
         except duckdb.IOException as problem:
             held = _HELD.search(str(problem))
@@ -117,26 +120,28 @@ def attach(
             if not told:
                 waiting(pid)
                 told = True
-            spool.stop.wait(_LOOK_AGAIN)
+            workspace.stop.wait(_LOOK_AGAIN)
         except duckdb.Error as problem:
             raise SourceError("MART_UNREADABLE", _first_line(problem)) from problem
-    spool.run(f"USE {quoted(alias)}")
+    workspace.run(f"USE {quoted(alias)}")
     stat = path.stat()
     return f"{warehouse.path}:{stat.st_size}:{stat.st_mtime_ns}"
 
 
-def columns(spool: Spool, wanted: Query) -> dict[str, str]:
+def columns(workspace: Workspace, wanted: Query) -> dict[str, str]:
     """The mart's columns and their DuckDB types, nothing read. Mismatch SOURCE_DRIFT where the
     query no longer binds."""
     try:
-        relation = spool.con.sql(f"SELECT * FROM ({wanted.sql}\n) LIMIT 0", params=dict(wanted.parameters))
+        relation = workspace.con.sql(
+            f"SELECT * FROM ({wanted.sql}\n) LIMIT 0", params=dict(wanted.parameters)
+        )
         return dict(zip(relation.columns, map(str, relation.types), strict=True))
     except duckdb.Error as problem:
         raise _drift(wanted, problem) from problem
 
 
-def read(spool: Spool, wanted: Query, columns: Mapping[str, str], table: str) -> int:
-    """Freeze these columns (name → DuckDB type) of the mart into a spool table with a first column
+def read(workspace: Workspace, wanted: Query, columns: Mapping[str, str], table: str) -> int:
+    """Freeze these columns (name → DuckDB type) of the mart into a workspace table with a first column
     "retl row", which counts from 0; returns the number of rows. A collation of the mart's stays behind:
     under NOCASE two keys would be one. Mismatch SOURCE_DRIFT where a column is gone."""
     listed = ", ".join(
@@ -146,53 +151,53 @@ def read(spool: Spool, wanted: Query, columns: Mapping[str, str], table: str) ->
         for name, kind in columns.items()
     )
     try:
-        spool.run(
+        workspace.run(
             f"CREATE TABLE {NAME}.main.{table} AS"
             f' SELECT row_number() OVER () - 1 AS "retl row", {listed} FROM ({wanted.sql}\n)',
             wanted.parameters,
         )
     except duckdb.Error as problem:
         raise _drift(wanted, problem) from problem
-    count: int = spool.one(f"SELECT count(*) FROM {NAME}.main.{table}")[0]
+    count: int = workspace.one(f"SELECT count(*) FROM {NAME}.main.{table}")[0]
     return count
 
 
-def answers(spool: Spool, wanted: Query) -> list[tuple[Any, ...]]:
-    """At most one row of a user's query over the spool. Mismatch SOURCE_DRIFT where it does not bind."""
+def answers(workspace: Workspace, wanted: Query) -> list[tuple[Any, ...]]:
+    """At most one row of a user's query over the workspace. Mismatch SOURCE_DRIFT where it does not bind."""
     try:
-        return spool.run(f"SELECT * FROM ({wanted.sql}\n) LIMIT 1", wanted.parameters)
+        return workspace.run(f"SELECT * FROM ({wanted.sql}\n) LIMIT 1", wanted.parameters)
     except duckdb.Error as problem:
         raise _drift(wanted, problem) from problem
 
 
-def bind(spool: Spool, columns: Mapping[str, str], asked: Sequence[Query]) -> None:
+def bind(workspace: Workspace, columns: Mapping[str, str], asked: Sequence[Query]) -> None:
     """Would these queries over `source` bind, if the mart has these columns? Runs none of them. Mismatch
     SOURCE_DRIFT for the first that would not."""
     listed = ", ".join(f"CAST(NULL AS {kind}) AS {quoted(name)}" for name, kind in columns.items())
-    spool.run(f"CREATE TEMP VIEW source AS SELECT {listed}")
+    workspace.run(f"CREATE TEMP VIEW source AS SELECT {listed}")
     for query in asked:
         try:
-            spool.con.sql(f"SELECT * FROM ({query.sql}\n) LIMIT 0", params=dict(query.parameters))
+            workspace.con.sql(f"SELECT * FROM ({query.sql}\n) LIMIT 0", params=dict(query.parameters))
         except duckdb.Error as problem:
             raise _drift(query, problem) from problem
 
 
-def choose(spool: Spool, predicate: str, variables: Mapping[str, Any]) -> None:
+def choose(workspace: Workspace, predicate: str, variables: Mapping[str, Any]) -> None:
     """Make the table `chosen`: the rows of the frozen mart for which the user's predicate holds.
     DefinitionError where it is none; it can read the mart and nothing else, and write nothing."""
     wanted = select(f'SELECT "retl row" FROM mart WHERE ({predicate}\n)', variables, "--where")
     try:
-        spool.run(f"CREATE TABLE chosen AS {wanted.sql}", wanted.parameters)
+        workspace.run(f"CREATE TABLE chosen AS {wanted.sql}", wanted.parameters)
     except duckdb.Error as problem:
         raise DefinitionError(
             "WHERE_INVALID", f"--where does not fit the mart: {_first_line(problem)}"
         ) from problem
 
 
-def detach(spool: Spool, warehouse: Warehouse) -> None:
+def detach(workspace: Workspace, warehouse: Warehouse) -> None:
     """Let go of the mart: from here on others may write to it."""
-    spool.run(f"USE {NAME}")
-    spool.run(f"DETACH {quoted(Path(warehouse.path).stem)}")
+    workspace.run(f"USE {NAME}")
+    workspace.run(f"DETACH {quoted(Path(warehouse.path).stem)}")
 
 
 def _drift(wanted: Query, problem: duckdb.Error) -> Mismatch | SourceError:

@@ -12,7 +12,7 @@ from retl.values.types import Type
 
 
 def hash_sql(fields: Sequence[tuple[str, str, Type]], salt: str) -> str:
-    """SQL for a row's hash over (destination field, carrier, type), in any order: 16 bytes of its values,
+    """SQL for a row's hash over (destination field, SQL, type), in any order: 16 bytes of its values,
     then 4 of the salt (hexadecimal digits), which stands for all that is the same in every row.
 
     sha256 takes time by the block of 64 bytes: neither the fields' names, in whose order the values stand,

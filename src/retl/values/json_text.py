@@ -16,7 +16,7 @@ _SAFE = 2**53
 
 
 def json_sql(type: Type, expr: str, formats: Formats, timezone: str = "UTC") -> str:
-    """SQL for the carrier's JSON text; NULL gives 'null'. Naive timestamps are read in `timezone`;
+    """SQL for the storage type's JSON text; NULL gives 'null'. Naive timestamps are read in `timezone`;
     `bigints: string` quotes integers beyond ±2^53 only; epochs are rounded down to their unit."""
     return f"coalesce({_json_sql(type, expr, formats, timezone)}, 'null')"
 
@@ -72,7 +72,7 @@ def _joined(expr: str, element: str, brackets: str) -> str:
 
 
 def json_value(value: Any, type: Type, formats: Formats, timezone: str = "UTC") -> Any:
-    """What `json_sql` makes of a carrier's value, for msgspec to write: JSON text goes through as it is."""
+    """What `json_sql` makes of a stored value, for msgspec to write: JSON text goes through as it is."""
     name = type.name
     if value is None:
         return None

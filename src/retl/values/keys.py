@@ -12,7 +12,7 @@ from uuid import UUID
 if TYPE_CHECKING:
     pass
 from retl.values.json_text import _decimal_text, _iso, _iso_text, _scaled, _utc
-from retl.values.storage import carrier
+from retl.values.storage import storage_type
 from retl.values.types import Type, TypeName
 
 _ESCAPES = {n: f"\\u{n:04X}" for n in range(32)} | {
@@ -24,7 +24,7 @@ _BARE = ("integer", "boolean")  # in a JSON array as themselves; all else as a s
 
 
 def key_sql(types: Sequence[Type], exprs: Sequence[str]) -> str:
-    """SQL for the key as text from the carriers: one column as its plain text, several as a JSON array;
+    """SQL for the key as text from the storage types: one column as its plain text, several as a JSON array;
     NULL if any part is. Different keys have different texts."""
     texts = [_key_text_sql(type, expr) for type, expr in zip(types, exprs, strict=True)]
     if len(texts) == 1:
@@ -53,7 +53,7 @@ def _key_text_sql(type: Type, expr: str) -> str:
 def key_value_sql(types: Sequence[Type], index: int, key_expr: str) -> str:
     """SQL for the typed value of one key column, from the key's text."""
     text = key_expr if len(types) == 1 else f"json_extract_string({key_expr}, '$[{index}]')"
-    return text if types[index].name == "string" else f"CAST({text} AS {carrier(types[index])})"
+    return text if types[index].name == "string" else f"CAST({text} AS {storage_type(types[index])})"
 
 
 def key_text(values: Sequence[Any], types: Sequence[Type]) -> str:

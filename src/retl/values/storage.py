@@ -29,23 +29,23 @@ _RANGES: dict[TypeName, str] = {
 }
 
 
-def carrier(type: Type) -> str:
+def storage_type(type: Type) -> str:
     """The DuckDB type that carries values of this contract type."""
     if type.name == "decimal":
         return f"DECIMAL({type.max_digits},{type.decimal_places})"
-    return f"{carrier(type.item)}[]" if type.name == "list" else _CARRIERS[type.name]
+    return f"{storage_type(type.item)}[]" if type.name == "list" else _CARRIERS[type.name]
 
 
-def carry(type: Type, expr: str, column_type: str, timezone: str = "UTC") -> str:
-    """SQL for the mart's value as its carrier; NULL where that is impossible, perhaps changed where
+def cast(type: Type, expr: str, column_type: str, timezone: str = "UTC") -> str:
+    """SQL for the mart's value as its storage type; NULL where that is impossible, perhaps changed where
     `exact` says so. A naive timestamp under `timestamptz` is read in `timezone`."""
-    base, target = _base(column_type), carrier(type)
+    base, target = _base(column_type), storage_type(type)
     if column_type == target:
         return expr
     if base == NO_TYPE:
         return f"CAST({expr} AS {target})"
     if type.name == "list":
-        return f"list_transform({expr}, lambda e: {carry(type.item, 'e', _element(column_type), timezone)})"
+        return f"list_transform({expr}, lambda e: {cast(type.item, 'e', _element(column_type), timezone)})"
     if type.name == "json" and base in _NESTED:
         return f"CASE WHEN {expr} IS NOT NULL THEN to_json({expr}) END"
     if type.name == "timestamptz" and base in _NAIVE:
@@ -61,7 +61,7 @@ def _by_text(type: Type, expr: str, base: str) -> str:
 
 
 def exact(type: Type, expr: str, column_type: str, timezone: str = "UTC") -> str:
-    """SQL predicate, never NULL: the value is NULL, or its carrier holds it unchanged and it is
+    """SQL predicate, never NULL: the value is NULL, or its storage type holds it unchanged and it is
     representable everywhere: finite numbers, years 1 to 9999 (also once `timezone` is applied),
     microseconds, strict JSON, no NUL character."""
     if _base(column_type) == NO_TYPE:
@@ -73,7 +73,7 @@ def exact(type: Type, expr: str, column_type: str, timezone: str = "UTC") -> str
             if inner == "TRUE"
             else _never_null(expr, f"len(list_filter({expr}, lambda e: NOT {inner})) = 0")
         )
-    value = carry(type, expr, column_type, timezone)
+    value = cast(type, expr, column_type, timezone)
     tests = [*_unchanged(type, expr, column_type, value), *_representable(type, value, timezone)]
     return _never_null(expr, " AND ".join(tests)) if tests else "TRUE"
 
@@ -85,7 +85,7 @@ def _never_null(expr: str, test: str) -> str:
 def _unchanged(type: Type, expr: str, column_type: str, value: str) -> list[str]:
     """A value is carried unchanged if casting it back gives the same value."""
     base = _base(column_type)
-    if column_type == carrier(type) or base == "ENUM" or (type.name == "integer" and base in _SHORT):
+    if column_type == storage_type(type) or base == "ENUM" or (type.name == "integer" and base in _SHORT):
         return []
     if type.name == "json":
         return [f"{value} IS NOT NULL"]

@@ -17,5 +17,5 @@ _TRANSFORMS: dict[str, str] = {
 
 
 def transform_sql(name: str, expr: str) -> str:
-    """SQL for a transform of a string's carrier; NULL stays NULL. `trim` takes ASCII white space."""
+    """SQL for a transform of a string's storage type; NULL stays NULL. `trim` takes ASCII white space."""
     return _TRANSFORMS[name].format(expr)

@@ -20,7 +20,7 @@ from retl.app.resolve import open_project
 from retl.app.scaffold import ENVIRONMENT, put
 from retl.app.scaffold.yamltext import flow, said
 from retl.engine.scratch import private_directory
-from retl.engine.workspace import Spool
+from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch
 from retl.observe.signals import Stop
 from retl.project import yamlfile
@@ -149,23 +149,23 @@ def _syncs(
     """The text of every sync that is valid, by name."""
     texts: dict[str, str] = {}
     with private_directory() as directory:
-        spool = Spool(directory, Stop())
+        workspace = Workspace(directory, Stop())
         try:
-            mart.attach(spool, warehouse, folder)
+            mart.attach(workspace, warehouse, folder)
             for wish in wishes:
                 try:
                     if wish.name in texts:
                         raise DefinitionError("SYNC_TWICE", "another mart's sync has this name: say `sync`")
                     name = dbt.name_of(manifest, wish.model)
                     wanted = mart.Query(f"SELECT * FROM {dbt.relation(warehouse, folder, name)}", {}, name)
-                    text = _text(wish, name, manifest.tests(wish.model), mart.columns(spool, wanted))
+                    text = _text(wish, name, manifest.tests(wish.model), mart.columns(workspace, wanted))
                     _prove(folder, wish.name, text)
                     texts[wish.name] = text
                 except (DefinitionError, Mismatch) as problem:
                     errors = each(problem) if isinstance(problem, DefinitionError) else (problem,)
                     found.left_out.append((wish.name, "; ".join(one.message for one in errors)))
         finally:
-            spool.close()
+            workspace.close()
     return texts
 
 

@@ -148,7 +148,7 @@ class Dataverse(Destination[DataverseOptions]):
         http = options.connection.http
         self._address = Address.parse(http.base_url)
         self._secrets = http.auth.secrets
-        self._client = Client(self._address, http.auth, {}, http.timeouts, lambda size: self.turn(size))
+        self._client = Client(self._address, http.auth, {}, http.timeouts, lambda size: self.permit(size))
         self._data = f"{self._address.prefix}/api/data/{options.version}"
         self.capabilities = Capabilities(
             object=self.identity(options, shape.write),

@@ -125,7 +125,7 @@ class HttpDestination(Destination[HttpOptions]):
         headers = {name: value.get_secret_value() for name, value in connection.headers.items()}
         self._address = Address.parse(connection.base_url)
         self._client = Client(
-            self._address, connection.auth, headers, connection.timeouts, lambda size: self.turn(size)
+            self._address, connection.auth, headers, connection.timeouts, lambda size: self.permit(size)
         )
         self._secrets = list(headers.values())
         self._endpoints = _endpoints(options, shape)

@@ -106,7 +106,7 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         http = options.connection.http
         self._address = Address.parse(http.base_url)
         self._client = Client(
-            self._address, http.auth, {}, http.timeouts, lambda size: self.turn(size), 2 * LONGEST_FILE
+            self._address, http.auth, {}, http.timeouts, lambda size: self.permit(size), 2 * LONGEST_FILE
         )
         self._data = f"{self._address.prefix}/services/data/{options.version}"
         words = csvjob.Words(
