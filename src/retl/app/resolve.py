@@ -6,7 +6,7 @@ nothing here until somebody needs it (`require`, `destination`), so that every p
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from retl import destinations
+from retl import destinations, sources
 from retl.destinations.api import Destination
 from retl.errors import DefinitionError, Place
 from retl.model import Limits
 from retl.observe.redact import register_model
-from retl.project.definitions import Project, Sync, Warehouse
+from retl.project.definitions import WAREHOUSE, Project, Sync, Warehouse
 from retl.project.fields import Claim, claimed, key_names, problems, sharing
-from retl.project.files import PROJECT_FILE, read_project_file, read_syncs
+from retl.project.files import PROJECT_FILE, inside, read_project_file, read_syncs
 from retl.project.settings import DEFAULT_CONNECTIONS, Environment, Settings, read, variable
-from retl.project.validation import ModelT, did_you_mean, raise_all, validate
+from retl.project.validation import ModelT, did_you_mean, each, raise_all, validate
 from retl.project.variables import Filled, Missing, fill, unset
 from retl.project.yamlfile import Loc, empty
+from retl.sources.api import Invocation, Source
 
 if TYPE_CHECKING:
     from retl.destinations.presets import Preset
@@ -102,6 +103,8 @@ class LoadedProject:
             found += self._written[sync.name].all_missing()
             with suppress(DefinitionError):  # a wrong connection is for `destination` to say
                 found += self._unset(self._connection(sync)[0])
+            if (at := ("sources", sync.source.named)) in self._file.tree.places:
+                found += [missing for _, missing in unset(self._file.tree, self.environment, at)]
         return list(dict.fromkeys(found))
 
     def require(self, syncs: Iterable[Sync]) -> None:
@@ -124,6 +127,48 @@ class LoadedProject:
             {part: getattr(known.limits, part) for part in known.limits.model_fields_set} if known else {}
         )
         return Resolved(name, type_name, kind, options, kind.limits.model_copy(update=limits))
+
+    def source(
+        self,
+        sync: Sync,
+        variables: Mapping[str, Any] | None = None,
+        waiting: Callable[[str], object] = lambda _who: None,
+    ) -> Source[Any]:
+        """The source of a sync, ready to be opened; `variables` fill `$name` in its SQL (by default those of
+        retl.yml). DefinitionError(s) placed where each was written."""
+        given = self.definitions.vars if variables is None else variables
+        invocation = Invocation(self.folder, given, waiting)
+        if sync.source.from_ is None:
+            kind = sources.load(self.warehouse.type)
+            return kind(self.warehouse, sync.source, invocation)
+        name, known = sync.source.named, self.definitions.sources
+        if name != WAREHOUSE and name not in known:
+            raise DefinitionError(
+                "SOURCE_UNKNOWN",
+                f"{PROJECT_FILE} has no source {name!r}",
+                hint=did_you_mean(name, [*known, WAREHOUSE]),
+                where=self.place(sync, ("source", "from")),
+            )
+        kind = self._source_type(name)
+        connection: BaseModel = self.warehouse
+        if name != WAREHOUSE:
+            written = fill(self._file.tree, self.environment, ("sources", name))
+            connection = _placed(kind.Connection, written.without("type"))
+            register_model(connection)
+        options = _placed(kind.Options, self._written[sync.name].part("source").without("from"))
+        if (file := getattr(options, "file", None)) is not None:
+            inside(self.folder, file, self.place(sync, ("source", "file")))
+        return kind(connection, options, invocation)
+
+    def _source_type(self, name: str) -> type[Source[Any]]:
+        try:
+            return sources.load(
+                self.warehouse.type if name == WAREHOUSE else self.definitions.sources[name].type
+            )
+        except DefinitionError as error:
+            error.hint = did_you_mean(self.definitions.sources[name].type, sources.names()) or error.hint
+            error.where = self._file.place(("sources", name, "type"))
+            raise
 
     def references(self, sync: Sync) -> dict[str, str]:
         """The syncs whose ids this one sends → the object that each delivers to. DefinitionError(s)
@@ -260,6 +305,7 @@ def open_project(
     raise_all(
         [
             *_orders(project),
+            *_wrong_sources(project),
             *_wrong_references(project),
             *_broken_rules(project),
             *_unknown_to_alerts(project),
@@ -336,6 +382,16 @@ def _orders(project: LoadedProject) -> Iterator[DefinitionError]:
     except DefinitionError as error:
         error.where = project.place(str(error.where), ("after",))
         yield error
+
+
+def _wrong_sources(project: LoadedProject) -> Iterator[DefinitionError]:
+    """What is wrong with the options of sources that syncs name."""
+    for sync in project.syncs.values():
+        if sync.source.from_ is not None and not project.missing([sync]):
+            try:
+                project.source(sync)
+            except DefinitionError as error:
+                yield from each(error)
 
 
 def _unknown_to_alerts(project: LoadedProject) -> Iterator[DefinitionError]:

@@ -83,7 +83,7 @@ def validate(
         except DefinitionError as problem:
             errors += [error for error in problems.each(problem) if not _waits(error)]
         try:
-            checks.validate(one, project.warehouse, project.folder, variables, target)
+            checks.validate(one, project.source(one, variables), project.folder, target)
             notes[one.name] = PREVIEW if target is not None and target.destination.is_preview else None
         except DefinitionError as problem:
             errors.append(problem)
@@ -115,7 +115,7 @@ def _wrong_tests(invocation: Invocation, sync: Sync, variables: Mapping[str, Any
         return []
     project = invocation.project
     try:
-        judge = mapping_tests.judge_of(sync, project.warehouse, project.folder, variables)
+        judge = mapping_tests.contract_of(sync, project.source(sync, variables), project.folder)
         found = list(mapping_tests.problems(sync, judge))
     except RetlError:
         return []

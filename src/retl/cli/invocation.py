@@ -113,13 +113,14 @@ class Invocation:
 
         project, found = self.project, self._targets[sync.name]
         begun, self._begun = self._begun, None
+        variables = dated(options.variables, ledger.now().date())
         return Job(
             sync=sync,
             folder=project.folder,
-            warehouse=project.warehouse,
+            source=project.source(sync, variables, _tell_waiting),
             target=Target(found.type, found.destination, found.options, found.name),
             ledger=ledger,
-            options=replace(options, variables=dated(options.variables, ledger.now().date())),
+            options=replace(options, variables=variables),
             stop=stop,
             pace=self._pace(found, None if options.dry_run else ledger),
             siblings=frozenset(project.syncs),
@@ -168,6 +169,12 @@ class Invocation:
 
     def close(self) -> None:
         self._closing.close()
+
+
+def _tell_waiting(pid: str) -> None:
+    from retl.observe import log
+
+    log.event("mart_locked", writer=pid)
 
 
 def dated(variables: Mapping[str, Any], today: date) -> dict[str, Any]:

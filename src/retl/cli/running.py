@@ -188,7 +188,7 @@ def _options(
     allow_deletes: int | None,
     accept: Sequence[str] | None,
 ) -> Options:
-    from retl.engine.changes import Selection
+    from retl.engine.selection import Selection
     from retl.run.job import Options
 
     for code in accept or ():

@@ -38,7 +38,7 @@ def run_tests(
     errors = []
     for one in chosen:
         if one.tests:
-            judge = mapping_tests.judge_of(one, project.warehouse, project.folder, variables)
+            judge = mapping_tests.contract_of(one, project.source(one, variables), project.folder)
             judges[one.name] = judge
             errors += [
                 DefinitionError(p.code, p.message, hint=p.hint, where=project.place(one, p.loc))
@@ -49,7 +49,7 @@ def run_tests(
         _described(invocation, one, verdict)
         for one in chosen
         if one.name in judges
-        for verdict in mapping_tests.run(one, judges[one.name], project.warehouse.timezone)
+        for verdict in mapping_tests.run(one, judges[one.name], project.source(one).timezone)
     ]
     failed = sum(not one["passed"] for one in found)
     code = int(failed > 0)

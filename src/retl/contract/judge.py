@@ -63,7 +63,7 @@ class Contract:
         rules = {n: replace(rule, column_type=column_types[n]) for n, rule in self.columns.items()}
         return Contract(self.model, rules, edits=self.edits, timezone=self.timezone)
 
-    def clears(self) -> str:
+    def prefilter(self) -> str:
         """SQL predicate over the mart's columns, never NULL: TRUE only for a row that carries exactly
         and that the model surely accepts without changing it."""
         if not self._plain:

@@ -21,6 +21,7 @@ from retl.destinations.batch import UNKNOWN, Kind, Operation, Outcome, RowResult
 from retl.engine.workspace import RUN_FILE, Workspace
 from retl.values.sql import literal
 
+BASELINE = "baseline"  # key, hash (NULL: unknown), owned, ref, confirmed_at
 COMPACT_PAST = 0.2  # of the base's rows standing in parts
 COMPACT_LAYERS = 16  # or so many parts, whatever their size
 

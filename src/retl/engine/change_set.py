@@ -6,43 +6,67 @@ hands out, it never decides.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from retl.destinations.batch import FieldsText, FieldText, KeyText, Line, Piece, Size
+from retl.destinations.batch import Line, Operation
+from retl.engine import hash
+from retl.engine.baseline import BASELINE
+from retl.engine.diff import CANDIDATES, UPSERTS, Ends, ends
+from retl.engine.hash import MART
+from retl.engine.lines import document_sql, line_sql
 from retl.engine.mapping import FieldMap
 from retl.engine.workspace import RUN_FILE, Workspace
-from retl.model import Formats
-from retl.values import csv_text, json_text
+from retl.values import csv_text
+from retl.values.keys import key_value_sql
 from retl.values.sql import literal
 
+CHANGES = "changes"  # pos, op, hash, owned, ref, key, k0…, f0…
 _CHUNK = 1 << 20  # bytes of CSV handed out at once
 _BLOCK_BYTES = 4 << 20  # what one block of rows held in Python may weigh as JSON, roughly
 _BLOCK_ROWS = 32_768  # more than a batch of the usual size
 _BLOCKS_KEPT = 4
 
 
+@dataclass(frozen=True)
+class Phase:
+    """Rows `first` to `last` (included) of a change set, under one operation. A batch never spans two phases.
+    `retried`: the target rejected these rows before, so what they meet is no news."""
+
+    operation: Operation
+    first: int
+    last: int
+    retried: bool = False
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+    def cut(self, size: int) -> Iterator[tuple[int, int]]:
+        """First and last position of each batch of so many rows."""
+        for first in range(self.first, self.last + 1, size):
+            yield first, min(first + size - 1, self.last)
+
+
 @dataclass
 class ChangeSet:
     """The rows of one run in the order they leave, handed out in the form the target drinks.
 
-    Thread-safe; nothing is made before it is asked for. `counts` by op, `ranges` of positions by phase.
+    Thread-safe; nothing is made before it is asked for. `counts` by op.
     """
 
     workspace: Workspace
     field_map: FieldMap
-    directory: Path
-    ranges: Mapping[int, tuple[int, int]]
-    counts: Mapping[str, int]
-    table: str = "changes"
+    phases: tuple[Phase, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    table: str = CHANGES
     _blocks: dict[tuple[str, int], Future[list[tuple[Any, ...]]]] = field(default_factory=dict)
     _ahead: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "retl-rows"))
     _sizes: dict[str, int] = field(default_factory=dict)
@@ -51,13 +75,6 @@ class ChangeSet:
 
     def __len__(self) -> int:
         return sum(self.counts.values())
-
-    def cut(self, phase: int, size: int) -> Iterator[tuple[int, int]]:
-        """First and last position of each batch of a phase."""
-        if phase in self.ranges:
-            low, high = self.ranges[phase]
-            for first in range(low, high + 1, size):
-                yield first, min(first + size - 1, high)
 
     def keys(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
         return self._query(self._key_list, first, last)
@@ -86,7 +103,7 @@ class ChangeSet:
         listed = f"pos - {first} AS pos, {listed}" if numbered else listed
         texts = ", ".join(name for name, t in columns if csv_text.is_text(t))
         quote = f", FORCE_QUOTE ({texts})" if texts else ""
-        path = self.directory / f"lane-{os.getpid()}-{first}.csv"
+        path = self.workspace.directory / f"lane-{os.getpid()}-{first}.csv"
         cursor = self.workspace.cursor()
         cursor.execute(
             f"COPY (SELECT {listed} FROM {self.table} WHERE pos BETWEEN {first} AND {last})"
@@ -178,47 +195,87 @@ class ChangeSet:
         return self._sizes[columns]
 
 
-def document_sql(field_map: FieldMap) -> str:
-    """SQL of one JSON object of the fields (not the key) of a change; NULL under `nulls: keep` is left
-    out."""
-    fields = field_map.shape.fields
-    names = [literal(_json_name(one.name)) for one in fields]
-    texts = [_field_sql(field_map, i) for i in range(len(fields))]
-    if all(one.nulls == "clear" for one in fields):  # one concat is three times as fast as a list
-        members = ", ',', ".join(f"{name}, {text}" for name, text in zip(names, texts, strict=True))
-        return f"concat('{{', {members}, '}}')" if members else "'{}'"
-    kept = ", ".join(
-        f"CASE WHEN f{i} IS NOT NULL OR {one.nulls == 'clear'} THEN {name} || {text} END"
-        for i, (one, name, text) in enumerate(zip(fields, names, texts, strict=True))
+def assemble(
+    workspace: Workspace,
+    field_map: FieldMap,
+    *,
+    write: Operation,
+    retried: Iterable[str] = (),
+    limit: int | None = None,
+) -> ChangeSet:
+    """Make CHANGES of the due candidates with their payload, in the order they leave, and what hands it out.
+    Rows of the keys that the target rejected before (`retried`) go last, deletes after everything."""
+    shape = field_map.shape
+    keys = [f"k{i}" for i in range(len(shape.key))]
+    types = [one.type for one in shape.key]
+    plain = [one.name for one in types] == ["string"]  # the key's text is its value: it stands once
+    workspace.load("retried", {"key": "VARCHAR"}, ((key,) for key in retried))
+    late = "0"
+    if workspace.run("SELECT 1 FROM retried LIMIT 1"):
+        late = f"CASE WHEN {field_map.key} IN (SELECT key FROM retried) THEN 1 ELSE 0 END"
+    due = ends(workspace)
+    parts = [
+        f'SELECT {late} AS phase, "retl op" AS op, "retl hash" AS hash, "retl owned" AS owned,'
+        f' "retl ref" AS ref{"" if plain else f", {field_map.key} AS key"}, {field_map.payload}'
+        f" FROM {_upserts(workspace, due)}"
+    ]
+    if due.get(("delete", None)):
+        typed = ", ".join(f"{key_value_sql(types, i, 'key')} AS {name}" for i, name in enumerate(keys))
+        nothing = "".join(f", NULL AS f{i}" for i in range(len(shape.fields)))
+        parts.append(
+            f"SELECT 2 AS phase, op, NULL AS hash, owned, ref, {'' if plain else 'key, '}{typed}{nothing}"
+            f" FROM {CANDIDATES} WHERE op = 'delete' AND ending IS NULL"
+        )
+    top = f" LIMIT {limit}" if limit is not None else ""
+    workspace.run(
+        "CREATE TABLE ordered AS SELECT row_number() OVER () - 1 AS pos, * FROM"
+        f" (SELECT * FROM ({' UNION ALL '.join(parts)}) ORDER BY {', '.join(['phase', *keys])}{top})"
     )
-    return f"'{{' || array_to_string(list_filter([{kept}], lambda m: m IS NOT NULL), ',') || '}}'"
+    workspace.run(f"CREATE VIEW {CHANGES} AS SELECT *{', k0 AS key' if plain else ''} FROM ordered")
+    counts = dict(workspace.run(f"SELECT op, count(*) FROM {CHANGES} GROUP BY op"))
+    spans = workspace.run(f"SELECT phase, min(pos), max(pos) FROM {CHANGES} GROUP BY phase ORDER BY phase")
+    phases = tuple(Phase("delete" if n == 2 else write, first, last, n == 1) for n, first, last in spans)
+    return ChangeSet(workspace, field_map, phases, counts)
 
 
-def line_sql(line: Line, field_map: FieldMap) -> str:
-    """SQL of what a line says of a change; never NULL."""
-
-    def piece(one: Piece) -> str:
-        match one:
-            case KeyText(index, "json"):
-                return json_text.json_sql(field_map.shape.key[index].type, f"k{index}", Formats())
-            case KeyText(index):
-                return f"url_encode(CAST(k{index} AS VARCHAR))"
-            case FieldText(index):
-                return _field_sql(field_map, index)
-            case FieldsText():
-                return document_sql(field_map)
-            case Size(of):
-                return f"strlen({line_sql(of, field_map)})"
-            case str():
-                return literal(one)
-
-    return f"concat({', '.join(map(piece, line))})"
+def _upserts(workspace: Workspace, due: Ends) -> str:
+    """SQL of the rows of the mart that are due, with what the candidates know of them. Where every row that
+    is not rejected is an insert no join is needed, which takes as long as putting them in order."""
+    total = hash.count(workspace)
+    kept = sum(number for (op, _), number in due.items() if op in ("insert", "none"))
+    # the mart's columns may have any name that does not begin with "retl "
+    if kept == total and not due.keys() & {("update", None), ("refresh", None)}:
+        rejected = f"SELECT row FROM {CANDIDATES} WHERE ending IS NOT NULL AND row IS NOT NULL"
+        some = f' WHERE "retl row" NOT IN ({rejected})' if due.get(("insert", None)) != total else ""
+        same = '\'insert\' AS "retl op", NULL::BOOLEAN AS "retl owned", NULL::VARCHAR AS "retl ref"'
+        return f"(SELECT *, {same} FROM {MART}{some})"
+    known = 'row AS "retl at", op AS "retl op", owned AS "retl owned", ref AS "retl ref"'
+    rows = f"SELECT {known} FROM {CANDIDATES} WHERE ending IS NULL AND op IN {UPSERTS}"
+    return f'{MART} JOIN ({rows}) ON "retl row" = "retl at"'
 
 
-def _field_sql(field_map: FieldMap, index: int) -> str:
-    kind = field_map.shape.fields[index].type
-    return json_text.json_sql(kind, f"f{index}", field_map.formats, field_map.timezone)
+def sample(
+    workspace: Workspace, field_map: FieldMap, count: int, confirmed_after: datetime | None
+) -> ChangeSet:
+    """Confirmed keys drawn from the baseline, as rows that a target can be read by."""
+    alive = ""
+    if confirmed_after is not None:
+        alive = f" AND confirmed_at > {literal(confirmed_after.isoformat())}::TIMESTAMPTZ"
+    drawn = f"(SELECT key FROM {BASELINE} WHERE hash IS NOT NULL{alive}) USING SAMPLE {count} ROWS"
+    rows = f"row_number() OVER () - 1 AS pos, key FROM {drawn}"
+    return _of_keys(workspace, field_map, "sample", rows)
 
 
-def _json_name(name: str) -> str:
-    return json.dumps(name, ensure_ascii=False) + ":"
+def from_delta(workspace: Workspace, field_map: FieldMap, delta: Path) -> ChangeSet:
+    """A former run's candidates by their positions, keys and external ids: to resolve its open batches."""
+    rows = f"row AS pos, key, ref FROM read_parquet({literal(str(delta))}) ORDER BY row"
+    return _of_keys(workspace, field_map, "former", rows)
+
+
+def _of_keys(workspace: Workspace, field_map: FieldMap, table: str, rows: str) -> ChangeSet:
+    types = [one.type for one in field_map.shape.key]
+    typed = ", ".join(f"{key_value_sql(types, i, 'key')} AS k{i}" for i in range(len(types)))
+    workspace.run(f"CREATE OR REPLACE TABLE {table} AS SELECT *, {typed} FROM (SELECT {rows}) ORDER BY pos")
+    number: int = workspace.one(f"SELECT count(*) FROM {table}")[0]
+    phases = (Phase("delete", 0, number - 1),) if number else ()
+    return ChangeSet(workspace, field_map, phases, {"delete": number}, table=table)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,14 @@ class Workspace:
         (row,) = self.run(sql, parameters)
         return row
 
+    def chunks(self, sql: str, size: int) -> Iterator[list[tuple[Any, ...]]]:
+        """The rows of a query, so many at a time. A stop request ends it between two chunks."""
+        cursor = self.cursor()
+        cursor.execute(sql)
+        while chunk := cursor.fetchmany(size):
+            self.stop.check()
+            yield chunk
+
     def beside(self) -> Workspace:
         """The same tables on a connection of its own, for one other thread."""
         other = copy(self)
@@ -129,7 +137,14 @@ class Workspace:
         path.unlink()
 
     def close(self) -> None:
+        """Let go of the tables and the memory. Other connections of theirs end with them."""
         self.con.close()
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _cast(text: str, to: str, lenient: bool) -> str:

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from retl.model import Definition, Duration, Formats, Limits, Rate, Retry
 from retl.values.types import TypeName
 
+WAREHOUSE = "warehouse"  # the name of the default source
 SYNC_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 LATER = "is reserved for a later version of retl"
 _MODEL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -24,8 +25,10 @@ _CLOSED = ConfigDict(extra="forbid")  # of the spellings below, which are there 
 
 class Source(Definition):
     """Where the mart's rows come from: exactly one of table, sql, file (a single SELECT), or dbt: the name
-    of a model. A model whose last run ended longer than `max_age` ago is not read."""
+    of a model. A model whose last run ended longer than `max_age` ago is not read. `from` names another
+    source than the warehouse, whose own options then stand here."""
 
+    from_: str | None = Field(default=None, alias="from")
     table: str | None = None
     sql: str | None = None
     file: str | None = None
@@ -39,6 +42,25 @@ class Source(Definition):
         if self.max_age is not None and self.dbt is None:
             raise ValueError("`max_age` goes with `dbt`, which says when a model was built")
         return self
+
+    @property
+    def named(self) -> str:
+        """The name of the source."""
+        return self.from_ or WAREHOUSE
+
+
+class NamedSource(Source):
+    """A source of retl.yml: its type judges the options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    @model_validator(mode="after")
+    def _one(self) -> NamedSource:
+        return self
+
+
+def _source(value: object) -> object:
+    return NamedSource.model_validate(value) if isinstance(value, dict) and "from" in value else value
 
 
 class Column(Definition):
@@ -322,7 +344,7 @@ class Sync(Definition):
     tags: tuple[str, ...] = ()
     enabled: bool = True
     after: tuple[str, ...] = ()
-    source: Source
+    source: Annotated[Source, BeforeValidator(_source)]
     key: Annotated[tuple[str, ...], Field(min_length=1)]
     contract: Annotated[
         Contract | None,
@@ -480,10 +502,19 @@ class Alert(Definition):
         return everything or sync.name in self.syncs or bool(set(self.tags) & set(sync.tags))
 
 
+class SourceRef(BaseModel):
+    """A source's type; the rest belongs to the type's own Connection model."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str
+
+
 class Project(Definition):
     """retl.yml"""
 
     warehouse: Warehouse = Warehouse()
+    sources: dict[str, SourceRef] = Field(default={})
     connections: dict[str, ConnectionRef] = Field(default={})
     vars: dict[str, str | int | float | bool | None] = Field(default={})
     state: State = State()

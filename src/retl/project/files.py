@@ -72,7 +72,7 @@ def read_syncs(folder: Path, environment: Environment, project_file: Filled) -> 
 
 
 def _waits(loc: Loc) -> bool:
-    return len(loc) > 2 and loc[0] == "connections" and loc[2] not in ("type", "limits")
+    return len(loc) > 2 and loc[0] in ("connections", "sources") and loc[2] not in ("type", "limits")
 
 
 def _sync_paths(folder: Path) -> Iterator[Path]:
@@ -97,7 +97,7 @@ def _read_sync(folder: Path, path: Path, environment: Environment, project: Tree
     written = fill(tree, environment)
     sync = validate(Sync, written, name=name)
     if sync.source.file is not None:
-        _inside(folder, sync.source.file, written.place(("source", "file")))
+        inside(folder, sync.source.file, written.place(("source", "file")))
     if sync.contract is not None and sync.contract.file is not None:
         columns = _read_columns(folder, sync.contract.file, environment, written.place(("contract",)))
         contract = validate(ContractFile, columns).contract
@@ -107,11 +107,12 @@ def _read_sync(folder: Path, path: Path, environment: Environment, project: Tree
 
 
 def _read_columns(folder: Path, file: str, environment: Environment, place: Place) -> Filled:
-    tree = load(_inside(folder, file, place), name=file)
+    tree = load(inside(folder, file, place), name=file)
     return fill(tree.under("contract"), environment)
 
 
-def _inside(folder: Path, relative: str, place: Place) -> Path:
+def inside(folder: Path, relative: str, place: Place) -> Path:
+    """A file of the project. DefinitionError FILE_OUTSIDE or FILE_MISSING."""
     try:
         path = (folder / relative).resolve()
         exists = path.is_file()

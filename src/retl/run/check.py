@@ -1,39 +1,38 @@
-"""What can be said of a sync before anything runs: `retl validate` without a network, `retl check` with one.
+"""What can be known of a sync before anything runs: `retl validate` without a network, `retl check` with one.
 
-Definitions, contract, mapping and destination against each other and against the columns in the
-warehouse's catalog. It reads no row of a mart, writes nothing and waits for no writer.
+Definitions, contract, mapping and destination against each other and against the columns of the source.
+It reads no row of a mart, writes nothing and waits for no writer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from retl.contract.judge import build
-from retl.engine import changes, mapping
+from retl.destinations.batch import Visit
+from retl.engine import mapping, selection, sql_text
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch
 from retl.observe.signals import Stop
-from retl.project.definitions import Sync, Warehouse
+from retl.project.definitions import Sync
 from retl.run.fit import fit
 from retl.run.job import Job, Target
-from retl.sources import duckdb as mart
+from retl.sources.api import Source
 
 _PARTS = ("source.sql", "source.dbt", "checks", "--where")  # of a sync, where a file and line are not known
 _NOBODY = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
 
 
-def validate(
-    sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any], target: Target | None
-) -> None:
+def validate(sync: Sync, source: Source[Any], folder: Path, target: Target | None) -> None:
     """DefinitionError for what is wrong with a sync. `target` is None where unset variables keep it from
     being made. SourceError or Later where the catalog cannot be asked: the rest is then right."""
     try:
-        field_map = _field_map(sync, warehouse, folder, variables, "")
+        field_map = _field_map(sync, source, folder, "")
         if target is not None:
             fit(sync, field_map, target.lane(field_map.shape).capabilities)
     except DefinitionError as problem:
@@ -49,37 +48,24 @@ def validate(
 
 def check(job: Job) -> None:
     """Can the destination be reached, written to, and does it fit? Raises what `Destination.check` does."""
-    sync, ledger = job.sync, job.ledger
-    field_map = _field_map(sync, job.warehouse, job.folder, job.options.variables, ledger.state_id)
-    destination = job.target.lane(field_map.shape)
-    try:
-        fit(sync, field_map, destination.capabilities)
-        destination.check()
-    finally:
-        destination.close()
+    field_map = _field_map(job.sync, job.source, job.folder, job.ledger.state_id)
+    with closing(job.target.lane(field_map.shape)) as destination:
+        fit(job.sync, field_map, destination.capabilities)
+        destination.check(Visit("none", 0))
 
 
-def _field_map(
-    sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any], state_id: str
-) -> FieldMap:
-    found = columns(sync, warehouse, folder, variables)
-    judge = build(sync.contract, found, folder, sync.key, warehouse.timezone)
-    return mapping.build(sync, judge, _NOBODY, state_id=state_id, timezone=warehouse.timezone, newest=None)
+def columns(sync: Sync, source: Source[Any]) -> dict[str, str]:
+    """The mart's columns and their DuckDB types, from the source's catalog; checks and cursor fit them."""
+    checks = [sql_text.select(text, source.invocation.variables, "checks") for text in sync.checks]
+    with private_directory() as directory, Workspace(directory, Stop()) as workspace:
+        with source.open(workspace, wait=False) as snapshot:
+            workspace.harden(source.readable)
+            found = dict(snapshot.description.columns)
+            selection.cursor(sync, found)
+        sql_text.bind(workspace, found, checks)
+        return found
 
 
-def columns(sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any]) -> dict[str, str]:
-    """The mart's columns and their DuckDB types, from the warehouse's catalog; checks and cursor fit them."""
-    wanted = mart.query(sync.source, variables, folder, warehouse)
-    checks = [mart.select(text, variables, "checks") for text in sync.checks]
-    with private_directory() as directory:
-        workspace = Workspace(directory, Stop())
-        try:
-            mart.attach(workspace, warehouse.model_copy(update={"lock_wait": 0.0}), folder)
-            workspace.harden([folder / path for path in warehouse.read_paths])
-            found = mart.columns(workspace, wanted)
-            changes.cursor(sync, found)
-            mart.detach(workspace, warehouse)
-            mart.bind(workspace, found, checks)
-            return found
-        finally:
-            workspace.close()
+def _field_map(sync: Sync, source: Source[Any], folder: Path, state_id: str) -> FieldMap:
+    contract = build(sync.contract, columns(sync, source), folder, sync.key, source.timezone)
+    return mapping.build(sync, contract, _NOBODY, state_id=state_id, timezone=source.timezone)

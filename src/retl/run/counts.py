@@ -1,10 +1,13 @@
-"""What became of every row: a plan and its answers → numbers, rejects, and what ends an open reject.
+"""What became of every row: candidates by op and ending → the numbers of a run, its rejects, and which open
+rejects are closed.
 
-It only reads the workspace; it decides nothing and forgives nothing.
+A dry run, a refusal, a summary and the history all count here, from the same relation. It reads the
+workspace and decides nothing.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,79 +16,114 @@ from typing import Any
 from retl import ledger
 from retl.delivery.lanes import Answered
 from retl.destinations.batch import Kind
-from retl.engine import baseline, changes
-from retl.engine.changes import Reject, Selection
+from retl.engine import baseline, judge
+from retl.engine.change_set import CHANGES
+from retl.engine.diff import CANDIDATES, UPSERTS, Ends
+from retl.engine.hash import ROWS
+from retl.engine.judge import Reject
+from retl.engine.selection import Selection
+from retl.engine.workspace import Workspace
 from retl.ledger import RejectChanges, RejectRow
 from retl.observe.summary import Counts, Deletes
 from retl.run.plan import Plan
 
-_UPSERTS = ("insert", "update", "refresh")
+_ENDINGS = {  # what an answer is in the numbers; None: no batch covered the row
+    Kind.WRITTEN: "written",
+    Kind.SKIPPED: "skipped",
+    Kind.REJECTED: "rejected",
+    Kind.RETRY: "not_attempted",
+    Kind.UNKNOWN: "in_doubt",
+    None: "not_attempted",
+}
+
+
+def numbers(read: int, ends: Ends) -> Counts:
+    """The numbers of a run. Rows of the mart that are no candidate are unchanged; a key that left the mart
+    and is kept counts nowhere."""
+
+    def rows(ending: str, *ops: str) -> int:
+        return sum(ends.get((op, ending), 0) for op in ops)
+
+    mart = (*UPSERTS, "none")
+    deletes = {ending: rows(ending, "delete") for ending in {*_ENDINGS.values()}}
+    return Counts(
+        read=read,
+        unchanged=read - sum(number for (op, _), number in ends.items() if op in mart),
+        inserted=rows("written", "insert"),
+        updated=rows("written", "update"),
+        refreshed=rows("written", "refresh"),
+        rejected=rows("rejected", *mart),
+        skipped=rows("skipped", *mart),
+        in_doubt=rows("in_doubt", *mart),
+        not_attempted=rows("not_attempted", *mart),
+        deleted=deletes["written"] + deletes["skipped"],
+        deletes=Deletes(
+            planned=sum(deletes.values()),
+            rejected=deletes["rejected"],
+            in_doubt=deletes["in_doubt"],
+            not_attempted=deletes["not_attempted"],
+        ),
+    )
+
+
+def if_taken(plan: Plan, skips: Mapping[str, int] | None = None) -> Counts:
+    """The numbers of a plan if the target takes every row but `skips` (by op), which it skips."""
+    ends = Counter(plan.ends)
+    for op, skipped in (skips or {}).items():
+        ends[op, None] -= skipped
+        ends[op, "skipped"] += skipped
+    return numbers(plan.read, _ended(ends, "skipped" if plan.adopting else "written"))
+
+
+def if_refused(plan: Plan) -> Counts:
+    """The numbers of a plan that a guard refused: nothing was attempted."""
+    return numbers(plan.read, _ended(Counter(plan.ends), "not_attempted"))
+
+
+def _ended(ends: Counter[tuple[str, str | None]], ending: str) -> Ends:
+    """The rows that have no ending get this one."""
+    for op in (*UPSERTS, "delete"):
+        ends[op, ending] += ends.pop((op, None), 0)
+    return ends
 
 
 @dataclass
 class Account:
-    """A run's plan and the answers it got; made anew when there are more answers."""
+    """A run's plan and the answers it got; made again when there are more answers."""
 
     plan: Plan
+    workspace: Workspace
     answered: Sequence[Answered]
 
     def counts(self) -> Counts:
-        """The plan's numbers, corrected by what really became of each row."""
-        planned = self.plan.counts()
-        if self.plan.adopting or not len(self.plan.change_set):
-            return planned
-
-        def rows(kind: Kind | None, *ops: str) -> int:
-            return sum(self._ends.get((op, kind), 0) for op in ops)
-
-        return Counts(
-            read=planned.read,
-            unchanged=planned.unchanged,
-            inserted=rows(Kind.WRITTEN, "insert"),
-            updated=rows(Kind.WRITTEN, "update"),
-            refreshed=rows(Kind.WRITTEN, "refresh"),
-            rejected=planned.rejected + rows(Kind.REJECTED, *_UPSERTS),
-            skipped=planned.skipped + rows(Kind.SKIPPED, *_UPSERTS),
-            in_doubt=planned.in_doubt + rows(Kind.UNKNOWN, *_UPSERTS),
-            not_attempted=planned.not_attempted + rows(Kind.RETRY, *_UPSERTS) + rows(None, *_UPSERTS),
-            deleted=rows(Kind.WRITTEN, "delete") + rows(Kind.SKIPPED, "delete"),
-            deletes=Deletes(
-                planned=planned.deletes.planned,
-                rejected=planned.deletes.rejected + rows(Kind.REJECTED, "delete"),
-                in_doubt=rows(Kind.UNKNOWN, "delete"),
-                not_attempted=planned.deletes.not_attempted
-                + rows(Kind.RETRY, "delete")
-                + rows(None, "delete"),
-            ),
-        )
-
-    @cached_property
-    def _ends(self) -> dict[tuple[str, Kind | None], int]:
-        """Rows of the change set by op and by what became of them (None = never handed out)."""
-        counted = self.plan.workspace.run(f"SELECT op, kind, count(*) FROM ({self._answers()}) GROUP BY ALL")
-        ends: dict[tuple[str, Kind | None], int] = {(op, Kind(kind)): n for op, kind, n in counted}
-        for op, total in self.plan.change_set.counts.items():
-            ends[op, None] = total - sum(n for (one, _), n in ends.items() if one == op)
-        return ends
+        """The numbers of the run, by what really became of each row."""
+        if not self.plan.writes:
+            return if_taken(self.plan)
+        ends = Counter(self.plan.ends)
+        found = self.workspace.run(f"SELECT op, kind, count(*) FROM ({self._answers()}) GROUP BY ALL")
+        for op, kind, number in found:
+            ends[op, None] -= number
+            ends[op, _ENDINGS[Kind(kind)]] += number
+        return numbers(self.plan.read, _ended(ends, _ENDINGS[None]))
 
     def _answers(self) -> str:
-        rows = "(SELECT pos AS row, op, key, hash FROM changes)"
-        return baseline.answered(self.plan.workspace, rows, self.answered)
+        rows = f"(SELECT pos AS row, op, key, hash FROM {CHANGES})"
+        return baseline.answered(self.workspace, rows, self.answered)
 
     @cached_property
     def target_rejects(self) -> list[Reject]:
-        """The rows the target refused; makes `refused` of them. Their numbers in the mart are told as long
-        as it is there: for payloads."""
+        """The rows the target rejected; makes the table `refused` of them. Their numbers in the mart are
+        known as long as it is there: for payloads."""
         numbered = self.plan.payload is not None
-        self.plan.workspace.run(
+        self.workspace.run(
             "CREATE OR REPLACE TABLE refused AS SELECT a.row AS pos, a.key, '' AS row_id, a.hash,"
             f" {'r.row' if numbered else 'CAST(NULL AS BIGINT) AS row'},"
             " coalesce(a.code, 'REJECTED') AS code, coalesce(a.reason, '') AS reason"
             f" FROM ({self._answers()}) a"
-            f"{' LEFT JOIN rows r ON r.key = a.key AND r.fault IS NULL' if numbered else ''}"
+            f"{f' LEFT JOIN {ROWS} r ON r.key = a.key AND r.fault IS NULL' if numbered else ''}"
             " WHERE a.kind = 'rejected'"
         )
-        rows = self.plan.workspace.run(
+        rows = self.workspace.run(
             "SELECT key, row_id, lower(hex(hash)), code, reason, row FROM refused ORDER BY pos"
         )
         return [
@@ -93,25 +131,16 @@ class Account:
             for key, row_id, digest, code, reason, row in rows
         ]
 
-    def _payloads(self) -> Mapping[int | None, str]:
-        """The rejected rows as documents, by their number in the frozen mart."""
-        if self.plan.payload is None or not (self.target_rejects or self.plan.counts().rejected):
-            return {}
-        named = "SELECT key, row_id, row FROM"
-        return self.plan.payload.load(
-            self.plan.workspace, f"{named} rejects UNION ALL {named} refused WHERE row IS NOT NULL"
-        )
-
     def examples(self, number: int) -> list[dict[str, Any]]:
         """The first rejects, for people: no hashes."""
-        found = [*changes.rejects(self.plan.workspace, number), *self.target_rejects][:number]
+        found = [*judge.rejects(self.workspace, number), *self.target_rejects][:number]
         return [{"key": r.key, "stage": r.stage, "code": r.code, "reason": r.reason} for r in found]
 
     def reject_changes(self, former: Sequence[RejectRow], selection: Selection) -> RejectChanges:
         """Every open reject of this run, and which former ones ended: applied, or withdrawn because the
         row is gone or healed. What this run did not look at stays open."""
-        mine = [*changes.rejects(self.plan.workspace), *self.target_rejects]
-        kept = self._payloads()
+        mine = [*judge.rejects(self.workspace), *self.target_rejects]
+        kept = self._payloads(bool(mine))
         opened = tuple(
             ledger.Reject(r.key, r.hash, r.stage, r.code, r.reason, r.row_id, kept.get(r.row)) for r in mine
         )
@@ -119,12 +148,12 @@ class Account:
         others = [(r.key, r.row_id) for r in former if (r.key, r.row_id) not in still]
         if not others:
             return RejectChanges(opened)
-        workspace = self.plan.workspace
-        workspace.load("former", {"key": "VARCHAR", "row_id": "VARCHAR"}, others)
-        ended = workspace.run(
-            "SELECT f.key, f.row_id, r.key IS NULL OR c.key IS NULL, a.kind FROM former f"
-            " LEFT JOIN standing r USING (key)"
-            " LEFT JOIN (SELECT DISTINCT key FROM candidates) c USING (key)"
+        self.workspace.load("former_rejects", {"key": "VARCHAR", "row_id": "VARCHAR"}, others)
+        ended = self.workspace.run(
+            "SELECT f.key, f.row_id, s.key IS NULL OR c.key IS NULL, a.kind FROM former_rejects f"
+            f" LEFT JOIN {judge.STANDING} s USING (key)"
+            f" LEFT JOIN (SELECT DISTINCT key FROM {CANDIDATES} WHERE ending IS DISTINCT FROM 'rejected') c"
+            " USING (key)"
             f" LEFT JOIN ({self._answers()}) a ON a.key = f.key"
         )  # of a row without a usable key, whose key is '', nothing is there but itself
         whole = not selection.partial and selection.limit is None
@@ -134,3 +163,11 @@ class Account:
             if kind in ("written", "skipped") or (kind is None and not_due and whole)
         ]
         return RejectChanges(opened, tuple(closed))
+
+    def _payloads(self, any_rejected: bool) -> Mapping[int | None, str]:
+        """The rejected rows as documents, by their number in the mart."""
+        if self.plan.payload is None or not any_rejected:
+            return {}
+        named = "SELECT key, row_id, row FROM"
+        rejected = f"{named} {judge.REJECTS} UNION ALL {named} refused WHERE row IS NOT NULL"
+        return self.plan.payload.load(self.workspace, rejected)

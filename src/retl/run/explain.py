@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from retl.destinations.batch import Batch, Field, Operation
 from retl.engine import payload
-from retl.engine.change_set import ChangeSet, document_sql
+from retl.engine.change_set import ChangeSet
+from retl.engine.lines import document_sql
 from retl.engine.scratch import private_directory
+from retl.engine.workspace import Workspace
 from retl.errors import TargetError
 from retl.observe.summary import Summary
-from retl.run import pipeline, planner
+from retl.run import pipeline
 from retl.run.job import Clock, Job
 from retl.run.plan import Plan
 from retl.run.run import new_run
@@ -61,8 +63,8 @@ def preview(
     while it can be read."""
     samples: list[dict[str, Any]] = []
 
-    def look(plan: Plan) -> None:
-        samples.extend(_samples(job, plan, reveal))
+    def look(plan: Plan, workspace: Workspace) -> None:
+        samples.extend(_samples(job, plan, workspace, reveal))
         keep(plan)
 
     summary = pipeline.dry_run(job, look)
@@ -72,14 +74,10 @@ def preview(
 def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bool) -> dict[str, Any]:
     """Per row: mart row, verdict, fields, request, baseline, open reject, what the next run will do; with
     `read` what the target has. Without keys the first `count` rows, those that would leave first."""
-    with private_directory() as directory:
-        run = new_run(job)
-        plan = planner.make(job, run, directory, Clock(), ask=False)
-        try:
-            rows = _Rows(job, plan, directory, reveal)
-            found = [rows.explained(one, read=read) for one in rows.chosen(keys, count)]
-        finally:
-            plan.workspace.close()
+    with private_directory() as directory, Workspace(directory, job.stop) as workspace, ExitStack() as hold:
+        plan = pipeline.plan(job, new_run(job), workspace, Clock(), hold, recover=None)
+        rows = _Rows(job, plan, workspace, reveal)
+        found = [rows.explained(one, read=read) for one in rows.chosen(keys, count)]
     return {
         "sync": job.sync.name,
         "object": plan.capabilities.object,
@@ -108,14 +106,14 @@ class _Chosen:
 class _Rows:
     """The rows of a plan that were asked for, changed or not, as a change set of their own."""
 
-    def __init__(self, job: Job, plan: Plan, directory: Path, reveal: bool) -> None:
-        self.job, self.plan, self.directory, self.reveal = job, plan, directory, reveal
+    def __init__(self, job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> None:
+        self.job, self.plan, self.workspace, self.reveal = job, plan, workspace, reveal
         self.shape = plan.field_map.shape
         self.mapped = document_sql(plan.field_map)
 
     def chosen(self, keys: Sequence[str], count: int) -> list[_Chosen]:
         """Makes `chosen` with the rows' real values, and `shown` with stand-ins for sensitive ones."""
-        workspace, names = self.plan.workspace, [f"k{i}" for i in range(len(self.shape.key))]
+        workspace, names = self.workspace, [f"k{i}" for i in range(len(self.shape.key))]
         workspace.load("asked", {"key": "VARCHAR"}, ((key,) for key in dict.fromkeys(keys)))
         some = (
             "WHERE r.key IN (SELECT key FROM asked)"
@@ -125,10 +123,10 @@ class _Rows:
         workspace.run(
             "CREATE TABLE looked AS SELECT r.row, r.key, r.hash, NULL::VARCHAR AS ref, x.code, x.reason,"
             " x.col, x.key AS reject_key, x.row_id,"
-            " coalesce(s.op, n.op, CASE WHEN x.row IS NULL THEN 'unchanged' ELSE 'rejected' END) AS op"
+            " coalesce(s.op, n.ending, CASE WHEN x.row IS NULL THEN 'unchanged' ELSE 'rejected' END) AS op"
             " FROM rows r"
             " LEFT JOIN changes s ON s.key = r.key AND s.op <> 'delete' AND r.fault IS NULL"
-            " LEFT JOIN candidates n ON n.row = r.row AND n.op IN ('skipped', 'in_doubt')"
+            " LEFT JOIN candidates n ON n.row = r.row AND n.ending IN ('skipped', 'in_doubt')"
             f" LEFT JOIN rejects x ON x.row = r.row {some}"
         )
         types = [field.type for field in self.shape.key]
@@ -193,14 +191,14 @@ class _Rows:
     def _mart_row(self, row: int) -> dict[str, Any]:
         rules = self.plan.contract.columns
         listed = ", ".join(quoted(name) for name in rules)
-        (found,) = self.plan.workspace.run(f'SELECT {listed} FROM mart WHERE "retl row" = {row}')
+        (found,) = self.workspace.run(f'SELECT {listed} FROM mart WHERE "retl row" = {row}')
         return {
             name: MASK if value is not None and rules[name].sensitive and not self.reveal else value
             for name, value in zip(rules, found, strict=True)
         }
 
     def _batch(self, table: str, pos: int, operation: Operation) -> Batch:
-        rows = ChangeSet(self.plan.workspace, self.plan.field_map, self.directory, {}, {}, table=table)
+        rows = ChangeSet(self.workspace, self.plan.field_map, table=table)
         run = self.plan.run
         return Batch(rows, operation, run.run_id, 0, pos, pos, run.started_at.isoformat())
 
@@ -211,7 +209,7 @@ class _Rows:
         operation: Operation = "delete" if one.op == "delete" else self.job.sync.write
         destination = self.job.lane(self.shape)
         try:
-            sent = destination.request(self._batch("shown", one.pos, operation))
+            sent = destination.preview(self._batch("shown", one.pos, operation))
             return sent.decode(errors="replace").replace("\r\n", "\n")
         finally:
             destination.close()
@@ -231,7 +229,7 @@ class _Rows:
         """What the target confirmed of a key: None where nothing was ever delivered."""
         if key is None:
             return None
-        found = self.plan.workspace.run(
+        found = self.workspace.run(
             f"SELECT hash IS NOT NULL, owned, ref, confirmed_at FROM baseline WHERE key = {literal(key)}"
         )
         if not found:
@@ -268,10 +266,10 @@ class _Rows:
         return _NEXT[one.op]
 
 
-def _samples(job: Job, plan: Plan, reveal: bool) -> list[dict[str, Any]]:
+def _samples(job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> list[dict[str, Any]]:
     """The first changes of a plan: op, key, and per field what the target has (`?` where that cannot be
     known) and what it will have."""
-    shape, workspace = plan.field_map.shape, plan.workspace
+    shape = plan.field_map.shape
     rows = workspace.run(
         f"SELECT pos, op, key, CASE WHEN op <> 'delete' THEN {document_sql(plan.field_map)} END"
         f" FROM changes ORDER BY pos LIMIT {SAMPLES}"
@@ -310,7 +308,7 @@ def _present(job: Job, plan: Plan, count: int) -> Iterable[Mapping[str, Any] | N
         return [None] * count
     destination = job.lane(plan.field_map.shape)
     try:
-        batch = Batch(plan.change_set, "delete", plan.run.run_id, 0, 0, count - 1)
+        batch = Batch(plan.changes, "delete", plan.run.run_id, 0, 0, count - 1)
         return list(destination.read(batch))
     except TargetError:  # a sample is no reason to fail: the guards already said what they had to say
         return [None] * count

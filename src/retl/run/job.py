@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from retl.destinations.api import Destination
-from retl.destinations.batch import Shape
-from retl.engine.changes import Selection
+from retl.destinations.batch import Capabilities, Shape
+from retl.engine.selection import Selection
 from retl.ledger import Ledger
 from retl.model import Limits
 from retl.observe import log
 from retl.observe.signals import Stop
 from retl.pace.limiter import Pace
-from retl.project.definitions import Sync, Warehouse
+from retl.project.definitions import Sync
+from retl.sources.api import Source
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Job:
 
     sync: Sync
     folder: Path
-    warehouse: Warehouse
+    source: Source[Any]
     target: Target
     ledger: Ledger
     options: Options
@@ -68,6 +69,10 @@ class Job:
         destination = self.target.lane(shape)
         destination.permit = self.pace.permits(self.stop)
         return destination
+
+    def capabilities(self, shape: Shape) -> Capabilities:
+        """What the destination can do with rows of this shape."""
+        return self.target.lane(shape).capabilities
 
     @property
     def object(self) -> str:

@@ -16,18 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from retl.contract.judge import CODES, Contract, build
-from retl.engine import baseline, changes, mapping
-from retl.engine.change_set import document_sql
-from retl.engine.changes import Reject, Strategy
+from retl.engine import baseline, change_set, diff, freeze, hash, judge, mapping
+from retl.engine.diff import Strategy
+from retl.engine.judge import Reject
+from retl.engine.lines import document_sql
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
 from retl.observe.signals import Stop
-from retl.project.definitions import MappingTest, Sync, Warehouse
+from retl.project.definitions import MappingTest, Sync
 from retl.project.fields import Problem, expand_fields
 from retl.project.validation import did_you_mean
 from retl.project.yamlfile import Loc
 from retl.run import check
+from retl.sources.api import Source
 from retl.values import json_text, storage
 from retl.values.types import NO_TYPE, Type
 
@@ -58,27 +60,25 @@ class Verdict:
     rejected: Reject | None = None
 
 
-def judge_of(sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any]) -> Contract:
-    """The sync's contract. Without one the warehouse's columns are it, and SourceError or Later say where
-    its file cannot be read."""
-    columns: Mapping[str, str] = (
-        _Columns() if sync.contract is not None else check.columns(sync, warehouse, folder, variables)
-    )
-    return build(sync.contract, columns, folder, sync.key, warehouse.timezone)
+def contract_of(sync: Sync, source: Source[Any], folder: Path) -> Contract:
+    """The sync's contract. Without one the mart's columns are it, and SourceError or Later say where the
+    source cannot be read."""
+    columns: Mapping[str, str] = _Columns() if sync.contract is not None else check.columns(sync, source)
+    return build(sync.contract, columns, folder, sync.key, source.timezone)
 
 
-def problems(sync: Sync, judge: Contract) -> Iterator[Problem]:
+def problems(sync: Sync, contract: Contract) -> Iterator[Problem]:
     """What is wrong with the tests themselves."""
-    fields = expand_fields(sync, list(judge.columns))
+    fields = expand_fields(sync, list(contract.columns))
     for number, test in enumerate(sync.tests):
         for column, value in test.given.items():
             at: Loc = ("tests", number, "given", column)
-            if column not in judge.columns:
-                hint = did_you_mean(column, judge.columns)
+            if column not in contract.columns:
+                hint = did_you_mean(column, contract.columns)
                 yield Problem(sync.name, at, "COLUMN_UNKNOWN", f"the contract has no column {column!r}", hint)
                 continue
             try:
-                _typed(judge.columns[column].type, value)
+                _typed(contract.columns[column].type, value)
             except ValueError as problem:
                 yield Problem(sync.name, at, "TEST_INVALID", f"{column} {problem}")
         for name in test.expect or {}:
@@ -88,48 +88,44 @@ def problems(sync: Sync, judge: Contract) -> Iterator[Problem]:
                 yield Problem(sync.name, at, "FIELD_UNKNOWN", f"the sync does not write {name!r}", hint)
             elif fields[name].run_value in ("$run_id", "$run_started_at"):
                 yield Problem(sync.name, at, "TEST_INVALID", f"{name} is another one in every run")
-        words = {*judge.columns, *CODES, *changes.KEY_FAULTS}
+        words = {*contract.columns, *CODES, *hash.KEY_FAULTS}
         if test.reject is not None and test.reject not in words:
             message = f"`reject` names a column of the contract or a code, not {test.reject!r}"
-            hint = did_you_mean(test.reject, judge.columns)
+            hint = did_you_mean(test.reject, contract.columns)
             yield Problem(sync.name, ("tests", number, "reject"), "TEST_INVALID", message, hint)
 
 
-def run(sync: Sync, judge: Contract, timezone: str) -> Iterator[Verdict]:
+def run(sync: Sync, contract: Contract, timezone: str) -> Iterator[Verdict]:
     """Every test in its order. They must be right: see `problems`."""
     for number, test in enumerate(sync.tests, start=1):
-        with private_directory() as directory:
-            workspace = Workspace(directory, Stop())
-            try:
-                yield _tried(sync, judge, timezone, test, number, workspace, directory)
-            finally:
-                workspace.close()
+        with private_directory() as directory, Workspace(directory, Stop()) as workspace:
+            yield _tried(sync, contract, timezone, test, number, workspace)
 
 
 def _tried(
     sync: Sync,
-    judge: Contract,
+    contract: Contract,
     timezone: str,
     test: MappingTest,
     number: int,
     workspace: Workspace,
-    directory: Path,
 ) -> Verdict:
-    given = {name: _typed(rule.type, test.given.get(name)) for name, rule in judge.columns.items()}
+    given = {name: _typed(rule.type, test.given.get(name)) for name, rule in contract.columns.items()}
     types = {name: kind for name, (kind, _) in given.items()}
-    workspace.load("mart", {"retl row": "BIGINT", **types}, [(0, *(text for _, text in given.values()))])
-    judge = judge.over(types)
-    if judge.edits:
-        judge = changes.edit(workspace, judge, None)
-    field_map = mapping.build(sync, judge, _SOMETIME, state_id="", timezone=timezone, newest=None)
+    values = [(0, *(text for _, text in given.values()))]
+    workspace.load(freeze.FROZEN, {"retl row": "BIGINT", **types}, values)
+    contract, edited = contract.over(types), list[tuple[Any, ...]]()
+    if contract.edits:
+        contract, edited = freeze.edit(workspace, contract, keep=False)
+    field_map = mapping.build(sync, contract, _SOMETIME, state_id="", timezone=timezone)
     for other in {lookup.sync for lookup in field_map.lookups}:  # what a sync has learnt, no file knows: NULL
         workspace.run(f'CREATE TABLE {mapping.external_ids(other)} ("retl key" VARCHAR, "retl ref" VARCHAR)')
     delivered = baseline.lay(workspace, None, [])
-    changes.fingerprint(workspace, field_map, "TRUE" if judge.edits else judge.clears(), "")
-    changes.diff(workspace, _ALL, delivered, whole=True)
-    changes.judge(workspace, judge, sync.key)
-    changes.assemble(workspace, field_map, absence=False, owed=(), limit=None, directory=directory)
-    refused = next(iter(changes.rejects(workspace)), None)
+    hash.hash_rows(workspace, field_map, "TRUE" if contract.edits else contract.prefilter(), "")
+    diff.diff(workspace, _ALL, delivered, whole=True)
+    judge.judge(workspace, contract, sync.key, edited)
+    change_set.assemble(workspace, field_map, write=sync.write)
+    refused = next(iter(judge.rejects(workspace)), None)
     if test.reject is not None:
         return Verdict(number, test.name, _is_for(refused, test.reject, sync), rejected=refused)
     if refused is not None:

@@ -1,25 +1,34 @@
 """THE DATA PATH, IN ORDER. Read `sync` first: it is the whole of retl on one screen.
 
 SQL finds what changed; the contract judges it; the adapter only translates. Everything that ever
-writes makes a change set and drains it through `deliver`.
+writes makes a plan and drains it.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
+from retl.destinations.batch import Visit
+from retl.engine.mapping import Run
 from retl.engine.scratch import private_directory
+from retl.engine.workspace import Workspace
 from retl.errors import Later, Mismatch, RetlError
+from retl.ledger import Lock
 from retl.observe import log
 from retl.observe.summary import Summary, described
-from retl.run import planner
+from retl.run import planner, recovery
 from retl.run.job import Clock, Job
+from retl.run.mart import Mapped, Reading, open_mart
 from retl.run.plan import Plan
+from retl.run.planner import Asked
 from retl.run.prediction import predict
 from retl.run.run import Execution, new_run
+
+Recover = Callable[[Mapped, Workspace], recovery.Found]
+NOTHING = recovery.Found({}, 0)
 
 
 def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summary:
@@ -29,32 +38,25 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
     run = new_run(job)
     try:
         with clock.phase("begin"):
-            _pass_breaker(job)
-            job.pace.require_room()
-            lock = job.ledger.lock(
-                [job.sync.name, job.object],
-                sync=job.sync.name,
-                host=socket.gethostname(),
-                pid=os.getpid(),
-            )
+            lock = _begin(job)
     except Later as problem:
         return _blocked(job, problem)
     with (
         lock,
-        private_directory() as directory,
+        _workspace(job) as workspace,
         ExitStack() as hold,
         log.bound(run_id=run.run_id, sync=job.sync.name),
     ):
-        running = Execution(job, run, lock, clock, directory)
+        running = Execution(job, run, lock, clock, workspace)
         try:
             with clock.phase("begin"):
                 running.begin()
             with clock.phase("recover"):
-                running.abandon_dead_runs()
+                recovery.abandon_dead_runs(job.ledger, job.sync.name, run.run_id, lock.epoch)
         except Later as problem:
             return _blocked(job, problem)
         try:
-            running.plan = planner.make(job, run, directory, clock, running.settle, hold)
+            running.plan = plan(job, run, workspace, clock, hold, running.recover, epoch=lock.epoch)
             verify(running.plan)
             if running.plan.refusals:
                 return running.refuse()
@@ -67,8 +69,77 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
             return running.fail(problem)
 
 
-def _blocked(job: Job, problem: Later) -> Summary:
-    return Summary(job.sync.name, None, "BLOCKED", problem.exit_code, error=described(problem))
+def dry_run(job: Job, look: Callable[[Plan, Workspace], object] = lambda _plan, _space: None) -> Summary:
+    """Freeze to guard in a private temporary folder: no lock, no row, no file in the state directory.
+    `look` is shown the plan while it can be read."""
+    clock = Clock.since(job.since)
+    run = new_run(job)
+    with _workspace(job) as workspace, ExitStack() as hold, log.bound(sync=job.sync.name):
+        try:
+            found = plan(
+                job, run, workspace, clock, hold, lambda mapped, space: recovery.look(job, run, mapped, space)
+            )
+            look(found, workspace)
+            return predict(job, found, workspace, clock)
+        except RetlError as problem:
+            return _unplanned(job, problem, clock)
+
+
+def plan(
+    job: Job,
+    run: Run,
+    workspace: Workspace,
+    clock: Clock,
+    hold: ExitStack,
+    recover: Recover | None,
+    *,
+    epoch: int | None = None,
+) -> Plan:
+    """Freeze, hash, diff, judge, guard. `recover` learns what dead runs left open, before the baseline is
+    built; without it the target is left alone. With an `epoch` the run will write: as long as `hold` is
+    open the target keeps other ledgers out, where it can.
+
+    Raises DefinitionError, SourceError, TargetError, Later; what guards find is in `Plan.refusals`.
+    """
+    with clock.phase("freeze"):
+        opened = open_mart(job, run, workspace)
+    with Reading(job, run, opened, workspace, clock).under_way() as reading:
+        mapped = reading.mapped
+        with clock.phase("recover"):
+            found = recover(mapped, workspace) if recover else NOTHING
+        with clock.phase("diff"):
+            known = planner.know(job, mapped, workspace, found.outcomes)
+        asked = Asked()
+        if recover:
+            with clock.phase("guard"):
+                visit = Visit(run.run_id, epoch or 0, known.basis.newest, exclusive=epoch is not None)
+                asked = planner.ask(job, run, mapped, known, workspace, visit, hold)
+    frozen = reading.frozen
+    with clock.phase("diff"):
+        diffed = planner.compare(job, run, opened, frozen, known, asked, workspace)
+    with clock.phase("judge"):
+        judged = planner.judge_rows(job, frozen, known, workspace)
+    with clock.phase("diff"):
+        due = planner.assemble(job, frozen, known, workspace)
+    with clock.phase("guard"):
+        made = planner.Made(opened, frozen, known, asked, diffed, judged, due)
+        return planner.guard(job, run, made, unanswered=found.unanswered)
+
+
+@contextmanager
+def _workspace(job: Job) -> Iterator[Workspace]:
+    """A private DuckDB in a private folder; both are gone afterwards."""
+    with private_directory() as directory, Workspace(directory, job.stop) as workspace:
+        yield workspace
+
+
+def _begin(job: Job) -> Lock:
+    """The lock of the sync and its object. Later if somebody has it, or nothing may be sent now."""
+    _pass_breaker(job)
+    job.pace.require_room()
+    return job.ledger.lock(
+        [job.sync.name, job.object], sync=job.sync.name, host=socket.gethostname(), pid=os.getpid()
+    )
 
 
 def _pass_breaker(job: Job) -> None:
@@ -83,26 +154,21 @@ def _pass_breaker(job: Job) -> None:
         )
 
 
-def dry_run(job: Job, look: Callable[[Plan], object] = lambda _plan: None) -> Summary:
-    """Freeze to guard in a private temporary folder: no lock, no row, no file in the state directory.
-    `look` is shown the plan while it can be read."""
-    clock = Clock.since(job.since)
-    run = new_run(job)
-    with private_directory() as directory, log.bound(sync=job.sync.name):
-        try:
-            plan = planner.make(job, run, directory, clock)
-            look(plan)
-            return predict(job, plan, clock)
-        except RetlError as problem:
-            refused = isinstance(problem, Mismatch)
-            return Summary(
-                job.sync.name,
-                None,
-                "REFUSED" if refused else "FAILED",
-                problem.exit_code,
-                dry_run=True,
-                seconds=sum(clock.phases.values()),
-                phases=clock.phases,
-                guards=[described(problem)] if refused else (),
-                error=described(problem),
-            )
+def _blocked(job: Job, problem: Later) -> Summary:
+    return Summary(job.sync.name, None, "BLOCKED", problem.exit_code, error=described(problem))
+
+
+def _unplanned(job: Job, problem: RetlError, clock: Clock) -> Summary:
+    """A dry run that ended before there was a plan."""
+    refused = isinstance(problem, Mismatch)
+    return Summary(
+        job.sync.name,
+        None,
+        "REFUSED" if refused else "FAILED",
+        problem.exit_code,
+        dry_run=True,
+        seconds=sum(clock.phases.values()),
+        phases=clock.phases,
+        guards=[described(problem)] if refused else (),
+        error=described(problem),
+    )

@@ -1,82 +1,78 @@
-"""What a run would do, and why it may not: the end of planning, the beginning of delivery."""
+"""A plan: a change set, what it was made from, and why it may not be delivered. Everything that ever writes
+is one, and all of them are drained alike.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from retl.contract.judge import Contract
 from retl.destinations.batch import Capabilities
 from retl.engine.change_set import ChangeSet
+from retl.engine.diff import Ends
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.payload import Payload
-from retl.engine.workspace import Workspace
 from retl.ledger import Checkpoint, LayerRow
-from retl.observe.summary import Counts, Deletes
-from retl.run.guards import Refusal
+from retl.model import Retry
+from retl.run.guards import Facts, Refusal
+
+Purpose = Literal["sync", "apply", "rollback", "repair", "erase", "resolve"]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Basis:
+    """The baseline that a plan stands on. `newest`: the newest batch of this object that the ledger knows as
+    answered, as (run id, batch id). `restarts`: the key's definition changed, so that the former
+    baseline says nothing any more."""
+
+    checkpoint: Checkpoint | None
+    layers: tuple[LayerRow, ...]
+    newest: tuple[str, str] | None = None
+    restarts: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        return self.checkpoint is None and not self.layers
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a plan is delivered. `resend_unknown`: a batch without an answer is sent again, also where twice is
+    not once. `max_failed_rate`: the part of the rows that the target may reject."""
+
+    batch_rows: int
+    retry: Retry
+    max_failed_rate: float
+    resend_unknown: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run would do, and why it may not."""
 
+    purpose: Purpose
     run: Run
-    workspace: Workspace
     field_map: FieldMap
     contract: Contract
-    change_set: ChangeSet
     capabilities: Capabilities
-    checkpoint: Checkpoint | None
-    layers: Sequence[LayerRow]
-    fingerprints: dict[str, str]
+    changes: ChangeSet
+    ends: Ends  # candidates by op and ending before delivery; those of the change set have none yet
     read: int
-    outcome: Mapping[str, int]  # candidates by op before the limit, and rejected rows
-    baseline_rows: int
-    refusals: list[Refusal]
-    source_identity: str
-    watermark: str | None  # where the mark would move to
-    adopting: bool
-    forgets: bool  # the key's definition changed and that was accepted: the old baseline is void
-    withheld_deletes: int  # planned, but rows without a usable key might be them
-    unnamed_deletes: int  # planned, but the target's own id of them was never learnt
-    read_whole: bool
-    notes: list[str]
+    facts: Facts
+    refusals: tuple[Refusal, ...]
+    basis: Basis
+    fingerprints: Mapping[str, str]
+    watermark: str | None  # where the mark moves to
+    read_rows: int  # of the last whole read, this one if it is one
+    source_version: str
+    adopting: bool  # the rows are taken as delivered and not sent
     payload: Payload | None  # how rejected rows are kept, where the sync asks for it
+    notes: tuple[str, ...]
+    terms: Terms
 
-    def held_back(self) -> Counts:
-        """The numbers of a run that a guard refused: nothing was attempted."""
-        counts = self.counts()
-        return replace(
-            counts,
-            inserted=0,
-            updated=0,
-            refreshed=0,
-            deleted=0,
-            not_attempted=counts.not_attempted + counts.inserted + counts.updated + counts.refreshed,
-            deletes=replace(counts.deletes, rejected=0, not_attempted=counts.deletes.planned),
-        )
-
-    def counts(self) -> Counts:
-        """The numbers of this plan if the target takes everything."""
-        sent, cut = self.change_set.counts, self.outcome
-        upserts = sum(sent.get(op, 0) for op in ("insert", "update", "refresh"))
-        planned = sum(cut.get(op, 0) for op in ("insert", "update", "refresh"))
-        deletes = sent.get("delete", 0)
-        skipped = cut.get("skipped", 0) + (upserts if self.adopting else 0)
-        return Counts(
-            read=self.read,
-            unchanged=self.read - planned - cut["rejected"] - cut.get("skipped", 0) - cut.get("in_doubt", 0),
-            inserted=0 if self.adopting else sent.get("insert", 0),
-            updated=0 if self.adopting else sent.get("update", 0),
-            refreshed=0 if self.adopting else sent.get("refresh", 0),
-            rejected=cut["rejected"],
-            skipped=skipped,
-            in_doubt=cut.get("in_doubt", 0),
-            not_attempted=planned - upserts,
-            deleted=deletes,
-            deletes=Deletes(
-                planned=deletes + self.withheld_deletes + self.unnamed_deletes,
-                rejected=self.unnamed_deletes,
-                not_attempted=self.withheld_deletes,
-            ),
-        )
+    @property
+    def writes(self) -> bool:
+        """Whether anything is sent."""
+        return bool(len(self.changes)) and not self.adopting

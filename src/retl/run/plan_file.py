@@ -18,9 +18,10 @@ from typing import Any
 import msgspec
 
 from retl import __version__
-from retl.engine.changes import Selection
+from retl.engine.selection import Selection
 from retl.errors import DefinitionError, Mismatch
 from retl.project.definitions import Sync
+from retl.run import counts
 from retl.run.job import Job, Options
 from retl.run.plan import Plan
 
@@ -36,7 +37,7 @@ class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     environment: str | None
     state_id: str
     object: str
-    fingerprints: dict[str, str]
+    fingerprints: Mapping[str, str]
     how: str
     baseline: list[str]
     digest: str
@@ -60,8 +61,8 @@ def make(job: Job, plan: Plan) -> Artifact:
         fingerprints=plan.fingerprints,
         how=_how(job.sync),
         baseline=_baseline(plan),
-        digest=plan.change_set.digest(),
-        counts=asdict(plan.counts()),
+        digest=plan.changes.digest(),
+        counts=asdict(counts.if_taken(plan)),
         selection={name: value for name, value in asdict(job.options.selection).items() if value},
         accept=list(job.options.accept),
         allow_deletes=job.options.allow_deletes,
@@ -129,4 +130,7 @@ def _how(sync: Sync) -> str:
 
 def _baseline(plan: Plan) -> list[str]:
     """What the baseline was made of: the checkpoint's run and every layer over it."""
-    return [plan.checkpoint.run_id if plan.checkpoint else "", *(layer.run_id for layer in plan.layers)]
+    return [
+        plan.basis.checkpoint.run_id if plan.basis.checkpoint else "",
+        *(one.run_id for one in plan.basis.layers),
+    ]

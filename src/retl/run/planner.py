@@ -1,495 +1,285 @@
-"""Freeze, diff, judge, guard: everything a run knows before its first write.
+"""Diff, judge, guard: what a run would do, and why it may not. The rows are read, nothing is written.
 
-`retl plan`, `--dry-run`, `retl explain` and `retl sync` all make the same Plan here; only `sync` goes on.
-Nothing in this module writes to the target, the ledger or the state directory.
+Each step takes what the former ones returned and returns a frozen value. `pipeline` calls them in order,
+for `sync`, `--dry-run`, `plan` and `explain` alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from retl.contract.judge import Contract
 from retl.destinations.api import PREVIEW, Destination
-from retl.destinations.batch import UNKNOWN, Batch, Outcome
-from retl.engine import baseline, changes, mapping
-from retl.engine.changes import Cursor, Strategy
-from retl.engine.mapping import FieldMap, Run
+from retl.destinations.batch import Batch, Outcome, Visit
+from retl.engine import baseline, change_set, diff, hash, judge, mapping, selection
+from retl.engine.change_set import ChangeSet
+from retl.engine.diff import Ends, Strategy
+from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch, Systemic, TargetError
 from retl.ledger import BatchRow, Checkpoint, LayerRow, Ledger, RejectRow
 from retl.observe import log
-from retl.run import guards, recovery, volatile
-from retl.run.fit import fit
+from retl.run import guards, volatile
 from retl.run.guards import Facts, Refusal
-from retl.run.job import Clock, Job
-from retl.run.plan import Plan
-from retl.run.reading import Reading
+from retl.run.job import Job
+from retl.run.mart import Frozen, Mapped, Opened, hash_rows, is_whole
+from retl.run.plan import Basis, Plan, Terms
 from retl.sources import dbt
-from retl.sources import duckdb as mart
 
 RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # missing ones, which a dry run does not need
 SAMPLE = 200  # confirmed keys asked for before `unchanged` is believed
 
-Settle = Callable[[FieldMap, Destination[Any], Workspace], None]
+
+@dataclass(frozen=True)
+class Known:
+    """What the ledger knows of the object that the run writes to; the baseline is a table by now."""
+
+    basis: Basis
+    former: Mapping[str, str]  # the fingerprints that the baseline was made under
+    baseline_rows: int
+    open_rejects: Sequence[RejectRow]
+    known_rejects: frozenset[tuple[str, str | None]]  # (key, hash) of open and dismissed ones
+
+    def differs(self, mapped: Mapped, name: str) -> bool:
+        """Whether a fingerprint is another one than the baseline's."""
+        return bool(self.former) and self.former.get(name) != mapped.fingerprints[name]
 
 
-def make(
-    job: Job,
-    run: Run,
-    directory: Path,
-    clock: Clock,
-    settle: Settle | None = None,
-    hold: ExitStack | None = None,
-    *,
-    ask: bool = True,
-) -> Plan:
-    """Plan one run in `directory` (private, gone afterwards). `settle` may bring evidence of a dead
-    run's open batches before the baseline is read; without `ask` the target is left alone. With `hold`
-    the run will write: as long as that is open the target keeps other ledgers out, where it can.
+@dataclass(frozen=True)
+class Asked:
+    """What the target said: `emptied` = rows that expire anyway are gone, so every row is due; `sampled` and
+    `lost` = confirmed keys it was asked for, and those it lacks; `readonly` = this account may not write."""
 
-    Raises DefinitionError, SourceError, TargetError, Later; what guards say is in `Plan.refusals`.
-    """
-    with clock.phase("start"):
-        planning = _Planning(job, run, directory, hold)
-    with clock.phase("freeze"):
-        planning.open()
-    with planning.freezing(clock):
-        with clock.phase("recover"):
-            if settle is not None:
-                planning.settle(settle)
-            elif ask:
-                planning.foresee()
-        with clock.phase("diff"):
-            planning.lay()
-        if ask:
-            with clock.phase("guard"):
-                planning.ask_target()
-    with clock.phase("diff"):
-        planning.narrow()
-        planning.diff()
-    with clock.phase("judge"):
-        planning.judge()
-    with clock.phase("diff"):
-        planning.assemble()
-    with clock.phase("guard"):
-        return planning.guard()
+    asked: bool = False
+    emptied: bool = False
+    readonly: bool = False
+    sampled: int = 0
+    lost: int = 0
+    refusals: tuple[Refusal, ...] = ()
 
 
-class _Planning:
-    """The steps of a plan in the order of `make`; each leaves what the next ones need."""
+@dataclass(frozen=True)
+class Diffed:
+    """The candidates are a table by now. `read`: the rows this run is about; `watermark`: the next mark."""
 
-    def __init__(self, job: Job, run: Run, directory: Path, hold: ExitStack | None) -> None:
-        self.job, self.run, self.directory, self.hold = job, run, directory, hold
-        self.workspace = Workspace(directory, job.stop)
-        self.refusals: list[Refusal] = []
-        self.emptied = False  # the target lost rows that expire anyway: every row is due
-        self.sampled = self.lost = 0
-        self.readonly = False
-        self.asked = False
-        self.watermark: str | None = None
-        self.foreseen: dict[str, Outcome] = {}  # of dead runs' batches, by their ids
-        self.unforeseen = 0  # rows of those that only a run can ask after
+    strategy: Strategy
+    read: int
+    watermark: str | None
 
-    def open(self) -> None:
-        """Lay hold of the mart, and know how its rows become the target's."""
-        job, sync = self.job, self.job.sync
-        self.reading = Reading(job, self.workspace)
-        self._map(None)
-        self.capabilities = job.lane(self.field_map.shape).capabilities
-        fit(sync, self.field_map, self.capabilities)
-        self.checkpoint = job.ledger.checkpoint(sync.name, self.capabilities.object)
-        self.layers = job.ledger.layers(sync.name, self.capabilities.object)
-        self._map_anew()
 
-    @contextmanager
-    def freezing(self, clock: Clock) -> Iterator[None]:
-        """The mart is read, and its rows are hashed, while the body asks ledger and target."""
-        with self.reading.under_way(clock, self._hash if self._at_once else None):
-            if self.contract.edits:
-                self._map_anew()
-            yield
+@dataclass(frozen=True)
+class Judged:
+    """The rejects are a table by now."""
 
-    def _hash(self, workspace: Workspace) -> None:
-        sure = "TRUE" if self.contract.edits else self.contract.clears()
-        changes.fingerprint(workspace, self.field_map, sure, self._what)
+    new_rejects: int  # key and contract rejects that were not open or dismissed before
+    reject_codes: tuple[str, ...]  # the most frequent first
 
-    @property
-    def _at_once(self) -> bool:
-        """Are the rows that are hashed those that the mart has, as it has them?"""
-        return not (self._in_part or self.contract.edits or self.field_map.lookups)
 
-    def settle(self, settle: Settle) -> None:
-        """Ask what became of dead runs' batches, where that is to be known."""
-        if self.layers:
-            with _closing(self.job, self.field_map) as destination:
-                settle(self.field_map, destination, self.workspace)
-            self._map_anew()  # a settled batch may be the newest
+@dataclass(frozen=True)
+class Due:
+    """The change set, and the candidates by op and ending before delivery; rows past --limit have ended."""
 
-    def foresee(self) -> None:
-        """What a run would learn of dead runs' batches, as far as reading alone can tell."""
-        ledger, now = self.job.ledger, self.run.started_at
-        for layer, rows in recovery.unanswered(ledger, self.job.sync.name, self.capabilities, now):
-            found = recovery.batches(ledger, self.workspace, self.field_map, self.directory, layer, rows, 0)
-            with _closing(self.job, self.field_map) as destination:
-                for row, batch in found:
-                    try:
-                        outcome = destination.foresee(batch)
-                    except Systemic:  # a right to look that this account lacks
-                        outcome = Outcome(UNKNOWN)
-                    if outcome == Outcome(UNKNOWN):
-                        self.unforeseen += len(batch)
-                    else:
-                        self.foreseen[row.batch_id] = outcome
+    changes: ChangeSet
+    ends: Ends
 
-    def lay(self) -> None:
-        """The baseline, and what else the ledger knows."""
-        sync, ledger = self.job.sync, self.job.ledger
-        self.fingerprints = {
-            "where": self.capabilities.object,
-            "who": mapping.who(self.field_map),
-            "what": self._what,
-            "mark": f"{self.reading.cursor.column} {self.reading.cursor.column_type}"
-            if self.reading.cursor
-            else "",
-        }
-        last = self.layers[-1].fingerprint if self.layers else {}
-        self.former: Mapping[str, str] = self.checkpoint.fingerprints if self.checkpoint else last
-        self.forgets = bool(self.former) and self.former.get("who") != self.fingerprints["who"]
-        base = self.checkpoint.base if self.checkpoint and not self.forgets else None
-        layers = [] if self.forgets else ledger.layers(sync.name, self.capabilities.object)
-        self._look_up()
-        self.baseline_rows = lay(ledger, self.workspace, self.directory, base, layers, self.foreseen)
-        self.open_rejects: Sequence[RejectRow] = ledger.rejects(sync.name)
-        self.known_rejects = {
-            (one.key, one.hash) for one in [*self.open_rejects, *ledger.rejects(sync.name, "dismissed")]
-        }
 
-    def narrow(self) -> None:
-        """Drop from the frozen mart the rows that this run is not about."""
-        if self._in_part:
-            changes.find_duplicates(self.workspace, self.field_map)  # in the whole mart, before rows leave it
-        if self.reading.cursor is not None:
-            self.watermark = self._since(self.reading.cursor)
-        if self._selection.where is not None:
-            mart.choose(self.workspace, self._selection.where, self.job.options.variables)
-        self.read = changes.select(self.workspace, self.field_map, self.job.options.selection)
+@dataclass(frozen=True)
+class Made:
+    """What the steps up to the guards returned."""
 
-    def ask_target(self) -> None:
-        """Reached, writable, fitting, and does it still hold what was delivered?"""
-        self.asked = True
-        expires = self.capabilities.expires
-        with ExitStack() as shortly:
-            closing = _closing(self.job, self.field_map)
-            destination = (shortly if self.hold is None else self.hold).enter_context(closing)
-            try:
-                self.job.pace.retrying(self.job.sync.retry, self.job.stop.event)(destination.check)
-            except Mismatch as problem:
-                self.emptied = problem.code == "TARGET_EMPTIED"
-                # to a lost target `--full` is the answer
-                if not self.emptied and not (problem.code == "TARGET_LOST" and self._selection.full):
-                    self.refusals.append(Refusal(problem.code, problem.message, problem.hint))
-            except Systemic as problem:
-                if not (self.job.options.dry_run and problem.code in RIGHTS):
-                    raise
-                self.readonly = True
-            believes = self.baseline_rows and self.job.sync.write != "append" and not self._selection.full
-            if believes and self.capabilities.readable and not self.emptied and not self.refusals:
-                self._sample(destination)
-        if expires is not None and guards.is_lost(self.sampled, self.lost):
-            self.emptied, self.lost = True, 0
+    opened: Opened
+    frozen: Frozen
+    known: Known
+    asked: Asked
+    diffed: Diffed
+    judged: Judged
+    due: Due
 
-    def diff(self) -> None:
-        """The candidates: rows that differ from the baseline, or are due for another reason."""
-        sync, capabilities = self.job.sync, self.capabilities
-        if not self._at_once:
-            self._hash(self.workspace)
-        expires = capabilities.expires
-        self.strategy = Strategy(
-            everything=self._selection.forced or sync.changes.strategy == "all" or self.emptied,
-            absence=sync.deletes.how != "keep"
-            and sync.changes.strategy == "hash"
-            and not self._selection.forced
-            and self._selection.limit is None,
-            once=sync.write == "append",
-            hold_unknown=not capabilities.idempotent and sync.delivery != "at_least_once",
-            refresh_before=None if expires is None else self.run.started_at - timedelta(seconds=expires / 2),
+
+def know(
+    job: Job, mapped: Mapped, workspace: Workspace, resolved: Mapping[str, Outcome] = MappingProxyType({})
+) -> Known:
+    """Build the baseline, and what other syncs learnt, from the ledger. `resolved` are outcomes of batches
+    that only a dry run knows of, by batch id."""
+    sync, ledger = job.sync, job.ledger
+    target = mapped.capabilities.object
+    checkpoint, layers = ledger.checkpoint(sync.name, target), ledger.layers(sync.name, target)
+    former = checkpoint.fingerprints if checkpoint else layers[-1].fingerprint if layers else {}
+    restarts = bool(former) and former.get("who") != mapped.fingerprints["who"]
+    _load_external_ids(job, workspace)
+    kept = ([], None) if restarts else (layers, checkpoint.base if checkpoint else None)
+    rows = build_baseline(ledger, workspace, kept[1], kept[0], resolved)
+    open_rejects = ledger.rejects(sync.name)
+    return Known(
+        basis=Basis(checkpoint, tuple(layers), _newest(ledger, checkpoint, layers), restarts),
+        former=former,
+        baseline_rows=rows,
+        open_rejects=open_rejects,
+        known_rejects=frozenset(
+            (one.key, one.hash) for one in [*open_rejects, *ledger.rejects(sync.name, "dismissed")]
+        ),
+    )
+
+
+def ask(
+    job: Job, run: Run, mapped: Mapped, known: Known, workspace: Workspace, visit: Visit, hold: ExitStack
+) -> Asked:
+    """Is the target reached, writable and fitting, and does it still hold what was delivered? As long as
+    `hold` is open the target keeps other ledgers out, if the visit is exclusive and it can."""
+    chosen, capabilities = job.options.selection, mapped.capabilities
+    found = Asked(asked=True)
+    destination = hold.enter_context(closing(job.lane(mapped.field_map.shape)))
+    try:
+        job.pace.retrying(job.sync.retry, job.stop.event)(destination.check, visit)
+    except Mismatch as problem:
+        if problem.code == "TARGET_EMPTIED":
+            return replace(found, emptied=True)
+        if problem.code == "TARGET_LOST" and chosen.full:  # `--full` is the answer to a lost target
+            return found
+        return replace(found, refusals=(Refusal(problem.code, problem.message, problem.hint),))
+    except Systemic as problem:
+        if not (job.options.dry_run and problem.code in RIGHTS):
+            raise
+        found = replace(found, readonly=True)
+    believes = known.baseline_rows and job.sync.write != "append" and not chosen.full
+    if not (believes and capabilities.readable):
+        return found
+    sampled, lost = _sample(destination, run, mapped, workspace)
+    if capabilities.expires is not None and guards.is_lost(sampled, lost):
+        return replace(found, emptied=True, sampled=sampled)
+    return replace(found, sampled=sampled, lost=lost)
+
+
+def compare(
+    job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, asked: Asked, workspace: Workspace
+) -> Diffed:
+    """The candidates: rows that differ from the baseline, or are due for another reason."""
+    sync, chosen, capabilities = job.sync, job.options.selection, frozen.mapped.capabilities
+    mark = None
+    if not frozen.hashed:
+        mark = _choose_and_hash(job, run, opened, frozen, known, workspace)
+    expires = capabilities.expires
+    strategy = Strategy(
+        everything=chosen.forced or sync.changes.strategy == "all" or asked.emptied,
+        absence=sync.deletes.how != "keep"
+        and sync.changes.strategy == "hash"
+        and not chosen.forced
+        and chosen.limit is None,
+        once=sync.write == "append",
+        hold_unknown=not capabilities.idempotent and sync.delivery != "at_least_once",
+        refresh_before=None if expires is None else run.started_at - timedelta(seconds=expires / 2),
+    )
+    diff.diff(workspace, strategy, known.baseline_rows, whole=is_whole(job, opened))
+    # the mark stays where it is when only some rows were looked at or sent
+    if chosen.partial or chosen.limit is not None:
+        mark = known.basis.checkpoint.watermark if known.basis.checkpoint else None
+    return Diffed(strategy, hash.count(workspace), mark)
+
+
+def judge_rows(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> Judged:
+    """Reject what keys, contract and missing ids forbid."""
+    mapped = frozen.mapped
+    judge.judge(workspace, mapped.contract, job.sync.key, frozen.edited)
+    judge.reject_missing(workspace, mapped.field_map)
+    judge.hold_deletes(workspace, by_ref=mapped.capabilities.by_ref)
+    judge.find_standing(workspace, dict.fromkeys(one.key for one in known.open_rejects))
+    return Judged(judge.new_rejects(workspace, known.known_rejects), judge.codes(workspace))
+
+
+def assemble(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> Due:
+    """Put the rows that are due in the order they leave."""
+    changes = change_set.assemble(
+        workspace,
+        frozen.mapped.field_map,
+        write=job.sync.write,
+        retried=[one.key for one in known.open_rejects if one.stage == "target"],
+        limit=job.options.selection.limit,
+    )
+    ends = dict(diff.ends(workspace))
+    for op in (*diff.UPSERTS, "delete"):
+        taken = changes.counts.get(op, 0)
+        past = ends.pop((op, None), 0) - taken
+        ends[op, None] = taken
+        ends[op, "not_attempted"] = ends.get((op, "not_attempted"), 0) + past
+    return Due(changes, ends)
+
+
+def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
+    """What the facts refuse, and the plan as a whole. `unanswered` rows of dead runs may change it."""
+    sync, options, chosen = job.sync, job.options, job.options.selection
+    mapped, known, checkpoint = made.frozen.mapped, made.known, made.known.basis.checkpoint
+    in_part = chosen.partial or chosen.limit is not None
+    whole = not in_part and sync.write != "append" and made.opened.cursor is None
+    if in_part and sync.first_run == "adopt" and known.basis.is_first:
+        raise DefinitionError(
+            "ADOPT_WHOLE",
+            "`first_run: adopt` takes the whole mart as delivered, never a part of it",
+            hint="run once without --key, --where and --limit",
+            where=f"sync {sync.name}",
         )
-        changes.diff(self.workspace, self.strategy, self.baseline_rows, whole=not self._in_part)
-
-    def judge(self) -> None:
-        """The contract's word on the candidates."""
-        changes.judge(self.workspace, self.contract, self.job.sync.key)
-        self.waiting = changes.refuse_missing(self.workspace, self.field_map.lookups)
-        self.outcome = {
-            row[0]: row[1] for row in self.workspace.run("SELECT op, count(*) FROM candidates GROUP BY op")
-        }
-        self.outcome["rejected"] = self.workspace.one("SELECT count(*) FROM rejects")[0]
-
-    def assemble(self) -> None:
-        """The change set. A row without a usable key might be any of the missing ones: with one of
-        those in the mart nothing is deleted."""
-        unkeyed = changes.unkeyed(self.workspace)
-        absence = self.strategy.absence and not unkeyed
-        by_ref = absence and self.capabilities.by_ref
-        self.unnamed = changes.refuse_unnamed(self.workspace) if by_ref else 0
-        self.change_set = changes.assemble(
-            self.workspace,
-            self.field_map,
-            absence=absence,
-            owed=[reject.key for reject in self.open_rejects if reject.stage == "target"],
-            limit=self._selection.limit,
-            directory=self.directory,
-        )
-        changes.find_standing(self.workspace, list(dict.fromkeys(one.key for one in self.open_rejects)))
-        self.withheld = self.outcome.get("gone", 0) if self.strategy.absence and unkeyed else 0
-
-    def guard(self) -> Plan:
-        """What the facts refuse, and the plan as a whole."""
-        sync, options = self.job.sync, self.job.options
-        part_only = self._selection.partial or self._selection.limit is not None
-        whole = not part_only and sync.write != "append" and self.reading.cursor is None
-        if part_only and sync.first_run == "adopt" and self._is_first:
-            raise DefinitionError(
-                "ADOPT_WHOLE",
-                "`first_run: adopt` takes the whole mart as delivered, never a part of it",
-                hint="run once without --key, --where and --limit",
-                where=f"sync {sync.name}",
-            )
-        if self.forgets:
-            self.refusals.append(_KEY_REDEFINED)
-        self.refusals += self._orphans()
-        self.refusals = [refusal for refusal in self.refusals if refusal.code not in options.accept]
-        self.refusals += guards.judge(self._facts(whole), sync.guards, options.accept)
-        log.event("guards_judged", refusals=len(self.refusals), changes=len(self.change_set))
-        return Plan(
-            run=self.run,
-            workspace=self.workspace,
-            field_map=self.field_map,
-            contract=self.contract,
-            change_set=self.change_set,
-            capabilities=self.capabilities,
-            checkpoint=self.checkpoint,
-            layers=self.layers,
-            fingerprints=self.fingerprints,
-            read=self.read,
-            outcome=self.outcome,
-            baseline_rows=self.baseline_rows,
-            refusals=self.refusals,
-            source_identity=self.reading.identity,
-            watermark=self._mark(),
-            adopting=sync.first_run == "adopt" and self._is_first,
-            forgets=self.forgets,
-            withheld_deletes=self.withheld,
-            unnamed_deletes=self.unnamed,
-            read_whole=whole,
-            notes=[*self._notes(), *self._volatile()],
-            payload=self.reading.payload,
-        )
-
-    def _facts(self, whole: bool) -> Facts:
-        """What the guards are asked about; `whole`: the mart was read as a whole."""
-        sync = self.job.sync
-        return Facts(
-            read=self.read,
-            total=self.reading.total,
-            new_rejects=sum(one not in self.known_rejects for one in changes.rejected(self.workspace)),
-            reject_codes=tuple(changes.reject_codes(self.workspace)),
-            baseline_rows=self.baseline_rows,
-            deletes=self.change_set.counts.get("delete", 0),
-            deletes_on=sync.deletes.how != "keep",
-            full_read=whole,
-            last_read=self.checkpoint.read_rows if self.checkpoint else None,
-            inserts=self.outcome.get("insert", 0),
-            matched=self.read - self.outcome["rejected"] - self.outcome.get("insert", 0) + self.waiting,
-            sampled=self.sampled,
-            lost=self.lost,
-            failed_checks=tuple(self.reading.failed_checks),
-            allow_deletes=self.job.options.allow_deletes,
-            build=self.reading.build,
-            max_age=sync.source.max_age,
-            now=self.run.started_at,
-        )
-
-    @property
-    def _selection(self) -> changes.Selection:
-        return self.job.options.selection
-
-    @property
-    def _in_part(self) -> bool:
-        """Do rows leave the frozen mart before it is looked at?"""
-        return self.reading.cursor is not None or self._selection.partial
-
-    @property
-    def _is_first(self) -> bool:
-        return self.checkpoint is None and not self.layers
-
-    @property
-    def contract(self) -> Contract:
-        return self.reading.contract
-
-    @property
-    def _what(self) -> str:
-        return mapping.what(self.job.sync, self.contract, self.field_map, self.capabilities.shaping)
-
-    def _map_anew(self) -> None:
-        """As the ledger and the contract are now."""
-        self._map(_newest(self.job.ledger, self.checkpoint, self.layers))
-
-    def _map(self, newest: tuple[str, str] | None) -> None:
-        self.field_map = mapping.build(
-            self.job.sync,
-            self.contract,
-            self.run,
-            state_id=self.job.ledger.state_id,
-            timezone=self.job.warehouse.timezone,
-            newest=newest,
-            exclusive=self.hold is not None,
-        )
-
-    def _look_up(self) -> None:
-        """The ids that other syncs learnt, as the ledger knows them now, in a table for each of them."""
-        ledger, workspace = self.job.ledger, self.workspace
-        for sync, columns in {one.ref: len(one.by) for one in self.job.sync.refers_to.values()}.items():
-            assert sync is not None
-            _lay_other(ledger, workspace, self.directory, sync, self.job.references[sync])
-            workspace.run(
-                f"CREATE TABLE {mapping.external_ids(sync)} AS SELECT {mapping.external_ids_key(columns)} AS"
-                ' "retl key", ref AS "retl ref" FROM baseline WHERE ref IS NOT NULL'
-            )
-
-    def _since(self, cursor: Cursor) -> str | None:
-        """Read from the mark on, unless rows behind it may be due for another reason than their cursor."""
-        behind = (
-            self._selection.forced
-            or self.forgets
-            or self.capabilities.expires is not None
-            or self.job.sync.write == "update_only"  # a key that was missing may be there now
-            or any(one.row_id for one in self.open_rejects)  # under which key it is mended nobody knows
-            or self.field_map.lookups  # an id may be another one, or there at last
-            or any(self.former.get(name) != self.fingerprints[name] for name in ("what", "mark"))
-        )
-        mark = self.checkpoint.watermark if self.checkpoint and not behind else None
-        unknown = [row[0] for row in self.workspace.run("SELECT key FROM baseline WHERE hash IS NULL")]
-        owed = [*unknown, *(reject.key for reject in self.open_rejects)]
-        return changes.since(self.workspace, self.field_map, cursor, mark, owed, self.run.started_at)
-
-    def _mark(self) -> str | None:
-        """The mark stays where it is when only some rows were looked at or sent."""
-        if self._selection.partial or self._selection.limit is not None:
-            return self.checkpoint.watermark if self.checkpoint else None
-        return self.watermark
-
-    def _sample(self, destination: Destination[Any]) -> None:
-        """Confirmed keys that the target must still have."""
-        expires = self.capabilities.expires
-        alive = None if expires is None else self.run.started_at - timedelta(seconds=expires)
-        sample = changes.sample(self.workspace, self.field_map, SAMPLE, alive, self.directory)
-        if len(sample):
-            batch = Batch(sample, "delete", self.run.run_id, 0, 0, len(sample) - 1)
-            self.sampled, self.lost = len(sample), sum(row is None for row in destination.read(batch))
-
-    def _orphans(self) -> list[Refusal]:
-        """Is this a new name for a sync whose state is still there?"""
-        if not self._is_first or not self.job.siblings:
-            return []
-        former = [one.sync for one in self.job.ledger.checkpoints_on(self.capabilities.object)]
-        return [
-            Refusal(
-                "ORPHANED_STATE",
-                f"sync {name!r}, which is no more, delivered to this object: a renamed sync?",
-                f"`retl state mv {name} {self.job.sync.name}` carries its state on; --accept ORPHANED_STATE"
-                " begins anew",
-            )
-            for name in former
-            if name not in self.job.siblings
-        ]
-
-    def _notes(self) -> Sequence[str]:
-        sync, former = self.job.sync, self.former
-        reshaped = bool(former) and former.get("what") != self.fingerprints["what"]
-        twice = not self.capabilities.idempotent and sync.delivery == "at_least_once"
-        notes = {
-            "what is sent changed (fields, types, transforms or formats): every row is sent once": reshaped,
-            f"a dead run left {self.unforeseen} rows unanswered: a run asks after them first, which may"
-            " change these numbers": self.unforeseen > 0,
-            "the target lost rows that expire: every row is sent again": self.emptied,
-            "this account may not write here: a run with it would fail": self.readonly,
-            f"{self.withheld} deletes wait: a row without a usable key may be one of them": self.withheld > 0,
-            "delivery is at_least_once: after a crash a row may arrive twice": twice,
-            f"{self.job.target.kind} is a {PREVIEW}": self.job.target.destination.is_preview,
-        }
-        told = dbt.notes(self.reading.build) if self.reading.build else ()
-        return [*(note for note, holds in notes.items() if holds), *told]
-
-    def _volatile(self) -> Sequence[str]:
-        """Nearly every row is an update, though nothing but the mart changed: because of which field?"""
-        updates = self.change_set.counts.get("update", 0)
-        reshaped = self.former.get("what") != self.fingerprints["what"]
-        asked = self.asked and self.capabilities.readable and not self.strategy.everything
-        if self.refusals or reshaped or not asked or not volatile.is_suspect(updates, self.read):
-            return []
-        last = min(volatile.SAMPLE, len(self.change_set) - self.change_set.counts.get("delete", 0)) - 1
-        batch = Batch(self.change_set, self.job.sync.write, self.run.run_id, 0, 0, last)
-        try:
-            with _closing(self.job, self.field_map) as destination:
-                names = volatile.fields(destination, batch)
-        except TargetError:  # a note is no reason to fail: the guards already said what they had to say
-            return []
-        return [volatile.note(names, updates, self.read)] if names else []
+    facts = _facts(job, run, made, whole)
+    refusals = [*made.asked.refusals, *_redefined(known), *_orphans(job, mapped, known)]
+    refusals = [one for one in refusals if one.code not in options.accept]
+    refusals += guards.judge(facts, sync.guards, options.accept)
+    log.event("guards_judged", refusals=len(refusals), changes=len(made.due.changes))
+    plan = Plan(
+        purpose="sync",
+        run=run,
+        field_map=mapped.field_map,
+        contract=mapped.contract,
+        capabilities=mapped.capabilities,
+        changes=made.due.changes,
+        ends=made.due.ends,
+        read=made.diffed.read,
+        facts=facts,
+        refusals=tuple(refusals),
+        basis=known.basis,
+        fingerprints={**mapped.fingerprints, "mark": _mark_fingerprint(made.opened)},
+        watermark=made.diffed.watermark,
+        read_rows=made.diffed.read if whole else checkpoint.read_rows if checkpoint else 0,
+        source_version=made.opened.description.version,
+        adopting=sync.first_run == "adopt" and known.basis.is_first,
+        payload=made.frozen.payload,
+        notes=(),
+        terms=Terms(
+            batch_rows=sync.batch.rows,
+            retry=sync.retry,
+            max_failed_rate=sync.guards.max_failed_rate,
+            resend_unknown=sync.delivery == "at_least_once",
+        ),
+    )
+    return replace(plan, notes=(*_notes(job, made, plan, unanswered), *_volatile(job, made, plan)))
 
 
-_KEY_REDEFINED = Refusal(
-    "IDENTITY_CHANGED",
-    "the key's columns or types are not those the rows were delivered under",
-    "--accept IDENTITY_CHANGED begins a new baseline: every row is sent, nothing is deleted",
-)
-
-
-def lay(
+def build_baseline(
     ledger: Ledger,
     workspace: Workspace,
-    directory: Path,
     base: str | None,
     layers: Sequence[LayerRow],
-    foreseen: Mapping[str, Outcome] = MappingProxyType({}),
+    resolved: Mapping[str, Outcome] = MappingProxyType({}),
 ) -> int:
-    """Lay the baseline that the ledger's files and answers make, as if the batches `foreseen` were answered
-    so; returns its rows."""
+    """Build the baseline that the ledger's files and answers make, as if the batches in `resolved` were
+    answered so; returns its rows."""
 
     def answers(run_id: str) -> list[BatchRow]:
         rows = ledger.batches(run_id)
-        return [replace(row, outcome=foreseen.get(row.batch_id, row.outcome)) for row in rows]
+        return [replace(row, outcome=resolved.get(row.batch_id, row.outcome)) for row in rows]
 
+    folder = workspace.directory
     parts = [
-        baseline.Layer(ledger.get_file(one.part, directory), one.started_at, answers(one.run_id))
+        baseline.Layer(ledger.get_file(one.part, folder), one.started_at, answers(one.run_id))
         for one in layers
     ]
-    return baseline.lay(workspace, ledger.get_file(base, directory) if base else None, parts)
-
-
-def _lay_other(ledger: Ledger, workspace: Workspace, directory: Path, sync: str, object: str) -> None:
-    """Lay the baseline of another sync. Its own run may go on meanwhile and put a new base in the place of
-    files that were just named: then they are named anew."""
-    while True:
-        checkpoint, layers = ledger.checkpoint(sync, object), ledger.layers(sync, object)
-        try:
-            lay(ledger, workspace, directory, checkpoint.base if checkpoint else None, layers)
-            return
-        except Exception:
-            if (ledger.checkpoint(sync, object), ledger.layers(sync, object)) == (checkpoint, layers):
-                raise
+    return baseline.lay(workspace, ledger.get_file(base, folder) if base else None, parts)
 
 
 def _newest(
     ledger: Ledger, checkpoint: Checkpoint | None, layers: Sequence[LayerRow]
 ) -> tuple[str, str] | None:
-    """The newest batch that the ledger knows as answered by this very object."""
     for layer in reversed(layers):
         done = [b for b in ledger.batches(layer.run_id) if b.attempts and b.outcome and b.outcome.arrived]
         if done:
@@ -497,10 +287,167 @@ def _newest(
     return checkpoint.newest if checkpoint else None
 
 
-@contextmanager
-def _closing(job: Job, field_map: FieldMap) -> Iterator[Destination[Any]]:
-    destination = job.lane(field_map.shape)
+def _load_external_ids(job: Job, workspace: Workspace) -> None:
+    """The ids that other syncs learnt, as the ledger knows them now, in a table for each of them."""
+    for sync, columns in {one.ref: len(one.by) for one in job.sync.refers_to.values()}.items():
+        assert sync is not None
+        _build_other_baseline(job.ledger, workspace, sync, job.references[sync])
+        workspace.run(
+            f"CREATE TABLE {mapping.external_ids(sync)} AS SELECT {mapping.external_ids_key(columns)} AS"
+            f' "retl key", ref AS "retl ref" FROM {baseline.BASELINE} WHERE ref IS NOT NULL'
+        )
+
+
+def _build_other_baseline(ledger: Ledger, workspace: Workspace, sync: str, target: str) -> None:
+    """Build the baseline of another sync. Its own run may put a new snapshot in the place of files that
+    were just named: then they are named once more."""
+    while True:
+        checkpoint, layers = ledger.checkpoint(sync, target), ledger.layers(sync, target)
+        try:
+            build_baseline(ledger, workspace, checkpoint.base if checkpoint else None, layers)
+            return
+        except Exception:
+            if (ledger.checkpoint(sync, target), ledger.layers(sync, target)) == (checkpoint, layers):
+                raise
+
+
+def _sample(destination: Destination[Any], run: Run, mapped: Mapped, workspace: Workspace) -> tuple[int, int]:
+    """How many confirmed keys the target was asked for, and how many it lacks."""
+    expires = mapped.capabilities.expires
+    alive = None if expires is None else run.started_at - timedelta(seconds=expires)
+    sample = change_set.sample(workspace, mapped.field_map, SAMPLE, alive)
+    if not len(sample):
+        return 0, 0
+    batch = Batch(sample, "delete", run.run_id, 0, 0, len(sample) - 1)
+    return len(sample), sum(row is None for row in destination.read(batch))
+
+
+def _choose_and_hash(
+    job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, workspace: Workspace
+) -> str | None:
+    """Hash the rows that the run is about; returns the watermark's next mark."""
+    field_map, chosen = frozen.mapped.field_map, job.options.selection
+    conditions = selection.chosen(workspace, field_map, chosen, job.options.variables)
+    mark = None
+    if opened.cursor is not None:
+        moved = _since(job, run, opened, frozen, known, workspace)
+        conditions.append(moved.condition)
+        mark = moved.next
+    in_part = not is_whole(job, opened)
+    hash_rows(workspace, frozen.mapped, " AND ".join(conditions) if in_part else None)
+    return mark
+
+
+def _since(
+    job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, workspace: Workspace
+) -> selection.Mark:
+    """Read from the mark on, unless rows behind it may be due for another reason than their cursor."""
+    assert opened.cursor is not None
+    mapped, checkpoint = frozen.mapped, known.basis.checkpoint
+    behind = (
+        job.options.selection.forced
+        or known.basis.restarts
+        or mapped.capabilities.expires is not None
+        or job.sync.write == "update_only"  # a key that was missing may be there now
+        or any(one.row_id for one in known.open_rejects)  # nobody knows under which key it is mended
+        or mapped.field_map.lookups  # an id may be another one, or there at last
+        or known.former.get("what") != mapped.fingerprints["what"]
+        or known.former.get("mark") != _mark_fingerprint(opened)
+    )
+    mark = checkpoint.watermark if checkpoint and not behind else None
+    unknown = workspace.run(f"SELECT key FROM {baseline.BASELINE} WHERE hash IS NULL")
+    due = [*(key for (key,) in unknown), *(reject.key for reject in known.open_rejects)]
+    return selection.since(workspace, mapped.field_map, opened.cursor, mark, due, run.started_at)
+
+
+def _mark_fingerprint(opened: Opened) -> str:
+    return f"{opened.cursor.column} {opened.cursor.column_type}" if opened.cursor else ""
+
+
+def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
+    """What the guards are asked about; `whole`: the mart was read as a whole."""
+    checkpoint, ends = made.known.basis.checkpoint, made.due.ends
+    new = sum(number for (op, _), number in ends.items() if op == "insert")
+    unusable = sum(number for (op, _), number in ends.items() if op == "none")
+    return Facts(
+        read=made.diffed.read,
+        total=made.frozen.total,
+        new_rejects=made.judged.new_rejects,
+        reject_codes=made.judged.reject_codes,
+        baseline_rows=made.known.baseline_rows,
+        deletes=made.due.changes.counts.get("delete", 0),
+        deletes_on=job.sync.deletes.how != "keep",
+        full_read=whole,
+        last_read=checkpoint.read_rows if checkpoint else None,
+        inserts=ends.get(("insert", None), 0),
+        matched=made.diffed.read - unusable - new,
+        sampled=made.asked.sampled,
+        lost=made.asked.lost,
+        failed_checks=made.frozen.failed_checks,
+        allow_deletes=job.options.allow_deletes,
+        build=made.opened.description.health,
+        max_age=job.source.max_age,
+        now=run.started_at,
+    )
+
+
+def _redefined(known: Known) -> Iterator[Refusal]:
+    if known.basis.restarts:
+        yield Refusal(
+            "IDENTITY_CHANGED",
+            "the key's columns or types are not those the rows were delivered under",
+            "--accept IDENTITY_CHANGED begins a new baseline: every row is sent, nothing is deleted",
+        )
+
+
+def _orphans(job: Job, mapped: Mapped, known: Known) -> Iterator[Refusal]:
+    """Is this a new name for a sync whose state is still there?"""
+    if not known.basis.is_first or not job.siblings:
+        return
+    for former in job.ledger.checkpoints_on(mapped.capabilities.object):
+        if former.sync not in job.siblings:
+            yield Refusal(
+                "ORPHANED_STATE",
+                f"sync {former.sync!r}, which is no more, delivered to this object: a renamed sync?",
+                f"`retl state mv {former.sync} {job.sync.name}` carries its state on; --accept ORPHANED_STATE"
+                " begins anew",
+            )
+
+
+def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
+    """What a reader of the plan should know."""
+    withheld = plan.ends.get(("delete", "not_attempted"), 0)
+    notes = {
+        "what is sent changed (fields, types, transforms or formats): every row is sent once": (
+            made.known.differs(made.frozen.mapped, "what")
+        ),
+        f"a dead run left {unanswered} rows unanswered: a run resolves them first, which may change these"
+        " numbers": unanswered > 0,
+        "the target lost rows that expire: every row is sent again": made.asked.emptied,
+        "this account may not write here: a run with it would fail": made.asked.readonly,
+        f"{withheld} deletes wait: a row without a usable key may be one of them": withheld > 0,
+        "delivery is at_least_once: after a crash a row may arrive twice": (
+            not plan.capabilities.idempotent and job.sync.delivery == "at_least_once"
+        ),
+        f"{job.target.kind} is a {PREVIEW}": job.target.destination.is_preview,
+    }
+    yield from (note for note, holds in notes.items() if holds)
+    if plan.facts.build is not None:
+        yield from dbt.notes(plan.facts.build)
+
+
+def _volatile(job: Job, made: Made, plan: Plan) -> Sequence[str]:
+    """If nearly every row is an update, though nothing but the mart changed: which field is the reason?"""
+    updates = plan.changes.counts.get("update", 0)
+    reshaped = made.known.former.get("what") != plan.fingerprints["what"]
+    readable = made.asked.asked and plan.capabilities.readable and not made.diffed.strategy.everything
+    if plan.refusals or reshaped or not readable or not volatile.is_suspect(updates, plan.read):
+        return []
+    last = min(volatile.SAMPLE, len(plan.changes) - plan.changes.counts.get("delete", 0)) - 1
+    batch = Batch(plan.changes, job.sync.write, plan.run.run_id, 0, 0, last)
     try:
-        yield destination
-    finally:
-        destination.close()
+        with closing(job.lane(plan.field_map.shape)) as destination:
+            names = volatile.fields(destination, batch)
+    except TargetError:  # a note is no reason to fail: the guards have judged already
+        return []
+    return [volatile.note(names, updates, plan.read)] if names else []

@@ -1,54 +1,105 @@
-"""What dead runs left open: batches that were sent, or might have been, and were never acknowledged.
+"""Recovery: the batches that dead runs left open. They were sent, or might have been, without an answer.
 
-It says which of them a run asks after. Asking itself is the destination's: `settle`, which may act, in a
-run; `foresee`, which only reads, in a dry one.
+It comes before planning and stands for itself: the baseline that planning builds has its answers. A run
+resolves, which may act; a dry run only looks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
-from pathlib import Path
+from contextlib import closing
+from dataclasses import dataclass
 
-from retl.destinations.batch import Batch, Capabilities
-from retl.engine import changes
-from retl.engine.mapping import FieldMap
+from retl.delivery.lanes import Delivery
+from retl.destinations.batch import UNKNOWN, Batch, Outcome
+from retl.engine import change_set
+from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
-from retl.ledger import BatchRow, LayerRow, Ledger
+from retl.errors import Systemic
+from retl.ledger import Acknowledgement, BatchRow, LayerRow, Ledger
+from retl.observe import log
+from retl.run.job import Job
+from retl.run.mart import Mapped
 
 
-def unanswered(
-    ledger: Ledger, sync: str, capabilities: Capabilities, now: datetime
-) -> Iterator[tuple[LayerRow, Sequence[BatchRow]]]:
-    """The batches that are worth asking after, per run: all where the target keeps evidence or honours a key
-    (the same bytes, under the same key), else those it works on under a handle. Evidence is sought inside
+@dataclass(frozen=True)
+class Found:
+    """What looking told: outcomes by batch id, and the rows of the batches that only a run can resolve."""
+
+    outcomes: dict[str, Outcome]
+    unanswered: int
+
+
+def abandon_dead_runs(ledger: Ledger, sync: str, run_id: str, epoch: int) -> None:
+    """Whoever holds the lock knows that every other RUNNING run of the sync is dead."""
+    for dead in ledger.dead_runs(sync):
+        if dead.run_id != run_id:
+            ledger.abandon(dead.run_id, epoch)
+            log.event("run_abandoned", dead=dead.run_id)
+
+
+def resolve(job: Job, run: Run, mapped: Mapped, workspace: Workspace, delivery: Delivery, epoch: int) -> None:
+    """Learn what became of dead runs' open batches, where that can be known, and record it."""
+    for layer, rows in _open(job, run, mapped):
+        with closing(job.lane(mapped.field_map.shape)) as destination:
+            for row, batch in _batches(job.ledger, mapped, workspace, layer, rows, epoch):
+                log.event("batch_settling", batch=row.batch_id)
+                outcome = delivery.resolve(destination, batch, row.handle)
+                log.event("batch_settled", batch=row.batch_id, level="debug")
+                if outcome != Outcome(UNKNOWN):
+                    answer = Acknowledgement(row.batch_id, outcome, row.attempts + 1, None, None)
+                    job.ledger.acknowledge(layer.run_id, epoch, [answer])
+
+
+def look(job: Job, run: Run, mapped: Mapped, workspace: Workspace) -> Found:
+    """What `resolve` would learn, as far as reading alone can tell."""
+    found = Found({}, 0)
+    for layer, rows in _open(job, run, mapped):
+        with closing(job.lane(mapped.field_map.shape)) as destination:
+            for row, batch in _batches(job.ledger, mapped, workspace, layer, rows, epoch=0):
+                try:
+                    outcome = destination.resolve(batch, row.handle, act=False)
+                except Systemic:  # a right to look that this account lacks
+                    outcome = Outcome(UNKNOWN)
+                if isinstance(outcome, Outcome) and outcome != Outcome(UNKNOWN):
+                    found.outcomes[row.batch_id] = outcome
+                else:
+                    found = Found(found.outcomes, found.unanswered + len(batch))
+    return found
+
+
+def _open(job: Job, run: Run, mapped: Mapped) -> Iterator[tuple[LayerRow, Sequence[BatchRow]]]:
+    """The open batches that can be resolved, per run: all where the target keeps evidence or honours a key
+    (the same bytes under the same key), else those it works on under a handle. Evidence is sought inside
     the vendor's window; outside it they stay in doubt."""
+    capabilities, ledger = mapped.capabilities, job.ledger
     window = capabilities.key_window
-    for layer in ledger.layers(sync, capabilities.object):
-        late = window is not None and (now - layer.started_at).total_seconds() >= window
-        every = (capabilities.settles or window is not None) and not late
+    for layer in ledger.layers(job.sync.name, capabilities.object):
+        late = window is not None and (run.started_at - layer.started_at).total_seconds() >= window
+        every = (capabilities.resolves or window is not None) and not late
         rows = [row for row in ledger.batches(layer.run_id) if row.status == "open"]
-        rows = [row for row in rows if every or row.handle is not None]  # a job is asked after at any age
+        rows = [row for row in rows if every or row.handle is not None]  # a job can be asked at any age
         if rows:
             yield layer, rows
 
 
-def batches(
+def _batches(
     ledger: Ledger,
+    mapped: Mapped,
     workspace: Workspace,
-    field_map: FieldMap,
-    directory: Path,
     layer: LayerRow,
     rows: Sequence[BatchRow],
     epoch: int,
 ) -> Iterator[tuple[BatchRow, Batch]]:
-    """These batches of a dead run as a destination takes them: keys, and the bytes that were minted."""
-    part = changes.from_part(workspace, field_map, ledger.get_file(layer.part, directory), directory)
+    """These batches of a dead run as a destination takes them: keys, and the prepared requests."""
+    delta = change_set.from_delta(
+        workspace, mapped.field_map, ledger.get_file(layer.part, workspace.directory)
+    )
     for row in rows:
         yield (
             row,
             Batch(
-                part,
+                delta,
                 row.operation,
                 layer.run_id,
                 epoch,

@@ -10,33 +10,31 @@ import getpass
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from retl import __version__
-from retl.delivery.failure_rate import FailureRate
-from retl.delivery.lanes import Answered, Delivery, minted
+from retl.delivery.lanes import Answered, Delivery, prepared
 from retl.destinations.api import Destination
-from retl.destinations.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
-from retl.engine.changes import DELETES, FRESH, OWED
-from retl.engine.mapping import FieldMap, Run
+from retl.destinations.batch import KEPT, Batch, Capabilities, Kind, Outcome, Visit
+from retl.engine import hash
+from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
 from retl.errors import Failure, Later, Mismatch, RetlError, Stopped, Unavailable
-from retl.ledger import Acknowledgement, Checkpoint, Lock, RejectChanges, RunEnd, RunStart
+from retl.ledger import Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.observe import log
-from retl.observe.signals import Stop
 from retl.observe.summary import REJECTS_SHOWN, Counts, Summary, described
-from retl.run import checkpoint as checkpoints
-from retl.run import recovery
+from retl.run import checkpoint, counts, recovery
 from retl.run.counts import Account
+from retl.run.drain import drain
 from retl.run.job import Clock, Job
 from retl.run.journal import RunJournal
+from retl.run.mart import Mapped
 from retl.run.plan import Plan
 
-ROOM_MADE = frozenset({"23505", "23503", "23P01"})  # refusals that a later delete may have cured
 EXAMPLES_KEPT = 100  # rejects kept with the run itself
 
 
@@ -49,13 +47,11 @@ def new_run(job: Job) -> Run:
 class Execution:
     """The steps of one run, and everything they leave behind."""
 
-    def __init__(self, job: Job, run: Run, lock: Lock, clock: Clock, directory: Path) -> None:
-        self.job, self.run, self.lock, self.clock = job, run, lock, clock
-        self.directory = directory
+    def __init__(self, job: Job, run: Run, lock: Lock, clock: Clock, workspace: Workspace) -> None:
+        self.job, self.run, self.lock, self.clock, self.workspace = job, run, lock, clock, workspace
         self.plan: Plan | None = None
         self.journal = RunJournal(job.ledger, lock, run.run_id, every=False)
         self.delivery: Delivery | None = None
-        self.bytes = 0
 
     def begin(self) -> None:
         """The RUNNING row: durable before anything else happens."""
@@ -88,114 +84,88 @@ class Execution:
             "run_started", object=job.object, correlation_id=job.correlation_id, seconds=round(so_far, 3)
         )
 
-    def abandon_dead_runs(self) -> None:
-        """We hold the lock, so whatever still says RUNNING is dead."""
-        for dead in self.job.ledger.dead_runs(self.job.sync.name):
-            if dead.run_id != self.run.run_id:
-                self.job.ledger.abandon(dead.run_id, self.lock.epoch)
-                log.event("run_abandoned", dead=dead.run_id)
-
-    def settle(self, field_map: FieldMap, destination: Destination[Any], workspace: Workspace) -> None:
-        """Learn what became of dead runs' open batches, where that is to be known."""
-        ledger, name, epoch = self.job.ledger, self.job.sync.name, self.lock.epoch
-        capabilities = destination.capabilities
-        for layer, rows in recovery.unanswered(ledger, name, capabilities, self.run.started_at):
-            delivery = self._delivery(destination, every=True)
-            found = recovery.batches(ledger, workspace, field_map, self.directory, layer, rows, epoch)
-            for row, batch in found:
-                log.event("batch_settling", batch=row.batch_id)
-                outcome = delivery.settle(destination, batch, row.handle)
-                log.event("batch_settled", batch=row.batch_id, level="debug")
-                if outcome != Outcome(UNKNOWN):
-                    answer = Acknowledgement(row.batch_id, outcome, row.attempts + 1, None, None)
-                    ledger.acknowledge(layer.run_id, epoch, [answer])
+    def recover(self, mapped: Mapped, workspace: Workspace) -> recovery.Found:
+        """Resolve what dead runs left open."""
+        delivery = self._delivery(
+            mapped.capabilities, every=True, lane=lambda: self.job.lane(mapped.field_map.shape)
+        )
+        recovery.resolve(self.job, self.run, mapped, workspace, delivery, self.lock.epoch)
+        return recovery.Found({}, 0)
 
     def prepare(self) -> None:
         """What `create` and the promises need in the target; only where something will be written."""
         plan = self._planned()
-        if plan.forgets and not len(plan.change_set):
+        if plan.basis.restarts and not len(plan.changes):
             self.job.ledger.forget(self.job.sync.name, plan.capabilities.object, self.lock.epoch)
-        if plan.adopting or not (len(plan.change_set) or plan.checkpoint is None):
+        if plan.adopting or not (len(plan.changes) or plan.basis.checkpoint is None):
             return
-        destination = self._destination()
-        try:
-            destination.prepare(self.lock.epoch)
-        finally:
-            destination.close()
+        with closing(self._lane()) as destination:
+            destination.prepare(Visit(self.run.run_id, self.lock.epoch, plan.basis.newest, exclusive=True))
         log.event("target_prepared")
 
     def deliver(self) -> None:
-        """The change set, phase by phase; deletes last, and only if nothing is in doubt or waiting."""
-        plan = self._planned()
-        if not len(plan.change_set):
+        """The change set: durable as a delta first, then drained, or taken as delivered."""
+        plan, ledger = self._planned(), self.job.ledger
+        if not len(plan.changes):
             return
         if plan.payload is None:
-            plan.workspace.run("DROP TABLE mart")  # the change set has its rows, and wants the memory
+            hash.release(self.workspace)
         name = f"{self.run.run_id}.part.parquet"
-        plan.change_set.write_part(self.directory / name)
-        self.job.ledger.put_file(name, self.directory / name)
+        plan.changes.write_part(self.workspace.directory / name)
+        ledger.put_file(name, self.workspace.directory / name)
         if plan.adopting:
-            self._adopt()  # before the part counts: rows that a killed run did not adopt would be sent
-        anew = plan.capabilities.object if plan.forgets else None
-        self.job.ledger.record_part(
-            self.run.run_id, self.lock.epoch, name, len(plan.change_set), plan.fingerprints, anew=anew
+            self._adopt()  # before the delta counts: rows that a killed run did not adopt would be sent
+        anew = plan.capabilities.object if plan.basis.restarts else None
+        ledger.record_part(
+            self.run.run_id, self.lock.epoch, name, len(plan.changes), plan.fingerprints, anew=anew
         )
         log.event("part_written")
         if plan.adopting:
             return
-        delivery = self.delivery = self._delivery(None, every=minted(plan.capabilities))
+        self.delivery = self._delivery(plan.capabilities, every=prepared(plan.capabilities), lane=self._lane)
         try:
-            failure_rate = FailureRate(self.job.sync.guards.max_failed_rate)
-            delivery.drain(self._batches(FRESH), failure_rate)
-            delivery.drain(self._batches(OWED))  # refused before: what they meet is no news
-            doubtful = delivery.count(Kind.UNKNOWN) or delivery.count(Kind.RETRY)
-            if not doubtful:
-                delivery.drain(self._batches(DELETES), failure_rate)
-                if plan.change_set.counts.get("delete") and plan.capabilities.idempotent:
-                    delivery.retry_after_deletes(ROOM_MADE)
+            drain(plan, self.delivery, self.lock.epoch)
         finally:
-            delivery.close()
+            self.delivery.close()
 
     def commit(self) -> Summary:
-        """One ledger transaction: the run's part joins the baseline, checkpoint, status."""
-        plan = self._planned()
+        """One ledger transaction: the run's delta joins the baseline, checkpoint, status."""
+        plan, job = self._planned(), self.job
         with self.clock.phase("commit"):
-            counts = self._account.counts()
-            error = self._unfinished(counts)
-            status = "FAILED" if error else "SUCCESS_WITH_REJECTS" if self._has_rejects(counts) else "SUCCESS"
-            checkpoint = (
-                None
-                if error
-                else checkpoints.make(
-                    self.job, plan, self.run, self.lock.epoch, self._answered, self.directory
+            numbers = self._account.counts()
+            error = self._unfinished(numbers)
+            rejected = numbers.rejected or numbers.deletes.rejected
+            status = "FAILED" if error else "SUCCESS_WITH_REJECTS" if rejected else "SUCCESS"
+            made = None
+            if error is None:
+                made = checkpoint.make(
+                    job.ledger, job.sync.name, plan, self.workspace, self.lock.epoch, self._answered
                 )
-            )
             reject_changes = self._rejects()
             log.event("committing")
-            self.job.ledger.unblock(self.job.target.connection)
-            self._finish(status, counts, checkpoint, reject_changes, error)
-            if checkpoint is not None:
-                self.job.ledger.tidy(self.job.sync.name)
-        return self._summary(status, error.exit_code if error else 0, counts, error)
+            job.ledger.unblock(job.target.connection)
+            self._finish(status, numbers, made, reject_changes, error)
+            if made is not None:
+                job.ledger.tidy(job.sync.name)
+        return self._summary(status, error.exit_code if error else 0, numbers, error)
 
     def refuse(self) -> Summary:
         """A guard spoke: nothing was written, and the ledger keeps the counts and examples."""
         plan = self._planned()
-        counts = plan.held_back()
+        numbers = counts.if_refused(plan)
         first = plan.refusals[0]
         problem = Mismatch(first.code, first.message, hint=first.hint)
-        self._finish("REFUSED", counts, None, RejectChanges(retain=self._retain), problem)
-        return self._summary("REFUSED", problem.exit_code, counts, problem)
+        self._finish("REFUSED", numbers, None, RejectChanges(retain=self._retain), problem)
+        return self._summary("REFUSED", problem.exit_code, numbers, problem)
 
     def fail(self, problem: RetlError) -> Summary:
         """Stopped before the end: what was delivered stays delivered and is known."""
-        counts = Counts()
+        numbers = Counts()
         rejects = RejectChanges(retain=self._retain)
         if self.plan is not None:
-            self.plan.workspace.unstoppable()
+            self.workspace.unstoppable()
         if self.plan is not None and not isinstance(problem, Mismatch):
-            self.plan.workspace.stop = Stop()  # the request is being obeyed: the accounts may still be made
-            counts = self._account.counts()
+            numbers = self._account.counts()
             rejects = self._rejects() if self.delivery is not None else rejects
         status = (
             "INTERRUPTED"
@@ -209,24 +179,25 @@ class Execution:
         if isinstance(problem, Unavailable):
             failures = self.job.sync.retry.attempts
             self.job.ledger.count_failures(self.job.target.connection, failures, problem.code)
-        self._finish(status, counts, None, rejects, problem)
-        return self._summary(status, problem.exit_code, counts, problem)
+        self._finish(status, numbers, None, rejects, problem)
+        return self._summary(status, problem.exit_code, numbers, problem)
 
     def _planned(self) -> Plan:
         assert self.plan is not None
         return self.plan
 
-    def _destination(self) -> Destination[Any]:
+    def _lane(self) -> Destination[Any]:
         return self.job.lane(self._planned().field_map.shape)
 
-    def _delivery(self, destination: Destination[Any] | None, *, every: bool) -> Delivery:
+    def _delivery(
+        self, capabilities: Capabilities, lane: Callable[[], Destination[Any]], *, every: bool
+    ) -> Delivery:
         job = self.job
         self.journal.every = every
-        capabilities = destination.capabilities if destination else self._planned().capabilities
         if job.target.destination.paced:
             capabilities = replace(capabilities, lanes=min(capabilities.lanes, job.pace.concurrency or 1))
         return Delivery(
-            lane=self._destination,
+            lane=lane,
             capabilities=capabilities,
             journal=self.journal,
             pace=job.pace,
@@ -235,44 +206,18 @@ class Execution:
             resend_unknown=job.sync.delivery == "at_least_once",
         )
 
-    def _batches(self, phase: int) -> Iterator[Batch]:
-        plan = self._planned()
-        operation: Operation = "delete" if phase == DELETES else self.job.sync.write
-        most = plan.capabilities.max_rows
-        if phase == DELETES:
-            most = plan.capabilities.max_deletes or most
-        size = min(self.job.sync.batch.rows, most or self.job.sync.batch.rows)
-        new = not plan.change_set.counts.keys() - {"insert", "delete"}
-        for first, last in plan.change_set.cut(phase, size):
-            yield Batch(
-                plan.change_set,
-                operation,
-                self.run.run_id,
-                self.lock.epoch,
-                first,
-                last,
-                self.run.started_at.isoformat(),
-                new=new,
-            )
-
     def _adopt(self) -> None:
         """Take the mart as delivered: every row confirmed, nothing sent, nothing ours to delete."""
         plan = self._planned()
-        batch = Batch(
-            plan.change_set,
-            self.job.sync.write,
-            self.run.run_id,
-            self.lock.epoch,
-            0,
-            len(plan.change_set) - 1,
-        )
+        last = len(plan.changes) - 1
+        batch = Batch(plan.changes, self.job.sync.write, self.run.run_id, self.lock.epoch, 0, last)
         self.journal.open([batch])
         self.journal.acknowledge(Answered(batch, Outcome(KEPT), attempts=0))
         self.journal.flush()
 
-    def _unfinished(self, counts: Counts) -> Failure | None:
+    def _unfinished(self, numbers: Counts) -> Failure | None:
         """Why a run that reached its end is no success."""
-        if doubtful := counts.in_doubt + counts.deletes.in_doubt:
+        if doubtful := numbers.in_doubt + numbers.deletes.in_doubt:
             return Failure(
                 "IN_DOUBT",
                 f"{doubtful} rows got no answer: nobody knows whether they arrived",
@@ -293,10 +238,7 @@ class Execution:
     @cached_property
     def _account(self) -> Account:
         """Of all answers: asked for first when there will be no more of them."""
-        return Account(self._planned(), self._answered)
-
-    def _checkpoint(self, plan: Plan) -> Checkpoint:
-        return checkpoints.make(self.job, plan, self.run, self.lock.epoch, self._answered, self.directory)
+        return Account(self._planned(), self.workspace, self._answered)
 
     @property
     def _retain(self) -> float | None:
@@ -309,21 +251,18 @@ class Execution:
         found = self._account.reject_changes(former, self.job.options.selection)
         return replace(found, retain=self._retain)
 
-    def _has_rejects(self, counts: Counts) -> bool:
-        return bool(counts.rejected or counts.deletes.rejected)
-
     def _finish(
         self,
         status: str,
-        counts: Counts,
+        numbers: Counts,
         checkpoint: Checkpoint | None,
         rejects: RejectChanges,
         problem: RetlError | None,
     ) -> None:
-        counts.check()
+        numbers.check()
         guards = self._guards(problem)
-        numbers = {
-            **asdict(counts),
+        counted = {
+            **asdict(numbers),
             **self._effort(),
             "rejects": self._account.examples(EXAMPLES_KEPT) if self.plan else [],
         }
@@ -332,7 +271,7 @@ class Execution:
                 run_id=self.run.run_id,
                 epoch=self.lock.epoch,
                 status=status,
-                counts=numbers,
+                counts=counted,
                 phases=self.clock.so_far(),
                 guards=guards,
                 error=described(problem) if problem else None,
@@ -345,7 +284,7 @@ class Execution:
             status=status,
             exit_code=problem.exit_code if problem else 0,
             code=problem.code if problem else None,
-            counts={**asdict(counts), **self._effort()},
+            counts={**asdict(numbers), **self._effort()},
         )
 
     def _guards(self, problem: RetlError | None) -> list[dict[str, Any]]:
@@ -358,17 +297,17 @@ class Execution:
         return {
             "batches": sum(1 for one in answered if one.attempts),
             "retries": self.delivery.retries if self.delivery else 0,
-            "bytes": self.bytes,
+            "bytes": 0,
         }
 
-    def _summary(self, status: str, code: int, counts: Counts, problem: RetlError | None) -> Summary:
+    def _summary(self, status: str, code: int, numbers: Counts, problem: RetlError | None) -> Summary:
         effort = self._effort()
         return Summary(
             self.job.sync.name,
             self.run.run_id,
             status,
             code,
-            counts=counts,
+            counts=numbers,
             seconds=sum(self.clock.phases.values()),
             phases=self.clock.phases,
             rejects=self._account.examples(REJECTS_SHOWN) if self.plan else (),

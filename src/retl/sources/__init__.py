@@ -1,1 +1,34 @@
-"""Marts: each kind becomes a SELECT that DuckDB can answer, is read once, and let go."""
+"""All sources: a file here is a source type."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+from typing import Any
+
+from retl.errors import DefinitionError
+from retl.sources.api import Source
+
+_SHARED = {"api", "dbt"}  # not types
+
+
+def names() -> list[str]:
+    """The types of sources."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED)
+
+
+def load(type_name: str) -> type[Source[Any]]:
+    """The class of a type. DefinitionError SOURCE_UNKNOWN if there is none."""
+    if type_name not in names():
+        raise DefinitionError(
+            "SOURCE_UNKNOWN",
+            f"there is no source type {type_name!r}",
+            hint=f"known types: {', '.join(names())}",
+        )
+    module = import_module(f"{__name__}.{type_name}")
+    (found,) = (
+        thing
+        for thing in vars(module).values()
+        if isinstance(thing, type) and issubclass(thing, Source) and thing.__module__ == module.__name__
+    )
+    return found

@@ -24,14 +24,15 @@ from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch
 from retl.observe.signals import Stop
 from retl.project import yamlfile
-from retl.project.definitions import SYNC_NAME, Sync, Warehouse
+from retl.project.definitions import SYNC_NAME, Source, Sync, Warehouse
 from retl.project.fields import problems
 from retl.project.settings import DEFAULT_CONNECTIONS, Environment, Settings, read
 from retl.project.validation import each, validate
 from retl.project.variables import fill
 from retl.sources import dbt
-from retl.sources import duckdb as mart
+from retl.sources.api import Invocation
 from retl.sources.dbt import Manifest, Node
+from retl.sources.duckdb import DuckDB
 from retl.values.types import of_duckdb
 
 _OURS = {"sync", "model", "key", "max_age", "destination"}  # of meta.retl, besides what a sync file has
@@ -148,24 +149,21 @@ def _syncs(
 ) -> dict[str, str]:
     """The text of every sync that is valid, by name."""
     texts: dict[str, str] = {}
-    with private_directory() as directory:
-        workspace = Workspace(directory, Stop())
-        try:
-            mart.attach(workspace, warehouse, folder)
-            for wish in wishes:
-                try:
-                    if wish.name in texts:
-                        raise DefinitionError("SYNC_TWICE", "another mart's sync has this name: say `sync`")
-                    name = dbt.name_of(manifest, wish.model)
-                    wanted = mart.Query(f"SELECT * FROM {dbt.relation(warehouse, folder, name)}", {}, name)
-                    text = _text(wish, name, manifest.tests(wish.model), mart.columns(workspace, wanted))
-                    _prove(folder, wish.name, text)
-                    texts[wish.name] = text
-                except (DefinitionError, Mismatch) as problem:
-                    errors = each(problem) if isinstance(problem, DefinitionError) else (problem,)
-                    found.left_out.append((wish.name, "; ".join(one.message for one in errors)))
-        finally:
-            workspace.close()
+    with private_directory() as directory, Workspace(directory, Stop()) as workspace:
+        for wish in wishes:
+            try:
+                if wish.name in texts:
+                    raise DefinitionError("SYNC_TWICE", "another mart's sync has this name: say `sync`")
+                name = dbt.name_of(manifest, wish.model)
+                source = DuckDB(warehouse, Source(dbt=name), Invocation(folder, {}))
+                with source.open(workspace) as snapshot:
+                    columns = snapshot.description.columns
+                text = _text(wish, name, manifest.tests(wish.model), columns)
+                _prove(folder, wish.name, text)
+                texts[wish.name] = text
+            except (DefinitionError, Mismatch) as problem:
+                errors = each(problem) if isinstance(problem, DefinitionError) else (problem,)
+                found.left_out.append((wish.name, "; ".join(one.message for one in errors)))
     return texts
 
 

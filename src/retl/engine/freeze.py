@@ -1,0 +1,104 @@
+"""Freeze: the rows of a snapshot, read once into a table of the workspace.
+
+A source describes its rows as a relation: SQL over what it attached, a stream of Arrow batches, or JSON
+lines. Freezing reads the relation to its end. After that nobody needs the source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from retl.contract.judge import MISFIT, Contract, Verdict
+from retl.engine.sql_text import Query, drift
+from retl.engine.workspace import NAME, Workspace
+from retl.values import storage
+from retl.values.sql import quoted
+
+FROZEN = "frozen"  # "retl row" (counts from 0), then the columns of the mart
+UNEDITED = "unedited"  # the same before a contract edited the rows, if the run needs them
+_EDITED_AT_ONCE = 10_000  # rows that are Python objects at a time
+
+
+@dataclass(frozen=True)
+class Sql:
+    """Rows as one SELECT that the workspace can run."""
+
+    query: Query
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """Rows as an object with an Arrow C stream (`__arrow_c_stream__`), readable once."""
+
+    stream: Any
+    origin: str
+
+
+Relation = Sql | Arrow
+
+
+def freeze(workspace: Workspace, relation: Relation, columns: Mapping[str, str]) -> int:
+    """Read these columns (name → DuckDB type) into FROZEN; returns the number of rows.
+
+    A collation of the mart stays behind: under NOCASE two keys would be one. Mismatch SOURCE_DRIFT where a
+    column is gone, SourceError where the rows cannot be read."""
+    listed = ", ".join(
+        f'{quoted(name)} COLLATE "C" AS {quoted(name)}'
+        if kind.startswith("VARCHAR") and "[" not in kind
+        else quoted(name)
+        for name, kind in columns.items()
+    )
+    if isinstance(relation, Sql):
+        query = relation.query
+        rows = f"({query.sql}\n)"
+    else:
+        query = Query("", {}, relation.origin)
+        rows = "retl_stream"
+        workspace.con.register(rows, relation.stream)
+    try:
+        workspace.run(
+            f"CREATE TABLE {NAME}.main.{FROZEN} AS"
+            f' SELECT row_number() OVER () - 1 AS "retl row", {listed} FROM {rows}',
+            query.parameters,
+        )
+    except duckdb.Error as problem:
+        raise drift(query, problem) from problem
+    count: int = workspace.one(f"SELECT count(*) FROM {NAME}.main.{FROZEN}")[0]
+    return count
+
+
+def edit(workspace: Workspace, judged: Contract, *, keep: bool) -> tuple[Contract, list[tuple[Any, ...]]]:
+    """Where the contract may edit, every row passes through the model before it is hashed: FROZEN becomes
+    the model's values. Returns the contract of the new columns, and the rows that the model rejected as
+    (row, stage, code, reason, column). With `keep` the rows stay in UNEDITED as they were."""
+    names = list(judged.columns)
+    types = {name: storage.storage_type(rule.type) for name, rule in judged.columns.items()}
+    rejected: list[tuple[Any, ...]] = []
+
+    def edited() -> Iterator[tuple[Any, ...]]:
+        for chunk in workspace.chunks(f'SELECT {judged.select()}, "retl row" FROM {FROZEN}', _EDITED_AT_ONCE):
+            rows = [dict(zip((*names, MISFIT), row, strict=False)) for row in chunk]
+            for (*_, number), row, verdict in zip(chunk, rows, judged.judge_and_edit(rows), strict=True):
+                if isinstance(verdict, Verdict):
+                    rejected.append((number, "contract", verdict.code, verdict.reason, verdict.column))
+                after = verdict if isinstance(verdict, dict) else row
+                yield (number, *(_as_text(after[name]) for name in names))
+
+    workspace.load("edited", {"retl row": "BIGINT", **types}, edited(), lenient=True)
+    workspace.run(f"ALTER TABLE {FROZEN} RENAME TO {UNEDITED}" if keep else f"DROP TABLE {FROZEN}")
+    workspace.run(f"ALTER TABLE edited RENAME TO {FROZEN}")
+    return judged.over({name: types[name] for name in names}), rejected
+
+
+def release(workspace: Workspace) -> None:
+    """Drop FROZEN: whoever read it has what it needs."""
+    workspace.run(f"DROP TABLE {FROZEN}")
+
+
+def _as_text(value: Any) -> Any:
+    return json.dumps(value, default=str) if isinstance(value, list | dict) else value

@@ -1,0 +1,162 @@
+"""Judge: which candidates may not leave, and why. Keys, the contract, and ids that are not known yet.
+
+A rejected candidate stays in CANDIDATES with the ending `rejected` and gets its reason in REJECTS. No
+reason holds a value of the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from retl.contract.judge import MISFIT, Contract
+from retl.engine.diff import CANDIDATES, UPSERTS
+from retl.engine.hash import KEY_FAULTS, MART, ROWS
+from retl.engine.mapping import FieldMap, Lookup
+from retl.engine.workspace import Workspace
+from retl.values.phone import REASON
+from retl.values.sql import literal, quoted
+
+REJECTS = "rejects"  # row, key, row_id, hash, stage, code, reason, col
+STANDING = "standing"  # key: the previously rejected keys that the mart still has
+_VERDICTS = "verdicts"
+_VERDICT = {"row": "BIGINT", "stage": "VARCHAR", "code": "VARCHAR", "reason": "VARCHAR", "col": "VARCHAR"}
+_JUDGED_AT_ONCE = 10_000  # rows that are Python objects at a time
+_DUE = f"ending IS NULL AND op IN {UPSERTS}"
+
+
+@dataclass(frozen=True)
+class Reject:
+    """One row that will not be delivered, with its reason (which holds no row values). Where the key does
+    not say which row it is, it is '' and `row_id` does; `row` is its number in the mart."""
+
+    key: str
+    row_id: str
+    hash: str | None
+    stage: Literal["key", "contract", "ref", "target"]
+    code: str
+    reason: str
+    column: str | None = None
+    row: int | None = None
+
+
+def judge(
+    workspace: Workspace, judged: Contract, key: Sequence[str], edited: Sequence[tuple[Any, ...]] = ()
+) -> None:
+    """Let Pydantic decide the due candidates that the prefilter did not clear, and make REJECTS of them and
+    of the key faults. `key` names the key's columns in the mart; `edited` are the rejects of a contract
+    that has seen every row already."""
+    workspace.load(_VERDICTS, _VERDICT, edited if judged.edits else _rejected(workspace, judged))
+    if workspace.run(f"SELECT 1 FROM {ROWS} WHERE unread IS NOT NULL LIMIT 1"):
+        workspace.run(
+            f"INSERT INTO {_VERDICTS} SELECT r.row, 'contract', 'NO_PHONE', {literal(REASON)}, r.unread"
+            f" FROM {ROWS} r JOIN {CANDIDATES} c USING (row) WHERE r.unread IS NOT NULL AND {_DUE}"
+            f" AND r.row NOT IN (SELECT row FROM {_VERDICTS})"
+        )
+    _make_rejects(workspace, key)
+    _end(workspace, f"row IN (SELECT row FROM {_VERDICTS})", "rejected")
+
+
+def reject_missing(workspace: Workspace, field_map: FieldMap) -> None:
+    """Reject the due candidates that need an external id of another sync's row which is not known yet."""
+    for lookup in field_map.lookups:
+        _reject_missing(workspace, lookup)
+
+
+def hold_deletes(workspace: Workspace, *, by_ref: bool) -> None:
+    """Which deletes wait: all of them while the mart has a row without a usable key, since that row might be
+    any of the missing ones; and with `by_ref` those whose external id is not known, which are rejects."""
+    if workspace.one(f"SELECT count(*) FROM {ROWS} WHERE fault <> 'KEY_DUPLICATE'")[0]:
+        _end(workspace, "op = 'delete' AND ending IS NULL", "not_attempted")
+    elif by_ref:
+        unnamed = "op = 'delete' AND ending IS NULL AND ref IS NULL"
+        workspace.run(
+            f"INSERT INTO {REJECTS} SELECT NULL, key, '', NULL, 'ref', 'REF_UNKNOWN',"
+            f" 'the external id of this row is not known', NULL FROM {CANDIDATES} WHERE {unnamed}"
+        )
+        _end(workspace, unnamed, "rejected")
+
+
+def find_standing(workspace: Workspace, keys: Iterable[str]) -> None:
+    """Make STANDING: those of the keys that the mart has. It is asked for when the mart is gone."""
+    workspace.load(STANDING, {"key": "VARCHAR"}, ((key,) for key in keys))
+    workspace.run(f"DELETE FROM {STANDING} WHERE key NOT IN (SELECT key FROM {ROWS} WHERE key IS NOT NULL)")
+
+
+def new_rejects(workspace: Workspace, known: Iterable[tuple[str, str | None]]) -> int:
+    """How many key and contract rejects are not among the known ones, which are (key, hash in hex)."""
+    found = workspace.run(f"SELECT key, lower(hex(hash)) FROM {REJECTS} WHERE stage <> 'ref'")
+    seen = set(known)
+    return sum(one not in seen for one in found)
+
+
+def rejects(workspace: Workspace, limit: int | None = None) -> list[Reject]:
+    """The rejects so far, in the order of the mart's keys."""
+    top = f" LIMIT {limit}" if limit is not None else ""
+    rows = workspace.run(
+        "SELECT key, row_id, lower(hex(hash)), stage, code, reason, col, row"
+        f" FROM {REJECTS} ORDER BY key, row{top}"
+    )
+    return [Reject(*row) for row in rows]
+
+
+def codes(workspace: Workspace) -> tuple[str, ...]:
+    """The codes of the rejects, the most frequent first."""
+    found = workspace.run(f"SELECT code FROM {REJECTS} GROUP BY 1 ORDER BY count(*) DESC, 1")
+    return tuple(code for (code,) in found)
+
+
+def _end(workspace: Workspace, which: str, ending: str) -> None:
+    workspace.run(f"UPDATE {CANDIDATES} SET ending = '{ending}' WHERE {which}")
+
+
+def _make_rejects(workspace: Workspace, key: Sequence[str]) -> None:
+    """One row each. A row without a usable key is known by its digest: it is the same reject as long as
+    nothing in it changes. The rows of one key have the digest of them all."""
+    reason = (
+        "CASE r.fault " + " ".join(f"WHEN '{c}' THEN {literal(t)}" for c, t in KEY_FAULTS.items()) + " END"
+    )
+    fault = f"'key' AS stage, r.fault AS code, {reason} AS reason, NULL::VARCHAR AS col FROM {ROWS} r"
+    parts = ", ".join(f"CAST(m.{quoted(name)} AS VARCHAR)" for name in key)
+    row_id = f"left(sha256(CAST(to_json([{parts}]) AS VARCHAR) || hex(r.hash)), 32)"
+    workspace.run(
+        f"CREATE TABLE {REJECTS} AS"
+        f" SELECT r.row, '' AS key, {row_id} AS row_id, unhex({row_id}) AS hash, {fault}"
+        f" JOIN {MART} m ON m.\"retl row\" = r.row WHERE r.fault <> 'KEY_DUPLICATE'"
+        f" UNION ALL SELECT r.row, r.key, '', g.hash, {fault} JOIN"
+        " (SELECT key, unhex(left(sha256(string_agg(hex(hash), '/' ORDER BY hash)), 32)) AS hash"
+        f" FROM {ROWS} WHERE fault = 'KEY_DUPLICATE' GROUP BY key) g ON g.key = r.key"
+        " WHERE r.fault = 'KEY_DUPLICATE'"
+        " UNION ALL SELECT v.row, r.key, '', r.hash, v.stage, v.code, v.reason, v.col"
+        f" FROM {_VERDICTS} v JOIN {ROWS} r USING (row) WHERE r.fault IS NULL"
+    )
+
+
+def _reject_missing(workspace: Workspace, lookup: Lookup) -> None:
+    missing = f"{_DUE} AND {lookup.key} IS NOT NULL AND {lookup.ref} IS NULL"
+    reason = (
+        f"{lookup.field}: sync {lookup.sync} has no external id yet for the row that {lookup.columns} names"
+    )
+    workspace.run(
+        'CREATE OR REPLACE TABLE waiting AS SELECT c.row, c.key, "retl hash" AS hash'
+        f' FROM {CANDIDATES} c JOIN {MART} ON "retl row" = c.row WHERE {missing}'
+    )
+    workspace.run(
+        f"INSERT INTO {REJECTS} SELECT row, key, '', hash, 'ref', 'REF_MISSING', {literal(reason)},"
+        f" {literal(lookup.columns)} FROM waiting"
+    )
+    _end(workspace, "row IN (SELECT row FROM waiting)", "rejected")
+
+
+def _rejected(workspace: Workspace, judged: Contract) -> Iterator[tuple[Any, ...]]:
+    """What the model has against the due candidates that the prefilter did not clear."""
+    names = (*judged.columns, MISFIT)
+    due = f"SELECT row FROM {CANDIDATES} WHERE NOT cleared AND {_DUE}"
+    query = f'SELECT {judged.select()}, "retl row" FROM {MART} WHERE "retl row" IN ({due})'
+    for chunk in workspace.chunks(query, _JUDGED_AT_ONCE):
+        doubtful = judged.doubtful(chunk)
+        verdicts = judged.judge([dict(zip(names, row, strict=False)) for row in doubtful])
+        for (*_, number), verdict in zip(doubtful, verdicts, strict=True):
+            if verdict is not None:
+                yield number, "contract", verdict.code, verdict.reason, verdict.column

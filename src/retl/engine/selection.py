@@ -1,0 +1,138 @@
+"""Which rows of the mart a run is about: --key, --where, --limit, --full, and a watermark.
+
+Each becomes a predicate over the frozen rows; nothing here drops a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import duckdb
+
+from retl.engine.freeze import FROZEN
+from retl.engine.mapping import FieldMap
+from retl.engine.sql_text import first_line, select
+from retl.engine.workspace import Workspace
+from retl.errors import DefinitionError
+from retl.project.definitions import Sync
+from retl.values.sql import literal, quoted
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows a run is about, beyond what changed."""
+
+    full: bool = False
+    limit: int | None = None
+    keys: tuple[str, ...] = ()
+    where: str | None = None
+
+    @property
+    def partial(self) -> bool:
+        """A read that says nothing about absent rows."""
+        return bool(self.keys) or self.where is not None
+
+    @property
+    def forced(self) -> bool:
+        """The rows are sent whether they changed or not."""
+        return self.full or self.partial
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """The column a watermark moves along, its DuckDB type, and how far before the mark to look (seconds)."""
+
+    column: str
+    column_type: str
+    lookback: float = 0.0
+
+    @property
+    def is_time(self) -> bool:
+        return self.column_type.startswith(("TIMESTAMP", "DATE"))
+
+
+def cursor(sync: Sync, columns: Mapping[str, str]) -> Cursor | None:
+    """The watermark's column. DefinitionError if the mart lacks it or it cannot be one."""
+    asked = sync.changes
+    if asked.watermark is None:
+        return None
+    kind = columns.get(asked.watermark)
+    cursor = Cursor(asked.watermark, kind or "", asked.lookback)
+    known = cursor.is_time or (kind or "").endswith("INT") or (kind or "").endswith("INTEGER")
+    if kind is None or not known:
+        raise DefinitionError(
+            "WATERMARK_COLUMN",
+            f"the watermark's column {asked.watermark!r} is "
+            + ("not in the mart" if kind is None else f"{kind}: it must be a time or an integer"),
+            where=f"sync {sync.name}",
+        )
+    if asked.lookback and not cursor.is_time:
+        raise DefinitionError(
+            "WATERMARK_LOOKBACK", "`lookback` needs a time column", where=f"sync {sync.name}"
+        )
+    return cursor
+
+
+def chosen(
+    workspace: Workspace, field_map: FieldMap, selection: Selection, variables: Mapping[str, Any]
+) -> list[str]:
+    """The predicates of --key and --where over the frozen rows. DefinitionError where --where is none: it
+    can read the mart and nothing else, and write nothing."""
+    conditions = []
+    if selection.keys:
+        conditions.append(f"{field_map.key} IN ({', '.join(map(literal, selection.keys))})")
+    if selection.where is not None:
+        workspace.run(f"CREATE VIEW mart AS SELECT * FROM {FROZEN}")  # the name that --where may know
+        wanted = select(f'SELECT "retl row" FROM mart WHERE ({selection.where}\n)', variables, "--where")
+        try:
+            workspace.run(f"CREATE TABLE chosen AS {wanted.sql}", wanted.parameters)
+        except duckdb.Error as problem:
+            raise DefinitionError(
+                "WHERE_INVALID", f"--where does not fit the mart: {first_line(problem)}"
+            ) from problem
+        workspace.run("DROP VIEW mart")
+        conditions.append('"retl row" IN (FROM chosen)')
+    return conditions
+
+
+@dataclass(frozen=True)
+class Mark:
+    """`condition`: the rows to read, as SQL over the frozen rows; `next`: where the mark moves to."""
+
+    condition: str
+    next: str | None
+
+
+def since(
+    workspace: Workspace,
+    field_map: FieldMap,
+    cursor: Cursor,
+    mark: str | None,
+    due: Iterable[str],
+    now: datetime,
+) -> Mark:
+    """Watermark: the rows at or past the mark (less the lookback), those without a cursor, and those of the
+    keys that are due for another reason.
+
+    The comparison is typed, and inclusive: rows that share the mark's value may have come later, and the
+    baseline knows those already delivered. The next mark of a time never lies past `now`, so that one row
+    of the far future does not hide tomorrow's.
+    """
+    column = quoted(cursor.column)
+    ceiling = f" FILTER ({column} <= {literal(now.isoformat())}::TIMESTAMPTZ)" if cursor.is_time else ""
+    newest: str | None = workspace.one(f"SELECT CAST(max({column}){ceiling} AS VARCHAR) FROM {FROZEN}")[0]
+    if mark is None:
+        return Mark("TRUE", newest)
+    workspace.load("due", {"key": "VARCHAR"}, ((key,) for key in due))
+    least = f"CAST({literal(mark)} AS {cursor.column_type})"
+    if cursor.lookback:
+        least += f" - INTERVAL {literal(f'{cursor.lookback} seconds')}"
+    moved = workspace.one(
+        f"SELECT CAST(greatest(CAST({literal(mark)} AS {cursor.column_type}), CAST("
+        f"{literal(newest) if newest is not None else 'NULL'} AS {cursor.column_type})) AS VARCHAR)"
+    )[0]
+    kept = f"coalesce({field_map.key} IN (SELECT key FROM due), FALSE)"
+    return Mark(f"(coalesce({column} >= {least}, TRUE) OR {kept})", moved)

@@ -1,0 +1,110 @@
+"""SQL that users write: `source.sql`, `checks`, `--where`. Each is one SELECT and nothing else.
+
+It judges the text before it runs, runs it in the workspace, and turns DuckDB's complaints into errors
+that hold no row value. It never lets a text write or change a setting.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from retl.engine.workspace import Workspace
+from retl.errors import DefinitionError, Mismatch, SourceError
+from retl.project.validation import did_you_mean
+from retl.values.sql import quoted
+
+
+@dataclass(frozen=True)
+class Query:
+    """One SELECT and the named parameters it uses."""
+
+    sql: str
+    parameters: Mapping[str, Any]
+    origin: str  # for messages: the table's name, or where the SQL stands
+
+
+def select(sql: str, variables: Mapping[str, Any], origin: str) -> Query:
+    """Judge a text from a definition: exactly one SELECT whose parameters all have values."""
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error as problem:
+        raise DefinitionError("SQL_SYNTAX", first_line(problem), where=origin) from problem
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        raise DefinitionError("SQL_NOT_ONE_SELECT", "this must be exactly one SELECT", where=origin)
+    wanted = set(statements[0].named_parameters)
+    if missing := sorted(wanted - variables.keys()):
+        raise DefinitionError(
+            "VAR_MISSING",
+            f"{origin} uses ${missing[0]}, which no variable fills",
+            hint=f"give it under `vars:` in retl.yml or with --var {missing[0]}=…",
+            where=origin,
+        )
+    return Query(statements[0].query.rstrip().rstrip(";"), {k: variables[k] for k in wanted}, origin)
+
+
+def columns(workspace: Workspace, wanted: Query) -> dict[str, str]:
+    """The columns of a query and their DuckDB types; no row is read. Mismatch SOURCE_DRIFT where the query
+    does not bind."""
+    try:
+        relation = workspace.con.sql(
+            f"SELECT * FROM ({wanted.sql}\n) LIMIT 0", params=dict(wanted.parameters)
+        )
+        return dict(zip(relation.columns, map(str, relation.types), strict=True))
+    except duckdb.Error as problem:
+        raise drift(wanted, problem) from problem
+
+
+def returns_rows(workspace: Workspace, wanted: Query) -> bool:
+    """Whether a query returns any row. Mismatch SOURCE_DRIFT where it does not bind."""
+    try:
+        return bool(workspace.run(f"SELECT * FROM ({wanted.sql}\n) LIMIT 1", wanted.parameters))
+    except duckdb.Error as problem:
+        raise drift(wanted, problem) from problem
+
+
+def bind(workspace: Workspace, columns: Mapping[str, str], asked: Sequence[Query]) -> None:
+    """Check that these queries over `source` bind if the mart has these columns; none of them runs.
+    Mismatch SOURCE_DRIFT for the first that does not."""
+    listed = ", ".join(f"CAST(NULL AS {kind}) AS {quoted(name)}" for name, kind in columns.items())
+    workspace.run(f"CREATE TEMP VIEW source AS SELECT {listed}")
+    for query in asked:
+        try:
+            workspace.con.sql(f"SELECT * FROM ({query.sql}\n) LIMIT 0", params=dict(query.parameters))
+        except duckdb.Error as problem:
+            raise drift(query, problem) from problem
+
+
+def drift(wanted: Query, problem: duckdb.Error) -> Mismatch | SourceError:
+    """DuckDB's complaint about a query as an error: SOURCE_DRIFT where a name is missing."""
+    if isinstance(problem, duckdb.BinderException | duckdb.CatalogException):
+        return Mismatch(
+            "SOURCE_DRIFT",
+            f"{wanted.origin} does not fit the warehouse: {first_line(problem)}",
+            hint=_meant(problem) or "mend the SQL or the mart; nothing was written",
+        )
+    return SourceError("MART_UNREADABLE", f"{wanted.origin}: {first_line(problem)}")
+
+
+def first_line(problem: duckdb.Error) -> str:
+    """DuckDB's own sentence where it is about SQL or files; elsewhere it may quote a row's values."""
+    if isinstance(
+        problem,
+        duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException | duckdb.IOException,
+    ):
+        return str(problem).split("\n")[0]
+    return f"DuckDB refused with {type(problem).__name__}"
+
+
+def _meant(problem: duckdb.Error) -> str | None:
+    """What the missing table or column was probably meant to be."""
+    text = str(problem)
+    missing = re.search(r"with name (\S+) does not exist|column \"(.+?)\" not found", text)
+    known = re.search(r"^(?:Did you mean|Candidate bindings:) (.+)$", text, re.MULTILINE)
+    if missing is None or known is None:
+        return None
+    return did_you_mean(missing[1] or missing[2], re.findall(r"\"(?:\w+\.)*(\w+)\"", known[1]))

@@ -1,0 +1,49 @@
+"""Drain: a plan's change set in batches, phase by phase, deletes last. It knows no sync.
+
+Every verb that writes ends here: sync and apply today, and whatever makes a plan of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from retl.delivery.failure_rate import FailureRate
+from retl.delivery.lanes import Delivery
+from retl.destinations.batch import Batch, Kind
+from retl.engine.change_set import Phase
+from retl.run.plan import Plan
+
+ROOM_MADE = frozenset({"23505", "23503", "23P01"})  # refusals that a later delete may have cured
+
+
+def drain(plan: Plan, delivery: Delivery, epoch: int) -> None:
+    """Deliver the change set; the answers are in `delivery`. Nothing is deleted while a row is in doubt or
+    waits. Raises what stopped it."""
+    failure_rate = FailureRate(plan.terms.max_failed_rate)
+    for phase in plan.changes.phases:
+        deletes = phase.operation == "delete"
+        if deletes and (delivery.count(Kind.UNKNOWN) or delivery.count(Kind.RETRY)):
+            return
+        delivery.drain(batches(plan, phase, epoch), None if phase.retried else failure_rate)
+        if deletes and plan.capabilities.idempotent:
+            delivery.retry_after_deletes(ROOM_MADE)
+
+
+def batches(plan: Plan, phase: Phase, epoch: int) -> Iterator[Batch]:
+    """The rows of a phase in batches as large as the target takes them."""
+    most = plan.capabilities.max_rows
+    if phase.operation == "delete":
+        most = plan.capabilities.max_deletes or most
+    size = min(plan.terms.batch_rows, most or plan.terms.batch_rows)
+    new = not plan.changes.counts.keys() - {"insert", "delete"}
+    for first, last in phase.cut(size):
+        yield Batch(
+            plan.changes,
+            phase.operation,
+            plan.run.run_id,
+            epoch,
+            first,
+            last,
+            plan.run.started_at.isoformat(),
+            new=new,
+        )
