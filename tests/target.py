@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from retl.delivery.lanes import Delivery, minted
+from retl.delivery.lanes import Delivery, prepared
 from retl.destinations.api import Destination
 from retl.destinations.batch import (
     UNKNOWN,
@@ -29,6 +29,7 @@ from retl.destinations.batch import (
     Outcome,
     RowResult,
     Shape,
+    Visit,
 )
 from retl.errors import Poisoned, TargetError
 from retl.ledger import BatchRow, Ledger, RunRow
@@ -81,7 +82,7 @@ class World:
 
     objects: dict[int, str] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
-    asked: list[str | None] = field(default_factory=list)  # the handle of every `settle`
+    asked: list[str | None] = field(default_factory=list)  # the handle of every `resolve`
     asked_of: list[tuple[int, int]] = field(default_factory=list)  # and its rows
     answers: deque[Step] = field(default_factory=deque)
     evidence: deque[Step] = field(default_factory=deque)
@@ -109,10 +110,10 @@ class Target(Destination[Any]):
             world.opened += 1
 
     @classmethod
-    def identity(cls, options: Any, write: Any) -> str:
+    def place(cls, options: Any, write: Any) -> str:
         return "memory"
 
-    def check(self) -> None:
+    def check(self, visit: Visit) -> None:
         """It is always there."""
 
     def write(self, batch: Batch) -> Answer:
@@ -122,7 +123,7 @@ class Target(Destination[Any]):
             step = self.world.answers.popleft() if self.world.answers else took()
         return step(self, batch)
 
-    def settle(self, batch: Batch, handle: str | None) -> Answer:
+    def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Answer:
         with self.world.lock:
             self.world.asked.append(handle)
             self.world.asked_of.append((batch.first, batch.last))
@@ -132,7 +133,7 @@ class Target(Destination[Any]):
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
         raise NotImplementedError
 
-    def request(self, batch: Batch) -> bytes:
+    def preview(self, batch: Batch) -> bytes:
         self.refuse_poison(batch)
         return f"exactly {batch.first} to {batch.last}".encode()
 
@@ -223,7 +224,7 @@ class Scene:
         return Delivery(
             lane=lambda: target(self.world, capabilities),
             capabilities=capabilities,
-            journal=RunJournal(self.ledger, self.lock, RUN, every=minted(capabilities)),
+            journal=RunJournal(self.ledger, self.lock, RUN, every=prepared(capabilities)),
             pace=Pace(limits or Limits()),
             retry=self.retry,
             stop=self.stop,

@@ -867,7 +867,7 @@ def test_an_open_batch_of_a_dead_run_is_asked_after_until_there_is_an_answer(sce
     scene.world.evidence.extend([says(Pending("job-2", 0)), fails(later()), says(Outcome(WRITTEN, {0: BAD}))])
     delivery = scene.delivery(idempotent=False)
     target = delivery.lane()
-    assert delivery.settle(target, scene.batch(0, 1), "job-1") == Outcome(WRITTEN, {0: BAD})
+    assert delivery.resolve(target, scene.batch(0, 1), "job-1") == Outcome(WRITTEN, {0: BAD})
     assert scene.world.asked == ["job-1", "job-2", "job-1"]
     assert scene.world.asked_of == [(0, 1)] * 3
     assert scene.world.sent == []
@@ -883,14 +883,14 @@ def test_an_open_batch_of_a_dead_run_is_asked_after_until_there_is_an_answer(sce
 def test_the_error_tells_what_became_of_an_open_batch(scene: Scene, error: Exception, found: Outcome) -> None:
     scene.world.evidence.append(fails(error))
     delivery = scene.delivery()
-    assert delivery.settle(delivery.lane(), scene.batch(0, 1), None) == found
+    assert delivery.resolve(delivery.lane(), scene.batch(0, 1), None) == found
 
 
 def test_a_target_that_cannot_be_asked_ends_the_run_before_anything_is_believed(scene: Scene) -> None:
     scene.world.evidence.extend([fails(later())] * 3)
     delivery = scene.delivery()
     with pytest.raises(Unavailable):
-        delivery.settle(delivery.lane(), scene.batch(0, 1), "job-1")
+        delivery.resolve(delivery.lane(), scene.batch(0, 1), "job-1")
     assert scene.world.asked == ["job-1"] * 3
 
 
@@ -902,4 +902,4 @@ def test_a_stop_ends_the_wait_for_a_dead_runs_job(scene: Scene) -> None:
     scene.world.evidence.append(stop)
     delivery = scene.delivery()
     with pytest.raises(Stopped):
-        delivery.settle(delivery.lane(), scene.batch(0, 1), "job-1")
+        delivery.resolve(delivery.lane(), scene.batch(0, 1), "job-1")

@@ -344,7 +344,7 @@ class Proof:
         """Our request for these rows, in the form that golden requests have."""
         destination = destinations.load(self.preset)(self.options(None, parameters), shape)
         assert isinstance(destination, HttpDestination)
-        dumped = destination.request(Rows(shape, rows).batch(self.write))
+        dumped = destination.preview(Rows(shape, rows).batch(self.write))
         head, _, body = dumped.partition(b"\r\n\r\n")
         method, path = head.split(b"\r\n")[0].decode().split(" ", 1)
         return {"method": method, "path": path, "body": json.loads(body) if body else ""}

@@ -186,7 +186,7 @@ class LoadedProject:
                         where=self.place(sync, ("fields", field, "ref")),
                     )
                 )
-            found[other.name] = resolved.destination.identity(resolved.options, other.write)
+            found[other.name] = resolved.destination.place(resolved.options, other.write)
         raise_all(errors)
         return found
 

@@ -15,7 +15,16 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from retl.destinations.batch import UNKNOWN, Answer, Batch, Capabilities, Outcome, Shape, WriteMode
+from retl.destinations.batch import (
+    UNKNOWN,
+    Answer,
+    Batch,
+    Capabilities,
+    Outcome,
+    Shape,
+    Visit,
+    WriteMode,
+)
 from retl.model import Limits
 from retl.net.waits import Quota
 
@@ -66,9 +75,10 @@ class Destination(ABC, Generic[OptionsT]):
 
     @classmethod
     @abstractmethod
-    def identity(cls, options: OptionsT, write: WriteMode) -> str:
-        """Server, object and key template this writes to, normalised and without secrets: the baseline
-        belongs to it. The same as `capabilities.object`, known before the mart is."""
+    def place(cls, options: OptionsT, write: WriteMode) -> str:
+        """The identity of the object this writes to (server, object, key template), normalised, without
+        secrets and without I/O: ownership, baseline and lock belong to it. The same as
+        `capabilities.object`, known before the mart is."""
 
     @classmethod
     def learns(cls, options: OptionsT, write: WriteMode, key: Sequence[str]) -> bool:
@@ -76,12 +86,12 @@ class Destination(ABC, Generic[OptionsT]):
         return False
 
     @abstractmethod
-    def check(self) -> None:
+    def check(self, visit: Visit) -> None:
         """Reached, writable, fitting? Raises Systemic or Unavailable (exit 1) or Mismatch (a guard,
-        exit 3). Writes nothing. Where the shape names a run and the target can tell: Later if another
+        exit 3). Writes nothing. Where the visit is exclusive and the target can tell: Later if another
         ledger is delivering to this object; from here to `close` no other can."""
 
-    def prepare(self, epoch: int) -> None:
+    def prepare(self, visit: Visit) -> None:
         """Once per run, after the guards: make what `create` and the promises need in the target."""
 
     @abstractmethod
@@ -89,12 +99,9 @@ class Destination(ABC, Generic[OptionsT]):
         """Deliver the batch once. Raises a TargetError when no row of it was applied for a reason
         that concerns the batch as a whole, Ambiguous when nobody knows."""
 
-    def settle(self, batch: Batch, handle: str | None) -> Answer:
-        """What became of a batch whose answer never came; may be asked again and again."""
-        return Outcome(UNKNOWN)
-
-    def foresee(self, batch: Batch) -> Outcome:
-        """What `settle` would tell of a batch now, by reading alone; UNKNOWN where that takes more."""
+    def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Answer:
+        """What became of a batch whose answer never came; may be asked again and again. Without `act` it
+        only reads, and is UNKNOWN where evidence takes more."""
         return Outcome(UNKNOWN)
 
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
@@ -102,8 +109,9 @@ class Destination(ABC, Generic[OptionsT]):
         Only if `capabilities.readable`."""
         raise NotImplementedError
 
-    def request(self, batch: Batch) -> bytes:
-        """Exactly what `write` would send for this batch, without credentials; no I/O."""
+    def preview(self, batch: Batch) -> bytes:
+        """Exactly what `write` would send for this batch, without credentials; no I/O. Delivery stores it
+        as the prepared request where every resend must carry the same bytes."""
         raise NotImplementedError
 
     def interrupt(self) -> None:

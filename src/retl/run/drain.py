@@ -46,4 +46,5 @@ def batches(plan: Plan, phase: Phase, epoch: int) -> Iterator[Batch]:
             last,
             plan.run.started_at.isoformat(),
             new=new,
+            exclusive=True,
         )

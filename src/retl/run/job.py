@@ -77,7 +77,7 @@ class Job:
     @property
     def object(self) -> str:
         """The identity of what this sync writes to."""
-        return self.target.destination.identity(self.target.options, self.sync.write)
+        return self.target.destination.place(self.target.options, self.sync.write)
 
 
 @dataclass

@@ -38,6 +38,7 @@ from retl.destinations.batch import (
     RowResult,
     Shape,
     SoftDelete,
+    Visit,
     WriteMode,
 )
 from retl.destinations.dataverse import odata
@@ -151,7 +152,7 @@ class Dataverse(Destination[DataverseOptions]):
         self._client = Client(self._address, http.auth, {}, http.timeouts, lambda size: self.permit(size))
         self._data = f"{self._address.prefix}/api/data/{options.version}"
         self.capabilities = Capabilities(
-            object=self.identity(options, shape.write),
+            object=self.place(options, shape.write),
             operations=frozenset(_RULES),
             idempotent=True,
             form="documents",
@@ -160,11 +161,11 @@ class Dataverse(Destination[DataverseOptions]):
         )
 
     @classmethod
-    def identity(cls, options: DataverseOptions, write: WriteMode) -> str:
+    def place(cls, options: DataverseOptions, write: WriteMode) -> str:
         address = Address.parse(options.connection.http.base_url)
         return f"{address}{address.prefix}/{options.table}"
 
-    def check(self) -> None:
+    def check(self, visit: Visit) -> None:
         """Reads one row. Mismatch TARGET_DRIFT where the table has not got all columns."""
         names = [field.name for field in (*self.shape.key, *self.shape.fields) if "@" not in field.name]
         path = f"{self._data}/{self.options.table}?$select={','.join(names)}&$top=1"
@@ -193,7 +194,7 @@ class Dataverse(Destination[DataverseOptions]):
         }
         return Outcome(UNKNOWN, refused | results)
 
-    def request(self, batch: Batch) -> bytes:
+    def preview(self, batch: Batch) -> bytes:
         return self._whole(batch, list(self._requests(batch)[0].values())).dump()
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ from retl.destinations.batch import (
     RowResult,
     Shape,
     SoftDelete,
+    Visit,
     WriteMode,
 )
 from retl.destinations.http import line
@@ -136,7 +137,7 @@ class HttpDestination(Destination[HttpOptions]):
             self._call("delete")
         key = options.idempotency
         self.capabilities = Capabilities(
-            object=HttpDestination.identity(options, shape.write),
+            object=HttpDestination.place(options, shape.write),
             operations=frozenset(self._endpoints),
             idempotent=shape.write not in _INSERTS,
             form="documents",
@@ -147,14 +148,14 @@ class HttpDestination(Destination[HttpOptions]):
             ),
             key_window=key.window if key else None,
             nulls_keep=shape.write not in _INSERTS,
-            settles=key is not None,
+            resolves=key is not None,
             by_ref=shape.deletes != "keep" and self._endpoints["delete"].asks_ref,
             max_rows=endpoint.rows_at_most,
             max_deletes=self._endpoints["delete"].rows_at_most if "delete" in self._endpoints else None,
         )
 
     @classmethod
-    def identity(cls, options: HttpOptions, write: WriteMode) -> str:
+    def place(cls, options: HttpOptions, write: WriteMode) -> str:
         address = Address.parse(options.connection.base_url)
         endpoint: Endpoint | None = getattr(options, OPERATION_NAMES[write])
         return f"{address}{address.prefix}{endpoint.path.partition('?')[0] if endpoint else ''}" + (
@@ -169,7 +170,7 @@ class HttpDestination(Destination[HttpOptions]):
         rules = _rules(endpoint, options.outcome, write, list(key))
         return rules.ref is not None and rules.rows in ("positional", "listed", "all_or_nothing")
 
-    def check(self) -> None:
+    def check(self, visit: Visit) -> None:
         probe = self.options.check
         if probe is None:
             self._client.connect()
@@ -189,10 +190,12 @@ class HttpDestination(Destination[HttpOptions]):
             return Outcome(RowResult(Kind.REJECTED, error.code, error.message))
         return self._judge(self._send(request, batch), request, batch)
 
-    def settle(self, batch: Batch, handle: str | None) -> Answer:
+    def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Answer:
         """What the target says of the job `handle`; else the same bytes under the same key again, which
         tells what became of the first time; to be asked within `key_window`. Without a job or a key
         there is no evidence to be had."""
+        if not act:
+            return Outcome(UNKNOWN)
         if handle is not None and self.options.job is not None:
             sent = self._sent(batch, lambda row: self._known())
             return self.options.job.ask(handle, sent, self._ask, self._address.prefix)
@@ -204,7 +207,7 @@ class HttpDestination(Destination[HttpOptions]):
             return Outcome(UNKNOWN)
         return self._judge(reply, request, batch)
 
-    def request(self, batch: Batch) -> bytes:
+    def preview(self, batch: Batch) -> bytes:
         return self._request(batch).dump()
 
     def rules(self, operation: Operation) -> Rules:
@@ -244,7 +247,7 @@ class HttpDestination(Destination[HttpOptions]):
             )
 
     def _request(self, batch: Batch) -> Request:
-        """What goes out for the batch: the bytes that were minted for it, or new ones. Poisoned if its
+        """What goes out for the batch: the bytes that were prepared for it, or new ones. Poisoned if its
         rows cannot be one request."""
         host = ("Host", self._address.authority)
         if batch.request is not None:

@@ -213,8 +213,8 @@ class PresetDestination(HttpDestination):
         super().__init__(options.http, shape)
 
     @classmethod
-    def identity(cls, options: Any, write: WriteMode) -> str:
-        return super().identity(options.http, write)
+    def place(cls, options: Any, write: WriteMode) -> str:
+        return super().place(options.http, write)
 
     @classmethod
     def learns(cls, options: Any, write: WriteMode, key: Sequence[str]) -> bool:

@@ -36,6 +36,7 @@ from retl.destinations.batch import (
     Outcome,
     RowResult,
     Shape,
+    Visit,
     WriteMode,
 )
 from retl.destinations.smtp.letters import Form, Letter
@@ -77,7 +78,7 @@ class Smtp(Destination[SmtpOptions]):
         self._form.fit([*self._keys, *(field.name for field in shape.fields)])
         self._wire = Wire(options.connection)
         self.capabilities = Capabilities(
-            object=Smtp.identity(options, shape.write),
+            object=Smtp.place(options, shape.write),
             operations=frozenset({"append"}),
             idempotent=False,
             form="documents",
@@ -85,10 +86,10 @@ class Smtp(Destination[SmtpOptions]):
         )
 
     @classmethod
-    def identity(cls, options: SmtpOptions, write: WriteMode) -> str:
+    def place(cls, options: SmtpOptions, write: WriteMode) -> str:
         return options.connection.name
 
-    def check(self) -> None:
+    def check(self, visit: Visit) -> None:
         with self._wire.in_time():
             if self._form.sender.names:
                 self._wire.reach()
@@ -105,7 +106,7 @@ class Smtp(Destination[SmtpOptions]):
         with self._wire.in_time():
             return self._begin(letter) or self._send(letter)
 
-    def request(self, batch: Batch) -> bytes:
+    def preview(self, batch: Batch) -> bytes:
         return self._letter(batch).dump()
 
     def close(self) -> None:
