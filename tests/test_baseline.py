@@ -260,7 +260,7 @@ def test_a_part_is_nobody_elses_to_read_and_owns_only_what_is_known_to_be_ours(
         " (1, 'insert', 'b', 'v'::BLOB, NULL, NULL)) AS c(pos, op, key, hash, owned, ref)"
     )
     path = tmp_path / "part.parquet"
-    change_set: Any = ChangeSet(workspace, None, tmp_path, {}, {})  # type: ignore[arg-type]
+    change_set: Any = ChangeSet(workspace, None)  # type: ignore[arg-type]
     change_set.write_part(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert workspace.run(f"SELECT * FROM read_parquet('{path}') ORDER BY row") == [

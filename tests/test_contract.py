@@ -31,7 +31,7 @@ def written(**columns: dict[str, Any]) -> definitions.Contract:
 
 def verdicts(made: Contract, relation: str) -> list[tuple[bool, Verdict | dict[str, Any]]]:
     """Per row of the relation whether SQL clears it, and what Pydantic says of it."""
-    cursor = con.execute(f"SELECT {made.clears()}, {made.select()} FROM {relation}")
+    cursor = con.execute(f"SELECT {made.prefilter()}, {made.select()} FROM {relation}")
     names = [column[0] for column in cursor.description][1:]
     rows = cursor.fetchall()
     judged = made.judge_and_edit([dict(zip(names, row[1:], strict=True)) for row in rows])
@@ -185,7 +185,7 @@ class Row(BaseModel):
         "tags": "VARCHAR[]", "ok": "BOOLEAN", "uid": "UUID", "count": "INTEGER", "f": "DECIMAL(5,2)",
     }  # fmt: skip
     made = judge.build(asked, types, tmp_path, ["id"])
-    assert made.clears() != "FALSE"
+    assert made.prefilter() != "FALSE"
     assert made.columns["born"].sensitive
     assert str(made.columns["amount"].type) == "decimal(5,2)"
     good = "'a' AS id, 'up' AS mood, NULL::VARCHAR AS size, 0.1::DOUBLE AS amount, NULL::DATE AS born, TIMESTAMP '2026-01-01' AS at, ['x'] AS tags, TRUE AS ok, uuid() AS uid, 1 AS count, 1.5::DECIMAL(5,2) AS f"
@@ -223,7 +223,7 @@ class Row(BaseModel):
     mart = {"id": "VARCHAR", "n": "BIGINT"}
     relation = "(VALUES ('a', 1), (' a', 2), ('bad', 3), ('crash', 4)) AS t(id, n)"
     made = judge.build(asked, mart, tmp_path, ["id"])
-    assert made.clears() == "FALSE"
+    assert made.prefilter() == "FALSE"
     assert codes(made, relation) == [None, "CONTRACT_EDITED", "MODEL", "MODEL"]
     assert not [
         judged
@@ -337,7 +337,7 @@ class Row(BaseModel):
 """,
     )
     made = judge.build(asked, dict.fromkeys("abcd", "VARCHAR"), tmp_path, ["a"])
-    assert made.clears() == "FALSE"
+    assert made.prefilter() == "FALSE"
     assert not any(rule.plain for rule in made.columns.values())
     assert codes(made, "(VALUES ('x', 'y', 'z', 'd'), ('x', 'y', 'z', ' d')) AS t(a, b, c, d)") == [
         None,
@@ -480,7 +480,7 @@ def test_the_least_integer_is_not_beyond_itself() -> None:
     made = judge.build(definitions.Contract(columns={"c": column}), {"c": "BIGINT"}, Path(), ["c"])
     with duckdb.connect() as con:
         con.execute(f"CREATE TABLE mart AS SELECT CAST({-(2**63)} AS BIGINT) AS c")
-        assert con.execute(f"SELECT {made.clears()} FROM mart").fetchone() == (False,)
+        assert con.execute(f"SELECT {made.prefilter()} FROM mart").fetchone() == (False,)
 
 
 @settings(max_examples=400, deadline=None)

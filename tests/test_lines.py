@@ -17,8 +17,8 @@ from retl.destinations.http import line
 from retl.destinations.http.body import Endpoint, Template
 from retl.destinations.redis.adapter import Redis, RedisOptions
 from retl.destinations.redis.resp import pack
-from retl.engine import baseline, changes, mapping
-from retl.engine.change_set import ChangeSet
+from retl.engine import baseline, diff, hash, judge, mapping
+from retl.engine.change_set import ChangeSet, assemble
 from retl.engine.workspace import Workspace
 from retl.observe.signals import Stop
 from retl.project.definitions import Sync
@@ -72,22 +72,20 @@ def change_set(workspace: Workspace, timezone: str = "UTC", **sync: Any) -> Chan
     workspace.load("texts", {"text": "VARCHAR"}, ((text,) for text in texts))
     typed = ", ".join(f"CAST(e.{name} AS {kind}) AS {name}" for name, kind in list(COLUMNS.items())[1:-1])
     workspace.run(
-        f'CREATE TABLE mart AS SELECT row_number() OVER () - 1 AS "retl row", text, {typed}, text AS note'
+        f'CREATE TABLE frozen AS SELECT row_number() OVER () - 1 AS "retl row", text, {typed}, text AS note'
         f" FROM texts, (VALUES {', '.join(EDGES)}) AS e({', '.join(list(COLUMNS)[1:-1])})"
     )
     parts = {"name": "s", "source": {"table": "mart"}, "key": ["text", "number", "id"], "destination": {}}
     definition = Sync.model_validate(parts | sync)
-    judge = build(None, COLUMNS, Path(), definition.key, timezone)
+    contract = build(None, COLUMNS, Path(), definition.key, timezone)
     run = mapping.Run("run-1", datetime(2026, 11, 21, tzinfo=UTC))
-    field_map = mapping.build(definition, judge, run, state_id="s", timezone=timezone)
+    field_map = mapping.build(definition, contract, run, state_id="s", timezone=timezone)
     baseline.lay(workspace, None, [])
-    changes.fingerprint(workspace, field_map, "TRUE", "5a17")
-    everything = changes.Strategy(everything=True, absence=False, once=False, hold_unknown=False)
-    changes.diff(workspace, everything, 0, whole=True)
-    changes.judge(workspace, judge, definition.key)
-    made = changes.assemble(
-        workspace, field_map, absence=False, owed=(), limit=None, directory=workspace.directory
-    )
+    hash.hash_rows(workspace, field_map, "TRUE", "5a17")
+    everything = diff.Strategy(everything=True, absence=False, once=False, hold_unknown=False)
+    diff.diff(workspace, everything, 0, whole=True)
+    judge.judge(workspace, contract, definition.key)
+    made = assemble(workspace, field_map, write="upsert")
     assert len(made) == 3 * len(texts)
     return made
 
@@ -168,7 +166,7 @@ def test_what_needs_python_stays_with_it(
     definition = Sync.model_validate(
         {"name": "s", "source": {"table": "m"}, "key": ["text"], "destination": {}} | sync
     )
-    judge = build(None, COLUMNS, Path(), definition.key)
+    contract = build(None, COLUMNS, Path(), definition.key)
     run = mapping.Run("run-1", datetime(2026, 11, 21, tzinfo=UTC))
-    shape = mapping.build(definition, judge, run, state_id="s", timezone="UTC").shape
+    shape = mapping.build(definition, contract, run, state_id="s", timezone="UTC").shape
     assert line.line(Endpoint(**{"path": "/rows", "wrap": "rows", **endpoint}), shape) is None

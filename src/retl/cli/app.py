@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from retl.app.failures import exit_code
 from retl.cli import output, problems
 from retl.cli.invocation import Invocation
 from retl.cli.output import Format
@@ -141,7 +142,7 @@ def _answered(invocation: Invocation, answer: Callable[[], int | None]) -> int:
         problems.tell(problem, debug=invocation.debug)
         if invocation.output == "json":
             output.write(output.document_text(problems.document(problem)))
-        return problems.exit_code(problem)
+        return exit_code(problem)
     finally:
         invocation.close()
     # A command that only answers has failed if nobody could read the answer; one that ran has its own code.

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-from retl.cli import alerting
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
-from retl.cli.observing import observed, write_metrics
 from retl.cli.output import Table
 from retl.cli.running import report
 from retl.cli.state import Yes, agreed, held
@@ -23,8 +21,7 @@ def apply(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A plan made by `retl plan --out`.")],
 ) -> int:
     """Deliver exactly the change set of a plan, once; refuse if anything moved."""
-    from retl.observe.signals import Stop
-    from retl.run import pipeline, plan_file
+    from retl.run import plan_file
 
     plan = plan_file.read(file)
     if plan.environment != invocation.environment:
@@ -33,16 +30,13 @@ def apply(
             f"the plan was made with --env {plan.environment}" if plan.environment else "made without --env",
             hint="apply it with the same",
         )
-    sync = invocation.sync(plan.sync)
-    invocation.require([sync])
-    alerting.require(invocation)
-    ledger = invocation.ledger(create=True)
-    with Stop().listening() as stop:
-        job = invocation.job(sync, ledger, plan_file.options(plan), stop)
-        with observed(invocation):
-            summary = pipeline.sync(job, lambda made: plan_file.verify(plan, job, made))
-        alerting.tell_end(invocation, sync, ledger, summary)
-    write_metrics(invocation, None, ledger, [summary])
+    session = invocation.session
+    sync = session.definition(plan.sync)
+    with session.stop.listening():
+        summary = session.apply(
+            sync, plan_file.options(plan), lambda job, made: plan_file.verify(plan, job, made)
+        )
+    session.write_metrics(None, [summary])
     return report(invocation, [summary])
 
 
@@ -60,10 +54,10 @@ def resolve(
     """Batches in doubt: list them, or say what became of them."""
     from retl.run.resolve import doubts, resolve
 
-    ledger = invocation.ledger(create=delivered is not None and yes)
+    ledger = invocation.session.ledger(create=delivered is not None and yes)
     # elsewhere a row without an answer is simply sent again
     once = [one.name for one in invocation.project.syncs.values() if one.first_run is not None]
-    names = [invocation.sync(sync).name] if sync else once
+    names = [invocation.session.definition(sync).name] if sync else once
     found = [one for name in names for one in doubts(ledger, name)]
     if batch:
         found = [one for one in found if one.batch.batch_id in batch]

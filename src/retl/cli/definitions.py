@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retl.app.failures import described, each
+from retl.app.session import dated
 from retl.cli import problems
 from retl.cli.app import app, command
-from retl.cli.invocation import Invocation, dated
+from retl.cli.invocation import Invocation, variables
 from retl.cli.output import Piece, Table
 from retl.errors import DefinitionError, RetlError
 
@@ -69,7 +71,7 @@ def validate(
     from retl.run.job import Target
 
     project = invocation.project
-    variables = dated(invocation.variables(var or []), datetime.now(UTC).date())
+    given = dated({**project.definitions.vars, **variables(var)}, datetime.now(UTC).date())
     chosen = project.select(names=sync or list(project.syncs)) if project.syncs else []
     unset = sorted({missing.name for missing in project.missing(chosen)})
     errors: list[RetlError] = []
@@ -81,15 +83,15 @@ def validate(
             project.references(one)
             target = Target(found.type, found.destination, found.options)
         except DefinitionError as problem:
-            errors += [error for error in problems.each(problem) if not _waits(error)]
+            errors += [error for error in each(problem) if not _waits(error)]
         try:
-            checks.validate(one, project.source(one, variables), project.folder, target)
+            checks.validate(one, project.source(one, given), project.folder, target)
             notes[one.name] = PREVIEW if target is not None and target.destination.is_preview else None
         except DefinitionError as problem:
             errors.append(problem)
         except RetlError as problem:
             notes[one.name] = f"not checked against the warehouse: {problem.message}"
-        errors += _wrong_tests(invocation, one, variables)
+        errors += _wrong_tests(invocation, one, given)
     raise_all(error for error in errors if isinstance(error, DefinitionError))
     rows = [(one.name, "valid", notes[one.name]) for one in chosen]
     pieces: list[Piece] = [Table(("sync", "", "note"), rows)] if rows else ["no syncs"]
@@ -106,7 +108,7 @@ def validate(
     return int(invocation.unheard)
 
 
-def _wrong_tests(invocation: Invocation, sync: Sync, variables: Mapping[str, Any]) -> list[RetlError]:
+def _wrong_tests(invocation: Invocation, sync: Sync, given: Mapping[str, Any]) -> list[RetlError]:
     """What is wrong with a sync's mapping tests, where its contract can be had; that it cannot is told
     elsewhere."""
     from retl.run import mapping_tests
@@ -115,7 +117,7 @@ def _wrong_tests(invocation: Invocation, sync: Sync, variables: Mapping[str, Any
         return []
     project = invocation.project
     try:
-        judge = mapping_tests.contract_of(sync, project.source(sync, variables), project.folder)
+        judge = mapping_tests.contract_of(sync, project.source(sync, given), project.folder)
         found = list(mapping_tests.problems(sync, judge))
     except RetlError:
         return []
@@ -138,25 +140,24 @@ def check(
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
     """Online: is each destination reached and writable?"""
-    from retl.observe.signals import Stop
     from retl.observe.summary import exit_code
     from retl.run import check as checks
     from retl.run.job import Options
 
     project = invocation.project
     chosen = project.select(names=sync or ())
-    invocation.require(chosen)
-    ledger = invocation.ledger()
-    options = Options(variables=invocation.variables(var or []))
+    invocation.session.require(chosen)
+    ledger = invocation.session.ledger()
+    options = Options(variables=variables(var))
     found: list[dict[str, Any]] = []
-    with Stop().listening() as stop:
-        for job in [invocation.job(one, ledger, options, stop) for one in chosen]:
+    with invocation.session.stop.listening() as stop:
+        for job in [invocation.session.job(one, ledger, options) for one in chosen]:
             stop.check()
             code, error = 0, None
             try:
                 checks.check(job)
             except RetlError as problem:
-                code, error = problem.exit_code, problems.described(problem)
+                code, error = problem.exit_code, described(problem)
             line = {"sync": job.sync.name, "type": job.target.kind, "object": job.object}
             found.append({**line, "ok": error is None, "exit_code": code, "error": error})
     code = exit_code([line["exit_code"] for line in found])

@@ -9,7 +9,7 @@ import typer
 
 from retl.cli import output, problems
 from retl.cli.app import app, command
-from retl.cli.invocation import Invocation
+from retl.cli.invocation import Invocation, variables
 from retl.cli.output import Piece
 from retl.errors import DefinitionError
 
@@ -24,16 +24,15 @@ def explain(
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> None:
     """Why retl does what it does, row by row."""
-    from retl.observe.signals import Stop
     from retl.run import explain as explaining
     from retl.run.job import Options
 
-    sync = invocation.sync(name)
-    invocation.require([sync])
-    ledger = invocation.ledger()
-    with Stop().listening() as stop:
-        options = Options(dry_run=True, variables=invocation.variables(var or []))
-        job = invocation.job(sync, ledger, options, stop)
+    sync = invocation.session.definition(name)
+    invocation.session.require([sync])
+    ledger = invocation.session.ledger()
+    with invocation.session.stop.listening():
+        options = Options(dry_run=True, variables=variables(var))
+        job = invocation.session.job(sync, ledger, options)
         found = explaining.explain(job, keys or [], rows, read=read, reveal=invocation.reveal)
     if keys and all(row["row"] is None and row["baseline"] is None for row in found["rows"]):
         raise DefinitionError(

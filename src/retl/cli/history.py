@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retl.cli import alerting, output, problems
+from retl.app import observers
+from retl.cli import output, problems
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table
@@ -59,10 +60,12 @@ def runs(
 ) -> None:
     """The history, newest first."""
     if sync is not None and sync not in invocation.project.syncs:
-        known = invocation.ledger().runs(sync, 1)  # the history knows syncs that are no longer defined
+        known = invocation.session.ledger().runs(
+            sync, 1
+        )  # the history knows syncs that are no longer defined
         if not known:
-            invocation.sync(sync)
-    found = invocation.ledger().runs(sync, limit)
+            invocation.session.definition(sync)
+    found = invocation.session.ledger().runs(sync, limit)
     shown = ("read", "inserted", "updated", "refreshed", "deleted", "rejected")
     headers = ("run", "sync", "status", "started", "seconds", *shown)
     rows = [
@@ -81,7 +84,7 @@ def show(
     run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", show_default=False)] = None,
 ) -> None:
     """One run in full, by default the last."""
-    found = invocation.ledger().run(run_id)
+    found = invocation.session.ledger().run(run_id)
     if found is None:
         what = f"there is no run {run_id!r}" if run_id else "there are no runs yet"
         raise DefinitionError("RUN_UNKNOWN", what, hint="`retl runs` lists them")
@@ -96,10 +99,10 @@ def status(
 ) -> int:
     """Per sync: last success, age, how far behind the mart, what waits, and what to do next."""
     tells = fail_stale and _tells_stale(invocation)
-    ledger = invocation.ledger(create=tells)
+    ledger = invocation.session.ledger(create=tells)
     found = sync_states(invocation, ledger)
     if tells:
-        alerting.tell_ages(invocation, ledger, found)
+        observers.alert_ages(invocation.project, invocation.environment, ledger, found)
     code = int(fail_stale and any(one["stale"] for one in found))
     warnings = [
         f"{one['sync']}: nothing was delivered for {one['untouched_days']} days: is it still scheduled?"
@@ -137,7 +140,7 @@ def _tells_stale(invocation: Invocation) -> bool:
     tells = any(when.event == "stale" for alert in invocation.project.definitions.alerts for when in alert.on)
     if tells:
         invocation.project.require([])
-        alerting.require(invocation)
+        observers.require_alerts(invocation.project)
     return tells
 
 

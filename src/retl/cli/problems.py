@@ -6,33 +6,13 @@ only its kind and place in the code, because its text may hold row values.
 
 from __future__ import annotations
 
-import errno
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from retl.app.failures import described, each, exit_code
 from retl.cli.output import say
 from retl.errors import RetlError
-
-
-def each(problem: RetlError) -> Sequence[RetlError]:
-    """The single errors of an error that stands for several."""
-    return getattr(problem, "errors", (problem,))
-
-
-def described(problem: BaseException) -> dict[str, Any]:
-    """An error as a JSON document has it: code, message, hint, where."""
-    if isinstance(problem, RetlError):
-        where = None if problem.where is None else str(problem.where)
-        return {"code": problem.code, "message": problem.message, "hint": problem.hint, "where": where}
-    code, message, hint = _unforeseen(problem)
-    return {"code": code, "message": message, "hint": hint, "where": None}
-
-
-def exit_code(problem: BaseException) -> int:
-    if isinstance(problem, KeyboardInterrupt):
-        return 130
-    return problem.exit_code if isinstance(problem, RetlError) else 1
 
 
 def document(problem: BaseException) -> dict[str, Any]:
@@ -58,20 +38,3 @@ def sentence(error: Mapping[str, Any]) -> str:
     where = f"{error['where']}: " if error.get("where") else ""
     hint = f"\n  hint: {error['hint']}" if error.get("hint") else ""
     return f"{where}{error['message']} [{error['code']}]{hint}"
-
-
-def _unforeseen(problem: BaseException) -> tuple[str, str, str | None]:
-    if isinstance(problem, KeyboardInterrupt):
-        return "SIGINT", "stopped by SIGINT", "run the same command again: it carries on"
-    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return "DISK_FULL", f"a file cannot be written: {problem.strerror}", "free some space and run again"
-    if isinstance(problem, MemoryError):
-        return "OUT_OF_MEMORY", "there is not enough memory", None
-    frames = traceback.extract_tb(problem.__traceback__)
-    ours = [frame for frame in frames if "retl" in frame.filename] or frames
-    place = f" in {ours[-1].name}, line {ours[-1].lineno}" if ours else ""
-    return (
-        "BUG",
-        f"a fault of retl itself: {type(problem).__name__}{place}",
-        "run again with --debug and report what it prints; what was delivered is known and stays",
-    )

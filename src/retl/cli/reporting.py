@@ -29,7 +29,7 @@ def report(
     """A run, by default the last, as one HTML file that needs nothing else."""
     from retl.app.report import gather, page
 
-    ledger = invocation.ledger()
+    ledger = invocation.session.ledger()
     run = _run(invocation, ledger, run_id, sync)
     facts = gather(ledger, run, masked=invocation.hides_key(run.sync), states=sync_states(invocation, ledger))
     _write(out, page(facts))
@@ -40,7 +40,7 @@ def report(
 def _run(invocation: Invocation, ledger: Ledger, run_id: str | None, sync: str | None) -> RunRow:
     found = ledger.run(run_id) if run_id or sync is None else next(iter(ledger.runs(sync, 1)), None)
     if found is None and sync is not None and run_id is None:
-        invocation.sync(sync)  # or there is no such sync
+        invocation.session.definition(sync)  # or there is no such sync
     if found is None or (sync is not None and found.sync != sync):
         of = f" of {sync}" if sync else ""
         what = f"there is no run {run_id!r}{of}" if run_id else f"there are no runs yet{of}"

@@ -9,36 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retl.cli import alerting, output, problems
+from retl.cli import output, problems
 from retl.cli.app import app, command
-from retl.cli.invocation import Invocation
-from retl.cli.observing import observed, write_metrics
+from retl.cli.invocation import Invocation, variables
 from retl.cli.output import Piece, Table
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
-    from retl.ledger import Ledger
     from retl.observe.summary import Summary
-    from retl.project.definitions import Sync
-    from retl.run.job import Job, Options
 
-GUARDS = (
-    "REJECT_RATE",
-    "DELETE_RATE",
-    "EMPTY_SOURCE",
-    "ROW_DROP",
-    "IDENTITY_CHANGED",
-    "SOURCE_DRIFT",
-    "TARGET_DRIFT",
-    "CHECK_FAILED",
-    "TARGET_LOST",
-    "STATE_LOST",
-    "ORPHANED_STATE",
-    "DBT_FAILED",
-    "DBT_TESTS",
-    "DBT_STALE",
-    "DBT_UNKNOWN",
-)
 NUMBERS = (
     "read",
     "unchanged",
@@ -91,42 +70,24 @@ def sync(
     metrics_file: MetricsFile = None,
 ) -> int:
     """Plan, guard, deliver, record."""
-    project = invocation.project
-    chosen = project.select(names or (), tags or (), exclude or (), all=everything)
-    if not (chosen or names or tags or exclude):
-        chosen = list(project.syncs.values())  # all of them are paused, which is no mistake
-    if not chosen:
-        raise DefinitionError(
-            "NOTHING_SELECTED", "no sync matches what was selected", hint="`retl list` shows what there is"
-        )
-    options = _options(
-        invocation.variables(var or []),
+    from retl.app.session import options
+
+    session = invocation.session
+    chosen = session.select(names or (), tags or (), exclude or (), all=everything)
+    asked = options(
         dry_run=dry_run,
         full=full,
         limit=limit,
-        keys=keys,
+        keys=keys or (),
         where=where,
         allow_deletes=allow_deletes,
-        accept=accept,
+        accept=accept or (),
+        variables=variables(var),
     )
-    running = [one for one in chosen if one.enabled]
-    _check_full(running, full)
-    invocation.require(running)
-    alerting.require(invocation)
-    from retl.cli.schedule import run_all
-    from retl.observe.signals import Stop
-
-    ledger: Ledger | None = None
-    with Stop().listening() as stop:
-        work: dict[str, Job] = {}
-        if running:
-            ledger = invocation.ledger(create=not dry_run)
-            work = {one.name: invocation.job(one, ledger, options, stop) for one in running}
-        with observed(invocation, dry_run=dry_run), _progress(invocation):
-            done = run_all(work, lambda job: _run(invocation, job), jobs=jobs, fail_fast=fail_fast)
-    summaries = [done[one.name] if one.enabled else _paused(one.name, dry_run) for one in chosen]
+    with session.stop.listening(), _progress(invocation):
+        summaries = session.run_chosen(chosen, asked, jobs=jobs, fail_fast=fail_fast)
     if not dry_run:
-        write_metrics(invocation, metrics_file, ledger, summaries)
+        session.write_metrics(metrics_file, summaries)
     return report(invocation, summaries)
 
 
@@ -146,97 +107,34 @@ def plan(
     """What a sync would do now, with samples."""
     if not names or len(names) != 1:
         raise DefinitionError("USAGE", "`retl plan` needs one sync", hint="retl plan --sync NAME")
-    chosen = invocation.sync(names[0])
+    from retl.app.session import options, paused
+    from retl.run import explain, plan_file
+    from retl.run.plan import Plan
+
+    session = invocation.session
+    chosen = session.definition(names[0])
     if not chosen.enabled:
-        return report(invocation, [_paused(chosen.name, True)])
-    _check_full([chosen], full)
-    invocation.require([chosen])
-    options = _options(
-        invocation.variables(var or []),
+        return report(invocation, [paused(chosen.name, True)])
+    asked = options(
         dry_run=True,
         full=full,
         limit=limit,
-        keys=keys,
+        keys=keys or (),
         where=where,
         allow_deletes=allow_deletes,
-        accept=accept,
+        accept=accept or (),
+        variables=variables(var),
     )
-    from retl.observe.signals import Stop
-    from retl.run import explain, plan_file
-    from retl.run.plan import Plan
+    session.require([chosen], asked)
 
     def keep(plan: Plan) -> None:
         if out is not None:
             plan_file.write(plan_file.make(job, plan), out)
 
-    ledger = invocation.ledger()
-    with Stop().listening() as stop:
-        job = invocation.job(chosen, ledger, options, stop)
-        with _progress(invocation):
-            summary, samples = explain.preview(job, reveal=invocation.reveal, keep=keep)
+    with session.stop.listening(), _progress(invocation):
+        job = session.job(chosen, session.ledger(), asked)
+        summary, samples = explain.preview(job, reveal=invocation.reveal, keep=keep)
     return report(invocation, [summary], samples)
-
-
-def _options(
-    variables: Mapping[str, Any],
-    *,
-    dry_run: bool,
-    full: bool,
-    limit: int | None,
-    keys: Sequence[str] | None,
-    where: str | None,
-    allow_deletes: int | None,
-    accept: Sequence[str] | None,
-) -> Options:
-    from retl.engine.selection import Selection
-    from retl.run.job import Options
-
-    for code in accept or ():
-        if code not in GUARDS:
-            hint = f"guards: {', '.join(GUARDS)}"
-            raise DefinitionError("GUARD_UNKNOWN", f"there is no guard {code!r}", hint=hint)
-    return Options(
-        dry_run=dry_run,
-        selection=Selection(full=full, limit=limit, keys=tuple(keys or ()), where=where),
-        allow_deletes=allow_deletes,
-        accept=tuple(accept or ()),
-        variables=variables,
-    )
-
-
-def _check_full(syncs: Iterable[Sync], full: bool) -> None:
-    for one in syncs:
-        if full and one.write == "append":
-            raise DefinitionError(
-                "FULL_APPEND",
-                "--full cannot go with `write: append`: it would deliver every row once more",
-                where=f"sync {one.name}",
-            )
-
-
-def _run(invocation: Invocation, job: Job) -> Summary:
-    from retl.observe.summary import Summary
-    from retl.run import pipeline
-
-    try:
-        if job.options.dry_run:
-            return pipeline.dry_run(job)
-        summary = pipeline.sync(job)
-    except Exception as problem:  # noqa: BLE001 - one sync's failure does not stop the others
-        if invocation.debug:
-            problems.tell(problem, debug=True)
-        error = {name: text for name, text in problems.described(problem).items() if name != "where"}
-        code = problems.exit_code(problem)
-        summary = Summary(job.sync.name, None, "FAILED", code, dry_run=job.options.dry_run, error=error)
-    if not job.options.dry_run:
-        alerting.tell_end(invocation, job.sync, job.ledger, summary)
-    return summary
-
-
-def _paused(name: str, dry_run: bool) -> Summary:
-    from retl.observe.summary import Summary
-
-    return Summary(name, None, "PAUSED", 0, dry_run=dry_run)
 
 
 def _progress(invocation: Invocation) -> AbstractContextManager[None]:

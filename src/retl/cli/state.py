@@ -16,7 +16,7 @@ import typer
 
 from retl.cli import output
 from retl.cli.app import app, command, with_shared_options
-from retl.cli.invocation import Invocation
+from retl.cli.invocation import Invocation, variables
 from retl.cli.output import Table
 from retl.errors import DefinitionError
 
@@ -33,11 +33,11 @@ rejects = typer.Typer(help="Rows that were refused and wait.", invoke_without_co
 
 def show(invocation: Invocation, sync: OneSync = None) -> None:
     """What was confirmed, per sync and object."""
-    ledger = invocation.ledger()
+    ledger = invocation.session.ledger()
     named = [sync] if sync is not None else sorted({*invocation.project.syncs, *_former(ledger)})
     found = [_checkpoint(one) for name in named for one in ledger.checkpoints(name)]
     if sync is not None and not found:
-        invocation.sync(sync)
+        invocation.session.definition(sync)
     headers = ("sync", "object", "baseline_rows", "read_rows", "run_id", "updated_at")
     rows = [tuple(one[name] for name in headers) for one in found]
     labels = tuple(name.replace("_", " ") for name in headers)
@@ -75,7 +75,7 @@ def mv(
     yes: Yes = False,
 ) -> None:
     """A sync was renamed: what is known of OLD is known of NEW."""
-    invocation.sync(new)
+    invocation.session.definition(new)
     ledger = _ledger(invocation, yes)
     _known(ledger, old)
     then = f"the next run of {new} carries on where {old} ended: only what changed is sent"
@@ -110,21 +110,20 @@ def adopt(
 ) -> int:
     """Take the mart as delivered, without sending it."""
     from retl.cli.running import report
-    from retl.observe.signals import Stop
     from retl.run import pipeline
     from retl.run.job import Options
 
-    sync = invocation.sync(name)
-    invocation.require([sync])
+    sync = invocation.session.definition(name)
+    invocation.session.require([sync])
     ledger = _ledger(invocation, yes)
     agreed(
         f"every row the mart of {name} has now counts as delivered, and what was known before is forgotten;"
         " the next run sends only what changes from now on, and deletes only what it delivered itself",
         yes,
     )
-    with Stop().listening() as stop:
-        options = Options(variables=invocation.variables(var or []))
-        job = invocation.job(sync, ledger, options, stop)
+    with invocation.session.stop.listening():
+        options = Options(variables=variables(var))
+        job = invocation.session.job(sync, ledger, options)
         job = replace(job, sync=sync.model_copy(update={"first_run": "adopt"}))
         with held(ledger, name):
             ledger.reset(name, None)
@@ -152,9 +151,9 @@ def unblock(
 
 def list_rejects(invocation: Invocation, sync: OneSync = None) -> None:
     """The open rejects."""
-    ledger = invocation.ledger()
+    ledger = invocation.session.ledger()
     if sync is not None and sync not in _former(ledger):
-        invocation.sync(sync)
+        invocation.session.definition(sync)
     found = [_reject(invocation, one) for one in ledger.rejects(sync)]
     headers = ("sync", "key", "stage", "code", "reason", "first_seen", "last_seen", "attempts")
     rows = [tuple(one[name] for name in headers) for one in found]
@@ -200,9 +199,9 @@ def dismiss(
         raise DefinitionError(
             "USAGE", "say which: --sync NAME and either --key KEY or --all", hint="`retl rejects` lists them"
         )
-    ledger = invocation.ledger(create=True)
+    ledger = invocation.session.ledger(create=True)
     if sync not in _former(ledger):
-        invocation.sync(sync)
+        invocation.session.definition(sync)
     number = ledger.dismiss(sync, keys or None)
     if keys and not number:
         raise DefinitionError("REJECT_UNKNOWN", f"{sync} has no open reject of such a key")
@@ -211,7 +210,7 @@ def dismiss(
 
 
 def _ledger(invocation: Invocation, yes: bool) -> Ledger:
-    return invocation.ledger(create=yes)
+    return invocation.session.ledger(create=yes)
 
 
 def _known(ledger: Ledger, name: str) -> None:

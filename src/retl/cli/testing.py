@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retl.app.session import dated
 from retl.cli.app import app, command
-from retl.cli.invocation import Invocation, dated
+from retl.cli.invocation import Invocation, variables
 from retl.cli.output import Piece, Table, document_text
 from retl.errors import DefinitionError
 
@@ -32,13 +33,13 @@ def run_tests(
     from retl.run import mapping_tests
 
     project = invocation.project
-    variables = dated(invocation.variables(var or []), datetime.now(UTC).date())
+    given = dated({**project.definitions.vars, **variables(var)}, datetime.now(UTC).date())
     chosen = project.select(names=sync or list(project.syncs)) if project.syncs else []
     judges = {}
     errors = []
     for one in chosen:
         if one.tests:
-            judge = mapping_tests.contract_of(one, project.source(one, variables), project.folder)
+            judge = mapping_tests.contract_of(one, project.source(one, given), project.folder)
             judges[one.name] = judge
             errors += [
                 DefinitionError(p.code, p.message, hint=p.hint, where=project.place(one, p.loc))

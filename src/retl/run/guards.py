@@ -14,6 +14,23 @@ from decimal import Decimal
 from retl.project.definitions import Guards
 from retl.sources.dbt import Build
 
+GUARDS = (  # the codes that --accept knows, in the order of the documentation
+    "REJECT_RATE",
+    "DELETE_RATE",
+    "EMPTY_SOURCE",
+    "ROW_DROP",
+    "IDENTITY_CHANGED",
+    "SOURCE_DRIFT",
+    "TARGET_DRIFT",
+    "CHECK_FAILED",
+    "TARGET_LOST",
+    "STATE_LOST",
+    "ORPHANED_STATE",
+    "DBT_FAILED",
+    "DBT_TESTS",
+    "DBT_STALE",
+    "DBT_UNKNOWN",
+)
 DELETES_ALWAYS_PASS = 10  # so many deletes are never a rate
 LOST_SHARE = 0.02  # of the sampled confirmed keys
 

@@ -1,17 +1,17 @@
-"""What machines are told about an invocation, where they asked: metrics, traces, lineage.
+"""Who is told about runs: traces, lineage and metrics where the environment asks for them, and alerts.
 
 Nothing is loaded that was not asked for, and nothing here changes what a run does or how it ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from retl.cli.invocation import Invocation
+from retl.app.resolve import LoadedProject
 from retl.errors import RetlError
 
 if TYPE_CHECKING:
@@ -25,24 +25,72 @@ PREFIXES = ("OTEL_", "TRACEPARENT", "TRACESTATE", "OPENLINEAGE_")
 
 
 @contextmanager
-def observed(invocation: Invocation, *, dry_run: bool = False) -> Iterator[None]:
-    """While open, whoever the environment asks for listens to events; nobody listens to a dry run."""
+def listening(project: LoadedProject, *, dry_run: bool = False) -> Iterator[None]:
+    """While open, whatever the environment asks for listens to events; nobody listens to a dry run."""
     closing = ExitStack()
     if not dry_run:
-        _begin(invocation, closing)
+        _begin(project, closing)
     try:
         yield
     finally:
         _harmless(closing.close)
 
 
-def _begin(invocation: Invocation, closing: ExitStack) -> None:
+def require_alerts(project: LoadedProject) -> None:
+    """DefinitionError where an alert cannot be sent as this installation is."""
+    if project.definitions.alerts:
+        from retl.app.alerts import require
+
+        require(project.definitions.alerts)
+
+
+def alert_end(
+    project: LoadedProject, environment: str | None, sync: Sync, ledger: Ledger, summary: Summary
+) -> None:
+    """Alerts for a run that ended."""
+    if not project.definitions.alerts:
+        return
+    from retl.app.alerts import Observation, observe
+
+    document = summary.document()
+    counted = ("read", "unchanged", "inserted", "updated", "refreshed", "deleted", "rejected", "skipped")
+    counts = {name: document[name] for name in (*counted, "in_doubt", "not_attempted")}
+    seen = Observation(sync, summary.status, summary.run_id, environment, counts, summary.error)
+    observe(project.definitions.alerts, seen, ledger)
+
+
+def alert_ages(
+    project: LoadedProject, environment: str | None, ledger: Ledger, states: Iterable[Mapping[str, Any]]
+) -> None:
+    """Alerts for the age of every sync that has a `freshness`."""
+    from retl.app.alerts import Observation, observe
+
+    for one in states:
+        if one["enabled"] and one["freshness_seconds"] is not None:
+            age = "never succeeded" if one["age_seconds"] is None else f"{one['age_seconds']:.0f} s old"
+            limit = f"{one['freshness_seconds']:.0f} s are allowed"
+            error = {
+                "code": "STALE",
+                "message": f"{one['sync']} is stale: {age}, {limit}",
+                "hint": one["next"],
+            }
+            seen = Observation(
+                project.syncs[one["sync"]],
+                "STALE" if one["stale"] else "FRESH",
+                one["last_run"],
+                environment,
+                error=error if one["stale"] else None,
+            )
+            observe(project.definitions.alerts, seen, ledger)
+
+
+def _begin(project: LoadedProject, closing: ExitStack) -> None:
     from retl.project.settings import exported
 
     environ: dict[str, str] = {}
-    _harmless(lambda: environ.update(exported(invocation.project.environment, *PREFIXES)))
+    _harmless(lambda: environ.update(exported(project.environment, *PREFIXES)))
     for listen in (_trace, _draw_lineage):
-        _harmless(partial(listen, invocation, environ, closing))
+        _harmless(partial(listen, project, environ, closing))
 
 
 def _harmless(step: Callable[[], object]) -> None:
@@ -58,25 +106,23 @@ def _harmless(step: Callable[[], object]) -> None:
         log.get().warning("observer_unavailable", code="OBSERVER_UNAVAILABLE", why=why)
 
 
-def _trace(invocation: Invocation, environ: Mapping[str, str], closing: ExitStack) -> None:
+def _trace(project: LoadedProject, environ: Mapping[str, str], closing: ExitStack) -> None:
     exporter = environ.get("OTEL_TRACES_EXPORTER", "")
     asked = exporter or any(environ.get(f"OTEL_EXPORTER_OTLP_{of}ENDPOINT") for of in ("", "TRACES_"))
     if not asked or exporter == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return
     from retl.observe import tracing
 
-    batches = invocation.project.settings.retl_log_level == "debug"
+    batches = project.settings.retl_log_level == "debug"
     closing.enter_context(tracing.listening(environ, batches=batches))
 
 
-def _draw_lineage(invocation: Invocation, environ: Mapping[str, str], closing: ExitStack) -> None:
+def _draw_lineage(project: LoadedProject, environ: Mapping[str, str], closing: ExitStack) -> None:
     asked = any(name in ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG") for name in environ)
     asked = asked or any(name.startswith("OPENLINEAGE__TRANSPORT__") for name in environ)
     if not asked or environ.get("OPENLINEAGE_DISABLED", "").lower() == "true":
         return
     from retl.app import lineage
-
-    project = invocation.project
 
     def origin(sync: str) -> tuple[str, str]:
         return lineage.origin(project.syncs[sync].source, project.warehouse, project.folder)
@@ -85,23 +131,26 @@ def _draw_lineage(invocation: Invocation, environ: Mapping[str, str], closing: E
 
 
 def write_metrics(
-    invocation: Invocation, flag: Path | None, ledger: Ledger | None, summaries: Sequence[Summary]
+    project: LoadedProject,
+    environment: str | None,
+    flag: Path | None,
+    ledger: Callable[[], Ledger],
+    summaries: Sequence[Summary],
 ) -> None:
     """The metrics file, if --metrics-file or RETL_METRICS_FILE names one; a relative one is in the working
     directory and in the project, respectively."""
-    setting = invocation.project.settings.retl_metrics_file
-    path = flag or (invocation.project.folder / setting if setting else None)
+    setting = project.settings.retl_metrics_file
+    path = flag or (project.folder / setting if setting else None)
     if path is None:
         return
     from retl.observe import log, metrics
     from retl.observe.summary import exit_code
 
     try:
-        opened = ledger or invocation.ledger()
-        folder = invocation.project.folder.resolve().name
-        labels = {"project": folder} | ({"env": invocation.environment} if invocation.environment else {})
+        opened = ledger()
+        labels = {"project": project.folder.resolve().name} | ({"env": environment} if environment else {})
         content = metrics.text(
-            _vitals(invocation.project.syncs, opened, summaries),
+            _vitals(project.syncs, opened, summaries),
             exit_code=exit_code([one.exit_code for one in summaries]),
             now=opened.now(),
             labels=labels,

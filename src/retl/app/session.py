@@ -1,0 +1,288 @@
+"""A project, opened once: its syncs as jobs, run in order, with everybody told who wants to know.
+
+The Python API and every command stand on it. It prints nothing, reads no command line and installs no signal
+handler. Nothing is read or opened before it is asked for.
+
+    with retl.open("shop") as session:
+        summary = session.sync("user_segments")
+        summaries = session.run(tags=["daily"], jobs=4)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retl.app import observers
+from retl.app.failures import described, exit_code
+from retl.app.resolve import LoadedProject, Resolved, open_project
+from retl.app.schedule import run_all
+from retl.engine.selection import Selection
+from retl.errors import DefinitionError
+from retl.observe import log
+from retl.observe.signals import Stop
+from retl.observe.summary import Summary
+from retl.project.definitions import Sync
+from retl.project.settings import project_folder
+from retl.project.validation import raise_all
+from retl.run.guards import GUARDS
+from retl.run.job import Job, Options, Target
+
+if TYPE_CHECKING:
+    from retl.ledger import Ledger
+    from retl.pace.limiter import Pace
+    from retl.run.plan import Plan
+
+Verify = Callable[[Job, "Plan"], None]
+
+
+class Session:
+    """A project whose files are right. Close it, or use it as a context manager: the ledger and the
+    connections' limits are let go of then. One session may run several syncs at once; it is not meant
+    for several threads of its user."""
+
+    def __init__(
+        self,
+        project: LoadedProject,
+        environment: str | None = None,
+        *,
+        stop: Stop | None = None,
+        begun: float | None = None,
+        failed: Callable[[BaseException], object] = lambda _problem: None,
+    ) -> None:
+        """`stop` ends what runs when it is set. `begun` (monotonic) is when the process began, for the first
+        run's time; `failed` is shown what a sync did not expect."""
+        self.project = project
+        self.environment = environment
+        self.stop = stop or Stop()
+        self._begun, self._failed = begun, failed
+        self._closing = ExitStack()
+        self._ledger: Ledger | None = None
+        self._paces: dict[str, Pace] = {}
+        self._targets: dict[str, Resolved] = {}
+        self._references: dict[str, dict[str, str]] = {}
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._closing.close()
+        self._ledger = None
+
+    def sync(self, name: str, **asked: Any) -> Summary:
+        """Run one sync; returns its summary, whatever became of it. `asked` are the fields of `options`.
+
+        DefinitionError (SYNC_UNKNOWN among others) if nothing ran because something is written wrong."""
+        (summary,) = self.run([name], **asked)
+        return summary
+
+    def run(
+        self,
+        names: Collection[str] = (),
+        *,
+        tags: Collection[str] = (),
+        exclude: Collection[str] = (),
+        all: bool = False,
+        jobs: int = 1,
+        fail_fast: bool = False,
+        **asked: Any,
+    ) -> list[Summary]:
+        """Run the syncs that are selected, each after those of its `after`, so many at a time; without a name
+        or a tag all enabled ones. Returns a summary of each, PAUSED for one that is not enabled."""
+        chosen = self.select(names, tags, exclude, all=all)
+        return self.run_chosen(chosen, options(**asked), jobs=jobs, fail_fast=fail_fast)
+
+    def select(
+        self,
+        names: Collection[str] = (),
+        tags: Collection[str] = (),
+        exclude: Collection[str] = (),
+        *,
+        all: bool = False,
+    ) -> list[Sync]:
+        """The definitions of the syncs that are selected. DefinitionError NOTHING_SELECTED, SYNC_UNKNOWN."""
+        chosen = self.project.select(names, tags, exclude, all=all)
+        if not (chosen or names or tags or exclude):
+            chosen = list(self.project.syncs.values())  # all of them are paused, which is no mistake
+        if not chosen:
+            raise DefinitionError(
+                "NOTHING_SELECTED",
+                "no sync matches what was selected",
+                hint="`retl list` shows what there is",
+            )
+        return chosen
+
+    def run_chosen(
+        self, chosen: Sequence[Sync], options: Options, *, jobs: int = 1, fail_fast: bool = False
+    ) -> list[Summary]:
+        """Run these syncs in the order they are given."""
+        running = [one for one in chosen if one.enabled]
+        self.require(running, options)
+        work: dict[str, Job] = {}
+        if running:
+            ledger = self.ledger(create=not options.dry_run)
+            work = {one.name: self.job(one, ledger, options) for one in running}
+        with observers.listening(self.project, dry_run=options.dry_run):
+            done = run_all(work, self._run, jobs=jobs, fail_fast=fail_fast)
+        return [done[one.name] if one.enabled else paused(one.name, options.dry_run) for one in chosen]
+
+    def apply(self, sync: Sync, options: Options, verify: Verify) -> Summary:
+        """Run one sync if `verify` does not raise Mismatch on its plan."""
+        from retl.run import pipeline
+
+        self.require([sync], options)
+        ledger = self.ledger(create=True)
+        job = self.job(sync, ledger, options)
+        with observers.listening(self.project):
+            summary = pipeline.sync(job, lambda plan: verify(job, plan))
+        observers.alert_end(self.project, self.environment, sync, ledger, summary)
+        return summary
+
+    def ledger(self, *, create: bool = False) -> Ledger:
+        """The project's ledger; without `create` nothing is written."""
+        from retl.ledger import open_ledger
+
+        # The path of a state in files has the environment in it already; in a server it is the schema.
+        if self._ledger is None or (create and self._ledger.fresh):
+            own = None if self.project.state_url.startswith("file:") else self.environment
+            url, folder = self.project.state_url, self.project.folder
+            self._ledger = open_ledger(url, folder, environment=own, create=create)
+            self._closing.callback(self._ledger.close)
+        return self._ledger
+
+    def definition(self, name: str) -> Sync:
+        """One sync by its name, paused or not. DefinitionError SYNC_UNKNOWN."""
+        if name == "all":
+            raise DefinitionError("SYNC_UNKNOWN", "one sync is needed here, not `all`")
+        (found,) = self.project.select(names=[name])
+        return found
+
+    def require(self, syncs: Sequence[Sync], options: Options | None = None) -> None:
+        """Every variable set, every destination resolved; DefinitionErrors for all that is wrong at once.
+        It comes before the ledger is opened, so that a wrong definition leaves nothing behind."""
+        if options is not None and options.selection.full:
+            raise_all(_full_append(one) for one in syncs if one.write == "append")
+        referred = {str(one.ref) for sync in syncs for one in sync.refers_to.values()}
+        self.project.require([*syncs, *(self.project.syncs[name] for name in sorted(referred))])
+        errors = []
+        for sync in syncs:
+            try:
+                self._targets[sync.name] = self.project.destination(sync)
+                self._references[sync.name] = self.project.references(sync)
+            except DefinitionError as problem:
+                errors.append(problem)
+        raise_all(errors)
+        if options is not None:
+            observers.require_alerts(self.project)
+
+    def job(self, sync: Sync, ledger: Ledger, options: Options) -> Job:
+        """A sync that was required, ready to be planned or run; today is so on the ledger's clock."""
+        project, found = self.project, self._targets[sync.name]
+        begun, self._begun = self._begun, None
+        variables = dated({**project.definitions.vars, **options.variables}, ledger.now().date())
+        return Job(
+            sync=sync,
+            folder=project.folder,
+            source=project.source(sync, variables, _log_waiting),
+            target=Target(found.type, found.destination, found.options, found.name),
+            ledger=ledger,
+            options=replace(options, variables=variables),
+            stop=self.stop,
+            pace=self._pace(found, None if options.dry_run else ledger),
+            siblings=frozenset(project.syncs),
+            references=self._references[sync.name],
+            environment=self.environment,
+            correlation_id=project.settings.retl_correlation_id,
+            since=begun,
+        )
+
+    def write_metrics(self, file: Path | None, summaries: Sequence[Summary]) -> None:
+        """The metrics file of these runs, if `file` or RETL_METRICS_FILE names one."""
+        observers.write_metrics(self.project, self.environment, file, self.ledger, summaries)
+
+    def _pace(self, found: Resolved, ledger: Ledger | None) -> Pace:
+        """What all syncs of a connection share; without a ledger only those of this process."""
+        from retl.pace.limiter import Pace
+
+        if found.name not in self._paces:
+            made = Pace(found.limits, book=ledger, connection=found.name)
+            self._paces[found.name] = made
+            self._closing.callback(made.close)
+        return self._paces[found.name]
+
+    def _run(self, job: Job) -> Summary:
+        from retl.run import pipeline
+
+        try:
+            if job.options.dry_run:
+                return pipeline.dry_run(job)
+            summary = pipeline.sync(job)
+        except Exception as problem:  # noqa: BLE001 - one sync's failure does not stop the others
+            self._failed(problem)
+            error = {name: text for name, text in described(problem).items() if name != "where"}
+            code = exit_code(problem)
+            summary = Summary(job.sync.name, None, "FAILED", code, dry_run=job.options.dry_run, error=error)
+        if not job.options.dry_run:
+            observers.alert_end(self.project, self.environment, job.sync, job.ledger, summary)
+        return summary
+
+
+def open_session(project: Path | str | None = None, env: str | None = None) -> Session:
+    """Open the project in a folder (RETL_PROJECT or the working directory by default), under the environment
+    file of `env`. DefinitionError(s) for everything wrong in any of its files."""
+    folder = project_folder(Path(project) if project is not None else None)
+    return Session(open_project(folder, env), env)
+
+
+def options(
+    *,
+    dry_run: bool = False,
+    full: bool = False,
+    limit: int | None = None,
+    keys: Iterable[str] = (),
+    where: str | None = None,
+    allow_deletes: int | None = None,
+    accept: Iterable[str] = (),
+    variables: Mapping[str, Any] | None = None,
+) -> Options:
+    """What one invocation asks of its syncs: the options of `retl sync`. DefinitionError GUARD_UNKNOWN."""
+    for code in accept:
+        if code not in GUARDS:
+            hint = f"guards: {', '.join(GUARDS)}"
+            raise DefinitionError("GUARD_UNKNOWN", f"there is no guard {code!r}", hint=hint)
+    return Options(
+        dry_run=dry_run,
+        selection=Selection(full=full, limit=limit, keys=tuple(keys), where=where),
+        allow_deletes=allow_deletes,
+        accept=tuple(accept),
+        variables=dict(variables or {}),
+    )
+
+
+def paused(name: str, dry_run: bool = False) -> Summary:
+    """The summary of a sync that is not enabled."""
+    return Summary(name, None, "PAUSED", 0, dry_run=dry_run)
+
+
+def dated(variables: Mapping[str, Any], today: date) -> dict[str, Any]:
+    """Variables whose value is `today` as that date, in the form that DuckDB compares with a DATE."""
+    return {name: today.isoformat() if value == "today" else value for name, value in variables.items()}
+
+
+def _full_append(sync: Sync) -> DefinitionError:
+    return DefinitionError(
+        "FULL_APPEND",
+        "--full cannot go with `write: append`: it would deliver every row once more",
+        where=f"sync {sync.name}",
+    )
+
+
+def _log_waiting(pid: str) -> None:
+    log.event("mart_locked", writer=pid)
