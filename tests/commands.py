@@ -1,8 +1,7 @@
-"""A project in a temporary folder, and `retl` run in it as its users run it: as a process."""
+"""A project in a temporary folder, and `retl` run in it: inside the tests, or as a process where that matters."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,25 +13,12 @@ from typing import Any
 import duckdb
 
 import retl
+from tests.inprocess import Said, answer
 from tests.servers import Database, RedisServer
 
 ROWS = 30
 # Nothing of the machine's own environment may decide what a test sees.
 FOREIGN = ("RETL_", "POSTGRES_", "REDIS_", "DUCKDB_", "PG", "OTEL_", "TRACE", "OPENLINEAGE_")
-
-
-@dataclass(frozen=True)
-class Said:
-    """What one command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """stdout as the one JSON document that it must be."""
-        return json.loads(self.out)
 
 
 @dataclass
@@ -93,7 +79,11 @@ class Workshop:
         return [sys.executable, "-m", "retl", *words]
 
     def retl(self, *words: str, **more: str) -> Said:
-        """Run one command in the project's folder; `more` is environment."""
+        """Answer one command in the project's folder, inside this process; `more` is environment."""
+        return answer(words, self.environ(**more), self.folder)
+
+    def process(self, *words: str, **more: str) -> Said:
+        """The same as a process of its own, for what only a process has: see tests/inprocess.py."""
         done = subprocess.run(
             self.command(*words),
             cwd=self.folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,30 +24,39 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server
         yield server
 
 
+@pytest.fixture(scope="session")
+def postgres_databases(postgres_server: servers.Database) -> Iterator[servers.Databases]:
+    with contextlib.closing(servers.Databases(postgres_server)) as databases:
+        yield databases
+
+
 @pytest.fixture
-def postgres(postgres_server: servers.Database) -> Iterator[servers.Database]:
+def postgres(postgres_databases: servers.Databases) -> Iterator[servers.Database]:
     """An empty database."""
-    with servers.fresh_database(postgres_server) as database:
+    with postgres_databases.lend() as database:
         yield database
 
 
 @pytest.fixture(scope="session", params=list(VERSIONS.values()), ids=list(VERSIONS))
-def every_postgres_server(
+def every_postgres_databases(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[servers.Database]:
+) -> Iterator[servers.Databases]:
     """Each PostgreSQL at hand in turn; tests take `every_postgres`."""
     binaries: Path | None = request.param
     if binaries is None:
-        yield request.getfixturevalue("postgres_server")
+        yield request.getfixturevalue("postgres_databases")
         return
-    with servers.postgres_server(tmp_path_factory.mktemp("postgres"), binaries) as server:
-        yield server
+    with (
+        servers.postgres_server(tmp_path_factory.mktemp("postgres"), binaries) as server,
+        contextlib.closing(servers.Databases(server)) as databases,
+    ):
+        yield databases
 
 
 @pytest.fixture
-def every_postgres(every_postgres_server: servers.Database) -> Iterator[servers.Database]:
+def every_postgres(every_postgres_databases: servers.Databases) -> Iterator[servers.Database]:
     """An empty database; the test runs once per PostgreSQL at hand."""
-    with servers.fresh_database(every_postgres_server) as database:
+    with every_postgres_databases.lend() as database:
         yield database
 
 

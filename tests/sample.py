@@ -19,7 +19,7 @@ import redis
 from retl_demo import oracle, stage
 from retl_demo.campaigns import Campaigns
 from retl_demo.oracle import LANDINGS, Landing, Targets
-from tests import servers
+from tests import inprocess, servers
 
 COUNTS = (
     "read",
@@ -67,9 +67,15 @@ class Sample:
         return self.folder / "data" / "warehouse.duckdb"
 
     def retl(self, *words: str, folder: Path | None = None, **variables: str) -> Answer:
-        """`python -m retl …` in the project; an empty variable counts as unset."""
+        """`retl …` for the project, inside this process; an empty variable counts as unset."""
+        project = ["--project", str(folder or self.folder)]
+        done = inprocess.answer([*project, *words], {**self.environment, **variables}, Path.cwd())
+        return Answer(done.code, done.out, done.err)
+
+    def process(self, *words: str, **variables: str) -> Answer:
+        """The same as a process of its own, which can be killed."""
         done = subprocess.run(
-            [sys.executable, "-m", "retl", "--project", str(folder or self.folder), *words],
+            [sys.executable, "-m", "retl", "--project", str(self.folder), *words],
             env={**self.environment, **variables},
             stdin=subprocess.DEVNULL,
             capture_output=True,

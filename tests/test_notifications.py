@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,8 @@ import duckdb
 import pytest
 
 from retl.testing import FakePagerDuty, FakeServiceNow, FakeSlack, FakeTeams, reset
+from tests import inprocess
+from tests.inprocess import Said
 from tests.mailserver import PASSWORD, USER, MailServer
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "notifications.md"
@@ -71,20 +70,15 @@ class Scene:
         for order in orders:
             self.write(f"INSERT INTO mart_late_orders VALUES ('{order}', '{order}@x.io', 'Ann', 2)")
 
-    def retl(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "retl", "--project", str(self.folder), *words],
-            env={**os.environ, **self.environ},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+    def retl(self, *words: str) -> Said:
+        words = ("--project", str(self.folder), *words)
+        return inprocess.answer(words, {**os.environ, **self.environ}, Path.cwd())
 
     def sync(self, *words: str, code: int = 0) -> dict[str, Any]:
         """The summaries by sync."""
         done = self.retl("sync", "--output", "json", *words)
-        assert done.returncode == code, done.stdout + done.stderr
-        return {one["sync"]: one for one in json.loads(done.stdout)["syncs"]}
+        assert done.code == code, done.out + done.err
+        return {one["sync"]: one for one in done.document["syncs"]}
 
     def told(self) -> list[int]:
         return [len(self.slack.posted), len(self.teams.posted), len(self.mail.taken)]
@@ -99,7 +93,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 
 def test_each_row_is_told_once_from_the_second_run_on(scene: Scene) -> None:
-    assert scene.retl("validate").returncode == 0
+    assert scene.retl("validate").code == 0
     scene.sync()
     assert scene.told() == [0, 0, 0], "the rows of the first run were adopted"
     assert scene.duty.objects.keys() == scene.snow.objects.keys() == {"sales", "stock"}
@@ -128,8 +122,8 @@ def test_messages_are_refused_until_the_sync_says_how(
     file = scene.folder / "syncs" / f"{name}.yml"
     file.write_text(file.read_text().replace(left_out, ""))
     done = scene.retl("sync", "--sync", name)
-    assert done.returncode == 2
-    assert code in done.stderr
+    assert done.code == 2
+    assert code in done.err
     assert scene.told() == [0, 0, 0]
 
 

@@ -59,7 +59,7 @@ def test_a_row_nobody_answered_for_is_not_ours_to_delete_where_keys_that_exist_a
         batch="{rows: 10}",
     )
     if end == "crash":
-        assert workshop.retl("sync", RETL_CRASH_AT="batch_sending:2").code == -9
+        assert workshop.process("sync", RETL_CRASH_AT="batch_sending:2").code == -9
     else:
         api.faults.extend([lambda _: False, reset(applied=False)])
         assert run(workshop)["in_doubt"] == 10

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 
 from retl.testing import FakeHubSpot
 from retl.values import phone
+from tests import inprocess
 
 
 def read(number: str | None, country: str | None = None, trunk: str = "") -> str | None:
@@ -114,12 +112,7 @@ def write(folder: Path, statement: str) -> None:
 
 
 def sync(folder: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "retl", "--project", str(folder), "sync", "--output", "json"],
-        env=os.environ,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)["syncs"][0]
+    done = inprocess.answer(["--project", str(folder), "sync", "--output", "json"], os.environ, Path.cwd())
+    assert done.code == 0, done.err
+    found: dict[str, Any] = done.document["syncs"][0]
     return found

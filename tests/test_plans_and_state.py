@@ -71,7 +71,7 @@ def test_a_plan_killed_half_way_is_spent_and_the_next_sync_carries_on(
 ) -> None:
     workshop.sync("users", destination=TABLE, batch="{rows: 5}")
     workshop.retl("plan", "--sync", "users", "--out", "first.plan")
-    assert workshop.retl("apply", "first.plan", RETL_CRASH_AT="batch_acknowledged:3").code == -9
+    assert workshop.process("apply", "first.plan", RETL_CRASH_AT="batch_acknowledged:3").code == -9
     assert workshop.retl("apply", "first.plan").code == 3
     assert run(workshop)["status"] == "SUCCESS"
     assert column(postgres, "SELECT user_id FROM crm.users ORDER BY 1") == list(range(1, ROWS + 1))
@@ -411,7 +411,7 @@ def test_a_dead_connection_is_left_alone_until_it_is_unblocked(
 
 def test_nothing_is_in_doubt_where_evidence_settles_it(workshop: Workshop, postgres: Database) -> None:
     workshop.sync("users", destination=TABLE, write="append", first_run="send", batch="{rows: 5}")
-    crashed = workshop.retl("sync", RETL_CRASH_AT="batch_intended:3")
+    crashed = workshop.process("sync", RETL_CRASH_AT="batch_intended:3")
     assert crashed.code == -9
     assert workshop.json("resolve")["in_doubt"]
     assert run(workshop)["status"] == "SUCCESS"
@@ -587,7 +587,7 @@ def test_a_crash_makes_nobody_elses_row_ours_to_delete(workshop: Workshop, postg
         deletes="delete",
         batch="{rows: 5}",
     )
-    assert workshop.retl("sync", RETL_CRASH_AT="batch_answered:3").code == -9
+    assert workshop.process("sync", RETL_CRASH_AT="batch_answered:3").code == -9
     assert run(workshop)["status"] == "SUCCESS"
     workshop.warehouse("DELETE FROM users WHERE user_id IN (7, 8)")
     assert run(workshop)["deleted"] == 1
@@ -654,7 +654,8 @@ def test_what_a_recovery_settled_is_the_trace_the_next_run_asks_for(
     workshop: Workshop, postgres: Database
 ) -> None:
     workshop.sync("users", destination=TABLE, batch="{rows: 10}")
-    assert workshop.retl("sync", RETL_CRASH_AT="batch_answered:3").code == -9  # all there, nothing recorded
+    killed = workshop.process("sync", RETL_CRASH_AT="batch_answered:3")
+    assert killed.code == -9  # all there, nothing recorded
     assert run(workshop)["status"] == "SUCCESS"
     assert run(workshop)["unchanged"] == ROWS
     assert run(workshop)["unchanged"] == ROWS
@@ -708,7 +709,7 @@ def test_a_dry_run_after_a_kill_tells_what_the_run_will_find(
     if write == "upsert":
         point = point.replace("intended", "sending")
     workshop.sync("users", destination=TABLE, write=write, first_run="send", batch="{rows: 5}")
-    assert workshop.retl("sync", RETL_CRASH_AT=point).code == -9
+    assert workshop.process("sync", RETL_CRASH_AT=point).code == -9
     counted = ("status", "read", "unchanged", "inserted", "updated", "in_doubt", "skipped", "not_attempted")
     before = column(postgres, "SELECT count(*) FROM crm.retl_applied"), workshop.snapshot()
     predicted = run(workshop, "--dry-run")

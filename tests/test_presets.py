@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -22,7 +21,9 @@ from retl.observe import redact
 from retl.project.validation import each
 from retl.testing import FakeHubSpotLists, FakeKlaviyo
 from retl.values.types import Type
+from tests import inprocess
 from tests.api import TOKEN
+from tests.inprocess import Said
 
 HEAD = "source: {table: m}\nkey: [email]\n"
 RETL_YML = 'connections:\n  crm: {type: hubspot, token: "${HUBSPOT_TOKEN}"%s}\n'
@@ -146,8 +147,8 @@ def test_a_project_has_presets_of_its_own(folder: Path) -> None:
         ("syncs/a.yml:3:39", "DEFINITION_INVALID")
     ]
     page = retl(folder, "destinations", "shop")
-    assert "POST /shops/<shop>/customers" in page.stdout
-    assert "The shop's own service" in retl(folder, "destinations").stdout
+    assert "POST /shops/<shop>/customers" in page.out
+    assert "The shop's own service" in retl(folder, "destinations").out
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,12 @@ def test_a_preset_that_is_wrong_is_a_definition_error(
     assert refusals(folder, "{connection: crm}", RETL_YML % "", HUBSPOT_TOKEN=TOKEN) == [expected]
 
 
-def retl(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def retl(folder: Path, *words: str, **environ: str) -> Said:
+    words = ("--project", str(folder), *words)
+    return inprocess.answer(words, {**os.environ, **environ}, Path.cwd())
+
+
+def process(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "retl", "--project", str(folder), *words],
         env={**os.environ, **environ},
@@ -187,15 +193,15 @@ def test_a_run_that_died_while_a_job_was_at_work_asks_after_it(folder: Path) -> 
             "warehouse: {path: mart.duckdb}\n"
             f"connections:\n  news: {{type: klaviyo, api_key: {TOKEN}, base_url: '{api.url}'}}\n"
         )
-        killed = retl(folder, "sync", RETL_CRASH_AT="handle_attached:1")
+        killed = process(folder, "sync", RETL_CRASH_AT="handle_attached:1")
         assert killed.returncode == -9, killed.stderr
         assert not api.objects
         again = retl(folder, "sync")
-        assert again.returncode == 0, again.stderr
+        assert again.code == 0, again.err
         assert [method for method, _, _, _ in api.seen].count("POST") == 1
         assert len(api.objects) == 7
         before = len(api.seen)
-        assert retl(folder, "sync").returncode == 0
+        assert retl(folder, "sync").code == 0
         assert len(api.seen) == before
 
 
@@ -210,14 +216,12 @@ def test_what_only_documentation_says_is_a_preview_and_says_so(folder: Path) -> 
         )
         for words in (["validate"], ["sync", "--dry-run"], ["sync"], ["destinations", "hubspot_lists"]):
             told = retl(folder, *words, COLUMNS="1000")
-            assert told.returncode == 0, told.stderr
-            assert (told.stdout + told.stderr).count(PREVIEW) == 1, words
+            assert told.code == 0, told.err
+            assert (told.out + told.err).count(PREVIEW) == 1, words
     listed = {one["name"]: one["preview"] for one in listing(folder)}
     assert (listed["hubspot_lists"], listed["hubspot"], listed["webhook"]) == (True, False, False)
 
 
 def listing(folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(retl(folder, "destinations", "--output", "json").stdout)[
-        "destinations"
-    ]
+    found: list[dict[str, Any]] = retl(folder, "destinations", "--output", "json").document["destinations"]
     return found

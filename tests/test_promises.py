@@ -68,7 +68,9 @@ def test_the_same_input_makes_the_same_bytes_and_numbers(workshop: Workshop, pos
         size = f"{{rows: {setting['rows']}}}"
         workshop.sync(name, source="{table: users}", destination=TABLE.format(name=name), batch=size)
         environ = {key: value for key, value in setting.items() if key != "rows"}
-        again = workshop.json("sync", "--sync", name, **environ)["syncs"][0]
+        said = workshop.process("sync", "--sync", name, "--output", "json", **environ)
+        assert said.code == 0, said.err
+        again = said.document["syncs"][0]
         assert contents(postgres, name) == wanted, name
         assert (again["read"], again["inserted"]) == (first["read"], first["inserted"])
 

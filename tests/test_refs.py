@@ -217,7 +217,7 @@ def test_ids_survive_the_compaction_of_the_baseline(office: Office, crm: Crm) ->
 
 
 def test_ids_of_acknowledged_batches_survive_a_kill(office: Office, crm: Crm) -> None:
-    said = office.retl("sync", "--sync", "accounts", RETL_CRASH_AT="answers_recorded:1")
+    said = office.process("sync", "--sync", "accounts", RETL_CRASH_AT="answers_recorded:1")
     assert said.code == -signal.SIGKILL
     learnt = crm.keys("accounts")
     assert learnt

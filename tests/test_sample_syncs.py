@@ -126,7 +126,7 @@ def test_a_fresh_empty_directory_carries_on_from_a_ledger_in_postgresql(
 ) -> None:
     url = {"RETL_STATE_URL": postgres.url}
     wanted = project.expected()
-    killed = project.sync("--all", RETL_CRASH_AT="batch_acknowledged:25", **url)
+    killed = project.process("sync", "--all", RETL_CRASH_AT="batch_acknowledged:25", **url)
     assert killed.code == -9
     assert project.faults(wanted)
     fresh = tmp_path / "fresh"

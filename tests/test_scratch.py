@@ -41,7 +41,7 @@ def test_a_living_owners_folder_is_left_alone(temporary: Path) -> None:
 
 def test_what_a_killed_run_left_goes_with_the_next(workshop: Workshop, temporary: Path) -> None:
     workshop.sync("users", batch="{rows: 5}")
-    killed = workshop.retl("sync", TMPDIR=str(temporary), RETL_CRASH_AT="batch_acknowledged:2")
+    killed = workshop.process("sync", TMPDIR=str(temporary), RETL_CRASH_AT="batch_acknowledged:2")
     assert killed.code == -9
     (left,) = temporary.glob("retl-run-*")
     os.utime(left, LONG_AGO)

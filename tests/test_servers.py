@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -23,7 +24,7 @@ from redis.retry import Retry
 from retl.errors import Failure
 from retl_demo import process, servers
 from retl_demo.process import Server
-from tests.servers import EXPENDABLE, Database, RedisServer, fresh_database
+from tests.servers import EXPENDABLE, Database, Databases, RedisServer, fresh_database
 
 Launch = Callable[[Path], Server]
 LAUNCHERS: dict[str, Launch] = {
@@ -227,3 +228,34 @@ def test_each_test_has_an_empty_redis(redis_server: RedisServer, turn: int) -> N
 
 def _python_path() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_an_emptied_database_is_as_good_as_a_new_one(postgres_server: Database) -> None:
+    def contents(of: Database) -> list[tuple[object, ...]]:
+        with of.connect() as connection:
+            return connection.execute(
+                "SELECT 'schema', nspname, nspowner::regrole::text, nspacl::text FROM pg_namespace"
+                " WHERE nspname !~ '^pg_(toast_)?temp' UNION ALL SELECT 'relation', oid::regclass::text, relkind::text, NULL"
+                " FROM pg_class WHERE oid >= 16384 UNION ALL SELECT 'type', oid::regtype::text, typtype::text, NULL FROM pg_type"
+                " WHERE oid >= 16384 UNION ALL SELECT 'function', oid::regprocedure::text, prokind::text, NULL FROM pg_proc"
+                " WHERE oid >= 16384 ORDER BY 1, 2"
+            ).fetchall()
+
+    with contextlib.closing(Databases(postgres_server)) as databases:
+        with databases.lend() as first:
+            new = contents(first)
+            with first.connect() as connection:
+                connection.execute(
+                    "CREATE SCHEMA crm; CREATE TYPE crm.word AS ENUM ('a'); CREATE TABLE crm.t (w crm.word); CREATE DOMAIN d AS text;"
+                    " CREATE TABLE public.\"T\" (id serial PRIMARY KEY); CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'"
+                )
+            left_open = first.connect()
+            left_open.execute("BEGIN; LOCK TABLE crm.t; SELECT pg_advisory_lock(7)")
+        with databases.lend() as second:
+            assert second == first
+            assert contents(second) == new
+            with second.connect() as connection:
+                connection.execute(f"ALTER DATABASE {second.dbname} SET datestyle = 'German'")
+        with databases.lend() as third:
+            assert third != second, "a setting of the database outlives its schemas"
+        left_open.close()
