@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retl import BEGUN
 from retl.cli import output
 from retl.cli.output import Format, Piece
 from retl.errors import DefinitionError
@@ -45,7 +44,7 @@ class Invocation:
     _paces: dict[str, Pace] = field(default_factory=dict)
     _targets: dict[str, Resolved] = field(default_factory=dict)
     _references: dict[str, dict[str, str]] = field(default_factory=dict)
-    _begun: float | None = BEGUN
+    begun: float | None = None  # when the first run's time began to count; that of later ones when they do
 
     def show(self, document: Any, pieces: Callable[[], Sequence[Piece]]) -> None:
         """Print a command's answer in the form that was asked for; called once per command."""
@@ -112,7 +111,7 @@ class Invocation:
         from retl.run.job import Job, Target
 
         project, found = self.project, self._targets[sync.name]
-        begun, self._begun = self._begun, None
+        begun, self.begun = self.begun, None
         return Job(
             sync=sync,
             folder=project.folder,

@@ -5,6 +5,7 @@ Nothing is loaded that was not asked for, and nothing here changes what a run do
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -28,6 +29,7 @@ PREFIXES = ("OTEL_", "TRACEPARENT", "TRACESTATE", "OPENLINEAGE_")
 def observed(invocation: Invocation, *, dry_run: bool = False) -> Iterator[None]:
     """While open, whoever the environment asks for listens to events; nobody listens to a dry run."""
     closing = ExitStack()
+    closing.callback(_restore, dict(os.environ))
     if not dry_run:
         _begin(invocation, closing)
     try:
@@ -43,6 +45,13 @@ def _begin(invocation: Invocation, closing: ExitStack) -> None:
     _harmless(lambda: environ.update(exported(invocation.project.environment, *PREFIXES)))
     for listen in (_trace, _draw_lineage):
         _harmless(partial(listen, invocation, environ, closing))
+
+
+def _restore(environ: Mapping[str, str]) -> None:
+    """What was put there for libraries is not for the next run of this process."""
+    for name in os.environ.keys() - environ.keys():
+        del os.environ[name]
+    os.environ.update(environ)
 
 
 def _harmless(step: Callable[[], object]) -> None:

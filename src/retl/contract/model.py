@@ -132,8 +132,10 @@ def _load(path: Path) -> dict[str, definitions.Column]:
 
 def _imported(path: str, folder: Path) -> type[BaseModel]:
     module, _, name = path.partition(":")
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    _make_room(module.partition(".")[0], folder)
+    if str(folder) in sys.path:
+        sys.path.remove(str(folder))
+    sys.path.insert(0, str(folder))
     try:
         found = getattr(import_module(module), name)
     except Exception as error:  # importing runs the user's code, which may raise anything
@@ -145,6 +147,22 @@ def _imported(path: str, folder: Path) -> type[BaseModel]:
     if not (isinstance(found, type) and issubclass(found, BaseModel)):
         raise DefinitionError("MODEL_UNKNOWN", f"{path} is no Pydantic model")
     return found
+
+
+def _make_room(package: str, folder: Path) -> None:
+    """Forgets a package of this name that lies in another project, whose run came before in this process."""
+    former = _imported_for.get(package, folder)
+    _imported_for[package] = folder
+    if former == folder:
+        return
+    for name, module in list(sys.modules.items()):
+        places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+        within = any(place and Path(place).is_relative_to(former) for place in places)
+        if within and (name == package or name.startswith(f"{package}.")):
+            del sys.modules[name]
+
+
+_imported_for: dict[str, Path] = {}  # top-level package → the project's folder
 
 
 _PYTHON: dict[TypeName, Any] = {
