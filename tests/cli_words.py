@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import typer
@@ -41,8 +42,7 @@ def in_prose(text: str) -> Iterator[list[str]]:
 
 def assert_known(words: list[str], *, whole: bool = True) -> None:
     """The CLI's parser takes these words; without `whole` it may miss some."""
-    families.register()
-    command: Any = typer.main.get_command(app)
+    command = _whole_tree()
     name, context = "retl", None
     try:
         while True:
@@ -55,6 +55,12 @@ def assert_known(words: list[str], *, whole: bool = True) -> None:
     except typer.TyperException as problem:
         if whole or type(problem).__name__ not in ("MissingParameter", "BadOptionUsage", "NoArgsIsHelpError"):
             raise AssertionError(f"retl … {name} {words}: {problem}") from problem
+
+
+@cache
+def _whole_tree() -> Any:
+    families.register()
+    return typer.main.get_command(app)
 
 
 def _words(line: str) -> list[str]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import dbt_project, servers
 from tests.chromium import CHROMIUM
+
+# With how many examples a property is tried; `make test-all` asks for the second.
+settings.register_profile("some", max_examples=60, deadline=None)
+settings.register_profile("many", max_examples=1000, deadline=None)
+settings.load_profile("many" if os.environ.get("RETL_TEST_ALL") else "some")
 
 VERSIONS = servers.postgres_versions()
 # Needs a browser, which no wheel carries: without one it is not part of the suite, rather than skipped.
@@ -37,26 +44,30 @@ def postgres(postgres_databases: servers.Databases) -> Iterator[servers.Database
         yield database
 
 
-@pytest.fixture(scope="session", params=list(VERSIONS.values()), ids=list(VERSIONS))
-def every_postgres_databases(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[servers.Databases]:
-    """Each PostgreSQL at hand in turn; tests take `every_postgres`."""
-    binaries: Path | None = request.param
-    if binaries is None:
-        yield request.getfixturevalue("postgres_databases")
-        return
-    with (
-        servers.postgres_server(tmp_path_factory.mktemp("postgres"), binaries) as server,
-        contextlib.closing(servers.Databases(server)) as databases,
-    ):
+@pytest.fixture(scope="session")
+def databases_of(
+    postgres_databases: servers.Databases, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Path | None], servers.Databases]]:
+    """Those of each PostgreSQL at hand, started when it is asked for and kept, whatever the tests' order."""
+    started: dict[Path | None, servers.Databases] = {None: postgres_databases}
+    with contextlib.ExitStack() as stack:
+
+        def databases(binaries: Path | None) -> servers.Databases:
+            if binaries not in started:
+                folder = tmp_path_factory.mktemp("postgres")
+                server = stack.enter_context(servers.postgres_server(folder, binaries))
+                started[binaries] = stack.enter_context(contextlib.closing(servers.Databases(server)))
+            return started[binaries]
+
         yield databases
 
 
-@pytest.fixture
-def every_postgres(every_postgres_databases: servers.Databases) -> Iterator[servers.Database]:
+@pytest.fixture(params=list(VERSIONS.values()), ids=list(VERSIONS))
+def every_postgres(
+    request: pytest.FixtureRequest, databases_of: Callable[[Path | None], servers.Databases]
+) -> Iterator[servers.Database]:
     """An empty database; the test runs once per PostgreSQL at hand."""
-    with every_postgres_databases.lend() as database:
+    with databases_of(request.param).lend() as database:
         yield database
 
 

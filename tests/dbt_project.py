@@ -1,7 +1,7 @@
 """The dbt project of tests/analytics, built by a real dbt in a venv of its own.
 
 dbt's pins do not go together with ours (mypy and dbt want different versions of pathspec), so it is
-installed once per session from wherever pip finds packages. Each command of dbt writes to a target folder
+installed once per session. Each command of dbt writes to a target folder
 of its own: `target_built`, `target_compiled` … are what a project finds after that command.
 """
 
@@ -33,9 +33,9 @@ def built(shared: Path) -> Path:
 
 
 def _install(venv: Path) -> Path:
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    pip = [venv / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile", *DBT]
-    subprocess.run(pip, check=True)
+    uv = Path(sys.executable).with_name("uv")
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, venv], check=True)
+    subprocess.run([uv, "pip", "install", "--quiet", "--python", venv, *DBT], check=True)
     return venv / "bin" / "dbt"
 
 

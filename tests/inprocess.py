@@ -22,6 +22,7 @@ from typing import Any
 import structlog
 
 from retl import cli
+from retl.contract import model
 from retl.observe import log, redact
 
 # These decide something only while a process starts, or end it.
@@ -48,7 +49,7 @@ def answer(words: Sequence[str], environment: Mapping[str, str], folder: Path) -
         assert environment.get(name) in (None, os.environ.get(name)), f"{name} needs a process of its own"
     out, err = _stream(), _stream()
     with ExitStack() as stack:
-        stack.enter_context(_own_state())
+        stack.enter_context(own_state())
         stack.enter_context(_own_environment(environment))
         stack.enter_context(chdir(folder))
         stack.enter_context(_own_imports())
@@ -92,10 +93,11 @@ def _set_environment(wanted: Mapping[str, str]) -> None:
 @contextmanager
 def _own_imports() -> Iterator[None]:
     """A project's own modules are imported anew by the next command."""
-    path, modules = list(sys.path), set(sys.modules)
+    path, modules, entered = list(sys.path), set(sys.modules), model._entered
     try:
         yield
     finally:
+        model._entered = entered
         added = [Path(folder) for folder in sys.path if folder not in path]
         sys.path[:] = path
         for name in set(sys.modules) - modules if added else ():
@@ -105,7 +107,7 @@ def _own_imports() -> Iterator[None]:
 
 
 @contextmanager
-def _own_state() -> Iterator[None]:
+def own_state() -> Iterator[None]:
     """The log and the known secrets as they are when a process starts, and then as they were."""
     configured, least, listeners = structlog.get_config(), log._least, list(log._listeners)
     secrets = redact._secrets

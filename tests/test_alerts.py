@@ -247,7 +247,7 @@ def test_a_missing_apprise_and_an_unset_variable_are_said_before_anything_runs(
     (tmp_path / "without").mkdir()
     (tmp_path / "without" / "sitecustomize.py").write_text("import sys; sys.modules['apprise'] = None\n")
     path = f"{tmp_path / 'without'}:{Path(retl.__file__).parents[1]}"
-    said = workshop.retl("sync", ALERTS="json://127.0.0.1", PYTHONPATH=path)
+    said = workshop.process("sync", ALERTS="json://127.0.0.1", PYTHONPATH=path)
     assert said.code == 2
     assert "APPRISE_MISSING" in said.err
     assert "retl-cli[alerts]" in said.err

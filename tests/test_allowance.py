@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import count
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from retl.pace.allowance import HOUR, HOURS, USE, Account, Lease, Terms
@@ -24,7 +24,6 @@ def taken(account: Account, terms: Terms, now: float, name: str) -> Lease | None
     return Lease(name, grant.requests, grant.hour, now + USE) if grant.requests else None
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     limit=st.integers(1, 30),
     window=st.floats(0.5, 20),

@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -483,7 +483,6 @@ def test_the_least_integer_is_not_beyond_itself() -> None:
         assert con.execute(f"SELECT {made.prefilter()} FROM mart").fetchone() == (False,)
 
 
-@settings(max_examples=400, deadline=None)
 @given(st.data(), STRINGS | NUMBERS | INTEGERS | DAYS | LISTS)
 def test_sql_never_clears_what_pydantic_refuses(data: st.DataObject, column: dict[str, Any]) -> None:
     kind = column["type"]

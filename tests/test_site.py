@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,25 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 NAME = re.compile(r"[^\w\- ]")
 
 
-@pytest.mark.parametrize("page", sorted(made()), ids=lambda page: str(page.relative_to(ROOT)))
-def test_no_generated_page_is_stale(page: Path) -> None:
-    assert page.read_text(encoding="utf-8") == made()[page], "run `make docs`"
+@pytest.fixture(scope="module")
+def generated() -> dict[Path, str]:
+    return made()
 
 
-def test_docs_reference_holds_generated_pages_and_nothing_else() -> None:
-    assert {one for one in made() if one.parent.name == "reference"} == set((DOCS / "reference").iterdir())
+def test_no_generated_page_is_stale(generated: dict[Path, str]) -> None:
+    stale = [
+        str(page.relative_to(ROOT))
+        for page, text in sorted(generated.items())
+        if not page.exists() or page.read_text(encoding="utf-8") != text
+    ]
+    assert stale == [], "run `make docs`"
 
 
+def test_docs_reference_holds_generated_pages_and_nothing_else(generated: dict[Path, str]) -> None:
+    assert {one for one in generated if one.parent.name == "reference"} == set((DOCS / "reference").iterdir())
+
+
+@cache
 def anchors(page: Path) -> set[str]:
     """What can stand after # for a page: its headings in small letters, blanks as dashes."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
@@ -43,14 +54,25 @@ def links(page: Path) -> Iterator[tuple[Path, str]]:
             yield (page.parent / target).resolve() if target else page, anchor
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_and_every_anchor_leads_somewhere(page: Path) -> None:
-    for target, anchor in links(page):
-        assert target.exists(), target
-        if anchor:
-            assert anchor in anchors(target), f"{target}#{anchor}"
-        if page.is_relative_to(DOCS):
-            assert target.is_relative_to(DOCS), f"{target} is no page of the site"
+def test_every_link_and_every_anchor_leads_somewhere() -> None:
+    astray = [
+        f"{page.relative_to(ROOT)}: {target.relative_to(ROOT)}#{anchor} {why}"
+        for page in PAGES
+        for target, anchor in links(page)
+        if (why := wrong(page, target, anchor))
+    ]
+    assert astray == []
+
+
+def wrong(page: Path, target: Path, anchor: str) -> str | None:
+    """What is wrong with a link of this page, if anything."""
+    if not target.exists():
+        return "does not exist"
+    if anchor and anchor not in anchors(target):
+        return "has no such heading"
+    if page.is_relative_to(DOCS) and not target.is_relative_to(DOCS):
+        return "is no page of the site"
+    return None
 
 
 def test_every_page_can_be_found_in_the_site() -> None:

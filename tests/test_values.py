@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from retl.destinations.postgres.types import ddl, injective, lossless
@@ -217,7 +217,6 @@ formats = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(typed, formats, st.sampled_from(["UTC", "Europe/Vienna", "America/New_York"]))
 def test_sql_and_python_write_the_same_json(pair: tuple[Type, Any], formats: Formats, timezone: str) -> None:
     type, value = pair
@@ -341,7 +340,6 @@ key_parts = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(key_parts)
 def test_sql_and_python_make_the_same_key(parts: list[tuple[Type, Any]]) -> None:
     types = [type for type, _ in parts]

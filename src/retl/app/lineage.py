@@ -68,6 +68,7 @@ def listening(environ: Mapping[str, str], name: Callable[[str], tuple[str, str]]
     try:
         yield
     finally:
+        log.unlisten(lineage)
         lineage.close()
         aside.do(client.close)
         aside.close()

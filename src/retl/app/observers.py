@@ -5,6 +5,7 @@ Nothing is loaded that was not asked for, and nothing here changes what a run do
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -28,6 +29,7 @@ PREFIXES = ("OTEL_", "TRACEPARENT", "TRACESTATE", "OPENLINEAGE_")
 def listening(project: LoadedProject, *, dry_run: bool = False) -> Iterator[None]:
     """While open, whatever the environment asks for listens to events; nobody listens to a dry run."""
     closing = ExitStack()
+    closing.callback(_restore, dict(os.environ))
     if not dry_run:
         _begin(project, closing)
     try:
@@ -91,6 +93,13 @@ def _begin(project: LoadedProject, closing: ExitStack) -> None:
     _harmless(lambda: environ.update(exported(project.environment, *PREFIXES)))
     for listen in (_trace, _draw_lineage):
         _harmless(partial(listen, project, environ, closing))
+
+
+def _restore(environ: Mapping[str, str]) -> None:
+    """What was put there for libraries is not for the next run of this process."""
+    for name in os.environ.keys() - environ.keys():
+        del os.environ[name]
+    os.environ.update(environ)
 
 
 def _harmless(step: Callable[[], object]) -> None:

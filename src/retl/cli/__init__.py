@@ -12,9 +12,10 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from time import monotonic
 from typing import NoReturn
 
-from retl import __version__
+from retl import BEGUN, __version__
 
 GARBAGE_EVERY = 200_000  # objects; at Python's own 700 the imports alone are searched a dozen times over
 
@@ -23,20 +24,22 @@ def process() -> NoReturn:
     """`main` as a process of its own, which ends the moment it has answered: every lane, file and connection
     is closed by then, and to take its modules apart would cost the interpreter as much as a small sync."""
     gc.set_threshold(GARBAGE_EVERY)
-    code = main()
+    code = main(begun=BEGUN)
     atexit._run_exitfuncs()  # what libraries want done at the end still is
     os._exit(code)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line (`sys.argv` if none is given) and return its exit code. Never raises."""
+def main(arguments: Sequence[str] | None = None, *, begun: float | None = None) -> int:
+    """Run one command line (`sys.argv` if none is given) and return its exit code. Never raises. `begun` is
+    when its time began to count (time.monotonic), now if it is not given."""
+    begun = monotonic() if begun is None else begun
     _keep_descriptors()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words in (["--version"], ["-V"]):
         return _finish(_say_version())
     from retl.cli import app
 
-    return _finish(app.run(words))
+    return _finish(app.run(words, begun))
 
 
 def _say_version() -> int:

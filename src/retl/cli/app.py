@@ -48,11 +48,11 @@ class Outcome:
     code: int | None = None
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str], begun: float) -> int:
     """Answer one command line with its exit code."""
     from retl.cli import families
 
-    outcome = Outcome(Invocation())
+    outcome = Outcome(Invocation(begun=begun))
     try:
         families.register()
         code = app(words, prog_name="retl", standalone_mode=False, obj=outcome)
@@ -72,7 +72,9 @@ def shared(
     debug: Debug = False,
     version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
 ) -> None:
-    context.obj.invocation = Invocation(project, env, output or "table", debug)
+    context.obj.invocation = replace(
+        context.obj.invocation, folder=project, environment=env, output=output or "table", debug=debug
+    )
 
 
 def command(

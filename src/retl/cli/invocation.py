@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retl import BEGUN
 from retl.cli import output
 from retl.cli.output import Format, Piece
 from retl.errors import DefinitionError
@@ -37,7 +36,7 @@ class Invocation:
     watched: bool = False  # a person sits at stderr and wants progress rather than a log
     unheard: bool = False  # stdout is closed or its disk is full: what was printed is lost
     _closing: ExitStack = field(default_factory=ExitStack)
-    _begun: float | None = BEGUN
+    begun: float | None = None  # when the first run's time began to count; that of later ones when they do
 
     def show(self, document: Any, pieces: Callable[[], Sequence[Piece]]) -> None:
         """Print a command's answer in the form that was asked for; called once per command."""
@@ -55,7 +54,7 @@ class Invocation:
 
         project = open_project(project_folder(self.folder), self.environment)
         self._configure_log(project.settings)
-        session = Session(project, self.environment, begun=self._begun, failed=self._debugged)
+        session = Session(project, self.environment, begun=self.begun, failed=self._debugged)
         self._closing.callback(session.close)
         return session
 

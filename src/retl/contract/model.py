@@ -10,11 +10,12 @@ import re
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
-from importlib import import_module
+from importlib import import_module, invalidate_caches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from uuid import UUID
@@ -132,8 +133,7 @@ def _load(path: Path) -> dict[str, definitions.Column]:
 
 def _imported(path: str, folder: Path) -> type[BaseModel]:
     module, _, name = path.partition(":")
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    _enter(folder)
     try:
         found = getattr(import_module(module), name)
     except Exception as error:  # importing runs the user's code, which may raise anything
@@ -145,6 +145,30 @@ def _imported(path: str, folder: Path) -> type[BaseModel]:
     if not (isinstance(found, type) and issubclass(found, BaseModel)):
         raise DefinitionError("MODEL_UNKNOWN", f"{path} is no Pydantic model")
     return found
+
+
+def _enter(folder: Path) -> None:
+    """Modules are looked for in this project, and no longer in the one whose run came before in this process:
+    of that nothing stays imported."""
+    global _entered
+    folder = folder.resolve()
+    if _entered == folder:
+        return
+    former, _entered = _entered, folder
+    if former is not None:
+        with suppress(ValueError):
+            sys.path.remove(str(former))
+        others = tuple(place for place in sys.path if place)  # a project may hold the environment we run in
+        for name, module in list(sys.modules.items()):
+            places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+            own = (place for place in places if place and not place.startswith(others))
+            if any(Path(place).is_relative_to(former) for place in own):
+                del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    invalidate_caches()
+
+
+_entered: Path | None = None
 
 
 _PYTHON: dict[TypeName, Any] = {

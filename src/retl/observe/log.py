@@ -119,6 +119,12 @@ def listen(listener: Listener) -> None:
     _listeners.append(listener)
 
 
+def unlisten(listener: Listener) -> None:
+    """The opposite; a listener that failed is gone already."""
+    with suppress(ValueError):
+        _listeners.remove(listener)
+
+
 def bound(**fields: Any) -> AbstractContextManager[Any]:
     """While open, every line of this thread of control carries these (run_id, sync …)."""
     return structlog.contextvars.bound_contextvars(**fields)

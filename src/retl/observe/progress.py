@@ -47,8 +47,12 @@ def shown() -> Iterator[None]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        log.listen(Drawing(progress))
-        yield
+        drawing = Drawing(progress)
+        log.listen(drawing)
+        try:
+            yield
+        finally:
+            log.unlisten(drawing)
 
 
 class Drawing:

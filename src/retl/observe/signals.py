@@ -57,7 +57,11 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Listen to the process's signals; main thread only, the former handlers come back."""
+        """Listen to the process's signals until the former handlers come back. Signals reach the main thread
+        only: in any other this listens to nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         former = {number: signal.signal(number, _noticed) for number in _SIGNALS}
@@ -76,7 +80,8 @@ class Stop:
     def _watch(self, reader: int) -> None:
         with os.fdopen(reader, "rb", buffering=0) as pipe:
             while numbers := pipe.read(1):
-                self.request(numbers[0])
+                if numbers[0] in _SIGNALS:  # the process may have handlers for others
+                    self.request(numbers[0])
 
 
 def _noticed(_signum: int, _frame: object) -> None:

@@ -56,6 +56,7 @@ def listening(environ: Mapping[str, str], *, batches: bool) -> Iterator[None]:
     try:
         yield
     finally:
+        log.unlisten(tracing)
         tracing.close()
         aside.do(provider.shutdown)
         aside.close()
