@@ -20,6 +20,8 @@ import pytest
 from retl.destinations.batch import WRITTEN, Outcome
 from retl.errors import DefinitionError, LedgerError, RetlError
 from retl.ledger import Acknowledgement, Ledger, open_ledger
+from retl.net.postgres import SETTINGS
+from tests.destinations.test_postgres import CHANGED
 from tests.ledgers import ROOT, batch, child, kill, line, start, take, url
 
 __all__ = ["url"]  # fixtures
@@ -299,11 +301,15 @@ def test_a_connection_that_goes_away_is_told_by_what_needed_it(postgres: Any, tm
     after.close()
 
 
-def test_a_commit_on_the_server_is_never_forgettable(postgres: Any, tmp_path: Path) -> None:
+def test_what_the_database_sets_otherwise_changes_no_value_and_makes_no_commit_forgettable(
+    postgres: Any, tmp_path: Path
+) -> None:
     with postgres.connect() as admin:
-        admin.execute(f"ALTER DATABASE {postgres.dbname} SET synchronous_commit = off")
+        for name, value in CHANGED.items():
+            admin.execute(f"ALTER DATABASE {postgres.dbname} SET {name} = '{value}'")
     ledger = open_ledger(postgres.url, tmp_path, environment=None)
-    assert ledger._database.query("SELECT current_setting('synchronous_commit')") == [("on",)]
+    for name, value in SETTINGS.items():
+        assert ledger._database.query(f"SELECT current_setting('{name}')") == [(value,)]
     ledger.close()
 
 
@@ -334,9 +340,10 @@ def test_off_this_machine_the_certificate_is_verified_unless_plaintext_is_allowe
     from retl.ledger.address import parameters_of
 
     assert parameters_of("postgresql://db.example.com/x")["sslmode"] == "verify-full"
-    assert "sslmode" not in parameters_of("postgresql://db.example.com/x?allow_plaintext=true")
-    assert "sslmode" not in parameters_of("postgresql://localhost/x")
-    assert "sslmode" not in parameters_of("postgresql://[::1]:5432/x")
+    assert parameters_of("postgresql://db.example.com/x?sslrootcert=ca.pem")["sslrootcert"] == "ca.pem"
+    assert parameters_of("postgresql://db.example.com/x?allow_plaintext=true")["sslmode"] == "prefer"
+    assert parameters_of("postgresql://localhost/x")["sslmode"] == "prefer"
+    assert parameters_of("postgresql://[::1]:5432/x")["sslmode"] == "prefer"
     assert parameters_of("postgresql://db/x?connect_timeout=3")["connect_timeout"] == "3"
 
 
