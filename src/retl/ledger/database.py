@@ -26,6 +26,7 @@ from retl.net.postgres import open_session
 R = TypeVar("R")
 
 _PATIENCE = 5.0  # seconds for another process to end its transaction
+_CHUNK = 10_000  # rows changed at once, so that each step is over in time
 
 # PostgreSQL holds no NUL in text; U+FFFE is no character, so nobody's data has it.
 _NUL, _STAND_IN = "\x00", "\ufffe"
@@ -83,7 +84,8 @@ class Database:
         """How many rows were changed, one execution per element."""
         safe = [_safe(row) for row in rows]
         with self._turn:
-            return int(self._run("executemany", sql, safe).rowcount) if safe else 0
+            chunks = [safe[start : start + _CHUNK] for start in range(0, len(safe), _CHUNK)]
+            return sum(int(self._run("executemany", sql, chunk).rowcount) for chunk in chunks)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

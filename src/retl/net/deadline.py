@@ -47,8 +47,13 @@ class TimedSocket(socket.socket):
         poll.register(self, select.POLLIN)
         return not poll.poll(0)
 
+    def _limit(self) -> None:
+        seconds = self._deadline.left(self._idle)
+        if seconds != self.gettimeout():  # most often it is `idle` again, and a call of the system is spared
+            self.settimeout(seconds)
+
     def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
-        self.settimeout(self._deadline.left(self._idle))
+        self._limit()
         return super().send(data, flags)
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
@@ -58,11 +63,11 @@ class TimedSocket(socket.socket):
                 sent += self.send(view[sent:], flags)
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        self.settimeout(self._deadline.left(self._idle))
+        self._limit()
         return super().recv(buflen, flags)
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
-        self.settimeout(self._deadline.left(self._idle))
+        self._limit()
         return super().recv_into(buffer, nbytes or 0, flags)
 
 
