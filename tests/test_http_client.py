@@ -331,8 +331,6 @@ def test_an_address_is_told_without_its_usual_port() -> None:
         "http://[::1]:80": ("http://[::1]", ""),
     }
     assert {url: (str(Address.parse(url)), Address.parse(url).prefix) for url in told} == told
-    assert Address.parse("http://[::1]").is_loopback
-    assert not Address.parse("http://localhost.example.com").is_loopback
 
 
 # certificates

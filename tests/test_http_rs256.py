@@ -7,6 +7,15 @@ from base64 import b64decode, b64encode, urlsafe_b64decode
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from pydantic import ValidationError
 
 from retl.destinations.http.adapter import HttpConnection
@@ -56,10 +65,24 @@ def test_it_signs_as_others_do() -> None:
     assert b64encode(Key.parse(PEM).sign(b"signed by retl")).decode() == SIGNATURE
 
 
+def pem(key: PrivateKeyTypes, password: bytes | None = None) -> str:
+    protection = BestAvailableEncryption(password) if password else NoEncryption()
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection).decode()
+
+
 def test_both_forms_of_a_key_and_a_key_on_one_line_are_read() -> None:
     inner = b64encode(b64decode("".join(PEM.splitlines()[1:-1]))[26:]).decode()  # what PKCS #8 wraps
     other = f"-----BEGIN RSA PRIVATE KEY-----\n{inner}\n-----END RSA PRIVATE KEY-----\n"
-    assert Key.parse(other) == Key.parse(PEM) == Key.parse(PEM.replace("\n", "\\n"))
+    forms = (
+        other,
+        PEM.replace("\n", "\\n"),
+        PEM.replace("\n", "\r\n"),
+        PEM.replace("\n", " "),
+        PEM.replace("\n", "\n    "),
+        f"a key of retl's tests\n{PEM}",
+    )
+    for form in forms:
+        assert b64encode(Key.parse(form).sign(b"signed by retl")).decode() == SIGNATURE
 
 
 def test_a_token_holds_its_claims() -> None:
@@ -87,10 +110,22 @@ def test_what_is_no_key_is_refused_without_being_told(wrong: str) -> None:
     assert "canary" not in str(caught.value)
 
 
-def test_a_key_whose_parts_do_not_belong_together_signs_nothing() -> None:
-    key = Key.parse(PEM)
+def test_a_key_of_another_kind_or_a_short_or_encrypted_one_is_refused() -> None:
+    key = load_pem_private_key(PEM.encode(), None)
+    with pytest.raises(ValueError, match="private_key is an unencrypted RSA key in PEM"):
+        Key.parse(pem(key, b"canary"))
+    for other in (rsa.generate_private_key(65537, 1024), ec.generate_private_key(ec.SECP256R1())):
+        with pytest.raises(ValueError, match="private_key is an RSA key of at least 2048 bits"):
+            Key.parse(pem(other))
+
+
+def test_a_key_whose_parts_do_not_belong_together_is_refused() -> None:
+    key = load_pem_private_key(PEM.encode(), None)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    n = key.private_numbers()
+    numbers = rsa.RSAPrivateNumbers(n.p, n.q, n.d + 2, n.dmp1, n.dmq1, n.iqmp, n.public_numbers)
     with pytest.raises(ValueError, match="private_key"):
-        Key(key.modulus, key.public, key.private + 2).sign(b"x")
+        Key.parse(pem(numbers.private_key(unsafe_skip_rsa_key_validation=True)))
 
 
 def test_a_claim_says_who_for_whom_and_until_when() -> None:

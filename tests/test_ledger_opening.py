@@ -12,6 +12,8 @@ import stat
 import tempfile
 import traceback
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ import pytest
 
 from retl.destinations.batch import WRITTEN, Outcome
 from retl.errors import DefinitionError, LedgerError, RetlError
-from retl.ledger import Acknowledgement, Ledger, open_ledger
+from retl.ledger import Acknowledgement, Ledger, database, open_ledger
+from retl.net.postgres import SETTINGS
+from tests.destinations.test_postgres import CHANGED
 from tests.ledgers import ROOT, batch, child, kill, line, start, take, url
+from tests.proxy import Proxy
 
 __all__ = ["url"]  # fixtures
 CANARY = "s3cr3tcanary"
@@ -280,6 +285,37 @@ def test_a_server_that_is_not_there_is_named_without_the_password(tmp_path: Path
     assert CANARY not in "".join(traceback.format_exception(error))
 
 
+def test_a_refused_login_names_the_user_and_no_password(postgres: Any, tmp_path: Path) -> None:
+    error = refusal(replace(postgres, password=CANARY).url, tmp_path)
+    assert error.code == "STATE_UNREACHABLE"
+    assert error.message.endswith(f"it does not accept the login of {postgres.user}")
+    assert CANARY not in "".join(traceback.format_exception(error))
+
+
+def test_a_server_that_falls_silent_is_not_waited_for(
+    postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Proxy(postgres.host, postgres.port) as proxy:
+        there = replace(postgres, host=proxy.host, port=proxy.port)
+        ledger = open_ledger(there.url, tmp_path, environment=None)
+        monkeypatch.setattr(database, "_STATEMENT", 0.1)
+        proxy.blackhole()
+        with pytest.raises(LedgerError) as caught:
+            ledger.now()
+        assert caught.value.code == "STATE_UNREACHABLE"
+        ledger.close()
+
+
+def test_many_changes_are_made_in_steps_and_all_counted(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_CHUNK", 2)
+    with closing(open_ledger(url, tmp_path, environment=None)) as ledger:
+        made = [(f"name {n}", "value") for n in range(5)]
+        assert ledger._database.change_many("INSERT INTO retl_meta (name, value) VALUES (?, ?)", made) == 5
+        assert ledger._database.change_many("DELETE FROM retl_meta WHERE name = ?", []) == 0
+
+
 def test_a_connection_that_goes_away_is_told_by_what_needed_it(postgres: Any, tmp_path: Path) -> None:
     ledger = open_ledger(postgres.url, tmp_path, environment=None)
     with take(ledger) as lock:
@@ -299,11 +335,15 @@ def test_a_connection_that_goes_away_is_told_by_what_needed_it(postgres: Any, tm
     after.close()
 
 
-def test_a_commit_on_the_server_is_never_forgettable(postgres: Any, tmp_path: Path) -> None:
+def test_what_the_database_sets_otherwise_changes_no_value_and_makes_no_commit_forgettable(
+    postgres: Any, tmp_path: Path
+) -> None:
     with postgres.connect() as admin:
-        admin.execute(f"ALTER DATABASE {postgres.dbname} SET synchronous_commit = off")
+        for name, value in CHANGED.items():
+            admin.execute(f"ALTER DATABASE {postgres.dbname} SET {name} = '{value}'")
     ledger = open_ledger(postgres.url, tmp_path, environment=None)
-    assert ledger._database.query("SELECT current_setting('synchronous_commit')") == [("on",)]
+    for name, value in SETTINGS.items():
+        assert ledger._database.query(f"SELECT current_setting('{name}')") == [(value,)]
     ledger.close()
 
 
@@ -334,9 +374,10 @@ def test_off_this_machine_the_certificate_is_verified_unless_plaintext_is_allowe
     from retl.ledger.address import parameters_of
 
     assert parameters_of("postgresql://db.example.com/x")["sslmode"] == "verify-full"
-    assert "sslmode" not in parameters_of("postgresql://db.example.com/x?allow_plaintext=true")
-    assert "sslmode" not in parameters_of("postgresql://localhost/x")
-    assert "sslmode" not in parameters_of("postgresql://[::1]:5432/x")
+    assert parameters_of("postgresql://db.example.com/x?sslrootcert=ca.pem")["sslrootcert"] == "ca.pem"
+    assert parameters_of("postgresql://db.example.com/x?allow_plaintext=true")["sslmode"] == "prefer"
+    assert parameters_of("postgresql://localhost/x")["sslmode"] == "prefer"
+    assert parameters_of("postgresql://[::1]:5432/x")["sslmode"] == "prefer"
     assert parameters_of("postgresql://db/x?connect_timeout=3")["connect_timeout"] == "3"
 
 

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from retl.cli.observing import observed
 
 from retl.cli.invocation import Invocation
-from retl.cli.observing import observed
 from retl.contract.model import _imported
 from retl.errors import DefinitionError
 from retl.observe import log

@@ -1,8 +1,10 @@
-"""What every options model is made of: frozen definitions, durations, rates, limits, formats."""
+"""What every options model is made of: frozen definitions, durations, rates, limits, formats, and which
+hosts need TLS."""
 
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -55,3 +57,16 @@ class Limits(Definition):
     per_day: Annotated[int, Field(ge=1)] | None = None
     concurrency: Annotated[int, Field(ge=1, le=64)] | None = None
     share: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+def is_loopback(host: str) -> bool:
+    """This machine, by name, address or the path of a socket."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost" or host.startswith("/")
+
+
+def needs_tls(host: str, *, allow_plaintext: bool = False) -> bool:
+    """The rule of every connection: verified TLS, except on this machine or where plaintext is allowed."""
+    return not (allow_plaintext or is_loopback(host))

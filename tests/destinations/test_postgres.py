@@ -33,14 +33,16 @@ from retl.destinations.postgres.statements import Relation, Statements
 from retl.destinations.postgres.transfer import SWALLOWED
 from retl.destinations.postgres.types import ddl
 from retl.errors import Ambiguous, DefinitionError, InvariantBroken, Later, Mismatch, Systemic, Unavailable
-from retl.net.postgres import PostgresConnection
+from retl.net.postgres import SETTINGS, PostgresConnection
 from retl.values.sql import quoted
 from retl.values.types import Type
 from tests.destinations.rows import Row, Rows, plain
 from tests.destinations.suite import (
     CANARY,
+    EVERY_TYPE,
     FIELDS,
     STRING,
+    VALUES,
     VISIT,
     Contents,
     Suite,
@@ -204,6 +206,46 @@ def test_a_server_without_tls_is_refused_where_tls_is_asked_for(target: Postgres
     with pytest.raises(Systemic) as caught:
         destination.check(VISIT)
     assert caught.value.code == "TLS"
+
+
+CHANGED = {
+    "timezone": "Asia/Kolkata",
+    "datestyle": "SQL, DMY",
+    "intervalstyle": "iso_8601",
+    "extra_float_digits": "-10",
+    "bytea_output": "escape",
+    "array_nulls": "off",
+    "standard_conforming_strings": "off",
+    "xmloption": "document",
+    "lc_monetary": "POSIX",
+    "synchronous_commit": "off",
+}
+
+
+def test_what_a_role_sets_for_itself_changes_no_value(target: PostgresTarget) -> None:
+    assert SETTINGS.keys() == CHANGED.keys()
+    for name, value in CHANGED.items():
+        target.admin.execute(f"ALTER ROLE {ROLE} IN DATABASE {target.database.dbname} SET {name} = '{value}'")
+    shape = replace(SHAPE, fields=(*EVERY_TYPE, Field("codes", Type("list", items="integer"))))
+    rows = [(*row, [1, None, 3]) for row in VALUES]
+    rows.append(("gaps", *[None] * (len(EVERY_TYPE) - 1), ["a", None, "NULL"], [None]))
+    destination = ready(target, shape)
+    assert kinds(deliver(destination, Rows(shape, rows).batch())) == [Kind.WRITTEN] * len(rows)
+    assert target.contents() == as_contents(shape, rows)
+    session = destination._connect()
+    assert [session.execute(f"SHOW {name}").fetchone() for name in SETTINGS] == [
+        (value,) for value in SETTINGS.values()
+    ]
+    session.close()
+    destination.close()
+
+
+def test_a_refused_login_names_the_user_and_no_password(target: PostgresTarget) -> None:
+    with pytest.raises(Systemic) as caught:
+        target.make(SHAPE, secret=CANARY).check(VISIT)
+    assert caught.value.code == "28000"
+    assert caught.value.message.endswith(f"it does not accept the login of {ROLE}")
+    assert CANARY not in told(caught.value)
 
 
 def test_one_table_is_one_place() -> None:

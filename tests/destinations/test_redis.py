@@ -551,7 +551,7 @@ def test_tls_is_verified(target: RedisTarget, certificate: Path, tls_port: int) 
         connection = server | {"host": host, "tls_ca_file": ca and str(ca)}
         with pytest.raises(Systemic) as caught:
             target.make(SHAPE, connection=connection).write(batch)
-        assert caught.value.code == "TLS"
+        assert caught.value.code == "TLS_UNVERIFIED"
         assert target.contents() == {}
     destination = target.make(
         SHAPE, connection=server | {"host": "localhost", "tls_ca_file": str(certificate)}

@@ -1,28 +1,21 @@
-"""The address of a ledger on a server: what libpq makes of it, our deadlines, and the rule on TLS.
+"""The address of a ledger on a server, as libpq's keywords.
 
 No error of this module quotes the address: what is wrong with it may be in the password.
 """
 
 from __future__ import annotations
 
-import ipaddress
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 from retl.errors import DefinitionError
-
-_CLIENT = {
-    "connect_timeout": "10",
-    "keepalives_idle": "15",
-    "keepalives_interval": "5",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "15000",
-    "application_name": "retl",
-}
+from retl.net.postgres import CLIENT, ssl_keywords
 
 
 def parameters_of(url: str) -> dict[str, Any]:
-    """The address as libpq keywords, with our deadlines and the TLS rule; no error quotes the address."""
+    """The address as libpq keywords, with our deadlines and the rule on TLS."""
     import psycopg
 
     address, _, query = url.partition("?")
@@ -33,7 +26,7 @@ def parameters_of(url: str) -> dict[str, Any]:
     try:
         if not re.fullmatch(shape, address):
             raise psycopg.ProgrammingError
-        given = psycopg.conninfo.conninfo_to_dict(f"{address}?{rest}" if rest else address)
+        given: dict[str, Any] = psycopg.conninfo.conninfo_to_dict(f"{address}?{rest}" if rest else address)
         if not re.fullmatch(r"[0-9,]*", str(given.get("port", ""))):
             raise psycopg.ProgrammingError
     except psycopg.ProgrammingError:
@@ -47,29 +40,15 @@ def parameters_of(url: str) -> dict[str, Any]:
         raise DefinitionError(
             "STATE_URL", "the state url names no host", hint="postgresql://user@host/dbname"
         )
-    if not plaintext and not all(_loopback(host) for host in hosts):
-        given.setdefault("sslmode", "verify-full")
-        if given["sslmode"] != "verify-full":
-            raise DefinitionError(
-                "STATE_PLAINTEXT",
-                f"the state url asks for sslmode={given['sslmode']} on a host that is not this machine",
-                hint="use sslmode=verify-full, or say allow_plaintext=true",
-            )
-    return {**_CLIENT, "host": hosts[0], **given}
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost" or host.startswith("/"):
-        return True
+    own = os.path.expanduser("~/.postgresql/root.crt")  # where libpq looks
+    root = given.get("sslrootcert") or os.environ.get("PGSSLROOTCERT")
+    root = root or (own if Path(own).exists() else None)
     try:
-        return ipaddress.ip_address(host).is_loopback
+        tls = ssl_keywords(hosts, given.get("sslmode"), root, allow_plaintext=plaintext)
     except ValueError:
-        return False
-
-
-def scrubbed(text: str, parameters: dict[str, Any]) -> str:
-    """What libpq said in one line; it names host and user, and must not name the password."""
-    secrets = [str(parameters[name]) for name in ("password", "sslpassword") if parameters.get(name)]
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return " ".join(text.split())
+        raise DefinitionError(
+            "STATE_PLAINTEXT",
+            f"the state url asks for sslmode={given['sslmode']} on a host that is not this machine",
+            hint="use sslmode=verify-full, or say allow_plaintext=true",
+        ) from None
+    return {"connect_timeout": "10", "application_name": "retl", "host": hosts[0], **CLIENT, **given, **tls}

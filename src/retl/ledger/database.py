@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from retl.errors import Later, LedgerError
-from retl.ledger.address import parameters_of, scrubbed
+from retl.ledger.address import parameters_of
 from retl.ledger.rows import Cell, columns, unpacked
+from retl.net import sqlstate
+from retl.net.deadline import hang_up_after
+from retl.net.postgres import open_session
 
 R = TypeVar("R")
 
 _PATIENCE = 5.0  # seconds for another process to end its transaction
+_CHUNK = 10_000  # rows changed at once, so that each step is over in time
 
 # PostgreSQL holds no NUL in text; U+FFFE is no character, so nobody's data has it.
 _NUL, _STAND_IN = "\x00", "\ufffe"
@@ -80,7 +84,8 @@ class Database:
         """How many rows were changed, one execution per element."""
         safe = [_safe(row) for row in rows]
         with self._turn:
-            return int(self._run("executemany", sql, safe).rowcount) if safe else 0
+            chunks = [safe[start : start + _CHUNK] for start in range(0, len(safe), _CHUNK)]
+            return sum(int(self._run("executemany", sql, chunk).rowcount) for chunk in chunks)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -110,11 +115,16 @@ class Database:
         with contextlib.suppress(self.errors):
             self._connection.close()
 
+    def in_time(self) -> contextlib.AbstractContextManager[None]:
+        """A statement that is not over in time ends here."""
+        return contextlib.nullcontext()
+
     def _run(self, method: str, sql: str, argument: Any) -> Any:
         try:
-            cursor = self._connection.cursor()
-            getattr(cursor, method)(self.translated(sql), argument)
-            return cursor
+            with self.in_time():
+                cursor = self._connection.cursor()
+                getattr(cursor, method)(self.translated(sql), argument)
+                return cursor
         except self.errors as error:
             raise self.failure(error) from None
 
@@ -193,11 +203,10 @@ class PostgreSQL(Database):
         parameters = parameters_of(url)
         self.place = f"the ledger on {parameters['host']}"
         try:
-            super().__init__(psycopg.connect(**parameters, autocommit=True))
+            super().__init__(open_session(parameters, _STATEMENT, _SETTINGS))
         except psycopg.Error as error:
-            raise self._unreachable(scrubbed(str(error), parameters)) from None
-        for setting in _SESSION:
-            self.change(f"SET {setting}")
+            told = sqlstate.unconnected(error, self.place, parameters.get("user") or "this account")
+            raise self._unreachable(told.message) from None
         if schema:
             self.change(f'SET search_path = "{schema}"')
         if snapshot:
@@ -206,6 +215,9 @@ class PostgreSQL(Database):
     def twin(self) -> PostgreSQL:
         """Another session on the same ledger."""
         return PostgreSQL(*self._origin)
+
+    def in_time(self) -> contextlib.AbstractContextManager[None]:
+        return hang_up_after(_STATEMENT, self._connection.fileno())
 
     def translated(self, sql: str) -> str:
         return sql.replace("?", "%s")
@@ -222,18 +234,16 @@ class PostgreSQL(Database):
     def failure(self, error: Any) -> LedgerError | Later:
         state = error.sqlstate or ""
         if self._connection.closed or state[:2] in ("08", "57"):
-            return self._unreachable("the connection is gone")
-        said = f"{error.diag.message_primary or type(error).__name__} ({state or 'no SQLSTATE'})"
+            return self._unreachable(f"{self.place}: the connection is gone")
+        said = f"SQLSTATE {state or 'unknown'}{sqlstate.words(error)}"
         if state in ("25006", "42501") or state[:2] == "53":
             return LedgerError("STATE_UNWRITABLE", f"{self.place}: {said}", hint="mend that; run again")
         if state[:2] in ("40", "55"):
             return busy(self.place, said)
         return unreadable(self.place, said)
 
-    def _unreachable(self, said: str) -> LedgerError:
-        return LedgerError(
-            "STATE_UNREACHABLE", f"{self.place}: {said}", hint="check the state url and the server; run again"
-        )
+    def _unreachable(self, told: str) -> LedgerError:
+        return LedgerError("STATE_UNREACHABLE", told, hint="check the state url and the server; run again")
 
 
 def busy(place: str, said: str) -> Later:
@@ -252,16 +262,15 @@ def unreadable(place: str, said: str) -> LedgerError:
     )
 
 
-# A server that lost its client lets go of the lock; a client that lost its server notices; no statement
-# hangs for ever; and no role's default makes a commit forgettable.
-_SESSION = (
-    "synchronous_commit = on",
-    "statement_timeout = '60s'",
-    "lock_timeout = '10s'",
-    "tcp_keepalives_idle = 15",
-    "tcp_keepalives_interval = 5",
-    "tcp_keepalives_count = 3",
-)
+# A server that lost its client lets go of the lock, and no statement hangs for ever.
+_STATEMENT = 90.0  # seconds, also where the server is silent
+_SETTINGS = {
+    "statement_timeout": "60s",
+    "lock_timeout": "10s",
+    "tcp_keepalives_idle": 15,
+    "tcp_keepalives_interval": 5,
+    "tcp_keepalives_count": 3,
+}
 
 
 def _safe(cells: tuple[Cell, ...]) -> tuple[Cell, ...]:

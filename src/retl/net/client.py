@@ -1,37 +1,34 @@
 """One lane's connection to one server: sends a request once and says what came back, or why nothing did.
 
-It speaks through the standard library's http.client over a socket of its own making: there every step
-can be held to one deadline, so that a server that drips its answer byte by byte cannot keep a run. No
-cookies, no redirects, no proxies from the environment. Certificates are always verified, against the
-system's authorities or those of SSL_CERT_FILE. It never repeats a request: whether that is safe, others
-know.
+It speaks through the standard library's http.client over a socket that is held to one deadline for the
+whole request, so that a server that drips its answer byte by byte cannot keep a run. No cookies, no
+redirects, no proxies from the environment, no certificate that is not verified. It never repeats a request:
+whether that is safe, others know.
 """
 
 from __future__ import annotations
 
-import io
 import re
-import select
-import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from ipaddress import ip_address
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-from retl.errors import Ambiguous, Systemic, Unavailable
+from retl.errors import Ambiguous, Unavailable
 from retl.model import Definition, Duration
+from retl.net import tls
 from retl.net.auth import Anonymous, Permit, free
+from retl.net.deadline import Deadline, TimedSocket
 from retl.net.messages import Reply, Request
 
 LONGEST_REPLY = 16 * 1024 * 1024  # bytes
 _LOOKS = ("GET", "HEAD", "OPTIONS")  # questions, which do not tell how a target bears what is written
 _IDLE = 5.0  # seconds after which a kept connection is not trusted to be open any more
-_PIECE = 65536  # bytes given to the socket at once, so that the deadline is looked at in between
+_PIECE = 65536  # bytes of an answer read at once, so that its size is looked at in between
 
 
 class Timeouts(Definition):
@@ -67,13 +64,6 @@ class Address:
         return cls(parts.scheme, parts.hostname, port, parts.path.rstrip("/"))
 
     @property
-    def is_loopback(self) -> bool:
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
-
-    @property
     def authority(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         usual = self.port == (443 if self.scheme == "https" else 80)
@@ -105,15 +95,12 @@ class Client:
             "User-Agent": "retl",
             **headers,
         }
-        self._kept: HTTPConnection | None = None
-        self._wire: _Wire | None = None
+        self._kept: _Connection | None = None
         self._used = 0.0  # when the kept connection brought its last answer
 
     @cached_property
-    def _context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context()
-        context.set_alpn_protocols(["http/1.1"])
-        return context
+    def _context(self) -> ssl.SSLContext | None:
+        return tls.context(protocols=["http/1.1"]) if self.address.scheme == "https" else None
 
     def send(self, request: Request, extra: Mapping[str, str] | None = None) -> Reply:
         """Send once; once more with a new credential where the answer was that the old one is worn out.
@@ -140,19 +127,16 @@ class Client:
 
     def connect(self) -> None:
         """Reach the server, TLS included, and say nothing to it. Raises as `send` does."""
-        self._reach(monotonic() + self._timeouts.total).close()
+        self._reach(Deadline(self._timeouts.total)).close()
 
     def close(self) -> None:
         if self._kept is not None:
             self._kept.close()
-            self._kept = self._wire = None
+            self._kept = None
 
     def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        deadline = monotonic() + self._timeouts.total
-        connection = self._connection(deadline)
+        connection = self._connection(Deadline(self._timeouts.total))
         try:
-            assert self._wire is not None
-            self._wire.holds = bool(body)
             connection.request(method, target, body, dict(headers))
             response = connection.getresponse()
             if response.status < 200:
@@ -175,44 +159,48 @@ class Client:
             whole,
         )
 
-    def _connection(self, deadline: float) -> HTTPConnection:
-        """The kept connection, its steps held to `deadline`, or a new one where it may have ended."""
-        kept, wire = self._kept, self._wire
-        if kept and wire and monotonic() - self._used < _IDLE and wire.is_quiet():
-            wire.deadline = deadline
+    def _connection(self, deadline: Deadline) -> _Connection:
+        """The kept connection, its steps held to the deadline, or a new one where it may have ended."""
+        kept = self._kept
+        if kept and monotonic() - self._used < _IDLE and kept.sock.is_quiet():
+            kept.sock.wait_until(deadline, self._timeouts.idle)
             return kept
         self.close()
-        self._kept = HTTPConnection(self.address.host, self.address.port)
-        self._kept.auto_open = 0
-        self._kept.sock = self._wire = self._reach(deadline)
+        self._kept = _Connection(self.address, self._reach(deadline))
         return self._kept
 
-    def _reach(self, deadline: float) -> _Wire:
+    def _reach(self, deadline: Deadline) -> TimedSocket:
         """A connection that stands. Unavailable if none came about, Systemic if the server is not who it
         says it is."""
-        place, seconds = (self.address.host, self.address.port), self._timeouts.connect
+        address, within = self.address, Deadline(min(self._timeouts.connect, self._timeouts.total))
         try:
-            plain = socket.create_connection(place, timeout=min(seconds, self._timeouts.total))
-            try:
-                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                wire = plain
-                if self.address.scheme == "https":
-                    plain.settimeout(min(seconds, max(deadline - monotonic(), 0.001)))
-                    wire = self._context.wrap_socket(plain, server_hostname=self.address.host)
-            except BaseException:
-                plain.close()
-                raise
-            return _Wire(wire, self._timeouts.idle, deadline)
-        except ssl.SSLCertVerificationError as error:
-            raise Systemic(
-                "TLS_UNVERIFIED",
-                f"the certificate of {self.address} is not valid: {error.verify_message}",
-                hint="SSL_CERT_FILE can name the authority that signed it; verification cannot be turned off",
-            ) from None
+            made = tls.connect(address.host, address.port, within, server=str(address), context=self._context)
         except OSError as error:
             raise Unavailable(
-                "HTTP_UNREACHED", f"{self.address} cannot be reached, nothing was sent: {error}"
+                "HTTP_UNREACHED", f"{address} cannot be reached, nothing was sent: {error}"
             ) from None
+        made.wait_until(deadline, self._timeouts.idle)
+        return made
+
+
+class _Connection(HTTPConnection):
+    """Sends head and body together: two packets would wake the server twice."""
+
+    auto_open = 0
+    sock: TimedSocket
+
+    def __init__(self, address: Address, sock: TimedSocket) -> None:
+        super().__init__(address.host, address.port)
+        self.sock = sock
+        self._parts: list[bytes] = []
+
+    def send(self, data: Any) -> None:
+        self._parts.append(data)
+
+    def getresponse(self) -> HTTPResponse:
+        self.sock.sendall(b"".join(self._parts))
+        self._parts.clear()
+        return super().getresponse()
 
 
 def _read(response: HTTPResponse, longest: int) -> tuple[bytes, bool]:
@@ -228,66 +216,3 @@ def _read(response: HTTPResponse, longest: int) -> tuple[bytes, bool]:
     except (OSError, HTTPException, ValueError):
         return b"", False
     return (b"".join(chunks), True) if not response.length else (b"", False)
-
-
-class _Wire:
-    """What http.client takes for a socket: none of its steps outlasts `deadline` or is idle too long."""
-
-    def __init__(self, sock: socket.socket, idle: float, deadline: float) -> None:
-        self._sock, self._idle, self.deadline = sock, idle, deadline
-        self._holders = 1  # http.client closes its connection while the last answer is still being read
-        self._limited = -1.0
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
-        self.held = b""  # of the request, until its body comes
-        self.holds = False  # a body will come
-
-    def sendall(self, data: bytes) -> None:
-        """Head and body leave together: two packets would wake the server twice."""
-        if self.holds:
-            self.held, self.holds = data, False
-            return
-        data, self.held = self.held + data, b""
-        for start in range(0, len(data), _PIECE):
-            self._limit()
-            self._sock.sendall(data[start : start + _PIECE])
-
-    def receive(self, into: memoryview) -> int:
-        self._limit()
-        return self._sock.recv_into(into)
-
-    def is_quiet(self) -> bool:
-        """Nothing to read between two answers: what there is would be the server's goodbye."""
-        return not self._poll.poll(0)
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        self._holders += 1
-        return io.BufferedReader(_Incoming(self))
-
-    def close(self) -> None:
-        self._holders -= 1
-        if not self._holders:
-            self._sock.close()
-
-    def _limit(self) -> None:
-        # never 0, which would mean "do not block"
-        limit = max(min(self._idle, self.deadline - monotonic()), 0.001)
-        if limit != self._limited:
-            self._sock.settimeout(limit)
-            self._limited = limit
-
-
-class _Incoming(io.RawIOBase):
-    def __init__(self, wire: _Wire) -> None:
-        self._wire = wire
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        return self._wire.receive(buffer)
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            self._wire.close()

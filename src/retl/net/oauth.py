@@ -16,6 +16,7 @@ from urllib.parse import urlencode, urlsplit
 from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 
 from retl.errors import Ambiguous, Systemic, Unavailable
+from retl.model import needs_tls
 from retl.net.auth import Anonymous, Basic, Bearer, InBody, InHeader, InQuery, Permit, WholeUrl, free
 from retl.net.client import Address, Client, Timeouts
 from retl.net.lookup import Match, look
@@ -59,7 +60,7 @@ class OAuth2(Anonymous):
     @classmethod
     def _safe(cls, url: str) -> str:
         address = Address.parse(url)
-        if address.scheme != "https" and not address.is_loopback:
+        if address.scheme != "https" and needs_tls(address.host):
             raise ValueError("token_url must be https")
         return url
 

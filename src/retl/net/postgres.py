@@ -1,25 +1,23 @@
-"""A PostgreSQL server, how to reach it, and transactions that end in time and say how.
+"""A PostgreSQL server for targets and the ledger: how to reach it, what every session sets, and transactions
+that end in time and say how.
 
-Parameters go by keyword, never in a DSN: an error in one prints the password. Off the loopback
-interface TLS is verified in full. What a lost connection means is said here once.
+Parameters go by keyword, never in a DSN: an error in one prints the password. Off the loopback interface TLS
+is verified in full. It knows no rows.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
-import ssl
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from retl.model import Duration
+from retl.model import Duration, is_loopback, needs_tls
 from retl.net import sqlstate
+from retl.net.deadline import hang_up_after
 
 if TYPE_CHECKING:
     import psycopg
@@ -28,11 +26,62 @@ Session: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 
 LOCK_WAIT = 30.0  # seconds for somebody else's lock
 IDLE = 60.0  # seconds a transaction may stand still because its client does
-_SESSION = """
-SET timezone = 'UTC'; SET datestyle = 'ISO, YMD'; SET standard_conforming_strings = on;
-SET synchronous_commit = on; SET lock_timeout = {lock}; SET statement_timeout = {statement};
-SET idle_in_transaction_session_timeout = {idle}
-"""
+CLIENT = {
+    "client_encoding": "UTF8",
+    "gssencmode": "disable",  # it would take the place of the verified TLS
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+# Every setting that changes the text of a value, in or out, and the one that makes a commit forgettable:
+# roles and databases have defaults of their own.
+SETTINGS = {
+    "timezone": "UTC",
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "array_nulls": "on",
+    "standard_conforming_strings": "on",
+    "xmloption": "content",
+    "lc_monetary": "C",
+    "synchronous_commit": "on",
+}
+
+
+def ssl_keywords(
+    hosts: Sequence[str], sslmode: str | None, sslrootcert: str | None, *, allow_plaintext: bool
+) -> dict[str, str]:
+    """libpq's keywords for the rule on TLS. ValueError for a mode that does not verify."""
+    far = next((host for host in hosts if needs_tls(host, allow_plaintext=allow_plaintext)), None)
+    if far is not None and sslmode not in (None, "verify-full"):
+        raise ValueError(
+            f"sslmode {sslmode} does not verify {far}: leave it out, or say allow_plaintext: true"
+        )
+    mode = sslmode or ("verify-full" if far is not None else os.environ.get("PGSSLMODE", "prefer"))
+    if mode.startswith("verify"):
+        import ssl  # ten milliseconds, and a ledger in a file needs none
+
+        root = sslrootcert or ssl.get_default_verify_paths().cafile or "system"
+        return {"sslmode": mode, "sslrootcert": root}
+    return {"sslmode": mode}
+
+
+def open_session(keywords: Mapping[str, Any], seconds: float, settings: Mapping[str, Any]) -> Session:
+    """A session in autocommit with SETTINGS and these. psycopg.Error if there is none in time."""
+    import psycopg  # a tenth of our start, and now the mart is being read beside it
+
+    session = psycopg.connect(**keywords, autocommit=True)
+    try:
+        with hang_up_after(seconds, session.fileno()):
+            session.execute(
+                "; ".join(f"SET {name} = '{value}'" for name, value in {**SETTINGS, **settings}.items())
+            )
+    except BaseException:
+        session.close()
+        raise
+    return session
 
 
 class PostgresConnection(BaseModel):
@@ -56,59 +105,43 @@ class PostgresConnection(BaseModel):
     def _verified(self) -> Self:
         if not self.host or "," in self.host:
             raise ValueError("a connection has exactly one host")
-        if self.sslmode not in (None, "verify-full") and not self._local and not self.allow_plaintext:
-            raise ValueError(
-                f"sslmode {self.sslmode} does not verify {self.host}: leave it out, or say"
-                " allow_plaintext: true"
-            )
+        self._ssl()
         return self
 
-    @property
-    def _local(self) -> bool:
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost" or self.host.startswith("/")
+    def _ssl(self) -> dict[str, str]:
+        return ssl_keywords([self.host], self.sslmode, self.sslrootcert, allow_plaintext=self.allow_plaintext)
 
     @property
     def address(self) -> str:
         """host:port/dbname, the same for every spelling of the loopback interface."""
-        host = "localhost" if self._local and not self.host.startswith("/") else self.host.lower()
+        local = is_loopback(self.host) and not self.host.startswith("/")
+        host = "localhost" if local else self.host.lower()
         return f"{quote(host)}:{self.port}/{quote(self.dbname, safe='')}"
 
     def keywords(self, name: str) -> dict[str, Any]:
-        """What psycopg.connect takes. Never a DSN: an error in one prints the password."""
+        """What psycopg.connect takes."""
         given: dict[str, Any] = {of: getattr(self, of) for of in ("host", "port", "dbname", "user")}
         if self.password is not None:
             given["password"] = self.password.get_secret_value()
-        mode = self.sslmode or ("prefer" if self._local or self.allow_plaintext else "verify-full")
-        if mode.startswith("verify"):
-            given["sslrootcert"] = self.sslrootcert or ssl.get_default_verify_paths().cafile or "system"
-        return given | {
-            "sslmode": mode,
-            "gssencmode": "disable",  # it would take the place of the verified TLS
-            "connect_timeout": max(2, round(self.connect_timeout)),
-            "client_encoding": "UTF8",
-            "application_name": name,
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 30_000,
-        }
+        own = {"connect_timeout": max(2, round(self.connect_timeout)), "application_name": name}
+        return CLIENT | given | own | self._ssl()
 
     def connect(self, name: str, *, read_only: bool = False) -> Session:
-        """A session in UTC, of the given application name. Systemic or Unavailable if there is none."""
-        import psycopg  # a tenth of our start, and now the mart is being read beside it
+        """A session of the given application name. Systemic or Unavailable if there is none."""
+        import psycopg
 
+        waits = {
+            "lock_timeout": min(LOCK_WAIT, self.timeout),
+            "statement_timeout": self.timeout,
+            "idle_in_transaction_session_timeout": IDLE,
+        }
+        settings = {of: max(1, round(seconds * 1000)) for of, seconds in waits.items()}
         try:
-            session = psycopg.connect(**self.keywords(name), autocommit=True)
+            session = open_session(self.keywords(name), self.timeout, settings)
         except psycopg.Error as error:
-            raise sqlstate.unconnected(error, self.address) from None
+            raise sqlstate.unconnected(error, f"PostgreSQL at {self.address}", self.user) from None
         session.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         session.read_only = read_only or None
-        waits = {"lock": min(LOCK_WAIT, self.timeout), "statement": self.timeout, "idle": IDLE}
-        with transaction(session, self.timeout):
-            session.execute(_SESSION.format(**{of: max(1, round(s * 1000)) for of, s in waits.items()}))
         session.autocommit = False
         return session
 
@@ -121,7 +154,7 @@ def transaction(session: Session, seconds: float, *, write: bool = False) -> Ite
     import psycopg
 
     try:
-        with _deadline(session, seconds):
+        with hang_up_after(seconds, session.fileno()):
             try:
                 yield session
             except psycopg.Error as error:
@@ -135,21 +168,3 @@ def transaction(session: Session, seconds: float, *, write: bool = False) -> Ite
     except BaseException:
         session.close()
         raise
-
-
-@contextmanager
-def _deadline(session: Session, seconds: float) -> Iterator[None]:
-    with socket.socket(fileno=os.dup(session.fileno())) as wire:
-        timer = threading.Timer(seconds, _hang_up, [wire])
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            timer.join()
-
-
-def _hang_up(wire: socket.socket) -> None:
-    with suppress(OSError):
-        wire.shutdown(socket.SHUT_RDWR)

@@ -1,57 +1,47 @@
 """Signed claims (JWT, RS256) with an RSA key in PEM: what servers ask of a service account.
 
-Signing with RSASSA-PKCS1-v1_5 is deterministic and one modular power, so it is written here rather than
-bringing a cryptography library along. It signs a request for a token and nothing else: it makes no keys,
-verifies nobody, and knows no encrypted PEM.
+`cryptography` reads the key and signs. It makes no keys, checks nobody's signature, and takes no encrypted
+PEM.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from base64 import b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_SHA256 = bytes.fromhex("3031300d060960864801650304020105000420")  # what a SHA-256 digest is announced by
-_PEM = re.compile(r"-----BEGIN (RSA )?PRIVATE KEY-----([A-Za-z0-9+/=\s]+)-----END (RSA )?PRIVATE KEY-----")
-_INTEGER, _OCTETS, _SEQUENCE = 0x02, 0x04, 0x30
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 
-@dataclass(frozen=True)
 class Key:
-    modulus: int
-    public: int
-    private: int = field(repr=False)
+    """An RSA private key that signs."""
+
+    def __init__(self, key: RSAPrivateKey) -> None:
+        self._key = key
 
     @classmethod
     def parse(cls, pem: str) -> Key:
-        """An RSA private key as PKCS #8 or PKCS #1. ValueError, without it, if it is something else."""
-        found = _PEM.search(pem.replace("\\n", "\n"))  # as it stands in JSON key files and variables
+        """A key in PKCS #8 or PKCS #1. ValueError, without the text, if it is something else."""
+        from cryptography.exceptions import UnsupportedAlgorithm  # a fifth of a second, and few need it
+        from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        unescaped = pem.replace("\\n", "\n")  # as it stands in JSON key files and variables
         try:
-            if found is None:
-                raise ValueError
-            parts = _parts(b64decode(found[2]))
-            if parts[1][0] == _SEQUENCE:  # PKCS #8 has the other form inside
-                parts = _parts(parts[2][1])
-            modulus, public, private = (int.from_bytes(value) for _, value in parts[1:4])
-        except (ValueError, IndexError):
+            key = load_pem_private_key(unescaped.encode(), password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it is encrypted
             raise ValueError("a private_key is an unencrypted RSA key in PEM") from None
-        if modulus.bit_length() < 2048 or {tag for tag, _ in parts[:4]} != {_INTEGER}:
+        if not isinstance(key, RSAPrivateKey) or key.key_size < 2048:
             raise ValueError("a private_key is an RSA key of at least 2048 bits")
-        return cls(modulus, public, private)
+        return cls(key)
 
     def sign(self, message: bytes) -> bytes:
-        """The signature; a wrong one, which would give the key away, never leaves."""
-        size = (self.modulus.bit_length() + 7) // 8
-        digest = _SHA256 + sha256(message).digest()
-        padded = int.from_bytes(b"\0\1" + b"\xff" * (size - len(digest) - 3) + b"\0" + digest)
-        signature = pow(padded, self.private, self.modulus)
-        if pow(signature, self.public, self.modulus) != padded:
-            raise ValueError("the parts of private_key do not belong together")
-        return signature.to_bytes(size)
+        from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+        from cryptography.hazmat.primitives.hashes import SHA256
+
+        return self._key.sign(message, PKCS1v15(), SHA256())
 
     def token(self, claims: Mapping[str, Any]) -> str:
         """The claims as a compact JWT."""
@@ -65,25 +55,3 @@ def _segment(part: Mapping[str, Any]) -> str:
 
 def _encoded(data: bytes) -> str:
     return urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _parts(der: bytes) -> list[tuple[int, bytes]]:
-    """The members of a DER sequence, or of one in an octet string, as (tag, content)."""
-    (tag, content), *_ = _values(der)
-    if tag not in (_SEQUENCE, _OCTETS):
-        raise ValueError
-    return _values(content)
-
-
-def _values(der: bytes) -> list[tuple[int, bytes]]:
-    found, at = [], 0
-    while at < len(der):
-        tag, length, at = der[at], der[at + 1], at + 2
-        if length >= 0x80:
-            size = length & 0x7F
-            length, at = int.from_bytes(der[at : at + size]), at + size
-        if at + length > len(der):
-            raise ValueError
-        found.append((tag, der[at : at + length]))
-        at += length
-    return found

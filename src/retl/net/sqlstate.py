@@ -35,12 +35,18 @@ def failure(error: psycopg.Error, *, lost: bool) -> TargetError:
         return Systemic(
             "UNREADABLE", "PostgreSQL's answer cannot be read: a value outside of Python's range?"
         )
-    said = f": {error.diag.message_primary}" if code.startswith(_TELLABLE) else ""
+    said = words(error)
     if code in _UNKNOWN:
         return Ambiguous(code, f"PostgreSQL does not know what became of the transaction{said}")
     if code in _AGAIN or code.startswith("08"):
         return Unavailable(code, f"PostgreSQL cannot do it now{said}")
     return Systemic(code, f"PostgreSQL refuses (SQLSTATE {code}){said}", hint=_HINTS.get(code[:2]))
+
+
+def words(error: psycopg.Error) -> str:
+    """What the server said, after a colon; nothing where its text might hold values."""
+    code, said = error.sqlstate or "", error.diag.message_primary
+    return f": {said}" if said and code.startswith(_TELLABLE) else ""
 
 
 def doubt() -> Ambiguous:
@@ -63,17 +69,20 @@ _REFUSED = (
 )
 
 
-def unconnected(error: psycopg.Error, address: str) -> TargetError:
-    """The policy for a connection that was not made."""
+def unconnected(error: psycopg.Error, server: str, user: str) -> TargetError:
+    """The policy for a session that was not made, with `server` as errors call it."""
+    if error.sqlstate is not None:
+        return failure(error, lost=True)
     text = re.sub(r'"[^"]*"', "", str(error))  # names may hold any word
     if not _BUSY.search(text):
-        for pattern, code, words in _REFUSED:
+        for pattern, code, reason in _REFUSED:
             if re.search(pattern, text):
                 hint = "sslmode, sslrootcert and the server's certificate" if code == "TLS" else None
-                return Systemic(code, f"PostgreSQL at {address}: {words}", hint=hint or _HINTS.get(code[:2]))
-    why = next((words for pattern, words in _UNREACHED if re.search(pattern, text)), "the network is down")
+                told = f"{server}: {reason}" + (f" of {user}" if code == "28000" else "")
+                return Systemic(code, told, hint=hint or _HINTS.get(code[:2]))
+    why = next((reason for pattern, reason in _UNREACHED if re.search(pattern, text)), "the network is down")
     return Unavailable(
         "UNREACHABLE",
-        f"PostgreSQL at {address} cannot be reached now: {why}",
+        f"{server} cannot be reached now: {why}",
         hint="check host, port and that it runs, then run again",
     )

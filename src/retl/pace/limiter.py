@@ -16,7 +16,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from math import inf
-from random import uniform
 from threading import BoundedSemaphore, Event, Lock, local
 from time import monotonic
 from typing import Protocol, TypeVar
@@ -33,7 +32,8 @@ from retl.pace.latency import Latency
 
 T = TypeVar("T")
 
-_FIRST, _LONGEST = 0.5, 30.0  # seconds: the upper ends of the first and of any pause between attempts
+# Seconds between attempts: random, from 0 to an upper end that doubles.
+_PAUSES = tenacity.wait_random_exponential(multiplier=0.5, max=30)
 _LOOK = 0.1  # seconds between two looks at a turn that another lane has
 _FREE = Terms()
 _LONG = 300.0  # seconds of a hold that a run does not wait out
@@ -305,23 +305,27 @@ def retrying(
     pause would go beyond `retry.budget` seconds since the first attempt, or when `stop` is set."""
     last = Unavailable("UNAVAILABLE", "not tried")
 
-    def wait(state: tenacity.RetryCallState) -> float:
+    def note(state: tenacity.RetryCallState) -> None:
         nonlocal last
         error = state.outcome.exception() if state.outcome else None
         assert isinstance(error, Unavailable)
         last = error
-        seconds = uniform(0, min(_LONGEST, _FIRST * 2 ** (state.attempt_number - 1)))  # noqa: S311
-        if error.retry_after is None:
+        if error.retry_after is not None:
+            pause(error.retry_after)
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        seconds = float(_PAUSES(state))
+        if last.retry_after is None:
             return seconds
-        pause(error.retry_after)
-        return error.retry_after + min(seconds, 1.0)  # lanes that got the same moment do not all meet there
+        return last.retry_after + min(seconds, 1.0)  # lanes that got the same moment do not all meet there
 
     def sleep(seconds: float) -> None:
-        if stop.wait(seconds):
+        if stop.wait(seconds):  # tenacity.sleep_using_event would try once more
             raise last
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Unavailable),
+        after=note,
         stop=tenacity.stop_after_attempt(retry.attempts)
         | tenacity.stop_before_delay(retry.budget)
         | tenacity.stop_when_event_set(stop),

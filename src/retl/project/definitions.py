@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator, with_config
 from typing_extensions import TypedDict
 
-from retl.model import Definition, Duration, Formats, Limits, Rate, Retry
+from retl.model import Definition, Duration, Formats, Limits, Rate, Retry, needs_tls
 from retl.values.types import TypeName
 
 WAREHOUSE = "warehouse"  # the name of the default source
@@ -481,12 +481,9 @@ class Recipient(Definition):
         if self.webhook and "${" not in text:  # a variable that is unset waits
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError("a webhook's address looks like https://host/path")
-            if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+            if parts.scheme == "http" and needs_tls(parts.hostname):
                 raise ValueError("a webhook's address is https, but on this machine")
         return self
-
-
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Alert(Definition):

@@ -41,7 +41,7 @@ from retl.destinations.http.jobs import Job
 from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.rules import Case, Identity, Rules
 from retl.errors import DefinitionError, Poisoned, Systemic
-from retl.model import Definition, Duration
+from retl.model import Definition, Duration, needs_tls
 from retl.net.auth import Anonymous, HeaderName, Secret, WholeUrl
 from retl.net.client import Address, Client, Timeouts
 from retl.net.lookup import text
@@ -83,7 +83,7 @@ class HttpConnection(Definition):
     @model_validator(mode="after")
     def _fits(self) -> HttpConnection:
         address = Address.parse(self.base_url)
-        if address.scheme == "http" and not address.is_loopback and not self.allow_plaintext:
+        if address.scheme == "http" and needs_tls(address.host, allow_plaintext=self.allow_plaintext):
             raise ValueError("base_url must be https; `allow_plaintext: true` is the only way round")
         return self
 

@@ -32,7 +32,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
-from ipaddress import ip_address
 from string import Formatter
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -74,7 +73,7 @@ from retl.destinations.redis.resp import (
     why,
 )
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, Systemic, Unavailable
-from retl.model import Definition, Duration, seconds
+from retl.model import Definition, Duration, needs_tls, seconds
 
 NOBODY = "retl:stamp:"  # a key that never exists
 STAMPS = 1000  # more batches than can be written between two notes in the ledger
@@ -105,18 +104,11 @@ class RedisConnection(Definition):
 
     @model_validator(mode="after")
     def _fits(self) -> RedisConnection:
-        if not (self.tls or self.allow_plaintext or _on_loopback(self.host)):
+        if not self.tls and needs_tls(self.host, allow_plaintext=self.allow_plaintext):
             raise ValueError("a server on another machine needs `tls: true` (or `allow_plaintext: true`)")
         if self.user is not None and self.password is None:
             raise ValueError("a `user` needs a `password`")
         return self
-
-
-def _on_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _ttl(value: object) -> int | None:

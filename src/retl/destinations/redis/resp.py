@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-import selectors
-import socket
 import ssl
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import hiredis
 
 from retl.errors import Poisoned, Systemic, TargetError, Unavailable
+from retl.net import tls
+from retl.net.deadline import Deadline, TimedSocket
 
 Argument = str | bytes | int
 Command = tuple[Argument, ...]
@@ -92,13 +91,13 @@ class Wire:
         self._greeting: list[Command] = [("AUTH", *login)] if login else []
         self._greeting += [("SELECT", db), ("PING",)]
         self._connect_timeout, self._timeout = connect_timeout, timeout
-        self._socket: socket.socket | None = None
+        self._socket: TimedSocket | None = None
         self._reader = hiredis.Reader()
 
     def exchange(self, commands: Iterable[Command | Packed]) -> list[Any]:
         """One reply per command, a refusal being a `Refusal` among them. OSError if the connection breaks
         and nobody knows how much was done; Unavailable or Systemic if none could be made."""
-        if self._socket is None or _readable(self._socket):  # nothing was asked: the server hung up
+        if self._socket is None or not self._socket.is_quiet():  # nothing was asked: the server hung up
             self._connect()
         replies: list[Any] = []
         sent = 0
@@ -130,10 +129,12 @@ class Wire:
     def _connect(self) -> None:
         self.close()
         try:
-            self._socket = socket.create_connection(self._address, self._connect_timeout)
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._tls:
-                self._socket = self._context().wrap_socket(self._socket, server_hostname=self._address[0])
+            self._socket = tls.connect(
+                *self._address,
+                Deadline(self._connect_timeout),
+                server=self.server,
+                context=tls.context(self._ca_file) if self._tls else None,
+            )
             self._reader = hiredis.Reader()
             replies: list[Any] = []
             for count, command in enumerate(self._greeting, 1):
@@ -157,16 +158,10 @@ class Wire:
             self.close()
             raise
 
-    def _context(self) -> ssl.SSLContext:
-        try:
-            return ssl.create_default_context(cafile=self._ca_file)
-        except OSError as error:
-            raise Systemic("TLS", f"cannot read the CA file {self._ca_file}: {why(error)}") from error
-
     def _send(self, data: bytes, replies: list[Any], sent: int) -> None:
         assert self._socket is not None
         try:
-            self._socket.settimeout(self._timeout)
+            self._socket.wait_until(Deadline(self._timeout))
             self._socket.sendall(data)
         except OSError:
             self._read(replies, sent)  # the server may have said why, before it hung up
@@ -176,11 +171,10 @@ class Wire:
         """Read until there are so many replies. OSError, or Poisoned where the server said it hangs up
         over a value."""
         assert self._socket is not None
-        deadline = time.monotonic() + self._timeout
+        self._socket.wait_until(Deadline(self._timeout))
         while len(replies) < until:
             try:
                 while (reply := self._reader.gets()) is False:
-                    self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
                     if not (data := self._socket.recv(1 << 16)):
                         raise ConnectionResetError("the server closed the connection")
                     self._reader.feed(data)
@@ -213,9 +207,3 @@ def _chunks(commands: Iterable[Command | Packed]) -> Iterator[Packed]:
             chunk, size, count = [], 0, 0
     if chunk:
         yield Packed(b"".join(chunk), count)
-
-
-def _readable(connection: socket.socket) -> bool:
-    with selectors.DefaultSelector() as selector:
-        selector.register(connection, selectors.EVENT_READ)
-        return bool(selector.select(0))

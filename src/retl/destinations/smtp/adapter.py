@@ -22,6 +22,8 @@ Servers limit messages per minute or day: say so in the connection's `limits`, a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pydantic import Field, model_validator
 
@@ -40,8 +42,8 @@ from retl.destinations.batch import (
     WriteMode,
 )
 from retl.destinations.smtp.letters import Form, Letter
-from retl.destinations.smtp.wire import SmtpConnection, Wire
-from retl.errors import Poisoned, Systemic, Unavailable
+from retl.destinations.smtp.wire import MailSession, SmtpConnection, unsent
+from retl.errors import Poisoned, Systemic, TargetError, Unavailable
 from retl.model import Definition
 from retl.net.scrub import scrub
 
@@ -76,7 +78,7 @@ class Smtp(Destination[SmtpOptions]):
         self._keys = [field.name for field in shape.key]
         self._form = options.form()
         self._form.fit([*self._keys, *(field.name for field in shape.fields)])
-        self._wire = Wire(options.connection)
+        self._session: MailSession | None = None
         self.capabilities = Capabilities(
             object=Smtp.place(options, shape.write),
             operations=frozenset({"append"}),
@@ -90,11 +92,9 @@ class Smtp(Destination[SmtpOptions]):
         return options.connection.name
 
     def check(self, visit: Visit) -> None:
-        with self._wire.in_time():
-            if self._form.sender.names:
-                self._wire.reach()
-            else:
-                self._begin(Letter(self._form.sender.address({})))
+        with self._unsent() as session:
+            if not self._form.sender.names:
+                self._begin(session, Letter(self._form.sender.address({})))
 
     def write(self, batch: Batch) -> Answer:
         try:
@@ -103,14 +103,29 @@ class Smtp(Destination[SmtpOptions]):
             if len(batch) > 1:
                 raise
             return Outcome(RowResult(Kind.REJECTED, error.code, error.message))
-        with self._wire.in_time():
-            return self._begin(letter) or self._send(letter)
+        return self._send(letter)
 
     def preview(self, batch: Batch) -> bytes:
         return self._letter(batch).dump()
 
     def close(self) -> None:
-        self._wire.close()
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    @contextmanager
+    def _unsent(self) -> Iterator[MailSession]:
+        """A session that is ready for a message."""
+        connection = self.options.connection
+        try:
+            with unsent(connection):
+                if self._session is None or not self._session.is_ready():
+                    self.close()
+                    self._session = MailSession(connection)
+                yield self._session
+        except TargetError:  # nobody knows where the talk stands
+            self.close()
+            raise
 
     def _letter(self, batch: Batch) -> Letter:
         if len(batch) > 1:
@@ -120,18 +135,23 @@ class Smtp(Destination[SmtpOptions]):
         identity = repr((self.shape.state_id, self.shape.sync, batch.keys()[0], batch.round))
         return self._form.letter(self._keys, row, identity, batch.started_at)
 
-    def _begin(self, letter: Letter) -> Outcome | None:
-        code, said = self._wire.begin(letter.sender)
+    def _begin(self, session: MailSession, letter: Letter) -> Outcome | None:
+        code, said = session.mail(letter.sender)
         about_row = bool(self._form.sender.names) or code == 552
         return None if code == 250 else self._refused(code, said, letter, about_row=about_row)
 
     def _send(self, letter: Letter) -> Outcome:
-        for command, good in ((f"RCPT TO:<{letter.recipient}>", (250, 251)), ("DATA", (354,))):
-            code, said = self._wire.say(command)
-            if code not in good:
+        with self._unsent() as session:
+            if refused := self._begin(session, letter):
+                return refused
+            code, said = session.rcpt(letter.recipient)
+            if code not in (250, 251):
                 return self._refused(code, said, letter)
-        self._wire.send(re.sub(rb"(?m)^\.", b"..", letter.message))
-        code, said = self._wire.finish()
+            code, said = session.docmd("DATA")
+            if code != 354:
+                return self._refused(code, said, letter)
+            session.send_lines(letter.message)
+        code, said = session.end()
         return Outcome(WRITTEN) if code < 300 else self._refused(code, said, letter)
 
     def _refused(self, code: int, said: bytes, letter: Letter, *, about_row: bool = True) -> Outcome:
@@ -140,8 +160,6 @@ class Smtp(Destination[SmtpOptions]):
         known = [letter.sender, letter.recipient, *letter.values]
         reason = scrub(spoken, known) or "the server refused the message"
         is_refusal = 400 <= code < 600
-        if not is_refusal or code == 421:  # it hangs up, or nobody knows where the talk stands
-            self._wire.close()
         if not is_refusal or code in _NOT_US or (code >= 500 and not about_row):
             raise Systemic(name, f"{self.capabilities.object} answered {code}: {reason}", hint=_HINT)
         if code >= 500:

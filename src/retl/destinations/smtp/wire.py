@@ -1,25 +1,26 @@
 """One lane's connection to a mail server: encrypted, logged in, and cut off when its time is over.
 
-It speaks SMTP through the standard library's smtplib and hands back the server's replies; what they mean
-for a row, others know. Certificates are always verified. It never sends anything twice.
+smtplib speaks; what the server's replies mean for a row, others know. Only the end of a message is sent by
+hand: once it has left, the message may have been taken, and a lost reply is a doubt. It never sends anything
+twice.
 """
 
 from __future__ import annotations
 
-import contextlib
+import re
 import smtplib
 import socket
-import ssl
-import threading
 from base64 import b64encode
 from collections.abc import Iterator
-from ipaddress import ip_address
+from contextlib import contextmanager
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, model_validator
 
-from retl.errors import Ambiguous, Systemic, TargetError, Unavailable
-from retl.model import Definition, Duration
+from retl.errors import Ambiguous, Systemic, Unavailable
+from retl.model import Definition, Duration, needs_tls
+from retl.net import tls
+from retl.net.deadline import Deadline, TimedSocket
 from retl.net.scrub import scrub
 
 _PORTS = {"starttls": 587, "ssl": 465, "none": 25}
@@ -45,7 +46,7 @@ class SmtpConnection(Definition):
 
     @model_validator(mode="after")
     def _fits(self) -> SmtpConnection:
-        if self.tls == "none" and not (self.allow_plaintext or _on_loopback(self.host)):
+        if self.tls == "none" and needs_tls(self.host, allow_plaintext=self.allow_plaintext):
             raise ValueError("a server on another machine needs `tls` (or `allow_plaintext: true`)")
         if (self.user is None) != (self.password is None):
             raise ValueError("`user` and `password` go together")
@@ -61,167 +62,110 @@ class SmtpConnection(Definition):
         return f"smtp://{host.lower()}:{port}"
 
 
-class Wire:
-    """Belongs to one lane, never to two threads."""
+class MailSession(smtplib.SMTP):
+    """A session of smtplib, encrypted and logged in when it is made, over a socket held to a deadline.
+    Replies are the server's; where there is none it raises OSError."""
+
+    sock: TimedSocket | None
 
     def __init__(self, server: SmtpConnection) -> None:
-        self._given = server
-        self._smtp: smtplib.SMTP | None = None
-
-    def begin(self, sender: str) -> Reply:
-        """The reply to a new message from this sender. Unavailable or Systemic if there is no session."""
-        if self._smtp is not None and not self._answers():
+        self._server, self._deadline = server, Deadline(server.total)
+        self._context = tls.context(server.tls_ca_file) if server.tls != "none" else None
+        super().__init__(*server.address, local_hostname=_own_name(), timeout=server.timeout)
+        try:
+            if server.tls == "starttls":
+                with tls.verifying(server.name):
+                    self.starttls(context=self._context)
+                self._wait()  # it is another socket now
+            self.ehlo_or_helo_if_needed()
+            if server.user is not None and server.password is not None:
+                _log_in(self, server.name, server.user, server.password.get_secret_value())
+        except BaseException:
             self.close()
-        with self._unsent():
-            if self._smtp is None:
-                self._connect()
-            return self._open.docmd(f"MAIL FROM:<{sender}>")
+            raise
 
-    def say(self, command: str) -> Reply:
-        with self._unsent():
-            return self._open.docmd(command)
+    def _get_socket(self, host: str, port: int, timeout: float) -> TimedSocket:
+        """Where smtplib makes its socket; its SMTP_SSL is made in this way too."""
+        server = self._server
+        within = Deadline(min(server.connect_timeout, server.total))
+        context = self._context if server.tls == "ssl" else None
+        made = tls.connect(host, port, within, server=server.name, context=context)
+        made.wait_until(self._deadline, timeout)
+        return made
 
-    def send(self, message: bytes) -> None:
-        """The message without the line that ends it: until that one nothing can have been taken."""
-        with self._unsent():
-            self._open.send(message)
+    def is_ready(self) -> bool:
+        """It answers, and has the time for one more message before it."""
+        self._deadline = Deadline(self._server.total)
+        try:
+            self._wait()
+            return self.rset()[0] == 250
+        except OSError:
+            return False
 
-    def finish(self) -> Reply:
+    def send_lines(self, message: bytes) -> None:
+        """A message without the line that ends it."""
+        self.send(re.sub(rb"(?m)^\.", b"..", message))
+
+    def end(self) -> Reply:
         """The line that ends a message. Ambiguous if there is no reply to it."""
         try:
-            self._open.send(b".\r\n")
-            code, said = self._open.getreply()
+            self.send(b".\r\n")
+            code, said = self.getreply()
         except OSError as error:
-            self.close()
             raise self._doubt(_why(error)) from None
         if not (200 <= code < 300 or 400 <= code < 600):
             self.close()
             raise self._doubt(f"its reply was {code}")
         return code, said
 
-    def reach(self) -> None:
-        """A session, and nothing more."""
-        with self._unsent():
-            if self._smtp is None:
-                self._connect()
-
-    def close(self) -> None:
-        smtp, self._smtp = self._smtp, None
-        if smtp is not None:
-            with contextlib.suppress(OSError):
-                smtp.close()
-
-    @contextlib.contextmanager
-    def in_time(self) -> Iterator[None]:
-        """Hang up when the time for a message is over, so that a server that drips cannot keep a run."""
-
-        def hang_up() -> None:
-            sock = self._smtp.sock if self._smtp is not None else None
-            if sock is not None:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
-
-        timer = threading.Timer(self._given.total, hang_up)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    @property
-    def _open(self) -> smtplib.SMTP:
-        assert self._smtp is not None
-        return self._smtp
-
-    def _answers(self) -> bool:
-        try:
-            return self._open.docmd("RSET")[0] == 250
-        except OSError:
-            return False
+    def _wait(self) -> None:
+        if self.sock is None:
+            raise smtplib.SMTPServerDisconnected("it hung up")
+        self.sock.wait_until(self._deadline, self._server.timeout)
 
     def _doubt(self, why: str) -> Ambiguous:
         return Ambiguous(
-            "SMTP_NO_ANSWER", f"{self._given.name} did not say whether it took the message: {why}"
+            "SMTP_NO_ANSWER", f"{self._server.name} did not say whether it took the message: {why}"
         )
 
-    @contextlib.contextmanager
-    def _unsent(self) -> Iterator[None]:
-        """Whatever breaks in here broke before a message could have been taken."""
-        try:
-            yield
-        except OSError as error:
-            self.close()
-            raise Unavailable(
-                "SMTP_UNREACHED", f"{self._given.name}: nothing was sent: {_why(error)}"
-            ) from None
-        except TargetError:
-            self.close()
-            raise
 
-    def _connect(self) -> None:
-        given = self._given
-        self._smtp = smtp = smtplib.SMTP(local_hostname=_own_name(), timeout=given.timeout)
-        smtp.sock = socket.create_connection(given.address, given.connect_timeout)
-        smtp.sock.settimeout(given.timeout)
-        if given.tls == "ssl":
-            smtp.sock = self._encrypted(smtp.sock)
-        self._expect(220, *smtp.getreply())
-        self._expect(250, *smtp.ehlo())
-        if given.tls == "starttls":
-            if not smtp.has_extn("starttls"):
-                raise Systemic(
-                    "SMTP_NO_STARTTLS",
-                    f"{self._given.name} does not offer encryption",
-                    hint="is it the submission port (587)? `tls: ssl` encrypts from the first byte (465)",
-                )
-            self._expect(220, *smtp.docmd("STARTTLS"))
-            smtp.sock, smtp.file = self._encrypted(smtp.sock), None  # what was said before is void
-            self._expect(250, *smtp.ehlo())
-        if given.user is not None and given.password is not None:
-            self._log_in(smtp, given.user, given.password.get_secret_value())
-
-    def _encrypted(self, plain: socket.socket) -> socket.socket:
-        given = self._given
-        try:
-            context = ssl.create_default_context(cafile=given.tls_ca_file)
-        except OSError as error:
-            raise Systemic("TLS_UNVERIFIED", f"`tls_ca_file` cannot be read: {_why(error)}") from None
-        try:
-            return context.wrap_socket(plain, server_hostname=given.host)
-        except ssl.SSLCertVerificationError as error:
-            raise Systemic(
-                "TLS_UNVERIFIED",
-                f"the certificate of {self._given.name} is not valid: {error.verify_message}",
-                hint="`tls_ca_file` can name the authority that signed it; verification cannot be turned off",
-            ) from None
-
-    def _log_in(self, smtp: smtplib.SMTP, user: str, password: str) -> None:
-        """One attempt by one mechanism: some servers lock an account after a few."""
-        offered = smtp.esmtp_features.get("auth", "").upper().split()
-        if "PLAIN" in offered:
-            code, said = smtp.docmd("AUTH", f"PLAIN {_base64(f'{chr(0)}{user}{chr(0)}{password}')}")
-        elif "LOGIN" in offered:
-            self._expect(334, *smtp.docmd("AUTH", "LOGIN"))
-            self._expect(334, *smtp.docmd(_base64(user)))
-            code, said = smtp.docmd(_base64(password))
-        else:
-            raise Systemic("SMTP_AUTH", f"{self._given.name} offers no way to log in that is known here")
-        self._expect(235, code, said)
-
-    def _expect(self, wanted: int, code: int, said: bytes) -> None:
-        if code == wanted:
-            return
-        kind = Unavailable if 400 <= code < 500 else Systemic
-        words = scrub(said.decode("ascii", "replace"), []) or "no word of why"
-        raise kind(f"SMTP_{code}", f"{self._given.name} answered {code}: {words}")
-
-
-def _on_loopback(host: str) -> bool:
+@contextmanager
+def unsent(server: SmtpConnection) -> Iterator[None]:
+    """Before the end of a message has been sent: what breaks is Unavailable, a session that the server
+    refuses is Systemic."""
     try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        yield
+    except smtplib.SMTPNotSupportedError:
+        raise Systemic(
+            "SMTP_NO_STARTTLS",
+            f"{server.name} does not offer encryption",
+            hint="is it the submission port (587)? `tls: ssl` encrypts from the first byte (465)",
+        ) from None
+    except smtplib.SMTPResponseException as error:
+        code, said = error.smtp_code, error.smtp_error
+        kind = Unavailable if 400 <= code < 500 else Systemic
+        text = said if isinstance(said, str) else said.decode("ascii", "replace")
+        reason = scrub(text, []) or "no word of why"
+        raise kind(f"SMTP_{code}", f"{server.name} answered {code}: {reason}") from None
+    except OSError as error:
+        raise Unavailable("SMTP_UNREACHED", f"{server.name}: nothing was sent: {_why(error)}") from None
+
+
+def _log_in(smtp: smtplib.SMTP, server: str, user: str, password: str) -> None:
+    """One attempt by one mechanism. `SMTP.login` tries several, and some servers lock an account after a few;
+    it also takes no password outside ASCII."""
+    offered = smtp.esmtp_features.get("auth", "").upper().split()
+    if "PLAIN" in offered:
+        code, said = smtp.docmd("AUTH", f"PLAIN {_base64(chr(0).join(('', user, password)))}")
+    elif "LOGIN" in offered:
+        code, said = smtp.docmd("AUTH", "LOGIN")
+        for text in (user, password):
+            if code == 334:
+                code, said = smtp.docmd(_base64(text))
+    else:
+        raise Systemic("SMTP_AUTH", f"{server} offers no way to log in that is known here")
+    if code != 235:
+        raise smtplib.SMTPAuthenticationError(code, said)
 
 
 def _base64(text: str) -> str:
