@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
        --custom-compile-command "make lock" --extra demo pyproject.toml
 
-.PHONY: help demo test test-crash test-schedulers mutate lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
+.PHONY: help demo test test-all test-crash test-schedulers mutate lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -17,6 +17,9 @@ demo: $(READY) ## the whole story on this machine: real servers, a kill half way
 
 test: $(READY) ## every test; ARGS=tests/test_servers.py for some
 	$(BIN)/pytest -n 2 $(ARGS)
+
+test-all: $(READY) ## and what takes long: each extra installed alone from the index
+	RETL_TEST_ALL=1 $(BIN)/pytest -n 2 $(ARGS)
 
 test-crash: $(READY) ## kill runs at events and system calls, evenly chosen for ten minutes, and print what was lost
 	$(BIN)/python -m tests.crash_sweep
