@@ -106,6 +106,13 @@ def test_the_variable_itself_wins_over_its_file_and_config_env_over_nothing(tmp_
         environment.get("A")
 
 
+def test_a_variable_may_end_like_a_pointer(tmp_path: Path) -> None:
+    (tmp_path / "here").write_text("held")
+    environment = Environment(tmp_path, environ={"LOG_FILE": "app.log", "KEY_FILE_FILE": "here"})
+    assert environment.get("LOG_FILE") == "app.log"
+    assert environment.get("KEY_FILE") == "held"
+
+
 def test_asking_whether_a_variable_is_set_runs_nothing(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     environment = Environment(tmp_path, environ={"A_COMMAND": f"touch {mark}", "B": ""})
@@ -154,6 +161,9 @@ def test_the_project_is_the_flag_or_the_variable_or_here() -> None:
     assert project_folder(Path("flag"), {"RETL_PROJECT": "env"}) == Path("flag")
     assert project_folder(None, {"RETL_PROJECT": "env"}) == Path("env")
     assert project_folder(None, {}) == Path()
+    assert project_folder(None, {"RETL_PROJECT_COMMAND": "echo printed"}) == Path("printed")
+    with pytest.raises(DefinitionError, match="RETL_PROJECT_FILE"):
+        project_folder(None, {"RETL_PROJECT_FILE": "no/such/file"})
 
 
 def test_the_example_file_is_fresh_and_lists_everything() -> None:
