@@ -21,7 +21,18 @@ COMMANDS = {
 }
 LATER = ("log", "rollback", "reconcile", "erase", "watch")
 OBSERVERS = {"opentelemetry", "openlineage", "requests"}
-DRIVERS = {"duckdb", "psycopg", "redis", "httpx2", "structlog", "yaml", "rich", "msgspec"} | OBSERVERS
+DRIVERS = {
+    "duckdb",
+    "psycopg",
+    "redis",
+    "hiredis",
+    "jinja2",
+    "httpx2",
+    "structlog",
+    "yaml",
+    "rich",
+    "msgspec",
+} | OBSERVERS
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(number=number, length=length, utc=utc)
+    made.filters.update(number=number, span=span, utc=utc)
     made.globals.update(
         colours=COLOURS, phases=PHASES, delivered=delivered, rate=_rate, seconds=_seconds, state=_state
     )
@@ -114,7 +114,7 @@ def utc(value: datetime, form: str) -> str:
     return value.astimezone(UTC).strftime(form)
 
 
-def length(seconds: float | None) -> str:
+def span(seconds: float | None) -> str:
     """A length of time in its two largest units: 3 d 4 h, 12 m 5 s, 0.42 s."""
     if seconds is None:
         return ""
@@ -149,9 +149,9 @@ def _history(runs: Sequence[RunRow]) -> Iterator[Chart]:
     if ages := _ages(runs):
         yield Chart(
             "age that the target's data reached before it was renewed",
-            [Bar(f"{_day(at)}: {length(age)}", [(age, "warn")]) for at, age in ages],
+            [Bar(f"{_day(at)}: {span(age)}", [(age, "warn")]) for at, age in ages],
             ends,
-            length(max(age for _, age in ages)),
+            span(max(age for _, age in ages)),
         )
 
 
@@ -164,7 +164,7 @@ def _ages(runs: Sequence[RunRow]) -> list[tuple[datetime, float]]:
 def _batches(batches: Sequence[BatchRow]) -> Chart:
     taken = [(one, one.duration_ms or 0) for one in batches]
     bars = [Bar(f"batch {one.number}: {ms} ms", [(float(ms), _state(one))]) for one, ms in taken]
-    return Chart("time per batch", bars, ("first", "last"), length(max(ms for _, ms in taken) / 1000))
+    return Chart("time per batch", bars, ("first", "last"), span(max(ms for _, ms in taken) / 1000))
 
 
 def _state(batch: BatchRow) -> str:
