@@ -21,6 +21,9 @@ test: $(READY) ## every test; ARGS=tests/test_servers.py for some
 test-all: $(READY) ## the same with what CI leaves out for time: every property with 1,000 examples
 	RETL_TEST_ALL=1 $(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
+test-all: $(READY) ## and what takes long: each extra installed alone from the index
+	RETL_TEST_ALL=1 $(BIN)/pytest -n 2 $(ARGS)
+
 test-crash: $(READY) ## kill runs at events and system calls, evenly chosen for ten minutes, and print what was lost
 	$(BIN)/python -m tests.crash_sweep
 

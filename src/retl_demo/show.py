@@ -20,7 +20,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from retl_demo import oracle, warehouse
+from retl_demo import oracle, servers, warehouse
 from retl_demo.oracle import LANDINGS, Landing, Motion, Rows
 from retl_demo.stage import Ran, Stage, interruptible, open_stage, project
 
@@ -73,6 +73,7 @@ class Story:
 def run(directory: Path | None, keep: bool) -> int:
     """Play the demo in `directory` (a temporary one if None). Returns 0 if every number is as it must be,
     else 1. Stops all it started; removes the project too unless `keep`."""
+    servers.require(*servers.PACKAGES)
     story = Story(Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
     began = time.monotonic()
     with interruptible(), project(directory, keep) as folder:

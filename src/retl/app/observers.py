@@ -91,8 +91,8 @@ def _begin(project: LoadedProject, closing: ExitStack) -> None:
 
     environ: dict[str, str] = {}
     _harmless(lambda: environ.update(exported(project.environment, *PREFIXES)))
-    for listen in (_trace, _draw_lineage):
-        _harmless(partial(listen, project, environ, closing))
+    for extra, listen in {"otel": _trace, "lineage": _draw_lineage}.items():
+        _harmless(partial(listen, project, environ, closing), extra)
 
 
 def _restore(environ: Mapping[str, str]) -> None:
@@ -102,13 +102,13 @@ def _restore(environ: Mapping[str, str]) -> None:
     os.environ.update(environ)
 
 
-def _harmless(step: Callable[[], object]) -> None:
+def _harmless(step: Callable[[], object], extra: str = "") -> None:
     from retl.observe import log
 
     try:
         step()
     except ImportError as problem:  # clusters set these variables for everybody: no warning
-        why = f"{problem}: pip install 'retl-cli[otel,lineage]'"
+        why = f"{problem}: pip install 'retl-cli[{extra}]'" if extra else str(problem)
         log.get().info("observer_unavailable", code="OBSERVER_UNAVAILABLE", why=why)
     except Exception as problem:  # noqa: BLE001 - whatever a library raises, the run goes on
         why = problem.message if isinstance(problem, RetlError) else type(problem).__name__

@@ -27,7 +27,8 @@ def report(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write it.")] = DEFAULT,
 ) -> None:
     """A run, by default the last, as one HTML file that needs nothing else."""
-    from retl.app.report import gather, page
+    from retl.app.report import gather
+    from retl.app.report.page import page
 
     ledger = invocation.session.ledger()
     run = _run(invocation, ledger, run_id, sync)

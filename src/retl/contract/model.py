@@ -78,7 +78,7 @@ def read(
     rules = {}
     for field, info in model.model_fields.items():
         name = info.validation_alias if isinstance(info.validation_alias, str) else field
-        rules[name] = _derived(name, field, info, _present(name, columns))
+        rules[name] = _derived(field, info, _present(name, columns))
     return model, rules
 
 
@@ -280,7 +280,7 @@ def _written(name: str, column: definitions.Column, column_type: str) -> Rule:
     )
 
 
-def _derived(name: str, field: str, info: FieldInfo, column_type: str) -> Rule:
+def _derived(field: str, info: FieldInfo, column_type: str) -> Rule:
     """The rule of a field of the user's model; what is not understood only makes it not plain."""
     limits, understood = _limits(info.metadata)
     base, nullable = _optional(info.annotation)

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from retl.errors import DefinitionError, Place
 from retl.observe.redact import register_variable
@@ -58,37 +58,42 @@ class Environment:
         """The value, None if unset or empty. DefinitionError VARIABLE_UNREADABLE if its file or command
         fails. Commands run once."""
         if name not in self._found:
-            value = self._read(name)
+            written = self._written(name)
+            value = self._found[name] = written and _value(*written, self.folder)
             if value:
                 register_variable(name, value)
-            self._found[name] = value or None
         return self._found[name]
 
-    def _written(self, name: str) -> tuple[str, str] | None:
-        for level in self._levels:
-            for variable in (name, f"{name}_FILE", f"{name}_COMMAND"):
-                if level.get(variable):
-                    return variable, level[variable]
-        return None
+    def _written(self, name: str) -> tuple[str, str, str] | None:
+        return next((found for level in self._levels if (found := _written(level, name))), None)
 
-    def _read(self, name: str) -> str | None:
-        written = self._written(name)
-        if written is None or written[0] == name:
-            return written and written[1]
-        variable, text = written
-        value = self._file(variable, text) if variable == f"{name}_FILE" else _command(variable, text)
-        if not (value := value.rstrip("\r\n")):
-            raise _unreadable(variable, "is empty")
-        return value
 
-    def _file(self, variable: str, path: str) -> str:
-        try:
-            with (self.folder / path).open("rb") as file:
-                return _text(variable, file.read(MAX_BYTES + 1))
-        except OSError as error:
-            raise _unreadable(variable, f"cannot be read: {error.strerror}") from None
-        except ValueError:  # a NUL in the path
-            raise _unreadable(variable, "is no path") from None
+def _written(level: Mapping[str, str], name: str) -> tuple[str, str, str] | None:
+    """What says what NAME is: the variable, how its name ends after NAME, and its text."""
+    for ending in ("", "_FILE", "_COMMAND"):
+        if text := level.get(name + ending):
+            return name + ending, ending, text
+    return None
+
+
+def _value(variable: str, ending: str, text: str, folder: Path) -> str:
+    """The value of NAME from what `_written` found. A file is relative to `folder`."""
+    if not ending:
+        return text
+    value = _file(variable, folder / text) if ending == "_FILE" else _command(variable, text)
+    if not (value := value.rstrip("\r\n")):
+        raise _unreadable(variable, "is empty")
+    return value
+
+
+def _file(variable: str, path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return _text(variable, file.read(MAX_BYTES + 1))
+    except OSError as error:
+        raise _unreadable(variable, f"cannot be read: {error.strerror}") from None
+    except ValueError:  # a NUL in the path
+        raise _unreadable(variable, "is no path") from None
 
 
 def _command(variable: str, command: str) -> str:
@@ -157,14 +162,11 @@ def _config(folder: Path, name: str | None) -> dict[str, str]:
 
 
 class _Variables(PydanticBaseSettingsSource):
-    """The source of the models below: their variables in an Environment."""
-
-    def __init__(self, settings: type[BaseSettings], environment: Environment) -> None:
-        super().__init__(settings)
-        self.environment = environment
+    """Fills the models below from the Environment that `read` gave them."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return self.environment.get(variable(self.settings_cls, field_name)), field_name, False
+        environment: Environment = self.current_state["environment"]
+        return environment.get(variable(self.settings_cls, field_name)), field_name, False
 
     def __call__(self) -> dict[str, Any]:
         found = {name: self.get_field_value(f, name)[0] for name, f in self.settings_cls.model_fields.items()}
@@ -179,14 +181,11 @@ class _Settings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        *_args: Any,
+        **_others: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        assert isinstance(init_settings, InitSettingsSource)
-        environment = init_settings.init_kwargs.pop("environment")
-        assert isinstance(environment, Environment)
-        return init_settings, _Variables(settings_cls, environment)
+        """What `read` was given, flags among it, then variables; none of the sources of the library."""
+        return init_settings, _Variables(settings_cls)
 
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -292,8 +291,9 @@ def exported(environment: Environment, *prefixes: str) -> dict[str, str]:
 
 
 def project_folder(flag: Path | None = None, environ: Mapping[str, str] | None = None) -> Path:
-    """--project, else RETL_PROJECT, else the working directory."""
-    return flag or Path((os.environ if environ is None else environ).get("RETL_PROJECT") or ".")
+    """--project, else RETL_PROJECT (or its _FILE or _COMMAND), else the working directory."""
+    written = None if flag else _written(os.environ if environ is None else environ, "RETL_PROJECT")
+    return flag or Path(_value(*written, Path()) if written else ".")
 
 
 def variable(model: type[BaseSettings], field_name: str) -> str:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 def quoted(identifier: str) -> str:
     """An identifier for SQL text. ValueError if it holds NUL."""

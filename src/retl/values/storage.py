@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 from retl.values.sql import literal
 from retl.values.types import _NAIVE, _NESTED, _SHORT, NO_TYPE, Type, TypeName, _base, _element
 

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
 _TRANSFORMS: dict[str, str] = {
     "trim": r"trim({}, E' \t\n\r\x0b\x0c')",
     "lower": "lower({})",

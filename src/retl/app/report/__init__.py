@@ -9,6 +9,5 @@ from __future__ import annotations
 
 from retl.app.report.facts import Facts, Reason, gather
 from retl.app.report.funnel import Step, delivered, funnel
-from retl.app.report.page import page
 
-__all__ = ["Facts", "Reason", "Step", "delivered", "funnel", "gather", "page"]
+__all__ = ["Facts", "Reason", "Step", "delivered", "funnel", "gather"]

@@ -1,164 +1,158 @@
-"""Facts → the page: what happened, the funnel, the history, why rows were refused, and the batches."""
+"""Facts → the page: the numbers and charts that page.html shows.
+
+Every text in the template passes `shown` and is escaped there; no HTML is written here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
 from itertools import pairwise
-from typing import Any
 
-from retl.app.report.charts import Bar, columns, share
-from retl.app.report.facts import Facts, Reason
-from retl.app.report.funnel import Step, delivered, funnel
-from retl.app.report.markup import moment, number, span, table, text
-from retl.app.report.style import sheet
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from retl.app.report.facts import Facts
+from retl.app.report.funnel import delivered, funnel
 from retl.ledger import BatchRow, RunRow
+from retl.observe.redact import redact
 from retl.observe.summary import PHASES
 
 COLOURS = {"SUCCESS": "good", "SUCCESS_WITH_REJECTS": "warn", "RUNNING": "muted", "INTERRUPTED": "warn"}
-FALLEN = {"unchanged": "idle", "skipped": "idle", "not attempted": "warn"}
+ROOM = 0.92  # of a chart's height for its highest bar
+LEAST = 0.015  # of the height, for a value that is not zero: it is seen, however small
+Part = tuple[float, str]  # value, colour
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One column: its parts from the bottom up, and what it stands for in a sentence."""
+
+    says: str
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Columns from left to right; `ends` name the first and the last, `highest` the scale."""
+
+    title: str
+    bars: Sequence[Bar]
+    ends: tuple[str, str]
+    highest: str
+
+    def columns(self) -> Iterator[tuple[str, list[dict[str, float | str]]]]:
+        """Of each bar its sentence and its rectangles, in percent of the frame: so they fit every width."""
+        top = max((sum(value for value, _ in bar.parts) for bar in self.bars), default=0.0)
+        slot = 100 / max(len(self.bars), 1)
+        for index, bar in enumerate(self.bars):
+            drawn, y = list[dict[str, float | str]](), 100.0
+            for value, colour in bar.parts:
+                if value > 0 and top > 0:
+                    height = max(value / top * ROOM, LEAST) * 100
+                    y = max(y - height, 0.0)
+                    place = {
+                        "x": slot * (index + 0.1),
+                        "y": y,
+                        "width": min(slot * 0.8, 20),
+                        "height": height,
+                    }
+                    drawn.append({"colour": colour, **{name: f"{part:.3f}%" for name, part in place.items()}})
+            yield bar.says, drawn
 
 
 def page(facts: Facts) -> str:
     """The whole HTML document: no script, nothing from any network, nothing that escapes its text."""
-    run = facts.run
-    title = f"{text(run.sync)} · {text(run.run_id)}"
-    sections = [
-        *_head(facts),
-        _rows(run),
-        *_reasons("Rejected in this run", facts.met, _kept(run)),
-        *_reasons("Waiting now", facts.open, "open rejects of the sync by reason, most first"),
-        *_phases(run),
-        *_history(facts),
-        *_batches(facts),
-        *_states(facts.states),
-    ]
+    error = [facts.run.error] if facts.run.error else []
+    problems = [(one["code"], one["message"], one.get("hint")) for one in [*facts.run.guards, *error]]
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\';'
-        " style-src 'unsafe-inline'; img-src data:\">"
-        f'<link rel="icon" href="data:,"><title>{title}</title><style>{sheet()}</style></head>\n'
-        f"<body><main>\n{chr(10).join(sections)}\n</main>"
-        f"<footer>Made {moment(facts.made_at)} by retl {text(run.version)} from its ledger. Times are UTC."
-        "</footer></body></html>\n"
-    )
-
-
-def _head(facts: Facts) -> Iterator[str]:
-    run = facts.run
-    colour = COLOURS.get(run.status, "bad")
-    yield f'<h1>{text(run.sync)} <span class="{colour}">{text(run.status)}</span></h1>'
-    yield (
-        f'<p class="muted">run <code>{text(run.run_id)}</code> to <code>{text(run.object)}</code>,'
-        f" {moment(run.started_at)}, on {text(run.host)} by {text(run.user)}"
-        f"{f', environment {text(run.environment)}' if run.environment else ''}</p>"
-    )
-    counts = run.counts
-    age = (facts.made_at - facts.last_success).total_seconds() if facts.last_success else None
-    tiles = {
-        "read": number(counts.get("read", 0)),
-        "delivered": number(delivered(counts)),
-        "deleted": number(counts.get("deleted", 0)),
-        "rejected": number(counts.get("rejected", 0)),
-        "took": span(_seconds(run)) or "unknown",
-        "rows per second": number(_rate(run)) or "none",
-        "last success": f"{span(age)} ago" if age is not None else "never",
-    }
-    inner = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles.items())
-    yield f'<dl class="tiles">{inner}</dl>'
-    said = [*run.guards, *([run.error] if run.error else [])]
-    for code, message, hint in dict.fromkeys((o["code"], o["message"], o.get("hint")) for o in said):
-        more = f'<p class="muted">{text(hint)}</p>' if hint else ""
-        yield (
-            f'<div class="said"><p><strong class="bad">{text(code)}</strong> {text(message)}</p>{more}</div>'
+        _environment()
+        .get_template("page.html")
+        .render(
+            facts=facts,
+            run=facts.run,
+            problems=list(dict.fromkeys(problems)),
+            steps=funnel(facts.run.counts),
+            history=list(_history(facts.runs)) if facts.runs else [],
+            batches=_batches(facts.batches) if facts.batches else None,
         )
-
-
-def _rows(run: RunRow) -> str:
-    deletes = run.counts.get("deletes", {})
-    planned = deletes.get("planned", 0)
-    apart = (
-        f"<p>Deletes are counted apart: {number(run.counts.get('deleted', 0))} of {number(planned)} planned"
-        f" were carried out, {number(deletes.get('rejected', 0))} were refused,"
-        f" {number(deletes.get('in_doubt', 0))} are in doubt.</p>"
-        if planned
-        else ""
-    )
-    rows = [
-        (_label(step), number(step.rows), f"{step.share:.1%}", share(step.share, _colour(step)))
-        for step in funnel(run.counts)
-    ]
-    made = table(
-        ("rows of the mart", "count", "of read", ""),
-        rows,
-        caption="from what was read to what was delivered",
-        numbers=(1, 2),
-        style="bars",
-    )
-    return f"<h2>Rows</h2>{made}{apart}"
-
-
-def _label(step: Step) -> str:
-    if step.kind == "of which":
-        return f'<span class="of">{step.name}</span>'
-    return f"&minus; {step.name}" if step.kind == "less" else step.name
-
-
-def _colour(step: Step) -> str:
-    if step.kind == "less":
-        return FALLEN.get(step.name, "bad")
-    return "idle" if step.name == "read" else "good"
-
-
-def _phases(run: RunRow) -> Iterator[str]:
-    if not run.phases:
-        return
-    whole = sum(run.phases.values()) or 1.0
-    rows = [
-        (name, span(run.phases[name]), f"{run.phases[name] / whole:.0%}")
-        for name in PHASES
-        if name in run.phases
-    ]
-    yield "<h2>Phases</h2>" + table(
-        ("phase", "took", "share"), rows, caption="where the time went", numbers=(1, 2)
     )
 
 
-def _history(facts: Facts) -> Iterator[str]:
-    runs = facts.runs
-    if not runs:
-        return
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("retl.app.report", "."),
+        autoescape=True,
+        finalize=shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(number=number, span=span, utc=utc)
+    made.globals.update(
+        colours=COLOURS, phases=PHASES, delivered=delivered, rate=_rate, seconds=_seconds, state=_state
+    )
+    return made
+
+
+def shown(value: object) -> object:
+    """A value without secrets, control characters or characters that reorder a line."""
+    if value is None:
+        return ""
+    if not isinstance(value, str) or hasattr(value, "__html__"):  # a macro's: its values were shown there
+        return value
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in redact(value))
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def utc(value: datetime, form: str) -> str:
+    return value.astimezone(UTC).strftime(form)
+
+
+def span(seconds: float | None) -> str:
+    """A length of time in its two largest units: 3 d 4 h, 12 m 5 s, 0.42 s."""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} m" if hours else f"{minutes} m {rest} s"
+
+
+def _history(runs: Sequence[RunRow]) -> Iterator[Chart]:
     ends = (_day(runs[0].started_at), _day(runs[-1].started_at))
-    yield f"<h2>Runs over time</h2><p class='muted'>the newest {len(runs)} of {text(facts.run.sync)}</p>"
-    sent = [
+    sent = [(run, _moved(run), int(run.counts.get("rejected", 0))) for run in runs]
+    bars = [
         Bar(
-            [(_moved(run), "good"), (int(run.counts.get("rejected", 0)), "bad")],
-            f"{_day(run.started_at)}: {_moved(run)} delivered, {run.counts.get('rejected', 0)} rejected",
+            f"{_day(run.started_at)}: {moved} delivered, {rejected} rejected",
+            [(moved, "good"), (rejected, "bad")],
         )
-        for run in runs
+        for run, moved, rejected in sent
     ]
-    most = max(bar.total for bar in sent)
-    yield columns("rows delivered (deletes too) and, on top, rejected", sent, ends, f"{number(most)} rows")
+    most = max(moved + rejected for _, moved, rejected in sent)
+    yield Chart("rows delivered (deletes too) and, on top, rejected", bars, ends, f"{number(most)} rows")
     rates = [_rate(run) or 0.0 for run in runs]
     fast = [
-        Bar([(rate, "idle")], f"{_day(run.started_at)}: {rate:,.0f} rows/s")
+        Bar(f"{_day(run.started_at)}: {rate:,.0f} rows/s", [(rate, "idle")])
         for run, rate in zip(runs, rates, strict=True)
     ]
-    yield columns("rows per second", fast, ends, f"{number(max(rates))} rows/s")
-    gaps = _ages(runs)
-    if gaps:
-        aged = [Bar([(age, "warn")], f"{_day(at)}: {span(age)}") for at, age in gaps]
-        oldest = span(max(age for _, age in gaps))
-        yield columns("age that the target's data reached before it was renewed", aged, ends, oldest)
-    yield table(
-        ("run", "status", "read", "delivered", "deleted", "rejected", "took"),
-        [_line(run) for run in reversed(runs)],
-        caption="newest first",
-        numbers=(2, 3, 4, 5, 6),
-        style="history",
-    )
+    yield Chart("rows per second", fast, ends, f"{number(max(rates))} rows/s")
+    if ages := _ages(runs):
+        yield Chart(
+            "age that the target's data reached before it was renewed",
+            [Bar(f"{_day(at)}: {span(age)}", [(age, "warn")]) for at, age in ages],
+            ends,
+            span(max(age for _, age in ages)),
+        )
 
 
 def _ages(runs: Sequence[RunRow]) -> list[tuple[datetime, float]]:
@@ -167,97 +161,14 @@ def _ages(runs: Sequence[RunRow]) -> list[tuple[datetime, float]]:
     return [(now, (now - before).total_seconds()) for before, now in pairwise(good)]
 
 
-def _line(run: RunRow) -> tuple[str, ...]:
-    colour = COLOURS.get(run.status, "bad")
-    numbers = (run.counts.get("read", 0), delivered(run.counts))
-    return (
-        f"{run.started_at:%Y-%m-%d %H:%M:%S}",
-        f'<span class="{colour}">{text(run.status)}</span>',
-        *map(number, numbers),
-        number(run.counts.get("deleted", 0)),
-        number(run.counts.get("rejected", 0)),
-        span(_seconds(run)),
-    )
-
-
-def _reasons(title: str, reasons: Sequence[Reason], caption: str) -> Iterator[str]:
-    if not reasons:
-        return
-    rows = [
-        (
-            f"<code>{text(one.code)}</code>",
-            number(one.rows),
-            text(one.stage),
-            text(one.reason),
-            ", ".join(f"<code>{text(key)}</code>" for key in one.keys),
-        )
-        for one in reasons
-    ]
-    headers = ("code", "rows", "stage", "reason", "keys, for example")
-    yield f"<h2>{title}</h2>" + table(headers, rows, caption=caption, numbers=(1,), style="reasons")
-
-
-def _kept(run: RunRow) -> str:
-    kept = len(run.counts.get("rejects", ()))
-    refused = int(run.counts.get("rejected", 0)) + int(run.counts.get("deletes", {}).get("rejected", 0))
-    return f"by reason, counted over the {kept} of {max(refused, kept)} that the run kept as examples"
-
-
-def _batches(facts: Facts) -> Iterator[str]:
-    if not facts.batches:
-        return
-    whole = len(facts.batches) == facts.batches_in_all
-    which = (
-        f"all {facts.batches_in_all}"
-        if whole
-        else f"the {len(facts.batches)} slowest of {facts.batches_in_all}, in the order they were sent"
-    )
-    bars = [
-        Bar([(float(one.duration_ms or 0), _state(one))], f"batch {one.number}: {one.duration_ms or 0} ms")
-        for one in facts.batches
-    ]
-    slowest = span(max((one.duration_ms or 0) for one in facts.batches) / 1000)
-    yield "<h2>Batches</h2>" + columns("time per batch", bars, ("first", "last"), slowest)
-    rows = [
-        (
-            str(one.number),
-            text(one.operation),
-            number(one.last - one.first + 1),
-            f'<span class="{_state(one)}">{text(one.status)}</span>',
-            number(one.attempts),
-            "" if one.duration_ms is None else span(one.duration_ms / 1000),
-            text(one.error),
-        )
-        for one in facts.batches
-    ]
-    headers = ("batch", "operation", "rows", "status", "attempts", "took", "error")
-    yield table(headers, rows, caption=which, numbers=(2, 4, 5), style="batches")
+def _batches(batches: Sequence[BatchRow]) -> Chart:
+    taken = [(one, one.duration_ms or 0) for one in batches]
+    bars = [Bar(f"batch {one.number}: {ms} ms", [(float(ms), _state(one))]) for one, ms in taken]
+    return Chart("time per batch", bars, ("first", "last"), span(max(ms for _, ms in taken) / 1000))
 
 
 def _state(batch: BatchRow) -> str:
     return {"done": "good", "open": "warn"}.get(batch.status, "bad")
-
-
-def _states(states: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    if not states:
-        return
-    rows = [
-        (
-            text(one["sync"]),
-            f'<span class="{"bad" if one["stale"] else COLOURS.get(one["status"], "muted")}">'
-            f"{text(one['status'])}{', stale' if one['stale'] else ''}</span>",
-            span(one["age_seconds"]) or "never",
-            "unknown" if one["lag_seconds"] is None else span(one["lag_seconds"] or None) or "no",
-            number(one["open_rejects"]),
-            number(one["in_doubt"]),
-            text(one["next"]),
-        )
-        for one in states
-    ]
-    headers = ("sync", "status", "age", "behind the mart", "open rejects", "in doubt", "next")
-    yield "<h2>All syncs</h2>" + table(
-        headers, rows, caption="as `retl status` says when this page was made", numbers=(4, 5)
-    )
 
 
 def _seconds(run: RunRow) -> float | None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
 from retl.values.types import KEY_TYPES, Type, TypeName
 
 _CREATED: dict[TypeName, str] = {
