@@ -26,5 +26,8 @@ def all_decisions() -> str:
         title = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         found.append(f"- [{title}](../decisions/{path.name})")
     return (
-        "\n".join(["# Decisions", "", "Choices that a newcomer would question, with the reasons.", "", *found]) + "\n"
+        "\n".join(
+            ["# Decisions", "", "Choices that a newcomer would question, with the reasons.", "", *found]
+        )
+        + "\n"
     )

@@ -1,7 +1,7 @@
 """One Dagster asset per sync of a retl project: `dagster dev -f dagster_assets.py`.
 
-retl has a virtual environment of its own. A run that ends with 75 (nothing is wrong, run again later) materializes
-nothing and does not fail. A run that a guard refused (3) is not retried automatically.
+retl has a virtual environment of its own. A run that ends with 75 (nothing is wrong, run again later)
+materializes nothing and does not fail. A run that a guard refused (3) is not retried automatically.
 """
 
 import json

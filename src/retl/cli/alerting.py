@@ -1,4 +1,4 @@
-"""What a command saw of a sync, handed to the project's alerts."""
+"""Passes the end of a run, or the age of a sync, to the project's alerts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def require(invocation: Invocation) -> None:
-    """DefinitionError where an alert cannot be sent as this installation is."""
+    """DefinitionError if this installation cannot send an alert."""
     if alerts := invocation.project.definitions.alerts:
         from retl.app.alerts import require
 
         require(alerts)
 
 
-def tell_end(invocation: Invocation, sync: Sync, ledger: Ledger, summary: Summary) -> None:
-    """A run ended."""
+def report_end(invocation: Invocation, sync: Sync, ledger: Ledger, summary: Summary) -> None:
+    """Report that a run ended."""
     if not (alerts := invocation.project.definitions.alerts):
         return
     from retl.app.alerts import Observation, observe
@@ -34,15 +34,15 @@ def tell_end(invocation: Invocation, sync: Sync, ledger: Ledger, summary: Summar
     observe(alerts, seen, ledger)
 
 
-def tell_ages(invocation: Invocation, ledger: Ledger, states: Iterable[Mapping[str, Any]]) -> None:
-    """The age of every sync that has a `freshness` was looked at."""
+def report_ages(invocation: Invocation, ledger: Ledger, states: Iterable[Mapping[str, Any]]) -> None:
+    """Report the age of every sync that has a `freshness`."""
     from retl.app.alerts import Observation, observe
 
     project = invocation.project
     for one in states:
         if one["enabled"] and one["freshness_seconds"] is not None:
             age = "never succeeded" if one["age_seconds"] is None else f"{one['age_seconds']:.0f} s old"
-            limit = f"{one['freshness_seconds']:.0f} s are allowed"
+            limit = f"{one['freshness_seconds']:.0f} s is the limit"
             error = {
                 "code": "STALE",
                 "message": f"{one['sync']} is stale: {age}, {limit}",

@@ -1,7 +1,7 @@
-"""One command line being answered: where the project is, how to print, and what was opened for it.
+"""One command line: where the project is, how to print, and what was opened for it.
 
-The project, the ledger and the jobs of syncs are made here and nowhere else. Nothing is read before a
-command asks for it.
+Only this module opens the project and the ledger and makes the jobs of syncs. It reads nothing before a
+command needs it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Invocation:
-    """The options that every command has, and what the command opened so far."""
+    """The options that every command has, and what the command has opened so far."""
 
     folder: Path | None = None
     environment: str | None = None
     output: Format = "table"
     debug: bool = False
     reveal: bool = False
-    watched: bool = False  # a person sits at stderr and wants progress rather than a log
-    unheard: bool = False  # stdout is closed or its disk is full: what was printed is lost
+    watched: bool = False  # stderr is a terminal: show progress instead of a log
+    output_lost: bool = False  # stdout is closed or its disk is full
     _closing: ExitStack = field(default_factory=ExitStack)
     _paces: dict[str, Pace] = field(default_factory=dict)
     _targets: dict[str, Resolved] = field(default_factory=dict)
@@ -48,15 +48,15 @@ class Invocation:
     _begun: float | None = BEGUN
 
     def show(self, document: Any, pieces: Callable[[], Sequence[Piece]]) -> None:
-        """Print a command's answer in the form that was asked for; called once per command."""
+        """Print a command's result in the requested format; called once per command."""
         text = output.document_text(document) if self.output == "json" else output.pieces_text(list(pieces()))
         if not output.write(text):
-            self.unheard = True
-            output.say("warning: stdout is closed or its disk is full: nothing could be printed there")
+            self.output_lost = True
+            output.say("warning: stdout is closed or its disk is full; the output is lost")
 
     @cached_property
     def project(self) -> LoadedProject:
-        """The project, its files read and right; the log speaks as its settings say from here on."""
+        """The project, with its files read and checked. From here on its settings configure the log."""
         from retl.app.resolve import open_project
         from retl.project.settings import project_folder
 
@@ -65,20 +65,20 @@ class Invocation:
         return project
 
     def _configure_log(self, settings: Settings) -> None:
-        """Where a person looks on and asked for nothing else, only warnings: commands say the rest."""
+        """On a terminal without log settings only warnings are logged: commands print the rest."""
         from retl.observe import log
 
-        asked = settings.retl_log_format is not None or "retl_log_level" in settings.model_fields_set
-        self.watched = not asked and sys.stderr is not None and sys.stderr.isatty()
+        configured = settings.retl_log_format is not None or "retl_log_level" in settings.model_fields_set
+        self.watched = not configured and sys.stderr is not None and sys.stderr.isatty()
         level = "warning" if self.watched else settings.retl_log_level
         log.configure(settings.retl_log_format, level, crash_at=settings.retl_crash_at)
 
     def ledger(self, *, create: bool = False) -> Ledger:
-        """The project's ledger, closed when the command ends; without `create` nothing is written."""
+        """The project's ledger, closed at the end of the command. Without `create` nothing is written."""
         from retl.ledger import open_ledger
 
         project = self.project
-        # The path of a state in files has the environment in it already; in a server it is the schema.
+        # For files the environment is already part of the path; on a server it is the schema.
         own = None if project.state_url.startswith("file:") else self.environment
         ledger = open_ledger(project.state_url, project.folder, environment=own, create=create)
         self._closing.callback(ledger.close)
@@ -87,13 +87,13 @@ class Invocation:
     def sync(self, name: str) -> Sync:
         """One sync by its name, paused or not. DefinitionError SYNC_UNKNOWN."""
         if name == "all":
-            raise DefinitionError("SYNC_UNKNOWN", "one sync is needed here, not `all`")
+            raise DefinitionError("SYNC_UNKNOWN", "this command needs one sync, not `all`")
         (found,) = self.project.select(names=[name])
         return found
 
     def require(self, syncs: Sequence[Sync]) -> None:
-        """Every variable set, every destination resolved; DefinitionErrors for all that is wrong at once.
-        Comes before the ledger is opened, so that a wrong definition leaves nothing behind."""
+        """Check variables and resolve destinations. DefinitionErrors list everything that is wrong.
+        Called before the ledger is opened, so that a wrong definition creates no files."""
         from retl.project.validation import raise_all
 
         referred = {str(one.ref) for sync in syncs for one in sync.refers_to.values()}
@@ -108,7 +108,7 @@ class Invocation:
         raise_all(errors)
 
     def job(self, sync: Sync, ledger: Ledger, options: Options, stop: Stop) -> Job:
-        """A sync that was required, ready to be planned or run; today is so on the ledger's clock."""
+        """The job of a sync that `require` checked. `today` is the date on the ledger's clock."""
         from retl.run.job import Job, Target
 
         project, found = self.project, self._targets[sync.name]
@@ -130,7 +130,7 @@ class Invocation:
         )
 
     def _pace(self, found: Resolved, ledger: Ledger | None) -> Pace:
-        """What all syncs of a connection share; without a ledger only those of this process."""
+        """The pace that all syncs of a connection share; without a ledger only within this process."""
         from retl.pace.limiter import Pace
 
         if found.name not in self._paces:
@@ -140,7 +140,7 @@ class Invocation:
         return self._paces[found.name]
 
     def variables(self, given: Sequence[str]) -> Mapping[str, Any]:
-        """The project's `vars` under those of --var NAME=VALUE, as they are written."""
+        """The project's `vars`, overridden by --var NAME=VALUE, unconverted."""
         named: dict[str, Any] = dict(self.project.definitions.vars)
         for text in given:
             name, equals, value = text.partition("=")
@@ -150,8 +150,8 @@ class Invocation:
         return named
 
     def hides_key(self, sync: str) -> bool:
-        """Must this sync's keys be masked? Where nobody can say any more (it is no longer defined, or only
-        its own Pydantic model knows), yes."""
+        """Whether to mask this sync's keys. Also if it is unknown: the sync is no longer defined, or only
+        its own Pydantic model knows."""
         if self.reveal:
             return False
         known = self.project.syncs.get(sync)
@@ -160,7 +160,7 @@ class Invocation:
         return bool(sensitive_columns(known, self.project.folder) & set(known.key))
 
     def masked_columns(self, sync: str) -> set[str]:
-        """The columns of a sync that no reader may see, as its definition says by now."""
+        """The columns of a sync that must stay masked by its current definition."""
         known = self.project.syncs.get(sync)
         if known is None:
             return set()
@@ -171,12 +171,12 @@ class Invocation:
 
 
 def dated(variables: Mapping[str, Any], today: date) -> dict[str, Any]:
-    """Variables whose value is `today` as that date, in the form that DuckDB compares with a DATE."""
+    """The variables, with `today` replaced by that date, in a form that DuckDB compares with a DATE."""
     return {name: today.isoformat() if value == "today" else value for name, value in variables.items()}
 
 
 def sensitive_columns(sync: Sync, folder: Path) -> set[str]:
-    """The columns that a sync's YAML contract calls sensitive."""
+    """The sensitive columns of a sync's YAML contract."""
     from retl.project import yamlfile
 
     contract = sync.contract

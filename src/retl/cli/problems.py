@@ -1,7 +1,7 @@
-"""The one place where errors become words for a person and an exit code for a machine.
+"""Turns errors into text for a person and an exit code for a machine.
 
-What, where, why, what to do next, and a CODE. A traceback only with --debug; of an error nobody foresaw
-only its kind and place in the code, because its text may hold row values.
+What, where, why, what to do next, and a CODE. A traceback only with --debug. For an unexpected error only
+its type and its place in the code are shown, because its text may contain row values.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from retl.errors import RetlError
 
 
 def each(problem: RetlError) -> Sequence[RetlError]:
-    """The single errors of an error that stands for several."""
+    """The single errors of an error that holds several."""
     return getattr(problem, "errors", (problem,))
 
 
 def described(problem: BaseException) -> dict[str, Any]:
-    """An error as a JSON document has it: code, message, hint, where."""
+    """The JSON form of an error: code, message, hint, where."""
     if isinstance(problem, RetlError):
         where = None if problem.where is None else str(problem.where)
         return {"code": problem.code, "message": problem.message, "hint": problem.hint, "where": where}
-    code, message, hint = _unforeseen(problem)
+    code, message, hint = _unexpected(problem)
     return {"code": code, "message": message, "hint": hint, "where": None}
 
 
@@ -36,7 +36,7 @@ def exit_code(problem: BaseException) -> int:
 
 
 def document(problem: BaseException) -> dict[str, Any]:
-    """What `--output json` prints where a command could not do its work."""
+    """What `--output json` prints if a command failed."""
     several = each(problem) if isinstance(problem, RetlError) else (problem,)
     return {
         "error": described(several[0]),
@@ -45,8 +45,8 @@ def document(problem: BaseException) -> dict[str, Any]:
     }
 
 
-def tell(problem: BaseException, *, debug: bool = False) -> None:
-    """Say it on stderr."""
+def report(problem: BaseException, *, debug: bool = False) -> None:
+    """Print an error to stderr."""
     for one in each(problem) if isinstance(problem, RetlError) else (problem,):
         say(f"error: {sentence(described(one))}")
     if debug:
@@ -54,17 +54,17 @@ def tell(problem: BaseException, *, debug: bool = False) -> None:
 
 
 def sentence(error: Mapping[str, Any]) -> str:
-    """What `described` made, for a person: where, what, CODE, and below it what to do."""
+    """The result of `described` as text: where, what, CODE, and on the next line what to do."""
     where = f"{error['where']}: " if error.get("where") else ""
     hint = f"\n  hint: {error['hint']}" if error.get("hint") else ""
     return f"{where}{error['message']} [{error['code']}]{hint}"
 
 
-def _unforeseen(problem: BaseException) -> tuple[str, str, str | None]:
+def _unexpected(problem: BaseException) -> tuple[str, str, str | None]:
     if isinstance(problem, KeyboardInterrupt):
-        return "SIGINT", "stopped by SIGINT", "run the same command again: it carries on"
+        return "SIGINT", "stopped by SIGINT", "run the same command again; it carries on"
     if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return "DISK_FULL", f"a file cannot be written: {problem.strerror}", "free some space and run again"
+        return "DISK_FULL", f"a file cannot be written: {problem.strerror}", "free space and run again"
     if isinstance(problem, MemoryError):
         return "OUT_OF_MEMORY", "there is not enough memory", None
     frames = traceback.extract_tb(problem.__traceback__)
@@ -72,6 +72,6 @@ def _unforeseen(problem: BaseException) -> tuple[str, str, str | None]:
     place = f" in {ours[-1].name}, line {ours[-1].lineno}" if ours else ""
     return (
         "BUG",
-        f"a fault of retl itself: {type(problem).__name__}{place}",
-        "run again with --debug and report what it prints; what was delivered is known and stays",
+        f"a bug in retl: {type(problem).__name__}{place}",
+        "run again with --debug and report the output; what was delivered stays recorded",
     )

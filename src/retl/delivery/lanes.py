@@ -112,8 +112,8 @@ class Delivery:
         """Deliver every batch, over as many lanes as there are; returns when all are answered.
 
         Raises what stopped it: Systemic, Unavailable past its budget, Later, Stopped, or too many rejected
-        rows (`failure_rate`). The other lanes then finish the batch in hand. `answered` holds the answers so far.
-        """
+        rows (`failure_rate`). The other lanes then finish the batch in hand. `answered` holds the answers
+        so far."""
         work = _Window(iter(batches), self.journal)
         self._failure_rate = failure_rate
         try:

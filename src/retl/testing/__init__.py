@@ -59,7 +59,7 @@ _MODULES = ("server", "faults", "hubspot", "iterable", "marketing", "messages", 
 
 
 def __getattr__(name: str) -> Any:
-    """A name of `__all__`, from the first module that has it; nothing is imported before it is asked for."""
+    """A name of `__all__`, imported on first use from the first module that has it."""
     if name in __all__:
         for module in _MODULES:
             found = getattr(import_module(f"{__name__}.{module}"), name, None)

@@ -52,7 +52,8 @@ def _json_sql(type: Type, expr: str, formats: Formats, timezone: str) -> str:
 
 
 def _decimal_text(type: Type, expr: str) -> str:
-    """Every decimal place, and a digit before the point: DuckDB writes '.50' where all digits are places."""
+    """All decimal places, and a digit before the point: DuckDB writes '.50' if all digits are decimal
+    places."""
     text = f"CAST({expr} AS VARCHAR)"
     return text if type.max_digits != type.decimal_places else rf"regexp_replace({text}, '^(-?)\.', '\10.')"
 
@@ -72,7 +73,7 @@ def _joined(expr: str, element: str, brackets: str) -> str:
 
 
 def json_value(value: Any, type: Type, formats: Formats, timezone: str = "UTC") -> Any:
-    """What `json_sql` makes of a stored value, for msgspec to write: JSON text goes through as it is."""
+    """The same result as `json_sql`, as a value for msgspec; JSON text is passed through."""
     name = type.name
     if value is None:
         return None
@@ -102,14 +103,15 @@ def json_value(value: Any, type: Type, formats: Formats, timezone: str = "UTC") 
 
 
 def _scaled(value: Any, type: Type) -> Decimal:
-    """With exactly the type's places, as DuckDB has it: there is no negative zero."""
+    """With exactly the type's decimal places, like DuckDB; there is no negative zero."""
     exponent = Decimal(1).scaleb(-(type.decimal_places or 0))
     scaled = Decimal(str(value)).quantize(exponent, context=Context(prec=76))
     return scaled if scaled else scaled.copy_abs()
 
 
 def _in_utc(value: datetime, timezone: str) -> datetime:
-    """As DuckDB reads a local time that a clock change made double or missing: by the smaller offset."""
+    """A local time that is ambiguous or missing because of a clock change: with the smaller offset, like
+    DuckDB."""
     if value.tzinfo is None:
         zone = ZoneInfo(timezone)
         value = min(

@@ -20,7 +20,10 @@ _ESCAPES = {n: f"\\u{n:04X}" for n in range(32)} | {
 }
 
 
-_BARE = ("integer", "boolean")  # in a JSON array as themselves; all else as a string, which keeps its digits
+_BARE = (
+    "integer",
+    "boolean",
+)  # unquoted in a JSON array; others are strings, which keep their digits
 
 
 def key_sql(types: Sequence[Type], exprs: Sequence[str]) -> str:
@@ -81,7 +84,7 @@ def _key_text(value: Any, type: Type) -> str:
 
 
 def parse_key(text: str, types: Sequence[Type]) -> tuple[Any, ...]:
-    """The values a key text stands for. ValueError, without the text, if it is none for these types."""
+    """The values of a key text. ValueError, without the text, if it is not a key of these types."""
     parts: Any = [text] if len(types) == 1 else json.loads(text)
     if not isinstance(parts, list) or len(parts) != len(types):
         raise ValueError(f"a key of {len(types)} columns is a JSON array of {len(types)} values")
@@ -101,8 +104,8 @@ _WRITTEN: dict[TypeName, Any] = {
 
 
 def _parsed(part: Any, type: Type) -> Any:
-    text = json.dumps(part) if isinstance(part, int) else part  # true and 7 as the words they are
+    text = json.dumps(part) if isinstance(part, int) else part  # true and 7 as their words
     try:
         return _WRITTEN[type.name](text)
     except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError):
-        raise ValueError(f"a part of the key is no {type}") from None
+        raise ValueError(f"a part of the key is not a valid {type}") from None
