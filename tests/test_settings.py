@@ -120,7 +120,7 @@ def test_asking_whether_a_variable_is_set_runs_nothing(tmp_path: Path) -> None:
         ({"POSTGRES_PASSWORD_FILE": "none/hunter22"}, "cannot be read"),
         ({"POSTGRES_PASSWORD_FILE": "empty"}, "is empty"),
         ({"POSTGRES_PASSWORD_FILE": "binary"}, "not UTF-8"),
-        ({"POSTGRES_PASSWORD_FILE": "hunter22\0"}, "no path"),
+        ({"POSTGRES_PASSWORD_FILE": "hunter22\0"}, "not a valid path"),
         ({"POSTGRES_PASSWORD_FILE": "/dev/zero"}, "more than"),
         ({"POSTGRES_PASSWORD_COMMAND": "no-such-command hunter22"}, "cannot be started"),
         ({"POSTGRES_PASSWORD_COMMAND": "sh -c 'echo hunter22; echo hunter22 >&2; exit 3'"}, "exit code 3"),
@@ -145,7 +145,7 @@ def test_an_error_names_the_variable_and_never_shows_a_value(
 
 
 def test_a_command_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retl.settings.COMMAND_TIMEOUT", 0.05)
+    monkeypatch.setattr("retl.project.settings.COMMAND_TIMEOUT", 0.05)
     error = refusal(tmp_path, PostgresSettings, POSTGRES_PASSWORD_COMMAND="sleep 60")
     assert "took longer" in error.message
 
@@ -158,7 +158,7 @@ def test_the_project_is_the_flag_or_the_variable_or_here() -> None:
 
 def test_the_example_file_is_fresh_and_lists_everything() -> None:
     text = (Path(__file__).parents[1] / "config.example.env").read_text()
-    assert text == example(), "write retl.settings.example() to config.example.env"
+    assert text == example(), "write retl.project.settings.example() to config.example.env"
     variables = [line.partition("=")[0] for line in text.splitlines() if re.match("#[A-Z]", line)]
     postgres = ["HOST", "PORT", "DB", "USER", "PASSWORD", "SSLMODE", "SSLROOTCERT", "ALLOW_PLAINTEXT"]
     redis = ["HOST", "PORT", "DB", "USER", "PASSWORD", "TLS"]
