@@ -1,8 +1,8 @@
 """Lineage for OpenLineage: when each run starts and ends, what it read and where it wrote.
 
-Events carry names, column types, counts and CODEs: no row value, no key, no SQL (a source written as SQL is
-named by its digest). The standard OPENLINEAGE_* variables and openlineage.yml say where they go. A sync
-that never began (BLOCKED, PAUSED) has no run and so no event.
+Events contain names, column types, counts and CODEs: no row value, no key, no SQL (a SQL source has a
+digest as its name). The standard OPENLINEAGE_* variables and openlineage.yml configure the transport. A
+sync that did not start (BLOCKED, PAUSED) has no run and no event.
 """
 
 from __future__ import annotations

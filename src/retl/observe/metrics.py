@@ -1,8 +1,8 @@
 """Metrics of every sync, from the ledger, in the text format of Prometheus.
 
-The file is for node_exporter's textfile collector. It is whole each time it is written: syncs of this
-invocation with what became of them, all others with what the ledger remembers. Names and counts only:
-no key and no row value ever gets here. A file that cannot be written is a warning and never a run's failure.
+The file is for node_exporter's textfile collector. It is always complete: syncs of this invocation with their
+results, all others with their last run in the ledger. It contains names and counts, never a key or a row
+value. A file that cannot be written is a warning and never fails a run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Traces for OpenTelemetry: a span per run, in it one per phase, and per batch with log level debug.
 
-Spans carry names, counts, a status and its CODE: no row value, no key, no text of an error. The standard
-OTEL_* variables say where they go; TRACEPARENT makes a run part of whoever started it. A sync that never
-began (BLOCKED, PAUSED) has no run and so no span.
+Spans contain names, counts, a status and its CODE: no row value, no key, no text of an error. The standard
+OTEL_* variables configure the export. With TRACEPARENT a run belongs to the caller's trace. A sync that did
+not start (BLOCKED, PAUSED) has no run and no span.
 """
 
 from __future__ import annotations
