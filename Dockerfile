@@ -1,5 +1,5 @@
-# The image holds retl and nothing of a project: mount one at /project. It holds no secret either;
-# those come with the environment, or as files through the *_FILE variables.
+# The image contains retl and no project: mount one at /project. It contains no secrets:
+# pass them in the environment, or as files with the *_FILE variables.
 ARG PYTHON=3.13
 
 FROM python:${PYTHON}-slim AS build
@@ -7,7 +7,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 COPY requirements.lock requirements-dev.lock ./
 RUN python -m venv /venv && /venv/bin/pip install --require-hashes -r requirements.lock
-# The build tool is locked too; it stays in this stage.
+# The build tool is locked too. It is not part of the final image.
 RUN python -m venv /tools && /tools/bin/pip install --require-hashes -r requirements-dev.lock
 COPY pyproject.toml README.md LICENSE retl.yml ./
 COPY src src

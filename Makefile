@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made from the lock file and made anew when that is younger.
+# Everything runs in .venv. It is made from the lock file, and made again when the lock file is newer.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,19 +12,16 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-vers
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-demo: $(READY) ## the whole story on this machine: real servers, a kill half way, nothing lost
+demo: $(READY) ## the sample project on this machine: real servers, a kill half way, nothing lost
 	$(BIN)/retl demo $(ARGS)
 
 test: $(READY) ## every test; ARGS=tests/test_servers.py for some
 	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
-test-all: $(READY) ## the same with what CI leaves out for time: every property with 1,000 examples
+test-all: $(READY) ## the same with what CI leaves out for time: 1,000 examples a property, each extra alone
 	RETL_TEST_ALL=1 $(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
-test-all: $(READY) ## and what takes long: each extra installed alone from the index
-	RETL_TEST_ALL=1 $(BIN)/pytest -n 2 $(ARGS)
-
-test-crash: $(READY) ## kill runs at events and system calls, evenly chosen for ten minutes, and print what was lost
+test-crash: $(READY) ## kill runs at events and system calls for ten minutes, and print what was lost
 	$(BIN)/python -m tests.crash_sweep
 
 test-schedulers: $(READY) ## the guides' DAG and assets in a real Airflow and a real Dagster
@@ -33,51 +30,51 @@ test-schedulers: $(READY) ## the guides' DAG and assets in a real Airflow and a 
 	RETL_TEST_AIRFLOW=$(CURDIR)/.venv-schedulers/bin/python RETL_TEST_DAGSTER=$(CURDIR)/.venv-schedulers/bin/python \
 	 $(BIN)/pytest tests/test_scheduling.py $(ARGS)
 
-mutate: $(READY) ## change the lines that the promises stand on, one at a time: does a test notice?
+mutate: $(READY) ## change the code behind the promises, one expression at a time: does a test notice?
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --group mutate
 	$(BIN)/python -m tests.mutation $(ARGS)
 
-lint: $(READY) ## style, types, and that imports point down
+lint: $(READY) ## style, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## retl beside what one could do by hand; writes docs/benchmarks.md
+bench: $(READY) ## compare retl with doing it by hand; writes docs/benchmarks.md
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-bench-large: $(READY) ## the same at ten times the rows: growth and memory
+bench-large: $(READY) ## the same with ten times the rows: growth and memory
 	$(BIN)/python -m benchmarks.run --large $(ARGS)
 
-bench-peers: $(READY) ## the same job by drt, dlt and executemany, each installed only for this
+bench-peers: $(READY) ## the same job with drt, dlt and executemany, installed only for this
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
-docs: $(READY) ## the generated pages (docs/values.md from runs on real servers), and site/ from all pages
+docs: $(READY) ## generate pages (docs/values.md from runs on real servers), then site/ from all pages
 	$(BIN)/python -m tests.values_page
 	$(BIN)/python -m pages
 	test .venv-docs/.ready -nt requirements-docs.lock || { $(BIN)/python -m venv --clear .venv-docs \
 	 && .venv-docs/bin/pip install --quiet --require-hashes -r requirements-docs.lock && touch .venv-docs/.ready; }
 	.venv-docs/bin/mkdocs build --strict --quiet
 
-sync: $(READY) ## one sync: make sync SYNC=user_segments
+sync: $(READY) ## run one sync: make sync SYNC=user_segments
 	@test -n "$(SYNC)" || { echo "usage: make $@ SYNC=user_segments" >&2; exit 2; }
 	$(BIN)/retl sync --sync "$(SYNC)" $(ARGS)
 
-dry-run: $(READY) ## what one sync would do: make dry-run SYNC=user_segments
+dry-run: $(READY) ## show what one sync would do: make dry-run SYNC=user_segments
 	@test -n "$(SYNC)" || { echo "usage: make $@ SYNC=user_segments" >&2; exit 2; }
 	$(BIN)/retl sync --sync "$(SYNC)" --dry-run $(ARGS)
 
-run-reverse-etl: $(READY) ## every enabled sync
+run-reverse-etl: $(READY) ## run every enabled sync
 	$(BIN)/retl sync --sync all $(ARGS)
 
-lock: $(READY) ## pin the newest allowed versions; UPGRADE= keeps those that are pinned
+lock: $(READY) ## pin the newest allowed versions; UPGRADE= keeps the pinned ones
 	$(LOCK) $(UPGRADE) --output-file requirements.lock
 	$(LOCK) $(UPGRADE) --group dev --constraint requirements.lock --output-file requirements-dev.lock
 	$(subst --extra demo pyproject.toml,,$(LOCK)) $(UPGRADE) --group docs --output-file requirements-docs.lock
 
 lock: UPGRADE ?= --upgrade
 
-clean: ## remove what can be made again; data and state stay
+clean: ## remove generated files; data and state stay
 	rm -rf $(VENV) .venv-* site build dist mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 

@@ -1,4 +1,4 @@
-"""`python -m pages`: write every generated page, and show the guides' files as they are."""
+"""`python -m pages`: write every generated page, and copy the guides' files into their pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = {
 
 
 def made() -> dict[Path, str]:
-    """Path → text of every page that is made or filled here, but those of the destinations."""
+    """Path → text of every page that is made or filled here, except those of the destinations."""
     docs = ROOT / "docs"
     found = {docs / "reference" / f"{name}.md": page() for name, page in PAGES.items()}
     for guide in sorted((docs / "guides").rglob("*.md")):

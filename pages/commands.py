@@ -1,4 +1,4 @@
-"""docs/reference/commands.md: every command with its arguments and options, as its own help says them."""
+"""docs/reference/commands.md: every command with its arguments and options, from its own help."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def page() -> str:
     families.register()
     group: Any = typer.main.get_command(app)
     top = group.make_context("retl", [], resilient_parsing=True)
-    parts = ["# Commands", "`retl COMMAND --help` says the same.", "## Everywhere"]
+    parts = ["# Commands", "`retl COMMAND --help` prints the same.", "## Options of every command"]
     parts += [_grid(top, (one for one in group.params if one.name in _SHARED))]
     parts += [
-        "These stand before or after the command. `--reveal`, where values are shown, shows sensitive ones too."
+        "Put these before or after the command. Commands that show values also have `--reveal`: it shows sensitive values."
         " With `--output json` stdout is one JSON document and nothing else; logs go to stderr."
     ]
     for command, context in _commands(group, top):
@@ -44,6 +44,6 @@ def _grid(context: Any, parameters: Iterable[Any]) -> str:
     rows = []
     for one in parameters:
         if record := one.get_help_record(context):
-            names, said = (" ".join(part.split()).replace("|", "\\|") for part in record)
-            rows.append(f"| `{names}` | {said} |")
+            names, text = (" ".join(part.split()).replace("|", "\\|") for part in record)
+            rows.append(f"| `{names}` | {text} |")
     return "\n".join(["| | |", "|---|---|", *rows]) if rows else ""

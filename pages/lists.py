@@ -1,4 +1,4 @@
-"""docs/reference/: all destinations, and all decisions, as lists that lead to their pages."""
+"""docs/reference/: lists of all destinations and all decisions, with links to their pages."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def all_destinations() -> str:
         page = reference.page(name, destinations.load(name))
         state = "preview" if page["preview"] else ""
         rows.append(f"| [{name}](../destinations/{name}.md) | {page['summary']} | {state} |")
-    said = "`retl destinations` lists them, `retl destinations NAME` shows a page. A preview is made from the vendor's documentation alone."
-    return "\n\n".join(["# Destinations", said, "\n".join(rows)]) + "\n"
+    intro = "`retl destinations` lists them, `retl destinations NAME` shows a page. A preview is based only on the vendor's documentation."
+    return "\n\n".join(["# Destinations", intro, "\n".join(rows)]) + "\n"
 
 
 def all_decisions() -> str:
@@ -26,5 +26,8 @@ def all_decisions() -> str:
         title = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         found.append(f"- [{title}](../decisions/{path.name})")
     return (
-        "\n".join(["# Decisions", "", "What a newcomer would question, and why it is so.", "", *found]) + "\n"
+        "\n".join(
+            ["# Decisions", "", "Choices that a newcomer would question, with the reasons.", "", *found]
+        )
+        + "\n"
     )

@@ -1,11 +1,11 @@
-"""README's table of measurements, taken from docs/benchmarks.md, so that README claims nothing else."""
+"""README's table of measurements, taken from docs/benchmarks.md, so that README claims only measured numbers."""
 
 from __future__ import annotations
 
 import re
 
 _BEGIN, _END = "<!-- measured: begin -->\n", "<!-- measured: end -->"
-_BY_HAND = {  # the case in docs/benchmarks.md → what it is held against
+_BY_HAND = {  # the case in docs/benchmarks.md → what it is compared with
     "full load": "`psql`: `\\copy` and one upsert",
     "nothing changed": "the same again",
     "1 % updated, 0.1 % deleted": "the same again",
@@ -16,7 +16,7 @@ _BY_HAND = {  # the case in docs/benchmarks.md → what it is held against
 
 
 def filled(readme: str, benchmarks: str) -> str:
-    """README with the table made from the present benchmarks."""
+    """README with the table from the current benchmarks."""
     before, _, rest = readme.partition(_BEGIN)
     return f"{before}{_BEGIN}{_table(benchmarks)}{_END}{rest.partition(_END)[2]}"
 
@@ -41,7 +41,7 @@ def _table(benchmarks: str) -> str:
 
 
 def _rows(text: str) -> list[list[str]]:
-    """The cells of every table row but heads."""
+    """The cells of every table row except headers."""
     found = re.findall(r"^\|(.+)\|$", text, re.MULTILINE)
     rows = [[cell.strip() for cell in line.split("|")] for line in found]
     heads = ("case", "tool", "phase of the full load", "---")

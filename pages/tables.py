@@ -1,4 +1,4 @@
-"""docs/reference/: settings, retl.yml, sync files and the ledger, as the models and the DDL know them."""
+"""docs/reference/: settings, retl.yml, sync files and the ledger, from the models and the DDL."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ def settings() -> str:
     """Every variable of the environment."""
     parts = [
         "# Settings",
-        "A variable is looked up in the process's environment, then in config.env (config.NAME.env with `--env"
-        " NAME`): as NAME, as `NAME_FILE` (a file that holds it), as `NAME_COMMAND` (a command that prints it)."
-        " Empty counts as unset. A flag wins over the environment, the environment over config.env, that over"
-        " retl.yml.",
+        "retl looks for a variable in the process's environment, then in config.env (config.NAME.env with `--env"
+        " NAME`): as NAME, as `NAME_FILE` (a file that contains it), as `NAME_COMMAND` (a command that prints it)."
+        " An empty variable counts as unset. The first of these wins: a flag, the environment, config.env, retl.yml.",
     ]
     models = {"The project": Settings, "PostgreSQL": PostgresSettings, "Redis": RedisSettings}
     for title, model in models.items():
@@ -44,13 +43,13 @@ def project() -> str:
     schemas = {"": Project, "warehouse": Warehouse, "connections.NAME.limits": Limits}
     parts = [
         "# retl.yml",
-        "Optional: without it, a `syncs/` folder and an environment are a whole project. Relative paths are"
-        " relative to the project. `${NAME}` is a variable of the environment, `${NAME:-text}` has a default.",
+        "Optional: a `syncs/` folder and an environment are a complete project. Relative paths are"
+        " relative to the project. `${NAME}` is an environment variable; `${NAME:-text}` has a default.",
     ]
     for path, model in schemas.items():
         parts += [f"## {path or 'At the top'}", _keys(model, PROJECT, path)]
     parts += [
-        "What a connection of each type takes is on its page under [destinations](../destinations/http.md)."
+        "The options of each connection type are on its page under [destinations](../destinations/http.md)."
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -75,7 +74,7 @@ def syncs() -> str:
     for path, name in nested.items():
         if name in schema["$defs"]:
             parts += [f"## {path}", _rows(schema["$defs"][name], SYNC, path)]
-    parts += ["What `destination` takes is on each [destination's page](../destinations/postgres.md)."]
+    parts += ["The options of `destination` are on each [destination's page](../destinations/postgres.md)."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -85,11 +84,11 @@ def ledger() -> str:
     parts = [
         "# The ledger's tables",
         "In `.retl/ledger.db` (SQLite) or in the PostgreSQL that RETL_STATE_URL names; the same tables in both."
-        " Read them as you like and write to none of them. Times are text, ISO 8601 in UTC; counts, phases,"
+        " You may read them; do not write to them. Times are text, ISO 8601 in UTC; counts, phases,"
         " guards, vars, options and errors are JSON as text.",
     ]
-    said = re.findall(r"((?:^--.*\n)+)CREATE TABLE (\w+) ", text, re.MULTILINE)
-    comments = {name: " ".join(line.strip("- ") for line in lines.splitlines()) for lines, name in said}
+    found = re.findall(r"((?:^--.*\n)+)CREATE TABLE (\w+) ", text, re.MULTILINE)
+    comments = {name: " ".join(line.strip("- ") for line in lines.splitlines()) for lines, name in found}
     with closing(sqlite3.connect(":memory:")) as database:
         database.executescript(text)
         tables = database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
@@ -114,8 +113,8 @@ def _rows(schema: Mapping[str, Any], words: Mapping[str, str], path: str) -> str
         if name != "name":
             full = f"{path}.{name}" if path else name
             default = "required" if name in required else _default(part.get("default"))
-            said = words.get(full) or part.get("description") or ""
-            rows.append(f"| `{name}` | {default} | {said}{_choices(part)} |")
+            sentence = words.get(full) or part.get("description") or ""
+            rows.append(f"| `{name}` | {default} | {sentence}{_choices(part)} |")
     return "\n".join(rows)
 
 

@@ -1,4 +1,4 @@
-"""docs/index.md: README's way from nothing to rows in a table, as the first page of the site."""
+"""docs/index.md: README's tutorial as the first page of the site."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ _NEXT = """## Next
 
 
 def page(readme: str) -> str:
-    """README up to the sample project; its links lead from docs/."""
+    """README up to the sample project, with links relative to docs/."""
     text = readme.partition(_END)[0]
     return _HEAD + re.sub(r"\]\(docs/", "](", text) + _NEXT

@@ -257,7 +257,7 @@ def test_a_missing_apprise_and_an_unset_variable_are_said_before_anything_runs(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{to: {webhook: 'http://example.com/x'}, on: [failure]}", "https, but on this machine"),
+        ("{to: {webhook: 'http://example.com/x'}, on: [failure]}", "https, except on this machine"),
         ("{to: {webhook: 'ftp://example.com/x'}, on: [failure]}", "looks like https://host/path"),
         ("{to: {}, on: [failure]}", "`to` is {webhook: https://…}"),
         ("{to: 'json://x', on: [failed]}", "failure"),

@@ -37,7 +37,7 @@ def test_init_overwrites_nothing(workshop: Workshop) -> None:
     before = workshop.snapshot()
     said = workshop.retl("init")
     assert said.code == 2
-    assert "retl.yml is there already" in said.err
+    assert "retl.yml already exists" in said.err
     assert workshop.snapshot() == before
 
 

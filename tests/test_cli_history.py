@@ -216,7 +216,7 @@ def test_status_speaks_of_an_open_breaker_and_of_a_sync_that_fell_asleep(
         ledger.execute("UPDATE retl_checkpoints SET updated_at = ?", [before])
         ledger.execute("UPDATE retl_runs SET finished_at = ?", [before])
     found = workshop.json("status")
-    assert found["warnings"] == ["users: nothing was delivered for 15 days: is it still scheduled?"]
+    assert found["warnings"] == ["users: nothing was delivered for 15 days. Is it still scheduled?"]
     assert found["syncs"][0]["next"] == "run it: stale since 14d"
     assert "warning: users: nothing was delivered" in workshop.retl("status").out
 

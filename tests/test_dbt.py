@@ -216,7 +216,7 @@ def test_the_target_folder_is_where_retl_yml_says(workshop: Workshop, tmp_path: 
         ("{dbt: costumers}", "DBT_MODEL", "did you mean 'customers'?"),
         ("{dbt: draft}", "DBT_MODEL", "ephemeral"),
         ("{dbt: customers, table: customers}", "DEFINITION_INVALID", "exactly one of"),
-        ("{table: customers, max_age: 1h}", "DEFINITION_INVALID", "`max_age` goes with `dbt`"),
+        ("{table: customers, max_age: 1h}", "DEFINITION_INVALID", "`max_age` needs `dbt`"),
     ],
 )
 def test_validate_knows_dbts_models(workshop: Workshop, source: str, code: str, says: str) -> None:

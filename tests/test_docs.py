@@ -16,11 +16,11 @@ ROW = re.compile(r"^\| `([A-Z0-9_]+)` \| (\S.*\S) \|$", re.MULTILINE)
 SAYS = {name: 0 for name, kind in vars(errors).items() if isinstance(kind, type)}
 SAYS |= {Refusal.__name__: 0, "Verdict": 1, "RowResult": 1, "Problem": 2, "_blocked": 1}
 # The sample campaign tool's own answers are its own.
-ELSEWHERE = ("demo/campaigns.py",)
+ELSEWHERE = ("retl_demo/campaigns.py",)
 
 
 def codes() -> set[str]:
-    """Every code that stands in a call in src/retl, or names a fault of a key."""
+    """Every code that stands in a call in src, or names a fault of a key."""
     found = set()
     for path in sorted((ROOT / "src").rglob("*.py")):
         if str(path).endswith(ELSEWHERE):

@@ -143,7 +143,7 @@ def test_a_row_rejected_for_another_reason_or_not_at_all_fails(workshop: Worksho
     ]
     said = workshop.retl("test").out
     assert "the row is rejected, not for email" in said
-    assert "the row is sent, and should be rejected: segment" in said
+    assert "the row is sent, but should be rejected: segment" in said
     assert "0 passed, 2 failed" in said
 
 

@@ -62,7 +62,7 @@ def test_a_variable_is_not_set(workshop: Workshop) -> None:
     golden(
         workshop.retl("sync"),
         2,
-        "error: retl.yml:2:77: the variable CRM_PASSWORD is unset or empty [VARIABLE_UNSET]",
+        "error: retl.yml:2:77: the variable CRM_PASSWORD is not set or is empty [VARIABLE_UNSET]",
         "  hint: set CRM_PASSWORD in the environment or in config.env, or give it a default: ${CRM_PASSWORD:-text}",
     )
 
@@ -290,8 +290,8 @@ def test_the_vendors_quota_is_spent(workshop: Workshop) -> None:
         golden(
             workshop.retl("sync"),
             75,
-            "error: users: the target of connection hub wants to be left alone until TIME [HELD_OFF]",
-            "  hint: run it again then",
+            "error: users: the target of connection hub asked for a pause until TIME [HELD_OFF]",
+            "  hint: run again then",
         )
         assert len(hubspot.seen) == 1
 

@@ -262,7 +262,7 @@ def test_a_slow_target_gets_half_of_the_window(clock: Clock) -> None:
 def test_a_spent_budget_is_an_error_that_says_when(clock: Clock) -> None:
     paced = Pace(Limits(per_day=3), connection="crm")
     assert [paced.wait(clock) for _ in range(3)] == [True] * 3
-    with pytest.raises(Later, match=r"crm .* room again at 20\d\d-") as caught:
+    with pytest.raises(Later, match=r"crm .* requests are possible again at 20\d\d-") as caught:
         paced.wait(clock)
     assert (caught.value.code, caught.value.exit_code) == ("BUDGET_SPENT", 75)
     with pytest.raises(Later):

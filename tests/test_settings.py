@@ -127,7 +127,7 @@ def test_asking_whether_a_variable_is_set_runs_nothing(tmp_path: Path) -> None:
         ({"POSTGRES_PASSWORD_FILE": "none/hunter22"}, "cannot be read"),
         ({"POSTGRES_PASSWORD_FILE": "empty"}, "is empty"),
         ({"POSTGRES_PASSWORD_FILE": "binary"}, "not UTF-8"),
-        ({"POSTGRES_PASSWORD_FILE": "hunter22\0"}, "no path"),
+        ({"POSTGRES_PASSWORD_FILE": "hunter22\0"}, "not a valid path"),
         ({"POSTGRES_PASSWORD_FILE": "/dev/zero"}, "more than"),
         ({"POSTGRES_PASSWORD_COMMAND": "no-such-command hunter22"}, "cannot be started"),
         ({"POSTGRES_PASSWORD_COMMAND": "sh -c 'echo hunter22; echo hunter22 >&2; exit 3'"}, "exit code 3"),

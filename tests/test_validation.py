@@ -89,23 +89,29 @@ def test_words_of_later_versions_say_so(text: str) -> None:
     ("text", "says"),
     [
         ("write: append\n", "needs `first_run`"),
-        ("write: append\nfirst_run: send\ndeletes: delete\n", "cannot go with `write: append`"),
+        (
+            "write: append\nfirst_run: send\ndeletes: delete\n",
+            "`deletes` is not possible with `write: append`",
+        ),
         ("changes: all\ndeletes: delete\n", "needs `changes: hash`"),
         ("changes: watermark\n", "watermark: column"),
-        ("changes: {watermark: t, hash: {}}\n", "goes with one option"),
-        ("changes: {hash: {ignored: [a]}}\n", "one option: ignore"),
-        ("changes: {strategy: hash}\n", "changes is hash"),
-        ("changes: {watermark: t, lookback: 1 hour}\n", "a duration is"),
-        ("deletes: {how: delete}\n", "deletes is keep"),
+        ("changes: {watermark: t, hash: {}}\n", "`watermark` has only the option lookback"),
+        ("changes: {hash: {ignored: [a]}}\n", "`hash` has only the option ignore"),
+        ("changes: {strategy: hash}\n", "`changes` must be hash"),
+        ("changes: {watermark: t, lookback: 1 hour}\n", "a duration must be"),
+        ("deletes: {how: delete}\n", "`deletes` must be keep"),
         ("deletes: {set: {}}\n", "at least one field"),
-        ("deletes: {set: {a: 1}, restore: {b: 1}}\n", "b is not in `set`"),
-        ("contract: users\n", "a contract is columns"),
+        (
+            "deletes: {set: {a: 1}, restore: {b: 1}}\n",
+            "b, which is not in `set`; it can only restore what `set` changed",
+        ),
+        ("contract: users\n", "`contract` must be columns"),
         ("contract: {a: {type: decimal}}\n", "max_digits"),
         ("fields: {a: {column: x, value: 1}}\n", "exactly one of"),
         ("fields: {a: $run_day}\n", "$run_id"),
-        ("fields: {a: '*'}\n", "and * for nothing else"),
-        ("fields: {'*': a}\n", "and * for nothing else"),
-        ("fields: {a: {value: x, transform: [lower]}}\n", "`transform` changes"),
+        ("fields: {a: '*'}\n", "* has no other use"),
+        ("fields: {'*': a}\n", "* has no other use"),
+        ("fields: {a: {value: x, transform: [lower]}}\n", "`transform` is only for"),
         ("batch: {rows: 0}\n", "greater than or equal to 1"),
         ("source: {}\n", "twice"),
     ],
@@ -162,7 +168,7 @@ def test_an_unset_variable_is_reported_and_not_judged() -> None:
     missing = {one.name: str(one.place) for one in waiting.all_missing()}
     assert missing == {"D": "syncs/a.yml:4:14", "M": "syncs/a.yml:5:20", "W": "syncs/a.yml:6:8"}
     error = waiting.all_missing()[0].error()
-    assert (error.code, "D is unset or empty" in error.message) == ("VARIABLE_UNSET", True)
+    assert (error.code, "D is not set or is empty" in error.message) == ("VARIABLE_UNSET", True)
 
 
 def test_a_variable_that_a_definition_cannot_do_without_is_named() -> None:

@@ -71,8 +71,8 @@ def test_parts_of_a_location_that_nobody_wrote_are_passed_over() -> None:
 @pytest.mark.parametrize(
     ("text", "place", "says"),
     [
-        ("a: 1\nb: 2\na: 3\n", "3:1", "'a' is here twice; first on line 1"),
-        ("x: {a: 1, a: 2}\n", "1:11", "'a' is here twice"),
+        ("a: 1\nb: 2\na: 3\n", "3:1", "'a' is used twice; the first is on line 1"),
+        ("x: {a: 1, a: 2}\n", "1:11", "'a' is used twice"),
         ("a: &x 1\n", "1:4", "anchors"),
         ("a: *x\n", "1:4", "aliases"),
         ("*x : 1\n", "1:1", "aliases"),

@@ -7,7 +7,7 @@ CREATE TABLE retl_meta (
 );
 
 -- One row per locked name (a sync, or the object it writes to). The epoch only ever grows:
--- whoever holds an older one is a zombie and may record nothing.
+-- a run with an older epoch may record nothing.
 CREATE TABLE retl_locks (
   name  TEXT PRIMARY KEY,
   epoch BIGINT NOT NULL,
@@ -96,7 +96,7 @@ CREATE TABLE retl_checkpoints (
   PRIMARY KEY (sync, object)
 );
 
--- Failures in a row of a connection: past a few of them it is left alone for a while.
+-- Consecutive failures per connection. After a few of them the connection is not used for a while.
 CREATE TABLE retl_breakers (
   connection TEXT PRIMARY KEY,
   failures   BIGINT NOT NULL,
@@ -104,7 +104,7 @@ CREATE TABLE retl_breakers (
   error      TEXT NOT NULL
 );
 
--- Run files where there is no directory to keep them in.
+-- Run files, if there is no directory for them.
 CREATE TABLE retl_files (
   name  TEXT NOT NULL,
   part  BIGINT NOT NULL,

@@ -1,5 +1,5 @@
--- A row without a usable key of its own is told from others by its digest in `row_id` (elsewhere ''), and
--- where the sync asks for it the rejected row itself is kept for a while, as JSON.
+-- `row_id` is a digest that identifies a row without a usable key (otherwise ''). If the sync asks for it, the
+-- rejected row itself is stored for a while, as JSON.
 
 ALTER TABLE retl_rejects RENAME TO retl_rejects_1;
 

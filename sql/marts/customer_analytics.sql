@@ -1,4 +1,4 @@
--- One row per paying customer and day, today's and yesterday's: how likely each is to leave.
+-- One row per paying customer and day, for today and yesterday: how likely the customer is to leave.
 WITH days AS (
   SELECT run_date - ago AS run_date, ago
   FROM sample, (VALUES (0), (1)) AS back (ago)

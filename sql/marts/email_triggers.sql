@@ -1,4 +1,4 @@
--- The letters to write: each kind once per user, ever, because a key is appended once.
+-- The e-mails to write. Each user gets each kind once, ever, because a key is appended only once.
 SELECT user_id, email, 'welcome' AS email_type, 1 AS priority
 FROM mart_user_segments
 WHERE segment = 'new'

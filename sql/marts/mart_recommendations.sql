@@ -1,4 +1,4 @@
--- One row per user who ever searched: where to go next, and how sure we are.
+-- One row per user who ever searched: recommended destinations, and a score for the confidence.
 WITH cities AS (
   SELECT ['Miami', 'Cancun', 'Lisbon', 'Oslo', 'Kyoto', 'Lima', 'Cairo', 'Québec'] AS names
 )

@@ -1,4 +1,4 @@
--- One row per user: who they are to marketing, and what they were worth so far.
+-- One row per user: the marketing segment, and the revenue so far.
 SELECT
   user_id,
   email,

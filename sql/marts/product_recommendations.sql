@@ -1,4 +1,4 @@
--- Every product we could offer a paying customer, with its score: 3 to 8 of them, never two equal scores.
+-- The products that fit each paying customer, with scores: 3 to 8 products, no two scores equal.
 SELECT
   number AS customer_id,
   format('p{:03d}', (number * 31 + offer * 17) % 500) AS product_id,

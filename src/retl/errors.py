@@ -1,24 +1,24 @@
-"""Every error retl raises on purpose, as one tree.
+"""All errors that retl raises on purpose, as one tree.
 
-The type is the policy: it decides the exit code and, for a target's answer, what delivery does next.
-Anything that is not in this tree is a bug and stops the run.
+The type is the policy: it decides the exit code and, for an error of a target, what delivery does next. Any
+other exception is a bug and stops the run.
 
 ::
 
     RetlError                 what, where, why, what to do; a CODE
     ├── DefinitionError       2   a file or an argument is wrong; nothing ran
-    ├── Mismatch              3   both sides are readable but do not fit: a guard, nothing was written
+    ├── Mismatch              3   source and target do not fit the sync: a guard, nothing was written
     ├── Later                 75  nothing is wrong: lock held, breaker open
-    │   └── Spent                 the target says that the day's budget is used up
+    │   └── Spent                 the target says that the daily budget is used up
     ├── Stopped               130/143  a signal asked the run to stop; resumable
     └── Failure               1   the run could not be done
         ├── SourceError           the mart cannot be read
         ├── LedgerError           retl's own state cannot be read or written
-        ├── InvariantBroken       numbers do not add up: a bug of ours, said aloud
-        └── TargetError           what a destination says of a whole batch or of itself
+        ├── InvariantBroken       numbers do not add up: a bug, reported as a failure
+        └── TargetError           an error of a destination, or of a whole batch
             ├── Systemic              credentials, permission, missing table, disk: stop, one attempt
-            ├── Unavailable           nothing was applied: again, not before `retry_after` seconds
-            ├── Ambiguous             sent, no answer: settle before anything else
+            ├── Unavailable           nothing was applied: try again, not before `retry_after` seconds
+            ├── Ambiguous             sent, no answer: resolve before anything else
             └── Poisoned              at least one row is bad and nothing was applied: halve
 """
 
@@ -43,7 +43,7 @@ class Place:
 class RetlError(Exception):
     """What happened (`message`), where (`where`), what to do (`hint`), under a stable CODE.
 
-    None of the texts may hold row values or secrets: whoever raises it leaves them out.
+    The texts must not contain row values or secrets.
     """
 
     exit_code = 1
@@ -75,17 +75,17 @@ class Mismatch(RetlError):
 
 
 class Later(RetlError):
-    """Nothing is wrong, come again later."""
+    """Nothing is wrong, run again later."""
 
     exit_code = 75
 
 
 class Spent(Later):
-    """Nothing of the request was applied, and nothing more will be until the budget begins `anew`, in
-    seconds if the target said when."""
+    """Nothing of the request was applied, and no request will be until the budget starts again in `anew`
+    seconds (None if unknown)."""
 
     def __init__(self, message: str, *, anew: float | None = None) -> None:
-        super().__init__("BUDGET_SPENT", message, hint="run it again when the target's day is over")
+        super().__init__("BUDGET_SPENT", message, hint="run again when the target's day is over")
         self.anew = anew
 
 
@@ -94,7 +94,7 @@ class Stopped(RetlError):
 
     def __init__(self, signum: int) -> None:
         name = signal.Signals(signum).name
-        super().__init__(name, f"stopped by {name}", hint="run the same command again: it carries on")
+        super().__init__(name, f"stopped by {name}", hint="run the same command again; it carries on")
         self.signum = signum
         self.exit_code = 128 + signum
 
@@ -112,15 +112,15 @@ class LedgerError(Failure):
 
 
 class InvariantBroken(Failure):
-    """The run's numbers do not add up: reported as a failure rather than believed."""
+    """The run's numbers do not add up: reported as a failure, never as a success."""
 
 
 class TargetError(Failure):
-    """What a destination says of a whole batch, or of itself."""
+    """An error of a destination, or of a whole batch."""
 
 
 class Systemic(TargetError):
-    """No batch can succeed until somebody mends something: stop after one attempt."""
+    """No batch can succeed until a person fixes something: stop after one attempt."""
 
 
 class Unavailable(TargetError):
@@ -140,8 +140,8 @@ class Unavailable(TargetError):
 
 
 class Ambiguous(TargetError):
-    """The request left, no answer came: what became of it must be settled, never guessed."""
+    """The request was sent and no answer came: find out what happened, never guess."""
 
 
 class Poisoned(TargetError):
-    """At least one row is bad (or the request is too large) and nothing was applied: halve it."""
+    """At least one row is bad (or the request is too large) and nothing was applied: halve the batch."""

@@ -18,7 +18,7 @@ def seconds(text: object) -> float:
         return float(text)
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text) if isinstance(text, str) else []
     if not parts or "".join(n + u for n, u in parts) != text:
-        raise ValueError("a duration is a number and a unit, such as 90s, 5m, 24h or 1h30m")
+        raise ValueError("a duration must be a number with a unit, such as 90s, 5m, 24h or 1h30m")
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
@@ -40,7 +40,7 @@ class Retry(Definition):
 
 
 class Formats(Definition):
-    """How values look in JSON where the target does not want the standard forms."""
+    """How values are written in JSON if the target does not want the standard forms."""
 
     bigints: Literal["number", "string"] = "number"
     decimals: Literal["number", "string"] = "number"
@@ -49,8 +49,9 @@ class Formats(Definition):
 
 
 class Limits(Definition):
-    """What a connection may be asked, of which `share` is ours: `requests` in any `per` seconds, `per_day` in
-    any 24 hours, over all its syncs, processes and hosts of one ledger; `concurrency` at once, in each."""
+    """The limits of a connection, of which `share` is ours: `requests` in any `per` seconds and `per_day`
+    in any 24 hours, for all syncs, processes and hosts of one ledger; `concurrency` at the same time in each
+    process."""
 
     requests: Annotated[int, Field(ge=1)] | None = None
     per: Duration = 1.0

@@ -1,7 +1,7 @@
 """One Airflow task per sync of a retl project. Put it into the dags folder.
 
-retl lives in a virtual environment of its own, so its dependencies and Airflow's never meet. A task that ends
-with 75 (nothing is wrong, come again later) is skipped, and so is what comes `after` it.
+retl has a virtual environment of its own, so its dependencies cannot conflict with Airflow's. A task that
+ends with 75 (nothing is wrong, run again later) is skipped, and the tasks `after` it are skipped too.
 """
 
 import os
@@ -45,8 +45,8 @@ with DAG("retl", schedule="15 * * * *", **settings):
         for former in sync.get("after") or []:
             tasks[former] >> tasks[name]
 
-# In two stages, for those who want to look in between: started by hand. What was planned is what is applied,
-# or nothing is: `apply` refuses (exit 3) if mart, ledger or definition moved since.
+# Plan and apply as two tasks, started by hand, for a review in between. `apply` delivers exactly the plan.
+# It refuses (exit 3) if mart, ledger or definition changed since.
 with DAG("retl_reviewed", schedule=None, **settings):
     for name in SYNCS:
         file = f"/srv/shop-plans/{name}-{{{{ run_id | replace(':', '') }}}}.plan"

@@ -1,7 +1,7 @@
 """One Dagster asset per sync of a retl project: `dagster dev -f dagster_assets.py`.
 
-retl lives in a virtual environment of its own. A run that ends with 75 (nothing is wrong, come again later)
-materializes nothing and fails nothing; one that a guard refused (3) is not tried again by itself.
+retl has a virtual environment of its own. A run that ends with 75 (nothing is wrong, run again later)
+materializes nothing and does not fail. A run that a guard refused (3) is not retried automatically.
 """
 
 import json
@@ -48,16 +48,16 @@ def delivered(name: str, after: list[str]) -> AssetsDefinition:
             check=False,
         )
         if done.returncode == 75:
-            context.log.info(f"{name}: come again later")
+            context.log.info(f"{name}: run again later")
             return
-        said = json.loads(done.stdout) if done.stdout else {}
+        answer = json.loads(done.stdout) if done.stdout else {}
         if done.returncode != 0:
             raise Failure(
                 f"{name}: exit code {done.returncode}",
-                metadata={"answer": json.dumps(said, indent=2)},
+                metadata={"answer": json.dumps(answer, indent=2)},
                 allow_retries=done.returncode == 1,
             )
-        yield Output(None, metadata={count: said["syncs"][0][count] for count in COUNTS})
+        yield Output(None, metadata={count: answer["syncs"][0][count] for count in COUNTS})
 
     return target
 

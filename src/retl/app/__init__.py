@@ -1,1 +1,1 @@
-"""What runs above one sync: the opened project, its jobs in order, and who is told of them."""
+"""Everything above a single sync: the opened project, its jobs in order, alerts, reports."""

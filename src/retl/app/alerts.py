@@ -1,9 +1,8 @@
-"""Alerts: who is told when a sync begins or ceases to be in trouble.
+"""Alerts: inform people when a sync starts or stops having a problem.
 
-An alert tells a change of state, once: the troubles a sync is in are remembered, and only one that is new,
-or the end of the last of them, is told. What is sent holds counts, codes and messages, never a value of a
-row. Nothing here changes what becomes of a run: an alert that cannot be sent is logged, and since its
-state is not taken as told, the next occasion tells it.
+An alert reports a change, once. The current problems of each sync are remembered; only a new problem, or
+the end of the last one, is reported. An alert contains counts, codes and messages, never a value of a row.
+Nothing here changes a run: an alert that cannot be sent is logged, and the next run tries again.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from retl.observe import log
 from retl.observe.redact import redact
 from retl.project.definitions import Alert, AlertEvent, Recipient, Sync
 
-TIMEOUT = 15.0  # seconds for one alert from begin to end
+TIMEOUT = 15.0  # seconds for one alert, in total
 ENDED_WELL = ("SUCCESS", "SUCCESS_WITH_REJECTS")
-_TROUBLE: Mapping[str, AlertEvent] = {"FAILED": "failure", "REFUSED": "refusal"}
+_PROBLEM: Mapping[str, AlertEvent] = {"FAILED": "failure", "REFUSED": "refusal"}
 
 
 class Memory(Protocol):
-    """Where the troubles that were told are kept: the ledger."""
+    """Where reported problems are stored: the ledger."""
 
     def told(self, alert: str, sync: str) -> frozenset[str] | None: ...
 
@@ -36,7 +35,7 @@ class Memory(Protocol):
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen of a sync: a run that ended, or its age. Counts and codes, no values of rows."""
+    """An event of a sync: the end of a run, or its age. Counts and codes, no values of rows."""
 
     sync: Sync
     status: str  # of a run, or STALE, or FRESH
@@ -46,16 +45,16 @@ class Observation:
     error: Mapping[str, Any] | None = None
 
     def judged(self) -> frozenset[str]:
-        """The troubles of which this says whether the sync is in them."""
+        """The kinds of problem that this event decides about."""
         if self.status in ENDED_WELL:
             return frozenset({"failure", "refusal", "rejects", "stale"})
-        if self.status in _TROUBLE:
+        if self.status in _PROBLEM:
             return frozenset({"failure", "refusal"})
         return frozenset({"stale"}) if self.status in ("STALE", "FRESH") else frozenset()
 
     def troubles(self, alert: Alert) -> frozenset[str]:
-        """Those it is in, by the alert's own measure of rejects."""
-        found = {_TROUBLE[self.status]} if self.status in _TROUBLE else set[str]()
+        """The problems the sync has now, by the alert's own limit for rejects."""
+        found = {_PROBLEM[self.status]} if self.status in _PROBLEM else set[str]()
         read, rejected = self.counts.get("read", 0), self.counts.get("rejected", 0)
         limits = [when.rate for when in alert.on if when.event == "rejects"]
         if read and any(rejected / read > limit for limit in limits):
@@ -64,24 +63,24 @@ class Observation:
 
 
 def require(alerts: Sequence[Alert]) -> None:
-    """DefinitionError APPRISE_MISSING where an alert needs apprise and it is not installed."""
+    """DefinitionError APPRISE_MISSING if an alert needs apprise and it is not installed."""
     if any(alert.to.apprise for alert in alerts) and importlib.util.find_spec("apprise") is None:
         raise DefinitionError(
             "APPRISE_MISSING",
-            "an alert in retl.yml is for apprise, which is not installed",
-            hint="pip install 'retl-cli[alerts]', or use {webhook: https://…}",
+            "an alert in retl.yml needs apprise, which is not installed",
+            hint="run pip install 'retl-cli[alerts]', or use {webhook: https://…}",
             where="retl.yml",
         )
 
 
 def observe(alerts: Sequence[Alert], seen: Observation, memory: Memory) -> None:
-    """Tell whom it concerns what changed. Never raises."""
+    """Send the alerts for what changed. Never raises."""
     for alert in alerts:
         if not alert.concerns(seen.sync) or not seen.judged():
             continue
         try:
             _observe(alert, seen, memory)
-        except Exception as problem:  # noqa: BLE001 - whatever it is, the run has ended and its status stands
+        except Exception as problem:  # noqa: BLE001 - the run has ended, and its status does not change
             why = problem.code if isinstance(problem, RetlError) else type(problem).__name__
             log.event("alert_failed", level="warning", sync=seen.sync.name, why=why)
 
@@ -89,7 +88,7 @@ def observe(alerts: Sequence[Alert], seen: Observation, memory: Memory) -> None:
 def event(
     alert: Alert, seen: Observation, before: frozenset[str] | None
 ) -> tuple[str | None, frozenset[str]]:
-    """What to tell, if anything, and the troubles that the sync is in now."""
+    """The event to report, if any, and the problems that the sync has now."""
     now = ((before or frozenset()) - seen.judged()) | seen.troubles(alert)
     wanted = [when.event for when in alert.on]
     fresh = now - (before or frozenset())
@@ -104,19 +103,19 @@ def event(
 def _observe(alert: Alert, seen: Observation, memory: Memory) -> None:
     name = _name(alert.to)
     before = memory.told(name, seen.sync.name)
-    told, now = event(alert, seen, before)
-    if told is not None:
-        _send(alert.to, document(told, seen))
-        log.event("alert_sent", sync=seen.sync.name, alert=told)
+    name_of_event, now = event(alert, seen, before)
+    if name_of_event is not None:
+        _send(alert.to, document(name_of_event, seen))
+        log.event("alert_sent", sync=seen.sync.name, alert=name_of_event)
     if now != before:
         memory.remember(name, seen.sync.name, now)
 
 
-def document(told: str, seen: Observation) -> dict[str, Any]:
-    """What is told, as JSON has it."""
+def document(name_of_event: str, seen: Observation) -> dict[str, Any]:
+    """The alert as JSON."""
     error = seen.error and {part: _clean(seen.error.get(part)) for part in ("code", "message", "hint")}
     return {
-        "event": told,
+        "event": name_of_event,
         "sync": seen.sync.name,
         "run_id": seen.run_id,
         "status": seen.status,
@@ -127,7 +126,7 @@ def document(told: str, seen: Observation) -> dict[str, Any]:
 
 
 def sentence(document: Mapping[str, Any]) -> tuple[str, str]:
-    """The same for people: a title and a text."""
+    """The alert as a title and a text for people."""
     where = f" ({document['environment']})" if document["environment"] else ""
     lines = [f"status {document['status']}" + (f", run {document['run_id']}" if document["run_id"] else "")]
     counts = [f"{name.replace('_', ' ')} {n}" for name, n in document["counts"].items() if n]
@@ -142,14 +141,14 @@ def _clean(text: Any) -> str | None:
 
 
 def _name(to: Recipient) -> str:
-    """What a recipient is remembered by; its address may be a secret."""
+    """The name under which a recipient is stored: a digest, because its address may be a secret."""
     secret = to.webhook or to.apprise
     assert secret is not None
     return sha256(secret.get_secret_value().encode()).hexdigest()[:16]
 
 
 def _send(to: Recipient, document: Mapping[str, Any]) -> None:
-    """Unavailable, or whatever the way there raises, if nobody can have got it."""
+    """Send it. Unavailable, or the error of the connection, if it did not arrive."""
     if to.webhook is not None:
         return _post(to.webhook.get_secret_value(), document)
     assert to.apprise is not None
@@ -170,18 +169,18 @@ def _post(url: str, document: Mapping[str, Any]) -> None:
     finally:
         client.close()
     if not 200 <= reply.status < 300:
-        raise Unavailable(f"HTTP_{reply.status}", "the webhook did not take the alert")
+        raise Unavailable(f"HTTP_{reply.status}", "the webhook did not accept the alert")
 
 
 def _apprise(url: str, document: Mapping[str, Any]) -> None:
-    logging.getLogger("apprise").addHandler(logging.NullHandler())  # it would print addresses to stderr
+    logging.getLogger("apprise").addHandler(logging.NullHandler())  # otherwise it prints addresses to stderr
     logging.getLogger("apprise").propagate = False
     import apprise
 
     title, body = sentence(document)
     kinds = {"failure": "failure", "refusal": "failure", "success": "success", "recovery": "success"}
-    teller = apprise.Apprise()
-    if not teller.add(url):
+    sender = apprise.Apprise()
+    if not sender.add(url):
         raise Unavailable("APPRISE_URL", "apprise does not know this kind of URL")
-    if not teller.notify(title=title, body=body, notify_type=kinds.get(document["event"], "warning")):
+    if not sender.notify(title=title, body=body, notify_type=kinds.get(document["event"], "warning")):
         raise Unavailable("APPRISE_REFUSED", "apprise could not send the alert")

@@ -24,7 +24,7 @@ def described(problem: BaseException) -> dict[str, Any]:
     if isinstance(problem, RetlError):
         where = None if problem.where is None else str(problem.where)
         return {"code": problem.code, "message": problem.message, "hint": problem.hint, "where": where}
-    code, message, hint = _unforeseen(problem)
+    code, message, hint = _unexpected(problem)
     return {"code": code, "message": message, "hint": hint, "where": None}
 
 
@@ -34,11 +34,11 @@ def exit_code(problem: BaseException) -> int:
     return problem.exit_code if isinstance(problem, RetlError) else 1
 
 
-def _unforeseen(problem: BaseException) -> tuple[str, str, str | None]:
+def _unexpected(problem: BaseException) -> tuple[str, str, str | None]:
     if isinstance(problem, KeyboardInterrupt):
-        return "SIGINT", "stopped by SIGINT", "run the same command again: it carries on"
+        return "SIGINT", "stopped by SIGINT", "run the same command again; it carries on"
     if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return "DISK_FULL", f"a file cannot be written: {problem.strerror}", "free some space and run again"
+        return "DISK_FULL", f"a file cannot be written: {problem.strerror}", "free space and run again"
     if isinstance(problem, MemoryError):
         return "OUT_OF_MEMORY", "there is not enough memory", None
     frames = traceback.extract_tb(problem.__traceback__)
@@ -46,6 +46,6 @@ def _unforeseen(problem: BaseException) -> tuple[str, str, str | None]:
     place = f" in {ours[-1].name}, line {ours[-1].lineno}" if ours else ""
     return (
         "BUG",
-        f"a fault of retl itself: {type(problem).__name__}{place}",
-        "run again with --debug and report what it prints; what was delivered is known and stays",
+        f"a bug in retl: {type(problem).__name__}{place}",
+        "run again with --debug and report the output; what was delivered stays recorded",
     )

@@ -1,7 +1,7 @@
-"""Per sync: how old is what the target holds, what waits, and what is there to do about it?
+"""Per sync: the age of the target's data, open rejects, rows in doubt, and what to do next.
 
-It reads the ledger and the time of the mart's last change. It opens no warehouse, asks no target and
-tells nobody.
+It reads the ledger and the time of the mart's last change. It opens no warehouse, contacts no target and
+sends no alert.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ UNTOUCHED = timedelta(days=14)
 
 @dataclass(frozen=True)
 class State:
-    """One sync as `retl status` has it. `lag_seconds` is how much newer the mart is than the one that was
-    delivered last, None where nobody knows; `breaker` the connection that is left alone just now;
-    `untouched_days` says how long nothing was delivered, where that is suspiciously long; `next` is one
-    sentence, empty where all is well."""
+    """One sync in `retl status`. `lag_seconds`: how much newer the mart is than the last delivered one,
+    None if unknown. `breaker`: the connection that is not used at the moment. `untouched_days`: days without
+    delivery, if suspiciously many. `next`: what to do, in one sentence, empty if nothing is wrong."""
 
     sync: str
     status: str
@@ -64,7 +63,7 @@ def _state(
     ended = (good.finished_at or good.started_at) if good else None
     age = (now - ended).total_seconds() if ended else None
     stale = sync.enabled and sync.freshness is not None and (age is None or age > sync.freshness)
-    # Elsewhere a row without an answer is simply sent again.
+    # Other syncs simply send a row without an answer again.
     doubtful = sum(one.rows for one in doubts(ledger, sync.name)) if sync.first_run is not None else 0
     held = breaker.connection if breaker and breaker.closes(now) else None
     lag = _lag(newest.source_version, changed) if newest else None
@@ -99,14 +98,14 @@ def _next(
     doubtful: int,
     held: str | None,
 ) -> str:
-    """The most urgent thing, in one sentence."""
+    """The most urgent thing to do, in one sentence."""
     status = last.status if last else "NEVER"
     if not sync.enabled:
         return ""
     if doubtful:
         return f"`retl resolve --sync {sync.name}`: {doubtful} rows in doubt"
     if held:
-        return f"wait a minute, or once {held} is mended `retl state unblock {held}`"
+        return f"wait a minute, or fix {held} and run `retl state unblock {held}`"
     if status in ("FAILED", "REFUSED") and last is not None:
         code = (last.error or {}).get("code", status)
         return f"`retl show {last.run_id}`: {code}"
@@ -122,7 +121,7 @@ def _next(
 
 
 def length(seconds: float) -> str:
-    """A length of time in one unit: 3h."""
+    """A duration in one unit: 3h."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds >= size:
             return f"{seconds / size:.0f}{unit}"
@@ -130,7 +129,7 @@ def length(seconds: float) -> str:
 
 
 def _touched(checkpoint: Checkpoint) -> datetime:
-    assert checkpoint.updated_at is not None, "the ledger fills it in"
+    assert checkpoint.updated_at is not None, "the ledger sets it"
     return checkpoint.updated_at
 
 
@@ -144,7 +143,7 @@ def _changed(mart: Path) -> str | None:
 
 
 def _lag(delivered: str | None, now: str | None) -> float | None:
-    """Seconds between the mart's change that was delivered last and its newest; both are of one clock."""
+    """Seconds between the last delivered change of the mart and its newest; both are from one clock."""
     if delivered is None or now is None:
         return None
     (place, _, before), (here, _, after) = delivered.rsplit(":", 2), now.rsplit(":", 2)

@@ -1,8 +1,8 @@
-"""Lineage for OpenLineage: when each run starts and ends, what it read and where that went.
+"""Lineage for OpenLineage: when each run starts and ends, what it read and where it wrote.
 
-Events carry names, column types, counts and CODEs: no row value, no key, no SQL (a source written as SQL is
-named by its digest). The standard OPENLINEAGE_* variables and openlineage.yml say where they go. A sync
-that never began (BLOCKED, PAUSED) has no run and so no event.
+Events contain names, column types, counts and CODEs: no row value, no key, no SQL (a SQL source has a
+digest as its name). The standard OPENLINEAGE_* variables and openlineage.yml configure the transport. A
+sync that did not start (BLOCKED, PAUSED) has no run and no event.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ CONFIG: dict[str, Any] = {"facets": {"source_code_location": {"disabled": True}}
 
 @contextmanager
 def listening(environ: Mapping[str, str], name: Callable[[str], tuple[str, str]]) -> Iterator[None]:
-    """While open, runs become events, sent as they happen; what is left at the end is sent, or given up after
-    some seconds. `name` says namespace and name of what a sync reads."""
+    """While open, events of runs are sent. At the end the rest is sent, or dropped after some seconds.
+    `name` gives the namespace and name of a sync's source."""
     aside = Aside("LINEAGE_UNSENT", *LIBRARIES)
     client = OpenLineageClient(config=CONFIG)
     lineage = Lineage(lambda event: aside.do(lambda: client.emit(event)), environ, name)
@@ -75,13 +75,13 @@ def listening(environ: Mapping[str, str], name: Callable[[str], tuple[str, str]]
 
 
 def run_uuid(run_id: str) -> UUID:
-    """The same for a run wherever it is asked for."""
+    """The same UUID for a run everywhere."""
     return uuid5(RUNS, run_id)
 
 
 @dataclass
 class _Run:
-    """What is known of a run by now."""
+    """What is known of a run so far."""
 
     run_id: str
     sync: str
@@ -110,7 +110,7 @@ class Lineage:
         match event, self._runs.get(str(bound.get("run_id"))):
             case "run_started", _:
                 self._start(str(bound["run_id"]), str(bound["sync"]), fields)
-            case "run_abandoned", _Run() as run:  # its process was killed and could not say so
+            case "run_abandoned", _Run() as run:  # its process was killed and could not report it
                 dead = _Run(fields["dead"], run.sync, run.object, self._facets(None))
                 self._tell(dead, RunState.ABORT, {})
             case "mart_described", _Run() as run:
@@ -122,7 +122,7 @@ class Lineage:
                 self._tell(run, ENDS.get(fields["status"], RunState.FAIL), fields["counts"])
 
     def close(self) -> None:
-        """Runs that stopped without saying how they ended, end here."""
+        """End the runs that did not report their end."""
         for run in self._runs.values():
             self._tell(run, RunState.FAIL, {})
         self._runs.clear()
@@ -178,8 +178,8 @@ def _output(object: str, counts: Mapping[str, Any]) -> OutputDataset:
 
 
 def dataset(object: str) -> tuple[str, str]:
-    """A destination's identity as namespace and name; of a PostgreSQL table as the naming rules of
-    OpenLineage have it, so that it meets what other tools say of the same table."""
+    """A destination's identity as namespace and name; of a PostgreSQL table by the naming rules of
+    OpenLineage, so that it matches the same table in other tools."""
     parts = urlsplit(object)
     if not parts.scheme or not parts.netloc:
         return "retl", object
@@ -192,14 +192,14 @@ def dataset(object: str) -> tuple[str, str]:
 
 
 def origin(source: Source, warehouse: Warehouse, folder: Path) -> tuple[str, str]:
-    """Namespace and name of a mart: database.schema.table, as dbt names what it built; a query is named by
-    its file or its digest."""
+    """Namespace and name of a mart: database.schema.table, like dbt's names; a query has the name of
+    its file, or a digest."""
     path = Path(warehouse.path).resolve()
     relation = source.table
     if source.dbt is not None:
         try:
             relation = dbt.relation(warehouse, folder, source.dbt)
-        except RetlError:  # the run says what is wrong
+        except RetlError:  # the run reports the error
             relation = source.dbt
     if relation is not None:
         parts = relation.replace('"', "").split(".")

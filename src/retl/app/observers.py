@@ -1,6 +1,6 @@
 """Who is told about runs: traces, lineage and metrics where the environment asks for them, and alerts.
 
-Nothing is loaded that was not asked for, and nothing here changes what a run does or how it ends.
+It loads only what is configured. Nothing here changes what a run does or how it ends.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from retl.observe.summary import Summary
     from retl.project.definitions import Sync
 
-LOOK_BACK = 10  # runs among which the newest with numbers is looked for
+LOOK_BACK = 10  # how many runs to search for the newest with counts
 PREFIXES = ("OTEL_", "TRACEPARENT", "TRACESTATE", "OPENLINEAGE_")
 
 
 @contextmanager
 def listening(project: LoadedProject, *, dry_run: bool = False) -> Iterator[None]:
-    """While open, whatever the environment asks for listens to events; nobody listens to a dry run."""
+    """While open, the observers that the environment configures listen to events. A dry run has none."""
     closing = ExitStack()
     closing.callback(_restore, dict(os.environ))
     if not dry_run:
@@ -107,18 +107,18 @@ def _harmless(step: Callable[[], object], extra: str = "") -> None:
 
     try:
         step()
-    except ImportError as problem:  # clusters set these variables for everybody: no warning
+    except ImportError as problem:  # clusters set these variables globally, so this is no warning
         why = f"{problem}: pip install 'retl-cli[{extra}]'" if extra else str(problem)
         log.get().info("observer_unavailable", code="OBSERVER_UNAVAILABLE", why=why)
-    except Exception as problem:  # noqa: BLE001 - whatever a library raises, the run goes on
+    except Exception as problem:  # noqa: BLE001 - a library may raise anything; the run goes on
         why = problem.message if isinstance(problem, RetlError) else type(problem).__name__
         log.get().warning("observer_unavailable", code="OBSERVER_UNAVAILABLE", why=why)
 
 
 def _trace(project: LoadedProject, environ: Mapping[str, str], closing: ExitStack) -> None:
     exporter = environ.get("OTEL_TRACES_EXPORTER", "")
-    asked = exporter or any(environ.get(f"OTEL_EXPORTER_OTLP_{of}ENDPOINT") for of in ("", "TRACES_"))
-    if not asked or exporter == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    wanted = exporter or any(environ.get(f"OTEL_EXPORTER_OTLP_{of}ENDPOINT") for of in ("", "TRACES_"))
+    if not wanted or exporter == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return
     from retl.observe import tracing
 
@@ -146,8 +146,8 @@ def write_metrics(
     ledger: Callable[[], Ledger],
     summaries: Sequence[Summary],
 ) -> None:
-    """The metrics file, if --metrics-file or RETL_METRICS_FILE names one; a relative one is in the working
-    directory and in the project, respectively."""
+    """Write the metrics file if --metrics-file (relative to the working directory) or RETL_METRICS_FILE
+    (relative to the project) names one."""
     setting = project.settings.retl_metrics_file
     path = flag or (project.folder / setting if setting else None)
     if path is None:
@@ -172,11 +172,11 @@ def write_metrics(
 
 
 def _vitals(syncs: Mapping[str, Sync], ledger: Ledger, summaries: Sequence[Summary]) -> list[Vitals]:
-    """Every sync of the project: what this invocation made of it, else what the ledger knows."""
+    """Every sync of the project: its result in this invocation, else its last run in the ledger."""
     from retl.observe.metrics import LastRun, Vitals
     from retl.run.resolve import doubts
 
-    told = {one.sync: one.status for one in summaries}
+    statuses = {one.sync: one.status for one in summaries}
     rejects = ledger.open_rejects()
     found = []
     for name, sync in sorted(syncs.items()):
@@ -186,10 +186,10 @@ def _vitals(syncs: Mapping[str, Sync], ledger: Ledger, summaries: Sequence[Summa
         found.append(
             Vitals(
                 sync=name,
-                status=told.get(name, known) if sync.enabled else "PAUSED",
+                status=statuses.get(name, known) if sync.enabled else "PAUSED",
                 enabled=sync.enabled,
                 open_rejects=rejects.get(name, 0),
-                # elsewhere a row without an answer is simply sent again
+                # other syncs simply send a row without an answer again
                 in_doubt=sum(one.rows for one in doubts(ledger, name)) if sync.first_run else 0,
                 last_success=(good.finished_at or good.started_at) if good else None,
                 freshness=sync.freshness,

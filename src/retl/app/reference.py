@@ -1,4 +1,4 @@
-"""What the code knows of itself, for reading: the JSON Schema of sync files, and a page per destination.
+"""Reference texts made from the code: the JSON Schema of sync files, and a page per destination.
 
 It is made from the definitions and from every destination's own Options, so it cannot say anything that
 validation does not. It reads no project. `python -m retl.app.reference docs/destinations` writes the pages.
@@ -30,12 +30,12 @@ _VARIABLE = {"type": "string", "pattern": r"\$\{[A-Za-z_]", "description": "a ${
 
 
 def types() -> list[str]:
-    """Every destination type there is: those with code of their own, then the presets."""
+    """All destination types: those with code of their own, then the presets."""
     return [*destinations.names(), *destinations.preset_names()]
 
 
 def page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
-    """What there is to know of a destination type; of a preset also what it does and how we know."""
+    """The facts of a destination type; for a preset also its operations and evidence."""
     preset: Preset | None = getattr(kind, "preset", None)
     text = inspect.cleandoc((preset.docs if preset else inspect.getmodule(kind).__doc__) or "")
     found: dict[str, Any] = {"name": name, "summary": preset.summary if preset else text.split("\n")[0]}
@@ -75,7 +75,7 @@ def _default(option: dict[str, Any]) -> str:
 
 
 def _fields(model: type[BaseModel]) -> list[dict[str, Any]]:
-    """The options of a model; the defaults of whole groups are those of their own options."""
+    """The options of a model; the defaults of a group are those of its own options."""
     return [
         {
             "option": field.alias or key,
@@ -117,7 +117,7 @@ def _facts(preset: Preset) -> dict[str, Any]:
 
 
 def _vendor(kind: type[Destination[Any]]) -> dict[str, Any]:
-    """The same of a vendor's type with code of its own."""
+    """The same for a vendor's type with its own code."""
     vendor = kind.vendor
     assert vendor is not None
     return {
@@ -130,11 +130,11 @@ def _vendor(kind: type[Destination[Any]]) -> dict[str, Any]:
 
 
 def _limits(limits: Limits, source: str, checked_on: date) -> str:
-    said = [f"{limits.requests} requests per {limits.per:g} s"] if limits.requests else []
-    said += [f"{limits.per_day} a day"] if limits.per_day else []
-    said += [f"{limits.concurrency} at a time"] if limits.concurrency else []
+    texts = [f"{limits.requests} requests per {limits.per:g} s"] if limits.requests else []
+    texts += [f"{limits.per_day} a day"] if limits.per_day else []
+    texts += [f"{limits.concurrency} at a time"] if limits.concurrency else []
     return (
-        f"{', '.join(said)}; of requests {limits.share:.0%} are ours unless the connection's"
+        f"{', '.join(texts)}; of requests {limits.share:.0%} are ours unless the connection's"
         f" `limits` say otherwise. They are from: {source} (checked on {checked_on})"
     )
 
@@ -170,7 +170,7 @@ def sync_schema() -> dict[str, Any]:
 
 
 def _options(type_name: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    """The schema of what stands under `destination:` for one type; its parts go to `definitions`."""
+    """The schema of `destination:` for one type; its parts go to `definitions`."""
     model: type[BaseModel] = destinations.load(type_name).Options
     schema = model.model_json_schema(ref_template=f"#/$defs/{type_name}.{{model}}")
     parts = schema.pop("$defs", {})
@@ -188,7 +188,7 @@ def _options(type_name: str, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reached(schema: Any, parts: dict[str, Any]) -> set[str]:
-    """The names of the parts that a schema refers to, directly or through others."""
+    """The names of the parts that a schema refers to, directly or indirectly."""
     found: set[str] = set()
     waiting = [schema]
     while waiting:
@@ -205,7 +205,7 @@ def _reached(schema: Any, parts: dict[str, Any]) -> set[str]:
 
 
 def _with_variables(schema: Any) -> Any:
-    """Every number and truth value may also be a variable that holds one."""
+    """Every number and boolean may also be a variable."""
     if isinstance(schema, list):
         return [_with_variables(item) for item in schema]
     if not isinstance(schema, dict):

@@ -1,6 +1,6 @@
-"""Which sync runs when: after those it waits for, one at a time per object, several at a time if asked.
+"""Decides when each sync starts: after the syncs it waits for, one at a time per object.
 
-It decides only about starting. What a sync comes to is its summary; one that was never started has one too.
+It only starts syncs. Every sync gets a summary, also one that was never started.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from retl.observe.summary import Summary
 from retl.run.job import Job
 
-BLOCKED = 75  # the exit code of a sync that was not started; that of the reason goes before it
+BLOCKED = 75  # exit code of a sync that was not started
 
 
 def run_all(
@@ -19,8 +19,8 @@ def run_all(
 ) -> dict[str, Summary]:
     """The summary of every job, by the sync's name; `run` never raises.
 
-    A sync of which one in `after` did not succeed is BLOCKED. Syncs on one object take turns. The order of
-    `work` is kept as far as that allows.
+    A sync is BLOCKED if a sync in its `after` did not succeed. Syncs on one object take turns. Otherwise the
+    order of `work` is kept.
     """
     if jobs == 1:
         return _one_by_one(work, run, fail_fast)
@@ -56,9 +56,9 @@ def _waits(job: Job, work: Mapping[str, Job], done: Mapping[str, Summary]) -> bo
 
 
 def _reason(job: Job, done: Mapping[str, Summary], fail_fast: bool) -> tuple[str, str] | None:
-    """Why a sync must not start: CODE and sentence."""
+    """Why a sync must not start, as CODE and sentence; None if it may."""
     if job.stop.event.is_set():
-        return "STOPPED", "a signal came before this sync began"
+        return "STOPPED", "a signal came before this sync started"
     for name in job.sync.after:
         if name in done and done[name].exit_code != 0:
             return "AFTER_FAILED", f"it runs after {name}, which did not succeed"
@@ -69,7 +69,7 @@ def _reason(job: Job, done: Mapping[str, Summary], fail_fast: bool) -> tuple[str
 
 
 def _blocked(job: Job, code: str, message: str) -> Summary:
-    hint = "run again: nothing of this sync was done"
+    hint = "run again; this sync did nothing"
     exit_code = 128 + job.stop.signum if job.stop.signum and job.stop.event.is_set() else BLOCKED
     return Summary(
         job.sync.name,

@@ -110,12 +110,12 @@ class Session:
         """The definitions of the syncs that are selected. DefinitionError NOTHING_SELECTED, SYNC_UNKNOWN."""
         chosen = self.project.select(names, tags, exclude, all=all)
         if not (chosen or names or tags or exclude):
-            chosen = list(self.project.syncs.values())  # all of them are paused, which is no mistake
+            chosen = list(self.project.syncs.values())  # all of them are paused, which is no error
         if not chosen:
             raise DefinitionError(
                 "NOTHING_SELECTED",
-                "no sync matches what was selected",
-                hint="`retl list` shows what there is",
+                "no sync matches the selection",
+                hint="`retl list` shows the syncs",
             )
         return chosen
 
@@ -160,7 +160,7 @@ class Session:
     def definition(self, name: str) -> Sync:
         """One sync by its name, paused or not. DefinitionError SYNC_UNKNOWN."""
         if name == "all":
-            raise DefinitionError("SYNC_UNKNOWN", "one sync is needed here, not `all`")
+            raise DefinitionError("SYNC_UNKNOWN", "this command needs one sync, not `all`")
         (found,) = self.project.select(names=[name])
         return found
 
@@ -279,7 +279,7 @@ def dated(variables: Mapping[str, Any], today: date) -> dict[str, Any]:
 def _full_append(sync: Sync) -> DefinitionError:
     return DefinitionError(
         "FULL_APPEND",
-        "--full cannot go with `write: append`: it would deliver every row once more",
+        "--full is not possible with `write: append`: it would append every row again",
         where=f"sync {sync.name}",
     )
 

@@ -1,7 +1,7 @@
 """The command line: parse, call, print. `main` turns arguments into an exit code.
 
-Every error ends here and nowhere else, as what, where, why, what to do and a CODE. Nothing that a command
-needs only while it works is imported before it works, so that `retl --help` loads no driver.
+All errors end here: what, where, why, what to do next, and a CODE. A command imports what it needs only
+when it runs, so `retl --help` loads no driver.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import NoReturn
 
 from retl import BEGUN, __version__
 
-GARBAGE_EVERY = 200_000  # objects; at Python's own 700 the imports alone are searched a dozen times over
+GARBAGE_EVERY = 200_000  # objects; with Python's default of 700 the imports alone start a dozen collections
 
 
 def process() -> NoReturn:
-    """`main` as a process of its own, which ends the moment it has answered: every lane, file and connection
-    is closed by then, and to take its modules apart would cost the interpreter as much as a small sync."""
+    """`main` as a process that ends at once when it is done. All lanes, files and connections are closed by
+    then. A normal interpreter shutdown would take as long as a small sync."""
     gc.set_threshold(GARBAGE_EVERY)
     code = main(begun=BEGUN)
-    atexit._run_exitfuncs()  # what libraries want done at the end still is
+    atexit._run_exitfuncs()  # libraries' own exit functions still run
     os._exit(code)
 
 
@@ -36,21 +36,21 @@ def main(arguments: Sequence[str] | None = None, *, begun: float | None = None) 
     _keep_descriptors()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words in (["--version"], ["-V"]):
-        return _finish(_say_version())
+        return _finish(_print_version())
     from retl.cli import app
 
     return _finish(app.run(words, begun))
 
 
-def _say_version() -> int:
+def _print_version() -> int:
     from retl.cli.output import write
 
     return 0 if write(f"retl {__version__}\n") else 1
 
 
 def _keep_descriptors() -> None:
-    """Where stdin, stdout or stderr is closed, the next file opened would get its number, and whatever is
-    printed would land in that file, perhaps the ledger."""
+    """If stdin, stdout or stderr is closed, the next opened file would get its number, and output would go
+    into that file, perhaps into the ledger."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -60,7 +60,7 @@ def _keep_descriptors() -> None:
 
 
 def _finish(code: int) -> int:
-    """The interpreter flushes once more at its end and would replace the exit code if that failed."""
+    """Flush now: if the interpreter's own flush at exit failed, it would replace the exit code."""
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             if stream is not None:

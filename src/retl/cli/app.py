@@ -1,7 +1,7 @@
-"""The commands, and what is the same for all of them: shared options, errors, exit codes.
+"""The commands, and what they share: options, errors, exit codes.
 
-A command is a function of an Invocation and of its own options; it returns an exit code, or None for 0.
-The shared options stand before or after its name.
+A command is a function of an Invocation and its own options. It returns an exit code, or None for 0.
+Shared options may come before or after its name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHARED: dict[str, Any] = {"project": Project, "env": Environment, "output": Outp
 
 app = typer.Typer(
     name="retl",
-    help="Deliver what changed in the warehouse to the systems people work in.",
+    help="Send what changed in the warehouse to the systems people work in.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,14 +42,14 @@ app = typer.Typer(
 
 @dataclass
 class Outcome:
-    """What one command line came to."""
+    """The result of one command line."""
 
     invocation: Invocation
     code: int | None = None
 
 
 def run(words: list[str], begun: float) -> int:
-    """Answer one command line with its exit code."""
+    """Run one command line and return its exit code."""
     from retl.cli import families
 
     outcome = Outcome(Invocation(begun=begun))
@@ -70,7 +70,7 @@ def shared(
     env: Environment = None,
     output: Output = None,
     debug: Debug = False,
-    version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     context.obj.invocation = replace(
         context.obj.invocation, folder=project, environment=env, output=output or "table", debug=debug
@@ -80,7 +80,7 @@ def shared(
 def command(
     group: typer.Typer, name: str, *, reveals: bool = False, reserved: bool = False
 ) -> Callable[[Command], Command]:
-    """Registers a function as the command `name` of a group; its docstring is its help."""
+    """Register a function as the command `name` of a group; its docstring is its help."""
 
     def register(function: Command) -> Command:
         settings = {"ignore_unknown_options": True} if reserved else None
@@ -93,8 +93,8 @@ def command(
 
 
 def with_shared_options(function: Command, *, reveals: bool = False, alone: bool = False) -> Command:
-    """The function as typer calls it: shared options join its own, an Invocation goes in, and whatever it
-    ends with becomes the exit code. With `alone` it answers only where no subcommand follows."""
+    """Wrap a command for typer: add the shared options, pass an Invocation, turn any result or error into
+    the exit code. With `alone` it runs only if no subcommand follows."""
     hints = get_type_hints(function, include_extras=True)
     own = [
         one.replace(annotation=hints[one.name], kind=inspect.Parameter.KEYWORD_ONLY)
@@ -126,7 +126,7 @@ def with_shared_options(function: Command, *, reveals: bool = False, alone: bool
         )
         if alone and context.invoked_subcommand is not None:
             return 0
-        outcome.code = _answered(invocation, lambda: function(invocation, **given))
+        outcome.code = _run(invocation, lambda: function(invocation, **given))
         return outcome.code
 
     called.__name__, called.__doc__ = function.__name__, function.__doc__
@@ -135,32 +135,32 @@ def with_shared_options(function: Command, *, reveals: bool = False, alone: bool
     return called
 
 
-def _answered(invocation: Invocation, answer: Callable[[], int | None]) -> int:
+def _run(invocation: Invocation, call: Callable[[], int | None]) -> int:
     try:
-        code = answer()
+        code = call()
     except (Exception, KeyboardInterrupt) as problem:
         if isinstance(problem, typer.TyperException | typer.Exit | typer.Abort):
             raise
-        problems.tell(problem, debug=invocation.debug)
+        problems.report(problem, debug=invocation.debug)
         if invocation.output == "json":
             output.write(output.document_text(problems.document(problem)))
         return exit_code(problem)
     finally:
         invocation.close()
-    # A command that only answers has failed if nobody could read the answer; one that ran has its own code.
-    return code if code is not None else int(invocation.unheard)
+    # A command that only prints has failed if the output is lost. A command that ran syncs has its own code.
+    return code if code is not None else int(invocation.output_lost)
 
 
 def _usage(problem: typer.TyperException, invocation: Invocation) -> int:
-    """A wrong command line, as any other error."""
-    said = problem.format_message() if hasattr(problem, "format_message") else str(problem)
+    """Report a wrong command line like any other error."""
+    message = problem.format_message() if hasattr(problem, "format_message") else str(problem)
     context = getattr(problem, "ctx", None)
     path = context.command_path if context is not None else "retl"
     if type(problem).__name__ == "NoArgsIsHelpError":
-        output.say(said)
+        output.say(message)
         return 2
-    error: RetlError = DefinitionError("USAGE", said, hint=f"{path} --help")
-    problems.tell(error)
+    error: RetlError = DefinitionError("USAGE", message, hint=f"{path} --help")
+    problems.report(error)
     if invocation.output == "json":
         output.write(output.document_text(problems.document(error)))
     return 2

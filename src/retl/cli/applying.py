@@ -1,4 +1,4 @@
-"""`retl apply` and `retl resolve`: a reviewed plan carried out, and what is in doubt settled."""
+"""`retl apply` and `retl resolve`: deliver a reviewed plan, and decide about rows in doubt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.output import Table
 from retl.cli.running import report
-from retl.cli.state import Yes, agreed, held
+from retl.cli.state import Yes, confirmed, held
 from retl.errors import DefinitionError
 
 
@@ -27,8 +27,8 @@ def apply(
     if plan.environment != invocation.environment:
         raise DefinitionError(
             "PLAN_ENVIRONMENT",
-            f"the plan was made with --env {plan.environment}" if plan.environment else "made without --env",
-            hint="apply it with the same",
+            f"the plan was made {f'with --env {plan.environment}' if plan.environment else 'without --env'}",
+            hint="apply it with the same --env",
         )
     session = invocation.session
     sync = session.definition(plan.sync)
@@ -47,15 +47,19 @@ def resolve(
     batch: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only this batch.")] = None,
     delivered: Annotated[
         bool | None,
-        typer.Option("--delivered/--not-delivered", help="What you found in the target.", show_default=False),
+        typer.Option(
+            "--delivered/--not-delivered",
+            help="What you found in the target: were they delivered?",
+            show_default=False,
+        ),
     ] = None,
     yes: Yes = False,
 ) -> None:
-    """Batches in doubt: list them, or say what became of them."""
+    """List batches in doubt, or say whether they were delivered."""
     from retl.run.resolve import doubts, resolve
 
     ledger = invocation.session.ledger(create=delivered is not None and yes)
-    # elsewhere a row without an answer is simply sent again
+    # other syncs simply send a row without an answer again
     once = [one.name for one in invocation.project.syncs.values() if one.first_run is not None]
     names = [invocation.session.definition(sync).name] if sync else once
     found = [one for name in names for one in doubts(ledger, name)]
@@ -70,10 +74,10 @@ def resolve(
         invocation.show(document, lambda: [Table(headers, rows)] if rows else ["nothing is in doubt"])
         return
     word = "delivered: they are not sent again" if delivered else "not delivered: the next run sends them"
-    agreed(f"{sum(one.rows for one in found)} rows in {len(found)} batches count as {word}", yes)
-    settled = 0
+    confirmed(f"{sum(one.rows for one in found)} rows in {len(found)} batches count as {word}", yes)
+    resolved = 0
     for name in dict.fromkeys(one.sync for one in found):
         with held(ledger, name) as lock:
             mine = [one for one in found if one.sync == name]
-            settled += resolve(ledger, lock.epoch, mine, delivered=delivered)
-    invocation.show({"resolved": settled, "delivered": delivered}, lambda: [f"{settled} rows settled"])
+            resolved += resolve(ledger, lock.epoch, mine, delivered=delivered)
+    invocation.show({"resolved": resolved, "delivered": delivered}, lambda: [f"{resolved} rows resolved"])

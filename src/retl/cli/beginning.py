@@ -1,4 +1,4 @@
-"""`retl init` and `retl demo`: from nothing to something that runs."""
+"""`retl init` and `retl demo`: make a project, show a working one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def init(
     directory: Annotated[Path | None, typer.Argument(metavar="[DIR]", show_default=False)] = None,
     from_dbt: Annotated[
         Path | None,
-        typer.Option(metavar="MANIFEST", help="A sync per mart that has `meta.retl` in dbt's manifest.json."),
+        typer.Option(
+            metavar="MANIFEST", help="Make a sync for each mart with `meta.retl` in dbt's manifest.json."
+        ),
     ] = None,
 ) -> None:
     """Make a project that passes `retl validate`."""
@@ -29,13 +31,13 @@ def init(
         found: dict[str, list[str]] = {"files": [str(path) for path in scaffold.write(folder)]}
     else:
         found, steps = _from_dbt(folder, from_dbt), scaffold.NEXT_FROM_DBT
-    said = [f"wrote {path}" for path in found["files"]]
-    said += [f"{path} is there already and was left as it is" for path in found.get("kept", ())]
-    said += [f"no sync: {reason}" for reason in found.get("left_out", ())]
-    said += [f"note: {note}" for note in found.get("notes", ())]
+    lines = [f"wrote {path}" for path in found["files"]]
+    lines += [f"{path} exists and was not changed" for path in found.get("kept", ())]
+    lines += [f"no sync: {reason}" for reason in found.get("left_out", ())]
+    lines += [f"note: {note}" for note in found.get("notes", ())]
     invocation.show(
         {"directory": str(folder), **found, "next": steps},
-        lambda: ["\n".join([*said, "", "next:", *(f"  {step}" for step in steps)])],
+        lambda: ["\n".join([*lines, "", "next:", *(f"  {step}" for step in steps)])],
     )
 
 
@@ -55,9 +57,9 @@ def _from_dbt(folder: Path, manifest: Path) -> dict[str, list[str]]:
 def demo(
     invocation: Invocation,
     directory: Annotated[Path | None, typer.Argument(metavar="[DIR]", show_default=False)] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the project behind.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the project afterwards.")] = False,
 ) -> int:
-    """See it work against real servers that it starts itself."""
+    """Run the sample project against real servers that it starts itself."""
     from retl_demo import show
 
     return int(show.run(directory, keep) or 0)

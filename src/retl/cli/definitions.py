@@ -1,4 +1,4 @@
-"""What is defined and whether it is right: list, validate, check, schema, destinations."""
+"""Commands about definitions: list, validate, check, schema, destinations."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ Selected = Annotated[list[str] | None, typer.Option("--sync", help="Only this sy
 
 @command(app, "list")
 def list_syncs(invocation: Invocation) -> None:
-    """The syncs of the project."""
+    """List the syncs of the project."""
     syncs = list(invocation.project.syncs.values())
     headers = ("sync", "enabled", "source", "destination", "write", "changes", "deletes", "tags", "after")
     rows = [_listed(sync) for sync in sorted(syncs, key=lambda sync: sync.name)]
     invocation.show(
         {"syncs": [{**dict(zip(headers, row, strict=True)), **_more(row[0], invocation)} for row in rows]},
         lambda: (
-            [Table(headers, rows)] if rows else ["no syncs: write one in syncs/, or `retl init` a project"]
+            [Table(headers, rows)]
+            if rows
+            else ["no syncs: write one in syncs/, or make a project with `retl init`"]
         ),
     )
 
@@ -62,7 +64,7 @@ def validate(
     sync: Selected = None,
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
-    """Offline: is everything written down right?"""
+    """Check all definitions offline."""
     from datetime import UTC, datetime
 
     from retl.destinations.api import PREVIEW
@@ -96,7 +98,7 @@ def validate(
     rows = [(one.name, "valid", notes[one.name]) for one in chosen]
     pieces: list[Piece] = [Table(("sync", "", "note"), rows)] if rows else ["no syncs"]
     if unset:
-        pieces.append(f"not set, and needed by every other command: {', '.join(unset)}")
+        pieces.append(f"not set, but needed by other commands: {', '.join(unset)}")
     invocation.show(
         {
             "syncs": [{"sync": name, "valid": True, "note": notes[name]} for name, _, _ in rows],
@@ -105,11 +107,11 @@ def validate(
         },
         lambda: pieces,
     )
-    return int(invocation.unheard)
+    return int(invocation.output_lost)
 
 
 def _wrong_tests(invocation: Invocation, sync: Sync, given: Mapping[str, Any]) -> list[RetlError]:
-    """What is wrong with a sync's mapping tests, where its contract can be had; that it cannot is told
+    """What is wrong with a sync's mapping tests. Empty if the contract cannot be read, which is reported
     elsewhere."""
     from retl.run import mapping_tests
 
@@ -128,7 +130,7 @@ def _wrong_tests(invocation: Invocation, sync: Sync, given: Mapping[str, Any]) -
 
 
 def _waits(problem: RetlError) -> bool:
-    """Is it about a variable that is not set? That is no error of a definition."""
+    """Whether it is about an unset variable, which is not an error of the definition."""
     by_default = problem.code == "OPTION_MISSING" and str(problem.where).startswith("environment ")
     return problem.code == "VARIABLE_UNSET" or by_default
 
@@ -139,7 +141,7 @@ def check(
     sync: Selected = None,
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
-    """Online: is each destination reached and writable?"""
+    """Check online that each destination can be reached and written."""
     from retl.observe.summary import exit_code
     from retl.run import check as checks
     from retl.run.job import Options
@@ -166,17 +168,17 @@ def check(
         (one["sync"], one["type"], one["object"], one["error"]["code"] if one["error"] else "OK")
         for one in found
     ]
-    said = [f"{one['sync']}: {problems.sentence(one['error'])}" for one in found if one["error"]]
+    errors = [f"{one['sync']}: {problems.sentence(one['error'])}" for one in found if one["error"]]
     invocation.show(
         {"destinations": found, "exit_code": code},
-        lambda: [Table(headers, rows), *said] if rows else ["no enabled syncs"],
+        lambda: [Table(headers, rows), *errors] if rows else ["no enabled syncs"],
     )
-    return code or int(invocation.unheard)
+    return code or int(invocation.output_lost)
 
 
 @command(app, "schema")
 def schema(invocation: Invocation) -> None:
-    """JSON Schema of sync files, for editors."""
+    """Print the JSON Schema of sync files, for editors."""
     from retl.app import reference
     from retl.cli.output import document_text
 
@@ -188,7 +190,7 @@ def schema(invocation: Invocation) -> None:
 def destinations(
     invocation: Invocation, name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None
 ) -> None:
-    """The targets there are; with a NAME, its page."""
+    """List the destination types; with a NAME, show its page."""
     from retl.app import reference
     from retl.destinations import load
 
@@ -210,7 +212,7 @@ def destinations(
 
 
 def _own_presets(invocation: Invocation) -> Mapping[str, type[Destination[Any]]]:
-    """The presets of the project, if the command stands in one."""
+    """The presets of the project, if there is one."""
     from retl.project.settings import project_folder
 
     folder = project_folder(invocation.folder)
@@ -233,7 +235,7 @@ def _page_pieces(page: dict[str, Any]) -> list[Piece]:
     if "evidence" in page:
         headers = ("operation", "request", "rows", "only_if")
         rows = [tuple(one[header] for header in headers) for one in page["operations"]]
-        pieces.append(Table(("operation", "request", "rows each", "only with"), rows, title="what it sends:"))
+        pieces.append(Table(("operation", "request", "rows each", "only with"), rows, title="requests:"))
         pieces.append(
             f"limits: {page['limits']}\nevidence: {', '.join(page['evidence'])}, {page['source']}\n"
         )

@@ -1,4 +1,4 @@
-"""`retl explain`: the way of single rows through the data path."""
+"""`retl explain`: single rows, step by step through the data path."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from retl.errors import DefinitionError
 def explain(
     invocation: Invocation,
     name: Annotated[str, typer.Argument(metavar="SYNC")],
-    keys: Annotated[list[str] | None, typer.Option("--key", metavar="KEY", help="This row.")] = None,
-    rows: Annotated[int, typer.Option(min=1, max=1000, help="So many rows, where no key is given.")] = 3,
-    read: Annotated[bool, typer.Option("--read", help="Ask the target what it has.")] = False,
+    keys: Annotated[list[str] | None, typer.Option("--key", metavar="KEY", help="Explain this row.")] = None,
+    rows: Annotated[int, typer.Option(min=1, max=1000, help="Number of rows, if no key is given.")] = 3,
+    read: Annotated[bool, typer.Option("--read", help="Also read the values of the target.")] = False,
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> None:
-    """Why retl does what it does, row by row."""
+    """Explain row by row what retl does and why."""
     from retl.run import explain as explaining
     from retl.run.job import Options
 
@@ -65,8 +65,8 @@ def _text(name: str, value: Any) -> str:
         return "accepted" if value["accepted"] else f"rejected, {value['reason']} [{value['code']}]"
     if name == "baseline" and value is not None:
         run = f" by run {value['run_id']}" if value["run_id"] else ""
-        said = "delivered" if value["state"] == "confirmed" else "sent, but nobody knows whether it arrived,"
-        return f"{said} {output.cell(value['at'])}{run}"
+        state = "delivered" if value["state"] == "confirmed" else "sent, without an answer,"
+        return f"{state} {output.cell(value['at'])}{run}"
     if value is None:
         return "none"
     if isinstance(value, Mapping):

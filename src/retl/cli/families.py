@@ -1,4 +1,4 @@
-"""The families of commands, in the order of `retl --help`."""
+"""The modules with commands, in the order of `retl --help`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ FAMILIES = (
 
 
 def register() -> None:
-    """Importing a family registers its commands."""
+    """Import each module, which registers its commands."""
     for name in FAMILIES:
         import_module(f"retl.cli.{name}")

@@ -1,4 +1,4 @@
-"""What was: runs, show, status."""
+"""The history: runs, show, status."""
 
 from __future__ import annotations
 
@@ -56,13 +56,12 @@ FACTS = (
 def runs(
     invocation: Invocation,
     sync: Annotated[str | None, typer.Option(metavar="NAME", help="Only runs of this sync.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Number of runs.")] = 20,
 ) -> None:
-    """The history, newest first."""
+    """List the runs, newest first."""
     if sync is not None and sync not in invocation.project.syncs:
-        known = invocation.session.ledger().runs(
-            sync, 1
-        )  # the history knows syncs that are no longer defined
+        # the history may have syncs that are no longer defined
+        known = invocation.session.ledger().runs(sync, 1)
         if not known:
             invocation.session.definition(sync)
     found = invocation.session.ledger().runs(sync, limit)
@@ -83,7 +82,7 @@ def show(
     invocation: Invocation,
     run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", show_default=False)] = None,
 ) -> None:
-    """One run in full, by default the last."""
+    """Show one run in full, by default the last."""
     found = invocation.session.ledger().run(run_id)
     if found is None:
         what = f"there is no run {run_id!r}" if run_id else "there are no runs yet"
@@ -97,15 +96,15 @@ def status(
     invocation: Invocation,
     fail_stale: Annotated[bool, typer.Option("--fail-stale", help="Exit 1 if a sync is stale.")] = False,
 ) -> int:
-    """Per sync: last success, age, how far behind the mart, what waits, and what to do next."""
-    tells = fail_stale and _tells_stale(invocation)
-    ledger = invocation.session.ledger(create=tells)
+    """Show per sync: last success, age, delay behind the mart, open rejects, what to do next."""
+    alerts = fail_stale and _alerts_stale(invocation)
+    ledger = invocation.session.ledger(create=alerts)
     found = sync_states(invocation, ledger)
-    if tells:
+    if alerts:
         observers.alert_ages(invocation.project, invocation.environment, ledger, found)
     code = int(fail_stale and any(one["stale"] for one in found))
     warnings = [
-        f"{one['sync']}: nothing was delivered for {one['untouched_days']} days: is it still scheduled?"
+        f"{one['sync']}: nothing was delivered for {one['untouched_days']} days. Is it still scheduled?"
         for one in found
         if one["untouched_days"] is not None
     ]
@@ -132,20 +131,22 @@ def status(
             else ["no syncs"]
         ),
     )
-    return code or int(invocation.unheard)
+    return code or int(invocation.output_lost)
 
 
-def _tells_stale(invocation: Invocation) -> bool:
-    """Whether some alert waits for staleness, and can be sent."""
-    tells = any(when.event == "stale" for alert in invocation.project.definitions.alerts for when in alert.on)
-    if tells:
+def _alerts_stale(invocation: Invocation) -> bool:
+    """Whether an alert has `stale`. DefinitionError if it cannot be sent."""
+    alerts = any(
+        when.event == "stale" for alert in invocation.project.definitions.alerts for when in alert.on
+    )
+    if alerts:
         invocation.project.require([])
         observers.require_alerts(invocation.project)
-    return tells
+    return alerts
 
 
 def sync_states(invocation: Invocation, ledger: Ledger) -> list[dict[str, Any]]:
-    """Every sync as JSON has it, by name."""
+    """The JSON form of every sync, by name."""
     from retl.app.freshness import states
 
     project = invocation.project
@@ -154,7 +155,7 @@ def sync_states(invocation: Invocation, ledger: Ledger) -> list[dict[str, Any]]:
 
 
 def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) -> dict[str, Any]:
-    """A run as JSON has it; keys masked where the sync's key is sensitive."""
+    """The JSON form of a run; keys are masked if the sync's key is sensitive."""
     from retl.observe.summary import PHASES
 
     counts = {name: run.counts.get(name, 0) for name in COUNTED} if run.counts else {}
@@ -219,8 +220,8 @@ def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
     if run["rejects"]:
         parts = ("key", "stage", "code", "reason")
         pieces.append(Table(parts, [tuple(one[p] for p in parts) for one in run["rejects"]], "rejects:"))
-    said: Sequence[Mapping[str, Any]] = (*run["guards"], *([run["error"]] if run["error"] else []))
-    return [*pieces, *dict.fromkeys(problems.sentence(problem) for problem in said)]
+    errors: Sequence[Mapping[str, Any]] = (*run["guards"], *([run["error"]] if run["error"] else []))
+    return [*pieces, *dict.fromkeys(problems.sentence(problem) for problem in errors)]
 
 
 def _seconds(run: RunRow) -> float | None:

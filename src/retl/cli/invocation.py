@@ -1,4 +1,4 @@
-"""One command line being answered: where the project is, how to print, and what was opened for it.
+"""One command line: where the project is, how to print, and what was opened for it.
 
 Everything else is the session's. Nothing is read before a command asks for it.
 """
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
 
 @dataclass
 class Invocation:
-    """The options that every command has, and what the command opened so far."""
+    """The options that every command has, and what the command has opened so far."""
 
     folder: Path | None = None
     environment: str | None = None
     output: Format = "table"
     debug: bool = False
     reveal: bool = False
-    watched: bool = False  # a person sits at stderr and wants progress rather than a log
-    unheard: bool = False  # stdout is closed or its disk is full: what was printed is lost
+    watched: bool = False  # stderr is a terminal: show progress instead of a log
+    output_lost: bool = False  # stdout is closed or its disk is full
     _closing: ExitStack = field(default_factory=ExitStack)
     begun: float | None = None  # when the first run's time began to count; that of later ones when they do
 
     def show(self, document: Any, pieces: Callable[[], Sequence[Piece]]) -> None:
-        """Print a command's answer in the form that was asked for; called once per command."""
+        """Print a command's result in the requested format; called once per command."""
         text = output.document_text(document) if self.output == "json" else output.pieces_text(list(pieces()))
         if not output.write(text):
-            self.unheard = True
-            output.say("warning: stdout is closed or its disk is full: nothing could be printed there")
+            self.output_lost = True
+            output.say("warning: stdout is closed or its disk is full; the output is lost")
 
     @cached_property
     def session(self) -> Session:
-        """The project, opened: its files are right. From here on the log follows its settings."""
+        """The project, with its files read and checked. From here on its settings configure the log."""
         from retl.app.resolve import open_project
         from retl.app.session import Session
         from retl.project.settings import project_folder
@@ -63,11 +63,11 @@ class Invocation:
         return self.session.project
 
     def _configure_log(self, settings: Settings) -> None:
-        """Where a person looks on and asked for nothing else, only warnings: commands say the rest."""
+        """On a terminal without log settings only warnings are logged: commands print the rest."""
         from retl.observe import log
 
-        asked = settings.retl_log_format is not None or "retl_log_level" in settings.model_fields_set
-        self.watched = not asked and sys.stderr is not None and sys.stderr.isatty()
+        configured = settings.retl_log_format is not None or "retl_log_level" in settings.model_fields_set
+        self.watched = not configured and sys.stderr is not None and sys.stderr.isatty()
         level = "warning" if self.watched else settings.retl_log_level
         log.configure(settings.retl_log_format, level, crash_at=settings.retl_crash_at)
 
@@ -75,11 +75,11 @@ class Invocation:
         if self.debug:
             from retl.cli import problems
 
-            problems.tell(problem, debug=True)
+            problems.report(problem, debug=True)
 
     def hides_key(self, sync: str) -> bool:
-        """Must this sync's keys be masked? Where nobody can say any more (it is no longer defined, or only
-        its own Pydantic model knows), yes."""
+        """Whether to mask this sync's keys. Also if it is unknown: the sync is no longer defined, or only
+        its own Pydantic model knows."""
         if self.reveal:
             return False
         known = self.project.syncs.get(sync)
@@ -88,7 +88,7 @@ class Invocation:
         return bool(sensitive_columns(known, self.project.folder) & set(known.key))
 
     def masked_columns(self, sync: str) -> set[str]:
-        """The columns of a sync that no reader may see, as its definition says by now."""
+        """The columns of a sync that must stay masked by its current definition."""
         known = self.project.syncs.get(sync)
         if known is None:
             return set()
@@ -110,7 +110,7 @@ def variables(given: Sequence[str] | None) -> dict[str, Any]:
 
 
 def sensitive_columns(sync: Sync, folder: Path) -> set[str]:
-    """The columns that a sync's YAML contract calls sensitive."""
+    """The sensitive columns of a sync's YAML contract."""
     from retl.project import yamlfile
 
     contract = sync.contract

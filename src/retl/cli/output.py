@@ -1,7 +1,7 @@
 """What commands print on stdout: tables for people, or exactly one JSON document.
 
-Everything that leaves passes `redact`, and control characters are escaped, so that no value from a mart
-can steer a terminal. Nothing else in retl writes to stdout.
+All output passes `redact`, and control characters are escaped, so that no value of a mart can control a
+terminal. Nothing else in retl writes to stdout.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Table:
     headers: Sequence[str]
     rows: Sequence[Sequence[Any]]
     title: str | None = None
-    flips: bool = False  # on a narrow terminal its rows become columns, rather than every cell two lines
+    flips: bool = False  # on a narrow terminal rows become columns, so that cells are not wrapped
 
 
-Piece = Table | str  # a text is printed as it is, without markup
+Piece = Table | str  # text is printed without markup
 
 
 def write(text: str) -> bool:
-    """Write to stdout at once; False if nobody can be told (closed, or the disk is full)."""
+    """Write to stdout and flush; False if that is impossible (closed, or the disk is full)."""
     if sys.stdout is None:
         return False
     try:
@@ -55,7 +55,7 @@ def write(text: str) -> bool:
 
 
 def say(text: str) -> None:
-    """Write a line for people to stderr; where nobody listens, that is all right."""
+    """Write a line for people to stderr; a closed stderr is no error."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
             sys.stderr.write(clean(text) + "\n")
@@ -63,19 +63,19 @@ def say(text: str) -> None:
 
 
 def document_text(document: Any) -> str:
-    """One JSON document. Lone surrogates become escapes, so that it is always JSON and always UTF-8."""
+    """One JSON document. Lone surrogates become escapes, so it is always valid JSON and UTF-8."""
     return json.dumps(_plain(document), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
 def pieces_text(pieces: Sequence[Piece]) -> str:
-    """Tables and sentences for people: drawn by Rich on a terminal, aligned by spaces elsewhere."""
+    """Tables and sentences for people: drawn by Rich on a terminal, otherwise aligned with spaces."""
     if sys.stdout is not None and sys.stdout.isatty():
         return _drawn(pieces)
     return "\n".join(clean(piece) + "\n" if isinstance(piece, str) else _aligned(piece) for piece in pieces)
 
 
 def clean(text: str) -> str:
-    """The text without secrets and without control characters, but for line ends and tabs."""
+    """The text without secrets and without control characters, except line ends and tabs."""
     from retl.observe.redact import redact
 
     return _UNSAFE.sub(lambda found: repr(found[0])[1:-1], redact(text))
@@ -100,7 +100,7 @@ def cell(value: Any) -> str:
 
 
 def moment(value: datetime | None) -> str | None:
-    """A time as JSON documents have it: ISO 8601 in UTC."""
+    """A time in its JSON form: ISO 8601 in UTC."""
     return None if value is None else value.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 

@@ -1,7 +1,7 @@
-"""The one place where errors become words for a person and an exit code for a machine.
+"""Turns errors into text for a person and an exit code for a machine.
 
-What, where, why, what to do next, and a CODE. A traceback only with --debug; of an error nobody foresaw
-only its kind and place in the code, because its text may hold row values.
+What, where, why, what to do next, and a CODE. A traceback only with --debug. For an unexpected error only
+its type and its place in the code are shown, because its text may contain row values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from retl.errors import RetlError
 
 
 def document(problem: BaseException) -> dict[str, Any]:
-    """What `--output json` prints where a command could not do its work."""
+    """What `--output json` prints if a command failed."""
     several = each(problem) if isinstance(problem, RetlError) else (problem,)
     return {
         "error": described(several[0]),
@@ -25,8 +25,8 @@ def document(problem: BaseException) -> dict[str, Any]:
     }
 
 
-def tell(problem: BaseException, *, debug: bool = False) -> None:
-    """Say it on stderr."""
+def report(problem: BaseException, *, debug: bool = False) -> None:
+    """Print an error to stderr."""
     for one in each(problem) if isinstance(problem, RetlError) else (problem,):
         say(f"error: {sentence(described(one))}")
     if debug:
@@ -34,7 +34,7 @@ def tell(problem: BaseException, *, debug: bool = False) -> None:
 
 
 def sentence(error: Mapping[str, Any]) -> str:
-    """What `described` made, for a person: where, what, CODE, and below it what to do."""
+    """The result of `described` as text: where, what, CODE, and on the next line what to do."""
     where = f"{error['where']}: " if error.get("where") else ""
     hint = f"\n  hint: {error['hint']}" if error.get("hint") else ""
     return f"{where}{error['message']} [{error['code']}]{hint}"

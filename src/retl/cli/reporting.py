@@ -1,4 +1,4 @@
-"""`retl report`: one run and the history around it as one HTML file."""
+"""`retl report`: one run and its history as one HTML file."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ DEFAULT = Path("retl-report.html")
 def report(
     invocation: Invocation,
     run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", show_default=False)] = None,
-    sync: Annotated[str | None, typer.Option("--sync", metavar="NAME", help="The last run of this.")] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write it.")] = DEFAULT,
+    sync: Annotated[
+        str | None, typer.Option("--sync", metavar="NAME", help="The last run of this sync.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")] = DEFAULT,
 ) -> None:
-    """A run, by default the last, as one HTML file that needs nothing else."""
+    """Write a run, by default the last, as one self-contained HTML file."""
     from retl.app.report import gather
     from retl.app.report.page import page
 
@@ -41,7 +43,7 @@ def report(
 def _run(invocation: Invocation, ledger: Ledger, run_id: str | None, sync: str | None) -> RunRow:
     found = ledger.run(run_id) if run_id or sync is None else next(iter(ledger.runs(sync, 1)), None)
     if found is None and sync is not None and run_id is None:
-        invocation.session.definition(sync)  # or there is no such sync
+        invocation.session.definition(sync)  # raises if there is no such sync
     if found is None or (sync is not None and found.sync != sync):
         of = f" of {sync}" if sync else ""
         what = f"there is no run {run_id!r}{of}" if run_id else f"there are no runs yet{of}"
@@ -50,10 +52,10 @@ def _run(invocation: Invocation, ledger: Ledger, run_id: str | None, sync: str |
 
 
 def _write(path: Path, text: str) -> None:
-    """Only this user can read it, until they decide otherwise: keys may be personal."""
+    """Write a file that only this user can read: keys may be personal data."""
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as problem:
         message = f"{path} cannot be written: {problem.strerror}"
-        raise DefinitionError("REPORT_UNWRITABLE", message, hint="--out names another file") from None
+        raise DefinitionError("REPORT_UNWRITABLE", message, hint="name another file with --out") from None

@@ -1,4 +1,4 @@
-"""Words that later versions of retl will use: they exist, do nothing, and say so with exit code 2."""
+"""Command names reserved for later versions: they do nothing and exit with code 2."""
 
 from __future__ import annotations
 

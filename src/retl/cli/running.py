@@ -1,4 +1,4 @@
-"""`retl sync` and `retl plan`: choose syncs, run them in order, say what became of them."""
+"""`retl sync` and `retl plan`: select syncs, run them in order, print the results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REJECTS_SHOWN = 20
 
 Names = Annotated[list[str] | None, typer.Option("--sync", metavar="NAME", help="A sync, or all.")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="Every sync with this tag.")]
-Excluded = Annotated[list[str] | None, typer.Option("--exclude", metavar="NAME", help="But not this sync.")]
+Excluded = Annotated[list[str] | None, typer.Option("--exclude", metavar="NAME", help="Leave out this sync.")]
 Full = Annotated[bool, typer.Option("--full", help="Send every row, changed or not; delete nothing.")]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N changes; no deletes.")]
 Keys = Annotated[
@@ -41,7 +41,8 @@ Keys = Annotated[
 ]
 Where = Annotated[str | None, typer.Option(metavar="SQL", help="Only these rows of the mart.")]
 Allowed = Annotated[
-    int | None, typer.Option("--allow-deletes", min=0, metavar="N", help="Exactly the planned deletes.")
+    int | None,
+    typer.Option("--allow-deletes", min=0, metavar="N", help="Allow exactly this planned number of deletes."),
 ]
 Accepted = Annotated[list[str] | None, typer.Option("--accept", metavar="CODE", help="Pass this guard once.")]
 Variables = Annotated[list[str] | None, typer.Option("--var", metavar="NAME=VALUE", help="A SQL parameter.")]
@@ -57,19 +58,25 @@ def sync(
     tags: Tags = None,
     exclude: Excluded = None,
     everything: Annotated[bool, typer.Option("--all", help="Every enabled sync (the default).")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Predict; write nothing anywhere.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what a run would do; write nothing.")
+    ] = False,
     full: Full = False,
     limit: Limit = None,
     keys: Keys = None,
     where: Where = None,
-    jobs: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Syncs at the same time.")] = 1,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Start no sync after one failed.")] = False,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=64, metavar="N", help="Number of syncs at the same time.")
+    ] = 1,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="After a failure start no more syncs.")
+    ] = False,
     allow_deletes: Allowed = None,
     accept: Accepted = None,
     var: Variables = None,
     metrics_file: MetricsFile = None,
 ) -> int:
-    """Plan, guard, deliver, record."""
+    """Run syncs: plan, guard, deliver, record."""
     from retl.app.session import options
 
     session = invocation.session
@@ -102,9 +109,9 @@ def plan(
     allow_deletes: Allowed = None,
     accept: Accepted = None,
     var: Variables = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the plan, for `retl apply`.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the plan for `retl apply`.")] = None,
 ) -> int:
-    """What a sync would do now, with samples."""
+    """Show what a sync would do now, with samples."""
     if not names or len(names) != 1:
         raise DefinitionError("USAGE", "`retl plan` needs one sync", hint="retl plan --sync NAME")
     from retl.app.session import options, paused
@@ -138,7 +145,7 @@ def plan(
 
 
 def _progress(invocation: Invocation) -> AbstractContextManager[None]:
-    """Where a person looks on, a line that moves."""
+    """A progress line, if stderr is a terminal."""
     if not invocation.watched:
         return nullcontext()
     from retl.observe.progress import shown
@@ -149,7 +156,7 @@ def _progress(invocation: Invocation) -> AbstractContextManager[None]:
 def report(
     invocation: Invocation, summaries: Sequence[Summary], samples: Sequence[Mapping[str, Any]] | None = None
 ) -> int:
-    """Print what became of the syncs and return the exit code of them all."""
+    """Print the results of the syncs and return the overall exit code."""
     from retl.observe.summary import exit_code
 
     code = exit_code([summary.exit_code for summary in summaries])
@@ -159,14 +166,14 @@ def report(
         documents[0]["samples"] = list(samples)
     invocation.show(document, lambda: _pieces(documents, samples))
     for one in documents:
-        said = (*one["guards"], *([one["error"]] if one["error"] else []))
-        for sentence in dict.fromkeys(problems.sentence(problem) for problem in said):
+        errors = (*one["guards"], *([one["error"]] if one["error"] else []))
+        for sentence in dict.fromkeys(problems.sentence(problem) for problem in errors):
             output.say(f"error: {one['sync']}: {sentence}")
     return code
 
 
 def masked(invocation: Invocation, document: dict[str, Any]) -> dict[str, Any]:
-    """The document with its keys masked where the sync's key is sensitive."""
+    """The document, with keys masked if the sync's key is sensitive."""
     if document["rejects"] and invocation.hides_key(document["sync"]):
         document["rejects"] = [{**one, "key": output.MASK} for one in document["rejects"]]
     return document
@@ -178,7 +185,7 @@ def _pieces(
     dry = any(one["dry_run"] for one in documents)
     headers = ("sync", "status", *(name.replace("_", " ") for name in NUMBERS), "seconds")
     rows = [(one["sync"], one["status"], *(one[n] for n in NUMBERS), one["seconds"]) for one in documents]
-    title = "dry run: nothing was written; a run now would report" if dry else None
+    title = "dry run: nothing was written; a run now would give" if dry else None
     pieces: list[Piece] = [Table(headers, rows, title, flips=True)]
     several = len(documents) > 1
     for one in documents:

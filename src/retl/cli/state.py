@@ -1,6 +1,6 @@
-"""What the next run believes, and how that is changed by hand: state and rejects.
+"""`retl state` and `retl rejects`: show and change what the next run believes.
 
-Every change says first what the next run will then do, and does nothing without --yes.
+Every change first says what the next run will do then, and does nothing without --yes.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from retl.errors import DefinitionError
 if TYPE_CHECKING:
     from retl.ledger import Ledger, Lock, RejectRow
 
-Yes = Annotated[bool, typer.Option("--yes", help="Do it.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Make the change.")]
 SyncName = Annotated[str, typer.Argument(metavar="SYNC")]
-OneSync = Annotated[str | None, typer.Option("--sync", metavar="NAME", help="Only of this sync.")]
+OneSync = Annotated[str | None, typer.Option("--sync", metavar="NAME", help="Only this sync.")]
 
-state = typer.Typer(help="What the next run believes.", invoke_without_command=True)
-rejects = typer.Typer(help="Rows that were refused and wait.", invoke_without_command=True)
+state = typer.Typer(help="Show or change what the next run believes.", invoke_without_command=True)
+rejects = typer.Typer(help="Show or dismiss open rejects.", invoke_without_command=True)
 
 
 def show(invocation: Invocation, sync: OneSync = None) -> None:
-    """What was confirmed, per sync and object."""
+    """Show what was confirmed, per sync and object."""
     ledger = invocation.session.ledger()
     named = [sync] if sync is not None else sorted({*invocation.project.syncs, *_former(ledger)})
     found = [_checkpoint(one) for name in named for one in ledger.checkpoints(name)]
@@ -48,7 +48,7 @@ def show(invocation: Invocation, sync: OneSync = None) -> None:
 
 
 def _former(ledger: Ledger) -> set[str]:
-    """Syncs of the history, defined or not."""
+    """The syncs in the history, defined or not."""
     return {run.sync for run in ledger.runs(limit=10_000)}
 
 
@@ -74,12 +74,12 @@ def mv(
     new: Annotated[str, typer.Argument(metavar="NEW")],
     yes: Yes = False,
 ) -> None:
-    """A sync was renamed: what is known of OLD is known of NEW."""
+    """Move the state of a renamed sync from OLD to NEW."""
     invocation.session.definition(new)
     ledger = _ledger(invocation, yes)
     _known(ledger, old)
-    then = f"the next run of {new} carries on where {old} ended: only what changed is sent"
-    agreed(then, yes)
+    then = f"the next run of {new} carries on where {old} ended and sends only what changed"
+    confirmed(then, yes)
     with held(ledger, new), held(ledger, old):
         ledger.rename(old, new)
     _done(invocation, {"moved": {"old": old, "new": new}}, then)
@@ -87,7 +87,7 @@ def mv(
 
 @command(state, "reset")
 def reset(invocation: Invocation, name: SyncName, yes: Yes = False) -> None:
-    """Forget what was delivered."""
+    """Forget what a sync delivered."""
     ledger = _ledger(invocation, yes)
     known = invocation.project.syncs.get(name)
     if known is None:
@@ -95,7 +95,7 @@ def reset(invocation: Invocation, name: SyncName, yes: Yes = False) -> None:
     then = f"the next run of {name} sends every row and deletes nothing; its open rejects are forgotten"
     if known is not None and known.write == "append":
         then = f"the next run of {name} appends every row of the mart AGAIN; its open rejects are forgotten"
-    agreed(then, yes)
+    confirmed(then, yes)
     with held(ledger, name):
         ledger.reset(name, None)
     _done(invocation, {"reset": name}, then)
@@ -108,7 +108,7 @@ def adopt(
     yes: Yes = False,
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
-    """Take the mart as delivered, without sending it."""
+    """Mark the current mart as delivered, without sending it."""
     from retl.cli.running import report
     from retl.run import pipeline
     from retl.run.job import Options
@@ -116,8 +116,8 @@ def adopt(
     sync = invocation.session.definition(name)
     invocation.session.require([sync])
     ledger = _ledger(invocation, yes)
-    agreed(
-        f"every row the mart of {name} has now counts as delivered, and what was known before is forgotten;"
+    confirmed(
+        f"every row that is now in the mart of {name} counts as delivered, and the former state is forgotten;"
         " the next run sends only what changes from now on, and deletes only what it delivered itself",
         yes,
     )
@@ -134,7 +134,7 @@ def adopt(
 def unblock(
     invocation: Invocation, connection: Annotated[str, typer.Argument(metavar="CONNECTION")], yes: Yes = False
 ) -> None:
-    """Let a connection be used again before its breaker or its target would."""
+    """Use a connection again at once, although its breaker or its target says wait."""
     from retl.project.settings import DEFAULT_CONNECTIONS
     from retl.project.validation import did_you_mean
 
@@ -144,13 +144,13 @@ def unblock(
         raise DefinitionError("CONNECTION_UNKNOWN", f"there is no connection {connection!r}", hint=hint)
     then = f"the next run uses {connection} at once"
     ledger = _ledger(invocation, yes)
-    agreed(then, yes)
+    confirmed(then, yes)
     was_blocked = ledger.unblock(connection) | ledger.forget_holds(connection)
     _done(invocation, {"unblocked": connection, "was_blocked": was_blocked}, then)
 
 
 def list_rejects(invocation: Invocation, sync: OneSync = None) -> None:
-    """The open rejects."""
+    """List the open rejects."""
     ledger = invocation.session.ledger()
     if sync is not None and sync not in _former(ledger):
         invocation.session.definition(sync)
@@ -167,7 +167,7 @@ def list_rejects(invocation: Invocation, sync: OneSync = None) -> None:
 
 
 def _reject(invocation: Invocation, one: RejectRow) -> dict[str, Any]:
-    """A reject as JSON has it; what of its row may not be shown is masked, whatever is revealed."""
+    """The JSON form of a reject; masked columns of its row stay masked, even with --reveal."""
     from retl.engine import payload
 
     kept = one.payload and payload.shown(one.payload, invocation.masked_columns(one.sync))
@@ -189,23 +189,27 @@ def _reject(invocation: Invocation, one: RejectRow) -> dict[str, Any]:
 @command(rejects, "dismiss")
 def dismiss(
     invocation: Invocation,
-    sync: Annotated[str | None, typer.Option("--sync", metavar="NAME", help="Of this sync.")] = None,
-    keys: Annotated[list[str] | None, typer.Option("--key", metavar="KEY", help="This one.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of the sync.")] = False,
+    sync: Annotated[str | None, typer.Option("--sync", metavar="NAME", help="Rejects of this sync.")] = None,
+    keys: Annotated[
+        list[str] | None, typer.Option("--key", metavar="KEY", help="The reject with this key.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All rejects of the sync.")] = False,
     yes: Yes = False,
 ) -> None:
-    """Give rejects up until their row changes."""
+    """Dismiss rejects until their rows change."""
     if sync is None or bool(keys) == everything:
         raise DefinitionError(
-            "USAGE", "say which: --sync NAME and either --key KEY or --all", hint="`retl rejects` lists them"
+            "USAGE",
+            "select rejects with --sync NAME and either --key KEY or --all",
+            hint="`retl rejects` lists them",
         )
     ledger = invocation.session.ledger(create=True)
     if sync not in _former(ledger):
         invocation.session.definition(sync)
     number = ledger.dismiss(sync, keys or None)
     if keys and not number:
-        raise DefinitionError("REJECT_UNKNOWN", f"{sync} has no open reject of such a key")
-    then = "they count as seen: only a change of their rows opens them again"
+        raise DefinitionError("REJECT_UNKNOWN", f"{sync} has no open reject with this key")
+    then = "only a change of their rows opens them again"
     _done(invocation, {"sync": sync, "dismissed": number}, f"{number} rejects dismissed; {then}")
 
 
@@ -216,19 +220,22 @@ def _ledger(invocation: Invocation, yes: bool) -> Ledger:
 def _known(ledger: Ledger, name: str) -> None:
     if not ledger.checkpoints(name) and not ledger.runs(name, 1) and not ledger.rejects(name):
         raise DefinitionError(
-            "STATE_UNKNOWN", f"nothing is known of a sync {name!r}", hint="`retl state show` lists what is"
+            "STATE_UNKNOWN",
+            f"there is no state of a sync {name!r}",
+            hint="`retl state show` lists the syncs with state",
         )
 
 
-def agreed(then: str, yes: bool) -> None:
+def confirmed(then: str, yes: bool) -> None:
+    """DefinitionError NEEDS_YES unless --yes was given."""
     if not yes:
         raise DefinitionError(
-            "NEEDS_YES", f"with --yes: {then}", hint="nothing was changed; add --yes to do it"
+            "NEEDS_YES", f"with --yes: {then}", hint="nothing was changed yet; add --yes to do it"
         )
 
 
 def held(ledger: Ledger, name: str) -> AbstractContextManager[Lock]:
-    """No run of the sync while its state changes; Later LOCK_HELD if there is one."""
+    """Lock the sync while its state changes. Later LOCK_HELD if a run is active."""
     return ledger.lock([name], sync=name, host=socket.gethostname(), pid=os.getpid())
 
 

@@ -28,7 +28,7 @@ def run_tests(
     sync: Annotated[list[str] | None, typer.Option("--sync", help="Only this sync; may be repeated.")] = None,
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
-    """Offline: do the rows under `tests` become what they should?"""
+    """Run the mapping tests under `tests` of sync files, offline."""
     from retl.project.validation import raise_all
     from retl.run import mapping_tests
 
@@ -58,7 +58,7 @@ def run_tests(
         {"tests": found, "passed": len(found) - failed, "failed": failed, "exit_code": code},
         lambda: _pieces(found, failed),
     )
-    return code or int(invocation.unheard)
+    return code or int(invocation.output_lost)
 
 
 def _described(invocation: Invocation, sync: Sync, verdict: Verdict) -> dict[str, Any]:
@@ -91,12 +91,12 @@ def _shown(invocation: Invocation, value: Any, sensitive: bool) -> Any:
 
 def _pieces(found: list[dict[str, Any]], failed: int) -> list[Piece]:
     if not found:
-        return ["no tests: write some under `tests:` in a sync file"]
+        return ["no tests; write some under `tests:` in a sync file"]
     words = {True: "passed", False: "FAILED"}
     rows = [(one["sync"], one["test"], words[one["passed"]], one["where"]) for one in found]
-    said = [line for one in found if not one["passed"] for line in _why(one)]
+    lines = [line for one in found if not one["passed"] for line in _why(one)]
     pieces: list[Piece] = [Table(("sync", "test", "", "where"), rows)]
-    return [*pieces, *(["\n".join(said)] if said else []), f"{len(found) - failed} passed, {failed} failed"]
+    return [*pieces, *(["\n".join(lines)] if lines else []), f"{len(found) - failed} passed, {failed} failed"]
 
 
 def _why(one: Mapping[str, Any]) -> list[str]:
@@ -106,7 +106,7 @@ def _why(one: Mapping[str, Any]) -> list[str]:
         instead = "" if one["expected"] == "sent" else f", not for {one['expected'].partition(': ')[2]}"
         return [f"{head} the row is rejected{instead}: {refused['reason']} [{refused['code']}]"]
     if one["expected"] != "sent":
-        return [f"{head} the row is sent, and should be {one['expected']}"]
+        return [f"{head} the row is sent, but should be {one['expected']}"]
     return [
         f"{head} {each['field']} is {_json(each['sent'])}, expected {_json(each['expected'])}"
         for each in one["differences"]

@@ -1,1 +1,1 @@
-"""What a row must be: a Pydantic model, and the SQL that clears the rows it would surely accept."""
+"""Judges rows: a Pydantic model, and a SQL prefilter for the rows that it surely accepts."""

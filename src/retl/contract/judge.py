@@ -1,7 +1,7 @@
-"""The judge of the rows: a Pydantic model, and the SQL that clears those it would surely accept.
+"""Judges rows with a Pydantic model, after a SQL prefilter for rows that it surely accepts.
 
-SQL never refuses: a row that `clears` does not clear is carried into Python and Pydantic decides. It
-judges and does not edit, unless the contract says `edits: true`. No sentence of a verdict holds a value.
+SQL never rejects a row: a row that does not pass the prefilter goes to Python, and Pydantic decides. A
+contract judges and does not edit, unless it has `edits: true`. No text of a verdict contains a value.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from retl.values.sql import literal, quoted
 from retl.values.types import Type
 
 Row = tuple[Any, ...]
-MISFIT = "$misfit"  # in a row of `Contract.select`: the first column whose value does not carry exactly
+MISFIT = "$misfit"  # in a row of `Contract.select`: the first column with a value that the cast would change
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a row is refused; the reason is one sentence without the row's values."""
+    """Why a row is rejected; the reason is one sentence without values of the row."""
 
     column: str | None
     code: str
@@ -44,7 +44,8 @@ class Verdict:
 
 
 class Contract:
-    """`columns`: rule by mart column; `model`: what decides; `edits`: whether its values are sent."""
+    """`columns`: rule by mart column; `model`: decides about a row; `edits`: whether the model's values are
+    sent."""
 
     def __init__(
         self, model: type[BaseModel], columns: Mapping[str, Rule], *, edits: bool, timezone: str
@@ -64,7 +65,7 @@ class Contract:
         return Contract(self.model, rules, edits=self.edits, timezone=self.timezone)
 
     def prefilter(self) -> str:
-        """SQL predicate over the mart's columns, never NULL: TRUE only for a row that carries exactly
+        """SQL predicate over the mart's columns, never NULL: TRUE only for a row that casts exactly
         and that the model surely accepts without changing it."""
         if not self._plain:
             return "FALSE"
@@ -81,17 +82,17 @@ class Contract:
         cases = " ".join(
             f"WHEN NOT {test} THEN {literal(name)}" for name, test in exact.items() if test != "TRUE"
         )
-        carried = [
+        casts = [
             f"{storage.cast(rule.type, quoted(name), rule.column_type, self.timezone)} AS {quoted(name)}"
             for name, rule in self.columns.items()
         ]
         misfit = f"CASE {cases} END" if cases else "CAST(NULL AS VARCHAR)"
-        return ", ".join([*carried, f"{misfit} AS {quoted(MISFIT)}"])
+        return ", ".join([*casts, f"{misfit} AS {quoted(MISFIT)}"])
 
     def doubtful(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows of `select` (their columns first, whatever follows) that are worth a look by `judge`:
-        all but those that the model accepts and leaves as they are. Next to the model itself this takes
-        a fifth of its time; one dict per row more would double that."""
+        """The rows of `select` (contract columns first) that `judge` must look at: all except those that
+        the model accepts unchanged. This costs a fifth of the model's own time; one more dict per row would
+        double it."""
         names, width, fields = list(self.columns), len(self.columns), self._fields
         if not self._scalar or width == 1:
             return list(rows)
@@ -99,7 +100,7 @@ class Contract:
         for row in rows:
             try:
                 after = fields(validate(dict(zip(names, row, strict=False))).__dict__)
-            except Exception:  # noqa: BLE001 - `judge` says what it means
+            except Exception:  # noqa: BLE001 - `judge` finds the reason
                 found.append(row)
                 continue
             if row[width] is not None or not (all(map(is_, after, row)) or _alike(row[:width], after)):
@@ -107,19 +108,17 @@ class Contract:
         return found
 
     def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict | None]:
-        """Pydantic's word on each row of `select`; None = accepted."""
+        """The verdict on each row of `select`; None = accepted."""
         return [found if isinstance(found, Verdict) else None for found in map(self._judged, rows)]
 
     def judge_and_edit(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict | dict[str, Any]]:
-        """As `judge`, but an accepted row is given as the model left it, by mart column, as storage types."""
+        """Like `judge`, but for an accepted row the model's values, by mart column, as storage types."""
         return [self._judged(row) for row in rows]
 
     def _judged(self, row: Mapping[str, Any]) -> Verdict | dict[str, Any]:
         data = dict(row)
         if (misfit := data.pop(MISFIT, None)) is not None:
-            reason = (
-                f"{misfit} holds a value that {self.columns[misfit].type} cannot carry without changing it"
-            )
+            reason = f"{misfit} has a value that {self.columns[misfit].type} cannot hold exactly"
             return Verdict(misfit, "UNREPRESENTABLE", reason)
         try:
             for name in () if self._plain else self._json:
@@ -127,7 +126,7 @@ class Contract:
             judged = self.model.model_validate(data)
         except ValidationError as error:
             return self._verdict(error, row)
-        except Exception as error:  # noqa: BLE001 - the user's validators may raise anything: a row's cost
+        except Exception as error:  # noqa: BLE001 - the user's validators may raise anything; it costs only this row
             return Verdict(None, "MODEL", f"the model's own code failed with {type(error).__name__}")
         return data if self._plain else self._compared(row, data, judged)
 
@@ -144,10 +143,12 @@ class Contract:
                 same = _same(value, data[name])
             if not same and not self.edits:
                 return Verdict(
-                    name, "CONTRACT_EDITED", f"the model changes {name}; contracts judge and never edit"
+                    name,
+                    "CONTRACT_EDITED",
+                    f"the model changes {name}, but the contract has no `edits: true`",
                 )
-            if not same and not _carries(value, rule.type):
-                reason = f"the model's value of {name} is nothing that {rule.type} can carry"
+            if not same and not _fits(value, rule.type):
+                reason = f"the model's value of {name} does not fit the type {rule.type}"
                 return Verdict(name, "UNREPRESENTABLE", reason)
             edited[name] = value
         return edited
@@ -158,13 +159,13 @@ class Contract:
         column = where if where in self.columns else None
         rule = self.columns.get(column or "")
         if rule is None:
-            return Verdict(None, "MODEL", "the model refuses the row as a whole")
+            return Verdict(None, "MODEL", "the model rejects the whole row")
         if row[column or ""] is None and not rule.nullable:
             return Verdict(column, "NULL_VALUE", f"{column} is NULL and the contract does not allow it")
         for kind, code, reason in _REASONS:
             if re.fullmatch(kind, first["type"]):
                 return Verdict(column, code, f"{column} {reason.format(rule=rule)}")
-        return Verdict(column, "MODEL", f"the model refuses {column}")
+        return Verdict(column, "MODEL", f"the model rejects {column}")
 
 
 def _alike(before: Row, after: Row) -> bool:
@@ -172,16 +173,16 @@ def _alike(before: Row, after: Row) -> bool:
     return bool(before == after) and all(map(is_, map(type, before), map(type, after)))
 
 
-# Pydantic's own sentences can quote the value, so each kind has one of ours.
+# Pydantic's own messages can contain the value, so each kind has a message here.
 _REASONS = [
     ("(string_)?too_long", "TOO_LONG", "is longer than {rule.max_length}"),
     ("(string_)?too_short", "TOO_SHORT", "is shorter than {rule.min_length}"),
-    ("literal_error|enum", "NOT_ONE_OF", "is none of the values the contract names"),
-    ("(greater|less)_than(_equal)?", "OUT_OF_RANGE", "is outside of the range the contract allows"),
+    ("literal_error|enum", "NOT_ONE_OF", "is not one of the values in the contract"),
+    ("(greater|less)_than(_equal)?", "OUT_OF_RANGE", "is outside the range of the contract"),
     ("string_pattern_mismatch", "PATTERN", "does not match the contract's pattern"),
     ("decimal_.*(digits|places)", "TOO_MANY_DIGITS", "has more digits than {rule.type} holds"),
     ("finite_number", "UNREPRESENTABLE", "is not a finite number"),
-    (".*_(type|parsing|from_float)|is_instance_of", "TYPE", "is no {rule.type}"),
+    (".*_(type|parsing|from_float)|is_instance_of", "TYPE", "is not a valid {rule.type}"),
 ]
 
 
@@ -195,9 +196,9 @@ def build(
     key: Sequence[str],
     timezone: str = "UTC",
 ) -> Contract:
-    """The contract over a mart's columns (name → DuckDB type); without a definition, all of them in the
-    warehouse's types. `folder` is the project's. DefinitionError for a contract that cannot be, Mismatch
-    SOURCE_DRIFT where the mart has other columns or types than the contract uses."""
+    """The contract over a mart's columns (name → DuckDB type); without a definition, all columns with
+    the warehouse's types. `folder` is the project's. DefinitionError for an invalid contract, Mismatch
+    SOURCE_DRIFT if the mart has other columns or types than the contract uses."""
     model, rules = read(definition, columns, folder)
     for name, rule in rules.items():
         if not types.fits(rule.type, rule.column_type):
@@ -223,8 +224,8 @@ def _check_key(
         if rules[name].type.name not in types.KEY_TYPES:
             raise DefinitionError(
                 "KEY_TYPE",
-                f"the key column {name} is a {rules[name].type}, which cannot tell rows apart reliably",
-                hint=f"a key is one of: {', '.join(sorted(types.KEY_TYPES))}",
+                f"the key column {name} has the type {rules[name].type}, which cannot identify rows reliably",
+                hint=f"types of a key: {', '.join(sorted(types.KEY_TYPES))}",
             )
 
 
@@ -235,7 +236,7 @@ def _unwrapped(value: Any) -> Any:
 
 
 def _same(after: Any, before: Any) -> bool:
-    """Equal and of one family: True is not 1, 1 is not 1.0."""
+    """Equal, and of the same type family: True is not 1, 1 is not 1.0."""
     if isinstance(before, list) and isinstance(after, list):
         return len(after) == len(before) and all(map(_same, after, before))
     if isinstance(before, datetime) and isinstance(after, datetime):
@@ -247,13 +248,13 @@ def _same(after: Any, before: Any) -> bool:
     )
 
 
-def _carries(value: Any, type: Type) -> bool:
-    """Whether an edited value is one its storage type holds exactly."""
+def _fits(value: Any, type: Type) -> bool:
+    """Whether the storage type holds an edited value exactly."""
     if value is None:
         return True
     name = type.name
     if name == "list":
-        return isinstance(value, list) and all(_carries(item, type.item) for item in value)
+        return isinstance(value, list) and all(_fits(item, type.item) for item in value)
     if name == "string":
         return isinstance(value, str) and "\0" not in value and not re.search("[\ud800-\udfff]", value)
     if name == "integer":

@@ -1,7 +1,7 @@
-"""What a contract asks, column by column: from a definition to a Pydantic model and the rules it means.
+"""A contract's definition → a Pydantic model and a rule per column.
 
-A rule is what SQL may know of a column. Where a model asks for something that no rule can say, the rule
-is not plain, and nobody but the model may judge.
+A rule is the part of the contract that SQL can check. If a model asks for more than a rule can express, the
+rule is not plain, and only the model may judge.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BOUNDS = ("ge", "gt", "le", "lt")
 
 @dataclass(frozen=True)
 class Rule:
-    """What the contract asks of one mart column, as far as it was understood; `plain` = completely."""
+    """The contract's limits for one mart column; `plain` = the rule is complete."""
 
     type: Type
     column_type: str
@@ -65,12 +65,12 @@ class Rule:
 def read(
     definition: definitions.Contract | None, columns: Mapping[str, str], folder: Path
 ) -> tuple[type[BaseModel], dict[str, Rule]]:
-    """The model of a contract and its rules by mart column. DefinitionError for a contract that cannot be,
-    Mismatch SOURCE_DRIFT for a column that the mart lacks."""
-    asked = _columns(definition, columns, folder)
-    if asked is not None:
-        return _created(asked), {
-            name: _written(name, column, _present(name, columns)) for name, column in asked.items()
+    """The model of a contract and its rules by mart column. DefinitionError for an invalid contract,
+    Mismatch SOURCE_DRIFT for a column that is not in the mart."""
+    written = _columns(definition, columns, folder)
+    if written is not None:
+        return _created(written), {
+            name: _written(name, column, _present(name, columns)) for name, column in written.items()
         }
     assert definition is not None
     assert definition.model is not None
@@ -88,14 +88,14 @@ def _present(name: str, columns: Mapping[str, str]) -> str:
     raise Mismatch(
         "SOURCE_DRIFT",
         f"the contract's column {name} is not in the mart",
-        hint=f"bring it back or take it out of the contract; the mart has: {', '.join(columns)}",
+        hint=f"add it to the mart or remove it from the contract; the mart has: {', '.join(columns)}",
     )
 
 
 def _columns(
     definition: definitions.Contract | None, columns: Mapping[str, str], folder: Path
 ) -> Mapping[str, definitions.Column] | None:
-    """The columns asked for; None if a model of the user's says so."""
+    """The columns of the contract; None if it is the user's own model."""
     if definition is None:
         return {name: _inferred(name, column_type) for name, column_type in columns.items()}
     return _load(folder / definition.file) if definition.file else definition.columns
@@ -140,10 +140,10 @@ def _imported(path: str, folder: Path) -> type[BaseModel]:
         raise DefinitionError(
             "MODEL_UNKNOWN",
             f"the contract's model {path} cannot be imported: {type(error).__name__}",
-            hint=f"write it as package.module:Class; modules are looked for in {folder}",
+            hint=f"write it as package.module:Class; modules are searched in {folder}",
         ) from error
     if not (isinstance(found, type) and issubclass(found, BaseModel)):
-        raise DefinitionError("MODEL_UNKNOWN", f"{path} is no Pydantic model")
+        raise DefinitionError("MODEL_UNKNOWN", f"{path} is not a Pydantic model")
     return found
 
 
@@ -203,7 +203,7 @@ def _created(columns: Mapping[str, definitions.Column]) -> type[BaseModel]:
         if limits.keys() - _LIMITS.get(column.type, set()):
             raise DefinitionError(
                 "CONTRACT",
-                f"a limit of {name} does not go with its type {column.type}",
+                f"a limit of {name} does not fit its type {column.type}",
                 hint="lengths are for strings and lists, patterns for strings, digits for decimals",
             )
         limits |= {part: value for part in BOUNDS if (value := _bound(name, column, part)) is not None}
@@ -213,13 +213,13 @@ def _created(columns: Mapping[str, definitions.Column]) -> type[BaseModel]:
         else:
             base = _PYTHON[column.type] if column.items is None else _list_of(_PYTHON[column.items])
         base = Annotated[base, Field(**limits)] if limits else base
-        # a column may be called what no attribute may be
+        # a column's name may not be a valid attribute name
         fields[f"column_{at}"] = (base | None if column.nullable else base, Field(validation_alias=name))
     try:
         return create_model("Contract", __config__=ConfigDict(strict=True), **fields)
     except (TypeError, PydanticUserError, SchemaError, re.error) as error:
         raise DefinitionError(
-            "CONTRACT", f"no model can be made of the contract: {str(error).splitlines()[0]}"
+            "CONTRACT", f"the contract is not valid: {str(error).splitlines()[0]}"
         ) from None
 
 
@@ -232,13 +232,13 @@ def _check_one_of(name: str, column: definitions.Column) -> None:
     if not column.one_of or not all(type(value) is allowed for value in column.one_of):
         raise DefinitionError(
             "CONTRACT",
-            f"one_of of {name} must be a list of texts for a string, of whole numbers for an integer",
+            f"`one_of` of {name} must list texts for a string, or whole numbers for an integer",
             hint='put texts that look like numbers in quotes: one_of: ["1", "2"]',
         )
 
 
 def _bound(name: str, column: definitions.Column, part: str) -> Any:
-    """A limit as it was written → in the Python type of the column."""
+    """A written limit → the Python type of the column."""
     written = getattr(column, part)
     if written is None:
         return None
@@ -259,8 +259,8 @@ def _bound(name: str, column: definitions.Column, part: str) -> Any:
     except (KeyError, ValueError, ArithmeticError):
         raise DefinitionError(
             "CONTRACT",
-            f"`{part}` of {name} is no {column.type}",
-            hint="numbers, dates and times have limits; a timestamptz's limit says its offset",
+            f"`{part}` of {name} is not a valid {column.type}",
+            hint="only numbers, dates and times have limits; a limit of a timestamptz needs an offset",
         ) from None
     return limit
 
@@ -299,7 +299,7 @@ def _derived(field: str, info: FieldInfo, column_type: str) -> Rule:
         kinds = {type(value) for value in one_of}
         base = kinds.pop() if len(kinds) == 1 else None
     found = _type_of(base, limits, column_type)
-    if found is None and base is not Decimal:  # NewType, EmailStr, int | str …: the model alone judges it
+    if found is None and base is not Decimal:  # NewType, EmailStr, int | str …: only the model judges it
         found, understood = of_duckdb(column_type), False
     if found is None:
         raise DefinitionError(
@@ -330,7 +330,7 @@ _HARMLESS = {"strict", "allow_inf_nan"}
 
 
 def _limits(metadata: Sequence[Any]) -> tuple[dict[str, Any], bool]:
-    """Constraints by name, and whether these are all there is."""
+    """Constraints by name, and whether the list is complete."""
     limits: dict[str, Any] = {}
     understood = True
     for part in metadata:
@@ -392,7 +392,7 @@ _OVERRIDES = {
 
 
 def is_plain(model: type[BaseModel]) -> bool:
-    """Whether the model is nothing but its fields: no code of the user's runs, no setting changes values."""
+    """Whether the model has only fields: no user code runs, and no setting changes values."""
     decorators = model.__pydantic_decorators__
     code = (
         decorators.validators,

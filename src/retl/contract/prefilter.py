@@ -1,7 +1,7 @@
-"""A contract's rules as SQL predicates that clear the values Pydantic would surely accept.
+"""A contract's rules as SQL predicates, true for values that Pydantic surely accepts.
 
-They never refuse: wherever DuckDB and Pydantic could see a value differently, a predicate says FALSE and
-the row is left to the model.
+They never reject a row. If DuckDB and Pydantic could judge a value differently, the predicate is FALSE and
+the model judges the row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from retl.values.types import Type
 
 
 def clearing(name: str, rule: Rule, timezone: str) -> Iterator[str]:
-    """Predicates, none ever NULL, that together clear a value under its rule."""
+    """Predicates, never NULL. If all are true, the value surely passes its rule."""
     column = quoted(name)
     if not rule.nullable:
         yield f"{column} IS NOT NULL"
@@ -53,7 +53,7 @@ def _limiting(rule: Rule, value: str) -> Iterator[str]:
 
 
 def _among(rule: Rule, value: str) -> str:
-    """A mart's column may have a collation of its own, under which 'A' equals 'a'."""
+    """Compared with collation C, because the column's own collation may treat 'A' and 'a' as equal."""
     options = rule.one_of or ()
     if rule.type.name == "integer":
         return f"{value} IN ({', '.join(str(int(option)) for option in options)})"
@@ -66,7 +66,7 @@ _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 def _inside(type: Type, value: str, part: str, limit: Any) -> str:
-    """A limit as SQL; FALSE where SQL and Pydantic could compare differently."""
+    """A limit as SQL; FALSE if SQL and Pydantic could compare differently."""
     name, sign = type.name, _SIGNS[part]
     if isinstance(limit, bool):
         return "FALSE"
@@ -82,7 +82,7 @@ def _inside(type: Type, value: str, part: str, limit: Any) -> str:
 
 
 def _inside_digits(type: Type, value: str, part: str, limit: Decimal) -> str:
-    """Rounded inwards to the storage type's own digits, a limit compares without a change of type."""
+    """A limit rounded inwards to the digits of the storage type, so that no cast is needed."""
     places, digits = type.decimal_places or 0, type.max_digits or 19
     context = Context(prec=400, Emin=-999999, Emax=999999)
     step = Decimal(1).scaleb(-places, context)
@@ -102,7 +102,8 @@ def _inside_digits(type: Type, value: str, part: str, limit: Decimal) -> str:
 
 
 # RE2 and Pydantic's engine agree on these: ASCII letters, groups, simple classes, small repeats. \d, \w and
-# \s mean ASCII here and Unicode there, so a match here is one there, as long as nothing negates them.
+# \s mean ASCII in RE2 and Unicode in Pydantic, so a match in RE2 is also one in Pydantic, unless they are
+# negated.
 _PATTERN = re.compile(
     r"""(?:
         (?: [A-Za-z0-9\ _@%#!:;,<>=/'"&~`-] | \\[.\-+*?()\[\]{}^$|\\] | \\[dws] | \.

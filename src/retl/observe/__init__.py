@@ -1,1 +1,2 @@
-"""What a run tells while it works, and who listens. Nothing here changes what a run does."""
+"""The events of a run and their listeners: log, progress, metrics, traces. Nothing here changes what a run
+does."""

@@ -1,7 +1,7 @@
-"""Work for observers that no run waits for: done in order, in a thread of its own.
+"""Runs the work of observers in order, in a thread of its own, so that no run waits for it.
 
-At the end it is waited for a few seconds and no longer. What fails is one warning with a CODE and the kind
-of error, whose text could hold anything; nothing is ever raised.
+At the end it waits at most a few seconds. A failure is one warning with a CODE and the type of the error,
+because the error's text could contain anything. It never raises.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from threading import Thread
 
 from retl.observe import log
 
-SECONDS = 5.0  # that a finished run waits for a collector that does not answer
+SECONDS = 5.0  # how long a finished run waits for a collector
 Work = Callable[[], object]
 
 
 class Aside:
-    """`code` is what a failure is called; `libraries` keep their own complaints off stderr."""
+    """`code` is the code of the warning. The loggers of `libraries` are kept off stderr."""
 
     def __init__(self, code: str, *libraries: str) -> None:
         self.code = code
@@ -30,11 +30,11 @@ class Aside:
         self._thread.start()
 
     def do(self, work: Work) -> None:
-        """Some time later, after everything that was asked for before."""
+        """Queue the work after all earlier work."""
         self._queue.put(work)
 
     def close(self) -> None:
-        """Wait until all is done, but no longer than SECONDS."""
+        """Wait until all work is done, at most SECONDS."""
         self._queue.put(None)
         self._thread.join(SECONDS)
         if self._thread.is_alive():
@@ -49,5 +49,5 @@ class Aside:
         for work in iter(self._queue.get, None):
             try:
                 work()
-            except Exception as problem:  # noqa: BLE001 - whatever a library raises, the run goes on
+            except Exception as problem:  # noqa: BLE001 - a library may raise anything; the run goes on
                 self.warn(type(problem).__name__)

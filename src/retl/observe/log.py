@@ -1,8 +1,8 @@
-"""Events: what the pipeline says while it works, one line each on stderr.
+"""Events of a run, one line each on stderr.
 
-JSON when stderr is no terminal, else for reading, with control characters escaped so that no value can
-forge a line or steer the terminal. Every text passes `redact`. Whoever else wants events (progress,
-metrics) listens; the crash point of the tests is such a listener. stdout is never touched.
+JSON if stderr is not a terminal, otherwise text, with control characters escaped so that no value can forge
+a line or control the terminal. Every text passes `redact`. Other parts (progress, traces, the crash point
+of tests) listen to events. It never writes to stdout.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any, Literal, TextIO, cast
 
 from retl.observe.redact import redact
 
-# structlog imports rich, where that is there, for tracebacks that we never show: a tenth of our start
+# if rich is installed, structlog imports it for tracebacks that we never show: a tenth of our start time
 _rich = sys.modules.get("rich")
-sys.modules["rich"] = cast(Any, None)  # now it is not
+sys.modules["rich"] = cast(Any, None)  # hides rich during the import
 import structlog  # noqa: E402
 from structlog.typing import EventDict, WrappedLogger  # noqa: E402
 
@@ -37,17 +37,16 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 _LEVELS: dict[Level, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _listeners: list[Listener] = []
-_least = 0  # the level below which nothing is written: structlog takes 5 µs to find that out
+_least = 0  # lowest level that is written; checked here because structlog needs 5 µs for it
 
 
 def configure(
     format: Format | None = None, level: Level = "info", *, color: bool = True, crash_at: str | None = None
 ) -> None:
-    """Sets the face of the log for this process; None as format lets stderr decide.
+    """Configure the log of this process. With format None, stderr decides.
 
-    `crash_at` is `event:n`, for tests only: the process kills itself at the n-th event of that name,
-    right after saying it.
-    """
+    `crash_at` is `event:n`, for tests only: the process kills itself directly after the n-th event of that
+    name."""
     global _least
     _least = _LEVELS[level]
     terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -76,7 +75,7 @@ def configure(
 
 
 class _Stderr:
-    """stderr for the log: a run must not fail because nobody reads along any more."""
+    """stderr for the log. A closed stderr must not fail a run."""
 
     def write(self, text: str) -> int:
         if sys.stderr is not None:
@@ -91,31 +90,31 @@ class _Stderr:
 
 
 def get() -> structlog.typing.FilteringBoundLogger:
-    """The logger, for lines that are no events."""
+    """The logger, for lines that are not events."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
     return logger
 
 
 def event(name: str, /, *, level: Level = "info", **fields: Any) -> None:
-    """Says that something happened, to the log if the level allows and to every listener in any case.
+    """Emit an event: to the log if the level allows it, and always to every listener.
 
-    Fields hold counts, names and ids: never row values, which nothing here could recognise. A listener that
-    fails hears nothing more; whoever speaks goes on.
+    Fields hold counts, names and ids, never row values, which could not be recognised here. A listener that
+    fails is removed; the caller goes on.
     """
     if _LEVELS[level] >= _least:
         get().log(_LEVELS[level], name, **fields)
     for listener in tuple(_listeners):
         try:
             listener(name, fields)
-        except Exception as problem:  # noqa: BLE001 - to be observed must not change what is done
-            with suppress(ValueError):  # another thread was faster
+        except Exception as problem:  # noqa: BLE001 - an observer must not change the run
+            with suppress(ValueError):  # another thread removed it already
                 _listeners.remove(listener)
             why = f"{type(listener).__name__}: {type(problem).__name__}"
             get().warning("observer_failed", code="OBSERVER_FAILED", why=why)
 
 
 def listen(listener: Listener) -> None:
-    """Calls `listener(name, fields)` at every event from now on, in the thread that emits it."""
+    """Call `listener(name, fields)` at every later event, in the thread that emits it."""
     _listeners.append(listener)
 
 
@@ -126,17 +125,17 @@ def unlisten(listener: Listener) -> None:
 
 
 def bound(**fields: Any) -> AbstractContextManager[Any]:
-    """While open, every line of this thread of control carries these (run_id, sync …)."""
+    """While open, every line of this thread has these fields (run_id, sync …)."""
     return structlog.contextvars.bound_contextvars(**fields)
 
 
 def redacted(logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
-    """A processor: every text without secrets; what is neither number nor text becomes text."""
+    """A structlog processor: remove secrets; convert everything except numbers to text."""
     return {name: _clean(value) for name, value in event_dict.items()}
 
 
 def escaped(logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
-    """A processor: control characters, and those that reorder text, as \\n or \\x1b."""
+    """A structlog processor: escape control characters, and characters that reorder text."""
     return {
         name: _UNSAFE.sub(lambda found: repr(found[0])[1:-1], value) if isinstance(value, str) else value
         for name, value in event_dict.items()

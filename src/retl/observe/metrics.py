@@ -1,8 +1,8 @@
-"""Metrics for machines: what the ledger knows of every sync, in the text format that Prometheus reads.
+"""Metrics of every sync, from the ledger, in the text format of Prometheus.
 
-The file is for node_exporter's textfile collector. It is whole each time it is written: syncs of this
-invocation with what became of them, all others with what the ledger remembers. Names and counts only:
-no key and no row value ever gets here. A file that cannot be written is a warning and never a run's failure.
+The file is for node_exporter's textfile collector. It is always complete: syncs of this invocation with their
+results, all others with their last run in the ledger. It contains names and counts, never a key or a row
+value. A file that cannot be written is a warning and never fails a run.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ STATUSES = (
     "BLOCKED",
     "PAUSED",
 )
-MODE = 0o644  # the collector runs as somebody else
+MODE = 0o644  # the collector runs as another user
 
 Sample = tuple[Mapping[str, str], float | int]
 
 
 @dataclass(frozen=True)
 class LastRun:
-    """The newest run of a sync that has numbers."""
+    """The newest run of a sync that has counts."""
 
     started_at: datetime
     finished_at: datetime | None
@@ -50,7 +50,7 @@ class LastRun:
 
 @dataclass(frozen=True)
 class Vitals:
-    """What is known of one sync; times are the ledger's."""
+    """The metrics of one sync; times are on the ledger's clock."""
 
     sync: str
     status: str
@@ -64,7 +64,7 @@ class Vitals:
 
 @dataclass(frozen=True)
 class Family:
-    """One gauge with its samples; the labels of all of them are added when it is written."""
+    """One gauge with its samples; common labels are added when it is written."""
 
     name: str
     help: str
@@ -81,7 +81,7 @@ class Family:
 
 
 def text(vitals: Sequence[Vitals], *, exit_code: int, now: datetime, labels: Mapping[str, str]) -> str:
-    """The whole file; `labels` tell this project's samples from those of others on the same machine."""
+    """The whole file; `labels` distinguish this project's samples from others on the same machine."""
     invocation = [
         Family("retl_build_info", "Version of retl that wrote this file.", [({"version": __version__}, 1)]),
         Family("retl_invocation_exit_code", "Exit code of the last invocation.", [({}, exit_code)]),
@@ -114,7 +114,7 @@ def _states(vitals: Sequence[Vitals]) -> Iterator[Family]:
     )
     yield Family(
         "retl_freshness_seconds",
-        "Age of the last success from which on the sync is stale.",
+        "The sync is stale if its last success is older than this.",
         of({one.sync: one.freshness for one in vitals}),
     )
     yield Family(
@@ -122,7 +122,7 @@ def _states(vitals: Sequence[Vitals]) -> Iterator[Family]:
     )
     yield Family(
         "retl_rows_in_doubt",
-        "Rows sent and never answered, waiting for retl resolve.",
+        "Rows sent without an answer, waiting for retl resolve.",
         of({one.sync: one.in_doubt for one in vitals}),
     )
 
@@ -152,12 +152,12 @@ def _runs(runs: Sequence[tuple[str, LastRun]]) -> Iterator[Family]:
     )
     yield Family(
         "retl_run_rows",
-        "Rows of the mart by what became of them in the last run; deleted counts keys that left it.",
+        "Rows of the mart by result in the last run; deleted counts keys that left the mart.",
         [({"sync": s, "kind": kind}, run.counts.get(kind, 0)) for s, run in runs for kind in KINDS],
     )
     yield Family(
         "retl_run_deletes",
-        "Deletes of the last run that were planned, and those that were not carried out.",
+        "Planned deletes of the last run, and those that were not done.",
         [
             ({"sync": s, "kind": kind}, run.counts.get("deletes", {}).get(kind, 0))
             for s, run in runs
@@ -169,7 +169,7 @@ def _runs(runs: Sequence[tuple[str, LastRun]]) -> Iterator[Family]:
 
 
 def write(path: Path, content: str) -> None:
-    """Replace the file in one step, readable for everybody. What goes wrong is said and nothing more."""
+    """Replace the file in one step, readable for everybody. An error is only logged."""
     try:
         _replace(path, content)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -179,9 +179,9 @@ def write(path: Path, content: str) -> None:
 
 def _replace(path: Path, content: str) -> None:
     with suppress(FileNotFoundError):
-        if not stat.S_ISREG(path.lstat().st_mode):  # a rename would put a file where a device or link was
-            raise OSError(None, "it is there and is no regular file")
-    # Not ending in .prom: the collector reads whatever does.
+        if not stat.S_ISREG(path.lstat().st_mode):  # a rename would replace a device or link by a file
+            raise OSError(None, "it exists and is not a regular file")
+    # The name must not end in .prom: the collector reads all such files.
     number, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(number, "w", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
-"""Progress on a terminal: phase, rows, rate and the time that is left, drawn from events on stderr.
+"""Progress on a terminal: phase, rows, rate and remaining time, drawn on stderr from events.
 
-One line for the whole invocation, because several syncs share one terminal. It draws; it never counts for
-anybody else and it never fails a run.
+One line for the whole invocation, because several syncs share one terminal. It only draws: its numbers are
+used nowhere else, and it never fails a run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Rate(ProgressColumn):
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """While open, events move a progress line on stderr; it is gone afterwards."""
+    """While open, events update a progress line on stderr. The line is removed at the end."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
@@ -56,7 +56,7 @@ def shown() -> Iterator[None]:
 
 
 class Drawing:
-    """The listener: `guards_judged` says how many rows will leave, `batch_acknowledged` that some did."""
+    """The listener: `guards_judged` gives the number of rows to send, `batch_acknowledged` the rows sent."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

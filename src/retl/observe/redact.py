@@ -1,9 +1,8 @@
-"""Every known secret, and the one function that removes it from any text.
+"""All known secrets, and the function that removes them from any text.
 
-Whoever learns a secret registers it here once, for the life of the process. It refuses nothing: a text
-always comes back, poorer by each secret in the forms it takes on its way out (as it is, in URLs, in
-JSON, in base64 and so in a basic-auth header).
-"""
+Code that reads a secret registers it here once per process. `redact` never fails: it returns the text
+without the secrets, in all forms they can have (plain, in URLs, in JSON, in base64, and so in a basic-auth
+header)."""
 
 from __future__ import annotations
 
@@ -17,12 +16,12 @@ from urllib.parse import quote, quote_plus, unquote, urlsplit
 from pydantic import BaseModel, SecretStr
 
 MASK = "***"
-SHORTEST = 4  # below this a secret is part of ordinary words, and removing it would reveal where it stood
+SHORTEST = 4  # shorter secrets occur inside ordinary words, so removing them would reveal them
 
 _SECRET_NAME = re.compile(
     r"(^|_)(PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|KEY|CREDENTIALS?|APIKEY)(_|$)", re.IGNORECASE
 )
-_POINTERS = ("_FILE", "_COMMAND")  # say where a secret is, which an error may name
+_POINTERS = ("_FILE", "_COMMAND")  # name the place of a secret, which may be shown
 _ORDINARY = {"true", "false", "none", "null"}
 _USERINFO = re.compile(r"(://[^\s/:@]*:)[^\s/@]+(?=@)")
 _BASE64 = "[A-Za-z0-9+/_=-]*"
@@ -33,7 +32,7 @@ _forms: tuple[tuple[str, ...], tuple[str, ...]] | None = None  # (base64 cores, 
 
 
 def register(*secrets: str) -> None:
-    """From now on `redact` removes these; those under 4 characters are passed over."""
+    """From now on `redact` removes these. Secrets under 4 characters are ignored."""
     global _secrets, _forms
     lines = [line for secret in secrets for line in (secret, *_lines(secret)) if len(line) >= SHORTEST]
     with _lock:
@@ -42,7 +41,7 @@ def register(*secrets: str) -> None:
 
 
 def register_variable(name: str, value: str) -> None:
-    """Registers an environment variable's value if its name says that it is secret (PASSWORD, TOKEN,
+    """Register an environment variable's value if its name says that it is secret (PASSWORD, TOKEN,
     SECRET, KEY …), and the password inside it if it is a URL."""
     pointer = name.upper().endswith(_POINTERS)
     if _SECRET_NAME.search(name) and not pointer and value.lower() not in _ORDINARY:
@@ -57,7 +56,7 @@ def register_variable(name: str, value: str) -> None:
 
 
 def register_model(model: BaseModel) -> None:
-    """Registers every SecretStr a model holds, at any depth."""
+    """Register every SecretStr in a model, at any depth."""
     register(*_secret_values(model))
 
 
@@ -73,7 +72,7 @@ def redact(text: str) -> str:
 
 
 def forget() -> None:
-    """Forgets every secret: for tests that share a process."""
+    """Forget every secret: for tests that share a process."""
     global _secrets, _forms
     with _lock:
         _secrets, _forms = frozenset(), None
@@ -88,7 +87,7 @@ def _current() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _lines(secret: str) -> Iterable[str]:
-    """The long lines of a secret such as a private key, which may be quoted one by one."""
+    """The long lines of a secret such as a private key, because single lines may be quoted."""
     return (line.strip() for line in secret.splitlines() if len(line.strip()) >= 16)
 
 
@@ -114,18 +113,18 @@ def _all_forms(secrets: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]
         plain |= {secret, quote(raw, safe=""), quote(raw), quote_plus(raw)}
         plain |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1]}
         cores |= _base64_cores(raw)
-    # The longest first, or a secret that begins another would leave the other's tail behind.
+    # The longest first: otherwise a secret that is the start of another would leave the rest of it.
     return tuple(sorted(cores, key=len, reverse=True)), tuple(sorted(plain, key=len, reverse=True))
 
 
 def _base64_cores(secret: bytes) -> set[str]:
-    """What is the same in every base64 text that holds the secret: one core per alignment, because
-    `user:secret` shifts it; the characters it shares with its neighbours are left out."""
+    """The part of a base64 text that depends only on the secret: one core per alignment, because
+    `user:secret` shifts it. Characters that also depend on neighbouring bytes are left out."""
     cores = set()
     for shift in range(3):
         text = b64encode(b"\0" * shift + secret).decode()
         bits = 8 * (shift + len(secret))
         core = text[(8 * shift + 5) // 6 : bits // 6]
-        if len(core) >= 6:  # shorter ones occur by chance
+        if len(core) >= 6:  # shorter cores occur by chance
             cores |= {core, core.replace("+", "-").replace("/", "_")}
     return cores

@@ -1,8 +1,8 @@
-"""Stopping on request: the first SIGTERM or SIGINT asks, the second is immediate.
+"""Stop on signals: the first SIGTERM or SIGINT requests a stop, the second ends the process at once.
 
-Python runs its handlers only between bytecodes of the main thread, so a long DuckDB query would
-delay them for minutes. A watcher thread reads the interpreter's wakeup pipe instead and calls
-whatever is registered to interrupt the blocking call in hand.
+Python runs signal handlers only between bytecodes of the main thread, so a long DuckDB query would delay
+them for minutes. Instead, a watcher thread reads the interpreter's wakeup pipe and calls the functions that
+were registered to interrupt a blocking call.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Stop:
         self._interrupts: list[Callable[[], object]] = []
 
     def request(self, signum: int) -> None:
-        """Ask once; called again, the process ends at once with 128 + signum."""
+        """Request a stop. A second call ends the process at once with 128 + signum."""
         if self.event.is_set():
             os._exit(128 + signum)
         self.signum = signum
@@ -41,7 +41,7 @@ class Stop:
             raise Stopped(self.signum or signal.SIGTERM)
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but no longer than until a stop is requested: then raise Stopped."""
+        """Sleep. Raise Stopped as soon as a stop is requested."""
         self.event.wait(seconds)
         self.check()
 
@@ -85,4 +85,4 @@ class Stop:
 
 
 def _noticed(_signum: int, _frame: object) -> None:
-    """The watcher thread acts; a Python handler must exist, or the signal would end the process."""
+    """Does nothing: the watcher thread acts. Without a Python handler the signal would end the process."""

@@ -1,6 +1,6 @@
-"""What a run says of itself: one frozen Summary, built and checked in one place.
+"""The result of a run: one frozen Summary with its counts.
 
-Numbers that do not add up are never shown as success.
+Numbers that do not add up are never shown as a success.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Deletes:
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows of the mart by what became of them (`deleted` and `deletes` count keys that left it)."""
+    """Rows of the mart by result. `deleted` and `deletes` count keys that left the mart."""
 
     read: int = 0
     unchanged: int = 0
@@ -40,7 +40,7 @@ class Counts:
     deletes: Deletes = field(default_factory=Deletes)
 
     def check(self) -> None:
-        """InvariantBroken where a row went missing or was counted twice."""
+        """InvariantBroken if a row is missing or was counted twice."""
         ends = (
             self.unchanged
             + self.inserted
@@ -83,10 +83,10 @@ class Summary:
     rejects: Sequence[Mapping[str, Any]] = ()
     guards: Sequence[Mapping[str, Any]] = ()
     error: Mapping[str, Any] | None = None
-    notes: Sequence[str] = ()  # what a reader of the plan should know, in sentences
+    notes: Sequence[str] = ()  # sentences for the reader of the plan
 
     def document(self) -> dict[str, Any]:
-        """The JSON form, in the order of the specification."""
+        """The JSON form; the order of keys is part of the interface."""
         moved = self.counts.inserted + self.counts.updated + self.counts.refreshed + self.counts.deleted
         counts = asdict(self.counts)
         deletes = counts.pop("deletes")
@@ -121,12 +121,12 @@ class Summary:
 
 
 def described(problem: RetlError) -> dict[str, Any]:
-    """An error as the summary and the ledger keep it."""
+    """An error as the summary and the ledger store it."""
     return {"code": problem.code, "message": problem.message, "hint": problem.hint}
 
 
 def exit_code(codes: Sequence[int]) -> int:
-    """Of several syncs the first of 130/143, 1, 3, 75, 0."""
+    """The exit code of several syncs: the first that occurs of 130/143, 1, 2, 3, 75, 0."""
     for wanted in ((130, 143), (1,), (2,), (3,), (75,)):
         for code in codes:
             if code in wanted:

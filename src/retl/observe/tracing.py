@@ -1,8 +1,8 @@
-"""Traces for OpenTelemetry: a span per run, in it one per phase, and per batch where the log says debug.
+"""Traces for OpenTelemetry: a span per run, in it one per phase, and per batch with log level debug.
 
-Spans carry names, counts, a status and its CODE: no row value, no key, no text of an error. The standard
-OTEL_* variables say where they go; TRACEPARENT makes a run part of whoever started it. A sync that never
-began (BLOCKED, PAUSED) has no run and so no span.
+Spans contain names, counts, a status and its CODE: no row value, no key, no text of an error. The standard
+OTEL_* variables configure the export. With TRACEPARENT a run belongs to the caller's trace. A sync that did
+not start (BLOCKED, PAUSED) has no run and no span.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from retl.observe.aside import Aside
 from retl.observe.redact import redact
 from retl.observe.summary import KINDS
 
-GROUP = "opentelemetry_traces_exporter"  # where packages tell the SDK of their exporters
+GROUP = "opentelemetry_traces_exporter"  # the entry point group of exporters
 LIBRARIES = ("opentelemetry", "urllib3", "requests")
 
 
 @contextmanager
 def listening(environ: Mapping[str, str], *, batches: bool) -> Iterator[None]:
-    """While open, events become spans; afterwards all of them are sent, or given up after some seconds."""
+    """While open, events become spans. At the end they are sent, or dropped after some seconds."""
     aside = Aside("TRACES_UNSENT", *LIBRARIES)
     named = environ.get("OTEL_SERVICE_NAME") or "service.name=" in environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     resource = Resource.create({} if named else {"service.name": "retl"})
@@ -63,9 +63,9 @@ def listening(environ: Mapping[str, str], *, batches: bool) -> Iterator[None]:
 
 
 def _exporter(name: str, environ: Mapping[str, str]) -> SpanExporter:
-    """ImportError where no installed package has it."""
+    """ImportError if no installed package has it."""
     if name == "console":
-        return ConsoleSpanExporter(out=sys.stderr)  # stdout is for the command's answer
+        return ConsoleSpanExporter(out=sys.stderr)  # stdout is for the command's result
     if name == "otlp":
         default = environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
         protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", default)
@@ -78,7 +78,7 @@ def _exporter(name: str, environ: Mapping[str, str]) -> SpanExporter:
 
 
 class _Telling(SpanExporter):
-    """An exporter whose failure is told in our words; the library's own would be lines on stderr."""
+    """An exporter that reports failures as our warning, not as the library's lines on stderr."""
 
     def __init__(self, inner: SpanExporter, aside: Aside) -> None:
         self._inner = inner
@@ -91,7 +91,7 @@ class _Telling(SpanExporter):
             self._aside.warn(type(problem).__name__)
             return SpanExportResult.FAILURE
         if result is not SpanExportResult.SUCCESS:
-            self._aside.warn("the collector took them not")
+            self._aside.warn("the collector did not accept them")
         return result
 
     def shutdown(self) -> None:
@@ -100,7 +100,7 @@ class _Telling(SpanExporter):
 
 @dataclass
 class _Run:
-    """A run's spans that are open."""
+    """The open spans of a run."""
 
     span: Span
     phase: Span | None = None
@@ -132,7 +132,7 @@ class Tracing:
                     run.span.end()
 
     def close(self) -> None:
-        """Runs that stopped without saying how they ended, end here."""
+        """End the spans of runs that did not report their end."""
         with self._lock:
             for run in self._runs.values():
                 for span in (*run.batches.values(), run.phase):
@@ -147,7 +147,7 @@ class Tracing:
         attributes = {"retl.sync": sync, "retl.run_id": run_id, "retl.object": redact(fields["object"])}
         if fields.get("correlation_id"):
             attributes["retl.correlation_id"] = redact(fields["correlation_id"])
-        started = _ago(fields["seconds"])  # before there was a run there was a lock to wait for
+        started = _ago(fields["seconds"])  # the run may have waited for a lock before it started
         span = self._tracer.start_span(
             f"sync {sync}", self._parent, attributes=attributes, start_time=started
         )
@@ -172,7 +172,7 @@ class Tracing:
                 run.finished = True
 
     def _end_phase(self, run: _Run, fields: Mapping[str, Any]) -> None:
-        if run.phase is None:  # it began before the run was known
+        if run.phase is None:  # it started before the run was known
             started = _ago(fields["seconds"])
             run.phase = self._tracer.start_span(
                 fields["phase"], set_span_in_context(run.span), start_time=started

@@ -1,1 +1,1 @@
-"""How often a target may be asked, and how long to wait. It knows no target."""
+"""How often retl may call a target, and how long it waits. It knows no target."""

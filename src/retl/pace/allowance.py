@@ -1,9 +1,9 @@
-"""What a connection may still ask of its target: room in a sliding window, and the day's budget. Pure.
+"""How many requests a connection may still send: a sliding window, and a daily budget. Pure.
 
-Whoever sends takes a *lease*, room for some requests, and gives back what it did not use. A lease counts
-until one window after its last answer, so no window at the target, wherever it begins, ever sees more
-than the limit: a request arrived no later than its answer came back. Who died with a lease blocks it for
-USE seconds and a window. All times are seconds on one clock, that of whoever keeps the account.
+A sender takes a *lease* for some requests and gives back what it did not use. A lease counts until one
+window after its last answer. A request arrives no later than its answer comes back, so no window at the
+target, wherever it starts, sees more than the limit. If a sender dies, its lease stays blocked for USE
+seconds and one window. All times are seconds on one clock, that of the account's store.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
-USE = 5.0  # seconds within which a lease is used or lapses
-HOUR, HOURS = 3600, 25  # the day's budget is counted by the hour; 25 of them hold any 24 hours
+USE = 5.0  # seconds after which a lease expires
+HOUR, HOURS = 3600, 25  # the daily budget is counted per hour; 25 hours contain any 24 hours
 LONGEST_HOLD = 3600.0
-PARTS = 10  # a lease is a tenth of the window: the account is asked ten times per window, not per request
+PARTS = 10  # a lease is a tenth of the window: the account is used ten times per window, not per request
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,22 @@ class Terms:
 
 @dataclass
 class Lease:
-    """Room for `requests`, as its holder knows it: `ends` and `answered` are on the holder's own clock."""
+    """Permission for `requests`, as seen by its holder: `ends` and `answered` are on the holder's own
+    clock."""
 
     name: str
     requests: int
     hour: int
     ends: float
     used: int = 0
-    flying: int = 0  # requests out there whose answer has not come
+    flying: int = 0  # requests without an answer yet
     answered: float = 0.0
 
 
 @dataclass(frozen=True)
 class Grant:
-    """Room for so many requests. If for none: come again after `wait` seconds, which are those of a hold
-    if `held`, or the day's budget is `spent` for so many."""
+    """Permission for `requests`. If 0: try again after `wait` seconds (`held`: the target asked for a
+    pause), or the daily budget is `spent` for that many seconds."""
 
     requests: int
     hour: int = 0
@@ -57,14 +58,14 @@ class Grant:
 
 @dataclass
 class Account:
-    """What all holders of one connection took. `leases`: name → requests, and the moment at which they
-    stop to count; the names in `out` may still send. `hours`: requests by the hour."""
+    """The leases of one connection. `leases`: name → requests, and the time until which they count. The
+    names in `out` may still send. `hours`: requests per hour."""
 
     leases: dict[str, tuple[int, float]] = field(default_factory=dict)
     out: list[str] = field(default_factory=list)
     hours: dict[int, int] = field(default_factory=dict)
-    held: float = 0.0  # nobody sends before this moment
-    spent: float = 0.0  # the target itself said that the day's budget is gone until then
+    held: float = 0.0  # nothing is sent before this time
+    spent: float = 0.0  # the target said that the daily budget is spent until then
 
     @classmethod
     def parse(cls, text: str) -> Account:
@@ -81,7 +82,7 @@ class Account:
         return json.dumps(vars(self), separators=(",", ":"))
 
     def take(self, name: str, terms: Terms, now: float) -> Grant:
-        """A lease of that name, as large as there is room for."""
+        """Take a lease with that name, as large as the limits allow."""
         grant = self.look(terms, now)
         if grant.requests and terms.count is not None:
             self.leases[name] = grant.requests, now + USE + terms.window
@@ -91,7 +92,7 @@ class Account:
         return grant
 
     def look(self, terms: Terms, now: float) -> Grant:
-        """What `take` would be given."""
+        """What `take` would return."""
         self._forget(terms, now)
         if (spent := self.spent_for(terms, now)) is not None:
             return Grant(0, spent=spent)
@@ -103,11 +104,11 @@ class Account:
         if terms.count is not None:
             room = min(room, terms.count - sum(requests for requests, _ in self.leases.values()))
             if room <= 0:
-                return Grant(0, wait=self._worth_asking(terms, now))
+                return Grant(0, wait=self._seconds_until_retry(terms, now))
         return Grant(room, int(now // HOUR))
 
     def give_back(self, lease: Lease, terms: Terms, answered: float) -> None:
-        """A lease is used up or lapsed: its last answer came at `answered`."""
+        """A lease is used up or expired; its last answer came at `answered`."""
         if lease.name in self.out:
             self.out.remove(lease.name)
         self.leases.pop(lease.name, None)
@@ -124,11 +125,11 @@ class Account:
 
     @property
     def today(self) -> int:
-        """Requests within the last 24 hours, and up to an hour more."""
+        """Requests within the last 24 to 25 hours."""
         return sum(self.hours.values())
 
     def spent_for(self, terms: Terms, now: float) -> float | None:
-        """Seconds until there is budget again; None if there is some now."""
+        """Seconds until there is budget again; None if there is budget now."""
         if self.spent > now:
             return self.spent - now
         first = int(now // HOUR) - HOURS
@@ -138,7 +139,7 @@ class Account:
         return float((min(hours) + HOURS) * HOUR) - now
 
     def _forget(self, terms: Terms, now: float) -> None:
-        """What counts no more, and what can only come from a clock that was set back since."""
+        """Drop what no longer counts, and times that are only possible if the clock was set back."""
         latest = now + USE + terms.window
         self.leases = {
             name: (requests, min(until, latest))
@@ -151,7 +152,7 @@ class Account:
         self.held = min(self.held, now + LONGEST_HOLD)
         self.spent = min(self.spent, now + HOURS * HOUR)
 
-    def _worth_asking(self, terms: Terms, now: float) -> float:
-        """Seconds until there is room, or until somebody may have given back what he did not use."""
+    def _seconds_until_retry(self, terms: Terms, now: float) -> float:
+        """Seconds until there is room, or until another holder may have given requests back."""
         wait = min(until for _, until in self.leases.values()) - now
         return min(wait, max(0.05, min(terms.window / PARTS, 1.0))) if self.out else wait

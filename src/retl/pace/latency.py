@@ -1,7 +1,7 @@
-"""Is a target slower than it was when it was calm? Pure: seconds in, a fraction out.
+"""Detects a target that became slower than normal. Pure: seconds in, a fraction out.
 
-Each request is held against the calm level of requests of its own size, so that a batch of a thousand
-rows after a batch of one does not look like a target in trouble.
+Each request is compared with the normal time for requests of its size, so that a batch of a thousand rows
+after a batch of one does not look slow.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import median_low
 
-LOOK = 8  # requests: so many make a level, and the median of the last so many is what is judged
-FLOOR = 0.05  # seconds below which nobody is called slow
+LOOK = 8  # number of requests for the normal time, and for the current median
+FLOOR = 0.05  # seconds; a target below this is never slow
 SLOWEST = 1 / 8
-_FOLLOW = 1 / 64  # how fast the calm level follows requests that are not slow
+_FOLLOW = 1 / 64  # how fast the normal time follows requests that are not slow
 
 
 @dataclass
 class Latency:
-    """Of one connection. `fraction` is the part of the usual pace that the target bears now: 1, halved
-    each time its latency doubles, 1/8 at the least. It recovers as the latency does."""
+    """The latency of one connection. `fraction` is the pace to use now: 1, halved each time the latency
+    doubles, at least 1/8. It recovers when the latency does."""
 
     fraction: float = 1.0
     _ratios: deque[float] = field(default_factory=lambda: deque(maxlen=LOOK))
-    _first: dict[int, list[float]] = field(default_factory=dict)  # by size: until the level is known
+    _first: dict[int, list[float]] = field(default_factory=dict)  # by size, until the normal time is known
     _calm: dict[int, float] = field(default_factory=dict)
 
     def add(self, seconds: float, size: int) -> None:
-        """A request of so many bytes was answered after so long."""
+        """Record a request of `size` bytes that took `seconds`."""
         kind = size.bit_length() // 2
         calm = self._calm.get(kind)
         if calm is None:

@@ -1,9 +1,8 @@
-"""The only place that waits: a connection's limits, a target's "later", and the pauses between attempts.
+"""The only module that waits: for a connection's limits, for a target's Retry-After, and between attempts.
 
-Every wait is on an event that a signal sets, so a stop ends it at once. It decides nothing about rows
-and knows no target. What may be sent is written down in an account (`allowance`): in the ledger, where
-every process and host that uses the connection finds it, or in memory, where nothing may be written.
-If the ledger cannot be asked, nothing is sent.
+Every wait ends at once on a signal. It decides nothing about rows and knows no target. An account
+(`allowance`) records what may be sent: in the ledger, for all processes and hosts of the connection, or in
+memory if nothing may be written. If the ledger cannot be reached, nothing is sent.
 """
 
 from __future__ import annotations
@@ -36,24 +35,24 @@ T = TypeVar("T")
 _PAUSES = tenacity.wait_random_exponential(multiplier=0.5, max=30)
 _LOOK = 0.1  # seconds between two looks at a turn that another lane has
 _FREE = Terms()
-_LONG = 300.0  # seconds of a hold that a run does not wait out
-_AGAIN = 3600.0  # seconds after which a spent day is looked at again where nobody said when it ends
+_LONG = 300.0  # a run does not wait for a hold longer than these seconds
+_AGAIN = 3600.0  # seconds until the next try after a spent budget without a known end
 
 
 class Book(Protocol):
-    """Where accounts are kept."""
+    """Where accounts are stored."""
 
     def account(self, connection: str) -> tuple[Account, float]:
-        """As it stands, and the book's time in seconds."""
+        """The current account, and the time in seconds on the book's clock."""
         ...
 
     def settle_account(self, connection: str, change: Callable[[Account, float], T]) -> T:
-        """What `change` makes of the account and the book's time in seconds; nobody comes between."""
+        """Apply `change` to the account and the book's time in seconds, atomically, and return its result."""
         ...
 
 
 class Memory:
-    """The account of one process that shares it with nobody."""
+    """The account of a single process."""
 
     def __init__(self) -> None:
         self._account = Account()
@@ -66,8 +65,8 @@ class Memory:
 
 
 class Pace:
-    """What all lanes of one connection share. `share` is the part of the connection's limits that is
-    ours where `limits` does not say; `book` keeps the account, a memory of its own if none is given."""
+    """Shared by all lanes of one connection. `share` is our part of the limits if `limits` has none. `book`
+    stores the account; without it the account is in memory."""
 
     def __init__(
         self, limits: Limits, share: float = 1.0, *, book: Book | None = None, connection: str = ""
@@ -88,16 +87,16 @@ class Pace:
         self._held_until = 0.0
         self._spent: float | None = None  # on the book's clock
         self._lease: Lease | None = None
-        self._old: list[Lease] = []  # used up or lapsed, and not given back yet
+        self._old: list[Lease] = []  # used up or expired, and not given back yet
         self._waiting = False
         self._latency = Latency()
         self._lane = local()
 
     @contextmanager
     def permit(self, stop: Event, size: int | None = None) -> Iterator[bool]:
-        """Room for one request, kept until the block ends. False, and no room, if `stop` came first.
-        Later BUDGET_SPENT if the day's budget is gone, HELD_OFF during a long hold. With its `size` in bytes
-        the request tells how the target fares; where that is not well, the lane rests before its next."""
+        """Permission for one request, until the block ends. False, without permission, if `stop` came first.
+        Later BUDGET_SPENT if the daily budget is spent, HELD_OFF during a long hold. With a `size` in bytes
+        the request's time is measured; if the target is slow, the lane pauses before its next request."""
         while self._turns is not None and not self._turns.acquire(timeout=_LOOK):
             if stop.is_set():
                 yield False
@@ -118,30 +117,30 @@ class Pace:
 
     @contextmanager
     def held(self, stop: Stop, size: int | None = None) -> Iterator[None]:
-        """A `turn` that raises Stopped where there is none."""
+        """Like `permit`, but raises Stopped if there is no permission."""
         with self.permit(stop.event, size) as room:
             if not room:
                 stop.check()
             yield
 
     def permits(self, stop: Stop) -> Callable[..., AbstractContextManager[None]]:
-        """`held` for a destination, which knows of no stop."""
+        """`held` for a destination, which does not know `stop`."""
         return partial(self.held, stop)
 
     def wait(self, stop: Event) -> bool:
-        """Until one more request is within the limits, and count it. False if `stop` came first."""
+        """Wait until one more request is within the limits, and count it. False if `stop` came first."""
         with self.permit(stop) as room:
             return room
 
     def pause(self, seconds: float) -> None:
-        """Nobody sends anything for so many seconds; a longer hold that is already there stays."""
+        """Send nothing for this many seconds. A longer hold stays."""
         with self._lock:
             self._held_until = max(self._held_until, monotonic() + seconds)
             if self._terms != _FREE:
                 self._book.settle_account(self._connection, lambda account, now: account.pause(now + seconds))
 
     def on_quota(self, quota: Quota) -> None:
-        """Leave the target alone until its quota begins anew, where our share of it is used up."""
+        """If our share of the target's quota is used up, send nothing until the quota starts again."""
         if quota.left > 1 - self._share:
             return
         if quota.daily:
@@ -149,18 +148,17 @@ class Pace:
         elif quota.anew is not None:
             self.pause(quota.anew)
 
-    def spend(self, anew: float | None = None) -> Later:
-        """The target says that the day's budget is gone: nothing leaves until it begins `anew`. Returns
-        what is to be said of it."""
-        seconds = _AGAIN if anew is None else anew
+    def spend(self, restart: float | None = None) -> Later:
+        """The target says that the daily budget is spent: send nothing for `restart` seconds. Returns the
+        error to raise."""
+        seconds = _AGAIN if restart is None else restart
         with self._lock:
             self._spent = monotonic() + seconds
             self._book.settle_account(self._connection, lambda account, now: account.spend(now + seconds))
         return self._gone(seconds)
 
     def require_room(self) -> None:
-        """Later BUDGET_SPENT if nothing can be sent today any more, HELD_OFF if nothing can for long; writes
-        nothing."""
+        """Later BUDGET_SPENT if the daily budget is spent, HELD_OFF during a long hold. Writes nothing."""
         account, now = self._book.account(self._connection)
         if account.held - now > _LONG:
             raise self._held_off(account.held - now)
@@ -168,11 +166,11 @@ class Pace:
             raise self._gone(seconds)
 
     def retrying(self, retry: Retry, stop: Event) -> tenacity.Retrying:
-        """`retrying`, and a `retry_after` holds all lanes of the connection."""
+        """`retrying`; a `retry_after` pauses all lanes of the connection."""
         return retrying(retry, stop, self.pause)
 
     def close(self) -> None:
-        """Give back what was not used; never raises."""
+        """Give back unused leases; never raises."""
         with self._lock, suppress(LedgerError):
             self._retire()
             if any(one.name for one in self._old):
@@ -198,14 +196,14 @@ class Pace:
         return None
 
     def _while_held(self, now: float) -> float:
-        """Seconds until a hold ends. Later HELD_OFF if it is too long to be waited for."""
+        """Seconds until a hold ends. Later HELD_OFF if it is too long to wait."""
         if (seconds := self._held_until - now) > _LONG:
             raise self._held_off(seconds)
         return seconds
 
     def _lease_room(self, now: float) -> float:
-        """0 where the lease in hand has room, after taking a new one if need be; else the seconds until it
-        is worth asking again."""
+        """0 if the current lease has room, after taking a new one if necessary; otherwise seconds until the
+        next try."""
         lease = self._lease
         if lease is not None and lease.used < lease.requests and now < lease.ends:
             return 0.0
@@ -229,8 +227,8 @@ class Pace:
         return 0.0
 
     def _ask(self, name: str, now: float) -> Grant:
-        """A new lease for those that are done with. Whoever waits with nothing to give back only looks
-        until there is room: looking keeps nobody else from writing."""
+        """Give back finished leases and take a new one. While it waits and has nothing to give back, it
+        only reads, because reading does not block other writers."""
         terms = self._slowed()
         if self._waiting and all(one.flying for one in self._old):
             account, moment = self._book.account(self._connection)
@@ -250,15 +248,15 @@ class Pace:
             self._lease = None
 
     def _give_back(self, account: Account, ahead: float) -> None:
-        """Every lease whose answers are all there. The account's clock is `ahead` of ours: told too much
-        rather than too little, since ours was read first."""
+        """Give back every lease without open requests. The account's clock is `ahead` of ours; `ahead` is
+        never too small, because our clock was read first."""
         for lease in [one for one in self._old if not one.flying]:
             account.give_back(lease, self._terms, lease.answered + ahead)
             self._old.remove(lease)
 
     def _answered(self, lease: Lease, began: float, size: int | None) -> None:
-        """The answer is here, or will never be. What it tells of the target decides how long the lane
-        rests: as long as the request took, where half of the usual pace is enough."""
+        """The request ended, with or without an answer. Its time decides how long the lane pauses: at half
+        pace, as long as the request took."""
         with self._lock:
             lease.flying -= 1
             lease.answered = monotonic()
@@ -272,37 +270,37 @@ class Pace:
             log.event("target_slow" if fraction < before else "target_recovers", pace=fraction)
 
     def _slowed(self) -> Terms:
-        """The terms that the target bears now."""
+        """The terms, reduced while the target is slow."""
         count = self._terms.count
         return replace(self._terms, count=count and max(1, int(count * self._latency.fraction)))
 
     def _held_off(self, seconds: float) -> Later:
         return Later(
             "HELD_OFF",
-            f"the target of connection {self._connection} wants to be left alone until {_moment(seconds)}",
-            hint="run it again then",
+            f"the target of connection {self._connection} asked for a pause until {_moment(seconds)}",
+            hint="run again then",
         )
 
     def _gone(self, seconds: float) -> Later:
         return Later(
             "BUDGET_SPENT",
-            f"connection {self._connection} has used up what it may send in a day;"
-            f" there is room again at {_moment(seconds)}",
-            hint="run it again then; `limits.per_day` and `share` say how much of the day's budget is ours",
+            f"connection {self._connection} has used up its requests for the day;"
+            f" requests are possible again at {_moment(seconds)}",
+            hint="run again then, or raise `limits.per_day` or `share`",
         )
 
 
 def _moment(seconds: float) -> str:
-    """So many seconds from now, for people."""
+    """The time this many seconds from now, for people."""
     return f"{datetime.now(UTC) + timedelta(seconds=seconds):%Y-%m-%d %H:%M} UTC"
 
 
 def retrying(
     retry: Retry, stop: Event, pause: Callable[[float], None] = lambda seconds: None
 ) -> tenacity.Retrying:
-    """Repeats what raises Unavailable, and nothing else, after a random pause that doubles at most, never
-    before the target's `retry_after`. It ends with the last error: after `retry.attempts`, when the next
-    pause would go beyond `retry.budget` seconds since the first attempt, or when `stop` is set."""
+    """Repeats calls that raise Unavailable, after a random pause whose maximum doubles, never before the
+    target's `retry_after`. It ends with the last error: after `retry.attempts`, if the next pause would
+    exceed `retry.budget` seconds since the first attempt, or when `stop` is set."""
     last = Unavailable("UNAVAILABLE", "not tried")
 
     def note(state: tenacity.RetryCallState) -> None:

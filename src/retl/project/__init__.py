@@ -1,1 +1,2 @@
-"""The files of a project, read and checked: text becomes definitions; errors name file, line and column."""
+"""The files of a project, read and checked: text becomes definitions, and errors name file, line and
+column."""

@@ -1,7 +1,7 @@
 """What a user may write: frozen models of syncs, guards and the project file.
 
-The JSON Schema of `retl schema` is made from these. They know shapes and defaults, not files,
-environment or targets: `project.py` reads and resolves, `destinations/` owns the target's options.
+`retl schema` makes its JSON Schema from these models. They know shapes and defaults. They do not know files,
+environment or targets: `files` reads, `app/resolve` resolves, `destinations/` owns the target's options.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WAREHOUSE = "warehouse"  # the name of the default source
 SYNC_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 LATER = "is reserved for a later version of retl"
 _MODEL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-_CLOSED = ConfigDict(extra="forbid")  # of the spellings below, which are there for the JSON Schema alone
+_CLOSED = ConfigDict(extra="forbid")  # for the spellings below, which exist only for the JSON Schema
 
 
 class Source(Definition):
@@ -40,7 +40,7 @@ class Source(Definition):
         if sum(part is not None for part in (self.table, self.sql, self.file, self.dbt)) != 1:
             raise ValueError("a source has exactly one of table, sql, file or dbt")
         if self.max_age is not None and self.dbt is None:
-            raise ValueError("`max_age` goes with `dbt`, which says when a model was built")
+            raise ValueError("`max_age` needs `dbt`: only dbt records when a model was built")
         return self
 
     @property
@@ -64,7 +64,7 @@ def _source(value: object) -> object:
 
 
 class Column(Definition):
-    """One column of a YAML contract: its type and what its values must satisfy."""
+    """One column of a YAML contract: its type and the rules for its values."""
 
     type: TypeName
     nullable: bool = False
@@ -89,16 +89,20 @@ class Column(Definition):
         if self.type == "decimal" and (self.decimal_places or 0) > (self.max_digits or 0):
             raise ValueError("decimal_places cannot exceed max_digits")
         if (self.type == "list") != (self.items is not None):
-            raise ValueError("a list, and only a list, needs items: the type of its elements")
+            raise ValueError(
+                "`items` (the type of the elements) is required for a list and not allowed for other types"
+            )
         if self.items in ("list", "json", "decimal"):
-            raise ValueError("a list holds string, uuid, integer, float, boolean, date or timestamp values")
+            raise ValueError(
+                "the items of a list are string, uuid, integer, float, boolean, date or timestamp values"
+            )
         return self
 
 
 class Contract(Definition):
-    """The judge of the rows: columns written here, a file of them, or the user's own Pydantic model.
+    """What judges the rows: columns written here, a file of columns, or the user's own Pydantic model.
 
-    `model` is `package.module:Class`; `edits` lets its validators change values, which are then sent.
+    `model` is `package.module:Class`. With `edits` its validators may change values, which are then sent.
     """
 
     columns: dict[str, Column] | None = None
@@ -108,18 +112,18 @@ class Contract(Definition):
 
 
 class ContractFile(Definition):
-    """A file of contracts/ under one key: it holds the columns themselves."""
+    """A file of contracts/, put under one key: the file itself contains only columns."""
 
     contract: dict[str, Column]
 
 
 def _contract(value: object) -> object:
-    """The three spellings of SPEC → the fields of Contract."""
+    """The three spellings → the fields of Contract."""
     if isinstance(value, str):
         if value.endswith((".yml", ".yaml")):
             return {"file": value}
         if not _MODEL.fullmatch(value):
-            raise ValueError("a contract is columns, a file (….yml) or a model (package.module:Class)")
+            raise ValueError("`contract` must be columns, a file (….yml) or a model (package.module:Class)")
         return {"model": value}
     if isinstance(value, dict) and not (
         value.keys() <= {"model", "edits"} and isinstance(value.get("model"), str)
@@ -139,15 +143,15 @@ Transform = Literal["trim", "lower", "upper", "sha256_hex", "e164"]
 
 
 class Home(Definition):
-    """The country of phone numbers without `+`: its calling code, and what they begin with at home and
-    not from abroad (0 in many countries)."""
+    """The country of phone numbers without `+`: its calling code, and the trunk prefix that is dialled only
+    inside the country (0 in many countries)."""
 
     country: Annotated[str, BeforeValidator(str), Field(pattern=r"^[1-9][0-9]{0,2}$")]
     trunk: Annotated[str, BeforeValidator(str), Field(pattern=r"^[0-9]{0,2}$")] = ""
 
 
 class Phone(Definition):
-    """The transform e164 where it needs to be told the country."""
+    """The transform e164 with a country."""
 
     e164: Home
 
@@ -158,7 +162,7 @@ def _listed(value: object) -> object:
 
 class FieldSource(Definition):
     """Where one field of the destination comes from: a mart column, a constant, a run value, or the
-    target's own id that sync `ref` learnt for the key in the columns `by`."""
+    target's own id that sync `ref` got for the key in the columns `by`."""
 
     column: str | None = None
     value: str | int | float | bool | None = None
@@ -174,13 +178,14 @@ class FieldSource(Definition):
         given = self.model_fields_set & {"column", "value", "run_value", "ref"}
         if len(given) != 1:
             raise ValueError(
-                "a field comes from exactly one of: a column, a `value`, a `ref`, $run_started_at, $run_id,"
-                " $sync"
+                "a field needs exactly one of: a column, a `value`, a `ref`, $run_started_at, $run_id, $sync"
             )
         if (self.ref is None) != (not self.by):
-            raise ValueError("`ref` names a sync and `by` the columns that hold the key of its row")
+            raise ValueError(
+                "`ref` (a sync) and `by` (the columns with the key of its row) must be given together"
+            )
         if self.transform and self.column is None:
-            raise ValueError("`transform` changes the values of a column; write a constant as it shall be")
+            raise ValueError("`transform` is only for a column; write a constant in its final form")
         return self
 
 
@@ -191,7 +196,7 @@ def _field_source(value: object) -> object:
 
 
 class Changes(Definition):
-    """How candidates are found, and whether a row's absence means it is gone (only with hash)."""
+    """How changed rows are found. Only with hash a missing row means that it was deleted."""
 
     strategy: Literal["hash", "all", "watermark"] = "hash"
     ignore: tuple[str, ...] = ()  # destination fields that are sent but never compared
@@ -215,22 +220,22 @@ class WatermarkSpelling(TypedDict, total=False):
     lookback: str
 
 
-_CHANGES = "changes is hash, all, {hash: {ignore: […]}} or {watermark: column, lookback: 1h}"
+_CHANGES = "`changes` must be hash, all, {hash: {ignore: […]}} or {watermark: column, lookback: 1h}"
 
 
 def _changes(value: object) -> object:
-    """The spellings of SPEC → the fields of Changes."""
+    """The spellings → the fields of Changes."""
     if value == "cdf":
         raise ValueError(f"`changes: cdf` {LATER}")
     if value in ("hash", "all"):
         return {"strategy": value}
     if isinstance(value, dict) and value.keys() == {"hash"} and isinstance(value["hash"], dict):
         if not value["hash"].keys() <= {"ignore"}:
-            raise ValueError("`hash` has one option: ignore, the fields that are sent but never compared")
+            raise ValueError("`hash` has only the option ignore: the fields that are sent but never compared")
         return {**value["hash"], "strategy": "hash"}
     if isinstance(value, dict) and isinstance(value.get("watermark"), str) and "strategy" not in value:
         if not value.keys() <= {"watermark", "lookback"}:
-            raise ValueError("`watermark` goes with one option: lookback")
+            raise ValueError("`watermark` has only the option lookback")
         return {**value, "strategy": "watermark"}
     if isinstance(value, Changes):
         return value
@@ -247,9 +252,11 @@ class Deletes(Definition):
     @model_validator(mode="after")
     def _fits(self) -> Deletes:
         if self.how == "set" and not self.set:
-            raise ValueError("`set` names at least one field and its value, such as {status: deleted}")
+            raise ValueError("`set` needs at least one field with its value, such as {status: deleted}")
         if extra := sorted(self.restore.keys() - self.set.keys()):
-            raise ValueError(f"`restore` puts back what `set` changed, and {extra[0]} is not in `set`")
+            raise ValueError(
+                f"`restore` has {extra[0]}, which is not in `set`; it can only restore what `set` changed"
+            )
         return self
 
 
@@ -260,24 +267,24 @@ class SetSpelling(TypedDict, total=False):
 
 
 def _deletes(value: object) -> object:
-    """The spellings of SPEC → the fields of Deletes."""
+    """The spellings → the fields of Deletes."""
     if value in ("keep", "delete"):
         return {"how": value}
     if isinstance(value, dict) and "how" not in value and "set" in value:
         return {**value, "how": "set"}
     if isinstance(value, Deletes):
         return value
-    raise ValueError("deletes is keep, delete or {set: {field: value}, restore: {field: value}}")
+    raise ValueError("`deletes` must be keep, delete or {set: {field: value}, restore: {field: value}}")
 
 
 def _conflicts(value: object) -> object:
     if value != "warehouse_wins":
-        raise ValueError(f"anything but `conflicts: warehouse_wins` {LATER}")
+        raise ValueError(f"any value except `conflicts: warehouse_wins` {LATER}")
     return value
 
 
 class Guards(Definition):
-    """The limits past which a run is refused before its first write; rates are fractions of 1."""
+    """Limits: beyond them a run is refused before its first write. Rates are fractions of 1."""
 
     max_reject_rate: Rate = 0.05
     max_delete_rate: Rate = 0.10
@@ -288,8 +295,8 @@ class Guards(Definition):
 
 
 class Rejects(Definition):
-    """Whether the ledger keeps the rejected rows themselves, for how long, and which columns it never sees
-    (beside those the contract calls sensitive)."""
+    """Whether the ledger stores rejected rows, for how long, and which columns it masks in addition to the
+    sensitive ones."""
 
     payload: bool = False
     mask: tuple[str, ...] = ()
@@ -298,7 +305,7 @@ class Rejects(Definition):
     @model_validator(mode="after")
     def _fits(self) -> Rejects:
         if self.model_fields_set and "payload" not in self.model_fields_set:
-            raise ValueError("`mask` and `retain` are about the rows kept with `payload: true`")
+            raise ValueError("`mask` and `retain` need `payload: true`: they apply to the stored rows")
         return self
 
 
@@ -307,9 +314,9 @@ class BatchSize(Definition):
 
 
 class MappingTest(Definition):
-    """A row of the mart, and either the fields that would be sent of it or what it is rejected for: a column
-    of the contract, or a code. A column that is not given is NULL; a field that is not expected may be
-    anything; `$kept` is a field under `nulls: keep` that would not be sent."""
+    """A row of the mart, and either the fields that would be sent, or the reason of its reject: a column of
+    the contract, or a code. A missing column is NULL. A missing field may have any value. `$kept` is a field
+    under `nulls: keep` that would not be sent."""
 
     name: str | None = None
     given: dict[str, Any]
@@ -319,12 +326,12 @@ class MappingTest(Definition):
     @model_validator(mode="after")
     def _one(self) -> MappingTest:
         if (self.expect is None) == (self.reject is None):
-            raise ValueError("a test has exactly one of expect and reject")
+            raise ValueError("a test needs exactly one of expect and reject")
         return self
 
 
 class DestinationRef(BaseModel):
-    """Which connection or type; everything else belongs to the target's own Options model."""
+    """The connection or type. All other keys belong to the target's own Options model."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -371,7 +378,7 @@ class Sync(Definition):
         BeforeValidator(_deletes, json_schema_input_type=Literal["keep", "delete"] | SetSpelling),
         Field(json_schema_extra={"default": "keep"}),
     ] = Deletes()
-    cascade: bool = False  # deletes may change other tables, as their foreign keys say
+    cascade: bool = False  # deletes may change other tables through foreign keys
     first_run: Literal["send", "adopt"] | None = None
     delivery: Literal["at_least_once", "at_most_once"] | None = None
     conflicts: Annotated[Literal["warehouse_wins"], BeforeValidator(_conflicts)] = "warehouse_wins"
@@ -387,7 +394,7 @@ class Sync(Definition):
 
     @property
     def refers_to(self) -> dict[str, FieldSource]:
-        """The fields that are ids which another sync learnt."""
+        """The fields that are ids from another sync."""
         return {name: one for name, one in (self.fields or {}).items() if one.ref is not None}
 
     @property
@@ -399,27 +406,27 @@ class Sync(Definition):
     @model_validator(mode="after")
     def _fits(self) -> Sync:
         if self.deletes.how != "keep" and self.write == "append":
-            raise ValueError("`deletes` cannot go with `write: append`: what was appended stays")
+            raise ValueError("`deletes` is not possible with `write: append`: appended rows stay")
         if self.deletes.how != "keep" and self.changes.strategy != "hash":
             raise ValueError(
-                f"`deletes` needs `changes: hash`: with {self.changes.strategy} a row's absence says nothing"
+                f"`deletes` needs `changes: hash`: with {self.changes.strategy} a row's absence means nothing"
             )
         if self.cascade and self.deletes.how != "delete":
-            raise ValueError("`cascade: true` goes with `deletes: delete`: nothing else removes rows")
+            raise ValueError("`cascade: true` needs `deletes: delete`: no other setting removes rows")
         if self.write == "append" and self.first_run is None:
             raise ValueError(
                 "`write: append` needs `first_run`: send (every row of today's mart) or adopt (none)"
             )
         if len(set(self.key)) != len(self.key):
-            raise ValueError("a column stands in `key` twice")
+            raise ValueError("`key` contains a column twice")
         for name, source in (self.fields or {}).items():
             if (name == "*") != (source.column == "*") or (name == "*" and source != FieldSource(column="*")):
-                raise ValueError('`"*": "*"` stands for every other column, and * for nothing else')
+                raise ValueError('`"*": "*"` stands for all other columns; * has no other use')
         return self
 
 
 class Warehouse(Definition):
-    """The DuckDB file the marts are in."""
+    """The DuckDB file with the marts."""
 
     type: Literal["duckdb"] = "duckdb"
     path: str = "data/warehouse.duckdb"
@@ -434,7 +441,7 @@ class State(Definition):
 
 
 class ConnectionRef(BaseModel):
-    """A connection's type and limits; the rest belongs to the type's own Connection model."""
+    """A connection's type and limits; all other keys belong to the type's own Connection model."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -450,7 +457,7 @@ AlertEvent = Literal["failure", "refusal", "rejects", "stale", "success", "recov
 
 
 class When(Definition):
-    """What an alert tells of; `rejects` once more than this fraction of the rows read were refused."""
+    """The event of an alert. `rejects`: more than this fraction of the rows read was rejected."""
 
     event: AlertEvent
     rate: Rate = 0.0
@@ -462,12 +469,14 @@ def _when(value: object) -> object:
         return {"event": value}
     rejects = value.get("rejects") if isinstance(value, dict) and value.keys() == {"rejects"} else None
     if not isinstance(rejects, dict) or rejects.keys() != {"rate"}:
-        raise ValueError("`on` lists failure, refusal, stale, success, recovery, {rejects: {rate: 0.01}}")
+        raise ValueError(
+            "`on` must be a list of failure, refusal, stale, success, recovery, {rejects: {rate: 0.01}}"
+        )
     return {"event": "rejects", **rejects}
 
 
 class Recipient(Definition):
-    """Whom an alert goes to: a webhook's address, or a URL of apprise. Either may hold a secret."""
+    """The recipient of an alert: a webhook's address, or a URL of apprise. Both may contain a secret."""
 
     webhook: SecretStr | None = None
     apprise: SecretStr | None = None
@@ -475,19 +484,19 @@ class Recipient(Definition):
     @model_validator(mode="after")
     def _one(self) -> Recipient:
         if (self.webhook is None) == (self.apprise is None):
-            raise ValueError("`to` is {webhook: https://…} or a URL that apprise knows")
+            raise ValueError("`to` must be {webhook: https://…} or a URL that apprise knows")
         text = self.webhook.get_secret_value() if self.webhook else ""
         parts = urlsplit(text)
-        if self.webhook and "${" not in text:  # a variable that is unset waits
+        if self.webhook and "${" not in text:  # an unset variable is reported later
             if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError("a webhook's address looks like https://host/path")
+                raise ValueError("a webhook's address must look like https://host/path")
             if parts.scheme == "http" and needs_tls(parts.hostname):
-                raise ValueError("a webhook's address is https, but on this machine")
+                raise ValueError("a webhook's address must be https, except on this machine")
         return self
 
 
 class Alert(Definition):
-    """Who is told of what; without syncs and tags, of every sync."""
+    """Who gets an alert for which events; without syncs and tags for every sync."""
 
     to: Annotated[Recipient, BeforeValidator(lambda to: {"apprise": to} if isinstance(to, str) else to)]
     on: Annotated[tuple[Annotated[When, BeforeValidator(_when)], ...], Field(min_length=1)]
@@ -516,4 +525,4 @@ class Project(Definition):
     vars: dict[str, str | int | float | bool | None] = Field(default={})
     state: State = State()
     alerts: tuple[Alert, ...] = ()
-    defaults: dict[str, Any] = Field(default={})  # laid under every sync file before it is validated
+    defaults: dict[str, Any] = Field(default={})  # defaults for every sync file, applied before validation

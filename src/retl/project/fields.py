@@ -1,7 +1,7 @@
-"""Which field of the destination comes from where, and what syncs may not do to one another's fields.
+"""The source of each destination field, and the rules for syncs that share an object.
 
-It knows definitions and the names of a contract's columns, nothing of types, SQL or targets. A rule that
-is broken is a Problem at a location of the sync; whoever knows the file gives it a place.
+It knows definitions and the names of a contract's columns. It does not know types, SQL or targets. A broken
+rule is a Problem at a location of the sync; the caller that knows the file adds the place.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sync's claim to an object: which one (any comparable identity), and which fields besides the key."""
+    """The object a sync writes to (any comparable identity), and the fields it writes besides the key."""
 
     sync: Sync
     object: object
@@ -37,19 +37,21 @@ class Claim:
 
 
 def key_names(sync: Sync) -> tuple[str, ...]:
-    """The destination's names of the key columns: as `fields` renames them, else their own."""
+    """The key columns' names at the destination: renamed by `fields`, otherwise unchanged."""
     plain = [(s.column, name) for name, s in _named(sync).items() if s.column and not s.transform]
-    renamed = dict(reversed(plain))  # the first field of a column names it …
-    renamed |= {column: name for column, name in plain if column == name}  # … unless one keeps its name
+    renamed = dict(reversed(plain))  # the first field with the column gives the name …
+    renamed |= {
+        column: name for column, name in plain if column == name
+    }  # … unless a field has the column's own name
     return tuple(renamed.get(column, column) for column in sync.key)
 
 
 def expand_fields(sync: Sync, contract_columns: Sequence[str]) -> dict[str, FieldSource]:
     """Every field the sync writes → its source: the key first, under its names at the destination.
 
-    `fields`, given, is the complete list; `"*": "*"` and an absent `fields` stand for each contract column
-    that nothing else takes. What a soft delete restores and no field gives is a constant.
-    DefinitionError(s) if columns or fields do not fit.
+    If `fields` is given, it is the complete list. `"*": "*"`, or no `fields` at all, stands for each contract
+    column that no field uses. A value that a soft delete restores, and that no field gives, is a constant.
+    DefinitionError(s) if columns and fields do not fit.
     """
     raise_all(
         DefinitionError(each.code, each.message, hint=each.hint, where=f"sync {sync.name}")
@@ -59,8 +61,8 @@ def expand_fields(sync: Sync, contract_columns: Sequence[str]) -> dict[str, Fiel
 
 
 def problems(sync: Sync, contract_columns: Sequence[str] | None) -> Iterator[Problem]:
-    """What does not fit between the sync's columns and fields; with None as columns, as far as one can say
-    without them."""
+    """What does not fit between the sync's columns and fields. If the columns are None, only what can be
+    found without them."""
     names = dict(zip(key_names(sync), sync.key, strict=True))
     if contract_columns is not None:
         used: list[tuple[Loc, str]] = [(("key", index), column) for index, column in enumerate(sync.key)]
@@ -75,48 +77,50 @@ def problems(sync: Sync, contract_columns: Sequence[str] | None) -> Iterator[Pro
                 )
     for name, source in _named(sync).items():
         if name in names and source.column != names[name]:
-            message = f"{name!r} is the key's own field: another value cannot go there"
+            message = f"{name!r} is the field of the key, so it cannot get another value"
             yield Problem(sync.name, ("fields", name), "FIELD_TWICE", message)
     if contract_columns is None and _has_star(sync):
         return
     written = _expand(sync, contract_columns or ())
     for name in sync.deletes.set:
         if name not in written or name in names:
-            message = f"a soft delete sets {name!r}, which the sync does not write"
-            hint = f"add it to `fields`, or say in `restore` what {name!r} is for a row that came back"
+            message = f"a soft delete sets {name!r}, but the sync does not write this field"
+            hint = f"add it to `fields`, or give in `restore` the value of {name!r} for a row that comes back"
             yield Problem(sync.name, ("deletes", "set", name), "SOFT_DELETE_FIELD", message, hint)
     for index, name in enumerate(sync.changes.ignore):
         if name not in written:
-            message = f"`ignore` names {name!r}, which the sync does not write"
+            message = f"`ignore` names {name!r}, but the sync does not write this field"
             place: Loc = ("changes", "hash", "ignore", index)
             yield Problem(sync.name, place, "FIELD_UNKNOWN", message, did_you_mean(name, written))
 
 
 def sharing(claims: Iterable[Claim]) -> Iterator[Problem]:
-    """What syncs of one object do that only one of them may. Paused syncs claim nothing."""
+    """Where several syncs of one object do what only one of them may do. Paused syncs do not count."""
     enabled = [claim for claim in claims if claim.sync.enabled]
     for first, second in combinations(enabled, 2):
         if first.object != second.object:
             continue
         one, other = first.sync, second.sync
-        if _makes(one) and _makes(other):
+        if _inserts_or_deletes(one) and _inserts_or_deletes(other):
             message = (
-                f"sync {one.name!r} writes the same object, and only one sync may insert or delete there"
+                f"sync {one.name!r} writes to the same object, and only one sync may insert or delete there"
             )
             loc: Loc = ("write",) if other.write != "update_only" else ("deletes",)
-            hint = "make it `write: update_only` and `deletes: keep`"
+            hint = "set `write: update_only` and `deletes: keep` in one of them"
             yield Problem(other.name, loc, "OBJECT_SHARED", message, hint)
         for name in sorted(first.fields & second.fields):
             message = f"the field {name!r} of this object is already written by sync {one.name!r}"
-            yield Problem(other.name, ("fields", name), "FIELD_SHARED", message, "one field, one sync")
+            yield Problem(
+                other.name, ("fields", name), "FIELD_SHARED", message, "let only one sync write this field"
+            )
 
 
 def claimed(sync: Sync, contract_columns: Sequence[str] | None) -> frozenset[str]:
-    """The fields besides the key that a sync is known to write."""
+    """The known fields that a sync writes besides the key."""
     return frozenset(_expand(sync, contract_columns or ())) - set(key_names(sync))
 
 
-def _makes(sync: Sync) -> bool:
+def _inserts_or_deletes(sync: Sync) -> bool:
     return sync.write != "update_only" or sync.deletes.how != "keep"
 
 

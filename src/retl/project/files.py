@@ -1,7 +1,7 @@
 """The files of a project → definitions: retl.yml, syncs/**/*.yml and the contracts they name.
 
-It finds, lays defaults under each sync and validates; what syncs mean to one another is judged elsewhere.
-No path of a definition leads out of the project.
+It finds the files, applies the defaults and validates. It does not check syncs against each other. No path
+of a definition may lead outside the project.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from retl.project.variables import Filled, fill
 from retl.project.yamlfile import Loc, Tree, empty, load
 
 PROJECT_FILE = "retl.yml"
-# Groups of settings in `defaults` that a sync changes key by key; anything else it replaces whole.
+# Groups of settings in `defaults` that a sync overrides key by key. Other keys are replaced as a whole.
 GROUPS = frozenset({"guards", "rejects", "batch", "retry", "formats", "destination"})
 
 
 @dataclass(frozen=True)
 class Read:
-    """A sync with its written form, whose places are those of its file, the defaults and variables."""
+    """A sync and its written form, with places in its file and in the defaults."""
 
     sync: Sync
     written: Filled
 
 
 def read_project_file(folder: Path, environment: Environment) -> tuple[Project, Filled]:
-    """retl.yml, or what holds without one. The values of connections wait: a secret is looked up when its
-    connection is used."""
+    """retl.yml, or the defaults without it. Values of connections are not filled in yet: a secret is looked
+    up when its connection is used."""
     path = folder / PROJECT_FILE
     tree = load(path, name=PROJECT_FILE) if path.exists() else empty(PROJECT_FILE)
     if tree.value is None:
@@ -41,7 +41,9 @@ def read_project_file(folder: Path, environment: Environment) -> tuple[Project, 
     if isinstance(defaults := tree.value.get("defaults") if isinstance(tree.value, dict) else None, dict):
         raise_all(
             DefinitionError(
-                "DEFINITION_INVALID", "the name of a sync is its file's", where=tree.key_place(loc)
+                "DEFINITION_INVALID",
+                "`name` cannot have a default: a sync's name is its file name",
+                where=tree.key_place(loc),
             )
             for loc in [("defaults", "name")]
             if "name" in defaults
@@ -50,18 +52,18 @@ def read_project_file(folder: Path, environment: Environment) -> tuple[Project, 
 
 
 def read_syncs(folder: Path, environment: Environment, project_file: Filled) -> dict[str, Read]:
-    """Every sync by its name, in the order of names. DefinitionError(s) for all files at once."""
+    """Every sync by name, sorted. DefinitionError(s) for all files at once."""
     found: dict[str, Read] = {}
     errors: list[DefinitionError] = []
     for path in _sync_paths(folder):
         try:
             read = _read_sync(folder, path, environment, project_file.tree)
             if (other := found.get(read.sync.name)) is not None:
-                message = f"{other.written.tree.file} is already the sync {read.sync.name!r}"
+                message = f"the sync {read.sync.name!r} is already defined in {other.written.tree.file}"
                 raise DefinitionError(
                     "SYNC_TWICE",
                     message,
-                    hint="the file name is the sync's name, whatever its folder",
+                    hint="rename one file: the file name is the sync's name, in every folder",
                     where=Place(read.written.tree.file),
                 )
             found[read.sync.name] = read
@@ -87,8 +89,8 @@ def _read_sync(folder: Path, path: Path, environment: Environment, project: Tree
     if not SYNC_NAME.fullmatch(name) or name == "all":
         raise DefinitionError(
             "SYNC_NAME",
-            f"{name!r} cannot be a sync's name",
-            hint="a lower-case letter, then up to 62 lower-case letters, digits, - and _; `all` is taken",
+            f"{name!r} is not a valid name of a sync",
+            hint="a lower-case letter, then up to 62 lower-case letters, digits, - and _; `all` is reserved",
             where=Place(file),
         )
     tree = load(path, name=file)
@@ -116,10 +118,10 @@ def inside(folder: Path, relative: str, place: Place) -> Path:
     try:
         path = (folder / relative).resolve()
         exists = path.is_file()
-    except (OSError, ValueError):  # too long, or a NUL
+    except (OSError, ValueError):  # too long, or contains NUL
         exists, path = False, folder
     if not path.is_relative_to(folder):
-        raise DefinitionError("FILE_OUTSIDE", f"{relative!r} leads out of the project", where=place)
+        raise DefinitionError("FILE_OUTSIDE", f"{relative!r} leads outside the project", where=place)
     if not exists:
         raise DefinitionError(
             "FILE_MISSING",

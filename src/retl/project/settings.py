@@ -1,9 +1,9 @@
-"""Environment → Settings; nothing else reads os.environ.
+"""Environment → Settings. Nothing else reads os.environ.
 
-A variable NAME is looked up in the process's environment, then in config.env (config.NAME.env with
---env NAME): as NAME, as NAME_FILE (a file that holds it), as NAME_COMMAND (a command that prints it, run
-without a shell). Empty counts as unset. What is found stands above retl.yml and the built-in defaults,
-and below a flag. Errors name the variable and never show a value.
+It looks for a variable NAME in the process's environment, then in config.env (config.NAME.env with --env
+NAME): as NAME, as NAME_FILE (a file that contains it), as NAME_COMMAND (a command that prints it, run
+without a shell). An empty variable counts as unset. A flag wins over the environment, the environment over
+retl.yml and the built-in defaults. Errors name the variable and never show a value.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from retl.observe.redact import register_variable
 COMMAND_TIMEOUT = 30.0  # seconds
 MAX_BYTES = 1024 * 1024  # of a file or a command's output
 
-_POINTER = re.compile(r"(?<!_CONFIG)_(FILE|COMMAND)$")  # OTEL_CONFIG_FILE is a name of its own
+_POINTER = re.compile(r"(?<!_CONFIG)_(FILE|COMMAND)$")  # OTEL_CONFIG_FILE itself is a variable
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
 class Environment:
-    """The variables of one project and one --env NAME, each looked up when it is asked for."""
+    """The variables of one project and one --env NAME, each looked up on demand."""
 
     def __init__(
         self, folder: Path, name: str | None = None, environ: Mapping[str, str] | None = None
@@ -47,11 +47,11 @@ class Environment:
                 register_variable(variable, value)
 
     def has(self, name: str) -> bool:
-        """Whether `get` would look somewhere; reads no file and runs no command."""
+        """Whether the variable is set in some form. Reads no file and runs no command."""
         return self._written(name) is not None
 
     def names(self) -> set[str]:
-        """Every variable there is, as it is written."""
+        """The names of all variables, as written."""
         return {name for level in self._levels for name in level}
 
     def get(self, name: str) -> str | None:
@@ -93,7 +93,7 @@ def _file(variable: str, path: Path) -> str:
     except OSError as error:
         raise _unreadable(variable, f"cannot be read: {error.strerror}") from None
     except ValueError:  # a NUL in the path
-        raise _unreadable(variable, "is no path") from None
+        raise _unreadable(variable, "is not a valid path") from None
 
 
 def _command(variable: str, command: str) -> str:
@@ -109,7 +109,7 @@ def _command(variable: str, command: str) -> str:
     except OSError as error:
         raise _unreadable(variable, f"cannot be started: {error.strerror}") from None
     except ValueError:
-        raise _unreadable(variable, "is no command: check its quotes") from None
+        raise _unreadable(variable, "is not a valid command: check its quotes") from None
     except subprocess.TimeoutExpired:
         raise _unreadable(variable, f"took longer than {COMMAND_TIMEOUT:.0f} s") from None
     if done.returncode != 0:
@@ -119,11 +119,11 @@ def _command(variable: str, command: str) -> str:
 
 def _text(variable: str, data: bytes) -> str:
     if len(data) > MAX_BYTES:
-        raise _unreadable(variable, f"gives more than {MAX_BYTES // 1024} KiB")
+        raise _unreadable(variable, f"returns more than {MAX_BYTES // 1024} KiB")
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise _unreadable(variable, "gives something that is not UTF-8 text") from None
+        raise _unreadable(variable, "returns something that is not UTF-8 text") from None
 
 
 def _unreadable(variable: str, why: str) -> DefinitionError:
@@ -135,7 +135,9 @@ def _unreadable(variable: str, why: str) -> DefinitionError:
 
 def _config(folder: Path, name: str | None) -> dict[str, str]:
     if name is not None and not _NAME.fullmatch(name):
-        raise DefinitionError("ENVIRONMENT_UNKNOWN", "an environment's name is letters, digits, - and _")
+        raise DefinitionError(
+            "ENVIRONMENT_UNKNOWN", "an environment's name may contain only letters, digits, - and _"
+        )
     file = "config.env" if name is None else f"config.{name}.env"
     try:
         with (folder / file).open(encoding="utf-8-sig") as stream:
@@ -145,8 +147,8 @@ def _config(folder: Path, name: str | None) -> dict[str, str]:
             return {}
         raise DefinitionError(
             "ENVIRONMENT_UNKNOWN",
-            f"--env {name} needs a file {file} in the project",
-            hint="an empty one will do if the process's environment says everything",
+            f"--env {name} needs the file {file} in the project",
+            hint="create it; it may be empty if the process's environment has all variables",
         ) from None
     except (OSError, UnicodeDecodeError):
         raise DefinitionError("FILE_UNREADABLE", "cannot be read as UTF-8 text", where=Place(file)) from None
@@ -157,7 +159,7 @@ def _config(folder: Path, name: str | None) -> dict[str, str]:
                 + len(binding.original.string)
                 - len(binding.original.string.lstrip("\n"))
             )
-            raise DefinitionError("CONFIG_INVALID", "a line here is NAME=value", where=Place(file, line))
+            raise DefinitionError("CONFIG_INVALID", "each line must be NAME=value", where=Place(file, line))
     return {binding.key: binding.value for binding in bindings if binding.key and binding.value}
 
 
@@ -192,7 +194,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Settings(_Settings):
-    """What the environment says of the project itself; None where it says nothing."""
+    """The settings of the project itself; None if the environment does not set them."""
 
     duckdb_path: str | None = Field(
         None, description="The DuckDB file with the marts.", examples=["data/warehouse.duckdb"]
@@ -200,20 +202,20 @@ class Settings(_Settings):
     retl_state_url: str | None = Field(
         None,
         repr=False,
-        description="Where retl keeps its state: file:FOLDER or postgresql://… (for fresh containers).",
+        description="Where retl stores its state: file:FOLDER or postgresql://… (for new containers).",
         examples=["file:.retl"],
     )
     retl_project: str | None = Field(
         None, description="The project's folder; read from the process's environment only.", examples=["."]
     )
     retl_log_format: Literal["json", "console"] | None = Field(
-        None, description="json or console; else json when stderr is no terminal.", examples=["json"]
+        None, description="json or console; default: json if stderr is not a terminal.", examples=["json"]
     )
     retl_log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error.", examples=["info"]
     )
     retl_correlation_id: str | None = Field(
-        None, description="Kept in logs and ledger, to find a run from outside.", examples=["airflow-run-1"]
+        None, description="Your own id for the run, stored in logs and ledger.", examples=["airflow-run-1"]
     )
     retl_metrics_file: str | None = Field(
         None,
@@ -236,13 +238,13 @@ class PostgresSettings(_Settings):
     port: Port | None = Field(None, examples=["5432"])
     dbname: str | None = Field(None, alias="db", examples=["crm"])
     user: str | None = Field(None, examples=["retl"])
-    password: SecretStr | None = Field(None, description="No password has a default anywhere.")
+    password: SecretStr | None = Field(None, description="There is no default password.")
     sslmode: str | None = Field(
-        None, description="verify-full is the default off loopback.", examples=["verify-full"]
+        None, description="The default is verify-full, except for this machine.", examples=["verify-full"]
     )
     sslrootcert: str | None = Field(None, examples=["/etc/ssl/certs/crm.pem"])
     allow_plaintext: bool | None = Field(
-        None, description="true lets an unencrypted connection leave this machine.", examples=["false"]
+        None, description="true allows an unencrypted connection to another machine.", examples=["false"]
     )
 
 
@@ -257,7 +259,7 @@ class RedisSettings(_Settings):
     port: Port | None = Field(None, examples=["6379"])
     db: Annotated[int, Field(ge=0)] | None = Field(None, examples=["0"])
     user: str | None = Field(None, examples=["default"])
-    password: SecretStr | None = Field(None, description="No password has a default anywhere.")
+    password: SecretStr | None = Field(None, description="There is no default password.")
     tls: bool | None = Field(None, examples=["true"])
 
 
@@ -282,8 +284,8 @@ def read(model: type[SettingsT], environment: Environment, **flags: Any) -> Sett
 
 
 def exported(environment: Environment, *prefixes: str) -> dict[str, str]:
-    """Every variable with such a name, put into the process's environment too: for libraries that read it
-    themselves and know nothing of config.env, NAME_FILE and NAME_COMMAND."""
+    """Put every variable with such a prefix into the process's environment: for libraries that read it
+    themselves and do not know config.env, NAME_FILE and NAME_COMMAND."""
     names = {_POINTER.sub("", name) for name in environment.names() if name.startswith(prefixes)}
     found = {name: value for name in sorted(names) if (value := environment.get(name))}
     os.environ.update(found)
@@ -304,10 +306,10 @@ def variable(model: type[BaseSettings], field_name: str) -> str:
 
 
 def example() -> str:
-    """The text of config.example.env: every variable, commented out, with what it is for."""
+    """The text of config.example.env: every variable, commented out, with its description."""
     lines = [
         "# Copy to config.env (config.NAME.env for --env NAME) and uncomment what you need.",
-        "# The process's environment wins over this file, this file over retl.yml.",
+        "# The process's environment wins over this file. This file wins over retl.yml.",
         "# NAME_FILE=/path (a file) and NAME_COMMAND='command args' (its output) work wherever NAME does.",
     ]
     for model in (Settings, PostgresSettings, RedisSettings):

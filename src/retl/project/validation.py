@@ -1,7 +1,7 @@
-"""Values with places → models, and every error of a file at once, each with line and column.
+"""Values with places → models. All errors of a file are reported at once, each with line and column.
 
-It is stricter than pydantic in one way: a text never becomes a number or a truth value (`no`, `0777`),
-unless a variable put it there, because the environment holds nothing but text.
+It is stricter than pydantic in one way: a text never becomes a number or a boolean (`no`, `0777`). The
+exception is a text from a variable, because the environment has only text.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DefinitionErrors(DefinitionError):
 
 
 def raise_all(errors: Iterable[DefinitionError]) -> None:
-    """Raises what there is: nothing, the one error itself, or DefinitionErrors; no error twice."""
+    """Raise nothing, the single error, or DefinitionErrors; each error only once."""
     flat = [one for error in errors for one in each(error)]
     distinct = sorted({(error.code, str(error)): error for error in flat}.values(), key=_order)
     if distinct:
@@ -65,14 +65,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
 
 
 def validate(model: type[ModelT], filled: Filled, **given: Any) -> ModelT:
-    """The model of these values; `given` are values nobody wrote (a name, a connection).
+    """The model of these values; `given` are values that are not in the file (a name, a connection).
 
-    DefinitionError(s) for everything wrong with them. A value that waits for an unset variable is left
-    out where it cannot stand as text; VARIABLE_UNSET if the model cannot do without it.
+    DefinitionError(s) for everything that is wrong. A value with an unset variable is left out if it is not
+    valid as text; VARIABLE_UNSET if the model needs it.
     """
     if not isinstance(filled.value, dict):
         raise DefinitionError(
-            "DEFINITION_INVALID", "a mapping of keys and values is expected here", where=filled.place(())
+            "DEFINITION_INVALID", "this must be a mapping of keys and values", where=filled.place(())
         )
     ours = [_unknown_key(model, (key,), filled, given) for key in given.keys() & filled.value.keys()]
     value = {**filled.value, **given}
@@ -106,14 +106,14 @@ def _details(error: ValidationError) -> list[ErrorDetails]:
 
 
 def _waits(error: ErrorDetails, filled: Filled) -> bool:
-    """Whether an unset variable may be what is wrong: the value itself, or one inside what was judged."""
+    """Whether an unset variable may be the cause: in the value itself, or in a part of it."""
     loc = error["loc"]
     whole = error["type"] in ("value_error", "assertion_error")
     return any(loc == waits or (whole and waits[: len(loc)] == loc) for waits in filled.missing)
 
 
 def _texts(model: type[BaseModel], value: Any, filled: Filled) -> Iterator[ErrorDetails]:
-    """The errors of a strict reading that say a text stands where a number or a truth value belongs."""
+    """The errors of a strict validation where a text is used instead of a number or a boolean."""
     try:
         model.model_validate(_as_tuples(value), strict=True)
     except ValidationError as error:
@@ -128,14 +128,14 @@ def _texts(model: type[BaseModel], value: Any, filled: Filled) -> Iterator[Error
 
 
 def _as_tuples(value: Any) -> Any:
-    """Lists as tuples, which is what frozen models have and a strict reading insists on."""
+    """Lists as tuples, as frozen models and strict validation need them."""
     if isinstance(value, dict):
         return {key: _as_tuples(item) for key, item in value.items()}
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _without(value: Any, loc: Loc) -> Any:
-    """A copy of nested mappings and lists without what is at `loc`."""
+    """A copy of nested mappings and lists without the value at `loc`."""
     head, *rest = loc
     if isinstance(value, list):
         assert isinstance(head, int)
@@ -157,7 +157,7 @@ def _error(
         name = ".".join(str(part) for part in (*filled.written(loc), loc[-1]))
         return DefinitionError("OPTION_MISSING", f"`{name}` is missing", where=filled.place(loc))
     if kind in _TYPED:
-        hint = "a text is not converted: write it without quotes, as JSON would"
+        hint = "text is not converted; write the value without quotes"
         message = f"{subject}must be {_TYPED[kind]}"
         return DefinitionError("DEFINITION_INVALID", message, hint=hint, where=filled.place(loc))
     message = f"{subject}{_sentence(details['msg'])}"
@@ -169,7 +169,7 @@ def _unknown_key(model: type[BaseModel], loc: Loc, filled: Filled, given: Iterab
     key, place = str(loc[-1]), filled.key_place(loc)
     known = sorted(_keys(model, loc[:-1]) - (set(given) if len(loc) == 1 else set()))
     if key in RESERVED:
-        return DefinitionError("RESERVED", f"`{key}` is a word {_LATER} of retl", where=place)
+        return DefinitionError("RESERVED", f"`{key}` is {_LATER} of retl", where=place)
     hint = did_you_mean(key, known) or (f"known keys: {', '.join(known)}" if known else None)
     return DefinitionError("OPTION_UNKNOWN", f"there is no key {key!r} here", hint=hint, where=place)
 
@@ -182,7 +182,7 @@ def _sentence(message: str) -> str:
 
 
 def _keys(annotation: Any, loc: Loc) -> set[str]:
-    """The keys a user may write where `loc` leads from a model or a type; none if it leads nowhere."""
+    """The keys that are allowed at `loc` inside a model or a type; empty if there is no such place."""
     if get_origin(annotation) is Annotated:
         return _keys(get_args(annotation)[0], loc)
     if get_origin(annotation) in (Union, UnionType):
@@ -193,7 +193,7 @@ def _keys(annotation: Any, loc: Loc) -> set[str]:
             return {field.alias or name for name, field in fields.items()}
         named = {field.alias or name: field for name, field in fields.items()}
         inner = named.get(str(loc[0]))
-        # A part that is no field is the tag of a union, or of a spelling that a validator took apart.
+        # A part that is not a field is the tag of a union, or of a spelling that a validator replaced.
         return _keys(annotation, loc[1:]) if inner is None else _keys(inner.annotation, loc[1:])
     if get_origin(annotation) in (dict, tuple, list) and loc:
         return set().union(*(_keys(member, loc[1:]) for member in get_args(annotation)))

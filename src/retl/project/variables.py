@@ -1,8 +1,8 @@
 """`${NAME}` in the strings of a definition → the environment's values.
 
-`${NAME:-text}` has a default, `$${` is a literal `${`. What came out of a variable is never read again,
-so data cannot ask for other variables. An unset variable is no error here: its string stays as written
-and is reported, because `retl validate` needs none of them.
+`${NAME:-text}` has a default, `$${` is a literal `${`. A variable's value is not expanded again, so data
+cannot read other variables. An unset variable is not an error here: its string stays as written and is
+reported, because `retl validate` needs no variables.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _INSIDE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 @dataclass(frozen=True)
 class Missing:
-    """A variable that a definition needs and the environment has not."""
+    """A variable that a definition needs and that is not set."""
 
     name: str
     place: Place
@@ -30,7 +30,7 @@ class Missing:
     def error(self) -> DefinitionError:
         return DefinitionError(
             "VARIABLE_UNSET",
-            f"the variable {self.name} is unset or empty",
+            f"the variable {self.name} is not set or is empty",
             hint=f"set {self.name} in the environment or in config.env, or give it a default: "
             f"${{{self.name}:-text}}",
             where=self.place,
@@ -41,8 +41,8 @@ class Missing:
 class Filled:
     """A part of a tree (the one at `at`) with its variables filled in.
 
-    `variables` are the locations, relative to `at`, of strings that a variable went into; `missing` those
-    left as written because one is unset.
+    `variables` are the locations, relative to `at`, of strings with a filled-in variable; `missing` those
+    left as written because a variable is not set.
     """
 
     tree: Tree
@@ -67,7 +67,7 @@ class Filled:
         return replace(self, value=value, missing=missing)
 
     def part(self, name: str) -> Filled:
-        """The value of one key, as a whole of its own."""
+        """The value of one key as a Filled of its own."""
         return Filled(
             self.tree,
             (*self.at, name),
@@ -83,7 +83,7 @@ class Filled:
 def fill(
     tree: Tree, environment: Environment, at: Loc = (), later: Callable[[Loc], bool] = lambda loc: False
 ) -> Filled:
-    """The part of the tree at `at` with every `${NAME}` replaced, but for strings that wait until `later`.
+    """The part of the tree at `at` with every `${NAME}` replaced, except strings for which `later` is true.
 
     DefinitionError VARIABLE_INVALID for a `${` that names no variable; what `Environment.get` raises.
     """
@@ -109,7 +109,7 @@ def fill(
 
 
 def unset(tree: Tree, environment: Environment, at: Loc = ()) -> Iterator[tuple[Loc, Missing]]:
-    """The variables that the strings at `at` cannot do without and that are not set; looks up none."""
+    """The variables that the strings at `at` need and that are not set. Reads no values."""
     value = tree.at(at)
     if isinstance(value, dict | list):
         for part in value if isinstance(value, dict) else range(len(value)):
@@ -122,7 +122,7 @@ def unset(tree: Tree, environment: Environment, at: Loc = ()) -> Iterator[tuple[
 
 
 def needed(text: str, place: Place | None = None) -> Iterator[str]:
-    """The variables that a text cannot do without."""
+    """The variables of a text that have no default."""
     for found in _USE.finditer(text):
         if found[1] is not None:
             name, default = _use(found, place)
@@ -135,8 +135,8 @@ def _use(found: re.Match[str], place: Place | None) -> tuple[str, str | None]:
     if inside is None or not found[2]:
         raise DefinitionError(
             "VARIABLE_INVALID",
-            "a ${…} here names no variable",  # not what stands there: it may be part of a password
-            hint="a variable is ${NAME} or ${NAME:-text}; a literal ${ is written $${",
+            "${…} does not contain the name of a variable",  # the text itself may be part of a password
+            hint="write ${NAME} or ${NAME:-text}; for a literal ${ write $${",
             where=place,
         )
     return inside[1], inside[2]

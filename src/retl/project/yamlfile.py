@@ -1,10 +1,9 @@
-"""Text → values that know file, line and column, for the small YAML that definitions are written in.
+"""Text → values with file, line and column, for the subset of YAML in definitions.
 
-Only `true`, `false`, `null`, `~`, nothing, and numbers as JSON writes them are typed; every other plain
-word (`no`, `0777`, `12:30:00`, `2026-11-20`) stays the text that was written. What a reader of a
-definition could not see at a glance is refused: duplicate keys, anchors, aliases, merge keys, tags,
-several documents, keys that are not text. Events are read rather than nodes, so a file that nests or
-multiplies is refused before anything of that size exists.
+Only `true`, `false`, `null`, `~`, an empty value and JSON numbers have a type. Every other plain word
+(`no`, `0777`, `12:30:00`, `2026-11-20`) stays text. It refuses what is easy to overlook: duplicate keys,
+anchors, aliases, merge keys, tags, several documents, keys that are not text. It reads events, not nodes,
+so a file that nests too deep or expands too much is refused before it uses memory.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
 
 @dataclass(frozen=True)
 class Tree:
-    """Plain Python values (dict, list, str, int, float, bool, None) and where each was written."""
+    """Plain Python values (dict, list, str, int, float, bool, None) and the place of each."""
 
     file: str
     value: Any
@@ -44,12 +43,12 @@ class Tree:
     keys: Mapping[Loc, Place]
 
     def place(self, loc: Loc) -> Place:
-        """Where the value at `loc` begins. Parts of `loc` that were not written (a name that a model
-        put there, a key that is missing) are passed over."""
+        """Where the value at `loc` starts. Parts of `loc` that are not in the file (a name added by a
+        model, a missing key) are skipped."""
         return self.places[self.written(loc)]
 
     def key_place(self, loc: Loc) -> Place:
-        """Where the key that leads to `loc` begins; for an item of a list or the whole, its value."""
+        """Where the key of `loc` starts; for a list item or the whole document, where the value starts."""
         written = self.written(loc)
         return self.keys.get(written, self.places[written])
 
@@ -69,14 +68,14 @@ class Tree:
         return value
 
     def under(self, key: str) -> Tree:
-        """The same values as those of one key of a mapping that nobody wrote."""
+        """The same values under one key of a new mapping."""
         places = {(key, *loc): place for loc, place in self.places.items()}
         keys = {(key, *loc): place for loc, place in self.keys.items()}
         return Tree(self.file, {key: self.value}, {(): self.places[()], **places}, keys)
 
     def over(self, lower: Tree, under: Loc, groups: frozenset[str]) -> Tree:
-        """This mapping laid over the one at `under` of `lower`: keys given here win whole, but those in
-        `groups` are joined key by key. Every value keeps its own place."""
+        """This mapping merged over the one at `under` of `lower`. Keys given here win; those in `groups`
+        are merged key by key. Every value keeps its own place."""
         below = lower.at(under)
         value = {**below, **self.value}
         for group in groups & below.keys() & self.value.keys():
@@ -89,7 +88,7 @@ class Tree:
 
 
 def load(path: Path, text: str | None = None, *, name: str | None = None) -> Tree:
-    """The one document of a file; `text` stands in for its content, `name` for its path in messages.
+    """The document of a file; `text` replaces its content, `name` its path in messages.
 
     DefinitionError YAML_INVALID or YAML_LIMIT with the place; FILE_UNREADABLE if it cannot be read.
     """
@@ -110,7 +109,7 @@ def load(path: Path, text: str | None = None, *, name: str | None = None) -> Tre
 
 
 def empty(name: str) -> Tree:
-    """A tree of a file that is not there: an empty mapping."""
+    """An empty mapping, for a file that does not exist."""
     return Tree(name, {}, {(): Place(name)}, {})
 
 
@@ -133,7 +132,7 @@ def _read(path: Path, name: str) -> str:
 
 def _too_large(name: str) -> DefinitionError:
     return DefinitionError(
-        "YAML_LIMIT", f"a definition is at most {MAX_BYTES // 1024} KiB long", where=Place(name)
+        "YAML_LIMIT", f"the file is larger than {MAX_BYTES // 1024} KiB; split it", where=Place(name)
     )
 
 
@@ -146,20 +145,18 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, name: str) -> Definiti
     if text[max(index - 1, 0) : index + 1] == "${":
         return DefinitionError(
             "YAML_UNQUOTED",
-            "inside {…} or […] a ${NAME} must be quoted",
-            hint='write it as "${NAME}", in double quotes',
+            "inside {…} or […] ${NAME} must be quoted",
+            hint='write "${NAME}", in double quotes',
             where=place,
         )
     if text[index : index + 1] == "\t" or (error.problem and "tab" in error.problem):
-        return DefinitionError(
-            "YAML_INVALID", "a tab indents this line; YAML is indented with spaces", where=place
-        )
+        return DefinitionError("YAML_INVALID", "this line is indented with a tab; use spaces", where=place)
     what = " ".join(part for part in (error.context, error.problem) if part)
-    return DefinitionError("YAML_INVALID", f"this is not YAML: {what}", where=place)
+    return DefinitionError("YAML_INVALID", f"this is not valid YAML: {what}", where=place)
 
 
 def _index(text: str, line: int, column: int) -> int:
-    """The offset of a mark: the parser counts lines, but its own index counts bytes or characters."""
+    """The offset of a mark. The parser's own index counts bytes or characters, so lines are used."""
     lines = re.split(r"\r\n|[\n\r\x85\u2028\u2029]", text)
     breaks = re.findall(r"\r\n|[\n\r\x85\u2028\u2029]", text)
     return sum(len(part) for part in (*lines[:line], *breaks[:line])) + column
@@ -181,7 +178,7 @@ class _Builder:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    raise self._error("a file holds one document", event)
+                    raise self._error("a file must contain only one document", event)
             elif isinstance(event, yaml.NodeEvent):
                 value = self._value(event, events, ())
         return Tree(self.name, value, self.places, self.keys)
@@ -205,12 +202,12 @@ class _Builder:
             self._refuse(event, len(loc))
             key = _scalar(event) if isinstance(event, yaml.ScalarEvent) else None
             if not isinstance(event, yaml.ScalarEvent) or not isinstance(key, str):
-                raise self._error("a key must be text", event, 'quote it if it is a name, as in "1": …')
+                raise self._error("a key must be text", event, 'put it in quotes if it is a name: "1": …')
             if key == "<<" and event.implicit[0]:
                 raise self._error("merge keys (<<) are not allowed", event, "write the keys out")
             if key in found:
                 first = self.keys[(*loc, key)].line
-                raise self._error(f"the key {key!r} is here twice; first on line {first}", event)
+                raise self._error(f"the key {key!r} is used twice; the first is on line {first}", event)
             self.keys[(*loc, key)] = self._place(event)
             found[key] = None
             found[key] = self._value(next(events), events, (*loc, key))
@@ -222,7 +219,9 @@ class _Builder:
         if getattr(event, "anchor", None) is not None:
             raise self._error("anchors (&name) are not allowed", event, "write the value out")
         if getattr(event, "tag", None) is not None:
-            raise self._error("tags (!name) are not allowed", event, "quote the value if the ! belongs to it")
+            raise self._error(
+                "tags (!name) are not allowed", event, "put the value in quotes if the ! is part of it"
+            )
         if depth > MAX_DEPTH:
             message = f"nested deeper than {MAX_DEPTH} levels"
             raise DefinitionError("YAML_LIMIT", message, where=self._place(event))
@@ -237,7 +236,7 @@ class _Builder:
 
 def _scalar(event: yaml.ScalarEvent) -> str | int | float | bool | None:
     text: str = event.value
-    if not event.implicit[0]:  # quoted, or a block of text
+    if not event.implicit[0]:  # quoted, or a block scalar
         return text
     if text in _WORDS:
         return _WORDS[text]

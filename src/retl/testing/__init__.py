@@ -7,9 +7,9 @@
         ...  # run a sync whose connection has base_url: hubspot.url and token: hubspot.token
         assert hubspot.objects["ann@example.com"] == {"firstname": "Ann"}
 
-A fake enforces what the vendor is known to (credentials, rows per request, the forms of values) and
-answers as it does. It serves the loopback interface alone and needs nothing but the standard library. It
-is no proof that a vendor takes your rows: it knows no properties, permissions or plans of an account.
+A fake enforces the vendor's known rules (credentials, rows per request, the forms of values) and answers
+like the vendor. It listens only on the loopback interface and needs only the standard library. It does not
+prove that a vendor accepts your rows: it does not know an account's properties, permissions or plan.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _MODULES = ("server", "faults", "hubspot", "iterable", "marketing", "messages", 
 
 
 def __getattr__(name: str) -> Any:
-    """A name of `__all__`, from the first module that has it; nothing is imported before it is asked for."""
+    """A name of `__all__`, imported on first use from the first module that has it."""
     if name in __all__:
         for module in _MODULES:
             found = getattr(import_module(f"{__name__}.{module}"), name, None)

@@ -21,7 +21,7 @@ def passed(exchange: Exchange) -> bool:
 
 
 def answer(status: int, body: bytes | str = b"", **headers: str) -> Fault:
-    """Answer so, and do nothing. Headers are written with `_` for `-`."""
+    """Send this answer and do nothing else. Headers have `_` for `-`."""
 
     def fault(exchange: Exchange) -> bool:
         given = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -32,12 +32,12 @@ def answer(status: int, body: bytes | str = b"", **headers: str) -> Fault:
 
 
 def throttled(seconds: int | None = None) -> Fault:
-    """429, with the seconds to wait in Retry-After, or without a word of when."""
+    """429, with the seconds to wait in Retry-After, or without Retry-After."""
     return answer(429, b"{}") if seconds is None else answer(429, b"{}", Retry_After=str(seconds))
 
 
 def instead(status: int, body: bytes | str = b"", **headers: str) -> Fault:
-    """Do what was asked, and answer so."""
+    """Process the request, and send this answer."""
 
     def fault(exchange: Exchange) -> bool:
         exchange.perform()
@@ -47,7 +47,7 @@ def instead(status: int, body: bytes | str = b"", **headers: str) -> Fault:
 
 
 def changed(change: Callable[[Any], Any]) -> Fault:
-    """Do what was asked, and change the content of the answer."""
+    """Process the request, and change the content of the answer."""
 
     def fault(exchange: Exchange) -> bool:
         status, content = exchange.perform()
@@ -58,7 +58,7 @@ def changed(change: Callable[[Any], Any]) -> Fault:
 
 
 def reset(*, applied: bool) -> Fault:
-    """Break the connection before or after doing what was asked."""
+    """Break the connection before or after processing the request."""
 
     def fault(exchange: Exchange) -> bool:
         if applied:
@@ -72,7 +72,7 @@ def reset(*, applied: bool) -> Fault:
 
 
 def cut() -> Fault:
-    """Do what was asked, and break off in the middle of the answer."""
+    """Process the request, and cut the answer off in the middle."""
 
     def fault(exchange: Exchange) -> bool:
         status, content = exchange.perform()
@@ -86,12 +86,12 @@ def cut() -> Fault:
 
 
 def slow(seconds: float) -> Fault:
-    """Do what was asked, and answer so much later."""
+    """Process the request, and answer after this delay."""
 
     def fault(exchange: Exchange) -> bool:
         status, content = exchange.perform()
         time.sleep(seconds)
-        with suppress(OSError):  # the client has had enough
+        with suppress(OSError):  # the client closed the connection
             exchange.reply(status, *written(content))
         return True
 
@@ -99,13 +99,13 @@ def slow(seconds: float) -> Fault:
 
 
 def dripping(head: bytes, seconds: float) -> Fault:
-    """Do what was asked, send `head`, then a byte every 50 ms for so long."""
+    """Process the request, send `head`, then a byte every 50 ms for this long."""
 
     def fault(exchange: Exchange) -> bool:
         exchange.perform()
         exchange.close_connection = True
         end = time.monotonic() + seconds
-        with suppress(OSError):  # the client has had enough
+        with suppress(OSError):  # the client closed the connection
             exchange.wfile.write(head)
             while time.monotonic() < end:
                 exchange.wfile.write(b"x")

@@ -11,7 +11,7 @@ from retl.testing.server import TOKEN, FakeApi
 
 class FakeHubSpot(FakeApi):
     """Takes 100 records a request, values as text, and answers in reverse. `erased` are the contacts that
-    were erased for good, as (id property, id)."""
+    were permanently erased, as (id property, id)."""
 
     def __init__(self, token: str = TOKEN, refuse: Collection[str] = ()) -> None:
         super().__init__(token, refuse)

@@ -1,4 +1,4 @@
-"""Braze, Mailchimp, Klaviyo, Segment and Airtable: how many rows each takes, and how it tells of bad ones."""
+"""Braze, Mailchimp, Klaviyo, Segment and Airtable: how many rows each takes, and how it reports bad rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retl.testing.server import TOKEN, FakeApi
 
 
 class FakeBraze(FakeApi):
-    """75 users a request, by `external_id`; the bad ones are told by their index."""
+    """75 users a request, by `external_id`; bad ones are reported by index."""
 
     def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
         if headers.get("authorization") != f"Bearer {self.token}":
@@ -32,13 +32,13 @@ class FakeBraze(FakeApi):
                 self.merge(name, row)
         if len(errors) == len(rows):
             return 400, {"message": "Valid data must be provided", "errors": errors}
-        told = {"errors": errors} if errors else {}
-        return 201, {"message": "success", "attributes_processed": len(rows), **told}
+        failed = {"errors": errors} if errors else {}
+        return 201, {"message": "success", "attributes_processed": len(rows), **failed}
 
 
 class FakeMailchimp(FakeApi):
-    """500 members a request, by address; those refused are named, and counted. An archived member cannot
-    be archived again. The user may be any, `token` is the password."""
+    """500 members a request, by address; refused ones are named and counted. An archived member cannot be
+    archived again. Any user name is accepted; `token` is the password."""
 
     def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
         if _password(headers) != self.token:
@@ -62,8 +62,8 @@ class FakeMailchimp(FakeApi):
 
 
 class FakeKlaviyo(FakeApi):
-    """10,000 profiles a job, by email. A job is done when it is asked after the second time; its errors
-    come two to a page."""
+    """10,000 profiles a job, by email. A job is done at the second request for its state; its errors have
+    two per page."""
 
     def __init__(self, token: str = TOKEN, refuse: Collection[str] = ()) -> None:
         super().__init__(token, refuse)
@@ -78,7 +78,7 @@ class FakeKlaviyo(FakeApi):
             job = self.jobs.get(name.split("/")[3]) if name.count("/") > 2 else None
             if job is None:
                 return 200, {"data": []}
-            return self._errors(job, name, query) if name.endswith("/import-errors") else self._told(job)
+            return self._errors(job, name, query) if name.endswith("/import-errors") else self._described(job)
         rows = json.loads(body)["data"]["attributes"]["profiles"]["data"]
         if len(rows) > 10_000:
             return 400, {"errors": [{"code": "invalid", "detail": "more than 10000 profiles"}]}
@@ -98,7 +98,7 @@ class FakeKlaviyo(FakeApi):
         more = f"https://a.klaviyo.com{path}?at={start + 2}" if len(bad) > start + 2 else None
         return 200, {"data": [{"attributes": error} for error in errors], "links": {"next": more}}
 
-    def _told(self, job: dict[str, Any]) -> tuple[int, Any]:
+    def _described(self, job: dict[str, Any]) -> tuple[int, Any]:
         job["asked"] += 1
         if job["asked"] < 2:
             return 200, {"data": {"attributes": {"status": "processing"}}}
@@ -110,7 +110,7 @@ class FakeKlaviyo(FakeApi):
 
 
 class FakeSegment(FakeApi):
-    """Says 200 to everything that is not too large, and loses what is no identify call without a word."""
+    """Answers 200 to everything that is not too large, and silently drops all calls except identify."""
 
     def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
         if _user(headers) != self.token:
@@ -125,7 +125,7 @@ class FakeSegment(FakeApi):
 
 
 class FakeAirtable(FakeApi):
-    """10 records a request, all or nothing, by the one field they are merged on; no record is named."""
+    """10 records a request, all or nothing, by one merge field; bad records are not named."""
 
     def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
         if headers.get("authorization") != f"Bearer {self.token}":
@@ -144,7 +144,7 @@ class FakeAirtable(FakeApi):
         return 200, {"records": [{"id": f"rec{row[name]}", "fields": row} for row in reversed(rows)]}
 
     def _delete(self, ids: list[str]) -> tuple[int, Any]:
-        """All or nothing; one that is not there is not named."""
+        """All or nothing; a missing record is not named."""
         keys = [one.removeprefix("rec") for one in ids]
         if len(keys) > 10 or not all(key in self.objects for key in keys):
             return 404, {"error": {"type": "MODEL_ID_NOT_FOUND", "message": "Record not found"}}

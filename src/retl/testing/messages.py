@@ -1,4 +1,4 @@
-"""Channels behind an address that is the secret, and PagerDuty's alerts."""
+"""Channels with a secret address, and PagerDuty's alerts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FakeChannel(FakeApi):
 
     @property
     def webhook(self) -> str:
-        """What goes into a connection's `url`."""
+        """The value for a connection's `url`."""
         return self.url + self.path
 
     @property
@@ -49,7 +49,7 @@ class FakeSlack(FakeChannel):
 
 
 class FakeTeams(FakeChannel):
-    """Says in the text of a 200 that a card is too long."""
+    """Reports a card that is too long in the text of a 200."""
 
     def post(self, content: Any) -> tuple[int, Any]:
         (attachment,) = content["attachments"]
@@ -74,7 +74,7 @@ class FakeWebhook(FakeChannel):
 
 
 class FakePagerDuty(FakeApi):
-    """Open alerts are `objects`, by their deduplication key; a resolved one is gone."""
+    """Open alerts are `objects`, by their deduplication key; a resolved one is removed."""
 
     def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
         event = json.loads(body)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-TOKEN = "token-of-the-tests"  # noqa: S105 - the one that a fake takes if it is not told another
+TOKEN = "token-of-the-tests"  # noqa: S105 - the default token of a fake
 
-Fault = Callable[["Exchange"], bool]  # True = the request is done with, it is not to be served
+Fault = Callable[["Exchange"], bool]  # True = the request is finished and must not be served
 
 
 class FakeApi:
@@ -29,7 +29,7 @@ class FakeApi:
     def __init__(self, token: str = TOKEN, refuse: Collection[str] = ()) -> None:
         self.token, self.refuse = token, frozenset(refuse)
         self.objects: dict[str, dict[str, Any]] = {}
-        self.times: list[float] = []  # of `seen`, on a clock that is never set
+        self.times: list[float] = []  # of `seen`, on a monotonic clock
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
         self.faults: deque[Fault] = deque()
         self.lock = threading.Lock()
@@ -48,15 +48,15 @@ class FakeApi:
 
     @property
     def url(self) -> str:
-        """What goes into a connection's `base_url`."""
+        """The value for a connection's `base_url`."""
         return f"http://127.0.0.1:{self.port}"
 
     def misbehave(self, *faults: Fault) -> None:
-        """One of these for each request to come, in this order; then all is well again."""
+        """One fault for each of the next requests, in order; after that no more faults."""
         self.faults.extend(faults)
 
     def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
-        """The answer to a request: its status, and its content (bytes are text, all else is JSON)."""
+        """The answer to a request: its status, and its content (bytes are text, everything else is JSON)."""
         raise NotImplementedError
 
     def merge(self, key: str, fields: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Connections that faults break are no news."""
+        """Do not print connections that faults break."""
 
 
 class Exchange(BaseHTTPRequestHandler):
@@ -109,7 +109,7 @@ class Exchange(BaseHTTPRequestHandler):
         return {name.lower(): value for name, value in self.headers.items()}
 
     def perform(self) -> tuple[int, Any]:
-        """Do what was asked; the answer is not sent yet."""
+        """Process the request; the answer is not sent yet."""
         api = self.server.api
         with api.lock:
             return api.serve(self.command, self.path, self.named(), self.content)
@@ -121,4 +121,4 @@ class Exchange(BaseHTTPRequestHandler):
         self.wfile.write("\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+        """Print nothing."""

@@ -35,8 +35,8 @@ class FakeServiceNow(FakeApi):
             elif one["method"] != "POST" or not one["url"].startswith("/api/now/import/"):
                 served.append({"id": one["id"], "status_code": 404, "status_text": "Not Found", "body": ""})
             else:
-                told = json.dumps({"result": [self._import(json.loads(b64decode(one["body"])))]})
-                body_of = b64encode(told.encode()).decode()
+                answer = json.dumps({"result": [self._import(json.loads(b64decode(one["body"])))]})
+                body_of = b64encode(answer.encode()).decode()
                 served.append(
                     {"id": one["id"], "status_code": 201, "status_text": "Created", "body": body_of}
                 )

@@ -7,7 +7,7 @@ from retl.values.types import Type
 
 
 def csv_sql(type: Type, expr: str) -> str:
-    """SQL for what a CSV for PostgreSQL's COPY holds: array literals for lists, text for json."""
+    """SQL for a value's text in a CSV for PostgreSQL's COPY: array literals for lists, text for json."""
     if type.name == "list":
         escaped = r"replace(replace(CAST(e AS VARCHAR), '\', '\\'), '" + '"' + r"""', '\"')"""
         return _joined(expr, f"coalesce('\"' || {escaped} || '\"', 'NULL')", "{}")
@@ -15,5 +15,5 @@ def csv_sql(type: Type, expr: str) -> str:
 
 
 def is_text(type: Type) -> bool:
-    """Whether its CSV form must be quoted to be told from NULL and from end-of-data marks."""
+    """Whether its CSV text must be quoted, so that it differs from NULL and from end-of-data marks."""
     return type.name in ("string", "json", "list")

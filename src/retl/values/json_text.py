@@ -46,7 +46,8 @@ def _json_sql(type: Type, expr: str, formats: Formats, timezone: str) -> str:
 
 
 def _decimal_text(type: Type, expr: str) -> str:
-    """Every decimal place, and a digit before the point: DuckDB writes '.50' where all digits are places."""
+    """All decimal places, and a digit before the point: DuckDB writes '.50' if all digits are decimal
+    places."""
     text = f"CAST({expr} AS VARCHAR)"
     return text if type.max_digits != type.decimal_places else rf"regexp_replace({text}, '^(-?)\.', '\10.')"
 

@@ -8,7 +8,10 @@ from retl.values.json_text import _decimal_text, _iso, _utc
 from retl.values.storage import storage_type
 from retl.values.types import Type
 
-_BARE = ("integer", "boolean")  # in a JSON array as themselves; all else as a string, which keeps its digits
+_BARE = (
+    "integer",
+    "boolean",
+)  # unquoted in a JSON array; others are strings, which keep their digits
 
 
 def key_sql(types: Sequence[Type], exprs: Sequence[str]) -> str:

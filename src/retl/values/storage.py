@@ -26,15 +26,15 @@ _RANGES: dict[TypeName, str] = {
 
 
 def storage_type(type: Type) -> str:
-    """The DuckDB type that carries values of this contract type."""
+    """The DuckDB type that stores values of this contract type."""
     if type.name == "decimal":
         return f"DECIMAL({type.max_digits},{type.decimal_places})"
     return f"{storage_type(type.item)}[]" if type.name == "list" else _CARRIERS[type.name]
 
 
 def cast(type: Type, expr: str, column_type: str, timezone: str = "UTC") -> str:
-    """SQL for the mart's value as its storage type; NULL where that is impossible, perhaps changed where
-    `exact` says so. A naive timestamp under `timestamptz` is read in `timezone`."""
+    """SQL for the mart's value as its storage type; NULL if the cast is impossible. The value may change
+    if `exact` is false. A naive timestamp under `timestamptz` is read in `timezone`."""
     base, target = _base(column_type), storage_type(type)
     if column_type == target:
         return expr
@@ -79,7 +79,7 @@ def _never_null(expr: str, test: str) -> str:
 
 
 def _unchanged(type: Type, expr: str, column_type: str, value: str) -> list[str]:
-    """A value is carried unchanged if casting it back gives the same value."""
+    """The cast is exact if casting back gives the same value."""
     base = _base(column_type)
     if column_type == storage_type(type) or base == "ENUM" or (type.name == "integer" and base in _SHORT):
         return []
@@ -92,7 +92,7 @@ def _unchanged(type: Type, expr: str, column_type: str, value: str) -> list[str]
     return [f"TRY_CAST({_by_text(type, value, base)} AS {column_type}) = {expr}"]
 
 
-# The parser also takes NaN, Infinity and trailing commas: looked for where the strings are emptied.
+# The parser also accepts NaN, Infinity and trailing commas: search for them after emptying all strings.
 _JSON_STRING = r'"(?:[^"\\]|\\.)*"'
 
 

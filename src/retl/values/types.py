@@ -57,7 +57,7 @@ _AWARE = {"TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS"}
 _NESTED = {"STRUCT", "MAP", "TUPLE", "LIST"}
 
 
-NO_TYPE = '"NULL"'  # the column of a bare NULL: it fits whatever is asked
+NO_TYPE = '"NULL"'  # the type of a bare NULL: it fits every contract type
 
 
 _FITS: dict[TypeName, set[str]] = {
@@ -88,7 +88,7 @@ _OWN: dict[str, TypeName] = {
 
 
 def _base(column_type: str) -> str:
-    """'DECIMAL(5,2)' → 'DECIMAL'; a list or array of whatever → 'LIST'."""
+    """'DECIMAL(5,2)' → 'DECIMAL'; any list or array → 'LIST'."""
     return "LIST" if column_type.endswith("]") else column_type.partition("(")[0].strip()
 
 
@@ -97,7 +97,7 @@ def _element(column_type: str) -> str:
 
 
 def of_duckdb(column_type: str) -> Type | None:
-    """The contract type of a mart column that has no contract; None if there is none for it."""
+    """The contract type of a mart column that has no contract; None if no type fits."""
     base = _base(column_type)
     if base == "DECIMAL":
         digits, places = re.findall(r"\d+", column_type)
@@ -143,7 +143,7 @@ def _unnamed(part: str) -> str:
 
 
 def fits(type: Type, column_type: str) -> bool:
-    """Whether a column of this DuckDB type can be judged under this contract type at all."""
+    """Whether a column of this DuckDB type can be judged with this contract type."""
     base = _base(column_type)
     if base == NO_TYPE:
         return True

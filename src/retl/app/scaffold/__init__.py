@@ -1,6 +1,6 @@
-"""`retl init`: the smallest project that is whole, and says in it what to change first.
+"""`retl init`: a minimal complete project, with comments on what to change first.
 
-It asks nothing and overwrites nothing.
+It asks no questions and overwrites no file.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from retl.errors import DefinitionError, Failure
 
 NEXT = [
     "set DUCKDB_PATH and POSTGRES_* in config.env",
-    "retl validate     offline: is everything written down right?",
-    "retl check        online: is the destination reached and writable?",
+    "retl validate     offline: check all definitions",
+    "retl check        online: can the destination be reached and written?",
     "retl plan --sync example",
     "retl sync",
 ]
 NEXT_FROM_DBT = [
-    "fill in the connections of retl.yml; their variables go into config.env",
-    "retl validate     offline: is everything written down right?",
-    "retl check        online: is each destination reached and writable?",
+    "fill in the connections in retl.yml; put their variables into config.env",
+    "retl validate     offline: check all definitions",
+    "retl check        online: can each destination be reached and written?",
     "retl sync --dry-run",
     "retl sync",
 ]
 
 PROJECT = """\
-# What this project reads from and delivers to. Every key may be left out.
+# What this project reads and where it writes. Every key is optional.
 warehouse:
   type: duckdb
   path: data/warehouse.duckdb # or DUCKDB_PATH
 
-# The connections `postgres` and `redis` need no line here: POSTGRES_* and REDIS_* fill them. Others:
+# The connections `postgres` and `redis` come from POSTGRES_* and REDIS_*. Add others here:
 # connections:
 #   crm_db: {type: postgres, host: crm.internal, dbname: crm, user: retl, password: "${CRM_PASSWORD}"}
 
@@ -39,24 +39,24 @@ vars: {run_date: today} # $run_date in SQL, --var run_date=2026-11-20 on the com
 """
 
 SYNC = """\
-# A sync: one SELECT, its key, what its rows must satisfy, and where they go.
+# A sync: one SELECT, its key, the contract for its rows, and the destination.
 description: An example to change
 tags: [example]
 source: # or {table: mart_users}, or {file: marts/users.sql}
   sql: |
     SELECT 1 AS user_id, 'casual' AS segment, CAST($run_date AS DATE) AS seen_on
 key: [user_id]
-contract: # a row that breaks it is a reject: it is not sent, and is tried again
+contract: # a row that breaks it is a reject: it is not sent, and each run tries it again
   user_id: {type: integer, ge: 1}
   segment: {type: string, one_of: [power, casual, new, dormant]}
   seen_on: {type: date, nullable: true}
 destination: {type: postgres, table: example_users, create: true}
 write: upsert
-deletes: keep # or delete: a key that leaves the mart leaves the table
+deletes: keep # or delete: a key that left the mart is deleted from the table
 """
 
 ENVIRONMENT = """\
-# Secrets and addresses of this machine; not for version control. The process's environment wins.
+# Secrets and addresses of this machine. Do not commit this file. The process's environment wins.
 # NAME_FILE (a file) and NAME_COMMAND (a command's output) work wherever NAME does.
 #DUCKDB_PATH=data/warehouse.duckdb
 #POSTGRES_HOST=localhost
@@ -82,22 +82,22 @@ FILES = {  # path → text and permissions
 
 
 def write(folder: Path) -> list[Path]:
-    """Make the project in `folder` (made if need be) and return what was written, in order.
+    """Make the project in `folder` (created if necessary) and return the written files, in order.
 
-    DefinitionError FILE_EXISTS, and nothing written, if a file of it or a sync is there already; an
-    existing .gitignore is kept as it is. Failure FILE_UNWRITABLE.
+    DefinitionError FILE_EXISTS, and nothing written, if one of the files exists; an existing .gitignore is
+    not changed. Failure FILE_UNWRITABLE.
     """
     wanted = {folder / name: what for name, what in FILES.items()}
     there = [path for path in wanted if os.path.lexists(path) and path.name != ".gitignore"]
     if there:
         raise DefinitionError(
-            "FILE_EXISTS", f"{there[0]} is there already; nothing was written", hint="name another directory"
+            "FILE_EXISTS", f"{there[0]} already exists; nothing was written", hint="use another directory"
         )
     return [path for path, (text, mode) in wanted.items() if put(path, text, mode)]
 
 
 def put(path: Path, text: str, mode: int = 0o644) -> bool:
-    """Write a file that is not there yet; False, and nothing written, if it is. Failure FILE_UNWRITABLE."""
+    """Write a new file; False, and nothing written, if it exists. Failure FILE_UNWRITABLE."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:

@@ -1,9 +1,9 @@
-"""`retl init --from-dbt`: a sync for every mart that dbt's manifest says is to be delivered.
+"""`retl init --from-dbt`: a sync for every mart with `meta.retl` in dbt's manifest.
 
-A model says so with `meta.retl`, an exposure with its own: where to, and whatever else of a sync shall not
-be the default. Key and contract come from what dbt *enforces* (a test that only warns, or looks at some rows
-only, proves nothing) and from the types in the warehouse. It overwrites nothing, writes no sync that is not
-valid, and says what it left and why.
+`meta.retl` of a model or an exposure has the destination, and the keys of a sync that differ from the
+default. Key and contract come from the tests that dbt *enforces* (a test that only warns, or checks only
+some rows, does not count) and from the types in the warehouse. It overwrites no file, writes only valid
+syncs, and reports what it left out and why.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from retl import destinations
 from retl.app.resolve import open_project
 from retl.app.scaffold import ENVIRONMENT, put
-from retl.app.scaffold.yamltext import flow, said
+from retl.app.scaffold.yamltext import flow, sentence
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch
@@ -35,15 +35,21 @@ from retl.sources.dbt import Manifest, Node
 from retl.sources.duckdb import DuckDB
 from retl.values.types import of_duckdb
 
-_OURS = {"sync", "model", "key", "max_age", "destination"}  # of meta.retl, besides what a sync file has
+_OURS = {
+    "sync",
+    "model",
+    "key",
+    "max_age",
+    "destination",
+}  # keys of meta.retl that are not keys of a sync file
 _SYNC_WORDS = set(Sync.model_fields) - {"name", "source", "contract", "key", "destination"}
-IGNORED = ".retl/\nconfig.env\nconfig.*.env\n"  # `data/` may hold dbt's seeds
+IGNORED = ".retl/\nconfig.env\nconfig.*.env\n"  # not `data/`: it may contain dbt's seeds
 _PERSONAL = {"sensitive", "pii"}
 
 
 @dataclass
 class Scaffolded:
-    """What became of the marts: files written, files that were there, and marts without a sync."""
+    """The result: files written, files that existed, and marts without a sync."""
 
     written: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
@@ -61,15 +67,15 @@ class _Wish:
 
     @property
     def destination(self) -> dict[str, Any]:
-        """`destination`, joined by every word that is none of a sync."""
+        """`destination`, plus all keys that are not keys of a sync."""
         rest = {name: v for name, v in self.meta.items() if name not in _OURS | _SYNC_WORDS}
         whole = {**self.meta.get("destination", {}), **rest}
         return whole if whole.keys() & {"connection", "type"} else {"type": "postgres", **whole}
 
 
 def write(folder: Path, manifest: Path) -> Scaffolded:
-    """Make or complete the project in `folder`. DefinitionError where the manifest asks for nothing or the
-    warehouse's file cannot be found; SourceError where either cannot be read."""
+    """Make or complete the project in `folder`. DefinitionError if the manifest has no `meta.retl` or the
+    warehouse file cannot be found; SourceError if either cannot be read."""
     manifest = manifest / dbt.MANIFEST if manifest.is_dir() else manifest
     if manifest.name != dbt.MANIFEST:
         raise DefinitionError("USAGE", f"--from-dbt takes dbt's target/{dbt.MANIFEST}, not {manifest.name}")
@@ -79,7 +85,7 @@ def write(folder: Path, manifest: Path) -> Scaffolded:
     if not wishes and not found.left_out:
         raise DefinitionError(
             "DBT_NOTHING",
-            "no model and no exposure in the manifest says `meta.retl`",
+            "no model and no exposure in the manifest has `meta.retl`",
             hint="give a model `meta: {retl: {connection: crm_db, table: crm.users}}`, then `dbt parse`",
             where=str(manifest),
         )
@@ -102,12 +108,12 @@ def write(folder: Path, manifest: Path) -> Scaffolded:
         (found.written if put(folder / path, text, mode) else found.kept).append(folder / path)
     ignored = (folder / ".gitignore").read_text(encoding="utf-8", errors="replace")
     if "config.env" not in ignored:
-        found.notes.append(f"your .gitignore lets secrets pass: add {', '.join(IGNORED.split())}")
+        found.notes.append(f"your .gitignore does not exclude secrets: add {', '.join(IGNORED.split())}")
     return found
 
 
 def _wishes(manifest: Manifest, found: Scaffolded) -> Iterator[_Wish]:
-    """What models ask for, then exposures. A list under `meta.retl` is several syncs."""
+    """The syncs of models, then of exposures. A list under `meta.retl` is several syncs."""
     for node in manifest.nodes.values():
         for meta in _metas(node) if node.resource_type in dbt.MARTS else ():
             yield _Wish(str(meta.get("sync", node.name)), node, meta)
@@ -118,7 +124,7 @@ def _wishes(manifest: Manifest, found: Scaffolded) -> Iterator[_Wish]:
             if len(chosen) == 1:
                 yield _Wish(str(meta.get("sync", exposure.name)), chosen[0], meta)
             else:
-                why = "say in meta.retl which `model` it is: it must be one that the exposure depends on"
+                why = "set `model` in meta.retl to one of the models that the exposure depends on"
                 found.left_out.append((f"exposure {exposure.name}", why))
 
 
@@ -128,9 +134,10 @@ def _metas(node: Node) -> list[dict[str, Any]]:
 
 
 def _warehouse(folder: Path, manifest: Path, wishes: list[_Wish]) -> Warehouse:
-    """Of a new project: DUCKDB_PATH, or the one file near the dbt project that has its database's name."""
-    if (asked := read(Settings, Environment(folder)).duckdb_path) is not None:
-        return Warehouse(path=str(folder / asked))
+    """The warehouse of a new project: DUCKDB_PATH, or the one file near the dbt project with its database's
+    name."""
+    if (path := read(Settings, Environment(folder)).duckdb_path) is not None:
+        return Warehouse(path=str(folder / path))
     project = manifest.parent.absolute().parent
     names = {wish.model.database for wish in wishes}
     files = [*project.glob("*.d*b"), *project.glob("*/*.d*b")]
@@ -138,7 +145,7 @@ def _warehouse(folder: Path, manifest: Path, wishes: list[_Wish]) -> Warehouse:
     if len(near) != 1:
         raise DefinitionError(
             "DBT_DATABASE",
-            f"{'no' if not near else 'more than one'} DuckDB file near {project} is what dbt writes",
+            f"there is {'no' if not near else 'more than one'} DuckDB file near {project} that dbt may write",
             hint="set DUCKDB_PATH to the path in dbt's profiles.yml",
         )
     return Warehouse(path=str(near[0]))
@@ -153,7 +160,7 @@ def _syncs(
         for wish in wishes:
             try:
                 if wish.name in texts:
-                    raise DefinitionError("SYNC_TWICE", "another mart's sync has this name: say `sync`")
+                    raise DefinitionError("SYNC_TWICE", "another sync has this name; set `sync` in meta.retl")
                 name = dbt.name_of(manifest, wish.model)
                 source = DuckDB(warehouse, Source(dbt=name), Invocation(folder, {}))
                 with source.open(workspace) as snapshot:
@@ -170,23 +177,23 @@ def _syncs(
 def _text(wish: _Wish, name: str, tests: list[Node], columns: Mapping[str, str]) -> str:
     enforced = [test for test in tests if _enforced(test) and test.test_metadata]
     key = _key(wish, enforced, columns)
-    lines = [f"# Made from the dbt model {name}; from here on it is yours."]
+    lines = [f"# Made from the dbt model {name}. You can change this file."]
     if wish.model.description:
-        lines.append(f"description: {said(wish.model.description)}")
+        lines.append(f"description: {sentence(wish.model.description)}")
     source = {"dbt": name} | ({"max_age": wish.meta["max_age"]} if "max_age" in wish.meta else {})
-    hint = "" if "max_age" in source else " # and max_age: 26h, to refuse a mart that dbt built before that"
+    hint = "" if "max_age" in source else " # add max_age: 26h to refuse an older mart"
     lines += [f"source: {flow(source)}{hint}", f"key: {flow(key)}", "contract:"]
     for column, kind in columns.items():
         lines.append(_column(wish.model, column, kind, enforced, column in key))
     lines.append(f"destination: {flow(wish.destination)}")
     lines += [f"{word}: {flow(value)}" for word, value in wish.meta.items() if word in _SYNC_WORDS]
     unused = sorted(test.name for test in tests if test.test_metadata and _unused(test))
-    lines += [f"# dbt also tests, and no row is judged by it: {said(name)}" for name in unused]
+    lines += [f"# dbt test that is not part of the contract: {sentence(name)}" for name in unused]
     return "\n".join(lines) + "\n"
 
 
 def _enforced(test: Node) -> bool:
-    """Does dbt fail where one row of the whole mart breaks it?"""
+    """Whether dbt fails if a single row of the mart breaks the test."""
     config = {"severity": "error", "error_if": "!= 0", "enabled": True, **test.config}
     fails = str(config["severity"]).lower() == "error" and config["error_if"] == "!= 0"
     return fails and bool(config["enabled"]) and not config.get("where") and not config.get("limit")
@@ -207,10 +214,10 @@ def _tested(tests: list[Node], name: str) -> dict[str, Node]:
 
 
 def _key(wish: _Wish, tests: list[Node], columns: Mapping[str, str]) -> list[str]:
-    """As `meta.retl` says; else the first column that is unique, rather one that is never NULL too; else the
+    """The key in `meta.retl`; else the first unique column (columns that are never NULL first); else the
     columns of a unique combination."""
-    if (asked := wish.meta.get("key")) is not None:
-        return [str(one) for one in (asked if isinstance(asked, list) else [asked])]
+    if (key := wish.meta.get("key")) is not None:
+        return [str(one) for one in (key if isinstance(key, list) else [key])]
     unique, filled = _tested(tests, "unique"), _tested(tests, "not_null")
     single = [name for name in columns if name.lower() in unique]
     best = [name for name in single if name.lower() in filled] or single
@@ -222,14 +229,14 @@ def _key(wish: _Wish, tests: list[Node], columns: Mapping[str, str]) -> list[str
             several = test.test_metadata.kwargs.get("combination_of_columns", [])
             return [name for name in columns if name.lower() in {str(one).lower() for one in several}]
     raise DefinitionError(
-        "KEY_COLUMN", "nothing says what its key is: test a column with `unique`, or say `key` in meta.retl"
+        "KEY_COLUMN", "it has no key; test a column with `unique`, or set `key` in meta.retl"
     )
 
 
 def _column(model: Node, name: str, kind: str, tests: list[Node], in_key: bool) -> str:
     found = of_duckdb(kind)
     if found is None:
-        return f"  # {said(name)} is {kind}, which no target can hold"
+        return f"  # {sentence(name)} is {kind}, which no target can hold"
     options: dict[str, Any] = {"type": found.name}
     for option in ("max_digits", "decimal_places", "items"):
         if (value := getattr(found, option)) is not None:
@@ -244,12 +251,12 @@ def _column(model: Node, name: str, kind: str, tests: list[Node], in_key: bool) 
     options |= _one_of(found.name, _tested(tests, "accepted_values").get(name.lower()))
     text = ", ".join(f"{option}: {flow(value)}" for option, value in options.items())
     if known is not None and known.description:
-        text += f", description: {said(known.description)}"
+        text += f", description: {sentence(known.description)}"
     return f"  {flow(name)}: {{{text}}}"
 
 
 def _one_of(type: str, test: Node | None) -> dict[str, Any]:
-    """dbt compares as text or as it is; a contract lists texts of strings and whole numbers of integers."""
+    """The values of an accepted_values test: as texts for strings, as whole numbers for integers."""
     if test is None or test.test_metadata is None or type not in ("string", "integer"):
         return {}
     values = [str(value) for value in test.test_metadata.kwargs.get("values", [])]
@@ -260,9 +267,9 @@ def _one_of(type: str, test: Node | None) -> dict[str, Any]:
 
 
 def _prove(folder: Path, name: str, text: str) -> None:
-    """DefinitionError(s) unless this is a valid sync. Its connection's variables may wait."""
+    """DefinitionError(s) unless this is a valid sync. Its connection's variables may be unset."""
     if not SYNC_NAME.fullmatch(name) or name == "all":
-        raise DefinitionError("SYNC_NAME", f"{name!r} cannot be a sync's name: say `sync` in meta.retl")
+        raise DefinitionError("SYNC_NAME", f"{name!r} is not a valid name of a sync; set `sync` in meta.retl")
     tree = yamlfile.load(folder / "syncs" / f"{name}.yml", text, name=f"syncs/{name}.yml")
     sync = validate(Sync, fill(tree, Environment(folder, None, {})), name=name)
     assert sync.contract is not None
@@ -271,7 +278,7 @@ def _prove(folder: Path, name: str, text: str) -> None:
 
 
 def _project(folder: Path, warehouse: Warehouse, manifest: Path, wishes: list[_Wish]) -> str:
-    """retl.yml: where dbt writes, and a connection under each name that was said, to be filled in."""
+    """retl.yml: dbt's file and target folder, and a connection to fill in for each name in `meta.retl`."""
     path = os.path.relpath(warehouse.path, folder)
     target = os.path.relpath(manifest.parent.absolute(), folder)
     lines = [

@@ -1,4 +1,4 @@
-"""Values as the small YAML that definitions are written in: what is read back is what was given."""
+"""Values → the YAML of definitions. Reading the text gives the same values."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def flow(value: Any) -> str:
     return re.sub(r"[\x7f-\x9f\u2028\u2029\ufeff]", lambda found: f"\\u{ord(found[0]):04x}", escaped)
 
 
-def said(text: str) -> str:
-    """A sentence on one line, in which `${` is no variable."""
+def sentence(text: str) -> str:
+    """A sentence on one line, with `${` escaped."""
     return flow(" ".join(text.split()).replace("${", "$${"))
