@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
        --custom-compile-command "make lock" --extra demo pyproject.toml
 
-.PHONY: help demo test test-crash test-schedulers mutate lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
+.PHONY: help demo test test-all test-duckdb15 test-crash test-schedulers mutate lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -17,6 +17,13 @@ demo: $(READY) ## the whole story on this machine: real servers, a kill half way
 
 test: $(READY) ## every test; ARGS=tests/test_servers.py for some
 	$(BIN)/pytest -n 2 $(ARGS)
+
+test-all: test test-duckdb15 ## every test, and what has to be the same on older versions
+
+test-duckdb15: $(READY)
+	test -x .venv-duckdb15/bin/python || { $(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-duckdb15 \
+	 && $(BIN)/uv pip install --quiet --python .venv-duckdb15 'duckdb>=1.5,<1.6'; }
+	PYTHONPATH=src .venv-duckdb15/bin/python -m tests.canonical
 
 test-crash: $(READY) ## kill runs at events and system calls, evenly chosen for ten minutes, and print what was lost
 	$(BIN)/python -m tests.crash_sweep

@@ -80,7 +80,7 @@ def change_set(workspace: Workspace, timezone: str = "UTC", **sync: Any) -> Chan
     judge = build(None, COLUMNS, Path(), definition.key, timezone)
     run = mapping.Run("run-1", datetime(2026, 11, 21, tzinfo=UTC))
     field_map = mapping.build(definition, judge, run, state_id="s", timezone=timezone, newest=None)
-    baseline.lay(workspace, None, [])
+    baseline.build(workspace, None, [])
     changes.fingerprint(workspace, field_map, "TRUE", "5a17")
     everything = changes.Strategy(everything=True, absence=False, once=False, hold_unknown=False)
     changes.diff(workspace, everything, 0, whole=True)

@@ -32,8 +32,10 @@ COUNTED = (
 )
 FACTS = (
     "sync",
+    "purpose",
     "status",
     "object",
+    "source_version",
     "started_at",
     "finished_at",
     "seconds",
@@ -64,9 +66,17 @@ def runs(
             invocation.sync(sync)
     found = invocation.ledger().runs(sync, limit)
     shown = ("read", "inserted", "updated", "refreshed", "deleted", "rejected")
-    headers = ("run", "sync", "status", "started", "seconds", *shown)
+    headers = ("run", "sync", "purpose", "status", "started", "seconds", *shown)
     rows = [
-        (one.run_id, one.sync, one.status, one.started_at, _seconds(one), *(one.counts.get(n) for n in shown))
+        (
+            one.run_id,
+            one.sync,
+            one.purpose,
+            one.status,
+            one.started_at,
+            _seconds(one),
+            *(one.counts.get(n) for n in shown),
+        )
         for one in found
     ]
     invocation.show(
@@ -158,6 +168,7 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
     found: dict[str, Any] = {
         "run_id": run.run_id,
         "sync": run.sync,
+        "purpose": run.purpose,
         "status": run.status,
         "environment": run.environment,
         "correlation_id": run.correlation_id,
@@ -184,6 +195,7 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
         "vars": dict(run.vars),
         "options": dict(run.options),
         "source_identity": run.source_identity,
+        "source_version": run.source_version,
         "fingerprint": run.fingerprint,
         "epoch": run.epoch,
         "heartbeat_at": run.heartbeat_at,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from retl.destinations.batch import FieldsText, FieldText, KeyText, Line, Piece, Size
+from retl.engine.baseline import DELTA
 from retl.engine.mapping import FieldMap
 from retl.engine.workspace import RUN_FILE, Workspace
 from retl.model import Formats
@@ -118,12 +119,18 @@ class ChangeSet:
         )
         return sha256("/".join(map(str, found)).encode()).hexdigest()
 
-    def write_part(self, path: Path) -> None:
-        """The durable trace of what this run may touch: no payload, one row per candidate, for us alone."""
+    def write_delta(self, path: Path) -> None:
+        """The durable trace of what this run may touch: no payload, one row per candidate, for us alone.
+
+        Batches are cut while they are sent, and halved where the target refuses one: their numbers are
+        not known yet. Nobody asked the target what it holds: `seen` is not known either.
+        """
         path.touch(mode=0o600)
         self.workspace.run(
-            "COPY (SELECT pos AS row, op, key, hash, coalesce(owned, false) AS owned, ref FROM changes)"
-            f" TO {literal(str(path))} ({RUN_FILE})"
+            'COPY (SELECT CAST(0 AS INTEGER) AS "partition", CAST(NULL AS BIGINT) AS batch,'
+            " CAST(pos AS BIGINT) AS row, op, key, hash, coalesce(owned, false) AS owned, ref,"
+            " CAST(NULL AS BLOB) AS seen FROM changes)"
+            f" TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{DELTA}'}})"
         )
 
     @cached_property

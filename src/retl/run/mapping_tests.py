@@ -124,7 +124,7 @@ def _tried(
     field_map = mapping.build(sync, judge, _SOMETIME, state_id="", timezone=timezone, newest=None)
     for other in {lookup.sync for lookup in field_map.lookups}:  # what a sync has learnt, no file knows: NULL
         workspace.run(f'CREATE TABLE {mapping.external_ids(other)} ("retl key" VARCHAR, "retl ref" VARCHAR)')
-    delivered = baseline.lay(workspace, None, [])
+    delivered = baseline.build(workspace, None, [])
     changes.fingerprint(workspace, field_map, "TRUE" if judge.edits else judge.clears(), "")
     changes.diff(workspace, _ALL, delivered, whole=True)
     changes.judge(workspace, judge, sync.key)

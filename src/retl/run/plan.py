@@ -11,7 +11,7 @@ from retl.engine.change_set import ChangeSet
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.payload import Payload
 from retl.engine.workspace import Workspace
-from retl.ledger import Checkpoint, LayerRow
+from retl.ledger import Checkpoint, DeltaRow
 from retl.observe.summary import Counts, Deletes
 from retl.run.guards import Refusal
 
@@ -27,7 +27,7 @@ class Plan:
     change_set: ChangeSet
     capabilities: Capabilities
     checkpoint: Checkpoint | None
-    layers: Sequence[LayerRow]
+    layers: Sequence[DeltaRow]
     fingerprints: dict[str, str]
     read: int
     outcome: Mapping[str, int]  # candidates by op before the limit, and rejected rows

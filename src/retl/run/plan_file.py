@@ -101,6 +101,7 @@ def options(artifact: Artifact) -> Options:
         allow_deletes=artifact.allow_deletes,
         accept=tuple(artifact.accept),
         variables=artifact.variables,
+        purpose="apply",
     )
 
 

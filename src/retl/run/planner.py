@@ -22,7 +22,7 @@ from retl.engine.changes import Cursor, Strategy
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch, Systemic, TargetError
-from retl.ledger import BatchRow, Checkpoint, LayerRow, Ledger, RejectRow
+from retl.ledger import BatchRow, Checkpoint, DeltaRow, Ledger, RejectRow
 from retl.observe import log
 from retl.run import guards, recovery, volatile
 from retl.run.fit import fit
@@ -104,7 +104,7 @@ class _Planning:
         self.capabilities = job.lane(self.field_map.shape).capabilities
         fit(sync, self.field_map, self.capabilities)
         self.checkpoint = job.ledger.checkpoint(sync.name, self.capabilities.object)
-        self.layers = job.ledger.layers(sync.name, self.capabilities.object)
+        self.layers = job.ledger.deltas(sync.name, self.capabilities.object)
         self._map_anew()
 
     @contextmanager
@@ -161,8 +161,8 @@ class _Planning:
         last = self.layers[-1].fingerprint if self.layers else {}
         self.former: Mapping[str, str] = self.checkpoint.fingerprints if self.checkpoint else last
         self.forgets = bool(self.former) and self.former.get("who") != self.fingerprints["who"]
-        base = self.checkpoint.base if self.checkpoint and not self.forgets else None
-        layers = [] if self.forgets else ledger.layers(sync.name, self.capabilities.object)
+        base = self.checkpoint.snapshot if self.checkpoint and not self.forgets else None
+        layers = [] if self.forgets else ledger.deltas(sync.name, self.capabilities.object)
         self._look_up()
         self.baseline_rows = lay(ledger, self.workspace, self.directory, base, layers, self.foreseen)
         self.open_rejects: Sequence[RejectRow] = ledger.rejects(sync.name)
@@ -456,7 +456,7 @@ def lay(
     workspace: Workspace,
     directory: Path,
     base: str | None,
-    layers: Sequence[LayerRow],
+    layers: Sequence[DeltaRow],
     foreseen: Mapping[str, Outcome] = MappingProxyType({}),
 ) -> int:
     """Lay the baseline that the ledger's files and answers make, as if the batches `foreseen` were answered
@@ -467,27 +467,27 @@ def lay(
         return [replace(row, outcome=foreseen.get(row.batch_id, row.outcome)) for row in rows]
 
     parts = [
-        baseline.Layer(ledger.get_file(one.part, directory), one.started_at, answers(one.run_id))
+        baseline.Delta(ledger.get_file(one.delta, directory), one.started_at, answers(one.run_id))
         for one in layers
     ]
-    return baseline.lay(workspace, ledger.get_file(base, directory) if base else None, parts)
+    return baseline.build(workspace, ledger.get_file(base, directory) if base else None, parts)
 
 
 def _lay_other(ledger: Ledger, workspace: Workspace, directory: Path, sync: str, object: str) -> None:
     """Lay the baseline of another sync. Its own run may go on meanwhile and put a new base in the place of
     files that were just named: then they are named anew."""
     while True:
-        checkpoint, layers = ledger.checkpoint(sync, object), ledger.layers(sync, object)
+        checkpoint, layers = ledger.checkpoint(sync, object), ledger.deltas(sync, object)
         try:
-            lay(ledger, workspace, directory, checkpoint.base if checkpoint else None, layers)
+            lay(ledger, workspace, directory, checkpoint.snapshot if checkpoint else None, layers)
             return
         except Exception:
-            if (ledger.checkpoint(sync, object), ledger.layers(sync, object)) == (checkpoint, layers):
+            if (ledger.checkpoint(sync, object), ledger.deltas(sync, object)) == (checkpoint, layers):
                 raise
 
 
 def _newest(
-    ledger: Ledger, checkpoint: Checkpoint | None, layers: Sequence[LayerRow]
+    ledger: Ledger, checkpoint: Checkpoint | None, layers: Sequence[DeltaRow]
 ) -> tuple[str, str] | None:
     """The newest batch that the ledger knows as answered by this very object."""
     for layer in reversed(layers):

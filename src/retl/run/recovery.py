@@ -14,23 +14,23 @@ from retl.destinations.batch import Batch, Capabilities
 from retl.engine import changes
 from retl.engine.mapping import FieldMap
 from retl.engine.workspace import Workspace
-from retl.ledger import BatchRow, LayerRow, Ledger
+from retl.ledger import BatchRow, DeltaRow, Ledger
 
 
 def unanswered(
     ledger: Ledger, sync: str, capabilities: Capabilities, now: datetime
-) -> Iterator[tuple[LayerRow, Sequence[BatchRow]]]:
+) -> Iterator[tuple[DeltaRow, Sequence[BatchRow]]]:
     """The batches that are worth asking after, per run: all where the target keeps evidence or honours a key
     (the same bytes, under the same key), else those it works on under a handle. Evidence is sought inside
     the vendor's window; outside it they stay in doubt."""
     window = capabilities.key_window
-    for layer in ledger.layers(sync, capabilities.object):
-        late = window is not None and (now - layer.started_at).total_seconds() >= window
+    for delta in ledger.deltas(sync, capabilities.object):
+        late = window is not None and (now - delta.started_at).total_seconds() >= window
         every = (capabilities.settles or window is not None) and not late
-        rows = [row for row in ledger.batches(layer.run_id) if row.status == "open"]
+        rows = [row for row in ledger.batches(delta.run_id) if row.status == "open"]
         rows = [row for row in rows if every or row.handle is not None]  # a job is asked after at any age
         if rows:
-            yield layer, rows
+            yield delta, rows
 
 
 def batches(
@@ -38,23 +38,23 @@ def batches(
     workspace: Workspace,
     field_map: FieldMap,
     directory: Path,
-    layer: LayerRow,
+    delta: DeltaRow,
     rows: Sequence[BatchRow],
     epoch: int,
 ) -> Iterator[tuple[BatchRow, Batch]]:
     """These batches of a dead run as a destination takes them: keys, and the bytes that were minted."""
-    part = changes.from_part(workspace, field_map, ledger.get_file(layer.part, directory), directory)
+    former = changes.from_part(workspace, field_map, ledger.get_file(delta.delta, directory), directory)
     for row in rows:
         yield (
             row,
             Batch(
-                part,
+                former,
                 row.operation,
-                layer.run_id,
+                delta.run_id,
                 epoch,
                 row.first,
                 row.last,
-                request=ledger.request(layer.run_id, row.batch_id),
+                request=ledger.request(delta.run_id, row.batch_id),
                 idempotency_key=row.idempotency_key,
             ),
         )

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ def new_run(job: Job) -> Run:
     return Run(f"{now:%Y%m%dT%H%M%S%f}"[:18] + "-" + secrets.token_hex(3), now)
 
 
+def _source(job: Job) -> dict[str, str]:
+    """Which source a run reads, as it is defined; of SQL its digest, since a text may hold values."""
+    warehouse = job.warehouse
+    named = job.sync.source.model_dump(include={"table", "file", "dbt"}, exclude_none=True)
+    if job.sync.source.sql is not None:
+        named = {"sql": sha256(job.sync.source.sql.encode()).hexdigest()[:16]}
+    return {"type": warehouse.type, "path": warehouse.path, **named}
+
+
 class Execution:
     """The steps of one run, and everything they leave behind."""
 
@@ -65,13 +75,14 @@ class Execution:
                 run_id=self.run.run_id,
                 sync=job.sync.name,
                 object=job.object,
+                purpose=job.options.purpose,
                 environment=job.environment,
                 correlation_id=job.correlation_id,
                 epoch=self.lock.epoch,
                 started_at=self.run.started_at,
                 vars={name: str(value) for name, value in job.options.variables.items()},
                 fingerprint={},
-                source_identity={},
+                source_identity=_source(job),
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 user=getpass.getuser(),
@@ -99,16 +110,16 @@ class Execution:
         """Learn what became of dead runs' open batches, where that is to be known."""
         ledger, name, epoch = self.job.ledger, self.job.sync.name, self.lock.epoch
         capabilities = destination.capabilities
-        for layer, rows in recovery.unanswered(ledger, name, capabilities, self.run.started_at):
+        for delta, rows in recovery.unanswered(ledger, name, capabilities, self.run.started_at):
             delivery = self._delivery(destination, every=True)
-            found = recovery.batches(ledger, workspace, field_map, self.directory, layer, rows, epoch)
+            found = recovery.batches(ledger, workspace, field_map, self.directory, delta, rows, epoch)
             for row, batch in found:
                 log.event("batch_settling", batch=row.batch_id)
                 outcome = delivery.settle(destination, batch, row.handle)
                 log.event("batch_settled", batch=row.batch_id, level="debug")
                 if outcome != Outcome(UNKNOWN):
                     answer = Acknowledgement(row.batch_id, outcome, row.attempts + 1, None, None)
-                    ledger.acknowledge(layer.run_id, epoch, [answer])
+                    ledger.acknowledge(delta.run_id, epoch, [answer])
 
     def prepare(self) -> None:
         """What `create` and the promises need in the target; only where something will be written."""
@@ -131,16 +142,16 @@ class Execution:
             return
         if plan.payload is None:
             plan.workspace.run("DROP TABLE mart")  # the change set has its rows, and wants the memory
-        name = f"{self.run.run_id}.part.parquet"
-        plan.change_set.write_part(self.directory / name)
+        name = f"{self.run.run_id}.delta.parquet"
+        plan.change_set.write_delta(self.directory / name)
         self.job.ledger.put_file(name, self.directory / name)
         if plan.adopting:
-            self._adopt()  # before the part counts: rows that a killed run did not adopt would be sent
+            self._adopt()  # before the delta counts: rows that a killed run did not adopt would be sent
         anew = plan.capabilities.object if plan.forgets else None
-        self.job.ledger.record_part(
+        self.job.ledger.record_delta(
             self.run.run_id, self.lock.epoch, name, len(plan.change_set), plan.fingerprints, anew=anew
         )
-        log.event("part_written")
+        log.event("delta_written")
         if plan.adopting:
             return
         delivery = self.delivery = self._delivery(None, every=minted(plan.capabilities))
@@ -157,7 +168,7 @@ class Execution:
             delivery.close()
 
     def commit(self) -> Summary:
-        """One ledger transaction: the run's part joins the baseline, checkpoint, status."""
+        """One ledger transaction: the run's delta joins the baseline, checkpoint, status."""
         plan = self._planned()
         with self.clock.phase("commit"):
             counts = self._account.counts()
@@ -336,6 +347,7 @@ class Execution:
                 phases=self.clock.so_far(),
                 guards=guards,
                 error=described(problem) if problem else None,
+                source_version=self.plan.source_identity if self.plan else None,
             ),
             checkpoint,
             rejects,

@@ -29,9 +29,9 @@ def _json_sql(type: Type, expr: str, formats: Formats, timezone: str) -> str:
         return f"CASE WHEN {expr} BETWEEN -{_SAFE} AND {_SAFE} THEN {text} ELSE '\"' || {text} || '\"' END"
     if name == "decimal":
         return (
-            f"'\"' || {_decimal_text(type, expr)} || '\"'"
+            f"'\"' || {decimal_text(type, expr)} || '\"'"
             if formats.decimals == "string"
-            else _decimal_text(type, expr)
+            else decimal_text(type, expr)
         )
     if name in ("string", "float", "uuid"):
         return f"CAST(to_json({expr}) AS VARCHAR)"
@@ -51,7 +51,7 @@ def _json_sql(type: Type, expr: str, formats: Formats, timezone: str) -> str:
     return text
 
 
-def _decimal_text(type: Type, expr: str) -> str:
+def decimal_text(type: Type, expr: str) -> str:
     """Every decimal place, and a digit before the point: DuckDB writes '.50' where all digits are places."""
     text = f"CAST({expr} AS VARCHAR)"
     return text if type.max_digits != type.decimal_places else rf"regexp_replace({text}, '^(-?)\.', '\10.')"

@@ -11,7 +11,7 @@ from uuid import UUID
 
 if TYPE_CHECKING:
     pass
-from retl.values.json_text import _decimal_text, _iso, _iso_text, _scaled, _utc
+from retl.values.json_text import _iso, _iso_text, _scaled, _utc, decimal_text
 from retl.values.storage import storage_type
 from retl.values.types import Type, TypeName
 
@@ -42,7 +42,7 @@ def _key_text_sql(type: Type, expr: str) -> str:
     if type.name == "string":
         return expr
     if type.name == "decimal":
-        return _decimal_text(type, expr)
+        return decimal_text(type, expr)
     if type.name == "timestamp":
         return f"({_iso(expr)})"
     if type.name == "timestamptz":
