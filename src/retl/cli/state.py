@@ -118,12 +118,13 @@ def adopt(
     invocation.require([sync])
     ledger = _ledger(invocation, yes)
     agreed(
-        f"every row the mart of {name} has now counts as delivered, and what was known before is forgotten;"
-        " the next run sends only what changes from now on, and deletes only what it delivered itself",
+        f"every row the mart of {name} has now counts as delivered, and what was known before is forgotten,"
+        " also where another state delivered it; the next run sends only what changes from now on, and deletes only what it delivered itself",
         yes,
     )
     with Stop().listening() as stop:
-        options = Options(variables=invocation.variables(var or []))
+        # what another state delivered is what is taken over here
+        options = Options(accept=("STATE_LOST",), variables=invocation.variables(var or []))
         job = invocation.job(sync, ledger, options, stop)
         job = replace(job, sync=sync.model_copy(update={"first_run": "adopt"}))
         with held(ledger, name):
