@@ -119,7 +119,8 @@ def adopt(
     ledger = _ledger(invocation, yes)
     agreed(
         f"every row the mart of {name} has now counts as delivered, and what was known before is forgotten,"
-        " also where another state delivered it; the next run sends only what changes from now on, and deletes only what it delivered itself",
+        " also where another state delivered it; the next run sends only what changes from now on, and"
+        " deletes only what it delivered itself",
         yes,
     )
     with Stop().listening() as stop:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retl.contract.judge import MISFIT, Contract, Verdict
+from retl.engine.baseline import DELTA, opened
 from retl.engine.change_set import ChangeSet
 from retl.engine.mapping import FieldMap, Lookup, compared
 from retl.engine.workspace import Workspace
@@ -499,6 +500,6 @@ def from_part(workspace: Workspace, field_map: FieldMap, part: Path, directory: 
     keys = ", ".join(f"{key_value_sql(types, i, 'key')} AS k{i}" for i in range(len(types)))
     workspace.run(
         f"CREATE OR REPLACE TABLE former_part AS SELECT row AS pos, key, ref, {keys}"
-        f" FROM read_parquet({literal(str(part))}) ORDER BY row"
+        f" FROM {opened(workspace, part, DELTA)} ORDER BY row"
     )
     return ChangeSet(workspace, field_map, directory, {}, {}, table="former_part")
