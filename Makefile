@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
        --custom-compile-command "make lock" --extra demo pyproject.toml
 
-.PHONY: help demo test test-all test-crash test-schedulers mutate lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
+.PHONY: help demo test test-all test-duckdb15 test-crash test-schedulers mutate lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -18,8 +18,13 @@ demo: $(READY) ## the sample project on this machine: real servers, a kill half 
 test: $(READY) ## every test; ARGS=tests/test_servers.py for some
 	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
-test-all: $(READY) ## the same with what CI leaves out for time: 1,000 examples a property, each extra alone
+test-all: $(READY) test-duckdb15 ## the same with what CI leaves out for time: 1,000 examples a property, each extra alone
 	RETL_TEST_ALL=1 $(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
+test-duckdb15: $(READY)
+	test -x .venv-duckdb15/bin/python || { $(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-duckdb15 \
+	 && $(BIN)/uv pip install --quiet --python .venv-duckdb15 'duckdb>=1.5,<1.6'; }
+	PYTHONPATH=src .venv-duckdb15/bin/python -m tests.canonical
 
 test-crash: $(READY) ## kill runs at events and system calls for ten minutes, and print what was lost
 	$(BIN)/python -m tests.crash_sweep

@@ -249,8 +249,8 @@ class Scene(ABC):
         url = self.environ().get("RETL_STATE_URL", "file:.retl")
         with contextlib.closing(open_ledger(url, self.folder, environment=None, create=False)) as ledger:
             (checkpoint,) = ledger.checkpoints("users")
-            parts = [layer.part for layer in ledger.layers("users", checkpoint.object)]
-        return sorted(parts + ([checkpoint.base] if checkpoint.base else []))
+            deltas = [delta.delta for delta in ledger.deltas("users", checkpoint.object)]
+        return sorted(deltas + ([checkpoint.snapshot] if checkpoint.snapshot else []))
 
     def start_over(self) -> None:
         """A ledger and a mart as before the first run ever; the target stays as it is."""

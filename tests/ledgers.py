@@ -47,6 +47,7 @@ def start(epoch: int, run_id: str = "run-1", sync: str = "users", object: str = 
         run_id=run_id,
         sync=sync,
         object=object,
+        purpose="sync",
         environment=None,
         correlation_id="c-1",
         epoch=epoch,

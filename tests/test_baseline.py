@@ -1,6 +1,6 @@
 """What the target holds as far as it confirmed: every end of a row, and what it makes of the key.
 
-Parts are Parquet as a run leaves them, batches are rows of the ledger, the relation is read in a real
+Deltas are Parquet as a run leaves them, batches are rows of the ledger, the relation is read in a real
 workspace.
 """
 
@@ -17,9 +17,10 @@ import pytest
 
 from retl.destinations.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
 from retl.engine import baseline
-from retl.engine.baseline import Layer
+from retl.engine.baseline import DELTA, Delta
 from retl.engine.change_set import ChangeSet
 from retl.engine.workspace import Workspace
+from retl.errors import LedgerError
 from retl.ledger import BatchRow
 from retl.observe.signals import Stop
 
@@ -38,19 +39,25 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
 
 
 @pytest.fixture
-def part(tmp_path: Path) -> Any:
-    """Writes a run's part; its rows' positions are their places in the list."""
+def delta(tmp_path: Path) -> Any:
+    """Writes a run's delta; its rows' positions are their places in the list."""
 
-    def write(name: str, rows: Sequence[Row]) -> Path:
+    def write(name: str, rows: Sequence[Row], format: str = DELTA) -> Path:
         path = tmp_path / f"it's {name}.parquet"
         with duckdb.connect() as con:
             con.execute(
-                "CREATE TABLE p (row BIGINT, op VARCHAR, key VARCHAR, hash BLOB, owned BOOLEAN, ref VARCHAR)"
+                'CREATE TABLE p ("partition" INTEGER, batch BIGINT, row BIGINT, op VARCHAR, key VARCHAR,'
+                " hash BLOB, owned BOOLEAN, ref VARCHAR, seen BLOB)"
             )
             for number, (op, key, digest, owned, ref) in enumerate(rows):
                 blob = digest.encode() if digest is not None else None
-                con.execute("INSERT INTO p VALUES (?, ?, ?, ?, ?, ?)", [number, op, key, blob, owned, ref])
-            con.execute(f"COPY p TO '{str(path).replace(chr(39), chr(39) * 2)}' (FORMAT parquet)")
+                seen = f"seen {key}".encode()
+                con.execute(
+                    "INSERT INTO p VALUES (0, NULL, ?, ?, ?, ?, ?, ?, ?)",
+                    [number, op, key, blob, owned, ref, seen],
+                )
+            file = str(path).replace("'", "''")
+            con.execute(f"COPY p TO '{file}' (FORMAT parquet, KV_METADATA {{retl: '{format}'}})")
         return path
 
     return write
@@ -80,13 +87,13 @@ def hashes(workspace: Workspace) -> dict[str, str | None]:
 
 
 def test_without_a_run_nothing_is_held(workspace: Workspace) -> None:
-    assert baseline.lay(workspace, None, []) == 0
+    assert baseline.build(workspace, None, []) == 0
     assert held(workspace) == {}
 
 
-def test_what_was_written_is_confirmed_with_its_hash_and_ours(workspace: Workspace, part: Any) -> None:
-    path = part("1", sent("a", "b"))
-    assert baseline.lay(workspace, None, [Layer(path, DAYS[0], [batch(0, 1, Outcome(WRITTEN))])]) == 2
+def test_what_was_written_is_confirmed_with_its_hash_and_ours(workspace: Workspace, delta: Any) -> None:
+    path = delta("1", sent("a", "b"))
+    assert baseline.build(workspace, None, [Delta(path, DAYS[0], [batch(0, 1, Outcome(WRITTEN))])]) == 2
     assert held(workspace) == dict.fromkeys("ab", ("v1", True, None, DAYS[0]))
 
 
@@ -104,12 +111,12 @@ ENDS: Mapping[str, tuple[RowResult | None, Mapping[str, tuple[str | None, bool]]
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("end", ENDS)
 def test_every_end_of_a_row_over_every_state_of_its_key(
-    workspace: Workspace, part: Any, tmp_path: Path, end: str, alone: bool
+    workspace: Workspace, delta: Any, tmp_path: Path, end: str, alone: bool
 ) -> None:
     """`alone`: the answers are all alike; else another row had another end."""
     result, wanted = ENDS[end]
-    first = part("1", [*sent("old", "gone"), *sent("theirs")])
-    second = part(
+    first = delta("1", [*sent("old", "gone"), *sent("theirs")])
+    second = delta(
         "2",
         [
             ("insert", "new", "v2", False, None),
@@ -124,11 +131,11 @@ def test_every_end_of_a_row_over_every_state_of_its_key(
     batches = [batch(0, 3, outcome, "done" if outcome else "open")]
     if not alone:
         batches.append(batch(4, 4, other))
-    layers = [
-        Layer(first, DAYS[0], [batch(0, 1, Outcome(WRITTEN)), batch(2, 2, Outcome(KEPT))]),
-        Layer(second, DAYS[1], batches),
+    deltas = [
+        Delta(first, DAYS[0], [batch(0, 1, Outcome(WRITTEN)), batch(2, 2, Outcome(KEPT))]),
+        Delta(second, DAYS[1], batches),
     ]
-    count = baseline.lay(workspace, None, layers)
+    count = baseline.build(workspace, None, deltas)
     found = held(workspace)
     assert count == len(found)
     assert {key: row[:2] for key, row in found.items()} == wanted
@@ -136,23 +143,23 @@ def test_every_end_of_a_row_over_every_state_of_its_key(
     assert {row[3] for row in found.values()} == {moved}
 
 
-def test_rows_no_batch_covers_were_never_attempted(workspace: Workspace, part: Any) -> None:
-    path = part("1", sent("a", "b", "c", "d"))
-    baseline.lay(
-        workspace, None, [Layer(path, DAYS[0], [batch(1, 1, Outcome(WRITTEN)), batch(3, 3, Outcome(KEPT))])]
+def test_rows_no_batch_covers_were_never_attempted(workspace: Workspace, delta: Any) -> None:
+    path = delta("1", sent("a", "b", "c", "d"))
+    baseline.build(
+        workspace, None, [Delta(path, DAYS[0], [batch(1, 1, Outcome(WRITTEN)), batch(3, 3, Outcome(KEPT))])]
     )
     assert hashes(workspace) == {"b": "v1", "d": "v1"}
-    baseline.lay(workspace, None, [Layer(path, DAYS[0], [])])
+    baseline.build(workspace, None, [Delta(path, DAYS[0], [])])
     assert held(workspace) == {}
-    baseline.lay(workspace, None, [Layer(path, DAYS[0], [batch(1, 2, Outcome(WRITTEN))])])
+    baseline.build(workspace, None, [Delta(path, DAYS[0], [batch(1, 2, Outcome(WRITTEN))])])
     assert hashes(workspace) == {"b": "v1", "c": "v1"}
 
 
-def test_single_rows_have_an_answer_of_their_own(workspace: Workspace, part: Any) -> None:
+def test_single_rows_have_an_answer_of_their_own(workspace: Workspace, delta: Any) -> None:
     answers = {0: UNKNOWN, 2: BAD, 3: KEPT, 4: ABSENT, 5: RowResult(Kind.WRITTEN, ref="id-5")}
-    path = part("1", sent(*"xabcdefg"))
+    path = delta("1", sent(*"xabcdefg"))
     batches = [batch(0, 0, Outcome(WRITTEN)), batch(1, 7, Outcome(WRITTEN, answers))]
-    baseline.lay(workspace, None, [Layer(path, DAYS[0], batches)])
+    baseline.build(workspace, None, [Delta(path, DAYS[0], batches)])
     assert held(workspace) == {
         "x": ("v1", True, None, DAYS[0]),
         "a": (None, True, None, DAYS[0]),
@@ -163,15 +170,15 @@ def test_single_rows_have_an_answer_of_their_own(workspace: Workspace, part: Any
     }
 
 
-def test_the_targets_own_id_is_kept_until_it_says_another(workspace: Workspace, part: Any) -> None:
-    first = part("1", sent("a", "b", "c"))
+def test_the_targets_own_id_is_kept_until_it_says_another(workspace: Workspace, delta: Any) -> None:
+    first = delta("1", sent("a", "b", "c"))
     told = {row: RowResult(Kind.WRITTEN, ref=f"id-{row}") for row in range(3)}
-    layers = [Layer(first, DAYS[0], [batch(0, 2, Outcome(WRITTEN, told))])]
+    deltas = [Delta(first, DAYS[0], [batch(0, 2, Outcome(WRITTEN, told))])]
     again = [("update", key, "v2", True, f"id-{row}") for row, key in enumerate("ab")]
-    second = part("2", again)
+    second = delta("2", again)
     new = {1: RowResult(Kind.WRITTEN, ref="id-9")}
-    layers.append(Layer(second, DAYS[1], [batch(0, 1, Outcome(WRITTEN, new))]))
-    baseline.lay(workspace, None, layers)
+    deltas.append(Delta(second, DAYS[1], [batch(0, 1, Outcome(WRITTEN, new))]))
+    baseline.build(workspace, None, deltas)
     assert {key: ref for key, (_, _, ref, _) in held(workspace).items()} == {
         "a": "id-0",
         "b": "id-9",
@@ -179,98 +186,149 @@ def test_the_targets_own_id_is_kept_until_it_says_another(workspace: Workspace, 
     }
 
 
-def test_halves_count_and_the_batch_they_came_from_does_not(workspace: Workspace, part: Any) -> None:
-    path = part("1", sent("a", "b"))
+def test_halves_count_and_the_batch_they_came_from_does_not(workspace: Workspace, delta: Any) -> None:
+    path = delta("1", sent("a", "b"))
     told = Outcome(UNKNOWN, {0: BAD})  # of the whole: must not be believed
     batches = [batch(0, 1, told, "split"), batch(0, 0, Outcome(WRITTEN)), batch(1, 1, Outcome(BAD))]
-    baseline.lay(workspace, None, [Layer(path, DAYS[0], batches)])
+    baseline.build(workspace, None, [Delta(path, DAYS[0], batches)])
     assert hashes(workspace) == {"a": "v1"}
 
 
-def test_the_newest_run_wins_and_a_deleted_key_may_come_back(workspace: Workspace, part: Any) -> None:
+def test_the_newest_run_wins_and_a_deleted_key_may_come_back(workspace: Workspace, delta: Any) -> None:
     done = [batch(0, 0, Outcome(WRITTEN))]
-    layers = [
-        Layer(part("1", sent("a")), DAYS[0], done),
-        Layer(part("2", sent("a", op="update", hash="v2", owned=True)), DAYS[1], done),
-        Layer(part("3", sent("a", op="delete", owned=True)), DAYS[2], done),
-        Layer(part("4", sent("a", hash="v4")), DAYS[3], done),
+    deltas = [
+        Delta(delta("1", sent("a")), DAYS[0], done),
+        Delta(delta("2", sent("a", op="update", hash="v2", owned=True)), DAYS[1], done),
+        Delta(delta("3", sent("a", op="delete", owned=True)), DAYS[2], done),
+        Delta(delta("4", sent("a", hash="v4")), DAYS[3], done),
     ]
     wanted: list[dict[str, str | None]] = [{"a": "v1"}, {"a": "v2"}, {}, {"a": "v4"}]
     for number, found in enumerate(wanted, start=1):
-        assert baseline.lay(workspace, None, layers[:number]) == len(found)
+        assert baseline.build(workspace, None, deltas[:number]) == len(found)
         assert hashes(workspace) == found
 
 
-def test_a_first_run_that_only_deletes_leaves_nothing(workspace: Workspace, part: Any) -> None:
-    path = part("1", [*sent("a", op="delete"), *sent("b", op="delete")])
-    assert baseline.lay(workspace, None, [Layer(path, DAYS[0], [batch(0, 1, Outcome(WRITTEN))])]) == 0
+def test_a_first_run_that_only_deletes_leaves_nothing(workspace: Workspace, delta: Any) -> None:
+    path = delta("1", [*sent("a", op="delete"), *sent("b", op="delete")])
+    assert baseline.build(workspace, None, [Delta(path, DAYS[0], [batch(0, 1, Outcome(WRITTEN))])]) == 0
 
 
-def test_a_first_part_whose_answers_are_alike_is_read_where_it_lies(workspace: Workspace, part: Any) -> None:
-    path = part("1", sent("a", "b"))
-    baseline.lay(workspace, None, [Layer(path, DAYS[0], [batch(0, 1, Outcome(WRITTEN))])])
+def test_a_first_part_whose_answers_are_alike_is_read_where_it_lies(workspace: Workspace, delta: Any) -> None:
+    path = delta("1", sent("a", "b"))
+    baseline.build(workspace, None, [Delta(path, DAYS[0], [batch(0, 1, Outcome(WRITTEN))])])
     assert workspace.one("SELECT count(*) FROM overlay") == (0,)
     mixed = [batch(0, 0, Outcome(WRITTEN)), batch(1, 1, Outcome(KEPT))]
-    baseline.lay(workspace, None, [Layer(path, DAYS[0], mixed)])
+    baseline.build(workspace, None, [Delta(path, DAYS[0], mixed)])
     assert workspace.one("SELECT count(*) FROM overlay") == (2,)
     assert hashes(workspace) == {"a": "v1", "b": "v1"}
 
 
-def test_a_base_lies_under_all_parts_also_under_the_first(
-    workspace: Workspace, part: Any, tmp_path: Path
+def test_a_snapshot_is_older_than_every_delta_also_than_the_first(
+    workspace: Workspace, delta: Any, tmp_path: Path
 ) -> None:
     done = [batch(0, 1, Outcome(WRITTEN))]
-    baseline.lay(workspace, None, [Layer(part("1", sent("a", "b")), DAYS[0], done)])
-    base = tmp_path / "it's a base.parquet"
-    baseline.compact(workspace, base)
-    assert stat.S_IMODE(base.stat().st_mode) == 0o600
-    assert baseline.lay(workspace, base, []) == 2
+    baseline.build(workspace, None, [Delta(delta("1", sent("a", "b")), DAYS[0], done)])
+    snapshot = tmp_path / "it's a snapshot.parquet"
+    baseline.compact(workspace, snapshot)
+    assert stat.S_IMODE(snapshot.stat().st_mode) == 0o600
+    assert baseline.build(workspace, snapshot, []) == 2
     assert held(workspace) == dict.fromkeys("ab", ("v1", True, None, DAYS[0]))
     second = [("update", "b", "v2", True, None), ("insert", "c", "v2", False, None)]
-    layers = [Layer(part("2", second), DAYS[1], done)]
-    assert baseline.lay(workspace, base, layers) == 3
+    deltas = [Delta(delta("2", second), DAYS[1], done)]
+    assert baseline.build(workspace, snapshot, deltas) == 3
     assert held(workspace) == {
         "a": ("v1", True, None, DAYS[0]),
         "b": ("v2", True, None, DAYS[1]),
         "c": ("v2", True, None, DAYS[1]),
     }
-    layers.append(
-        Layer(part("3", sent("a", op="delete", owned=True)), DAYS[2], [batch(0, 0, Outcome(WRITTEN))])
+    deltas.append(
+        Delta(delta("3", sent("a", op="delete", owned=True)), DAYS[2], [batch(0, 0, Outcome(WRITTEN))])
     )
-    assert baseline.lay(workspace, base, layers) == 2
+    assert baseline.build(workspace, snapshot, deltas) == 2
     before = held(workspace)
     again = tmp_path / "again.parquet"
     baseline.compact(workspace, again)
-    assert baseline.lay(workspace, again, []) == 2
+    assert baseline.build(workspace, again, []) == 2
     assert held(workspace) == before
 
 
-def test_a_compacted_base_is_nobody_elses_to_read(workspace: Workspace, tmp_path: Path) -> None:
-    baseline.lay(workspace, None, [])
-    baseline.compact(workspace, tmp_path / "base.parquet")
-    assert stat.S_IMODE((tmp_path / "base.parquet").stat().st_mode) == 0o600
-    assert baseline.lay(workspace, tmp_path / "base.parquet", []) == 0
+def test_a_snapshot_is_nobody_elses_to_read(workspace: Workspace, tmp_path: Path) -> None:
+    baseline.build(workspace, None, [])
+    baseline.compact(workspace, tmp_path / "snapshot.parquet")
+    assert stat.S_IMODE((tmp_path / "snapshot.parquet").stat().st_mode) == 0o600
+    assert baseline.build(workspace, tmp_path / "snapshot.parquet", []) == 0
 
 
-def test_a_part_is_nobody_elses_to_read_and_owns_only_what_is_known_to_be_ours(
+def test_a_delta_is_nobody_elses_to_read_and_owns_only_what_is_known_to_be_ours(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     workspace.run(
         "CREATE TABLE changes AS SELECT * FROM (VALUES (0, 'update', 'a', 'v'::BLOB, true, 'id'),"
         " (1, 'insert', 'b', 'v'::BLOB, NULL, NULL)) AS c(pos, op, key, hash, owned, ref)"
     )
-    path = tmp_path / "part.parquet"
+    path = tmp_path / "delta.parquet"
     change_set: Any = ChangeSet(workspace, None)  # type: ignore[arg-type]
-    change_set.write_part(path)
+    change_set.write_delta(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert workspace.run(f"SELECT * FROM read_parquet('{path}') ORDER BY row") == [
-        (0, "update", "a", b"v", True, "id"),
-        (1, "insert", "b", b"v", False, None),
+        (0, None, 0, "update", "a", b"v", True, "id", None),
+        (0, None, 1, "insert", "b", b"v", False, None, None),
+    ]
+    assert workspace.run(f"SELECT name, type FROM (DESCRIBE FROM '{path}') AS d(name, type)") == [
+        ("partition", "INTEGER"),
+        ("batch", "BIGINT"),
+        ("row", "BIGINT"),
+        ("op", "VARCHAR"),
+        ("key", "VARCHAR"),
+        ("hash", "BLOB"),
+        ("owned", "BOOLEAN"),
+        ("ref", "VARCHAR"),
+        ("seen", "BLOB"),
     ]
 
 
+def test_what_the_target_held_is_known_of_confirmed_rows_only_and_outlives_compaction(
+    workspace: Workspace, delta: Any, tmp_path: Path
+) -> None:
+    answers = [batch(0, 0, Outcome(WRITTEN)), batch(1, 1)]
+    baseline.build(workspace, None, [Delta(delta("1", sent("a", "b")), DAYS[0], answers)])
+    known = [("a", b"seen a"), ("b", None)]
+    assert workspace.run("SELECT key, seen FROM baseline ORDER BY key") == known
+    snapshot = tmp_path / "snapshot.parquet"
+    baseline.compact(workspace, snapshot)
+    assert workspace.run(f"SELECT name, type FROM (DESCRIBE FROM '{snapshot}') AS d(name, type)") == [
+        ("key", "VARCHAR"),
+        ("hash", "BLOB"),
+        ("owned", "BOOLEAN"),
+        ("ref", "VARCHAR"),
+        ("confirmed_at", "TIMESTAMP WITH TIME ZONE"),
+        ("seen", "BLOB"),
+    ]
+    baseline.build(workspace, snapshot, [])
+    assert workspace.run("SELECT key, seen FROM baseline ORDER BY key") == known
+
+
+@pytest.mark.parametrize("format", ["delta 0", "delta 2", "snapshot 1"])
+def test_a_file_of_another_format_is_refused_with_the_way_out(
+    workspace: Workspace, delta: Any, tmp_path: Path, format: str
+) -> None:
+    path = delta("1", sent("a"), format)
+    with pytest.raises(LedgerError) as caught:
+        baseline.build(workspace, None, [Delta(path, DAYS[0], [batch(0, 0, Outcome(WRITTEN))])])
+    assert (caught.value.code, "retl state adopt" in str(caught.value.hint)) == ("STATE_FORMAT", True)
+
+
+def test_a_file_that_names_no_format_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "former.parquet"
+    workspace.run(f"COPY (SELECT 0 AS row, 'insert' AS op, 'a' AS key) TO '{path}'")
+    for snapshot, deltas in ((path, []), (None, [Delta(path, DAYS[0], [])])):
+        with pytest.raises(LedgerError) as caught:
+            baseline.build(workspace, snapshot, deltas)
+        assert caught.value.code == "STATE_FORMAT"
+
+
 @pytest.mark.parametrize(
-    ("base", "parts", "due"),
+    ("snapshot", "deltas", "due"),
     [
         (100, [20], False),
         (100, [21], True),
@@ -280,10 +338,10 @@ def test_a_part_is_nobody_elses_to_read_and_owns_only_what_is_known_to_be_ours(
         (1000, [1] * 17, True),
     ],
 )
-def test_the_base_is_made_anew_past_a_fifth_or_past_sixteen_parts(
-    base: int, parts: list[int], due: bool
+def test_a_snapshot_is_due_past_a_fifth_or_past_sixteen_deltas(
+    snapshot: int, deltas: list[int], due: bool
 ) -> None:
-    assert baseline.due(base, parts) is due
+    assert baseline.due(snapshot, deltas) is due
 
 
 @pytest.mark.parametrize(
@@ -360,9 +418,9 @@ def test_the_columns_keep_their_types_whether_the_answers_are_alike_or_not(works
 
 
 def test_what_got_no_answer_is_ours_unless_it_may_have_been_there_before(
-    workspace: Workspace, part: Any
+    workspace: Workspace, delta: Any
 ) -> None:
-    path = part("p", sent("a", "b", "c", "d"))
+    path = delta("p", sent("a", "b", "c", "d"))
     alone = {"1": UNKNOWN, "3": UNKNOWN}
     for operation, ours in (("insert_only", False), ("upsert", True)):
         alike = BatchRow("b", 0, operation, 0, 3, "done", Outcome(UNKNOWN))
@@ -370,15 +428,15 @@ def test_what_got_no_answer_is_ours_unless_it_may_have_been_there_before(
             "b", 0, operation, 0, 3, "done", Outcome(WRITTEN, {int(n): r for n, r in alone.items()})
         )
         for of_batch, unanswered in ((alike, "abcd"), (single, "bd")):
-            baseline.lay(workspace, None, [Layer(path, DAYS[0], [of_batch])])
+            baseline.build(workspace, None, [Delta(path, DAYS[0], [of_batch])])
             assert {key for key, (_, owned, *_) in held(workspace).items() if not owned} == (
                 set() if ours else set(unanswered)
             )
 
 
-def test_a_delete_without_an_answer_makes_nothing_ours(workspace: Workspace, part: Any) -> None:
-    path = part("p", [*sent("a", op="delete"), *sent("b", op="delete", owned=True)])
-    baseline.lay(
-        workspace, None, [Layer(path, DAYS[0], [BatchRow("b", 0, "delete", 0, 1, "done", Outcome(UNKNOWN))])]
+def test_a_delete_without_an_answer_makes_nothing_ours(workspace: Workspace, delta: Any) -> None:
+    path = delta("p", [*sent("a", op="delete"), *sent("b", op="delete", owned=True)])
+    baseline.build(
+        workspace, None, [Delta(path, DAYS[0], [BatchRow("b", 0, "delete", 0, 1, "done", Outcome(UNKNOWN))])]
     )
     assert {key: owned for key, (_, owned, *_) in held(workspace).items()} == {"a": False, "b": True}

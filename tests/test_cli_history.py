@@ -36,11 +36,16 @@ def test_runs_and_show_tell_what_happened(workshop: Workshop) -> None:
     shown = workshop.json("show", first["run_id"])
     assert (shown["counts"]["inserted"], shown["counts"]["rejected"]) == (ROWS - 1, 1)
     assert shown["correlation_id"] == "airflow-7"
+    assert (first["purpose"], shown["purpose"]) == ("sync", "sync")
+    assert shown["source_identity"] == {"type": "duckdb", "path": "data/warehouse.duckdb", "table": "users"}
+    assert shown["source_version"]
     assert shown["rejects"][0]["key"] == "30"
     assert {"freeze", "diff", "deliver"} <= shown["phases"].keys()
     assert workshop.json("show")["run_id"] == second["run_id"]
     text = workshop.retl("show", first["run_id"]).out
     assert "phase" in text
+    assert "source version" in text
+    assert "purpose" in workshop.retl("runs").out
     assert "OUT_OF_RANGE" in text
 
 

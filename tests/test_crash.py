@@ -118,7 +118,7 @@ def test_an_adoption_that_is_killed_sends_nothing_afterwards(of_kind: Scene) -> 
     of_kind.begin()
     faultless = of_kind.project.sync()
     assert (faultless.code, faultless.summary["skipped"]) == (0, 40)
-    for event in ("run_started", "answers_recorded", "part_written", "committing", "run_finished"):
+    for event in ("run_started", "answers_recorded", "delta_written", "committing", "run_finished"):
         assert event in faultless.points()
         of_kind.begin()
         assert of_kind.project.sync(RETL_CRASH_AT=event).code == KILLED
@@ -132,7 +132,7 @@ def test_an_adoption_that_is_killed_sends_nothing_afterwards(of_kind: Scene) -> 
 @of_kinds("append, state in postgres", "upsert", "http")
 def test_what_killed_runs_left_behind_is_gone_after_the_next_one(of_kind: Scene) -> None:
     project = of_kind.project
-    for event in ("part_written", "batch_answered", "baseline_compacted", "run_finished"):
+    for event in ("delta_written", "batch_answered", "baseline_compacted", "run_finished"):
         project.mart("INSERT INTO mart SELECT max(user_id) || '+', 'new', 1, NULL FROM mart")
         assert project.sync(RETL_CRASH_AT=event).code == KILLED
     assert len(of_kind.run_files()) > 1
@@ -143,7 +143,7 @@ def test_what_killed_runs_left_behind_is_gone_after_the_next_one(of_kind: Scene)
 
 @of_kinds("upsert", "append", "http append")
 def test_an_apply_that_is_killed_spends_its_plan_and_sync_carries_on(of_kind: Scene) -> None:
-    for event, spent in (("run_started", False), ("part_written", True), (LOST_ANSWER, True)):
+    for event, spent in (("run_started", False), ("delta_written", True), (LOST_ANSWER, True)):
         of_kind.begin()
         project, file = of_kind.project, str(of_kind.folder / "users.plan")
         assert project.run("plan", "--sync", "users", "--out", file).end().code == 0

@@ -56,7 +56,7 @@ def test_the_next_step_follows_from_how_the_last_run_ended(
 def test_doubt_comes_before_everything_else(ledger: Ledger, tmp_path: Path) -> None:
     with take(ledger) as lock:
         ledger.begin(start(lock.epoch))
-        ledger.record_part("run-1", lock.epoch, "run-1.part", 200, {})
+        ledger.record_delta("run-1", lock.epoch, "run-1.part", 200, {})
         ledger.open_batches("run-1", lock.epoch, [batch(0), batch(1)])
         answers = [Acknowledgement("b0", Outcome(WRITTEN, {3: UNKNOWN, 7: UNKNOWN}))]
         ledger.acknowledge("run-1", lock.epoch, answers)

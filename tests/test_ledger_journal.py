@@ -89,7 +89,7 @@ def test_a_stale_epoch_records_nothing(ledger: Ledger) -> None:
         lambda: ledger.intend("run-1", zombie, batch(1), b"body"),
         lambda: ledger.attach("run-1", zombie, "b0", "job-7"),
         lambda: ledger.split("run-1", zombie, "b0", [batch(2)]),
-        lambda: ledger.record_part("run-1", zombie, "part-1", 3, {}),
+        lambda: ledger.record_delta("run-1", zombie, "delta-1", 3, {}),
         lambda: ledger.record_rejects("users", zombie, rejected("a")),
         lambda: ledger.finish(ended("run-1", zombie), Checkpoint("users", OBJECT, "run-1", zombie), NONE),
         lambda: ledger.heartbeat("run-1", zombie),
@@ -183,30 +183,29 @@ def test_halves_take_the_place_of_their_batch(ledger: Ledger) -> None:
     assert ledger.request("run-1", "b0") is None
 
 
-def test_layers_are_the_parts_above_the_base(ledger: Ledger) -> None:
+def test_deltas_are_those_that_the_snapshot_does_not_hold(ledger: Ledger) -> None:
     epochs = {}
     for run_id in ("run-1", "run-2", "run-3", "run-4"):
         epochs[run_id] = running(ledger, run_id)
         if run_id != "run-3":
-            ledger.record_part(run_id, epochs[run_id], f"part-{run_id}", 5, {})
-    assert [layer.part for layer in ledger.layers("users", OBJECT)] == [
-        "part-run-1",
-        "part-run-2",
-        "part-run-4",
+            ledger.record_delta(run_id, epochs[run_id], f"delta-{run_id}", 5, {})
+    assert [delta.delta for delta in ledger.deltas("users", OBJECT)] == [
+        "delta-run-1",
+        "delta-run-2",
+        "delta-run-4",
     ]
     point = Checkpoint(
         "users",
         OBJECT,
         "run-4",
         epochs["run-4"],
-        "base-4",
+        "snapshot-4",
         epochs["run-1"],
         newest=("run-4", "b0"),
-        extra={"a": [1]},
     )
     ledger.finish(ended("run-4", epochs["run-4"]), point, NONE)
-    assert [layer.part for layer in ledger.layers("users", OBJECT)] == ["part-run-2", "part-run-4"]
-    assert ledger.layers("users", "elsewhere") == []
+    assert [delta.delta for delta in ledger.deltas("users", OBJECT)] == ["delta-run-2", "delta-run-4"]
+    assert ledger.deltas("users", "elsewhere") == []
     stored = ledger.checkpoint("users", OBJECT)
     assert stored is not None
     assert replace(stored, updated_at=None) == point
@@ -232,21 +231,21 @@ def test_where_nothing_was_delivered_there_is_no_checkpoint(ledger: Ledger) -> N
 
 
 def delivered(ledger: Ledger, folder: Path, run_id: str, sync: str, object: str) -> int:
-    """A run that left a part, a base, a checkpoint, and a batch in doubt with its request."""
+    """A run that left a delta, a snapshot, a checkpoint, and a batch in doubt with its request."""
     with take(ledger, sync) as lock:
         ledger.begin(start(lock.epoch, run_id, sync, object))
         epoch = int(lock.epoch)
     (folder / "file").write_bytes(b"x")
-    for name in (f"part-{run_id}", f"base-{run_id}"):
+    for name in (f"delta-{run_id}", f"snapshot-{run_id}"):
         ledger.put_file(name, folder / "file")
-    ledger.record_part(run_id, epoch, f"part-{run_id}", 7, {"what": "ab"})
+    ledger.record_delta(run_id, epoch, f"delta-{run_id}", 7, {"what": "ab"})
     ledger.intend(run_id, epoch, replace(batch(), batch_id=run_id), b"body")
-    ledger.finish(ended(run_id, epoch), Checkpoint(sync, object, run_id, epoch, f"base-{run_id}"), NONE)
+    ledger.finish(ended(run_id, epoch), Checkpoint(sync, object, run_id, epoch, f"snapshot-{run_id}"), NONE)
     return epoch
 
 
 def held(ledger: Ledger, folder: Path, run_id: str, sync: str, object: str) -> list[bool]:
-    """What of that is still there: layer, checkpoint, part, base, request."""
+    """What of that is still there: delta, checkpoint, delta, snapshot, request."""
 
     def readable(name: str) -> bool:
         try:
@@ -256,10 +255,10 @@ def held(ledger: Ledger, folder: Path, run_id: str, sync: str, object: str) -> l
         return True
 
     return [
-        bool(ledger.layers(sync, object)),
+        bool(ledger.deltas(sync, object)),
         ledger.checkpoint(sync, object) is not None,
-        readable(f"part-{run_id}"),
-        readable(f"base-{run_id}"),
+        readable(f"delta-{run_id}"),
+        readable(f"snapshot-{run_id}"),
         ledger.request(run_id, run_id) is not None,
     ]
 
@@ -278,22 +277,22 @@ def test_a_baseline_begins_anew_on_one_object_of_one_sync_and_nowhere_else(
     if way == "forget":
         ledger.forget("users", OBJECT, epoch)
     else:
-        ledger.record_part("run-1", epoch, "part-run-1", 3, {"what": "cd"}, anew=OBJECT)
-        assert [(layer.part, layer.part_rows) for layer in ledger.layers("users", OBJECT)] == [
-            ("part-run-1", 3)
+        ledger.record_delta("run-1", epoch, "delta-run-1", 3, {"what": "cd"}, anew=OBJECT)
+        assert [(delta.delta, delta.delta_rows) for delta in ledger.deltas("users", OBJECT)] == [
+            ("delta-run-1", 3)
         ]
     assert held(ledger, tmp_path, "one", "users", OBJECT) == [way == "anew", False, False, False, False]
     assert held(ledger, tmp_path, "two", "users", "elsewhere") == [True] * 5
     assert held(ledger, tmp_path, "three", "others", OBJECT) == [True] * 5
 
 
-def test_a_part_is_a_layer_with_its_rows_and_fingerprints(ledger: Ledger) -> None:
+def test_a_delta_has_its_rows_and_fingerprints(ledger: Ledger) -> None:
     epoch = running(ledger)
-    assert ledger.layers("users", OBJECT) == []
-    ledger.record_part("run-1", epoch, "part-1", 7, {"what": "cd"})
-    (layer,) = ledger.layers("users", OBJECT)
-    assert (layer.run_id, layer.epoch, layer.status) == ("run-1", epoch, "RUNNING")
-    assert (layer.part, layer.part_rows, layer.fingerprint) == ("part-1", 7, {"what": "cd"})
+    assert ledger.deltas("users", OBJECT) == []
+    ledger.record_delta("run-1", epoch, "delta-1", 7, {"what": "cd"})
+    (delta,) = ledger.deltas("users", OBJECT)
+    assert (delta.run_id, delta.epoch, delta.status) == ("run-1", epoch, "RUNNING")
+    assert (delta.delta, delta.delta_rows, delta.fingerprint) == ("delta-1", 7, {"what": "cd"})
 
 
 def test_a_heartbeat_moves_that_of_its_own_run_only(ledger: Ledger) -> None:
@@ -445,12 +444,12 @@ def test_history_is_newest_first(ledger: Ledger) -> None:
 
 def test_a_renamed_sync_takes_all_its_state_along(ledger: Ledger) -> None:
     epoch = running(ledger)
-    ledger.record_part("run-1", epoch, "part-1", 1, {})
+    ledger.record_delta("run-1", epoch, "delta-1", 1, {})
     ledger.finish(ended("run-1", epoch), Checkpoint("users", OBJECT, "run-1", epoch), rejected("a"))
     ledger.rename("users", "people")
     assert [point.sync for point in ledger.checkpoints_on(OBJECT)] == ["people"]
     assert [r.sync for r in ledger.rejects()] == ["people"]
-    assert len(ledger.layers("people", OBJECT)) == 1
+    assert len(ledger.deltas("people", OBJECT)) == 1
     assert running(ledger, "run-2", "people") > epoch
     with pytest.raises(LedgerError):
         ledger.heartbeat("run-1", epoch)
@@ -462,20 +461,20 @@ def test_a_renamed_sync_takes_all_its_state_along(ledger: Ledger) -> None:
 def test_a_reset_forgets_what_was_delivered_and_its_files(ledger: Ledger, tmp_path: Path) -> None:
     epoch = running(ledger)
     (tmp_path / "x").write_bytes(b"x")
-    for name in ("part-1", "base-1", "unrelated"):
+    for name in ("delta-1", "snapshot-1", "unrelated"):
         ledger.put_file(name, tmp_path / "x")
-    ledger.record_part("run-1", epoch, "part-1", 1, {})
+    ledger.record_delta("run-1", epoch, "delta-1", 1, {})
     ledger.intend("run-1", epoch, batch(), b"body")
     ledger.finish(
-        ended("run-1", epoch), Checkpoint("users", OBJECT, "run-1", epoch, "base-1", 0), rejected("a")
+        ended("run-1", epoch), Checkpoint("users", OBJECT, "run-1", epoch, "snapshot-1", 0), rejected("a")
     )
     ledger.reset("users", "elsewhere")
     assert ledger.checkpoint("users", OBJECT) is not None
     ledger.reset("users", OBJECT)
-    assert (ledger.checkpoints("users"), ledger.layers("users", OBJECT)) == ([], [])
+    assert (ledger.checkpoints("users"), ledger.deltas("users", OBJECT)) == ([], [])
     assert ledger.request("run-1", "b0") is None
     ledger.get_file("unrelated", tmp_path)
-    for name in ("part-1", "base-1"):
+    for name in ("delta-1", "snapshot-1"):
         with pytest.raises(LedgerError):
             ledger.get_file(name, tmp_path)
     assert len(ledger.rejects()) == len(ledger.runs()) == 1
@@ -485,19 +484,19 @@ def test_a_reset_forgets_what_was_delivered_and_its_files(ledger: Ledger, tmp_pa
 
 def test_pruning_keeps_every_run_the_baseline_stands_on(ledger: Ledger) -> None:
     epochs = {}
-    for run_id in ("refused", "compacted", "layer", "last"):
+    for run_id in ("refused", "compacted", "newer", "last"):
         epochs[run_id] = running(ledger, run_id)
         if run_id != "refused":
-            ledger.record_part(run_id, epochs[run_id], f"part-{run_id}", 1, {})
+            ledger.record_delta(run_id, epochs[run_id], f"delta-{run_id}", 1, {})
         ledger.intend(run_id, epochs[run_id], replace(batch(), batch_id=run_id), b"body")
-        point = Checkpoint("users", OBJECT, run_id, epochs[run_id], "base", epochs.get("compacted", 0))
+        point = Checkpoint("users", OBJECT, run_id, epochs[run_id], "snapshot", epochs.get("compacted", 0))
         ledger.finish(ended(run_id, epochs[run_id]), None if run_id == "refused" else point, NONE)
     assert ledger.prune(timedelta(days=365 * 100)) == 0
     assert ledger.prune(timedelta(days=-365 * 100)) == 2
-    assert {run.run_id for run in ledger.runs()} == {"layer", "last"}
+    assert {run.run_id for run in ledger.runs()} == {"newer", "last"}
     assert ledger.batches("refused") == []
     assert ledger.request("refused", "refused") is None
-    assert ledger.request("layer", "layer") == b"body"
+    assert ledger.request("newer", "newer") == b"body"
 
 
 def test_run_files_come_back_byte_for_byte(ledger: Ledger, tmp_path: Path) -> None:
@@ -506,12 +505,10 @@ def test_run_files_come_back_byte_for_byte(ledger: Ledger, tmp_path: Path) -> No
     for size in (0, 1, 8 * 1024 * 1024, 8 * 1024 * 1024 + 1):
         original = tmp_path / "original"
         original.write_bytes(bytes(range(251)) * (size // 251) + bytes(size % 251))
-        ledger.put_file("part-1.parquet", original)
-        assert ledger.get_file("part-1.parquet", inbox).read_bytes() == original.read_bytes()
-    ledger.drop_file("part-1.parquet")
-    ledger.drop_file("part-1.parquet")
+        ledger.put_file("delta-1.parquet", original)
+        assert ledger.get_file("delta-1.parquet", inbox).read_bytes() == original.read_bytes()
     with pytest.raises(LedgerError):
-        ledger.get_file("part-1.parquet", inbox)
+        ledger.get_file("delta-2.parquet", inbox)
     for name in ("../x", "a/b", ".hidden", ""):
         with pytest.raises(ValueError, match="a run file's name"):
             ledger.put_file(name, tmp_path / "original")

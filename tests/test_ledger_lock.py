@@ -113,4 +113,4 @@ def test_a_lost_lock_is_noticed_and_the_next_run_gets_it(ledger: Ledger, url: st
         with take(ledger) as newer:
             assert newer.epoch == lock.epoch + 1
             with pytest.raises(LedgerError):
-                ledger.record_part("run-1", lock.epoch, "part-1", 1, {})
+                ledger.record_delta("run-1", lock.epoch, "part-1", 1, {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import socket
 import sqlite3
@@ -24,7 +23,7 @@ from retl.errors import DefinitionError, LedgerError, RetlError
 from retl.ledger import Acknowledgement, Ledger, database, open_ledger
 from retl.net.postgres import SETTINGS
 from tests.destinations.test_postgres import CHANGED
-from tests.ledgers import ROOT, batch, child, kill, line, start, take, url
+from tests.ledgers import batch, child, kill, line, start, take, url
 from tests.proxy import Proxy
 
 __all__ = ["url"]  # fixtures
@@ -34,11 +33,11 @@ CANARY = "s3cr3tcanary"
 def used(url: str, folder: Path, environment: str | None = None) -> None:
     """A ledger with a little of everything in it."""
     ledger = open_ledger(url, folder, environment=environment)
-    (folder / "part").write_bytes(b"rows")
+    (folder / "delta").write_bytes(b"rows")
     with take(ledger) as lock:
         ledger.begin(start(lock.epoch))
-        ledger.put_file("part-1", folder / "part")
-        ledger.record_part("run-1", lock.epoch, "part-1", 4, {})
+        ledger.put_file("delta-1", folder / "delta")
+        ledger.record_delta("run-1", lock.epoch, "delta-1", 4, {})
         ledger.intend("run-1", lock.epoch, batch(), b"body")
     ledger.close()
 
@@ -85,15 +84,15 @@ def test_state_is_private_whatever_the_umask(tmp_path: Path) -> None:
     assert {mode for path, mode in found.items() if path.is_file()} == {0o600}
     assert {mode for path, mode in found.items() if path.is_dir()} == {0o700}
     assert stat.S_IMODE((tmp_path / ".retl").stat().st_mode) == 0o700
-    assert {path.name for path in found} >= {"prod", "ledger.db", "runs", "locks", "part-1", "request-b0"}
+    assert {path.name for path in found} >= {"prod", "ledger.db", "runs", "locks", "delta-1", "request-b0"}
 
 
 def test_reading_leaves_no_trace(tmp_path: Path, temporary: Path) -> None:
     used("file:.retl", tmp_path)
     before = traces(tmp_path / ".retl")
     ledger = open_ledger("file:.retl", tmp_path, environment=None, create=False)
-    assert ledger.layers("users", "pg://crm/users")[0].part == "part-1"
-    assert ledger.get_file("part-1", tmp_path).read_bytes() == b"rows"
+    assert ledger.deltas("users", "pg://crm/users")[0].delta == "delta-1"
+    assert ledger.get_file("delta-1", tmp_path).read_bytes() == b"rows"
     assert ledger.request("run-1", "b0") == b"body"
     ledger.close()
     assert traces(tmp_path / ".retl") == before
@@ -111,7 +110,7 @@ db = sqlite3.connect(folder / ".retl" / "ledger.db", isolation_level=None)
 db.execute("PRAGMA journal_mode = TRUNCATE")
 db.execute("PRAGMA cache_size = 1")
 db.execute("BEGIN IMMEDIATE")
-db.execute("UPDATE retl_runs SET part = 'torn'")
+db.execute("UPDATE retl_runs SET delta = 'torn'")
 db.executemany("INSERT INTO retl_meta VALUES (?, ?)", ((str(n), "x" * 900) for n in range(3000)))
 print("spilled", flush=True)
 time.sleep(60)
@@ -122,7 +121,7 @@ time.sleep(60)
     assert (tmp_path / ".retl" / "ledger.db-journal").stat().st_size > 0
     before = traces(tmp_path / ".retl")
     ledger = open_ledger("file:.retl", tmp_path, environment=None, create=False)
-    assert ledger.layers("users", "pg://crm/users")[0].part == "part-1"
+    assert ledger.deltas("users", "pg://crm/users")[0].delta == "delta-1"
     ledger.close()
     assert traces(tmp_path / ".retl") == before
 
@@ -145,8 +144,7 @@ def test_a_reader_writes_nothing_and_sees_one_moment(url: str, tmp_path: Path) -
     for act in (
         lambda: take(reader),
         lambda: reader.acknowledge("run-1", 1, [Acknowledgement("b0", Outcome(WRITTEN))]),
-        lambda: reader.put_file("x", tmp_path / "part"),
-        lambda: reader.drop_file("part-1"),
+        lambda: reader.put_file("x", tmp_path / "delta"),
         lambda: reader.dismiss("users", None),
     ):
         with pytest.raises(LedgerError) as caught:
@@ -184,52 +182,46 @@ def test_two_who_make_a_ledger_at_once_make_one(url: str, tmp_path: Path) -> Non
 def test_newer_state_is_left_alone(url: str, tmp_path: Path, create: bool) -> None:
     used(url, tmp_path)
     ledger = open_ledger(url, tmp_path, environment=None)
-    ledger._database.change("UPDATE retl_meta SET value = '999' WHERE name = 'schema'")
+    ledger._database.change("UPDATE retl_meta SET value = '999' WHERE name = 'format'")
     ledger.close()
     assert refusal(url, tmp_path, create=create).code == "STATE_NEWER"
 
 
-def aged(url: str, folder: Path) -> None:
-    """A ledger as the first version of its tables was, with an open reject."""
+def former(url: str, folder: Path) -> None:
+    """A ledger as it was before its format had a number: a count of its scripts, parts, a base."""
+    used(url, folder)
     ledger = open_ledger(url, folder, environment=None)
-    first = next(path for path in sorted((ROOT / "sql" / "ledger").glob("*.sql")))
-    create = re.search(r"CREATE TABLE retl_rejects \(.*?\);", first.read_text(), re.DOTALL)
-    assert create
     with ledger._database.transaction():
         for statement in (
-            "DROP TABLE retl_rejects",
-            "DROP TABLE retl_paces",
-            create[0].rstrip(";"),
-            "INSERT INTO retl_rejects VALUES ('users', 'k', 'aa', 'contract', 'TYPE', NULL, NULL,"
-            " '2026-01-01T00:00:00+00:00', '2026-01-01T00:00:00+00:00', 3, 'open')",
-            "UPDATE retl_meta SET value = '1' WHERE name = 'schema'",
+            "UPDATE retl_meta SET name = 'schema', value = '3' WHERE name = 'format'",
+            "ALTER TABLE retl_runs RENAME COLUMN delta TO part",
+            "ALTER TABLE retl_runs DROP COLUMN purpose",
+            "ALTER TABLE retl_checkpoints RENAME COLUMN snapshot TO base",
         ):
             ledger._database.change(statement)
     ledger.close()
 
 
-def test_an_older_ledger_is_brought_up_to_date_with_all_that_is_in_it(url: str, tmp_path: Path) -> None:
-    aged(url, tmp_path)
+@pytest.mark.parametrize("create", [True, False])
+def test_a_ledger_of_the_former_format_is_refused_with_the_way_out_and_left_as_it_is(
+    url: str, tmp_path: Path, create: bool
+) -> None:
+    former(url, tmp_path)
+    before = traces(tmp_path / ".retl") if url.startswith("file:") else None
+    for _ in range(2):
+        error = refusal(url, tmp_path, create=create)
+        assert (error.code, "retl state adopt SYNC" in str(error.hint)) == ("STATE_FORMAT", True)
+    assert before is None or traces(tmp_path / ".retl") == before
+
+
+def test_a_format_that_is_no_number_is_refused(url: str, tmp_path: Path) -> None:
+    used(url, tmp_path)
     ledger = open_ledger(url, tmp_path, environment=None)
-    (found,) = ledger.rejects("users")
-    assert (found.key, found.row_id, found.attempts, found.payload) == ("k", "", 3, None)
+    ledger._database.change("UPDATE retl_meta SET value = '1' WHERE name = 'format'")
+    assert refusal(url, tmp_path).code == "STATE_FORMAT"
+    ledger._database.change("UPDATE retl_meta SET value = 'two' WHERE name = 'format'")
     ledger.close()
-    again = open_ledger(url, tmp_path, environment=None)
-    assert (again.fresh, len(again.rejects("users"))) == (False, 1)
-    again.close()
-
-
-def test_a_reader_of_an_older_ledger_changes_nothing(url: str, tmp_path: Path) -> None:
-    aged(url, tmp_path)
-    before = traces(tmp_path)
-    if url.startswith("file:"):  # its private copy is brought up to date
-        ledger = open_ledger(url, tmp_path, environment=None, create=False)
-        assert len(ledger.rejects("users")) == 1
-        ledger.close()
-        assert traces(tmp_path) == before
-    else:
-        error = refusal(url, tmp_path, create=False)
-        assert (error.code, "retl sync" in str(error.hint)) == ("STATE_OLDER", True)
+    assert refusal(url, tmp_path).code == "STATE_FORMAT"
 
 
 @pytest.mark.parametrize("create", [True, False])

@@ -98,7 +98,7 @@ def test_a_refused_run_fails_with_its_code_and_sql_is_named_by_its_digest(
 
 def test_a_killed_run_is_aborted_by_the_next_one(workshop: Workshop, collector: Collector) -> None:
     workshop.sync("users")
-    workshop.process("sync", OPENLINEAGE_URL=collector.url, RETL_CRASH_AT="part_written")
+    workshop.process("sync", OPENLINEAGE_URL=collector.url, RETL_CRASH_AT="delta_written")
     ledger = workshop.json("runs")["runs"]
     collector.requests.clear()
     workshop.json("sync", OPENLINEAGE_URL=collector.url)

@@ -80,7 +80,7 @@ def change_set(workspace: Workspace, timezone: str = "UTC", **sync: Any) -> Chan
     contract = build(None, COLUMNS, Path(), definition.key, timezone)
     run = mapping.Run("run-1", datetime(2026, 11, 21, tzinfo=UTC))
     field_map = mapping.build(definition, contract, run, state_id="s", timezone=timezone)
-    baseline.lay(workspace, None, [])
+    baseline.build(workspace, None, [])
     hash.hash_rows(workspace, field_map, "TRUE", "5a17")
     everything = diff.Strategy(everything=True, absence=False, once=False, hold_unknown=False)
     diff.diff(workspace, everything, 0, whole=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import psycopg
 import pytest
 
@@ -48,6 +51,7 @@ def test_a_plan_is_applied_exactly_and_once(workshop: Workshop, postgres: Databa
     assert b"example.com" not in (workshop.folder / "first.plan").read_bytes()
     done = only(workshop.json("apply", "first.plan"))
     assert (done["status"], done["inserted"]) == ("SUCCESS", ROWS)
+    assert workshop.json("show")["purpose"] == "apply"
     again = workshop.retl("apply", "first.plan", "--output", "json")
     assert again.code == 3
     assert only(again.document)["error"]["code"] == "PLAN_MOVED"
@@ -346,6 +350,37 @@ def test_adopting_takes_the_mart_as_delivered(workshop: Workshop, postgres: Data
         "new",
         "there",
     ]
+
+
+def test_the_way_out_of_a_former_format_delivers_nothing_twice(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.sync("users", destination=TABLE, deletes="delete")
+    assert run(workshop)["inserted"] == ROWS
+    state = workshop.folder / ".retl"
+    with closing(sqlite3.connect(state / "ledger.db")) as ledger, ledger:
+        ledger.execute("UPDATE retl_meta SET name = 'schema', value = '3' WHERE name = 'format'")
+    for words in (("sync",), ("status",), ("state", "adopt", "users", "--yes")):
+        refused = workshop.retl(*words)
+        assert (refused.code, "STATE_FORMAT" in refused.err) == (1, True)
+        assert "retl state adopt SYNC" in refused.err
+    state.rename(workshop.folder / "former state")
+    adopted = only(workshop.json("state", "adopt", "users", "--yes"))
+    assert (adopted["status"], adopted["skipped"], adopted["inserted"]) == ("SUCCESS", ROWS, 0)
+    workshop.warehouse("DELETE FROM users WHERE user_id = 9")
+    after = run(workshop)
+    assert (after["unchanged"], after["updated"], after["deleted"]) == (ROWS - 1, 0, 0)
+
+
+def test_a_run_file_of_another_format_stops_the_sync(workshop: Workshop, postgres: Database) -> None:
+    workshop.sync("users", destination=TABLE)
+    assert run(workshop)["inserted"] == ROWS
+    (delta,) = (workshop.folder / ".retl" / "runs").glob("*.delta.parquet")
+    copy = f"COPY (FROM read_parquet('{delta}')) TO '{delta}.new' (FORMAT parquet)"
+    duckdb.execute(copy)
+    Path(f"{delta}.new").replace(delta)
+    stopped = run(workshop)
+    assert (stopped["status"], stopped["error"]["code"]) == ("FAILED", "STATE_FORMAT")
 
 
 # --- deletes

@@ -210,7 +210,7 @@ def test_ids_survive_the_compaction_of_the_baseline(office: Office, crm: Crm) ->
     for size in (2, 3, 4):
         office.warehouse(f"UPDATE accounts SET size = {size} WHERE account_key < 'a7'")
         assert office.run("--sync", "accounts")["updated"] == 7
-    assert list((office.folder / ".retl" / "runs").glob("*.base.parquet"))
+    assert list((office.folder / ".retl" / "runs").glob("*.snapshot.parquet"))
     office.warehouse("DELETE FROM accounts WHERE account_key IN ('a0', 'a9')")
     assert office.foretold("--sync", "accounts")["deleted"] == 2
     assert crm.keys("accounts") == {f"a{n}" for n in range(1, 9)}

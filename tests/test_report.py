@@ -83,6 +83,7 @@ def run(number: int = 0, **given: Any) -> RunRow:
         "run_id": f"run-{number}",
         "sync": "users",
         "object": "pg://crm/users",
+        "purpose": "sync",
         "environment": "prod",
         "correlation_id": None,
         "epoch": number,

@@ -142,7 +142,7 @@ def test_state_and_scratch_are_private_whatever_the_umask(
     subprocess.run(
         watch.workshop.command("sync"),
         cwd=watch.workshop.folder,
-        env=watch.workshop.environ(TMPDIR=str(watch.temporary), RETL_CRASH_AT="part_written"),
+        env=watch.workshop.environ(TMPDIR=str(watch.temporary), RETL_CRASH_AT="delta_written"),
         capture_output=True,
         umask=umask,
         timeout=60,

@@ -17,10 +17,13 @@ CREATE TABLE retl_locks (
   since TEXT
 );
 
+-- One row per run. `purpose` is sync, apply, rollback, repair, erase or resolve; `delta` names the run file of
+-- the rows it may touch.
 CREATE TABLE retl_runs (
   run_id          TEXT PRIMARY KEY,
   sync            TEXT NOT NULL,
   object          TEXT NOT NULL,
+  purpose         TEXT NOT NULL,
   environment     TEXT,
   correlation_id  TEXT,
   status          TEXT NOT NULL,
@@ -35,13 +38,14 @@ CREATE TABLE retl_runs (
   options         TEXT NOT NULL,
   fingerprint     TEXT NOT NULL,
   source_identity TEXT NOT NULL,
+  source_version  TEXT,
   host            TEXT NOT NULL,
   pid             BIGINT NOT NULL,
   os_user         TEXT NOT NULL,
   version         TEXT NOT NULL,
   error           TEXT,
-  part            TEXT,
-  part_rows       BIGINT
+  delta           TEXT,
+  delta_rows      BIGINT
 );
 CREATE INDEX retl_runs_by_sync ON retl_runs (sync, epoch);
 CREATE INDEX retl_runs_by_start ON retl_runs (started_at);
@@ -63,9 +67,12 @@ CREATE TABLE retl_batches (
   PRIMARY KEY (run_id, batch_id)
 );
 
+-- A row without a usable key of its own is told from others by its digest in `row_id` (elsewhere ''), and
+-- where the sync asks for it the rejected row itself is kept for a while, as JSON.
 CREATE TABLE retl_rejects (
   sync       TEXT NOT NULL,
   key        TEXT NOT NULL,
+  row_id     TEXT NOT NULL,
   hash       TEXT,
   stage      TEXT NOT NULL,
   code       TEXT NOT NULL,
@@ -75,23 +82,25 @@ CREATE TABLE retl_rejects (
   last_seen  TEXT NOT NULL,
   attempts   BIGINT NOT NULL,
   state      TEXT NOT NULL,
-  PRIMARY KEY (sync, key)
+  payload    TEXT,
+  kept_since TEXT,
+  PRIMARY KEY (sync, key, row_id)
 );
 
+-- What the next run of a sync on an object starts from; `snapshot` names the run file of its compacted baseline.
 CREATE TABLE retl_checkpoints (
   sync           TEXT NOT NULL,
   object         TEXT NOT NULL,
   run_id         TEXT NOT NULL,
   epoch          BIGINT NOT NULL,
-  base           TEXT,
-  base_epoch     BIGINT NOT NULL,
+  snapshot       TEXT,
+  snapshot_epoch BIGINT NOT NULL,
   baseline_rows  BIGINT NOT NULL,
   read_rows      BIGINT NOT NULL,
   watermark      TEXT,
   fingerprints   TEXT NOT NULL,
   newest         TEXT,
   source_version TEXT,
-  extra          TEXT NOT NULL,
   updated_at     TEXT NOT NULL,
   PRIMARY KEY (sync, object)
 );
@@ -107,7 +116,13 @@ CREATE TABLE retl_breakers (
 -- Run files, if there is no directory for them.
 CREATE TABLE retl_files (
   name  TEXT NOT NULL,
-  part  BIGINT NOT NULL,
+  chunk BIGINT NOT NULL,
   bytes BYTEA NOT NULL,
-  PRIMARY KEY (name, part)
+  PRIMARY KEY (name, chunk)
+);
+
+-- What the processes of a connection took of its target's limits, as one JSON account: see allowance.py.
+CREATE TABLE retl_paces (
+  connection TEXT PRIMARY KEY,
+  account    TEXT NOT NULL
 );

@@ -111,6 +111,16 @@ class LedgerError(Failure):
     """retl's own state cannot be read or written."""
 
 
+def former_format(place: str) -> LedgerError:
+    """State of another format is neither guessed at nor changed: the hint names the way out."""
+    return LedgerError(
+        "STATE_FORMAT",
+        f"{place} has a format that this retl does not read",
+        hint="move the old state aside and keep it, or name another RETL_STATE_URL; then"
+        " `retl state adopt SYNC` takes the mart as delivered",
+    )
+
+
 class InvariantBroken(Failure):
     """The run's numbers do not add up: reported as a failure, never as a success."""
 

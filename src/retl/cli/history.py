@@ -33,8 +33,10 @@ COUNTED = (
 )
 FACTS = (
     "sync",
+    "purpose",
     "status",
     "object",
+    "source_version",
     "started_at",
     "finished_at",
     "seconds",
@@ -66,9 +68,17 @@ def runs(
             invocation.session.definition(sync)
     found = invocation.session.ledger().runs(sync, limit)
     shown = ("read", "inserted", "updated", "refreshed", "deleted", "rejected")
-    headers = ("run", "sync", "status", "started", "seconds", *shown)
+    headers = ("run", "sync", "purpose", "status", "started", "seconds", *shown)
     rows = [
-        (one.run_id, one.sync, one.status, one.started_at, _seconds(one), *(one.counts.get(n) for n in shown))
+        (
+            one.run_id,
+            one.sync,
+            one.purpose,
+            one.status,
+            one.started_at,
+            _seconds(one),
+            *(one.counts.get(n) for n in shown),
+        )
         for one in found
     ]
     invocation.show(
@@ -162,6 +172,7 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
     found: dict[str, Any] = {
         "run_id": run.run_id,
         "sync": run.sync,
+        "purpose": run.purpose,
         "status": run.status,
         "environment": run.environment,
         "correlation_id": run.correlation_id,
@@ -188,6 +199,7 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
         "vars": dict(run.vars),
         "options": dict(run.options),
         "source_identity": run.source_identity,
+        "source_version": run.source_version,
         "fingerprint": run.fingerprint,
         "epoch": run.epoch,
         "heartbeat_at": run.heartbeat_at,

@@ -117,12 +117,14 @@ def adopt(
     invocation.session.require([sync])
     ledger = _ledger(invocation, yes)
     confirmed(
-        f"every row that is now in the mart of {name} counts as delivered, and the former state is forgotten;"
-        " the next run sends only what changes from now on, and deletes only what it delivered itself",
+        f"every row that is now in the mart of {name} counts as delivered, and the former state is forgotten,"
+        " also if another state delivered it; the next run sends only what changes from now on, and deletes"
+        " only what it delivered itself",
         yes,
     )
     with invocation.session.stop.listening():
-        options = Options(variables=variables(var))
+        # what another state delivered is what is taken over here
+        options = Options(accept=("STATE_LOST",), variables=variables(var))
         job = invocation.session.job(sync, ledger, options)
         job = replace(job, sync=sync.model_copy(update={"first_run": "adopt"}))
         with held(ledger, name):

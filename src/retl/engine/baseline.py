@@ -1,9 +1,9 @@
-"""What the target holds as far as it confirmed: base ⊕ parts, computed on reading.
+"""What the target holds as far as it confirmed: snapshot ⊕ deltas, computed on reading.
 
-Every run leaves a part (its candidates) and acknowledgements (what became of them). The baseline is
-the base overlaid by every run's part under that run's acknowledgements, newest wins. Commit and
+Every run leaves a delta (its candidates) and acknowledgements (what became of them). The baseline is
+the snapshot overlaid by every run's delta under that run's acknowledgements, newest wins. Commit and
 recovery are therefore the same reading, and nobody ever edits a baseline; `compact` only writes the
-same relation as a new base.
+same relation as a new snapshot. Both files are specified in docs/reference/formats.md.
 
 It says three things of a key: confirmed (a hash), unknown (hash NULL: intended and never
 acknowledged, or an answer that never came), or nothing.
@@ -19,14 +19,16 @@ from typing import Protocol
 
 from retl.destinations.batch import UNKNOWN, Kind, Operation, Outcome, RowResult
 from retl.engine.workspace import RUN_FILE, Workspace
+from retl.errors import former_format
 from retl.values.sql import literal
 
-BASELINE = "baseline"  # key, hash (NULL: unknown), owned, ref, confirmed_at
-COMPACT_PAST = 0.2  # of the base's rows standing in parts
-COMPACT_LAYERS = 16  # or so many parts, whatever their size
-
+BASELINE = "baseline"  # key, hash (NULL: unknown), owned, ref, seen, confirmed_at
+COMPACT_PAST = 0.2  # of the snapshot's rows standing in deltas
+COMPACT_DELTAS = 16  # or so many deltas, whatever their size
+DELTA, SNAPSHOT = "delta 1", "snapshot 1"  # the format that a file says it has; raise both with the ledger's
 
 UNANSWERED = Outcome(UNKNOWN)
+_COLUMNS = "key, hash, owned, ref, confirmed_at, seen"
 
 
 class Acknowledged(Protocol):
@@ -45,44 +47,54 @@ class Acknowledged(Protocol):
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One run's part and what is known of its batches; `at` is when the run began."""
+class Delta:
+    """One run's delta and what is known of its batches; `at` is when the run began."""
 
     path: Path
     at: datetime
     batches: Sequence[Acknowledged]
 
 
-def lay(workspace: Workspace, base: Path | None, layers: Sequence[Layer]) -> int:
-    """Make the workspace view `baseline` (key, hash, owned, ref, confirmed_at) and return its number of rows.
+def build(workspace: Workspace, snapshot: Path | None, deltas: Sequence[Delta]) -> int:
+    """Make the workspace view `baseline` (key, hash, owned, ref, confirmed_at, seen) and return its number
+    of rows. LedgerError STATE_FORMAT for a file of another format.
 
     A batch without an answer makes its rows unknown; rows no batch covers were never attempted and
-    change nothing; a refused row leaves what was there. A first part whose answers are all alike is read
-    where it lies, as a base is.
+    change nothing; a refused row leaves what was there. A first delta whose answers are all alike is read
+    where it lies, as a snapshot is.
     """
     workspace.run(
         "CREATE OR REPLACE TABLE overlay (key VARCHAR, gone BOOLEAN, hash BLOB, owned BOOLEAN,"
-        " ref VARCHAR, confirmed_at TIMESTAMPTZ)"
+        " ref VARCHAR, confirmed_at TIMESTAMPTZ, seen BLOB)"
     )
-    bottom = f"read_parquet({literal(str(base))})" if base is not None else None
-    for layer in layers:
-        part = f"read_parquet({literal(str(layer.path))})"
-        effects = _effects(answered(workspace, part, layer.batches), layer.at.isoformat())
-        if bottom is None and layer is layers[0] and alike(layer.batches):
+    bottom = opened(workspace, snapshot, SNAPSHOT) if snapshot is not None else None
+    for delta in deltas:
+        rows = opened(workspace, delta.path, DELTA)
+        effects = _effects(answered(workspace, rows, delta.batches), delta.at.isoformat())
+        if bottom is None and delta is deltas[0] and alike(delta.batches):
             bottom = f"({effects}) WHERE NOT gone"
             continue
-        workspace.run(f"CREATE OR REPLACE TABLE layer AS {effects}")
-        workspace.run("DELETE FROM overlay WHERE key IN (SELECT key FROM layer)")
-        workspace.run("INSERT INTO overlay SELECT * FROM layer")
-    present = "SELECT key, hash, owned, ref, confirmed_at FROM overlay WHERE NOT gone"
+        workspace.run(f"CREATE OR REPLACE TABLE delta AS {effects}")
+        workspace.run("DELETE FROM overlay WHERE key IN (SELECT key FROM delta)")
+        workspace.run("INSERT INTO overlay SELECT * FROM delta")
+    present = f"SELECT {_COLUMNS} FROM overlay WHERE NOT gone"
     if bottom is not None:
         present += (
-            f" UNION ALL SELECT * FROM (SELECT key, hash, owned, ref, confirmed_at FROM {bottom})"
+            f" UNION ALL SELECT * FROM (SELECT {_COLUMNS} FROM {bottom})"
             " WHERE key NOT IN (SELECT key FROM overlay)"
         )
     workspace.run(f"CREATE OR REPLACE VIEW baseline AS {present}")
     count: int = workspace.one("SELECT count(*) FROM baseline")[0]
     return count
+
+
+def opened(workspace: Workspace, path: Path, format: str) -> str:
+    """SQL of the rows of a run file; LedgerError STATE_FORMAT if it does not say that it has this format."""
+    file = literal(str(path))
+    said = workspace.run(f"SELECT decode(value) FROM parquet_kv_metadata({file}) WHERE decode(key) = 'retl'")
+    if said != [(format,)]:
+        raise former_format(path.name)
+    return f"read_parquet({file})"
 
 
 def _effects(answers: str, at: str) -> str:
@@ -91,7 +103,8 @@ def _effects(answers: str, at: str) -> str:
         "SELECT key, op = 'delete' AND kind = 'written' AS gone,"
         " CASE kind WHEN 'unknown' THEN NULL ELSE hash END AS hash,"
         " owned OR (ours AND op <> 'delete') AS owned,"
-        f" coalesce(new_ref, ref) AS ref, {literal(at)}::TIMESTAMPTZ AS confirmed_at FROM ({answers})"
+        f" coalesce(new_ref, ref) AS ref, {literal(at)}::TIMESTAMPTZ AS confirmed_at,"
+        f" CASE kind WHEN 'unknown' THEN NULL ELSE seen END AS seen FROM ({answers})"
         " WHERE kind IN ('written', 'unknown') OR (kind = 'skipped' AND settled)"
     )
 
@@ -102,10 +115,10 @@ def answered(workspace: Workspace, rows: str, batches: Sequence[Acknowledged]) -
     result = {"kind": "VARCHAR", "settled": "BOOLEAN", "ours": "BOOLEAN", "code": "VARCHAR"}
     result |= {"reason": "VARCHAR"}
     if alike(batches):
-        ((first, last, *told),) = _spans(batches)
+        ((first, last, *reported),) = _spans(batches)
         same = ", ".join(
             f"CAST({'NULL' if value is None else literal(str(value))} AS {kind}) AS {name}"
-            for value, (name, kind) in zip(told, result.items(), strict=True)
+            for value, (name, kind) in zip(reported, result.items(), strict=True)
         )
         return (
             f"SELECT p.*, {same}, CAST(NULL AS VARCHAR) AS new_ref FROM {rows} p"
@@ -128,18 +141,19 @@ def alike(batches: Sequence[Acknowledged]) -> bool:
 
 
 def compact(workspace: Workspace, path: Path) -> None:
-    """Write the relation `baseline` as a new base, a file for us alone."""
+    """Write the relation `baseline` as a new snapshot, a file for us alone."""
     path.touch(mode=0o600)
-    workspace.run(f"COPY (SELECT * FROM baseline) TO {literal(str(path))} ({RUN_FILE})")
+    rows = f"SELECT {_COLUMNS} FROM baseline"
+    workspace.run(f"COPY ({rows}) TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{SNAPSHOT}'}})")
 
 
-def due(base_rows: int, part_rows: Sequence[int]) -> bool:
-    """Is it time to compact? `base_rows` are those of the base, or of the first part while that stands
-    for one."""
-    return sum(part_rows) > COMPACT_PAST * base_rows or len(part_rows) > COMPACT_LAYERS
+def due(snapshot_rows: int, delta_rows: Sequence[int]) -> bool:
+    """Is it time to compact? `snapshot_rows` are those of the snapshot, or of the first delta while that
+    stands for one."""
+    return sum(delta_rows) > COMPACT_PAST * snapshot_rows or len(delta_rows) > COMPACT_DELTAS
 
 
-def _told(result: RowResult, operation: Operation) -> tuple[object, ...]:
+def _reported(result: RowResult, operation: Operation) -> tuple[object, ...]:
     """An answer as a row. Ours is what we wrote; without an answer what we meant to write, but for a key
     that may have been there before and was then left alone."""
     unkept = result.kind is Kind.UNKNOWN and operation != "insert_only"
@@ -151,13 +165,13 @@ def _spans(batches: Iterable[Acknowledged]) -> Iterable[tuple[object, ...]]:
     """Neighbouring batches with the same answer as one span each: usually one in all."""
     span: tuple[object, ...] | None = None
     for batch in sorted((b for b in batches if b.status != "split"), key=lambda b: b.first):
-        told = _told((batch.outcome or UNANSWERED).default, batch.operation)
-        if span is not None and span[1] == batch.first - 1 and span[2:] == told:
-            span = (span[0], batch.last, *told)
+        reported = _reported((batch.outcome or UNANSWERED).default, batch.operation)
+        if span is not None and span[1] == batch.first - 1 and span[2:] == reported:
+            span = (span[0], batch.last, *reported)
         else:
             if span is not None:
                 yield span
-            span = (batch.first, batch.last, *told)
+            span = (batch.first, batch.last, *reported)
     if span is not None:
         yield span
 
@@ -166,4 +180,4 @@ def _singles(batches: Iterable[Acknowledged]) -> Iterable[tuple[object, ...]]:
     for batch in batches:
         if batch.status != "split" and batch.outcome is not None:
             for row, result in batch.outcome.exceptions.items():
-                yield (batch.first + row, *_told(result, batch.operation), result.ref)
+                yield (batch.first + row, *_reported(result, batch.operation), result.ref)

@@ -19,7 +19,7 @@ from typing import Any
 
 from retl.destinations.batch import Line, Operation
 from retl.engine import hash
-from retl.engine.baseline import BASELINE
+from retl.engine.baseline import BASELINE, DELTA, opened
 from retl.engine.diff import CANDIDATES, UPSERTS, Ends, ends
 from retl.engine.hash import MART
 from retl.engine.lines import document_sql, line_sql
@@ -135,12 +135,18 @@ class ChangeSet:
         )
         return sha256("/".join(map(str, found)).encode()).hexdigest()
 
-    def write_part(self, path: Path) -> None:
-        """The durable trace of what this run may touch: no payload, one row per candidate, for us alone."""
+    def write_delta(self, path: Path) -> None:
+        """The durable trace of what this run may touch: no payload, one row per candidate, for us alone.
+
+        Batches are cut while they are sent, and halved where the target refuses one: their numbers are
+        not known yet. Nobody asked the target what it holds: `seen` is not known either.
+        """
         path.touch(mode=0o600)
         self.workspace.run(
-            "COPY (SELECT pos AS row, op, key, hash, coalesce(owned, false) AS owned, ref FROM changes)"
-            f" TO {literal(str(path))} ({RUN_FILE})"
+            'COPY (SELECT CAST(0 AS INTEGER) AS "partition", CAST(NULL AS BIGINT) AS batch,'
+            " CAST(pos AS BIGINT) AS row, op, key, hash, coalesce(owned, false) AS owned, ref,"
+            " CAST(NULL AS BLOB) AS seen FROM changes)"
+            f" TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{DELTA}'}})"
         )
 
     @cached_property
@@ -268,7 +274,7 @@ def sample(
 
 def from_delta(workspace: Workspace, field_map: FieldMap, delta: Path) -> ChangeSet:
     """A former run's candidates by their positions, keys and external ids: to resolve its open batches."""
-    rows = f"row AS pos, key, ref FROM read_parquet({literal(str(delta))}) ORDER BY row"
+    rows = f"row AS pos, key, ref FROM {opened(workspace, delta, DELTA)} ORDER BY row"
     return _of_keys(workspace, field_map, "former", rows)
 
 

@@ -19,12 +19,10 @@ from retl.errors import DefinitionError
 from retl.model import Formats
 from retl.project.definitions import FieldSource, Phone, Sync, Transform
 from retl.project.fields import expand_fields, key_names
-from retl.values import keys, phone, storage, types
+from retl.values import canonical, keys, phone, storage, types
 from retl.values.sql import literal, quoted
 from retl.values.transforms import transform_sql
 from retl.values.types import Type
-
-HASH_VERSION = 3  # raise it when the row hash is made differently: every row is then a candidate once
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,14 @@ def what(sync: Sync, contract: Contract, mapping: FieldMap, shaping: Mapping[str
     if sync.write == "insert_only":
         names.append("insert_only")  # what it left alone is not what another mode would believe delivered
     return _digest(
-        [HASH_VERSION, sorted(fields), names, mapping.formats.model_dump(), mapping.timezone, shaping]
+        [
+            canonical.HASH_VERSION,
+            sorted(fields),
+            names,
+            mapping.formats.model_dump(),
+            mapping.timezone,
+            shaping,
+        ]
     )
 
 

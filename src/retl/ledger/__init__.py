@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import retl
-from retl.errors import DefinitionError, LedgerError
+from retl.errors import DefinitionError, LedgerError, former_format
 from retl.ledger.breakers import BreakerRow
 from retl.ledger.database import Database, PostgreSQL, SQLite, copy_database, unreadable
 from retl.ledger.files import (
@@ -38,7 +38,8 @@ from retl.ledger.rows import (
     Acknowledgement,
     BatchRow,
     Checkpoint,
-    LayerRow,
+    DeltaRow,
+    Purpose,
     Reject,
     RejectChanges,
     RejectRow,
@@ -52,9 +53,10 @@ __all__ = [
     "BatchRow",
     "BreakerRow",
     "Checkpoint",
-    "LayerRow",
+    "DeltaRow",
     "Ledger",
     "Lock",
+    "Purpose",
     "Reject",
     "RejectChanges",
     "RejectRow",
@@ -65,11 +67,13 @@ __all__ = [
 ]
 
 
+FORMAT = 2  # of tables and run files together; raise it when either is no longer read as before
+
 _RUNS = "SELECT run_id FROM retl_runs WHERE sync = ?"
 _NEEDED = """
-SELECT base FROM retl_checkpoints WHERE sync = ? AND base IS NOT NULL
-UNION SELECT part FROM retl_runs AS r WHERE sync = ? AND part IS NOT NULL AND epoch > COALESCE(
-  (SELECT base_epoch FROM retl_checkpoints AS c WHERE c.sync = r.sync AND c.object = r.object), 0)
+SELECT snapshot FROM retl_checkpoints WHERE sync = ? AND snapshot IS NOT NULL
+UNION SELECT delta FROM retl_runs AS r WHERE sync = ? AND delta IS NOT NULL AND epoch > COALESCE(
+  (SELECT snapshot_epoch FROM retl_checkpoints AS c WHERE c.sync = r.sync AND c.object = r.object), 0)
 """
 _ANSWERED = """
 SELECT batch_id FROM retl_batches JOIN retl_runs USING (run_id)
@@ -109,11 +113,6 @@ class Ledger(Journal, History):
         """A path to read the run file from: in place, or fetched into `directory`."""
         return self._files.get(name, directory)
 
-    def drop_file(self, name: str) -> None:
-        """Remove a run file if it is there, also one that a killed run wrote half."""
-        self._database.assert_writable()
-        self._files.drop([name])
-
     def tidy(self, sync: str) -> None:
         """Remove the run files of a sync that nothing reads any more, those that killed runs left behind
         included. For whoever holds its lock."""
@@ -142,7 +141,7 @@ def open_ledger(url: str, folder: Path, *, environment: str | None, create: bool
 
     Made if it is not there; with `create=False` nothing is written or made anywhere and a ledger that is
     not there is an empty one. DefinitionError for a url or environment that cannot be; LedgerError
-    STATE_SYMLINK, STATE_NEWER, STATE_OLDER, STATE_UNREADABLE, STATE_UNREACHABLE otherwise.
+    STATE_SYMLINK, STATE_NEWER, STATE_FORMAT, STATE_UNREADABLE, STATE_UNREACHABLE otherwise.
     """
     if environment is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}", environment):
         raise DefinitionError("ENVIRONMENT_NAME", "an environment's name is letters, digits, '_' and '-'")
@@ -164,7 +163,7 @@ def open_ledger(url: str, folder: Path, *, environment: str | None, create: bool
             files = Directory(home / "runs")
         else:
             raise DefinitionError("STATE_URL", "a state url is file:DIR or postgresql://…")
-        fresh = _migrate(database) or made
+        fresh = _create(database) or made
         database.read_only = not create
         return Ledger(database, files, home, fresh=fresh, closing=closing)
 
@@ -184,7 +183,7 @@ def _made(home: Path) -> tuple[Path, bool]:
             draft.unlink(missing_ok=True)
             os.close(private(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL))
             with contextlib.closing(SQLite(draft)) as database:
-                _migrate(database)
+                _create(database)
             draft.with_name(".ledger.new-journal").unlink(missing_ok=True)
             draft.rename(home / "ledger.db")
             sync_directory(home)
@@ -213,52 +212,43 @@ def _is_there(home: Path) -> bool:
     return path.exists()
 
 
-def _migrate(database: Database) -> bool:
-    """Bring the tables to the newest form known here, a script per version; True if there were none."""
-    scripts = _scripts()
-    if database.exists() and (found := _version(database, len(scripts))) == len(scripts):
+def _create(database: Database) -> bool:
+    """Make the tables where there are none; True if that was now."""
+    if database.exists():
+        _assert_format(database)
         return False
-    if database.snapshot:
-        raise LedgerError(
-            "STATE_OLDER",
-            f"{database.place} has tables of version {found}, and this retl reads version {len(scripts)}",
-            hint="the next command that writes, such as `retl sync`, brings them up to date",
-        )
     with database.transaction():
         database.serialise_creation()
-        fresh = not database.exists()
-        for script in scripts[0 if fresh else _version(database, len(scripts)) :]:
-            text = re.sub(r"--[^\n]*", "", script.read_text())
-            for statement in filter(str.strip, text.split(";")):
-                database.change(statement)
-        if fresh:
-            database.change(
-                "INSERT INTO retl_meta VALUES ('schema', '0'), ('state_id', ?)", str(uuid.uuid4())
-            )
-        database.change("UPDATE retl_meta SET value = ? WHERE name = 'schema'", str(len(scripts)))
-    return fresh
+        if database.exists():
+            _assert_format(database)
+            return False
+        text = re.sub(r"--[^\n]*", "", _tables().read_text())
+        for statement in filter(str.strip, text.split(";")):
+            database.change(statement)
+        database.change("INSERT INTO retl_meta VALUES ('format', ?)", str(FORMAT))
+        database.change("INSERT INTO retl_meta VALUES ('state_id', ?)", str(uuid.uuid4()))
+    return True
 
 
-def _version(database: Database, known: int) -> int:
-    """How many scripts have made these tables; LedgerError STATE_NEWER if more than we know."""
-    found = database.query("SELECT value FROM retl_meta WHERE name = 'schema'")
-    if not found or not found[0][0].isdigit():
-        raise unreadable(database.place, "retl_meta does not say which version of the tables this is")
-    version = int(found[0][0])
-    if version > known:
+def _assert_format(database: Database) -> None:
+    """LedgerError STATE_FORMAT or STATE_NEWER if the tables and run files are not of our format."""
+    found = database.query("SELECT value FROM retl_meta WHERE name = 'format'")
+    if found and found[0][0] == str(FORMAT):
+        return
+    if found and found[0][0].isdigit() and int(found[0][0]) > FORMAT:
         raise LedgerError(
             "STATE_NEWER",
-            f"{database.place} was written by a newer retl: tables version {version}, known is {known}",
+            f"{database.place} was written by a newer retl: its format is {found[0][0]}, known is {FORMAT}",
             hint="upgrade retl: an older one cannot know what it would break",
         )
-    return version
+    raise former_format(database.place)
 
 
-def _scripts() -> list[Path]:
-    """The table definitions, oldest first: beside the package in a wheel, above it in a checkout."""
+def _tables() -> Path:
+    """The table definitions: beside the package in a wheel, above it in a checkout."""
     package = Path(retl.__file__).parent
-    found = [sorted((root / "sql" / "ledger").glob("*.sql")) for root in (package, package.parents[1])]
-    return found[0] or found[1]
+    found = [root / "sql" / "ledger" / "001_tables.sql" for root in (package, package.parents[1])]
+    return found[0] if found[0].exists() else found[1]
 
 
 def _refuse_symlinks(folder: Path, home: Path) -> None:

@@ -1,4 +1,4 @@
-"""Durable run files: the baseline's base and parts, and requests that must be sent again unchanged.
+"""Durable run files: the baseline's snapshot and deltas, and requests that must be sent again unchanged.
 
 Beside a SQLite ledger they are files of a private directory, in PostgreSQL rows of `retl_files`. A file
 appears whole or not at all, and is there after a power failure once `put` has returned. Names are
@@ -91,12 +91,12 @@ class Table(Files):
     def put(self, name: str, chunks: Iterable[bytes]) -> None:
         with self._database.transaction():
             self.drop([name])
-            for part, chunk in enumerate(chunks):
-                self._database.change("INSERT INTO retl_files VALUES (?, ?, ?)", checked(name), part, chunk)
+            for number, chunk in enumerate(chunks):
+                self._database.change("INSERT INTO retl_files VALUES (?, ?, ?)", checked(name), number, chunk)
 
     def get(self, name: str, directory: Path) -> Path:
         path = directory / checked(name)
-        if not self._parts(name):
+        if not self._numbers(name):
             raise unreadable(f"run file {name}", "it is missing from retl_files")
         with writing(path):
             path.unlink(missing_ok=True)
@@ -105,7 +105,7 @@ class Table(Files):
         return path
 
     def read(self, name: str) -> bytes | None:
-        return b"".join(self._chunks(name)) if self._parts(name) else None
+        return b"".join(self._chunks(name)) if self._numbers(name) else None
 
     def drop(self, names: Iterable[str]) -> None:
         self._database.change_many("DELETE FROM retl_files WHERE name = ?", [(name,) for name in names])
@@ -115,13 +115,15 @@ class Table(Files):
             name for (name,) in self._database.query("SELECT DISTINCT name FROM retl_files ORDER BY name")
         ]
 
-    def _parts(self, name: str) -> list[tuple[int]]:
-        return self._database.query("SELECT part FROM retl_files WHERE name = ? ORDER BY part", checked(name))
+    def _numbers(self, name: str) -> list[tuple[int]]:
+        return self._database.query(
+            "SELECT chunk FROM retl_files WHERE name = ? ORDER BY chunk", checked(name)
+        )
 
     def _chunks(self, name: str) -> Iterator[bytes]:
-        for (part,) in self._parts(name):
-            sql = "SELECT bytes FROM retl_files WHERE name = ? AND part = ?"
-            for (chunk,) in self._database.query(sql, name, part):
+        for (number,) in self._numbers(name):
+            sql = "SELECT bytes FROM retl_files WHERE name = ? AND chunk = ?"
+            for (chunk,) in self._database.query(sql, name, number):
                 yield bytes(chunk)
 
 

@@ -1,4 +1,4 @@
-"""What a run writes down while it works, in the order it does: run, part, batches, checkpoint.
+"""What a run writes down while it works, in the order it does: run, delta, batches, checkpoint.
 
 Every entry is durable when its call returns and is refused with LOCK_LOST, changing nothing, to a run
 whose epoch is no longer its sync's newest. `epoch` is always that of the lock the caller holds, so a
@@ -15,7 +15,7 @@ from retl.ledger.rows import (
     Acknowledgement,
     BatchRow,
     Checkpoint,
-    LayerRow,
+    DeltaRow,
     RejectChanges,
     RunEnd,
     RunRow,
@@ -25,9 +25,9 @@ from retl.ledger.rows import (
     packed,
 )
 
-_LAYERS = """
-WHERE sync = ? AND object = ? AND part IS NOT NULL AND epoch > COALESCE(
-  (SELECT base_epoch FROM retl_checkpoints WHERE sync = ? AND object = ?), 0)
+_DELTAS = """
+WHERE sync = ? AND object = ? AND delta IS NOT NULL AND epoch > COALESCE(
+  (SELECT snapshot_epoch FROM retl_checkpoints WHERE sync = ? AND object = ?), 0)
 ORDER BY epoch, started_at
 """
 _ACKNOWLEDGE = """
@@ -35,7 +35,8 @@ UPDATE retl_batches SET status = ?, outcome = ?, attempts = ?, duration_ms = ?, 
 WHERE run_id = ? AND batch_id = ?
 """
 _FINISH = """
-UPDATE retl_runs SET status = ?, counts = ?, phases = ?, guards = ?, error = ?, finished_at = ?
+UPDATE retl_runs SET status = ?, counts = ?, phases = ?, guards = ?, error = ?, source_version = ?,
+  finished_at = ?
 WHERE run_id = ?
 """
 
@@ -71,7 +72,7 @@ class Journal(Paces):
         with self._fenced(epoch, run_id=run_id) as database:
             database.change(sql, cell(self.now()), run_id, "RUNNING")
 
-    def record_part(
+    def record_delta(
         self,
         run_id: str,
         epoch: int,
@@ -82,13 +83,13 @@ class Journal(Paces):
         anew: str | None = None,
     ) -> None:
         """The run's candidates are durable in this run file, made under these fingerprints: from now on
-        it is a layer. `anew` names an object whose former baseline is forgotten in the same moment."""
+        it counts. `anew` names an object whose former baseline is forgotten in the same moment."""
         forgotten: list[str] = []
         with self._fenced(epoch, run_id=run_id) as database:
             if anew is not None:
                 sync = database.query("SELECT sync FROM retl_runs WHERE run_id = ?", run_id)[0][0]
                 forgotten = self._forget(sync, anew)
-            sql = "UPDATE retl_runs SET part = ?, part_rows = ?, fingerprint = ? WHERE run_id = ?"
+            sql = "UPDATE retl_runs SET delta = ?, delta_rows = ?, fingerprint = ? WHERE run_id = ?"
             database.change(sql, name, rows, cell(fingerprint), run_id)
         self._files.drop(forgotten)
 
@@ -98,10 +99,10 @@ class Journal(Paces):
             files = self._forget(sync, object)
         self._files.drop(files)
 
-    def layers(self, sync: str, object: str) -> list[LayerRow]:
-        """Runs with a part that the checkpoint's base does not hold yet, oldest first."""
+    def deltas(self, sync: str, object: str) -> list[DeltaRow]:
+        """Runs with a delta that the checkpoint's snapshot does not hold yet, oldest first."""
         keys = (sync, object, sync, object)
-        return self._database.rows(LayerRow, "retl_runs", _LAYERS, *keys)
+        return self._database.rows(DeltaRow, "retl_runs", _DELTAS, *keys)
 
     def open_batches(self, run_id: str, epoch: int, batches: Sequence[BatchRow]) -> None:
         """Batches that may be sent from now on."""
@@ -154,7 +155,8 @@ class Journal(Paces):
     def finish(self, run: RunEnd, checkpoint: Checkpoint | None, rejects: RejectChanges) -> None:
         """The end of a run in one transaction: its row, its checkpoint and its rejects."""
         now = cell(self.now())
-        end = (run.status, *map(cell, (run.counts, run.phases, run.guards, run.error)), now, run.run_id)
+        end = (run.status, *map(cell, (run.counts, run.phases, run.guards, run.error, run.source_version)))
+        end = (*end, now, run.run_id)
         with self._fenced(run.epoch, run_id=run.run_id) as database:
             database.change(_FINISH, *end)
             sync = database.query("SELECT sync FROM retl_runs WHERE run_id = ?", run.run_id)[0][0]

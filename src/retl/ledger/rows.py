@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, cast, get_type_hints
 from retl.destinations.batch import Kind, Operation, Outcome, RowResult
 
 BatchStatus = Literal["open", "done", "split", "failed"]
+Purpose = Literal["sync", "apply", "rollback", "repair", "erase", "resolve"]
 Cell = str | int | float | bytes | None
 R = TypeVar("R")
 
@@ -29,6 +30,7 @@ class RunStart:
     run_id: str
     sync: str
     object: str
+    purpose: Purpose
     environment: str | None
     correlation_id: str | None
     epoch: int
@@ -45,7 +47,7 @@ class RunStart:
 
 @dataclass(frozen=True, slots=True)
 class RunRow(RunStart):
-    """All of one run: `part` is the file of its candidates, durable before its first write."""
+    """All of one run: `delta` is the file of its candidates, durable before its first write."""
 
     status: str = "RUNNING"
     heartbeat_at: datetime | None = None
@@ -54,8 +56,9 @@ class RunRow(RunStart):
     phases: Mapping[str, Any] = field(default_factory=dict)
     guards: Sequence[Mapping[str, Any]] = ()
     error: Mapping[str, Any] | None = None
-    part: str | None = None
-    part_rows: int | None = None
+    source_version: str | None = None
+    delta: str | None = None
+    delta_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +72,19 @@ class RunEnd:
     phases: Mapping[str, Any] = field(default_factory=dict)
     guards: Sequence[Mapping[str, Any]] = ()
     error: Mapping[str, Any] | None = None
+    source_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class LayerRow:
-    """A run whose part lies over the baseline."""
+class DeltaRow:
+    """A run whose delta is newer than the baseline's snapshot."""
 
     run_id: str
     epoch: int
     started_at: datetime
     status: str
-    part: str
-    part_rows: int
+    delta: str
+    delta_rows: int
     fingerprint: Mapping[str, Any]
 
 
@@ -117,7 +121,7 @@ class Acknowledgement:
 class Checkpoint:
     """What the next run of this sync on this object starts from.
 
-    `base` is the compacted baseline's file, holding every layer up to `base_epoch`; `read_rows` are
+    `snapshot` is the compacted baseline's file, holding every delta up to `snapshot_epoch`; `read_rows` are
     those of the last good run; `newest` is the newest applied batch as (run id, batch id).
     """
 
@@ -125,15 +129,14 @@ class Checkpoint:
     object: str
     run_id: str
     epoch: int
-    base: str | None = None
-    base_epoch: int = 0
+    snapshot: str | None = None
+    snapshot_epoch: int = 0
     baseline_rows: int = 0
     read_rows: int = 0
     watermark: str | None = None
     fingerprints: Mapping[str, Any] = field(default_factory=dict)
     newest: tuple[str, str] | None = None
     source_version: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
     updated_at: datetime | None = None  # filled from the ledger's clock when it is recorded
 
 

@@ -21,8 +21,9 @@ WHERE epoch = ? AND name = COALESCE(?, (SELECT sync FROM retl_runs WHERE run_id 
 """
 
 _FILES_OF = """
-SELECT part FROM retl_runs WHERE sync = ? AND object = COALESCE(?, object) AND part IS NOT NULL
-UNION SELECT base FROM retl_checkpoints WHERE sync = ? AND object = COALESCE(?, object) AND base IS NOT NULL
+SELECT delta FROM retl_runs WHERE sync = ? AND object = COALESCE(?, object) AND delta IS NOT NULL
+UNION SELECT snapshot FROM retl_checkpoints
+WHERE sync = ? AND object = COALESCE(?, object) AND snapshot IS NOT NULL
 """
 _REQUESTS_OF = """
 SELECT b.batch_id FROM retl_batches b JOIN retl_runs r ON r.run_id = b.run_id
@@ -60,11 +61,11 @@ class State:
             yield database
 
     def _forget(self, sync: str, object: str | None) -> list[str]:
-        """Drop parts and checkpoints; returns the run files nobody needs any more."""
+        """Drop deltas and checkpoints; returns the run files nobody needs any more."""
         database, of = self._database, (sync, object)
         files = [name for (name,) in database.query(_FILES_OF, *of, *of)]
         files += [f"request-{batch_id}" for (batch_id,) in database.query(_REQUESTS_OF, *of)]
         where = "WHERE sync = ? AND object = COALESCE(?, object)"
-        database.change(f"UPDATE retl_runs SET part = NULL {where}", *of)
+        database.change(f"UPDATE retl_runs SET delta = NULL {where}", *of)
         database.change(f"DELETE FROM retl_checkpoints {where}", *of)
         return files

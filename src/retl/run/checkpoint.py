@@ -16,35 +16,34 @@ from retl.run.plan import Plan
 def make(
     ledger: Ledger, sync: str, plan: Plan, workspace: Workspace, epoch: int, answered: Sequence[Answered]
 ) -> Checkpoint:
-    """The checkpoint of a run that reached its end; a new base is durable before it is named."""
+    """The checkpoint of a run that reached its end; a new snapshot is durable before it is named."""
     former = None if plan.basis.restarts else plan.basis.checkpoint
-    layers = ledger.layers(sync, plan.capabilities.object)
-    base, base_epoch = (former.base, former.base_epoch) if former else (None, 0)
-    base_rows = former.baseline_rows if former else 0
-    over = [layer.part_rows for layer in layers]
-    if layers and base is None and baseline.alike(ledger.batches(layers[0].run_id)):
-        base_rows = over.pop(0)  # the first part stands for the base
-    if over and baseline.due(base_rows, over):
-        path = workspace.directory / f"{plan.run.run_id}.base.parquet"
-        base_rows = planner.build_baseline(ledger, workspace, base, layers)
+    deltas = ledger.deltas(sync, plan.capabilities.object)
+    snapshot, snapshot_epoch = (former.snapshot, former.snapshot_epoch) if former else (None, 0)
+    rows = former.baseline_rows if former else 0
+    newer = [delta.delta_rows for delta in deltas]
+    if deltas and snapshot is None and baseline.alike(ledger.batches(deltas[0].run_id)):
+        rows = newer.pop(0)  # the first delta stands for the snapshot
+    if newer and baseline.due(rows, newer):
+        path = workspace.directory / f"{plan.run.run_id}.snapshot.parquet"
+        rows = planner.build_baseline(ledger, workspace, snapshot, deltas)
         baseline.compact(workspace, path)
         ledger.put_file(path.name, path)
-        base, base_epoch = path.name, epoch
-        log.event("baseline_compacted", rows=base_rows)
+        snapshot, snapshot_epoch = path.name, epoch
+        log.event("baseline_compacted", rows=rows)
     arrived = [one for one in answered if one.outcome and one.outcome.arrived]
     return Checkpoint(
         sync=sync,
         object=plan.capabilities.object,
         run_id=plan.run.run_id,
         epoch=epoch,
-        base=base,
-        base_epoch=base_epoch,
-        baseline_rows=base_rows,
+        snapshot=snapshot,
+        snapshot_epoch=snapshot_epoch,
+        baseline_rows=rows,
         read_rows=plan.read_rows,
         watermark=plan.watermark,
         fingerprints=plan.fingerprints,
         newest=(plan.run.run_id, arrived[-1].batch.id) if arrived else plan.basis.newest,
         source_version=plan.source_version,
-        extra={},
         updated_at=ledger.now(),
     )

@@ -12,7 +12,7 @@ from typing import Any
 from retl.destinations.api import Destination
 from retl.destinations.batch import Capabilities, Shape
 from retl.engine.selection import Selection
-from retl.ledger import Ledger
+from retl.ledger import Ledger, Purpose
 from retl.model import Limits
 from retl.observe import log
 from retl.observe.signals import Stop
@@ -44,6 +44,7 @@ class Options:
     allow_deletes: int | None = None
     accept: tuple[str, ...] = ()
     variables: Mapping[str, Any] = field(default_factory=dict)
+    purpose: Purpose = "sync"
 
 
 @dataclass

@@ -120,7 +120,7 @@ def _tried(
     field_map = mapping.build(sync, contract, _SOMETIME, state_id="", timezone=timezone)
     for other in {lookup.sync for lookup in field_map.lookups}:  # what a sync has learnt, no file knows: NULL
         workspace.run(f'CREATE TABLE {mapping.external_ids(other)} ("retl key" VARCHAR, "retl ref" VARCHAR)')
-    delivered = baseline.lay(workspace, None, [])
+    delivered = baseline.build(workspace, None, [])
     hash.hash_rows(workspace, field_map, "TRUE" if contract.edits else contract.prefilter(), "")
     diff.diff(workspace, _ALL, delivered, whole=True)
     judge.judge(workspace, contract, sync.key, edited)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from retl.contract.judge import Contract
 from retl.destinations.batch import Capabilities
@@ -14,11 +13,9 @@ from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Ends
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.payload import Payload
-from retl.ledger import Checkpoint, LayerRow
+from retl.ledger import Checkpoint, DeltaRow, Purpose
 from retl.model import Retry
 from retl.run.guards import Facts, Refusal
-
-Purpose = Literal["sync", "apply", "rollback", "repair", "erase", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -28,13 +25,13 @@ class Basis:
     baseline says nothing any more."""
 
     checkpoint: Checkpoint | None
-    layers: tuple[LayerRow, ...]
+    deltas: tuple[DeltaRow, ...]
     newest: tuple[str, str] | None = None
     restarts: bool = False
 
     @property
     def is_first(self) -> bool:
-        return self.checkpoint is None and not self.layers
+        return self.checkpoint is None and not self.deltas
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ def options(artifact: Artifact) -> Options:
         allow_deletes=artifact.allow_deletes,
         accept=tuple(artifact.accept),
         variables=artifact.variables,
+        purpose="apply",
     )
 
 
@@ -129,8 +130,8 @@ def _how(sync: Sync) -> str:
 
 
 def _baseline(plan: Plan) -> list[str]:
-    """What the baseline was made of: the checkpoint's run and every layer over it."""
+    """What the baseline was made of: the checkpoint's run and every delta over it."""
     return [
         plan.basis.checkpoint.run_id if plan.basis.checkpoint else "",
-        *(one.run_id for one in plan.basis.layers),
+        *(one.run_id for one in plan.basis.deltas),
     ]

@@ -21,7 +21,7 @@ from retl.engine.diff import Ends, Strategy
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch, Systemic, TargetError
-from retl.ledger import BatchRow, Checkpoint, LayerRow, Ledger, RejectRow
+from retl.ledger import BatchRow, Checkpoint, DeltaRow, Ledger, RejectRow
 from retl.observe import log
 from retl.run import guards, volatile
 from retl.run.guards import Facts, Refusal
@@ -107,15 +107,15 @@ def know(
     that only a dry run knows of, by batch id."""
     sync, ledger = job.sync, job.ledger
     target = mapped.capabilities.object
-    checkpoint, layers = ledger.checkpoint(sync.name, target), ledger.layers(sync.name, target)
-    former = checkpoint.fingerprints if checkpoint else layers[-1].fingerprint if layers else {}
+    checkpoint, deltas = ledger.checkpoint(sync.name, target), ledger.deltas(sync.name, target)
+    former = checkpoint.fingerprints if checkpoint else deltas[-1].fingerprint if deltas else {}
     restarts = bool(former) and former.get("who") != mapped.fingerprints["who"]
     _load_external_ids(job, workspace)
-    kept = ([], None) if restarts else (layers, checkpoint.base if checkpoint else None)
+    kept = ([], None) if restarts else (deltas, checkpoint.snapshot if checkpoint else None)
     rows = build_baseline(ledger, workspace, kept[1], kept[0], resolved)
     open_rejects = ledger.rejects(sync.name)
     return Known(
-        basis=Basis(checkpoint, tuple(layers), _newest(ledger, checkpoint, layers), restarts),
+        basis=Basis(checkpoint, tuple(deltas), _newest(ledger, checkpoint, deltas), restarts),
         former=former,
         baseline_rows=rows,
         open_rejects=open_rejects,
@@ -227,7 +227,7 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
     refusals += guards.judge(facts, sync.guards, options.accept)
     log.event("guards_judged", refusals=len(refusals), changes=len(made.due.changes))
     plan = Plan(
-        purpose="sync",
+        purpose=options.purpose,
         run=run,
         field_map=mapped.field_map,
         contract=mapped.contract,
@@ -258,8 +258,8 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
 def build_baseline(
     ledger: Ledger,
     workspace: Workspace,
-    base: str | None,
-    layers: Sequence[LayerRow],
+    snapshot: str | None,
+    deltas: Sequence[DeltaRow],
     resolved: Mapping[str, Outcome] = MappingProxyType({}),
 ) -> int:
     """Build the baseline that the ledger's files and answers make, as if the batches in `resolved` were
@@ -270,20 +270,20 @@ def build_baseline(
         return [replace(row, outcome=resolved.get(row.batch_id, row.outcome)) for row in rows]
 
     folder = workspace.directory
-    parts = [
-        baseline.Layer(ledger.get_file(one.part, folder), one.started_at, answers(one.run_id))
-        for one in layers
+    built = [
+        baseline.Delta(ledger.get_file(one.delta, folder), one.started_at, answers(one.run_id))
+        for one in deltas
     ]
-    return baseline.lay(workspace, ledger.get_file(base, folder) if base else None, parts)
+    return baseline.build(workspace, ledger.get_file(snapshot, folder) if snapshot else None, built)
 
 
 def _newest(
-    ledger: Ledger, checkpoint: Checkpoint | None, layers: Sequence[LayerRow]
+    ledger: Ledger, checkpoint: Checkpoint | None, deltas: Sequence[DeltaRow]
 ) -> tuple[str, str] | None:
-    for layer in reversed(layers):
-        done = [b for b in ledger.batches(layer.run_id) if b.attempts and b.outcome and b.outcome.arrived]
+    for delta in reversed(deltas):
+        done = [b for b in ledger.batches(delta.run_id) if b.attempts and b.outcome and b.outcome.arrived]
         if done:
-            return layer.run_id, done[-1].batch_id
+            return delta.run_id, done[-1].batch_id
     return checkpoint.newest if checkpoint else None
 
 
@@ -302,12 +302,12 @@ def _build_other_baseline(ledger: Ledger, workspace: Workspace, sync: str, targe
     """Build the baseline of another sync. Its own run may put a new snapshot in the place of files that
     were just named: then they are named once more."""
     while True:
-        checkpoint, layers = ledger.checkpoint(sync, target), ledger.layers(sync, target)
+        checkpoint, deltas = ledger.checkpoint(sync, target), ledger.deltas(sync, target)
         try:
-            build_baseline(ledger, workspace, checkpoint.base if checkpoint else None, layers)
+            build_baseline(ledger, workspace, checkpoint.snapshot if checkpoint else None, deltas)
             return
         except Exception:
-            if (ledger.checkpoint(sync, target), ledger.layers(sync, target)) == (checkpoint, layers):
+            if (ledger.checkpoint(sync, target), ledger.deltas(sync, target)) == (checkpoint, deltas):
                 raise
 
 

@@ -16,7 +16,7 @@ from retl.engine import change_set
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
 from retl.errors import Systemic
-from retl.ledger import Acknowledgement, BatchRow, LayerRow, Ledger
+from retl.ledger import Acknowledgement, BatchRow, DeltaRow, Ledger
 from retl.observe import log
 from retl.run.job import Job
 from retl.run.mart import Mapped
@@ -40,23 +40,23 @@ def abandon_dead_runs(ledger: Ledger, sync: str, run_id: str, epoch: int) -> Non
 
 def resolve(job: Job, run: Run, mapped: Mapped, workspace: Workspace, delivery: Delivery, epoch: int) -> None:
     """Learn what became of dead runs' open batches, where that can be known, and record it."""
-    for layer, rows in _open(job, run, mapped):
+    for delta, rows in _open(job, run, mapped):
         with closing(job.lane(mapped.field_map.shape)) as destination:
-            for row, batch in _batches(job.ledger, mapped, workspace, layer, rows, epoch):
+            for row, batch in _batches(job.ledger, mapped, workspace, delta, rows, epoch):
                 log.event("batch_settling", batch=row.batch_id)
                 outcome = delivery.resolve(destination, batch, row.handle)
                 log.event("batch_settled", batch=row.batch_id, level="debug")
                 if outcome != Outcome(UNKNOWN):
                     answer = Acknowledgement(row.batch_id, outcome, row.attempts + 1, None, None)
-                    job.ledger.acknowledge(layer.run_id, epoch, [answer])
+                    job.ledger.acknowledge(delta.run_id, epoch, [answer])
 
 
 def look(job: Job, run: Run, mapped: Mapped, workspace: Workspace) -> Found:
     """What `resolve` would learn, as far as reading alone can tell."""
     found = Found({}, 0)
-    for layer, rows in _open(job, run, mapped):
+    for delta, rows in _open(job, run, mapped):
         with closing(job.lane(mapped.field_map.shape)) as destination:
-            for row, batch in _batches(job.ledger, mapped, workspace, layer, rows, epoch=0):
+            for row, batch in _batches(job.ledger, mapped, workspace, delta, rows, epoch=0):
                 try:
                     outcome = destination.resolve(batch, row.handle, act=False)
                 except Systemic:  # a right to look that this account lacks
@@ -68,44 +68,43 @@ def look(job: Job, run: Run, mapped: Mapped, workspace: Workspace) -> Found:
     return found
 
 
-def _open(job: Job, run: Run, mapped: Mapped) -> Iterator[tuple[LayerRow, Sequence[BatchRow]]]:
+def _open(job: Job, run: Run, mapped: Mapped) -> Iterator[tuple[DeltaRow, Sequence[BatchRow]]]:
     """The open batches that can be resolved, per run: all where the target keeps evidence or honours a key
     (the same bytes under the same key), else those it works on under a handle. Evidence is sought inside
     the vendor's window; outside it they stay in doubt."""
     capabilities, ledger = mapped.capabilities, job.ledger
     window = capabilities.key_window
-    for layer in ledger.layers(job.sync.name, capabilities.object):
-        late = window is not None and (run.started_at - layer.started_at).total_seconds() >= window
+    for delta in ledger.deltas(job.sync.name, capabilities.object):
+        late = window is not None and (run.started_at - delta.started_at).total_seconds() >= window
         every = (capabilities.resolves or window is not None) and not late
-        rows = [row for row in ledger.batches(layer.run_id) if row.status == "open"]
+        rows = [row for row in ledger.batches(delta.run_id) if row.status == "open"]
         rows = [row for row in rows if every or row.handle is not None]  # a job can be asked at any age
         if rows:
-            yield layer, rows
+            yield delta, rows
 
 
 def _batches(
     ledger: Ledger,
     mapped: Mapped,
     workspace: Workspace,
-    layer: LayerRow,
+    delta: DeltaRow,
     rows: Sequence[BatchRow],
     epoch: int,
 ) -> Iterator[tuple[BatchRow, Batch]]:
     """These batches of a dead run as a destination takes them: keys, and the prepared requests."""
-    delta = change_set.from_delta(
-        workspace, mapped.field_map, ledger.get_file(layer.part, workspace.directory)
-    )
+    file = ledger.get_file(delta.delta, workspace.directory)
+    former = change_set.from_delta(workspace, mapped.field_map, file)
     for row in rows:
         yield (
             row,
             Batch(
-                delta,
+                former,
                 row.operation,
-                layer.run_id,
+                delta.run_id,
                 epoch,
                 row.first,
                 row.last,
-                request=ledger.request(layer.run_id, row.batch_id),
+                request=ledger.request(delta.run_id, row.batch_id),
                 idempotency_key=row.idempotency_key,
             ),
         )

@@ -33,11 +33,11 @@ def doubts(ledger: Ledger, sync: str) -> list[Doubt]:
     objects = {one.object for one in ledger.checkpoints(sync)} | {
         one.object for one in ledger.runs(sync, limit=1000)
     }
-    layers = [(name, one) for name in sorted(objects) for one in ledger.layers(sync, name)]
+    deltas = [(name, one) for name in sorted(objects) for one in ledger.deltas(sync, name)]
     return [
-        Doubt(sync, name, layer.run_id, layer.started_at, batch, rows)
-        for name, layer in layers
-        for batch in ledger.batches(layer.run_id)
+        Doubt(sync, name, delta.run_id, delta.started_at, batch, rows)
+        for name, delta in deltas
+        for batch in ledger.batches(delta.run_id)
         if (rows := _doubtful(batch))
     ]
 

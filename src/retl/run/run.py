@@ -67,7 +67,8 @@ class Execution:
                 started_at=self.run.started_at,
                 vars={name: str(value) for name, value in job.options.variables.items()},
                 fingerprint={},
-                source_identity={},
+                purpose=job.options.purpose,
+                source_identity=job.source.identity,
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 user=getpass.getuser(),
@@ -110,16 +111,16 @@ class Execution:
             return
         if plan.payload is None:
             hash.release(self.workspace)
-        name = f"{self.run.run_id}.part.parquet"
-        plan.changes.write_part(self.workspace.directory / name)
+        name = f"{self.run.run_id}.delta.parquet"
+        plan.changes.write_delta(self.workspace.directory / name)
         ledger.put_file(name, self.workspace.directory / name)
         if plan.adopting:
             self._adopt()  # before the delta counts: rows that a killed run did not adopt would be sent
         anew = plan.capabilities.object if plan.basis.restarts else None
-        ledger.record_part(
+        ledger.record_delta(
             self.run.run_id, self.lock.epoch, name, len(plan.changes), plan.fingerprints, anew=anew
         )
-        log.event("part_written")
+        log.event("delta_written")
         if plan.adopting:
             return
         self.delivery = self._delivery(plan.capabilities, every=prepared(plan.capabilities), lane=self._lane)
@@ -275,6 +276,7 @@ class Execution:
                 phases=self.clock.so_far(),
                 guards=guards,
                 error=described(problem) if problem else None,
+                source_version=self.plan.source_version if self.plan else None,
             ),
             checkpoint,
             rejects,

@@ -83,6 +83,11 @@ class Source(ABC, Generic[OptionsT]):
         return type(self).__module__.rpartition(".")[2]
 
     @property
+    def identity(self) -> dict[str, str]:
+        """Which source this is, as it is defined, for the history. It holds no secret and no value."""
+        return {"type": self.label}
+
+    @property
     def readable(self) -> tuple[Path, ...]:
         """Folders that the workspace may read after the source was opened."""
         return ()

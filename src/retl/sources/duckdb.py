@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import duckdb
@@ -38,6 +39,13 @@ class DuckDB(Source[Mart]):
     def label(self) -> str:
         options = self.options
         return options.table or options.dbt or options.file or "sql"
+
+    @property
+    def identity(self) -> dict[str, str]:
+        named = self.options.model_dump(include={"table", "file", "dbt"}, exclude_none=True)
+        if self.options.sql is not None:  # a text may hold values
+            named = {"sql": sha256(self.options.sql.encode()).hexdigest()[:16]}
+        return {"type": self.connection.type, "path": self.connection.path, **named}
 
     @property
     def readable(self) -> tuple[Path, ...]:

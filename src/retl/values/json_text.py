@@ -23,9 +23,9 @@ def _json_sql(type: Type, expr: str, formats: Formats, timezone: str) -> str:
         return f"CASE WHEN {expr} BETWEEN -{_SAFE} AND {_SAFE} THEN {text} ELSE '\"' || {text} || '\"' END"
     if name == "decimal":
         return (
-            f"'\"' || {_decimal_text(type, expr)} || '\"'"
+            f"'\"' || {decimal_text(type, expr)} || '\"'"
             if formats.decimals == "string"
-            else _decimal_text(type, expr)
+            else decimal_text(type, expr)
         )
     if name in ("string", "float", "uuid"):
         return f"CAST(to_json({expr}) AS VARCHAR)"
@@ -45,7 +45,7 @@ def _json_sql(type: Type, expr: str, formats: Formats, timezone: str) -> str:
     return text
 
 
-def _decimal_text(type: Type, expr: str) -> str:
+def decimal_text(type: Type, expr: str) -> str:
     """All decimal places, and a digit before the point: DuckDB writes '.50' if all digits are decimal
     places."""
     text = f"CAST({expr} AS VARCHAR)"

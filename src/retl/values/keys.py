@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from retl.values.json_text import _decimal_text, _iso, _utc
+from retl.values.json_text import _iso, _utc, decimal_text
 from retl.values.storage import storage_type
 from retl.values.types import Type
 
@@ -33,7 +33,7 @@ def _key_text_sql(type: Type, expr: str) -> str:
     if type.name == "string":
         return expr
     if type.name == "decimal":
-        return _decimal_text(type, expr)
+        return decimal_text(type, expr)
     if type.name == "timestamp":
         return f"({_iso(expr)})"
     if type.name == "timestamptz":
