@@ -423,7 +423,7 @@ def test_a_request_of_deletes_shows_the_keys(org: Org) -> None:
 def test_its_example_is_a_sync(tmp_path: Path) -> None:
     keys = {"client_id": "me", "client_secret": TOKEN, "domain": "example.my.salesforce.com"}
     (tmp_path / "syncs").mkdir()
-    (tmp_path / "syncs/example.yml").write_text(SalesforceBulk.vendor.example)
+    (tmp_path / "syncs/example.yml").write_text(SalesforceBulk.about.example)
     (tmp_path / "retl.yml").write_text(
         json.dumps({"connections": {"salesforce_bulk": {"type": "salesforce_bulk", **keys}}})
     )

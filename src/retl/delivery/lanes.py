@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -209,10 +209,8 @@ class Delivery:
         # a job that was taken, or a batch that may be there, is asked after and never sent again
         asks = tries.handle is not None or (tries.doubt and only_once)
         try:
-            with self._permit(destination), self._in_hand(destination):
+            with self._in_hand(destination):
                 answer = _evidence(destination, batch, tries.handle) if asks else destination.write(batch)
-            for quota in destination.quotas:
-                self.pace.on_quota(quota)
         except Ambiguous as problem:
             tries.doubt = True  # until there is evidence, whatever comes between
             answer = _evidence(destination, batch, None)
@@ -230,10 +228,6 @@ class Delivery:
                 answer.default.code or "TARGET_BUSY", answer.default.reason or "the target is busy"
             )
         return answer
-
-    def _permit(self, destination: Destination[Any]) -> AbstractContextManager[object]:
-        """Room for a write, where the destination does not take it for each of its requests."""
-        return nullcontext() if destination.paced else self.pace.held(self.stop)
 
     @contextmanager
     def _in_hand(self, destination: Destination[Any]) -> Iterator[None]:

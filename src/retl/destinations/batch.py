@@ -142,6 +142,7 @@ class Capabilities:
     max_rows: int | None = None
     max_deletes: int | None = None  # rows of a delete batch, where that differs
     lanes: int = 1
+    most_lanes: int | None = None  # where the connection's `concurrency` asks for more or fewer
     expires: float | None = None  # seconds until the target forgets a row by itself
 
 

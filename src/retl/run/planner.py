@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from retl.contract.judge import Contract
-from retl.destinations.api import PREVIEW, Destination
+from retl.destinations.api import Destination
 from retl.destinations.batch import UNKNOWN, Batch, Outcome, Visit
 from retl.engine import baseline, changes, mapping
 from retl.engine.changes import Cursor, Strategy
@@ -411,7 +411,7 @@ class _Planning:
         ]
 
     def _notes(self) -> Sequence[str]:
-        sync, former = self.job.sync, self.former
+        sync, former, preview = self.job.sync, self.former, self.job.target.destination.about.preview
         reshaped = bool(former) and former.get("what") != self.fingerprints["what"]
         twice = not self.capabilities.idempotent and sync.delivery == "at_least_once"
         notes = {
@@ -422,7 +422,7 @@ class _Planning:
             "this account may not write here: a run with it would fail": self.readonly,
             f"{self.withheld} deletes wait: a row without a usable key may be one of them": self.withheld > 0,
             "delivery is at_least_once: after a crash a row may arrive twice": twice,
-            f"{self.job.target.kind} is a {PREVIEW}": self.job.target.destination.is_preview,
+            f"{self.job.target.kind} is a {preview}": bool(preview),
         }
         told = dbt.notes(self.reading.build) if self.reading.build else ()
         return [*(note for note, holds in notes.items() if holds), *told]

@@ -223,8 +223,8 @@ class Execution:
         job = self.job
         self.journal.every = every
         capabilities = destination.capabilities if destination else self._planned().capabilities
-        if job.target.destination.paced:
-            capabilities = replace(capabilities, lanes=min(capabilities.lanes, job.pace.concurrency or 1))
+        wanted, most = job.pace.concurrency or capabilities.lanes, capabilities.most_lanes
+        capabilities = replace(capabilities, lanes=min(wanted, most or capabilities.lanes))
         return Delivery(
             lane=self._destination,
             capabilities=capabilities,

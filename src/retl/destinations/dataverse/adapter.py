@@ -25,7 +25,7 @@ from urllib.parse import unquote
 import msgspec
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError, model_validator
 
-from retl.destinations.api import Destination, Vendor
+from retl.destinations.api import About, Destination
 from retl.destinations.batch import (
     UNKNOWN,
     WRITTEN,
@@ -49,6 +49,7 @@ from retl.destinations.http.rules import Case, Rules
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, TargetError, Unavailable
 from retl.model import Definition, Limits
 from retl.net.client import Address, Client, Timeouts
+from retl.net.gate import Gate
 from retl.net.lookup import Match, text
 from retl.net.messages import Reply, Request
 from retl.net.waits import Quota, wait_asked
@@ -129,9 +130,8 @@ class DataverseOptions(Definition):
 class Dataverse(Destination[DataverseOptions]):
     Connection = DataverseConnection
     Options = DataverseOptions
-    paced = True
-    limits = Limits(requests=6000, per=300.0, concurrency=52, share=0.5)
-    vendor = Vendor(
+    about = About(
+        limits=Limits(requests=6000, per=300.0, concurrency=52, share=0.5),
         evidence=("golden", "docs"),
         source="https://learn.microsoft.com/en-us/power-apps/developer/data-platform/webapi/"
         "execute-batch-operations-using-web-api",
@@ -141,15 +141,15 @@ class Dataverse(Destination[DataverseOptions]):
         "destination: {connection: dataverse, table: accounts}\n",
     )
 
-    def __init__(self, options: DataverseOptions, shape: Shape) -> None:
-        super().__init__(options, shape)
+    def __init__(self, options: DataverseOptions, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options, shape, gate)
         self._quoted = {field.name: _QUOTED.get(field.type.name) for field in shape.key}
         if wrong := [name for name, quoted in self._quoted.items() if quoted is None]:
             raise DefinitionError("KEY_TYPE", f"{wrong[0]} has a type that no alternate key has")
         http = options.connection.http
         self._address = Address.parse(http.base_url)
         self._secrets = http.auth.secrets
-        self._client = Client(self._address, http.auth, {}, http.timeouts, lambda size: self.permit(size))
+        self._client = Client(self._address, http.auth, {}, http.timeouts, self.gate.permits())
         self._data = f"{self._address.prefix}/api/data/{options.version}"
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
@@ -177,7 +177,6 @@ class Dataverse(Destination[DataverseOptions]):
             raise Mismatch("TARGET_DRIFT", f"{self.options.table} lacks a column: {error.message}") from None
 
     def write(self, batch: Batch) -> Answer:
-        self.quotas = ()
         requests, refused = self._requests(batch)
         if not requests:
             return Outcome(WRITTEN, refused)
@@ -248,7 +247,8 @@ class Dataverse(Destination[DataverseOptions]):
         if waits and len(waits) == len(answers):
             code = f"HTTP_{answers[0].status}"
             raise Unavailable(code, "the target throttled every row", retry_after=max(waits))
-        self.quotas = [Quota(0.0, max(waits))] if waits else []
+        if waits:
+            self.gate.on_quota(Quota(0.0, max(waits)))
 
     def _judged(self, answer: Reply, operation: Operation, request: Request) -> RowResult:
         """What one part of the answer says of its row."""

@@ -44,6 +44,7 @@ from retl.errors import DefinitionError, Poisoned, Systemic
 from retl.model import Definition, Duration
 from retl.net.auth import Anonymous, HeaderName, Secret, WholeUrl
 from retl.net.client import Address, Client, Timeouts
+from retl.net.gate import Gate
 from retl.net.lookup import text
 from retl.net.messages import Reply, Request
 from retl.net.oauth import Auth
@@ -57,7 +58,7 @@ OPERATION_NAMES: dict[Operation, str] = {
     "delete": "delete",
 }
 _INSERTS = ("insert_only", "append")
-LANES = 4  # or what the connection's limits say of `concurrency`, which is one where they say nothing
+LANES = 4  # at most, if the connection's limits say so many in `concurrency`
 _PROBE = Rules(ok=tuple(range(200, 300)), rows="none")
 
 
@@ -117,17 +118,15 @@ class HttpOptions(Definition):
 class HttpDestination(Destination[HttpOptions]):
     Connection = HttpConnection
     Options = HttpOptions
-    paced = True
 
-    def __init__(self, options: HttpOptions, shape: Shape) -> None:
+    def __init__(self, options: HttpOptions, shape: Shape, gate: Gate | None = None) -> None:
         """DefinitionError where no endpoint serves the sync, or one names a field it has not got."""
-        super().__init__(options, shape)
+        super().__init__(options, shape, gate)
         connection = options.connection
         headers = {name: value.get_secret_value() for name, value in connection.headers.items()}
         self._address = Address.parse(connection.base_url)
-        self._client = Client(
-            self._address, connection.auth, headers, connection.timeouts, lambda size: self.permit(size)
-        )
+        permits = self.gate.permits()
+        self._client = Client(self._address, connection.auth, headers, connection.timeouts, permits)
         self._secrets = list(headers.values())
         self._endpoints = _endpoints(options, shape)
         self._calls: dict[Operation, tuple[Template, Rules]] = {}
@@ -142,7 +141,7 @@ class HttpDestination(Destination[HttpOptions]):
             idempotent=shape.write not in _INSERTS,
             form="documents",
             # where an intent precedes each request, more of them at once would only leave more in doubt
-            lanes=1 if shape.write in _INSERTS or key or options.job else LANES,
+            most_lanes=1 if shape.write in _INSERTS or key or options.job else LANES,
             shaping=endpoint.model_dump(
                 mode="json", exclude={"outcome", "max_rows", "max_bytes", "max_row_bytes"}
             ),
@@ -275,9 +274,9 @@ class HttpDestination(Destination[HttpOptions]):
         named = {key.header: batch.idempotency_key} if key and batch.idempotency_key else {}
         reply = self._client.send(request, named)
         rules = self._call(batch.operation)[1]
-        told = ((rules.usage, False), (rules.budget, True))
-        found = [quota(reply.headers, usage, daily=daily) for usage, daily in told if usage]
-        self.quotas = [one for one in found if one]
+        for usage, daily in ((rules.usage, False), (rules.budget, True)):
+            if usage and (found := quota(reply.headers, usage, daily=daily)):
+                self.gate.on_quota(found)
         return reply
 
     def _ask(self, request: Request) -> Reply:

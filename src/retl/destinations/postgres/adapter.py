@@ -43,6 +43,7 @@ from retl.destinations.batch import (
 from retl.destinations.postgres import catalog, exclusion, fitness
 from retl.destinations.postgres.statements import ROW, Relation, Statements, check_name
 from retl.errors import DefinitionError, Systemic, Unavailable
+from retl.net.gate import Gate
 from retl.net.postgres import PostgresConnection, Session, transaction
 
 LANES = 2  # two connections are 1.5 times as fast as one; more are slower on small servers
@@ -74,8 +75,8 @@ class Postgres(Destination[PostgresOptions]):
     Connection = PostgresConnection
     Options = PostgresOptions
 
-    def __init__(self, options: PostgresOptions, shape: Shape) -> None:
-        super().__init__(options, shape)
+    def __init__(self, options: PostgresOptions, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options, shape, gate)
         relation = Relation.parse(options.table)
         _check_names(shape)
         self._sql = Statements(relation, shape)

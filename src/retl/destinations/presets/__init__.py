@@ -28,12 +28,14 @@ from pydantic import (
 )
 
 from retl import destinations
+from retl.destinations.api import About
 from retl.destinations.batch import Operation, Shape, WriteMode
 from retl.destinations.http.adapter import OPERATION_NAMES, HttpConnection, HttpDestination, HttpOptions
 from retl.destinations.presets.filling import fill, used
 from retl.errors import DefinitionError
 from retl.model import Definition, Limits
 from retl.net.client import Timeouts
+from retl.net.gate import Gate
 from retl.project.validation import ModelT, validate
 from retl.project.variables import Filled
 from retl.project.yamlfile import load as load_yaml
@@ -133,6 +135,20 @@ class Preset(Definition):
                 raw[name] = {key: value for key, value in way.items() if key != "only_if"}
         return _model(HttpOptions, self, {**fill(raw, given), "connection": options.connection.http})
 
+    @property
+    def _about(self) -> About:
+        return About(
+            limits=Limits(**{name: getattr(self.limits, name) for name in Limits.model_fields}),
+            evidence=self.evidence,
+            source=self.source,
+            checked_on=self.checked_on,
+            limits_source=self.limits.source,
+            limits_checked_on=self.limits.checked_on,
+            example=self.example,
+            summary=self.summary,
+            docs=self.docs,
+        )
+
     @cached_property
     def destination(self) -> type[HttpDestination]:
         """The destination class of this type."""
@@ -148,13 +164,11 @@ class Preset(Definition):
             **{name: one.field() for name, one in self.parameters.items()},  # type: ignore[call-overload]
         )
         connection.preset = options.preset = self
-        limits = {name: getattr(self.limits, name) for name in Limits.model_fields}
         members = {
             "Connection": connection,
             "Options": options,
             "preset": self,
-            "limits": Limits(**limits),
-            "is_preview": set(self.evidence) == {"docs"},
+            "about": self._about,
             "__doc__": self.docs,
             "__module__": __name__,
         }
@@ -209,8 +223,8 @@ class PresetDestination(HttpDestination):
 
     preset: ClassVar[Preset]
 
-    def __init__(self, options: Any, shape: Shape) -> None:
-        super().__init__(options.http, shape)
+    def __init__(self, options: Any, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options.http, shape, gate)
 
     @classmethod
     def place(cls, options: Any, write: WriteMode) -> str:

@@ -75,6 +75,7 @@ from retl.destinations.redis.resp import (
 )
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, Systemic, Unavailable
 from retl.model import Definition, Duration, seconds
+from retl.net.gate import Gate
 
 NOBODY = "retl:stamp:"  # a key that never exists
 STAMPS = 1000  # more batches than can be written between two notes in the ledger
@@ -152,8 +153,8 @@ class Redis(Destination[RedisOptions]):
     Connection = RedisConnection
     Options = RedisOptions
 
-    def __init__(self, options: RedisOptions, shape: Shape) -> None:
-        super().__init__(options, shape)
+    def __init__(self, options: RedisOptions, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options, shape, gate)
         self._template = _template(options, shape)
         self._line = _line(options, shape, self._template)
         self._json_fields = {field.name for field in shape.fields if field.type.name == "json"}

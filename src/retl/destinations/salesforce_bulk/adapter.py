@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 from pydantic import Field
 
-from retl.destinations.api import Destination, Vendor
+from retl.destinations.api import About, Destination
 from retl.destinations.batch import (
     UNKNOWN,
     WRITTEN,
@@ -52,6 +52,7 @@ from retl.destinations.salesforce_bulk import csvjob, soql
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned
 from retl.model import Definition, Duration, Limits
 from retl.net.client import Address, Client
+from retl.net.gate import Gate
 from retl.net.lookup import Match, look, text
 from retl.net.messages import Reply, Request
 from retl.net.scrub import scrub
@@ -86,9 +87,8 @@ class SalesforceBulkOptions(Definition):
 class SalesforceBulk(Destination[SalesforceBulkOptions]):
     Connection = preset("salesforce").destination.Connection
     Options = SalesforceBulkOptions
-    paced = True
-    limits = Limits(concurrency=5, share=0.5)
-    vendor = Vendor(
+    about = About(
+        limits=Limits(concurrency=5, share=0.5),
         evidence=("contract", "golden", "docs"),
         source="https://developer.salesforce.com/docs/atlas.en-us.api_asynch.meta/api_asynch/datafiles_prepare_csv.htm",
         checked_on=date(2026, 11, 21),
@@ -98,8 +98,8 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         "destination: {connection: salesforce_bulk, object: Contact, match: ExtId__c}\n",
     )
 
-    def __init__(self, options: SalesforceBulkOptions, shape: Shape) -> None:
-        super().__init__(options, shape)
+    def __init__(self, options: SalesforceBulkOptions, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options, shape, gate)
         if [field.name for field in shape.key] != [options.match]:
             raise DefinitionError(
                 "HTTP_MATCH", f"the key is the field that `match` names: `key: [{options.match}]`"
@@ -107,7 +107,7 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         http = options.connection.http
         self._address = Address.parse(http.base_url)
         self._client = Client(
-            self._address, http.auth, {}, http.timeouts, lambda size: self.permit(size), 2 * LONGEST_FILE
+            self._address, http.auth, {}, http.timeouts, self.gate.permits(), 2 * LONGEST_FILE
         )
         self._data = f"{self._address.prefix}/services/data/{options.version}"
         words = csvjob.Words(

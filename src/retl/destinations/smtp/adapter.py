@@ -43,6 +43,7 @@ from retl.destinations.smtp.letters import Form, Letter
 from retl.destinations.smtp.wire import SmtpConnection, Wire
 from retl.errors import Poisoned, Systemic, Unavailable
 from retl.model import Definition
+from retl.net.gate import Gate
 from retl.net.scrub import scrub
 
 _NOT_US = (503, 530, 534, 535, 538)  # about the session or the account, whatever was said
@@ -71,8 +72,8 @@ class Smtp(Destination[SmtpOptions]):
     Connection = SmtpConnection
     Options = SmtpOptions
 
-    def __init__(self, options: SmtpOptions, shape: Shape) -> None:
-        super().__init__(options, shape)
+    def __init__(self, options: SmtpOptions, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options, shape, gate)
         self._keys = [field.name for field in shape.key]
         self._form = options.form()
         self._form.fit([*self._keys, *(field.name for field in shape.fields)])
