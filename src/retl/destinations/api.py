@@ -83,6 +83,14 @@ class Destination(ABC, Generic[OptionsT]):
         `capabilities.object`, known before the mart is."""
 
     @classmethod
+    def claim(cls, options: OptionsT, write: WriteMode) -> str | None:
+        """What two syncs must share to write one object: the place, in a form that what only differs in
+        spelling or in options such as an API's version shares; None where each write makes a message of its
+        own, which nobody owns. It may tell accounts apart by a digest of their secret: compare it, never
+        store it."""
+        return cls.place(options, write)
+
+    @classmethod
     def learns(cls, options: OptionsT, write: WriteMode, key: Sequence[str]) -> bool:
         """Do answers to writes tell the target's own id of a row with such a key?"""
         return False

@@ -15,7 +15,7 @@ import select
 import socket
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from ipaddress import ip_address
@@ -78,6 +78,12 @@ class Address:
         host = f"[{self.host}]" if ":" in self.host else self.host
         usual = self.port == (443 if self.scheme == "https" else 80)
         return host if usual else f"{host}:{self.port}"
+
+    @property
+    def place(self) -> str:
+        """The same for every spelling of the loopback interface."""
+        host = replace(self, host="localhost") if self.is_loopback else self
+        return f"{host}{self.prefix}"
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}"

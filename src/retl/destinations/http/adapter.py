@@ -11,8 +11,10 @@ Where answers to writes tell the target's own id of a row (`outcome.ref`), delet
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -160,6 +162,17 @@ class HttpDestination(Destination[HttpOptions]):
         return f"{address}{address.prefix}{endpoint.path.partition('?')[0] if endpoint else ''}" + (
             options.connection.auth.mark()
         )
+
+    @classmethod
+    def claim(cls, options: HttpOptions, write: WriteMode) -> str | None:
+        """The address of what is written, whatever its placeholders are called, and the account that the
+        credential is of: one server may be that of many. An append makes an object of its own."""
+        endpoint: Endpoint | None = getattr(options, OPERATION_NAMES[write])
+        if write == "append" or endpoint is None:
+            return None
+        path = re.sub(r"\{[^}]*\}", "{}", endpoint.path.partition("?")[0])
+        account = sha256(repr(options.connection.auth.secrets()).encode()).hexdigest()
+        return f"{Address.parse(options.connection.base_url).place}{path}#{account}"
 
     @classmethod
     def learns(cls, options: HttpOptions, write: WriteMode, key: Sequence[str]) -> bool:

@@ -5,7 +5,9 @@ could not. `<name>` in it is a key that its connection takes or a parameter that
 is the value itself, inside a text it joins the text (percent-encoded in paths), and a member whose value
 was left out is left out with it. `$<name>` in a row is the field that the parameter names, of a list
 those fields. A member `name?parameter` is there only if that was given, `name!parameter` only if not.
-An operation may be a list of ways to do it, of which the first whose `only_if` holds is taken.
+An operation may be a list of ways to do it, of which the first whose `only_if` holds is taken. `place`
+names the object that is written, in the account's own words and the same for every way to write it; without
+it two syncs meet where they write to one path with one credential.
 """
 
 from __future__ import annotations
@@ -30,11 +32,16 @@ from pydantic import (
 from retl import destinations
 from retl.destinations.api import About
 from retl.destinations.batch import Operation, Shape, WriteMode
-from retl.destinations.http.adapter import OPERATION_NAMES, HttpConnection, HttpDestination, HttpOptions
+from retl.destinations.http.adapter import (
+    OPERATION_NAMES,
+    HttpConnection,
+    HttpDestination,
+    HttpOptions,
+)
 from retl.destinations.presets.filling import fill, used
 from retl.errors import DefinitionError
 from retl.model import Definition, Limits
-from retl.net.client import Timeouts
+from retl.net.client import Address, Timeouts
 from retl.net.gate import Gate
 from retl.project.validation import ModelT, validate
 from retl.project.variables import Filled
@@ -94,6 +101,7 @@ class Preset(Definition):
     connection: dict[str, Parameter] = Field(default={})
     parameters: dict[str, Parameter] = Field(default={})
     base_url: str | None = None
+    place: str | None = None  # names the object, for all accounts of the server
     auth: dict[str, Any] = Field(default={"type": "none"})
     headers: dict[str, Any] = Field(default={})
     upsert: Ways = ()
@@ -134,6 +142,12 @@ class Preset(Definition):
             if way is not None:
                 raw[name] = {key: value for key, value in way.items() if key != "only_if"}
         return _model(HttpOptions, self, {**fill(raw, given), "connection": options.connection.http})
+
+    def claim(self, options: PresetOptions) -> str | None:
+        """The object that these parameters name, where `place` says so."""
+        given = options.connection.given(self.connection) | options.given(self.parameters)
+        path: str | None = fill({"path": self.place}, given).get("path")
+        return path and f"{Address.parse(options.http.connection.base_url).place}{path}"
 
     @property
     def _about(self) -> About:
@@ -229,6 +243,11 @@ class PresetDestination(HttpDestination):
     @classmethod
     def place(cls, options: Any, write: WriteMode) -> str:
         return super().place(options.http, write)
+
+    @classmethod
+    def claim(cls, options: Any, write: WriteMode) -> str | None:
+        found = super().claim(options.http, write)
+        return found and (cls.preset.claim(options) or found)
 
     @classmethod
     def learns(cls, options: Any, write: WriteMode, key: Sequence[str]) -> bool:

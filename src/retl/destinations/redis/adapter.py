@@ -185,7 +185,18 @@ class Redis(Destination[RedisOptions]):
     @classmethod
     def place(cls, options: RedisOptions, write: WriteMode) -> str:
         to = options.connection
-        return f"redis://{to.host}:{to.port}/{to.db}/{options.key}"
+        host = "localhost" if _on_loopback(to.host) else to.host.lower()
+        return f"redis://{host}:{to.port}/{to.db}/{options.key}"
+
+    @classmethod
+    def claim(cls, options: RedisOptions, write: WriteMode) -> str | None:
+        """Placeholders may have any name: `u:{id}` and `u:{user_id}` are the same keys."""
+        place = cls.place(options, write).removesuffix(options.key)
+        try:
+            parts = [(text, name is not None) for text, name, _, _ in Formatter().parse(options.key)]
+        except ValueError:  # `_template` says what is wrong with it
+            return place + options.key
+        return place + "".join(text + "{}" * is_value for text, is_value in parts)
 
     def check(self, visit: Visit) -> None:
         """As promised; the commands it sends change nothing, but a server judges account, role and

@@ -136,6 +136,11 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         address = Address.parse(options.connection.http.base_url)
         return f"{address}{address.prefix}/bulk/{options.object}/{options.match}"
 
+    @classmethod
+    def claim(cls, options: SalesforceBulkOptions, write: WriteMode) -> str | None:
+        """The same as the type `salesforce` has."""
+        return f"{Address.parse(options.connection.http.base_url).place}/{options.object}"
+
     def check(self, visit: Visit) -> None:
         """Reads the object's description. Mismatch TARGET_DRIFT where it lacks a field."""
         path = f"{self._data}/sobjects/{self.options.object}/describe"

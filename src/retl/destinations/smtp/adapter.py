@@ -90,6 +90,10 @@ class Smtp(Destination[SmtpOptions]):
     def place(cls, options: SmtpOptions, write: WriteMode) -> str:
         return options.connection.name
 
+    @classmethod
+    def claim(cls, options: SmtpOptions, write: WriteMode) -> str | None:
+        return None
+
     def check(self, visit: Visit) -> None:
         with self._wire.in_time():
             if self._form.sender.names:
