@@ -69,6 +69,7 @@ class Target(ABC):
     type: str  # its name in `destinations.names()`
     write: WriteMode = "upsert"
     proxy: Proxy  # every destination made connects through this one
+    counts_all = True  # every byte of a batch is counted, not only its rows
     commit: bytes  # once a request held these bytes, all of the batch is on its way to the server
 
     @abstractmethod
@@ -277,6 +278,21 @@ class Suite:
         assert Kind.WRITTEN in kinds(outcome)
         written = [row for row, result in zip(rows, outcome, strict=True) if result.kind == Kind.WRITTEN]
         assert target.contents() == as_contents(shape, written)
+
+    def test_it_counts_the_bytes_that_went_out(
+        self, target: Target, destination: Destination[Any], shape: Shape
+    ) -> None:
+        size = len(few(destination, 2))
+        rows = Rows(shape, sample(2 * size))
+        deliver(destination, rows.batch(target.write, first=0, last=size - 1))
+        counted, passed = destination.sent, target.proxy.sent
+        assert counted > 0
+        deliver(destination, rows.batch(target.write, first=size, last=2 * size - 1))
+        least = sum(len(name) for _, name, *_ in rows.rows[size : 2 * size])
+        most = target.proxy.sent - passed
+        assert least <= destination.sent - counted <= most
+        if target.counts_all:
+            assert destination.sent - counted == most
 
     # rows the server refuses
 

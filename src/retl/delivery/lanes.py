@@ -134,6 +134,11 @@ class Delivery:
                 self._record(Answered(batch, Outcome(NOT_APPLIED), attempts=0))
             self.journal.flush()
 
+    @property
+    def sent(self) -> int:
+        """Bytes that all lanes handed to the wire."""
+        return sum(lane.sent for lane in self._lanes)
+
     def close(self) -> None:
         for destination in self._lanes:
             destination.close()

@@ -74,6 +74,12 @@ class Destination(ABC, Generic[OptionsT]):
         self.options = options
         self.shape = shape
         self.gate = gate or Gate()
+        self._bytes = 0
+
+    @property
+    def sent(self) -> int:
+        """Bytes that this lane handed to the wire so far: of rows, and over HTTP of whole requests."""
+        return self._bytes
 
     @classmethod
     @abstractmethod

@@ -113,6 +113,7 @@ class Client:
         }
         self._kept: HTTPConnection | None = None
         self._wire: _Wire | None = None
+        self.sent = 0  # bytes of all requests, heads included
         self._used = 0.0  # when the kept connection brought its last answer
 
     @cached_property
@@ -160,6 +161,7 @@ class Client:
             assert self._wire is not None
             self._wire.holds = bool(body)
             connection.request(method, target, body, dict(headers))
+            self.sent += _size(method, target, headers, body)
             response = connection.getresponse()
             if response.status < 200:
                 raise HTTPException("an interim answer that nobody asked for")
@@ -219,6 +221,12 @@ class Client:
             raise Unavailable(
                 "HTTP_UNREACHED", f"{self.address} cannot be reached, nothing was sent: {error}"
             ) from None
+
+
+def _size(method: str, target: str, headers: Mapping[str, str], body: bytes) -> int:
+    """The bytes of a request on the wire: its first line, its headers, an empty line and the body."""
+    head = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), ""]
+    return sum(len(line) + 2 for line in head) + len(body)
 
 
 def _read(response: HTTPResponse, longest: int) -> tuple[bytes, bool]:

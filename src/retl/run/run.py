@@ -55,7 +55,6 @@ class Execution:
         self.plan: Plan | None = None
         self.journal = RunJournal(job.ledger, lock, run.run_id, every=False)
         self.delivery: Delivery | None = None
-        self.bytes = 0
 
     def begin(self) -> None:
         """The RUNNING row: durable before anything else happens."""
@@ -359,7 +358,7 @@ class Execution:
         return {
             "batches": sum(1 for one in answered if one.attempts),
             "retries": self.delivery.retries if self.delivery else 0,
-            "bytes": self.bytes,
+            "bytes": self.delivery.sent if self.delivery else 0,
         }
 
     def _summary(self, status: str, code: int, counts: Counts, problem: RetlError | None) -> Summary:

@@ -196,6 +196,10 @@ class Dataverse(Destination[DataverseOptions]):
     def preview(self, batch: Batch) -> bytes:
         return self._whole(batch, list(self._requests(batch)[0].values())).dump()
 
+    @property
+    def sent(self) -> int:
+        return self._client.sent
+
     def close(self) -> None:
         self._client.close()
 

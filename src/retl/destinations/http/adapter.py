@@ -226,6 +226,10 @@ class HttpDestination(Destination[HttpOptions]):
         """How answers to this operation are read."""
         return self._call(operation)[1]
 
+    @property
+    def sent(self) -> int:
+        return self._client.sent
+
     def close(self) -> None:
         self._client.close()
 

@@ -185,10 +185,13 @@ class Postgres(Destination[PostgresOptions]):
         from retl.destinations.postgres.transfer import copy_in, transfer
 
         if batch.new and batch.operation != "update_only" and self._straight:
-            self._straight = copy_in(session, self._sql, batch)
+            self._straight = copy_in(session, self._sql, batch, self._count)
             if self._straight:
                 return {}
-        return transfer(session, self._sql, batch)
+        return transfer(session, self._sql, batch, self._count)
+
+    def _count(self, size: int) -> None:
+        self._bytes += size
 
     def _begin(self, session: Session, batch: Batch) -> None:
         if batch.exclusive:

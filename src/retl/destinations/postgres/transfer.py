@@ -6,7 +6,7 @@ stands alone: one bad row of 50,000 costs some 17 small statements. The transact
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import psycopg
 
@@ -15,6 +15,8 @@ from retl.destinations.postgres.rejection import CARDINALITY, UNSUPPORTED, rejec
 from retl.destinations.postgres.statements import STAGE, Statements
 from retl.errors import InvariantBroken
 from retl.net.postgres import Session
+
+Count = Callable[[int], None]  # is told how many bytes went out
 
 SWALLOWED = RowResult(
     Kind.REJECTED, "SWALLOWED", "PostgreSQL reported success, yet a trigger or policy left the row as it was"
@@ -32,13 +34,13 @@ _UNWRITTEN: dict[Operation, tuple[RowResult, RowResult]] = {
 }
 
 
-def copy_in(session: Session, sql: Statements, batch: Batch) -> bool:
+def copy_in(session: Session, sql: Statements, batch: Batch, count: Count) -> bool:
     """Copy rows that are thought to be new straight into the table, which takes half of what an upsert
     takes. False, and nothing was done, unless the table took every row as a new one; psycopg.Error where
     that has nothing to do with the rows or the table."""
     try:
         with session.transaction():
-            if _copied(session, sql.copy_in(), batch.csv(numbered=False)) != len(batch):
+            if _copied(session, sql.copy_in(), batch.csv(numbered=False), count) != len(batch):
                 raise psycopg.Rollback  # a trigger swallowed some
             return True
     except psycopg.Error as error:
@@ -47,12 +49,12 @@ def copy_in(session: Session, sql: Statements, batch: Batch) -> bool:
     return False
 
 
-def transfer(session: Session, sql: Statements, batch: Batch) -> dict[int, RowResult]:
+def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> dict[int, RowResult]:
     """The rows that were not written, by number; all others were, once the transaction commits.
     psycopg.Error if the fault is not in the rows. The stage must be empty."""
     try:
         with session.transaction():
-            _copy(session, sql, batch)
+            _copy(session, sql, batch, count)
     except psycopg.Error as error:
         rejected = rejection(error, sql.names)
         if rejected is None:
@@ -62,24 +64,25 @@ def transfer(session: Session, sql: Statements, batch: Batch) -> dict[int, RowRe
     else:
         return _carry(session, sql, batch.operation, len(batch) - 1)
     first, second = batch.halves()
-    found = transfer(session, sql, first)
+    found = transfer(session, sql, first, count)
     session.execute(f"DELETE FROM {STAGE}")
-    later = transfer(session, sql, second)
+    later = transfer(session, sql, second, count)
     return found | {len(first) + row: result for row, result in later.items()}
 
 
-def _copy(session: Session, sql: Statements, batch: Batch) -> None:
-    count = _copied(session, sql.copy(batch.operation), batch.csv())
-    if count != len(batch):  # a COPY whose source fails midway may succeed short
-        raise InvariantBroken("ROWS_LOST", f"{count} of {len(batch)} rows reached PostgreSQL")
+def _copy(session: Session, sql: Statements, batch: Batch, count: Count) -> None:
+    rows = _copied(session, sql.copy(batch.operation), batch.csv(), count)
+    if rows != len(batch):  # a COPY whose source fails midway may succeed short
+        raise InvariantBroken("ROWS_LOST", f"{rows} of {len(batch)} rows reached PostgreSQL")
 
 
-def _copied(session: Session, statement: str, chunks: Iterable[bytes]) -> int:
+def _copied(session: Session, statement: str, chunks: Iterable[bytes], count: Count) -> int:
     """The rows that the server says it took."""
     with session.cursor() as cursor:
         with cursor.copy(statement) as copy:
             for chunk in chunks:
                 copy.write(chunk)
+                count(len(chunk))
         return cursor.rowcount
 
 

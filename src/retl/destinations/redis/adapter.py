@@ -219,7 +219,7 @@ class Redis(Destination[RedisOptions]):
 
     def write(self, batch: Batch) -> Answer:
         try:
-            replies = self._wire.exchange(self._commands(batch))
+            replies = self._wire.exchange(self._commands(batch), self._count)
         except (UnicodeEncodeError, msgspec.DecodeError):
             raise Poisoned("NOT_UNICODE", "a value is not valid Unicode") from None
         except OSError as error:
@@ -310,6 +310,9 @@ class Redis(Destination[RedisOptions]):
 
     def _key(self, values: Sequence[Any]) -> str:
         return self._template.format(*map(_encoded, values))
+
+    def _count(self, size: int) -> None:
+        self._bytes += size
 
     def _stop_if_told(self, replies: Sequence[Any]) -> None:
         for reply in replies:

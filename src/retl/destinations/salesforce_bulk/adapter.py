@@ -187,6 +187,10 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         job = Request("POST", f"{self._data}/jobs/ingest", (), exact.encode(self._described(batch)))
         return job.dump() + b"\r\n\r\n" + (content or b"")
 
+    @property
+    def sent(self) -> int:
+        return self._client.sent
+
     def close(self) -> None:
         self._client.close()
 

@@ -135,7 +135,9 @@ class Smtp(Destination[SmtpOptions]):
             code, said = self._wire.say(command)
             if code not in good:
                 return self._refused(code, said, letter)
-        self._wire.send(re.sub(rb"(?m)^\.", b"..", letter.message))
+        message = re.sub(rb"(?m)^\.", b"..", letter.message)
+        self._wire.send(message)
+        self._bytes += len(message)
         code, said = self._wire.finish()
         return Outcome(WRITTEN) if code < 300 else self._refused(code, said, letter)
 
