@@ -191,7 +191,7 @@ class Suite:
     def test_capabilities_need_no_network(self, target: Target, make: Any, shape: Shape) -> None:
         before = target.proxy.connections
         capabilities = make(shape, secret=CANARY).capabilities
-        assert target.write in capabilities.operations
+        assert target.write in capabilities.modes
         assert CANARY not in repr(capabilities)
         assert capabilities == make(shape).capabilities
         assert target.proxy.connections == before
@@ -316,7 +316,7 @@ class Suite:
     def test_deletes_exactly_those_keys(self, target: Target, make: Any, shape: Shape) -> None:
         shape = replace(shape, deletes="delete" if target.write != "append" else "keep")
         destination = make(shape)
-        if "delete" not in destination.capabilities.operations:
+        if "delete" not in destination.capabilities.modes:
             return
         destination.check(VISIT)
         destination.prepare(VISIT)

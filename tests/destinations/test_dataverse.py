@@ -13,7 +13,7 @@ import pytest
 from retl.app.resolve import open_project
 from retl.delivery.lanes import Delivery
 from retl.destinations.api import Destination
-from retl.destinations.batch import Field, Kind, Operation, RowResult, Shape, SoftDelete, WriteMode
+from retl.destinations.batch import Field, Kind, Mode, RowResult, Shape, SoftDelete, WriteMode
 from retl.destinations.dataverse.adapter import Dataverse, DataverseConnection, DataverseOptions
 from retl.errors import DefinitionError, Mismatch
 from retl.model import Limits, Retry
@@ -112,7 +112,7 @@ def deliver(
     environment: Environment,
     rows: Sequence[Row],
     shape: Shape | None = None,
-    operation: Operation | None = None,
+    operation: Mode | None = None,
 ) -> list[RowResult]:
     """What becomes of the rows by the same delivery that runs use."""
     shape = shape or shaped()

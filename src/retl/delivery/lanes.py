@@ -26,7 +26,7 @@ from retl.destinations.batch import (
     Batch,
     Capabilities,
     Kind,
-    Operation,
+    Mode,
     Outcome,
     Pending,
     RowResult,
@@ -55,8 +55,8 @@ class Answered:
     status: str = "done"
 
     @property
-    def operation(self) -> Operation:
-        return self.batch.operation
+    def operation(self) -> Mode:
+        return self.batch.mode
 
     @property
     def first(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import psycopg
 
-from retl.destinations.batch import ABSENT, KEPT, Batch, Kind, Operation, RowResult
+from retl.destinations.batch import ABSENT, KEPT, Batch, Kind, Mode, RowResult
 from retl.destinations.postgres.rejection import CARDINALITY, UNSUPPORTED, rejection
 from retl.destinations.postgres.statements import STAGE, Statements
 from retl.errors import InvariantBroken
@@ -25,7 +25,7 @@ KEY_COLLIDES = RowResult(
     Kind.REJECTED, "KEY_COLLIDES", "another row of the batch has a key that the table takes for the same"
 )
 # What a row that was not written means, if its key is absent and if it is present.
-_UNWRITTEN: dict[Operation, tuple[RowResult, RowResult]] = {
+_UNWRITTEN: dict[Mode, tuple[RowResult, RowResult]] = {
     "upsert": (SWALLOWED, SWALLOWED),
     "append": (SWALLOWED, SWALLOWED),
     "delete": (SWALLOWED, SWALLOWED),
@@ -62,7 +62,7 @@ def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> d
         if len(batch) == 1:
             return {0: rejected}
     else:
-        return _carry(session, sql, batch.operation, len(batch) - 1)
+        return _carry(session, sql, batch.mode, len(batch) - 1)
     first, second = batch.halves()
     found = transfer(session, sql, first, count)
     session.execute(f"DELETE FROM {STAGE}")
@@ -71,7 +71,7 @@ def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> d
 
 
 def _copy(session: Session, sql: Statements, batch: Batch, count: Count) -> None:
-    rows = _copied(session, sql.copy(batch.operation), batch.csv(), count)
+    rows = _copied(session, sql.copy(batch.mode), batch.csv(), count)
     if rows != len(batch):  # a COPY whose source fails midway may succeed short
         raise InvariantBroken("ROWS_LOST", f"{rows} of {len(batch)} rows reached PostgreSQL")
 
@@ -86,7 +86,7 @@ def _copied(session: Session, statement: str, chunks: Iterable[bytes], count: Co
         return cursor.rowcount
 
 
-def _carry(session: Session, sql: Statements, operation: Operation, last: int) -> dict[int, RowResult]:
+def _carry(session: Session, sql: Statements, operation: Mode, last: int) -> dict[int, RowResult]:
     """Carry over all staged rows, up to number `last`. Colliding keys leave together and before any
     halving, which would let the last of them win."""
     try:
@@ -109,7 +109,7 @@ def _carry(session: Session, sql: Statements, operation: Operation, last: int) -
 
 
 def _divide(
-    session: Session, sql: Statements, operation: Operation, first: int, last: int
+    session: Session, sql: Statements, operation: Mode, first: int, last: int
 ) -> dict[int, RowResult]:
     try:
         with session.transaction():
@@ -122,7 +122,7 @@ def _divide(
 
 
 def _halve(
-    session: Session, sql: Statements, operation: Operation, first: int, last: int, rejected: RowResult
+    session: Session, sql: Statements, operation: Mode, first: int, last: int, rejected: RowResult
 ) -> dict[int, RowResult]:
     if first == last:
         return {first: rejected}
@@ -131,9 +131,7 @@ def _halve(
     return found | _divide(session, sql, operation, middle + 1, last)
 
 
-def _apply(
-    session: Session, sql: Statements, operation: Operation, first: int, last: int
-) -> dict[int, RowResult]:
+def _apply(session: Session, sql: Statements, operation: Mode, first: int, last: int) -> dict[int, RowResult]:
     if session.execute(sql.apply(operation, first, last)).rowcount == last - first + 1:
         return {}
     absent, present = _UNWRITTEN[operation]

@@ -31,7 +31,7 @@ from pydantic import (
 
 from retl import destinations
 from retl.destinations.api import About
-from retl.destinations.batch import Operation, Shape, WriteMode
+from retl.destinations.batch import Mode, Shape, WriteMode
 from retl.destinations.http.adapter import (
     OPERATION_NAMES,
     HttpConnection,
@@ -253,7 +253,7 @@ class PresetDestination(HttpDestination):
     def learns(cls, options: Any, write: WriteMode, key: Sequence[str]) -> bool:
         return super().learns(options.http, write, key)
 
-    def lacks(self, operation: Operation) -> DefinitionError:
+    def lacks(self, operation: Mode) -> DefinitionError:
         needs = ", or with ".join(
             ", ".join(f"`{name}: {' or '.join(map(str, values))}`" for name, values in way["only_if"].items())
             for way in getattr(self.preset, OPERATION_NAMES[operation])

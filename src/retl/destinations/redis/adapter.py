@@ -173,7 +173,7 @@ class Redis(Destination[RedisOptions]):
         )
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
-            operations=frozenset({"upsert", "delete"}),
+            modes=frozenset({"upsert", "delete"}),
             idempotent=True,
             form="documents",
             shaping=options.model_dump(include={"value", "ttl"}),

@@ -120,7 +120,7 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         self._columns = [options.match, *(field.name for field in shape.fields)]
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
-            operations=frozenset({"upsert", "append", "delete"}),
+            modes=frozenset({"upsert", "append", "delete"}),
             idempotent=shape.write != "append",
             form="documents",
             nulls_keep=shape.write != "append",

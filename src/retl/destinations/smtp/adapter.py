@@ -80,7 +80,7 @@ class Smtp(Destination[SmtpOptions]):
         self._wire = Wire(options.connection)
         self.capabilities = Capabilities(
             object=Smtp.place(options, shape.write),
-            operations=frozenset({"append"}),
+            modes=frozenset({"append"}),
             idempotent=False,
             form="documents",
             max_rows=1,
