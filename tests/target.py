@@ -10,6 +10,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -17,8 +18,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from retl.delivery.lanes import Delivery, prepared
+from retl.delivery.paced import Paced
 from retl.destinations.api import Destination
 from retl.destinations.batch import (
+    MODES,
     UNKNOWN,
     WRITTEN,
     Answer,
@@ -35,6 +38,7 @@ from retl.errors import Poisoned, TargetError
 from retl.ledger import BatchRow, Ledger, RunRow
 from retl.ledger import Lock as LedgerLock
 from retl.model import Limits, Retry
+from retl.net.gate import Gate
 from retl.net.waits import Quota
 from retl.observe.signals import Stop
 from retl.pace.limiter import Pace
@@ -102,8 +106,8 @@ class Target(Destination[Any]):
     Connection = BaseModel
     Options = BaseModel
 
-    def __init__(self, world: World, capabilities: Capabilities) -> None:
-        super().__init__(None, Shape("users", "state", (), ()))
+    def __init__(self, world: World, capabilities: Capabilities, gate: Gate) -> None:
+        super().__init__(None, Shape("users", "state", (), ()), gate)
         self.world = world
         self.capabilities = capabilities
         with world.lock:
@@ -194,7 +198,7 @@ def tells(quota: Quota) -> Step:
     """The target takes the batch and says what is left of its own limit."""
 
     def step(target: Target, batch: Batch) -> Answer:
-        target.quotas = (quota,)
+        target.gate.on_quota(quota)
         return took()(target, batch)
 
     return step
@@ -221,18 +225,19 @@ class Scene:
     ) -> Delivery:
         able = {"idempotent": True, **capable}
         capabilities = Capabilities("memory", frozenset({"upsert", "delete"}), form="tuples", **able)
+        pace = Pace(limits or Limits())
         return Delivery(
-            lane=lambda: target(self.world, capabilities),
+            lane=lambda: Paced(partial(target, self.world, capabilities), pace, self.stop),
             capabilities=capabilities,
             journal=RunJournal(self.ledger, self.lock, RUN, every=prepared(capabilities)),
-            pace=Pace(limits or Limits()),
+            pace=pace,
             retry=self.retry,
             stop=self.stop,
             resend_unknown=resend_unknown,
         )
 
     def batch(self, first: int, last: int, operation: Any = "upsert") -> Batch:
-        return Batch(Numbers(), operation, RUN, self.lock.epoch, first, last)
+        return Batch(Numbers(), *MODES[operation], RUN, self.lock.epoch, first, last)
 
     def batches(self, rows: int, size: int, operation: Any = "upsert") -> Iterator[Batch]:
         for first in range(0, rows, size):

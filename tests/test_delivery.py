@@ -21,15 +21,27 @@ from structlog.testing import capture_logs
 
 from retl.delivery import lanes as delivering
 from retl.delivery.failure_rate import FailureRate
-from retl.destinations.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Batch, Kind, Outcome, Pending, RowResult
+from retl.destinations.batch import (
+    ABSENT,
+    KEPT,
+    UNKNOWN,
+    WRITTEN,
+    Batch,
+    Capabilities,
+    Kind,
+    Outcome,
+    Pending,
+    RowResult,
+)
 from retl.errors import Ambiguous, Later, LedgerError, Poisoned, Spent, Stopped, Systemic, Unavailable
 from retl.ledger import open_ledger
 from retl.model import Limits, Retry
+from retl.net.gate import Gate
 from retl.net.waits import Quota
 from retl.observe import log
 from retl.pace import limiter
 from tests.ledgers import take
-from tests.target import Scene, Target, begin, fails, says, tells, took, took_but
+from tests.target import Scene, Target, World, begin, fails, says, tells, took, took_but
 
 BUSY = RowResult(Kind.RETRY, "LOCKED", "somebody edits it")
 BAD = RowResult(Kind.REJECTED, "23514", "a check says no")
@@ -350,12 +362,14 @@ def test_a_quota_that_is_used_up_is_heeded_before_the_next_batch(scene: Scene) -
     assert ends(scene) == [(0, 1, "done", Outcome(WRITTEN), 1), (2, 3, "done", NOT_SENT, 1)]
 
 
-class Paced(Target):
-    paced = True
+class Client(Target):
+    def __init__(self, world: World, capabilities: Capabilities, gate: Gate) -> None:
+        super().__init__(world, capabilities, gate)
+        gate.permits()
 
 
-@pytest.mark.parametrize(("target", "free"), [(Target, False), (Paced, True)])
-def test_a_write_takes_a_turn_where_the_target_takes_none_itself(
+@pytest.mark.parametrize(("target", "free"), [(Target, False), (Client, True)])
+def test_a_batch_takes_a_permit_where_no_client_takes_one_per_request(
     scene: Scene, target: type[Target], free: bool
 ) -> None:
     found: list[bool] = []

@@ -242,7 +242,7 @@ def test_nobody_there_means_nothing_was_sent() -> None:
     for host in (f"127.0.0.1:{port}", "nowhere.invalid"):
         connection = {"base_url": f"http://{host}", "allow_plaintext": True, "auth": {"type": "none"}}
         destination = HttpDestination(HttpOptions(connection=connection, **BATCH), SHAPE)
-        for attempt in (destination.check, lambda: destination.write(batch())):  # noqa: B023
+        for attempt in (lambda: destination.check(VISIT), lambda: destination.write(batch())):  # noqa: B023
             with pytest.raises(Unavailable) as caught:
                 attempt()
             assert "nothing was sent" in caught.value.message
@@ -393,7 +393,7 @@ def test_an_unverified_certificate_stops_the_run(
     single = {"upsert": {"method": "DELETE", "path": "/v1/users/{id}"}}
     secured = f"https://127.0.0.1:{tls_port}"
     for attempt in (
-        make(single, base_url=secured).check,
+        lambda: make(single, base_url=secured).check(VISIT),
         lambda: make(single, base_url=secured).write(batch(rows=ROWS[:1])),
     ):
         with pytest.raises(Systemic) as caught:

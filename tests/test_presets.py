@@ -14,7 +14,7 @@ import pytest
 
 from retl.app.resolve import Resolved, open_project
 from retl.destinations import load, preset_names
-from retl.destinations.api import PREVIEW
+from retl.destinations.api import About
 from retl.destinations.batch import Field, Shape
 from retl.errors import DefinitionError
 from retl.observe import redact
@@ -217,7 +217,7 @@ def test_what_only_documentation_says_is_a_preview_and_says_so(folder: Path) -> 
         for words in (["validate"], ["sync", "--dry-run"], ["sync"], ["destinations", "hubspot_lists"]):
             told = retl(folder, *words, COLUMNS="1000")
             assert told.code == 0, told.err
-            assert (told.out + told.err).count(PREVIEW) == 1, words
+            assert (told.out + told.err).count(About(evidence=("docs",)).preview or "") == 1, words
     listed = {one["name"]: one["preview"] for one in listing(folder)}
     assert (listed["hubspot_lists"], listed["hubspot"], listed["webhook"]) == (True, False, False)
 

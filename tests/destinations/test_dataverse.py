@@ -13,10 +13,11 @@ import pytest
 from retl.app.resolve import open_project
 from retl.delivery.lanes import Delivery
 from retl.destinations.api import Destination
-from retl.destinations.batch import Field, Kind, Operation, RowResult, Shape, SoftDelete, WriteMode
+from retl.destinations.batch import Field, Kind, Mode, RowResult, Shape, SoftDelete, WriteMode
 from retl.destinations.dataverse.adapter import Dataverse, DataverseConnection, DataverseOptions
 from retl.errors import DefinitionError, Mismatch
 from retl.model import Limits, Retry
+from retl.net.waits import Quota
 from retl.observe.signals import Stop
 from retl.pace import limiter
 from retl.values.types import Type
@@ -111,7 +112,7 @@ def deliver(
     environment: Environment,
     rows: Sequence[Row],
     shape: Shape | None = None,
-    operation: Operation | None = None,
+    operation: Mode | None = None,
 ) -> list[RowResult]:
     """What becomes of the rows by the same delivery that runs use."""
     shape = shape or shaped()
@@ -189,10 +190,11 @@ def test_it_reads_each_part_s_own_answer(environment: Environment) -> None:
 def test_a_throttled_part_is_sent_again_and_the_connection_rests(environment: Environment) -> None:
     environment.busy["o'neil"] = 7
     lane = made(environment.url, shaped())
+    quotas: list[Quota] = []
+    lane.gate.on_quota = quotas.append  # type: ignore[method-assign]
     batch = Rows(shaped(), PEOPLE).batch()
     assert kinds(results(lane, batch, lane.write(batch))) == [Kind.WRITTEN, Kind.RETRY, Kind.WRITTEN]
-    assert len(lane.quotas) == 1
-    assert (lane.quotas[0].left, lane.quotas[0].anew) == (0.0, 7.0)
+    assert quotas == [Quota(0.0, 7.0)]
     environment.busy = {"ann": 0, "cy b": 0}
     assert kinds(deliver(environment, PEOPLE)) == [Kind.WRITTEN] * 3
     environment.busy = dict.fromkeys(HELD, 0)
@@ -293,7 +295,7 @@ def test_its_example_is_a_sync(tmp_path: Path) -> None:
         "client_secret": TOKEN,
     }
     (tmp_path / "syncs").mkdir()
-    (tmp_path / "syncs/example.yml").write_text(Dataverse.vendor.example)
+    (tmp_path / "syncs/example.yml").write_text(Dataverse.about.example)
     (tmp_path / "retl.yml").write_text(
         json.dumps({"connections": {"dataverse": {"type": "dataverse", **keys}}})
     )

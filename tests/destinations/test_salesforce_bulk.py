@@ -16,7 +16,7 @@ import pytest
 from retl.app.resolve import open_project
 from retl.delivery.lanes import Delivery
 from retl.destinations.api import Destination
-from retl.destinations.batch import Field, Kind, Operation, RowResult, Shape, SoftDelete, WriteMode
+from retl.destinations.batch import Field, Kind, Mode, RowResult, Shape, SoftDelete, WriteMode
 from retl.destinations.salesforce_bulk import adapter
 from retl.destinations.salesforce_bulk.adapter import SalesforceBulk
 from retl.errors import Mismatch
@@ -151,7 +151,7 @@ def deliver(
     org: Org,
     rows: Sequence[Row],
     shape: Shape | None = None,
-    operation: Operation | None = None,
+    operation: Mode | None = None,
     refs: Sequence[str | None] = (),
 ) -> list[RowResult]:
     """What becomes of the rows, as one batch, by the same delivery that runs use."""
@@ -423,7 +423,7 @@ def test_a_request_of_deletes_shows_the_keys(org: Org) -> None:
 def test_its_example_is_a_sync(tmp_path: Path) -> None:
     keys = {"client_id": "me", "client_secret": TOKEN, "domain": "example.my.salesforce.com"}
     (tmp_path / "syncs").mkdir()
-    (tmp_path / "syncs/example.yml").write_text(SalesforceBulk.vendor.example)
+    (tmp_path / "syncs/example.yml").write_text(SalesforceBulk.about.example)
     (tmp_path / "retl.yml").write_text(
         json.dumps({"connections": {"salesforce_bulk": {"type": "salesforce_bulk", **keys}}})
     )

@@ -21,12 +21,13 @@ import pytest
 from retl import destinations
 from retl.app.resolve import open_project
 from retl.delivery.lanes import Answered, Delivery
-from retl.destinations.api import Permit
-from retl.destinations.batch import Batch, Field, Kind, Operation, Outcome, RowResult, Shape, WriteMode
+from retl.destinations.batch import Batch, Field, Kind, Mode, Outcome, RowResult, Shape, WriteMode
 from retl.destinations.http.adapter import OPERATION_NAMES, HttpDestination
 from retl.destinations.http.outcome import Sent, interpret
 from retl.errors import Poisoned, Systemic
 from retl.model import Limits, Retry
+from retl.net.auth import Permit
+from retl.net.gate import Gate
 from retl.net.messages import Reply
 from retl.observe.signals import Stop
 from retl.pace import limiter
@@ -91,9 +92,19 @@ class Recorded:
     answer: Mapping[str, Any]
     names: Sequence[str]
     kinds: Sequence[Kind]
-    operation: Operation = "upsert"
+    operation: Mode = "upsert"
     refs: Sequence[str | None] | None = None
     parameters: Mapping[str, Any] | None = None
+
+
+class Through(Gate):
+    """A gate that lets requests through `permit`, where one is given."""
+
+    def __init__(self, permit: Permit | None) -> None:
+        self._permit = permit
+
+    def permits(self) -> Permit:
+        return self._permit or super().permits()
 
 
 class Proof:
@@ -187,7 +198,7 @@ class Proof:
         self,
         api: FakeApi,
         rows: Sequence[Row],
-        operation: Operation | None = None,
+        operation: Mode | None = None,
         parameters: Mapping[str, Any] | None = None,
         refs: Sequence[str | None] = (),
         permit: Permit | None = None,
@@ -196,8 +207,7 @@ class Proof:
         options = self.options(api.url, parameters)
         shape = self.shape(deletes="delete" if operation == "delete" else "keep")
         kind = destinations.load(self.preset)
-        lane = kind(options, shape)
-        lane.permit = permit or lane.permit
+        lane = kind(options, shape, Through(permit))
         size = lane.capabilities.max_rows or len(rows)
         batches = [
             Rows(shape, rows, refs).batch(operation or self.write, first, min(first + size, len(rows)) - 1)
@@ -408,7 +418,7 @@ def table(proofs: Sequence[Sequence[Any]]) -> list[str]:
     cells = [HEADERS]
     for preset, counts in sorted(found.items()):
         kind = destinations.load(preset)
-        evidence = ", ".join((kind.vendor or kind.preset).evidence)  # type: ignore[attr-defined]
+        evidence = ", ".join(kind.about.evidence)
         cells.append((preset, evidence, *(str(counts[what]) for what in COUNTED)))
     widths = [max(len(line[n]) for line in cells) for n in range(len(HEADERS))]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in cells]

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -26,7 +26,7 @@ from retl.destinations.batch import (
     Batch,
     Capabilities,
     Kind,
-    Operation,
+    Mode,
     Outcome,
     Pending,
     RowResult,
@@ -55,8 +55,8 @@ class Answered:
     status: str = "done"
 
     @property
-    def operation(self) -> Operation:
-        return self.batch.operation
+    def operation(self) -> Mode:
+        return self.batch.mode
 
     @property
     def first(self) -> int:
@@ -134,6 +134,11 @@ class Delivery:
                 self._record(Answered(batch, Outcome(NOT_APPLIED), attempts=0))
             self.journal.flush()
 
+    @property
+    def sent(self) -> int:
+        """Bytes that all lanes handed to the wire."""
+        return sum(lane.sent for lane in self._lanes)
+
     def close(self) -> None:
         for destination in self._lanes:
             destination.close()
@@ -209,10 +214,8 @@ class Delivery:
         # a job that was taken, or a batch that may be there, is asked after and never sent again
         asks = tries.handle is not None or (tries.doubt and only_once)
         try:
-            with self._permit(destination), self._in_hand(destination):
+            with self._in_hand(destination):
                 answer = _evidence(destination, batch, tries.handle) if asks else destination.write(batch)
-            for quota in destination.quotas:
-                self.pace.on_quota(quota)
         except Ambiguous as problem:
             tries.doubt = True  # until there is evidence, whatever comes between
             answer = _evidence(destination, batch, None)
@@ -230,10 +233,6 @@ class Delivery:
                 answer.default.code or "TARGET_BUSY", answer.default.reason or "the target is busy"
             )
         return answer
-
-    def _permit(self, destination: Destination[Any]) -> AbstractContextManager[object]:
-        """Room for a write, where the destination does not take it for each of its requests."""
-        return nullcontext() if destination.paced else self.pace.held(self.stop)
 
     @contextmanager
     def _in_hand(self, destination: Destination[Any]) -> Iterator[None]:

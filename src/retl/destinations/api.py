@@ -7,9 +7,8 @@ the first three, the ledger the last. One instance serves one lane and is never 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -26,30 +25,36 @@ from retl.destinations.batch import (
     WriteMode,
 )
 from retl.model import Limits
-from retl.net.waits import Quota
-
-Permit = Callable[..., AbstractContextManager[object]]  # room for one request, of `size` bytes if it writes
-
+from retl.net.gate import Gate
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
 
-PREVIEW = (
+_PREVIEW = (
     "preview: made from the vendor's documentation, and not yet held against its contract, its own client or"
     " recorded answers"
 )
 
 
 @dataclass(frozen=True)
-class Vendor:
-    """What is known of a vendor's API beside its types, and who says so: for those with code of their own
-    what a preset says in its file."""
+class About:
+    """What is known of a type beside its code, and who says so. `limits` is what the vendor allows; a
+    connection's own `limits` win. Without `summary` and `docs` the module's docstring is the page."""
 
-    evidence: tuple[str, ...]
-    source: str
-    checked_on: date
-    limits_source: str
-    example: str
+    limits: Limits = field(default_factory=Limits)
+    evidence: tuple[str, ...] = ()
+    source: str = ""
+    checked_on: date | None = None
+    limits_source: str = ""
+    limits_checked_on: date | None = None
+    example: str = ""
+    summary: str = ""
+    docs: str = ""
+
+    @property
+    def preview(self) -> str | None:
+        """What to say where nothing but documentation says that the target takes it so."""
+        return _PREVIEW if set(self.evidence) == {"docs"} else None
 
 
 class Destination(ABC, Generic[OptionsT]):
@@ -61,17 +66,20 @@ class Destination(ABC, Generic[OptionsT]):
 
     Connection: ClassVar[type[BaseModel]]
     Options: ClassVar[type[BaseModel]]
-    is_preview: ClassVar[bool] = False  # nothing but documentation says that the target takes it so
-    limits: ClassVar[Limits] = Limits()  # what the vendor allows; a connection's own `limits` win
-    vendor: ClassVar[Vendor | None] = None
+    about: ClassVar[About] = About()
     capabilities: Capabilities
-    quotas: Sequence[Quota] = ()  # what the last answer said of the target's own limits
-    paced: ClassVar[bool] = False  # takes a `turn` for each of its requests, else one is taken per write
-    permit: Permit = staticmethod(lambda size=None: nullcontext())
 
-    def __init__(self, options: OptionsT, shape: Shape) -> None:
+    def __init__(self, options: OptionsT, shape: Shape, gate: Gate | None = None) -> None:
+        """An HTTP client that it makes takes its permits from the gate."""
         self.options = options
         self.shape = shape
+        self.gate = gate or Gate()
+        self._bytes = 0
+
+    @property
+    def sent(self) -> int:
+        """Bytes that this lane handed to the wire so far: of rows, and over HTTP of whole requests."""
+        return self._bytes
 
     @classmethod
     @abstractmethod
@@ -79,6 +87,14 @@ class Destination(ABC, Generic[OptionsT]):
         """The identity of the object this writes to (server, object, key template), normalised, without
         secrets and without I/O: ownership, baseline and lock belong to it. The same as
         `capabilities.object`, known before the mart is."""
+
+    @classmethod
+    def claim(cls, options: OptionsT, write: WriteMode) -> str | None:
+        """What two syncs must share to write one object: the place, in a form that what only differs in
+        spelling or in options such as an API's version shares; None where each write makes a message of its
+        own, which nobody owns. It may tell accounts apart by a digest of their secret: compare it, never
+        store it."""
+        return cls.place(options, write)
 
     @classmethod
     def learns(cls, options: OptionsT, write: WriteMode, key: Sequence[str]) -> bool:

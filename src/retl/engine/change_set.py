@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from retl.destinations.batch import Line, Operation
+from retl.destinations.batch import Line, Mode
 from retl.engine import hash
 from retl.engine.baseline import BASELINE, DELTA, opened
 from retl.engine.diff import CANDIDATES, UPSERTS, Ends, ends
@@ -38,10 +38,10 @@ _BLOCKS_KEPT = 4
 
 @dataclass(frozen=True)
 class Phase:
-    """Rows `first` to `last` (included) of a change set, under one operation. A batch never spans two phases.
+    """Rows `first` to `last` (included) of a change set, under one mode. A batch never spans two phases.
     `retried`: the target rejected these rows before, so what they meet is no news."""
 
-    operation: Operation
+    mode: Mode
     first: int
     last: int
     retried: bool = False
@@ -205,7 +205,7 @@ def assemble(
     workspace: Workspace,
     field_map: FieldMap,
     *,
-    write: Operation,
+    write: Mode,
     retried: Iterable[str] = (),
     limit: int | None = None,
 ) -> ChangeSet:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from time import monotonic
@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from retl.errors import Ambiguous, Unavailable
-from retl.model import Definition, Duration
+from retl.model import Definition, Duration, is_loopback
 from retl.net import tls
 from retl.net.auth import Anonymous, Permit, free
 from retl.net.deadline import Deadline, TimedSocket
@@ -69,6 +69,12 @@ class Address:
         usual = self.port == (443 if self.scheme == "https" else 80)
         return host if usual else f"{host}:{self.port}"
 
+    @property
+    def place(self) -> str:
+        """The same for every spelling of the loopback interface."""
+        host = replace(self, host="localhost") if is_loopback(self.host) else self
+        return f"{host}{self.prefix}"
+
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}"
 
@@ -96,6 +102,7 @@ class Client:
             **headers,
         }
         self._kept: _Connection | None = None
+        self.sent = 0  # bytes of all requests, heads included
         self._used = 0.0  # when the kept connection brought its last answer
 
     @cached_property
@@ -138,6 +145,7 @@ class Client:
         connection = self._connection(Deadline(self._timeouts.total))
         try:
             connection.request(method, target, body, dict(headers))
+            self.sent += _size(method, target, headers, body)
             response = connection.getresponse()
             if response.status < 200:
                 raise HTTPException("an interim answer that nobody asked for")
@@ -201,6 +209,12 @@ class _Connection(HTTPConnection):
         self.sock.sendall(b"".join(self._parts))
         self._parts.clear()
         return super().getresponse()
+
+
+def _size(method: str, target: str, headers: Mapping[str, str], body: bytes) -> int:
+    """The bytes of a request on the wire: its first line, its headers, an empty line and the body."""
+    head = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), ""]
+    return sum(len(line) + 2 for line in head) + len(body)
 
 
 def _read(response: HTTPResponse, longest: int) -> tuple[bytes, bool]:

@@ -29,10 +29,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Claim:
-    """The object a sync writes to (any comparable identity), and the fields it writes besides the key."""
+    """The object a sync writes to (`Destination.claim`), and the fields it writes besides the key."""
 
     sync: Sync
-    object: object
+    object: str
     fields: frozenset[str]
 
 
@@ -96,8 +96,7 @@ def problems(sync: Sync, contract_columns: Sequence[str] | None) -> Iterator[Pro
 
 def sharing(claims: Iterable[Claim]) -> Iterator[Problem]:
     """Where several syncs of one object do what only one of them may do. Paused syncs do not count."""
-    enabled = [claim for claim in claims if claim.sync.enabled]
-    for first, second in combinations(enabled, 2):
+    for first, second in combinations(claims, 2):
         if first.object != second.object:
             continue
         one, other = first.sync, second.sync

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from retl.delivery.failure_rate import FailureRate
 from retl.delivery.lanes import Delivery
-from retl.destinations.batch import Batch, Kind
+from retl.destinations.batch import MODES, Batch, Kind
 from retl.engine.change_set import Phase
 from retl.run.plan import Plan
 
@@ -21,7 +21,7 @@ def drain(plan: Plan, delivery: Delivery, epoch: int) -> None:
     waits. Raises what stopped it."""
     failure_rate = FailureRate(plan.terms.max_failed_rate)
     for phase in plan.changes.phases:
-        deletes = phase.operation == "delete"
+        deletes = phase.mode == "delete"
         if deletes and (delivery.count(Kind.UNKNOWN) or delivery.count(Kind.RETRY)):
             return
         delivery.drain(batches(plan, phase, epoch), None if phase.retried else failure_rate)
@@ -32,14 +32,14 @@ def drain(plan: Plan, delivery: Delivery, epoch: int) -> None:
 def batches(plan: Plan, phase: Phase, epoch: int) -> Iterator[Batch]:
     """The rows of a phase in batches as large as the target takes them."""
     most = plan.capabilities.max_rows
-    if phase.operation == "delete":
+    if phase.mode == "delete":
         most = plan.capabilities.max_deletes or most
     size = min(plan.terms.batch_rows, most or plan.terms.batch_rows)
     new = not plan.changes.counts.keys() - {"insert", "delete"}
     for first, last in phase.cut(size):
         yield Batch(
             plan.changes,
-            phase.operation,
+            *MODES[phase.mode],
             plan.run.run_id,
             epoch,
             first,

@@ -13,8 +13,8 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
-from retl.destinations.api import PREVIEW, Destination
-from retl.destinations.batch import Batch, Outcome, Visit
+from retl.destinations.api import Destination
+from retl.destinations.batch import MODES, Batch, Outcome, Visit
 from retl.engine import baseline, change_set, diff, hash, judge, mapping, selection
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Ends, Strategy
@@ -318,7 +318,7 @@ def _sample(destination: Destination[Any], run: Run, mapped: Mapped, workspace: 
     sample = change_set.sample(workspace, mapped.field_map, SAMPLE, alive)
     if not len(sample):
         return 0, 0
-    batch = Batch(sample, "delete", run.run_id, 0, 0, len(sample) - 1)
+    batch = Batch(sample, *MODES["delete"], run.run_id, 0, 0, len(sample) - 1)
     return len(sample), sum(row is None for row in destination.read(batch))
 
 
@@ -417,6 +417,7 @@ def _orphans(job: Job, mapped: Mapped, known: Known) -> Iterator[Refusal]:
 def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
     """What a reader of the plan should know."""
     withheld = plan.ends.get(("delete", "not_attempted"), 0)
+    preview = job.target.destination.about.preview
     notes = {
         "what is sent changed (fields, types, transforms or formats): every row is sent once": (
             made.known.differs(made.frozen.mapped, "what")
@@ -429,7 +430,7 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
         "delivery is at_least_once: after a crash a row may arrive twice": (
             not plan.capabilities.idempotent and job.sync.delivery == "at_least_once"
         ),
-        f"{job.target.kind} is a {PREVIEW}": job.target.destination.is_preview,
+        f"{job.target.kind} is a {preview}": bool(preview),
     }
     yield from (note for note, holds in notes.items() if holds)
     if plan.facts.build is not None:
@@ -444,7 +445,7 @@ def _volatile(job: Job, made: Made, plan: Plan) -> Sequence[str]:
     if plan.refusals or reshaped or not readable or not volatile.is_suspect(updates, plan.read):
         return []
     last = min(volatile.SAMPLE, len(plan.changes) - plan.changes.counts.get("delete", 0)) - 1
-    batch = Batch(plan.changes, job.sync.write, plan.run.run_id, 0, 0, last)
+    batch = Batch(plan.changes, *MODES[job.sync.write], plan.run.run_id, 0, 0, last)
     try:
         with closing(job.lane(plan.field_map.shape)) as destination:
             names = volatile.fields(destination, batch)

@@ -6,7 +6,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import asdict
 
-from retl.destinations.batch import Batch
+from retl.destinations.batch import MODES, Batch
 from retl.engine import judge
 from retl.engine.workspace import Workspace
 from retl.errors import Mismatch
@@ -56,8 +56,8 @@ def _skips(job: Job, plan: Plan) -> dict[str, int]:
     present = job.sync.write == "insert_only"
     with closing(job.lane(plan.field_map.shape)) as destination:
         for phase in plan.changes.phases:
-            for first, last in phase.cut(job.sync.batch.rows) if phase.operation != "delete" else ():
-                batch = Batch(plan.changes, job.sync.write, plan.run.run_id, 0, first, last)
+            for first, last in phase.cut(job.sync.batch.rows) if phase.mode != "delete" else ():
+                batch = Batch(plan.changes, *MODES[job.sync.write], plan.run.run_id, 0, first, last)
                 texts = plan.changes.texts(range(first, last + 1))
                 for position, row in enumerate(destination.read(batch), first):
                     if (row is not None) == present:

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from retl.delivery.lanes import Delivery
-from retl.destinations.batch import UNKNOWN, Batch, Outcome
+from retl.destinations.batch import MODES, UNKNOWN, Batch, Outcome
 from retl.engine import change_set
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
@@ -99,7 +99,7 @@ def _batches(
             row,
             Batch(
                 former,
-                row.operation,
+                *MODES[row.operation],
                 delta.run_id,
                 epoch,
                 row.first,

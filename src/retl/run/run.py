@@ -19,7 +19,7 @@ from typing import Any
 from retl import __version__
 from retl.delivery.lanes import Answered, Delivery, prepared
 from retl.destinations.api import Destination
-from retl.destinations.batch import KEPT, Batch, Capabilities, Kind, Outcome, Visit
+from retl.destinations.batch import KEPT, MODES, Batch, Capabilities, Kind, Outcome, Visit
 from retl.engine import hash
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
@@ -195,8 +195,8 @@ class Execution:
     ) -> Delivery:
         job = self.job
         self.journal.every = every
-        if job.target.destination.paced:
-            capabilities = replace(capabilities, lanes=min(capabilities.lanes, job.pace.concurrency or 1))
+        wanted, most = job.pace.concurrency or capabilities.lanes, capabilities.most_lanes
+        capabilities = replace(capabilities, lanes=min(wanted, most or capabilities.lanes))
         return Delivery(
             lane=lane,
             capabilities=capabilities,
@@ -211,7 +211,7 @@ class Execution:
         """Take the mart as delivered: every row confirmed, nothing sent, nothing ours to delete."""
         plan = self._planned()
         last = len(plan.changes) - 1
-        batch = Batch(plan.changes, self.job.sync.write, self.run.run_id, self.lock.epoch, 0, last)
+        batch = Batch(plan.changes, *MODES[self.job.sync.write], self.run.run_id, self.lock.epoch, 0, last)
         self.journal.open([batch])
         self.journal.acknowledge(Answered(batch, Outcome(KEPT), attempts=0))
         self.journal.flush()
@@ -299,7 +299,7 @@ class Execution:
         return {
             "batches": sum(1 for one in answered if one.attempts),
             "retries": self.delivery.retries if self.delivery else 0,
-            "bytes": 0,
+            "bytes": self.delivery.sent if self.delivery else 0,
         }
 
     def _summary(self, status: str, code: int, numbers: Counts, problem: RetlError | None) -> Summary:

@@ -25,7 +25,7 @@ from urllib.parse import unquote
 import msgspec
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError, model_validator
 
-from retl.destinations.api import Destination, Vendor
+from retl.destinations.api import About, Destination
 from retl.destinations.batch import (
     UNKNOWN,
     WRITTEN,
@@ -33,7 +33,7 @@ from retl.destinations.batch import (
     Batch,
     Capabilities,
     Kind,
-    Operation,
+    Mode,
     Outcome,
     RowResult,
     Shape,
@@ -49,6 +49,7 @@ from retl.destinations.http.rules import Case, Rules
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, TargetError, Unavailable
 from retl.model import Definition, Limits
 from retl.net.client import Address, Client, Timeouts
+from retl.net.gate import Gate
 from retl.net.lookup import Match, text
 from retl.net.messages import Reply, Request
 from retl.net.waits import Quota, wait_asked
@@ -59,7 +60,7 @@ _LONGEST_ADDRESS = 65_536  # characters, in a $batch
 _HOST = r"^[A-Za-z0-9.-]+$"
 _JSON = (("Content-Type", "application/json; type=entry"),)
 _ODATA = (("OData-MaxVersion", "4.0"), ("OData-Version", "4.0"))
-_CONDITION: dict[Operation, tuple[tuple[str, str], ...]] = {
+_CONDITION: dict[Mode, tuple[tuple[str, str], ...]] = {
     "update_only": (("If-Match", "*"),),
     "insert_only": (("If-None-Match", "*"),),
     "delete": (("If-Match", "*"),),
@@ -75,7 +76,7 @@ def _without(means: Literal["absent", "written"]) -> Rules:
     return Rules(rows="none", cases=(*gone, _OF_ROWS))
 
 
-_RULES: dict[Operation, Rules] = {
+_RULES: dict[Mode, Rules] = {
     "upsert": Rules(rows="none", cases=(_OF_ROWS,)),
     "update_only": _without("absent"),
     "insert_only": Rules(rows="none", cases=(Case(status=(412,), means="kept"), _OF_ROWS)),
@@ -129,9 +130,8 @@ class DataverseOptions(Definition):
 class Dataverse(Destination[DataverseOptions]):
     Connection = DataverseConnection
     Options = DataverseOptions
-    paced = True
-    limits = Limits(requests=6000, per=300.0, concurrency=52, share=0.5)
-    vendor = Vendor(
+    about = About(
+        limits=Limits(requests=6000, per=300.0, concurrency=52, share=0.5),
         evidence=("golden", "docs"),
         source="https://learn.microsoft.com/en-us/power-apps/developer/data-platform/webapi/"
         "execute-batch-operations-using-web-api",
@@ -141,19 +141,19 @@ class Dataverse(Destination[DataverseOptions]):
         "destination: {connection: dataverse, table: accounts}\n",
     )
 
-    def __init__(self, options: DataverseOptions, shape: Shape) -> None:
-        super().__init__(options, shape)
+    def __init__(self, options: DataverseOptions, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options, shape, gate)
         self._quoted = {field.name: _QUOTED.get(field.type.name) for field in shape.key}
         if wrong := [name for name, quoted in self._quoted.items() if quoted is None]:
             raise DefinitionError("KEY_TYPE", f"{wrong[0]} has a type that no alternate key has")
         http = options.connection.http
         self._address = Address.parse(http.base_url)
         self._secrets = http.auth.secrets
-        self._client = Client(self._address, http.auth, {}, http.timeouts, lambda size: self.permit(size))
+        self._client = Client(self._address, http.auth, {}, http.timeouts, self.gate.permits())
         self._data = f"{self._address.prefix}/api/data/{options.version}"
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
-            operations=frozenset(_RULES),
+            modes=frozenset(_RULES),
             idempotent=True,
             form="documents",
             nulls_keep=shape.write in ("upsert", "update_only"),
@@ -177,7 +177,6 @@ class Dataverse(Destination[DataverseOptions]):
             raise Mismatch("TARGET_DRIFT", f"{self.options.table} lacks a column: {error.message}") from None
 
     def write(self, batch: Batch) -> Answer:
-        self.quotas = ()
         requests, refused = self._requests(batch)
         if not requests:
             return Outcome(WRITTEN, refused)
@@ -189,7 +188,7 @@ class Dataverse(Destination[DataverseOptions]):
             return Outcome(UNKNOWN, refused)
         self._rest(answers)
         results = {
-            row: self._judged(answer, batch.operation, requests[row])
+            row: self._judged(answer, batch.mode, requests[row])
             for row, answer in zip(requests, answers, strict=True)
         }
         return Outcome(UNKNOWN, refused | results)
@@ -197,26 +196,30 @@ class Dataverse(Destination[DataverseOptions]):
     def preview(self, batch: Batch) -> bytes:
         return self._whole(batch, list(self._requests(batch)[0].values())).dump()
 
+    @property
+    def sent(self) -> int:
+        return self._client.sent
+
     def close(self) -> None:
         self._client.close()
 
     def _requests(self, batch: Batch) -> tuple[dict[int, Request], dict[int, RowResult]]:
         """The request of each row, and the rows that cannot be one."""
         rows: Sequence[tuple[Any, ...]] = batch.documents()
-        operation: Operation = batch.operation
-        if isinstance(self.shape.deletes, SoftDelete) and operation == "delete":
+        mode: Mode = batch.mode
+        if isinstance(self.shape.deletes, SoftDelete) and mode == "delete":
             fields = exact.encode(self.shape.deletes.set).decode()
-            rows, operation = [(*key, fields) for key in rows], "update_only"
+            rows, mode = [(*key, fields) for key in rows], "update_only"
         requests: dict[int, Request] = {}
         refused: dict[int, RowResult] = {}
         for number, row in enumerate(rows):
             try:
-                requests[number] = self._one(row, operation)
+                requests[number] = self._one(row, mode)
             except Poisoned as error:
                 refused[number] = RowResult(Kind.REJECTED, error.code, error.message)
         return requests, refused
 
-    def _one(self, row: tuple[Any, ...], operation: Operation) -> Request:
+    def _one(self, row: tuple[Any, ...], mode: Mode) -> Request:
         """Poisoned if the row has no address, or is no text."""
         values = {name: text(value) for name, value in zip(self._quoted, row, strict=False)}
         if any(not value or _NOT_IN_KEYS.search(value) for value in values.values()):
@@ -224,16 +227,16 @@ class Dataverse(Destination[DataverseOptions]):
         quoted = {name: bool(one) for name, one in self._quoted.items()}
         try:
             target = f"{self._data}/{odata.address(self.options.table, values, quoted)}"
-            body = b"" if operation == "delete" else row[-1].encode()
+            body = b"" if mode == "delete" else row[-1].encode()
         except UnicodeEncodeError:
             raise Poisoned(
                 "NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot say"
             ) from None
         if len(target) > _LONGEST_ADDRESS:
             raise Poisoned("TOO_LARGE", f"an address has more than {_LONGEST_ADDRESS} characters")
-        condition = _CONDITION.get(operation, ())
+        condition = _CONDITION.get(mode, ())
         return Request(
-            "DELETE" if operation == "delete" else "PATCH", target, (_JSON if body else ()) + condition, body
+            "DELETE" if mode == "delete" else "PATCH", target, (_JSON if body else ()) + condition, body
         )
 
     def _whole(self, batch: Batch, requests: Sequence[Request]) -> Request:
@@ -248,13 +251,14 @@ class Dataverse(Destination[DataverseOptions]):
         if waits and len(waits) == len(answers):
             code = f"HTTP_{answers[0].status}"
             raise Unavailable(code, "the target throttled every row", retry_after=max(waits))
-        self.quotas = [Quota(0.0, max(waits))] if waits else []
+        if waits:
+            self.gate.on_quota(Quota(0.0, max(waits)))
 
-    def _judged(self, answer: Reply, operation: Operation, request: Request) -> RowResult:
+    def _judged(self, answer: Reply, mode: Mode, request: Request) -> RowResult:
         """What one part of the answer says of its row."""
         sent = Sent(1, True, lambda to: [], lambda row: [*_leaves(request), *self._secrets()])
         try:
-            result = interpret(answer, _RULES[operation], sent).default
+            result = interpret(answer, _RULES[mode], sent).default
         except TargetError as error:
             kinds: Mapping[type, Kind] = {Unavailable: Kind.RETRY, Ambiguous: Kind.UNKNOWN}
             return RowResult(kinds.get(type(error), Kind.REJECTED), error.code, error.message)

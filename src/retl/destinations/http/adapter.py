@@ -11,8 +11,10 @@ Where answers to writes tell the target's own id of a row (`outcome.ref`), delet
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -26,7 +28,7 @@ from retl.destinations.batch import (
     Batch,
     Capabilities,
     Kind,
-    Operation,
+    Mode,
     Outcome,
     RowResult,
     Shape,
@@ -44,12 +46,13 @@ from retl.errors import DefinitionError, Poisoned, Systemic
 from retl.model import Definition, Duration, needs_tls
 from retl.net.auth import Anonymous, HeaderName, Secret, WholeUrl
 from retl.net.client import Address, Client, Timeouts
+from retl.net.gate import Gate
 from retl.net.lookup import text
 from retl.net.messages import Reply, Request
 from retl.net.oauth import Auth
 from retl.net.waits import quota
 
-OPERATION_NAMES: dict[Operation, str] = {
+OPERATION_NAMES: dict[Mode, str] = {
     "upsert": "upsert",
     "insert_only": "insert",
     "append": "insert",
@@ -57,7 +60,7 @@ OPERATION_NAMES: dict[Operation, str] = {
     "delete": "delete",
 }
 _INSERTS = ("insert_only", "append")
-LANES = 4  # or what the connection's limits say of `concurrency`, which is one where they say nothing
+LANES = 4  # at most, if the connection's limits say so many in `concurrency`
 _PROBE = Rules(ok=tuple(range(200, 300)), rows="none")
 
 
@@ -117,20 +120,18 @@ class HttpOptions(Definition):
 class HttpDestination(Destination[HttpOptions]):
     Connection = HttpConnection
     Options = HttpOptions
-    paced = True
 
-    def __init__(self, options: HttpOptions, shape: Shape) -> None:
+    def __init__(self, options: HttpOptions, shape: Shape, gate: Gate | None = None) -> None:
         """DefinitionError where no endpoint serves the sync, or one names a field it has not got."""
-        super().__init__(options, shape)
+        super().__init__(options, shape, gate)
         connection = options.connection
         headers = {name: value.get_secret_value() for name, value in connection.headers.items()}
         self._address = Address.parse(connection.base_url)
-        self._client = Client(
-            self._address, connection.auth, headers, connection.timeouts, lambda size: self.permit(size)
-        )
+        permits = self.gate.permits()
+        self._client = Client(self._address, connection.auth, headers, connection.timeouts, permits)
         self._secrets = list(headers.values())
         self._endpoints = _endpoints(options, shape)
-        self._calls: dict[Operation, tuple[Template, Rules]] = {}
+        self._calls: dict[Mode, tuple[Template, Rules]] = {}
         endpoint = self._call(shape.write)[0].endpoint
         self._line = line.line(endpoint, shape)
         if shape.deletes != "keep":
@@ -138,11 +139,11 @@ class HttpDestination(Destination[HttpOptions]):
         key = options.idempotency
         self.capabilities = Capabilities(
             object=HttpDestination.place(options, shape.write),
-            operations=frozenset(self._endpoints),
+            modes=frozenset(self._endpoints),
             idempotent=shape.write not in _INSERTS,
             form="documents",
             # where an intent precedes each request, more of them at once would only leave more in doubt
-            lanes=1 if shape.write in _INSERTS or key or options.job else LANES,
+            most_lanes=1 if shape.write in _INSERTS or key or options.job else LANES,
             shaping=endpoint.model_dump(
                 mode="json", exclude={"outcome", "max_rows", "max_bytes", "max_row_bytes"}
             ),
@@ -161,6 +162,17 @@ class HttpDestination(Destination[HttpOptions]):
         return f"{address}{address.prefix}{endpoint.path.partition('?')[0] if endpoint else ''}" + (
             options.connection.auth.mark()
         )
+
+    @classmethod
+    def claim(cls, options: HttpOptions, write: WriteMode) -> str | None:
+        """The address of what is written, whatever its placeholders are called, and the account that the
+        credential is of: one server may be that of many. An append makes an object of its own."""
+        endpoint: Endpoint | None = getattr(options, OPERATION_NAMES[write])
+        if write == "append" or endpoint is None:
+            return None
+        path = re.sub(r"\{[^}]*\}", "{}", endpoint.path.partition("?")[0])
+        account = sha256(repr(options.connection.auth.secrets()).encode()).hexdigest()
+        return f"{Address.parse(options.connection.base_url).place}{path}#{account}"
 
     @classmethod
     def learns(cls, options: HttpOptions, write: WriteMode, key: Sequence[str]) -> bool:
@@ -210,14 +222,18 @@ class HttpDestination(Destination[HttpOptions]):
     def preview(self, batch: Batch) -> bytes:
         return self._request(batch).dump()
 
-    def rules(self, operation: Operation) -> Rules:
+    def rules(self, operation: Mode) -> Rules:
         """How answers to this operation are read."""
         return self._call(operation)[1]
+
+    @property
+    def sent(self) -> int:
+        return self._client.sent
 
     def close(self) -> None:
         self._client.close()
 
-    def lacks(self, operation: Operation) -> DefinitionError:
+    def lacks(self, operation: Mode) -> DefinitionError:
         """What to say where no endpoint serves an operation that the sync asks for."""
         word = "deletes" if operation == "delete" else f"write: {operation}"
         name = OPERATION_NAMES[operation]
@@ -227,7 +243,7 @@ class HttpDestination(Destination[HttpOptions]):
             hint=f"{name}: {{method: …, path: /…}}",
         )
 
-    def _refuse_unlearnt(self, operation: Operation) -> None:
+    def _refuse_unlearnt(self, operation: Mode) -> None:
         """DefinitionError HTTP_REF where rows were to be named by an id that no answer can have told."""
         if not self._endpoints[operation].asks_ref:
             return
@@ -255,7 +271,7 @@ class HttpDestination(Destination[HttpOptions]):
             if request.headers[:1] != (host,):
                 raise Systemic("HTTP_MOVED", "base_url names another server than this request was made for")
             return request
-        template, text = self._call(batch.operation)[0], self._line
+        template, text = self._call(batch.mode)[0], self._line
         if text is not None and batch.operation != "delete":
             request = template.of_lines(batch.lines(text))
             return replace(request, headers=(host, *request.headers))
@@ -274,10 +290,10 @@ class HttpDestination(Destination[HttpOptions]):
         key = self.options.idempotency
         named = {key.header: batch.idempotency_key} if key and batch.idempotency_key else {}
         reply = self._client.send(request, named)
-        rules = self._call(batch.operation)[1]
-        told = ((rules.usage, False), (rules.budget, True))
-        found = [quota(reply.headers, usage, daily=daily) for usage, daily in told if usage]
-        self.quotas = [one for one in found if one]
+        rules = self._call(batch.mode)[1]
+        for usage, daily in ((rules.usage, False), (rules.budget, True)):
+            if usage and (found := quota(reply.headers, usage, daily=daily)):
+                self.gate.on_quota(found)
         return reply
 
     def _ask(self, request: Request) -> Reply:
@@ -286,8 +302,8 @@ class HttpDestination(Destination[HttpOptions]):
         )
 
     def _judge(self, reply: Reply, request: Request, batch: Batch) -> Answer:
-        template, rules = self._call(batch.operation)
-        job = self.options.job if batch.operation == "upsert" else None
+        template, rules = self._call(batch.mode)
+        job = self.options.job if batch.mode == "upsert" else None
         if job:
             rules = rules.model_copy(update={"ref": None})  # what the answer names is the job
         texts = template.texts(request)
@@ -298,7 +314,7 @@ class HttpDestination(Destination[HttpOptions]):
 
     def _sent(self, batch: Batch, texts: Callable[[int | None], Iterable[str]]) -> Sent:
         """The batch as its answer is held against it."""
-        template = self._call(batch.operation)[0]
+        template = self._call(batch.mode)[0]
 
         def names(to: str) -> list[str]:
             if to == "$row_no":
@@ -307,12 +323,12 @@ class HttpDestination(Destination[HttpOptions]):
             keys = batch.keys()
             return [text(key[index]) for key in keys]
 
-        return Sent(len(batch), batch.operation not in _INSERTS, names, texts)
+        return Sent(len(batch), batch.mode not in _INSERTS, names, texts)
 
     def _known(self) -> list[str]:
         return [*self._secrets, *self.options.connection.auth.secrets()]
 
-    def _call(self, operation: Operation) -> tuple[Template, Rules]:
+    def _call(self, operation: Mode) -> tuple[Template, Rules]:
         """The operation's endpoint, made ready for the sync's rows, and how to read its answers."""
         if operation in self._calls:
             return self._calls[operation]
@@ -346,7 +362,7 @@ def _with_ref(row: Row, ref: str | None, keys: int) -> Row:
     return (*row[:keys], ref, *row[keys:])
 
 
-def _rules(endpoint: Endpoint, shared: Rules, operation: Operation, keys: list[str]) -> Rules:
+def _rules(endpoint: Endpoint, shared: Rules, operation: Mode, keys: list[str]) -> Rules:
     """The endpoint's own rules or the shared ones, of which those about lists of rows are not for an
     endpoint that takes one. That one object's own address finds none is no error where the object was
     to go, and leaves its row open where it was to be updated."""
@@ -385,7 +401,7 @@ def _addressed(endpoint: Endpoint, keys: list[str]) -> bool:
     return set(keys) <= set(endpoint.placeholders) or bool({"$key", "$ref"} & set(endpoint.placeholders))
 
 
-def _endpoints(options: HttpOptions, shape: Shape) -> dict[Operation, Endpoint]:
+def _endpoints(options: HttpOptions, shape: Shape) -> dict[Mode, Endpoint]:
     """The endpoint behind each operation that the destination offers."""
     given = {name: getattr(options, name) for name in ("upsert", "insert", "update", "delete")}
     if isinstance(shape.deletes, SoftDelete):

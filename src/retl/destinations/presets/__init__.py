@@ -5,7 +5,9 @@ could not. `<name>` in it is a key that its connection takes or a parameter that
 is the value itself, inside a text it joins the text (percent-encoded in paths), and a member whose value
 was left out is left out with it. `$<name>` in a row is the field that the parameter names, of a list
 those fields. A member `name?parameter` is there only if that was given, `name!parameter` only if not.
-An operation may be a list of ways to do it, of which the first whose `only_if` holds is taken.
+An operation may be a list of ways to do it, of which the first whose `only_if` holds is taken. `place`
+names the object that is written, in the account's own words and the same for every way to write it; without
+it two syncs meet where they write to one path with one credential.
 """
 
 from __future__ import annotations
@@ -28,12 +30,19 @@ from pydantic import (
 )
 
 from retl import destinations
-from retl.destinations.batch import Operation, Shape, WriteMode
-from retl.destinations.http.adapter import OPERATION_NAMES, HttpConnection, HttpDestination, HttpOptions
+from retl.destinations.api import About
+from retl.destinations.batch import Mode, Shape, WriteMode
+from retl.destinations.http.adapter import (
+    OPERATION_NAMES,
+    HttpConnection,
+    HttpDestination,
+    HttpOptions,
+)
 from retl.destinations.presets.filling import fill, used
 from retl.errors import DefinitionError
 from retl.model import Definition, Limits
-from retl.net.client import Timeouts
+from retl.net.client import Address, Timeouts
+from retl.net.gate import Gate
 from retl.project.validation import ModelT, validate
 from retl.project.variables import Filled
 from retl.project.yamlfile import load as load_yaml
@@ -92,6 +101,7 @@ class Preset(Definition):
     connection: dict[str, Parameter] = Field(default={})
     parameters: dict[str, Parameter] = Field(default={})
     base_url: str | None = None
+    place: str | None = None  # names the object, for all accounts of the server
     auth: dict[str, Any] = Field(default={"type": "none"})
     headers: dict[str, Any] = Field(default={})
     upsert: Ways = ()
@@ -133,6 +143,26 @@ class Preset(Definition):
                 raw[name] = {key: value for key, value in way.items() if key != "only_if"}
         return _model(HttpOptions, self, {**fill(raw, given), "connection": options.connection.http})
 
+    def claim(self, options: PresetOptions) -> str | None:
+        """The object that these parameters name, where `place` says so."""
+        given = options.connection.given(self.connection) | options.given(self.parameters)
+        path: str | None = fill({"path": self.place}, given).get("path")
+        return path and f"{Address.parse(options.http.connection.base_url).place}{path}"
+
+    @property
+    def _about(self) -> About:
+        return About(
+            limits=Limits(**{name: getattr(self.limits, name) for name in Limits.model_fields}),
+            evidence=self.evidence,
+            source=self.source,
+            checked_on=self.checked_on,
+            limits_source=self.limits.source,
+            limits_checked_on=self.limits.checked_on,
+            example=self.example,
+            summary=self.summary,
+            docs=self.docs,
+        )
+
     @cached_property
     def destination(self) -> type[HttpDestination]:
         """The destination class of this type."""
@@ -148,13 +178,11 @@ class Preset(Definition):
             **{name: one.field() for name, one in self.parameters.items()},  # type: ignore[call-overload]
         )
         connection.preset = options.preset = self
-        limits = {name: getattr(self.limits, name) for name in Limits.model_fields}
         members = {
             "Connection": connection,
             "Options": options,
             "preset": self,
-            "limits": Limits(**limits),
-            "is_preview": set(self.evidence) == {"docs"},
+            "about": self._about,
             "__doc__": self.docs,
             "__module__": __name__,
         }
@@ -209,18 +237,23 @@ class PresetDestination(HttpDestination):
 
     preset: ClassVar[Preset]
 
-    def __init__(self, options: Any, shape: Shape) -> None:
-        super().__init__(options.http, shape)
+    def __init__(self, options: Any, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options.http, shape, gate)
 
     @classmethod
     def place(cls, options: Any, write: WriteMode) -> str:
         return super().place(options.http, write)
 
     @classmethod
+    def claim(cls, options: Any, write: WriteMode) -> str | None:
+        found = super().claim(options.http, write)
+        return found and (cls.preset.claim(options) or found)
+
+    @classmethod
     def learns(cls, options: Any, write: WriteMode, key: Sequence[str]) -> bool:
         return super().learns(options.http, write, key)
 
-    def lacks(self, operation: Operation) -> DefinitionError:
+    def lacks(self, operation: Mode) -> DefinitionError:
         needs = ", or with ".join(
             ", ".join(f"`{name}: {' or '.join(map(str, values))}`" for name, values in way["only_if"].items())
             for way in getattr(self.preset, OPERATION_NAMES[operation])

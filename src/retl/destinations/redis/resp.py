@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import hiredis
@@ -94,7 +94,9 @@ class Wire:
         self._socket: TimedSocket | None = None
         self._reader = hiredis.Reader()
 
-    def exchange(self, commands: Iterable[Command | Packed]) -> list[Any]:
+    def exchange(
+        self, commands: Iterable[Command | Packed], count_bytes: Callable[[int], None] = lambda size: None
+    ) -> list[Any]:
         """One reply per command, a refusal being a `Refusal` among them. OSError if the connection breaks
         and nobody knows how much was done; Unavailable or Systemic if none could be made."""
         if self._socket is None or not self._socket.is_quiet():  # nothing was asked: the server hung up
@@ -105,6 +107,7 @@ class Wire:
             for data, count in _chunks(commands):
                 sent += count
                 self._send(data, replies, sent)
+                count_bytes(len(data))
                 self._read(replies, sent - count)  # the server works on this chunk meanwhile
             self._read(replies, sent)
         except BaseException:

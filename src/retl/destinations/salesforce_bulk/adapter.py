@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 from pydantic import Field
 
-from retl.destinations.api import Destination, Vendor
+from retl.destinations.api import About, Destination
 from retl.destinations.batch import (
     UNKNOWN,
     WRITTEN,
@@ -52,6 +52,7 @@ from retl.destinations.salesforce_bulk import csvjob, soql
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned
 from retl.model import Definition, Duration, Limits
 from retl.net.client import Address, Client
+from retl.net.gate import Gate
 from retl.net.lookup import Match, look, text
 from retl.net.messages import Reply, Request
 from retl.net.scrub import scrub
@@ -86,9 +87,8 @@ class SalesforceBulkOptions(Definition):
 class SalesforceBulk(Destination[SalesforceBulkOptions]):
     Connection = preset("salesforce").destination.Connection
     Options = SalesforceBulkOptions
-    paced = True
-    limits = Limits(concurrency=5, share=0.5)
-    vendor = Vendor(
+    about = About(
+        limits=Limits(concurrency=5, share=0.5),
         evidence=("contract", "golden", "docs"),
         source="https://developer.salesforce.com/docs/atlas.en-us.api_asynch.meta/api_asynch/datafiles_prepare_csv.htm",
         checked_on=date(2026, 11, 21),
@@ -98,8 +98,8 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         "destination: {connection: salesforce_bulk, object: Contact, match: ExtId__c}\n",
     )
 
-    def __init__(self, options: SalesforceBulkOptions, shape: Shape) -> None:
-        super().__init__(options, shape)
+    def __init__(self, options: SalesforceBulkOptions, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options, shape, gate)
         if [field.name for field in shape.key] != [options.match]:
             raise DefinitionError(
                 "HTTP_MATCH", f"the key is the field that `match` names: `key: [{options.match}]`"
@@ -107,7 +107,7 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         http = options.connection.http
         self._address = Address.parse(http.base_url)
         self._client = Client(
-            self._address, http.auth, {}, http.timeouts, lambda size: self.permit(size), 2 * LONGEST_FILE
+            self._address, http.auth, {}, http.timeouts, self.gate.permits(), 2 * LONGEST_FILE
         )
         self._data = f"{self._address.prefix}/services/data/{options.version}"
         words = csvjob.Words(
@@ -120,7 +120,7 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         self._columns = [options.match, *(field.name for field in shape.fields)]
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
-            operations=frozenset({"upsert", "append", "delete"}),
+            modes=frozenset({"upsert", "append", "delete"}),
             idempotent=shape.write != "append",
             form="documents",
             nulls_keep=shape.write != "append",
@@ -135,6 +135,11 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
     def place(cls, options: SalesforceBulkOptions, write: WriteMode) -> str:
         address = Address.parse(options.connection.http.base_url)
         return f"{address}{address.prefix}/bulk/{options.object}/{options.match}"
+
+    @classmethod
+    def claim(cls, options: SalesforceBulkOptions, write: WriteMode) -> str | None:
+        """The same as the type `salesforce` has."""
+        return f"{Address.parse(options.connection.http.base_url).place}/{options.object}"
 
     def check(self, visit: Visit) -> None:
         """Reads the object's description. Mismatch TARGET_DRIFT where it lacks a field."""
@@ -181,6 +186,10 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         content = csvjob.write([self.options.match], keys) if self._removes(batch) else self._file(batch)[0]
         job = Request("POST", f"{self._data}/jobs/ingest", (), exact.encode(self._described(batch)))
         return job.dump() + b"\r\n\r\n" + (content or b"")
+
+    @property
+    def sent(self) -> int:
+        return self._client.sent
 
     def close(self) -> None:
         self._client.close()

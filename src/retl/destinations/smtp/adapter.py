@@ -45,6 +45,7 @@ from retl.destinations.smtp.letters import Form, Letter
 from retl.destinations.smtp.wire import MailSession, SmtpConnection, unsent
 from retl.errors import Poisoned, Systemic, TargetError, Unavailable
 from retl.model import Definition
+from retl.net.gate import Gate
 from retl.net.scrub import scrub
 
 _NOT_US = (503, 530, 534, 535, 538)  # about the session or the account, whatever was said
@@ -73,15 +74,15 @@ class Smtp(Destination[SmtpOptions]):
     Connection = SmtpConnection
     Options = SmtpOptions
 
-    def __init__(self, options: SmtpOptions, shape: Shape) -> None:
-        super().__init__(options, shape)
+    def __init__(self, options: SmtpOptions, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options, shape, gate)
         self._keys = [field.name for field in shape.key]
         self._form = options.form()
         self._form.fit([*self._keys, *(field.name for field in shape.fields)])
         self._session: MailSession | None = None
         self.capabilities = Capabilities(
             object=Smtp.place(options, shape.write),
-            operations=frozenset({"append"}),
+            modes=frozenset({"append"}),
             idempotent=False,
             form="documents",
             max_rows=1,
@@ -90,6 +91,10 @@ class Smtp(Destination[SmtpOptions]):
     @classmethod
     def place(cls, options: SmtpOptions, write: WriteMode) -> str:
         return options.connection.name
+
+    @classmethod
+    def claim(cls, options: SmtpOptions, write: WriteMode) -> str | None:
+        return None
 
     def check(self, visit: Visit) -> None:
         with self._unsent() as session:
@@ -150,7 +155,7 @@ class Smtp(Destination[SmtpOptions]):
             code, said = session.docmd("DATA")
             if code != 354:
                 return self._refused(code, said, letter)
-            session.send_lines(letter.message)
+            self._bytes += session.send_lines(letter.message)
         code, said = session.end()
         return Outcome(WRITTEN) if code < 300 else self._refused(code, said, letter)
 

@@ -102,9 +102,11 @@ class MailSession(smtplib.SMTP):
         except OSError:
             return False
 
-    def send_lines(self, message: bytes) -> None:
-        """A message without the line that ends it."""
-        self.send(re.sub(rb"(?m)^\.", b"..", message))
+    def send_lines(self, message: bytes) -> int:
+        """Send a message without the line that ends it; returns its bytes on the wire."""
+        escaped = re.sub(rb"(?m)^\.", b"..", message)
+        self.send(escaped)
+        return len(escaped)
 
     def end(self) -> Reply:
         """The line that ends a message. Ambiguous if there is no reply to it."""
