@@ -28,7 +28,7 @@ from tests import api as fake
 from tests.api import TOKEN
 from tests.destinations.rows import Row, Rows
 from tests.destinations.suite import CANARY, Contents, Suite, Target, kinds, results
-from tests.presets.proof import Memory, lines, passed, shared
+from tests.presets.proof import EVIDENCE, Memory, lines, passed
 from tests.proxy import Proxy
 from tests.salesforce import Org
 
@@ -242,7 +242,7 @@ def table(file: str) -> list[dict[str, str]]:
 
 def test_its_requests_are_in_the_vendor_s_collection(org: Org, prove: Prove) -> None:
     known = set()
-    for path in shared("contracts/salesforce/postman/bulk_v2").glob("*.json"):
+    for path in (EVIDENCE / "contracts/salesforce/bulk_v2").glob("*.json"):
         one = json.loads(path.read_text())
         known.add((one["method"], re.sub(r"\{\{.*?\}\}", "*", one["url"]).removeprefix("*")))
     deliver(org, PEOPLE)

@@ -3,13 +3,12 @@
 A preset joins by a module `test_<name>.py` beside this one: a fake of the vendor on a real socket (an
 `FakeApi` that remembers objects and enforces the vendor's limits) and a class `Test…(Proof)` that says which
 rows to send and what evidence there is. Contracts, golden requests and recorded answers are read from
-the folder `shared` beside the checkout. What is proved is told to `table`, which ends a test run.
+the folder `evidence`, whose README names their sources. What is proved is told to `table`, which ends a test run.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -36,20 +35,14 @@ from tests import api as fake
 from tests.api import TOKEN, Fault, passed
 from tests.destinations.rows import Row, Rows, document
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+EVIDENCE = Path(__file__).parent / "evidence"
 TEXT, WHOLE = Type("string"), Type("integer")
 Tell = Callable[[str, Any], None]
 
 
-def shared(path: str) -> Path:
-    """A file of the evidence. Where the folder is missing the test is skipped, but never in CI."""
-    if not SHARED.is_dir() and not os.environ.get("CI"):
-        pytest.skip(f"there is no folder {SHARED.name}/ with vendors' contracts beside the checkout")
-    return SHARED / path
-
-
 def lines(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in shared(path).read_text().splitlines()]
+    """The exchanges in a file of the evidence."""
+    return [json.loads(line) for line in (EVIDENCE / path).read_text().splitlines()]
 
 
 def nullable(schema: Any) -> Any:
@@ -318,7 +311,7 @@ class Proof:
         import jsonschema
 
         file, pointer = self.contract
-        document = json.loads(shared(f"contracts/{file}").read_text())
+        document = json.loads((EVIDENCE / "contracts" / file).read_text())
         document = nullable(document)
         schema = {**document, "$ref": pointer} if pointer else document
         self.deliver(api, self.rows)
@@ -376,6 +369,11 @@ class Proof:
             return interpret(Reply(one.answer["status"], headers, body), rules, sent)
         except Poisoned as error:
             return Outcome(RowResult(Kind.REJECTED, error.code))
+
+    def test_what_it_claims_as_evidence_is_here(self) -> None:
+        shown = {"contract": self.contract, "golden": self.golden, "recording": next(self.recorded(), None)}
+        claimed = destinations.load(self.preset).preset.evidence  # type: ignore[attr-defined]
+        assert {name for name, evidence in shown.items() if evidence} == shown.keys() & set(claimed)
 
     def test_its_example_is_a_sync(self, tmp_path: Path) -> None:
         preset = destinations.load(self.preset).preset  # type: ignore[attr-defined]
