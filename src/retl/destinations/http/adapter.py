@@ -6,7 +6,7 @@ idempotency key. An answer means what `outcome` says, and where it says nothing 
 believed. A DELETE or update of one object's own address that finds none is answered 404 or 410: gone,
 or not there to update; `outcome.cases` can say otherwise. Redirects and web pages stop the run.
 Where answers to writes tell the target's own id of a row (`outcome.ref`), deletes can name rows by it:
-`{$ref}` in a path, `$ref` in a row.
+`$ref` in a path or in a row.
 """
 
 from __future__ import annotations
@@ -379,7 +379,8 @@ def _of_key(identity: Identity, keys: list[str]) -> Identity:
 
 
 def _addressed(endpoint: Endpoint, keys: list[str]) -> bool:
-    return set(keys) <= set(endpoint.placeholders) or bool({"$key", "$ref"} & set(endpoint.placeholders))
+    names = {word[1:].removeprefix("field.") for word in endpoint.words}
+    return set(keys) <= names or bool({"$key", "$ref"} & set(endpoint.words))
 
 
 def _endpoints(options: HttpOptions, shape: Shape) -> dict[Operation, Endpoint]:
