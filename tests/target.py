@@ -10,13 +10,15 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from pydantic import BaseModel
 
-from retl.delivery.lanes import Delivery, minted
+from retl.delivery.lanes import Delivery, prepared
+from retl.delivery.paced import Paced
 from retl.destinations.api import Destination
 from retl.destinations.batch import (
     UNKNOWN,
@@ -29,11 +31,13 @@ from retl.destinations.batch import (
     Outcome,
     RowResult,
     Shape,
+    Visit,
 )
 from retl.errors import Poisoned, TargetError
 from retl.ledger import BatchRow, Ledger, RunRow
 from retl.ledger import Lock as LedgerLock
 from retl.model import Limits, Retry
+from retl.net.gate import Gate
 from retl.net.waits import Quota
 from retl.observe.signals import Stop
 from retl.pace.limiter import Pace
@@ -81,7 +85,7 @@ class World:
 
     objects: dict[int, str] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
-    asked: list[str | None] = field(default_factory=list)  # the handle of every `settle`
+    asked: list[str | None] = field(default_factory=list)  # the handle of every `resolve`
     asked_of: list[tuple[int, int]] = field(default_factory=list)  # and its rows
     answers: deque[Step] = field(default_factory=deque)
     evidence: deque[Step] = field(default_factory=deque)
@@ -101,18 +105,18 @@ class Target(Destination[Any]):
     Connection = BaseModel
     Options = BaseModel
 
-    def __init__(self, world: World, capabilities: Capabilities) -> None:
-        super().__init__(None, Shape("users", "state", (), ()))
+    def __init__(self, world: World, capabilities: Capabilities, gate: Gate) -> None:
+        super().__init__(None, Shape("users", "state", (), ()), gate)
         self.world = world
         self.capabilities = capabilities
         with world.lock:
             world.opened += 1
 
     @classmethod
-    def identity(cls, options: Any, write: Any) -> str:
+    def place(cls, options: Any, write: Any) -> str:
         return "memory"
 
-    def check(self) -> None:
+    def check(self, visit: Visit) -> None:
         """It is always there."""
 
     def write(self, batch: Batch) -> Answer:
@@ -122,7 +126,7 @@ class Target(Destination[Any]):
             step = self.world.answers.popleft() if self.world.answers else took()
         return step(self, batch)
 
-    def settle(self, batch: Batch, handle: str | None) -> Answer:
+    def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Answer:
         with self.world.lock:
             self.world.asked.append(handle)
             self.world.asked_of.append((batch.first, batch.last))
@@ -132,7 +136,7 @@ class Target(Destination[Any]):
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
         raise NotImplementedError
 
-    def request(self, batch: Batch) -> bytes:
+    def preview(self, batch: Batch) -> bytes:
         self.refuse_poison(batch)
         return f"exactly {batch.first} to {batch.last}".encode()
 
@@ -193,7 +197,7 @@ def tells(quota: Quota) -> Step:
     """The target takes the batch and says what is left of its own limit."""
 
     def step(target: Target, batch: Batch) -> Answer:
-        target.quotas = (quota,)
+        target.gate.on_quota(quota)
         return took()(target, batch)
 
     return step
@@ -220,11 +224,12 @@ class Scene:
     ) -> Delivery:
         able = {"idempotent": True, **capable}
         capabilities = Capabilities("memory", frozenset({"upsert", "delete"}), form="tuples", **able)
+        pace = Pace(limits or Limits())
         return Delivery(
-            lane=lambda: target(self.world, capabilities),
+            lane=lambda: Paced(partial(target, self.world, capabilities), pace, self.stop),
             capabilities=capabilities,
-            journal=RunJournal(self.ledger, self.lock, RUN, every=minted(capabilities)),
-            pace=Pace(limits or Limits()),
+            journal=RunJournal(self.ledger, self.lock, RUN, every=prepared(capabilities)),
+            pace=pace,
             retry=self.retry,
             stop=self.stop,
             resend_unknown=resend_unknown,

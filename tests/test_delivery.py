@@ -21,15 +21,27 @@ from structlog.testing import capture_logs
 
 from retl.delivery import lanes as delivering
 from retl.delivery.failure_rate import FailureRate
-from retl.destinations.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Batch, Kind, Outcome, Pending, RowResult
+from retl.destinations.batch import (
+    ABSENT,
+    KEPT,
+    UNKNOWN,
+    WRITTEN,
+    Batch,
+    Capabilities,
+    Kind,
+    Outcome,
+    Pending,
+    RowResult,
+)
 from retl.errors import Ambiguous, Later, LedgerError, Poisoned, Spent, Stopped, Systemic, Unavailable
 from retl.ledger import open_ledger
 from retl.model import Limits, Retry
+from retl.net.gate import Gate
 from retl.net.waits import Quota
 from retl.observe import log
 from retl.pace import limiter
 from tests.ledgers import take
-from tests.target import Scene, Target, begin, fails, says, tells, took, took_but
+from tests.target import Scene, Target, World, begin, fails, says, tells, took, took_but
 
 BUSY = RowResult(Kind.RETRY, "LOCKED", "somebody edits it")
 BAD = RowResult(Kind.REJECTED, "23514", "a check says no")
@@ -350,12 +362,14 @@ def test_a_quota_that_is_used_up_is_heeded_before_the_next_batch(scene: Scene) -
     assert ends(scene) == [(0, 1, "done", Outcome(WRITTEN), 1), (2, 3, "done", NOT_SENT, 1)]
 
 
-class Paced(Target):
-    paced = True
+class Client(Target):
+    def __init__(self, world: World, capabilities: Capabilities, gate: Gate) -> None:
+        super().__init__(world, capabilities, gate)
+        gate.permits()
 
 
-@pytest.mark.parametrize(("target", "free"), [(Target, False), (Paced, True)])
-def test_a_write_takes_a_turn_where_the_target_takes_none_itself(
+@pytest.mark.parametrize(("target", "free"), [(Target, False), (Client, True)])
+def test_a_batch_takes_a_permit_where_no_client_takes_one_per_request(
     scene: Scene, target: type[Target], free: bool
 ) -> None:
     found: list[bool] = []
@@ -867,7 +881,7 @@ def test_an_open_batch_of_a_dead_run_is_asked_after_until_there_is_an_answer(sce
     scene.world.evidence.extend([says(Pending("job-2", 0)), fails(later()), says(Outcome(WRITTEN, {0: BAD}))])
     delivery = scene.delivery(idempotent=False)
     target = delivery.lane()
-    assert delivery.settle(target, scene.batch(0, 1), "job-1") == Outcome(WRITTEN, {0: BAD})
+    assert delivery.resolve(target, scene.batch(0, 1), "job-1") == Outcome(WRITTEN, {0: BAD})
     assert scene.world.asked == ["job-1", "job-2", "job-1"]
     assert scene.world.asked_of == [(0, 1)] * 3
     assert scene.world.sent == []
@@ -883,14 +897,14 @@ def test_an_open_batch_of_a_dead_run_is_asked_after_until_there_is_an_answer(sce
 def test_the_error_tells_what_became_of_an_open_batch(scene: Scene, error: Exception, found: Outcome) -> None:
     scene.world.evidence.append(fails(error))
     delivery = scene.delivery()
-    assert delivery.settle(delivery.lane(), scene.batch(0, 1), None) == found
+    assert delivery.resolve(delivery.lane(), scene.batch(0, 1), None) == found
 
 
 def test_a_target_that_cannot_be_asked_ends_the_run_before_anything_is_believed(scene: Scene) -> None:
     scene.world.evidence.extend([fails(later())] * 3)
     delivery = scene.delivery()
     with pytest.raises(Unavailable):
-        delivery.settle(delivery.lane(), scene.batch(0, 1), "job-1")
+        delivery.resolve(delivery.lane(), scene.batch(0, 1), "job-1")
     assert scene.world.asked == ["job-1"] * 3
 
 
@@ -902,4 +916,4 @@ def test_a_stop_ends_the_wait_for_a_dead_runs_job(scene: Scene) -> None:
     scene.world.evidence.append(stop)
     delivery = scene.delivery()
     with pytest.raises(Stopped):
-        delivery.settle(delivery.lane(), scene.batch(0, 1), "job-1")
+        delivery.resolve(delivery.lane(), scene.batch(0, 1), "job-1")

@@ -35,6 +35,7 @@ from retl.values.types import Type
 from tests import api as fake
 from tests.api import TOKEN, Api
 from tests.destinations.rows import Row, Rows
+from tests.destinations.suite import VISIT
 
 BATCH: dict[str, Any] = {
     "upsert": {
@@ -139,7 +140,7 @@ def test_a_broken_connection_is_ambiguous_whatever_was_applied(api: Api, make: M
         destination.write(batch())
     assert len(api.users) == (3 if applied else 1)
     assert len(api.seen) == 2  # … that breaks is not tried again behind anybody's back
-    assert destination.settle(batch(), None) == Outcome(UNKNOWN)
+    assert destination.resolve(batch(), None) == Outcome(UNKNOWN)
     assert kinds(destination.write(batch())) == [Kind.WRITTEN] * 3
 
 
@@ -241,7 +242,7 @@ def test_nobody_there_means_nothing_was_sent() -> None:
     for host in (f"127.0.0.1:{port}", "nowhere.invalid"):
         connection = {"base_url": f"http://{host}", "allow_plaintext": True, "auth": {"type": "none"}}
         destination = HttpDestination(HttpOptions(connection=connection, **BATCH), SHAPE)
-        for attempt in (destination.check, lambda: destination.write(batch())):  # noqa: B023
+        for attempt in (lambda: destination.check(VISIT), lambda: destination.write(batch())):  # noqa: B023
             with pytest.raises(Unavailable) as caught:
                 attempt()
             assert "nothing was sent" in caught.value.message
@@ -266,7 +267,7 @@ def test_credentials_are_sent_and_shown_nowhere(api: Api, make: Make, auth: Any,
     _, _, headers, _ = api.seen[0]
     assert headers[header[0]] == header[1]
     assert headers["x-tenant"] == "tenant-secret"
-    shown = f"{told(caught.value)} {destination.options!r} {destination.capabilities!r} {destination.request(batch())!r}"
+    shown = f"{told(caught.value)} {destination.options!r} {destination.capabilities!r} {destination.preview(batch())!r}"
     for secret in (TOKEN, "p:q", "dTpwOnE=", "k3y", "tenant-secret"):
         assert secret not in shown
 
@@ -278,24 +279,24 @@ def test_a_secret_in_the_query_stays_out_of_everything_else(api: Api, make: Make
     with pytest.raises(Systemic) as caught:
         destination.write(batch())
     assert api.seen[0][1] == "/v1/users/batch?dry=0&api%20key=s%26cr%3Dt"
-    shown = f"{told(caught.value)} {destination.capabilities!r} {destination.request(batch())!r}"
+    shown = f"{told(caught.value)} {destination.capabilities!r} {destination.preview(batch())!r}"
     assert "s%26cr" not in shown
     assert "s&cr" not in shown
     assert destination.capabilities.object == f"{api.url}/v1/users/batch"
 
 
 def test_check_asks_with_the_credential(api: Api, make: Make) -> None:
-    make().check()
+    make().check(VISIT)
     assert api.seen == []
     asking = {**BATCH, "check": {"path": "/v1/me"}}
-    make(asking).check()
+    make(asking).check(VISIT)
     assert [(method, path) for method, path, _, _ in api.seen] == [("GET", "/v1/me")]
     with pytest.raises(Systemic):
-        make(asking, auth={"type": "none"}).check()
+        make(asking, auth={"type": "none"}).check(VISIT)
     for status, error in ((503, Unavailable), (500, Unavailable), (400, Systemic), (404, Systemic)):
         api.faults.append(fake.answer(status))
         with pytest.raises(error):
-            make(asking).check()
+            make(asking).check(VISIT)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +395,7 @@ def test_an_unverified_certificate_stops_the_run(
     single = {"upsert": {"method": "DELETE", "path": "/v1/users/{id}"}}
     secured = f"https://127.0.0.1:{tls_port}"
     for attempt in (
-        make(single, base_url=secured).check,
+        lambda: make(single, base_url=secured).check(VISIT),
         lambda: make(single, base_url=secured).write(batch(rows=ROWS[:1])),
     ):
         with pytest.raises(Systemic) as caught:
@@ -403,11 +404,11 @@ def test_an_unverified_certificate_stops_the_run(
     authority = tmp_path / "authority.pem"
     authority.write_text(CERTIFICATE)
     monkeypatch.setenv("SSL_CERT_FILE", str(authority))
-    make(single, base_url=secured).check()
+    make(single, base_url=secured).check(VISIT)
     assert make(single, base_url=secured).write(batch(rows=ROWS[:1])) == Outcome(WRITTEN)
     wrong_name = make(single, base_url=f"https://localhost:{tls_port}")
     with pytest.raises(Systemic):
-        wrong_name.check()
+        wrong_name.check(VISIT)
 
 
 # keys, deletes, updates
@@ -416,16 +417,16 @@ def test_an_unverified_certificate_stops_the_run(
 def test_the_same_key_and_bytes_again_settle_what_became_of_an_insert(api: Api, make: Make) -> None:
     shape = replace(SHAPE, write="append")
     destination = make(EVENTS, shape)
-    assert destination.capabilities.settles
+    assert destination.capabilities.resolves
     assert destination.capabilities.key_window == 86400
     assert not destination.capabilities.idempotent
     first = batch("append")
-    minted = replace(first, request=destination.request(first), idempotency_key="key-1")
+    prepared = replace(first, request=destination.preview(first), idempotency_key="key-1")
     api.faults.append(fake.reset(applied=True))
     with pytest.raises(Ambiguous):
-        destination.write(minted)
-    recovered = replace(minted, rows=Rows(shape, [("z", "later", 9)] * 3))
-    assert kinds(make(EVENTS, shape).settle(recovered, None)) == [Kind.WRITTEN] * 3
+        destination.write(prepared)
+    recovered = replace(prepared, rows=Rows(shape, [("z", "later", 9)] * 3))
+    assert kinds(make(EVENTS, shape).resolve(recovered, None)) == [Kind.WRITTEN] * 3
     assert [event["id"] for event in api.events] == ["a", "b", "c"]
     assert api.seen[0][3] == api.seen[1][3]
     assert {headers["idempotency-key"] for _, _, headers, _ in api.seen} == {"key-1"}
@@ -435,28 +436,28 @@ def test_settling_without_evidence_stays_unknown(api: Api, make: Make) -> None:
     shape = replace(SHAPE, write="append")
     destination = make(EVENTS, shape)
     first = batch("append")
-    assert destination.settle(first, None) == Outcome(UNKNOWN)
+    assert destination.resolve(first, None) == Outcome(UNKNOWN)
     assert api.seen == []
-    minted = replace(first, request=destination.request(first), idempotency_key="key-1")
+    prepared = replace(first, request=destination.preview(first), idempotency_key="key-1")
     api.faults.append(fake.answer(409, '{"error": "still at it"}'))
-    assert destination.settle(minted, None) == Outcome(UNKNOWN)
+    assert destination.resolve(prepared, None) == Outcome(UNKNOWN)
     api.faults.append(fake.answer(500))
     with pytest.raises(Ambiguous):
-        destination.settle(minted, None)
+        destination.resolve(prepared, None)
 
 
-def test_minted_bytes_go_to_no_other_server(api: Api, make: Make) -> None:
+def test_prepared_bytes_go_to_no_other_server(api: Api, make: Make) -> None:
     destination = make()
-    minted = replace(batch(), request=destination.request(batch()).replace(b"127.0.0.1", b"127.0.0.2"))
+    prepared = replace(batch(), request=destination.preview(batch()).replace(b"127.0.0.1", b"127.0.0.2"))
     with pytest.raises(Systemic):
-        destination.write(minted)
+        destination.write(prepared)
     assert api.seen == []
 
 
 def test_what_is_shown_is_what_is_sent(api: Api, make: Make) -> None:
     upsert = {**BATCH["upsert"], "headers": {"X-Revision": "7"}}
     destination = make({**BATCH, "upsert": upsert}, base_url=f"{api.url}/v1")
-    shown = destination.request(batch())
+    shown = destination.preview(batch())
     with pytest.raises(Systemic):  # /v1/v1 is nowhere
         destination.write(batch())
     method, path, headers, body = api.seen[0]

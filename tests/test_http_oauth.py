@@ -122,7 +122,7 @@ def test_a_token_is_a_secret_from_the_moment_it_is_given(api: Server) -> None:
     destination = HttpDestination(options(api), SHAPE)
     destination.write(BATCH)
     assert redact.redact("it was bearer-1") == "it was ***"
-    assert b"bearer" not in destination.request(BATCH)
+    assert b"bearer" not in destination.preview(BATCH)
     destination.close()
 
 

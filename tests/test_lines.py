@@ -79,7 +79,7 @@ def change_set(workspace: Workspace, timezone: str = "UTC", **sync: Any) -> Chan
     definition = Sync.model_validate(parts | sync)
     judge = build(None, COLUMNS, Path(), definition.key, timezone)
     run = mapping.Run("run-1", datetime(2026, 11, 21, tzinfo=UTC))
-    field_map = mapping.build(definition, judge, run, state_id="s", timezone=timezone, newest=None)
+    field_map = mapping.build(definition, judge, run, state_id="s", timezone=timezone)
     baseline.lay(workspace, None, [])
     changes.fingerprint(workspace, field_map, "TRUE", "5a17")
     everything = changes.Strategy(everything=True, absence=False, once=False, hold_unknown=False)
@@ -171,5 +171,5 @@ def test_what_needs_python_stays_with_it(
     )
     judge = build(None, COLUMNS, Path(), definition.key)
     run = mapping.Run("run-1", datetime(2026, 11, 21, tzinfo=UTC))
-    shape = mapping.build(definition, judge, run, state_id="s", timezone="UTC", newest=None).shape
+    shape = mapping.build(definition, judge, run, state_id="s", timezone="UTC").shape
     assert line.line(Endpoint(**{"path": "/rows", "wrap": "rows", **endpoint}), shape) is None

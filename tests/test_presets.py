@@ -15,7 +15,7 @@ import pytest
 
 from retl.app.resolve import Resolved, open_project
 from retl.destinations import load, preset_names
-from retl.destinations.api import PREVIEW
+from retl.destinations.api import About
 from retl.destinations.batch import Field, Shape
 from retl.errors import DefinitionError
 from retl.observe import redact
@@ -288,7 +288,7 @@ def test_what_only_documentation_says_is_a_preview_and_says_so(folder: Path) -> 
         for words in (["validate"], ["sync", "--dry-run"], ["sync"], ["destinations", "hubspot_lists"]):
             told = retl(folder, *words, COLUMNS="1000")
             assert told.returncode == 0, told.stderr
-            assert (told.stdout + told.stderr).count(PREVIEW) == 1, words
+            assert (told.stdout + told.stderr).count(About(evidence=("docs",)).preview or "") == 1, words
     listed = {one["name"]: one["preview"] for one in listing(folder)}
     assert (listed["hubspot_lists"], listed["hubspot"], listed["webhook"]) == (True, False, False)
 

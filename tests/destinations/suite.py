@@ -22,7 +22,7 @@ import pytest
 
 from retl.destinations import load
 from retl.destinations.api import Destination
-from retl.destinations.batch import Answer, Batch, Field, Kind, Pending, RowResult, Shape, WriteMode
+from retl.destinations.batch import Answer, Batch, Field, Kind, Pending, RowResult, Shape, Visit, WriteMode
 from retl.errors import Ambiguous, Mismatch, Poisoned, RetlError, Systemic, TargetError, Unavailable
 from retl.values.types import Type
 from tests.destinations.rows import Row, Rows, plain
@@ -32,6 +32,7 @@ Contents = dict[Row, dict[str, Any]]
 
 STRING, INTEGER, MONEY = Type("string"), Type("integer"), Type("decimal", 12, 2)
 FIELDS = (Field("name", STRING), Field("amount", MONEY), Field("visits", INTEGER))
+VISIT = Visit("run-1", 1)
 CANARY = "canary-8b0f1e"
 
 EVERY_TYPE = (
@@ -131,7 +132,7 @@ def results(destination: Destination[Any], batch: Batch, answer: Answer) -> list
     while isinstance(answer, Pending):
         time.sleep(min(answer.look_again, 0.05))
         try:
-            answer = destination.settle(batch, answer.handle)
+            answer = destination.resolve(batch, answer.handle)
         except Ambiguous:  # asking changes nothing, so delivery asks again
             lost += 1
             assert lost < 3
@@ -177,8 +178,8 @@ class Suite:
     def destination(self, make: Callable[..., Destination[Any]], shape: Shape) -> Destination[Any]:
         """Ready to write."""
         destination = make(shape)
-        destination.check()
-        destination.prepare(1)
+        destination.check(VISIT)
+        destination.prepare(VISIT)
         return destination
 
     # what it says of itself
@@ -197,8 +198,8 @@ class Suite:
     def test_check_writes_nothing(self, target: Target, make: Any, shape: Shape) -> None:
         destination = make(shape)
         before = target.contents()
-        destination.check()
-        destination.check()
+        destination.check(VISIT)
+        destination.check(VISIT)
         assert target.contents() == before == {}
 
     # rows
@@ -261,8 +262,8 @@ class Suite:
 
     def exact_or_rejected(self, target: Target, make: Any, shape: Shape, rows: list[Row]) -> None:
         destination = make(shape)
-        destination.check()
-        destination.prepare(1)
+        destination.check(VISIT)
+        destination.prepare(VISIT)
         batch = Rows(shape, rows).batch(target.write)
         size = destination.capabilities.max_rows or len(rows)
         outcome = [
@@ -301,8 +302,8 @@ class Suite:
         destination = make(shape)
         if "delete" not in destination.capabilities.operations:
             return
-        destination.check()
-        destination.prepare(1)
+        destination.check(VISIT)
+        destination.prepare(VISIT)
         rows = Rows(shape, sample(5))
         deliver(destination, rows.batch(target.write))
         gone = rows.batch("delete", first=1, last=2)
@@ -328,8 +329,8 @@ class Suite:
         destination = make(replace(shape, fields=keeps))
         if not destination.capabilities.nulls_keep:
             return
-        destination.check()
-        destination.prepare(1)
+        destination.check(VISIT)
+        destination.prepare(VISIT)
         deliver(destination, Rows(destination.shape, sample(1)).batch(target.write))
         deliver(
             destination, Rows(destination.shape, [("k0", None, None, 5)]).batch(target.write, run_id="run-2")
@@ -352,11 +353,11 @@ class Suite:
     def test_a_request_is_shown_without_being_sent(self, target: Target, make: Any, shape: Shape) -> None:
         destination = make(shape, secret=CANARY)
         batch = Rows(shape, few(destination)).batch(target.write)
-        shown = destination.request(batch)
+        shown = destination.preview(batch)
         assert b"k0" in shown
         assert f"name {len(batch) - 1}".encode() in shown
         assert CANARY.encode() not in shown
-        assert shown == make(shape, secret=CANARY).request(batch)
+        assert shown == make(shape, secret=CANARY).preview(batch)
         assert target.proxy.connections == 0
 
     # servers and networks that fail
@@ -385,20 +386,20 @@ class Suite:
         target.proxy.refuse()
         target.proxy.heal()
         second = rows.batch(target.write, first=size)
-        outcome = self.settled(target, destination, second)
+        outcome = self.resolved(target, destination, second)
         assert set(kinds(outcome)) <= {Kind.WRITTEN, Kind.UNKNOWN}
         if destination.capabilities.idempotent:
             assert kinds(deliver(destination, second)) == [Kind.WRITTEN] * size
             assert target.contents() == as_contents(shape, rows.rows)
 
-    def test_a_lost_answer_is_settled_or_unknown(
+    def test_a_lost_answer_is_resolved_or_unknown(
         self, target: Target, destination: Destination[Any], shape: Shape
     ) -> None:
         rows = Rows(shape, few(destination))
         batch = rows.batch(target.write)
         target.proxy.drop_reply(target.commit)
-        outcome = self.settled(target, destination, batch)
-        expected = {Kind.WRITTEN} if destination.capabilities.settles else {Kind.UNKNOWN, Kind.WRITTEN}
+        outcome = self.resolved(target, destination, batch)
+        expected = {Kind.WRITTEN} if destination.capabilities.resolves else {Kind.UNKNOWN, Kind.WRITTEN}
         assert set(kinds(outcome)) <= expected
         assert target.contents() == as_contents(shape, rows.rows)
         if destination.capabilities.idempotent:
@@ -447,12 +448,12 @@ class Suite:
         assert kinds(deliver(destination, Rows(shape, sample(3)).batch(target.write))) == [Kind.WRITTEN] * 3
         assert target.contents() == as_contents(shape, sample(3))
 
-    def settled(self, target: Target, destination: Destination[Any], batch: Batch) -> list[RowResult]:
+    def resolved(self, target: Target, destination: Destination[Any], batch: Batch) -> list[RowResult]:
         """What became of a batch whose answer may be lost on the way."""
         try:
             return results(destination, batch, destination.write(batch))
         except Ambiguous:
-            return results(destination, batch, destination.settle(batch, None))
+            return results(destination, batch, destination.resolve(batch, None))
         except Unavailable:
             return deliver(destination, batch)
 
@@ -464,7 +465,7 @@ class Suite:
         target.forbid()
         fresh = make(shape)
         with pytest.raises((Systemic, Mismatch)):
-            fresh.check()
+            fresh.check(VISIT)
         before = target.contents()
         with pytest.raises(Systemic):
             fresh.write(Rows(shape, few(destination)).batch(target.write))
@@ -473,7 +474,7 @@ class Suite:
     def test_a_wrong_secret_stops_and_is_never_told(self, target: Target, make: Any, shape: Shape) -> None:
         destination = make(shape, secret=CANARY)
         attempts: list[Callable[[], object]] = [
-            destination.check,
+            lambda: destination.check(VISIT),
             lambda: destination.write(Rows(shape, sample(1)).batch(target.write)),
         ]
         for attempt in attempts:

@@ -17,6 +17,7 @@ from retl.destinations.batch import Field, Kind, Operation, RowResult, Shape, So
 from retl.destinations.dataverse.adapter import Dataverse, DataverseConnection, DataverseOptions
 from retl.errors import DefinitionError, Mismatch
 from retl.model import Limits, Retry
+from retl.net.waits import Quota
 from retl.observe.signals import Stop
 from retl.pace import limiter
 from retl.values.types import Type
@@ -24,7 +25,7 @@ from tests import api as fake
 from tests.api import TOKEN
 from tests.dataverse import Environment
 from tests.destinations.rows import Row, Rows
-from tests.destinations.suite import Contents, Suite, Target, kinds, results
+from tests.destinations.suite import VISIT, Contents, Suite, Target, kinds, results
 from tests.presets.proof import Memory, lines, passed
 from tests.proxy import Proxy
 
@@ -189,10 +190,11 @@ def test_it_reads_each_part_s_own_answer(environment: Environment) -> None:
 def test_a_throttled_part_is_sent_again_and_the_connection_rests(environment: Environment) -> None:
     environment.busy["o'neil"] = 7
     lane = made(environment.url, shaped())
+    quotas: list[Quota] = []
+    lane.gate.on_quota = quotas.append  # type: ignore[method-assign]
     batch = Rows(shaped(), PEOPLE).batch()
     assert kinds(results(lane, batch, lane.write(batch))) == [Kind.WRITTEN, Kind.RETRY, Kind.WRITTEN]
-    assert len(lane.quotas) == 1
-    assert (lane.quotas[0].left, lane.quotas[0].anew) == (0.0, 7.0)
+    assert quotas == [Quota(0.0, 7.0)]
     environment.busy = {"ann": 0, "cy b": 0}
     assert kinds(deliver(environment, PEOPLE)) == [Kind.WRITTEN] * 3
     environment.busy = dict.fromkeys(HELD, 0)
@@ -242,11 +244,11 @@ def test_soft_deletes_write_into_what_is_there_and_create_nothing(environment: E
 
 
 def test_a_column_that_the_table_lacks_is_drift(environment: Environment) -> None:
-    made(environment.url, shaped()).check()
+    made(environment.url, shaped()).check(VISIT)
     bound = (*FIELDS, Field("parentaccountid@odata.bind", TEXT))
-    made(environment.url, shaped(fields=bound)).check()
+    made(environment.url, shaped(fields=bound)).check(VISIT)
     with pytest.raises(Mismatch, match="colour"):
-        made(environment.url, shaped(fields=(*FIELDS, Field("colour", TEXT)))).check()
+        made(environment.url, shaped(fields=(*FIELDS, Field("colour", TEXT)))).check(VISIT)
 
 
 def test_a_key_of_a_type_that_no_alternate_key_has_is_refused(environment: Environment) -> None:
@@ -264,7 +266,7 @@ def test_its_requests_are_those_of_the_vendor_s_own_client(prove: Prove) -> None
     shape = Shape("s", "s", (Field("accountnumber", TEXT),), (Field("name", TEXT),), deletes="delete")
     lane = made("http://127.0.0.1:1", shape)
     rows = Rows(shape, [("A1", "ACME")])
-    patch, delete = (lane.request(rows.batch(operation)) for operation in ("upsert", "delete"))
+    patch, delete = (lane.preview(rows.batch(operation)) for operation in ("upsert", "delete"))
     head = patch.partition(b"\r\n\r\n")[0].decode().split("\r\n")
     assert head[0] == f"{theirs['method']} {theirs['path']}"
     for name in ("OData-Version", "OData-MaxVersion", "Prefer"):
@@ -293,7 +295,7 @@ def test_its_example_is_a_sync(tmp_path: Path) -> None:
         "client_secret": TOKEN,
     }
     (tmp_path / "syncs").mkdir()
-    (tmp_path / "syncs/example.yml").write_text(Dataverse.vendor.example)
+    (tmp_path / "syncs/example.yml").write_text(Dataverse.about.example)
     (tmp_path / "retl.yml").write_text(
         json.dumps({"connections": {"dataverse": {"type": "dataverse", **keys}}})
     )

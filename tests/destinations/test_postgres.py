@@ -22,6 +22,7 @@ from retl.destinations.batch import (
     Outcome,
     Shape,
     SoftDelete,
+    Visit,
     WriteMode,
 )
 from retl.destinations.postgres import catalog, fitness
@@ -40,6 +41,7 @@ from tests.destinations.suite import (
     CANARY,
     FIELDS,
     STRING,
+    VISIT,
     Contents,
     Suite,
     Target,
@@ -155,10 +157,10 @@ def target(every_postgres: Database) -> Iterator[PostgresTarget]:
     yield from target_of(every_postgres, "upsert")
 
 
-def ready(target: PostgresTarget, shape: Shape = SHAPE, epoch: int = 1, **options: Any) -> Postgres:
+def ready(target: PostgresTarget, shape: Shape = SHAPE, visit: Visit = VISIT, **options: Any) -> Postgres:
     destination = target.make(shape, **options)
-    destination.check()
-    destination.prepare(epoch)
+    destination.check(visit)
+    destination.prepare(visit)
     return destination
 
 
@@ -200,18 +202,18 @@ def test_plaintext_must_be_asked_for(mode: str) -> None:
 def test_a_server_without_tls_is_refused_where_tls_is_asked_for(target: PostgresTarget) -> None:
     destination = target.make(SHAPE, connection={"sslmode": "verify-full"})
     with pytest.raises(Systemic) as caught:
-        destination.check()
+        destination.check(VISIT)
     assert caught.value.code == "TLS"
 
 
-def test_one_database_has_one_identity() -> None:
-    def identity(host: str, table: str) -> str:
+def test_one_table_is_one_place() -> None:
+    def place(host: str, table: str) -> str:
         given = {"connection": {"host": host, "dbname": "d", "user": "u"}, "table": table}
-        return Postgres.identity(PostgresOptions.model_validate(given), "upsert")
+        return Postgres.place(PostgresOptions.model_validate(given), "upsert")
 
-    assert identity("localhost", "people") == identity("127.0.0.1", '"public"."people"')
-    assert identity("DB.example.com", "people") == identity("db.example.com", "people")
-    assert identity("localhost", '"a.b".c') != identity("localhost", 'a."b.c"')
+    assert place("localhost", "people") == place("127.0.0.1", '"public"."people"')
+    assert place("DB.example.com", "people") == place("db.example.com", "people")
+    assert place("localhost", '"a.b".c') != place("localhost", 'a."b.c"')
 
 
 @pytest.mark.parametrize("table", ["", "a.b.c", '"a', "x" * 64, "é" * 32, "a.", ".a", "a\0b"])
@@ -230,23 +232,25 @@ def test_a_field_that_cannot_be_a_column_is_refused(target: PostgresTarget, name
 
 
 def test_another_ledger_is_kept_out_until_the_first_lets_go(target: PostgresTarget) -> None:
-    first = ready(target, replace(SHAPE, run_id="run-1"))
-    heir = ready(target, replace(SHAPE, run_id="run-2"), epoch=2)  # its own ledger tells them apart
-    stranger = Postgres(target.options(), replace(SHAPE, state_id="state-2", run_id="run-3"))
+    first = ready(target, visit=Visit("run-1", 1, exclusive=True))
+    heir = ready(target, visit=Visit("run-2", 2, exclusive=True))  # its own ledger tells them apart
+    stranger = Postgres(target.options(), replace(SHAPE, state_id="state-2"))
+    visit = Visit("run-3", 1, exclusive=True)
     for holder in (first, heir):
         with pytest.raises(Later) as caught:
-            stranger.check()
+            stranger.check(visit)
         assert caught.value.code == "TARGET_HELD"
         assert f"role {ROLE}" in caught.value.message
         assert f"retl:suite pid {os.getpid()}" in caught.value.message
-        assert kinds(deliver(heir, replace(Rows(SHAPE, sample(2)).batch(), epoch=2))) == [Kind.WRITTEN] * 2
+        batch = replace(Rows(SHAPE, sample(2)).batch(run_id="run-2"), epoch=2, exclusive=True)
+        assert kinds(deliver(heir, batch)) == [Kind.WRITTEN] * 2
         holder.close()
     with pytest.raises(Mismatch, match="delivered from a state"):
-        stranger.check()
+        stranger.check(visit)
     with pytest.raises(Later):  # refused or not, it is there now
-        first.check()
+        first.check(Visit("run-1", 1, exclusive=True))
     stranger.close()
-    first.check()
+    first.check(Visit("run-1", 1, exclusive=True))
     first.close()
 
 
@@ -254,7 +258,7 @@ def test_the_session_that_keeps_others_out_outlives_idleness_but_not_its_machine
     with postgres.connect() as session:
         session.autocommit = False
         session.execute("SET idle_session_timeout = '1h'")
-        Exclusion(Relation.parse("people"), "state-1", "run-1").take(session)
+        Exclusion(Relation.parse("people"), "state-1").take(session, "run-1")
         session.commit()
         names = ("idle_session_timeout", "tcp_keepalives_idle", "tcp_keepalives_interval")
         shown = [session.execute(f"SHOW {name}").fetchone() for name in names]
@@ -266,7 +270,7 @@ def test_the_session_that_keeps_others_out_outlives_idleness_but_not_its_machine
 
 def refusal(target: PostgresTarget, shape: Shape = SHAPE, **options: Any) -> Mismatch:
     with pytest.raises(Mismatch) as caught:
-        Postgres(target.options(**options), shape).check()
+        Postgres(target.options(**options), shape).check(VISIT)
     return caught.value
 
 
@@ -317,7 +321,7 @@ def test_a_sized_column_is_enough_for_what_the_contract_lets_through(target: Pos
     for length, fits in ((9, True), (10, False), (None, False)):
         shape = replace(SHAPE, fields=(Field("name", STRING, max_length=length),))
         if fits:
-            Postgres(target.options(), shape).check()
+            Postgres(target.options(), shape).check(VISIT)
         else:
             assert "character varying(9)" in refusal(target, shape).message
 
@@ -337,8 +341,8 @@ def test_the_ddl_of_a_refusal_mends_it(target: PostgresTarget) -> None:
     target.admin.execute(refusal(target, shape).hint or "")
     target.admin.execute(f"GRANT SELECT, INSERT, UPDATE ON crm.people TO {ROLE}")
     destination = Postgres(target.options(), shape)
-    destination.check()
-    destination.prepare(1)
+    destination.check(VISIT)
+    destination.prepare(VISIT)
     batch = Rows(shape, sample(2)).batch()
     assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 2
     assert [row is not None for row in destination.read(batch)] == [True, True]
@@ -354,10 +358,10 @@ def test_a_right_that_is_missing_is_named_with_its_grant(target: PostgresTarget)
     destination = target.make(replace(SHAPE, deletes="delete"))
     target.admin.execute(f"REVOKE UPDATE, DELETE ON crm.people FROM {ROLE}")
     with pytest.raises(Systemic) as caught:
-        destination.check()
+        destination.check(VISIT)
     assert caught.value.hint == f'GRANT UPDATE, DELETE ON "crm"."people" TO "{ROLE}";'
     target.admin.execute(caught.value.hint)
-    destination.check()
+    destination.check(VISIT)
 
 
 def test_deletes_never_cascade(target: PostgresTarget) -> None:
@@ -366,7 +370,7 @@ def test_deletes_never_cascade(target: PostgresTarget) -> None:
     error = refusal(target, replace(SHAPE, deletes="delete"))
     assert error.code == "CASCADE"
     assert "crm.notes" in error.message
-    Postgres(target.options(), SHAPE).check()
+    Postgres(target.options(), SHAPE).check(VISIT)
 
 
 @pytest.mark.parametrize("action", ["CASCADE", "SET NULL", "SET DEFAULT", "RESTRICT", "NO ACTION"])
@@ -380,13 +384,13 @@ def test_a_delete_that_would_change_another_table_is_refused_by_its_constraint_u
     )
     deleting = replace(SHAPE, deletes="delete")
     if action in ("RESTRICT", "NO ACTION"):
-        Postgres(target.options(), deleting).check()
+        Postgres(target.options(), deleting).check(VISIT)
     else:
         error = refusal(target, deleting)
         assert error.code == "CASCADE"
         assert f"crm.notes (of_whom: ON DELETE {action})" in error.message
         assert "cascade: true" in str(error.hint)
-        Postgres(target.options(), replace(deleting, cascade=True)).check()
+        Postgres(target.options(), replace(deleting, cascade=True)).check(VISIT)
 
 
 def test_a_partition_is_refused_for_what_references_its_parent(target: PostgresTarget) -> None:
@@ -413,7 +417,7 @@ def test_a_read_only_server_is_refused(target: PostgresTarget) -> None:
     destination = target.make(SHAPE)
     target.admin.execute(f"ALTER DATABASE {target.database.dbname} SET default_transaction_read_only = on")
     with pytest.raises(Systemic) as caught:
-        destination.check()
+        destination.check(VISIT)
     assert caught.value.code == "READ_ONLY"
 
 
@@ -427,8 +431,8 @@ def test_create_makes_schema_table_and_key_and_adds_columns(target: PostgresTarg
     options = target.options(table='"New %s".People', create=True)
     for grown in (shape, replace(shape, fields=fields)):
         destination = Postgres(options, grown)
-        destination.check()
-        destination.prepare(1)
+        destination.check(VISIT)
+        destination.prepare(VISIT)
         rows = [("a", "b", ["c"], "{}")[: 1 + len(grown.fields)]]
         assert kinds(deliver(destination, Rows(grown, rows).batch(run_id=str(grown)))) == [Kind.WRITTEN]
         destination.close()
@@ -438,7 +442,7 @@ def test_create_makes_schema_table_and_key_and_adds_columns(target: PostgresTarg
 def test_two_processes_may_prepare_at_once(target: PostgresTarget) -> None:
     options = target.options(table="crm.fresh", create=True)
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda _: Postgres(options, SHAPE).prepare(1), range(6)))
+        list(pool.map(lambda _: Postgres(options, SHAPE).prepare(VISIT), range(6)))
     assert one(target, "SELECT count(*) FROM crm.fresh") == 0
 
 
@@ -556,7 +560,7 @@ def test_what_copy_cannot_read_costs_only_its_row(target: PostgresTarget) -> Non
     )
     target.admin.execute(f"GRANT ALL ON crm.people TO {ROLE}")
     destination = Postgres(target.options(), SHAPE)
-    destination.check()
+    destination.check(VISIT)
     rows = [("a", "fine", None, 1), ("b", CANARY, None, 1), ("c", "fine", Decimal("123.45"), 1),
             ("d", "fine", None, 7), ("e\0", "fine", None, 1), ("f", "fine", None, 2)]  # fmt: skip
     results = deliver(destination, Rows(SHAPE, rows).batch())
@@ -663,7 +667,7 @@ def test_append_is_exactly_once_however_often_it_is_tried(target: PostgresTarget
             if attempt % 2:
                 assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 3
             else:
-                assert destination.settle(batch, None) == Outcome(WRITTEN)
+                assert destination.resolve(batch, None) == Outcome(WRITTEN)
         except Unavailable:
             pass
         target.proxy.heal()
@@ -683,37 +687,37 @@ def test_an_unanswered_commit_is_ambiguous_and_an_unsent_one_is_not(target: Post
     assert target.contents() == as_contents(SHAPE, sample(2))
 
 
-def test_a_settled_batch_can_be_sent_again_here_but_not_by_the_one_that_lost_it(
+def test_a_resolved_batch_can_be_sent_again_here_but_not_by_the_one_that_lost_it(
     target: PostgresTarget,
 ) -> None:
     shape = replace(SHAPE, write="append")
     ours, zombie = ready(target, shape), ready(target, shape)
     batch = Rows(shape, sample(3)).batch("append")
-    assert kinds([ours.settle(batch, None).default]) == [Kind.RETRY]
+    assert kinds([ours.resolve(batch, None).default]) == [Kind.RETRY]
     with pytest.raises(Systemic) as caught:
         zombie.write(batch)
     assert caught.value.code == "VOIDED"
     assert target.contents() == {}
     with pytest.raises(Systemic):
-        zombie.settle(batch, None)
-    assert kinds([ours.settle(batch, None).default]) == [Kind.RETRY]
+        zombie.resolve(batch, None)
+    assert kinds([ours.resolve(batch, None).default]) == [Kind.RETRY]
     assert kinds(deliver(ours, batch)) == [Kind.WRITTEN] * 3
-    assert ours.settle(batch, None) == Outcome(WRITTEN)
+    assert ours.resolve(batch, None) == Outcome(WRITTEN)
 
 
-def test_settling_waits_for_a_commit_that_is_under_way(target: PostgresTarget) -> None:
+def test_resolving_waits_for_a_commit_that_is_under_way(target: PostgresTarget) -> None:
     destination = ready(target)
     batch = Rows(SHAPE, sample(3)).batch()
     sql = Statements(Relation("crm", "people"), SHAPE)
     with ThreadPoolExecutor(1) as pool:
         with target.admin.transaction():
             target.admin.execute(sql.mark(batch, 0, "somebody", 3, []))
-            answer = pool.submit(destination.settle, batch, None)
+            answer = pool.submit(destination.resolve, batch, None)
             wait_for_a_lock(target, answer)
         assert answer.result() == Outcome(WRITTEN)
 
 
-def test_settling_waits_for_a_second_try_under_the_same_name(target: PostgresTarget) -> None:
+def test_resolving_waits_for_a_second_try_under_the_same_name(target: PostgresTarget) -> None:
     destination = ready(target)
     batch = Rows(SHAPE, [target.poison(row) for row in sample(2)]).batch()
     deliver(destination, batch)
@@ -721,7 +725,7 @@ def test_settling_waits_for_a_second_try_under_the_same_name(target: PostgresTar
     with ThreadPoolExecutor(1) as pool:
         with target.admin.transaction():
             target.admin.execute(sql.mark(batch, 0, "somebody", 2, []))
-            answer = pool.submit(destination.settle, batch, None)
+            answer = pool.submit(destination.resolve, batch, None)
             wait_for_a_lock(target, answer)
         assert answer.result() == Outcome(WRITTEN)
 
@@ -741,7 +745,7 @@ def test_the_marker_remembers_every_rejected_row(target: PostgresTarget) -> None
     batch = Rows(SHAPE, rows).batch("insert_only")
     outcome = destination.write(batch)
     assert outcome.exceptions.keys() == {1, 3}
-    assert ready(target).settle(batch, None) == outcome
+    assert ready(target).resolve(batch, None) == outcome
 
 
 def test_a_batch_of_which_nothing_was_written_may_be_tried_again(target: PostgresTarget) -> None:
@@ -754,14 +758,14 @@ def test_a_batch_of_which_nothing_was_written_may_be_tried_again(target: Postgre
 
 
 def test_an_older_run_is_fenced_off(target: PostgresTarget) -> None:
-    zombie = ready(target, epoch=1)
+    zombie = ready(target)
     deliver(zombie, Rows(SHAPE, sample(1, "old")).batch())
-    ready(target, epoch=2)
+    ready(target, visit=Visit("run-2", 2))
     with pytest.raises(Systemic) as caught:
         zombie.write(Rows(SHAPE, sample(3, "stale")).batch(run_id="run-0"))
     assert caught.value.code == "VOIDED"
     with pytest.raises(Systemic):
-        target.make(SHAPE).prepare(1)
+        target.make(SHAPE).prepare(VISIT)
     assert target.contents() == as_contents(SHAPE, sample(1, "old"))
 
 
@@ -770,8 +774,7 @@ def test_old_markers_go_but_for_the_newest_the_ledger_knows(target: PostgresTarg
     destination = ready(target)
     for batch in batches:
         deliver(destination, batch)
-    newest = replace(SHAPE, newest=("run-2", batches[1].id))
-    ready(target, newest, epoch=4)
+    ready(target, visit=Visit("run-4", 4, newest=("run-2", batches[1].id)))
     runs = target.admin.execute("SELECT run_id FROM crm.retl_applied ORDER BY run_id").fetchall()
     assert runs == [("",), ("run-2",)]
 
@@ -780,15 +783,15 @@ def test_old_markers_go_but_for_the_newest_the_ledger_knows(target: PostgresTarg
 def test_a_lost_target_is_noticed(target: PostgresTarget, harm: str) -> None:
     batch = Rows(SHAPE, sample(1)).batch()
     deliver(ready(target), batch)
-    shape = replace(SHAPE, newest=("run-1", batch.id))
-    ready(target, shape)
+    visit = replace(VISIT, newest=("run-1", batch.id))
+    ready(target, visit=visit)
     if harm == "marker":
         target.admin.execute("DELETE FROM crm.retl_applied WHERE state = 'applied'")
     else:
         target.admin.execute(f"DROP {harm.replace('again', 'TABLE crm.people')}")
-    destination = target.make(shape) if harm == "again" else Postgres(target.options(create=True), shape)
+    destination = target.make(SHAPE) if harm == "again" else Postgres(target.options(create=True), SHAPE)
     with pytest.raises(Mismatch) as caught:
-        destination.check()
+        destination.check(visit)
     assert caught.value.code == "TARGET_LOST"
 
 
@@ -796,27 +799,27 @@ def test_a_table_delivered_from_another_state_is_refused_until_accepted(target: 
     ready(target)
     other = replace(SHAPE, state_id="state-2")
     assert refusal(target, other).code == "STATE_LOST"
-    Postgres(target.options(), other).prepare(1)
-    Postgres(target.options(), other).check()
-    Postgres(target.options(), SHAPE).check()
+    Postgres(target.options(), other).prepare(VISIT)
+    Postgres(target.options(), other).check(VISIT)
+    Postgres(target.options(), SHAPE).check(VISIT)
 
 
 def test_without_the_right_to_keep_markers_upserts_go_on_and_append_is_refused(
     target: PostgresTarget,
 ) -> None:
     target.admin.execute(f"REVOKE CREATE ON SCHEMA crm FROM {ROLE}")
-    destination = ready(target, replace(SHAPE, newest=("run-0", "lost")))
+    destination = ready(target, visit=replace(VISIT, newest=("run-0", "lost")))
     batch = Rows(SHAPE, sample(2)).batch()
     assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 2
-    assert destination.settle(batch, None) == Outcome(UNKNOWN)
+    assert destination.resolve(batch, None) == Outcome(UNKNOWN)
     append = target.make(replace(SHAPE, write="append"))
     with pytest.raises(Systemic) as caught:
-        append.check()
+        append.check(VISIT)
     assert caught.value.code == "NO_MARKER"
     with pytest.raises(Systemic):
         append.write(Rows(SHAPE, sample(2)).batch("append"))
     target.admin.execute(caught.value.hint or "")
-    append.check()
+    append.check(VISIT)
 
 
 # what a human is shown
@@ -824,7 +827,7 @@ def test_without_the_right_to_keep_markers_upserts_go_on_and_append_is_refused(
 
 def test_a_request_is_what_psql_would_run(target: PostgresTarget) -> None:
     destination = ready(target)
-    shown = destination.request(Rows(SHAPE, sample(2)).batch()).decode()
+    shown = destination.preview(Rows(SHAPE, sample(2)).batch()).decode()
     head, _, rest = shown.partition("FROM STDIN (FORMAT csv, NULL '', ENCODING 'UTF8');\n")
     rows, _, tail = rest.partition("\\.\n")
     copy = head[head.rindex("COPY") :] + "FROM STDIN (FORMAT csv)"

@@ -31,6 +31,7 @@ from tests.destinations.rows import Row, Rows
 from tests.destinations.suite import (
     FIELDS,
     STRING,
+    VISIT,
     Contents,
     Suite,
     Target,
@@ -160,7 +161,7 @@ PARTS = st.text() | st.text(":*{}%\r\n.", max_size=3)
 def test_two_rows_never_share_a_redis_key(key: str, rows: list[tuple[str, str]]) -> None:
     shape = replace(SHAPE, key=(Field("x", STRING), Field("y", STRING)))
     destination = Redis(options(key=key), shape)
-    shown = destination.request(Rows(shape, [(*row, "", None, 0) for row in rows]).batch("delete"))
+    shown = destination.preview(Rows(shape, [(*row, "", None, 0) for row in rows]).batch("delete"))
     first, second, *_ = shown.splitlines()
     assert first != second
 
@@ -279,7 +280,7 @@ def test_reading_a_foreign_value_finds_none_of_our_fields(target: RedisTarget, h
 
 def test_a_request_reads_like_redis_cli(target: RedisTarget) -> None:
     batch = Rows(SHAPE, [("é 1", 'say "hi"\n', None, 1)]).batch()
-    first, *rest = target.make(SHAPE).request(batch).decode().splitlines()
+    first, *rest = target.make(SHAPE).preview(batch).decode().splitlines()
     assert first == (
         r'SET reco:%C3%A9%201 "{\"name\":\"say \\\"hi\\\"\\n\",\"amount\":null,\"visits\":1}" EX 3600'
     )
@@ -306,10 +307,10 @@ def test_a_flushed_server_is_noticed(target: RedisTarget, ttl: str, code: str) -
     for batch in batches:
         deliver(target.make(SHAPE, ttl=ttl), batch)
     for batch in batches:  # also the older one: the ledger may not have heard of the newer
-        target.make(replace(SHAPE, newest=(batch.run_id, batch.id)), ttl=ttl).check()
+        target.make(SHAPE, ttl=ttl).check(replace(VISIT, newest=(batch.run_id, batch.id)))
     target.client.flushdb()
     with pytest.raises(Mismatch) as caught:
-        target.make(replace(SHAPE, newest=(batch.run_id, batch.id)), ttl=ttl).check()
+        target.make(SHAPE, ttl=ttl).check(replace(VISIT, newest=(batch.run_id, batch.id)))
     assert caught.value.code == code
 
 
@@ -321,7 +322,7 @@ def test_a_restored_server_is_noticed(target: RedisTarget) -> None:
     deliver(target.make(SHAPE), newest)
     target.client.restore("retl:stamp:state-1:reco%3A%7Bid%7D", 0, backup, replace=True)
     with pytest.raises(Mismatch):
-        target.make(replace(SHAPE, newest=(newest.run_id, newest.id))).check()
+        target.make(SHAPE).check(replace(VISIT, newest=(newest.run_id, newest.id)))
 
 
 def test_stamps_are_bounded(target: RedisTarget) -> None:
@@ -335,7 +336,7 @@ def test_two_states_keep_their_stamps_apart(target: RedisTarget) -> None:
     batch = Rows(SHAPE, sample(1)).batch()
     deliver(target.make(SHAPE), batch)
     with pytest.raises(Mismatch):
-        target.make(replace(SHAPE, state_id="another", newest=(batch.run_id, batch.id))).check()
+        target.make(replace(SHAPE, state_id="another")).check(replace(VISIT, newest=(batch.run_id, batch.id)))
 
 
 def test_a_stamp_that_cannot_be_kept_stops_the_run(target: RedisTarget) -> None:
@@ -371,7 +372,7 @@ def test_a_refusal_is_told_by_its_code(text: str, code: str) -> None:
 
 def test_a_busy_server_is_unavailable_then_all_is_well(target: RedisTarget) -> None:
     destination, batch = target.make(SHAPE), Rows(SHAPE, sample(2)).batch()
-    destination.check()
+    destination.check(VISIT)
     target.client.config_set("busy-reply-threshold", 1)
     killed: list[str] = []
 
@@ -412,7 +413,7 @@ def test_a_replica_and_a_full_server_stop_before_the_first_write(
         each.client.config_set("maxmemory", "1")
         try:
             with pytest.raises(Systemic) as full:
-                each.make(SHAPE).check()
+                each.make(SHAPE).check(VISIT)
             with pytest.raises(Systemic):
                 each.make(SHAPE).write(Rows(SHAPE, sample(1)).batch())
         finally:
@@ -421,7 +422,7 @@ def test_a_replica_and_a_full_server_stop_before_the_first_write(
         each.client.replicaof("127.0.0.1", 1)
         try:
             with pytest.raises(Systemic) as replica:
-                each.make(SHAPE).check()
+                each.make(SHAPE).check(VISIT)
             with pytest.raises(Systemic):
                 each.make(SHAPE).write(Rows(SHAPE, sample(1)).batch())
         finally:
@@ -432,14 +433,14 @@ def test_a_replica_and_a_full_server_stop_before_the_first_write(
 def test_check_leaves_no_key_behind(target: RedisTarget, hashes: RedisTarget) -> None:
     target.client.set("reco:probe", "a row that happens to be called so")
     for each in (target, hashes):
-        each.make(SHAPE, ttl="none").check()
+        each.make(SHAPE, ttl="none").check(VISIT)
     assert target.client.keys("*") == [b"reco:probe"]
     assert target.client.ttl("reco:probe") == -1
 
 
 def test_a_connection_that_was_lost_is_made_anew_before_anything_is_sent(target: RedisTarget) -> None:
     destination, batch = target.make(SHAPE), Rows(SHAPE, sample(2)).batch()
-    destination.check()
+    destination.check(VISIT)
     target.proxy.refuse()
     target.proxy.heal()
     assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 2
@@ -465,7 +466,7 @@ def test_a_port_that_speaks_another_language_is_unavailable() -> None:
         thread.start()
         connection = {"host": "127.0.0.1", "port": listener.getsockname()[1], "timeout": 1}
         with pytest.raises(Unavailable, match="not RESP"):
-            Redis(options(connection=connection), SHAPE).check()
+            Redis(options(connection=connection), SHAPE).check(VISIT)
         thread.join()
 
 
@@ -556,7 +557,7 @@ def test_tls_is_verified(target: RedisTarget, certificate: Path, tls_port: int) 
         SHAPE, connection=server | {"host": "localhost", "tls_ca_file": str(certificate)}
     )
     assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 3
-    destination.check()
+    destination.check(VISIT)
     destination.close()
     assert target.contents() == as_contents(SHAPE, sample(3))
 

@@ -27,7 +27,7 @@ from retl.values.types import Type
 from tests import api as fake
 from tests.api import TOKEN
 from tests.destinations.rows import Row, Rows
-from tests.destinations.suite import CANARY, Contents, Suite, Target, kinds, results
+from tests.destinations.suite import CANARY, VISIT, Contents, Suite, Target, kinds, results
 from tests.presets.proof import EVIDENCE, Memory, lines, passed
 from tests.proxy import Proxy
 from tests.salesforce import Org
@@ -310,7 +310,7 @@ def test_a_job_that_never_began_applied_nothing(org: Org, state: str) -> None:
     destination = lane(org, shaped())
     batch = Rows(shaped(), PEOPLE).batch()
     pending = destination.write(batch)
-    pending = destination.settle(batch, pending.handle)  # type: ignore[union-attr]
+    pending = destination.resolve(batch, pending.handle)  # type: ignore[union-attr]
     org.jobs[pending.handle].about |= {  # type: ignore[union-attr]
         "state": state,
         "errorMessage": f"InvalidBatch : Field name not found : visits {CANARY}"
@@ -328,7 +328,7 @@ def test_a_job_that_somebody_aborted_half_way_leaves_the_unnamed_rows_in_doubt(o
     destination = lane(org, shaped())
     batch = Rows(shaped(), PEOPLE).batch()
     pending = destination.write(batch)
-    pending = destination.settle(batch, pending.handle)  # type: ignore[union-attr]
+    pending = destination.resolve(batch, pending.handle)  # type: ignore[union-attr]
     org.jobs[pending.handle].about |= {"state": "Aborted", "numberRecordsProcessed": 2}  # type: ignore[union-attr]
     assert set(kinds(results(destination, batch, pending))) == {Kind.UNKNOWN}
 
@@ -336,14 +336,14 @@ def test_a_job_that_somebody_aborted_half_way_leaves_the_unnamed_rows_in_doubt(o
 def test_a_job_that_the_org_forgot_is_in_doubt(org: Org) -> None:
     destination = lane(org, shaped("append"))
     batch = Rows(shaped("append"), PEOPLE).batch("append")
-    assert kinds(results(destination, batch, destination.settle(batch, "750999"))) == [Kind.UNKNOWN] * 3
+    assert kinds(results(destination, batch, destination.resolve(batch, "750999"))) == [Kind.UNKNOWN] * 3
 
 
 def test_another_lane_asks_after_a_job_and_sends_no_file(org: Org) -> None:
     batch = Rows(shaped(), PEOPLE).batch()
     first, second = lane(org, shaped()), lane(org, shaped())
     pending = first.write(batch)
-    assert kinds(results(second, batch, second.settle(batch, pending.handle))) == [Kind.RETRY] * 3  # type: ignore[union-attr]
+    assert kinds(results(second, batch, second.resolve(batch, pending.handle))) == [Kind.RETRY] * 3  # type: ignore[union-attr]
     assert (org.uploads, held(org)) == ({}, {})
     assert next(iter(org.jobs.values())).about["state"] == "Aborted"
 
@@ -406,16 +406,16 @@ def test_soft_deletes_write_their_values(org: Org) -> None:
 
 
 def test_a_field_that_the_object_lacks_is_drift(org: Org) -> None:
-    lane(org, shaped()).check()
+    lane(org, shaped()).check(VISIT)
     with pytest.raises(Mismatch, match="colour"):
-        lane(org, shaped(fields=(*FIELDS, Field("colour", TEXT)))).check()
+        lane(org, shaped(fields=(*FIELDS, Field("colour", TEXT)))).check(VISIT)
     with pytest.raises(Mismatch, match="external id"):
-        lane(org, shaped(key="name", fields=()), match="name").check()
+        lane(org, shaped(key="name", fields=()), match="name").check(VISIT)
 
 
 def test_a_request_of_deletes_shows_the_keys(org: Org) -> None:
     shape = shaped(deletes="delete")
-    shown = lane(org, shape).request(Rows(shape, [("ann",)]).batch("delete"))
+    shown = lane(org, shape).preview(Rows(shape, [("ann",)]).batch("delete"))
     assert b'"operation":"delete"' in shown
     assert shown.endswith(b"ext\nann\n")
 
@@ -423,7 +423,7 @@ def test_a_request_of_deletes_shows_the_keys(org: Org) -> None:
 def test_its_example_is_a_sync(tmp_path: Path) -> None:
     keys = {"client_id": "me", "client_secret": TOKEN, "domain": "example.my.salesforce.com"}
     (tmp_path / "syncs").mkdir()
-    (tmp_path / "syncs/example.yml").write_text(SalesforceBulk.vendor.example)
+    (tmp_path / "syncs/example.yml").write_text(SalesforceBulk.about.example)
     (tmp_path / "retl.yml").write_text(
         json.dumps({"connections": {"salesforce_bulk": {"type": "salesforce_bulk", **keys}}})
     )

@@ -23,7 +23,7 @@ from retl.destinations.smtp.adapter import Smtp, SmtpConnection, SmtpOptions
 from retl.errors import Ambiguous, DefinitionError, Systemic, Unavailable
 from retl.values.types import Type
 from tests.destinations.rows import Row, Rows
-from tests.destinations.suite import CANARY, HOSTILE, Contents, Suite, Target, deliver, kinds
+from tests.destinations.suite import CANARY, HOSTILE, VISIT, Contents, Suite, Target, deliver, kinds
 from tests.destinations.test_redis import certificate
 from tests.mailserver import PASSWORD, USER, MailServer
 from tests.proxy import Proxy
@@ -338,7 +338,7 @@ def test_certificates_are_verified(tls: str, certificate: Path) -> None:
             assert caught.value.code == "TLS_UNVERIFIED"
         assert not server.taken
         destination = encrypted(server.port, tls, certificate)
-        destination.check()
+        destination.check(VISIT)
         assert kinds(deliver(destination, batch)) == [Kind.WRITTEN]
         destination.close()
         assert len(server.taken) == 1
@@ -346,6 +346,6 @@ def test_certificates_are_verified(tls: str, certificate: Path) -> None:
 
 def test_a_server_without_encryption_is_not_talked_to(target: MailTarget) -> None:
     with pytest.raises(Systemic) as caught:
-        encrypted(target.server.port, "starttls", None).check()
+        encrypted(target.server.port, "starttls", None).check(VISIT)
     assert caught.value.code == "SMTP_NO_STARTTLS"
     assert not target.server.taken

@@ -20,12 +20,13 @@ import pytest
 from retl import destinations
 from retl.app.resolve import open_project
 from retl.delivery.lanes import Answered, Delivery
-from retl.destinations.api import Permit
 from retl.destinations.batch import Batch, Field, Kind, Operation, Outcome, RowResult, Shape, WriteMode
 from retl.destinations.http.adapter import OPERATION_NAMES, HttpDestination
 from retl.destinations.http.outcome import Sent, interpret
 from retl.errors import Poisoned, Systemic
 from retl.model import Limits, Retry
+from retl.net.auth import Permit
+from retl.net.gate import Gate
 from retl.net.messages import Reply
 from retl.observe.signals import Stop
 from retl.pace import limiter
@@ -87,6 +88,16 @@ class Recorded:
     operation: Operation = "upsert"
     refs: Sequence[str | None] | None = None
     parameters: Mapping[str, Any] | None = None
+
+
+class Through(Gate):
+    """A gate that lets requests through `permit`, where one is given."""
+
+    def __init__(self, permit: Permit | None) -> None:
+        self._permit = permit
+
+    def permits(self) -> Permit:
+        return self._permit or super().permits()
 
 
 class Proof:
@@ -189,8 +200,7 @@ class Proof:
         options = self.options(api.url, parameters)
         shape = self.shape(deletes="delete" if operation == "delete" else "keep")
         kind = destinations.load(self.preset)
-        lane = kind(options, shape)
-        lane.permit = permit or lane.permit
+        lane = kind(options, shape, Through(permit))
         size = lane.capabilities.max_rows or len(rows)
         batches = [
             Rows(shape, rows, refs).batch(operation or self.write, first, min(first + size, len(rows)) - 1)
@@ -337,7 +347,7 @@ class Proof:
         """Our request for these rows, in the form that golden requests have."""
         destination = destinations.load(self.preset)(self.options(None, parameters), shape)
         assert isinstance(destination, HttpDestination)
-        dumped = destination.request(Rows(shape, rows).batch(self.write))
+        dumped = destination.preview(Rows(shape, rows).batch(self.write))
         head, _, body = dumped.partition(b"\r\n\r\n")
         method, path = head.split(b"\r\n")[0].decode().split(" ", 1)
         return {"method": method, "path": path, "body": json.loads(body) if body else ""}
@@ -372,7 +382,7 @@ class Proof:
 
     def test_what_it_claims_as_evidence_is_here(self) -> None:
         shown = {"contract": self.contract, "golden": self.golden, "recording": next(self.recorded(), None)}
-        claimed = destinations.load(self.preset).preset.evidence  # type: ignore[attr-defined]
+        claimed = destinations.load(self.preset).about.evidence
         assert {name for name, evidence in shown.items() if evidence} == shown.keys() & set(claimed)
 
     def test_its_example_is_a_sync(self, tmp_path: Path) -> None:
@@ -406,7 +416,7 @@ def table(proofs: Sequence[Sequence[Any]]) -> list[str]:
     cells = [HEADERS]
     for preset, counts in sorted(found.items()):
         kind = destinations.load(preset)
-        evidence = ", ".join((kind.vendor or kind.preset).evidence)  # type: ignore[attr-defined]
+        evidence = ", ".join(kind.about.evidence)
         cells.append((preset, evidence, *(str(counts[what]) for what in COUNTED)))
     widths = [max(len(line[n]) for line in cells) for n in range(len(HEADERS))]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in cells]

@@ -40,7 +40,7 @@ class TestKlaviyo(Proof):
         answer = first.write(batch)
         first.close()
         while isinstance(answer, Pending):
-            answer = second.settle(batch, answer.handle)
+            answer = second.resolve(batch, answer.handle)
         second.close()
         assert [answer.result(n).kind for n in range(4)] == [*[Kind.WRITTEN] * 3, Kind.REJECTED]
         assert [method for method, _, _, _ in api.seen].count("POST") == 1
@@ -57,5 +57,5 @@ class TestKlaviyo(Proof):
         destination = load(self.preset)(self.options(api.url), self.shape())
         api.faults += [fake.answer(200, b'{"data":{"attributes":{"status":"cancelled"}}}'), fake.answer(404)]
         for _ in range(2):
-            assert destination.settle(batch, "job-0") == Outcome(NOBODY_KNOWS)
+            assert destination.resolve(batch, "job-0") == Outcome(NOBODY_KNOWS)
         destination.close()

@@ -99,6 +99,6 @@ class TestMeta(Proof):
     def test_people_are_removed_in_the_query_as_the_sdk_does(self) -> None:
         theirs = lines("golden/meta_custom_audience_users.jsonl")[1]
         destination = load(self.preset)(self.options(), self.shape(deletes="delete"))
-        sent = destination.request(Rows(self.shape(), PEOPLE[1:]).batch("delete"))
+        sent = destination.preview(Rows(self.shape(), PEOPLE[1:]).batch("delete"))
         method, path = sent.split(b"\r\n")[0].decode().split(" ")
         assert self.alike({"method": method, "path": path, "body": ""}) == self.alike(theirs)

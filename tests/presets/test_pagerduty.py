@@ -30,7 +30,7 @@ class TestPagerDuty(Proof):
     ) -> None:
         destination = load(self.preset)(self.options(api.url), self.shape())
         batch = Rows(self.shape(), self.rows[:1]).batch()
-        assert TOKEN.encode() not in destination.request(batch)
+        assert TOKEN.encode() not in destination.preview(batch)
         destination.write(batch)
         destination.close()
         assert json.loads(api.seen[0][3])["routing_key"] == TOKEN

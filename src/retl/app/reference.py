@@ -9,15 +9,13 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from retl import destinations
-from retl.destinations.api import PREVIEW
-from retl.model import Limits
+from retl.destinations.api import About
 from retl.project.definitions import Sync
 from retl.project.settings import DEFAULT_CONNECTIONS
 
@@ -37,18 +35,19 @@ def types() -> list[str]:
 def page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
     """What there is to know of a destination type; of a preset also what it does and how we know."""
     preset: Preset | None = getattr(kind, "preset", None)
-    text = inspect.cleandoc((preset.docs if preset else inspect.getmodule(kind).__doc__) or "")
-    found: dict[str, Any] = {"name": name, "summary": preset.summary if preset else text.split("\n")[0]}
-    found |= {"preview": kind.is_preview}
+    about = kind.about
+    text = inspect.cleandoc(about.docs or inspect.getmodule(kind).__doc__ or "")
+    found: dict[str, Any] = {"name": name, "summary": about.summary or text.split("\n")[0]}
+    found |= {"preview": about.preview is not None, "note": about.preview}
     found |= {"text": text, "connection": _fields(kind.Connection), "destination": _fields(kind.Options)}
-    return found | (_facts(preset) if preset else _vendor(kind) if kind.vendor else {})
+    return found | (_operations(preset) if preset else {}) | (_facts(about) if about.evidence else {})
 
 
 def markdown(page: dict[str, Any]) -> str:
     """The page as a file of docs/destinations/."""
     is_preset = "operations" in page
     parts = [f"# {page['name']}", *([f"{page['summary']}."] if is_preset else [])]
-    parts += [f"**{PREVIEW.capitalize()}.**"] if page["preview"] else []
+    parts += [f"**{page['note'].capitalize()}.**"] if page["note"] else []
     parts += [page["text"]]
     for title in ("connection", "destination"):
         rows: list[tuple[Any, ...]] = [
@@ -93,7 +92,7 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _facts(preset: Preset) -> dict[str, Any]:
+def _operations(preset: Preset) -> dict[str, Any]:
     from retl.destinations.presets.filling import conditions  # with all of HTTP, which other types do without
 
     given = [(name, way) for name in _OPERATIONS for way in getattr(preset, name)]
@@ -106,35 +105,30 @@ def _facts(preset: Preset) -> dict[str, Any]:
                 "only_if": ", ".join(conditions(part.get("only_if", {}))),
             }
             for name, part in given
-        ],
-        "limits": _limits(preset.limits, preset.limits.source, preset.limits.checked_on),
-        "evidence": list(preset.evidence),
-        "source": preset.source,
-        "checked_on": str(preset.checked_on),
-        "example": preset.example,
+        ]
     }
 
 
-def _vendor(kind: type[Destination[Any]]) -> dict[str, Any]:
-    """The same of a vendor's type with code of its own."""
-    vendor = kind.vendor
-    assert vendor is not None
+def _facts(about: About) -> dict[str, Any]:
+    """What is known of the vendor, and who says so."""
     return {
-        "limits": _limits(kind.limits, vendor.limits_source, vendor.checked_on),
-        "evidence": list(vendor.evidence),
-        "source": vendor.source,
-        "checked_on": str(vendor.checked_on),
-        "example": vendor.example,
+        "limits": _limits(about),
+        "evidence": list(about.evidence),
+        "source": about.source,
+        "checked_on": str(about.checked_on),
+        "example": about.example,
     }
 
 
-def _limits(limits: Limits, source: str, checked_on: date) -> str:
+def _limits(about: About) -> str:
+    limits = about.limits
     said = [f"{limits.requests} requests per {limits.per:g} s"] if limits.requests else []
     said += [f"{limits.per_day} a day"] if limits.per_day else []
     said += [f"{limits.concurrency} at a time"] if limits.concurrency else []
     return (
         f"{', '.join(said)}; of requests {limits.share:.0%} are ours unless the connection's"
-        f" `limits` say otherwise. They are from: {source} (checked on {checked_on})"
+        f" `limits` say otherwise. They are from: {about.limits_source}"
+        f" (checked on {about.limits_checked_on or about.checked_on})"
     )
 
 

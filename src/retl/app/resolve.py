@@ -123,7 +123,7 @@ class LoadedProject:
         limits = (
             {part: getattr(known.limits, part) for part in known.limits.model_fields_set} if known else {}
         )
-        return Resolved(name, type_name, kind, options, kind.limits.model_copy(update=limits))
+        return Resolved(name, type_name, kind, options, kind.about.limits.model_copy(update=limits))
 
     def references(self, sync: Sync) -> dict[str, str]:
         """The syncs whose ids this one sends → the object that each delivers to. DefinitionError(s)
@@ -141,7 +141,7 @@ class LoadedProject:
                         where=self.place(sync, ("fields", field, "ref")),
                     )
                 )
-            found[other.name] = resolved.destination.identity(resolved.options, other.write)
+            found[other.name] = resolved.destination.place(resolved.options, other.write)
         raise_all(errors)
         return found
 

@@ -63,7 +63,6 @@ def validate(
     """Offline: is everything written down right?"""
     from datetime import UTC, datetime
 
-    from retl.destinations.api import PREVIEW
     from retl.project.validation import raise_all
     from retl.run import check as checks
     from retl.run.job import Target
@@ -84,7 +83,7 @@ def validate(
             errors += [error for error in problems.each(problem) if not _waits(error)]
         try:
             checks.validate(one, project.warehouse, project.folder, variables, target)
-            notes[one.name] = PREVIEW if target is not None and target.destination.is_preview else None
+            notes[one.name] = target.destination.about.preview if target is not None else None
         except DefinitionError as problem:
             errors.append(problem)
         except RetlError as problem:
@@ -221,10 +220,8 @@ def _own_presets(invocation: Invocation) -> Mapping[str, type[Destination[Any]]]
 
 
 def _page_pieces(page: dict[str, Any]) -> list[Piece]:
-    from retl.destinations import api
-
     headers = ("option", "required", "default", "description")
-    pieces: list[Piece] = [f"{api.PREVIEW}\n"] if page["preview"] else []
+    pieces: list[Piece] = [f"{page['note']}\n"] if page["note"] else []
     pieces.append(page["text"] + "\n")
     for part in ("connection", "destination"):
         rows = [tuple(option[header] for header in headers) for option in page[part]]

@@ -1,6 +1,6 @@
-"""Delivery: one lane, and several. Intend, write, settle, acknowledge, retry, halve.
+"""Delivery: one lane, and several. Intend, write, resolve, acknowledge, retry, halve.
 
-The policy is in the error types: Unavailable is tried again inside the budget, Ambiguous is settled,
+The policy is in the error types: Unavailable is tried again inside the budget, Ambiguous is resolved,
 Poisoned is halved, Systemic stops the run after one attempt; anything else is a bug and stops it too.
 Delivery knows no target and no ledger: the one is a Destination, the other a Journal.
 """
@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -85,7 +85,7 @@ class Journal(Protocol):
     def flush(self) -> None: ...
 
 
-def minted(capabilities: Capabilities) -> bool:
+def prepared(capabilities: Capabilities) -> bool:
     """Does every batch need an intent of its own: where twice is not once, or a key makes it so?"""
     return not capabilities.idempotent or capabilities.key_window is not None
 
@@ -112,7 +112,8 @@ class Delivery:
         """Deliver every batch, over as many lanes as there are; returns when all are answered.
 
         Raises what stopped it: Systemic, Unavailable past its budget, Later, Stopped, or too many rejected
-        rows (`failure_rate`). The other lanes then finish the batch in hand. `answered` holds the answers so far.
+        rows (`failure_rate`). The other lanes then finish the batch in hand. `answered` holds the answers
+        so far.
         """
         work = _Window(iter(batches), self.journal)
         self._failure_rate = failure_rate
@@ -154,8 +155,8 @@ class Delivery:
         """One batch to its answer; a poisoned one as halves, each with a name of its own."""
         tries = _Tries()
         try:
-            if minted(self.capabilities):
-                batch = self._mint(destination, batch, tries)
+            if prepared(self.capabilities):
+                batch = self._prepare(destination, batch, tries)
             outcome = self._persist(destination, batch, tries)
         except Poisoned as problem:
             if len(batch) > 1:
@@ -200,7 +201,7 @@ class Delivery:
         return self.pace.retrying(self.retry, self.stop.event)(again)
 
     def _once(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
-        """One attempt: written, or settled where the answer is missing."""
+        """One attempt: written, or resolved where the answer is missing."""
         self.stop.check()
         tries.count += 1
         log.event("batch_sending", batch=batch.id, rows=len(batch), attempt=tries.count, level="debug")
@@ -208,10 +209,8 @@ class Delivery:
         # a job that was taken, or a batch that may be there, is asked after and never sent again
         asks = tries.handle is not None or (tries.doubt and only_once)
         try:
-            with self._permit(destination), self._in_hand(destination):
+            with self._in_hand(destination):
                 answer = _evidence(destination, batch, tries.handle) if asks else destination.write(batch)
-            for quota in destination.quotas:
-                self.pace.on_quota(quota)
         except Ambiguous as problem:
             tries.doubt = True  # until there is evidence, whatever comes between
             answer = _evidence(destination, batch, None)
@@ -229,10 +228,6 @@ class Delivery:
                 answer.default.code or "TARGET_BUSY", answer.default.reason or "the target is busy"
             )
         return answer
-
-    def _permit(self, destination: Destination[Any]) -> AbstractContextManager[object]:
-        """Room for a write, where the destination does not take it for each of its requests."""
-        return nullcontext() if destination.paced else self.pace.held(self.stop)
 
     @contextmanager
     def _in_hand(self, destination: Destination[Any]) -> Iterator[None]:
@@ -294,15 +289,15 @@ class Delivery:
                     self.journal.acknowledge(self.answered[number])
         self.journal.flush()
 
-    def settle(self, destination: Destination[Any], batch: Batch, handle: str | None) -> Outcome:
+    def resolve(self, destination: Destination[Any], batch: Batch, handle: str | None) -> Outcome:
         """What became of a batch that a dead run left open: by its handle, or by the same bytes under the
         same key; UNKNOWN where nobody can tell."""
 
         def once() -> Outcome:
-            answer = destination.settle(batch, handle)
+            answer = destination.resolve(batch, handle)
             while isinstance(answer, Pending):
                 self.stop.wait(answer.look_again)
-                answer = destination.settle(batch, answer.handle)
+                answer = destination.resolve(batch, answer.handle)
             return answer
 
         try:
@@ -322,12 +317,12 @@ class Delivery:
                     total += len(one.batch) - len(one.outcome.exceptions)
         return total
 
-    def _mint(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Batch:
+    def _prepare(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Batch:
         """The batch is known, durably, before it is sent; where the target honours a key, so are the
         key and the exact bytes that every resend carries."""
         if self.capabilities.key_window is not None:
             try:
-                batch = replace(batch, request=destination.request(batch), idempotency_key=batch.id)
+                batch = replace(batch, request=destination.preview(batch), idempotency_key=batch.id)
             except Poisoned:  # these rows cannot be a request: that is their answer
                 tries.count = 1
                 self.journal.intend(batch)
@@ -411,7 +406,7 @@ class _Window(Iterator[Batch]):
 def _evidence(destination: Destination[Any], batch: Batch, handle: str | None) -> Answer:
     """What became of a batch. Asking changes nothing, so a lost answer means: ask again."""
     try:
-        return destination.settle(batch, handle)
+        return destination.resolve(batch, handle)
     except Ambiguous as problem:
         raise Unavailable(problem.code, problem.message, hint=problem.hint) from problem
 

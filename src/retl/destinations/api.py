@@ -7,40 +7,54 @@ the first three, the ledger the last. One instance serves one lane and is never 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from retl.destinations.batch import UNKNOWN, Answer, Batch, Capabilities, Outcome, Shape, WriteMode
+from retl.destinations.batch import (
+    UNKNOWN,
+    Answer,
+    Batch,
+    Capabilities,
+    Outcome,
+    Shape,
+    Visit,
+    WriteMode,
+)
 from retl.model import Limits
-from retl.net.waits import Quota
-
-Permit = Callable[..., AbstractContextManager[object]]  # room for one request, of `size` bytes if it writes
-
+from retl.net.gate import Gate
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
 
-PREVIEW = (
+_PREVIEW = (
     "preview: made from the vendor's documentation, and not yet held against its contract, its own client or"
     " recorded answers"
 )
 
 
 @dataclass(frozen=True)
-class Vendor:
-    """What is known of a vendor's API beside its types, and who says so: for those with code of their own
-    what a preset says in its file."""
+class About:
+    """What is known of a type beside its code, and who says so. `limits` is what the vendor allows; a
+    connection's own `limits` win. Without `summary` and `docs` the module's docstring is the page."""
 
-    evidence: tuple[str, ...]
-    source: str
-    checked_on: date
-    limits_source: str
-    example: str
+    limits: Limits = field(default_factory=Limits)
+    evidence: tuple[str, ...] = ()
+    source: str = ""
+    checked_on: date | None = None
+    limits_source: str = ""
+    limits_checked_on: date | None = None
+    example: str = ""
+    summary: str = ""
+    docs: str = ""
+
+    @property
+    def preview(self) -> str | None:
+        """What to say where nothing but documentation says that the target takes it so."""
+        return _PREVIEW if set(self.evidence) == {"docs"} else None
 
 
 class Destination(ABC, Generic[OptionsT]):
@@ -52,23 +66,21 @@ class Destination(ABC, Generic[OptionsT]):
 
     Connection: ClassVar[type[BaseModel]]
     Options: ClassVar[type[BaseModel]]
-    is_preview: ClassVar[bool] = False  # nothing but documentation says that the target takes it so
-    limits: ClassVar[Limits] = Limits()  # what the vendor allows; a connection's own `limits` win
-    vendor: ClassVar[Vendor | None] = None
+    about: ClassVar[About] = About()
     capabilities: Capabilities
-    quotas: Sequence[Quota] = ()  # what the last answer said of the target's own limits
-    paced: ClassVar[bool] = False  # takes a `turn` for each of its requests, else one is taken per write
-    permit: Permit = staticmethod(lambda size=None: nullcontext())
 
-    def __init__(self, options: OptionsT, shape: Shape) -> None:
+    def __init__(self, options: OptionsT, shape: Shape, gate: Gate | None = None) -> None:
+        """An HTTP client that it makes takes its permits from the gate."""
         self.options = options
         self.shape = shape
+        self.gate = gate or Gate()
 
     @classmethod
     @abstractmethod
-    def identity(cls, options: OptionsT, write: WriteMode) -> str:
-        """Server, object and key template this writes to, normalised and without secrets: the baseline
-        belongs to it. The same as `capabilities.object`, known before the mart is."""
+    def place(cls, options: OptionsT, write: WriteMode) -> str:
+        """The identity of the object this writes to (server, object, key template), normalised, without
+        secrets and without I/O: ownership, baseline and lock belong to it. The same as
+        `capabilities.object`, known before the mart is."""
 
     @classmethod
     def learns(cls, options: OptionsT, write: WriteMode, key: Sequence[str]) -> bool:
@@ -76,12 +88,12 @@ class Destination(ABC, Generic[OptionsT]):
         return False
 
     @abstractmethod
-    def check(self) -> None:
+    def check(self, visit: Visit) -> None:
         """Reached, writable, fitting? Raises Systemic or Unavailable (exit 1) or Mismatch (a guard,
-        exit 3). Writes nothing. Where the shape names a run and the target can tell: Later if another
+        exit 3). Writes nothing. Where the visit is exclusive and the target can tell: Later if another
         ledger is delivering to this object; from here to `close` no other can."""
 
-    def prepare(self, epoch: int) -> None:
+    def prepare(self, visit: Visit) -> None:
         """Once per run, after the guards: make what `create` and the promises need in the target."""
 
     @abstractmethod
@@ -89,12 +101,9 @@ class Destination(ABC, Generic[OptionsT]):
         """Deliver the batch once. Raises a TargetError when no row of it was applied for a reason
         that concerns the batch as a whole, Ambiguous when nobody knows."""
 
-    def settle(self, batch: Batch, handle: str | None) -> Answer:
-        """What became of a batch whose answer never came; may be asked again and again."""
-        return Outcome(UNKNOWN)
-
-    def foresee(self, batch: Batch) -> Outcome:
-        """What `settle` would tell of a batch now, by reading alone; UNKNOWN where that takes more."""
+    def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Answer:
+        """What became of a batch whose answer never came; may be asked again and again. Without `act` it
+        only reads, and is UNKNOWN where evidence takes more."""
         return Outcome(UNKNOWN)
 
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
@@ -102,8 +111,9 @@ class Destination(ABC, Generic[OptionsT]):
         Only if `capabilities.readable`."""
         raise NotImplementedError
 
-    def request(self, batch: Batch) -> bytes:
-        """Exactly what `write` would send for this batch, without credentials; no I/O."""
+    def preview(self, batch: Batch) -> bytes:
+        """Exactly what `write` would send for this batch, without credentials; no I/O. Delivery stores it
+        as the prepared request where every resend must carry the same bytes."""
         raise NotImplementedError
 
     def interrupt(self) -> None:

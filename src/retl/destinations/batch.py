@@ -42,12 +42,7 @@ class SoftDelete:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one sync writes: everything an adapter may know of it besides its own options.
-
-    `newest` is the newest batch of this sync that the ledger knows as applied to this very object,
-    as (run id, batch id): a target that keeps our marker must still have it. `run_id` is that of
-    a run that will write: a target that can keeps other ledgers out, from `check` until `close`.
-    """
+    """What one sync writes: everything an adapter may know of it besides its own options."""
 
     sync: str
     state_id: str
@@ -56,8 +51,21 @@ class Shape:
     write: WriteMode = "upsert"
     deletes: Literal["keep", "delete"] | SoftDelete = "keep"
     cascade: bool = False  # a delete may change other objects, as the target's own rules say
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """Who comes to a target, and what is known of it.
+
+    `newest` is the newest batch of this sync that the ledger knows as applied to this very object,
+    as (run id, batch id): a target that keeps our marker must still have it. With `exclusive` the run will
+    write, and a target that can keeps other ledgers out, from `check` until `close`.
+    """
+
+    run_id: str
+    epoch: int
     newest: tuple[str, str] | None = None
-    run_id: str | None = None
+    exclusive: bool = False
 
 
 class Kind(StrEnum):
@@ -119,7 +127,7 @@ Answer = Outcome | Pending
 class Capabilities:
     """What a destination can do, known from options and shape alone, without I/O."""
 
-    object: str  # identity of what is written to (server, object, key template); holds no secret
+    object: str  # the place that is written to (server, object, key template); holds no secret
     operations: frozenset[Operation]
     idempotent: bool  # writing a batch twice leaves what writing it once leaves
     form: Form  # how it wants its rows; the stream is made in this form only
@@ -129,11 +137,12 @@ class Capabilities:
     nulls_keep: bool = False  # can leave a field as it is (`nulls: keep`)
     only_if_empty: bool = False  # can fill a field only where the target has none
     cascades: bool = False  # a delete can change other objects, and that can be told beforehand
-    settles: bool = False  # `settle` brings evidence of what became of an unanswered batch
+    resolves: bool = False  # `resolve` brings evidence of what became of an unanswered batch
     by_ref: bool = False  # deletes name rows by the target's own id: one that was never learnt cannot be
     max_rows: int | None = None
     max_deletes: int | None = None  # rows of a delete batch, where that differs
     lanes: int = 1
+    most_lanes: int | None = None  # where the connection's `concurrency` asks for more or fewer
     expires: float | None = None  # seconds until the target forgets a row by itself
 
 
@@ -190,7 +199,8 @@ class Batch:
     """Consecutive rows of one change set under one operation; row numbers count from 0 at `first`.
 
     `id` names these rows of this run and nothing else, so a half has its own. `request` and
-    `idempotency_key` are set where the exact bytes were minted and stored before the first send.
+    `idempotency_key` are set where the exact bytes were prepared and stored before the first send.
+    An `exclusive` batch is written only while the place that `check` took for its run is still held.
     """
 
     rows: Rows
@@ -204,6 +214,7 @@ class Batch:
     idempotency_key: str | None = None
     round: int = 0  # counts deliveries of the same rows that are meant to be new ones
     new: bool = False  # no key of these rows was ever delivered, as far as the baseline knows
+    exclusive: bool = False
 
     def __len__(self) -> int:
         return self.last - self.first + 1

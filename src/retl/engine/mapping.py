@@ -75,8 +75,6 @@ def build(
     *,
     state_id: str,
     timezone: str,
-    newest: tuple[str, str] | None,
-    exclusive: bool = False,
 ) -> FieldMap:
     """The mapping of one run. DefinitionError where a field or key names no contract column."""
     sources = _sources(sync, contract)
@@ -103,8 +101,6 @@ def build(
         write=sync.write,
         deletes=SoftDelete(sync.deletes.set) if sync.deletes.how == "set" else sync.deletes.how,
         cascade=sync.cascade,
-        newest=newest,
-        run_id=run.run_id if exclusive else None,
     )
     return FieldMap(
         shape=shape,

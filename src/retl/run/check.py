@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from retl.contract.judge import build
+from retl.destinations.batch import Visit
 from retl.engine import changes, mapping
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.scratch import private_directory
@@ -54,7 +55,7 @@ def check(job: Job) -> None:
     destination = job.target.lane(field_map.shape)
     try:
         fit(sync, field_map, destination.capabilities)
-        destination.check()
+        destination.check(Visit(_NOBODY.run_id, 0))
     finally:
         destination.close()
 
@@ -64,7 +65,7 @@ def _field_map(
 ) -> FieldMap:
     found = columns(sync, warehouse, folder, variables)
     judge = build(sync.contract, found, folder, sync.key, warehouse.timezone)
-    return mapping.build(sync, judge, _NOBODY, state_id=state_id, timezone=warehouse.timezone, newest=None)
+    return mapping.build(sync, judge, _NOBODY, state_id=state_id, timezone=warehouse.timezone)
 
 
 def columns(sync: Sync, warehouse: Warehouse, folder: Path, variables: Mapping[str, Any]) -> dict[str, str]:

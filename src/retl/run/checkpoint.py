@@ -34,7 +34,7 @@ def make(
         base, base_epoch = path.name, epoch
         log.event("baseline_compacted", rows=base_rows)
     arrived = [one for one in answered if one.outcome and one.outcome.arrived]
-    newest = (run.run_id, arrived[-1].batch.id) if arrived else plan.field_map.shape.newest
+    newest = (run.run_id, arrived[-1].batch.id) if arrived else plan.visit.newest
     last_read = plan.read if plan.read_whole else former.read_rows if former else 0
     return Checkpoint(
         sync=job.sync.name,

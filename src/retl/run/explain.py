@@ -211,7 +211,7 @@ class _Rows:
         operation: Operation = "delete" if one.op == "delete" else self.job.sync.write
         destination = self.job.lane(self.shape)
         try:
-            sent = destination.request(self._batch("shown", one.pos, operation))
+            sent = destination.preview(self._batch("shown", one.pos, operation))
             return sent.decode(errors="replace").replace("\r\n", "\n")
         finally:
             destination.close()

@@ -43,7 +43,7 @@ def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
             "`first_run` must be chosen here (send or adopt): this target does not forget a second delivery",
             where=f"sync {sync.name}",
         )
-    once = capabilities.idempotent or capabilities.settles or capabilities.key_window is not None
+    once = capabilities.idempotent or capabilities.resolves or capabilities.key_window is not None
     if not once and sync.delivery is None:
         raise DefinitionError(
             "DELIVERY_MISSING",

@@ -6,14 +6,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from retl.delivery.paced import Paced
 from retl.destinations.api import Destination
 from retl.destinations.batch import Shape
 from retl.engine.changes import Selection
 from retl.ledger import Ledger
 from retl.model import Limits
+from retl.net.gate import Gate
 from retl.observe import log
 from retl.observe.signals import Stop
 from retl.pace.limiter import Pace
@@ -29,9 +32,9 @@ class Target:
     options: Any
     connection: str = ""
 
-    def lane(self, shape: Shape) -> Destination[Any]:
+    def lane(self, shape: Shape, gate: Gate | None = None) -> Destination[Any]:
         """One more Destination, for one thread."""
-        return self.destination(self.options, shape)
+        return self.destination(self.options, shape, gate)
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,12 @@ class Job:
 
     def lane(self, shape: Shape) -> Destination[Any]:
         """One more Destination, for one thread, held to the connection's pace."""
-        destination = self.target.lane(shape)
-        destination.permit = self.pace.permits(self.stop)
-        return destination
+        return Paced(partial(self.target.lane, shape), self.pace, self.stop)
 
     @property
     def object(self) -> str:
         """The identity of what this sync writes to."""
-        return self.target.destination.identity(self.target.options, self.sync.write)
+        return self.target.destination.place(self.target.options, self.sync.write)
 
 
 @dataclass

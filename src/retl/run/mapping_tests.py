@@ -121,7 +121,7 @@ def _tried(
     judge = judge.over(types)
     if judge.edits:
         judge = changes.edit(workspace, judge, None)
-    field_map = mapping.build(sync, judge, _SOMETIME, state_id="", timezone=timezone, newest=None)
+    field_map = mapping.build(sync, judge, _SOMETIME, state_id="", timezone=timezone)
     for other in {lookup.sync for lookup in field_map.lookups}:  # what a sync has learnt, no file knows: NULL
         workspace.run(f'CREATE TABLE {mapping.external_ids(other)} ("retl key" VARCHAR, "retl ref" VARCHAR)')
     delivered = baseline.lay(workspace, None, [])

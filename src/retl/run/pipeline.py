@@ -54,7 +54,7 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
         except Later as problem:
             return _blocked(job, problem)
         try:
-            running.plan = planner.make(job, run, directory, clock, running.settle, hold)
+            running.plan = planner.make(job, run, directory, clock, running.settle, hold, epoch=lock.epoch)
             verify(running.plan)
             if running.plan.refusals:
                 return running.refuse()

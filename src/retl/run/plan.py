@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from retl.contract.judge import Contract
-from retl.destinations.batch import Capabilities
+from retl.destinations.batch import Capabilities, Visit
 from retl.engine.change_set import ChangeSet
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.payload import Payload
@@ -21,6 +21,7 @@ class Plan:
     """What a run would do, and why it may not."""
 
     run: Run
+    visit: Visit
     workspace: Workspace
     field_map: FieldMap
     contract: Contract

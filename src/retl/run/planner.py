@@ -15,8 +15,8 @@ from types import MappingProxyType
 from typing import Any
 
 from retl.contract.judge import Contract
-from retl.destinations.api import PREVIEW, Destination
-from retl.destinations.batch import UNKNOWN, Batch, Outcome
+from retl.destinations.api import Destination
+from retl.destinations.batch import UNKNOWN, Batch, Outcome, Visit
 from retl.engine import baseline, changes, mapping
 from retl.engine.changes import Cursor, Strategy
 from retl.engine.mapping import FieldMap, Run
@@ -47,6 +47,7 @@ def make(
     settle: Settle | None = None,
     hold: ExitStack | None = None,
     *,
+    epoch: int = 0,
     ask: bool = True,
 ) -> Plan:
     """Plan one run in `directory` (private, gone afterwards). `settle` may bring evidence of a dead
@@ -56,7 +57,7 @@ def make(
     Raises DefinitionError, SourceError, TargetError, Later; what guards say is in `Plan.refusals`.
     """
     with clock.phase("start"):
-        planning = _Planning(job, run, directory, hold)
+        planning = _Planning(job, run, directory, hold, epoch)
     with clock.phase("freeze"):
         planning.open()
     with planning.freezing(clock):
@@ -84,7 +85,8 @@ def make(
 class _Planning:
     """The steps of a plan in the order of `make`; each leaves what the next ones need."""
 
-    def __init__(self, job: Job, run: Run, directory: Path, hold: ExitStack | None) -> None:
+    def __init__(self, job: Job, run: Run, directory: Path, hold: ExitStack | None, epoch: int) -> None:
+        self.epoch = epoch
         self.job, self.run, self.directory, self.hold = job, run, directory, hold
         self.workspace = Workspace(directory, job.stop)
         self.refusals: list[Refusal] = []
@@ -100,19 +102,18 @@ class _Planning:
         """Lay hold of the mart, and know how its rows become the target's."""
         job, sync = self.job, self.job.sync
         self.reading = Reading(job, self.workspace)
-        self._map(None)
+        self._map()
         self.capabilities = job.lane(self.field_map.shape).capabilities
         fit(sync, self.field_map, self.capabilities)
         self.checkpoint = job.ledger.checkpoint(sync.name, self.capabilities.object)
         self.layers = job.ledger.layers(sync.name, self.capabilities.object)
-        self._map_anew()
 
     @contextmanager
     def freezing(self, clock: Clock) -> Iterator[None]:
         """The mart is read, and its rows are hashed, while the body asks ledger and target."""
         with self.reading.under_way(clock, self._hash if self._at_once else None):
             if self.contract.edits:
-                self._map_anew()
+                self._map()  # its rows have other types than the mart's
             yield
 
     def _hash(self, workspace: Workspace) -> None:
@@ -129,7 +130,6 @@ class _Planning:
         if self.layers:
             with _closing(self.job, self.field_map) as destination:
                 settle(self.field_map, destination, self.workspace)
-            self._map_anew()  # a settled batch may be the newest
 
     def foresee(self) -> None:
         """What a run would learn of dead runs' batches, as far as reading alone can tell."""
@@ -139,10 +139,10 @@ class _Planning:
             with _closing(self.job, self.field_map) as destination:
                 for row, batch in found:
                     try:
-                        outcome = destination.foresee(batch)
+                        outcome = destination.resolve(batch, row.handle, act=False)
                     except Systemic:  # a right to look that this account lacks
                         outcome = Outcome(UNKNOWN)
-                    if outcome == Outcome(UNKNOWN):
+                    if not isinstance(outcome, Outcome) or outcome == Outcome(UNKNOWN):
                         self.unforeseen += len(batch)
                     else:
                         self.foreseen[row.batch_id] = outcome
@@ -150,6 +150,8 @@ class _Planning:
     def lay(self) -> None:
         """The baseline, and what else the ledger knows."""
         sync, ledger = self.job.sync, self.job.ledger
+        newest = _newest(ledger, self.checkpoint, self.layers)  # a batch that was just resolved may be it
+        self.visit = Visit(self.run.run_id, self.epoch, newest, exclusive=self.hold is not None)
         self.fingerprints = {
             "where": self.capabilities.object,
             "who": mapping.who(self.field_map),
@@ -188,7 +190,9 @@ class _Planning:
             closing = _closing(self.job, self.field_map)
             destination = (shortly if self.hold is None else self.hold).enter_context(closing)
             try:
-                self.job.pace.retrying(self.job.sync.retry, self.job.stop.event)(destination.check)
+                self.job.pace.retrying(self.job.sync.retry, self.job.stop.event)(
+                    destination.check, self.visit
+                )
             except Mismatch as problem:
                 self.emptied = problem.code == "TARGET_EMPTIED"
                 # to a lost target `--full` is the answer
@@ -269,6 +273,7 @@ class _Planning:
         log.event("guards_judged", refusals=len(self.refusals), changes=len(self.change_set))
         return Plan(
             run=self.run,
+            visit=self.visit,
             workspace=self.workspace,
             field_map=self.field_map,
             contract=self.contract,
@@ -337,19 +342,14 @@ class _Planning:
     def _what(self) -> str:
         return mapping.what(self.job.sync, self.contract, self.field_map, self.capabilities.shaping)
 
-    def _map_anew(self) -> None:
-        """As the ledger and the contract are now."""
-        self._map(_newest(self.job.ledger, self.checkpoint, self.layers))
-
-    def _map(self, newest: tuple[str, str] | None) -> None:
+    def _map(self) -> None:
+        """As the contract is now."""
         self.field_map = mapping.build(
             self.job.sync,
             self.contract,
             self.run,
             state_id=self.job.ledger.state_id,
             timezone=self.job.warehouse.timezone,
-            newest=newest,
-            exclusive=self.hold is not None,
         )
 
     def _look_up(self) -> None:
@@ -411,7 +411,7 @@ class _Planning:
         ]
 
     def _notes(self) -> Sequence[str]:
-        sync, former = self.job.sync, self.former
+        sync, former, preview = self.job.sync, self.former, self.job.target.destination.about.preview
         reshaped = bool(former) and former.get("what") != self.fingerprints["what"]
         twice = not self.capabilities.idempotent and sync.delivery == "at_least_once"
         notes = {
@@ -422,7 +422,7 @@ class _Planning:
             "this account may not write here: a run with it would fail": self.readonly,
             f"{self.withheld} deletes wait: a row without a usable key may be one of them": self.withheld > 0,
             "delivery is at_least_once: after a crash a row may arrive twice": twice,
-            f"{self.job.target.kind} is a {PREVIEW}": self.job.target.destination.is_preview,
+            f"{self.job.target.kind} is a {preview}": bool(preview),
         }
         told = dbt.notes(self.reading.build) if self.reading.build else ()
         return [*(note for note, holds in notes.items() if holds), *told]

@@ -1,7 +1,7 @@
 """What dead runs left open: batches that were sent, or might have been, and were never acknowledged.
 
-It says which of them a run asks after. Asking itself is the destination's: `settle`, which may act, in a
-run; `foresee`, which only reads, in a dry one.
+It says which of them a run asks after. Asking itself is the destination's `resolve`, which may act in
+a run and only looks in a dry one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def unanswered(
     window = capabilities.key_window
     for layer in ledger.layers(sync, capabilities.object):
         late = window is not None and (now - layer.started_at).total_seconds() >= window
-        every = (capabilities.settles or window is not None) and not late
+        every = (capabilities.resolves or window is not None) and not late
         rows = [row for row in ledger.batches(layer.run_id) if row.status == "open"]
         rows = [row for row in rows if every or row.handle is not None]  # a job is asked after at any age
         if rows:
@@ -42,7 +42,7 @@ def batches(
     rows: Sequence[BatchRow],
     epoch: int,
 ) -> Iterator[tuple[BatchRow, Batch]]:
-    """These batches of a dead run as a destination takes them: keys, and the bytes that were minted."""
+    """These batches of a dead run as a destination takes them: keys, and the bytes that were prepared."""
     part = changes.from_part(workspace, field_map, ledger.get_file(layer.part, directory), directory)
     for row in rows:
         yield (

@@ -18,7 +18,7 @@ from typing import Any
 
 from retl import __version__
 from retl.delivery.failure_rate import FailureRate
-from retl.delivery.lanes import Answered, Delivery, minted
+from retl.delivery.lanes import Answered, Delivery, prepared
 from retl.destinations.api import Destination
 from retl.destinations.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
 from retl.engine.changes import DELETES, FRESH, OWED
@@ -104,7 +104,7 @@ class Execution:
             found = recovery.batches(ledger, workspace, field_map, self.directory, layer, rows, epoch)
             for row, batch in found:
                 log.event("batch_settling", batch=row.batch_id)
-                outcome = delivery.settle(destination, batch, row.handle)
+                outcome = delivery.resolve(destination, batch, row.handle)
                 log.event("batch_settled", batch=row.batch_id, level="debug")
                 if outcome != Outcome(UNKNOWN):
                     answer = Acknowledgement(row.batch_id, outcome, row.attempts + 1, None, None)
@@ -119,7 +119,7 @@ class Execution:
             return
         destination = self._destination()
         try:
-            destination.prepare(self.lock.epoch)
+            destination.prepare(plan.visit)
         finally:
             destination.close()
         log.event("target_prepared")
@@ -143,7 +143,7 @@ class Execution:
         log.event("part_written")
         if plan.adopting:
             return
-        delivery = self.delivery = self._delivery(None, every=minted(plan.capabilities))
+        delivery = self.delivery = self._delivery(None, every=prepared(plan.capabilities))
         try:
             failure_rate = FailureRate(self.job.sync.guards.max_failed_rate)
             delivery.drain(self._batches(FRESH), failure_rate)
@@ -223,8 +223,8 @@ class Execution:
         job = self.job
         self.journal.every = every
         capabilities = destination.capabilities if destination else self._planned().capabilities
-        if job.target.destination.paced:
-            capabilities = replace(capabilities, lanes=min(capabilities.lanes, job.pace.concurrency or 1))
+        wanted, most = job.pace.concurrency or capabilities.lanes, capabilities.most_lanes
+        capabilities = replace(capabilities, lanes=min(wanted, most or capabilities.lanes))
         return Delivery(
             lane=self._destination,
             capabilities=capabilities,
@@ -253,6 +253,7 @@ class Execution:
                 last,
                 self.run.started_at.isoformat(),
                 new=new,
+                exclusive=plan.visit.exclusive,
             )
 
     def _adopt(self) -> None:

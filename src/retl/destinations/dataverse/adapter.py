@@ -25,7 +25,7 @@ from urllib.parse import unquote
 import msgspec
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError, model_validator
 
-from retl.destinations.api import Destination, Vendor
+from retl.destinations.api import About, Destination
 from retl.destinations.batch import (
     UNKNOWN,
     WRITTEN,
@@ -38,6 +38,7 @@ from retl.destinations.batch import (
     RowResult,
     Shape,
     SoftDelete,
+    Visit,
     WriteMode,
 )
 from retl.destinations.dataverse import odata
@@ -48,6 +49,7 @@ from retl.destinations.http.rules import Case, Rules
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, TargetError, Unavailable
 from retl.model import Definition, Limits
 from retl.net.client import Address, Client, Timeouts
+from retl.net.gate import Gate
 from retl.net.lookup import Match, text
 from retl.net.messages import Reply, Request
 from retl.net.waits import Quota, wait_asked
@@ -128,9 +130,8 @@ class DataverseOptions(Definition):
 class Dataverse(Destination[DataverseOptions]):
     Connection = DataverseConnection
     Options = DataverseOptions
-    paced = True
-    limits = Limits(requests=6000, per=300.0, concurrency=52, share=0.5)
-    vendor = Vendor(
+    about = About(
+        limits=Limits(requests=6000, per=300.0, concurrency=52, share=0.5),
         evidence=("golden", "docs"),
         source="https://learn.microsoft.com/en-us/power-apps/developer/data-platform/webapi/"
         "execute-batch-operations-using-web-api",
@@ -140,18 +141,18 @@ class Dataverse(Destination[DataverseOptions]):
         "destination: {connection: dataverse, table: accounts}\n",
     )
 
-    def __init__(self, options: DataverseOptions, shape: Shape) -> None:
-        super().__init__(options, shape)
+    def __init__(self, options: DataverseOptions, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options, shape, gate)
         self._quoted = {field.name: _QUOTED.get(field.type.name) for field in shape.key}
         if wrong := [name for name, quoted in self._quoted.items() if quoted is None]:
             raise DefinitionError("KEY_TYPE", f"{wrong[0]} has a type that no alternate key has")
         http = options.connection.http
         self._address = Address.parse(http.base_url)
         self._secrets = http.auth.secrets
-        self._client = Client(self._address, http.auth, {}, http.timeouts, lambda size: self.permit(size))
+        self._client = Client(self._address, http.auth, {}, http.timeouts, self.gate.permits())
         self._data = f"{self._address.prefix}/api/data/{options.version}"
         self.capabilities = Capabilities(
-            object=self.identity(options, shape.write),
+            object=self.place(options, shape.write),
             operations=frozenset(_RULES),
             idempotent=True,
             form="documents",
@@ -160,11 +161,11 @@ class Dataverse(Destination[DataverseOptions]):
         )
 
     @classmethod
-    def identity(cls, options: DataverseOptions, write: WriteMode) -> str:
+    def place(cls, options: DataverseOptions, write: WriteMode) -> str:
         address = Address.parse(options.connection.http.base_url)
         return f"{address}{address.prefix}/{options.table}"
 
-    def check(self) -> None:
+    def check(self, visit: Visit) -> None:
         """Reads one row. Mismatch TARGET_DRIFT where the table has not got all columns."""
         names = [field.name for field in (*self.shape.key, *self.shape.fields) if "@" not in field.name]
         path = f"{self._data}/{self.options.table}?$select={','.join(names)}&$top=1"
@@ -176,7 +177,6 @@ class Dataverse(Destination[DataverseOptions]):
             raise Mismatch("TARGET_DRIFT", f"{self.options.table} lacks a column: {error.message}") from None
 
     def write(self, batch: Batch) -> Answer:
-        self.quotas = ()
         requests, refused = self._requests(batch)
         if not requests:
             return Outcome(WRITTEN, refused)
@@ -193,7 +193,7 @@ class Dataverse(Destination[DataverseOptions]):
         }
         return Outcome(UNKNOWN, refused | results)
 
-    def request(self, batch: Batch) -> bytes:
+    def preview(self, batch: Batch) -> bytes:
         return self._whole(batch, list(self._requests(batch)[0].values())).dump()
 
     def close(self) -> None:
@@ -247,7 +247,8 @@ class Dataverse(Destination[DataverseOptions]):
         if waits and len(waits) == len(answers):
             code = f"HTTP_{answers[0].status}"
             raise Unavailable(code, "the target throttled every row", retry_after=max(waits))
-        self.quotas = [Quota(0.0, max(waits))] if waits else []
+        if waits:
+            self.gate.on_quota(Quota(0.0, max(waits)))
 
     def _judged(self, answer: Reply, operation: Operation, request: Request) -> RowResult:
         """What one part of the answer says of its row."""

@@ -31,6 +31,7 @@ from retl.destinations.batch import (
     RowResult,
     Shape,
     SoftDelete,
+    Visit,
     WriteMode,
 )
 from retl.destinations.http import line
@@ -43,6 +44,7 @@ from retl.errors import DefinitionError, Poisoned, Systemic
 from retl.model import Definition, Duration
 from retl.net.auth import Anonymous, HeaderName, Secret, WholeUrl
 from retl.net.client import Address, Client, Timeouts
+from retl.net.gate import Gate
 from retl.net.lookup import text
 from retl.net.messages import Reply, Request
 from retl.net.oauth import Auth
@@ -56,7 +58,7 @@ OPERATION_NAMES: dict[Operation, str] = {
     "delete": "delete",
 }
 _INSERTS = ("insert_only", "append")
-LANES = 4  # or what the connection's limits say of `concurrency`, which is one where they say nothing
+LANES = 4  # at most, if the connection's limits say so many in `concurrency`
 _PROBE = Rules(ok=tuple(range(200, 300)), rows="none")
 
 
@@ -116,17 +118,15 @@ class HttpOptions(Definition):
 class HttpDestination(Destination[HttpOptions]):
     Connection = HttpConnection
     Options = HttpOptions
-    paced = True
 
-    def __init__(self, options: HttpOptions, shape: Shape) -> None:
+    def __init__(self, options: HttpOptions, shape: Shape, gate: Gate | None = None) -> None:
         """DefinitionError where no endpoint serves the sync, or one names a field it has not got."""
-        super().__init__(options, shape)
+        super().__init__(options, shape, gate)
         connection = options.connection
         headers = {name: value.get_secret_value() for name, value in connection.headers.items()}
         self._address = Address.parse(connection.base_url)
-        self._client = Client(
-            self._address, connection.auth, headers, connection.timeouts, lambda size: self.permit(size)
-        )
+        permits = self.gate.permits()
+        self._client = Client(self._address, connection.auth, headers, connection.timeouts, permits)
         self._secrets = list(headers.values())
         self._endpoints = _endpoints(options, shape)
         self._calls: dict[Operation, tuple[Template, Rules]] = {}
@@ -136,25 +136,25 @@ class HttpDestination(Destination[HttpOptions]):
             self._call("delete")
         key = options.idempotency
         self.capabilities = Capabilities(
-            object=HttpDestination.identity(options, shape.write),
+            object=HttpDestination.place(options, shape.write),
             operations=frozenset(self._endpoints),
             idempotent=shape.write not in _INSERTS,
             form="documents",
             # where an intent precedes each request, more of them at once would only leave more in doubt
-            lanes=1 if shape.write in _INSERTS or key or options.job else LANES,
+            most_lanes=1 if shape.write in _INSERTS or key or options.job else LANES,
             shaping=endpoint.model_dump(
                 mode="json", exclude={"outcome", "max_rows", "max_bytes", "max_row_bytes"}
             ),
             key_window=key.window if key else None,
             nulls_keep=shape.write not in _INSERTS,
-            settles=key is not None,
+            resolves=key is not None,
             by_ref=shape.deletes != "keep" and self._endpoints["delete"].asks_ref,
             max_rows=endpoint.rows_at_most,
             max_deletes=self._endpoints["delete"].rows_at_most if "delete" in self._endpoints else None,
         )
 
     @classmethod
-    def identity(cls, options: HttpOptions, write: WriteMode) -> str:
+    def place(cls, options: HttpOptions, write: WriteMode) -> str:
         address = Address.parse(options.connection.base_url)
         endpoint: Endpoint | None = getattr(options, OPERATION_NAMES[write])
         return f"{address}{address.prefix}{endpoint.path.partition('?')[0] if endpoint else ''}" + (
@@ -169,7 +169,7 @@ class HttpDestination(Destination[HttpOptions]):
         rules = _rules(endpoint, options.outcome, write, list(key))
         return rules.ref is not None and rules.rows in ("positional", "listed", "all_or_nothing")
 
-    def check(self) -> None:
+    def check(self, visit: Visit) -> None:
         probe = self.options.check
         if probe is None:
             self._client.connect()
@@ -189,10 +189,12 @@ class HttpDestination(Destination[HttpOptions]):
             return Outcome(RowResult(Kind.REJECTED, error.code, error.message))
         return self._judge(self._send(request, batch), request, batch)
 
-    def settle(self, batch: Batch, handle: str | None) -> Answer:
+    def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Answer:
         """What the target says of the job `handle`; else the same bytes under the same key again, which
         tells what became of the first time; to be asked within `key_window`. Without a job or a key
         there is no evidence to be had."""
+        if not act:
+            return Outcome(UNKNOWN)
         if handle is not None and self.options.job is not None:
             sent = self._sent(batch, lambda row: self._known())
             return self.options.job.ask(handle, sent, self._ask, self._address.prefix)
@@ -204,7 +206,7 @@ class HttpDestination(Destination[HttpOptions]):
             return Outcome(UNKNOWN)
         return self._judge(reply, request, batch)
 
-    def request(self, batch: Batch) -> bytes:
+    def preview(self, batch: Batch) -> bytes:
         return self._request(batch).dump()
 
     def rules(self, operation: Operation) -> Rules:
@@ -244,7 +246,7 @@ class HttpDestination(Destination[HttpOptions]):
             )
 
     def _request(self, batch: Batch) -> Request:
-        """What goes out for the batch: the bytes that were minted for it, or new ones. Poisoned if its
+        """What goes out for the batch: the bytes that were prepared for it, or new ones. Poisoned if its
         rows cannot be one request."""
         host = ("Host", self._address.authority)
         if batch.request is not None:
@@ -272,9 +274,9 @@ class HttpDestination(Destination[HttpOptions]):
         named = {key.header: batch.idempotency_key} if key and batch.idempotency_key else {}
         reply = self._client.send(request, named)
         rules = self._call(batch.operation)[1]
-        told = ((rules.usage, False), (rules.budget, True))
-        found = [quota(reply.headers, usage, daily=daily) for usage, daily in told if usage]
-        self.quotas = [one for one in found if one]
+        for usage, daily in ((rules.usage, False), (rules.budget, True)):
+            if usage and (found := quota(reply.headers, usage, daily=daily)):
+                self.gate.on_quota(found)
         return reply
 
     def _ask(self, request: Request) -> Reply:

@@ -2,7 +2,7 @@
 
 Each batch is one transaction: COPY into a temporary table, one statement that carries it over (or COPY
 straight into the table, while all rows are new to it), and a marker in `retl_applied` beside the table.
-So a batch is there as a whole or not at all, an unanswered COMMIT can be settled, and a run that lost
+So a batch is there as a whole or not at all, an unanswered COMMIT can be resolved, and a run that lost
 its lock cannot commit. Rows the table refuses are found and named; the rest of their batch is delivered.
 Only columns of the sync are written, and a row that is already as it should be is left untouched. Deletes
 are refused where foreign keys with ON DELETE CASCADE, SET NULL or SET DEFAULT would carry them into other
@@ -37,11 +37,13 @@ from retl.destinations.batch import (
     RowResult,
     Shape,
     SoftDelete,
+    Visit,
     WriteMode,
 )
 from retl.destinations.postgres import catalog, exclusion, fitness
 from retl.destinations.postgres.statements import ROW, Relation, Statements, check_name
 from retl.errors import DefinitionError, Systemic, Unavailable
+from retl.net.gate import Gate
 from retl.net.postgres import PostgresConnection, Session, transaction
 
 LANES = 2  # two connections are 1.5 times as fast as one; more are slower on small servers
@@ -73,12 +75,12 @@ class Postgres(Destination[PostgresOptions]):
     Connection = PostgresConnection
     Options = PostgresOptions
 
-    def __init__(self, options: PostgresOptions, shape: Shape) -> None:
-        super().__init__(options, shape)
+    def __init__(self, options: PostgresOptions, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options, shape, gate)
         relation = Relation.parse(options.table)
         _check_names(shape)
         self._sql = Statements(relation, shape)
-        self._exclusion = exclusion.Exclusion(relation, shape.state_id, shape.run_id)
+        self._exclusion = exclusion.Exclusion(relation, shape.state_id)
         self._hold: Session | None = None  # keeps other ledgers out while it lives
         self._lane: Session | None = None
         self._marked = False  # whether the marker table is there: known once the lane is open
@@ -86,7 +88,7 @@ class Postgres(Destination[PostgresOptions]):
         self._straight = True  # until a row that is new to us was not to the table, or one was refused
         self._attempts: dict[str, int] = {}  # of batches written here and not answered yet
         self.capabilities = Capabilities(
-            object=self.identity(options, shape.write),
+            object=self.place(options, shape.write),
             operations=frozenset({"upsert", "insert_only", "update_only", "append", "delete"}),
             idempotent=shape.write != "append",
             form="csv",
@@ -94,43 +96,45 @@ class Postgres(Destination[PostgresOptions]):
             nulls_keep=shape.write in ("upsert", "update_only"),  # the others never meet an older value
             only_if_empty=shape.write in ("upsert", "update_only"),
             cascades=True,
-            settles=True,
+            resolves=True,
             lanes=LANES,
         )
 
     @classmethod
-    def identity(cls, options: PostgresOptions, write: WriteMode) -> str:
+    def place(cls, options: PostgresOptions, write: WriteMode) -> str:
         return f"postgres://{options.connection.address}/{Relation.parse(options.table)}"
 
     # --- check and prepare
 
-    def check(self) -> None:
+    def check(self, visit: Visit) -> None:
         """Reads the catalog and the markers in a read-only transaction.
 
         Systemic with the GRANT, Mismatch TARGET_DRIFT with the DDL, CASCADE, ROW_SECURITY, TARGET_LOST,
         STATE_LOST, Later TARGET_HELD.
         """
-        if self.shape.run_id and (self._hold is None or self._hold.closed):
+        if visit.exclusive and (self._hold is None or self._hold.closed):
             self._hold = self._connect(exclusion.name(self.shape.sync))
             with self._transaction(self._hold) as session:
-                self._exclusion.take(session)
+                self._exclusion.take(session, visit.run_id)
         relation = self._sql.relation
-        with self._visit(read_only=True) as session:
+        with self._session(read_only=True) as session:
             place = catalog.place(session, relation)
             fitness.judge_place(place, self._sql)
             table = catalog.table(session, relation)
             unmarked = not place.marker and place.may_create  # this account would have made it
-            if self.shape.newest is not None and (table is None or unmarked):
+            if visit.newest is not None and (table is None or unmarked):
                 raise fitness.target_lost(self._sql)
             fitness.judge_table(table, place, self._sql, create=self.options.create)
             if place.marker and place.may_mark:
-                fitness.judge_trace(catalog.trace(session, relation, self.shape), self._sql)
+                fitness.judge_trace(
+                    catalog.trace(session, relation, self.shape.state_id, visit.newest), self._sql
+                )
 
-    def prepare(self, epoch: int) -> None:
+    def prepare(self, visit: Visit) -> None:
         """Makes what `create` asks for and the marker table, and fences off runs of an older epoch.
         Several processes may do it at once."""
         relation, sql = self._sql.relation, self._sql
-        with self._visit() as session:
+        with self._session() as session:
             session.execute("SELECT pg_advisory_xact_lock(hashtextextended('retl:prepare', 0))")
             if self.options.create:
                 self._create(session)
@@ -138,9 +142,9 @@ class Postgres(Destination[PostgresOptions]):
             if not place.marker and place.may_create:
                 session.execute(sql.create_marker())
             if place.may_mark if place.marker else place.may_create:
-                if not session.execute(sql.fence(epoch)).rowcount:
+                if not session.execute(sql.fence(visit.epoch)).rowcount:
                     raise self._voided()
-                session.execute(sql.prune(epoch))
+                session.execute(sql.prune(visit))
 
     def _create(self, session: Session) -> None:
         if not catalog.place(session, self._sql.relation).schema:
@@ -164,7 +168,7 @@ class Postgres(Destination[PostgresOptions]):
                 raise Systemic(
                     "NO_MARKER", f"append needs the table {self._sql.marker}", hint="run `retl check`"
                 )
-            self._begin(session)
+            self._begin(session, batch)
             found = self._carry(session, batch)
             if self._marked:
                 written = sum(found.get(row, WRITTEN).kind is Kind.WRITTEN for row in range(len(batch)))
@@ -186,21 +190,25 @@ class Postgres(Destination[PostgresOptions]):
                 return {}
         return transfer(session, self._sql, batch)
 
-    def _begin(self, session: Session) -> None:
-        if self.shape.run_id:
-            self._exclusion.begin(session, IMMEDIATE)
+    def _begin(self, session: Session, batch: Batch) -> None:
+        if batch.exclusive:
+            self._exclusion.begin(session, batch.run_id, IMMEDIATE)
         else:
             session.execute(IMMEDIATE)
 
-    # --- settle
+    # --- resolve
 
-    def settle(self, batch: Batch, handle: str | None) -> Outcome:
+    def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Outcome:
         """Void the batch's marker: from then on the unanswered transaction cannot commit, and every row is
         RETRY, for nothing was applied. If the marker is there, it tells the outcome. UNKNOWN where the
-        account may not keep markers. Systemic VOIDED if another run took the batch over."""
+        account may not keep markers. Systemic VOIDED if another run took the batch over.
+        Without `act` nothing is voided: a marker that is not there will be, unless its COMMIT is under way
+        right now."""
+        if not act:
+            return self._peek(batch)
         ours = batch.id in self._attempts
         attempt = self._attempts.get(batch.id, 0)
-        with self._visit() as session:
+        with self._session() as session:
             place = catalog.place(session, self._sql.relation)
             if not (place.marker and place.may_mark):
                 return Outcome(UNKNOWN)
@@ -215,10 +223,10 @@ class Postgres(Destination[PostgresOptions]):
         self._attempts[batch.id] = attempt + 1
         return Outcome(NOT_APPLIED)
 
-    def foresee(self, batch: Batch) -> Outcome:
-        """By the markers: one that is not there will be voided, unless its COMMIT is under way right now."""
+    def _peek(self, batch: Batch) -> Outcome:
+        """What the markers say."""
         attempt = 0
-        with self._visit(read_only=True) as session:
+        with self._session(read_only=True) as session:
             if not catalog.place(session, self._sql.relation).marker:
                 return Outcome(UNKNOWN)
             while row := session.execute(self._sql.marked(batch, attempt, wait=False)).fetchone():
@@ -233,7 +241,7 @@ class Postgres(Destination[PostgresOptions]):
         if row and row[0] == "applied":
             del self._attempts[batch.id]
             return _outcome(row[2])
-        if row and row[1] == self._author:  # voided by a `settle` of ours whose answer was lost
+        if row and row[1] == self._author:  # voided by a `resolve` of ours whose answer was lost
             self._attempts[batch.id] = attempt + 1
             raise Unavailable("VOIDED", "nothing of the batch was applied: it was given up while unanswered")
         raise self._voided()
@@ -245,13 +253,13 @@ class Postgres(Destination[PostgresOptions]):
             hint=f"if the ledger was restored from a backup: {self._sql.forget()};",
         )
 
-    # --- read, request, close
+    # --- read, preview, close
 
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
         """Per row the fields as the table holds them, None where it lacks the key; needs SELECT only.
         What `create` has yet to make, a column or the table, holds nothing."""
         keys, rows = batch.keys(), list[tuple[Any, ...]]()
-        with self._visit(read_only=True) as session:
+        with self._session(read_only=True) as session:
             types = catalog.types(session, self._sql.relation)
             if not types:
                 return iter([None] * len(keys))
@@ -261,7 +269,7 @@ class Postgres(Destination[PostgresOptions]):
                 rows += session.execute(query).fetchall()
         return iter([dict(zip(names, row[1:], strict=True)) if row[0] else None for row in rows])
 
-    def request(self, batch: Batch) -> bytes:
+    def preview(self, batch: Batch) -> bytes:
         """The transaction as psql would take it."""
         sql, last = self._sql, len(batch) - 1
         rows = b"".join(batch.csv())
@@ -301,7 +309,7 @@ class Postgres(Destination[PostgresOptions]):
         return self._lane
 
     @contextmanager
-    def _visit(self, *, read_only: bool = False) -> Iterator[Session]:
+    def _session(self, *, read_only: bool = False) -> Iterator[Session]:
         """One transaction on a connection of its own."""
         session = self._connect(read_only=read_only)
         with closing(session), self._transaction(session):

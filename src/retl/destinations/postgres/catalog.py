@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from retl.destinations.batch import Shape
 from retl.destinations.postgres.statements import MARKER, Relation
 from retl.net.postgres import Session
 from retl.values.sql import quoted
@@ -148,22 +147,22 @@ def _dependents(session: Session, oid: int) -> tuple[str, ...]:
     return tuple(row[0] for row in rows)
 
 
-def trace(session: Session, relation: Relation, shape: Shape) -> Trace:
+def trace(session: Session, relation: Relation, state_id: str, newest: tuple[str, str] | None) -> Trace:
     """Asks the marker table, which must exist and be readable."""
     marker = f"{quoted(relation.schema)}.{MARKER}".replace("%", "%%")
     here = None
-    if shape.newest is not None:
+    if newest is not None:
         # Run and batch name it; the sync may have had another name then.
         found = session.execute(
             f"SELECT bool_or(relation = to_regclass(%s)) FROM {marker} WHERE state_id = %s"
             " AND run_id = %s AND batch = %s AND state = 'applied'",
-            [relation.sql, shape.state_id, *shape.newest],
+            [relation.sql, state_id, *newest],
         ).fetchone()
         here = bool(found and found[0])
     row = session.execute(
         "SELECT coalesce(bool_or(state_id <> %s) AND NOT bool_or(state_id = %s), false)"
         f" FROM {marker} WHERE object = %s",
-        [shape.state_id, shape.state_id, str(relation)],
+        [state_id, state_id, str(relation)],
     ).fetchone()
     return Trace(here, bool(row and row[0]))
 

@@ -42,16 +42,17 @@ SELECT set_config(name, value, false) FROM pg_catalog.pg_settings JOIN (VALUES (
 class Exclusion:
     """The list of one table, as one ledger meets it."""
 
-    def __init__(self, relation: Relation, state_id: str, run_id: str | None) -> None:
+    def __init__(self, relation: Relation, state_id: str) -> None:
         self._relation = relation
         self._table = _number(f"retl table {relation}")
         self._ledger = _number(f"retl ledger {state_id}")
         self._batches = _number(f"retl batches of {state_id}")
-        self._run = f"{_number(f'retl run into {relation}')}, {_number(f'retl {state_id} {run_id}')}"
+        self._runs = _number(f"retl run into {relation}")
+        self._state_id = state_id
 
-    def take(self, session: Session) -> None:
-        """Enter the list for as long as the session lives. Later TARGET_HELD if another ledger is there.
-        Call it in a transaction."""
+    def take(self, session: Session, run_id: str) -> None:
+        """Enter the run in the list for as long as the session lives. Later TARGET_HELD if another ledger is
+        there. Call it in a transaction."""
         mutex = literal(f"retl:exclusion:{self._relation}")
         session.execute(f"SELECT pg_advisory_xact_lock(hashtextextended({mutex}, 0))")
         other = session.execute(self._others()).fetchone()
@@ -61,16 +62,15 @@ class Exclusion:
                 f"another ledger is delivering to {self._relation}: {_named(*other)}",
                 hint="run it again when that run has ended",
             )
-        session.execute(
-            f"SELECT pg_advisory_lock_shared({self._table}, {self._ledger}), pg_advisory_lock({self._run})"
-        )
+        here = f"pg_advisory_lock_shared({self._table}, {self._ledger})"
+        session.execute(f"SELECT {here}, pg_advisory_lock({self._run(run_id)})")
         session.execute(_LAST)
 
-    def begin(self, session: Session, first: str) -> None:
+    def begin(self, session: Session, run_id: str, first: str) -> None:
         """The first statement of a batch's transaction, and with it, in the same round trip, the batch's
         own entry. Systemic TARGET_LOCK_LOST if the run's is gone."""
         entered = f"SELECT pg_advisory_xact_lock_shared({self._table}, {self._batches})"
-        gone = f"SELECT pg_try_advisory_xact_lock_shared({self._run})"
+        gone = f"SELECT pg_try_advisory_xact_lock_shared({self._run(run_id)})"
         cursor = session.execute(f"{first}; {entered}; {gone}", prepare=False)
         while cursor.nextset():
             pass
@@ -82,6 +82,9 @@ class Exclusion:
                 hint="run the same command again: it carries on from what was confirmed; behind a pooler"
                 " retl needs sessions of its own",
             )
+
+    def _run(self, run_id: str) -> str:
+        return f"{self._runs}, {_number(f'retl {self._state_id} {run_id}')}"
 
     def _others(self) -> str:
         """The session that has been there longest, as far as it can be seen."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retl.destinations.batch import Batch, Field, Operation, Shape, SoftDelete
+from retl.destinations.batch import Batch, Field, Operation, Shape, SoftDelete, Visit
 from retl.destinations.postgres.types import ddl
 from retl.values.sql import literal, quoted
 
@@ -269,10 +269,10 @@ class Statements:
     def forget(self) -> str:
         return f"DELETE FROM {self.marker} WHERE {self._own}"
 
-    def prune(self, epoch: int) -> str:
+    def prune(self, visit: Visit) -> str:
         """Markers of runs that the fence keeps out, but for the newest the ledger will ask for."""
-        newest = literal(self.shape.newest[0] if self.shape.newest else "")
-        return f"{self.forget()} AND epoch < {epoch} AND run_id NOT IN ('', {newest})"
+        newest = literal(visit.newest[0] if visit.newest else "")
+        return f"{self.forget()} AND epoch < {visit.epoch} AND run_id NOT IN ('', {newest})"
 
     @property
     def _own(self) -> str:

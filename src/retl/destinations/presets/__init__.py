@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, create_model, model_validator
 
 from retl import destinations
+from retl.destinations.api import About
 from retl.destinations.batch import Operation, Shape, WriteMode
 from retl.destinations.http.adapter import OPERATION_NAMES, HttpConnection, HttpDestination, HttpOptions
 from retl.destinations.http.cells import NoField
@@ -29,6 +30,7 @@ from retl.destinations.presets.parameters import Parameter
 from retl.errors import DefinitionError, Place
 from retl.model import Definition, Limits
 from retl.net.client import Timeouts
+from retl.net.gate import Gate
 from retl.project.validation import ModelT, validate
 from retl.project.variables import Filled
 from retl.project.yamlfile import Tree
@@ -122,6 +124,20 @@ class Preset(Definition):
             message = found["msg"].removeprefix("Value error, ")
             raise ValueError(f"{self._tree.place(found['loc'])}: {where}: {message}") from None
 
+    @property
+    def _about(self) -> About:
+        return About(
+            limits=Limits(**{name: getattr(self.limits, name) for name in Limits.model_fields}),
+            evidence=self.evidence,
+            source=self.source,
+            checked_on=self.checked_on,
+            limits_source=self.limits.source,
+            limits_checked_on=self.limits.checked_on,
+            example=self.example,
+            summary=self.summary,
+            docs=self.docs,
+        )
+
     @cached_property
     def destination(self) -> type[HttpDestination]:
         """The destination class of this type."""
@@ -137,13 +153,11 @@ class Preset(Definition):
             **{name: one.field() for name, one in self.parameters.items()},  # type: ignore[call-overload]
         )
         connection.preset = options.preset = self
-        limits = {name: getattr(self.limits, name) for name in Limits.model_fields}
         members = {
             "Connection": connection,
             "Options": options,
             "preset": self,
-            "limits": Limits(**limits),
-            "is_preview": set(self.evidence) == {"docs"},
+            "about": self._about,
             "__doc__": self.docs,
             "__module__": __name__,
         }
@@ -198,16 +212,16 @@ class PresetDestination(HttpDestination):
 
     preset: ClassVar[Preset]
 
-    def __init__(self, options: Any, shape: Shape) -> None:
+    def __init__(self, options: Any, shape: Shape, gate: Gate | None = None) -> None:
         try:
-            super().__init__(options.http, shape)
+            super().__init__(options.http, shape, gate)
         except NoField as error:
             error.where = self.preset.place(error.name)
             raise
 
     @classmethod
-    def identity(cls, options: Any, write: WriteMode) -> str:
-        return super().identity(options.http, write)
+    def place(cls, options: Any, write: WriteMode) -> str:
+        return super().place(options.http, write)
 
     @classmethod
     def learns(cls, options: Any, write: WriteMode, key: Sequence[str]) -> bool:

@@ -57,6 +57,7 @@ from retl.destinations.batch import (
     Shape,
     Size,
     SoftDelete,
+    Visit,
     WriteMode,
 )
 from retl.destinations.redis.resp import (
@@ -74,6 +75,7 @@ from retl.destinations.redis.resp import (
 )
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, Systemic, Unavailable
 from retl.model import Definition, Duration, seconds
+from retl.net.gate import Gate
 
 NOBODY = "retl:stamp:"  # a key that never exists
 STAMPS = 1000  # more batches than can be written between two notes in the ledger
@@ -151,8 +153,8 @@ class Redis(Destination[RedisOptions]):
     Connection = RedisConnection
     Options = RedisOptions
 
-    def __init__(self, options: RedisOptions, shape: Shape) -> None:
-        super().__init__(options, shape)
+    def __init__(self, options: RedisOptions, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options, shape, gate)
         self._template = _template(options, shape)
         self._line = _line(options, shape, self._template)
         self._json_fields = {field.name for field in shape.fields if field.type.name == "json"}
@@ -170,7 +172,7 @@ class Redis(Destination[RedisOptions]):
             timeout=to.timeout,
         )
         self.capabilities = Capabilities(
-            object=self.identity(options, shape.write),
+            object=self.place(options, shape.write),
             operations=frozenset({"upsert", "delete"}),
             idempotent=True,
             form="documents",
@@ -181,11 +183,11 @@ class Redis(Destination[RedisOptions]):
         )
 
     @classmethod
-    def identity(cls, options: RedisOptions, write: WriteMode) -> str:
+    def place(cls, options: RedisOptions, write: WriteMode) -> str:
         to = options.connection
         return f"redis://{to.host}:{to.port}/{to.db}/{options.key}"
 
-    def check(self) -> None:
+    def check(self, visit: Visit) -> None:
         """As promised; the commands it sends change nothing, but a server judges account, role and
         memory before it sees that."""
         key = self._key(["probe"] * len(self.shape.key))
@@ -193,10 +195,10 @@ class Redis(Destination[RedisOptions]):
         if self.options.value == "hash":
             probes = [("HSET", key, "a", "b", "odd"), ("EVAL", WRITE_HASH, 1, NOBODY, 1, 0, "field")]
         probes += [("UNLINK", NOBODY), ("LTRIM", self._stamp, "no", "number")]
-        probes += [("LPOS", self._stamp, "/".join(self.shape.newest or ()))]
+        probes += [("LPOS", self._stamp, "/".join(visit.newest or ()))]
         replies = self._wire.ask(probes)
         self._stop_if_told(replies)
-        if self.shape.newest and not isinstance(replies[-1], int):
+        if visit.newest and not isinstance(replies[-1], int):
             raise Mismatch(
                 "TARGET_LOST" if self.options.ttl is None else "TARGET_EMPTIED",
                 f"{self._wire.server} lacks the stamp of the newest batch of {self.shape.sync}: what was "
@@ -236,7 +238,7 @@ class Redis(Destination[RedisOptions]):
             else:
                 yield None if value is None else {n: v for n, v in _object(value).items() if n in names}
 
-    def request(self, batch: Batch) -> bytes:
+    def preview(self, batch: Batch) -> bytes:
         """The commands as one types them into redis-cli, one per line."""
         commands = [*self._row_commands(batch), *self._stamps(batch)]
         lines = [" ".join(map(_typed, command)) for command in commands]

@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 from pydantic import Field
 
-from retl.destinations.api import Destination, Vendor
+from retl.destinations.api import About, Destination
 from retl.destinations.batch import (
     UNKNOWN,
     WRITTEN,
@@ -40,6 +40,7 @@ from retl.destinations.batch import (
     RowResult,
     Shape,
     SoftDelete,
+    Visit,
     WriteMode,
 )
 from retl.destinations.http.cells import exact
@@ -51,6 +52,7 @@ from retl.destinations.salesforce_bulk import csvjob, soql
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned
 from retl.model import Definition, Duration, Limits
 from retl.net.client import Address, Client
+from retl.net.gate import Gate
 from retl.net.lookup import Match, look, text
 from retl.net.messages import Reply, Request
 from retl.net.scrub import scrub
@@ -85,9 +87,8 @@ class SalesforceBulkOptions(Definition):
 class SalesforceBulk(Destination[SalesforceBulkOptions]):
     Connection = preset("salesforce").destination.Connection
     Options = SalesforceBulkOptions
-    paced = True
-    limits = Limits(concurrency=5, share=0.5)
-    vendor = Vendor(
+    about = About(
+        limits=Limits(concurrency=5, share=0.5),
         evidence=("contract", "golden", "docs"),
         source="https://developer.salesforce.com/docs/atlas.en-us.api_asynch.meta/api_asynch/datafiles_prepare_csv.htm",
         checked_on=date(2026, 11, 21),
@@ -97,8 +98,8 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         "destination: {connection: salesforce_bulk, object: Contact, match: ExtId__c}\n",
     )
 
-    def __init__(self, options: SalesforceBulkOptions, shape: Shape) -> None:
-        super().__init__(options, shape)
+    def __init__(self, options: SalesforceBulkOptions, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options, shape, gate)
         if [field.name for field in shape.key] != [options.match]:
             raise DefinitionError(
                 "HTTP_MATCH", f"the key is the field that `match` names: `key: [{options.match}]`"
@@ -106,7 +107,7 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         http = options.connection.http
         self._address = Address.parse(http.base_url)
         self._client = Client(
-            self._address, http.auth, {}, http.timeouts, lambda size: self.permit(size), 2 * LONGEST_FILE
+            self._address, http.auth, {}, http.timeouts, self.gate.permits(), 2 * LONGEST_FILE
         )
         self._data = f"{self._address.prefix}/services/data/{options.version}"
         words = csvjob.Words(
@@ -118,12 +119,12 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         self._json = frozenset(field.name for field in shape.fields if field.type.name == "json")
         self._columns = [options.match, *(field.name for field in shape.fields)]
         self.capabilities = Capabilities(
-            object=self.identity(options, shape.write),
+            object=self.place(options, shape.write),
             operations=frozenset({"upsert", "append", "delete"}),
             idempotent=shape.write != "append",
             form="documents",
             nulls_keep=shape.write != "append",
-            settles=True,
+            resolves=True,
         )
 
     @classmethod
@@ -131,11 +132,11 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         return True
 
     @classmethod
-    def identity(cls, options: SalesforceBulkOptions, write: WriteMode) -> str:
+    def place(cls, options: SalesforceBulkOptions, write: WriteMode) -> str:
         address = Address.parse(options.connection.http.base_url)
         return f"{address}{address.prefix}/bulk/{options.object}/{options.match}"
 
-    def check(self) -> None:
+    def check(self, visit: Visit) -> None:
         """Reads the object's description. Mismatch TARGET_DRIFT where it lacks a field."""
         path = f"{self._data}/sobjects/{self.options.object}/describe"
         reply = self._send(Request("GET", path, (), b""))
@@ -159,8 +160,10 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         self._refused = pending.handle, refused
         return pending
 
-    def settle(self, batch: Batch, handle: str | None) -> Answer:
+    def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Answer:
         """What the job came to. Without one nothing was applied: the file only ever follows the handle."""
+        if not act:  # to ask an open job is to send its file
+            return Outcome(UNKNOWN)
         if handle is None:
             return Outcome(csvjob.NOT_APPLIED)
         found = self._job.ask(handle)
@@ -172,7 +175,7 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         refused = self._refused[1] if self._refused[0] == handle else {}
         return Outcome(outcome.default, {**outcome.exceptions, **refused})
 
-    def request(self, batch: Batch) -> bytes:
+    def preview(self, batch: Batch) -> bytes:
         """The job and its file; of deletes, whose file holds ids that the target knows, the keys."""
         keys = [[name] for name in self._names(batch)]
         content = csvjob.write([self.options.match], keys) if self._removes(batch) else self._file(batch)[0]

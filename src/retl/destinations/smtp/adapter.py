@@ -36,12 +36,14 @@ from retl.destinations.batch import (
     Outcome,
     RowResult,
     Shape,
+    Visit,
     WriteMode,
 )
 from retl.destinations.smtp.letters import Form, Letter
 from retl.destinations.smtp.wire import SmtpConnection, Wire
 from retl.errors import Poisoned, Systemic, Unavailable
 from retl.model import Definition
+from retl.net.gate import Gate
 from retl.net.scrub import scrub
 
 _NOT_US = (503, 530, 534, 535, 538)  # about the session or the account, whatever was said
@@ -70,14 +72,14 @@ class Smtp(Destination[SmtpOptions]):
     Connection = SmtpConnection
     Options = SmtpOptions
 
-    def __init__(self, options: SmtpOptions, shape: Shape) -> None:
-        super().__init__(options, shape)
+    def __init__(self, options: SmtpOptions, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options, shape, gate)
         self._keys = [field.name for field in shape.key]
         self._form = options.form()
         self._form.fit([*self._keys, *(field.name for field in shape.fields)])
         self._wire = Wire(options.connection)
         self.capabilities = Capabilities(
-            object=Smtp.identity(options, shape.write),
+            object=Smtp.place(options, shape.write),
             operations=frozenset({"append"}),
             idempotent=False,
             form="documents",
@@ -85,10 +87,10 @@ class Smtp(Destination[SmtpOptions]):
         )
 
     @classmethod
-    def identity(cls, options: SmtpOptions, write: WriteMode) -> str:
+    def place(cls, options: SmtpOptions, write: WriteMode) -> str:
         return options.connection.name
 
-    def check(self) -> None:
+    def check(self, visit: Visit) -> None:
         with self._wire.in_time():
             if self._form.sender.names:
                 self._wire.reach()
@@ -105,7 +107,7 @@ class Smtp(Destination[SmtpOptions]):
         with self._wire.in_time():
             return self._begin(letter) or self._send(letter)
 
-    def request(self, batch: Batch) -> bytes:
+    def preview(self, batch: Batch) -> bytes:
         return self._letter(batch).dump()
 
     def close(self) -> None:
