@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from retl.destinations.http.adapter import HttpConnection
+from retl.destinations.http.server import HttpConnection
 from retl.net.oauth import OAuth2
 from retl.net.rs256 import Key
 

@@ -22,8 +22,9 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, creat
 from retl import destinations
 from retl.destinations.api import About
 from retl.destinations.batch import Operation, Shape, WriteMode
-from retl.destinations.http.adapter import OPERATION_NAMES, HttpConnection, HttpDestination, HttpOptions
+from retl.destinations.http.adapter import OPERATION_NAMES, HttpDestination, HttpOptions
 from retl.destinations.http.cells import NoField
+from retl.destinations.http.server import HttpConnection
 from retl.destinations.presets import check
 from retl.destinations.presets.filling import conditions, fill, holds
 from retl.destinations.presets.parameters import Parameter
