@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,18 @@ import pytest
 
 from retl import destinations
 from retl.app.resolve import open_project
-from retl.delivery.lanes import Answered, Delivery
-from retl.destinations.batch import Batch, Field, Kind, Operation, Outcome, RowResult, Shape, WriteMode
+from retl.destinations.batch import Field, Kind, Operation, Outcome, RowResult, Shape, WriteMode
 from retl.destinations.http.adapter import OPERATION_NAMES, HttpDestination
 from retl.destinations.http.outcome import Sent, interpret
 from retl.errors import Poisoned, Systemic
-from retl.model import Limits, Retry
 from retl.net.auth import Permit
 from retl.net.gate import Gate
 from retl.net.messages import Reply
-from retl.observe.signals import Stop
-from retl.pace import limiter
 from retl.testing import FakeApi
 from retl.values.types import Type
 from tests import api as fake
 from tests.api import TOKEN, Fault, passed
+from tests.delivered import deliver
 from tests.destinations.rows import Row, Rows, document
 
 EVIDENCE = Path(__file__).parent / "evidence"
@@ -56,26 +53,6 @@ def nullable(schema: Any) -> Any:
     if made.get("nullable") is True and isinstance(made.get("type"), str):
         made["type"] = [made["type"], "null"]
     return made
-
-
-@dataclass
-class Memory:
-    """A journal that keeps nothing beyond the process, but the handles."""
-
-    handles: dict[str, str] = field(default_factory=dict)
-
-    def open(self, batches: Sequence[Batch]) -> None: ...
-
-    def intend(self, batch: Batch) -> None: ...
-
-    def attach(self, batch: Batch, handle: str) -> None:
-        self.handles[batch.id] = handle
-
-    def split(self, batch: Batch, halves: Sequence[Batch]) -> None: ...
-
-    def acknowledge(self, answered: Answered) -> None: ...
-
-    def flush(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -152,10 +129,6 @@ class Proof:
 
     # the machinery
 
-    @pytest.fixture(autouse=True)
-    def _impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(limiter, "_FIRST", 0.002)
-
     @pytest.fixture
     def api(self) -> Iterator[Any]:
         with self.vendor() as api:
@@ -199,24 +172,8 @@ class Proof:
         """What becomes of the rows, by the same delivery that runs use; what stops it is raised."""
         options = self.options(api.url, parameters)
         shape = self.shape(deletes="delete" if operation == "delete" else "keep")
-        kind = destinations.load(self.preset)
-        lane = kind(options, shape, Through(permit))
-        size = lane.capabilities.max_rows or len(rows)
-        batches = [
-            Rows(shape, rows, refs).batch(operation or self.write, first, min(first + size, len(rows)) - 1)
-            for first in range(0, len(rows), size)
-        ]
-        alone = replace(lane.capabilities, lanes=1)  # as where the limits say nothing of `concurrency`
-        delivery = Delivery(lambda: lane, alone, Memory(), limiter.Pace(Limits()), Retry(attempts=8), Stop())
-        try:
-            delivery.drain(batches)
-        finally:
-            delivery.close()
-        found = {}
-        for one in delivery.answered:
-            if one.outcome is not None:
-                found |= {one.first + n: one.outcome.result(n) for n in range(len(one.batch))}
-        return [found[n] for n in range(len(rows))]
+        lane = destinations.load(self.preset)(options, shape, Through(permit))
+        return deliver(lane, rows, operation, refs)
 
     def expected(self, rows: Sequence[Row]) -> dict[str, Any]:
         return {row[0]: self.sent_as(row) for row in rows}
