@@ -10,7 +10,7 @@ import pytest
 
 from retl.delivery.lanes import Answered, Delivery
 from retl.destinations.api import Destination
-from retl.destinations.batch import Batch, Operation, RowResult
+from retl.destinations.batch import Batch, Mode, RowResult
 from retl.model import Limits, Retry
 from retl.observe.signals import Stop
 from retl.pace import limiter
@@ -42,7 +42,7 @@ class Memory:
 def deliver(
     lane: Destination[Any],
     rows: Sequence[Row],
-    operation: Operation | None = None,
+    operation: Mode | None = None,
     refs: Sequence[str | None] = (),
 ) -> list[RowResult]:
     """What becomes of the rows on this one lane, without long pauses; what stops it is raised."""

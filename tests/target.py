@@ -21,6 +21,7 @@ from retl.delivery.lanes import Delivery, prepared
 from retl.delivery.paced import Paced
 from retl.destinations.api import Destination
 from retl.destinations.batch import (
+    MODES,
     UNKNOWN,
     WRITTEN,
     Answer,
@@ -236,7 +237,7 @@ class Scene:
         )
 
     def batch(self, first: int, last: int, operation: Any = "upsert") -> Batch:
-        return Batch(Numbers(), operation, RUN, self.lock.epoch, first, last)
+        return Batch(Numbers(), *MODES[operation], RUN, self.lock.epoch, first, last)
 
     def batches(self, rows: int, size: int, operation: Any = "upsert") -> Iterator[Batch]:
         for first in range(0, rows, size):

@@ -46,11 +46,13 @@ def test_a_sync_delivers_once_and_then_has_nothing_to_do(
     (summary,) = first["syncs"]
     assert [name for name in summary if name != "notes"] == SUMMARY
     assert (summary["status"], summary["read"], summary["inserted"]) == ("SUCCESS", ROWS, ROWS)
+    assert summary["bytes"] > ROWS * len("SET users:1 u1@example.com")
+    assert workshop.json("show")["bytes"] == summary["bytes"]
     with redis_server.client() as client:
         assert len(client.keys("users:*")) == ROWS
         assert json.loads(client.get("users:7"))["email"] == "u7@example.com"
     (again,) = workshop.json("sync", "--sync", "all")["syncs"]
-    assert (again["unchanged"], again["inserted"], again["updated"]) == (ROWS, 0, 0)
+    assert (again["unchanged"], again["inserted"], again["updated"], again["bytes"]) == (ROWS, 0, 0, 0)
 
 
 def test_a_dry_run_and_a_plan_write_nothing_and_predict_the_run(

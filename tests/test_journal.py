@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from retl.delivery.lanes import Answered
-from retl.destinations.batch import UNKNOWN, WRITTEN, Batch, Kind, Outcome, RowResult
+from retl.destinations.batch import MODES, UNKNOWN, WRITTEN, Batch, Kind, Outcome, RowResult
 from retl.errors import LedgerError
 from retl.ledger import open_ledger
 from retl.observe import log
@@ -145,7 +145,9 @@ def test_where_twice_is_not_once_a_batch_is_known_only_with_its_intent(scene: Sc
     first, second = scene.batches(4, 2)
     run.open([first, second])
     assert scene.recorded == []
-    minted = Batch(first.rows, "upsert", RUN, first.epoch, 0, 1, request=b"exactly", idempotency_key="k-1")
+    minted = Batch(
+        first.rows, *MODES["upsert"], RUN, first.epoch, 0, 1, request=b"exactly", idempotency_key="k-1"
+    )
     run.intend(minted)
     (row,) = scene.recorded
     assert (row.batch_id, row.status, row.idempotency_key) == (first.id, "open", "k-1")
@@ -160,7 +162,9 @@ def test_where_twice_is_not_once_a_batch_is_known_only_with_its_intent(scene: Sc
 def test_where_twice_is_not_once_doubt_stays_open_with_its_bytes(scene: Scene) -> None:
     run = journal(scene, every=True)
     (one,) = scene.batches(2, 2)
-    minted = Batch(one.rows, "upsert", RUN, one.epoch, 0, 1, request=b"exactly", idempotency_key="k-1")
+    minted = Batch(
+        one.rows, *MODES["upsert"], RUN, one.epoch, 0, 1, request=b"exactly", idempotency_key="k-1"
+    )
     run.intend(minted)
     run.acknowledge(Answered(minted, Outcome(UNKNOWN)))
     run.flush()

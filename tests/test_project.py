@@ -310,6 +310,97 @@ def test_syncs_of_one_table_own_different_fields_and_one_of_them_inserts_or_dele
         assert list(opened(folder).syncs) == ["a", "b"]
 
 
+REDIS = "source: {table: m}\nkey: [%s]\ndestination: {type: redis, key: '%s', ttl: none}\n"
+HTTP = """source: {table: m}
+key: [%s]
+destination: {connection: %s, upsert: {path: '%s', row: $row}}
+"""
+MAILCHIMP = "source: {table: m}\nkey: [email]\ndestination: {connection: %s, list: l%s}\ndeletes: delete\n"
+PEOPLE = "source: {table: m}\nkey: [id]\ndestination: {connection: %s, table: '%s'}\n"
+CONNECTIONS = """connections:
+  main: {type: postgres, host: localhost, dbname: d, user: u}
+  same: {type: postgres, host: 127.0.0.1, port: 5432, dbname: d, user: other, password: '${P}'}
+  else: {type: postgres, host: localhost, dbname: e, user: u}
+  hidden: {type: postgres, host: '${HOST}', port: '${PORT}', dbname: d, user: u}
+  veiled: {type: postgres, host: '${HOST}', dbname: d, user: u}
+  mail: {type: mailchimp, api_key: '${K}', server: us1}
+  again: {type: mailchimp, api_key: '${K2}', server: us1}
+  api: {type: http, base_url: 'https://API.example.com/v1', auth: {type: bearer, token: '${T}'}}
+  twin: {type: http, base_url: 'https://api.example.com:443/v1/', auth: {type: bearer, token: '${T}'}}
+  theirs: {type: http, base_url: 'https://api.example.com/v1', auth: {type: bearer, token: '${T2}'}}
+  unset: {type: http, base_url: '${URL}', auth: {type: bearer, token: '${T}'}}
+  cache: {type: redis, host: '::1'}
+  hubspot: {type: hubspot, token: '${H}'}
+  org: {type: salesforce, client_id: c, client_secret: '${S}', domain: org.example.com}
+  bulk: {type: salesforce_bulk, client_id: d, client_secret: '${S2}', domain: org.example.com}
+  chat: {type: slack, url: '${SLACK}'}
+"""
+SHARED = [
+    (TABLE.replace(" t}", " users}"), TABLE.replace(" t}", " public.users}")),
+    (TABLE.replace(" t}", " users}"), TABLE.replace(" t}", " '\"users\"'}")),
+    (PEOPLE % ("main", "crm.users"), PEOPLE % ("same", '"crm".users')),
+    (PEOPLE % ("hidden", "users"), PEOPLE % ("veiled", "public.users")),
+    (MAILCHIMP % ("mail", "7"), MAILCHIMP % ("mail", "7")),
+    (MAILCHIMP % ("mail", "7"), MAILCHIMP % ("again", "7")),
+    (HTTP % ("id", "api", "/users/{id}"), HTTP % ("user_id", "api", "/users/{user_id}")),
+    (HTTP % ("id", "api", "/users"), HTTP % ("id", "twin", "/users?mode=fast")),
+    (HTTP % ("id", "unset", "/users"), HTTP % ("id", "unset", "/users")),
+    (REDIS % ("id", "u:{id}"), REDIS % ("user_id", "u:{user_id}")),
+    (REDIS % ("id", "u:{id}"), (REDIS % ("id", "u:{id}")).replace("type: redis", "connection: cache")),
+    (
+        "source: {table: m}\nkey: [email]\ndestination: {connection: hubspot}\n",
+        "source: {table: m}\nkey: [id]\ndestination: {connection: hubspot, object: contacts, match: hs_object_id}\n",
+    ),
+    (
+        "source: {table: m}\nkey: [A__c]\ndestination: {connection: org, object: Contact, match: A__c}\n",
+        "source: {table: m}\nkey: [B__c]\ndestination: {connection: bulk, object: Contact, match: B__c}\n",
+    ),
+]
+APART = [
+    (PEOPLE % ("main", "users"), PEOPLE % ("main", "crm.users")),
+    (PEOPLE % ("main", "users"), PEOPLE % ("main", "Users")),  # spelled as in the catalog, never folded
+    (PEOPLE % ("main", "users"), PEOPLE % ("else", "users")),
+    (MAILCHIMP % ("mail", "7"), MAILCHIMP % ("mail", "8")),
+    (HTTP % ("id", "api", "/users"), HTTP % ("id", "api", "/orders")),
+    (HTTP % ("id", "api", "/users"), HTTP % ("id", "theirs", "/users")),  # another account of the server
+    (REDIS % ("id", "u:{id}"), REDIS % ("id", "v:{id}")),
+    *[
+        (
+            "source: {table: m}\nkey: [id]\ndestination: {connection: chat}\nwrite: append\nfirst_run: send\n"
+            "delivery: at_most_once\n",
+        )
+        * 2
+    ],
+]
+
+
+@pytest.mark.parametrize(("first", "second"), SHARED)
+def test_one_object_is_found_however_it_is_spelled(first: str, second: str, folder: Path) -> None:
+    write(folder, "retl.yml", CONNECTIONS)
+    write(folder, "syncs/a.yml", first + "fields: {a: a}\n")
+    write(folder, "syncs/b.yml", second + "fields: {b: b}\n")
+    ((place, code),) = refusals(folder)
+    assert (place.partition(":")[0], code) == ("syncs/b.yml", "OBJECT_SHARED")
+    write(folder, "syncs/b.yml", second + "fields: {b: b}\nenabled: false\n")
+    assert list(opened(folder).syncs) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("first", "second"), APART)
+def test_different_objects_and_messages_may_have_several_syncs(first: str, second: str, folder: Path) -> None:
+    write(folder, "retl.yml", CONNECTIONS)
+    write(folder, "syncs/a.yml", first)
+    write(folder, "syncs/b.yml", second)
+    assert list(opened(folder).syncs) == ["a", "b"]
+
+
+def test_a_place_is_compared_without_running_a_command(folder: Path) -> None:
+    write(folder, "retl.yml", CONNECTIONS)
+    write(folder, "syncs/a.yml", MAILCHIMP % ("mail", "7"))
+    write(folder, "syncs/b.yml", MAILCHIMP % ("mail", "8"))
+    opened(folder, environ={"K_COMMAND": f"touch {folder}/ran"})
+    assert not (folder / "ran").exists()
+
+
 def test_columns_and_fields_that_do_not_fit_are_refused_at_their_place(folder: Path) -> None:
     write(
         folder, "syncs/a.yml", TABLE.replace("[id]", "[idd]") + COLUMNS + "fields: {x: bb, y: {column: c}}\n"

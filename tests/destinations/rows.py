@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from retl.destinations.batch import (
+    MODES,
     Batch,
     FieldsText,
     FieldText,
     Form,
     KeyText,
     Line,
-    Operation,
+    Mode,
     Piece,
     Shape,
     Size,
@@ -43,12 +44,12 @@ class Rows:
         self.asked: set[Form] = set()
 
     def batch(
-        self, operation: Operation = "upsert", first: int = 0, last: int | None = None, run_id: str = "run-1"
+        self, operation: Mode = "upsert", first: int = 0, last: int | None = None, run_id: str = "run-1"
     ) -> Batch:
         """The rows from `first` to `last` (the last one if not given) as one batch."""
         last = len(self.rows) - 1 if last is None else last
         new = self.new and operation != "delete"
-        return Batch(self, operation, run_id, 1, first, last, "2026-11-21T06:00:00Z", new=new)
+        return Batch(self, *MODES[operation], run_id, 1, first, last, "2026-11-21T06:00:00Z", new=new)
 
     def keys(self, first: int, last: int) -> Sequence[Row]:
         return [row[: len(self.shape.key)] for row in self.rows[first : last + 1]]

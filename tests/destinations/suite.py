@@ -69,6 +69,7 @@ class Target(ABC):
     type: str  # its name in `destinations.names()`
     write: WriteMode = "upsert"
     proxy: Proxy  # every destination made connects through this one
+    counts_all = True  # every byte of a batch is counted, not only its rows
     commit: bytes  # once a request held these bytes, all of the batch is on its way to the server
 
     @abstractmethod
@@ -190,7 +191,7 @@ class Suite:
     def test_capabilities_need_no_network(self, target: Target, make: Any, shape: Shape) -> None:
         before = target.proxy.connections
         capabilities = make(shape, secret=CANARY).capabilities
-        assert target.write in capabilities.operations
+        assert target.write in capabilities.modes
         assert CANARY not in repr(capabilities)
         assert capabilities == make(shape).capabilities
         assert target.proxy.connections == before
@@ -278,6 +279,21 @@ class Suite:
         written = [row for row, result in zip(rows, outcome, strict=True) if result.kind == Kind.WRITTEN]
         assert target.contents() == as_contents(shape, written)
 
+    def test_it_counts_the_bytes_that_went_out(
+        self, target: Target, destination: Destination[Any], shape: Shape
+    ) -> None:
+        size = len(few(destination, 2))
+        rows = Rows(shape, sample(2 * size))
+        deliver(destination, rows.batch(target.write, first=0, last=size - 1))
+        counted, passed = destination.sent, target.proxy.sent
+        assert counted > 0
+        deliver(destination, rows.batch(target.write, first=size, last=2 * size - 1))
+        least = sum(len(name) for _, name, *_ in rows.rows[size : 2 * size])
+        most = target.proxy.sent - passed
+        assert least <= destination.sent - counted <= most
+        if target.counts_all:
+            assert destination.sent - counted == most
+
     # rows the server refuses
 
     @pytest.mark.parametrize(
@@ -300,7 +316,7 @@ class Suite:
     def test_deletes_exactly_those_keys(self, target: Target, make: Any, shape: Shape) -> None:
         shape = replace(shape, deletes="delete" if target.write != "append" else "keep")
         destination = make(shape)
-        if "delete" not in destination.capabilities.operations:
+        if "delete" not in destination.capabilities.modes:
             return
         destination.check(VISIT)
         destination.prepare(VISIT)

@@ -12,7 +12,7 @@ import pytest
 
 from retl.app.resolve import open_project
 from retl.destinations.api import Destination
-from retl.destinations.batch import Field, Kind, Operation, RowResult, Shape, SoftDelete, WriteMode
+from retl.destinations.batch import Field, Kind, Mode, RowResult, Shape, SoftDelete, WriteMode
 from retl.destinations.dataverse.adapter import Dataverse, DataverseConnection, DataverseOptions
 from retl.errors import DefinitionError, Mismatch
 from retl.net.waits import Quota
@@ -99,7 +99,7 @@ def deliver(
     environment: Environment,
     rows: Sequence[Row],
     shape: Shape | None = None,
-    operation: Operation | None = None,
+    operation: Mode | None = None,
 ) -> list[RowResult]:
     """What becomes of the rows."""
     return delivered.deliver(made(environment.url, shape or shaped()), rows, operation)

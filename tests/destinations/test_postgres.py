@@ -68,6 +68,7 @@ def _new(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 class PostgresTarget(Target):
     """A role with the documented rights and no other, beside a table of somebody else's."""
 
+    counts_all = False
     type = "postgres"
     commit = b"COMMIT\0"
 
@@ -226,6 +227,16 @@ def test_a_name_postgresql_would_not_keep_is_refused(table: str) -> None:
 def test_a_field_that_cannot_be_a_column_is_refused(target: PostgresTarget, name: str) -> None:
     with pytest.raises(DefinitionError):
         Postgres(target.options(), replace(SHAPE, fields=(Field(name, STRING),)))
+
+
+# bytes
+
+
+def test_the_bytes_of_a_copy_are_those_of_its_rows(target: PostgresTarget) -> None:
+    destination = ready(target)
+    batch = Rows(SHAPE, sample(5)).batch()
+    deliver(destination, batch)
+    assert destination.sent == len(b"".join(batch.csv(numbered=not batch.new)))
 
 
 # other ledgers

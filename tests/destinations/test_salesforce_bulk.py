@@ -15,7 +15,7 @@ import pytest
 
 from retl.app.resolve import open_project
 from retl.destinations.api import Destination
-from retl.destinations.batch import Field, Kind, Operation, RowResult, Shape, SoftDelete, WriteMode
+from retl.destinations.batch import Field, Kind, Mode, RowResult, Shape, SoftDelete, WriteMode
 from retl.destinations.salesforce_bulk import adapter
 from retl.destinations.salesforce_bulk.adapter import SalesforceBulk
 from retl.errors import Mismatch
@@ -138,7 +138,7 @@ def deliver(
     org: Org,
     rows: Sequence[Row],
     shape: Shape | None = None,
-    operation: Operation | None = None,
+    operation: Mode | None = None,
     refs: Sequence[str | None] = (),
 ) -> list[RowResult]:
     """What becomes of the rows, as one batch."""

@@ -50,6 +50,7 @@ def body_of(message: EmailMessage, kind: str = "plain") -> str:
 
 
 class MailTarget(Target):
+    counts_all = False
     type = "smtp"
     write = "append"
     commit = b"\r\n.\r\n"

@@ -19,7 +19,7 @@ import pytest
 
 from retl import destinations
 from retl.app.resolve import open_project
-from retl.destinations.batch import Field, Kind, Operation, Outcome, RowResult, Shape, WriteMode
+from retl.destinations.batch import Field, Kind, Mode, Outcome, RowResult, Shape, WriteMode
 from retl.destinations.http.adapter import OPERATION_NAMES, HttpDestination
 from retl.destinations.http.outcome import Sent, interpret
 from retl.errors import Poisoned, Systemic
@@ -62,7 +62,7 @@ class Recorded:
     answer: Mapping[str, Any]
     names: Sequence[str]
     kinds: Sequence[Kind]
-    operation: Operation = "upsert"
+    operation: Mode = "upsert"
     refs: Sequence[str | None] | None = None
     parameters: Mapping[str, Any] | None = None
 
@@ -164,7 +164,7 @@ class Proof:
         self,
         api: FakeApi,
         rows: Sequence[Row],
-        operation: Operation | None = None,
+        operation: Mode | None = None,
         parameters: Mapping[str, Any] | None = None,
         refs: Sequence[str | None] = (),
         permit: Permit | None = None,

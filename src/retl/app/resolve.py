@@ -6,6 +6,7 @@ nothing here until somebody needs it (`require`, `destination`), so that every p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,10 +30,6 @@ from retl.project.yamlfile import Loc, empty
 
 if TYPE_CHECKING:
     from retl.destinations.presets import Preset
-
-# The options that name the object a sync writes to, as far as definitions alone can tell.
-OBJECT_OPTIONS = ("table", "key", "object")
-
 
 DestinationClass = type[Destination[Any]]
 
@@ -145,6 +142,40 @@ class LoadedProject:
         raise_all(errors)
         return found
 
+    def claim(self, sync: Sync) -> str | None:
+        """What syncs that write one object have in common; None where none can, or where a definition is
+        wrong. Runs no command and reads no file: what an unset variable would be, its name stands for."""
+        try:
+            name, type_name = self._connection(sync)
+            kind = self._load(sync, name, type_name)
+            written = self._written[sync.name].part("destination").without("connection", "type")
+            options = _placed(kind.Options, written, connection=self._assumed(kind, name))
+        except DefinitionError:  # `destination` says what is wrong, to whoever needs it
+            return None
+        return kind.claim(options, sync.write)
+
+    def _assumed(self, kind: DestinationClass, name: str) -> BaseModel:
+        """The connection's model with stand-ins for values that are not known."""
+        environment, written = self.environment.plain(), {}
+        missing: set[str] = set()
+        if name in self.definitions.connections:
+            filled = fill(self._file.tree, environment, ("connections", name))
+            written, missing = dict(filled.value), {str(loc[0]) for loc in filled.missing if len(loc) == 1}
+        if name in DEFAULT_CONNECTIONS:
+            written |= read(DEFAULT_CONNECTIONS[name], environment).model_dump(exclude_none=True)
+        fields = kind.Connection.model_fields
+        given = {key: value for key, value in written.items() if key in fields and key not in missing}
+        for key, field in fields.items():
+            if key not in given and (key in missing or field.is_required()):
+                given[key] = _stand_in(key, str(written.get(key, f"{name} {key}")))
+        try:
+            return validate(kind.Connection, Filled(empty(""), (), given))
+        except DefinitionError:
+            known = {
+                key: value for key, value in given.items() if key not in missing or fields[key].is_required()
+            }
+            return validate(kind.Connection, Filled(empty(""), (), known))
+
     def place(self, sync: Sync | str, loc: Loc = ()) -> Place:
         """Where a part of a sync's definition was written."""
         return self._written[sync if isinstance(sync, str) else sync.name].place(loc)
@@ -218,6 +249,12 @@ class LoadedProject:
         needed = destinations.load(name).Connection.model_fields.items()
         lacking = [field for field, info in needed if info.is_required() and field not in replaced]
         return [Missing(variable(model, field), Place("environment")) for field in lacking]
+
+
+def _stand_in(key: str, text: str) -> str:
+    """A host, or an address, that is the same for the same text and is nobody's."""
+    host = re.sub("[^a-z0-9]+", "-", text.lower()).strip("-") + ".invalid"
+    return f"https://{host}" if key.endswith("url") else host
 
 
 def _placed(model: type[ModelT], filled: Filled, **given: Any) -> ModelT:
@@ -382,15 +419,13 @@ def _wrong_references(project: LoadedProject) -> Iterator[DefinitionError]:
 def _broken_rules(project: LoadedProject) -> Iterator[DefinitionError]:
     """What does not fit between the columns and fields of a sync, or between syncs of one object."""
     claims = []
+    several = sum(sync.enabled for sync in project.syncs.values()) > 1
     for sync in project.syncs.values():
         columns = list(sync.contract.columns) if sync.contract and sync.contract.columns else None
         for problem in problems(sync, columns):
             where = project.place(sync, problem.loc)
             yield DefinitionError(problem.code, problem.message, hint=problem.hint, where=where)
-        options = sync.destination.options
-        named = next(((option, str(options[option])) for option in OBJECT_OPTIONS if option in options), None)
-        if named is not None:
-            object = (sync.destination.connection or sync.destination.type, *named)
+        if several and sync.enabled and (object := project.claim(sync)) is not None:
             claims.append(Claim(sync, object, claimed(sync, columns)))
     for problem in sharing(claims):
         where = project.place(problem.sync, problem.loc)

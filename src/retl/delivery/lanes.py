@@ -26,7 +26,7 @@ from retl.destinations.batch import (
     Batch,
     Capabilities,
     Kind,
-    Operation,
+    Mode,
     Outcome,
     Pending,
     RowResult,
@@ -55,8 +55,8 @@ class Answered:
     status: str = "done"
 
     @property
-    def operation(self) -> Operation:
-        return self.batch.operation
+    def operation(self) -> Mode:
+        return self.batch.mode
 
     @property
     def first(self) -> int:
@@ -133,6 +133,11 @@ class Delivery:
             for batch in [*self._left, *work.close()]:
                 self._record(Answered(batch, Outcome(NOT_APPLIED), attempts=0))
             self.journal.flush()
+
+    @property
+    def sent(self) -> int:
+        """Bytes that all lanes handed to the wire."""
+        return sum(lane.sent for lane in self._lanes)
 
     def close(self) -> None:
         for destination in self._lanes:

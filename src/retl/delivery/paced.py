@@ -48,6 +48,10 @@ class Paced(Destination[Any]):
         self._gate = gate
         self.capabilities = inner.capabilities
 
+    @property
+    def sent(self) -> int:
+        return self._inner.sent
+
     @classmethod
     def place(cls, options: Any, write: WriteMode) -> str:
         raise TypeError("a place is the destination's: ask its class")

@@ -74,6 +74,12 @@ class Destination(ABC, Generic[OptionsT]):
         self.options = options
         self.shape = shape
         self.gate = gate or Gate()
+        self._bytes = 0
+
+    @property
+    def sent(self) -> int:
+        """Bytes that this lane handed to the wire so far: of rows, and over HTTP of whole requests."""
+        return self._bytes
 
     @classmethod
     @abstractmethod
@@ -81,6 +87,14 @@ class Destination(ABC, Generic[OptionsT]):
         """The identity of the object this writes to (server, object, key template), normalised, without
         secrets and without I/O: ownership, baseline and lock belong to it. The same as
         `capabilities.object`, known before the mart is."""
+
+    @classmethod
+    def claim(cls, options: OptionsT, write: WriteMode) -> str | None:
+        """What two syncs must share to write one object: the place, in a form that what only differs in
+        spelling or in options such as an API's version shares; None where each write makes a message of its
+        own, which nobody owns. It may tell accounts apart by a digest of their secret: compare it, never
+        store it."""
+        return cls.place(options, write)
 
     @classmethod
     def learns(cls, options: OptionsT, write: WriteMode, key: Sequence[str]) -> bool:

@@ -15,8 +15,29 @@ from typing import Any, Literal, Protocol
 from retl.values.types import Type
 
 WriteMode = Literal["upsert", "insert_only", "update_only", "append"]
-Operation = Literal["upsert", "insert_only", "update_only", "append", "delete"]
+Mode = Literal["upsert", "insert_only", "update_only", "append", "delete"]
+Operation = Literal["upsert", "append", "delete"]
 Form = Literal["tuples", "documents", "csv"]
+
+
+class Condition(StrEnum):
+    """Under which condition a row may be written, as the target judges it in the same step."""
+
+    NONE = "none"
+    ABSENT = "absent"  # the target has no such key
+    PRESENT = "present"  # it has
+    UNCHANGED = "unchanged"  # it holds what it held after our last confirmed write
+    NEWER = "newer"  # what we bring is later than what it holds
+
+
+MODES: dict[Mode, tuple[Operation, Condition]] = {
+    "upsert": ("upsert", Condition.NONE),
+    "insert_only": ("upsert", Condition.ABSENT),
+    "update_only": ("upsert", Condition.PRESENT),
+    "append": ("append", Condition.NONE),
+    "delete": ("delete", Condition.NONE),
+}
+_NAMES = {pair: mode for mode, pair in MODES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +149,7 @@ class Capabilities:
     """What a destination can do, known from options and shape alone, without I/O."""
 
     object: str  # the place that is written to (server, object, key template); holds no secret
-    operations: frozenset[Operation]
+    modes: frozenset[Mode]  # the pairs of operation and condition that it can, by their names
     idempotent: bool  # writing a batch twice leaves what writing it once leaves
     form: Form  # how it wants its rows; the stream is made in this form only
     shaping: Mapping[str, Any] = field(default_factory=dict)  # options that shape the bytes sent
@@ -196,7 +217,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive rows of one change set under one operation; row numbers count from 0 at `first`.
+    """Consecutive rows of one change set under one operation and condition; numbers count from 0 at `first`.
 
     `id` names these rows of this run and nothing else, so a half has its own. `request` and
     `idempotency_key` are set where the exact bytes were prepared and stored before the first send.
@@ -205,6 +226,7 @@ class Batch:
 
     rows: Rows
     operation: Operation
+    condition: Condition
     run_id: str
     epoch: int
     first: int
@@ -221,8 +243,13 @@ class Batch:
 
     @cached_property
     def id(self) -> str:
-        text = f"{self.run_id}/{self.operation}/{self.first}-{self.last}/{self.round}"
+        text = f"{self.run_id}/{self.mode}/{self.first}-{self.last}/{self.round}"
         return sha256(text.encode()).hexdigest()[:32]
+
+    @property
+    def mode(self) -> Mode:
+        """Operation and condition by the name that a sync and the ledger give them."""
+        return _NAMES[self.operation, self.condition]
 
     def keys(self) -> Sequence[tuple[Any, ...]]:
         """The key values of each row, in the order of `Shape.key`."""

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from retl.destinations.batch import UNKNOWN, Kind, Operation, Outcome, RowResult
+from retl.destinations.batch import UNKNOWN, Kind, Mode, Outcome, RowResult
 from retl.engine.workspace import RUN_FILE, Workspace
 from retl.values.sql import literal
 
@@ -32,7 +32,7 @@ class Acknowledged(Protocol):
     """A batch as the ledger remembers it: `outcome` is None while no answer is known."""
 
     @property
-    def operation(self) -> Operation: ...
+    def operation(self) -> Mode: ...
     @property
     def first(self) -> int: ...
     @property
@@ -138,7 +138,7 @@ def due(base_rows: int, part_rows: Sequence[int]) -> bool:
     return sum(part_rows) > COMPACT_PAST * base_rows or len(part_rows) > COMPACT_LAYERS
 
 
-def _told(result: RowResult, operation: Operation) -> tuple[object, ...]:
+def _told(result: RowResult, operation: Mode) -> tuple[object, ...]:
     """An answer as a row. Ours is what we wrote; without an answer what we meant to write, but for a key
     that may have been there before and was then left alone."""
     unkept = result.kind is Kind.UNKNOWN and operation != "insert_only"

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
-from retl.destinations.batch import Kind, Operation, Outcome, RowResult
+from retl.destinations.batch import Kind, Mode, Outcome, RowResult
 
 BatchStatus = Literal["open", "done", "split", "failed"]
 Cell = str | int | float | bytes | None
@@ -90,7 +90,7 @@ class BatchRow:
 
     batch_id: str
     number: int
-    operation: Operation
+    operation: Mode
     first: int
     last: int
     status: BatchStatus = "open"

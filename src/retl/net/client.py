@@ -15,7 +15,7 @@ import select
 import socket
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from ipaddress import ip_address
@@ -79,6 +79,12 @@ class Address:
         usual = self.port == (443 if self.scheme == "https" else 80)
         return host if usual else f"{host}:{self.port}"
 
+    @property
+    def place(self) -> str:
+        """The same for every spelling of the loopback interface."""
+        host = replace(self, host="localhost") if self.is_loopback else self
+        return f"{host}{self.prefix}"
+
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}"
 
@@ -107,6 +113,7 @@ class Client:
         }
         self._kept: HTTPConnection | None = None
         self._wire: _Wire | None = None
+        self.sent = 0  # bytes of all requests, heads included
         self._used = 0.0  # when the kept connection brought its last answer
 
     @cached_property
@@ -154,6 +161,7 @@ class Client:
             assert self._wire is not None
             self._wire.holds = bool(body)
             connection.request(method, target, body, dict(headers))
+            self.sent += _size(method, target, headers, body)
             response = connection.getresponse()
             if response.status < 200:
                 raise HTTPException("an interim answer that nobody asked for")
@@ -213,6 +221,12 @@ class Client:
             raise Unavailable(
                 "HTTP_UNREACHED", f"{self.address} cannot be reached, nothing was sent: {error}"
             ) from None
+
+
+def _size(method: str, target: str, headers: Mapping[str, str], body: bytes) -> int:
+    """The bytes of a request on the wire: its first line, its headers, an empty line and the body."""
+    head = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), ""]
+    return sum(len(line) + 2 for line in head) + len(body)
 
 
 def _read(response: HTTPResponse, longest: int) -> tuple[bytes, bool]:

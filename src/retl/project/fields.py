@@ -29,10 +29,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sync's claim to an object: which one (any comparable identity), and which fields besides the key."""
+    """A sync's claim to an object: which one (`Destination.claim`), and which fields besides the key."""
 
     sync: Sync
-    object: object
+    object: str
     fields: frozenset[str]
 
 
@@ -93,9 +93,8 @@ def problems(sync: Sync, contract_columns: Sequence[str] | None) -> Iterator[Pro
 
 
 def sharing(claims: Iterable[Claim]) -> Iterator[Problem]:
-    """What syncs of one object do that only one of them may. Paused syncs claim nothing."""
-    enabled = [claim for claim in claims if claim.sync.enabled]
-    for first, second in combinations(enabled, 2):
+    """What syncs of one object do that only one of them may."""
+    for first, second in combinations(claims, 2):
         if first.object != second.object:
             continue
         one, other = first.sync, second.sync

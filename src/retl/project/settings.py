@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -63,6 +64,16 @@ class Environment:
                 register_variable(name, value)
             self._found[name] = value or None
         return self._found[name]
+
+    def plain(self) -> Environment:
+        """The same without what a file would have to be read or a command run for."""
+        found = copy(self)
+        found._levels = [
+            {name: value for name, value in level.items() if not _POINTER.search(name)}
+            for level in self._levels
+        ]
+        found._found = {}
+        return found
 
     def _written(self, name: str) -> tuple[str, str] | None:
         for level in self._levels:

@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from retl.destinations.batch import Batch, Field, Operation
+from retl.destinations.batch import MODES, Batch, Field, Mode
 from retl.engine import payload
 from retl.engine.change_set import ChangeSet, document_sql
 from retl.engine.scratch import private_directory
@@ -199,16 +199,16 @@ class _Rows:
             for name, value in zip(rules, found, strict=True)
         }
 
-    def _batch(self, table: str, pos: int, operation: Operation) -> Batch:
+    def _batch(self, table: str, pos: int, operation: Mode) -> Batch:
         rows = ChangeSet(self.plan.workspace, self.plan.field_map, self.directory, {}, {}, table=table)
         run = self.plan.run
-        return Batch(rows, operation, run.run_id, 0, pos, pos, run.started_at.isoformat())
+        return Batch(rows, *MODES[operation], run.run_id, 0, pos, pos, run.started_at.isoformat())
 
     def _request(self, one: _Chosen) -> str | None:
         """Exactly what would be sent for this row alone; for an unchanged row, what `--key` would send."""
         if one.op in ("rejected", "unknown", "gone"):
             return None
-        operation: Operation = "delete" if one.op == "delete" else self.job.sync.write
+        operation: Mode = "delete" if one.op == "delete" else self.job.sync.write
         destination = self.job.lane(self.shape)
         try:
             sent = destination.preview(self._batch("shown", one.pos, operation))
@@ -310,7 +310,7 @@ def _present(job: Job, plan: Plan, count: int) -> Iterable[Mapping[str, Any] | N
         return [None] * count
     destination = job.lane(plan.field_map.shape)
     try:
-        batch = Batch(plan.change_set, "delete", plan.run.run_id, 0, 0, count - 1)
+        batch = Batch(plan.change_set, *MODES["delete"], plan.run.run_id, 0, 0, count - 1)
         return list(destination.read(batch))
     except TargetError:  # a sample is no reason to fail: the guards already said what they had to say
         return [None] * count

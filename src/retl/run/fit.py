@@ -12,10 +12,10 @@ def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
     """Can this destination do what the sync asks? DefinitionError where not."""
     operation = "delete" if sync.deletes.how != "keep" else None
     for needed in filter(None, (sync.write, operation)):
-        if needed not in capabilities.operations:
+        if needed not in capabilities.modes:
             raise DefinitionError(
                 "OPERATION_UNSUPPORTED",
-                f"this destination cannot {needed}; it can: {', '.join(sorted(capabilities.operations))}",
+                f"this destination cannot {needed}; it can: {', '.join(sorted(capabilities.modes))}",
                 where=f"sync {sync.name}",
             )
     for one in field_map.shape.fields:

@@ -89,7 +89,7 @@ class RunJournal:
             return BatchRow(
                 batch_id=batch.id,
                 number=self.number,
-                operation=batch.operation,
+                operation=batch.mode,
                 first=batch.first,
                 last=batch.last,
                 idempotency_key=batch.idempotency_key,

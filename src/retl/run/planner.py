@@ -16,7 +16,7 @@ from typing import Any
 
 from retl.contract.judge import Contract
 from retl.destinations.api import Destination
-from retl.destinations.batch import UNKNOWN, Batch, Outcome, Visit
+from retl.destinations.batch import MODES, UNKNOWN, Batch, Outcome, Visit
 from retl.engine import baseline, changes, mapping
 from retl.engine.changes import Cursor, Strategy
 from retl.engine.mapping import FieldMap, Run
@@ -391,7 +391,7 @@ class _Planning:
         alive = None if expires is None else self.run.started_at - timedelta(seconds=expires)
         sample = changes.sample(self.workspace, self.field_map, SAMPLE, alive, self.directory)
         if len(sample):
-            batch = Batch(sample, "delete", self.run.run_id, 0, 0, len(sample) - 1)
+            batch = Batch(sample, *MODES["delete"], self.run.run_id, 0, 0, len(sample) - 1)
             self.sampled, self.lost = len(sample), sum(row is None for row in destination.read(batch))
 
     def _orphans(self) -> list[Refusal]:
@@ -435,7 +435,7 @@ class _Planning:
         if self.refusals or reshaped or not asked or not volatile.is_suspect(updates, self.read):
             return []
         last = min(volatile.SAMPLE, len(self.change_set) - self.change_set.counts.get("delete", 0)) - 1
-        batch = Batch(self.change_set, self.job.sync.write, self.run.run_id, 0, 0, last)
+        batch = Batch(self.change_set, *MODES[self.job.sync.write], self.run.run_id, 0, 0, last)
         try:
             with _closing(self.job, self.field_map) as destination:
                 names = volatile.fields(destination, batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 
-from retl.destinations.batch import Batch
+from retl.destinations.batch import MODES, Batch
 from retl.engine import changes
 from retl.errors import Mismatch
 from retl.observe.summary import REJECTS_SHOWN, Counts, Summary
@@ -54,7 +54,7 @@ def _present(job: Job, plan: Plan) -> dict[str, tuple[int, int]]:
     try:
         for phase in (changes.FRESH, changes.OWED):
             for first, last in plan.change_set.cut(phase, job.sync.batch.rows):
-                batch = Batch(plan.change_set, job.sync.write, plan.run.run_id, 0, first, last)
+                batch = Batch(plan.change_set, *MODES[job.sync.write], plan.run.run_id, 0, first, last)
                 texts = plan.change_set.texts(range(first, last + 1))
                 for position, row in enumerate(destination.read(batch), first):
                     op = texts[position][0]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from retl.destinations.batch import Batch, Capabilities
+from retl.destinations.batch import MODES, Batch, Capabilities
 from retl.engine import changes
 from retl.engine.mapping import FieldMap
 from retl.engine.workspace import Workspace
@@ -49,7 +49,7 @@ def batches(
             row,
             Batch(
                 part,
-                row.operation,
+                *MODES[row.operation],
                 layer.run_id,
                 epoch,
                 row.first,

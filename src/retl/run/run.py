@@ -20,7 +20,7 @@ from retl import __version__
 from retl.delivery.failure_rate import FailureRate
 from retl.delivery.lanes import Answered, Delivery, prepared
 from retl.destinations.api import Destination
-from retl.destinations.batch import KEPT, UNKNOWN, Batch, Kind, Operation, Outcome
+from retl.destinations.batch import KEPT, MODES, UNKNOWN, Batch, Kind, Mode, Outcome
 from retl.engine.changes import DELETES, FRESH, OWED
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.workspace import Workspace
@@ -55,7 +55,6 @@ class Execution:
         self.plan: Plan | None = None
         self.journal = RunJournal(job.ledger, lock, run.run_id, every=False)
         self.delivery: Delivery | None = None
-        self.bytes = 0
 
     def begin(self) -> None:
         """The RUNNING row: durable before anything else happens."""
@@ -237,7 +236,7 @@ class Execution:
 
     def _batches(self, phase: int) -> Iterator[Batch]:
         plan = self._planned()
-        operation: Operation = "delete" if phase == DELETES else self.job.sync.write
+        operation: Mode = "delete" if phase == DELETES else self.job.sync.write
         most = plan.capabilities.max_rows
         if phase == DELETES:
             most = plan.capabilities.max_deletes or most
@@ -246,7 +245,7 @@ class Execution:
         for first, last in plan.change_set.cut(phase, size):
             yield Batch(
                 plan.change_set,
-                operation,
+                *MODES[operation],
                 self.run.run_id,
                 self.lock.epoch,
                 first,
@@ -261,7 +260,7 @@ class Execution:
         plan = self._planned()
         batch = Batch(
             plan.change_set,
-            self.job.sync.write,
+            *MODES[self.job.sync.write],
             self.run.run_id,
             self.lock.epoch,
             0,
@@ -359,7 +358,7 @@ class Execution:
         return {
             "batches": sum(1 for one in answered if one.attempts),
             "retries": self.delivery.retries if self.delivery else 0,
-            "bytes": self.bytes,
+            "bytes": self.delivery.sent if self.delivery else 0,
         }
 
     def _summary(self, status: str, code: int, counts: Counts, problem: RetlError | None) -> Summary:

@@ -33,7 +33,7 @@ from retl.destinations.batch import (
     Batch,
     Capabilities,
     Kind,
-    Operation,
+    Mode,
     Outcome,
     RowResult,
     Shape,
@@ -58,7 +58,7 @@ _LONGEST_ADDRESS = 65_536  # characters, in a $batch
 _HOST = r"^[A-Za-z0-9.-]+$"
 _JSON = (("Content-Type", "application/json; type=entry"),)
 _ODATA = (("OData-MaxVersion", "4.0"), ("OData-Version", "4.0"))
-_CONDITION: dict[Operation, tuple[tuple[str, str], ...]] = {
+_CONDITION: dict[Mode, tuple[tuple[str, str], ...]] = {
     "update_only": (("If-Match", "*"),),
     "insert_only": (("If-None-Match", "*"),),
     "delete": (("If-Match", "*"),),
@@ -74,7 +74,7 @@ def _without(means: Literal["absent", "written"]) -> Rules:
     return Rules(rows="none", cases=(*gone, _OF_ROWS))
 
 
-_RULES: dict[Operation, Rules] = {
+_RULES: dict[Mode, Rules] = {
     "upsert": Rules(rows="none", cases=(_OF_ROWS,)),
     "update_only": _without("absent"),
     "insert_only": Rules(rows="none", cases=(Case(status=(412,), means="kept"), _OF_ROWS)),
@@ -148,7 +148,7 @@ class Dataverse(HttpTarget[DataverseOptions]):
         self._data = f"{self._address.prefix}/api/data/{options.version}"
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
-            operations=frozenset(_RULES),
+            modes=frozenset(_RULES),
             idempotent=True,
             form="documents",
             nulls_keep=shape.write in ("upsert", "update_only"),
@@ -182,7 +182,7 @@ class Dataverse(HttpTarget[DataverseOptions]):
             return Outcome(UNKNOWN, refused)
         self._rest(answers)
         results = {
-            row: self._judged(answer, batch.operation, requests[row])
+            row: self._judged(answer, batch.mode, requests[row])
             for row, answer in zip(requests, answers, strict=True)
         }
         return Outcome(UNKNOWN, refused | results)
@@ -192,17 +192,17 @@ class Dataverse(HttpTarget[DataverseOptions]):
 
     def _requests(self, batch: Batch) -> tuple[dict[int, Request], dict[int, RowResult]]:
         """The request of each row, and the rows that cannot be one."""
-        operation: Operation = "update_only" if self._is_soft(batch) else batch.operation
+        mode: Mode = "update_only" if self._is_soft(batch) else batch.mode
         requests: dict[int, Request] = {}
         refused: dict[int, RowResult] = {}
         for number, row in enumerate(self._documents(batch)):
             try:
-                requests[number] = self._one(row, operation)
+                requests[number] = self._one(row, mode)
             except Poisoned as error:
                 refused[number] = RowResult(Kind.REJECTED, error.code, error.message)
         return requests, refused
 
-    def _one(self, row: tuple[Any, ...], operation: Operation) -> Request:
+    def _one(self, row: tuple[Any, ...], mode: Mode) -> Request:
         """Poisoned if the row has no address, or is no text."""
         values = {name: text(value) for name, value in zip(self._quoted, row, strict=False)}
         if any(not value or _NOT_IN_KEYS.search(value) for value in values.values()):
@@ -210,16 +210,16 @@ class Dataverse(HttpTarget[DataverseOptions]):
         quoted = {name: bool(one) for name, one in self._quoted.items()}
         try:
             target = f"{self._data}/{odata.address(self.options.table, values, quoted)}"
-            body = b"" if operation == "delete" else row[-1].encode()
+            body = b"" if mode == "delete" else row[-1].encode()
         except UnicodeEncodeError:
             raise Poisoned(
                 "NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot say"
             ) from None
         if len(target) > _LONGEST_ADDRESS:
             raise Poisoned("TOO_LARGE", f"an address has more than {_LONGEST_ADDRESS} characters")
-        condition = _CONDITION.get(operation, ())
+        condition = _CONDITION.get(mode, ())
         return Request(
-            "DELETE" if operation == "delete" else "PATCH", target, (_JSON if body else ()) + condition, body
+            "DELETE" if mode == "delete" else "PATCH", target, (_JSON if body else ()) + condition, body
         )
 
     def _whole(self, batch: Batch, requests: Sequence[Request]) -> Request:
@@ -237,11 +237,11 @@ class Dataverse(HttpTarget[DataverseOptions]):
         if waits:
             self.gate.on_quota(Quota(0.0, max(waits)))
 
-    def _judged(self, answer: Reply, operation: Operation, request: Request) -> RowResult:
+    def _judged(self, answer: Reply, mode: Mode, request: Request) -> RowResult:
         """What one part of the answer says of its row."""
         sent = Sent(1, True, lambda to: [], lambda row: [*_leaves(request), *self._known()])
         try:
-            result = interpret(answer, _RULES[operation], sent).default
+            result = interpret(answer, _RULES[mode], sent).default
         except TargetError as error:
             kinds: Mapping[type, Kind] = {Unavailable: Kind.RETRY, Ambiguous: Kind.UNKNOWN}
             return RowResult(kinds.get(type(error), Kind.REJECTED), error.code, error.message)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -25,7 +26,7 @@ from retl.destinations.batch import (
     Batch,
     Capabilities,
     Kind,
-    Operation,
+    Mode,
     Outcome,
     RowResult,
     Shape,
@@ -35,7 +36,7 @@ from retl.destinations.batch import (
 )
 from retl.destinations.http import line
 from retl.destinations.http.body import Endpoint, Template
-from retl.destinations.http.cells import Row
+from retl.destinations.http.cells import Row, split
 from retl.destinations.http.jobs import Job
 from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.rules import Case, Identity, Rules
@@ -49,7 +50,7 @@ from retl.net.lookup import text
 from retl.net.messages import Reply, Request
 from retl.net.waits import quota
 
-OPERATION_NAMES: dict[Operation, str] = {
+OPERATION_NAMES: dict[Mode, str] = {
     "upsert": "upsert",
     "insert_only": "insert",
     "append": "insert",
@@ -96,7 +97,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
         super().__init__(options, shape, gate)
         self._connect(options.connection)
         self._endpoints = _endpoints(options, shape)
-        self._calls: dict[Operation, tuple[Template, Rules]] = {}
+        self._calls: dict[Mode, tuple[Template, Rules]] = {}
         endpoint = self._call(shape.write)[0].endpoint
         self._line = line.line(endpoint, shape)
         if shape.deletes != "keep":
@@ -104,7 +105,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
         key = options.idempotency
         self.capabilities = Capabilities(
             object=HttpDestination.place(options, shape.write),
-            operations=frozenset(self._endpoints),
+            modes=frozenset(self._endpoints),
             idempotent=shape.write not in _INSERTS,
             form="documents",
             # where an intent precedes each request, more of them at once would only leave more in doubt
@@ -127,6 +128,17 @@ class HttpDestination(HttpTarget[HttpOptions]):
         return f"{address}{address.prefix}{endpoint.path.partition('?')[0] if endpoint else ''}" + (
             options.connection.auth.mark()
         )
+
+    @classmethod
+    def claim(cls, options: HttpOptions, write: WriteMode) -> str | None:
+        """The address of what is written, whatever its placeholders are called, and the account that the
+        credential is of: one server may be that of many. An append makes an object of its own."""
+        endpoint: Endpoint | None = getattr(options, OPERATION_NAMES[write])
+        if write == "append" or endpoint is None:
+            return None
+        path = "{}".join(split(endpoint.path.partition("?")[0])[::2])
+        account = sha256(repr(options.connection.auth.secrets()).encode()).hexdigest()
+        return f"{Address.parse(options.connection.base_url).place}{path}#{account}"
 
     @classmethod
     def learns(cls, options: HttpOptions, write: WriteMode, key: Sequence[str]) -> bool:
@@ -175,11 +187,11 @@ class HttpDestination(HttpTarget[HttpOptions]):
     def preview(self, batch: Batch) -> bytes:
         return self._request(batch).dump()
 
-    def rules(self, operation: Operation) -> Rules:
+    def rules(self, operation: Mode) -> Rules:
         """How answers to this operation are read."""
         return self._call(operation)[1]
 
-    def lacks(self, operation: Operation) -> DefinitionError:
+    def lacks(self, operation: Mode) -> DefinitionError:
         """What to say where no endpoint serves an operation that the sync asks for."""
         word = "deletes" if operation == "delete" else f"write: {operation}"
         name = OPERATION_NAMES[operation]
@@ -189,7 +201,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
             hint=f"{name}: {{method: …, path: /…}}",
         )
 
-    def _refuse_unlearnt(self, operation: Operation) -> None:
+    def _refuse_unlearnt(self, operation: Mode) -> None:
         """DefinitionError HTTP_REF where rows were to be named by an id that no answer can have told."""
         if not self._endpoints[operation].asks_ref:
             return
@@ -217,7 +229,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
             if request.headers[:1] != (host,):
                 raise Systemic("HTTP_MOVED", "base_url names another server than this request was made for")
             return request
-        template, text = self._call(batch.operation)[0], self._line
+        template, text = self._call(batch.mode)[0], self._line
         if text is not None and batch.operation != "delete":
             request = template.of_lines(batch.lines(text))
             return replace(request, headers=(host, *request.headers))
@@ -233,7 +245,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
         key = self.options.idempotency
         named = {key.header: batch.idempotency_key} if key and batch.idempotency_key else {}
         reply = self._client.send(request, named)
-        rules = self._call(batch.operation)[1]
+        rules = self._call(batch.mode)[1]
         for usage, daily in ((rules.usage, False), (rules.budget, True)):
             if usage and (found := quota(reply.headers, usage, daily=daily)):
                 self.gate.on_quota(found)
@@ -245,8 +257,8 @@ class HttpDestination(HttpTarget[HttpOptions]):
         )
 
     def _judge(self, reply: Reply, request: Request, batch: Batch) -> Answer:
-        template, rules = self._call(batch.operation)
-        job = self.options.job if batch.operation == "upsert" else None
+        template, rules = self._call(batch.mode)
+        job = self.options.job if batch.mode == "upsert" else None
         if job:
             rules = rules.model_copy(update={"ref": None})  # what the answer names is the job
         texts = template.texts(request)
@@ -257,7 +269,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
 
     def _sent(self, batch: Batch, texts: Callable[[int | None], Iterable[str]]) -> Sent:
         """The batch as its answer is held against it."""
-        template = self._call(batch.operation)[0]
+        template = self._call(batch.mode)[0]
 
         def names(to: str) -> list[str]:
             if to == "$row_no":
@@ -266,9 +278,9 @@ class HttpDestination(HttpTarget[HttpOptions]):
             keys = batch.keys()
             return [text(key[index]) for key in keys]
 
-        return Sent(len(batch), batch.operation not in _INSERTS, names, texts)
+        return Sent(len(batch), batch.mode not in _INSERTS, names, texts)
 
-    def _call(self, operation: Operation) -> tuple[Template, Rules]:
+    def _call(self, operation: Mode) -> tuple[Template, Rules]:
         """The operation's endpoint, made ready for the sync's rows, and how to read its answers."""
         if operation in self._calls:
             return self._calls[operation]
@@ -302,7 +314,7 @@ def _with_ref(row: Row, ref: str | None, keys: int) -> Row:
     return (*row[:keys], ref, *row[keys:])
 
 
-def _rules(endpoint: Endpoint, shared: Rules, operation: Operation, keys: list[str]) -> Rules:
+def _rules(endpoint: Endpoint, shared: Rules, operation: Mode, keys: list[str]) -> Rules:
     """The endpoint's own rules or the shared ones, of which those about lists of rows are not for an
     endpoint that takes one. That one object's own address finds none is no error where the object was
     to go, and leaves its row open where it was to be updated."""
@@ -342,7 +354,7 @@ def _addressed(endpoint: Endpoint, keys: list[str]) -> bool:
     return set(keys) <= names or bool({"$key", "$ref"} & set(endpoint.words))
 
 
-def _endpoints(options: HttpOptions, shape: Shape) -> dict[Operation, Endpoint]:
+def _endpoints(options: HttpOptions, shape: Shape) -> dict[Mode, Endpoint]:
     """The endpoint behind each operation that the destination offers."""
     given = {name: getattr(options, name) for name in ("upsert", "insert", "update", "delete")}
     if isinstance(shape.deletes, SoftDelete):

@@ -57,6 +57,10 @@ class HttpTarget(Destination[OptionsT]):
         permits = self.gate.permits()
         self._client = Client(self._address, http.auth, headers, http.timeouts, permits, longest)
 
+    @property
+    def sent(self) -> int:
+        return self._client.sent
+
     def close(self) -> None:
         self._client.close()
 

@@ -32,6 +32,7 @@ from retl.destinations.batch import (
     WRITTEN,
     Batch,
     Capabilities,
+    Condition,
     Kind,
     Outcome,
     RowResult,
@@ -89,7 +90,7 @@ class Postgres(Destination[PostgresOptions]):
         self._attempts: dict[str, int] = {}  # of batches written here and not answered yet
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
-            operations=frozenset({"upsert", "insert_only", "update_only", "append", "delete"}),
+            modes=frozenset({"upsert", "insert_only", "update_only", "append", "delete"}),
             idempotent=shape.write != "append",
             form="csv",
             readable=True,
@@ -184,11 +185,14 @@ class Postgres(Destination[PostgresOptions]):
         attempt in vain leaves it dead rows to vacuum."""
         from retl.destinations.postgres.transfer import copy_in, transfer
 
-        if batch.new and batch.operation != "update_only" and self._straight:
-            self._straight = copy_in(session, self._sql, batch)
+        if batch.new and batch.condition is not Condition.PRESENT and self._straight:
+            self._straight = copy_in(session, self._sql, batch, self._count)
             if self._straight:
                 return {}
-        return transfer(session, self._sql, batch)
+        return transfer(session, self._sql, batch, self._count)
+
+    def _count(self, size: int) -> None:
+        self._bytes += size
 
     def _begin(self, session: Session, batch: Batch) -> None:
         if batch.exclusive:
@@ -273,9 +277,9 @@ class Postgres(Destination[PostgresOptions]):
         """The transaction as psql would take it."""
         sql, last = self._sql, len(batch) - 1
         rows = b"".join(batch.csv())
-        parts = [sql.stage(), "BEGIN", IMMEDIATE, sql.copy(batch.operation)]
+        parts = [sql.stage(), "BEGIN", IMMEDIATE, sql.copy(batch.mode)]
         head = "".join(f"{part};\n" for part in parts).encode()
-        tail = [sql.apply(batch.operation, 0, last), sql.mark(batch, 0, "", len(batch), []), "COMMIT"]
+        tail = [sql.apply(batch.mode, 0, last), sql.mark(batch, 0, "", len(batch), []), "COMMIT"]
         return head + rows + b"\\.\n" + "".join(f"{part};\n" for part in tail).encode()
 
     def interrupt(self) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retl.destinations.batch import Batch, Field, Operation, Shape, SoftDelete, Visit
+from retl.destinations.batch import Batch, Field, Mode, Shape, SoftDelete, Visit
 from retl.destinations.postgres.types import ddl
 from retl.values.sql import literal, quoted
 
@@ -89,7 +89,7 @@ class Statements:
             f" SELECT 0 AS {ROW}, {listed} FROM {self.relation.sql} AS t WHERE false"
         )
 
-    def copy(self, operation: Operation) -> str:
+    def copy(self, operation: Mode) -> str:
         return _copy(STAGE, [ROW, *(self.keys if operation == "delete" else self.columns)])
 
     def copy_in(self) -> str:
@@ -113,7 +113,7 @@ class Statements:
 
     # --- carrying over
 
-    def apply(self, operation: Operation, first: int, last: int) -> str:
+    def apply(self, operation: Mode, first: int, last: int) -> str:
         """Its row count equals the number of rows unless some were left alone: `left` says which."""
         rows = f"s.{ROW} BETWEEN {first} AND {last}"
         target, matched = f"{self.relation.sql} AS t", f"{rows} AND {self._same_key}"
@@ -138,7 +138,7 @@ class Statements:
             return f"{conflict} DO NOTHING"
         return f"{conflict} DO UPDATE SET {self._sets('excluded')} WHERE {self._differs('excluded')}"
 
-    def left(self, operation: Operation, first: int, last: int) -> str:
+    def left(self, operation: Mode, first: int, last: int) -> str:
         """The rows `apply` did not write although it should have, or found (not) to be there: number, and
         whether the key is absent. Run it in the same transaction.
 

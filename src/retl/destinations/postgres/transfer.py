@@ -6,15 +6,17 @@ stands alone: one bad row of 50,000 costs some 17 small statements. The transact
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import psycopg
 
-from retl.destinations.batch import ABSENT, KEPT, Batch, Kind, Operation, RowResult
+from retl.destinations.batch import ABSENT, KEPT, Batch, Kind, Mode, RowResult
 from retl.destinations.postgres.rejection import CARDINALITY, UNSUPPORTED, rejection
 from retl.destinations.postgres.statements import STAGE, Statements
 from retl.errors import InvariantBroken
 from retl.net.postgres import Session
+
+Count = Callable[[int], None]  # is told how many bytes went out
 
 SWALLOWED = RowResult(
     Kind.REJECTED, "SWALLOWED", "PostgreSQL reported success, yet a trigger or policy left the row as it was"
@@ -23,7 +25,7 @@ KEY_COLLIDES = RowResult(
     Kind.REJECTED, "KEY_COLLIDES", "another row of the batch has a key that the table takes for the same"
 )
 # What a row that was not written means, if its key is absent and if it is present.
-_UNWRITTEN: dict[Operation, tuple[RowResult, RowResult]] = {
+_UNWRITTEN: dict[Mode, tuple[RowResult, RowResult]] = {
     "upsert": (SWALLOWED, SWALLOWED),
     "append": (SWALLOWED, SWALLOWED),
     "delete": (SWALLOWED, SWALLOWED),
@@ -32,13 +34,13 @@ _UNWRITTEN: dict[Operation, tuple[RowResult, RowResult]] = {
 }
 
 
-def copy_in(session: Session, sql: Statements, batch: Batch) -> bool:
+def copy_in(session: Session, sql: Statements, batch: Batch, count: Count) -> bool:
     """Copy rows that are thought to be new straight into the table, which takes half of what an upsert
     takes. False, and nothing was done, unless the table took every row as a new one; psycopg.Error where
     that has nothing to do with the rows or the table."""
     try:
         with session.transaction():
-            if _copied(session, sql.copy_in(), batch.csv(numbered=False)) != len(batch):
+            if _copied(session, sql.copy_in(), batch.csv(numbered=False), count) != len(batch):
                 raise psycopg.Rollback  # a trigger swallowed some
             return True
     except psycopg.Error as error:
@@ -47,12 +49,12 @@ def copy_in(session: Session, sql: Statements, batch: Batch) -> bool:
     return False
 
 
-def transfer(session: Session, sql: Statements, batch: Batch) -> dict[int, RowResult]:
+def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> dict[int, RowResult]:
     """The rows that were not written, by number; all others were, once the transaction commits.
     psycopg.Error if the fault is not in the rows. The stage must be empty."""
     try:
         with session.transaction():
-            _copy(session, sql, batch)
+            _copy(session, sql, batch, count)
     except psycopg.Error as error:
         rejected = rejection(error, sql.names)
         if rejected is None:
@@ -60,30 +62,31 @@ def transfer(session: Session, sql: Statements, batch: Batch) -> dict[int, RowRe
         if len(batch) == 1:
             return {0: rejected}
     else:
-        return _carry(session, sql, batch.operation, len(batch) - 1)
+        return _carry(session, sql, batch.mode, len(batch) - 1)
     first, second = batch.halves()
-    found = transfer(session, sql, first)
+    found = transfer(session, sql, first, count)
     session.execute(f"DELETE FROM {STAGE}")
-    later = transfer(session, sql, second)
+    later = transfer(session, sql, second, count)
     return found | {len(first) + row: result for row, result in later.items()}
 
 
-def _copy(session: Session, sql: Statements, batch: Batch) -> None:
-    count = _copied(session, sql.copy(batch.operation), batch.csv())
-    if count != len(batch):  # a COPY whose source fails midway may succeed short
-        raise InvariantBroken("ROWS_LOST", f"{count} of {len(batch)} rows reached PostgreSQL")
+def _copy(session: Session, sql: Statements, batch: Batch, count: Count) -> None:
+    rows = _copied(session, sql.copy(batch.mode), batch.csv(), count)
+    if rows != len(batch):  # a COPY whose source fails midway may succeed short
+        raise InvariantBroken("ROWS_LOST", f"{rows} of {len(batch)} rows reached PostgreSQL")
 
 
-def _copied(session: Session, statement: str, chunks: Iterable[bytes]) -> int:
+def _copied(session: Session, statement: str, chunks: Iterable[bytes], count: Count) -> int:
     """The rows that the server says it took."""
     with session.cursor() as cursor:
         with cursor.copy(statement) as copy:
             for chunk in chunks:
                 copy.write(chunk)
+                count(len(chunk))
         return cursor.rowcount
 
 
-def _carry(session: Session, sql: Statements, operation: Operation, last: int) -> dict[int, RowResult]:
+def _carry(session: Session, sql: Statements, operation: Mode, last: int) -> dict[int, RowResult]:
     """Carry over all staged rows, up to number `last`. Colliding keys leave together and before any
     halving, which would let the last of them win."""
     try:
@@ -106,7 +109,7 @@ def _carry(session: Session, sql: Statements, operation: Operation, last: int) -
 
 
 def _divide(
-    session: Session, sql: Statements, operation: Operation, first: int, last: int
+    session: Session, sql: Statements, operation: Mode, first: int, last: int
 ) -> dict[int, RowResult]:
     try:
         with session.transaction():
@@ -119,7 +122,7 @@ def _divide(
 
 
 def _halve(
-    session: Session, sql: Statements, operation: Operation, first: int, last: int, rejected: RowResult
+    session: Session, sql: Statements, operation: Mode, first: int, last: int, rejected: RowResult
 ) -> dict[int, RowResult]:
     if first == last:
         return {first: rejected}
@@ -128,9 +131,7 @@ def _halve(
     return found | _divide(session, sql, operation, middle + 1, last)
 
 
-def _apply(
-    session: Session, sql: Statements, operation: Operation, first: int, last: int
-) -> dict[int, RowResult]:
+def _apply(session: Session, sql: Statements, operation: Mode, first: int, last: int) -> dict[int, RowResult]:
     if session.execute(sql.apply(operation, first, last)).rowcount == last - first + 1:
         return {}
     absent, present = _UNWRITTEN[operation]

@@ -5,7 +5,8 @@ not. It has two kinds of words. `$name` is filled in when a request is made, fro
 `<name>` is filled in when the preset is used, from the keys of its connection and the parameters of the sync
 (`filling`). An object with `only_if: {name: [values]}`, or `given` or `missing` in place of the list, is
 there only where that parameter is so. An operation, and `auth`, may be a list of ways: the first whose
-`only_if` holds is taken.
+`only_if` holds is taken. `place` names the object that is written, in the account's own words and the same
+for every way to write it; without it two syncs meet where they write to one path with one credential.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, creat
 
 from retl import destinations
 from retl.destinations.api import About
-from retl.destinations.batch import Operation, Shape, WriteMode
+from retl.destinations.batch import Mode, Shape, WriteMode
 from retl.destinations.http.adapter import OPERATION_NAMES, HttpDestination, HttpOptions
 from retl.destinations.http.cells import NoField
 from retl.destinations.http.server import HttpConnection
@@ -30,7 +31,7 @@ from retl.destinations.presets.filling import conditions, fill, holds
 from retl.destinations.presets.parameters import Parameter
 from retl.errors import DefinitionError, Place
 from retl.model import Definition, Limits
-from retl.net.client import Timeouts
+from retl.net.client import Address, Timeouts
 from retl.net.gate import Gate
 from retl.project.validation import ModelT, validate
 from retl.project.variables import Filled
@@ -66,6 +67,7 @@ class Preset(Definition):
     connection: dict[str, Parameter] = Field(default={})
     parameters: dict[str, Parameter] = Field(default={})
     base_url: str | None = None
+    place: str | None = None  # names the object, for all accounts of the server
     auth: Ways = ({"type": "none"},)
     headers: dict[str, Any] = Field(default={})
     upsert: Ways = ()
@@ -90,7 +92,7 @@ class Preset(Definition):
         check.refuse(tree, {**preset.connection, **preset.parameters})
         return preset
 
-    def place(self, field: str) -> Place | None:
+    def where(self, field: str) -> Place | None:
         """Where one of a row's fields is named."""
         return next(check.named(self._tree, field), None)
 
@@ -124,6 +126,12 @@ class Preset(Definition):
             where = ".".join(str(part) for part in self._tree.written(found["loc"]))
             message = found["msg"].removeprefix("Value error, ")
             raise ValueError(f"{self._tree.place(found['loc'])}: {where}: {message}") from None
+
+    def claim(self, options: PresetOptions) -> str | None:
+        """The object that these parameters name, where `place` says so."""
+        given = options.connection.given(self.connection) | options.given(self.parameters)
+        path: str | None = fill({"path": self.place}, given).get("path")
+        return path and f"{Address.parse(options.http.connection.base_url).place}{path}"
 
     @property
     def _about(self) -> About:
@@ -217,7 +225,7 @@ class PresetDestination(HttpDestination):
         try:
             super().__init__(options.http, shape, gate)
         except NoField as error:
-            error.where = self.preset.place(error.name)
+            error.where = self.preset.where(error.name)
             raise
 
     @classmethod
@@ -225,10 +233,15 @@ class PresetDestination(HttpDestination):
         return super().place(options.http, write)
 
     @classmethod
+    def claim(cls, options: Any, write: WriteMode) -> str | None:
+        found = super().claim(options.http, write)
+        return found and (cls.preset.claim(options) or found)
+
+    @classmethod
     def learns(cls, options: Any, write: WriteMode, key: Sequence[str]) -> bool:
         return super().learns(options.http, write, key)
 
-    def lacks(self, operation: Operation) -> DefinitionError:
+    def lacks(self, operation: Mode) -> DefinitionError:
         ways = getattr(self.preset, OPERATION_NAMES[operation])
         needs = ", or with ".join(
             ", ".join(f"`{one}`" for one in conditions(way.get("only_if", {}))) for way in ways

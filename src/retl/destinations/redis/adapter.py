@@ -173,7 +173,7 @@ class Redis(Destination[RedisOptions]):
         )
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
-            operations=frozenset({"upsert", "delete"}),
+            modes=frozenset({"upsert", "delete"}),
             idempotent=True,
             form="documents",
             shaping=options.model_dump(include={"value", "ttl"}),
@@ -185,7 +185,18 @@ class Redis(Destination[RedisOptions]):
     @classmethod
     def place(cls, options: RedisOptions, write: WriteMode) -> str:
         to = options.connection
-        return f"redis://{to.host}:{to.port}/{to.db}/{options.key}"
+        host = "localhost" if _on_loopback(to.host) else to.host.lower()
+        return f"redis://{host}:{to.port}/{to.db}/{options.key}"
+
+    @classmethod
+    def claim(cls, options: RedisOptions, write: WriteMode) -> str | None:
+        """Placeholders may have any name: `u:{id}` and `u:{user_id}` are the same keys."""
+        place = cls.place(options, write).removesuffix(options.key)
+        try:
+            parts = [(text, name is not None) for text, name, _, _ in Formatter().parse(options.key)]
+        except ValueError:  # `_template` says what is wrong with it
+            return place + options.key
+        return place + "".join(text + "{}" * is_value for text, is_value in parts)
 
     def check(self, visit: Visit) -> None:
         """As promised; the commands it sends change nothing, but a server judges account, role and
@@ -208,7 +219,7 @@ class Redis(Destination[RedisOptions]):
 
     def write(self, batch: Batch) -> Answer:
         try:
-            replies = self._wire.exchange(self._commands(batch))
+            replies = self._wire.exchange(self._commands(batch), self._count)
         except (UnicodeEncodeError, msgspec.DecodeError):
             raise Poisoned("NOT_UNICODE", "a value is not valid Unicode") from None
         except OSError as error:
@@ -299,6 +310,9 @@ class Redis(Destination[RedisOptions]):
 
     def _key(self, values: Sequence[Any]) -> str:
         return self._template.format(*map(_encoded, values))
+
+    def _count(self, size: int) -> None:
+        self._bytes += size
 
     def _stop_if_told(self, replies: Sequence[Any]) -> None:
         for reply in replies:

@@ -11,7 +11,7 @@ import selectors
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import hiredis
@@ -95,7 +95,9 @@ class Wire:
         self._socket: socket.socket | None = None
         self._reader = hiredis.Reader()
 
-    def exchange(self, commands: Iterable[Command | Packed]) -> list[Any]:
+    def exchange(
+        self, commands: Iterable[Command | Packed], count_bytes: Callable[[int], None] = lambda size: None
+    ) -> list[Any]:
         """One reply per command, a refusal being a `Refusal` among them. OSError if the connection breaks
         and nobody knows how much was done; Unavailable or Systemic if none could be made."""
         if self._socket is None or _readable(self._socket):  # nothing was asked: the server hung up
@@ -106,6 +108,7 @@ class Wire:
             for data, count in _chunks(commands):
                 sent += count
                 self._send(data, replies, sent)
+                count_bytes(len(data))
                 self._read(replies, sent - count)  # the server works on this chunk meanwhile
             self._read(replies, sent)
         except BaseException:

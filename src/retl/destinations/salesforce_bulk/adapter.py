@@ -116,7 +116,7 @@ class SalesforceBulk(HttpTarget[SalesforceBulkOptions]):
         self._columns = [options.match, *(field.name for field in shape.fields)]
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
-            operations=frozenset({"upsert", "append", "delete"}),
+            modes=frozenset({"upsert", "append", "delete"}),
             idempotent=shape.write != "append",
             form="documents",
             nulls_keep=shape.write != "append",
@@ -131,6 +131,11 @@ class SalesforceBulk(HttpTarget[SalesforceBulkOptions]):
     def place(cls, options: SalesforceBulkOptions, write: WriteMode) -> str:
         address = Address.parse(options.connection.http.base_url)
         return f"{address}{address.prefix}/bulk/{options.object}/{options.match}"
+
+    @classmethod
+    def claim(cls, options: SalesforceBulkOptions, write: WriteMode) -> str | None:
+        """The same as the type `salesforce` has."""
+        return f"{Address.parse(options.connection.http.base_url).place}/{options.object}"
 
     def check(self, visit: Visit) -> None:
         """Reads the object's description. Mismatch TARGET_DRIFT where it lacks a field."""

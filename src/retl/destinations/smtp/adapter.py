@@ -80,7 +80,7 @@ class Smtp(Destination[SmtpOptions]):
         self._wire = Wire(options.connection)
         self.capabilities = Capabilities(
             object=Smtp.place(options, shape.write),
-            operations=frozenset({"append"}),
+            modes=frozenset({"append"}),
             idempotent=False,
             form="documents",
             max_rows=1,
@@ -89,6 +89,10 @@ class Smtp(Destination[SmtpOptions]):
     @classmethod
     def place(cls, options: SmtpOptions, write: WriteMode) -> str:
         return options.connection.name
+
+    @classmethod
+    def claim(cls, options: SmtpOptions, write: WriteMode) -> str | None:
+        return None
 
     def check(self, visit: Visit) -> None:
         with self._wire.in_time():
@@ -131,7 +135,9 @@ class Smtp(Destination[SmtpOptions]):
             code, said = self._wire.say(command)
             if code not in good:
                 return self._refused(code, said, letter)
-        self._wire.send(re.sub(rb"(?m)^\.", b"..", letter.message))
+        message = re.sub(rb"(?m)^\.", b"..", letter.message)
+        self._wire.send(message)
+        self._bytes += len(message)
         code, said = self._wire.finish()
         return Outcome(WRITTEN) if code < 300 else self._refused(code, said, letter)
 
