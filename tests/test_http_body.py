@@ -167,6 +167,7 @@ def test_half_a_character_is_poison(endpoint: dict[str, Any], row: Any) -> None:
         {"path": "/v1/../rows"},
         {"path": "https://evil.example/"},
         {"path": "/rows#x"},
+        {"path": "/rows/{$ref}"},
         {"path": "/ro ws"},
         {"path": "/rows\r\nX: y"},
         {"path": "/rows/{id}", "max_rows": 2},
@@ -232,15 +233,24 @@ def test_values_are_cast_as_the_target_wants_them() -> None:
     assert body(rows, row="$fields", cast=text) == '{"name":"[1,\\"é\\"]","at":"true"}'
 
 
-def test_an_object_can_be_spread_into_another() -> None:
-    assert body(ROWS[:1], row={"type": "x", "...": "$row"}) == (
+def test_objects_can_be_one() -> None:
+    assert body(ROWS[:1], row={"$merge": [{"type": "x"}, "$row"]}) == (
         '{"type":"x","id":1,"name":"Ann","total":1.10,"at":null}'
     )
-    assert body([(1, "{}")], row={"type": "x", "...": "$fields"}) == '{"type":"x"}'
+    assert body([(1, "{}")], row={"$merge": [{"type": "x"}, "$fields"]}) == '{"type":"x"}'
+
+
+def test_a_value_stands_anywhere_in_a_path_and_a_dollar_sign_is_said_twice() -> None:
+    made = template(method="PATCH", path="/$$batch/$id.json?n={name}&t=$total", row="$fields")
+    assert made.request(ROWS[:1]).target == "/$batch/1.json?n=Ann&t=1.10"
+    with pytest.raises(DefinitionError) as caught:
+        template(path="/rows/$batch")
+    assert "'batch'" in caught.value.message
+    assert "`$$` is a dollar sign" in (caught.value.hint or "")
 
 
 def test_a_part_can_be_base64_and_a_path() -> None:
-    row = {"url": {"$path": "/t/{id}/{name}"}, "body": {"$base64": {"n": "$name"}}}
+    row = {"url": {"$path": "/t/{id}/$name"}, "body": {"$base64": {"n": "$name"}}}
     made = template(wrap="r", row=row)
     request = made.request([("a/b", '{"name":"A b"}')])
     assert json.loads(request.body) == {
@@ -250,24 +260,29 @@ def test_a_part_can_be_base64_and_a_path() -> None:
 
 
 def test_all_keys_or_the_whole_body_can_stand_in_the_query() -> None:
-    many = Template(Endpoint(method="DELETE", path="/gone?ids={$keys}&all=no", max_rows=3), ["id"], [])
+    many = Template(Endpoint(method="DELETE", path="/gone?ids=$keys&all=no", max_rows=3), ["id"], [])
     request = many.request([("a,b",), (2,)])
     assert (request.target, request.body) == ("/gone?ids=a%2Cb,2&all=no", b"")
-    whole = template(method="DELETE", path="/gone?p={$body}", wrap="data", row=["$key"]).request(ROWS)
+    whole = template(method="DELETE", path="/gone?p=$body", wrap="data", row=["$key"]).request(ROWS)
     assert (unquote(whole.target), whole.body) == ('/gone?p={"data":[[1],[2]]}', b"")
 
 
 def test_the_target_s_own_ids_stand_where_they_are_asked_for() -> None:
     rows = [("a", "x/1", '{"name":"Ann"}'), ("b", "2", '{"name":"Bob"}')]
-    listed = {"path": "/o", "wrap": "rows", "row": {"id": "$ref", "...": "$row"}, "cast": {"refs": "string"}}
+    listed = {
+        "path": "/o",
+        "wrap": "rows",
+        "row": {"$merge": [{"id": "$ref"}, "$row"]},
+        "cast": {"refs": "string"},
+    }
     assert json.loads(Template(Endpoint(**listed), ["key"], ["name"]).request(rows).body) == {
         "rows": [{"id": "x/1", "key": "a", "name": "Ann"}, {"id": "2", "key": "b", "name": "Bob"}]
     }
-    one = Template(Endpoint(method="PATCH", path="/o/{$ref}", row="$fields"), ["key"], ["name"])
+    one = Template(Endpoint(method="PATCH", path="/o/$ref", row="$fields"), ["key"], ["name"])
     assert one.request(rows[:1]).target == "/o/x%2F1"
     for path, target in {
-        "/o?ids={$refs}&all=no": "/o?ids=x%2F1,2&all=no",
-        "/o?a=b&ids%5B%5D={$refs}": "/o?a=b&ids%5B%5D=x%2F1&ids%5B%5D=2",
+        "/o?ids=$refs&all=no": "/o?ids=x%2F1,2&all=no",
+        "/o?a=b&ids%5B%5D=$refs": "/o?a=b&ids%5B%5D=x%2F1&ids%5B%5D=2",
     }.items():
         many = Template(Endpoint(method="DELETE", path=path, max_rows=2), ["key"], [])
         request = many.request([row[:2] for row in rows])

@@ -27,7 +27,8 @@ from retl.destinations.batch import (
     Shape,
     SoftDelete,
 )
-from retl.destinations.http.adapter import HttpConnection, HttpDestination, HttpOptions
+from retl.destinations.http.adapter import HttpDestination, HttpOptions
+from retl.destinations.http.server import HttpConnection
 from retl.errors import Ambiguous, DefinitionError, Poisoned, RetlError, Systemic, Unavailable
 from retl.net import client
 from retl.net.client import Address

@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from retl.destinations.batch import Field, Kind, Outcome, Shape
-from retl.destinations.http.adapter import HttpConnection, HttpDestination, HttpOptions
+from retl.destinations.http.adapter import HttpDestination, HttpOptions
+from retl.destinations.http.server import HttpConnection
 from retl.errors import Systemic, Unavailable
 from retl.net.oauth import OAuth2
 from retl.observe import redact

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +12,7 @@ from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.rules import Rules
 from retl.errors import Poisoned
 from retl.net.messages import Reply
-
-RECORDINGS = Path(__file__).resolve().parents[2] / "shared" / "recordings"
-pytestmark = pytest.mark.skipif(not RECORDINGS.is_dir(), reason=f"no recordings at {RECORDINGS}")
+from tests.presets.proof import lines
 
 SALESFORCE = Rules(
     rows="positional",
@@ -39,10 +36,9 @@ HUBSPOT = Rules(
 
 
 def recorded(vendor: str, path: str, status: int) -> list[dict[str, Any]]:
-    lines = (RECORDINGS / f"{vendor}.jsonl").read_text().splitlines()
     found = [
         one
-        for one in map(json.loads, lines)
+        for one in lines(f"recordings/{vendor}.jsonl")
         if one["method"] in ("POST", "PATCH") and path in one["path"] and one["status"] == status
     ]
     assert found

@@ -148,10 +148,11 @@ def test_lines_of_any_slice_are_those_of_the_whole(workspace: Workspace) -> None
     ("endpoint", "sync"),
     [
         ({"row": {"n": "$row_no"}}, {}),
-        ({"row": {"...": "$fields", "a": 1}}, {}),
+        ({"row": {"$merge": ["$fields", {"a": 1}]}}, {}),
         ({"row": {"p": {"$base64": "$row"}}}, {}),
         ({"row": "$row", "cast": {"values": "string"}}, {}),
         ({"row": "$row", "path": "/rows/{text}", "wrap": None}, {}),
+        ({"row": "$row", "path": "/rows/$text", "wrap": None}, {}),
         ({"row": "$row", "encoding": "csv", "wrap": None}, {}),
         ({"row": "$row"}, {"fields": {"note": {"column": "note", "nulls": "keep"}}}),
         ({"row": "$key"}, {"key": ["moment"]}),

@@ -158,7 +158,11 @@ def test_a_project_has_presets_of_its_own(folder: Path) -> None:
         ("postgres", OWN, ("presets/postgres.yml", "PRESET_TWICE")),
         ("The-Shop", OWN, ("presets/The-Shop.yml", "PRESET_NAME")),
         ("shop", OWN + "upsrt: {}\n", ("presets/shop.yml:16:1", "OPTION_UNKNOWN")),
-        ("shop", OWN.replace("<shop>", "<shp>"), ("presets/shop.yml:2:1", "DEFINITION_INVALID")),
+        ("shop", OWN.replace("<shop>", "<shp>"), ("presets/shop.yml:13:16", "DEFINITION_INVALID")),
+        ("shop", OWN.replace("max_rows", "max_rws"), ("presets/shop.yml:13:58", "OPTION_UNKNOWN")),
+        ("shop", OWN.replace("bearer,", "bearer, relm: x,"), ("presets/shop.yml:12:22", "OPTION_UNKNOWN")),
+        ("shop", OWN.replace("/shops", "shops"), ("presets/shop.yml:13:9", "DEFINITION_INVALID")),
+        ("shop", OWN + "check: {method: GET}\n", ("presets/shop.yml:16:8", "OPTION_MISSING")),
     ],
 )
 def test_a_preset_that_is_wrong_is_a_definition_error(
@@ -182,6 +186,79 @@ def process(folder: Path, *words: str, **environ: str) -> subprocess.CompletedPr
         text=True,
         timeout=60,
     )
+
+
+def shop(folder: Path, parts: str, destination: str = "shop: 7", parameters: str = "") -> Any:
+    """The options of a sync to a shop with these operations, and these parameters beside its own."""
+    operations, limits = OWN.partition("upsert:")[0], OWN.partition("limits:")[2]
+    (folder / "presets").mkdir(exist_ok=True)
+    text = operations.replace("base_url", parameters + "base_url") + parts + "\nlimits:" + limits
+    (folder / "presets" / "shop.yml").write_text(text)
+    project = f"connections:\n  shop: {{type: shop, token: {TOKEN}}}\n"
+    return resolved(folder, f"{{connection: shop, {destination}}}", project)
+
+
+PARAMETERS = """
+  name: {about: A field., default: title}
+  fields: {about: Fields., type: list, default: [a, b]}
+  note: {about: A text., optional: true}
+"""
+
+
+@pytest.mark.parametrize(
+    ("row", "given", "expected"),
+    [
+        ("{shop: <shop>, at: 'shop <shop>'}", "", {"shop": 7, "at": "shop 7"}),
+        ("{t: $field.<name>}", "", {"t": "$field.title"}),
+        (
+            "{all: $field.<fields>, names: <fields>}",
+            "",
+            {"all": ["$field.a", "$field.b"], "names": ["a", "b"]},
+        ),
+        ("{<name>: $key, note: <note>, l: [<note>, 1]}", "", {"title": "$key", "l": [1]}),
+        ("{a: <note>, b: '<note>!'}", ", note: $key", {"a": "$$key", "b": "$$key!"}),
+        ("{$path: /a/<note>/$key}", ", note: a b/$c", {"$path": "/a/a%20b%2F%24c/$key"}),
+        ("{o: {only_if: {note: given}, n: 1}, p: {only_if: {note: missing}, n: 2}}", "", {"p": {"n": 2}}),
+        ("[{only_if: {shop: [7], name: [x]}, n: 1}, {only_if: {shop: [6, 7]}, n: 2}]", "", [{"n": 2}]),
+    ],
+)
+def test_parameters_are_filled_into_what_is_sent(folder: Path, row: str, given: str, expected: Any) -> None:
+    found = shop(folder, f"upsert: {{path: /s, row: {row}}}", "shop: 7" + given, PARAMETERS.lstrip("\n"))
+    assert found.options.http.upsert.row == expected
+
+
+def test_a_path_takes_a_parameter_for_one_segment(folder: Path) -> None:
+    found = shop(folder, "upsert: {path: /s/<note>}", "shop: 7, note: a/$b", PARAMETERS.lstrip("\n"))
+    assert found.options.http.upsert.path == "/s/a%2F%24b"
+
+
+@pytest.mark.parametrize(
+    ("part", "place", "said"),
+    [
+        ("{path: /s, row: {shop: <shp>}}", "14:32", "did you mean 'shop'?"),
+        ("{path: /s, row: {<shp>: 1}}", "14:26", "did you mean 'shop'?"),
+        ("{path: /s, only_if: {shp: [1]}}", "14:30", "did you mean 'shop'?"),
+        ("{path: /s, only_if: {shop: ['1']}}", "14:36", "never 1"),
+        ("{path: /s, only_if: {shop: always}}", "14:36", "`given`, or `missing`"),
+        ("{path: '/s/{$ref}'}", "14:9", "it is $ref, without braces"),
+        ("[{only_if: {shop: [1]}, path: /s, wrp: rows}, {path: /t}]", "14:43", "did you mean 'wrap'?"),
+    ],
+)
+def test_a_mistake_in_a_preset_is_named_where_it_stands(
+    folder: Path, part: str, place: str, said: str
+) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        shop(folder, f"\nupsert: {part}")
+    (error,) = each(caught.value)
+    assert str(error.where) == f"presets/shop.yml:{place}"
+    assert said in f"{error.message} {error.hint}"
+
+
+def test_a_field_that_the_rows_lack_is_named_where_the_preset_asks_for_it(folder: Path) -> None:
+    found = shop(folder, "upsert: {path: /s, row: {id: $key, n: $nme}}")
+    with pytest.raises(DefinitionError) as caught:
+        found.destination(found.options, Shape("a", "s", (Field("email", Type("string")),), ()))
+    assert (str(caught.value.where), caught.value.code) == ("presets/shop.yml:13:39", "HTTP_PLACEHOLDER")
 
 
 def test_a_run_that_died_while_a_job_was_at_work_asks_after_it(folder: Path) -> None:

@@ -81,12 +81,12 @@ connections:
 OUTCOME = "{rows: positional, at: results, row_ok: {at: status, in: [ok]}, ref: id}"
 DESTINATION = """
   connection: crm
-  upsert: {{path: /v1/{kind}/upsert, wrap: rows, max_rows: 4, row: {{key: $key, ...: $fields}}}}
+  upsert: {{path: /v1/{kind}/upsert, wrap: rows, max_rows: 4, row: {{$merge: [{{key: $key}}, $fields]}}}}
   delete: {delete}
-  update: {{method: PATCH, path: "/v1/{kind}/{{$ref}}", row: $fields}}
+  update: {{method: PATCH, path: /v1/{kind}/$ref, row: $fields}}
   outcome: {outcome}
 """
-BY_ID = '{method: DELETE, path: "/v1/accounts/{$ref}"}'
+BY_ID = "{method: DELETE, path: /v1/accounts/$ref}"
 
 
 def destination(kind: str, delete: str = BY_ID) -> str:
@@ -173,7 +173,7 @@ def test_deletes_name_rows_by_the_id_that_was_learnt(office: Office, crm: Crm) -
 
 
 def test_a_delete_names_many_rows_in_a_parameter_each(office: Office, crm: Crm) -> None:
-    several = '{method: DELETE, path: "/v1/accounts?ids%5B%5D={$refs}", max_rows: 3, outcome: {}}'
+    several = '{method: DELETE, path: "/v1/accounts?ids%5B%5D=$refs", max_rows: 3, outcome: {}}'
     office.accounts(destination=destination("accounts", several))
     office.run("--sync", "accounts")
     office.warehouse("DELETE FROM accounts WHERE account_key >= 'a6'")

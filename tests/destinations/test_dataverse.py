@@ -11,22 +11,20 @@ from typing import Any
 import pytest
 
 from retl.app.resolve import open_project
-from retl.delivery.lanes import Delivery
 from retl.destinations.api import Destination
 from retl.destinations.batch import Field, Kind, Mode, RowResult, Shape, SoftDelete, WriteMode
 from retl.destinations.dataverse.adapter import Dataverse, DataverseConnection, DataverseOptions
 from retl.errors import DefinitionError, Mismatch
-from retl.model import Limits, Retry
 from retl.net.waits import Quota
-from retl.observe.signals import Stop
-from retl.pace import limiter
 from retl.values.types import Type
 from tests import api as fake
+from tests import delivered
 from tests.api import TOKEN
 from tests.dataverse import Environment
+from tests.delivered import Prove
 from tests.destinations.rows import Row, Rows
 from tests.destinations.suite import VISIT, Contents, Suite, Target, kinds, results
-from tests.presets.proof import Memory, lines, passed
+from tests.presets.proof import lines, passed
 from tests.proxy import Proxy
 
 
@@ -85,17 +83,6 @@ TEXT, WHOLE = Type("string"), Type("integer")
 FIELDS = (Field("name", TEXT), Field("visits", WHOLE))
 PEOPLE: list[Row] = [("ann", "Ann", 1), ("o'neil", "Bob", None), ("cy b", None, 3)]
 HELD = {key: {"name": name, "visits": visits} for key, name, visits in PEOPLE}
-Prove = Callable[[str, int], None]
-
-
-@pytest.fixture
-def prove(record_property: Callable[[str, Any], None]) -> Prove:
-    return lambda what, count: record_property("proof", ["dataverse", what, count])
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limiter, "_FIRST", 0.002)
 
 
 @pytest.fixture
@@ -114,29 +101,8 @@ def deliver(
     shape: Shape | None = None,
     operation: Mode | None = None,
 ) -> list[RowResult]:
-    """What becomes of the rows by the same delivery that runs use."""
-    shape = shape or shaped()
-    lane = made(environment.url, shape)
-    size = lane.capabilities.max_rows
-    assert size
-    batches = [
-        Rows(shape, rows).batch(operation or shape.write, first, min(first + size, len(rows)) - 1)
-        for first in range(0, len(rows), size)
-    ]
-    delivery = Delivery(
-        lambda: lane, lane.capabilities, Memory(), limiter.Pace(Limits()), Retry(attempts=8), Stop()
-    )
-    try:
-        delivery.drain(batches)
-    finally:
-        delivery.close()
-    found = {
-        one.first + n: one.outcome.result(n)
-        for one in delivery.answered
-        if one.outcome is not None
-        for n in range(len(one.batch))
-    }
-    return [found[n] for n in range(len(rows))]
+    """What becomes of the rows."""
+    return delivered.deliver(made(environment.url, shape or shaped()), rows, operation)
 
 
 def test_every_fault_is_survived(prove: Prove) -> None:

@@ -14,21 +14,19 @@ from typing import Any
 import pytest
 
 from retl.app.resolve import open_project
-from retl.delivery.lanes import Delivery
 from retl.destinations.api import Destination
 from retl.destinations.batch import Field, Kind, Mode, RowResult, Shape, SoftDelete, WriteMode
 from retl.destinations.salesforce_bulk import adapter
 from retl.destinations.salesforce_bulk.adapter import SalesforceBulk
 from retl.errors import Mismatch
-from retl.model import Limits, Retry
-from retl.observe.signals import Stop
-from retl.pace import limiter
 from retl.values.types import Type
 from tests import api as fake
+from tests import delivered
 from tests.api import TOKEN
+from tests.delivered import Prove
 from tests.destinations.rows import Row, Rows
 from tests.destinations.suite import CANARY, VISIT, Contents, Suite, Target, kinds, results
-from tests.presets.proof import Memory, lines, passed, shared
+from tests.presets.proof import EVIDENCE, lines, passed
 from tests.proxy import Proxy
 from tests.salesforce import Org
 
@@ -107,17 +105,6 @@ TEXT, WHOLE = Type("string"), Type("integer")
 FIELDS = (Field("name", TEXT), Field("visits", WHOLE))
 PEOPLE: list[Row] = [("ann", "Ann", 1), ("bob", "Bob", None), ("cy", None, 3)]
 HELD = {"ann": ("Ann", "1"), "bob": ("Bob", None), "cy": (None, "3")}
-Prove = Callable[[str, int], None]
-
-
-@pytest.fixture
-def prove(record_property: Callable[[str, Any], None]) -> Prove:
-    return lambda what, count: record_property("proof", ["salesforce_bulk", what, count])
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limiter, "_FIRST", 0.002)
 
 
 @pytest.fixture
@@ -154,29 +141,8 @@ def deliver(
     operation: Mode | None = None,
     refs: Sequence[str | None] = (),
 ) -> list[RowResult]:
-    """What becomes of the rows, as one batch, by the same delivery that runs use."""
-    shape = shape or shaped()
-    destination = lane(org, shape)
-    batch = Rows(shape, rows, refs).batch(operation or shape.write)
-    delivery = Delivery(
-        lambda: destination,
-        destination.capabilities,
-        Memory(),
-        limiter.Pace(Limits()),
-        Retry(attempts=8),
-        Stop(),
-    )
-    try:
-        delivery.drain([batch])
-    finally:
-        delivery.close()
-    found = {
-        one.first + n: one.outcome.result(n)
-        for one in delivery.answered
-        if one.outcome is not None
-        for n in range(len(one.batch))
-    }
-    return [found[n] for n in range(len(rows))]
+    """What becomes of the rows, as one batch."""
+    return delivered.deliver(lane(org, shape or shaped()), rows, operation, refs)
 
 
 def held(org: Org) -> dict[str, tuple[str | None, str | None]]:
@@ -242,7 +208,7 @@ def table(file: str) -> list[dict[str, str]]:
 
 def test_its_requests_are_in_the_vendor_s_collection(org: Org, prove: Prove) -> None:
     known = set()
-    for path in shared("contracts/salesforce/postman/bulk_v2").glob("*.json"):
+    for path in (EVIDENCE / "contracts/salesforce/bulk_v2").glob("*.json"):
         one = json.loads(path.read_text())
         known.add((one["method"], re.sub(r"\{\{.*?\}\}", "*", one["url"]).removeprefix("*")))
     deliver(org, PEOPLE)

@@ -3,16 +3,15 @@
 A preset joins by a module `test_<name>.py` beside this one: a fake of the vendor on a real socket (an
 `FakeApi` that remembers objects and enforces the vendor's limits) and a class `Test…(Proof)` that says which
 rows to send and what evidence there is. Contracts, golden requests and recorded answers are read from
-the folder `shared` beside the checkout. What is proved is told to `table`, which ends a test run.
+the folder `evidence`, whose README names their sources. What is proved is told to `table`, which ends a test run.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +19,28 @@ import pytest
 
 from retl import destinations
 from retl.app.resolve import open_project
-from retl.delivery.lanes import Answered, Delivery
-from retl.destinations.batch import Batch, Field, Kind, Mode, Outcome, RowResult, Shape, WriteMode
+from retl.destinations.batch import Field, Kind, Mode, Outcome, RowResult, Shape, WriteMode
 from retl.destinations.http.adapter import OPERATION_NAMES, HttpDestination
 from retl.destinations.http.outcome import Sent, interpret
 from retl.errors import Poisoned, Systemic
-from retl.model import Limits, Retry
 from retl.net.auth import Permit
 from retl.net.gate import Gate
 from retl.net.messages import Reply
-from retl.observe.signals import Stop
-from retl.pace import limiter
 from retl.testing import FakeApi
 from retl.values.types import Type
 from tests import api as fake
 from tests.api import TOKEN, Fault, passed
+from tests.delivered import deliver
 from tests.destinations.rows import Row, Rows, document
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+EVIDENCE = Path(__file__).parent / "evidence"
 TEXT, WHOLE = Type("string"), Type("integer")
 Tell = Callable[[str, Any], None]
 
 
-def shared(path: str) -> Path:
-    """A file of the evidence. Where the folder is missing the test is skipped, but never in CI."""
-    if not SHARED.is_dir() and not os.environ.get("CI"):
-        pytest.skip(f"there is no folder {SHARED.name}/ with vendors' contracts beside the checkout")
-    return SHARED / path
-
-
 def lines(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in shared(path).read_text().splitlines()]
+    """The exchanges in a file of the evidence."""
+    return [json.loads(line) for line in (EVIDENCE / path).read_text().splitlines()]
 
 
 def nullable(schema: Any) -> Any:
@@ -63,26 +53,6 @@ def nullable(schema: Any) -> Any:
     if made.get("nullable") is True and isinstance(made.get("type"), str):
         made["type"] = [made["type"], "null"]
     return made
-
-
-@dataclass
-class Memory:
-    """A journal that keeps nothing beyond the process, but the handles."""
-
-    handles: dict[str, str] = field(default_factory=dict)
-
-    def open(self, batches: Sequence[Batch]) -> None: ...
-
-    def intend(self, batch: Batch) -> None: ...
-
-    def attach(self, batch: Batch, handle: str) -> None:
-        self.handles[batch.id] = handle
-
-    def split(self, batch: Batch, halves: Sequence[Batch]) -> None: ...
-
-    def acknowledge(self, answered: Answered) -> None: ...
-
-    def flush(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -159,10 +129,6 @@ class Proof:
 
     # the machinery
 
-    @pytest.fixture(autouse=True)
-    def _impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(limiter, "_FIRST", 0.002)
-
     @pytest.fixture
     def api(self) -> Iterator[Any]:
         with self.vendor() as api:
@@ -206,24 +172,8 @@ class Proof:
         """What becomes of the rows, by the same delivery that runs use; what stops it is raised."""
         options = self.options(api.url, parameters)
         shape = self.shape(deletes="delete" if operation == "delete" else "keep")
-        kind = destinations.load(self.preset)
-        lane = kind(options, shape, Through(permit))
-        size = lane.capabilities.max_rows or len(rows)
-        batches = [
-            Rows(shape, rows, refs).batch(operation or self.write, first, min(first + size, len(rows)) - 1)
-            for first in range(0, len(rows), size)
-        ]
-        alone = replace(lane.capabilities, lanes=1)  # as where the limits say nothing of `concurrency`
-        delivery = Delivery(lambda: lane, alone, Memory(), limiter.Pace(Limits()), Retry(attempts=8), Stop())
-        try:
-            delivery.drain(batches)
-        finally:
-            delivery.close()
-        found = {}
-        for one in delivery.answered:
-            if one.outcome is not None:
-                found |= {one.first + n: one.outcome.result(n) for n in range(len(one.batch))}
-        return [found[n] for n in range(len(rows))]
+        lane = destinations.load(self.preset)(options, shape, Through(permit))
+        return deliver(lane, rows, operation, refs)
 
     def expected(self, rows: Sequence[Row]) -> dict[str, Any]:
         return {row[0]: self.sent_as(row) for row in rows}
@@ -328,7 +278,7 @@ class Proof:
         import jsonschema
 
         file, pointer = self.contract
-        document = json.loads(shared(f"contracts/{file}").read_text())
+        document = json.loads((EVIDENCE / "contracts" / file).read_text())
         document = nullable(document)
         schema = {**document, "$ref": pointer} if pointer else document
         self.deliver(api, self.rows)
@@ -386,6 +336,11 @@ class Proof:
             return interpret(Reply(one.answer["status"], headers, body), rules, sent)
         except Poisoned as error:
             return Outcome(RowResult(Kind.REJECTED, error.code))
+
+    def test_what_it_claims_as_evidence_is_here(self) -> None:
+        shown = {"contract": self.contract, "golden": self.golden, "recording": next(self.recorded(), None)}
+        claimed = destinations.load(self.preset).about.evidence
+        assert {name for name, evidence in shown.items() if evidence} == shown.keys() & set(claimed)
 
     def test_its_example_is_a_sync(self, tmp_path: Path) -> None:
         preset = destinations.load(self.preset).preset  # type: ignore[attr-defined]

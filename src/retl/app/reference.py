@@ -93,6 +93,8 @@ def _word(value: Any) -> str:
 
 
 def _operations(preset: Preset) -> dict[str, Any]:
+    from retl.destinations.presets.filling import conditions  # with all of HTTP, which other types do without
+
     given = [(name, way) for name in _OPERATIONS for way in getattr(preset, name)]
     return {
         "operations": [
@@ -100,10 +102,7 @@ def _operations(preset: Preset) -> dict[str, Any]:
                 "operation": name,
                 "request": f"{part.get('method', 'POST')} {part['path']}",
                 "rows": part.get("max_rows", 1),
-                "only_if": ", ".join(
-                    f"{option}: {' or '.join(map(_word, values))}"
-                    for option, values in part.get("only_if", {}).items()
-                ),
+                "only_if": ", ".join(conditions(part.get("only_if", {}))),
             }
             for name, part in given
         ]

@@ -25,7 +25,7 @@ from urllib.parse import unquote
 import msgspec
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError, model_validator
 
-from retl.destinations.api import About, Destination
+from retl.destinations.api import About
 from retl.destinations.batch import (
     UNKNOWN,
     WRITTEN,
@@ -37,18 +37,16 @@ from retl.destinations.batch import (
     Outcome,
     RowResult,
     Shape,
-    SoftDelete,
     Visit,
     WriteMode,
 )
 from retl.destinations.dataverse import odata
-from retl.destinations.http.adapter import HttpConnection
-from retl.destinations.http.cells import exact
 from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.rules import Case, Rules
+from retl.destinations.http.server import HttpConnection, HttpTarget
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, TargetError, Unavailable
 from retl.model import Definition, Limits
-from retl.net.client import Address, Client, Timeouts
+from retl.net.client import Address, Timeouts
 from retl.net.gate import Gate
 from retl.net.lookup import Match, text
 from retl.net.messages import Reply, Request
@@ -127,7 +125,7 @@ class DataverseOptions(Definition):
     rows: int = Field(100, ge=1, le=1000, description="Rows in one $batch.")
 
 
-class Dataverse(Destination[DataverseOptions]):
+class Dataverse(HttpTarget[DataverseOptions]):
     Connection = DataverseConnection
     Options = DataverseOptions
     about = About(
@@ -146,10 +144,7 @@ class Dataverse(Destination[DataverseOptions]):
         self._quoted = {field.name: _QUOTED.get(field.type.name) for field in shape.key}
         if wrong := [name for name, quoted in self._quoted.items() if quoted is None]:
             raise DefinitionError("KEY_TYPE", f"{wrong[0]} has a type that no alternate key has")
-        http = options.connection.http
-        self._address = Address.parse(http.base_url)
-        self._secrets = http.auth.secrets
-        self._client = Client(self._address, http.auth, {}, http.timeouts, self.gate.permits())
+        self._connect(options.connection.http)
         self._data = f"{self._address.prefix}/api/data/{options.version}"
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
@@ -170,9 +165,8 @@ class Dataverse(Destination[DataverseOptions]):
         names = [field.name for field in (*self.shape.key, *self.shape.fields) if "@" not in field.name]
         path = f"{self._data}/{self.options.table}?$select={','.join(names)}&$top=1"
         reply = self._client.send(Request("GET", path, _ODATA, b""))
-        sent = Sent(2, True, lambda to: [], lambda row: self._secrets())
         try:
-            interpret(reply, Rules(ok=(200,)), sent)
+            interpret(reply, Rules(ok=(200,)), self._about(2))
         except Poisoned as error:
             raise Mismatch("TARGET_DRIFT", f"{self.options.table} lacks a column: {error.message}") from None
 
@@ -182,7 +176,7 @@ class Dataverse(Destination[DataverseOptions]):
             return Outcome(WRITTEN, refused)
         reply = self._client.send(self._whole(batch, list(requests.values())))
         if reply.status != 200 or not reply.headers.get("content-type", "").startswith("multipart/"):
-            interpret(reply, _WHOLE, Sent(2, True, lambda to: [], lambda row: self._secrets()))
+            interpret(reply, _WHOLE, self._about(2))
         answers = odata.replies(reply)
         if len(answers) != len(requests):
             return Outcome(UNKNOWN, refused)
@@ -196,23 +190,12 @@ class Dataverse(Destination[DataverseOptions]):
     def preview(self, batch: Batch) -> bytes:
         return self._whole(batch, list(self._requests(batch)[0].values())).dump()
 
-    @property
-    def sent(self) -> int:
-        return self._client.sent
-
-    def close(self) -> None:
-        self._client.close()
-
     def _requests(self, batch: Batch) -> tuple[dict[int, Request], dict[int, RowResult]]:
         """The request of each row, and the rows that cannot be one."""
-        rows: Sequence[tuple[Any, ...]] = batch.documents()
-        mode: Mode = batch.mode
-        if isinstance(self.shape.deletes, SoftDelete) and mode == "delete":
-            fields = exact.encode(self.shape.deletes.set).decode()
-            rows, mode = [(*key, fields) for key in rows], "update_only"
+        mode: Mode = "update_only" if self._is_soft(batch) else batch.mode
         requests: dict[int, Request] = {}
         refused: dict[int, RowResult] = {}
-        for number, row in enumerate(rows):
+        for number, row in enumerate(self._documents(batch)):
             try:
                 requests[number] = self._one(row, mode)
             except Poisoned as error:
@@ -256,7 +239,7 @@ class Dataverse(Destination[DataverseOptions]):
 
     def _judged(self, answer: Reply, mode: Mode, request: Request) -> RowResult:
         """What one part of the answer says of its row."""
-        sent = Sent(1, True, lambda to: [], lambda row: [*_leaves(request), *self._secrets()])
+        sent = Sent(1, True, lambda to: [], lambda row: [*_leaves(request), *self._known()])
         try:
             result = interpret(answer, _RULES[mode], sent).default
         except TargetError as error:

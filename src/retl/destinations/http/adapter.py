@@ -6,20 +6,18 @@ idempotency key. An answer means what `outcome` says, and where it says nothing 
 believed. A DELETE or update of one object's own address that finds none is answered 404 or 410: gone,
 or not there to update; `outcome.cases` can say otherwise. Redirects and web pages stop the run.
 Where answers to writes tell the target's own id of a row (`outcome.ref`), deletes can name rows by it:
-`{$ref}` in a path, `$ref` in a row.
+`$ref` in a path or in a row.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from retl.destinations.api import Destination
 from retl.destinations.batch import (
     ABSENT,
     UNKNOWN,
@@ -38,18 +36,18 @@ from retl.destinations.batch import (
 )
 from retl.destinations.http import line
 from retl.destinations.http.body import Endpoint, Template
-from retl.destinations.http.cells import Row, exact
+from retl.destinations.http.cells import Row, split
 from retl.destinations.http.jobs import Job
 from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.rules import Case, Identity, Rules
+from retl.destinations.http.server import HttpConnection, HttpTarget
 from retl.errors import DefinitionError, Poisoned, Systemic
-from retl.model import Definition, Duration, needs_tls
-from retl.net.auth import Anonymous, HeaderName, Secret, WholeUrl
-from retl.net.client import Address, Client, Timeouts
+from retl.model import Definition, Duration
+from retl.net.auth import HeaderName
+from retl.net.client import Address
 from retl.net.gate import Gate
 from retl.net.lookup import text
 from retl.net.messages import Reply, Request
-from retl.net.oauth import Auth
 from retl.net.waits import quota
 
 OPERATION_NAMES: dict[Mode, str] = {
@@ -62,33 +60,6 @@ OPERATION_NAMES: dict[Mode, str] = {
 _INSERTS = ("insert_only", "append")
 LANES = 4  # at most, if the connection's limits say so many in `concurrency`
 _PROBE = Rules(ok=tuple(range(200, 300)), rows="none")
-
-
-class HttpConnection(Definition):
-    """A server and who we are to it. `headers` count as secrets: they are sent and never shown."""
-
-    type: str = "http"
-    base_url: str
-    auth: Auth = Anonymous()
-    headers: dict[HeaderName, Secret] = Field(default={})
-    timeouts: Timeouts = Timeouts()
-    allow_plaintext: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole_url(cls, given: Any) -> Any:
-        """Where the address itself is the secret, its server is the base_url."""
-        auth = given.get("auth") if isinstance(given, dict) else None
-        if isinstance(auth, dict) and auth.get("type") == "url" and not given.get("base_url"):
-            return {**given, "base_url": WholeUrl.model_validate(auth).origin}
-        return given
-
-    @model_validator(mode="after")
-    def _fits(self) -> HttpConnection:
-        address = Address.parse(self.base_url)
-        if address.scheme == "http" and needs_tls(address.host, allow_plaintext=self.allow_plaintext):
-            raise ValueError("base_url must be https; `allow_plaintext: true` is the only way round")
-        return self
 
 
 class Probe(Definition):
@@ -117,19 +88,14 @@ class HttpOptions(Definition):
     check: Probe | None = None
 
 
-class HttpDestination(Destination[HttpOptions]):
+class HttpDestination(HttpTarget[HttpOptions]):
     Connection = HttpConnection
     Options = HttpOptions
 
     def __init__(self, options: HttpOptions, shape: Shape, gate: Gate | None = None) -> None:
         """DefinitionError where no endpoint serves the sync, or one names a field it has not got."""
         super().__init__(options, shape, gate)
-        connection = options.connection
-        headers = {name: value.get_secret_value() for name, value in connection.headers.items()}
-        self._address = Address.parse(connection.base_url)
-        permits = self.gate.permits()
-        self._client = Client(self._address, connection.auth, headers, connection.timeouts, permits)
-        self._secrets = list(headers.values())
+        self._connect(options.connection)
         self._endpoints = _endpoints(options, shape)
         self._calls: dict[Mode, tuple[Template, Rules]] = {}
         endpoint = self._call(shape.write)[0].endpoint
@@ -170,7 +136,7 @@ class HttpDestination(Destination[HttpOptions]):
         endpoint: Endpoint | None = getattr(options, OPERATION_NAMES[write])
         if write == "append" or endpoint is None:
             return None
-        path = re.sub(r"\{[^}]*\}", "{}", endpoint.path.partition("?")[0])
+        path = "{}".join(split(endpoint.path.partition("?")[0])[::2])
         account = sha256(repr(options.connection.auth.secrets()).encode()).hexdigest()
         return f"{Address.parse(options.connection.base_url).place}{path}#{account}"
 
@@ -188,8 +154,7 @@ class HttpDestination(Destination[HttpOptions]):
             self._client.connect()
             return
         reply = self._client.send(Request(probe.method, self._address.prefix + probe.path, (), b""))
-        sent = Sent(1, True, lambda to: [], lambda row: self._known())
-        found = interpret(reply, _PROBE, sent).default
+        found = interpret(reply, _PROBE, self._about(1)).default
         if found.kind is Kind.REJECTED:
             raise Systemic("HTTP_CHECK", f"the target refuses `check`: {found.code}: {found.reason}")
 
@@ -225,13 +190,6 @@ class HttpDestination(Destination[HttpOptions]):
     def rules(self, operation: Mode) -> Rules:
         """How answers to this operation are read."""
         return self._call(operation)[1]
-
-    @property
-    def sent(self) -> int:
-        return self._client.sent
-
-    def close(self) -> None:
-        self._client.close()
 
     def lacks(self, operation: Mode) -> DefinitionError:
         """What to say where no endpoint serves an operation that the sync asks for."""
@@ -275,10 +233,7 @@ class HttpDestination(Destination[HttpOptions]):
         if text is not None and batch.operation != "delete":
             request = template.of_lines(batch.lines(text))
             return replace(request, headers=(host, *request.headers))
-        rows = batch.documents()
-        if batch.operation == "delete" and isinstance(self.shape.deletes, SoftDelete):
-            fields = exact.encode(self.shape.deletes.set).decode()
-            rows = [(*key, fields) for key in rows]
+        rows = self._documents(batch)
         if template.endpoint.asks_ref:
             rows = [
                 _with_ref(row, ref, len(self.shape.key)) for row, ref in zip(rows, batch.refs(), strict=True)
@@ -324,9 +279,6 @@ class HttpDestination(Destination[HttpOptions]):
             return [text(key[index]) for key in keys]
 
         return Sent(len(batch), batch.mode not in _INSERTS, names, texts)
-
-    def _known(self) -> list[str]:
-        return [*self._secrets, *self.options.connection.auth.secrets()]
 
     def _call(self, operation: Mode) -> tuple[Template, Rules]:
         """The operation's endpoint, made ready for the sync's rows, and how to read its answers."""
@@ -398,7 +350,8 @@ def _of_key(identity: Identity, keys: list[str]) -> Identity:
 
 
 def _addressed(endpoint: Endpoint, keys: list[str]) -> bool:
-    return set(keys) <= set(endpoint.placeholders) or bool({"$key", "$ref"} & set(endpoint.placeholders))
+    names = {word[1:].removeprefix("field.") for word in endpoint.words}
+    return set(keys) <= names or bool({"$key", "$ref"} & set(endpoint.words))
 
 
 def _endpoints(options: HttpOptions, shape: Shape) -> dict[Mode, Endpoint]:

@@ -18,7 +18,7 @@ import msgspec
 from pydantic import Field, model_validator
 
 from retl.destinations.http import csvbody
-from retl.destinations.http.cells import OF_ALL_ROWS, PLACEHOLDER, Cast, Cells, Members, Row, exact
+from retl.destinations.http.cells import OF_ALL_ROWS, Cast, Cells, Members, Row, exact, split
 from retl.destinations.http.rules import Rules
 from retl.errors import Poisoned
 from retl.model import Definition
@@ -35,6 +35,9 @@ _CONTENT = {
 }
 _LINES = ("ndjson", "csv")  # a row is a line
 _PIECES = re.compile(r"[/?&=]")
+_REPEATED = re.compile(r"[^?&=]+%5B%5D=$")
+
+Part = Callable[[Sequence[Row], Members, bytes], str]
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _exactly = msgspec.json.Decoder(float_hook=str)
@@ -45,8 +48,8 @@ class Endpoint(Definition):
 
     `wrap` is the dotted path of the list of rows inside the body ("" = the body is that list); without
     it the row is the body and there is one row per request. `envelope` is the rest of the body. In the
-    query `{$keys}` are the keys of all rows and `{$refs}` their refs, with commas between them or, where
-    the parameter's name ends in %5B%5D, which is [], each as one of its own; `{$body}` is what would else
+    query `$keys` are the keys of all rows and `$refs` their refs, with commas between them or, where
+    the parameter's name ends in %5B%5D, which is [], each as one of its own; `$body` is what would else
     be the body, which then is empty. `encoding: csv` sends a head line with the names of the row's members.
     """
 
@@ -64,31 +67,35 @@ class Endpoint(Definition):
     outcome: Rules | None = None  # in place of the destination's
 
     @property
-    def placeholders(self) -> list[str]:
-        return [name for name in PLACEHOLDER.findall(self.path) if name not in OF_ALL_ROWS]
+    def words(self) -> list[str]:
+        """What stands in the path for a value, as `$` words."""
+        return split(self.path)[1::2]
 
     @property
     def rows_at_most(self) -> int | None:
-        in_path = "{$keys}" in self.path or "{$refs}" in self.path
+        in_path = bool({"$keys", "$refs"} & set(self.words))
         listed = self.wrap is not None or self.encoding in _LINES or in_path
-        single = self.placeholders or not listed
+        single = set(self.words) - set(OF_ALL_ROWS) or not listed
         return 1 if single else self.max_rows
 
     @property
     def asks_ref(self) -> bool:
         """Does it name objects by the target's own id?"""
-        texts = [self.path, *_leaves(self.row)]
-        return any(text == "$ref" or "{$ref}" in text or "{$refs}" in text for text in texts)
+        inner = [word for text in _leaves(self.row) if text.startswith("/") for word in split(text)]
+        return bool({"$ref", "$refs"} & {*self.words, *_leaves(self.row), *inner})
 
     @model_validator(mode="after")
     def _fits(self) -> Endpoint:
-        plain = PLACEHOLDER.sub("x", self.path)
+        plain = "".join("x" if n % 2 else part for n, part in enumerate(split(self.path)))
+        if mistaken := [word for word in self.words if word.startswith("$field.$")]:
+            word = mistaken[0].removeprefix("$field.")
+            raise ValueError(f"in a path it is {word}, without braces: {{…}} is for fields by their names")
         if not _PATH.fullmatch(plain) or {".", ".."} & set(plain.partition("?")[0].split("/")):
             raise ValueError(
                 "a path begins with one /, is percent-encoded and has no dot segments, no host, no #"
             )
         if (self.max_rows or 1) > 1 and self.rows_at_most == 1:
-            raise ValueError("several rows per request need `wrap` and a path without placeholders")
+            raise ValueError("several rows per request need `wrap` and a path without a row's values")
         if self.envelope and not self.wrap:
             raise ValueError("an `envelope` needs `wrap`: where in it the rows go")
         if self.encoding != "json" and self.wrap is not None:
@@ -115,15 +122,15 @@ class Template:
         self.endpoint, self.keys = endpoint, tuple(keys)
         cells = Cells(keys, fields, endpoint.cast, refs=endpoint.asks_ref)
         self._head = cells.head
-        self._path = cells.path(prefix + endpoint.path)
-        self._target = prefix + endpoint.path  # where no row has a part in it
+        self._path = _path(prefix + endpoint.path, cells)
+        self._in_query = "$body" in endpoint.words
         bare = endpoint.row is None and endpoint.wrap is None and endpoint.method == "DELETE"
         shape = "$row" if endpoint.row is None else endpoint.row
         self._row = None if bare else cells.make(shape)
         self._members_asked = cells.members
         self._constants = set(_leaves([shape, endpoint.envelope]))
         self._has_base64 = "$base64" in repr(shape)
-        self._literals = set(_PIECES.split(prefix + endpoint.path))
+        self._literals = set(_PIECES.split("/".join(split(prefix + endpoint.path)[::2])))
         self._before, self._after = _around(endpoint)
         content = (("Content-Type", _CONTENT[endpoint.encoding]),) if self._row else ()
         given = {name.lower() for name in endpoint.headers}
@@ -135,31 +142,29 @@ class Template:
         self._refuse_more(len(rows))
         try:
             members = [self._members(row) for row in rows]
-            target = self._path(rows[0], 0, members[0])
             body = self._body(rows, members) if self._row else b""
+            target = "".join(part(rows, members[0], body) for part in self._path)
         except UnicodeEncodeError:
             raise _not_unicode() from None
-        if "{$" in target:
-            target = _listed(target, "{$keys}", rows, 0)
-            target = _listed(target, "{$refs}", rows, len(self.keys))
-            if "{$body}" in target:
-                target, body = target.replace("{$body}", quote(body, safe="")), b""
+        if self._in_query:
+            body = b""
         return self._whole(target, body)
 
     def of_lines(self, lines: Sequence[str]) -> Request:
         """The one request for rows whose texts are made already, by the `line` of this endpoint. Poisoned as
         in `request`."""
         self._refuse_more(len(lines))
+        target = "".join(part([], {}, b"") for part in self._path)  # no row has a part in it
         try:
             if self.endpoint.max_row_bytes is not None:
                 self._refuse_longer(max(len(line.encode()) for line in lines))
             if self.endpoint.encoding == "ndjson":
-                return self._whole(self._target, "".join(f"{line}\n" for line in lines).encode())
+                return self._whole(target, "".join(f"{line}\n" for line in lines).encode())
             rows = ",".join(lines).encode()
         except UnicodeEncodeError:
             raise _not_unicode() from None
         wrapped = self.endpoint.wrap is not None
-        return self._whole(self._target, self._before + b"[" + rows + b"]" + self._after if wrapped else rows)
+        return self._whole(target, self._before + b"[" + rows + b"]" + self._after if wrapped else rows)
 
     def _refuse_more(self, rows: int) -> None:
         limit = self.endpoint.rows_at_most
@@ -228,15 +233,38 @@ def _not_unicode() -> Poisoned:
     return Poisoned("NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot say")
 
 
-def _listed(target: str, word: str, rows: Sequence[Row], index: int) -> str:
-    """The path with a value of all rows in the place of a word: by commas, or a parameter each."""
+def _path(path: str, cells: Cells) -> list[Part]:
+    """The parts of a path, each made of the rows, the first row's members, and the body."""
+    parts: list[Part] = []
+    constants, words = split(path)[::2], split(path)[1::2]
+    for constant, word in zip(constants, [*words, None], strict=True):
+        repeated = _REPEATED.search(constant) if word in ("$keys", "$refs") else None
+        name = repeated[0] if repeated else ""
+        parts.append(_constant(constant.removesuffix(name)))
+        if word == "$body":
+            parts.append(lambda rows, members, body: quote(body, safe=""))
+        elif word in OF_ALL_ROWS:
+            parts.append(_listed(name, 0 if word == "$keys" else len(cells.keys)))
+        elif word is not None:
+            parts.append(_first(cells.segment(word)))
+    return parts
 
-    def values(found: re.Match[str]) -> str:
-        name = found[1] or ""
-        plain = [name + quote(text(row[index]), safe="") for row in rows]
-        return ("&" if name else ",").join(plain)
 
-    return re.sub(r"([^?&=]+%5B%5D=)?" + re.escape(word), values, target)
+def _constant(text: str) -> Part:
+    return lambda rows, members, body: text
+
+
+def _first(segment: Callable[[Row, int, Members], str]) -> Part:
+    return lambda rows, members, body: segment(rows[0], 0, members)
+
+
+def _listed(name: str, index: int) -> Part:
+    """A value of all rows: by commas, or, under a name, a parameter each."""
+
+    def values(rows: Sequence[Row], members: Members, body: bytes) -> str:
+        return ("&" if name else ",").join(name + quote(text(row[index]), safe="") for row in rows)
+
+    return values
 
 
 def _around(endpoint: Endpoint) -> tuple[bytes, bytes]:

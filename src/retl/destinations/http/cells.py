@@ -1,13 +1,13 @@
 """A row's shape, written as data, into the function that makes the row: the `$` words and nothing else.
 
-A string that begins with `$` stands for a value, everything else is a constant: `$name` a destination
-field, `$fields` all fields but the key's as an object, `$row` key and fields as an object, `$key` the
-key, `$row_no` the row's number in its request as text ("0", "1", …), `$ref` the target's own id of the
-row, as an earlier answer told it; `$field.row` names a field that is called like one of those, `$$`
-begins a text with a dollar sign. The member `...` of an object spreads the members of its value there. An
-object with the one member `$base64` is the base64 of that member as JSON, one with the one member `$path`
-a path whose `{field}` are filled in. The fields' JSON comes from SQL and is spliced as it is, so digits
-survive.
+A text that begins with `$` stands for a value of the row, everything else is a constant: `$name` is a
+destination field, `$fields` all fields but the key's as an object, `$row` key and fields as an object, `$key`
+the key, `$row_no` the row's number in its request as text ("0", "1", …), `$ref` the target's own id of the
+row, which an earlier answer gave; `$field.row` is a field that is called like one of those, `$$` begins a
+text with a dollar sign. An object whose one member begins with `$` is made of what stands under it: `$base64`
+of its JSON, `$merge` one object of a list of objects, `$path` a path. In a path the same words stand
+anywhere, each value percent-encoded; there `{name}` is a field too. The fields' JSON comes from SQL and is
+spliced as it is, so digits survive.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from retl.errors import DefinitionError, Poisoned
 from retl.model import Definition
 from retl.net.lookup import text
 
-PLACEHOLDER = re.compile(r"\{([^{}/]+)\}")
+_WORD = re.compile(r"\$\$|(\$[A-Za-z_]\w*)|\{([^{}/]+)\}")
 OMIT = object()
 OF_ALL_ROWS = ("$keys", "$refs", "$body")
+FORMS = ("$base64", "$merge", "$path")
 
 # the key's values, then the row's ref if the cells ask for it, then the fields as one JSON object (str);
 # a delete has no fields
@@ -57,11 +58,34 @@ class Cast(Definition):
         return plain.decode()
 
 
+class NoField(DefinitionError):
+    """HTTP_PLACEHOLDER: a shape or path names a field that the rows have not got."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        hint = f"fields: {', '.join(known)}; `$$` is a dollar sign"
+        super().__init__("HTTP_PLACEHOLDER", f"there is no field {name!r} here", hint=hint)
+        self.name = name
+
+
+def split(path: str) -> list[str]:
+    """A path as constants and, at odd places, the words between them; {name} becomes `$field.name`."""
+    parts, constant, end = list[str](), "", 0
+    for found in _WORD.finditer(path):
+        constant += path[end : found.start()]
+        end = found.end()
+        if found[0] == "$$":
+            constant += "$"
+        else:
+            parts += [constant, found[1] or f"$field.{found[2]}"]
+            constant = ""
+    return [*parts, constant + path[end:]]
+
+
 class Cells:
     """Makes cells for rows with these key and other fields, and with `refs` their refs; `members` = some
     cell looks at single fields.
 
-    DefinitionError HTTP_PLACEHOLDER for a field that the rows have not got.
+    NoField for a field that the rows have not got.
     """
 
     def __init__(self, keys: Sequence[str], fields: Sequence[str], cast: Cast, *, refs: bool = False) -> None:
@@ -80,8 +104,8 @@ class Cells:
                 return lambda row, n, members: b64encode(exact.encode(cell(row, n, members))).decode()
             case {"$path": str(path), **others} if not others:
                 return self.path(path)
-            case {"...": inner, **others}:
-                cells = [self.make(others), self.make(inner)]
+            case {"$merge": [*parts], **others} if not others:
+                cells = [self.make(part) for part in parts]
                 return lambda row, n, members: _joined([cell(row, n, members) for cell in cells])
             case dict():
                 pairs = [(str(name), self.make(part)) for name, part in shape.items()]
@@ -113,28 +137,23 @@ class Cells:
                 return lambda row, n, members: shape
 
     def path(self, path: str) -> Cell:
-        """A path, each of its `{field}`, `{$key}` and `{$ref}` one percent-encoded segment of it. What
-        stands for all rows is left as it is."""
-        parts = [
-            f"{{{part}}}" if n % 2 and part in OF_ALL_ROWS else self._part(part) if n % 2 else part
-            for n, part in enumerate(PLACEHOLDER.split(path))
-        ]
+        """A path, each value of the row one percent-encoded segment of it."""
+        parts = [self.segment(part) if n % 2 else part for n, part in enumerate(split(path))]
         return lambda row, n, members: "".join(
-            part if isinstance(part, str) else _segment(part(row, n, members)) for part in parts
+            part if isinstance(part, str) else part(row, n, members) for part in parts
         )
 
-    def _part(self, name: str) -> Cell:
-        return self.make(name if name in ("$key", "$ref") else f"$field.{name}")
+    def segment(self, word: str) -> Callable[[Row, int, Members], str]:
+        """A `$` word as part of a path."""
+        cell = self.make(word)
+        return lambda row, n, members: _segment(cell(row, n, members))
 
     def _field(self, name: str) -> Cell:
         if name in self.keys:
             index = self.keys.index(name)
             return lambda row, n, members: self._key(row[index])
         if name not in self.fields:
-            known = ", ".join([*self.keys, *sorted(self.fields)])
-            raise DefinitionError(
-                "HTTP_PLACEHOLDER", f"there is no field {name!r} here", hint=f"fields: {known}"
-            )
+            raise NoField(name, [*self.keys, *sorted(self.fields)])
         self.members = True
         cast = self._cast
         if cast is None:

@@ -25,7 +25,7 @@ _PAGES = 1000
 
 
 class Job(Definition):
-    """`id` is where the answer to a submission names the job, `path` where to ask after it ({job} is its
+    """`id` is where the answer to a submission names the job, `path` where to ask after it (`$job` is its
     name), `done` and `failed` what that answer then says. The errors of a finished job are the lists at
     `errors_at` of `errors_path` and of the pages its `next` leads to. `outcome` reads
     {"job": the last answer, "errors": all of them}; what a failed job did is unknown."""
@@ -51,7 +51,7 @@ class Job(Definition):
         """What has become of the job, by requests that change nothing. A job that the target does not
         know any more is UNKNOWN; errors of these requests are raised as those of any other."""
         job = quote(handle, safe="")
-        reply = send(Request("GET", prefix + self.path.replace("{job}", job), (), b""))
+        reply = send(Request("GET", prefix + self.path.replace("$job", job), (), b""))
         if reply.status in (404, 410):
             return Outcome(UNKNOWN)
         interpret(reply, _READ, sent)
@@ -60,7 +60,7 @@ class Job(Definition):
         if not self.done.fits(reply.content):
             return Pending(handle, self.every)
         errors: list[Any] = []
-        target = self.errors_path and prefix + self.errors_path.replace("{job}", job)
+        target = self.errors_path and prefix + self.errors_path.replace("$job", job)
         for _ in range(_PAGES):
             if not target:
                 break

@@ -1,7 +1,7 @@
 """A row's shape as a line that SQL writes, where nothing in it needs Python.
 
 What it makes is what `cells` would make of the same row, in a tenth of the time. Shapes with casts, refs,
-base64, spreads, or fields that may be missing stay with `cells`.
+forms such as base64, or fields that may be missing stay with `cells`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 
 from retl.destinations.batch import LINE_KEYS, FieldsText, FieldText, KeyText, Line, Piece, Shape
 from retl.destinations.http.body import Endpoint
-from retl.destinations.http.cells import Cast, exact
+from retl.destinations.http.cells import FORMS, Cast, exact
 
 
 def line(endpoint: Endpoint, shape: Shape) -> Line | None:
     """One row of the endpoint's requests as text; None if only `cells` can make it."""
-    plain = endpoint.cast == Cast() and endpoint.encoding in ("json", "ndjson") and "{" not in endpoint.path
+    plain = endpoint.cast == Cast() and endpoint.encoding in ("json", "ndjson") and not endpoint.words
     known = all(one.type.name in LINE_KEYS for one in shape.key)
     body = endpoint.method != "DELETE"  # which may be sent without one
     whole = shape.fields and all(one.nulls == "clear" for one in shape.fields)
@@ -33,7 +33,7 @@ class _Unlike(Exception):
 
 def _pieces(part: Any, shape: Shape) -> list[Piece]:
     match part:
-        case dict() if not {"...", "$base64", "$path"} & part.keys():
+        case dict() if not part.keys() & set(FORMS):
             members = [[f"{_json(str(name))}:", *_pieces(inner, shape)] for name, inner in part.items()]
             return _between("{", members, "}")
         case list() | tuple():

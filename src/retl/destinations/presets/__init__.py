@@ -1,13 +1,12 @@
 """Vendors as data: a YAML file beside this one, or in a project's own presets/, is a destination type.
 
-A preset fills in the models of `destinations/http.py`; it cannot do anything a sync written by hand
-could not. `<name>` in it is a key that its connection takes or a parameter that a sync gives: alone it
-is the value itself, inside a text it joins the text (percent-encoded in paths), and a member whose value
-was left out is left out with it. `$<name>` in a row is the field that the parameter names, of a list
-those fields. A member `name?parameter` is there only if that was given, `name!parameter` only if not.
-An operation may be a list of ways to do it, of which the first whose `only_if` holds is taken. `place`
-names the object that is written, in the account's own words and the same for every way to write it; without
-it two syncs meet where they write to one path with one credential.
+A preset fills in the models of `destinations/http`; it cannot do anything that a sync written by hand could
+not. It has two kinds of words. `$name` is filled in when a request is made, from its row (`http/cells`).
+`<name>` is filled in when the preset is used, from the keys of its connection and the parameters of the sync
+(`filling`). An object with `only_if: {name: [values]}`, or `given` or `missing` in place of the list, is
+there only where that parameter is so. An operation, and `auth`, may be a list of ways: the first whose
+`only_if` holds is taken. `place` names the object that is written, in the account's own words and the same
+for every way to write it; without it two syncs meet where they write to one path with one credential.
 """
 
 from __future__ import annotations
@@ -19,32 +18,24 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    ValidationError,
-    create_model,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, create_model, model_validator
 
 from retl import destinations
 from retl.destinations.api import About
 from retl.destinations.batch import Mode, Shape, WriteMode
-from retl.destinations.http.adapter import (
-    OPERATION_NAMES,
-    HttpConnection,
-    HttpDestination,
-    HttpOptions,
-)
-from retl.destinations.presets.filling import fill, used
-from retl.errors import DefinitionError
+from retl.destinations.http.adapter import OPERATION_NAMES, HttpDestination, HttpOptions
+from retl.destinations.http.cells import NoField
+from retl.destinations.http.server import HttpConnection
+from retl.destinations.presets import check
+from retl.destinations.presets.filling import conditions, fill, holds
+from retl.destinations.presets.parameters import Parameter
+from retl.errors import DefinitionError, Place
 from retl.model import Definition, Limits
 from retl.net.client import Address, Timeouts
 from retl.net.gate import Gate
 from retl.project.validation import ModelT, validate
 from retl.project.variables import Filled
+from retl.project.yamlfile import Tree
 from retl.project.yamlfile import load as load_yaml
 
 Evidence = Literal["contract", "recording", "golden", "docs", "own"]  # own: there is no vendor
@@ -56,30 +47,6 @@ _FOLDER = Path(__file__).parent
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
-class Parameter(Definition):
-    """A key that a connection or a sync gives: required unless it has a default or is optional."""
-
-    about: str
-    type: Literal["text", "integer", "boolean", "list"] = "text"
-    one_of: tuple[str, ...] = ()
-    secret: bool = False
-    optional: bool = False
-    default: Any = None
-
-    @property
-    def is_required(self) -> bool:
-        return self.default is None and not self.optional
-
-    def field(self) -> tuple[Any, Any]:
-        """The parameter as a field of a model."""
-        types = {"text": str, "integer": int, "boolean": bool, "list": tuple[str, ...]}
-        kind: Any = SecretStr if self.secret else Literal[self.one_of] if self.one_of else types[self.type]
-        if self.is_required:
-            return kind, Field(description=self.about)
-        default = tuple(self.default) if isinstance(self.default, list) else self.default
-        return kind | None, Field(default, description=self.about)
-
-
 class VendorLimits(Limits):
     """What the vendor lets one account do, and who says so."""
 
@@ -89,8 +56,7 @@ class VendorLimits(Limits):
 
 
 class Preset(Definition):
-    """One vendor's way of taking rows. `only_if` of a way to do an operation names the values that
-    parameters must have for it, or "*" for any."""
+    """One vendor's way of taking rows."""
 
     name: str
     summary: str
@@ -102,7 +68,7 @@ class Preset(Definition):
     parameters: dict[str, Parameter] = Field(default={})
     base_url: str | None = None
     place: str | None = None  # names the object, for all accounts of the server
-    auth: dict[str, Any] = Field(default={"type": "none"})
+    auth: Ways = ({"type": "none"},)
     headers: dict[str, Any] = Field(default={})
     upsert: Ways = ()
     insert: Ways = ()
@@ -115,33 +81,51 @@ class Preset(Definition):
     limits: VendorLimits
     example: str
 
-    @model_validator(mode="after")
-    def _knows_its_names(self) -> Preset:
-        known = {*self.connection, *self.parameters, "base_url"}
-        parts = self.model_dump(exclude={"docs", "example", "connection", "parameters", "summary"})
-        for name in used(parts):
-            if name not in known:
-                raise ValueError(f"<{name}> is no key of `connection` or `parameters`")
-        return self
+    _tree: Tree = PrivateAttr()
+
+    @classmethod
+    def read(cls, path: Path, file: str) -> Preset:
+        """The preset in a file, which messages call `file`. DefinitionError(s) at their places in it."""
+        tree = load_yaml(path, name=file)
+        preset = validate(cls, Filled(tree, (), tree.value), name=path.stem)
+        preset._tree = tree
+        check.refuse(tree, {**preset.connection, **preset.parameters})
+        return preset
+
+    def where(self, field: str) -> Place | None:
+        """Where one of a row's fields is named."""
+        return next(check.named(self._tree, field), None)
 
     def reach(self, connection: PresetConnection) -> HttpConnection:
         """The connection the preset stands for, with these keys. ValueError where they do not fit."""
         given = connection.given(self.connection)
         given["base_url"] = connection.base_url or (self.base_url and fill(self.base_url, given))
-        filled = fill({"base_url": "<base_url>", "auth": self.auth, "headers": self.headers}, given)
+        auth = self._way("auth", given) or {}
+        filled = fill({"base_url": "<base_url>", "auth": auth, "headers": self.headers}, given)
         more = {"timeouts": connection.timeouts, "allow_plaintext": connection.allow_plaintext}
-        return _model(HttpConnection, self, {**filled, **more})
+        return self._model(HttpConnection, {**filled, **more})
 
     def options(self, options: PresetOptions) -> HttpOptions:
         """What a sync's parameters come to. ValueError where they do not fit."""
         given = options.connection.given(self.connection) | options.given(self.parameters)
-        raw: dict[str, Any] = {"outcome": self.outcome}
-        raw |= {name: part for name in ("job", "idempotency", "check") if (part := getattr(self, name))}
-        for name in OPERATION_NAMES.values():
-            way = next((way for way in getattr(self, name) if _holds(way.get("only_if", {}), given)), None)
-            if way is not None:
-                raw[name] = {key: value for key, value in way.items() if key != "only_if"}
-        return _model(HttpOptions, self, {**fill(raw, given), "connection": options.connection.http})
+        raw = {name: way for name in check.PARTS if (way := self._way(name, given)) is not None}
+        return self._model(HttpOptions, {**fill(raw, given), "connection": options.connection.http})
+
+    def _way(self, name: str, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        """How a part is done with these values."""
+        part = getattr(self, name)
+        ways = part if isinstance(part, tuple) else (part,)
+        return next((way for way in ways if way is not None and holds(way.get("only_if", {}), given)), None)
+
+    def _model(self, model: type[ModelT], value: dict[str, Any]) -> ModelT:
+        """The model of the filled preset; its first error, without any value, as a ValueError."""
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            found = error.errors(include_input=False, include_url=False, include_context=False)[0]
+            where = ".".join(str(part) for part in self._tree.written(found["loc"]))
+            message = found["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{self._tree.place(found['loc'])}: {where}: {message}") from None
 
     def claim(self, options: PresetOptions) -> str | None:
         """The object that these parameters name, where `place` says so."""
@@ -238,7 +222,11 @@ class PresetDestination(HttpDestination):
     preset: ClassVar[Preset]
 
     def __init__(self, options: Any, shape: Shape, gate: Gate | None = None) -> None:
-        super().__init__(options.http, shape, gate)
+        try:
+            super().__init__(options.http, shape, gate)
+        except NoField as error:
+            error.where = self.preset.where(error.name)
+            raise
 
     @classmethod
     def place(cls, options: Any, write: WriteMode) -> str:
@@ -254,9 +242,9 @@ class PresetDestination(HttpDestination):
         return super().learns(options.http, write, key)
 
     def lacks(self, operation: Mode) -> DefinitionError:
+        ways = getattr(self.preset, OPERATION_NAMES[operation])
         needs = ", or with ".join(
-            ", ".join(f"`{name}: {' or '.join(map(str, values))}`" for name, values in way["only_if"].items())
-            for way in getattr(self.preset, OPERATION_NAMES[operation])
+            ", ".join(f"`{one}`" for one in conditions(way.get("only_if", {}))) for way in ways
         )
         word = "deletes" if operation == "delete" else f"write: {operation}"
         return DefinitionError(
@@ -269,7 +257,7 @@ class PresetDestination(HttpDestination):
 @cache
 def read(name: str) -> Preset:
     """A preset that comes with retl."""
-    return _read(_FOLDER / f"{name}.yml", f"presets/{name}.yml")
+    return Preset.read(_FOLDER / f"{name}.yml", f"presets/{name}.yml")
 
 
 def own(folder: Path) -> dict[str, Preset]:
@@ -284,25 +272,5 @@ def own(folder: Path) -> dict[str, Preset]:
             raise DefinitionError(
                 "PRESET_TWICE", f"there is already a destination type {path.stem!r}", where=file
             )
-        found[path.stem] = _read(path, file)
+        found[path.stem] = Preset.read(path, file)
     return found
-
-
-def _read(path: Path, file: str) -> Preset:
-    tree = load_yaml(path, name=file)
-    return validate(Preset, Filled(tree, (), tree.value), name=path.stem)
-
-
-def _model(model: type[ModelT], preset: Preset, value: dict[str, Any]) -> ModelT:
-    """The model of a filled preset; its first error, without any value, as a ValueError."""
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        found = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in found["loc"])
-        said = found["msg"].removeprefix("Value error, ")
-        raise ValueError(f"preset {preset.name}: {place}: {said}") from None
-
-
-def _holds(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
-    return all(given[name] in values or (values == ["*"] and given[name]) for name, values in wanted.items())

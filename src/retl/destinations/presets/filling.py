@@ -1,71 +1,96 @@
-"""The `<name>` in a preset's YAML, and what takes its place: a value, a text with it inside, or nothing."""
+"""A preset's YAML with the values of its parameters in it.
+
+`<name>` alone is the value itself, inside a text it joins the text (percent-encoded in paths), and a list
+inside a text makes a text of each of its items. A member whose value was left out is left out with it, and so
+is an object whose `only_if` does not hold. A value is a constant, whatever it looks like.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from pydantic import SecretStr
 
+from retl.net.lookup import text
+from retl.project.yamlfile import Loc
+
+Condition = Mapping[str, Literal["given", "missing"] | list[Any]]
+
 _USE = re.compile(r"<([a-z_]+)>")
-_IF = re.compile(r"[?!]([a-z_]+)$")
+_PATHS = ("path", "$path")
 _ABSENT = object()
+
+
+def holds(wanted: Condition, given: Mapping[str, Any]) -> bool:
+    """Whether the parameters have the values that an `only_if` asks for."""
+    return all(
+        given[name] in values if isinstance(values, list) else (given[name] is None) == (values == "missing")
+        for name, values in wanted.items()
+    )
+
+
+def conditions(wanted: Condition) -> list[str]:
+    """An `only_if` in words: ["match: email or id", "list: given"]."""
+    return [
+        f"{name}: {' or '.join(map(text, values)) if isinstance(values, list) else values}"
+        for name, values in wanted.items()
+    ]
 
 
 def fill(part: Any, given: Mapping[str, Any], place: str = "") -> Any:
     """A part of a preset with the values in it; `place` is the member that it belongs to."""
     if isinstance(part, dict):
+        if not holds(part.get("only_if", {}), given):
+            return _ABSENT
+        inside = "row" if place == "row" else ""
         made = {
-            fill(name, given): fill(value, given, place if place == "row" else name)
-            for name, value in _present(part, given)
+            fill(name, given): fill(value, given, name if name in _PATHS else inside or name)
+            for name, value in part.items()
+            if name != "only_if"
         }
         return {name: value for name, value in made.items() if value is not _ABSENT}
-    if isinstance(part, list):
+    if isinstance(part, list | tuple):
         return [value for item in part if (value := fill(item, given, place)) is not _ABSENT]
     if not isinstance(part, str) or not (uses := _USE.findall(part)):
         return part
     values = {name: given[name] for name in uses}
     if any(value is None for value in values.values()):
         return _ABSENT
-    whole = len(uses) == 1 and values[uses[0]]
-    if part == f"<{uses[0]}>":
-        constant = place == "row" and isinstance(whole, str) and whole.startswith("$")
-        return f"${whole}" if constant else list(whole) if isinstance(whole, tuple) else whole
-    if part == f"$<{uses[0]}>" and isinstance(whole, tuple):
-        return [f"$field.{name}" for name in whole]
-    if part == f"$<{uses[0]}>":
-        return f"$field.{whole}"
+    listed = next((name for name, value in values.items() if isinstance(value, tuple)), None)
+    if listed is not None:
+        return [fill(part, {**given, listed: item}, place) for item in values[listed]]
+    if part == f"<{uses[0]}>" and not isinstance(values[uses[0]], str):
+        return values[uses[0]]
+    return _joined(part, values, place)
+
+
+def _joined(written: str, values: Mapping[str, Any], place: str) -> str | SecretStr:
+    """A text with the values in it: a secret where one of them is, in a row never a `$` word."""
     plain = {name: _plain(value) for name, value in values.items()}
-    if place in ("path", "$path", "errors_path"):
+    if place in _PATHS:
         plain = {name: quote(value, safe="") for name, value in plain.items()}
-    text = _USE.sub(lambda found: plain[found[1]], part)
-    return SecretStr(text) if any(isinstance(value, SecretStr) for value in values.values()) else text
+    made = _USE.sub(lambda found: plain[found[1]], written)
+    if place == "row" and made.startswith("$") and not written.startswith("$"):
+        made = f"${made}"
+    return SecretStr(made) if any(isinstance(value, SecretStr) for value in values.values()) else made
 
 
-def _present(part: dict[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The members of a part that are there with these values."""
-    for written, value in part.items():
-        found = _IF.search(written)
-        if found is None:
-            yield written, value
-        elif (given[found[1]] is None) == found[0].startswith("!"):
-            yield written[: found.start()], value
-
-
-def used(part: Any) -> Iterator[str]:
-    """The names of all values that a part asks for."""
+def used(part: Any, at: Loc = ()) -> Iterator[tuple[str, Loc, bool]]:
+    """Every parameter that a part asks for, where, and whether it is the key there that asks."""
     if isinstance(part, dict):
         for name, value in part.items():
-            yield from used(name)
-            yield from _IF.findall(name)
-            yield from used(value)
+            if name == "only_if":
+                yield from ((parameter, (*at, name, parameter), True) for parameter in value)
+            yield from ((parameter, (*at, name), True) for parameter in _USE.findall(name))
+            yield from used(value, (*at, name))
     elif isinstance(part, list | tuple):
-        for value in part:
-            yield from used(value)
+        for n, value in enumerate(part):
+            yield from used(value, (*at, n))
     elif isinstance(part, str):
-        yield from _USE.findall(part)
+        yield from ((parameter, at, False) for parameter in _USE.findall(part))
 
 
 def _plain(value: Any) -> str:

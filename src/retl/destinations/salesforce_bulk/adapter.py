@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 from pydantic import Field
 
-from retl.destinations.api import About, Destination
+from retl.destinations.api import About
 from retl.destinations.batch import (
     UNKNOWN,
     WRITTEN,
@@ -44,14 +44,15 @@ from retl.destinations.batch import (
     WriteMode,
 )
 from retl.destinations.http.cells import exact
-from retl.destinations.http.outcome import Sent, interpret
+from retl.destinations.http.outcome import interpret
 from retl.destinations.http.rules import Case, Rules
+from retl.destinations.http.server import HttpTarget
 from retl.destinations.presets import PresetConnection
 from retl.destinations.presets import read as preset
 from retl.destinations.salesforce_bulk import csvjob, soql
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned
 from retl.model import Definition, Duration, Limits
-from retl.net.client import Address, Client
+from retl.net.client import Address
 from retl.net.gate import Gate
 from retl.net.lookup import Match, look, text
 from retl.net.messages import Reply, Request
@@ -71,7 +72,6 @@ _SPENT = Case(
 _NOT_OF_ROWS = Case(status=(400, 409, 422), means="systemic")
 _RULES = Rules(rows="none", code=("0.errorCode",), reason=(), cases=(_SPENT, _NOT_OF_ROWS))
 _FILE_RULES = _RULES.model_copy(update={"cases": (_SPENT,)})  # what is refused of a file is in its rows
-_SENT = Sent(2, True, lambda to: [], lambda row: [])
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -84,7 +84,7 @@ class SalesforceBulkOptions(Definition):
     every: Duration = Field(5.0, description="Between two looks at a job.")
 
 
-class SalesforceBulk(Destination[SalesforceBulkOptions]):
+class SalesforceBulk(HttpTarget[SalesforceBulkOptions]):
     Connection = preset("salesforce").destination.Connection
     Options = SalesforceBulkOptions
     about = About(
@@ -104,11 +104,7 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
             raise DefinitionError(
                 "HTTP_MATCH", f"the key is the field that `match` names: `key: [{options.match}]`"
             )
-        http = options.connection.http
-        self._address = Address.parse(http.base_url)
-        self._client = Client(
-            self._address, http.auth, {}, http.timeouts, self.gate.permits(), 2 * LONGEST_FILE
-        )
+        self._connect(options.connection.http, 2 * LONGEST_FILE)
         self._data = f"{self._address.prefix}/services/data/{options.version}"
         words = csvjob.Words(
             f"{self._data}/jobs/ingest", "/batches", "Open", "UploadComplete", "Aborted",
@@ -187,13 +183,6 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         job = Request("POST", f"{self._data}/jobs/ingest", (), exact.encode(self._described(batch)))
         return job.dump() + b"\r\n\r\n" + (content or b"")
 
-    @property
-    def sent(self) -> int:
-        return self._client.sent
-
-    def close(self) -> None:
-        self._client.close()
-
     # --- what goes out
 
     def _names(self, batch: Batch) -> list[str]:
@@ -201,7 +190,7 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
         return [text(name) for name, *_ in keys]
 
     def _removes(self, batch: Batch) -> bool:
-        return batch.operation == "delete" and not isinstance(self.shape.deletes, SoftDelete)
+        return batch.operation == "delete" and not self._is_soft(batch)
 
     def _described(self, batch: Batch) -> dict[str, str]:
         """The job as it is made."""
@@ -212,13 +201,12 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
 
     def _file(self, batch: Batch) -> tuple[bytes | None, dict[int, RowResult]]:
         """The rows as CSV, if any, and those that it cannot say exactly, which are not in it."""
-        rows, columns = batch.documents(), self._columns
-        if isinstance(self.shape.deletes, SoftDelete) and batch.operation == "delete":
-            fields = exact.encode(self.shape.deletes.set).decode()
-            rows, columns = [(*key, fields) for key in rows], [columns[0], *self.shape.deletes.set]
+        columns = self._columns
+        if batch.operation == "delete" and isinstance(self.shape.deletes, SoftDelete):
+            columns = [columns[0], *self.shape.deletes.set]
         lines: list[csvjob.Cells] = []
         refused: dict[int, RowResult] = {}
-        for number, (key, document) in enumerate(rows):
+        for number, (key, document) in enumerate(self._documents(batch)):
             try:
                 lines.append(_line(key, document, columns[1:], self._json))
             except Poisoned as error:
@@ -256,14 +244,14 @@ class SalesforceBulk(Destination[SalesforceBulkOptions]):
     def _send(self, request: Request) -> Reply:
         """The answer, if it is a success; anything else is raised."""
         reply = self._client.send(request)
-        interpret(reply, _FILE_RULES if request.method == "PUT" else _RULES, _SENT)
+        interpret(reply, _FILE_RULES if request.method == "PUT" else _RULES, self._about(2))
         return reply
 
     def _ask(self, request: Request) -> Reply:
         """As `_send`, but a job or result that is not there is an answer."""
         reply = self._client.send(request)
         if request.method != "GET" or reply.status not in (404, 410):
-            interpret(reply, _FILE_RULES if request.method == "PUT" else _RULES, _SENT)
+            interpret(reply, _FILE_RULES if request.method == "PUT" else _RULES, self._about(2))
         return reply
 
     # --- what came of it

@@ -1,0 +1,86 @@
+"""What all targets behind one HTTP server have in common: who we are to it, its client, and soft deletes.
+
+It knows no endpoint and reads no answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from retl.destinations.api import Destination, OptionsT
+from retl.destinations.batch import Batch, SoftDelete
+from retl.destinations.http.cells import Row, exact
+from retl.destinations.http.outcome import Sent
+from retl.model import Definition, needs_tls
+from retl.net.auth import Anonymous, HeaderName, Secret, WholeUrl
+from retl.net.client import Address, Client, Timeouts
+from retl.net.oauth import Auth
+
+
+class HttpConnection(Definition):
+    """A server and who we are to it. `headers` count as secrets: they are sent and never shown."""
+
+    type: str = "http"
+    base_url: str
+    auth: Auth = Anonymous()
+    headers: dict[HeaderName, Secret] = Field(default={})
+    timeouts: Timeouts = Timeouts()
+    allow_plaintext: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_url(cls, given: Any) -> Any:
+        """Where the address itself is the secret, its server is the base_url."""
+        auth = given.get("auth") if isinstance(given, dict) else None
+        if isinstance(auth, dict) and auth.get("type") == "url" and not given.get("base_url"):
+            return {**given, "base_url": WholeUrl.model_validate(auth).origin}
+        return given
+
+    @model_validator(mode="after")
+    def _fits(self) -> HttpConnection:
+        address = Address.parse(self.base_url)
+        if address.scheme == "http" and needs_tls(address.host, allow_plaintext=self.allow_plaintext):
+            raise ValueError("base_url must be https; `allow_plaintext: true` is the only way round")
+        return self
+
+
+class HttpTarget(Destination[OptionsT]):
+    """A target that `_connect` gave a client."""
+
+    def _connect(self, http: HttpConnection, longest: int | None = None) -> None:
+        """Make the client; `longest` bytes is the most that an answer may have."""
+        self._http, self._address = http, Address.parse(http.base_url)
+        headers = {name: value.get_secret_value() for name, value in http.headers.items()}
+        permits = self.gate.permits()
+        self._client = Client(self._address, http.auth, headers, http.timeouts, permits, longest)
+
+    @property
+    def sent(self) -> int:
+        return self._client.sent
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _known(self) -> list[str]:
+        """What no text made of an answer may hold."""
+        headers = (value.get_secret_value() for value in self._http.headers.values())
+        return [*headers, *self._http.auth.secrets()]
+
+    def _about(self, rows: int) -> Sent:
+        """What an answer is held against that names no row."""
+        return Sent(rows, True, lambda to: [], lambda row: self._known())
+
+    def _is_soft(self, batch: Batch) -> bool:
+        """Is the batch a delete that writes?"""
+        return batch.operation == "delete" and isinstance(self.shape.deletes, SoftDelete)
+
+    def _documents(self, batch: Batch) -> Sequence[Row]:
+        """The rows with their fields, which for soft deletes are those of `set`."""
+        rows = batch.documents()
+        if batch.operation != "delete" or not isinstance(self.shape.deletes, SoftDelete):
+            return rows
+        fields = exact.encode(self.shape.deletes.set).decode()
+        return [(*key, fields) for key in rows]

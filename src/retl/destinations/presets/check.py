@@ -1,0 +1,102 @@
+"""What is wrong with a preset's file, at its place there, before any sync uses it.
+
+Parts are judged with sample values in the places of their parameters; what depends on the values themselves
+is judged again when they are there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from retl.destinations.http.adapter import Idempotency, Probe
+from retl.destinations.http.body import Endpoint
+from retl.destinations.http.jobs import Job
+from retl.destinations.http.rules import Rules
+from retl.destinations.presets.filling import fill, used
+from retl.destinations.presets.parameters import Parameter
+from retl.errors import DefinitionError, Place
+from retl.model import Definition
+from retl.net.oauth import Auth
+from retl.project.validation import did_you_mean, each, raise_all, validate
+from retl.project.variables import Filled
+from retl.project.yamlfile import Loc, Tree
+
+PARTS: dict[str, type[Definition]] = {
+    **dict.fromkeys(("upsert", "insert", "update", "delete"), Endpoint),
+    "outcome": Rules,
+    "job": Job,
+    "idempotency": Idempotency,
+    "check": Probe,
+}
+_PROSE = ("summary", "docs", "source", "example", "connection", "parameters")
+
+
+class _Login(Definition):
+    """The part of a connection that a preset writes."""
+
+    auth: Auth
+
+
+def refuse(tree: Tree, parameters: Mapping[str, Parameter]) -> None:
+    """DefinitionError(s) if a preset with these parameters cannot work."""
+    known = {**parameters, "base_url": Parameter(about="")}
+    raise_all(_unknown(tree, known))
+    raise_all(_unfit(tree, known))
+
+
+def named(tree: Tree, field: str) -> Iterator[Place]:
+    """Where a field of rows is named."""
+    word = re.compile(rf"\$(field\.)?{re.escape(field)}(?!\w)|\{{{re.escape(field)}\}}")
+    for loc, place in tree.places.items():
+        written = tree.at(loc)
+        if loc and loc[0] not in _PROSE and isinstance(written, str) and word.search(written):
+            yield place
+
+
+def _unknown(tree: Tree, known: Mapping[str, Parameter]) -> Iterator[DefinitionError]:
+    """Parameters that are asked for and not there, and conditions that cannot hold."""
+    for name, loc, in_key in used({key: part for key, part in tree.value.items() if key not in _PROSE}):
+        if name not in known:
+            place = tree.key_place(loc) if in_key else tree.place(loc)
+            hint = did_you_mean(name, known) or f"known: {', '.join(known)}"
+            message = f"<{name}> is no key of `connection` or `parameters`"
+            yield DefinitionError("DEFINITION_INVALID", message, hint=hint, where=place)
+        elif loc[-2:] == ("only_if", name) and (refusal := known[name].refusal(tree.at(loc))):
+            yield DefinitionError("DEFINITION_INVALID", f"`{name}`: {refusal}", where=tree.place(loc))
+
+
+def _unfit(tree: Tree, known: Mapping[str, Parameter]) -> Iterator[DefinitionError]:
+    """Parts that are wrong whatever the parameters are."""
+    for name, model in PARTS.items():
+        for loc, way in _ways(tree, name):
+            yield from _errors(model, Filled(tree, loc, fill(way, _samples(way, known))))
+    for loc, way in _ways(tree, "auth"):
+        login = {"auth": fill(way, _samples(way, known))}
+        errors = _errors(_Login, Filled(tree, loc, login))
+        yield from (one for one in errors if one.code in ("OPTION_UNKNOWN", "OPTION_MISSING"))
+
+
+def _errors(model: type[Definition], filled: Filled) -> tuple[DefinitionError, ...]:
+    try:
+        validate(model, filled)
+    except DefinitionError as error:
+        return each(error)
+    return ()
+
+
+def _ways(tree: Tree, name: str) -> list[tuple[Loc, Any]]:
+    """The ways to do a part, each with its place."""
+    written = tree.value.get(name)
+    if isinstance(written, list):
+        return [((name, n), way) for n, way in enumerate(written)]
+    return [] if written is None else [((name,), written)]
+
+
+def _samples(way: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Values with which this way is taken."""
+    given = {name: one.sample for name, one in known.items()}
+    for name, wanted in way.get("only_if", {}).items():
+        given[name] = wanted[0] if isinstance(wanted, list) else None if wanted == "missing" else given[name]
+    return given
