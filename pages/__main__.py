@@ -14,13 +14,14 @@ PAGES = {
     "project": tables.project,
     "syncs": tables.syncs,
     "ledger": tables.ledger,
+    "sources": lists.all_sources,
     "destinations": lists.all_destinations,
     "decisions": lists.all_decisions,
 }
 
 
 def made() -> dict[Path, str]:
-    """Path → text of every page that is made or filled here, except those of the destinations."""
+    """Path → text of every page that is made or filled here, except those of sources and destinations."""
     docs = ROOT / "docs"
     found = {docs / "reference" / f"{name}.md": page() for name, page in PAGES.items()}
     for guide in sorted((docs / "guides").rglob("*.md")):
@@ -34,6 +35,7 @@ def made() -> dict[Path, str]:
 
 if __name__ == "__main__":
     reference.write_pages(ROOT / "docs" / "destinations")
+    reference.write_source_pages(ROOT / "docs" / "sources")
     for path, text in made().items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -1,10 +1,10 @@
-"""docs/reference/: lists of all destinations and all decisions, with links to their pages."""
+"""docs/reference/: lists of all sources, destinations and decisions, with links to their pages."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from retl import destinations
+from retl import destinations, sources
 from retl.app import reference
 
 _DECISIONS = Path(__file__).parents[1] / "docs" / "decisions"
@@ -18,6 +18,17 @@ def all_destinations() -> str:
         rows.append(f"| [{name}](../destinations/{name}.md) | {page['summary']} | {state} |")
     intro = "`retl destinations` lists them, `retl destinations NAME` shows a page. A preview is based only on the vendor's documentation."
     return "\n\n".join(["# Destinations", intro, "\n".join(rows)]) + "\n"
+
+
+def all_sources() -> str:
+    rows = ["| type | | tried against |", "|---|---|---|"]
+    for name in sources.names():
+        page = reference.source_page(name)
+        rows.append(f"| [{name}](../sources/{name}.md) | {page['summary']} | {page['evidence']} |")
+    intro = (
+        "`retl sources` lists them, `retl sources NAME` shows a page. The warehouse is the default source."
+    )
+    return "\n\n".join(["# Sources", intro, "\n".join(rows)]) + "\n"
 
 
 def all_decisions() -> str:

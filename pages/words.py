@@ -8,6 +8,7 @@ SYNC = {
     "enabled": "`false`: not run, also not by name; `retl status` says PAUSED.",
     "after": "Syncs of the same invocation that must succeed first.",
     "source": "Where the rows come from: one SELECT.",
+    "source.from": "A source of `sources:` in retl.yml; its [type](sources.md) has options of its own. The default is the warehouse.",
     "source.table": "A table or view of the warehouse.",
     "source.sql": "A SELECT; `$name` is one of `vars`.",
     "source.file": "A file with a SELECT, relative to the project.",
@@ -71,6 +72,7 @@ SYNC = {
 
 PROJECT = {
     "warehouse": "The DuckDB file with the marts.",
+    "sources": "Other [sources](sources.md) than the warehouse, with names that you choose.",
     "connections": "Servers and accounts, with names that you choose. `postgres` and `redis` come from the environment.",
     "alerts": "Who gets alerts about runs: see [observing](../guides/observing.md).",
     "vars": "Parameters of SQL: `$name`. `today` is the date on the ledger's clock.",

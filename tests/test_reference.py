@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from retl import destinations
-from retl.app.reference import sync_schema, types, write_pages
+from retl.app.reference import sync_schema, types, write_pages, write_source_pages
 from retl.project.definitions import Sync
 
 
@@ -48,6 +48,13 @@ def test_the_pages_of_the_destinations_are_not_stale(tmp_path: Path) -> None:
     write_pages(tmp_path)
     made = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
     kept = Path(__file__).parents[1] / "docs" / "destinations"
+    assert {path.name: path.read_text(encoding="utf-8") for path in kept.iterdir()} == made, "run `make docs`"
+
+
+def test_the_pages_of_the_sources_are_not_stale(tmp_path: Path) -> None:
+    write_source_pages(tmp_path)
+    made = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    kept = Path(__file__).parents[1] / "docs" / "sources"
     assert {path.name: path.read_text(encoding="utf-8") for path in kept.iterdir()} == made, "run `make docs`"
 
 

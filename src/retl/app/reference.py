@@ -1,7 +1,7 @@
-"""Reference texts made from the code: the JSON Schema of sync files, and a page per destination.
+"""Reference texts made from the code: the JSON Schema of sync files, and a page per source and destination.
 
-It is made from the definitions and from every destination's own Options, so it cannot say anything that
-validation does not. It reads no project. `python -m retl.app.reference docs/destinations` writes the pages.
+It is made from the definitions and from every type's own Options, so it cannot say anything that
+validation does not. It reads no project. `python -m retl.app.reference docs` writes the pages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from retl import destinations
+from retl import destinations, sources
 from retl.destinations.api import About
 from retl.project.definitions import Sync
 from retl.project.settings import DEFAULT_CONNECTIONS
@@ -41,6 +41,34 @@ def page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
     found |= {"preview": about.preview is not None, "note": about.preview}
     found |= {"text": text, "connection": _fields(kind.Connection), "destination": _fields(kind.Options)}
     return found | (_operations(preset) if preset else {}) | (_facts(about) if about.evidence else {})
+
+
+def source_page(name: str) -> dict[str, Any]:
+    """The facts of a source type."""
+    kind = sources.load(name)
+    text = inspect.cleandoc(inspect.getmodule(kind).__doc__ or "")
+    return {
+        "name": name,
+        "summary": text.split("\n")[0],
+        "text": text,
+        "evidence": kind.evidence,
+        "changes": sorted(kind.changes),
+        "connection": _fields(kind.Connection),
+        "source": [one for one in _fields(kind.Options) if one["option"] != "from"],
+    }
+
+
+def source_markdown(page: dict[str, Any]) -> str:
+    """The page as a file of docs/sources/."""
+    parts = [f"# {page['name']}", page["text"]]
+    for title, where in (
+        ("connection", "Under `sources` in retl.yml"),
+        ("source", "Under `source` in a sync"),
+    ):
+        rows = [(f"`{o['option']}`", _default(o), o["description"]) for o in page[title]]
+        parts += [f"## {where}", _grid(("option", "default", ""), rows)]
+    parts += [f"Changes: {', '.join(page['changes'])}.", f"Evidence: {page['evidence']}."]
+    return "\n\n".join(parts) + "\n"
 
 
 def markdown(page: dict[str, Any]) -> str:
@@ -141,6 +169,13 @@ def write_pages(folder: Path) -> None:
         (folder / f"{name}.md").write_text(markdown(page(name, destinations.load(name))), encoding="utf-8")
 
 
+def write_source_pages(folder: Path) -> None:
+    """The page of every source type, as files of docs/sources/."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sources.names():
+        (folder / f"{name}.md").write_text(source_markdown(source_page(name)), encoding="utf-8")
+
+
 def sync_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a file in syncs/. Its `destination` is any of the known types."""
     schema = Sync.model_json_schema()
@@ -148,6 +183,15 @@ def sync_schema() -> dict[str, Any]:
     definitions.pop("DestinationRef", None)
     schema["properties"].pop("name")
     schema["required"].remove("name")
+    definitions["Source"]["properties"].pop("from")
+    named = {"from": {"type": "string", "description": "A source in retl.yml; its type has the options."}}
+    schema["properties"]["source"] = {
+        "description": "Where the rows come from.",
+        "anyOf": [
+            {"$ref": "#/$defs/Source"},
+            {"type": "object", "properties": named, "required": ["from"]},
+        ],
+    }
     variants = []
     for type_name in types():
         definitions[f"{type_name}_destination"] = _options(type_name, definitions)
@@ -211,4 +255,5 @@ def _with_variables(schema: Any) -> Any:
 
 
 if __name__ == "__main__":
-    write_pages(Path(sys.argv[1]))
+    write_pages(Path(sys.argv[1]) / "destinations")
+    write_source_pages(Path(sys.argv[1]) / "sources")

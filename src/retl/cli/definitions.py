@@ -210,6 +210,39 @@ def destinations(
     )
 
 
+@command(app, "sources")
+def sources(
+    invocation: Invocation, name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None
+) -> None:
+    """List the source types; with a NAME, show its page."""
+    from retl.app import reference
+    from retl.sources import names
+
+    if name is None:
+        pages = [reference.source_page(one) for one in names()]
+        invocation.show(
+            {"sources": [{part: page[part] for part in ("name", "summary", "evidence")} for page in pages]},
+            lambda: [
+                Table(
+                    ("type", "what it is", "tried against"),
+                    [(p["name"], p["summary"], p["evidence"]) for p in pages],
+                )
+            ],
+        )
+        return
+    page = reference.source_page(name)
+    headers = ("option", "required", "default", "description")
+    tables = [
+        Table(
+            headers,
+            [tuple(one[header] for header in headers) for one in page[part]],
+            title=f"{part} options:",
+        )
+        for part in ("connection", "source")
+    ]
+    invocation.show(page, lambda: [page["text"] + "\n", *tables, f"evidence: {page['evidence']}"])
+
+
 def _own_presets(invocation: Invocation) -> Mapping[str, type[Destination[Any]]]:
     """The presets of the project, if there is one."""
     from retl.project.settings import project_folder

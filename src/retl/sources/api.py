@@ -71,6 +71,8 @@ class Source(ABC, Generic[OptionsT]):
 
     Connection: ClassVar[type[BaseModel]]
     Options: ClassVar[type[BaseModel]]
+    changes: ClassVar[frozenset[str]] = frozenset({"all", "hash", "watermark"})  # how changes can be found
+    evidence: ClassVar[str]  # what it was tried against
 
     def __init__(self, connection: BaseModel, options: OptionsT, invocation: Invocation) -> None:
         self.connection: Any = connection

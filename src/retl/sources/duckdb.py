@@ -34,6 +34,7 @@ class DuckDB(Source[Mart]):
 
     Connection = Warehouse
     Options = Mart
+    evidence = "DuckDB itself, 1.5 and 2"
 
     @property
     def label(self) -> str:
