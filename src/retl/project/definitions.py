@@ -37,9 +37,10 @@ class Source(Definition):
 
     @model_validator(mode="after")
     def _one(self) -> Source:
-        if sum(part is not None for part in (self.table, self.sql, self.file, self.dbt)) != 1:
+        parts = (self.table, self.sql, self.file, self.dbt)
+        if self.from_ is None and sum(part is not None for part in parts) != 1:
             raise ValueError("a source has exactly one of table, sql, file or dbt")
-        if self.max_age is not None and self.dbt is None:
+        if self.from_ is None and self.max_age is not None and self.dbt is None:
             raise ValueError("`max_age` needs `dbt`: only dbt records when a model was built")
         return self
 
@@ -53,10 +54,6 @@ class NamedSource(Source):
     """A source of retl.yml: its type judges the options."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-
-    @model_validator(mode="after")
-    def _one(self) -> NamedSource:
-        return self
 
 
 def _source(value: object) -> object:
