@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from tenacity import wait_random_exponential
 
 from retl.delivery.lanes import Answered, Delivery
 from retl.destinations.api import Destination
@@ -55,7 +56,7 @@ def deliver(
     alone = replace(lane.capabilities, lanes=1)  # as where the limits say nothing of `concurrency`
     delivery = Delivery(lambda: lane, alone, Memory(), limiter.Pace(Limits()), Retry(attempts=8), Stop())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limiter, "_FIRST", 0.002)
+        patch.setattr(limiter, "_PAUSES", wait_random_exponential(multiplier=0.002, max=30))
         try:
             delivery.drain(batches)
         finally:

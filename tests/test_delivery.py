@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from tenacity import wait_random_exponential
 
 from retl.delivery import lanes as delivering
 from retl.delivery.failure_rate import FailureRate
@@ -59,7 +60,8 @@ def lost() -> Ambiguous:
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    monkeypatch.setattr(limiter, "_FIRST", 0.001)  # seconds: the pauses are there, and short
+    # the pauses are there, and short
+    monkeypatch.setattr(limiter, "_PAUSES", wait_random_exponential(multiplier=0.001, max=30))
     ledger = open_ledger("file:.retl", tmp_path, environment=None)
     made = begin(ledger, tmp_path / ".retl")
     yield made
