@@ -11,7 +11,7 @@ from pathlib import Path
 
 for _name in (
     "duckdb", "psycopg", "pytz", "msgspec", "redis",
-    "retl.cli", "retl.cli.app", "retl.cli.running", "retl.cli.schedule", "retl.cli.history",
+    "retl.cli", "retl.cli.app", "retl.cli.running", "retl.app.schedule", "retl.app.session", "retl.cli.history",
     "retl.run.pipeline", "retl.app.resolve", "retl.ledger",
     "retl.destinations.postgres.adapter", "retl.destinations.redis.adapter", "retl.destinations.http.adapter",
     "retl.destinations.salesforce_bulk.adapter", "retl.destinations.dataverse.adapter",

@@ -258,8 +258,8 @@ def test_a_missing_apprise_and_an_unset_variable_are_said_before_anything_runs(
     ("text", "says"),
     [
         ("{to: {webhook: 'http://example.com/x'}, on: [failure]}", "https, except on this machine"),
-        ("{to: {webhook: 'ftp://example.com/x'}, on: [failure]}", "looks like https://host/path"),
-        ("{to: {}, on: [failure]}", "`to` is {webhook: https://…}"),
+        ("{to: {webhook: 'ftp://example.com/x'}, on: [failure]}", "must look like https://host/path"),
+        ("{to: {}, on: [failure]}", "`to` must be {webhook: https://…}"),
         ("{to: 'json://x', on: [failed]}", "failure"),
         ("{to: 'json://x', on: []}", "at least 1"),
         ("{to: 'json://x', on: [rejects: {rate: 2}]}", "less than or equal to 1"),

@@ -16,6 +16,7 @@ from tests.commands import Workshop
 from tests.servers import RedisServer
 
 COMMANDS = {
+    "sources",
     *("init", "demo", "list", "validate", "check", "explain", "sync", "plan", "runs", "show", "status"),
     *("rejects", "state", "schema", "destinations", "apply", "resolve", "test", "report"),
 }

@@ -123,7 +123,7 @@ def test_the_password_is_wrong(workshop: Workshop) -> None:
     golden(
         said,
         1,
-        "error: users: PostgreSQL at SERVER: it does not accept the login [28000]",
+        "error: users: PostgreSQL at SERVER: it does not accept the login of postgres [28000]",
         "  hint: check user, password and the server's pg_hba.conf",
     )
 
@@ -132,7 +132,7 @@ def test_dbt_holds_the_warehouse(workshop: Workshop) -> None:
     workshop.write("retl.yml", "warehouse: {lock_wait: 0s}\n")
     with duckdb.connect(str(workshop.folder / "data" / "warehouse.duckdb")):
         golden(
-            workshop.retl("sync"),
+            workshop.process("sync"),
             75,
             "error: users: process PID is writing to …/data/warehouse.duckdb [MART_LOCKED]",
             "  hint: wait for it, or raise warehouse.lock_wait",

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from retl.cli.observing import observed
 
+from retl.app.observers import listening
 from retl.cli.invocation import Invocation
 from retl.contract.model import _imported
 from retl.errors import DefinitionError
@@ -73,7 +73,7 @@ def test_nobody_listens_after_the_command_that_asked_for_it(tmp_path: Path) -> N
     with inprocess.own_state():
         invocation = Invocation(folder=tmp_path)
         assert invocation.project
-        with observed(invocation):
+        with listening(invocation.project):
             assert len(log._listeners) == 1
             assert os.environ["OTEL_TRACES_EXPORTER"] == "console"
         assert log._listeners == []

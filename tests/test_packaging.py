@@ -281,7 +281,7 @@ def bare(tmp_path: Path, redis_server: RedisServer) -> Bare:
 
 
 def test_the_demo_names_its_extra_before_it_makes_anything(bare: Bare) -> None:
-    said = bare.retl("demo", "new")
+    said = bare.process("demo", "new")
     assert said.code == 1
     assert said.err.count("\n") == 1
     assert "pip install 'retl-cli[demo]'" in said.err
@@ -291,11 +291,11 @@ def test_the_demo_names_its_extra_before_it_makes_anything(bare: Bare) -> None:
 
 def test_without_extras_a_sync_runs_and_names_the_ones_it_misses(bare: Bare) -> None:
     bare.sync("users")
-    said = bare.retl("sync", OTEL_TRACES_EXPORTER="console", OPENLINEAGE_URL="http://127.0.0.1:9")
+    said = bare.process("sync", OTEL_TRACES_EXPORTER="console", OPENLINEAGE_URL="http://127.0.0.1:9")
     assert said.code == 0, said.err
     assert "pip install 'retl-cli[otel]'" in said.err
     assert "pip install 'retl-cli[lineage]'" in said.err
     bare.write("retl.yml", "alerts: [{to: {apprise: 'json://localhost'}, on: [failure]}]\n")
-    refused = bare.retl("sync")
+    refused = bare.process("sync")
     assert refused.code == 2
     assert "pip install 'retl-cli[alerts]'" in refused.err

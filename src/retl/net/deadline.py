@@ -15,10 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+from typing import Any
 
 
 class Deadline:
@@ -52,11 +49,11 @@ class TimedSocket(socket.socket):
         if seconds != self.gettimeout():  # most often it is `idle` again, and a call of the system is spared
             self.settimeout(seconds)
 
-    def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
+    def send(self, data: Any, flags: int = 0, /) -> int:
         self._limit()
         return super().send(data, flags)
 
-    def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
         with memoryview(data).cast("B") as view:
             sent = 0
             while sent < len(view):
@@ -66,7 +63,7 @@ class TimedSocket(socket.socket):
         self._limit()
         return super().recv(buflen, flags)
 
-    def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
         self._limit()
         return super().recv_into(buffer, nbytes or 0, flags)
 

@@ -126,6 +126,9 @@ class Reading:
         with self._clock.phase("freeze"):
             total = future.result()
             log.event("mart_frozen", rows=total)
+            types = self._opened.description.columns
+            named = {name: types[name] for name in _names(self._opened)}
+            log.event("mart_described", columns=named, level="debug")
             failed = tuple(check for check in job.sync.checks if self._returns_rows(check))
             kept, edited = None, list[tuple[Any, ...]]()
             if job.sync.rejects.payload:
@@ -160,7 +163,6 @@ def _read(opened: Opened, at_once: bool) -> int:
             total = freeze.freeze(opened.reader, snapshot.rows(list(columns)), columns)
         if at_once:
             hash_rows(opened.reader, opened.mapped)
-    log.event("mart_described", columns={n: str(t) for n, t in columns.items()}, level="debug")
     return total
 
 

@@ -43,7 +43,7 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
         return _blocked(job, problem)
     with (
         lock,
-        _workspace(job) as workspace,
+        _workspace(job, clock) as workspace,
         ExitStack() as hold,
         log.bound(run_id=run.run_id, sync=job.sync.name),
     ):
@@ -74,7 +74,7 @@ def dry_run(job: Job, look: Callable[[Plan, Workspace], object] = lambda _plan, 
     `look` is shown the plan while it can be read."""
     clock = Clock.since(job.since)
     run = new_run(job)
-    with _workspace(job) as workspace, ExitStack() as hold, log.bound(sync=job.sync.name):
+    with _workspace(job, clock) as workspace, ExitStack() as hold, log.bound(sync=job.sync.name):
         try:
             found = plan(
                 job, run, workspace, clock, hold, lambda mapped, space: recovery.look(job, run, mapped, space)
@@ -127,10 +127,13 @@ def plan(
 
 
 @contextmanager
-def _workspace(job: Job) -> Iterator[Workspace]:
+def _workspace(job: Job, clock: Clock) -> Iterator[Workspace]:
     """A private DuckDB in a private folder; both are gone afterwards."""
-    with private_directory() as directory, Workspace(directory, job.stop) as workspace:
-        yield workspace
+    with private_directory() as directory:
+        with clock.phase("start"):
+            workspace = Workspace(directory, job.stop)
+        with workspace:
+            yield workspace
 
 
 def _begin(job: Job) -> Lock:

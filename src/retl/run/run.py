@@ -50,7 +50,6 @@ class Execution:
     def __init__(self, job: Job, run: Run, lock: Lock, clock: Clock, workspace: Workspace) -> None:
         self.job, self.run, self.lock, self.clock, self.workspace = job, run, lock, clock, workspace
         self.plan: Plan | None = None
-        self.journal = RunJournal(job.ledger, lock, run.run_id, every=False)
         self.delivery: Delivery | None = None
 
     def begin(self) -> None:
@@ -187,6 +186,9 @@ class Execution:
         assert self.plan is not None
         return self.plan
 
+    def _journal(self, *, every: bool) -> RunJournal:
+        return RunJournal(self.job.ledger, self.lock, self.run.run_id, every=every)
+
     def _lane(self) -> Destination[Any]:
         return self.job.lane(self._planned().field_map.shape)
 
@@ -194,13 +196,12 @@ class Execution:
         self, capabilities: Capabilities, lane: Callable[[], Destination[Any]], *, every: bool
     ) -> Delivery:
         job = self.job
-        self.journal.every = every
         wanted, most = job.pace.concurrency or capabilities.lanes, capabilities.most_lanes
         capabilities = replace(capabilities, lanes=min(wanted, most or capabilities.lanes))
         return Delivery(
             lane=lane,
             capabilities=capabilities,
-            journal=self.journal,
+            journal=self._journal(every=every),
             pace=job.pace,
             retry=job.sync.retry,
             stop=job.stop,
@@ -212,9 +213,10 @@ class Execution:
         plan = self._planned()
         last = len(plan.changes) - 1
         batch = Batch(plan.changes, *MODES[self.job.sync.write], self.run.run_id, self.lock.epoch, 0, last)
-        self.journal.open([batch])
-        self.journal.acknowledge(Answered(batch, Outcome(KEPT), attempts=0))
-        self.journal.flush()
+        journal = self._journal(every=False)
+        journal.open([batch])
+        journal.acknowledge(Answered(batch, Outcome(KEPT), attempts=0))
+        journal.flush()
 
     def _unfinished(self, numbers: Counts) -> Failure | None:
         """Why a run that reached its end is no success."""

@@ -46,7 +46,13 @@ class DuckDB(Source[Mart]):
         named = self.options.model_dump(include={"table", "file", "dbt"}, exclude_none=True)
         if self.options.sql is not None:  # a text may hold values
             named = {"sql": sha256(self.options.sql.encode()).hexdigest()[:16]}
-        return {"type": self.connection.type, "path": self.connection.path, **named}
+        return {"type": self.connection.type, "path": self._shown, **named}
+
+    @property
+    def _shown(self) -> str:
+        """The path as a reader knows it: relative where the file is in the project."""
+        path, folder = Path(self.connection.path), self.invocation.folder
+        return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
     @property
     def readable(self) -> tuple[Path, ...]:
