@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retl.app.failures import described, each
-from retl.app.session import dated
 from retl.cli import problems
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation, variables
@@ -72,6 +71,8 @@ def validate(
     from retl.run.job import Target
 
     project = invocation.project
+    from retl.app.session import dated
+
     given = dated({**project.definitions.vars, **variables(var)}, datetime.now(UTC).date())
     chosen = project.select(names=sync or list(project.syncs)) if project.syncs else []
     unset = sorted({missing.name for missing in project.missing(chosen)})

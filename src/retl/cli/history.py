@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retl.app import observers
 from retl.cli import output, problems
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
@@ -111,6 +110,8 @@ def status(
     ledger = invocation.session.ledger(create=alerts)
     found = sync_states(invocation, ledger)
     if alerts:
+        from retl.app import observers
+
         observers.alert_ages(invocation.project, invocation.environment, ledger, found)
     code = int(fail_stale and any(one["stale"] for one in found))
     warnings = [
@@ -151,6 +152,8 @@ def _alerts_stale(invocation: Invocation) -> bool:
     )
     if alerts:
         invocation.project.require([])
+        from retl.app import observers
+
         observers.require_alerts(invocation.project)
     return alerts
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retl.app.session import dated
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation, variables
 from retl.cli.output import Piece, Table, document_text
@@ -33,6 +32,8 @@ def run_tests(
     from retl.run import mapping_tests
 
     project = invocation.project
+    from retl.app.session import dated
+
     given = dated({**project.definitions.vars, **variables(var)}, datetime.now(UTC).date())
     chosen = project.select(names=sync or list(project.syncs)) if project.syncs else []
     judges = {}

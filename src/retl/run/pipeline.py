@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 
 from retl.destinations.batch import Visit
 from retl.engine.mapping import Run
@@ -43,11 +43,11 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
         return _blocked(job, problem)
     with (
         lock,
-        _workspace(job, clock) as workspace,
+        private_directory() as folder,
         ExitStack() as hold,
         log.bound(run_id=run.run_id, sync=job.sync.name),
     ):
-        running = Execution(job, run, lock, clock, workspace)
+        running = Execution(job, run, lock, clock)
         try:
             with clock.phase("begin"):
                 running.begin()
@@ -56,6 +56,8 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
         except Later as problem:
             return _blocked(job, problem)
         try:
+            with clock.phase("start"):
+                workspace = running.workspace = hold.enter_context(Workspace(folder, job.stop))
             running.plan = plan(job, run, workspace, clock, hold, running.recover, epoch=lock.epoch)
             verify(running.plan)
             if running.plan.refusals:
@@ -74,8 +76,10 @@ def dry_run(job: Job, look: Callable[[Plan, Workspace], object] = lambda _plan, 
     `look` is shown the plan while it can be read."""
     clock = Clock.since(job.since)
     run = new_run(job)
-    with _workspace(job, clock) as workspace, ExitStack() as hold, log.bound(sync=job.sync.name):
+    with private_directory() as folder, ExitStack() as hold, log.bound(sync=job.sync.name):
         try:
+            with clock.phase("start"):
+                workspace = hold.enter_context(Workspace(folder, job.stop))
             found = plan(
                 job, run, workspace, clock, hold, lambda mapped, space: recovery.look(job, run, mapped, space)
             )
@@ -124,16 +128,6 @@ def plan(
     with clock.phase("guard"):
         made = planner.Made(opened, frozen, known, asked, diffed, judged, due)
         return planner.guard(job, run, made, unanswered=found.unanswered)
-
-
-@contextmanager
-def _workspace(job: Job, clock: Clock) -> Iterator[Workspace]:
-    """A private DuckDB in a private folder; both are gone afterwards."""
-    with private_directory() as directory:
-        with clock.phase("start"):
-            workspace = Workspace(directory, job.stop)
-        with workspace:
-            yield workspace
 
 
 def _begin(job: Job) -> Lock:

@@ -47,8 +47,10 @@ def new_run(job: Job) -> Run:
 class Execution:
     """The steps of one run, and everything they leave behind."""
 
-    def __init__(self, job: Job, run: Run, lock: Lock, clock: Clock, workspace: Workspace) -> None:
-        self.job, self.run, self.lock, self.clock, self.workspace = job, run, lock, clock, workspace
+    workspace: Workspace  # from the planning on
+
+    def __init__(self, job: Job, run: Run, lock: Lock, clock: Clock) -> None:
+        self.job, self.run, self.lock, self.clock = job, run, lock, clock
         self.plan: Plan | None = None
         self.delivery: Delivery | None = None
 
