@@ -115,9 +115,9 @@ class Execution:
         ledger.put_file(name, self.workspace.directory / name)
         if plan.adopting:
             self._adopt()  # before the delta counts: rows that a killed run did not adopt would be sent
-        anew = plan.capabilities.object if plan.basis.restarts else None
+        restart = plan.capabilities.object if plan.basis.restarts else None
         ledger.record_delta(
-            self.run.run_id, self.lock.epoch, name, len(plan.changes), plan.fingerprints, anew=anew
+            self.run.run_id, self.lock.epoch, name, len(plan.changes), plan.fingerprints, restart=restart
         )
         log.event("delta_written")
         if plan.adopting:
