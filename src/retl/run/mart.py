@@ -178,7 +178,7 @@ def _map(job: Job, run: Run, contract: Contract) -> Mapped:
     capabilities = job.capabilities(field_map.shape)
     fingerprints = {
         "where": capabilities.object,
-        "who": mapping.who(field_map),
-        "what": mapping.what(sync, contract, field_map, capabilities.shaping),
+        "who": mapping.key_fingerprint(field_map),
+        "what": mapping.payload_fingerprint(sync, contract, field_map, capabilities.shaping),
     }
     return Mapped(contract, field_map, capabilities, fingerprints)
