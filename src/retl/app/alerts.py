@@ -88,7 +88,7 @@ def observe(alerts: Sequence[Alert], seen: Observation, memory: Memory) -> None:
 def event(
     alert: Alert, seen: Observation, before: frozenset[str] | None
 ) -> tuple[str | None, frozenset[str]]:
-    """The event to report, if any, and the problems that the sync has now."""
+    """The event to report, if any, and the current problems of the sync."""
     now = ((before or frozenset()) - seen.judged()) | seen.troubles(alert)
     wanted = [when.event for when in alert.on]
     fresh = now - (before or frozenset())
