@@ -105,7 +105,7 @@ def test_every_refusal_says_what_why_and_what_to_do() -> None:
         (
             "TARGET_LOST",
             "the target lacks 5 of 200 sampled keys that were delivered",
-            "it was emptied, restored or is another one: `--full` delivers every row again",
+            "it was emptied, restored or replaced: `--full` delivers every row again",
         )
     ]
     assert said(replace(CALM, read=0, total=0, last_read=None, deletes_on=True)) == [

@@ -209,7 +209,7 @@ def test_the_target_was_emptied(workshop: Workshop, postgres: Database) -> None:
         workshop.retl("sync"),
         3,
         "error: users: the target lacks 30 of 30 sampled keys that were delivered [TARGET_LOST]",
-        "  hint: it was emptied, restored or is another one: `--full` delivers every row again",
+        "  hint: it was emptied, restored or replaced: `--full` delivers every row again",
     )
 
 

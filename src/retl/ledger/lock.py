@@ -44,7 +44,7 @@ class Grip(ABC):
         """True while we still hold all locks taken."""
 
     @abstractmethod
-    def let_go(self) -> None: ...
+    def release(self) -> None: ...
 
 
 class Flocks(Grip):
@@ -71,7 +71,7 @@ class Flocks(Grip):
     def held(self) -> bool:
         return all(_same(path, descriptor) for path, descriptor in self._held.items())
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         while self._held:
             os.close(self._held.popitem()[1])
 
@@ -99,7 +99,7 @@ class Advisory(Grip):
             return bool(self.database.query(sql)[0][0] >= self._count)
         return False
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         self.database.close()
 
 
@@ -120,7 +120,7 @@ class Lock:
                 for name in sorted({sync, *names}):
                     self._epochs[name] = self.database.query(_TAKE, name, sync, host, pid, since)[0][0]
         except BaseException:
-            grip.let_go()
+            grip.release()
             raise
         self.epoch = self._epochs[sync]
 
@@ -137,7 +137,7 @@ class Lock:
                 list(self._epochs.items()),
             )
         self._epochs.clear()
-        self._grip.let_go()
+        self._grip.release()
 
     def __enter__(self) -> Lock:
         return self

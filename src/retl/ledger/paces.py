@@ -26,7 +26,7 @@ class Paces(Breakers):
         found = self._database.query("SELECT account FROM retl_paces WHERE connection = ?", connection)
         return (Account.parse(found[0][0]) if found else Account()), self.now().timestamp()
 
-    def settle_account(self, connection: str, change: Callable[[Account, float], T]) -> T:
+    def change_account(self, connection: str, change: Callable[[Account, float], T]) -> T:
         """Change the account in one transaction; returns the result of `change(account, ledger time)`."""
         with self._database.transaction():
             text = self._database.query(_TAKE, connection, Account().text())[0][0]
@@ -44,4 +44,4 @@ class Paces(Breakers):
             account.spent = account.held = 0.0
             return there
 
-        return self.settle_account(connection, forget)
+        return self.change_account(connection, forget)
