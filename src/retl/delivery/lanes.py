@@ -295,8 +295,8 @@ class Delivery:
         self.journal.flush()
 
     def resolve(self, destination: Destination[Any], batch: Batch, handle: str | None) -> Outcome:
-        """The outcome of a batch that a dead run left open: by its handle, or by sending the same bytes under
-        the same key. UNKNOWN if there is no evidence."""
+        """The outcome of a batch that a dead run left open: by its handle, by evidence in the target, or by
+        sending the same bytes under the same key. Otherwise UNKNOWN."""
 
         def once() -> Outcome:
             answer = destination.resolve(batch, handle)
