@@ -38,7 +38,7 @@ def type_of(text: str) -> Type:
 
 
 def text_of(type: Type, value: Value) -> str | None:
-    """The canonical text of a value, by the words of docs/reference/formats.md."""
+    """The canonical text of a value, by the words of docs/formats.md."""
     if value is None:
         return None
     if type.name == "list":

@@ -83,13 +83,13 @@ def test_open_rejects_are_told_by_reason_with_a_few_keys(ledger: Ledger) -> None
 
 
 def test_what_was_told_is_remembered_per_recipient_and_sync(ledger: Ledger) -> None:
-    assert ledger.told("a", "users") is None
+    assert ledger.reported("a", "users") is None
     ledger.remember("a", "users", frozenset({"stale", "failure"}))
-    assert ledger.told("a", "users") == {"stale", "failure"}
-    assert ledger.told("b", "users") is None
-    assert ledger.told("a", "user") is None
+    assert ledger.reported("a", "users") == {"stale", "failure"}
+    assert ledger.reported("b", "users") is None
+    assert ledger.reported("a", "user") is None
     ledger.remember("a", "users", frozenset())
-    assert ledger.told("a", "users") == frozenset()
+    assert ledger.reported("a", "users") == frozenset()
 
 
 def test_a_renamed_sync_is_known_under_its_new_name(ledger: Ledger) -> None:
@@ -97,5 +97,5 @@ def test_a_renamed_sync_is_known_under_its_new_name(ledger: Ledger) -> None:
     ledger.remember("b", "people", frozenset({"refusal"}))
     ledger.remember("a", "users", frozenset({"failure"}))
     ledger.rename("users", "people")
-    assert [ledger.told(alert, "people") for alert in ("a", "b")] == [{"failure"}, None]
-    assert ledger.told("a", "users") is None
+    assert [ledger.reported(alert, "people") for alert in ("a", "b")] == [{"failure"}, None]
+    assert ledger.reported("a", "users") is None

@@ -87,25 +87,25 @@ def test_every_refusal_says_what_why_and_what_to_do() -> None:
         (
             "REJECT_RATE",
             "51 of 1000 rows break the contract or have no usable key, more than max_reject_rate (0.05)",
-            "see the reasons with `retl show`, mend the mart or the contract, or --accept REJECT_RATE",
+            "see the reasons with `retl show`, fix the mart or the contract, or --accept REJECT_RATE",
         )
     ]
     assert said(replace(CALM, inserts=7, matched=0)) == [
         (
             "IDENTITY_CHANGED",
             "all 7 keys are new and all 1000 delivered keys are gone",
-            "if the key really changed, --accept IDENTITY_CHANGED; otherwise mend `key` or the mart",
+            "if the key really changed, --accept IDENTITY_CHANGED; otherwise fix `key` or the mart",
         )
     ]
     assert said(replace(CALM, failed_checks=("SELECT 1", "SELECT 2"))) == [
-        ("CHECK_FAILED", f"a check returned rows: SELECT {n}", "mend the mart, or --accept CHECK_FAILED")
+        ("CHECK_FAILED", f"a check returned rows: SELECT {n}", "fix the mart, or --accept CHECK_FAILED")
         for n in (1, 2)
     ]
     assert said(replace(CALM, sampled=200, lost=5)) == [
         (
             "TARGET_LOST",
             "the target lacks 5 of 200 sampled keys that were delivered",
-            "it was emptied, restored or is another one: `--full` delivers every row again",
+            "it was emptied, restored or replaced: `--full` delivers every row again",
         )
     ]
     assert said(replace(CALM, read=0, total=0, last_read=None, deletes_on=True)) == [
@@ -180,7 +180,7 @@ def test_a_mart_that_dbt_does_not_vouch_for_is_refused_in_words() -> None:
     assert says(replace(BUILT, status=None)) == [
         (
             "DBT_UNKNOWN",
-            "no run_results.json of dbt says what became of the model orders",
+            "no run_results.json of dbt has a result of the model orders",
             "dbt keeps only its last command's results: use `dbt build`, or keep those of `dbt run` beside"
             " them as run_results.run.json; or --accept DBT_UNKNOWN",
         )
@@ -189,17 +189,17 @@ def test_a_mart_that_dbt_does_not_vouch_for_is_refused_in_words() -> None:
         (
             "DBT_FAILED",
             "dbt's last run of the model orders ended with: skipped",
-            "mend the model and run dbt again, or --accept DBT_FAILED",
+            "fix the model and run dbt again, or --accept DBT_FAILED",
         )
     ]
     assert says(replace(BUILT, failed_tests=("unique_id", "not_null_id"))) == [
         (
             "DBT_TESTS",
             "dbt's tests of orders failed: unique_id, not_null_id",
-            "mend the mart and run dbt again, or --accept DBT_TESTS",
+            "fix the mart and run dbt again, or --accept DBT_TESTS",
         )
     ]
-    stale = "the model orders is older than max_age: dbt {} run it, as far as its results tell"
+    stale = "the model orders is older than max_age; its last successful dbt run: {}"
     again = "run dbt, or --accept DBT_STALE"
-    assert says(BUILT, 3599) == [("DBT_STALE", stale.format("has not since 2026-11-21 11:00Z"), again)]
-    assert says(replace(BUILT, ended_at=None), 1e9) == [("DBT_STALE", stale.format("has never"), again)]
+    assert says(BUILT, 3599) == [("DBT_STALE", stale.format("2026-11-21 11:00Z"), again)]
+    assert says(replace(BUILT, ended_at=None), 1e9) == [("DBT_STALE", stale.format("none"), again)]

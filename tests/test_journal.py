@@ -234,7 +234,7 @@ def test_every_entry_carries_the_epoch_of_the_lock(scene: Scene) -> None:
     known = scene.recorded
     scene.lock.release()
     with take(scene.ledger):
-        runs[0]._waiting.clear()
+        runs[0]._collected.clear()
         acts = [
             lambda: runs[1].intend(first),
             lambda: runs[0].attach(first, "job-1"),

@@ -205,7 +205,7 @@ def test_without_a_contract_the_warehouse_says_the_types(workshop: Workshop) -> 
         (f"given: {{{ROW}, born: 21.11.2026}}, expect: {{}}", "TEST_INVALID", "born is of type date"),
         (f"given: {{{ROW}, labels: [1]}}, expect: {{}}", "TEST_INVALID", "labels is of type string"),
         (f"given: {{{ROW}}}, expect: {{Emial: x}}", "FIELD_UNKNOWN", "did you mean 'Email'?"),
-        (f"given: {{{ROW}}}, expect: {{Run: x}}", "TEST_INVALID", "another one in every run"),
+        (f"given: {{{ROW}}}, expect: {{Run: x}}", "TEST_INVALID", "different in every run"),
         (f"given: {{{ROW}}}, reject: segmnt", "TEST_INVALID", "did you mean 'segment'?"),
         (f"given: {{{ROW}}}", "DEFINITION_INVALID", "exactly one of expect and reject"),
         (f"given: {{{ROW}}}, expect: {{}}, reject: email", "DEFINITION_INVALID", "exactly one of"),

@@ -105,7 +105,7 @@ def test_the_key_is_not_unique(workshop: Workshop) -> None:
         3,
         "error: users: 6 of 33 rows break the contract or have no usable key, more than max_reject_rate (0.05):"
         " KEY_DUPLICATE [REJECT_RATE]",
-        "  hint: see the reasons with `retl show`, mend the mart or the contract, or --accept REJECT_RATE",
+        "  hint: see the reasons with `retl show`, fix the mart or the contract, or --accept REJECT_RATE",
     )
 
 
@@ -183,8 +183,8 @@ def test_a_load_time_makes_every_row_an_update(workshop: Workshop) -> None:
     assert noted(workshop.retl("sync")) == []
     workshop.warehouse("UPDATE users SET loaded_at = loaded_at + INTERVAL 1 HOUR")
     note = (
-        "30 of 30 rows are updates, and column loaded_at differs in every one that was looked at: if that is no"
-        " reason to send a row, say changes: {hash: {ignore: [loaded_at]}}"
+        "30 of 30 rows are updates, and column loaded_at differs in every one that was compared: if that is no"
+        " reason to send a row, set changes: {hash: {ignore: [loaded_at]}}"
     )
     assert noted(workshop.retl("sync", "--dry-run")) == [note]
     assert noted(workshop.retl("sync")) == [note]
@@ -209,7 +209,7 @@ def test_the_target_was_emptied(workshop: Workshop, postgres: Database) -> None:
         workshop.retl("sync"),
         3,
         "error: users: the target lacks 30 of 30 sampled keys that were delivered [TARGET_LOST]",
-        "  hint: it was emptied, restored or is another one: `--full` delivers every row again",
+        "  hint: it was emptied, restored or replaced: `--full` delivers every row again",
     )
 
 
@@ -219,8 +219,8 @@ def test_a_sync_was_renamed(workshop: Workshop) -> None:
     golden(
         workshop.retl("sync"),
         3,
-        "error: customers: sync 'users', which is no more, delivered to this object: a renamed sync? [ORPHANED_STATE]",
-        "  hint: `retl state mv users customers` carries its state on; --accept ORPHANED_STATE begins anew",
+        "error: customers: sync 'users' delivered to this object and no longer exists: was it renamed? [ORPHANED_STATE]",
+        "  hint: `retl state mv users customers` keeps its state; --accept ORPHANED_STATE starts without it",
     )
 
 
@@ -256,7 +256,7 @@ def test_a_null_would_empty_a_field(workshop: Workshop) -> None:
     workshop.retl("sync")
     workshop.warehouse("UPDATE users SET email = NULL WHERE user_id <= 3")
     assert noted(workshop.retl("plan", "--sync", "users")) == [
-        "a NULL would empty email where the target has a value: if it should stay, map it with nulls: keep,"
+        "a NULL would empty email, which has a value in the target: to keep the value, map it with nulls: keep,"
         " fields: {email: {column: …, nulls: keep}}"
     ]
     workshop.sync(
@@ -329,12 +329,12 @@ SAID = {
     "another column": (
         "error: users: no unique constraint that is checked at once stands on exactly (email) [TARGET_DRIFT]",
         '  hint: ALTER TABLE "crm"."users" ADD UNIQUE ("email");',
-        "error: users: the key's columns or types are not those the rows were delivered under [IDENTITY_CHANGED]",
-        "  hint: --accept IDENTITY_CHANGED begins a new baseline: every row is sent, nothing is deleted",
+        "error: users: the key's columns or types differ from those of the delivered rows [IDENTITY_CHANGED]",
+        "  hint: --accept IDENTITY_CHANGED starts a new baseline: every row is sent, nothing is deleted",
     ),
     "other values": (
         "error: users: all 30 keys are new and all 30 delivered keys are gone [IDENTITY_CHANGED]",
-        "  hint: if the key really changed, --accept IDENTITY_CHANGED; otherwise mend `key` or the mart",
+        "  hint: if the key really changed, --accept IDENTITY_CHANGED; otherwise fix `key` or the mart",
     ),
 }
 

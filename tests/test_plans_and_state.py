@@ -86,7 +86,7 @@ def test_what_is_no_plan_is_a_usage_error(workshop: Workshop) -> None:
     workshop.write("no.plan", "{}")
     said = workshop.retl("apply", "no.plan")
     assert said.code == 2
-    assert "is no plan of retl" in said.err
+    assert "is not a plan of retl" in said.err
 
 
 # --- watermarks

@@ -147,7 +147,7 @@ def test_the_page_tells_the_run_the_history_the_reasons_and_the_batches() -> Non
     assert [name.split(" (")[0] for name in charts] == [
         "rows delivered",
         "rows per second",
-        "age that the target's data reached before it was renewed".replace("'", "&#39;"),
+        "age of the target's data before it was renewed".replace("'", "&#39;"),
         "time per batch",
     ]
     assert "2026-11-23 06:00: 2 d 0 h" in document  # how old the data became, over the failed run

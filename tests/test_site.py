@@ -79,7 +79,7 @@ def test_every_page_can_be_found_in_the_site() -> None:
     site: dict[str, Any] = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     listed = {DOCS / path for path in leaves(site["nav"])}
     assert all(path.is_file() for path in listed)
-    for start in (DOCS / "reference" / "destinations.md", DOCS / "reference" / "decisions.md"):
+    for start in (DOCS / "reference" / f"{kind}.md" for kind in ("sources", "destinations", "decisions")):
         listed |= {target for target, _ in links(start)}
     assert set(DOCS.rglob("*.md")) - listed == set()
     assert site["strict"] is True

@@ -6,8 +6,8 @@ CREATE TABLE retl_meta (
   value TEXT NOT NULL
 );
 
--- One row per locked name (a sync, or the object it writes to). The epoch only ever grows:
--- a run with an older epoch may record nothing.
+-- One row per locked name (a sync, or the object it writes to). The epoch only grows:
+-- a run with an older epoch can record nothing.
 CREATE TABLE retl_locks (
   name  TEXT PRIMARY KEY,
   epoch BIGINT NOT NULL,
@@ -17,8 +17,8 @@ CREATE TABLE retl_locks (
   since TEXT
 );
 
--- One row per run. `purpose` is sync, apply, rollback, repair, erase or resolve; `delta` names the run file of
--- the rows it may touch.
+-- One row per run. `purpose` is sync, apply, rollback, repair, erase or resolve; `delta` is the run file of
+-- the rows it may write.
 CREATE TABLE retl_runs (
   run_id          TEXT PRIMARY KEY,
   sync            TEXT NOT NULL,
@@ -67,8 +67,8 @@ CREATE TABLE retl_batches (
   PRIMARY KEY (run_id, batch_id)
 );
 
--- A row without a usable key of its own is told from others by its digest in `row_id` (elsewhere ''), and
--- where the sync asks for it the rejected row itself is kept for a while, as JSON.
+-- One row per sync and rejected key. A row without a usable key is identified by its digest in `row_id`
+-- (otherwise ''). If the sync asks for it, `payload` is the rejected row as JSON, kept for a while.
 CREATE TABLE retl_rejects (
   sync       TEXT NOT NULL,
   key        TEXT NOT NULL,
@@ -113,7 +113,7 @@ CREATE TABLE retl_breakers (
   error      TEXT NOT NULL
 );
 
--- Run files, if there is no directory for them.
+-- Run files, if the ledger has no directory.
 CREATE TABLE retl_files (
   name  TEXT NOT NULL,
   chunk BIGINT NOT NULL,
@@ -121,7 +121,7 @@ CREATE TABLE retl_files (
   PRIMARY KEY (name, chunk)
 );
 
--- What the processes of a connection took of its target's limits, as one JSON account: see allowance.py.
+-- How much of the target's limits all processes of a connection have used, as one JSON account: see allowance.py.
 CREATE TABLE retl_paces (
   connection TEXT PRIMARY KEY,
   account    TEXT NOT NULL

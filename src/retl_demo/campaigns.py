@@ -1,8 +1,8 @@
 """A small campaign tool on a real socket: what the sample sync `churn_campaign` talks to.
 
 It upserts recipients by id, at most 100 per request, behind a bearer token, and honours idempotency
-keys: the same key brings the same stored answer and applies nothing twice. It serves the loopback
-interface only and keeps what it is sent in memory; it is no model of any real vendor.
+keys: the same key gets the same stored answer and nothing is applied twice. It serves only the loopback
+interface and keeps its data in memory. It does not imitate a real vendor.
 
 ::
 
@@ -32,7 +32,7 @@ _Reply = tuple[HTTPStatus, dict[str, Any]]
 
 @dataclass
 class Recipient:
-    """One object the tool holds, and how often a request was applied to it."""
+    """One object of the tool, and how often a request was applied to it."""
 
     id: str | int
     attributes: dict[str, Any]
@@ -42,14 +42,14 @@ class Recipient:
 class Campaigns:
     """A running campaign tool; a context manager that stops it.
 
-    `refuse` are ids it answers with SUPPRESSED, as a real tool does for people who unsubscribed.
+    `refuse` are ids that it answers with SUPPRESSED, like a real tool after an unsubscribe.
     """
 
     def __init__(self, token: str, refuse: Iterable[str | int] = ()) -> None:
         self.token = token
         self.refuse = frozenset(refuse)
-        self.requests = 0  # batches that reached us, also those answered from memory or refused
-        self.replayed = 0  # of these, how many were answered from memory
+        self.requests = 0  # batches received, also those answered from memory or refused
+        self.replayed = 0  # of these, answered from memory
         self._recipients: dict[str | int, Recipient] = {}
         self._answers: dict[str, tuple[bytes, _Reply]] = {}
         self._lock = Lock()
@@ -62,12 +62,12 @@ class Campaigns:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def recipients(self) -> dict[str | int, Recipient]:
-        """What the tool holds now, by id: a copy."""
+        """A copy of all recipients, by id."""
         with self._lock:
             return {key: Recipient(**asdict(held)) for key, held in self._recipients.items()}
 
     def stop(self) -> None:
-        """Take no more requests; what it holds can still be read from this object."""
+        """Accept no more requests. Its recipients can still be read from this object."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -79,7 +79,7 @@ class Campaigns:
         self.stop()
 
     def receive(self, body: bytes, key: str | None) -> _Reply:
-        """Apply a batch once; under a key seen before repeat the stored answer."""
+        """Apply a batch once; for a known key repeat the stored answer."""
         with self._lock:
             self.requests += 1
             if key in self._answers:
@@ -129,24 +129,24 @@ class _Exchange(BaseHTTPRequestHandler):
     tool: Campaigns
     protocol_version = "HTTP/1.1"
     timeout = 60
-    wbufsize = -1  # head and body leave in one packet: none waits for the other's acknowledgement
+    wbufsize = -1  # send head and body in one packet, without waiting for an acknowledgement in between
     disable_nagle_algorithm = True
 
     def handle(self) -> None:
-        with suppress(ConnectionError):  # a client that dies is no news
+        with suppress(ConnectionError):  # a client may die
             super().handle()
 
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         if length > MAX_BYTES:
-            self.close_connection = True  # the body stays unread, so nothing after it can be understood
+            self.close_connection = True  # the body is not read, so the rest of the stream is unusable
             self._reply(
                 _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "TOO_LARGE", f"at most {MAX_BYTES} bytes")
             )
             return
         body = self.rfile.read(length)
         if len(body) < length:
-            self.close_connection = True  # whoever sent it is gone: half a request is none
+            self.close_connection = True  # the sender is gone: ignore half a request
         elif self._allowed("/v1/recipients/batch"):
             self._reply(self.tool.receive(body, self.headers.get("Idempotency-Key")))
 
@@ -156,7 +156,7 @@ class _Exchange(BaseHTTPRequestHandler):
             self._reply((HTTPStatus.OK, {"recipients": held}))
 
     def _allowed(self, path: str) -> bool:
-        """Right token, right path? Otherwise the answer has been sent."""
+        """True if token and path are right; otherwise it has sent the error."""
         given = self.headers.get("Authorization", "").encode()
         if not hmac.compare_digest(given, f"Bearer {self.tool.token}".encode()):
             self._reply(_refusal(HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED", "a valid bearer token is required"))
@@ -178,7 +178,7 @@ class _Exchange(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Stay silent: stderr belongs to the demo."""
+        """Print nothing: the demo uses stderr."""
 
 
 def _error(code: str, message: str) -> dict[str, Any]:

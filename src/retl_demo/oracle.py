@@ -1,7 +1,7 @@
-"""What must stand at the six targets of the sample project, by plain SQL beside retl.
+"""The expected rows at the six targets of the sample project, by plain SQL without retl.
 
-It knows the warehouse and the targets and nothing of retl: no sync file, no ledger, no adapter. So
-whatever both of them say is true twice.
+It uses the warehouse and the targets but nothing of retl: no sync file, no ledger, no adapter. So it is an
+independent check.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Rows = Mapping[Row, Row]  # key → the other values, all as text
 
 @dataclass(frozen=True)
 class Landing:
-    """One sync's rows in the warehouse and at the target, as SQL whose first `width` columns are the key.
+    """One sync's rows in the warehouse and at the target, as SQL; the first `width` columns are the key.
 
-    `at` is a table of PostgreSQL, or else the name of the server. `deletes`: keys that left the mart
-    leave the target; otherwise they stay as they were.
+    `at` is a table of PostgreSQL, or the name of another server. `deletes`: keys that left the mart are
+    deleted in the target; otherwise they stay unchanged.
     """
 
     sync: str
@@ -42,7 +42,7 @@ class Landing:
 
 @dataclass(frozen=True)
 class Targets:
-    """The three servers of the sample, as seen by connections of our own."""
+    """The three servers of the sample, for our own connections."""
 
     postgres: Mapping[str, Any] = field(repr=False)  # parameters of psycopg.connect
     redis: Mapping[str, Any] = field(repr=False)  # parameters of redis.Redis
@@ -51,12 +51,12 @@ class Targets:
 
 @dataclass(frozen=True)
 class Difference:
-    """Rows by what is wrong with them; all zero when the target holds what the mart says."""
+    """Numbers of wrong rows by kind; all zero if the target has the rows of the mart."""
 
-    lost: int  # keys that should be there and are not
-    doubled: int  # rows beyond the first of their key
+    lost: int  # missing keys
+    doubled: int  # further rows of the same key
     altered: int  # right key, other values
-    foreign: int  # keys that should not be there
+    foreign: int  # unexpected keys
 
     def __bool__(self) -> bool:
         return any((self.lost, self.doubled, self.altered, self.foreign))
@@ -64,7 +64,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Motion:
-    """Rows written between two looks."""
+    """Rows written between two points in time."""
 
     inserted: int = 0
     updated: int = 0
@@ -141,7 +141,7 @@ LANDINGS = (
 
 
 def expected(warehouse: Path, landing: Landing, former: Rows | None = None) -> Rows:
-    """What the target must hold: the mart now, and where keys are never deleted also those of before."""
+    """The rows that the target must have: the current mart, and without deletes also earlier keys."""
     import duckdb
 
     with duckdb.connect(str(warehouse), read_only=True) as connection:
@@ -151,14 +151,14 @@ def expected(warehouse: Path, landing: Landing, former: Rows | None = None) -> R
 
 
 def held(targets: Targets, landing: Landing) -> list[Row]:
-    """Every row that the target holds, in no order; none where there is no table yet."""
+    """Every row in the target, in no order; none if there is no table yet."""
     if landing.is_table:
         return _in_table(targets, landing)
     return _in_redis(targets) if landing.at == "redis" else _in_campaigns(targets.campaigns)
 
 
 def applications(targets: Targets, landing: Landing) -> list[Row]:
-    """As `held`, but what the campaign tool applied n times stands there n times."""
+    """Like `held`, but a row that the campaign tool applied n times is there n times."""
     if landing.at != "campaigns":
         return held(targets, landing)
     times = {str(one.id): one.applied for one in targets.campaigns.recipients().values()}
@@ -166,7 +166,7 @@ def applications(targets: Targets, landing: Landing) -> list[Row]:
 
 
 def compare(wanted: Rows, found: Iterable[Row], landing: Landing) -> Difference:
-    """What is wrong at the target."""
+    """The difference between the target and the wanted rows."""
     times: Counter[Row] = Counter()
     altered = 0
     for row in found:
@@ -182,7 +182,7 @@ def compare(wanted: Rows, found: Iterable[Row], landing: Landing) -> Difference:
 
 
 def motion(before: Rows, after: Rows) -> Motion:
-    """The fewest writes that lead from one to the other."""
+    """The smallest number of writes from one state to the other."""
     return Motion(
         inserted=len(after.keys() - before.keys()),
         updated=sum(before[key] != after[key] for key in before.keys() & after.keys()),
@@ -191,15 +191,15 @@ def motion(before: Rows, after: Rows) -> Motion:
 
 
 def written(targets: Targets, landing: Landing) -> Motion:
-    """How many rows the target itself counts as written so far: PostgreSQL's statistics, the SET commands
-    that Redis took, the recipients that the campaign tool applied (both as `updated`)."""
+    """How many written rows the target itself has counted: PostgreSQL's statistics, SET commands of Redis,
+    recipients applied by the campaign tool (the last two as `updated`)."""
     if landing.is_table:
         return _counted(targets, landing.at)
     if landing.at == "campaigns":
         return Motion(updated=sum(one.applied for one in targets.campaigns.recipients().values()))
     with _redis(targets) as client:
-        said = client.info("commandstats").get("cmdstat_set", {})
-    return Motion(updated=said.get("calls", 0) - said.get("failed_calls", 0))
+        sets = client.info("commandstats").get("cmdstat_set", {})
+    return Motion(updated=sets.get("calls", 0) - sets.get("failed_calls", 0))
 
 
 def _in_table(targets: Targets, landing: Landing) -> list[Row]:
@@ -223,9 +223,9 @@ def _in_redis(targets: Targets) -> list[Row]:
 
 
 def _in_campaigns(tool: Campaigns) -> list[Row]:
-    told = ("lifetime_value", "churn_probability", "last_purchase_days")
+    names = ("lifetime_value", "churn_probability", "last_purchase_days")
     recipients = tool.recipients().values()
-    return [(str(one.id), *(str(one.attributes[name]) for name in told)) for one in recipients]
+    return [(str(one.id), *(str(one.attributes[name]) for name in names)) for one in recipients]
 
 
 def _counted(targets: Targets, table: str) -> Motion:

@@ -1,7 +1,7 @@
 """A server process on a free port of the loopback interface, which ends when we end.
 
-It does not know which server it is: how to make, start and ask one is said in `servers.py`. On Linux
-the kernel ends it with the *thread* that started it, however that dies: start it from one that stays.
+It is independent of the kind of server: `servers.py` has that. On Linux the kernel ends the server when the
+*thread* that started it ends, so start it from a thread that stays.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from retl.errors import Failure
 
 LOOPBACK = "127.0.0.1"
 START_WITHIN = 30.0  # seconds until a server must answer
-PORTS_TRIED = 5  # another process may take a free port between our look and the server's bind
+PORTS_TRIED = 5  # another process may take a free port before the server binds it
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}  # no PGDATA or LD_LIBRARY_PATH of the caller
 _PR_SET_PDEATHSIG = 1
 
 
 class Identity(TypedDict, total=False):
-    """Whom a process runs as; empty: as ourselves."""
+    """The user of a process; empty: our own."""
 
     user: int
     group: int
@@ -43,7 +43,7 @@ class Server(ABC):
     name: ClassVar[str]
     user: ClassVar[str]
     ending: ClassVar[tuple[signal.Signals, ...]]  # tried in this order until the process is gone
-    orphaned: ClassVar[signal.Signals]  # what the kernel sends the server when we die
+    orphaned: ClassVar[signal.Signals]  # the kernel sends it to the server when we die
 
     def __init__(self, directory: Path) -> None:
         self.host = LOOPBACK
@@ -69,7 +69,7 @@ class Server(ABC):
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Once, before the first start: find the binaries, make what they need."""
+        """Called once before the first start: find the binaries, create what they need."""
 
     @abstractmethod
     def _spawn(self, port: int) -> subprocess.Popen[bytes]: ...
@@ -78,7 +78,7 @@ class Server(ABC):
     def _answers(self, port: int) -> bool: ...
 
     def start(self) -> Self:
-        """Start for the first time. Failure SERVER_NOT_STARTED or DEPENDENCY_MISSING: nothing is left."""
+        """Start for the first time. Failure SERVER_NOT_STARTED or DEPENDENCY_MISSING leaves no process."""
         try:
             self._prepare()
             self._launch()
@@ -99,7 +99,7 @@ class Server(ABC):
         raise Failure("SERVER_NOT_STARTED", f"{self.name} did not start: {tail}", hint=f"see {self.log}")
 
     def _wait(self, port: int) -> bool:
-        """True when the server answers, False when it died or is not ready within START_WITHIN."""
+        """True if the server answers, False if it died or is not ready within START_WITHIN."""
         deadline = time.monotonic() + START_WITHIN
         while self._process and self._process.poll() is None and time.monotonic() < deadline:
             if self._answers(port):
@@ -144,7 +144,7 @@ class Server(ABC):
                 stdout=log,
                 stderr=log,
                 preexec_fn=_dies_with_us(self.orphaned),
-                start_new_session=True,  # a Ctrl-C at our terminal is ours to handle
+                start_new_session=True,  # a Ctrl-C at our terminal must reach only us
                 **(identity or {}),
             )
         assert process.stdin is not None
@@ -160,10 +160,10 @@ def _free_port() -> int:
 
 
 def _dies_with_us(number: signal.Signals) -> Callable[[], None] | None:
-    """On Linux: have the kernel send this signal when the thread that starts the server ends."""
+    """On Linux: the kernel sends this signal when the thread that started the server ends."""
     if sys.platform != "linux":
         return None
-    prctl = ctypes.CDLL(None).prctl  # found before the fork: nothing is imported in the child
+    prctl = ctypes.CDLL(None).prctl  # before the fork, because the child must not import
 
     def ask() -> None:
         prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)

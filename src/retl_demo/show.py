@@ -1,7 +1,7 @@
-"""`retl demo`: the whole story on this machine, told by real commands against real servers.
+"""`retl demo`: shows retl on this machine, with real commands and real servers.
 
-Rows land; runs are killed half way and run again; one user in a hundred changes and only that moves.
-Every number is counted twice: by retl, and by plain SQL that asks the warehouse and the targets.
+It delivers rows, kills runs half way and runs them again; then one user in a hundred changes and only these
+changes are sent. Every number is counted twice: by retl, and by plain SQL in the warehouse and the targets.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from retl_demo.stage import Ran, Stage, interruptible, open_stage, project
 
 ROWS_SHOWN = 5
 COLUMNS_SHOWN = 5
-WIDTH = 110  # where there is no terminal
+WIDTH = 110  # without a terminal
 STATISTICS_WITHIN = 10.0  # seconds until PostgreSQL has counted what a closed connection wrote
-# Runs that die by SIGKILL right after the n-th batch was acknowledged: an upsert, an append, an API. Two
-# lanes write to PostgreSQL, so one more batch may have landed by then.
+# Runs that are killed (SIGKILL) after the n-th batch is acknowledged: an upsert, an append, an API. Two lanes
+# write to PostgreSQL, so one more batch may have arrived.
 KILLS = (("product_recommendations", 9), ("email_triggers", 1), ("churn_campaign", 7))
 
 
 @dataclass
 class Story:
-    """The console, and what turned out wrong so far."""
+    """The console, and what was wrong so far."""
 
     console: Console
     wrong: list[str] = field(default_factory=list)
@@ -59,20 +59,20 @@ class Story:
         self.console.print(Padding(drawn, (0, 0, 1, 1), expand=False))
 
     def expect(self, true: bool, sentence: str) -> None:
-        """What must hold; the demo ends with exit code 1 and this sentence where it does not."""
+        """If not `true`, the demo ends with this sentence and exit code 1."""
         if not true:
             self.wrong.append(sentence)
 
     @contextmanager
     def waiting(self, doing: str) -> Iterator[None]:
-        """On a terminal, say what is going on until it is done."""
+        """On a terminal, show the current command until it is done."""
         with self.console.status(Text(doing, style="dim")):
             yield
 
 
 def run(directory: Path | None, keep: bool) -> int:
-    """Play the demo in `directory` (a temporary one if None). Returns 0 if every number is as it must be,
-    else 1. Stops all it started; removes the project too unless `keep`."""
+    """Run the demo in `directory` (a temporary one if None). Returns 0 if every number is right, else 1.
+    Stops all servers, and removes the project unless `keep`."""
     servers.require(*servers.PACKAGES)
     story = Story(Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
     began = time.monotonic()
@@ -102,7 +102,7 @@ def _landed(story: Story, stage: Stage) -> None:
 
 
 def _killed(story: Story, stage: Stage) -> None:
-    """Deliver everything once more, to empty targets, and die on the way."""
+    """Deliver everything again to empty targets, and kill runs half way."""
     wanted = {one.sync: oracle.expected(stage.warehouse, one) for one in LANDINGS}
     story.chapter("The same again to empty targets, killed half way")
     for name, batch in KILLS:
@@ -111,12 +111,12 @@ def _killed(story: Story, stage: Stage) -> None:
             ran = stage.sync("--sync", name, crash_at=f"batch_acknowledged:{batch}")
             there, total = len(oracle.held(stage.targets, landing)), len(wanted[name])
         story.say(f"kill -9: retl sync --sync {name} is dead, {there:,} of {total:,} rows have landed")
-        story.expect(ran.code == -9, f"{name}: the run was to die by SIGKILL but ended with {ran.code}")
+        story.expect(ran.code == -9, f"{name}: the run should be killed by SIGKILL but ended with {ran.code}")
         story.expect(0 < there < total, f"{name}: the kill came at {there} of {total} rows, not half way")
     story.say("Nobody repairs anything. The next plain run:")
     _deliver(story, stage)
     story.say(
-        "What was sent and never recorded as answered is sent again, where twice is once; else it is settled."
+        "Batches sent without a recorded answer are sent again if the target is idempotent, else resolved."
     )
     found = {one.sync: oracle.applications(stage.targets, one) for one in LANDINGS}
     _compare(story, wanted, found)
@@ -128,7 +128,7 @@ def _changed(story: Story, stage: Stage) -> None:
     counted = {one.sync: _counted(stage, one, before[one.sync]) for one in LANDINGS}
     changed = warehouse.change(stage.warehouse)
     wanted = {one.sync: oracle.expected(stage.warehouse, one, before[one.sync]) for one in LANDINGS}
-    story.say(f"{changed} of 20,000 users searched and spent more, and every mart was computed anew.")
+    story.say(f"{changed} of 20,000 users searched and spent more, and every mart was computed again.")
     ran = _deliver(story, stage)
     due = {one.sync: oracle.motion(before[one.sync], wanted[one.sync]) for one in LANDINGS}
     moved = {one.sync: _moved(stage, one, counted[one.sync], _due(one, before, wanted)) for one in LANDINGS}
@@ -141,9 +141,9 @@ def _changed(story: Story, stage: Stage) -> None:
         name = landing.sync
         wrote = _due(landing, before, wanted)
         story.expect(moved[name] == wrote, f"{name}: the target counts {moved[name]}, due were {wrote}")
-        told = next((one for one in ran.syncs if one["sync"] == name), {})
-        said = Motion(*(told.get(each, -1) for each in ("inserted", "updated", "deleted")))
-        story.expect(said == due[name], f"{name}: retl reports {said}, due were {due[name]}")
+        summary = next((one for one in ran.syncs if one["sync"] == name), {})
+        reported = Motion(*(summary.get(each, -1) for each in ("inserted", "updated", "deleted")))
+        story.expect(reported == due[name], f"{name}: retl reports {reported}, due were {due[name]}")
     total, rows = sum(sum(astuple(one)) for one in moved.values()), sum(map(len, wanted.values()))
     story.say(f"{total:,} of {rows:,} rows were written, each of them due.")
     _compare(story, wanted, {one.sync: oracle.held(stage.targets, one) for one in LANDINGS})
@@ -159,14 +159,14 @@ def _close(story: Story, folder: Path, keep: bool, seconds: float) -> None:
     if not keep:
         story.say("To read and run the project yourself: retl demo DIR --keep")
         return
-    story.say(f"The project stays in {folder}. To go on with servers of your own, there:")
+    story.say(f"The project stays in {folder}. To use your own servers, run there:")
     story.say("  cp config.example.env config.env    and fill in where they are")
     story.say("  retl validate                       definitions and SQL, offline")
     story.say("  retl sync --dry-run                 what a run would do; writes nothing")
 
 
 def _deliver(story: Story, stage: Stage) -> Ran:
-    """`retl sync --all`, and what it says of itself."""
+    """Run `retl sync --all` and show its summary."""
     with story.waiting("retl sync --all"):
         ran = stage.sync("--all")
     names = ("read", "unchanged", "inserted", "updated", "deleted", "rejected", "seconds")
@@ -179,7 +179,7 @@ def _deliver(story: Story, stage: Stage) -> Ran:
 
 
 def _compare(story: Story, wanted: dict[str, Rows], found: dict[str, list[oracle.Row]]) -> None:
-    """Hold every row of the targets against the warehouse."""
+    """Compare every row of the targets with the warehouse."""
     wrong = {one.sync: oracle.compare(wanted[one.sync], found[one.sync], one) for one in LANDINGS}
     story.table(
         ("sync", "must be there", "is there", "lost", "doubled", "altered", "foreign"),
@@ -193,20 +193,20 @@ def _compare(story: Story, wanted: dict[str, Rows], found: dict[str, list[oracle
 
 
 def _due(landing: Landing, before: dict[str, Rows], after: dict[str, Rows]) -> Motion:
-    """The writes that are due, as far as the target's statistics tell them apart."""
+    """The due writes, in the detail of the target's statistics."""
     due = oracle.motion(before.get(landing.sync, {}), after[landing.sync])
     return due if landing.is_table else Motion(updated=due.inserted + due.updated)
 
 
 def _counted(stage: Stage, landing: Landing, rows: Rows) -> Motion:
-    """The target's statistics after the first delivery; PostgreSQL may still be counting it."""
+    """The target's statistics after the first delivery; PostgreSQL may still be counting."""
     if landing.is_table:
         return _moved(stage, landing, Motion(), Motion(inserted=len(rows)))
     return oracle.written(stage.targets, landing)
 
 
 def _moved(stage: Stage, landing: Landing, before: Motion, due: Motion) -> Motion:
-    """What the target counted since `before`; waits while it may still be counting."""
+    """The target's count since `before`; waits while it may still be counting."""
     deadline = time.monotonic() + STATISTICS_WITHIN
     while True:
         now = oracle.written(stage.targets, landing)
@@ -223,7 +223,7 @@ def _place(landing: Landing) -> str:
 
 
 def _in_order(row: oracle.Row) -> tuple[tuple[int, str], ...]:
-    """Numbers sort as numbers, though they are text here."""
+    """Sort numbers as numbers, although they are text here."""
     return tuple((len(value or ""), value or "") for value in row)
 
 

@@ -1,7 +1,7 @@
-"""Where the demo plays: the sample project in a folder, three real servers, and `retl` as a user runs it.
+"""The stage of the demo: the sample project in a folder, three real servers, and `retl` as a user runs it.
 
-Everything it starts it stops, whatever happens. The commands see the servers of the stage only: whatever
-the caller's environment says of a PostgreSQL, a Redis or a project of their own is kept from them.
+It always stops everything it starts. The commands see only the servers of the stage: variables of the caller
+for PostgreSQL, Redis or another project are removed.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from retl_demo.campaigns import Campaigns
 from retl_demo.oracle import Targets
 
 EXPENDABLE = {"fsync": "off", "full_page_writes": "off"}
-TOKEN = "demo-campaigns"  # noqa: S105 - of a server on this machine that ends with the demo
+TOKEN = "demo-campaigns"  # noqa: S105 - for a server on this machine that ends with the demo
 RUN_WITHIN = 120.0  # seconds; a whole run takes a few
-FOREIGN = ("POSTGRES_", "REDIS_", "RETL_", "DUCKDB_", "CAMPAIGN_", "PG")  # begin variables that name servers
+FOREIGN = ("POSTGRES_", "REDIS_", "RETL_", "DUCKDB_", "CAMPAIGN_", "PG")  # prefixes of server variables
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
 class Ran:
-    """One `retl` command that ended; `code` is negative where a signal ended it."""
+    """One `retl` command that ended; `code` is negative if a signal ended it."""
 
     code: int
     document: dict[str, Any]
@@ -47,7 +47,7 @@ class Ran:
 
 @dataclass(frozen=True)
 class Stage:
-    """A project folder, and where `retl` finds the targets it delivers to."""
+    """A project folder, and the environment with its targets."""
 
     folder: Path
     targets: Targets
@@ -58,8 +58,8 @@ class Stage:
         return self.folder / "data" / "warehouse.duckdb"
 
     def sync(self, *words: str, crash_at: str | None = None) -> Ran:
-        """`python -m retl sync …` in a process of its own; `crash_at` is `event:n` at which the process
-        kills itself with SIGKILL."""
+        """Run `python -m retl sync …` in a new process. `crash_at`: `event:n` where the process kills itself
+        with SIGKILL."""
         crash = {"RETL_CRASH_AT": crash_at} if crash_at else {}
         done = subprocess.run(  # noqa: S603 - our own interpreter, no shell
             [sys.executable, "-m", "retl", "--project", str(self.folder), "sync", *words, "--output", "json"],
@@ -73,8 +73,8 @@ class Stage:
         if done.stdout:
             return Ran(done.returncode, json.loads(done.stdout))
         if done.returncode >= 0:
-            said = " | ".join(done.stderr.strip().splitlines()[-3:])
-            raise Failure("DEMO_FAILED", f"retl sync ended with exit code {done.returncode}: {said}")
+            output = " | ".join(done.stderr.strip().splitlines()[-3:])
+            raise Failure("DEMO_FAILED", f"retl sync ended with exit code {done.returncode}: {output}")
         return Ran(done.returncode, {})
 
     @contextmanager
@@ -97,13 +97,13 @@ class Stage:
 
 @contextmanager
 def project(directory: Path | None, keep: bool) -> Iterator[Path]:
-    """The sample project with its warehouse in `directory`, or in a new temporary one; gone at the end
-    unless it is to be kept. DefinitionError DEMO_DIRECTORY if there is something in it already."""
+    """The sample project with its warehouse in `directory`, or in a new temporary one; removed at the
+    end unless `keep`. DefinitionError DEMO_DIRECTORY if the directory is not empty."""
     if directory is not None and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise DefinitionError(
             "DEMO_DIRECTORY",
             f"{directory} is not empty",
-            hint="name an empty or a new directory, or none",
+            hint="give an empty or new directory, or none",
         )
     folder = directory or Path(tempfile.mkdtemp(prefix="retl-demo-"))
     try:
@@ -122,7 +122,7 @@ def project(directory: Path | None, keep: bool) -> Iterator[Path]:
 
 @contextmanager
 def open_stage(folder: Path) -> Iterator[Stage]:
-    """Servers that are empty, on the loopback interface, for as long as the body runs."""
+    """Empty servers on the loopback interface while the body runs."""
     with ExitStack() as stack:
         place = Path(tempfile.mkdtemp(prefix="retl-demo-servers-"))
         stack.callback(shutil.rmtree, place, ignore_errors=True)
@@ -136,7 +136,7 @@ def open_stage(folder: Path) -> Iterator[Stage]:
                 "user": postgres.user,
                 "password": postgres.password,
                 "dbname": postgres.dbname,
-                "sslmode": "disable",  # whatever PGSSLMODE says: the server is on the loopback interface
+                "sslmode": "disable",  # overrides PGSSLMODE: the server is on the loopback interface
             },
             redis={"host": valkey.host, "port": valkey.port, "password": valkey.password},
             campaigns=campaigns,
@@ -147,7 +147,7 @@ def open_stage(folder: Path) -> Iterator[Stage]:
 
 
 def environment(targets: Targets, scratch: Path) -> dict[str, str]:
-    """The caller's environment, but with these servers and no others, and temporary files in `scratch`."""
+    """The caller's environment, but only with these servers, and with temporary files in `scratch`."""
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(FOREIGN)}
     named = {"postgres": ("host", "port", "user", "password"), "redis": ("host", "port", "password", "db")}
     for prefix, names in named.items():
@@ -160,8 +160,8 @@ def environment(targets: Targets, scratch: Path) -> dict[str, str]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """The first signal that asks us to end becomes Stopped, so that all that was started is stopped; those
-    that come while this goes on change nothing."""
+    """The first stop signal raises Stopped, so that everything started is stopped. Later signals are
+    ignored."""
 
     def unwind(number: int, _frame: object) -> None:
         for one in _ENDING:

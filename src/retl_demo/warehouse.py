@@ -1,7 +1,7 @@
 """The sample warehouse: made-up users in a DuckDB file, and a day on which one in a hundred changes.
 
-Every value follows from a user's number by integer arithmetic, so any machine, day and DuckDB version
-makes the same rows: no random numbers, no hash functions, no clock.
+Every value is computed from a user's number by integer arithmetic, without random numbers, hash functions or
+a clock. So the rows are the same on every machine, day and DuckDB version.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SELECT
 FROM numbered
 ORDER BY n
 """
-# Spread evenly: of `every` users exactly `changed` step over a whole number here.
+# Evenly distributed: of `every` users, exactly `changed` match.
 _CHANGE = """
 UPDATE users SET searches = searches + 7, spent_cents = spent_cents + 1000, offers = 3
 WHERE number * $changed // $every > (number - 1) * $changed // $every
@@ -42,13 +42,13 @@ WHERE number * $changed // $every > (number - 1) * $changed // $every
 
 
 def project() -> Path:
-    """Where the sample project lies: in the installed package, or in the repository it is read from."""
+    """The folder of the sample project: in the installed package or in the repository."""
     installed = Path(__file__).parent / "project"
     return installed if installed.is_dir() else Path(__file__).parents[2]
 
 
 def build(path: Path, users: int = 20_000, run_date: date = RUN_DATE) -> None:
-    """Make the sample warehouse in the DuckDB file `path`, replacing its sample tables if it has any."""
+    """Create the sample warehouse in the DuckDB file `path`; existing sample tables are replaced."""
     import duckdb
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,9 +59,9 @@ def build(path: Path, users: int = 20_000, run_date: date = RUN_DATE) -> None:
 
 
 def change(path: Path, fraction: float = 0.01) -> int:
-    """A day passes for this fraction of the users, always the same ones. Returns how many.
+    """Change this fraction of the users, always the same ones, as after a day. Returns how many.
 
-    Each of them searched and spent more, and (if a customer) has three products left to be offered.
+    Each of them searched and spent more, and (if a customer) has three products left to offer.
     """
     import duckdb
 

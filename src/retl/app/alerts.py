@@ -28,7 +28,7 @@ _PROBLEM: Mapping[str, AlertEvent] = {"FAILED": "failure", "REFUSED": "refusal"}
 class Memory(Protocol):
     """Where reported problems are stored: the ledger."""
 
-    def told(self, alert: str, sync: str) -> frozenset[str] | None: ...
+    def reported(self, alert: str, sync: str) -> frozenset[str] | None: ...
 
     def remember(self, alert: str, sync: str, troubles: frozenset[str]) -> None: ...
 
@@ -88,7 +88,7 @@ def observe(alerts: Sequence[Alert], seen: Observation, memory: Memory) -> None:
 def event(
     alert: Alert, seen: Observation, before: frozenset[str] | None
 ) -> tuple[str | None, frozenset[str]]:
-    """The event to report, if any, and the problems that the sync has now."""
+    """The event to report, if any, and the current problems of the sync."""
     now = ((before or frozenset()) - seen.judged()) | seen.troubles(alert)
     wanted = [when.event for when in alert.on]
     fresh = now - (before or frozenset())
@@ -102,7 +102,7 @@ def event(
 
 def _observe(alert: Alert, seen: Observation, memory: Memory) -> None:
     name = _name(alert.to)
-    before = memory.told(name, seen.sync.name)
+    before = memory.reported(name, seen.sync.name)
     name_of_event, now = event(alert, seen, before)
     if name_of_event is not None:
         _send(alert.to, document(name_of_event, seen))

@@ -1,7 +1,6 @@
-"""Errors as documents and exit codes, also those that nobody expected.
+"""Errors as documents and exit codes, also unexpected ones.
 
-Of an unexpected error only its kind and its place in the code are shown, because its text may hold row
-values.
+For an unexpected error only its type and place in the code are shown: its text may contain row values.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from retl.errors import RetlError
 
 
 def each(problem: RetlError) -> Sequence[RetlError]:
-    """The single errors of an error that stands for several."""
+    """The single errors of an error that combines several."""
     return getattr(problem, "errors", (problem,))
 
 
 def described(problem: BaseException) -> dict[str, Any]:
-    """An error as a JSON document has it: code, message, hint, where."""
+    """An error for a JSON document: code, message, hint, where."""
     if isinstance(problem, RetlError):
         where = None if problem.where is None else str(problem.where)
         return {"code": problem.code, "message": problem.message, "hint": problem.hint, "where": where}

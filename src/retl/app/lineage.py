@@ -53,7 +53,7 @@ ENDS = {
     "INTERRUPTED": RunState.ABORT,
     "BLOCKED": RunState.ABORT,
 }
-# What the library would add by itself says more of this machine than lineage needs.
+# Without this the library adds more facts about this machine than lineage needs.
 CONFIG: dict[str, Any] = {"facets": {"source_code_location": {"disabled": True}}}
 
 
@@ -81,7 +81,7 @@ def run_uuid(run_id: str) -> UUID:
 
 @dataclass
 class _Run:
-    """What is known of a run so far."""
+    """What is known about a run so far."""
 
     run_id: str
     sync: str

@@ -1,4 +1,4 @@
-"""Who is told about runs: traces, lineage and metrics where the environment asks for them, and alerts.
+"""Reports about runs: traces, lineage and metrics if the environment configures them, and alerts.
 
 It loads only what is configured. Nothing here changes what a run does or how it ends.
 """
@@ -39,7 +39,7 @@ def listening(project: LoadedProject, *, dry_run: bool = False) -> Iterator[None
 
 
 def require_alerts(project: LoadedProject) -> None:
-    """DefinitionError where an alert cannot be sent as this installation is."""
+    """DefinitionError if this installation cannot send an alert."""
     if project.definitions.alerts:
         from retl.app.alerts import require
 
@@ -49,7 +49,7 @@ def require_alerts(project: LoadedProject) -> None:
 def alert_end(
     project: LoadedProject, environment: str | None, sync: Sync, ledger: Ledger, summary: Summary
 ) -> None:
-    """Alerts for a run that ended."""
+    """Send alerts for a run that ended."""
     if not project.definitions.alerts:
         return
     from retl.app.alerts import Observation, observe
@@ -64,7 +64,7 @@ def alert_end(
 def alert_ages(
     project: LoadedProject, environment: str | None, ledger: Ledger, states: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Alerts for the age of every sync that has a `freshness`."""
+    """Send alerts for the age of every sync that has a `freshness`."""
     from retl.app.alerts import Observation, observe
 
     for one in states:
@@ -96,7 +96,7 @@ def _begin(project: LoadedProject, closing: ExitStack) -> None:
 
 
 def _restore(environ: Mapping[str, str]) -> None:
-    """What was put there for libraries is not for the next run of this process."""
+    """Remove variables set for libraries, before the next run of this process."""
     for name in os.environ.keys() - environ.keys():
         del os.environ[name]
     os.environ.update(environ)

@@ -1,7 +1,7 @@
 """Reference texts made from the code: the JSON Schema of sync files, and a page per source and destination.
 
-It is made from the definitions and from every type's own Options, so it cannot say anything that
-validation does not. It reads no project. `python -m retl.app.reference docs` writes the pages.
+It is made from the definitions and the Options of every type, so it agrees with validation. It reads no
+project. `python -m retl.app.reference docs` writes the pages.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def source_page(name: str) -> dict[str, Any]:
 
 
 def source_markdown(page: dict[str, Any]) -> str:
-    """The page as a file of docs/sources/."""
+    """The page as Markdown for docs/sources/."""
     parts = [f"# {page['name']}", page["text"]]
     for title, where in (
         ("connection", "Under `sources` in retl.yml"),
@@ -72,7 +72,7 @@ def source_markdown(page: dict[str, Any]) -> str:
 
 
 def markdown(page: dict[str, Any]) -> str:
-    """The page as a file of docs/destinations/."""
+    """The page as Markdown for docs/destinations/."""
     is_preset = "operations" in page
     parts = [f"# {page['name']}", *([f"{page['summary']}."] if is_preset else [])]
     parts += [f"**{page['note'].capitalize()}.**"] if page["note"] else []
@@ -121,7 +121,7 @@ def _word(value: Any) -> str:
 
 
 def _operations(preset: Preset) -> dict[str, Any]:
-    from retl.destinations.presets.filling import conditions  # with all of HTTP, which other types do without
+    from retl.destinations.presets.filling import conditions  # loads all of HTTP: only if needed
 
     given = [(name, way) for name in _OPERATIONS for way in getattr(preset, name)]
     return {
@@ -138,7 +138,7 @@ def _operations(preset: Preset) -> dict[str, Any]:
 
 
 def _facts(about: About) -> dict[str, Any]:
-    """What is known of the vendor, and who says so."""
+    """The facts about the vendor, with their source."""
     return {
         "limits": _limits(about),
         "evidence": list(about.evidence),
@@ -150,18 +150,18 @@ def _facts(about: About) -> dict[str, Any]:
 
 def _limits(about: About) -> str:
     limits = about.limits
-    said = [f"{limits.requests} requests per {limits.per:g} s"] if limits.requests else []
-    said += [f"{limits.per_day} a day"] if limits.per_day else []
-    said += [f"{limits.concurrency} at a time"] if limits.concurrency else []
+    texts = [f"{limits.requests} requests per {limits.per:g} s"] if limits.requests else []
+    texts += [f"{limits.per_day} a day"] if limits.per_day else []
+    texts += [f"{limits.concurrency} at a time"] if limits.concurrency else []
     return (
-        f"{', '.join(said)}; of requests {limits.share:.0%} are ours unless the connection's"
+        f"{', '.join(texts)}; of requests {limits.share:.0%} are ours unless the connection's"
         f" `limits` say otherwise. They are from: {about.limits_source}"
         f" (checked on {about.limits_checked_on or about.checked_on})"
     )
 
 
 def write_pages(folder: Path) -> None:
-    """A page per destination type, and no other page."""
+    """Write a page per destination type, and remove other pages."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.md"):
         old.unlink()
@@ -170,14 +170,14 @@ def write_pages(folder: Path) -> None:
 
 
 def write_source_pages(folder: Path) -> None:
-    """The page of every source type, as files of docs/sources/."""
+    """Write the page of every source type to docs/sources/."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in sources.names():
         (folder / f"{name}.md").write_text(source_markdown(source_page(name)), encoding="utf-8")
 
 
 def sync_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a file in syncs/. Its `destination` is any of the known types."""
+    """The JSON Schema (2020-12) of a file in syncs/. Its `destination` has one of the known types."""
     schema = Sync.model_json_schema()
     definitions: dict[str, Any] = schema.setdefault("$defs", {})
     definitions.pop("DestinationRef", None)

@@ -1,7 +1,7 @@
-"""The folder: find retl.yml and syncs/, fill in variables and connections, select and order.
+"""The project's folder: find retl.yml and syncs/, fill in variables and connections, select and order.
 
-It reads definitions and nothing else: no warehouse, no target, no ledger. A variable that is unset stops
-nothing here until somebody needs it (`require`, `destination`), so that every project can be validated.
+It reads only definitions: no warehouse, no target, no ledger. An unset variable is an error only when it is
+needed (`require`, `destination`), so that every project can be validated.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DestinationClass = type[Destination[Any]]
 
 @dataclass(frozen=True)
 class Resolved:
-    """Where a sync delivers to: the connection's name, the type's code, and its validated options."""
+    """The destination of a sync: connection name, class of the type, and validated options."""
 
     name: str
     type: str
@@ -48,7 +48,7 @@ class Resolved:
 
 @dataclass(frozen=True, repr=False)
 class LoadedProject:
-    """A project whose files are right. Paths in `warehouse` and `state_url` are absolute."""
+    """A project with valid files. Paths in `warehouse` and `state_url` are absolute."""
 
     folder: Path
     environment: Environment
@@ -68,9 +68,9 @@ class LoadedProject:
         exclude: Collection[str] = (),
         all: bool = False,
     ) -> list[Sync]:
-        """The syncs named or tagged, without those excluded, each after those of its `after`.
+        """The named or tagged syncs without the excluded ones; each comes after those in its `after`.
 
-        No name and no tag, or `all`, is every enabled sync; a paused one is selected by its name only.
+        Without names and tags, or with `all`: every enabled sync. A paused sync is selected only by name.
         DefinitionError SYNC_UNKNOWN or TAG_UNKNOWN.
         """
         known_tags = {tag for sync in self.syncs.values() for tag in sync.tags}
@@ -93,26 +93,26 @@ class LoadedProject:
         return [self.syncs[name] for name in _ordered(self.syncs) if name in chosen - set(exclude)]
 
     def missing(self, syncs: Iterable[Sync] | None = None) -> list[Missing]:
-        """The unset variables that these syncs (all of them by default), their connections, the
-        warehouse or the state need; runs no command and reads no file to find out."""
+        """The unset variables that these syncs (all by default), their connections, the warehouse or the
+        state need. It runs no command and reads no file."""
         found = self._file.all_missing()
         for sync in self.syncs.values() if syncs is None else syncs:
             found += self._written[sync.name].all_missing()
-            with suppress(DefinitionError):  # a wrong connection is for `destination` to say
+            with suppress(DefinitionError):  # `destination` reports a wrong connection
                 found += self._unset(self._connection(sync)[0])
             if (at := ("sources", sync.source.named)) in self._file.tree.places:
                 found += [missing for _, missing in unset(self._file.tree, self.environment, at)]
         return list(dict.fromkeys(found))
 
     def require(self, syncs: Iterable[Sync]) -> None:
-        """DefinitionError(s) VARIABLE_UNSET for what `missing` lists: the start of whatever runs."""
+        """DefinitionError(s) VARIABLE_UNSET for everything in `missing`. Every run starts with it."""
         raise_all(one.error() for one in self.missing(syncs))
 
     def destination(self, sync: Sync) -> Resolved:
-        """The sync's destination class and options, its connection's variables filled in; the secrets in
-        them are known to `redact` from here on. DefinitionError(s) placed where each was written.
+        """The sync's destination class and options, with variables filled in. `redact` knows their secrets
+        from now on. DefinitionError(s), each with the place where it was written.
 
-        Unset variables stay as they were written wherever a text may stand, else VARIABLE_UNSET.
+        An unset variable stays as it was written if a text is allowed there, else VARIABLE_UNSET.
         """
         name, type_name = self._connection(sync)
         written = self._written[sync.name].part("destination").without("connection", "type")
@@ -131,8 +131,8 @@ class LoadedProject:
         variables: Mapping[str, Any] | None = None,
         waiting: Callable[[str], object] = lambda _who: None,
     ) -> Source[Any]:
-        """The source of a sync, ready to be opened; `variables` fill `$name` in its SQL (by default those of
-        retl.yml). DefinitionError(s) placed where each was written."""
+        """The source of a sync, ready to open; `variables` fill `$name` in its SQL (by default those of
+        retl.yml). DefinitionError(s), each with the place where it was written."""
         given = self.definitions.vars if variables is None else variables
         invocation = Invocation(self.folder, given, waiting)
         if sync.source.from_ is None:
@@ -168,8 +168,8 @@ class LoadedProject:
             raise
 
     def references(self, sync: Sync) -> dict[str, str]:
-        """The syncs whose ids this one sends → the object that each delivers to. DefinitionError(s)
-        REF_UNLEARNT where a target tells no ids, and what `destination` says."""
+        """The syncs whose external ids this one sends → their objects. DefinitionError(s) REF_UNLEARNT if a
+        target returns no ids, and those of `destination`."""
         found, errors = {}, []
         for field, source in sync.refers_to.items():
             other = self.syncs[str(source.ref)]
@@ -178,8 +178,8 @@ class LoadedProject:
                 errors.append(
                     DefinitionError(
                         "REF_UNLEARNT",
-                        f"sync {other.name!r} learns no ids: {resolved.type} tells none as it is written to",
-                        hint="an HTTP target tells them where its `outcome` says `ref`",
+                        f"sync {other.name!r} gets no external ids: {resolved.type} returns none here",
+                        hint="an HTTP target returns ids if its `outcome` has `ref`",
                         where=self.place(sync, ("fields", field, "ref")),
                     )
                 )
@@ -188,19 +188,19 @@ class LoadedProject:
         return found
 
     def claim(self, sync: Sync) -> str | None:
-        """What syncs that write one object have in common; None where none can, or where a definition is
-        wrong. Runs no command and reads no file: what an unset variable would be, its name stands for."""
+        """A value that all syncs of one object share; None if there is none, or if a definition is wrong. It
+        runs no command and reads no file: an unset variable is represented by its name."""
         try:
             name, type_name = self._connection(sync)
             kind = self._load(sync, name, type_name)
             written = self._written[sync.name].part("destination").without("connection", "type")
             options = _placed(kind.Options, written, connection=self._assumed(kind, name))
-        except DefinitionError:  # `destination` says what is wrong, to whoever needs it
+        except DefinitionError:  # `destination` reports it
             return None
         return kind.claim(options, sync.write)
 
     def _assumed(self, kind: DestinationClass, name: str) -> BaseModel:
-        """The connection's model with stand-ins for values that are not known."""
+        """The connection's model, with stand-ins for unknown values."""
         environment, written = self.environment.plain(), {}
         missing: set[str] = set()
         if name in self.definitions.connections:
@@ -222,11 +222,11 @@ class LoadedProject:
             return validate(kind.Connection, Filled(empty(""), (), known))
 
     def place(self, sync: Sync | str, loc: Loc = ()) -> Place:
-        """Where a part of a sync's definition was written."""
+        """The place where a part of a sync's definition was written."""
         return self._written[sync if isinstance(sync, str) else sync.name].place(loc)
 
     def _connection(self, sync: Sync) -> tuple[str, str]:
-        """The name and the type of a sync's connection. DefinitionError if it names none or a wrong one."""
+        """The name and the type of a sync's connection. DefinitionError if it is missing or wrong."""
         ref, known = sync.destination, self.definitions.connections
         for loc, waiting in self._written[sync.name].missing.items():
             if loc in (("destination", "connection"), ("destination", "type")):
@@ -266,7 +266,7 @@ class LoadedProject:
             raise
 
     def _connect(self, kind: DestinationClass, name: str) -> BaseModel:
-        """The connection's model: the environment's values for a default connection over retl.yml's."""
+        """The connection's model. For a default connection, the environment overrides retl.yml."""
         above: dict[str, Any] = {}
         if name in DEFAULT_CONNECTIONS:
             above = read(DEFAULT_CONNECTIONS[name], self.environment).model_dump(exclude_none=True)
@@ -279,7 +279,7 @@ class LoadedProject:
         return _placed(kind.Connection, written.without(*ours, *above), **above)
 
     def _unset(self, name: str) -> list[Missing]:
-        """The variables that a connection waits for, but for values that the environment replaces."""
+        """The unset variables of a connection, without values that the environment replaces."""
         at: Loc = ("connections", name)
         model = DEFAULT_CONNECTIONS.get(name)
         replaced = (
@@ -297,13 +297,13 @@ class LoadedProject:
 
 
 def _stand_in(key: str, text: str) -> str:
-    """A host, or an address, that is the same for the same text and is nobody's."""
+    """A host or address that does not exist; the same for the same text."""
     host = re.sub("[^a-z0-9]+", "-", text.lower()).strip("-") + ".invalid"
     return f"https://{host}" if key.endswith("url") else host
 
 
 def _placed(model: type[ModelT], filled: Filled, **given: Any) -> ModelT:
-    """`validate`, with a place for errors that an adapter raises without one."""
+    """`validate`, but errors that an adapter raises without a place get one."""
     try:
         return validate(model, filled, **given)
     except DefinitionError as error:
@@ -314,9 +314,9 @@ def _placed(model: type[ModelT], filled: Filled, **given: Any) -> ModelT:
 def open_project(
     folder: Path, environment: str | None = None, *, environ: Mapping[str, str] | None = None, **flags: Any
 ) -> LoadedProject:
-    """Reads the project in `folder` under --env `environment`; `flags` are values for Settings that win.
+    """Read the project in `folder` with --env `environment`; `flags` override Settings.
 
-    DefinitionError(s) for everything wrong in any of its files; unset variables are no error here.
+    DefinitionError(s) for everything wrong in any file; unset variables are not an error here.
     """
     folder = folder.resolve()
     variables = Environment(folder, environment, environ)
@@ -354,7 +354,7 @@ def open_project(
 def _presets(folder: Path) -> Mapping[str, Preset]:
     if not (folder / "presets").is_dir():
         return {}
-    from retl.destinations import presets  # with all of HTTP, which other projects do without
+    from retl.destinations import presets  # loads all of HTTP, which other projects do not need
 
     return presets.own(folder)
 
@@ -369,7 +369,7 @@ def _warehouse(folder: Path, warehouse: Warehouse, settings: Settings) -> Wareho
 def _state_url(
     folder: Path, definitions: Project, file: Filled, settings: Settings, environment: str | None
 ) -> str:
-    """Absolute; of a file state that the environment does not name itself, --env NAME has its own folder."""
+    """Absolute. A file state gets its own folder per --env NAME, unless the environment names the state."""
     url = settings.retl_state_url or definitions.state.url
     scheme, _, rest = url.partition(":")
     if scheme in ("postgresql", "postgres") or ("state", "url") in file.missing:
@@ -382,7 +382,7 @@ def _state_url(
 
 
 def _ordered(syncs: Mapping[str, Sync]) -> list[str]:
-    """The names, each after those of its `after`, else by name. DefinitionError AFTER_CYCLE."""
+    """The names, each after those in its `after`, otherwise by name. DefinitionError AFTER_CYCLE."""
     done: dict[str, None] = {}
     open_names: list[str] = []
 
@@ -432,7 +432,7 @@ def _wrong_sources(project: LoadedProject) -> Iterator[DefinitionError]:
 
 
 def _unknown_to_alerts(project: LoadedProject) -> Iterator[DefinitionError]:
-    """Syncs and tags that `alerts` name and nobody has."""
+    """Unknown syncs and tags in `alerts`."""
     tags = {tag for sync in project.syncs.values() for tag in sync.tags}
     for index, alert in enumerate(project.definitions.alerts):
         for part, known, code in (
@@ -450,7 +450,7 @@ def _unknown_to_alerts(project: LoadedProject) -> Iterator[DefinitionError]:
 
 
 def _wrong_references(project: LoadedProject) -> Iterator[DefinitionError]:
-    """What is wrong with `ref`, as far as the files tell."""
+    """What is wrong with `ref`, as far as the files show."""
     for sync in project.syncs.values():
         for field, source in sync.refers_to.items():
             where = project.place(sync, ("fields", field, "ref"))
@@ -473,7 +473,7 @@ def _wrong_references(project: LoadedProject) -> Iterator[DefinitionError]:
 
 
 def _broken_rules(project: LoadedProject) -> Iterator[DefinitionError]:
-    """What does not fit between the columns and fields of a sync, or between syncs of one object."""
+    """Conflicts between columns and fields of a sync, or between syncs of one object."""
     claims = []
     several = sum(sync.enabled for sync in project.syncs.values()) > 1
     for sync in project.syncs.values():

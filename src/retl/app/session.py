@@ -1,7 +1,7 @@
-"""A project, opened once: its syncs as jobs, run in order, with everybody told who wants to know.
+"""A project, opened once: its syncs as jobs, run in order and observed.
 
-The Python API and every command stand on it. It prints nothing, reads no command line and installs no signal
-handler. Nothing is read or opened before it is asked for.
+The Python API and all commands use it. It prints nothing, reads no command line and installs no signal
+handler. Everything is read or opened when it is needed.
 
     with retl.open("shop") as session:
         summary = session.sync("user_segments")
@@ -41,9 +41,8 @@ Verify = Callable[[Job, "Plan"], None]
 
 
 class Session:
-    """A project whose files are right. Close it, or use it as a context manager: the ledger and the
-    connections' limits are let go of then. One session may run several syncs at once; it is not meant
-    for several threads of its user."""
+    """A project with valid files. Close it, or use it as a context manager, to release the ledger and the
+    connections' limits. One session may run several syncs at once; use it from one thread."""
 
     def __init__(
         self,
@@ -54,8 +53,8 @@ class Session:
         begun: float | None = None,
         failed: Callable[[BaseException], object] = lambda _problem: None,
     ) -> None:
-        """`stop` ends what runs when it is set. `begun` (monotonic) is when the process began, for the first
-        run's time; `failed` is shown what a sync did not expect."""
+        """`stop`: when set, it ends the runs. `begun` (monotonic): the start of the process, for the time of
+        the first run. `failed` is called with unexpected errors of a sync."""
         self.project = project
         self.environment = environment
         self.stop = stop or Stop()
@@ -77,9 +76,9 @@ class Session:
         self._ledger = None
 
     def sync(self, name: str, **asked: Any) -> Summary:
-        """Run one sync; returns its summary, whatever became of it. `asked` are the fields of `options`.
+        """Run one sync; returns its summary, also if it failed. `asked` are the parameters of `options`.
 
-        DefinitionError (SYNC_UNKNOWN among others) if nothing ran because something is written wrong."""
+        DefinitionError (such as SYNC_UNKNOWN) if nothing ran because a definition is wrong."""
         (summary,) = self.run([name], **asked)
         return summary
 
@@ -94,8 +93,8 @@ class Session:
         fail_fast: bool = False,
         **asked: Any,
     ) -> list[Summary]:
-        """Run the syncs that are selected, each after those of its `after`, so many at a time; without a name
-        or a tag all enabled ones. Returns a summary of each, PAUSED for one that is not enabled."""
+        """Run the selected syncs, `jobs` at a time, each after those in its `after`; without a name or tag
+        all enabled ones. Returns a summary of each, PAUSED for one that is not enabled."""
         chosen = self.select(names, tags, exclude, all=all)
         return self.run_chosen(chosen, options(**asked), jobs=jobs, fail_fast=fail_fast)
 
@@ -107,10 +106,10 @@ class Session:
         *,
         all: bool = False,
     ) -> list[Sync]:
-        """The definitions of the syncs that are selected. DefinitionError NOTHING_SELECTED, SYNC_UNKNOWN."""
+        """The definitions of the selected syncs. DefinitionError NOTHING_SELECTED, SYNC_UNKNOWN."""
         chosen = self.project.select(names, tags, exclude, all=all)
         if not (chosen or names or tags or exclude):
-            chosen = list(self.project.syncs.values())  # all of them are paused, which is no error
+            chosen = list(self.project.syncs.values())  # all syncs are paused, which is not an error
         if not chosen:
             raise DefinitionError(
                 "NOTHING_SELECTED",
@@ -122,7 +121,7 @@ class Session:
     def run_chosen(
         self, chosen: Sequence[Sync], options: Options, *, jobs: int = 1, fail_fast: bool = False
     ) -> list[Summary]:
-        """Run these syncs in the order they are given."""
+        """Run these syncs in the given order."""
         running = [one for one in chosen if one.enabled]
         self.require(running, options)
         work: dict[str, Job] = {}
@@ -149,7 +148,7 @@ class Session:
         """The project's ledger; without `create` nothing is written."""
         from retl.ledger import open_ledger
 
-        # The path of a state in files has the environment in it already; in a server it is the schema.
+        # The path of a file state contains the environment already; on a server it is the schema.
         if self._ledger is None or (create and self._ledger.fresh):
             own = None if self.project.state_url.startswith("file:") else self.environment
             url, folder = self.project.state_url, self.project.folder
@@ -165,8 +164,8 @@ class Session:
         return found
 
     def require(self, syncs: Sequence[Sync], options: Options | None = None) -> None:
-        """Every variable set, every destination resolved; DefinitionErrors for all that is wrong at once.
-        It comes before the ledger is opened, so that a wrong definition leaves nothing behind."""
+        """Check that every variable is set and every destination valid; all DefinitionErrors at once. Call it
+        before the ledger is opened, so that a wrong definition writes nothing."""
         if options is not None and options.selection.full:
             raise_all(_full_append(one) for one in syncs if one.write == "append")
         referred = {str(one.ref) for sync in syncs for one in sync.refers_to.values()}
@@ -183,7 +182,7 @@ class Session:
             observers.require_alerts(self.project)
 
     def job(self, sync: Sync, ledger: Ledger, options: Options) -> Job:
-        """A sync that was required, ready to be planned or run; today is so on the ledger's clock."""
+        """A job of a sync that passed `require`. `today` is the date on the ledger's clock."""
         project, found = self.project, self._targets[sync.name]
         begun, self._begun = self._begun, None
         variables = dated({**project.definitions.vars, **options.variables}, ledger.now().date())
@@ -204,11 +203,11 @@ class Session:
         )
 
     def write_metrics(self, file: Path | None, summaries: Sequence[Summary]) -> None:
-        """The metrics file of these runs, if `file` or RETL_METRICS_FILE names one."""
+        """Write the metrics file of these runs, if `file` or RETL_METRICS_FILE names one."""
         observers.write_metrics(self.project, self.environment, file, self.ledger, summaries)
 
     def _pace(self, found: Resolved, ledger: Ledger | None) -> Pace:
-        """What all syncs of a connection share; without a ledger only those of this process."""
+        """The pace that all syncs of a connection share; without a ledger only in this process."""
         from retl.pace.limiter import Pace
 
         if found.name not in self._paces:
@@ -235,8 +234,8 @@ class Session:
 
 
 def open_session(project: Path | str | None = None, env: str | None = None) -> Session:
-    """Open the project in a folder (RETL_PROJECT or the working directory by default), under the environment
-    file of `env`. DefinitionError(s) for everything wrong in any of its files."""
+    """Open the project in a folder (RETL_PROJECT or the working directory by default), with the environment
+    file of `env`. DefinitionError(s) for everything wrong in any file."""
     folder = project_folder(Path(project) if project is not None else None)
     return Session(open_project(folder, env), env)
 
@@ -252,7 +251,7 @@ def options(
     accept: Iterable[str] = (),
     variables: Mapping[str, Any] | None = None,
 ) -> Options:
-    """What one invocation asks of its syncs: the options of `retl sync`. DefinitionError GUARD_UNKNOWN."""
+    """The options of one invocation, as in `retl sync`. DefinitionError GUARD_UNKNOWN."""
     for code in accept:
         if code not in GUARDS:
             hint = f"guards: {', '.join(GUARDS)}"
@@ -272,7 +271,7 @@ def paused(name: str, dry_run: bool = False) -> Summary:
 
 
 def dated(variables: Mapping[str, Any], today: date) -> dict[str, Any]:
-    """Variables whose value is `today` as that date, in the form that DuckDB compares with a DATE."""
+    """The variables, with `today` as a date in the form that DuckDB compares with a DATE."""
     return {name: today.isoformat() if value == "today" else value for name, value in variables.items()}
 
 

@@ -1,7 +1,6 @@
-"""Rows the target took and rows it refused, as they come: is the fault in the rows at all?
+"""Counts accepted and refused rows during delivery, and stops the run if too many are refused.
 
-A wrong mapping would otherwise be written down as thousands of rejects. It stops a run, it never
-decides about a row.
+Without it, a wrong mapping would end as thousands of rejects. It never decides about a single row.
 """
 
 from __future__ import annotations
@@ -12,23 +11,23 @@ from dataclasses import dataclass, field
 from retl.destinations.batch import Kind, Outcome
 from retl.errors import Failure, Systemic
 
-SAME_CODE_ROWS = 100  # refused alike with not one accepted
-SAME_CODE_BATCHES = 2  # or so many whole batches of more than one row
+SAME_CODE_ROWS = 100  # refused with the same code, none accepted
+SAME_CODE_BATCHES = 2  # or this many whole batches of more than one row
 _TAKEN = (Kind.WRITTEN, Kind.SKIPPED)
-FAILED_RATE_FROM = 100  # attempted rows from which the rate is believed
+FAILED_RATE_FROM = 100  # attempted rows before the rate counts
 
 
 @dataclass
 class FailureRate:
-    """Not thread-safe. Rows whose refusal was known before must not be added."""
+    """Not thread-safe. Do not add rows that were rejected before."""
 
     max_failed_rate: float
     accepted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
-    whole: Counter[str] = field(default_factory=Counter)  # batches refused whole, by code
+    whole: Counter[str] = field(default_factory=Counter)  # batches with all rows refused, by code
 
     def add(self, outcome: Outcome, size: int) -> None:
-        """One batch's answers. Systemic ALL_REFUSED, Failure FAILED_RATE."""
+        """Add the answers of one batch. Systemic ALL_REFUSED, Failure FAILED_RATE."""
         codes = Counter(
             one.code or "REJECTED" for one in outcome.exceptions.values() if one.kind is Kind.REJECTED
         )
@@ -47,8 +46,8 @@ class FailureRate:
             if rows >= SAME_CODE_ROWS or self.whole[code] >= SAME_CODE_BATCHES:
                 raise Systemic(
                     "ALL_REFUSED",
-                    f"the target refused all of the first {rows} rows alike, with {code}",
-                    hint="this is not about the rows: look at the target's rules and the mapping",
+                    f"the target refused all of the first {rows} rows with {code}",
+                    hint="the rows are probably not the reason: check the target's rules and the mapping",
                 )
         refused = self.refused.total()
         attempted = self.accepted + refused
@@ -57,5 +56,5 @@ class FailureRate:
                 "FAILED_RATE",
                 f"the target refused {refused} of {attempted} rows, more than"
                 f" max_failed_rate ({self.max_failed_rate:g})",
-                hint="see `retl rejects`; nothing is deleted in such a run",
+                hint="see `retl rejects`; this run deletes nothing",
             )

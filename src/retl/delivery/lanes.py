@@ -1,8 +1,8 @@
-"""Delivery: one lane, and several. Intend, write, resolve, acknowledge, retry, halve.
+"""Delivery over one or more lanes: intend, write, resolve, acknowledge, retry, halve.
 
-The policy is in the error types: Unavailable is tried again inside the budget, Ambiguous is resolved,
-Poisoned is halved, Systemic stops the run after one attempt; anything else is a bug and stops it too.
-Delivery knows no target and no ledger: the one is a Destination, the other a Journal.
+The error type decides: Unavailable is retried inside the budget, Ambiguous is resolved, Poisoned is halved,
+Systemic stops the run after one attempt. Any other error is a bug and stops the run too. Delivery knows no
+target and no ledger, only a Destination and a Journal.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from retl.observe import log
 from retl.observe.signals import Stop
 from retl.pace.limiter import Pace
 
-WINDOW = 16  # batches opened in the ledger at once: after a crash at most these are unknown
-SMALL_WINDOW = 128  # the same where they are small, for each opening waits for the disk
+WINDOW = 16  # batches opened in the ledger at once; after a crash at most these are unknown
+SMALL_WINDOW = 128  # for small batches, because each opening waits for the disk
 SMALL_WINDOW_ROWS = 10_000
-GRACE = 1.5  # seconds a request in hand may still take once the run was asked to stop
+GRACE = 1.5  # seconds that the current request may still take after a stop request
 NOT_APPLIED = RowResult(Kind.RETRY)
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A batch with what became of it; `status` is done, or split where its halves have their own."""
+    """A batch and its outcome. `status` is done, or split: then the halves have outcomes of their own."""
 
     batch: Batch
     outcome: Outcome | None
@@ -68,9 +68,9 @@ class Answered:
 
 
 class Journal(Protocol):
-    """What delivery needs of the ledger. Each method returns only when it is durable, but for
-    `acknowledge`, which may gather answers where losing one costs no more than a second delivery, and
-    takes none from a batch that was split: its halves have their own."""
+    """What delivery needs from the ledger. Each method returns when its entry is durable. Exception:
+    `acknowledge` may collect answers if a lost one only costs a second delivery. It ignores a batch that
+    was split: its halves have answers of their own."""
 
     def open(self, batches: Sequence[Batch]) -> None: ...
 
@@ -86,13 +86,13 @@ class Journal(Protocol):
 
 
 def prepared(capabilities: Capabilities) -> bool:
-    """Does every batch need an intent of its own: where twice is not once, or a key makes it so?"""
+    """Whether every batch needs an intent of its own: it may not arrive twice, or it has a key."""
     return not capabilities.idempotent or capabilities.key_window is not None
 
 
 @dataclass
 class Delivery:
-    """The lanes of one run into one object. `lane()` makes one more Destination, for one thread."""
+    """The lanes of one run into one object. `lane()` creates a Destination for one thread."""
 
     lane: Callable[[], Destination[Any]]
     capabilities: Capabilities
@@ -109,11 +109,11 @@ class Delivery:
     _left: list[Batch] = field(default_factory=list)
 
     def drain(self, batches: Iterable[Batch], failure_rate: FailureRate | None = None) -> None:
-        """Deliver every batch, over as many lanes as there are; returns when all are answered.
+        """Deliver every batch over all lanes; returns when all are answered.
 
-        Raises what stopped it: Systemic, Unavailable past its budget, Later, Stopped, or too many rejected
-        rows (`failure_rate`). The other lanes then finish the batch in hand. `answered` holds the answers
-        so far.
+        Raises the error that stopped it: Systemic, Unavailable past its budget, Later, Stopped, or too many
+        rejected rows (`failure_rate`). The other lanes then finish their current batch. `answered` has the
+        answers so far.
         """
         work = _Window(iter(batches), self.journal)
         self._failure_rate = failure_rate
@@ -129,14 +129,14 @@ class Delivery:
                 for lane in sorted(lanes, key=lambda lane: isinstance(lane.exception(), Stopped)):
                     lane.result()
         finally:
-            self._failure_rate = None  # what was never handed out says nothing of the rows
+            self._failure_rate = None  # unsent batches do not count
             for batch in [*self._left, *work.close()]:
                 self._record(Answered(batch, Outcome(NOT_APPLIED), attempts=0))
             self.journal.flush()
 
     @property
     def sent(self) -> int:
-        """Bytes that all lanes handed to the wire."""
+        """Bytes sent by all lanes."""
         return sum(lane.sent for lane in self._lanes)
 
     def close(self) -> None:
@@ -157,7 +157,7 @@ class Delivery:
             raise
 
     def _deliver(self, destination: Destination[Any], batch: Batch) -> None:
-        """One batch to its answer; a poisoned one as halves, each with a name of its own."""
+        """Deliver one batch until it is answered; a poisoned batch as halves with their own ids."""
         tries = _Tries()
         try:
             if prepared(self.capabilities):
@@ -173,9 +173,9 @@ class Delivery:
                 return
             outcome = Outcome(RowResult(Kind.REJECTED, problem.code, problem.message))
         except (Unavailable, Systemic, Stopped, Later):
-            if tries.handle is None:  # a batch the target works on stays open: its handle tells later
+            if tries.handle is None:  # with a handle the batch stays open: it is resolved later
                 self._record(tries.answer(batch, Outcome(UNKNOWN if tries.doubt else NOT_APPLIED)))
-            self.stop.check()  # a stop ends the pauses between attempts early
+            self.stop.check()  # a stop request ends the pauses between attempts early
             raise
         finally:
             with self._lock:
@@ -185,17 +185,17 @@ class Delivery:
         self._record(tries.answer(batch, outcome))
 
     def _persist(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
-        """Try until there is an answer, inside the budget of attempts and seconds."""
+        """Retry until there is an answer, inside the budget of attempts and seconds."""
         try:
             try:
                 return self._once(destination, batch, tries)
-            except Unavailable as problem:  # only now is a policy worth its making
+            except Unavailable as problem:  # creating a retry policy is slow: only if needed
                 return self._retry(problem, lambda: self._once(destination, batch, tries))
         except Spent as problem:
             raise self.pace.spend(problem.anew) from problem
 
     def _retry(self, first: Unavailable, attempt: Callable[[], Outcome]) -> Outcome:
-        """Go on after a first attempt that ended like this."""
+        """Continue after a first attempt that failed."""
         failed = [first]
 
         def again() -> Outcome:
@@ -206,18 +206,18 @@ class Delivery:
         return self.pace.retrying(self.retry, self.stop.event)(again)
 
     def _once(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
-        """One attempt: written, or resolved where the answer is missing."""
+        """One attempt: write, or resolve if the answer is missing."""
         self.stop.check()
         tries.count += 1
         log.event("batch_sending", batch=batch.id, rows=len(batch), attempt=tries.count, level="debug")
         only_once = not (self.capabilities.idempotent or self.resend_unknown)
-        # a job that was taken, or a batch that may be there, is asked after and never sent again
-        asks = tries.handle is not None or (tries.doubt and only_once)
+        # never send again what the target accepted as a job or may have applied: resolve it
+        resolves = tries.handle is not None or (tries.doubt and only_once)
         try:
             with self._in_hand(destination):
-                answer = _evidence(destination, batch, tries.handle) if asks else destination.write(batch)
+                answer = _evidence(destination, batch, tries.handle) if resolves else destination.write(batch)
         except Ambiguous as problem:
-            tries.doubt = True  # until there is evidence, whatever comes between
+            tries.doubt = True  # until there is evidence
             answer = _evidence(destination, batch, None)
             if not only_once and answer == Outcome(UNKNOWN):
                 raise Unavailable(problem.code, problem.message, hint=problem.hint) from problem
@@ -236,7 +236,7 @@ class Delivery:
 
     @contextmanager
     def _in_hand(self, destination: Destination[Any]) -> Iterator[None]:
-        """A stop lets the request in hand finish, but not for longer than GRACE."""
+        """After a stop request the current request may finish within GRACE."""
         timers: list[threading.Timer] = []
 
         def later() -> None:
@@ -258,15 +258,15 @@ class Delivery:
         outcome: Outcome,
         due: Callable[[RowResult], bool] = lambda result: result.kind is Kind.RETRY,
     ) -> Outcome:
-        """Send the rows that are due once more, as slices of the batch, and merge what becomes of them.
+        """Send the due rows again as slices of the batch, and merge their outcomes.
 
-        Where twice is not once they wait for the next run: a slice has no intent of its own, so after a
-        crash nobody would know of it."""
+        If the target is not idempotent they wait for the next run: a slice has no intent of its own, so it
+        could not be recovered after a crash."""
         if not self.capabilities.idempotent or not (outcome.exceptions or due(outcome.default)):
             return outcome
-        waiting = [row for row in range(len(batch)) if due(outcome.result(row))]
+        rows = [row for row in range(len(batch)) if due(outcome.result(row))]
         merged = dict(outcome.exceptions)
-        for first, last in _spans(waiting):
+        for first, last in _spans(rows):
             part = replace(batch.slice(batch.first + first, batch.first + last), round=batch.round + 1)
             tries = _Tries()
             try:
@@ -279,13 +279,13 @@ class Delivery:
         return replace(outcome, exceptions=merged)
 
     def retry_after_deletes(self, codes: Collection[str]) -> None:
-        """Rows refused with one of these codes once more: a delete may have made room for them."""
+        """Retry rows refused with one of these codes: a delete may have removed the conflict."""
         destination = self._destination(0)
         for number, one in enumerate(self.answered):
             if one.outcome is not None and one.batch.operation != "delete":
                 outcome = self._again(
                     destination,
-                    replace(one.batch, round=1),  # a slice may have been sent once more before
+                    replace(one.batch, round=1),  # a slice may have been sent again before
                     one.outcome,
                     lambda result: result.kind is Kind.REJECTED and result.code in codes,
                 )
@@ -295,8 +295,8 @@ class Delivery:
         self.journal.flush()
 
     def resolve(self, destination: Destination[Any], batch: Batch, handle: str | None) -> Outcome:
-        """What became of a batch that a dead run left open: by its handle, or by the same bytes under the
-        same key; UNKNOWN where nobody can tell."""
+        """The outcome of a batch that a dead run left open: by its handle, by evidence in the target, or by
+        sending the same bytes under the same key. Otherwise UNKNOWN."""
 
         def once() -> Outcome:
             answer = destination.resolve(batch, handle)
@@ -313,7 +313,7 @@ class Delivery:
             return Outcome(RowResult(Kind.REJECTED, problem.code, problem.message))
 
     def count(self, kind: Kind) -> int:
-        """How many rows met this end so far."""
+        """How many rows have this result so far."""
         total = 0
         for one in self.answered:
             if one.outcome is not None:
@@ -323,12 +323,12 @@ class Delivery:
         return total
 
     def _prepare(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Batch:
-        """The batch is known, durably, before it is sent; where the target honours a key, so are the
-        key and the exact bytes that every resend carries."""
+        """Make the intent durable before the batch is sent; if the target honours a key, also the key and the
+        exact bytes that every resend uses."""
         if self.capabilities.key_window is not None:
             try:
                 batch = replace(batch, request=destination.preview(batch), idempotency_key=batch.id)
-            except Poisoned:  # these rows cannot be a request: that is their answer
+            except Poisoned:  # no request can be made of these rows: that is their answer
                 tries.count = 1
                 self.journal.intend(batch)
                 raise
@@ -340,7 +340,7 @@ class Delivery:
         with self._lock:
             self.answered.append(answered)
             self.journal.acknowledge(answered)
-        rows = 0 if answered.status == "split" else len(answered.batch)  # its halves are counted themselves
+        rows = 0 if answered.status == "split" else len(answered.batch)  # its halves are counted instead
         log.event(
             "batch_acknowledged",
             batch=answered.batch.id,
@@ -356,11 +356,11 @@ class Delivery:
 
 @dataclass
 class _Tries:
-    """What is known of one batch while it is being delivered."""
+    """What is known about one batch during delivery."""
 
     count: int = 0
     doubt: bool = False  # an attempt got no answer: part of it may have been applied
-    handle: str | None = None  # of the job that the target works on
+    handle: str | None = None  # of the job in the target
     started: float = field(default_factory=time.monotonic)
 
     def answer(self, batch: Batch, outcome: Outcome | None) -> Answered:
@@ -369,7 +369,7 @@ class _Tries:
 
 
 class _Window(Iterator[Batch]):
-    """One stream of batches for all lanes; the ledger knows of a batch before a lane gets it."""
+    """One stream of batches for all lanes; a batch is opened in the ledger before a lane gets it."""
 
     def __init__(self, batches: Iterator[Batch], journal: Journal) -> None:
         self._batches = batches
@@ -401,7 +401,7 @@ class _Window(Iterator[Batch]):
         return opened
 
     def close(self) -> list[Batch]:
-        """Give out nothing more; returns what was opened and never given out."""
+        """Give out no more batches; returns those that were opened but not given out."""
         with self._lock:
             self._closed = True
             left, self._ready = list(self._ready), deque()
@@ -409,7 +409,7 @@ class _Window(Iterator[Batch]):
 
 
 def _evidence(destination: Destination[Any], batch: Batch, handle: str | None) -> Answer:
-    """What became of a batch. Asking changes nothing, so a lost answer means: ask again."""
+    """The outcome of a batch. Resolving changes nothing, so a lost answer is Unavailable: try again."""
     try:
         return destination.resolve(batch, handle)
     except Ambiguous as problem:
@@ -417,7 +417,7 @@ def _evidence(destination: Destination[Any], batch: Batch, handle: str | None) -
 
 
 def _spans(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Sorted row numbers as (first, last) of each gapless stretch."""
+    """Sorted row numbers as (first, last) of each range without gaps."""
     there = set(rows)
     for row in rows:
         if row - 1 not in there:

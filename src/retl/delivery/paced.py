@@ -1,7 +1,7 @@
-"""A destination that keeps its connection's pace: the same interface, and no request without room for it.
+"""A destination that keeps its connection's pace: the same interface, and a permit for every request.
 
-A client that the destination made with the lane's gate asks for each of its requests: tokens, look-ups and
-questions after a job too. Where no client asks, a batch is one request. It retries nothing.
+A client that the destination made with the lane's gate takes a permit for each request, also for tokens,
+look-ups and the state of a job. Without such a client, a batch is one request. It retries nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from retl.pace.limiter import Pace
 
 
 class PacedGate(Gate):
-    """Room for requests by the connection's pace; Stopped where a stop came first."""
+    """Permits by the connection's pace. Stopped if a stop request comes first."""
 
     def __init__(self, pace: Pace, stop: Stop) -> None:
         self._pace, self._stop = pace, stop
@@ -34,12 +34,12 @@ class PacedGate(Gate):
         self._pace.on_quota(quota)
 
     def batch(self) -> AbstractContextManager[object]:
-        """Room for a batch, unless each of its requests asks by itself."""
+        """A permit for a batch, unless its requests take permits themselves."""
         return nullcontext() if self._per_request else self._pace.held(self._stop)
 
 
 class Paced(Destination[Any]):
-    """What `make` makes, held to a pace."""
+    """The destination of `make`, under a pace."""
 
     def __init__(self, make: Callable[[Gate], Destination[Any]], pace: Pace, stop: Stop) -> None:
         gate = PacedGate(pace, stop)

@@ -1,1 +1,1 @@
-"""Everything that is SQL over rows. It knows no target and no ledger, and keeps nothing after the run."""
+"""All SQL over rows. It knows no target and no ledger, and keeps nothing after the run."""

@@ -1,12 +1,12 @@
-"""What the target holds as far as it confirmed: snapshot ⊕ deltas, computed on reading.
+"""The rows that the target has confirmed: snapshot ⊕ deltas, computed on reading.
 
-Every run leaves a delta (its candidates) and acknowledgements (what became of them). The baseline is
-the snapshot overlaid by every run's delta under that run's acknowledgements, newest wins. Commit and
-recovery are therefore the same reading, and nobody ever edits a baseline; `compact` only writes the
-same relation as a new snapshot. Both files are specified in docs/reference/formats.md.
+Every run writes a delta (its candidates) and acknowledgements (their outcomes). The baseline is the snapshot
+plus the delta of every run, as acknowledged; the newest entry wins. So commit and recovery read the same, and
+a baseline is never edited; `compact` only writes the same relation as a new snapshot. Both files are
+specified in docs/formats.md.
 
-It says three things of a key: confirmed (a hash), unknown (hash NULL: intended and never
-acknowledged, or an answer that never came), or nothing.
+A key in the baseline is confirmed (with a hash) or unknown (hash NULL: intended but never acknowledged, or
+without an answer). Any other key is not in it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from retl.errors import former_format
 from retl.values.sql import literal
 
 BASELINE = "baseline"  # key, hash (NULL: unknown), owned, ref, seen, confirmed_at
-COMPACT_PAST = 0.2  # of the snapshot's rows standing in deltas
-COMPACT_DELTAS = 16  # or so many deltas, whatever their size
-DELTA, SNAPSHOT = "delta 1", "snapshot 1"  # the format that a file says it has; raise both with the ledger's
+COMPACT_PAST = 0.2  # rows in deltas, as a share of the snapshot's rows
+COMPACT_DELTAS = 16  # or this many deltas of any size
+DELTA, SNAPSHOT = "delta 1", "snapshot 1"  # formats, as files record them; raise both with the ledger's
 
 UNANSWERED = Outcome(UNKNOWN)
 _COLUMNS = "key, hash, owned, ref, confirmed_at, seen"
 
 
 class Acknowledged(Protocol):
-    """A batch as the ledger remembers it: `outcome` is None while no answer is known."""
+    """A batch in the ledger; `outcome` is None while there is no answer."""
 
     @property
     def operation(self) -> Mode: ...
@@ -48,7 +48,7 @@ class Acknowledged(Protocol):
 
 @dataclass(frozen=True)
 class Delta:
-    """One run's delta and what is known of its batches; `at` is when the run began."""
+    """One run's delta and its batches; `at` is when the run began."""
 
     path: Path
     at: datetime
@@ -59,9 +59,9 @@ def build(workspace: Workspace, snapshot: Path | None, deltas: Sequence[Delta]) 
     """Make the workspace view `baseline` (key, hash, owned, ref, confirmed_at, seen) and return its number
     of rows. LedgerError STATE_FORMAT for a file of another format.
 
-    A batch without an answer makes its rows unknown; rows no batch covers were never attempted and
-    change nothing; a refused row leaves what was there. A first delta whose answers are all alike is read
-    where it lies, as a snapshot is.
+    Rows of a batch without an answer are unknown. Rows without a batch were never attempted and change
+    nothing. A rejected row keeps its former entry. If all answers of the first delta are equal, its file is
+    read in place, like a snapshot.
     """
     workspace.run(
         "CREATE OR REPLACE TABLE overlay (key VARCHAR, gone BOOLEAN, hash BLOB, owned BOOLEAN,"
@@ -89,16 +89,16 @@ def build(workspace: Workspace, snapshot: Path | None, deltas: Sequence[Delta]) 
 
 
 def opened(workspace: Workspace, path: Path, format: str) -> str:
-    """SQL of the rows of a run file; LedgerError STATE_FORMAT if it does not say that it has this format."""
+    """SQL of the rows of a run file; LedgerError STATE_FORMAT if it has another format."""
     file = literal(str(path))
-    said = workspace.run(f"SELECT decode(value) FROM parquet_kv_metadata({file}) WHERE decode(key) = 'retl'")
-    if said != [(format,)]:
+    found = workspace.run(f"SELECT decode(value) FROM parquet_kv_metadata({file}) WHERE decode(key) = 'retl'")
+    if found != [(format,)]:
         raise former_format(path.name)
     return f"read_parquet({file})"
 
 
 def _effects(answers: str, at: str) -> str:
-    """What a run's answers say of each key: gone, or present with a hash (NULL = unknown)."""
+    """SQL of each key after a run's answers: gone, or present with a hash (NULL = unknown)."""
     return (
         "SELECT key, op = 'delete' AND kind = 'written' AS gone,"
         " CASE kind WHEN 'unknown' THEN NULL ELSE hash END AS hash,"
@@ -110,8 +110,8 @@ def _effects(answers: str, at: str) -> str:
 
 
 def answered(workspace: Workspace, rows: str, batches: Sequence[Acknowledged]) -> str:
-    """SQL of the rows (a relation with the position in `row`) that a batch covers, each with its answer:
-    kind, settled, ours, code, reason, new_ref. Good until the next call; for ever if answers are `alike`."""
+    """SQL of the rows in batches, each with its answer: kind, settled, ours, code, reason, new_ref. `rows` is
+    a relation with the position in `row`. Valid until the next call, or always if answers are `alike`."""
     result = {"kind": "VARCHAR", "settled": "BOOLEAN", "ours": "BOOLEAN", "code": "VARCHAR"}
     result |= {"reason": "VARCHAR"}
     if alike(batches):
@@ -136,33 +136,33 @@ def answered(workspace: Workspace, rows: str, batches: Sequence[Acknowledged]) -
 
 
 def alike(batches: Sequence[Acknowledged]) -> bool:
-    """Did every row of these batches, without a gap, meet the same end?"""
+    """Whether all rows of these batches have the same answer, without a gap between the batches."""
     return not any(_singles(batches)) and len(list(_spans(batches))) == 1
 
 
 def compact(workspace: Workspace, path: Path) -> None:
-    """Write the relation `baseline` as a new snapshot, a file for us alone."""
+    """Write the relation `baseline` as a new snapshot file, private to this user."""
     path.touch(mode=0o600)
     rows = f"SELECT {_COLUMNS} FROM baseline"
     workspace.run(f"COPY ({rows}) TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{SNAPSHOT}'}})")
 
 
 def due(snapshot_rows: int, delta_rows: Sequence[int]) -> bool:
-    """Is it time to compact? `snapshot_rows` are those of the snapshot, or of the first delta while that
-    stands for one."""
+    """Whether to compact now. `snapshot_rows` are those of the snapshot, or of the first delta if there is
+    no snapshot yet."""
     return sum(delta_rows) > COMPACT_PAST * snapshot_rows or len(delta_rows) > COMPACT_DELTAS
 
 
 def _reported(result: RowResult, operation: Mode) -> tuple[object, ...]:
-    """An answer as a row. Ours is what we wrote; without an answer what we meant to write, but for a key
-    that may have been there before and was then left alone."""
+    """An answer as a row. A row is ours if we wrote it, or if the answer is unknown; but not an unknown
+    insert_only row, because its key may have been there before."""
     unkept = result.kind is Kind.UNKNOWN and operation != "insert_only"
     ours = result.kind is Kind.WRITTEN or unkept
     return (result.kind.value, result.settled, ours, result.code, result.reason)
 
 
 def _spans(batches: Iterable[Acknowledged]) -> Iterable[tuple[object, ...]]:
-    """Neighbouring batches with the same answer as one span each: usually one in all."""
+    """Adjacent batches with the same answer as one span; usually there is one span in total."""
     span: tuple[object, ...] | None = None
     for batch in sorted((b for b in batches if b.status != "split"), key=lambda b: b.first):
         reported = _reported((batch.outcome or UNANSWERED).default, batch.operation)

@@ -1,7 +1,7 @@
-"""The change set: the rows of one run in the order they leave, in the form the target drinks.
+"""The change set: the rows of one run in the order they are sent, in the form that the target needs.
 
-A row is its position; `k0…` are its key's values, `f0…` its fields', in the order of the shape. It
-hands out, it never decides.
+A row is identified by its position; `k0…` are its key values, `f0…` its field values, in the order of the
+shape. It never decides about a row.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from retl.values.keys import key_value_sql
 from retl.values.sql import literal
 
 CHANGES = "changes"  # pos, op, hash, owned, ref, key, k0…, f0…
-_CHUNK = 1 << 20  # bytes of CSV handed out at once
-_BLOCK_BYTES = 4 << 20  # what one block of rows held in Python may weigh as JSON, roughly
+_CHUNK = 1 << 20  # bytes of CSV per chunk
+_BLOCK_BYTES = 4 << 20  # approximate size of one block of Python rows as JSON
 _BLOCK_ROWS = 32_768  # more than a batch of the usual size
 _BLOCKS_KEPT = 4
 
@@ -39,7 +39,7 @@ _BLOCKS_KEPT = 4
 @dataclass(frozen=True)
 class Phase:
     """Rows `first` to `last` (included) of a change set, under one mode. A batch never spans two phases.
-    `retried`: the target rejected these rows before, so what they meet is no news."""
+    `retried`: the target rejected these rows before, so another rejection is not counted as new."""
 
     mode: Mode
     first: int
@@ -50,16 +50,16 @@ class Phase:
         return self.last - self.first + 1
 
     def cut(self, size: int) -> Iterator[tuple[int, int]]:
-        """First and last position of each batch of so many rows."""
+        """First and last position of each batch of `size` rows."""
         for first in range(self.first, self.last + 1, size):
             yield first, min(first + size - 1, self.last)
 
 
 @dataclass
 class ChangeSet:
-    """The rows of one run in the order they leave, handed out in the form the target drinks.
+    """The rows of one run in the order they are sent, in the form that the target needs.
 
-    Thread-safe; nothing is made before it is asked for. `counts` by op.
+    Thread-safe; everything is computed when it is needed. `counts` by op.
     """
 
     workspace: Workspace
@@ -127,7 +127,7 @@ class ChangeSet:
         return {pos: (op, key, digest) for pos, op, key, digest in rows}
 
     def digest(self) -> str:
-        """Names this change set: the same rows, operations and values in any order have the same digest."""
+        """The same rows, operations and values have the same digest in any order."""
         row = "md5_number(concat_ws('/', op, hex(encode(key)), coalesce(hex(hash), '')))"
         found = self.workspace.one(
             f"SELECT count(*), bit_xor({row}), coalesce(sum(CAST({row} % 1000000007 AS BIGINT)), 0)"
@@ -136,10 +136,10 @@ class ChangeSet:
         return sha256("/".join(map(str, found)).encode()).hexdigest()
 
     def write_delta(self, path: Path) -> None:
-        """The durable trace of what this run may touch: no payload, one row per candidate, for us alone.
+        """Write one row per candidate of this run, without payload, to a file private to this user.
 
-        Batches are cut while they are sent, and halved where the target refuses one: their numbers are
-        not known yet. Nobody asked the target what it holds: `seen` is not known either.
+        `batch` is NULL: batches are cut while they are sent, and halved if the target refuses one. `seen` is
+        NULL: the target was not read.
         """
         path.touch(mode=0o600)
         self.workspace.run(
@@ -158,8 +158,8 @@ class ChangeSet:
         return ", ".join(f"k{i}" for i in range(len(self.field_map.shape.key)))
 
     def _query(self, columns: str, first: int, last: int) -> Sequence[tuple[Any, ...]]:
-        """A slice of one ordered stream. A query costs about 3.5 ms, more than a small batch, so rows
-        come in aligned blocks that weigh a few megabytes, and the next one is made while this is sent."""
+        """A slice of one ordered stream. A query costs about 3.5 ms, more than a small batch. So rows are
+        read in aligned blocks of a few megabytes, and the next block while this one is sent."""
         with self._lock:
             size = self._block_rows(columns)
             if last - first + 1 >= size:
@@ -209,12 +209,12 @@ def assemble(
     retried: Iterable[str] = (),
     limit: int | None = None,
 ) -> ChangeSet:
-    """Make CHANGES of the due candidates with their payload, in the order they leave, and what hands it out.
-    Rows of the keys that the target rejected before (`retried`) go last, deletes after everything."""
+    """Create CHANGES: the due candidates with their payload, in the order they are sent. Keys that the target
+    rejected before (`retried`) come last, but before all deletes."""
     shape = field_map.shape
     keys = [f"k{i}" for i in range(len(shape.key))]
     types = [one.type for one in shape.key]
-    plain = [one.name for one in types] == ["string"]  # the key's text is its value: it stands once
+    plain = [one.name for one in types] == ["string"]  # the key's text is its value: stored once
     workspace.load("retried", {"key": "VARCHAR"}, ((key,) for key in retried))
     late = "0"
     if workspace.run("SELECT 1 FROM retried LIMIT 1"):
@@ -245,8 +245,8 @@ def assemble(
 
 
 def _upserts(workspace: Workspace, due: Ends) -> str:
-    """SQL of the rows of the mart that are due, with what the candidates know of them. Where every row that
-    is not rejected is an insert no join is needed, which takes as long as putting them in order."""
+    """SQL of the due rows of the mart, with the columns of their candidates. If every row that is not
+    rejected is an insert, no join is needed; a join takes as long as the sort."""
     total = hash.count(workspace)
     kept = sum(number for (op, _), number in due.items() if op in ("insert", "none"))
     # the mart's columns may have any name that does not begin with "retl "
@@ -263,7 +263,7 @@ def _upserts(workspace: Workspace, due: Ends) -> str:
 def sample(
     workspace: Workspace, field_map: FieldMap, count: int, confirmed_after: datetime | None
 ) -> ChangeSet:
-    """Confirmed keys drawn from the baseline, as rows that a target can be read by."""
+    """A random sample of confirmed keys in the baseline, to read them in the target."""
     alive = ""
     if confirmed_after is not None:
         alive = f" AND confirmed_at > {literal(confirmed_after.isoformat())}::TIMESTAMPTZ"
@@ -273,7 +273,7 @@ def sample(
 
 
 def from_delta(workspace: Workspace, field_map: FieldMap, delta: Path) -> ChangeSet:
-    """A former run's candidates by their positions, keys and external ids: to resolve its open batches."""
+    """The candidates of an earlier run (position, key, external id), to resolve its open batches."""
     rows = f"row AS pos, key, ref FROM {opened(workspace, delta, DELTA)} ORDER BY row"
     return _of_keys(workspace, field_map, "former", rows)
 

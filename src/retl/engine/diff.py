@@ -1,7 +1,6 @@
 """Diff: the hashed mart against the baseline → candidates, the rows that are due or gone.
 
-One join finds what changed, what left the mart and which keys stand there twice. Nothing here knows a
-target.
+One join finds changed rows, keys that left the mart and duplicate keys. Nothing here knows a target.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from retl.engine.hash import ROWS
 from retl.engine.workspace import Workspace
 from retl.values.sql import literal
 
-# row (NULL of a key that left the mart), key, op, ending, cleared, owned, ref. `op` is insert, update,
+# row (NULL if the key left the mart), key, op, ending, cleared, owned, ref. `op` is insert, update,
 # refresh, delete, or none where the row has no usable key. `ending` is NULL while the row is due.
 CANDIDATES = "candidates"
 UPSERTS = ("insert", "update", "refresh")
@@ -25,18 +24,18 @@ Ends = Mapping[tuple[str, str | None], int]  # rows by (op, ending)
 
 @dataclass(frozen=True)
 class Strategy:
-    """What makes a row due, and what absence means."""
+    """Which rows are due, and what to do with keys that left the mart."""
 
     everything: bool  # every row, changed or not
     absence: bool  # a key that left the mart is deleted
     once: bool  # append: a key in the baseline is never sent again
-    hold_unknown: bool  # a row nobody knows about is not sent again
-    refresh_before: datetime | None = None  # confirmed before this: send again, it would expire
+    hold_unknown: bool  # a row with an unknown outcome is not sent again
+    refresh_before: datetime | None = None  # rows confirmed before this are sent again, because they expire
 
 
 def diff(workspace: Workspace, strategy: Strategy, baseline_rows: int, *, whole: bool) -> None:
-    """Make CANDIDATES of ROWS and BASELINE; unchanged rows are left out. In a `whole` mart the rows of a key
-    that stands there twice get their fault here, elsewhere they have it."""
+    """Create CANDIDATES from ROWS and BASELINE, without unchanged rows. In a `whole` mart duplicate keys get
+    their fault here, otherwise they have it already."""
     _compare(workspace, strategy, whole)
     if whole and _repeats_keys(workspace, baseline_rows):
         hash.mark_duplicates(workspace)
@@ -44,7 +43,7 @@ def diff(workspace: Workspace, strategy: Strategy, baseline_rows: int, *, whole:
 
 
 def ends(workspace: Workspace) -> Ends:
-    """The candidates by op and ending, so far."""
+    """The number of candidates by op and ending, so far."""
     rows = workspace.run(f"SELECT op, ending, count(*) FROM {CANDIDATES} GROUP BY ALL")
     return {(op, ending): number for op, ending, number in rows}
 
@@ -76,8 +75,8 @@ def _compare(workspace: Workspace, strategy: Strategy, whole: bool) -> None:
 
 
 def _repeats_keys(workspace: Workspace, baseline_rows: int) -> bool:
-    """Whether any key stands in the whole mart twice. The baseline has each key once, so the rows that met
-    it must be as many as the keys that were met; only the others need a look of their own."""
+    """Whether the whole mart has a key twice. The baseline has each key once, so the number of rows that
+    match it must equal the number of matched keys. Only the other keys need a query of their own."""
     found = ends(workspace)
     new = sum(number for (op, _), number in found.items() if op == "insert")
     unmet = sum(number for (op, _), number in found.items() if op == "delete")

@@ -1,7 +1,7 @@
 """Freeze: the rows of a snapshot, read once into a table of the workspace.
 
-A source describes its rows as a relation: SQL over what it attached, a stream of Arrow batches, or JSON
-lines. Freezing reads the relation to its end. After that nobody needs the source.
+A source describes its rows as a relation: SQL over an attached database or files, a stream of Arrow batches,
+or JSON lines. Freezing reads the whole relation. After that the source is not needed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from retl.values.sql import quoted
 
 FROZEN = "frozen"  # "retl row" (counts from 0), then the columns of the mart
 UNEDITED = "unedited"  # the same before a contract edited the rows, if the run needs them
-_EDITED_AT_ONCE = 10_000  # rows that are Python objects at a time
+_EDITED_AT_ONCE = 10_000  # rows as Python objects at a time
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ Relation = Sql | Arrow
 def freeze(workspace: Workspace, relation: Relation, columns: Mapping[str, str]) -> int:
     """Read these columns (name → DuckDB type) into FROZEN; returns the number of rows.
 
-    A collation of the mart stays behind: under NOCASE two keys would be one. Mismatch SOURCE_DRIFT where a
-    column is gone, SourceError where the rows cannot be read."""
+    Collations of the mart are removed: under NOCASE two keys would be equal. Mismatch SOURCE_DRIFT if a
+    column is missing, SourceError if the rows cannot be read."""
     listed = ", ".join(
         f'{quoted(name)} COLLATE "C" AS {quoted(name)}'
         if kind.startswith("VARCHAR") and "[" not in kind
@@ -73,9 +73,9 @@ def freeze(workspace: Workspace, relation: Relation, columns: Mapping[str, str])
 
 
 def edit(workspace: Workspace, judged: Contract, *, keep: bool) -> tuple[Contract, list[tuple[Any, ...]]]:
-    """Where the contract may edit, every row passes through the model before it is hashed: FROZEN becomes
-    the model's values. Returns the contract of the new columns, and the rows that the model rejected as
-    (row, stage, code, reason, column). With `keep` the rows stay in UNEDITED as they were."""
+    """If the contract may edit rows, every row passes the model before it is hashed: FROZEN then has the
+    model's values. Returns the contract of the new columns, and the rejected rows as (row, stage, code,
+    reason, column). With `keep` the original rows stay in UNEDITED."""
     names = list(judged.columns)
     types = {name: storage.storage_type(rule.type) for name, rule in judged.columns.items()}
     rejected: list[tuple[Any, ...]] = []
@@ -96,7 +96,7 @@ def edit(workspace: Workspace, judged: Contract, *, keep: bool) -> tuple[Contrac
 
 
 def release(workspace: Workspace) -> None:
-    """Drop FROZEN: whoever read it has what it needs."""
+    """Drop FROZEN when it is no longer needed."""
     workspace.run(f"DROP TABLE {FROZEN}")
 
 

@@ -1,9 +1,8 @@
 """Hash: every frozen row with the fault of its key, the hash of what would be sent, and whether the
 contract's prefilter clears it.
 
-It makes the mart of a run: the rows that the later steps compare, judge and send. These columns stand
-beside the row and not in a table of their own, because a join of both takes longer than writing the rows
-once more.
+The result is the mart of a run: the rows that later steps compare, judge and send. The new columns are in
+the same table as the rows, because a join takes longer than writing the rows again.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from retl.values.canonical import hash_sql
 
 MART = "mart"  # "retl row", the mart's columns, "retl fault", "retl hash", "retl cleared", "retl unread"
 ROWS = "rows"  # of MART: row, key (as text), fault, hash, cleared, unread
-DUPLICATED = "duplicated"  # key: those that stand in the mart more than once
+DUPLICATED = "duplicated"  # key: keys that the mart has more than once
 
 KEY_FAULTS = {
     "KEY_NULL": "a key column is NULL",
     "KEY_BLANK": "a key column is blank",
-    "KEY_DUPLICATE": "the key stands in the mart more than once",
+    "KEY_DUPLICATE": "the mart has this key more than once",
     "KEY_TYPE": "a key value does not fit the key's type",
 }
 
@@ -28,10 +27,10 @@ KEY_FAULTS = {
 def hash_rows(
     workspace: Workspace, field_map: FieldMap, prefilter: str, salt: str, chosen: str | None = None
 ) -> None:
-    """Make MART and ROWS of the frozen rows, or of those for which the SQL predicate `chosen` holds; the
-    frozen rows are released. `prefilter` is the contract's, `salt` the payload fingerprint.
+    """Create MART and ROWS from the frozen rows, or from those that match the SQL predicate `chosen`; then
+    drop the frozen rows. `prefilter` is the contract's, `salt` the payload fingerprint.
 
-    Rows that are not chosen are gone afterwards, so a key that stood twice is looked for before."""
+    With `chosen`, duplicate keys are found first: the other rows are dropped."""
     fault = field_map.key_fault
     if chosen is not None:
         find_duplicates(workspace, freeze.FROZEN, field_map.key, f"{fault} IS NULL")
@@ -51,7 +50,7 @@ def hash_rows(
 
 
 def find_duplicates(workspace: Workspace, table: str, key: str, usable: str) -> None:
-    """Make DUPLICATED of the keys (SQL) of a table's usable rows (SQL)."""
+    """Create DUPLICATED from the keys (SQL) of a table's usable rows (SQL)."""
     workspace.run(
         f"CREATE TABLE {DUPLICATED} AS SELECT key FROM (SELECT {key} AS key FROM {table} WHERE {usable})"
         " GROUP BY key HAVING count(*) > 1"
@@ -68,12 +67,12 @@ def mark_duplicates(workspace: Workspace) -> None:
 
 
 def count(workspace: Workspace) -> int:
-    """The rows of MART."""
+    """The number of rows in MART."""
     number: int = workspace.one(f"SELECT count(*) FROM {MART}")[0]
     return number
 
 
 def release(workspace: Workspace) -> None:
-    """Drop MART and ROWS: the change set has their rows, and delivery wants the memory."""
+    """Drop MART and ROWS: the change set has their rows, and delivery needs the memory."""
     workspace.run(f"DROP VIEW {ROWS}")
     workspace.run(f"DROP TABLE {MART}")

@@ -1,7 +1,7 @@
-"""Judge: which candidates may not leave, and why. Keys, the contract, and ids that are not known yet.
+"""Judge: which candidates must not be sent, and why: their keys, the contract, or unknown external ids.
 
-A rejected candidate stays in CANDIDATES with the ending `rejected` and gets its reason in REJECTS. No
-reason holds a value of the row.
+A rejected candidate stays in CANDIDATES with the ending `rejected`; its reason is in REJECTS. No reason
+contains a value of the row.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ REJECTS = "rejects"  # row, key, row_id, hash, stage, code, reason, col
 STANDING = "standing"  # key: the previously rejected keys that the mart still has
 _VERDICTS = "verdicts"
 _VERDICT = {"row": "BIGINT", "stage": "VARCHAR", "code": "VARCHAR", "reason": "VARCHAR", "col": "VARCHAR"}
-_JUDGED_AT_ONCE = 10_000  # rows that are Python objects at a time
+_JUDGED_AT_ONCE = 10_000  # rows as Python objects at a time
 _DUE = f"ending IS NULL AND op IN {UPSERTS}"
 
 
 @dataclass(frozen=True)
 class Reject:
-    """One row that will not be delivered, with its reason (which holds no row values). Where the key does
-    not say which row it is, it is '' and `row_id` does; `row` is its number in the mart."""
+    """One row that will not be delivered, with its reason (without row values). Without a usable key, `key`
+    is '' and `row_id` identifies the row. `row` is its number in the mart."""
 
     key: str
     row_id: str
@@ -44,9 +44,9 @@ class Reject:
 def judge(
     workspace: Workspace, judged: Contract, key: Sequence[str], edited: Sequence[tuple[Any, ...]] = ()
 ) -> None:
-    """Let Pydantic decide the due candidates that the prefilter did not clear, and make REJECTS of them and
-    of the key faults. `key` names the key's columns in the mart; `edited` are the rejects of a contract
-    that has seen every row already."""
+    """Validate with Pydantic the due candidates that the prefilter did not clear, and create REJECTS from the
+    failures and the key faults. `key` are the key's columns in the mart. `edited` are the rejects of a
+    contract that has judged every row already."""
     workspace.load(_VERDICTS, _VERDICT, edited if judged.edits else _rejected(workspace, judged))
     if workspace.run(f"SELECT 1 FROM {ROWS} WHERE unread IS NOT NULL LIMIT 1"):
         workspace.run(
@@ -59,14 +59,14 @@ def judge(
 
 
 def reject_missing(workspace: Workspace, field_map: FieldMap) -> None:
-    """Reject the due candidates that need an external id of another sync's row which is not known yet."""
+    """Reject the due candidates that need a still unknown external id of another sync."""
     for lookup in field_map.lookups:
         _reject_missing(workspace, lookup)
 
 
 def hold_deletes(workspace: Workspace, *, by_ref: bool) -> None:
-    """Which deletes wait: all of them while the mart has a row without a usable key, since that row might be
-    any of the missing ones; and with `by_ref` those whose external id is not known, which are rejects."""
+    """Hold deletes back: all of them while the mart has a row without a usable key, because its key may be
+    one of the missing ones. With `by_ref`, reject deletes without a known external id."""
     if workspace.one(f"SELECT count(*) FROM {ROWS} WHERE fault <> 'KEY_DUPLICATE'")[0]:
         _end(workspace, "op = 'delete' AND ending IS NULL", "not_attempted")
     elif by_ref:
@@ -79,20 +79,20 @@ def hold_deletes(workspace: Workspace, *, by_ref: bool) -> None:
 
 
 def find_standing(workspace: Workspace, keys: Iterable[str]) -> None:
-    """Make STANDING: those of the keys that the mart has. It is asked for when the mart is gone."""
+    """Create STANDING: the given keys that the mart has. It is used after the mart is dropped."""
     workspace.load(STANDING, {"key": "VARCHAR"}, ((key,) for key in keys))
     workspace.run(f"DELETE FROM {STANDING} WHERE key NOT IN (SELECT key FROM {ROWS} WHERE key IS NOT NULL)")
 
 
 def new_rejects(workspace: Workspace, known: Iterable[tuple[str, str | None]]) -> int:
-    """How many key and contract rejects are not among the known ones, which are (key, hash in hex)."""
+    """The number of key and contract rejects that are not known yet; `known` are (key, hash in hex)."""
     found = workspace.run(f"SELECT key, lower(hex(hash)) FROM {REJECTS} WHERE stage <> 'ref'")
     seen = set(known)
     return sum(one not in seen for one in found)
 
 
 def rejects(workspace: Workspace, limit: int | None = None) -> list[Reject]:
-    """The rejects so far, in the order of the mart's keys."""
+    """The rejects so far, in the order of their keys."""
     top = f" LIMIT {limit}" if limit is not None else ""
     rows = workspace.run(
         "SELECT key, row_id, lower(hex(hash)), stage, code, reason, col, row"
@@ -112,8 +112,8 @@ def _end(workspace: Workspace, which: str, ending: str) -> None:
 
 
 def _make_rejects(workspace: Workspace, key: Sequence[str]) -> None:
-    """One row each. A row without a usable key is known by its digest: it is the same reject as long as
-    nothing in it changes. The rows of one key have the digest of them all."""
+    """Create REJECTS. A row without a usable key is identified by its digest: while it is unchanged it is the
+    same reject. Rows with the same key have one digest over all of them."""
     reason = (
         "CASE r.fault " + " ".join(f"WHEN '{c}' THEN {literal(t)}" for c, t in KEY_FAULTS.items()) + " END"
     )
@@ -150,7 +150,7 @@ def _reject_missing(workspace: Workspace, lookup: Lookup) -> None:
 
 
 def _rejected(workspace: Workspace, judged: Contract) -> Iterator[tuple[Any, ...]]:
-    """What the model has against the due candidates that the prefilter did not clear."""
+    """The model's rejects among the due candidates that the prefilter did not clear."""
     names = (*judged.columns, MISFIT)
     due = f"SELECT row FROM {CANDIDATES} WHERE NOT cleared AND {_DUE}"
     query = f'SELECT {judged.select()}, "retl row" FROM {MART} WHERE "retl row" IN ({due})'

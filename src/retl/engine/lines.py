@@ -1,6 +1,6 @@
-"""The texts of a change, made in SQL: its fields as one JSON object, or what a target wants to read of a row.
+"""The texts of a change, made in SQL: its fields as one JSON object, or a line in the target's format.
 
-SQL makes a thousand of them in the time that Python takes for fifty.
+SQL makes a thousand texts in the time that Python takes for fifty.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from retl.values.sql import literal
 
 
 def document_sql(field_map: FieldMap) -> str:
-    """SQL of one JSON object of the fields (not the key) of a change; NULL under `nulls: keep` is left
-    out."""
+    """SQL of the fields (not the key) of a change as one JSON object, without NULLs under `nulls: keep`."""
     fields = field_map.shape.fields
     names = [literal(_json_name(one.name)) for one in fields]
     texts = [_field_sql(field_map, i) for i in range(len(fields))]
@@ -31,7 +30,7 @@ def document_sql(field_map: FieldMap) -> str:
 
 
 def line_sql(line: Line, field_map: FieldMap) -> str:
-    """SQL of what a line says of a change; never NULL."""
+    """SQL of the text of a line for a change; never NULL."""
 
     def piece(one: Piece) -> str:
         match one:

@@ -1,7 +1,7 @@
 """From mart columns to the destination's fields: the sync's shape, and the SQL that fills it.
 
-Every expression here is over the frozen mart (its columns by their quoted names). The names `k0…` and
-`f0…` are the columns of a change set: the key's and the fields' values in the order of the shape.
+Every expression here is SQL over the frozen mart. `k0…` and `f0…` are the columns of a change set: the key
+and field values in the order of the shape.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from retl.values.types import Type
 
 @dataclass(frozen=True)
 class Run:
-    """What of a run may be sent along with a row."""
+    """Values of a run that may be sent with a row."""
 
     run_id: str
     started_at: datetime  # aware, UTC
@@ -35,25 +35,25 @@ class Run:
 
 @dataclass(frozen=True)
 class Lookup:
-    """A field that is the target's own id of another sync's row: both are SQL over the frozen mart."""
+    """A field with the external id of another sync's row; `key` and `ref` are SQL over the frozen mart."""
 
     field: str
     sync: str
     columns: str  # for people
-    key: str  # the other row's key as text, NULL where the row names none
-    ref: str  # its id, NULL where that is not known
+    key: str  # the other row's key as text, NULL if there is none
+    ref: str  # its external id, NULL if unknown
 
 
 @dataclass(frozen=True)
 class FieldMap:
-    """How one sync's rows become the destination's rows."""
+    """The mapping from a sync's rows to the destination's rows."""
 
     shape: Shape
     key_expressions: tuple[str, ...]
     field_expressions: tuple[str, ...]
     key: str  # SQL of the key as text
-    key_fault: str  # SQL of the CODE why a row has no usable key, or NULL
-    field_fault: str | None  # SQL of the column that a transform can make nothing of, or NULL
+    key_fault: str  # SQL of the CODE of an unusable key, or NULL
+    field_fault: str | None  # SQL of the column that a transform cannot convert, or NULL
     formats: Formats
     timezone: str
     lookups: tuple[Lookup, ...] = ()
@@ -74,7 +74,7 @@ def build(
     state_id: str,
     timezone: str,
 ) -> FieldMap:
-    """The mapping of one run. DefinitionError where a field or key names no contract column."""
+    """The mapping of one run. DefinitionError if a field or key names no contract column."""
     sources = _sources(sync, contract)
     rules = contract.columns
     key = tuple(
@@ -118,12 +118,12 @@ def build(
 
 
 def external_ids(sync: str) -> str:
-    """The workspace's table of what another sync learnt: "retl key" (as `Lookup.key`) → "retl ref"."""
+    """The workspace's table of another sync's external ids: "retl key" (as `Lookup.key`) → "retl ref"."""
     return quoted(f"retl refs {sync}")
 
 
 def external_ids_key(columns: int) -> str:
-    """SQL of "retl key" from a baseline's `key` of so many columns: all parts as text, whatever they were."""
+    """SQL of "retl key" from a baseline's `key` with this number of columns: all parts as text."""
     return "key" if columns == 1 else "CAST(to_json(CAST(CAST(key AS JSON) AS VARCHAR[])) AS VARCHAR)"
 
 
@@ -133,14 +133,14 @@ def compared(mapping: FieldMap) -> list[tuple[str, str, Type]]:
     return [(f.name, e, f.type) for f, e in pairs if f.compared]
 
 
-def who(mapping: FieldMap) -> str:
-    """Fingerprint of the key's definition: its columns and types."""
+def key_fingerprint(mapping: FieldMap) -> str:
+    """Digest of the key's columns and types."""
     return _digest([[f.column, str(f.type)] for f in mapping.shape.key])
 
 
-def what(sync: Sync, contract: Contract, mapping: FieldMap, shaping: Mapping[str, Any]) -> str:
-    """Fingerprint of all that shapes the bytes sent; it salts the row hash, so that a change of it
-    makes every row differ once."""
+def payload_fingerprint(sync: Sync, contract: Contract, mapping: FieldMap, shaping: Mapping[str, Any]) -> str:
+    """Digest of everything that determines the bytes sent. It salts the row hash: if it changes, every row
+    differs once."""
     sources = _sources(sync, contract)
     fields = [
         [f.name, str(f.type), sources[f.name].model_dump(mode="json"), f.compared]
@@ -148,7 +148,7 @@ def what(sync: Sync, contract: Contract, mapping: FieldMap, shaping: Mapping[str
     ]
     names = [f.name for f in mapping.shape.key]
     if sync.write == "insert_only":
-        names.append("insert_only")  # what it left alone is not what another mode would believe delivered
+        names.append("insert_only")  # another mode must not take skipped rows as delivered
     return _digest(
         [
             canonical.HASH_VERSION,
@@ -162,7 +162,7 @@ def what(sync: Sync, contract: Contract, mapping: FieldMap, shaping: Mapping[str
 
 
 def _sources(sync: Sync, contract: Contract) -> dict[str, FieldSource]:
-    """Every field besides the key."""
+    """Every field except the key."""
     names = key_names(sync)
     every = expand_fields(sync, list(contract.columns))
     return {name: source for name, source in every.items() if name not in names}
@@ -180,7 +180,7 @@ def _cast(contract: Contract, column: str, timezone: str) -> str:
 def _field(
     sync: Sync, name: str, source: FieldSource, contract: Contract, run: Run, timezone: str
 ) -> tuple[Field, str, list[str]]:
-    """The field, the SQL of its value, and the SQL of each reason why it has none."""
+    """The field, the SQL of its value, and the SQL of each fault."""
     is_compared = name not in sync.changes.ignore and source.run_value is None
     if source.run_value is not None:
         kind = Type("timestamptz" if source.run_value == "$run_started_at" else "string")
@@ -230,7 +230,7 @@ def _field(
 
 
 def _transformed(transforms: Sequence[Transform | Phone], expression: str) -> tuple[str, list[str]]:
-    """SQL of what the transforms make of a string, and SQL of where they can make nothing of it."""
+    """SQL of the transformed string, and SQL predicates of strings that a transform cannot convert."""
     faults = []
     for transform in transforms:
         if isinstance(transform, Phone) or transform == "e164":
@@ -250,13 +250,13 @@ def _field_fault(faults: Sequence[tuple[str, str | None]]) -> str | None:
 
 
 def _lookup(sync: Sync, name: str, source: FieldSource, contract: Contract, timezone: str) -> Lookup:
-    """How a `ref` field is found. DefinitionError REF_BY if a column cannot be a key."""
+    """The lookup of a `ref` field. DefinitionError REF_BY if a column cannot be a key."""
     assert source.ref is not None
     for column in source.by:
         if contract.columns[column].type.name not in types.KEY_TYPES:
             raise DefinitionError(
                 "REF_BY",
-                f"field {name!r}: the column {column!r} is {contract.columns[column].type}, which is no key",
+                f"field {name!r}: the column {column!r} is {contract.columns[column].type}, not a key type",
                 where=f"sync {sync.name}",
             )
     texts = [
@@ -280,12 +280,12 @@ def _constant_type(value: object) -> Type:
             return Type("string")
 
 
-def _key_fault(sync: Sync, contract: Contract, key: Sequence[Field], carried: Sequence[str]) -> str:
+def _key_fault(sync: Sync, contract: Contract, key: Sequence[Field], expressions: Sequence[str]) -> str:
     null = " OR ".join(f"{quoted(column)} IS NULL" for column in sync.key)
     blank = " OR ".join(
-        # trim knows every blank of Unicode and is slow: what begins with another ASCII character is not blank
+        # trim knows all Unicode blanks but is slow; a text with another ASCII character first is not blank
         f"(({expression} < '!' OR {expression} >= chr(128)) AND trim({expression}) = '')"
-        for field, expression in zip(key, carried, strict=True)
+        for field, expression in zip(key, expressions, strict=True)
         if field.type.name == "string"
     )
     exact = " AND ".join(

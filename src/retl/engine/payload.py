@@ -1,8 +1,8 @@
-"""The mart's row as JSON, for the ledger to keep beside a reject where the sync asks for that.
+"""The mart's row as JSON. The ledger keeps it with a reject if the sync asks for it.
 
-Every column of the contract, each value exactly: in its JSON form where the contract's type holds it, else
-as DuckDB's own text (NaN, infinity, a number with more digits). Masked columns never get this far. What it
-makes is for people to look at: nothing is ever delivered from it.
+It has every column of the contract with its exact value: in JSON form if the contract's type can represent
+it, else as DuckDB's text (NaN, infinity, a number with more digits). Masked columns are never included. It is
+only for people to read; nothing is delivered from it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from retl.values.sql import literal, quoted
 
 MASK = "***"
 LONGEST = 64 << 10  # bytes of one row; a larger one is not kept
-MOST = 64 << 20  # bytes of all rows of a run; past them no more are kept
+MOST = 64 << 20  # bytes of all rows of a run; no more are kept
 
 
 @dataclass(frozen=True)
 class Payload:
-    """How rejected rows become documents: SQL over the columns of `table`, the rows as the mart had them."""
+    """SQL that makes documents of rejected rows; `table` has the original rows of the mart."""
 
     table: str
     document: str
 
     def load(self, workspace: Workspace, rejected: str) -> Mapping[int | None, str]:
-        """Row number → document, of these rows (SQL of a relation with the columns key and row): the first
-        of each key, as long as there is room."""
+        """Row number → document of rejected rows (SQL of a relation with the columns key and row): the first
+        row of each key, up to the size limit."""
         found = workspace.run(
             f"WITH chosen AS (SELECT min(row) AS row FROM ({rejected}) GROUP BY key, row_id),"
             f' documents AS (SELECT "retl row" AS row, {self.document} AS document FROM {self.table}'
@@ -47,8 +47,8 @@ class Payload:
 
 
 def shown(document: str, masked: Collection[str] = ()) -> dict[str, Any]:
-    """A kept document for a reader: columns that have to be masked by now are, and a number that a float
-    would change is a text."""
+    """A kept document for a reader. Columns that are masked now are masked; a number that a float would
+    change is a text."""
     row: dict[str, Any] = json.loads(document, parse_float=_number)
     return {name: MASK if name in masked and value is not None else value for name, value in row.items()}
 
@@ -59,7 +59,7 @@ def _number(text: str) -> float | str:
 
 
 def of(contract: Contract, table: str, masked: Collection[str]) -> Payload:
-    """The documents of a contract's columns; what the contract calls sensitive is masked in any case."""
+    """The documents of a contract's columns; sensitive columns are always masked."""
     members = []
     for name, rule in contract.columns.items():
         column = quoted(name)
@@ -67,8 +67,8 @@ def of(contract: Contract, table: str, masked: Collection[str]) -> Payload:
             text = f"CASE WHEN {column} IS NULL THEN 'null' ELSE {literal(json.dumps(MASK))} END"
         else:
             held = storage.exact(rule.type, column, rule.column_type, contract.timezone)
-            carried = storage.cast(rule.type, column, rule.column_type, contract.timezone)
-            exactly = json_text.json_sql(rule.type, carried, Formats(), contract.timezone)
+            value = storage.cast(rule.type, column, rule.column_type, contract.timezone)
+            exactly = json_text.json_sql(rule.type, value, Formats(), contract.timezone)
             as_text = f"CAST(to_json(CAST({column} AS VARCHAR)) AS VARCHAR)"
             text = f"CASE WHEN {held} THEN {exactly} ELSE {as_text} END"
         members.append(f"{literal(json.dumps(name, ensure_ascii=False) + ':')} || {text}")

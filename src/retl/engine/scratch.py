@@ -1,7 +1,7 @@
-"""A run's scratch folder: only this user can read it, and it does not outlive the run by much.
+"""A run's scratch folder: only this user can read it, and it is removed after the run.
 
-It can hold the frozen mart. A process that is killed cannot remove its own, so whoever makes the next one
-removes those whose owner is dead: a living owner holds a kernel lock on its folder.
+It can contain the frozen mart. A killed process cannot remove its folder, so the next process removes it: a
+living owner has a kernel lock on its folder.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX = "retl-run-"
-_YOUNG = 30.0  # seconds in which a folder may be there and its lock not yet
+_YOUNG = 30.0  # seconds in which a new folder may have no lock yet
 
 
 @contextlib.contextmanager
 def private_directory() -> Iterator[Path]:
-    """An empty folder in the temporary directory, mode 0700, gone at the end."""
+    """An empty folder in the temporary directory, mode 0700, removed at the end."""
     _sweep(Path(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name, _held(name):
-        Path(name).chmod(0o700)  # a umask may have taken our own rights
+        Path(name).chmod(0o700)  # a umask may have removed our own rights
         yield Path(name)
 
 
 @contextlib.contextmanager
 def _held(name: str | Path) -> Iterator[bool]:
-    """The kernel's lock on a folder while the body runs; False if somebody else has it."""
+    """Lock a folder while the body runs; False if another process has the lock."""
     folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         try:
@@ -43,9 +43,9 @@ def _held(name: str | Path) -> Iterator[bool]:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the folders of this user that nobody holds any more."""
+    """Remove the folders of this user that no process has locked."""
     for path in parent.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
+        with contextlib.suppress(OSError):  # removed meanwhile, or of another user
             found = path.lstat()
             if found.st_uid == os.geteuid() and time.time() - found.st_mtime > _YOUNG:
                 with _held(path) as dead:

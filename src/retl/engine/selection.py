@@ -1,4 +1,4 @@
-"""Which rows of the mart a run is about: --key, --where, --limit, --full, and a watermark.
+"""The rows of the mart that a run selects: --key, --where, --limit, --full, and a watermark.
 
 Each becomes a predicate over the frozen rows; nothing here drops a row.
 """
@@ -23,7 +23,7 @@ from retl.values.sql import literal, quoted
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows a run is about, beyond what changed."""
+    """Which rows a run reads and sends."""
 
     full: bool = False
     limit: int | None = None
@@ -32,18 +32,18 @@ class Selection:
 
     @property
     def partial(self) -> bool:
-        """A read that says nothing about absent rows."""
+        """Whether absent rows mean nothing, because only a part is read."""
         return bool(self.keys) or self.where is not None
 
     @property
     def forced(self) -> bool:
-        """The rows are sent whether they changed or not."""
+        """Whether unchanged rows are sent too."""
         return self.full or self.partial
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """The column a watermark moves along, its DuckDB type, and how far before the mark to look (seconds)."""
+    """The column of a watermark, its DuckDB type, and the lookback before the mark (seconds)."""
 
     column: str
     column_type: str
@@ -55,7 +55,7 @@ class Cursor:
 
 
 def cursor(sync: Sync, columns: Mapping[str, str]) -> Cursor | None:
-    """The watermark's column. DefinitionError if the mart lacks it or it cannot be one."""
+    """The watermark's column. DefinitionError if the mart has no such column or its type does not fit."""
     asked = sync.changes
     if asked.watermark is None:
         return None
@@ -79,13 +79,13 @@ def cursor(sync: Sync, columns: Mapping[str, str]) -> Cursor | None:
 def chosen(
     workspace: Workspace, field_map: FieldMap, selection: Selection, variables: Mapping[str, Any]
 ) -> list[str]:
-    """The predicates of --key and --where over the frozen rows. DefinitionError where --where is none: it
-    can read the mart and nothing else, and write nothing."""
+    """The predicates of --key and --where over the frozen rows. DefinitionError if --where is no predicate;
+    it can read only the mart and write nothing."""
     conditions = []
     if selection.keys:
         conditions.append(f"{field_map.key} IN ({', '.join(map(literal, selection.keys))})")
     if selection.where is not None:
-        workspace.run(f"CREATE VIEW mart AS SELECT * FROM {FROZEN}")  # the name that --where may know
+        workspace.run(f"CREATE VIEW mart AS SELECT * FROM {FROZEN}")  # the name that --where may use
         wanted = select(f'SELECT "retl row" FROM mart WHERE ({selection.where}\n)', variables, "--where")
         try:
             workspace.run(f"CREATE TABLE chosen AS {wanted.sql}", wanted.parameters)
@@ -114,12 +114,12 @@ def since(
     due: Iterable[str],
     now: datetime,
 ) -> Mark:
-    """Watermark: the rows at or past the mark (less the lookback), those without a cursor, and those of the
-    keys that are due for another reason.
+    """Watermark: the rows at or after the mark (minus the lookback), rows with a NULL cursor, and rows that
+    are due for another reason.
 
-    The comparison is typed, and inclusive: rows that share the mark's value may have come later, and the
-    baseline knows those already delivered. The next mark of a time never lies past `now`, so that one row
-    of the far future does not hide tomorrow's.
+    The comparison is typed and inclusive: rows with the mark's value may have come later, and the baseline
+    knows which are delivered already. A time mark never moves past `now`: one row of the far future must not
+    hide tomorrow's rows.
     """
     column = quoted(cursor.column)
     ceiling = f" FILTER ({column} <= {literal(now.isoformat())}::TIMESTAMPTZ)" if cursor.is_time else ""

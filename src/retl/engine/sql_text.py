@@ -1,7 +1,7 @@
 """SQL that users write: `source.sql`, `checks`, `--where`. Each is one SELECT and nothing else.
 
-It judges the text before it runs, runs it in the workspace, and turns DuckDB's complaints into errors
-that hold no row value. It never lets a text write or change a setting.
+It checks the text before it runs, runs it in the workspace, and turns DuckDB's errors into errors without row
+values. It never lets a text write or change a setting.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Query:
 
     sql: str
     parameters: Mapping[str, Any]
-    origin: str  # for messages: the table's name, or where the SQL stands
+    origin: str  # for messages: the table's name, or where the SQL is written
 
 
 def select(sql: str, variables: Mapping[str, Any], origin: str) -> Query:
-    """Judge a text from a definition: exactly one SELECT whose parameters all have values."""
+    """Check a text from a definition: exactly one SELECT, and a value for each parameter."""
     try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as problem:
@@ -40,7 +40,7 @@ def select(sql: str, variables: Mapping[str, Any], origin: str) -> Query:
     if missing := sorted(wanted - variables.keys()):
         raise DefinitionError(
             "VAR_MISSING",
-            f"{origin} uses ${missing[0]}, which no variable fills",
+            f"{origin} uses ${missing[0]}, but there is no such variable",
             hint=f"give it under `vars:` in retl.yml or with --var {missing[0]}=…",
             where=origin,
         )
@@ -48,7 +48,7 @@ def select(sql: str, variables: Mapping[str, Any], origin: str) -> Query:
 
 
 def columns(workspace: Workspace, wanted: Query) -> dict[str, str]:
-    """The columns of a query and their DuckDB types; no row is read. Mismatch SOURCE_DRIFT where the query
+    """The columns of a query and their DuckDB types; no row is read. Mismatch SOURCE_DRIFT if the query
     does not bind."""
     try:
         relation = workspace.con.sql(
@@ -60,7 +60,7 @@ def columns(workspace: Workspace, wanted: Query) -> dict[str, str]:
 
 
 def returns_rows(workspace: Workspace, wanted: Query) -> bool:
-    """Whether a query returns any row. Mismatch SOURCE_DRIFT where it does not bind."""
+    """Whether a query returns any row. Mismatch SOURCE_DRIFT if it does not bind."""
     try:
         return bool(workspace.run(f"SELECT * FROM ({wanted.sql}\n) LIMIT 1", wanted.parameters))
     except duckdb.Error as problem:
@@ -80,18 +80,18 @@ def bind(workspace: Workspace, columns: Mapping[str, str], asked: Sequence[Query
 
 
 def drift(wanted: Query, problem: duckdb.Error) -> Mismatch | SourceError:
-    """DuckDB's complaint about a query as an error: SOURCE_DRIFT where a name is missing."""
+    """DuckDB's error about a query as our error: SOURCE_DRIFT if a name is missing."""
     if isinstance(problem, duckdb.BinderException | duckdb.CatalogException):
         return Mismatch(
             "SOURCE_DRIFT",
             f"{wanted.origin} does not fit the warehouse: {first_line(problem)}",
-            hint=_meant(problem) or "mend the SQL or the mart; nothing was written",
+            hint=_meant(problem) or "fix the SQL or the mart; nothing was written",
         )
     return SourceError("MART_UNREADABLE", f"{wanted.origin}: {first_line(problem)}")
 
 
 def first_line(problem: duckdb.Error) -> str:
-    """DuckDB's own sentence where it is about SQL or files; elsewhere it may quote a row's values."""
+    """DuckDB's own message if it is about SQL or files; other messages may quote row values."""
     if isinstance(
         problem,
         duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException | duckdb.IOException,
@@ -101,7 +101,7 @@ def first_line(problem: duckdb.Error) -> str:
 
 
 def _meant(problem: duckdb.Error) -> str | None:
-    """What the missing table or column was probably meant to be."""
+    """A suggestion for the missing table or column."""
     text = str(problem)
     missing = re.search(r"with name (\S+) does not exist|column \"(.+?)\" not found", text)
     known = re.search(r"^(?:Did you mean|Candidate bindings:) (.+)$", text, re.MULTILINE)

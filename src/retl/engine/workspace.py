@@ -1,9 +1,8 @@
-"""The run's private DuckDB: tables in memory that overflow into the run's own directory, gone with it.
+"""The run's private DuckDB: tables in memory that overflow into the run's own directory.
 
-A file of DuckDB's would be compressed and written out in full, which took longer than the queries; what
-overflows is written only where memory is short. Every query of a run happens here, under a memory limit
-and, once `harden` was called, without any access to files outside the allowed directories. It keeps
-nothing between runs.
+A DuckDB file would be compressed and written in full, which takes longer than the queries; overflow is
+written only if memory is short. Every query of a run happens here, under a memory limit and, after
+`harden`, without access to files outside the allowed directories. It keeps nothing between runs.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ if TYPE_CHECKING:
     import duckdb
 
 NAME = "retl_workspace"
-# How run files are written, all into the file that is there already: by itself DuckDB puts another in its
-# place, with rights of its own. Dictionaries of keys and hashes are a quarter of the time and help nobody.
+# How run files are written. USE_TMP_FILE false: DuckDB must write into the existing file, because a new one
+# would have other permissions. Dictionaries of keys and hashes take a quarter of the time and save nothing.
 RUN_FILE = "FORMAT parquet, PARQUET_VERSION V2, DICTIONARY_SIZE_LIMIT 1000, USE_TMP_FILE false"
-MEMORY_LIMIT = "384MB"  # measured: 10 M rows pass through 300 MB; more buys speed on wide marts only
+MEMORY_LIMIT = "384MB"  # measured: 300 MB are enough for 10 M rows; more is faster only for wide marts
 
 
 class Workspace:
-    """One DuckDB instance in `directory` (which exists and is private). Use `run` from one thread,
-    `cursor` anywhere."""
+    """One DuckDB instance in `directory` (which exists and is private). Use `run` in one thread,
+    `cursor` in any."""
 
     def __init__(self, directory: Path, stop: Stop) -> None:
         import duckdb
@@ -48,7 +47,7 @@ class Workspace:
             f"SET memory_limit = '{MEMORY_LIMIT}'",
             f"SET temp_directory = {literal(str(directory / 'overflow'))}",
             "SET preserve_insertion_order = false",
-            "SET enable_progress_bar = false",  # where DuckDB takes us for interactive it draws on stdout
+            "SET enable_progress_bar = false",  # in an interactive shell DuckDB would draw on stdout
             "SET python_enable_replacements = false",
             "SET autoinstall_known_extensions = false",
             "SET autoload_known_extensions = false",
@@ -56,14 +55,14 @@ class Workspace:
             self.con.execute(statement)
 
     def harden(self, readable: Sequence[Path]) -> None:
-        """From here on only the run's directory and `readable` can be touched, for good."""
+        """Allow access only to the run's directory and `readable`; this cannot be undone."""
         allowed = ", ".join(literal(str(path)) for path in (self.directory, *readable))
         self.con.execute(f"SET allowed_directories = [{allowed}]")
         self.con.execute("SET enable_external_access = false")
         self.con.execute("SET lock_configuration = true")
 
     def unstoppable(self) -> None:
-        """From here on a stop request interrupts nothing: what is left is bookkeeping."""
+        """Ignore stop requests from now on: only bookkeeping is left."""
         self.stop = Stop()
 
     def run(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
@@ -77,17 +76,17 @@ class Workspace:
             except self._duckdb.OutOfMemoryException as problem:
                 raise Failure(
                     "OUT_OF_MEMORY",
-                    "DuckDB needs more memory or temporary disk space than it may have",
+                    "DuckDB needs more memory or temporary disk space than allowed",
                     hint=f"free some disk space near {self.directory}",
                 ) from problem
 
     def one(self, sql: str, parameters: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
-        """The only row of a statement that has exactly one."""
+        """The row of a statement that returns exactly one."""
         (row,) = self.run(sql, parameters)
         return row
 
     def chunks(self, sql: str, size: int) -> Iterator[list[tuple[Any, ...]]]:
-        """The rows of a query, so many at a time. A stop request ends it between two chunks."""
+        """The rows of a query, `size` at a time. A stop request ends it between two chunks."""
         cursor = self.cursor()
         cursor.execute(sql)
         while chunk := cursor.fetchmany(size):
@@ -95,7 +94,7 @@ class Workspace:
             yield chunk
 
     def beside(self) -> Workspace:
-        """The same tables on a connection of its own, for one other thread."""
+        """The same tables on a new connection, for one other thread."""
         other = copy(self)
         other.con = self.con.cursor()
         other.con.execute(f"USE {NAME}")
@@ -112,9 +111,9 @@ class Workspace:
     def load(
         self, table: str, columns: Mapping[str, str], rows: Iterable[Sequence[Any]], *, lenient: bool = False
     ) -> None:
-        """Create `table` from Python rows. Values travel as text and are cast to `columns`' types, so
-        nothing passes through a float; a row at a time through DuckDB would be 1,000 times slower.
-        `lenient`: what cannot be cast becomes NULL."""
+        """Create `table` from Python rows. Values are passed as text and cast to the types of `columns`, so
+        no value becomes a float. Inserting single rows would be 1,000 times slower. `lenient`: a value
+        that cannot be cast becomes NULL."""
         import msgspec
 
         path = self.directory / f"{table}.jsonl"
@@ -137,7 +136,7 @@ class Workspace:
         path.unlink()
 
     def close(self) -> None:
-        """Let go of the tables and the memory. Other connections of theirs end with them."""
+        """Drop all tables and free the memory. Other connections end too."""
         self.con.close()
 
     def __enter__(self) -> Workspace:

@@ -1,8 +1,8 @@
-"""What retl remembers between runs: in `.retl/ledger.db`, or in a PostgreSQL of the team's.
+"""What retl remembers between runs: in `.retl/ledger.db`, or in a PostgreSQL of the team.
 
-`open_ledger` is the way in; everything recorded or asked goes through the `Ledger` it returns. Opened
-to read, it leaves no trace: a copy of the file in a private folder, or one read-only snapshot of the
-server. It never resets state by itself and never repairs it.
+`open_ledger` returns a `Ledger`; everything is recorded and read through it. Opened to read, it leaves no
+trace: it reads a private copy of the file, or one read-only snapshot of the server. It never resets state
+by itself and never repairs it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ __all__ = [
 ]
 
 
-FORMAT = 2  # of tables and run files together; raise it when either is no longer read as before
+FORMAT = 2  # of tables and run files together; raise it when either changes
 
 _RUNS = "SELECT run_id FROM retl_runs WHERE sync = ?"
 _NEEDED = """
@@ -82,7 +82,7 @@ WHERE sync = ? AND idempotency_key IS NOT NULL AND retl_batches.status <> 'open'
 
 
 class Ledger(Journal, History):
-    """An open ledger: `state_id` was made with it and names it for ever, `fresh` if that was just now."""
+    """An open ledger. `state_id` identifies it for ever; `fresh`: it was created just now."""
 
     def __init__(
         self, database: Database, files: Files, home: Path, *, fresh: bool, closing: contextlib.ExitStack
@@ -94,7 +94,7 @@ class Ledger(Journal, History):
         self._closing = closing.pop_all()
 
     def lock(self, names: Sequence[str], *, sync: str, host: str, pid: int) -> Lock:
-        """The lock of a sync and of all these names, at once; Later LOCK_HELD if somebody has one of them."""
+        """The lock of a sync and of all these names, at once. Later LOCK_HELD if another run has one."""
         self._database.assert_writable()
         if isinstance(self._database, PostgreSQL):
             grip: Flocks | Advisory = Advisory(self._database, self.state_id)
@@ -104,18 +104,18 @@ class Ledger(Journal, History):
         return self._locks[sync]
 
     def put_file(self, name: str, path: Path) -> None:
-        """Keep a copy of this file as a run file: when this returns it is durable."""
+        """Store a durable copy of this file as a run file."""
         # Outside a transaction: on SQLite a large copy would keep every other sync waiting.
         self._database.assert_writable()
         self._files.put(name, chunks_of(path))
 
     def get_file(self, name: str, directory: Path) -> Path:
-        """A path to read the run file from: in place, or fetched into `directory`."""
+        """A path of the run file: in place, or a copy in `directory`."""
         return self._files.get(name, directory)
 
     def tidy(self, sync: str) -> None:
-        """Remove the run files of a sync that nothing reads any more, those that killed runs left behind
-        included. For whoever holds its lock."""
+        """Remove the run files of a sync that are no longer read, also those of killed runs. The caller holds
+        the lock of the sync."""
         self._database.assert_writable()
         names = self._files.names()
         owners = {run_id for (run_id,) in self._database.query(_RUNS, sync)}
@@ -128,7 +128,7 @@ class Ledger(Journal, History):
         )
 
     def readable(self) -> list[Path]:
-        """The directories in which run files are read in place."""
+        """The directories where run files are read in place."""
         return [self._home / "runs"] if isinstance(self._files, Directory) else []
 
     def close(self) -> None:
@@ -139,8 +139,8 @@ def open_ledger(url: str, folder: Path, *, environment: str | None, create: bool
     """The ledger of a project in `folder`: at `file:DIR` (DIR/NAME with an environment) or
     `postgresql://…` (in the schema retl_NAME with an environment).
 
-    Made if it is not there; with `create=False` nothing is written or made anywhere and a ledger that is
-    not there is an empty one. DefinitionError for a url or environment that cannot be; LedgerError
+    It is created if missing. With `create=False` nothing is written, and a missing ledger reads as an empty
+    one. DefinitionError for an invalid url or environment; LedgerError
     STATE_SYMLINK, STATE_NEWER, STATE_FORMAT, STATE_UNREADABLE, STATE_UNREACHABLE otherwise.
     """
     if environment is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}", environment):
@@ -169,14 +169,14 @@ def open_ledger(url: str, folder: Path, *, environment: str | None, create: bool
 
 
 def _made(home: Path) -> tuple[Path, bool]:
-    """The ledger's file, and whether it was made now. It appears whole: an empty file in its place would
-    be state that had reset itself."""
+    """The ledger's file, and whether it was created now. It appears complete: an empty file would look like
+    state that was reset."""
     with writing(home):
         make_private(home)
-        turn = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+        lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            # Whoever comes second waits the few milliseconds that making a ledger takes.
-            fcntl.flock(turn, fcntl.LOCK_EX)
+            # Another process waits here for the few milliseconds that creating a ledger takes.
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if _is_there(home):
                 return home / "ledger.db", False
             draft = home / ".ledger.new"
@@ -189,11 +189,11 @@ def _made(home: Path) -> tuple[Path, bool]:
             sync_directory(home)
             return home / "ledger.db", True
         finally:
-            os.close(turn)
+            os.close(lock)
 
 
 def _copied(home: Path, closing: contextlib.ExitStack) -> Path | None:
-    """A private copy that goes when the ledger is closed; None if there is nothing to copy."""
+    """A private copy, removed when the ledger is closed; None if there is nothing to copy."""
     if not _is_there(home):
         return None
     aside = Path(tempfile.mkdtemp(prefix="retl-"))
@@ -203,17 +203,17 @@ def _copied(home: Path, closing: contextlib.ExitStack) -> Path | None:
 
 
 def _is_there(home: Path) -> bool:
-    """Whether there is a ledger; what is left of one that was is no reason to begin anew."""
+    """Whether there is a ledger. LedgerError if only remains of one are there: they never start a new one."""
     path = home / "ledger.db"
     if path.exists() and not path.stat().st_size:
         raise unreadable(str(path), "it is empty")
     if not path.exists() and Directory(home / "runs").names():
-        raise unreadable(str(path), "it is gone, though its run files are still there")
+        raise unreadable(str(path), "it is missing, but its run files are still there")
     return path.exists()
 
 
 def _create(database: Database) -> bool:
-    """Make the tables where there are none; True if that was now."""
+    """Create the tables if there are none; True if they were created now."""
     if database.exists():
         _assert_format(database)
         return False
@@ -231,15 +231,15 @@ def _create(database: Database) -> bool:
 
 
 def _assert_format(database: Database) -> None:
-    """LedgerError STATE_FORMAT or STATE_NEWER if the tables and run files are not of our format."""
+    """LedgerError STATE_FORMAT or STATE_NEWER if the tables and run files have another format."""
     found = database.query("SELECT value FROM retl_meta WHERE name = 'format'")
     if found and found[0][0] == str(FORMAT):
         return
     if found and found[0][0].isdigit() and int(found[0][0]) > FORMAT:
         raise LedgerError(
             "STATE_NEWER",
-            f"{database.place} was written by a newer retl: its format is {found[0][0]}, known is {FORMAT}",
-            hint="upgrade retl: an older one cannot know what it would break",
+            f"{database.place} was written by a newer retl: its format is {found[0][0]}, ours is {FORMAT}",
+            hint="upgrade retl: an older version could damage it",
         )
     raise former_format(database.place)
 
@@ -252,7 +252,7 @@ def _tables() -> Path:
 
 
 def _refuse_symlinks(folder: Path, home: Path) -> None:
-    """State behind a symlink may be anybody's: every part of the path that the project names is real."""
+    """LedgerError STATE_SYMLINK for a symlink in the path that the project names: others may control it."""
     named = [path for path in (home, *home.parents) if path.is_relative_to(folder) and path != folder] or [
         home
     ]

@@ -1,6 +1,6 @@
 """The address of a ledger on a server, as libpq's keywords.
 
-No error of this module quotes the address: what is wrong with it may be in the password.
+No error of this module quotes the address: the invalid part may be in the password.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from retl.net.postgres import CLIENT, ssl_keywords
 
 
 def parameters_of(url: str) -> dict[str, Any]:
-    """The address as libpq keywords, with our deadlines and the rule on TLS."""
+    """The address as libpq keywords, with our deadlines and TLS rules."""
     import psycopg
 
     address, _, query = url.partition("?")
@@ -49,6 +49,6 @@ def parameters_of(url: str) -> dict[str, Any]:
         raise DefinitionError(
             "STATE_PLAINTEXT",
             f"the state url asks for sslmode={given['sslmode']} on a host that is not this machine",
-            hint="use sslmode=verify-full, or say allow_plaintext=true",
+            hint="use sslmode=verify-full, or add allow_plaintext=true",
         ) from None
     return {"connect_timeout": "10", "application_name": "retl", "host": hosts[0], **CLIENT, **given, **tls}

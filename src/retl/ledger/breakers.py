@@ -1,7 +1,7 @@
-"""Circuit breakers, one per connection: a target that is dead is left alone for a while.
+"""Circuit breakers, one per connection: retl sends nothing to a dead target for a while.
 
-So many failures in a row open it; after the pause one run may try again. They are kept here so that
-every process and host of one ledger knows.
+Consecutive failures open a breaker; after the pause one run may try again. The ledger stores them, so they
+are shared by all processes and hosts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ON CONFLICT (connection) DO UPDATE SET failures = retl_breakers.failures + exclu
 
 @dataclass(frozen=True, slots=True)
 class BreakerRow:
-    """A connection's failures in a row; `opened_at` is when the last of them was."""
+    """A connection's consecutive failures; `opened_at` is the time of the last one."""
 
     connection: str
     failures: int
@@ -51,12 +51,12 @@ class Breakers(Rejects):
         return found[0] if found else None
 
     def count_failures(self, connection: str, failures: int, code: str) -> None:
-        """So many more failures in a row, the last one now."""
+        """Add consecutive failures; the last one is now."""
         with self._database.transaction():
             self._database.change(_FAIL, connection, failures, cell(self.now()), code)
 
     def unblock(self, connection: str) -> bool:
-        """Forget a connection's failures; was its breaker open?"""
+        """Delete a connection's failures; True if its breaker was open."""
         found = self.breaker(connection)
         with self._database.transaction():
             self._database.change("DELETE FROM retl_breakers WHERE connection = ?", connection)

@@ -1,8 +1,8 @@
-"""One SQL on two databases: a connection to SQLite or PostgreSQL that looks the same from above.
+"""One SQL on two databases: a connection to SQLite or PostgreSQL with the same interface.
 
-Everything above writes `?` for parameters and uses only what both understand; all that differs is in
-the two classes here. It refuses to reconnect (what a lost connection leaves behind is settled by the
-next run) and to print what a driver says besides its own sentence, which might hold values or secrets.
+Callers write `?` for parameters and use only SQL that both understand; the two classes here contain all
+differences. It never reconnects: the next run resolves what a lost connection left open. It prints only the
+main sentence of a driver's error, because the rest may contain values or secrets.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from retl.net.postgres import open_session
 R = TypeVar("R")
 
 _PATIENCE = 5.0  # seconds for another process to end its transaction
-_CHUNK = 10_000  # rows changed at once, so that each step is over in time
+_CHUNK = 10_000  # rows per step, so that each step ends in time
 
-# PostgreSQL holds no NUL in text; U+FFFE is no character, so nobody's data has it.
+# PostgreSQL cannot store NUL in text. U+FFFE is not a character, so no data contains it.
 _NUL, _STAND_IN = "\x00", "\ufffe"
 
 
 class Database:
-    """A connection in autocommit, used by one thread at a time; errors come out as LedgerError, and as Later
-    STATE_BUSY where somebody else only has to finish."""
+    """A connection in autocommit, used by one thread at a time. Errors are LedgerError, or Later STATE_BUSY
+    while another process is writing."""
 
     begin = "BEGIN"
     exists_sql: str
     errors: type[Exception]
-    place: str  # for people; holds no secret
-    snapshot = False  # a moment of somebody's tables, which a reader cannot bring up to date
+    place: str  # for people; contains no secret
+    snapshot = False  # True: a read-only snapshot of the tables
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -58,7 +58,7 @@ class Database:
         return sql
 
     def serialise_creation(self) -> None:
-        """Called in a transaction: until it ends nobody else creates the tables."""
+        """Called in a transaction: until it ends no other process creates the tables."""
 
     def exists(self) -> bool:
         """True if there is a ledger here."""
@@ -89,7 +89,7 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing, and durable on leaving; inside another one it is part of that."""
+        """All or nothing, and durable at its end. Inside another transaction it is part of that one."""
         self.assert_writable()
         with self._turn:
             if self._open:
@@ -116,7 +116,7 @@ class Database:
             self._connection.close()
 
     def in_time(self) -> contextlib.AbstractContextManager[None]:
-        """A statement that is not over in time ends here."""
+        """Ends a statement that takes too long."""
         return contextlib.nullcontext()
 
     def _run(self, method: str, sql: str, argument: Any) -> Any:
@@ -130,7 +130,7 @@ class Database:
 
 
 class SQLite(Database):
-    """A file, or nothing but memory. TRUNCATE leaves no file behind that a reader would have to touch."""
+    """A file, or a database in memory. TRUNCATE leaves no file that a reader would have to change."""
 
     begin = "BEGIN IMMEDIATE"
     exists_sql = "SELECT count(*) FROM sqlite_master WHERE name = 'retl_meta'"
@@ -148,7 +148,7 @@ class SQLite(Database):
             raise self.failure(error) from None
         self.query("PRAGMA journal_mode = TRUNCATE")
         self.change("PRAGMA synchronous = FULL")
-        self.query("PRAGMA secure_delete = ON")  # what is forgotten is gone from the file too
+        self.query("PRAGMA secure_delete = ON")  # deleted data is also erased from the file
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -158,7 +158,7 @@ class SQLite(Database):
 
 
 def copy_database(path: Path, target: Path) -> None:
-    """A consistent copy of a SQLite file that leaves it and its folder exactly as they are."""
+    """Make a consistent copy of a SQLite file without changing it or its folder."""
     uri = f"{path.absolute().as_uri()}?mode=ro"
     try:
         with (
@@ -173,7 +173,7 @@ def copy_database(path: Path, target: Path) -> None:
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorname", "") != "SQLITE_READONLY_ROLLBACK":
             raise _refused_by_sqlite(str(path), error) from None
-        # A killed writer left a journal to roll back, and none lives: the copy does that for itself.
+        # A killed writer left a journal, and no writer is alive: SQLite rolls the copy back when it opens it.
         for suffix in ("", "-journal"):
             shutil.copyfile(f"{path}{suffix}", f"{target}{suffix}")
 
@@ -183,15 +183,15 @@ def _refused_by_sqlite(place: str, error: Any) -> LedgerError | Later:
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return busy(place, "another process is in the middle of a transaction")
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY):
-        hint = "make room or mend the permissions; run again"
+        hint = "make room or fix the permissions; run again"
         return LedgerError("STATE_UNWRITABLE", f"{place}: {error}", hint=hint)
     return unreadable(place, str(error))
 
 
 class PostgreSQL(Database):
-    """A session on a server; in `schema` if one is named, else where the address leads."""
+    """A session on a server; in `schema`, or by default where the address leads."""
 
-    # Not to_regclass: it may answer from a cache that is older than the lock taken before asking.
+    # Not to_regclass: it may answer from a cache that is older than our lock.
     exists_sql = "SELECT count(*) FROM pg_class WHERE relname = 'retl_meta' AND pg_table_is_visible(oid)"
 
     def __init__(self, url: str, schema: str | None, *, snapshot: bool = False) -> None:
@@ -205,8 +205,8 @@ class PostgreSQL(Database):
         try:
             super().__init__(open_session(parameters, _STATEMENT, _SETTINGS))
         except psycopg.Error as error:
-            told = sqlstate.unconnected(error, self.place, parameters.get("user") or "this account")
-            raise self._unreachable(told.message) from None
+            problem = sqlstate.unconnected(error, self.place, parameters.get("user") or "this account")
+            raise self._unreachable(problem.message) from None
         if schema:
             self.change(f'SET search_path = "{schema}"')
         if snapshot:
@@ -234,36 +234,36 @@ class PostgreSQL(Database):
     def failure(self, error: Any) -> LedgerError | Later:
         state = error.sqlstate or ""
         if self._connection.closed or state[:2] in ("08", "57"):
-            return self._unreachable(f"{self.place}: the connection is gone")
-        said = f"SQLSTATE {state or 'unknown'}{sqlstate.words(error)}"
+            return self._unreachable(f"{self.place}: the connection was lost")
+        reason = f"SQLSTATE {state or 'unknown'}{sqlstate.words(error)}"
         if state in ("25006", "42501") or state[:2] == "53":
-            return LedgerError("STATE_UNWRITABLE", f"{self.place}: {said}", hint="mend that; run again")
+            return LedgerError("STATE_UNWRITABLE", f"{self.place}: {reason}", hint="fix it; run again")
         if state[:2] in ("40", "55"):
-            return busy(self.place, said)
-        return unreadable(self.place, said)
+            return busy(self.place, reason)
+        return unreadable(self.place, reason)
 
-    def _unreachable(self, told: str) -> LedgerError:
-        return LedgerError("STATE_UNREACHABLE", told, hint="check the state url and the server; run again")
-
-
-def busy(place: str, said: str) -> Later:
-    """Nothing is wrong with state that another process is just writing."""
-    hint = "run again when that process, perhaps a stopped retl, has gone on or ended"
-    return Later("STATE_BUSY", f"{place} is busy: {said}", hint=hint)
+    def _unreachable(self, message: str) -> LedgerError:
+        return LedgerError("STATE_UNREACHABLE", message, hint="check the state url and the server; run again")
 
 
-def unreadable(place: str, said: str) -> LedgerError:
-    """State that cannot be believed is never reset by itself: the error says how to recover."""
+def busy(place: str, reason: str) -> Later:
+    """Another process is writing the state; nothing is wrong with it."""
+    hint = "run again when that process (perhaps a stopped retl) has continued or ended"
+    return Later("STATE_BUSY", f"{place} is busy: {reason}", hint=hint)
+
+
+def unreadable(place: str, reason: str) -> LedgerError:
+    """Damaged state is never reset by itself: the hint says how to recover."""
     return LedgerError(
         "STATE_UNREADABLE",
-        f"{place}: {said}",
+        f"{place}: {reason}",
         hint="restore it from a backup; without one, move it away and take the mart as delivered "
         "with `retl state adopt`, or let the next run send every row",
     )
 
 
-# A server that lost its client lets go of the lock, and no statement hangs for ever.
-_STATEMENT = 90.0  # seconds, also where the server is silent
+# With these a server that lost its client releases the lock, and no statement hangs for ever.
+_STATEMENT = 90.0  # seconds, even if the server does not answer
 _SETTINGS = {
     "statement_timeout": "60s",
     "lock_timeout": "10s",

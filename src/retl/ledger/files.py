@@ -1,8 +1,8 @@
 """Durable run files: the baseline's snapshot and deltas, and requests that must be sent again unchanged.
 
-Beside a SQLite ledger they are files of a private directory, in PostgreSQL rows of `retl_files`. A file
-appears whole or not at all, and is there after a power failure once `put` has returned. Names are
-flat: nothing here can be led out of its directory.
+With a SQLite ledger they are files in a private directory, in PostgreSQL rows of `retl_files`. A file appears
+complete or not at all, and survives a power failure once `put` has returned. Names are flat: no name can
+lead out of the directory.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ class Files(ABC):
 
     @abstractmethod
     def put(self, name: str, chunks: Iterable[bytes]) -> None:
-        """Store the chunks under this name, over what was there."""
+        """Store the chunks under this name; an older file is replaced."""
 
     @abstractmethod
     def get(self, name: str, directory: Path) -> Path:
-        """A path to read it from, in `directory` if it had to be fetched; LedgerError if there is none."""
+        """A path of the file, in `directory` if it had to be fetched. LedgerError if there is none."""
 
     @abstractmethod
     def read(self, name: str) -> bytes | None: ...
 
     @abstractmethod
     def drop(self, names: Iterable[str]) -> None:
-        """Remove those that are there."""
+        """Remove these files if they exist."""
 
     @abstractmethod
     def names(self) -> list[str]: ...
 
 
 class Directory(Files):
-    """Files of one directory, 0600 in 0700."""
+    """Files (0600) in one directory (0700)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -83,7 +83,7 @@ class Directory(Files):
 
 
 class Table(Files):
-    """Rows of `retl_files`, a chunk each."""
+    """Rows of `retl_files`, one chunk each."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -143,26 +143,26 @@ def checked(name: str) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the file system refuses comes out as a LedgerError."""
+    """Turns an error of the file system into a LedgerError."""
     try:
         yield
     except OSError as error:
         raise LedgerError(
             "STATE_UNWRITABLE",
             f"{path}: {error.strerror or error}",
-            hint="make room or mend the permissions; run again",
+            hint="make room or fix the permissions; run again",
         ) from error
 
 
 def private(path: Path, flags: int) -> int:
-    """A descriptor of the file, 0600 whatever the umask; a symlink in its place is refused."""
+    """A descriptor of the file, 0600 whatever the umask. A symlink is refused."""
     descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     os.fchmod(descriptor, 0o600)
     return descriptor
 
 
 def make_private(directory: Path) -> None:
-    """The directory, 0700 whatever the umask; one that exists keeps its mode: it may be the user's own."""
+    """Create the directory, 0700 whatever the umask. An existing one may be the user's: its mode stays."""
     if not directory.exists():
         make_private(directory.parent)
         with contextlib.suppress(FileExistsError):
@@ -172,7 +172,7 @@ def make_private(directory: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Make the file names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""What was: runs as `retl runs`, `show` and `status` print them, and how state is moved or forgotten.
+"""The past: runs for `retl runs`, `show` and `status`, and how state is moved or deleted.
 
-It reads and tidies; it never decides what a run does. Whoever moves or forgets state holds the lock of
-the syncs concerned; their epochs grow all the same, so that a run of before can record nothing.
+It never decides what a run does. The caller who moves or deletes state holds the lock of these syncs. Their
+epochs grow nevertheless, so that an older run can record nothing.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class History(State):
         return self._database.rows(RunRow, "retl_runs", where, sync, limit)
 
     def run(self, run_id: str | None = None) -> RunRow | None:
-        """One run; without an id the last one."""
+        """One run; by default the last one."""
         where = "WHERE run_id = COALESCE(?, run_id) ORDER BY started_at DESC, run_id DESC LIMIT 1"
         found = self._database.rows(RunRow, "retl_runs", where, run_id)
         return found[0] if found else None
 
     def last_success(self, sync: str) -> RunRow | None:
-        """The newest run that ended well, rejects or not."""
+        """The newest successful run, with or without rejects."""
         where = "WHERE sync = ? AND status IN ('SUCCESS', 'SUCCESS_WITH_REJECTS') ORDER BY epoch DESC LIMIT 1"
         found = self._database.rows(RunRow, "retl_runs", where, sync)
         return found[0] if found else None
@@ -56,7 +56,7 @@ class History(State):
     def reject_reasons(
         self, sync: str, limit: int, keys: int
     ) -> list[tuple[str, str, str | None, int, list[str]]]:
-        """Of a sync's open rejects the most frequent (stage, code, reason): how many, and so many keys."""
+        """The most frequent (stage, code, reason) of a sync's open rejects: count and some keys."""
         grouped = self._database.query(_REASONS, sync, limit)
         return [
             (
@@ -69,13 +69,13 @@ class History(State):
             for stage, code, reason, rows in grouped
         ]
 
-    def told(self, alert: str, sync: str) -> frozenset[str] | None:
-        """The troubles of a sync that an alert's recipient knows of; None if never anything was told."""
+    def reported(self, alert: str, sync: str) -> frozenset[str] | None:
+        """The problems of a sync that were reported to an alert's recipient; None if nothing ever was."""
         found = self._database.query("SELECT value FROM retl_meta WHERE name = ?", f"told {alert} {sync}")
         return frozenset(found[0][0].split()) if found else None
 
     def remember(self, alert: str, sync: str, troubles: frozenset[str]) -> None:
-        """From now on the recipient knows of these."""
+        """Store the problems that the recipient knows now."""
         sql = (
             "INSERT INTO retl_meta (name, value) VALUES (?, ?)"
             " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
@@ -83,19 +83,19 @@ class History(State):
         with self._database.transaction():
             self._database.change(sql, f"told {alert} {sync}", " ".join(sorted(troubles)))
 
-    def _retell(self, old: str, new: str) -> None:
-        """What recipients of alerts know of `old` they know of `new`, and of nothing else."""
+    def _move_reported(self, old: str, new: str) -> None:
+        """The problems reported for `old` replace those of `new`."""
         rows = self._database.query("SELECT name, value FROM retl_meta WHERE name LIKE ?", "told %")
-        told = {tuple(name.split(" ")[1:]): (name, value) for name, value in rows}
-        for (_, sync), (name, _) in told.items():
+        reported = {tuple(name.split(" ")[1:]): (name, value) for name, value in rows}
+        for (_, sync), (name, _) in reported.items():
             if sync in (old, new):
                 self._database.change("DELETE FROM retl_meta WHERE name = ?", name)
-        for (alert, sync), (_, value) in told.items():
+        for (alert, sync), (_, value) in reported.items():
             if sync == old:
                 self.remember(alert, new, frozenset(value.split()))
 
     def rename(self, old: str, new: str) -> None:
-        """All that is known of sync `old` is known of `new`; DefinitionError if `new` has state itself."""
+        """Move the state of sync `old` to `new`. DefinitionError if `new` has state itself."""
         taken = (
             "SELECT 1 FROM retl_checkpoints WHERE sync = ? UNION SELECT 1 FROM retl_rejects WHERE sync = ?"
         )
@@ -110,11 +110,11 @@ class History(State):
             for table in ("retl_runs", "retl_checkpoints", "retl_rejects"):
                 self._database.change(f"UPDATE {table} SET sync = ? WHERE sync = ?", new, old)
             self._database.change("UPDATE retl_locks SET epoch = ? WHERE name IN (?, ?)", epoch, old, new)
-            self._retell(old, new)
+            self._move_reported(old, new)
 
     def reset(self, sync: str, object: str | None) -> None:
-        """Forget what was delivered to an object: the next run begins with an empty baseline there. Without
-        an object all of them, and the sync's rejects. The runs stay in the history."""
+        """Forget what was delivered to an object: the next run starts with an empty baseline. Without an
+        object: all objects, and the sync's rejects. The runs stay in the history."""
         with self._database.transaction():
             self._outdate(sync)
             files = self._forget(sync, object)
@@ -123,7 +123,7 @@ class History(State):
         self._files.drop(files)
 
     def prune(self, keep: timedelta) -> int:
-        """Remove what is older than this: runs no baseline stands on, closed rejects; how many runs."""
+        """Remove older runs that no baseline needs, and older closed rejects; returns the number of runs."""
         database, before = self._database, cell(self.now() - keep)
         with database.transaction():
             gone = database.change(f"DELETE FROM retl_runs WHERE {_UNUSED}", before)
@@ -134,13 +134,13 @@ class History(State):
                 f"request-{batch_id}"
                 for (batch_id,) in database.query("SELECT batch_id FROM retl_batches WHERE status = 'open'")
             }
-            # Still inside: an intent stores its request in a transaction of its own, which must not
-            # begin between the two readings.
+            # Inside the transaction: an intent stores its request in another one, which must not begin
+            # between the two reads.
             self._files.drop(n for n in self._files.names() if n.startswith("request-") and n not in open_)
         return gone
 
     def _outdate(self, *syncs: str) -> int:
-        """Whatever epoch a run of these syncs has, it is stale now; the newest one."""
+        """Make every earlier epoch of these syncs stale; returns the newest one."""
         epochs = []
         for sync in syncs:
             found = self._database.query(

@@ -1,8 +1,8 @@
-"""What a run writes down while it works, in the order it does: run, delta, batches, checkpoint.
+"""What a run records while it works, in this order: run, delta, batches, checkpoint.
 
-Every entry is durable when its call returns and is refused with LOCK_LOST, changing nothing, to a run
-whose epoch is no longer its sync's newest. `epoch` is always that of the lock the caller holds, so a
-run that recovers a dead one's batches names the dead run's id and its own epoch.
+Every entry is durable when its call returns. If the epoch is no longer the newest of the sync, the call
+changes nothing and raises LOCK_LOST. `epoch` is always that of the lock the caller holds: a run that
+recovers batches of a dead run passes the id of the dead run and its own epoch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Journal(Paces):
             database.change(_insert("retl_runs", *columns(RunStart), "status", "heartbeat_at"), *values)
 
     def heartbeat(self, run_id: str, epoch: int) -> None:
-        """Say that the run lives, on the connection that holds its lock."""
+        """Record that the run is alive, on the connection that holds its lock."""
         lock = self._holding.get(run_id)
         if lock:
             lock.check()
@@ -62,12 +62,12 @@ class Journal(Paces):
             beats.change("UPDATE retl_runs SET heartbeat_at = ? WHERE run_id = ?", cell(beats.now()), run_id)
 
     def dead_runs(self, sync: str) -> list[RunRow]:
-        """RUNNING runs of a sync, oldest first: to whoever holds its lock and has not begun, dead ones."""
+        """RUNNING runs of a sync, oldest first. They are dead: the caller has the lock and has not begun."""
         where = "WHERE sync = ? AND status = 'RUNNING' ORDER BY epoch, started_at"
         return self._database.rows(RunRow, "retl_runs", where, sync)
 
     def abandon(self, run_id: str, epoch: int) -> None:
-        """A dead run is ABANDONED; `epoch` is that of the run that found it."""
+        """Mark a dead run ABANDONED; `epoch` is that of the run that found it."""
         sql = "UPDATE retl_runs SET status = 'ABANDONED', finished_at = ? WHERE run_id = ? AND status = ?"
         with self._fenced(epoch, run_id=run_id) as database:
             database.change(sql, cell(self.now()), run_id, "RUNNING")
@@ -80,45 +80,45 @@ class Journal(Paces):
         rows: int,
         fingerprint: Mapping[str, str],
         *,
-        anew: str | None = None,
+        restart: str | None = None,
     ) -> None:
-        """The run's candidates are durable in this run file, made under these fingerprints: from now on
-        it counts. `anew` names an object whose former baseline is forgotten in the same moment."""
+        """The durable run file `name` belongs to the baseline from now on. `restart`: an object; its old
+        baseline is deleted in the same transaction."""
         forgotten: list[str] = []
         with self._fenced(epoch, run_id=run_id) as database:
-            if anew is not None:
+            if restart is not None:
                 sync = database.query("SELECT sync FROM retl_runs WHERE run_id = ?", run_id)[0][0]
-                forgotten = self._forget(sync, anew)
+                forgotten = self._forget(sync, restart)
             sql = "UPDATE retl_runs SET delta = ?, delta_rows = ?, fingerprint = ? WHERE run_id = ?"
             database.change(sql, name, rows, cell(fingerprint), run_id)
         self._files.drop(forgotten)
 
     def forget(self, sync: str, object: str, epoch: int) -> None:
-        """Begin an empty baseline on an object, by the run that holds the sync's lock under this epoch."""
+        """Start an empty baseline on an object; `epoch` is that of the lock the caller holds."""
         with self._fenced(epoch, sync=sync):
             files = self._forget(sync, object)
         self._files.drop(files)
 
     def deltas(self, sync: str, object: str) -> list[DeltaRow]:
-        """Runs with a delta that the checkpoint's snapshot does not hold yet, oldest first."""
+        """Runs with a delta that is not in the checkpoint's snapshot yet, oldest first."""
         keys = (sync, object, sync, object)
         return self._database.rows(DeltaRow, "retl_runs", _DELTAS, *keys)
 
     def open_batches(self, run_id: str, epoch: int, batches: Sequence[BatchRow]) -> None:
-        """Batches that may be sent from now on."""
+        """Record batches before they are sent."""
         with self._fenced(epoch, run_id=run_id):
             self._open(run_id, batches)
 
     def intend(self, run_id: str, epoch: int, batch: BatchRow, request: bytes | None) -> None:
-        """A batch (opened before or not) that may be sent from now on, with the bytes and the
-        idempotency key that every resend must carry."""
+        """Record a batch (opened before or not) before it is sent, with its idempotency key and the bytes
+        that every resend must have."""
         with self._fenced(epoch, run_id=run_id):
             if request is not None:
                 self._files.put(_request(batch.batch_id), [request])
             self._open(run_id, [batch])
 
     def attach(self, run_id: str, epoch: int, batch_id: str, handle: str) -> None:
-        """The target took the batch under this handle and works on it."""
+        """The target accepted the batch under this handle and is working on it."""
         with self._fenced(epoch, run_id=run_id) as database:
             sql = "UPDATE retl_batches SET handle = ? WHERE run_id = ? AND batch_id = ?"
             database.change(sql, handle, run_id, batch_id)
@@ -126,17 +126,16 @@ class Journal(Paces):
     def acknowledge(
         self, run_id: str, epoch: int, results: Sequence[Acknowledgement], *, requests: bool = True
     ) -> None:
-        """What became of these batches, all in one transaction; then their requests are removed, if any
-        were stored."""
+        """Record the outcomes of these batches in one transaction; then remove their stored requests."""
         ends = [("failed" if r.error else "done", *packed(r)[1:], run_id, r.batch_id) for r in results]
         with self._fenced(epoch, run_id=run_id) as database:
             if database.change_many(_ACKNOWLEDGE, ends) != len(ends):
                 raise InvariantBroken("BATCH_UNKNOWN", f"run {run_id} acknowledges a batch it never opened")
-        # After the commit: a request that outlives its batch is harmless, the other way round is not.
+        # After the commit: a request without an open batch is harmless; the reverse is not.
         self._files.drop(_request(r.batch_id) for r in results if requests)
 
     def split(self, run_id: str, epoch: int, batch_id: str, halves: Sequence[BatchRow]) -> None:
-        """The batch was refused whole: its halves take its place."""
+        """The target refused the whole batch: its halves replace it."""
         with self._fenced(epoch, run_id=run_id) as database:
             sql = "UPDATE retl_batches SET status = 'split' WHERE run_id = ? AND batch_id = ?"
             database.change(sql, run_id, batch_id)
@@ -144,16 +143,16 @@ class Journal(Paces):
         self._files.drop([_request(batch_id)])
 
     def batches(self, run_id: str) -> list[BatchRow]:
-        """A run's batches with what became of them, by first row; a split one before its halves."""
+        """A run's batches with their outcomes, by first row; a split batch comes before its halves."""
         where = "WHERE run_id = ? ORDER BY first_row, last_row DESC, batch_no"
         return self._database.rows(BatchRow, "retl_batches", where, run_id)
 
     def request(self, run_id: str, batch_id: str) -> bytes | None:
-        """The bytes stored with the intent of a batch that is not acknowledged."""
+        """The request bytes of a batch that is not acknowledged."""
         return self._files.read(_request(batch_id))
 
     def finish(self, run: RunEnd, checkpoint: Checkpoint | None, rejects: RejectChanges) -> None:
-        """The end of a run in one transaction: its row, its checkpoint and its rejects."""
+        """Record the end of a run in one transaction: its row, its checkpoint and its rejects."""
         now = cell(self.now())
         end = (run.status, *map(cell, (run.counts, run.phases, run.guards, run.error, run.source_version)))
         end = (*end, now, run.run_id)
@@ -171,11 +170,11 @@ class Journal(Paces):
         return found[0] if found else None
 
     def checkpoints(self, sync: str) -> list[Checkpoint]:
-        """Of one sync, by object."""
+        """The checkpoints of one sync, by object."""
         return self._database.rows(Checkpoint, "retl_checkpoints", "WHERE sync = ? ORDER BY object", sync)
 
     def checkpoints_on(self, object: str) -> list[Checkpoint]:
-        """Of every sync that delivered to an object, by sync."""
+        """The checkpoints of all syncs that delivered to an object, by sync."""
         return self._database.rows(Checkpoint, "retl_checkpoints", "WHERE object = ? ORDER BY sync", object)
 
     def _open(self, run_id: str, batches: Sequence[BatchRow]) -> None:

@@ -1,8 +1,8 @@
-"""One writer per sync and per object: the kernel's lock, or the server's.
+"""One writer per sync and per object: a lock of the kernel or of PostgreSQL.
 
-There is no lease and nobody is dead by the clock: the operating system or PostgreSQL lets go when the
-holder does. What holding cannot prevent (a connection cut off unnoticed) the epoch does: it grows with
-every lock taken, and whoever has an older one can record nothing. It never waits for a lock.
+There is no lease and no timeout: the kernel or PostgreSQL releases the lock when its holder ends. A holder
+may not notice that its connection was lost, so there is also an epoch: it grows with every lock taken, and
+a run with an older epoch can record nothing. It never waits for a lock.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ RETURNING epoch
 
 
 class Grip(ABC):
-    """What the kernel or the server holds for us, name by name."""
+    """The locks that the kernel or the server holds for us, one per name."""
 
-    database: Database  # heartbeats go this way: where the lock is lost, so are they
+    database: Database  # for heartbeats: they fail if the lock is lost
 
     @abstractmethod
     def take(self, name: str) -> bool:
-        """True if it is ours now; False at once if somebody has it."""
+        """True if it is ours now; False at once if another process has it."""
 
     @abstractmethod
     def held(self) -> bool:
-        """True while all that was taken is still ours."""
+        """True while we still hold all locks taken."""
 
     @abstractmethod
-    def let_go(self) -> None: ...
+    def release(self) -> None: ...
 
 
 class Flocks(Grip):
-    """flock on a file per name: gone with the process, and only with it."""
+    """flock on a file per name; it ends only with the process."""
 
     def __init__(self, database: Database, directory: Path) -> None:
         self.database = database
@@ -71,7 +71,7 @@ class Flocks(Grip):
     def held(self) -> bool:
         return all(_same(path, descriptor) for path, descriptor in self._held.items())
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         while self._held:
             os.close(self._held.popitem()[1])
 
@@ -91,7 +91,7 @@ class Advisory(Grip):
         return taken
 
     def held(self) -> bool:
-        # Asked of the server, because a pooler may have put another session behind this connection.
+        # Ask the server: a pooler may have switched this connection to another session.
         sql = (
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()"
         )
@@ -99,15 +99,15 @@ class Advisory(Grip):
             return bool(self.database.query(sql)[0][0] >= self._count)
         return False
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         self.database.close()
 
 
 class Lock:
-    """The right to run one sync; `epoch` goes with everything it records."""
+    """The right to run one sync; everything it records has this `epoch`."""
 
     def __init__(self, grip: Grip, names: Sequence[str], *, sync: str, host: str, pid: int) -> None:
-        """Takes every name, or none and raises Later LOCK_HELD, which says who has it."""
+        """Lock all names, or none: then Later LOCK_HELD, which names the holder."""
         self.database = grip.database
         self._grip = grip
         self._epochs: dict[str, int] = {}
@@ -120,24 +120,24 @@ class Lock:
                 for name in sorted({sync, *names}):
                     self._epochs[name] = self.database.query(_TAKE, name, sync, host, pid, since)[0][0]
         except BaseException:
-            grip.let_go()
+            grip.release()
             raise
         self.epoch = self._epochs[sync]
 
     def check(self) -> None:
-        """LedgerError LOCK_LOST if it is ours no more."""
+        """LedgerError LOCK_LOST if we no longer hold it."""
         if not self._grip.held():
             raise lost()
 
     def release(self) -> None:
-        """Let go; the rows forget the holder so that nobody names him to the next one in vain."""
+        """Release the locks; their rows no longer name a holder."""
         with contextlib.suppress(LedgerError, Later), self.database.transaction():
             self.database.change_many(
                 "UPDATE retl_locks SET host = NULL, pid = NULL, since = NULL WHERE name = ? AND epoch = ?",
                 list(self._epochs.items()),
             )
         self._epochs.clear()
-        self._grip.let_go()
+        self._grip.release()
 
     def __enter__(self) -> Lock:
         return self
@@ -151,13 +151,13 @@ class Lock:
 def lost() -> LedgerError:
     return LedgerError(
         "LOCK_LOST",
-        "this run's lock is gone and another run may have begun: it stopped and recorded nothing more",
+        "this run lost its lock and another run may have begun: it stopped and recorded nothing more",
         hint="run the same command again: it carries on from what was confirmed",
     )
 
 
 def _held(database: Database, name: str) -> Later:
-    """Names the holder; one that has only just locked gets a second to write down who it is."""
+    """LOCK_HELD with the holder's name; a new holder has one second to record its name."""
     patience = time.monotonic() + 1
     while True:
         found = database.query("SELECT sync, host, pid, since FROM retl_locks WHERE name = ?", name)
@@ -170,7 +170,7 @@ def _held(database: Database, name: str) -> Later:
 
 
 def _same(path: Path, descriptor: int) -> bool:
-    """Whether the path still leads to the file we hold: a lock on an unlinked file keeps nobody out."""
+    """Whether the path is still the file we locked: a lock on an unlinked file has no effect."""
     try:
         return os.path.samestat(path.stat(follow_symlinks=False), os.fstat(descriptor))
     except FileNotFoundError:

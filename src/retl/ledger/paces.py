@@ -1,5 +1,5 @@
-"""One account per connection of what its target may still be asked, for every process and host of one
-ledger, on the ledger's clock."""
+"""One account of the request limits per connection, shared by all processes and hosts of one ledger, on the
+ledger's clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from retl.pace.allowance import Account
 
 T = TypeVar("T")
 
-# The write that changes nothing takes the row's lock, which BEGIN has taken already on SQLite.
+# The UPDATE changes nothing: it locks the row. On SQLite, BEGIN has locked already.
 _TAKE = """
 INSERT INTO retl_paces (connection, account) VALUES (?, ?)
 ON CONFLICT (connection) DO UPDATE SET account = retl_paces.account RETURNING account
@@ -22,12 +22,12 @@ class Paces(Breakers):
     """The ledger's accounts."""
 
     def account(self, connection: str) -> tuple[Account, float]:
-        """As it stands, an empty one where nothing was taken yet, and the ledger's time in seconds."""
+        """The account (empty if nothing was used yet) and the ledger's time in seconds."""
         found = self._database.query("SELECT account FROM retl_paces WHERE connection = ?", connection)
         return (Account.parse(found[0][0]) if found else Account()), self.now().timestamp()
 
-    def settle_account(self, connection: str, change: Callable[[Account, float], T]) -> T:
-        """What `change` makes of the account and the ledger's time, durable for all who share it."""
+    def change_account(self, connection: str, change: Callable[[Account, float], T]) -> T:
+        """Change the account in one transaction; returns the result of `change(account, ledger time)`."""
         with self._database.transaction():
             text = self._database.query(_TAKE, connection, Account().text())[0][0]
             account = Account.parse(text)
@@ -37,11 +37,11 @@ class Paces(Breakers):
         return result
 
     def forget_holds(self, connection: str) -> bool:
-        """Ask the target again although it wanted to be left alone; did it?"""
+        """End a pause that the target asked for; True if there was one."""
 
         def forget(account: Account, now: float) -> bool:
             there = max(account.spent, account.held) > now
             account.spent = account.held = 0.0
             return there
 
-        return self.settle_account(connection, forget)
+        return self.change_account(connection, forget)

@@ -1,7 +1,7 @@
 """Open rejects: one per sync and key, until the row is applied, withdrawn or dismissed.
 
-Rows without a usable key have one each, by their digest. A reject is tried again from the mart's current
-row; the copy that a sync may have kept of it is for people only, and goes when the reject is over.
+A row without a usable key is identified by its digest. A retry uses the current row of the mart. A sync may
+keep a copy of the rejected row: it is only for people to read, and is deleted when the reject is closed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from datetime import timedelta
 from retl.ledger.rows import Cell, Reject, RejectChanges, RejectRow, cell
 from retl.ledger.state import State
 
-# Told twice by one run it counts once, so a merge may be repeated. A dismissed reject stays dismissed
-# for as long as the row is the very row that was dismissed and fails in the same way. How long a payload
-# was kept counts from the first time that very row was: being rejected daily does not renew it.
+# A reject that one run reports twice counts once, so a merge may be repeated. A dismissed reject stays
+# dismissed while the row is unchanged and fails with the same code. `kept_since` is the first time that this
+# unchanged row was kept: a daily reject does not renew it.
 _SAME_ROW = "COALESCE(retl_rejects.hash, '') = COALESCE(excluded.hash, '')"
 _STAYS_DISMISSED = f"retl_rejects.state = 'dismissed' AND retl_rejects.code = excluded.code AND {_SAME_ROW}"
 _OPEN = f"""
@@ -62,7 +62,7 @@ class Rejects(State):
             self._merge(sync, epoch, changes)
 
     def dismiss(self, sync: str, keys: Sequence[str] | None) -> int:
-        """Give up these open rejects, or all of the sync's; how many there were."""
+        """Dismiss these open rejects, or all of the sync; returns how many there were."""
         with self._database.transaction():
             if keys is None:
                 return self._database.change(_DISMISS, sync)
@@ -81,5 +81,5 @@ class Rejects(State):
 
 def _opened(sync: str, run_id: str, now: Cell, one: Reject) -> tuple[Cell, ...]:
     kept_since = None if one.payload is None else now
-    said = (one.hash, one.stage, one.code, one.reason)
-    return (sync, one.key, one.row_id, *said, run_id, now, now, one.payload, kept_since)
+    content = (one.hash, one.stage, one.code, one.reason)
+    return (sync, one.key, one.row_id, *content, run_id, now, now, one.payload, kept_since)

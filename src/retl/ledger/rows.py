@@ -1,7 +1,7 @@
-"""What the ledger remembers, as frozen rows, and their form in a table.
+"""The rows of the ledger as frozen dataclasses, and their form in a table.
 
-A row is a dataclass and its fields are the columns: `columns`, `packed` and `unpacked` are the whole
-mapping, the same for SQLite and PostgreSQL. Nothing here does I/O.
+The fields of a dataclass are the columns: `columns`, `packed` and `unpacked` are the whole mapping, the same
+for SQLite and PostgreSQL. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _COLUMN = {"number": "batch_no", "first": "first_row", "last": "last_row", "user
 
 @dataclass(frozen=True, slots=True)
 class RunStart:
-    """What is known of a run before it reads anything."""
+    """What is known about a run before it reads anything."""
 
     run_id: str
     sync: str
@@ -47,7 +47,7 @@ class RunStart:
 
 @dataclass(frozen=True, slots=True)
 class RunRow(RunStart):
-    """All of one run: `delta` is the file of its candidates, durable before its first write."""
+    """A whole run. `delta` is the file of its candidates, durable before its first write."""
 
     status: str = "RUNNING"
     heartbeat_at: datetime | None = None
@@ -63,7 +63,7 @@ class RunRow(RunStart):
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """How a run ended; `error` and `guards` hold no row values."""
+    """How a run ended; `error` and `guards` contain no row values."""
 
     run_id: str
     epoch: int
@@ -108,7 +108,7 @@ class BatchRow:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """What became of one batch; with an `error` (a CODE, no row values) it is recorded as failed."""
+    """The outcome of one batch; with an `error` (a CODE, no row values) it is recorded as failed."""
 
     batch_id: str
     outcome: Outcome
@@ -121,8 +121,8 @@ class Acknowledgement:
 class Checkpoint:
     """What the next run of this sync on this object starts from.
 
-    `snapshot` is the compacted baseline's file, holding every delta up to `snapshot_epoch`; `read_rows` are
-    those of the last good run; `newest` is the newest applied batch as (run id, batch id).
+    `snapshot` is the file of the compacted baseline, with every delta up to `snapshot_epoch`. `read_rows` are
+    those of the last successful run. `newest` is the newest applied batch as (run id, batch id).
     """
 
     sync: str
@@ -137,13 +137,13 @@ class Checkpoint:
     fingerprints: Mapping[str, Any] = field(default_factory=dict)
     newest: tuple[str, str] | None = None
     source_version: str | None = None
-    updated_at: datetime | None = None  # filled from the ledger's clock when it is recorded
+    updated_at: datetime | None = None  # set from the ledger's clock when it is recorded
 
 
 @dataclass(frozen=True, slots=True)
 class RejectRow:
-    """One reject; `attempts` counts the runs that met it since it was opened, `payload` is the mart's row
-    as JSON where the sync has it kept, and `kept_since` when this very row was first kept."""
+    """One reject. `attempts`: runs that reported it since it was opened. `payload`: the mart's row as
+    JSON, if the sync keeps it. `kept_since`: when this unchanged row was first kept."""
 
     sync: str
     key: str
@@ -163,7 +163,7 @@ class RejectRow:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row refused now: `hash` in hex; `row_id` tells apart rows without a usable key, whose `key` is ''."""
+    """A row rejected now; `hash` in hex. Without a usable key, `key` is '' and `row_id` names the row."""
 
     key: str
     hash: str | None
@@ -176,8 +176,8 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class RejectChanges:
-    """Rejects met by a run, and those that are over: (key, row_id, `applied` or `withdrawn`). Payloads kept
-    for `retain` seconds are forgotten; where the sync keeps none (None), all of them."""
+    """Rejects of a run, and closed rejects: (key, row_id, `applied` or `withdrawn`). Payloads older than
+    `retain` seconds are deleted; None: all of them, since the sync keeps none."""
 
     opened: Sequence[Reject] = ()
     closed: Sequence[tuple[str, str, str]] = ()
@@ -200,7 +200,7 @@ def _names(kind: Any) -> tuple[str, ...]:
 
 
 def unpacked(kind: type[R], cells: Sequence[Any]) -> R:
-    """The row that `packed` made these cells of."""
+    """The inverse of `packed`."""
     readers: tuple[Any, ...] = _readers(cast(Any, kind))
     return kind(*(None if c is None else read(c) for read, c in zip(readers, cells, strict=True)))
 
@@ -219,7 +219,7 @@ def cell(value: Any) -> Cell:
 
 @cache
 def _uniform(default: RowResult) -> Cell:
-    """Most batches meet one of very few ends."""
+    """Cached: most batches have one of very few outcomes."""
     return _outcome_cell(Outcome(default))
 
 
@@ -235,7 +235,7 @@ def outcome(text: str) -> Outcome:
 
 @lru_cache(1000)
 def _short_outcome(text: str) -> Outcome:
-    """That of most batches: a run may have ten thousand of one text."""
+    """Cached: a run may have ten thousand batches with the same text."""
     return _outcome(text)
 
 
@@ -246,9 +246,9 @@ def _outcome(text: str) -> Outcome:
 
 
 def _compact(result: RowResult) -> dict[str, Any]:
-    """Only what differs from the defaults: a batch of a hundred refs is stored as little else."""
-    said = {"kind": result.kind.value, "code": result.code, "reason": result.reason, "ref": result.ref}
-    return {k: v for k, v in said.items() if v is not None} | ({} if result.settled else {"settled": False})
+    """Without the default values: with many exceptions they would be most of the text."""
+    known = {"kind": result.kind.value, "code": result.code, "reason": result.reason, "ref": result.ref}
+    return {k: v for k, v in known.items() if v is not None} | ({} if result.settled else {"settled": False})
 
 
 def _result(value: dict[str, Any]) -> RowResult:
@@ -257,7 +257,7 @@ def _result(value: dict[str, Any]) -> RowResult:
 
 @cache
 def _readers(kind: Any) -> tuple[Any, ...]:
-    """Per field, what makes its value of a cell that is not NULL."""
+    """Per field, the function from a cell (not NULL) to its value."""
     hints = get_type_hints(kind)
     return tuple(_reader(str(hints[f.name])) for f in fields(kind))
 

@@ -1,8 +1,8 @@
-"""What every part of the ledger stands on: the database, the run files, and the fence.
+"""The foundation of the ledger: the database, the run files, and the fence.
 
-The fence is the whole of the ledger's concurrency: a transaction that begins by touching the sync's row
-in `retl_locks` under the caller's epoch. The touch keeps a newer epoch from being taken until it ends,
-and finds no row when there is one already.
+The fence is the only concurrency control of the ledger: a transaction first updates the row of the sync in
+`retl_locks` under the caller's epoch. Until the transaction ends, no run can take a newer epoch. If there is
+a newer epoch already, the update finds no row.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WHERE r.sync = ? AND r.object = COALESCE(?, r.object) AND b.status = 'open'
 
 
 class State:
-    """An open ledger, before it knows any words."""
+    """The database and files of an open ledger."""
 
     def __init__(self, database: Database, files: Files) -> None:
         self._database = database
@@ -53,7 +53,7 @@ class State:
         sync: str | None = None,
         database: Database | None = None,
     ) -> Iterator[Database]:
-        """A transaction for whoever holds the newest epoch of the sync; LedgerError LOCK_LOST otherwise."""
+        """A transaction under the newest epoch of the sync. LedgerError LOCK_LOST if `epoch` is older."""
         database = database or self._database
         with database.transaction():
             if database.change(_TOUCH, epoch, sync, run_id) != 1:
@@ -61,7 +61,7 @@ class State:
             yield database
 
     def _forget(self, sync: str, object: str | None) -> list[str]:
-        """Drop deltas and checkpoints; returns the run files nobody needs any more."""
+        """Delete deltas and checkpoints; returns the run files that are no longer needed."""
         database, of = self._database, (sync, object)
         files = [name for (name,) in database.query(_FILES_OF, *of, *of)]
         files += [f"request-{batch_id}" for (batch_id,) in database.query(_REQUESTS_OF, *of)]

@@ -46,7 +46,7 @@ class Book(Protocol):
         """The current account, and the time in seconds on the book's clock."""
         ...
 
-    def settle_account(self, connection: str, change: Callable[[Account, float], T]) -> T:
+    def change_account(self, connection: str, change: Callable[[Account, float], T]) -> T:
         """Apply `change` to the account and the book's time in seconds, atomically, and return its result."""
         ...
 
@@ -60,7 +60,7 @@ class Memory:
     def account(self, connection: str) -> tuple[Account, float]:
         return self._account, monotonic()
 
-    def settle_account(self, connection: str, change: Callable[[Account, float], T]) -> T:
+    def change_account(self, connection: str, change: Callable[[Account, float], T]) -> T:
         return change(self._account, monotonic())
 
 
@@ -137,7 +137,7 @@ class Pace:
         with self._lock:
             self._held_until = max(self._held_until, monotonic() + seconds)
             if self._terms != _FREE:
-                self._book.settle_account(self._connection, lambda account, now: account.pause(now + seconds))
+                self._book.change_account(self._connection, lambda account, now: account.pause(now + seconds))
 
     def on_quota(self, quota: Quota) -> None:
         """If our share of the target's quota is used up, send nothing until the quota starts again."""
@@ -154,7 +154,7 @@ class Pace:
         seconds = _AGAIN if restart is None else restart
         with self._lock:
             self._spent = monotonic() + seconds
-            self._book.settle_account(self._connection, lambda account, now: account.spend(now + seconds))
+            self._book.change_account(self._connection, lambda account, now: account.spend(now + seconds))
         return self._gone(seconds)
 
     def require_room(self) -> None:
@@ -175,7 +175,7 @@ class Pace:
             self._retire()
             if any(one.name for one in self._old):
                 now = monotonic()
-                self._book.settle_account(
+                self._book.change_account(
                     self._connection, lambda account, moment: self._give_back(account, moment - now)
                 )
 
@@ -240,7 +240,7 @@ class Pace:
             self._give_back(account, moment - now)
             return account.take(name, terms, moment)
 
-        return self._book.settle_account(self._connection, take)
+        return self._book.change_account(self._connection, take)
 
     def _retire(self) -> None:
         if self._lease is not None:

@@ -1,1 +1,1 @@
-"""One run: the path of the rows, the plan, and one file for each thing that can be done with them."""
+"""One run: the data path, the plan, and one file for each command that uses them."""

@@ -1,7 +1,7 @@
-"""What can be known of a sync before anything runs: `retl validate` without a network, `retl check` with one.
+"""Checks of a sync before anything runs: `retl validate` without a network, `retl check` with one.
 
-Definitions, contract, mapping and destination against each other and against the columns of the source.
-It reads no row of a mart, writes nothing and waits for no writer.
+They compare definitions, contract, mapping, destination and the columns of the source. They read no row of a
+mart, write nothing and wait for no writer.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from retl.run.fit import fit
 from retl.run.job import Job, Target
 from retl.sources.api import Source
 
-_PARTS = ("source.sql", "source.dbt", "checks", "--where")  # of a sync, where a file and line are not known
+_PARTS = ("source.sql", "source.dbt", "checks", "--where")  # of a sync, if file and line are unknown
 _NOBODY = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
 
 
 def validate(sync: Sync, source: Source[Any], folder: Path, target: Target | None) -> None:
-    """DefinitionError for what is wrong with a sync. `target` is None where unset variables keep it from
-    being made. SourceError or Later where the catalog cannot be asked: the rest is then right."""
+    """DefinitionError for what is wrong with a sync. `target` is None if a variable for it is unset.
+    SourceError or Later if the source's catalog cannot be read: everything else is right then."""
     try:
         field_map = _field_map(sync, source, folder, "")
         if target is not None:
@@ -47,7 +47,7 @@ def validate(sync: Sync, source: Source[Any], folder: Path, target: Target | Non
 
 
 def check(job: Job) -> None:
-    """Can the destination be reached, written to, and does it fit? Raises what `Destination.check` does."""
+    """Can the destination be reached and written to, and does it fit? Raises like `Destination.check`."""
     field_map = _field_map(job.sync, job.source, job.folder, job.ledger.state_id)
     with closing(job.target.lane(field_map.shape)) as destination:
         fit(job.sync, field_map, destination.capabilities)
@@ -55,7 +55,7 @@ def check(job: Job) -> None:
 
 
 def columns(sync: Sync, source: Source[Any]) -> dict[str, str]:
-    """The mart's columns and their DuckDB types, from the source's catalog; checks and cursor fit them."""
+    """The mart's columns and their DuckDB types, from its catalog. Checks and cursor must fit them."""
     checks = [sql_text.select(text, source.invocation.variables, "checks") for text in sync.checks]
     with private_directory() as directory, Workspace(directory, Stop()) as workspace:
         with source.open(workspace, wait=False) as snapshot:

@@ -1,4 +1,4 @@
-"""The checkpoint a run leaves: what the next one starts from, compacted where that is due."""
+"""The checkpoint of a run, where the next run starts; the baseline is compacted if due."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retl.run.plan import Plan
 def make(
     ledger: Ledger, sync: str, plan: Plan, workspace: Workspace, epoch: int, answered: Sequence[Answered]
 ) -> Checkpoint:
-    """The checkpoint of a run that reached its end; a new snapshot is durable before it is named."""
+    """The checkpoint of a run that reached its end. A new snapshot is durable before it is recorded."""
     former = None if plan.basis.restarts else plan.basis.checkpoint
     deltas = ledger.deltas(sync, plan.capabilities.object)
     snapshot, snapshot_epoch = (former.snapshot, former.snapshot_epoch) if former else (None, 0)

@@ -1,8 +1,8 @@
-"""What became of every row: candidates by op and ending → the numbers of a run, its rejects, and which open
-rejects are closed.
+"""The outcome of every row: candidates by op and ending → the numbers of a run, its rejects, and the open
+rejects that it closes.
 
-A dry run, a refusal, a summary and the history all count here, from the same relation. It reads the
-workspace and decides nothing.
+Dry runs, refusals, summaries and the history use the same relation to count. It reads the workspace and
+decides nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from retl.ledger import RejectChanges, RejectRow
 from retl.observe.summary import Counts, Deletes
 from retl.run.plan import Plan
 
-_ENDINGS = {  # what an answer is in the numbers; None: no batch covered the row
+_ENDINGS = {  # answer → its name in the numbers; None: the row was in no batch
     Kind.WRITTEN: "written",
     Kind.SKIPPED: "skipped",
     Kind.REJECTED: "rejected",
@@ -38,8 +38,8 @@ _ENDINGS = {  # what an answer is in the numbers; None: no batch covered the row
 
 
 def numbers(read: int, ends: Ends) -> Counts:
-    """The numbers of a run. Rows of the mart that are no candidate are unchanged; a key that left the mart
-    and is kept counts nowhere."""
+    """The numbers of a run. Rows of the mart that are not candidates are unchanged. A key that left the mart
+    and is kept is not counted."""
 
     def rows(ending: str, *ops: str) -> int:
         return sum(ends.get((op, ending), 0) for op in ops)
@@ -67,7 +67,7 @@ def numbers(read: int, ends: Ends) -> Counts:
 
 
 def if_taken(plan: Plan, skips: Mapping[str, int] | None = None) -> Counts:
-    """The numbers of a plan if the target takes every row but `skips` (by op), which it skips."""
+    """The numbers of a plan if the target accepts every row, except that it skips `skips` (by op)."""
     ends = Counter(plan.ends)
     for op, skipped in (skips or {}).items():
         ends[op, None] -= skipped
@@ -76,12 +76,12 @@ def if_taken(plan: Plan, skips: Mapping[str, int] | None = None) -> Counts:
 
 
 def if_refused(plan: Plan) -> Counts:
-    """The numbers of a plan that a guard refused: nothing was attempted."""
+    """The numbers of a plan that a guard refused: no row was attempted."""
     return numbers(plan.read, _ended(Counter(plan.ends), "not_attempted"))
 
 
 def _ended(ends: Counter[tuple[str, str | None]], ending: str) -> Ends:
-    """The rows that have no ending get this one."""
+    """Give rows without an ending this one."""
     for op in (*UPSERTS, "delete"):
         ends[op, ending] += ends.pop((op, None), 0)
     return ends
@@ -89,14 +89,14 @@ def _ended(ends: Counter[tuple[str, str | None]], ending: str) -> Ends:
 
 @dataclass
 class Account:
-    """A run's plan and the answers it got; made again when there are more answers."""
+    """A run's plan and its answers; for more answers make a new one."""
 
     plan: Plan
     workspace: Workspace
     answered: Sequence[Answered]
 
     def counts(self) -> Counts:
-        """The numbers of the run, by what really became of each row."""
+        """The numbers of the run, by the actual outcome of each row."""
         if not self.plan.writes:
             return if_taken(self.plan)
         ends = Counter(self.plan.ends)
@@ -112,8 +112,8 @@ class Account:
 
     @cached_property
     def target_rejects(self) -> list[Reject]:
-        """The rows the target rejected; makes the table `refused` of them. Their numbers in the mart are
-        known as long as it is there: for payloads."""
+        """The rows that the target rejected, also as the table `refused`. They have row numbers (for
+        payloads) if the mart is still there."""
         numbered = self.plan.payload is not None
         self.workspace.run(
             "CREATE OR REPLACE TABLE refused AS SELECT a.row AS pos, a.key, '' AS row_id, a.hash,"
@@ -137,8 +137,8 @@ class Account:
         return [{"key": r.key, "stage": r.stage, "code": r.code, "reason": r.reason} for r in found]
 
     def reject_changes(self, former: Sequence[RejectRow], selection: Selection) -> RejectChanges:
-        """Every open reject of this run, and which former ones ended: applied, or withdrawn because the
-        row is gone or healed. What this run did not look at stays open."""
+        """The open rejects of this run, and the former ones that it closes: applied, or withdrawn because the
+        row is gone or valid now. Rejects that this run did not check stay open."""
         mine = [*judge.rejects(self.workspace), *self.target_rejects]
         kept = self._payloads(bool(mine))
         opened = tuple(
@@ -155,7 +155,7 @@ class Account:
             f" LEFT JOIN (SELECT DISTINCT key FROM {CANDIDATES} WHERE ending IS DISTINCT FROM 'rejected') c"
             " USING (key)"
             f" LEFT JOIN ({self._answers()}) a ON a.key = f.key"
-        )  # of a row without a usable key, whose key is '', nothing is there but itself
+        )  # a row without a usable key has the key '', which joins nothing
         whole = not selection.partial and selection.limit is None
         closed = [
             (key, row_id, "applied" if kind is not None else "withdrawn")
@@ -165,7 +165,7 @@ class Account:
         return RejectChanges(opened, tuple(closed))
 
     def _payloads(self, any_rejected: bool) -> Mapping[int | None, str]:
-        """The rejected rows as documents, by their number in the mart."""
+        """The rejected rows as documents, by row number in the mart."""
         if self.plan.payload is None or not any_rejected:
             return {}
         named = "SELECT key, row_id, row FROM"

@@ -1,6 +1,6 @@
 """Drain: a plan's change set in batches, phase by phase, deletes last. It knows no sync.
 
-Every verb that writes ends here: sync and apply today, and whatever makes a plan of its own.
+Every command that writes makes a plan and ends here.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from retl.destinations.batch import MODES, Batch, Kind
 from retl.engine.change_set import Phase
 from retl.run.plan import Plan
 
-ROOM_MADE = frozenset({"23505", "23503", "23P01"})  # refusals that a later delete may have cured
+ROOM_MADE = frozenset({"23505", "23503", "23P01"})  # refusals that a later delete may have resolved
 
 
 def drain(plan: Plan, delivery: Delivery, epoch: int) -> None:
-    """Deliver the change set; the answers are in `delivery`. Nothing is deleted while a row is in doubt or
-    waits. Raises what stopped it."""
+    """Deliver the change set; the answers are in `delivery`. Nothing is deleted while a row is in
+    doubt or must be retried. Raises the error that stopped it."""
     failure_rate = FailureRate(plan.terms.max_failed_rate)
     for phase in plan.changes.phases:
         deletes = phase.mode == "delete"
@@ -30,7 +30,7 @@ def drain(plan: Plan, delivery: Delivery, epoch: int) -> None:
 
 
 def batches(plan: Plan, phase: Phase, epoch: int) -> Iterator[Batch]:
-    """The rows of a phase in batches as large as the target takes them."""
+    """The rows of a phase in batches of the largest size that plan and target allow."""
     most = plan.capabilities.max_rows
     if phase.mode == "delete":
         most = plan.capabilities.max_deletes or most

@@ -1,7 +1,7 @@
-"""Why retl does what it does, row by row: `retl explain`, and the samples of `retl plan`.
+"""Explains single rows: `retl explain`, and the samples of `retl plan`.
 
-It makes the very plan a run would make and looks at it; it writes nothing and, unless asked to read, sends
-nothing. Sensitive values are replaced before a request is made of them, so no text has to be searched.
+It makes the same plan as a run. It writes nothing, and contacts the target only to read, if asked. Sensitive
+values are replaced before the request is made, so no text has to be searched for them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from retl.values.sql import literal, quoted
 MASK = "***"
 SAMPLES = 5
 
-_STAND_INS = {  # what a sensitive value of a type is shown as inside a request
+_STAND_INS = {  # per type, what replaces a sensitive value in a request
     "string": MASK,
     "uuid": "00000000-0000-0000-0000-000000000000",
     "boolean": "false",
@@ -46,21 +46,21 @@ _STAND_INS = {  # what a sensitive value of a type is shown as inside a request
 _NEXT = {
     "insert": "insert it: the baseline has no such key",
     "update": "update it: it differs from what was confirmed",
-    "refresh": "send it again: the target would soon forget it",
+    "refresh": "send it again: it will expire soon in the target",
     "delete": "delete it: the key left the mart",
     "skipped": "skip it: append delivers each key once",
-    "in_doubt": "hold it: nobody knows whether it arrived, and twice is not once here",
-    "unchanged": "nothing: it is what was confirmed",
-    "gone": "nothing: the key left the mart, and what was delivered is kept",
-    "unknown": "nothing: neither the mart nor the baseline has this key",
+    "in_doubt": "hold it: it may have arrived, and this target would take it twice",
+    "unchanged": "nothing: it is the same as confirmed",
+    "gone": "nothing: the key left the mart, and its row in the target is kept",
+    "unknown": "nothing: this key is neither in the mart nor in the baseline",
 }
 
 
 def preview(
     job: Job, *, reveal: bool, keep: Callable[[Plan], object] = lambda _plan: None
 ) -> tuple[Summary, list[dict[str, Any]]]:
-    """A dry run, and the first of its changes as (op, key, field → [now, then]). `keep` is shown the plan
-    while it can be read."""
+    """A dry run, and the first of its changes as (op, key, field → [now, then]). `keep` is called with the
+    plan while it can be read."""
     samples: list[dict[str, Any]] = []
 
     def look(plan: Plan, workspace: Workspace) -> None:
@@ -73,7 +73,7 @@ def preview(
 
 def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bool) -> dict[str, Any]:
     """Per row: mart row, verdict, fields, request, baseline, open reject, what the next run will do; with
-    `read` what the target has. Without keys the first `count` rows, those that would leave first."""
+    `read` also the row in the target. Without keys: the first `count` rows in the order of sending."""
     with private_directory() as directory, Workspace(directory, job.stop) as workspace, ExitStack() as hold:
         plan = pipeline.plan(job, new_run(job), workspace, Clock(), hold, recover=None)
         rows = _Rows(job, plan, workspace, reveal)
@@ -89,7 +89,7 @@ def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bo
 
 @dataclass(frozen=True)
 class _Chosen:
-    """One row to explain: its position in `chosen`, and in the mart (None where that lacks the key)."""
+    """One row to explain: its position in `chosen`, and in the mart (None if the mart lacks the key)."""
 
     pos: int
     key: str | None
@@ -99,12 +99,12 @@ class _Chosen:
     code: str | None
     reason: str | None
     column: str | None
-    reject_key: str | None  # with row_id what the ledger knows a reject of this row by
+    reject_key: str | None  # with row_id: the id of this row's reject in the ledger
     row_id: str
 
 
 class _Rows:
-    """The rows of a plan that were asked for, changed or not, as a change set of their own."""
+    """The requested rows of a plan, changed or not, as a separate change set."""
 
     def __init__(self, job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> None:
         self.job, self.plan, self.workspace, self.reveal = job, plan, workspace, reveal
@@ -112,7 +112,7 @@ class _Rows:
         self.mapped = document_sql(plan.field_map)
 
     def chosen(self, keys: Sequence[str], count: int) -> list[_Chosen]:
-        """Makes `chosen` with the rows' real values, and `shown` with stand-ins for sensitive ones."""
+        """Create `chosen` with the real values, and `shown` with replacements for sensitive ones."""
         workspace, names = self.workspace, [f"k{i}" for i in range(len(self.shape.key))]
         workspace.load("asked", {"key": "VARCHAR"}, ((key,) for key in dict.fromkeys(keys)))
         some = (
@@ -172,7 +172,7 @@ class _Rows:
         return found
 
     def _masked_fields(self, document: str | None) -> dict[str, Any] | None:
-        """The fields as they leave; a sensitive one as the mask, whatever stands for it in the request."""
+        """The fields as they are sent, with masks for sensitive values."""
         if document is None:
             return None
         found: dict[str, Any] = json.loads(document, parse_float=Decimal)
@@ -203,7 +203,7 @@ class _Rows:
         return Batch(rows, *MODES[operation], run.run_id, 0, pos, pos, run.started_at.isoformat())
 
     def _request(self, one: _Chosen) -> str | None:
-        """Exactly what would be sent for this row alone; for an unchanged row, what `--key` would send."""
+        """The exact request for this row alone; for an unchanged row, what `--key` would send."""
         if one.op in ("rejected", "unknown", "gone"):
             return None
         operation: Mode = "delete" if one.op == "delete" else self.job.sync.write
@@ -226,7 +226,7 @@ class _Rows:
         return found and _masked(found, hidden)
 
     def _baseline(self, key: str | None) -> dict[str, Any] | None:
-        """What the target confirmed of a key: None where nothing was ever delivered."""
+        """The confirmed state of a key; None if it was never delivered."""
         if key is None:
             return None
         found = self.workspace.run(
@@ -262,13 +262,13 @@ class _Rows:
         if one.op in ("insert", "update", "refresh") and self.plan.adopting:
             return "take it as delivered, without sending it (first_run: adopt)"
         if one.op == "update" and delivered is not None and delivered["state"] == "unknown":
-            return "send it again: nobody knows whether the last delivery arrived"
+            return "send it again: it is unknown whether the last delivery arrived"
         return _NEXT[one.op]
 
 
 def _samples(job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> list[dict[str, Any]]:
-    """The first changes of a plan: op, key, and per field what the target has (`?` where that cannot be
-    known) and what it will have."""
+    """The first changes of a plan: op, key, and per field the value in the target (`?` if unknown) and the
+    new value."""
     shape = plan.field_map.shape
     rows = workspace.run(
         f"SELECT pos, op, key, CASE WHEN op <> 'delete' THEN {document_sql(plan.field_map)} END"
@@ -290,27 +290,27 @@ def _samples(job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> list[d
 
 
 def _emptied(samples: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Fields whose value a NULL would take from a row that is shown."""
+    """Warnings for fields that a NULL would empty in a row that is shown."""
     updates = [sample["fields"] for sample in samples if sample["op"] == "update"]
     names = dict.fromkeys(
         name for one in updates for name, (old, new) in one.items() if new is None and old not in (None, "?")
     )
     for name in names:
         yield (
-            f"a NULL would empty {name} where the target has a value: if it should stay, map it with"
+            f"a NULL would empty {name}, which has a value in the target: to keep the value, map it with"
             f" nulls: keep, fields: {{{name}: {{column: …, nulls: keep}}}}"
         )
 
 
 def _present(job: Job, plan: Plan, count: int) -> Iterable[Mapping[str, Any] | None]:
-    """What the target has of the first changes; None per row where it lacks the key or nobody can say."""
+    """The target's rows for the first changes; None if it lacks the key or cannot be read."""
     if not count or not plan.capabilities.readable:
         return [None] * count
     destination = job.lane(plan.field_map.shape)
     try:
         batch = Batch(plan.changes, *MODES["delete"], plan.run.run_id, 0, 0, count - 1)
         return list(destination.read(batch))
-    except TargetError:  # a sample is no reason to fail: the guards already said what they had to say
+    except TargetError:  # a sample is no reason to fail: the guards have judged already
         return [None] * count
     finally:
         destination.close()

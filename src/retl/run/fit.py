@@ -1,4 +1,4 @@
-"""Can a destination do what a sync asks of it? Definitions against capabilities, before anything runs."""
+"""Compares a sync with the capabilities of its destination, before anything runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from retl.project.definitions import Sync
 
 
 def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
-    """Can this destination do what the sync asks? DefinitionError where not."""
+    """DefinitionError if this destination cannot do what the sync asks."""
     operation = "delete" if sync.deletes.how != "keep" else None
     for needed in filter(None, (sync.write, operation)):
         if needed not in capabilities.modes:
@@ -34,20 +34,20 @@ def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
     if sync.cascade and not capabilities.cascades:
         raise DefinitionError(
             "CASCADE_UNSUPPORTED",
-            "`cascade: true` has no meaning here: a delete changes nothing but its own object",
+            "`cascade: true` has no effect here: a delete changes only its own object",
             where=f"sync {sync.name}",
         )
     if not capabilities.idempotent and sync.first_run is None:
         raise DefinitionError(
             "FIRST_RUN_MISSING",
-            "`first_run` must be chosen here (send or adopt): this target does not forget a second delivery",
+            "`first_run` must be set here (send or adopt): this target would keep a second delivery",
             where=f"sync {sync.name}",
         )
     once = capabilities.idempotent or capabilities.resolves or capabilities.key_window is not None
     if not once and sync.delivery is None:
         raise DefinitionError(
             "DELIVERY_MISSING",
-            "`delivery` must be chosen here (at_least_once or at_most_once): the target is neither idempotent"
+            "`delivery` must be set here (at_least_once or at_most_once): the target is neither idempotent"
             " nor has an idempotency key",
             where=f"sync {sync.name}",
         )

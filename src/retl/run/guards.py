@@ -1,7 +1,7 @@
 """Facts → refusals. Pure: it reads nothing, writes nothing and waits for nothing.
 
-Every guard speaks before the first write; what it says is recorded with the run. `--accept CODE` passes
-one guard for one run, `--allow-deletes N` passes DELETE_RATE if N is exactly the planned number.
+All guards are checked before the first write; refusals are recorded with the run. `--accept CODE` ignores one
+guard for one run. `--allow-deletes N` allows deletes if N is exactly the planned number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from decimal import Decimal
 from retl.project.definitions import Guards
 from retl.sources.dbt import Build
 
-GUARDS = (  # the codes that --accept knows, in the order of the documentation
+GUARDS = (  # the codes for --accept, in the order of the documentation
     "REJECT_RATE",
     "DELETE_RATE",
     "EMPTY_SOURCE",
@@ -31,7 +31,7 @@ GUARDS = (  # the codes that --accept knows, in the order of the documentation
     "DBT_STALE",
     "DBT_UNKNOWN",
 )
-DELETES_ALWAYS_PASS = 10  # so many deletes are never a rate
+DELETES_ALWAYS_PASS = 10  # the rate is not applied to this many deletes or fewer
 LOST_SHARE = 0.02  # of the sampled confirmed keys
 
 
@@ -46,24 +46,24 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known before the first write. Counts are rows; None = does not apply to this run."""
+    """The facts before the first write. Counts are rows; None: does not apply to this run."""
 
     read: int
-    total: int  # rows of the mart before --key, --where and a watermark left any out
+    total: int  # rows of the mart before --key, --where and a watermark
     new_rejects: int
     baseline_rows: int
     deletes: int = 0
     deletes_on: bool = False
-    reject_codes: tuple[str, ...] = ()  # of the rejects, the most frequent first
+    reject_codes: tuple[str, ...] = ()  # the most frequent first
     full_read: bool = True  # no --key, --where, --limit; not append; changes hash or all
     last_read: int | None = None
     inserts: int = 0
-    matched: int = 0  # rows whose key the baseline has
+    matched: int = 0  # rows with a key in the baseline
     sampled: int = 0
     lost: int = 0
     failed_checks: tuple[str, ...] = ()
     allow_deletes: int | None = None
-    build: Build | None = None  # dbt's word, where the mart is a dbt model
+    build: Build | None = None  # dbt's results, if the mart is a dbt model
     max_age: float | None = None  # seconds since its run
     now: datetime | None = None  # on the ledger's clock
 
@@ -74,12 +74,12 @@ def judge(facts: Facts, guards: Guards, accepted: Collection[str] = ()) -> list[
 
 
 def is_lost(sampled: int, lost: int) -> bool:
-    """Does a target that lacks `lost` of `sampled` delivered keys count as emptied or exchanged?"""
+    """Whether a target that lacks `lost` of `sampled` delivered keys was emptied or replaced."""
     return _over(lost, LOST_SHARE, sampled)
 
 
 def _over(count: int, rate: float, total: int) -> bool:
-    """Is `count` more than `rate` of `total`? Exactly the limit passes, so no binary fractions here."""
+    """Is `count` more than `rate` of `total`? Exactly the limit is allowed, so no binary fractions here."""
     return count > Decimal(str(rate)) * total
 
 
@@ -92,24 +92,24 @@ def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
             f"{facts.new_rejects} of {facts.read} rows break the contract or have no usable key, more than"
             f" max_reject_rate ({guards.max_reject_rate:g})"
             + (f": {', '.join(facts.reject_codes)}" if facts.reject_codes else ""),
-            "see the reasons with `retl show`, mend the mart or the contract, or --accept REJECT_RATE",
+            "see the reasons with `retl show`, fix the mart or the contract, or --accept REJECT_RATE",
         )
     yield from _volume(facts, guards)
     if facts.full_read and facts.baseline_rows and facts.inserts and not facts.matched:
         yield Refusal(
             "IDENTITY_CHANGED",
             f"all {facts.inserts} keys are new and all {facts.baseline_rows} delivered keys are gone",
-            "if the key really changed, --accept IDENTITY_CHANGED; otherwise mend `key` or the mart",
+            "if the key really changed, --accept IDENTITY_CHANGED; otherwise fix `key` or the mart",
         )
     for check in facts.failed_checks:
         yield Refusal(
-            "CHECK_FAILED", f"a check returned rows: {check}", "mend the mart, or --accept CHECK_FAILED"
+            "CHECK_FAILED", f"a check returned rows: {check}", "fix the mart, or --accept CHECK_FAILED"
         )
     if is_lost(facts.sampled, facts.lost):
         yield Refusal(
             "TARGET_LOST",
             f"the target lacks {facts.lost} of {facts.sampled} sampled keys that were delivered",
-            "it was emptied, restored or is another one: `--full` delivers every row again",
+            "it was emptied, restored or replaced: `--full` delivers every row again",
         )
 
 
@@ -152,11 +152,11 @@ def _volume(facts: Facts, guards: Guards) -> Iterator[Refusal]:
 
 
 def _build(build: Build, facts: Facts) -> Iterator[Refusal]:
-    """What dbt said of the mart; what it did not say is no good news."""
+    """Refusals by dbt's results for the mart; a missing result is not a good one."""
     if build.status is None:
         yield Refusal(
             "DBT_UNKNOWN",
-            f"no run_results.json of dbt says what became of the model {build.model}",
+            f"no run_results.json of dbt has a result of the model {build.model}",
             "dbt keeps only its last command's results: use `dbt build`, or keep those of `dbt run` beside"
             " them as run_results.run.json; or --accept DBT_UNKNOWN",
         )
@@ -164,20 +164,20 @@ def _build(build: Build, facts: Facts) -> Iterator[Refusal]:
         yield Refusal(
             "DBT_FAILED",
             f"dbt's last run of the model {build.model} ended with: {build.status}",
-            "mend the model and run dbt again, or --accept DBT_FAILED",
+            "fix the model and run dbt again, or --accept DBT_FAILED",
         )
     if build.failed_tests:
         yield Refusal(
             "DBT_TESTS",
             f"dbt's tests of {build.model} failed: {', '.join(build.failed_tests)}",
-            "mend the mart and run dbt again, or --accept DBT_TESTS",
+            "fix the mart and run dbt again, or --accept DBT_TESTS",
         )
     if facts.max_age is None or facts.now is None:
         return
     if build.ended_at is None or facts.now - build.ended_at > timedelta(seconds=facts.max_age):
-        since = "has never" if build.ended_at is None else f"has not since {build.ended_at:%Y-%m-%d %H:%MZ}"
+        last = "none" if build.ended_at is None else f"{build.ended_at:%Y-%m-%d %H:%MZ}"
         yield Refusal(
             "DBT_STALE",
-            f"the model {build.model} is older than max_age: dbt {since} run it, as far as its results tell",
+            f"the model {build.model} is older than max_age; its last successful dbt run: {last}",
             "run dbt, or --accept DBT_STALE",
         )

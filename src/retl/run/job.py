@@ -1,4 +1,4 @@
-"""One sync to be planned or run: definitions, target, ledger, and the words of the invocation."""
+"""One sync to plan or run: definitions, target, ledger, and the options of the invocation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Target:
     connection: str = ""
 
     def lane(self, shape: Shape, gate: Gate | None = None) -> Destination[Any]:
-        """One more Destination, for one thread."""
+        """A new Destination, for one thread."""
         return self.destination(self.options, shape, gate)
 
 
@@ -52,7 +52,7 @@ class Options:
 
 @dataclass
 class Job:
-    """One sync to be planned or run: definitions, target, ledger and the words of the invocation."""
+    """One sync to plan or run."""
 
     sync: Sync
     folder: Path
@@ -63,22 +63,22 @@ class Job:
     stop: Stop
     pace: Pace = field(default_factory=lambda: Pace(Limits()))
     siblings: frozenset[str] = frozenset()  # the names of all syncs of the project
-    references: Mapping[str, str] = field(default_factory=dict)  # syncs whose ids it sends → their objects
+    references: Mapping[str, str] = field(default_factory=dict)  # syncs of its `ref` fields → their objects
     environment: str | None = None
     correlation_id: str | None = None
-    since: float | None = None  # monotonic: a command's first run counts its start from here
+    since: float | None = None  # monotonic: where a command's first run starts to count time
 
     def lane(self, shape: Shape) -> Destination[Any]:
-        """One more Destination, for one thread, held to the connection's pace."""
+        """A new Destination for one thread, under the connection's pace."""
         return Paced(partial(self.target.lane, shape), self.pace, self.stop)
 
     def capabilities(self, shape: Shape) -> Capabilities:
-        """What the destination can do with rows of this shape."""
+        """The destination's capabilities for rows of this shape."""
         return self.target.lane(shape).capabilities
 
     @property
     def object(self) -> str:
-        """The identity of what this sync writes to."""
+        """The identity of the object that this sync writes."""
         return self.target.destination.place(self.target.options, self.sync.write)
 
 
@@ -91,11 +91,11 @@ class Clock:
 
     @classmethod
     def since(cls, begun: float | None) -> Clock:
-        """A clock whose `start` began at this monotonic time."""
+        """A clock with a `start` phase since this monotonic time."""
         return cls({} if begun is None else {"start": time.monotonic() - begun})
 
     def so_far(self) -> dict[str, float]:
-        """The seconds of every phase, the one that still runs included."""
+        """The seconds of every phase, also of the current one."""
         if self._open is None:
             return dict(self.phases)
         name, started = self._open

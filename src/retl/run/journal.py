@@ -1,8 +1,8 @@
-"""One run's batches on their way to the ledger: the Journal that delivery writes.
+"""The Journal of delivery: records one run's batches in the ledger.
 
-Answers are gathered for up to a second where a lost one only costs a second delivery; where twice is
-not once, each is durable before the next batch leaves. Every write carries the run's epoch, so a run
-that lost its lock records nothing more.
+If a lost answer only costs a second delivery, answers are collected for up to a second. Otherwise each answer
+is durable before the next batch is sent. Every write has the run's epoch, so a run that lost its lock records
+nothing more.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ GROUP_SECONDS = 1.0
 
 @dataclass
 class RunJournal:
-    """Thread-safe; `every` = acknowledge each answer by itself."""
+    """Thread-safe. `every`: acknowledge each answer separately."""
 
     ledger: Ledger
     lock: Lock
     run_id: str
     every: bool
     number: int = 0
-    _waiting: list[Acknowledgement] = field(default_factory=list)
+    _collected: list[Acknowledgement] = field(default_factory=list)
     _since: float = field(default_factory=time.monotonic)
-    _beat: float = -inf  # the last sign of life
+    _beat: float = -inf  # the last heartbeat
     _guard: threading.RLock = field(default_factory=threading.RLock)
 
     def open(self, batches: Sequence[Batch]) -> None:
-        """Durable before any of them is sent: after a crash they are unknown, and only they."""
+        """Record batches before any of them is sent: after a crash only these are unknown."""
         self.lock.check()
         if not self.every:
             self.ledger.open_batches(self.run_id, self.lock.epoch, [self._row(b) for b in batches])
@@ -57,9 +57,9 @@ class RunJournal:
         if answered.outcome is None or (self.every and not answered.attempts):
             return
         if self.every and answered.outcome == Outcome(UNKNOWN):
-            return  # it stays open, with its key and bytes: the next run may find evidence
+            return  # it stays open with its key and bytes: the next run may resolve it
         with self._guard:
-            self._waiting.append(
+            self._collected.append(
                 Acknowledgement(
                     answered.batch.id,
                     answered.outcome,
@@ -67,21 +67,21 @@ class RunJournal:
                     round(answered.seconds * 1000),
                 )
             )
-            full = len(self._waiting) >= GROUP or time.monotonic() - self._since >= GROUP_SECONDS
+            full = len(self._collected) >= GROUP or time.monotonic() - self._since >= GROUP_SECONDS
             if self.every or full:
                 self.flush()
 
     def flush(self) -> None:
         with self._guard:
-            waiting, self._waiting = self._waiting, []
+            collected, self._collected = self._collected, []
             self._since = time.monotonic()
-            if waiting:
+            if collected:
                 if self._since >= self._beat + GROUP_SECONDS:
                     self.ledger.heartbeat(self.run_id, self.lock.epoch)
                     self._beat = self._since
-                # only where every batch is intended by itself a request was stored with it
-                self.ledger.acknowledge(self.run_id, self.lock.epoch, waiting, requests=self.every)
-                log.event("answers_recorded", batches=len(waiting), level="debug")
+                # a request is stored only if every batch has an intent of its own
+                self.ledger.acknowledge(self.run_id, self.lock.epoch, collected, requests=self.every)
+                log.event("answers_recorded", batches=len(collected), level="debug")
 
     def _row(self, batch: Batch) -> BatchRow:
         with self._guard:

@@ -1,8 +1,8 @@
-"""Mapping tests: rows a sync file gives, and what would be sent of them, or why they are rejected.
+"""Mapping tests: rows in a sync file, and what would be sent for them, or why they are rejected.
 
-A given row goes through what a row of a run goes through: the contract, the mapping, the hash diff and the
-change set of `planning`, over an empty baseline. Nothing here knows a rule or a transform of its own. It
-needs no warehouse where there is a contract, whose types are then the mart's; no target is asked.
+A given row passes the same steps as a row of a run: contract, mapping, hash diff and change set, over an
+empty baseline. Nothing here has rules or transforms of its own. With a contract it needs no warehouse,
+because the types are those of the contract. It contacts no target.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from retl.sources.api import Source
 from retl.values import json_text, storage
 from retl.values.types import NO_TYPE, Type
 
-KEPT = "$kept"  # expected of a field under `nulls: keep` that is not sent
+KEPT = "$kept"  # the expected value of a field under `nulls: keep` that is not sent
 _ABSENT = object()
 _SOMETIME = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
 _ALL = Strategy(everything=True, absence=False, once=False, hold_unknown=False)
@@ -41,7 +41,7 @@ _ALL = Strategy(everything=True, absence=False, once=False, hold_unknown=False)
 
 @dataclass(frozen=True)
 class Difference:
-    """A field that would be sent otherwise than expected; `sent` is KEPT where it would not be."""
+    """A field that would be sent with another value than expected; `sent` is KEPT if it would not be sent."""
 
     field: str
     expected: Any
@@ -51,7 +51,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one test. `rejected` is why its row would not be sent, if it would not."""
+    """The result of one test. `rejected` is the reason if its row would not be sent."""
 
     number: int  # from 1
     name: str | None
@@ -61,8 +61,8 @@ class Verdict:
 
 
 def contract_of(sync: Sync, source: Source[Any], folder: Path) -> Contract:
-    """The sync's contract. Without one the mart's columns are it, and SourceError or Later say where the
-    source cannot be read."""
+    """The sync's contract, by default made of the mart's columns. SourceError or Later if the source
+    cannot be read then."""
     columns: Mapping[str, str] = _Columns() if sync.contract is not None else check.columns(sync, source)
     return build(sync.contract, columns, folder, sync.key, source.timezone)
 
@@ -87,7 +87,7 @@ def problems(sync: Sync, contract: Contract) -> Iterator[Problem]:
                 hint = did_you_mean(name, fields)
                 yield Problem(sync.name, at, "FIELD_UNKNOWN", f"the sync does not write {name!r}", hint)
             elif fields[name].run_value in ("$run_id", "$run_started_at"):
-                yield Problem(sync.name, at, "TEST_INVALID", f"{name} is another one in every run")
+                yield Problem(sync.name, at, "TEST_INVALID", f"{name} is different in every run")
         words = {*contract.columns, *CODES, *hash.KEY_FAULTS}
         if test.reject is not None and test.reject not in words:
             message = f"`reject` names a column of the contract or a code, not {test.reject!r}"
@@ -96,7 +96,7 @@ def problems(sync: Sync, contract: Contract) -> Iterator[Problem]:
 
 
 def run(sync: Sync, contract: Contract, timezone: str) -> Iterator[Verdict]:
-    """Every test in its order. They must be right: see `problems`."""
+    """Run every test in order. They must be valid: see `problems`."""
     for number, test in enumerate(sync.tests, start=1):
         with private_directory() as directory, Workspace(directory, Stop()) as workspace:
             yield _tried(sync, contract, timezone, test, number, workspace)
@@ -118,7 +118,7 @@ def _tried(
     if contract.edits:
         contract, edited = freeze.edit(workspace, contract, keep=False)
     field_map = mapping.build(sync, contract, _SOMETIME, state_id="", timezone=timezone)
-    for other in {lookup.sync for lookup in field_map.lookups}:  # what a sync has learnt, no file knows: NULL
+    for other in {lookup.sync for lookup in field_map.lookups}:  # external ids are not in files: NULL
         workspace.run(f'CREATE TABLE {mapping.external_ids(other)} ("retl key" VARCHAR, "retl ref" VARCHAR)')
     delivered = baseline.build(workspace, None, [])
     hash.hash_rows(workspace, field_map, "TRUE" if contract.edits else contract.prefilter(), "")
@@ -141,7 +141,7 @@ def _tried(
 
 
 def _sent(workspace: Workspace, field_map: FieldMap) -> dict[str, Any]:
-    """The fields of the one row as they leave, the key's among them, in their JSON forms."""
+    """The fields of the row as they are sent, with the key's, in JSON form."""
     keys = [
         json_text.json_sql(one.type, f"k{i}", field_map.formats, field_map.timezone)
         for i, one in enumerate(field_map.shape.key)
@@ -153,14 +153,14 @@ def _sent(workspace: Workspace, field_map: FieldMap) -> dict[str, Any]:
 
 
 def _is_for(refused: Reject | None, word: str, sync: Sync) -> bool:
-    """Is the row refused for that column, or under that code?"""
+    """Is the row rejected for that column, or with that code?"""
     if refused is None:
         return False
     return word in (refused.column, refused.code) or (refused.stage == "key" and word in sync.key)
 
 
 def _same(wanted: Any, sent: Any) -> bool:
-    """Equal as JSON: 1 is 1.0, but neither is true nor the text 1."""
+    """Equal as JSON: 1 equals 1.0, but neither true nor the text 1."""
     if sent is _ABSENT or wanted == KEPT:
         return sent is _ABSENT and wanted == KEPT
     if isinstance(wanted, list) and isinstance(sent, list):
@@ -177,7 +177,7 @@ def _is_number(value: Any) -> bool:
 
 
 class _Columns(dict[str, str]):
-    """The columns of a mart that nobody looks at: every name, of the type that fits whatever is asked."""
+    """The columns of a mart that is not read: every name, with a type that fits every use."""
 
     def __contains__(self, name: object) -> bool:
         return True
@@ -187,10 +187,10 @@ class _Columns(dict[str, str]):
 
 
 def _typed(type: Type, value: Any) -> tuple[str, str | None]:
-    """A given value as the DuckDB type its mart column would have, and as text. A value that only another
-    column type holds (1.5 for an integer) gets that one, so that the contract may judge it.
+    """The DuckDB type of a mart column with this value, and the value as text. A value that needs another
+    column type (1.5 for an integer) gets that type, so that the contract can judge it.
 
-    ValueError, continuing "the column …", for what no column under this contract type holds.
+    ValueError, continuing "the column …", for a value that no column of this contract type can have.
     """
     if value is None:
         return storage.storage_type(type), None

@@ -1,7 +1,7 @@
-"""The mart of one run: described and mapped first, then read once by a thread of its own.
+"""The mart of one run: described and mapped first, then read once in a separate thread.
 
-Reading takes as long as asking the ledger and the target, so both happen at once. Nothing here asks the
-ledger or the target.
+Reading takes as long as reading the ledger and checking the target, so both happen at the same time. Nothing
+here uses the ledger or the target.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from retl.values.sql import quoted
 
 @dataclass(frozen=True)
 class Mapped:
-    """How the rows of the mart become the target's rows, and what the target can do with them."""
+    """The mapping of the mart's rows to the target's, and the target's capabilities."""
 
     contract: Contract
     field_map: FieldMap
@@ -40,7 +40,7 @@ class Mapped:
 
 @dataclass(frozen=True)
 class Opened:
-    """The mart as the source describes it; no row is read yet. `reader` is the connection that holds the
+    """The mart as the source describes it; no row is read yet. `reader` is the connection with the
     snapshot."""
 
     snapshot: Snapshot
@@ -55,19 +55,19 @@ class Opened:
 
 @dataclass(frozen=True)
 class Frozen:
-    """The rows as they were read. `mapped` fits their columns, also where the contract edited them; `edited`
-    are the rows that the model rejected then, as (row, stage, code, reason, column)."""
+    """The rows as they were read. `mapped` fits their columns, also if the contract edited them; `edited` are
+    the rows that the model rejected, as (row, stage, code, reason, column)."""
 
     total: int  # rows of the mart
     mapped: Mapped
-    hashed: bool  # they are hashed already: the run is about all of them, as they are
+    hashed: bool  # they are hashed already, because the run uses all of them unchanged
     failed_checks: tuple[str, ...]
-    payload: Payload | None  # how rejected rows are kept, where the sync asks for it
+    payload: Payload | None  # how rejected rows are kept, if the sync asks for it
     edited: Sequence[tuple[Any, ...]]
 
 
 def open_mart(job: Job, run: Run, workspace: Workspace) -> Opened:
-    """Hold the mart and bind it to the contract, the fields and the target.
+    """Open the mart and bind it to the contract, the fields and the target.
     DefinitionError, SourceError, Mismatch SOURCE_DRIFT, Later MART_LOCKED."""
     sync = job.sync
     reader = workspace.beside()
@@ -88,12 +88,12 @@ def open_mart(job: Job, run: Run, workspace: Workspace) -> Opened:
 
 
 def is_whole(job: Job, opened: Opened) -> bool:
-    """Whether the run is about every row of the mart, exactly as it stands there."""
+    """Whether the run uses every row of the mart, unchanged."""
     return opened.cursor is None and not job.options.selection.partial
 
 
 class Reading:
-    """The mart while a thread reads it. `mapped` is how its rows are mapped; `frozen` is there afterwards."""
+    """The mart while a thread reads it. `mapped` is available at once, `frozen` afterwards."""
 
     def __init__(self, job: Job, run: Run, opened: Opened, workspace: Workspace, clock: Clock) -> None:
         self._job, self._run, self._opened, self._workspace, self._clock = job, run, opened, workspace, clock
@@ -109,8 +109,8 @@ class Reading:
 
     @contextmanager
     def under_way(self) -> Iterator[Reading]:
-        """The mart is read while the body runs. An error of the mart is raised before anything that the body
-        found. A contract that edits has all rows before the body begins, for it decides their types."""
+        """Read the mart while the body runs. An error of the mart is raised before an error of the body. A
+        contract that edits must have all rows before the body begins, because it decides their types."""
         with ThreadPoolExecutor(1, "retl-mart") as other:
             future = other.submit(_read, self._opened, self._at_once)
             if self.mapped.contract.edits:
@@ -140,7 +140,7 @@ class Reading:
         self._frozen = Frozen(total, self.mapped, self._at_once, failed, kept, edited)
 
     def _returns_rows(self, check: str) -> bool:
-        """Whether a check returns a row over `source`: the columns that were read."""
+        """Whether a check returns a row; `source` has the columns that were read."""
         listed, table = (
             ", ".join(map(quoted, _names(self._opened))),
             hash.MART if self._at_once else freeze.FROZEN,
@@ -151,7 +151,7 @@ class Reading:
 
 
 def hash_rows(workspace: Workspace, mapped: Mapped, chosen: str | None = None) -> None:
-    """Hash the frozen rows, or those of a predicate, with the prefilter of the contract."""
+    """Hash the frozen rows, or those that match a predicate, with the contract's prefilter."""
     prefilter = "TRUE" if mapped.contract.edits else mapped.contract.prefilter()
     hash.hash_rows(workspace, mapped.field_map, prefilter, mapped.fingerprints["what"], chosen)
 
@@ -178,7 +178,7 @@ def _map(job: Job, run: Run, contract: Contract) -> Mapped:
     capabilities = job.capabilities(field_map.shape)
     fingerprints = {
         "where": capabilities.object,
-        "who": mapping.who(field_map),
-        "what": mapping.what(sync, contract, field_map, capabilities.shaping),
+        "who": mapping.key_fingerprint(field_map),
+        "what": mapping.payload_fingerprint(sync, contract, field_map, capabilities.shaping),
     }
     return Mapped(contract, field_map, capabilities, fingerprints)

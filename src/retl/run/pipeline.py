@@ -1,7 +1,7 @@
-"""THE DATA PATH, IN ORDER. Read `sync` first: it is the whole of retl on one screen.
+"""THE DATA PATH, IN ORDER. Read `sync` first: it shows all steps on one screen.
 
-SQL finds what changed; the contract judges it; the adapter only translates. Everything that ever
-writes makes a plan and drains it.
+SQL finds what changed; the contract judges it; the adapter only translates. Every command that writes
+makes a plan and drains it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NOTHING = recovery.Found({}, 0)
 
 
 def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summary:
-    """Plan, guard, deliver, record: one sync to its summary. Every end but a bug is a summary.
+    """Plan, guard, deliver, record one sync. Every end except a bug is a summary.
     `verify` may refuse the plan by raising Mismatch."""
     clock = Clock.since(job.since)
     run = new_run(job)
@@ -73,7 +73,7 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
 
 def dry_run(job: Job, look: Callable[[Plan, Workspace], object] = lambda _plan, _space: None) -> Summary:
     """Freeze to guard in a private temporary folder: no lock, no row, no file in the state directory.
-    `look` is shown the plan while it can be read."""
+    `look` is called with the plan while it can be read."""
     clock = Clock.since(job.since)
     run = new_run(job)
     with private_directory() as folder, ExitStack() as hold, log.bound(sync=job.sync.name):
@@ -99,11 +99,11 @@ def plan(
     *,
     epoch: int | None = None,
 ) -> Plan:
-    """Freeze, hash, diff, judge, guard. `recover` learns what dead runs left open, before the baseline is
-    built; without it the target is left alone. With an `epoch` the run will write: as long as `hold` is
-    open the target keeps other ledgers out, where it can.
+    """Freeze, hash, diff, judge, guard. `recover` resolves batches of dead runs before the baseline is
+    built; without it the target is not contacted. With an `epoch` the run will write: while `hold` is open,
+    the target refuses other ledgers, if it can.
 
-    Raises DefinitionError, SourceError, TargetError, Later; what guards find is in `Plan.refusals`.
+    Raises DefinitionError, SourceError, TargetError, Later. Refusals of guards are in `Plan.refusals`.
     """
     with clock.phase("freeze"):
         opened = open_mart(job, run, workspace)
@@ -131,7 +131,7 @@ def plan(
 
 
 def _begin(job: Job) -> Lock:
-    """The lock of the sync and its object. Later if somebody has it, or nothing may be sent now."""
+    """The lock of the sync and its object. Later if another run has it, or if the breaker is open."""
     _pass_breaker(job)
     job.pace.require_room()
     return job.ledger.lock(
@@ -140,14 +140,14 @@ def _begin(job: Job) -> Lock:
 
 
 def _pass_breaker(job: Job) -> None:
-    """Later BREAKER_OPEN while the connection is left alone."""
+    """Later BREAKER_OPEN while the connection must not be used."""
     breaker = job.ledger.breaker(job.target.connection)
     if breaker is not None and (seconds := breaker.closes(job.ledger.now())):
         raise Later(
             "BREAKER_OPEN",
             f"connection {job.target.connection} failed {breaker.failures} times in a row, last with"
-            f" {breaker.error}: it is left alone for another {round(seconds)} s",
-            hint=f"mended? `retl state unblock {job.target.connection}`",
+            f" {breaker.error}: it is not used for another {round(seconds)} s",
+            hint=f"after a fix: `retl state unblock {job.target.connection}`",
         )
 
 
@@ -156,7 +156,7 @@ def _blocked(job: Job, problem: Later) -> Summary:
 
 
 def _unplanned(job: Job, problem: RetlError, clock: Clock) -> Summary:
-    """A dry run that ended before there was a plan."""
+    """The summary of a dry run that ended before there was a plan."""
     refused = isinstance(problem, Mismatch)
     return Summary(
         job.sync.name,

@@ -1,5 +1,5 @@
-"""A plan: a change set, what it was made from, and why it may not be delivered. Everything that ever writes
-is one, and all of them are drained alike.
+"""A plan: a change set, what it was made from, and why it must not be delivered. Everything that writes is a
+plan, and all plans are drained in the same way.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from retl.run.guards import Facts, Refusal
 
 @dataclass(frozen=True)
 class Basis:
-    """The baseline that a plan stands on. `newest`: the newest batch of this object that the ledger knows as
-    answered, as (run id, batch id). `restarts`: the key's definition changed, so that the former
-    baseline says nothing any more."""
+    """The baseline of a plan. `newest`: the newest batch of this object with an answer in the ledger, as (run
+    id, batch id). `restarts`: the key's definition changed, so the old baseline is no longer used."""
 
     checkpoint: Checkpoint | None
     deltas: tuple[DeltaRow, ...]
@@ -36,8 +35,8 @@ class Basis:
 
 @dataclass(frozen=True)
 class Terms:
-    """How a plan is delivered. `resend_unknown`: a batch without an answer is sent again, also where twice is
-    not once. `max_failed_rate`: the part of the rows that the target may reject."""
+    """How a plan is delivered. `resend_unknown`: a batch without an answer is sent again, also if the target
+    is not idempotent. `max_failed_rate`: the share of rows that the target may reject."""
 
     batch_rows: int
     retry: Retry
@@ -47,7 +46,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do, and why it may not."""
+    """What a run would do, and why it must not."""
 
     purpose: Purpose
     run: Run
@@ -55,17 +54,17 @@ class Plan:
     contract: Contract
     capabilities: Capabilities
     changes: ChangeSet
-    ends: Ends  # candidates by op and ending before delivery; those of the change set have none yet
+    ends: Ends  # candidates by op and ending before delivery; rows of the change set have no ending yet
     read: int
     facts: Facts
     refusals: tuple[Refusal, ...]
     basis: Basis
     fingerprints: Mapping[str, str]
-    watermark: str | None  # where the mark moves to
-    read_rows: int  # of the last whole read, this one if it is one
+    watermark: str | None  # the next mark
+    read_rows: int  # of the last whole read, possibly this one
     source_version: str
-    adopting: bool  # the rows are taken as delivered and not sent
-    payload: Payload | None  # how rejected rows are kept, where the sync asks for it
+    adopting: bool  # the rows are recorded as delivered and not sent
+    payload: Payload | None  # how rejected rows are kept, if the sync asks for it
     notes: tuple[str, ...]
     terms: Terms
 

@@ -1,8 +1,8 @@
-"""A plan as a file: what was reviewed is what will be applied, or nothing is.
+"""A plan as a file: exactly the reviewed plan is applied, or nothing.
 
-The file holds no row of the mart. It says from which state, baseline and definition a change set was
-made and what its digest is; `apply` makes the plan again and delivers it only if all of that still
-holds. A run that was begun on the same baseline moves it, so a plan can be applied once.
+The file contains no row of the mart. It has the state, baseline, definition and digest of a change set;
+`apply` makes the plan again and delivers it only if all of them are the same. Every run changes the
+baseline, so a plan can be applied once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMAT = 1
 
 
 class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a plan was made from and what it will do."""
+    """What a plan was made from, and what it will do."""
 
     format: int
     version: str
@@ -50,7 +50,7 @@ class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def make(job: Job, plan: Plan) -> Artifact:
-    """The artifact of a plan that is still open."""
+    """The artifact of a plan, while it can be read."""
     return Artifact(
         format=FORMAT,
         version=__version__,
@@ -72,19 +72,19 @@ def make(job: Job, plan: Plan) -> Artifact:
 
 
 def write(artifact: Artifact, path: Path) -> None:
-    """Only this user can read it: variables may be personal."""
+    """Write a file that only this user can read: variables may be personal."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(artifact)) + b"\n")
 
 
 def read(path: Path) -> Artifact:
-    """DefinitionError if it is no plan of this version of retl."""
+    """DefinitionError if it is not a plan of this version of retl."""
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Artifact)
     except (OSError, msgspec.DecodeError) as problem:
         raise DefinitionError(
             "PLAN_UNREADABLE",
-            f"{path} is no plan of retl",
+            f"{path} is not a plan of retl",
             hint="make one with `retl plan --sync … --out FILE`",
         ) from problem
     if found.format != FORMAT:
@@ -93,7 +93,7 @@ def read(path: Path) -> Artifact:
 
 
 def options(artifact: Artifact) -> Options:
-    """The invocation the plan was made by."""
+    """The options that the plan was made with."""
     chosen = dict(artifact.selection)
     if "keys" in chosen:
         chosen["keys"] = tuple(chosen["keys"])
@@ -107,30 +107,30 @@ def options(artifact: Artifact) -> Options:
 
 
 def verify(artifact: Artifact, job: Job, plan: Plan) -> None:
-    """Mismatch PLAN_MOVED, naming what moved, unless the plan made now is the very plan of the file."""
+    """Mismatch PLAN_MOVED, with what changed, unless the new plan is the plan in the file."""
     now = make(job, plan)
     names: Mapping[str, str] = {
         "state_id": "this is another ledger",
         "object": "the destination is another one",
         "fingerprints": "the sync's key, fields or shape changed",
         "how": "the sync's definition changed",
-        "baseline": "a run began since: the plan is spent",
-        "digest": "the mart changed, or an id that its rows name",
+        "baseline": "a run has started since then",
+        "digest": "the mart changed, or an external id in its rows",
     }
     for name, sentence in names.items():
         if name == "state_id" and not artifact.state_id:
-            continue  # made before there was a ledger: the empty baseline says all there is to say
+            continue  # made before there was a ledger: an empty baseline is enough
         if json.dumps(getattr(now, name)) != json.dumps(getattr(artifact, name)):
             raise Mismatch("PLAN_MOVED", f"the plan no longer holds: {sentence}", hint="plan again")
 
 
 def _how(sync: Sync) -> str:
-    """Digest of the definition, but for what only people read."""
+    """Digest of the definition, without texts for people."""
     return sha256(sync.model_dump_json(exclude={"description", "tags", "tests"}).encode()).hexdigest()
 
 
 def _baseline(plan: Plan) -> list[str]:
-    """What the baseline was made of: the checkpoint's run and every delta over it."""
+    """What the baseline was made from: the checkpoint's run and all newer deltas."""
     return [
         plan.basis.checkpoint.run_id if plan.basis.checkpoint else "",
         *(one.run_id for one in plan.basis.deltas),

@@ -1,7 +1,7 @@
-"""Diff, judge, guard: what a run would do, and why it may not. The rows are read, nothing is written.
+"""Diff, judge, guard: what a run would do, and why it must not. It reads rows and writes nothing.
 
-Each step takes what the former ones returned and returns a frozen value. `pipeline` calls them in order,
-for `sync`, `--dry-run`, `plan` and `explain` alike.
+Each step takes the results of earlier steps and returns a frozen value. `pipeline` calls them in order for
+`sync`, `--dry-run`, `plan` and `explain`.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from retl.run.mart import Frozen, Mapped, Opened, hash_rows, is_whole
 from retl.run.plan import Basis, Plan, Terms
 from retl.sources import dbt
 
-RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # missing ones, which a dry run does not need
-SAMPLE = 200  # confirmed keys asked for before `unchanged` is believed
+RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # codes of missing rights that a dry run does not need
+SAMPLE = 200  # confirmed keys that are looked up in the target
 
 
 @dataclass(frozen=True)
 class Known:
-    """What the ledger knows of the object that the run writes to; the baseline is a table by now."""
+    """What the ledger knows about the object that the run writes. The baseline is a table now."""
 
     basis: Basis
-    former: Mapping[str, str]  # the fingerprints that the baseline was made under
+    former: Mapping[str, str]  # the fingerprints of the baseline
     baseline_rows: int
     open_rejects: Sequence[RejectRow]
     known_rejects: frozenset[tuple[str, str | None]]  # (key, hash) of open and dismissed ones
 
     def differs(self, mapped: Mapped, name: str) -> bool:
-        """Whether a fingerprint is another one than the baseline's."""
+        """Whether a fingerprint differs from the baseline's."""
         return bool(self.former) and self.former.get(name) != mapped.fingerprints[name]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the target said: `emptied` = rows that expire anyway are gone, so every row is due; `sampled` and
-    `lost` = confirmed keys it was asked for, and those it lacks; `readonly` = this account may not write."""
+    """What the target reported. `emptied`: rows that expire are gone, so every row is due. `sampled`, `lost`:
+    confirmed keys that were looked up, and those it lacks. `readonly`: this account must not write."""
 
     asked: bool = False
     emptied: bool = False
@@ -64,7 +64,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Diffed:
-    """The candidates are a table by now. `read`: the rows this run is about; `watermark`: the next mark."""
+    """The candidates are a table now. `read`: the rows of this run; `watermark`: the next mark."""
 
     strategy: Strategy
     read: int
@@ -73,7 +73,7 @@ class Diffed:
 
 @dataclass(frozen=True)
 class Judged:
-    """The rejects are a table by now."""
+    """The rejects are a table now."""
 
     new_rejects: int  # key and contract rejects that were not open or dismissed before
     reject_codes: tuple[str, ...]  # the most frequent first
@@ -81,7 +81,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Due:
-    """The change set, and the candidates by op and ending before delivery; rows past --limit have ended."""
+    """The change set, and the candidates by op and ending before delivery. Rows past --limit have one."""
 
     changes: ChangeSet
     ends: Ends
@@ -89,7 +89,7 @@ class Due:
 
 @dataclass(frozen=True)
 class Made:
-    """What the steps up to the guards returned."""
+    """The results of the steps before the guards."""
 
     opened: Opened
     frozen: Frozen
@@ -103,8 +103,8 @@ class Made:
 def know(
     job: Job, mapped: Mapped, workspace: Workspace, resolved: Mapping[str, Outcome] = MappingProxyType({})
 ) -> Known:
-    """Build the baseline, and what other syncs learnt, from the ledger. `resolved` are outcomes of batches
-    that only a dry run knows of, by batch id."""
+    """Build the baseline, and the external ids of other syncs, from the ledger. `resolved` are outcomes by
+    batch id that a dry run found and did not record."""
     sync, ledger = job.sync, job.ledger
     target = mapped.capabilities.object
     checkpoint, deltas = ledger.checkpoint(sync.name, target), ledger.deltas(sync.name, target)
@@ -128,8 +128,8 @@ def know(
 def ask(
     job: Job, run: Run, mapped: Mapped, known: Known, workspace: Workspace, visit: Visit, hold: ExitStack
 ) -> Asked:
-    """Is the target reached, writable and fitting, and does it still hold what was delivered? As long as
-    `hold` is open the target keeps other ledgers out, if the visit is exclusive and it can."""
+    """Can the target be reached and written, does it fit, and does it still have the delivered rows? While
+    `hold` is open the target refuses other ledgers, if the visit is exclusive and it can."""
     chosen, capabilities = job.options.selection, mapped.capabilities
     found = Asked(asked=True)
     destination = hold.enter_context(closing(job.lane(mapped.field_map.shape)))
@@ -138,7 +138,7 @@ def ask(
     except Mismatch as problem:
         if problem.code == "TARGET_EMPTIED":
             return replace(found, emptied=True)
-        if problem.code == "TARGET_LOST" and chosen.full:  # `--full` is the answer to a lost target
+        if problem.code == "TARGET_LOST" and chosen.full:  # `--full` repairs a lost target
             return found
         return replace(found, refusals=(Refusal(problem.code, problem.message, problem.hint),))
     except Systemic as problem:
@@ -157,7 +157,7 @@ def ask(
 def compare(
     job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, asked: Asked, workspace: Workspace
 ) -> Diffed:
-    """The candidates: rows that differ from the baseline, or are due for another reason."""
+    """Find the candidates: rows that differ from the baseline, or are due for another reason."""
     sync, chosen, capabilities = job.sync, job.options.selection, frozen.mapped.capabilities
     mark = None
     if not frozen.hashed:
@@ -174,14 +174,14 @@ def compare(
         refresh_before=None if expires is None else run.started_at - timedelta(seconds=expires / 2),
     )
     diff.diff(workspace, strategy, known.baseline_rows, whole=is_whole(job, opened))
-    # the mark stays where it is when only some rows were looked at or sent
+    # the mark does not move if only some rows were read or sent
     if chosen.partial or chosen.limit is not None:
         mark = known.basis.checkpoint.watermark if known.basis.checkpoint else None
     return Diffed(strategy, hash.count(workspace), mark)
 
 
 def judge_rows(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> Judged:
-    """Reject what keys, contract and missing ids forbid."""
+    """Reject rows by their keys, by the contract and by missing external ids."""
     mapped = frozen.mapped
     judge.judge(workspace, mapped.contract, job.sync.key, frozen.edited)
     judge.reject_missing(workspace, mapped.field_map)
@@ -191,7 +191,7 @@ def judge_rows(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> 
 
 
 def assemble(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> Due:
-    """Put the rows that are due in the order they leave."""
+    """Make the change set of the due rows, in the order of sending."""
     changes = change_set.assemble(
         workspace,
         frozen.mapped.field_map,
@@ -209,7 +209,7 @@ def assemble(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> Du
 
 
 def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
-    """What the facts refuse, and the plan as a whole. `unanswered` rows of dead runs may change it."""
+    """Judge the facts and make the plan. `unanswered` rows of dead runs may change it."""
     sync, options, chosen = job.sync, job.options, job.options.selection
     mapped, known, checkpoint = made.frozen.mapped, made.known, made.known.basis.checkpoint
     in_part = chosen.partial or chosen.limit is not None
@@ -217,7 +217,7 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
     if in_part and sync.first_run == "adopt" and known.basis.is_first:
         raise DefinitionError(
             "ADOPT_WHOLE",
-            "`first_run: adopt` takes the whole mart as delivered, never a part of it",
+            "`first_run: adopt` records the whole mart as delivered, never a part of it",
             hint="run once without --key, --where and --limit",
             where=f"sync {sync.name}",
         )
@@ -262,8 +262,8 @@ def build_baseline(
     deltas: Sequence[DeltaRow],
     resolved: Mapping[str, Outcome] = MappingProxyType({}),
 ) -> int:
-    """Build the baseline that the ledger's files and answers make, as if the batches in `resolved` were
-    answered so; returns its rows."""
+    """Build the baseline from the ledger's files and answers, with the outcomes in `resolved`; returns its
+    number of rows."""
 
     def answers(run_id: str) -> list[BatchRow]:
         rows = ledger.batches(run_id)
@@ -288,7 +288,7 @@ def _newest(
 
 
 def _load_external_ids(job: Job, workspace: Workspace) -> None:
-    """The ids that other syncs learnt, as the ledger knows them now, in a table for each of them."""
+    """Load the external ids of other syncs from the ledger, one table per sync."""
     for sync, columns in {one.ref: len(one.by) for one in job.sync.refers_to.values()}.items():
         assert sync is not None
         _build_other_baseline(job.ledger, workspace, sync, job.references[sync])
@@ -299,8 +299,8 @@ def _load_external_ids(job: Job, workspace: Workspace) -> None:
 
 
 def _build_other_baseline(ledger: Ledger, workspace: Workspace, sync: str, target: str) -> None:
-    """Build the baseline of another sync. Its own run may put a new snapshot in the place of files that
-    were just named: then they are named once more."""
+    """Build the baseline of another sync. Its own run may replace the files with a new snapshot meanwhile:
+    then their names are read again."""
     while True:
         checkpoint, deltas = ledger.checkpoint(sync, target), ledger.deltas(sync, target)
         try:
@@ -312,7 +312,7 @@ def _build_other_baseline(ledger: Ledger, workspace: Workspace, sync: str, targe
 
 
 def _sample(destination: Destination[Any], run: Run, mapped: Mapped, workspace: Workspace) -> tuple[int, int]:
-    """How many confirmed keys the target was asked for, and how many it lacks."""
+    """How many confirmed keys were looked up in the target, and how many it lacks."""
     expires = mapped.capabilities.expires
     alive = None if expires is None else run.started_at - timedelta(seconds=expires)
     sample = change_set.sample(workspace, mapped.field_map, SAMPLE, alive)
@@ -325,7 +325,7 @@ def _sample(destination: Destination[Any], run: Run, mapped: Mapped, workspace: 
 def _choose_and_hash(
     job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, workspace: Workspace
 ) -> str | None:
-    """Hash the rows that the run is about; returns the watermark's next mark."""
+    """Hash the rows that the run selects; returns the watermark's next mark."""
     field_map, chosen = frozen.mapped.field_map, job.options.selection
     conditions = selection.chosen(workspace, field_map, chosen, job.options.variables)
     mark = None
@@ -341,20 +341,20 @@ def _choose_and_hash(
 def _since(
     job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, workspace: Workspace
 ) -> selection.Mark:
-    """Read from the mark on, unless rows behind it may be due for another reason than their cursor."""
+    """Read from the mark on, unless rows before it may be due for another reason."""
     assert opened.cursor is not None
     mapped, checkpoint = frozen.mapped, known.basis.checkpoint
-    behind = (
+    whole = (
         job.options.selection.forced
         or known.basis.restarts
         or mapped.capabilities.expires is not None
-        or job.sync.write == "update_only"  # a key that was missing may be there now
-        or any(one.row_id for one in known.open_rejects)  # nobody knows under which key it is mended
-        or mapped.field_map.lookups  # an id may be another one, or there at last
+        or job.sync.write == "update_only"  # a missing key may exist now
+        or any(one.row_id for one in known.open_rejects)  # its corrected row may have any key
+        or mapped.field_map.lookups  # an external id may be new or different
         or known.former.get("what") != mapped.fingerprints["what"]
         or known.former.get("mark") != _mark_fingerprint(opened)
     )
-    mark = checkpoint.watermark if checkpoint and not behind else None
+    mark = checkpoint.watermark if checkpoint and not whole else None
     unknown = workspace.run(f"SELECT key FROM {baseline.BASELINE} WHERE hash IS NULL")
     due = [*(key for (key,) in unknown), *(reject.key for reject in known.open_rejects)]
     return selection.since(workspace, mapped.field_map, opened.cursor, mark, due, run.started_at)
@@ -365,7 +365,7 @@ def _mark_fingerprint(opened: Opened) -> str:
 
 
 def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
-    """What the guards are asked about; `whole`: the mart was read as a whole."""
+    """The facts for the guards; `whole`: the whole mart was read."""
     checkpoint, ends = made.known.basis.checkpoint, made.due.ends
     new = sum(number for (op, _), number in ends.items() if op == "insert")
     unusable = sum(number for (op, _), number in ends.items() if op == "none")
@@ -395,37 +395,37 @@ def _redefined(known: Known) -> Iterator[Refusal]:
     if known.basis.restarts:
         yield Refusal(
             "IDENTITY_CHANGED",
-            "the key's columns or types are not those the rows were delivered under",
-            "--accept IDENTITY_CHANGED begins a new baseline: every row is sent, nothing is deleted",
+            "the key's columns or types differ from those of the delivered rows",
+            "--accept IDENTITY_CHANGED starts a new baseline: every row is sent, nothing is deleted",
         )
 
 
 def _orphans(job: Job, mapped: Mapped, known: Known) -> Iterator[Refusal]:
-    """Is this a new name for a sync whose state is still there?"""
+    """Refuse if this sync is probably a new name of a sync that still has state."""
     if not known.basis.is_first or not job.siblings:
         return
     for former in job.ledger.checkpoints_on(mapped.capabilities.object):
         if former.sync not in job.siblings:
             yield Refusal(
                 "ORPHANED_STATE",
-                f"sync {former.sync!r}, which is no more, delivered to this object: a renamed sync?",
-                f"`retl state mv {former.sync} {job.sync.name}` carries its state on; --accept ORPHANED_STATE"
-                " begins anew",
+                f"sync {former.sync!r} delivered to this object and no longer exists: was it renamed?",
+                f"`retl state mv {former.sync} {job.sync.name}` keeps its state; --accept ORPHANED_STATE"
+                " starts without it",
             )
 
 
 def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
-    """What a reader of the plan should know."""
+    """Notes for the reader of the plan."""
     withheld = plan.ends.get(("delete", "not_attempted"), 0)
     preview = job.target.destination.about.preview
     notes = {
         "what is sent changed (fields, types, transforms or formats): every row is sent once": (
             made.known.differs(made.frozen.mapped, "what")
         ),
-        f"a dead run left {unanswered} rows unanswered: a run resolves them first, which may change these"
-        " numbers": unanswered > 0,
+        f"a dead run left {unanswered} rows unanswered: a run resolves them first, so these numbers may"
+        " change": unanswered > 0,
         "the target lost rows that expire: every row is sent again": made.asked.emptied,
-        "this account may not write here: a run with it would fail": made.asked.readonly,
+        "this account has no right to write here: a run would fail": made.asked.readonly,
         f"{withheld} deletes wait: a row without a usable key may be one of them": withheld > 0,
         "delivery is at_least_once: after a crash a row may arrive twice": (
             not plan.capabilities.idempotent and job.sync.delivery == "at_least_once"
@@ -438,7 +438,7 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
 
 
 def _volatile(job: Job, made: Made, plan: Plan) -> Sequence[str]:
-    """If nearly every row is an update, though nothing but the mart changed: which field is the reason?"""
+    """If nearly every row is an update although only the mart changed: a note with the fields that differ."""
     updates = plan.changes.counts.get("update", 0)
     reshaped = made.known.former.get("what") != plan.fingerprints["what"]
     readable = made.asked.asked and plan.capabilities.readable and not made.diffed.strategy.everything
@@ -449,6 +449,6 @@ def _volatile(job: Job, made: Made, plan: Plan) -> Sequence[str]:
     try:
         with closing(job.lane(plan.field_map.shape)) as destination:
             names = volatile.fields(destination, batch)
-    except TargetError:  # a note is no reason to fail: the guards have judged already
+    except TargetError:  # a note is no reason to fail
         return []
     return [volatile.note(names, updates, plan.read)] if names else []

@@ -1,4 +1,4 @@
-"""A dry run's numbers: the plan's own, and where they depend on what the target has, its keys."""
+"""The numbers of a dry run: from the plan, and if they depend on the target, from its keys."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from retl.run.plan import Plan
 
 
 def predict(job: Job, plan: Plan, workspace: Workspace, clock: Clock) -> Summary:
-    """What the run would report, as long as mart, ledger and target stay as they are. Where the write
-    mode depends on what the target has, its keys are read if it is readable; else counts are `at most`."""
+    """What the run would report if mart, ledger and target do not change. If the write mode depends on the
+    target's rows, its keys are read; if it is not readable, counts are `at most`."""
     notes, skips = list(plan.notes), dict[str, int]()
     if not plan.refusals and job.sync.write in ("insert_only", "update_only") and not plan.adopting:
         if plan.capabilities.readable:
@@ -50,8 +50,8 @@ def predict(job: Job, plan: Plan, workspace: Workspace, clock: Clock) -> Summary
 
 
 def _skips(job: Job, plan: Plan) -> dict[str, int]:
-    """By op, the rows that the write mode skips: insert_only keys that the target has, update_only keys that
-    it lacks."""
+    """By op, the rows that the write mode skips: insert_only keys that the target has, update_only keys
+    that it lacks."""
     found: Counter[str] = Counter()
     present = job.sync.write == "insert_only"
     with closing(job.lane(plan.field_map.shape)) as destination:

@@ -1,7 +1,7 @@
-"""Recovery: the batches that dead runs left open. They were sent, or might have been, without an answer.
+"""Recovery: resolves batches that dead runs left open. They may have been sent, but have no answer.
 
-It comes before planning and stands for itself: the baseline that planning builds has its answers. A run
-resolves, which may act; a dry run only looks.
+It is a separate step before planning: the baseline that planning builds includes its answers. A run resolves,
+which may act on the target; a dry run only looks.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from retl.run.mart import Mapped
 
 @dataclass(frozen=True)
 class Found:
-    """What looking told: outcomes by batch id, and the rows of the batches that only a run can resolve."""
+    """What a dry run found: outcomes by batch id, and the rows in batches that only a run can resolve."""
 
     outcomes: dict[str, Outcome]
     unanswered: int
 
 
 def abandon_dead_runs(ledger: Ledger, sync: str, run_id: str, epoch: int) -> None:
-    """Whoever holds the lock knows that every other RUNNING run of the sync is dead."""
+    """The caller holds the lock, so every other RUNNING run of the sync is dead."""
     for dead in ledger.dead_runs(sync):
         if dead.run_id != run_id:
             ledger.abandon(dead.run_id, epoch)
@@ -39,7 +39,7 @@ def abandon_dead_runs(ledger: Ledger, sync: str, run_id: str, epoch: int) -> Non
 
 
 def resolve(job: Job, run: Run, mapped: Mapped, workspace: Workspace, delivery: Delivery, epoch: int) -> None:
-    """Learn what became of dead runs' open batches, where that can be known, and record it."""
+    """Resolve the open batches of dead runs if possible, and record their outcomes."""
     for delta, rows in _open(job, run, mapped):
         with closing(job.lane(mapped.field_map.shape)) as destination:
             for row, batch in _batches(job.ledger, mapped, workspace, delta, rows, epoch):
@@ -52,14 +52,14 @@ def resolve(job: Job, run: Run, mapped: Mapped, workspace: Workspace, delivery: 
 
 
 def look(job: Job, run: Run, mapped: Mapped, workspace: Workspace) -> Found:
-    """What `resolve` would learn, as far as reading alone can tell."""
+    """What `resolve` would find, without changing the target."""
     found = Found({}, 0)
     for delta, rows in _open(job, run, mapped):
         with closing(job.lane(mapped.field_map.shape)) as destination:
             for row, batch in _batches(job.ledger, mapped, workspace, delta, rows, epoch=0):
                 try:
                     outcome = destination.resolve(batch, row.handle, act=False)
-                except Systemic:  # a right to look that this account lacks
+                except Systemic:  # this account lacks the right to look
                     outcome = Outcome(UNKNOWN)
                 if isinstance(outcome, Outcome) and outcome != Outcome(UNKNOWN):
                     found.outcomes[row.batch_id] = outcome
@@ -69,16 +69,16 @@ def look(job: Job, run: Run, mapped: Mapped, workspace: Workspace) -> Found:
 
 
 def _open(job: Job, run: Run, mapped: Mapped) -> Iterator[tuple[DeltaRow, Sequence[BatchRow]]]:
-    """The open batches that can be resolved, per run: all where the target keeps evidence or honours a key
-    (the same bytes under the same key), else those it works on under a handle. Evidence is sought inside
-    the vendor's window; outside it they stay in doubt."""
+    """The open batches that can be resolved, per run. If the target keeps evidence or honours a key (the same
+    bytes under the same key): all of them, inside the vendor's window. Otherwise only those with a handle.
+    The others stay in doubt."""
     capabilities, ledger = mapped.capabilities, job.ledger
     window = capabilities.key_window
     for delta in ledger.deltas(job.sync.name, capabilities.object):
         late = window is not None and (run.started_at - delta.started_at).total_seconds() >= window
         every = (capabilities.resolves or window is not None) and not late
         rows = [row for row in ledger.batches(delta.run_id) if row.status == "open"]
-        rows = [row for row in rows if every or row.handle is not None]  # a job can be asked at any age
+        rows = [row for row in rows if every or row.handle is not None]  # a job can be queried at any age
         if rows:
             yield delta, rows
 
@@ -91,7 +91,7 @@ def _batches(
     rows: Sequence[BatchRow],
     epoch: int,
 ) -> Iterator[tuple[BatchRow, Batch]]:
-    """These batches of a dead run as a destination takes them: keys, and the prepared requests."""
+    """These batches of a dead run for a destination: keys, and the prepared requests."""
     file = ledger.get_file(delta.delta, workspace.directory)
     former = change_set.from_delta(workspace, mapped.field_map, file)
     for row in rows:

@@ -1,7 +1,7 @@
-"""What is in doubt: rows that were sent and never answered, at targets where twice is not once.
+"""Rows in doubt: sent without an answer, to targets that are not idempotent.
 
-A run settles what it can by evidence. What is left, only somebody who looked into the target can say;
-this records their word, and the next run goes on from it.
+A run resolves what it can by evidence. For the rest, a person looks into the target and decides; this records
+the decision, and the next run uses it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NOT_DELIVERED = RowResult(Kind.RETRY)
 
 @dataclass(frozen=True)
 class Doubt:
-    """A batch of which some rows got no answer."""
+    """A batch that has rows without an answer."""
 
     sync: str
     object: str
@@ -29,7 +29,7 @@ class Doubt:
 
 
 def doubts(ledger: Ledger, sync: str) -> list[Doubt]:
-    """The batches in doubt of a sync, oldest first, over all objects it delivered to."""
+    """The batches in doubt of a sync, oldest first, for all objects it delivered to."""
     objects = {one.object for one in ledger.checkpoints(sync)} | {
         one.object for one in ledger.runs(sync, limit=1000)
     }
@@ -43,27 +43,27 @@ def doubts(ledger: Ledger, sync: str) -> list[Doubt]:
 
 
 def resolve(ledger: Ledger, epoch: int, doubtful: Sequence[Doubt], *, delivered: bool) -> int:
-    """Record that these rows did arrive, or did not; returns how many rows that were. `epoch` is that of
-    the sync's lock, which the caller holds."""
+    """Record that these rows arrived, or did not; returns the number of rows. `epoch` is that of the lock
+    the caller holds."""
     for one in doubtful:
         known = WRITTEN if delivered else NOT_DELIVERED
         outcome = one.batch.outcome or Outcome(UNKNOWN)
-        settled = replace(
+        resolved = replace(
             outcome,
-            default=_settled(outcome.default, known),
-            exceptions={row: _settled(result, known) for row, result in outcome.exceptions.items()},
+            default=_resolved(outcome.default, known),
+            exceptions={row: _resolved(result, known) for row, result in outcome.exceptions.items()},
         )
-        answer = Acknowledgement(one.batch.batch_id, settled, one.batch.attempts)
+        answer = Acknowledgement(one.batch.batch_id, resolved, one.batch.attempts)
         ledger.acknowledge(one.run_id, epoch, [answer])
     return sum(one.rows for one in doubtful)
 
 
-def _settled(result: RowResult, known: RowResult) -> RowResult:
+def _resolved(result: RowResult, known: RowResult) -> RowResult:
     return known if result.kind is Kind.UNKNOWN else result
 
 
 def _doubtful(batch: BatchRow) -> int:
-    """How many rows of the batch got no answer."""
+    """How many rows of the batch have no answer."""
     if batch.status == "split":
         return 0
     outcome = batch.outcome or Outcome(UNKNOWN)

@@ -1,7 +1,7 @@
-"""One run while it lives: what it has done so far, and how it ends in the ledger.
+"""One active run: what it has done so far, and how it ends in the ledger.
 
-`pipeline.sync` says in which order; here is what each step does. Whatever happens after `begin`, the run
-ends with a status that tells the truth.
+`pipeline.sync` has the order of the steps; this module has the steps. Whatever happens after `begin`, the run
+ends with a correct status.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ EXAMPLES_KEPT = 100  # rejects kept with the run itself
 
 
 def new_run(job: Job) -> Run:
-    """An id that sorts by time, on the ledger's clock."""
+    """A run with an id that sorts by time, on the ledger's clock."""
     now = job.ledger.now()
     return Run(f"{now:%Y%m%dT%H%M%S%f}"[:18] + "-" + secrets.token_hex(3), now)
 
 
 class Execution:
-    """The steps of one run, and everything they leave behind."""
+    """The steps of one run, and their results."""
 
     workspace: Workspace  # from the planning on
 
@@ -55,7 +55,7 @@ class Execution:
         self.delivery: Delivery | None = None
 
     def begin(self) -> None:
-        """The RUNNING row: durable before anything else happens."""
+        """Write the RUNNING row, durable before anything else happens."""
         job = self.job
         job.ledger.begin(
             RunStart(
@@ -87,7 +87,7 @@ class Execution:
         )
 
     def recover(self, mapped: Mapped, workspace: Workspace) -> recovery.Found:
-        """Resolve what dead runs left open."""
+        """Resolve the open batches of dead runs."""
         delivery = self._delivery(
             mapped.capabilities, every=True, lane=lambda: self.job.lane(mapped.field_map.shape)
         )
@@ -95,7 +95,7 @@ class Execution:
         return recovery.Found({}, 0)
 
     def prepare(self) -> None:
-        """What `create` and the promises need in the target; only where something will be written."""
+        """Create what the target needs, if something will be written."""
         plan = self._planned()
         if plan.basis.restarts and not len(plan.changes):
             self.job.ledger.forget(self.job.sync.name, plan.capabilities.object, self.lock.epoch)
@@ -106,7 +106,7 @@ class Execution:
         log.event("target_prepared")
 
     def deliver(self) -> None:
-        """The change set: durable as a delta first, then drained, or taken as delivered."""
+        """Record the change set as a durable delta, then drain it or adopt it."""
         plan, ledger = self._planned(), self.job.ledger
         if not len(plan.changes):
             return
@@ -116,10 +116,10 @@ class Execution:
         plan.changes.write_delta(self.workspace.directory / name)
         ledger.put_file(name, self.workspace.directory / name)
         if plan.adopting:
-            self._adopt()  # before the delta counts: rows that a killed run did not adopt would be sent
-        anew = plan.capabilities.object if plan.basis.restarts else None
+            self._adopt()  # before the delta: after a kill in between, rows would be sent
+        restart = plan.capabilities.object if plan.basis.restarts else None
         ledger.record_delta(
-            self.run.run_id, self.lock.epoch, name, len(plan.changes), plan.fingerprints, anew=anew
+            self.run.run_id, self.lock.epoch, name, len(plan.changes), plan.fingerprints, restart=restart
         )
         log.event("delta_written")
         if plan.adopting:
@@ -152,7 +152,7 @@ class Execution:
         return self._summary(status, error.exit_code if error else 0, numbers, error)
 
     def refuse(self) -> Summary:
-        """A guard spoke: nothing was written, and the ledger keeps the counts and examples."""
+        """A guard refused: nothing was written, and the ledger keeps the counts and examples."""
         plan = self._planned()
         numbers = counts.if_refused(plan)
         first = plan.refusals[0]
@@ -161,7 +161,7 @@ class Execution:
         return self._summary("REFUSED", problem.exit_code, numbers, problem)
 
     def fail(self, problem: RetlError) -> Summary:
-        """Stopped before the end: what was delivered stays delivered and is known."""
+        """The run stopped before its end: delivered rows stay delivered, and the ledger knows them."""
         numbers = Counts()
         rejects = RejectChanges(retain=self._retain)
         if self.plan is not None:
@@ -211,7 +211,7 @@ class Execution:
         )
 
     def _adopt(self) -> None:
-        """Take the mart as delivered: every row confirmed, nothing sent, nothing ours to delete."""
+        """Record the mart as delivered: every row is confirmed and not owned, nothing is sent."""
         plan = self._planned()
         last = len(plan.changes) - 1
         batch = Batch(plan.changes, *MODES[self.job.sync.write], self.run.run_id, self.lock.epoch, 0, last)
@@ -221,17 +221,17 @@ class Execution:
         journal.flush()
 
     def _unfinished(self, numbers: Counts) -> Failure | None:
-        """Why a run that reached its end is no success."""
+        """Why a run that reached its end is not a success."""
         if doubtful := numbers.in_doubt + numbers.deletes.in_doubt:
             return Failure(
                 "IN_DOUBT",
-                f"{doubtful} rows got no answer: nobody knows whether they arrived",
+                f"{doubtful} rows got no answer: it is unknown whether they arrived",
                 hint="look into the target, then `retl resolve`",
             )
         if self.delivery is not None and self.delivery.count(Kind.RETRY):
             return Failure(
                 "TARGET_BUSY",
-                f"the target put off {self.delivery.count(Kind.RETRY)} rows past the retry budget",
+                f"the target postponed {self.delivery.count(Kind.RETRY)} rows beyond the retry budget",
                 hint="run again: they are still due",
             )
         return None
@@ -242,12 +242,12 @@ class Execution:
 
     @cached_property
     def _account(self) -> Account:
-        """Of all answers: asked for first when there will be no more of them."""
+        """Computed once, after the last answer."""
         return Account(self._planned(), self.workspace, self._answered)
 
     @property
     def _retain(self) -> float | None:
-        """Seconds that the ledger keeps rejected rows; None where the sync has none kept."""
+        """Seconds that the ledger keeps rejected rows; None if the sync keeps none."""
         asked = self.job.sync.rejects
         return asked.retain if asked.payload else None
 

@@ -1,7 +1,7 @@
-"""Which fields make nearly every row an update? Often a load time, which says nothing of the row itself.
+"""Finds fields that make nearly every row an update: often a load time, which does not describe the row.
 
-A sample of the planned updates is held beside what a readable target has. Fields are named, values never; and
-nothing is refused: that a price list changes every day is no mistake.
+A sample of the planned updates is compared with a readable target. Notes name fields and never show values.
+Nothing is refused: a price list may change every day.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any
 from retl.destinations.api import Destination
 from retl.destinations.batch import Batch
 
-SAMPLE = 200  # updates that are held beside the target's rows
-FEW = 20  # so few updates are nobody's concern
+SAMPLE = 200  # updates that are compared with the target's rows
+FEW = 20  # this many updates or fewer are not checked
 NEARLY_ALL = Decimal("0.9")  # of the rows read
 
 _Forms = tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]
 
 
 def is_suspect(updates: int, read: int) -> bool:
-    """Are so many rows updates that one field might be the reason for them all?"""
+    """Whether nearly all rows are updates, so that one field may be the reason."""
     return updates > FEW and updates >= NEARLY_ALL * read
 
 
 def fields(destination: Destination[Any], batch: Batch) -> list[str]:
-    """The compared fields that differ from the target's in every row of the batch that the target has, in
-    their order; none if all of them do, for then the rows are simply other ones."""
+    """The compared fields that differ in every row of the batch that the target has, in their order; none if
+    all fields differ, because then the rows are different ones."""
     compared = [field.name for field in destination.shape.fields if field.compared]
     pairs = list(_pairs(destination, batch))
     always = [name for name in compared if pairs and all(_differs(*pair, name) for pair in pairs)]
@@ -40,13 +40,13 @@ def note(names: Sequence[str], updates: int, read: int) -> str:
     listed = ", ".join(names)
     what = "column {} differs" if len(names) == 1 else "columns {} differ"
     return (
-        f"{updates} of {read} rows are updates, and {what.format(listed)} in every one that was looked at:"
-        f" if that is no reason to send a row, say changes: {{hash: {{ignore: [{listed}]}}}}"
+        f"{updates} of {read} rows are updates, and {what.format(listed)} in every one that was compared:"
+        f" if that is no reason to send a row, set changes: {{hash: {{ignore: [{listed}]}}}}"
     )
 
 
 def _pairs(destination: Destination[Any], batch: Batch) -> Iterator[_Forms]:
-    """Per row that the target has: its fields there, as Python values here, and as JSON here."""
+    """Per row that the target has: the target's fields, our fields as Python values, and as JSON."""
     shape = destination.shape
     names = [field.name for field in shape.fields]
     held = destination.read(replace(batch, operation="delete"))
@@ -59,7 +59,7 @@ def _pairs(destination: Destination[Any], batch: Batch) -> Iterator[_Forms]:
 def _differs(
     there: Mapping[str, Any], here: Mapping[str, Any], document: Mapping[str, Any], name: str
 ) -> bool:
-    """Targets hand a value out as their driver or their text has it: any of its forms is the value."""
+    """A target returns a value in the form of its driver or as text; every form is equal."""
     held, value, written = there.get(name), here[name], document.get(name)
     texts = (str(value), str(written), json.dumps(written, default=str))
     return held not in (value, written) and str(held) not in texts

@@ -1,7 +1,7 @@
 """The one interface of all sources.
 
 A source describes its rows and hands them out as a relation, from one snapshot where it has one. It keeps
-nothing between runs, never writes, and knows neither the contract nor the target. It is let go before
+nothing between runs, never writes, and knows neither the contract nor the target. It is closed before
 delivery starts.
 """
 
@@ -25,17 +25,17 @@ OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Invocation:
-    """What a source needs of the project and of this invocation."""
+    """What a source needs from the project and from this invocation."""
 
     folder: Path  # paths in options are relative to it
     variables: Mapping[str, Any]  # for `$name` in SQL
-    waiting: Callable[[str], object] = lambda _who: None  # called once with who holds the source
+    waiting: Callable[[str], object] = lambda _pid: None  # called once with the process that locks the source
 
 
 @dataclass(frozen=True)
 class Description:
     """`columns`: name → DuckDB type. `version` tells one state of the source from another: opaque text that
-    is recorded with the run. `health` is what dbt said of the mart, if the mart is a dbt model."""
+    is recorded with the run. `health` is what dbt reports about the mart, if the mart is a dbt model."""
 
     columns: Mapping[str, str]
     version: str
@@ -43,7 +43,7 @@ class Description:
 
 
 class Snapshot(ABC):
-    """One state of the source, held until the context ends."""
+    """One state of the source; it does not change until the context ends."""
 
     description: Description
 
@@ -53,7 +53,7 @@ class Snapshot(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the source: others may write to it. Called in the thread that opened or read it."""
+        """Release the source: others may write to it. Called in the thread that opened or read it."""
 
     def __enter__(self) -> Self:
         return self
@@ -71,8 +71,8 @@ class Source(ABC, Generic[OptionsT]):
 
     Connection: ClassVar[type[BaseModel]]
     Options: ClassVar[type[BaseModel]]
-    changes: ClassVar[frozenset[str]] = frozenset({"all", "hash", "watermark"})  # how changes can be found
-    evidence: ClassVar[str]  # what it was tried against
+    changes: ClassVar[frozenset[str]] = frozenset({"all", "hash", "watermark"})  # ways to find changes
+    evidence: ClassVar[str]  # what it was tested with
 
     def __init__(self, connection: BaseModel, options: OptionsT, invocation: Invocation) -> None:
         self.connection: Any = connection
@@ -81,17 +81,17 @@ class Source(ABC, Generic[OptionsT]):
 
     @property
     def label(self) -> str:
-        """What a list of syncs shows: the table, model or file."""
+        """The table, model or file, for a list of syncs."""
         return type(self).__module__.rpartition(".")[2]
 
     @property
     def identity(self) -> dict[str, str]:
-        """Which source this is, as it is defined, for the history. It holds no secret and no value."""
+        """The source as it is defined, for the history. It contains no secret and no value."""
         return {"type": self.label}
 
     @property
     def readable(self) -> tuple[Path, ...]:
-        """Folders that the workspace may read after the source was opened."""
+        """Folders that the workspace may read after the source is opened."""
         return ()
 
     @property
@@ -101,10 +101,10 @@ class Source(ABC, Generic[OptionsT]):
 
     @property
     def max_age(self) -> float | None:
-        """Seconds after which the health of the mart is too old; None: any age will do."""
+        """Seconds after which the health of the mart is too old; None: no limit."""
         return None
 
     @abstractmethod
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
-        """The source as it is now; without `wait` a source that somebody writes to is Later at once.
+        """The source as it is now. Without `wait` a source that is being written to is Later at once.
         Later, SourceError, DefinitionError, Mismatch SOURCE_DRIFT."""

@@ -1,10 +1,10 @@
-"""A mart as a dbt model: which relation it is, and what dbt's last word on it was.
+"""A mart as a dbt model: its relation, and the last results that dbt reported for it.
 
-Two files of dbt's target folder are read, nothing else, and nothing of dbt is imported: manifest.json says
-what a model is, run_results.json what became of it. dbt overwrites the second with every command, so every
-`run_results*.json` there is read and the newest word on each node holds: a project that runs and tests in
-two commands keeps a copy of the first. What no file tells is unknown and never taken for good. Messages of
-dbt are not repeated, since they may quote rows.
+It reads two kinds of files in dbt's target folder and imports nothing of dbt: manifest.json defines a model,
+run_results.json has its results. dbt overwrites the second with every command. So every `run_results*.json`
+is read, and the newest result of each node counts: a project that runs and tests in two commands keeps a
+copy of the first. A result that no file has is unknown, which never counts as good. dbt's messages are not
+repeated, because they may quote rows.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from retl.project.validation import did_you_mean
 
 MANIFEST = "manifest.json"
 _RESULTS = "run_results*.json"
-_BUILDS = {"run", "build", "retry", "seed", "snapshot"}  # `compile` and `docs` say success of what they left
+_BUILDS = {"run", "build", "retry", "seed", "snapshot"}  # not `compile` and `docs`: they build nothing
 _TESTS = {"test", "build", "retry"}
 MARTS = {"model", "snapshot", "seed"}
 FileT = TypeVar("FileT")
-_HINT = "run `dbt build`, or say under `warehouse.dbt` in retl.yml where dbt's target folder is"
+_HINT = "run `dbt build`, or set `warehouse.dbt` in retl.yml to dbt's target folder"
 
 
 class TestMetadata(msgspec.Struct):
-    """Which generic test a test is, and what it was called with."""
+    """The generic test behind a test, and its arguments."""
 
     name: str
     kwargs: dict[str, Any] = {}
 
 
 class ColumnNode(msgspec.Struct):
-    """A column as a model's properties describe it."""
+    """A column in a model's properties."""
 
     name: str
     description: str = ""
@@ -53,7 +53,7 @@ class DependsOn(msgspec.Struct):
 
 
 class Node(msgspec.Struct):
-    """What retl reads of a node or exposure of the manifest; a model or a test of one, among others."""
+    """What retl reads of a node or exposure in the manifest, such as a model or a test."""
 
     name: str
     resource_type: str
@@ -74,7 +74,7 @@ class Node(msgspec.Struct):
 
 
 class Metadata(msgspec.Struct):
-    """When a file was written, and by which command of dbt."""
+    """When a file was written, and by which dbt command."""
 
     generated_at: datetime
     invocation_id: str | None = None
@@ -88,7 +88,7 @@ class Manifest(msgspec.Struct):
     exposures: dict[str, Node] = {}
 
     def tests(self, model: Node) -> list[Node]:
-        """The tests of a model: those attached to it, and those in SQL of their own that read it."""
+        """The tests of a model: generic tests of it, and SQL tests that read it."""
         tests = [node for node in self.nodes.values() if node.resource_type == "test"]
         return [
             test
@@ -118,15 +118,15 @@ class _RunResults(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Build:
-    """dbt's last word on a model. `status` is None where no file speaks of its run; `ended_at` (aware) is
-    when that built the mart, None where it did not; tests are named by what became of them."""
+    """dbt's last results for a model. `status` is None if no file has a run of it. `ended_at` (aware) is when
+    that run built the mart, None if it did not."""
 
     model: str
     status: str | None
     ended_at: datetime | None = None
     failed_tests: tuple[str, ...] = ()
     warned_tests: tuple[str, ...] = ()
-    untested: tuple[str, ...] = ()  # no word, skipped, or a word older than the model's run
+    untested: tuple[str, ...] = ()  # no result, skipped, or a result older than the model's run
     unfinished: bool = False  # manifest.json is newer than every result
 
 
@@ -136,8 +136,8 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def find(manifest: Manifest, name: str) -> Node:
-    """The model (or seed, or snapshot) of this name, `package.name` or `name.v2`; of several versions the
-    latest. DefinitionError DBT_MODEL where there is none, or more than one."""
+    """The model (or seed, or snapshot) with this name, `package.name` or `name.v2`; by default the latest
+    version. DefinitionError DBT_MODEL if there is none, or more than one."""
     marts = [node for node in manifest.nodes.values() if node.resource_type in MARTS]
     found = [node for node in marts if name in _names(node)]
     if len(found) == 1:
@@ -152,7 +152,7 @@ def find(manifest: Manifest, name: str) -> Node:
 
 
 def name_of(manifest: Manifest, node: Node) -> str:
-    """The shortest word by which `find` finds this node."""
+    """The shortest name by which `find` finds this node."""
     for name in sorted(_names(node), key=len):
         with suppress(DefinitionError):
             if find(manifest, name) is node:
@@ -161,12 +161,12 @@ def name_of(manifest: Manifest, node: Node) -> str:
 
 
 def relation(warehouse: Warehouse, folder: Path, name: str) -> str:
-    """The quoted relation of a model. DefinitionError where it has none in this warehouse."""
+    """The quoted relation of a model. DefinitionError if it has none in this warehouse."""
     node = find(read_manifest(folder / warehouse.dbt / MANIFEST), name)
     if node.relation_name is None:
         raise DefinitionError(
             "DBT_MODEL",
-            f"the dbt model {name!r} is ephemeral: nothing of it is in the warehouse",
+            f"the dbt model {name!r} is ephemeral: it is not in the warehouse",
             hint="materialize it as a table or view",
             where="source.dbt",
         )
@@ -175,15 +175,15 @@ def relation(warehouse: Warehouse, folder: Path, name: str) -> str:
         raise DefinitionError(
             "DBT_DATABASE",
             f"dbt builds {name!r} in the database {node.database!r}, and the warehouse is {mine!r}",
-            hint="point DUCKDB_PATH or `warehouse.path` at the file that dbt writes; a file that was renamed"
-            " since is read with `source: {table: …}`",
+            hint="point DUCKDB_PATH or `warehouse.path` at the file that dbt writes; if it was renamed since,"
+            " use `source: {table: …}`",
             where="source.dbt",
         )
     return node.relation_name
 
 
 def build(warehouse: Warehouse, folder: Path, name: str) -> Build:
-    """What dbt said of a model last. SourceError where there is no manifest or a file cannot be read."""
+    """dbt's last results for a model. SourceError if there is no manifest or a file cannot be read."""
     target = folder / warehouse.dbt
     manifest = read_manifest(target / MANIFEST)
     node = find(manifest, name)
@@ -197,25 +197,25 @@ def build(warehouse: Warehouse, folder: Path, name: str) -> Build:
         if result.unique_id == node.unique_id and result.relation_name in (None, node.relation_name)
     ]
     status, ended = runs[-1] if runs else (None, None)
-    words = {
+    results = {
         result.unique_id: (result.status, _aware(file.metadata.generated_at))
         for file in files
         if file.args.get("which") in _TESTS
         for result in file.results
-        if result.status != "skipped"  # says nothing of what was found before
+        if result.status != "skipped"  # does not change an earlier result
     }
-    said: dict[str, list[str]] = {"failed": [], "warn": [], "silent": [], "pass": []}
+    tests: dict[str, list[str]] = {"failed": [], "warn": [], "silent": [], "pass": []}
     for test in manifest.tests(node):
         if test.config.get("enabled") is not False:
-            said[_word(words.get(test.unique_id), ended)].append(test.name)
+            tests[_verdict(results.get(test.unique_id), ended)].append(test.name)
     newest = files[-1].metadata if files else None
     return Build(
         model=name,
         status=status,
         ended_at=ended,
-        failed_tests=tuple(sorted(said["failed"])),
-        warned_tests=tuple(sorted(said["warn"])),
-        untested=tuple(sorted(said["silent"])),
+        failed_tests=tuple(sorted(tests["failed"])),
+        warned_tests=tuple(sorted(tests["warn"])),
+        untested=tuple(sorted(tests["silent"])),
         unfinished=newest is not None
         and newest.invocation_id != manifest.metadata.invocation_id
         and _aware(newest.generated_at) < _aware(manifest.metadata.generated_at),
@@ -223,7 +223,7 @@ def build(warehouse: Warehouse, folder: Path, name: str) -> Build:
 
 
 def notes(build: Build) -> Iterator[str]:
-    """What passes and should be known."""
+    """What does not stop a run but should be known."""
     if build.warned_tests:
         yield f"dbt's tests of {build.model} warned: {', '.join(build.warned_tests)}"
     if build.untested:
@@ -233,7 +233,7 @@ def notes(build: Build) -> Iterator[str]:
 
 
 def _names(node: Node) -> set[str]:
-    """The words that name a node."""
+    """All names of a node."""
     names: set[str] = set()
     if node.version is None or str(node.version) == str(node.latest_version):
         names.add(node.name)
@@ -243,7 +243,7 @@ def _names(node: Node) -> set[str]:
 
 
 def _run(node: Node, result: _Result, file: _RunResults) -> tuple[str, datetime | None]:
-    """How a run ended, and when if it built the mart: `--empty` and `--sample` build something else."""
+    """How a run ended, and when if it built the mart; `--empty` and `--sample` build only a part."""
     partly = next((option for option in ("empty", "sample") if file.args.get(option)), None)
     if result.status == "success" and partly and node.resource_type == "model":
         return f"built with --{partly}", None
@@ -253,11 +253,11 @@ def _run(node: Node, result: _Result, file: _RunResults) -> tuple[str, datetime 
     return result.status, _aware(ends[-1]) if ends else None
 
 
-def _word(said: tuple[str, datetime] | None, ended: datetime | None) -> str:
-    """failed, warn, pass, or silent. A failure holds until the test passes; a pass only for what it saw."""
-    if said is None:
+def _verdict(result: tuple[str, datetime] | None, ended: datetime | None) -> str:
+    """failed, warn, pass, or silent. A failure counts until the test passes; a pass only for its build."""
+    if result is None:
         return "silent"
-    status, at = said
+    status, at = result
     if status in ("fail", "error", "runtime error"):
         return "failed"
     if status not in ("pass", "warn") or (ended is not None and at < ended):  # of another build

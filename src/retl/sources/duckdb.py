@@ -1,8 +1,8 @@
 """DuckDB: marts in a DuckDB file, as a table, a view, one SELECT, or a dbt model.
 
-The file is attached read-only and read in one transaction, so a run sees one moment. While another process
-writes to it, a run waits up to `lock_wait`. The file is free again before delivery starts. A missing file is
-an error and never an empty mart.
+The file is attached read-only and read in one transaction, so a run sees one state of it. While another
+process writes to it, a run waits up to `lock_wait`. The file is released before delivery starts. A missing
+file is an error, never an empty mart.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from retl.sources.api import Description, Snapshot, Source
 from retl.values.sql import literal, quoted
 
 _HELD = re.compile(r"lock.*PID (\d+)|PID (\d+).*lock", re.IGNORECASE | re.DOTALL)
-_LOOK_AGAIN = 0.5  # seconds between two looks at a mart that a writer holds
+_LOOK_AGAIN = 0.5  # seconds between two attempts while a writer has the lock
 
 
 class DuckDB(Source[Mart]):
@@ -44,7 +44,7 @@ class DuckDB(Source[Mart]):
     @property
     def identity(self) -> dict[str, str]:
         named = self.options.model_dump(include={"table", "file", "dbt"}, exclude_none=True)
-        if self.options.sql is not None:  # a text may hold values
+        if self.options.sql is not None:  # the text may contain values
             named = {"sql": sha256(self.options.sql.encode()).hexdigest()[:16]}
         return {"type": self.connection.type, "path": self._shown, **named}
 
@@ -68,13 +68,13 @@ class DuckDB(Source[Mart]):
         return self.options.max_age
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
-        self._query()  # a definition that is wrong is said before anybody waits
+        self._query()  # report a wrong definition before waiting
         version = self._attach(workspace, self.connection.lock_wait if wait else 0.0)
         return MartFile(self, workspace, version)
 
     def _query(self) -> Query:
-        """The SELECT of a sync's source. DefinitionError when it is not exactly one SELECT, or uses a
-        parameter that no variable fills."""
+        """The SELECT of a sync's source. DefinitionError if it is not exactly one SELECT, or uses a parameter
+        without a variable."""
         options, folder = self.options, self.invocation.folder
         if options.dbt is not None:
             name = dbt.relation(self.connection, folder, options.dbt)
@@ -94,7 +94,7 @@ class DuckDB(Source[Mart]):
         return select(sql, self.invocation.variables, origin)
 
     def _attach(self, workspace: Workspace, lock_wait: float) -> str:
-        """Attach the file read-only; returns what tells its state: path, size and time of the last change."""
+        """Attach the file read-only; returns its version: path, size and time of the last change."""
         shown = self.connection.path
         path = self.invocation.folder / shown
         if not path.is_file():
@@ -109,7 +109,7 @@ class DuckDB(Source[Mart]):
                 f"a warehouse file cannot be named {path.name}: DuckDB needs that name",
                 hint="rename the file",
             )
-        deadline, told = time.monotonic() + lock_wait, False
+        deadline, reported = time.monotonic() + lock_wait, False
         while (pid := _attached(workspace, path)) is not None:
             if time.monotonic() >= deadline:
                 raise Later(
@@ -117,9 +117,9 @@ class DuckDB(Source[Mart]):
                     f"process {pid} is writing to {shown}",
                     hint="wait for it, or raise warehouse.lock_wait",
                 )
-            if not told:
+            if not reported:
                 self.invocation.waiting(pid)
-                told = True
+                reported = True
             workspace.stop.wait(_LOOK_AGAIN)
         workspace.run(f"USE {quoted(path.stem)}")
         stat = path.stat()
@@ -133,7 +133,7 @@ class MartFile(Snapshot):
         self._workspace = workspace
         self._alias = Path(source.connection.path).stem
         options, folder = source.options, source.invocation.folder
-        # dbt can write neither the mart nor another result while we hold the file
+        # while we hold the file dbt writes neither the mart nor results
         health = dbt.build(source.connection, folder, options.dbt) if options.dbt is not None else None
         self._query = source._query()
         self.description = Description(columns(workspace, self._query), version, health)
@@ -147,7 +147,7 @@ class MartFile(Snapshot):
 
 
 def _attached(workspace: Workspace, path: Path) -> str | None:
-    """None once the file is attached, else the process that writes to it."""
+    """None if the file is attached now, else the process that writes to it."""
     try:
         workspace.run(f"ATTACH {literal(str(path))} AS {quoted(path.stem)} (READ_ONLY)")
     except duckdb.IOException as problem:

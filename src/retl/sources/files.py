@@ -1,10 +1,10 @@
 """Files: Parquet files in a folder of this machine, named by a pattern.
 
-All files of the pattern are one mart. Columns are matched by name, and one that a file lacks is NULL there.
-Folders such as `dt=2026-11-28` add a column: a date or a whole number if all of them are, else text. The
-list of the files with their sizes and times is the version of the source. If a file changes or vanishes
-while it is read, nothing is delivered (`SOURCE_MOVES`). A pattern never leads out of `root`. No file at all
-is an error, not an empty mart.
+All files of the pattern are one mart. Columns are matched by name; a column that a file lacks is NULL there.
+Folders such as `dt=2026-11-28` add a column: a date or an integer if all values are, else text. The list of
+the files with their sizes and times is the version of the source. If a file changes or vanishes while it is
+read, nothing is delivered (`SOURCE_MOVES`). A pattern never leads out of `root`. No file at all is an
+error, not an empty mart.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from retl.values.sql import literal
 
 
 class Folder(Definition):
-    """A folder of the project, or an absolute path. `timezone` is that of timestamps without one."""
+    """A folder of the project, or an absolute path. `timezone` applies to timestamps without one."""
 
     type: Literal["files"] = "files"
     root: str
@@ -34,7 +34,7 @@ class Folder(Definition):
 
 
 class Pattern(Definition):
-    """Which files of the folder: `segments/dt=*/*.parquet`. `**` is any number of folders."""
+    """Files of the folder, such as `segments/dt=*/*.parquet`. `**` is any number of folders."""
 
     path: str
     format: Literal["parquet"] = "parquet"
@@ -80,7 +80,7 @@ class Files(Source[Pattern]):
         return Listing(self, workspace)
 
     def list(self) -> dict[Path, tuple[int, int]]:
-        """The files, in order, with size and time of the last change (ns). SourceError if there is none."""
+        """The files, sorted, with size and time of the last change (ns). SourceError if there is none."""
         root = self.root.resolve()
         found = {
             path: (path.stat().st_size, path.stat().st_mtime_ns)
@@ -97,7 +97,7 @@ class Files(Source[Pattern]):
 
 
 class Listing(Snapshot):
-    """The files that were there when the source was opened. They are compared again when it is closed."""
+    """The files at the time of opening. They are compared again when the source is closed."""
 
     def __init__(self, source: Files, workspace: Workspace) -> None:
         self._source = source
@@ -119,5 +119,5 @@ class Listing(Snapshot):
             raise SourceError(
                 "SOURCE_MOVES",
                 f"files of {self._source.options.path} changed while they were read; nothing was delivered",
-                hint="run again when the files are complete, or write them elsewhere and move them in",
+                hint="run again when the files are complete, or write them to another folder and move them",
             )

@@ -1,4 +1,4 @@
-"""The canonical text of a value and the hash of a row: the format of docs/reference/formats.md.
+"""The canonical text of a value and the hash of a row: the format of docs/formats.md.
 
 Both belong to retl alone: neither DuckDB's JSON nor its version has a say in them. The vectors in
 tests/canonical_vectors.json fix them; to change either sends every row of every user once more.

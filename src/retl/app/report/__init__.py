@@ -1,8 +1,8 @@
-"""One run as a page to look at: facts of the ledger's history in, one self-contained HTML text out.
+"""The report of one run: from the ledger's history to one self-contained HTML page.
 
-`gather` reads, `page` writes; between them are the frozen Facts. It asks no warehouse and no target, loads
-nothing from any network, needs no JavaScript, and shows no value of a row: of a reject it knows the key,
-the code and the reason, and the key is masked where it is sensitive.
+`gather` reads the frozen Facts, `page` writes them. It uses no warehouse, no target, no network and no
+JavaScript. It shows no value of a row: of a reject it shows the key, the code and the reason, and a
+sensitive key is masked.
 """
 
 from __future__ import annotations

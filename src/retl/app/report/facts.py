@@ -1,4 +1,4 @@
-"""What a report tells, gathered from the ledger's history."""
+"""The content of a report, gathered from the ledger's history."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCHES_SHOWN = 100
 
 @dataclass(frozen=True)
 class Reason:
-    """Rows that were refused alike: how many, and the keys of a few."""
+    """Rows rejected for the same reason: how many, and a few keys."""
 
     stage: str
     code: str
@@ -29,22 +29,22 @@ class Reason:
 
 @dataclass(frozen=True)
 class Facts:
-    """`runs` are the sync's newest up to this one's time and beyond, oldest first; `batches` the slowest,
-    in the order they were sent; `states` one line per sync as `retl status` has it, or none."""
+    """`runs`: the newest runs of the sync, oldest first. `batches`: the slowest, in the order they were sent.
+    `states`: one line per sync as in `retl status`, or none."""
 
     run: RunRow
     runs: Sequence[RunRow]
     batches: Sequence[BatchRow]
     batches_in_all: int
-    met: Sequence[Reason]  # rejects of this run, from the examples it kept
-    open: Sequence[Reason]  # rejects of the sync that wait now
+    met: Sequence[Reason]  # rejects of this run, from its examples
+    open: Sequence[Reason]  # open rejects of the sync
     last_success: datetime | None
     made_at: datetime
     states: Sequence[Mapping[str, Any]] = ()
 
 
 def gather(ledger: Ledger, run: RunRow, *, masked: bool, states: Sequence[Mapping[str, Any]] = ()) -> Facts:
-    """Everything about a run and its sync's history; with `masked` no key leaves the ledger."""
+    """The facts about a run and its sync's history; with `masked` they contain no key."""
     batches = [one for one in ledger.batches(run.run_id) if one.status != "split"]
     slowest = sorted(batches, key=lambda one: one.duration_ms or 0, reverse=True)[:BATCHES_SHOWN]
     good = ledger.last_success(run.sync)

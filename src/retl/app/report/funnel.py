@@ -1,4 +1,4 @@
-"""The rows of a mart on their way to the target: what was read, what fell away where, what arrived."""
+"""The rows of a mart on their way to the target: read, left out at each step, delivered."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 ARRIVED = ("inserted", "updated", "refreshed")
 LOST_ON_THE_WAY = ("unchanged", "rejected", "skipped", "in_doubt", "not_attempted")
-ALWAYS = ("unchanged", "rejected")  # said even where they are none: this is what people look for
+ALWAYS = ("unchanged", "rejected")  # shown even if zero, because people look for them
 
 
 @dataclass(frozen=True)
 class Step:
-    """`rows` of the mart that came to this end; `kind` is through (read, delivered), less or of which."""
+    """`rows` of the mart with this result; `kind` is through (read, delivered), less or of which."""
 
     name: str
     rows: int
@@ -22,13 +22,13 @@ class Step:
 
 
 def delivered(counts: Mapping[str, Any]) -> int:
-    """Rows of the mart that reached the target; deletes are counted apart."""
+    """Rows of the mart that reached the target, without deletes."""
     return sum(int(counts.get(name, 0)) for name in ARRIVED)
 
 
 def funnel(counts: Mapping[str, Any]) -> list[Step]:
-    """read, less unchanged, less rejected …, delivered, of which inserted …: the numbers of a run's
-    counts, which add up to what was read. Ends that nobody came to are left out."""
+    """read, less unchanged, less rejected …, delivered, of which inserted …: the numbers of a run's counts,
+    which add up to the rows read. Zero results are left out."""
     read = int(counts.get("read", 0))
 
     def step(name: str, rows: int, kind: str) -> Step:

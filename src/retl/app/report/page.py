@@ -1,6 +1,6 @@
 """Facts → the page: the numbers and charts that page.html shows.
 
-Every text in the template passes `shown` and is escaped there; no HTML is written here.
+The template passes every text through `shown` and escapes it; no HTML is written here.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from retl.observe.redact import redact
 from retl.observe.summary import PHASES
 
 COLOURS = {"SUCCESS": "good", "SUCCESS_WITH_REJECTS": "warn", "RUNNING": "muted", "INTERRUPTED": "warn"}
-ROOM = 0.92  # of a chart's height for its highest bar
-LEAST = 0.015  # of the height, for a value that is not zero: it is seen, however small
+ROOM = 0.92  # height of the highest bar, as a share of the chart
+LEAST = 0.015  # smallest height of a value that is not zero, so that it is visible
 Part = tuple[float, str]  # value, colour
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One column: its parts from the bottom up, and what it stands for in a sentence."""
+    """One column: its parts from the bottom up, and a sentence that describes it."""
 
     says: str
     parts: Sequence[Part]
@@ -35,7 +35,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """Columns from left to right; `ends` name the first and the last, `highest` the scale."""
+    """Columns from left to right; `ends` are the labels of the first and last, `highest` is the scale."""
 
     title: str
     bars: Sequence[Bar]
@@ -43,7 +43,7 @@ class Chart:
     highest: str
 
     def columns(self) -> Iterator[tuple[str, list[dict[str, float | str]]]]:
-        """Of each bar its sentence and its rectangles, in percent of the frame: so they fit every width."""
+        """Per bar, its sentence and its rectangles in percent of the frame, so that they fit every width."""
         top = max((sum(value for value, _ in bar.parts) for bar in self.bars), default=0.0)
         slot = 100 / max(len(self.bars), 1)
         for index, bar in enumerate(self.bars):
@@ -63,7 +63,7 @@ class Chart:
 
 
 def page(facts: Facts) -> str:
-    """The whole HTML document: no script, nothing from any network, nothing that escapes its text."""
+    """The whole HTML document: no script, nothing from a network, every text escaped."""
     error = [facts.run.error] if facts.run.error else []
     problems = [(one["code"], one["message"], one.get("hint")) for one in [*facts.run.guards, *error]]
     return (
@@ -101,7 +101,7 @@ def shown(value: object) -> object:
     """A value without secrets, control characters or characters that reorder a line."""
     if value is None:
         return ""
-    if not isinstance(value, str) or hasattr(value, "__html__"):  # a macro's: its values were shown there
+    if not isinstance(value, str) or hasattr(value, "__html__"):  # of a macro: its values have passed `shown`
         return value
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in redact(value))
 
@@ -115,7 +115,7 @@ def utc(value: datetime, form: str) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """A length of time in its two largest units: 3 d 4 h, 12 m 5 s, 0.42 s."""
+    """A duration in its two largest units: 3 d 4 h, 12 m 5 s, 0.42 s."""
     if seconds is None:
         return ""
     if seconds < 60:
@@ -148,7 +148,7 @@ def _history(runs: Sequence[RunRow]) -> Iterator[Chart]:
     yield Chart("rows per second", fast, ends, f"{number(max(rates))} rows/s")
     if ages := _ages(runs):
         yield Chart(
-            "age that the target's data reached before it was renewed",
+            "age of the target's data before it was renewed",
             [Bar(f"{_day(at)}: {span(age)}", [(age, "warn")]) for at, age in ages],
             ends,
             span(max(age for _, age in ages)),
@@ -156,7 +156,7 @@ def _history(runs: Sequence[RunRow]) -> Iterator[Chart]:
 
 
 def _ages(runs: Sequence[RunRow]) -> list[tuple[datetime, float]]:
-    """When each good run but the first ended, and how long ago the one before it had."""
+    """The end of each successful run except the first, and the time since the one before."""
     good = [run.finished_at for run in runs if run.status.startswith("SUCCESS") and run.finished_at]
     return [(now, (now - before).total_seconds()) for before, now in pairwise(good)]
 
@@ -176,7 +176,7 @@ def _seconds(run: RunRow) -> float | None:
 
 
 def _rate(run: RunRow) -> float | None:
-    """Rows moved per second of the run, None while nobody can say."""
+    """Rows moved per second of the run, None if unknown."""
     seconds = _seconds(run)
     return _moved(run) / seconds if seconds else None
 
