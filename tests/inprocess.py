@@ -109,19 +109,17 @@ def _own_imports() -> Iterator[None]:
 @contextmanager
 def own_state() -> Iterator[None]:
     """The log and the known secrets as they are when a process starts, and then as they were."""
-    configured, least, listeners = structlog.get_config(), log._least, list(log._listeners)
+    logger, least, listeners = log._logger, log._least, list(log._listeners)
     secrets = redact._secrets
-    structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
-    log._least, log._listeners[:] = 0, []
+    log._logger, log._least, log._listeners[:] = None, log._SILENT, []
     redact.forget()
     tempfile.tempdir = None  # TMPDIR decides again
     try:
         yield
     finally:
         tempfile.tempdir = None
-        structlog.configure(**configured)
-        log._least, log._listeners[:] = least, listeners
+        log._logger, log._least, log._listeners[:] = logger, least, listeners
         redact.forget()
         redact.register(*secrets)
 

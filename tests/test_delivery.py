@@ -6,6 +6,7 @@ sent, and what the ledger knows.
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import threading
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 from tenacity import wait_random_exponential
 
 from retl.delivery import lanes as delivering
@@ -41,6 +41,7 @@ from retl.net.gate import Gate
 from retl.net.waits import Quota
 from retl.observe import log
 from retl.pace import limiter
+from tests import inprocess
 from tests.ledgers import take
 from tests.target import Scene, Target, World, begin, fails, says, tells, took, took_but
 
@@ -158,14 +159,18 @@ def test_every_step_of_a_batch_is_said(scene: Scene, events: list[tuple[str, dic
     ]
 
 
-def test_what_is_said_of_every_batch_is_for_those_who_look_for_a_fault(scene: Scene) -> None:
+def test_what_is_said_of_every_batch_is_for_those_who_look_for_a_fault(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
     scene.world.answers.extend([says(Pending("job-1", 0)), fails(later())])
     scene.world.evidence.append(says(Outcome(WRITTEN)))
-    with capture_logs() as lines:
+    with inprocess.own_state():
+        log.configure("json", "debug")
         scene.delivery(key_window=60.0).drain(scene.batches(4, 2))
         scene.delivery().drain([])
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert {line["event"] for line in lines} >= {"batch_sending", "batch_answered", "batch_acknowledged"}
-    assert {line["log_level"] for line in lines} == {"debug"}
+    assert {line["level"] for line in lines} == {"debug"}
 
 
 def test_a_split_batch_counts_no_rows_of_its_own(
@@ -837,7 +842,7 @@ def test_a_request_that_takes_its_time_is_interrupted_after_a_grace(
 @pytest.mark.parametrize("idempotent", [True, False])
 def test_a_zombie_sends_nothing_more(scene: Scene, idempotent: bool) -> None:
     scene.lock.release()
-    with take(scene.ledger), pytest.raises(LedgerError, match="lock is gone"):
+    with take(scene.ledger), pytest.raises(LedgerError, match="lost its lock"):
         scene.delivery(idempotent=idempotent).drain(scene.batches(4, 2))
     assert scene.world.sent == []
 

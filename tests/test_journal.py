@@ -218,10 +218,10 @@ def test_a_run_that_lost_its_lock_opens_and_intends_nothing(scene: Scene) -> Non
         for path in (scene.home / "locks").iterdir():
             path.unlink()  # whoever comes next locks another file
         for act in (lambda run=run: run.open([one]), lambda run=run: run.intend(one)):
-            with pytest.raises(LedgerError, match="lock is gone"):
+            with pytest.raises(LedgerError, match="lost its lock"):
                 act()
     before = scene.run.heartbeat_at
-    with pytest.raises(LedgerError, match="lock is gone"):
+    with pytest.raises(LedgerError, match="lost its lock"):
         scene.ledger.heartbeat(RUN, scene.lock.epoch)
     assert scene.run.heartbeat_at == before
     assert scene.recorded == []
@@ -243,7 +243,7 @@ def test_every_entry_carries_the_epoch_of_the_lock(scene: Scene) -> None:
             lambda: runs[0].open([first]),
         ]
         for act in acts:
-            with pytest.raises(LedgerError, match="lock is gone"):
+            with pytest.raises(LedgerError, match="lost its lock"):
                 act()
     assert scene.recorded == known
 

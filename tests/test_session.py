@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 import retl
 from retl.errors import DefinitionError
@@ -34,6 +35,16 @@ def test_a_sync_is_run_and_tells_what_became_of_it(shop: Workshop, redis_server:
     assert len(redis_server.client().keys("users:*")) == ROWS
 
 
+def test_nothing_is_printed_and_the_programs_own_log_is_left_alone(
+    shop: Workshop, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = structlog.get_config()
+    with retl.open(shop.folder) as session:
+        session.sync("users")
+    assert capfd.readouterr() == ("", "")
+    assert structlog.get_config() == before
+
+
 def test_a_dry_run_leaves_no_state_behind(shop: Workshop) -> None:
     with retl.open(shop.folder) as session:
         summary = session.sync("users", dry_run=True)
@@ -48,7 +59,8 @@ def test_several_syncs_run_at_once_and_each_has_a_summary(shop: Workshop) -> Non
         daily = session.run(tags=["daily"])
         everything = session.run(jobs=2, limit=3, full=True)
     assert [(one.sync, one.status) for one in daily] == [("users", "SUCCESS")]
-    assert [(one.sync, one.counts.updated) for one in everything] == [("others", 0), ("users", 3)]
+    moved = [(one.sync, one.counts.inserted, one.counts.updated) for one in everything]
+    assert moved == [("others", 3, 0), ("users", 0, 3)]
     assert [one.sync for one in retl.open(shop.folder).select(["more"])] == ["more"]
 
 

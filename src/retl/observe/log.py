@@ -37,17 +37,20 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 _LEVELS: dict[Level, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _listeners: list[Listener] = []
-_least = 0  # lowest level that is written; checked here because structlog needs 5 µs for it
+_SILENT = 100  # no level is as high
+_least = _SILENT  # lowest level that is written; checked here because structlog needs 5 µs for it
+_logger: structlog.typing.FilteringBoundLogger | None = None
 
 
 def configure(
     format: Format | None = None, level: Level = "info", *, color: bool = True, crash_at: str | None = None
 ) -> None:
-    """Configure the log of this process. With format None, stderr decides.
+    """Configure the log of this process; before that nothing is written. With format None, stderr decides.
+    The program's own use of structlog is left alone.
 
     `crash_at` is `event:n`, for tests only: the process kills itself directly after the n-th event of that
     name."""
-    global _least
+    global _least, _logger
     _least = _LEVELS[level]
     terminal = sys.stderr is not None and sys.stderr.isatty()
     chosen: Format = format or ("console" if terminal else "json")
@@ -63,11 +66,10 @@ def configure(
         if chosen == "json"
         else [escaped, structlog.dev.ConsoleRenderer(colors=terminal and color)]
     )
-    structlog.configure(
+    _logger = structlog.wrap_logger(
+        structlog.PrintLogger(cast(TextIO, _Stderr())),
         processors=shared + face,
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),
-        cache_logger_on_first_use=False,
     )
     _listeners.clear()
     if crash_at is not None:
@@ -91,7 +93,12 @@ class _Stderr:
 
 def get() -> structlog.typing.FilteringBoundLogger:
     """The logger, for lines that are not events."""
-    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+    if _logger is not None:
+        return _logger
+    silent = structlog.make_filtering_bound_logger(_LEVELS["error"] + 10)
+    logger: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
+        structlog.ReturnLogger(), processors=[], wrapper_class=silent
+    )
     return logger
 
 
