@@ -61,7 +61,7 @@ def test_several_syncs_run_at_once_and_each_has_a_summary(shop: Workshop) -> Non
     assert [(one.sync, one.status) for one in daily] == [("users", "SUCCESS")]
     moved = [(one.sync, one.counts.inserted, one.counts.updated) for one in everything]
     assert moved == [("others", 3, 0), ("users", 0, 3)]
-    assert [one.sync for one in retl.open(shop.folder).select(["more"])] == ["more"]
+    assert [one.name for one in retl.open(shop.folder).select(["more"])] == ["more"]
 
 
 def test_what_fails_is_a_summary_and_what_is_wrong_is_raised(shop: Workshop) -> None:

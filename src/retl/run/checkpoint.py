@@ -9,7 +9,7 @@ from retl.engine import baseline
 from retl.engine.workspace import Workspace
 from retl.ledger import Checkpoint, Ledger
 from retl.observe import log
-from retl.run import planner
+from retl.run import known
 from retl.run.plan import Plan
 
 
@@ -26,7 +26,7 @@ def make(
         rows = newer.pop(0)  # the first delta stands for the snapshot
     if newer and baseline.due(rows, newer):
         path = workspace.directory / f"{plan.run.run_id}.snapshot.parquet"
-        rows = planner.build_baseline(ledger, workspace, snapshot, deltas)
+        rows = known.build_baseline(ledger, workspace, snapshot, deltas)
         baseline.compact(workspace, path)
         ledger.put_file(path.name, path)
         snapshot, snapshot_epoch = path.name, epoch

@@ -21,6 +21,7 @@ from retl.observe import log
 from retl.observe.summary import Summary, described
 from retl.run import planner, recovery
 from retl.run.job import Clock, Job
+from retl.run.known import know
 from retl.run.mart import Mapped, Reading, open_mart
 from retl.run.plan import Plan
 from retl.run.planner import Asked
@@ -112,7 +113,7 @@ def plan(
         with clock.phase("recover"):
             found = recover(mapped, workspace) if recover else NOTHING
         with clock.phase("diff"):
-            known = planner.know(job, mapped, workspace, found.outcomes)
+            known = know(job, mapped, workspace, found.outcomes)
         asked = Asked()
         if recover:
             with clock.phase("guard"):

@@ -6,47 +6,31 @@ Each step takes the results of earlier steps and returns a frozen value. `pipeli
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from types import MappingProxyType
 from typing import Any
 
 from retl.destinations.api import Destination
-from retl.destinations.batch import MODES, Batch, Outcome, Visit
-from retl.engine import baseline, change_set, diff, hash, judge, mapping, selection
+from retl.destinations.batch import MODES, Batch, Visit
+from retl.engine import baseline, change_set, diff, hash, judge, selection
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Ends, Strategy
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch, Systemic, TargetError
-from retl.ledger import BatchRow, Checkpoint, DeltaRow, Ledger, RejectRow
 from retl.observe import log
 from retl.run import guards, volatile
 from retl.run.guards import Facts, Refusal
 from retl.run.job import Job
+from retl.run.known import Known
 from retl.run.mart import Frozen, Mapped, Opened, hash_rows, is_whole
-from retl.run.plan import Basis, Plan, Terms
+from retl.run.plan import Plan, Terms
 from retl.sources import dbt
 
 RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # codes of missing rights that a dry run does not need
 SAMPLE = 200  # confirmed keys that are looked up in the target
-
-
-@dataclass(frozen=True)
-class Known:
-    """What the ledger knows about the object that the run writes. The baseline is a table now."""
-
-    basis: Basis
-    former: Mapping[str, str]  # the fingerprints of the baseline
-    baseline_rows: int
-    open_rejects: Sequence[RejectRow]
-    known_rejects: frozenset[tuple[str, str | None]]  # (key, hash) of open and dismissed ones
-
-    def differs(self, mapped: Mapped, name: str) -> bool:
-        """Whether a fingerprint differs from the baseline's."""
-        return bool(self.former) and self.former.get(name) != mapped.fingerprints[name]
 
 
 @dataclass(frozen=True)
@@ -98,31 +82,6 @@ class Made:
     diffed: Diffed
     judged: Judged
     due: Due
-
-
-def know(
-    job: Job, mapped: Mapped, workspace: Workspace, resolved: Mapping[str, Outcome] = MappingProxyType({})
-) -> Known:
-    """Build the baseline, and the external ids of other syncs, from the ledger. `resolved` are outcomes by
-    batch id that a dry run found and did not record."""
-    sync, ledger = job.sync, job.ledger
-    target = mapped.capabilities.object
-    checkpoint, deltas = ledger.checkpoint(sync.name, target), ledger.deltas(sync.name, target)
-    former = checkpoint.fingerprints if checkpoint else deltas[-1].fingerprint if deltas else {}
-    restarts = bool(former) and former.get("who") != mapped.fingerprints["who"]
-    _load_external_ids(job, workspace)
-    kept = ([], None) if restarts else (deltas, checkpoint.snapshot if checkpoint else None)
-    rows = build_baseline(ledger, workspace, kept[1], kept[0], resolved)
-    open_rejects = ledger.rejects(sync.name)
-    return Known(
-        basis=Basis(checkpoint, tuple(deltas), _newest(ledger, checkpoint, deltas), restarts),
-        former=former,
-        baseline_rows=rows,
-        open_rejects=open_rejects,
-        known_rejects=frozenset(
-            (one.key, one.hash) for one in [*open_rejects, *ledger.rejects(sync.name, "dismissed")]
-        ),
-    )
 
 
 def ask(
@@ -253,62 +212,6 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
         ),
     )
     return replace(plan, notes=(*_notes(job, made, plan, unanswered), *_volatile(job, made, plan)))
-
-
-def build_baseline(
-    ledger: Ledger,
-    workspace: Workspace,
-    snapshot: str | None,
-    deltas: Sequence[DeltaRow],
-    resolved: Mapping[str, Outcome] = MappingProxyType({}),
-) -> int:
-    """Build the baseline from the ledger's files and answers, with the outcomes in `resolved`; returns its
-    number of rows."""
-
-    def answers(run_id: str) -> list[BatchRow]:
-        rows = ledger.batches(run_id)
-        return [replace(row, outcome=resolved.get(row.batch_id, row.outcome)) for row in rows]
-
-    folder = workspace.directory
-    built = [
-        baseline.Delta(ledger.get_file(one.delta, folder), one.started_at, answers(one.run_id))
-        for one in deltas
-    ]
-    return baseline.build(workspace, ledger.get_file(snapshot, folder) if snapshot else None, built)
-
-
-def _newest(
-    ledger: Ledger, checkpoint: Checkpoint | None, deltas: Sequence[DeltaRow]
-) -> tuple[str, str] | None:
-    for delta in reversed(deltas):
-        done = [b for b in ledger.batches(delta.run_id) if b.attempts and b.outcome and b.outcome.arrived]
-        if done:
-            return delta.run_id, done[-1].batch_id
-    return checkpoint.newest if checkpoint else None
-
-
-def _load_external_ids(job: Job, workspace: Workspace) -> None:
-    """Load the external ids of other syncs from the ledger, one table per sync."""
-    for sync, columns in {one.ref: len(one.by) for one in job.sync.refers_to.values()}.items():
-        assert sync is not None
-        _build_other_baseline(job.ledger, workspace, sync, job.references[sync])
-        workspace.run(
-            f"CREATE TABLE {mapping.external_ids(sync)} AS SELECT {mapping.external_ids_key(columns)} AS"
-            f' "retl key", ref AS "retl ref" FROM {baseline.BASELINE} WHERE ref IS NOT NULL'
-        )
-
-
-def _build_other_baseline(ledger: Ledger, workspace: Workspace, sync: str, target: str) -> None:
-    """Build the baseline of another sync. Its own run may replace the files with a new snapshot meanwhile:
-    then their names are read again."""
-    while True:
-        checkpoint, deltas = ledger.checkpoint(sync, target), ledger.deltas(sync, target)
-        try:
-            build_baseline(ledger, workspace, checkpoint.snapshot if checkpoint else None, deltas)
-            return
-        except Exception:
-            if (ledger.checkpoint(sync, target), ledger.deltas(sync, target)) == (checkpoint, deltas):
-                raise
 
 
 def _sample(destination: Destination[Any], run: Run, mapped: Mapped, workspace: Workspace) -> tuple[int, int]:
