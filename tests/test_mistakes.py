@@ -114,7 +114,7 @@ def test_the_server_is_down(workshop: Workshop) -> None:
         workshop.retl("sync", POSTGRES_PORT="1"),
         1,
         "error: users: PostgreSQL at SERVER cannot be reached now: nothing listens there [UNREACHABLE]",
-        "  hint: check host, port and that it runs, then run again",
+        "  hint: check host and port, and that the server runs; then run again",
     )
 
 
@@ -150,8 +150,8 @@ def test_a_column_in_mixed_case_was_made_without_quotes(workshop: Workshop, post
     golden(
         workshop.retl("sync"),
         3,
-        "error: users: column eMail is missing, but there is email (PostgreSQL makes small letters of names"
-        ' without quotes): in the sync say fields: {"*": "*", email: eMail} [TARGET_DRIFT]',
+        "error: users: column eMail is missing, but there is email (PostgreSQL folds names"
+        ' without quotes to lower case): set fields: {"*": "*", email: eMail} [TARGET_DRIFT]',
         '  hint: ALTER TABLE "crm"."users" RENAME COLUMN "email" TO "eMail";',
     )
     workshop.sync(
@@ -230,10 +230,9 @@ def test_the_state_did_not_outlive_the_ci_job(workshop: Workshop) -> None:
     golden(
         workshop.retl("sync"),
         3,
-        "error: users: crm.users was delivered from a state that this ledger is not [STATE_LOST]",
-        "  hint: another project writes here, or the state directory is gone (a container or CI job begins without"
-        " one: keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST` goes on from what this ledger"
-        " knows",
+        "error: users: another ledger has delivered to crm.users, and this one never has [STATE_LOST]",
+        "  hint: another project writes here, or the state directory is lost (a new container or CI job has none:"
+        " keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST` continues with this ledger",
     )
 
 

@@ -298,7 +298,7 @@ def test_another_ledger_is_kept_out_until_the_first_lets_go(target: PostgresTarg
         batch = replace(Rows(SHAPE, sample(2)).batch(run_id="run-2"), epoch=2, exclusive=True)
         assert kinds(deliver(heir, batch)) == [Kind.WRITTEN] * 2
         holder.close()
-    with pytest.raises(Mismatch, match="delivered from a state"):
+    with pytest.raises(Mismatch, match="another ledger has delivered"):
         stranger.check(visit)
     with pytest.raises(Later):  # refused or not, it is there now
         first.check(Visit("run-1", 1, exclusive=True))

@@ -31,15 +31,15 @@ OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
 
 _PREVIEW = (
-    "preview: made from the vendor's documentation, and not yet held against its contract, its own client or"
-    " recorded answers"
+    "preview: made from the vendor's documentation, and not yet tested against its contract, its own client"
+    " or recorded answers"
 )
 
 
 @dataclass(frozen=True)
 class About:
-    """What is known of a type beside its code, and who says so. `limits` is what the vendor allows; a
-    connection's own `limits` win. Without `summary` and `docs` the module's docstring is the page."""
+    """What is known of a type, and the source of it. `limits` is what the vendor allows; a connection's own
+    `limits` win. Without `summary` and `docs` the module's docstring is the page."""
 
     limits: Limits = field(default_factory=Limits)
     evidence: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class About:
 
     @property
     def preview(self) -> str | None:
-        """What to say where nothing but documentation says that the target takes it so."""
+        """The warning for a type with no evidence except documentation."""
         return _PREVIEW if set(self.evidence) == {"docs"} else None
 
 
@@ -70,7 +70,7 @@ class Destination(ABC, Generic[OptionsT]):
     capabilities: Capabilities
 
     def __init__(self, options: OptionsT, shape: Shape, gate: Gate | None = None) -> None:
-        """An HTTP client that it makes takes its permits from the gate."""
+        """HTTP clients take their permits from the gate."""
         self.options = options
         self.shape = shape
         self.gate = gate or Gate()
@@ -78,61 +78,61 @@ class Destination(ABC, Generic[OptionsT]):
 
     @property
     def sent(self) -> int:
-        """Bytes that this lane handed to the wire so far: of rows, and over HTTP of whole requests."""
+        """Bytes that this lane has sent so far: of rows, or over HTTP of whole requests."""
         return self._bytes
 
     @classmethod
     @abstractmethod
     def place(cls, options: OptionsT, write: WriteMode) -> str:
-        """The identity of the object this writes to (server, object, key template), normalised, without
-        secrets and without I/O: ownership, baseline and lock belong to it. The same as
-        `capabilities.object`, known before the mart is."""
+        """The identity of the object this writes to (server, object, key template), normalised. Ownership,
+        baseline and lock belong to it. It holds no secrets and needs no I/O. It equals
+        `capabilities.object`, but does not need the mart's columns."""
 
     @classmethod
     def claim(cls, options: OptionsT, write: WriteMode) -> str | None:
-        """What two syncs must share to write one object: the place, in a form that what only differs in
-        spelling or in options such as an API's version shares; None where each write makes a message of its
-        own, which nobody owns. It may tell accounts apart by a digest of their secret: compare it, never
-        store it."""
+        """Two syncs with the same claim write the same object. It is the place without what does not change
+        the object, such as names of placeholders or an API's version. None if each write makes a new message,
+        which has no owner. It may contain a digest of the account's secret: compare it, never store it."""
         return cls.place(options, write)
 
     @classmethod
     def learns(cls, options: OptionsT, write: WriteMode, key: Sequence[str]) -> bool:
-        """Do answers to writes tell the target's own id of a row with such a key?"""
+        """Whether answers to writes contain the external id of a row with this key."""
         return False
 
     @abstractmethod
     def check(self, visit: Visit) -> None:
-        """Reached, writable, fitting? Raises Systemic or Unavailable (exit 1) or Mismatch (a guard,
-        exit 3). Writes nothing. Where the visit is exclusive and the target can tell: Later if another
-        ledger is delivering to this object; from here to `close` no other can."""
+        """Test that the target can be reached and written, and that the object fits the sync. Writes nothing.
+        Raises Systemic or Unavailable (exit 1) or Mismatch (a guard, exit 3). For an exclusive visit, if the
+        target supports it: raises Later if another ledger is delivering to this object, and keeps other
+        ledgers out until `close`."""
 
     def prepare(self, visit: Visit) -> None:
-        """Once per run, after the guards: make what `create` and the promises need in the target."""
+        """Once per run, after the guards: create what `create` and the promises need in the target."""
 
     @abstractmethod
     def write(self, batch: Batch) -> Answer:
-        """Deliver the batch once. Raises a TargetError when no row of it was applied for a reason
-        that concerns the batch as a whole, Ambiguous when nobody knows."""
+        """Deliver the batch once. Raises a TargetError if no row was applied and the reason concerns the
+        whole batch, and Ambiguous if it is not known what was applied."""
 
     def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Answer:
-        """What became of a batch whose answer never came; may be asked again and again. Without `act` it
-        only reads, and is UNKNOWN where evidence takes more."""
+        """What became of a batch that got no answer; may be called repeatedly. Without `act` it only reads,
+        and returns UNKNOWN if that is no evidence."""
         return Outcome(UNKNOWN)
 
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
-        """Per row of the batch what the target holds of our fields, or None where it lacks the key.
+        """Per row of the batch our fields as the target holds them, or None if it lacks the key.
         Only if `capabilities.readable`."""
         raise NotImplementedError
 
     def preview(self, batch: Batch) -> bytes:
-        """Exactly what `write` would send for this batch, without credentials; no I/O. Delivery stores it
-        as the prepared request where every resend must carry the same bytes."""
+        """Exactly what `write` would send for this batch, without credentials; no I/O. If every resend must
+        send the same bytes, delivery stores it as the prepared request."""
         raise NotImplementedError
 
     def interrupt(self) -> None:
-        """Called from another thread when the run was asked to stop and `write` takes its time: end the
-        request in hand if that can be done without leaving it in doubt. The default lets it finish."""
+        """Called from another thread if the run must stop while `write` is still working: end the current
+        request if that does not leave it in doubt. The default lets it finish."""
 
     def close(self) -> None:
-        """Let go of connections; never raises."""
+        """Close connections; never raises."""

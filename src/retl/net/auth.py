@@ -1,4 +1,4 @@
-"""Who we are to a server: the forms of `auth` in a connection, and where each puts its secret.
+"""Credentials: the forms of `auth` in a connection, and where each puts its secret in a request.
 
 Secrets stay `SecretStr` until the moment of sending and never become part of a request that is shown,
 stored or compared.
@@ -21,7 +21,7 @@ from retl.model import Definition
 
 
 def _on_one_line(secret: SecretStr) -> SecretStr:
-    """ValueError, without the secret, where it could break out of the header it is put in."""
+    """ValueError, without the secret, if it could break out of its header."""
     text = secret.get_secret_value()
     if not text or not text.isascii() or not text.isprintable():
         raise ValueError("a credential or header value is printable ASCII on one line, and not empty")
@@ -36,12 +36,12 @@ Permit = Callable[[int | None], AbstractContextManager[object]]
 
 
 def free(size: int | None = None) -> AbstractContextManager[object]:
-    """A turn that is always there."""
+    """A permit that never waits."""
     return nullcontext()
 
 
 class Anonymous(Definition):
-    """No credential; also what the others are where they say nothing."""
+    """No credential; also the defaults of the other forms."""
 
     type: Literal["none"] = "none"
 
@@ -49,32 +49,32 @@ class Anonymous(Definition):
         return {}
 
     def credential(self, permit: Permit) -> dict[str, str]:
-        """The headers for the next request. What has to be asked for first is asked for in a `turn`."""
+        """The headers for the next request. A request for a token takes a permit too."""
         return self.headers()
 
     def query(self) -> str:
-        """What joins the query string, percent-encoded, without `?` or `&` at its ends."""
+        """The part added to the query string, percent-encoded, without `?` or `&` at its ends."""
         return ""
 
     def target(self) -> str | None:
-        """Path and query, where they are the secret themselves and stand in place of a request's own."""
+        """Path and query that replace the request's own, if they are the secret."""
         return None
 
     def body(self, body: bytes) -> bytes:
-        """The body with the credential in it, where that is its place."""
+        """The body, with the credential if it belongs there."""
         return body
 
     def mark(self) -> str:
-        """What tells this target from others at its address where the address is not told; no secret."""
+        """A digest that separates targets with the same public address; not a secret."""
         return ""
 
     def renewed(self, reply: Any, sent: dict[str, str], permit: Permit = free) -> bool:
-        """Does this answer say that the credential in the headers `sent` is worn out, and is there
-        another now? Nothing was applied then."""
+        """Whether this answer says that the credential in the headers `sent` has expired, and there is now
+        a new one. Then nothing was applied."""
         return False
 
     def secrets(self) -> list[str]:
-        """Every secret in it, plain and as it is sent, for whoever has to keep them out of a text."""
+        """Every secret in it, plain and as it is sent, so that they can be removed from texts."""
         plain = [value.get_secret_value() for _, value in self if isinstance(value, SecretStr)]
         sent = [part for value in self.headers().values() for part in value.split(" ")[-1:]]
         return [text for text in (*plain, *sent, self.query().partition("=")[2]) if text]
@@ -89,7 +89,7 @@ class Bearer(Anonymous):
 
 
 class Basic(Anonymous):
-    """User and password; APIs that want their key as the user leave the password out."""
+    """User and password; for APIs with their key as the user the password is empty."""
 
     type: Literal["basic"]  # type: ignore[assignment]
     username: SecretStr
@@ -110,7 +110,7 @@ class InHeader(Anonymous):
 
 
 class InQuery(Anonymous):
-    """A secret in the URL, for the APIs that know no better: it is added last and never shown."""
+    """A secret in the URL, for APIs that need it: it is added last and never shown."""
 
     type: Literal["query"]  # type: ignore[assignment]
     name: str
@@ -121,7 +121,7 @@ class InQuery(Anonymous):
 
 
 class InBody(Anonymous):
-    """A secret among the members of the JSON object that is sent: it is added last and never shown."""
+    """A secret as a member of the JSON object that is sent: it is added last and never shown."""
 
     type: Literal["body"]  # type: ignore[assignment]
     name: Annotated[str, Field(pattern=r"^[A-Za-z_]+$")]
@@ -136,7 +136,7 @@ class InBody(Anonymous):
 
 
 class WholeUrl(Anonymous):
-    """The address itself is the secret, path and query and all, as with incoming webhooks."""
+    """The whole address is the secret, with path and query, such as for incoming webhooks."""
 
     type: Literal["url"]  # type: ignore[assignment]
     url: SecretStr
@@ -149,7 +149,7 @@ class WholeUrl(Anonymous):
         if not re.fullmatch(r"[!-~]+", text) or parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("a webhook's address looks like https://host/path and is percent-encoded")
         if parts.fragment or parts.username is not None:
-            raise ValueError("a webhook's address holds no user and no fragment")
+            raise ValueError("a webhook's address must not contain a user or fragment")
         return url
 
     @property

@@ -1,9 +1,8 @@
-"""One lane's connection to one server: sends a request once and says what came back, or why nothing did.
+"""One lane's HTTP connection to one server: sends a request once, and returns the answer or raises an error.
 
-It speaks through the standard library's http.client over a socket that is held to one deadline for the
-whole request, so that a server that drips its answer byte by byte cannot keep a run. No cookies, no
-redirects, no proxies from the environment, no certificate that is not verified. It never repeats a request:
-whether that is safe, others know.
+It uses the standard library's http.client over a socket with one deadline for the whole request, so a server
+that sends its answer byte by byte cannot block a run. No cookies, no redirects, no proxies from the
+environment, no unverified certificates. It never retries: delivery knows whether that is safe.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from retl.net.deadline import Deadline, TimedSocket
 from retl.net.messages import Reply, Request
 
 LONGEST_REPLY = 16 * 1024 * 1024  # bytes
-_LOOKS = ("GET", "HEAD", "OPTIONS")  # questions, which do not tell how a target bears what is written
-_IDLE = 5.0  # seconds after which a kept connection is not trusted to be open any more
-_PIECE = 65536  # bytes of an answer read at once, so that its size is looked at in between
+_LOOKS = ("GET", "HEAD", "OPTIONS")  # they write nothing, so their latency does not count
+_IDLE = 5.0  # seconds after which a kept connection may no longer be open
+_PIECE = 65536  # bytes of an answer read at once; its size is checked after each piece
 
 
 class Timeouts(Definition):
-    """Seconds: until a connection stands, between two bytes, and for a request from begin to end."""
+    """Seconds: to open a connection, between two bytes, and for a whole request."""
 
     connect: Duration = 10.0
     idle: Duration = 60.0
@@ -41,7 +40,7 @@ class Timeouts(Definition):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server is. All its paths begin with `prefix`, which has no slash at its end."""
+    """The address of a server. All paths begin with `prefix`, which does not end with a slash."""
 
     scheme: str
     host: str
@@ -50,15 +49,15 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """ValueError, without the URL, if it has anything but scheme, host, port and path."""
+        """ValueError, without the URL, if it has more than scheme, host, port and path."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("a base_url looks like https://api.example.com/v1")
         if not re.fullmatch(r"[A-Za-z0-9._~:/\[\]%+@,;=()-]+", url) or "/." in parts.path:
-            raise ValueError("a base_url is written percent-encoded, without dot segments")
+            raise ValueError("a base_url is percent-encoded and has no dot segments")
         if parts.username is not None or parts.query or parts.fragment:
             raise ValueError(
-                "a base_url holds no user, password, query or fragment: credentials go into `auth`"
+                "a base_url has no user, password, query or fragment: put credentials into `auth`"
             )
         port = parts.port or (443 if parts.scheme == "https" else 80)
         return cls(parts.scheme, parts.hostname, port, parts.path.rstrip("/"))
@@ -71,7 +70,7 @@ class Address:
 
     @property
     def place(self) -> str:
-        """The same for every spelling of the loopback interface."""
+        """The address as text; equal for all names of the loopback interface."""
         host = replace(self, host="localhost") if is_loopback(self.host) else self
         return f"{host}{self.prefix}"
 
@@ -91,28 +90,28 @@ class Client:
         permit: Permit = free,
         longest: int | None = None,
     ) -> None:
-        """Every request that leaves, also those for credentials, is sent in a `turn` of its own."""
+        """Every request, also one for a token, takes a permit of its own."""
         self.address = address
         self._auth, self._timeouts, self._permit, self._longest = auth, timeouts, permit, longest
         self._headers = {
             "Host": address.authority,
             "Accept": "application/json, */*;q=0.5",
-            "Accept-Encoding": "identity",  # a compressed answer could be small on the wire and endless here
+            "Accept-Encoding": "identity",  # a small compressed answer could become endless here
             "User-Agent": "retl",
             **headers,
         }
         self._kept: _Connection | None = None
         self.sent = 0  # bytes of all requests, heads included
-        self._used = 0.0  # when the kept connection brought its last answer
+        self._used = 0.0  # time of the last answer on the kept connection
 
     @cached_property
     def _context(self) -> ssl.SSLContext | None:
         return tls.context(protocols=["http/1.1"]) if self.address.scheme == "https" else None
 
     def send(self, request: Request, extra: Mapping[str, str] | None = None) -> Reply:
-        """Send once; once more with a new credential where the answer was that the old one is worn out.
-        Unavailable if no connection came about, so that nothing was sent; Ambiguous if it broke or
-        took too long before a status came; Systemic if the server's certificate is not valid."""
+        """Send once; once more with a new credential if the answer says that the old one has expired.
+        Unavailable if there was no connection, so nothing was sent; Ambiguous if it broke or timed out
+        before a status came; Systemic if the server's certificate is not valid."""
         reply, credential = self._once(request, extra)
         if self._auth.renewed(reply, credential, self._permit):
             reply, _ = self._once(request, extra)
@@ -133,7 +132,7 @@ class Client:
             return self._exchange(request.method, target, headers, body), credential
 
     def connect(self) -> None:
-        """Reach the server, TLS included, and say nothing to it. Raises as `send` does."""
+        """Open and close a connection, with TLS, and send nothing. Raises like `send`."""
         self._reach(Deadline(self._timeouts.total)).close()
 
     def close(self) -> None:
@@ -148,10 +147,10 @@ class Client:
             self.sent += _size(method, target, headers, body)
             response = connection.getresponse()
             if response.status < 200:
-                raise HTTPException("an interim answer that nobody asked for")
+                raise HTTPException("an unexpected interim answer")
         except (OSError, HTTPException) as error:
-            # A kept connection that the server closed meanwhile looks the same as one it closed
-            # after it had done what it was asked, so both are nobody's to guess.
+            # The server may have closed a kept connection before this request, or after it had executed
+            # it. Both look the same.
             self.close()
             raise Ambiguous(
                 "HTTP_NO_ANSWER", f"{self.address} did not answer: {type(error).__name__}"
@@ -168,7 +167,7 @@ class Client:
         )
 
     def _connection(self, deadline: Deadline) -> _Connection:
-        """The kept connection, its steps held to the deadline, or a new one where it may have ended."""
+        """The kept connection with this deadline, or a new one if it may be closed."""
         kept = self._kept
         if kept and monotonic() - self._used < _IDLE and kept.sock.is_quiet():
             kept.sock.wait_until(deadline, self._timeouts.idle)
@@ -178,8 +177,8 @@ class Client:
         return self._kept
 
     def _reach(self, deadline: Deadline) -> TimedSocket:
-        """A connection that stands. Unavailable if none came about, Systemic if the server is not who it
-        says it is."""
+        """An open socket. Unavailable if it cannot be opened, Systemic if the server's certificate is not
+        valid."""
         address, within = self.address, Deadline(min(self._timeouts.connect, self._timeouts.total))
         try:
             made = tls.connect(address.host, address.port, within, server=str(address), context=self._context)
@@ -192,7 +191,7 @@ class Client:
 
 
 class _Connection(HTTPConnection):
-    """Sends head and body together: two packets would wake the server twice."""
+    """Sends headers and body in one packet instead of two."""
 
     auto_open = 0
     sock: TimedSocket
@@ -212,13 +211,13 @@ class _Connection(HTTPConnection):
 
 
 def _size(method: str, target: str, headers: Mapping[str, str], body: bytes) -> int:
-    """The bytes of a request on the wire: its first line, its headers, an empty line and the body."""
+    """The number of bytes of a request: first line, headers, an empty line and the body."""
     head = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), ""]
     return sum(len(line) + 2 for line in head) + len(body)
 
 
 def _read(response: HTTPResponse, longest: int) -> tuple[bytes, bool]:
-    """The body, and whether it is all of it. With a status at hand a broken body is no broken answer."""
+    """The body, and whether it is complete. A broken body is no error, because the status is known."""
     chunks: list[bytes] = []
     size = 0
     try:

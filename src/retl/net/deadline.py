@@ -1,8 +1,8 @@
-"""An end to every wait: a moment after which nobody is waited for, however slowly the other side sends.
+"""Deadlines for connections, also if the other side sends slowly.
 
-A socket's own timeout bounds one read, so a server that sends a byte now and then is waited for without
-end. A `TimedSocket` holds each of its steps to what is left until its deadline; where a library keeps its
-socket to itself, `hang_up_after` ends the connection from outside. It knows no protocol.
+A socket's own timeout limits one read, so a server that sends a byte now and then could block forever. Each
+step of a `TimedSocket` is limited to the time left until its deadline. If a library hides its socket,
+`hang_up_after` closes the connection from outside. It knows no protocol.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 
 class Deadline:
-    """So many seconds from now."""
+    """A moment `seconds` from now."""
 
     def __init__(self, seconds: float) -> None:
         self._end = monotonic() + seconds
@@ -30,8 +30,8 @@ class Deadline:
 
 
 class TimedSocket(socket.socket):
-    """A socket that gives up at its deadline, or after `idle` seconds without a byte, with a TimeoutError.
-    Until it is given a deadline it waits for nothing."""
+    """A socket that raises TimeoutError at its deadline, or after `idle` seconds without a byte. Without a
+    deadline it does not wait."""
 
     _deadline, _idle = Deadline(0), inf
 
@@ -39,14 +39,14 @@ class TimedSocket(socket.socket):
         self._deadline, self._idle = deadline, idle
 
     def is_quiet(self) -> bool:
-        """Nothing to read. Between two answers there could only be the server's goodbye."""
+        """Whether there is nothing to read, so the server has not closed the connection."""
         poll = select.poll()
         poll.register(self, select.POLLIN)
         return not poll.poll(0)
 
     def _limit(self) -> None:
         seconds = self._deadline.left(self._idle)
-        if seconds != self.gettimeout():  # most often it is `idle` again, and a call of the system is spared
+        if seconds != self.gettimeout():  # usually `idle` again, then a system call is saved
             self.settimeout(seconds)
 
     def send(self, data: Any, flags: int = 0, /) -> int:
@@ -70,7 +70,7 @@ class TimedSocket(socket.socket):
 
 @contextmanager
 def hang_up_after(seconds: float, fileno: int) -> Iterator[None]:
-    """The connection behind the file descriptor ends if the block lasts longer."""
+    """Close the connection of this file descriptor if the block takes longer than `seconds`."""
 
     def hang_up() -> None:
         with suppress(OSError):

@@ -1,7 +1,6 @@
-"""What a client of a target passes through: room for each request, and what the target says of its limits.
+"""The interface between a target's client and pacing: permits for requests, and reports of quotas.
 
-This one lets everything pass at once; a lane brings one that keeps the connection's pace. It never waits by
-itself and knows no rows.
+This gate never waits; a lane replaces it with one that limits the connection's rate. It knows no rows.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from retl.net.waits import Quota
 
 
 class Gate:
-    """Of one destination, for one thread."""
+    """For one destination and one thread."""
 
     def permits(self) -> Permit:
-        """A client takes this once, when it is made, and then a permit for each request that it sends."""
+        """The source of permits. A client takes one permit for each request."""
         return free
 
     def on_quota(self, quota: Quota) -> None:
-        """What an answer said of the target's own limits."""
+        """Called with the target's own quota, as an answer reported it."""

@@ -1,4 +1,4 @@
-"""Values in a JSON answer by their dotted paths."""
+"""Finds values in a JSON answer by dotted paths."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Paths = Annotated[
 
 
 class Match(Definition):
-    """True where what stands at the dotted path `at` is one of `in`, type and all, or is a text with one
-    of `holds` in it."""
+    """True if the value at the dotted path `at` is one of `in`, with the same type, or a text that contains
+    one of `holds`."""
 
     at: str = ""
     values: tuple[StrictStr | StrictBool | StrictInt | StrictFloat | None, ...] = Field((), alias="in")
@@ -33,9 +33,9 @@ class Match(Definition):
         return (type(found), found) in self._typed
 
     @model_validator(mode="after")
-    def _says(self) -> Match:
+    def _complete(self) -> Match:
         if not self.values and not self.holds:
-            raise ValueError("a match says what it looks for: `in` or `holds`")
+            raise ValueError("a match needs `in` or `holds`")
         return self
 
     @cached_property
@@ -49,7 +49,7 @@ def _steps(path: str) -> tuple[str, ...]:
 
 
 def look(value: Any, path: str) -> Any:
-    """What stands at a dotted path ("" = the value itself, a number indexes a list); None if nothing."""
+    """The value at a dotted path ("" = the value itself, a number indexes a list), or None."""
     for step in _steps(path):
         if isinstance(value, dict):
             value = value.get(step)
@@ -61,7 +61,7 @@ def look(value: Any, path: str) -> Any:
 
 
 def text(value: Any) -> str:
-    """A value as the text that names it in paths, forms and answers: JSON without the quotes."""
+    """A value as text in paths, forms and answers: JSON without the quotes."""
     if isinstance(value, str):
         return value
     if isinstance(value, Decimal):

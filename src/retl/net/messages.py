@@ -1,4 +1,4 @@
-"""A request and a reply of HTTP, as they are sent, stored and read."""
+"""An HTTP request and reply, as they are sent, stored and read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request without credentials: what is shown, stored before the first send, and sent."""
+    """One request without credentials: it can be shown, and stored before the first send."""
 
     method: str
     target: str  # the whole path, and the query
@@ -37,7 +37,7 @@ _NO_JSON = object()
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back; `whole` is False where the body was cut off, or too long to be read."""
+    """What came back; `whole` is False if the body was cut off, or too long to read."""
 
     status: int
     headers: Mapping[str, str]  # names in lower case
@@ -55,13 +55,13 @@ class Reply:
             return _NO_JSON
 
     @cached_property
-    def said(self) -> Any:
-        """The body as JSON, or as the text it is."""
+    def json_or_text(self) -> Any:
+        """The body as JSON, or as text if it is not JSON."""
         return self.body.decode(errors="replace").strip() if self.content is _NO_JSON else self.content
 
     @property
     def is_page(self) -> bool:
-        """A page for people: whoever answered is not the API."""
+        """A web page, so the answer is not from the API."""
         start = self.body[:64].lstrip().lower()
         return "html" in self.headers.get("content-type", "").lower() or start.startswith(
             (b"<!doctype", b"<html")

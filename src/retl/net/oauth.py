@@ -1,8 +1,8 @@
-"""OAuth 2 without a person: client credentials, a refresh token or a signed claim for a bearer token that is
-kept until it ends, and every form of `auth` as one type.
+"""OAuth 2 without a person: gets a bearer token by client credentials, refresh token or signed claim, and
+keeps it until it expires. `Auth` is the union of all forms of `auth`.
 
-All lanes of a connection hold the same object, so they share one token and renew it once: whoever meets
-an answer to an old token finds the new one there. A token lives in memory only.
+All lanes of a connection share one object, so they share one token and renew it once. A token is kept only in
+memory.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from retl.net.messages import Reply, Request
 from retl.net.rs256 import Key
 from retl.observe.redact import register
 
-_EARLY = 60.0  # seconds before its end at which a token is not used any more
-_LIFE = 3600.0  # seconds, where the server does not say
-_CLAIM = 180  # seconds that a signed claim holds
+_EARLY = 60.0  # seconds before its end from which a token is not used
+_LIFE = 3600.0  # seconds, if the server does not say
+_CLAIM = 180  # seconds that a signed claim is valid
 _JWT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _NEEDED = {
     "client_credentials": "client_secret",
@@ -36,8 +36,8 @@ _NEEDED = {
 
 
 class OAuth2(Anonymous):
-    """`expired` tells an answer that says so in its body; 401 always does. With `method: GET` the
-    parameters stand in the query, which some servers insist on."""
+    """`expired` matches the body of a 200 that means an expired token; a 401 always means that. With
+    `method: GET` the parameters are in the query, which some servers require."""
 
     type: Literal["oauth2"]  # type: ignore[assignment]
     token_url: str
@@ -46,8 +46,8 @@ class OAuth2(Anonymous):
     client_secret: SecretStr | None = None
     refresh_token: SecretStr | None = None
     private_key: SecretStr | None = None  # RSA, PEM
-    subject: str | None = None  # whom the claim is made for, where that is not the client itself
-    audience: str | None = None  # token_url, where it is not said
+    subject: str | None = None  # the claim's subject, if it is not the client
+    audience: str | None = None  # default: token_url
     scope: str | None = None
     method: Literal["POST", "GET"] = "POST"
     expired: Match | None = None
@@ -77,19 +77,19 @@ class OAuth2(Anonymous):
         return self.credential(free)
 
     def credential(self, permit: Permit) -> dict[str, str]:
-        """The bearer's header, with a token that is asked for where there is none. Unavailable if the
-        token server cannot be reached, Systemic if it refuses."""
+        """The header with the token, which is requested if needed. Unavailable if the token server cannot
+        be reached, Systemic if it refuses."""
         with self._lock:
             if self._token is None or monotonic() >= self._ends:
                 self._renew(permit)
             return {"Authorization": f"Bearer {self._token}"}
 
     def renewed(self, reply: Reply, sent: dict[str, str], permit: Permit = free) -> bool:
-        in_body = self.expired is not None and reply.status == 200 and self.expired.fits(reply.said)
+        in_body = self.expired is not None and reply.status == 200 and self.expired.fits(reply.json_or_text)
         if reply.status != 401 and not in_body:
             return False
         with self._lock:
-            if sent["Authorization"] == f"Bearer {self._token}":  # else another lane was here first
+            if sent["Authorization"] == f"Bearer {self._token}":  # else another lane has renewed it
                 self._renew(permit)
         return True
 
@@ -104,10 +104,10 @@ class OAuth2(Anonymous):
             claims = {"iss": self.client_id, "sub": self.subject or self.client_id, "scope": self.scope}
             claims |= {"aud": self.audience or self.token_url}
             now = int(time())
-            said = {name: value for name, value in claims.items() if value}
+            given = {name: value for name, value in claims.items() if value}
             return {
                 "grant_type": _JWT,
-                "assertion": self._key.token({**said, "iat": now, "exp": now + _CLAIM}),
+                "assertion": self._key.token({**given, "iat": now, "exp": now + _CLAIM}),
             }
         secret, refresh = self.client_secret, self.refresh_token
         return {
@@ -138,8 +138,9 @@ class OAuth2(Anonymous):
         if reply.status == 429 or reply.status >= 500 or not reply.whole:
             raise Unavailable("OAUTH_UNAVAILABLE", f"{address} answered {reply.status} to a token request")
         if reply.status not in (200, 201) or not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
-            said = look(reply.content, "error")
-            code = f": {said}" if isinstance(said, str) and re.fullmatch(r"[a-z_]{1,40}", said) else ""
+            error_code = look(reply.content, "error")
+            is_code = isinstance(error_code, str) and re.fullmatch(r"[a-z_]{1,40}", error_code)
+            code = f": {error_code}" if is_code else ""
             raise Systemic(
                 "OAUTH_REFUSED",
                 f"{address} gave no token, it answered {reply.status}{code}",

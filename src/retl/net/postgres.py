@@ -1,8 +1,8 @@
-"""A PostgreSQL server for targets and the ledger: how to reach it, what every session sets, and transactions
-that end in time and say how.
+"""PostgreSQL connections for targets and the ledger: options, session settings, and transactions with a
+deadline.
 
-Parameters go by keyword, never in a DSN: an error in one prints the password. Off the loopback interface TLS
-is verified in full. It knows no rows.
+Parameters are passed as keywords, never in a DSN, because an error in a DSN prints the password. Except on
+the loopback interface, TLS is fully verified. It knows no rows.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 Session: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 
-LOCK_WAIT = 30.0  # seconds for somebody else's lock
-IDLE = 60.0  # seconds a transaction may stand still because its client does
+LOCK_WAIT = 30.0  # seconds to wait for a lock
+IDLE = 60.0  # seconds that a transaction may be idle
 CLIENT = {
     "client_encoding": "UTF8",
-    "gssencmode": "disable",  # it would take the place of the verified TLS
+    "gssencmode": "disable",  # it would replace the verified TLS
     "keepalives_idle": "10",
     "keepalives_interval": "5",
     "keepalives_count": "3",
     "tcp_user_timeout": "30000",
 }
-# Every setting that changes the text of a value, in or out, and the one that makes a commit forgettable:
-# roles and databases have defaults of their own.
+# Every setting that changes the text of a value, and synchronous_commit, without which a server may lose a
+# commit. Roles and databases have defaults of their own.
 SETTINGS = {
     "timezone": "UTC",
     "datestyle": "ISO, YMD",
@@ -53,15 +53,13 @@ SETTINGS = {
 def ssl_keywords(
     hosts: Sequence[str], sslmode: str | None, sslrootcert: str | None, *, allow_plaintext: bool
 ) -> dict[str, str]:
-    """libpq's keywords for the rule on TLS. ValueError for a mode that does not verify."""
+    """libpq's keywords for TLS. ValueError for a mode that does not verify."""
     far = next((host for host in hosts if needs_tls(host, allow_plaintext=allow_plaintext)), None)
     if far is not None and sslmode not in (None, "verify-full"):
-        raise ValueError(
-            f"sslmode {sslmode} does not verify {far}: leave it out, or say allow_plaintext: true"
-        )
+        raise ValueError(f"sslmode {sslmode} does not verify {far}: remove it, or set allow_plaintext: true")
     mode = sslmode or ("verify-full" if far is not None else os.environ.get("PGSSLMODE", "prefer"))
     if mode.startswith("verify"):
-        import ssl  # ten milliseconds, and a ledger in a file needs none
+        import ssl  # takes 10 ms, and a ledger in a file does not need it
 
         root = sslrootcert or ssl.get_default_verify_paths().cafile or "system"
         return {"sslmode": mode, "sslrootcert": root}
@@ -69,8 +67,8 @@ def ssl_keywords(
 
 
 def open_session(keywords: Mapping[str, Any], seconds: float, settings: Mapping[str, Any]) -> Session:
-    """A session in autocommit with SETTINGS and these. psycopg.Error if there is none in time."""
-    import psycopg  # a tenth of our start, and now the mart is being read beside it
+    """A session in autocommit with SETTINGS and `settings`. psycopg.Error if it cannot be opened in time."""
+    import psycopg  # a tenth of our start time; at this point the mart is being read in parallel
 
     session = psycopg.connect(**keywords, autocommit=True)
     try:
@@ -85,8 +83,8 @@ def open_session(keywords: Mapping[str, Any], seconds: float, settings: Mapping[
 
 
 class PostgresConnection(BaseModel):
-    """A database. Off the loopback interface TLS is verified in full; `allow_plaintext` is the only way
-    round. `timeout` bounds one batch's transaction."""
+    """A database. Except on the loopback interface, TLS is fully verified unless `allow_plaintext` is set.
+    `timeout` limits one batch's transaction."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -96,7 +94,7 @@ class PostgresConnection(BaseModel):
     user: str
     password: SecretStr | None = None
     sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] | None = None
-    sslrootcert: str | None = None  # a file of certificates; default: those the system trusts
+    sslrootcert: str | None = None  # a file of certificates; default: the system's
     allow_plaintext: bool = False
     connect_timeout: Duration = Field(default=10.0, gt=0)
     timeout: Duration = Field(default=300.0, gt=0)
@@ -113,13 +111,13 @@ class PostgresConnection(BaseModel):
 
     @property
     def address(self) -> str:
-        """host:port/dbname, the same for every spelling of the loopback interface."""
+        """host:port/dbname, equal for all names of the loopback interface."""
         local = is_loopback(self.host) and not self.host.startswith("/")
         host = "localhost" if local else self.host.lower()
         return f"{quote(host)}:{self.port}/{quote(self.dbname, safe='')}"
 
     def keywords(self, name: str) -> dict[str, Any]:
-        """What psycopg.connect takes."""
+        """The keywords for psycopg.connect."""
         given: dict[str, Any] = {of: getattr(self, of) for of in ("host", "port", "dbname", "user")}
         if self.password is not None:
             given["password"] = self.password.get_secret_value()
@@ -127,7 +125,7 @@ class PostgresConnection(BaseModel):
         return CLIENT | given | own | self._ssl()
 
     def connect(self, name: str, *, read_only: bool = False) -> Session:
-        """A session of the given application name. Systemic or Unavailable if there is none."""
+        """A session with `name` as its application_name. Systemic or Unavailable if it cannot be opened."""
         import psycopg
 
         waits = {
@@ -148,9 +146,9 @@ class PostgresConnection(BaseModel):
 
 @contextmanager
 def transaction(session: Session, seconds: float, *, write: bool = False) -> Iterator[Session]:
-    """Commits at the end; after so many seconds it hangs up, for a silent network outlives every timeout
-    the server keeps. An error closes the session and leaves as a TargetError; a lost answer to COMMIT is
-    Ambiguous where it matters: for a `write`."""
+    """Commits at the end. After `seconds` it closes the connection, because the server's timeouts do not
+    help if the network is silent. An error closes the session and is raised as a TargetError; for a `write`
+    a lost answer to COMMIT is Ambiguous."""
     import psycopg
 
     try:

@@ -1,7 +1,7 @@
-"""Signed claims (JWT, RS256) with an RSA key in PEM: what servers ask of a service account.
+"""Signed claims (JWT, RS256) with an RSA key in PEM, for service accounts.
 
-`cryptography` reads the key and signs. It makes no keys, checks nobody's signature, and takes no encrypted
-PEM.
+`cryptography` reads the key and signs. This module makes no keys, verifies no signatures, and does not accept
+an encrypted PEM.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Key:
 
     @classmethod
     def parse(cls, pem: str) -> Key:
-        """A key in PKCS #8 or PKCS #1. ValueError, without the text, if it is something else."""
-        from cryptography.exceptions import UnsupportedAlgorithm  # a fifth of a second, and few need it
+        """A key in PKCS #8 or PKCS #1. ValueError, without the text, for anything else."""
+        from cryptography.exceptions import UnsupportedAlgorithm  # the import takes 0.2 s, and few need it
         from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-        unescaped = pem.replace("\\n", "\n")  # as it stands in JSON key files and variables
+        unescaped = pem.replace("\\n", "\n")  # JSON key files and variables have it escaped
         try:
             key = load_pem_private_key(unescaped.encode(), password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it is encrypted

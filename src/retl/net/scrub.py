@@ -1,4 +1,4 @@
-"""What a target says, without the values it was told: reasons are kept and shown, rows are not."""
+"""Removes row values from a target's messages: reasons are stored and shown, values are not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ LONGEST_REASON = 200  # characters
 
 
 def scrub(sentence: str, values: Iterable[str]) -> str | None:
-    """A sentence of a target without any of the values, at most LONGEST_REASON characters on one line;
-    None if nothing is left. A value goes whole, and each of its words goes wherever it stands alone."""
+    """A target's sentence without the values, at most LONGEST_REASON characters on one line; None if nothing
+    is left. Whole values are removed, and each of their words wherever it is a word."""
     line = "".join(c if c.isprintable() else " " for c in sentence[: 20 * LONGEST_REASON])
     words: set[str] = set()
     folded = line.casefold()

@@ -1,6 +1,6 @@
-"""Connections that are encrypted: certificates are always verified, and no option turns that off.
+"""Encrypted connections: certificates are always verified, and no option turns that off.
 
-The authorities are the system's, those of SSL_CERT_FILE, or those of a file. libpq verifies for PostgreSQL.
+The authorities are the system's, those in SSL_CERT_FILE, or those in a file. libpq verifies for PostgreSQL.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from retl.errors import Systemic
 from retl.net.deadline import Deadline, TimedSocket
 
 _HINT = (
-    "SSL_CERT_FILE, or the connection's `tls_ca_file` where it has one, can name the authority that signed"
-    " it; verification cannot be turned off"
+    "set SSL_CERT_FILE, or the connection's `tls_ca_file` if it has one, to the authority that signed it;"
+    " verification cannot be turned off"
 )
 
 
 class TimedTlsSocket(TimedSocket, ssl.SSLSocket):
-    """A TimedSocket whose bytes are encrypted."""
+    """A TimedSocket with TLS."""
 
 
 def context(ca_file: str | None = None, protocols: Sequence[str] = ()) -> ssl.SSLContext:
-    """Verifies by the authorities in `ca_file`, where it is given. It makes TimedTlsSockets and offers the
-    protocols (ALPN). Systemic TLS_UNVERIFIED if the file cannot be read."""
+    """A context that verifies by the authorities in `ca_file`, if given. It makes TimedTlsSockets and offers
+    the protocols (ALPN). Systemic TLS_UNVERIFIED if the file cannot be read."""
     try:
         made = ssl.create_default_context(cafile=ca_file)
     except OSError as error:
@@ -39,7 +39,7 @@ def context(ca_file: str | None = None, protocols: Sequence[str] = ()) -> ssl.SS
 
 @contextmanager
 def verifying(server: str) -> Iterator[None]:
-    """Systemic TLS_UNVERIFIED where the certificate of this server is not valid."""
+    """Systemic TLS_UNVERIFIED if the certificate of this server is not valid."""
     try:
         yield
     except ssl.SSLCertVerificationError as error:
@@ -51,8 +51,8 @@ def verifying(server: str) -> Iterator[None]:
 def connect(
     host: str, port: int, within: Deadline, *, server: str, context: ssl.SSLContext | None = None
 ) -> TimedSocket:
-    """A connection that stands, encrypted where there is a context. OSError if none was made in time,
-    Systemic if `server`, as errors call it, is not verified."""
+    """An open connection, with TLS if there is a context. OSError if it cannot be opened in time, Systemic
+    if the certificate of `server` (its name in messages) is not valid."""
     made = TimedSocket(fileno=socket.create_connection((host, port), within.left()).detach())
     try:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,4 +1,4 @@
-"""How long a target asks us to wait, and how much of its quota is left: read from headers, pure."""
+"""Reads from headers how long a target asks us to wait, and how much of its quota is left. Pure."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pydantic import model_validator
 
 from retl.model import Definition
 
-LONGEST_WAIT = 3600.0  # seconds; a target that asks for more is asked again after this
+LONGEST_WAIT = 3600.0  # seconds; after a longer wait we ask again
 _UNITS = {"s": 1.0, "ms": 0.001, "epoch_s": 1.0}
 
 
 class HeaderWait(Definition):
-    """A header that says how long to wait, where it is not Retry-After: seconds, milliseconds (also those
-    of the whole window), or a moment."""
+    """A header other than Retry-After that says how long to wait: seconds, milliseconds (also of the whole
+    window), or a moment."""
 
     header: str
     unit: Literal["s", "ms", "epoch_s"] = "s"
 
 
 class Usage(Definition):
-    """The headers that tell how much of a quota is left, and when it begins anew: `limit` and `remaining`,
+    """The headers that report how much of a quota is left, and when it restarts: `limit` and `remaining`,
     or one `header` in which the pattern `used` finds what is used and what is allowed."""
 
     limit: str | None = None
@@ -39,14 +39,14 @@ class Usage(Definition):
     @model_validator(mode="after")
     def _fits(self) -> Usage:
         if bool(self.limit and self.remaining) == bool(self.header and self.used):
-            raise ValueError("usage is told by `limit` and `remaining`, or by `header` and `used`")
+            raise ValueError("usage needs `limit` and `remaining`, or `header` and `used`")
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What a target said of its own limit in passing: the part of it that is left (0 to 1), and the
-    seconds until it begins anew, if it said so. A daily one is a budget: gone, the run ends."""
+    """A target's own quota, as an answer reported it: the part that is left (0 to 1), and the seconds until
+    it restarts, if known. A daily quota is a budget: when it is used up, the run ends."""
 
     left: float
     anew: float | None = None
@@ -54,8 +54,8 @@ class Quota:
 
 
 def wait_asked(headers: Mapping[str, str], header: HeaderWait | None = None) -> float | None:
-    """Seconds the target asks us to wait, at most LONGEST_WAIT; None if it does not say. Moments are
-    held against the target's own clock where it tells the time. Header names are in lower case."""
+    """Seconds that the target asks us to wait, at most LONGEST_WAIT; None if it does not say. Moments are
+    compared with the target's own clock if it sends a date. Header names are in lower case."""
     now = _moment(headers.get("date")) or datetime.now(UTC).timestamp()
     given = headers.get(header.header.lower()) if header else None
     if header is not None and given is not None:
@@ -70,7 +70,7 @@ def wait_asked(headers: Mapping[str, str], header: HeaderWait | None = None) -> 
 
 
 def quota(headers: Mapping[str, str], usage: Usage, *, daily: bool = False) -> Quota | None:
-    """What is left of the target's quota and when it begins anew; None if the headers do not say."""
+    """The target's quota; None if the headers do not report it."""
     if usage.used is not None:
         found = re.search(usage.used, headers.get((usage.header or "").lower(), ""))
         numbers = [_number(part) for part in found.groups()] if found else []
@@ -81,10 +81,10 @@ def quota(headers: Mapping[str, str], usage: Usage, *, daily: bool = False) -> Q
         left = _number(headers.get((usage.remaining or "").lower(), ""))
     if limit is None or left is None or limit <= 0:
         return None
-    anew = None
+    restart = None
     if usage.reset is not None and usage.reset.header.lower() in headers:
-        anew = wait_asked(headers, usage.reset)
-    return Quota(min(max(left / limit, 0.0), 1.0), anew, daily)
+        restart = wait_asked(headers, usage.reset)
+    return Quota(min(max(left / limit, 0.0), 1.0), restart, daily)
 
 
 def _number(value: str) -> float | None:

@@ -1,17 +1,17 @@
-"""Dataverse and Dynamics 365: rows by alternate key, many in one $batch, each with an answer of its own.
+"""Dataverse and Dynamics 365: rows by alternate key, many in one $batch, with an answer for each row.
 
-`table` is the entity set's name, such as accounts; the sync's key is an alternate key of it (or the primary
-key), and its columns are not sent as fields. An upsert is a PATCH, `write: update_only` one with If-Match: *,
-`insert_only` one with If-None-Match: *, a delete a DELETE; a record that is gone already is deleted. NULL
-empties a column, `nulls: keep` leaves it. A lookup is a field such as `parentaccountid@odata.bind`. A part
-that was throttled is sent again when its Retry-After is over, and the connection rests until then.
-Addresses do not take key values with any of < > * % & : / \\ ? + in them: such rows are rejects. Keys that
-differ only in upper and lower case are usually one key there: fold them in the mart.
+`table` is the entity set's name, such as accounts. The sync's key is an alternate key of it (or the primary
+key); its columns are not sent as fields. An upsert is a PATCH; `write: update_only` adds If-Match: *,
+`insert_only` adds If-None-Match: *. A delete is a DELETE; a record that is already gone counts as deleted.
+NULL empties a column, `nulls: keep` leaves it unchanged. A lookup is a field such as
+`parentaccountid@odata.bind`. A throttled part is sent again after its Retry-After, and the connection pauses
+until then. Dataverse does not accept key values with any of < > * % & : / \\ ? + in them: such rows are
+rejects. Keys that differ only in upper and lower case are usually the same key there: fold them in the mart.
 
 The account needs an application user with a security role that may create, write, read and delete rows of the
 table. The vendor limits an application user, on each web server, to 6,000 requests and 20 minutes of work in
-5 minutes, 52 of them at a time; a $batch to 1,000 requests, of which `rows` are sent, for they run one after
-the other.
+5 minutes, 52 requests at a time, and a $batch to 1,000 requests. retl sends only `rows` in one, because they
+run one after the other.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _OF_ROWS = Case(status=(403, 404, 405, 412), means="refused")
 
 
 def _without(means: Literal["absent", "written"]) -> Rules:
-    """Where the record has to be there; with If-Match: * a 412 can only say that it is not."""
+    """For operations that need the record; with If-Match: * a 412 means that it is missing."""
     gone = (Case(status=(404,), when=_MISSING, means=means), Case(status=(412,), means=means))
     return Rules(rows="none", cases=(*gone, _OF_ROWS))
 
@@ -80,7 +80,7 @@ _RULES: dict[Mode, Rules] = {
     "insert_only": Rules(rows="none", cases=(Case(status=(412,), means="kept"), _OF_ROWS)),
     "delete": _without("written"),
 }
-_WHOLE = Rules(ok=())  # of an answer that is no multipart: never a success
+_WHOLE = Rules(ok=())  # for an answer that is not multipart: never a success
 
 
 class DataverseConnection(Definition):
@@ -109,8 +109,8 @@ class DataverseConnection(Definition):
                 {"base_url": self.base_url or f"https://{self.org}", **given}
             )
         except ValidationError as error:
-            said = error.errors(include_input=False, include_url=False, include_context=False)[0]["msg"]
-            raise ValueError(said.removeprefix("Value error, ")) from None
+            message = error.errors(include_input=False, include_url=False, include_context=False)[0]["msg"]
+            raise ValueError(message.removeprefix("Value error, ")) from None
         return self
 
     @property
@@ -143,7 +143,7 @@ class Dataverse(HttpTarget[DataverseOptions]):
         super().__init__(options, shape, gate)
         self._quoted = {field.name: _QUOTED.get(field.type.name) for field in shape.key}
         if wrong := [name for name, quoted in self._quoted.items() if quoted is None]:
-            raise DefinitionError("KEY_TYPE", f"{wrong[0]} has a type that no alternate key has")
+            raise DefinitionError("KEY_TYPE", f"{wrong[0]} has a type that an alternate key cannot have")
         self._connect(options.connection.http)
         self._data = f"{self._address.prefix}/api/data/{options.version}"
         self.capabilities = Capabilities(
@@ -161,7 +161,7 @@ class Dataverse(HttpTarget[DataverseOptions]):
         return f"{address}{address.prefix}/{options.table}"
 
     def check(self, visit: Visit) -> None:
-        """Reads one row. Mismatch TARGET_DRIFT where the table has not got all columns."""
+        """Reads one row. Mismatch TARGET_DRIFT if the table lacks a column."""
         names = [field.name for field in (*self.shape.key, *self.shape.fields) if "@" not in field.name]
         path = f"{self._data}/{self.options.table}?$select={','.join(names)}&$top=1"
         reply = self._client.send(Request("GET", path, _ODATA, b""))
@@ -180,7 +180,7 @@ class Dataverse(HttpTarget[DataverseOptions]):
         answers = odata.replies(reply)
         if len(answers) != len(requests):
             return Outcome(UNKNOWN, refused)
-        self._rest(answers)
+        self._pause(answers)
         results = {
             row: self._judged(answer, batch.mode, requests[row])
             for row, answer in zip(requests, answers, strict=True)
@@ -191,7 +191,7 @@ class Dataverse(HttpTarget[DataverseOptions]):
         return self._whole(batch, list(self._requests(batch)[0].values())).dump()
 
     def _requests(self, batch: Batch) -> tuple[dict[int, Request], dict[int, RowResult]]:
-        """The request of each row, and the rows that cannot be one."""
+        """The request of each row, and the rejections of rows that cannot be sent."""
         mode: Mode = "update_only" if self._is_soft(batch) else batch.mode
         requests: dict[int, Request] = {}
         refused: dict[int, RowResult] = {}
@@ -203,7 +203,7 @@ class Dataverse(HttpTarget[DataverseOptions]):
         return requests, refused
 
     def _one(self, row: tuple[Any, ...], mode: Mode) -> Request:
-        """Poisoned if the row has no address, or is no text."""
+        """Poisoned if the key cannot be an address, or a text is not Unicode."""
         values = {name: text(value) for name, value in zip(self._quoted, row, strict=False)}
         if any(not value or _NOT_IN_KEYS.search(value) for value in values.values()):
             raise Poisoned("KEY_CHARACTER", "a key value is empty or holds one of < > * % & : / \\ ? +")
@@ -213,7 +213,7 @@ class Dataverse(HttpTarget[DataverseOptions]):
             body = b"" if mode == "delete" else row[-1].encode()
         except UnicodeEncodeError:
             raise Poisoned(
-                "NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot say"
+                "NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot encode"
             ) from None
         if len(target) > _LONGEST_ADDRESS:
             raise Poisoned("TOO_LARGE", f"an address has more than {_LONGEST_ADDRESS} characters")
@@ -228,8 +228,8 @@ class Dataverse(HttpTarget[DataverseOptions]):
         headers = (content, *_ODATA, ("Prefer", "odata.continue-on-error"))
         return Request("POST", f"{self._data}/$batch", headers, odata.multipart(requests, boundary))
 
-    def _rest(self, answers: Sequence[Reply]) -> None:
-        """Let the connection rest as long as throttled parts ask for. Unavailable if all of them are."""
+    def _pause(self, answers: Sequence[Reply]) -> None:
+        """Pause the connection for as long as throttled parts ask. Unavailable if all parts are throttled."""
         waits = [wait_asked(answer.headers) or 0.0 for answer in answers if answer.status == 429]
         if waits and len(waits) == len(answers):
             code = f"HTTP_{answers[0].status}"
@@ -238,7 +238,7 @@ class Dataverse(HttpTarget[DataverseOptions]):
             self.gate.on_quota(Quota(0.0, max(waits)))
 
     def _judged(self, answer: Reply, mode: Mode, request: Request) -> RowResult:
-        """What one part of the answer says of its row."""
+        """The result of a row, from its part of the answer."""
         sent = Sent(1, True, lambda to: [], lambda row: [*_leaves(request), *self._known()])
         try:
             result = interpret(answer, _RULES[mode], sent).default

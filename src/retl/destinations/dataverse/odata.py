@@ -1,8 +1,8 @@
 """OData on the wire: keys in addresses, and many requests as one multipart $batch. Pure.
 
-Lines end with CRLF, always, in what is made and in what is read. An answer that is not exactly the
-multipart it has to be, down to the last boundary, is no answer: nothing is guessed from a part of it.
-Change sets, which succeed or fail as one, are not made and not read.
+Lines always end with CRLF, in requests and in answers. An answer that is not complete and correct
+multipart, up to the last boundary, is not used: nothing is guessed from a part of it. Change sets, which
+succeed or fail as one, are not made and not read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PART = b"Content-Type: application/http\r\nContent-Transfer-Encoding: binary\r\
 
 def address(collection: str, key: Mapping[str, str], quoted: Mapping[str, bool]) -> str:
     """One object by its key: accounts(number='O%27%27Neil',branch=7), percent-encoded. UnicodeEncodeError
-    if a value is none that UTF-8 can say."""
+    if UTF-8 cannot encode a value."""
     parts = (
         f"{name}={_literal(value) if quoted[name] else quote(value, safe='')}" for name, value in key.items()
     )
@@ -37,8 +37,8 @@ def _literal(value: str) -> str:
 
 
 def multipart(requests: Sequence[Request], boundary: str) -> bytes:
-    """The body of a $batch. The boundary must not be in any request; JSON has no line breaks, so a body
-    of JSON can never hold a delimiter."""
+    """The body of a $batch. No request may contain the boundary; a body of JSON never does, because it has
+    no line breaks."""
     pieces = [b"--" + boundary.encode() + b"\r\n" + _PART + _dumped(one) + b"\r\n" for one in requests]
     return b"".join(pieces) + b"--" + boundary.encode() + b"--\r\n"
 
@@ -52,7 +52,7 @@ def _dumped(request: Request) -> bytes:
 
 
 def replies(reply: Reply) -> list[Reply]:
-    """The answers in the answer to a $batch, in their order. Ambiguous if it is anything else."""
+    """The parts of the answer to a $batch, in their order. Ambiguous if it cannot be read."""
     if not reply.whole:
         raise Ambiguous("HTTP_CUT_OFF", "the answer to a $batch was cut off, or too long to read")
     try:
@@ -71,7 +71,7 @@ def _parsed(reply: Reply) -> Iterator[Reply]:
         raise ValueError("it does not begin and end with its boundary")
     for part in parts:
         if not part.startswith(b"\r\n"):
-            raise ValueError("a boundary stands inside of a line")
+            raise ValueError("a boundary is inside a line")
         outer, inner = _split(part[2:])
         if not _headers(outer).get("content-type", "").lower().startswith("application/http"):
             raise ValueError("a part is not application/http")
@@ -84,10 +84,10 @@ def _parsed(reply: Reply) -> Iterator[Reply]:
 
 
 def _split(part: bytes) -> tuple[bytes, bytes]:
-    """Head and body. A part without a body may leave its empty line to the boundary."""
+    """Head and body. A part without a body may end without its own empty line."""
     head, empty, body = part.partition(b"\r\n\r\n")
     if not empty and not head.endswith(b"\r\n"):
-        raise ValueError("a part has no end of its headers")
+        raise ValueError("the headers of a part have no end")
     return (head, body) if empty else (head[:-2], b"")
 
 
@@ -96,6 +96,6 @@ def _headers(lines: bytes = b"") -> dict[str, str]:
     for line in lines.split(b"\r\n") if lines else ():
         header = _HEADER.fullmatch(line)
         if header is None:
-            raise ValueError("a header is none")
+            raise ValueError("a header is malformed")
         found[header[1].decode().lower()] = header[2].decode("latin-1")
     return found

@@ -1,12 +1,11 @@
 """Any API that takes JSON, forms or CSV over HTTP, described by hand or by a preset.
 
-The account needs whatever its operations need; `check` can name a harmless request that proves it.
-Upserts, updates and deletes are sent again after an answer that never came; inserts only under an
-idempotency key. An answer means what `outcome` says, and where it says nothing about a row, nothing is
-believed. A DELETE or update of one object's own address that finds none is answered 404 or 410: gone,
-or not there to update; `outcome.cases` can say otherwise. Redirects and web pages stop the run.
-Where answers to writes tell the target's own id of a row (`outcome.ref`), deletes can name rows by it:
-`$ref` in a path or in a row.
+The account needs the rights of its operations; `check` can name a harmless request that tests them.
+If an answer is lost, upserts, updates and deletes are sent again; inserts only with an idempotency key.
+`outcome` says what an answer means; a row that the answer does not account for is in doubt. 404 or 410 to
+the DELETE or update of one object's own address means that the object is gone, or not there to update;
+`outcome.cases` can change that. Redirects and web pages stop the run. If answers to writes contain the
+external id of a row (`outcome.ref`), deletes can name rows by it: `$ref` in a path or in a row.
 """
 
 from __future__ import annotations
@@ -58,19 +57,19 @@ OPERATION_NAMES: dict[Mode, str] = {
     "delete": "delete",
 }
 _INSERTS = ("insert_only", "append")
-LANES = 4  # at most, if the connection's limits say so many in `concurrency`
+LANES = 4  # at most, if the connection's `concurrency` allows as many
 _PROBE = Rules(ok=tuple(range(200, 300)), rows="none")
 
 
 class Probe(Definition):
-    """A request that changes nothing and needs the same credential."""
+    """A request that changes nothing and needs the same credential as writes."""
 
     method: Literal["GET", "HEAD", "OPTIONS"] = "GET"
     path: Annotated[str, Field(pattern=r"^/[!-~]*$")]
 
 
 class Idempotency(Definition):
-    """The header a target knows a repeated request by, and for how long it does."""
+    """The header by which a target recognises a repeated request, and for how long."""
 
     header: HeaderName
     window: Duration = 86400.0
@@ -83,7 +82,7 @@ class HttpOptions(Definition):
     update: Endpoint | None = None
     delete: Endpoint | None = None
     outcome: Rules = Rules()
-    job: Job | None = None  # what the answer to an upsert names, instead of telling what became of it
+    job: Job | None = None  # if the answer to an upsert names a job instead of results
     idempotency: Idempotency | None = None
     check: Probe | None = None
 
@@ -93,7 +92,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
     Options = HttpOptions
 
     def __init__(self, options: HttpOptions, shape: Shape, gate: Gate | None = None) -> None:
-        """DefinitionError where no endpoint serves the sync, or one names a field it has not got."""
+        """DefinitionError if no endpoint serves the sync, or an endpoint names a field that it lacks."""
         super().__init__(options, shape, gate)
         self._connect(options.connection)
         self._endpoints = _endpoints(options, shape)
@@ -108,7 +107,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
             modes=frozenset(self._endpoints),
             idempotent=shape.write not in _INSERTS,
             form="documents",
-            # where an intent precedes each request, more of them at once would only leave more in doubt
+            # with an intent before each request, more lanes would only leave more in doubt
             most_lanes=1 if shape.write in _INSERTS or key or options.job else LANES,
             shaping=endpoint.model_dump(
                 mode="json", exclude={"outcome", "max_rows", "max_bytes", "max_row_bytes"}
@@ -131,8 +130,8 @@ class HttpDestination(HttpTarget[HttpOptions]):
 
     @classmethod
     def claim(cls, options: HttpOptions, write: WriteMode) -> str | None:
-        """The address of what is written, whatever its placeholders are called, and the account that the
-        credential is of: one server may be that of many. An append makes an object of its own."""
+        """The address without the names of its placeholders, and the account of the credential, because
+        accounts share servers. An append creates a new object each time."""
         endpoint: Endpoint | None = getattr(options, OPERATION_NAMES[write])
         if write == "append" or endpoint is None:
             return None
@@ -168,9 +167,8 @@ class HttpDestination(HttpTarget[HttpOptions]):
         return self._judge(self._send(request, batch), request, batch)
 
     def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Answer:
-        """What the target says of the job `handle`; else the same bytes under the same key again, which
-        tells what became of the first time; to be asked within `key_window`. Without a job or a key
-        there is no evidence to be had."""
+        """The result of the job `handle`. Without a handle: sends the same bytes with the same idempotency
+        key, within `key_window`; the answer is that of the first request. UNKNOWN without job and key."""
         if not act:
             return Outcome(UNKNOWN)
         if handle is not None and self.options.job is not None:
@@ -180,7 +178,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
             return Outcome(UNKNOWN)
         request = self._request(batch)
         reply = self._send(request, batch)
-        if reply.status == 409:  # the first request is still in work, or another one took its key
+        if reply.status == 409:  # the first request is still in progress, or another one used its key
             return Outcome(UNKNOWN)
         return self._judge(reply, request, batch)
 
@@ -192,7 +190,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
         return self._call(operation)[1]
 
     def lacks(self, operation: Mode) -> DefinitionError:
-        """What to say where no endpoint serves an operation that the sync asks for."""
+        """The error if no endpoint serves an operation of the sync."""
         word = "deletes" if operation == "delete" else f"write: {operation}"
         name = OPERATION_NAMES[operation]
         return DefinitionError(
@@ -201,8 +199,8 @@ class HttpDestination(HttpTarget[HttpOptions]):
             hint=f"{name}: {{method: …, path: /…}}",
         )
 
-    def _refuse_unlearnt(self, operation: Mode) -> None:
-        """DefinitionError HTTP_REF where rows were to be named by an id that no answer can have told."""
+    def _refuse_unknown_ref(self, operation: Mode) -> None:
+        """DefinitionError HTTP_REF if an operation needs external ids that no answer contains."""
         if not self._endpoints[operation].asks_ref:
             return
         writes = OPERATION_NAMES[self.shape.write]
@@ -210,24 +208,23 @@ class HttpDestination(HttpTarget[HttpOptions]):
         if operation != "delete":
             raise DefinitionError(
                 "HTTP_REF",
-                f"`$ref` cannot stand in `{writes}`: its answer is what tells the id of a row",
-                hint="an id that another sync learnt is a field: {ref: SYNC, by: COLUMN}",
+                f"`$ref` cannot be used in `{writes}`: only its answer contains the id of a row",
+                hint="for the external id from another sync use a field: {ref: SYNC, by: COLUMN}",
             )
         if not HttpDestination.learns(self.options, self.shape.write, keys):
             raise DefinitionError(
                 "HTTP_REF",
-                f"`$ref` in a delete needs answers to `{writes}` that tell the id of each row",
-                hint="say in `outcome.ref` where it stands, and in `outcome.match` how an item names its row",
+                f"`$ref` in a delete needs answers to `{writes}` with the id of each row",
+                hint="set `outcome.ref` to the path of the id, `outcome.match` to how an item names its row",
             )
 
     def _request(self, batch: Batch) -> Request:
-        """What goes out for the batch: the bytes that were prepared for it, or new ones. Poisoned if its
-        rows cannot be one request."""
+        """The prepared request of the batch, or a new one. Poisoned if its rows cannot be one request."""
         host = ("Host", self._address.authority)
         if batch.request is not None:
             request = Request.load(batch.request)
             if request.headers[:1] != (host,):
-                raise Systemic("HTTP_MOVED", "base_url names another server than this request was made for")
+                raise Systemic("HTTP_MOVED", "base_url is not the server that this request was prepared for")
             return request
         template, text = self._call(batch.mode)[0], self._line
         if text is not None and batch.operation != "delete":
@@ -260,7 +257,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
         template, rules = self._call(batch.mode)
         job = self.options.job if batch.mode == "upsert" else None
         if job:
-            rules = rules.model_copy(update={"ref": None})  # what the answer names is the job
+            rules = rules.model_copy(update={"ref": None})  # the id in the answer is the job's
         texts = template.texts(request)
         outcome = interpret(reply, rules, self._sent(batch, lambda row: [*texts(row), *self._known()]))
         if batch.operation == "delete":
@@ -268,7 +265,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
         return job.submitted(reply) if job and outcome == Outcome(WRITTEN) else outcome
 
     def _sent(self, batch: Batch, texts: Callable[[int | None], Iterable[str]]) -> Sent:
-        """The batch as its answer is held against it."""
+        """What `interpret` needs to know of the batch."""
         template = self._call(batch.mode)[0]
 
         def names(to: str) -> list[str]:
@@ -281,12 +278,12 @@ class HttpDestination(HttpTarget[HttpOptions]):
         return Sent(len(batch), batch.mode not in _INSERTS, names, texts)
 
     def _call(self, operation: Mode) -> tuple[Template, Rules]:
-        """The operation's endpoint, made ready for the sync's rows, and how to read its answers."""
+        """The template of the operation's endpoint, and the rules for its answers."""
         if operation in self._calls:
             return self._calls[operation]
         if operation not in self._endpoints:
             raise self.lacks(operation)
-        self._refuse_unlearnt(operation)
+        self._refuse_unknown_ref(operation)
         endpoint, deletes = self._endpoints[operation], self.shape.deletes
         keys, fields = ([field.name for field in part] for part in (self.shape.key, self.shape.fields))
         if operation == "delete":
@@ -298,7 +295,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
 
 
 def _gone(outcome: Outcome) -> Outcome:
-    """The outcome of a delete: what was not there is gone as well."""
+    """The outcome of a delete: a row that was not there is deleted."""
 
     def ended(result: RowResult) -> RowResult:
         return WRITTEN if result == ABSENT else result
@@ -308,20 +305,19 @@ def _gone(outcome: Outcome) -> Outcome:
 
 
 def _with_ref(row: Row, ref: str | None, keys: int) -> Row:
-    """The row as cells that ask for its ref want it. Poisoned if nobody knows that."""
+    """The row with its external id after the key. Poisoned if the id is not known."""
     if ref is None:
-        raise Poisoned("REF_UNKNOWN", "the target's own id of this row was never learnt")
+        raise Poisoned("REF_UNKNOWN", "the external id of this row is not known")
     return (*row[:keys], ref, *row[keys:])
 
 
 def _rules(endpoint: Endpoint, shared: Rules, operation: Mode, keys: list[str]) -> Rules:
-    """The endpoint's own rules or the shared ones, of which those about lists of rows are not for an
-    endpoint that takes one. That one object's own address finds none is no error where the object was
-    to go, and leaves its row open where it was to be updated."""
+    """The endpoint's own rules, or the shared ones; an endpoint for single rows gets no rules about lists.
+    404 or 410 at one object's own address is success for a delete, and ABSENT for an update."""
     rules = endpoint.outcome or shared
     if endpoint.outcome is None and endpoint.wrap is None and endpoint.rows_at_most == 1:
         how = "none" if rules.rows == "none" else "all_or_nothing"
-        ok = (*rules.ok, *Rules().ok) if rules.ok else ()  # with none at all, `cases` alone decide
+        ok = (*rules.ok, *Rules().ok) if rules.ok else ()  # without `ok` only `cases` decide
         rules = rules.model_copy(update={"rows": how, "partial": (), "ok": ok})
     rules = rules.model_copy(update={"match": tuple(_of_key(one, keys) for one in rules.match)})
     for to in (identity.to for identity in rules.match if rules.rows in ("listed", "errors_by_value")):
@@ -342,7 +338,7 @@ def _rules(endpoint: Endpoint, shared: Rules, operation: Mode, keys: list[str]) 
 
 
 def _of_key(identity: Identity, keys: list[str]) -> Identity:
-    """Where `at` names the key's field by `$key`, its name."""
+    """`$key` in `at`, replaced by the name of the key's field."""
     if len(keys) != 1:
         return identity
     at = (".".join(keys[0] if step == "$key" else step for step in path.split(".")) for path in identity.at)
@@ -355,7 +351,7 @@ def _addressed(endpoint: Endpoint, keys: list[str]) -> bool:
 
 
 def _endpoints(options: HttpOptions, shape: Shape) -> dict[Mode, Endpoint]:
-    """The endpoint behind each operation that the destination offers."""
+    """The endpoint of each operation that the destination supports."""
     given = {name: getattr(options, name) for name in ("upsert", "insert", "update", "delete")}
     if isinstance(shape.deletes, SoftDelete):
         given["delete"] = options.update or options.upsert

@@ -1,7 +1,7 @@
-"""Rows into requests: the path with its placeholders, the rows in the body, the bytes on the wire.
+"""Makes requests from rows: the path with its placeholders, the rows in the body, the bytes sent.
 
-A row chooses neither host nor path: its values are percent-encoded into the one segment they stand in.
-What a row itself looks like is `cells`' business.
+A row's values cannot change host or path: each is percent-encoded inside its own segment. `cells` makes
+the row itself.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _exactly = msgspec.json.Decoder(float_hook=str)
 
 
 class Endpoint(Definition):
-    """How one operation looks on the wire.
+    """The requests of one operation.
 
     `wrap` is the dotted path of the list of rows inside the body ("" = the body is that list); without
     it the row is the body and there is one row per request. `envelope` is the rest of the body. In the
-    query `$keys` are the keys of all rows and `$refs` their refs, with commas between them or, where
-    the parameter's name ends in %5B%5D, which is [], each as one of its own; `$body` is what would else
-    be the body, which then is empty. `encoding: csv` sends a head line with the names of the row's members.
+    query `$keys` are the keys of all rows and `$refs` their external ids, separated by commas; if the
+    parameter's name ends in %5B%5D, which is [], each is a parameter of its own. `$body` moves the body
+    into the query. `encoding: csv` sends a header line with the names of the row's members.
     """
 
     method: Literal["POST", "PUT", "PATCH", "DELETE"] = "POST"
@@ -64,11 +64,11 @@ class Endpoint(Definition):
     max_rows: Annotated[int, Field(ge=1)] | None = None
     max_bytes: Annotated[int, Field(ge=1)] | None = None
     max_row_bytes: Annotated[int, Field(ge=1)] | None = None
-    outcome: Rules | None = None  # in place of the destination's
+    outcome: Rules | None = None  # replaces the destination's
 
     @property
     def words(self) -> list[str]:
-        """What stands in the path for a value, as `$` words."""
+        """The placeholders of the path, as `$` words."""
         return split(self.path)[1::2]
 
     @property
@@ -80,7 +80,7 @@ class Endpoint(Definition):
 
     @property
     def asks_ref(self) -> bool:
-        """Does it name objects by the target's own id?"""
+        """Whether it names objects by their external ids."""
         inner = [word for text in _leaves(self.row) if text.startswith("/") for word in split(text)]
         return bool({"$ref", "$refs"} & {*self.words, *_leaves(self.row), *inner})
 
@@ -89,17 +89,17 @@ class Endpoint(Definition):
         plain = "".join("x" if n % 2 else part for n, part in enumerate(split(self.path)))
         if mistaken := [word for word in self.words if word.startswith("$field.$")]:
             word = mistaken[0].removeprefix("$field.")
-            raise ValueError(f"in a path it is {word}, without braces: {{…}} is for fields by their names")
+            raise ValueError(f"write {word} without braces in a path: {{…}} is for names of fields")
         if not _PATH.fullmatch(plain) or {".", ".."} & set(plain.partition("?")[0].split("/")):
             raise ValueError(
-                "a path begins with one /, is percent-encoded and has no dot segments, no host, no #"
+                "a path begins with one /, is percent-encoded and has no dot segments, host or #"
             )
         if (self.max_rows or 1) > 1 and self.rows_at_most == 1:
-            raise ValueError("several rows per request need `wrap` and a path without a row's values")
+            raise ValueError("several rows per request need `wrap` and a path without values of a row")
         if self.envelope and not self.wrap:
-            raise ValueError("an `envelope` needs `wrap`: where in it the rows go")
+            raise ValueError("an `envelope` needs `wrap`: the path of the rows in it")
         if self.encoding != "json" and self.wrap is not None:
-            raise ValueError(f"`wrap` goes with JSON, not with {self.encoding}")
+            raise ValueError(f"`wrap` needs `encoding: json`, not {self.encoding}")
         if self.encoding == "csv" and not (
             isinstance(self.row, dict) or self.row in (None, "$row", "$fields")
         ):
@@ -111,9 +111,9 @@ class Endpoint(Definition):
 
 
 class Template:
-    """An endpoint made ready for rows with these key and other fields.
+    """Makes an endpoint's requests for rows with these key and other fields.
 
-    DefinitionError HTTP_PLACEHOLDER if it names a field that the rows have not got.
+    DefinitionError HTTP_PLACEHOLDER if it names a field that the rows lack.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class Template:
         self._headers = tuple(endpoint.headers.items()) + (content if "content-type" not in given else ())
 
     def request(self, rows: Sequence[Row]) -> Request:
-        """The one request for these rows. Poisoned, before anything is sent, if they are too many or
-        too large for one, or if a value cannot stand where it has to."""
+        """One request for these rows. Poisoned, before anything is sent, if they are too many or too large
+        for one request, or if a value does not fit its place."""
         self._refuse_more(len(rows))
         try:
             members = [self._members(row) for row in rows]
@@ -151,10 +151,9 @@ class Template:
         return self._whole(target, body)
 
     def of_lines(self, lines: Sequence[str]) -> Request:
-        """The one request for rows whose texts are made already, by the `line` of this endpoint. Poisoned as
-        in `request`."""
+        """One request for rows that SQL has made by the `line` of this endpoint. Poisoned as in `request`."""
         self._refuse_more(len(lines))
-        target = "".join(part([], {}, b"") for part in self._path)  # no row has a part in it
+        target = "".join(part([], {}, b"") for part in self._path)  # it has no values of rows
         try:
             if self.endpoint.max_row_bytes is not None:
                 self._refuse_longer(max(len(line.encode()) for line in lines))
@@ -169,7 +168,7 @@ class Template:
     def _refuse_more(self, rows: int) -> None:
         limit = self.endpoint.rows_at_most
         if limit is not None and rows > limit:
-            raise Poisoned("TOO_MANY_ROWS", f"{rows} rows where a request takes {limit}")
+            raise Poisoned("TOO_MANY_ROWS", f"{rows} rows, but a request takes {limit}")
 
     def _refuse_longer(self, longest: int) -> None:
         if (most := self.endpoint.max_row_bytes) is not None and longest > most:
@@ -177,11 +176,11 @@ class Template:
 
     def _whole(self, target: str, body: bytes) -> Request:
         if self.endpoint.max_bytes is not None and len(body) > self.endpoint.max_bytes:
-            raise Poisoned("TOO_LARGE", f"{len(body)} bytes where a request takes {self.endpoint.max_bytes}")
+            raise Poisoned("TOO_LARGE", f"{len(body)} bytes, but a request takes {self.endpoint.max_bytes}")
         return Request(self.endpoint.method, target, self._headers, body)
 
     def texts(self, request: Request) -> Callable[[int | None], set[str]]:
-        """For a row of this request (None: any of them) the texts it was sent with, constants left out."""
+        """The texts sent for a row of this request (None: for all), without constants."""
         pieces = set(_PIECES.split(request.target)) - self._literals
         path = {unquote(piece) for piece in pieces}
 
@@ -203,7 +202,7 @@ class Template:
         return texts
 
     def _hidden(self, leaf: str) -> set[str]:
-        """The texts inside a base64 text of a row that has such."""
+        """The texts inside a base64 text of a row."""
         if not self._has_base64 or not leaf.startswith("ey"):  # {" in base64
             return set()
         return set(_leaves(_exactly.decode(b64decode(leaf))))
@@ -230,11 +229,11 @@ class Template:
 
 
 def _not_unicode() -> Poisoned:
-    return Poisoned("NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot say")
+    return Poisoned("NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot encode")
 
 
 def _path(path: str, cells: Cells) -> list[Part]:
-    """The parts of a path, each made of the rows, the first row's members, and the body."""
+    """The parts of a path: functions of the rows, the first row's members, and the body."""
     parts: list[Part] = []
     constants, words = split(path)[::2], split(path)[1::2]
     for constant, word in zip(constants, [*words, None], strict=True):
@@ -259,7 +258,7 @@ def _first(segment: Callable[[Row, int, Members], str]) -> Part:
 
 
 def _listed(name: str, index: int) -> Part:
-    """A value of all rows: by commas, or, under a name, a parameter each."""
+    """A value of all rows: separated by commas, or with a name one parameter for each."""
 
     def values(rows: Sequence[Row], members: Members, body: bytes) -> str:
         return ("&" if name else ",").join(name + quote(text(row[index]), safe="") for row in rows)
@@ -276,10 +275,10 @@ def _around(endpoint: Endpoint) -> tuple[bytes, bytes]:
     for step in way:
         at = at.setdefault(step, {})
         if not isinstance(at, dict):
-            raise ValueError(f"`wrap` goes through {step!r}, which is no object in `envelope`")
+            raise ValueError(f"`wrap` contains {step!r}, which is not an object in `envelope`")
     if last in at:
         raise ValueError(f"`envelope` already has something at {endpoint.wrap!r}")
-    at[last] = msgspec.Raw(b"\0")  # a byte that no JSON text holds
+    at[last] = msgspec.Raw(b"\0")  # a byte that JSON never contains
     before, after = exact.encode(body).split(b"\0")
     return before, after
 
@@ -297,7 +296,7 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """Every scalar inside, as text; not the names, and not what tells nothing (true, false, null)."""
+    """Every scalar inside, as text; without names, true, false and null."""
     if isinstance(value, dict):
         for part in value.values():
             yield from _leaves(part)

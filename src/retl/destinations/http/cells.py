@@ -1,13 +1,13 @@
-"""A row's shape, written as data, into the function that makes the row: the `$` words and nothing else.
+"""Makes functions that build rows from a shape, which is data: the `$` words and nothing else.
 
-A text that begins with `$` stands for a value of the row, everything else is a constant: `$name` is a
-destination field, `$fields` all fields but the key's as an object, `$row` key and fields as an object, `$key`
-the key, `$row_no` the row's number in its request as text ("0", "1", …), `$ref` the target's own id of the
-row, which an earlier answer gave; `$field.row` is a field that is called like one of those, `$$` begins a
-text with a dollar sign. An object whose one member begins with `$` is made of what stands under it: `$base64`
-of its JSON, `$merge` one object of a list of objects, `$path` a path. In a path the same words stand
-anywhere, each value percent-encoded; there `{name}` is a field too. The fields' JSON comes from SQL and is
-spliced as it is, so digits survive.
+A text that begins with `$` is replaced by a value of the row; everything else is a constant. `$name` is a
+destination field, `$fields` an object of all fields except the key's, `$row` an object of key and fields,
+`$key` the key, `$row_no` the row's number in its request as text ("0", "1", …), `$ref` the external id of the
+row, from an earlier answer. `$field.row` is a field with one of these names; `$$` is a dollar sign at the
+start of a text. An object with one member that begins with `$` is converted: `$base64` is the base64 of its
+JSON, `$merge` one object of a list of objects, `$path` a path. In a path the same words can be anywhere, each
+value percent-encoded; there `{name}` is a field too. The fields' JSON comes from SQL and is copied unchanged,
+so digits are kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OMIT = object()
 OF_ALL_ROWS = ("$keys", "$refs", "$body")
 FORMS = ("$base64", "$merge", "$path")
 
-# the key's values, then the row's ref if the cells ask for it, then the fields as one JSON object (str);
+# the key's values, then the external id if the cells need it, then the fields as one JSON object (str);
 # a delete has no fields
 Row = tuple[Any, ...]
 Members = dict[str, msgspec.Raw]
@@ -39,9 +39,9 @@ exact = msgspec.json.Encoder(decimal_format="number")  # Decimals keep their dig
 
 
 class Cast(Definition):
-    """How a target wants the fields' values where JSON's own forms will not do. `nulls`: what stands for
-    an empty field: null, `omit` (it is not sent), or a text such as "" or "#N/A". `keys` are the key's,
-    `refs` the target's own ids, which are kept as text."""
+    """How a target takes values if not in JSON's own forms. `nulls` replaces an empty field: null, `omit`
+    (it is not sent), or a text such as "" or "#N/A". `keys` is for the key's values, `refs` for external
+    ids, which are stored as text."""
 
     values: Literal["native", "string"] = "native"
     keys: Literal["native", "string"] = "native"
@@ -49,7 +49,7 @@ class Cast(Definition):
     nulls: str | None = None
 
     def apply(self, value: msgspec.Raw) -> Any:
-        """A member as it is to be sent, its digits as they are; OMIT where it is not to be sent."""
+        """A member as it is sent, with its digits unchanged; OMIT if it is not sent."""
         plain = bytes(value)
         if plain == b"null":
             return OMIT if self.nulls == "omit" else self.nulls
@@ -59,7 +59,7 @@ class Cast(Definition):
 
 
 class NoField(DefinitionError):
-    """HTTP_PLACEHOLDER: a shape or path names a field that the rows have not got."""
+    """HTTP_PLACEHOLDER: a shape or path names a field that the rows lack."""
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
         hint = f"fields: {', '.join(known)}; `$$` is a dollar sign"
@@ -68,7 +68,7 @@ class NoField(DefinitionError):
 
 
 def split(path: str) -> list[str]:
-    """A path as constants and, at odd places, the words between them; {name} becomes `$field.name`."""
+    """A path as a list: constants, and words at odd positions; {name} becomes `$field.name`."""
     parts, constant, end = list[str](), "", 0
     for found in _WORD.finditer(path):
         constant += path[end : found.start()]
@@ -82,22 +82,22 @@ def split(path: str) -> list[str]:
 
 
 class Cells:
-    """Makes cells for rows with these key and other fields, and with `refs` their refs; `members` = some
-    cell looks at single fields.
+    """Makes cells for rows with these key and other fields, and with external ids if `refs`. `members` is
+    True if a cell needs single fields.
 
-    NoField for a field that the rows have not got.
+    NoField for a field that the rows lack.
     """
 
     def __init__(self, keys: Sequence[str], fields: Sequence[str], cast: Cast, *, refs: bool = False) -> None:
         self.keys, self.fields = tuple(keys), frozenset(fields)
-        self.head = len(self.keys) + refs  # where the fields are, if a row has any
+        self.head = len(self.keys) + refs  # the position of the fields, if a row has any
         self._cast = None if (cast.values, cast.nulls) == ("native", None) else cast
         self._ref: Callable[[str], Any] = int if cast.refs == "integer" else str
         self._key: Callable[[Any], Any] = text if cast.keys == "string" else lambda value: value
         self.members = self._cast is not None
 
     def make(self, shape: Any) -> Cell:
-        """The function that makes this part of the shape for a row; OMIT = the row has not got it."""
+        """The function that makes this part of the shape for a row; OMIT = the row lacks it."""
         match shape:
             case {"$base64": inner, **others} if not others:
                 cell = self.make(inner)
@@ -137,7 +137,7 @@ class Cells:
                 return lambda row, n, members: shape
 
     def path(self, path: str) -> Cell:
-        """A path, each value of the row one percent-encoded segment of it."""
+        """A path in which each value of the row is one percent-encoded segment."""
         parts = [self.segment(part) if n % 2 else part for n, part in enumerate(split(path))]
         return lambda row, n, members: "".join(
             part if isinstance(part, str) else part(row, n, members) for part in parts
@@ -176,14 +176,14 @@ class Cells:
 
 
 def _joined(objects: Sequence[Any]) -> msgspec.Raw:
-    """Several objects as one; members are not looked at."""
+    """Several objects as one; equal names are not detected."""
     inside = [exact.encode(one)[1:-1] for one in objects]
     return msgspec.Raw(b"{" + b",".join(part for part in inside if part) + b"}")
 
 
 def _segment(value: Any) -> str:
-    """A value as part of a path. Poisoned if it would be another path: nothing, `.` or `..`, which
-    servers resolve even when percent-encoded."""
+    """A value as part of a path. Poisoned if it would change the path: empty, `.` or `..`, which servers
+    resolve even if they are percent-encoded."""
     missing = value is None or value is OMIT or (isinstance(value, msgspec.Raw) and bytes(value) == b"null")
     plain = "" if missing else text(value)
     if plain in ("", ".", ".."):

@@ -1,8 +1,8 @@
-"""Rows as a CSV body with one head line, as RFC 4180 has it, and back.
+"""Writes and reads rows as a CSV body with one header line (RFC 4180).
 
-A text is always quoted, NULL is nothing between two commas, so the two stay apart; numbers and truth
-values are bare and keep their digits; lists and objects are JSON, quoted. All rows of a body have the
-same columns: a member that a row has not got cannot be said in CSV.
+A text is always quoted and NULL is nothing between two commas, so they differ. Numbers and booleans are
+not quoted and keep their digits; lists and objects are quoted JSON. All rows of a body have the same
+columns, because CSV has no form for a missing member.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def write(rows: Sequence[bytes]) -> bytes:
     members = [_members.decode(row) for row in rows]
     names = list(members[0])
     if any(list(one) != names for one in members):
-        raise Poisoned("CSV_COLUMNS", "rows with different columns, which one CSV body cannot hold")
+        raise Poisoned("CSV_COLUMNS", "the rows have different columns, which one CSV body cannot hold")
     lines = [[_quoted(name) for name in names]]
     lines += [[_cell(bytes(value)) for value in one.values()] for one in members]
     return b"".join(b",".join(line) + _END for line in lines)
 
 
 def read(body: bytes) -> list[list[str]]:
-    """The cells of each row of a body that `write` made, without the head."""
+    """The cells of each row of a body that `write` made, without the header."""
     return list(_rows(body.decode()))[1:]
 
 

@@ -1,7 +1,7 @@
-"""Work that a target takes in one request and does later: submitted, asked after, its errors fetched.
+"""Asynchronous jobs of a target: submit a batch, poll the job, fetch its errors.
 
-The job's own id is the handle that delivery stores, so whoever comes after a crash asks on instead of
-submitting again.
+The job's id is the handle that delivery stores, so after a crash the job is polled and not submitted
+again.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _PAGES = 1000
 
 
 class Job(Definition):
-    """`id` is where the answer to a submission names the job, `path` where to ask after it (`$job` is its
-    name), `done` and `failed` what that answer then says. The errors of a finished job are the lists at
-    `errors_at` of `errors_path` and of the pages its `next` leads to. `outcome` reads
-    {"job": the last answer, "errors": all of them}; what a failed job did is unknown."""
+    """`id` is the path of the job's id in the answer to the submission. The job is polled at `path` (with
+    `$job`) until the answer matches `done` or `failed`. The errors of a finished job are the lists at
+    `errors_at` in `errors_path` and in the following pages, linked by `next`. `outcome` reads
+    {"job": the last answer, "errors": all of them}; the result of a failed job is unknown."""
 
     id: str
     path: str
@@ -41,15 +41,15 @@ class Job(Definition):
     outcome: Rules
 
     def submitted(self, reply: Reply) -> Pending:
-        """Ambiguous if the answer names no job: it may have been taken all the same."""
+        """Ambiguous if the answer names no job: the batch may have been accepted anyway."""
         name = look(reply.content, self.id)
         if type(name) not in (str, int) or not text(name):
-            raise Ambiguous("HTTP_NO_JOB", "the target took the batch and did not name the job")
+            raise Ambiguous("HTTP_NO_JOB", "the target accepted the batch and did not name the job")
         return Pending(text(name), self.every)
 
     def ask(self, handle: str, sent: Sent, send: Callable[[Request], Reply], prefix: str) -> Answer:
-        """What has become of the job, by requests that change nothing. A job that the target does not
-        know any more is UNKNOWN; errors of these requests are raised as those of any other."""
+        """The state or result of the job, by requests that change nothing. UNKNOWN if the target no longer
+        knows the job. Errors of these requests are raised as usual."""
         job = quote(handle, safe="")
         reply = send(Request("GET", prefix + self.path.replace("$job", job), (), b""))
         if reply.status in (404, 410):
@@ -74,7 +74,7 @@ class Job(Definition):
 
 
 def _local(url: Any) -> str | None:
-    """Path and query of a link: it is followed on the connection's own server, wherever it points."""
+    """Path and query of a link. Its host is ignored: only the connection's own server is asked."""
     if not isinstance(url, str) or not url:
         return None
     parts = urlsplit(url)

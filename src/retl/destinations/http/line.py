@@ -1,7 +1,7 @@
-"""A row's shape as a line that SQL writes, where nothing in it needs Python.
+"""A row's shape as a line that SQL makes, if no part of it needs Python.
 
-What it makes is what `cells` would make of the same row, in a tenth of the time. Shapes with casts, refs,
-forms such as base64, or fields that may be missing stay with `cells`.
+The result equals that of `cells`, in a tenth of the time. `cells` makes shapes with casts, external ids,
+forms such as base64, or fields that may be missing.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ def line(endpoint: Endpoint, shape: Shape) -> Line | None:
     """One row of the endpoint's requests as text; None if only `cells` can make it."""
     plain = endpoint.cast == Cast() and endpoint.encoding in ("json", "ndjson") and not endpoint.words
     known = all(one.type.name in LINE_KEYS for one in shape.key)
-    body = endpoint.method != "DELETE"  # which may be sent without one
+    body = endpoint.method != "DELETE"  # DELETE may have no body
     whole = shape.fields and all(one.nulls == "clear" for one in shape.fields)
     if not (plain and known and whole and body):
         return None
     try:
         return tuple(_merged(_pieces("$row" if endpoint.row is None else endpoint.row, shape)))
-    except _Unlike:
+    except _Unsupported:
         return None
 
 
-class _Unlike(Exception):
-    """A part of the shape that SQL does not make."""
+class _Unsupported(Exception):
+    """SQL cannot make this part of the shape."""
 
 
 def _pieces(part: Any, shape: Shape) -> list[Piece]:
@@ -43,7 +43,7 @@ def _pieces(part: Any, shape: Shape) -> list[Piece]:
         case str():
             return [_json(part[1:] if part.startswith("$$") else part)]
         case dict():
-            raise _Unlike
+            raise _Unsupported
         case _:
             return [_json(part)]
 
@@ -60,13 +60,13 @@ def _word(word: str, shape: Shape) -> list[Piece]:
     if word == "$key" and len(keys) == 1:
         return [KeyText(0, "json")]
     if word in ("$ref", "$row_no"):
-        raise _Unlike
+        raise _Unsupported
     name = word[1:].removeprefix("field.")
     if name in keys:
         return [KeyText(keys.index(name), "json")]
     if name in fields:
         return [FieldText(fields.index(name))]
-    raise _Unlike
+    raise _Unsupported
 
 
 def _between(opening: str, parts: list[list[Piece]], closing: str) -> list[Piece]:

@@ -1,8 +1,8 @@
 """What an HTTP answer means for the rows that were sent: pure, and the same for every vendor.
 
-An answer says something of each row, of the request as a whole, or nothing; `Rules` tell which, as data.
-It does no I/O and never guesses: a row the answer does not account for is UNKNOWN, a success nobody can
-read is Ambiguous. No text made here holds a value of a row.
+`Rules` describe, as data, what an answer says of each row or of the whole request. Nothing is guessed: a
+row that the answer does not account for is UNKNOWN, an unreadable success is Ambiguous. It does no I/O. No
+text made here contains a value of a row.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from retl.net.messages import _NO_JSON, Reply
 from retl.net.scrub import scrub
 from retl.net.waits import wait_asked
 
-_AGAIN = frozenset({425, 429, 503})  # refused before anything was done
-_REFUSED = frozenset({400, 409, 413, 414, 422})  # something in it is bad, nothing was applied
+_RETRY = frozenset({425, 429, 503})  # refused before anything was done
+_REFUSED = frozenset({400, 409, 413, 414, 422})  # part of the request is bad, nothing was applied
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What an answer is held against: how many rows, whether sending them twice is harmless, each row's
-    name for an `Identity`, and the texts a row (None: any of them) was sent with."""
+    """What was sent: how many rows, whether a second send is harmless, each row's name for an `Identity`,
+    and the texts sent for a row (None: for all)."""
 
     rows: int
     idempotent: bool
@@ -40,11 +40,11 @@ class Sent:
 
 
 def interpret(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
-    """What became of each row. Raises the TargetError of an answer that concerns all of them; one that
-    refuses a request of a single row is that row's rejection."""
+    """What became of each row. An answer that concerns all rows is raised as a TargetError, except that
+    the refusal of a request with a single row rejects that row."""
     if not reply.is_page:
         for case in rules.cases:
-            if reply.status in case.status and (case.when is None or case.when.fits(reply.said)):
+            if reply.status in case.status and (case.when is None or case.when.fits(reply.json_or_text)):
                 return _means(case.means, reply, rules, sent)
         if reply.status in rules.ok or reply.status in rules.partial:
             return _accepted(reply, rules, sent)
@@ -52,9 +52,9 @@ def interpret(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
 
 
 def _table(reply: Reply, sent: Sent) -> str:
-    """The meaning of a status. The ones a gateway gives while its API is away may be web pages."""
+    """The meaning of a status. If a gateway cannot reach the API, its answer may be a web page."""
     status = reply.status
-    if status in _AGAIN:
+    if status in _RETRY:
         return "unavailable"
     if status == 408 or (status >= 500 and status not in (501, 505)):
         return "unavailable" if sent.idempotent else "unknown"
@@ -68,64 +68,65 @@ def _table(reply: Reply, sent: Sent) -> str:
 def _means(meaning: str, reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     if meaning == "some_absent":
         meaning = "absent" if sent.rows == 1 else "refused"
-    settled = {"written": WRITTEN, "kept": KEPT, "absent": ABSENT}
-    if meaning in settled:
-        return Outcome(settled[meaning])
-    code, reason = _said(reply.content, rules, sent, None)
+    results = {"written": WRITTEN, "kept": KEPT, "absent": ABSENT}
+    if meaning in results:
+        return Outcome(results[meaning])
+    code, reason = _explanation(reply.content, rules, sent, None)
     if meaning == "refused" and sent.rows == 1:
         return Outcome(
             RowResult(Kind.REJECTED, code or f"HTTP_{reply.status}", reason or _phrase(reply.status))
         )
-    said = ": ".join(part for part in (f"the target answered {_phrase(reply.status)}", code, reason) if part)
+    parts = (f"the target answered {_phrase(reply.status)}", code, reason)
+    message = ": ".join(part for part in parts if part)
     name = f"HTTP_{reply.status}"
     if meaning == "unavailable":
         wait = wait_asked(reply.headers, rules.retry_after)
         usual = rules.wait if reply.status == 429 else None
         hint = "its limit is used up: run again later" if reply.status == 429 else None
-        raise Unavailable(name, said, retry_after=usual if wait is None else wait, hint=hint)
+        raise Unavailable(name, message, retry_after=usual if wait is None else wait, hint=hint)
     if meaning == "spent":
-        raise Spent(said, anew=wait_asked(reply.headers, rules.retry_after))
+        raise Spent(message, anew=wait_asked(reply.headers, rules.retry_after))
     errors: dict[str, type[TargetError]] = {"refused": Poisoned, "unknown": Ambiguous}
-    raise errors.get(meaning, Systemic)(name, said, hint=_hint(reply))
+    raise errors.get(meaning, Systemic)(name, message, hint=_hint(reply))
 
 
 def _accepted(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
-    """The rows of an answer whose status is an ok, whole or partial."""
+    """The rows of an answer with a status in `ok` or `partial`."""
     content = reply.content
     if not reply.whole:
         raise Ambiguous(
             "HTTP_CUT_OFF", f"the answer {_phrase(reply.status)} was cut off, or too long to read"
         )
-    if rules.ok_when is not None and reply.status != 204 and not rules.ok_when.fits(reply.said):
+    if rules.ok_when is not None and reply.status != 204 and not rules.ok_when.fits(reply.json_or_text):
         return _means("refused", reply, rules, sent)
     if rules.rows == "none":
         return Outcome(WRITTEN)
     if content is _NO_JSON:
-        raise Ambiguous("HTTP_NO_JSON", f"the answer {_phrase(reply.status)} is not the JSON it has to be")
+        raise Ambiguous("HTTP_NO_JSON", f"the answer {_phrase(reply.status)} is not JSON")
     if rules.rows == "all_or_nothing":
-        return _outcome(WRITTEN, _learnt(content, rules, sent))
+        return _outcome(WRITTEN, _external_ids(content, rules, sent))
     return _counted(_by_row(reply, rules, sent), rules, content, sent)
 
 
-def _learnt(content: Any, rules: Rules, sent: Sent) -> dict[int, RowResult]:
-    """The target's own ids in an ok for all: that of the only row, or those of items that each name one."""
+def _external_ids(content: Any, rules: Rules, sent: Sent) -> dict[int, RowResult]:
+    """The external ids in a success for all rows: of the only row, or of each item that names one row."""
     if rules.ref is None:
         return {}
     items = _items(content, rules.at)
     if sent.rows == 1:
         only = items[0] if isinstance(items, list) and len(items) == 1 else content
-        told = {0: [look(only, rules.ref)]}
+        found = {0: [look(only, rules.ref)]}
     else:
-        told = {}
+        found = {}
         for rows, item in _named(items if isinstance(items, list) else [], rules, sent):
             for row in rows if len(rows) == 1 else ():
-                told.setdefault(row, []).append(look(item, rules.ref))
-    sure = {row: refs[0] for row, refs in told.items() if len(refs) == 1 and refs[0] is not None}
-    return {row: RowResult(Kind.WRITTEN, ref=text(ref)) for row, ref in sure.items()}
+                found.setdefault(row, []).append(look(item, rules.ref))
+    unique = {row: refs[0] for row, refs in found.items() if len(refs) == 1 and refs[0] is not None}
+    return {row: RowResult(Kind.WRITTEN, ref=text(ref)) for row, ref in unique.items()}
 
 
 def _by_row(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
-    """What the items of an answer say of their rows."""
+    """The result of each row, from the items of an answer."""
     items = _items(reply.content, rules.at)
     if rules.rows == "positional":
         if not isinstance(items, list) or len(items) != sent.rows:
@@ -138,7 +139,7 @@ def _by_row(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     if not isinstance(items, list):
         return Outcome(UNKNOWN)
     bad: dict[int, RowResult] = {}
-    stray = False  # an error that names no row of ours may be meant for any of them
+    stray = False  # an error that names none of our rows may concern any of them
     for rows, item in _named(items, rules, sent):
         stray = stray or not rows
         bad.update({n: _judged(item, n, rules, sent, bad=True) for n in rows})
@@ -146,8 +147,8 @@ def _by_row(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
 
 
 def _counted(outcome: Outcome, rules: Rules, content: Any, sent: Sent) -> Outcome:
-    """The outcome held against the number of bad rows the target counts: where more are bad than it
-    names, any of the others may be; where all are, all are."""
+    """The outcome, corrected by the target's count of bad rows. If it counts more than it names, the other
+    rows are UNKNOWN; if it counts all rows, all are rejected."""
     if rules.failed is None:
         return outcome
     failed = look(content, rules.failed)
@@ -157,7 +158,7 @@ def _counted(outcome: Outcome, rules: Rules, content: Any, sent: Sent) -> Outcom
     if failed <= named:
         return outcome
     if failed == sent.rows:
-        code, reason = _said(content, rules, sent, None)
+        code, reason = _explanation(content, rules, sent, None)
         refused = RowResult(Kind.REJECTED, code or "REFUSED", reason or "the target refused the row")
         return Outcome(refused, outcome.exceptions if named else {})
     return Outcome(UNKNOWN, {n: one for n, one in outcome.exceptions.items() if one.kind is not Kind.WRITTEN})
@@ -178,7 +179,7 @@ def _listed(content: Any, rules: Rules, sent: Sent) -> Outcome:
 
 
 def _items(content: Any, paths: Sequence[str]) -> Any:
-    """The list at a path; of several paths, all lists there are, as one."""
+    """The list at a path; for several paths, all lists found, joined."""
     if len(paths) == 1:
         return look(content, paths[0])
     found = [part for path in paths if isinstance(part := look(content, path), list)]
@@ -186,7 +187,7 @@ def _items(content: Any, paths: Sequence[str]) -> Any:
 
 
 def _named(items: Sequence[Any], rules: Rules, sent: Sent) -> Iterator[tuple[Sequence[int], Any]]:
-    """Each item with the rows it names, which are none where it names nothing of ours."""
+    """Each item with the rows that it names, or none."""
     if rules.rows == "errors_by_index":
         for item in items:
             index = look(item, rules.index)
@@ -203,19 +204,19 @@ def _named(items: Sequence[Any], rules: Rules, sent: Sent) -> Iterator[tuple[Seq
     for item in items:
         named: Sequence[int] = []
         for known, identity in zip(rows, rules.match, strict=True):
-            said = next((v for path in identity.at if (v := look(item, path)) is not None), None)
-            if said is not None:
-                named = known.get(text(said), [])
+            value = next((v for path in identity.at if (v := look(item, path)) is not None), None)
+            if value is not None:
+                named = known.get(text(value), [])
                 break
         yield named, item
 
 
 def _judged(item: Any, row: int, rules: Rules, sent: Sent, *, bad: bool = False) -> RowResult:
-    """What an item says of its row: `bad` where its being in the list means that."""
+    """The result of a row by its item. `bad`: the item is in a list of bad rows."""
     if rules.inside is not None:
         item = _opened(item, rules.inside)
     if rules.row_retry is not None and rules.row_retry.fits(item):
-        code, reason = _said(item, rules, sent, row)
+        code, reason = _explanation(item, rules, sent, row)
         return RowResult(Kind.RETRY, code, reason)
     ref = look(item, rules.ref) if rules.ref else None
     if rules.row_kept is not None and rules.row_kept.fits(item):
@@ -224,12 +225,12 @@ def _judged(item: Any, row: int, rules: Rules, sent: Sent, *, bad: bool = False)
         return ABSENT
     if not bad and (rules.row_ok is None or rules.row_ok.fits(item)):
         return WRITTEN if ref is None else RowResult(Kind.WRITTEN, ref=text(ref))
-    code, reason = _said(item, rules, sent, row)
+    code, reason = _explanation(item, rules, sent, row)
     return RowResult(Kind.REJECTED, code or "REFUSED", reason or "the target refused the row")
 
 
 def _opened(item: Any, at: str) -> Any:
-    """The item with the base64 JSON at one of its members in the place of that text, if it is one."""
+    """The item with the base64 JSON at `at` decoded, if it is that."""
     found = look(item, at)
     try:
         return {**item, at: msgspec.json.decode(b64decode(found))} if isinstance(found, str) else item
@@ -241,8 +242,8 @@ def _outcome(default: RowResult, results: Mapping[int, RowResult]) -> Outcome:
     return Outcome(default, {n: result for n, result in results.items() if result is not default})
 
 
-def _said(value: Any, rules: Rules, sent: Sent, row: int | None) -> tuple[str | None, str | None]:
-    """The target's own code and sentence in a value, as far as they tell nothing of the row."""
+def _explanation(value: Any, rules: Rules, sent: Sent, row: int | None) -> tuple[str | None, str | None]:
+    """The target's own code and reason in a value, without values of the row."""
     found = [
         next((text(one) for path in paths if type(one := look(value, path)) in (str, int, float)), None)
         for paths in (rules.code, rules.reason)
@@ -263,12 +264,12 @@ def _phrase(status: int) -> str:
 
 def _hint(reply: Reply) -> str | None:
     if reply.is_page:
-        return "a web page came back: is base_url the API's, and does no proxy or login page stand before it?"
+        return "a web page came back: is base_url the API's, and is there no proxy or login page before it?"
     if 300 <= reply.status < 400:
-        return "redirects are not followed: put the address it points to into base_url"
+        return "redirects are not followed: set base_url to the new address"
     return {
         401: "the credential was not accepted: check `auth` of the connection",
-        403: "the credential is known but may not do this: check its scopes at the target",
-        404: "nothing is at this address: check base_url and path",
-        405: "this address does not know the method: check method and path",
+        403: "the credential has no right to do this: check its scopes at the target",
+        404: "there is nothing at this address: check base_url and path",
+        405: "this address does not accept the method: check method and path",
     }.get(reply.status)

@@ -1,6 +1,6 @@
-"""How a target tells what became of the rows, as data: one shape for hand-written syncs and for presets.
+"""How to read the results of rows from an answer, as data: one model for hand-written syncs and presets.
 
-Knows paths into JSON and nothing of HTTP's own words; `outcome` applies it to an answer.
+It knows paths into JSON and nothing of HTTP; `outcome` applies it to an answer.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from retl.net.waits import HeaderWait, Usage
 
 
 class Case(Definition):
-    """What answers of some kind mean for all their rows, whatever the table says; the first that fits
-    decides. `written`: done, also where it was done before. `kept`: the target has the key already.
-    `absent`: it has not got it. `some_absent`: one of them, which is not named, it has not got. `refused`:
-    something in it is bad and nothing was applied. `spent`: the day's budget is gone."""
+    """What certain answers mean for all their rows; the first case that fits overrides the table of
+    statuses. `written`: done, now or before. `kept`: the target already has the key. `absent`: it lacks the
+    key. `some_absent`: it lacks one of the keys and does not say which. `refused`: part of the request is bad
+    and nothing was applied. `spent`: the day's budget is used up."""
 
     status: tuple[int, ...]
     when: Match | None = None
@@ -36,31 +36,30 @@ class Case(Definition):
 
 
 class Identity(Definition):
-    """How an item of an answer names its row: the first of the paths `at` that holds something, which is
-    the row's `to`: `$key`, one field of the key, or `$row_no`. In `at` a step `$key` is the name of the
-    key's field."""
+    """How an item of an answer names its row: the first value found at the paths `at` equals the row's
+    `to`: `$key`, one field of the key, or `$row_no`. In `at` a step `$key` is the name of the key's
+    field."""
 
     at: Paths = ("",)
     to: str = "$key"
 
 
 class Rules(Definition):
-    """How a target tells what became of the rows; paths are dotted, numbers index lists.
+    """How to read the results of rows from an answer; paths are dotted, numbers index lists.
 
-    rows: `all_or_nothing` = an ok is an ok for all · `none` = the same, and the body is not even read ·
+    rows: `all_or_nothing` = a success is one for all rows · `none` = the same, and the body is not read ·
     `positional` = one item per row, in their order · `listed` = one item per row, named by `match` ·
-    `errors_by_index`, `errors_by_value` = one item per bad row, named by the number at `index` (which may
-    be the one number in a pointer such as /data/3/email) or by `match` · `counts_only` = no row is named.
-    `at` is where that list is, or those lists are; `failed` where a number says how many rows are bad,
-    named or not; `retry_at` where rows are named that were not looked at; `ref` where an item, or the answer
-    about one row, has the target's own id of it (under `all_or_nothing` items are told by `match`).
-    `row_ok`, `row_kept`, `row_absent` (of updates and deletes), `row_retry` judge an item, and `inside` is
-    the place of a base64 JSON in it.
+    `errors_by_index`, `errors_by_value` = one item per bad row, named by the number at `index` (also the
+    only number in a pointer such as /data/3/email) or by `match` · `counts_only` = no row is named.
+    `at`: the path or paths of these items. `failed`: of the number of bad rows, named or not. `retry_at`:
+    of the rows that were not processed. `ref`: of the external id in an item, or in the answer for one row
+    (with `all_or_nothing` items name their rows by `match`). `row_ok`, `row_kept`, `row_absent` (for updates
+    and deletes) and `row_retry` test an item. `inside`: of base64 JSON in it.
     """
 
     ok: tuple[int, ...] = (200, 201, 202, 204)
     partial: tuple[int, ...] = ()
-    ok_when: Match | None = None  # an ok without it is a refusal
+    ok_when: Match | None = None  # a success that does not match is a refusal
     rows: Literal[
         "all_or_nothing",
         "none",
@@ -89,19 +88,19 @@ class Rules(Definition):
     reason: Paths = ("error.message", "errors.0.message", "message", "detail", "error")
     ref: str | None = None
     retry_after: HeaderWait | None = None
-    wait: Duration | None = None  # after a 429 that does not say how long
+    wait: Duration | None = None  # after a 429 without a time to wait
     usage: Usage | None = None
-    budget: Usage | None = None  # the same of the day's: used up, it ends the run
+    budget: Usage | None = None  # the same for the day's quota: the run ends when it is used up
     cases: tuple[Case, ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Rules:
         if self.rows in ("all_or_nothing", "none") and self.partial:
-            raise ValueError("`partial` needs `rows` that say which rows are meant")
+            raise ValueError("`partial` needs a value of `rows` that names single rows")
         if self.rows == "positional" and self.row_ok is None:
-            raise ValueError("`rows: positional` needs `row_ok`: what an item says of a row that was written")
+            raise ValueError("`rows: positional` needs `row_ok`: how an item of a written row looks")
         if (self.errors_at or self.retry_at) is not None and self.rows != "listed":
-            raise ValueError("`errors_at` and `retry_at` go with `rows: listed`")
+            raise ValueError("`errors_at` and `retry_at` need `rows: listed`")
         if self.rows == "counts_only" and self.failed is None:
-            raise ValueError("`rows: counts_only` needs `failed`: where the number of bad rows is")
+            raise ValueError("`rows: counts_only` needs `failed`: the path of the number of bad rows")
         return self

@@ -1,4 +1,4 @@
-"""What all targets behind one HTTP server have in common: who we are to it, its client, and soft deletes.
+"""What all HTTP targets share: connection and credential, the client, and soft deletes.
 
 It knows no endpoint and reads no answer.
 """
@@ -21,7 +21,7 @@ from retl.net.oauth import Auth
 
 
 class HttpConnection(Definition):
-    """A server and who we are to it. `headers` count as secrets: they are sent and never shown."""
+    """A server and our credential for it. `headers` count as secrets: they are sent and never shown."""
 
     type: str = "http"
     base_url: str
@@ -33,7 +33,7 @@ class HttpConnection(Definition):
     @model_validator(mode="before")
     @classmethod
     def _whole_url(cls, given: Any) -> Any:
-        """Where the address itself is the secret, its server is the base_url."""
+        """If the whole address is the secret, its origin becomes the base_url."""
         auth = given.get("auth") if isinstance(given, dict) else None
         if isinstance(auth, dict) and auth.get("type") == "url" and not given.get("base_url"):
             return {**given, "base_url": WholeUrl.model_validate(auth).origin}
@@ -43,15 +43,15 @@ class HttpConnection(Definition):
     def _fits(self) -> HttpConnection:
         address = Address.parse(self.base_url)
         if address.scheme == "http" and needs_tls(address.host, allow_plaintext=self.allow_plaintext):
-            raise ValueError("base_url must be https; `allow_plaintext: true` is the only way round")
+            raise ValueError("base_url must be https, or set `allow_plaintext: true`")
         return self
 
 
 class HttpTarget(Destination[OptionsT]):
-    """A target that `_connect` gave a client."""
+    """A target with a client, which `_connect` makes."""
 
     def _connect(self, http: HttpConnection, longest: int | None = None) -> None:
-        """Make the client; `longest` bytes is the most that an answer may have."""
+        """Make the client; an answer may have at most `longest` bytes."""
         self._http, self._address = http, Address.parse(http.base_url)
         headers = {name: value.get_secret_value() for name, value in http.headers.items()}
         permits = self.gate.permits()
@@ -65,20 +65,20 @@ class HttpTarget(Destination[OptionsT]):
         self._client.close()
 
     def _known(self) -> list[str]:
-        """What no text made of an answer may hold."""
+        """Secrets, which no text from an answer may contain."""
         headers = (value.get_secret_value() for value in self._http.headers.values())
         return [*headers, *self._http.auth.secrets()]
 
     def _about(self, rows: int) -> Sent:
-        """What an answer is held against that names no row."""
+        """What `interpret` needs for an answer that names no row."""
         return Sent(rows, True, lambda to: [], lambda row: self._known())
 
     def _is_soft(self, batch: Batch) -> bool:
-        """Is the batch a delete that writes?"""
+        """Whether the batch is a soft delete."""
         return batch.operation == "delete" and isinstance(self.shape.deletes, SoftDelete)
 
     def _documents(self, batch: Batch) -> Sequence[Row]:
-        """The rows with their fields, which for soft deletes are those of `set`."""
+        """The rows with their fields; for soft deletes with the fields of `set`."""
         rows = batch.documents()
         if batch.operation != "delete" or not isinstance(self.shape.deletes, SoftDelete):
             return rows

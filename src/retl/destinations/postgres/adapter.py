@@ -1,20 +1,19 @@
 """PostgreSQL 13 to 18: rows of a mart in a table, by key.
 
-Each batch is one transaction: COPY into a temporary table, one statement that carries it over (or COPY
-straight into the table, while all rows are new to it), and a marker in `retl_applied` beside the table.
-So a batch is there as a whole or not at all, an unanswered COMMIT can be resolved, and a run that lost
-its lock cannot commit. Rows the table refuses are found and named; the rest of their batch is delivered.
-Only columns of the sync are written, and a row that is already as it should be is left untouched. Deletes
-are refused where foreign keys with ON DELETE CASCADE, SET NULL or SET DEFAULT would carry them into other
-tables, unless the sync says `cascade: true`.
+Each batch is one transaction: COPY into a temporary table, one statement that applies it to the table (or
+COPY into the table itself, while all rows are new to it), and a marker in `retl_applied` in the same schema.
+So a batch is applied as a whole or not at all, an unanswered COMMIT can be resolved, and a run that lost
+its lock cannot commit. Rows that the table refuses are found and named; the rest of their batch is delivered.
+Only columns of the sync are written; a row that already has its values is not touched. Deletes are refused if
+foreign keys with ON DELETE CASCADE, SET NULL or SET DEFAULT would change other tables, unless the sync says
+`cascade: true`.
 
 The account needs SELECT, INSERT and UPDATE on the columns of the sync (DELETE on the table for
-`deletes: delete`), TEMPORARY on the database, and CREATE on the schema once for `retl_applied`; without
-that upserts go on, unanswered batches then stay in doubt, and append is refused.
+`deletes: delete`), TEMPORARY on the database, and once CREATE on the schema for `retl_applied`. Without the
+last, upserts work, but unanswered batches stay in doubt, and append is refused.
 
-While a run lasts, one more session holds an advisory lock that keeps other ledgers away from the table.
-Sessions must be the run's own: connect directly or through a pooler in session mode, never in transaction
-mode.
+During a run, one more session holds an advisory lock that keeps other ledgers away from the table. A session
+must belong to the run alone: connect directly or through a pooler in session mode, never in transaction mode.
 """
 
 from __future__ import annotations
@@ -82,19 +81,19 @@ class Postgres(Destination[PostgresOptions]):
         _check_names(shape)
         self._sql = Statements(relation, shape)
         self._exclusion = exclusion.Exclusion(relation, shape.state_id)
-        self._hold: Session | None = None  # keeps other ledgers out while it lives
+        self._guard: Session | None = None  # keeps other ledgers out while it is open
         self._lane: Session | None = None
-        self._marked = False  # whether the marker table is there: known once the lane is open
-        self._author = uuid4().hex  # tells our own voids from those of a run that took over
-        self._straight = True  # until a row that is new to us was not to the table, or one was refused
-        self._attempts: dict[str, int] = {}  # of batches written here and not answered yet
+        self._marked = False  # whether the marker table can be used: known once the lane is open
+        self._author = uuid4().hex  # distinguishes our abort markers from those of another run
+        self._straight = True  # COPY into the table itself, until it refuses a row or already has one
+        self._attempts: dict[str, int] = {}  # of batches written here and not yet answered
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
             modes=frozenset({"upsert", "insert_only", "update_only", "append", "delete"}),
             idempotent=shape.write != "append",
             form="csv",
             readable=True,
-            nulls_keep=shape.write in ("upsert", "update_only"),  # the others never meet an older value
+            nulls_keep=shape.write in ("upsert", "update_only"),  # the others never change existing rows
             only_if_empty=shape.write in ("upsert", "update_only"),
             cascades=True,
             resolves=True,
@@ -113,16 +112,16 @@ class Postgres(Destination[PostgresOptions]):
         Systemic with the GRANT, Mismatch TARGET_DRIFT with the DDL, CASCADE, ROW_SECURITY, TARGET_LOST,
         STATE_LOST, Later TARGET_HELD.
         """
-        if visit.exclusive and (self._hold is None or self._hold.closed):
-            self._hold = self._connect(exclusion.name(self.shape.sync))
-            with self._transaction(self._hold) as session:
+        if visit.exclusive and (self._guard is None or self._guard.closed):
+            self._guard = self._connect(exclusion.name(self.shape.sync))
+            with self._transaction(self._guard) as session:
                 self._exclusion.take(session, visit.run_id)
         relation = self._sql.relation
         with self._session(read_only=True) as session:
             place = catalog.place(session, relation)
             fitness.judge_place(place, self._sql)
             table = catalog.table(session, relation)
-            unmarked = not place.marker and place.may_create  # this account would have made it
+            unmarked = not place.marker and place.may_create  # this account would have created it
             if visit.newest is not None and (table is None or unmarked):
                 raise fitness.target_lost(self._sql)
             fitness.judge_table(table, place, self._sql, create=self.options.create)
@@ -132,7 +131,7 @@ class Postgres(Destination[PostgresOptions]):
                 )
 
     def prepare(self, visit: Visit) -> None:
-        """Makes what `create` asks for and the marker table, and fences off runs of an older epoch.
+        """Creates what `create` asks for and the marker table, and fences off runs of an older epoch.
         Several processes may do it at once."""
         relation, sql = self._sql.relation, self._sql
         with self._session() as session:
@@ -161,8 +160,8 @@ class Postgres(Destination[PostgresOptions]):
     # --- write
 
     def write(self, batch: Batch) -> Outcome:
-        """One transaction. A batch whose marker is there already is not written again: the marker knows
-        what became of it."""
+        """One transaction. If the batch already has a marker, it is not written again: the marker contains
+        its outcome."""
         attempt = self._attempts.setdefault(batch.id, 0)
         with self._transaction(self._open(), write=True) as session:
             if not self._marked and batch.operation == "append":
@@ -170,19 +169,19 @@ class Postgres(Destination[PostgresOptions]):
                     "NO_MARKER", f"append needs the table {self._sql.marker}", hint="run `retl check`"
                 )
             self._begin(session, batch)
-            found = self._carry(session, batch)
+            found = self._apply(session, batch)
             if self._marked:
                 written = sum(found.get(row, WRITTEN).kind is Kind.WRITTEN for row in range(len(batch)))
                 mark = self._sql.mark(batch, attempt, self._author, written, _noted(found))
                 if not session.execute(mark).rowcount:
                     session.rollback()
-                    return self._told(session, batch, attempt)
+                    return self._marked_outcome(session, batch, attempt)
         del self._attempts[batch.id]
         return Outcome(WRITTEN, found)
 
-    def _carry(self, session: Session, batch: Batch) -> dict[int, RowResult]:
-        """The rows that were not written. New ones go straight into the table until it objects: each
-        attempt in vain leaves it dead rows to vacuum."""
+    def _apply(self, session: Session, batch: Batch) -> dict[int, RowResult]:
+        """The rows that were not written. New rows are copied into the table itself until that fails
+        once: each failed attempt leaves dead rows to vacuum."""
         from retl.destinations.postgres.transfer import copy_in, transfer
 
         if batch.new and batch.condition is not Condition.PRESENT and self._straight:
@@ -203,11 +202,11 @@ class Postgres(Destination[PostgresOptions]):
     # --- resolve
 
     def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Outcome:
-        """Void the batch's marker: from then on the unanswered transaction cannot commit, and every row is
-        RETRY, for nothing was applied. If the marker is there, it tells the outcome. UNKNOWN where the
-        account may not keep markers. Systemic VOIDED if another run took the batch over.
-        Without `act` nothing is voided: a marker that is not there will be, unless its COMMIT is under way
-        right now."""
+        """Write an abort marker: then the unanswered transaction cannot commit, nothing was applied and
+        every row is RETRY. If the batch has a marker, that contains the outcome. UNKNOWN if the account may
+        not write markers. Systemic VOIDED if another run has aborted the batch.
+        Without `act` the markers are only read; a batch without one counts as not applied, although its
+        COMMIT may be in progress."""
         if not act:
             return self._peek(batch)
         ours = batch.id in self._attempts
@@ -223,12 +222,12 @@ class Postgres(Destination[PostgresOptions]):
                     return _outcome(row[2])
                 if row and ours and row[1] != self._author:
                     raise self._voided()
-                attempt += row is not None  # voided before: a later attempt may have been made since
+                attempt += row is not None  # this attempt was aborted: there may be a later one
         self._attempts[batch.id] = attempt + 1
         return Outcome(NOT_APPLIED)
 
     def _peek(self, batch: Batch) -> Outcome:
-        """What the markers say."""
+        """The outcome by the markers, without writing one."""
         attempt = 0
         with self._session(read_only=True) as session:
             if not catalog.place(session, self._sql.relation).marker:
@@ -239,29 +238,29 @@ class Postgres(Destination[PostgresOptions]):
                 attempt += 1
         return Outcome(NOT_APPLIED)
 
-    def _told(self, session: Session, batch: Batch, attempt: int) -> Outcome:
-        """Why the marker could not be written: it is there (its outcome), or this run is fenced off."""
+    def _marked_outcome(self, session: Session, batch: Batch, attempt: int) -> Outcome:
+        """The outcome in the marker that is already there. Systemic if this run is fenced off instead."""
         row = session.execute(self._sql.marked(batch, attempt)).fetchone()
         if row and row[0] == "applied":
             del self._attempts[batch.id]
             return _outcome(row[2])
-        if row and row[1] == self._author:  # voided by a `resolve` of ours whose answer was lost
+        if row and row[1] == self._author:  # aborted by our own `resolve`, its answer was lost
             self._attempts[batch.id] = attempt + 1
-            raise Unavailable("VOIDED", "nothing of the batch was applied: it was given up while unanswered")
+            raise Unavailable("VOIDED", "nothing of the batch was applied: it was aborted without an answer")
         raise self._voided()
 
     def _voided(self) -> Systemic:
         return Systemic(
             "VOIDED",
-            f"a newer run delivers to {self._sql.relation}: this one may not write any more",
+            f"a newer run delivers to {self._sql.relation}: this one may no longer write",
             hint=f"if the ledger was restored from a backup: {self._sql.forget()};",
         )
 
     # --- read, preview, close
 
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
-        """Per row the fields as the table holds them, None where it lacks the key; needs SELECT only.
-        What `create` has yet to make, a column or the table, holds nothing."""
+        """Per row the fields as the table holds them, None if it lacks the key; needs only SELECT. The table
+        or columns may be missing if `create` will make them."""
         keys, rows = batch.keys(), list[tuple[Any, ...]]()
         with self._session(read_only=True) as session:
             types = catalog.types(session, self._sql.relation)
@@ -274,7 +273,7 @@ class Postgres(Destination[PostgresOptions]):
         return iter([dict(zip(names, row[1:], strict=True)) if row[0] else None for row in rows])
 
     def preview(self, batch: Batch) -> bytes:
-        """The transaction as psql would take it."""
+        """The transaction as input for psql."""
         sql, last = self._sql, len(batch) - 1
         rows = b"".join(batch.csv())
         parts = [sql.stage(), "BEGIN", IMMEDIATE, sql.copy(batch.mode)]
@@ -283,7 +282,7 @@ class Postgres(Destination[PostgresOptions]):
         return head + rows + b"\\.\n" + "".join(f"{part};\n" for part in tail).encode()
 
     def interrupt(self) -> None:
-        """A statement that waits for somebody's lock is cancelled: nothing of its batch is applied."""
+        """Cancel the current statement, which may wait for a lock: nothing of its batch is applied."""
         import psycopg
 
         lane = self._lane
@@ -292,18 +291,18 @@ class Postgres(Destination[PostgresOptions]):
                 lane.cancel_safe(timeout=1.0)
 
     def close(self) -> None:
-        for session in (self._lane, self._hold):
+        for session in (self._lane, self._guard):
             if session is not None:
                 session.close()
-        self._lane = self._hold = None
+        self._lane = self._guard = None
 
     # --- connections
 
     def _open(self) -> Session:
-        """The lane's connection, with its stage; made anew after an error."""
+        """The lane's connection, with its stage; a new one after an error."""
         if self._lane is None or self._lane.closed:
             session = self._connect()
-            session.autocommit = True  # the only COMMIT a lane sends is a batch's
+            session.autocommit = True  # a lane sends COMMIT only for a batch
             with self._transaction(session):
                 place = catalog.place(session, self._sql.relation)
                 self._marked = place.marker and place.may_mark
@@ -327,7 +326,7 @@ class Postgres(Destination[PostgresOptions]):
 
 
 def _check_names(shape: Shape) -> None:
-    """DefinitionError for names PostgreSQL would cut or that are ours."""
+    """DefinitionError for names that PostgreSQL would cut, or that retl uses itself."""
     soft = tuple(shape.deletes.set) if isinstance(shape.deletes, SoftDelete) else ()
     for name in (*(field.name for field in (*shape.key, *shape.fields)), *soft):
         try:
@@ -341,7 +340,7 @@ def _check_names(shape: Shape) -> None:
 
 
 def _noted(found: Mapping[int, RowResult]) -> list[Any]:
-    """Rows not written as a marker keeps them: results alike share one entry."""
+    """Rows that were not written, in the form of a marker: equal results share one entry."""
     groups: dict[RowResult, list[int]] = {}
     for row, result in found.items():
         groups.setdefault(result, []).append(row)

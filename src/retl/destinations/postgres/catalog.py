@@ -1,4 +1,4 @@
-"""What the catalog says of a target table: its columns, its keys, our rights. Reads, never judges."""
+"""Reads a target table from the catalog: its columns, keys and our rights. `fitness` judges it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from retl.values.sql import quoted
 
 @dataclass(frozen=True)
 class Place:
-    """The server, the database and the schema, as our role may use them."""
+    """Our rights on the server, the database and the schema."""
 
     role: str
     read_only: bool
@@ -20,19 +20,19 @@ class Place:
     may_use: bool  # the schema
     may_create: bool  # tables in the schema, or the schema itself where it is missing
     marker: bool
-    may_mark: bool  # all that markers need of an existing marker table
+    may_mark: bool  # all rights that markers need on an existing marker table
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column; `type` is what format_type() says of it, or of the type a domain rests on."""
+    """One column; `type` is from format_type(), for a domain that of its base type."""
 
     name: str
     type: str
     enum: bool
-    needed: bool  # NOT NULL, and nothing else gives it a value
+    needed: bool  # NOT NULL without a default
     generated: bool  # also GENERATED ALWAYS AS IDENTITY: cannot be written
-    folds: bool  # its collation takes different texts for equal
+    folds: bool  # different texts are equal in its collation
     rights: list[str]
 
 
@@ -45,15 +45,15 @@ class Table:
     rules: bool
     columns: dict[str, Column]
     keys: tuple[frozenset[str], ...]  # column sets of indexes that ON CONFLICT can use
-    dependents: tuple[str, ...]  # foreign keys that would change other tables when our rows go
+    dependents: tuple[str, ...]  # foreign keys through which our deletes would change other tables
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What the markers say: of our newest batch (None: nothing), and of others who write here."""
+    """What the markers contain: our newest batch (None: not asked), and other ledgers."""
 
     newest_is_here: bool | None
-    strangers: bool  # other states delivered to this table, ours never did
+    strangers: bool  # other states have delivered to this table, ours has not
 
 
 def place(session: Session, relation: Relation) -> Place:
@@ -77,7 +77,7 @@ def place(session: Session, relation: Relation) -> Place:
 
 
 def table(session: Session, relation: Relation) -> Table | None:
-    """None if there is nothing of that name."""
+    """None if there is no such table."""
     found = session.execute(
         "SELECT c.oid, c.relkind::text, pg_has_role(c.relowner, 'USAGE'),"
         " has_table_privilege(c.oid, 'DELETE'), row_security_active(c.oid),"
@@ -121,7 +121,7 @@ def _columns(session: Session, oid: int) -> list[Column]:
 
 
 def _keys(session: Session, oid: int) -> tuple[frozenset[str], ...]:
-    """Only whole, plain, valid and immediate unique indexes decide a conflict."""
+    """ON CONFLICT needs a valid, immediate unique index without predicate and expressions."""
     rows = session.execute(
         "SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, n)"
         "  JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum"
@@ -148,11 +148,11 @@ def _dependents(session: Session, oid: int) -> tuple[str, ...]:
 
 
 def trace(session: Session, relation: Relation, state_id: str, newest: tuple[str, str] | None) -> Trace:
-    """Asks the marker table, which must exist and be readable."""
+    """Reads the marker table, which must exist and be readable."""
     marker = f"{quoted(relation.schema)}.{MARKER}".replace("%", "%%")
     here = None
     if newest is not None:
-        # Run and batch name it; the sync may have had another name then.
+        # Found by run and batch: the sync may have been renamed since.
         found = session.execute(
             f"SELECT bool_or(relation = to_regclass(%s)) FROM {marker} WHERE state_id = %s"
             " AND run_id = %s AND batch = %s AND state = 'applied'",
@@ -168,8 +168,8 @@ def trace(session: Session, relation: Relation, state_id: str, newest: tuple[str
 
 
 def types(session: Session, relation: Relation) -> dict[str, str]:
-    """Each column's type as SQL casts take it, without lengths, which a cast would cut to; empty if there
-    is no such table."""
+    """Each column's type for casts, without its length, because a cast would cut to it; empty if there is
+    no such table."""
     rows = session.execute(
         "SELECT attname::text, format_type(atttypid, NULL) FROM pg_catalog.pg_attribute"
         " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",

@@ -1,16 +1,16 @@
-"""One ledger at a time delivers to a table, on whatever machine it is.
+"""Ensures that only one ledger at a time delivers to a table, from any machine.
 
-Ledgers do not see each other's locks, so the target keeps the list of who is there: session advisory
-locks of (table, ledger), all shared. Whoever meets another ledger's is sent away; the look and the entry
-in the list are one step under a mutex. Each batch enters itself too, until its transaction ends: what is
-still under way keeps others out even when the session that stood for its run is gone. Runs of one ledger
-let each other pass: its own lock and its fence tell them apart.
+Ledgers do not see each other's locks, so the target lists them: each run holds a shared session advisory
+lock of (table, ledger). A run that finds another ledger's lock is refused; a mutex makes test and lock one
+step. Each batch takes such a lock too, until its transaction ends: an unfinished batch keeps others out even
+if the run's session is gone. Runs of the same ledger are not refused here: its own lock and the fence
+separate them.
 
-That session also holds a lock of its run alone. A batch that could share it knows that the session is
-gone; to look into pg_locks instead costs five times as much per batch.
+The run's session also holds an exclusive lock of the run. If a batch can share that lock, the session is
+gone; reading pg_locks instead would cost five times as much per batch.
 
-It waits for nobody and ends nobody's session. A lock belongs to a session: behind a pooler that changes
-sessions between transactions it is worth nothing.
+It waits for no other session and ends none. A lock belongs to a session: behind a pooler that changes
+sessions between transactions it has no effect.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from retl.errors import Later, Systemic
 from retl.net.postgres import Session
 from retl.values.sql import literal
 
-# The two-int form is a space of its own: bigint locks, the ledger's among them, are never mistaken for it.
+# Locks of two ints (objsubid 2) never collide with bigint locks, such as the ledger's.
 _HERE = (
     "l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted"
     " AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())"
 )
-# It stands still for as long as the run lasts, and no longer: no timeout for the idle ends it, and when its
-# machine vanishes the server notices within a minute instead of two hours. PostgreSQL 13 lacks the first.
-_LAST = """
+# The session is idle during the run, so no idle timeout may end it. If its machine disappears, the server
+# notices within a minute instead of two hours. PostgreSQL 13 has no idle_session_timeout.
+_KEEP_OPEN = """
 SELECT set_config(name, value, false) FROM pg_catalog.pg_settings JOIN (VALUES ('idle_session_timeout', '0'),
   ('tcp_keepalives_idle', '30'), ('tcp_keepalives_interval', '10'), ('tcp_keepalives_count', '3')
 ) AS wanted (name, value) USING (name)
@@ -40,7 +40,7 @@ SELECT set_config(name, value, false) FROM pg_catalog.pg_settings JOIN (VALUES (
 
 
 class Exclusion:
-    """The list of one table, as one ledger meets it."""
+    """One ledger's locks on one table."""
 
     def __init__(self, relation: Relation, state_id: str) -> None:
         self._relation = relation
@@ -51,8 +51,8 @@ class Exclusion:
         self._state_id = state_id
 
     def take(self, session: Session, run_id: str) -> None:
-        """Enter the run in the list for as long as the session lives. Later TARGET_HELD if another ledger is
-        there. Call it in a transaction."""
+        """Take the run's locks, until the session ends. Later TARGET_HELD if another ledger has one. Call it
+        in a transaction."""
         mutex = literal(f"retl:exclusion:{self._relation}")
         session.execute(f"SELECT pg_advisory_xact_lock(hashtextextended({mutex}, 0))")
         other = session.execute(self._others()).fetchone()
@@ -64,11 +64,11 @@ class Exclusion:
             )
         here = f"pg_advisory_lock_shared({self._table}, {self._ledger})"
         session.execute(f"SELECT {here}, pg_advisory_lock({self._run(run_id)})")
-        session.execute(_LAST)
+        session.execute(_KEEP_OPEN)
 
     def begin(self, session: Session, run_id: str, first: str) -> None:
-        """The first statement of a batch's transaction, and with it, in the same round trip, the batch's
-        own entry. Systemic TARGET_LOCK_LOST if the run's is gone."""
+        """Execute the first statement of a batch's transaction and take the batch's lock, in one round trip.
+        Systemic TARGET_LOCK_LOST if the run's lock is gone."""
         entered = f"SELECT pg_advisory_xact_lock_shared({self._table}, {self._batches})"
         gone = f"SELECT pg_try_advisory_xact_lock_shared({self._run(run_id)})"
         cursor = session.execute(f"{first}; {entered}; {gone}", prepare=False)
@@ -79,15 +79,15 @@ class Exclusion:
                 "TARGET_LOCK_LOST",
                 f"the session that kept other ledgers away from {self._relation} is gone: nothing more is"
                 " written",
-                hint="run the same command again: it carries on from what was confirmed; behind a pooler"
-                " retl needs sessions of its own",
+                hint="run the same command again: it continues after what was confirmed; a pooler must be in"
+                " session mode",
             )
 
     def _run(self, run_id: str) -> str:
         return f"{self._runs}, {_number(f'retl {self._state_id} {run_id}')}"
 
     def _others(self) -> str:
-        """The session that has been there longest, as far as it can be seen."""
+        """The oldest session of another ledger, with what our role can see of it."""
         return (
             "SELECT l.pid, a.application_name, a.usename::text, host(a.client_addr),"
             " to_char(a.backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
@@ -99,7 +99,7 @@ class Exclusion:
 
 
 def name(sync: str) -> str:
-    """The application_name of the session that stands for a run: it tells others whom they met."""
+    """The application_name of a run's session: TARGET_HELD shows it to other ledgers."""
     room = LONGEST_NAME - len(tail := f" pid {os.getpid()} on {socket.gethostname()}")
     return f"retl:{sync}"[: max(room, 0)] + tail
 
@@ -114,5 +114,5 @@ def _named(pid: int, application: str | None, role: str | None, address: str | N
 
 
 def _number(text: str) -> int:
-    """31 bits: the same number as int4, which the lock functions take, and as oid, which pg_locks shows."""
+    """31 bits: the same as int4, for the lock functions, and as oid, in pg_locks."""
     return int.from_bytes(sha256(text.encode()).digest()[:4], "big") & 0x7FFFFFFF

@@ -1,4 +1,4 @@
-"""Which errors of PostgreSQL are about a row's values, and what is said of them."""
+"""Which PostgreSQL errors concern a row's values, and the reason given for each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import psycopg
 
 
-CARDINALITY = "21000"  # one statement meets a key twice
+CARDINALITY = "21000"  # one statement has a key twice
 
 
 UNSUPPORTED = "0A000"  # of COPY: a table with row-level security
@@ -35,7 +35,7 @@ _REASONS = {
 
 
 def rejection(error: psycopg.Error, names: Collection[str]) -> RowResult | None:
-    """The row's result if the error is about its values, None if it is about anything else.
+    """The row's result if the error concerns its values, else None.
     `names` are the columns that may be named."""
     code = error.sqlstate or ""
     if code[:2] not in ("22", "23") and code not in _POISON:
@@ -46,6 +46,6 @@ def rejection(error: psycopg.Error, names: Collection[str]) -> RowResult | None:
 
 
 def _copied_column(error: psycopg.Error, names: Collection[str]) -> str | None:
-    """The column a COPY stumbled over stands in CONTEXT only, beside the value."""
+    """The column of a COPY error is only in CONTEXT, next to the value."""
     found = re.match(r"COPY \S+, \S+ \d+, \S+ (.+?): ", error.diag.context or "")
     return found[1] if found and found[1] in names else None

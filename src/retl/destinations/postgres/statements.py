@@ -1,9 +1,9 @@
 """The SQL that moves one sync's batches into its table, as text: pure, without parameters.
 
 A batch is staged by COPY into a temporary table of the target's own column types, then one statement
-carries it over. Rows are told apart by `retl_row`, their number in the batch. Two images of a row are
-compared, not two values: image comparison knows every type (json has no `=`) and every last digit.
-PostgreSQL 13 understands all of it.
+applies it to the table. `retl_row` is a row's number in the batch. Rows are compared by their images, not by
+their values: that works for every type (json has no `=`) and for every digit. All of it works with
+PostgreSQL 13.
 """
 
 from __future__ import annotations
@@ -35,12 +35,10 @@ class Relation:
 
     @classmethod
     def parse(cls, text: str) -> Relation:
-        """'schema.table' or 'table' (of schema public); a part with a dot in it stands in double quotes.
-        Names are never folded to lower case. ValueError if it is no such name."""
+        """'schema.table' or 'table' (of schema public); a part that contains a dot is in double quotes.
+        Names are never folded to lower case. ValueError for anything else."""
         if not (found := re.fullmatch(rf"(?:({_PART})\.)?({_PART})", text)):
-            raise ValueError(
-                'a table is "table" or "schema.table"; a part with a dot stands in double quotes'
-            )
+            raise ValueError('a table is "table" or "schema.table"; put a part with a dot in double quotes')
         schema, name = (
             part[1:-1].replace('""', '"') if part[0] == '"' else part
             for part in (found[1] or "public", found[2])
@@ -54,7 +52,7 @@ class Relation:
         return f"{quoted(self.schema)}.{quoted(self.name)}"
 
     def __str__(self) -> str:
-        """The name as people and markers write it; different relations have different texts."""
+        """The name in messages and markers; different relations have different texts."""
         return ".".join(
             part if re.fullmatch(r"\w+", part) else quoted(part) for part in (self.schema, self.name)
         )
@@ -93,11 +91,11 @@ class Statements:
         return _copy(STAGE, [ROW, *(self.keys if operation == "delete" else self.columns)])
 
     def copy_in(self) -> str:
-        """Straight into the table, without a stage and without row numbers."""
+        """Into the table itself, without a stage and row numbers."""
         return _copy(self.relation.sql, self.columns)
 
     def take_collisions(self) -> str:
-        """Remove from the stage all rows whose keys the target cannot tell apart; returns their numbers."""
+        """Remove from the stage all rows with keys that are equal in the target; returns their numbers."""
         listed = ", ".join(self.keys)
         return (
             f"DELETE FROM {STAGE} AS s USING (SELECT {listed} FROM {STAGE} GROUP BY {listed}"
@@ -111,10 +109,10 @@ class Statements:
     def unindex_stage(self) -> str:
         return "DROP INDEX pg_temp.retl_stage_rows"
 
-    # --- carrying over
+    # --- applying the stage
 
     def apply(self, operation: Mode, first: int, last: int) -> str:
-        """Its row count equals the number of rows unless some were left alone: `left` says which."""
+        """Its row count is lower than the number of rows if some were not written: `left` returns them."""
         rows = f"s.{ROW} BETWEEN {first} AND {last}"
         target, matched = f"{self.relation.sql} AS t", f"{rows} AND {self._same_key}"
         if operation == "delete" and isinstance(self.shape.deletes, SoftDelete):
@@ -131,7 +129,7 @@ class Statements:
             return insert
         conflict = f"{insert} ON CONFLICT ({', '.join(self.keys)})"
         if operation == "insert_only":
-            # what was inserted leaves the stage: the rows that were there before remain in it
+            # inserted rows are removed from the stage; rows with existing keys stay in it
             returned = f"{conflict} DO NOTHING RETURNING {', '.join(f't.{key}' for key in self.keys)}"
             return f"WITH t AS ({returned}) DELETE FROM {STAGE} AS s USING t WHERE {matched}"
         if not self._compared:
@@ -139,11 +137,11 @@ class Statements:
         return f"{conflict} DO UPDATE SET {self._sets('excluded')} WHERE {self._differs('excluded')}"
 
     def left(self, operation: Mode, first: int, last: int) -> str:
-        """The rows `apply` did not write although it should have, or found (not) to be there: number, and
-        whether the key is absent. Run it in the same transaction.
+        """The rows that `apply` did not write: number, and whether the key is absent. Run it in the same
+        transaction.
 
-        A row that differs is no proof, for a trigger may edit what is written; a row version that is
-        older than this transaction (`age(xmin) > 0`) and differs was not written by it.
+        A difference alone is no proof, because a trigger may change what is written. A row version that
+        differs and is older than this transaction (`age(xmin) > 0`) was not written by it.
         """
         rows = f"s.{ROW} BETWEEN {first} AND {last}"
         absent = f"t.{self.keys[0]} IS NULL"
@@ -175,7 +173,7 @@ class Statements:
         return [field for field in self.shape.fields if field.compared]
 
     def _differs(self, source: str) -> str:
-        """The casts keep it one comparison of two records: bare rows are compared column by column."""
+        """The casts force one comparison of two records: rows without casts are compared by column."""
         old = ", ".join(f"t.{quoted(field.name)}" for field in self._compared)
         new = ", ".join(self._new(field, source) for field in self._compared)
         return f"ROW({old})::record OPERATOR(pg_catalog.*<>) ROW({new})::record"
@@ -192,15 +190,15 @@ class Statements:
         named = ", ".join(f"k{i}" for i in range(count))
         matched = " AND ".join(f"t.{self.keys[i]} = s.k{i}::{key_types[i]}" for i in range(count))
         held = "".join(f", t.{quoted(name)}" for name in fields)
-        told = "".join(f", f.{quoted(name)}" for name in fields)
+        selected = "".join(f", f.{quoted(name)}" for name in fields)
         return (
-            f"SELECT coalesce(f.{ROW}, false){told}"
+            f"SELECT coalesce(f.{ROW}, false){selected}"
             f" FROM unnest({arrays}) WITH ORDINALITY AS s({named}, n) LEFT JOIN LATERAL"
             f" (SELECT true AS {ROW}{held} FROM {self.relation.sql} AS t WHERE {matched} LIMIT 1) AS f"
             " ON true ORDER BY s.n"
         )
 
-    # --- making what is missing
+    # --- creating what is missing
 
     def create_schema(self) -> str:
         return f"CREATE SCHEMA {quoted(self.relation.schema)}"
@@ -227,11 +225,11 @@ class Statements:
             " PRIMARY KEY (state_id, sync, run_id, batch, attempt))"
         )
 
-    # --- the marker: one row per batch in the batch's own transaction, and one that fences old runs off
+    # --- markers: one row per batch in the batch's own transaction, and one row as a fence against older runs
 
     def mark(self, batch: Batch, attempt: int, author: str, written: int, not_written: Any) -> str:
-        """Writes the marker; row count 0 if a newer run has begun, or the marker is there already. One
-        that tells of a batch of which nothing was written gives way."""
+        """Writes the marker; row count 0 if a newer run has begun, or there is already a marker. The marker
+        of a batch of which no row was written is replaced."""
         fence = f"SELECT epoch FROM {self.marker} WHERE {self._own} AND run_id = '' FOR SHARE"
         row = self._row(batch.run_id, batch.id, attempt, batch.epoch, "applied", author, written, not_written)
         return (
@@ -243,14 +241,14 @@ class Statements:
         )
 
     def void(self, batch: Batch, attempt: int, author: str) -> str:
-        """Makes sure the attempt is never applied; row count 0 if its marker is there already. Waits for a
-        transaction that is just committing it."""
+        """Ensures that the attempt is never applied; row count 0 if it already has a marker. Waits for a
+        transaction that is committing it."""
         row = self._row(batch.run_id, batch.id, attempt, batch.epoch, "void", author, 0, [])
         return f"INSERT INTO {self.marker} {row} ON CONFLICT DO NOTHING"
 
     def marked(self, batch: Batch, attempt: int, *, wait: bool = True) -> str:
-        """state, author, not_written of the attempt's marker; waits for a transaction changing it, unless it
-        is only to be read."""
+        """state, author and not_written of the attempt's marker; with `wait` it waits for a transaction that
+        changes it."""
         return (
             f"SELECT state, author, not_written FROM {self.marker} WHERE {self._own}"
             f" AND run_id = {literal(batch.run_id)} AND batch = {literal(batch.id)} AND attempt = {attempt}"
@@ -258,7 +256,7 @@ class Statements:
         )
 
     def fence(self, epoch: int) -> str:
-        """From now on no run of an older epoch can commit a batch; row count 0 if a newer run has begun."""
+        """Prevents commits by runs of an older epoch; row count 0 if a newer run has begun."""
         return (
             f"INSERT INTO {self.marker} AS m {self._row('', '', 0, epoch, 'fence', '', 0, [])}"
             " ON CONFLICT (state_id, sync, run_id, batch, attempt) DO UPDATE SET epoch = excluded.epoch,"
@@ -270,7 +268,7 @@ class Statements:
         return f"DELETE FROM {self.marker} WHERE {self._own}"
 
     def prune(self, visit: Visit) -> str:
-        """Markers of runs that the fence keeps out, but for the newest the ledger will ask for."""
+        """Deletes markers of runs before the fence, except the newest, which the ledger will ask for."""
         newest = literal(visit.newest[0] if visit.newest else "")
         return f"{self.forget()} AND epoch < {visit.epoch} AND run_id NOT IN ('', {newest})"
 
@@ -296,12 +294,12 @@ def _copy(into: str, columns: Sequence[str]) -> str:
 
 
 def _constant(value: Any) -> str:
-    """A literal of unknown type: PostgreSQL reads it as the column's."""
+    """A literal of unknown type, which PostgreSQL reads as the column's type."""
     if value is None:
         return "NULL"
     return literal(json.dumps(value) if isinstance(value, bool | dict | list) else str(value))
 
 
 def _key_text(value: Any) -> str:
-    """NULL for a text PostgreSQL cannot hold: it has no such key."""
+    """NULL for a text that PostgreSQL cannot store, so it has no such key."""
     return "NULL" if "\0" in str(value) else literal(str(value))

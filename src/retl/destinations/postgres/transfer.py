@@ -1,7 +1,7 @@
-"""One batch inside one open transaction: COPY, carry over, and find the rows that the table refuses.
+"""Writes one batch in the caller's transaction: COPY, apply, and find the rows that the table refuses.
 
-A refused row fails its whole statement, so the statement is halved inside savepoints until the row
-stands alone: one bad row of 50,000 costs some 17 small statements. The transaction stays the caller's.
+A refused row fails its whole statement, so the statement is halved inside savepoints until the row is
+alone: one bad row in 50,000 costs about 17 small statements. The caller commits.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from retl.destinations.postgres.statements import STAGE, Statements
 from retl.errors import InvariantBroken
 from retl.net.postgres import Session
 
-Count = Callable[[int], None]  # is told how many bytes went out
+Count = Callable[[int], None]  # called with the number of bytes sent
 
 SWALLOWED = RowResult(
-    Kind.REJECTED, "SWALLOWED", "PostgreSQL reported success, yet a trigger or policy left the row as it was"
+    Kind.REJECTED, "SWALLOWED", "PostgreSQL reported success, but a trigger or policy kept the row as it was"
 )
 KEY_COLLIDES = RowResult(
-    Kind.REJECTED, "KEY_COLLIDES", "another row of the batch has a key that the table takes for the same"
+    Kind.REJECTED, "KEY_COLLIDES", "another row of the batch has a key that is equal in the table"
 )
-# What a row that was not written means, if its key is absent and if it is present.
+# The result of a row that was not written, if its key is absent and if it is present.
 _UNWRITTEN: dict[Mode, tuple[RowResult, RowResult]] = {
     "upsert": (SWALLOWED, SWALLOWED),
     "append": (SWALLOWED, SWALLOWED),
@@ -35,13 +35,13 @@ _UNWRITTEN: dict[Mode, tuple[RowResult, RowResult]] = {
 
 
 def copy_in(session: Session, sql: Statements, batch: Batch, count: Count) -> bool:
-    """Copy rows that are thought to be new straight into the table, which takes half of what an upsert
-    takes. False, and nothing was done, unless the table took every row as a new one; psycopg.Error where
-    that has nothing to do with the rows or the table."""
+    """Copy rows that should be new into the table itself, in half the time of an upsert. False, and nothing
+    was done, unless the table accepted every row as new; psycopg.Error if the fault is not in the rows or
+    the table."""
     try:
         with session.transaction():
             if _copied(session, sql.copy_in(), batch.csv(numbered=False), count) != len(batch):
-                raise psycopg.Rollback  # a trigger swallowed some
+                raise psycopg.Rollback  # a trigger dropped some
             return True
     except psycopg.Error as error:
         if rejection(error, sql.names) is None and error.sqlstate != UNSUPPORTED:
@@ -50,7 +50,7 @@ def copy_in(session: Session, sql: Statements, batch: Batch, count: Count) -> bo
 
 
 def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> dict[int, RowResult]:
-    """The rows that were not written, by number; all others were, once the transaction commits.
+    """The rows that were not written, by number; a commit makes all others written.
     psycopg.Error if the fault is not in the rows. The stage must be empty."""
     try:
         with session.transaction():
@@ -62,7 +62,7 @@ def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> d
         if len(batch) == 1:
             return {0: rejected}
     else:
-        return _carry(session, sql, batch.mode, len(batch) - 1)
+        return _apply_all(session, sql, batch.mode, len(batch) - 1)
     first, second = batch.halves()
     found = transfer(session, sql, first, count)
     session.execute(f"DELETE FROM {STAGE}")
@@ -72,12 +72,12 @@ def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> d
 
 def _copy(session: Session, sql: Statements, batch: Batch, count: Count) -> None:
     rows = _copied(session, sql.copy(batch.mode), batch.csv(), count)
-    if rows != len(batch):  # a COPY whose source fails midway may succeed short
+    if rows != len(batch):  # if the source of a COPY fails midway, it may succeed with fewer rows
         raise InvariantBroken("ROWS_LOST", f"{rows} of {len(batch)} rows reached PostgreSQL")
 
 
 def _copied(session: Session, statement: str, chunks: Iterable[bytes], count: Count) -> int:
-    """The rows that the server says it took."""
+    """The number of rows that the server reports."""
     with session.cursor() as cursor:
         with cursor.copy(statement) as copy:
             for chunk in chunks:
@@ -86,9 +86,9 @@ def _copied(session: Session, statement: str, chunks: Iterable[bytes], count: Co
         return cursor.rowcount
 
 
-def _carry(session: Session, sql: Statements, operation: Mode, last: int) -> dict[int, RowResult]:
-    """Carry over all staged rows, up to number `last`. Colliding keys leave together and before any
-    halving, which would let the last of them win."""
+def _apply_all(session: Session, sql: Statements, operation: Mode, last: int) -> dict[int, RowResult]:
+    """Apply all staged rows, up to number `last`. Rows with colliding keys are removed before any halving,
+    because halving would let the last of them win."""
     try:
         with session.transaction():
             return _apply(session, sql, operation, 0, last)

@@ -1,4 +1,4 @@
-"""PostgreSQL column types: which one `create` makes, and which ones hold a contract type without loss."""
+"""PostgreSQL column types: which one `create` makes, and which ones store a contract type without loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CREATED: dict[TypeName, str] = {
 }
 
 
-# Column types by format_type() that hold every value or answer with an error, never with a change.
+# Column types by format_type() that store every value unchanged, or raise an error.
 _TEXTS = {"text", "character varying"}
 
 
@@ -48,8 +48,8 @@ def ddl(type: Type) -> str:
 
 
 def lossless(type: Type, pg_type: str, *, max_length: int | None = None, enum: bool = False) -> bool:
-    """Whether a column (by `format_type`) takes every value unaltered or refuses it with an error.
-    `max_length` is the contract's, `enum` says the column's type is an enum; unknown types are not."""
+    """Whether a column (by `format_type`) stores every value unchanged or raises an error. `max_length` is
+    from the contract, `enum` is for enum types; False for unknown types."""
     if type.name == "list":
         return pg_type.endswith("[]") and lossless(type.item, pg_type[:-2])
     if enum:
@@ -68,5 +68,5 @@ def lossless(type: Type, pg_type: str, *, max_length: int | None = None, enum: b
 
 
 def injective(type: Type, pg_type: str) -> bool:
-    """Whether a lossless column of this type also tells any two keys of the contract's type apart."""
+    """Whether different keys of the contract's type stay different in a lossless column of this type."""
     return type.name in KEY_TYPES and not pg_type.startswith(("citext", "character("))

@@ -1,12 +1,12 @@
-"""Vendors as data: a YAML file beside this one, or in a project's own presets/, is a destination type.
+"""Vendors as data: a YAML file in this folder, or in a project's own presets/, is a destination type.
 
-A preset fills in the models of `destinations/http`; it cannot do anything that a sync written by hand could
-not. It has two kinds of words. `$name` is filled in when a request is made, from its row (`http/cells`).
-`<name>` is filled in when the preset is used, from the keys of its connection and the parameters of the sync
-(`filling`). An object with `only_if: {name: [values]}`, or `given` or `missing` in place of the list, is
-there only where that parameter is so. An operation, and `auth`, may be a list of ways: the first whose
-`only_if` holds is taken. `place` names the object that is written, in the account's own words and the same
-for every way to write it; without it two syncs meet where they write to one path with one credential.
+A preset fills in the models of `destinations/http`; it can do nothing that a hand-written sync cannot do. It
+has two kinds of placeholders. `$name` is filled in from a row when a request is made (`http/cells`). `<name>`
+is filled in from the keys of the connection and the parameters of the sync when the preset is used
+(`filling`). An object with `only_if: {name: [values]}` is kept only if that parameter has one of the values;
+`given` or `missing` may replace the list. An operation, and `auth`, may be a list of ways: the first one
+with a true `only_if` is used. `place` names the object that is written, the same for every way to write it;
+without it two syncs write the same object if they share path and credential.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
 class VendorLimits(Limits):
-    """What the vendor lets one account do, and who says so."""
+    """What the vendor allows one account, and the source of it."""
 
     share: float | None = 0.5
     source: str
@@ -56,7 +56,7 @@ class VendorLimits(Limits):
 
 
 class Preset(Definition):
-    """One vendor's way of taking rows."""
+    """How one vendor accepts rows."""
 
     name: str
     summary: str
@@ -85,7 +85,7 @@ class Preset(Definition):
 
     @classmethod
     def read(cls, path: Path, file: str) -> Preset:
-        """The preset in a file, which messages call `file`. DefinitionError(s) at their places in it."""
+        """The preset in a file, named `file` in messages. DefinitionError(s) with their places in it."""
         tree = load_yaml(path, name=file)
         preset = validate(cls, Filled(tree, (), tree.value), name=path.stem)
         preset._tree = tree
@@ -93,11 +93,11 @@ class Preset(Definition):
         return preset
 
     def where(self, field: str) -> Place | None:
-        """Where one of a row's fields is named."""
+        """The place that names a field of the rows."""
         return next(check.named(self._tree, field), None)
 
     def reach(self, connection: PresetConnection) -> HttpConnection:
-        """The connection the preset stands for, with these keys. ValueError where they do not fit."""
+        """The HTTP connection for these keys. ValueError if they do not fit."""
         given = connection.given(self.connection)
         given["base_url"] = connection.base_url or (self.base_url and fill(self.base_url, given))
         auth = self._way("auth", given) or {}
@@ -106,19 +106,19 @@ class Preset(Definition):
         return self._model(HttpConnection, {**filled, **more})
 
     def options(self, options: PresetOptions) -> HttpOptions:
-        """What a sync's parameters come to. ValueError where they do not fit."""
+        """The HTTP options for a sync's parameters. ValueError if they do not fit."""
         given = options.connection.given(self.connection) | options.given(self.parameters)
         raw = {name: way for name in check.PARTS if (way := self._way(name, given)) is not None}
         return self._model(HttpOptions, {**fill(raw, given), "connection": options.connection.http})
 
     def _way(self, name: str, given: Mapping[str, Any]) -> dict[str, Any] | None:
-        """How a part is done with these values."""
+        """The way of a part that fits these values."""
         part = getattr(self, name)
         ways = part if isinstance(part, tuple) else (part,)
         return next((way for way in ways if way is not None and holds(way.get("only_if", {}), given)), None)
 
     def _model(self, model: type[ModelT], value: dict[str, Any]) -> ModelT:
-        """The model of the filled preset; its first error, without any value, as a ValueError."""
+        """The model of the filled preset. Its first error becomes a ValueError without values."""
         try:
             return model.model_validate(value)
         except ValidationError as error:
@@ -128,7 +128,7 @@ class Preset(Definition):
             raise ValueError(f"{self._tree.place(found['loc'])}: {where}: {message}") from None
 
     def claim(self, options: PresetOptions) -> str | None:
-        """The object that these parameters name, where `place` says so."""
+        """The object of these parameters, if the preset has a `place`."""
         given = options.connection.given(self.connection) | options.given(self.parameters)
         path: str | None = fill({"path": self.place}, given).get("path")
         return path and f"{Address.parse(options.http.connection.base_url).place}{path}"
@@ -174,7 +174,7 @@ class Preset(Definition):
 
 
 class _Given(Definition):
-    """Keys that a preset has declared, beside those of its models."""
+    """Adds the keys that a preset declares."""
 
     preset: ClassVar[Preset]
 
@@ -183,7 +183,7 @@ class _Given(Definition):
 
 
 class PresetConnection(_Given):
-    """What every preset's connection takes besides its own keys."""
+    """The keys of every preset's connection, besides its own."""
 
     base_url: str | None = Field(None, description="Another address: a proxy, a sandbox, a region.")
     timeouts: Timeouts = Timeouts()
@@ -249,8 +249,8 @@ class PresetDestination(HttpDestination):
         word = "deletes" if operation == "delete" else f"write: {operation}"
         return DefinitionError(
             "HTTP_OPERATION",
-            f"the preset {self.preset.name} cannot do `{word}`" + (f" but with {needs}" if needs else ""),
-            hint=f"`retl destinations {self.preset.name}` says what it can",
+            f"the preset {self.preset.name} cannot do `{word}`" + (f", except with {needs}" if needs else ""),
+            hint=f"`retl destinations {self.preset.name}` lists what it can do",
         )
 
 
@@ -261,8 +261,7 @@ def read(name: str) -> Preset:
 
 
 def own(folder: Path) -> dict[str, Preset]:
-    """The presets of a project by their names. DefinitionError(s) where a file is wrong or its name is
-    taken."""
+    """The presets of a project by name. DefinitionError(s) if a file is wrong or its name is already used."""
     found: dict[str, Preset] = {}
     for path in sorted((folder / "presets").glob("*.y*ml")):
         file = path.relative_to(folder).as_posix()

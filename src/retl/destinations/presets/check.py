@@ -1,7 +1,7 @@
-"""What is wrong with a preset's file, at its place there, before any sync uses it.
+"""Finds errors in a preset's file, with their places, before a sync uses it.
 
-Parts are judged with sample values in the places of their parameters; what depends on the values themselves
-is judged again when they are there.
+Parts are checked with sample values for their parameters. When a sync uses the preset, they are checked
+again with its values.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PROSE = ("summary", "docs", "source", "example", "connection", "parameters")
 
 
 class _Login(Definition):
-    """The part of a connection that a preset writes."""
+    """The part of a connection that a preset fills in."""
 
     auth: Auth
 
@@ -47,7 +47,7 @@ def refuse(tree: Tree, parameters: Mapping[str, Parameter]) -> None:
 
 
 def named(tree: Tree, field: str) -> Iterator[Place]:
-    """Where a field of rows is named."""
+    """The places that name a field of the rows."""
     word = re.compile(rf"\$(field\.)?{re.escape(field)}(?!\w)|\{{{re.escape(field)}\}}")
     for loc, place in tree.places.items():
         written = tree.at(loc)
@@ -56,19 +56,19 @@ def named(tree: Tree, field: str) -> Iterator[Place]:
 
 
 def _unknown(tree: Tree, known: Mapping[str, Parameter]) -> Iterator[DefinitionError]:
-    """Parameters that are asked for and not there, and conditions that cannot hold."""
+    """Parameters that do not exist, and conditions that are never true."""
     for name, loc, in_key in used({key: part for key, part in tree.value.items() if key not in _PROSE}):
         if name not in known:
             place = tree.key_place(loc) if in_key else tree.place(loc)
             hint = did_you_mean(name, known) or f"known: {', '.join(known)}"
-            message = f"<{name}> is no key of `connection` or `parameters`"
+            message = f"<{name}> is not a key of `connection` or `parameters`"
             yield DefinitionError("DEFINITION_INVALID", message, hint=hint, where=place)
         elif loc[-2:] == ("only_if", name) and (refusal := known[name].refusal(tree.at(loc))):
             yield DefinitionError("DEFINITION_INVALID", f"`{name}`: {refusal}", where=tree.place(loc))
 
 
 def _unfit(tree: Tree, known: Mapping[str, Parameter]) -> Iterator[DefinitionError]:
-    """Parts that are wrong whatever the parameters are."""
+    """Parts that are wrong for any parameters."""
     for name, model in PARTS.items():
         for loc, way in _ways(tree, name):
             yield from _errors(model, Filled(tree, loc, fill(way, _samples(way, known))))
@@ -95,7 +95,7 @@ def _ways(tree: Tree, name: str) -> list[tuple[Loc, Any]]:
 
 
 def _samples(way: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
-    """Values with which this way is taken."""
+    """Values for which this way is used."""
     given = {name: one.sample for name, one in known.items()}
     for name, wanted in way.get("only_if", {}).items():
         given[name] = wanted[0] if isinstance(wanted, list) else None if wanted == "missing" else given[name]

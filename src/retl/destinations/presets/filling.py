@@ -1,8 +1,8 @@
 """A preset's YAML with the values of its parameters in it.
 
-`<name>` alone is the value itself, inside a text it joins the text (percent-encoded in paths), and a list
-inside a text makes a text of each of its items. A member whose value was left out is left out with it, and so
-is an object whose `only_if` does not hold. A value is a constant, whatever it looks like.
+`<name>` alone becomes the value itself; inside a text it becomes part of the text (percent-encoded in paths).
+A list inside a text makes one text for each item. A member with a missing value is left out, and so is an
+object with a false `only_if`. A value is always a constant, even if it looks like a placeholder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ABSENT = object()
 
 
 def holds(wanted: Condition, given: Mapping[str, Any]) -> bool:
-    """Whether the parameters have the values that an `only_if` asks for."""
+    """Whether the parameters have the values of an `only_if`."""
     return all(
         given[name] in values if isinstance(values, list) else (given[name] is None) == (values == "missing")
         for name, values in wanted.items()
@@ -41,7 +41,7 @@ def conditions(wanted: Condition) -> list[str]:
 
 
 def fill(part: Any, given: Mapping[str, Any], place: str = "") -> Any:
-    """A part of a preset with the values in it; `place` is the member that it belongs to."""
+    """A part of a preset with its values; `place` is the member that contains it."""
     if isinstance(part, dict):
         if not holds(part.get("only_if", {}), given):
             return _ABSENT
@@ -68,7 +68,7 @@ def fill(part: Any, given: Mapping[str, Any], place: str = "") -> Any:
 
 
 def _joined(written: str, values: Mapping[str, Any], place: str) -> str | SecretStr:
-    """A text with the values in it: a secret where one of them is, in a row never a `$` word."""
+    """A text with its values: a secret if one of them is secret; in a row never a `$` word."""
     plain = {name: _plain(value) for name, value in values.items()}
     if place in _PATHS:
         plain = {name: quote(value, safe="") for name, value in plain.items()}
@@ -79,7 +79,7 @@ def _joined(written: str, values: Mapping[str, Any], place: str) -> str | Secret
 
 
 def used(part: Any, at: Loc = ()) -> Iterator[tuple[str, Loc, bool]]:
-    """Every parameter that a part asks for, where, and whether it is the key there that asks."""
+    """Every parameter in a part, its location, and whether it is in the key there."""
     if isinstance(part, dict):
         for name, value in part.items():
             if name == "only_if":

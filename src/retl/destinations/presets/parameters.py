@@ -1,4 +1,4 @@
-"""What a preset asks its user for: the keys of a connection and the parameters of a sync."""
+"""What a preset's user sets: the keys of a connection and the parameters of a sync."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TYPES: dict[str, Any] = {"text": str, "integer": int, "boolean": bool, "list": 
 
 
 class Parameter(Definition):
-    """A key that a connection or a sync gives: required unless it has a default or is optional."""
+    """A key of a connection or a sync: required unless it has a default or is optional."""
 
     about: str
     type: Literal["text", "integer", "boolean", "list"] = "text"
@@ -28,7 +28,7 @@ class Parameter(Definition):
 
     @property
     def sample(self) -> Any:
-        """Some value that it may have."""
+        """An allowed value."""
         word = SecretStr("x") if self.secret else self.one_of[0] if self.one_of else "x"
         return {"text": word, "integer": 1, "boolean": True, "list": ("x",)}[self.type]
 
@@ -41,7 +41,7 @@ class Parameter(Definition):
         return kind | None, Field(default, description=self.about)
 
     def refusal(self, wanted: Any) -> str | None:
-        """Why an `only_if` cannot ask this of it, if it cannot."""
+        """Why an `only_if` cannot use this condition, or None."""
         if wanted in ("given", "missing"):
             return None
         if not isinstance(wanted, list) or not wanted:

@@ -1,28 +1,28 @@
 """Redis and Valkey: every row is one key, written by one command that carries its TTL.
 
-`key: "reco:{user_id}"` names the key; its placeholders are exactly the sync's key. Their values are
-percent-encoded as in a URL (`a:b` → `a%3Ab`; letters, digits and `-._~` stay), so that two rows never
-share a Redis key; between two placeholders stands a character that a URL encodes, such as `:`. `{{` and
-`}}` are literal braces, for hash tags. Keys that begin with `retl:` are retl's own.
+`key: "reco:{user_id}"` is the template of the Redis key; its placeholders are exactly the sync's key. Values
+are percent-encoded as in a URL (`a:b` → `a%3Ab`; letters, digits and `-._~` stay), so two rows never share a
+Redis key. Between two placeholders there must be a character that a URL encodes, such as `:`. `{{` and `}}`
+are literal braces, for hash tags. Keys that begin with `retl:` are reserved for retl.
 
 ========================  ===========================================================================
 `value: json`             a string: the JSON object of all fields but the key's
-`value: hash`             a hash: one entry per field, numbers, lists and json as JSON; a NULL field has
-                          no entry, or keeps it (`nulls: keep`); entries of others stay as they are; a
-                          row with no entry at all has no key and is a reject
-`value: {field: score}`   a string: that one field as text; a row where it is NULL has no key
-`ttl: 24h`, `ttl: none`   whole seconds, renewed with every write; must be said
+`value: hash`             a hash: one entry per field, numbers, lists and json as JSON; a NULL field
+                          removes its entry, or keeps it (`nulls: keep`); other entries are not changed;
+                          a row without any entry has no key and is a reject
+`value: {field: score}`   a string: that one field as text; if it is NULL, the row has no key
+`ttl: 24h`, `ttl: none`   whole seconds, renewed with every write; required
 ========================  ===========================================================================
 
 The account needs, on the keys of the template and on `retl:stamp:*`: `+set` (json, field) or `+eval
 +hset +hdel +expire +exists` (hash), `+unlink`, `+mget` or `+hmget`, `+lpush +ltrim +lpos`,
-`+select +ping`. The stamp lists a sync's newest batches; a server that was flushed, restored or swapped
-lacks the one that the ledger calls newest. A target without TTL is then refused (TARGET_LOST); one with
-a TTL says TARGET_EMPTIED, which a run answers by sending every row again.
+`+select +ping`. The stamp lists a sync's newest batches. If the server was flushed, restored or
+replaced, the batch that the ledger knows as newest is missing. A target without TTL is then refused
+(TARGET_LOST); with a TTL (TARGET_EMPTIED) the run sends every row again.
 
-Limits: one primary, no Redis Cluster. A string replaces whatever its key held. The TTL of a hash is the
-whole key's: syncs that share a hash share it. With an eviction policy the server may forget rows, and
-retl learns of it only when the stamp goes too.
+Limits: one primary, no Redis Cluster. A string replaces any value of its key. The TTL of a hash is for the
+whole key: syncs that share a hash share it. With an eviction policy the server may remove rows, and retl
+detects that only if the stamp is removed too.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, Systemic
 from retl.model import Definition, Duration, is_loopback, needs_tls, seconds
 from retl.net.gate import Gate
 
-NOBODY = "retl:stamp:"  # a key that never exists
-STAMPS = 1000  # more batches than can be written between two notes in the ledger
+ABSENT_KEY = "retl:stamp:"  # a key that never exists
+STAMPS = 1000  # more batches than are written between two acknowledgements in the ledger
 
-# One command per row, so that its reply is the row's. MULTI would go on after HSET was refused, and set
-# a TTL on a key that is not ours; a script ends there.
+# One command per row, so that each reply belongs to one row. After a refused HSET, MULTI would continue and
+# set a TTL on a key that is not ours; a script stops.
 WRITE_HASH = """\
 local last = 2 + ARGV[2]
 if last > 2 then redis.call('HSET', KEYS[1], unpack(ARGV, 3, last)) end
@@ -90,7 +90,7 @@ if last == 2 and redis.call('EXISTS', KEYS[1]) == 0 then return redis.error_repl
 
 
 class RedisConnection(Definition):
-    """A server, the account, and how long to wait."""
+    """A server, the account, and timeouts."""
 
     host: str = "localhost"
     port: Annotated[int, Field(ge=1, le=65535)] = 6379
@@ -123,13 +123,13 @@ def _ttl(value: object) -> int | None:
 
 
 class OneField(Definition):
-    """The value is this field's alone."""
+    """The value is this one field."""
 
     field: str
 
 
 class RedisOptions(Definition):
-    """What stands under `destination:` in a sync."""
+    """The options under `destination:` in a sync."""
 
     connection: RedisConnection = RedisConnection()
     key: str
@@ -186,27 +186,27 @@ class Redis(Destination[RedisOptions]):
         place = cls.place(options, write).removesuffix(options.key)
         try:
             parts = [(text, name is not None) for text, name, _, _ in Formatter().parse(options.key)]
-        except ValueError:  # `_template` says what is wrong with it
+        except ValueError:  # `_template` raises the error
             return place + options.key
         return place + "".join(text + "{}" * is_value for text, is_value in parts)
 
     def check(self, visit: Visit) -> None:
-        """As promised; the commands it sends change nothing, but a server judges account, role and
-        memory before it sees that."""
+        """Sends commands that fail or change nothing. The server tests rights, role and memory before it
+        detects that."""
         key = self._key(["probe"] * len(self.shape.key))
         probes: list[Command] = [("SET", key, "", "EX", 0)]
         if self.options.value == "hash":
-            probes = [("HSET", key, "a", "b", "odd"), ("EVAL", WRITE_HASH, 1, NOBODY, 1, 0, "field")]
-        probes += [("UNLINK", NOBODY), ("LTRIM", self._stamp, "no", "number")]
+            probes = [("HSET", key, "a", "b", "odd"), ("EVAL", WRITE_HASH, 1, ABSENT_KEY, 1, 0, "field")]
+        probes += [("UNLINK", ABSENT_KEY), ("LTRIM", self._stamp, "no", "number")]
         probes += [("LPOS", self._stamp, "/".join(visit.newest or ()))]
         replies = self._wire.ask(probes)
-        self._stop_if_told(replies)
+        self._raise_if_stopped(replies)
         if visit.newest and not isinstance(replies[-1], int):
             raise Mismatch(
                 "TARGET_LOST" if self.options.ttl is None else "TARGET_EMPTIED",
-                f"{self._wire.server} lacks the stamp of the newest batch of {self.shape.sync}: what was "
-                "delivered may be gone",
-                hint="flushed, restored or another server? `--full` sends every row again",
+                f"{self._wire.server} lacks the stamp of the newest batch of {self.shape.sync}: "
+                "delivered rows may be gone",
+                hint="was it flushed, restored or replaced? `--full` sends every row again",
             )
 
     def write(self, batch: Batch) -> Answer:
@@ -216,7 +216,7 @@ class Redis(Destination[RedisOptions]):
             raise Poisoned("NOT_UNICODE", "a value is not valid Unicode") from None
         except OSError as error:
             raise Ambiguous("NO_ANSWER", f"{self._wire.server} did not answer: {why(error)}") from error
-        self._stop_if_told(replies)
+        self._raise_if_stopped(replies)
         rows, stamps = replies[: len(batch)], replies[len(batch) :]
         refused = {n: _refused(reply) for n, reply in enumerate(rows) if isinstance(reply, Refusal)}
         if len(refused) == len(batch) and all(result.kind == Kind.RETRY for result in refused.values()):
@@ -234,7 +234,7 @@ class Redis(Destination[RedisOptions]):
                 yield dict(zip(names, texts, strict=True)) if any(t is not None for t in texts) else None
             return
         replies = self._wire.ask([("MGET", *keys)])
-        self._stop_if_told(replies)
+        self._raise_if_stopped(replies)
         for value in replies[0]:
             if isinstance(self.options.value, OneField):
                 yield {self.options.value.field: _text(value)}
@@ -242,7 +242,7 @@ class Redis(Destination[RedisOptions]):
                 yield None if value is None else {n: v for n, v in _object(value).items() if n in names}
 
     def preview(self, batch: Batch) -> bytes:
-        """The commands as one types them into redis-cli, one per line."""
+        """The commands for redis-cli, one per line."""
         commands = [*self._row_commands(batch), *self._stamps(batch)]
         lines = [" ".join(map(_typed, command)) for command in commands]
         return "\n".join(lines).encode(errors="backslashreplace")
@@ -251,7 +251,7 @@ class Redis(Destination[RedisOptions]):
         self._wire.close()
 
     def _commands(self, batch: Batch) -> Iterator[Command | Packed]:
-        """One per row, in the rows' order, then two for the stamp."""
+        """One command per row, in the order of the rows, then two for the stamp."""
         if self._line and batch.operation != "delete":
             lines = batch.lines(self._line)
             for n in range(0, len(lines), CHUNK):
@@ -290,7 +290,7 @@ class Redis(Destination[RedisOptions]):
         return ("EVAL", WRITE_HASH, 1, key, *(self._expiry[1:] or ["none"]), len(entries), *entries, *cleared)
 
     def _texts(self, document: str) -> Iterator[tuple[str, str | bytes | None]]:
-        """Each field as Redis holds it: text bare, anything else as its JSON, NULL as None."""
+        """Each field as Redis stores it: text unquoted, other types as JSON, NULL as None."""
         for name, raw in _FIELDS.decode(document).items():
             text = bytes(raw)
             if text == b"null":
@@ -306,18 +306,18 @@ class Redis(Destination[RedisOptions]):
     def _count(self, size: int) -> None:
         self._bytes += size
 
-    def _stop_if_told(self, replies: Sequence[Any]) -> None:
+    def _raise_if_stopped(self, replies: Sequence[Any]) -> None:
         for reply in replies:
-            if isinstance(reply, Refusal) and (told := judge(reply))[0] in STOP:
-                raise Systemic(told[0], f"{self._wire.server}: {told[1]}")
+            if isinstance(reply, Refusal) and (code := judge(reply)[0]) in STOP:
+                raise Systemic(code, f"{self._wire.server}: {STOP[code]}")
 
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def _template(options: RedisOptions, shape: Shape) -> str:
-    """The key template with the key's positions for its names. DefinitionError unless options and shape
-    fit, and two rows can never get one Redis key, nor any row a key of retl's."""
+    """The key template with positions instead of names. DefinitionError if options and shape do not fit,
+    if two rows could get the same Redis key, or a row a key of retl."""
     literals, names, keys = [""], list[str](), [field.name for field in shape.key]
     reason = None
     try:
@@ -331,13 +331,13 @@ def _template(options: RedisOptions, shape: Shape) -> str:
     if reason is None and sorted(names) != sorted(keys):
         reason = f"its placeholders must be exactly the key: {', '.join(keys)}, each once"
     elif any(re.fullmatch("[A-Za-z0-9%._~-]*", between) for between in literals[1:-1]):
-        reason = "between two placeholders must stand a character such as `:`, which no value can contain"
+        reason = "between two placeholders there must be a character that no value contains, such as `:`"
     elif options.key.startswith("retl:") or ("retl:".startswith(literals[0]) and ":" in "".join(literals)):
-        reason = "it must begin with a text of its own; keys beginning with `retl:` are retl's"
+        reason = "it must begin with a text; keys that begin with `retl:` are reserved for retl"
     if reason:
         raise DefinitionError("KEY_TEMPLATE", f"key template {options.key!r}: {reason}")
     if isinstance(shape.deletes, SoftDelete):
-        raise DefinitionError("DELETES", "redis has no soft delete: `deletes` is keep or delete")
+        raise DefinitionError("DELETES", "redis has no soft delete: set `deletes` to keep or delete")
     if isinstance(options.value, OneField) and options.value.field not in [f.name for f in shape.fields]:
         raise DefinitionError("VALUE", f"`value` names {options.value.field!r}, which is not a field")
     escaped = [text.replace("{", "{{").replace("}", "}}") for text in literals]
@@ -348,8 +348,8 @@ def _template(options: RedisOptions, shape: Shape) -> str:
 
 
 def _line(options: RedisOptions, shape: Shape, template: str) -> Line | None:
-    """The packed command of a row whose value is one JSON object, to be made in SQL; None where Python has
-    to make it."""
+    """The packed command of a row with a JSON object as its value, made in SQL; None if Python must make
+    it."""
     if options.value != "json" or any(field.type.name not in LINE_KEYS for field in shape.key):
         return None
     key: list[Piece] = []
@@ -365,7 +365,7 @@ def _line(options: RedisOptions, shape: Shape, template: str) -> Line | None:
 
 
 def _encoded(value: Any) -> str:
-    """A key's value inside a Redis key; different values stay different."""
+    """A key value inside a Redis key; different values stay different."""
     text = value if isinstance(value, str) else value.isoformat() if isinstance(value, date) else str(value)
     return text if _PLAIN.fullmatch(text) else quote(text, safe="")
 
@@ -383,7 +383,7 @@ def _text(held: bytes | None) -> str | None:
 
 
 def _object(held: bytes) -> dict[str, Any]:
-    """The JSON object of a value; somebody else's, which is none, has no fields of ours."""
+    """The JSON object of a value; {} if the value is not an object, so not ours."""
     try:
         document = json.loads(held, parse_float=Decimal)
     except ValueError:

@@ -1,6 +1,6 @@
-"""RESP, the language of Redis and its kin: commands out, replies in, refusals told apart by their code.
+"""RESP, the protocol of Redis and Valkey: sends commands, reads replies, classifies errors by their code.
 
-It sends each command once and reads every reply. It knows no rows and never tries again.
+It sends each command once and reads every reply. It knows no rows and never retries.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ AGAIN = {
 STOP = {
     "AUTH": "the user or password is wrong",
     "WRONGPASS": "the user or password is wrong",
-    "NOAUTH": "the server asks for a password",
+    "NOAUTH": "the server requires a password",
     "DENIED": "the server is in protected mode",
     "NOPERM": "the account may not do this",
-    "ACL failure": "the account may not do what a script does",
+    "ACL failure": "the account has no right to a command in a script",
     "READONLY": "the server is a replica, or read-only",
     "OOM": "the server is out of memory",
     "MISCONF": "the server cannot save its data and refuses writes",
@@ -49,29 +49,29 @@ POISON = {
 }
 _SENTENCES = AGAIN | STOP | POISON
 _CODE = re.compile("|".join(rf"\b{code}\b" for code in _SENTENCES))
-CHUNK = 500  # commands sent before the replies to the last so many are read
+CHUNK = 500  # commands sent before the replies to the previous chunk are read
 CHUNK_BYTES = 1 << 20
 
 
 def judge(refusal: Refusal) -> tuple[str, str]:
-    """The code of a refusal, also where a script passed it on, and our sentence for it: the server's
-    own may quote what was sent."""
+    """The code of a refusal, also from inside a script, and our sentence for it. The server's own text
+    may quote what was sent."""
     text = re.split("['\"`]", str(refusal), maxsplit=1)[0]
     code = found[0] if (found := _CODE.search(text)) else text.split(" ", 1)[0]
     return code, _SENTENCES.get(code, "the server refused the command")
 
 
 class Packed(NamedTuple):
-    """Commands as they go over the wire, and how many they are."""
+    """Commands as bytes, and their number."""
 
     data: bytes
     commands: int
 
 
 class Wire:
-    """One connection to one server, made when it is needed; `server` is its name without credentials.
+    """One connection to one server, opened when it is needed; `server` is its name without credentials.
 
-    `timeout` seconds is what a chunk of at most 500 commands may take, there and back.
+    A chunk of at most 500 commands and its replies may take `timeout` seconds.
     """
 
     def __init__(
@@ -97,9 +97,11 @@ class Wire:
     def exchange(
         self, commands: Iterable[Command | Packed], count_bytes: Callable[[int], None] = lambda size: None
     ) -> list[Any]:
-        """One reply per command, a refusal being a `Refusal` among them. OSError if the connection breaks
-        and nobody knows how much was done; Unavailable or Systemic if none could be made."""
-        if self._socket is None or not self._socket.is_quiet():  # nothing was asked: the server hung up
+        """One reply per command; a refused command has a `Refusal` as its reply. OSError if the connection
+        breaks: it is not known how much was done. Unavailable or Systemic if there is no connection."""
+        if (
+            self._socket is None or not self._socket.is_quiet()
+        ):  # data without a question: the server closed it
             self._connect()
         replies: list[Any] = []
         sent = 0
@@ -111,19 +113,19 @@ class Wire:
                 self._read(replies, sent - count)  # the server works on this chunk meanwhile
             self._read(replies, sent)
         except BaseException:
-            self.close()  # what comes next on it would answer a command that nobody waits for
+            self.close()  # its next reply would belong to an older command
             raise
         return replies
 
     def ask(self, commands: Iterable[Command]) -> list[Any]:
-        """`exchange` for commands that change nothing: a lost reply is no worse than Unavailable."""
+        """`exchange` for commands that change nothing: a lost reply is only Unavailable."""
         try:
             return self.exchange(commands)
         except OSError as error:
             raise Unavailable("NO_ANSWER", f"{self.server} did not answer: {why(error)}") from error
 
     def close(self) -> None:
-        """Hang up; never raises."""
+        """Close the connection; never raises."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.close()
@@ -155,7 +157,7 @@ class Wire:
             raise Unavailable(
                 "CONNECT",
                 f"cannot connect to {self.server}: {why(error)}",
-                hint="check host, port and that it runs, then run again",
+                hint="check host and port, and that the server runs; then run again",
             ) from error
         except TargetError:
             self.close()
@@ -167,12 +169,12 @@ class Wire:
             self._socket.wait_until(Deadline(self._timeout))
             self._socket.sendall(data)
         except OSError:
-            self._read(replies, sent)  # the server may have said why, before it hung up
+            self._read(replies, sent)  # the server may have sent an error before it closed the connection
             raise
 
     def _read(self, replies: list[Any], until: int) -> None:
-        """Read until there are so many replies. OSError, or Poisoned where the server said it hangs up
-        over a value."""
+        """Read until there are `until` replies. OSError, or Poisoned if the server closes the connection
+        because of a value."""
         assert self._socket is not None
         self._socket.wait_until(Deadline(self._timeout))
         while len(replies) < until:

@@ -1,20 +1,19 @@
-"""Salesforce records through Bulk API 2.0: each batch is a job that takes a CSV file and works by itself.
+"""Salesforce records through Bulk API 2.0: each batch is an asynchronous job with one CSV file.
 
-Made for many rows; for some thousands the type `salesforce` is quicker. The connection takes the same
-keys. The key's field is the external id named by `match`; several syncs may own fields of one object.
-A job is made without data, its name is stored, and only then its file goes out, once: a run that died is
-carried on by asking the job, and a job that was never released is aborted, so nothing is applied twice,
-not even with `write: append` (an insert). What became of a row, the three result files say; one that none of
-them names is in doubt. A locked row is sent again. NULL empties a field, `nulls: keep` leaves it. Salesforce
-has no empty text and reads `#N/A` as NULL: rows with such a text are rejects, as are texts of more than
-32,000 characters.
-Deletes know record ids only. Keys whose id no earlier answer told are looked up with SOQL first (100 a
-request), and after the job whichever of them is not found any more is gone.
+For many rows; for some thousands the type `salesforce` is faster. The connection takes the same keys. The
+key's field is the external id named by `match`; several syncs may own fields of one object. A job is created
+empty, its id is stored, and then its file is sent, once. After a crash the next run asks the job. A job that
+was not released is aborted, so nothing is applied twice, not even with `write: append` (an insert). Three
+result files list the rows; a row in none of them is in doubt. A locked row is sent again. NULL empties a
+field, `nulls: keep` leaves it unchanged. Salesforce has no empty text and reads `#N/A` as NULL: rows with
+such a text are rejects, and so are rows with a text of more than 32,000 characters.
+Deletes need record ids. Ids that are not known from earlier answers are looked up with SOQL (100 keys a
+request). After the job the look-up is repeated: a record that is no longer found is deleted.
 
 The account needs a connected app with the client credentials or the JWT bearer flow, and a user with API
 Enabled who may write the object and read its external id. `batch: {rows: …}` is the size of a job. The vendor
-limits a file to 100 MB, an account to 15,000 batches of 10,000 rows and 150 million rows a day; results
-are kept for seven days, after which the rows of a dead run's job are in doubt.
+limits a file to 100 MB, an account to 15,000 batches of 10,000 rows and 150 million rows a day. Results are
+kept for seven days; after that the rows of a dead run's job are in doubt.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ from retl.net.lookup import Match, look, text
 from retl.net.messages import Reply, Request
 from retl.net.scrub import scrub
 
-LONGEST_FILE = 100_000_000  # bytes; the vendor's 150 MB are those of its base64
+LONGEST_FILE = 100_000_000  # bytes; the vendor's 150 MB are after base64
 _LONGEST_TEXT, _LONGEST_ROW = 32_000, 400_000  # characters
 _NULL = "#N/A"
 _OPERATIONS = {"upsert": "upsert", "append": "insert"}
@@ -71,7 +70,7 @@ _SPENT = Case(
 )
 _NOT_OF_ROWS = Case(status=(400, 409, 422), means="systemic")
 _RULES = Rules(rows="none", code=("0.errorCode",), reason=(), cases=(_SPENT, _NOT_OF_ROWS))
-_FILE_RULES = _RULES.model_copy(update={"cases": (_SPENT,)})  # what is refused of a file is in its rows
+_FILE_RULES = _RULES.model_copy(update={"cases": (_SPENT,)})  # a refused file has bad rows
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -81,7 +80,7 @@ class SalesforceBulkOptions(Definition):
     object: str = Field(pattern=r"^\w+$", description="API name of the object, such as Contact.")
     match: str = Field(pattern=r"^\w+$", description="External id field, such as ExtId__c; the key's field.")
     version: str = Field("v62.0", pattern=r"^v\d+\.\d+$", description="API version.")
-    every: Duration = Field(5.0, description="Between two looks at a job.")
+    every: Duration = Field(5.0, description="Time between two polls of a job.")
 
 
 class SalesforceBulk(HttpTarget[SalesforceBulkOptions]):
@@ -102,7 +101,7 @@ class SalesforceBulk(HttpTarget[SalesforceBulkOptions]):
         super().__init__(options, shape, gate)
         if [field.name for field in shape.key] != [options.match]:
             raise DefinitionError(
-                "HTTP_MATCH", f"the key is the field that `match` names: `key: [{options.match}]`"
+                "HTTP_MATCH", f"the key must be the field in `match`: `key: [{options.match}]`"
             )
         self._connect(options.connection.http, 2 * LONGEST_FILE)
         self._data = f"{self._address.prefix}/services/data/{options.version}"
@@ -111,7 +110,7 @@ class SalesforceBulk(HttpTarget[SalesforceBulkOptions]):
             frozenset({"JobComplete", "Failed", "Aborted"}),
         )  # fmt: skip
         self._job = csvjob.Job(words, self._ask, options.every)
-        self._refused: tuple[str, dict[int, RowResult]] = "", {}  # rows that a job's file was made without
+        self._refused: tuple[str, dict[int, RowResult]] = "", {}  # rows left out of a job's file
         self._json = frozenset(field.name for field in shape.fields if field.type.name == "json")
         self._columns = [options.match, *(field.name for field in shape.fields)]
         self.capabilities = Capabilities(
@@ -134,11 +133,11 @@ class SalesforceBulk(HttpTarget[SalesforceBulkOptions]):
 
     @classmethod
     def claim(cls, options: SalesforceBulkOptions, write: WriteMode) -> str | None:
-        """The same as the type `salesforce` has."""
+        """The same as for the type `salesforce`."""
         return f"{Address.parse(options.connection.http.base_url).place}/{options.object}"
 
     def check(self, visit: Visit) -> None:
-        """Reads the object's description. Mismatch TARGET_DRIFT where it lacks a field."""
+        """Reads the object's description. Mismatch TARGET_DRIFT if it lacks a field."""
         path = f"{self._data}/sobjects/{self.options.object}/describe"
         reply = self._send(Request("GET", path, (), b""))
         listed = look(reply.content, "fields")
@@ -146,24 +145,24 @@ class SalesforceBulk(HttpTarget[SalesforceBulkOptions]):
         lacking = [name for name in self._columns if "." not in name and name not in fields]
         if lacking:
             named = ", ".join(lacking)
-            raise Mismatch("TARGET_DRIFT", f"{self.options.object} has no field {named} that this user sees")
+            raise Mismatch("TARGET_DRIFT", f"{self.options.object} has no field {named} visible to this user")
         if self.options.match != "Id" and not fields[self.options.match].get("externalId"):
-            raise Mismatch("TARGET_DRIFT", f"{self.options.match} is no external id of {self.options.object}")
+            raise Mismatch("TARGET_DRIFT", f"{self.options.match} is not an external id field")
 
     def write(self, batch: Batch) -> Answer:
-        """Makes the job; its file goes out when it is asked after, with its name in the ledger."""
+        """Creates the job. `resolve` sends its file, after the ledger has stored its id."""
         content, refused = self._deletions(batch) if self._removes(batch) else self._file(batch)
         if content is None:
             return Outcome(WRITTEN, refused)
         if len(content) > LONGEST_FILE:
-            raise Poisoned("TOO_LARGE", f"{len(content)} bytes where a job takes {LONGEST_FILE}")
+            raise Poisoned("TOO_LARGE", f"{len(content)} bytes, but a job takes {LONGEST_FILE}")
         pending = self._job.make(self._described(batch), content)
         self._refused = pending.handle, refused
         return pending
 
     def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Answer:
-        """What the job came to. Without one nothing was applied: the file only ever follows the handle."""
-        if not act:  # to ask an open job is to send its file
+        """The result of the job. Without a handle nothing was applied, because the file was not sent."""
+        if not act:  # polling an open job would send its file
             return Outcome(UNKNOWN)
         if handle is None:
             return Outcome(csvjob.NOT_APPLIED)
@@ -177,13 +176,13 @@ class SalesforceBulk(HttpTarget[SalesforceBulkOptions]):
         return Outcome(outcome.default, {**outcome.exceptions, **refused})
 
     def preview(self, batch: Batch) -> bytes:
-        """The job and its file; of deletes, whose file holds ids that the target knows, the keys."""
+        """The job and its file; for deletes with keys instead of ids, which only the target knows."""
         keys = [[name] for name in self._names(batch)]
         content = csvjob.write([self.options.match], keys) if self._removes(batch) else self._file(batch)[0]
         job = Request("POST", f"{self._data}/jobs/ingest", (), exact.encode(self._described(batch)))
         return job.dump() + b"\r\n\r\n" + (content or b"")
 
-    # --- what goes out
+    # --- requests
 
     def _names(self, batch: Batch) -> list[str]:
         keys = batch.keys()
@@ -193,14 +192,14 @@ class SalesforceBulk(HttpTarget[SalesforceBulkOptions]):
         return batch.operation == "delete" and not self._is_soft(batch)
 
     def _described(self, batch: Batch) -> dict[str, str]:
-        """The job as it is made."""
+        """The body that creates the job."""
         operation = "delete" if self._removes(batch) else _OPERATIONS[self.shape.write]
         named = {"externalIdFieldName": self.options.match} if operation == "upsert" else {}
         form = {"contentType": "CSV", "columnDelimiter": "COMMA", "lineEnding": "LF"}
         return {"object": self.options.object, "operation": operation, **named, **form}
 
     def _file(self, batch: Batch) -> tuple[bytes | None, dict[int, RowResult]]:
-        """The rows as CSV, if any, and those that it cannot say exactly, which are not in it."""
+        """The rows as CSV, or None, and the rejections of rows that CSV cannot hold exactly."""
         columns = self._columns
         if batch.operation == "delete" and isinstance(self.shape.deletes, SoftDelete):
             columns = [columns[0], *self.shape.deletes.set]
@@ -214,21 +213,21 @@ class SalesforceBulk(HttpTarget[SalesforceBulkOptions]):
         return csvjob.write(columns, lines) if lines else None, refused
 
     def _deletions(self, batch: Batch) -> tuple[bytes | None, dict[int, RowResult]]:
-        """The ids of the records that have these keys, if any, and the keys that are not one record's."""
+        """The ids of the records as CSV, or None, and the rejections of keys that match several records."""
         ids = self._ids(batch)
         refused = {row: one for row, one in enumerate(ids) if isinstance(one, RowResult)}
         lines = [[one] for one in dict.fromkeys(ids) if isinstance(one, str)]
         return csvjob.write(["Id"], lines) if lines else None, refused
 
     def _ids(self, batch: Batch) -> list[str | RowResult | None]:
-        """Of each key the id of its record, None if there is none, a rejection if it is in doubt which.
-        The ids that earlier answers told are not looked up."""
+        """The record id of each key: None if there is no record, a rejection if it is ambiguous. Known ids
+        are not looked up."""
         names, match = self._names(batch), self.options.match
         if match == "Id":
             return list(names)
-        told = batch.refs()
-        looked = iter(self._look_up([name for name, id in zip(names, told, strict=True) if id is None]))
-        return [next(looked) if id is None else id for id in told]
+        known = batch.refs()
+        looked = iter(self._look_up([name for name, id in zip(names, known, strict=True) if id is None]))
+        return [next(looked) if id is None else id for id in known]
 
     def _look_up(self, names: Sequence[str]) -> list[str | RowResult | None]:
         records, match = list[dict[str, Any]](), self.options.match
@@ -237,37 +236,37 @@ class SalesforceBulk(HttpTarget[SalesforceBulkOptions]):
             content = self._send(Request("GET", f"{self._data}/query?q={query}", (), b"")).content
             found = look(content, "records")
             if not isinstance(found, list) or look(content, "done") is not True:
-                raise Ambiguous("HTTP_CUT_OFF", "the answer to a look-up of ids is not whole")
+                raise Ambiguous("HTTP_CUT_OFF", "the answer to a look-up of ids is incomplete")
             records += found
         return [_COLLIDES if isinstance(one, tuple) else one for one in soql.ids(match, names, records)]
 
     def _send(self, request: Request) -> Reply:
-        """The answer, if it is a success; anything else is raised."""
+        """The answer, if it is a success; else an error is raised."""
         reply = self._client.send(request)
         interpret(reply, _FILE_RULES if request.method == "PUT" else _RULES, self._about(2))
         return reply
 
     def _ask(self, request: Request) -> Reply:
-        """As `_send`, but a job or result that is not there is an answer."""
+        """Like `_send`, but 404 and 410 to a GET are returned."""
         reply = self._client.send(request)
         if request.method != "GET" or reply.status not in (404, 410):
             interpret(reply, _FILE_RULES if request.method == "PUT" else _RULES, self._about(2))
         return reply
 
-    # --- what came of it
+    # --- results
 
     def _results(self, batch: Batch, handle: str, job: Mapping[str, object]) -> Outcome:
-        """What all three result files say of the rows; and the job, where they say nothing at all."""
+        """The results of the rows, from the three result files; if they are empty, from the job."""
         path = self._job.path(handle)
         written, failed, left = (
             csvjob.read(self._ask(Request("GET", f"{path}/{name}", _CSV, b""))) for name in _FILES
         )
         waiting, unnamed = _unmentioned(job, self._columns, nothing=not written and not failed)
         if self._removes(batch) and self.options.match != "Id":
-            told = {row.get("Id", ""): WRITTEN for row in written}
-            told |= {row.get("Id", ""): _judged(row) for row in failed}
+            results = {row.get("Id", ""): WRITTEN for row in written}
+            results |= {row.get("Id", ""): _judged(row) for row in failed}
             ends = [
-                WRITTEN if one is None else told.get(one, waiting) if isinstance(one, str) else one
+                WRITTEN if one is None else results.get(one, waiting) if isinstance(one, str) else one
                 for one in self._ids(batch)
             ]
             return Outcome(UNKNOWN, dict(enumerate(ends)))
@@ -282,18 +281,18 @@ _CSV = (("Accept", "text/csv"),)
 _COLLIDES = RowResult(
     Kind.REJECTED,
     "KEY_COLLIDES",
-    "the key is not one record's own: others differ from it in case, or not at all",
+    "the key does not name one record: the keys of others are the same, or differ only in case",
 )
 
 
 def _line(key: Any, document: str, fields: Sequence[str], json: frozenset[str]) -> csvjob.Cells:
-    """A row of the file. Poisoned if it would not arrive as it is."""
+    """A row of the file. Poisoned if it would not arrive unchanged."""
     try:
         members = _members.decode(document.encode())
-        told = (_value(members[name], name in json) if name in members else None for name in fields)
-        line = [_cell(text(key)), *told]
+        values = (_value(members[name], name in json) if name in members else None for name in fields)
+        line = [_cell(text(key)), *values]
     except UnicodeEncodeError:
-        raise Poisoned("NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot say") from None
+        raise Poisoned("NOT_UNICODE", "a text holds half a surrogate pair, not valid in UTF-8") from None
     if sum(len(cell) for cell in line if cell is not None) > _LONGEST_ROW:
         raise Poisoned("TOO_LARGE", f"a row has more than {_LONGEST_ROW} characters")
     return line
@@ -319,7 +318,7 @@ def _cell(value: str) -> str:
 
 
 def _judged(row: Mapping[str, str]) -> RowResult:
-    """A row of failedResults: CODE:sentence:fields --, without what else is in the row."""
+    """The result of a row of failedResults, where sf__Error is CODE:sentence:fields --."""
     code, _, rest = row.get("sf__Error", "").partition(":")
     if not re.fullmatch(r"[A-Z][A-Z_]{2,63}", code):
         code, rest = "REFUSED", row.get("sf__Error", "")
@@ -333,8 +332,8 @@ def _judged(row: Mapping[str, str]) -> RowResult:
 def _unmentioned(
     job: Mapping[str, object], columns: Sequence[str], *, nothing: bool
 ) -> tuple[RowResult, RowResult]:
-    """What became of rows that a job left, and of rows that no file names. A job that failed before its
-    first row failed for a reason that all its rows share."""
+    """The results of unprocessed rows, and of rows that no file names. If a job failed before its first
+    row, its error concerns all rows."""
     if job["state"] == "JobComplete" or not nothing or job.get("numberRecordsProcessed") != 0:
         return csvjob.NOT_APPLIED, UNKNOWN
     message = str(job.get("errorMessage") or "")

@@ -1,9 +1,8 @@
-"""Rows as a CSV file that a target works on by itself: the file, its results, and the life of a job.
+"""Asynchronous jobs with a CSV file: the file, its results, and the steps of a job.
 
-A job is made empty, and only once its name is stored is the file sent to it, once. Whoever comes after a
-crash asks the job itself: one that was never released is abandoned, which proves that nothing of it was
-applied; any other is asked after until it ends, and its results are read. No job is given a file twice.
-What a job's states and result files are called, a target's adapter says.
+A job is created empty. After its id is stored, its file is sent, once. After a crash the job is asked: if it
+was not released it is aborted, so nothing of it was applied; else it is polled until it ends, and its
+results are read. No job gets a file twice. The adapter provides the names of states and result files.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ csv.field_size_limit(16 * 1024 * 1024)
 
 _SPECIAL = re.compile(r'[",\r\n]')
 
-Cells = Sequence[str | None]  # of one row; None = nothing is said of this column
-Send = Callable[[Request], Reply]  # an answer that is no success is raised
+Cells = Sequence[str | None]  # of one row; None = this column is not changed
+Send = Callable[[Request], Reply]  # raises an error if the answer is not a success
 NOT_APPLIED = RowResult(Kind.RETRY)
 
 
 def write(columns: Sequence[str], rows: Iterable[Cells]) -> bytes:
-    """The file: LF after every line, quotes where they are needed, nothing where nothing is said.
-    UnicodeEncodeError if a text is none that UTF-8 can say."""
+    """The file: LF after every line, quotes only where needed, None as nothing. UnicodeEncodeError if
+    UTF-8 cannot encode a text."""
     lines = (",".join("" if cell is None else _quoted(cell) for cell in cells) for cells in (columns, *rows))
     return ("\n".join(lines) + "\n").encode()
 
@@ -45,8 +44,8 @@ def _quoted(cell: str) -> str:
 
 
 def read(reply: Reply) -> list[dict[str, str]]:
-    """The rows of a result file, by their columns; no rows where there is none, or it is empty. Ambiguous
-    if it is cut off or no table: it can be fetched again."""
+    """The rows of a result file, by their columns; no rows if there is no file. Ambiguous if it is cut off
+    or not a table: it can be fetched again."""
     if reply.status != 200:
         return []
     try:
@@ -65,26 +64,26 @@ def read(reply: Reply) -> list[dict[str, str]]:
 def match(
     names: Sequence[str], found: Iterable[tuple[str, RowResult]], default: RowResult = UNKNOWN
 ) -> Outcome:
-    """Each row's result by its name. A name that several rows have, or several results, counts only where
-    there are as many results as rows and they all say the same of it."""
-    told: dict[str, list[RowResult]] = defaultdict(list)
+    """Each row's result by its name. If rows or results share a name, it counts only if there are as many
+    results as rows and all are of the same kind."""
+    by_name: dict[str, list[RowResult]] = defaultdict(list)
     rows: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(names):
         rows[name].append(row)
     for name, result in found:
-        told[name].append(result)
+        by_name[name].append(result)
     results: dict[int, RowResult] = {}
-    for name, said in told.items():
-        same = len(said) == len(rows[name]) and len({one.kind for one in said}) == 1
-        results |= dict.fromkeys(rows[name], said[0] if same else UNKNOWN)
+    for name, ends in by_name.items():
+        same = len(ends) == len(rows[name]) and len({one.kind for one in ends}) == 1
+        results |= dict.fromkeys(rows[name], ends[0] if same else UNKNOWN)
     return Outcome(default, {row: one for row, one in sorted(results.items()) if one != default})
 
 
 @dataclass(frozen=True)
 class Words:
-    """What a target calls things: where its jobs are, and the states of a job."""
+    """The names that a target uses: paths of jobs, and states of a job."""
 
-    jobs: str  # the path of all jobs; a job's own is below it
+    jobs: str  # the path of all jobs; each job is below it
     upload: str  # below the job's path
     open: str
     release: str
@@ -97,26 +96,26 @@ class Words:
 
 @dataclass
 class Job:
-    """The jobs of one lane. `_ready` is the file of the one that was made and has not got it yet."""
+    """The jobs of one lane. `_ready` is the file of the job that waits for it."""
 
     words: Words
     send: Send
-    every: float  # seconds between two looks
+    every: float  # seconds between two polls
     _ready: tuple[str, bytes] | None = None
 
     def make(self, body: Mapping[str, str], content: bytes) -> Pending:
-        """A job without data, which does nothing: its file follows when somebody asks after it.
-        Ambiguous if it got no name; it will do nothing either."""
+        """Create a job without data, which does nothing; the first `ask` sends its file. Ambiguous if the
+        answer has no id; that job does nothing either."""
         reply = self.send(_json("POST", self.words.jobs, body))
         name = look(reply.content, self.words.id)
         if type(name) not in (str, int) or not text(name):
-            raise Ambiguous("HTTP_NO_JOB", "the target made a job and did not name it")
+            raise Ambiguous("HTTP_NO_JOB", "the target created a job and did not name it")
         self._ready = text(name), content
         return Pending(text(name), 0.0)
 
     def ask(self, handle: str) -> Pending | RowResult | Mapping[str, object]:
-        """Where the job is: Pending; what became of all its rows, where no file can say more; or what the
-        target says of the job that has ended. The file goes out here, the first time."""
+        """Send the file if it waits, else poll the job. Pending; or one result for all rows, if there are no
+        result files; or the target's description of the ended job."""
         ready, self._ready = self._ready, None
         if ready is not None and ready[0] == handle:
             return self._upload(handle, ready[1])
@@ -135,7 +134,7 @@ class Job:
         return f"{self.words.jobs}/{quote(handle, safe='')}{part}"
 
     def _upload(self, handle: str, content: bytes) -> Pending:
-        """The file, then the word that it is whole; a job whose file is refused is given up."""
+        """Send the file, then release the job; if the file is refused, abort the job."""
         headers = (("Content-Type", self.words.content),)
         try:
             self.send(Request("PUT", self.path(handle, self.words.upload), headers, content))

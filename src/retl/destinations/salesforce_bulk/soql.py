@@ -1,4 +1,4 @@
-"""Look-ups of record ids in Salesforce's query language: few enough names in each for one address. Pure."""
+"""Queries for record ids in Salesforce's query language, each short enough for a URL. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ESCAPED = str.maketrans({"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r"})
 
 
 def lookups(thing: str, field: str, names: Sequence[str], *, numbers: bool) -> Iterator[str]:
-    """Queries, percent-encoded, for the ids of all records whose field is one of these names."""
+    """Percent-encoded queries for the ids of all records in which the field has one of these names."""
     head = quote(f"SELECT Id, {field} FROM {thing} WHERE {field} IN (")
     asked: list[str] = []
     for name in names:
@@ -29,8 +29,8 @@ def lookups(thing: str, field: str, names: Sequence[str], *, numbers: bool) -> I
 def ids(
     field: str, names: Sequence[str], records: Iterable[Mapping[str, Any]]
 ) -> list[str | tuple[()] | None]:
-    """Of each name the id of its record, None if there is none, and () if it is in doubt which it is: the
-    field may not tell upper from lower case, or not be unique."""
+    """The record id of each name: None if there is no record, () if it is ambiguous, because the field
+    ignores case or is not unique."""
     found: dict[str, list[tuple[str, str]]] = {}
     for record in records:
         name = _stored(record[field])

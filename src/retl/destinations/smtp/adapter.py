@@ -1,22 +1,21 @@
 """E-mail through an SMTP server: each row once as one message to one recipient.
 
-`from`, `to`, `subject`, `body` (and `reply_to`, `html`) are texts in which `{field}` is a field of the row,
-`{$fields}` all of them as JSON, `{{` a brace. A NULL is an empty text. Values never make a header, a
-recipient or markup: in `html` they are escaped, and a line break in the head or an address that is not
-plain rejects the row. For several recipients make several rows.
+`from`, `to`, `subject`, `body` (and `reply_to`, `html`) are templates: `{field}` is a field of the row,
+`{$fields}` all fields as JSON, `{{` a brace. NULL is an empty text. A value never adds a header, a recipient
+or markup: in `html` values are escaped. A line break in a header or an address that is not plain rejects the
+row. For several recipients make several rows.
 
-The account needs the right to send as `from`; `check` asks for that where `from` holds no field. Off this
-machine the connection is encrypted and the certificate verified: `tls: starttls` (the default, port 587)
+The account needs the right to send as `from`; `check` tests that if `from` contains no field. To other
+machines the connection is encrypted and the certificate verified: `tls: starttls` (the default, port 587)
 or `ssl` (465); `none` needs `allow_plaintext: true`.
 
-A mail cannot be taken back, so `write: append` is the only mode, and `delivery` must be chosen:
-at_most_once leaves a mail whose answer was lost in doubt, at_least_once sends it again. The Message-ID
-belongs to the row, so every resend carries the same one and mail programs can tell. A 5xx rejects the row;
-a 4xx about the recipient leaves it for the next run, any other one is tried again. Accepted is not read:
-what bounces later stays unknown here. Another server is another target: `first_run` says whether it gets
-the rows of today's mart.
+A mail cannot be undone, so `write: append` is the only mode and `delivery` must be chosen. If the answer to a
+mail is lost, at_most_once leaves it in doubt and at_least_once sends it again. The Message-ID belongs to the
+row: it is the same in every resend, so mail programs can recognise it. A 5xx rejects the row. A 4xx about the
+recipient leaves it for the next run; any other 4xx is retried. Later bounces are not seen. Another server is
+another target: `first_run` says whether it gets the rows of today's mart.
 
-Servers limit messages per minute or day: say so in the connection's `limits`, a message is a request.
+Servers limit messages per minute or day: set the connection's `limits`; one message is one request.
 """
 
 from __future__ import annotations
@@ -48,17 +47,17 @@ from retl.model import Definition
 from retl.net.gate import Gate
 from retl.net.scrub import scrub
 
-_NOT_US = (503, 530, 534, 535, 538)  # about the session or the account, whatever was said
+_NOT_US = (503, 530, 534, 535, 538)  # these always concern the session or the account
 _ABOUT_ROW = re.compile(r"[45]\.[1267]\.")  # address, mailbox, content, policy (RFC 3463)
 
 
 class SmtpOptions(Definition):
     connection: SmtpConnection = SmtpConnection()
-    sender: str = Field(alias="from", description="Who it is from: address, or Name <address>.")
+    sender: str = Field(alias="from", description="The sender: address, or Name <address>.")
     to: str = Field(description="The one recipient, such as {email} or {name} <{email}>.")
     subject: str
     body: str = Field(description="The text.")
-    html: str | None = Field(None, description="The same as HTML, beside the text; values are escaped.")
+    html: str | None = Field(None, description="The same as HTML, besides the text; values are escaped.")
     reply_to: str | None = None
 
     @model_validator(mode="after")
@@ -128,49 +127,49 @@ class Smtp(Destination[SmtpOptions]):
                     self.close()
                     self._session = MailSession(connection)
                 yield self._session
-        except TargetError:  # nobody knows where the talk stands
+        except TargetError:  # the state of the session is not known
             self.close()
             raise
 
     def _letter(self, batch: Batch) -> Letter:
         if len(batch) > 1:
-            raise Poisoned("TOO_MANY_ROWS", f"{len(batch)} rows where a message takes 1")
+            raise Poisoned("TOO_MANY_ROWS", f"{len(batch)} rows, but a message takes 1")
         (row,) = batch.documents()
-        # not the run's: a mail that is sent again by the next run is still the same mail
+        # without the run: a mail that the next run sends again is still the same mail
         identity = repr((self.shape.state_id, self.shape.sync, batch.keys()[0], batch.round))
         return self._form.letter(self._keys, row, identity, batch.started_at)
 
     def _begin(self, session: MailSession, letter: Letter) -> Outcome | None:
-        code, said = session.mail(letter.sender)
+        code, answer = session.mail(letter.sender)
         about_row = bool(self._form.sender.names) or code == 552
-        return None if code == 250 else self._refused(code, said, letter, about_row=about_row)
+        return None if code == 250 else self._refused(code, answer, letter, about_row=about_row)
 
     def _send(self, letter: Letter) -> Outcome:
         with self._unsent() as session:
             if refused := self._begin(session, letter):
                 return refused
-            code, said = session.rcpt(letter.recipient)
+            code, answer = session.rcpt(letter.recipient)
             if code not in (250, 251):
-                return self._refused(code, said, letter)
-            code, said = session.docmd("DATA")
+                return self._refused(code, answer, letter)
+            code, answer = session.docmd("DATA")
             if code != 354:
-                return self._refused(code, said, letter)
+                return self._refused(code, answer, letter)
             self._bytes += session.send_lines(letter.message)
-        code, said = session.end()
-        return Outcome(WRITTEN) if code < 300 else self._refused(code, said, letter)
+        code, answer = session.end()
+        return Outcome(WRITTEN) if code < 300 else self._refused(code, answer, letter)
 
-    def _refused(self, code: int, said: bytes, letter: Letter, *, about_row: bool = True) -> Outcome:
-        """What a refusal means: for this row alone, or for all that come. Nothing was applied."""
-        name, spoken = f"SMTP_{code}", said.decode("ascii", "replace")
+    def _refused(self, code: int, answer: bytes, letter: Letter, *, about_row: bool = True) -> Outcome:
+        """The result of a refusal: of this row alone, or an error for all rows. Nothing was applied."""
+        name, words = f"SMTP_{code}", answer.decode("ascii", "replace")
         known = [letter.sender, letter.recipient, *letter.values]
-        reason = scrub(spoken, known) or "the server refused the message"
+        reason = scrub(words, known) or "the server refused the message"
         is_refusal = 400 <= code < 600
         if not is_refusal or code in _NOT_US or (code >= 500 and not about_row):
             raise Systemic(name, f"{self.capabilities.object} answered {code}: {reason}", hint=_HINT)
         if code >= 500:
             return Outcome(RowResult(Kind.REJECTED, name, reason))
-        if code != 421 and about_row and (code == 450 or _ABOUT_ROW.match(spoken)):
-            return Outcome(UNKNOWN, {0: RowResult(Kind.RETRY, name, reason)})  # an end of this row alone
+        if code != 421 and about_row and (code == 450 or _ABOUT_ROW.match(words)):
+            return Outcome(UNKNOWN, {0: RowResult(Kind.RETRY, name, reason)})  # concerns this row alone
         raise Unavailable(name, f"{self.capabilities.object} answered {code}: {reason}")
 
 

@@ -1,9 +1,8 @@
-"""A row as a mail: templates over its fields, addresses, and the bytes of the message.
+"""Makes a mail from a row: templates with its fields, addresses, and the bytes of the message.
 
-In a template `{field}` is that field of the row as text (NULL is nothing, a number its digits, lists and
-json are JSON), `{$fields}` all fields but the key's as one JSON object, `{{` and `}}` are braces. Nothing
-else is done to a value: no expressions, no formats. A value never adds a header, a recipient or markup.
-It does no I/O.
+In a template `{field}` is that field of the row as text (NULL is empty, a number its digits, lists and
+json are JSON), `{$fields}` is one JSON object of all fields except the key's, `{{` and `}}` are braces.
+There are no expressions and no formats. A value never adds a header, a recipient or markup. It does no I/O.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ Values = Mapping[str, str]
 
 
 class Text:
-    """A template. ValueError where a brace stands alone."""
+    """A template. ValueError for a single brace."""
 
     def __init__(self, template: str) -> None:
         self._parts: list[tuple[str, str | None]] = []
         at = 0
         for found in _PIECE.finditer(template):
             if found[2]:
-                raise ValueError("a brace stands alone: a field is {name}, a brace is {{ or }}")
+                raise ValueError("a single brace: a field is {name}, a brace is {{ or }}")
             literal = template[at : found.start()] + (found[0][0] if found[1] is None else "")
             self._parts.append((literal, found[1]))
             at = found.end()
@@ -68,25 +67,23 @@ class Text:
 
 
 class Line(Text):
-    """A template whose text stays on one line of the head."""
+    """A template for one line of the header."""
 
     def __init__(self, template: str) -> None:
         super().__init__(template)
         if _CONTROL.search(template):
-            raise ValueError("a line of a mail's head holds no line break and no control character")
+            raise ValueError("a header line of a mail must not contain a line break or control character")
 
     def fill(self, values: Values, form: Callable[[str], str] = str) -> str:
         made = super().fill(values, form)
         if _CONTROL.search(made):
-            raise Poisoned(
-                "MAIL_CONTROL", "a value has a line break or control character, and goes into the head"
-            )
+            raise Poisoned("MAIL_CONTROL", "a value for the header has a line break or control character")
         return made
 
 
 class Mailbox:
-    """One address, alone or as `Name <address>`: each part is a template of its own, so that no value can
-    make one into the other. ValueError where it is not so."""
+    """One address, alone or as `Name <address>`. Each part is a separate template, so no value can turn one
+    into the other. ValueError for anything else."""
 
     def __init__(self, template: str) -> None:
         found = _MAILBOX.fullmatch(template.strip())
@@ -95,14 +92,14 @@ class Mailbox:
         self._name = Line(found["name"] or "")
         self._address = Line((found["named"] or found["bare"]).strip())
         if not self.names and not _is_address(self._address.literal):
-            raise ValueError("this is no address")
+            raise ValueError("this is not an address")
 
     @property
     def names(self) -> list[str]:
         return [*self._name.names, *self._address.names]
 
     def address(self, values: Values) -> str:
-        """Poisoned MAIL_ADDRESS if the value is none, or more than one."""
+        """Poisoned MAIL_ADDRESS if the value is not exactly one address."""
         made = self._address.fill(values)
         if not _is_address(made):
             raise Poisoned("MAIL_ADDRESS", "the value is not one plain ASCII mail address")
@@ -119,7 +116,7 @@ def _is_address(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Letter:
-    """One message on its way: the envelope's two addresses, the bytes, and the texts it was made of."""
+    """One message: the two addresses of the envelope, the bytes, and the values in it."""
 
     sender: str
     recipient: str = ""
@@ -131,7 +128,7 @@ class Letter:
 
 
 class Form:
-    """The templates of a sync: a row goes in, a letter comes out. ValueError where one is wrong."""
+    """The templates of a sync, which make a letter from a row. ValueError if one is wrong."""
 
     def __init__(
         self, sender: str, to: str, subject: str, body: str, html: str | None, reply_to: str | None
@@ -147,21 +144,21 @@ class Form:
         return {name for part in parts if part is not None for name in part.names}
 
     def fit(self, known: Sequence[str]) -> None:
-        """DefinitionError MAIL_PLACEHOLDER for a field that the rows have not got."""
+        """DefinitionError MAIL_PLACEHOLDER for a field that the rows lack."""
         for name in sorted(self.names - {*known, FIELDS}):
             raise DefinitionError(
                 "MAIL_PLACEHOLDER", f"there is no field {name!r} here", hint=f"fields: {', '.join(known)}"
             )
 
     def letter(self, keys: Sequence[str], row: Sequence[Any], identity: str, moment: str) -> Letter:
-        """The letter of a row: its key's values (under these names), then its fields as one JSON object.
-        `identity` says which one it is (the same one, the same Message-ID); `moment` is ISO 8601.
-        Poisoned where a value cannot stand where it has to."""
+        """The letter of a row: its key's values (named `keys`), then its fields as one JSON object. The same
+        `identity` gives the same Message-ID; `moment` is ISO 8601. Poisoned if a value does not fit its
+        place."""
         try:
             return self._letter(_values(keys, row), sha256(identity.encode()).hexdigest()[:32], moment)
         except UnicodeEncodeError:
             raise Poisoned(
-                "NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot say"
+                "NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot encode"
             ) from None
 
     def _letter(self, values: Values, name: str, moment: str) -> Letter:
@@ -192,7 +189,7 @@ class Form:
 
 
 def _values(keys: Sequence[str], row: Sequence[Any]) -> dict[str, str]:
-    """A row as the texts that templates take."""
+    """The values of a row as texts, by name."""
     members = _members.decode(row[-1])
     made = {name: _plain(bytes(value)) for name, value in members.items()}
     return made | dict(zip(keys, map(text, row), strict=False)) | {FIELDS: row[-1]}
@@ -205,17 +202,17 @@ def _plain(value: bytes) -> str:
 
 
 def _lines(body: str) -> str:
-    """A text body. Poisoned where a mail could not carry it as it is."""
+    """A text body. Poisoned if a mail cannot contain it unchanged."""
     if _CONTROL_IN_TEXT.search(body):
         raise Poisoned(
             "MAIL_CONTROL",
-            "a value has a control character that a mail cannot carry; lines end with \\n alone",
+            "a value has a control character that a mail cannot contain; lines must end with \\n alone",
         )
     return body
 
 
 def _encoded(line: str) -> str:
-    """A line of the head that reads as this text, whatever is in it."""
+    """A header line for this text, encoded if needed."""
     return line if _is_plain(line) else Header(line, "utf-8", maxlinelen=75).encode(linesep="\r\n")
 
 

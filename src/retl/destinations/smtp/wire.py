@@ -1,7 +1,7 @@
-"""One lane's connection to a mail server: encrypted, logged in, and cut off when its time is over.
+"""One lane's connection to a mail server: encrypted, logged in, and closed at its deadline.
 
-smtplib speaks; what the server's replies mean for a row, others know. Only the end of a message is sent by
-hand: once it has left, the message may have been taken, and a lost reply is a doubt. It never sends anything
+smtplib implements the protocol; the adapter interprets replies. Only the end of a message is sent here: after
+that the server may have accepted the message, so a lost reply leaves it in doubt. It never sends anything
 twice.
 """
 
@@ -29,7 +29,7 @@ Reply = tuple[int, bytes]
 
 
 class SmtpConnection(Definition):
-    """A mail server, the account, and how long to wait."""
+    """A mail server, the account, and timeouts."""
 
     host: str = "localhost"
     port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
@@ -42,7 +42,7 @@ class SmtpConnection(Definition):
     password: SecretStr | None = None
     connect_timeout: Duration = 10.0
     timeout: Duration = Field(60.0, description="Between two answers.")
-    total: Duration = Field(300.0, description="For a message from begin to end.")
+    total: Duration = Field(300.0, description="For a whole message.")
 
     @model_validator(mode="after")
     def _fits(self) -> SmtpConnection:
@@ -63,8 +63,8 @@ class SmtpConnection(Definition):
 
 
 class MailSession(smtplib.SMTP):
-    """A session of smtplib, encrypted and logged in when it is made, over a socket held to a deadline.
-    Replies are the server's; where there is none it raises OSError."""
+    """An smtplib session, encrypted and logged in, over a socket with a deadline. OSError if the server does
+    not reply."""
 
     sock: TimedSocket | None
 
@@ -76,7 +76,7 @@ class MailSession(smtplib.SMTP):
             if server.tls == "starttls":
                 with tls.verifying(server.name):
                     self.starttls(context=self._context)
-                self._wait()  # it is another socket now
+                self._wait()  # starttls has replaced the socket
             self.ehlo_or_helo_if_needed()
             if server.user is not None and server.password is not None:
                 _log_in(self, server.name, server.user, server.password.get_secret_value())
@@ -85,7 +85,7 @@ class MailSession(smtplib.SMTP):
             raise
 
     def _get_socket(self, host: str, port: int, timeout: float) -> TimedSocket:
-        """Where smtplib makes its socket; its SMTP_SSL is made in this way too."""
+        """smtplib calls this to make its socket; its own SMTP_SSL overrides it too."""
         server = self._server
         within = Deadline(min(server.connect_timeout, server.total))
         context = self._context if server.tls == "ssl" else None
@@ -94,7 +94,7 @@ class MailSession(smtplib.SMTP):
         return made
 
     def is_ready(self) -> bool:
-        """It answers, and has the time for one more message before it."""
+        """Whether the server answers; restarts the deadline for one more message."""
         self._deadline = Deadline(self._server.total)
         try:
             self._wait()
@@ -103,38 +103,38 @@ class MailSession(smtplib.SMTP):
             return False
 
     def send_lines(self, message: bytes) -> int:
-        """Send a message without the line that ends it; returns its bytes on the wire."""
+        """Send a message without its last line; returns the number of bytes sent."""
         escaped = re.sub(rb"(?m)^\.", b"..", message)
         self.send(escaped)
         return len(escaped)
 
     def end(self) -> Reply:
-        """The line that ends a message. Ambiguous if there is no reply to it."""
+        """Send the line that ends a message. Ambiguous if there is no reply to it."""
         try:
             self.send(b".\r\n")
-            code, said = self.getreply()
+            code, answer = self.getreply()
         except OSError as error:
             raise self._doubt(_why(error)) from None
         if not (200 <= code < 300 or 400 <= code < 600):
             self.close()
             raise self._doubt(f"its reply was {code}")
-        return code, said
+        return code, answer
 
     def _wait(self) -> None:
         if self.sock is None:
-            raise smtplib.SMTPServerDisconnected("it hung up")
+            raise smtplib.SMTPServerDisconnected("it closed the connection")
         self.sock.wait_until(self._deadline, self._server.timeout)
 
     def _doubt(self, why: str) -> Ambiguous:
         return Ambiguous(
-            "SMTP_NO_ANSWER", f"{self._server.name} did not say whether it took the message: {why}"
+            "SMTP_NO_ANSWER", f"{self._server.name} did not say whether it accepted the message: {why}"
         )
 
 
 @contextmanager
 def unsent(server: SmtpConnection) -> Iterator[None]:
-    """Before the end of a message has been sent: what breaks is Unavailable, a session that the server
-    refuses is Systemic."""
+    """For steps before the end of a message is sent: a broken connection is Unavailable, a refused session
+    is Systemic."""
     try:
         yield
     except smtplib.SMTPNotSupportedError:
@@ -144,30 +144,30 @@ def unsent(server: SmtpConnection) -> Iterator[None]:
             hint="is it the submission port (587)? `tls: ssl` encrypts from the first byte (465)",
         ) from None
     except smtplib.SMTPResponseException as error:
-        code, said = error.smtp_code, error.smtp_error
+        code, answer = error.smtp_code, error.smtp_error
         kind = Unavailable if 400 <= code < 500 else Systemic
-        text = said if isinstance(said, str) else said.decode("ascii", "replace")
-        reason = scrub(text, []) or "no word of why"
+        text = answer if isinstance(answer, str) else answer.decode("ascii", "replace")
+        reason = scrub(text, []) or "no reason given"
         raise kind(f"SMTP_{code}", f"{server.name} answered {code}: {reason}") from None
     except OSError as error:
         raise Unavailable("SMTP_UNREACHED", f"{server.name}: nothing was sent: {_why(error)}") from None
 
 
 def _log_in(smtp: smtplib.SMTP, server: str, user: str, password: str) -> None:
-    """One attempt by one mechanism. `SMTP.login` tries several, and some servers lock an account after a few;
-    it also takes no password outside ASCII."""
+    """One attempt with one mechanism. `SMTP.login` tries several, and some servers then lock the account; it
+    also does not accept a password outside ASCII."""
     offered = smtp.esmtp_features.get("auth", "").upper().split()
     if "PLAIN" in offered:
-        code, said = smtp.docmd("AUTH", f"PLAIN {_base64(chr(0).join(('', user, password)))}")
+        code, answer = smtp.docmd("AUTH", f"PLAIN {_base64(chr(0).join(('', user, password)))}")
     elif "LOGIN" in offered:
-        code, said = smtp.docmd("AUTH", "LOGIN")
+        code, answer = smtp.docmd("AUTH", "LOGIN")
         for text in (user, password):
             if code == 334:
-                code, said = smtp.docmd(_base64(text))
+                code, answer = smtp.docmd(_base64(text))
     else:
-        raise Systemic("SMTP_AUTH", f"{server} offers no way to log in that is known here")
+        raise Systemic("SMTP_AUTH", f"{server} offers neither AUTH PLAIN nor AUTH LOGIN")
     if code != 235:
-        raise smtplib.SMTPAuthenticationError(code, said)
+        raise smtplib.SMTPAuthenticationError(code, answer)
 
 
 def _base64(text: str) -> str:
