@@ -277,7 +277,7 @@ def test_a_baseline_begins_anew_on_one_object_of_one_sync_and_nowhere_else(
     if way == "forget":
         ledger.forget("users", OBJECT, epoch)
     else:
-        ledger.record_delta("run-1", epoch, "delta-run-1", 3, {"what": "cd"}, anew=OBJECT)
+        ledger.record_delta("run-1", epoch, "delta-run-1", 3, {"what": "cd"}, restart=OBJECT)
         assert [(delta.delta, delta.delta_rows) for delta in ledger.deltas("users", OBJECT)] == [
             ("delta-run-1", 3)
         ]

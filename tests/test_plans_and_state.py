@@ -55,7 +55,7 @@ def test_a_plan_is_applied_exactly_and_once(workshop: Workshop, postgres: Databa
     again = workshop.retl("apply", "first.plan", "--output", "json")
     assert again.code == 3
     assert only(again.document)["error"]["code"] == "PLAN_MOVED"
-    assert "spent" in only(again.document)["error"]["message"]
+    assert "a run has started since then" in only(again.document)["error"]["message"]
 
 
 def test_a_plan_is_refused_when_the_mart_moved(workshop: Workshop, postgres: Database) -> None:

@@ -139,7 +139,7 @@ def test_a_dry_run_needs_only_the_right_to_read(workshop: Workshop, postgres: Da
     account = {"POSTGRES_USER": reader, "POSTGRES_PASSWORD": "only-reads"}
     predicted = workshop.json("sync", "--dry-run", **account)["syncs"][0]
     assert (predicted["status"], predicted["updated"], predicted["unchanged"]) == ("SUCCESS", 3, ROWS - 3)
-    assert any("may not write" in note for note in predicted["notes"])
+    assert any("has no right to write" in note for note in predicted["notes"])
     refused = workshop.retl("sync", **account)
     assert refused.code == 1
     assert workshop.json("sync")["syncs"][0]["updated"] == 3
