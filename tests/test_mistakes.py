@@ -326,7 +326,7 @@ KEYS: dict[str, Callable[[Workshop], None]] = {
 }
 SAID = {
     "another column": (
-        "error: users: no unique constraint that is checked at once stands on exactly (email) [TARGET_DRIFT]",
+        "error: users: no unique constraint on exactly (email) is checked immediately [TARGET_DRIFT]",
         '  hint: ALTER TABLE "crm"."users" ADD UNIQUE ("email");',
         "error: users: the key's columns or types differ from those of the delivered rows [IDENTITY_CHANGED]",
         "  hint: --accept IDENTITY_CHANGED starts a new baseline: every row is sent, nothing is deleted",
