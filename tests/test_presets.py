@@ -240,7 +240,7 @@ def test_a_path_takes_a_parameter_for_one_segment(folder: Path) -> None:
         ("{path: /s, only_if: {shp: [1]}}", "14:30", "did you mean 'shop'?"),
         ("{path: /s, only_if: {shop: ['1']}}", "14:36", "never 1"),
         ("{path: /s, only_if: {shop: always}}", "14:36", "`given`, or `missing`"),
-        ("{path: '/s/{$ref}'}", "14:9", "it is $ref, without braces"),
+        ("{path: '/s/{$ref}'}", "14:9", "write $ref without braces"),
         ("[{only_if: {shop: [1]}, path: /s, wrp: rows}, {path: /t}]", "14:43", "did you mean 'wrap'?"),
     ],
 )
