@@ -197,8 +197,8 @@ def test_lines_that_begin_with_a_dot_keep_it(target: MailTarget, send: Send) -> 
     ("given", "said"),
     [
         ({"to": "{email"}, "brace"),
-        ({"to": "a@x.io, b@x.io"}, "no address"),
-        ({"from": "nobody"}, "no address"),
+        ({"to": "a@x.io, b@x.io"}, "not an address"),
+        ({"from": "nobody"}, "not an address"),
         ({"from": "A <a@x.io> B"}, "looks like"),
         ({"subject": "a\nBcc: b@x.io"}, "line break"),
     ],
