@@ -352,7 +352,7 @@ def refusal(target: PostgresTarget, shape: Shape = SHAPE, **options: Any) -> Mis
         ),
         (
             "(id text PRIMARY KEY, name text GENERATED ALWAYS AS ('x') STORED, amount numeric, visits bigint)",
-            "name is generated",
+            "generates column name",
             None,
         ),
     ],
