@@ -54,6 +54,14 @@ def loaded(words: list[str], environ: Mapping[str, str] | None = None) -> set[st
     return {name.partition(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}
 
 
+def test_the_commands_have_one_order_whatever_was_imported_before(workshop: Workshop) -> None:
+    def listed(first: str) -> str:
+        code = f"{first}; from retl.cli import main; main(['--help'])"
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert listed("import retl.cli.history") == listed("import retl")
+
+
 def test_help_names_every_command_and_loads_no_driver(workshop: Workshop) -> None:
     said = workshop.retl("--help")
     assert said.code == 0

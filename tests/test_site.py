@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from pages import words
+from pages.__main__ import made
 
 from retl import destinations
 from retl.project.definitions import Project, Sync
@@ -113,10 +111,3 @@ def test_every_key_of_a_definition_is_explained(page: str) -> None:
 def test_readme_counts_the_presets() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"{len(destinations.preset_names())} presets" in readme
-
-
-def made() -> dict[Path, str]:
-    """The pages as a process of its own makes them: commands stand in the order in which modules were imported."""
-    code = "import json; from pages.__main__ import made; print(json.dumps({str(p): t for p, t in made().items()}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return {Path(path): text for path, text in json.loads(done.stdout).items()}

@@ -129,7 +129,11 @@ def with_shared_options(function: Command, *, reveals: bool = False, alone: bool
         outcome.code = _run(invocation, lambda: function(invocation, **given))
         return outcome.code
 
-    called.__name__, called.__doc__ = function.__name__, function.__doc__
+    called.__module__, called.__name__, called.__doc__ = (
+        function.__module__,
+        function.__name__,
+        function.__doc__,
+    )
     called.__signature__ = inspect.Signature([context, *own, *joined])  # type: ignore[attr-defined]
     called.__annotations__ = {one.name: one.annotation for one in (context, *own, *joined)}
     return called

@@ -19,6 +19,9 @@ FAMILIES = (
 
 
 def register() -> None:
-    """Import each module, which registers its commands."""
-    for name in FAMILIES:
-        import_module(f"retl.cli.{name}")
+    """Import each module, which registers its commands, and put them in the order of FAMILIES: a program may
+    have imported one of the modules before."""
+    from retl.cli.app import app
+
+    modules = [import_module(f"retl.cli.{name}").__name__ for name in FAMILIES]
+    app.registered_commands.sort(key=lambda one: modules.index(getattr(one.callback, "__module__", "")))
