@@ -1,14 +1,13 @@
 """Freeze: the rows of a snapshot, read once into a table of the workspace.
 
-A source describes its rows as a relation: SQL over an attached database or files, a stream of Arrow batches,
-or JSON lines. Freezing reads the whole relation. After that the source is not needed.
+A source describes its rows as a query over an attached database or files. Freezing reads all of it. After
+that the source is not needed.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -24,26 +23,8 @@ UNEDITED = "unedited"  # the same before a contract edited the rows, if the run 
 _EDITED_AT_ONCE = 10_000  # rows as Python objects at a time
 
 
-@dataclass(frozen=True)
-class Sql:
-    """Rows as one SELECT that the workspace can run."""
-
-    query: Query
-
-
-@dataclass(frozen=True)
-class Arrow:
-    """Rows as an object with an Arrow C stream (`__arrow_c_stream__`), readable once."""
-
-    stream: Any
-    origin: str
-
-
-Relation = Sql | Arrow
-
-
-def freeze(workspace: Workspace, relation: Relation, columns: Mapping[str, str]) -> int:
-    """Read these columns (name → DuckDB type) into FROZEN; returns the number of rows.
+def freeze(workspace: Workspace, query: Query, columns: Mapping[str, str]) -> int:
+    """Read these columns of a query (name → DuckDB type) into FROZEN; returns the number of rows.
 
     Collations of the mart are removed: under NOCASE two keys would be equal. Mismatch SOURCE_DRIFT if a
     column is missing, SourceError if the rows cannot be read."""
@@ -53,17 +34,10 @@ def freeze(workspace: Workspace, relation: Relation, columns: Mapping[str, str])
         else quoted(name)
         for name, kind in columns.items()
     )
-    if isinstance(relation, Sql):
-        query = relation.query
-        rows = f"({query.sql}\n)"
-    else:
-        query = Query("", {}, relation.origin)
-        rows = "retl_stream"
-        workspace.con.register(rows, relation.stream)
     try:
         workspace.run(
             f"CREATE TABLE {NAME}.main.{FROZEN} AS"
-            f' SELECT row_number() OVER () - 1 AS "retl row", {listed} FROM {rows}',
+            f' SELECT row_number() OVER () - 1 AS "retl row", {listed} FROM ({query.sql}\n)',
             query.parameters,
         )
     except duckdb.Error as problem:

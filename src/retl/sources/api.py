@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel
 
-from retl.engine.freeze import Relation
+from retl.engine.sql_text import Query
 from retl.engine.workspace import Workspace
 from retl.sources.dbt import Build
 
@@ -48,7 +48,7 @@ class Snapshot(ABC):
     description: Description
 
     @abstractmethod
-    def rows(self, columns: Sequence[str]) -> Relation:
+    def rows(self, columns: Sequence[str]) -> Query:
         """These columns of every row. It can be read once."""
 
     @abstractmethod

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import duckdb
 
-from retl.engine.freeze import Relation, Sql
 from retl.engine.sql_text import Query, columns, first_line, select
 from retl.engine.workspace import NAME, Workspace
 from retl.errors import DefinitionError, Later, SourceError
@@ -138,8 +137,8 @@ class MartFile(Snapshot):
         self._query = source._query()
         self.description = Description(columns(workspace, self._query), version, health)
 
-    def rows(self, columns: Sequence[str]) -> Relation:
-        return Sql(self._query)
+    def rows(self, columns: Sequence[str]) -> Query:
+        return self._query
 
     def close(self) -> None:
         self._workspace.run(f"USE {NAME}")

@@ -16,7 +16,6 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from retl.engine.freeze import Relation, Sql
 from retl.engine.sql_text import Query, columns
 from retl.engine.workspace import Workspace
 from retl.errors import SourceError
@@ -111,8 +110,8 @@ class Listing(Snapshot):
         version = f"{len(self._files)} files {sha256(texts.encode()).hexdigest()[:16]}"
         self.description = Description(columns(workspace, self._query), version)
 
-    def rows(self, columns: Sequence[str]) -> Relation:
-        return Sql(self._query)
+    def rows(self, columns: Sequence[str]) -> Query:
+        return self._query
 
     def close(self) -> None:
         if self._source.list() != self._files:
