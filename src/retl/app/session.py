@@ -185,7 +185,7 @@ class Session:
         """A job of a sync that passed `require`. `today` is the date on the ledger's clock."""
         project, found = self.project, self._targets[sync.name]
         begun, self._begun = self._begun, None
-        variables = dated({**project.definitions.vars, **options.variables}, ledger.now().date())
+        variables = self.variables(options.variables, ledger.now().date())
         return Job(
             sync=sync,
             folder=project.folder,
@@ -205,6 +205,12 @@ class Session:
     def write_metrics(self, file: Path | None, summaries: Sequence[Summary]) -> None:
         """Write the metrics file of these runs, if `file` or RETL_METRICS_FILE names one."""
         observers.write_metrics(self.project, self.environment, file, self.ledger, summaries)
+
+    def variables(self, given: Mapping[str, Any], today: date) -> dict[str, Any]:
+        """The `vars` of retl.yml and the given ones, which win. `today` becomes that date, in the form that
+        DuckDB compares with a DATE."""
+        merged = {**self.project.definitions.vars, **given}
+        return {name: today.isoformat() if value == "today" else value for name, value in merged.items()}
 
     def _pace(self, found: Resolved, ledger: Ledger | None) -> Pace:
         """The pace that all syncs of a connection share; without a ledger only in this process."""
@@ -268,11 +274,6 @@ def options(
 def paused(name: str, dry_run: bool = False) -> Summary:
     """The summary of a sync that is not enabled."""
     return Summary(name, None, "PAUSED", 0, dry_run=dry_run)
-
-
-def dated(variables: Mapping[str, Any], today: date) -> dict[str, Any]:
-    """The variables, with `today` as a date in the form that DuckDB compares with a DATE."""
-    return {name: today.isoformat() if value == "today" else value for name, value in variables.items()}
 
 
 def _full_append(sync: Sync) -> DefinitionError:

@@ -71,9 +71,7 @@ def validate(
     from retl.run.job import Target
 
     project = invocation.project
-    from retl.app.session import dated
-
-    given = dated({**project.definitions.vars, **variables(var)}, datetime.now(UTC).date())
+    given = invocation.session.variables(variables(var), datetime.now(UTC).date())
     chosen = project.select(names=sync or list(project.syncs)) if project.syncs else []
     unset = sorted({missing.name for missing in project.missing(chosen)})
     errors: list[RetlError] = []

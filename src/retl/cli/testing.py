@@ -32,9 +32,7 @@ def run_tests(
     from retl.run import mapping_tests
 
     project = invocation.project
-    from retl.app.session import dated
-
-    given = dated({**project.definitions.vars, **variables(var)}, datetime.now(UTC).date())
+    given = invocation.session.variables(variables(var), datetime.now(UTC).date())
     chosen = project.select(names=sync or list(project.syncs)) if project.syncs else []
     judges = {}
     errors = []
@@ -51,7 +49,7 @@ def run_tests(
         _described(invocation, one, verdict)
         for one in chosen
         if one.name in judges
-        for verdict in mapping_tests.run(one, judges[one.name], project.source(one).timezone)
+        for verdict in mapping_tests.run(one, judges[one.name])
     ]
     failed = sum(not one["passed"] for one in found)
     code = int(failed > 0)

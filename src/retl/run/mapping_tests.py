@@ -95,17 +95,16 @@ def problems(sync: Sync, contract: Contract) -> Iterator[Problem]:
             yield Problem(sync.name, ("tests", number, "reject"), "TEST_INVALID", message, hint)
 
 
-def run(sync: Sync, contract: Contract, timezone: str) -> Iterator[Verdict]:
+def run(sync: Sync, contract: Contract) -> Iterator[Verdict]:
     """Run every test in order. They must be valid: see `problems`."""
     for number, test in enumerate(sync.tests, start=1):
         with private_directory() as directory, Workspace(directory, Stop()) as workspace:
-            yield _tried(sync, contract, timezone, test, number, workspace)
+            yield _tried(sync, contract, test, number, workspace)
 
 
 def _tried(
     sync: Sync,
     contract: Contract,
-    timezone: str,
     test: MappingTest,
     number: int,
     workspace: Workspace,
@@ -117,7 +116,7 @@ def _tried(
     contract, edited = contract.over(types), list[tuple[Any, ...]]()
     if contract.edits:
         contract, edited = freeze.edit(workspace, contract, keep=False)
-    field_map = mapping.build(sync, contract, _SOMETIME, state_id="", timezone=timezone)
+    field_map = mapping.build(sync, contract, _SOMETIME, state_id="", timezone=contract.timezone)
     for other in {lookup.sync for lookup in field_map.lookups}:  # external ids are not in files: NULL
         workspace.run(f'CREATE TABLE {mapping.external_ids(other)} ("retl key" VARCHAR, "retl ref" VARCHAR)')
     delivered = baseline.build(workspace, None, [])
