@@ -110,6 +110,6 @@ def _build_other_baseline(ledger: Ledger, workspace: Workspace, sync: str, targe
         try:
             build_baseline(ledger, workspace, checkpoint.snapshot if checkpoint else None, deltas)
             return
-        except Exception:
+        except Exception:  # a file that is gone is a LedgerError or an error of DuckDB
             if (ledger.checkpoint(sync, target), ledger.deltas(sync, target)) == (checkpoint, deltas):
                 raise

@@ -29,7 +29,6 @@ from retl.run.prediction import predict
 from retl.run.run import Execution, new_run
 
 Recover = Callable[[Mapped, Workspace], recovery.Found]
-NOTHING = recovery.Found({}, 0)
 
 
 def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summary:
@@ -111,7 +110,7 @@ def plan(
     with Reading(job, run, opened, workspace, clock).under_way() as reading:
         mapped = reading.mapped
         with clock.phase("recover"):
-            found = recover(mapped, workspace) if recover else NOTHING
+            found = recover(mapped, workspace) if recover else recovery.NOTHING
         with clock.phase("diff"):
             known = know(job, mapped, workspace, found.outcomes)
         asked = Asked()

@@ -14,7 +14,6 @@ from retl.engine.diff import Ends
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.payload import Payload
 from retl.ledger import Checkpoint, DeltaRow, Purpose
-from retl.model import Retry
 from retl.run.guards import Facts, Refusal
 
 
@@ -35,13 +34,10 @@ class Basis:
 
 @dataclass(frozen=True)
 class Terms:
-    """How a plan is delivered. `resend_unknown`: a batch without an answer is sent again, also if the target
-    is not idempotent. `max_failed_rate`: the share of rows that the target may reject."""
+    """How a plan is drained. `max_failed_rate`: the share of rows that the target may reject."""
 
     batch_rows: int
-    retry: Retry
     max_failed_rate: float
-    resend_unknown: bool = False
 
 
 @dataclass(frozen=True)

@@ -204,12 +204,7 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
         adopting=sync.first_run == "adopt" and known.basis.is_first,
         payload=made.frozen.payload,
         notes=(),
-        terms=Terms(
-            batch_rows=sync.batch.rows,
-            retry=sync.retry,
-            max_failed_rate=sync.guards.max_failed_rate,
-            resend_unknown=sync.delivery == "at_least_once",
-        ),
+        terms=Terms(sync.batch.rows, sync.guards.max_failed_rate),
     )
     return replace(plan, notes=(*_notes(job, made, plan, unanswered), *_volatile(job, made, plan)))
 

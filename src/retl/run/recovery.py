@@ -30,6 +30,9 @@ class Found:
     unanswered: int
 
 
+NOTHING = Found({}, 0)
+
+
 def abandon_dead_runs(ledger: Ledger, sync: str, run_id: str, epoch: int) -> None:
     """The caller holds the lock, so every other RUNNING run of the sync is dead."""
     for dead in ledger.dead_runs(sync):

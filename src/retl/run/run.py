@@ -92,7 +92,7 @@ class Execution:
             mapped.capabilities, every=True, lane=lambda: self.job.lane(mapped.field_map.shape)
         )
         recovery.resolve(self.job, self.run, mapped, workspace, delivery, self.lock.epoch)
-        return recovery.Found({}, 0)
+        return recovery.NOTHING
 
     def prepare(self) -> None:
         """Create what the target needs, if something will be written."""
