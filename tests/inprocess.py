@@ -92,7 +92,7 @@ def _set_environment(wanted: Mapping[str, str]) -> None:
 
 @contextmanager
 def _own_imports() -> Iterator[None]:
-    """A project's own modules are imported anew by the next command."""
+    """A project's own modules are imported again by the next command."""
     path, modules, entered = list(sys.path), set(sys.modules), model._entered
     try:
         yield

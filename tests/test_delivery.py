@@ -344,7 +344,7 @@ def test_a_bug_of_an_adapter_stops_the_run_and_leaves_its_batch_in_doubt(scene: 
 
 
 def test_a_spent_day_ends_the_run_and_the_rest_waits(scene: Scene) -> None:
-    scene.world.answers.append(fails(Spent("no calls left", anew=7200)))
+    scene.world.answers.append(fails(Spent("no calls left", restart=7200)))
     delivery = scene.delivery()
     with pytest.raises(Later) as caught:
         delivery.drain(scene.batches(4, 2))

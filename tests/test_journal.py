@@ -96,7 +96,7 @@ def test_an_answer_waits_a_second_at_most_for_the_next(scene: Scene, monkeypatch
     run.acknowledge(Answered(second, Outcome(WRITTEN)))
     assert statuses(scene) == ["done", "done", "open"]
     run.acknowledge(Answered(third, Outcome(WRITTEN)))
-    assert statuses(scene) == ["done", "done", "open"]  # the second begins anew with every flush
+    assert statuses(scene) == ["done", "done", "open"]  # the second starts again with every flush
 
 
 def test_a_flush_says_that_the_run_lives_and_an_empty_one_says_nothing(scene: Scene) -> None:
@@ -145,16 +145,16 @@ def test_where_twice_is_not_once_a_batch_is_known_only_with_its_intent(scene: Sc
     first, second = scene.batches(4, 2)
     run.open([first, second])
     assert scene.recorded == []
-    minted = Batch(
+    prepared = Batch(
         first.rows, *MODES["upsert"], RUN, first.epoch, 0, 1, request=b"exactly", idempotency_key="k-1"
     )
-    run.intend(minted)
+    run.intend(prepared)
     (row,) = scene.recorded
     assert (row.batch_id, row.status, row.idempotency_key) == (first.id, "open", "k-1")
     assert scene.stored(first.id) == b"exactly"
-    run.attach(minted, "job-1")
+    run.attach(prepared, "job-1")
     assert scene.recorded[0].handle == "job-1"
-    run.acknowledge(Answered(minted, Outcome(WRITTEN)))
+    run.acknowledge(Answered(prepared, Outcome(WRITTEN)))
     assert statuses(scene) == ["done"]  # at once, without a flush
     assert scene.stored(first.id) is None
 
@@ -162,16 +162,16 @@ def test_where_twice_is_not_once_a_batch_is_known_only_with_its_intent(scene: Sc
 def test_where_twice_is_not_once_doubt_stays_open_with_its_bytes(scene: Scene) -> None:
     run = journal(scene, every=True)
     (one,) = scene.batches(2, 2)
-    minted = Batch(
+    prepared = Batch(
         one.rows, *MODES["upsert"], RUN, one.epoch, 0, 1, request=b"exactly", idempotency_key="k-1"
     )
-    run.intend(minted)
-    run.acknowledge(Answered(minted, Outcome(UNKNOWN)))
+    run.intend(prepared)
+    run.acknowledge(Answered(prepared, Outcome(UNKNOWN)))
     run.flush()
     assert statuses(scene) == ["open"]
     assert scene.stored(one.id) == b"exactly"
     some = Outcome(UNKNOWN, {0: WRITTEN})
-    run.acknowledge(Answered(minted, some))
+    run.acknowledge(Answered(prepared, some))
     assert [(b.status, b.outcome) for b in scene.recorded] == [("done", some)]
 
 

@@ -1,7 +1,7 @@
 """Every hostile value through every adapter by a whole run: it arrives as it is, or its row is refused.
 
 docs/values.md is the table of what became of each, and is held against the runs of this very test;
-`make docs` writes it anew.
+`make docs` writes it again.
 """
 
 from __future__ import annotations

@@ -262,7 +262,7 @@ HEAD = """# What becomes of each value
 Each line is a value in a DuckDB column, and what was found in the target after a run that delivered it. A value
 arrives as it is, or its row is a reject with a code, or a column of its type is refused before anything is written.
 None is altered. The page is made from the runs of `tests/test_value_outcomes.py`, which fails when one of them ends
-otherwise; `make docs` writes it anew.
+otherwise; `make docs` writes it again.
 
 Texts are shown in quotes, with control characters escaped; long ones are cut. *JSON* is what an HTTP API and Redis
 with `value: json` get: byte for byte the same. `JSON null` cannot be told from NULL there. Members of a JSON object have

@@ -81,12 +81,12 @@ class Later(RetlError):
 
 
 class Spent(Later):
-    """Nothing of the request was applied, and no request will be until the budget starts again in `anew`
+    """Nothing of the request was applied, and no request will be until the budget starts again in `restart`
     seconds (None if unknown)."""
 
-    def __init__(self, message: str, *, anew: float | None = None) -> None:
+    def __init__(self, message: str, *, restart: float | None = None) -> None:
         super().__init__("BUDGET_SPENT", message, hint="run again when the target's day is over")
-        self.anew = anew
+        self.restart = restart
 
 
 class Stopped(RetlError):

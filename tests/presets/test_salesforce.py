@@ -120,4 +120,4 @@ class TestSalesforce(Proof):
         assert rules.budget is not None
         found = quota({"sforce-limit-info": "api-usage=3750/15000"}, rules.budget)
         assert found is not None
-        assert (found.left, found.anew) == (0.75, None)
+        assert (found.left, found.restart) == (0.75, None)

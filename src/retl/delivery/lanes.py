@@ -192,7 +192,7 @@ class Delivery:
             except Unavailable as problem:  # creating a retry policy is slow: only if needed
                 return self._retry(problem, lambda: self._once(destination, batch, tries))
         except Spent as problem:
-            raise self.pace.spend(problem.anew) from problem
+            raise self.pace.spend(problem.restart) from problem
 
     def _retry(self, first: Unavailable, attempt: Callable[[], Outcome]) -> Outcome:
         """Continue after a first attempt that failed."""

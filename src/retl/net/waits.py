@@ -49,7 +49,7 @@ class Quota:
     it restarts, if known. A daily quota is a budget: when it is used up, the run ends."""
 
     left: float
-    anew: float | None = None
+    restart: float | None = None
     daily: bool = False
 
 

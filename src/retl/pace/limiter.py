@@ -144,9 +144,9 @@ class Pace:
         if quota.left > 1 - self._share:
             return
         if quota.daily:
-            self.spend(quota.anew)
-        elif quota.anew is not None:
-            self.pause(quota.anew)
+            self.spend(quota.restart)
+        elif quota.restart is not None:
+            self.pause(quota.restart)
 
     def spend(self, restart: float | None = None) -> Later:
         """The target says that the daily budget is spent: send nothing for `restart` seconds. Returns the

@@ -85,7 +85,7 @@ def _means(meaning: str, reply: Reply, rules: Rules, sent: Sent) -> Outcome:
         hint = "its limit is used up: run again later" if reply.status == 429 else None
         raise Unavailable(name, message, retry_after=usual if wait is None else wait, hint=hint)
     if meaning == "spent":
-        raise Spent(message, anew=wait_asked(reply.headers, rules.retry_after))
+        raise Spent(message, restart=wait_asked(reply.headers, rules.retry_after))
     errors: dict[str, type[TargetError]] = {"refused": Poisoned, "unknown": Ambiguous}
     raise errors.get(meaning, Systemic)(name, message, hint=_hint(reply))
 
