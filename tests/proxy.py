@@ -117,6 +117,15 @@ class Proxy:
 
         self._forward = self._seeing(list(after), seen)
 
+    def act(self, action: Callable[[], object], *after: bytes) -> None:
+        """Once clients have sent these bytes: somebody else acts before the last piece of them passes on."""
+
+        def seen(data: bytes) -> bytes:
+            action()
+            return data
+
+        self._forward = self._seeing(list(after), seen)
+
     def _seeing(self, awaited: list[bytes], seen: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
         """Passes everything until all awaited bytes have come, in this order; then `seen` once."""
         tail = b""

@@ -298,11 +298,13 @@ def test_what_the_target_held_is_known_of_confirmed_rows_only_and_outlives_compa
     baseline.compact(workspace, snapshot)
     assert workspace.run(f"SELECT name, type FROM (DESCRIBE FROM '{snapshot}') AS d(name, type)") == [
         ("key", "VARCHAR"),
+        ("gone", "BOOLEAN"),
         ("hash", "BLOB"),
         ("owned", "BOOLEAN"),
         ("ref", "VARCHAR"),
         ("confirmed_at", "TIMESTAMP WITH TIME ZONE"),
         ("seen", "BLOB"),
+        ("epoch", "BIGINT"),
     ]
     baseline.build(workspace, snapshot, [])
     assert workspace.run("SELECT key, seen FROM baseline ORDER BY key") == known

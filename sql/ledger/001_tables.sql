@@ -18,7 +18,7 @@ CREATE TABLE retl_locks (
 );
 
 -- One row per run. `purpose` is sync, apply, rollback, repair, erase or resolve; `delta` is the run file of
--- the rows it may write.
+-- the rows it may write; `distrusts` says which older entries of the baseline no longer hold.
 CREATE TABLE retl_runs (
   run_id          TEXT PRIMARY KEY,
   sync            TEXT NOT NULL,
@@ -45,7 +45,8 @@ CREATE TABLE retl_runs (
   version         TEXT NOT NULL,
   error           TEXT,
   delta           TEXT,
-  delta_rows      BIGINT
+  delta_rows      BIGINT,
+  distrusts       TEXT
 );
 CREATE INDEX retl_runs_by_sync ON retl_runs (sync, epoch);
 CREATE INDEX retl_runs_by_start ON retl_runs (started_at);
@@ -101,6 +102,7 @@ CREATE TABLE retl_checkpoints (
   fingerprints   TEXT NOT NULL,
   newest         TEXT,
   source_version TEXT,
+  others         TEXT NOT NULL,
   updated_at     TEXT NOT NULL,
   PRIMARY KEY (sync, object)
 );

@@ -298,8 +298,9 @@ def test_another_ledger_is_kept_out_until_the_first_lets_go(target: PostgresTarg
         batch = replace(Rows(SHAPE, sample(2)).batch(run_id="run-2"), epoch=2, exclusive=True)
         assert kinds(deliver(heir, batch)) == [Kind.WRITTEN] * 2
         holder.close()
-    with pytest.raises(Mismatch, match="another ledger has delivered"):
-        stranger.check(visit)
+    trace = stranger.check(visit)
+    assert trace is not None
+    assert trace.strangers
     with pytest.raises(Later):  # refused or not, it is there now
         first.check(Visit("run-1", 1, exclusive=True))
     stranger.close()
@@ -822,46 +823,75 @@ def test_an_older_run_is_fenced_off(target: PostgresTarget) -> None:
     assert target.contents() == as_contents(SHAPE, sample(1, "old"))
 
 
-def test_old_markers_go_but_for_the_newest_the_ledger_knows(target: PostgresTarget) -> None:
+def test_old_markers_go_but_for_those_the_ledger_will_ask_for(target: PostgresTarget) -> None:
     batches = [replace(Rows(SHAPE, sample(1)).batch(run_id=f"run-{n}"), epoch=n) for n in (1, 2, 3)]
     destination = ready(target)
     for batch in batches:
         deliver(destination, batch)
-    ready(target, visit=Visit("run-4", 4, newest=("run-2", batches[1].id)))
+    ready(target, visit=Visit("run-4", 4, keep=frozenset({"run-2"})))
     runs = target.admin.execute("SELECT run_id FROM crm.retl_applied ORDER BY run_id").fetchall()
     assert runs == [("",), ("run-2",)]
 
 
 @pytest.mark.parametrize("harm", ["TABLE crm.retl_applied", "TABLE crm.people", "marker", "again"])
-def test_a_lost_target_is_noticed(target: PostgresTarget, harm: str) -> None:
+def test_a_lost_target_has_no_trace_of_the_batch(target: PostgresTarget, harm: str) -> None:
     batch = Rows(SHAPE, sample(1)).batch()
     deliver(ready(target), batch)
-    visit = replace(VISIT, newest=("run-1", batch.id))
-    ready(target, visit=visit)
+    mark = ("run-1", batch.id)
+    trace = ready(target).check(VISIT)
+    assert trace is not None
+    assert (mark in trace.batches, trace.replaced, trace.epoch) == (True, set(), 1)
     if harm == "marker":
         target.admin.execute("DELETE FROM crm.retl_applied WHERE state = 'applied'")
     else:
         target.admin.execute(f"DROP {harm.replace('again', 'TABLE crm.people')}")
     destination = target.make(SHAPE) if harm == "again" else Postgres(target.options(create=True), SHAPE)
-    with pytest.raises(Mismatch) as caught:
-        destination.check(visit)
-    assert caught.value.code == "TARGET_LOST"
+    trace = destination.check(VISIT)
+    assert trace is not None
+    assert mark not in trace.batches - trace.replaced
 
 
-def test_a_table_delivered_from_another_state_is_refused_until_accepted(target: PostgresTarget) -> None:
+@pytest.mark.parametrize("harm", ["TRUNCATE crm.people", "VACUUM FULL crm.people"])
+def test_rows_that_are_stored_anew_are_no_longer_proved_by_their_marks(
+    target: PostgresTarget, harm: str
+) -> None:
+    batch = Rows(SHAPE, sample(1)).batch()
+    deliver(ready(target), batch)
+    target.admin.execute(harm)
+    trace = ready(target).check(VISIT)
+    assert trace is not None
+    assert trace.replaced == {("run-1", batch.id)}
+
+
+def test_a_trace_tells_the_runs_of_other_syncs_apart(target: PostgresTarget) -> None:
+    deliver(ready(target), Rows(SHAPE, sample(1)).batch())
+    trace = ready(target, replace(SHAPE, sync="another")).check(VISIT)
+    assert trace is not None
+    assert trace.foreign == {"run-1"}
+    assert not trace.strangers
+
+
+def test_a_table_delivered_from_another_state_has_strangers_until_we_are_there(
+    target: PostgresTarget,
+) -> None:
     ready(target)
     other = replace(SHAPE, state_id="state-2")
-    assert refusal(target, other).code == "STATE_LOST"
+    trace = Postgres(target.options(), other).check(VISIT)
+    assert trace is not None
+    assert trace.strangers
     Postgres(target.options(), other).prepare(VISIT)
-    Postgres(target.options(), other).check(VISIT)
-    Postgres(target.options(), SHAPE).check(VISIT)
+    for shape in (other, SHAPE):
+        trace = Postgres(target.options(), shape).check(VISIT)
+        assert trace is not None
+        assert not trace.strangers
 
 
 def test_without_the_right_to_keep_markers_upserts_go_on_and_append_is_refused(
     target: PostgresTarget,
 ) -> None:
     target.admin.execute(f"REVOKE CREATE ON SCHEMA crm FROM {ROLE}")
-    destination = ready(target, visit=replace(VISIT, newest=("run-0", "lost")))
+    destination = ready(target)
+    assert destination.check(VISIT) is None
     batch = Rows(SHAPE, sample(2)).batch()
     assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 2
     assert destination.resolve(batch, None) == Outcome(UNKNOWN)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from retl.destinations.api import Destination
-from retl.destinations.batch import Answer, Batch, Visit, WriteMode
+from retl.destinations.batch import Answer, Batch, Trace, Visit, WriteMode
 from retl.net.auth import Permit
 from retl.net.gate import Gate
 from retl.net.waits import Quota
@@ -56,8 +56,8 @@ class Paced(Destination[Any]):
     def place(cls, options: Any, write: WriteMode) -> str:
         raise TypeError("a place is the destination's: ask its class")
 
-    def check(self, visit: Visit) -> None:
-        self._inner.check(visit)
+    def check(self, visit: Visit) -> Trace | None:
+        return self._inner.check(visit)
 
     def prepare(self, visit: Visit) -> None:
         self._inner.prepare(visit)

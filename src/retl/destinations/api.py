@@ -21,6 +21,7 @@ from retl.destinations.batch import (
     Capabilities,
     Outcome,
     Shape,
+    Trace,
     Visit,
     WriteMode,
 )
@@ -101,11 +102,11 @@ class Destination(ABC, Generic[OptionsT]):
         return False
 
     @abstractmethod
-    def check(self, visit: Visit) -> None:
+    def check(self, visit: Visit) -> Trace | None:
         """Test that the target can be reached and written, and that the object fits the sync. Writes nothing.
-        Raises Systemic or Unavailable (exit 1) or Mismatch (a guard, exit 3). For an exclusive visit, if the
-        target supports it: raises Later if another ledger is delivering to this object, and keeps other
-        ledgers out until `close`."""
+        Returns the trace of this ledger, None if the target keeps none. Raises Systemic or Unavailable
+        (exit 1) or Mismatch (a guard, exit 3). For an exclusive visit, if the target supports it: raises
+        Later if another ledger is delivering to this object, and keeps other ledgers out until `close`."""
 
     def prepare(self, visit: Visit) -> None:
         """Once per run, after the guards: create what `create` and the promises need in the target."""

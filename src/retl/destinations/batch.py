@@ -78,15 +78,32 @@ class Shape:
 class Visit:
     """A run's state, as a target needs it.
 
-    `newest` is (run id, batch id) of the newest batch that the ledger knows as applied to this object:
-    a target that keeps our markers must still have its marker. With `exclusive` the run will write, and
-    targets that support it keep other ledgers out from `check` until `close`.
+    `keep`: the runs whose marks must stay, because the next run looks for them. With `exclusive` the run will
+    write, and targets that support it keep other ledgers out from `check` until `close`.
     """
 
     run_id: str
     epoch: int
-    newest: tuple[str, str] | None = None
+    keep: frozenset[str] = frozenset()
     exclusive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What an object keeps of the batches that this ledger delivered to it: a mark of each, written together
+    with its rows. So what was lost with a restored ledger or target is seen on the other side.
+
+    `batches`: (run id, batch id) of every mark. Marks of older runs are removed (`Visit.keep`). `replaced`:
+    those written before the object's storage was replaced (TRUNCATE, DROP, a restored dump, a rewrite), so a
+    mark is no proof that its rows are there. `foreign`: runs of other syncs of this ledger. `epoch`: the
+    newest that the object knows of this sync. `strangers`: other ledgers delivered here, this one never.
+    """
+
+    batches: frozenset[tuple[str, str]] = frozenset()
+    replaced: frozenset[tuple[str, str]] = frozenset()
+    foreign: frozenset[str] = frozenset()
+    epoch: int = 0
+    strangers: bool = False
 
 
 class Kind(StrEnum):

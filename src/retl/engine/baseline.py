@@ -5,8 +5,9 @@ plus the delta of every run, as acknowledged; the newest entry wins. So commit a
 a baseline is never edited; `compact` only writes the same relation as a new snapshot. Both files are
 specified in docs/formats.md.
 
-A key in the baseline is confirmed (with a hash) or unknown (hash NULL: intended but never acknowledged, or
-without an answer). Any other key is not in it.
+A key in the baseline is confirmed (with a hash) or unknown (hash NULL: intended but never acknowledged,
+without an answer, or distrusted). Any other key is not in it. Deleted keys are remembered for a while: a
+target that was restored has them again.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from retl.values.sql import literal
 BASELINE = "baseline"  # key, hash (NULL: unknown), owned, ref, seen, confirmed_at
 COMPACT_PAST = 0.2  # rows in deltas, as a share of the snapshot's rows
 COMPACT_DELTAS = 16  # or this many deltas of any size
-DELTA, SNAPSHOT = "delta 1", "snapshot 1"  # formats, as files record them; raise both with the ledger's
+DELTA, SNAPSHOT = "delta 1", "snapshot 2"  # formats, as files record them; raise both with the ledger's
+REMEMBERED = "90 days"  # that the snapshot has deleted keys
 
 UNANSWERED = Outcome(UNKNOWN)
-_COLUMNS = "key, hash, owned, ref, confirmed_at, seen"
+_COLUMNS = "key, gone, hash, owned, ref, confirmed_at, seen, epoch"
+# The baseline and the deleted keys. Also `epoch`, of the run that wrote the entry, and `born`, of the last
+# one that inserted or deleted the row; the snapshot does not have it.
+_ENTRIES = "entries"
 
 
 class Acknowledged(Protocol):
@@ -47,12 +52,33 @@ class Acknowledged(Protocol):
 
 
 @dataclass(frozen=True)
-class Delta:
-    """One run's delta and its batches; `at` is when the run began."""
+class Distrust:
+    """Entries that no longer hold, by the epoch of the run that wrote them. Those after `rows` are unknown;
+    those after `forgotten` are not in the baseline; keys deleted after `deleted` may be back, so they are
+    unknown and ours. `disown`: no row that the target has now is ours to delete. `own`: the rows of the run
+    that found it are meant too.
 
-    path: Path
+    It is durable before the run that found it writes anything. So rows that this run does not send are sent
+    by a later one.
+    """
+
+    rows: int
+    deleted: int | None = None
+    forgotten: int | None = None
+    disown: bool = False
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One run's delta and its batches; `at` is when the run began. `distrust` applies to all older runs.
+    Without a `path` the run wrote nothing."""
+
+    path: Path | None
     at: datetime
     batches: Sequence[Acknowledged]
+    epoch: int = 1
+    distrust: Distrust | None = None
 
 
 def build(workspace: Workspace, snapshot: Path | None, deltas: Sequence[Delta]) -> int:
@@ -65,27 +91,84 @@ def build(workspace: Workspace, snapshot: Path | None, deltas: Sequence[Delta]) 
     """
     workspace.run(
         "CREATE OR REPLACE TABLE overlay (key VARCHAR, gone BOOLEAN, hash BLOB, owned BOOLEAN,"
-        " ref VARCHAR, confirmed_at TIMESTAMPTZ, seen BLOB)"
+        " ref VARCHAR, confirmed_at TIMESTAMPTZ, seen BLOB, epoch BIGINT, born BIGINT)"
     )
-    bottom = opened(workspace, snapshot, SNAPSHOT) if snapshot is not None else None
+    bottom = None
+    if snapshot is not None:
+        bottom = f"(SELECT *, NULL::BIGINT AS born FROM {opened(workspace, snapshot, SNAPSHOT)})"
     for delta in deltas:
-        rows = opened(workspace, delta.path, DELTA)
-        effects = _effects(answered(workspace, rows, delta.batches), delta.at.isoformat())
-        if bottom is None and delta is deltas[0] and alike(delta.batches):
-            bottom = f"({effects}) WHERE NOT gone"
-            continue
-        workspace.run(f"CREATE OR REPLACE TABLE delta AS {effects}")
-        workspace.run("DELETE FROM overlay WHERE key IN (SELECT key FROM delta)")
-        workspace.run("INSERT INTO overlay SELECT * FROM delta")
-    present = f"SELECT {_COLUMNS} FROM overlay WHERE NOT gone"
+        if delta.path is not None and (delta.distrust is None or delta.distrust.own):
+            bottom = _overlaid(workspace, bottom, delta)
+        if delta.distrust is not None:
+            bottom = bottom and f"({_distrusted(bottom, delta.distrust)})"
+            workspace.run(f"CREATE OR REPLACE TABLE overlay AS {_distrusted('overlay', delta.distrust)}")
+        if delta.path is not None and delta.distrust is not None and not delta.distrust.own:
+            bottom = _overlaid(workspace, bottom, delta)
+    present = "SELECT * FROM overlay"
     if bottom is not None:
         present += (
-            f" UNION ALL SELECT * FROM (SELECT {_COLUMNS} FROM {bottom})"
+            f" UNION ALL SELECT * FROM (SELECT {_COLUMNS}, born FROM {bottom})"
             " WHERE key NOT IN (SELECT key FROM overlay)"
         )
-    workspace.run(f"CREATE OR REPLACE VIEW baseline AS {present}")
-    count: int = workspace.one("SELECT count(*) FROM baseline")[0]
+    return _show(workspace, present)
+
+
+def _overlaid(workspace: Workspace, bottom: str | None, delta: Delta) -> str | None:
+    """Lay a delta over the older entries; returns the entries below the overlay. The first delta is read in
+    place if all its answers are equal."""
+    assert delta.path is not None
+    rows = opened(workspace, delta.path, DELTA)
+    effects = _effects(answered(workspace, rows, delta.batches), delta)
+    if bottom is None and alike(delta.batches) and not workspace.run("SELECT key FROM overlay LIMIT 1"):
+        return f"({effects})"
+    workspace.run(
+        "CREATE OR REPLACE TABLE delta AS SELECT d.* REPLACE (greatest(d.born, o.born) AS born)"
+        f" FROM ({effects}) d LEFT JOIN overlay o USING (key)"
+    )
+    workspace.run("DELETE FROM overlay WHERE key IN (SELECT key FROM delta)")
+    workspace.run("INSERT INTO overlay SELECT * FROM delta")
+    return bottom
+
+
+def distrust(workspace: Workspace, found: Distrust) -> int:
+    """Apply it to the baseline that was built; returns the new number of rows."""
+    workspace.run(f"CREATE OR REPLACE TABLE distrusted AS {_distrusted(_ENTRIES, found)}")
+    return _show(workspace, "SELECT * FROM distrusted")
+
+
+def doubt(workspace: Workspace, keys: str) -> None:
+    """Make the keys of this table unknown in the baseline that was built."""
+    if workspace.run(f"SELECT key FROM {keys} LIMIT 1"):
+        held = f"CASE WHEN key IN (SELECT key FROM {keys}) THEN NULL ELSE hash END AS hash"
+        workspace.run(f"CREATE OR REPLACE TABLE doubted AS SELECT * REPLACE ({held}) FROM {_ENTRIES}")
+        _show(workspace, "SELECT * FROM doubted")
+
+
+def remade(since: int, compacted: int) -> str:
+    """SQL of the keys that were inserted or deleted after the epoch `since`. Entries up to the epoch
+    `compacted` do not say whether they were only updated."""
+    return f"SELECT key FROM {_ENTRIES} WHERE epoch > {since} AND (born > {since} OR epoch <= {compacted})"
+
+
+def _show(workspace: Workspace, entries: str) -> int:
+    workspace.run(f"CREATE OR REPLACE VIEW {_ENTRIES} AS {entries}")
+    shown = "key, hash, owned, ref, confirmed_at, seen"
+    workspace.run(f"CREATE OR REPLACE VIEW {BASELINE} AS SELECT {shown} FROM {_ENTRIES} WHERE NOT gone")
+    count: int = workspace.one(f"SELECT count(*) FROM {BASELINE}")[0]
     return count
+
+
+def _distrusted(entries: str, found: Distrust) -> str:
+    """SQL of the entries without what no longer holds."""
+    back = "FALSE" if found.deleted is None else f"gone AND epoch > {found.deleted}"
+    forgotten = "FALSE" if found.forgotten is None else f"NOT gone AND epoch > {found.forgotten}"
+    unknown = f"({back} OR epoch > {found.rows})"
+    owned = f"CASE WHEN {back} THEN TRUE WHEN {found.disown} THEN FALSE ELSE owned END"
+    return (
+        f"SELECT key, (gone AND NOT ({back})) AS gone, CASE WHEN {unknown} THEN NULL ELSE hash END AS hash,"
+        f" {owned} AS owned, ref, confirmed_at, CASE WHEN {unknown} THEN NULL ELSE seen END AS seen,"
+        f" epoch, born FROM {entries} WHERE NOT ({forgotten})"
+    )
 
 
 def opened(workspace: Workspace, path: Path, format: str) -> str:
@@ -97,14 +180,16 @@ def opened(workspace: Workspace, path: Path, format: str) -> str:
     return f"read_parquet({file})"
 
 
-def _effects(answers: str, at: str) -> str:
+def _effects(answers: str, delta: Delta) -> str:
     """SQL of each key after a run's answers: gone, or present with a hash (NULL = unknown)."""
     return (
         "SELECT key, op = 'delete' AND kind = 'written' AS gone,"
         " CASE kind WHEN 'unknown' THEN NULL ELSE hash END AS hash,"
         " owned OR (ours AND op <> 'delete') AS owned,"
-        f" coalesce(new_ref, ref) AS ref, {literal(at)}::TIMESTAMPTZ AS confirmed_at,"
-        f" CASE kind WHEN 'unknown' THEN NULL ELSE seen END AS seen FROM ({answers})"
+        f" coalesce(new_ref, ref) AS ref, {literal(delta.at.isoformat())}::TIMESTAMPTZ AS confirmed_at,"
+        f" CASE kind WHEN 'unknown' THEN NULL ELSE seen END AS seen, {delta.epoch}::BIGINT AS epoch,"
+        f" CASE WHEN op IN ('insert', 'delete') THEN {delta.epoch}::BIGINT END AS born"
+        f" FROM ({answers})"
         " WHERE kind IN ('written', 'unknown') OR (kind = 'skipped' AND settled)"
     )
 
@@ -140,11 +225,15 @@ def alike(batches: Sequence[Acknowledged]) -> bool:
     return not any(_singles(batches)) and len(list(_spans(batches))) == 1
 
 
-def compact(workspace: Workspace, path: Path) -> None:
-    """Write the relation `baseline` as a new snapshot file, private to this user."""
+def compact(workspace: Workspace, path: Path) -> int:
+    """Write the baseline and the deleted keys as a new snapshot file, private to this user; returns the
+    number of rows in the baseline."""
     path.touch(mode=0o600)
-    rows = f"SELECT {_COLUMNS} FROM baseline"
+    late = f"confirmed_at > (SELECT max(confirmed_at) FROM {_ENTRIES}) - INTERVAL '{REMEMBERED}'"
+    rows = f"SELECT {_COLUMNS} FROM {_ENTRIES} WHERE NOT gone OR {late}"
     workspace.run(f"COPY ({rows}) TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{SNAPSHOT}'}})")
+    count: int = workspace.one(f"SELECT count(*) FROM {BASELINE}")[0]
+    return count
 
 
 def due(snapshot_rows: int, delta_rows: Sequence[int]) -> bool:

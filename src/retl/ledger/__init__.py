@@ -44,6 +44,7 @@ from retl.ledger.rows import (
     RejectChanges,
     RejectRow,
     RunEnd,
+    RunKey,
     RunRow,
     RunStart,
 )
@@ -61,13 +62,14 @@ __all__ = [
     "RejectChanges",
     "RejectRow",
     "RunEnd",
+    "RunKey",
     "RunRow",
     "RunStart",
     "open_ledger",
 ]
 
 
-FORMAT = 2  # of tables and run files together; raise it when either changes
+FORMAT = 3  # of tables and run files together; raise it when either changes
 
 _RUNS = "SELECT run_id FROM retl_runs WHERE sync = ?"
 _NEEDED = """

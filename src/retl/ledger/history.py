@@ -14,7 +14,7 @@ from retl.ledger.state import State
 
 _UNUSED = """
 status <> 'RUNNING' AND started_at < ? AND run_id NOT IN (SELECT run_id FROM retl_checkpoints)
-AND (delta IS NULL OR epoch <= (SELECT c.snapshot_epoch FROM retl_checkpoints c
+AND ((delta IS NULL AND distrusts IS NULL) OR epoch <= (SELECT c.snapshot_epoch FROM retl_checkpoints c
   WHERE c.sync = retl_runs.sync AND c.object = retl_runs.object))
 """
 

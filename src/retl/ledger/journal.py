@@ -7,17 +7,21 @@ recovers batches of a dead run passes the id of the dead run and its own epoch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from retl.errors import InvariantBroken
+from retl.ledger.lock import Lock
 from retl.ledger.paces import Paces
 from retl.ledger.rows import (
     Acknowledgement,
     BatchRow,
+    Cell,
     Checkpoint,
     DeltaRow,
     RejectChanges,
     RunEnd,
+    RunKey,
     RunRow,
     RunStart,
     cell,
@@ -26,7 +30,7 @@ from retl.ledger.rows import (
 )
 
 _DELTAS = """
-WHERE sync = ? AND object = ? AND delta IS NOT NULL AND epoch > COALESCE(
+WHERE sync = ? AND object = ? AND (delta IS NOT NULL OR distrusts IS NOT NULL) AND epoch > COALESCE(
   (SELECT snapshot_epoch FROM retl_checkpoints WHERE sync = ? AND object = ?), 0)
 ORDER BY epoch, started_at
 """
@@ -99,10 +103,46 @@ class Journal(Paces):
             files = self._forget(sync, object)
         self._files.drop(files)
 
+    def distrust(self, run_id: str, epoch: int, found: Mapping[str, Any]) -> None:
+        """Older entries of the baseline no longer hold from this run on (the fields of a Distrust)."""
+        with self._fenced(epoch, run_id=run_id) as database:
+            database.change("UPDATE retl_runs SET distrusts = ? WHERE run_id = ?", cell(found), run_id)
+
+    def advance(self, run_id: str, lock: Lock, past: int) -> None:
+        """Give a run, and the lock it holds, an epoch newer than `past`: the target knows runs that this
+        ledger does not."""
+        newer = max(lock.epoch, past) + 1
+        with self._fenced(lock.epoch, run_id=run_id) as database:
+            database.change("UPDATE retl_runs SET epoch = ? WHERE run_id = ?", newer, run_id)
+            lock.advance(database, newer)
+
     def deltas(self, sync: str, object: str) -> list[DeltaRow]:
-        """Runs with a delta that is not in the checkpoint's snapshot yet, oldest first."""
+        """Runs that changed the baseline and are not in the checkpoint's snapshot yet, oldest first."""
         keys = (sync, object, sync, object)
         return self._database.rows(DeltaRow, "retl_runs", _DELTAS, *keys)
+
+    def run_keys(self, run_ids: Iterable[str]) -> dict[str, RunKey]:
+        """The runs among these that the ledger knows."""
+        found = (
+            self._database.rows(RunKey, "retl_runs", "WHERE run_id = ?", run_id) for run_id in set(run_ids)
+        )
+        return {run.run_id: run for runs in found for run in runs}
+
+    def newest_epochs(self, object: str) -> dict[str, int]:
+        """Per sync that inserted or deleted rows of this object, the epoch of its last run that sent any."""
+        sql = (
+            "SELECT sync, max(epoch) FROM retl_runs JOIN retl_batches USING (run_id)"
+            " WHERE object = ? AND operation <> 'update_only' GROUP BY sync"
+        )
+        return {str(sync): int(epoch) for sync, epoch in self._database.query(sql, object)}
+
+    def continue_from(self, checkpoint: Checkpoint, epoch: int) -> None:
+        """The object of this checkpoint has another address: the checkpoint replaces what the sync knew
+        there. `epoch` is that of the lock the caller holds."""
+        with self._fenced(epoch, sync=checkpoint.sync):
+            files = self._forget(checkpoint.sync, checkpoint.object)
+            self._put_checkpoint(checkpoint, cell(self.now()))
+        self._files.drop(files)
 
     def open_batches(self, run_id: str, epoch: int, batches: Sequence[BatchRow]) -> None:
         """Record batches before they are sent."""
@@ -161,9 +201,7 @@ class Journal(Paces):
             sync = database.query("SELECT sync FROM retl_runs WHERE run_id = ?", run.run_id)[0][0]
             self._merge(sync, run.epoch, rejects)
             if checkpoint is not None:
-                names = columns(Checkpoint)
-                sql = _insert("retl_checkpoints", *names) + _or_update("sync, object", *names[2:])
-                database.change(sql, *packed(checkpoint)[:-1], cell(checkpoint.updated_at) or now)
+                self._put_checkpoint(checkpoint, now)
 
     def checkpoint(self, sync: str, object: str) -> Checkpoint | None:
         found = [row for row in self.checkpoints(sync) if row.object == object]
@@ -176,6 +214,11 @@ class Journal(Paces):
     def checkpoints_on(self, object: str) -> list[Checkpoint]:
         """The checkpoints of all syncs that delivered to an object, by sync."""
         return self._database.rows(Checkpoint, "retl_checkpoints", "WHERE object = ? ORDER BY sync", object)
+
+    def _put_checkpoint(self, checkpoint: Checkpoint, now: Cell) -> None:
+        names = columns(Checkpoint)
+        sql = _insert("retl_checkpoints", *names) + _or_update("sync, object", *names[2:])
+        self._database.change(sql, *packed(checkpoint)[:-1], cell(checkpoint.updated_at) or now)
 
     def _open(self, run_id: str, batches: Sequence[BatchRow]) -> None:
         names = columns(BatchRow)

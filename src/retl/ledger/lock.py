@@ -129,6 +129,13 @@ class Lock:
         if not self._grip.held():
             raise lost()
 
+    def advance(self, database: Database, epoch: int) -> None:
+        """Take a newer epoch for all names, in the caller's transaction."""
+        sql = "UPDATE retl_locks SET epoch = ? WHERE name = ? AND epoch = ?"
+        newer = {name: max(held, epoch) for name, held in self._epochs.items()}
+        database.change_many(sql, [(newer[name], name, held) for name, held in self._epochs.items()])
+        self._epochs, self.epoch = newer, epoch
+
     def release(self) -> None:
         """Release the locks; their rows no longer name a holder."""
         with contextlib.suppress(LedgerError, Later), self.database.transaction():

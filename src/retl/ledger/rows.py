@@ -59,6 +59,7 @@ class RunRow(RunStart):
     source_version: str | None = None
     delta: str | None = None
     delta_rows: int | None = None
+    distrusts: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +78,27 @@ class RunEnd:
 
 @dataclass(frozen=True, slots=True)
 class DeltaRow:
-    """A run whose delta is newer than the baseline's snapshot."""
+    """A run that is newer than the baseline's snapshot and changed the baseline: by its delta, or because it
+    found that older entries no longer hold (`distrusts`: the fields of a Distrust)."""
 
     run_id: str
     epoch: int
     started_at: datetime
     status: str
-    delta: str
-    delta_rows: int
+    delta: str | None
+    delta_rows: int | None
     fingerprint: Mapping[str, Any]
+    distrusts: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunKey:
+    """Which run it is: its sync, its object and its place in their order."""
+
+    run_id: str
+    sync: str
+    object: str
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +135,8 @@ class Checkpoint:
     """What the next run of this sync on this object starts from.
 
     `snapshot` is the file of the compacted baseline, with every delta up to `snapshot_epoch`. `read_rows` are
-    those of the last successful run. `newest` is the newest applied batch as (run id, batch id).
+    those of the last successful run. `newest` is the newest applied batch as (run id, batch id). `others`:
+    other syncs that write the same object, and the epoch of the last run of each that this sync knows.
     """
 
     sync: str
@@ -137,6 +151,7 @@ class Checkpoint:
     fingerprints: Mapping[str, Any] = field(default_factory=dict)
     newest: tuple[str, str] | None = None
     source_version: str | None = None
+    others: Mapping[str, int] = field(default_factory=dict)
     updated_at: datetime | None = None  # set from the ledger's clock when it is recorded
 
 

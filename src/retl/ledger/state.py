@@ -66,6 +66,6 @@ class State:
         files = [name for (name,) in database.query(_FILES_OF, *of, *of)]
         files += [f"request-{batch_id}" for (batch_id,) in database.query(_REQUESTS_OF, *of)]
         where = "WHERE sync = ? AND object = COALESCE(?, object)"
-        database.change(f"UPDATE retl_runs SET delta = NULL {where}", *of)
+        database.change(f"UPDATE retl_runs SET delta = NULL, distrusts = NULL {where}", *of)
         database.change(f"DELETE FROM retl_checkpoints {where}", *of)
         return files

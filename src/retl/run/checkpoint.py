@@ -13,21 +13,54 @@ from retl.run import known
 from retl.run.plan import Plan
 
 
+def move(ledger: Ledger, sync: str, plan: Plan, workspace: Workspace, epoch: int) -> None:
+    """Let the object's baseline continue under its new address. What the sync knew there is replaced."""
+    former = ledger.checkpoint(sync, plan.moved_from) if plan.moved_from else None
+    path = workspace.directory / f"{plan.run.run_id}.moved.parquet"
+    rows = baseline.compact(workspace, path)
+    ledger.put_file(path.name, path)
+    moved = Checkpoint(
+        sync=sync,
+        object=plan.capabilities.object,
+        run_id=former.run_id if former else plan.run.run_id,
+        epoch=epoch - 1,
+        snapshot=path.name,
+        snapshot_epoch=epoch - 1,
+        baseline_rows=rows,
+        read_rows=former.read_rows if former else 0,
+        watermark=former.watermark if former else None,
+        fingerprints=plan.basis.former,
+        newest=plan.basis.newest,
+        source_version=former.source_version if former else None,
+        others=former.others if former else {},
+    )
+    ledger.continue_from(moved, epoch)
+    log.event("baseline_moved", rows=rows, former=plan.moved_from)
+
+
 def make(
-    ledger: Ledger, sync: str, plan: Plan, workspace: Workspace, epoch: int, answered: Sequence[Answered]
+    ledger: Ledger,
+    sync: str,
+    plan: Plan,
+    workspace: Workspace,
+    epoch: int,
+    answered: Sequence[Answered],
+    *,
+    whole: bool,
 ) -> Checkpoint:
-    """The checkpoint of a run that reached its end. A new snapshot is durable before it is recorded."""
-    former = None if plan.basis.restarts else plan.basis.checkpoint
+    """The checkpoint of a run that reached its end. A new snapshot is durable before it is recorded. `whole`:
+    no due row was left out or rejected by the target."""
+    former = None if plan.basis.restarts else ledger.checkpoint(sync, plan.capabilities.object)
     deltas = ledger.deltas(sync, plan.capabilities.object)
     snapshot, snapshot_epoch = (former.snapshot, former.snapshot_epoch) if former else (None, 0)
     rows = former.baseline_rows if former else 0
-    newer = [delta.delta_rows for delta in deltas]
+    newer = [delta.delta_rows or 0 for delta in deltas]
     if deltas and snapshot is None and baseline.alike(ledger.batches(deltas[0].run_id)):
         rows = newer.pop(0)  # the first delta stands for the snapshot
     if newer and baseline.due(rows, newer):
         path = workspace.directory / f"{plan.run.run_id}.snapshot.parquet"
-        rows = known.build_baseline(ledger, workspace, snapshot, deltas)
-        baseline.compact(workspace, path)
+        known.build_baseline(ledger, workspace, snapshot, deltas)
+        rows = baseline.compact(workspace, path)
         ledger.put_file(path.name, path)
         snapshot, snapshot_epoch = path.name, epoch
         log.event("baseline_compacted", rows=rows)
@@ -45,5 +78,6 @@ def make(
         fingerprints=plan.fingerprints,
         newest=(plan.run.run_id, arrived[-1].batch.id) if arrived else plan.basis.newest,
         source_version=plan.source_version,
+        others=plan.basis.others if whole else former.others if former else {},
         updated_at=ledger.now(),
     )

@@ -26,6 +26,7 @@ GUARDS = (  # the codes for --accept, in the order of the documentation
     "TARGET_LOST",
     "STATE_LOST",
     "ORPHANED_STATE",
+    "STATE_BEHIND",
     "DBT_FAILED",
     "DBT_TESTS",
     "DBT_STALE",

@@ -12,22 +12,31 @@ from types import MappingProxyType
 
 from retl.destinations.batch import Outcome
 from retl.engine import baseline, mapping
+from retl.engine.baseline import Distrust
 from retl.engine.workspace import Workspace
 from retl.ledger import BatchRow, Checkpoint, DeltaRow, Ledger, RejectRow
 from retl.run.job import Job
 from retl.run.mart import Mapped
 from retl.run.plan import Basis
 
+_REMADE = "remade"  # key
+
 
 @dataclass(frozen=True)
 class Known:
     """What the ledger knows about the object that the run writes. The baseline is a table now."""
 
+    object: str  # the place whose baseline it is: the run's, or another address of it
     basis: Basis
-    former: Mapping[str, str]  # the fingerprints of the baseline
     baseline_rows: int
     open_rejects: Sequence[RejectRow]
     known_rejects: frozenset[tuple[str, str | None]]  # (key, hash) of open and dismissed ones
+    distrusted: bool  # a run has distrusted rows, and they are not compacted yet
+
+    @property
+    def former(self) -> Mapping[str, str]:
+        """The fingerprints of the baseline; empty before the first run."""
+        return self.basis.former
 
     def differs(self, mapped: Mapped, name: str) -> bool:
         """Whether a fingerprint differs from the baseline's."""
@@ -35,27 +44,35 @@ class Known:
 
 
 def know(
-    job: Job, mapped: Mapped, workspace: Workspace, resolved: Mapping[str, Outcome] = MappingProxyType({})
+    job: Job,
+    mapped: Mapped,
+    workspace: Workspace,
+    target: str,
+    resolved: Mapping[str, Outcome] = MappingProxyType({}),
 ) -> Known:
-    """Build the baseline, and the external ids of other syncs, from the ledger. `resolved` are outcomes by
-    batch id that a dry run found and did not record."""
+    """Build the baseline of the object `target`, and the external ids of other syncs, from the ledger.
+    `resolved` are outcomes by batch id that a dry run found and did not record."""
     sync, ledger = job.sync, job.ledger
-    target = mapped.capabilities.object
     checkpoint, deltas = ledger.checkpoint(sync.name, target), ledger.deltas(sync.name, target)
     former = checkpoint.fingerprints if checkpoint else deltas[-1].fingerprint if deltas else {}
     restarts = bool(former) and former.get("who") != mapped.fingerprints["who"]
     _load_external_ids(job, workspace)
+    remade = _load_remade(job, workspace, target, checkpoint) if sync.write == "update_only" else {}
     kept = ([], None) if restarts else (deltas, checkpoint.snapshot if checkpoint else None)
     rows = build_baseline(ledger, workspace, kept[1], kept[0], resolved)
+    if remade:
+        baseline.doubt(workspace, _REMADE)
     open_rejects = ledger.rejects(sync.name)
+    newest = _newest(ledger, checkpoint, deltas)
     return Known(
-        basis=Basis(checkpoint, tuple(deltas), _newest(ledger, checkpoint, deltas), restarts),
-        former=former,
+        object=target,
+        basis=Basis(checkpoint, tuple(deltas), former, newest, restarts, remade),
         baseline_rows=rows,
         open_rejects=open_rejects,
         known_rejects=frozenset(
             (one.key, one.hash) for one in [*open_rejects, *ledger.rejects(sync.name, "dismissed")]
         ),
+        distrusted=any(one.distrusts is not None for one in deltas),
     )
 
 
@@ -75,10 +92,35 @@ def build_baseline(
 
     folder = workspace.directory
     built = [
-        baseline.Delta(ledger.get_file(one.delta, folder), one.started_at, answers(one.run_id))
+        baseline.Delta(
+            ledger.get_file(one.delta, folder) if one.delta else None,
+            one.started_at,
+            answers(one.run_id),
+            one.epoch,
+            Distrust(**one.distrusts) if one.distrusts is not None else None,
+        )
         for one in deltas
     ]
     return baseline.build(workspace, ledger.get_file(snapshot, folder) if snapshot else None, built)
+
+
+def _load_remade(
+    job: Job, workspace: Workspace, target: str, checkpoint: Checkpoint | None
+) -> dict[str, int]:
+    """Load the keys that other syncs inserted or deleted since this sync's checkpoint: what it wrote to these
+    rows is gone. Returns the epoch of the last run of each other sync. If the deltas are compacted, the keys
+    that were only updated are among them."""
+    workspace.run(f"CREATE OR REPLACE TABLE {_REMADE} (key VARCHAR)")
+    newest = {name: e for name, e in job.ledger.newest_epochs(target).items() if name != job.sync.name}
+    seen = checkpoint.others if checkpoint else {}
+    for name, epoch in newest.items():
+        since = seen.get(name, 0)
+        if epoch > since:
+            other = job.ledger.checkpoint(name, target)
+            _build_other_baseline(job.ledger, workspace, name, target)
+            compacted = other.snapshot_epoch if other else 0
+            workspace.run(f"INSERT INTO {_REMADE} {baseline.remade(since, compacted)}")
+    return newest
 
 
 def _newest(

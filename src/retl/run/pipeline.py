@@ -11,7 +11,6 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from retl.destinations.batch import Visit
 from retl.engine.mapping import Run
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
@@ -19,16 +18,16 @@ from retl.errors import Later, Mismatch, RetlError
 from retl.ledger import Lock
 from retl.observe import log
 from retl.observe.summary import Summary, described
-from retl.run import planner, recovery
+from retl.run import planner, recovery, target
 from retl.run.job import Clock, Job
 from retl.run.known import know
 from retl.run.mart import Mapped, Reading, open_mart
 from retl.run.plan import Plan
-from retl.run.planner import Asked
 from retl.run.prediction import predict
 from retl.run.run import Execution, new_run
+from retl.run.target import Asked
 
-Recover = Callable[[Mapped, Workspace], recovery.Found]
+Recover = Callable[[Mapped, Workspace, str], recovery.Found]
 
 
 def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summary:
@@ -62,6 +61,7 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
             verify(running.plan)
             if running.plan.refusals:
                 return running.refuse()
+            running.record()
             with clock.phase("prepare"):
                 running.prepare()
             with clock.phase("deliver"):
@@ -81,7 +81,12 @@ def dry_run(job: Job, look: Callable[[Plan, Workspace], object] = lambda _plan, 
             with clock.phase("start"):
                 workspace = hold.enter_context(Workspace(folder, job.stop))
             found = plan(
-                job, run, workspace, clock, hold, lambda mapped, space: recovery.look(job, run, mapped, space)
+                job,
+                run,
+                workspace,
+                clock,
+                hold,
+                lambda mapped, space, target: recovery.look(job, run, mapped, space, target),
             )
             look(found, workspace)
             return predict(job, found, workspace, clock)
@@ -109,15 +114,18 @@ def plan(
         opened = open_mart(job, run, workspace)
     with Reading(job, run, opened, workspace, clock).under_way() as reading:
         mapped = reading.mapped
-        with clock.phase("recover"):
-            found = recover(mapped, workspace) if recover else recovery.NOTHING
-        with clock.phase("diff"):
-            known = know(job, mapped, workspace, found.outcomes)
-        asked = Asked()
+        visited, found, asked = None, recovery.NOTHING, Asked()
         if recover:
             with clock.phase("guard"):
-                visit = Visit(run.run_id, epoch or 0, known.basis.newest, exclusive=epoch is not None)
-                asked = planner.ask(job, run, mapped, known, workspace, visit, hold)
+                visited = target.visit(job, run, mapped, epoch, hold)
+            with clock.phase("recover"):
+                found = recover(mapped, workspace, visited.expected.object)
+        with clock.phase("diff"):
+            place = visited.expected.object if visited else mapped.capabilities.object
+            known = know(job, mapped, workspace, place, found.outcomes)
+        if visited:
+            with clock.phase("guard"):
+                asked, known = target.ask(job, run, mapped, known, visited, workspace)
     frozen = reading.frozen
     with clock.phase("diff"):
         diffed = planner.compare(job, run, opened, frozen, known, asked, workspace)

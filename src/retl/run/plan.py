@@ -5,10 +5,11 @@ plan, and all plans are drained in the same way.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from retl.contract.judge import Contract
 from retl.destinations.batch import Capabilities
+from retl.engine.baseline import Distrust
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Ends
 from retl.engine.mapping import FieldMap, Run
@@ -19,13 +20,23 @@ from retl.run.guards import Facts, Refusal
 
 @dataclass(frozen=True)
 class Basis:
-    """The baseline of a plan. `newest`: the newest batch of this object with an answer in the ledger, as (run
-    id, batch id). `restarts`: the key's definition changed, so the old baseline is no longer used."""
+    """The baseline of a plan, with its fingerprints (`former`). `newest`: the newest batch of this object
+    with an answer in the ledger, as (run id, batch id). `restarts`: the key's definition changed, so the old
+    baseline is no longer used. `others`: other syncs on the object, and the epoch of the last run of each."""
 
     checkpoint: Checkpoint | None
     deltas: tuple[DeltaRow, ...]
+    former: Mapping[str, str]
     newest: tuple[str, str] | None = None
     restarts: bool = False
+    others: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def marked(self) -> frozenset[str]:
+        """The runs whose marks the next run looks for."""
+        since = self.checkpoint.epoch if self.checkpoint else 0
+        runs = {delta.run_id for delta in self.deltas if delta.epoch > since}
+        return frozenset(runs | ({self.newest[0]} if self.newest else set()))
 
     @property
     def is_first(self) -> bool:
@@ -59,6 +70,10 @@ class Plan:
     watermark: str | None  # the next mark
     read_rows: int  # of the last whole read, possibly this one
     source_version: str
+    distrust: Distrust | None  # what no longer holds of the baseline: recorded before the first write
+    moved_from: str | None  # the place whose baseline this object continues: another address of it
+    past: int  # the newest epoch that the target knows
+    traced: bool  # the target keeps a mark of every batch
     adopting: bool  # the rows are recorded as delivered and not sent
     payload: Payload | None  # how rejected rows are kept, if the sync asks for it
     notes: tuple[str, ...]

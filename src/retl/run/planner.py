@@ -7,19 +7,17 @@ Each step takes the results of earlier steps and returns a frozen value. `pipeli
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
 
-from retl.destinations.api import Destination
-from retl.destinations.batch import MODES, Batch, Visit
+from retl.destinations.batch import MODES, Batch
 from retl.engine import baseline, change_set, diff, hash, judge, selection
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Ends, Strategy
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
-from retl.errors import DefinitionError, Mismatch, Systemic, TargetError
+from retl.errors import DefinitionError, TargetError
 from retl.observe import log
 from retl.run import guards, volatile
 from retl.run.guards import Facts, Refusal
@@ -27,23 +25,8 @@ from retl.run.job import Job
 from retl.run.known import Known
 from retl.run.mart import Frozen, Mapped, Opened, hash_rows, is_whole
 from retl.run.plan import Plan, Terms
+from retl.run.target import Asked
 from retl.sources import dbt
-
-RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # codes of missing rights that a dry run does not need
-SAMPLE = 200  # confirmed keys that are looked up in the target
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the target reported. `emptied`: rows that expire are gone, so every row is due. `sampled`, `lost`:
-    confirmed keys that were looked up, and those it lacks. `readonly`: this account must not write."""
-
-    asked: bool = False
-    emptied: bool = False
-    readonly: bool = False
-    sampled: int = 0
-    lost: int = 0
-    refusals: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,35 +67,6 @@ class Made:
     due: Due
 
 
-def ask(
-    job: Job, run: Run, mapped: Mapped, known: Known, workspace: Workspace, visit: Visit, hold: ExitStack
-) -> Asked:
-    """Can the target be reached and written, does it fit, and does it still have the delivered rows? While
-    `hold` is open the target refuses other ledgers, if the visit is exclusive and it can."""
-    chosen, capabilities = job.options.selection, mapped.capabilities
-    found = Asked(asked=True)
-    destination = hold.enter_context(closing(job.lane(mapped.field_map.shape)))
-    try:
-        job.pace.retrying(job.sync.retry, job.stop.event)(destination.check, visit)
-    except Mismatch as problem:
-        if problem.code == "TARGET_EMPTIED":
-            return replace(found, emptied=True)
-        if problem.code == "TARGET_LOST" and chosen.full:  # `--full` repairs a lost target
-            return found
-        return replace(found, refusals=(Refusal(problem.code, problem.message, problem.hint),))
-    except Systemic as problem:
-        if not (job.options.dry_run and problem.code in RIGHTS):
-            raise
-        found = replace(found, readonly=True)
-    believes = known.baseline_rows and job.sync.write != "append" and not chosen.full
-    if not (believes and capabilities.readable):
-        return found
-    sampled, lost = _sample(destination, run, mapped, workspace)
-    if capabilities.expires is not None and guards.is_lost(sampled, lost):
-        return replace(found, emptied=True, sampled=sampled)
-    return replace(found, sampled=sampled, lost=lost)
-
-
 def compare(
     job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, asked: Asked, workspace: Workspace
 ) -> Diffed:
@@ -120,7 +74,7 @@ def compare(
     sync, chosen, capabilities = job.sync, job.options.selection, frozen.mapped.capabilities
     mark = None
     if not frozen.hashed:
-        mark = _choose_and_hash(job, run, opened, frozen, known, workspace)
+        mark = _choose_and_hash(job, run, opened, frozen, known, asked, workspace)
     expires = capabilities.expires
     strategy = Strategy(
         everything=chosen.forced or sync.changes.strategy == "all" or asked.emptied,
@@ -135,7 +89,8 @@ def compare(
     diff.diff(workspace, strategy, known.baseline_rows, whole=is_whole(job, opened))
     # the mark does not move if only some rows were read or sent
     if chosen.partial or chosen.limit is not None:
-        mark = known.basis.checkpoint.watermark if known.basis.checkpoint else None
+        former = known.basis.checkpoint
+        mark = former.watermark if former and not known.distrusted else None
     return Diffed(strategy, hash.count(workspace), mark)
 
 
@@ -181,8 +136,8 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
             where=f"sync {sync.name}",
         )
     facts = _facts(job, run, made, whole)
-    refusals = [*made.asked.refusals, *_redefined(known), *_orphans(job, mapped, known)]
-    refusals = [one for one in refusals if one.code not in options.accept]
+    refusals = [*_redefined(known), *_orphans(job, mapped, known)]
+    refusals = [*made.asked.refusals, *(one for one in refusals if one.code not in options.accept)]
     refusals += guards.judge(facts, sync.guards, options.accept)
     log.event("guards_judged", refusals=len(refusals), changes=len(made.due.changes))
     plan = Plan(
@@ -197,6 +152,10 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
         facts=facts,
         refusals=tuple(refusals),
         basis=known.basis,
+        distrust=made.asked.distrust,
+        moved_from=known.object if known.object != mapped.capabilities.object else None,
+        past=made.asked.past,
+        traced=made.asked.traced,
         fingerprints={**mapped.fingerprints, "mark": _mark_fingerprint(made.opened)},
         watermark=made.diffed.watermark,
         read_rows=made.diffed.read if whole else checkpoint.read_rows if checkpoint else 0,
@@ -209,26 +168,15 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
     return replace(plan, notes=(*_notes(job, made, plan, unanswered), *_volatile(job, made, plan)))
 
 
-def _sample(destination: Destination[Any], run: Run, mapped: Mapped, workspace: Workspace) -> tuple[int, int]:
-    """How many confirmed keys were looked up in the target, and how many it lacks."""
-    expires = mapped.capabilities.expires
-    alive = None if expires is None else run.started_at - timedelta(seconds=expires)
-    sample = change_set.sample(workspace, mapped.field_map, SAMPLE, alive)
-    if not len(sample):
-        return 0, 0
-    batch = Batch(sample, *MODES["delete"], run.run_id, 0, 0, len(sample) - 1)
-    return len(sample), sum(row is None for row in destination.read(batch))
-
-
 def _choose_and_hash(
-    job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, workspace: Workspace
+    job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, asked: Asked, workspace: Workspace
 ) -> str | None:
     """Hash the rows that the run selects; returns the watermark's next mark."""
     field_map, chosen = frozen.mapped.field_map, job.options.selection
     conditions = selection.chosen(workspace, field_map, chosen, job.options.variables)
     mark = None
     if opened.cursor is not None:
-        moved = _since(job, run, opened, frozen, known, workspace)
+        moved = _since(job, run, opened, frozen, known, asked, workspace)
         conditions.append(moved.condition)
         mark = moved.next
     in_part = not is_whole(job, opened)
@@ -237,7 +185,7 @@ def _choose_and_hash(
 
 
 def _since(
-    job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, workspace: Workspace
+    job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, asked: Asked, workspace: Workspace
 ) -> selection.Mark:
     """Read from the mark on, unless rows before it may be due for another reason."""
     assert opened.cursor is not None
@@ -248,6 +196,8 @@ def _since(
         or mapped.capabilities.expires is not None
         or job.sync.write == "update_only"  # a missing key may exist now
         or any(one.row_id for one in known.open_rejects)  # its corrected row may have any key
+        or known.distrusted  # rows that the baseline lacks now may be older than the mark
+        or asked.distrust is not None
         or mapped.field_map.lookups  # an external id may be new or different
         or known.former.get("what") != mapped.fingerprints["what"]
         or known.former.get("mark") != _mark_fingerprint(opened)
@@ -316,14 +266,18 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
     """Notes for the reader of the plan."""
     withheld = plan.ends.get(("delete", "not_attempted"), 0)
     preview = job.target.destination.about.preview
+    known, place = made.known, plan.capabilities.object
     notes = {
         "what is sent changed (fields, types, transforms or formats): every row is sent once": (
-            made.known.differs(made.frozen.mapped, "what")
+            known.differs(made.frozen.mapped, "what")
         ),
         f"a dead run left {unanswered} rows unanswered: a run resolves them first, so these numbers may"
         " change": unanswered > 0,
         "the target lost rows that expire: every row is sent again": made.asked.emptied,
         "this account has no right to write here: a run would fail": made.asked.readonly,
+        "the object was stored anew since the last run (a restore, TRUNCATE or a rewrite): every row is sent"
+        " again": made.asked.replaced and plan.distrust is not None,
+        f"this object was delivered to as {known.object}: its baseline continues": known.object != place,
         f"{withheld} deletes wait: a row without a usable key may be one of them": withheld > 0,
         "delivery is at_least_once: after a crash a row may arrive twice": (
             not plan.capabilities.idempotent and job.sync.delivery == "at_least_once"
@@ -339,7 +293,7 @@ def _volatile(job: Job, made: Made, plan: Plan) -> Sequence[str]:
     """If nearly every row is an update although only the mart changed: a note with the fields that differ."""
     updates = plan.changes.counts.get("update", 0)
     reshaped = made.known.former.get("what") != plan.fingerprints["what"]
-    readable = made.asked.asked and plan.capabilities.readable and not made.diffed.strategy.everything
+    readable = made.asked.reached and plan.capabilities.readable and not made.diffed.strategy.everything
     if plan.refusals or reshaped or not readable or not volatile.is_suspect(updates, plan.read):
         return []
     last = min(volatile.SAMPLE, len(plan.changes) - plan.changes.counts.get("delete", 0)) - 1

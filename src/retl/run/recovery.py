@@ -41,9 +41,12 @@ def abandon_dead_runs(ledger: Ledger, sync: str, run_id: str, epoch: int) -> Non
             log.event("run_abandoned", dead=dead.run_id)
 
 
-def resolve(job: Job, run: Run, mapped: Mapped, workspace: Workspace, delivery: Delivery, epoch: int) -> None:
-    """Resolve the open batches of dead runs if possible, and record their outcomes."""
-    for delta, rows in _open(job, run, mapped):
+def resolve(
+    job: Job, run: Run, mapped: Mapped, workspace: Workspace, target: str, delivery: Delivery, epoch: int
+) -> None:
+    """Resolve the open batches that dead runs sent to the object `target`, if possible, and record their
+    outcomes."""
+    for delta, rows in _open(job, run, mapped, target):
         with closing(job.lane(mapped.field_map.shape)) as destination:
             for row, batch in _batches(job.ledger, mapped, workspace, delta, rows, epoch):
                 log.event("batch_settling", batch=row.batch_id)
@@ -54,10 +57,10 @@ def resolve(job: Job, run: Run, mapped: Mapped, workspace: Workspace, delivery: 
                     job.ledger.acknowledge(delta.run_id, epoch, [answer])
 
 
-def look(job: Job, run: Run, mapped: Mapped, workspace: Workspace) -> Found:
+def look(job: Job, run: Run, mapped: Mapped, workspace: Workspace, target: str) -> Found:
     """What `resolve` would find, without changing the target."""
     found = Found({}, 0)
-    for delta, rows in _open(job, run, mapped):
+    for delta, rows in _open(job, run, mapped, target):
         with closing(job.lane(mapped.field_map.shape)) as destination:
             for row, batch in _batches(job.ledger, mapped, workspace, delta, rows, epoch=0):
                 try:
@@ -71,13 +74,13 @@ def look(job: Job, run: Run, mapped: Mapped, workspace: Workspace) -> Found:
     return found
 
 
-def _open(job: Job, run: Run, mapped: Mapped) -> Iterator[tuple[DeltaRow, Sequence[BatchRow]]]:
+def _open(job: Job, run: Run, mapped: Mapped, target: str) -> Iterator[tuple[DeltaRow, Sequence[BatchRow]]]:
     """The open batches that can be resolved, per run. If the target keeps evidence or honours a key (the same
     bytes under the same key): all of them, inside the vendor's window. Otherwise only those with a handle.
     The others stay in doubt."""
     capabilities, ledger = mapped.capabilities, job.ledger
     window = capabilities.key_window
-    for delta in ledger.deltas(job.sync.name, capabilities.object):
+    for delta in ledger.deltas(job.sync.name, target):
         late = window is not None and (run.started_at - delta.started_at).total_seconds() >= window
         every = (capabilities.resolves or window is not None) and not late
         rows = [row for row in ledger.batches(delta.run_id) if row.status == "open"]
@@ -95,6 +98,7 @@ def _batches(
     epoch: int,
 ) -> Iterator[tuple[BatchRow, Batch]]:
     """These batches of a dead run for a destination: keys, and the prepared requests."""
+    assert delta.delta is not None  # only a run with a delta has batches
     file = ledger.get_file(delta.delta, workspace.directory)
     former = change_set.from_delta(workspace, mapped.field_map, file)
     for row in rows:

@@ -21,13 +21,14 @@ from retl.delivery.lanes import Answered, Delivery, prepared
 from retl.destinations.api import Destination
 from retl.destinations.batch import KEPT, MODES, Batch, Capabilities, Kind, Outcome, Visit
 from retl.engine import hash
+from retl.engine.baseline import Distrust
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
 from retl.errors import Failure, Later, Mismatch, RetlError, Stopped, Unavailable
 from retl.ledger import Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.observe import log
 from retl.observe.summary import REJECTS_SHOWN, Counts, Summary, described
-from retl.run import checkpoint, counts, recovery
+from retl.run import checkpoint, counts, recovery, trace
 from retl.run.counts import Account
 from retl.run.drain import drain
 from retl.run.job import Clock, Job
@@ -86,13 +87,23 @@ class Execution:
             "run_started", object=job.object, correlation_id=job.correlation_id, seconds=round(so_far, 3)
         )
 
-    def recover(self, mapped: Mapped, workspace: Workspace) -> recovery.Found:
+    def recover(self, mapped: Mapped, workspace: Workspace, target: str) -> recovery.Found:
         """Resolve the open batches of dead runs."""
         delivery = self._delivery(
             mapped.capabilities, every=True, lane=lambda: self.job.lane(mapped.field_map.shape)
         )
-        recovery.resolve(self.job, self.run, mapped, workspace, delivery, self.lock.epoch)
+        recovery.resolve(self.job, self.run, mapped, workspace, target, delivery, self.lock.epoch)
         return recovery.NOTHING
+
+    def record(self) -> None:
+        """Record, before anything is written, what the target's trace made of the baseline."""
+        plan, ledger = self._planned(), self.job.ledger
+        if plan.past >= self.lock.epoch:
+            ledger.advance(self.run.run_id, self.lock, plan.past)
+        if plan.moved_from is not None:
+            checkpoint.move(ledger, self.job.sync.name, plan, self.workspace, self.lock.epoch)
+        if plan.distrust is not None:
+            ledger.distrust(self.run.run_id, self.lock.epoch, asdict(plan.distrust))
 
     def prepare(self) -> None:
         """Create what the target needs, if something will be written."""
@@ -102,7 +113,7 @@ class Execution:
         if plan.adopting or not (len(plan.changes) or plan.basis.checkpoint is None):
             return
         with closing(self._lane()) as destination:
-            destination.prepare(Visit(self.run.run_id, self.lock.epoch, plan.basis.newest, exclusive=True))
+            destination.prepare(Visit(self.run.run_id, self.lock.epoch, plan.basis.marked, exclusive=True))
         log.event("target_prepared")
 
     def deliver(self) -> None:
@@ -135,13 +146,19 @@ class Execution:
         plan, job = self._planned(), self.job
         with self.clock.phase("commit"):
             numbers = self._account.counts()
-            error = self._unfinished(numbers)
+            error = self._reset() or self._unfinished(numbers)
             rejected = numbers.rejected or numbers.deletes.rejected
             status = "FAILED" if error else "SUCCESS_WITH_REJECTS" if rejected else "SUCCESS"
             made = None
             if error is None:
                 made = checkpoint.make(
-                    job.ledger, job.sync.name, plan, self.workspace, self.lock.epoch, self._answered
+                    job.ledger,
+                    job.sync.name,
+                    plan,
+                    self.workspace,
+                    self.lock.epoch,
+                    self._answered,
+                    whole=not (numbers.not_attempted or job.options.selection.partial or rejected),
                 )
             reject_changes = self._rejects()
             log.event("committing")
@@ -219,6 +236,29 @@ class Execution:
         journal.open([batch])
         journal.acknowledge(Answered(batch, Outcome(KEPT), attempts=0))
         journal.flush()
+
+    def _reset(self) -> Failure | None:
+        """Whether the target lost rows of this run while it was running; then older ones may be lost too."""
+        plan = self._planned()
+        if self.delivery is None or not plan.traced:
+            return None
+        visit, destination = Visit(self.run.run_id, self.lock.epoch), self.delivery.first_lane
+        lost = self.job.pace.retrying(self.job.sync.retry, self.job.stop.event)(
+            lambda: trace.lost(destination, visit, self._answered)
+        )
+        if not lost:
+            return None
+        doubt = replace(plan.distrust or Distrust(rows=0), rows=0, own=True)
+        self.job.ledger.distrust(self.run.run_id, self.lock.epoch, asdict(doubt))
+        append = self.job.sync.write == "append"
+        return Failure(
+            "TARGET_RESET",
+            f"the target lost {lost} batch{'es' * (lost > 1)} while this run was delivering: it was emptied,"
+            " restarted or replaced",
+            hint=f"`retl state rebuild {self.job.sync.name}` reads what it has"
+            if append
+            else "run again: every row that is not confirmed is sent",
+        )
 
     def _unfinished(self, numbers: Counts) -> Failure | None:
         """Why a run that reached its end is not a success."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -37,6 +38,7 @@ from retl.destinations.batch import (
     RowResult,
     Shape,
     SoftDelete,
+    Trace,
     Visit,
     WriteMode,
 )
@@ -106,11 +108,11 @@ class Postgres(Destination[PostgresOptions]):
 
     # --- check and prepare
 
-    def check(self, visit: Visit) -> None:
-        """Reads the catalog and the markers in a read-only transaction.
+    def check(self, visit: Visit) -> Trace | None:
+        """Reads the catalog and the markers in a read-only transaction. No trace if this account has no right
+        to write markers.
 
-        Systemic with the GRANT, Mismatch TARGET_DRIFT with the DDL, CASCADE, ROW_SECURITY, TARGET_LOST,
-        STATE_LOST, Later TARGET_HELD.
+        Systemic with the GRANT, Mismatch TARGET_DRIFT with the DDL, CASCADE, ROW_SECURITY, Later TARGET_HELD.
         """
         if visit.exclusive and (self._guard is None or self._guard.closed):
             self._guard = self._connect(exclusion.name(self.shape.sync))
@@ -121,14 +123,11 @@ class Postgres(Destination[PostgresOptions]):
             place = catalog.place(session, relation)
             fitness.judge_place(place, self._sql)
             table = catalog.table(session, relation)
-            unmarked = not place.marker and place.may_create  # this account would have created it
-            if visit.newest is not None and (table is None or unmarked):
-                raise fitness.target_lost(self._sql)
             fitness.judge_table(table, place, self._sql, create=self.options.create)
-            if place.marker and place.may_mark:
-                fitness.judge_trace(
-                    catalog.trace(session, relation, self.shape.state_id, visit.newest), self._sql
-                )
+            if place.marker:
+                found = catalog.trace(session, self._sql) if place.may_mark else None
+                return replace(found, batches=frozenset()) if found and table is None else found
+        return Trace() if place.may_create else None  # this account would have created the markers
 
     def prepare(self, visit: Visit) -> None:
         """Creates what `create` asks for and the marker table, and fences off runs of an older epoch.
@@ -253,7 +252,6 @@ class Postgres(Destination[PostgresOptions]):
         return Systemic(
             "VOIDED",
             f"a newer run delivers to {self._sql.relation}: this one may no longer write",
-            hint=f"if the ledger was restored from a backup: {self._sql.forget()};",
         )
 
     # --- read, preview, close

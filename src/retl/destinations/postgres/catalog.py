@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from retl.destinations.postgres.statements import MARKER, Relation
+from retl.destinations.batch import Trace
+from retl.destinations.postgres.statements import MARKER, Relation, Statements
 from retl.net.postgres import Session
-from retl.values.sql import quoted
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,6 @@ class Table:
     columns: dict[str, Column]
     keys: tuple[frozenset[str], ...]  # column sets of indexes that ON CONFLICT can use
     dependents: tuple[str, ...]  # foreign keys through which our deletes would change other tables
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What the markers contain: our newest batch (None: not asked), and other ledgers."""
-
-    newest_is_here: bool | None
-    strangers: bool  # other states have delivered to this table, ours has not
 
 
 def place(session: Session, relation: Relation) -> Place:
@@ -147,24 +139,20 @@ def _dependents(session: Session, oid: int) -> tuple[str, ...]:
     return tuple(row[0] for row in rows)
 
 
-def trace(session: Session, relation: Relation, state_id: str, newest: tuple[str, str] | None) -> Trace:
+def trace(session: Session, statements: Statements) -> Trace:
     """Reads the marker table, which must exist and be readable."""
-    marker = f"{quoted(relation.schema)}.{MARKER}".replace("%", "%%")
-    here = None
-    if newest is not None:
-        # Found by run and batch: the sync may have been renamed since.
-        found = session.execute(
-            f"SELECT bool_or(relation = to_regclass(%s)) FROM {marker} WHERE state_id = %s"
-            " AND run_id = %s AND batch = %s AND state = 'applied'",
-            [relation.sql, state_id, *newest],
-        ).fetchone()
-        here = bool(found and found[0])
-    row = session.execute(
-        "SELECT coalesce(bool_or(state_id <> %s) AND NOT bool_or(state_id = %s), false)"
-        f" FROM {marker} WHERE object = %s",
-        [state_id, state_id, str(relation)],
-    ).fetchone()
-    return Trace(here, bool(row and row[0]))
+    batches, replaced, foreign, epoch = set[tuple[str, str]](), set[tuple[str, str]](), set[str](), 0
+    for sync, run_id, batch, is_replaced in session.execute(statements.trace()).fetchall():
+        if not run_id:
+            epoch = int(batch)
+            continue
+        batches.add((run_id, batch))
+        if is_replaced:
+            replaced.add((run_id, batch))
+        if sync != statements.shape.sync:
+            foreign.add(run_id)
+    row = session.execute(statements.strangers()).fetchone()
+    return Trace(frozenset(batches), frozenset(replaced), frozenset(foreign), epoch, bool(row and row[0]))
 
 
 def types(session: Session, relation: Relation) -> dict[str, str]:

@@ -7,7 +7,7 @@ DDL in the hint if DDL can correct it.
 from __future__ import annotations
 
 from retl.destinations.batch import Field, Shape, SoftDelete
-from retl.destinations.postgres.catalog import Column, Place, Table, Trace
+from retl.destinations.postgres.catalog import Column, Place, Table
 from retl.destinations.postgres.statements import Statements
 from retl.destinations.postgres.types import ddl, injective, lossless
 from retl.errors import Mismatch, Systemic
@@ -74,28 +74,6 @@ def judge_table(table: Table | None, place: Place, statements: Statements, *, cr
         raise Mismatch("TARGET_DRIFT", "; ".join(what for what, _ in faults), hint=ddl_text or None)
     _judge_deletes(table, statements)
     _judge_rights(table, place, statements, create)
-
-
-def judge_trace(trace: Trace, statements: Statements) -> None:
-    """Mismatch TARGET_LOST or STATE_LOST if the markers contradict the ledger."""
-    if trace.newest_is_here is False:
-        raise target_lost(statements)
-    if trace.strangers:
-        raise Mismatch(
-            "STATE_LOST",
-            f"another ledger has delivered to {statements.relation}, and this one never has",
-            hint="another project writes here, or the state directory is lost (a new container or CI job has"
-            " none: keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST` continues with"
-            " this ledger",
-        )
-
-
-def target_lost(statements: Statements) -> Mismatch:
-    return Mismatch(
-        "TARGET_LOST",
-        f"{statements.relation} lacks the newest batch that the ledger knows as delivered",
-        hint="it was dropped, restored or is another database; `--full` sends every row again",
-    )
 
 
 def _columns(table: Table, statements: Statements, create: bool) -> list[tuple[str, str | None]]:

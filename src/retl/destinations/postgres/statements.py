@@ -21,6 +21,7 @@ from retl.values.sql import literal, quoted
 ROW = "retl_row"
 STAGE = "pg_temp.retl_stage"
 MARKER = "retl_applied"
+_MARK = "(state_id, run_id, batch, attempt)"
 LONGEST_NAME = 63  # bytes; PostgreSQL cuts the rest off silently
 
 _PART = r'(?:"(?:[^"]|"")+"|[^".]+)'
@@ -219,23 +220,24 @@ class Statements:
         return (
             f"CREATE TABLE {self.marker} (state_id text NOT NULL, sync text NOT NULL, run_id text NOT NULL,"
             " batch text NOT NULL, attempt integer NOT NULL, epoch bigint NOT NULL, object text NOT NULL,"
-            " relation oid NOT NULL, state text NOT NULL CHECK (state IN ('applied', 'void', 'fence')),"
+            " storage text NOT NULL, state text NOT NULL CHECK (state IN ('applied', 'void', 'fence')),"
             " author text NOT NULL, written integer NOT NULL, not_written jsonb NOT NULL,"
             " applied_at timestamptz NOT NULL DEFAULT now(),"
-            " PRIMARY KEY (state_id, sync, run_id, batch, attempt))"
+            " PRIMARY KEY (state_id, run_id, batch, attempt))"
         )
 
-    # --- markers: one row per batch in the batch's own transaction, and one row as a fence against older runs
+    # --- markers: one row per batch in the batch's own transaction, and per sync one row as a fence against
+    # older runs. A batch is found by its run, so a sync may get another name meanwhile.
 
     def mark(self, batch: Batch, attempt: int, author: str, written: int, not_written: Any) -> str:
         """Writes the marker; row count 0 if a newer run has begun, or there is already a marker. The marker
         of a batch of which no row was written is replaced."""
-        fence = f"SELECT epoch FROM {self.marker} WHERE {self._own} AND run_id = '' FOR SHARE"
+        fence = f"SELECT epoch FROM {self.marker} WHERE {self._fence} FOR SHARE"
         row = self._row(batch.run_id, batch.id, attempt, batch.epoch, "applied", author, written, not_written)
         return (
             f"WITH fence AS ({fence}) INSERT INTO {self.marker} AS m {row}"
             f" WHERE NOT EXISTS (SELECT FROM fence WHERE epoch > {batch.epoch})"
-            " ON CONFLICT (state_id, sync, run_id, batch, attempt) DO UPDATE SET not_written ="
+            f" ON CONFLICT {_MARK} DO UPDATE SET not_written ="
             " excluded.not_written, written = excluded.written, applied_at = now()"
             " WHERE m.state = 'applied' AND m.written = 0"
         )
@@ -250,7 +252,7 @@ class Statements:
         """state, author and not_written of the attempt's marker; with `wait` it waits for a transaction that
         changes it."""
         return (
-            f"SELECT state, author, not_written FROM {self.marker} WHERE {self._own}"
+            f"SELECT state, author, not_written FROM {self.marker} WHERE {self._state}"
             f" AND run_id = {literal(batch.run_id)} AND batch = {literal(batch.id)} AND attempt = {attempt}"
             + (" FOR SHARE" if wait else "")
         )
@@ -258,34 +260,64 @@ class Statements:
     def fence(self, epoch: int) -> str:
         """Prevents commits by runs of an older epoch; row count 0 if a newer run has begun."""
         return (
-            f"INSERT INTO {self.marker} AS m {self._row('', '', 0, epoch, 'fence', '', 0, [])}"
-            " ON CONFLICT (state_id, sync, run_id, batch, attempt) DO UPDATE SET epoch = excluded.epoch,"
-            " object = excluded.object, relation = excluded.relation, applied_at = now()"
+            f"INSERT INTO {self.marker} AS m {self._row('', self.shape.sync, 0, epoch, 'fence', '', 0, [])}"
+            f" ON CONFLICT {_MARK} DO UPDATE SET epoch = excluded.epoch,"
+            " object = excluded.object, storage = excluded.storage, applied_at = now()"
             " WHERE m.epoch <= excluded.epoch"
         )
 
-    def forget(self) -> str:
-        return f"DELETE FROM {self.marker} WHERE {self._own}"
-
     def prune(self, visit: Visit) -> str:
-        """Deletes markers of runs before the fence, except the newest, which the ledger will ask for."""
-        newest = literal(visit.newest[0] if visit.newest else "")
-        return f"{self.forget()} AND epoch < {visit.epoch} AND run_id NOT IN ('', {newest})"
+        """Deletes the markers of earlier runs on this table, except those that the ledger will ask for."""
+        kept = ", ".join(map(literal, sorted({"", visit.run_id, *visit.keep})))
+        return (
+            f"DELETE FROM {self.marker} WHERE {self._state} AND sync = {literal(self.shape.sync)}"
+            f" AND object = {literal(str(self.relation))} AND epoch < {visit.epoch}"
+            f" AND run_id NOT IN ({kept})"
+        )
+
+    def trace(self) -> str:
+        """Per marker of this ledger on this table: sync, run, batch (fence: its epoch), and whether the
+        storage was replaced since."""
+        return (
+            f"SELECT sync, run_id, CASE state WHEN 'fence' THEN epoch::text ELSE batch END,"
+            f" storage IS DISTINCT FROM {self._storage} FROM {self.marker} WHERE {self._state}"
+            f" AND ((state = 'applied' AND object = {literal(str(self.relation))}) OR ({self._fence}))"
+        )
+
+    def strangers(self) -> str:
+        """Whether other ledgers have delivered to this table, and this one never."""
+        return (
+            f"SELECT coalesce(bool_or(NOT ({self._state})) AND NOT bool_or({self._state}), false)"
+            f" FROM {self.marker} WHERE object = {literal(str(self.relation))}"
+        )
 
     @property
-    def _own(self) -> str:
-        return f"state_id = {literal(self.shape.state_id)} AND sync = {literal(self.shape.sync)}"
+    def _state(self) -> str:
+        return f"state_id = {literal(self.shape.state_id)}"
+
+    @property
+    def _fence(self) -> str:
+        return f"{self._state} AND run_id = '' AND batch = {literal(self.shape.sync)}"
+
+    @property
+    def _storage(self) -> str:
+        """A text that changes whenever the table's rows are stored anew: by TRUNCATE, DROP and CREATE, a
+        restored dump, a rewrite. A partitioned table has the storage of its partitions."""
+        table = f"to_regclass({literal(self.relation.sql)})"
+        leaves = (
+            f"SELECT sum(pg_relation_filenode(relid)::bigint) FROM pg_partition_tree({table}) WHERE isleaf"
+        )
+        return f"concat({table}::oid, '/', coalesce(({leaves}), pg_relation_filenode({table})::bigint))"
 
     def _row(
         self, run: str, batch: str, attempt: int, epoch: int, state: str, author: str, written: int, rest: Any
     ) -> str:
         texts = [literal(text) for text in (self.shape.state_id, self.shape.sync, run, batch)]
         values = ", ".join([*texts, f"{attempt}", f"{epoch}", literal(str(self.relation))])
-        regclass = f"{literal(self.relation.sql)}::regclass::oid"
         outcome = f"{literal(state)}, {literal(author)}, {written}, {literal(json.dumps(rest))}::jsonb"
         return (
-            "(state_id, sync, run_id, batch, attempt, epoch, object, relation, state, author, written,"
-            f" not_written) SELECT {values}, {regclass}, {outcome}"
+            "(state_id, sync, run_id, batch, attempt, epoch, object, storage, state, author, written,"
+            f" not_written) SELECT {values}, {self._storage}, {outcome}"
         )
 
 

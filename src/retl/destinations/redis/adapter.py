@@ -15,10 +15,10 @@ are literal braces, for hash tags. Keys that begin with `retl:` are reserved for
 ========================  ===========================================================================
 
 The account needs, on the keys of the template and on `retl:stamp:*`: `+set` (json, field) or `+eval
-+hset +hdel +expire +exists` (hash), `+unlink`, `+mget` or `+hmget`, `+lpush +ltrim +lpos`,
-`+select +ping`. The stamp lists a sync's newest batches. If the server was flushed, restored or
-replaced, the batch that the ledger knows as newest is missing. A target without TTL is then refused
-(TARGET_LOST); with a TTL (TARGET_EMPTIED) the run sends every row again.
++hset +hdel +expire +exists` (hash), `+unlink`, `+mget` or `+hmget`, `+hset +hincrby +hgetall +hdel`,
+`+select +ping`. The stamp, a hash, has an entry per batch of the last run: 1 when the batch begins, 2 when it
+ends. If the server was flushed, restored, restarted or replaced, entries are missing. A target without TTL is
+then refused (TARGET_LOST); with a TTL the run sends every row again.
 
 Limits: one primary, no Redis Cluster. A string replaces any value of its key. The TTL of a hash is for the
 whole key: syncs that share a hash share it. With an eviction policy the server may remove rows, and retl
@@ -56,6 +56,7 @@ from retl.destinations.batch import (
     Shape,
     Size,
     SoftDelete,
+    Trace,
     Visit,
     WriteMode,
 )
@@ -72,12 +73,12 @@ from retl.destinations.redis.resp import (
     pack,
     why,
 )
-from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, Systemic, Unavailable
+from retl.errors import Ambiguous, DefinitionError, Poisoned, Systemic, Unavailable
 from retl.model import Definition, Duration, is_loopback, needs_tls, seconds
 from retl.net.gate import Gate
 
 ABSENT_KEY = "retl:stamp:"  # a key that never exists
-STAMPS = 1000  # more batches than are written between two acknowledgements in the ledger
+BEGUN, ENDED = 1, 2  # a batch in the stamp
 
 # One command per row, so that each reply belongs to one row. After a refused HSET, MULTI would continue and
 # set a TTL on a key that is not ours; a script stops.
@@ -190,24 +191,25 @@ class Redis(Destination[RedisOptions]):
             return place + options.key
         return place + "".join(text + "{}" * is_value for text, is_value in parts)
 
-    def check(self, visit: Visit) -> None:
+    def check(self, visit: Visit) -> Trace:
         """Sends commands that fail or change nothing. The server tests rights, role and memory before it
         detects that."""
         key = self._key(["probe"] * len(self.shape.key))
         probes: list[Command] = [("SET", key, "", "EX", 0)]
         if self.options.value == "hash":
             probes = [("HSET", key, "a", "b", "odd"), ("EVAL", WRITE_HASH, 1, ABSENT_KEY, 1, 0, "field")]
-        probes += [("UNLINK", ABSENT_KEY), ("LTRIM", self._stamp, "no", "number")]
-        probes += [("LPOS", self._stamp, "/".join(visit.newest or ()))]
+        probes += [("UNLINK", ABSENT_KEY), ("HSET", self._stamp, "a", 1, "odd"), ("HDEL", self._stamp, "")]
+        probes += [("HINCRBY", self._stamp, "", "no number"), ("HGETALL", self._stamp)]
         replies = self._wire.ask(probes)
         self._raise_if_stopped(replies)
-        if visit.newest and not isinstance(replies[-1], int):
-            raise Mismatch(
-                "TARGET_LOST" if self.options.ttl is None else "TARGET_EMPTIED",
-                f"{self._wire.server} lacks the stamp of the newest batch of {self.shape.sync}: "
-                "delivered rows may be gone",
-                hint="was it flushed, restored or replaced? `--full` sends every row again",
-            )
+        return Trace(frozenset(batch for batch, state in _stamped(replies[-1]) if state >= ENDED))
+
+    def prepare(self, visit: Visit) -> None:
+        """Removes the stamps of earlier runs, except those that the ledger will ask for."""
+        (held,) = self._wire.ask([("HGETALL", self._stamp)])
+        old = ["/".join(batch) for batch, _ in _stamped(held) if batch[0] not in {visit.run_id, *visit.keep}]
+        if old:
+            self._wire.ask([("HDEL", self._stamp, *old)])
 
     def write(self, batch: Batch) -> Answer:
         try:
@@ -217,12 +219,14 @@ class Redis(Destination[RedisOptions]):
         except OSError as error:
             raise Ambiguous("NO_ANSWER", f"{self._wire.server} did not answer: {why(error)}") from error
         self._raise_if_stopped(replies)
-        rows, stamps = replies[: len(batch)], replies[len(batch) :]
+        rows, stamps = replies[1:-1], [replies[0], replies[-1]]
         refused = {n: _refused(reply) for n, reply in enumerate(rows) if isinstance(reply, Refusal)}
         if len(refused) == len(batch) and all(result.kind == Kind.RETRY for result in refused.values()):
             raise Unavailable(refused[0].code or "", f"{self._wire.server}: {refused[0].reason}")
         if any(isinstance(reply, Refusal) for reply in stamps):
             raise Systemic("STAMP_REFUSED", f"{self._wire.server} does not keep {self._stamp}")
+        if stamps[-1] != ENDED:
+            raise Unavailable("TARGET_RESET", f"{self._wire.server} was emptied while the batch was written")
         return Outcome(WRITTEN, refused)
 
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
@@ -243,15 +247,17 @@ class Redis(Destination[RedisOptions]):
 
     def preview(self, batch: Batch) -> bytes:
         """The commands for redis-cli, one per line."""
-        commands = [*self._row_commands(batch), *self._stamps(batch)]
-        lines = [" ".join(map(_typed, command)) for command in commands]
+        begin, end = self._stamps(batch)
+        lines = [" ".join(map(_typed, command)) for command in (begin, *self._row_commands(batch), end)]
         return "\n".join(lines).encode(errors="backslashreplace")
 
     def close(self) -> None:
         self._wire.close()
 
     def _commands(self, batch: Batch) -> Iterator[Command | Packed]:
-        """One command per row, in the order of the rows, then two for the stamp."""
+        """One command per row, in the order of the rows, between two for the stamp."""
+        begin, end = self._stamps(batch)
+        yield begin
         if self._line and batch.operation != "delete":
             lines = batch.lines(self._line)
             for n in range(0, len(lines), CHUNK):
@@ -263,11 +269,12 @@ class Redis(Destination[RedisOptions]):
                     yield from (Packed(one.encode(), 1) for one in some)
         else:
             yield from self._row_commands(batch)
-        yield from self._stamps(batch)
+        yield end
 
-    def _stamps(self, batch: Batch) -> list[Command]:
-        note = ("LPUSH", self._stamp, f"{batch.run_id}/{batch.id}")
-        return [note, ("LTRIM", self._stamp, 0, STAMPS - 1)]
+    def _stamps(self, batch: Batch) -> tuple[Command, Command]:
+        """Before and after the rows: if the server is emptied in between, the second finds no entry."""
+        entry = f"{batch.run_id}/{batch.id}"
+        return ("HSET", self._stamp, entry, BEGUN), ("HINCRBY", self._stamp, entry, ENDED - BEGUN)
 
     def _row_commands(self, batch: Batch) -> Iterator[Command]:
         width, value = len(self.shape.key), self.options.value
@@ -313,6 +320,14 @@ class Redis(Destination[RedisOptions]):
 
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _stamped(reply: Any) -> Iterator[tuple[tuple[str, str], int]]:
+    """Per entry of the stamp its batch (run id, batch id) and its state."""
+    entries = iter(() if isinstance(reply, Refusal) else reply)
+    for entry, state in zip(entries, entries, strict=True):
+        run_id, _, batch = entry.decode().partition("/")
+        yield (run_id, batch), int(state)
 
 
 def _template(options: RedisOptions, shape: Shape) -> str:

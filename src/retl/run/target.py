@@ -1,0 +1,143 @@
+"""What the target reports before a run plans: can it be reached and written, does the object fit, and does it
+still have the delivered rows? Nothing is written.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from retl.destinations.api import Destination
+from retl.destinations.batch import MODES, Batch, Trace, Visit
+from retl.engine import baseline, change_set
+from retl.engine.baseline import Distrust
+from retl.engine.mapping import Run
+from retl.engine.workspace import Workspace
+from retl.errors import Mismatch, Systemic
+from retl.run import guards, trace
+from retl.run.guards import Refusal
+from retl.run.job import Job
+from retl.run.known import Known
+from retl.run.mart import Mapped
+from retl.run.trace import Expected
+
+RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # codes of missing rights that a dry run does not need
+SAMPLE = 200  # confirmed keys that are looked up in the target
+
+
+@dataclass(frozen=True)
+class Visited:
+    """A target that was reached, and what the ledger expects there."""
+
+    expected: Expected
+    destination: Destination[Any] | None = None
+    trace: Trace | None = None
+    readonly: bool = False
+    refusals: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the target reported. `readonly`: this account must not write; `traced`: it keeps a trace; `past`:
+    the newest epoch that it knows. `emptied`: rows that expire are gone, so every row is due; `replaced`: the
+    object is stored anew, so values may differ. `sampled`, `lost`: confirmed keys that were looked up, and
+    those it lacks. `distrust`: what a run records before it writes."""
+
+    reached: bool = False
+    readonly: bool = False
+    traced: bool = False
+    past: int = 0
+    emptied: bool = False
+    replaced: bool = False
+    sampled: int = 0
+    lost: int = 0
+    distrust: Distrust | None = None
+    refusals: tuple[Refusal, ...] = ()
+
+
+def visit(job: Job, run: Run, mapped: Mapped, epoch: int | None, hold: ExitStack) -> Visited:
+    """Reach the target. With an epoch, and while `hold` is open, it refuses other ledgers, if it can."""
+    place = mapped.capabilities.object
+    destination = hold.enter_context(closing(job.lane(mapped.field_map.shape)))
+    visiting = Visit(run.run_id, epoch or 0, exclusive=epoch is not None)
+    found = Visited(Expected(place), destination)
+    try:
+        seen = job.pace.retrying(job.sync.retry, job.stop.event)(destination.check, visiting)
+    except Mismatch as problem:
+        return replace(found, refusals=(Refusal(problem.code, problem.message, problem.hint),))
+    except Systemic as problem:
+        if not (job.options.dry_run and problem.code in RIGHTS):
+            raise
+        return replace(found, readonly=True)
+    if seen is None:
+        return found
+    return replace(
+        found,
+        trace=seen,
+        expected=trace.expected(job.ledger, job.sync.name, place, seen),
+        refusals=(trace.strangers(place),) if seen.strangers else (),
+    )
+
+
+def ask(
+    job: Job, run: Run, mapped: Mapped, known: Known, visited: Visited, workspace: Workspace
+) -> tuple[Asked, Known]:
+    """Does the target still have the delivered rows? What it may lack is unknown in the returned baseline."""
+    chosen, append = job.options.selection, job.sync.write == "append"
+    expires = mapped.capabilities.expires is not None
+    refusals = tuple(one for one in visited.refusals if not trace.accepted(one, job))
+    found = Asked(reached=True, readonly=visited.readonly, refusals=refusals)
+    if visited.trace is not None:
+        found = replace(found, traced=True, past=visited.trace.epoch)
+        compared = trace.compare(job.ledger, job.sync.name, visited.trace, visited.expected, append=append)
+        found = _judged(job, found, compared, expires=expires)
+        found = replace(found, replaced=bool(visited.trace.replaced & visited.expected.marks))
+    if found.distrust is not None and not chosen.full:
+        known = replace(known, baseline_rows=baseline.distrust(workspace, found.distrust))
+    believes = known.baseline_rows and not (chosen.full or found.emptied or found.refusals)
+    if believes and mapped.capabilities.readable and (found.replaced or not append):
+        sampled, lost = _sample(visited, run, mapped, workspace)
+        found = replace(found, sampled=sampled, lost=lost)
+        if guards.is_lost(sampled, lost) and expires:
+            found = replace(found, emptied=True, lost=0)
+    if chosen.full or found.emptied:
+        return replace(found, distrust=_owed(job, mapped, found.distrust)), known
+    is_lost = guards.is_lost(found.sampled, found.lost)
+    if (is_lost and "TARGET_LOST" in job.options.accept) or (found.replaced and not (append or is_lost)):
+        doubt = replace(found.distrust or Distrust(rows=0), rows=0)
+        known = replace(known, baseline_rows=baseline.distrust(workspace, doubt))
+        return replace(found, distrust=doubt), known
+    return found, known
+
+
+def _judged(job: Job, found: Asked, compared: trace.Compared, *, expires: bool) -> Asked:
+    """Which refusals of the trace stand. A target that lost rows that expire is refilled; `--full` passes
+    TARGET_LOST; what is accepted distrusts the baseline."""
+    if compared.lost and expires:
+        return replace(found, emptied=True)
+    passed = compared.lost and job.options.selection.full
+    refused = tuple(one for one in compared.refusals if not (passed or trace.accepted(one, job)))
+    if refused:
+        return replace(found, refusals=(*found.refusals, *refused))
+    return replace(found, distrust=compared.distrust)
+
+
+def _owed(job: Job, mapped: Mapped, distrust: Distrust | None) -> Distrust | None:
+    """A run that sends every row owes them until they are confirmed, unless an unknown row is never sent."""
+    if not mapped.capabilities.idempotent and job.sync.delivery != "at_least_once":
+        return distrust
+    return Distrust(rows=0, deleted=distrust.deleted if distrust else None)
+
+
+def _sample(visited: Visited, run: Run, mapped: Mapped, workspace: Workspace) -> tuple[int, int]:
+    """How many confirmed keys were looked up in the target, and how many it lacks."""
+    assert visited.destination is not None
+    expires = mapped.capabilities.expires
+    alive = None if expires is None else run.started_at - timedelta(seconds=expires)
+    sample = change_set.sample(workspace, mapped.field_map, SAMPLE, alive)
+    if not len(sample):
+        return 0, 0
+    batch = Batch(sample, *MODES["delete"], run.run_id, 0, 0, len(sample) - 1)
+    return len(sample), sum(row is None for row in visited.destination.read(batch))

@@ -1,0 +1,159 @@
+"""The trace of our batches at the target, compared with the ledger in both directions.
+
+A mark that the ledger does not know: the ledger is older than the target (STATE_BEHIND). A batch with an
+answer but without a mark: the target is older than the ledger, or was emptied (TARGET_LOST). What is between
+the two is distrusted: it is sent again, or stays in doubt, and is never called unchanged. Nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retl.delivery.lanes import Answered
+from retl.destinations.api import Destination
+from retl.destinations.batch import Kind, Trace, Visit
+from retl.engine.baseline import Distrust
+from retl.errors import Mismatch
+from retl.ledger import BatchRow, Ledger, RunKey
+from retl.run.guards import Refusal
+from retl.run.job import Job
+
+Marks = frozenset[tuple[str, str]]  # (run id, batch id)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """`distrust`: what no longer holds, also if a refusal is accepted. `lost`: the target lacks batches."""
+
+    refusals: tuple[Refusal, ...] = ()
+    distrust: Distrust | None = None
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The ledger's side. `object`: the place whose baseline this table has: its own, or another address of
+    it. `marks`: batches with an answer since the last checkpoint, and the newest before it. `runs`: those of
+    the trace and of these marks that the ledger knows."""
+
+    object: str
+    marks: Marks = frozenset()
+    runs: Mapping[str, RunKey] | None = None
+
+
+def arrived(batch: BatchRow) -> bool:
+    """Whether the target answered that it processed the batch, so that its mark must be there."""
+    return bool(batch.attempts and batch.outcome and batch.outcome.arrived)
+
+
+def expected(ledger: Ledger, sync: str, place: str, trace: Trace | None) -> Expected:
+    """What the ledger knows about the object at this place."""
+    if trace is None:
+        return Expected(place)
+    runs = ledger.run_keys({run for run, _ in trace.batches})
+    found = _object(ledger, sync, place, runs)
+    checkpoint = ledger.checkpoint(sync, found)
+    marks = {checkpoint.newest} if checkpoint and checkpoint.newest else set[tuple[str, str]]()
+    for delta in ledger.deltas(sync, found):
+        if checkpoint is None or delta.epoch > checkpoint.epoch:
+            done = {(delta.run_id, one.batch_id) for one in ledger.batches(delta.run_id) if arrived(one)}
+            doubt = delta.distrusts  # what may be lost is unknown already
+            marks = marks | done if doubt is None else set() if doubt["own"] else done
+    return Expected(found, frozenset(marks), {**runs, **ledger.run_keys({run for run, _ in marks})})
+
+
+def compare(ledger: Ledger, sync: str, trace: Trace, known: Expected, *, append: bool) -> Compared:
+    """The refusals of a run, before any is accepted, and what is distrusted."""
+    assert known.runs is not None
+    behind = {run for run, _ in trace.batches} - known.runs.keys() - trace.foreign
+    if behind:
+        return Compared((_behind(sync, len(behind), append),), Distrust(rows=0, disown=True))
+    missing = known.marks - trace.batches
+    if not missing:
+        return Compared()
+    since = min(known.runs[run].epoch if run in known.runs else 0 for run, _ in missing)
+    common, partial = 0, None
+    for run_id, run in sorted(known.runs.items(), key=lambda item: -item[1].epoch):
+        if run.sync == sync and run.object == known.object and run.epoch <= since:
+            marks = {(run_id, one.batch_id) for one in ledger.batches(run_id) if arrived(one)}
+            if marks and marks <= trace.batches:
+                common = run.epoch
+                break
+            if marks & trace.batches:
+                partial = run.epoch
+    forgotten = (common if partial is None else partial) if append else None
+    return Compared((_lost(len(missing), append),), Distrust(common, common, forgotten), lost=True)
+
+
+def lost(destination: Destination[Any], visit: Visit, answered: Sequence[Answered]) -> int:
+    """How many batches of the running run the target does not have any more. Where its rows are stored anew,
+    they are read back."""
+    delivered = {(visit.run_id, one.batch.id): one for one in answered if _has_arrived(one)}
+    try:
+        seen = destination.check(visit) or Trace()
+    except Mismatch:  # the object is gone, or no longer fits what was just written
+        return len(delivered)
+    moved = [delivered[mark] for mark in delivered.keys() & seen.replaced]
+    return len(delivered.keys() - seen.batches) + sum(_lacks_rows(destination, one) for one in moved)
+
+
+def _has_arrived(one: Answered) -> bool:
+    return bool(one.attempts and one.outcome and one.outcome.arrived)
+
+
+def _lacks_rows(destination: Destination[Any], one: Answered) -> bool:
+    """Whether a row that was written is not there."""
+    if one.operation == "delete":
+        return False
+    assert one.outcome is not None
+    return any(
+        row is None and one.outcome.result(number).kind is Kind.WRITTEN
+        for number, row in enumerate(destination.read(one.batch))
+    )
+
+
+def accepted(refusal: Refusal, job: Job) -> bool:
+    """Whether the user passes this guard. An append sync cannot know which rows the unknown runs appended."""
+    append = job.sync.write == "append"
+    return refusal.code in job.options.accept and not (append and refusal.code == "STATE_BEHIND")
+
+
+def strangers(place: str) -> Refusal:
+    return Refusal(
+        "STATE_LOST",
+        f"another ledger has delivered to {place}, and this one never has",
+        "another project writes here, or the state directory is lost (a new container or CI job has none:"
+        " keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST` continues with this ledger",
+    )
+
+
+def _object(ledger: Ledger, sync: str, place: str, runs: Mapping[str, RunKey]) -> str:
+    """The place that the object's newest run of this sync knew it by, if its baseline is still there."""
+    own = [run for run in runs.values() if run.sync == sync]
+    newest = max(own, key=lambda run: run.epoch, default=None)
+    if newest is None or newest.object == place:
+        return place
+    has_state = ledger.checkpoint(sync, newest.object) or ledger.deltas(sync, newest.object)
+    return newest.object if has_state else place
+
+
+def _behind(sync: str, runs: int, append: bool) -> Refusal:
+    accept = "; or --accept STATE_BEHIND: every row is sent again, and no older row is deleted"
+    return Refusal(
+        "STATE_BEHIND",
+        f"the target has marks of {runs} run{'s' * (runs > 1)} of this sync that the ledger does not know:"
+        " the ledger was restored from a backup, or another copy of it is in use",
+        f"bring the newer ledger back, or `retl state rebuild {sync}` reads the target"
+        + ("" if append else accept),
+    )
+
+
+def _lost(batches: int, append: bool) -> Refusal:
+    hint = "--accept TARGET_LOST appends them again" if append else "`--full` sends every row again"
+    return Refusal(
+        "TARGET_LOST",
+        f"the target lacks {batches} batch{'es' * (batches > 1)} that the ledger knows as delivered",
+        f"it was emptied, restored or replaced: {hint}",
+    )
