@@ -56,6 +56,7 @@ class Facts:
     deletes: int = 0
     deletes_on: bool = False
     reject_codes: tuple[str, ...] = ()  # the most frequent first
+    append: bool = False
     full_read: bool = True  # no --key, --where, --limit; not append; changes hash or all
     last_read: int | None = None
     inserts: int = 0
@@ -110,7 +111,12 @@ def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
         yield Refusal(
             "TARGET_LOST",
             f"the target lacks {facts.lost} of {facts.sampled} sampled keys that were delivered",
-            "it was emptied, restored or replaced: `--full` delivers every row again",
+            "it was emptied, restored or replaced: "
+            + (
+                "`retl state rebuild` finds the rows to append again"
+                if facts.append
+                else "`--full` delivers every row again"
+            ),
         )
 
 

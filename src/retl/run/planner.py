@@ -225,6 +225,7 @@ def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
         baseline_rows=made.known.baseline_rows,
         deletes=made.due.changes.counts.get("delete", 0),
         deletes_on=job.sync.deletes.how != "keep",
+        append=job.sync.write == "append",
         full_read=whole,
         last_read=checkpoint.read_rows if checkpoint else None,
         inserts=ends.get(("insert", None), 0),
