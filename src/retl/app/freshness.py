@@ -13,7 +13,7 @@ from pathlib import Path
 
 from retl.ledger import BreakerRow, Checkpoint, Ledger, RunRow
 from retl.project.definitions import Sync
-from retl.run.resolve import doubts
+from retl.run.resolve import doubts, is_asked
 
 UNTOUCHED = timedelta(days=14)
 
@@ -63,8 +63,7 @@ def _state(
     ended = (good.finished_at or good.started_at) if good else None
     age = (now - ended).total_seconds() if ended else None
     stale = sync.enabled and sync.freshness is not None and (age is None or age > sync.freshness)
-    # Other syncs simply send a row without an answer again.
-    doubtful = sum(one.rows for one in doubts(ledger, sync.name)) if sync.first_run is not None else 0
+    doubtful = sum(one.rows for one in doubts(ledger, sync.name)) if is_asked(sync) else 0
     held = breaker.connection if breaker and breaker.closes(now) else None
     lag = _lag(newest.source_version, changed) if newest else None
     status = "PAUSED" if not sync.enabled else last.status if last else "NEVER"

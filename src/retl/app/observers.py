@@ -174,7 +174,7 @@ def write_metrics(
 def _vitals(syncs: Mapping[str, Sync], ledger: Ledger, summaries: Sequence[Summary]) -> list[Vitals]:
     """Every sync of the project: its result in this invocation, else its last run in the ledger."""
     from retl.observe.metrics import LastRun, Vitals
-    from retl.run.resolve import doubts
+    from retl.run.resolve import doubts, is_asked
 
     statuses = {one.sync: one.status for one in summaries}
     rejects = ledger.open_rejects()
@@ -189,8 +189,7 @@ def _vitals(syncs: Mapping[str, Sync], ledger: Ledger, summaries: Sequence[Summa
                 status=statuses.get(name, known) if sync.enabled else "PAUSED",
                 enabled=sync.enabled,
                 open_rejects=rejects.get(name, 0),
-                # other syncs simply send a row without an answer again
-                in_doubt=sum(one.rows for one in doubts(ledger, name)) if sync.first_run else 0,
+                in_doubt=sum(one.rows for one in doubts(ledger, name)) if is_asked(sync) else 0,
                 last_success=(good.finished_at or good.started_at) if good else None,
                 freshness=sync.freshness,
                 run=LastRun(counted.started_at, counted.finished_at, counted.counts, counted.phases)

@@ -56,12 +56,12 @@ def resolve(
     yes: Yes = False,
 ) -> None:
     """List batches in doubt, or say whether they were delivered."""
-    from retl.run.resolve import doubts, resolve
+    from retl.run.resolve import doubts, is_asked, resolve
 
     ledger = invocation.session.ledger(create=delivered is not None and yes)
-    # other syncs simply send a row without an answer again
-    once = [one.name for one in invocation.project.syncs.values() if one.first_run is not None]
-    names = [invocation.session.definition(sync).name] if sync else once
+    if sync is not None and not ledger.objects(sync):
+        invocation.session.definition(sync)  # a former name has rows in doubt too
+    names = [sync] if sync else [one.name for one in invocation.project.syncs.values() if is_asked(one)]
     found = [one for name in names for one in doubts(ledger, name)]
     if batch:
         found = [one for one in found if one.batch.batch_id in batch]
@@ -78,6 +78,7 @@ def resolve(
     resolved = 0
     for name in dict.fromkeys(one.sync for one in found):
         with held(ledger, name) as lock:
-            mine = [one for one in found if one.sync == name]
+            chosen = {one.batch.batch_id for one in found}
+            mine = [one for one in doubts(ledger, name) if one.batch.batch_id in chosen]
             resolved += resolve(ledger, lock.epoch, mine, delivered=delivered)
     invocation.show({"resolved": resolved, "delivered": delivered}, lambda: [f"{resolved} rows resolved"])

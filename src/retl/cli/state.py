@@ -88,6 +88,8 @@ def mv(
 @command(state, "reset")
 def reset(invocation: Invocation, name: SyncName, yes: Yes = False) -> None:
     """Forget what a sync delivered."""
+    from retl.run.resolve import doubts
+
     ledger = _ledger(invocation, yes)
     known = invocation.project.syncs.get(name)
     if known is None:
@@ -95,6 +97,8 @@ def reset(invocation: Invocation, name: SyncName, yes: Yes = False) -> None:
     then = f"the next run of {name} sends every row and deletes nothing; its open rejects are forgotten"
     if known is not None and known.write == "append":
         then = f"the next run of {name} appends every row of the mart AGAIN; its open rejects are forgotten"
+    if doubtful := sum(one.rows for one in doubts(ledger, name)):
+        then += f"; so are {doubtful} rows in doubt, which may arrive twice"
     confirmed(then, yes)
     with held(ledger, name):
         ledger.reset(name, None)
@@ -118,17 +122,18 @@ def adopt(
     ledger = _ledger(invocation, yes)
     confirmed(
         f"every row that is now in the mart of {name} counts as delivered, and the former state is forgotten,"
-        " also if another state delivered it; the next run sends only what changes from now on, and deletes"
-        " only what it delivered itself",
+        " also if another state delivered it; rows in doubt stay in doubt, and rows that the target rejected"
+        " stay due; the next run sends only these and what changes from now on, and deletes only what it"
+        " delivered itself",
         yes,
     )
     with invocation.session.stop.listening():
         # what another state delivered is what is taken over here
-        options = Options(accept=("STATE_LOST",), variables=variables(var))
+        accept = ("STATE_LOST", "IDENTITY_CHANGED")
+        options = Options(adopt=True, accept=accept, variables=variables(var))
         job = invocation.session.job(sync, ledger, options)
-        job = replace(job, sync=sync.model_copy(update={"first_run": "adopt"}))
-        with held(ledger, name):
-            ledger.reset(name, None)
+        if sync.first_run is None:
+            job = replace(job, sync=sync.model_copy(update={"first_run": "adopt"}))
         return report(invocation, [pipeline.sync(job)])
 
 

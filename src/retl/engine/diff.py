@@ -5,7 +5,7 @@ One join finds changed rows, keys that left the mart and duplicate keys. Nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -40,6 +40,15 @@ def diff(workspace: Workspace, strategy: Strategy, baseline_rows: int, *, whole:
     if whole and _repeats_keys(workspace, baseline_rows):
         hash.mark_duplicates(workspace)
         _compare(workspace, strategy, whole)
+
+
+def leave_due(workspace: Workspace, keys: Iterable[str]) -> None:
+    """Do not attempt the candidates that are unknown, or have one of these keys: a later run will."""
+    workspace.load("left", {"key": "VARCHAR"}, ((key,) for key in keys))
+    workspace.run(
+        f"UPDATE {CANDIDATES} SET ending = 'not_attempted' WHERE ending IS NULL AND key IN"
+        f' (SELECT key FROM {BASELINE} WHERE hash IS NULL UNION ALL SELECT key FROM "left")'
+    )
 
 
 def ends(workspace: Workspace) -> Ends:

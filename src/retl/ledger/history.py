@@ -18,6 +18,10 @@ AND ((delta IS NULL AND distrusts IS NULL) OR epoch <= (SELECT c.snapshot_epoch 
   WHERE c.sync = retl_runs.sync AND c.object = retl_runs.object))
 """
 
+_STATE = """
+SELECT 1 FROM retl_checkpoints WHERE sync = ? UNION SELECT 1 FROM retl_rejects WHERE sync = ?
+UNION SELECT 1 FROM retl_runs WHERE sync = ? AND delta IS NOT NULL
+"""
 _REASONS = """
 SELECT stage, code, reason, count(*) FROM retl_rejects WHERE state = 'open' AND sync = ?
 GROUP BY stage, code, reason ORDER BY count(*) DESC, stage, code, reason LIMIT ?
@@ -96,11 +100,8 @@ class History(State):
 
     def rename(self, old: str, new: str) -> None:
         """Move the state of sync `old` to `new`. DefinitionError if `new` has state itself."""
-        taken = (
-            "SELECT 1 FROM retl_checkpoints WHERE sync = ? UNION SELECT 1 FROM retl_rejects WHERE sync = ?"
-        )
         with self._database.transaction():
-            if self._database.query(taken, new, new):
+            if self._database.query(_STATE, new, new, new):
                 raise DefinitionError(
                     "STATE_EXISTS",
                     f"sync {new} has state of its own",

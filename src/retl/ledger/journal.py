@@ -85,22 +85,24 @@ class Journal(Paces):
         fingerprint: Mapping[str, str],
         *,
         restart: str | None = None,
+        keep: Sequence[str] = (),
     ) -> None:
         """The durable run file `name` belongs to the baseline from now on. `restart`: an object; its old
-        baseline is deleted in the same transaction."""
+        baseline is deleted in the same transaction, except the deltas of the runs in `keep`."""
         forgotten: list[str] = []
         with self._fenced(epoch, run_id=run_id) as database:
             if restart is not None:
                 sync = database.query("SELECT sync FROM retl_runs WHERE run_id = ?", run_id)[0][0]
-                forgotten = self._forget(sync, restart)
+                forgotten = self._forget(sync, restart, keep)
             sql = "UPDATE retl_runs SET delta = ?, delta_rows = ?, fingerprint = ? WHERE run_id = ?"
             database.change(sql, name, rows, cell(fingerprint), run_id)
         self._files.drop(forgotten)
 
-    def forget(self, sync: str, object: str, epoch: int) -> None:
-        """Start an empty baseline on an object; `epoch` is that of the lock the caller holds."""
+    def forget(self, sync: str, object: str, epoch: int, *, keep: Sequence[str] = ()) -> None:
+        """Start an empty baseline on an object, except the deltas of the runs in `keep`; `epoch` is that of
+        the lock the caller holds."""
         with self._fenced(epoch, sync=sync):
-            files = self._forget(sync, object)
+            files = self._forget(sync, object, keep)
         self._files.drop(files)
 
     def distrust(self, run_id: str, epoch: int, found: Mapping[str, Any]) -> None:
@@ -143,6 +145,11 @@ class Journal(Paces):
             files = self._forget(checkpoint.sync, checkpoint.object)
             self._put_checkpoint(checkpoint, cell(self.now()))
         self._files.drop(files)
+
+    def objects(self, sync: str) -> list[str]:
+        """The objects for which a run of the sync has recorded a delta."""
+        sql = "SELECT DISTINCT object FROM retl_runs WHERE sync = ? AND delta IS NOT NULL ORDER BY object"
+        return [str(name) for (name,) in self._database.query(sql, sync)]
 
     def open_batches(self, run_id: str, epoch: int, batches: Sequence[BatchRow]) -> None:
         """Record batches before they are sent."""

@@ -8,7 +8,7 @@ a newer epoch already, the update finds no row.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from retl.ledger.database import Database
@@ -20,13 +20,15 @@ UPDATE retl_locks SET epoch = epoch
 WHERE epoch = ? AND name = COALESCE(?, (SELECT sync FROM retl_runs WHERE run_id = ?))
 """
 
-_FILES_OF = """
+_DELTAS_OF = """
 SELECT delta FROM retl_runs WHERE sync = ? AND object = COALESCE(?, object) AND delta IS NOT NULL
-UNION SELECT snapshot FROM retl_checkpoints
+"""
+_SNAPSHOTS_OF = """
+SELECT snapshot FROM retl_checkpoints
 WHERE sync = ? AND object = COALESCE(?, object) AND snapshot IS NOT NULL
 """
 _REQUESTS_OF = """
-SELECT b.batch_id FROM retl_batches b JOIN retl_runs r ON r.run_id = b.run_id
+SELECT batch_id FROM retl_batches b JOIN retl_runs r USING (run_id)
 WHERE r.sync = ? AND r.object = COALESCE(?, r.object) AND b.status = 'open'
 """
 
@@ -60,12 +62,16 @@ class State:
                 raise lost()
             yield database
 
-    def _forget(self, sync: str, object: str | None) -> list[str]:
-        """Delete deltas and checkpoints; returns the run files that are no longer needed."""
+    def _forget(self, sync: str, object: str | None, keep: Sequence[str] = ()) -> list[str]:
+        """Delete checkpoints and deltas, except those of the runs in `keep`; returns the run files that are
+        no longer needed."""
         database, of = self._database, (sync, object)
-        files = [name for (name,) in database.query(_FILES_OF, *of, *of)]
-        files += [f"request-{batch_id}" for (batch_id,) in database.query(_REQUESTS_OF, *of)]
+        others = f"AND run_id NOT IN ({', '.join('?' * len(keep))})" if keep else ""
+        files = [str(name) for (name,) in database.query(_DELTAS_OF + others, *of, *keep)]
+        files += [str(name) for (name,) in database.query(_SNAPSHOTS_OF, *of)]
+        opened = database.query(_REQUESTS_OF + others, *of, *keep)
+        files += [f"request-{batch_id}" for (batch_id,) in opened]
         where = "WHERE sync = ? AND object = COALESCE(?, object)"
-        database.change(f"UPDATE retl_runs SET delta = NULL, distrusts = NULL {where}", *of)
+        database.change(f"UPDATE retl_runs SET delta = NULL, distrusts = NULL {where} {others}", *of, *keep)
         database.change(f"DELETE FROM retl_checkpoints {where}", *of)
         return files

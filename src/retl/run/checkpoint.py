@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from retl.delivery.lanes import Answered
 from retl.engine import baseline
 from retl.engine.workspace import Workspace
 from retl.ledger import Checkpoint, Ledger
 from retl.observe import log
-from retl.run import known
+from retl.project.definitions import Sync
+from retl.run import known, resolve
 from retl.run.plan import Plan
 
 
@@ -40,7 +42,7 @@ def move(ledger: Ledger, sync: str, plan: Plan, workspace: Workspace, epoch: int
 
 def make(
     ledger: Ledger,
-    sync: str,
+    sync: Sync,
     plan: Plan,
     workspace: Workspace,
     epoch: int,
@@ -49,9 +51,14 @@ def make(
     whole: bool,
 ) -> Checkpoint:
     """The checkpoint of a run that reached its end. A new snapshot is durable before it is recorded. `whole`:
-    no due row was left out or rejected by the target."""
-    former = None if plan.basis.restarts else ledger.checkpoint(sync, plan.capabilities.object)
-    deltas = ledger.deltas(sync, plan.capabilities.object)
+    no due row was left out or rejected by the target.
+
+    Where a row without an answer waits for a decision, the snapshot ends before the first run that has one:
+    its delta has the hash that was sent, and the batch that `retl resolve` decides about."""
+    former = None if plan.basis.restarts else ledger.checkpoint(sync.name, plan.capabilities.object)
+    deltas = ledger.deltas(sync.name, plan.capabilities.object)
+    if resolve.waits(sync, idempotent=plan.capabilities.idempotent):
+        deltas = list(takewhile(lambda one: not resolve.has_doubt(ledger, one), deltas))
     snapshot, snapshot_epoch = (former.snapshot, former.snapshot_epoch) if former else (None, 0)
     rows = former.baseline_rows if former else 0
     newer = [delta.delta_rows or 0 for delta in deltas]
@@ -62,11 +69,11 @@ def make(
         known.build_baseline(ledger, workspace, snapshot, deltas)
         rows = baseline.compact(workspace, path)
         ledger.put_file(path.name, path)
-        snapshot, snapshot_epoch = path.name, epoch
+        snapshot, snapshot_epoch = path.name, deltas[-1].epoch
         log.event("baseline_compacted", rows=rows)
     arrived = [one for one in answered if one.outcome and one.outcome.arrived]
     return Checkpoint(
-        sync=sync,
+        sync=sync.name,
         object=plan.capabilities.object,
         run_id=plan.run.run_id,
         epoch=epoch,

@@ -48,6 +48,7 @@ class Options:
     accept: tuple[str, ...] = ()
     variables: Mapping[str, Any] = field(default_factory=dict)
     purpose: Purpose = "sync"
+    adopt: bool = False  # take the mart as delivered, whatever the ledger knows
 
 
 @dataclass

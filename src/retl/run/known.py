@@ -18,6 +18,7 @@ from retl.ledger import BatchRow, Checkpoint, DeltaRow, Ledger, RejectRow
 from retl.run.job import Job
 from retl.run.mart import Mapped
 from retl.run.plan import Basis
+from retl.run.resolve import has_doubt
 
 _REMADE = "remade"  # key
 
@@ -58,15 +59,21 @@ def know(
     restarts = bool(former) and former.get("who") != mapped.fingerprints["who"]
     _load_external_ids(job, workspace)
     remade = _load_remade(job, workspace, target, checkpoint) if sync.write == "update_only" else {}
+    newest = _newest(ledger, checkpoint, deltas)
+    basis = Basis(checkpoint, tuple(deltas), former, newest, restarts, remade)
     kept = ([], None) if restarts else (deltas, checkpoint.snapshot if checkpoint else None)
+    if job.options.adopt:  # as if there were no state, except rows without an answer
+        unanswered = [one for one in kept[0] if has_doubt(ledger, one)]
+        runs = tuple(one.run_id for one in unanswered)
+        basis = Basis(None, tuple(unanswered), {}, None, True, remade, runs)
+        kept = (unanswered, None)
     rows = build_baseline(ledger, workspace, kept[1], kept[0], resolved)
     if remade:
         baseline.doubt(workspace, _REMADE)
     open_rejects = ledger.rejects(sync.name)
-    newest = _newest(ledger, checkpoint, deltas)
     return Known(
         object=target,
-        basis=Basis(checkpoint, tuple(deltas), former, newest, restarts, remade),
+        basis=basis,
         baseline_rows=rows,
         open_rejects=open_rejects,
         known_rejects=frozenset(

@@ -21,8 +21,9 @@ from retl.run.guards import Facts, Refusal
 @dataclass(frozen=True)
 class Basis:
     """The baseline of a plan, with its fingerprints (`former`). `newest`: the newest batch of this object
-    with an answer in the ledger, as (run id, batch id). `restarts`: the key's definition changed, so the old
-    baseline is no longer used. `others`: other syncs on the object, and the epoch of the last run of each."""
+    with an answer in the ledger, as (run id, batch id). `restarts`: the key's definition changed or the mart
+    is adopted, so the old baseline is no longer used, except the deltas of the runs in `kept`. `others`:
+    other syncs on the object, and the epoch of the last run of each."""
 
     checkpoint: Checkpoint | None
     deltas: tuple[DeltaRow, ...]
@@ -30,6 +31,7 @@ class Basis:
     newest: tuple[str, str] | None = None
     restarts: bool = False
     others: Mapping[str, int] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
 
     @property
     def marked(self) -> frozenset[str]:

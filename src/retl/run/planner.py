@@ -19,7 +19,7 @@ from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, TargetError
 from retl.observe import log
-from retl.run import guards, volatile
+from retl.run import guards, resolve, volatile
 from retl.run.guards import Facts, Refusal
 from retl.run.job import Job
 from retl.run.known import Known
@@ -81,12 +81,15 @@ def compare(
         absence=sync.deletes.how != "keep"
         and sync.changes.strategy == "hash"
         and not chosen.forced
-        and chosen.limit is None,
+        and chosen.limit is None
+        and not job.options.adopt,
         once=sync.write == "append",
-        hold_unknown=not capabilities.idempotent and sync.delivery != "at_least_once",
+        hold_unknown=resolve.waits(sync, idempotent=capabilities.idempotent),
         refresh_before=None if expires is None else run.started_at - timedelta(seconds=expires / 2),
     )
     diff.diff(workspace, strategy, known.baseline_rows, whole=is_whole(job, opened))
+    if job.options.adopt:
+        diff.leave_due(workspace, [one.key for one in known.open_rejects if one.stage == "target"])
     # the mark does not move if only some rows were read or sent
     if chosen.partial or chosen.limit is not None:
         former = known.basis.checkpoint
@@ -136,7 +139,8 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
             where=f"sync {sync.name}",
         )
     facts = _facts(job, run, made, whole)
-    refusals = [*_redefined(known), *_orphans(job, mapped, known)]
+    redefined = known.basis.restarts and not options.adopt
+    refusals = [*_redefined(redefined), *_orphans(job, mapped, known)]
     refusals = [*made.asked.refusals, *(one for one in refusals if one.code not in options.accept)]
     refusals += guards.judge(facts, sync.guards, options.accept)
     log.event("guards_judged", refusals=len(refusals), changes=len(made.due.changes))
@@ -160,7 +164,7 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
         watermark=made.diffed.watermark,
         read_rows=made.diffed.read if whole else checkpoint.read_rows if checkpoint else 0,
         source_version=made.opened.description.version,
-        adopting=sync.first_run == "adopt" and known.basis.is_first,
+        adopting=_adopts(job, known),
         payload=made.frozen.payload,
         notes=(),
         terms=Terms(sync.batch.rows, sync.guards.max_failed_rate),
@@ -240,8 +244,13 @@ def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
     )
 
 
-def _redefined(known: Known) -> Iterator[Refusal]:
-    if known.basis.restarts:
+def _adopts(job: Job, known: Known) -> bool:
+    """Whether the rows are recorded as delivered and not sent."""
+    return job.options.adopt or (job.sync.first_run == "adopt" and known.basis.is_first)
+
+
+def _redefined(redefined: bool) -> Iterator[Refusal]:
+    if redefined:
         yield Refusal(
             "IDENTITY_CHANGED",
             "the key's columns or types differ from those of the delivered rows",

@@ -1,7 +1,8 @@
 """Rows in doubt: sent without an answer, to targets that are not idempotent.
 
 A run resolves what it can by evidence. For the rest, a person looks into the target and decides; this records
-the decision, and the next run uses it.
+the decision, and the next run uses it. Compaction never covers a run with such rows, so the decision
+still changes the baseline.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from retl.destinations.batch import UNKNOWN, WRITTEN, Kind, Outcome, RowResult
-from retl.ledger import Acknowledgement, BatchRow, Ledger
+from retl.ledger import Acknowledgement, BatchRow, DeltaRow, Ledger
+from retl.project.definitions import Sync
 
 NOT_DELIVERED = RowResult(Kind.RETRY)
 
@@ -28,18 +30,30 @@ class Doubt:
     rows: int
 
 
+def waits(sync: Sync, *, idempotent: bool) -> bool:
+    """Whether a row without an answer waits for evidence or a decision. Elsewhere it is sent again."""
+    return sync.write == "append" or not (idempotent or sync.delivery == "at_least_once")
+
+
+def is_asked(sync: Sync) -> bool:
+    """Whether rows without an answer may wait for a decision, as far as the definition tells."""
+    return sync.first_run is not None and waits(sync, idempotent=False)
+
+
 def doubts(ledger: Ledger, sync: str) -> list[Doubt]:
     """The batches in doubt of a sync, oldest first, for all objects it delivered to."""
-    objects = {one.object for one in ledger.checkpoints(sync)} | {
-        one.object for one in ledger.runs(sync, limit=1000)
-    }
-    deltas = [(name, one) for name in sorted(objects) for one in ledger.deltas(sync, name)]
+    deltas = [(name, one) for name in ledger.objects(sync) for one in ledger.deltas(sync, name)]
     return [
         Doubt(sync, name, delta.run_id, delta.started_at, batch, rows)
         for name, delta in deltas
         for batch in ledger.batches(delta.run_id)
         if (rows := _doubtful(batch))
     ]
+
+
+def has_doubt(ledger: Ledger, delta: DeltaRow) -> bool:
+    """Whether a row of this run has no answer yet."""
+    return any(map(_doubtful, ledger.batches(delta.run_id)))
 
 
 def resolve(ledger: Ledger, epoch: int, doubtful: Sequence[Doubt], *, delivered: bool) -> int:

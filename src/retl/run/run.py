@@ -109,7 +109,8 @@ class Execution:
         """Create what the target needs, if something will be written."""
         plan = self._planned()
         if plan.basis.restarts and not len(plan.changes):
-            self.job.ledger.forget(self.job.sync.name, plan.capabilities.object, self.lock.epoch)
+            place, kept = plan.capabilities.object, plan.basis.kept
+            self.job.ledger.forget(self.job.sync.name, place, self.lock.epoch, keep=kept)
         if plan.adopting or not (len(plan.changes) or plan.basis.checkpoint is None):
             return
         with closing(self._lane()) as destination:
@@ -130,7 +131,13 @@ class Execution:
             self._adopt()  # before the delta: after a kill in between, rows would be sent
         restart = plan.capabilities.object if plan.basis.restarts else None
         ledger.record_delta(
-            self.run.run_id, self.lock.epoch, name, len(plan.changes), plan.fingerprints, restart=restart
+            self.run.run_id,
+            self.lock.epoch,
+            name,
+            len(plan.changes),
+            plan.fingerprints,
+            restart=restart,
+            keep=plan.basis.kept,
         )
         log.event("delta_written")
         if plan.adopting:
@@ -153,7 +160,7 @@ class Execution:
             if error is None:
                 made = checkpoint.make(
                     job.ledger,
-                    job.sync.name,
+                    job.sync,
                     plan,
                     self.workspace,
                     self.lock.epoch,
