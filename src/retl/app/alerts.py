@@ -11,11 +11,12 @@ import importlib.util
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Protocol
 
-from retl.errors import DefinitionError, RetlError, Unavailable
+from retl.errors import DefinitionError, Later, LedgerError, RetlError, Unavailable
 from retl.observe import log
 from retl.observe.redact import redact
 from retl.project.definitions import Alert, AlertEvent, Recipient, Sync
@@ -102,7 +103,11 @@ def event(
 
 def _observe(alert: Alert, seen: Observation, memory: Memory) -> None:
     name = _name(alert.to)
-    before = memory.reported(name, seen.sync.name)
+    before = None
+    with suppress(
+        LedgerError, Later
+    ):  # without its memory an alert may come twice, which is better than never
+        before = memory.reported(name, seen.sync.name)
     name_of_event, now = event(alert, seen, before)
     if name_of_event is not None:
         _send(alert.to, document(name_of_event, seen))

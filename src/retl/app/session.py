@@ -22,7 +22,7 @@ from retl.app.failures import described, exit_code
 from retl.app.resolve import LoadedProject, Resolved, open_project
 from retl.app.schedule import run_all
 from retl.engine.selection import Selection
-from retl.errors import DefinitionError
+from retl.errors import DefinitionError, Failure, RetlError
 from retl.observe import log
 from retl.observe.signals import Stop
 from retl.observe.summary import Summary
@@ -228,15 +228,23 @@ class Session:
         try:
             if job.options.dry_run:
                 return pipeline.dry_run(job)
-            summary = pipeline.sync(job)
+            summary = pipeline.sync(job, unexpected=self._described)
         except Exception as problem:  # noqa: BLE001 - one sync's failure does not stop the others
-            self._failed(problem)
-            error = {name: text for name, text in described(problem).items() if name != "where"}
+            error = {name: text for name, text in self._explained(problem).items() if name != "where"}
             code = exit_code(problem)
             summary = Summary(job.sync.name, None, "FAILED", code, dry_run=job.options.dry_run, error=error)
         if not job.options.dry_run:
             observers.alert_end(self.project, self.environment, job.sync, job.ledger, summary)
         return summary
+
+    def _described(self, problem: Exception) -> RetlError:
+        """An unexpected error as the failure of a run."""
+        found = self._explained(problem)
+        return Failure(found["code"], found["message"], hint=found["hint"])
+
+    def _explained(self, problem: Exception) -> dict[str, Any]:
+        self._failed(problem)
+        return described(problem)
 
 
 def open_session(project: Path | str | None = None, env: str | None = None) -> Session:

@@ -181,6 +181,11 @@ class Delivery:
                 self._record(tries.answer(batch, Outcome(UNKNOWN if tries.doubt else NOT_APPLIED)))
             self.stop.check()  # a stop request ends the pauses between attempts early
             raise
+        except Exception:  # the ledger was lost, or a bug: an attempt under way may have been applied
+            if tries.count:
+                with self._lock:
+                    self.answered.append(tries.answer(batch, Outcome(UNKNOWN)))
+            raise
         finally:
             with self._lock:
                 self.retries += max(tries.count - 1, 0)

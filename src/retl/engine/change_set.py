@@ -104,10 +104,10 @@ class ChangeSet:
         texts = ", ".join(name for name, t in columns if csv_text.is_text(t))
         quote = f", FORCE_QUOTE ({texts})" if texts else ""
         path = self.workspace.directory / f"lane-{os.getpid()}-{first}.csv"
-        cursor = self.workspace.cursor()
-        cursor.execute(
+        self.workspace.rows(
+            self.workspace.cursor(),
             f"COPY (SELECT {listed} FROM {self.table} WHERE pos BETWEEN {first} AND {last})"
-            f" TO {literal(str(path))} (FORMAT csv, HEADER false, NULLSTR ''{quote})"
+            f" TO {literal(str(path))} (FORMAT csv, HEADER false, NULLSTR ''{quote})",
         )
         with path.open("rb") as file:
             path.unlink()
@@ -182,10 +182,9 @@ class ChangeSet:
         return self._blocks[columns, number]
 
     def _fetch(self, columns: str, first: int, last: int) -> list[tuple[Any, ...]]:
-        return (
-            self.workspace.cursor()
-            .execute(f"SELECT {columns} FROM {self.table} WHERE pos BETWEEN {first} AND {last} ORDER BY pos")
-            .fetchall()
+        return self.workspace.rows(
+            self.workspace.cursor(),
+            f"SELECT {columns} FROM {self.table} WHERE pos BETWEEN {first} AND {last} ORDER BY pos",
         )
 
     def _block_rows(self, columns: str) -> int:

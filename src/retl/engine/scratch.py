@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from retl.errors import Failure
 
 PREFIX = "retl-run-"
 _YOUNG = 30.0  # seconds in which a new folder may have no lock yet
@@ -22,10 +25,27 @@ _YOUNG = 30.0  # seconds in which a new folder may have no lock yet
 @contextlib.contextmanager
 def private_directory() -> Iterator[Path]:
     """An empty folder in the temporary directory, mode 0700, removed at the end."""
-    _sweep(Path(tempfile.gettempdir()))
-    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name, _held(name):
-        Path(name).chmod(0o700)  # a umask may have removed our own rights
-        yield Path(name)
+    with contextlib.ExitStack() as stack:
+        try:
+            _sweep(Path(tempfile.gettempdir()))
+            made = tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
+            path = Path(stack.enter_context(made))
+            stack.enter_context(_held(path))
+            path.chmod(0o700)  # a umask may have removed our own rights
+        except OSError as problem:
+            raise unwritable(tempfile.tempdir or "the temporary folder", problem) from problem
+        yield path
+
+
+def unwritable(place: Path | str, problem: Exception) -> Failure:
+    """Failure DISK_FULL: a folder for temporary files cannot be written."""
+    named = re.search(r'": ([^"]+)', str(problem))  # DuckDB's words follow the file's name
+    why = problem.strerror if isinstance(problem, OSError) else named and named[1]
+    return Failure(
+        "DISK_FULL",
+        f"temporary files cannot be written in {place}: {why or type(problem).__name__}",
+        hint="free space and inodes there, or set TMPDIR to another folder; then run again",
+    )
 
 
 @contextlib.contextmanager

@@ -7,13 +7,17 @@ written only if memory is short. Every query of a run happens here, under a memo
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retl.engine import scratch
 from retl.errors import Failure
 from retl.observe.signals import Stop
 from retl.values.sql import literal, quoted
@@ -25,6 +29,7 @@ NAME = "retl_workspace"
 # How run files are written. USE_TMP_FILE false: DuckDB must write into the existing file, because a new one
 # would have other permissions. Dictionaries of keys and hashes take a quarter of the time and save nothing.
 RUN_FILE = "FORMAT parquet, PARQUET_VERSION V2, DICTIONARY_SIZE_LIMIT 1000, USE_TMP_FILE false"
+_IN_MEMORY = 1 << 20  # bytes of Python rows that become a table without a file
 MEMORY_LIMIT = "384MB"  # measured: 300 MB are enough for 10 M rows; more is faster only for wide marts
 
 
@@ -68,17 +73,24 @@ class Workspace:
     def run(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """All rows of one statement. A stop request interrupts it and becomes Stopped."""
         with self.stop.interrupting(self.con.interrupt):
-            try:
-                return self.con.execute(sql, dict(parameters or {})).fetchall()
-            except self._duckdb.InterruptException:
-                self.stop.check()
-                raise
-            except self._duckdb.OutOfMemoryException as problem:
-                raise Failure(
-                    "OUT_OF_MEMORY",
-                    "DuckDB needs more memory or temporary disk space than allowed",
-                    hint=f"free some disk space near {self.directory}",
-                ) from problem
+            return self.rows(self.con, sql, parameters)
+
+    def rows(
+        self, connection: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, Any] | None = None
+    ) -> list[tuple[Any, ...]]:
+        """All rows of one statement on a connection of this workspace. Failure OUT_OF_MEMORY, DISK_FULL."""
+        try:
+            with self._on_disk():
+                return connection.execute(sql, dict(parameters or {})).fetchall()
+        except self._duckdb.InterruptException:
+            self.stop.check()
+            raise
+        except self._duckdb.OutOfMemoryException as problem:
+            raise Failure(
+                "OUT_OF_MEMORY",
+                "DuckDB needs more memory or temporary disk space than allowed",
+                hint=f"free some disk space near {self.directory}",
+            ) from problem
 
     def one(self, sql: str, parameters: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
         """The row of a statement that returns exactly one."""
@@ -114,26 +126,42 @@ class Workspace:
         """Create `table` from Python rows. Values are passed as text and cast to the types of `columns`, so
         no value becomes a float. Inserting single rows would be 1,000 times slower. `lenient`: a value
         that cannot be cast becomes NULL."""
-        import msgspec
-
-        path = self.directory / f"{table}.jsonl"
         names = list(columns)
         target = f"{NAME}.main.{quoted(table)}"
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            for row in rows:
-                record = {n: None if v is None else str(v) for n, v in zip(names, row, strict=True)}
-                file.write(msgspec.json.encode(record) + b"\n")
-        if path.stat().st_size:
-            text = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
-            casts = ", ".join(f"{_cast(quoted(n), t, lenient)} AS {quoted(n)}" for n, t in columns.items())
-            self.run(
-                f"CREATE OR REPLACE TABLE {target} AS SELECT {casts} FROM "
-                f"read_json({literal(str(path))}, format = 'newline_delimited', columns = {{{text}}})"
-            )
-        else:
+        first, rest = _lines(names, rows)
+        if not first:
             typed = ", ".join(f"{quoted(name)} {kind}" for name, kind in columns.items())
             self.run(f"CREATE OR REPLACE TABLE {target} ({typed})")
+            return
+        text = dict.fromkeys(names, "VARCHAR")
+        casts = ", ".join(f"{_cast(quoted(n), t, lenient)} AS {quoted(n)}" for n, t in columns.items())
+        made = f"CREATE OR REPLACE TABLE {target} AS SELECT {casts} FROM "
+        if rest is None:  # few rows need no file, so a full disk does not hide what was delivered
+            shape = literal(json.dumps([text]))
+            unnested = f"(SELECT unnest(from_json($rows, {shape}), recursive := true))"
+            self.run(made + unnested, {"rows": f"[{b','.join(first).decode()}]"})
+            return
+        path = self.directory / f"{table}.jsonl"
+        with (
+            self._on_disk(),
+            open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file,
+        ):
+            file.writelines(line + b"\n" for line in chain(first, rest))
+        struct = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
+        self.run(
+            f"{made}read_json({literal(str(path))}, format = 'newline_delimited', columns = {{{struct}}})"
+        )
         path.unlink()
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """Turns an error of our own folder into Failure DISK_FULL; errors of other files stay as they are."""
+        try:
+            yield
+        except (OSError, self._duckdb.IOException) as problem:
+            if str(self.directory) not in str(problem):
+                raise
+            raise scratch.unwritable(self.directory, problem) from problem
 
     def close(self) -> None:
         """Drop all tables and free the memory. Other connections end too."""
@@ -144,6 +172,23 @@ class Workspace:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _lines(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> tuple[list[bytes], Iterator[bytes] | None]:
+    """The rows as JSON with text values: the first ones, and the rest if there are too many for memory."""
+    import msgspec
+
+    def line(row: Sequence[Any]) -> bytes:
+        record = {n: None if v is None else str(v) for n, v in zip(names, row, strict=True)}
+        return msgspec.json.encode(record)
+
+    lines, first, size = map(line, rows), list[bytes](), 0
+    for one in lines:
+        first.append(one)
+        size += len(one)
+        if size > _IN_MEMORY:
+            return first, lines
+    return first, None
 
 
 def _cast(text: str, to: str, lenient: bool) -> str:

@@ -180,5 +180,5 @@ def _same(path: Path, descriptor: int) -> bool:
     """Whether the path is still the file we locked: a lock on an unlinked file has no effect."""
     try:
         return os.path.samestat(path.stat(follow_symlinks=False), os.fstat(descriptor))
-    except FileNotFoundError:
+    except OSError:  # the folder is gone, or no longer ours to read
         return False

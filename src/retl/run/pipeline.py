@@ -30,9 +30,13 @@ from retl.run.target import Asked
 Recover = Callable[[Mapped, Workspace, str], recovery.Found]
 
 
-def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summary:
-    """Plan, guard, deliver, record one sync. Every end except a bug is a summary.
-    `verify` may refuse the plan by raising Mismatch."""
+def sync(
+    job: Job,
+    verify: Callable[[Plan], None] = lambda _plan: None,
+    unexpected: Callable[[Exception], RetlError] | None = None,
+) -> Summary:
+    """Plan, guard, deliver, record one sync. Every end except a bug is a summary, and also a bug that
+    `unexpected` can describe. `verify` may refuse the plan by raising Mismatch."""
     clock = Clock.since(job.since)
     run = new_run(job)
     try:
@@ -69,6 +73,10 @@ def sync(job: Job, verify: Callable[[Plan], None] = lambda _plan: None) -> Summa
             return running.commit()
         except RetlError as problem:
             return running.fail(problem)
+        except Exception as problem:
+            if unexpected is None:
+                raise
+            return running.fail(unexpected(problem))
 
 
 def dry_run(job: Job, look: Callable[[Plan, Workspace], object] = lambda _plan, _space: None) -> Summary:

@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,7 @@ from retl.engine import hash
 from retl.engine.baseline import Distrust
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
-from retl.errors import Failure, Later, Mismatch, RetlError, Stopped, Unavailable
+from retl.errors import Failure, Later, LedgerError, Mismatch, RetlError, Stopped, Unavailable
 from retl.ledger import Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.observe import log
 from retl.observe.summary import REJECTS_SHOWN, Counts, Summary, described
@@ -185,14 +185,14 @@ class Execution:
         return self._summary("REFUSED", problem.exit_code, numbers, problem)
 
     def fail(self, problem: RetlError) -> Summary:
-        """The run stopped before its end: delivered rows stay delivered, and the ledger knows them."""
+        """The run stopped before its end: delivered rows stay delivered, and the ledger knows them. If the
+        ledger is what failed, the summary still has the numbers of the answers that arrived."""
         numbers = Counts()
-        rejects = RejectChanges(retain=self._retain)
         if self.plan is not None:
             self.workspace.unstoppable()
         if self.plan is not None and not isinstance(problem, Mismatch):
-            numbers = self._account.counts()
-            rejects = self._rejects() if self.delivery is not None else rejects
+            with suppress(RetlError):  # a full disk may also keep us from counting
+                numbers = self._account.counts()
         status = (
             "INTERRUPTED"
             if isinstance(problem, Stopped) or (isinstance(problem, Later) and self.delivery is not None)
@@ -202,11 +202,20 @@ class Execution:
             if isinstance(problem, Later)
             else "FAILED"
         )
+        try:
+            self._record_failure(status, numbers, problem)
+        except RetlError as lost:  # the next run finds this one dead, with the answers recorded so far
+            status, problem = "FAILED", problem if isinstance(problem, LedgerError) else lost
+        return self._summary(status, problem.exit_code, numbers, problem)
+
+    def _record_failure(self, status: str, numbers: Counts, problem: RetlError) -> None:
+        rejects = RejectChanges(retain=self._retain)
+        if self.delivery is not None and not isinstance(problem, Mismatch):
+            rejects = self._rejects()
         if isinstance(problem, Unavailable):
             failures = self.job.sync.retry.attempts
             self.job.ledger.count_failures(self.job.target.connection, failures, problem.code)
         self._finish(status, numbers, None, rejects, problem)
-        return self._summary(status, problem.exit_code, numbers, problem)
 
     def _planned(self) -> Plan:
         assert self.plan is not None
