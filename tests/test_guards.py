@@ -50,6 +50,7 @@ def test_an_empty_mart_is_refused_only_where_absence_deletes_or_a_minimum_is_set
     empty = replace(CALM, read=0, total=0, matched=0)
     assert codes(empty) == []
     assert codes(replace(empty, deletes_on=True, deletes=1000)) == ["EMPTY_SOURCE", "DELETE_RATE"]
+    assert codes(replace(empty, deletes_on=True, baseline_rows=0)) == []
     assert codes(replace(CALM, read=9, total=9, last_read=None), Guards(min_rows=10)) == ["EMPTY_SOURCE"]
 
 

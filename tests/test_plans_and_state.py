@@ -13,6 +13,8 @@ import duckdb
 import psycopg
 import pytest
 
+from retl.errors import DefinitionError
+from retl.run import plan_file
 from tests.commands import ROWS, Workshop
 from tests.servers import Database, RedisServer
 
@@ -81,12 +83,62 @@ def test_a_plan_killed_half_way_is_spent_and_the_next_sync_carries_on(
     assert column(postgres, "SELECT user_id FROM crm.users ORDER BY 1") == list(range(1, ROWS + 1))
 
 
-def test_what_is_no_plan_is_a_usage_error(workshop: Workshop) -> None:
+NO_PLANS: dict[str, Any] = {
+    "nothing": b"",
+    "an empty object": b"{}",
+    "no JSON": b"not a plan",
+    "another kind of JSON": b"[1, 2]",
+    "binary": bytes(range(256)),
+    "another encoding": '{"sync": "\u00fc"}'.encode("utf-16"),
+    "much nested": b'{"counts": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001,
+    "more after it": lambda plan: json.dumps(plan).encode() + b" {}",
+    "cut": lambda plan: json.dumps(plan).encode()[:-20],
+    "an unknown part": lambda plan: {**plan, "more": 1},
+    "a missing part": lambda plan: {name: value for name, value in plan.items() if name != "digest"},
+    "another format": lambda plan: {**plan, "format": 99},
+    "a list as the sync": lambda plan: {**plan, "sync": ["users"]},
+    "an unknown selection": lambda plan: {**plan, "selection": {"rows": 3}},
+    "a selection of another type": lambda plan: {**plan, "selection": {"limit": "three"}},
+    "a limit of nothing": lambda plan: {**plan, "selection": {"limit": 0}},
+    "keys that are no texts": lambda plan: {**plan, "selection": {"keys": [{"a": 1}]}},
+    "keys that are one text": lambda plan: {**plan, "selection": {"keys": "users"}},
+    "a key with NUL": lambda plan: {**plan, "selection": {"keys": ["a\x00b"]}},
+    "fingerprints of another type": lambda plan: {**plan, "fingerprints": {"what": 1}},
+    "a nested variable": lambda plan: {**plan, "variables": {"day": {"a": [1]}}},
+    "deletes below zero": lambda plan: {**plan, "allow_deletes": -1},
+}
+
+
+@pytest.mark.parametrize("kind", NO_PLANS)
+def test_what_is_no_plan_is_a_usage_error(tmp_path: Path, kind: str) -> None:
+    plan = plan_file.Artifact(
+        format=plan_file.FORMAT, version="0", sync="users", environment=None, state_id="", object="redis://",
+        fingerprints={}, how="", baseline=[], digest="", counts={}, selection=plan_file.Chosen(), accept=[],
+        allow_deletes=None, variables={}, created_at="",
+    )  # fmt: skip
+    path = tmp_path / "a.plan"
+    plan_file.write(plan, path)
+    assert plan_file.read(path) == plan
+    change = NO_PLANS[kind]
+    made = change(json.loads(path.read_bytes())) if callable(change) else change
+    path.write_bytes(made if isinstance(made, bytes) else json.dumps(made).encode())
+    with pytest.raises(DefinitionError) as caught:
+        plan_file.read(path)
+    assert caught.value.code == "PLAN_UNREADABLE"
+
+
+@pytest.mark.parametrize("path", [".", "gone.plan", "/dev/zero"])
+def test_a_path_without_a_plan_is_a_usage_error(workshop: Workshop, path: str) -> None:
     workshop.sync("users", destination=TABLE)
-    workshop.write("no.plan", "{}")
-    said = workshop.retl("apply", "no.plan")
-    assert said.code == 2
-    assert "is not a plan of retl" in said.err
+    said = workshop.retl("apply", path)
+    assert (said.code, "PLAN_UNREADABLE" in said.err) == (2, True), said.err
+
+
+def test_a_plan_keeps_the_rows_that_it_selects(workshop: Workshop, postgres: Database) -> None:
+    workshop.sync("users", destination=TABLE)
+    assert workshop.retl("plan", "--sync", "users", "--key", "3", "--key", "5", "--out", "two.plan").code == 0
+    assert only(workshop.json("apply", "two.plan"))["inserted"] == 2
+    assert column(postgres, "SELECT user_id FROM crm.users ORDER BY 1") == [3, 5]
 
 
 # --- watermarks
@@ -316,9 +368,21 @@ def test_another_field_sends_every_row_once_and_the_plan_says_why(workshop: Work
     workshop.sync("users", destination=TABLE, fields='{"*": "*", origin: {value: warehouse}}')
     planned = only(workshop.json("plan", "--sync", "users"))
     assert planned["updated"] == ROWS
-    assert "every row is sent once" in planned["notes"][0]
+    assert planned["notes"][0] == "what is sent changed (origin: new → string): every row is sent once"
     assert run(workshop)["updated"] == ROWS
     assert run(workshop)["unchanged"] == ROWS
+
+
+def test_another_scale_sends_every_row_once_and_the_plan_names_the_field(
+    workshop: Workshop, redis_server: RedisServer
+) -> None:
+    workshop.use(redis=redis_server)
+    workshop.sync("users")
+    assert run(workshop)["inserted"] == ROWS
+    workshop.warehouse("ALTER TABLE users ALTER spend TYPE DECIMAL(14, 4)")
+    planned = only(workshop.json("plan", "--sync", "users"))
+    assert planned["updated"] == ROWS
+    assert "spend: decimal(12,2) → decimal(14,4)" in planned["notes"][0]
 
 
 def test_a_tighter_contract_resends_nothing(workshop: Workshop) -> None:
@@ -425,6 +489,23 @@ def test_a_soft_delete_marks_and_a_returning_row_is_restored(workshop: Workshop,
     assert column(postgres, "SELECT status FROM crm.users WHERE user_id = 5") == ["active"]
 
 
+def test_an_empty_mart_is_refused_only_while_something_could_be_deleted(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.warehouse("CREATE TABLE kept AS FROM users; DELETE FROM users")
+    workshop.sync("users", destination=TABLE, deletes="delete")
+    for words in ((), ("--dry-run",), ("--full",), ()):
+        empty = run(workshop, *words)
+        assert (empty["status"], empty["read"], empty["exit_code"]) == ("SUCCESS", 0, 0)
+    workshop.warehouse("INSERT INTO users FROM kept LIMIT 3")
+    assert run(workshop)["inserted"] == 3
+    workshop.warehouse("DELETE FROM users")
+    refused = run(workshop)
+    assert (refused["exit_code"], refused["guards"][0]["code"]) == (3, "EMPTY_SOURCE")
+    assert run(workshop, "--accept", "EMPTY_SOURCE")["deleted"] == 3
+    assert run(workshop)["status"] == "SUCCESS"
+
+
 # --- dead targets and doubt
 
 
@@ -506,6 +587,31 @@ def test_a_source_is_one_select(workshop: Workshop, sql: str) -> None:
     said = workshop.retl("sync")
     assert said.code == 2
     assert "must be exactly one SELECT" in said.err
+
+
+@pytest.mark.parametrize(
+    "end", [";", ";;; ", "; -- a comment; or two", ";\n/* one\n; */ ; -- two\n", " -- 'a", " /* a */"]
+)
+def test_a_select_may_end_with_semicolons_and_comments(
+    workshop: Workshop, postgres: Database, end: str
+) -> None:
+    sql = f"-- ü; 🦆\nSELECT user_id, email || ';ü' AS email /* ; */ FROM users{end}"
+    workshop.write("marts/users.sql", sql)
+    workshop.sync("users", destination=TABLE, source="{file: marts/users.sql}", checks=json.dumps([f"FROM source LIMIT 0{end}"]))  # fmt: skip
+    assert run(workshop)["inserted"] == ROWS
+    assert column(postgres, "SELECT email FROM crm.users WHERE user_id = 1") == ["u1@example.com;ü"]
+
+
+def test_a_table_with_a_dot_in_its_name_is_quoted(workshop: Workshop, postgres: Database) -> None:
+    workshop.warehouse(
+        'CREATE SCHEMA "a.b"; CREATE TABLE "a.b"."my ""own"".table" AS FROM users; CREATE TABLE "my.table" AS FROM users LIMIT 2'
+    )
+    for name, rows in (('"my.table"', 2), ('main."my.table"', 2), ('"a.b"."my ""own"".table"', ROWS)):
+        workshop.sync("users", destination=TABLE, source=json.dumps({"table": name}), deletes="delete")
+        assert run(workshop, "--dry-run", "--full")["read"] == rows, name
+    workshop.sync("users", destination=TABLE, source=json.dumps({"table": '"my.table'}))
+    refused = workshop.retl("sync")
+    assert (refused.code, "put a part with a dot in double quotes" in refused.err) == (2, True)
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "retl.yml", "../other.csv"])

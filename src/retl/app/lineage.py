@@ -43,6 +43,7 @@ from retl.observe.aside import Aside
 from retl.observe.redact import redact
 from retl.project.definitions import Source, Warehouse
 from retl.sources import dbt
+from retl.values.sql import split
 
 LIBRARIES = ("openlineage", "urllib3", "requests")
 PRODUCER = f"urn:retl-cli:{__version__}"
@@ -202,7 +203,7 @@ def origin(source: Source, warehouse: Warehouse, folder: Path) -> tuple[str, str
         except RetlError:  # the run reports the error
             relation = source.dbt
     if relation is not None:
-        parts = relation.replace('"', "").split(".")
+        parts = split(relation)
         name = ".".join([path.stem, "main"][: max(3 - len(parts), 0)] + parts)
     else:
         name = source.file or f"sql:{sha256(str(source.sql).encode()).hexdigest()[:16]}"

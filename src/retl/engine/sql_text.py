@@ -44,7 +44,16 @@ def select(sql: str, variables: Mapping[str, Any], origin: str) -> Query:
             hint=f"give it under `vars:` in retl.yml or with --var {missing[0]}=…",
             where=origin,
         )
-    return Query(statements[0].query.rstrip().rstrip(";"), {k: variables[k] for k in wanted}, origin)
+    return Query(_unterminated(statements[0].query), {k: variables[k] for k in wanted}, origin)
+
+
+def _unterminated(sql: str) -> str:
+    """The text of one statement without the semicolon that ends it, and what follows: only comments can."""
+    text = sql.encode()  # the tokenizer counts bytes
+    for start, kind in duckdb.tokenize(sql):
+        if kind == duckdb.token_type.operator and text[start : start + 1] == b";":
+            return text[:start].decode()
+    return sql
 
 
 def columns(workspace: Workspace, wanted: Query) -> dict[str, str]:

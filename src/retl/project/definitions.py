@@ -10,10 +10,20 @@ import re
 from typing import Annotated, Any, Literal, Required
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator, with_config
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+    with_config,
+)
 from typing_extensions import TypedDict
 
 from retl.model import Definition, Duration, Formats, Limits, Rate, Retry, needs_tls
+from retl.values.sql import split
 from retl.values.types import TypeName
 
 WAREHOUSE = "warehouse"  # the name of the default source
@@ -34,6 +44,13 @@ class Source(Definition):
     file: str | None = None
     dbt: str | None = None
     max_age: Duration | None = None
+
+    @field_validator("table")
+    @classmethod
+    def _named(cls, table: str | None) -> str | None:
+        if table is not None:
+            split(table)
+        return table
 
     @model_validator(mode="after")
     def _one(self) -> Source:

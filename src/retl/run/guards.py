@@ -122,7 +122,8 @@ def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
 
 def _volume(facts: Facts, guards: Guards) -> Iterator[Refusal]:
     too_few = guards.min_rows is not None and facts.total < guards.min_rows
-    if (facts.total == 0 and facts.deletes_on) or too_few:
+    unbuilt = facts.total == 0 and facts.deletes_on and facts.baseline_rows  # else nothing could be deleted
+    if unbuilt or too_few:
         wanted = f"at least {guards.min_rows}" if too_few else "some, since `deletes` is on"
         yield Refusal(
             "EMPTY_SOURCE", f"the mart has {facts.total} rows; expected {wanted}", "was the mart built?"

@@ -6,6 +6,7 @@ here uses the ledger or the target.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -35,7 +36,7 @@ class Mapped:
     contract: Contract
     field_map: FieldMap
     capabilities: Capabilities
-    fingerprints: dict[str, str]  # of target, key and payload
+    fingerprints: dict[str, str]  # of target, key and payload; `types` are the fields' types as JSON
 
 
 @dataclass(frozen=True)
@@ -180,5 +181,6 @@ def _map(job: Job, run: Run, contract: Contract) -> Mapped:
         "where": capabilities.object,
         "who": mapping.key_fingerprint(field_map),
         "what": mapping.payload_fingerprint(sync, contract, field_map, capabilities.shaping),
+        "types": json.dumps({field.name: str(field.type) for field in field_map.shape.fields}),
     }
     return Mapped(contract, field_map, capabilities, fingerprints)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -26,6 +26,19 @@ from retl.run.job import Job, Options
 from retl.run.plan import Plan
 
 FORMAT = 1
+LARGEST = 64 << 20  # bytes of a plan; only a selection of very many keys makes a large one
+Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]  # no SQL can contain NUL
+Number = Annotated[int, msgspec.Meta(ge=0)]
+Value = Text | int | float | bool | None
+
+
+class Chosen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The rows that the plan selects: a `Selection`."""
+
+    full: bool = False
+    limit: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    keys: tuple[Text, ...] = ()
+    where: Text | None = None
 
 
 class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,10 +55,10 @@ class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     baseline: list[str]
     digest: str
     counts: dict[str, Any]
-    selection: dict[str, Any]
+    selection: Chosen
     accept: list[str]
-    allow_deletes: int | None
-    variables: dict[str, Any]
+    allow_deletes: Number | None
+    variables: dict[str, Value]
     created_at: str
 
 
@@ -63,7 +76,7 @@ def make(job: Job, plan: Plan) -> Artifact:
         baseline=_baseline(plan),
         digest=plan.changes.digest(),
         counts=asdict(counts.if_taken(plan)),
-        selection={name: value for name, value in asdict(job.options.selection).items() if value},
+        selection=Chosen(**asdict(job.options.selection)),
         accept=list(job.options.accept),
         allow_deletes=job.options.allow_deletes,
         variables=dict(job.options.variables),
@@ -80,8 +93,10 @@ def write(artifact: Artifact, path: Path) -> None:
 def read(path: Path) -> Artifact:
     """DefinitionError if it is not a plan of this version of retl."""
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=Artifact)
-    except (OSError, msgspec.DecodeError) as problem:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        found = msgspec.json.decode(content[:LARGEST], type=Artifact)
+    except (OSError, ValueError, RecursionError) as problem:  # msgspec's errors are ValueErrors
         raise DefinitionError(
             "PLAN_UNREADABLE",
             f"{path} is not a plan of retl",
@@ -94,11 +109,8 @@ def read(path: Path) -> Artifact:
 
 def options(artifact: Artifact) -> Options:
     """The options that the plan was made with."""
-    chosen = dict(artifact.selection)
-    if "keys" in chosen:
-        chosen["keys"] = tuple(chosen["keys"])
     return Options(
-        selection=Selection(**chosen),
+        selection=Selection(**msgspec.structs.asdict(artifact.selection)),
         allow_deletes=artifact.allow_deletes,
         accept=tuple(artifact.accept),
         variables=artifact.variables,

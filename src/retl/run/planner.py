@@ -6,6 +6,7 @@ Each step takes the results of earlier steps and returns a frozen value. `pipeli
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -278,7 +279,7 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
     preview = job.target.destination.about.preview
     known, place = made.known, plan.capabilities.object
     notes = {
-        "what is sent changed (fields, types, transforms or formats): every row is sent once": (
+        f"what is sent changed ({_reshaped(made)}): every row is sent once": (
             known.differs(made.frozen.mapped, "what")
         ),
         f"a dead run left {unanswered} rows unanswered: a run resolves them first, so these numbers may"
@@ -297,6 +298,17 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
     yield from (note for note, holds in notes.items() if holds)
     if plan.facts.build is not None:
         yield from dbt.notes(plan.facts.build)
+
+
+def _reshaped(made: Made) -> str:
+    """The fields that came, went or have another type, for a note."""
+    former = json.loads(made.known.former.get("types", "null"))
+    now: dict[str, str] = json.loads(made.frozen.mapped.fingerprints["types"])
+    if former is None or former == now:
+        return "fields, types, transforms or formats"
+    names = [name for name in {**former, **now} if former.get(name) != now.get(name)]
+    said = [f"{name}: {former.get(name, 'new')} → {now.get(name, 'gone')}" for name in names[:5]]
+    return ", ".join(said) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _volatile(job: Job, made: Made, plan: Plan) -> Sequence[str]:

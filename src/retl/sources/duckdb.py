@@ -22,7 +22,7 @@ from retl.project.definitions import Source as Mart
 from retl.project.definitions import Warehouse
 from retl.sources import dbt
 from retl.sources.api import Description, Snapshot, Source
-from retl.values.sql import literal, quoted
+from retl.values.sql import literal, quoted, split
 
 _HELD = re.compile(r"lock.*PID (\d+)|PID (\d+).*lock", re.IGNORECASE | re.DOTALL)
 _LOOK_AGAIN = 0.5  # seconds between two attempts while a writer has the lock
@@ -79,7 +79,7 @@ class DuckDB(Source[Mart]):
             name = dbt.relation(self.connection, folder, options.dbt)
             return Query(f"SELECT * FROM {name}", {}, f"dbt model {options.dbt}")
         if options.table is not None:
-            name = ".".join(quoted(part) for part in options.table.split("."))
+            name = ".".join(map(quoted, split(options.table)))
             return Query(f"SELECT * FROM {name}", {}, f"table {options.table}")
         sql, origin = options.sql or "", "source.sql"
         if options.file is not None:
