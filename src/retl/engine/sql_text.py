@@ -96,7 +96,18 @@ def drift(wanted: Query, problem: duckdb.Error) -> Mismatch | SourceError:
             f"{wanted.origin} does not fit the warehouse: {first_line(problem)}",
             hint=_meant(problem) or "fix the SQL or the mart; nothing was written",
         )
-    return SourceError("MART_UNREADABLE", f"{wanted.origin}: {first_line(problem)}")
+    named = re.search(r'Cannot access file "(.*?)" -|that match the pattern "(.*?)"', str(problem))
+    if named is None:
+        return SourceError("MART_UNREADABLE", f"{wanted.origin}: {first_line(problem)}")
+    path = named[1] or named[2]
+    why = "which is not in `read_paths`" if named[1] else "and there is no such file"
+    hint = "list the folder under `read_paths` of the warehouse in retl.yml"
+    if not (path.startswith("/") or "://" in path):
+        hint += (
+            "; DuckDB looks for a relative path in the working directory: start retl in the folder where the"
+        )
+        hint += " path is right (dbt's own), or put an absolute path into the view"
+    return SourceError("MART_UNREADABLE", f"{wanted.origin} reads {path}, {why}", hint=hint)
 
 
 def first_line(problem: duckdb.Error) -> str:

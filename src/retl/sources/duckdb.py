@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,6 +27,15 @@ from retl.values.sql import literal, quoted, split
 
 _HELD = re.compile(r"lock.*PID (\d+)|PID (\d+).*lock", re.IGNORECASE | re.DOTALL)
 _LOOK_AGAIN = 0.5  # seconds between two attempts while a writer has the lock
+
+
+@dataclass(frozen=True)
+class State:
+    """What tells one content of a file from another; `changed` is the time of the last change in ns."""
+
+    inode: int
+    size: int
+    changed: int
 
 
 class DuckDB(Source[Mart]):
@@ -68,8 +78,8 @@ class DuckDB(Source[Mart]):
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         self._query()  # report a wrong definition before waiting
-        version = self._attach(workspace, self.connection.lock_wait if wait else 0.0)
-        return MartFile(self, workspace, version)
+        state = self._attach(workspace, self.connection.lock_wait if wait else 0.0)
+        return MartFile(self, workspace, state)
 
     def _query(self) -> Query:
         """The SELECT of a sync's source. DefinitionError if it is not exactly one SELECT, or uses a parameter
@@ -92,8 +102,8 @@ class DuckDB(Source[Mart]):
                 ) from problem
         return select(sql, self.invocation.variables, origin)
 
-    def _attach(self, workspace: Workspace, lock_wait: float) -> str:
-        """Attach the file read-only; returns its version: path, size and time of the last change."""
+    def _attach(self, workspace: Workspace, lock_wait: float) -> State:
+        """Attach the file read-only; returns its state before that."""
         shown = self.connection.path
         path = self.invocation.folder / shown
         if not path.is_file():
@@ -109,6 +119,7 @@ class DuckDB(Source[Mart]):
                 hint="rename the file",
             )
         deadline, reported = time.monotonic() + lock_wait, False
+        state = _state(path)
         while (pid := _attached(workspace, path)) is not None:
             if time.monotonic() >= deadline:
                 raise Later(
@@ -120,17 +131,21 @@ class DuckDB(Source[Mart]):
                 self.invocation.waiting(pid)
                 reported = True
             workspace.stop.wait(_LOOK_AGAIN)
+            state = _state(path)
         workspace.run(f"USE {quoted(path.stem)}")
-        stat = path.stat()
-        return f"{shown}:{stat.st_size}:{stat.st_mtime_ns}"
+        return state
 
 
 class MartFile(Snapshot):
-    """The attached file."""
+    """The attached file. If others overwrite it while it is read, nothing is delivered; a file that they move
+    into its place is for the next run."""
 
-    def __init__(self, source: DuckDB, workspace: Workspace, version: str) -> None:
+    def __init__(self, source: DuckDB, workspace: Workspace, state: State) -> None:
         self._workspace = workspace
-        self._alias = Path(source.connection.path).stem
+        self._state = state
+        self._path = source.invocation.folder / source.connection.path
+        self._alias = self._path.stem
+        version = f"{source.connection.path}:{state.size}:{state.changed}"
         options, folder = source.options, source.invocation.folder
         # while we hold the file dbt writes neither the mart nor results
         health = dbt.build(source.connection, folder, options.dbt) if options.dbt is not None else None
@@ -143,6 +158,22 @@ class MartFile(Snapshot):
     def close(self) -> None:
         self._workspace.run(f"USE {NAME}")
         self._workspace.run(f"DETACH {quoted(self._alias)}")
+        now = _state(self._path)
+        if now.inode == self._state.inode and now != self._state:
+            raise SourceError(
+                "SOURCE_MOVES",
+                f"{self._path.name} was overwritten while it was read; nothing was delivered",
+                hint="run again when it is complete; write to another file and move it into place",
+            )
+
+
+def _state(path: Path) -> State:
+    """The state of a file now; all zero if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return State(0, 0, 0)
+    return State(found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def _attached(workspace: Workspace, path: Path) -> str | None:
