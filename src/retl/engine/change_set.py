@@ -25,6 +25,7 @@ from retl.engine.hash import MART
 from retl.engine.lines import document_sql, line_sql
 from retl.engine.mapping import FieldMap
 from retl.engine.workspace import RUN_FILE, Workspace
+from retl.errors import Failure
 from retl.values import csv_text
 from retl.values.keys import key_value_sql
 from retl.values.sql import literal
@@ -189,13 +190,11 @@ class ChangeSet:
 
     def _block_rows(self, columns: str) -> int:
         if columns not in self._sizes:
-            weight = (
-                self.workspace.cursor()
-                .execute(
-                    f"SELECT avg(strlen(to_json(row({columns})))) FROM {self.table} USING SAMPLE 500 ROWS"
-                )
-                .fetchall()[0][0]
-            )
+            weigh = f"SELECT avg(strlen(to_json(row({columns})))) FROM {self.table} USING SAMPLE 500 ROWS"
+            try:
+                weight = self.workspace.rows(self.workspace.cursor(), weigh)[0][0]
+            except Failure:  # values too large to weigh: one row at a time
+                weight = _BLOCK_BYTES
             self._sizes[columns] = max(1, min(_BLOCK_ROWS, int(_BLOCK_BYTES / max(weight or 1, 1))))
         return self._sizes[columns]
 

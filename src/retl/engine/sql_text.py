@@ -103,10 +103,8 @@ def drift(wanted: Query, problem: duckdb.Error) -> Mismatch | SourceError:
     why = "which is not in `read_paths`" if named[1] else "and there is no such file"
     hint = "list the folder under `read_paths` of the warehouse in retl.yml"
     if not (path.startswith("/") or "://" in path):
-        hint += (
-            "; DuckDB looks for a relative path in the working directory: start retl in the folder where the"
-        )
-        hint += " path is right (dbt's own), or put an absolute path into the view"
+        hint += "; DuckDB looks for a relative path in the working directory: start retl in the folder where"
+        hint += " the path is right (dbt's own), or put an absolute path into the view"
     return SourceError("MART_UNREADABLE", f"{wanted.origin} reads {path}, {why}", hint=hint)
 
 

@@ -89,7 +89,8 @@ class Workspace:
             raise Failure(
                 "OUT_OF_MEMORY",
                 "DuckDB needs more memory or temporary disk space than allowed",
-                hint=f"free some disk space near {self.directory}",
+                hint=f"free some disk space near {self.directory}; one value of 20 MB or more may also be too"
+                " large: leave it out of the mart",
             ) from problem
 
     def one(self, sql: str, parameters: Mapping[str, Any] | None = None) -> tuple[Any, ...]:

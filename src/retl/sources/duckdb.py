@@ -2,7 +2,9 @@
 
 The file is attached read-only and read in one transaction, so a run sees one state of it. While another
 process writes to it, a run waits up to `lock_wait`. The file is released before delivery starts. A missing
-file is an error, never an empty mart.
+file is an error, never an empty mart. If others overwrite the file while it is read, nothing is delivered
+(`SOURCE_MOVES`); a file that is moved into its place is for the next run. Views may read files in
+`read_paths`; a relative path in a view is right only in the working directory that it was made for.
 """
 
 from __future__ import annotations
