@@ -30,7 +30,7 @@ from retl.destinations.postgres.adapter import Postgres, PostgresOptions
 from retl.destinations.postgres.catalog import Column, Place, Table
 from retl.destinations.postgres.exclusion import Exclusion
 from retl.destinations.postgres.statements import Relation, Statements
-from retl.destinations.postgres.transfer import SWALLOWED
+from retl.destinations.postgres.transfer import KEY_CHANGED, SWALLOWED
 from retl.destinations.postgres.types import ddl
 from retl.errors import Ambiguous, DefinitionError, InvariantBroken, Later, Mismatch, Systemic, Unavailable
 from retl.net.postgres import SETTINGS, PostgresConnection
@@ -662,6 +662,122 @@ def test_a_delete_a_trigger_swallows_is_no_success(target: PostgresTarget) -> No
     assert deliver(destination, rows.batch("delete")) == [WRITTEN, SWALLOWED, WRITTEN]
 
 
+@pytest.mark.parametrize(
+    "deletes", ["keep", "delete", SoftDelete({"name": "gone"})], ids=["update", "delete", "soft"]
+)
+def test_rows_are_counted_by_key_where_the_tables_key_is_not_unique(
+    target: PostgresTarget, deletes: Any
+) -> None:
+    """Two rows of the table have the key of the first row, none has that of the second."""
+    shape = replace(SHAPE, write="update_only", deletes=deletes)
+    destination = ready(target, shape)
+    target.admin.execute(
+        "ALTER TABLE crm.people DROP CONSTRAINT people_pkey;"
+        "INSERT INTO crm.people (id, name) VALUES ('k0', 'old'), ('k0', 'old'), ('k2', 'old')"
+    )
+    rows = Rows(shape, sample(3))
+    if deletes == "keep":
+        assert deliver(destination, rows.batch("update_only")) == [WRITTEN, ABSENT, WRITTEN]
+        assert one(target, "SELECT count(*) FROM crm.people WHERE name = 'old'") == 0
+        return
+    target.admin.execute(
+        "CREATE FUNCTION crm.keep() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN IF OLD.id = 'k2' THEN RETURN NULL; END IF; RETURN coalesce(NEW, OLD); END $$;"
+        " CREATE TRIGGER keep BEFORE UPDATE OR DELETE ON crm.people FOR EACH ROW EXECUTE FUNCTION crm.keep()"
+    )
+    batch = rows.batch("delete")
+    assert deliver(destination, batch) == [WRITTEN, WRITTEN, SWALLOWED]
+
+
+@pytest.mark.parametrize("write", ["insert_only", "update_only"])
+def test_rows_the_table_takes_for_one_are_rejected_in_each_write_mode(
+    target: PostgresTarget, write: WriteMode
+) -> None:
+    target.admin.execute(
+        "CREATE TABLE crm.people (id char(5) PRIMARY KEY, name text, amount numeric(12,2),"
+        f" visits bigint); GRANT ALL ON crm.people TO {ROLE}"
+    )
+    destination = Postgres(target.options(), replace(SHAPE, write=write))
+    destination.prepare(VISIT)
+    if write == "update_only":
+        target.admin.execute("INSERT INTO crm.people (id) VALUES ('k0'), ('k1')")
+    rows = [("k0", "first", None, 1), ("k1", "alone", None, 1), ("k0 ", "second", None, 1)]
+    results = deliver(destination, Rows(SHAPE, rows).batch(write))
+    assert [result.code for result in results] == ["KEY_COLLIDES", None, "KEY_COLLIDES"]
+    assert one(target, "SELECT count(*) FROM crm.people WHERE visits = 1") == 1
+
+
+def test_rows_of_tables_that_inherit_belong_to_others(target: PostgresTarget) -> None:
+    """The child has a row with each key that the sync has, and nothing of it is read, changed or deleted."""
+    shape = replace(SHAPE, deletes="delete")
+    destination = ready(target, shape)
+    target.admin.execute(
+        f"CREATE TABLE crm.children () INHERITS (crm.people); GRANT ALL ON crm.children TO {ROLE};"
+        "INSERT INTO crm.children (id, name) SELECT 'k' || n, 'theirs' FROM generate_series(0, 3) AS n"
+    )
+    rows = Rows(shape, sample(3))
+    assert list(destination.read(rows.batch())) == [None] * 3
+    assert deliver(destination, rows.batch("update_only", run_id="run-0")) == [ABSENT] * 3
+    assert deliver(destination, rows.batch(run_id="run-1")) == [WRITTEN] * 3
+    again = rows.batch(run_id="run-2")
+    assert deliver(destination, again) == [WRITTEN] * 3
+    assert [row and row["name"] for row in destination.read(again)] == ["name 0", "name 1", "name 2"]
+    assert deliver(destination, rows.batch("delete", run_id="run-3")) == [WRITTEN] * 3
+    assert one(target, "SELECT count(*) FROM ONLY crm.people") == 0
+    assert one(target, "SELECT count(*) FROM crm.children WHERE name = 'theirs'") == 4
+
+
+REKEY = (
+    "CREATE FUNCTION crm.rekey() RETURNS trigger LANGUAGE plpgsql AS"
+    " $$ BEGIN {body} RETURN NEW; END $$;"
+    " CREATE TRIGGER rekey BEFORE INSERT OR UPDATE ON crm.people FOR EACH ROW EXECUTE FUNCTION crm.rekey()"
+)
+
+
+@pytest.mark.parametrize("write", ["upsert", "insert_only", "update_only", "append"])
+def test_a_row_whose_key_a_trigger_changes_is_no_success(target: PostgresTarget, write: WriteMode) -> None:
+    destination = ready(target, replace(SHAPE, write=write))
+    if write == "update_only":
+        target.admin.execute("INSERT INTO crm.people (id) VALUES ('k0'), ('K1'), ('k2')")
+    target.admin.execute(REKEY.format(body="NEW.id = lower(NEW.id);"))
+    rows = [("k0", "a", None, 1), ("K1", "b", None, 1), ("k2", "c", None, 1), ("K3", "d", None, 1)]
+    results = deliver(destination, Rows(SHAPE, rows).batch(write))
+    assert results == [WRITTEN, KEY_CHANGED, WRITTEN, ABSENT if write == "update_only" else KEY_CHANGED]
+    assert one(target, "SELECT count(*) FROM crm.people WHERE visits = 1") == 2
+
+
+def test_keys_that_a_trigger_makes_one_cost_only_the_row_that_it_changes(target: PostgresTarget) -> None:
+    destination = ready(target)
+    target.admin.execute(REKEY.format(body="NEW.id = lower(NEW.id);"))
+    rows = [("K0", "first", None, 1), ("k0", "second", None, 2), ("k1", "third", None, 3)]
+    results = deliver(destination, Rows(SHAPE, rows).batch())
+    assert results == [KEY_CHANGED, WRITTEN, WRITTEN]
+    assert target.contents() == as_contents(SHAPE, rows[1:])
+
+
+def test_a_row_that_a_trigger_moves_away_afterwards_is_no_success(target: PostgresTarget) -> None:
+    destination = ready(target)
+    target.admin.execute(
+        "CREATE FUNCTION crm.move() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN DELETE FROM crm.people WHERE id = NEW.id; RETURN NULL; END $$;"
+        " CREATE TRIGGER move AFTER INSERT ON crm.people FOR EACH ROW WHEN (NEW.visits = 1)"
+        " EXECUTE FUNCTION crm.move()"
+    )
+    kinds_found = kinds(deliver(destination, Rows(SHAPE, sample(3)).batch()))
+    assert kinds_found == [Kind.WRITTEN, Kind.REJECTED, Kind.WRITTEN]
+
+
+def test_a_trigger_of_a_partition_is_watched_too(target: PostgresTarget) -> None:
+    target.admin.execute(
+        "CREATE TABLE crm.people (id text PRIMARY KEY, name text, amount numeric(12,2), visits bigint)"
+        " PARTITION BY RANGE (id); CREATE TABLE crm.p0 PARTITION OF crm.people FOR VALUES FROM ('a') TO ('z')"
+    )
+    destination = ready(target)
+    target.admin.execute(REKEY.format(body="NEW.id = 'k' || NEW.id;").replace("ON crm.people", "ON crm.p0"))
+    assert deliver(destination, Rows(SHAPE, sample(2)).batch()) == [KEY_CHANGED] * 2
+    assert target.contents() == {}
+
+
 def test_rows_that_get_lost_on_the_way_are_noticed(target: PostgresTarget) -> None:
     class Short(Rows):
         def csv(self, first: int, last: int, *, delete: bool, numbered: bool) -> Iterator[bytes]:
@@ -678,10 +794,8 @@ def test_new_rows_go_straight_into_the_table_until_it_objects(target: PostgresTa
     """One row of the third batch is there already: from then on rows are staged."""
     destination = ready(target)
     target.admin.execute(
-        "ALTER TABLE crm.people ADD COLUMN way text; INSERT INTO crm.people (id, way) VALUES ('k7', 'theirs');"
-        " CREATE FUNCTION crm.way() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN NEW.way := split_part(current_query(), ' ', 1); RETURN NEW; END $$;"
-        " CREATE TRIGGER way BEFORE INSERT ON crm.people FOR EACH ROW EXECUTE FUNCTION crm.way()"
+        "ALTER TABLE crm.people ADD COLUMN way text DEFAULT split_part(current_query(), ' ', 1);"
+        "INSERT INTO crm.people (id, way) VALUES ('k7', 'theirs')"
     )
     rows = Rows(SHAPE, sample(12))
     for first in range(0, 12, 3):

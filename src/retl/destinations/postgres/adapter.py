@@ -264,6 +264,7 @@ class Postgres(Destination[PostgresOptions]):
             types = catalog.types(session, self._sql.relation)
             if not types:
                 return iter([None] * len(keys))
+            self._learn(session)
             names = [field.name for field in self.shape.fields if field.name in types]
             for start in range(0, len(keys), READ_ROWS):
                 query = self._sql.read(keys[start : start + READ_ROWS], types, names)
@@ -304,10 +305,17 @@ class Postgres(Destination[PostgresOptions]):
             with self._transaction(session):
                 place = catalog.place(session, self._sql.relation)
                 self._marked = place.marker and place.may_mark
+                self._learn(session)
+                self._straight = self._straight and self._sql.straight
                 session.execute(self._sql.stage())
             session.autocommit = False
             self._lane = session
         return self._lane
+
+    def _learn(self, session: Session) -> None:
+        """Make the statements fit the table as the catalog describes it now."""
+        relation, keys = self._sql.relation, [field.name for field in self.shape.key]
+        self._sql = Statements(relation, self.shape, catalog.traits(session, relation, keys))
 
     @contextmanager
     def _session(self, *, read_only: bool = False) -> Iterator[Session]:

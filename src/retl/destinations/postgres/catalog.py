@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retl.destinations.batch import Trace
-from retl.destinations.postgres.statements import MARKER, Relation, Statements
+from retl.destinations.postgres.statements import MARKER, Relation, Statements, Traits
 from retl.net.postgres import Session
 
 
@@ -164,3 +165,28 @@ def types(session: Session, relation: Relation) -> dict[str, str]:
         [relation.sql],
     ).fetchall()
     return dict(rows)
+
+
+def traits(session: Session, relation: Relation, keys: Sequence[str]) -> Traits:
+    """Those of an ordinary table if there is none. A key is compared by the operator of its own type, or by
+    PostgreSQL's: the search path may lead to others."""
+    row = session.execute(
+        "SELECT c.relkind = 'r',"
+        " ARRAY(SELECT format('OPERATOR(%%I.=)', coalesce("
+        "   (SELECT n.nspname FROM pg_catalog.pg_operator AS o JOIN pg_catalog.pg_namespace AS n"
+        "     ON n.oid = b.typnamespace WHERE o.oprname = '=' AND o.oprnamespace = b.typnamespace"
+        "     AND o.oprleft = b.oid AND o.oprright = b.oid), 'pg_catalog'))"
+        "  FROM unnest(%s::text[]) WITH ORDINALITY AS k(name, n)"
+        "  LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = k.name"
+        "  LEFT JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid"
+        "  LEFT JOIN pg_catalog.pg_type AS b"
+        "   ON b.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END ORDER BY k.n),"
+        # a partition may have triggers of its own
+        " coalesce((SELECT bit_or(g.tgtype) FROM pg_catalog.pg_trigger AS g WHERE NOT g.tgisinternal"
+        "  AND g.tgenabled <> 'D' AND (g.tgrelid = c.oid OR g.tgrelid IN"
+        "  (SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) AS p))), 0)"
+        " FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %s AND c.relname = %s",
+        [list(keys), relation.schema, relation.name],
+    ).fetchone()
+    return Traits(row[0], tuple(row[1]), row[2]) if row else Traits()

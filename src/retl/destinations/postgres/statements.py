@@ -22,6 +22,14 @@ ROW = "retl_row"
 STAGE = "pg_temp.retl_stage"
 MARKER = "retl_applied"
 _MARK = "(state_id, run_id, batch, attempt)"
+_INSERT, _DELETE, _UPDATE = 4, 8, 16  # pg_trigger.tgtype
+_EVENTS: dict[Mode, int] = {
+    "upsert": _INSERT | _UPDATE,
+    "insert_only": _INSERT,
+    "update_only": _UPDATE,
+    "append": _INSERT,
+    "delete": _DELETE,
+}
 LONGEST_NAME = 63  # bytes; PostgreSQL cuts the rest off silently
 
 _PART = r'(?:"(?:[^"]|"")+"|[^".]+)'
@@ -65,18 +73,51 @@ def check_name(name: str) -> None:
         raise ValueError(f"a PostgreSQL name has 1 to {LONGEST_NAME} bytes: {name[:80]!r}")
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What the catalog says of a table that changes how it is written. The defaults are those of an ordinary
+    table."""
+
+    ordinary: bool = True  # False: partitioned, or not a table at all
+    equals: tuple[str, ...] = ()  # the operator that compares each key column
+    triggers: int = 0  # the events that call a trigger of the table, as bits of pg_trigger.tgtype
+
+
 class Statements:
     """The statements of one sync. Methods that take a batch name it in their marker; `first` and `last`
-    are row numbers inside the staged batch."""
+    are row numbers inside the staged batch.
 
-    def __init__(self, relation: Relation, shape: Shape) -> None:
+    The rows of an ordinary table are only its own: those of tables that inherit from it belong to others.
+    """
+
+    def __init__(self, relation: Relation, shape: Shape, traits: Traits | None = None) -> None:
         self.relation = relation
         self.shape = shape
+        self.traits = traits or Traits()
         self.marker = f"{quoted(relation.schema)}.{MARKER}"
         self.names = frozenset(field.name for field in (*shape.key, *shape.fields))
         self.keys = [quoted(field.name) for field in shape.key]
         self.columns = [*self.keys, *(quoted(field.name) for field in shape.fields)]
-        self._same_key = " AND ".join(f"t.{key} = s.{key}" for key in self.keys)
+        self._equals = self.traits.equals or ("=",) * len(self.keys)
+        self._same_key = " AND ".join(
+            f"t.{key} {equals} s.{key}" for key, equals in zip(self.keys, self._equals, strict=True)
+        )
+
+    @property
+    def _rows(self) -> str:
+        """The table's own rows, as t."""
+        return f"{'ONLY ' if self.traits.ordinary else ''}{self.relation.sql} AS t"
+
+    def triggers(self, operation: Mode) -> bool:
+        """Whether a trigger of the table may act on the rows of a batch."""
+        soft = isinstance(self.shape.deletes, SoftDelete)
+        events = _UPDATE if operation == "delete" and soft else _EVENTS[operation]
+        return bool(self.traits.triggers & events)
+
+    @property
+    def straight(self) -> bool:
+        """Whether a COPY into the table itself needs no second look: no trigger acts on what it inserts."""
+        return not self.traits.triggers & _INSERT
 
     # --- staging
 
@@ -103,6 +144,10 @@ class Statements:
             f" HAVING count(*) > 1) AS t WHERE {self._same_key} RETURNING s.{ROW}"
         )
 
+    def collides(self) -> str:
+        """Whether `take_collisions` would find any."""
+        return f"SELECT EXISTS (SELECT FROM {STAGE} GROUP BY {', '.join(self.keys)} HAVING count(*) > 1)"
+
     def index_stage(self) -> str:
         """For many statements over few rows each."""
         return f"CREATE INDEX retl_stage_rows ON {STAGE} ({ROW})"
@@ -110,29 +155,38 @@ class Statements:
     def unindex_stage(self) -> str:
         return "DROP INDEX pg_temp.retl_stage_rows"
 
+    def take_out(self, rows: Sequence[int]) -> str:
+        """Remove these rows from the stage."""
+        return f"DELETE FROM {STAGE} WHERE {ROW} IN ({', '.join(map(str, rows))})"
+
     # --- applying the stage
 
     def apply(self, operation: Mode, first: int, last: int) -> str:
-        """Its row count is lower than the number of rows if some were not written: `left` returns them."""
+        """Writes staged rows and tells how many: by its row count or, if it returns a row, by its first value
+        (the last counts also rows that got another key). `left` returns the others. The key may be less
+        unique in the table than in the mart, so rows of the table are never counted."""
         rows = f"s.{ROW} BETWEEN {first} AND {last}"
-        target, matched = f"{self.relation.sql} AS t", f"{rows} AND {self._same_key}"
+        matched = f"{rows} AND {self._same_key}"
         if operation == "delete" and isinstance(self.shape.deletes, SoftDelete):
             sets = ", ".join(f"{quoted(name)} = {_constant(v)}" for name, v in self.shape.deletes.set.items())
-            return f"UPDATE {target} SET {sets} FROM {STAGE} AS s WHERE {matched}"
+            return _by_row(f"UPDATE {self._rows} SET {sets} FROM {STAGE} AS s WHERE {matched}")
         if operation == "delete":
-            return f"DELETE FROM {target} USING {STAGE} AS s WHERE {matched}"
+            return _by_row(f"DELETE FROM {self._rows} USING {STAGE} AS s WHERE {matched}")
         if operation == "update_only":
             condition = f"{matched} AND {self._differs('s')}"
-            return f"UPDATE {target} SET {self._sets('s')} FROM {STAGE} AS s WHERE {condition}"
+            return _by_row(f"UPDATE {self._rows} SET {self._sets('s')} FROM {STAGE} AS s WHERE {condition}")
         listed, staged = ", ".join(self.columns), ", ".join(f"s.{column}" for column in self.columns)
-        insert = f"INSERT INTO {target} ({listed}) SELECT {staged} FROM {STAGE} AS s WHERE {rows}"
+        into = f"INSERT INTO {self.relation.sql} AS t ({listed})"
+        insert = f"{into} SELECT {staged} FROM {STAGE} AS s WHERE {rows}"
         if operation == "append":
             return insert
         conflict = f"{insert} ON CONFLICT ({', '.join(self.keys)})"
         if operation == "insert_only":
             # inserted rows are removed from the stage; rows with existing keys stay in it
             returned = f"{conflict} DO NOTHING RETURNING {', '.join(f't.{key}' for key in self.keys)}"
-            return f"WITH t AS ({returned}) DELETE FROM {STAGE} AS s USING t WHERE {matched}"
+            used = f"DELETE FROM {STAGE} AS s USING t WHERE {matched} RETURNING 1"
+            counts = "(SELECT count(*) FROM used), (SELECT count(*) FROM t)"
+            return f"WITH t AS ({returned}), used AS ({used}) SELECT {counts}"
         if not self._compared:
             return f"{conflict} DO NOTHING"
         return f"{conflict} DO UPDATE SET {self._sets('excluded')} WHERE {self._differs('excluded')}"
@@ -146,7 +200,7 @@ class Statements:
         """
         rows = f"s.{ROW} BETWEEN {first} AND {last}"
         absent = f"t.{self.keys[0]} IS NULL"
-        target = f"{self.relation.sql} AS t ON {self._same_key}"
+        target = f"{self._rows} ON {self._same_key}"
         query = f"SELECT s.{ROW}, {absent} FROM {STAGE} AS s"
         if operation == "append":
             return f"{query} LEFT JOIN {target} AND age(t.xmin) <= 0 WHERE {rows} AND {absent}"
@@ -157,6 +211,13 @@ class Statements:
             return f"{query} JOIN {target} WHERE {rows}{old}"
         stale = f" OR (age(t.xmin) > 0 AND {self._differs('s')})" if self._compared else ""
         return f"{query} LEFT JOIN {target} WHERE {rows} AND ({absent}{stale})"
+
+    def in_place(self, first: int, last: int) -> str:
+        """How many of these staged rows this transaction has written under the key that they have."""
+        return (
+            f"SELECT count(DISTINCT s.{ROW}) FROM {STAGE} AS s JOIN {self._rows} ON {self._same_key}"
+            f" AND age(t.xmin) <= 0 WHERE s.{ROW} BETWEEN {first} AND {last}"
+        )
 
     def _new(self, field: Field, source: str) -> str:
         column = quoted(field.name)
@@ -189,13 +250,15 @@ class Statements:
             f"ARRAY[{', '.join(_key_text(key[i]) for key in keys)}]::text[]" for i in range(count)
         )
         named = ", ".join(f"k{i}" for i in range(count))
-        matched = " AND ".join(f"t.{self.keys[i]} = s.k{i}::{key_types[i]}" for i in range(count))
+        matched = " AND ".join(
+            f"t.{self.keys[i]} {self._equals[i]} s.k{i}::{key_types[i]}" for i in range(count)
+        )
         held = "".join(f", t.{quoted(name)}" for name in fields)
         selected = "".join(f", f.{quoted(name)}" for name in fields)
         return (
             f"SELECT coalesce(f.{ROW}, false){selected}"
             f" FROM unnest({arrays}) WITH ORDINALITY AS s({named}, n) LEFT JOIN LATERAL"
-            f" (SELECT true AS {ROW}{held} FROM {self.relation.sql} AS t WHERE {matched} LIMIT 1) AS f"
+            f" (SELECT true AS {ROW}{held} FROM {self._rows} WHERE {matched} LIMIT 1) AS f"
             " ON true ORDER BY s.n"
         )
 
@@ -319,6 +382,11 @@ class Statements:
             "(state_id, sync, run_id, batch, attempt, epoch, object, storage, state, author, written,"
             f" not_written) SELECT {values}, {self._storage}, {outcome}"
         )
+
+
+def _by_row(change: str) -> str:
+    """Counts the staged rows (s) that a statement used, instead of the rows of the table that it changed."""
+    return f"WITH used AS ({change} RETURNING s.{ROW}) SELECT count(DISTINCT {ROW}) FROM used"
 
 
 def _copy(into: str, columns: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ alone: one bad row in 50,000 costs about 17 small statements. The caller commits
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import psycopg
 
@@ -24,6 +25,9 @@ SWALLOWED = RowResult(
 KEY_COLLIDES = RowResult(
     Kind.REJECTED, "KEY_COLLIDES", "another row of the batch has a key that is equal in the table"
 )
+KEY_CHANGED = RowResult(
+    Kind.REJECTED, "KEY_CHANGED", "a trigger of the table changes the key: no row has the key that was sent"
+)
 # The result of a row that was not written, if its key is absent and if it is present.
 _UNWRITTEN: dict[Mode, tuple[RowResult, RowResult]] = {
     "upsert": (SWALLOWED, SWALLOWED),
@@ -32,6 +36,17 @@ _UNWRITTEN: dict[Mode, tuple[RowResult, RowResult]] = {
     "insert_only": (SWALLOWED, KEPT),
     "update_only": (ABSENT, SWALLOWED),
 }
+
+
+class _Astray(Exception):
+    """Triggers wrote these rows under other keys."""
+
+    def __init__(self, rows: Iterable[int]) -> None:
+        self.rows = frozenset(rows)
+
+
+class _Collided(Exception):
+    """One row of the table stands for several staged rows."""
 
 
 def copy_in(session: Session, sql: Statements, batch: Batch, count: Count) -> bool:
@@ -89,16 +104,16 @@ def _copied(session: Session, statement: str, chunks: Iterable[bytes], count: Co
 def _apply_all(session: Session, sql: Statements, operation: Mode, last: int) -> dict[int, RowResult]:
     """Apply all staged rows, up to number `last`. Rows with colliding keys are removed before any halving,
     because halving would let the last of them win."""
+    rejected = None
     try:
-        with session.transaction():
-            return _apply(session, sql, operation, 0, last)
+        return _apply(session, sql, operation, 0, last)
+    except _Collided:
+        pass
     except psycopg.Error as error:
         rejected = rejection(error, sql.names)
         if rejected is None and error.sqlstate != CARDINALITY:
             raise
-        collided = {row: KEY_COLLIDES for (row,) in session.execute(sql.take_collisions()).fetchall()}
-        if rejected is None and not collided:
-            raise
+    collided = {row: KEY_COLLIDES for (row,) in session.execute(sql.take_collisions()).fetchall()}
     session.execute(sql.index_stage())
     if rejected is None or collided:
         found = collided | _divide(session, sql, operation, 0, last)
@@ -112,10 +127,10 @@ def _divide(
     session: Session, sql: Statements, operation: Mode, first: int, last: int
 ) -> dict[int, RowResult]:
     try:
-        with session.transaction():
-            return _apply(session, sql, operation, first, last)
+        return _apply(session, sql, operation, first, last)
     except psycopg.Error as error:
-        rejected = rejection(error, sql.names)
+        # with no colliding keys in the stage, only a trigger makes two keys one
+        rejected = KEY_CHANGED if error.sqlstate == CARDINALITY else rejection(error, sql.names)
         if rejected is None:
             raise
     return _halve(session, sql, operation, first, last, rejected)
@@ -132,8 +147,45 @@ def _halve(
 
 
 def _apply(session: Session, sql: Statements, operation: Mode, first: int, last: int) -> dict[int, RowResult]:
-    if session.execute(sql.apply(operation, first, last)).rowcount == last - first + 1:
+    """Apply staged rows in a savepoint. If a trigger writes some under other keys, all is undone and the
+    others are applied."""
+    found: dict[int, RowResult] = {}
+    watched = sql.triggers(operation)
+    while True:
+        try:
+            with session.transaction():
+                return found | _attempt(session, sql, operation, first, last, watched=watched)
+        except _Astray as astray:
+            lost = astray.rows
+        if operation == "update_only":  # a key may have been absent before
+            before = session.execute(sql.left(operation, first, last)).fetchall()
+            lost -= {row for row, is_absent in before if is_absent}
+        if lost:
+            session.execute(sql.take_out(sorted(lost)))
+            found |= dict.fromkeys(lost, KEY_CHANGED)
+        watched = bool(lost)
+
+
+def _attempt(
+    session: Session, sql: Statements, operation: Mode, first: int, last: int, *, watched: bool
+) -> dict[int, RowResult]:
+    """Apply staged rows; with `watched` the row count is no proof."""
+    cursor = session.execute(sql.apply(operation, first, last))
+    counts = cursor.fetchone() if cursor.description else None
+    written, under_any_key = (counts[0], counts[-1]) if counts else (cursor.rowcount, cursor.rowcount)
+    if written == under_any_key == last - first + 1 and not watched:
         return {}
-    absent, present = _UNWRITTEN[operation]
+    if written > under_any_key or (operation == "update_only" and _one(session, sql.collides())):
+        raise _Collided
     rows = session.execute(sql.left(operation, first, last)).fetchall()
+    if watched and rows and operation != "delete":
+        placed = written if operation == "insert_only" else _one(session, sql.in_place(first, last))
+        if placed < under_any_key:
+            raise _Astray(row for row, is_absent in rows if is_absent or operation != "insert_only")
+    absent, present = _UNWRITTEN[operation]
     return {row: absent if is_absent else present for row, is_absent in rows}
+
+
+def _one(session: Session, query: str) -> Any:
+    row = session.execute(query).fetchone()
+    return row[0] if row else None
