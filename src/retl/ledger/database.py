@@ -21,6 +21,7 @@ from retl.ledger.address import parameters_of
 from retl.ledger.rows import Cell, columns, unpacked
 from retl.net import sqlstate
 from retl.net.deadline import hang_up_after
+from retl.net.pooler import SESSION_MODE, SHARED, Shared
 from retl.net.postgres import open_session
 
 R = TypeVar("R")
@@ -207,6 +208,8 @@ class PostgreSQL(Database):
         except psycopg.Error as error:
             problem = sqlstate.unconnected(error, self.place, parameters.get("user") or "this account")
             raise self._unreachable(problem.message) from None
+        except Shared:
+            raise LedgerError("POOLER_MODE", f"{self.place} {SHARED}", hint=SESSION_MODE) from None
         if schema:
             self.change(f'SET search_path = "{schema}"')
         if snapshot:
@@ -223,7 +226,7 @@ class PostgreSQL(Database):
         return sql.replace("?", "%s")
 
     def serialise_creation(self) -> None:
-        self.query("SELECT pg_advisory_xact_lock(hashtextextended('retl ledger', 0))")
+        self.query("SELECT pg_advisory_xact_lock(pg_catalog.hashtextextended('retl ledger', 0))")
         if self._origin[1]:
             self.change(f'CREATE SCHEMA IF NOT EXISTS "{self._origin[1]}"')
 

@@ -85,7 +85,7 @@ class Advisory(Grip):
         self._count = 0
 
     def take(self, name: str) -> bool:
-        sql = "SELECT pg_try_advisory_lock(hashtextextended(?, 0))"
+        sql = "SELECT pg_try_advisory_lock(pg_catalog.hashtextextended(?, 0))"
         taken = bool(self.database.query(sql, f"{self._state_id}/{name}")[0][0])
         self._count += taken
         return taken

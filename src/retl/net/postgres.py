@@ -8,6 +8,7 @@ the loopback interface, TLS is fully verified. It knows no rows.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
@@ -15,9 +16,11 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from retl.errors import Systemic
 from retl.model import Duration, is_loopback, needs_tls
 from retl.net import sqlstate
 from retl.net.deadline import hang_up_after
+from retl.net.pooler import SESSION_MODE, SHARED, Shared, require_own_process
 
 if TYPE_CHECKING:
     import psycopg
@@ -34,8 +37,9 @@ CLIENT = {
     "keepalives_count": "3",
     "tcp_user_timeout": "30000",
 }
-# Every setting that changes the text of a value, and synchronous_commit, without which a server may lose a
-# commit. Roles and databases have defaults of their own.
+# Every setting that changes the text of a value or the meaning of our statements, and synchronous_commit,
+# without which a server may lose a commit. Roles and databases have defaults of their own. Not here:
+# default_transaction_read_only and session_replication_role, with which an administrator protects a server.
 SETTINGS = {
     "timezone": "UTC",
     "datestyle": "ISO, YMD",
@@ -46,8 +50,14 @@ SETTINGS = {
     "standard_conforming_strings": "on",
     "xmloption": "content",
     "lc_monetary": "C",
+    "quote_all_identifiers": "off",
+    "row_security": "on",
+    "default_transaction_isolation": "read committed",
+    "exit_on_error": "off",
     "synchronous_commit": "on",
 }
+# A session waits for the mart and for other lanes, and its transactions have a deadline. By version.
+ENDLESS = {"idle_session_timeout": 140000, "transaction_timeout": 170000}
 
 
 def ssl_keywords(
@@ -67,19 +77,35 @@ def ssl_keywords(
 
 
 def open_session(keywords: Mapping[str, Any], seconds: float, settings: Mapping[str, Any]) -> Session:
-    """A session in autocommit with SETTINGS and `settings`. psycopg.Error if it cannot be opened in time."""
+    """A session in autocommit with SETTINGS and `settings`. psycopg.Error if it cannot be opened in time,
+    Shared if a pooler changes its server process: then nothing was set."""
     import psycopg  # a tenth of our start time; at this point the mart is being read in parallel
 
     session = psycopg.connect(**keywords, autocommit=True)
     try:
         with hang_up_after(seconds, session.fileno()):
-            session.execute(
-                "; ".join(f"SET {name} = '{value}'" for name, value in {**SETTINGS, **settings}.items())
-            )
+            found = session.execute(_FIRST).fetchone()
+            assert found is not None
+            require_own_process(session, found[0], keywords)
+            endless = {name: 0 for name, since in ENDLESS.items() if session.info.server_version >= since}
+            values = {**SETTINGS, **endless, **settings}.items()
+            path = f"SET search_path = {_searched(found[1])}"
+            session.execute("; ".join([path, *(f"SET {name} = '{value}'" for name, value in values)]))
     except BaseException:
         session.close()
         raise
     return session
+
+
+_FIRST = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('search_path')"
+
+
+def _searched(path: str) -> str:
+    """The search path, in which no schema stands before PostgreSQL's own: that is first unless it is named.
+    The rest stays, because triggers and defaults of a table may need it."""
+    parts = re.findall(r'(?:"(?:[^"]|"")*"|[^,"])+', path)
+    kept = [part.strip() for part in parts if part.strip().strip('"') not in ("", "pg_catalog")]
+    return ", ".join(kept) or "''"
 
 
 class PostgresConnection(BaseModel):
@@ -138,6 +164,8 @@ class PostgresConnection(BaseModel):
             session = open_session(self.keywords(name), self.timeout, settings)
         except psycopg.Error as error:
             raise sqlstate.unconnected(error, f"PostgreSQL at {self.address}", self.user) from None
+        except Shared:
+            raise Systemic("POOLER_MODE", f"{self.address} {SHARED}", hint=SESSION_MODE) from None
         session.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         session.read_only = read_only or None
         session.autocommit = False

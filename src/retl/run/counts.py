@@ -37,20 +37,22 @@ _ENDINGS = {  # answer → its name in the numbers; None: the row was in no batc
 }
 
 
-def numbers(read: int, ends: Ends) -> Counts:
+def numbers(read: int, ends: Ends, *, inserts: bool = True) -> Counts:
     """The numbers of a run. Rows of the mart that are not candidates are unchanged. A key that left the mart
-    and is kept is not counted."""
+    and is kept is not counted. Without `inserts` (update_only) a row that is new to the baseline was updated:
+    the target had it."""
 
     def rows(ending: str, *ops: str) -> int:
         return sum(ends.get((op, ending), 0) for op in ops)
 
     mart = (*UPSERTS, "none")
+    new, known = rows("written", "insert"), rows("written", "update")
     deletes = {ending: rows(ending, "delete") for ending in {*_ENDINGS.values()}}
     return Counts(
         read=read,
         unchanged=read - sum(number for (op, _), number in ends.items() if op in mart),
-        inserted=rows("written", "insert"),
-        updated=rows("written", "update"),
+        inserted=new if inserts else 0,
+        updated=known if inserts else new + known,
         refreshed=rows("written", "refresh"),
         rejected=rows("rejected", *mart),
         skipped=rows("skipped", *mart),
@@ -72,12 +74,16 @@ def if_taken(plan: Plan, skips: Mapping[str, int] | None = None) -> Counts:
     for op, skipped in (skips or {}).items():
         ends[op, None] -= skipped
         ends[op, "skipped"] += skipped
-    return numbers(plan.read, _ended(ends, "skipped" if plan.adopting else "written"))
+    return _numbers(plan, _ended(ends, "skipped" if plan.adopting else "written"))
 
 
 def if_refused(plan: Plan) -> Counts:
     """The numbers of a plan that a guard refused: no row was attempted."""
-    return numbers(plan.read, _ended(Counter(plan.ends), "not_attempted"))
+    return _numbers(plan, _ended(Counter(plan.ends), "not_attempted"))
+
+
+def _numbers(plan: Plan, ends: Ends) -> Counts:
+    return numbers(plan.read, ends, inserts=plan.field_map.shape.write != "update_only")
 
 
 def _ended(ends: Counter[tuple[str, str | None]], ending: str) -> Ends:
@@ -104,7 +110,7 @@ class Account:
         for op, kind, number in found:
             ends[op, None] -= number
             ends[op, _ENDINGS[Kind(kind)]] += number
-        return numbers(self.plan.read, _ended(ends, _ENDINGS[None]))
+        return _numbers(self.plan, _ended(ends, _ENDINGS[None]))
 
     def _answers(self) -> str:
         rows = f"(SELECT pos AS row, op, key, hash FROM {CHANGES})"

@@ -134,7 +134,7 @@ class Postgres(Destination[PostgresOptions]):
         Several processes may do it at once."""
         relation, sql = self._sql.relation, self._sql
         with self._session() as session:
-            session.execute("SELECT pg_advisory_xact_lock(hashtextextended('retl:prepare', 0))")
+            session.execute("SELECT pg_advisory_xact_lock(pg_catalog.hashtextextended('retl:prepare', 0))")
             if self.options.create:
                 self._create(session)
             place = catalog.place(session, relation)

@@ -54,7 +54,7 @@ class Exclusion:
         """Take the run's locks, until the session ends. Later TARGET_HELD if another ledger has one. Call it
         in a transaction."""
         mutex = literal(f"retl:exclusion:{self._relation}")
-        session.execute(f"SELECT pg_advisory_xact_lock(hashtextextended({mutex}, 0))")
+        session.execute(f"SELECT pg_advisory_xact_lock(pg_catalog.hashtextextended({mutex}, 0))")
         other = session.execute(self._others()).fetchone()
         if other is not None:
             raise Later(
