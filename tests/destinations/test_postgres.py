@@ -33,7 +33,7 @@ from retl.destinations.postgres.statements import Relation, Statements
 from retl.destinations.postgres.transfer import KEY_CHANGED, SWALLOWED
 from retl.destinations.postgres.types import ddl
 from retl.errors import Ambiguous, DefinitionError, InvariantBroken, Later, Mismatch, Systemic, Unavailable
-from retl.net.postgres import SETTINGS, PostgresConnection
+from retl.net.postgres import ENDLESS, SETTINGS, PostgresConnection
 from retl.values.sql import quoted
 from retl.values.types import Type
 from tests.destinations.rows import Row, Rows, plain
@@ -219,13 +219,19 @@ CHANGED = {
     "standard_conforming_strings": "off",
     "xmloption": "document",
     "lc_monetary": "POSIX",
+    "quote_all_identifiers": "on",
+    "row_security": "off",
+    "default_transaction_isolation": "serializable",
+    "exit_on_error": "on",
     "synchronous_commit": "off",
 }
+HASTY = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", *ENDLESS)
 
 
 def test_what_a_role_sets_for_itself_changes_no_value(target: PostgresTarget) -> None:
     assert SETTINGS.keys() == CHANGED.keys()
-    for name, value in CHANGED.items():
+    hasty = {name: "900ms" for name in HASTY if ENDLESS.get(name, 0) <= target.admin.info.server_version}
+    for name, value in {**CHANGED, **hasty}.items():
         target.admin.execute(f"ALTER ROLE {ROLE} IN DATABASE {target.database.dbname} SET {name} = '{value}'")
     shape = replace(SHAPE, fields=(*EVERY_TYPE, Field("codes", Type("list", items="integer"))))
     rows = [(*row, [1, None, 3]) for row in VALUES]
@@ -237,8 +243,38 @@ def test_what_a_role_sets_for_itself_changes_no_value(target: PostgresTarget) ->
     assert [session.execute(f"SHOW {name}").fetchone() for name in SETTINGS] == [
         (value,) for value in SETTINGS.values()
     ]
+    assert ("900ms",) not in [session.execute(f"SHOW {name}").fetchone() for name in hasty]
     session.close()
     destination.close()
+
+
+def test_a_schema_on_the_search_path_does_not_change_what_is_equal(target: PostgresTarget) -> None:
+    """To the operators there, everything is equal and every row is old."""
+    target.admin.execute(
+        f"CREATE SCHEMA evil; GRANT USAGE ON SCHEMA evil TO {ROLE};"
+        "CREATE FUNCTION evil.lies(varchar, varchar) RETURNS boolean LANGUAGE sql AS 'SELECT true';"
+        "CREATE FUNCTION evil.lies(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';"
+        "CREATE FUNCTION evil.age(xid) RETURNS integer LANGUAGE sql AS 'SELECT 1';"
+        "CREATE OPERATOR evil.= (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = evil.lies);"
+        "CREATE OPERATOR evil.= (LEFTARG = text, RIGHTARG = text, FUNCTION = evil.lies);"
+        "CREATE TABLE crm.people (id varchar(9) PRIMARY KEY, name text, amount numeric(12,2), visits bigint);"
+        f"GRANT ALL ON crm.people TO {ROLE};"
+        f'ALTER ROLE {ROLE} IN DATABASE {target.database.dbname} SET search_path = evil, pg_catalog, "$user"'
+    )
+    shape = replace(SHAPE, key=(replace(ID, max_length=9),), deletes="delete")
+    destination = Postgres(target.options(), shape)
+    destination.check(VISIT)
+    destination.prepare(VISIT)
+    rows = Rows(shape, sample(4))
+    assert deliver(destination, rows.batch(run_id="run-1")) == [WRITTEN] * 4
+    assert [row and row["visits"] for row in destination.read(rows.batch())] == [0, 1, 2, 3]
+    changed = Rows(shape, sample(4, "new"))
+    assert deliver(destination, changed.batch("update_only", last=0, run_id="run-2")) == [WRITTEN]
+    assert deliver(destination, rows.batch("delete", first=3, run_id="run-3")) == [WRITTEN]
+    target.shape = shape
+    assert target.contents() == as_contents(shape, [changed.rows[0], *rows.rows[1:3]])
+    path = destination._connect().execute("SHOW search_path").fetchone()
+    assert path == ('evil, "$user"',)
 
 
 def test_a_refused_login_names_the_user_and_no_password(target: PostgresTarget) -> None:
