@@ -500,7 +500,8 @@ def test_a_partition_is_refused_for_what_references_its_parent(target: PostgresT
 def test_row_security_and_deletes_do_not_go_together(target: PostgresTarget) -> None:
     target.make(SHAPE)
     target.admin.execute("ALTER TABLE crm.people ENABLE ROW LEVEL SECURITY")
-    assert refusal(target, replace(SHAPE, deletes="delete")).code == "ROW_SECURITY"
+    for deletes in ("delete", SoftDelete({"name": "gone"})):
+        assert refusal(target, replace(SHAPE, deletes=deletes)).code == "ROW_SECURITY"
 
 
 def test_a_read_only_server_is_refused(target: PostgresTarget) -> None:
@@ -686,6 +687,29 @@ def test_a_row_a_trigger_swallows_is_no_success(target: PostgresTarget, write: W
     assert target.contents()["k1",]["name"] == "NAME 1"
 
 
+def test_what_others_do_between_two_statements_of_a_batch_is_no_fault_of_its_rows(
+    target: PostgresTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction older than the batch changes a row that had its values already."""
+    destination = ready(target, replace(SHAPE, write="update_only"))
+    target.admin.execute(
+        "INSERT INTO crm.people (id, name, amount, visits) VALUES ('k1', 'name 1', 0.01, 1), ('k2', '', 0, 0)"
+    )
+    left = Statements.left
+    with target.database.connect() as other, other.transaction():
+        other.execute("INSERT INTO crm.people (id) VALUES ('theirs')")
+
+        def late(self: Statements, *given: Any) -> str:
+            if other.info.transaction_status:
+                other.execute("UPDATE crm.people SET name = 'theirs' WHERE id = 'k1'; COMMIT")
+            return left(self, *given)
+
+        monkeypatch.setattr(Statements, "left", late)
+        results = deliver(destination, Rows(SHAPE, sample(3)).batch("update_only", first=1))
+    assert results == [WRITTEN] * 2
+    assert one(target, "SELECT name FROM crm.people WHERE id = 'k1'") == "name 1"
+
+
 def test_a_delete_a_trigger_swallows_is_no_success(target: PostgresTarget) -> None:
     destination = ready(target, replace(SHAPE, deletes="delete"))
     rows = Rows(SHAPE, sample(3))
@@ -853,6 +877,20 @@ def test_a_table_that_copy_cannot_fill_is_filled_all_the_same(target: PostgresTa
     assert kinds(deliver(destination, rows.batch(last=1))) == [Kind.WRITTEN] * 2
     assert kinds(deliver(destination, rows.batch(first=2))) == [Kind.WRITTEN] * 2
     assert target.contents() == as_contents(SHAPE, rows.rows)
+
+
+def test_a_row_that_a_policy_refuses_costs_only_itself(target: PostgresTarget) -> None:
+    """One row is hidden from the account, one may not be written by it."""
+    destination = ready(target)
+    target.admin.execute("INSERT INTO crm.people (id, visits) VALUES ('k0', 9)")
+    target.admin.execute(
+        "ALTER TABLE crm.people ENABLE ROW LEVEL SECURITY;"
+        f" CREATE POLICY ours ON crm.people TO {ROLE} USING (visits < 9) WITH CHECK (visits <> 2)"
+    )
+    results = deliver(destination, Rows(SHAPE, sample(4)).batch())
+    assert [result.code for result in results] == ["42501", None, "42501", None]
+    assert results[2].reason == "a row-level security policy refuses the row"
+    assert one(target, "SELECT count(*) FROM crm.people WHERE visits < 9") == 2
 
 
 # the marker

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _RETRY = {"40001", "40P01", "55P03", "57P03", "53300", "57P01", "57P02", "57P05", "57014", "25P03", "25P04"}
 _UNKNOWN = {"08007", "40003"}
 _SAFE = ("08", "0A", "25", "28", "3D", "40", "42", "53", "55", "57")  # their texts contain no values
+_WAITS = {
+    "55P03": "another session keeps rows or the table locked: run again when it has ended; pg_locks names it"
+}
 _HINTS = {
     "28": "check user, password and the server's pg_hba.conf",
     "3D": "check dbname",
@@ -39,7 +42,7 @@ def failure(error: psycopg.Error, *, lost: bool) -> TargetError:
     if code in _UNKNOWN:
         return Ambiguous(code, f"PostgreSQL does not know what became of the transaction{message}")
     if code in _RETRY or code.startswith("08"):
-        return Unavailable(code, f"PostgreSQL cannot do it now{message}")
+        return Unavailable(code, f"PostgreSQL cannot do it now{message}", hint=_WAITS.get(code))
     return Systemic(code, f"PostgreSQL refuses (SQLSTATE {code}){message}", hint=_HINTS.get(code[:2]))
 
 

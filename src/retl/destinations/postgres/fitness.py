@@ -140,16 +140,15 @@ def _key(table: Table, statements: Statements) -> list[tuple[str, str | None]]:
 
 
 def _judge_deletes(table: Table, statements: Statements) -> None:
-    if statements.shape.deletes != "delete":
-        return
-    if table.dependents and not statements.shape.cascade:
+    deletes = statements.shape.deletes
+    if deletes == "delete" and table.dependents and not statements.shape.cascade:
         raise Mismatch(
             "CASCADE",
             f"deleting from {statements.relation} would change other tables: {', '.join(table.dependents)}",
             hint="to allow that, set `cascade: true` in the sync; else use a soft delete"
             " (`deletes: {set: …}`) or foreign keys that restrict",
         )
-    if table.row_security:
+    if deletes != "keep" and table.row_security:
         raise Mismatch(
             "ROW_SECURITY",
             f"{statements.relation} hides rows from this account: a delete of a hidden row would look like"

@@ -18,6 +18,9 @@ CARDINALITY = "21000"  # one statement has a key twice
 UNSUPPORTED = "0A000"  # of COPY: a table with row-level security
 
 
+_POLICY = "ExecWithCheckOptions"  # of PostgreSQL: where 42501 is about a row and not about a right
+
+
 _POISON = {"54000", "44000", "P0001"}  # besides classes 22 and 23; P0001 is a trigger's RAISE
 
 
@@ -38,6 +41,8 @@ def rejection(error: psycopg.Error, names: Collection[str]) -> RowResult | None:
     """The row's result if the error concerns its values, else None.
     `names` are the columns that may be named."""
     code = error.sqlstate or ""
+    if code == "42501" and error.diag.source_function == _POLICY:
+        return RowResult(Kind.REJECTED, code, "a row-level security policy refuses the row")
     if code[:2] not in ("22", "23") and code not in _POISON:
         return None
     place = error.diag.constraint_name or error.diag.column_name or _copied_column(error, names)

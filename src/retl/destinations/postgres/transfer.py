@@ -178,6 +178,10 @@ def _attempt(
     if written > under_any_key or (operation == "update_only" and _one(session, sql.collides())):
         raise _Collided
     rows = session.execute(sql.left(operation, first, last)).fetchall()
+    if operation == "update_only" and not watched and not all(is_absent for _, is_absent in rows):
+        # UPDATE does not lock a row that has our values: another session may have changed it meanwhile
+        session.execute(sql.apply(operation, first, last))
+        rows = session.execute(sql.left(operation, first, last)).fetchall()
     if watched and rows and operation != "delete":
         placed = written if operation == "insert_only" else _one(session, sql.in_place(first, last))
         if placed < under_any_key:
