@@ -4,16 +4,23 @@ Each batch is one transaction: COPY into a temporary table, one statement that a
 COPY into the table itself, while all rows are new to it), and a marker in `retl_applied` in the same schema.
 So a batch is applied as a whole or not at all, an unanswered COMMIT can be resolved, and a run that lost
 its lock cannot commit. Rows that the table refuses are found and named; the rest of their batch is delivered.
-Only columns of the sync are written; a row that already has its values is not touched. Deletes are refused if
-foreign keys with ON DELETE CASCADE, SET NULL or SET DEFAULT would change other tables, unless the sync says
-`cascade: true`.
+Only columns of the sync are written; a row that already has its values is not touched. Rows of tables that
+inherit from the table are not its own: they are neither read nor written. If the table has triggers, each
+batch is compared with the table before COMMIT, because a trigger may drop a row or change its key.
+Deletes are refused if foreign keys with ON DELETE CASCADE, SET NULL or SET DEFAULT would change other tables, unless the
+sync says `cascade: true`, and if row-level security hides rows from the account.
 
 The account needs SELECT, INSERT and UPDATE on the columns of the sync (DELETE on the table for
 `deletes: delete`), TEMPORARY on the database, and once CREATE on the schema for `retl_applied`. Without the
 last, upserts work, but unanswered batches stay in doubt, and append is refused.
 
 During a run, one more session holds an advisory lock that keeps other ledgers away from the table. A session
-must belong to the run alone: connect directly or through a pooler in session mode, never in transaction mode.
+must belong to the run alone: connect directly or through a pooler in session mode. A pooler in transaction
+mode is refused before anything is written.
+
+Sessions set what a role or database may have set otherwise: formats of values, timeouts, durability and the
+isolation level. The search path of the role stays, for the triggers and defaults of the table, but no schema
+comes before PostgreSQL's own. `default_transaction_read_only` and `session_replication_role` are left alone.
 """
 
 from __future__ import annotations
