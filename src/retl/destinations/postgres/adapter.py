@@ -7,8 +7,8 @@ its lock cannot commit. Rows that the table refuses are found and named; the res
 Only columns of the sync are written; a row that already has its values is not touched. Rows of tables that
 inherit from the table are not its own: they are neither read nor written. If the table has triggers, each
 batch is compared with the table before COMMIT, because a trigger may drop a row or change its key.
-Deletes are refused if foreign keys with ON DELETE CASCADE, SET NULL or SET DEFAULT would change other tables, unless the
-sync says `cascade: true`, and if row-level security hides rows from the account.
+Deletes are refused if foreign keys with ON DELETE CASCADE, SET NULL or SET DEFAULT would change other tables,
+unless the sync says `cascade: true`, and if row-level security hides rows from the account.
 
 The account needs SELECT, INSERT and UPDATE on the columns of the sync (DELETE on the table for
 `deletes: delete`), TEMPORARY on the database, and once CREATE on the schema for `retl_applied`. Without the
@@ -50,7 +50,7 @@ from retl.destinations.batch import (
     WriteMode,
 )
 from retl.destinations.postgres import catalog, exclusion, fitness
-from retl.destinations.postgres.statements import ROW, Relation, Statements, check_name
+from retl.destinations.postgres.statements import ROW, STAGE, Relation, Statements, check_name
 from retl.errors import DefinitionError, Systemic, Unavailable
 from retl.net.gate import Gate
 from retl.net.postgres import PostgresConnection, Session, transaction
@@ -314,7 +314,8 @@ class Postgres(Destination[PostgresOptions]):
                 self._marked = place.marker and place.may_mark
                 self._learn(session)
                 self._straight = self._straight and self._sql.straight
-                session.execute(self._sql.stage())
+                # a pooler without a reset query may have kept an older stage
+                session.execute(f"DROP TABLE IF EXISTS {STAGE}; {self._sql.stage()}")
             session.autocommit = False
             self._lane = session
         return self._lane

@@ -122,12 +122,10 @@ class Statements:
     # --- staging
 
     def stage(self) -> str:
-        """Once per connection: an empty stage, also if a pooler kept an older one. The target's column
-        types make COPY the only parser."""
+        """Once per connection: an empty stage. The target's column types make COPY the only parser."""
         listed = ", ".join(f"t.{column}" for column in self.columns)
         return (
-            f"DROP TABLE IF EXISTS {STAGE};"
-            f" CREATE TEMP TABLE {STAGE.partition('.')[2]} ON COMMIT DELETE ROWS AS"
+            f"CREATE TEMP TABLE {STAGE.partition('.')[2]} ON COMMIT DELETE ROWS AS"
             f" SELECT 0 AS {ROW}, {listed} FROM {self.relation.sql} AS t WHERE false"
         )
 
