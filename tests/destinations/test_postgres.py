@@ -710,6 +710,32 @@ def test_what_others_do_between_two_statements_of_a_batch_is_no_fault_of_its_row
     assert one(target, "SELECT name FROM crm.people WHERE id = 'k1'") == "name 1"
 
 
+def test_a_row_that_an_application_keeps_locked_is_tried_again_later(target: PostgresTarget) -> None:
+    destination = ready(target, connection={"timeout": 0.5})
+    batch = Rows(SHAPE, sample(3)).batch()
+    target.admin.execute("INSERT INTO crm.people (id) VALUES ('k1')")
+    with target.database.connect() as other, other.transaction():
+        other.execute("SELECT FROM crm.people WHERE id = 'k1' FOR UPDATE")
+        with pytest.raises(Unavailable) as caught:
+            destination.write(batch)
+    assert caught.value.code in ("55P03", "57014", "CONNECTION_LOST")  # whichever ends first
+    assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 3
+
+
+def test_a_stage_that_a_pooler_kept_is_replaced(target: PostgresTarget) -> None:
+    class Kept(Postgres):
+        def _connect(self, *names: str, read_only: bool = False) -> Any:
+            session = super()._connect(*names, read_only=read_only)
+            if not read_only:
+                session.execute("CREATE TEMP TABLE retl_stage (other integer)")
+                session.commit()
+            return session
+
+    ready(target)
+    destination = Kept(target.options(), SHAPE)
+    assert kinds(deliver(destination, Rows(SHAPE, sample(2)).batch())) == [Kind.WRITTEN] * 2
+
+
 def test_a_delete_a_trigger_swallows_is_no_success(target: PostgresTarget) -> None:
     destination = ready(target, replace(SHAPE, deletes="delete"))
     rows = Rows(SHAPE, sample(3))
