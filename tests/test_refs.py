@@ -338,7 +338,7 @@ def test_an_update_by_the_id_that_another_sync_learnt(office: Office, crm: Crm) 
         destination="\n  connection: crm"
         '\n  update: {method: PATCH, path: "/v1/accounts/{id}", row: {score: $score}}',
     )
-    assert office.run("--sync", "accounts", "--sync", "scores")["inserted"] == 10
+    assert office.run("--sync", "accounts", "--sync", "scores")["updated"] == 10
     assert {one["score"] for one in crm.objects["accounts"].values()} == {7}
     assert all("id" not in one for one in crm.objects["accounts"].values())
 
