@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -665,9 +666,25 @@ def test_busy_rows_that_stay_so_wait_for_the_next_run(
 ) -> None:
     scene.world.answers.extend([took({0: BAD, 1: BUSY, 2: BUSY, 5: BUSY}), *map(fails, answers)])
     delivery = scene.delivery()
-    delivery.drain([scene.batch(0, 5)])
-    last = BUSY if isinstance(answers[-1], Spent) else WRITTEN  # a spent day lets nothing more out
+    spent = isinstance(answers[-1], Spent)  # a spent day lets nothing more out: the run comes back later
+    with pytest.raises(Later) if spent else nullcontext():
+        delivery.drain([scene.batch(0, 5)])
+    last = BUSY if spent else WRITTEN
     assert ends(scene) == [(0, 5, "done", Outcome(WRITTEN, {0: BAD} | found | {5: last}), 1)]
+
+
+def test_busy_rows_held_off_for_long_end_the_run_once_their_batch_is_recorded(scene: Scene) -> None:
+    hour = Unavailable("429", "slow down", retry_after=3600)
+    scene.world.answers.extend([took({1: BUSY, 2: BUSY}), fails(hour)])
+    delivery = scene.delivery()
+    with pytest.raises(Later, match="slow down") as caught:
+        delivery.drain(scene.batches(8, 4))
+    assert caught.value.code == "HELD_OFF"
+    assert scene.world.spans == [(0, 3), (1, 2)]
+    assert ends(scene) == [
+        (0, 3, "done", Outcome(WRITTEN, {1: BUSY, 2: BUSY}), 1),
+        (4, 7, "done", NOT_SENT, 0),
+    ]
 
 
 def test_a_slice_may_be_answered_row_by_row(scene: Scene) -> None:

@@ -110,6 +110,15 @@ def test_a_token_server_in_trouble_is_asked_again(api: Server, fault: fake.Fault
     destination.close()
 
 
+def test_a_token_server_says_when_to_ask_again(api: Server) -> None:
+    destination = HttpDestination(options(api), SHAPE)
+    api.faults.append(fake.answer(503, Retry_After="400"))
+    with pytest.raises(Unavailable, match="answered 503 to a token request") as caught:
+        destination.write(BATCH)
+    assert caught.value.retry_after == 400
+    destination.close()
+
+
 def test_a_wrong_secret_stops_and_nothing_tells_it(api: Server) -> None:
     destination = HttpDestination(options(api, client_secret="canary-secret"), SHAPE)
     with pytest.raises(Systemic) as caught:

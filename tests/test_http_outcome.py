@@ -259,7 +259,9 @@ def test_rules_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
     ("given", "seconds"),
     [("27", 27.0), ("7.279562", 7.279562), ("0", 0.0), ("-5", 0.0), ("999999", LONGEST_WAIT), ("inf", None),
      ("nan", None), ("soon", None), ("", None), ("Sat, 21 Nov 2026 06:00:30 GMT", 30.0),
-     ("Sat, 21 Nov 2026 05:00:00 GMT", 0.0), ("Sat, 21 Nov 2099 06:00:30 GMT", LONGEST_WAIT)],
+     ("Sat, 21 Nov 2026 05:00:00 GMT", 0.0), ("Sat, 21 Nov 2099 06:00:30 GMT", LONGEST_WAIT),
+     ("Sat, 21 Nov 2026 06:00:30 -0000", 30.0), ("Mon, 01 Jan 99999999999 00:00:00 GMT", None),
+     ("Sat, 21 Nov 2026 06:00:30 +9999", None), ("9" * 400, None)],
 )  # fmt: skip
 def test_retry_after_is_seconds_or_a_moment_on_the_targets_clock(given: str, seconds: float | None) -> None:
     answer = reply(429, retry_after=given, date="Sat, 21 Nov 2026 06:00:00 GMT")
@@ -274,6 +276,8 @@ def test_other_headers_can_say_how_long() -> None:
     assert wait_asked(answer.headers, HeaderWait(header="X-Reset", unit="epoch_s")) == 1795240830 - 1795240800
     assert wait_asked(reply(429, x_wait="1500").headers, HeaderWait(header="X-Wait", unit="ms")) == 1.5
     assert wait_asked(reply(429, retry_after="9").headers, HeaderWait(header="X-Wait")) == 9.0
+    unreadable = reply(429, x_wait="soon", retry_after="9")
+    assert wait_asked(unreadable.headers, HeaderWait(header="X-Wait")) == 9.0
 
 
 # reasons

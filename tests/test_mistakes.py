@@ -282,9 +282,10 @@ def test_the_vendors_quota_is_spent(workshop: Workshop) -> None:
         hubspot.misbehave(throttled(3600))
         golden(
             workshop.retl("sync"),
-            1,
-            "error: users: the target answered 429 Too Many Requests [HTTP_429]",
-            "  hint: its limit is used up: run again later",
+            75,
+            "error: users: the target of connection hub asked for a pause until TIME: the target answered 429"
+            " Too Many Requests [HELD_OFF]",
+            "  hint: run again then",
         )
         golden(
             workshop.retl("sync"),

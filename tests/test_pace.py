@@ -134,6 +134,14 @@ def attempts(error: Exception, retry: Retry, clock: Clock, paced: Pace | None = 
     return tried
 
 
+def raises(error: Exception, clock: Clock) -> Any:
+    def fail() -> None:
+        clock.now += 0.1
+        raise error
+
+    return fail
+
+
 def test_only_the_unavailable_is_tried_again(clock: Clock) -> None:
     for error in (Systemic("X", "x"), Ambiguous("X", "x"), ValueError("x")):
         assert attempts(error, Retry(), clock) == 1
@@ -159,6 +167,31 @@ def test_it_comes_back_no_sooner_than_it_was_told(clock: Clock) -> None:
 def test_what_would_exceed_the_budget_is_not_waited_for(clock: Clock) -> None:
     assert attempts(Unavailable("X", "x", retry_after=3600), Retry(budget=300), clock) == 1
     assert clock.waits == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "retry"),
+    [
+        (400, Retry()),
+        (400, Retry(budget=3600)),  # longer than any run waits
+        (400, Retry(attempts=1)),
+        (100, Retry(budget=60)),
+    ],
+)
+def test_a_pause_that_no_run_waits_for_is_no_failure(asked: float, retry: Retry, clock: Clock) -> None:
+    book = limiter.Memory()
+    paced = Pace(Limits(), book=book, connection="crm")
+    with pytest.raises(Later, match="crm .* until 20.*: too many") as caught:
+        paced.retrying(retry, clock)(raises(Unavailable("HTTP_429", "too many", retry_after=asked), clock))
+    assert (caught.value.code, caught.value.exit_code) == ("HELD_OFF", 75)
+    if asked > 300:
+        with pytest.raises(Later):
+            Pace(Limits(), book=book, connection="crm").require_room()
+
+
+def test_short_pauses_that_use_up_the_attempts_are_a_failure(clock: Clock) -> None:
+    busy = Unavailable("HTTP_503", "busy", retry_after=2)
+    assert attempts(busy, Retry(attempts=3), clock, Pace(Limits())) == 3
 
 
 def test_a_signal_during_a_pause_is_the_end(clock: Clock) -> None:

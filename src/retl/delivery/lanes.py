@@ -107,6 +107,7 @@ class Delivery:
     _failure_rate: FailureRate | None = None
     _lanes: list[Destination[Any]] = field(default_factory=list)
     _left: list[Batch] = field(default_factory=list)
+    _held_off: Later | None = None
 
     def drain(self, batches: Iterable[Batch], failure_rate: FailureRate | None = None) -> None:
         """Deliver every batch over all lanes; returns when all are answered.
@@ -192,6 +193,8 @@ class Delivery:
         log.event("batch_answered", batch=batch.id, level="debug")
         outcome = self._again(destination, batch, outcome)
         self._record(tries.answer(batch, outcome))
+        if self._held_off is not None:
+            raise self._held_off
 
     def _persist(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
         """Retry until there is an answer, inside the budget of attempts and seconds."""
@@ -280,9 +283,12 @@ class Delivery:
             tries = _Tries()
             try:
                 again = self._persist(destination, part, tries)
-            except (Unavailable, Poisoned, Later):
+            except (Unavailable, Poisoned, Later) as problem:
                 if tries.doubt:
                     merged |= dict.fromkeys(range(first, last + 1), UNKNOWN)
+                if isinstance(problem, Later):
+                    self._held_off = problem  # the run ends when this batch is recorded
+                    break
                 continue
             merged |= {first + row: again.result(row) for row in range(len(part))}
         return replace(outcome, exceptions=merged)

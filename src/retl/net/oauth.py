@@ -22,6 +22,7 @@ from retl.net.client import Address, Client, Timeouts
 from retl.net.lookup import Match, look
 from retl.net.messages import Reply, Request
 from retl.net.rs256 import Key
+from retl.net.waits import wait_asked
 from retl.observe.redact import register
 
 _EARLY = 60.0  # seconds before its end from which a token is not used
@@ -136,7 +137,11 @@ class OAuth2(Anonymous):
             client.close()
         token, life = look(reply.content, "access_token"), look(reply.content, "expires_in")
         if reply.status == 429 or reply.status >= 500 or not reply.whole:
-            raise Unavailable("OAUTH_UNAVAILABLE", f"{address} answered {reply.status} to a token request")
+            raise Unavailable(
+                "OAUTH_UNAVAILABLE",
+                f"{address} answered {reply.status} to a token request",
+                retry_after=wait_asked(reply.headers),
+            )
         if reply.status not in (200, 201) or not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
             error_code = look(reply.content, "error")
             is_code = isinstance(error_code, str) and re.fullmatch(r"[a-z_]{1,40}", error_code)

@@ -57,11 +57,10 @@ def wait_asked(headers: Mapping[str, str], header: HeaderWait | None = None) -> 
     """Seconds that the target asks us to wait, at most LONGEST_WAIT; None if it does not say. Moments are
     compared with the target's own clock if it sends a date. Header names are in lower case."""
     now = _moment(headers.get("date")) or datetime.now(UTC).timestamp()
-    given = headers.get(header.header.lower()) if header else None
-    if header is not None and given is not None:
-        seconds = _number(given)
+    seconds = _number(headers.get(header.header.lower(), "")) if header else None
+    if header is not None and seconds is not None:
         start = now if header.unit == "epoch_s" else 0.0
-        wait = None if seconds is None else (seconds - start) * _UNITS[header.unit]
+        wait: float | None = (seconds - start) * _UNITS[header.unit]
     else:
         given = headers.get("retry-after", "")
         moment = _moment(given)
@@ -96,7 +95,11 @@ def _number(value: str) -> float | None:
 
 
 def _moment(value: str | None) -> float | None:
+    """A date of HTTP, which is in UTC also if it does not say so."""
     try:
-        return parsedate_to_datetime(value).timestamp() if value else None
-    except ValueError:
+        found = parsedate_to_datetime(value) if value else None
+        if found is None:
+            return None
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError, TypeError):
         return None

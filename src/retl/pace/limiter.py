@@ -133,10 +133,11 @@ class Pace:
             return room
 
     def pause(self, seconds: float) -> None:
-        """Send nothing for this many seconds. A longer hold stays."""
+        """Send nothing for this many seconds. A longer hold stays. Without limits the book keeps only a hold
+        that ends the run."""
         with self._lock:
             self._held_until = max(self._held_until, monotonic() + seconds)
-            if self._terms != _FREE:
+            if self._terms != _FREE or seconds > _LONG:
                 self._book.change_account(self._connection, lambda account, now: account.pause(now + seconds))
 
     def on_quota(self, quota: Quota) -> None:
@@ -166,8 +167,9 @@ class Pace:
             raise self._gone(seconds)
 
     def retrying(self, retry: Retry, stop: Event) -> tenacity.Retrying:
-        """`retrying`; a `retry_after` pauses all lanes of the connection."""
-        return retrying(retry, stop, self.pause)
+        """`retrying`; a `retry_after` pauses all lanes of the connection. Later HELD_OFF if it is too long to
+        wait."""
+        return retrying(retry, stop, self.pause, self._held_off)
 
     def close(self) -> None:
         """Give back unused leases; never raises."""
@@ -274,12 +276,9 @@ class Pace:
         count = self._terms.count
         return replace(self._terms, count=count and max(1, int(count * self._latency.fraction)))
 
-    def _held_off(self, seconds: float) -> Later:
-        return Later(
-            "HELD_OFF",
-            f"the target of connection {self._connection} asked for a pause until {_moment(seconds)}",
-            hint="run again then",
-        )
+    def _held_off(self, seconds: float, message: str | None = None) -> Later:
+        pause = f"the target of connection {self._connection} asked for a pause until {_moment(seconds)}"
+        return Later("HELD_OFF", f"{pause}: {message}" if message else pause, hint="run again then")
 
     def _gone(self, seconds: float) -> Later:
         return Later(
@@ -296,11 +295,15 @@ def _moment(seconds: float) -> str:
 
 
 def retrying(
-    retry: Retry, stop: Event, pause: Callable[[float], None] = lambda seconds: None
+    retry: Retry,
+    stop: Event,
+    pause: Callable[[float], None] = lambda seconds: None,
+    held_off: Callable[[float, str], Later] | None = None,
 ) -> tenacity.Retrying:
     """Repeats calls that raise Unavailable, after a random pause whose maximum doubles, never before the
     target's `retry_after`. It ends with the last error: after `retry.attempts`, if the next pause would
-    exceed `retry.budget` seconds since the first attempt, or when `stop` is set."""
+    exceed `retry.budget` seconds since the first attempt, or when `stop` is set. If the target asked for a
+    pause that exceeds the budget or _LONG, it ends with `held_off` instead."""
     last = Unavailable("UNAVAILABLE", "not tried")
 
     def note(state: tenacity.RetryCallState) -> None:
@@ -321,13 +324,23 @@ def retrying(
         if stop.wait(seconds):  # tenacity.sleep_using_event would try once more
             raise last
 
+    over = tenacity.stop_before_delay(retry.budget)
+
+    def too_long(state: tenacity.RetryCallState) -> bool:
+        return last.retry_after is not None and (last.retry_after > _LONG or over(state))
+
+    def end(state: tenacity.RetryCallState) -> None:
+        if held_off is not None and too_long(state) and not stop.is_set():
+            raise held_off(last.retry_after or 0.0, last.message) from last
+        raise last
+
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Unavailable),
         after=note,
-        stop=tenacity.stop_after_attempt(retry.attempts)
-        | tenacity.stop_before_delay(retry.budget)
-        | tenacity.stop_when_event_set(stop),
+        stop=tenacity.stop_any(
+            tenacity.stop_after_attempt(retry.attempts), over, too_long, tenacity.stop_when_event_set(stop)
+        ),
         wait=wait,
         sleep=sleep,
-        reraise=True,
+        retry_error_callback=end,
     )

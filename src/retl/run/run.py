@@ -193,6 +193,8 @@ class Execution:
         if self.plan is not None and not isinstance(problem, Mismatch):
             with suppress(RetlError):  # a full disk may also keep us from counting
                 numbers = self._account.counts()
+        if isinstance(problem, Later):
+            problem = self._in_doubt(numbers, problem.message) or problem
         status = (
             "INTERRUPTED"
             if isinstance(problem, Stopped) or (isinstance(problem, Later) and self.delivery is not None)
@@ -278,12 +280,8 @@ class Execution:
 
     def _unfinished(self, numbers: Counts) -> Failure | None:
         """Why a run that reached its end is not a success."""
-        if doubtful := numbers.in_doubt + numbers.deletes.in_doubt:
-            return Failure(
-                "IN_DOUBT",
-                f"{doubtful} rows got no answer: it is unknown whether they arrived",
-                hint="look into the target, then `retl resolve`",
-            )
+        if problem := self._in_doubt(numbers):
+            return problem
         if self.delivery is not None and self.delivery.count(Kind.RETRY):
             return Failure(
                 "TARGET_BUSY",
@@ -291,6 +289,18 @@ class Execution:
                 hint="run again: they are still due",
             )
         return None
+
+    def _in_doubt(self, numbers: Counts, ended: str | None = None) -> Failure | None:
+        """The error if rows are in doubt; `ended`: why the run stopped before its end."""
+        doubtful = numbers.in_doubt + numbers.deletes.in_doubt
+        if not doubtful:
+            return None
+        message = f"{doubtful} rows got no answer: it is unknown whether they arrived"
+        return Failure(
+            "IN_DOUBT",
+            f"{message}; the run stopped because {ended}" if ended else message,
+            hint="look into the target, then `retl resolve`",
+        )
 
     @property
     def _answered(self) -> list[Answered]:
