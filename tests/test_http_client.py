@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import ssl
 import threading
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -227,6 +230,160 @@ def test_a_status_counts_although_its_body_broke_off(api: Api, make: Make) -> No
     with pytest.raises(Unavailable) as caught:
         destination.write(batch())
     assert caught.value.retry_after == 3
+
+
+# answers that HTTP allows and few servers send
+
+
+def raw(*parts: bytes, close: bool = False) -> fake.Fault:
+    """Process the request, and send these bytes."""
+
+    def fault(exchange: Any) -> bool:
+        exchange.perform()
+        for part in parts:
+            exchange.wfile.write(part)
+        exchange.close_connection = close
+        return True
+
+    return fault
+
+
+DONE = json.dumps({"results": [{"status": "updated", "id": f"u-{n}"} for n in "abc"]}).encode()
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(DONE)
+
+
+def encoded(body: bytes, encoding: bytes) -> bytes:
+    return (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n" % (encoding, len(body))
+        + body
+    )
+
+
+def deflated(body: bytes, bits: int) -> bytes:
+    stream = zlib.compressobj(wbits=bits)
+    return stream.compress(body) + stream.flush()
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKS = b"".join(
+    b"%x;x=y\r\n%s\r\n" % (len(DONE[n : n + 7]), DONE[n : n + 7]) for n in range(0, len(DONE), 7)
+)
+GZIP = gzip.compress(DONE)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD + b"\r\n" + DONE,
+        b"HTTP/1.1 100 Continue\r\n\r\n" + HEAD + b"\r\n" + DONE,
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nContent-Length: 7\r\n\r\n" * 3 + HEAD + b"\r\n" + DONE,
+        b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 100 Go\r\n\r\nHTTP/1.1 199 ?\r\n\r\n" + CHUNKED + CHUNKS + b"0\r\n\r\n",
+        CHUNKED + CHUNKS + b"0\r\nX-Checksum: abc\r\nX-More: d\r\n\r\n",
+        encoded(b"\xef\xbb\xbf" + DONE, b"identity"),
+        encoded(GZIP, b"gzip"),
+        encoded(GZIP + gzip.compress(b"\n"), b"X-Gzip"),
+        encoded(deflated(DONE, 15), b"deflate"),
+        encoded(deflated(DONE, -15), b"deflate"),
+        encoded(gzip.compress(GZIP), b"gzip, gzip"),
+    ],
+)  # fmt: skip
+def test_every_form_of_an_answer_is_read_and_the_connection_kept(api: Api, make: Make, answer: bytes) -> None:
+    destination = make()
+    api.faults += [raw(answer), raw(answer)]
+    assert kinds(write(destination, batch())) == [Kind.WRITTEN] * 3
+    kept = destination._client._kept
+    for _ in range(2):
+        assert kinds(write(destination, batch())) == [Kind.WRITTEN] * 3
+    assert destination._client._kept is kept
+
+
+def test_an_answer_in_many_packets_is_one_answer(api: Api, make: Make) -> None:
+    whole = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + CHUNKED + CHUNKS + b"0\r\nX: y\r\n\r\n"
+    api.faults.append(raw(*(whole[n : n + 1] for n in range(len(whole)))))
+    assert kinds(write(make(), batch())) == [Kind.WRITTEN] * 3
+
+
+def test_without_a_length_the_end_of_the_connection_ends_the_answer(api: Api, make: Make) -> None:
+    destination = make()
+    for version in (b"1.0", b"1.1"):
+        api.faults.append(raw(b"HTTP/%s 200 OK\r\n\r\n" % version, DONE, close=True))
+        assert kinds(write(destination, batch())) == [Kind.WRITTEN] * 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",  # and no answer
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n" + HEAD + b"\r\n" + DONE,
+        HEAD + b"\r\n" + DONE[:-1],
+        CHUNKED + CHUNKS,
+        CHUNKED + b"-5\r\n" + DONE,
+        CHUNKED + b"zz\r\n" + DONE,
+        encoded(GZIP[:-1], b"gzip"),
+        encoded(GZIP[:-9], b"gzip"),
+        encoded(GZIP[:20] + b"x" + GZIP[21:], b"gzip"),
+        encoded(DONE, b"gzip"),
+        encoded(deflated(DONE, 15)[:-1], b"deflate"),
+        encoded(b"\x0b\x02\x80 not read", b"br"),
+        encoded(gzip.compress(b" " * 20_000_000), b"gzip"),  # a bomb: 19 kB
+        encoded(gzip.compress(gzip.compress(b" " * 50_000_000)), b"gzip, gzip"),
+        b"HTTP/1.1 200 OK\r\n\r\n" + DONE[:-1],
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_ambiguous(api: Api, make: Make, answer: bytes) -> None:
+    destination = make()
+    api.faults.append(raw(answer, close=True))
+    with pytest.raises(Ambiguous):
+        destination.write(batch())
+    assert kinds(write(destination, batch())) == [Kind.WRITTEN] * 3
+
+
+@pytest.mark.parametrize(
+    ("head", "again"),
+    [(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"), (CHUNKED + CHUNKS + b"0\r\n", b"X-Trailer: y\r\n")],
+)
+def test_bytes_that_never_stop_coming_end_at_the_deadline(
+    api: Api, make: Make, head: bytes, again: bytes
+) -> None:
+    def endless(exchange: Any) -> bool:
+        with suppress(OSError):  # the client closed the connection
+            exchange.wfile.write(head)
+            while True:
+                exchange.wfile.write(again)
+        exchange.close_connection = True
+        return True
+
+    api.faults.append(endless)
+    with pytest.raises(Ambiguous):
+        make().write(batch())
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_an_answer_that_may_have_no_body_has_none(api: Api, make: Make, status: int) -> None:
+    destination = make({"upsert": USER, "outcome": {"ok": [204], "rows": "none"}})
+    head = b"HTTP/1.1 %d X\r\nContent-Length: 9\r\nContent-Encoding: gzip\r\n\r\n" % status
+    api.faults.append(raw(head))
+    if status == 304:
+        with pytest.raises(Systemic):
+            destination.write(batch(rows=ROWS[:1]))
+    else:
+        assert write(destination, batch(rows=ROWS[:1])) == Outcome(WRITTEN)
+        api.faults.append(raw(head + b"unwanted!"))  # bytes of no answer are never the next answer
+        assert write(destination, batch(rows=ROWS[:1])) == Outcome(WRITTEN)
+    api.faults.append(fake.answer(204))
+    assert write(destination, batch(rows=ROWS[1:2])) == Outcome(WRITTEN)
+
+
+def test_an_encoding_that_cannot_be_read_is_named(api: Api, make: Make) -> None:
+    api.faults.append(raw(encoded(b"\x0b\x02\x80", b"br")))
+    with pytest.raises(Ambiguous, match="its encoding 'br' cannot be read"):
+        make().write(batch())
+    rules = {"rows": "none", "ok": [200]}  # the body says nothing then
+    api.faults.append(raw(encoded(GZIP, b"gzip")))
+    assert write(make({**BATCH, "outcome": rules}), batch()) == Outcome(WRITTEN)
 
 
 def test_a_kept_connection_that_the_server_closed_is_replaced(api: Api, make: Make) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 import ssl
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from time import monotonic
 from typing import Any
@@ -27,6 +29,7 @@ from retl.net.messages import Reply, Request
 LONGEST_REPLY = 16 * 1024 * 1024  # bytes
 _LOOKS = ("GET", "HEAD", "OPTIONS")  # they write nothing, so their latency does not count
 _IDLE = 5.0  # seconds after which a kept connection may no longer be open
+_ENCODINGS = ("gzip", "x-gzip", "deflate")
 _PIECE = 65536  # bytes of an answer read at once; its size is checked after each piece
 
 
@@ -190,10 +193,21 @@ class Client:
         return made
 
 
+class _Answer(HTTPResponse):
+    """Skips informational answers (100, 102, 103 …), of which http.client skips only 100."""
+
+    def begin(self) -> None:
+        super().begin()
+        while 100 <= self.status < 200 and self.status != HTTPStatus.SWITCHING_PROTOCOLS:
+            self.headers = self.msg = None  # type: ignore[assignment]  # else `begin` reads no more
+            super().begin()
+
+
 class _Connection(HTTPConnection):
     """Sends headers and body in one packet instead of two."""
 
     auto_open = 0
+    response_class = _Answer
     sock: TimedSocket
 
     def __init__(self, address: Address, sock: TimedSocket) -> None:
@@ -221,11 +235,44 @@ def _read(response: HTTPResponse, longest: int) -> tuple[bytes, bool]:
     chunks: list[bytes] = []
     size = 0
     try:
-        while chunk := response.read(_PIECE):
+        while chunk := response.read1(_PIECE):  # unlike `read` bounded also if a chunk's size is negative
             size += len(chunk)
             if size > longest:
                 return b"", False
             chunks.append(chunk)
     except (OSError, HTTPException, ValueError):
         return b"", False
-    return (b"".join(chunks), True) if not response.length else (b"", False)
+    if response.length:
+        return b"", False
+    response.close()  # the connection may send its next request
+    decoded = _decoded(b"".join(chunks), response.getheader("Content-Encoding", ""), longest)
+    return (b"", False) if decoded is None else (decoded, True)
+
+
+def _decoded(body: bytes, encodings: str, longest: int) -> bytes | None:
+    """The body without its compression, which no request asks for. None if it is cut off, longer than
+    `longest` bytes, or compressed in a way that the standard library cannot read."""
+    for encoding in reversed(encodings.lower().split(",")):
+        if (name := encoding.strip()) in ("", "identity") or not body:
+            continue
+        found = _inflated(body, longest, gzip=name != "deflate") if name in _ENCODINGS else None
+        if found is None:
+            return None
+        body = found
+    return body
+
+
+def _inflated(body: bytes, longest: int, *, gzip: bool) -> bytes | None:
+    """The decompressed bytes; a gzip body may have several members. `deflate` has a zlib header, or none."""
+    bits = 31 if gzip else 15 if body[0] & 15 == 8 and int.from_bytes(body[:2]) % 31 == 0 else -15
+    whole = b""
+    while body:
+        stream = zlib.decompressobj(bits)
+        try:
+            whole += stream.decompress(body, longest + 1 - len(whole))
+        except zlib.error:
+            return None
+        if len(whole) > longest or not stream.eof:
+            return None
+        body = stream.unused_data.lstrip(b"\0") if gzip else b""
+    return whole

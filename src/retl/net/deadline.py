@@ -28,12 +28,19 @@ class Deadline:
         """Seconds for the next step, at most `longest`; never 0, which would mean "do not block"."""
         return max(min(longest, self._end - monotonic()), 0.001)
 
+    @property
+    def over(self) -> bool:
+        return monotonic() >= self._end
+
+
+_NO_WAIT = Deadline(0)
+
 
 class TimedSocket(socket.socket):
     """A socket that raises TimeoutError at its deadline, or after `idle` seconds without a byte. Without a
     deadline it does not wait."""
 
-    _deadline, _idle = Deadline(0), inf
+    _deadline, _idle = _NO_WAIT, inf
 
     def wait_until(self, deadline: Deadline, idle: float = inf) -> None:
         self._deadline, self._idle = deadline, idle
@@ -45,6 +52,8 @@ class TimedSocket(socket.socket):
         return not poll.poll(0)
 
     def _limit(self) -> None:
+        if self._deadline.over and self._deadline is not _NO_WAIT:  # also if bytes never stop coming
+            raise TimeoutError("the deadline is over")
         seconds = self._deadline.left(self._idle)
         if seconds != self.gettimeout():  # usually `idle` again, then a system call is saved
             self.settimeout(seconds)

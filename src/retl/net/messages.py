@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,7 +38,7 @@ _NO_JSON = object()
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back; `whole` is False if the body was cut off, or too long to read."""
+    """What came back; `whole` is False if the body was cut off, too long, or compressed in an unknown way."""
 
     status: int
     headers: Mapping[str, str]  # names in lower case
@@ -47,10 +48,11 @@ class Reply:
     @cached_property
     def content(self) -> Any:
         """The body as JSON; None if there is none, _NO_JSON if it is something else."""
-        if not self.body.strip():
+        text = self.body.removeprefix(BOM_UTF8)
+        if not text.strip():
             return None
         try:
-            return msgspec.json.decode(self.body)
+            return msgspec.json.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _NO_JSON
 
@@ -62,7 +64,7 @@ class Reply:
     @property
     def is_page(self) -> bool:
         """A web page, so the answer is not from the API."""
-        start = self.body[:64].lstrip().lower()
+        start = self.body[:64].removeprefix(BOM_UTF8).lstrip().lower()
         return "html" in self.headers.get("content-type", "").lower() or start.startswith(
             (b"<!doctype", b"<html")
         )

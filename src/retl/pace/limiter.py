@@ -337,9 +337,10 @@ def retrying(
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Unavailable),
         after=note,
-        stop=tenacity.stop_any(
-            tenacity.stop_after_attempt(retry.attempts), over, too_long, tenacity.stop_when_event_set(stop)
-        ),
+        stop=tenacity.stop_after_attempt(retry.attempts)
+        | over
+        | too_long
+        | tenacity.stop_when_event_set(stop),
         wait=wait,
         sleep=sleep,
         retry_error_callback=end,

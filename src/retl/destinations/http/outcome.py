@@ -94,8 +94,10 @@ def _accepted(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     """The rows of an answer with a status in `ok` or `partial`."""
     content = reply.content
     if not reply.whole:
+        encoding = reply.headers.get("content-encoding", "identity")
+        packed = "" if encoding == "identity" else f", or its encoding {encoding[:20]!r} cannot be read"
         raise Ambiguous(
-            "HTTP_CUT_OFF", f"the answer {_phrase(reply.status)} was cut off, or too long to read"
+            "HTTP_CUT_OFF", f"the answer {_phrase(reply.status)} was cut off, or too long to read{packed}"
         )
     if rules.ok_when is not None and reply.status != 204 and not rules.ok_when.fits(reply.json_or_text):
         return _means("refused", reply, rules, sent)
