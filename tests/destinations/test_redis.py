@@ -363,6 +363,149 @@ def test_a_refusal_is_told_by_its_code(text: str, code: str) -> None:
     assert "OOM" not in sentence
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ERR DB index is out of range", "the server refused the command: DB index is out of range"),
+        (
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "the server is out of memory: command not allowed when used memory > maxmemory.",
+        ),
+        (
+            "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+            "the server cannot save its data and refuses writes: Redis is configured to save RDB snapshots, but"
+            " it's currently unable to persist to disk.",
+        ),
+        (
+            "NOPERM User app has no permissions to run the 'set' command",
+            "the account may not do this: User app has no permissions to run the set command",
+        ),
+        (
+            "ERR unknown command 'FOO', with args beginning with: 'Ann' 'it''s' ",
+            "the server refused the command: unknown command …",
+        ),
+        ("ERR no such key reco:Ann%20Lee of Ann Lee, 42", "the server refused the command: no such key …:… of …, …"),
+        ("ERR value \"Ann\" 'Lee", "the server refused the command: value …"),
+        ("ODD", "the server refused the command"),
+    ],
+)  # fmt: skip
+def test_a_refusal_carries_the_servers_words_and_none_of_ours(text: str, words: str) -> None:
+    import hiredis
+
+    assert judge(hiredis.ReplyError(text), ["Ann Lee", "Ann%20Lee", "reco", "42"])[1] == words
+
+
+def test_a_rows_refusal_has_the_servers_words(hashes: RedisTarget) -> None:
+    outcome = deliver(hashes.make(SHAPE), Rows(SHAPE, [hashes.poison(sample(1)[0])]).batch())
+    assert outcome[0].reason is not None
+    assert "key holds a value of another kind: Operation against a key holding" in outcome[0].reason
+
+
+def test_a_full_server_says_so_in_its_own_words(target: RedisTarget) -> None:
+    target.client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(Systemic, match="out of memory: command not allowed when used memory > maxmemory"):
+            target.make(SHAPE).write(Rows(SHAPE, sample(1)).batch())
+    finally:
+        target.client.config_set("maxmemory", "0")
+
+
+def test_a_database_that_is_not_there_is_told(target: RedisTarget) -> None:
+    connection = {"port": target.proxy.port, "db": 99, "user": target.user, "password": SECRET}
+    with pytest.raises(Systemic, match=r"/99: .*DB index is out of range"):
+        target.make(SHAPE, connection=connection).check(VISIT)
+
+
+def test_a_right_that_is_missing_is_no_sign_of_lost_rows(hashes: RedisTarget) -> None:
+    batch = Rows(SHAPE, sample(1)).batch()
+    deliver(hashes.make(SHAPE), batch)
+    hashes.client.execute_command("ACL", "SETUSER", hashes.user, "-hmget", "-hgetall")
+    for attempt in (lambda: list(hashes.make(SHAPE).read(batch)), lambda: hashes.make(SHAPE).check(VISIT)):
+        with pytest.raises(Systemic, match=r"may not do this: .*has no permissions to run") as caught:
+            attempt()
+        assert caught.value.code == "NOPERM"
+
+
+def test_a_stamp_that_is_no_hash_is_no_sign_of_lost_rows(target: RedisTarget) -> None:
+    target.client.set("retl:stamp:state-1:reco%3A%7Bid%7D", "somebody's")
+    with pytest.raises(Systemic, match=r"retl:stamp:.*another kind"):
+        target.make(SHAPE).check(VISIT)
+
+
+class Scripted:
+    """A server that answers each command with the next of these replies."""
+
+    def __init__(self, *replies: bytes) -> None:
+        self.replies = list(replies)
+        self.asked: list[bytes] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+
+    def serve(self) -> None:
+        with self.listener, self.listener.accept()[0] as peer:
+            for reply in self.replies:
+                self.asked.append(peer.recv(10_000))
+                peer.sendall(reply)
+
+    def connect(self) -> Redis:
+        connection = {"host": "127.0.0.1", "port": self.listener.getsockname()[1], "timeout": 5}
+        return Redis(options(connection=connection), SHAPE)
+
+
+@pytest.mark.parametrize(("mode", "code"), [(b"cluster", "REDIS_CLUSTER"), (b"sentinel", "REDIS_SENTINEL")])
+def test_what_does_not_store_every_key_is_refused_before_anything_is_sent(mode: bytes, code: str) -> None:
+    server = Scripted(b"*4\r\n$6\r\nserver\r\n$5\r\nredis\r\n$4\r\nmode\r\n$%d\r\n%s\r\n" % (len(mode), mode))
+    with pytest.raises(Systemic) as caught:
+        server.connect().check(VISIT)
+    server.thread.join(10)
+    assert caught.value.code == code
+    assert server.asked == [b"*1\r\n$5\r\nHELLO\r\n"]
+
+
+def test_a_server_that_knows_no_hello_is_asked_on(target: RedisTarget) -> None:
+    server = Scripted(
+        b"-ERR unknown command `HELLO`\r\n", b"-LOADING Redis is loading the dataset in memory\r\n"
+    )
+    with pytest.raises(Unavailable, match="loading") as caught:
+        server.connect().check(VISIT)
+    server.thread.join(10)
+    assert caught.value.code == "LOADING"
+
+
+# eviction
+
+
+@pytest.mark.parametrize(
+    ("policy", "ttl", "note"),
+    [
+        ("allkeys-lru", "none", "removes any keys, also rows with `ttl: none`"),
+        ("volatile-ttl", "none", "removes keys that have a TTL"),
+        ("noeviction", "none", None),
+        ("allkeys-lru", "1h", None),
+    ],
+)
+def test_a_check_tells_what_an_eviction_would_remove(
+    target: RedisTarget, policy: str, ttl: str, note: str | None
+) -> None:
+    former = target.client.config_get("maxmemory-policy")["maxmemory-policy"]
+    target.client.config_set("maxmemory-policy", policy)
+    try:
+        for right in ("+info", "+config|get"):
+            target.client.execute_command("ACL", "SETUSER", target.user, "-info", "-config", right)
+            notes = target.make(SHAPE, ttl=ttl).notes()
+            assert [note in one and policy in one for one in notes if note] == ([True] if note else [])
+            assert bool(notes) == bool(note)
+    finally:
+        target.client.config_set("maxmemory-policy", former)
+
+
+def test_an_account_that_may_not_ask_for_the_policy_is_told(target: RedisTarget) -> None:
+    (note,) = target.make(SHAPE, ttl="none").notes()
+    assert "+info" in note
+    assert target.make(SHAPE, ttl="1h").notes() == []
+
+
 def test_a_busy_server_is_unavailable_then_all_is_well(target: RedisTarget) -> None:
     destination, batch = target.make(SHAPE), Rows(SHAPE, sample(2)).batch()
     destination.check(VISIT)

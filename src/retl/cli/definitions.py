@@ -153,13 +153,13 @@ def check(
     with invocation.session.stop.listening() as stop:
         for job in [invocation.session.job(one, ledger, options) for one in chosen]:
             stop.check()
-            code, error = 0, None
+            code, error, notes = 0, None, list[str]()
             try:
-                checks.check(job)
+                notes = checks.check(job)
             except RetlError as problem:
                 code, error = problem.exit_code, described(problem)
             line = {"sync": job.sync.name, "type": job.target.kind, "object": job.object}
-            found.append({**line, "ok": error is None, "exit_code": code, "error": error})
+            found.append({**line, "ok": error is None, "exit_code": code, "error": error, "notes": notes})
     code = exit_code([line["exit_code"] for line in found])
     headers = ("sync", "type", "object", "result")
     rows = [
@@ -167,6 +167,7 @@ def check(
         for one in found
     ]
     errors = [f"{one['sync']}: {problems.sentence(one['error'])}" for one in found if one["error"]]
+    errors += [f"{one['sync']}: note: {note}" for one in found for note in one["notes"]]
     invocation.show(
         {"destinations": found, "exit_code": code},
         lambda: [Table(headers, rows), *errors] if rows else ["no enabled syncs"],

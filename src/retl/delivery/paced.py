@@ -59,6 +59,9 @@ class Paced(Destination[Any]):
     def check(self, visit: Visit) -> Trace | None:
         return self._inner.check(visit)
 
+    def notes(self) -> list[str]:
+        return self._inner.notes()
+
     def prepare(self, visit: Visit) -> None:
         self._inner.prepare(visit)
 

@@ -108,6 +108,10 @@ class Destination(ABC, Generic[OptionsT]):
         (exit 1) or Mismatch (a guard, exit 3). For an exclusive visit, if the target supports it: raises
         Later if another ledger is delivering to this object, and keeps other ledgers out until `close`."""
 
+    def notes(self) -> list[str]:
+        """What `retl check` says of a target that passed `check`: one sentence each. It only reads."""
+        return []
+
     def prepare(self, visit: Visit) -> None:
         """Once per run, after the guards: create what `create` and the promises need in the target."""
 

@@ -46,12 +46,14 @@ def validate(sync: Sync, source: Source[Any], folder: Path, target: Target | Non
         ) from problem
 
 
-def check(job: Job) -> None:
-    """Can the destination be reached and written to, and does it fit? Raises like `Destination.check`."""
+def check(job: Job) -> list[str]:
+    """Can the destination be reached and written to, and does it fit? Raises like `Destination.check`.
+    Returns what a person should know of it nevertheless."""
     field_map = _field_map(job.sync, job.source, job.folder, job.ledger.state_id)
     with closing(job.target.lane(field_map.shape)) as destination:
         fit(job.sync, field_map, destination.capabilities)
         destination.check(Visit("none", 0))
+        return destination.notes()
 
 
 def columns(sync: Sync, source: Source[Any]) -> dict[str, str]:

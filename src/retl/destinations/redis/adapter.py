@@ -21,8 +21,9 @@ ends. If the server was flushed, restored, restarted or replaced, entries are mi
 then refused (TARGET_LOST); with a TTL the run sends every row again.
 
 Limits: one primary, no Redis Cluster. A string replaces any value of its key. The TTL of a hash is for the
-whole key: syncs that share a hash share it. With an eviction policy the server may remove rows, and retl
-detects that only if the stamp is removed too.
+whole key: syncs that share a hash share it. With an eviction policy other than noeviction the server may
+remove rows, and retl detects that only if the stamp is removed too: `retl check` warns of it, if the account
+also has `+info`.
 """
 
 from __future__ import annotations
@@ -202,6 +203,10 @@ class Redis(Destination[RedisOptions]):
         probes += [("HINCRBY", self._stamp, "", "no number"), ("HGETALL", self._stamp)]
         replies = self._wire.ask(probes)
         self._raise_if_stopped(replies)
+        if isinstance(replies[-1], Refusal):  # the stamp could not be read, which is no evidence of a loss
+            code, sentence = judge(replies[-1])
+            kind = Unavailable if code in AGAIN else Systemic
+            raise kind(code, f"{self._wire.server}: {self._stamp}: {sentence}")
         return Trace(frozenset(batch for batch, state in _stamped(replies[-1]) if state >= ENDED))
 
     def prepare(self, visit: Visit) -> None:
@@ -218,13 +223,17 @@ class Redis(Destination[RedisOptions]):
             raise Poisoned("NOT_UNICODE", "a value is not valid Unicode") from None
         except OSError as error:
             raise Ambiguous("NO_ANSWER", f"{self._wire.server} did not answer: {why(error)}") from error
-        self._raise_if_stopped(replies)
-        rows, stamps = replies[1:-1], [replies[0], replies[-1]]
-        refused = {n: _refused(reply) for n, reply in enumerate(rows) if isinstance(reply, Refusal)}
+        self._raise_if_stopped(replies, batch)
+        rows, stamps = replies[1:-1], (replies[0], replies[-1])
+        refused = self._refused(rows, batch)
         if len(refused) == len(batch) and all(result.kind == Kind.RETRY for result in refused.values()):
             raise Unavailable(refused[0].code or "", f"{self._wire.server}: {refused[0].reason}")
-        if any(isinstance(reply, Refusal) for reply in stamps):
-            raise Systemic("STAMP_REFUSED", f"{self._wire.server} does not keep {self._stamp}")
+        for reply in stamps:
+            if isinstance(reply, Refusal):
+                sentence = judge(reply)[1]
+                raise Systemic(
+                    "STAMP_REFUSED", f"{self._wire.server} does not keep {self._stamp}: {sentence}"
+                )
         if stamps[-1] != ENDED:
             raise Unavailable("TARGET_RESET", f"{self._wire.server} was emptied while the batch was written")
         return Outcome(WRITTEN, refused)
@@ -233,7 +242,9 @@ class Redis(Destination[RedisOptions]):
         names = [field.name for field in self.shape.fields]
         keys = list(map(self._key, batch.keys()))
         if self.options.value == "hash":
-            for held in self._wire.ask([("HMGET", key, *names) for key in keys]):
+            replies = self._wire.ask([("HMGET", key, *names) for key in keys])
+            self._raise_if_stopped(replies)
+            for held in replies:
                 texts = [] if isinstance(held, Refusal) else [_text(entry) for entry in held]
                 yield dict(zip(names, texts, strict=True)) if any(t is not None for t in texts) else None
             return
@@ -250,6 +261,17 @@ class Redis(Destination[RedisOptions]):
         begin, end = self._stamps(batch)
         lines = [" ".join(map(_typed, command)) for command in (begin, *self._row_commands(batch), end)]
         return "\n".join(lines).encode(errors="backslashreplace")
+
+    def notes(self) -> list[str]:
+        """What the server does with rows without TTL when its memory is full, if the account may know."""
+        if self.options.ttl is not None:
+            return []
+        info, config = self._wire.ask([("INFO", "memory"), ("CONFIG", "GET", "maxmemory-policy")])
+        found = (
+            re.search(rb"^maxmemory_policy:(\S+)", info, re.MULTILINE) if isinstance(info, bytes) else None
+        )
+        held = found[1] if found else config[1] if isinstance(config, list) and len(config) == 2 else None
+        return _eviction(held.decode(errors="replace") if isinstance(held, bytes) else None)
 
     def close(self) -> None:
         self._wire.close()
@@ -313,10 +335,24 @@ class Redis(Destination[RedisOptions]):
     def _count(self, size: int) -> None:
         self._bytes += size
 
-    def _raise_if_stopped(self, replies: Sequence[Any]) -> None:
-        for reply in replies:
-            if isinstance(reply, Refusal) and (code := judge(reply)[0]) in STOP:
-                raise Systemic(code, f"{self._wire.server}: {STOP[code]}")
+    def _raise_if_stopped(self, replies: Sequence[Any], batch: Batch | None = None) -> None:
+        """Systemic if a reply says that no command can succeed. `batch`: what was sent."""
+        for n, reply in enumerate(replies):
+            if isinstance(reply, Refusal) and judge(reply)[0] in STOP:
+                row = batch.documents()[n] if batch is not None and n < len(batch) else ()
+                code, sentence = judge(reply, _values(row))
+                raise Systemic(code, f"{self._wire.server}: {sentence}")
+
+    def _refused(self, replies: Sequence[Any], batch: Batch) -> dict[int, RowResult]:
+        """The results of the refused rows."""
+        if not any(isinstance(reply, Refusal) for reply in replies):
+            return {}
+        found = {}
+        for n, (reply, row) in enumerate(zip(replies, batch.documents(), strict=True)):
+            if isinstance(reply, Refusal):
+                code, sentence = judge(reply, _values(row))
+                found[n] = RowResult(Kind.RETRY if code in AGAIN else Kind.REJECTED, code, sentence)
+        return found
 
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -388,9 +424,28 @@ def _encoded(value: Any) -> str:
 _PLAIN = re.compile(r"[A-Za-z0-9._~-]*")
 
 
-def _refused(refusal: Refusal) -> RowResult:
-    code, sentence = judge(refusal)
-    return RowResult(Kind.RETRY if code in AGAIN else Kind.REJECTED, code, sentence)
+def _eviction(policy: str | None) -> list[str]:
+    """What this policy means for rows without TTL. None: it is not known."""
+    if policy is None:
+        return [
+            "this account may not ask for the eviction policy (it lacks +info): with any but noeviction, rows"
+            " can vanish, and the next run calls them unchanged"
+        ]
+    full = f"maxmemory-policy is {policy}: when its memory is full the server removes"
+    if policy.startswith("volatile-"):
+        return [f"{full} keys that have a TTL; rows with `ttl: none` stay unless somebody sets one"]
+    if policy != "noeviction":
+        return [
+            f"{full} any keys, also rows with `ttl: none`, and the next run calls them unchanged; set"
+            " noeviction, or a `ttl`"
+        ]
+    return []
+
+
+def _values(row: Sequence[Any]) -> list[str]:
+    """The texts of a row of documents that a refusal may repeat."""
+    fields = _object(row[-1].encode(errors="replace")) if row and isinstance(row[-1], str) else {}
+    return [_encoded(value) for value in row] + [str(value) for value in (*row, *fields.values())]
 
 
 def _text(held: bytes | None) -> str | None:

@@ -16,6 +16,7 @@ import hiredis
 from retl.errors import Poisoned, Systemic, TargetError, Unavailable
 from retl.net import tls
 from retl.net.deadline import Deadline, TimedSocket
+from retl.net.scrub import scrub
 
 Argument = str | bytes | int
 Command = tuple[Argument, ...]
@@ -48,17 +49,41 @@ POISON = {
     "EMPTYHASH": "every field is NULL, and a hash without fields cannot exist: the key is gone",
 }
 _SENTENCES = AGAIN | STOP | POISON
+_OWN = re.compile(
+    "(['\"`])(maxmemory|no|yes|set|hset|hdel|expire|exists|eval|unlink|h?mget|l(?:push|trim|pos))\\1"
+)
+_QUOTE = re.compile("(?<!\\w)['\"`]|['\"`](?!\\w)")  # an apostrophe inside a word is none
 _CODE = re.compile("|".join(rf"\b{code}\b" for code in _SENTENCES))
+_HELLO: Command = ("HELLO",)  # every account may ask; an old server refuses it
 CHUNK = 500  # commands sent before the replies to the previous chunk are read
 CHUNK_BYTES = 1 << 20
 
 
-def judge(refusal: Refusal) -> tuple[str, str]:
-    """The code of a refusal, also from inside a script, and our sentence for it. The server's own text
-    may quote what was sent."""
-    text = re.split("['\"`]", str(refusal), maxsplit=1)[0]
-    code = found[0] if (found := _CODE.search(text)) else text.split(" ", 1)[0]
-    return code, _SENTENCES.get(code, "the server refused the command")
+def judge(refusal: Refusal, values: Iterable[str] = ()) -> tuple[str, str]:
+    """The code of a refusal, also from inside a script, and a sentence: ours, and the server's own words
+    without what it quotes and without these values, which were sent."""
+    text = str(refusal)
+    start = re.split("['\"`]", text, maxsplit=1)[0]
+    code = found[0] if (found := _CODE.search(start)) else start.split(" ", 1)[0]
+    sentence = _SENTENCES.get(code, "the server refused the command")
+    words = scrub(_unquoted(text.partition(" ")[2]), values)
+    return code, f"{sentence}: {words}" if words else sentence
+
+
+def _unquoted(text: str) -> str:
+    """The text up to its first quotation: it may be what was sent, which may contain quotation marks. The
+    server's own names stay."""
+    parts = _QUOTE.split(_OWN.sub(r"\2", text), maxsplit=1)
+    return parts[0] if len(parts) == 1 else f"{parts[0]}…"
+
+
+def _mode(reply: Any) -> str | None:
+    """`standalone`, `cluster` or `sentinel`, from a reply to HELLO; None if it does not say."""
+    if not isinstance(reply, list):
+        return None
+    named = dict(zip(reply[::2], reply[1::2], strict=False))
+    mode = named.get(b"mode")
+    return mode.decode(errors="replace") if isinstance(mode, bytes) else None
 
 
 class Packed(NamedTuple):
@@ -89,7 +114,7 @@ class Wire:
         self.server = f"redis://{host}:{port}/{db}"
         self._address, self._tls, self._ca_file = (host, port), tls, ca_file
         self._greeting: list[Command] = [("AUTH", *login)] if login else []
-        self._greeting += [("SELECT", db), ("PING",)]
+        self._greeting += [_HELLO, ("SELECT", db), ("PING",)]
         self._connect_timeout, self._timeout = connect_timeout, timeout
         self._socket: TimedSocket | None = None
         self._reader = hiredis.Reader()
@@ -145,7 +170,9 @@ class Wire:
             for count, command in enumerate(self._greeting, 1):
                 self._send(pack(command), replies, count)
                 self._read(replies, count)
-                if isinstance(replies[-1], Refusal):
+                if command == _HELLO:
+                    self._refuse_others(_mode(replies[-1]))
+                elif isinstance(replies[-1], Refusal):
                     code, sentence = judge(replies[-1])
                     kind = Unavailable if code in AGAIN else Systemic
                     raise kind(code, f"{self.server}: {sentence}")
@@ -162,6 +189,21 @@ class Wire:
         except TargetError:
             self.close()
             raise
+
+    def _refuse_others(self, mode: str | None) -> None:
+        """Systemic if this is no server that stores all keys."""
+        if mode == "cluster":
+            raise Systemic(
+                "REDIS_CLUSTER",
+                f"{self.server} is a node of a Redis Cluster, and retl does not write to clusters",
+                hint="use a single primary",
+            )
+        if mode == "sentinel":
+            raise Systemic(
+                "REDIS_SENTINEL",
+                f"{self.server} is a Sentinel, which stores no rows",
+                hint="set host and port to the primary's",
+            )
 
     def _send(self, data: bytes, replies: list[Any], sent: int) -> None:
         assert self._socket is not None
