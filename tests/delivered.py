@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -25,6 +26,9 @@ class Memory:
     """A journal that keeps nothing beyond the process, but the handles."""
 
     handles: dict[str, str] = field(default_factory=dict)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
 
     def open(self, batches: Sequence[Batch]) -> None: ...
 

@@ -181,7 +181,7 @@ def test_what_would_exceed_the_budget_is_not_waited_for(clock: Clock) -> None:
 def test_a_pause_that_no_run_waits_for_is_no_failure(asked: float, retry: Retry, clock: Clock) -> None:
     book = limiter.Memory()
     paced = Pace(Limits(), book=book, connection="crm")
-    with pytest.raises(Later, match="crm .* until 20.*: too many") as caught:
+    with pytest.raises(Later, match=r"crm .* until 20.*: too many") as caught:
         paced.retrying(retry, clock)(raises(Unavailable("HTTP_429", "too many", retry_after=asked), clock))
     assert (caught.value.code, caught.value.exit_code) == ("HELD_OFF", 75)
     if asked > 300:

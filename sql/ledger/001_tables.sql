@@ -62,6 +62,7 @@ CREATE TABLE retl_batches (
   outcome         TEXT,
   handle          TEXT,
   idempotency_key TEXT,
+  intent          TEXT,
   attempts        BIGINT NOT NULL,
   duration_ms     BIGINT,
   error           TEXT,

@@ -19,6 +19,7 @@ other exception is a bug and stops the run.
             ├── Systemic              credentials, permission, missing table, disk: stop, one attempt
             ├── Unavailable           nothing was applied: try again, not before `retry_after` seconds
             ├── Ambiguous             sent, no answer: resolve before anything else
+            │   └── Expired               and the idempotency key must not be used again
             └── Poisoned              at least one row is bad and nothing was applied: halve
 """
 
@@ -151,6 +152,10 @@ class Unavailable(TargetError):
 
 class Ambiguous(TargetError):
     """The request was sent and no answer came: find out what happened, never guess."""
+
+
+class Expired(Ambiguous):
+    """Sent before, and not repeated now, because the window of its idempotency key is over."""
 
 
 class Poisoned(TargetError):

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from itertools import islice
 from typing import Any, Protocol
 
@@ -31,7 +32,8 @@ from retl.destinations.batch import (
     Pending,
     RowResult,
 )
-from retl.errors import Ambiguous, Later, Poisoned, Spent, Stopped, Systemic, Unavailable
+from retl.destinations.window import KeyWindow
+from retl.errors import Ambiguous, Expired, Later, Poisoned, Spent, Stopped, Systemic, Unavailable
 from retl.model import Retry
 from retl.observe import log
 from retl.observe.signals import Stop
@@ -71,6 +73,8 @@ class Journal(Protocol):
     """What delivery needs from the ledger. Each method returns when its entry is durable. Exception:
     `acknowledge` may collect answers if a lost one only costs a second delivery. It ignores a batch that
     was split: its halves have answers of their own."""
+
+    def now(self) -> datetime: ...
 
     def open(self, batches: Sequence[Batch]) -> None: ...
 
@@ -168,14 +172,11 @@ class Delivery:
             if prepared(self.capabilities):
                 batch = self._prepare(destination, batch, tries)
             outcome = self._persist(destination, batch, tries)
+        except Expired:  # twice is once here, or asked for: the same rows under a new key
+            return self._replace(destination, batch, [batch.renewed(batch.round + 1)], tries)
         except Poisoned as problem:
             if len(batch) > 1:
-                halves = batch.halves()
-                self.journal.split(batch, halves)
-                self._record(tries.answer(batch, None))
-                for half in halves:
-                    self._deliver(destination, half)
-                return
+                return self._replace(destination, batch, batch.halves(), tries)
             outcome = Outcome(RowResult(Kind.REJECTED, problem.code, problem.message))
         except (Unavailable, Systemic, Stopped, Later):
             if tries.handle is None:  # with a handle the batch stays open: it is resolved later
@@ -195,6 +196,16 @@ class Delivery:
         self._record(tries.answer(batch, outcome))
         if self._held_off is not None:
             raise self._held_off
+        return None
+
+    def _replace(
+        self, destination: Destination[Any], batch: Batch, parts: Sequence[Batch], tries: _Tries
+    ) -> None:
+        """Deliver the rows of a batch as other batches."""
+        self.journal.split(batch, parts)
+        self._record(tries.answer(batch, None))
+        for part in parts:
+            self._deliver(destination, part)
 
     def _persist(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
         """Retry until there is an answer, inside the budget of attempts and seconds."""
@@ -230,6 +241,10 @@ class Delivery:
                 answer = _evidence(destination, batch, tries.handle) if resolves else destination.write(batch)
         except Ambiguous as problem:
             tries.doubt = True  # until there is evidence
+            if isinstance(problem, Expired) and not only_once:
+                if batch.round:  # a second key expired: the target does not answer
+                    raise Unavailable(problem.code, problem.message) from problem
+                raise
             answer = _evidence(destination, batch, None)
             if not only_once and answer == Outcome(UNKNOWN):
                 raise Unavailable(problem.code, problem.message, hint=problem.hint) from problem
@@ -342,7 +357,9 @@ class Delivery:
         exact bytes that every resend uses."""
         if self.capabilities.key_window is not None:
             try:
-                batch = replace(batch, request=destination.preview(batch), idempotency_key=batch.id)
+                window = KeyWindow(self.capabilities.key_window, self.journal.now)
+                request = destination.preview(batch)
+                batch = replace(batch, request=request, idempotency_key=batch.id, window=window)
             except Poisoned:  # no request can be made of these rows: that is their answer
                 tries.count = 1
                 self.journal.intend(batch)

@@ -12,6 +12,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal, Protocol
 
+from retl.destinations.window import KeyWindow
 from retl.values.types import Type
 
 WriteMode = Literal["upsert", "insert_only", "update_only", "append"]
@@ -237,8 +238,9 @@ class Batch:
     """Consecutive rows of one change set under one operation and condition; numbers count from 0 at `first`.
 
     `id` names exactly these rows of this run, so each half has its own. `request` and `idempotency_key`
-    are set if the exact bytes were prepared and stored before the first send. An `exclusive` batch is
-    written only while its run still has the lock that `check` took.
+    are set if the exact bytes were prepared and stored before the first send; `window.use()` comes before
+    each send with the key. An `exclusive` batch is written only while its run still has the lock that `check`
+    took.
     """
 
     rows: Rows
@@ -251,6 +253,7 @@ class Batch:
     started_at: str = ""  # the run's start, ISO 8601 in UTC
     request: bytes | None = None
     idempotency_key: str | None = None
+    window: KeyWindow | None = None
     round: int = 0  # counts intended repetitions of the same rows
     new: bool = False  # the baseline knows no key of these rows
     exclusive: bool = False
@@ -304,6 +307,10 @@ class Batch:
         middle = (self.first + self.last) // 2
         return self.slice(self.first, middle), self.slice(middle + 1, self.last)
 
+    def renewed(self, round: int) -> Batch:
+        """The same rows without a prepared request, in this round of sending them."""
+        return replace(self, round=round, request=None, idempotency_key=None, window=None)
+
     def slice(self, first: int, last: int) -> Batch:
         """Some of the rows, by their positions, as a new batch."""
-        return replace(self, first=first, last=last, request=None, idempotency_key=None)
+        return replace(self, first=first, last=last).renewed(self.round)

@@ -103,7 +103,8 @@ class RunKey:
 
 @dataclass(frozen=True, slots=True)
 class BatchRow:
-    """Rows `first` to `last` (included, positions in the change set) under one operation."""
+    """Rows `first` to `last` (included, positions in the change set) under one operation. `intent`: the
+    moment before the first send, if the batch has an idempotency key."""
 
     batch_id: str
     number: int
@@ -114,6 +115,7 @@ class BatchRow:
     outcome: Outcome | None = None
     handle: str | None = None
     idempotency_key: str | None = None
+    intent: Mapping[str, Any] | None = None
     attempts: int = 0
     duration_ms: int | None = None
     error: str | None = None

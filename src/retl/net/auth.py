@@ -48,8 +48,8 @@ class Anonymous(Definition):
     def headers(self) -> dict[str, str]:
         return {}
 
-    def credential(self, permit: Permit) -> dict[str, str]:
-        """The headers for the next request. A request for a token takes a permit too."""
+    def credential(self, permit: Permit, proxy: SecretStr | None = None) -> dict[str, str]:
+        """The headers for the next request. A request for a token takes a permit and the same way too."""
         return self.headers()
 
     def query(self) -> str:
@@ -68,7 +68,9 @@ class Anonymous(Definition):
         """A digest that separates targets with the same public address; not a secret."""
         return ""
 
-    def renewed(self, reply: Any, sent: dict[str, str], permit: Permit = free) -> bool:
+    def renewed(
+        self, reply: Any, sent: dict[str, str], permit: Permit = free, proxy: SecretStr | None = None
+    ) -> bool:
         """Whether this answer says that the credential in the headers `sent` has expired, and there is now
         a new one. Then nothing was applied."""
         return False

@@ -1,8 +1,8 @@
 """One lane's HTTP connection to one server: sends a request once, and returns the answer or raises an error.
 
 It uses the standard library's http.client over a socket with one deadline for the whole request, so a server
-that sends its answer byte by byte cannot block a run. No cookies, no redirects, no proxies from the
-environment, no unverified certificates. It never retries: delivery knows whether that is safe.
+that sends its answer byte by byte cannot block a run. No cookies, no redirects, no proxy that
+nobody asked for, no unverified certificates. It never retries: delivery knows whether that is safe.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import ssl
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from http import HTTPStatus
@@ -19,12 +19,15 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
+from pydantic import SecretStr
+
 from retl.errors import Ambiguous, Unavailable
 from retl.model import Definition, Duration, is_loopback
 from retl.net import tls
 from retl.net.auth import Anonymous, Permit, free
-from retl.net.deadline import Deadline, TimedSocket
+from retl.net.deadline import Deadline
 from retl.net.messages import Reply, Request
+from retl.net.proxy import Proxy, on_the_way
 
 LONGEST_REPLY = 16 * 1024 * 1024  # bytes
 _LOOKS = ("GET", "HEAD", "OPTIONS")  # they write nothing, so their latency does not count
@@ -92,8 +95,9 @@ class Client:
         timeouts: Timeouts,
         permit: Permit = free,
         longest: int | None = None,
+        proxy: SecretStr | None = None,
     ) -> None:
-        """Every request, also one for a token, takes a permit of its own."""
+        """Every request, also one for a token, takes a permit of its own, and the way by `proxy`."""
         self.address = address
         self._auth, self._timeouts, self._permit, self._longest = auth, timeouts, permit, longest
         self._headers = {
@@ -103,24 +107,37 @@ class Client:
             "User-Agent": "retl",
             **headers,
         }
+        self._proxied = proxy
         self._kept: _Connection | None = None
         self.sent = 0  # bytes of all requests, heads included
         self._used = 0.0  # time of the last answer on the kept connection
 
     @cached_property
+    def _proxy(self) -> Proxy | None:
+        return on_the_way(self._proxied, self.address)
+
+    @cached_property
     def _context(self) -> ssl.SSLContext | None:
         return tls.context(protocols=["http/1.1"]) if self.address.scheme == "https" else None
 
-    def send(self, request: Request, extra: Mapping[str, str] | None = None) -> Reply:
+    def send(
+        self,
+        request: Request,
+        extra: Mapping[str, str] | None = None,
+        before: Callable[[], None] = lambda: None,
+    ) -> Reply:
         """Send once; once more with a new credential if the answer says that the old one has expired.
-        Unavailable if there was no connection, so nothing was sent; Ambiguous if it broke or timed out
-        before a status came; Systemic if the server's certificate is not valid."""
-        reply, credential = self._once(request, extra)
-        if self._auth.renewed(reply, credential, self._permit):
-            reply, _ = self._once(request, extra)
+        `before` is called just before each send; nothing is sent if it raises. Unavailable if there was no
+        connection, so nothing was sent; Ambiguous if it broke or timed out before a status came; Systemic if
+        the server's certificate is not valid."""
+        reply, credential = self._once(request, extra, before)
+        if self._auth.renewed(reply, credential, self._permit, self._proxied):
+            reply, _ = self._once(request, extra, before)
         return reply
 
-    def _once(self, request: Request, extra: Mapping[str, str] | None) -> tuple[Reply, dict[str, str]]:
+    def _once(
+        self, request: Request, extra: Mapping[str, str] | None, before: Callable[[], None]
+    ) -> tuple[Reply, dict[str, str]]:
         """The answer, and the credential that was sent."""
         query = self._auth.query()
         target = self._auth.target() or request.target
@@ -128,11 +145,15 @@ class Client:
             target += ("&" if "?" in target else "?") + query
         body = self._auth.body(request.body)
         length = {"Content-Length": str(len(body))}
-        credential = self._auth.credential(self._permit)
+        credential = self._auth.credential(self._permit, self._proxied)
         headers = {**self._headers, **credential, **dict(request.headers), **(extra or {}), **length}
+        if self._proxy is not None and self._context is None:  # the proxy itself reads the request
+            target, headers = f"{self.address}{target}", {**headers, **self._proxy.headers}
         size = None if request.method in _LOOKS else len(body)
         with self._permit(size):
-            return self._exchange(request.method, target, headers, body), credential
+            connection = self._connection(Deadline(self._timeouts.total))
+            before()
+            return self._exchange(connection, request.method, target, headers, body), credential
 
     def connect(self) -> None:
         """Open and close a connection, with TLS, and send nothing. Raises like `send`."""
@@ -143,8 +164,9 @@ class Client:
             self._kept.close()
             self._kept = None
 
-    def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        connection = self._connection(Deadline(self._timeouts.total))
+    def _exchange(
+        self, connection: _Connection, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> Reply:
         try:
             connection.request(method, target, body, dict(headers))
             self.sent += _size(method, target, headers, body)
@@ -179,12 +201,18 @@ class Client:
         self._kept = _Connection(self.address, self._reach(deadline))
         return self._kept
 
-    def _reach(self, deadline: Deadline) -> TimedSocket:
+    def _reach(self, deadline: Deadline) -> tls.Stream:
         """An open socket. Unavailable if it cannot be opened, Systemic if the server's certificate is not
         valid."""
         address, within = self.address, Deadline(min(self._timeouts.connect, self._timeouts.total))
+        made: tls.Stream
         try:
-            made = tls.connect(address.host, address.port, within, server=str(address), context=self._context)
+            if self._proxy is not None:
+                made = self._proxy.connect(address, within, self._context)
+            else:
+                made = tls.connect(
+                    address.host, address.port, within, server=str(address), context=self._context
+                )
         except OSError as error:
             raise Unavailable(
                 "HTTP_UNREACHED", f"{address} cannot be reached, nothing was sent: {error}"
@@ -208,9 +236,9 @@ class _Connection(HTTPConnection):
 
     auto_open = 0
     response_class = _Answer
-    sock: TimedSocket
+    sock: tls.Stream
 
-    def __init__(self, address: Address, sock: TimedSocket) -> None:
+    def __init__(self, address: Address, sock: tls.Stream) -> None:
         super().__init__(address.host, address.port)
         self.sock = sock
         self._parts: list[bytes] = []

@@ -77,21 +77,23 @@ class OAuth2(Anonymous):
     def headers(self) -> dict[str, str]:
         return self.credential(free)
 
-    def credential(self, permit: Permit) -> dict[str, str]:
+    def credential(self, permit: Permit, proxy: SecretStr | None = None) -> dict[str, str]:
         """The header with the token, which is requested if needed. Unavailable if the token server cannot
         be reached, Systemic if it refuses."""
         with self._lock:
             if self._token is None or monotonic() >= self._ends:
-                self._renew(permit)
+                self._renew(permit, proxy)
             return {"Authorization": f"Bearer {self._token}"}
 
-    def renewed(self, reply: Reply, sent: dict[str, str], permit: Permit = free) -> bool:
+    def renewed(
+        self, reply: Reply, sent: dict[str, str], permit: Permit = free, proxy: SecretStr | None = None
+    ) -> bool:
         in_body = self.expired is not None and reply.status == 200 and self.expired.fits(reply.json_or_text)
         if reply.status != 401 and not in_body:
             return False
         with self._lock:
             if sent["Authorization"] == f"Bearer {self._token}":  # else another lane has renewed it
-                self._renew(permit)
+                self._renew(permit, proxy)
         return True
 
     def secrets(self) -> list[str]:
@@ -119,7 +121,7 @@ class OAuth2(Anonymous):
             "scope": self.scope,
         }
 
-    def _renew(self, permit: Permit) -> None:
+    def _renew(self, permit: Permit, proxy: SecretStr | None) -> None:
         self._token = None
         address = Address.parse(self.token_url)
         text = urlencode({name: value for name, value in self._form().items() if value})
@@ -128,7 +130,7 @@ class OAuth2(Anonymous):
         request = Request("POST", path, content, text.encode())
         if self.method == "GET":
             request = Request("GET", f"{path}?{text}", (), b"")
-        client = Client(address, Anonymous(), {}, Timeouts(), lambda size: permit(None))
+        client = Client(address, Anonymous(), {}, Timeouts(), lambda size: permit(None), proxy=proxy)
         try:
             reply = client.send(request)
         except Ambiguous as error:  # nothing of any row was sent

@@ -324,7 +324,7 @@ def retrying(
         if stop.wait(seconds):  # tenacity.sleep_using_event would try once more
             raise last
 
-    over = tenacity.stop_before_delay(retry.budget)
+    used_up, over = tenacity.stop_after_attempt(retry.attempts), tenacity.stop_before_delay(retry.budget)
 
     def too_long(state: tenacity.RetryCallState) -> bool:
         return last.retry_after is not None and (last.retry_after > _LONG or over(state))
@@ -337,10 +337,7 @@ def retrying(
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Unavailable),
         after=note,
-        stop=tenacity.stop_after_attempt(retry.attempts)
-        | over
-        | too_long
-        | tenacity.stop_when_event_set(stop),
+        stop=lambda state: stop.is_set() or used_up(state) or over(state) or too_long(state),
         wait=wait,
         sleep=sleep,
         retry_error_callback=end,

@@ -11,10 +11,12 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from math import inf
 
 from retl.delivery.lanes import Answered
 from retl.destinations.batch import UNKNOWN, Batch, Outcome
+from retl.destinations.window import Moment
 from retl.ledger import Acknowledgement, BatchRow, Ledger, Lock
 from retl.observe import log
 
@@ -35,6 +37,10 @@ class RunJournal:
     _since: float = field(default_factory=time.monotonic)
     _beat: float = -inf  # the last heartbeat
     _guard: threading.RLock = field(default_factory=threading.RLock)
+
+    def now(self) -> datetime:
+        """The time on the ledger's clock."""
+        return self.ledger.now()
 
     def open(self, batches: Sequence[Batch]) -> None:
         """Record batches before any of them is sent: after a crash only these are unknown."""
@@ -93,4 +99,5 @@ class RunJournal:
                 first=batch.first,
                 last=batch.last,
                 idempotency_key=batch.idempotency_key,
+                intent=Moment.now(self.now()).dump() if batch.idempotency_key else None,
             )

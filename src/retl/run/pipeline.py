@@ -94,7 +94,7 @@ def dry_run(job: Job, look: Callable[[Plan, Workspace], object] = lambda _plan, 
                 workspace,
                 clock,
                 hold,
-                lambda mapped, space, target: recovery.look(job, run, mapped, space, target),
+                lambda mapped, space, target: recovery.look(job, mapped, space, target),
             )
             look(found, workspace)
             return predict(job, found, workspace, clock)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from retl.delivery.lanes import Delivery
 from retl.destinations.batch import MODES, UNKNOWN, Batch, Outcome
+from retl.destinations.window import KeyWindow, Moment
 from retl.engine import change_set
-from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
 from retl.errors import Systemic
 from retl.ledger import Acknowledgement, BatchRow, DeltaRow, Ledger
@@ -42,11 +42,11 @@ def abandon_dead_runs(ledger: Ledger, sync: str, run_id: str, epoch: int) -> Non
 
 
 def resolve(
-    job: Job, run: Run, mapped: Mapped, workspace: Workspace, target: str, delivery: Delivery, epoch: int
+    job: Job, mapped: Mapped, workspace: Workspace, target: str, delivery: Delivery, epoch: int
 ) -> None:
     """Resolve the open batches that dead runs sent to the object `target`, if possible, and record their
     outcomes."""
-    for delta, rows in _open(job, run, mapped, target):
+    for delta, rows in _open(job, mapped, target):
         with closing(job.lane(mapped.field_map.shape)) as destination:
             for row, batch in _batches(job.ledger, mapped, workspace, delta, rows, epoch):
                 log.event("batch_settling", batch=row.batch_id)
@@ -57,10 +57,10 @@ def resolve(
                     job.ledger.acknowledge(delta.run_id, epoch, [answer])
 
 
-def look(job: Job, run: Run, mapped: Mapped, workspace: Workspace, target: str) -> Found:
+def look(job: Job, mapped: Mapped, workspace: Workspace, target: str) -> Found:
     """What `resolve` would find, without changing the target."""
     found = Found({}, 0)
-    for delta, rows in _open(job, run, mapped, target):
+    for delta, rows in _open(job, mapped, target):
         with closing(job.lane(mapped.field_map.shape)) as destination:
             for row, batch in _batches(job.ledger, mapped, workspace, delta, rows, epoch=0):
                 try:
@@ -74,19 +74,34 @@ def look(job: Job, run: Run, mapped: Mapped, workspace: Workspace, target: str) 
     return found
 
 
-def _open(job: Job, run: Run, mapped: Mapped, target: str) -> Iterator[tuple[DeltaRow, Sequence[BatchRow]]]:
-    """The open batches that can be resolved, per run. If the target keeps evidence or honours a key (the same
-    bytes under the same key): all of them, inside the vendor's window. Otherwise only those with a handle.
-    The others stay in doubt."""
+def _open(job: Job, mapped: Mapped, target: str) -> Iterator[tuple[DeltaRow, Sequence[BatchRow]]]:
+    """The open batches that can be resolved, per run. If the target keeps evidence: all of them. If it
+    honours a key (the same bytes under the same key): those whose key is inside its window. Otherwise only
+    those with a handle. The others stay in doubt."""
     capabilities, ledger = mapped.capabilities, job.ledger
-    window = capabilities.key_window
+    keyed = capabilities.key_window is not None
     for delta in ledger.deltas(job.sync.name, target):
-        late = window is not None and (run.started_at - delta.started_at).total_seconds() >= window
-        every = (capabilities.resolves or window is not None) and not late
-        rows = [row for row in ledger.batches(delta.run_id) if row.status == "open"]
-        rows = [row for row in rows if every or row.handle is not None]  # a job can be queried at any age
+        rows = [
+            row
+            for row in ledger.batches(delta.run_id)
+            if row.status == "open"
+            and (row.handle is not None or (_within(mapped, ledger, row) if keyed else capabilities.resolves))
+        ]
         if rows:
             yield delta, rows
+
+
+def _window(mapped: Mapped, ledger: Ledger, row: BatchRow) -> KeyWindow | None:
+    """The window of the batch's key, since its intent: it was not sent before that."""
+    seconds = mapped.capabilities.key_window
+    if seconds is None or row.intent is None:
+        return None
+    return KeyWindow(seconds, ledger.now, Moment.load(row.intent))
+
+
+def _within(mapped: Mapped, ledger: Ledger, row: BatchRow) -> bool:
+    window = _window(mapped, ledger, row)
+    return window is not None and not window.over
 
 
 def _batches(
@@ -113,5 +128,6 @@ def _batches(
                 row.last,
                 request=ledger.request(delta.run_id, row.batch_id),
                 idempotency_key=row.idempotency_key,
+                window=_window(mapped, ledger, row),
             ),
         )

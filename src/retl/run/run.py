@@ -92,7 +92,7 @@ class Execution:
         delivery = self._delivery(
             mapped.capabilities, every=True, lane=lambda: self.job.lane(mapped.field_map.shape)
         )
-        recovery.resolve(self.job, self.run, mapped, workspace, target, delivery, self.lock.epoch)
+        recovery.resolve(self.job, mapped, workspace, target, delivery, self.lock.epoch)
         return recovery.NOTHING
 
     def record(self) -> None:

@@ -50,6 +50,7 @@ from retl.net.client import Address, Timeouts
 from retl.net.gate import Gate
 from retl.net.lookup import Match, text
 from retl.net.messages import Reply, Request
+from retl.net.proxy import Setting
 from retl.net.waits import Quota, wait_asked
 
 _QUOTED = {"string": True, "uuid": False, "integer": False, "decimal": False, "date": False}
@@ -89,7 +90,8 @@ class DataverseConnection(Definition):
     client_id: str = Field(description="The app registration's id.")
     client_secret: SecretStr = Field(description="Its secret.")
     login: str = Field("https://login.microsoftonline.com", description="Another address in national clouds.")
-    base_url: str | None = Field(None, description="Another address: a proxy.")
+    base_url: str | None = Field(None, description="Another address: a gateway.")
+    proxy: Setting = None
     timeouts: Timeouts = Timeouts()
     allow_plaintext: bool = False
     _http: HttpConnection = PrivateAttr()
@@ -103,10 +105,10 @@ class DataverseConnection(Definition):
             "client_secret": self.client_secret,
             "scope": f"https://{self.org}/.default",
         }
-        given = {"auth": auth, "timeouts": self.timeouts, "allow_plaintext": self.allow_plaintext}
+        more = {name: getattr(self, name) for name in ("proxy", "timeouts", "allow_plaintext")}
         try:
             self._http = HttpConnection.model_validate(
-                {"base_url": self.base_url or f"https://{self.org}", **given}
+                {"base_url": self.base_url or f"https://{self.org}", "auth": auth, **more}
             )
         except ValidationError as error:
             message = error.errors(include_input=False, include_url=False, include_context=False)[0]["msg"]

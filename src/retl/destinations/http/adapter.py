@@ -6,6 +6,17 @@ If an answer is lost, upserts, updates and deletes are sent again; inserts only 
 the DELETE or update of one object's own address means that the object is gone, or not there to update;
 `outcome.cases` can change that. Redirects and web pages stop the run. If answers to writes contain the
 external id of a row (`outcome.ref`), deletes can name rows by it: `$ref` in a path or in a row.
+
+`idempotency` declares the header of the key, and the `window` in which the target recognises it. The window
+begins with the first send of a key. It is measured at each send, by the ledger's clock and by the machine's
+clock that counts sleep; the last tenth (at most two minutes) stays unused, because a request takes time to
+arrive. After it an insert is not repeated and its rows are in doubt; with `delivery: at_least_once` they are
+sent again under a new key.
+
+`proxy` of the connection is a forward proxy (`http://` or `https://`), also for requests for a token. TLS is
+with the server itself, through the proxy. Its user and password are secrets, percent-encoded in the address.
+With `proxy: environment` the variables HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY of the process decide;
+without `proxy` they are ignored. Compressed answers (gzip, deflate) are read, though retl asks for none.
 """
 
 from __future__ import annotations
@@ -40,7 +51,7 @@ from retl.destinations.http.jobs import Job
 from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.rules import Case, Identity, Rules
 from retl.destinations.http.server import HttpConnection, HttpTarget
-from retl.errors import DefinitionError, Poisoned, Systemic
+from retl.errors import DefinitionError, Expired, Poisoned, Systemic
 from retl.model import Definition, Duration
 from retl.net.auth import HeaderName
 from retl.net.client import Address
@@ -69,7 +80,7 @@ class Probe(Definition):
 
 
 class Idempotency(Definition):
-    """The header by which a target recognises a repeated request, and for how long."""
+    """The header by which a target recognises a repeated request, and for how long after the first one."""
 
     header: HeaderName
     window: Duration = 86400.0
@@ -177,7 +188,10 @@ class HttpDestination(HttpTarget[HttpOptions]):
         if batch.request is None or batch.idempotency_key is None or self.options.idempotency is None:
             return Outcome(UNKNOWN)
         request = self._request(batch)
-        reply = self._send(request, batch)
+        try:
+            reply = self._send(request, batch)
+        except Expired:
+            return Outcome(UNKNOWN)
         if reply.status == 409:  # the first request is still in progress, or another one used its key
             return Outcome(UNKNOWN)
         return self._judge(reply, request, batch)
@@ -241,7 +255,8 @@ class HttpDestination(HttpTarget[HttpOptions]):
     def _send(self, request: Request, batch: Batch) -> Reply:
         key = self.options.idempotency
         named = {key.header: batch.idempotency_key} if key and batch.idempotency_key else {}
-        reply = self._client.send(request, named)
+        before = batch.window.use if named and batch.window else lambda: None
+        reply = self._client.send(request, named, before)
         rules = self._call(batch.mode)[1]
         for usage, daily in ((rules.usage, False), (rules.budget, True)):
             if usage and (found := quota(reply.headers, usage, daily=daily)):

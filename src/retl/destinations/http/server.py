@@ -18,6 +18,7 @@ from retl.model import Definition, needs_tls
 from retl.net.auth import Anonymous, HeaderName, Secret, WholeUrl
 from retl.net.client import Address, Client, Timeouts
 from retl.net.oauth import Auth
+from retl.net.proxy import Setting
 
 
 class HttpConnection(Definition):
@@ -27,6 +28,7 @@ class HttpConnection(Definition):
     base_url: str
     auth: Auth = Anonymous()
     headers: dict[HeaderName, Secret] = Field(default={})
+    proxy: Setting = None
     timeouts: Timeouts = Timeouts()
     allow_plaintext: bool = False
 
@@ -55,7 +57,9 @@ class HttpTarget(Destination[OptionsT]):
         self._http, self._address = http, Address.parse(http.base_url)
         headers = {name: value.get_secret_value() for name, value in http.headers.items()}
         permits = self.gate.permits()
-        self._client = Client(self._address, http.auth, headers, http.timeouts, permits, longest)
+        self._client = Client(
+            self._address, http.auth, headers, http.timeouts, permits, longest, proxy=http.proxy
+        )
 
     @property
     def sent(self) -> int:

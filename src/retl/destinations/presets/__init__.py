@@ -33,6 +33,7 @@ from retl.errors import DefinitionError, Place
 from retl.model import Definition, Limits
 from retl.net.client import Address, Timeouts
 from retl.net.gate import Gate
+from retl.net.proxy import Setting
 from retl.project.validation import ModelT, validate
 from retl.project.variables import Filled
 from retl.project.yamlfile import Tree
@@ -102,7 +103,7 @@ class Preset(Definition):
         given["base_url"] = connection.base_url or (self.base_url and fill(self.base_url, given))
         auth = self._way("auth", given) or {}
         filled = fill({"base_url": "<base_url>", "auth": auth, "headers": self.headers}, given)
-        more = {"timeouts": connection.timeouts, "allow_plaintext": connection.allow_plaintext}
+        more = {name: getattr(connection, name) for name in ("proxy", "timeouts", "allow_plaintext")}
         return self._model(HttpConnection, {**filled, **more})
 
     def options(self, options: PresetOptions) -> HttpOptions:
@@ -185,7 +186,8 @@ class _Given(Definition):
 class PresetConnection(_Given):
     """The keys of every preset's connection, besides its own."""
 
-    base_url: str | None = Field(None, description="Another address: a proxy, a sandbox, a region.")
+    base_url: str | None = Field(None, description="Another address: a gateway, a sandbox, a region.")
+    proxy: Setting = None
     timeouts: Timeouts = Timeouts()
     allow_plaintext: bool = False
     _http: HttpConnection = PrivateAttr()
