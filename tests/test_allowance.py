@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from datetime import date, datetime
 from itertools import count
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -99,6 +102,22 @@ def test_no_24_hours_see_more_than_the_day_s_budget() -> None:
     assert len(sent) > 25
     for moment in sent:
         assert sum(moment <= other < moment + DAY for other in sent) <= 25
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/Los_Angeles", "Asia/Kolkata", "Pacific/Auckland"])
+@pytest.mark.parametrize("month", [3, 4, 9, 10, 11])
+def test_no_day_of_the_vendors_calendar_sees_more_than_its_budget(zone: str, month: int) -> None:
+    """The longest day, at the end of daylight saving time, has 25 hours."""
+    account, terms, fresh = Account(), Terms(None, 0.0, day=7), names()
+    days: Counter[date] = Counter()
+    now = datetime(2026, month, 1, tzinfo=ZoneInfo(zone)).timestamp()
+    for _ in range(35 * 48):  # greedy: half an hour after the other
+        if lease := taken(account, terms, now, next(fresh)):
+            lease.used = lease.requests
+            days[datetime.fromtimestamp(now, ZoneInfo(zone)).date()] += lease.used
+            account.give_back(lease, terms, now)
+        now += 1800
+    assert max(days.values()) == 7
 
 
 def test_a_spent_day_says_for_how_long() -> None:

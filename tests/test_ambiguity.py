@@ -10,7 +10,7 @@ import pytest
 
 from tests import servers
 from tests.api import TOKEN as API_TOKEN
-from tests.api import Api, reset
+from tests.api import Api, answer, reset
 from tests.crashes import FIRST, Append, CampaignScene, PostgresScene, Project, RedisScene, Scene
 from tests.proxy import Proxy
 
@@ -229,6 +229,18 @@ def test_outside_the_window_of_its_key_an_insert_stays_in_doubt(tmp_path: Path, 
     assert done.summary["inserted"] == 35
     assert events.once()
     assert len(api.seen) == sent + 7
+
+
+def test_a_long_pause_with_rows_in_doubt_is_a_failure_and_only_then(tmp_path: Path, api: Api) -> None:
+    events = Events(tmp_path / "project", api, KEYED)
+    api.faults.extend([served, reset(applied=True), answer(429, b"{}", Retry_After="400")])
+    done = events.project.sync()
+    assert (done.code, done.summary["in_doubt"], done.summary["inserted"]) == (1, 5, 5)
+    assert done.summary["error"]["code"] == "IN_DOUBT"
+    assert "asked for a pause until" in done.summary["error"]["message"]
+    waiting = events.project.sync()
+    assert (waiting.code, waiting.summary["error"]["code"]) == (75, "HELD_OFF")
+    assert len([1 for _, path, *_ in api.seen if path == "/v1/events"]) == 3
 
 
 def test_at_most_once_leaves_in_doubt_what_was_reset_and_never_sends_it_again(
