@@ -75,6 +75,20 @@ def test_a_hold_is_for_every_lane(clock: Clock) -> None:
     assert clock.now == pytest.approx(130)
 
 
+def test_a_lease_and_a_hold_end_while_the_machine_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = [100.0], Clock()
+    monkeypatch.setattr(limiter.time, "clock_gettime", lambda clock: now[0])
+    book = limiter.Memory()
+    paced = Pace(Limits(requests=20, per=10), book=book, connection="crm")
+    assert paced.wait(asked)
+    paced.pause(30)
+    now[0] += 3600  # asleep
+    assert Pace(Limits(requests=20, per=10), book=book, connection="crm").wait(asked)
+    assert paced.wait(asked)
+    assert asked.waits == []
+    assert sum(requests for requests, _ in book.account("crm")[0].leases.values()) == 4  # both leases are new
+
+
 def test_a_stop_ends_every_wait(clock: Clock) -> None:
     paced = Pace(Limits(requests=1, per=3600))
     assert paced.wait(clock)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
@@ -16,7 +17,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from math import inf
 from threading import BoundedSemaphore, Event, Lock, local
-from time import monotonic
 from typing import Protocol, TypeVar
 
 import tenacity
@@ -33,10 +33,16 @@ T = TypeVar("T")
 
 # Seconds between attempts: random, from 0 to an upper end that doubles.
 _PAUSES = tenacity.wait_random_exponential(multiplier=0.5, max=30)
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _LOOK = 0.1  # seconds between two looks at a turn that another lane has
 _FREE = Terms()
 _LONG = 300.0  # a run does not wait for a hold longer than these seconds
 _AGAIN = 3600.0  # seconds until the next try after a spent budget without a known end
+
+
+def monotonic() -> float:
+    """Seconds, time asleep included: leases and holds end while the machine sleeps."""
+    return time.clock_gettime(_CLOCK)
 
 
 class Book(Protocol):
