@@ -51,7 +51,7 @@ class Clocks:
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
     clocks = Clocks()
-    monkeypatch.setattr(window.time, "clock_gettime", lambda clock: clocks.machine)
+    monkeypatch.setattr(window, "_seconds", lambda: clocks.machine)
     monkeypatch.setattr(window, "_boot", lambda: clocks.boot)
     return clocks
 

@@ -33,7 +33,7 @@ class Moment:
 
     @classmethod
     def now(cls, at: datetime) -> Moment:
-        return cls(at, _boot(), time.clock_gettime(_CLOCK))
+        return cls(at, _boot(), _seconds())
 
     @classmethod
     def load(cls, text: Mapping[str, Any]) -> Moment:
@@ -72,6 +72,11 @@ class KeyWindow:
     @property
     def over(self) -> bool:
         return self._first is not None and Moment.now(self._now()).since(self._first) >= self._usable
+
+
+def _seconds() -> float:
+    """Seconds since the machine's boot, time asleep included."""
+    return time.clock_gettime(_CLOCK)
 
 
 @cache
