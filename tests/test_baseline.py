@@ -40,7 +40,8 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
 
 @pytest.fixture
 def delta(tmp_path: Path) -> Any:
-    """Writes a run's delta; its rows' positions are their places in the list."""
+    """Writes a run's delta; its rows' positions are their places in the list. A `moved` key shares that of the
+    row before it."""
 
     def write(name: str, rows: Sequence[Row], format: str = DELTA) -> Path:
         path = tmp_path / f"it's {name}.parquet"
@@ -49,7 +50,9 @@ def delta(tmp_path: Path) -> Any:
                 'CREATE TABLE p ("partition" INTEGER, batch BIGINT, row BIGINT, op VARCHAR, key VARCHAR,'
                 " hash BLOB, owned BOOLEAN, ref VARCHAR, seen BLOB)"
             )
-            for number, (op, key, digest, owned, ref) in enumerate(rows):
+            number = -1
+            for op, key, digest, owned, ref in rows:
+                number += op != "moved"
                 blob = digest.encode() if digest is not None else None
                 seen = f"seen {key}".encode()
                 con.execute(
@@ -95,6 +98,30 @@ def test_what_was_written_is_confirmed_with_its_hash_and_ours(workspace: Workspa
     path = delta("1", sent("a", "b"))
     assert baseline.build(workspace, None, [Delta(path, DAYS[0], [batch(0, 1, Outcome(WRITTEN))])]) == 2
     assert held(workspace) == dict.fromkeys("ab", ("v1", True, None, DAYS[0]))
+
+
+@pytest.mark.parametrize(
+    ("result", "wanted"),
+    [
+        (WRITTEN, {"new": ("v2", True), "other": ("v2", True)}),
+        (KEPT, {"new": ("v2", True), "other": ("v2", True)}),
+        (UNKNOWN, {"new": (None, True), "old": (None, True), "other": ("v2", True)}),
+        (None, {"new": (None, True), "old": (None, True), "other": ("v2", True)}),
+        (BAD, {"old": ("v1", True), "other": ("v2", True)}),
+        (BUSY, {"old": ("v1", True), "other": ("v2", True)}),
+    ],
+)
+def test_a_moved_key_leaves_with_the_answer_of_the_row_at_its_position(
+    workspace: Workspace, delta: Any, result: RowResult | None, wanted: dict[str, tuple[str | None, bool]]
+) -> None:
+    first = delta("1", sent("old"))
+    rows = [*sent("other", hash="v2"), *sent("new", op="update", hash="v2", owned=True)]
+    second = delta("2", [*rows, *sent("old", op="moved", hash=None, owned=True)])
+    outcome = Outcome(result) if result is not None else None
+    batches = [batch(0, 0, Outcome(WRITTEN)), batch(1, 1, outcome)]
+    deltas = [Delta(first, DAYS[0], [batch(0, 0, Outcome(WRITTEN))]), Delta(second, DAYS[1], batches)]
+    baseline.build(workspace, None, deltas)
+    assert {key: one[:2] for key, one in held(workspace).items()} == wanted
 
 
 ENDS: Mapping[str, tuple[RowResult | None, Mapping[str, tuple[str | None, bool]]]] = {

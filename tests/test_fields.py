@@ -44,7 +44,9 @@ def columns(of: Sync) -> dict[str, Any]:
         ({"*": "*", "a": "b"}, {"id": "id", "a": "b"}),
         ({"Key": "id", "*": "*"}, {"Key": "id", "a": "a", "b": "b"}),
         ({"Copy": "id", "id": "id"}, {"id": "id", "Copy": "id"}),
-        ({"h": {"column": "id", "transform": ["sha256_hex"]}}, {"id": "id", "h": "id"}),
+        ({"h": {"column": "id", "transform": ["sha256_hex"]}}, {"h": "id"}),
+        ({"id": "id", "h": {"column": "id", "transform": ["sha256_hex"]}}, {"id": "id", "h": "id"}),
+        ({"id": {"column": "id", "transform": ["sha256_hex"]}, "plain": "id"}, {"id": "id", "plain": "id"}),
         ({"s": "$sync", "c": {"value": 1}}, {"id": "id", "s": "$sync", "c": 1}),
     ],
 )
@@ -70,6 +72,10 @@ def test_a_soft_delete_restores_what_no_field_gives() -> None:
         (sync(deletes={"set": {"status": 1}}), "SOFT_DELETE_FIELD"),
         (sync(deletes={"set": {"id": 1}}), "SOFT_DELETE_FIELD"),
         (sync(changes={"hash": {"ignore": ["nothing"]}}), "FIELD_UNKNOWN"),
+        (sync(changes={"hash": {"ignore": ["id"]}}), "OPTION_UNUSED"),
+        (sync({"at": "$run_started_at"}, changes={"hash": {"ignore": ["at"]}}), "OPTION_UNUSED"),
+        (sync({"id": {"column": "id", "nulls": "keep"}}), "OPTION_UNUSED"),
+        (sync({"Key": {"column": "id", "only_if_empty": True}}), "OPTION_UNUSED"),
     ],
 )
 def test_what_does_not_fit_is_refused(given: Sync, code: str) -> None:

@@ -83,7 +83,7 @@ def change_set(workspace: Workspace, timezone: str = "UTC", **sync: Any) -> Chan
     baseline.build(workspace, None, [])
     hash.hash_rows(workspace, field_map, "TRUE", "5a17")
     everything = diff.Strategy(everything=True, absence=False, once=False, hold_unknown=False)
-    diff.diff(workspace, everything, 0, whole=True)
+    diff.diff(workspace, field_map, everything, 0, whole=True)
     judge.judge(workspace, contract, definition.key)
     made = assemble(workspace, field_map, write="upsert")
     assert len(made) == 3 * len(texts)

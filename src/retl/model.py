@@ -7,7 +7,7 @@ import re
 from ipaddress import ip_address
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -58,6 +58,12 @@ class Limits(Definition):
     per_day: Annotated[int, Field(ge=1)] | None = None
     concurrency: Annotated[int, Field(ge=1, le=64)] | None = None
     share: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Limits:
+        if self.per != 1.0 and self.requests is None:
+            raise ValueError("`per` needs `requests`: how many in this time")
+        return self
 
 
 def is_loopback(host: str) -> bool:

@@ -27,6 +27,7 @@ from retl.observe import log
 from retl.observe.signals import Stop
 from retl.observe.summary import Summary
 from retl.project.definitions import Sync
+from retl.project.fields import key_fields
 from retl.project.settings import project_folder
 from retl.project.validation import raise_all
 from retl.run.guards import GUARDS
@@ -197,6 +198,9 @@ class Session:
             pace=self._pace(found, None if options.dry_run else ledger),
             siblings=frozenset(project.syncs),
             references=self._references[sync.name],
+            referred={
+                name: tuple(key_fields(project.syncs[name]).values()) for name in self._references[sync.name]
+            },
             environment=self.environment,
             correlation_id=project.settings.retl_correlation_id,
             since=begun,

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from retl.destinations.api import Destination
-from retl.destinations.batch import Answer, Batch, Trace, Visit, WriteMode
+from retl.destinations.batch import Answer, Batch, Folds, Trace, Visit, WriteMode
 from retl.net.auth import Permit
 from retl.net.gate import Gate
 from retl.net.waits import Quota
@@ -51,6 +51,10 @@ class Paced(Destination[Any]):
     @property
     def sent(self) -> int:
         return self._inner.sent
+
+    @property
+    def folds(self) -> tuple[Folds, ...]:
+        return self._inner.folds
 
     @classmethod
     def place(cls, options: Any, write: WriteMode) -> str:

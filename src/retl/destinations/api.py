@@ -19,6 +19,7 @@ from retl.destinations.batch import (
     Answer,
     Batch,
     Capabilities,
+    Folds,
     Outcome,
     Shape,
     Trace,
@@ -81,6 +82,11 @@ class Destination(ABC, Generic[OptionsT]):
     def sent(self) -> int:
         """Bytes that this lane has sent so far: of rows, or over HTTP of whole requests."""
         return self._bytes
+
+    @property
+    def folds(self) -> tuple[Folds, ...]:
+        """`capabilities.folds`; a target whose columns decide it knows it only after `check`."""
+        return self.capabilities.folds
 
     @classmethod
     @abstractmethod

@@ -13,12 +13,14 @@ from hashlib import sha256
 from typing import Any, Literal, Protocol
 
 from retl.destinations.window import KeyWindow
+from retl.values.keys import Fold
 from retl.values.types import Type
 
 WriteMode = Literal["upsert", "insert_only", "update_only", "append"]
 Mode = Literal["upsert", "insert_only", "update_only", "append", "delete"]
 Operation = Literal["upsert", "append", "delete"]
 Form = Literal["tuples", "documents", "csv"]
+Folds = tuple[Fold, ...]  # what the target ignores when it compares values of one field of the key
 
 
 class Condition(StrEnum):
@@ -182,6 +184,7 @@ class Capabilities:
     max_deletes: int | None = None  # rows of a delete batch, where that differs
     lanes: int = 1
     most_lanes: int | None = None  # limit if the connection's `concurrency` sets the number of lanes
+    folds: tuple[Folds, ...] = ()  # per field of `Shape.key`; empty if the target compares every key exactly
     expires: float | None = None  # seconds after which the target removes a row by itself
 
 

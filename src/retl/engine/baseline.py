@@ -28,6 +28,7 @@ COMPACT_PAST = 0.2  # rows in deltas, as a share of the snapshot's rows
 COMPACT_DELTAS = 16  # or this many deltas of any size
 DELTA, SNAPSHOT = "delta 1", "snapshot 2"  # formats, as files record them; raise both with the ledger's
 REMEMBERED = "90 days"  # that the snapshot has deleted keys
+MOVED = "moved"  # the op of a key that leaves the baseline with the answer of the row at its position
 
 UNANSWERED = Outcome(UNKNOWN)
 _COLUMNS = "key, gone, hash, owned, ref, confirmed_at, seen, epoch"
@@ -183,9 +184,9 @@ def opened(workspace: Workspace, path: Path, format: str) -> str:
 def _effects(answers: str, delta: Delta) -> str:
     """SQL of each key after a run's answers: gone, or present with a hash (NULL = unknown)."""
     return (
-        "SELECT key, op = 'delete' AND kind = 'written' AS gone,"
+        f"SELECT key, (op = 'delete' AND kind = 'written') OR (op = '{MOVED}' AND kind <> 'unknown') AS gone,"
         " CASE kind WHEN 'unknown' THEN NULL ELSE hash END AS hash,"
-        " owned OR (ours AND op <> 'delete') AS owned,"
+        f" owned OR (ours AND op NOT IN ('delete', '{MOVED}')) AS owned,"
         f" coalesce(new_ref, ref) AS ref, {literal(delta.at.isoformat())}::TIMESTAMPTZ AS confirmed_at,"
         f" CASE kind WHEN 'unknown' THEN NULL ELSE seen END AS seen, {delta.epoch}::BIGINT AS epoch,"
         f" CASE WHEN op IN ('insert', 'delete') THEN {delta.epoch}::BIGINT END AS born"

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
@@ -19,11 +19,12 @@ from typing import Any
 
 from retl.destinations.batch import Line, Mode
 from retl.engine import hash
-from retl.engine.baseline import BASELINE, DELTA, opened
+from retl.engine.baseline import BASELINE, DELTA, MOVED, opened
 from retl.engine.diff import CANDIDATES, UPSERTS, Ends, ends
 from retl.engine.hash import MART
 from retl.engine.lines import document_sql, line_sql
 from retl.engine.mapping import FieldMap
+from retl.engine.succession import SUCCEEDED
 from retl.engine.workspace import RUN_FILE, Workspace
 from retl.errors import Failure
 from retl.values import csv_text
@@ -50,6 +51,16 @@ class Phase:
     def __len__(self) -> int:
         return self.last - self.first + 1
 
+    def without(self, positions: Iterable[int]) -> Iterator[Phase]:
+        """The phase in parts, without these positions, which are sorted."""
+        first = self.first
+        for position in positions:
+            if first < position:
+                yield replace(self, first=first, last=position - 1)
+            first = position + 1
+        if first <= self.last:
+            yield replace(self, first=first)
+
     def cut(self, size: int) -> Iterator[tuple[int, int]]:
         """First and last position of each batch of `size` rows."""
         for first in range(self.first, self.last + 1, size):
@@ -68,6 +79,7 @@ class ChangeSet:
     phases: tuple[Phase, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     table: str = CHANGES
+    succeeds: bool = False  # rows that other keys leave the baseline with: see `succession`
     _blocks: dict[tuple[str, int], Future[list[tuple[Any, ...]]]] = field(default_factory=dict)
     _ahead: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "retl-rows"))
     _sizes: dict[str, int] = field(default_factory=dict)
@@ -119,6 +131,17 @@ class ChangeSet:
         """(position, op, key) of the first rows."""
         return self.workspace.run(f"SELECT pos, op, key FROM {self.table} ORDER BY pos LIMIT {count}")
 
+    def deletes_by_ref(self) -> dict[str, list[int]]:
+        """The positions of deletes by the external id of their object, as far as it is known."""
+        found: dict[str, list[int]] = {}
+        if self.counts.get("delete"):
+            rows = self.workspace.run(
+                f"SELECT ref, pos FROM {self.table} WHERE op = 'delete' AND ref IS NOT NULL"
+            )
+            for ref, position in rows:
+                found.setdefault(ref, []).append(position)
+        return found
+
     def texts(self, positions: Iterable[int]) -> dict[int, tuple[str, str, str | None]]:
         """Per position: op, key as text, hash in hex."""
         listed = ", ".join(str(int(p)) for p in positions) or "-1"
@@ -137,16 +160,23 @@ class ChangeSet:
         return sha256("/".join(map(str, found)).encode()).hexdigest()
 
     def write_delta(self, path: Path) -> None:
-        """Write one row per candidate of this run, without payload, to a file private to this user.
+        """Write one row per candidate of this run, without payload, to a file private to this user. A key
+        that a row succeeds is another line at the row's position: it shares the row's answer.
 
         `batch` is NULL: batches are cut while they are sent, and halved if the target refuses one. `seen` is
         NULL: the target was not read.
         """
         path.touch(mode=0o600)
+        lines = "SELECT pos, op, key, hash, owned, ref FROM changes"
+        if self.succeeds:
+            lines += (
+                f" UNION ALL SELECT c.pos, '{MOVED}', s.key, NULL, s.owned, s.ref FROM {SUCCEEDED} s"
+                ' JOIN changes c ON c.key = s."by"'
+            )
         self.workspace.run(
             'COPY (SELECT CAST(0 AS INTEGER) AS "partition", CAST(NULL AS BIGINT) AS batch,'
             " CAST(pos AS BIGINT) AS row, op, key, hash, coalesce(owned, false) AS owned, ref,"
-            " CAST(NULL AS BLOB) AS seen FROM changes)"
+            f" CAST(NULL AS BLOB) AS seen FROM ({lines}))"
             f" TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{DELTA}'}})"
         )
 
@@ -206,6 +236,7 @@ def assemble(
     write: Mode,
     retried: Iterable[str] = (),
     limit: int | None = None,
+    succeeds: bool = False,
 ) -> ChangeSet:
     """Create CHANGES: the due candidates with their payload, in the order they are sent. Keys that the target
     rejected before (`retried`) come last, but before all deletes."""
@@ -239,7 +270,7 @@ def assemble(
     counts = dict(workspace.run(f"SELECT op, count(*) FROM {CHANGES} GROUP BY op"))
     spans = workspace.run(f"SELECT phase, min(pos), max(pos) FROM {CHANGES} GROUP BY phase ORDER BY phase")
     phases = tuple(Phase("delete" if n == 2 else write, first, last, n == 1) for n, first, last in spans)
-    return ChangeSet(workspace, field_map, phases, counts)
+    return ChangeSet(workspace, field_map, phases, counts, succeeds=succeeds)
 
 
 def _upserts(workspace: Workspace, due: Ends) -> str:
@@ -272,7 +303,7 @@ def sample(
 
 def from_delta(workspace: Workspace, field_map: FieldMap, delta: Path) -> ChangeSet:
     """The candidates of an earlier run (position, key, external id), to resolve its open batches."""
-    rows = f"row AS pos, key, ref FROM {opened(workspace, delta, DELTA)} ORDER BY row"
+    rows = f"row AS pos, key, ref FROM {opened(workspace, delta, DELTA)} WHERE op <> '{MOVED}' ORDER BY row"
     return _of_keys(workspace, field_map, "former", rows)
 
 

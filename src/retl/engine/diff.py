@@ -12,6 +12,7 @@ from datetime import datetime
 from retl.engine import hash
 from retl.engine.baseline import BASELINE
 from retl.engine.hash import ROWS
+from retl.engine.mapping import FieldMap
 from retl.engine.workspace import Workspace
 from retl.values.sql import literal
 
@@ -33,12 +34,14 @@ class Strategy:
     refresh_before: datetime | None = None  # rows confirmed before this are sent again, because they expire
 
 
-def diff(workspace: Workspace, strategy: Strategy, baseline_rows: int, *, whole: bool) -> None:
+def diff(
+    workspace: Workspace, field_map: FieldMap, strategy: Strategy, baseline_rows: int, *, whole: bool
+) -> None:
     """Create CANDIDATES from ROWS and BASELINE, without unchanged rows. In a `whole` mart duplicate keys get
     their fault here, otherwise they have it already."""
     _compare(workspace, strategy, whole)
-    if whole and _repeats_keys(workspace, baseline_rows):
-        hash.mark_duplicates(workspace)
+    if whole and _repeats_keys(workspace, field_map, baseline_rows):
+        hash.mark_duplicates(workspace, field_map)
         _compare(workspace, strategy, whole)
 
 
@@ -83,15 +86,20 @@ def _compare(workspace: Workspace, strategy: Strategy, whole: bool) -> None:
     )
 
 
-def _repeats_keys(workspace: Workspace, baseline_rows: int) -> bool:
-    """Whether the whole mart has a key twice. The baseline has each key once, so the number of rows that
-    match it must equal the number of matched keys. Only the other keys need a query of their own."""
+def _repeats_keys(workspace: Workspace, field_map: FieldMap, baseline_rows: int) -> bool:
+    """Whether the whole mart has a key twice, or two that the target does not tell apart. The baseline has
+    each key once, so the number of rows that match it must equal the number of matched keys. Only the other
+    keys need a query of their own."""
     found = ends(workspace)
     new = sum(number for (op, _), number in found.items() if op == "insert")
     unmet = sum(number for (op, _), number in found.items() if op == "delete")
     usable = workspace.one(f"SELECT count(*) FROM {ROWS} WHERE fault IS NULL")[0]
-    return usable - new > baseline_rows - unmet or bool(
-        workspace.run(
-            f"SELECT key FROM {CANDIDATES} WHERE op = 'insert' GROUP BY key HAVING count(*) > 1 LIMIT 1"
+    return (
+        usable - new > baseline_rows - unmet
+        or bool(
+            workspace.run(
+                f"SELECT key FROM {CANDIDATES} WHERE op = 'insert' GROUP BY key HAVING count(*) > 1 LIMIT 1"
+            )
         )
+        or (bool(field_map.folds) and hash.collide(workspace, field_map))
     )

@@ -11,17 +11,23 @@ from retl.engine import freeze
 from retl.engine.mapping import FieldMap, compared
 from retl.engine.workspace import Workspace
 from retl.values.canonical import hash_sql
+from retl.values.phone import REASON
 
 MART = "mart"  # "retl row", the mart's columns, "retl fault", "retl hash", "retl cleared", "retl unread"
 ROWS = "rows"  # of MART: row, key (as text), fault, hash, cleared, unread
-DUPLICATED = "duplicated"  # key: keys that the mart has more than once
+DUPLICATED = (
+    "duplicated"  # "retl folded", "retl twice": keys of more than one row, as the target compares them
+)
 
 KEY_FAULTS = {
     "KEY_NULL": "a key column is NULL",
     "KEY_BLANK": "a key column is blank",
     "KEY_DUPLICATE": "the mart has this key more than once",
+    "KEY_COLLIDES": "the target cannot tell this key from the key of another row",
+    "NO_PHONE": REASON,
     "KEY_TYPE": "a key value does not fit the key's type",
 }
+USABLE_FAULTS = ("KEY_DUPLICATE", "KEY_COLLIDES")  # the key itself is good, but not the only one
 
 
 def hash_rows(
@@ -33,9 +39,9 @@ def hash_rows(
     With `chosen`, duplicate keys are found first: the other rows are dropped."""
     fault = field_map.key_fault
     if chosen is not None:
-        find_duplicates(workspace, freeze.FROZEN, field_map.key, f"{fault} IS NULL")
-        twice = f"{field_map.key} IN (SELECT key FROM {DUPLICATED})"
-        fault = f"coalesce({fault}, CASE WHEN {twice} THEN 'KEY_DUPLICATE' END)"
+        _find_duplicates(workspace, field_map, freeze.FROZEN, f"{fault} IS NULL")
+        folded = field_map.folded(field_map.key)
+        fault = f'coalesce({fault}, (SELECT "retl twice" FROM {DUPLICATED} WHERE "retl folded" = {folded}))'
     workspace.run(
         f'CREATE TABLE {MART} AS SELECT *, {fault} AS "retl fault",'
         f' {hash_sql(compared(field_map), salt)} AS "retl hash", {prefilter} AS "retl cleared",'
@@ -49,20 +55,38 @@ def hash_rows(
     )
 
 
-def find_duplicates(workspace: Workspace, table: str, key: str, usable: str) -> None:
-    """Create DUPLICATED from the keys (SQL) of a table's usable rows (SQL)."""
+def mark_duplicates(workspace: Workspace, field_map: FieldMap) -> None:
+    """Give the rows of MART that share a key their fault: KEY_DUPLICATE, or KEY_COLLIDES if the mart has
+    different keys that the target does not tell apart."""
+    _find_duplicates(workspace, field_map, MART, '"retl fault" IS NULL')
     workspace.run(
-        f"CREATE TABLE {DUPLICATED} AS SELECT key FROM (SELECT {key} AS key FROM {table} WHERE {usable})"
-        " GROUP BY key HAVING count(*) > 1"
+        f'UPDATE {MART} SET "retl fault" = "retl twice" FROM {DUPLICATED}'
+        f' WHERE "retl fault" IS NULL AND "retl folded" = {field_map.folded(field_map.key)}'
     )
 
 
-def mark_duplicates(workspace: Workspace) -> None:
-    """Give the rows of MART that share a key the fault KEY_DUPLICATE."""
-    find_duplicates(workspace, ROWS, "key", "fault IS NULL")
+def collide(workspace: Workspace, field_map: FieldMap) -> bool:
+    """Whether the target would take two different keys of ROWS for one. One of them differs from what the
+    target compares, so only those are looked for."""
+    folded = field_map.folded("key")
+    odd = f"SELECT {folded} FROM {ROWS} WHERE fault IS NULL AND key <> {folded}"
+    return bool(
+        workspace.run(
+            f"SELECT 1 FROM (SELECT {folded} AS folded FROM {ROWS} WHERE fault IS NULL)"
+            f" WHERE folded IN ({odd}) GROUP BY folded HAVING count(*) > 1 LIMIT 1"
+        )
+    )
+
+
+def _find_duplicates(workspace: Workspace, field_map: FieldMap, table: str, usable: str) -> None:
+    """Create DUPLICATED from the usable rows (SQL) of a table."""
+    twice = "'KEY_DUPLICATE'"
+    if field_map.may_collide:
+        twice = "CASE WHEN min(mart_key) = max(mart_key) THEN 'KEY_DUPLICATE' ELSE 'KEY_COLLIDES' END"
+    key = f"{field_map.folded(field_map.key)} AS folded, {field_map.mart_key} AS mart_key"
     workspace.run(
-        f'UPDATE {MART} SET "retl fault" = \'KEY_DUPLICATE\' WHERE "retl row" IN'
-        f" (SELECT row FROM {ROWS} WHERE fault IS NULL AND key IN (SELECT key FROM {DUPLICATED}))"
+        f'CREATE TABLE {DUPLICATED} AS SELECT folded AS "retl folded", {twice} AS "retl twice"'
+        f" FROM (SELECT {key} FROM {table} WHERE {usable}) GROUP BY folded HAVING count(*) > 1"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from retl.contract.judge import MISFIT, Contract
 from retl.engine.diff import CANDIDATES, UPSERTS
-from retl.engine.hash import KEY_FAULTS, MART, ROWS
+from retl.engine.hash import KEY_FAULTS, MART, ROWS, USABLE_FAULTS
 from retl.engine.mapping import FieldMap, Lookup
 from retl.engine.workspace import Workspace
 from retl.values.phone import REASON
@@ -67,7 +67,7 @@ def reject_missing(workspace: Workspace, field_map: FieldMap) -> None:
 def hold_deletes(workspace: Workspace, *, by_ref: bool) -> None:
     """Hold deletes back: all of them while the mart has a row without a usable key, because its key may be
     one of the missing ones. With `by_ref`, reject deletes without a known external id."""
-    if workspace.one(f"SELECT count(*) FROM {ROWS} WHERE fault <> 'KEY_DUPLICATE'")[0]:
+    if workspace.one(f"SELECT count(*) FROM {ROWS} WHERE fault NOT IN {USABLE_FAULTS}")[0]:
         _end(workspace, "op = 'delete' AND ending IS NULL", "not_attempted")
     elif by_ref:
         unnamed = "op = 'delete' AND ending IS NULL AND ref IS NULL"
@@ -123,11 +123,11 @@ def _make_rejects(workspace: Workspace, key: Sequence[str]) -> None:
     workspace.run(
         f"CREATE TABLE {REJECTS} AS"
         f" SELECT r.row, '' AS key, {row_id} AS row_id, unhex({row_id}) AS hash, {fault}"
-        f" JOIN {MART} m ON m.\"retl row\" = r.row WHERE r.fault <> 'KEY_DUPLICATE'"
+        f' JOIN {MART} m ON m."retl row" = r.row WHERE r.fault NOT IN {USABLE_FAULTS}'
         f" UNION ALL SELECT r.row, r.key, '', g.hash, {fault} JOIN"
         " (SELECT key, unhex(left(sha256(string_agg(hex(hash), '/' ORDER BY hash)), 32)) AS hash"
-        f" FROM {ROWS} WHERE fault = 'KEY_DUPLICATE' GROUP BY key) g ON g.key = r.key"
-        " WHERE r.fault = 'KEY_DUPLICATE'"
+        f" FROM {ROWS} WHERE fault IN {USABLE_FAULTS} GROUP BY key) g ON g.key = r.key"
+        f" WHERE r.fault IN {USABLE_FAULTS}"
         " UNION ALL SELECT v.row, r.key, '', r.hash, v.stage, v.code, v.reason, v.col"
         f" FROM {_VERDICTS} v JOIN {ROWS} r USING (row) WHERE r.fault IS NULL"
     )

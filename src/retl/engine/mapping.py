@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
+from types import MappingProxyType
 from typing import Any
 
 from retl.contract.judge import Contract
-from retl.destinations.batch import Field, Shape, SoftDelete
+from retl.destinations.batch import Field, Folds, Shape, SoftDelete
 from retl.errors import DefinitionError
 from retl.model import Formats
 from retl.project.definitions import FieldSource, Phone, Sync, Transform
-from retl.project.fields import expand_fields, key_names
+from retl.project.fields import expand_fields, key_fields, key_names
 from retl.values import canonical, keys, phone, storage, types
 from retl.values.sql import literal, quoted
 from retl.values.transforms import transform_sql
@@ -51,12 +52,27 @@ class FieldMap:
     shape: Shape
     key_expressions: tuple[str, ...]
     field_expressions: tuple[str, ...]
-    key: str  # SQL of the key as text
+    key: str  # SQL of the key as it is sent, as text: what baseline, ledger and logs call the key
+    mart_key: str  # SQL of the key before its transforms, as text
     key_fault: str  # SQL of the CODE of an unusable key, or NULL
     field_fault: str | None  # SQL of the column that a transform cannot convert, or NULL
     formats: Formats
     timezone: str
     lookups: tuple[Lookup, ...] = ()
+    folds: tuple[Folds, ...] = ()  # per field of the key, how the target folds it; empty: it folds none
+
+    @property
+    def may_collide(self) -> bool:
+        """Whether rows with different keys in the mart may be one row at the target."""
+        return bool(self.folds) or self.key != self.mart_key
+
+    def folded(self, key: str) -> str:
+        """SQL of what the target compares instead of a key, from the SQL of the key's text."""
+        types = [one.type for one in self.shape.key]
+        if not self.folds:
+            return key
+        values = [keys.key_value_sql(types, index, key) for index in range(len(types))]
+        return keys.key_sql(types, [keys.fold_sql(f, v) for f, v in zip(self.folds, values, strict=True)])
 
     @property
     def payload(self) -> str:
@@ -73,24 +89,29 @@ def build(
     *,
     state_id: str,
     timezone: str,
+    referred: Mapping[str, Sequence[FieldSource]] = MappingProxyType({}),
 ) -> FieldMap:
-    """The mapping of one run. DefinitionError if a field or key names no contract column."""
+    """The mapping of one run. `referred` are the fields of the keys of other syncs. DefinitionError if a
+    field or key names no contract column."""
     sources = _sources(sync, contract)
-    rules = contract.columns
-    key = tuple(
-        Field(
-            name,
-            rules[column].type,
-            sensitive=rules[column].sensitive,
-            column=column,
-            max_length=rules[column].max_length,
-        )
-        for name, column in zip(key_names(sync), sync.key, strict=True)
-    )
-    made = [_field(sync, name, source, contract, run, timezone) for name, source in sources.items()]
+    columns = [
+        _column_field(sync, name, source, contract, timezone) for name, source in key_fields(sync).items()
+    ]
+    key, key_expressions = tuple(f for f, *_ in columns), tuple(e for _, e, _ in columns)
+    key_faults = [fault for *_, found in columns for fault in found]
+    lookups = {
+        name: _lookup(sync, name, source, contract, timezone, referred.get(source.ref, ()))
+        for name, source in sources.items()
+        if source.ref is not None
+    }
+    made = [
+        _field(sync, name, source, contract, run, timezone, lookups.get(name))
+        for name, source in sources.items()
+    ]
     fields, expressions = tuple(f for f, *_ in made), tuple(e for _, e, _ in made)
     faults = [(fault, field.column) for field, _, found in made for fault in found]
-    key_expressions = tuple(_cast(contract, column, timezone) for column in sync.key)
+    mart_key = tuple(_cast(contract, column, timezone) for column in sync.key)
+    types_of_key = [one.type for one in key]
     shape = Shape(
         sync=sync.name,
         state_id=state_id,
@@ -104,16 +125,13 @@ def build(
         shape=shape,
         key_expressions=key_expressions,
         field_expressions=expressions,
-        key=keys.key_sql([f.type for f in key], list(key_expressions)),
-        key_fault=_key_fault(sync, contract, key, key_expressions),
+        key=keys.key_sql(types_of_key, key_expressions),
+        mart_key=keys.key_sql(types_of_key, mart_key),
+        key_fault=_key_fault(sync, contract, key, mart_key, key_faults),
         field_fault=_field_fault(faults),
         formats=sync.formats,
         timezone=timezone,
-        lookups=tuple(
-            _lookup(sync, name, source, contract, timezone)
-            for name, source in sources.items()
-            if source.ref is not None
-        ),
+        lookups=tuple(lookups.values()),
     )
 
 
@@ -133,9 +151,11 @@ def compared(mapping: FieldMap) -> list[tuple[str, str, Type]]:
     return [(f.name, e, f.type) for f, e in pairs if f.compared]
 
 
-def key_fingerprint(mapping: FieldMap) -> str:
-    """Digest of the key's columns and types."""
-    return _digest([[f.column, str(f.type)] for f in mapping.shape.key])
+def key_fingerprint(sync: Sync, mapping: FieldMap) -> str:
+    """Digest of the key's columns, types and transforms."""
+    sources = key_fields(sync)
+    transforms = {name: source.model_dump(mode="json")["transform"] for name, source in sources.items()}
+    return _digest([[f.column, str(f.type), *transforms[f.name]] for f in mapping.shape.key])
 
 
 def payload_fingerprint(sync: Sync, contract: Contract, mapping: FieldMap, shaping: Mapping[str, Any]) -> str:
@@ -178,7 +198,13 @@ def _cast(contract: Contract, column: str, timezone: str) -> str:
 
 
 def _field(
-    sync: Sync, name: str, source: FieldSource, contract: Contract, run: Run, timezone: str
+    sync: Sync,
+    name: str,
+    source: FieldSource,
+    contract: Contract,
+    run: Run,
+    timezone: str,
+    lookup: Lookup | None,
 ) -> tuple[Field, str, list[str]]:
     """The field, the SQL of its value, and the SQL of each fault."""
     is_compared = name not in sync.changes.ignore and source.run_value is None
@@ -189,9 +215,9 @@ def _field(
             "$run_id": run.run_id,
             "$sync": sync.name,
         }[source.run_value]
-        return Field(name, kind, compared=False), f"CAST({literal(text)} AS {storage.storage_type(kind)})", []
-    if source.ref is not None:
-        expression = _lookup(sync, name, source, contract, timezone).ref
+        field = Field(name, kind, only_if_empty=source.only_if_empty, compared=False)
+        return field, f"CAST({literal(text)} AS {storage.storage_type(kind)})", []
+    if lookup is not None:
         field = Field(
             name,
             Type("string"),
@@ -199,34 +225,40 @@ def _field(
             only_if_empty=source.only_if_empty,
             compared=is_compared,
         )
-        return field, expression, []
+        return field, lookup.ref, []
     if source.column is None:
         kind = _constant_type(source.value)
         sql = "NULL" if source.value is None else literal(str(source.value))
-        return Field(name, kind, compared=is_compared), f"CAST({sql} AS {storage.storage_type(kind)})", []
+        field = Field(name, kind, only_if_empty=source.only_if_empty, compared=is_compared)
+        return field, f"CAST({sql} AS {storage.storage_type(kind)})", []
+    field, expression, faults = _column_field(sync, name, source, contract, timezone)
+    return replace(field, compared=is_compared), expression, faults
+
+
+def _column_field(
+    sync: Sync, name: str, source: FieldSource, contract: Contract, timezone: str
+) -> tuple[Field, str, list[str]]:
+    """The field of a mart column, the SQL of its value, and the SQL of each fault. DefinitionError
+    TRANSFORM_TYPE if a transform does not fit the column."""
+    assert source.column is not None
     rule = contract.columns[source.column]
-    expression = _cast(contract, source.column, timezone)
     if source.transform and rule.type.name != "string":
         raise DefinitionError(
             "TRANSFORM_TYPE",
             f"field {name!r}: a transform needs a string, and {source.column!r} is {rule.type}",
             where=f"sync {sync.name}",
         )
-    expression, faults = _transformed(source.transform, expression)
-    return (
-        Field(
-            name,
-            rule.type,
-            nulls=source.nulls,
-            only_if_empty=source.only_if_empty,
-            sensitive=rule.sensitive,
-            compared=is_compared,
-            column=source.column,
-            max_length=None if source.transform else rule.max_length,
-        ),
-        expression,
-        faults,
+    expression, faults = _transformed(source.transform, _cast(contract, source.column, timezone))
+    field = Field(
+        name,
+        rule.type,
+        nulls=source.nulls,
+        only_if_empty=source.only_if_empty,
+        sensitive=rule.sensitive,
+        column=source.column,
+        max_length=None if source.transform else rule.max_length,
     )
+    return field, expression, faults
 
 
 def _transformed(transforms: Sequence[Transform | Phone], expression: str) -> tuple[str, list[str]]:
@@ -249,8 +281,16 @@ def _field_fault(faults: Sequence[tuple[str, str | None]]) -> str | None:
     return f"CASE {cases} END" if cases else None
 
 
-def _lookup(sync: Sync, name: str, source: FieldSource, contract: Contract, timezone: str) -> Lookup:
-    """The lookup of a `ref` field. DefinitionError REF_BY if a column cannot be a key."""
+def _lookup(
+    sync: Sync,
+    name: str,
+    source: FieldSource,
+    contract: Contract,
+    timezone: str,
+    keyed: Sequence[FieldSource],
+) -> Lookup:
+    """The lookup of a `ref` field, by the other sync's key as it is sent: `keyed` transform the texts of the
+    columns. DefinitionError REF_BY if a column cannot be a key."""
     assert source.ref is not None
     for column in source.by:
         if contract.columns[column].type.name not in types.KEY_TYPES:
@@ -263,6 +303,8 @@ def _lookup(sync: Sync, name: str, source: FieldSource, contract: Contract, time
         keys.key_sql([contract.columns[column].type], [_cast(contract, column, timezone)])
         for column in source.by
     ]
+    for index, their in enumerate(keyed):
+        texts[index], _ = _transformed(their.transform, texts[index])
     key = keys.key_sql([Type("string")] * len(texts), texts)
     ref = f'(SELECT "retl ref" FROM {external_ids(source.ref)} WHERE "retl key" = {key})'
     return Lookup(name, source.ref, ", ".join(source.by), key, ref)
@@ -280,16 +322,22 @@ def _constant_type(value: object) -> Type:
             return Type("string")
 
 
-def _key_fault(sync: Sync, contract: Contract, key: Sequence[Field], expressions: Sequence[str]) -> str:
+def _key_fault(
+    sync: Sync, contract: Contract, key: Sequence[Field], texts: Sequence[str], unread: Sequence[str]
+) -> str:
+    """SQL of the CODE of an unusable key. `texts` are the key's values in the mart (no transform makes one
+    blank), `unread` the predicates of values that a transform cannot convert."""
     null = " OR ".join(f"{quoted(column)} IS NULL" for column in sync.key)
     blank = " OR ".join(
         # trim knows all Unicode blanks but is slow; a text with another ASCII character first is not blank
-        f"(({expression} < '!' OR {expression} >= chr(128)) AND trim({expression}) = '')"
-        for field, expression in zip(key, expressions, strict=True)
+        f"(({text} < '!' OR {text} >= chr(128)) AND trim({text}) = '')"
+        for field, text in zip(key, texts, strict=True)
         if field.type.name == "string"
     )
     exact = " AND ".join(
         storage.exact(contract.columns[c].type, quoted(c), contract.columns[c].column_type) for c in sync.key
     )
-    blank_case = f" WHEN {blank} THEN 'KEY_BLANK'" if blank else ""
-    return f"CASE WHEN {null} THEN 'KEY_NULL'{blank_case} WHEN NOT ({exact}) THEN 'KEY_TYPE' END"
+    cases = f"WHEN {null} THEN 'KEY_NULL'"
+    cases += f" WHEN {blank} THEN 'KEY_BLANK'" if blank else ""
+    cases += f" WHEN {' OR '.join(unread)} THEN 'NO_PHONE'" if unread else ""
+    return f"CASE {cases} WHEN NOT ({exact}) THEN 'KEY_TYPE' END"

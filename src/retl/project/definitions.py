@@ -198,6 +198,10 @@ class FieldSource(Definition):
             raise ValueError(
                 "`ref` (a sync) and `by` (the columns with the key of its row) must be given together"
             )
+        if self.nulls == "keep" and self.column is None and self.ref is None:
+            raise ValueError(
+                "`nulls: keep` is only for a column or a `ref`: a constant is the same in every row"
+            )
         if self.transform and self.column is None:
             raise ValueError("`transform` is only for a column; write a constant in its final form")
         return self

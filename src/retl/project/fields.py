@@ -36,14 +36,22 @@ class Claim:
     fields: frozenset[str]
 
 
+def key_fields(sync: Sync) -> dict[str, FieldSource]:
+    """The key's fields at the destination, in the order of the key. A column's field is the one with its own
+    name, else the first that takes it as it is, else the first that transforms it, else the column itself."""
+    found = {}
+    for column in sync.key:
+        fields = [(name, source) for name, source in _named(sync).items() if source.column == column]
+        own = [one for one in fields if one[0] == column]
+        plain = [one for one in fields if not one[1].transform]
+        name, source = [*own, *plain, *fields, (column, FieldSource(column=column))][0]
+        found[name] = source
+    return found
+
+
 def key_names(sync: Sync) -> tuple[str, ...]:
-    """The key columns' names at the destination: renamed by `fields`, otherwise unchanged."""
-    plain = [(s.column, name) for name, s in _named(sync).items() if s.column and not s.transform]
-    renamed = dict(reversed(plain))  # the first field with the column gives the name …
-    renamed |= {
-        column: name for column, name in plain if column == name
-    }  # … unless a field has the column's own name
-    return tuple(renamed.get(column, column) for column in sync.key)
+    """The names of the key's fields at the destination."""
+    return tuple(key_fields(sync))
 
 
 def expand_fields(sync: Sync, contract_columns: Sequence[str]) -> dict[str, FieldSource]:
@@ -79,6 +87,9 @@ def problems(sync: Sync, contract_columns: Sequence[str] | None) -> Iterator[Pro
         if name in names and source.column != names[name]:
             message = f"{name!r} is the field of the key, so it cannot get another value"
             yield Problem(sync.name, ("fields", name), "FIELD_TWICE", message)
+        elif name in names and (option := _without_effect(source)):
+            message = f"{name!r} is the field of the key: `{option}` has no effect there"
+            yield Problem(sync.name, ("fields", name, option), "OPTION_UNUSED", message, f"remove `{option}`")
     if contract_columns is None and _has_star(sync):
         return
     written = _expand(sync, contract_columns or ())
@@ -88,10 +99,14 @@ def problems(sync: Sync, contract_columns: Sequence[str] | None) -> Iterator[Pro
             hint = f"add it to `fields`, or give in `restore` the value of {name!r} for a row that comes back"
             yield Problem(sync.name, ("deletes", "set", name), "SOFT_DELETE_FIELD", message, hint)
     for index, name in enumerate(sync.changes.ignore):
+        place: Loc = ("changes", "hash", "ignore", index)
         if name not in written:
             message = f"`ignore` names {name!r}, but the sync does not write this field"
-            place: Loc = ("changes", "hash", "ignore", index)
             yield Problem(sync.name, place, "FIELD_UNKNOWN", message, did_you_mean(name, written))
+        elif name in names or written[name].run_value is not None:
+            what = "is the field of the key" if name in names else f"is {written[name].run_value}"
+            message = f"`ignore` names {name!r}, which {what} and is never compared"
+            yield Problem(sync.name, place, "OPTION_UNUSED", message, f"remove {name!r} from `ignore`")
 
 
 def sharing(claims: Iterable[Claim]) -> Iterator[Problem]:
@@ -123,6 +138,13 @@ def _inserts_or_deletes(sync: Sync) -> bool:
     return sync.write != "update_only" or sync.deletes.how != "keep"
 
 
+def _without_effect(source: FieldSource) -> str | None:
+    """The option of a key's field that has no effect: a key is never NULL and always sent."""
+    if source.nulls != "clear":
+        return "nulls"
+    return "only_if_empty" if source.only_if_empty else None
+
+
 def _has_star(sync: Sync) -> bool:
     return sync.fields is None or "*" in sync.fields
 
@@ -132,8 +154,8 @@ def _named(sync: Sync) -> dict[str, FieldSource]:
 
 
 def _expand(sync: Sync, contract_columns: Sequence[str]) -> dict[str, FieldSource]:
-    named, names = _named(sync), key_names(sync)
-    found = {name: FieldSource(column=column) for name, column in zip(names, sync.key, strict=True)}
+    named, names = _named(sync), key_fields(sync)
+    found = dict(names)
     if _has_star(sync):
         taken = {*sync.key, *(source.column for source in named.values()), *named}
         taken |= {column for source in named.values() for column in source.by}

@@ -11,6 +11,7 @@ from retl.delivery.failure_rate import FailureRate
 from retl.delivery.lanes import Delivery
 from retl.destinations.batch import MODES, Batch, Kind
 from retl.engine.change_set import Phase
+from retl.observe import log
 from retl.run.plan import Plan
 
 ROOM_MADE = frozenset({"23505", "23503", "23P01"})  # refusals that a later delete may have resolved
@@ -18,15 +19,32 @@ ROOM_MADE = frozenset({"23505", "23503", "23P01"})  # refusals that a later dele
 
 def drain(plan: Plan, delivery: Delivery, epoch: int) -> None:
     """Deliver the change set; the answers are in `delivery`. Nothing is deleted while a row is in
-    doubt or must be retried. Raises the error that stopped it."""
+    doubt or must be retried, and no object that an answer of this run gave to another row. Raises the error
+    that stopped it."""
     failure_rate = FailureRate(plan.terms.max_failed_rate)
     for phase in plan.changes.phases:
         deletes = phase.mode == "delete"
         if deletes and (delivery.count(Kind.UNKNOWN) or delivery.count(Kind.RETRY)):
             return
-        delivery.drain(batches(plan, phase, epoch), None if phase.retried else failure_rate)
+        kept = _answered_again(plan, delivery) if deletes else []
+        parts = (batch for part in phase.without(kept) for batch in batches(plan, part, epoch))
+        delivery.drain(parts, None if phase.retried else failure_rate)
         if deletes and plan.capabilities.idempotent:
             delivery.retry_after_deletes(ROOM_MADE)
+
+
+def _answered_again(plan: Plan, delivery: Delivery) -> list[int]:
+    """The positions of deletes whose external id this run got for a row of the mart. They wait: the next run
+    knows that both keys stand for one object."""
+    deletes = plan.changes.deletes_by_ref()
+    found: set[int] = set()
+    if deletes:
+        for one in delivery.answered:
+            for result in one.outcome.exceptions.values() if one.outcome else ():
+                found.update(deletes.get(result.ref or "", ()))
+    if found:
+        log.event("deletes_withheld", rows=len(found))
+    return sorted(found)
 
 
 def batches(plan: Plan, phase: Phase, epoch: int) -> Iterator[Batch]:

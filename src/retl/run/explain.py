@@ -51,6 +51,7 @@ _NEXT = {
     "skipped": "skip it: append delivers each key once",
     "in_doubt": "hold it: it may have arrived, and this target would take it twice",
     "unchanged": "nothing: it is the same as confirmed",
+    "succeeded": "nothing: another key stands for the same object in the target",
     "gone": "nothing: the key left the mart, and its row in the target is kept",
     "unknown": "nothing: this key is neither in the mart nor in the baseline",
 }
@@ -135,7 +136,8 @@ class _Rows:
         absent = (
             "SELECT NULL AS row, a.key, NULL AS hash, b.ref, x.code, x.reason, x.col,"
             " coalesce(s.op, CASE WHEN x.code IS NOT NULL THEN 'rejected' WHEN b.key IS NULL THEN 'unknown'"
-            f" ELSE 'gone' END) AS op{parts}{empty}"
+            " WHEN a.key IN (SELECT key FROM succeeded) THEN 'succeeded' ELSE 'gone' END)"
+            f" AS op{parts}{empty}"
             " FROM asked a LEFT JOIN baseline b ON b.key = a.key LEFT JOIN changes s ON s.key = a.key"
             " LEFT JOIN rejects x ON x.key = a.key AND x.row IS NULL"
             " WHERE a.key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)"
@@ -204,7 +206,7 @@ class _Rows:
 
     def _request(self, one: _Chosen) -> str | None:
         """The exact request for this row alone; for an unchanged row, what `--key` would send."""
-        if one.op in ("rejected", "unknown", "gone"):
+        if one.op in ("rejected", "unknown", "succeeded", "gone"):
             return None
         operation: Mode = "delete" if one.op == "delete" else self.job.sync.write
         destination = self.job.lane(self.shape)

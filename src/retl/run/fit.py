@@ -5,6 +5,7 @@ from __future__ import annotations
 from retl.destinations.batch import Capabilities
 from retl.engine.mapping import FieldMap
 from retl.errors import DefinitionError
+from retl.model import Formats
 from retl.project.definitions import Sync
 
 
@@ -35,6 +36,21 @@ def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
         raise DefinitionError(
             "CASCADE_UNSUPPORTED",
             "`cascade: true` has no effect here: a delete changes only its own object",
+            where=f"sync {sync.name}",
+        )
+    if sync.formats != Formats() and capabilities.form == "csv":
+        raise DefinitionError(
+            "OPTION_UNUSED",
+            "`formats` has no effect here: it says how values are written in JSON, and this destination takes"
+            " them in their own types",
+            hint="remove `formats`",
+            where=f"sync {sync.name}",
+        )
+    if sync.delivery is not None and capabilities.idempotent:
+        raise DefinitionError(
+            "OPTION_UNUSED",
+            "`delivery` has no effect here: a row that arrives twice is the same as one that arrives once",
+            hint="remove `delivery`",
             where=f"sync {sync.name}",
         )
     if not capabilities.idempotent and sync.first_run is None:

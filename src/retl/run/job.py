@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from retl.net.gate import Gate
 from retl.observe import log
 from retl.observe.signals import Stop
 from retl.pace.limiter import Pace
-from retl.project.definitions import Sync
+from retl.project.definitions import FieldSource, Sync
 from retl.sources.api import Source
 
 
@@ -65,6 +65,7 @@ class Job:
     pace: Pace = field(default_factory=lambda: Pace(Limits()))
     siblings: frozenset[str] = frozenset()  # the names of all syncs of the project
     references: Mapping[str, str] = field(default_factory=dict)  # syncs of its `ref` fields → their objects
+    referred: Mapping[str, Sequence[FieldSource]] = field(default_factory=dict)  # … → their key fields
     environment: str | None = None
     correlation_id: str | None = None
     since: float | None = None  # monotonic: where a command's first run starts to count time

@@ -121,7 +121,7 @@ def _tried(
         workspace.run(f'CREATE TABLE {mapping.external_ids(other)} ("retl key" VARCHAR, "retl ref" VARCHAR)')
     delivered = baseline.build(workspace, None, [])
     hash.hash_rows(workspace, field_map, "TRUE" if contract.edits else contract.prefilter(), "")
-    diff.diff(workspace, _ALL, delivered, whole=True)
+    diff.diff(workspace, field_map, _ALL, delivered, whole=True)
     judge.judge(workspace, contract, sync.key, edited)
     change_set.assemble(workspace, field_map, write=sync.write)
     refused = next(iter(judge.rejects(workspace)), None)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from retl.contract import judge
@@ -175,11 +175,19 @@ def _names(opened: Opened) -> list[str]:
 
 def _map(job: Job, run: Run, contract: Contract) -> Mapped:
     sync = job.sync
-    field_map = mapping.build(sync, contract, run, state_id=job.ledger.state_id, timezone=job.source.timezone)
+    field_map = mapping.build(
+        sync,
+        contract,
+        run,
+        state_id=job.ledger.state_id,
+        timezone=job.source.timezone,
+        referred=job.referred,
+    )
     capabilities = job.capabilities(field_map.shape)
+    field_map = replace(field_map, folds=capabilities.folds)
     fingerprints = {
         "where": capabilities.object,
-        "who": mapping.key_fingerprint(field_map),
+        "who": mapping.key_fingerprint(sync, field_map),
         "what": mapping.payload_fingerprint(sync, contract, field_map, capabilities.shaping),
         "types": json.dumps({field.name: str(field.type) for field in field_map.shape.fields}),
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from retl.destinations.batch import MODES, Batch
-from retl.engine import baseline, change_set, diff, hash, judge, selection
+from retl.engine import baseline, change_set, diff, hash, judge, selection, succession
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Ends, Strategy
 from retl.engine.mapping import Run
@@ -71,7 +71,11 @@ class Made:
 def compare(
     job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, asked: Asked, workspace: Workspace
 ) -> Diffed:
-    """Find the candidates: rows that differ from the baseline, or are due for another reason."""
+    """Find the candidates: rows that differ from the baseline, or are due for another reason. How the target
+    compares keys may be known only since it was asked."""
+    if asked.folds:
+        field_map = replace(frozen.mapped.field_map, folds=asked.folds)
+        frozen = replace(frozen, mapped=replace(frozen.mapped, field_map=field_map))
     sync, chosen, capabilities = job.sync, job.options.selection, frozen.mapped.capabilities
     mark = None
     if not frozen.hashed:
@@ -88,7 +92,9 @@ def compare(
         hold_unknown=resolve.waits(sync, idempotent=capabilities.idempotent),
         refresh_before=None if expires is None else run.started_at - timedelta(seconds=expires / 2),
     )
-    diff.diff(workspace, strategy, known.baseline_rows, whole=is_whole(job, opened))
+    field_map, whole = frozen.mapped.field_map, is_whole(job, opened)
+    diff.diff(workspace, field_map, strategy, known.baseline_rows, whole=whole)
+    succession.withhold(workspace, field_map, strategy, whole=whole, resend=capabilities.idempotent)
     if job.options.adopt:
         diff.leave_due(workspace, [one.key for one in known.open_rejects if one.stage == "target"])
     # the mark does not move if only some rows were read or sent
@@ -116,6 +122,7 @@ def assemble(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> Du
         write=job.sync.write,
         retried=[one.key for one in known.open_rejects if one.stage == "target"],
         limit=job.options.selection.limit,
+        succeeds=bool(workspace.run(f"SELECT 1 FROM {succession.SUCCEEDED} LIMIT 1")),
     )
     ends = dict(diff.ends(workspace))
     for op in (*diff.UPSERTS, "delete"):
@@ -276,6 +283,7 @@ def _orphans(job: Job, mapped: Mapped, known: Known) -> Iterator[Refusal]:
 def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
     """Notes for the reader of the plan."""
     withheld = plan.ends.get(("delete", "not_attempted"), 0)
+    succeeded = plan.ends.get(("delete", succession.SUCCEEDED), 0) if made.diffed.strategy.absence else 0
     preview = job.target.destination.about.preview
     known, place = made.known, plan.capabilities.object
     notes = {
@@ -290,6 +298,8 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
         " again": made.asked.replaced and plan.distrust is not None,
         f"this object was delivered to as {known.object}: its baseline continues": known.object != place,
         f"{withheld} deletes wait: a row without a usable key may be one of them": withheld > 0,
+        f"{succeeded} keys left the mart and nothing is deleted for them: each stands for the same object as"
+        " another key, because the target does not tell them apart or gave both one id": succeeded > 0,
         "delivery is at_least_once: after a crash a row may arrive twice": (
             not plan.capabilities.idempotent and job.sync.delivery == "at_least_once"
         ),

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from retl.destinations.api import Destination
-from retl.destinations.batch import MODES, Batch, Trace, Visit
+from retl.destinations.batch import MODES, Batch, Folds, Trace, Visit
 from retl.engine import baseline, change_set
 from retl.engine.baseline import Distrust
 from retl.engine.mapping import Run
@@ -43,7 +43,7 @@ class Asked:
     """What the target reported. `readonly`: this account must not write; `traced`: it keeps a trace; `past`:
     the newest epoch that it knows. `emptied`: rows that expire are gone, so every row is due; `replaced`: the
     object is stored anew, so values may differ. `sampled`, `lost`: confirmed keys that were looked up, and
-    those it lacks. `distrust`: what a run records before it writes."""
+    those it lacks. `distrust`: what a run records before it writes. `folds`: how the target compares keys."""
 
     reached: bool = False
     readonly: bool = False
@@ -55,6 +55,7 @@ class Asked:
     lost: int = 0
     distrust: Distrust | None = None
     refusals: tuple[Refusal, ...] = ()
+    folds: tuple[Folds, ...] = ()
 
 
 def visit(job: Job, run: Run, mapped: Mapped, epoch: int | None, hold: ExitStack) -> Visited:
@@ -88,7 +89,8 @@ def ask(
     chosen, append = job.options.selection, job.sync.write == "append"
     expires = mapped.capabilities.expires is not None
     refusals = tuple(one for one in visited.refusals if not trace.accepted(one, job))
-    found = Asked(reached=True, readonly=visited.readonly, refusals=refusals)
+    folds = visited.destination.folds if visited.destination is not None else ()
+    found = Asked(reached=True, readonly=visited.readonly, refusals=refusals, folds=folds)
     if visited.trace is not None:
         found = replace(found, traced=True, past=visited.trace.epoch)
         compared = trace.compare(job.ledger, job.sync.name, visited.trace, visited.expected, append=append)

@@ -1,8 +1,10 @@
-"""The text of a key, and back, as SQL. Different keys have different texts."""
+"""The text of a key, and back, as SQL; and what a target makes of a key before it compares it. Different keys
+have different texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from retl.values.json_text import _iso, _utc, decimal_text
 from retl.values.storage import storage_type
@@ -12,6 +14,20 @@ _BARE = (
     "integer",
     "boolean",
 )  # unquoted in a JSON array; others are strings, which keep their digits
+
+Fold = Literal["case", "accents", "blanks"]  # what a target ignores in a text of a key
+_FOLDED: dict[Fold, str] = {
+    "blanks": "trim({})",
+    "accents": "strip_accents({})",
+    "case": "lower({})",
+}
+
+
+def fold_sql(folds: Sequence[Fold], expr: str) -> str:
+    """SQL for what is left of a text after a target has ignored these."""
+    for fold, sql in _FOLDED.items():
+        expr = sql.format(expr) if fold in folds else expr
+    return expr
 
 
 def key_sql(types: Sequence[Type], exprs: Sequence[str]) -> str:

@@ -6,7 +6,9 @@ key); its columns are not sent as fields. An upsert is a PATCH; `write: update_o
 NULL empties a column, `nulls: keep` leaves it unchanged. A lookup is a field such as
 `parentaccountid@odata.bind`. A throttled part is sent again after its Retry-After, and the connection pauses
 until then. Dataverse does not accept key values with any of < > * % & : / \\ ? + in them: such rows are
-rejects. Keys that differ only in upper and lower case are usually the same key there: fold them in the mart.
+rejects. Keys that differ only in upper and lower case are one row there. So are keys that differ only in
+accents, unless the collation of the environment's language is accent-sensitive (_AS in Microsoft's list of
+language collations): then set `accent_sensitive: true`.
 
 The account needs an application user with a security role that may create, write, read and delete rows of the
 table. The vendor limits an application user, on each web server, to 6,000 requests and 20 minutes of work in
@@ -41,6 +43,7 @@ from retl.destinations.batch import (
     WriteMode,
 )
 from retl.destinations.dataverse import odata
+from retl.destinations.http.folds import KeyFolds
 from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.rules import Case, Rules
 from retl.destinations.http.server import HttpConnection, HttpTarget
@@ -124,6 +127,9 @@ class DataverseOptions(Definition):
     connection: DataverseConnection
     table: str = Field(pattern=r"^\w+$", description="Entity set name of the table, such as accounts.")
     version: str = Field("v9.2", pattern=r"^v\d+\.\d+$", description="Web API version.")
+    accent_sensitive: bool = Field(
+        False, description="Whether the environment's collation distinguishes accents (_AS)."
+    )
     rows: int = Field(100, ge=1, le=1000, description="Rows in one $batch.")
 
 
@@ -154,6 +160,7 @@ class Dataverse(HttpTarget[DataverseOptions]):
             idempotent=True,
             form="documents",
             nulls_keep=shape.write in ("upsert", "update_only"),
+            folds=KeyFolds(case=True, accents=not options.accent_sensitive).of(shape.key),
             max_rows=options.rows,
         )
 

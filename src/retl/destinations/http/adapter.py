@@ -35,6 +35,7 @@ from retl.destinations.batch import (
     Answer,
     Batch,
     Capabilities,
+    Folds,
     Kind,
     Mode,
     Outcome,
@@ -47,6 +48,7 @@ from retl.destinations.batch import (
 from retl.destinations.http import line
 from retl.destinations.http.body import Endpoint, Template
 from retl.destinations.http.cells import Row, split
+from retl.destinations.http.folds import KeyFolds
 from retl.destinations.http.jobs import Job
 from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.rules import Case, Identity, Rules
@@ -96,6 +98,7 @@ class HttpOptions(Definition):
     job: Job | None = None  # if the answer to an upsert names a job instead of results
     idempotency: Idempotency | None = None
     check: Probe | None = None
+    folds: KeyFolds = KeyFolds()
 
 
 class HttpDestination(HttpTarget[HttpOptions]):
@@ -126,6 +129,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
             key_window=key.window if key else None,
             nulls_keep=shape.write not in _INSERTS,
             resolves=key is not None,
+            folds=self._folds(),
             by_ref=shape.deletes != "keep" and self._endpoints["delete"].asks_ref,
             max_rows=endpoint.rows_at_most,
             max_deletes=self._endpoints["delete"].rows_at_most if "delete" in self._endpoints else None,
@@ -198,6 +202,11 @@ class HttpDestination(HttpTarget[HttpOptions]):
 
     def preview(self, batch: Batch) -> bytes:
         return self._request(batch).dump()
+
+    def _folds(self) -> tuple[Folds, ...]:
+        """How the target compares keys. DefinitionError OPTION_UNUSED if the option fits no key."""
+        self.options.folds.refuse_unused(self.shape.key)
+        return self.options.folds.of(self.shape.key)
 
     def rules(self, operation: Mode) -> Rules:
         """How answers to this operation are read."""

@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, creat
 
 from retl import destinations
 from retl.destinations.api import About
-from retl.destinations.batch import Mode, Shape, WriteMode
+from retl.destinations.batch import Folds, Mode, Shape, WriteMode
 from retl.destinations.http.adapter import OPERATION_NAMES, HttpDestination, HttpOptions
 from retl.destinations.http.cells import NoField
 from retl.destinations.http.server import HttpConnection
@@ -79,6 +79,7 @@ class Preset(Definition):
     job: dict[str, Any] | None = None
     idempotency: dict[str, Any] | None = None
     check: dict[str, Any] | None = None
+    folds: Ways = ()
     limits: VendorLimits
     example: str
 
@@ -242,6 +243,10 @@ class PresetDestination(HttpDestination):
     @classmethod
     def learns(cls, options: Any, write: WriteMode, key: Sequence[str]) -> bool:
         return super().learns(options.http, write, key)
+
+    def _folds(self) -> tuple[Folds, ...]:
+        """The key of a sync may be none of the fields that the vendor folds."""
+        return self.options.folds.of(self.shape.key)
 
     def lacks(self, operation: Mode) -> DefinitionError:
         ways = getattr(self.preset, OPERATION_NAMES[operation])

@@ -12,6 +12,7 @@ from typing import Any
 
 from retl.destinations.http.adapter import Idempotency, Probe
 from retl.destinations.http.body import Endpoint
+from retl.destinations.http.folds import KeyFolds
 from retl.destinations.http.jobs import Job
 from retl.destinations.http.rules import Rules
 from retl.destinations.presets.filling import fill, used
@@ -29,6 +30,7 @@ PARTS: dict[str, type[Definition]] = {
     "job": Job,
     "idempotency": Idempotency,
     "check": Probe,
+    "folds": KeyFolds,
 }
 _PROSE = ("summary", "docs", "source", "example", "connection", "parameters")
 

@@ -7,6 +7,8 @@ was not released is aborted, so nothing is applied twice, not even with `write: 
 result files list the rows; a row in none of them is in doubt. A locked row is sent again. NULL empties a
 field, `nulls: keep` leaves it unchanged. Salesforce has no empty text and reads `#N/A` as NULL: rows with
 such a text are rejects, and so are rows with a text of more than 32,000 characters.
+External ids that differ only in upper and lower case are one record, unless the field was defined to treat
+them as different values: then set `case_sensitive: true`.
 Deletes need record ids. Ids that are not known from earlier answers are looked up with SOQL (100 keys a
 request). After the job the look-up is repeated: a record that is no longer found is deleted.
 
@@ -43,6 +45,7 @@ from retl.destinations.batch import (
     WriteMode,
 )
 from retl.destinations.http.cells import exact
+from retl.destinations.http.folds import KeyFolds
 from retl.destinations.http.outcome import interpret
 from retl.destinations.http.rules import Case, Rules
 from retl.destinations.http.server import HttpTarget
@@ -79,6 +82,9 @@ class SalesforceBulkOptions(Definition):
     connection: PresetConnection
     object: str = Field(pattern=r"^\w+$", description="API name of the object, such as Contact.")
     match: str = Field(pattern=r"^\w+$", description="External id field, such as ExtId__c; the key's field.")
+    case_sensitive: bool = Field(
+        False, description="Whether the external id field distinguishes upper and lower case."
+    )
     version: str = Field("v62.0", pattern=r"^v\d+\.\d+$", description="API version.")
     every: Duration = Field(5.0, description="Time between two polls of a job.")
 
@@ -120,6 +126,7 @@ class SalesforceBulk(HttpTarget[SalesforceBulkOptions]):
             form="documents",
             nulls_keep=shape.write != "append",
             resolves=True,
+            folds=KeyFolds(case=not (options.case_sensitive or options.match == "Id")).of(shape.key),
         )
 
     @classmethod
