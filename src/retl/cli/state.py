@@ -129,7 +129,7 @@ def adopt(
     )
     with invocation.session.stop.listening():
         # what another state delivered is what is taken over here
-        accept = ("STATE_LOST", "IDENTITY_CHANGED")
+        accept = ("STATE_LOST", "STATE_BEHIND", "IDENTITY_CHANGED")
         options = Options(adopt=True, accept=accept, variables=variables(var))
         job = invocation.session.job(sync, ledger, options)
         if sync.first_run is None:
