@@ -6,6 +6,7 @@ sent, and what the ledger knows.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -44,7 +45,7 @@ from retl.observe import log
 from retl.pace import limiter
 from tests import inprocess
 from tests.ledgers import take
-from tests.target import Scene, Target, World, begin, fails, says, tells, took, took_but
+from tests.target import Numbers, Scene, Target, World, begin, fails, says, tells, took, took_but
 
 BUSY = RowResult(Kind.RETRY, "LOCKED", "somebody edits it")
 BAD = RowResult(Kind.REJECTED, "23514", "a check says no")
@@ -700,48 +701,98 @@ def test_where_twice_is_not_once_busy_rows_wait_for_the_next_run(scene: Scene) -
     assert ends(scene) == [(0, 1, "done", Outcome(WRITTEN, {1: BUSY}), 1)]
 
 
-def test_rows_that_a_delete_made_room_for_get_a_second_chance(scene: Scene) -> None:
-    twin = RowResult(Kind.REJECTED, "23505", "that e-mail is taken")
-    scene.world.answers.extend([took({0: twin, 1: BAD}), took(), took(default=twin)])
+TWIN = RowResult(Kind.REJECTED, "23505", "that e-mail is taken")
+
+
+class Chosen(Numbers):
+    """Some rows, numbered from 0 as one batch."""
+
+    def tuples(self, first: int, last: int) -> list[tuple[Any, ...]]:
+        return [(row, f"value {row}") for row in self.positions[first : last + 1]]
+
+    def __init__(self, positions: list[int]) -> None:
+        object.__setattr__(self, "positions", positions)
+
+    positions: list[int]
+
+
+def repeated(scene: Scene, positions: list[int], number: int = 2) -> Batch:
+    batch = scene.batch(0, len(positions) - 1)
+    return replace(batch, rows=Chosen(positions), round=number)
+
+
+def test_refused_rows_are_sent_again_as_one_batch_and_their_answers_replaced(scene: Scene) -> None:
+    scene.world.answers.extend([took({0: TWIN, 1: BAD}), took(), took(default=TWIN), took({1: TWIN})])
     delivery = scene.delivery()
-    delivery.drain(scene.batches(6, 3))
-    delivery.drain([scene.batch(6, 7, "delete")])
-    assert scene.world.objects.keys() == {2, 3, 4, 5}
-    delivery.retry_after_deletes({"23505"})
-    assert scene.world.spans == [(0, 2), (3, 5), (6, 7), (0, 0)]
-    assert scene.world.objects.keys() == {0, 2, 3, 4, 5}
+    delivery.drain(scene.batches(9, 3))
+    assert delivery.refused({"23505"}, deletes=False) == [0, 6, 7, 8]
+    assert delivery.refused({"23505"}, deletes=True) == []
+    assert delivery.repeat(repeated(scene, [0, 6, 8]), [0, 6, 8]) == 2
+    assert scene.world.spans == [(0, 2), (3, 5), (6, 8), (0, 2)]
+    assert scene.world.objects.keys() == {0, 2, 3, 4, 5, 8}
     assert ends(scene) == [
-        (0, 2, "done", Outcome(WRITTEN, {0: WRITTEN, 1: BAD}), 1),
+        (0, 2, "done", Outcome(WRITTEN, {1: BAD}), 1),
         (3, 5, "done", Outcome(WRITTEN), 1),
-        (6, 7, "done", Outcome(twin), 1),
+        (6, 8, "done", Outcome(TWIN, {2: WRITTEN}), 1),
     ]
     assert delivery.count(Kind.REJECTED) == 3
     assert scene.world.opened == 1
 
 
-def test_a_second_chance_is_another_delivery_than_the_one_that_was_refused(scene: Scene) -> None:
-    twin = RowResult(Kind.REJECTED, "23505", "that e-mail is taken")
-    scene.world.answers.extend([took({0: BUSY}), took(default=twin)])
+def test_a_repetition_is_another_delivery_than_those_before_it(scene: Scene) -> None:
+    scene.world.answers.extend([took({0: BUSY}), took(default=TWIN), took(default=TWIN)])
     delivery = scene.delivery()
     delivery.drain(scene.batches(2, 2))
-    delivery.retry_after_deletes({"23505"})
-    assert scene.world.spans == [(0, 1), (0, 0), (0, 0)]
-    rounds = [scene.batch(0, 1), *(replace(scene.batch(0, 0), round=number) for number in (1, 2))]
+    for number in (2, 4):
+        delivery.repeat(repeated(scene, [0], number), [0])
+    assert scene.world.spans == [(0, 1), (0, 0), (0, 0), (0, 0)]
+    rounds = [scene.batch(0, 1), *(replace(scene.batch(0, 0), round=number) for number in (1, 2, 4))]
     assert [one.id for one in scene.world.sent] == [one.id for one in rounds]
     assert scene.world.objects.keys() == {0, 1}
 
 
-def test_a_second_chance_finds_every_row_and_skips_batches_that_were_split(scene: Scene) -> None:
-    twin = RowResult(Kind.REJECTED, "23505", "that e-mail is taken")
-    scene.world.answers.extend([fails(Poisoned("BAD_ROW", "bad")), took({0: twin}), took(default=twin)])
+def test_while_refused_rows_are_sent_again_the_ledger_holds_them_in_doubt(scene: Scene) -> None:
+    known: list[list[Outcome | None]] = []
+
+    def look(target: Target, batch: Batch) -> Outcome:
+        known.append([one.outcome for one in scene.recorded])
+        return Outcome(WRITTEN)
+
+    scene.world.answers.extend([took({0: TWIN, 1: BAD}), took(default=TWIN), look])
+    delivery = scene.delivery()
+    delivery.drain(scene.batches(6, 3))
+    delivery.repeat(repeated(scene, [0, 3, 4, 5]), [0, 3, 4, 5])
+    assert known == [[Outcome(UNKNOWN, {1: BAD, 2: WRITTEN}), DOUBT]]
+    assert delivery.count(Kind.WRITTEN) == 5
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (Poisoned("BAD_ROW", "bad"), {0: TWIN}),
+        (Systemic("28P01", "wrong password"), {0: TWIN}),
+        (lost(), {0: UNKNOWN}),
+    ],
+)
+def test_a_repetition_that_fails_leaves_the_first_answer_unless_it_is_not_known(
+    scene: Scene, error: Exception, found: dict[int, RowResult]
+) -> None:
+    scene.world.answers.extend([took({0: TWIN}), *[fails(error)] * 3])
+    delivery = scene.delivery()
+    delivery.drain(scene.batches(3, 3))
+    with contextlib.suppress(Systemic, Unavailable):
+        assert delivery.repeat(repeated(scene, [0]), [0]) == 0
+    assert ends(scene) == [(0, 2, "done", Outcome(WRITTEN, found), 1)]
+
+
+def test_a_refused_row_of_a_batch_that_was_split_is_found(scene: Scene) -> None:
+    scene.world.answers.extend([fails(Poisoned("BAD_ROW", "bad")), took({0: TWIN}), took(default=TWIN)])
     delivery = scene.delivery()
     delivery.drain(scene.batches(2, 2))
-    delivery.retry_after_deletes({"23505", "23503"})
+    assert delivery.refused({"23505", "23503"}, deletes=False) == [0, 1]
+    assert delivery.repeat(repeated(scene, [0, 1]), [0, 1]) == 2
     assert scene.world.objects.keys() == {0, 1}
-    assert [b[2:4] for b in ends(scene)][1:] == [
-        ("done", Outcome(WRITTEN, {0: WRITTEN})),
-        ("done", Outcome(twin, {0: WRITTEN})),
-    ]
+    assert [b[2:4] for b in ends(scene)][1:] == [("done", Outcome(WRITTEN))] * 2
 
 
 # --- intents, where twice is not once

@@ -1,12 +1,18 @@
 """Decides when each sync starts: after the syncs it waits for, one at a time per object.
 
+A run may let other syncs go first (`Job.others`): the target refused some of its rows, and a sync on the same
+connection that has not ended may help: it deletes the rows that refer to them, or writes those they refer to.
 It only starts syncs. Every sync gets a summary, also one that was never started.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from queue import SimpleQueue
 
 from retl.observe.summary import Summary
 from retl.run.job import Job
@@ -22,37 +28,130 @@ def run_all(
     A sync is BLOCKED if a sync in its `after` did not succeed. Syncs on one object take turns. Otherwise the
     order of `work` is kept.
     """
-    if jobs == 1:
-        return _one_by_one(work, run, fail_fast)
-    done: dict[str, Summary] = {}
-    running: dict[Future[Summary], str] = {}
-    with ThreadPoolExecutor(min(jobs, max(len(work), 1)), thread_name_prefix="retl-sync") as pool:
-        while len(done) < len(work):
-            for name, job in work.items():
-                if name in done or name in running.values() or _waits(job, work, done):
-                    continue
-                if (reason := _reason(job, done, fail_fast)) is not None:
-                    done[name] = _blocked(job, *reason)
-                elif len(running) < jobs and job.object not in {work[n].object for n in running.values()}:
-                    running[pool.submit(run, job)] = name
-            if running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    done[running.pop(future)] = future.result()
+    done = (_OneByOne if jobs == 1 else partial(_Together, jobs=jobs))(work, run, fail_fast).run_all()
     return {name: done[name] for name in work}
 
 
-def _one_by_one(
-    work: Mapping[str, Job], run: Callable[[Job], Summary], fail_fast: bool
-) -> dict[str, Summary]:
-    done: dict[str, Summary] = {}
-    for name, job in work.items():
-        reason = _reason(job, done, fail_fast)
-        done[name] = run(job) if reason is None else _blocked(job, *reason)
-    return done
+@dataclass
+class _OneByOne:
+    """In this thread. A run that lets others go first waits on the stack while they run."""
+
+    work: Mapping[str, Job]
+    run: Callable[[Job], Summary]
+    fail_fast: bool
+    done: dict[str, Summary] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+
+    def run_all(self) -> dict[str, Summary]:
+        self.left = list(self.work)
+        while self.left:
+            self._next()
+        return self.done
+
+    def _next(self) -> None:
+        name = self.left.pop(0)
+        job = self.work[name]
+        reason = _reason(job, self.done, self.fail_fast)
+        if reason is not None:
+            self.done[name] = _blocked(job, *reason)
+            return
+        helpful = any(_shares(job, self.work[other]) for other in self.left)
+        self.done[name] = self.run(replace(job, others=partial(self._others, job) if helpful else None))
+
+    def _others(self, job: Job) -> bool:
+        """Run the others up to the last that may help."""
+        helpful = [name for name in self.left if _shares(job, self.work[name])]
+        while self.left and helpful and helpful[-1] in self.left:
+            self._next()
+        return bool(helpful)
 
 
-def _waits(job: Job, work: Mapping[str, Job], done: Mapping[str, Summary]) -> bool:
-    return any(name in work and name not in done for name in job.sync.earlier)
+@dataclass
+class _Together:
+    """`jobs` at a time, each in a thread of its own. A run that waits for others does not count."""
+
+    work: Mapping[str, Job]
+    run: Callable[[Job], Summary]
+    fail_fast: bool
+    jobs: int
+    done: dict[str, Summary] = field(default_factory=dict)
+    active: set[str] = field(default_factory=set)
+    waiting: dict[str, threading.Event] = field(default_factory=dict)  # the oldest first
+    events: SimpleQueue[tuple[str, Summary | threading.Event | BaseException]] = field(
+        default_factory=SimpleQueue
+    )
+
+    def run_all(self) -> dict[str, Summary]:
+        with ThreadPoolExecutor(max(len(self.work), 1), thread_name_prefix="retl-sync") as pool:
+            try:
+                while len(self.done) < len(self.work):
+                    self._start(pool)
+                    self._resume()
+                    if self.active:
+                        self._take(*self.events.get())
+            finally:  # without it an error here would leave them waiting
+                for event in self.waiting.values():
+                    event.set()
+        return self.done
+
+    def _take(self, name: str, what: Summary | threading.Event | BaseException) -> None:
+        """A run has ended, or waits for others."""
+        self.active.discard(name)
+        if isinstance(what, threading.Event):
+            self.waiting[name] = what
+        elif isinstance(what, Summary):
+            self.done[name] = what
+        else:
+            raise what
+
+    def _start(self, pool: ThreadPoolExecutor) -> None:
+        for name in self._pending():
+            job = self.work[name]
+            if any(one in self.work and one not in self.done | self.waiting for one in job.sync.earlier):
+                continue
+            if (reason := _reason(job, self.done, self.fail_fast)) is not None:
+                self.done[name] = _blocked(job, *reason)
+            elif len(self.active) < self.jobs and job.object not in {
+                self.work[one].object for one in self.active | self.waiting.keys()
+            }:
+                unended = self.work.keys() - self.done.keys() - {name}
+                helpful = any(_shares(job, self.work[other]) for other in unended)
+                self.active.add(name)
+                pool.submit(self._run, replace(job, others=partial(self._others, job) if helpful else None))
+
+    def _resume(self) -> None:
+        """Let the last run that waits go on, if no other can help it now."""
+        for name, event in reversed(self.waiting.items()):
+            unended = [*self.active, *self._pending()]
+            if self.active and any(_shares(self.work[name], self.work[one]) for one in unended):
+                continue
+            self.active.add(name)
+            del self.waiting[name]
+            event.set()
+            return
+
+    def _pending(self) -> list[str]:
+        return [
+            name for name in self.work if name not in self.done | self.waiting and name not in self.active
+        ]
+
+    def _run(self, job: Job) -> None:
+        try:
+            self.events.put((job.sync.name, self.run(job)))
+        except BaseException as problem:  # noqa: BLE001 - raised in the main thread
+            self.events.put((job.sync.name, problem))
+
+    def _others(self, job: Job) -> bool:
+        """In the job's own thread: wait until the others have ended, or wait too."""
+        event = threading.Event()
+        self.events.put((job.sync.name, event))
+        event.wait()
+        return True
+
+
+def _shares(one: Job, other: Job) -> bool:
+    """Whether they write through the same connection."""
+    return one.target.connection == other.target.connection
 
 
 def _reason(job: Job, done: Mapping[str, Summary], fail_fast: bool) -> tuple[str, str] | None:

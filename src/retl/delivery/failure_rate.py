@@ -1,14 +1,16 @@
 """Counts accepted and refused rows during delivery, and stops the run if too many are refused.
 
-Without it, a wrong mapping would end as thousands of rejects. It never decides about a single row.
+Without it, a wrong mapping would end as thousands of rejects. Rows that wait for another row of the run are
+not counted before the end. It never decides about a single row.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from retl.destinations.batch import Kind, Outcome
+from retl.destinations.batch import Batch, Kind, Outcome
 from retl.errors import Failure, Systemic
 
 SAME_CODE_ROWS = 100  # refused with the same code, none accepted
@@ -17,29 +19,46 @@ _TAKEN = (Kind.WRITTEN, Kind.SKIPPED)
 FAILED_RATE_FROM = 100  # attempted rows before the rate counts
 
 
+Waiting = Callable[[Batch, Outcome], Mapping[str, int]]
+
+
 @dataclass
 class FailureRate:
-    """Not thread-safe. Do not add rows that were rejected before."""
+    """Not thread-safe. `waiting` returns how many of the refused rows of an answer another row of the run may
+    still help, by code."""
 
     max_failed_rate: float
+    waiting: Waiting = lambda _batch, _outcome: {}
     accepted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     whole: Counter[str] = field(default_factory=Counter)  # batches with all rows refused, by code
 
-    def add(self, outcome: Outcome, size: int) -> None:
-        """Add the answers of one batch. Systemic ALL_REFUSED, Failure FAILED_RATE."""
+    def add(self, batch: Batch, outcome: Outcome) -> None:
+        """Add an answer during delivery. Systemic ALL_REFUSED, Failure FAILED_RATE."""
+        self._count(len(batch), outcome, self.waiting(batch, outcome))
+        self._judge()
+
+    def add_all(self, answers: Iterable[tuple[Batch, Outcome]], waiting: Mapping[str, int]) -> None:
+        """Add all answers of a run, except `waiting` rows by code. Raises as `add`."""
+        for batch, outcome in answers:
+            self._count(len(batch), outcome, {})
+        self.refused -= Counter(waiting)
+        self.whole = Counter({code: n for code, n in self.whole.items() if code not in waiting})
+        self._judge()
+
+    def _count(self, size: int, outcome: Outcome, waiting: Mapping[str, int]) -> None:
         codes = Counter(
             one.code or "REJECTED" for one in outcome.exceptions.values() if one.kind is Kind.REJECTED
         )
         if outcome.default.kind is Kind.REJECTED:
             codes[outcome.default.code or "REJECTED"] += size - len(outcome.exceptions)
+        codes -= Counter(waiting)
         self.refused += codes
         self.accepted += sum(one.kind in _TAKEN for one in outcome.exceptions.values())
         if outcome.default.kind in _TAKEN:
             self.accepted += size - len(outcome.exceptions)
         if size > 1:
             self.whole.update(code for code, rows in codes.items() if rows == size)
-        self._judge()
 
     def _judge(self) -> None:
         for code, rows in self.refused.items() if not self.accepted else ():

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -278,20 +279,14 @@ class Delivery:
             for timer in timers:
                 timer.cancel()
 
-    def _again(
-        self,
-        destination: Destination[Any],
-        batch: Batch,
-        outcome: Outcome,
-        due: Callable[[RowResult], bool] = lambda result: result.kind is Kind.RETRY,
-    ) -> Outcome:
-        """Send the due rows again as slices of the batch, and merge their outcomes.
+    def _again(self, destination: Destination[Any], batch: Batch, outcome: Outcome) -> Outcome:
+        """Send rows that the target refused for now again, as slices of the batch, and merge their outcomes.
 
         If the target is not idempotent they wait for the next run: a slice has no intent of its own, so it
         could not be recovered after a crash."""
-        if not self.capabilities.idempotent or not (outcome.exceptions or due(outcome.default)):
+        if not (self.capabilities.idempotent and outcome.exceptions):
             return outcome
-        rows = [row for row in range(len(batch)) if due(outcome.result(row))]
+        rows = [row for row in range(len(batch)) if outcome.result(row).kind is Kind.RETRY]
         merged = dict(outcome.exceptions)
         for first, last in _spans(rows):
             part = replace(batch.slice(batch.first + first, batch.first + last), round=batch.round + 1)
@@ -308,21 +303,62 @@ class Delivery:
             merged |= {first + row: again.result(row) for row in range(len(part))}
         return replace(outcome, exceptions=merged)
 
-    def retry_after_deletes(self, codes: Collection[str]) -> None:
-        """Retry rows refused with one of these codes: a delete may have removed the conflict."""
-        destination = self._destination(0)
-        for number, one in enumerate(self.answered):
-            if one.outcome is not None and one.batch.operation != "delete":
-                outcome = self._again(
-                    destination,
-                    replace(one.batch, round=1),  # a slice may have been sent again before
-                    one.outcome,
-                    lambda result: result.kind is Kind.REJECTED and result.code in codes,
-                )
-                if outcome != one.outcome:
-                    self.answered[number] = replace(one, outcome=outcome)
-                    self.journal.acknowledge(self.answered[number])
+    def repeat(self, batch: Batch, positions: Sequence[int]) -> int:
+        """Send refused rows once more: `batch` has the rows at these positions of the change set. Returns how
+        many of them are no longer refused. Their first answer is replaced, in the ledger too; meanwhile they
+        are unknown there. Raises as `drain`."""
+        former = [(number, self.answered[number]) for number in self._answers_of(positions)]
+        self._record_again(former, dict.fromkeys(positions, UNKNOWN))
+        destination, tries = self._destination(0), _Tries()
+        found: Outcome | None = None
+        try:
+            found = self._again(destination, batch, self._persist(destination, batch, tries))
+        except Poisoned:
+            found = None  # they stay refused
+        finally:
+            self.retries += 1
+            if found is not None:
+                news = {at: found.result(row) for row, at in enumerate(positions)}
+            else:
+                news = dict.fromkeys(positions, UNKNOWN) if tries.doubt else {}
+            self._record_again(former, news)
+        return sum(found.result(row).kind is not Kind.REJECTED for row in range(len(batch))) if found else 0
+
+    def _answers_of(self, positions: Sequence[int]) -> list[int]:
+        """The places in `answered` of the batches that have these rows."""
+        there = sorted(positions)
+        return [
+            number
+            for number, one in enumerate(self.answered)
+            if one.outcome is not None and bisect_left(there, one.first) < bisect_right(there, one.last)
+        ]
+
+    def _record_again(self, former: Sequence[tuple[int, Answered]], news: Mapping[int, RowResult]) -> None:
+        """Replace the results of some rows, by position, in these former answers; durable at its end."""
+        for number, one in former:
+            assert one.outcome is not None
+            rows = range(len(one.batch))
+            results = [news.get(one.first + row) or one.outcome.result(row) for row in rows]
+            default, _ = Counter(results).most_common(1)[0]
+            exceptions = {row: result for row, result in enumerate(results) if result != default}
+            self.answered[number] = replace(one, outcome=Outcome(default, exceptions))
+            self.journal.acknowledge(self.answered[number])
         self.journal.flush()
+
+    def refused(self, codes: Collection[str], *, deletes: bool) -> list[int]:
+        """The positions of the rows refused with one of these codes, in order."""
+        found = []
+        for one in self.answered:
+            if one.outcome is not None and (one.batch.operation == "delete") is deletes:
+                if one.outcome.default.code in codes:
+                    rows: Iterable[int] = range(len(one.batch))
+                else:
+                    rows = one.outcome.exceptions
+                for row in rows:
+                    result = one.outcome.result(row)
+                    if result.kind is Kind.REJECTED and result.code in codes:
+                        found.append(one.first + row)
+        return sorted(found)
 
     def resolve(self, destination: Destination[Any], batch: Batch, handle: str | None) -> Outcome:
         """The outcome of a batch that a dead run left open: by its handle, by evidence in the target, or by
@@ -383,7 +419,7 @@ class Delivery:
         if answered.outcome is not None:
             with self._lock:
                 if self._failure_rate is not None and answered.attempts:
-                    self._failure_rate.add(answered.outcome, len(answered.batch))
+                    self._failure_rate.add(answered.batch, answered.outcome)
 
 
 @dataclass

@@ -120,6 +120,15 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """Why another row of the sync may change a refusal: it has the value that these fields refer to, or it
+    still holds the unique value that these fields ask for. Names are those of the destination."""
+
+    fields: tuple[str, ...]
+    refers_to: tuple[str, ...] = ()  # fields of the other row; empty: a unique value
+
+
+@dataclass(frozen=True, slots=True)
 class RowResult:
     """One row's outcome, with the target's own code and one sentence that holds no row values."""
 
@@ -128,6 +137,7 @@ class RowResult:
     reason: str | None = None
     ref: str | None = None  # the target's own id of the row
     settled: bool = True  # SKIPPED only: True = the target holds the key, not ours; False = try again
+    order: Order | None = field(default=None, compare=False)  # REJECTED only, and only during the run
 
 
 WRITTEN = RowResult(Kind.WRITTEN)

@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from retl.destinations.batch import Line, Mode
+from retl.destinations.batch import Line, Mode, Order
 from retl.engine import hash
 from retl.engine.baseline import BASELINE, DELTA, MOVED, opened
 from retl.engine.diff import CANDIDATES, UPSERTS, Ends, ends
@@ -32,6 +32,7 @@ from retl.values.keys import key_value_sql
 from retl.values.sql import literal
 
 CHANGES = "changes"  # pos, op, hash, owned, ref, key, k0…, f0…
+AGAIN = "again"  # the same columns, of rows that are sent once more
 _CHUNK = 1 << 20  # bytes of CSV per chunk
 _BLOCK_BYTES = 4 << 20  # approximate size of one block of Python rows as JSON
 _BLOCK_ROWS = 32_768  # more than a batch of the usual size
@@ -40,13 +41,11 @@ _BLOCKS_KEPT = 4
 
 @dataclass(frozen=True)
 class Phase:
-    """Rows `first` to `last` (included) of a change set, under one mode. A batch never spans two phases.
-    `retried`: the target rejected these rows before, so another rejection is not counted as new."""
+    """Rows `first` to `last` (included) of a change set, under one mode. A batch never spans two phases."""
 
     mode: Mode
     first: int
     last: int
-    retried: bool = False
 
     def __len__(self) -> int:
         return self.last - self.first + 1
@@ -84,6 +83,7 @@ class ChangeSet:
     _ahead: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "retl-rows"))
     _sizes: dict[str, int] = field(default_factory=dict)
     _lines: dict[Line, str] = field(default_factory=dict)  # as SQL
+    _orders: dict[Order, str] = field(default_factory=dict)  # tables
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __len__(self) -> int:
@@ -180,6 +180,42 @@ class ChangeSet:
             f" TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{DELTA}'}})"
         )
 
+    def pick(self, positions: Iterable[int]) -> ChangeSet:
+        """Some rows as a change set of its own, numbered from 0 in the same order. Valid until the next
+        call."""
+        self.workspace.load("picked", {"picked_at": "BIGINT"}, ((position,) for position in positions))
+        self.workspace.run(
+            f"CREATE OR REPLACE TABLE {AGAIN} AS SELECT row_number() OVER (ORDER BY pos) - 1 AS pos,"
+            f" * EXCLUDE (pos, picked_at) FROM {self.table} JOIN picked ON pos = picked_at ORDER BY 1"
+        )
+        number: int = self.workspace.one(f"SELECT count(*) FROM {AGAIN}")[0]
+        return ChangeSet(self.workspace, self.field_map, (), {"picked": number}, table=AGAIN)
+
+    def may_follow(self, order: Order, first: int, last: int) -> set[int]:
+        """Positions of the rows for which another row of this change set can have the value they refer to; of
+        a unique value, those that no earlier row asks for."""
+        cursor = self.workspace.cursor()
+        if order not in self._orders:
+            self._orders[order] = f"may_follow_{len(self._orders)}"
+            mine = ", ".join(self._texts(order.fields))
+            upserts = f"FROM {self.table} WHERE op <> 'delete'"
+            others = ", ".join(self._texts(order.refers_to))
+            query = (
+                f"SELECT pos {upserts} AND ({mine}) IN (SELECT ({others}) {upserts})"
+                if order.refers_to
+                else f"SELECT min(pos) AS pos {upserts} GROUP BY {mine}"
+            )
+            cursor.execute(f"CREATE TABLE {self._orders[order]} AS {query} ORDER BY pos")
+        found = f"SELECT pos FROM {self._orders[order]} WHERE pos BETWEEN {first} AND {last}"
+        return {pos for (pos,) in cursor.execute(found).fetchall()}
+
+    def _texts(self, names: Sequence[str]) -> list[str]:
+        """SQL of fields as texts, because a field and the key it refers to may have different types."""
+        shape = self.field_map.shape
+        columns = {one.name: f"f{i}" for i, one in enumerate(shape.fields)}
+        columns |= {one.name: f"k{i}" for i, one in enumerate(shape.key)}
+        return [f"CAST({columns[name]} AS VARCHAR)" for name in names]
+
     @cached_property
     def _documents(self) -> str:
         return f"{self._key_list}, {document_sql(self.field_map)}"
@@ -269,7 +305,7 @@ def assemble(
     workspace.run(f"CREATE VIEW {CHANGES} AS SELECT *{', k0 AS key' if plain else ''} FROM ordered")
     counts = dict(workspace.run(f"SELECT op, count(*) FROM {CHANGES} GROUP BY op"))
     spans = workspace.run(f"SELECT phase, min(pos), max(pos) FROM {CHANGES} GROUP BY phase ORDER BY phase")
-    phases = tuple(Phase("delete" if n == 2 else write, first, last, n == 1) for n, first, last in spans)
+    phases = tuple(Phase("delete" if n == 2 else write, first, last) for n, first, last in spans)
     return ChangeSet(workspace, field_map, phases, counts, succeeds=succeeds)
 
 

@@ -39,6 +39,11 @@ class Counts:
     deleted: int = 0
     deletes: Deletes = field(default_factory=Deletes)
 
+    @property
+    def written(self) -> int:
+        """Rows that changed at the target, or that it confirmed as gone."""
+        return self.inserted + self.updated + self.refreshed + self.deleted
+
     def check(self) -> None:
         """InvariantBroken if a row is missing or was counted twice."""
         ends = (
@@ -87,7 +92,6 @@ class Summary:
 
     def document(self) -> dict[str, Any]:
         """The JSON form; the order of keys is part of the interface."""
-        moved = self.counts.inserted + self.counts.updated + self.counts.refreshed + self.counts.deleted
         counts = asdict(self.counts)
         deletes = counts.pop("deletes")
         return {
@@ -111,7 +115,7 @@ class Summary:
             "retries": self.retries,
             "bytes": self.bytes,
             "seconds": round(self.seconds, 3),
-            "rows_per_second": round(moved / self.seconds) if self.seconds > 0 else 0,
+            "rows_per_second": round(self.counts.written / self.seconds) if self.seconds > 0 else 0,
             "phases": {name: round(self.phases.get(name, 0.0), 4) for name in PHASES},
             "rejects": list(self.rejects[:REJECTS_SHOWN]),
             "guards": list(self.guards),

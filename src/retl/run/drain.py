@@ -1,36 +1,131 @@
 """Drain: a plan's change set in batches, phase by phase, deletes last. It knows no sync.
 
-Every command that writes makes a plan and ends here.
+Every command that writes makes a plan and ends here. Rows that the target refuses because another row comes
+later are sent again in rounds, as long as a round gets something through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 
 from retl.delivery.failure_rate import FailureRate
 from retl.delivery.lanes import Delivery
-from retl.destinations.batch import MODES, Batch, Kind
-from retl.engine.change_set import Phase
+from retl.destinations.batch import MODES, Batch, Kind, Order, Outcome, RowResult
+from retl.engine.change_set import ChangeSet, Phase
 from retl.observe import log
 from retl.run.plan import Plan
 
-ROOM_MADE = frozenset({"23505", "23503", "23P01"})  # refusals that a later delete may have resolved
+LINKS = frozenset({"23503", "23001"})  # refusals by a reference to another row, or from one
+UNIQUE = frozenset({"23505", "23P01"})  # refusals by a value that another row has
+BY_ORDER = LINKS | UNIQUE
+ROUND_ROWS = 25_000  # in one statement: the more rows, the fewer rounds
+OTHERS_ROWS = 10_000  # rows that may wait for other syncs: these may be of no help
+
+Others = Callable[[], bool]  # runs the other syncs that may be of help; False if there are none
 
 
-def drain(plan: Plan, delivery: Delivery, epoch: int) -> None:
+def drain(plan: Plan, delivery: Delivery, epoch: int, others: Others | None = None) -> None:
     """Deliver the change set; the answers are in `delivery`. Nothing is deleted while a row is in
     doubt or must be retried, and no object that an answer of this run gave to another row. Raises the error
     that stopped it."""
-    failure_rate = FailureRate(plan.terms.max_failed_rate)
+    rounds = Rounds(plan, delivery, epoch, patient=others is not None)
+    failure_rate = FailureRate(plan.terms.max_failed_rate, rounds.waiting)
     for phase in plan.changes.phases:
-        deletes = phase.mode == "delete"
-        if deletes and (delivery.count(Kind.UNKNOWN) or delivery.count(Kind.RETRY)):
-            return
-        kept = _answered_again(plan, delivery) if deletes else []
+        kept: Sequence[int] = ()
+        if phase.mode == "delete":
+            rounds.repeat()
+            if delivery.count(Kind.UNKNOWN) or delivery.count(Kind.RETRY):
+                return
+            rounds.judge(len(phase))
+            kept = _answered_again(plan, delivery)
         parts = (batch for part in phase.without(kept) for batch in batches(plan, part, epoch))
-        delivery.drain(parts, None if phase.retried else failure_rate)
-        if deletes and plan.capabilities.idempotent:
-            delivery.retry_after_deletes(ROOM_MADE)
+        delivery.drain(parts, failure_rate)
+    rounds.repeat()
+    if others is not None and rounds.left(LINKS) and others():
+        rounds.repeat()
+    rounds.patient = False
+    rounds.judge()
+
+
+class Rounds:
+    """The rows of a plan that were refused because of their order. `patient`: while other syncs may still
+    help."""
+
+    def __init__(self, plan: Plan, delivery: Delivery, epoch: int, *, patient: bool) -> None:
+        self.patient = patient
+        self._plan, self._delivery, self._epoch = plan, delivery, epoch
+        self._numbers = count(2, 2)  # a batch of each number; odd numbers are its slices
+        counts = plan.changes.counts
+        self._room = {"unique": sum(counts.get(op, 0) for op in ("update", "refresh", "delete"))}
+        self._room["others"] = OTHERS_ROWS
+
+    def repeat(self) -> None:
+        """Send the refused rows again, until a round gets nothing through. Only where twice is once: the
+        batches of a round have no intent of their own."""
+        backwards = True
+        while self._plan.capabilities.idempotent and (
+            self._round(backwards, deletes=True) + self._round(backwards, deletes=False)
+        ):
+            backwards = not backwards
+
+    def left(self, codes: frozenset[str] = BY_ORDER) -> bool:
+        return any(self._delivery.refused(codes, deletes=deletes) for deletes in (True, False))
+
+    def judge(self, coming: int = 0) -> None:
+        """Judge all answers so far. Systemic ALL_REFUSED, Failure FAILED_RATE. Each of the `coming` deletes
+        may free a unique value."""
+        waiting = Counter[str]()
+        for code in sorted(BY_ORDER):
+            rows = len(self._delivery.refused({code}, deletes=False))
+            if code in LINKS:
+                waiting[code] = rows if self.patient else 0
+            else:
+                waiting[code] = min(rows, coming - sum(waiting[other] for other in UNIQUE))
+        answered = self._delivery.answered
+        answers = [(one.batch, one.outcome) for one in answered if one.outcome and one.attempts]
+        FailureRate(self._plan.terms.max_failed_rate).add_all(answers, waiting)
+
+    def waiting(self, batch: Batch, outcome: Outcome) -> Mapping[str, int]:
+        """How many refused rows of an answer may still get through, by code. A row that refers to a row which
+        is nowhere in the plan does not wait: a wrong mapping must not be sent to its end."""
+        if not self._plan.capabilities.idempotent:
+            return {}
+        rows = range(len(batch)) if outcome.default.code in BY_ORDER else sorted(outcome.exceptions)
+        refused = {row: one for row in rows if (one := outcome.result(row)).code in BY_ORDER}
+        if batch.operation == "delete":  # nothing is sent after them: they are judged at the end
+            return Counter(str(one.code) for one in refused.values())
+        orders = {one.order for one in refused.values() if one.order is not None}
+        follow = {one: self._plan.changes.may_follow(one, batch.first, batch.last) for one in orders}
+        waiting = Counter[str]()
+        for row, one in refused.items():
+            if self._waits(batch.first + row, one, follow):
+                waiting[str(one.code)] += 1
+        return waiting
+
+    def _waits(self, position: int, result: RowResult, follow: Mapping[Order, set[int]]) -> bool:
+        if result.order is not None and position not in follow[result.order]:
+            return False
+        if result.code in LINKS and result.order is not None:
+            return True
+        reason = "unique" if result.code in UNIQUE else "others"
+        self._room[reason] -= 1
+        return self._room[reason] >= 0 and (reason == "unique" or self.patient)
+
+    def _round(self, backwards: bool, *, deletes: bool) -> int:
+        """How many rows got through. Every other round goes backwards, for rows that wait for later ones."""
+        positions = self._delivery.refused(BY_ORDER, deletes=deletes)
+        most = self._plan.capabilities.max_rows or ROUND_ROWS
+        parts = [positions[at : at + most] for at in range(0, len(positions), most)]
+        through = 0
+        for part in reversed(parts) if backwards else parts:
+            phase = next(one for one in self._plan.changes.phases if (one.mode == "delete") is deletes)
+            rows = self._plan.changes.pick(part)
+            (batch,) = _cut(self._plan, rows, replace(phase, first=0, last=len(part) - 1), most, self._epoch)
+            through += self._delivery.repeat(replace(batch, round=next(self._numbers)), part)
+        return through
 
 
 def _answered_again(plan: Plan, delivery: Delivery) -> list[int]:
@@ -53,10 +148,14 @@ def batches(plan: Plan, phase: Phase, epoch: int) -> Iterator[Batch]:
     if phase.mode == "delete":
         most = plan.capabilities.max_deletes or most
     size = min(plan.terms.batch_rows, most or plan.terms.batch_rows)
+    yield from _cut(plan, plan.changes, phase, size, epoch)
+
+
+def _cut(plan: Plan, rows: ChangeSet, phase: Phase, size: int, epoch: int) -> Iterator[Batch]:
     new = not plan.changes.counts.keys() - {"insert", "delete"}
     for first, last in phase.cut(size):
         yield Batch(
-            plan.changes,
+            rows,
             *MODES[phase.mode],
             plan.run.run_id,
             epoch,

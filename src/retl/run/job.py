@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -68,6 +68,7 @@ class Job:
     referred: Mapping[str, Sequence[FieldSource]] = field(default_factory=dict)  # … → their key fields
     environment: str | None = None
     correlation_id: str | None = None
+    others: Callable[[], bool] | None = None  # runs syncs that may help refused rows; False if there are none
     since: float | None = None  # monotonic: where a command's first run starts to count time
 
     def lane(self, shape: Shape) -> Destination[Any]:
@@ -90,6 +91,7 @@ class Clock:
 
     phases: dict[str, float] = field(default_factory=dict)
     _open: tuple[str, float] | None = None
+    _away: float = 0.0  # seconds that belong to no phase
 
     @classmethod
     def since(cls, begun: float | None) -> Clock:
@@ -104,14 +106,24 @@ class Clock:
         return {**self.phases, name: self.phases.get(name, 0.0) + time.monotonic() - started}
 
     @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """This time belongs to no phase."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._away += time.monotonic() - started
+
+    @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         log.event("phase", phase=name, level="debug")
         started = time.monotonic()
+        away = self._away
         self._open = (name, started)
         try:
             yield
         finally:
             self._open = None
-            seconds = time.monotonic() - started
+            seconds = time.monotonic() - started - (self._away - away)
             self.phases[name] = self.phases.get(name, 0.0) + seconds
             log.event("phase_ended", phase=name, seconds=round(seconds, 4), level="debug")

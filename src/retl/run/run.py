@@ -144,7 +144,7 @@ class Execution:
             return
         self.delivery = self._delivery(plan.capabilities, every=prepared(plan.capabilities), lane=self._lane)
         try:
-            drain(plan, self.delivery, self.lock.epoch)
+            drain(plan, self.delivery, self.lock.epoch, self._others())
         finally:
             self.delivery.close()
 
@@ -245,6 +245,18 @@ class Execution:
             resend_unknown=job.sync.delivery == "at_least_once",
         )
 
+    def _others(self) -> Callable[[], bool] | None:
+        """Runs the other syncs of the invocation that write to the same connection, if there are any."""
+        run_others = self.job.others
+
+        def others() -> bool:
+            assert run_others is not None
+            log.event("waiting_for_others")
+            with self.clock.stopped():
+                return run_others()
+
+        return others if run_others is not None else None
+
     def _adopt(self) -> None:
         """Record the mart as delivered: every row is confirmed and not owned, nothing is sent."""
         plan = self._planned()
@@ -287,6 +299,14 @@ class Execution:
                 "TARGET_BUSY",
                 f"the target postponed {self.delivery.count(Kind.RETRY)} rows beyond the retry budget",
                 hint="run again: they are still due",
+            )
+        refused = self.delivery.count(Kind.REJECTED) if self.delivery else 0
+        if refused and not numbers.written:
+            skipped = f" ({numbers.skipped} were skipped)" if numbers.skipped else ""
+            return Failure(
+                "ALL_REFUSED",
+                f"the target refused all {refused} rows that it was given{skipped}: nothing was written",
+                hint="see `retl rejects`",
             )
         return None
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from retl.destinations.batch import Kind, RowResult
+from retl.destinations.batch import Kind, Order, RowResult
 
 if TYPE_CHECKING:
     import psycopg
@@ -26,6 +26,7 @@ _POISON = {"54000", "44000", "P0001"}  # besides classes 22 and 23; P0001 is a t
 
 _REASONS = {
     "23502": "it must have a value",
+    "23001": "a row that refers to it forbids it",
     "23503": "the row it refers to, or that refers to it, forbids it",
     "23505": "another row has the same value",
     "23514": "the check refuses it",
@@ -48,6 +49,11 @@ def rejection(error: psycopg.Error, names: Collection[str]) -> RowResult | None:
     place = error.diag.constraint_name or error.diag.column_name or _copied_column(error, names)
     reason = _REASONS.get(code, "the value does not fit its column" if code[:2] == "22" else "it is refused")
     return RowResult(Kind.REJECTED, code, f"{place}: {reason}" if place else reason)
+
+
+def refused(code: str, constraint: str, order: Order | None = None) -> RowResult:
+    """The result of a row that this constraint refuses, found without an error."""
+    return RowResult(Kind.REJECTED, code, f"{constraint}: {_REASONS[code]}", order=order)
 
 
 def _copied_column(error: psycopg.Error, names: Collection[str]) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,10 +161,16 @@ class Statements:
 
     # --- applying the stage
 
-    def apply(self, operation: Mode, first: int, last: int) -> str:
+    def set_aside(self, rows: Iterable[int]) -> str:
+        """Staged rows get negative numbers, -1 for 0, which no statement takes by mistake."""
+        listed = ", ".join(map(str, rows)) or "NULL"
+        return f"UPDATE {STAGE} SET {ROW} = -1 - {ROW} WHERE {ROW} IN ({listed})"
+
+    def apply(self, operation: Mode, first: int, last: int, order: Sequence[int] = ()) -> str:
         """Writes staged rows and tells how many: by its row count or, if it returns a row, by its first value
         (the last counts also rows that got another key). `left` returns the others. The key may be less
-        unique in the table than in the mart, so rows of the table are never counted."""
+        unique in the table than in the mart, so rows of the table are never counted. The rows of `order` are
+        inserted last, in that order."""
         rows = f"s.{ROW} BETWEEN {first} AND {last}"
         matched = f"{rows} AND {self._same_key}"
         if operation == "delete" and isinstance(self.shape.deletes, SoftDelete):
@@ -177,7 +183,8 @@ class Statements:
             return _by_row(f"UPDATE {self._rows} SET {self._sets('s')} FROM {STAGE} AS s WHERE {condition}")
         listed, staged = ", ".join(self.columns), ", ".join(f"s.{column}" for column in self.columns)
         into = f"INSERT INTO {self.relation.sql} AS t ({listed})"
-        insert = f"{into} SELECT {staged} FROM {STAGE} AS s WHERE {rows}"
+        insert = f"{into} SELECT {staged} FROM {_queued(order)} WHERE {rows}"
+        insert += " ORDER BY q.n NULLS FIRST" if order else ""
         if operation == "append":
             return insert
         conflict = f"{insert} ON CONFLICT ({', '.join(self.keys)})"
@@ -391,6 +398,14 @@ def _by_row(change: str) -> str:
 
 def _copy(into: str, columns: Sequence[str]) -> str:
     return f"COPY {into} ({', '.join(columns)}) FROM STDIN (FORMAT csv, NULL '', ENCODING 'UTF8')"
+
+
+def _queued(order: Sequence[int]) -> str:
+    """The stage, with the place of each row in this order."""
+    if not order:
+        return f"{STAGE} AS s"
+    listed = ", ".join(map(str, order))
+    return f"{STAGE} AS s LEFT JOIN unnest(ARRAY[{listed}]) WITH ORDINALITY AS q(at, n) ON q.at = s.{ROW}"
 
 
 def _constant(value: Any) -> str:

@@ -1,18 +1,23 @@
 """Writes one batch in the caller's transaction: COPY, apply, and find the rows that the table refuses.
 
 A refused row fails its whole statement, so the statement is halved inside savepoints until the row is
-alone: one bad row in 50,000 costs about 17 small statements. The caller commits.
+alone: one bad row in 50,000 costs about 17 small statements. Rows refused because of their order are found
+together before that (`ordering`). The caller commits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 
 from retl.destinations.batch import ABSENT, KEPT, Batch, Kind, Mode, RowResult
+from retl.destinations.postgres.arrangement import Arrangement
+from retl.destinations.postgres.ordering import BY_ORDER, Staged
 from retl.destinations.postgres.rejection import CARDINALITY, UNSUPPORTED, rejection
+from retl.destinations.postgres.rules import read
 from retl.destinations.postgres.statements import STAGE, Statements
 from retl.errors import InvariantBroken
 from retl.net.postgres import Session
@@ -117,10 +122,51 @@ def _apply_all(session: Session, sql: Statements, operation: Mode, last: int) ->
     session.execute(sql.index_stage())
     if rejected is None or collided:
         found = collided | _divide(session, sql, operation, 0, last)
+    elif rejected.code in BY_ORDER:
+        found = _in_order(session, sql, operation, last, rejected)
     else:
         found = _halve(session, sql, operation, 0, last, rejected)
     session.execute(sql.unindex_stage())
     return found
+
+
+def _in_order(
+    session: Session, sql: Statements, operation: Mode, last: int, rejected: RowResult
+) -> dict[int, RowResult]:
+    """Apply all staged rows except those that must wait, in an order in which the table takes them."""
+    rules = read(session, sql.relation)
+    staged = Staged(session, sql, rules, operation)
+    found = staged.arrange(lift=True)
+    left = _arranged(session, sql, operation, last, staged, found) if found.lifted else None
+    if left is None:
+        found = staged.arrange(lift=False)
+        left = _arranged(session, sql, operation, last, staged, found)
+    if left is None:  # the table refuses rows for another reason too
+        session.execute(sql.set_aside(found.blocked))
+        left = _halve(session, sql, operation, 0, last, rejected)
+    if rules.exact or not found.blocked:
+        return found.blocked | left
+    aside = _divide(session, sql, operation, -1 - last, -1)  # a trigger may have made them fit
+    return left | {-1 - row: replace(r, order=found.blocked[-1 - row].order) for row, r in aside.items()}
+
+
+def _arranged(
+    session: Session, sql: Statements, operation: Mode, last: int, staged: Staged, found: Arrangement
+) -> dict[int, RowResult] | None:
+    """None, and nothing was done, if the table refuses a row all the same."""
+    try:
+        with session.transaction():
+            session.execute(sql.set_aside(found.blocked))
+            for statement in staged.lift(found.lifted):
+                session.execute(statement)
+            left = _apply(session, sql, operation, 0, last, found.order)
+            if staged.settled(found.lifted):
+                return left
+            raise psycopg.Rollback
+    except psycopg.Error as error:
+        if rejection(error, sql.names) is None:
+            raise
+    return None
 
 
 def _divide(
@@ -146,15 +192,17 @@ def _halve(
     return found | _divide(session, sql, operation, middle + 1, last)
 
 
-def _apply(session: Session, sql: Statements, operation: Mode, first: int, last: int) -> dict[int, RowResult]:
-    """Apply staged rows in a savepoint. If a trigger writes some under other keys, all is undone and the
-    others are applied."""
+def _apply(
+    session: Session, sql: Statements, operation: Mode, first: int, last: int, order: Sequence[int] = ()
+) -> dict[int, RowResult]:
+    """Apply staged rows in a savepoint, those of `order` in that order; returns the rows that were not
+    written. If a trigger writes some under other keys, all is undone and the others are applied."""
     found: dict[int, RowResult] = {}
     watched = sql.triggers(operation)
     while True:
         try:
             with session.transaction():
-                return found | _attempt(session, sql, operation, first, last, watched=watched)
+                return found | _attempt(session, sql, operation, first, last, order, watched=watched)
         except _Astray as astray:
             lost = astray.rows
         if operation == "update_only":  # a key may have been absent before
@@ -167,10 +215,22 @@ def _apply(session: Session, sql: Statements, operation: Mode, first: int, last:
 
 
 def _attempt(
-    session: Session, sql: Statements, operation: Mode, first: int, last: int, *, watched: bool
+    session: Session,
+    sql: Statements,
+    operation: Mode,
+    first: int,
+    last: int,
+    order: Sequence[int],
+    *,
+    watched: bool,
 ) -> dict[int, RowResult]:
-    """Apply staged rows; with `watched` the row count is no proof."""
-    cursor = session.execute(sql.apply(operation, first, last))
+    """Apply staged rows; with `watched` the row count is no proof. An UPDATE has no order: the rows of
+    `order` are updated one by one."""
+    if operation == "update_only":
+        for row in order:
+            session.execute(sql.apply(operation, row, row))
+        order = ()
+    cursor = session.execute(sql.apply(operation, first, last, order))
     counts = cursor.fetchone() if cursor.description else None
     written, under_any_key = (counts[0], counts[-1]) if counts else (cursor.rowcount, cursor.rowcount)
     if written == under_any_key == last - first + 1 and not watched:
