@@ -145,6 +145,10 @@ class _Queue:
         for row in cycle:
             result = self._results[row]
             reason = f"{(result.reason or '').partition(':')[0]}: {SWAPPED}"
-            swapped = replace(result, reason=reason, order=None)
-            for blocked in _block(self._found, self._dependents, row, swapped):
-                self._needs.pop(blocked, None)
+            self._found.blocked[row] = replace(result, reason=reason, order=None)
+        waiting = [one for row in cycle for one in self._dependents[row]]
+        blocked = [
+            row for one in waiting for row in _block(self._found, self._dependents, one.row, one.result)
+        ]
+        for row in (*cycle, *blocked):
+            self._needs.pop(row, None)
