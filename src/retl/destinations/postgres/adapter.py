@@ -4,6 +4,8 @@ Each batch is one transaction: COPY into a temporary table, one statement that a
 COPY into the table itself, while all rows are new to it), and a marker in `retl_applied` in the same schema.
 So a batch is applied as a whole or not at all, an unanswered COMMIT can be resolved, and a run that lost
 its lock cannot commit. Rows that the table refuses are found and named; the rest of their batch is delivered.
+Rows that refer to each other, or that move or swap unique values, are applied in an order that the table
+takes, where its foreign keys and its unique indexes on plain columns tell that order.
 Only columns of the sync are written; a row that already has its values is not touched. Rows of tables that
 inherit from the table are not its own: they are neither read nor written. If the table has triggers, each
 batch is compared with the table before COMMIT, because a trigger may drop a row or change its key.
