@@ -24,6 +24,7 @@ from retl.net.postgres import Session
 from retl.values.sql import quoted
 
 BY_ORDER = frozenset({"23503", "23001", "23505"})  # refusals that it can explain
+ANALYZED = 1000  # from so many rows on, a wrong plan costs more than statistics
 _NUMBER = "(SELECT max(u.{0}) FROM {1} AS u) + s." + ROW + " + 1"
 _TEXT = "'retl ' || gen_random_uuid()"
 # A value that no row has, by the column's type; for a column that cannot be NULL.
@@ -34,8 +35,9 @@ _MOMENTARY |= {"text": _TEXT, "character varying": _TEXT}
 class Staged:
     """The rows in the stage, as the rules see them."""
 
-    def __init__(self, session: Session, sql: Statements, rules: Rules, mode: Mode) -> None:
+    def __init__(self, session: Session, sql: Statements, rules: Rules, mode: Mode, rows: int) -> None:
         self._session, self._sql, self._rules, self._mode = session, sql, rules, mode
+        self._rows = rows
         self._keys = {one.name for one in sql.shape.key}
         self._columns = self._keys | {one.name for one in sql.shape.fields if not one.only_if_empty}
 
@@ -45,7 +47,8 @@ class Staged:
     @cached_property
     def _found(self) -> tuple[list[Wait], list[Rival]]:
         """What the staged rows wait for."""
-        self._session.execute(f"ANALYZE {STAGE}")
+        if self._rows >= ANALYZED:
+            self._session.execute(f"ANALYZE {STAGE}")
         waits, rivals = list[Wait](), list[Rival]()
         if self._mode == "delete":
             hard = not isinstance(self._sql.shape.deletes, SoftDelete)

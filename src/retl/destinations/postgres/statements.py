@@ -12,11 +12,14 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retl.destinations.batch import Batch, Field, Mode, Shape, SoftDelete, Visit
 from retl.destinations.postgres.types import ddl
 from retl.values.sql import literal, quoted
+
+if TYPE_CHECKING:
+    from retl.destinations.postgres.rules import Rules
 
 ROW = "retl_row"
 STAGE = "pg_temp.retl_stage"
@@ -94,6 +97,7 @@ class Statements:
         self.relation = relation
         self.shape = shape
         self.traits = traits or Traits()
+        self.rules: Rules | None = None  # of the table, once a batch needed them
         self.marker = f"{quoted(relation.schema)}.{MARKER}"
         self.names = frozenset(field.name for field in (*shape.key, *shape.fields))
         self.keys = [quoted(field.name) for field in shape.key]

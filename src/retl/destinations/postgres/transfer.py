@@ -7,7 +7,8 @@ together before that (`ordering`). The caller commits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -119,23 +120,28 @@ def _apply_all(session: Session, sql: Statements, operation: Mode, last: int) ->
         if rejected is None and error.sqlstate != CARDINALITY:
             raise
     collided = {row: KEY_COLLIDES for (row,) in session.execute(sql.take_collisions()).fetchall()}
+    if rejected is not None and rejected.code in BY_ORDER and not collided:
+        return _in_order(session, sql, operation, last, rejected)
+    with _indexed(session, sql):
+        if rejected is None or collided:
+            return collided | _divide(session, sql, operation, 0, last)
+        return _halve(session, sql, operation, 0, last, rejected)
+
+
+@contextmanager
+def _indexed(session: Session, sql: Statements) -> Iterator[None]:
+    """For many statements over few rows each. An error ends the transaction and the index with it."""
     session.execute(sql.index_stage())
-    if rejected is None or collided:
-        found = collided | _divide(session, sql, operation, 0, last)
-    elif rejected.code in BY_ORDER:
-        found = _in_order(session, sql, operation, last, rejected)
-    else:
-        found = _halve(session, sql, operation, 0, last, rejected)
+    yield
     session.execute(sql.unindex_stage())
-    return found
 
 
 def _in_order(
     session: Session, sql: Statements, operation: Mode, last: int, rejected: RowResult
 ) -> dict[int, RowResult]:
     """Apply all staged rows except those that must wait, in an order in which the table takes them."""
-    rules = read(session, sql.relation)
-    staged = Staged(session, sql, rules, operation)
+    rules = sql.rules = sql.rules or read(session, sql.relation)
+    staged = Staged(session, sql, rules, operation, last + 1)
     found = staged.arrange(lift=True)
     left = _arranged(session, sql, operation, last, staged, found) if found.lifted else None
     if left is None:
@@ -143,10 +149,12 @@ def _in_order(
         left = _arranged(session, sql, operation, last, staged, found)
     if left is None:  # the table refuses rows for another reason too
         session.execute(sql.set_aside(found.blocked))
-        left = _halve(session, sql, operation, 0, last, rejected)
+        with _indexed(session, sql):
+            left = _halve(session, sql, operation, 0, last, rejected)
     if rules.exact or not found.blocked:
         return found.blocked | left
-    aside = _divide(session, sql, operation, -1 - last, -1)  # a trigger may have made them fit
+    with _indexed(session, sql):
+        aside = _divide(session, sql, operation, -1 - last, -1)  # a trigger may have made them fit
     return left | {-1 - row: replace(r, order=found.blocked[-1 - row].order) for row, r in aside.items()}
 
 
@@ -226,9 +234,10 @@ def _attempt(
 ) -> dict[int, RowResult]:
     """Apply staged rows; with `watched` the row count is no proof. An UPDATE has no order: the rows of
     `order` are updated one by one."""
-    if operation == "update_only":
-        for row in order:
-            session.execute(sql.apply(operation, row, row))
+    if operation == "update_only" and order:
+        with _indexed(session, sql):
+            for row in order:
+                session.execute(sql.apply(operation, row, row))
         order = ()
     cursor = session.execute(sql.apply(operation, first, last, order))
     counts = cursor.fetchone() if cursor.description else None
