@@ -297,7 +297,7 @@ def a_token_that_is_repeated_with_500(stage: Stage) -> None:
     _answering(stage, 500, f"<pre>Authorization: Bearer {SECRET}</pre>", Content_Type="text/html")
 
 
-@scene("SUCCESS_WITH_REJECTS")
+@scene("ALL_REFUSED")
 def a_token_that_is_repeated_for_every_row(stage: Stage) -> None:
     stage.over_http(BEARER)
     _answering(stage, 422, json.dumps(ECHO), Content_Type="application/json")
@@ -425,7 +425,7 @@ def test_a_secret_is_never_read_again(stage: Stage, name: str) -> None:
     watch = stage.watch
     said = watch.retl("sync", "--output", "json", "--debug", **JSON)
     again = watch.retl("sync", **CONSOLE)
-    assert (said.code == 0) == (code == "SUCCESS_WITH_REJECTS"), said.err
+    assert said.code != 0, said.err
     assert again.code in (said.code, 75), again.err  # 75: the breaker opened
     assert code in said.out + said.err, said.err
     watch.heard.append(("the database", everything(stage.postgres)))
