@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -155,7 +154,10 @@ def _in_order(
         return found.blocked | left
     with _indexed(session, sql):
         aside = _divide(session, sql, operation, -1 - last, -1)  # a trigger may have made them fit
-    return left | {-1 - row: replace(r, order=found.blocked[-1 - row].order) for row, r in aside.items()}
+    for row, result in aside.items():
+        foreseen = found.blocked[-1 - row]
+        left[-1 - row] = foreseen if foreseen.code == result.code else result
+    return left
 
 
 def _arranged(
