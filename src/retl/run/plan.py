@@ -38,7 +38,8 @@ class Basis:
         """The runs whose marks the next run looks for."""
         since = self.checkpoint.epoch if self.checkpoint else 0
         runs = {delta.run_id for delta in self.deltas if delta.epoch > since}
-        return frozenset(runs | ({self.newest[0]} if self.newest else set()))
+        newest = [self.newest, self.checkpoint.newest if self.checkpoint else None]
+        return frozenset(runs | {batch[0] for batch in newest if batch is not None})
 
     @property
     def is_first(self) -> bool:

@@ -302,10 +302,10 @@ class Execution:
             )
         refused = self.delivery.count(Kind.REJECTED) if self.delivery else 0
         if refused and not numbers.written:
-            skipped = f" ({numbers.skipped} were skipped)" if numbers.skipped else ""
+            skipped = f", skipped: {numbers.skipped}" if numbers.skipped else ""
             return Failure(
                 "ALL_REFUSED",
-                f"the target refused all {refused} rows that it was given{skipped}: nothing was written",
+                f"nothing was written; rows refused by the target: {refused}{skipped}",
                 hint="see `retl rejects`",
             )
         return None
