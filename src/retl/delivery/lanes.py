@@ -145,10 +145,6 @@ class Delivery:
         """Bytes sent by all lanes."""
         return sum(lane.sent for lane in self._lanes)
 
-    @property
-    def first_lane(self) -> Destination[Any]:
-        return self._destination(0)
-
     def close(self) -> None:
         for destination in self._lanes:
             destination.close()

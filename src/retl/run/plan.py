@@ -16,6 +16,7 @@ from retl.engine.mapping import FieldMap, Run
 from retl.engine.payload import Payload
 from retl.ledger import Checkpoint, DeltaRow, Purpose
 from retl.run.guards import Facts, Refusal
+from retl.run.trace import Marks
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Plan:
     distrust: Distrust | None  # what no longer holds of the baseline: recorded before the first write
     moved_from: str | None  # the place whose baseline this object continues: another address of it
     past: int  # the newest epoch that the target knows
-    traced: bool  # the target keeps a mark of every batch
+    marks: Marks | None  # of earlier batches, as the target has them; None: it keeps no marks
     adopting: bool  # the rows are recorded as delivered and not sent
     payload: Payload | None  # how rejected rows are kept, if the sync asks for it
     notes: tuple[str, ...]

@@ -167,7 +167,7 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
         distrust=made.asked.distrust,
         moved_from=known.object if known.object != mapped.capabilities.object else None,
         past=made.asked.past,
-        traced=made.asked.traced,
+        marks=made.asked.marks,
         fingerprints={**mapped.fingerprints, "mark": _mark_fingerprint(made.opened)},
         watermark=made.diffed.watermark,
         read_rows=made.diffed.read if whole else checkpoint.read_rows if checkpoint else 0,

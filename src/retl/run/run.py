@@ -28,7 +28,7 @@ from retl.errors import Failure, Later, LedgerError, Mismatch, RetlError, Stoppe
 from retl.ledger import Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.observe import log
 from retl.observe.summary import REJECTS_SHOWN, Counts, Summary, described
-from retl.run import checkpoint, counts, recovery, trace
+from retl.run import checkpoint, counts, guards, recovery, target, trace
 from retl.run.counts import Account
 from retl.run.drain import drain
 from retl.run.job import Clock, Job
@@ -268,14 +268,19 @@ class Execution:
         journal.flush()
 
     def _reset(self) -> Failure | None:
-        """Whether the target lost rows of this run while it was running; then older ones may be lost too."""
-        plan = self._planned()
-        if self.delivery is None or not plan.traced:
+        """Whether the target lost rows since this run looked at it; then older ones may be lost too."""
+        plan, marks = self._planned(), self._planned().marks
+        if marks is None or not (marks or self.delivery):
             return None
-        visit, destination = Visit(self.run.run_id, self.lock.epoch), self.delivery.first_lane
-        lost = self.job.pace.retrying(self.job.sync.retry, self.job.stop.event)(
-            lambda: trace.lost(destination, visit, self._answered)
-        )
+        visit = Visit(self.run.run_id, self.lock.epoch)
+        with closing(self._lane()) as destination:
+
+            def is_lost() -> bool:
+                return guards.is_lost(*target.sample(destination, self.run, plan, self.workspace))
+
+            lost = self.job.pace.retrying(self.job.sync.retry, self.job.stop.event)(
+                lambda: trace.lost(destination, visit, self._answered, marks, is_lost)
+            )
         if not lost:
             return None
         doubt = replace(plan.distrust or Distrust(rows=0), rows=0, own=True)
@@ -283,7 +288,7 @@ class Execution:
         append = self.job.sync.write == "append"
         return Failure(
             "TARGET_RESET",
-            f"the target lost {lost} batch{'es' * (lost > 1)} while this run was delivering: it was emptied,"
+            f"the target lost {lost} batch{'es' * (lost > 1)} during this run: it was emptied,"
             " restarted or replaced",
             hint=f"`retl state rebuild {self.job.sync.name}` reads what it has"
             if append
@@ -316,10 +321,12 @@ class Execution:
         if not doubtful:
             return None
         message = f"{doubtful} rows got no answer: it is unknown whether they arrived"
+        rebuild = f", or `retl state rebuild {self.job.sync.name}` reads it"
         return Failure(
             "IN_DOUBT",
             f"{message}; the run stopped because {ended}" if ended else message,
-            hint="look into the target, then `retl resolve`",
+            hint="look into the target, then `retl resolve`"
+            + (rebuild if self._planned().marks is not None else ""),
         )
 
     @property

@@ -21,7 +21,8 @@ from retl.run.guards import Refusal
 from retl.run.job import Job
 from retl.run.known import Known
 from retl.run.mart import Mapped
-from retl.run.trace import Expected
+from retl.run.plan import Plan
+from retl.run.trace import Expected, Marks
 
 RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # codes of missing rights that a dry run does not need
 SAMPLE = 200  # confirmed keys that are looked up in the target
@@ -40,14 +41,15 @@ class Visited:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the target reported. `readonly`: this account must not write; `traced`: it keeps a trace; `past`:
-    the newest epoch that it knows. `emptied`: rows that expire are gone, so every row is due; `replaced`: the
-    object is stored anew, so values may differ. `sampled`, `lost`: confirmed keys that were looked up, and
-    those it lacks. `distrust`: what a run records before it writes. `folds`: how the target compares keys."""
+    """What the target reported. `readonly`: this account must not write. `marks`: of earlier batches, None if
+    it keeps none; `past`: the newest epoch that it knows. `emptied`: rows that expire are gone, so every row
+    is due; `replaced`: the object is stored anew, so values may differ. `sampled`, `lost`: confirmed keys
+    that were looked up, and those it lacks. `distrust`: what a run records before it writes. `folds`: how the
+    target compares keys."""
 
     reached: bool = False
     readonly: bool = False
-    traced: bool = False
+    marks: Marks | None = None
     past: int = 0
     emptied: bool = False
     replaced: bool = False
@@ -92,7 +94,8 @@ def ask(
     folds = visited.destination.folds if visited.destination is not None else ()
     found = Asked(reached=True, readonly=visited.readonly, refusals=refusals, folds=folds)
     if visited.trace is not None:
-        found = replace(found, traced=True, past=visited.trace.epoch)
+        here = visited.trace.batches & visited.expected.marks
+        found = replace(found, marks=here - visited.trace.replaced, past=visited.trace.epoch)
         compared = trace.compare(job.ledger, job.sync.name, visited.trace, visited.expected, append=append)
         found = _judged(job, found, compared, expires=expires)
         found = replace(found, replaced=bool(visited.trace.replaced & visited.expected.marks))
@@ -100,7 +103,8 @@ def ask(
         known = replace(known, baseline_rows=baseline.distrust(workspace, found.distrust))
     believes = known.baseline_rows and not (chosen.full or found.emptied or found.refusals)
     if believes and mapped.capabilities.readable and (found.replaced or not append):
-        sampled, lost = _sample(visited, run, mapped, workspace)
+        assert visited.destination is not None
+        sampled, lost = sample(visited.destination, run, mapped, workspace)
         found = replace(found, sampled=sampled, lost=lost)
         if guards.is_lost(sampled, lost) and expires:
             found = replace(found, emptied=True, lost=0)
@@ -133,13 +137,14 @@ def _owed(job: Job, mapped: Mapped, distrust: Distrust | None) -> Distrust | Non
     return Distrust(rows=0, deleted=distrust.deleted if distrust else None)
 
 
-def _sample(visited: Visited, run: Run, mapped: Mapped, workspace: Workspace) -> tuple[int, int]:
+def sample(
+    destination: Destination[Any], run: Run, mapped: Mapped | Plan, workspace: Workspace
+) -> tuple[int, int]:
     """How many confirmed keys were looked up in the target, and how many it lacks."""
-    assert visited.destination is not None
     expires = mapped.capabilities.expires
     alive = None if expires is None else run.started_at - timedelta(seconds=expires)
-    sample = change_set.sample(workspace, mapped.field_map, SAMPLE, alive)
-    if not len(sample):
+    drawn = change_set.sample(workspace, mapped.field_map, SAMPLE, alive)
+    if not len(drawn):
         return 0, 0
-    batch = Batch(sample, *MODES["delete"], run.run_id, 0, 0, len(sample) - 1)
-    return len(sample), sum(row is None for row in visited.destination.read(batch))
+    batch = Batch(drawn, *MODES["delete"], run.run_id, 0, 0, len(drawn) - 1)
+    return len(drawn), sum(row is None for row in destination.read(batch))

@@ -7,7 +7,7 @@ the two is distrusted: it is sent again, or stays in doubt, and is never called 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,16 +87,24 @@ def compare(ledger: Ledger, sync: str, trace: Trace, known: Expected, *, append:
     return Compared((_lost(len(missing), append),), Distrust(common, common, forgotten), lost=True)
 
 
-def lost(destination: Destination[Any], visit: Visit, answered: Sequence[Answered]) -> int:
-    """How many batches of the running run the target does not have any more. Where its rows are stored anew,
-    they are read back."""
+def lost(
+    destination: Destination[Any],
+    visit: Visit,
+    answered: Sequence[Answered],
+    before: Marks,
+    is_lost: Callable[[], bool],
+) -> int:
+    """How many batches the target lost since this run looked at it: its own, or of the marks it found
+    (`before`). Where rows are stored anew, they are read back: all of this run, else a sample (`is_lost`)."""
     delivered = {(visit.run_id, one.batch.id): one for one in answered if _has_arrived(one)}
+    marks = delivered.keys() | before
     try:
         seen = destination.check(visit) or Trace()
     except Mismatch:  # the object is gone, or no longer fits what was just written
-        return len(delivered)
+        return len(marks)
     moved = [delivered[mark] for mark in delivered.keys() & seen.replaced]
-    return len(delivered.keys() - seen.batches) + sum(_lacks_rows(destination, one) for one in moved)
+    number = len(marks - seen.batches) + sum(_lacks_rows(destination, one) for one in moved)
+    return number or int(bool(before & seen.replaced) and is_lost())
 
 
 def _has_arrived(one: Answered) -> bool:
