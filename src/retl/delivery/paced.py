@@ -80,6 +80,12 @@ class Paced(Destination[Any]):
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
         return self._inner.read(batch)
 
+    def same(self, batch: Batch) -> Iterator[bool | None]:
+        return self._inner.same(batch)
+
+    def scan(self) -> Iterator[tuple[str, ...]]:
+        return self._inner.scan()
+
     def preview(self, batch: Batch) -> bytes:
         return self._inner.preview(batch)
 

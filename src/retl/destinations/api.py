@@ -136,6 +136,17 @@ class Destination(ABC, Generic[OptionsT]):
         Only if `capabilities.readable`."""
         raise NotImplementedError
 
+    def same(self, batch: Batch) -> Iterator[bool | None]:
+        """Per row whether the target holds exactly what `write` would leave there: True; False if a compared
+        field differs, or if the row expires before it would be sent again; None if the target lacks the key.
+        Writes nothing. A target without this method cannot be compared with a mart."""
+        raise NotImplementedError
+
+    def scan(self) -> Iterator[tuple[str, ...]]:
+        """The key values, as text, of everything at this place, whoever wrote it; a key may come twice. Only
+        for a target that has `same`."""
+        raise NotImplementedError
+
     def preview(self, batch: Batch) -> bytes:
         """Exactly what `write` would send for this batch, without credentials; no I/O. If every resend must
         send the same bytes, delivery stores it as the prepared request."""

@@ -166,19 +166,13 @@ class ChangeSet:
         `batch` is NULL: batches are cut while they are sent, and halved if the target refuses one. `seen` is
         NULL: the target was not read.
         """
-        path.touch(mode=0o600)
         lines = "SELECT pos, op, key, hash, owned, ref FROM changes"
         if self.succeeds:
             lines += (
                 f" UNION ALL SELECT c.pos, '{MOVED}', s.key, NULL, s.owned, s.ref FROM {SUCCEEDED} s"
                 ' JOIN changes c ON c.key = s."by"'
             )
-        self.workspace.run(
-            'COPY (SELECT CAST(0 AS INTEGER) AS "partition", CAST(NULL AS BIGINT) AS batch,'
-            " CAST(pos AS BIGINT) AS row, op, key, hash, coalesce(owned, false) AS owned, ref,"
-            f" CAST(NULL AS BLOB) AS seen FROM ({lines}))"
-            f" TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{DELTA}'}})"
-        )
+        write_delta(self.workspace, f"({lines})", path)
 
     def pick(self, positions: Iterable[int]) -> ChangeSet:
         """Some rows as a change set of its own, numbered from 0 in the same order. Valid until the next
@@ -325,6 +319,17 @@ def _upserts(workspace: Workspace, due: Ends) -> str:
     return f'{MART} JOIN ({rows}) ON "retl row" = "retl at"'
 
 
+def write_delta(workspace: Workspace, rows: str, path: Path) -> None:
+    """Write a relation with pos, op, key, hash, owned and ref as a delta."""
+    path.touch(mode=0o600)
+    workspace.run(
+        'COPY (SELECT CAST(0 AS INTEGER) AS "partition", CAST(NULL AS BIGINT) AS batch,'
+        " CAST(pos AS BIGINT) AS row, op, key, hash, coalesce(owned, false) AS owned, ref,"
+        f" CAST(NULL AS BLOB) AS seen FROM {rows})"
+        f" TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{DELTA}'}})"
+    )
+
+
 def sample(
     workspace: Workspace, field_map: FieldMap, count: int, confirmed_after: datetime | None
 ) -> ChangeSet:
@@ -334,16 +339,17 @@ def sample(
         alive = f" AND confirmed_at > {literal(confirmed_after.isoformat())}::TIMESTAMPTZ"
     drawn = f"(SELECT key FROM {BASELINE} WHERE hash IS NOT NULL{alive}) USING SAMPLE {count} ROWS"
     rows = f"row_number() OVER () - 1 AS pos, key FROM {drawn}"
-    return _of_keys(workspace, field_map, "sample", rows)
+    return of_keys(workspace, field_map, "sample", rows)
 
 
 def from_delta(workspace: Workspace, field_map: FieldMap, delta: Path) -> ChangeSet:
     """The candidates of an earlier run (position, key, external id), to resolve its open batches."""
     rows = f"row AS pos, key, ref FROM {opened(workspace, delta, DELTA)} WHERE op <> '{MOVED}' ORDER BY row"
-    return _of_keys(workspace, field_map, "former", rows)
+    return of_keys(workspace, field_map, "former", rows)
 
 
-def _of_keys(workspace: Workspace, field_map: FieldMap, table: str, rows: str) -> ChangeSet:
+def of_keys(workspace: Workspace, field_map: FieldMap, table: str, rows: str) -> ChangeSet:
+    """Rows that consist of a key, as `table`: from the columns (SQL) pos, key and others of a relation."""
     types = [one.type for one in field_map.shape.key]
     typed = ", ".join(f"{key_value_sql(types, i, 'key')} AS k{i}" for i in range(len(types)))
     workspace.run(f"CREATE OR REPLACE TABLE {table} AS SELECT *, {typed} FROM (SELECT {rows}) ORDER BY pos")

@@ -47,8 +47,11 @@ class History(State):
         return found[0] if found else None
 
     def last_success(self, sync: str) -> RunRow | None:
-        """The newest successful run, with or without rejects."""
-        where = "WHERE sync = ? AND status IN ('SUCCESS', 'SUCCESS_WITH_REJECTS') ORDER BY epoch DESC LIMIT 1"
+        """The newest run that delivered the mart, with or without rejects."""
+        where = (
+            "WHERE sync = ? AND status IN ('SUCCESS', 'SUCCESS_WITH_REJECTS') AND purpose <> 'repair'"
+            " ORDER BY epoch DESC LIMIT 1"
+        )
         found = self._database.rows(RunRow, "retl_runs", where, sync)
         return found[0] if found else None
 

@@ -175,6 +175,12 @@ class Execution:
                 job.ledger.tidy(job.sync.name)
         return self._summary(status, error.exit_code if error else 0, numbers, error)
 
+    def end(self, numbers: Counts, made: Checkpoint) -> Summary:
+        """The end of a run that had no plan: it sent nothing."""
+        self._finish("SUCCESS", numbers, made, RejectChanges(retain=self._retain), None)
+        self.job.ledger.tidy(self.job.sync.name)
+        return self._summary("SUCCESS", 0, numbers, None)
+
     def refuse(self) -> Summary:
         """A guard refused: nothing was written, and the ledger keeps the counts and examples."""
         plan = self._planned()
@@ -358,7 +364,7 @@ class Execution:
         problem: RetlError | None,
     ) -> None:
         numbers.check()
-        guards = self._guards(problem)
+        guards, source = self._guards(problem), self.plan or checkpoint
         counted = {
             **asdict(numbers),
             **self._effort(),
@@ -373,7 +379,7 @@ class Execution:
                 phases=self.clock.so_far(),
                 guards=guards,
                 error=described(problem) if problem else None,
-                source_version=self.plan.source_version if self.plan else None,
+                source_version=source.source_version if source else None,
             ),
             checkpoint,
             rejects,

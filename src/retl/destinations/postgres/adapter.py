@@ -59,6 +59,8 @@ from retl.net.postgres import PostgresConnection, Session, transaction
 
 LANES = 2  # two connections are 1.5 times as fast as one; more are slower on small servers
 READ_ROWS = 1000  # keys asked for in one query
+# A policy that hides rows is an error: rows that are only hidden must not be taken for missing.
+ONLY_LOOK = "SET TRANSACTION READ ONLY; SET LOCAL row_security = off"
 IMMEDIATE = "SET CONSTRAINTS ALL IMMEDIATE"  # a deferred one fails COMMIT and names no row
 NOT_APPLIED = RowResult(Kind.RETRY, "VOIDED", "the unanswered batch was not applied and never will be")
 
@@ -279,6 +281,37 @@ class Postgres(Destination[PostgresOptions]):
                 query = self._sql.read(keys[start : start + READ_ROWS], types, names)
                 rows += session.execute(query).fetchall()
         return iter([dict(zip(names, row[1:], strict=True)) if row[0] else None for row in rows])
+
+    def same(self, batch: Batch) -> Iterator[bool | None]:
+        """Stages the rows and compares them with the table in a read-only transaction; needs SELECT and
+        TEMPORARY. Systemic if a row security policy hides rows from this account. The table or columns may
+        be missing if `create` will make them."""
+        from retl.destinations.postgres.comparison import unequal
+
+        with self._session(read_only=True) as session:
+            types = catalog.types(session, self._sql.relation)
+        if any(field.name not in types for field in self.shape.fields):
+            yield from (None if row is None else False for row in self._read_all(batch))
+            return
+        with self._transaction(self._open()) as session:
+            session.execute(ONLY_LOOK)
+            found = unequal(session, self._sql, batch)
+        yield from (found.get(row, True) for row in range(len(batch)))
+
+    def scan(self) -> Iterator[tuple[str, ...]]:
+        with self._session(read_only=True) as session:
+            if not catalog.types(session, self._sql.relation):
+                return
+            session.execute(ONLY_LOOK)
+            with session.cursor() as cursor, cursor.copy(self._sql.scan()) as copy:
+                for row in copy.rows():
+                    if None not in row:
+                        yield row
+
+    def _read_all(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
+        """`read`, a part at a time."""
+        for first in range(batch.first, batch.last + 1, READ_ROWS):
+            yield from self.read(batch.slice(first, min(first + READ_ROWS - 1, batch.last)))
 
     def preview(self, batch: Batch) -> bytes:
         """The transaction as input for psql."""

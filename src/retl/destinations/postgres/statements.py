@@ -106,6 +106,7 @@ class Statements:
         self._same_key = " AND ".join(
             f"t.{key} {equals} s.{key}" for key, equals in zip(self.keys, self._equals, strict=True)
         )
+        self._absent = f"t.{self.keys[0]} IS NULL"  # after a LEFT JOIN
 
     @property
     def _rows(self) -> str:
@@ -209,8 +210,7 @@ class Statements:
         A difference alone is no proof, because a trigger may change what is written. A row version that
         differs and is older than this transaction (`age(xmin) > 0`) was not written by it.
         """
-        rows = f"s.{ROW} BETWEEN {first} AND {last}"
-        absent = f"t.{self.keys[0]} IS NULL"
+        rows, absent = f"s.{ROW} BETWEEN {first} AND {last}", self._absent
         target = f"{self._rows} ON {self._same_key}"
         query = f"SELECT s.{ROW}, {absent} FROM {STAGE} AS s"
         if operation == "append":
@@ -252,6 +252,25 @@ class Statements:
         return f"ROW({old})::record OPERATOR(pg_catalog.*<>) ROW({new})::record"
 
     # --- reading
+
+    def unequal(self) -> str:
+        """The staged rows that the table does not hold as `apply` would leave them: number, and whether it
+        lacks the key. If the key is not unique in the table, a row may come several times."""
+        differs = f" OR {self._differs('s')}" if self._compared else ""
+        return (
+            f"SELECT s.{ROW}, {self._absent} FROM {STAGE} AS s LEFT JOIN {self._rows}"
+            f" ON {self._same_key} WHERE {self._absent}{differs}"
+        )
+
+    def present(self) -> str:
+        """The numbers of the staged rows whose keys are in the table."""
+        target = f"SELECT FROM {self._rows} WHERE {self._same_key}"
+        return f"SELECT s.{ROW} FROM {STAGE} AS s WHERE EXISTS ({target})"
+
+    def scan(self) -> str:
+        """The keys of all rows as text, as COPY writes them."""
+        keys = ", ".join(f"t.{key}::text" for key in self.keys)
+        return f"COPY (SELECT {keys} FROM {self._rows}) TO STDOUT"
 
     def read(self, keys: Sequence[tuple[Any, ...]], types: Mapping[str, str], fields: Sequence[str]) -> str:
         """Per key, in order: whether it is there, and these fields. `types` are the columns' types."""

@@ -16,8 +16,8 @@ are literal braces, for hash tags. Keys that begin with `retl:` are reserved for
 
 The account needs, on the keys of the template and on `retl:stamp:*`: `+set` (json, field) or `+eval
 +hset +hdel +expire +exists` (hash), `+unlink`, `+mget` or `+hmget`, `+hset +hincrby +hgetall +hdel`,
-`+select +ping`. The stamp, a hash, has an entry per batch of the last run: 1 when the batch begins, 2 when it
-ends. If the server was flushed, restored, restarted or replaced, entries are missing. A target without TTL is
+`+select +ping`; `retl state rebuild` also needs `+pttl`, and `+scan` with `--take-ownership`.
+The stamp, a hash, has an entry per batch of the last run: 1 when the batch begins, 2 when it ends. If the server was flushed, restored, restarted or replaced, entries are missing. A target without TTL is
 then refused (TARGET_LOST); with a TTL the run sends every row again.
 
 Limits: one primary, no Redis Cluster. A string replaces any value of its key. The TTL of a hash is for the
@@ -61,6 +61,8 @@ from retl.destinations.batch import (
     Visit,
     WriteMode,
 )
+from retl.destinations.redis.comparison import holds_entries, holds_field, holds_object, stays
+from retl.destinations.redis.keys import KeyPattern
 from retl.destinations.redis.resp import (
     AGAIN,
     CHUNK,
@@ -78,6 +80,7 @@ from retl.errors import Ambiguous, DefinitionError, Poisoned, Systemic, Unavaila
 from retl.model import Definition, Duration, is_loopback, needs_tls, seconds
 from retl.net.gate import Gate
 
+SCANNED = 1000  # keys that the server looks at for one reply of a scan
 ABSENT_KEY = "retl:stamp:"  # a key that never exists
 BEGUN, ENDED = 1, 2  # a batch in the stamp
 
@@ -151,6 +154,7 @@ class Redis(Destination[RedisOptions]):
         super().__init__(options, shape, gate)
         self._template = _template(options, shape)
         self._line = _line(options, shape, self._template)
+        self._compared = {field.name for field in shape.fields if field.compared}
         self._json_fields = {field.name for field in shape.fields if field.type.name == "json"}
         self._expiry: Command = () if options.ttl is None else ("EX", options.ttl)
         self._stamp = f"retl:stamp:{quote(shape.state_id)}:{quote(options.key, safe='')}"
@@ -255,6 +259,59 @@ class Redis(Destination[RedisOptions]):
                 yield {self.options.value.field: _text(value)}
             else:
                 yield None if value is None else {n: v for n, v in _object(value).items() if n in names}
+
+    def same(self, batch: Batch) -> Iterator[bool | None]:
+        """A value of another kind than ours counts as lacking. A value that expires in less than half of its
+        TTL counts as different, because the next run would renew it."""
+        for first in range(batch.first, batch.last + 1, CHUNK):
+            yield from self._same(batch.slice(first, min(first + CHUNK - 1, batch.last)))
+
+    def _same(self, batch: Batch) -> Iterator[bool | None]:
+        names, width = [field.name for field in self.shape.fields], len(self.shape.key)
+        rows = [(self._key(row[:width]), row[width]) for row in batch.documents()]
+        is_hash = self.options.value == "hash"
+        asked: list[Command] = [("PTTL", key) for key, _ in rows]
+        asked += [("HMGET", key, *names) for key, _ in rows] if is_hash else [("MGET", *(k for k, _ in rows))]
+        replies = self._look(asked)
+        times, held = replies[: len(rows)], replies[len(rows) :] if is_hash else replies[-1]
+        for time, value, (_, document) in zip(times, held, rows, strict=True):
+            found = self._holds(value, document)
+            # writing a hash without TTL leaves that of its key
+            yield found and ((is_hash and self.options.ttl is None) or stays(time, self.options.ttl))
+
+    def _holds(self, held: Any, document: str) -> bool | None:
+        """Whether Redis holds what the document would make of it; None if it holds nothing of the row."""
+        if self.options.value == "json":
+            return holds_object(held, document, self._compared)
+        texts = dict(self._texts(document))
+        if isinstance(self.options.value, OneField):
+            name = self.options.value.field
+            return holds_field(held, texts[name], compared=name in self._compared)
+        names = [field.name for field in self.shape.fields]
+        entries = [None] * len(names) if isinstance(held, Refusal) else held
+        return holds_entries(dict(zip(names, entries, strict=True)), texts, self._compared)
+
+    def scan(self) -> Iterator[tuple[str, ...]]:
+        """Every key of the template in the database, also one with a value of another kind."""
+        pattern = KeyPattern(self._template)
+        cursor: bytes = b"0"
+        while True:
+            ((cursor, keys),) = self._look([("SCAN", cursor, "MATCH", pattern.glob, "COUNT", SCANNED)])
+            for key in keys:
+                values = pattern.values(key)
+                if values is not None and self._key(values).encode() == key:
+                    yield values
+            if cursor == b"0":
+                return
+
+    def _look(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies to commands that change nothing; a refusal among them concerns one key alone."""
+        replies = self._wire.ask(commands)
+        self._raise_if_stopped(replies)
+        for reply in replies:
+            if isinstance(reply, Refusal) and (code := judge(reply)[0]) in AGAIN:
+                raise Unavailable(code, f"{self._wire.server}: {AGAIN[code]}")
+        return replies
 
     def preview(self, batch: Batch) -> bytes:
         """The commands for redis-cli, one per line."""
