@@ -162,11 +162,10 @@ def rebuild(
     session, sync = invocation.session, invocation.session.definition(name)
     asked = options(dry_run=dry_run, accept=accept or (), variables=variables(var))
     session.require([sync])
-    ledger = session.ledger(create=yes)
-    job = session.job(sync, ledger, replace(asked, purpose="repair"))
-    run.require(sync, job.target, take_ownership=take_ownership)
+    run.require(sync, session.project.destination(sync).destination, take_ownership=take_ownership)
     if not dry_run:
         confirmed(_after_rebuild(sync, take_ownership), yes)
+    job = session.job(sync, session.ledger(create=yes), replace(asked, purpose="repair"))
     with session.stop.listening():
         if dry_run:
             summary, found = None, run.look(job, take_ownership=take_ownership)

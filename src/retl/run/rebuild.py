@@ -30,7 +30,7 @@ from retl.observe.summary import Counts, Summary
 from retl.project.definitions import Sync
 from retl.run import guards, recovery
 from retl.run.guards import Facts, Refusal
-from retl.run.job import Clock, Job, Target
+from retl.run.job import Clock, Job
 from retl.run.known import Known, know
 from retl.run.mart import Frozen, Mapped, Opened, Reading, hash_rows, open_mart
 from retl.run.pipeline import Recover
@@ -71,13 +71,13 @@ class Compared:
     destination: Destination[Any]
 
 
-def require(sync: Sync, target: Target, *, take_ownership: bool) -> None:
+def require(sync: Sync, target: type[Destination[Any]], *, take_ownership: bool) -> None:
     """DefinitionError if a rebuild cannot be done, or if an option would have no effect."""
     where = f"sync {sync.name}"
-    if target.destination.same is Destination.same:
+    if target.same is Destination.same:
         raise DefinitionError(
             "REBUILD_UNSUPPORTED",
-            f"{target.kind} cannot be compared with the mart, so no baseline can be made from it",
+            "this target cannot be compared with the mart, so no baseline can be made from it",
             hint=f"`retl state adopt {sync.name}` takes the whole mart as delivered;"
             f" `retl state reset {sync.name}` lets the next run send every row",
             where=where,
