@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.commands import ROWS, Workshop
-from tests.servers import Database, RedisServer
+from tests.servers import Database
 from tests.test_plans_and_state import TABLE, column, run
 
 
