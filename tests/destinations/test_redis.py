@@ -45,8 +45,8 @@ from tests.proxy import Proxy
 SHAPE = Shape("suite", "state-1", (Field("id", STRING),), FIELDS)
 SECRET = "account-secret"
 RIGHTS = {
-    "json": "+set +unlink +mget +hset +hincrby +hgetall +hdel +select +ping",
-    "hash": "+eval +hset +hdel +expire +exists +unlink +hmget +hincrby +hgetall +select +ping",
+    "json": "+set +unlink +mget +pttl +scan +hset +hincrby +hgetall +hdel +select +ping",
+    "hash": "+eval +hset +hdel +expire +exists +unlink +hmget +pttl +scan +hincrby +hgetall +select +ping",
 }
 BULK_LIMIT = 1 << 20
 

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,13 +18,10 @@ from retl.cli import output
 from retl.cli.app import app, command, with_shared_options
 from retl.cli.invocation import Invocation, variables
 from retl.cli.output import Table
-from retl.cli.running import Accepted, Variables
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
     from retl.ledger import Ledger, Lock, RejectRow
-    from retl.project.definitions import Sync
-    from retl.run.rebuild import Found
 
 Yes = Annotated[bool, typer.Option("--yes", help="Make the change.")]
 SyncName = Annotated[str, typer.Argument(metavar="SYNC")]
@@ -85,7 +82,7 @@ def mv(
     confirmed(then, yes)
     with held(ledger, new), held(ledger, old):
         ledger.rename(old, new)
-    _done(invocation, {"moved": {"old": old, "new": new}}, then)
+    done(invocation, {"moved": {"old": old, "new": new}}, then)
 
 
 @command(state, "reset")
@@ -105,7 +102,7 @@ def reset(invocation: Invocation, name: SyncName, yes: Yes = False) -> None:
     confirmed(then, yes)
     with held(ledger, name):
         ledger.reset(name, None)
-    _done(invocation, {"reset": name}, then)
+    done(invocation, {"reset": name}, then)
 
 
 @command(state, "adopt")
@@ -140,85 +137,6 @@ def adopt(
         return report(invocation, [pipeline.sync(job)])
 
 
-@command(state, "rebuild")
-def rebuild(
-    invocation: Invocation,
-    name: SyncName,
-    take_ownership: Annotated[
-        bool, typer.Option("--take-ownership", help="Also own every key that only the target has.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare and count; change nothing.")] = False,
-    yes: Yes = False,
-    accept: Accepted = None,
-    var: Variables = None,
-) -> int:
-    """Make the baseline anew from what the target holds."""
-    from retl.app.session import options
-    from retl.cli.running import report
-    from retl.run import rebuild as run
-
-    if dry_run and yes:
-        raise DefinitionError("USAGE", "use either --dry-run or --yes")
-    session, sync = invocation.session, invocation.session.definition(name)
-    asked = options(dry_run=dry_run, accept=accept or (), variables=variables(var))
-    session.require([sync])
-    run.require(sync, session.project.destination(sync).destination, take_ownership=take_ownership)
-    if not dry_run:
-        confirmed(_after_rebuild(sync, take_ownership), yes)
-    job = session.job(sync, session.ledger(create=yes), replace(asked, purpose="repair"))
-    with session.stop.listening():
-        if dry_run:
-            summary, found = None, run.look(job, take_ownership=take_ownership)
-        else:
-            summary, found = run.rebuild(job, take_ownership=take_ownership)
-    if summary is not None and summary.exit_code:
-        return report(invocation, [summary])
-    then = _found(sync, found)
-    document = {"rebuilt": name, "run_id": summary and summary.run_id, "dry_run": dry_run, **asdict(found)}
-    _done(invocation, document, f"a rebuild now would find: {then}" if dry_run else then)
-    return 0
-
-
-def _after_rebuild(sync: Sync, take_ownership: bool) -> str:
-    """What a rebuild does, before anything is compared."""
-    sends = (
-        "appends the rows whose keys the target lacks, also if somebody removed them there"
-        if sync.write == "append"
-        else "sends the rows that the target lacks or holds differently"
-    )
-    rest = (
-        "every other key at the target is owned by this sync, and the next run deletes it if the guards allow"
-        if take_ownership
-        else "what only the target has is not ours, and is never deleted"
-    )
-    return (
-        f"the mart of {sync.name} is compared with the target, and the result replaces what was confirmed;"
-        f" the next run {sends}; {rest}"
-    )
-
-
-def _found(sync: Sync, found: Found) -> str:
-    """What a rebuild found, and what the next run does."""
-    due = {
-        "append": f"appends {found.absent}",
-        "insert_only": f"inserts {found.absent}",
-        "update_only": f"updates {found.different} and looks again for {found.absent}",
-    }
-    text = (
-        f"of {found.read} rows of the mart the target holds {found.same} as they are, {found.different}"
-        f" differently and {found.absent} not at all; {found.rejected} cannot be sent. The next run of"
-        f" {sync.name} {due.get(sync.write, f'sends {found.different + found.absent}')} rows"
-    )
-    if found.taken:
-        text += f" and deletes {found.taken} that only the target has, if the guards allow it"
-    if found.forgotten:
-        text += (
-            f". {found.forgotten} delivered keys left the mart and are no longer known as ours"
-            " (--take-ownership takes all that only the target has)"
-        )
-    return text
-
-
 @command(state, "unblock")
 def unblock(
     invocation: Invocation, connection: Annotated[str, typer.Argument(metavar="CONNECTION")], yes: Yes = False
@@ -235,7 +153,7 @@ def unblock(
     ledger = _ledger(invocation, yes)
     confirmed(then, yes)
     was_blocked = ledger.unblock(connection) | ledger.forget_holds(connection)
-    _done(invocation, {"unblocked": connection, "was_blocked": was_blocked}, then)
+    done(invocation, {"unblocked": connection, "was_blocked": was_blocked}, then)
 
 
 def list_rejects(invocation: Invocation, sync: OneSync = None) -> None:
@@ -299,7 +217,7 @@ def dismiss(
     if keys and not number:
         raise DefinitionError("REJECT_UNKNOWN", f"{sync} has no open reject with this key")
     then = "only a change of their rows opens them again"
-    _done(invocation, {"sync": sync, "dismissed": number}, f"{number} rejects dismissed; {then}")
+    done(invocation, {"sync": sync, "dismissed": number}, f"{number} rejects dismissed; {then}")
 
 
 def _ledger(invocation: Invocation, yes: bool) -> Ledger:
@@ -328,7 +246,7 @@ def held(ledger: Ledger, name: str) -> AbstractContextManager[Lock]:
     return ledger.lock([name], sync=name, host=socket.gethostname(), pid=os.getpid())
 
 
-def _done(invocation: Invocation, document: dict[str, Any], then: str) -> None:
+def done(invocation: Invocation, document: dict[str, Any], then: str) -> None:
     invocation.show({**document, "next_run": then}, lambda: [then])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +65,7 @@ class Compared:
     mapped: Mapped
     found: Found
     rows: int  # of the new baseline
-    refusals: tuple[Refusal, ...]
+    refusals: Sequence[Refusal]
     read_rows: int
     source_version: str
     destination: Destination[Any]
@@ -111,7 +111,7 @@ def rebuild(job: Job, *, take_ownership: bool = False) -> tuple[Summary, Found]:
             with clock.phase("commit"):
                 _replace_baseline(running, made)
             with clock.phase("prepare"):
-                made.destination.prepare(visit)
+                made.destination.prepare(Visit(run.run_id, lock.epoch, exclusive=True))
             log.event("target_prepared")
             return running.end(_numbers(made.found), _checkpoint(running, made)), made.found
         except RetlError as problem:
@@ -156,7 +156,7 @@ def _compare(
     with clock.phase("diff"):
         rows = _sendable(job, frozen, known, workspace)
     with clock.phase("guard"):
-        refusals = guards.judge(_facts(job, run, opened, frozen, known), job.sync.guards, job.options.accept)
+        refusals = _refusals(job, run, opened, frozen, known)
     forgotten = 0 if take_ownership else _forgotten(workspace)
     with clock.phase("deliver"):
         _ask(job, destination, rows, run, visit.epoch, scan=take_ownership)
@@ -168,7 +168,7 @@ def _compare(
         mapped=frozen.mapped,
         found=_count(workspace, frozen.total, forgotten),
         rows=workspace.one(f"SELECT count(*) FROM {REBUILT}")[0],
-        refusals=tuple(refusals),
+        refusals=refusals,
         read_rows=frozen.total if whole else 0,
         source_version=opened.description.version,
         destination=destination,
@@ -194,15 +194,14 @@ def _sendable(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> C
     return change_set.assemble(workspace, mapped.field_map, write=job.sync.write)
 
 
-def _facts(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known) -> Facts:
-    """What the guards of the mart need. A mart without rows would forget everything, so it is refused."""
-    checkpoint = known.basis.checkpoint
-    return Facts(
+def _refusals(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known) -> Sequence[Refusal]:
+    """What the guards say of the mart, which must be whole. No target is judged: nothing is written there."""
+    checkpoint, accepted = known.basis.checkpoint, job.options.accept
+    facts = Facts(
         read=frozen.total,
         total=frozen.total,
         new_rejects=0,
         baseline_rows=known.baseline_rows,
-        deletes_on=True,
         full_read=job.sync.write != "append" and opened.cursor is None,
         last_read=checkpoint.read_rows if checkpoint else None,
         failed_checks=frozen.failed_checks,
@@ -210,6 +209,10 @@ def _facts(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known) -> 
         max_age=job.source.max_age,
         now=run.started_at,
     )
+    if not frozen.total and "EMPTY_SOURCE" not in accepted:
+        sentence = "the mart has no rows: a rebuild would forget everything that was delivered"
+        return [Refusal("EMPTY_SOURCE", sentence, "was the mart built?")]
+    return guards.judge(facts, job.sync.guards, accepted)
 
 
 def _forgotten(workspace: Workspace) -> int:

@@ -156,8 +156,9 @@ def _history(runs: Sequence[RunRow]) -> Iterator[Chart]:
 
 
 def _ages(runs: Sequence[RunRow]) -> list[tuple[datetime, float]]:
-    """The end of each successful run except the first, and the time since the one before."""
-    good = [run.finished_at for run in runs if run.status.startswith("SUCCESS") and run.finished_at]
+    """The end of each delivery except the first, and the time since the one before."""
+    delivered = (run for run in runs if run.status.startswith("SUCCESS") and run.purpose != "repair")
+    good = [run.finished_at for run in delivered if run.finished_at]
     return [(now, (now - before).total_seconds()) for before, now in pairwise(good)]
 
 
