@@ -58,11 +58,11 @@ def rebuild(
 
 def _after_rebuild(sync: Sync, take_ownership: bool) -> str:
     """What a rebuild does, before anything is compared."""
-    sends = (
-        "appends the rows whose keys the target lacks, also if somebody removed them there"
-        if sync.write == "append"
-        else "sends the rows that the target lacks or holds differently"
-    )
+    sends = {
+        "append": "appends the rows whose keys the target lacks, also if somebody removed them there",
+        "insert_only": "inserts the rows whose keys the target lacks",
+        "update_only": "updates the rows that the target holds differently",
+    }.get(sync.write, "sends the rows that the target lacks or holds differently")
     rest = (
         "every other key at the target is owned by this sync, and the next run deletes it if the guards allow"
         if take_ownership

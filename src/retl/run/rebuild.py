@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ from retl.observe import log
 from retl.observe.summary import Counts, Summary
 from retl.project.definitions import Sync
 from retl.run import guards, recovery
-from retl.run.guards import Facts, Refusal
+from retl.run.guards import Facts
 from retl.run.job import Clock, Job
 from retl.run.known import Known, know
 from retl.run.mart import Frozen, Mapped, Opened, Reading, hash_rows, open_mart
@@ -65,7 +65,6 @@ class Compared:
     mapped: Mapped
     found: Found
     rows: int  # of the new baseline
-    refusals: Sequence[Refusal]
     read_rows: int
     source_version: str
     destination: Destination[Any]
@@ -107,7 +106,6 @@ def rebuild(job: Job, *, take_ownership: bool = False) -> tuple[Summary, Found]:
             workspace = running.workspace = hold.enter_context(Workspace(folder, job.stop))
             visit = Visit(run.run_id, lock.epoch, exclusive=True)
             made = _compare(job, run, workspace, clock, hold, visit, take_ownership, running.recover)
-            _raise_refusal(made)
             with clock.phase("commit"):
                 _replace_baseline(running, made)
             with clock.phase("prepare"):
@@ -124,9 +122,7 @@ def look(job: Job, *, take_ownership: bool = False) -> Found:
     with private_directory() as folder, ExitStack() as hold, log.bound(sync=job.sync.name):
         workspace = hold.enter_context(Workspace(folder, job.stop))
         visit = Visit(run.run_id, 0)
-        made = _compare(job, run, workspace, Clock(), hold, visit, take_ownership, None)
-        _raise_refusal(made)
-        return made.found
+        return _compare(job, run, workspace, Clock(), hold, visit, take_ownership, None).found
 
 
 def _compare(
@@ -156,7 +152,7 @@ def _compare(
     with clock.phase("diff"):
         rows = _sendable(job, frozen, known, workspace)
     with clock.phase("guard"):
-        refusals = _refusals(job, run, opened, frozen, known)
+        _raise_refusal(job, run, opened, frozen, known)
     forgotten = 0 if take_ownership else _forgotten(workspace)
     with clock.phase("deliver"):
         _ask(job, destination, rows, run, visit.epoch, scan=take_ownership)
@@ -168,7 +164,6 @@ def _compare(
         mapped=frozen.mapped,
         found=_count(workspace, frozen.total, forgotten),
         rows=workspace.one(f"SELECT count(*) FROM {REBUILT}")[0],
-        refusals=refusals,
         read_rows=frozen.total if whole else 0,
         source_version=opened.description.version,
         destination=destination,
@@ -194,8 +189,8 @@ def _sendable(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> C
     return change_set.assemble(workspace, mapped.field_map, write=job.sync.write)
 
 
-def _refusals(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known) -> Sequence[Refusal]:
-    """What the guards say of the mart, which must be whole. No target is judged: nothing is written there."""
+def _raise_refusal(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known) -> None:
+    """Mismatch if a guard says that the mart is not whole. The target is not judged: nothing is sent."""
     checkpoint, accepted = known.basis.checkpoint, job.options.accept
     facts = Facts(
         read=frozen.total,
@@ -210,9 +205,13 @@ def _refusals(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known) 
         now=run.started_at,
     )
     if not frozen.total and "EMPTY_SOURCE" not in accepted:
-        sentence = "the mart has no rows: a rebuild would forget everything that was delivered"
-        return [Refusal("EMPTY_SOURCE", sentence, "was the mart built?")]
-    return guards.judge(facts, job.sync.guards, accepted)
+        raise Mismatch(
+            "EMPTY_SOURCE",
+            "the mart has no rows: a rebuild would forget everything that was delivered",
+            hint="was the mart built? If it is empty on purpose, --accept EMPTY_SOURCE",
+        )
+    for one in guards.judge(facts, job.sync.guards, accepted):
+        raise Mismatch(one.code, one.message, hint=one.hint)
 
 
 def _forgotten(workspace: Workspace) -> int:
@@ -287,11 +286,6 @@ def _count(workspace: Workspace, read: int, forgotten: int) -> Found:
     )
     (taken,) = workspace.one(f"SELECT count(*) FROM {held.PRESENT} WHERE taken")
     return Found(read, same, different, absent, read - same - different - absent, taken, forgotten)
-
-
-def _raise_refusal(made: Compared) -> None:
-    for one in made.refusals:
-        raise Mismatch(one.code, one.message, hint=one.hint)
 
 
 def _replace_baseline(running: Execution, made: Compared) -> None:
