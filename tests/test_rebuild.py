@@ -366,3 +366,24 @@ def test_while_a_run_holds_the_lock_nothing_is_rebuilt(workshop: Workshop, postg
         refused = workshop.retl("state", "rebuild", "users", "--yes")
     ledger.close()
     assert (refused.code, "LOCK_HELD" in refused.err) == (75, True)
+
+
+@pytest.mark.parametrize("parts", [APPEND, MIRROR], ids=["append", "mirror"])
+def test_a_ledger_of_yesterday_is_made_good(
+    workshop: Workshop, postgres: Database, parts: dict[str, str]
+) -> None:
+    workshop.sync("users", **parts)
+    run(workshop)
+    shutil.copytree(workshop.folder / ".retl", workshop.folder / "yesterday")
+    workshop.warehouse("INSERT INTO users SELECT 100 + i, 'new', 1 FROM range(5) t(i)")
+    assert run(workshop)["inserted"] == 5
+    workshop.warehouse("INSERT INTO users VALUES (200, 'newer', 1)")
+    run(workshop)
+    lose_state(workshop)
+    (workshop.folder / "yesterday").rename(workshop.folder / ".retl")
+    assert run(workshop)["guards"][0]["code"] == "STATE_BEHIND"
+    assert rebuilt(workshop)["same"] == ROWS + 6
+    workshop.warehouse("INSERT INTO users VALUES (300, 'newest', 1)")
+    after = run(workshop)
+    assert (after["status"], after["inserted"], after["unchanged"]) == ("SUCCESS", 1, ROWS + 6)
+    assert column(postgres, "SELECT count(*) FROM crm.users") == [ROWS + 7]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,18 +28,19 @@ from retl.ledger import BatchRow, Checkpoint
 from retl.observe import log
 from retl.observe.summary import Counts, Summary
 from retl.project.definitions import Sync
-from retl.run import guards, recovery
+from retl.run import guards, recovery, target
 from retl.run.guards import Facts
 from retl.run.job import Clock, Job
 from retl.run.known import Known, know
 from retl.run.mart import Frozen, Mapped, Opened, Reading, hash_rows, open_mart
 from retl.run.pipeline import Recover
 from retl.run.run import Execution, new_run
+from retl.run.target import Visited
 
 COMPARED_AT_ONCE = 20_000  # rows; few look-ups in a large table are slower than one join
 REBUILT = "rebuilt"  # the new baseline, as a delta: pos, op, key, hash, owned, ref
-# What a target says when it and the ledger do not agree: a rebuild is the answer to that.
-ANSWERED = frozenset({"TARGET_LOST", "TARGET_EMPTIED", "STATE_LOST", "STATE_BEHIND"})
+# Refusals because target and ledger do not agree: a rebuild is the answer to them.
+ANSWERED = frozenset({"TARGET_LOST", "STATE_LOST", "STATE_BEHIND"})
 _EVERYTHING = Strategy(everything=True, absence=False, once=False, hold_unknown=False)
 
 
@@ -67,13 +68,14 @@ class Compared:
     rows: int  # of the new baseline
     read_rows: int
     source_version: str
-    destination: Destination[Any]
+    visited: Visited
+    others: Mapping[str, int]  # as `Checkpoint.others`
 
 
-def require(sync: Sync, target: type[Destination[Any]], *, take_ownership: bool) -> None:
+def require(sync: Sync, destination: type[Destination[Any]], *, take_ownership: bool) -> None:
     """DefinitionError if a rebuild cannot be done, or if an option would have no effect."""
     where = f"sync {sync.name}"
-    if target.same is Destination.same:
+    if destination.same is Destination.same:
         raise DefinitionError(
             "REBUILD_UNSUPPORTED",
             "this target cannot be compared with the mart, so no baseline can be made from it",
@@ -104,12 +106,12 @@ def rebuild(job: Job, *, take_ownership: bool = False) -> tuple[Summary, Found]:
             recovery.abandon_dead_runs(job.ledger, sync, run.run_id, lock.epoch)
         try:
             workspace = running.workspace = hold.enter_context(Workspace(folder, job.stop))
-            visit = Visit(run.run_id, lock.epoch, exclusive=True)
-            made = _compare(job, run, workspace, clock, hold, visit, take_ownership, running.recover)
+            made = _compare(job, run, workspace, clock, hold, lock.epoch, take_ownership, running.recover)
             with clock.phase("commit"):
                 _replace_baseline(running, made)
             with clock.phase("prepare"):
-                made.destination.prepare(Visit(run.run_id, lock.epoch, exclusive=True))
+                assert made.visited.destination is not None
+                made.visited.destination.prepare(Visit(run.run_id, lock.epoch, exclusive=True))
             log.event("target_prepared")
             return running.end(_numbers(made.found), _checkpoint(running, made)), made.found
         except RetlError as problem:
@@ -121,8 +123,7 @@ def look(job: Job, *, take_ownership: bool = False) -> Found:
     run = new_run(job)
     with private_directory() as folder, ExitStack() as hold, log.bound(sync=job.sync.name):
         workspace = hold.enter_context(Workspace(folder, job.stop))
-        visit = Visit(run.run_id, 0)
-        return _compare(job, run, workspace, Clock(), hold, visit, take_ownership, None).found
+        return _compare(job, run, workspace, Clock(), hold, None, take_ownership, None).found
 
 
 def _compare(
@@ -131,7 +132,7 @@ def _compare(
     workspace: Workspace,
     clock: Clock,
     hold: ExitStack,
-    visit: Visit,
+    epoch: int | None,
     take_ownership: bool,
     recover: Recover | None,
 ) -> Compared:
@@ -140,14 +141,13 @@ def _compare(
         opened = open_mart(job, run, workspace)
     with Reading(job, run, opened, workspace, clock).under_way() as reading:
         mapped = reading.mapped
+        with clock.phase("guard"):
+            visited = _visit(job, run, mapped, epoch, hold)
         with clock.phase("recover"):
             if recover is not None:
-                recover(mapped, workspace)
+                recover(mapped, workspace, visited.expected.object)
         with clock.phase("diff"):
-            known = know(job, mapped, workspace)
-        with clock.phase("guard"):
-            destination = hold.enter_context(closing(job.lane(mapped.field_map.shape)))
-            _check(job, destination, visit)
+            known = know(job, mapped, workspace, visited.expected.object)
     frozen = reading.frozen
     with clock.phase("diff"):
         rows = _sendable(job, frozen, known, workspace)
@@ -155,7 +155,8 @@ def _compare(
         _raise_refusal(job, run, opened, frozen, known)
     forgotten = 0 if take_ownership else _forgotten(workspace)
     with clock.phase("deliver"):
-        _ask(job, destination, rows, run, visit.epoch, scan=take_ownership)
+        assert visited.destination is not None
+        _ask(job, visited.destination, rows, run, scan=take_ownership)
     log.event("target_compared", rows=len(rows))
     with clock.phase("diff"):
         _make_baseline(job, workspace, take_ownership=take_ownership)
@@ -166,16 +167,18 @@ def _compare(
         rows=workspace.one(f"SELECT count(*) FROM {REBUILT}")[0],
         read_rows=frozen.total if whole else 0,
         source_version=opened.description.version,
-        destination=destination,
+        visited=visited,
+        others=known.basis.others,
     )
 
 
-def _check(job: Job, destination: Destination[Any], visit: Visit) -> None:
-    try:
-        job.pace.retrying(job.sync.retry, job.stop.event)(destination.check, visit)
-    except Mismatch as problem:
-        if problem.code not in ANSWERED | set(job.options.accept):
-            raise
+def _visit(job: Job, run: Run, mapped: Mapped, epoch: int | None, hold: ExitStack) -> Visited:
+    """Reach the target. Mismatch if its object does not fit; whether it and the ledger agree is no matter."""
+    visited = target.visit(job, run, mapped, epoch, hold)
+    for one in visited.refusals:
+        if one.code not in ANSWERED | set(job.options.accept):
+            raise Mismatch(one.code, one.message, hint=one.hint)
+    return visited
 
 
 def _sendable(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> ChangeSet:
@@ -220,9 +223,7 @@ def _forgotten(workspace: Workspace) -> int:
     return number
 
 
-def _ask(
-    job: Job, destination: Destination[Any], rows: ChangeSet, run: Run, epoch: int, *, scan: bool
-) -> None:
+def _ask(job: Job, destination: Destination[Any], rows: ChangeSet, run: Run, *, scan: bool) -> None:
     """Compare the rows at the target, and look for the keys of rows that cannot be compared; with `scan` also
     for keys that only the target has."""
     workspace, field_map = rows.workspace, rows.field_map
@@ -236,7 +237,7 @@ def _ask(
         for first in range(0, len(of), size):
             job.stop.check()
             last = min(first + size, len(of)) - 1
-            yield Batch(of, *MODES[mode], run.run_id, epoch, first, last, run.started_at.isoformat())
+            yield Batch(of, *MODES[mode], run.run_id, 0, first, last, run.started_at.isoformat())
 
     held.compare(
         workspace,
@@ -290,8 +291,12 @@ def _count(workspace: Workspace, read: int, forgotten: int) -> Found:
 
 def _replace_baseline(running: Execution, made: Compared) -> None:
     """The answers are recorded before the delta, and the delta and the end of the former baseline are one
-    transaction: after a kill either the old or the new baseline stands."""
-    job, run_id, epoch = running.job, running.run.run_id, running.lock.epoch
+    transaction: after a kill either the old or the new baseline stands. The run gets a newer epoch than any
+    that the target knows."""
+    job, run_id, former = running.job, running.run.run_id, made.visited.expected.object
+    if (seen := made.visited.trace) is not None and seen.epoch >= running.lock.epoch:
+        job.ledger.advance(run_id, running.lock, seen.epoch)
+    epoch = running.lock.epoch
     name = f"{run_id}.delta.parquet"
     path = running.workspace.directory / name
     change_set.write_delta(running.workspace, REBUILT, path)
@@ -301,8 +306,10 @@ def _replace_baseline(running: Execution, made: Compared) -> None:
             f"{run_id}-held", 1, job.sync.write, 0, made.rows - 1, status="done", outcome=Outcome(KEPT)
         )
         job.ledger.open_batches(run_id, epoch, [batch])
-    fingerprints, target = made.mapped.fingerprints, made.mapped.capabilities.object
-    job.ledger.record_delta(run_id, epoch, name, made.rows, fingerprints, restart=target)
+    fingerprints, place = made.mapped.fingerprints, made.mapped.capabilities.object
+    job.ledger.record_delta(run_id, epoch, name, made.rows, fingerprints, restart=place)
+    if former != place:  # another address of the same object
+        job.ledger.forget(job.sync.name, former, epoch)
     log.event("delta_written")
 
 
@@ -317,6 +324,7 @@ def _checkpoint(running: Execution, made: Compared) -> Checkpoint:
         read_rows=made.read_rows,
         fingerprints=made.mapped.fingerprints,
         source_version=made.source_version,
+        others=made.others,
     )
 
 

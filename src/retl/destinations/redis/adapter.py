@@ -16,9 +16,10 @@ are literal braces, for hash tags. Keys that begin with `retl:` are reserved for
 
 The account needs, on the keys of the template and on `retl:stamp:*`: `+set` (json, field) or `+eval
 +hset +hdel +expire +exists` (hash), `+unlink`, `+mget` or `+hmget`, `+hset +hincrby +hgetall +hdel`,
-`+select +ping`; `retl state rebuild` also needs `+pttl`, and `+scan` with `--take-ownership`.
-The stamp, a hash, has an entry per batch of the last run: 1 when the batch begins, 2 when it ends. If the server was flushed, restored, restarted or replaced, entries are missing. A target without TTL is
-then refused (TARGET_LOST); with a TTL the run sends every row again.
+`+select +ping`; `retl state rebuild` also needs `+pttl`, and `+scan` with `--take-ownership`. The stamp,
+a hash, has an entry per batch of the last run: 1 when the batch begins, 2 when it ends. If the server was
+flushed, restored, restarted or replaced, entries are missing. A target without TTL is then refused
+(TARGET_LOST); with a TTL the run sends every row again.
 
 Limits: one primary, no Redis Cluster. A string replaces any value of its key. The TTL of a hash is for the
 whole key: syncs that share a hash share it. With an eviction policy other than noeviction the server may
