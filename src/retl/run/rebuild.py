@@ -186,7 +186,7 @@ def _sendable(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> C
     mapped = frozen.mapped
     if not frozen.hashed:
         hash_rows(workspace, mapped)
-    diff.diff(workspace, _EVERYTHING, known.baseline_rows, whole=True)
+    diff.diff(workspace, mapped.field_map, _EVERYTHING, known.baseline_rows, whole=True)
     judge.judge(workspace, mapped.contract, job.sync.key, frozen.edited)
     judge.reject_missing(workspace, mapped.field_map)
     return change_set.assemble(workspace, mapped.field_map, write=job.sync.write)

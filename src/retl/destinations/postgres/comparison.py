@@ -9,7 +9,7 @@ import psycopg
 from retl.destinations.batch import MODES, Batch
 from retl.destinations.postgres.rejection import rejection
 from retl.destinations.postgres.statements import STAGE, Statements
-from retl.destinations.postgres.transfer import _copy
+from retl.destinations.postgres.transfer import copy_staged
 from retl.net.postgres import Session
 
 
@@ -38,7 +38,7 @@ def _staged(session: Session, sql: Statements, batch: Batch) -> bool:
     """Whether the stage could take the rows; psycopg.Error if the fault is not in them."""
     try:
         with session.transaction():
-            _copy(session, sql, batch, lambda size: None)
+            copy_staged(session, sql, batch, lambda size: None)
     except psycopg.Error as error:
         if rejection(error, sql.names) is None:
             raise

@@ -74,7 +74,7 @@ def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> d
     psycopg.Error if the fault is not in the rows. The stage must be empty."""
     try:
         with session.transaction():
-            _copy(session, sql, batch, count)
+            copy_staged(session, sql, batch, count)
     except psycopg.Error as error:
         rejected = rejection(error, sql.names)
         if rejected is None:
@@ -90,7 +90,7 @@ def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> d
     return found | {len(first) + row: result for row, result in later.items()}
 
 
-def _copy(session: Session, sql: Statements, batch: Batch, count: Count) -> None:
+def copy_staged(session: Session, sql: Statements, batch: Batch, count: Count) -> None:
     rows = _copied(session, sql.copy(batch.mode), batch.csv(), count)
     if rows != len(batch):  # if the source of a COPY fails midway, it may succeed with fewer rows
         raise InvariantBroken("ROWS_LOST", f"{rows} of {len(batch)} rows reached PostgreSQL")
