@@ -173,8 +173,12 @@ class Project:
         return self._answered("sync", "--sync", "users", *arguments, **environ)
 
     def _answered(self, *words: str, **environ: str) -> Ended:
-        asked = ["--project", str(self.folder), *words, "--output", "json"]
-        said = inprocess.answer(asked, self._environ(environ), self.folder)
+        return self.answered(*words, "--output", "json", **environ)
+
+    def answered(self, *words: str, hears: Callable[[str], object] | None = None, **environ: str) -> Ended:
+        """`retl` with these words, in this process; `hears` gets what it writes on stderr."""
+        asked = ["--project", str(self.folder), *words]
+        said = inprocess.answer(asked, self._environ(environ), self.folder, hears)
         return Ended(said.code, said.out, said.err)
 
     def _environ(self, more: Mapping[str, str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +43,17 @@ class Said:
         return json.loads(self.out)
 
 
-def answer(words: Sequence[str], environment: Mapping[str, str], folder: Path) -> Said:
-    """What `retl` with these words, this whole environment and this working directory says and returns."""
+def answer(
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    hears: Callable[[str], object] | None = None,
+) -> Said:
+    """What `retl` with these words, this whole environment and this working directory says and returns.
+    `hears` gets each text for stderr in the thread that writes it, which waits for it to return."""
     for name in ONLY_PROCESSES:
         assert environment.get(name) in (None, os.environ.get(name)), f"{name} needs a process of its own"
-    out, err = _stream(), _stream()
+    out, err = _stream(), _stream() if hears is None else _Overheard(hears)
     with ExitStack() as stack:
         stack.enter_context(own_state())
         stack.enter_context(_own_environment(environment))
@@ -59,6 +65,18 @@ def answer(words: Sequence[str], environment: Mapping[str, str], folder: Path) -
         stack.enter_context(warnings.catch_warnings())
         code = cli.main(words)
     return Said(code, _text(out), _text(err))
+
+
+class _Overheard(io.TextIOWrapper):
+    """A file that is no terminal and that somebody listens to."""
+
+    def __init__(self, hears: Callable[[str], object]) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8", errors="backslashreplace", newline="")
+        self._hears = hears
+
+    def write(self, text: str) -> int:
+        self._hears(text)
+        return super().write(text)
 
 
 def _stream() -> io.TextIOWrapper:

@@ -58,6 +58,11 @@ class Proxy:
             self._listener = None
         self._reset()
 
+    def lead_to(self, host: str, port: int) -> None:
+        """The address now leads to another server; connections to the former one are reset."""
+        self._upstream = (host, port)
+        self._reset()
+
     def blackhole(self) -> None:
         """Accept, swallow, never answer."""
         self._forward = self._backward = _nothing

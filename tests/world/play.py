@@ -1,0 +1,215 @@
+"""A scene under way: runs of retl, what somebody else does meanwhile, and the judgement of every run.
+
+A run that says SUCCESS must leave the target as the mart is. A run that refuses or fails must name a remedy;
+it is carried out to the letter, once. After that everything must be right, and a further run idle.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.crashes import Ended
+from tests.servers import Database
+from tests.world.hosts import Hosts
+from tests.world.targets import InPostgres, Target, copied, restored
+
+KILLED = -9
+_NAMED = re.compile(r"`([^`]+)`")
+_MOVED = ("inserted", "updated", "deleted", "refreshed")
+Act = Callable[[], object]
+
+
+class Wrong(AssertionError):
+    """The promise is broken: what the table says of this scene."""
+
+
+@dataclass
+class Play:
+    """One scene on one target. `seed` says which of several named remedies is tried."""
+
+    target: Target
+    hosts: Hosts
+    seed: int = 0
+    server: str = ""
+    name: str = "users"  # of the sync
+    ledger: Database | None = None
+    hold: ExitStack = field(default_factory=ExitStack)
+    said: list[str] = field(default_factory=list)  # the codes of refusals and failures, in order
+    remedies: int = 1  # how many were named at once, at most
+    story: list[str] = field(default_factory=list)
+    _kept: dict[str, object] = field(default_factory=dict)
+    _days: Any = field(default_factory=lambda: itertools.count(2))
+
+    # what happens
+
+    def next_day(self) -> None:
+        self.target.next_day(next(self._days))
+
+    def run(self, *words: str, partial: bool = False) -> Ended:
+        """A run of the sync; SUCCESS is judged unless the run was asked for a part only."""
+        return self.judged(self.target.project.answered(*self._sync(words), **self._quiet()), words, partial)
+
+    def during(self, event: str, act: Act, *words: str, nth: int = 1, partial: bool = False) -> Ended:
+        """A run; `act` happens while the run waits at its n-th such event."""
+        seen = itertools.count(1)
+        done: list[bool] = []
+
+        def hears(text: str) -> None:
+            if f'"event": "{event}"' in text and next(seen) == nth:
+                act()
+                done.append(True)
+
+        ended = self.target.project.answered(*self._sync(words), hears=hears, RETL_LOG_FORMAT="json")
+        assert done, f"the run never came to {event}:{nth}: {ended.stdout or ended.stderr}"
+        return self.judged(ended, words, partial)
+
+    def killed(self, at: str, *words: str) -> None:
+        """A run that dies there, for example at batch_acknowledged:3."""
+        ended = self.target.project.start(*words, RETL_CRASH_AT=at).end()
+        assert ended.code == KILLED, f"{at} was not reached: {ended.stdout}"
+        self.story.append(f"killed at {at} {' '.join(words)}")
+
+    def command(self, *words: str) -> Ended:
+        """Any command; it must get through."""
+        ended = self.target.project.answered(*words, **self._quiet())
+        self.story.append(f"retl {' '.join(words)} -> {ended.code}")
+        if ended.code:
+            raise Wrong(f"STUCK `retl {' '.join(words)}` exits {ended.code}: {_reason(ended)}")
+        return ended
+
+    def keep_ledger(self) -> None:
+        if self.ledger is not None:
+            self._kept["ledger"] = copied(self.ledger)
+        else:
+            self._kept["ledger"] = copy = self.hosts.folder() / "retl"
+            shutil.copytree(self.target.folder / ".retl", copy)
+
+    def restore_ledger(self) -> None:
+        copy = self._kept["ledger"]
+        if self.ledger is not None:
+            assert isinstance(copy, Database)
+            restored(self.ledger, copy)
+        else:
+            shutil.rmtree(self.target.folder / ".retl")
+            shutil.copytree(str(copy), self.target.folder / ".retl")
+        self.story.append("the ledger is restored")
+
+    def keep_target(self) -> None:
+        """Everything that is there, with the traces that retl left."""
+        if isinstance(self.target, InPostgres):
+            self._kept["target"] = copied(self.target.database)
+        else:
+            with self._cache() as client:
+                found = {key: (client.dump(key), client.pttl(key)) for key in client.keys("*")}
+            self._kept["target"] = found
+
+    def restore_target(self) -> None:
+        copy = self._kept["target"]
+        if isinstance(self.target, InPostgres):
+            assert isinstance(copy, Database)
+            restored(self.target.database, copy)
+        else:
+            assert isinstance(copy, dict)
+            with self._cache() as client:
+                client.flushall()
+                for key, (dumped, left) in copy.items():
+                    client.restore(key, max(0, left), dumped)
+        self.story.append("the target is restored")
+
+    def _cache(self) -> Any:
+        return self.target.server.client()  # type: ignore[attr-defined]
+
+    # judgement
+
+    def settle(self, *, quiet: bool = False) -> None:
+        """Plain runs must bring the target where the mart is, by what they say themselves. `quiet`: nothing
+        is wrong, so nothing may be refused."""
+        ended = self.run()
+        if ended.code:
+            problem = error(ended)
+            if quiet:
+                raise Wrong(f"FALSE REFUSAL {problem['code']}: {problem['message']}")
+            self._remedied(problem)
+        for _ in range(2):  # the first may still have something to do
+            again = self.run()
+            if again.code:
+                raise Wrong(f"STUCK {_reason(again)}")
+            if not any(again.summary[name] for name in _MOVED):
+                return
+        raise Wrong(f"NOT IDLE: {_counts(again)}")
+
+    def _remedied(self, problem: dict[str, str]) -> None:
+        """Do what the hint says, to the letter."""
+        found = remedies(str(problem.get("hint") or ""))
+        if not found:
+            raise Wrong(f"NO REMEDY {problem['code']}: {problem['message']} ({problem.get('hint')})")
+        self.remedies = max(self.remedies, len(found))
+        words = found[self.seed % len(found)]
+        self.said.append("`" + " ".join(words or ["sync"]) + "`")
+        if words and words[0] != "sync" and not words[0].startswith("-"):
+            self.command(*words)
+            return
+        ended = self.run(*[word for word in words if word != "sync"], partial="--full" in words)
+        if ended.code:
+            raise Wrong(f"STUCK {problem['code']}, then {_reason(ended)}")
+
+    def judged(self, ended: Ended, words: tuple[str, ...] = (), partial: bool = False) -> Ended:
+        name = " ".join(("sync", *words))
+        if ended.code == 0:
+            wrong = self.target.difference()
+            self.story.append(f"{name} -> {ended.summary['status']} {_counts(ended)}")
+            if wrong.doubled or (wrong and not partial):
+                raise Wrong(f"{wrong} after {name} said {ended.summary['status']} ({_counts(ended)})")
+        else:
+            self.said.append(error(ended)["code"])
+            self.story.append(f"{name} -> {ended.code} {_reason(ended)}")
+            if doubled := self.target.difference().doubled:
+                raise Wrong(f"DOUBLED {len(doubled)} after {name} said {_reason(ended)}")
+        return ended
+
+    def _sync(self, words: tuple[str, ...]) -> tuple[str, ...]:
+        return ("sync", "--sync", self.name, *words, "--output", "json")
+
+    @staticmethod
+    def _quiet() -> dict[str, str]:
+        return {"RETL_LOG_LEVEL": "error"}
+
+
+def remedies(hint: str) -> list[list[str]]:
+    """What a hint offers to do, in its order: words after `retl`; [] of words is the same run again."""
+    found: list[list[str]] = []
+    for quoted in _NAMED.findall(hint):
+        words = quoted.removeprefix("retl ").split()
+        if words[0].startswith("--") or words[0] in ("sync", "state", "resolve"):
+            found.append([*words, "--yes"] if words[0] == "state" and "--yes" not in words else words)
+    if not found and re.search(r"\brun\b.*\bagain\b|next (plain )?run", hint):
+        found.append([])
+    return found
+
+
+def error(ended: Ended) -> dict[str, str]:
+    """What a run that did not succeed says: code, message, hint."""
+    if ended.stdout:
+        with_error = json.loads(ended.stdout)
+        found = with_error["syncs"][0]["error"] if "syncs" in with_error else with_error.get("error")
+        if found:
+            return dict(found)
+    return {"code": f"EXIT {ended.code}", "message": (ended.stderr or ended.stdout)[-300:], "hint": ""}
+
+
+def _reason(ended: Ended) -> str:
+    problem = error(ended)
+    return f"{problem['code']}: {problem['message']} ({problem.get('hint')})"
+
+
+def _counts(ended: Ended) -> str:
+    summary = ended.summary
+    names = ("unchanged", *_MOVED, "rejected", "skipped", "in_doubt", "not_attempted")
+    return ", ".join(f"{name} {summary[name]}" for name in names if summary[name])

@@ -1,0 +1,141 @@
+"""Which scene is played where, and how: every scene on every server and ledger that it concerns."""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from tests.world import elsewhere  # noqa: F401 - it registers its scenes
+from tests.world.hosts import CACHES, POSTGRES, Hosts, absent
+from tests.world.play import Play, Wrong
+from tests.world.scenes import CACHE, SCENES, Scene
+from tests.world.targets import CACHED, TABLES, Target, fresh
+
+_VERDICTS = {"FALSE": "false refusal", "STUCK": "stuck", "NO": "stuck", "NOT": "stuck"}  # by the first word
+
+
+OLDER = 3  # of so many kinds one is played on the older servers too
+
+
+@dataclass(frozen=True)
+class Part:
+    """One scene for one kind of delivery, on one server, with one place for the ledger."""
+
+    number: int
+    kind: str
+    server: str
+    ledger: bool = False
+
+    @property
+    def scene(self) -> Scene:
+        return SCENES[self.number]
+
+    @property
+    def target(self) -> str:
+        return f"{self.kind}, {self.server}" + (", ledger in PostgreSQL" if self.ledger else "")
+
+    @property
+    def line(self) -> str:
+        return f"{self.scene.name} | {self.target}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """What came of it."""
+
+    order: tuple[int, str, int]
+    scene: str
+    target: str
+    verdict: str
+    outcome: str
+    story: tuple[str, ...] = ()
+
+    @property
+    def fine(self) -> bool:
+        return self.verdict == "ok"
+
+
+def parts() -> list[Part]:
+    """Everything that can be played with the servers at hand. Older servers take turns with the kinds."""
+    found, lacking = [], absent()
+    for number, one in enumerate(SCENES):
+        if one.needs in lacking:
+            continue
+        for turn, kind in enumerate(one.kinds):
+            first, *others = CACHES if kind in CACHE else POSTGRES
+            found.append(Part(number, kind, first))
+            if one.ledgers:
+                found.append(Part(number, kind, first, ledger=True))
+            if (number + turn) % OLDER == 0:
+                found += [Part(number, kind, server) for server in others]
+    return found
+
+
+def play_all(chosen: list[Part], folder: Path) -> list[Line]:
+    with Hosts(folder) as hosts:
+        return [line for part in chosen for line in play(part, hosts)]
+
+
+def play(part: Part, hosts: Hosts) -> Iterator[Line]:
+    """The lines of a part: one, and one more for each further remedy that was named."""
+    for seed in count():
+        with staged(part, hosts, seed) as made:
+            line = _played(part, made)
+        print(f"{line.verdict:14} {line.scene} | {line.target} | {line.outcome}", flush=True)
+        yield line
+        if seed + 1 >= made.remedies:
+            return
+
+
+def _played(part: Part, made: Play) -> Line:
+    verdict, outcome = "ok", ""
+    try:
+        made.target.begin()
+        part.scene.act(made)
+    except Wrong as wrong:
+        outcome = str(wrong)
+        doubled = "DOUBLED" in outcome.partition(" after ")[0]
+        verdict = _VERDICTS.get(outcome.split()[0], "doubled" if doubled else "lost")
+    except Exception as problem:  # noqa: BLE001 - the table says that it could not be played
+        where = traceback.extract_tb(problem.__traceback__)[-1]
+        verdict, outcome = "error", f"{type(problem).__name__} {where.name}:{where.lineno}: {problem}"[:600]
+    told = " → ".join(made.said)
+    return Line(
+        (part.number, part.target, made.seed),
+        part.scene.name,
+        part.target,
+        verdict,
+        " → ".join(filter(None, (told, outcome or "ok"))).replace("\n", " "),
+        tuple(made.story),
+    )
+
+
+@contextmanager
+def staged(part: Part, hosts: Hosts, seed: int = 0) -> Iterator[Play]:
+    """A target that nobody has delivered to yet."""
+    with ExitStack() as hold:
+        folder = hosts.folder()
+        hold.callback(shutil.rmtree, folder, ignore_errors=True)
+        state = None
+        if part.ledger:
+            server = hosts.postgres("PostgreSQL 18")
+            state = hold.enter_context(fresh(server.address()))
+        url = state.url if state else None
+        target: Target
+        if part.kind in CACHE:
+            cache = hold.enter_context(hosts.own_cache(part.server))
+            target = CACHED[part.kind](folder / "project", cache, url)
+        else:
+            shared = not part.scene.own_server
+            cluster = (
+                hosts.postgres(part.server) if shared else hold.enter_context(hosts.own_postgres(part.server))
+            )
+            database = hold.enter_context(fresh(cluster.address()))
+            target = TABLES[part.kind](folder / "project", cluster, database, url)
+        target.rows = part.scene.rows
+        yield Play(target, hosts, seed, part.server, ledger=state, hold=hold)

@@ -1,0 +1,259 @@
+"""Where the suite delivers: a mart that lives, a kind of delivery, and what the target must then hold.
+
+The oracle is SQL over the mart and over what others keep at the target. It knows nothing of retl.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import unquote
+
+from tests.crashes import COLUMNS, POSTGRES_YML, PostgresScene, RedisScene, Scene
+from tests.servers import Database, Databases
+from tests.world.hosts import Cache, Cluster
+
+Row = tuple[str | None, ...]
+TABLE = (
+    "CREATE TABLE crm.users (user_id text PRIMARY KEY, segment text, searches bigint,"
+    " lifetime_value numeric(12,2))"
+)
+HEAP = TABLE.replace("PRIMARY KEY", "NOT NULL")  # nothing but retl keeps a row from coming twice
+COPIES = ("users", "retl_applied")
+
+
+def mart(rows: int) -> str:
+    """The first day: so many users."""
+    return f"""CREATE OR REPLACE TABLE mart AS SELECT 'user ' || lpad(i::VARCHAR, 6, '0') AS user_id,
+  ['power', 'casual', 'new', 'dormant'][1 + i % 4] AS segment, i * 7 AS searches,
+  CASE WHEN i % 6 = 0 THEN NULL ELSE (i * 13 / 100)::DECIMAL(12,2) END AS lifetime_value
+FROM range({rows}) t(i)"""
+
+
+def arrive(day: int, rows: int = 6) -> str:
+    return f"""INSERT INTO mart SELECT 'day {day} ' || lpad(i::VARCHAR, 6, '0'), 'new', {day}, i::DECIMAL(12,2)
+FROM range({rows}) t(i)"""
+
+
+def change(day: int) -> str:
+    """A seventh of the rows; a row that changed on one day may be as before on another."""
+    return f"UPDATE mart SET searches = {day} * 1000 + length(user_id) WHERE hash(user_id) % 7 = {day} % 7"
+
+
+def leave(day: int) -> str:
+    """Three users of the first day."""
+    return f"DELETE FROM mart WHERE user_id IN (SELECT user_id FROM mart WHERE user_id LIKE 'user %' ORDER BY hash(user_id || '{day}') LIMIT 3)"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What the target holds against what it must hold, in keys."""
+
+    lost: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    doubled: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.lost or self.stale or self.extra or self.doubled)
+
+    def __str__(self) -> str:
+        parts = (("LOST", self.lost), ("STALE", self.stale), ("EXTRA", self.extra), ("DOUBLED", self.doubled))
+        return ", ".join(f"{word} {len(keys)}" for word, keys in parts if keys)
+
+
+def difference(wanted: list[Row], found: list[Row]) -> Difference:
+    counted = Counter(row[0] for row in found)
+    right, held = {row[0]: row for row in wanted}, {row[0]: row for row in found}
+    return Difference(
+        tuple(sorted(str(key) for key in right.keys() - held.keys())),
+        tuple(sorted(str(key) for key in right.keys() & held.keys() if right[key] != held[key])),
+        tuple(sorted(str(key) for key in held.keys() - right.keys())),
+        tuple(sorted(str(key) for key, n in counted.items() if n > 1)),
+    )
+
+
+class Target(Scene):
+    """A kind of delivery into one server; `rows` of the first day."""
+
+    deletes = False
+    changes = True
+    rows = 120
+
+    def start_over(self) -> None:
+        super().start_over()
+        self.project.mart(mart(self.rows))
+
+    def next_day(self, day: int) -> None:
+        """Rows arrive; where the delivery follows it, rows change and leave."""
+        self.project.mart(arrive(day))
+        if self.changes:
+            self.project.mart(change(day))
+        if self.deletes:
+            self.project.mart(leave(day))
+
+    def difference(self) -> Difference:
+        return difference(self.wanted(), self.content())
+
+    @abstractmethod
+    def lose_all(self) -> None:
+        """Somebody empties it."""
+
+    @abstractmethod
+    def lose(self, share: float) -> None:
+        """Somebody removes this share of our rows, and nothing else."""
+
+
+class InPostgres(PostgresScene, Target):
+    """Upsert by key."""
+
+    sync = POSTGRES_YML.replace(", create: true", "")
+    table = TABLE
+    theirs = ""  # what others put there first
+
+    def __init__(self, folder: Path, cluster: Cluster, database: Database, state: str | None = None) -> None:
+        super().__init__(folder, database, state)
+        self.cluster = cluster
+        self.reached = database  # how retl reaches it, which may be by another address
+
+    def environ(self) -> dict[str, str]:
+        found = super().environ()
+        return found | {"PG_PORT": str(self.reached.port), "PG_DB": self.reached.dbname}
+
+    def empty(self) -> None:
+        super().empty()
+        self.execute(f"CREATE SCHEMA crm; {self.table}; {self.theirs}")
+
+    def execute(self, sql: str) -> None:
+        with self.database.connect() as connection:
+            connection.execute("SET lock_timeout = '10s'")
+            connection.execute(sql)
+
+    def lose_all(self) -> None:
+        self.execute(f"TRUNCATE crm.users; {self.theirs}")
+
+    def lose(self, share: float) -> None:
+        self.execute(
+            f"DELETE FROM crm.users WHERE user_id IN (SELECT user_id FROM crm.users ORDER BY md5(user_id)"
+            f" LIMIT (SELECT ceil(count(*) * {share}) FROM crm.users))"
+        )
+
+    def drop(self) -> None:
+        self.execute("DROP TABLE crm.users")
+
+    def make_anew(self) -> None:
+        self.execute(f"DROP TABLE crm.users; {self.table}; {self.theirs}")
+
+
+class Mirror(InPostgres):
+    sync = InPostgres.sync + "deletes: delete\n"
+    deletes = True
+
+
+class Append(InPostgres):
+    sync = InPostgres.sync + "write: append\nfirst_run: send\n"
+    table = HEAP
+    changes = False
+
+
+class UpdateOnly(InPostgres):
+    """Every other user is there already; who is not there is not for us to make."""
+
+    sync = InPostgres.sync + "write: update_only\n"
+    theirs = (
+        "INSERT INTO crm.users SELECT 'user ' || lpad(i::text, 6, '0'), 'old', -1, NULL"
+        " FROM generate_series(0, 118, 2) AS i ON CONFLICT DO NOTHING"
+    )
+
+    def wanted(self) -> list[Row]:
+        there = {row[0] for row in self.content()}
+        return [row for row in super().wanted() if row[0] in there]
+
+
+class InRedis(RedisScene, Target):
+    """JSON texts that stay."""
+
+    sync = 'destination: {connection: cache, key: "user:{user_id}", value: json, ttl: none}\n'
+
+    def __init__(self, folder: Path, server: Cache, state: str | None = None) -> None:
+        super().__init__(folder, server.address)
+        self.reached, self.cache, self.state = server.address, server, state
+
+    def environ(self) -> dict[str, str]:
+        state = {"RETL_STATE_URL": self.state} if self.state else {}
+        return super().environ() | state | {"CACHE_PORT": str(self.reached.port)}
+
+    def empty(self) -> None:
+        with self.server.client() as client:
+            client.flushall()
+
+    def content(self) -> list[Row]:
+        with self.server.client() as client:
+            keys = sorted(client.keys("user:*"))
+            values = client.mget(keys) if keys else []
+        found = zip(keys, values, strict=True)
+        return [self._row(key.decode(), json.loads(value, parse_float=str)) for key, value in found]
+
+    @staticmethod
+    def _row(key: str, held: dict[str, object]) -> Row:
+        texts = (None if held[name] is None else str(held[name]) for name in COLUMNS[1:])
+        return (unquote(key.removeprefix("user:")), *texts)
+
+    def lose_all(self) -> None:
+        with self.server.client() as client:
+            client.flushall()
+
+    def lose(self, share: float) -> None:
+        with self.server.client() as client:
+            keys = sorted(client.keys("user:*"))
+            client.delete(*keys[: max(1, round(len(keys) * share))])
+
+
+class Expiring(InRedis):
+    sync = RedisScene.sync
+
+
+class CacheMirror(InRedis):
+    sync = InRedis.sync + "deletes: delete\n"
+    deletes = True
+
+
+TABLES: dict[str, type[InPostgres]] = {
+    "upsert": InPostgres,
+    "mirror": Mirror,
+    "append": Append,
+    "update_only": UpdateOnly,
+}
+CACHED: dict[str, type[InRedis]] = {"json": InRedis, "ttl": Expiring, "mirror in Redis": CacheMirror}
+
+
+@contextmanager
+def fresh(server: Database) -> Iterator[Database]:
+    """A database of this server, dropped afterwards."""
+    databases = Databases(server)
+    made = databases.make()
+    try:
+        yield made
+    finally:
+        databases.drop(made)
+
+
+def copied(database: Database) -> Database:
+    """A copy of it, as a backup makes one; nobody may be connected to it."""
+    copy = replace(database, dbname=f"{database.dbname}_copy")
+    with replace(database, dbname="postgres").connect() as admin:
+        admin.execute(f"DROP DATABASE IF EXISTS {copy.dbname} WITH (FORCE)")
+        admin.execute(f"CREATE DATABASE {copy.dbname} TEMPLATE {database.dbname}")
+    return copy
+
+
+def restored(database: Database, copy: Database) -> None:
+    """The database is what its copy is; whoever was connected no longer is."""
+    with replace(database, dbname="postgres").connect() as admin:
+        admin.execute(f"DROP DATABASE IF EXISTS {database.dbname} WITH (FORCE)")
+        admin.execute(f"CREATE DATABASE {database.dbname} TEMPLATE {copy.dbname}")
