@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
        --custom-compile-command "make lock" --extra demo pyproject.toml
 
-.PHONY: help demo test test-all test-duckdb15 test-crash test-schedulers mutate lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
+.PHONY: help demo test test-all test-duckdb15 test-crash test-world test-schedulers mutate lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,6 +28,9 @@ test-duckdb15: $(READY)
 
 test-crash: $(READY) ## kill runs at events and system calls for ten minutes, and print what was lost
 	$(BIN)/python -m tests.crash_sweep
+
+test-world: $(READY) ## others act between and during runs: every scene on every server here, and what came of it
+	$(BIN)/python -m tests.world $(ARGS)
 
 test-schedulers: $(READY) ## the guides' DAG and assets in a real Airflow and a real Dagster
 	test -x .venv-schedulers/bin/airflow || { $(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-schedulers \

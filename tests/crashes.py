@@ -173,7 +173,7 @@ class Project:
         return self._answered("sync", "--sync", "users", *arguments, **environ)
 
     def _answered(self, *words: str, **environ: str) -> Ended:
-        return self.answered(*words, "--output", "json", **environ)
+        return self.answered(*words, "--output", "json", hears=None, **environ)
 
     def answered(self, *words: str, hears: Callable[[str], object] | None = None, **environ: str) -> Ended:
         """`retl` with these words, in this process; `hears` gets what it writes on stderr."""

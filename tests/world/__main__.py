@@ -1,33 +1,58 @@
 """`make test-world`: play every scene on every target, and print what came of it.
 
-`python -m tests.world PART…` plays the lines that contain every PART, and none of those given as -PART. Ends with 1 if anything was
+`python -m tests.world PART…` plays the lines that contain every PART, and none of those given as -PART.
+`python -m tests.world applications` delivers into the schemas of applications only. Ends with 1 if anything was
 lost, doubled, refused without a reason or stuck, or if a scene could not be played.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from tests.world import hosts
+from tests.world import applications, hosts
 from tests.world.stage import Line, Part, parts, play_all
+from tests.world.targets import fresh
 
 WORKERS = 2
 
 
 def main(words: Sequence[str]) -> int:
+    if list(words) == ["applications"]:
+        return _applications()
     chosen = [part for part in parts() if all(_fits(word, part.line) for word in words)]
     began = time.monotonic()
     shares = [chosen[number::WORKERS] for number in range(WORKERS)]
     with ProcessPoolExecutor(WORKERS) as pool:
         lines = [line for found in pool.map(_share, shares) for line in found]
     print(table(lines, time.monotonic() - began))
-    return 0 if all(line.fine for line in lines) else 1
+    refused = 0 if words else _applications()
+    return refused or (0 if all(line.fine for line in lines) else 1)
+
+
+def _applications() -> int:
+    """Marts into schemas of applications; prints what was refused."""
+    with _folder() as folder, hosts.Hosts(folder) as servers:
+        server = servers.postgres(next(iter(hosts.POSTGRES))).address()
+        outcomes = list(applications.everything(folder, lambda: fresh(server)))
+    print(applications.table(outcomes))
+    fine = sum(one.fine for one in outcomes)
+    print(f"\n{len(outcomes)} tables: {fine} ok, {len(outcomes) - fine} not")
+    return 0 if fine == len(outcomes) else 1
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="retl-world-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
 
 
 def _fits(word: str, line: str) -> bool:
@@ -35,9 +60,7 @@ def _fits(word: str, line: str) -> bool:
 
 
 def _share(chosen: list[Part]) -> list[Line]:
-    with tempfile.TemporaryDirectory(prefix="retl-world-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
+    with _folder() as folder:
         return play_all(chosen, folder)
 
 

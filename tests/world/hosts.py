@@ -13,6 +13,8 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -201,6 +203,7 @@ class Hosts:
         self.directory = directory
         self._shared: dict[str, Server] = {}
         self._stack = contextlib.ExitStack()
+        self._thread = self._stack.enter_context(ThreadPoolExecutor(1))
         self._number = 0
 
     def __enter__(self) -> Hosts:
@@ -208,6 +211,10 @@ class Hosts:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def beside(self, act: Callable[[], object]) -> None:
+        """Done in a thread that stays: a server ends with the thread that started it."""
+        self._thread.submit(act).result()
 
     def postgres(self, name: str) -> Cluster:
         """The shared server of this name in POSTGRES."""

@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,20 +54,24 @@ class Play:
 
     def run(self, *words: str, partial: bool = False) -> Ended:
         """A run of the sync; SUCCESS is judged unless the run was asked for a part only."""
-        return self.judged(self.target.project.answered(*self._sync(words), **self._quiet()), words, partial)
+        return self.judged(
+            self.target.project.answered(*self._sync(words), hears=None, **self._quiet()), words, partial
+        )
 
-    def during(self, event: str, act: Act, *words: str, nth: int = 1, partial: bool = False) -> Ended:
-        """A run; `act` happens while the run waits at its n-th such event."""
-        seen = itertools.count(1)
-        done: list[bool] = []
+    def during(
+        self, event: str, act: Act | Mapping[int, Act], *words: str, nth: int = 1, partial: bool = False
+    ) -> Ended:
+        """A run; `act` happens while the run waits at its n-th such event. Or several, by their n."""
+        acts = act if isinstance(act, Mapping) else {nth: act}
+        seen, left = itertools.count(1), set(acts)
 
         def hears(text: str) -> None:
-            if f'"event": "{event}"' in text and next(seen) == nth:
-                act()
-                done.append(True)
+            if f'"event": "{event}"' in text and (now := next(seen)) in left:
+                self.hosts.beside(acts[now])
+                left.remove(now)
 
         ended = self.target.project.answered(*self._sync(words), hears=hears, RETL_LOG_FORMAT="json")
-        assert done, f"the run never came to {event}:{nth}: {ended.stdout or ended.stderr}"
+        assert not left, f"the run never came to {event}:{left}: {ended.stdout or ended.stderr}"
         return self.judged(ended, words, partial)
 
     def killed(self, at: str, *words: str) -> None:
@@ -78,7 +82,7 @@ class Play:
 
     def command(self, *words: str) -> Ended:
         """Any command; it must get through."""
-        ended = self.target.project.answered(*words, **self._quiet())
+        ended = self.target.project.answered(*words, hears=None, **self._quiet())
         self.story.append(f"retl {' '.join(words)} -> {ended.code}")
         if ended.code:
             raise Wrong(f"STUCK `retl {' '.join(words)}` exits {ended.code}: {_reason(ended)}")

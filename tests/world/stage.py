@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from tests.world import elsewhere  # noqa: F401 - it registers its scenes
+from tests.world import elsewhere, shapes  # noqa: F401 - they register their scenes
 from tests.world.hosts import CACHES, POSTGRES, Hosts, absent
 from tests.world.play import Play, Wrong
 from tests.world.scenes import CACHE, SCENES, Scene

@@ -9,10 +9,12 @@ import json
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
+
+import psycopg
 
 from tests.crashes import COLUMNS, POSTGRES_YML, PostgresScene, RedisScene, Scene
 from tests.servers import Database, Databases
@@ -35,7 +37,7 @@ def mart(rows: int) -> str:
 FROM range({rows}) t(i)"""
 
 
-def arrive(day: int, rows: int = 6) -> str:
+def arrive(day: int, rows: int = 16) -> str:
     return f"""INSERT INTO mart SELECT 'day {day} ' || lpad(i::VARCHAR, 6, '0'), 'new', {day}, i::DECIMAL(12,2)
 FROM range({rows}) t(i)"""
 
@@ -234,13 +236,14 @@ CACHED: dict[str, type[InRedis]] = {"json": InRedis, "ttl": Expiring, "mirror in
 
 @contextmanager
 def fresh(server: Database) -> Iterator[Database]:
-    """A database of this server, dropped afterwards."""
+    """A database of this server, dropped afterwards if the server is still there."""
     databases = Databases(server)
     made = databases.make()
     try:
         yield made
     finally:
-        databases.drop(made)
+        with suppress(psycopg.OperationalError):
+            databases.drop(made)
 
 
 def copied(database: Database) -> Database:
