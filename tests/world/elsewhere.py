@@ -17,7 +17,7 @@ from tests.crashes import Ended
 from tests.proxy import Proxy
 from tests.world.hosts import FAKETIME, Cache, PgBouncer, Replica, Standby
 from tests.world.play import Play, Wrong, error
-from tests.world.scenes import ALL, CACHE, POSTGRES, scene
+from tests.world.scenes import ALL, CACHE, HTTP, POSTGRES, scene
 from tests.world.targets import InPostgres, InRedis, copied
 
 # An address is only where to knock.
@@ -374,7 +374,7 @@ def two_owners(play: Play) -> None:
     both()
 
 
-@scene("an application deletes a row and makes it anew", "update_only", "upsert")
+@scene("an application deletes a row and makes it anew", "update_only")
 def made_anew_by_an_application(play: Play) -> None:
     play.run()
     _table(play).execute(
@@ -462,7 +462,7 @@ def a_trigger_that_alters_the_key(play: Play) -> None:
             raise Wrong(f"LOST {target.difference()} although {ended.summary['inserted']} count as inserted")
 
 
-@scene("`retl state mv` after a killed run", *ALL, short=("append",))
+@scene("`retl state mv` after a killed run", *ALL, *HTTP, short=("append",))
 def moved_state(play: Play) -> None:
     project = play.target.project
     play.run()
@@ -477,7 +477,7 @@ def moved_state(play: Play) -> None:
 # Clocks and disks.
 
 
-@scene("the clock jumps a day ahead, and back", *ALL, needs="libfaketime")
+@scene("the clock jumps a day ahead, and back", *ALL, *HTTP, needs="libfaketime")
 def a_jumping_clock(play: Play) -> None:
     for offset in ("+0", "+1d", "-1d", "+0"):
         play.next_day()
@@ -486,7 +486,7 @@ def a_jumping_clock(play: Play) -> None:
     play.settle(quiet=True)
 
 
-@scene("the disk of the state is full", *ALL, needs="mount")
+@scene("the disk of the state is full", *ALL, *HTTP, needs="mount")
 def a_full_disk(play: Play) -> None:
     folder = Path(play.target.folder / ".retl")
     play.run()

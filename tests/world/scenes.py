@@ -19,6 +19,7 @@ POSTGRES = (*FOLLOWING, "append")
 INSERTING = ("upsert", "mirror", "append")
 CACHE = ("json", "ttl", "mirror in Redis")
 ALL = (*POSTGRES, *CACHE)
+HTTP = ("http", "http insert")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def scene(
 # Time goes backwards for the ledger.
 
 
-@scene("ledger restored from the day before", *ALL, short=("append", "mirror"), ledgers=True)
+@scene("ledger restored from the day before", *ALL, "http", short=("append", "mirror"), ledgers=True)
 def ledger_of_yesterday(play: Play) -> None:
     play.run()
     play.keep_ledger()
@@ -65,7 +66,7 @@ def ledger_of_yesterday(play: Play) -> None:
     play.settle()
 
 
-@scene("ledger restored, and the mart moved on", *ALL, short=("upsert",), ledgers=True)
+@scene("ledger restored, and the mart moved on", *ALL, "http", short=("upsert",), ledgers=True)
 def ledger_of_yesterday_and_a_new_day(play: Play) -> None:
     play.run()
     play.keep_ledger()
@@ -118,7 +119,7 @@ def a_row_that_left_in_the_lost_time(play: Play) -> None:
     play.settle()
 
 
-@scene("ledger restored, and the lost run was killed", *ALL, ledgers=True)
+@scene("ledger restored, and the lost run was killed", *ALL, "http", ledgers=True)
 def ledger_before_a_killed_run(play: Play) -> None:
     play.run()
     play.keep_ledger()

@@ -95,7 +95,7 @@ def settings_of_a_role(play: Play) -> None:
         raise Wrong(f"NOT IDLE {found['shaped']}")
     _must(
         play,
-        "SELECT l = ARRAY['a', NULL, 'NULL'] AND d = make_date(2026, 2, 3) AND f::numeric(20,17) = 0.30000000000000004"
+        "SELECT l = ARRAY['a', NULL, 'NULL'] AND d = make_date(2026, 2, 3) AND f = float8 '0.30000000000000004'"
         " AND t = to_timestamp(1767225600) FROM crm.shaped",
         [(True,)],
         "a value",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,8 +14,8 @@ from pathlib import Path
 from tests.world import elsewhere, shapes  # noqa: F401 - they register their scenes
 from tests.world.hosts import CACHES, POSTGRES, Hosts, absent
 from tests.world.play import Play, Wrong
-from tests.world.scenes import CACHE, SCENES, Scene
-from tests.world.targets import CACHED, TABLES, Target, fresh
+from tests.world.scenes import CACHE, HTTP, SCENES, Scene
+from tests.world.targets import CACHED, CAMPAIGNS, TABLES, Target, fresh
 
 _VERDICTS = {"FALSE": "false refusal", "STUCK": "stuck", "NO": "stuck", "NOT": "stuck"}  # by the first word
 
@@ -67,7 +68,7 @@ def parts() -> list[Part]:
         if one.needs in lacking:
             continue
         for turn, kind in enumerate(one.kinds):
-            first, *others = CACHES if kind in CACHE else POSTGRES
+            first, *others = CACHES if kind in CACHE else ["campaigns"] if kind in HTTP else POSTGRES
             found.append(Part(number, kind, first))
             if one.ledgers:
                 found.append(Part(number, kind, first, ledger=True))
@@ -86,7 +87,7 @@ def play(part: Part, hosts: Hosts) -> Iterator[Line]:
     for seed in count():
         with staged(part, hosts, seed) as made:
             line = _played(part, made)
-        print(f"{line.verdict:14} {line.scene} | {line.target} | {line.outcome}", flush=True)
+        print(f"{line.verdict:14} {line.scene} | {line.target} | {line.outcome}", file=sys.stderr, flush=True)
         yield line
         if seed + 1 >= made.remedies:
             return
@@ -130,6 +131,9 @@ def staged(part: Part, hosts: Hosts, seed: int = 0) -> Iterator[Play]:
         if part.kind in CACHE:
             cache = hold.enter_context(hosts.own_cache(part.server))
             target = CACHED[part.kind](folder / "project", cache, url)
+        elif part.kind in HTTP:
+            target = made = CAMPAIGNS[part.kind](folder / "project")
+            hold.callback(made.stop)
         else:
             shared = not part.scene.own_server
             cluster = (

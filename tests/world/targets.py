@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 import psycopg
 
-from tests.crashes import COLUMNS, POSTGRES_YML, PostgresScene, RedisScene, Scene
+from tests.crashes import COLUMNS, POSTGRES_YML, CampaignScene, PostgresScene, RedisScene, Scene
 from tests.servers import Database, Databases
 from tests.world.hosts import Cache, Cluster
 
@@ -225,6 +225,30 @@ class CacheMirror(InRedis):
     deletes = True
 
 
+class InCampaigns(CampaignScene, Target):
+    """Upsert over HTTP with an idempotency key; the vendor keeps no trace that a ledger could be held against."""
+
+    def lose_all(self) -> None:
+        raise NotImplementedError
+
+    def lose(self, share: float) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        if self.tool:
+            self.tool.stop()
+
+
+class CampaignInserts(InCampaigns):
+    """A second delivery would be a second object."""
+
+    sync = InCampaigns.sync.replace("upsert:", "insert:") + "write: append\n"
+    changes = False
+
+    def difference(self) -> Difference:
+        return replace(super().difference(), doubled=tuple(self.doubled()))
+
+
 TABLES: dict[str, type[InPostgres]] = {
     "upsert": InPostgres,
     "mirror": Mirror,
@@ -232,6 +256,7 @@ TABLES: dict[str, type[InPostgres]] = {
     "update_only": UpdateOnly,
 }
 CACHED: dict[str, type[InRedis]] = {"json": InRedis, "ttl": Expiring, "mirror in Redis": CacheMirror}
+CAMPAIGNS: dict[str, type[InCampaigns]] = {"http": InCampaigns, "http insert": CampaignInserts}
 
 
 @contextmanager
