@@ -498,9 +498,9 @@ def a_full_disk(play: Play) -> None:
     shutil.copytree(folder, small / "retl")
     shutil.rmtree(folder)
     folder.symlink_to(small / "retl")
-    with (small / "filler").open("wb") as filler, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), (small / "filler").open("wb", buffering=0) as filler:
         while filler.write(b"0" * 4096):
-            filler.flush()
+            pass
     play.next_day()
     ended = play.run(partial=True)
     if ended.code == 0:
