@@ -381,7 +381,7 @@ def made_anew_by_an_application(play: Play) -> None:
         "DELETE FROM crm.users WHERE user_id = 'user 000004';"
         "INSERT INTO crm.users VALUES ('user 000004', 'theirs', -5, NULL)"
     )
-    play.settle()
+    play.settle(hidden=True)
 
 
 @scene("an application holds a lock on a row for a while", *POSTGRES)

@@ -381,7 +381,7 @@ def every_row_deleted(play: Play) -> None:
 def some_rows_deleted(play: Play) -> None:
     play.run()
     play.target.lose(0.01)
-    play.settle()
+    play.settle(hidden=True)
 
 
 @scene("table dropped", "upsert", "mirror", "append")
