@@ -21,7 +21,7 @@ from tests.world.hosts import Hosts
 from tests.world.targets import InPostgres, Target, copied, restored
 
 KILLED = -9
-_NAMED = re.compile(r"`([^`]+)`")
+_NAMED = re.compile(r"`([^`]+)`|(--accept [A-Z_]+)")
 _MOVED = ("inserted", "updated", "deleted", "refreshed")
 Act = Callable[[], object]
 
@@ -193,8 +193,8 @@ class Play:
 def remedies(hint: str) -> list[list[str]]:
     """What a hint offers to do, in its order: words after `retl`; [] of words is the same run again."""
     found: list[list[str]] = []
-    for quoted in _NAMED.findall(hint):
-        words = quoted.removeprefix("retl ").split()
+    for named in _NAMED.finditer(hint):
+        words = (named[1] or named[2]).removeprefix("retl ").split()
         if words[0].startswith("--") or words[0] in ("sync", "state", "resolve"):
             found.append([*words, "--yes"] if words[0] == "state" and "--yes" not in words else words)
     if not found and re.search(r"\brun\b.*\bagain\b|next (plain )?run", hint):

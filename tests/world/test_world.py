@@ -49,7 +49,7 @@ def test_every_kind_of_delivery_has_a_short_scene_and_every_scene_a_line() -> No
     [
         ("it was emptied: `--full` sends every row again", [["--full"]]),
         (
-            "`retl state rebuild users`, or `--accept STATE_BEHIND`",
+            "`retl state rebuild users` reads the target; or --accept STATE_BEHIND",
             [["state", "rebuild", "users", "--yes"], ["--accept", "STATE_BEHIND"]],
         ),
         ("run the same command again: it continues", [[]]),
