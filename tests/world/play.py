@@ -18,7 +18,7 @@ from typing import Any
 from tests.crashes import Ended
 from tests.servers import Database
 from tests.world.hosts import Hosts
-from tests.world.targets import InPostgres, Target, copied, restored
+from tests.world.targets import InPostgres, InRedis, Target, copied, restored
 
 KILLED = -9
 _NAMED = re.compile(r"`([^`]+)`|(--accept [A-Z_]+)")
@@ -110,7 +110,7 @@ class Play:
         if isinstance(self.target, InPostgres):
             self._kept["target"] = copied(self.target.database)
         else:
-            with self._cache() as client:
+            with self.cached.server.client() as client:
                 found = {key: (client.dump(key), client.pttl(key)) for key in client.keys("*")}
             self._kept["target"] = found
 
@@ -121,14 +121,21 @@ class Play:
             restored(self.target.database, copy)
         else:
             assert isinstance(copy, dict)
-            with self._cache() as client:
+            with self.cached.server.client() as client:
                 client.flushall()
                 for key, (dumped, left) in copy.items():
                     client.restore(key, max(0, left), dumped)
         self.story.append("the target is restored")
 
-    def _cache(self) -> Any:
-        return self.target.server.client()  # type: ignore[attr-defined]
+    @property
+    def table(self) -> InPostgres:
+        assert isinstance(self.target, InPostgres)
+        return self.target
+
+    @property
+    def cached(self) -> InRedis:
+        assert isinstance(self.target, InRedis)
+        return self.target
 
     # judgement
 

@@ -12,7 +12,6 @@ from typing import Any
 from tests.crashes import Ended
 from tests.world.play import Play, Wrong, error
 from tests.world.scenes import scene
-from tests.world.targets import InPostgres
 
 
 def _sync(play: Play, name: str, mart: str, says: str) -> None:
@@ -38,13 +37,12 @@ def _run(play: Play, *words: str) -> tuple[Ended, dict[str, dict[str, Any]]]:
 
 
 def _rows(play: Play, sql: str) -> list[tuple[Any, ...]]:
-    with play.target.database.connect() as connection:  # type: ignore[attr-defined]
-        return connection.execute(sql).fetchall()  # type: ignore[no-any-return]
+    with play.table.database.connect() as connection:
+        return connection.execute(sql).fetchall()
 
 
 def _execute(play: Play, sql: str) -> None:
-    assert isinstance(play.target, InPostgres)
-    play.target.execute(sql)
+    play.table.execute(sql)
 
 
 def _must(play: Play, sql: str, wanted: list[tuple[Any, ...]], what: str) -> None:
@@ -71,7 +69,7 @@ def a_key_that_is_not_unique(play: Play) -> None:
 
 @scene("the role has settings that shape values", "upsert")
 def settings_of_a_role(play: Play) -> None:
-    database = play.target.database.dbname  # type: ignore[attr-defined]
+    database = play.table.database.dbname
     for setting in (
         "array_nulls = off", "extra_float_digits = 0", "intervalstyle = 'sql_standard'", "bytea_output = 'escape'",
         "datestyle = 'German, DMY'", "timezone = 'Asia/Tokyo'",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from tests.world import elsewhere, shapes  # noqa: F401 - they register their scenes
+from tests.world import backups, elsewhere, failovers, losses, shapes  # noqa: F401 - they register their scenes
 from tests.world.hosts import CACHES, POSTGRES, Hosts, absent
 from tests.world.play import Play, Wrong
 from tests.world.scenes import CACHE, HTTP, SCENES, Scene
