@@ -133,8 +133,9 @@ class Journal(Paces):
     def newest_epochs(self, object: str) -> dict[str, int]:
         """Per sync that inserted or deleted rows of this object, the epoch of its last run that sent any."""
         sql = (
-            "SELECT sync, max(epoch) FROM retl_runs JOIN retl_batches USING (run_id)"
-            " WHERE object = ? AND operation <> 'update_only' GROUP BY sync"
+            "SELECT sync, max(epoch) FROM retl_runs AS r WHERE object = ? AND EXISTS"
+            " (SELECT 1 FROM retl_batches AS b WHERE b.run_id = r.run_id AND operation <> 'update_only')"
+            " GROUP BY sync"
         )
         return {str(sync): int(epoch) for sync, epoch in self._database.query(sql, object)}
 

@@ -297,6 +297,10 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
         "the object was stored anew since the last run (a restore, TRUNCATE or a rewrite): every row is sent"
         " again": made.asked.replaced and plan.distrust is not None,
         f"this object was delivered to as {known.object}: its baseline continues": known.object != place,
+        "rows that were delivered before are not deleted: after STATE_BEHIND nobody knows whose they are"
+        f" (`retl state rebuild {job.sync.name} --take-ownership` takes them)": (
+            plan.distrust is not None and plan.distrust.disown and job.sync.deletes.how != "keep"
+        ),
         f"{withheld} deletes wait: a row without a usable key may be one of them": withheld > 0,
         f"{succeeded} keys left the mart and nothing is deleted for them: each stands for the same object as"
         " another key, because the target does not tell them apart or gave both one id": succeeded > 0,
