@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from retl.engine.baseline import BASELINE
 from retl.engine.diff import CANDIDATES
-from retl.engine.hash import ROWS
+from retl.engine.hash import ROWS, USABLE_FAULTS
 from retl.engine.mapping import FieldMap
 from retl.engine.workspace import Workspace
 from retl.values import keys, storage
@@ -34,18 +34,19 @@ def load_scan(workspace: Workspace, field_map: FieldMap, found: Iterable[Sequenc
 
 def list_keys(workspace: Workspace, field_map: FieldMap, *, scanned: bool) -> None:
     """Create ASKED from the keys of the mart's rejected rows and, if the target was scanned, from the keys
-    that the mart lacks (`taken`)."""
+    that the mart lacks, as the target compares keys (`taken`)."""
     listed = (
         "SELECT c.key, min(r.hash) AS hash, bool_or(c.owned) AS owned, min(c.ref) AS ref, FALSE AS taken"
         f" FROM {CANDIDATES} c JOIN {ROWS} r USING (row)"
-        " WHERE c.ending = 'rejected' AND coalesce(r.fault, 'KEY_DUPLICATE') = 'KEY_DUPLICATE'"
+        f" WHERE c.ending = 'rejected' AND (r.fault IS NULL OR r.fault IN {USABLE_FAULTS})"
         " GROUP BY c.key"
     )
     if scanned:
         listed += (
             f" UNION ALL SELECT key, NULL, b.owned, b.ref, TRUE FROM ({_scanned(field_map)})"
             f" LEFT JOIN {BASELINE} b USING (key)"
-            f" WHERE key NOT IN (SELECT key FROM {ROWS} WHERE key IS NOT NULL)"
+            f" WHERE {field_map.folded('key')} NOT IN"
+            f" (SELECT {field_map.folded('key')} FROM {ROWS} WHERE key IS NOT NULL)"
         )
     workspace.run(f"CREATE TABLE {ASKED} AS SELECT row_number() OVER () - 1 AS pos, * FROM ({listed})")
 

@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from retl.destinations.api import Destination
@@ -150,7 +150,7 @@ def _compare(
             known = know(job, mapped, workspace, visited.expected.object)
     frozen = reading.frozen
     with clock.phase("diff"):
-        rows = _sendable(job, frozen, known, workspace)
+        rows = _sendable(job, frozen, known, visited, workspace)
     with clock.phase("guard"):
         _raise_refusal(job, run, opened, frozen, known)
     forgotten = 0 if take_ownership else _forgotten(workspace)
@@ -181,15 +181,16 @@ def _visit(job: Job, run: Run, mapped: Mapped, epoch: int | None, hold: ExitStac
     return visited
 
 
-def _sendable(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> ChangeSet:
+def _sendable(job: Job, frozen: Frozen, known: Known, visited: Visited, workspace: Workspace) -> ChangeSet:
     """Every row of the mart that could be sent, with what the former baseline knows of its key."""
-    mapped = frozen.mapped
+    assert visited.destination is not None
+    field_map = replace(frozen.mapped.field_map, folds=visited.destination.folds)
     if not frozen.hashed:
-        hash_rows(workspace, mapped)
-    diff.diff(workspace, mapped.field_map, _EVERYTHING, known.baseline_rows, whole=True)
-    judge.judge(workspace, mapped.contract, job.sync.key, frozen.edited)
-    judge.reject_missing(workspace, mapped.field_map)
-    return change_set.assemble(workspace, mapped.field_map, write=job.sync.write)
+        hash_rows(workspace, frozen.mapped)
+    diff.diff(workspace, field_map, _EVERYTHING, known.baseline_rows, whole=True)
+    judge.judge(workspace, frozen.mapped.contract, job.sync.key, frozen.edited)
+    judge.reject_missing(workspace, field_map)
+    return change_set.assemble(workspace, field_map, write=job.sync.write)
 
 
 def _raise_refusal(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known) -> None:

@@ -302,6 +302,7 @@ class Postgres(Destination[PostgresOptions]):
         with self._session(read_only=True) as session:
             if not catalog.types(session, self._sql.relation):
                 return
+            self._learn(session)
             session.execute(ONLY_LOOK)
             with session.cursor() as cursor, cursor.copy(self._sql.scan()) as copy:
                 for row in copy.rows():
