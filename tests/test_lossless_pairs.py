@@ -1,7 +1,8 @@
 """The table of lossless pairs is asked of PostgreSQL: every column type it has, every contract type.
 
-A pair that `values.lossless` lets through may refuse a value with an error and never alters one; those it
-does not let through for being lossy do alter the value that stands here.
+A pair that `types.lossless` lets through may refuse a value with an error and never alters one; those it
+does not let through for being lossy do alter the value that stands here. A pair that is judged finds every
+value that it alters.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ import psycopg
 import pytest
 
 from retl.destinations.postgres import types
+from retl.destinations.postgres.judged import Judged
+from retl.destinations.postgres.rejection import unreadable
+from retl.net.postgres import SETTINGS
 from retl.values import csv_text, storage
+from retl.values.sql import literal
 from retl.values.types import Type
 from tests.servers import Database
 from tests.value_cases import DATES, FLOATS, INTEGERS, JSONS, TEXTS, TIMES, same, tree
@@ -117,17 +122,20 @@ def written(connection: psycopg.Connection[Any], pg_type: str, text: str | None)
         return None
 
 
-def outcome(connection: Any, duck: duckdb.DuckDBPyConnection, type: Type, pg_type: str, sql: str) -> str:
-    """'equal', 'refused' or 'altered'; the table `pair` has the column."""
+def spelled(duck: duckdb.DuckDBPyConnection, type: Type, sql: str) -> tuple[Any, str | None]:
+    """The value's text (for a list, of each element), and what COPY is sent."""
     carried = f"CAST({sql} AS {storage.storage_type(type)})"
-    of_list = type.name == "list"
-    told = (
-        f"list_transform({carried}, lambda e: CAST(e AS VARCHAR))"
-        if of_list
-        else f"CAST({carried} AS VARCHAR)"
-    )
+    each = f"list_transform({carried}, lambda e: CAST(e AS VARCHAR))"
+    told = each if type.name == "list" else f"CAST({carried} AS VARCHAR)"
     sent = f"CAST({csv_text.csv_sql(type, carried)} AS VARCHAR)"
     ((source, text),) = duck.execute(f"SELECT {told}, {sent}").fetchall()
+    return source, text
+
+
+def outcome(connection: Any, duck: duckdb.DuckDBPyConnection, type: Type, pg_type: str, sql: str) -> str:
+    """'equal', 'refused' or 'altered'; the table `pair` has the column."""
+    of_list = type.name == "list"
+    source, text = spelled(duck, type, sql)
     found = written(connection, pg_type, text)
     if found is None:
         return "refused"
@@ -164,6 +172,65 @@ def test_a_pair_said_to_be_lossless_alters_nothing(
     created = types.ddl(type).replace("timestamp[]", "timestamp without time zone[]")
     spoken = {"timestamp": "timestamp without time zone", "timestamptz": "timestamp with time zone"}
     assert spoken.get(created, created) in proved
+
+
+def judged_outcome(connection: Any, one: Judged, text: str | None) -> tuple[str, str | None]:
+    """'kept' or 'refused', by the predicate, and what the column shows; the table `pair` has the column."""
+    sent = f"(SELECT {'NULL' if text is None else literal(text)}::text AS v) AS r"
+    shown = "to_json(s.v::text[])::text" if one.compared.endswith("[]") else "s.v::text"
+    try:
+        with connection.transaction():
+            connection.execute(f"INSERT INTO pair (v) SELECT r.v::{one.cast} FROM {sent}")
+            query = f"SELECT {one.differs('r.v', 's.v')}, {shown} FROM pair AS s, {sent}"
+            ((altered, held),) = connection.execute(query).fetchall()
+            connection.execute("DELETE FROM pair")
+            return "refused" if altered else "kept", held
+    except psycopg.errors.FeatureNotSupported:
+        return "refused", None
+    except psycopg.Error as error:
+        if not unreadable(error, ()):
+            raise
+        return "refused", None
+
+
+@pytest.mark.parametrize("type", VALUES, ids=str)
+def test_a_judged_pair_finds_every_value_that_it_alters(
+    postgres: Database, duck: duckdb.DuckDBPyConnection, type: Type
+) -> None:
+    kept = 0
+    with postgres.connect() as connection:
+        connection.prepare_threshold = None
+        for name, setting in SETTINGS.items():
+            connection.execute(f"SET {name} = '{setting}'")
+        for pg_type in column_types(connection):
+            connection.execute(f"CREATE TEMP TABLE pair (v {pg_type})")
+            ((base, cast),) = connection.execute(
+                "SELECT format_type(t.oid, -1), format('pg_catalog.%I', t.typname) FROM pg_attribute AS a"
+                " JOIN pg_type AS t ON t.oid = atttypid WHERE attrelid = 'pair'::regclass AND attname = 'v'"
+            ).fetchall()
+            compared = types.comparison(type, base)
+            if compared and not types.lossless(type, pg_type):
+                for sql in VALUES[type]:
+                    source, text = spelled(duck, type, sql)
+                    end, held = judged_outcome(connection, Judged(base, cast, compared, key=True), text)
+                    kept += end == "kept"
+                    assert end == "refused" or alike(type, base, source, held), (pg_type, sql, held)
+            connection.execute("DROP TABLE pair")
+    assert kept or type.name in ("boolean", "list")
+
+
+def alike(type: Type, base: str, source: Any, held: Any) -> bool:
+    kind = f"{type.items}[]" if type.name == "list" else type.name
+    if held is not None and base == "money" and type.name != "string":
+        held = held.replace("$", "").replace(",", "")
+    if held is not None and type.name == "date":
+        assert held[10:] == " 00:00:00"
+        held = held[:10]
+    if kind == "json" and held is not None:
+        return source == held
+    if kind.endswith("[]"):
+        held = held and tree(held)
+    return same(source, held, kind)
 
 
 @pytest.mark.parametrize(("type", "pg_type", "sql"), LOSSY, ids=lambda one: str(one)[:30])

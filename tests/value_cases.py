@@ -288,6 +288,29 @@ def cases() -> list[Case]:
     return own + judged
 
 
+# Columns of PostgreSQL that an application made: the mart's type for each, and values of it.
+APPLIED: dict[tuple[str, str], list[str]] = {
+    ("char(3)", "VARCHAR"): ["'ab'", "'ab '", "'abcd'", "''"],
+    ("varchar(3)", "VARCHAR"): ["'abc'", "'ab '", "'abc '", "'abcd'"],
+    ("time", "VARCHAR"): ["'09:30:00'", "'09:30'", "'25:00:00'"],
+    ("interval", "VARCHAR"): ["CAST(INTERVAL '14 months 1 day' AS VARCHAR)", "'26:00:00'", "'26 hours'"],
+    ("inet", "VARCHAR"): ["'10.0.0.1'", "'10.0.0.1/32'", "'somewhere'"],
+    ("macaddr", "VARCHAR"): ["'08:00:2B:01:02:03'", "'0800.2b01.0203'"],
+    ("int4range", "VARCHAR"): ["'[1,5)'", "'[1,4]'"],
+    ("bytea", "VARCHAR"): ["'\\x' || hex('ab'::BLOB)", "'ab'"],
+    ("uuid", "VARCHAR"): ["'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'", "'a0eebc99'"],
+    ("money", "DECIMAL(8,3)"): ["1234.5", "1.005"],
+    ("real", "DOUBLE"): ["0.1", "9.8", "1.0000000001", "1e300"],
+    ("real", "DECIMAL(12,2)"): ["9.80", "9999999999.99"],
+    ("numeric(8,2)", "DOUBLE"): ["1.5", "1.005", "1e9"],
+    ("numeric(8,1)", "DECIMAL(8,2)"): ["1.50", "1.05"],
+    ("timestamp(0)", "TIMESTAMP"): ["'2026-01-02 03:04:05'", "'2026-01-02 03:04:05.6'"],
+    ("timestamp", "DATE"): ["'2026-01-02'"],
+    ("varchar(3)[]", "VARCHAR[]"): ["['abc', NULL]", "['abc ']", "['abcd']"],
+    ("real[]", "DOUBLE[]"): ["[0.1, NULL]", "[1.0000000001]"],
+}
+
+
 def unfit_types() -> list[tuple[str, str | None]]:
     """Every (DuckDB type, contract) of which no value can be delivered, as tests/test_value_outcomes.py expects."""
     none = ["TIME", "TIME WITH TIME ZONE", "TIME_NS", "INTERVAL", "BLOB", "BIT", "GEOMETRY"]

@@ -17,11 +17,12 @@ from urllib.parse import unquote
 import duckdb
 import msgspec
 
+from retl.values.sql import literal
 from tests import servers
 from tests.api import TOKEN, Api
 from tests.commands import Workshop
 from tests.servers import Database, RedisServer
-from tests.value_cases import TEXTS, Case, asked, cases, kind, short, tree, unfit_types
+from tests.value_cases import APPLIED, TEXTS, Case, asked, cases, kind, short, tree, unfit_types
 
 PAGE = "docs/values.md"
 DESTINATIONS = {
@@ -32,7 +33,7 @@ DESTINATIONS = {
     " row: {{id: ${key}, attributes: $fields}}}}}}",
 }
 TARGETS = tuple(DESTINATIONS)
-MARTS = ("own", "judged", "keyed")
+MARTS = ("own", "judged", "keyed", "applied")
 WAREHOUSE = "CREATE TABLE {} (id VARCHAR, label VARCHAR DEFAULT 'here', {})"
 NO_LIMITS = "{max_reject_rate: 1, max_failed_rate: 1}"
 QUOTED = ("string", "uuid", "date", "timestamp", "timestamptz")  # what a Redis hash holds without quotes
@@ -55,6 +56,7 @@ class Outcomes:
     keys: dict[str, dict[str, str]] = field(default_factory=dict)  # the key each of TEXTS arrived as
     keys_rejected: dict[str, int] = field(default_factory=dict)
     unfit: dict[str, dict[tuple[str, str | None], str]] = field(default_factory=dict)
+    applied: dict[tuple[int, str], str] = field(default_factory=dict)  # by number in APPLIED and SQL
 
 
 def run(folder: Path, postgres: Database, redis: RedisServer, api: Api) -> Outcomes:
@@ -66,6 +68,7 @@ def run(folder: Path, postgres: Database, redis: RedisServer, api: Api) -> Outco
     workshop.write("retl.yml", f"connections:\n  api: {connection}\n")
     _fill(workshop, found)
     _fill_keys(workshop)
+    _fill_applied(workshop, postgres)
     ran = [one for mart in MARTS for one in _run_only(workshop, mart)]
     assert {one["exit_code"] for one in ran} == {0}, ran
     for target in TARGETS:
@@ -79,6 +82,7 @@ def run(folder: Path, postgres: Database, redis: RedisServer, api: Api) -> Outco
     found.keys = dict(_arrived_keys(postgres, redis, api))
     rejected = {one["sync"].partition("_")[2]: one["rejected"] for one in ran if one["sync"][:5] == "keyed"}
     found.keys_rejected = rejected
+    found.applied = _applied(workshop, postgres)
     found.unfit = _unfit(workshop)
     return found
 
@@ -130,6 +134,40 @@ def _fill_keys(workshop: Workshop) -> None:
         name = f"keyed_{target}"
         into = destination.format(name=name, key="k")
         workshop.sync(name, source="{table: keyed}", key="[k]", destination=into, guards=NO_LIMITS)
+
+
+def _fill_applied(workshop: Workshop, postgres: Database) -> None:
+    """A mart with a row per value of APPLIED, and the table of an application."""
+    with postgres.connect() as connection:
+        listed: Any = ", ".join(f"c{n} {column}" for n, (column, _) in enumerate(APPLIED))
+        connection.execute("CREATE SCHEMA IF NOT EXISTS landed")
+        connection.execute(f"CREATE TABLE landed.applied (id text PRIMARY KEY, {listed})")
+    columns = ", ".join(f"c{n} {type}" for n, (_, type) in enumerate(APPLIED))
+    rows = "; ".join(
+        f"INSERT INTO applied (id, c{number}) SELECT {literal(f'{number} {sql}')}, {sql}"
+        for number, values in enumerate(APPLIED.values())
+        for sql in values
+    )
+    workshop.warehouse(f"CREATE TABLE applied (id VARCHAR, {columns}); {rows}")
+    into = "{type: postgres, table: landed.applied}"
+    workshop.sync(
+        "applied_postgres", source="{table: applied}", key="[id]", destination=into, guards=NO_LIMITS
+    )
+
+
+def _applied(workshop: Workshop, postgres: Database) -> dict[tuple[int, str], str]:
+    """What each column of the application holds, or the code of the reject."""
+    listed = workshop.json("rejects", "--sync", "applied_postgres", "--reveal")["rejects"]
+    ends = {one["key"]: f"rejected: `{one['code']}`" for one in listed}
+    with postgres.connect() as connection:
+        for number in range(len(APPLIED)):
+            query: Any = f"SELECT id, format('%s', c{number}) FROM landed.applied WHERE c{number} IS NOT NULL"
+            ends |= {id: _shown(text) for id, text in connection.execute(query).fetchall()}
+    return {
+        (number, sql): ends[f"{number} {sql}"]
+        for number, values in enumerate(APPLIED.values())
+        for sql in values
+    }
 
 
 def _arrived_keys(postgres: Database, redis: RedisServer, api: Api) -> Iterator[tuple[str, dict[str, str]]]:
@@ -272,6 +310,13 @@ percent-encoded.
 """
 
 
+APPLICATION = """\
+A table that retl did not make may have columns whose type does not keep every value. There PostgreSQL judges each
+value: the row goes in if the column gives back what was sent, otherwise it is a reject with `NOT_EXACT`.
+Send the text that PostgreSQL shows for the value. A `real` shows the shortest number that stands for it, so 0.1
+goes in."""
+
+
 def page(found: Outcomes) -> str:
     """docs/values.md."""
     parts = [HEAD.rstrip()]
@@ -284,7 +329,13 @@ def page(found: Outcomes) -> str:
             lines = ["| value | PostgreSQL | JSON | Redis hash |", "| --- | --- | --- | --- |"]
             lines += [_line(found, case) for case in group]
             parts += [f"### `{column}`", "\n".join(lines)]
-    parts += ["## Texts as keys", _keyed(found), "## Columns that are refused", _refused(found)]
+    parts += [
+        "## Texts as keys",
+        _keyed(found),
+        "## PostgreSQL columns that an application made",
+        APPLICATION,
+    ]
+    parts += [_application(found), "## Columns that are refused", _refused(found)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -312,6 +363,14 @@ def _keyed(found: Outcomes) -> str:
     for what in TEXTS:
         keys = (found.keys[target].get(what) for target in ("postgres", "http", "redis_json"))
         lines.append(f"| {what} | {' | '.join('rejected' if key is None else _shown(key) for key in keys)} |")
+    return "\n".join(lines)
+
+
+def _application(found: Outcomes) -> str:
+    lines = ["| column | mart | value | PostgreSQL |", "| --- | --- | --- | --- |"]
+    for (number, sql), outcome in found.applied.items():
+        column, type = list(APPLIED)[number]
+        lines.append(f"| `{column}` | `{type}` | `{sql}` | {outcome} |".replace("||", r"\|\|"))
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _RETRY = {"40001", "40P01", "55P03", "57P03", "53300", "57P01", "57P02", "57P05", "57014", "25P03", "25P04"}
 _UNKNOWN = {"08007", "40003"}
-_SAFE = ("08", "0A", "25", "28", "3D", "40", "42", "53", "55", "57")  # their texts contain no values
+_SAFE = ("08", "0A", "25", "28", "3D", "40", "42", "53", "54011", "55", "57")  # their texts contain no values
 _WAITS = {
     "55P03": "another session keeps rows or the table locked: run again when it has ended; pg_locks names it"
 }
@@ -64,11 +64,13 @@ _UNREACHED = (
     (r"timeout|timed out", "no answer came in time"),
     (_BUSY.pattern, "it is busy or starting"),
 )
+_LOGIN = r"password|authentication|pg_hba\.conf|SASL|role .* (does not exist|is not permitted)|no such user"
 _REFUSED = (
-    (r"password|authentication|pg_hba\.conf|role .* does not exist", "28000", "it does not accept the login"),
-    (r"database .* does not exist", "3D000", "it has no such database"),
+    (_LOGIN, "28000", "it does not accept the login"),
+    (r"database .* does not exist|no such database", "3D000", "it has no such database"),
+    (r"permission denied", "42501", "no right to connect to the database"),
     (r"certificate|SSL|TLS", "TLS", "there was no verified TLS connection"),
-    (r"FATAL:", "REFUSED", "it refuses the connection"),
+    (r"\w:  ", "REFUSED", "it refuses the connection"),  # "FATAL:  …", in the server's language
 )
 
 
@@ -81,7 +83,7 @@ def unconnected(error: psycopg.Error, server: str, user: str) -> TargetError:
         for pattern, code, reason in _REFUSED:
             if re.search(pattern, text):
                 hint = "sslmode, sslrootcert and the server's certificate" if code == "TLS" else None
-                message = f"{server}: {reason}" + (f" of {user}" if code == "28000" else "")
+                message = f"{server}: {reason}" + (f" of {user}" if code == "28000" else f" (user {user})")
                 return Systemic(code, message, hint=hint or _HINTS.get(code[:2]))
     why = next((reason for pattern, reason in _UNREACHED if re.search(pattern, text)), "the network is down")
     return Unavailable(

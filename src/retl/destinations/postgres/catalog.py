@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from retl.destinations.batch import Trace
+from retl.destinations.batch import Shape, Trace
 from retl.destinations.postgres.statements import MARKER, Relation, Statements, Traits
 from retl.net.postgres import Session
 
@@ -26,14 +25,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Column:
-    """One column; `type` is from format_type(), for a domain that of its base type."""
+    """One column. `type` and `base`, which has no length, are from format_type(); for a domain they are those
+    of the type under all its domains. `cast` is the base type, with its schema."""
 
     name: str
     type: str
+    base: str
+    cast: str
     enum: bool
     needed: bool  # NOT NULL without a default
     generated: bool  # also GENERATED ALWAYS AS IDENTITY: cannot be written
-    folds: bool  # different texts are equal in its collation
+    folds: bool  # different texts are equal in it
+    equals: str  # the operator of the type itself, or PostgreSQL's: the search path may lead to others
     rights: list[str]
 
 
@@ -44,8 +47,12 @@ class Table:
     may_delete: bool
     row_security: bool
     rules: bool
+    triggers: int  # the events that call one, as bits of pg_trigger.tgtype
+    fills: bool  # a trigger may give columns their values before a row is inserted
+    unidentified: bool  # published, and without an identity by which subscribers find a changed row
     columns: dict[str, Column]
-    keys: tuple[frozenset[str], ...]  # column sets of indexes that ON CONFLICT can use
+    # of each unique index that ON CONFLICT can use: the columns, and those of them under lower()
+    keys: tuple[tuple[frozenset[str], frozenset[str]], ...]
     dependents: tuple[str, ...]  # foreign keys through which our deletes would change other tables
 
 
@@ -69,61 +76,111 @@ def place(session: Session, relation: Relation) -> Place:
     return Place(*row)
 
 
+# Triggers of a partition fire too.
+_PARTS = "(SELECT c.oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) AS p)"
+_TRIGGERS = f"""coalesce((SELECT bit_or(g.tgtype) FROM pg_catalog.pg_trigger AS g
+  WHERE g.tgrelid IN {_PARTS} AND NOT g.tgisinternal AND g.tgenabled <> 'D'), 0)"""
+_FILLS = f"""EXISTS (SELECT FROM pg_catalog.pg_trigger AS g
+  WHERE g.tgrelid IN {_PARTS} AND NOT g.tgisinternal AND g.tgenabled IN ('O', 'A')
+  AND g.tgtype & 7 = 7)"""  # for each row, BEFORE, INSERT
+# CASE, because to list what is published takes long.
+_UNIDENTIFIED = f"""EXISTS (SELECT FROM pg_catalog.pg_class AS r WHERE r.oid IN {_PARTS}
+  AND CASE WHEN r.relkind <> 'r' OR r.relreplident = 'f' OR EXISTS (SELECT FROM pg_catalog.pg_index AS i
+      WHERE i.indrelid = r.oid AND i.indisvalid
+      AND CASE r.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END)
+    THEN false
+    ELSE EXISTS (SELECT FROM pg_catalog.pg_publication_tables AS t
+      JOIN pg_catalog.pg_publication AS u ON u.pubname = t.pubname AND (u.pubupdate OR u.pubdelete)
+      JOIN pg_catalog.pg_namespace AS s ON s.nspname = t.schemaname
+      WHERE s.oid = r.relnamespace AND t.tablename = r.relname) END)"""
+
+
 def table(session: Session, relation: Relation) -> Table | None:
     """None if there is no such table."""
     found = session.execute(
         "SELECT c.oid, c.relkind::text, pg_has_role(c.relowner, 'USAGE'),"
         " has_table_privilege(c.oid, 'DELETE'), row_security_active(c.oid),"
-        " EXISTS (SELECT FROM pg_catalog.pg_rewrite AS r WHERE r.ev_class = c.oid AND r.ev_type <> '1')"
+        " EXISTS (SELECT FROM pg_catalog.pg_rewrite AS r WHERE r.ev_class = c.oid AND r.ev_type <> '1'),"
+        f" {_TRIGGERS}, {_FILLS}, {_UNIDENTIFIED}"
         " FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
         " WHERE n.nspname = %s AND c.relname = %s",
         [relation.schema, relation.name],
     ).fetchone()
     if found is None:
         return None
-    oid, kind, owned, may_delete, row_security, rules = found
-    columns = {column.name: column for column in _columns(session, oid)}
+    oid, kind, owned, may_delete, row_security, rules, triggers, fills, unidentified = found
     return Table(
         kind,
         owned,
         may_delete,
         row_security,
         rules,
-        columns,
+        triggers,
+        fills,
+        unidentified,
+        {column.name: column for column in _columns(session, oid)},
         _keys(session, oid),
         _dependents(session, oid),
     )
 
 
+# A column's type, and the types under it if it is a domain (domains can be made of domains).
+_TYPES = """
+WITH RECURSIVE types AS (
+  SELECT t.oid AS top, t.oid, t.typtype, t.typbasetype, t.typtypmod, t.typnotnull, NULL::int4 AS size
+    FROM pg_catalog.pg_type AS t
+    WHERE t.oid IN
+      (SELECT atttypid FROM pg_catalog.pg_attribute WHERE attrelid = %(oid)s AND NOT attisdropped)
+  UNION ALL
+  SELECT d.top, t.oid, t.typtype, t.typbasetype, t.typtypmod, d.typnotnull OR t.typnotnull, d.typtypmod
+    FROM types AS d JOIN pg_catalog.pg_type AS t ON t.oid = d.typbasetype WHERE d.typtype = 'd')
+"""
+_EQUALS = """
+SELECT format('OPERATOR(%%I.=)', n.nspname) FROM pg_catalog.pg_operator AS o
+  JOIN pg_catalog.pg_namespace AS n ON n.oid = o.oprnamespace
+  WHERE o.oprname = '=' AND n.oid = b.typnamespace AND o.oprleft = b.oid AND o.oprright = b.oid
+"""
+
+
 def _columns(session: Session, oid: int) -> list[Column]:
+    named = "CASE b.typname WHEN 'citext' THEN 'citext' WHEN '_citext' THEN 'citext[]' ELSE {} END"
+    sized = named.format("format_type(b.oid, coalesce(t.size, a.atttypmod))")
     rows = session.execute(
-        "SELECT a.attname::text,"
-        " CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, t.typtypmod)"
-        "  ELSE format_type(a.atttypid, a.atttypmod) END, b.typtype = 'e',"
-        " (a.attnotnull OR t.typnotnull) AND NOT a.atthasdef AND a.attidentity = '' AND t.typdefault IS NULL,"
-        " a.attgenerated <> '' OR a.attidentity = 'a', coalesce(NOT l.collisdeterministic, false),"
+        f"{_TYPES} SELECT a.attname::text, {sized}, {named.format('format_type(b.oid, -1)')},"
+        " format('%%I.%%I', s.nspname, b.typname), b.typtype = 'e',"
+        " (a.attnotnull OR t.typnotnull) AND NOT a.atthasdef AND a.attidentity = '' AND d.typdefault IS NULL,"
+        " a.attgenerated <> '' OR a.attidentity = 'a',"
+        " b.typname = 'citext' OR coalesce(NOT l.collisdeterministic, false),"
+        f" coalesce(({_EQUALS}), 'OPERATOR(pg_catalog.=)'),"
         " ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS p"
         "  WHERE has_column_privilege(a.attrelid, a.attnum, p))"
-        " FROM pg_catalog.pg_attribute AS a JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid"
-        " JOIN pg_catalog.pg_type AS b ON b.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END"
+        " FROM pg_catalog.pg_attribute AS a JOIN pg_catalog.pg_type AS d ON d.oid = a.atttypid"
+        " JOIN types AS t ON t.top = a.atttypid AND t.typtype <> 'd'"
+        " JOIN pg_catalog.pg_type AS b ON b.oid = t.oid"
+        " JOIN pg_catalog.pg_namespace AS s ON s.oid = b.typnamespace"
         " LEFT JOIN pg_catalog.pg_collation AS l ON l.oid = a.attcollation"
-        " WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped",
-        [oid],
+        " WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+        {"oid": oid},
     ).fetchall()
     return [Column(*row) for row in rows]
 
 
-def _keys(session: Session, oid: int) -> tuple[frozenset[str], ...]:
-    """ON CONFLICT needs a valid, immediate unique index without predicate and expressions."""
+def _keys(session: Session, oid: int) -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
+    """ON CONFLICT needs a valid, immediate unique index without predicate. Each part is a column, or
+    lower(column); an index with other expressions has no usable key."""
     rows = session.execute(
-        "SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, n)"
-        "  JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum"
-        "  WHERE k.n <= i.indnkeyatts)"
-        " FROM pg_catalog.pg_index AS i WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid"
-        " AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL",
+        "SELECT array_agg(a.attname::text), array_agg(a.attname::text) FILTER (WHERE k.attnum = 0)"
+        " FROM pg_catalog.pg_index AS i"
+        " CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, n)"
+        " LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND NOT a.attisdropped"
+        "  AND CASE k.attnum WHEN 0 THEN pg_get_indexdef(i.indexrelid, k.n::int, true)"
+        "   IN (format('lower(%%I)', a.attname), format('lower(%%I::text)', a.attname))"
+        "   ELSE a.attnum = k.attnum END"
+        " WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL"
+        " AND k.n <= i.indnkeyatts GROUP BY i.indexrelid HAVING bool_and(a.attname IS NOT NULL)",
         [oid],
     ).fetchall()
-    return tuple(frozenset(row[0]) for row in rows)
+    return tuple((frozenset(names), frozenset(lowered or ())) for names, lowered in rows)
 
 
 def _dependents(session: Session, oid: int) -> tuple[str, ...]:
@@ -156,37 +213,6 @@ def trace(session: Session, statements: Statements) -> Trace:
     return Trace(frozenset(batches), frozenset(replaced), frozenset(foreign), epoch, bool(row and row[0]))
 
 
-def types(session: Session, relation: Relation) -> dict[str, str]:
-    """Each column's type for casts, without its length, because a cast would cut to it; empty if there is
-    no such table."""
-    rows = session.execute(
-        "SELECT attname::text, format_type(atttypid, NULL) FROM pg_catalog.pg_attribute"
-        " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
-        [relation.sql],
-    ).fetchall()
-    return dict(rows)
-
-
-def traits(session: Session, relation: Relation, keys: Sequence[str]) -> Traits:
-    """Those of an ordinary table if there is none. A key is compared by the operator of its own type, or by
-    PostgreSQL's: the search path may lead to others."""
-    row = session.execute(
-        "SELECT c.relkind = 'r',"
-        " ARRAY(SELECT format('OPERATOR(%%I.=)', coalesce("
-        "   (SELECT n.nspname FROM pg_catalog.pg_operator AS o JOIN pg_catalog.pg_namespace AS n"
-        "     ON n.oid = b.typnamespace WHERE o.oprname = '=' AND o.oprnamespace = b.typnamespace"
-        "     AND o.oprleft = b.oid AND o.oprright = b.oid), 'pg_catalog'))"
-        "  FROM unnest(%s::text[]) WITH ORDINALITY AS k(name, n)"
-        "  LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = k.name"
-        "  LEFT JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid"
-        "  LEFT JOIN pg_catalog.pg_type AS b"
-        "   ON b.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END ORDER BY k.n),"
-        # a partition may have triggers of its own
-        " coalesce((SELECT bit_or(g.tgtype) FROM pg_catalog.pg_trigger AS g WHERE NOT g.tgisinternal"
-        "  AND g.tgenabled <> 'D' AND (g.tgrelid = c.oid OR g.tgrelid IN"
-        "  (SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) AS p))), 0)"
-        " FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
-        " WHERE n.nspname = %s AND c.relname = %s",
-        [list(keys), relation.schema, relation.name],
-    ).fetchone()
-    return Traits(row[0], tuple(row[1]), row[2]) if row else Traits()
+def traits(table: Table, shape: Shape) -> Traits:
+    keys = [table.columns[field.name] for field in shape.key if field.name in table.columns]
+    return Traits(table.kind == "r", {column.name: column.equals for column in keys}, table.triggers)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from retl.destinations.batch import Field, Shape, SoftDelete
 from retl.destinations.postgres.catalog import Column, Place, Table
+from retl.destinations.postgres.judged import judged, lowered_keys
 from retl.destinations.postgres.statements import Statements
-from retl.destinations.postgres.types import ddl, injective, lossless
+from retl.destinations.postgres.types import ddl, injective, lossless, spoken
 from retl.errors import Mismatch, Systemic
 from retl.values.sql import quoted
 
@@ -59,7 +60,11 @@ def judge_table(table: Table | None, place: Place, statements: Statements, *, cr
         return
     if table.kind not in _TABLES:
         what = _KINDS.get(table.kind, "no table")
-        raise Mismatch("TARGET_DRIFT", f"{statements.relation} is {what}: name the table behind it")
+        raise Mismatch(
+            "TARGET_DRIFT",
+            f"{statements.relation} is {what}, which has no row versions to prove what was written: name the"
+            " table behind it",
+        )
     if table.rules:
         raise Mismatch(
             "TARGET_DRIFT", f"{statements.relation} has rewrite rules: upserts need a table without"
@@ -68,10 +73,11 @@ def judge_table(table: Table | None, place: Place, statements: Statements, *, cr
         *_columns(table, statements, create),
         *_needed(table, statements.shape),
         *_key(table, statements),
+        *_identity(table, statements),
     ]
     if faults:
-        ddl_text = " ".join(f"{fix};" for _, fix in faults if fix)
-        raise Mismatch("TARGET_DRIFT", "; ".join(what for what, _ in faults), hint=ddl_text or None)
+        advice = " ".join(f"{fix};" for _, fix in faults if fix)
+        raise Mismatch("TARGET_DRIFT", "; ".join(what for what, _ in faults), hint=advice or None)
     _judge_deletes(table, statements)
     _judge_rights(table, place, statements, create)
 
@@ -85,14 +91,10 @@ def _columns(table: Table, statements: Statements, create: bool) -> list[tuple[s
         if column is None:
             if key or not create:
                 faults.append(_missing(field, table, statements))
-        elif column.generated:
+        elif column.generated and not (key and shape.write == "update_only"):  # there it is only compared
             faults.append((f"the database generates column {field.name}: remove it from the sync", None))
         elif not _holds(column, field, key):
-            cannot = f"tell all {field.type} keys apart" if key else f"hold every {field.type} without loss"
-            words = f"column {field.name} is {column.type}, which cannot {cannot}"
-            altered = f"ALTER COLUMN {quoted(field.name)} TYPE {ddl(field.type)}"
-            fix = f"ALTER TABLE {statements.relation.sql} {altered}"
-            faults.append((words, fix))
+            faults.append(_unfit(column, field, key, statements))
     if isinstance(shape.deletes, SoftDelete):
         faults += [
             (f"column {name} of the soft delete is missing", None)
@@ -115,13 +117,33 @@ def _missing(field: Field, table: Table, statements: Statements) -> tuple[str, s
 
 
 def _holds(column: Column, field: Field, key: bool) -> bool:
-    held = lossless(field.type, column.type, max_length=field.max_length, enum=column.enum)
-    return held and not (key and (column.folds or not injective(field.type, column.type)))
+    """Whether it takes each value as it is, or refuses it alone."""
+    if key and not injective(field.type, column.base, enum=column.enum):
+        return False
+    fits = lossless(field.type, column.type, max_length=field.max_length, enum=column.enum)
+    return fits or judged(column, field) is not None
+
+
+def _unfit(column: Column, field: Field, key: bool, statements: Statements) -> tuple[str, str]:
+    """The fault, and what corrects it: first in the sync, because the table may belong to an application."""
+    cannot = f"tell all {field.type} keys apart" if key else f"hold every {field.type} without loss"
+    words = f"column {field.name} is {column.type}, which cannot {cannot}"
+    alter = f"ALTER TABLE {statements.relation.sql} ALTER COLUMN {quoted(field.name)} TYPE {ddl(field.type)}"
+    other = spoken(column.base)
+    if other is None or field.column is None:
+        return words, alter
+    digits = ", max_digits: …, decimal_places: …" if other == "decimal" else ""
+    contract = f"{{type: {other}{digits}}}"
+    return words, (
+        f"cast {field.column} in the source's SQL, or set `{field.column}: {contract}` in the contract;"
+        f" if the table is yours: {alter}"
+    )
 
 
 def _needed(table: Table, shape: Shape) -> list[tuple[str, str | None]]:
-    """NOT NULL is tested before ON CONFLICT: such a column refuses every row, known or new."""
-    if shape.write == "update_only":
+    """NOT NULL is tested before ON CONFLICT: such a column refuses every row, known or new, unless a trigger
+    fills it first."""
+    if shape.write == "update_only" or table.fills:
         return []
     ours = {field.name for field in (*shape.key, *shape.fields)}
     return [
@@ -132,11 +154,25 @@ def _needed(table: Table, shape: Shape) -> list[tuple[str, str | None]]:
 
 
 def _key(table: Table, statements: Statements) -> list[tuple[str, str | None]]:
-    names = {field.name for field in statements.shape.key}
-    if statements.shape.write not in ("upsert", "insert_only") or names in table.keys:
+    if statements.shape.write not in ("upsert", "insert_only"):
+        return []
+    if lowered_keys(table, statements.shape) is not None:
         return []
     listed = ", ".join(field.name for field in statements.shape.key)
-    return [(f"no unique constraint on exactly ({listed}) is checked immediately", statements.add_key())]
+    words = (
+        f"no unique constraint on exactly ({listed}) is checked immediately (an index on lower(column)"
+        " would do, one with WHERE would not)"
+    )
+    return [(words, statements.add_key())]
+
+
+def _identity(table: Table, statements: Statements) -> list[tuple[str, str | None]]:
+    """PostgreSQL refuses to change rows of such a table, which would be seen only in the second run."""
+    shape, relation = statements.shape, statements.relation
+    if not table.unidentified or (shape.write in ("append", "insert_only") and shape.deletes == "keep"):
+        return []
+    words = f"{relation} is published for replication without a replica identity: its rows cannot be changed"
+    return [(words, f"ALTER TABLE {relation.sql} REPLICA IDENTITY FULL")]
 
 
 def _judge_deletes(table: Table, statements: Statements) -> None:

@@ -69,10 +69,10 @@ class Staged:
 
     def _kept_by(self, link: Link) -> Iterator[Wait]:
         """Rows that others refer to; of our own table, those may be in the batch too."""
-        o = f"LEFT JOIN {STAGE} AS o ON {self._same_key('o', 'r')}" if link.own else ""
+        o = f"LEFT JOIN {STAGE} AS o ON {self._sql.same_key('o', 'r')}" if link.own else ""
         rows = self._session.execute(
             f"SELECT DISTINCT s.{ROW}, {f'o.{ROW}' if link.own else 'NULL::int'} FROM {STAGE} AS s"
-            f" JOIN {self._rules.table} AS t ON {self._same_key('s', 't')}"
+            f" JOIN {self._rules.table} AS t ON {self._sql.same_key('s', 't')}"
             f" JOIN {link.other} AS r ON {_equal(link.theirs, 'r', link.mine, 't')} {o}"
         ).fetchall()
         result = refused("23503", link.name)
@@ -83,7 +83,9 @@ class Staged:
         staged = link.own and self._columns.issuperset(link.theirs)
         joined = staged and self._mode != "update_only"
         o = f"LEFT JOIN {STAGE} AS o ON {_equal(link.mine, 's', link.theirs, 'o')}" if joined else ""
-        unchanged = self._exists(f"{self._same_key('s', 't')} AND {_equal(link.mine, 's', link.mine, 't')}")
+        unchanged = self._exists(
+            f"{self._sql.same_key('s', 't')} AND {_equal(link.mine, 's', link.mine, 't')}"
+        )
         rows = self._session.execute(
             f"SELECT s.{ROW}, {f'min(o.{ROW})' if joined else 'NULL::int'} FROM {STAGE} AS s {o}"
             f" WHERE {_given(link.mine)} AND {self._writes()} AND NOT {unchanged} AND NOT EXISTS"
@@ -95,8 +97,8 @@ class Staged:
     def _taken(self, unique: Unique) -> Iterator[Wait]:
         """Rows whose unique value another row has. That row may be in the batch and get another value."""
         moves = self._mode in ("upsert", "update_only")
-        another = "true" if self._mode == "append" else f"NOT ({self._same_key('s', 't')})"
-        o = f"LEFT JOIN {STAGE} AS o ON {self._same_key('o', 't')}" if moves else ""
+        another = "true" if self._mode == "append" else f"NOT ({self._sql.same_key('s', 't')})"
+        o = f"LEFT JOIN {STAGE} AS o ON {self._sql.same_key('o', 't')}" if moves else ""
         kept = self._kept(unique)
         rows = self._session.execute(
             f"SELECT s.{ROW}, {f'CASE WHEN ({kept}) IS NOT TRUE THEN o.{ROW} END' if moves else 'NULL::int'}"
@@ -109,7 +111,7 @@ class Staged:
     def _rivals(self, unique: Unique) -> Iterator[Rival]:
         listed = ", ".join(f"s.{quoted(name)}" for name in unique.columns)
         same = _equal(unique.columns, "s", unique.columns, "t")
-        holds = self._exists(f"{self._same_key('s', 't')} AND {same}")
+        holds = self._exists(f"{self._sql.same_key('s', 't')} AND {same}")
         rows = self._session.execute(
             f"SELECT * FROM (SELECT min(s.{ROW}) OVER w, s.{ROW}, {holds}, count(*) OVER w AS retl_count"
             f" FROM {STAGE} AS s WHERE {_given(unique.columns)} AND {self._writes()}"
@@ -128,15 +130,11 @@ class Staged:
 
     def _writes(self) -> str:
         """Whether a row is written at all in this mode."""
-        there = self._exists(self._same_key("s", "t"))
+        there = self._exists(self._sql.same_key("s", "t"))
         return {"insert_only": f"NOT {there}", "update_only": there}.get(self._mode, "true")
 
     def _exists(self, condition: str) -> str:
         return f"EXISTS (SELECT FROM {self._rules.table} AS t WHERE {condition})"
-
-    def _same_key(self, one: str, other: str) -> str:
-        names = [field.name for field in self._sql.shape.key]
-        return _equal(names, one, names, other)
 
     def lift(self, lifted: Sequence[tuple[int, Unique]]) -> Iterator[str]:
         """Statements by which these rows give up a value of an index."""
@@ -147,7 +145,7 @@ class Staged:
             column, value = moment
             yield (
                 f"UPDATE {self._rules.table} AS t SET {quoted(column)} = {value} FROM {STAGE} AS s"
-                f" WHERE {self._same_key('s', 't')} AND s.{ROW} IN ({rows})"
+                f" WHERE {self._sql.same_key('s', 't')} AND s.{ROW} IN ({rows})"
             )
 
     def _may_lift(self, unique: Unique) -> bool:
@@ -158,7 +156,9 @@ class Staged:
         """Whether all of these rows have the values of the stage now."""
         for unique in {unique for _, unique in lifted}:
             rows = [row for row, one in lifted if one == unique]
-            condition = f"{self._same_key('s', 't')} AND {_equal(unique.columns, 's', unique.columns, 't')}"
+            condition = (
+                f"{self._sql.same_key('s', 't')} AND {_equal(unique.columns, 's', unique.columns, 't')}"
+            )
             found = self._session.execute(
                 f"SELECT count(*) FROM {STAGE} AS s JOIN {self._rules.table} AS t ON {condition}"
                 f" WHERE s.{ROW} IN ({', '.join(map(str, rows))})"

@@ -21,7 +21,13 @@ UNSUPPORTED = "0A000"  # of COPY: a table with row-level security
 _POLICY = "ExecWithCheckOptions"  # of PostgreSQL: where 42501 is about a row and not about a right
 
 
-_POISON = {"54000", "44000", "P0001"}  # besides classes 22 and 23; P0001 is a trigger's RAISE
+_TOO_LARGE = "54000"
+
+
+_POISON = {_TOO_LARGE, "44000", "P0001"}  # besides classes 22 and 23; P0001 is a trigger's RAISE
+
+
+_UNREADABLE = {"42601", "42602", "42622", "42704"}  # of tsquery, jsonpath, names
 
 
 _REASONS = {
@@ -34,6 +40,7 @@ _REASONS = {
     "22001": "the value is too long",
     "22003": "the number is out of range",
     "22021": "the text holds a character that PostgreSQL cannot store",
+    _TOO_LARGE: "a value is larger than PostgreSQL can take",
     "P0001": "a trigger of the table refuses the row",
 }
 
@@ -48,12 +55,25 @@ def rejection(error: psycopg.Error, names: Collection[str]) -> RowResult | None:
         return None
     place = error.diag.constraint_name or error.diag.column_name or _copied_column(error, names)
     reason = _REASONS.get(code, "the value does not fit its column" if code[:2] == "22" else "it is refused")
+    where = (error.diag.source_function or "") if code == _TOO_LARGE else ""
+    if where.startswith(("index_form_tuple", "_bt_check_third_page")):
+        reason = "the value is too long for an index"
+    elif where == "RelationGetBufferForTuple":
+        reason = "the row does not fit a page of PostgreSQL (8 kB): its columns are too many, or too wide"
     return RowResult(Kind.REJECTED, code, f"{place}: {reason}" if place else reason)
 
 
 def refused(code: str, constraint: str, order: Order | None = None) -> RowResult:
     """The result of a row that this constraint refuses, found without an error."""
     return RowResult(Kind.REJECTED, code, f"{constraint}: {_REASONS[code]}", order=order)
+
+
+def unreadable(error: psycopg.Error, names: Collection[str]) -> RowResult | None:
+    """The row's result if the error is that of a cast from text: some types call it an error of syntax."""
+    found = rejection(error, names)
+    if found is None and error.sqlstate in _UNREADABLE:
+        return RowResult(Kind.REJECTED, error.sqlstate, "the value does not fit its column")
+    return found
 
 
 def _copied_column(error: psycopg.Error, names: Collection[str]) -> str | None:

@@ -8,6 +8,8 @@ from typing import Any
 from retl.destinations.postgres.statements import Relation
 from retl.net.postgres import Session
 
+_OWN = "'pg_catalog'::regnamespace"  # the schema of PostgreSQL's own operators
+
 
 @dataclass(frozen=True)
 class Link:
@@ -22,7 +24,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Unique:
-    """A unique index on plain columns."""
+    """A unique index on plain columns, which compares by PostgreSQL's own operators."""
 
     name: str
     columns: tuple[str, ...]
@@ -69,7 +71,7 @@ def read(session: Session, relation: Relation) -> Rules:
 
 def _links(session: Session, oid: int, ours: str, other: str) -> tuple[Link, ...]:
     """Foreign keys, seen from the end `ours`. A partition of either table repeats a constraint; MATCH FULL is
-    left out."""
+    left out, and what compares by an operator of an extension."""
     keys = {"f.conrelid": "f.conkey", "f.confrelid": "f.confkey"}
     forbids = "" if ours == "f.conrelid" else " AND f.confdeltype IN ('a', 'r')"
     rows = session.execute(
@@ -83,7 +85,8 @@ def _links(session: Session, oid: int, ours: str, other: str) -> tuple[Link, ...
         "  AND p.conrelid = f.conrelid AND p.confrelid <> f.confrelid"
         f" WHERE {ours} = %s AND f.contype = 'f' AND f.confmatchtype = 's' AND p.oid IS NULL{forbids}"
         " AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')"
-        " AND NOT row_security_active(c.oid) ORDER BY 1",
+        " AND NOT row_security_active(c.oid) AND NOT EXISTS (SELECT FROM pg_catalog.pg_operator AS o"
+        f"  WHERE o.oid = ANY (f.conpfeqop) AND o.oprnamespace <> {_OWN}) ORDER BY 1",
         [oid],
     ).fetchall()
     return tuple(Link(name, sql, tuple(mine), tuple(theirs), own) for name, sql, mine, theirs, own in rows)
@@ -100,7 +103,8 @@ def _uniques(session: Session, oid: int) -> tuple[Unique, ...]:
         f" {columns.format('NOT a.attnotnull')}, {columns.format('format_type(a.atttypid, NULL)')}"
         " FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid"
         " WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indpred IS NULL"
-        " AND i.indexprs IS NULL ORDER BY 1",
+        " AND i.indexprs IS NULL AND NOT EXISTS (SELECT FROM pg_catalog.pg_opclass AS o"
+        f"  WHERE o.oid = ANY (i.indclass::oid[]) AND o.opcnamespace <> {_OWN}) ORDER BY 1",
         [oid],
     ).fetchall()
     return tuple(

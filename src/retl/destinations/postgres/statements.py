@@ -1,9 +1,10 @@
 """The SQL that moves one sync's batches into its table, as text: pure, without parameters.
 
 A batch is staged by COPY into a temporary table of the target's own column types, then one statement
-applies it to the table. `retl_row` is a row's number in the batch. Rows are compared by their images, not by
-their values: that works for every type (json has no `=`) and for every digit. All of it works with
-PostgreSQL 13.
+applies it to the table. If values must be judged, COPY fills another temporary table, in which those columns
+are text, and the stage is made from it. `retl_row` is a row's number in the batch. Rows are compared by their
+images, not by their values: that works for every type (json has no `=`) and for every digit. All of it works
+with PostgreSQL 13.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from retl.destinations.batch import Batch, Field, Mode, Shape, SoftDelete, Visit
+from retl.destinations.postgres.judged import Fit, Judged
 from retl.destinations.postgres.types import ddl
 from retl.values.sql import literal, quoted
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 ROW = "retl_row"
 STAGE = "pg_temp.retl_stage"
+SENT = "pg_temp.retl_sent"  # as COPY brings it, where values must be judged
 MARKER = "retl_applied"
 _MARK = "(state_id, run_id, batch, attempt)"
 _INSERT, _DELETE, _UPDATE = 4, 8, 16  # pg_trigger.tgtype
@@ -82,7 +85,7 @@ class Traits:
     table."""
 
     ordinary: bool = True  # False: partitioned, or not a table at all
-    equals: tuple[str, ...] = ()  # the operator that compares each key column
+    equals: Mapping[str, str] = field(default_factory=dict)  # the operator that compares each key column
     triggers: int = 0  # the events that call a trigger of the table, as bits of pg_trigger.tgtype
 
 
@@ -93,20 +96,38 @@ class Statements:
     The rows of an ordinary table are only its own: those of tables that inherit from it belong to others.
     """
 
-    def __init__(self, relation: Relation, shape: Shape, traits: Traits | None = None) -> None:
+    def __init__(
+        self, relation: Relation, shape: Shape, traits: Traits | None = None, fit: Fit | None = None
+    ) -> None:
         self.relation = relation
         self.shape = shape
         self.traits = traits or Traits()
+        self.fit = fit or Fit()
         self.rules: Rules | None = None  # of the table, once a batch needed them
         self.marker = f"{quoted(relation.schema)}.{MARKER}"
         self.names = frozenset(field.name for field in (*shape.key, *shape.fields))
         self.keys = [quoted(field.name) for field in shape.key]
         self.columns = [*self.keys, *(quoted(field.name) for field in shape.fields)]
-        self._equals = self.traits.equals or ("=",) * len(self.keys)
-        self._same_key = " AND ".join(
-            f"t.{key} {equals} s.{key}" for key, equals in zip(self.keys, self._equals, strict=True)
-        )
+        self._arbiter = ", ".join(self._key("", field) for field in shape.key)
+        self._same_key = self.same_key("t", "s")
         self._absent = f"t.{self.keys[0]} IS NULL"  # after a LEFT JOIN
+
+    def same_key(self, one: str, other: str) -> str:
+        """Whether two rows have the same key in the table."""
+        return " AND ".join(
+            f"{self._key(f'{one}.', field)} {self._equals(field)} {self._key(f'{other}.', field)}"
+            for field in self.shape.key
+        )
+
+    def _key(self, alias: str, field: Field) -> str:
+        """A key column as the table compares it."""
+        column = f"{alias}{quoted(field.name)}"
+        return f"lower({column})" if field.name in self.fit.lowered else column
+
+    def _equals(self, field: Field) -> str:
+        if field.name in self.fit.lowered:  # a text, whatever the column's type is
+            return "OPERATOR(pg_catalog.=)"
+        return self.traits.equals.get(field.name, "=")
 
     @property
     def _rows(self) -> str:
@@ -121,8 +142,9 @@ class Statements:
 
     @property
     def straight(self) -> bool:
-        """Whether a COPY into the table itself needs no second look: no trigger acts on what it inserts."""
-        return not self.traits.triggers & _INSERT
+        """Whether a COPY into the table itself needs no second look: no trigger acts on what it inserts, and
+        no value must be judged."""
+        return not self.traits.triggers & _INSERT and not self.fit.judged
 
     # --- staging
 
@@ -134,31 +156,48 @@ class Statements:
             f" SELECT 0 AS {ROW}, {listed} FROM {self.relation.sql} AS t WHERE false"
         )
 
+    def stage_sent(self) -> str:
+        """Once per connection, if values must be judged."""
+        listed = ", ".join(
+            f"''::text AS {quoted(name)}" if name in self.fit.judged else f"t.{quoted(name)}"
+            for name in self.sent("upsert")
+        )
+        return (
+            f"CREATE TEMP TABLE {SENT.partition('.')[2]} ON COMMIT DELETE ROWS AS"
+            f" SELECT 0 AS {ROW}, {listed} FROM {self.relation.sql} AS t WHERE false"
+        )
+
+    def empty(self) -> str:
+        """Empty the stages before the transaction ends."""
+        return "; ".join(f"DELETE FROM {one}" for one in ([STAGE, SENT] if self.fit.judged else [STAGE]))
+
     def copy(self, operation: Mode) -> str:
-        return _copy(STAGE, [ROW, *(self.keys if operation == "delete" else self.columns)])
+        columns = [quoted(name) for name in self.sent(operation)]
+        return _copy(SENT if self.judged(operation) else STAGE, [ROW, *columns])
 
     def copy_in(self) -> str:
         """Into the table itself, without a stage and row numbers."""
         return _copy(self.relation.sql, self.columns)
 
+    def judged(self, operation: Mode) -> dict[str, Judged]:
+        """The judged columns that the operation sends, by name."""
+        return {name: self.fit.judged[name] for name in self.sent(operation) if name in self.fit.judged}
+
+    def sent(self, operation: Mode) -> list[str]:
+        """The names of the columns that the operation sends."""
+        fields = self.shape.key if operation == "delete" else (*self.shape.key, *self.shape.fields)
+        return [field.name for field in fields]
+
     def take_collisions(self) -> str:
         """Remove from the stage all rows with keys that are equal in the target; returns their numbers."""
-        listed = ", ".join(self.keys)
         return (
-            f"DELETE FROM {STAGE} AS s USING (SELECT {listed} FROM {STAGE} GROUP BY {listed}"
-            f" HAVING count(*) > 1) AS t WHERE {self._same_key} RETURNING s.{ROW}"
+            f"DELETE FROM {STAGE} AS s USING (SELECT {ROW}, count(*) OVER (PARTITION BY {self._arbiter}) AS n"
+            f" FROM {STAGE}) AS t WHERE t.{ROW} = s.{ROW} AND t.n > 1 RETURNING s.{ROW}"
         )
 
     def collides(self) -> str:
         """Whether `take_collisions` would find any."""
-        return f"SELECT EXISTS (SELECT FROM {STAGE} GROUP BY {', '.join(self.keys)} HAVING count(*) > 1)"
-
-    def index_stage(self) -> str:
-        """For many statements over few rows each."""
-        return f"CREATE INDEX retl_stage_rows ON {STAGE} ({ROW})"
-
-    def unindex_stage(self) -> str:
-        return "DROP INDEX pg_temp.retl_stage_rows"
+        return f"SELECT EXISTS (SELECT FROM {STAGE} GROUP BY {self._arbiter} HAVING count(*) > 1)"
 
     def take_out(self, rows: Sequence[int]) -> str:
         """Remove these rows from the stage."""
@@ -192,7 +231,7 @@ class Statements:
         insert += " ORDER BY q.n NULLS FIRST" if order else ""
         if operation == "append":
             return insert
-        conflict = f"{insert} ON CONFLICT ({', '.join(self.keys)})"
+        conflict = f"{insert} ON CONFLICT ({self._arbiter})"
         if operation == "insert_only":
             # inserted rows are removed from the stage; rows with existing keys stay in it
             returned = f"{conflict} DO NOTHING RETURNING {', '.join(f't.{key}' for key in self.keys)}"
@@ -269,28 +308,31 @@ class Statements:
 
     def scan(self) -> str:
         """The keys of all rows as text, as COPY writes them."""
-        keys = ", ".join(f"t.{key}::text" for key in self.keys)
+        keys = ", ".join(f"({self._held(field.name)})::text" for field in self.shape.key)
         return f"COPY (SELECT {keys} FROM {self._rows}) TO STDOUT"
 
-    def read(self, keys: Sequence[tuple[Any, ...]], types: Mapping[str, str], fields: Sequence[str]) -> str:
-        """Per key, in order: whether it is there, and these fields. `types` are the columns' types."""
-        count = len(self.keys)
-        key_types = [types[field.name] for field in self.shape.key]
+    def read(self, keys: Sequence[tuple[Any, ...]], casts: Mapping[str, str], fields: Sequence[str]) -> str:
+        """Per key, in order: whether it is there, and these fields. `casts` are the columns' types, without a
+        length, because a cast would cut to it."""
         arrays = ", ".join(
-            f"ARRAY[{', '.join(_key_text(key[i]) for key in keys)}]::text[]" for i in range(count)
+            f"ARRAY[{', '.join(_key_text(key[i]) for key in keys)}]::text[]" for i in range(len(self.keys))
         )
-        named = ", ".join(f"k{i}" for i in range(count))
-        matched = " AND ".join(
-            f"t.{self.keys[i]} {self._equals[i]} s.k{i}::{key_types[i]}" for i in range(count)
-        )
-        held = "".join(f", t.{quoted(name)}" for name in fields)
+        typed = ", ".join(f"r.{quoted(f.name)}::{casts[f.name]} AS {quoted(f.name)}" for f in self.shape.key)
+        listed = ", ".join(self.keys)
+        held = "".join(f", {self._held(name)} AS {quoted(name)}" for name in fields)
         selected = "".join(f", f.{quoted(name)}" for name in fields)
         return (
             f"SELECT coalesce(f.{ROW}, false){selected}"
-            f" FROM unnest({arrays}) WITH ORDINALITY AS s({named}, n) LEFT JOIN LATERAL"
-            f" (SELECT true AS {ROW}{held} FROM {self._rows} WHERE {matched} LIMIT 1) AS f"
-            " ON true ORDER BY s.n"
+            f" FROM unnest({arrays}) WITH ORDINALITY AS r({listed}, {ROW}_n) CROSS JOIN LATERAL"
+            f" (SELECT {typed}) AS s LEFT JOIN LATERAL"
+            f" (SELECT true AS {ROW}{held} FROM {self._rows} WHERE {self._same_key} LIMIT 1) AS f"
+            f" ON true ORDER BY r.{ROW}_n"
         )
+
+    def _held(self, name: str) -> str:
+        """A judged column in the type that its values were sent in, which our driver can read."""
+        judged = self.fit.judged.get(name)
+        return judged.shown(f"t.{quoted(name)}") if judged else f"t.{quoted(name)}"
 
     # --- creating what is missing
 
@@ -412,6 +454,15 @@ class Statements:
             "(state_id, sync, run_id, batch, attempt, epoch, object, storage, state, author, written,"
             f" not_written) SELECT {values}, {self._storage}, {outcome}"
         )
+
+
+def index_rows(table: str) -> str:
+    """For many statements over few rows each."""
+    return f"CREATE INDEX retl_rows ON {table} ({ROW})"
+
+
+def unindex_rows() -> str:
+    return "DROP INDEX pg_temp.retl_rows"
 
 
 def _by_row(change: str) -> str:

@@ -1,20 +1,20 @@
-"""Writes one batch in the caller's transaction: COPY, apply, and find the rows that the table refuses.
+"""Writes one batch in the caller's transaction: COPY, convert what must be judged (`conversion`), apply, and
+find the rows that the table refuses.
 
-A refused row fails its whole statement, so the statement is halved inside savepoints until the row is
-alone: one bad row in 50,000 costs about 17 small statements. Rows refused because of their order are found
-together before that (`ordering`). The caller commits.
+Rows refused because of their order are found together (`ordering`), others by halving. The caller commits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import psycopg
 
 from retl.destinations.batch import ABSENT, KEPT, Batch, Kind, Mode, RowResult
 from retl.destinations.postgres.arrangement import Arrangement
+from retl.destinations.postgres.conversion import convert
+from retl.destinations.postgres.halving import Found, Step, divide, halve, indexed
 from retl.destinations.postgres.ordering import BY_ORDER, Staged
 from retl.destinations.postgres.rejection import CARDINALITY, UNSUPPORTED, rejection
 from retl.destinations.postgres.rules import read
@@ -69,7 +69,7 @@ def copy_in(session: Session, sql: Statements, batch: Batch, count: Count) -> bo
     return False
 
 
-def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> dict[int, RowResult]:
+def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> Found:
     """The rows that were not written, by number; a commit makes all others written.
     psycopg.Error if the fault is not in the rows. The stage must be empty."""
     try:
@@ -82,10 +82,12 @@ def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> d
         if len(batch) == 1:
             return {0: rejected}
     else:
-        return _apply_all(session, sql, batch.mode, len(batch) - 1)
+        last = len(batch) - 1
+        refused = convert(session, sql, batch.mode, last) if sql.judged(batch.mode) else {}
+        return refused | _apply_all(session, sql, batch.mode, last)
     first, second = batch.halves()
     found = transfer(session, sql, first, count)
-    session.execute(f"DELETE FROM {STAGE}")
+    session.execute(sql.empty())
     later = transfer(session, sql, second, count)
     return found | {len(first) + row: result for row, result in later.items()}
 
@@ -106,40 +108,48 @@ def _copied(session: Session, statement: str, chunks: Iterable[bytes], count: Co
         return cursor.rowcount
 
 
-def _apply_all(session: Session, sql: Statements, operation: Mode, last: int) -> dict[int, RowResult]:
+def _apply_all(session: Session, sql: Statements, operation: Mode, last: int) -> Found:
     """Apply all staged rows, up to number `last`. Rows with colliding keys are removed before any halving,
-    because halving would let the last of them win."""
+    because halving would let the last of them win; at once if the statement could let one win in silence."""
+    folding = sql.fit.folding and operation in ("upsert", "insert_only", "update_only")
+    found = _collided(session, sql) if folding else {}
     rejected = None
     try:
-        return _apply(session, sql, operation, 0, last)
+        return found | _apply(session, sql, operation, 0, last)
     except _Collided:
         pass
     except psycopg.Error as error:
         rejected = rejection(error, sql.names)
         if rejected is None and error.sqlstate != CARDINALITY:
             raise
-    collided = {row: KEY_COLLIDES for (row,) in session.execute(sql.take_collisions()).fetchall()}
+    collided = _collided(session, sql)
     if rejected is not None and rejected.code in BY_ORDER and not collided:
-        return _in_order(session, sql, operation, last, rejected)
-    with _indexed(session, sql):
+        return found | _in_order(session, sql, operation, last, rejected)
+    step = _step(session, sql, operation)
+    with indexed(session, STAGE):
         if rejected is None or collided:
-            return collided | _divide(session, sql, operation, 0, last)
-        return _halve(session, sql, operation, 0, last, rejected)
+            return found | collided | divide(step, 0, last)
+        return found | halve(step, 0, last, rejected)
 
 
-@contextmanager
-def _indexed(session: Session, sql: Statements) -> Iterator[None]:
-    """For many statements over few rows each. An error ends the transaction and the index with it."""
-    session.execute(sql.index_stage())
-    yield
-    session.execute(sql.unindex_stage())
+def _collided(session: Session, sql: Statements) -> Found:
+    """Take the rows with colliding keys out of the stage."""
+    return {row: KEY_COLLIDES for (row,) in session.execute(sql.take_collisions()).fetchall()}
 
 
-def _in_order(
-    session: Session, sql: Statements, operation: Mode, last: int, rejected: RowResult
-) -> dict[int, RowResult]:
+def _step(session: Session, sql: Statements, operation: Mode) -> Step:
+    """Apply staged rows. With no colliding keys in the stage, only a trigger makes two keys one."""
+
+    def refusal(error: psycopg.Error) -> RowResult | None:
+        return KEY_CHANGED if error.sqlstate == CARDINALITY else rejection(error, sql.names)
+
+    return Step(session, STAGE, lambda first, last: _apply(session, sql, operation, first, last), refusal)
+
+
+def _in_order(session: Session, sql: Statements, operation: Mode, last: int, rejected: RowResult) -> Found:
     """Apply all staged rows except those that must wait, in an order in which the table takes them."""
     rules = sql.rules = sql.rules or read(session, sql.relation)
+    step = _step(session, sql, operation)
     staged = Staged(session, sql, rules, operation, last + 1)
     found = staged.arrange(lift=True)
     left = _arranged(session, sql, operation, last, staged, found) if found.lifted else None
@@ -148,12 +158,12 @@ def _in_order(
         left = _arranged(session, sql, operation, last, staged, found)
     if left is None:  # the table refuses rows for another reason too
         session.execute(sql.set_aside(found.blocked))
-        with _indexed(session, sql):
-            left = _halve(session, sql, operation, 0, last, rejected)
+        with indexed(session, STAGE):
+            left = halve(step, 0, last, rejected)
     if rules.exact or not found.blocked:
         return found.blocked | left
-    with _indexed(session, sql):
-        aside = _divide(session, sql, operation, -1 - last, -1)  # a trigger may have made them fit
+    with indexed(session, STAGE):
+        aside = divide(step, -1 - last, -1)  # a trigger may have made them fit
     for row, result in aside.items():
         foreseen = found.blocked[-1 - row]
         left[-1 - row] = foreseen if foreseen.code == result.code else result
@@ -162,7 +172,7 @@ def _in_order(
 
 def _arranged(
     session: Session, sql: Statements, operation: Mode, last: int, staged: Staged, found: Arrangement
-) -> dict[int, RowResult] | None:
+) -> Found | None:
     """None, and nothing was done, if the table refuses a row all the same."""
     try:
         with session.transaction():
@@ -179,35 +189,12 @@ def _arranged(
     return None
 
 
-def _divide(
-    session: Session, sql: Statements, operation: Mode, first: int, last: int
-) -> dict[int, RowResult]:
-    try:
-        return _apply(session, sql, operation, first, last)
-    except psycopg.Error as error:
-        # with no colliding keys in the stage, only a trigger makes two keys one
-        rejected = KEY_CHANGED if error.sqlstate == CARDINALITY else rejection(error, sql.names)
-        if rejected is None:
-            raise
-    return _halve(session, sql, operation, first, last, rejected)
-
-
-def _halve(
-    session: Session, sql: Statements, operation: Mode, first: int, last: int, rejected: RowResult
-) -> dict[int, RowResult]:
-    if first == last:
-        return {first: rejected}
-    middle = (first + last) // 2
-    found = _divide(session, sql, operation, first, middle)
-    return found | _divide(session, sql, operation, middle + 1, last)
-
-
 def _apply(
     session: Session, sql: Statements, operation: Mode, first: int, last: int, order: Sequence[int] = ()
-) -> dict[int, RowResult]:
+) -> Found:
     """Apply staged rows in a savepoint, those of `order` in that order; returns the rows that were not
     written. If a trigger writes some under other keys, all is undone and the others are applied."""
-    found: dict[int, RowResult] = {}
+    found: Found = {}
     watched = sql.triggers(operation)
     while True:
         try:
@@ -233,11 +220,11 @@ def _attempt(
     order: Sequence[int],
     *,
     watched: bool,
-) -> dict[int, RowResult]:
+) -> Found:
     """Apply staged rows; with `watched` the row count is no proof. An UPDATE has no order: the rows of
     `order` are updated one by one."""
     if operation == "update_only" and order:
-        with _indexed(session, sql):
+        with indexed(session, STAGE):
             for row in order:
                 session.execute(sql.apply(operation, row, row))
         order = ()

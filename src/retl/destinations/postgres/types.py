@@ -1,4 +1,8 @@
-"""PostgreSQL column types: which one `create` makes, and which ones store a contract type without loss."""
+"""PostgreSQL column types: which one `create` makes, which ones store a contract type without loss, and
+which ones are judged value by value.
+
+Types are named as format_type() names them without a length (`base`), or with it (`pg_type`).
+"""
 
 from __future__ import annotations
 
@@ -48,8 +52,8 @@ def ddl(type: Type) -> str:
 
 
 def lossless(type: Type, pg_type: str, *, max_length: int | None = None, enum: bool = False) -> bool:
-    """Whether a column (by `format_type`) stores every value unchanged or raises an error. `max_length` is
-    from the contract, `enum` is for enum types; False for unknown types."""
+    """Whether a column stores every value unchanged or raises an error. `max_length` is from the contract,
+    `enum` is for enum types; False for unknown types."""
     if type.name == "list":
         return pg_type.endswith("[]") and lossless(type.item, pg_type[:-2])
     if enum:
@@ -67,6 +71,75 @@ def lossless(type: Type, pg_type: str, *, max_length: int | None = None, enum: b
     return False
 
 
-def injective(type: Type, pg_type: str) -> bool:
-    """Whether different keys of the contract's type stay different in a lossless column of this type."""
-    return type.name in KEY_TYPES and not pg_type.startswith(("citext", "character("))
+_SHORT_TEXTS = _TEXTS | {"bpchar", "name", "citext"}
+_FRACTIONS = {"numeric", "real", "double precision", "money"}
+_SPOKEN: dict[str, str] = {  # base types that a contract can name, beside lists
+    **dict.fromkeys(("bigint", "integer", "smallint"), "integer"),
+    "numeric": "decimal",
+    "double precision": "float",
+    "boolean": "boolean",
+    "date": "date",
+    "timestamp without time zone": "timestamp",
+    "timestamp with time zone": "timestamptz",
+    "json": "json",
+    "jsonb": "json",
+}
+# For each contract type: the type in which what was sent and what the column holds are compared, and the
+# base types of columns that may hold it. A string may go into every column that a contract cannot name.
+_JUDGED: dict[TypeName, tuple[str, set[str]]] = {
+    "uuid": ("text", _SHORT_TEXTS),
+    "json": ("text", _SHORT_TEXTS),
+    "integer": ("numeric", _SHORT_TEXTS | _FRACTIONS),
+    "decimal": ("numeric", _FRACTIONS),
+    "float": ("float8", _FRACTIONS),
+    "date": ("timestamp", {"timestamp without time zone"}),
+    "timestamp": ("timestamp", {"timestamp without time zone"}),
+    "timestamptz": ("timestamptz", {"timestamp with time zone"}),
+}
+
+
+def comparison(type: Type, base: str) -> str | None:
+    """The type in which a value of the contract and what such a column made of it can be compared; None if
+    the two have nothing in common."""
+    if type.name == "list":
+        item = comparison(type.item, base[:-2]) if base.endswith("[]") else None
+        return item and f"{item}[]"
+    if type.name == "string":
+        named = base.startswith("reg")  # of other objects: an error of the catalog, not of the value
+        return None if named or spoken(base) else "text"
+    compared, bases = _JUDGED.get(type.name, ("", set[str]()))
+    return compared if base in bases else None
+
+
+def spoken(base: str) -> str | None:
+    """The contract type that such a column is made for."""
+    item = _SPOKEN.get(base[:-2], "string") if base.endswith("[]") else ""
+    return f"list, items: {item}" if item else _SPOKEN.get(base)
+
+
+# Values of these types are equal only if their texts are. (Not so: interval, numeric, ranges of it.)
+_EQUAL_AS_TEXT = _SHORT_TEXTS | {
+    *(
+        "uuid",
+        "inet",
+        "cidr",
+        "macaddr",
+        "macaddr8",
+        "bytea",
+        '"bit"',
+        "bit varying",
+        "oid",
+        "xid8",
+        "pg_lsn",
+    ),
+    *("time without time zone", "time with time zone", "int4range", "int8range", "daterange", "tsrange"),
+    *('"char"', "tstzrange"),
+}
+
+
+def injective(type: Type, base: str, *, enum: bool = False) -> bool:
+    """Whether different keys of the contract's type, if the column holds them unchanged, stay different in
+    it. Case folding is not its concern: such keys are compared in each batch."""
+    if type.name not in KEY_TYPES:
+        return False
+    return comparison(type, base) != "text" or enum or base in _EQUAL_AS_TEXT
