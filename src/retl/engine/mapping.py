@@ -112,17 +112,8 @@ def build(
     faults = [(fault, field.column) for field, _, found in made for fault in found]
     mart_key = tuple(_cast(contract, column, timezone) for column in sync.key)
     types_of_key = [one.type for one in key]
-    shape = Shape(
-        sync=sync.name,
-        state_id=state_id,
-        key=key,
-        fields=fields,
-        write=sync.write,
-        deletes=SoftDelete(sync.deletes.set) if sync.deletes.how == "set" else sync.deletes.how,
-        cascade=sync.cascade,
-    )
     return FieldMap(
-        shape=shape,
+        shape=_shape(sync, state_id, key, fields),
         key_expressions=key_expressions,
         field_expressions=expressions,
         key=keys.key_sql(types_of_key, key_expressions),
@@ -132,6 +123,18 @@ def build(
         formats=sync.formats,
         timezone=timezone,
         lookups=tuple(lookups.values()),
+    )
+
+
+def _shape(sync: Sync, state_id: str, key: tuple[Field, ...], fields: tuple[Field, ...]) -> Shape:
+    return Shape(
+        sync=sync.name,
+        state_id=state_id,
+        key=key,
+        fields=fields,
+        write=sync.write,
+        deletes=SoftDelete(sync.deletes.set) if sync.deletes.how == "set" else sync.deletes.how,
+        cascade=sync.cascade,
     )
 
 

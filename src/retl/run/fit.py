@@ -32,6 +32,12 @@ def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
                 f"field {one.name!r}: this destination cannot tell whether a field is empty",
                 where=f"sync {sync.name}",
             )
+    _refuse_unused(sync, capabilities)
+    _require_choices(sync, capabilities)
+
+
+def _refuse_unused(sync: Sync, capabilities: Capabilities) -> None:
+    """DefinitionError for an option that has no effect here."""
     if sync.cascade and not capabilities.cascades:
         raise DefinitionError(
             "CASCADE_UNSUPPORTED",
@@ -53,6 +59,10 @@ def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
             hint="remove `delivery`",
             where=f"sync {sync.name}",
         )
+
+
+def _require_choices(sync: Sync, capabilities: Capabilities) -> None:
+    """DefinitionError for an option that must be set here, because twice is not once."""
     if not capabilities.idempotent and sync.first_run is None:
         raise DefinitionError(
             "FIRST_RUN_MISSING",
