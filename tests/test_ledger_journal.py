@@ -484,16 +484,17 @@ def test_a_reset_forgets_what_was_delivered_and_its_files(ledger: Ledger, tmp_pa
 
 def test_pruning_keeps_every_run_the_baseline_stands_on(ledger: Ledger) -> None:
     epochs = {}
-    for run_id in ("refused", "compacted", "newer", "last"):
+    for run_id in ("refused", "older", "compacted", "newer", "last"):
         epochs[run_id] = running(ledger, run_id)
         if run_id != "refused":
             ledger.record_delta(run_id, epochs[run_id], f"delta-{run_id}", 1, {})
         ledger.intend(run_id, epochs[run_id], replace(batch(), batch_id=run_id), b"body")
         point = Checkpoint("users", OBJECT, run_id, epochs[run_id], "snapshot", epochs.get("compacted", 0))
+        point = replace(point, newest=("compacted", "b0"))  # the target still has its mark
         ledger.finish(ended(run_id, epochs[run_id]), None if run_id == "refused" else point, NONE)
     assert ledger.prune(timedelta(days=365 * 100)) == 0
     assert ledger.prune(timedelta(days=-365 * 100)) == 2
-    assert {run.run_id for run in ledger.runs()} == {"newer", "last"}
+    assert {run.run_id for run in ledger.runs()} == {"compacted", "newer", "last"}
     assert ledger.batches("refused") == []
     assert ledger.request("refused", "refused") is None
     assert ledger.request("newer", "newer") == b"body"

@@ -14,6 +14,8 @@ from retl.ledger.state import State
 
 _UNUSED = """
 status <> 'RUNNING' AND started_at < ? AND run_id NOT IN (SELECT run_id FROM retl_checkpoints)
+AND NOT EXISTS (SELECT 1 FROM retl_checkpoints AS c
+  WHERE substr(c.newest, 3, length(retl_runs.run_id)) = retl_runs.run_id)
 AND ((delta IS NULL AND distrusts IS NULL) OR epoch <= (SELECT c.snapshot_epoch FROM retl_checkpoints c
   WHERE c.sync = retl_runs.sync AND c.object = retl_runs.object))
 """
