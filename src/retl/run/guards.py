@@ -56,7 +56,7 @@ class Facts:
     deletes: int = 0
     deletes_on: bool = False
     reject_codes: tuple[str, ...] = ()  # the most frequent first
-    append: bool = False
+    append: str | None = None  # the sync, if it appends
     full_read: bool = True  # no --key, --where, --limit; not append; changes hash or all
     last_read: int | None = None
     inserts: int = 0
@@ -113,7 +113,7 @@ def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
             f"the target lacks {facts.lost} of {facts.sampled} sampled keys that were delivered",
             "it was emptied, restored or replaced: "
             + (
-                "`retl state rebuild` finds the rows to append again"
+                f"`retl state rebuild {facts.append}` finds the rows to append again"
                 if facts.append
                 else "`--full` delivers every row again"
             ),

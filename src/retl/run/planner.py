@@ -237,7 +237,7 @@ def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
         baseline_rows=made.known.baseline_rows,
         deletes=made.due.changes.counts.get("delete", 0),
         deletes_on=job.sync.deletes.how != "keep",
-        append=job.sync.write == "append",
+        append=job.sync.name if job.sync.write == "append" else None,
         full_read=whole,
         last_read=checkpoint.read_rows if checkpoint else None,
         inserts=ends.get(("insert", None), 0),

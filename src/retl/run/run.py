@@ -327,12 +327,13 @@ class Execution:
         if not doubtful:
             return None
         message = f"{doubtful} rows got no answer: it is unknown whether they arrived"
-        rebuild = f", or `retl state rebuild {self.job.sync.name}` reads it"
+        distrusted = any(delta.distrusts is not None for delta in self._planned().basis.deltas)
         return Failure(
             "IN_DOUBT",
             f"{message}; the run stopped because {ended}" if ended else message,
-            hint="look into the target, then `retl resolve`"
-            + (rebuild if self._planned().marks is not None else ""),
+            hint=f"`retl state rebuild {self.job.sync.name}` reads what the target has"
+            if distrusted  # no batch has these rows
+            else "look into the target, then `retl resolve`",
         )
 
     @property
