@@ -276,6 +276,7 @@ class Execution:
     def _reset(self) -> Failure | None:
         """Whether the target lost rows since this run looked at it; then older ones may be lost too."""
         plan, marks = self._planned(), self._planned().marks
+        append = self.job.sync.write == "append"
         if marks is None or not (marks or self.delivery):
             return None
         visit = Visit(self.run.run_id, self.lock.epoch)
@@ -285,13 +286,12 @@ class Execution:
                 return guards.is_lost(*target.sample(destination, self.run, plan, self.workspace))
 
             lost = self.job.pace.retrying(self.job.sync.retry, self.job.stop.event)(
-                lambda: trace.lost(destination, visit, self._answered, marks, is_lost)
+                lambda: trace.lost(destination, visit, self._answered, marks, is_lost if append else None)
             )
         if not lost:
             return None
         doubt = replace(plan.distrust or Distrust(rows=0), rows=0, own=True)
         self.job.ledger.distrust(self.run.run_id, self.lock.epoch, asdict(doubt))
-        append = self.job.sync.write == "append"
         return Failure(
             "TARGET_RESET",
             f"the target lost {lost} batch{'es' * (lost > 1)} during this run: it was emptied,"

@@ -92,19 +92,22 @@ def lost(
     visit: Visit,
     answered: Sequence[Answered],
     before: Marks,
-    is_lost: Callable[[], bool],
+    is_lost: Callable[[], bool] | None = None,
 ) -> int:
     """How many batches the target lost since this run looked at it: its own, or of the marks it found
-    (`before`). Where rows are stored anew, they are read back: all of this run, else a sample (`is_lost`)."""
+    (`before`). Rows that are stored anew may have other values. An append has `is_lost`, because its rows
+    cannot be sent again: there its own rows are read back, and a sample of the others."""
     delivered = {(visit.run_id, one.batch.id): one for one in answered if _has_arrived(one)}
     marks = delivered.keys() | before
     try:
         seen = destination.check(visit) or Trace()
     except Mismatch:  # the object is gone, or no longer fits what was just written
         return len(marks)
-    moved = [delivered[mark] for mark in delivered.keys() & seen.replaced]
-    number = len(marks - seen.batches) + sum(_lacks_rows(destination, one) for one in moved)
-    return number or int(bool(before & seen.replaced) and is_lost())
+    anew = marks & seen.replaced
+    if is_lost is None:
+        return len(marks - seen.batches) + len(anew)
+    lacking = sum(_lacks_rows(destination, delivered[mark]) for mark in anew & delivered.keys())
+    return len(marks - seen.batches) + lacking or int(bool(anew & before) and is_lost())
 
 
 def _has_arrived(one: Answered) -> bool:
