@@ -55,7 +55,7 @@ class Acknowledged(Protocol):
 @dataclass(frozen=True)
 class Distrust:
     """Entries that no longer hold, by the epoch of the run that wrote them. Those after `rows` are unknown;
-    those after `forgotten` are not in the baseline; keys deleted after `deleted` may be back, so they are
+    those after `forgotten` are not in the baseline; the deleted keys in `back` are at the target again,
     unknown and ours. `disown`: no row that the target has now is ours to delete. `own`: the rows of the run
     that found it are meant too.
 
@@ -64,8 +64,8 @@ class Distrust:
     """
 
     rows: int
-    deleted: int | None = None
     forgotten: int | None = None
+    back: Sequence[str] = ()
     disown: bool = False
     own: bool = False
 
@@ -145,6 +145,11 @@ def doubt(workspace: Workspace, keys: str) -> None:
         _show(workspace, "SELECT * FROM doubted")
 
 
+def deleted(since: int) -> str:
+    """SQL of the keys that were deleted after the epoch `since`, as far as they are remembered."""
+    return f"SELECT key FROM {_ENTRIES} WHERE gone AND epoch > {since}"
+
+
 def remade(since: int, compacted: int) -> str:
     """SQL of the keys that were inserted or deleted after the epoch `since`. Entries up to the epoch
     `compacted` do not say whether they were only updated."""
@@ -161,7 +166,7 @@ def _show(workspace: Workspace, entries: str) -> int:
 
 def _distrusted(entries: str, found: Distrust) -> str:
     """SQL of the entries without what no longer holds."""
-    back = "FALSE" if found.deleted is None else f"gone AND epoch > {found.deleted}"
+    back = f"gone AND key IN ({', '.join(map(literal, found.back))})" if found.back else "FALSE"
     forgotten = "FALSE" if found.forgotten is None else f"NOT gone AND epoch > {found.forgotten}"
     unknown = f"({back} OR epoch > {found.rows})"
     owned = f"CASE WHEN {back} THEN TRUE WHEN {found.disown} THEN FALSE ELSE owned END"

@@ -26,6 +26,7 @@ from retl.run.trace import Expected, Marks
 
 RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # codes of missing rights that a dry run does not need
 SAMPLE = 200  # confirmed keys that are looked up in the target
+READ_AT_ONCE = 1000  # deleted keys
 
 
 @dataclass(frozen=True)
@@ -93,37 +94,62 @@ def ask(
     refusals = tuple(one for one in visited.refusals if not trace.accepted(one, job))
     folds = visited.destination.folds if visited.destination is not None else ()
     found = Asked(reached=True, readonly=visited.readonly, refusals=refusals, folds=folds)
+    lost: int | None = None
     if visited.trace is not None:
         here = visited.trace.batches & visited.expected.marks
         found = replace(found, marks=here - visited.trace.replaced, past=visited.trace.epoch)
         compared = trace.compare(job.ledger, job.sync.name, visited.trace, visited.expected, append=append)
-        found = _judged(job, found, compared, expires=expires)
+        found, lost = _judged(job, found, compared, expires=expires), compared.lost
         found = replace(found, replaced=bool(visited.trace.replaced & visited.expected.marks))
     if found.distrust is not None and not chosen.full:
         known = replace(known, baseline_rows=baseline.distrust(workspace, found.distrust))
-    believes = known.baseline_rows and not (chosen.full or found.emptied or found.refusals)
-    if believes and mapped.capabilities.readable and (found.replaced or not append):
+    believes = known.baseline_rows and not (found.emptied or found.refusals)
+    if believes and mapped.capabilities.readable and (found.replaced or not (append or chosen.full)):
         assert visited.destination is not None
-        sampled, lost = sample(visited.destination, run, mapped, workspace)
-        found = replace(found, sampled=sampled, lost=lost)
-        if guards.is_lost(sampled, lost) and expires:
-            found = replace(found, emptied=True, lost=0)
-    if chosen.full or found.emptied:
-        return replace(found, distrust=_owed(job, mapped, found.distrust)), known
+        sampled, missed = sample(visited.destination, run, mapped, workspace)
+        found = replace(found, sampled=sampled, lost=missed)
     is_lost = guards.is_lost(found.sampled, found.lost)
-    if (is_lost and "TARGET_LOST" in job.options.accept) or (found.replaced and not (append or is_lost)):
-        doubt = replace(found.distrust or Distrust(rows=0), rows=0)
+    if is_lost and expires:
+        found = replace(found, emptied=True, lost=0)
+    if is_lost and found.replaced and lost is None:
+        lost = 0
+    if chosen.full or found.emptied:
+        found = replace(found, lost=0, distrust=_owed(job, mapped, found.distrust))
+    elif (is_lost and "TARGET_LOST" in job.options.accept) or (found.replaced and not (append or is_lost)):
+        found = replace(found, distrust=replace(found.distrust or Distrust(rows=0), rows=0))
+    doubt = found.distrust
+    if doubt is None or found.refusals:
+        return replace(found, distrust=None), known
+    if lost is not None and not append:
+        doubt = replace(doubt, back=_returned(visited, run, mapped, workspace, lost))
+    if not (chosen.full or found.emptied):
         known = replace(known, baseline_rows=baseline.distrust(workspace, doubt))
-        return replace(found, distrust=doubt), known
-    return found, known
+    return replace(found, distrust=doubt), known
+
+
+def _returned(
+    visited: Visited, run: Run, mapped: Mapped, workspace: Workspace, since: int
+) -> tuple[str, ...]:
+    """The keys that were deleted after this epoch and that the restored target has again."""
+    if visited.destination is None or not mapped.capabilities.readable:
+        return ()
+    listed = f"row_number() OVER () - 1 AS pos, key FROM ({baseline.deleted(since)})"
+    gone = change_set.of_keys(workspace, mapped.field_map, "deleted_keys", listed)
+    keys = [key for (key,) in workspace.run("SELECT key FROM deleted_keys ORDER BY pos")]
+    found = list[str]()
+    for first in range(0, len(keys), READ_AT_ONCE):
+        last = min(first + READ_AT_ONCE, len(keys)) - 1
+        rows = visited.destination.read(Batch(gone, *MODES["delete"], run.run_id, 0, first, last))
+        found += [key for key, row in zip(keys[first:], rows, strict=False) if row is not None]
+    return tuple(found)
 
 
 def _judged(job: Job, found: Asked, compared: trace.Compared, *, expires: bool) -> Asked:
     """Which refusals of the trace stand. A target that lost rows that expire is refilled; `--full` passes
     TARGET_LOST; what is accepted distrusts the baseline."""
-    if compared.lost and expires:
+    if compared.lost is not None and expires:
         return replace(found, emptied=True)
-    passed = compared.lost and job.options.selection.full
+    passed = compared.lost is not None and job.options.selection.full
     refused = tuple(one for one in compared.refusals if not (passed or trace.accepted(one, job)))
     if refused:
         return replace(found, refusals=(*found.refusals, *refused))
@@ -134,7 +160,7 @@ def _owed(job: Job, mapped: Mapped, distrust: Distrust | None) -> Distrust | Non
     """A run that sends every row owes them until they are confirmed, unless an unknown row is never sent."""
     if not mapped.capabilities.idempotent and job.sync.delivery != "at_least_once":
         return distrust
-    return Distrust(rows=0, deleted=distrust.deleted if distrust else None)
+    return Distrust(rows=0)
 
 
 def sample(

@@ -25,11 +25,12 @@ Marks = frozenset[tuple[str, str]]  # (run id, batch id)
 
 @dataclass(frozen=True)
 class Compared:
-    """`distrust`: what no longer holds, also if a refusal is accepted. `lost`: the target lacks batches."""
+    """`distrust`: what no longer holds, also if a refusal is accepted. `lost`: the epoch up to which the
+    target has everything, if it lacks batches; rows that were deleted later may be back."""
 
     refusals: tuple[Refusal, ...] = ()
     distrust: Distrust | None = None
-    lost: bool = False
+    lost: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def compare(ledger: Ledger, sync: str, trace: Trace, known: Expected, *, append:
             if marks & trace.batches:
                 partial = run.epoch
     forgotten = (common if partial is None else partial) if append else None
-    return Compared((_lost(len(missing), append),), Distrust(common, common, forgotten), lost=True)
+    return Compared((_lost(len(missing), append),), Distrust(common, forgotten), lost=common)
 
 
 def lost(
