@@ -230,7 +230,8 @@ def test_the_state_did_not_outlive_the_ci_job(workshop: Workshop) -> None:
     golden(
         workshop.retl("sync"),
         3,
-        "error: users: another ledger has delivered to crm.users, and this one never has [STATE_LOST]",
+        "error: users: another ledger has delivered to postgres://SERVER/crm.users, and this one never has"
+        " [STATE_LOST]",
         "  hint: another project writes here, or the state directory is lost (a new container or CI job has none:"
         " keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST` continues with this ledger",
     )
@@ -327,7 +328,8 @@ KEYS: dict[str, Callable[[Workshop], None]] = {
 }
 SAID = {
     "another column": (
-        "error: users: no unique constraint on exactly (email) is checked immediately [TARGET_DRIFT]",
+        "error: users: no unique constraint on exactly (email) is checked immediately (an index on"
+        " lower(column) would do, one with WHERE would not) [TARGET_DRIFT]",
         '  hint: ALTER TABLE "crm"."users" ADD UNIQUE ("email");',
         "error: users: the key's columns or types differ from those of the delivered rows [IDENTITY_CHANGED]",
         "  hint: --accept IDENTITY_CHANGED starts a new baseline: every row is sent, nothing is deleted",

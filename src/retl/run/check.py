@@ -20,6 +20,7 @@ from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch
 from retl.observe.signals import Stop
 from retl.project.definitions import Sync
+from retl.run import trace
 from retl.run.fit import fit
 from retl.run.job import Job, Target
 from retl.sources.api import Source
@@ -52,7 +53,10 @@ def check(job: Job) -> list[str]:
     field_map = _field_map(job.sync, job.source, job.folder, job.ledger.state_id)
     with closing(job.target.lane(field_map.shape)) as destination:
         fit(job.sync, field_map, destination.capabilities)
-        destination.check(Visit("none", 0))
+        seen = destination.check(Visit("none", 0))
+        if seen is not None and seen.strangers:
+            lost = trace.strangers(job.object)
+            raise Mismatch(lost.code, lost.message, hint=lost.hint)
         return destination.notes()
 
 
