@@ -28,6 +28,7 @@ class Proxy:
         self._upstream = (host, port)
         self._listener: socket.socket | None = None
         self._sockets: set[socket.socket] = set()
+        self._pumps: list[threading.Thread] = []
         self._unanswered: dict[socket.socket, bool | None] = {}  # clients whose answer is swallowed
         self._forward: Callable[[bytes], bytes] = bytes
         self._backward: Callable[[bytes], bytes] = bytes
@@ -57,6 +58,10 @@ class Proxy:
             self._listener.close()
             self._listener = None
         self._reset()
+        pumps, self._pumps = self._pumps, []
+        for pump in pumps:  # while a thread reads from a socket, closing it sends no RST
+            if pump is not threading.current_thread():
+                pump.join(0.5)
 
     def lead_to(self, host: str, port: int) -> None:
         """The address now leads to another server; connections to the former one are reset."""
@@ -160,7 +165,9 @@ class Proxy:
                     continue
                 self._sockets |= {client, server}
                 for there, back, to_server in ((client, server, True), (server, client, False)):
-                    threading.Thread(target=self._pump, args=[there, back, to_server], daemon=True).start()
+                    pump = threading.Thread(target=self._pump, args=[there, back, to_server], daemon=True)
+                    self._pumps.append(pump)
+                    pump.start()
 
     def _pump(self, reads: socket.socket, writes: socket.socket, to_server: bool) -> None:
         with contextlib.suppress(OSError):
