@@ -30,7 +30,7 @@ def rebuild(
     accept: Accepted = None,
     var: Variables = None,
 ) -> int:
-    """Make the baseline anew from what the target holds."""
+    """Replace the baseline by what the target holds."""
     from retl.app.session import options
     from retl.run import rebuild as run
 

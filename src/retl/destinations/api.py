@@ -143,8 +143,8 @@ class Destination(ABC, Generic[OptionsT]):
         raise NotImplementedError
 
     def scan(self) -> Iterator[tuple[str, ...]]:
-        """The key values, as text, of everything at this place, whoever wrote it; a key may come twice. Only
-        for a target that has `same`."""
+        """The key values, as text, of everything at this place, also of what others wrote; a key may come
+        twice. Only for a target that has `same`."""
         raise NotImplementedError
 
     def preview(self, batch: Batch) -> bytes:

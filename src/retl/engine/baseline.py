@@ -115,7 +115,7 @@ def build(workspace: Workspace, snapshot: Path | None, deltas: Sequence[Delta]) 
 
 
 def _overlaid(workspace: Workspace, bottom: str | None, delta: Delta) -> str | None:
-    """Lay a delta over the older entries; returns the entries below the overlay. The first delta is read in
+    """Put a delta over the older entries; returns the entries below the overlay. The first delta is read in
     place if all its answers are equal."""
     assert delta.path is not None
     rows = opened(workspace, delta.path, DELTA)

@@ -13,6 +13,7 @@ from retl.observe import log
 from retl.project.definitions import Sync
 from retl.run import known, resolve
 from retl.run.plan import Plan
+from retl.run.trace import arrived
 
 
 def move(ledger: Ledger, sync: str, plan: Plan, workspace: Workspace, epoch: int) -> None:
@@ -71,7 +72,7 @@ def make(
         ledger.put_file(path.name, path)
         snapshot, snapshot_epoch = path.name, deltas[-1].epoch
         log.event("baseline_compacted", rows=rows)
-    arrived = [one for one in answered if one.outcome and one.outcome.arrived]
+    applied = [one for one in answered if arrived(one)]
     return Checkpoint(
         sync=sync.name,
         object=plan.capabilities.object,
@@ -83,7 +84,7 @@ def make(
         read_rows=plan.read_rows,
         watermark=plan.watermark,
         fingerprints=plan.fingerprints,
-        newest=(plan.run.run_id, arrived[-1].batch.id) if arrived else plan.basis.newest,
+        newest=(plan.run.run_id, applied[-1].batch.id) if applied else plan.basis.newest,
         source_version=plan.source_version,
         others=plan.basis.others if whole else former.others if former else {},
         updated_at=ledger.now(),

@@ -19,6 +19,7 @@ from retl.run.job import Job
 from retl.run.mart import Mapped
 from retl.run.plan import Basis
 from retl.run.resolve import has_doubt
+from retl.run.trace import arrived
 
 _REMADE = "remade"  # key
 
@@ -134,7 +135,7 @@ def _newest(
     ledger: Ledger, checkpoint: Checkpoint | None, deltas: Sequence[DeltaRow]
 ) -> tuple[str, str] | None:
     for delta in reversed(deltas):
-        done = [b for b in ledger.batches(delta.run_id) if b.attempts and b.outcome and b.outcome.arrived]
+        done = [batch for batch in ledger.batches(delta.run_id) if arrived(batch)]
         if done:
             return delta.run_id, done[-1].batch_id
     return checkpoint.newest if checkpoint else None

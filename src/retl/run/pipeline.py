@@ -149,6 +149,12 @@ def plan(
 def _begin(job: Job) -> Lock:
     """The lock of the sync and its object. Later if another run has it, or if the breaker is open."""
     _pass_breaker(job)
+    return take_lock(job)
+
+
+def take_lock(job: Job) -> Lock:
+    """The lock of the sync and its object. Later if another run has it, or if the connection's quota is
+    spent."""
     job.pace.require_room()
     return job.ledger.lock(
         [job.sync.name, job.object], sync=job.sync.name, host=socket.gethostname(), pid=os.getpid()

@@ -294,7 +294,7 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
         " change": unanswered > 0,
         "the target lost rows that expire: every row is sent again": made.asked.emptied,
         "this account has no right to write here: a run would fail": made.asked.readonly,
-        "the object was stored anew since the last run (a restore, TRUNCATE or a rewrite): every row is sent"
+        "the object was rewritten since the last run (a restore, TRUNCATE, VACUUM FULL): every row is sent"
         " again": made.asked.replaced and plan.distrust is not None,
         f"this object was delivered to as {known.object}: its baseline continues": known.object != place,
         "rows that were delivered before are not deleted: after STATE_BEHIND nobody knows whose they are"

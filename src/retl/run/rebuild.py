@@ -1,4 +1,4 @@
-"""Rebuild: makes the baseline of a sync anew from what the target holds.
+"""Rebuild: replaces the baseline of a sync by what the target holds.
 
 A row that the target holds as it would be sent is confirmed. A row that differs is unknown, so it is due. A
 row that the target lacks is not in the baseline. What only the target has is somebody else's, unless it is
@@ -7,8 +7,6 @@ taken over. It sends and deletes no row, and until it has compared everything th
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,7 +31,7 @@ from retl.run.guards import Facts
 from retl.run.job import Clock, Job
 from retl.run.known import Known, know
 from retl.run.mart import Frozen, Mapped, Opened, Reading, hash_rows, open_mart
-from retl.run.pipeline import Recover
+from retl.run.pipeline import Recover, take_lock
 from retl.run.run import Execution, new_run
 from retl.run.target import Visited
 
@@ -97,8 +95,7 @@ def rebuild(job: Job, *, take_ownership: bool = False) -> tuple[Summary, Found]:
     another run holds the lock."""
     clock, run, sync = Clock.since(job.since), new_run(job), job.sync.name
     with clock.phase("begin"):
-        job.pace.require_room()
-        lock = job.ledger.lock([sync, job.object], sync=sync, host=socket.gethostname(), pid=os.getpid())
+        lock = take_lock(job)
     with lock, private_directory() as folder, ExitStack() as hold, log.bound(run_id=run.run_id, sync=sync):
         running = Execution(job, run, lock, clock)
         with clock.phase("begin"):

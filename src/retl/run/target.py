@@ -16,7 +16,7 @@ from retl.engine.baseline import Distrust
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
 from retl.errors import Mismatch, Systemic
-from retl.run import guards, trace
+from retl.run import guards, resolve, trace
 from retl.run.guards import Refusal
 from retl.run.job import Job
 from retl.run.known import Known
@@ -44,7 +44,7 @@ class Visited:
 class Asked:
     """What the target reported. `readonly`: this account must not write. `marks`: of earlier batches, None if
     it keeps none; `past`: the newest epoch that it knows. `emptied`: rows that expire are gone, so every row
-    is due; `replaced`: the object is stored anew, so values may differ. `sampled`, `lost`: confirmed keys
+    is due; `replaced`: the object was rewritten, so values may differ. `sampled`, `lost`: confirmed keys
     that were looked up, and those it lacks. `distrust`: what a run records before it writes. `folds`: how the
     target compares keys."""
 
@@ -158,7 +158,7 @@ def _judged(job: Job, found: Asked, compared: trace.Compared, *, expires: bool) 
 
 def _owed(job: Job, mapped: Mapped, distrust: Distrust | None) -> Distrust | None:
     """A run that sends every row owes them until they are confirmed, unless an unknown row is never sent."""
-    if not mapped.capabilities.idempotent and job.sync.delivery != "at_least_once":
+    if resolve.waits(job.sync, idempotent=mapped.capabilities.idempotent):
         return distrust
     return Distrust(rows=0)
 

@@ -8,7 +8,7 @@ the two is distrusted: it is sent again, or stays in doubt, and is never called 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from retl.delivery.lanes import Answered
@@ -41,18 +41,16 @@ class Expected:
 
     object: str
     marks: Marks = frozenset()
-    runs: Mapping[str, RunKey] | None = None
+    runs: Mapping[str, RunKey] = field(default_factory=dict)
 
 
-def arrived(batch: BatchRow) -> bool:
+def arrived(batch: BatchRow | Answered) -> bool:
     """Whether the target answered that it processed the batch, so that its mark must be there."""
     return bool(batch.attempts and batch.outcome and batch.outcome.arrived)
 
 
-def expected(ledger: Ledger, sync: str, place: str, trace: Trace | None) -> Expected:
+def expected(ledger: Ledger, sync: str, place: str, trace: Trace) -> Expected:
     """What the ledger knows about the object at this place."""
-    if trace is None:
-        return Expected(place)
     runs = ledger.run_keys({run for run, _ in trace.batches})
     found = _object(ledger, sync, place, runs)
     checkpoint = ledger.checkpoint(sync, found)
@@ -67,7 +65,6 @@ def expected(ledger: Ledger, sync: str, place: str, trace: Trace | None) -> Expe
 
 def compare(ledger: Ledger, sync: str, trace: Trace, known: Expected, *, append: bool) -> Compared:
     """The refusals of a run, before any is accepted, and what is distrusted."""
-    assert known.runs is not None
     behind = {run for run, _ in trace.batches} - known.runs.keys() - trace.foreign
     if behind:
         return Compared((_behind(sync, len(behind), append),), Distrust(rows=0, disown=True))
@@ -96,23 +93,19 @@ def lost(
     is_lost: Callable[[], bool] | None = None,
 ) -> int:
     """How many batches the target lost since this run looked at it: its own, or of the marks it found
-    (`before`). Rows that are stored anew may have other values. An append has `is_lost`, because its rows
+    (`before`). Rows that were rewritten may have other values. An append has `is_lost`, because its rows
     cannot be sent again: there its own rows are read back, and a sample of the others."""
-    delivered = {(visit.run_id, one.batch.id): one for one in answered if _has_arrived(one)}
+    delivered = {(visit.run_id, one.batch.id): one for one in answered if arrived(one)}
     marks = delivered.keys() | before
     try:
         seen = destination.check(visit) or Trace()
     except Mismatch:  # the object is gone, or no longer fits what was just written
         return len(marks)
-    anew = marks & seen.replaced
+    rewritten = marks & seen.replaced
     if is_lost is None:
-        return len(marks - seen.batches) + len(anew)
-    lacking = sum(_lacks_rows(destination, delivered[mark]) for mark in anew & delivered.keys())
-    return len(marks - seen.batches) + lacking or int(bool(anew & before) and is_lost())
-
-
-def _has_arrived(one: Answered) -> bool:
-    return bool(one.attempts and one.outcome and one.outcome.arrived)
+        return len(marks - seen.batches) + len(rewritten)
+    lacking = sum(_lacks_rows(destination, delivered[mark]) for mark in rewritten & delivered.keys())
+    return len(marks - seen.batches) + lacking or int(bool(rewritten & before) and is_lost())
 
 
 def _lacks_rows(destination: Destination[Any], one: Answered) -> bool:

@@ -436,7 +436,7 @@ class Statements:
 
     @property
     def _storage(self) -> str:
-        """A text that changes whenever the table's rows are stored anew: by TRUNCATE, DROP and CREATE, a
+        """A text that changes whenever the table's rows are rewritten: by TRUNCATE, DROP and CREATE, a
         restored dump, a rewrite. A partitioned table has the storage of its partitions."""
         table = f"to_regclass({literal(self.relation.sql)})"
         leaves = (
