@@ -113,6 +113,11 @@ class Workspace:
         other.con.execute(f"USE {NAME}")
         return other
 
+    def register(self, name: str, stream: object) -> None:
+        """Make an Arrow stream (an object with `__arrow_c_stream__`) a relation of this connection, which can
+        be read once. Register it again to read it again."""
+        self.con.register(name, stream)
+
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """This thread's own connection to the workspace."""
         if not hasattr(self._local, "cursor"):

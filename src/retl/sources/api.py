@@ -8,7 +8,8 @@ delivery starts.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +19,29 @@ from pydantic import BaseModel
 
 from retl.engine.sql_text import Query
 from retl.engine.workspace import Workspace
+from retl.errors import SourceError
 from retl.sources.dbt import Build
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Import a source's client inside this: SourceError CLIENT_MISSING names the extra that has it."""
+    try:
+        yield
+    except ImportError as problem:
+        raise SourceError(
+            "CLIENT_MISSING",
+            f"this source needs a package that is not installed ({problem.name})",
+            hint=f"pip install 'retl-cli[{extra}]'",
+        ) from problem
+
+
+def unsupported(table: str, feature: str, hint: str) -> SourceError:
+    """The error for a table that its reader cannot read exactly."""
+    message = f"{table} has {feature}, which cannot be read exactly"
+    return SourceError("SOURCE_UNSUPPORTED", message, hint=hint)
 
 
 @dataclass(frozen=True)
@@ -42,14 +63,42 @@ class Description:
     health: Build | None = None
 
 
+@dataclass(frozen=True)
+class Since:
+    """A watermark: rows whose `column` (of this DuckDB type) is below `least` (as DuckDB writes it) are not
+    needed. Rows where it is NULL are."""
+
+    column: str
+    column_type: str
+    least: str
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What changed since a version. `rows`: the columns of every row that may have changed, as it is now;
+    `left`: the key columns of every key that may be gone, with those of `rows` among them or not; `total`:
+    the number of rows of the source now. Keys of `left` that are not in `rows` are gone. Both queries can be
+    read several times, until the snapshot is closed."""
+
+    rows: Query
+    left: Query
+    total: int
+
+
 class Snapshot(ABC):
     """One state of the source; it does not change until the context ends."""
 
     description: Description
 
     @abstractmethod
-    def rows(self, columns: Sequence[str]) -> Query:
-        """These columns of every row. It can be read once."""
+    def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
+        """These columns of every row. It can be read once. A source that can compare for itself may leave out
+        what is not needed `since` a mark; the engine compares again."""
+
+    def feed(self, columns: Sequence[str], key: Sequence[str], after: str) -> Feed | str:
+        """What changed after the version `after`, as `Description.version` said it; a sentence if that
+        cannot be told exactly, so the source must be read whole."""
+        return "this source has no change feed"
 
     @abstractmethod
     def close(self) -> None:
@@ -71,7 +120,8 @@ class Source(ABC, Generic[OptionsT]):
 
     Connection: ClassVar[type[BaseModel]]
     Options: ClassVar[type[BaseModel]]
-    changes: ClassVar[frozenset[str]] = frozenset({"all", "hash", "watermark"})  # ways to find changes
+    changes: ClassVar[frozenset[str]] = frozenset({"all", "hash", "watermark"})  # cdf: it has `feed`
+    one_state: ClassVar[bool] = True  # a snapshot is one state of the source; else deletes need `complete`
     evidence: ClassVar[str]  # what it was tested with
 
     def __init__(self, connection: BaseModel, options: OptionsT, invocation: Invocation) -> None:

@@ -24,7 +24,7 @@ from retl.errors import DefinitionError, Later, SourceError
 from retl.project.definitions import Source as Mart
 from retl.project.definitions import Warehouse
 from retl.sources import dbt
-from retl.sources.api import Description, Snapshot, Source
+from retl.sources.api import Description, Since, Snapshot, Source
 from retl.values.sql import literal, quoted, split
 
 _HELD = re.compile(r"lock.*PID (\d+)|PID (\d+).*lock", re.IGNORECASE | re.DOTALL)
@@ -154,7 +154,7 @@ class MartFile(Snapshot):
         self._query = source._query()
         self.description = Description(columns(workspace, self._query), version, health)
 
-    def rows(self, columns: Sequence[str]) -> Query:
+    def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
         return self._query
 
     def close(self) -> None:

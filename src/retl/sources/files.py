@@ -20,7 +20,7 @@ from retl.engine.sql_text import Query, columns
 from retl.engine.workspace import Workspace
 from retl.errors import SourceError
 from retl.model import Definition
-from retl.sources.api import Description, Snapshot, Source
+from retl.sources.api import Description, Since, Snapshot, Source
 from retl.values.sql import literal
 
 
@@ -110,7 +110,7 @@ class Listing(Snapshot):
         version = f"{len(self._files)} files {sha256(texts.encode()).hexdigest()[:16]}"
         self.description = Description(columns(workspace, self._query), version)
 
-    def rows(self, columns: Sequence[str]) -> Query:
+    def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
         return self._query
 
     def close(self) -> None:
