@@ -13,6 +13,9 @@ SYNC = {
     "source.sql": "A SELECT; `$name` is one of `vars`.",
     "source.file": "A file with a SELECT, relative to the project.",
     "source.dbt": "The name of a dbt model.",
+    "source.inputs": "Several sources by the names that `sql` gives them, each with its own options: "
+    "`{c: {from: lake, table: customers}, r: {from: drop, path: '*.parquet'}}`. Each is read whole, one after the other.",
+    "source.complete": "For `deletes` from a source without snapshots: what it returns is all there is.",
     "source.max_age": "The model's last run may be at most this old: 26h.",
     "key": "Columns that identify a row; unique and never NULL.",
     "contract": "Columns with their types and limits, a file, or a Pydantic model; without it all columns.",
@@ -41,7 +44,7 @@ SYNC = {
     "fields.FIELD.transform": "trim, lower, upper, sha256_hex, e164.",
     "destination": "Where to: a `connection` or a `type`, and the options of that type.",
     "write": "How to write rows: what to do with keys that exist or are missing.",
-    "changes": "Which rows are candidates: those whose hash differs, all, or those past a watermark.",
+    "changes": "Which rows are candidates: those whose hash differs, all, those past a watermark, or those that the source reports as changed.",
     "deletes": "What to do with a key that left the mart; `{set: …, restore: …}` marks it instead.",
     "cascade": "`true`: deletes may change other tables.",
     "first_run": "`send` every row of today's mart, or `adopt` them as delivered.",

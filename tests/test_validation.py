@@ -76,7 +76,6 @@ def test_a_file_that_is_no_mapping_is_refused(text: str) -> None:
     "text",
     [
         "conflicts: target_wins\n",
-        "changes: cdf\n",
     ],
 )
 def test_words_of_later_versions_say_so(text: str) -> None:

@@ -28,6 +28,7 @@ from retl.project.validation import ModelT, did_you_mean, each, raise_all, valid
 from retl.project.variables import Filled, Missing, fill, unset
 from retl.project.yamlfile import Loc, empty
 from retl.sources.api import Invocation, Source
+from retl.sources.inputs import Inputs, Select
 
 if TYPE_CHECKING:
     from retl.destinations.presets import Preset
@@ -100,8 +101,9 @@ class LoadedProject:
             found += self._written[sync.name].all_missing()
             with suppress(DefinitionError):  # `destination` reports a wrong connection
                 found += self._unset(self._connection(sync)[0])
-            if (at := ("sources", sync.source.named)) in self._file.tree.places:
-                found += [missing for _, missing in unset(self._file.tree, self.environment, at)]
+            for name in sync.source.named:
+                if (at := ("sources", name)) in self._file.tree.places:
+                    found += [missing for _, missing in unset(self._file.tree, self.environment, at)]
         return list(dict.fromkeys(found))
 
     def require(self, syncs: Iterable[Sync]) -> None:
@@ -135,27 +137,63 @@ class LoadedProject:
         retl.yml). DefinitionError(s), each with the place where it was written."""
         given = self.definitions.vars if variables is None else variables
         invocation = Invocation(self.folder, given, waiting)
-        if sync.source.from_ is None:
-            kind = sources.load(self.warehouse.type)
-            return kind(self.warehouse, sync.source, invocation)
-        name, known = sync.source.named, self.definitions.sources
-        if name != WAREHOUSE and name not in known:
+        written = self._written[sync.name].part("source")
+        if sync.source.inputs is None:
+            source = self._source(sync.source.from_, written.without("complete"), invocation)
+        else:
+            inputs = written.part("inputs")
+            named = {
+                name: self._source(value.get("from"), inputs.part(name), invocation)
+                for name, value in inputs.value.items()
+            }
+            source = Inputs(Select(sql=str(sync.source.sql)), named, invocation)
+        raise_all(self._unfit(sync, source))
+        return source
+
+    def _source(self, name: str | None, written: Filled, invocation: Invocation) -> Source[Any]:
+        """A source with the options that are written in a sync."""
+        known = self.definitions.sources
+        if name is not None and name != WAREHOUSE and name not in known:
             raise DefinitionError(
                 "SOURCE_UNKNOWN",
                 f"{PROJECT_FILE} has no source {name!r}",
                 hint=did_you_mean(name, [*known, WAREHOUSE]),
-                where=self.place(sync, ("source", "from")),
+                where=written.place(("from",)),
             )
-        kind = self._source_type(name)
+        kind = self._source_type(name or WAREHOUSE)
         connection: BaseModel = self.warehouse
-        if name != WAREHOUSE:
-            written = fill(self._file.tree, self.environment, ("sources", name))
-            connection = _placed(kind.Connection, written.without("type"))
+        if name is not None and name != WAREHOUSE:
+            filled = fill(self._file.tree, self.environment, ("sources", name))
+            connection = _placed(kind.Connection, filled.without("type"))
             register_model(connection)
-        options = _placed(kind.Options, self._written[sync.name].part("source").without("from"))
+        options = _placed(kind.Options, written.without("from"))
         if (file := getattr(options, "file", None)) is not None:
-            inside(self.folder, file, self.place(sync, ("source", "file")))
+            inside(self.folder, file, written.place(("file",)))
         return kind(connection, options, invocation)
+
+    def _unfit(self, sync: Sync, source: Source[Any]) -> Iterator[DefinitionError]:
+        """What a sync asks of its source that this type cannot give."""
+        if sync.changes.strategy not in source.changes:
+            yield DefinitionError(
+                "CHANGES_UNKNOWN",
+                "this source does not report its changes: `changes` can be"
+                f" {', '.join(sorted(source.changes))}",
+                where=self.place(sync, ("changes",)),
+            )
+        absence = sync.deletes.how != "keep"
+        if absence and not source.one_state and not sync.source.complete:
+            yield DefinitionError(
+                "SOURCE_INCOMPLETE",
+                "this source has no snapshots, so a missing row may only have been missed: `deletes` needs"
+                " `source: {complete: true}`",
+                where=self.place(sync, ("deletes",)),
+            )
+        if sync.source.complete and (source.one_state or not absence):
+            yield DefinitionError(
+                "OPTION_UNUSED",
+                "`complete` has no effect here: it is for `deletes` from a source without snapshots",
+                where=self.place(sync, ("source", "complete")),
+            )
 
     def _source_type(self, name: str) -> type[Source[Any]]:
         try:
@@ -424,7 +462,7 @@ def _orders(project: LoadedProject) -> Iterator[DefinitionError]:
 def _wrong_sources(project: LoadedProject) -> Iterator[DefinitionError]:
     """What is wrong with the options of sources that syncs name."""
     for sync in project.syncs.values():
-        if sync.source.from_ is not None and not project.missing([sync]):
+        if not project.missing([sync]):
             try:
                 project.source(sync)
             except DefinitionError as error:

@@ -42,7 +42,7 @@ def _listed(sync: Sync) -> tuple[Any, ...]:
     return (
         sync.name,
         sync.enabled,
-        source.table or source.dbt or source.file or "sql",
+        " + ".join(source.inputs or ()) or source.table or source.dbt or source.file or "sql",
         ref.connection or ref.type,
         sync.write,
         sync.changes.strategy,

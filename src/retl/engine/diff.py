@@ -11,6 +11,7 @@ from datetime import datetime
 
 from retl.engine import hash
 from retl.engine.baseline import BASELINE
+from retl.engine.feed import LEFT
 from retl.engine.hash import ROWS
 from retl.engine.mapping import FieldMap
 from retl.engine.workspace import Workspace
@@ -35,14 +36,25 @@ class Strategy:
 
 
 def diff(
-    workspace: Workspace, field_map: FieldMap, strategy: Strategy, baseline_rows: int, *, whole: bool
+    workspace: Workspace,
+    field_map: FieldMap,
+    strategy: Strategy,
+    baseline_rows: int,
+    *,
+    whole: bool,
+    fed: bool = False,
 ) -> None:
     """Create CANDIDATES from ROWS and BASELINE, without unchanged rows. In a `whole` mart duplicate keys get
-    their fault here, otherwise they have it already."""
-    _compare(workspace, strategy, whole)
+    their fault here, otherwise they have it already. Of a mart that was `fed`, only keys in LEFT are gone."""
+    known = BASELINE
+    if fed:
+        touched = f"SELECT key FROM {LEFT} UNION SELECT key FROM {ROWS}"
+        known = f"(SELECT * FROM {BASELINE} WHERE key IN ({touched}))"
+    join = f"{'FULL' if whole or fed else 'LEFT'} JOIN {known}"
+    _compare(workspace, strategy, join)
     if whole and _repeats_keys(workspace, field_map, baseline_rows):
         hash.mark_duplicates(workspace, field_map)
-        _compare(workspace, strategy, whole)
+        _compare(workspace, strategy, join)
 
 
 def leave_due(workspace: Workspace, keys: Iterable[str]) -> None:
@@ -60,7 +72,7 @@ def ends(workspace: Workspace) -> Ends:
     return {(op, ending): number for op, ending, number in rows}
 
 
-def _compare(workspace: Workspace, strategy: Strategy, whole: bool) -> None:
+def _compare(workspace: Workspace, strategy: Strategy, join: str) -> None:
     changed = "TRUE" if strategy.everything and not strategy.once else "b.hash IS DISTINCT FROM r.hash"
     refresh = ""
     if strategy.refresh_before is not None:
@@ -81,7 +93,7 @@ def _compare(workspace: Workspace, strategy: Strategy, whole: bool) -> None:
         f"CREATE OR REPLACE TABLE {CANDIDATES} AS SELECT * FROM ("
         f"SELECT r.row, coalesce(r.key, b.key) AS key, {op} AS op, {ending} AS ending,"
         " r.cleared, b.owned, b.ref"
-        f" FROM {ROWS} r {'FULL' if whole else 'LEFT'} JOIN {BASELINE} b ON b.key = r.key"
+        f" FROM {ROWS} r {join} b ON b.key = r.key"
         ") WHERE op <> 'unchanged'"
     )
 

@@ -127,12 +127,22 @@ def since(
     if mark is None:
         return Mark("TRUE", newest)
     workspace.load("due", {"key": "VARCHAR"}, ((key,) for key in due))
-    least = f"CAST({literal(mark)} AS {cursor.column_type})"
-    if cursor.lookback:
-        least += f" - INTERVAL {literal(f'{cursor.lookback} seconds')}"
     moved = workspace.one(
         f"SELECT CAST(greatest(CAST({literal(mark)} AS {cursor.column_type}), CAST("
         f"{literal(newest) if newest is not None else 'NULL'} AS {cursor.column_type})) AS VARCHAR)"
     )[0]
     kept = f"coalesce({field_map.key} IN (SELECT key FROM due), FALSE)"
-    return Mark(f"(coalesce({column} >= {least}, TRUE) OR {kept})", moved)
+    return Mark(f"(coalesce({column} >= {_least(cursor, mark)}, TRUE) OR {kept})", moved)
+
+
+def least(cursor: Cursor, mark: str) -> str:
+    """The least value of the column that is needed, as DuckDB writes it."""
+    (found,) = duckdb.execute(f"SELECT CAST({_least(cursor, mark)} AS VARCHAR)").fetchall()[0]
+    return str(found)
+
+
+def _least(cursor: Cursor, mark: str) -> str:
+    least = f"CAST({literal(mark)} AS {cursor.column_type})"
+    if cursor.lookback:
+        least += f" - INTERVAL {literal(f'{cursor.lookback} seconds')}"
+    return least

@@ -7,7 +7,7 @@ environment or targets: `files` reads, `app/resolve` resolves, `destinations/` o
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Required
+from typing import Annotated, Any, Literal, Required, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -33,12 +33,10 @@ _MODEL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _CLOSED = ConfigDict(extra="forbid")  # for the spellings below, which exist only for the JSON Schema
 
 
-class Source(Definition):
-    """Where the mart's rows come from: exactly one of table, sql, file (a single SELECT), or dbt: the name
-    of a model. A model whose last run ended longer than `max_age` ago is not read. `from` names another
-    source than the warehouse, whose own options then stand here."""
+class Mart(Definition):
+    """A mart in a DuckDB file: exactly one of table, sql, file (a single SELECT), or dbt, the name of a
+    model. A model whose last run ended longer than `max_age` ago is not read."""
 
-    from_: str | None = Field(default=None, alias="from")
     table: str | None = None
     sql: str | None = None
     file: str | None = None
@@ -53,18 +51,39 @@ class Source(Definition):
         return table
 
     @model_validator(mode="after")
-    def _one(self) -> Source:
+    def _one(self) -> Self:
+        return self._with_one()
+
+    def _with_one(self) -> Self:
         parts = (self.table, self.sql, self.file, self.dbt)
-        if self.from_ is None and sum(part is not None for part in parts) != 1:
+        if sum(part is not None for part in parts) != 1:
             raise ValueError("a source has exactly one of table, sql, file or dbt")
-        if self.from_ is None and self.max_age is not None and self.dbt is None:
+        if self.max_age is not None and self.dbt is None:
             raise ValueError("`max_age` needs `dbt`: only dbt records when a model was built")
         return self
 
+
+class Source(Mart):
+    """Where the mart's rows come from: the warehouse's table, sql, file or dbt model. `from` names another
+    source, whose own options then stand here. With `inputs`, each a source of its own, `sql` is one SELECT
+    over them. `complete`: what a source without snapshots returns is all there is, so a missing row was
+    deleted."""
+
+    from_: str | None = Field(default=None, alias="from")
+    inputs: dict[str, dict[str, Any]] | None = None
+    complete: bool = False
+
+    def _with_one(self) -> Self:
+        if self.inputs is not None and (self.from_ or not self.inputs or self.sql is None):
+            raise ValueError("`inputs` are the sources of one `sql`, each by its name there")
+        return self if self.from_ is not None else super()._with_one()
+
     @property
-    def named(self) -> str:
-        """The name of the source."""
-        return self.from_ or WAREHOUSE
+    def named(self) -> tuple[str, ...]:
+        """The names of the sources."""
+        if self.inputs is not None:
+            return tuple(str(one.get("from", WAREHOUSE)) for one in self.inputs.values())
+        return (self.from_ or WAREHOUSE,)
 
 
 class NamedSource(Source):
@@ -214,9 +233,10 @@ def _field_source(value: object) -> object:
 
 
 class Changes(Definition):
-    """How changed rows are found. Only with hash a missing row means that it was deleted."""
+    """How changed rows are found. With hash a missing row means that it was deleted; with cdf the source says
+    so; with the others nothing does."""
 
-    strategy: Literal["hash", "all", "watermark"] = "hash"
+    strategy: Literal["hash", "all", "watermark", "cdf"] = "hash"
     ignore: tuple[str, ...] = ()  # destination fields that are sent but never compared
     watermark: str | None = None
     lookback: Duration = 0.0
@@ -238,14 +258,12 @@ class WatermarkSpelling(TypedDict, total=False):
     lookback: str
 
 
-_CHANGES = "`changes` must be hash, all, {hash: {ignore: […]}} or {watermark: column, lookback: 1h}"
+_CHANGES = "`changes` must be hash, all, cdf, {hash: {ignore: […]}} or {watermark: column, lookback: 1h}"
 
 
 def _changes(value: object) -> object:
     """The spellings → the fields of Changes."""
-    if value == "cdf":
-        raise ValueError(f"`changes: cdf` {LATER}")
-    if value in ("hash", "all"):
+    if value in ("hash", "all", "cdf"):
         return {"strategy": value}
     if isinstance(value, dict) and value.keys() == {"hash"} and isinstance(value["hash"], dict):
         if not value["hash"].keys() <= {"ignore"}:
@@ -387,7 +405,7 @@ class Sync(Definition):
     changes: Annotated[
         Changes,
         BeforeValidator(
-            _changes, json_schema_input_type=Literal["hash", "all"] | HashSpelling | WatermarkSpelling
+            _changes, json_schema_input_type=Literal["hash", "all", "cdf"] | HashSpelling | WatermarkSpelling
         ),
         Field(json_schema_extra={"default": "hash"}),
     ] = Changes()
@@ -425,9 +443,10 @@ class Sync(Definition):
     def _fits(self) -> Sync:
         if self.deletes.how != "keep" and self.write == "append":
             raise ValueError("`deletes` is not possible with `write: append`: appended rows stay")
-        if self.deletes.how != "keep" and self.changes.strategy != "hash":
+        if self.deletes.how != "keep" and self.changes.strategy not in ("hash", "cdf"):
             raise ValueError(
-                f"`deletes` needs `changes: hash`: with {self.changes.strategy} a row's absence means nothing"
+                f"`deletes` needs `changes: hash` or cdf: with {self.changes.strategy} a row's absence"
+                " means nothing"
             )
         if self.cascade and self.deletes.how != "delete":
             raise ValueError("`cascade: true` needs `deletes: delete`: no other setting removes rows")

@@ -1,7 +1,7 @@
 """The mart of one run: described and mapped first, then read once in a separate thread.
 
-Reading takes as long as reading the ledger and checking the target, so both happen at the same time. Nothing
-here uses the ledger or the target.
+Reading takes as long as reading the ledger and checking the target, so both happen at the same time. Only a
+run that reads what changed since a mark waits for them. Nothing here uses the ledger or the target.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from retl.contract import judge
 from retl.contract.judge import Contract
 from retl.destinations.batch import Capabilities
-from retl.engine import freeze, hash, mapping, payload, selection, sql_text
+from retl.engine import feed, freeze, hash, mapping, payload, selection, sql_text
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.payload import Payload
 from retl.engine.selection import Cursor
@@ -25,7 +25,7 @@ from retl.errors import DefinitionError
 from retl.observe import log
 from retl.run.fit import fit
 from retl.run.job import Clock, Job
-from retl.sources.api import Description, Snapshot
+from retl.sources.api import Description, Feed, Since, Snapshot
 from retl.values.sql import quoted
 
 
@@ -62,9 +62,33 @@ class Frozen:
     total: int  # rows of the mart
     mapped: Mapped
     hashed: bool  # they are hashed already, because the run uses all of them unchanged
+    fed: bool  # only what the source reports as changed was read, with the keys that left
+    unfed: str | None  # why a run that follows changes read every row
     failed_checks: tuple[str, ...]
     payload: Payload | None  # how rejected rows are kept, if the sync asks for it
     edited: Sequence[tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of the mart a run reads. `whole`: why every row, or None; `mark`: where the last run's rows
+    ended, with `rows` rows in the mart; `due`: keys that are due for another reason, `rejected` among
+    them."""
+
+    whole: str | None
+    mark: str | None = None
+    due: Sequence[str] = ()
+    rejected: Sequence[str] = ()
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read: see Frozen."""
+
+    total: int
+    fed: bool = False
+    unfed: str | None = None
 
 
 def open_mart(job: Job, run: Run, workspace: Workspace) -> Opened:
@@ -88,9 +112,14 @@ def open_mart(job: Job, run: Run, workspace: Workspace) -> Opened:
     return Opened(snapshot, reader, mapped, selection.cursor(sync, columns))
 
 
-def is_whole(job: Job, opened: Opened) -> bool:
-    """Whether the run uses every row of the mart, unchanged."""
-    return opened.cursor is None and not job.options.selection.partial
+def follows(job: Job) -> bool:
+    """Whether the run asks the source what changed since a version."""
+    return job.sync.changes.strategy == "cdf"
+
+
+def _is_whole(job: Job, opened: Opened) -> bool:
+    """Whether the run surely uses every row of the mart, unchanged."""
+    return opened.cursor is None and not job.options.selection.partial and not follows(job)
 
 
 class Reading:
@@ -101,7 +130,10 @@ class Reading:
         self.mapped = opened.mapped
         self._frozen: Frozen | None = None
         edits = self.mapped.contract.edits
-        self._at_once = is_whole(job, opened) and not (edits or self.mapped.field_map.lookups)
+        self._at_once = _is_whole(job, opened) and not (edits or self.mapped.field_map.lookups)
+        pushes = opened.cursor is not None and job.source.narrows and job.sync.guards.min_rows is None
+        self.waits = (follows(job) or pushes) and not edits  # until `extent` is known
+        self.extent = Extent("the contract edits rows" if edits else None)
 
     @property
     def frozen(self) -> Frozen:
@@ -111,9 +143,15 @@ class Reading:
     @contextmanager
     def under_way(self) -> Iterator[Reading]:
         """Read the mart while the body runs. An error of the mart is raised before an error of the body. A
-        contract that edits must have all rows before the body begins, because it decides their types."""
+        contract that edits must have all rows before the body begins, because it decides their types. A run
+        that waits reads after the body, which sets `extent`."""
         with ThreadPoolExecutor(1, "retl-mart") as other:
-            future = other.submit(_read, self._opened, self._at_once)
+            if self.waits:
+                with closing(self._opened.reader), self._opened.snapshot:
+                    yield self
+                    self._finish(other.submit(self._follow))
+                return
+            future = other.submit(self._read)
             if self.mapped.contract.edits:
                 self._finish(future)
             try:
@@ -122,14 +160,63 @@ class Reading:
                 if self._frozen is None:
                     self._finish(future)
 
-    def _finish(self, future: Future[int]) -> None:
+    def _read(self) -> Read:
+        with closing(self._opened.reader):
+            with self._opened.snapshot as snapshot:
+                read = self._read_whole(snapshot)
+            if self._at_once:
+                hash_rows(self._opened.reader, self.mapped)
+        return replace(read, unfed=self.extent.whole) if follows(self._job) else read
+
+    def _read_whole(self, snapshot: Snapshot, since: Since | None = None) -> Read:
+        opened, columns = self._opened, self._columns
+        return Read(freeze.freeze(opened.reader, snapshot.rows(list(columns), since), columns))
+
+    def _follow(self) -> Read:
+        """Read what changed since the mark, or the whole mart if that cannot be told."""
+        opened, extent, columns = self._opened, self.extent, list(self._columns)
+        snapshot, cursor = opened.snapshot, opened.cursor
+        if cursor is not None:
+            least = selection.least(cursor, extent.mark) if extent.mark and not extent.due else None
+            since = Since(cursor.column, cursor.column_type, least) if least else None
+            return self._read_whole(snapshot, since)
+        if extent.mark is None:
+            return replace(self._read_whole(snapshot), unfed=extent.whole)
+        key = list(self._job.sync.key)
+        found = snapshot.feed(columns, key, extent.mark)
+        gap = found if isinstance(found, str) else self._take(found, extent)
+        if isinstance(found, str) or gap is not None:
+            return replace(self._read_whole(snapshot), unfed=gap)
+        return Read(found.total, fed=True)
+
+    def _take(self, found: Feed, extent: Extent) -> str | None:
+        """Freeze the rows of a feed, and those that are due for another reason; a sentence if changes are
+        missing."""
+        reader, field_map = self._opened.reader, self.mapped.field_map
+        grown = feed.take(reader, field_map, found.rows, found.left, self._columns, extent.rejected)
+        if extent.rows + grown != found.total:
+            freeze.release(reader)
+            return (
+                f"FEED_GAP: the source has {found.total} rows, and with the changes it reports it would have"
+                f" {extent.rows + grown}"
+            )
+        if extent.due:
+            every = self._opened.snapshot.rows(list(self._columns))
+            feed.add(reader, field_map, every, self._columns, extent.due)
+        return None
+
+    @property
+    def _columns(self) -> dict[str, str]:
+        """The columns of the mart that the run reads, with their types."""
+        types = self._opened.description.columns
+        return {name: types[name] for name in _names(self._opened)}
+
+    def _finish(self, future: Future[Read]) -> None:
         job, workspace, mapped = self._job, self._workspace, self.mapped
         with self._clock.phase("freeze"):
-            total = future.result()
-            log.event("mart_frozen", rows=total)
-            types = self._opened.description.columns
-            named = {name: types[name] for name in _names(self._opened)}
-            log.event("mart_described", columns=named, level="debug")
+            read = future.result()
+            log.event("mart_frozen", rows=read.total)
+            log.event("mart_described", columns=self._columns, level="debug")
             failed = tuple(check for check in job.sync.checks if self._returns_rows(check))
             kept, edited = None, list[tuple[Any, ...]]()
             if job.sync.rejects.payload:
@@ -138,7 +225,9 @@ class Reading:
             if mapped.contract.edits:
                 contract, edited = freeze.edit(workspace, mapped.contract, keep=kept is not None)
                 self.mapped = _map(job, self._run, contract)
-        self._frozen = Frozen(total, self.mapped, self._at_once, failed, kept, edited)
+        self._frozen = Frozen(
+            read.total, self.mapped, self._at_once, read.fed, read.unfed, failed, kept, edited
+        )
 
     def _returns_rows(self, check: str) -> bool:
         """Whether a check returns a row; `source` has the columns that were read."""
@@ -155,16 +244,6 @@ def hash_rows(workspace: Workspace, mapped: Mapped, chosen: str | None = None) -
     """Hash the frozen rows, or those that match a predicate, with the contract's prefilter."""
     prefilter = "TRUE" if mapped.contract.edits else mapped.contract.prefilter()
     hash.hash_rows(workspace, mapped.field_map, prefilter, mapped.fingerprints["what"], chosen)
-
-
-def _read(opened: Opened, at_once: bool) -> int:
-    with closing(opened.reader):
-        with opened.snapshot as snapshot:
-            columns = {name: snapshot.description.columns[name] for name in _names(opened)}
-            total = freeze.freeze(opened.reader, snapshot.rows(list(columns)), columns)
-        if at_once:
-            hash_rows(opened.reader, opened.mapped)
-    return total
 
 
 def _names(opened: Opened) -> list[str]:

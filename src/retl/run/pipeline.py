@@ -18,7 +18,7 @@ from retl.errors import Later, Mismatch, RetlError
 from retl.ledger import Lock
 from retl.observe import log
 from retl.observe.summary import Summary, described
-from retl.run import planner, recovery, target
+from retl.run import extent, planner, recovery, target
 from retl.run.job import Clock, Job
 from retl.run.known import know
 from retl.run.mart import Mapped, Reading, open_mart
@@ -134,9 +134,10 @@ def plan(
         if visited:
             with clock.phase("guard"):
                 asked, known = target.ask(job, run, mapped, known, visited, workspace)
+        reach = reading.extent = extent.find(job, opened, mapped, known, asked, workspace)
     frozen = reading.frozen
     with clock.phase("diff"):
-        diffed = planner.compare(job, run, opened, frozen, known, asked, workspace)
+        diffed = planner.compare(job, run, opened, frozen, known, asked, reach, workspace)
     with clock.phase("judge"):
         judged = planner.judge_rows(job, frozen, known, workspace)
     with clock.phase("diff"):

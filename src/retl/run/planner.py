@@ -13,18 +13,18 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from retl.destinations.batch import MODES, Batch
-from retl.engine import baseline, change_set, diff, hash, judge, selection, succession
+from retl.engine import change_set, diff, hash, judge, selection, succession
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Ends, Strategy
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, TargetError
 from retl.observe import log
-from retl.run import guards, resolve, volatile
+from retl.run import extent, guards, resolve, volatile
 from retl.run.guards import Facts, Refusal
 from retl.run.job import Job
 from retl.run.known import Known
-from retl.run.mart import Frozen, Mapped, Opened, hash_rows, is_whole
+from retl.run.mart import Extent, Frozen, Mapped, Opened, follows, hash_rows
 from retl.run.plan import Plan, Terms
 from retl.run.target import Asked
 from retl.sources import dbt
@@ -69,7 +69,14 @@ class Made:
 
 
 def compare(
-    job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, asked: Asked, workspace: Workspace
+    job: Job,
+    run: Run,
+    opened: Opened,
+    frozen: Frozen,
+    known: Known,
+    asked: Asked,
+    reach: Extent,
+    workspace: Workspace,
 ) -> Diffed:
     """Find the candidates: rows that differ from the baseline, or are due for another reason. How the target
     compares keys may be known only since it was asked."""
@@ -79,12 +86,12 @@ def compare(
     sync, chosen, capabilities = job.sync, job.options.selection, frozen.mapped.capabilities
     mark = None
     if not frozen.hashed:
-        mark = _choose_and_hash(job, run, opened, frozen, known, asked, workspace)
+        mark = _choose_and_hash(job, run, opened, frozen, reach, workspace)
     expires = capabilities.expires
     strategy = Strategy(
         everything=chosen.forced or sync.changes.strategy == "all" or asked.emptied,
         absence=sync.deletes.how != "keep"
-        and sync.changes.strategy == "hash"
+        and sync.changes.strategy in ("hash", "cdf")
         and not chosen.forced
         and chosen.limit is None
         and not job.options.adopt,
@@ -92,8 +99,9 @@ def compare(
         hold_unknown=resolve.waits(sync, idempotent=capabilities.idempotent),
         refresh_before=None if expires is None else run.started_at - timedelta(seconds=expires / 2),
     )
-    field_map, whole = frozen.mapped.field_map, is_whole(job, opened)
-    diff.diff(workspace, field_map, strategy, known.baseline_rows, whole=whole)
+    field_map = frozen.mapped.field_map
+    whole = opened.cursor is None and not chosen.partial and not frozen.fed
+    diff.diff(workspace, field_map, strategy, known.baseline_rows, whole=whole, fed=frozen.fed)
     succession.withhold(workspace, field_map, strategy, whole=whole, resend=capabilities.idempotent)
     if job.options.adopt:
         diff.leave_due(workspace, [one.key for one in known.open_rejects if one.stage == "target"])
@@ -136,9 +144,9 @@ def assemble(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> Du
 def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
     """Judge the facts and make the plan. `unanswered` rows of dead runs may change it."""
     sync, options, chosen = job.sync, job.options, job.options.selection
-    mapped, known, checkpoint = made.frozen.mapped, made.known, made.known.basis.checkpoint
+    mapped, known = made.frozen.mapped, made.known
     in_part = chosen.partial or chosen.limit is not None
-    whole = not in_part and sync.write != "append" and made.opened.cursor is None
+    whole = not (in_part or sync.write == "append" or made.opened.cursor or made.frozen.fed)
     if in_part and sync.first_run == "adopt" and known.basis.is_first:
         raise DefinitionError(
             "ADOPT_WHOLE",
@@ -168,9 +176,9 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
         moved_from=known.object if known.object != mapped.capabilities.object else None,
         past=made.asked.past,
         marks=made.asked.marks,
-        fingerprints={**mapped.fingerprints, "mark": _mark_fingerprint(made.opened)},
+        fingerprints={**mapped.fingerprints, "mark": extent.fingerprint(job, made.opened)},
         watermark=made.diffed.watermark,
-        read_rows=made.diffed.read if whole else checkpoint.read_rows if checkpoint else 0,
+        read_rows=_rows_read(made, whole=whole or (made.frozen.fed and not in_part)),
         source_version=made.opened.description.version,
         adopting=_adopts(job, known),
         payload=made.frozen.payload,
@@ -180,48 +188,29 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
     return replace(plan, notes=(*_notes(job, made, plan, unanswered), *_volatile(job, made, plan)))
 
 
+def _rows_read(made: Made, *, whole: bool) -> int:
+    """The rows of the mart as this run knows them, else as the last run did."""
+    if whole:
+        return made.frozen.total
+    checkpoint = made.known.basis.checkpoint
+    return checkpoint.read_rows if checkpoint else 0
+
+
 def _choose_and_hash(
-    job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, asked: Asked, workspace: Workspace
+    job: Job, run: Run, opened: Opened, frozen: Frozen, reach: Extent, workspace: Workspace
 ) -> str | None:
-    """Hash the rows that the run selects; returns the watermark's next mark."""
+    """Hash the rows that the run selects; returns the next mark."""
     field_map, chosen = frozen.mapped.field_map, job.options.selection
     conditions = selection.chosen(workspace, field_map, chosen, job.options.variables)
     mark = None
     if opened.cursor is not None:
-        moved = _since(job, run, opened, frozen, known, asked, workspace)
+        moved = selection.since(workspace, field_map, opened.cursor, reach.mark, reach.due, run.started_at)
         conditions.append(moved.condition)
         mark = moved.next
-    in_part = not is_whole(job, opened)
-    hash_rows(workspace, frozen.mapped, " AND ".join(conditions) if in_part else None)
+    elif follows(job):
+        mark = opened.description.version
+    hash_rows(workspace, frozen.mapped, " AND ".join(conditions) or ("TRUE" if frozen.fed else None))
     return mark
-
-
-def _since(
-    job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, asked: Asked, workspace: Workspace
-) -> selection.Mark:
-    """Read from the mark on, unless rows before it may be due for another reason."""
-    assert opened.cursor is not None
-    mapped, checkpoint = frozen.mapped, known.basis.checkpoint
-    whole = (
-        job.options.selection.forced
-        or known.basis.restarts
-        or mapped.capabilities.expires is not None
-        or job.sync.write == "update_only"  # a missing key may exist now
-        or any(one.row_id for one in known.open_rejects)  # its corrected row may have any key
-        or known.distrusted  # rows that the baseline lacks now may be older than the mark
-        or asked.distrust is not None
-        or mapped.field_map.lookups  # an external id may be new or different
-        or known.former.get("what") != mapped.fingerprints["what"]
-        or known.former.get("mark") != _mark_fingerprint(opened)
-    )
-    mark = checkpoint.watermark if checkpoint and not whole else None
-    unknown = workspace.run(f"SELECT key FROM {baseline.BASELINE} WHERE hash IS NULL")
-    due = [*(key for (key,) in unknown), *(reject.key for reject in known.open_rejects)]
-    return selection.since(workspace, mapped.field_map, opened.cursor, mark, due, run.started_at)
-
-
-def _mark_fingerprint(opened: Opened) -> str:
-    return f"{opened.cursor.column} {opened.cursor.column_type}" if opened.cursor else ""
 
 
 def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
@@ -293,6 +282,7 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
         f"a dead run left {unanswered} rows unanswered: a run resolves them first, so these numbers may"
         " change": unanswered > 0,
         "the target lost rows that expire: every row is sent again": made.asked.emptied,
+        f"every row of the source was read: {made.frozen.unfed}": made.frozen.unfed is not None,
         "this account has no right to write here: a run would fail": made.asked.readonly,
         "the object was rewritten since the last run (a restore, TRUNCATE, VACUUM FULL): every row is sent"
         " again": made.asked.replaced and plan.distrust is not None,

@@ -78,7 +78,7 @@ class Feed:
     """What changed since a version. `rows`: the columns of every row that may have changed, as it is now;
     `left`: the key columns of every key that may be gone, with those of `rows` among them or not; `total`:
     the number of rows of the source now. Keys of `left` that are not in `rows` are gone. Both queries can be
-    read several times, until the snapshot is closed."""
+    read several times, until the snapshot is closed, and without `USE` of another catalog."""
 
     rows: Query
     left: Query
@@ -122,6 +122,7 @@ class Source(ABC, Generic[OptionsT]):
     Options: ClassVar[type[BaseModel]]
     changes: ClassVar[frozenset[str]] = frozenset({"all", "hash", "watermark"})  # cdf: it has `feed`
     one_state: ClassVar[bool] = True  # a snapshot is one state of the source; else deletes need `complete`
+    narrows: ClassVar[bool] = False  # `rows` leaves out what is not needed since a mark
     evidence: ClassVar[str]  # what it was tested with
 
     def __init__(self, connection: BaseModel, options: OptionsT, invocation: Invocation) -> None:

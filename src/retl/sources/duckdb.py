@@ -21,8 +21,7 @@ import duckdb
 from retl.engine.sql_text import Query, columns, first_line, select
 from retl.engine.workspace import NAME, Workspace
 from retl.errors import DefinitionError, Later, SourceError
-from retl.project.definitions import Source as Mart
-from retl.project.definitions import Warehouse
+from retl.project.definitions import Mart, Warehouse
 from retl.sources import dbt
 from retl.sources.api import Description, Since, Snapshot, Source
 from retl.values.sql import literal, quoted, split

@@ -1,0 +1,130 @@
+"""Inputs: several sources under their own names, and one SELECT over them.
+
+Each input is read whole, at one state of it, into a DuckDB file in the run's folder; then it is released.
+They are read one after the other, so each has its own state: together they are not one. The SELECT sees
+nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from retl.engine.sql_text import Query, columns, drift, select
+from retl.engine.workspace import NAME, Workspace
+from retl.errors import DefinitionError
+from retl.model import Definition
+from retl.sources.api import Description, Invocation, Since, Snapshot, Source
+from retl.sources.dbt import Build
+from retl.values.sql import literal, quoted
+
+_FILE = "retl_inputs"
+
+
+class Select(Definition):
+    sql: str
+
+
+class Inputs(Source[Select]):
+    """Sources by their names in the SELECT."""
+
+    Options = Select
+
+    def __init__(self, options: Select, inputs: Mapping[str, Source[Any]], invocation: Invocation) -> None:
+        super().__init__(options, options, invocation)
+        self.inputs = inputs
+        zones = {source.timezone for source in inputs.values()}
+        if len(zones) > 1:
+            raise DefinitionError(
+                "TIMEZONES_DIFFER",
+                f"the inputs have naive timestamps of several time zones: {', '.join(sorted(zones))}",
+                hint="give their sources the same `timezone`",
+            )
+        self.query = select(options.sql, invocation.variables, "source.sql")
+
+    @property
+    def label(self) -> str:
+        return " + ".join(self.inputs)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {
+            "type": "inputs",
+            **{name: " ".join(source.identity.values()) for name, source in self.inputs.items()},
+        }
+
+    @property
+    def timezone(self) -> str:
+        return next(source.timezone for source in self.inputs.values())
+
+    @property
+    def max_age(self) -> float | None:
+        return min((age for source in self.inputs.values() if (age := source.max_age)), default=None)
+
+    def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
+        path = workspace.directory / f"{_FILE}.duckdb"
+        path.unlink(missing_ok=True)
+        found = {name: _take(workspace, path, name, one, wait) for name, one in self.inputs.items()}
+        workspace.run(f"ATTACH {literal(str(path))} AS {_FILE} (READ_ONLY)")
+        workspace.run(f"USE {_FILE}")
+        return Taken(self, workspace, found)
+
+
+class Taken(Snapshot):
+    """The inputs as they were read."""
+
+    def __init__(self, source: Inputs, workspace: Workspace, inputs: Mapping[str, Description]) -> None:
+        self._workspace = workspace
+        self._query = source.query
+        self.description = Description(
+            columns(workspace, source.query),
+            ", ".join(f"{name}: {one.version}" for name, one in inputs.items()),
+            _health([one.health for one in inputs.values() if one.health is not None]),
+        )
+
+    def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
+        return self._query
+
+    def close(self) -> None:
+        self._workspace.run(f"USE {NAME}")
+        self._workspace.run(f"DETACH {_FILE}")
+
+
+def _take(workspace: Workspace, path: Path, name: str, source: Source[Any], wait: bool) -> Description:
+    """Read one input into a table of the file. It has a DuckDB of its own, which can read nothing else."""
+    with Workspace(workspace.directory, workspace.stop) as own:
+        own.run(f"ATTACH {literal(str(path))} AS {_FILE}")
+        with source.open(own, wait=wait) as snapshot:
+            own.harden(source.readable)
+            names = list(snapshot.description.columns)
+            query = snapshot.rows(names)
+            try:
+                own.run(
+                    f"CREATE TABLE {_FILE}.main.{quoted(name)} AS SELECT {', '.join(map(quoted, names))}"
+                    f" FROM ({query.sql}\n)",
+                    query.parameters,
+                )
+            except duckdb.Error as problem:
+                raise drift(query, problem) from problem
+        path.chmod(0o600)
+        return snapshot.description
+
+
+def _health(builds: Sequence[Build]) -> Build | None:
+    """The health of several dbt models together: that of the worst."""
+    if not builds:
+        return None
+    worst = next((one for one in builds if one.status != "success"), builds[0])
+    ends = [one.ended_at for one in builds]
+    return Build(
+        ", ".join(one.model for one in builds),
+        worst.status,
+        None if None in ends else min(end for end in ends if end is not None),
+        tuple(test for one in builds for test in one.failed_tests),
+        tuple(test for one in builds for test in one.warned_tests),
+        tuple(test for one in builds for test in one.untested),
+        any(one.unfinished for one in builds),
+    )
