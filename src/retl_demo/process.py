@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Self, TypedDict
 
@@ -133,13 +133,19 @@ class Server(ABC):
         self.stop()
 
     def _popen(
-        self, command: list[str], cwd: Path, *, identity: Identity | None = None, given: str = ""
+        self,
+        command: list[str],
+        cwd: Path,
+        *,
+        identity: Identity | None = None,
+        given: str = "",
+        variables: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             process = subprocess.Popen(  # noqa: S603 - the command is ours, no shell reads it
                 command,
                 cwd=cwd,
-                env=ENVIRONMENT,
+                env={**ENVIRONMENT, **(variables or {})},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
