@@ -73,7 +73,9 @@ def test_outcomes_read_back_row_by_row(ledger: Ledger) -> None:
         [Acknowledgement("b0", MIXED, 2, 31), Acknowledgement("b1", Outcome(UNKNOWN), 1, 5, "GONE")],
     )
     first, second = ledger.batches("run-1")
-    assert first == replace(batch(0), status="done", outcome=MIXED, attempts=2, duration_ms=31)
+    done = replace(batch(0), status="done", outcome=MIXED, attempts=2, duration_ms=31)
+    assert first == replace(done, answered_at=first.answered_at)
+    assert first.answered_at == second.answered_at is not None
     assert (second.status, second.error, second.outcome) == ("failed", "GONE", Outcome(UNKNOWN))
 
 
@@ -330,11 +332,19 @@ def test_what_is_said_of_a_batch_is_said_of_that_batch_of_that_run(ledger: Ledge
     ledger.open_batches("run-1", other, [batch(0), batch(1)])
     ledger.open_batches("run-2", other, [batch(0)])
     ledger.attach("run-1", other, "b0", "job-7")
-    ledger.acknowledge("run-1", other, [Acknowledgement("b0", Outcome(WRITTEN), 2, 31)])
+    answer = Acknowledgement("b0", Outcome(WRITTEN), 2, 31, None, datetime(2026, 1, 2, tzinfo=UTC), 207)
+    ledger.acknowledge("run-1", other, [answer])
     ledger.split("run-1", other, "b1", [replace(batch(), batch_id="half", first=100, last=149)])
     assert ledger.batches("run-1") == [
         replace(
-            batch(0), status="done", outcome=Outcome(WRITTEN), handle="job-7", attempts=2, duration_ms=31
+            batch(0),
+            status="done",
+            outcome=Outcome(WRITTEN),
+            handle="job-7",
+            attempts=2,
+            duration_ms=31,
+            answered_at=answer.answered_at,
+            http_status=207,
         ),
         replace(batch(1), status="split"),
         replace(batch(), batch_id="half", first=100, last=149),

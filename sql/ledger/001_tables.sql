@@ -17,8 +17,12 @@ CREATE TABLE retl_locks (
   since TEXT
 );
 
--- One row per run. `purpose` is sync, apply, rollback, repair, erase or resolve; `delta` is the run file of
--- the rows it may write; `distrusts` says which older entries of the baseline no longer hold.
+-- One row per run. `purpose` is sync, apply, rollback, repair, erase or resolve; `of_run` is the run that a
+-- rollback undoes; `fields` are the target's fields that it writes; `delta` is the run file of the rows it may
+-- write; `distrusts` says which older entries of the baseline no longer hold. After `forgotten_at` the baseline has
+-- nothing of this run. The row of an ended run changes no more, but for `sync` and `forgotten_at`: `digest` is the
+-- digest of the row, its batches and its files, `chain` that of the whole chain up to this run. A later run that
+-- has to change it records the digests before and after in `amends`.
 CREATE TABLE retl_runs (
   run_id          TEXT PRIMARY KEY,
   sync            TEXT NOT NULL,
@@ -46,11 +50,21 @@ CREATE TABLE retl_runs (
   error           TEXT,
   delta           TEXT,
   delta_rows      BIGINT,
-  distrusts       TEXT
+  distrusts       TEXT,
+  of_run          TEXT,
+  fields          TEXT,
+  approved_by     TEXT,
+  forgotten_at    TEXT,
+  amends          TEXT,
+  digest          TEXT,
+  chain_id        TEXT,
+  chain_no        BIGINT,
+  chain           TEXT
 );
 CREATE INDEX retl_runs_by_sync ON retl_runs (sync, epoch);
 CREATE INDEX retl_runs_by_start ON retl_runs (started_at);
 
+-- One row per batch. `answered_at` is when the target answered, `http_status` the status of that answer.
 CREATE TABLE retl_batches (
   run_id          TEXT NOT NULL,
   batch_id        TEXT NOT NULL,
@@ -66,6 +80,8 @@ CREATE TABLE retl_batches (
   attempts        BIGINT NOT NULL,
   duration_ms     BIGINT,
   error           TEXT,
+  answered_at     TEXT,
+  http_status     BIGINT,
   PRIMARY KEY (run_id, batch_id)
 );
 
@@ -89,7 +105,8 @@ CREATE TABLE retl_rejects (
   PRIMARY KEY (sync, key, row_id)
 );
 
--- What the next run of a sync on an object starts from; `snapshot` names the run file of its compacted baseline.
+-- What the next run of a sync on an object starts from; `snapshot` names the run file of its compacted baseline,
+-- `scope` says for which keys a missing row was a deleted one.
 CREATE TABLE retl_checkpoints (
   sync           TEXT NOT NULL,
   object         TEXT NOT NULL,
@@ -105,6 +122,7 @@ CREATE TABLE retl_checkpoints (
   source_version TEXT,
   others         TEXT NOT NULL,
   updated_at     TEXT NOT NULL,
+  scope          TEXT,
   PRIMARY KEY (sync, object)
 );
 
@@ -114,6 +132,64 @@ CREATE TABLE retl_breakers (
   failures   BIGINT NOT NULL,
   opened_at  TEXT NOT NULL,
   error      TEXT NOT NULL
+);
+
+-- The chains of ended runs: each link is a digest of the one before and of the run. `chain_id` is the first run of
+-- the chain. The links up to `anchor_no` were pruned; `anchor` is the last of them. A sync goes on with the chain
+-- that was updated last; it has several if its state was moved.
+CREATE TABLE retl_chains (
+  chain_id   TEXT PRIMARY KEY,
+  sync       TEXT NOT NULL,
+  anchor_no  BIGINT NOT NULL,
+  anchor     TEXT NOT NULL,
+  head_no    BIGINT NOT NULL,
+  head       TEXT NOT NULL,
+  updated_at TEXT NOT NULL
+);
+CREATE INDEX retl_chains_by_sync ON retl_chains (sync);
+
+-- The SHA-256 of each run file, which outlives the file: it was removed at `removed_at`.
+CREATE TABLE retl_digests (
+  name       TEXT PRIMARY KEY,
+  run_id     TEXT NOT NULL,
+  digest     TEXT NOT NULL,
+  bytes      BIGINT NOT NULL,
+  removed_at TEXT
+);
+CREATE INDEX retl_digests_by_run ON retl_digests (run_id);
+
+-- Syncs that do not run until somebody resumes them. `run_id` is the run that paused it.
+CREATE TABLE retl_paused (
+  sync   TEXT PRIMARY KEY,
+  since  TEXT NOT NULL,
+  by     TEXT NOT NULL,
+  reason TEXT NOT NULL,
+  run_id TEXT
+);
+
+-- Keys that are never delivered again, as keyed digests: the key itself is not kept.
+CREATE TABLE retl_suppressed (
+  sync       TEXT NOT NULL,
+  digest     TEXT NOT NULL,
+  since      TEXT NOT NULL,
+  erasure_id TEXT NOT NULL,
+  PRIMARY KEY (sync, digest)
+);
+
+-- One row per erasure, sync and object: who asked when and why, how it ended there, and the proof as JSON. It
+-- has no key.
+CREATE TABLE retl_erasures (
+  erasure_id   TEXT NOT NULL,
+  sync         TEXT NOT NULL,
+  object       TEXT NOT NULL,
+  run_id       TEXT,
+  requested_at TEXT NOT NULL,
+  requested_by TEXT NOT NULL,
+  reason       TEXT NOT NULL,
+  status       TEXT NOT NULL,
+  proof        TEXT NOT NULL,
+  finished_at  TEXT,
+  PRIMARY KEY (erasure_id, sync, object)
 );
 
 -- Run files, if the ledger has no directory.

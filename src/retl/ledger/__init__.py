@@ -69,7 +69,7 @@ __all__ = [
 ]
 
 
-FORMAT = 3  # of tables and run files together; raise it when either changes
+FORMAT = 4  # of tables and run files together; raise it when either changes
 
 _RUNS = "SELECT run_id FROM retl_runs WHERE sync = ?"
 _NEEDED = """

@@ -8,6 +8,8 @@ recovers batches of a dead run passes the id of the dead run and its own epoch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from retl.errors import InvariantBroken
@@ -16,7 +18,6 @@ from retl.ledger.paces import Paces
 from retl.ledger.rows import (
     Acknowledgement,
     BatchRow,
-    Cell,
     Checkpoint,
     DeltaRow,
     RejectChanges,
@@ -35,7 +36,8 @@ WHERE sync = ? AND object = ? AND (delta IS NOT NULL OR distrusts IS NOT NULL) A
 ORDER BY epoch, started_at
 """
 _ACKNOWLEDGE = """
-UPDATE retl_batches SET status = ?, outcome = ?, attempts = ?, duration_ms = ?, error = ?
+UPDATE retl_batches SET status = ?, outcome = ?, attempts = ?, duration_ms = ?, error = ?, answered_at = ?,
+  http_status = ?
 WHERE run_id = ? AND batch_id = ?
 """
 _FINISH = """
@@ -144,7 +146,7 @@ class Journal(Paces):
         there. `epoch` is that of the lock the caller holds."""
         with self._fenced(epoch, sync=checkpoint.sync):
             files = self._forget(checkpoint.sync, checkpoint.object)
-            self._put_checkpoint(checkpoint, cell(self.now()))
+            self._put_checkpoint(checkpoint, self.now())
         self._files.drop(files)
 
     def objects(self, sync: str) -> list[str]:
@@ -175,7 +177,9 @@ class Journal(Paces):
         self, run_id: str, epoch: int, results: Sequence[Acknowledgement], *, requests: bool = True
     ) -> None:
         """Record the outcomes of these batches in one transaction; then remove their stored requests."""
-        ends = [("failed" if r.error else "done", *packed(r)[1:], run_id, r.batch_id) for r in results]
+        now = self.now()
+        answers = [replace(one, answered_at=one.answered_at or now) for one in results]
+        ends = [("failed" if r.error else "done", *packed(r)[1:], run_id, r.batch_id) for r in answers]
         with self._fenced(epoch, run_id=run_id) as database:
             if database.change_many(_ACKNOWLEDGE, ends) != len(ends):
                 raise InvariantBroken("BATCH_UNKNOWN", f"run {run_id} acknowledges a batch it never opened")
@@ -201,9 +205,9 @@ class Journal(Paces):
 
     def finish(self, run: RunEnd, checkpoint: Checkpoint | None, rejects: RejectChanges) -> None:
         """Record the end of a run in one transaction: its row, its checkpoint and its rejects."""
-        now = cell(self.now())
+        now = self.now()
         end = (run.status, *map(cell, (run.counts, run.phases, run.guards, run.error, run.source_version)))
-        end = (*end, now, run.run_id)
+        end = (*end, cell(now), run.run_id)
         with self._fenced(run.epoch, run_id=run.run_id) as database:
             database.change(_FINISH, *end)
             sync = database.query("SELECT sync FROM retl_runs WHERE run_id = ?", run.run_id)[0][0]
@@ -223,10 +227,10 @@ class Journal(Paces):
         """The checkpoints of all syncs that delivered to an object, by sync."""
         return self._database.rows(Checkpoint, "retl_checkpoints", "WHERE object = ? ORDER BY sync", object)
 
-    def _put_checkpoint(self, checkpoint: Checkpoint, now: Cell) -> None:
+    def _put_checkpoint(self, checkpoint: Checkpoint, now: datetime) -> None:
         names = columns(Checkpoint)
         sql = _insert("retl_checkpoints", *names) + _or_update("sync, object", *names[2:])
-        self._database.change(sql, *packed(checkpoint)[:-1], cell(checkpoint.updated_at) or now)
+        self._database.change(sql, *packed(replace(checkpoint, updated_at=checkpoint.updated_at or now)))
 
     def _open(self, run_id: str, batches: Sequence[BatchRow]) -> None:
         names = columns(BatchRow)

@@ -43,11 +43,14 @@ class RunStart:
     user: str
     version: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    of_run: str | None = None
+    approved_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RunRow(RunStart):
-    """A whole run. `delta` is the file of its candidates, durable before its first write."""
+    """A whole run. `delta` is the file of its candidates, durable before its first write; `fields` are the
+    target's fields that it writes."""
 
     status: str = "RUNNING"
     heartbeat_at: datetime | None = None
@@ -60,6 +63,13 @@ class RunRow(RunStart):
     delta: str | None = None
     delta_rows: int | None = None
     distrusts: Mapping[str, Any] | None = None
+    fields: Sequence[str] | None = None
+    forgotten_at: datetime | None = None
+    amends: Mapping[str, Sequence[str]] | None = None
+    digest: str | None = None
+    chain_id: str | None = None
+    chain_no: int | None = None
+    chain: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +129,22 @@ class BatchRow:
     attempts: int = 0
     duration_ms: int | None = None
     error: str | None = None
+    answered_at: datetime | None = None
+    http_status: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """The outcome of one batch; with an `error` (a CODE, no row values) it is recorded as failed."""
+    """The outcome of one batch; with an `error` (a CODE, no row values) it is recorded as failed. Without
+    `answered_at` the target answered just now, by the ledger's clock."""
 
     batch_id: str
     outcome: Outcome
     attempts: int = 1
     duration_ms: int | None = None
     error: str | None = None
+    answered_at: datetime | None = None
+    http_status: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +154,7 @@ class Checkpoint:
     `snapshot` is the file of the compacted baseline, with every delta up to `snapshot_epoch`. `read_rows` are
     those of the last successful run. `newest` is the newest applied batch as (run id, batch id). `others`:
     other syncs that write the same object, and the epoch of the last run of each that this sync knows.
+    `scope`: the condition under which a key that left the mart was deleted; None: all were.
     """
 
     sync: str
@@ -155,6 +171,7 @@ class Checkpoint:
     source_version: str | None = None
     others: Mapping[str, int] = field(default_factory=dict)
     updated_at: datetime | None = None  # set from the ledger's clock when it is recorded
+    scope: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
