@@ -314,12 +314,12 @@ def test_a_delta_is_nobody_elses_to_read_and_owns_only_what_is_known_to_be_ours(
     ]
 
 
-def test_what_the_target_held_is_known_of_confirmed_rows_only_and_outlives_compaction(
+def test_what_the_target_held_stays_for_rows_that_were_not_written_and_outlives_compaction(
     workspace: Workspace, delta: Any, tmp_path: Path
 ) -> None:
-    answers = [batch(0, 0, Outcome(WRITTEN)), batch(1, 1)]
-    baseline.build(workspace, None, [Delta(delta("1", sent("a", "b")), DAYS[0], answers)])
-    known = [("a", b"seen a"), ("b", None)]
+    answers = [batch(0, 0, Outcome(KEPT)), batch(1, 1), batch(2, 2, Outcome(WRITTEN))]
+    baseline.build(workspace, None, [Delta(delta("1", sent("a", "b", "c")), DAYS[0], answers)])
+    known = [("a", b"seen a"), ("b", None), ("c", None)]  # of c nothing was returned
     assert workspace.run("SELECT key, seen FROM baseline ORDER BY key") == known
     snapshot = tmp_path / "snapshot.parquet"
     baseline.compact(workspace, snapshot)

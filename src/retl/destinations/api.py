@@ -124,7 +124,11 @@ class Destination(ABC, Generic[OptionsT]):
     @abstractmethod
     def write(self, batch: Batch) -> Answer:
         """Deliver the batch once. Raises a TargetError if no row was applied and the reason concerns the
-        whole batch, and Ambiguous if it is not known what was applied."""
+        whole batch, and Ambiguous if it is not known what was applied.
+
+        If `Shape.digests` asks for them, and `capabilities.compares` is not "no", digests of the written rows
+        go to `batch.returns` before this returns, made in the transaction or script of the write. They join
+        the baseline as `seen`, with the batch's answer (engine/answers.py)."""
 
     def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Answer:
         """What became of a batch that got no answer; may be called repeatedly. Without `act` it only reads,

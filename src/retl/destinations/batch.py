@@ -5,7 +5,7 @@ Nothing here does I/O or knows a target; the maker of a batch provides its rows 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -20,6 +20,7 @@ WriteMode = Literal["upsert", "insert_only", "update_only", "append"]
 Mode = Literal["upsert", "insert_only", "update_only", "append", "delete"]
 Operation = Literal["upsert", "append", "delete"]
 Form = Literal["tuples", "documents", "csv"]
+Compares = Literal["atomic", "window", "no"]
 Folds = tuple[Fold, ...]  # what the target ignores when it compares values of one field of the key
 
 
@@ -75,6 +76,12 @@ class Shape:
     write: WriteMode = "upsert"
     deletes: Literal["keep", "delete"] | SoftDelete = "keep"
     cascade: bool = False  # a delete may change other objects, as the target's own rules say
+    digests: Literal["none", "fields", "row"] = "none"  # asked for with each batch, see `Returns`
+
+    @property
+    def compared(self) -> tuple[Field, ...]:
+        """The fields that are compared, in the order of the row hash and of digests."""
+        return tuple(sorted((one for one in self.fields if one.compared), key=lambda one: one.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +203,7 @@ class Capabilities:
     most_lanes: int | None = None  # limit if the connection's `concurrency` sets the number of lanes
     folds: tuple[Folds, ...] = ()  # per field of `Shape.key`; empty if the target compares every key exactly
     expires: float | None = None  # seconds after which the target removes a row by itself
+    compares: Compares = "no"  # how it can write only what nobody else has changed; "no": makes no digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +254,17 @@ class Rows(Protocol):
     def csv(self, first: int, last: int, *, delete: bool, numbered: bool) -> Iterator[bytes]: ...
 
 
+class Returns(Protocol):
+    """Where a destination puts, in bulk, what the target returned with a batch. Only for batches of a shape
+    that asks for it; it counts if the batch is acknowledged as written."""
+
+    def digests(self, batch: Batch, chunks: Iterable[bytes]) -> None:
+        """Digests that the target made of the rows as they are right after the write, in the transaction or
+        script of the write itself. CSV without header: the row's number in the batch, `\\x` and hex of 8
+        bytes per field of `Shape.compared`; with `digests: row` 8 more over all other columns. Rows that the
+        batch rejects, or deletes, have no line. What was put for the same batch before is replaced."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Consecutive rows of one change set under one operation and condition; numbers count from 0 at `first`.
@@ -253,7 +272,7 @@ class Batch:
     `id` names exactly these rows of this run, so each half has its own. `request` and `idempotency_key`
     are set if the exact bytes were prepared and stored before the first send; `window.use()` comes before
     each send with the key. An `exclusive` batch is written only while its run still has the lock that `check`
-    took.
+    took. `returns`: set if the shape asks for digests; a destination that `compares` puts them there.
     """
 
     rows: Rows
@@ -270,6 +289,7 @@ class Batch:
     round: int = 0  # counts intended repetitions of the same rows
     new: bool = False  # the baseline knows no key of these rows
     exclusive: bool = False
+    returns: Returns | None = None
 
     def __len__(self) -> int:
         return self.last - self.first + 1

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from retl.destinations.batch import UNKNOWN, Kind, Mode, Outcome, RowResult
+from retl.engine.answers import ANSWERS
 from retl.engine.workspace import RUN_FILE, Workspace
 from retl.errors import former_format
 from retl.values.sql import literal
@@ -73,13 +74,14 @@ class Distrust:
 @dataclass(frozen=True)
 class Delta:
     """One run's delta and its batches; `at` is when the run began. `distrust` applies to all older runs.
-    Without a `path` the run wrote nothing."""
+    Without a `path` the run wrote nothing. `answers`: the files of what the target returned."""
 
     path: Path | None
     at: datetime
     batches: Sequence[Acknowledged]
     epoch: int = 1
     distrust: Distrust | None = None
+    answers: Sequence[Path] = ()
 
 
 def build(workspace: Workspace, snapshot: Path | None, deltas: Sequence[Delta]) -> int:
@@ -119,7 +121,7 @@ def _overlaid(workspace: Workspace, bottom: str | None, delta: Delta) -> str | N
     place if all its answers are equal."""
     assert delta.path is not None
     rows = opened(workspace, delta.path, DELTA)
-    effects = _effects(answered(workspace, rows, delta.batches), delta)
+    effects = _effects(_with_seen(workspace, answered(workspace, rows, delta.batches), delta.answers), delta)
     if bottom is None and alike(delta.batches) and not workspace.run("SELECT key FROM overlay LIMIT 1"):
         return f"({effects})"
     workspace.run(
@@ -129,6 +131,18 @@ def _overlaid(workspace: Workspace, bottom: str | None, delta: Delta) -> str | N
     workspace.run("DELETE FROM overlay WHERE key IN (SELECT key FROM delta)")
     workspace.run("INSERT INTO overlay SELECT * FROM delta")
     return bottom
+
+
+def _with_seen(workspace: Workspace, answers: str, files: Sequence[Path]) -> str:
+    """SQL of answered rows with `held`: the digests that the target returned of the row, NULL if none."""
+    if not files:
+        return f"(SELECT *, CAST(NULL AS BLOB) AS held FROM ({answers}))"
+    read = " UNION ALL ".join(
+        f"SELECT {number} AS number, row, seen FROM {opened(workspace, path, ANSWERS)}"
+        for number, path in enumerate(files)
+    )
+    newest = f"SELECT row AS at, arg_max(seen, number) AS held FROM ({read}) GROUP BY row"
+    return f"(SELECT a.*, h.held FROM ({answers}) a LEFT JOIN ({newest}) h ON h.at = a.row)"
 
 
 def distrust(workspace: Workspace, found: Distrust) -> int:
@@ -193,9 +207,10 @@ def _effects(answers: str, delta: Delta) -> str:
         " CASE kind WHEN 'unknown' THEN NULL ELSE hash END AS hash,"
         f" owned OR (ours AND op NOT IN ('delete', '{MOVED}')) AS owned,"
         f" coalesce(new_ref, ref) AS ref, {literal(delta.at.isoformat())}::TIMESTAMPTZ AS confirmed_at,"
-        f" CASE kind WHEN 'unknown' THEN NULL ELSE seen END AS seen, {delta.epoch}::BIGINT AS epoch,"
+        " CASE kind WHEN 'written' THEN held WHEN 'skipped' THEN seen END AS seen,"
+        f" {delta.epoch}::BIGINT AS epoch,"
         f" CASE WHEN op IN ('insert', 'delete') THEN {delta.epoch}::BIGINT END AS born"
-        f" FROM ({answers})"
+        f" FROM {answers}"
         " WHERE kind IN ('written', 'unknown') OR (kind = 'skipped' AND settled)"
     )
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import retl
@@ -69,6 +69,8 @@ __all__ = [
 ]
 
 
+_ANSWERS = re.compile(r"([^.]+)\.answers-\d+\.parquet")  # needed as long as the run's delta
+_DELTA = r"\1.delta.parquet"
 FORMAT = 4  # of tables and run files together; raise it when either changes
 
 _RUNS = "SELECT run_id FROM retl_runs WHERE sync = ?"
@@ -115,6 +117,15 @@ class Ledger(Journal, History):
         """A path of the run file: in place, or a copy in `directory`."""
         return self._files.get(name, directory)
 
+    def answers(self, run_ids: Iterable[str]) -> dict[str, list[str]]:
+        """Per run the files of what the target returned with its batches, in order; only runs that have
+        one."""
+        found: dict[str, list[str]] = {run_id: [] for run_id in run_ids}
+        for name in self._files.names() if found else ():
+            if (match := _ANSWERS.fullmatch(name)) and match[1] in found:
+                found[match[1]].append(name)
+        return {run_id: names for run_id, names in found.items() if names}
+
     def tidy(self, sync: str) -> None:
         """Remove the run files of a sync that are no longer read, also those of killed runs. The caller holds
         the lock of the sync."""
@@ -126,7 +137,7 @@ class Ledger(Journal, History):
         self._files.drop(
             name
             for name in names
-            if name in answered or (name.split(".")[0] in owners and name not in needed)
+            if name in answered or (name.split(".")[0] in owners and _ANSWERS.sub(_DELTA, name) not in needed)
         )
 
     def readable(self) -> list[Path]:

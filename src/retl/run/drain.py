@@ -13,7 +13,7 @@ from itertools import count
 
 from retl.delivery.failure_rate import FailureRate
 from retl.delivery.lanes import Delivery
-from retl.destinations.batch import MODES, Batch, Kind, Order, Outcome, RowResult
+from retl.destinations.batch import MODES, Batch, Kind, Order, Outcome, Returns, RowResult
 from retl.engine.change_set import ChangeSet, Phase
 from retl.observe import log
 from retl.run.plan import Plan
@@ -27,7 +27,9 @@ OTHERS_ROWS = 10_000  # rows that may wait for other syncs: these may be of no h
 Others = Callable[[], bool]  # runs the other syncs that may be of help; False if there are none
 
 
-def drain(plan: Plan, delivery: Delivery, epoch: int, others: Others | None = None) -> None:
+def drain(
+    plan: Plan, delivery: Delivery, epoch: int, others: Others | None = None, returns: Returns | None = None
+) -> None:
     """Deliver the change set; the answers are in `delivery`. Nothing is deleted while a row is in
     doubt or must be retried, and no object that an answer of this run gave to another row. Raises the error
     that stopped it."""
@@ -41,7 +43,7 @@ def drain(plan: Plan, delivery: Delivery, epoch: int, others: Others | None = No
                 return
             rounds.judge(len(phase))
             kept = _answered_again(plan, delivery)
-        parts = (batch for part in phase.without(kept) for batch in batches(plan, part, epoch))
+        parts = (batch for part in phase.without(kept) for batch in batches(plan, part, epoch, returns))
         delivery.drain(parts, failure_rate)
     rounds.repeat()
     if others is not None and rounds.left(LINKS) and others():
@@ -142,16 +144,20 @@ def _answered_again(plan: Plan, delivery: Delivery) -> list[int]:
     return sorted(found)
 
 
-def batches(plan: Plan, phase: Phase, epoch: int) -> Iterator[Batch]:
+def batches(plan: Plan, phase: Phase, epoch: int, returns: Returns | None = None) -> Iterator[Batch]:
     """The rows of a phase in batches of the largest size that plan and target allow."""
     most = plan.capabilities.max_rows
     if phase.mode == "delete":
         most = plan.capabilities.max_deletes or most
     size = min(plan.terms.batch_rows, most or plan.terms.batch_rows)
-    yield from _cut(plan, plan.changes, phase, size, epoch)
+    yield from _cut(plan, plan.changes, phase, size, epoch, returns)
 
 
-def _cut(plan: Plan, rows: ChangeSet, phase: Phase, size: int, epoch: int) -> Iterator[Batch]:
+def _cut(
+    plan: Plan, rows: ChangeSet, phase: Phase, size: int, epoch: int, returns: Returns | None = None
+) -> Iterator[Batch]:
+    """Without `returns` for rows that are sent again: positions of their own are no positions of the plan, so
+    what the target holds of them is unknown."""
     new = not plan.changes.counts.keys() - {"insert", "delete"}
     for first, last in phase.cut(size):
         yield Batch(
@@ -164,4 +170,5 @@ def _cut(plan: Plan, rows: ChangeSet, phase: Phase, size: int, epoch: int) -> It
             plan.run.started_at.isoformat(),
             new=new,
             exclusive=True,
+            returns=returns,
         )

@@ -2,7 +2,7 @@
 
 If a lost answer only costs a second delivery, answers are collected for up to a second. Otherwise each answer
 is durable before the next batch is sent. Every write has the run's epoch, so a run that lost its lock records
-nothing more.
+nothing more. What the target returned with a batch is durable before its answer is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from math import inf
 from retl.delivery.lanes import Answered
 from retl.destinations.batch import UNKNOWN, Batch, Outcome
 from retl.destinations.window import Moment
+from retl.engine.answers import Answers
 from retl.ledger import Acknowledgement, BatchRow, Ledger, Lock
 from retl.observe import log
 
@@ -32,7 +33,10 @@ class RunJournal:
     lock: Lock
     run_id: str
     every: bool
+    answers: Answers | None = None  # of a sync that keeps what the target held
     number: int = 0
+    _batches: list[Batch] = field(default_factory=list)  # of the collected answers
+    _files: int = 0
     _collected: list[Acknowledgement] = field(default_factory=list)
     _since: float = field(default_factory=time.monotonic)
     _beat: float = -inf  # the last heartbeat
@@ -65,6 +69,7 @@ class RunJournal:
         if self.every and answered.outcome == Outcome(UNKNOWN):
             return  # it stays open with its key and bytes: the next run may resolve it
         with self._guard:
+            self._batches.append(answered.batch)
             self._collected.append(
                 Acknowledgement(
                     answered.batch.id,
@@ -80,14 +85,25 @@ class RunJournal:
     def flush(self) -> None:
         with self._guard:
             collected, self._collected = self._collected, []
+            batches, self._batches = self._batches, []
             self._since = time.monotonic()
             if collected:
                 if self._since >= self._beat + GROUP_SECONDS:
                     self.ledger.heartbeat(self.run_id, self.lock.epoch)
                     self._beat = self._since
+                if self.answers is not None:
+                    self._keep(self.answers, batches)
                 # a request is stored only if every batch has an intent of its own
                 self.ledger.acknowledge(self.run_id, self.lock.epoch, collected, requests=self.every)
                 log.event("answers_recorded", batches=len(collected), level="debug")
+
+    def _keep(self, answers: Answers, batches: Sequence[Batch]) -> None:
+        """Make durable what the target returned with these batches."""
+        path = answers.collect(batches, self._files + 1)
+        if path is not None:
+            self._files += 1
+            self.ledger.put_file(path.name, path)
+            path.unlink()
 
     def _row(self, batch: Batch) -> BatchRow:
         with self._guard:

@@ -98,7 +98,7 @@ def build_baseline(
         rows = ledger.batches(run_id)
         return [replace(row, outcome=resolved.get(row.batch_id, row.outcome)) for row in rows]
 
-    folder = workspace.directory
+    folder, returned = workspace.directory, ledger.answers(one.run_id for one in deltas)
     built = [
         baseline.Delta(
             ledger.get_file(one.delta, folder) if one.delta else None,
@@ -106,6 +106,7 @@ def build_baseline(
             answers(one.run_id),
             one.epoch,
             Distrust(**one.distrusts) if one.distrusts is not None else None,
+            [ledger.get_file(name, folder) for name in returned.get(one.run_id, ())],
         )
         for one in deltas
     ]

@@ -21,6 +21,7 @@ from retl.delivery.lanes import Answered, Delivery, prepared
 from retl.destinations.api import Destination
 from retl.destinations.batch import KEPT, MODES, Batch, Capabilities, Kind, Outcome, Visit
 from retl.engine import hash
+from retl.engine.answers import Answers
 from retl.engine.baseline import Distrust
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
@@ -142,9 +143,13 @@ class Execution:
         log.event("delta_written")
         if plan.adopting:
             return
-        self.delivery = self._delivery(plan.capabilities, every=prepared(plan.capabilities), lane=self._lane)
+        answers = None
+        if plan.field_map.shape.digests != "none":
+            answers = Answers(self.workspace, self.run.run_id)
+        every = prepared(plan.capabilities)
+        self.delivery = self._delivery(plan.capabilities, every=every, lane=self._lane, answers=answers)
         try:
-            drain(plan, self.delivery, self.lock.epoch, self._others())
+            drain(plan, self.delivery, self.lock.epoch, self._others(), answers)
         finally:
             self.delivery.close()
 
@@ -229,14 +234,19 @@ class Execution:
         assert self.plan is not None
         return self.plan
 
-    def _journal(self, *, every: bool) -> RunJournal:
-        return RunJournal(self.job.ledger, self.lock, self.run.run_id, every=every)
+    def _journal(self, *, every: bool, answers: Answers | None = None) -> RunJournal:
+        return RunJournal(self.job.ledger, self.lock, self.run.run_id, every=every, answers=answers)
 
     def _lane(self) -> Destination[Any]:
         return self.job.lane(self._planned().field_map.shape)
 
     def _delivery(
-        self, capabilities: Capabilities, lane: Callable[[], Destination[Any]], *, every: bool
+        self,
+        capabilities: Capabilities,
+        lane: Callable[[], Destination[Any]],
+        *,
+        every: bool,
+        answers: Answers | None = None,
     ) -> Delivery:
         job = self.job
         wanted, most = job.pace.concurrency or capabilities.lanes, capabilities.most_lanes
@@ -244,7 +254,7 @@ class Execution:
         return Delivery(
             lane=lane,
             capabilities=capabilities,
-            journal=self._journal(every=every),
+            journal=self._journal(every=every, answers=answers),
             pace=job.pace,
             retry=job.sync.retry,
             stop=job.stop,

@@ -125,6 +125,7 @@ class Postgres(Destination[PostgresOptions]):
             cascades=True,
             resolves=True,
             lanes=LANES,
+            compares="atomic" if shape.write != "append" else "no",
         )
 
     @classmethod
@@ -394,7 +395,8 @@ class Postgres(Destination[PostgresOptions]):
         if table is None:
             return Statements(self._sql.relation, self.shape)
         traits = catalog.traits(table, self.shape)
-        return Statements(self._sql.relation, self.shape, traits, fit(table, self.shape))
+        others = [name for name in table.columns if name not in self._sql.names]
+        return Statements(self._sql.relation, self.shape, traits, fit(table, self.shape), others)
 
     @contextmanager
     def _session(self, *, read_only: bool = False) -> Iterator[Session]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from retl.destinations.batch import Batch, Field, Mode, Shape, SoftDelete, Visit
+from retl.destinations.postgres import digests
 from retl.destinations.postgres.judged import Fit, Judged
 from retl.destinations.postgres.types import ddl
 from retl.values.sql import literal, quoted
@@ -27,6 +28,7 @@ ROW = "retl_row"
 STAGE = "pg_temp.retl_stage"
 SENT = "pg_temp.retl_sent"  # as COPY brings it, where values must be judged
 MARKER = "retl_applied"
+APART = -1_000_000_000  # minus its number is the number of a staged row that is done
 _MARK = "(state_id, run_id, batch, attempt)"
 _INSERT, _DELETE, _UPDATE = 4, 8, 16  # pg_trigger.tgtype
 _EVENTS: dict[Mode, int] = {
@@ -97,12 +99,18 @@ class Statements:
     """
 
     def __init__(
-        self, relation: Relation, shape: Shape, traits: Traits | None = None, fit: Fit | None = None
+        self,
+        relation: Relation,
+        shape: Shape,
+        traits: Traits | None = None,
+        fit: Fit | None = None,
+        others: Sequence[str] = (),
     ) -> None:
         self.relation = relation
         self.shape = shape
         self.traits = traits or Traits()
         self.fit = fit or Fit()
+        self.others = others  # the columns of the table that are not the sync's
         self.rules: Rules | None = None  # of the table, once a batch needed them
         self.marker = f"{quoted(relation.schema)}.{MARKER}"
         self.names = frozenset(field.name for field in (*shape.key, *shape.fields))
@@ -142,9 +150,14 @@ class Statements:
 
     @property
     def straight(self) -> bool:
-        """Whether a COPY into the table itself needs no second look: no trigger acts on what it inserts, and
-        no value must be judged."""
-        return not self.traits.triggers & _INSERT and not self.fit.judged
+        """Whether a COPY into the table itself needs no second look: no trigger acts on what it inserts, no
+        value must be judged, and no digest is asked for."""
+        return not (self.traits.triggers & _INSERT or self.fit.judged or self.digests)
+
+    @property
+    def digests(self) -> bool:
+        """Whether the sync asks for digests."""
+        return self.shape.digests != "none"
 
     # --- staging
 
@@ -233,9 +246,11 @@ class Statements:
             return insert
         conflict = f"{insert} ON CONFLICT ({self._arbiter})"
         if operation == "insert_only":
-            # inserted rows are removed from the stage; rows with existing keys stay in it
+            # inserted rows are removed from the stage or set apart; rows with existing keys stay in it
             returned = f"{conflict} DO NOTHING RETURNING {', '.join(f't.{key}' for key in self.keys)}"
             used = f"DELETE FROM {STAGE} AS s USING t WHERE {matched} RETURNING 1"
+            if self.digests:
+                used = f"UPDATE {STAGE} AS s SET {ROW} = {APART} - s.{ROW} FROM t WHERE {matched} RETURNING 1"
             counts = "(SELECT count(*) FROM used), (SELECT count(*) FROM t)"
             return f"WITH t AS ({returned}), used AS ({used}) SELECT {counts}"
         if not self._compared:
@@ -289,6 +304,29 @@ class Statements:
         old = ", ".join(f"t.{quoted(field.name)}" for field in self._compared)
         new = ", ".join(self._new(field, source) for field in self._compared)
         return f"ROW({old})::record OPERATOR(pg_catalog.*<>) ROW({new})::record"
+
+    # --- digests
+
+    def lock(self) -> str:
+        """Lock the rows of the table that the staged rows stand for, in the order of their keys. Rows that
+        refer to them by foreign keys may still be written, except if they are to be deleted."""
+        order = ", ".join(f"t.{key}" for key in self.keys)
+        return (
+            f"SELECT FROM {STAGE} AS s JOIN {self._rows} ON {self._same_key} WHERE s.{ROW} >= 0"
+            f" ORDER BY {order} FOR NO KEY UPDATE OF t"
+        )
+
+    def returned(self) -> str:
+        """COPY the digests of all staged rows that the table has."""
+        staged = f"(SELECT *, CASE WHEN {ROW} < {APART // 2} THEN {APART} - {ROW} ELSE {ROW} END AS {ROW}_n"
+        staged += f" FROM {STAGE}) AS s"
+        row = f"CASE WHEN s.{ROW}_n < 0 THEN -1 - s.{ROW}_n ELSE s.{ROW}_n END"
+        found = f"SELECT {row}, {self._digests('t')} FROM {staged} JOIN {self._rows} ON {self._same_key}"
+        return f"COPY ({found}) TO STDOUT (FORMAT csv)"
+
+    def _digests(self, alias: str) -> str:
+        found = digests.of_fields(alias, self.shape.compared)
+        return f"{found} || {digests.of_others(alias, self.others)}" if self.shape.digests == "row" else found
 
     # --- reading
 

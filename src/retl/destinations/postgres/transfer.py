@@ -84,12 +84,26 @@ def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> F
     else:
         last = len(batch) - 1
         refused = convert(session, sql, batch.mode, last) if sql.judged(batch.mode) else {}
-        return refused | _apply_all(session, sql, batch.mode, last)
+        if sql.digests and batch.mode == "update_only":  # which does not lock a row that has our values
+            session.execute(sql.lock())
+        found = refused | _apply_all(session, sql, batch.mode, last)
+        if batch.returns is not None and batch.mode != "delete":
+            _return(session, sql, batch, found)
+        return found
     first, second = batch.halves()
     found = transfer(session, sql, first, count)
     session.execute(sql.empty())
     later = transfer(session, sql, second, count)
     return found | {len(first) + row: result for row, result in later.items()}
+
+
+def _return(session: Session, sql: Statements, batch: Batch, found: Found) -> None:
+    """Hand over the digests of the rows that were written: nobody else can change them before COMMIT."""
+    assert batch.returns is not None
+    if found:
+        session.execute(sql.take_out(sorted({*found, *(-1 - row for row in found)})))
+    with session.cursor() as cursor, cursor.copy(sql.returned()) as copy:
+        batch.returns.digests(batch, (bytes(chunk) for chunk in copy))
 
 
 def copy_staged(session: Session, sql: Statements, batch: Batch, count: Count) -> None:

@@ -1,0 +1,43 @@
+"""SQL of digests: 8 bytes by which a later run sees whether a field still holds what it held.
+
+PostgreSQL makes them itself of its own text of a value, so no value of ours is compared with one of its own.
+`hashtextextended` is what hash partitions stand on and is equal in all versions. The collation "C" keeps
+texts apart that a column's own collation takes for one. Session settings that change a text are pinned in
+net/postgres.py. Pure: SQL only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+from retl.destinations.batch import Field
+from retl.values.sql import quoted
+
+SIZE = 8  # bytes
+
+
+def digest(value: str, number: int) -> str:
+    """Of a column's value (SQL), as bytea; `number` counts the compared fields from 1. NULL has one too."""
+    hashed = f'pg_catalog.hashtextextended({value}::text COLLATE "C", {number})'
+    return f"pg_catalog.int8send(coalesce({hashed}, {number}))"
+
+
+def of_fields(alias: str, fields: Sequence[Field]) -> str:
+    """Of all these fields of a row, one after the other."""
+    parts = [digest(f"{alias}.{quoted(field.name)}", n) for n, field in enumerate(fields, 1)]
+    return " || ".join(parts) or "''::bytea"
+
+
+def of_others(alias: str, columns: Sequence[str]) -> str:
+    """One digest of all these columns of a row. It differs if the columns are others."""
+    names = sorted(columns)
+    seed = int.from_bytes(sha256("\0".join(names).encode()).digest()[:4], "big")
+    listed = ", ".join(f"{alias}.{quoted(name)}" for name in names)
+    text = f"ROW({listed})::text" if names else "''"
+    return f'pg_catalog.int8send(pg_catalog.hashtextextended({text} COLLATE "C", {seed}))'
+
+
+def part(of: str, number: int) -> str:
+    """The digest of one field in those of all of them."""
+    return f"pg_catalog.substr({of}, {SIZE * (number - 1) + 1}, {SIZE})"
