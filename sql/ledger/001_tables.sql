@@ -43,6 +43,7 @@ CREATE TABLE retl_runs (
   fingerprint     TEXT NOT NULL,
   source_identity TEXT NOT NULL,
   source_version  TEXT,
+  statistics      TEXT,
   host            TEXT NOT NULL,
   pid             BIGINT NOT NULL,
   os_user         TEXT NOT NULL,

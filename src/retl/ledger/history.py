@@ -6,7 +6,9 @@ epochs grow nevertheless, so that an older run can record nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 from retl.errors import DefinitionError
 from retl.ledger.rows import RunRow, cell
@@ -47,6 +49,15 @@ class History(State):
         where = "WHERE run_id = COALESCE(?, run_id) ORDER BY started_at DESC, run_id DESC LIMIT 1"
         found = self._database.rows(RunRow, "retl_runs", where, run_id)
         return found[0] if found else None
+
+    def last_statistics(self, sync: str) -> Mapping[str, Any]:
+        """The statistics of the newest good run that has them, by column."""
+        where = (
+            "WHERE sync = ? AND statistics IS NOT NULL AND status IN ('SUCCESS', 'SUCCESS_WITH_REJECTS')"
+            " ORDER BY epoch DESC, started_at DESC LIMIT 1"
+        )
+        found = self._database.rows(RunRow, "retl_runs", where, sync)
+        return (found[0].statistics if found else None) or {}
 
     def last_success(self, sync: str) -> RunRow | None:
         """The newest run that delivered the mart, with or without rejects."""

@@ -42,7 +42,7 @@ WHERE run_id = ? AND batch_id = ?
 """
 _FINISH = """
 UPDATE retl_runs SET status = ?, counts = ?, phases = ?, guards = ?, error = ?, source_version = ?,
-  finished_at = ?
+  statistics = ?, finished_at = ?
 WHERE run_id = ?
 """
 
@@ -207,6 +207,7 @@ class Journal(Paces):
         """Record the end of a run in one transaction: its row, its checkpoint and its rejects."""
         now = self.now()
         end = (run.status, *map(cell, (run.counts, run.phases, run.guards, run.error, run.source_version)))
+        end = (*end, cell(run.statistics))
         end = (*end, cell(now), run.run_id)
         with self._fenced(run.epoch, run_id=run.run_id) as database:
             database.change(_FINISH, *end)

@@ -60,6 +60,7 @@ class RunRow(RunStart):
     guards: Sequence[Mapping[str, Any]] = ()
     error: Mapping[str, Any] | None = None
     source_version: str | None = None
+    statistics: Mapping[str, Any] | None = None
     delta: str | None = None
     delta_rows: int | None = None
     distrusts: Mapping[str, Any] | None = None
@@ -84,6 +85,7 @@ class RunEnd:
     guards: Sequence[Mapping[str, Any]] = ()
     error: Mapping[str, Any] | None = None
     source_version: str | None = None
+    statistics: Mapping[str, Any] | None = None  # by column, where `drift` is judged
 
 
 @dataclass(frozen=True, slots=True)

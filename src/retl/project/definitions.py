@@ -319,6 +319,28 @@ def _conflicts(value: object) -> object:
     return value
 
 
+def _several(value: object) -> object:
+    return [value] if isinstance(value, dict) else value
+
+
+class Drift(Definition):
+    """How far a column may change from one good run to the next. `max_psi` limits the population stability
+    index of its values; the others the change of the share of NULL, of the number of values and of the mean,
+    as fractions."""
+
+    column: str
+    max_psi: Annotated[float, Field(gt=0)] | None = None
+    max_null_rate_change: Rate | None = None
+    max_distinct_change: Annotated[float, Field(gt=0)] | None = None
+    max_mean_change: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _limits(self) -> Self:
+        if self.model_fields_set == {"column"}:
+            raise ValueError("`drift` needs a limit, such as max_psi: 0.2")
+        return self
+
+
 class Guards(Definition):
     """Limits: beyond them a run is refused before its first write. Rates are fractions of 1."""
 
@@ -328,6 +350,17 @@ class Guards(Definition):
     max_row_drop: Rate = 0.50
     max_failed_rate: Rate = 0.10
     min_rows: Annotated[int, Field(ge=0)] | None = None
+    drift: Annotated[
+        tuple[Drift, ...],
+        BeforeValidator(_several, json_schema_input_type=Drift | list[Drift]),
+    ] = ()
+
+
+class Results(Definition):
+    """A file of check results that Great Expectations or Soda wrote, at most `max_age` old."""
+
+    results: str
+    max_age: Duration | None = None
 
 
 class Rejects(Definition):
@@ -420,7 +453,7 @@ class Sync(Definition):
     conflicts: Annotated[Literal["warehouse_wins"], BeforeValidator(_conflicts)] = "warehouse_wins"
     guards: Guards = Guards()
     rejects: Rejects = Rejects()
-    checks: tuple[str, ...] = ()
+    checks: tuple[str | Results, ...] = ()
     formats: Formats = Formats()
     batch: BatchSize = BatchSize()
     retry: Retry = Retry()
@@ -448,6 +481,8 @@ class Sync(Definition):
                 f"`deletes` needs `changes: hash` or cdf: with {self.changes.strategy} a row's absence"
                 " means nothing"
             )
+        if self.guards.drift and (self.changes.strategy not in ("hash", "all") or self.write == "append"):
+            raise ValueError("`drift` compares whole marts: it needs `changes: hash` or all, and no append")
         if self.cascade and self.deletes.how != "delete":
             raise ValueError("`cascade: true` needs `deletes: delete`: no other setting removes rows")
         if self.write == "append" and self.first_run is None:

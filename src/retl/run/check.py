@@ -62,12 +62,17 @@ def check(job: Job) -> list[str]:
 
 def columns(sync: Sync, source: Source[Any]) -> dict[str, str]:
     """The mart's columns and their DuckDB types, from its catalog. Checks and cursor must fit them."""
-    checks = [sql_text.select(text, source.invocation.variables, "checks") for text in sync.checks]
+    texts = [one for one in sync.checks if isinstance(one, str)]
+    checks = [sql_text.select(text, source.invocation.variables, "checks") for text in texts]
     with private_directory() as directory, Workspace(directory, Stop()) as workspace:
         with source.open(workspace, wait=False) as snapshot:
             workspace.harden(source.readable)
             found = dict(snapshot.description.columns)
             selection.cursor(sync, found)
+            if unknown := [one.column for one in sync.guards.drift if one.column not in found]:
+                raise DefinitionError(
+                    "COLUMN_UNKNOWN", f"`drift` names a column {unknown[0]!r}, which the mart lacks"
+                )
         sql_text.bind(workspace, found, checks)
         return found
 

@@ -6,11 +6,12 @@ guard for one run. `--allow-deletes N` allows deletes if N is exactly the planne
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 
+from retl.engine.statistics import Drifted
 from retl.project.definitions import Guards
 from retl.sources.dbt import Build
 
@@ -23,6 +24,7 @@ GUARDS = (  # the codes for --accept, in the order of the documentation
     "SOURCE_DRIFT",
     "TARGET_DRIFT",
     "CHECK_FAILED",
+    "DRIFT",
     "TARGET_LOST",
     "STATE_LOST",
     "ORPHANED_STATE",
@@ -64,6 +66,7 @@ class Facts:
     sampled: int = 0
     lost: int = 0
     failed_checks: tuple[str, ...] = ()
+    drifted: Mapping[str, Drifted] = field(default_factory=dict)  # by column, since the last good run
     allow_deletes: int | None = None
     build: Build | None = None  # dbt's results, if the mart is a dbt model
     max_age: float | None = None  # seconds since its run
@@ -104,9 +107,8 @@ def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
             "if the key really changed, --accept IDENTITY_CHANGED; otherwise fix `key` or the mart",
         )
     for check in facts.failed_checks:
-        yield Refusal(
-            "CHECK_FAILED", f"a check returned rows: {check}", "fix the mart, or --accept CHECK_FAILED"
-        )
+        yield Refusal("CHECK_FAILED", check, "fix the mart, or --accept CHECK_FAILED")
+    yield from _drift(facts, guards)
     if is_lost(facts.sampled, facts.lost):
         yield Refusal(
             "TARGET_LOST",
@@ -157,6 +159,27 @@ def _volume(facts: Facts, guards: Guards) -> Iterator[Refusal]:
             f"{facts.deletes} deletes are planned, more than {limit}",
             f"if that is right: --allow-deletes {facts.deletes}",
         )
+
+
+def _drift(facts: Facts, guards: Guards) -> Iterator[Refusal]:
+    for wanted in guards.drift:
+        found = facts.drifted.get(wanted.column)
+        if found is None:
+            continue
+        judged = (
+            ("the values: population stability index", found.psi, "max_psi", wanted.max_psi),
+            ("the share of NULL: by", found.null_rate, "max_null_rate_change", wanted.max_null_rate_change),
+            ("the number of values: by", found.distinct, "max_distinct_change", wanted.max_distinct_change),
+            ("the mean: by", found.mean, "max_mean_change", wanted.max_mean_change),
+        )
+        for what, value, name, limit in judged:
+            if value is not None and limit is not None and abs(value) > limit:
+                yield Refusal(
+                    "DRIFT",
+                    f"{wanted.column} changed since the last good run: {what} {value:.3g}, more than {name}"
+                    f" ({limit:g})",
+                    "fix the mart, or --accept DRIFT, and later runs compare with this one",
+                )
 
 
 def _build(build: Build, facts: Facts) -> Iterator[Refusal]:

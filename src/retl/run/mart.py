@@ -7,7 +7,7 @@ run that reads what changed since a mark waits for them. Nothing here uses the l
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -21,8 +21,9 @@ from retl.engine.mapping import FieldMap, Run
 from retl.engine.payload import Payload
 from retl.engine.selection import Cursor
 from retl.engine.workspace import Workspace
-from retl.errors import DefinitionError
+from retl.errors import DefinitionError, Mismatch
 from retl.observe import log
+from retl.run import results
 from retl.run.fit import fit
 from retl.run.job import Clock, Job
 from retl.sources.api import Description, Feed, Since, Snapshot
@@ -48,6 +49,7 @@ class Opened:
     reader: Workspace
     mapped: Mapped
     cursor: Cursor | None
+    measured: tuple[str, ...]  # columns whose drift is judged
 
     @property
     def description(self) -> Description:
@@ -60,6 +62,7 @@ class Frozen:
     the rows that the model rejected, as (row, stage, code, reason, column)."""
 
     total: int  # rows of the mart
+    types: Mapping[str, str]  # DuckDB type by column, of those that were read
     mapped: Mapped
     hashed: bool  # they are hashed already, because the run uses all of them unchanged
     fed: bool  # only what the source reports as changed was read, with the keys that left
@@ -109,7 +112,10 @@ def open_mart(job: Job, run: Run, workspace: Workspace) -> Opened:
     contract = judge.build(sync.contract, columns, job.folder, sync.key, job.source.timezone)
     mapped = _map(job, run, contract)
     fit(sync, mapped.field_map, mapped.capabilities)
-    return Opened(snapshot, reader, mapped, selection.cursor(sync, columns))
+    measured = tuple(one.column for one in sync.guards.drift)
+    if missing := next((name for name in measured if name not in columns), None):
+        raise Mismatch("SOURCE_DRIFT", f"the mart has no column {missing!r}, which `drift` names")
+    return Opened(snapshot, reader, mapped, selection.cursor(sync, columns), measured)
 
 
 def follows(job: Job) -> bool:
@@ -217,7 +223,7 @@ class Reading:
             read = future.result()
             log.event("mart_frozen", rows=read.total)
             log.event("mart_described", columns=self._columns, level="debug")
-            failed = tuple(check for check in job.sync.checks if self._returns_rows(check))
+            failed = tuple(self._failed_checks())
             kept, edited = None, list[tuple[Any, ...]]()
             if job.sync.rejects.payload:
                 table = freeze.UNEDITED if mapped.contract.edits else hash.MART
@@ -226,8 +232,16 @@ class Reading:
                 contract, edited = freeze.edit(workspace, mapped.contract, keep=kept is not None)
                 self.mapped = _map(job, self._run, contract)
         self._frozen = Frozen(
-            read.total, self.mapped, self._at_once, read.fed, read.unfed, failed, kept, edited
+            read.total, self._columns, self.mapped, self._at_once, read.fed, read.unfed, failed, kept, edited
         )
+
+    def _failed_checks(self) -> Iterator[str]:
+        for check in self._job.sync.checks:
+            if isinstance(check, str):
+                if self._returns_rows(check):
+                    yield f"a check returned rows: {check}"
+            else:
+                yield from results.failed(check, self._job.folder, self._run.started_at)
 
     def _returns_rows(self, check: str) -> bool:
         """Whether a check returns a row; `source` has the columns that were read."""
@@ -249,7 +263,7 @@ def hash_rows(workspace: Workspace, mapped: Mapped, chosen: str | None = None) -
 def _names(opened: Opened) -> list[str]:
     """The columns of the mart that a run reads."""
     cursor = [opened.cursor.column] if opened.cursor else []
-    return list(dict.fromkeys([*opened.mapped.contract.columns, *cursor]))
+    return list(dict.fromkeys([*opened.mapped.contract.columns, *cursor, *opened.measured]))
 
 
 def _map(job: Job, run: Run, contract: Contract) -> Mapped:

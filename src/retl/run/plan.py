@@ -14,6 +14,7 @@ from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Ends
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.payload import Payload
+from retl.engine.statistics import Statistics
 from retl.ledger import Checkpoint, DeltaRow, Purpose
 from retl.run.guards import Facts, Refusal
 from retl.run.trace import Marks
@@ -74,6 +75,7 @@ class Plan:
     watermark: str | None  # the next mark
     read_rows: int  # of the last whole read, possibly this one
     source_version: str
+    statistics: Mapping[str, Statistics] | None  # by column, where drift is judged
     distrust: Distrust | None  # what no longer holds of the baseline: recorded before the first write
     moved_from: str | None  # the place whose baseline this object continues: another address of it
     past: int  # the newest epoch that the target knows

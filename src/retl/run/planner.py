@@ -7,16 +7,17 @@ Each step takes the results of earlier steps and returns a frozen value. `pipeli
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from retl.destinations.batch import MODES, Batch
-from retl.engine import change_set, diff, hash, judge, selection, succession
+from retl.engine import change_set, diff, hash, judge, selection, statistics, succession
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Ends, Strategy
 from retl.engine.mapping import Run
+from retl.engine.statistics import Drifted, Statistics
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, TargetError
 from retl.observe import log
@@ -45,6 +46,8 @@ class Judged:
 
     new_rejects: int  # key and contract rejects that were not open or dismissed before
     reject_codes: tuple[str, ...]  # the most frequent first
+    statistics: Mapping[str, Statistics] | None  # by column, where drift is judged
+    drifted: Mapping[str, Drifted]
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,24 @@ def judge_rows(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> 
     judge.reject_missing(workspace, mapped.field_map)
     judge.hold_deletes(workspace, by_ref=mapped.capabilities.by_ref)
     judge.find_standing(workspace, dict.fromkeys(one.key for one in known.open_rejects))
-    return Judged(judge.new_rejects(workspace, known.known_rejects), judge.codes(workspace))
+    measured, drifted = _measure(job, frozen, workspace)
+    new = judge.new_rejects(workspace, known.known_rejects)
+    return Judged(new, judge.codes(workspace), measured, drifted)
+
+
+def _measure(
+    job: Job, frozen: Frozen, workspace: Workspace
+) -> tuple[dict[str, Statistics] | None, dict[str, Drifted]]:
+    """The statistics of the columns whose drift is judged, and how they changed since the last good run."""
+    names = dict.fromkeys(one.column for one in job.sync.guards.drift)
+    if not names or job.options.selection.partial:
+        return None, {}
+    former = job.ledger.last_statistics(job.sync.name)
+    now: dict[str, Statistics] = {
+        name: statistics.measure(workspace, hash.MART, name, frozen.types[name], former.get(name))
+        for name in names
+    }
+    return now, {name: statistics.compare(former[name], now[name]) for name in names if name in former}
 
 
 def assemble(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> Due:
@@ -180,6 +200,7 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
         watermark=made.diffed.watermark,
         read_rows=_rows_read(made, whole=whole or (made.frozen.fed and not in_part)),
         source_version=made.opened.description.version,
+        statistics=made.judged.statistics,
         adopting=_adopts(job, known),
         payload=made.frozen.payload,
         notes=(),
@@ -234,6 +255,7 @@ def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
         sampled=made.asked.sampled,
         lost=made.asked.lost,
         failed_checks=made.frozen.failed_checks,
+        drifted=made.judged.drifted,
         allow_deletes=job.options.allow_deletes,
         build=made.opened.description.health,
         max_age=job.source.max_age,

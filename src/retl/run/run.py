@@ -391,6 +391,7 @@ class Execution:
                 guards=guards,
                 error=described(problem) if problem else None,
                 source_version=source.source_version if source else None,
+                statistics=self.plan.statistics if self.plan else None,
             ),
             checkpoint,
             rejects,
