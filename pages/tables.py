@@ -69,6 +69,8 @@ def syncs() -> str:
         "contract.COLUMN": "Column",
         "fields.FIELD": "FieldSource",
         "guards": "Guards",
+        "guards.drift": "Drift",
+        "checks.RESULTS": "Results",
     }
     nested |= {"rejects": "Rejects", "formats": "Formats", "batch": "BatchSize", "retry": "Retry"}
     for path, name in nested.items():

@@ -98,7 +98,8 @@ def test_every_refusal_says_what_why_and_what_to_do() -> None:
             "if the key really changed, --accept IDENTITY_CHANGED; otherwise fix `key` or the mart",
         )
     ]
-    assert said(replace(CALM, failed_checks=("SELECT 1", "SELECT 2"))) == [
+    failed = ("a check returned rows: SELECT 1", "a check returned rows: SELECT 2")
+    assert said(replace(CALM, failed_checks=failed)) == [
         ("CHECK_FAILED", f"a check returned rows: SELECT {n}", "fix the mart, or --accept CHECK_FAILED")
         for n in (1, 2)
     ]
