@@ -45,15 +45,22 @@ class Verdict:
 
 class Contract:
     """`columns`: rule by mart column; `model`: decides about a row; `edits`: whether the model's values are
-    sent."""
+    sent; `misfit`: the mart's column, if it has one, that names a column whose value its type cannot hold."""
 
     def __init__(
-        self, model: type[BaseModel], columns: Mapping[str, Rule], *, edits: bool, timezone: str
+        self,
+        model: type[BaseModel],
+        columns: Mapping[str, Rule],
+        *,
+        edits: bool,
+        timezone: str,
+        misfit: str | None = None,
     ) -> None:
         self.model = model
         self.columns = columns
         self.edits = edits
         self.timezone = timezone
+        self.misfit = misfit
         self._plain = is_plain(model) and all(rule.plain for rule in columns.values())
         self._json = {name for name, rule in columns.items() if rule.type.name == "json"}
         self._scalar = all(rule.type.name not in ("json", "list") for rule in columns.values())
@@ -70,6 +77,8 @@ class Contract:
         if not self._plain:
             return "FALSE"
         tests = [test for name, rule in self.columns.items() for test in clearing(name, rule, self.timezone)]
+        if self.misfit is not None:
+            tests.append(f"{quoted(self.misfit)} IS NULL")
         return " AND ".join(tests) or "TRUE"
 
     def select(self) -> str:
@@ -87,6 +96,8 @@ class Contract:
             for name, rule in self.columns.items()
         ]
         misfit = f"CASE {cases} END" if cases else "CAST(NULL AS VARCHAR)"
+        if self.misfit is not None:
+            misfit = f"coalesce(CAST({quoted(self.misfit)} AS VARCHAR), {misfit})"
         return ", ".join([*casts, f"{misfit} AS {quoted(MISFIT)}"])
 
     def doubtful(self, rows: Sequence[Row]) -> list[Row]:
@@ -195,10 +206,11 @@ def build(
     folder: Path,
     key: Sequence[str],
     timezone: str = "UTC",
+    misfit: str | None = None,
 ) -> Contract:
     """The contract over a mart's columns (name → DuckDB type); without a definition, all columns with
-    the warehouse's types. `folder` is the project's. DefinitionError for an invalid contract, Mismatch
-    SOURCE_DRIFT if the mart has other columns or types than the contract uses."""
+    the warehouse's types. `folder` is the project's; `misfit`: see Contract. DefinitionError for an invalid
+    contract, Mismatch SOURCE_DRIFT if the mart has other columns or types than the contract uses."""
     model, rules = read(definition, columns, folder)
     for name, rule in rules.items():
         if not types.fits(rule.type, rule.column_type):
@@ -208,7 +220,8 @@ def build(
                 hint=f"cast {name} in the source's SQL, or change its type in the contract",
             )
     _check_key(key, rules, columns, written=definition is not None)
-    return Contract(model, rules, edits=definition is not None and definition.edits, timezone=timezone)
+    edits = definition is not None and definition.edits
+    return Contract(model, rules, edits=edits, timezone=timezone, misfit=misfit)
 
 
 def _check_key(

@@ -340,7 +340,10 @@ def _key_fault(
     exact = " AND ".join(
         storage.exact(contract.columns[c].type, quoted(c), contract.columns[c].column_type) for c in sync.key
     )
-    cases = f"WHEN {null} THEN 'KEY_NULL'"
+    cases = ""
+    if contract.misfit is not None:  # such a value is NULL, but the row has one
+        cases = f"WHEN {quoted(contract.misfit)} IN ({', '.join(map(literal, sync.key))}) THEN 'KEY_TYPE' "
+    cases += f"WHEN {null} THEN 'KEY_NULL'"
     cases += f" WHEN {blank} THEN 'KEY_BLANK'" if blank else ""
     cases += f" WHEN {' OR '.join(unread)} THEN 'NO_PHONE'" if unread else ""
     return f"CASE {cases} WHEN NOT ({exact}) THEN 'KEY_TYPE' END"

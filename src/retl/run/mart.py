@@ -109,7 +109,8 @@ def open_mart(job: Job, run: Run, workspace: Workspace) -> Opened:
             hint="give it another name in the source's SQL",
             where=f"sync {sync.name}",
         )
-    contract = judge.build(sync.contract, columns, job.folder, sync.key, job.source.timezone)
+    misfit = snapshot.description.misfit
+    contract = judge.build(sync.contract, columns, job.folder, sync.key, job.source.timezone, misfit)
     mapped = _map(job, run, contract)
     fit(sync, mapped.field_map, mapped.capabilities)
     measured = tuple(one.column for one in sync.guards.drift)
@@ -176,11 +177,11 @@ class Reading:
 
     def _read_whole(self, snapshot: Snapshot, since: Since | None = None) -> Read:
         opened, columns = self._opened, self._columns
-        return Read(freeze.freeze(opened.reader, snapshot.rows(list(columns), since), columns))
+        return Read(freeze.freeze(opened.reader, snapshot.rows(_names(opened), since), columns))
 
     def _follow(self) -> Read:
         """Read what changed since the mark, or the whole mart if that cannot be told."""
-        opened, extent, columns = self._opened, self.extent, list(self._columns)
+        opened, extent, columns = self._opened, self.extent, _names(self._opened)
         snapshot, cursor = opened.snapshot, opened.cursor
         if cursor is not None:
             least = selection.least(cursor, extent.mark) if extent.mark and not extent.due else None
@@ -207,15 +208,16 @@ class Reading:
                 f" {extent.rows + grown}"
             )
         if extent.due:
-            every = self._opened.snapshot.rows(list(self._columns))
+            every = self._opened.snapshot.rows(_names(self._opened))
             feed.add(reader, field_map, every, self._columns, extent.due)
         return None
 
     @property
     def _columns(self) -> dict[str, str]:
         """The columns of the mart that the run reads, with their types."""
-        types = self._opened.description.columns
-        return {name: types[name] for name in _names(self._opened)}
+        described = self._opened.description
+        read = {name: described.columns[name] for name in _names(self._opened)}
+        return read | ({described.misfit: "VARCHAR"} if described.misfit else {})
 
     def _finish(self, future: Future[Read]) -> None:
         job, workspace, mapped = self._job, self._workspace, self.mapped

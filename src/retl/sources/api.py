@@ -56,11 +56,14 @@ class Invocation:
 @dataclass(frozen=True)
 class Description:
     """`columns`: name → DuckDB type. `version` tells one state of the source from another: opaque text that
-    is recorded with the run. `health` is what dbt reports about the mart, if the mart is a dbt model."""
+    is recorded with the run. `health` is what dbt reports about the mart, if the mart is a dbt model.
+    `misfit`: a further column of `rows`, if there is one. It names the first of the asked columns whose value
+    its type cannot hold exactly; that value is NULL, and the row becomes a reject."""
 
     columns: Mapping[str, str]
     version: str
     health: Build | None = None
+    misfit: str | None = None
 
 
 @dataclass(frozen=True)
