@@ -31,10 +31,10 @@ from retl.destinations.batch import (
     SoftDelete,
 )
 from retl.destinations.http.adapter import HttpDestination, HttpOptions
-from retl.destinations.http.server import HttpConnection
 from retl.errors import Ambiguous, DefinitionError, Poisoned, RetlError, Systemic, Unavailable
 from retl.net import client
 from retl.net.client import Address
+from retl.net.connection import HttpConnection
 from retl.values.types import Type
 from tests import api as fake
 from tests.api import TOKEN, Api

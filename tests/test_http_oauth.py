@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from retl.destinations.batch import Field, Kind, Outcome, Shape
 from retl.destinations.http.adapter import HttpDestination, HttpOptions
-from retl.destinations.http.server import HttpConnection
 from retl.errors import Systemic, Unavailable
+from retl.net.connection import HttpConnection
 from retl.net.oauth import OAuth2
 from retl.observe import redact
 from retl.values.types import Type

@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from retl.destinations.batch import WRITTEN, Outcome
 from retl.destinations.dataverse.adapter import DataverseConnection
 from retl.destinations.http.adapter import HttpDestination, HttpOptions
-from retl.destinations.http.server import HttpConnection
 from retl.destinations.presets import read as preset
 from retl.errors import Ambiguous, RetlError, Systemic, Unavailable
+from retl.net.connection import HttpConnection
 from retl.net.proxy import Proxy, on_the_way
 from retl.observe import redact
 from tests import inprocess

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import ValidationError
 
-from retl.destinations.http.server import HttpConnection
+from retl.net.connection import HttpConnection
 from retl.net.oauth import OAuth2
 from retl.net.rs256 import Key
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,12 @@ from retl.project.settings import DEFAULT_CONNECTIONS, Environment, Settings, re
 from retl.project.validation import ModelT, did_you_mean, each, raise_all, validate
 from retl.project.variables import Filled, Missing, fill, unset
 from retl.project.yamlfile import Loc, empty
-from retl.sources.api import Invocation, Source
+from retl.sources.api import Invocation, Source, own_pace
 from retl.sources.inputs import Inputs, Select
 
 if TYPE_CHECKING:
     from retl.destinations.presets import Preset
+    from retl.pace.limiter import Pace
 
 DestinationClass = type[Destination[Any]]
 
@@ -132,25 +134,34 @@ class LoadedProject:
         sync: Sync,
         variables: Mapping[str, Any] | None = None,
         waiting: Callable[[str], object] = lambda _who: None,
+        pace: Callable[[str, Limits], Pace] = lambda _name, limits: own_pace(limits),
     ) -> Source[Any]:
         """The source of a sync, ready to open; `variables` fill `$name` in its SQL (by default those of
-        retl.yml). DefinitionError(s), each with the place where it was written."""
+        retl.yml), `pace` finds the pace of a source by name and limits. DefinitionError(s), each with the
+        place where it was written."""
         given = self.definitions.vars if variables is None else variables
-        invocation = Invocation(self.folder, given, waiting)
+        invocation = Invocation(self.folder, given, waiting, sync.contract, watermark=sync.changes.watermark)
         written = self._written[sync.name].part("source")
         if sync.source.inputs is None:
-            source = self._source(sync.source.from_, written.without("complete"), invocation)
+            source = self._source(sync.source.from_, written.without("complete"), invocation, pace)
         else:
             inputs = written.part("inputs")
+            invocation = replace(invocation, contract=None)  # it judges what the SELECT makes of them
             named = {
-                name: self._source(value.get("from"), inputs.part(name), invocation)
+                name: self._source(value.get("from"), inputs.part(name), invocation, pace)
                 for name, value in inputs.value.items()
             }
             source = Inputs(Select(sql=str(sync.source.sql)), named, invocation)
         raise_all(self._unfit(sync, source))
         return source
 
-    def _source(self, name: str | None, written: Filled, invocation: Invocation) -> Source[Any]:
+    def _source(
+        self,
+        name: str | None,
+        written: Filled,
+        invocation: Invocation,
+        pace: Callable[[str, Limits], Pace],
+    ) -> Source[Any]:
         """A source with the options that are written in a sync."""
         known = self.definitions.sources
         if name is not None and name != WAREHOUSE and name not in known:
@@ -167,9 +178,14 @@ class LoadedProject:
             connection = _placed(kind.Connection, filled.without("type"))
             register_model(connection)
         options = _placed(kind.Options, written.without("from"))
+        register_model(options)
         if (file := getattr(options, "file", None)) is not None:
             inside(self.folder, file, written.place(("file",)))
-        return kind(connection, options, invocation)
+        try:
+            return kind(connection, options, replace(invocation, pace=partial(pace, name or WAREHOUSE)))
+        except DefinitionError as error:
+            error.where = error.where or written.place(())
+            raise
 
     def _unfit(self, sync: Sync, source: Source[Any]) -> Iterator[DefinitionError]:
         """What a sync asks of its source that this type cannot give."""

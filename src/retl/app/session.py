@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from retl.run.job import Job, Options, Target
 
 if TYPE_CHECKING:
     from retl.ledger import Ledger
+    from retl.model import Limits
     from retl.pace.limiter import Pace
     from retl.run.plan import Plan
 
@@ -186,16 +188,17 @@ class Session:
         """A job of a sync that passed `require`. `today` is the date on the ledger's clock."""
         project, found = self.project, self._targets[sync.name]
         begun, self._begun = self._begun, None
+        book = None if options.dry_run else ledger
         variables = self.variables(options.variables, ledger.now().date())
         return Job(
             sync=sync,
             folder=project.folder,
-            source=project.source(sync, variables, _log_waiting),
+            source=project.source(sync, variables, _log_waiting, partial(self._source_pace, book)),
             target=Target(found.type, found.destination, found.options, found.name),
             ledger=ledger,
             options=replace(options, variables=variables),
             stop=self.stop,
-            pace=self._pace(found, None if options.dry_run else ledger),
+            pace=self._pace(found.name, found.limits, book),
             siblings=frozenset(project.syncs),
             references=self._references[sync.name],
             referred={
@@ -216,15 +219,19 @@ class Session:
         merged = {**self.project.definitions.vars, **given}
         return {name: today.isoformat() if value == "today" else value for name, value in merged.items()}
 
-    def _pace(self, found: Resolved, ledger: Ledger | None) -> Pace:
+    def _pace(self, name: str, limits: Limits, ledger: Ledger | None) -> Pace:
         """The pace that all syncs of a connection share; without a ledger only in this process."""
         from retl.pace.limiter import Pace
 
-        if found.name not in self._paces:
-            made = Pace(found.limits, book=ledger, connection=found.name)
-            self._paces[found.name] = made
+        if name not in self._paces:
+            made = Pace(limits, book=ledger, connection=name)
+            self._paces[name] = made
             self._closing.callback(made.close)
-        return self._paces[found.name]
+        return self._paces[name]
+
+    def _source_pace(self, ledger: Ledger | None, name: str, limits: Limits) -> Pace:
+        """The pace of a source, which may have the name of a connection."""
+        return self._pace(f"source {name}", limits, ledger)
 
     def _run(self, job: Job) -> Summary:
         from retl.run import pipeline

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -75,11 +75,30 @@ def read(
     assert definition is not None
     assert definition.model is not None
     model = _imported(definition.model, folder)
-    rules = {}
+    return model, {
+        name: _derived(field, info, _present(name, columns)) for name, field, info in _fields(model)
+    }
+
+
+def types_of(definition: definitions.Contract | None, folder: Path) -> dict[str, Type]:
+    """The types that a contract gives texts, by mart column. DefinitionError for an invalid contract."""
+    if definition is None:
+        return {}
+    written = _columns(definition, {}, folder)
+    if written is not None:
+        return {name: _type(column) for name, column in written.items()}
+    assert definition.model is not None
+    return {
+        name: _derived(field, info, "VARCHAR").type
+        for name, field, info in _fields(_imported(definition.model, folder))
+    }
+
+
+def _fields(model: type[BaseModel]) -> Iterator[tuple[str, str, FieldInfo]]:
+    """The mart column of each field of the user's model, its attribute, and the field."""
     for field, info in model.model_fields.items():
-        name = info.validation_alias if isinstance(info.validation_alias, str) else field
-        rules[name] = _derived(field, info, _present(name, columns))
-    return model, rules
+        alias = info.validation_alias
+        yield alias if isinstance(alias, str) else field, field, info
 
 
 def _present(name: str, columns: Mapping[str, str]) -> str:
@@ -265,9 +284,13 @@ def _bound(name: str, column: definitions.Column, part: str) -> Any:
     return limit
 
 
+def _type(column: definitions.Column) -> Type:
+    return Type(column.type, column.max_digits, column.decimal_places, column.items)
+
+
 def _written(name: str, column: definitions.Column, column_type: str) -> Rule:
     return Rule(
-        Type(column.type, column.max_digits, column.decimal_places, column.items),
+        _type(column),
         column_type,
         column.nullable,
         sensitive=column.sensitive,

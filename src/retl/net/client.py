@@ -16,7 +16,7 @@ from functools import cached_property
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from time import monotonic
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
@@ -96,9 +96,12 @@ class Client:
         permit: Permit = free,
         longest: int | None = None,
         proxy: SecretStr | None = None,
+        ca_file: str | None = None,
     ) -> None:
-        """Every request, also one for a token, takes a permit of its own, and the way by `proxy`."""
+        """Every request, also one for a token, takes a permit of its own, and the way by `proxy`. `ca_file`:
+        the authorities of the server, if not the system's."""
         self.address = address
+        self._ca_file = ca_file
         self._auth, self._timeouts, self._permit, self._longest = auth, timeouts, permit, longest
         self._headers = {
             "Host": address.authority,
@@ -118,25 +121,31 @@ class Client:
 
     @cached_property
     def _context(self) -> ssl.SSLContext | None:
-        return tls.context(protocols=["http/1.1"]) if self.address.scheme == "https" else None
+        return tls.context(self._ca_file, ["http/1.1"]) if self.address.scheme == "https" else None
 
     def send(
         self,
         request: Request,
         extra: Mapping[str, str] | None = None,
         before: Callable[[], None] = lambda: None,
+        into: BinaryIO | None = None,
     ) -> Reply:
         """Send once; once more with a new credential if the answer says that the old one has expired.
-        `before` is called just before each send; nothing is sent if it raises. Unavailable if there was no
-        connection, so nothing was sent; Ambiguous if it broke or timed out before a status came; Systemic if
-        the server's certificate is not valid."""
-        reply, credential = self._once(request, extra, before)
+        `before` is called just before each send; nothing is sent if it raises. The body of a 200 goes into
+        the file `into`, if there is one, and not into the reply. Unavailable if there was no connection, so
+        nothing was sent; Ambiguous if it broke or timed out before a status came; Systemic if the server's
+        certificate is not valid."""
+        reply, credential = self._once(request, extra, before, into)
         if self._auth.renewed(reply, credential, self._permit, self._proxied):
-            reply, _ = self._once(request, extra, before)
+            reply, _ = self._once(request, extra, before, into)
         return reply
 
     def _once(
-        self, request: Request, extra: Mapping[str, str] | None, before: Callable[[], None]
+        self,
+        request: Request,
+        extra: Mapping[str, str] | None,
+        before: Callable[[], None],
+        into: BinaryIO | None,
     ) -> tuple[Reply, dict[str, str]]:
         """The answer, and the credential that was sent."""
         query = self._auth.query()
@@ -153,11 +162,16 @@ class Client:
         with self._permit(size):
             connection = self._connection(Deadline(self._timeouts.total))
             before()
-            return self._exchange(connection, request.method, target, headers, body), credential
+            return self._exchange(connection, request.method, target, headers, body, into), credential
 
     def connect(self) -> None:
         """Open and close a connection, with TLS, and send nothing. Raises like `send`."""
         self._reach(Deadline(self._timeouts.total)).close()
+
+    def interrupt(self) -> None:
+        """End the request that another thread waits for: it is Ambiguous, or its answer is not whole."""
+        if (kept := self._kept) is not None:
+            kept.sock.hang_up()
 
     def close(self) -> None:
         if self._kept is not None:
@@ -165,7 +179,13 @@ class Client:
             self._kept = None
 
     def _exchange(
-        self, connection: _Connection, method: str, target: str, headers: Mapping[str, str], body: bytes
+        self,
+        connection: _Connection,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        into: BinaryIO | None,
     ) -> Reply:
         try:
             connection.request(method, target, body, dict(headers))
@@ -180,16 +200,14 @@ class Client:
             raise Ambiguous(
                 "HTTP_NO_ANSWER", f"{self.address} did not answer: {type(error).__name__}"
             ) from None
-        content, whole = _read(response, self._longest or LONGEST_REPLY)
+        if into is not None and response.status == HTTPStatus.OK:
+            content, whole = b"", _copy(response, into)
+        else:
+            content, whole = _read(response, self._longest or LONGEST_REPLY)
         if not whole or response.will_close:
             self.close()
         self._used = monotonic()
-        return Reply(
-            response.status,
-            {name.lower(): value for name, value in response.getheaders()},
-            content,
-            whole,
-        )
+        return Reply(response.status, _headers(response), content, whole)
 
     def _connection(self, deadline: Deadline) -> _Connection:
         """The kept connection with this deadline, or a new one if it may be closed."""
@@ -256,6 +274,33 @@ def _size(method: str, target: str, headers: Mapping[str, str], body: bytes) -> 
     """The number of bytes of a request: first line, headers, an empty line and the body."""
     head = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), ""]
     return sum(len(line) + 2 for line in head) + len(body)
+
+
+def _headers(response: HTTPResponse) -> dict[str, str]:
+    """The headers by name in lower case. Several Link headers are one list; of others the last counts."""
+    found: dict[str, str] = {}
+    for name, value in response.getheaders():
+        known = found.get("link") if name.lower() == "link" else None
+        found[name.lower()] = f"{known}, {value}" if known else value
+    return found
+
+
+def _copy(response: HTTPResponse, into: BinaryIO) -> bool:
+    """Copy the body into a file; whether it is complete. A body that is compressed is not."""
+    if response.getheader("Content-Encoding", "identity").lower() not in ("", "identity"):
+        return False
+    while True:
+        try:
+            piece = response.read1(_PIECE)
+        except (OSError, HTTPException, ValueError):
+            return False
+        if not piece:
+            break
+        into.write(piece)
+    if response.length:
+        return False
+    response.close()  # the connection may send its next request
+    return True
 
 
 def _read(response: HTTPResponse, longest: int) -> tuple[bytes, bool]:

@@ -45,6 +45,11 @@ class TimedSocket(socket.socket):
     def wait_until(self, deadline: Deadline, idle: float = inf) -> None:
         self._deadline, self._idle = deadline, idle
 
+    def hang_up(self) -> None:
+        """End what another thread sends or waits for on this socket."""
+        with suppress(OSError):
+            socket.socket.shutdown(self, socket.SHUT_RDWR)  # that of TLS would go on without TLS
+
     def is_quiet(self) -> bool:
         """Whether there is nothing to read, so the server has not closed the connection."""
         poll = select.poll()

@@ -44,6 +44,9 @@ class TlsInTls:
     def is_quiet(self) -> bool:
         return not (self._tls.pending() or self._received.pending) and self._outer.is_quiet()
 
+    def hang_up(self) -> None:
+        self._outer.hang_up()
+
     def sendall(self, data: bytes) -> None:
         with memoryview(data) as view:
             sent = 0

@@ -48,8 +48,9 @@ def validate(sync: Sync, source: Source[Any], folder: Path, target: Target | Non
 
 
 def check(job: Job) -> list[str]:
-    """Can the destination be reached and written to, and does it fit? Raises like `Destination.check`.
-    Returns what a person should know of it nevertheless."""
+    """Can the source be read, can the destination be reached and written to, and do they fit? Raises like
+    `Destination.check`. Returns what a person should know of it nevertheless."""
+    job.source.check(job.stop)
     field_map = _field_map(job.sync, job.source, job.folder, job.ledger.state_id)
     with closing(job.target.lane(field_map.shape)) as destination:
         fit(job.sync, field_map, destination.capabilities)

@@ -13,14 +13,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel
 
+from retl.contract.model import types_of
 from retl.engine.sql_text import Query
 from retl.engine.workspace import Workspace
 from retl.errors import SourceError
+from retl.model import Limits
+from retl.observe.signals import Stop
+from retl.project.definitions import Contract
 from retl.sources.dbt import Build
+from retl.values.types import Type
+
+if TYPE_CHECKING:
+    from retl.pace.limiter import Pace
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
@@ -44,6 +52,13 @@ def unsupported(table: str, feature: str, hint: str) -> SourceError:
     return SourceError("SOURCE_UNSUPPORTED", message, hint=hint)
 
 
+def own_pace(limits: Limits) -> Pace:
+    """A pace that is not shared with anybody."""
+    from retl.pace.limiter import Pace
+
+    return Pace(limits)
+
+
 @dataclass(frozen=True)
 class Invocation:
     """What a source needs from the project and from this invocation."""
@@ -51,6 +66,13 @@ class Invocation:
     folder: Path  # paths in options are relative to it
     variables: Mapping[str, Any]  # for `$name` in SQL
     waiting: Callable[[str], object] = lambda _pid: None  # called once with the process that locks the source
+    contract: Contract | None = None  # of the sync: a source of texts reads them as its types
+    watermark: str | None = None  # the column of `changes: {watermark: …}`
+    pace: Callable[[Limits], Pace] = own_pace  # of a source with limits; all its syncs share it
+
+    def types(self) -> Mapping[str, Type]:
+        """The types of the contract, by column; none without a contract."""
+        return types_of(self.contract, self.folder)
 
 
 @dataclass(frozen=True)
@@ -157,6 +179,9 @@ class Source(ABC, Generic[OptionsT]):
     def max_age(self) -> float | None:
         """Seconds after which the health of the mart is too old; None: no limit."""
         return None
+
+    def check(self, stop: Stop) -> None:
+        """Can the source be reached? Only for a source that `open` does not reach. Raises like `open`."""
 
     @abstractmethod
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:

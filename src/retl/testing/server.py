@@ -64,9 +64,10 @@ class FakeApi:
 
 
 def written(content: Any) -> tuple[bytes, dict[str, str]]:
-    """A content as body and headers: bytes are text, with their type a pair, everything else is JSON."""
+    """A content as body and headers: bytes are text, with their type or their headers a pair, everything else
+    is JSON."""
     if isinstance(content, tuple):
-        return content[0], {"Content-Type": content[1]}
+        return content[0], content[1] if isinstance(content[1], dict) else {"Content-Type": content[1]}
     if isinstance(content, bytes):
         return content, {"Content-Type": "text/plain"}
     return b"" if content is None else json.dumps(content).encode(), {"Content-Type": "application/json"}

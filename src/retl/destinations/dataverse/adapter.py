@@ -46,10 +46,11 @@ from retl.destinations.dataverse import odata
 from retl.destinations.http.folds import KeyFolds
 from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.rules import Case, Rules
-from retl.destinations.http.server import HttpConnection, HttpTarget
+from retl.destinations.http.server import HttpTarget
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, TargetError, Unavailable
 from retl.model import Definition, Limits
 from retl.net.client import Address, Timeouts
+from retl.net.connection import HttpConnection
 from retl.net.gate import Gate
 from retl.net.lookup import Match, text
 from retl.net.messages import Reply, Request

@@ -52,11 +52,12 @@ from retl.destinations.http.folds import KeyFolds
 from retl.destinations.http.jobs import Job
 from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.rules import Case, Identity, Rules
-from retl.destinations.http.server import HttpConnection, HttpTarget
+from retl.destinations.http.server import HttpTarget
 from retl.errors import DefinitionError, Expired, Poisoned, Systemic
 from retl.model import Definition, Duration
 from retl.net.auth import HeaderName
 from retl.net.client import Address
+from retl.net.connection import HttpConnection
 from retl.net.gate import Gate
 from retl.net.lookup import text
 from retl.net.messages import Reply, Request

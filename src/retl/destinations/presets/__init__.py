@@ -25,13 +25,13 @@ from retl.destinations.api import About
 from retl.destinations.batch import Folds, Mode, Shape, WriteMode
 from retl.destinations.http.adapter import OPERATION_NAMES, HttpDestination, HttpOptions
 from retl.destinations.http.cells import NoField
-from retl.destinations.http.server import HttpConnection
 from retl.destinations.presets import check
 from retl.destinations.presets.filling import conditions, fill, holds
 from retl.destinations.presets.parameters import Parameter
 from retl.errors import DefinitionError, Place
 from retl.model import Definition, Limits
 from retl.net.client import Address, Timeouts
+from retl.net.connection import HttpConnection
 from retl.net.gate import Gate
 from retl.net.proxy import Setting
 from retl.project.validation import ModelT, validate
