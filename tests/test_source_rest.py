@@ -644,7 +644,7 @@ def test_a_value_of_another_type_is_a_reject_of_its_row(
     define(workshop, CURSOR.replace("limit: 2", "limit: 100"))
     (run,) = workshop.json("sync")["syncs"]
     assert (run["status"], run["inserted"]) == ("SUCCESS_WITH_REJECTS", 400 - len(wrong))
-    assert {one["code"] for one in run["rejects"]} == {"UNREPRESENTABLE", "KEY_NULL"}
+    assert {one["code"] for one in run["rejects"]} == {"UNREPRESENTABLE", "KEY_TYPE"}
     assert [row[0] for row in rows_of(postgres)] == list(range(len(wrong), 400))
 
 
