@@ -181,6 +181,7 @@ def test_the_wheel_holds_every_preset_and_every_module(wheel: Path) -> None:
 # What owns an extra's imports; everything else is core.
 OWNERS = {
     "alerts": {"retl.app.alerts"},
+    "lake": {"retl.sources.delta"},
     "lineage": {"retl.app.lineage"},
     "otel": {"retl.observe.tracing"},
     "demo": {"retl_demo"},

@@ -8,6 +8,7 @@ lacks a change, and the mart must be read whole.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from retl.engine import freeze
 from retl.engine.baseline import BASELINE
@@ -58,7 +59,7 @@ def add(
     key = field_map.key
     workspace.run(f"DELETE FROM due WHERE key IN (SELECT {key} FROM fed)")
     wanted = f"SELECT * FROM ({rows.sql}\n) WHERE {key} IN (FROM due)"
-    freeze.freeze(workspace, Query(wanted, rows.parameters, rows.origin), columns)
+    freeze.freeze(workspace, replace(rows, sql=wanted), columns)
     workspace.run(
         f'INSERT INTO {FROZEN} SELECT * REPLACE ("retl row" + (SELECT count(*) FROM {FROZEN}) AS "retl row")'
         " FROM fed"

@@ -7,7 +7,7 @@ values. It never lets a text write or change a setting.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ class Query:
     sql: str
     parameters: Mapping[str, Any]
     origin: str  # for messages: the table's name, or where the SQL is written
+    meaning: Callable[[Exception], SourceError] | None = None  # of an error of a stream that it reads
 
 
 def select(sql: str, variables: Mapping[str, Any], origin: str) -> Query:
@@ -96,6 +97,8 @@ def drift(wanted: Query, problem: duckdb.Error) -> Mismatch | SourceError:
             f"{wanted.origin} does not fit the warehouse: {first_line(problem)}",
             hint=_meant(problem) or "fix the SQL or the mart; nothing was written",
         )
+    if wanted.meaning is not None:
+        return wanted.meaning(problem)
     named = re.search(r'Cannot access file "(.*?)" -|that match the pattern "(.*?)"', str(problem))
     if named is None:
         return SourceError("MART_UNREADABLE", f"{wanted.origin}: {first_line(problem)}")
