@@ -7,15 +7,14 @@ not counted before the end. It never decides about a single row.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from retl.destinations.batch import Batch, Kind, Outcome
+from retl.destinations.batch import SETTLED, Batch, Kind, Outcome
 from retl.errors import Failure, Systemic
 
 SAME_CODE_ROWS = 100  # refused with the same code, none accepted
 SAME_CODE_BATCHES = 2  # or this many whole batches of more than one row
-_TAKEN = (Kind.WRITTEN, Kind.SKIPPED)
 FAILED_RATE_FROM = 100  # attempted rows before the rate counts
 
 
@@ -29,6 +28,8 @@ class FailureRate:
 
     max_failed_rate: float
     waiting: Waiting = lambda _batch, _outcome: {}
+    max_conflict_rate: float = 1.0
+    edited: int = 0  # rows of which somebody else's edit was kept, or waits for a decision
     accepted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     whole: Counter[str] = field(default_factory=Counter)  # batches with all rows refused, by code
@@ -54,9 +55,8 @@ class FailureRate:
             codes[outcome.default.code or "REJECTED"] += size - len(outcome.exceptions)
         codes -= Counter(waiting)
         self.refused += codes
-        self.accepted += sum(one.kind in _TAKEN for one in outcome.exceptions.values())
-        if outcome.default.kind in _TAKEN:
-            self.accepted += size - len(outcome.exceptions)
+        self.accepted += _rows(size, outcome, SETTLED | {Kind.CONFLICT})
+        self.edited += _rows(size, outcome, {Kind.KEPT, Kind.CONFLICT})
         if size > 1:
             self.whole.update(code for code, rows in codes.items() if rows == size)
 
@@ -77,3 +77,18 @@ class FailureRate:
                 f" max_failed_rate ({self.max_failed_rate:g})",
                 hint="see `retl rejects`; this run deletes nothing",
             )
+        if attempted >= FAILED_RATE_FROM and self.edited > self.max_conflict_rate * attempted:
+            raise Failure(
+                "CONFLICT_RATE",
+                f"{self.edited} of {attempted} rows are not as this sync left them, more than"
+                f" max_conflict_rate ({self.max_conflict_rate:g}): a restore, another tool, or a trigger that"
+                " edits what is written",
+                hint="what others wrote is kept, and this run deletes nothing; if that is meant, raise"
+                " max_conflict_rate",
+            )
+
+
+def _rows(size: int, outcome: Outcome, kinds: Collection[Kind]) -> int:
+    """How many rows of an answer are of these kinds."""
+    by_default = size - len(outcome.exceptions) if outcome.default.kind in kinds else 0
+    return by_default + sum(one.kind in kinds for one in outcome.exceptions.values())

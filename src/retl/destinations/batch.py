@@ -21,6 +21,7 @@ Mode = Literal["upsert", "insert_only", "update_only", "append", "delete"]
 Operation = Literal["upsert", "append", "delete"]
 Form = Literal["tuples", "documents", "csv"]
 Compares = Literal["atomic", "window", "no"]
+Conflicts = Literal["warehouse_wins", "target_wins", "newest_wins", "manual"]
 Folds = tuple[Fold, ...]  # what the target ignores when it compares values of one field of the key
 
 
@@ -56,6 +57,8 @@ class Field:
     max_length: int | None = None  # of a string, from the contract: what a sized column must hold
     compared: bool = True  # False: sent, but never the reason for a write (run values, ignored)
     column: str | None = None  # the mart column it comes from; None for constants and run values
+    conflicts: Conflicts = "warehouse_wins"
+    newest: int = 0  # for newest_wins: which pair of `Shape.newest`
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,15 @@ class SoftDelete:
     """Instead of removing an object, write these values into its fields (typed by `Shape.fields`)."""
 
     set: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """What newest_wins compares: a value of the mart's row, sent beside the fields, and a column of the
+    target."""
+
+    mart: Field
+    target: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,15 @@ class Shape:
     deletes: Literal["keep", "delete"] | SoftDelete = "keep"
     cascade: bool = False  # a delete may change other objects, as the target's own rules say
     digests: Literal["none", "fields", "row"] = "none"  # asked for with each batch, see `Returns`
+    conflicts: Conflicts = "warehouse_wins"  # of rows as a whole: gone, appeared, or to be deleted
+    newest: tuple[Newest, ...] = ()
+
+    @property
+    def conditional(self) -> bool:
+        """Whether batches come with what the target held after our last write (`Rows.csv`), and may write
+        only what nobody else has changed."""
+        strategies = (self.conflicts, *(one.conflicts for one in self.fields))
+        return any(one != "warehouse_wins" for one in strategies)
 
     @property
     def compared(self) -> tuple[Field, ...]:
@@ -120,6 +141,9 @@ class Kind(StrEnum):
     """What became of one row at the target."""
 
     WRITTEN = "written"
+    MERGED = "merged"  # written in part: fields that somebody else edited stay
+    KEPT = "kept"  # nothing is written, or deleted: somebody else's edit stays
+    CONFLICT = "conflict"  # nothing is written: a person decides
     SKIPPED = "skipped"  # insert_only: the key was there (settled); update_only: it was not (not settled)
     REJECTED = "rejected"
     RETRY = "retry"  # this row alone was refused for now; nothing of it was applied
@@ -145,8 +169,10 @@ class RowResult:
     ref: str | None = None  # the target's own id of the row
     settled: bool = True  # SKIPPED only: True = the target holds the key, not ours; False = try again
     order: Order | None = field(default=None, compare=False)  # REJECTED only, and only during the run
+    ours: bool = True  # WRITTEN and MERGED only: False if somebody else made the row
 
 
+SETTLED = frozenset({Kind.WRITTEN, Kind.MERGED, Kind.KEPT, Kind.SKIPPED})  # an answer, and no refusal
 WRITTEN = RowResult(Kind.WRITTEN)
 KEPT = RowResult(Kind.SKIPPED, settled=True)
 ABSENT = RowResult(Kind.SKIPPED, settled=False)
@@ -167,7 +193,7 @@ class Outcome:
     def arrived(self) -> bool:
         """Whether the target surely processed the batch, so that its marker must be there."""
         ends = (self.default, *self.exceptions.values())
-        return any(one.kind in (Kind.WRITTEN, Kind.SKIPPED) for one in ends)
+        return any(one.kind in SETTLED for one in ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +316,7 @@ class Batch:
     new: bool = False  # the baseline knows no key of these rows
     exclusive: bool = False
     returns: Returns | None = None
+    refill: bool = False  # rows that are gone at the target are made again
 
     def __len__(self) -> int:
         return self.last - self.first + 1
@@ -332,7 +359,11 @@ class Batch:
 
     def csv(self, *, numbered: bool = True) -> Iterator[bytes]:
         """Chunks of a CSV without header: the row number if `numbered`, then key and fields in the order of
-        `Shape` (deletes: keys). NULL is empty and unquoted, every text is quoted."""
+        `Shape` (deletes: keys). NULL is empty and unquoted, every text is quoted.
+
+        For a conditional shape also the values of `Shape.newest` (not for deletes), and the digests of what
+        the target held as `\\x` and hex: NULL if the target may lack the row, other digests than the
+        target's if they are not known."""
         return self.rows.csv(self.first, self.last, delete=self.operation == "delete", numbered=numbered)
 
     def halves(self) -> tuple[Batch, Batch]:

@@ -32,6 +32,12 @@ REMEMBERED = "90 days"  # that the snapshot has deleted keys
 MOVED = "moved"  # the op of a key that leaves the baseline with the answer of the row at its position
 
 UNANSWERED = Outcome(UNKNOWN)
+GONE = "GONE"  # the code of a kept row that the target lacks: its digests have one byte more
+_SEEN = (
+    f"CASE WHEN kind = 'kept' AND code = '{GONE}' AND octet_length(seen) % 8 = 0 THEN seen || unhex('00')"
+    " WHEN kind IN ('written', 'merged') THEN held WHEN kind = 'kept' THEN coalesce(held, seen)"
+    " WHEN kind = 'skipped' THEN seen END"
+)
 _COLUMNS = "key, gone, hash, owned, ref, confirmed_at, seen, epoch"
 # The baseline and the deleted keys. Also `epoch`, of the run that wrote the entry, and `born`, of the last
 # one that inserted or deleted the row; the snapshot does not have it.
@@ -205,13 +211,14 @@ def _effects(answers: str, delta: Delta) -> str:
     return (
         f"SELECT key, (op = 'delete' AND kind = 'written') OR (op = '{MOVED}' AND kind <> 'unknown') AS gone,"
         " CASE kind WHEN 'unknown' THEN NULL ELSE hash END AS hash,"
-        f" owned OR (ours AND op NOT IN ('delete', '{MOVED}')) AS owned,"
+        f" CASE WHEN owned IS NULL OR (op = 'delete' AND kind = 'kept') THEN FALSE"
+        f" ELSE owned OR (ours AND op NOT IN ('delete', '{MOVED}')) END AS owned,"
         f" coalesce(new_ref, ref) AS ref, {literal(delta.at.isoformat())}::TIMESTAMPTZ AS confirmed_at,"
-        " CASE kind WHEN 'written' THEN held WHEN 'skipped' THEN seen END AS seen,"
+        f" {_SEEN} AS seen,"
         f" {delta.epoch}::BIGINT AS epoch,"
-        f" CASE WHEN op IN ('insert', 'delete') THEN {delta.epoch}::BIGINT END AS born"
+        f" CASE WHEN op IN ('insert', 'delete') AND kind <> 'kept' THEN {delta.epoch}::BIGINT END AS born"
         f" FROM {answers}"
-        " WHERE kind IN ('written', 'unknown') OR (kind = 'skipped' AND settled)"
+        " WHERE kind IN ('written', 'merged', 'kept', 'unknown') OR (kind = 'skipped' AND settled)"
     )
 
 
@@ -267,7 +274,7 @@ def _reported(result: RowResult, operation: Mode) -> tuple[object, ...]:
     """An answer as a row. A row is ours if we wrote it, or if the answer is unknown; but not an unknown
     insert_only row, because its key may have been there before."""
     unkept = result.kind is Kind.UNKNOWN and operation != "insert_only"
-    ours = result.kind is Kind.WRITTEN or unkept
+    ours = (result.kind in (Kind.WRITTEN, Kind.MERGED) and result.ours) or unkept
     return (result.kind.value, result.settled, ours, result.code, result.reason)
 
 

@@ -31,7 +31,7 @@ from retl.values import csv_text
 from retl.values.keys import key_value_sql
 from retl.values.sql import literal
 
-CHANGES = "changes"  # pos, op, hash, owned, ref, key, k0…, f0…
+CHANGES = "changes"  # pos, op, hash, owned, ref, seen, key, k0…, f0…, n0…
 AGAIN = "again"  # the same columns, of rows that are sent once more
 _CHUNK = 1 << 20  # bytes of CSV per chunk
 _BLOCK_BYTES = 4 << 20  # approximate size of one block of Python rows as JSON
@@ -112,8 +112,11 @@ class ChangeSet:
         columns = [(f"k{i}", f.type) for i, f in enumerate(shape.key)]
         if not delete:
             columns += [(f"f{i}", f.type) for i, f in enumerate(shape.fields)]
+            columns += [(f"n{i}", one.mart.type) for i, one in enumerate(shape.newest)]
         listed = ", ".join(f"{csv_text.csv_sql(t, name)} AS {name}" for name, t in columns)
         listed = f"pos - {first} AS pos, {listed}" if numbered else listed
+        if shape.conditional:
+            listed += ", '\\x' || hex(seen) AS seen"
         texts = ", ".join(name for name, t in columns if csv_text.is_text(t))
         quote = f", FORCE_QUOTE ({texts})" if texts else ""
         path = self.workspace.directory / f"lane-{os.getpid()}-{first}.csv"
@@ -163,13 +166,17 @@ class ChangeSet:
         """Write one row per candidate of this run, without payload, to a file private to this user. A key
         that a row succeeds is another line at the row's position: it shares the row's answer.
 
-        `batch` is NULL: batches are cut while they are sent, and halved if the target refuses one. `seen` is
-        NULL: the target was not read.
+        `batch` is NULL: batches are cut while they are sent, and halved if the target refuses one. Where rows
+        are compared, a row that somebody else made has no `owned`: no answer makes it ours.
         """
-        lines = "SELECT pos, op, key, hash, owned, ref FROM changes"
+        owned = "coalesce(owned, FALSE)"
+        if self.field_map.shape.conflicts != "warehouse_wins":
+            owned = "CASE WHEN op = 'insert' THEN FALSE ELSE nullif(owned, FALSE) END"
+        lines = f"SELECT pos, op, key, hash, {owned} AS owned, ref, seen FROM changes"
         if self.succeeds:
             lines += (
-                f" UNION ALL SELECT c.pos, '{MOVED}', s.key, NULL, s.owned, s.ref FROM {SUCCEEDED} s"
+                f" UNION ALL SELECT c.pos, '{MOVED}', s.key, NULL, coalesce(s.owned, FALSE), s.ref, NULL"
+                f" FROM {SUCCEEDED} s"
                 ' JOIN changes c ON c.key = s."by"'
             )
         write_delta(self.workspace, f"({lines})", path)
@@ -281,14 +288,17 @@ def assemble(
     due = ends(workspace)
     parts = [
         f'SELECT {late} AS phase, "retl op" AS op, "retl hash" AS hash, "retl owned" AS owned,'
-        f' "retl ref" AS ref{"" if plain else f", {field_map.key} AS key"}, {field_map.payload}'
+        f' "retl ref" AS ref, "retl seen" AS seen{"" if plain else f", {field_map.key} AS key"},'
+        f" {field_map.payload}"
         f" FROM {_upserts(workspace, due)}"
     ]
     if due.get(("delete", None)):
         typed = ", ".join(f"{key_value_sql(types, i, 'key')} AS {name}" for i, name in enumerate(keys))
         nothing = "".join(f", NULL AS f{i}" for i in range(len(shape.fields)))
+        nothing += "".join(f", NULL AS n{i}" for i in range(len(shape.newest)))
         parts.append(
-            f"SELECT 2 AS phase, op, NULL AS hash, owned, ref, {'' if plain else 'key, '}{typed}{nothing}"
+            "SELECT 2 AS phase, op, former AS hash, owned, ref, seen,"
+            f" {'' if plain else 'key, '}{typed}{nothing}"
             f" FROM {CANDIDATES} WHERE op = 'delete' AND ending IS NULL"
         )
     top = f" LIMIT {limit}" if limit is not None else ""
@@ -313,19 +323,19 @@ def _upserts(workspace: Workspace, due: Ends) -> str:
         rejected = f"SELECT row FROM {CANDIDATES} WHERE ending IS NOT NULL AND row IS NOT NULL"
         some = f' WHERE "retl row" NOT IN ({rejected})' if due.get(("insert", None)) != total else ""
         same = '\'insert\' AS "retl op", NULL::BOOLEAN AS "retl owned", NULL::VARCHAR AS "retl ref"'
+        same += ', NULL::BLOB AS "retl seen"'
         return f"(SELECT *, {same} FROM {MART}{some})"
-    known = 'row AS "retl at", op AS "retl op", owned AS "retl owned", ref AS "retl ref"'
+    known = 'row AS "retl at", op AS "retl op", owned AS "retl owned", ref AS "retl ref", seen AS "retl seen"'
     rows = f"SELECT {known} FROM {CANDIDATES} WHERE ending IS NULL AND op IN {UPSERTS}"
     return f'{MART} JOIN ({rows}) ON "retl row" = "retl at"'
 
 
 def write_delta(workspace: Workspace, rows: str, path: Path) -> None:
-    """Write a relation with pos, op, key, hash, owned and ref as a delta."""
+    """Write a relation with pos, op, key, hash, owned, ref and seen as a delta."""
     path.touch(mode=0o600)
     workspace.run(
         'COPY (SELECT CAST(0 AS INTEGER) AS "partition", CAST(NULL AS BIGINT) AS batch,'
-        " CAST(pos AS BIGINT) AS row, op, key, hash, coalesce(owned, false) AS owned, ref,"
-        f" CAST(NULL AS BLOB) AS seen FROM {rows})"
+        f" CAST(pos AS BIGINT) AS row, op, key, hash, owned, ref, CAST(seen AS BLOB) AS seen FROM {rows})"
         f" TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{DELTA}'}})"
     )
 
@@ -337,7 +347,12 @@ def sample(
     alive = ""
     if confirmed_after is not None:
         alive = f" AND confirmed_at > {literal(confirmed_after.isoformat())}::TIMESTAMPTZ"
-    drawn = f"(SELECT key FROM {BASELINE} WHERE hash IS NOT NULL{alive}) USING SAMPLE {count} ROWS"
+    there = (
+        "(seen IS NULL OR (octet_length(seen) > 0 AND octet_length(seen) % 8 = 0))"  # not known to be gone
+    )
+    drawn = (
+        f"(SELECT key FROM {BASELINE} WHERE hash IS NOT NULL AND {there}{alive}) USING SAMPLE {count} ROWS"
+    )
     rows = f"row_number() OVER () - 1 AS pos, key FROM {drawn}"
     return of_keys(workspace, field_map, "sample", rows)
 

@@ -17,9 +17,11 @@ from retl.engine.mapping import FieldMap
 from retl.engine.workspace import Workspace
 from retl.values.sql import literal
 
-# row (NULL if the key left the mart), key, op, ending, cleared, owned, ref. `op` is insert, update,
-# refresh, delete, or none where the row has no usable key. `ending` is NULL while the row is due.
+# row (NULL if the key left the mart), key, op, ending, cleared, owned, ref, seen, former (hash). `op` is
+# insert, update, refresh, delete, or none where the row has no usable key. `ending` is NULL while the row is
+# due.
 CANDIDATES = "candidates"
+NEVER = "unhex('0000000000000000')"  # digests that no value has
 UPSERTS = ("insert", "update", "refresh")
 Ends = Mapping[tuple[str, str | None], int]  # rows by (op, ending)
 
@@ -33,6 +35,7 @@ class Strategy:
     once: bool  # append: a key in the baseline is never sent again
     hold_unknown: bool  # a row with an unknown outcome is not sent again
     refresh_before: datetime | None = None  # rows confirmed before this are sent again, because they expire
+    compares: str | None = None  # the payload fingerprint, if rows are written only where nobody edited them
 
 
 def diff(
@@ -74,6 +77,8 @@ def ends(workspace: Workspace) -> Ends:
 
 def _compare(workspace: Workspace, strategy: Strategy, join: str) -> None:
     changed = "TRUE" if strategy.everything and not strategy.once else "b.hash IS DISTINCT FROM r.hash"
+    if strategy.compares is not None:  # once, to learn what the target holds
+        changed = f"({changed} OR b.seen IS NULL)"
     refresh = ""
     if strategy.refresh_before is not None:
         before = f"{literal(strategy.refresh_before.isoformat())}::TIMESTAMPTZ"
@@ -92,10 +97,20 @@ def _compare(workspace: Workspace, strategy: Strategy, join: str) -> None:
     workspace.run(
         f"CREATE OR REPLACE TABLE {CANDIDATES} AS SELECT * FROM ("
         f"SELECT r.row, coalesce(r.key, b.key) AS key, {op} AS op, {ending} AS ending,"
-        " r.cleared, b.owned, b.ref"
+        f" r.cleared, b.owned, b.ref, {_held(strategy)}"
         f" FROM {ROWS} r {join} b ON b.key = r.key"
         ") WHERE op <> 'unchanged'"
     )
+
+
+def _held(strategy: Strategy) -> str:
+    """SQL of what the target held after our last write, and of the hash that was confirmed. Digests of other
+    fields are no digests of these; an unknown row may not be there at all."""
+    if strategy.compares is None:
+        return "CAST(NULL AS BLOB) AS seen, CAST(NULL AS BLOB) AS former"
+    other = f"b.seen IS NULL OR right(hex(b.hash), 8) <> {literal(strategy.compares[:8].upper())}"
+    seen = f"CASE WHEN b.hash IS NULL THEN NULL WHEN {other} THEN {NEVER} ELSE b.seen END"
+    return f"{seen} AS seen, b.hash AS former"
 
 
 def _repeats_keys(workspace: Workspace, field_map: FieldMap, baseline_rows: int) -> bool:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from retl.contract.judge import Contract
-from retl.destinations.batch import Field, Folds, Shape, SoftDelete
+from retl.destinations.batch import Field, Folds, Newest, Shape, SoftDelete
 from retl.errors import DefinitionError
 from retl.model import Formats
 from retl.project.definitions import FieldSource, Phone, Sync, Transform
@@ -52,6 +52,7 @@ class FieldMap:
     shape: Shape
     key_expressions: tuple[str, ...]
     field_expressions: tuple[str, ...]
+    newest_expressions: tuple[str, ...]  # of `Shape.newest`
     key: str  # SQL of the key as it is sent, as text: what baseline, ledger and logs call the key
     mart_key: str  # SQL of the key before its transforms, as text
     key_fault: str  # SQL of the CODE of an unusable key, or NULL
@@ -76,9 +77,10 @@ class FieldMap:
 
     @property
     def payload(self) -> str:
-        """SQL list of k0…, f0… over the frozen mart."""
+        """SQL list of k0…, f0…, n0… over the frozen mart."""
         pairs = [(e, f"k{i}") for i, e in enumerate(self.key_expressions)]
         pairs += [(e, f"f{i}") for i, e in enumerate(self.field_expressions)]
+        pairs += [(e, f"n{i}") for i, e in enumerate(self.newest_expressions)]
         return ", ".join(f"{expression} AS {name}" for expression, name in pairs)
 
 
@@ -108,14 +110,17 @@ def build(
         _field(sync, name, source, contract, run, timezone, lookups.get(name))
         for name, source in sources.items()
     ]
-    fields, expressions = tuple(f for f, *_ in made), tuple(e for _, e, _ in made)
+    newest, newest_expressions = _newest(sync, contract, timezone)
+    fields = tuple(_with_conflicts(sync, sources[f.name], f, newest) for f, *_ in made)
+    expressions = tuple(e for _, e, _ in made)
     faults = [(fault, field.column) for field, _, found in made for fault in found]
     mart_key = tuple(_cast(contract, column, timezone) for column in sync.key)
     types_of_key = [one.type for one in key]
     return FieldMap(
-        shape=_shape(sync, state_id, key, fields),
+        shape=_shape(sync, state_id, key, fields, newest),
         key_expressions=key_expressions,
         field_expressions=expressions,
+        newest_expressions=newest_expressions,
         key=keys.key_sql(types_of_key, key_expressions),
         mart_key=keys.key_sql(types_of_key, mart_key),
         key_fault=_key_fault(sync, contract, key, mart_key, key_faults),
@@ -126,7 +131,39 @@ def build(
     )
 
 
-def _shape(sync: Sync, state_id: str, key: tuple[Field, ...], fields: tuple[Field, ...]) -> Shape:
+def _newest(sync: Sync, contract: Contract, timezone: str) -> tuple[tuple[Newest, ...], tuple[str, ...]]:
+    """What newest_wins compares, and the SQL of the mart's values."""
+    pairs = dict.fromkeys(
+        (one.mart, one.target) for one in sync.strategies if one.mart is not None and one.target is not None
+    )
+    found = tuple(Newest(Field(mart, contract.columns[mart].type), target) for mart, target in pairs)
+    return found, tuple(_cast(contract, one.mart.name, timezone) for one in found)
+
+
+def _with_conflicts(sync: Sync, source: FieldSource, field: Field, newest: Sequence[Newest]) -> Field:
+    """The field with its strategy: its own, or the sync's. A field that is not compared has none."""
+    asked = source.conflicts or sync.conflicts
+    if not field.compared or asked.how == "warehouse_wins":
+        return field
+    pairs = [(one.mart.name, one.target) for one in newest]
+    number = pairs.index((asked.mart or "", asked.target or "")) if asked.how == "newest_wins" else 0
+    return replace(field, conflicts=asked.how, newest=number)
+
+
+def _digests(sync: Sync) -> Literal["none", "fields", "row"]:
+    """Which digests the target is asked for: to delete a row destroys its other columns too."""
+    if sync.conflicts.how != "warehouse_wins" and sync.deletes.how != "keep":
+        return "row"
+    return "fields" if any(one.how != "warehouse_wins" for one in sync.strategies) else "none"
+
+
+def _shape(
+    sync: Sync,
+    state_id: str,
+    key: tuple[Field, ...],
+    fields: tuple[Field, ...],
+    newest: tuple[Newest, ...],
+) -> Shape:
     return Shape(
         sync=sync.name,
         state_id=state_id,
@@ -135,6 +172,9 @@ def _shape(sync: Sync, state_id: str, key: tuple[Field, ...], fields: tuple[Fiel
         write=sync.write,
         deletes=SoftDelete(sync.deletes.set) if sync.deletes.how == "set" else sync.deletes.how,
         cascade=sync.cascade,
+        digests=_digests(sync),
+        conflicts=sync.conflicts.how,
+        newest=newest,
     )
 
 
@@ -166,7 +206,7 @@ def payload_fingerprint(sync: Sync, contract: Contract, mapping: FieldMap, shapi
     differs once."""
     sources = _sources(sync, contract)
     fields = [
-        [f.name, str(f.type), sources[f.name].model_dump(mode="json"), f.compared]
+        [f.name, str(f.type), sources[f.name].model_dump(mode="json", exclude={"conflicts"}), f.compared]
         for f in mapping.shape.fields
     ]
     names = [f.name for f in mapping.shape.key]

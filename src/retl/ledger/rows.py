@@ -284,7 +284,8 @@ def _outcome(text: str) -> Outcome:
 def _compact(result: RowResult) -> dict[str, Any]:
     """Without the default values: with many exceptions they would be most of the text."""
     known = {"kind": result.kind.value, "code": result.code, "reason": result.reason, "ref": result.ref}
-    return {k: v for k, v in known.items() if v is not None} | ({} if result.settled else {"settled": False})
+    unusual = {name: False for name in ("settled", "ours") if not getattr(result, name)}
+    return {k: v for k, v in known.items() if v is not None} | unusual
 
 
 def _result(value: dict[str, Any]) -> RowResult:

@@ -21,6 +21,17 @@ class Deletes:
     rejected: int = 0
     in_doubt: int = 0
     not_attempted: int = 0
+    kept: int = 0
+
+
+@dataclass(frozen=True)
+class Conflicts:
+    """Rows that somebody else edited: written in part (of the updated ones), left alone (of the skipped
+    ones), waiting for a decision (of the rejected ones)."""
+
+    merged: int = 0
+    kept: int = 0
+    queued: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ class Counts:
     not_attempted: int = 0
     deleted: int = 0
     deletes: Deletes = field(default_factory=Deletes)
+    conflicts: Conflicts = field(default_factory=Conflicts)
 
     @property
     def written(self) -> int:
@@ -56,8 +68,14 @@ class Counts:
             + self.in_doubt
             + self.not_attempted
         )
-        deletes = self.deleted + self.deletes.rejected + self.deletes.in_doubt + self.deletes.not_attempted
-        if self.read != ends or self.deletes.planned != deletes or self.unchanged < 0:
+        gone = self.deletes
+        deletes = self.deleted + gone.rejected + gone.in_doubt + gone.not_attempted + gone.kept
+        inside = (
+            self.conflicts.merged <= self.inserted + self.updated + self.refreshed
+            and self.conflicts.kept <= self.skipped
+            and self.conflicts.queued <= self.rejected
+        )
+        if self.read != ends or gone.planned != deletes or self.unchanged < 0 or not inside:
             raise InvariantBroken(
                 "NUMBERS_DO_NOT_ADD_UP",
                 f"read {self.read} rows but account for {ends}; planned {self.deletes.planned} deletes"
@@ -66,7 +84,8 @@ class Counts:
             )
 
 
-KINDS = tuple(one.name for one in fields(Counts) if one.name != "deletes")
+KINDS = tuple(one.name for one in fields(Counts) if one.name not in ("deletes", "conflicts"))
+CONFLICTS = tuple(one.name for one in fields(Conflicts))
 DELETES = tuple(one.name for one in fields(Deletes))
 
 
@@ -93,7 +112,7 @@ class Summary:
     def document(self) -> dict[str, Any]:
         """The JSON form; the order of keys is part of the interface."""
         counts = asdict(self.counts)
-        deletes = counts.pop("deletes")
+        deletes, conflicts = counts.pop("deletes"), counts.pop("conflicts")
         return {
             "sync": self.sync,
             "run_id": self.run_id,
@@ -111,6 +130,7 @@ class Summary:
             "skipped": counts["skipped"],
             "in_doubt": counts["in_doubt"],
             "not_attempted": counts["not_attempted"],
+            "conflicts": conflicts,
             "batches": self.batches,
             "retries": self.retries,
             "bytes": self.bytes,

@@ -193,6 +193,62 @@ def _listed(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+Strategy = Literal["warehouse_wins", "target_wins", "newest_wins", "manual"]
+
+
+class Conflicts(Definition):
+    """Who wins if somebody edited a field since our last confirmed write and the mart changed it too.
+    newest_wins compares a column of the `mart` with one of the `target`. `window: accepted`: the target can
+    only look first and write later, and an edit in between is lost."""
+
+    how: Strategy = "warehouse_wins"
+    mart: str | None = None
+    target: str | None = None
+    window: Literal["accepted"] | None = None
+
+
+@with_config(_CLOSED)
+class NewestColumns(TypedDict):
+    mart: str
+    target: str
+
+
+@with_config(_CLOSED)
+class NewestSpelling(TypedDict):
+    newest_wins: NewestColumns
+
+
+@with_config(_CLOSED)
+class AcceptedWindow(TypedDict):
+    window: Literal["accepted"]
+
+
+@with_config(_CLOSED)
+class WindowSpelling(TypedDict):
+    target_wins: AcceptedWindow
+
+
+ConflictsSpelling = Literal["warehouse_wins", "target_wins", "manual"] | NewestSpelling | WindowSpelling
+
+
+def _conflicts(value: object) -> object:
+    """The spellings → the fields of Conflicts."""
+    if value in ("warehouse_wins", "target_wins", "manual"):
+        return {"how": value}
+    if isinstance(value, dict) and value.keys() == {"newest_wins"} and isinstance(value["newest_wins"], dict):
+        columns = value["newest_wins"]
+        if columns.keys() == {"mart", "target"} and all(isinstance(one, str) for one in columns.values()):
+            return {"how": "newest_wins", **columns}
+    if value == {"target_wins": {"window": "accepted"}}:
+        return {"how": "target_wins", "window": "accepted"}
+    if isinstance(value, Conflicts):
+        return value
+    raise ValueError(
+        "`conflicts` must be warehouse_wins, target_wins, manual,"
+        " {newest_wins: {mart: column, target: column}} or {target_wins: {window: accepted}}"
+    )
+
+
 class FieldSource(Definition):
     """Where one field of the destination comes from: a mart column, a constant, a run value, or the
     target's own id that sync `ref` got for the key in the columns `by`."""
@@ -205,6 +261,9 @@ class FieldSource(Definition):
     nulls: Literal["clear", "keep"] = "clear"
     only_if_empty: bool = False
     transform: tuple[Transform | Phone, ...] = ()
+    conflicts: Annotated[
+        Conflicts | None, BeforeValidator(_conflicts, json_schema_input_type=ConflictsSpelling)
+    ] = None
 
     @model_validator(mode="after")
     def _one(self) -> FieldSource:
@@ -313,12 +372,6 @@ def _deletes(value: object) -> object:
     raise ValueError("`deletes` must be keep, delete or {set: {field: value}, restore: {field: value}}")
 
 
-def _conflicts(value: object) -> object:
-    if value != "warehouse_wins":
-        raise ValueError(f"any value except `conflicts: warehouse_wins` {LATER}")
-    return value
-
-
 def _several(value: object) -> object:
     return [value] if isinstance(value, dict) else value
 
@@ -349,6 +402,7 @@ class Guards(Definition):
     max_delete_rows: Annotated[int, Field(ge=0)] | None = None
     max_row_drop: Rate = 0.50
     max_failed_rate: Rate = 0.10
+    max_conflict_rate: Rate = 0.10
     min_rows: Annotated[int, Field(ge=0)] | None = None
     drift: Annotated[
         tuple[Drift, ...],
@@ -450,7 +504,11 @@ class Sync(Definition):
     cascade: bool = False  # deletes may change other tables through foreign keys
     first_run: Literal["send", "adopt"] | None = None
     delivery: Literal["at_least_once", "at_most_once"] | None = None
-    conflicts: Annotated[Literal["warehouse_wins"], BeforeValidator(_conflicts)] = "warehouse_wins"
+    conflicts: Annotated[
+        Conflicts,
+        BeforeValidator(_conflicts, json_schema_input_type=ConflictsSpelling),
+        Field(json_schema_extra={"default": "warehouse_wins"}),
+    ] = Conflicts()
     guards: Guards = Guards()
     rejects: Rejects = Rejects()
     checks: tuple[str | Results, ...] = ()
@@ -465,6 +523,12 @@ class Sync(Definition):
     def refers_to(self) -> dict[str, FieldSource]:
         """The fields that are ids from another sync."""
         return {name: one for name, one in (self.fields or {}).items() if one.ref is not None}
+
+    @property
+    def strategies(self) -> tuple[Conflicts, ...]:
+        """How conflicts end: of the sync, then of each field that says so itself."""
+        own = [one.conflicts for one in (self.fields or {}).values() if one.conflicts is not None]
+        return (self.conflicts, *own)
 
     @property
     def earlier(self) -> set[str]:
@@ -489,6 +553,11 @@ class Sync(Definition):
             raise ValueError(
                 "`write: append` needs `first_run`: send (every row of today's mart) or adopt (none)"
             )
+        compares = any(one.how != "warehouse_wins" for one in self.strategies)
+        if compares and self.write == "append":
+            raise ValueError("`conflicts` is not possible with `write: append`: there is nothing to compare")
+        if "max_conflict_rate" in self.guards.model_fields_set and not compares:
+            raise ValueError("`max_conflict_rate` has no effect with `conflicts: warehouse_wins`")
         if len(set(self.key)) != len(self.key):
             raise ValueError("`key` contains a column twice")
         for name, source in (self.fields or {}).items():

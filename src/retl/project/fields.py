@@ -77,6 +77,7 @@ def problems(sync: Sync, contract_columns: Sequence[str] | None) -> Iterator[Pro
         used += [(("fields", name, "column"), s.column) for name, s in _named(sync).items() if s.column]
         used += [(("rejects", "mask", index), column) for index, column in enumerate(sync.rejects.mask)]
         used += [(("fields", name, "by"), column) for name, s in _named(sync).items() for column in s.by]
+        used += [(("conflicts",), one.mart) for one in sync.strategies if one.mart is not None]
         for loc, column in used:
             if column not in contract_columns:
                 hint = did_you_mean(column, contract_columns)
@@ -142,6 +143,8 @@ def _without_effect(source: FieldSource) -> str | None:
     """The option of a key's field that has no effect: a key is never NULL and always sent."""
     if source.nulls != "clear":
         return "nulls"
+    if source.conflicts is not None:
+        return "conflicts"
     return "only_if_empty" if source.only_if_empty else None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from retl import ledger
 from retl.delivery.lanes import Answered
-from retl.destinations.batch import Kind
+from retl.destinations.batch import SETTLED, Kind
 from retl.engine import baseline, judge
 from retl.engine.change_set import CHANGES
 from retl.engine.diff import CANDIDATES, UPSERTS, Ends
@@ -24,11 +24,14 @@ from retl.engine.judge import Reject
 from retl.engine.selection import Selection
 from retl.engine.workspace import Workspace
 from retl.ledger import RejectChanges, RejectRow
-from retl.observe.summary import Counts, Deletes
+from retl.observe.summary import Conflicts, Counts, Deletes
 from retl.run.plan import Plan
 
 _ENDINGS = {  # answer → its name in the numbers; None: the row was in no batch
     Kind.WRITTEN: "written",
+    Kind.MERGED: "merged",
+    Kind.KEPT: "edited",
+    Kind.CONFLICT: "conflict",
     Kind.SKIPPED: "skipped",
     Kind.REJECTED: "rejected",
     Kind.RETRY: "not_attempted",
@@ -46,25 +49,29 @@ def numbers(read: int, ends: Ends, *, inserts: bool = True) -> Counts:
         return sum(ends.get((op, ending), 0) for op in ops)
 
     mart = (*UPSERTS, "none")
-    new, known = rows("written", "insert"), rows("written", "update")
+    new = rows("written", "insert") + rows("merged", "insert")
+    known = rows("written", "update") + rows("merged", "update")
+    conflicts = Conflicts(rows("merged", *mart), rows("edited", *mart), rows("conflict", *mart))
     deletes = {ending: rows(ending, "delete") for ending in {*_ENDINGS.values()}}
     return Counts(
         read=read,
         unchanged=read - sum(number for (op, _), number in ends.items() if op in mart),
         inserted=new if inserts else 0,
         updated=known if inserts else new + known,
-        refreshed=rows("written", "refresh"),
-        rejected=rows("rejected", *mart),
-        skipped=rows("skipped", *mart),
+        refreshed=rows("written", "refresh") + rows("merged", "refresh"),
+        rejected=rows("rejected", *mart) + conflicts.queued,
+        skipped=rows("skipped", *mart) + conflicts.kept,
         in_doubt=rows("in_doubt", *mart),
         not_attempted=rows("not_attempted", *mart),
         deleted=deletes["written"] + deletes["skipped"],
         deletes=Deletes(
             planned=sum(deletes.values()),
-            rejected=deletes["rejected"],
+            rejected=deletes["rejected"] + deletes["conflict"],
             in_doubt=deletes["in_doubt"],
             not_attempted=deletes["not_attempted"],
+            kept=deletes["edited"],
         ),
+        conflicts=conflicts,
     )
 
 
@@ -118,23 +125,24 @@ class Account:
 
     @cached_property
     def target_rejects(self) -> list[Reject]:
-        """The rows that the target rejected, also as the table `refused`. They have row numbers (for
-        payloads) if the mart is still there."""
+        """The rows that the target rejected, or that wait for a person's decision, also as the table
+        `refused`. They have row numbers (for payloads) if the mart is still there."""
         numbered = self.plan.payload is not None
         self.workspace.run(
             "CREATE OR REPLACE TABLE refused AS SELECT a.row AS pos, a.key, '' AS row_id, a.hash,"
             f" {'r.row' if numbered else 'CAST(NULL AS BIGINT) AS row'},"
+            " CASE a.kind WHEN 'rejected' THEN 'target' ELSE 'conflict' END AS stage,"
             " coalesce(a.code, 'REJECTED') AS code, coalesce(a.reason, '') AS reason"
             f" FROM ({self._answers()}) a"
             f"{f' LEFT JOIN {ROWS} r ON r.key = a.key AND r.fault IS NULL' if numbered else ''}"
-            " WHERE a.kind = 'rejected'"
+            " WHERE a.kind IN ('rejected', 'conflict')"
         )
         rows = self.workspace.run(
-            "SELECT key, row_id, lower(hex(hash)), code, reason, row FROM refused ORDER BY pos"
+            "SELECT key, row_id, lower(hex(hash)), stage, code, reason, row FROM refused ORDER BY pos"
         )
         return [
-            Reject(key, row_id, digest, "target", code, reason, row=row)
-            for key, row_id, digest, code, reason, row in rows
+            Reject(key, row_id, digest, stage, code, reason, row=row)
+            for key, row_id, digest, stage, code, reason, row in rows
         ]
 
     def examples(self, number: int) -> list[dict[str, Any]]:
@@ -166,7 +174,7 @@ class Account:
         closed = [
             (key, row_id, "applied" if kind is not None else "withdrawn")
             for key, row_id, not_due, kind in ended
-            if kind in ("written", "skipped") or (kind is None and not_due and whole)
+            if kind in SETTLED or (kind is None and not_due and whole)
         ]
         return RejectChanges(opened, tuple(closed))
 

@@ -34,7 +34,7 @@ def drain(
     doubt or must be retried, and no object that an answer of this run gave to another row. Raises the error
     that stopped it."""
     rounds = Rounds(plan, delivery, epoch, patient=others is not None)
-    failure_rate = FailureRate(plan.terms.max_failed_rate, rounds.waiting)
+    failure_rate = FailureRate(plan.terms.max_failed_rate, rounds.waiting, plan.terms.max_conflict_rate)
     for phase in plan.changes.phases:
         kept: Sequence[int] = ()
         if phase.mode == "delete":
@@ -171,4 +171,5 @@ def _cut(
             new=new,
             exclusive=True,
             returns=returns,
+            refill=plan.terms.refill,
         )

@@ -32,6 +32,7 @@ def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
                 f"field {one.name!r}: this destination cannot tell whether a field is empty",
                 where=f"sync {sync.name}",
             )
+    _fit_conflicts(sync, capabilities)
     _refuse_unused(sync, capabilities)
     _require_choices(sync, capabilities)
 
@@ -58,6 +59,36 @@ def _refuse_unused(sync: Sync, capabilities: Capabilities) -> None:
             "`delivery` has no effect here: a row that arrives twice is the same as one that arrives once",
             hint="remove `delivery`",
             where=f"sync {sync.name}",
+        )
+
+
+def _fit_conflicts(sync: Sync, capabilities: Capabilities) -> None:
+    """DefinitionError if this target cannot keep other people's edits as the sync asks."""
+    asked = [one for one in sync.strategies if one.how != "warehouse_wins"]
+    if not asked:
+        return
+    where, accepted = f"sync {sync.name}", [one.window is not None for one in asked]
+    if capabilities.compares == "no":
+        raise DefinitionError(
+            "CONFLICTS_UNSUPPORTED",
+            f"`conflicts: {asked[0].how}` is not possible here: this target can neither write under a"
+            " condition nor tell what it held, so nobody would see an edit that is overwritten",
+            hint="leave the fields that others edit out of the sync, or use `conflicts: warehouse_wins`",
+            where=where,
+        )
+    if capabilities.compares == "window" and not all(accepted):
+        raise DefinitionError(
+            "CONFLICTS_WINDOW",
+            "this target can only look first and write later: an edit in between is lost",
+            hint="accept that with `conflicts: {target_wins: {window: accepted}}`",
+            where=where,
+        )
+    if capabilities.compares == "atomic" and any(accepted):
+        raise DefinitionError(
+            "OPTION_UNUSED",
+            "`window: accepted` has no effect here: this target looks and writes in one step",
+            hint="write `target_wins`",
+            where=where,
         )
 
 

@@ -50,10 +50,14 @@ class Basis:
 
 @dataclass(frozen=True)
 class Terms:
-    """How a plan is drained. `max_failed_rate`: the share of rows that the target may reject."""
+    """How a plan is drained. `max_failed_rate`: the share of rows that the target may reject;
+    `max_conflict_rate`: that somebody else edited. `refill`: rows that are gone at the target are made
+    again."""
 
     batch_rows: int
     max_failed_rate: float
+    max_conflict_rate: float
+    refill: bool = False
 
 
 @dataclass(frozen=True)

@@ -297,7 +297,8 @@ def _replace_baseline(running: Execution, made: Compared) -> None:
     epoch = running.lock.epoch
     name = f"{run_id}.delta.parquet"
     path = running.workspace.directory / name
-    change_set.write_delta(running.workspace, REBUILT, path)
+    rows = f"(SELECT pos, op, key, hash, coalesce(owned, FALSE) AS owned, ref, NULL AS seen FROM {REBUILT})"
+    change_set.write_delta(running.workspace, rows, path)
     job.ledger.put_file(name, path)
     if made.rows:
         batch = BatchRow(

@@ -114,7 +114,7 @@ def _lacks_rows(destination: Destination[Any], one: Answered) -> bool:
         return False
     assert one.outcome is not None
     return any(
-        row is None and one.outcome.result(number).kind is Kind.WRITTEN
+        row is None and one.outcome.result(number).kind in (Kind.WRITTEN, Kind.MERGED)
         for number, row in enumerate(destination.read(one.batch))
     )
 

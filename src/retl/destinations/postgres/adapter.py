@@ -63,7 +63,17 @@ from retl.destinations.batch import (
 )
 from retl.destinations.postgres import catalog, exclusion, fitness
 from retl.destinations.postgres.judged import fit
-from retl.destinations.postgres.statements import ROW, SENT, STAGE, Relation, Statements, check_name
+from retl.destinations.postgres.statements import (
+    KEPT,
+    NEWER,
+    ROW,
+    SEEN,
+    SENT,
+    STAGE,
+    Relation,
+    Statements,
+    check_name,
+)
 from retl.errors import DefinitionError, Systemic, Unavailable
 from retl.net.gate import Gate
 from retl.net.postgres import PostgresConnection, Session, transaction
@@ -206,7 +216,8 @@ class Postgres(Destination[PostgresOptions]):
             self._begin(session, batch)
             found = self._apply(session, batch)
             if self._marked:
-                written = sum(found.get(row, WRITTEN).kind is Kind.WRITTEN for row in range(len(batch)))
+                kinds = [found.get(row, WRITTEN).kind for row in range(len(batch))]
+                written = sum(kind in (Kind.WRITTEN, Kind.MERGED) for kind in kinds)
                 mark = self._sql.mark(batch, attempt, self._author, written, _noted(found))
                 if not session.execute(mark).rowcount:
                     session.rollback()
@@ -438,8 +449,8 @@ def _check_names(shape: Shape) -> None:
             check_name(name)
         except ValueError as error:
             raise DefinitionError("IDENTIFIER", str(error)) from None
-        if name == ROW:
-            raise DefinitionError("IDENTIFIER", f"no column can be called {ROW}: batches are staged with it")
+        if name in (ROW, SEEN, KEPT) or name.startswith(NEWER):
+            raise DefinitionError("IDENTIFIER", f"no column can be called {name}: batches are staged with it")
         if name in SYSTEM_COLUMNS:
             raise DefinitionError(
                 "IDENTIFIER",
@@ -457,17 +468,17 @@ def _check_names(shape: Shape) -> None:
 
 
 def _noted(found: Mapping[int, RowResult]) -> list[Any]:
-    """Rows that were not written, in the form of a marker: equal results share one entry."""
+    """Rows with a result of their own, in the form of a marker: equal results share one entry."""
     groups: dict[RowResult, list[int]] = {}
     for row, result in found.items():
         groups.setdefault(result, []).append(row)
-    return [[r.kind, r.code, r.reason, r.settled, rows] for r, rows in groups.items()]
+    return [[r.kind, r.code, r.reason, r.settled, rows, r.ours] for r, rows in groups.items()]
 
 
 def _outcome(noted: list[Any]) -> Outcome:
     found = {
-        row: RowResult(Kind(kind), code, reason, settled=settled)
-        for kind, code, reason, settled, rows in noted
+        row: RowResult(Kind(kind), code, reason, settled=settled, ours=all(ours))
+        for kind, code, reason, settled, rows, *ours in noted
         for row in rows
     }
     return Outcome(WRITTEN, found)

@@ -56,14 +56,15 @@ def _located(session: Session, sql: Statements, operation: Mode, row: int, resul
 def fill(sql: Statements, operation: Mode, first: int, last: int, only: str | None = None) -> str:
     """Fill the stage with what the table's types make of the rows that were sent; `only` of this column.
     The assignment to the stage applies lengths, as an INSERT into the table would."""
-    names = [only] if only else sql.sent(operation)
-    columns = ", ".join(quoted(name) for name in names)
-    values = ", ".join(
+    names, beside = ([only], []) if only else (sql.sent(operation), sql.beside(operation))
+    columns = ", ".join([*(quoted(name) for name in names), *beside])
+    values = [
         f"r.{quoted(name)}::{one.cast}" if (one := sql.fit.judged.get(name)) else f"r.{quoted(name)}"
         for name in names
-    )
+    ]
+    listed = ", ".join([*values, *(f"r.{name}" for name in beside)])
     return (
-        f"INSERT INTO {STAGE} ({ROW}, {columns}) SELECT r.{ROW}, {values}"
+        f"INSERT INTO {STAGE} ({ROW}, {columns}) SELECT r.{ROW}, {listed}"
         f" FROM {SENT} AS r WHERE r.{ROW} BETWEEN {first} AND {last}"
     )
 

@@ -41,3 +41,15 @@ def of_others(alias: str, columns: Sequence[str]) -> str:
 def part(of: str, number: int) -> str:
     """The digest of one field in those of all of them."""
     return f"pg_catalog.substr({of}, {SIZE * (number - 1) + 1}, {SIZE})"
+
+
+def former(of: str, number: int) -> str:
+    """The same as 8 bytes in any case: zeros, which no value has, where it is not known."""
+    one = part(of, number)
+    return f"CASE WHEN octet_length({one}) = {SIZE} THEN {one} ELSE '\\x{'00' * SIZE}'::bytea END"
+
+
+def shown(of: str) -> str:
+    """A digest of digests, as 16 hexadecimal digits for people."""
+    hashed = f"pg_catalog.hashtextextended(pg_catalog.encode({of}, 'hex') COLLATE \"C\", 0)"
+    return f"pg_catalog.lpad(pg_catalog.to_hex({hashed}), 16, '0')"

@@ -95,6 +95,11 @@ def _columns(table: Table, statements: Statements, create: bool) -> list[tuple[s
             faults.append((f"the database generates column {field.name}: remove it from the sync", None))
         elif not _holds(column, field, key):
             faults.append(_unfit(column, field, key, statements))
+    faults += [
+        (f"column {one.target}, which newest_wins compares, is missing", None)
+        for one in shape.newest
+        if one.target not in table.columns
+    ]
     if isinstance(shape.deletes, SoftDelete):
         faults += [
             (f"column {name} of the soft delete is missing", None)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from retl.destinations.postgres.rules import Rules
 
 ROW = "retl_row"
+SEEN = "retl_seen"  # what the table held after our last write
+KEPT = "retl_kept"  # per compared field whether the table's value stays
+NEWER = "retl_newer_"  # with a number: the mart's value that newest_wins compares
 STAGE = "pg_temp.retl_stage"
 SENT = "pg_temp.retl_sent"  # as COPY brings it, where values must be judged
 MARKER = "retl_applied"
@@ -164,10 +167,23 @@ class Statements:
     def stage(self) -> str:
         """Once per connection: an empty stage. The target's column types make COPY the only parser."""
         listed = ", ".join(f"t.{column}" for column in self.columns)
+        kept = f", ARRAY[]::boolean[] AS {KEPT}" if self.shape.conditional else ""
         return (
             f"CREATE TEMP TABLE {STAGE.partition('.')[2]} ON COMMIT DELETE ROWS AS"
-            f" SELECT 0 AS {ROW}, {listed} FROM {self.relation.sql} AS t WHERE false"
+            f" SELECT 0 AS {ROW}, {listed}{self._beside}{kept} FROM {self.relation.sql} AS t WHERE false"
         )
+
+    @property
+    def _beside(self) -> str:
+        """The columns of a stage for what a conditional shape sends beside key and fields."""
+        newer = [f"t.{quoted(one.target)} AS {NEWER}{n}" for n, one in enumerate(self.shape.newest)]
+        seen = [f"''::bytea AS {SEEN}"] if self.shape.conditional else []
+        return "".join(f", {column}" for column in [*newer, *seen])
+
+    def beside(self, operation: Mode) -> list[str]:
+        """Their names, as far as the operation sends them."""
+        newer = [f"{NEWER}{n}" for n in range(len(self.shape.newest))] if operation != "delete" else []
+        return [*newer, SEEN] if self.shape.conditional else []
 
     def stage_sent(self) -> str:
         """Once per connection, if values must be judged."""
@@ -177,7 +193,7 @@ class Statements:
         )
         return (
             f"CREATE TEMP TABLE {SENT.partition('.')[2]} ON COMMIT DELETE ROWS AS"
-            f" SELECT 0 AS {ROW}, {listed} FROM {self.relation.sql} AS t WHERE false"
+            f" SELECT 0 AS {ROW}, {listed}{self._beside} FROM {self.relation.sql} AS t WHERE false"
         )
 
     def empty(self) -> str:
@@ -185,7 +201,7 @@ class Statements:
         return "; ".join(f"DELETE FROM {one}" for one in ([STAGE, SENT] if self.fit.judged else [STAGE]))
 
     def copy(self, operation: Mode) -> str:
-        columns = [quoted(name) for name in self.sent(operation)]
+        columns = [*(quoted(name) for name in self.sent(operation)), *self.beside(operation)]
         return _copy(SENT if self.judged(operation) else STAGE, [ROW, *columns])
 
     def copy_in(self) -> str:
@@ -212,9 +228,9 @@ class Statements:
         """Whether `take_collisions` would find any."""
         return f"SELECT EXISTS (SELECT FROM {STAGE} GROUP BY {self._arbiter} HAVING count(*) > 1)"
 
-    def take_out(self, rows: Sequence[int]) -> str:
-        """Remove these rows from the stage."""
-        return f"DELETE FROM {STAGE} WHERE {ROW} IN ({', '.join(map(str, rows))})"
+    def take_out(self, rows: Iterable[int], *, but: bool = False) -> str:
+        """Remove these rows from the stage; with `but` all others."""
+        return f"DELETE FROM {STAGE} WHERE {ROW} {'NOT ' * but}IN ({', '.join(map(str, rows))})"
 
     # --- applying the stage
 
@@ -285,6 +301,14 @@ class Statements:
         )
 
     def _new(self, field: Field, source: str) -> str:
+        new = self._sent(field, source)
+        if source == "s" and field.compared and self.shape.conditional:
+            number = self.shape.compared.index(field) + 1
+            return f"CASE WHEN s.{KEPT}[{number}] THEN t.{quoted(field.name)} ELSE {new} END"
+        return new
+
+    def _sent(self, field: Field, source: str) -> str:
+        """What a field becomes if nobody else has changed it."""
         column = quoted(field.name)
         if field.only_if_empty:
             return f"COALESCE(t.{column}, {source}.{column})"
@@ -307,26 +331,107 @@ class Statements:
 
     # --- digests
 
-    def lock(self) -> str:
+    def lock(self, operation: Mode) -> str:
         """Lock the rows of the table that the staged rows stand for, in the order of their keys. Rows that
         refer to them by foreign keys may still be written, except if they are to be deleted."""
         order = ", ".join(f"t.{key}" for key in self.keys)
+        strength = "UPDATE" if operation == "delete" else "NO KEY UPDATE"
         return (
             f"SELECT FROM {STAGE} AS s JOIN {self._rows} ON {self._same_key} WHERE s.{ROW} >= 0"
-            f" ORDER BY {order} FOR NO KEY UPDATE OF t"
+            f" ORDER BY {order} FOR {strength} OF t"
         )
+
+    def apart(self, rows: Sequence[int]) -> str:
+        """Set staged rows apart that need no statement any more, or were set aside and are done."""
+        numbers = ", ".join(str(n) for row in rows for n in (row, -1 - row))
+        number = f"CASE WHEN {ROW} < 0 THEN -1 - {ROW} ELSE {ROW} END"
+        return f"UPDATE {STAGE} SET {ROW} = {APART} - ({number}) WHERE {ROW} IN ({numbers})"
 
     def returned(self) -> str:
         """COPY the digests of all staged rows that the table has."""
         staged = f"(SELECT *, CASE WHEN {ROW} < {APART // 2} THEN {APART} - {ROW} ELSE {ROW} END AS {ROW}_n"
         staged += f" FROM {STAGE}) AS s"
         row = f"CASE WHEN s.{ROW}_n < 0 THEN -1 - s.{ROW}_n ELSE s.{ROW}_n END"
-        found = f"SELECT {row}, {self._digests('t')} FROM {staged} JOIN {self._rows} ON {self._same_key}"
+        held = self._digests("t", kept=True)
+        found = f"SELECT {row}, {held} FROM {staged} JOIN {self._rows} ON {self._same_key}"
         return f"COPY ({found}) TO STDOUT (FORMAT csv)"
 
-    def _digests(self, alias: str) -> str:
+    def _digests(self, alias: str, *, kept: bool = False) -> str:
+        """Of a row of the table. A field that is `kept` keeps its digest too: it is not as we left it."""
         found = digests.of_fields(alias, self.shape.compared)
+        if kept and self.shape.conditional:
+            found = (
+                " || ".join(
+                    f"CASE WHEN s.{KEPT}[{n}] THEN {digests.former(f's.{SEEN}', n)}"
+                    f" ELSE {digests.digest(f'{alias}.{quoted(field.name)}', n)} END"
+                    for n, field in enumerate(self.shape.compared, 1)
+                )
+                or "''::bytea"
+            )
         return f"{found} || {digests.of_others(alias, self.others)}" if self.shape.digests == "row" else found
+
+    # --- conditional writes: one transaction compares and writes, so nobody can write in between
+
+    def update_untouched(self) -> str:
+        """UPDATE the staged rows of which the table holds what it held, and COPY their numbers and digests. A
+        row that another transaction changes meanwhile is compared again."""
+        seen = f"pg_catalog.substr(s.{SEEN}, 1, {digests.SIZE * len(self.shape.compared)})"
+        same = f"{digests.of_fields('t', self.shape.compared)} = {seen}"
+        update = (
+            f"UPDATE {self._rows} SET {self._sets('s')} FROM {STAGE} AS s WHERE {self._same_key}"
+            f" AND {same} AND {self._differs('s')} RETURNING s.{ROW}, {self._digests('t')}"
+        )
+        return f"COPY ({update}) TO STDOUT (FORMAT csv)"
+
+    def staged(self) -> str:
+        """The numbers of the staged rows that are not done, and the bytes of what is known of each."""
+        return f"SELECT {ROW}, coalesce(octet_length({SEEN}), 0) FROM {STAGE} WHERE {ROW} >= 0"
+
+    def judge(self, *, note: bool) -> str:
+        """Per staged row that the table has: number, which fields stay, whether a field is written, which
+        are in conflict, and a digest of both sides. With `note` the stage keeps which fields stay."""
+        found = [self._verdict(n, field) for n, field in enumerate(self.shape.compared, 1)]
+        kept, writes, conflicts = (
+            (list(column) for column in zip(*found, strict=True)) if found else ([],) * 3
+        )
+        both = f"{self._digests('t')} || {digests.of_fields('s', self.shape.compared)}"
+        selected = (
+            f"s.{ROW}, ARRAY[{', '.join(kept)}]::boolean[], {' OR '.join(writes) or 'false'},"
+            f" ARRAY[{', '.join(conflicts)}]::boolean[], {digests.shown(both)}"
+        )
+        where = f"s.{ROW} >= 0 AND {self._same_key}"
+        if not note:
+            return f"SELECT {selected} FROM {STAGE} AS s, {self._rows} WHERE {where}"
+        return (
+            f"UPDATE {STAGE} AS s SET {KEPT} = ARRAY[{', '.join(kept)}]::boolean[] FROM {self._rows}"
+            f" WHERE {where} RETURNING {selected}"
+        )
+
+    def _verdict(self, number: int, field: Field) -> tuple[str, str, str]:
+        """SQL for one field: whether the table's value stays, is written over, or is in conflict."""
+        held, column = digests.part(f"s.{SEEN}", number), quoted(field.name)
+        differs = f"ROW(t.{column})::record OPERATOR(pg_catalog.*<>) ROW({self._sent(field, 's')})::record"
+        touched = f"{digests.digest(f't.{column}', number)} IS DISTINCT FROM {held}"
+        changed = f"{digests.digest(f's.{column}', number)} IS DISTINCT FROM {held}"
+        clash, kept, conflict = f"({differs} AND {touched})", "false", "false"
+        if field.conflicts == "target_wins":
+            kept = clash
+        elif field.conflicts == "newest_wins":
+            theirs = quoted(self.shape.newest[field.newest].target)
+            newer = f"coalesce(s.{NEWER}{field.newest} > t.{theirs}, false)"
+            kept = f"({clash} AND NOT ({changed} AND {newer}))"
+        elif field.conflicts == "manual":
+            kept, conflict = f"({clash} AND NOT {changed})", f"({clash} AND {changed})"
+        return kept, f"({differs} AND NOT {kept})", conflict
+
+    def touched(self) -> str:
+        """The staged rows of which the table holds something else than it held, in any column: number, and a
+        digest of it."""
+        held = self._digests("t")
+        return (
+            f"SELECT s.{ROW}, {digests.shown(held)} FROM {STAGE} AS s JOIN {self._rows} ON {self._same_key}"
+            f" WHERE s.{ROW} >= 0 AND {held} IS DISTINCT FROM s.{SEEN}"
+        )
 
     # --- reading
 

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 
 from retl.destinations.batch import ABSENT, KEPT, Batch, Kind, Mode, RowResult
+from retl.destinations.postgres import conditional
 from retl.destinations.postgres.arrangement import Arrangement
 from retl.destinations.postgres.conversion import convert
 from retl.destinations.postgres.halving import Found, Step, divide, halve, indexed
@@ -84,8 +85,10 @@ def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> F
     else:
         last = len(batch) - 1
         refused = convert(session, sql, batch.mode, last) if sql.judged(batch.mode) else {}
+        if sql.shape.conditional:
+            return refused | conditional.write(session, sql, batch, refused, _apply_all)
         if sql.digests and batch.mode == "update_only":  # which does not lock a row that has our values
-            session.execute(sql.lock())
+            session.execute(sql.lock(batch.mode))
         found = refused | _apply_all(session, sql, batch.mode, last)
         if batch.returns is not None and batch.mode != "delete":
             _return(session, sql, batch, found)
@@ -101,7 +104,7 @@ def _return(session: Session, sql: Statements, batch: Batch, found: Found) -> No
     """Hand over the digests of the rows that were written: nobody else can change them before COMMIT."""
     assert batch.returns is not None
     if found:
-        session.execute(sql.take_out(sorted({*found, *(-1 - row for row in found)})))
+        session.execute(sql.take_out(n for row in found for n in (row, -1 - row)))
     with session.cursor() as cursor, cursor.copy(sql.returned()) as copy:
         batch.returns.digests(batch, (bytes(chunk) for chunk in copy))
 
@@ -126,7 +129,7 @@ def _apply_all(session: Session, sql: Statements, operation: Mode, last: int) ->
     """Apply all staged rows, up to number `last`. Rows with colliding keys are removed before any halving,
     because halving would let the last of them win; at once if the statement could let one win in silence."""
     folding = sql.fit.folding and operation in ("upsert", "insert_only", "update_only")
-    found = _collided(session, sql) if folding else {}
+    found = collided(session, sql) if folding else {}
     rejected = None
     try:
         return found | _apply(session, sql, operation, 0, last)
@@ -136,17 +139,17 @@ def _apply_all(session: Session, sql: Statements, operation: Mode, last: int) ->
         rejected = rejection(error, sql.names)
         if rejected is None and error.sqlstate != CARDINALITY:
             raise
-    collided = _collided(session, sql)
-    if rejected is not None and rejected.code in BY_ORDER and not collided:
+    same = collided(session, sql)
+    if rejected is not None and rejected.code in BY_ORDER and not same:
         return found | _in_order(session, sql, operation, last, rejected)
     step = _step(session, sql, operation)
     with indexed(session, STAGE):
-        if rejected is None or collided:
-            return found | collided | divide(step, 0, last)
+        if rejected is None or same:
+            return found | same | divide(step, 0, last)
         return found | halve(step, 0, last, rejected)
 
 
-def _collided(session: Session, sql: Statements) -> Found:
+def collided(session: Session, sql: Statements) -> Found:
     """Take the rows with colliding keys out of the stage."""
     return {row: KEY_COLLIDES for (row,) in session.execute(sql.take_collisions()).fetchall()}
 

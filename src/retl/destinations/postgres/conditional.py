@@ -1,0 +1,213 @@
+"""Writes staged rows where nobody else has changed them since our last write, in the batch's transaction.
+
+Nearly all rows are as we left them: one UPDATE compares and writes those, and READ COMMITTED compares again
+what another transaction changed meanwhile. The others are locked, judged field by field and then written as
+ever; of a key that is not there only an INSERT can tell whether it stays so. To look first and to write later
+would lose edits, as would any statement that tells the row as it was before without a lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import psycopg
+
+from retl.destinations.batch import ABSENT, WRITTEN, Batch, Kind, Mode, RowResult
+from retl.destinations.postgres.halving import Found
+from retl.destinations.postgres.rejection import CARDINALITY, rejection
+from retl.destinations.postgres.statements import Statements
+from retl.net.postgres import Session
+
+ApplyAll = Callable[[Session, Statements, Mode, int], Found]
+
+ROUNDS = 5  # in which keys may appear and vanish again
+EDITED = "somebody edited it since our last write"
+BUSY = RowResult(Kind.RETRY, "APPEARED", "the row appeared and vanished while it was written")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of a row that the table has: which compared fields stay as they are, whether another one is written,
+    which are in conflict, and a digest of both sides."""
+
+    row: int
+    kept: Sequence[bool]
+    writes: bool
+    conflicts: Sequence[bool]
+    both: str
+
+    def result(self, sql: Statements, *, ours: bool) -> RowResult:
+        if any(self.conflicts):
+            fields = zip(sql.shape.compared, self.conflicts, strict=True)
+            names = ", ".join(field.name for field, clash in fields if clash)
+            return conflict("CONFLICT", f"{names}: edited at the target and changed in the mart", self.both)
+        kind = Kind.WRITTEN
+        if any(self.kept):
+            kind = Kind.MERGED if self.writes else Kind.KEPT
+        return RowResult(kind, ours=ours or kind is Kind.KEPT)
+
+
+def conflict(code: str, reason: str, both: str) -> RowResult:
+    """A row that waits for a decision; the digest names what was met."""
+    return RowResult(Kind.CONFLICT, code, f"{reason} [{both}]")
+
+
+def write(session: Session, sql: Statements, batch: Batch, refused: Found, apply_all: ApplyAll) -> Found:
+    """The rows with another result than WRITTEN; `refused` are not staged. Puts the digests of the others."""
+    if batch.mode == "delete":
+        return _delete(session, sql, batch, apply_all)
+    found: Found = {}
+    if sql.fit.folding:
+        from retl.destinations.postgres.transfer import collided
+
+        found = collided(session, sql)
+    staged = len(batch) - len(refused) - len(found)
+    told = b""
+    if batch.mode == "insert_only":
+        found |= apply_all(session, sql, "insert_only", len(batch) - 1)
+        _take_out(session, sql, found)
+    else:
+        if not (batch.new or sql.triggers("update_only")):  # RETURNING is before what AFTER triggers do
+            told = _untouched(session, sql)
+        done = told.count(b"\n")
+        if done < staged:
+            _take_done(session, sql, told, staged - done)
+            found |= _judged(session, sql, batch, apply_all)
+    if batch.returns is not None:
+        if told.count(b"\n") == staged:
+            batch.returns.digests(batch, [told])
+        else:
+            with session.cursor() as cursor, cursor.copy(sql.returned()) as copy:
+                batch.returns.digests(batch, chain([told], (bytes(chunk) for chunk in copy)))
+    return found
+
+
+def _delete(session: Session, sql: Statements, batch: Batch, apply_all: ApplyAll) -> Found:
+    """A row that somebody touched, in a column that is ours or in any other, is not deleted."""
+    found: Found = {}
+    if sql.shape.conflicts != "warehouse_wins":
+        session.execute(sql.lock("delete"))
+        for row, held in session.execute(sql.touched()).fetchall():
+            if sql.shape.conflicts == "manual":
+                found[row] = conflict("DELETE_CONFLICT", f"not deleted: {EDITED}", held)
+            else:
+                found[row] = RowResult(Kind.KEPT, "EDITED", f"not deleted: {EDITED}")
+        _take_out(session, sql, found)
+    return found | apply_all(session, sql, "delete", len(batch) - 1)
+
+
+def _untouched(session: Session, sql: Statements) -> bytes:
+    """Update the rows that are as we left them. Nothing, if the table refuses one of them."""
+    if not sql.shape.compared:
+        return b""
+    try:
+        with (
+            session.transaction(),
+            session.cursor() as cursor,
+            cursor.copy(sql.update_untouched()) as copy,
+        ):
+            return b"".join(bytes(chunk) for chunk in copy)
+    except psycopg.Error as error:
+        if rejection(error, sql.names) is None and error.sqlstate != CARDINALITY:
+            raise
+    return b""
+
+
+def _take_done(session: Session, sql: Statements, told: bytes, left: int) -> None:
+    """Leave only the other rows in the stage."""
+    rows = [int(line.partition(b",")[0]) for line in told.splitlines()]
+    if not rows:
+        return
+    if len(rows) <= left:
+        session.execute(sql.take_out(rows))
+    else:
+        done = frozenset(rows)
+        others = (row for row, _ in session.execute(sql.staged()).fetchall() if row not in done)
+        session.execute(sql.take_out(others, but=True))
+
+
+def _judged(session: Session, sql: Statements, batch: Batch, apply_all: ApplyAll) -> Found:
+    """Write all rows that are left in the stage, in rounds: a key may appear while it is inserted."""
+    found: Found = {}
+    for _ in range(ROUNDS):
+        session.execute(sql.lock(batch.mode))
+        verdicts = [Verdict(*row) for row in session.execute(sql.judge(note=True)).fetchall()]
+        known = dict[int, int](session.execute(sql.staged()).fetchall())
+        found |= _write_present(session, sql, verdicts, known, len(batch) - 1, apply_all)
+        absent = known.keys() - {one.row for one in verdicts}
+        found |= _respected(session, sql, batch, {row for row in absent if known[row]})
+        absent -= found.keys()
+        if not absent:
+            return found
+        inserted = apply_all(session, sql, "insert_only", len(batch) - 1)
+        appeared = {row for row, one in inserted.items() if one.kind is Kind.SKIPPED}
+        refused = {row: one for row, one in inserted.items() if row not in appeared}
+        _take_out(session, sql, refused)
+        found |= refused
+        if not appeared:
+            return found
+    _take_out(session, sql, appeared)
+    return found | dict.fromkeys(appeared, BUSY)
+
+
+def _write_present(
+    session: Session,
+    sql: Statements,
+    verdicts: Sequence[Verdict],
+    known: dict[int, int],
+    last: int,
+    apply_all: ApplyAll,
+) -> Found:
+    """The results of rows that the table has, as far as they are not just written. A row that we did not know
+    there is not ours."""
+    always = sql.shape.conflicts == "warehouse_wins"
+    results = {one.row: one.result(sql, ours=always or known[one.row] > 0) for one in verdicts}
+    queued = {row for row, one in results.items() if one.kind is Kind.CONFLICT}
+    _take_out(session, sql, queued)
+    still = [one.row for one in verdicts if not one.writes and one.row not in queued]
+    _set_apart(session, sql, still)
+    writes = {one.row for one in verdicts if one.writes} - queued
+    if writes:
+        refused = apply_all(session, sql, "update_only", last)
+        results |= {row: one for row, one in refused.items() if row in writes}
+        refused = {row: one for row, one in refused.items() if row in writes}
+        _take_out(session, sql, refused)
+        _set_apart(session, sql, sorted(writes - refused.keys()))
+    return {row: one for row, one in results.items() if one != WRITTEN}
+
+
+def _respected(session: Session, sql: Statements, batch: Batch, gone: Iterable[int]) -> Found:
+    """Rows that the table had, and that somebody removed: they are not made again, unless the sync wins.
+    Where the mode only updates, rows that are not there are none of ours."""
+    if batch.mode == "update_only":
+        rows = [row for row, _ in session.execute(sql.staged()).fetchall()]
+        found = dict.fromkeys(rows, ABSENT)
+    elif sql.shape.conflicts == "warehouse_wins" or batch.refill:
+        found = {}
+    elif sql.shape.conflicts == "manual":
+        found = {row: conflict("GONE", "somebody removed the row at the target", "gone") for row in gone}
+    else:
+        kept = RowResult(Kind.KEPT, "GONE", "somebody removed the row at the target")
+        found = dict.fromkeys(gone, kept)
+    _take_out(session, sql, found)
+    return found
+
+
+def _take_out(session: Session, sql: Statements, rows: Iterable[int]) -> None:
+    numbers = list(_both(rows))
+    if numbers:
+        session.execute(sql.take_out(numbers))
+
+
+def _set_apart(session: Session, sql: Statements, rows: Sequence[int]) -> None:
+    if rows:
+        session.execute(sql.apart(rows))
+
+
+def _both(rows: Iterable[int]) -> Iterator[int]:
+    """A row's number, and the one it has if it was set aside."""
+    for row in rows:
+        yield row
+        yield -1 - row
