@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from retl.destinations.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
+from retl.destinations.batch import ABSENT, PRESENT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
 from retl.engine import baseline
 from retl.engine.baseline import DELTA, Delta
 from retl.engine.change_set import ChangeSet
@@ -104,7 +104,7 @@ def test_what_was_written_is_confirmed_with_its_hash_and_ours(workspace: Workspa
     ("result", "wanted"),
     [
         (WRITTEN, {"new": ("v2", True), "other": ("v2", True)}),
-        (KEPT, {"new": ("v2", True), "other": ("v2", True)}),
+        (PRESENT, {"new": ("v2", True), "other": ("v2", True)}),
         (UNKNOWN, {"new": (None, True), "old": (None, True), "other": ("v2", True)}),
         (None, {"new": (None, True), "old": (None, True), "other": ("v2", True)}),
         (BAD, {"old": ("v1", True), "other": ("v2", True)}),
@@ -128,7 +128,7 @@ ENDS: Mapping[str, tuple[RowResult | None, Mapping[str, tuple[str | None, bool]]
     "written": (WRITTEN, {"new": ("v2", True), "old": ("v2", True), "theirs": ("v2", True)}),
     "unknown": (UNKNOWN, {"new": (None, True), "old": (None, True), "theirs": (None, True), "gone": (None, True)}),
     "no answer": (None, {"new": (None, True), "old": (None, True), "theirs": (None, True), "gone": (None, True)}),
-    "kept": (KEPT, {"new": ("v2", False), "old": ("v2", True), "theirs": ("v2", False), "gone": ("v1", True)}),
+    "kept": (PRESENT, {"new": ("v2", False), "old": ("v2", True), "theirs": ("v2", False), "gone": ("v1", True)}),
     "absent": (ABSENT, {"old": ("v1", True), "theirs": ("v1", False), "gone": ("v1", True)}),
     "rejected": (BAD, {"old": ("v1", True), "theirs": ("v1", False), "gone": ("v1", True)}),
     "retry": (BUSY, {"old": ("v1", True), "theirs": ("v1", False), "gone": ("v1", True)}),
@@ -159,7 +159,7 @@ def test_every_end_of_a_row_over_every_state_of_its_key(
     if not alone:
         batches.append(batch(4, 4, other))
     deltas = [
-        Delta(first, DAYS[0], [batch(0, 1, Outcome(WRITTEN)), batch(2, 2, Outcome(KEPT))]),
+        Delta(first, DAYS[0], [batch(0, 1, Outcome(WRITTEN)), batch(2, 2, Outcome(PRESENT))]),
         Delta(second, DAYS[1], batches),
     ]
     count = baseline.build(workspace, None, deltas)
@@ -173,7 +173,9 @@ def test_every_end_of_a_row_over_every_state_of_its_key(
 def test_rows_no_batch_covers_were_never_attempted(workspace: Workspace, delta: Any) -> None:
     path = delta("1", sent("a", "b", "c", "d"))
     baseline.build(
-        workspace, None, [Delta(path, DAYS[0], [batch(1, 1, Outcome(WRITTEN)), batch(3, 3, Outcome(KEPT))])]
+        workspace,
+        None,
+        [Delta(path, DAYS[0], [batch(1, 1, Outcome(WRITTEN)), batch(3, 3, Outcome(PRESENT))])],
     )
     assert hashes(workspace) == {"b": "v1", "d": "v1"}
     baseline.build(workspace, None, [Delta(path, DAYS[0], [])])
@@ -183,7 +185,7 @@ def test_rows_no_batch_covers_were_never_attempted(workspace: Workspace, delta: 
 
 
 def test_single_rows_have_an_answer_of_their_own(workspace: Workspace, delta: Any) -> None:
-    answers = {0: UNKNOWN, 2: BAD, 3: KEPT, 4: ABSENT, 5: RowResult(Kind.WRITTEN, ref="id-5")}
+    answers = {0: UNKNOWN, 2: BAD, 3: PRESENT, 4: ABSENT, 5: RowResult(Kind.WRITTEN, ref="id-5")}
     path = delta("1", sent(*"xabcdefg"))
     batches = [batch(0, 0, Outcome(WRITTEN)), batch(1, 7, Outcome(WRITTEN, answers))]
     baseline.build(workspace, None, [Delta(path, DAYS[0], batches)])
@@ -244,7 +246,7 @@ def test_a_first_part_whose_answers_are_alike_is_read_where_it_lies(workspace: W
     path = delta("1", sent("a", "b"))
     baseline.build(workspace, None, [Delta(path, DAYS[0], [batch(0, 1, Outcome(WRITTEN))])])
     assert workspace.one("SELECT count(*) FROM overlay") == (0,)
-    mixed = [batch(0, 0, Outcome(WRITTEN)), batch(1, 1, Outcome(KEPT))]
+    mixed = [batch(0, 0, Outcome(WRITTEN)), batch(1, 1, Outcome(PRESENT))]
     baseline.build(workspace, None, [Delta(path, DAYS[0], mixed)])
     assert workspace.one("SELECT count(*) FROM overlay") == (2,)
     assert hashes(workspace) == {"a": "v1", "b": "v1"}
@@ -317,7 +319,7 @@ def test_a_delta_is_nobody_elses_to_read_and_owns_only_what_is_known_to_be_ours(
 def test_what_the_target_held_stays_for_rows_that_were_not_written_and_outlives_compaction(
     workspace: Workspace, delta: Any, tmp_path: Path
 ) -> None:
-    answers = [batch(0, 0, Outcome(KEPT)), batch(1, 1), batch(2, 2, Outcome(WRITTEN))]
+    answers = [batch(0, 0, Outcome(PRESENT)), batch(1, 1), batch(2, 2, Outcome(WRITTEN))]
     baseline.build(workspace, None, [Delta(delta("1", sent("a", "b", "c")), DAYS[0], answers)])
     known = [("a", b"seen a"), ("b", None), ("c", None)]  # of c nothing was returned
     assert workspace.run("SELECT key, seen FROM baseline ORDER BY key") == known
@@ -385,7 +387,7 @@ def test_a_snapshot_is_due_past_a_fifth_or_past_sixteen_deltas(
         ([batch(0, 1, None, "open"), batch(2, 2, Outcome(UNKNOWN))], True),
         ([batch(0, 1, Outcome(WRITTEN, {0: BAD}), "split"), batch(0, 0, Outcome(BAD)), batch(1, 1, Outcome(BAD))], True),
         ([batch(0, 0, Outcome(BAD)), batch(1, 1, Outcome(RowResult(Kind.REJECTED, "23514", "another")))], False),
-        ([batch(0, 0, Outcome(KEPT)), batch(1, 1, Outcome(ABSENT))], False),
+        ([batch(0, 0, Outcome(PRESENT)), batch(1, 1, Outcome(ABSENT))], False),
     ],
 )  # fmt: skip
 def test_answers_are_alike_where_every_row_without_a_gap_met_one_end(
@@ -410,7 +412,7 @@ def test_every_row_of_a_batch_is_told_its_answer(workspace: Workspace) -> None:
     mixed = [
         batch(7, 7, None, "open"),
         batch(0, 3, Outcome(BAD, {1: RowResult(Kind.WRITTEN, ref="id-1"), 2: ABSENT})),
-        batch(4, 4, Outcome(KEPT)),
+        batch(4, 4, Outcome(PRESENT)),
         batch(5, 5, Outcome(WRITTEN)),
     ]
     assert told(workspace, rows, mixed) == [

@@ -198,3 +198,212 @@ def test_each_cell_of_the_table(played: Played, name: str) -> None:
 def test_the_numbers_say_what_was_kept(played: Played) -> None:
     assert played.summary["error"] is None
     assert numbers(played.summary) == COUNTS[played.strategy]
+
+
+@pytest.fixture
+def people(tmp_path: Path, postgres: Database) -> Database:
+    with postgres.connect() as connection:
+        connection.execute(TABLE)
+    return postgres
+
+
+def rows(**marts: tuple[str, int] | None) -> str:
+    return mart({key: (row, OLD) for key, row in marts.items()})
+
+
+def begun(folder: Path, database: Database, conflicts: str, **parts: str) -> Workshop:
+    """A project that has delivered a, b and c."""
+    workshop = project(folder / "project", database, conflicts, **parts)
+    workshop.warehouse(rows(a=("p", 1), b=("p", 1), c=("p", 1)))
+    assert run(workshop)["inserted"] == 103
+    return workshop
+
+
+def test_what_is_kept_stays_kept_until_both_agree_or_the_edit_is_taken_back(
+    tmp_path: Path, people: Database
+) -> None:
+    workshop = begun(tmp_path, people, "target_wins")
+    edit(people, "a", P)
+    for phone in ("q", "r"):
+        workshop.warehouse(rows(a=(phone, 1), b=("p", 1), c=("p", 1)))
+        assert run(workshop)["conflicts"] == {"merged": 0, "kept": 1, "queued": 0}
+        assert run(workshop)["unchanged"] == 103  # it is dealt with, and not due again
+    edit(people, "a", "SET phone = 's'")
+    workshop.warehouse(rows(a=("s", 1), b=("p", 1), c=("p", 1)))
+    assert run(workshop)["updated"] == 1  # they agree: it is ours again
+    workshop.warehouse(rows(a=("t", 1), b=("p", 1), c=("p", 1)))
+    assert run(workshop)["updated"] == 1
+    edit(people, "a", P)
+    edit(people, "a", "SET phone = 't'")  # as if nobody had been there
+    workshop.warehouse(rows(a=("u", 1), b=("p", 1), c=("p", 1)))
+    assert run(workshop)["updated"] == 1
+    assert held(people)["a"] == ("u", 1, None)
+
+
+def test_each_field_may_have_a_strategy_of_its_own(tmp_path: Path, people: Database) -> None:
+    fields = "{phone: {column: phone, conflicts: target_wins}, score: score}"
+    workshop = begun(tmp_path, people, "warehouse_wins", fields=fields, deletes="keep")
+    edit(people, "a", "SET phone = 'h', score = 9")
+    edit(people, "b", "DELETE")
+    workshop.warehouse(rows(a=("q", 2), b=("q", 2), c=("q", 2)))
+    found = run(workshop)
+    assert (found["updated"], found["conflicts"]) == (3, {"merged": 1, "kept": 0, "queued": 0})
+    assert [held(people)[key] for key in "abc"] == [("h", 2, None), ("q", 2, None), ("q", 2, None)]
+
+
+def test_an_edit_is_not_lost_where_nobody_knows_what_was_there(tmp_path: Path, people: Database) -> None:
+    """`conflicts` is switched on over a baseline that was made without."""
+    begun(tmp_path, people, "warehouse_wins")
+    edit(people, "a", P)
+    workshop = project_again(tmp_path, people, "target_wins")
+    found = run(workshop)
+    assert (found["unchanged"], found["updated"], found["skipped"]) == (0, 102, 1)
+    workshop.warehouse(rows(a=("q", 1), b=("q", 1), c=("p", 1)))
+    found = run(workshop)
+    assert (found["updated"], found["skipped"], found["unchanged"]) == (1, 1, 101)
+    assert [held(people)[key] for key in "abc"] == [("h", 1, None), ("q", 1, None), ("p", 1, None)]
+
+
+def project_again(folder: Path, database: Database, conflicts: str, **parts: str) -> Workshop:
+    """The same project with another definition of its sync."""
+    workshop = project(folder / "other", database, conflicts, **parts)
+    other = Workshop.__new__(Workshop)
+    other.folder, other.environment = folder / "project", workshop.environment
+    definition = (workshop.folder / "syncs" / "people.yml").read_text()
+    other.write("syncs/people.yml", definition)
+    return other
+
+
+def test_a_target_that_was_emptied_is_filled_again_on_demand(tmp_path: Path, people: Database) -> None:
+    workshop = begun(tmp_path, people, "target_wins")
+    with people.connect() as connection:
+        connection.execute("TRUNCATE people")
+    said = workshop.retl("sync", "--sync", "people", "--output", "json")
+    assert (said.code, said.document["syncs"][0]["error"]["code"]) == (3, "TARGET_LOST")
+    assert run(workshop, "--full")["updated"] == 103
+    assert len(held(people)) == 103
+
+
+def test_rows_that_others_removed_do_not_make_the_target_lost(tmp_path: Path, people: Database) -> None:
+    workshop = begun(tmp_path, people, "target_wins")
+    edit(people, "a", "DELETE")
+    edit(people, "b", "DELETE")
+    workshop.warehouse(rows(a=("q", 1), b=("q", 1), c=("p", 1)))
+    assert run(workshop)["conflicts"]["kept"] == 2
+    edit(people, "c", "DELETE")
+    workshop.warehouse(rows(a=("r", 1), b=("r", 1), c=("p", 1)))
+    assert (
+        run(workshop)["conflicts"]["kept"] == 2
+    )  # 3 of 103 keys are not there, of which two are known to be gone
+
+
+def test_too_many_edits_stop_the_run(tmp_path: Path, people: Database) -> None:
+    workshop = begun(tmp_path, people, "target_wins", batch="{rows: 120}")
+    with people.connect() as connection:
+        connection.execute("UPDATE people SET phone = phone || '!' WHERE score > 79")
+    workshop.warehouse(rows(a=("q", 1), b=("q", 1)) + "; UPDATE people SET phone = 'n' WHERE score > 1")
+    found = run(workshop)
+    assert (found["status"], found["error"]["code"], found["deleted"]) == ("FAILED", "CONFLICT_RATE", 0)
+    assert held(people)["other 99"] == ("o!", 99, None)
+
+
+def listed(workshop: Workshop) -> list[tuple[str, str, str]]:
+    found = workshop.json("conflicts", "list")["conflicts"]
+    return [(one["key"], one["code"], one["digest"]) for one in found]
+
+
+def take(workshop: Workshop, side: str, *words: str) -> int:
+    return workshop.retl("conflicts", "take", side, "--sync", "people", *words).code
+
+
+def test_a_person_decides_what_waits_and_a_later_edit_refuses(tmp_path: Path, people: Database) -> None:
+    workshop = begun(tmp_path, people, "manual")
+    edit(people, "a", P)
+    edit(people, "b", "DELETE")
+    edit(people, "c", "SET note = 'n'")
+    workshop.warehouse(rows(a=("q", 2), b=("q", 2)))
+    found = run(workshop)
+    assert found["conflicts"] == {"merged": 0, "kept": 0, "queued": 2}
+    assert [one[:2] for one in listed(workshop)] == [
+        ("a", "CONFLICT"),
+        ("b", "GONE"),
+        ("c", "DELETE_CONFLICT"),
+    ]
+    ((_, _, digest), *_) = listed(workshop)
+    assert take(workshop, "mart", "--key", "a", "--expect", "0" * 16) == 2
+    edit(people, "a", "SET phone = 'i'")
+    assert take(workshop, "mart", "--key", "a", "--expect", digest) == 1  # edited since it was shown
+    assert held(people)["a"] == ("i", 1, None)
+    assert take(workshop, "mart") == 0
+    assert listed(workshop) == []
+    assert {key: one for key, one in held(people).items() if key in "abc"} == {
+        "a": ("q", 2, None), "b": ("q", 2, None)
+    }  # fmt: skip
+
+
+def test_the_targets_side_may_be_taken_too(tmp_path: Path, people: Database) -> None:
+    workshop = begun(tmp_path, people, "manual")
+    edit(people, "a", P)
+    edit(people, "b", "DELETE")
+    edit(people, "c", "SET note = 'n'")
+    workshop.warehouse(rows(a=("q", 2), b=("q", 2)))
+    run(workshop)
+    theirs = held(people)
+    assert take(workshop, "target") == 0
+    assert listed(workshop) == []
+    assert held(people) == theirs
+    assert run(workshop)["unchanged"] == 102
+    workshop.warehouse(rows(a=("r", 2), b=("q", 2)))
+    assert run(workshop)["conflicts"]["queued"] == 1  # the edit is theirs until both agree
+
+
+@pytest.mark.parametrize("heals", ["agreement", "taken back", "mart taken back", "dismissed"])
+def test_the_queue_closes_when_the_conflict_is_over(tmp_path: Path, people: Database, heals: str) -> None:
+    workshop = begun(tmp_path, people, "manual")
+    edit(people, "a", P)
+    workshop.warehouse(rows(a=("q", 1), b=("p", 1), c=("p", 1)))
+    for _ in range(2):
+        assert run(workshop)["conflicts"]["queued"] == 1
+    (one,) = workshop.json("conflicts")["conflicts"]
+    assert one["attempts"] == 2
+    match heals:
+        case "agreement":
+            edit(people, "a", "SET phone = 'q'")
+        case "taken back":
+            edit(people, "a", "SET phone = 'p'")
+        case "mart taken back":
+            workshop.warehouse(rows(a=("p", 1), b=("p", 1), c=("p", 1)))
+        case "dismissed":
+            assert workshop.retl("conflicts", "dismiss", "--key", "a").code == 0
+    run(workshop)
+    assert listed(workshop) == []
+    assert held(people)["a"] == ("h" if "mart" in heals or heals == "dismissed" else "q", 1, None)
+
+
+def test_a_plan_and_an_explanation_say_what_becomes_of_edits(tmp_path: Path, people: Database) -> None:
+    contract = (
+        "{id: {type: string}, phone: {type: string, sensitive: true, nullable: true}, score: {type: integer}}"
+    )
+    workshop = begun(tmp_path, people, "target_wins", contract=contract)
+    edit(people, "a", P)
+    edit(people, "b", "DELETE")
+    edit(people, "c", "SET note = 'n'")
+    workshop.warehouse(rows(a=("q", 2), b=("q", 2)))
+    before = held(people)
+    predicted = run(workshop, "--dry-run")
+    assert held(people) == before
+    (planned,) = workshop.json("plan", "--sync", "people")["syncs"]
+    (row,) = workshop.json("explain", "people", "--key", "a", "--read")["rows"]
+    assert row["sides"]["row"] == "merged"
+    assert {name: (one["target"], one["mart"], one["verdict"]) for name, one in row["sides"]["fields"].items()} == {
+        "phone": ("***", "***", "keep"), "score": (1, 2, "write")
+    }  # fmt: skip
+    assert row["sides"]["fields"]["score"]["left"]["run_id"]
+    verdicts = {one["key"]: (one["verdict"], one["verdicts"]) for one in planned["samples"]}
+    assert verdicts == {
+        "a": ("merged", {"phone": "keep", "score": "write"}), "b": ("kept", {}), "c": ("kept", {})
+    }  # fmt: skip
+    assert "keep" in workshop.retl("plan", "--sync", "people").out
+    found = run(workshop)
+    assert numbers(found) == numbers(predicted) == ((100, 0, 1, 1, 0), (1, 1, 0), (0, 1, 0))
+    assert workshop.json("show")["conflicts"] == {"merged": 1, "kept": 1, "queued": 0}

@@ -26,7 +26,7 @@ from retl.delivery import lanes as delivering
 from retl.delivery.failure_rate import FailureRate
 from retl.destinations.batch import (
     ABSENT,
-    KEPT,
+    PRESENT,
     UNKNOWN,
     WRITTEN,
     Batch,
@@ -936,7 +936,7 @@ def test_rows_taken_are_counted_and_those_never_sent_are_not(scene: Scene) -> No
 
 
 def test_every_end_is_counted_by_rows(scene: Scene) -> None:
-    scene.world.answers.extend([took({0: BAD, 1: KEPT}), took({0: UNKNOWN}, default=ABSENT)])
+    scene.world.answers.extend([took({0: BAD, 1: PRESENT}), took({0: UNKNOWN}, default=ABSENT)])
     delivery = scene.delivery()
     delivery.drain(scene.batches(8, 4))
     counts = {kind: delivery.count(kind) for kind in Kind}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retl.destinations.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome
+from retl.destinations.batch import ABSENT, PRESENT, UNKNOWN, WRITTEN, Kind, Outcome
 from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.rules import Rules
 from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
@@ -219,7 +219,7 @@ def test_an_error_inside_an_ok_is_seen() -> None:
 
 @pytest.mark.parametrize(
     ("means", "expected"),
-    [("written", WRITTEN), ("kept", KEPT), ("absent", ABSENT), ("unavailable", Unavailable), ("unknown", Ambiguous),
+    [("written", WRITTEN), ("kept", PRESENT), ("absent", ABSENT), ("unavailable", Unavailable), ("unknown", Ambiguous),
      ("systemic", Systemic), ("refused", Poisoned)],
 )  # fmt: skip
 def test_a_case_decides_before_the_table(means: str, expected: Any) -> None:

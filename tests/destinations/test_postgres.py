@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from retl.destinations.batch import (
     ABSENT,
-    KEPT,
+    PRESENT,
     UNKNOWN,
     WRITTEN,
     Field,
@@ -551,7 +551,7 @@ def test_only_empty_fields_are_filled(target: PostgresTarget) -> None:
 def test_insert_only_tells_what_was_there_before(target: PostgresTarget) -> None:
     destination = ready(target, replace(SHAPE, write="insert_only"))
     target.admin.execute("INSERT INTO crm.people (id, name) VALUES ('k1', 'theirs')")
-    assert deliver(destination, Rows(SHAPE, sample(3)).batch("insert_only")) == [WRITTEN, KEPT, WRITTEN]
+    assert deliver(destination, Rows(SHAPE, sample(3)).batch("insert_only")) == [WRITTEN, PRESENT, WRITTEN]
     assert target.contents()["k1",]["name"] == "theirs"
 
 

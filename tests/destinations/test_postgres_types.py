@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from retl.destinations.batch import ABSENT, KEPT, WRITTEN, Field, Kind, RowResult, Shape, WriteMode
+from retl.destinations.batch import ABSENT, PRESENT, WRITTEN, Field, Kind, RowResult, Shape, WriteMode
 from retl.destinations.postgres.adapter import MOST_COLUMNS, Postgres
 from retl.destinations.postgres.catalog import Column, Table
 from retl.destinations.postgres.judged import fit
@@ -193,7 +193,7 @@ def test_keys_that_the_table_folds_meet_its_rows_and_not_each_other(
     rows = [("bob@x", "new"), ("a@x", "1"), ("A@x", "2"), ("c@x", "3")]
     bob, other = {
         "upsert": (WRITTEN, WRITTEN),
-        "insert_only": (KEPT, WRITTEN),
+        "insert_only": (PRESENT, WRITTEN),
         "update_only": (WRITTEN, ABSENT),
     }[write]
     assert sent(target, shape, rows) == [bob, KEY_COLLIDES, KEY_COLLIDES, other]

@@ -35,6 +35,7 @@ from retl.run.guards import GUARDS
 from retl.run.job import Job, Options, Target
 
 if TYPE_CHECKING:
+    from retl.destinations.batch import Decision
     from retl.ledger import Ledger
     from retl.model import Limits
     from retl.pace.limiter import Pace
@@ -275,6 +276,7 @@ def options(
     allow_deletes: int | None = None,
     accept: Iterable[str] = (),
     variables: Mapping[str, Any] | None = None,
+    decisions: Mapping[str, Decision] | None = None,
 ) -> Options:
     """The options of one invocation, as in `retl sync`. DefinitionError GUARD_UNKNOWN."""
     for code in accept:
@@ -287,6 +289,7 @@ def options(
         allow_deletes=allow_deletes,
         accept=tuple(accept),
         variables=dict(variables or {}),
+        decisions=dict(decisions or {}),
     )
 
 

@@ -51,10 +51,12 @@ def _pieces(found: Mapping[str, Any]) -> list[Piece]:
 
 def _row(row: Mapping[str, Any]) -> str:
     lines = [f"key {output.cell(row['key'])}"]
-    for name in ("row", "verdict", "fields", "request", "baseline", "reject", "target", "next"):
+    for name in ("row", "verdict", "fields", "request", "baseline", "reject", "target", "sides", "next"):
         if name not in row:
             continue
-        label = {"row": "mart row", "reject": "open reject", "next": "next run"}.get(name, name)
+        label = {"row": "mart row", "reject": "open reject", "next": "next run", "sides": "edits"}.get(
+            name, name
+        )
         text = _text(name, row[name]).replace("\n", "\n" + " " * 15)
         lines.append(f"  {label:<12} {text}")
     return "\n".join(lines)
@@ -69,9 +71,16 @@ def _text(name: str, value: Any) -> str:
         return f"{state} {output.cell(value['at'])}{run}"
     if value is None:
         return "none"
+    if name == "sides":
+        return "\n".join([value["row"], *(_side(field, one) for field, one in value["fields"].items())])
     if isinstance(value, Mapping):
         return "\n".join(f"{key} = {_value(item)}" for key, item in value.items()) or "none"
     return str(value)
+
+
+def _side(field: str, one: Mapping[str, Any]) -> str:
+    left = f"left by us {output.cell(one['left']['at'])}" if one["left"] else "never left by us"
+    return f"{field}: {left}, target {_value(one['target'])}, mart {_value(one['mart'])}: {one['verdict']}"
 
 
 def _value(item: Any) -> str:

@@ -14,6 +14,7 @@ FAMILIES = (
     "history",
     "reporting",
     "state",
+    "conflicts",
     "rebuilding",
     "reserved",
 )

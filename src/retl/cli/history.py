@@ -192,6 +192,7 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
         rejects = [{**one, "key": output.MASK} for one in rejects]
     return found | {
         "deletes": run.counts.get("deletes", {}),
+        "conflicts": run.counts.get("conflicts", {}),
         "batches": run.counts.get("batches", 0),
         "retries": run.counts.get("retries", 0),
         "bytes": run.counts.get("bytes", 0),
@@ -228,6 +229,8 @@ def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
     if any(run["deletes"].values()):
         deletes = {**run["deletes"], "deleted": run["counts"].get("deleted", 0)}
         pieces.append(Table(("deletes", "count"), [(n.replace("_", " "), c) for n, c in deletes.items()]))
+    if any(run["conflicts"].values()):
+        pieces.append(Table(("edited by others", "count"), list(run["conflicts"].items())))
     if run["phases"]:
         total = sum(run["phases"].values()) or 1.0
         rows = [(name, f"{s:.3f}", f"{s / total:.0%}") for name, s in run["phases"].items()]

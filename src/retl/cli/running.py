@@ -193,7 +193,10 @@ def _pieces(
         pieces += _details(one, name)
     if samples:
         headers = ("op", "key", "field", "now", "then")
-        pieces.append(Table(headers, list(_sampled(samples)), "the first changes:"))
+        if any("verdict" in one for one in samples):
+            headers += ("verdict",)
+        rows = [row[: len(headers)] for row in _sampled(samples)]
+        pieces.append(Table(headers, rows, "the first changes:"))
     return pieces
 
 
@@ -201,6 +204,9 @@ def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
     pieces: list[Piece] = []
     if waiting := one["not_attempted"] + one["deletes"]["not_attempted"]:
         pieces.append(f"{name}{waiting} rows were not attempted")
+    edits = {**one["conflicts"], "deletes kept": one["deletes"]["kept"]}
+    if any(edits.values()):
+        pieces.append(f"{name}edited by others: {', '.join(f'{n} {kind}' for kind, n in edits.items() if n)}")
     if one["rejects"]:
         total = one["rejected"] + one["deletes"]["rejected"]
         title = f"{name}rejects ({len(one['rejects'])} of {max(total, len(one['rejects']))}):"
@@ -214,7 +220,7 @@ def _sampled(samples: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Any, ...]]:
     for sample in samples:
         first = (sample["op"], sample["key"])
         if not sample["fields"]:
-            yield (*first, "", "", "")
+            yield (*first, "", "", "", sample.get("verdict"))
         for field, (old, new) in sample["fields"].items():
-            yield (*first, field, old, new)
+            yield (*first, field, old, new, sample.get("verdicts", {}).get(field, sample.get("verdict")))
             first = ("", "")

@@ -250,12 +250,12 @@ def done(invocation: Invocation, document: dict[str, Any], then: str) -> None:
     invocation.show({**document, "next_run": then}, lambda: [then])
 
 
-def _group(group: typer.Typer, name: str, bare: Any, bare_name: str, *, reveals: bool) -> None:
+def group(group: typer.Typer, name: str, bare: Any, bare_name: str, *, reveals: bool) -> None:
     """`retl NAME` alone does what `retl NAME BARE` does."""
     group.callback()(with_shared_options(bare, reveals=reveals, alone=True))
     command(group, bare_name, reveals=reveals)(bare)
     app.add_typer(group, name=name)
 
 
-_group(state, "state", show, "show", reveals=False)
-_group(rejects, "rejects", list_rejects, "list", reveals=True)
+group(state, "state", show, "show", reveals=False)
+group(rejects, "rejects", list_rejects, "list", reveals=True)

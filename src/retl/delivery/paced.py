@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from retl.destinations.api import Destination
-from retl.destinations.batch import Answer, Batch, Folds, Trace, Visit, WriteMode
+from retl.destinations.batch import Answer, Batch, Folds, Foreseen, Trace, Visit, WriteMode
 from retl.net.auth import Permit
 from retl.net.gate import Gate
 from retl.net.waits import Quota
@@ -82,6 +82,9 @@ class Paced(Destination[Any]):
 
     def same(self, batch: Batch) -> Iterator[bool | None]:
         return self._inner.same(batch)
+
+    def foresee(self, batch: Batch) -> Iterator[Foreseen]:
+        return self._inner.foresee(batch)
 
     def scan(self) -> Iterator[tuple[str, ...]]:
         return self._inner.scan()

@@ -20,6 +20,7 @@ from retl.destinations.batch import (
     Batch,
     Capabilities,
     Folds,
+    Foreseen,
     Outcome,
     Shape,
     Trace,
@@ -144,6 +145,11 @@ class Destination(ABC, Generic[OptionsT]):
         """Per row whether the target holds exactly what `write` would leave there: True; False if a compared
         field differs, or if the row expires before it would be sent again; None if the target lacks the key.
         Writes nothing. A target without this method cannot be compared with a mart."""
+        raise NotImplementedError
+
+    def foresee(self, batch: Batch) -> Iterator[Foreseen]:
+        """Per row of a conditional batch what `write` would do to it now. Writes nothing. Only if
+        `capabilities.compares` is not "no"."""
         raise NotImplementedError
 
     def scan(self) -> Iterator[tuple[str, ...]]:

@@ -174,9 +174,27 @@ class RowResult:
 
 SETTLED = frozenset({Kind.WRITTEN, Kind.MERGED, Kind.KEPT, Kind.SKIPPED})  # an answer, and no refusal
 WRITTEN = RowResult(Kind.WRITTEN)
-KEPT = RowResult(Kind.SKIPPED, settled=True)
+PRESENT = RowResult(Kind.SKIPPED, settled=True)
 ABSENT = RowResult(Kind.SKIPPED, settled=False)
 UNKNOWN = RowResult(Kind.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a person decided about a row in conflict: whose version stays. It holds as long as both sides are
+    as they were then, by the digest of the reject."""
+
+    side: Literal["mart", "target"]
+    both: str
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What `write` would do to a row now: its result, and per compared field `write`, `keep`, `conflict` or
+    `same` (nothing to write). Without fields the row is not there, or is to be deleted."""
+
+    result: RowResult
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +335,7 @@ class Batch:
     exclusive: bool = False
     returns: Returns | None = None
     refill: bool = False  # rows that are gone at the target are made again
+    decisions: Mapping[int, Decision] = field(default_factory=dict)  # by position in the change set
 
     def __len__(self) -> int:
         return self.last - self.first + 1

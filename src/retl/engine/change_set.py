@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from retl.destinations.batch import Line, Mode, Order
 from retl.engine import hash
@@ -31,6 +31,7 @@ from retl.values import csv_text
 from retl.values.keys import key_value_sql
 from retl.values.sql import literal
 
+T = TypeVar("T")
 CHANGES = "changes"  # pos, op, hash, owned, ref, seen, key, k0…, f0…, n0…
 AGAIN = "again"  # the same columns, of rows that are sent once more
 _CHUNK = 1 << 20  # bytes of CSV per chunk
@@ -133,6 +134,14 @@ class ChangeSet:
     def samples(self, count: int) -> list[tuple[int, str, str]]:
         """(position, op, key) of the first rows."""
         return self.workspace.run(f"SELECT pos, op, key FROM {self.table} ORDER BY pos LIMIT {count}")
+
+    def positions(self, of: Mapping[str, T]) -> dict[int, T]:
+        """What is given by key, by position; keys that are not due have none."""
+        if not of:
+            return {}
+        self.workspace.load("asked_positions", {"key": "VARCHAR"}, ((key,) for key in of))
+        rows = f"SELECT pos, key FROM {self.table} WHERE key IN (SELECT key FROM asked_positions)"
+        return {pos: of[key] for pos, key in self.workspace.run(rows)}
 
     def deletes_by_ref(self) -> dict[str, list[int]]:
         """The positions of deletes by the external id of their object, as far as it is known."""

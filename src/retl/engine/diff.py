@@ -97,20 +97,20 @@ def _compare(workspace: Workspace, strategy: Strategy, join: str) -> None:
     workspace.run(
         f"CREATE OR REPLACE TABLE {CANDIDATES} AS SELECT * FROM ("
         f"SELECT r.row, coalesce(r.key, b.key) AS key, {op} AS op, {ending} AS ending,"
-        f" r.cleared, b.owned, b.ref, {_held(strategy)}"
+        f" r.cleared, b.owned, b.ref, {seen_sql(strategy.compares)} AS seen,"
+        f" {'NULL::BLOB' if strategy.compares is None else 'b.hash'} AS former"
         f" FROM {ROWS} r {join} b ON b.key = r.key"
         ") WHERE op <> 'unchanged'"
     )
 
 
-def _held(strategy: Strategy) -> str:
-    """SQL of what the target held after our last write, and of the hash that was confirmed. Digests of other
-    fields are no digests of these; an unknown row may not be there at all."""
-    if strategy.compares is None:
-        return "CAST(NULL AS BLOB) AS seen, CAST(NULL AS BLOB) AS former"
-    other = f"b.seen IS NULL OR right(hex(b.hash), 8) <> {literal(strategy.compares[:8].upper())}"
-    seen = f"CASE WHEN b.hash IS NULL THEN NULL WHEN {other} THEN {NEVER} ELSE b.seen END"
-    return f"{seen} AS seen, b.hash AS former"
+def seen_sql(compares: str | None) -> str:
+    """SQL of what the target held after our last write, from the baseline `b`. Digests of other fields are no
+    digests of these; an unknown row may not be there at all."""
+    if compares is None:
+        return "CAST(NULL AS BLOB)"
+    other = f"b.seen IS NULL OR right(hex(b.hash), 8) <> {literal(compares[:8].upper())}"
+    return f"CASE WHEN b.hash IS NULL THEN NULL WHEN {other} THEN {NEVER} ELSE b.seen END"
 
 
 def _repeats_keys(workspace: Workspace, field_map: FieldMap, baseline_rows: int) -> bool:

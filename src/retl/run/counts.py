@@ -75,12 +75,13 @@ def numbers(read: int, ends: Ends, *, inserts: bool = True) -> Counts:
     )
 
 
-def if_taken(plan: Plan, skips: Mapping[str, int] | None = None) -> Counts:
-    """The numbers of a plan if the target accepts every row, except that it skips `skips` (by op)."""
+def if_taken(plan: Plan, others: Mapping[tuple[str, Kind], int] | None = None) -> Counts:
+    """The numbers of a plan if the target accepts every row, except `others` (by op and what becomes of
+    them)."""
     ends = Counter(plan.ends)
-    for op, skipped in (skips or {}).items():
-        ends[op, None] -= skipped
-        ends[op, "skipped"] += skipped
+    for (op, kind), rows in (others or {}).items():
+        ends[op, None] -= rows
+        ends[op, _ENDINGS[kind]] += rows
     return _numbers(plan, _ended(ends, "skipped" if plan.adopting else "written"))
 
 

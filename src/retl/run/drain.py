@@ -172,4 +172,5 @@ def _cut(
             exclusive=True,
             returns=returns,
             refill=plan.terms.refill,
+            decisions=plan.terms.decisions if rows is plan.changes else {},
         )

@@ -14,15 +14,17 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from retl.destinations.batch import MODES, Batch, Field, Mode
+from retl.destinations.batch import MODES, Batch, Field, Foreseen, Mode
 from retl.engine import payload
 from retl.engine.change_set import ChangeSet
+from retl.engine.diff import seen_sql
 from retl.engine.lines import document_sql
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
 from retl.errors import TargetError
 from retl.observe.summary import Summary
 from retl.run import pipeline
+from retl.run.drain import batches
 from retl.run.job import Clock, Job
 from retl.run.plan import Plan
 from retl.run.run import new_run
@@ -125,7 +127,8 @@ class _Rows:
             "CREATE TABLE looked AS SELECT r.row, r.key, r.hash, NULL::VARCHAR AS ref, x.code, x.reason,"
             " x.col, x.key AS reject_key, x.row_id,"
             " coalesce(s.op, n.ending, CASE WHEN x.row IS NULL THEN 'unchanged' ELSE 'rejected' END) AS op"
-            " FROM rows r"
+            f", {seen_sql(self.plan.compares)} AS seen"
+            " FROM rows r LEFT JOIN baseline b ON b.key = r.key"
             " LEFT JOIN changes s ON s.key = r.key AND s.op <> 'delete' AND r.fault IS NULL"
             " LEFT JOIN candidates n ON n.row = r.row AND n.ending IN ('skipped', 'in_doubt')"
             f" LEFT JOIN rejects x ON x.row = r.row {some}"
@@ -134,7 +137,8 @@ class _Rows:
         parts = "".join(f", {key_value_sql(types, i, 'a.key')} AS {n}" for i, n in enumerate(names))
         empty = "".join(f", NULL AS f{i}" for i in range(len(self.shape.fields)))
         absent = (
-            "SELECT NULL AS row, a.key, NULL AS hash, b.ref, x.code, x.reason, x.col,"
+            f"SELECT NULL AS row, a.key, NULL AS hash, b.ref, {seen_sql(self.plan.compares)} AS seen,"
+            " x.code, x.reason, x.col,"
             " coalesce(s.op, CASE WHEN x.code IS NOT NULL THEN 'rejected' WHEN b.key IS NULL THEN 'unknown'"
             " WHEN a.key IN (SELECT key FROM succeeded) THEN 'succeeded' ELSE 'gone' END)"
             f" AS op{parts}{empty}"
@@ -171,7 +175,26 @@ class _Rows:
         }
         if read:
             found["target"] = self._target(one)
+            if self.shape.conditional and one.key is not None:
+                found["sides"] = self._sides(one, found)
         return found
+
+    def _sides(self, one: _Chosen, found: Mapping[str, Any]) -> dict[str, Any]:
+        """What a run would do about other people's edits: of the row, and per field when we left it, what the
+        target has, what the mart has, and what becomes of it."""
+        operation: Mode = self.job.sync.write if one.row is not None else "delete"
+        destination = self.job.lane(self.shape)
+        try:
+            (foreseen,) = destination.foresee(self._batch("chosen", one.pos, operation))
+        finally:
+            destination.close()
+        left = found["baseline"] and {name: found["baseline"][name] for name in ("at", "run_id")}
+        target, mart = found["target"] or {}, found["fields"] or {}
+        fields = {
+            name: {"left": left, "target": target.get(name), "mart": mart.get(name), "verdict": verdict}
+            for name, verdict in foreseen.fields.items()
+        }
+        return {"row": foreseen.result.kind.value, "code": foreseen.result.code, "fields": fields}
 
     def _masked_fields(self, document: str | None) -> dict[str, Any] | None:
         """The fields as they are sent, with masks for sensitive values."""
@@ -276,18 +299,45 @@ def _samples(job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> list[d
         f"SELECT pos, op, key, CASE WHEN op <> 'delete' THEN {document_sql(plan.field_map)} END"
         f" FROM changes ORDER BY pos LIMIT {SAMPLES}"
     )
-    there = _present(job, plan, len(rows))
+    there, foreseen = _present(job, plan, len(rows)), _foreseen(job, plan, len(rows))
     hidden = set() if reveal else {field.name for field in shape.fields if field.sensitive}
     hides_key = not reveal and any(field.sensitive for field in shape.key)
     found = []
-    for (_, op, key, document), old in zip(rows, there, strict=True):
+    for (position, op, key, document), old in zip(rows, there, strict=True):
         new = json.loads(document, parse_float=Decimal) if document else {}
         pairs = {
             name: [_hidden(name, value, hidden) for value in (_old(old, op, name), new.get(name))]
             for name in (new if op != "delete" else old or {})
             if old is None or str(old.get(name)) != str(new.get(name))
         }
-        found.append({"op": op, "key": MASK if hides_key else key, "fields": pairs})
+        sample = {"op": op, "key": MASK if hides_key else key, "fields": pairs}
+        found.append(sample | _verdicts(foreseen, position))
+    return found
+
+
+def _verdicts(foreseen: Sequence[Foreseen], position: int) -> dict[str, Any]:
+    """What becomes of the row and of each field, where somebody else may have edited it."""
+    if position >= len(foreseen):
+        return {}
+    one = foreseen[position]
+    return {"verdict": one.result.kind.value, "verdicts": dict(one.fields)}
+
+
+def _foreseen(job: Job, plan: Plan, count: int) -> list[Foreseen]:
+    """What a run would do to the first changes; nothing if it writes them whatever others did."""
+    found: list[Foreseen] = []
+    if not count or not plan.field_map.shape.conditional or plan.refusals:
+        return found
+    destination = job.lane(plan.field_map.shape)
+    try:
+        for phase in plan.changes.phases:
+            part = replace(phase, last=min(phase.last, count - 1))
+            for batch in batches(plan, part, 0) if len(part) > 0 else ():
+                found += destination.foresee(batch)
+    except TargetError:  # a sample is no reason to fail: the guards have judged already
+        return []
+    finally:
+        destination.close()
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from retl.delivery.paced import Paced
 from retl.destinations.api import Destination
-from retl.destinations.batch import Capabilities, Shape
+from retl.destinations.batch import Capabilities, Decision, Shape
 from retl.engine.selection import Selection
 from retl.ledger import Ledger, Purpose
 from retl.model import Limits
@@ -48,6 +48,7 @@ class Options:
     accept: tuple[str, ...] = ()
     variables: Mapping[str, Any] = field(default_factory=dict)
     purpose: Purpose = "sync"
+    decisions: Mapping[str, Decision] = field(default_factory=dict)  # about rows in conflict, by key
     adopt: bool = False  # take the mart as delivered, whatever the ledger knows
 
 

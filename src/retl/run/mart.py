@@ -39,6 +39,11 @@ class Mapped:
     capabilities: Capabilities
     fingerprints: dict[str, str]  # of target, key and payload; `types` are the fields' types as JSON
 
+    @property
+    def compares(self) -> str | None:
+        """The payload fingerprint, if rows are written only where nobody else has edited them."""
+        return self.fingerprints["what"] if self.field_map.shape.conditional else None
+
 
 @dataclass(frozen=True)
 class Opened:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from retl.contract.judge import Contract
-from retl.destinations.batch import Capabilities
+from retl.destinations.batch import Capabilities, Decision
 from retl.engine.baseline import Distrust
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Ends
@@ -52,12 +52,13 @@ class Basis:
 class Terms:
     """How a plan is drained. `max_failed_rate`: the share of rows that the target may reject;
     `max_conflict_rate`: that somebody else edited. `refill`: rows that are gone at the target are made
-    again."""
+    again. `decisions`: of people about rows in conflict, by position."""
 
     batch_rows: int
     max_failed_rate: float
     max_conflict_rate: float
     refill: bool = False
+    decisions: Mapping[int, Decision] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,11 @@ class Plan:
     payload: Payload | None  # how rejected rows are kept, if the sync asks for it
     notes: tuple[str, ...]
     terms: Terms
+
+    @property
+    def compares(self) -> str | None:
+        """The payload fingerprint, if rows are written only where nobody else has edited them."""
+        return self.fingerprints["what"] if self.field_map.shape.conditional else None
 
     @property
     def writes(self) -> bool:

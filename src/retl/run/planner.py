@@ -100,7 +100,7 @@ def compare(
         and not job.options.adopt,
         once=sync.write == "append",
         hold_unknown=resolve.waits(sync, idempotent=capabilities.idempotent),
-        compares=frozen.mapped.fingerprints["what"] if frozen.mapped.field_map.shape.conditional else None,
+        compares=frozen.mapped.compares,
         refresh_before=None if expires is None else run.started_at - timedelta(seconds=expires / 2),
     )
     field_map = frozen.mapped.field_map
@@ -210,6 +210,7 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
             sync.guards.max_failed_rate,
             sync.guards.max_conflict_rate,
             refill=chosen.full or made.asked.emptied,
+            decisions=made.due.changes.positions(options.decisions),
         ),
     )
     return replace(plan, notes=(*_notes(job, made, plan, unanswered), *_volatile(job, made, plan)))

@@ -6,12 +6,13 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import asdict
 
-from retl.destinations.batch import MODES, Batch
+from retl.destinations.batch import MODES, Batch, Kind
 from retl.engine import judge
 from retl.engine.workspace import Workspace
 from retl.errors import Mismatch
 from retl.observe.summary import REJECTS_SHOWN, Summary
 from retl.run import counts
+from retl.run.drain import batches
 from retl.run.job import Clock, Job
 from retl.run.plan import Plan
 
@@ -19,14 +20,17 @@ from retl.run.plan import Plan
 def predict(job: Job, plan: Plan, workspace: Workspace, clock: Clock) -> Summary:
     """What the run would report if mart, ledger and target do not change. If the write mode depends on the
     target's rows, its keys are read; if it is not readable, counts are `at most`."""
-    notes, skips = list(plan.notes), dict[str, int]()
-    if not plan.refusals and job.sync.write in ("insert_only", "update_only") and not plan.adopting:
+    notes, others = list(plan.notes), Counter[tuple[str, Kind]]()
+    sends = not (plan.refusals or plan.adopting)
+    if sends and plan.field_map.shape.conditional:
+        others = _foreseen(job, plan)
+    elif sends and job.sync.write in ("insert_only", "update_only"):
         if plan.capabilities.readable:
-            skips = _skips(job, plan)
+            others = _skips(job, plan)
         else:
             notes.append("this target cannot be read: inserted and updated are at most these numbers")
     problem = plan.refusals[0] if plan.refusals else None
-    found = counts.if_refused(plan) if problem else counts.if_taken(plan, skips)
+    found = counts.if_refused(plan) if problem else counts.if_taken(plan, others)
     found.check()
     rejected = found.rejected or found.deletes.rejected
     status = "SUCCESS_WITH_REJECTS" if rejected else "SUCCESS"
@@ -49,10 +53,23 @@ def predict(job: Job, plan: Plan, workspace: Workspace, clock: Clock) -> Summary
     )
 
 
-def _skips(job: Job, plan: Plan) -> dict[str, int]:
+def _foreseen(job: Job, plan: Plan) -> Counter[tuple[str, Kind]]:
+    """By op and kind, the rows of a conditional plan that would not just be written."""
+    found: Counter[tuple[str, Kind]] = Counter()
+    with closing(job.lane(plan.field_map.shape)) as destination:
+        for phase in plan.changes.phases:
+            for batch in batches(plan, phase, 0):
+                texts = plan.changes.texts(range(batch.first, batch.last + 1))
+                for position, one in enumerate(destination.foresee(batch), batch.first):
+                    if one.result.kind is not Kind.WRITTEN:
+                        found[texts[position][0], one.result.kind] += 1
+    return found
+
+
+def _skips(job: Job, plan: Plan) -> Counter[tuple[str, Kind]]:
     """By op, the rows that the write mode skips: insert_only keys that the target has, update_only keys
     that it lacks."""
-    found: Counter[str] = Counter()
+    found: Counter[tuple[str, Kind]] = Counter()
     present = job.sync.write == "insert_only"
     with closing(job.lane(plan.field_map.shape)) as destination:
         for phase in plan.changes.phases:
@@ -61,5 +78,5 @@ def _skips(job: Job, plan: Plan) -> dict[str, int]:
                 texts = plan.changes.texts(range(first, last + 1))
                 for position, row in enumerate(destination.read(batch), first):
                     if (row is not None) == present:
-                        found[texts[position][0]] += 1
+                        found[texts[position][0], Kind.SKIPPED] += 1
     return found

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from retl.destinations.api import Destination
-from retl.destinations.batch import KEPT, MODES, Batch, Outcome, Visit
+from retl.destinations.batch import MODES, PRESENT, Batch, Outcome, Visit
 from retl.engine import change_set, diff, hash, held, judge
 from retl.engine.baseline import BASELINE
 from retl.engine.change_set import CHANGES, ChangeSet
@@ -302,7 +302,7 @@ def _replace_baseline(running: Execution, made: Compared) -> None:
     job.ledger.put_file(name, path)
     if made.rows:
         batch = BatchRow(
-            f"{run_id}-held", 1, job.sync.write, 0, made.rows - 1, status="done", outcome=Outcome(KEPT)
+            f"{run_id}-held", 1, job.sync.write, 0, made.rows - 1, status="done", outcome=Outcome(PRESENT)
         )
         job.ledger.open_batches(run_id, epoch, [batch])
     fingerprints, place = made.mapped.fingerprints, made.mapped.capabilities.object

@@ -10,7 +10,8 @@ import getpass
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from typing import Any
 from retl import __version__
 from retl.delivery.lanes import Answered, Delivery, prepared
 from retl.destinations.api import Destination
-from retl.destinations.batch import KEPT, MODES, Batch, Capabilities, Kind, Outcome, Visit
+from retl.destinations.batch import MODES, PRESENT, Batch, Capabilities, Decision, Kind, Outcome, Visit
 from retl.engine import hash
 from retl.engine.answers import Answers
 from retl.engine.baseline import Distrust
@@ -44,6 +45,12 @@ def new_run(job: Job) -> Run:
     """A run with an id that sorts by time, on the ledger's clock."""
     now = job.ledger.now()
     return Run(f"{now:%Y%m%dT%H%M%S%f}"[:18] + "-" + secrets.token_hex(3), now)
+
+
+def _decided(decisions: Mapping[str, Decision]) -> dict[str, Any]:
+    """How many conflicts a person decided for which side, for the history."""
+    sides = Counter(one.side for one in decisions.values())
+    return {"take": dict(sides)} if sides else {}
 
 
 class Execution:
@@ -79,6 +86,7 @@ class Execution:
                 options={
                     "accept": list(job.options.accept),
                     "allow_deletes": job.options.allow_deletes,
+                    **_decided(job.options.decisions),
                     **{k: v for k, v in asdict(job.options.selection).items() if v},
                 },
             )
@@ -280,7 +288,7 @@ class Execution:
         batch = Batch(plan.changes, *MODES[self.job.sync.write], self.run.run_id, self.lock.epoch, 0, last)
         journal = self._journal(every=False)
         journal.open([batch])
-        journal.acknowledge(Answered(batch, Outcome(KEPT), attempts=0))
+        journal.acknowledge(Answered(batch, Outcome(PRESENT), attempts=0))
         journal.flush()
 
     def _reset(self) -> Failure | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from retl.destinations.batch import ABSENT, KEPT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
+from retl.destinations.batch import ABSENT, PRESENT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
 from retl.destinations.http.rules import Rules
 from retl.errors import Ambiguous, Poisoned, Spent, Systemic, TargetError, Unavailable
 from retl.net.lookup import look, text
@@ -68,7 +68,7 @@ def _table(reply: Reply, sent: Sent) -> str:
 def _means(meaning: str, reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     if meaning == "some_absent":
         meaning = "absent" if sent.rows == 1 else "refused"
-    results = {"written": WRITTEN, "kept": KEPT, "absent": ABSENT}
+    results = {"written": WRITTEN, "kept": PRESENT, "absent": ABSENT}
     if meaning in results:
         return Outcome(results[meaning])
     code, reason = _explanation(reply.content, rules, sent, None)
@@ -222,7 +222,7 @@ def _judged(item: Any, row: int, rules: Rules, sent: Sent, *, bad: bool = False)
         return RowResult(Kind.RETRY, code, reason)
     ref = look(item, rules.ref) if rules.ref else None
     if rules.row_kept is not None and rules.row_kept.fits(item):
-        return KEPT if ref is None else replace(KEPT, ref=text(ref))
+        return PRESENT if ref is None else replace(PRESENT, ref=text(ref))
     if rules.row_absent is not None and rules.row_absent.fits(item):
         return ABSENT
     if not bad and (rules.row_ok is None or rules.row_ok.fits(item)):

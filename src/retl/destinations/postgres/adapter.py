@@ -52,6 +52,7 @@ from retl.destinations.batch import (
     Capabilities,
     Condition,
     Folds,
+    Foreseen,
     Kind,
     Outcome,
     RowResult,
@@ -335,6 +336,21 @@ class Postgres(Destination[PostgresOptions]):
             found = unequal(session, self._sql, batch)
         yield from (found.get(row, True) for row in range(len(batch)))
 
+    def foresee(self, batch: Batch) -> Iterator[Foreseen]:
+        """Stages the rows and judges them in a read-only transaction; needs what `same` needs. A row that the
+        table cannot hold counts as written: only a write says which it refuses."""
+        from retl.destinations.postgres.comparison import foreseen
+
+        with self._session(read_only=True) as session:
+            table = catalog.table(session, self._sql.relation)
+        if table is None or any(field.name not in table.columns for field in self.shape.fields):
+            yield from (Foreseen(WRITTEN) for _ in range(len(batch)))
+            return
+        with self._transaction(self._open()) as session:
+            session.execute(ONLY_LOOK)
+            found = foreseen(session, self._sql, batch)
+        yield from found
+
     def scan(self) -> Iterator[tuple[str, ...]]:
         with self._session(read_only=True) as session:
             table = catalog.table(session, self._sql.relation)
@@ -352,7 +368,8 @@ class Postgres(Destination[PostgresOptions]):
             yield from self.read(batch.slice(first, min(first + READ_ROWS - 1, batch.last)))
 
     def preview(self, batch: Batch) -> bytes:
-        """The transaction as input for psql."""
+        """The transaction as input for psql. Of a conditional batch all statements that it may need: those
+        after the first are for rows that are not as we left them."""
         sql, last = self._sql, len(batch) - 1
         rows = b"".join(batch.csv())
         stages, converted = [sql.stage()], list[str]()
@@ -363,7 +380,11 @@ class Postgres(Destination[PostgresOptions]):
             converted = [fill(sql, batch.mode, 0, last), take_inexact(sql, batch.mode)]
         parts = [*stages, "BEGIN", IMMEDIATE, sql.copy(batch.mode)]
         head = "".join(f"{part};\n" for part in parts).encode()
-        tail = [*converted, sql.apply(batch.mode, 0, last), sql.mark(batch, 0, "", len(batch), []), "COMMIT"]
+        applied = [sql.apply(batch.mode, 0, last)]
+        if self.shape.conditional and batch.mode in ("upsert", "update_only"):
+            applied = [sql.update_untouched(), sql.lock(batch.mode), sql.judge(note=True)]
+            applied += [sql.apply("update_only", 0, last), sql.apply("insert_only", 0, last)]
+        tail = [*converted, *applied, sql.mark(batch, 0, "", len(batch), []), "COMMIT"]
         return head + rows + b"\\.\n" + "".join(f"{part};\n" for part in tail).encode()
 
     def interrupt(self) -> None:

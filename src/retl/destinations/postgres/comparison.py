@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import psycopg
 
-from retl.destinations.batch import MODES, Batch
+from retl.destinations.batch import MODES, WRITTEN, Batch, Foreseen
+from retl.destinations.postgres.conditional import foresee
 from retl.destinations.postgres.conversion import fill, take_inexact
 from retl.destinations.postgres.rejection import rejection, unreadable
 from retl.destinations.postgres.statements import Statements
@@ -31,6 +32,18 @@ def unequal(session: Session, sql: Statements, batch: Batch) -> dict[int, bool |
     found = unequal(session, sql, first)
     session.execute(sql.empty())
     return found | {len(first) + row: result for row, result in unequal(session, sql, second).items()}
+
+
+def foreseen(session: Session, sql: Statements, batch: Batch) -> list[Foreseen]:
+    """What a conditional write would do to each row. The stage must be empty."""
+    if _staged(session, sql, batch) is not None:
+        return foresee(session, sql, batch)
+    if len(batch) == 1:
+        return [Foreseen(WRITTEN)]
+    first, second = batch.halves()
+    found = foreseen(session, sql, first)
+    session.execute(sql.empty())
+    return [*found, *foreseen(session, sql, second)]
 
 
 def _keyed(session: Session, sql: Statements, batch: Batch) -> bool | None:

@@ -8,13 +8,23 @@ would lose edits, as would any statement that tells the row as it was before wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import psycopg
 
-from retl.destinations.batch import ABSENT, WRITTEN, Batch, Kind, Mode, RowResult
+from retl.destinations.batch import (
+    ABSENT,
+    PRESENT,
+    WRITTEN,
+    Batch,
+    Decision,
+    Foreseen,
+    Kind,
+    Mode,
+    RowResult,
+)
 from retl.destinations.postgres.halving import Found
 from retl.destinations.postgres.rejection import CARDINALITY, rejection
 from retl.destinations.postgres.statements import Statements
@@ -23,30 +33,53 @@ from retl.net.postgres import Session
 ApplyAll = Callable[[Session, Statements, Mode, int], Found]
 
 ROUNDS = 5  # in which keys may appear and vanish again
+GONE, REMOVED = "GONE", "somebody removed the row at the target"
+DECIDED = frozenset({Kind.CONFLICT, Kind.KEPT})
 EDITED = "somebody edited it since our last write"
 BUSY = RowResult(Kind.RETRY, "APPEARED", "the row appeared and vanished while it was written")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of a row that the table has: which compared fields stay as they are, whether another one is written,
-    which are in conflict, and a digest of both sides."""
+    """Of a row that the table has: which compared fields stay as they are, which are written, which are in
+    conflict, and a digest of both sides."""
 
     row: int
     kept: Sequence[bool]
-    writes: bool
+    written: Sequence[bool]
     conflicts: Sequence[bool]
     both: str
 
-    def result(self, sql: Statements, *, ours: bool) -> RowResult:
+    def result(self, sql: Statements, decision: Decision | None, *, ours: bool) -> RowResult:
+        """The row's result, if nothing refuses it. Fields that a decision gives to the mart are written."""
         if any(self.conflicts):
             fields = zip(sql.shape.compared, self.conflicts, strict=True)
             names = ", ".join(field.name for field, clash in fields if clash)
-            return conflict("CONFLICT", f"{names}: edited at the target and changed in the mart", self.both)
+            reason = f"{names}: edited at the target and changed in the mart"
+            queued = _decided(decision, conflict("CONFLICT", reason, self.both), self.both)
+            if queued is not None:
+                return queued
         kind = Kind.WRITTEN
         if any(self.kept):
-            kind = Kind.MERGED if self.writes else Kind.KEPT
+            kind = Kind.MERGED if any(self.written) else Kind.KEPT
         return RowResult(kind, ours=ours or kind is Kind.KEPT)
+
+    def fields(self, sql: Statements) -> dict[str, str]:
+        """What becomes of each compared field."""
+        ends = zip(self.conflicts, self.kept, self.written, strict=True)
+        names = [field.name for field in sql.shape.compared]
+        return {
+            name: "conflict" if clash else "keep" if kept else "write" if written else "same"
+            for name, (clash, kept, written) in zip(names, ends, strict=True)
+        }
+
+
+def _decided(decision: Decision | None, queued: RowResult, both: str) -> RowResult | None:
+    """The result of a row in conflict; None if the mart's row is written. A decision about another version
+    of the row is none."""
+    if decision is None or decision.both != both:
+        return queued
+    return None if decision.side == "mart" else RowResult(Kind.KEPT, queued.code, "a person decided")
 
 
 def conflict(code: str, reason: str, both: str) -> RowResult:
@@ -90,12 +123,18 @@ def _delete(session: Session, sql: Statements, batch: Batch, apply_all: ApplyAll
     if sql.shape.conflicts != "warehouse_wins":
         session.execute(sql.lock("delete"))
         for row, held in session.execute(sql.touched()).fetchall():
-            if sql.shape.conflicts == "manual":
-                found[row] = conflict("DELETE_CONFLICT", f"not deleted: {EDITED}", held)
-            else:
-                found[row] = RowResult(Kind.KEPT, "EDITED", f"not deleted: {EDITED}")
+            result = _spared(sql, held, batch.decisions.get(batch.first + row))
+            if result is not None:
+                found[row] = result
         _take_out(session, sql, found)
     return found | apply_all(session, sql, "delete", len(batch) - 1)
+
+
+def _spared(sql: Statements, held: str, decision: Decision | None) -> RowResult | None:
+    """The result of a row that is to be deleted and that somebody touched; None if it is deleted."""
+    if sql.shape.conflicts != "manual":
+        return RowResult(Kind.KEPT, "EDITED", f"not deleted: {EDITED}")
+    return _decided(decision, conflict("DELETE_CONFLICT", f"not deleted: {EDITED}", held), held)
 
 
 def _untouched(session: Session, sql: Statements) -> bytes:
@@ -135,11 +174,12 @@ def _judged(session: Session, sql: Statements, batch: Batch, apply_all: ApplyAll
         session.execute(sql.lock(batch.mode))
         verdicts = [Verdict(*row) for row in session.execute(sql.judge(note=True)).fetchall()]
         known = dict[int, int](session.execute(sql.staged()).fetchall())
-        found |= _write_present(session, sql, verdicts, known, len(batch) - 1, apply_all)
+        found |= _write_present(session, sql, batch, verdicts, known, apply_all)
         absent = known.keys() - {one.row for one in verdicts}
-        found |= _respected(session, sql, batch, {row for row in absent if known[row]})
-        absent -= found.keys()
-        if not absent:
+        respected = _absent(sql, batch, known, absent)
+        _take_out(session, sql, respected)
+        found |= respected
+        if not absent - found.keys():
             return found
         inserted = apply_all(session, sql, "insert_only", len(batch) - 1)
         appeared = {row for row, one in inserted.items() if one.kind is Kind.SKIPPED}
@@ -155,22 +195,20 @@ def _judged(session: Session, sql: Statements, batch: Batch, apply_all: ApplyAll
 def _write_present(
     session: Session,
     sql: Statements,
+    batch: Batch,
     verdicts: Sequence[Verdict],
     known: dict[int, int],
-    last: int,
     apply_all: ApplyAll,
 ) -> Found:
     """The results of rows that the table has, as far as they are not just written. A row that we did not know
     there is not ours."""
-    always = sql.shape.conflicts == "warehouse_wins"
-    results = {one.row: one.result(sql, ours=always or known[one.row] > 0) for one in verdicts}
-    queued = {row for row, one in results.items() if one.kind is Kind.CONFLICT}
-    _take_out(session, sql, queued)
-    still = [one.row for one in verdicts if not one.writes and one.row not in queued]
-    _set_apart(session, sql, still)
-    writes = {one.row for one in verdicts if one.writes} - queued
+    results = _results(sql, batch, verdicts, known)
+    left = {one.row for one in verdicts if any(one.conflicts) and results[one.row].kind in DECIDED}
+    _take_out(session, sql, left)
+    writes = {one.row for one in verdicts if any(one.written)} - left
+    _set_apart(session, sql, [one.row for one in verdicts if one.row not in writes | left])
     if writes:
-        refused = apply_all(session, sql, "update_only", last)
+        refused = apply_all(session, sql, "update_only", len(batch) - 1)
         results |= {row: one for row, one in refused.items() if row in writes}
         refused = {row: one for row, one in refused.items() if row in writes}
         _take_out(session, sql, refused)
@@ -178,20 +216,52 @@ def _write_present(
     return {row: one for row, one in results.items() if one != WRITTEN}
 
 
-def _respected(session: Session, sql: Statements, batch: Batch, gone: Iterable[int]) -> Found:
-    """Rows that the table had, and that somebody removed: they are not made again, unless the sync wins.
-    Where the mode only updates, rows that are not there are none of ours."""
+def _results(
+    sql: Statements, batch: Batch, verdicts: Sequence[Verdict], known: Mapping[int, int]
+) -> dict[int, RowResult]:
+    always = sql.shape.conflicts == "warehouse_wins"
+    return {
+        one.row: one.result(
+            sql, batch.decisions.get(batch.first + one.row), ours=always or known[one.row] > 0
+        )
+        for one in verdicts
+    }
+
+
+def foresee(session: Session, sql: Statements, batch: Batch) -> list[Foreseen]:
+    """What `write` would do to the rows, which are staged. It writes nothing; somebody may edit them after
+    it."""
+    if batch.mode == "delete":
+        touched = dict[int, str](session.execute(sql.touched()).fetchall())
+        rows = [_spared(sql, touched[row], None) if row in touched else None for row in range(len(batch))]
+        return [Foreseen(one or WRITTEN) for one in rows]
+    known = dict[int, int](session.execute(sql.staged()).fetchall())
+    verdicts = {one[0]: Verdict(*one) for one in session.execute(sql.judge(note=False)).fetchall()}
+    results = _results(sql, batch, list(verdicts.values()), known)
+    fields = {row: one.fields(sql) for row, one in verdicts.items()}
+    if batch.mode == "insert_only":
+        results, fields = dict.fromkeys(verdicts, PRESENT), {}
+    absent = _absent(sql, batch, known, known.keys() - verdicts.keys())
+    return [
+        Foreseen(results.get(row) or absent.get(row, WRITTEN), fields.get(row, {}))
+        for row in range(len(batch))
+    ]
+
+
+def _absent(sql: Statements, batch: Batch, known: Mapping[int, int], rows: Iterable[int]) -> Found:
+    """The results of rows that the table lacks and that are not made: somebody removed them, unless the sync
+    wins; or the mode only updates."""
     if batch.mode == "update_only":
-        rows = [row for row, _ in session.execute(sql.staged()).fetchall()]
-        found = dict.fromkeys(rows, ABSENT)
-    elif sql.shape.conflicts == "warehouse_wins" or batch.refill:
-        found = {}
-    elif sql.shape.conflicts == "manual":
-        found = {row: conflict("GONE", "somebody removed the row at the target", "gone") for row in gone}
-    else:
-        kept = RowResult(Kind.KEPT, "GONE", "somebody removed the row at the target")
-        found = dict.fromkeys(gone, kept)
-    _take_out(session, sql, found)
+        return dict.fromkeys(rows, ABSENT)
+    found: Found = {}
+    for row in rows if batch.mode == "upsert" and not batch.refill else ():
+        if known[row] and sql.shape.conflicts != "warehouse_wins":
+            result: RowResult | None = RowResult(Kind.KEPT, GONE, REMOVED)
+            if sql.shape.conflicts == "manual":
+                decision = batch.decisions.get(batch.first + row)
+                result = _decided(decision, conflict(GONE, REMOVED, "gone"), "gone")
+            if result is not None:
+                found[row] = result
     return found
 
 

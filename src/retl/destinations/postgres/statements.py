@@ -388,22 +388,18 @@ class Statements:
         return f"SELECT {ROW}, coalesce(octet_length({SEEN}), 0) FROM {STAGE} WHERE {ROW} >= 0"
 
     def judge(self, *, note: bool) -> str:
-        """Per staged row that the table has: number, which fields stay, whether a field is written, which
-        are in conflict, and a digest of both sides. With `note` the stage keeps which fields stay."""
+        """Per staged row that the table has: number, which compared fields stay, which are written, which are
+        in conflict, and a digest of both sides. With `note` the stage keeps which fields stay."""
         found = [self._verdict(n, field) for n, field in enumerate(self.shape.compared, 1)]
-        kept, writes, conflicts = (
-            (list(column) for column in zip(*found, strict=True)) if found else ([],) * 3
-        )
-        both = f"{self._digests('t')} || {digests.of_fields('s', self.shape.compared)}"
-        selected = (
-            f"s.{ROW}, ARRAY[{', '.join(kept)}]::boolean[], {' OR '.join(writes) or 'false'},"
-            f" ARRAY[{', '.join(conflicts)}]::boolean[], {digests.shown(both)}"
-        )
+        arrays = [f"ARRAY[{', '.join(column)}]::boolean[]" for column in zip(*found, strict=True)]
+        arrays = arrays or ["ARRAY[]::boolean[]"] * 3
+        both = " || ".join(digests.of_fields(one, self.shape.compared) for one in "ts")
+        selected = ", ".join([f"s.{ROW}", *arrays, digests.shown(both)])
         where = f"s.{ROW} >= 0 AND {self._same_key}"
         if not note:
             return f"SELECT {selected} FROM {STAGE} AS s, {self._rows} WHERE {where}"
         return (
-            f"UPDATE {STAGE} AS s SET {KEPT} = ARRAY[{', '.join(kept)}]::boolean[] FROM {self._rows}"
+            f"UPDATE {STAGE} AS s SET {KEPT} = {arrays[0]} FROM {self._rows}"
             f" WHERE {where} RETURNING {selected}"
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from retl.destinations.batch import ABSENT, KEPT, Batch, Kind, Mode, RowResult
+from retl.destinations.batch import ABSENT, PRESENT, Batch, Kind, Mode, RowResult
 from retl.destinations.postgres import conditional
 from retl.destinations.postgres.arrangement import Arrangement
 from retl.destinations.postgres.conversion import convert
@@ -39,7 +39,7 @@ _UNWRITTEN: dict[Mode, tuple[RowResult, RowResult]] = {
     "upsert": (SWALLOWED, SWALLOWED),
     "append": (SWALLOWED, SWALLOWED),
     "delete": (SWALLOWED, SWALLOWED),
-    "insert_only": (SWALLOWED, KEPT),
+    "insert_only": (SWALLOWED, PRESENT),
     "update_only": (ABSENT, SWALLOWED),
 }
 
