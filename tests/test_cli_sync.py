@@ -19,7 +19,8 @@ from tests.servers import Database, RedisServer
 
 SUMMARY = [
     *("sync", "run_id", "status", "exit_code", "dry_run", "read", "unchanged", "inserted", "updated"),
-    *("refreshed", "deleted", "deletes", "rejected", "skipped", "in_doubt", "not_attempted", "batches"),
+    *("refreshed", "deleted", "deletes", "rejected", "skipped", "in_doubt", "not_attempted", "conflicts"),
+    "batches",
     *("retries", "bytes", "seconds", "rows_per_second", "phases", "rejects", "guards", "error"),
 ]
 NOT_THERE = "{table: not_built_yet}"

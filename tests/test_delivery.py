@@ -946,6 +946,9 @@ def test_every_end_is_counted_by_rows(scene: Scene) -> None:
         Kind.REJECTED: 1,
         Kind.UNKNOWN: 1,
         Kind.RETRY: 0,
+        Kind.MERGED: 0,
+        Kind.KEPT: 0,
+        Kind.CONFLICT: 0,
     }
 
 

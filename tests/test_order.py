@@ -282,7 +282,7 @@ def test_a_sync_that_fails_holds_back_no_other_and_what_is_still_referred_to_sta
     customers, orders = run(workshop, "--all", "--jobs", jobs)
     assert (orders["status"], orders["error"]["code"]) == ("REFUSED", "TARGET_DRIFT")
     assert (customers["status"], customers["updated"]) == ("SUCCESS_WITH_REJECTS", 1)
-    assert customers["deletes"] == {"planned": 3, "rejected": 3, "in_doubt": 0, "not_attempted": 0}
+    assert customers["deletes"] == {"planned": 3, "rejected": 3, "in_doubt": 0, "not_attempted": 0, "kept": 0}
 
 
 # --- the exit code

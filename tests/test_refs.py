@@ -247,7 +247,7 @@ def test_a_row_whose_id_was_never_learnt_is_not_deleted_but_refused(office: Offi
     office.warehouse("DELETE FROM accounts WHERE account_key IN ('a0', 'a9')")
     done = office.foretold("--sync", "accounts")
     assert (done["status"], done["deleted"]) == ("SUCCESS_WITH_REJECTS", 1)
-    assert done["deletes"] == {"planned": 2, "rejected": 1, "in_doubt": 0, "not_attempted": 0}
+    assert done["deletes"] == {"planned": 2, "rejected": 1, "in_doubt": 0, "not_attempted": 0, "kept": 0}
     assert [(one["key"], one["stage"], one["code"]) for one in done["rejects"]] == [
         ("a0", "ref", "REF_UNKNOWN")
     ]

@@ -73,18 +73,6 @@ def test_a_file_that_is_no_mapping_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "conflicts: target_wins\n",
-    ],
-)
-def test_words_of_later_versions_say_so(text: str) -> None:
-    for error in errors(text).values():
-        assert error.code == "RESERVED"
-        assert "reserved for a later version" in error.message
-
-
-@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("write: append\n", "needs `first_run`"),

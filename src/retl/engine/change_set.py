@@ -171,15 +171,15 @@ class ChangeSet:
         )
         return sha256("/".join(map(str, found)).encode()).hexdigest()
 
-    def write_delta(self, path: Path) -> None:
+    def write_delta(self, path: Path, *, compares: bool = False) -> None:
         """Write one row per candidate of this run, without payload, to a file private to this user. A key
         that a row succeeds is another line at the row's position: it shares the row's answer.
 
-        `batch` is NULL: batches are cut while they are sent, and halved if the target refuses one. Where rows
-        are compared, a row that somebody else made has no `owned`: no answer makes it ours.
+        `batch` is NULL: batches are cut while they are sent, and halved if the target refuses one. Where it
+        `compares` rows with what others did, a row that is not ours has no `owned`: no answer makes it ours.
         """
         owned = "coalesce(owned, FALSE)"
-        if self.field_map.shape.conflicts != "warehouse_wins":
+        if compares:
             owned = "CASE WHEN op = 'insert' THEN FALSE ELSE nullif(owned, FALSE) END"
         lines = f"SELECT pos, op, key, hash, {owned} AS owned, ref, seen FROM changes"
         if self.succeeds:

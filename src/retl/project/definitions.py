@@ -28,7 +28,6 @@ from retl.values.types import TypeName
 
 WAREHOUSE = "warehouse"  # the name of the default source
 SYNC_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
-LATER = "is reserved for a later version of retl"
 _MODEL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _CLOSED = ConfigDict(extra="forbid")  # for the spellings below, which exist only for the JSON Schema
 

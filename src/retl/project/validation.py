@@ -20,7 +20,6 @@ from retl.project.variables import Filled
 from retl.project.yamlfile import Loc
 
 RESERVED = frozenset({"hours"})
-_LATER = "reserved for a later version"
 _TYPED = {"bool_type": "true or false", "int_type": "a whole number", "float_type": "a number"}
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -161,15 +160,14 @@ def _error(
         message = f"{subject}must be {_TYPED[kind]}"
         return DefinitionError("DEFINITION_INVALID", message, hint=hint, where=filled.place(loc))
     message = f"{subject}{_sentence(details['msg'])}"
-    code = "RESERVED" if _LATER in message else "DEFINITION_INVALID"
-    return DefinitionError(code, message, where=filled.place(loc))
+    return DefinitionError("DEFINITION_INVALID", message, where=filled.place(loc))
 
 
 def _unknown_key(model: type[BaseModel], loc: Loc, filled: Filled, given: Iterable[str]) -> DefinitionError:
     key, place = str(loc[-1]), filled.key_place(loc)
     known = sorted(_keys(model, loc[:-1]) - (set(given) if len(loc) == 1 else set()))
     if key in RESERVED:
-        return DefinitionError("RESERVED", f"`{key}` is {_LATER} of retl", where=place)
+        return DefinitionError("RESERVED", f"`{key}` is reserved for a later version of retl", where=place)
     hint = did_you_mean(key, known) or (f"known keys: {', '.join(known)}" if known else None)
     return DefinitionError("OPTION_UNKNOWN", f"there is no key {key!r} here", hint=hint, where=place)
 

@@ -134,7 +134,8 @@ class Execution:
         if plan.payload is None:
             hash.release(self.workspace)
         name = f"{self.run.run_id}.delta.parquet"
-        plan.changes.write_delta(self.workspace.directory / name)
+        compares = plan.field_map.shape.conflicts != "warehouse_wins"
+        plan.changes.write_delta(self.workspace.directory / name, compares=compares)
         ledger.put_file(name, self.workspace.directory / name)
         if plan.adopting:
             self._adopt()  # before the delta: after a kill in between, rows would be sent
