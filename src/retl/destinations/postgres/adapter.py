@@ -21,8 +21,9 @@ citext, have a collation that ignores case, or be unique only by an index on low
 the table takes for one are rejects with `KEY_COLLIDES`. `write: update_only` may be keyed by a column that
 the database generates. Columns that a BEFORE INSERT trigger fills may be left out.
 
-With `conflicts: target_wins`, `newest_wins` or `manual` a batch writes only what nobody else changed since our last
-write: PostgreSQL compares digests that it made itself, in the statement that writes. An edit in between is not lost.
+With `conflicts: target_wins`, `newest_wins` or `manual` a batch writes only what nobody else changed since
+our last write: PostgreSQL compares digests that it made itself, in the statement that writes. An edit in
+between is not lost.
 
 The account needs SELECT, INSERT and UPDATE on the columns of the sync (DELETE on the table for
 `deletes: delete`), TEMPORARY on the database, and once CREATE on the schema for `retl_applied`. Without the
