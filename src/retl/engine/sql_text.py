@@ -99,6 +99,8 @@ def drift(wanted: Query, problem: duckdb.Error) -> Mismatch | SourceError:
         )
     if wanted.meaning is not None:
         return wanted.meaning(problem)
+    if (broken := _broken(str(problem))) is not None:
+        return SourceError("MART_UNREADABLE", broken, hint="correct the file, or leave it out")
     named = re.search(r'Cannot access file "(.*?)" -|that match the pattern "(.*?)"', str(problem))
     if named is None:
         return SourceError("MART_UNREADABLE", f"{wanted.origin}: {first_line(problem)}")
@@ -119,6 +121,36 @@ def first_line(problem: duckdb.Error) -> str:
     ):
         return str(problem).split("\n")[0]
     return f"DuckDB refused with {type(problem).__name__}"
+
+
+# DuckDB's errors about files may quote rows: of them only what cannot is repeated. A copy of a file in the
+# run's folder is named as the file. The text of `error()` in our own SQL follows "retl: ".
+_COPIED = re.compile(r".*/files-\w+/\d+/")
+_OWN = re.compile(r"Input Error: retl: (.*)")
+_CSV = re.compile(r"Input Error: CSV Error on Line: (\d+)\n")
+_CSV_FILE = re.compile(r"\n  file = ([^\n]*)\n  delimiter = ")
+_CSV_REASONS = re.compile(
+    r"^(Expected Number of Columns: \d+ Found: \d+|Value with unterminated quote found"
+    r"|Maximum line size of \d+ bytes exceeded|.*(?= \(byte sequence mismatch\)))",
+    re.MULTILINE,
+)
+_JSON = re.compile(r'JSON in file "(.*?)", at byte \d+ in line (\d+): ([^\n.]*)')
+_FILE = re.compile(r"(?:File '|at end of file ')([^']*)'")
+
+
+def _broken(said: str) -> str | None:
+    """A sentence about a file that DuckDB cannot read."""
+    if own := _OWN.search(said):
+        return own[1]
+    if found := _JSON.search(said):
+        return f"{_COPIED.sub('', found[1])}, line {found[2]} or before: {found[3]}"
+    if _CSV.search(said) or "CSV Parser state machine" in said:
+        line, files, why = _CSV.search(said), _CSV_FILE.findall(said), _CSV_REASONS.search(said)
+        place = f"{_COPIED.sub('', files[-1])}{f', line {line[1]}' if line else ''}" if files else "a file"
+        return f"{place} is no CSV as `source` describes it{f': {why[1].lower()}' if why else ''}"
+    if (found := _FILE.search(said)) and ("too small" in said or "magic bytes" in said):
+        return f"{_COPIED.sub('', found[1])} is no complete Parquet file"
+    return None
 
 
 def _meant(problem: duckdb.Error) -> str | None:

@@ -155,3 +155,37 @@ def fits(type: Type, column_type: str) -> bool:
 
 
 KEY_TYPES = frozenset({"string", "uuid", "integer", "decimal", "boolean", "date", "timestamp", "timestamptz"})
+
+
+def widens(column_type: str, to: str) -> bool:
+    """Whether every value of a DuckDB type is the same value in another, such as that of several files."""
+    base, target = _base(column_type), _base(to)
+    if column_type == to or base == NO_TYPE:
+        return True
+    if base == target == "LIST":
+        return widens(_element(column_type), _element(to))
+    if base == target == "STRUCT":
+        inner = {_name(part): _unnamed(part) for part in _arguments(to)}
+        return all(widens(_unnamed(part), inner[_name(part)]) for part in _arguments(column_type))
+    if target == "DECIMAL" and base in _INTEGERS | {"DECIMAL"}:
+        digits, places = _digits(to)
+        own, own_places = _digits(column_type)
+        return own_places <= places and own - own_places <= digits - places
+    families = (_INTEGERS, _NAIVE, {"FLOAT", "DOUBLE"}, {"VARCHAR", "ENUM"})
+    return any(base in family and target in family for family in families)
+
+
+def _name(part: str) -> str:
+    return part.removesuffix(_unnamed(part)).strip()
+
+
+_INTEGER_DIGITS = {"TINYINT": 3, "SMALLINT": 5, "INTEGER": 10, "BIGINT": 19, "UBIGINT": 20, "HUGEINT": 39}
+
+
+def _digits(column_type: str) -> tuple[int, int]:
+    """The digits of a number, and how many of them are behind the point."""
+    base = _base(column_type)
+    if base in _INTEGERS:
+        return _INTEGER_DIGITS.get(base) or _INTEGER_DIGITS[base.removeprefix("U")], 0
+    digits, places = map(int, re.findall(r"\d+", column_type))
+    return digits, places

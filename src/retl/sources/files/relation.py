@@ -1,0 +1,108 @@
+"""Files as one relation: their columns by name, folders such as `dt=2026-11-28`, and texts as values.
+
+It makes SQL and reads no rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from retl.errors import SourceError
+from retl.values import text
+from retl.values.sql import literal, quoted
+from retl.values.storage import storage_type
+from retl.values.types import Type
+
+MISFIT = "retl misfit"
+STRING = Type("string")
+_ONE = r"[\1]"  # a pattern that matches this character only
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True)
+class Relation:
+    """`sql` gives `columns` (name → DuckDB type); those in `texts` are texts of this type."""
+
+    sql: str
+    columns: Mapping[str, str]
+    texts: Mapping[str, Type]
+
+
+class Partitions:
+    """The folders `name=value` of files, and the types of their values."""
+
+    def __init__(self, files: Mapping[str, Path], types: Mapping[str, Type]) -> None:
+        values: dict[str, set[str]] = defaultdict(set)
+        shapes: dict[tuple[str, ...], str] = {}
+        for key in files:
+            pairs = [part.partition("=") for part in key.split("/")[:-1] if "=" in part]
+            shapes.setdefault(tuple(name for name, _, _ in pairs), key)
+            for name, _, value in pairs:
+                values[name].add(value)
+        if values and any("=" in str(path).removesuffix(key) for key, path in files.items()):
+            raise SourceError(
+                "MART_UNREADABLE",
+                "a folder name=value above `root` would become a column",
+                hint="begin `root` above that folder, and name it in `path`",
+            )
+        if len(shapes) > 1:
+            one, other = sorted(shapes.values())[:2]
+            raise SourceError("MART_UNREADABLE", f"{one} and {other} are in folders with different names")
+        self.types = {
+            name: types.get(name) or _guessed(found - {_HIVE_NULL}) for name, found in values.items()
+        }
+
+    @property
+    def options(self) -> str:
+        """For DuckDB's readers: the folders as texts."""
+        if not self.types:
+            return "hive_partitioning = false"
+        texts = ", ".join(f"{quoted(name)}: VARCHAR" for name in self.types)
+        return f"hive_partitioning = true, hive_types_autocast = false, hive_types = {{{texts}}}"
+
+
+def _guessed(values: set[str]) -> Type:
+    """A type that all values have without a doubt: 007 is no integer."""
+    for name, pattern in (("integer", r"0|-?[1-9]\d{0,17}"), ("date", r"\d{4}-\d\d-\d\d")):
+        if values and all(re.fullmatch(pattern, value, re.ASCII) for value in values):
+            return Type("integer") if name == "integer" else Type("date")
+    return STRING
+
+
+def typed(
+    raw: Relation, timezone: str, *, optional: Mapping[str, Type], strict: bool
+) -> tuple[str, dict[str, str], str | None]:
+    """The relation with its texts as values, its columns, and the name of its column of misfits. With
+    `strict` there is none: a text that is no value of its type is an error of the query."""
+    listed, found, cases = [], dict[str, str](), []
+    for name, kind in raw.columns.items():
+        column, type = quoted(name), raw.texts.get(name)
+        found[name] = kind if type is None else storage_type(type)
+        if type is None or type == STRING:
+            listed.append(column)
+            continue
+        value, good = text.value(type, column, timezone), text.readable(type, column, timezone)
+        if strict:
+            problem = literal(f"retl: the column {name} has a text that is no {type}")
+            value = f"CASE WHEN {good} THEN {value} ELSE error({problem}) END"
+        else:
+            value = f"CASE WHEN {good} THEN {value} END"
+        listed.append(f"{value} AS {column}")
+        cases.append(f"WHEN NOT {good} THEN {literal(name)}")
+    for name, type in optional.items():
+        if name not in found:
+            found[name] = storage_type(type)
+            listed.append(f"CAST(NULL AS {found[name]}) AS {quoted(name)}")
+    misfit = MISFIT if cases and not strict else None
+    if misfit:
+        listed.append(f"CASE {' '.join(cases)} END AS {quoted(misfit)}")
+    return f"SELECT {', '.join(listed)} FROM ({raw.sql})", found, misfit
+
+
+def listed(paths: Iterable[Path | str]) -> str:
+    """A list of files for DuckDB, which takes `*`, `?` and `[` in a name for a pattern."""
+    return f"[{', '.join(literal(re.sub('([*?[])', _ONE, str(path))) for path in paths)}]"
