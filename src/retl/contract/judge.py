@@ -21,6 +21,7 @@ from uuid import UUID
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
+from retl.contract.loaders import refuse_variants
 from retl.contract.model import Rule, is_plain, read
 from retl.contract.prefilter import clearing
 from retl.errors import DefinitionError, Mismatch
@@ -212,6 +213,7 @@ def build(
     the warehouse's types. `folder` is the project's; `misfit`: see Contract. DefinitionError for an invalid
     contract, Mismatch SOURCE_DRIFT if the mart has other columns or types than the contract uses."""
     model, rules = read(definition, columns, folder)
+    refuse_variants(columns, rules, rules if definition is not None else ())
     for name, rule in rules.items():
         if not types.fits(rule.type, rule.column_type):
             raise Mismatch(

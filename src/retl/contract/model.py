@@ -34,6 +34,7 @@ from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 from pydantic_core import SchemaError
 
+from retl.contract.loaders import is_own
 from retl.errors import DefinitionError, Mismatch
 from retl.project import definitions, yamlfile
 from retl.values.types import Type, TypeName, of_duckdb
@@ -116,7 +117,7 @@ def _columns(
 ) -> Mapping[str, definitions.Column] | None:
     """The columns of the contract; None if it is the user's own model."""
     if definition is None:
-        return {name: _inferred(name, column_type) for name, column_type in columns.items()}
+        return {name: _inferred(name, kind) for name, kind in columns.items() if not is_own(name)}
     return _load(folder / definition.file) if definition.file else definition.columns
 
 
