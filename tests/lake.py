@@ -116,10 +116,27 @@ class _AddDeletes(_FastAppendFiles):
         return _DeleteManifest(spec, schema, output, self._snapshot_id, self._compression)
 
 
-def add_delete_file(
-    table: Table, path: str, records: int, like: DataFile | None = None, **arguments: Any
-) -> None:
-    """Commit a delete file that is already written; by default of positions, in Parquet."""
+def append_exactly(table: Table, made: pa.Table) -> None:
+    """Append rows in a file that PyArrow wrote: PyIceberg writes NULL lists and maps of structs as empty ones."""
+    before = {task.file.file_path for task in table.scan().plan_files()}
+    table.append(made)
+    (path,) = {task.file.file_path for task in table.scan().plan_files()} - before
+    rewrite(path, made)
+
+
+def rewrite(path: str, made: pa.Table, **options: Any) -> None:
+    """Replace a data file behind the table's back."""
+    pq.write_table(made, path.removeprefix("file://"), **options)
+
+
+def the_file(table: Table) -> str:
+    """The one data file of a table."""
+    (task,) = table.scan().plan_files()
+    return str(task.file.file_path)
+
+
+def add_file(table: Table, path: str, records: int, like: DataFile | None = None, **arguments: Any) -> None:
+    """Commit a file that is already written; by default one with deleted positions, in Parquet."""
     given: dict[str, Any] = {
         "content": DataFileContent.POSITION_DELETES,
         "file_format": FileFormat.PARQUET,
@@ -132,7 +149,8 @@ def add_delete_file(
     with table.transaction() as transaction:
         file = DataFile.from_args(file_path=path, record_count=records, **given | arguments)
         file.spec_id = 0 if like is None else like.spec_id
-        _AddDeletes(Operation.DELETE, transaction, table.io).append_data_file(file).commit()
+        kind = _FastAppendFiles if file.content == DataFileContent.DATA else _AddDeletes
+        kind(Operation.DELETE, transaction, table.io).append_data_file(file).commit()
 
 
 def delete_positions(
@@ -143,4 +161,4 @@ def delete_positions(
     listed = sorted((file, at) for file, ats in positions.items() for at in ats)
     with table.io.new_output(path).create() as output:
         pq.write_table(pa.table({"file_path": [f for f, _ in listed], "pos": [p for _, p in listed]}), output)
-    add_delete_file(table, path, len(listed), like)
+    add_file(table, path, len(listed), like)

@@ -6,6 +6,7 @@ messages are not shown where they may quote a row or a credential.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -17,6 +18,7 @@ from typing import TypeVar
 from retl.errors import RetlError, SourceError
 from retl.observe.redact import redact
 from retl.observe.signals import Stop
+from retl.sources.api import unsupported
 
 T = TypeVar("T")
 
@@ -103,6 +105,9 @@ def failure(problem: BaseException, table: str, *, may_quote: bool = False) -> R
             code, what, hint = known
             return SourceError(code, f"{table} {what}", hint=hint)
     name = type(problem).__name__
+    if found := re.search(r"Unsupported field type: '?(\w+)", str(problem)):
+        hint = "read it with an engine that knows the type, or take the column into another table"
+        return unsupported(table, f"a column of type {found[1]}", hint)
     if isinstance(problem, OSError):
         return SourceError(
             "MART_UNREADABLE",
