@@ -13,16 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from pydantic import SecretStr
 
 from retl.engine.freeze import freeze
 from retl.engine.workspace import Workspace
 from retl.errors import SourceError
+from retl.net.bucket import Storage
 from retl.observe.signals import Stop
-from retl.sources.api import Invocation
+from retl.sources.api import Feed, Invocation
 from retl.sources.delta import Delta, Lake, Table
 from tests.commands import Workshop
 from tests.delta_by_hand import ID_AND_NAME, ByHand, column, people
-from tests.servers import RedisServer
+from tests.servers import ObjectStore, RedisServer
 
 CDF = {"delta.enableChangeDataFeed": "true"}
 Rows = list[tuple[Any, ...]]
@@ -516,3 +518,68 @@ def test_a_link_out_of_the_root_is_no_table_of_it(tmp_path: Path, workspace: Wor
     (tmp_path / "root").mkdir()
     (tmp_path / "root/link").symlink_to(tmp_path / "elsewhere")
     assert "a link that leads out of" in refusal(workspace, tmp_path / "root/link").message
+
+
+def in_bucket(store: ObjectStore, folder: str, **other: Any) -> Delta:
+    keys = {"access_key_id": store.user, "secret_access_key": store.password, "region": store.region}
+    storage = Storage(**{"endpoint": store.url, **keys, **other})
+    lake = Lake(root=f"s3://{store.bucket}/gold", storage=storage)
+    return Delta(lake, Table(path=folder), Invocation(Path("/"), {}))
+
+
+def test_a_table_in_a_bucket_is_read_with_its_feed(
+    workspace: Workspace, objectstore: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"aws_access_key_id": objectstore.user, "aws_secret_access_key": objectstore.password}
+    other = {"aws_endpoint": objectstore.url, "aws_region": objectstore.region, "allow_http": "true"}
+    uri, writing = f"s3://{objectstore.bucket}/gold/peo ple", keys | other
+    write_deltalake(uri, people(1, 2), configuration=CDF, storage_options=writing)
+    table = in_bucket(objectstore, "peo ple")
+    with table.open(workspace) as snapshot:
+        assert workspace.run(f"{snapshot.rows(['id']).sql} ORDER BY 1") == [(1,), (2,)]
+        before = snapshot.description.version
+    DeltaTable(uri, storage_options=writing).delete("id = 1")
+    write_deltalake(uri, people(3), mode="append", storage_options=writing)
+    for name in ("AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # keys come alone
+        monkeypatch.setenv(name, "of another account")
+    with table.open(workspace) as snapshot:
+        found = snapshot.feed(["id", "name"], ["id"], before)
+        assert isinstance(found, Feed)
+        assert (workspace.run(found.rows.sql), found.total) == ([(3, "n3")], 2)
+        assert workspace.run(f"{found.left.sql} ORDER BY 1") == [(1,), (3,)]
+
+
+def test_a_bucket_that_cannot_be_read_is_one_sentence(workspace: Workspace, objectstore: ObjectStore) -> None:
+    def refused(folder: str = "nothing", **other: Any) -> tuple[str, str]:
+        with pytest.raises(SourceError) as caught:
+            in_bucket(objectstore, folder, **other).open(workspace)
+        assert "secret-canary" not in f"{caught.value} {caught.value.hint}"
+        return caught.value.code, caught.value.message
+
+    assert refused() == ("MART_MISSING", "there is no Delta table nothing")
+    wrong = {"access_key_id": "nobody", "secret_access_key": SecretStr("secret-canary")}
+    assert refused(**wrong) == (
+        *("MART_UNREADABLE", "Delta table nothing may not be read, or the keys are wrong"),
+    )
+    assert refused(endpoint="http://127.0.0.1:9")[0] == "UNREACHABLE"
+
+
+@pytest.mark.parametrize(
+    ("lake", "problem"),
+    [
+        ("root: lake, storage: {region: eu}", "`storage` is for a bucket"),
+        ("root: 's3://b/x', storage: {account_key: k}", "`account_key` is no option of s3://"),
+        ("root: 'ftp://b/x'", "an address begins with one of"),
+        ("root: 's3://key:secret@b/x'", "keys belong under `storage`"),
+        ("root: 'a%2e'", "a `root` with % cannot be read"),
+    ],
+)
+def test_a_root_that_is_wrong_is_refused(tmp_path: Path, lake: str, problem: str) -> None:
+    shop = Workshop(tmp_path / "shop")
+    shop.write("retl.yml", f"sources:\n  gold: {{type: delta, {lake}}}\n")
+    destination = '{type: redis, key: "p:{id}", value: json, ttl: none}'
+    shop.sync("s", source="{from: gold, table: t}", key="[id]", destination=destination)
+    said = shop.retl("validate")
+    assert said.code == 2
+    assert problem in said.err
+    assert "secret" not in said.err

@@ -1,0 +1,53 @@
+"""A bucket's keys and deadlines as the reader of Delta tables spells them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from retl.net.bucket import Address, Cloud, Storage
+
+_DEADLINES = {"connect_timeout": "10s", "timeout": "60s", "retry_timeout": "60s", "max_retries": "4"}
+_SPELLED: dict[Cloud, dict[str, str]] = {
+    "s3": {
+        "region": "aws_region",
+        "endpoint": "aws_endpoint",
+        "access_key_id": "aws_access_key_id",
+        "secret_access_key": "aws_secret_access_key",
+        "session_token": "aws_session_token",
+        "anonymous": "aws_skip_signature",
+    },
+    "gs": {"service_account_file": "google_service_account", "anonymous": "google_skip_signature"},
+    "az": {
+        "endpoint": "azure_storage_endpoint",
+        "account_name": "azure_storage_account_name",
+        "account_key": "azure_storage_account_key",
+        "sas_token": "azure_storage_sas_key",
+        "tenant_id": "azure_storage_tenant_id",
+        "client_id": "azure_storage_client_id",
+        "client_secret": "azure_storage_client_secret",
+        "anonymous": "azure_skip_signature",
+    },
+}
+
+
+def options(address: Address, storage: Storage, folder: Path) -> dict[str, str]:
+    """The reader's options for a bucket. `folder`: relative paths of key files are relative to it."""
+    plain = urlsplit(storage.endpoint or "").scheme == "http"  # allowed by `Storage`
+    made = {**_DEADLINES, "allow_http": str(plain).lower()}
+    for name, spelled in _SPELLED[address.cloud].items():
+        value = getattr(storage, name)
+        if isinstance(value, SecretStr):
+            made[spelled] = value.get_secret_value()
+        elif name == "service_account_file" and value:
+            made[spelled] = str(folder / value)
+        elif value:
+            made[spelled] = str(value).lower() if value is True else str(value)
+    if storage.access_key_id and not storage.session_token and "AWS_SESSION_TOKEN" in os.environ:
+        made["aws_session_token"] = ""  # that of the environment is of other keys
+    if address.account:
+        made["azure_storage_account_name"] = address.account
+    return made
