@@ -220,6 +220,7 @@ class Scene(ABC):
     sync: str
     connections = ""  # of its own, as lines of retl.yml
     before: Sequence[str] = ()  # marts delivered before the run in question
+    made: type[Project] = Project
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -259,7 +260,7 @@ class Scene(ABC):
     def start_over(self) -> None:
         """A ledger and a mart as before the first run ever; the target stays as it is."""
         shutil.rmtree(self.folder / ".retl", ignore_errors=True)
-        self.project = Project(self.folder, self.sync, self.environ(), connections=self.connections)
+        self.project = self.made(self.folder, self.sync, self.environ(), connections=self.connections)
 
     def begin(self) -> None:
         """Everything as it was before the run in question: target, ledger, mart."""

@@ -54,7 +54,7 @@ class Bucket:
 
     def parquet(self, key: str, sql: str) -> None:
         path = Path(os.environ.get("TMPDIR", "/tmp")) / f"retl-test-{secrets.token_hex(8)}.parquet"
-        duckdb.execute(f"COPY ({sql}) TO '{path}' (FORMAT parquet)")
+        duckdb.execute(f"COPY ({sql}) TO '{path}' (FORMAT parquet, COMPRESSION uncompressed)")
         obstore.put(self.store, key, path.read_bytes())
         path.unlink()
 

@@ -206,19 +206,19 @@ def test_broken_csv_is_named_with_its_line_and_no_value(
 
 
 def test_a_compressed_file_that_was_cut_off_is_not_read_as_fewer_rows(tmp_path: Path) -> None:
-    rows = "SELECT i AS id, hash(i) AS a FROM range(20000) t(i)"
+    rows = "SELECT i AS id, hash(i) AS a FROM range(4000) t(i)"
     for name in ("csv", "ndjson"):
         kind = "csv" if name == "csv" else "json"
         whole = tmp_path / f"whole.{name}.zst"
         duckdb.execute(f"COPY ({rows}) TO '{whole}' (FORMAT {kind}, COMPRESSION zstd)")
-        assert len(read(tmp_path, {"id": "integer"}, format=name)) == 20000
+        assert len(read(tmp_path, {"id": "integer"}, format=name)) == 4000
         content = whole.read_bytes()
         for cut in (1, len(content) // 2, len(content) - 3):
             whole.write_bytes(content[:cut])
             with pytest.raises(SourceError, match=r"is no complete \.zst file"):
                 read(tmp_path, {"id": "integer"}, format=name)
         whole.write_bytes(content + content)  # frames may follow each other
-        assert len(read(tmp_path, {"id": "integer"}, format=name)) == 40000 + (name == "csv")
+        assert len(read(tmp_path, {"id": "integer"}, format=name)) == 8000 + (name == "csv")
         whole.unlink()
         packed = gzip.compress(b'{"id": 1}\n' * 9999 if name == "ndjson" else b"id\n" + b"1\n" * 9999)
         (tmp_path / f"cut.{name}.gz").write_bytes(packed[:-9])
