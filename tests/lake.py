@@ -98,6 +98,9 @@ def in_duckdb(table: pa.Table) -> list[tuple[Any, ...]]:
     return duckdb.from_arrow(table).order("1").fetchall()
 
 
+_FILE_PATH = 2147483546  # the field of a delete file with the path of the data file
+
+
 class _DeleteManifest(ManifestWriterV2):
     def content(self) -> ManifestContent:
         return ManifestContent.DELETES
@@ -161,4 +164,5 @@ def delete_positions(
     listed = sorted((file, at) for file, ats in positions.items() for at in ats)
     with table.io.new_output(path).create() as output:
         pq.write_table(pa.table({"file_path": [f for f, _ in listed], "pos": [p for _, p in listed]}), output)
-    add_file(table, path, len(listed), like)
+    named = {_FILE_PATH: min(positions).encode()}, {_FILE_PATH: max(positions).encode()}
+    add_file(table, path, len(listed), like, lower_bounds=named[0], upper_bounds=named[1])

@@ -58,26 +58,31 @@ class History:
         self.table = self.shop.table()
         self.note()
 
-    def note(self) -> None:
-        """Remember the present state, and compare it with every former one."""
+    def remember(self, version: str = "") -> State:
+        """The present state, to which the table may return."""
         self.table.refresh()
         snapshot = self.table.current_snapshot()
         number = None if snapshot is None else snapshot.snapshot_id
         dead = {path: set(positions) for path, positions in self.dead.items()}
         model = {id_: dict(row) for id_, row in self.rows.items()}
+        self.states.append(State(version, number, model, dead, self.epoch))
+        return self.states[-1]
+
+    def note(self) -> None:
+        """Remember the present state, and compare it with every former one."""
+        former_states = list(self.states)
         with self.shop.opened() as (workspace, pinned):
-            now = State(pinned.description.version, number, model, dead, self.epoch)
+            now = self.remember(pinned.description.version)
             listed = list(pinned.description.columns)
             held = workspace.run(pinned.rows(listed).sql)
-            assert len(held) == len(model)
-            assert {row[0]: row for row in held} == self.expected(model)
-            for former in self.states:
+            assert len(held) == len(now.rows)
+            assert {row[0]: row for row in held} == self.expected(now.rows)
+            for former in former_states:
                 found = pinned.feed(listed, listed[:1], former.version)
                 if isinstance(found, str):
                     assert former.epoch != now.epoch, found
                 else:
                     self.compare(former, now, Changes(workspace, found, 1))
-        self.states.append(now)
 
     def compare(self, former: State, now: State, found: Changes) -> None:
         new = self.expected(now.rows)
