@@ -23,7 +23,7 @@ VERSIONS = servers.postgres_versions()
 # Needs a browser, which no wheel carries: without one it is not part of the suite, rather than skipped.
 collect_ignore = [] if CHROMIUM else ["test_report_browser.py"]
 if not os.environ.get("RETL_TEST_ALL"):  # what `make test-all` adds: a package index, or minutes
-    collect_ignore += ["test_extras.py", "test_source_world.py"]
+    collect_ignore += ["test_extras.py", "test_iceberg_foreign.py", "test_source_world.py"]
 
 
 @pytest.fixture(scope="session")

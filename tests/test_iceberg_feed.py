@@ -120,7 +120,13 @@ class History:
             self.table.append(self.made(new))
 
     def upsert(self, ids: set[int]) -> None:
-        self.table.upsert(self.made(ids), join_cols=[self.table.schema().as_arrow().names[0]])
+        snapshot, alive = self.table.current_snapshot(), self.alive(ids)
+        if snapshot is None or snapshot.schema_id == self.table.schema().schema_id:
+            self.table.upsert(self.made(ids), join_cols=["id"])
+        else:  # PyIceberg would look for the columns in the schema of the snapshot
+            with self.table.transaction() as transaction:
+                transaction.delete(In("id", alive))
+                transaction.append(self.made(ids))
 
     def delete(self, ids: set[int]) -> None:
         self.table.delete(In("id", self.alive(ids)))

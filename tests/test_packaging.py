@@ -181,7 +181,11 @@ def test_the_wheel_holds_every_preset_and_every_module(wheel: Path) -> None:
 # What owns an extra's imports; everything else is core.
 OWNERS = {
     "alerts": {"retl.app.alerts"},
-    "lake": {"retl.sources.delta"},
+    "lake": {
+        "retl.sources.delta",
+        "retl.sources.iceberg",
+        *(f"retl.sources.iceberg.{name}" for name in ("catalogs", "planned", "reading", "state")),
+    },
     "lineage": {"retl.app.lineage"},
     "otel": {"retl.observe.tracing"},
     "demo": {"retl_demo"},
