@@ -29,6 +29,7 @@ from retl.project.validation import ModelT, did_you_mean, each, raise_all, valid
 from retl.project.variables import Filled, Missing, fill, unset
 from retl.project.yamlfile import Loc, empty
 from retl.sources.api import Invocation, Source, own_pace
+from retl.sources.dbt_model import DbtModel, Model
 from retl.sources.inputs import Inputs, Select
 
 if TYPE_CHECKING:
@@ -177,12 +178,20 @@ class LoadedProject:
             filled = fill(self._file.tree, self.environment, ("sources", name))
             connection = _placed(kind.Connection, filled.without("type"))
             register_model(connection)
+        invocation = replace(invocation, pace=partial(pace, name or WAREHOUSE))
+        if "dbt" in written.value and "dbt" not in kind.Options.model_fields:
+            model = _placed(Model, written.without("from"))
+            try:
+                return DbtModel(kind, connection, model, Path(self.warehouse.dbt), invocation)
+            except DefinitionError as error:
+                error.where = error.where or written.place(("dbt",))
+                raise
         options = _placed(kind.Options, written.without("from"))
         register_model(options)
         if (file := getattr(options, "file", None)) is not None:
             inside(self.folder, file, written.place(("file",)))
         try:
-            return kind(connection, options, replace(invocation, pace=partial(pace, name or WAREHOUSE)))
+            return kind(connection, options, invocation)
         except DefinitionError as error:
             error.where = error.where or written.place(())
             raise

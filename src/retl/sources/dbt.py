@@ -9,7 +9,7 @@ repeated, because they may quote rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -74,10 +74,11 @@ class Node(msgspec.Struct):
 
 
 class Metadata(msgspec.Struct):
-    """When a file was written, and by which dbt command."""
+    """When a file was written, by which dbt command, and for which kind of database."""
 
     generated_at: datetime
     invocation_id: str | None = None
+    adapter_type: str | None = None
 
 
 class Manifest(msgspec.Struct):
@@ -161,8 +162,22 @@ def name_of(manifest: Manifest, node: Node) -> str:
 
 
 def relation(warehouse: Warehouse, folder: Path, name: str) -> str:
-    """The quoted relation of a model. DefinitionError if it has none in this warehouse."""
-    node = find(read_manifest(folder / warehouse.dbt / MANIFEST), name)
+    """The quoted relation of a model in the warehouse's DuckDB file."""
+    database = Path(warehouse.path).stem
+    hint = "point DUCKDB_PATH or `warehouse.path` at the file that dbt writes; if it was renamed since, use"
+    return relation_in(
+        *(folder / warehouse.dbt, name, {"duckdb"}, database), hint=f"{hint} `source: {{table: …}}`"
+    )
+
+
+def relation_in(
+    target: Path, name: str, adapters: Collection[str], database: str | None, *, hint: str
+) -> str:
+    """The relation of a model, quoted as its adapter does it. `target` is dbt's target folder, `adapters` are
+    those that build where the source reads, `database` is the only one it reads (None: any), and `hint` says
+    where both are set. DefinitionError DBT_MODEL or DBT_DATABASE if the source does not have the model."""
+    manifest = read_manifest(target / MANIFEST)
+    node = find(manifest, name)
     if node.relation_name is None:
         raise DefinitionError(
             "DBT_MODEL",
@@ -170,21 +185,28 @@ def relation(warehouse: Warehouse, folder: Path, name: str) -> str:
             hint="materialize it as a table or view",
             where="source.dbt",
         )
-    mine = Path(warehouse.path).stem
-    if node.database is not None and node.database.lower() != mine.lower():
+    adapter = manifest.metadata.adapter_type
+    if adapter is not None and adapter not in adapters:
         raise DefinitionError(
             "DBT_DATABASE",
-            f"dbt builds {name!r} in the database {node.database!r}, and the warehouse is {mine!r}",
-            hint="point DUCKDB_PATH or `warehouse.path` at the file that dbt writes; if it was renamed since,"
-            " use `source: {table: …}`",
+            f"dbt builds {name!r} in {adapter}, and the source is {' or '.join(sorted(adapters))}",
+            hint="name a source of that type: `source: {from: NAME, dbt: …}`, with its `dbt` set to dbt's"
+            " target folder",
+            where="source.dbt",
+        )
+    if None not in (node.database, database) and str(node.database).lower() != str(database).lower():
+        raise DefinitionError(
+            "DBT_DATABASE",
+            f"dbt builds {name!r} in the database {node.database!r}, and the source is {database!r}",
+            hint=hint,
             where="source.dbt",
         )
     return node.relation_name
 
 
-def build(warehouse: Warehouse, folder: Path, name: str) -> Build:
-    """dbt's last results for a model. SourceError if there is no manifest or a file cannot be read."""
-    target = folder / warehouse.dbt
+def build(target: Path, name: str) -> Build:
+    """dbt's last results for a model, from its target folder. SourceError if there is no manifest or a file
+    cannot be read."""
     manifest = read_manifest(target / MANIFEST)
     node = find(manifest, name)
     files = [_decoded(path, _RunResults) for path in sorted(target.glob(_RESULTS))]

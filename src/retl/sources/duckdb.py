@@ -149,7 +149,7 @@ class MartFile(Snapshot):
         version = f"{source.connection.path}:{state.size}:{state.changed}"
         options, folder = source.options, source.invocation.folder
         # while we hold the file dbt writes neither the mart nor results
-        health = dbt.build(source.connection, folder, options.dbt) if options.dbt is not None else None
+        health = dbt.build(folder / source.connection.dbt, options.dbt) if options.dbt is not None else None
         self._query = source._query()
         self.description = Description(columns(workspace, self._query), version, health)
 

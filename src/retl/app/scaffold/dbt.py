@@ -2,8 +2,9 @@
 
 `meta.retl` of a model or an exposure has the destination, and the keys of a sync that differ from the
 default. Key and contract come from the tests that dbt *enforces* (a test that only warns, or checks only
-some rows, does not count) and from the types in the warehouse. It overwrites no file, writes only valid
-syncs, and reports what it left out and why.
+some rows, does not count) and from the types in the warehouse. If dbt builds in another database than DuckDB,
+which cannot be read here yet, the syncs name a source to fill in and have no contract. It overwrites no file,
+writes only valid syncs, and reports what it left out and why.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retl import destinations
+from retl import destinations, sources
 from retl.app.resolve import open_project
 from retl.app.scaffold import ENVIRONMENT, put
 from retl.app.scaffold.yamltext import flow, sentence
@@ -32,6 +34,7 @@ from retl.project.variables import fill
 from retl.sources import dbt
 from retl.sources.api import Invocation
 from retl.sources.dbt import Manifest, Node
+from retl.sources.dbt_model import type_for
 from retl.sources.duckdb import DuckDB
 from retl.values.types import of_duckdb
 
@@ -91,12 +94,20 @@ def write(folder: Path, manifest: Path) -> Scaffolded:
         )
     folder = folder.absolute()
     there = (folder / "retl.yml").exists() or (folder / "syncs").is_dir()
-    warehouse = open_project(folder).warehouse if there else _warehouse(folder, manifest, wishes)
-    reading = warehouse.model_copy(update={"dbt": str(manifest.parent.absolute())})
-    texts = _syncs(folder, known, wishes, reading, found)
+    adapter, inside, after = known.metadata.adapter_type or "duckdb", list[str](), list[str]()
+    if adapter == "duckdb":
+        warehouse = open_project(folder).warehouse if there else _warehouse(folder, manifest, wishes)
+        reading = warehouse.model_copy(update={"dbt": str(manifest.parent.absolute())})
+        texts, inside = _syncs(folder, known, wishes, reading, found), _file_lines(folder, warehouse)
+    else:
+        source, kind = _source(folder, adapter, there=there), type_for(adapter)
+        after = _source_lines(source, kind)
+        texts = _syncs_of(folder, known, wishes, source, found)
+        if there and source not in open_project(folder).definitions.sources:
+            found.notes.append(f"retl.yml has no source {source!r} yet")
     files = {"config.env": (ENVIRONMENT, 0o600), ".gitignore": (IGNORED, 0o644)}
     if not there:
-        files["retl.yml"] = (_project(folder, warehouse, manifest, wishes), 0o644)
+        files["retl.yml"] = (_project(folder, inside, after, manifest, wishes), 0o644)
     else:
         connections = open_project(folder).definitions.connections
         names = {str(wish.destination.get("connection", "postgres")) for wish in wishes}
@@ -158,33 +169,70 @@ def _syncs(
     texts: dict[str, str] = {}
     with private_directory() as directory, Workspace(directory, Stop()) as workspace:
         for wish in wishes:
-            try:
-                if wish.name in texts:
-                    raise DefinitionError("SYNC_TWICE", "another sync has this name; set `sync` in meta.retl")
+            with _left_out(wish, texts, found):
                 name = dbt.name_of(manifest, wish.model)
                 source = DuckDB(warehouse, Source(dbt=name), Invocation(folder, {}))
                 with source.open(workspace) as snapshot:
                     columns = snapshot.description.columns
-                text = _text(wish, name, manifest.tests(wish.model), columns)
+                tests = _enforced_tests(manifest, wish)
+                key = _key(wish, tests, columns)
+                contract = [_column(wish.model, *one, tests, one[0] in key) for one in columns.items()]
+                text = _text(wish, {"dbt": name}, key, ["contract:", *contract], manifest)
                 _prove(folder, wish.name, text)
                 texts[wish.name] = text
-            except (DefinitionError, Mismatch) as problem:
-                errors = each(problem) if isinstance(problem, DefinitionError) else (problem,)
-                found.left_out.append((wish.name, "; ".join(one.message for one in errors)))
     return texts
 
 
-def _text(wish: _Wish, name: str, tests: list[Node], columns: Mapping[str, str]) -> str:
-    enforced = [test for test in tests if _enforced(test) and test.test_metadata]
-    key = _key(wish, enforced, columns)
+def _syncs_of(
+    folder: Path, manifest: Manifest, wishes: list[_Wish], source: str, found: Scaffolded
+) -> dict[str, str]:
+    """The same for a source that cannot be read yet: the columns are those that dbt's files name."""
+    texts: dict[str, str] = {}
+    for wish in wishes:
+        with _left_out(wish, texts, found):
+            name, tests = dbt.name_of(manifest, wish.model), _enforced_tests(manifest, wish)
+            tested = [test.column_name.strip('`"') for test in tests if test.column_name]
+            key = _key(wish, tests, dict.fromkeys([*wish.model.columns, *tested], ""))
+            free = ["# without a contract every column is sent, with the types of the database"]
+            text = _text(wish, {"from": source, "dbt": name}, key, free, manifest)
+            _prove(folder, wish.name, text)
+            texts[wish.name] = text
+    return texts
+
+
+@contextmanager
+def _left_out(wish: _Wish, texts: Mapping[str, str], found: Scaffolded) -> Iterator[None]:
+    """Take down why there is no such sync."""
+    try:
+        if wish.name in texts:
+            raise DefinitionError("SYNC_TWICE", "another sync has this name; set `sync` in meta.retl")
+        yield
+    except (DefinitionError, Mismatch) as problem:
+        errors = each(problem) if isinstance(problem, DefinitionError) else (problem,)
+        found.left_out.append((wish.name, "; ".join(one.message for one in errors)))
+
+
+def _source(folder: Path, adapter: str, *, there: bool) -> str:
+    """The name of the source of what an adapter builds: the project's own, else a new one."""
+    known = open_project(folder).definitions.sources if there else {}
+    return next((name for name, one in known.items() if one.type == type_for(adapter)), "dw")
+
+
+def _enforced_tests(manifest: Manifest, wish: _Wish) -> list[Node]:
+    tests = manifest.tests(wish.model)
+    return [test for test in tests if _enforced(test) and test.test_metadata]
+
+
+def _text(
+    wish: _Wish, place: Mapping[str, str], key: list[str], contract: list[str], manifest: Manifest
+) -> str:
+    name, tests = place["dbt"], manifest.tests(wish.model)
     lines = [f"# Made from the dbt model {name}. You can change this file."]
     if wish.model.description:
         lines.append(f"description: {sentence(wish.model.description)}")
-    source = {"dbt": name} | ({"max_age": wish.meta["max_age"]} if "max_age" in wish.meta else {})
+    source = {**place} | ({"max_age": wish.meta["max_age"]} if "max_age" in wish.meta else {})
     hint = "" if "max_age" in source else " # add max_age: 26h to refuse an older mart"
-    lines += [f"source: {flow(source)}{hint}", f"key: {flow(key)}", "contract:"]
-    for column, kind in columns.items():
-        lines.append(_column(wish.model, column, kind, enforced, column in key))
+    lines += [f"source: {flow(source)}{hint}", f"key: {flow(key)}", *contract]
     lines.append(f"destination: {flow(wish.destination)}")
     lines += [f"{word}: {flow(value)}" for word, value in wish.meta.items() if word in _SYNC_WORDS]
     unused = sorted(test.name for test in tests if test.test_metadata and _unused(test))
@@ -272,21 +320,36 @@ def _prove(folder: Path, name: str, text: str) -> None:
         raise DefinitionError("SYNC_NAME", f"{name!r} is not a valid name of a sync; set `sync` in meta.retl")
     tree = yamlfile.load(folder / "syncs" / f"{name}.yml", text, name=f"syncs/{name}.yml")
     sync = validate(Sync, fill(tree, Environment(folder, None, {})), name=name)
-    assert sync.contract is not None
-    for problem in problems(sync, list(sync.contract.columns or {})):
+    columns = list(sync.contract.columns or {}) if sync.contract is not None else None
+    for problem in problems(sync, columns):
         raise DefinitionError(problem.code, problem.message)
 
 
-def _project(folder: Path, warehouse: Warehouse, manifest: Path, wishes: list[_Wish]) -> str:
-    """retl.yml: dbt's file and target folder, and a connection to fill in for each name in `meta.retl`."""
+def _file_lines(folder: Path, warehouse: Warehouse) -> list[str]:
+    """Of the warehouse in retl.yml."""
     path = os.path.relpath(warehouse.path, folder)
+    return ["  type: duckdb", f"  path: {flow(path)} # or DUCKDB_PATH"]
+
+
+def _source_lines(name: str, type: str) -> list[str]:
+    """A source to fill in for retl.yml."""
+    return ["sources:", f"  {flow(name)}: {flow({'type': type, **_to_fill(name, sources.load(type))})}"]
+
+
+def _to_fill(name: str, kind: Any) -> dict[str, str]:
+    """A variable for each required option of a connection, and for its password."""
+    fields = kind.Connection.model_fields.items()
+    needed = [one for one, info in fields if info.is_required() or one == "password"]
+    return {one: f"${{{re.sub('[^A-Z0-9]', '_', f'{name}_{one}'.upper())}}}" for one in needed}
+
+
+def _project(
+    folder: Path, warehouse: list[str], source: list[str], manifest: Path, wishes: list[_Wish]
+) -> str:
+    """retl.yml: where the marts and dbt's files are, and a connection to fill in for each name in
+    `meta.retl`."""
     target = os.path.relpath(manifest.parent.absolute(), folder)
-    lines = [
-        "warehouse:",
-        "  type: duckdb",
-        f"  path: {flow(path)} # or DUCKDB_PATH",
-        f"  dbt: {flow(target)} # dbt's target folder",
-    ]
+    lines = ["warehouse:", *warehouse, f"  dbt: {flow(target)} # dbt's target folder", *source]
     connections: dict[str, str] = {}
     for wish in wishes:
         name = wish.destination.get("connection")
@@ -294,8 +357,6 @@ def _project(folder: Path, warehouse: Warehouse, manifest: Path, wishes: list[_W
             connections.setdefault(str(name), str(wish.destination.get("type", "postgres")))
     lines += ["connections:"] if connections else []
     for name, type in connections.items():
-        fields = destinations.load(type).Connection.model_fields.items()
-        needed = [one for one, info in fields if info.is_required() or one == "password"]
-        variables = {one: f"${{{re.sub('[^A-Z0-9]', '_', f'{name}_{one}'.upper())}}}" for one in needed}
+        variables = _to_fill(name, destinations.load(type))
         lines.append(f"  {flow(name)}: {flow({'type': type, **variables})}")
     return "\n".join(lines) + "\n"
