@@ -731,6 +731,69 @@ def test_a_row_that_is_gone_is_deleted_only_where_the_user_says_that_the_api_is_
     assert [row[0] for row in rows_of(postgres)] == list(range(2, 30))
 
 
+# inputs
+
+ITEMS = "{id: {type: integer}, price: {type: decimal, max_digits: 12, decimal_places: 2}, more: {type: json}}"
+INPUTS = f"""
+  inputs:
+    i: {{from: shop, path: /v1/cursor, items: data, page: {{cursor: meta.next}}, columns: {ITEMS}}}
+    u: {{table: users}}
+  sql: "SELECT i.id, i.price, i.more ->> '$.color' AS color FROM i JOIN u ON u.user_id = i.id"
+"""
+
+
+def test_an_api_can_be_one_of_several_inputs(workshop: Workshop, shop: Shop, postgres: Database) -> None:
+    shop.misbehave(answer(200, '{"data": [{"id": 1, "price": 1234567890.10, "more": {"color": "red"}}]}'))
+    define(
+        workshop,
+        INPUTS,
+        contract="{id: {type: integer}, color: {type: string}, price: {type: decimal, max_digits: 12, decimal_places: 2}}",
+    )
+    assert workshop.json("sync")["syncs"][0]["inserted"] == 1
+    with postgres.connect() as connection:
+        assert connection.execute("SELECT id, color, price::text FROM crm.items").fetchall() == [
+            (1, "red", "1234567890.10")
+        ]
+
+
+def test_a_value_of_another_type_in_an_input_stops_the_run_and_is_no_null(
+    workshop: Workshop, shop: Shop
+) -> None:
+    rows = [{"id": 1, "price": "a secret", "more": {}}, {"id": 2, "price": "a secret", "more": {}}]
+    shop.misbehave(answer(200, json.dumps({"data": rows})))
+    define(
+        workshop,
+        INPUTS,
+        contract="{id: {type: integer}, price: {type: decimal, max_digits: 12, decimal_places: 2, nullable: true}}",
+    )
+    said = workshop.retl("sync", "--output", "json")
+    (run,) = said.document["syncs"]
+    assert (run["status"], run["error"]["code"]) == ("FAILED", "MART_UNREADABLE")
+    assert "2 rows of the input i have a value of price that its type cannot hold" in run["error"]["message"]
+    assert "a secret" not in said.out + said.err
+
+
+def test_an_input_without_snapshots_makes_deletes_ask_for_complete(workshop: Workshop) -> None:
+    define(workshop, INPUTS, contract="{id: {type: integer}}", deletes="delete")
+    assert "SOURCE_INCOMPLETE" in workshop.retl("validate").err
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        (ITEMS, "has no effect"),  # the sync has a contract
+        ("{id: {type: integer, ge: 0}}", "only a type"),
+        ("{id: {type: decimal}}", "max_digits"),
+    ],
+)
+def test_columns_are_only_types_and_only_without_a_contract(
+    workshop: Workshop, columns: str, says: str
+) -> None:
+    define(workshop, CURSOR.replace("items", f"columns: {columns}, items"))
+    said = workshop.retl("validate")
+    assert (said.code, says in said.err) == (2, True), said.err
+
+
 # secrets
 
 

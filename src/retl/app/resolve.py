@@ -147,7 +147,9 @@ class LoadedProject:
             source = self._source(sync.source.from_, written.without("complete"), invocation, pace)
         else:
             inputs = written.part("inputs")
-            invocation = replace(invocation, contract=None)  # it judges what the SELECT makes of them
+            invocation = replace(
+                invocation, contract=None, watermark=None
+            )  # it judges what the SELECT makes of them
             named = {
                 name: self._source(value.get("from"), inputs.part(name), invocation, pace)
                 for name, value in inputs.value.items()

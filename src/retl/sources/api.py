@@ -146,7 +146,7 @@ class Source(ABC, Generic[OptionsT]):
     Connection: ClassVar[type[BaseModel]]
     Options: ClassVar[type[BaseModel]]
     changes: ClassVar[frozenset[str]] = frozenset({"all", "hash", "watermark"})  # cdf: it has `feed`
-    one_state: ClassVar[bool] = True  # a snapshot is one state of the source; else deletes need `complete`
+    one_state: bool = True  # a snapshot is one state of the source; else deletes need `complete`
     narrows: ClassVar[bool] = False  # `rows` leaves out what is not needed since a mark
     evidence: ClassVar[str]  # what it was tested with
 

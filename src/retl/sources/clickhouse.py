@@ -112,7 +112,7 @@ class ClickHouse(Source[Selected]):
 
     Connection = Server
     Options = Selected
-    one_state: ClassVar[bool] = False
+    one_state = False
     narrows: ClassVar[bool] = True
     evidence = "answers that the engine (chdb 26.9) gave, replayed by a fake server; no real server"
 

@@ -15,7 +15,7 @@ import duckdb
 
 from retl.engine.sql_text import Query, columns, drift, select
 from retl.engine.workspace import NAME, Workspace
-from retl.errors import DefinitionError
+from retl.errors import DefinitionError, SourceError
 from retl.model import Definition
 from retl.sources.api import Description, Invocation, Since, Snapshot, Source
 from retl.sources.dbt import Build
@@ -36,6 +36,7 @@ class Inputs(Source[Select]):
     def __init__(self, options: Select, inputs: Mapping[str, Source[Any]], invocation: Invocation) -> None:
         super().__init__(options, options, invocation)
         self.inputs = inputs
+        self.one_state = all(source.one_state for source in inputs.values())
         zones = {source.timezone for source in inputs.values()}
         if len(zones) > 1:
             raise DefinitionError(
@@ -99,8 +100,9 @@ def _take(workspace: Workspace, path: Path, name: str, source: Source[Any], wait
         own.run(f"ATTACH {literal(str(path))} AS {_FILE}")
         with source.open(own, wait=wait) as snapshot:
             own.harden(source.readable)
-            names = list(snapshot.description.columns)
-            query = snapshot.rows(names)
+            misfit = snapshot.description.misfit
+            query = snapshot.rows(list(snapshot.description.columns))
+            names = [*snapshot.description.columns, *([misfit] if misfit else [])]
             try:
                 own.run(
                     f"CREATE TABLE {_FILE}.main.{quoted(name)} AS SELECT {', '.join(map(quoted, names))}"
@@ -109,8 +111,25 @@ def _take(workspace: Workspace, path: Path, name: str, source: Source[Any], wait
                 )
             except duckdb.Error as problem:
                 raise drift(query, problem) from problem
+            if misfit is not None:
+                _require_fits(own, name, misfit)
         path.chmod(0o600)
         return snapshot.description
+
+
+def _require_fits(own: Workspace, name: str, misfit: str) -> None:
+    """SourceError if an input has a value that its type cannot hold: the SELECT would take it for NULL."""
+    table, column = f"{_FILE}.main.{quoted(name)}", quoted(misfit)
+    found = own.run(
+        f"SELECT {column}, count(*) FROM {table} WHERE {column} IS NOT NULL GROUP BY 1 ORDER BY 1"
+    )
+    if found:
+        raise SourceError(
+            "MART_UNREADABLE",
+            f"{found[0][1]} rows of the input {name} have a value of {found[0][0]} that its type cannot hold",
+            hint=f"give {found[0][0]} another type, such as string or json, and cast it in `sql`",
+        )
+    own.run(f"ALTER TABLE {table} DROP COLUMN {column}")
 
 
 def _health(builds: Sequence[Build]) -> Build | None:

@@ -9,7 +9,8 @@ A contract is required, because JSON has no types: it names the columns, which a
 reads them exactly, digits and all. A decimal or an integer may be a number or a text; every other value of
 another type, or that the type cannot hold, rejects its row (`UNREPRESENTABLE`). A member that a row lacks is
 NULL. A column that no row has is SOURCE_DRIFT, unless it is in `optional`: the API leaves out what is empty.
-Nested members are read as `json`.
+Nested members are read as `json`. As one of several `inputs`, where the contract judges what the SELECT
+makes, the types stand under `columns`, and a value that its type cannot hold stops the run.
 
 An API promises no snapshot: rows may move between pages while they are read. If answers say how many rows
 there are (`total`), the number must stay the same and agree with the rows that came; else the reading starts
@@ -38,6 +39,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, field_validator, model_validator
 
+from retl.contract.model import types_of
 from retl.engine import scratch
 from retl.engine.sql_text import Query
 from retl.engine.workspace import Workspace
@@ -46,14 +48,17 @@ from retl.model import Definition, Duration, Limits
 from retl.net.auth import HeaderName, Secret
 from retl.observe.signals import Stop
 from retl.pace.limiter import Pace
+from retl.project.definitions import Column, Contract
 from retl.sources.api import Description, Invocation, Since, Snapshot, Source, own_pace
 from retl.sources.rest.api import Api, RestConnection
 from retl.sources.rest.pages import Page, Walk, encoded
 from retl.values.from_json import Misfit, Reader, Times, reader
 from retl.values.sql import literal, quoted
+from retl.values.types import Type
 
 WATERMARK = "$watermark"
 MISFIT = "retl misfit"  # the column of a row whose value its type cannot hold
+_TYPE = {"type", "max_digits", "decimal_places", "items"}
 _TRIES = 3  # readings of an API whose rows move
 _LARGEST = 16 * 1024 * 1024  # bytes of a row that DuckDB reads by default
 Scalar = StrictStr | StrictBool | StrictInt | StrictFloat
@@ -69,9 +74,19 @@ class RestOptions(Definition):
     headers: dict[HeaderName, Secret] = Field({}, description="Headers of every request; they are not shown.")
     initial: Scalar | None = Field(None, description="`$watermark` when there is no mark.")
     times: Times = Field("iso", description="How times are written, also `$watermark`.")
+    columns: dict[str, Column] = Field(
+        {}, description="The types of the columns, where no contract has them."
+    )
     optional: tuple[str, ...] = Field((), description="Columns that no row needs to have.")
     max_bytes: Annotated[int, Field(ge=1024)] = Field(_LARGEST, description="The largest answer.")
     timeout: Duration = Field(3600.0, description="For all pages together.")
+
+    @field_validator("columns")
+    @classmethod
+    def _typed(cls, columns: dict[str, Column]) -> dict[str, Column]:
+        if any(column.model_fields_set - _TYPE for column in columns.values()):
+            raise ValueError("a column here has only a type, with its digits or items: a contract has rules")
+        return columns
 
     @field_validator("path")
     @classmethod
@@ -98,18 +113,20 @@ class Rest(Source[RestOptions]):
 
     Connection = RestConnection
     Options = RestOptions
-    one_state: ClassVar[bool] = False
+    one_state = False
     narrows: ClassVar[bool] = True
     evidence = "APIs on real sockets that page in every way and misbehave"
 
     def __init__(self, connection: RestConnection, options: RestOptions, invocation: Invocation) -> None:
         super().__init__(connection, options, invocation)
-        if invocation.contract is None:
+        if invocation.contract is None and not options.columns:
             raise DefinitionError(
                 "CONTRACT",
                 "a source of type rest needs a contract: JSON has no types of its own",
-                hint="write the columns and their types under `contract`",
+                hint="write the columns with their types under `contract`, or under an input's `columns`",
             )
+        if invocation.contract is not None and options.columns:
+            raise DefinitionError("OPTION_UNUSED", "`columns` has no effect here: the contract has the types")
         if options.asks_since and invocation.watermark is None:
             raise DefinitionError(
                 "OPTION_UNUSED",
@@ -140,6 +157,12 @@ class Rest(Source[RestOptions]):
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         return Rows(self, workspace)
+
+    def types(self) -> Mapping[str, Type]:
+        """The types of the columns."""
+        if self.options.columns:
+            return types_of(Contract(columns=self.options.columns), self.invocation.folder)
+        return self.invocation.types()
 
     def walk(self, api: Api, since: Since | None) -> Walk:
         """A reading of all pages, not begun."""
@@ -176,7 +199,7 @@ class Rows(Snapshot):
 
     def __init__(self, source: Rest, workspace: Workspace) -> None:
         self._source, self._workspace = source, workspace
-        types = source.invocation.types()
+        types = source.types()
         self._readers = {name: reader(type, source.options.times) for name, type in types.items()}
         if unknown := [name for name in source.options.optional if name not in types]:
             raise DefinitionError(
