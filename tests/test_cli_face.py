@@ -17,10 +17,23 @@ from tests.servers import RedisServer
 
 COMMANDS = {
     "sources",
-    *("init", "demo", "list", "validate", "check", "explain", "sync", "plan", "runs", "show", "status"),
+    *(
+        "init",
+        "demo",
+        "list",
+        "log",
+        "validate",
+        "check",
+        "explain",
+        "sync",
+        "plan",
+        "runs",
+        "show",
+        "status",
+    ),
     *("rejects", "state", "schema", "destinations", "apply", "resolve", "test", "report"),
 }
-LATER = ("log", "rollback", "reconcile", "erase", "watch")
+LATER = ("rollback", "reconcile", "erase", "watch")
 OBSERVERS = {"opentelemetry", "openlineage", "requests"}
 DRIVERS = {
     "duckdb",

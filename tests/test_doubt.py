@@ -93,12 +93,18 @@ def test_a_run_that_compacts_leaves_what_is_in_doubt_to_be_resolved(
     )
     assert ids(api) == [*range(1, ROWS + 1), *range(1001, 1101), 2000]
     assert run(workshop)["unchanged"] == ROWS + 101
+    decided = next(one for one in workshop.json("runs")["runs"] if one["purpose"] == "resolve")
+    assert decided["status"] == "SUCCESS"
+    assert workshop.json("log", "verify")["faults"] == []
+    assert workshop.json("status")["syncs"][0]["status"] == "SUCCESS"
 
 
 def test_what_is_in_doubt_outlives_many_runs_and_is_compacted_once_it_is_resolved(
     workshop: Workshop, api: Api
 ) -> None:
     doubt(workshop, api, applied=True)
+    with (workshop.folder / "retl.yml").open("a") as file:  # the history would keep the deltas too
+        file.write("defaults: {log: {keep: 1ms}}\n")
     for number in range(1001, 1021):
         workshop.warehouse(f"INSERT INTO users VALUES ({number}, 'new', 1)")
         assert run(workshop, "--key", str(number))["inserted"] == 1

@@ -170,6 +170,9 @@ ledger.finish(end, Checkpoint("users", "o", "run-1", lock.epoch), RejectChanges(
     assert [run.status for run in ledger.dead_runs("users")] == ["RUNNING"]
     assert ledger.checkpoints("users") == []
     assert ledger.rejects() == []
+    assert (ledger.chains(), ledger.verify("users")) == ([], [])
+    ledger.abandon("run-1", running(ledger, "run-2"))
+    assert ([one.head_no for one in ledger.chains()], ledger.verify("users")) == ([1], [])
 
 
 def test_halves_take_the_place_of_their_batch(ledger: Ledger) -> None:
@@ -215,12 +218,10 @@ def test_deltas_are_those_that_the_snapshot_does_not_hold(ledger: Ledger) -> Non
 
 
 def test_where_nothing_was_delivered_there_is_no_checkpoint(ledger: Ledger) -> None:
-    epoch = running(ledger)
-    points = [
-        Checkpoint("users", name, "run-1", epoch, baseline_rows=rows) for rows, name in enumerate("cab")
-    ]
-    for number, point in enumerate(points):
-        ledger.finish(ended("run-1", epoch), point, NONE)
+    for number, name in enumerate("cab"):
+        epoch = running(ledger, f"run-{number}")
+        point = Checkpoint("users", name, f"run-{number}", epoch, baseline_rows=number)
+        ledger.finish(ended(f"run-{number}", epoch), point, NONE)
         other = running(ledger, f"other-{number}", "others")
         ledger.finish(ended(f"other-{number}", other), replace(point, sync="others", epoch=other), NONE)
     assert ledger.checkpoint("users", "nowhere") is None
@@ -283,7 +284,8 @@ def test_a_baseline_begins_anew_on_one_object_of_one_sync_and_nowhere_else(
         assert [(delta.delta, delta.delta_rows) for delta in ledger.deltas("users", OBJECT)] == [
             ("delta-run-1", 3)
         ]
-    assert held(ledger, tmp_path, "one", "users", OBJECT) == [way == "anew", False, False, False, False]
+    # its delta is history
+    assert held(ledger, tmp_path, "one", "users", OBJECT) == [way == "anew", False, True, False, False]
     assert held(ledger, tmp_path, "two", "users", "elsewhere") == [True] * 5
     assert held(ledger, tmp_path, "three", "others", OBJECT) == [True] * 5
 
@@ -393,8 +395,9 @@ def test_a_checkpoint_is_as_old_as_it_says_or_else_as_the_end_of_its_run(ledger:
     epoch = running(ledger)
     given = datetime(2026, 11, 21, 6, 0, 1, tzinfo=UTC)
     ledger.finish(ended("run-1", epoch), Checkpoint("users", "a", "run-1", epoch, updated_at=given), NONE)
-    ledger.finish(ended("run-1", epoch), Checkpoint("users", "b", "run-1", epoch), NONE)
-    run = ledger.run("run-1")
+    epoch = running(ledger, "run-2")
+    ledger.finish(ended("run-2", epoch), Checkpoint("users", "b", "run-2", epoch), NONE)
+    run = ledger.run("run-2")
     assert run is not None
     assert [point.updated_at for point in ledger.checkpoints("users")] == [given, run.finished_at]
 
@@ -484,9 +487,9 @@ def test_a_reset_forgets_what_was_delivered_and_its_files(ledger: Ledger, tmp_pa
     assert (ledger.checkpoints("users"), ledger.deltas("users", OBJECT)) == ([], [])
     assert ledger.request("run-1", "b0") is None
     ledger.get_file("unrelated", tmp_path)
-    for name in ("delta-1", "snapshot-1"):
-        with pytest.raises(LedgerError):
-            ledger.get_file(name, tmp_path)
+    ledger.get_file("delta-1", tmp_path)  # it is history
+    with pytest.raises(LedgerError):
+        ledger.get_file("snapshot-1", tmp_path)
     assert len(ledger.rejects()) == len(ledger.runs()) == 1
     ledger.reset("users", None)
     assert ledger.rejects() == []
@@ -502,8 +505,9 @@ def test_pruning_keeps_every_run_the_baseline_stands_on(ledger: Ledger) -> None:
         point = Checkpoint("users", OBJECT, run_id, epochs[run_id], "snapshot", epochs.get("compacted", 0))
         point = replace(point, newest=("compacted", "b0"))  # the target still has its mark
         ledger.finish(ended(run_id, epochs[run_id]), None if run_id == "refused" else point, NONE)
-    assert ledger.prune(timedelta(days=365 * 100)) == 0
-    assert ledger.prune(timedelta(days=-365 * 100)) == 2
+    assert ledger.prune("users", timedelta(days=365 * 100)).runs == 0
+    assert ledger.prune("users", timedelta(days=-365 * 100), dry_run=True).runs == 2
+    assert ledger.prune("users", timedelta(days=-365 * 100)).runs == 2
     assert {run.run_id for run in ledger.runs()} == {"compacted", "newer", "last"}
     assert ledger.batches("refused") == []
     assert ledger.request("refused", "refused") is None

@@ -136,13 +136,13 @@ CREATE TABLE retl_breakers (
 );
 
 -- The chains of ended runs: each link is a digest of the one before and of the run. `chain_id` is the first run of
--- the chain. The links up to `anchor_no` were pruned; `anchor` is the last of them. A sync goes on with the chain
--- that was updated last; it has several if its state was moved.
+-- the chain. `anchors` is JSON: the first and the last number of each row of pruned runs, and the link of the last.
+-- A sync goes on with the chain that was updated last; it has several if its state was moved.
 CREATE TABLE retl_chains (
   chain_id   TEXT PRIMARY KEY,
   sync       TEXT NOT NULL,
-  anchor_no  BIGINT NOT NULL,
-  anchor     TEXT NOT NULL,
+  pruned     BIGINT NOT NULL,
+  anchors    TEXT NOT NULL,
   head_no    BIGINT NOT NULL,
   head       TEXT NOT NULL,
   updated_at TEXT NOT NULL

@@ -58,7 +58,7 @@ def connection(sync: Sync) -> str:
 def _state(
     sync: Sync, ledger: Ledger, now: datetime, changed: str | None, rejects: int, breaker: BreakerRow | None
 ) -> State:
-    good, last = ledger.last_success(sync.name), next(iter(ledger.runs(sync.name, 1)), None)
+    good, last = ledger.last_success(sync.name), ledger.last_run(sync.name)
     newest = max(ledger.checkpoints(sync.name), key=_touched, default=None)
     ended = (good.finished_at or good.started_at) if good else None
     age = (now - ended).total_seconds() if ended else None

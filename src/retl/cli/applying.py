@@ -80,5 +80,5 @@ def resolve(
         with held(ledger, name) as lock:
             chosen = {one.batch.batch_id for one in found}
             mine = [one for one in doubts(ledger, name) if one.batch.batch_id in chosen]
-            resolved += resolve(ledger, lock.epoch, mine, delivered=delivered)
+            resolved += resolve(ledger, lock, mine, delivered=delivered, environment=invocation.environment)
     invocation.show({"resolved": resolved, "delivered": delivered}, lambda: [f"{resolved} rows resolved"])

@@ -12,6 +12,7 @@ FAMILIES = (
     "applying",
     "explaining",
     "history",
+    "log",
     "reporting",
     "state",
     "conflicts",

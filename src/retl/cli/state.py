@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import socket
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +19,7 @@ from retl.cli import output
 from retl.cli.app import app, command, with_shared_options
 from retl.cli.invocation import Invocation, variables
 from retl.cli.output import Table
-from retl.errors import DefinitionError
+from retl.errors import DefinitionError, Later
 
 if TYPE_CHECKING:
     from retl.ledger import Ledger, Lock, RejectRow
@@ -135,6 +136,35 @@ def adopt(
         if sync.first_run is None:
             job = replace(job, sync=sync.model_copy(update={"first_run": "adopt"}))
         return report(invocation, [pipeline.sync(job)])
+
+
+@command(state, "prune")
+def prune(
+    invocation: Invocation,
+    sync: OneSync = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be removed.")] = False,
+) -> int:
+    """Remove history older than `state: {retain: …}` that no run needs any more."""
+    ledger = invocation.session.ledger(create=not dry_run)
+    if sync is not None:
+        _known(ledger, sync)
+    keep = timedelta(seconds=invocation.project.definitions.state.retain)
+    found, busy = [], []
+    for name in [sync] if sync else sorted(ledger.synced()):
+        try:
+            with nullcontext() if dry_run else held(ledger, name):
+                gone = ledger.prune(name, keep, dry_run=dry_run)
+            found.append({"sync": name, "runs": gone.runs, "rejects": gone.rejects, "files": len(gone.files)})
+        except Later as problem:
+            busy.append(f"{name}: {problem.message}")
+    headers = ("sync", "runs", "rejects", "files")
+    table = Table(headers, [tuple(one[name] for name in headers) for one in found])
+    code = Later.exit_code if busy else 0
+    invocation.show(
+        {"dry_run": dry_run, "pruned": found, "busy": busy, "exit_code": code},
+        lambda: [*([table] if found else ["there is no history"]), *busy],
+    )
+    return code
 
 
 @command(state, "unblock")

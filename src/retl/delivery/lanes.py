@@ -36,6 +36,7 @@ from retl.destinations.batch import (
 from retl.destinations.window import KeyWindow
 from retl.errors import Ambiguous, Expired, Later, Poisoned, Spent, Stopped, Systemic, Unavailable
 from retl.model import Retry
+from retl.net.gate import Gate
 from retl.observe import log
 from retl.observe.signals import Stop
 from retl.pace.limiter import Pace
@@ -49,13 +50,15 @@ NOT_APPLIED = RowResult(Kind.RETRY)
 
 @dataclass(frozen=True)
 class Answered:
-    """A batch and its outcome. `status` is done, or split: then the halves have outcomes of their own."""
+    """A batch and its outcome. `status` is done, or split: then the halves have outcomes of their own.
+    `http_status` is that of the last answer over HTTP."""
 
     batch: Batch
     outcome: Outcome | None
     attempts: int = 1
     seconds: float = 0.0
     status: str = "done"
+    http_status: int | None = None
 
     @property
     def operation(self) -> Mode:
@@ -229,6 +232,7 @@ class Delivery:
         """One attempt: write, or resolve if the answer is missing."""
         self.stop.check()
         tries.count += 1
+        tries.gate, destination.gate.http_status = destination.gate, None
         log.event("batch_sending", batch=batch.id, rows=len(batch), attempt=tries.count, level="debug")
         only_once = not (self.capabilities.idempotent or self.resend_unknown)
         # never send again what the target accepted as a job or may have applied: resolve it
@@ -425,11 +429,13 @@ class _Tries:
     count: int = 0
     doubt: bool = False  # an attempt got no answer: part of it may have been applied
     handle: str | None = None  # of the job in the target
+    gate: Gate = field(default_factory=Gate)  # of the lane: it has the status of the last answer
     started: float = field(default_factory=time.monotonic)
 
     def answer(self, batch: Batch, outcome: Outcome | None) -> Answered:
         status = "done" if outcome is not None else "split"
-        return Answered(batch, outcome, self.count, time.monotonic() - self.started, status)
+        seconds = time.monotonic() - self.started
+        return Answered(batch, outcome, self.count, seconds, status, self.gate.http_status)
 
 
 class _Window(Iterator[Batch]):

@@ -27,7 +27,7 @@ from retl.values.sql import literal
 BASELINE = "baseline"  # key, hash (NULL: unknown), owned, ref, seen, confirmed_at
 COMPACT_PAST = 0.2  # rows in deltas, as a share of the snapshot's rows
 COMPACT_DELTAS = 16  # or this many deltas of any size
-DELTA, SNAPSHOT = "delta 1", "snapshot 2"  # formats, as files record them; raise both with the ledger's
+DELTA, SNAPSHOT = "delta 2", "snapshot 2"  # formats, as files record them; raise both with the ledger's
 REMEMBERED = "90 days"  # that the snapshot has deleted keys
 MOVED = "moved"  # the op of a key that leaves the baseline with the answer of the row at its position
 
@@ -199,11 +199,22 @@ def _distrusted(entries: str, found: Distrust) -> str:
 
 def opened(workspace: Workspace, path: Path, format: str) -> str:
     """SQL of the rows of a run file; LedgerError STATE_FORMAT if it has another format."""
-    file = literal(str(path))
-    found = workspace.run(f"SELECT decode(value) FROM parquet_kv_metadata({file}) WHERE decode(key) = 'retl'")
-    if found != [(format,)]:
-        raise former_format(path.name)
-    return f"read_parquet({file})"
+    return f"read_parquet({_checked(workspace, [path], format)})"
+
+
+def all_opened(workspace: Workspace, paths: Sequence[Path], format: str) -> str:
+    """The same for several files, with the path of each row in `filename`."""
+    return f"read_parquet({_checked(workspace, paths, format)}, filename = true)"
+
+
+def _checked(workspace: Workspace, paths: Sequence[Path], format: str) -> str:
+    files = f"[{', '.join(literal(str(path)) for path in paths)}]"
+    kept = f"SELECT file_name, decode(value) FROM parquet_kv_metadata({files}) WHERE decode(key) = 'retl'"
+    formats = dict(workspace.run(kept))
+    for path in paths:
+        if formats.get(str(path)) != format:
+            raise former_format(path.name)
+    return files
 
 
 def _effects(answers: str, delta: Delta) -> str:

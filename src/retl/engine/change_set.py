@@ -38,6 +38,7 @@ _CHUNK = 1 << 20  # bytes of CSV per chunk
 _BLOCK_BYTES = 4 << 20  # approximate size of one block of Python rows as JSON
 _BLOCK_ROWS = 32_768  # more than a batch of the usual size
 _BLOCKS_KEPT = 4
+_NOTHING = "CAST(NULL AS VARCHAR[])"
 
 
 @dataclass(frozen=True)
@@ -181,11 +182,13 @@ class ChangeSet:
         owned = "coalesce(owned, FALSE)"
         if compares:
             owned = "CASE WHEN op = 'insert' THEN FALSE ELSE nullif(owned, FALSE) END"
-        lines = f"SELECT pos, op, key, hash, {owned} AS owned, ref, seen FROM changes"
+        lines = (
+            f"SELECT pos, op, key, hash, {owned} AS owned, ref, seen, {self._unsent} AS unsent FROM changes"
+        )
         if self.succeeds:
             lines += (
-                f" UNION ALL SELECT c.pos, '{MOVED}', s.key, NULL, coalesce(s.owned, FALSE), s.ref, NULL"
-                f" FROM {SUCCEEDED} s"
+                f" UNION ALL SELECT c.pos, '{MOVED}', s.key, NULL, coalesce(s.owned, FALSE), s.ref, NULL,"
+                f" NULL FROM {SUCCEEDED} s"
                 ' JOIN changes c ON c.key = s."by"'
             )
         write_delta(self.workspace, f"({lines})", path)
@@ -225,6 +228,18 @@ class ChangeSet:
         columns = {one.name: f"f{i}" for i, one in enumerate(shape.fields)}
         columns |= {one.name: f"k{i}" for i, one in enumerate(shape.key)}
         return [f"CAST({columns[name]} AS VARCHAR)" for name in names]
+
+    @property
+    def _unsent(self) -> str:
+        """SQL of the names of the fields that are not sent with a row, because they are empty."""
+        kept = [
+            (f"f{i}", one.name) for i, one in enumerate(self.field_map.shape.fields) if one.nulls == "keep"
+        ]
+        if not kept:
+            return _NOTHING
+        names = ", ".join(f"CASE WHEN {f} IS NULL THEN {literal(name)} END" for f, name in kept)
+        present = f"list_filter([{names}], lambda name: name IS NOT NULL)"
+        return f"CASE WHEN op <> 'delete' THEN {present} END"
 
     @cached_property
     def _documents(self) -> str:
@@ -340,11 +355,12 @@ def _upserts(workspace: Workspace, due: Ends) -> str:
 
 
 def write_delta(workspace: Workspace, rows: str, path: Path) -> None:
-    """Write a relation with pos, op, key, hash, owned, ref and seen as a delta."""
+    """Write a relation with pos, op, key, hash, owned, ref, seen and unsent as a delta."""
     path.touch(mode=0o600)
     workspace.run(
         'COPY (SELECT CAST(0 AS INTEGER) AS "partition", CAST(NULL AS BIGINT) AS batch,'
-        f" CAST(pos AS BIGINT) AS row, op, key, hash, owned, ref, CAST(seen AS BLOB) AS seen FROM {rows})"
+        " CAST(pos AS BIGINT) AS row, op, key, hash, owned, ref, CAST(seen AS BLOB) AS seen,"
+        f" CAST(unsent AS VARCHAR[]) AS unsent FROM {rows})"
         f" TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{DELTA}'}})"
     )
 

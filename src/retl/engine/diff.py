@@ -22,6 +22,7 @@ from retl.values.sql import literal
 # due.
 CANDIDATES = "candidates"
 NEVER = "unhex('0000000000000000')"  # digests that no value has
+OUTSIDE = "outside"  # the ending of a key that left the mart and is not in the scope of deletes
 UPSERTS = ("insert", "update", "refresh")
 Ends = Mapping[tuple[str, str | None], int]  # rows by (op, ending)
 
@@ -34,6 +35,7 @@ class Strategy:
     absence: bool  # a key that left the mart is deleted
     once: bool  # append: a key in the baseline is never sent again
     hold_unknown: bool  # a row with an unknown outcome is not sent again
+    scope: str | None = None  # a table: the only keys that are deleted by absence
     refresh_before: datetime | None = None  # rows confirmed before this are sent again, because they expire
     compares: str | None = None  # the payload fingerprint, if rows are written only where nobody edited them
 
@@ -87,7 +89,10 @@ def _compare(workspace: Workspace, strategy: Strategy, join: str) -> None:
         "CASE WHEN r.row IS NULL THEN 'delete' WHEN r.fault IS NOT NULL THEN 'none'"
         f" WHEN b.key IS NULL THEN 'insert' WHEN {changed} THEN 'update'{refresh} ELSE 'unchanged' END"
     )
-    stays = "CASE WHEN b.owned THEN NULL ELSE 'kept' END" if strategy.absence else "'kept'"
+    stays = "'kept'"
+    if strategy.absence:
+        outside = f" WHEN b.key NOT IN (SELECT key FROM {strategy.scope}) THEN '{OUTSIDE}'"
+        stays = f"CASE WHEN NOT b.owned THEN 'kept'{outside if strategy.scope else ''} END"
     doubt = " WHEN b.hash IS NULL THEN 'in_doubt'" if strategy.once or strategy.hold_unknown else ""
     once = " ELSE 'skipped'" if strategy.once else ""
     ending = (

@@ -7,6 +7,7 @@ and field values in the order of the shape.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -32,6 +33,11 @@ class Run:
 
     run_id: str
     started_at: datetime  # aware, UTC
+
+    @classmethod
+    def at(cls, now: datetime) -> Run:
+        """A run with an id that sorts by time."""
+        return cls(f"{now:%Y%m%dT%H%M%S%f}"[:18] + "-" + secrets.token_hex(3), now)
 
 
 @dataclass(frozen=True)

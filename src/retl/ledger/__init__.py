@@ -14,12 +14,16 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import retl
 from retl.errors import DefinitionError, LedgerError, former_format
+from retl.ledger import chain
 from retl.ledger.breakers import BreakerRow
+from retl.ledger.chain import ChainRow, Fault
 from retl.ledger.database import Database, PostgreSQL, SQLite, copy_database, unreadable
 from retl.ledger.files import (
     Directory,
@@ -34,10 +38,12 @@ from retl.ledger.files import (
 from retl.ledger.history import History
 from retl.ledger.journal import Journal
 from retl.ledger.lock import Advisory, Flocks, Lock
+from retl.ledger.pruning import Pruned
 from retl.ledger.rows import (
     Acknowledgement,
     BatchRow,
     Checkpoint,
+    Delivered,
     DeltaRow,
     Purpose,
     Reject,
@@ -47,16 +53,21 @@ from retl.ledger.rows import (
     RunKey,
     RunRow,
     RunStart,
+    cell,
 )
 
 __all__ = [
     "Acknowledgement",
     "BatchRow",
     "BreakerRow",
+    "ChainRow",
     "Checkpoint",
+    "Delivered",
     "DeltaRow",
+    "Fault",
     "Ledger",
     "Lock",
+    "Pruned",
     "Purpose",
     "Reject",
     "RejectChanges",
@@ -76,8 +87,12 @@ FORMAT = 4  # of tables and run files together; raise it when either changes
 _RUNS = "SELECT run_id FROM retl_runs WHERE sync = ?"
 _NEEDED = """
 SELECT snapshot FROM retl_checkpoints WHERE sync = ? AND snapshot IS NOT NULL
-UNION SELECT delta FROM retl_runs AS r WHERE sync = ? AND delta IS NOT NULL AND epoch > COALESCE(
-  (SELECT snapshot_epoch FROM retl_checkpoints AS c WHERE c.sync = r.sync AND c.object = r.object), 0)
+UNION SELECT delta FROM retl_runs AS r WHERE sync = ? AND delta IS NOT NULL AND (started_at >= ?
+  OR (forgotten_at IS NULL AND epoch > COALESCE(
+    (SELECT snapshot_epoch FROM retl_checkpoints AS c WHERE c.sync = r.sync AND c.object = r.object), 0)))
+"""
+_KEPT = """
+SELECT name, d.digest FROM retl_digests d JOIN retl_runs USING (run_id) WHERE sync = ? AND removed_at IS NULL
 """
 _ANSWERED = """
 SELECT batch_id FROM retl_batches JOIN retl_runs USING (run_id)
@@ -111,7 +126,15 @@ class Ledger(Journal, History):
         """Store a durable copy of this file as a run file."""
         # Outside a transaction: on SQLite a large copy would keep every other sync waiting.
         self._database.assert_writable()
-        self._files.put(name, chunks_of(path))
+        digest = sha256()
+
+        def chunks() -> Iterator[bytes]:
+            for chunk in chunks_of(path):
+                digest.update(chunk)
+                yield chunk
+
+        self._files.put(name, chunks())
+        self._stored[name] = digest.hexdigest(), path.stat().st_size
 
     def get_file(self, name: str, directory: Path) -> Path:
         """A path of the run file: in place, or a copy in `directory`."""
@@ -126,19 +149,43 @@ class Ledger(Journal, History):
                 found[match[1]].append(name)
         return {run_id: names for run_id, names in found.items() if names}
 
-    def tidy(self, sync: str) -> None:
-        """Remove the run files of a sync that are no longer read, also those of killed runs. The caller holds
-        the lock of the sync."""
+    def tidy(self, sync: str, keep: float) -> None:
+        """Remove the run files of a sync that are no longer read, also those of killed runs. The deltas of
+        the last `keep` seconds stay, for `retl log`. The caller holds the lock of the sync."""
         self._database.assert_writable()
         names = self._files.names()
         owners = {run_id for (run_id,) in self._database.query(_RUNS, sync)}
-        needed = {name for (name,) in self._database.query(_NEEDED, sync, sync)}
+        since = cell(self.now() - timedelta(seconds=keep))
+        needed = {name for (name,) in self._database.query(_NEEDED, sync, sync, since)}
         answered = {f"request-{batch_id}" for (batch_id,) in self._database.query(_ANSWERED, sync)}
-        self._files.drop(
+        gone = [
             name
             for name in names
             if name in answered or (name.split(".")[0] in owners and _ANSWERS.sub(_DELTA, name) not in needed)
-        )
+        ]
+        if gone:
+            with self._database.transaction():
+                self._mark_removed(gone)
+        self._files.drop(gone)
+
+    def chains(self) -> list[ChainRow]:
+        """The chains of all syncs, by sync."""
+        return self._database.rows(ChainRow, "retl_chains", "ORDER BY sync, updated_at, chain_id")
+
+    def synced(self) -> list[str]:
+        """The syncs that have runs."""
+        return [name for (name,) in self._database.query("SELECT DISTINCT sync FROM retl_runs")]
+
+    def verify(self, sync: str) -> list[Fault]:
+        """What is wrong with the chains of a sync: in each the first run that differs."""
+        changed: dict[str, str] = {}
+        stored = set(self._files.names())
+        for name, digest in self._database.query(_KEPT, sync):
+            if name not in stored:
+                changed[name] = "is missing"
+            elif self._files.digest(name) != digest:
+                changed[name] = "was changed"
+        return list(chain.verify(self._database, sync, changed))
 
     def readable(self) -> list[Path]:
         """The directories where run files are read in place."""

@@ -12,6 +12,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 from retl.errors import LedgerError
@@ -33,6 +34,10 @@ class Files(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes | None: ...
+
+    @abstractmethod
+    def digest(self, name: str) -> str:
+        """The SHA-256 of a file that is there, in hex."""
 
     @abstractmethod
     def drop(self, names: Iterable[str]) -> None:
@@ -71,6 +76,9 @@ class Directory(Files):
         path = self._path / checked(name)
         return path.read_bytes() if path.is_file() else None
 
+    def digest(self, name: str) -> str:
+        return _digest(chunks_of(self._path / checked(name)))
+
     def drop(self, names: Iterable[str]) -> None:
         for name in names:
             path = self._path / checked(name)
@@ -107,6 +115,9 @@ class Table(Files):
     def read(self, name: str) -> bytes | None:
         return b"".join(self._chunks(name)) if self._numbers(name) else None
 
+    def digest(self, name: str) -> str:
+        return _digest(self._chunks(name))
+
     def drop(self, names: Iterable[str]) -> None:
         self._database.change_many("DELETE FROM retl_files WHERE name = ?", [(name,) for name in names])
 
@@ -125,6 +136,13 @@ class Table(Files):
             sql = "SELECT bytes FROM retl_files WHERE name = ? AND chunk = ?"
             for (chunk,) in self._database.query(sql, name, number):
                 yield bytes(chunk)
+
+
+def _digest(chunks: Iterable[bytes]) -> str:
+    digest = sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def chunks_of(path: Path) -> Iterator[bytes]:

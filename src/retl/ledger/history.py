@@ -7,24 +7,18 @@ epochs grow nevertheless, so that an older run can record nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from retl.errors import DefinitionError
-from retl.ledger.rows import RunRow, cell
+from retl.ledger import pruning
+from retl.ledger.pruning import Pruned
+from retl.ledger.rows import Delivered, RunRow, cell
 from retl.ledger.state import State
-
-_UNUSED = """
-status <> 'RUNNING' AND started_at < ? AND run_id NOT IN (SELECT run_id FROM retl_checkpoints)
-AND NOT EXISTS (SELECT 1 FROM retl_checkpoints AS c
-  WHERE substr(c.newest, 3, length(retl_runs.run_id)) = retl_runs.run_id)
-AND ((delta IS NULL AND distrusts IS NULL) OR epoch <= (SELECT c.snapshot_epoch FROM retl_checkpoints c
-  WHERE c.sync = retl_runs.sync AND c.object = retl_runs.object))
-"""
 
 _STATE = """
 SELECT 1 FROM retl_checkpoints WHERE sync = ? UNION SELECT 1 FROM retl_rejects WHERE sync = ?
-UNION SELECT 1 FROM retl_runs WHERE sync = ? AND delta IS NOT NULL
+UNION SELECT 1 FROM retl_runs WHERE sync = ? AND delta IS NOT NULL AND forgotten_at IS NULL
 """
 _REASONS = """
 SELECT stage, code, reason, count(*) FROM retl_rejects WHERE state = 'open' AND sync = ?
@@ -34,6 +28,16 @@ _KEYS = """
 SELECT key FROM retl_rejects WHERE state = 'open' AND sync = ? AND stage = ? AND code = ?
 AND COALESCE(reason, '') = COALESCE(?, '') ORDER BY key LIMIT ?
 """
+# What `state mv` moves; where both syncs may have a row of one identity, that of the old name stays.
+_OF_A_SYNC = {
+    "retl_runs": None,
+    "retl_chains": None,
+    "retl_checkpoints": None,
+    "retl_rejects": None,
+    "retl_erasures": None,
+    "retl_paused": "''",
+    "retl_suppressed": "digest",
+}
 
 
 class History(State):
@@ -59,14 +63,36 @@ class History(State):
         found = self._database.rows(RunRow, "retl_runs", where, sync)
         return (found[0].statistics if found else None) or {}
 
+    def last_run(self, sync: str) -> RunRow | None:
+        """The newest run of a sync that had to do with its mart."""
+        where = "WHERE sync = ? AND purpose <> 'resolve' ORDER BY started_at DESC, run_id DESC LIMIT 1"
+        return next(iter(self._database.rows(RunRow, "retl_runs", where, sync)), None)
+
     def last_success(self, sync: str) -> RunRow | None:
         """The newest run that delivered the mart, with or without rejects."""
         where = (
-            "WHERE sync = ? AND status IN ('SUCCESS', 'SUCCESS_WITH_REJECTS') AND purpose <> 'repair'"
-            " ORDER BY epoch DESC LIMIT 1"
+            "WHERE sync = ? AND status IN ('SUCCESS', 'SUCCESS_WITH_REJECTS')"
+            " AND purpose NOT IN ('repair', 'resolve') ORDER BY epoch DESC LIMIT 1"
         )
         found = self._database.rows(RunRow, "retl_runs", where, sync)
         return found[0] if found else None
+
+    def delivered(self, sync: str | None, run_id: str | None, since: datetime | None) -> list[Delivered]:
+        """The runs with a delta, oldest first; of a sync, one run, or those that went on since a moment."""
+        where = (
+            "WHERE delta IS NOT NULL AND sync = COALESCE(?, sync) AND run_id = COALESCE(?, run_id)"
+            " AND COALESCE(finished_at, '9') >= ? ORDER BY started_at, run_id"
+        )
+        return self._database.rows(Delivered, "retl_runs", where, sync, run_id, cell(since) or "")
+
+    def rollbacks(self) -> list[Delivered]:
+        """The runs that undo another one, oldest first."""
+        where = "WHERE delta IS NOT NULL AND of_run IS NOT NULL ORDER BY started_at, run_id"
+        return self._database.rows(Delivered, "retl_runs", where)
+
+    def file_names(self) -> frozenset[str]:
+        """The run files that are there."""
+        return frozenset(self._files.names())
 
     def open_rejects(self) -> dict[str, int]:
         """How many open rejects each sync has; syncs without any are left out."""
@@ -124,7 +150,12 @@ class History(State):
                     hint=f"retl state reset {new}, or keep it",
                 )
             epoch = self._outdate(old, new)
-            for table in ("retl_runs", "retl_checkpoints", "retl_rejects"):
+            for table, identity in _OF_A_SYNC.items():
+                if identity is not None:
+                    both = f"SELECT {identity} FROM {table} WHERE sync = ?"
+                    self._database.change(
+                        f"DELETE FROM {table} WHERE sync = ? AND {identity} IN ({both})", new, old
+                    )
                 self._database.change(f"UPDATE {table} SET sync = ? WHERE sync = ?", new, old)
             self._database.change("UPDATE retl_locks SET epoch = ? WHERE name IN (?, ?)", epoch, old, new)
             self._move_reported(old, new)
@@ -139,14 +170,14 @@ class History(State):
                 self._database.change("DELETE FROM retl_rejects WHERE sync = ?", sync)
         self._files.drop(files)
 
-    def prune(self, keep: timedelta) -> int:
-        """Remove older runs that no baseline needs, and older closed rejects; returns the number of runs."""
+    def prune(self, sync: str, keep: timedelta, *, dry_run: bool = False) -> Pruned:
+        """Remove what is older of a sync's history: runs that nothing needs, and closed rejects. The caller
+        holds the lock of the sync."""
         database, before = self._database, cell(self.now() - keep)
+        if dry_run:
+            return pruning.prune(database, sync, before, dry_run=True)
         with database.transaction():
-            gone = database.change(f"DELETE FROM retl_runs WHERE {_UNUSED}", before)
-            database.change("DELETE FROM retl_batches WHERE run_id NOT IN (SELECT run_id FROM retl_runs)")
-            closed = "state IN ('applied', 'withdrawn') AND last_seen < ?"
-            database.change(f"DELETE FROM retl_rejects WHERE {closed}", before)
+            gone = pruning.prune(database, sync, before, dry_run=False)
             open_ = {
                 f"request-{batch_id}"
                 for (batch_id,) in database.query("SELECT batch_id FROM retl_batches WHERE status = 'open'")
@@ -154,6 +185,7 @@ class History(State):
             # Inside the transaction: an intent stores its request in another one, which must not begin
             # between the two reads.
             self._files.drop(n for n in self._files.names() if n.startswith("request-") and n not in open_)
+        self._files.drop(gone.files)
         return gone
 
     def _outdate(self, *syncs: str) -> int:

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from retl.errors import InvariantBroken
+from retl.ledger import chain
 from retl.ledger.lock import Lock
 from retl.ledger.paces import Paces
 from retl.ledger.rows import (
@@ -31,7 +32,8 @@ from retl.ledger.rows import (
 )
 
 _DELTAS = """
-WHERE sync = ? AND object = ? AND (delta IS NOT NULL OR distrusts IS NOT NULL) AND epoch > COALESCE(
+WHERE sync = ? AND object = ? AND (delta IS NOT NULL OR distrusts IS NOT NULL) AND forgotten_at IS NULL
+  AND epoch > COALESCE(
   (SELECT snapshot_epoch FROM retl_checkpoints WHERE sync = ? AND object = ?), 0)
 ORDER BY epoch, started_at
 """
@@ -72,11 +74,15 @@ class Journal(Paces):
         where = "WHERE sync = ? AND status = 'RUNNING' ORDER BY epoch, started_at"
         return self._database.rows(RunRow, "retl_runs", where, sync)
 
-    def abandon(self, run_id: str, epoch: int) -> None:
-        """Mark a dead run ABANDONED; `epoch` is that of the run that found it."""
+    def abandon(self, run_id: str, epoch: int) -> str | None:
+        """Mark a dead run ABANDONED; returns the head of its chain. `epoch` is that of the run that found
+        it."""
         sql = "UPDATE retl_runs SET status = 'ABANDONED', finished_at = ? WHERE run_id = ? AND status = ?"
+        batches, now = chain.batches_of(self._database, run_id), self.now()
         with self._fenced(epoch, run_id=run_id) as database:
-            database.change(sql, cell(self.now()), run_id, "RUNNING")
+            if database.change(sql, cell(now), run_id, "RUNNING"):
+                return chain.join(database, run_id, batches, now)
+        return None
 
     def record_delta(
         self,
@@ -86,18 +92,23 @@ class Journal(Paces):
         rows: int,
         fingerprint: Mapping[str, str],
         *,
+        writes: Mapping[str, Sequence[str]] | None = None,
         restart: str | None = None,
         keep: Sequence[str] = (),
     ) -> None:
-        """The durable run file `name` belongs to the baseline from now on. `restart`: an object; its old
-        baseline is deleted in the same transaction, except the deltas of the runs in `keep`."""
+        """The durable run file `name` belongs to the baseline from now on; the run `writes` these fields of
+        the target, by operation. `restart`: an object; its old baseline is forgotten in the same transaction,
+        except the deltas of the runs in `keep`."""
         forgotten: list[str] = []
         with self._fenced(epoch, run_id=run_id) as database:
             if restart is not None:
                 sync = database.query("SELECT sync FROM retl_runs WHERE run_id = ?", run_id)[0][0]
                 forgotten = self._forget(sync, restart, keep)
-            sql = "UPDATE retl_runs SET delta = ?, delta_rows = ?, fingerprint = ? WHERE run_id = ?"
-            database.change(sql, name, rows, cell(fingerprint), run_id)
+            self._record_files(run_id)
+            sql = (
+                "UPDATE retl_runs SET delta = ?, delta_rows = ?, fingerprint = ?, fields = ? WHERE run_id = ?"
+            )
+            database.change(sql, name, rows, cell(fingerprint), cell(writes), run_id)
         self._files.drop(forgotten)
 
     def forget(self, sync: str, object: str, epoch: int, *, keep: Sequence[str] = ()) -> None:
@@ -146,12 +157,16 @@ class Journal(Paces):
         there. `epoch` is that of the lock the caller holds."""
         with self._fenced(epoch, sync=checkpoint.sync):
             files = self._forget(checkpoint.sync, checkpoint.object)
+            self._record_files((checkpoint.snapshot or "").split(".")[0])
             self._put_checkpoint(checkpoint, self.now())
         self._files.drop(files)
 
     def objects(self, sync: str) -> list[str]:
         """The objects for which a run of the sync has recorded a delta."""
-        sql = "SELECT DISTINCT object FROM retl_runs WHERE sync = ? AND delta IS NOT NULL ORDER BY object"
+        sql = (
+            "SELECT DISTINCT object FROM retl_runs WHERE sync = ? AND delta IS NOT NULL"
+            " AND forgotten_at IS NULL ORDER BY object"
+        )
         return [str(name) for (name,) in self._database.query(sql, sync)]
 
     def open_batches(self, run_id: str, epoch: int, batches: Sequence[BatchRow]) -> None:
@@ -181,6 +196,9 @@ class Journal(Paces):
         answers = [replace(one, answered_at=one.answered_at or now) for one in results]
         ends = [("failed" if r.error else "done", *packed(r)[1:], run_id, r.batch_id) for r in answers]
         with self._fenced(epoch, run_id=run_id) as database:
+            self._record_files(run_id)
+            if run_id not in self._holding:  # a run that the caller recovers
+                chain.amend(database, run_id, epoch)
             if database.change_many(_ACKNOWLEDGE, ends) != len(ends):
                 raise InvariantBroken("BATCH_UNKNOWN", f"run {run_id} acknowledges a batch it never opened")
         # After the commit: a request without an open batch is harmless; the reverse is not.
@@ -203,9 +221,10 @@ class Journal(Paces):
         """The request bytes of a batch that is not acknowledged."""
         return self._files.read(_request(batch_id))
 
-    def finish(self, run: RunEnd, checkpoint: Checkpoint | None, rejects: RejectChanges) -> None:
-        """Record the end of a run in one transaction: its row, its checkpoint and its rejects."""
-        now = self.now()
+    def finish(self, run: RunEnd, checkpoint: Checkpoint | None, rejects: RejectChanges) -> str:
+        """Record the end of a run in one transaction: its row, its checkpoint, its rejects, and its link in
+        the chain; returns the head of the chain."""
+        now, batches = self.now(), chain.batches_of(self._database, run.run_id)
         end = (run.status, *map(cell, (run.counts, run.phases, run.guards, run.error, run.source_version)))
         end = (*end, cell(run.statistics))
         end = (*end, cell(now), run.run_id)
@@ -215,6 +234,10 @@ class Journal(Paces):
             self._merge(sync, run.epoch, rejects)
             if checkpoint is not None:
                 self._put_checkpoint(checkpoint, now)
+            self._record_files(run.run_id)
+            head = chain.join(database, run.run_id, batches, now)
+        self._holding.pop(run.run_id, None)
+        return head
 
     def checkpoint(self, sync: str, object: str) -> Checkpoint | None:
         found = [row for row in self.checkpoints(sync) if row.object == object]

@@ -50,7 +50,7 @@ class RunStart:
 @dataclass(frozen=True, slots=True)
 class RunRow(RunStart):
     """A whole run. `delta` is the file of its candidates, durable before its first write; `fields` are the
-    target's fields that it writes."""
+    target's fields that it writes, by operation."""
 
     status: str = "RUNNING"
     heartbeat_at: datetime | None = None
@@ -64,7 +64,7 @@ class RunRow(RunStart):
     delta: str | None = None
     delta_rows: int | None = None
     distrusts: Mapping[str, Any] | None = None
-    fields: Sequence[str] | None = None
+    fields: Mapping[str, Sequence[str]] | None = None
     forgotten_at: datetime | None = None
     amends: Mapping[str, Sequence[str]] | None = None
     digest: str | None = None
@@ -101,6 +101,19 @@ class DeltaRow:
     delta_rows: int | None
     fingerprint: Mapping[str, Any]
     distrusts: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A run that has a delta, as `retl log` sees it. `fields`: those that it writes, by operation."""
+
+    run_id: str
+    sync: str
+    object: str
+    of_run: str | None
+    started_at: datetime
+    delta: str
+    fields: Mapping[str, Sequence[str]] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,20 @@ from datetime import datetime
 from retl.ledger.database import Database
 from retl.ledger.files import Files
 from retl.ledger.lock import Lock, lost
+from retl.ledger.rows import cell
 
 _TOUCH = """
 UPDATE retl_locks SET epoch = epoch
 WHERE epoch = ? AND name = COALESCE(?, (SELECT sync FROM retl_runs WHERE run_id = ?))
 """
 
-_DELTAS_OF = """
-SELECT delta FROM retl_runs WHERE sync = ? AND object = COALESCE(?, object) AND delta IS NOT NULL
+_FORGET = """
+UPDATE retl_runs SET forgotten_at = ? WHERE sync = ? AND object = COALESCE(?, object) AND status <> 'RUNNING'
+AND forgotten_at IS NULL AND (delta IS NOT NULL OR distrusts IS NOT NULL)
+"""
+_RECORD_FILE = """
+INSERT INTO retl_digests (name, run_id, digest, bytes) VALUES (?, ?, ?, ?)
+ON CONFLICT (name) DO UPDATE SET digest = excluded.digest, bytes = excluded.bytes, removed_at = NULL
 """
 _SNAPSHOTS_OF = """
 SELECT snapshot FROM retl_checkpoints
@@ -41,6 +47,7 @@ class State:
         self._files = files
         self._locks: dict[str, Lock] = {}  # by sync
         self._holding: dict[str, Lock] = {}  # by run
+        self._stored: dict[str, tuple[str, int]] = {}  # digest and bytes of files that no row names yet
 
     def now(self) -> datetime:
         """The ledger's clock, aware and in UTC: the server's for PostgreSQL, else this machine's."""
@@ -62,16 +69,32 @@ class State:
                 raise lost()
             yield database
 
+    def _record_files(self, run_id: str) -> None:
+        """In a transaction: record the digests of the run's files that were stored since the last time."""
+        for name in [one for one in self._stored if one.split(".")[0] == run_id]:
+            self._database.change(_RECORD_FILE, name, run_id, *self._stored.pop(name))
+
     def _forget(self, sync: str, object: str | None, keep: Sequence[str] = ()) -> list[str]:
-        """Delete checkpoints and deltas, except those of the runs in `keep`; returns the run files that are
-        no longer needed."""
+        """Delete checkpoints; the deltas, except those of the runs in `keep`, are only history from now on.
+        Returns the run files that are no longer needed."""
         database, of = self._database, (sync, object)
         others = f"AND run_id NOT IN ({', '.join('?' * len(keep))})" if keep else ""
-        files = [str(name) for (name,) in database.query(_DELTAS_OF + others, *of, *keep)]
-        files += [str(name) for (name,) in database.query(_SNAPSHOTS_OF, *of)]
+        files = [str(name) for (name,) in database.query(_SNAPSHOTS_OF, *of)]
         opened = database.query(_REQUESTS_OF + others, *of, *keep)
-        files += [f"request-{batch_id}" for (batch_id,) in opened]
+        requests = [f"request-{batch_id}" for (batch_id,) in opened]
         where = "WHERE sync = ? AND object = COALESCE(?, object)"
-        database.change(f"UPDATE retl_runs SET delta = NULL, distrusts = NULL {where} {others}", *of, *keep)
+        database.change(_FORGET + others, cell(self.now()), *of, *keep)
+        database.change(
+            f"UPDATE retl_runs SET delta = NULL, distrusts = NULL {where} AND status = 'RUNNING' {others}",
+            *of,
+            *keep,
+        )
         database.change(f"DELETE FROM retl_checkpoints {where}", *of)
-        return files
+        self._mark_removed(files)
+        return files + requests
+
+    def _mark_removed(self, files: Sequence[str]) -> None:
+        """In a transaction, before they are removed: nobody misses these files."""
+        sql = "UPDATE retl_digests SET removed_at = ? WHERE name = ? AND removed_at IS NULL"
+        now = cell(self.now())
+        self._database.change_many(sql, [(now, name) for name in files])

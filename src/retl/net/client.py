@@ -97,9 +97,11 @@ class Client:
         longest: int | None = None,
         proxy: SecretStr | None = None,
         ca_file: str | None = None,
+        on_status: Callable[[int], None] = lambda _status: None,
     ) -> None:
         """Every request, also one for a token, takes a permit of its own, and the way by `proxy`. `ca_file`:
-        the authorities of the server, if not the system's."""
+        the authorities of the server, if not the system's. `on_status` is called with the status of each
+        answer, but of one for a token."""
         self.address = address
         self._ca_file = ca_file
         self._auth, self._timeouts, self._permit, self._longest = auth, timeouts, permit, longest
@@ -111,6 +113,7 @@ class Client:
             **headers,
         }
         self._proxied = proxy
+        self._on_status = on_status
         self._kept: _Connection | None = None
         self.sent = 0  # bytes of all requests, heads included
         self._used = 0.0  # time of the last answer on the kept connection
@@ -200,6 +203,7 @@ class Client:
             raise Ambiguous(
                 "HTTP_NO_ANSWER", f"{self.address} did not answer: {type(error).__name__}"
             ) from None
+        self._on_status(response.status)
         if into is not None and response.status == HTTPStatus.OK:
             content, whole = b"", _copy(response, into)
         else:

@@ -10,7 +10,10 @@ from retl.net.waits import Quota
 
 
 class Gate:
-    """For one destination and one thread."""
+    """For one destination and one thread. `http_status` is that of the last answer, if any since it was set
+    to None."""
+
+    http_status: int | None = None
 
     def permits(self) -> Permit:
         """The source of permits. A client takes one permit for each request."""
@@ -18,3 +21,7 @@ class Gate:
 
     def on_quota(self, quota: Quota) -> None:
         """Called with the target's own quota, as an answer reported it."""
+
+    def on_status(self, status: int) -> None:
+        """Called with the status of each answer over HTTP."""
+        self.http_status = status

@@ -340,6 +340,7 @@ class Deletes(Definition):
     """What happens at the target to a key that left the mart."""
 
     how: Literal["keep", "delete", "set"] = "keep"
+    within: str | None = None  # SQL over the key's columns: other keys stay
     set: dict[str, Any] = Field(default={})
     restore: dict[str, Any] = Field(default={})
 
@@ -358,6 +359,13 @@ class Deletes(Definition):
 class SetSpelling(TypedDict, total=False):
     set: Required[dict[str, Any]]
     restore: dict[str, Any]
+    within: str
+
+
+@with_config(_CLOSED)
+class WithinSpelling(TypedDict):
+    delete: Literal[True]
+    within: str
 
 
 def _deletes(value: object) -> object:
@@ -366,9 +374,14 @@ def _deletes(value: object) -> object:
         return {"how": value}
     if isinstance(value, dict) and "how" not in value and "set" in value:
         return {**value, "how": "set"}
+    if isinstance(value, dict) and value.keys() == {"delete", "within"} and value["delete"] is True:
+        return {"how": "delete", "within": value["within"]}
     if isinstance(value, Deletes):
         return value
-    raise ValueError("`deletes` must be keep, delete or {set: {field: value}, restore: {field: value}}")
+    raise ValueError(
+        "`deletes` must be keep, delete, {delete: true, within: SQL} or"
+        " {set: {field: value}, restore: {field: value}, within: SQL}"
+    )
 
 
 def _several(value: object) -> object:
@@ -429,6 +442,12 @@ class Rejects(Definition):
         if self.model_fields_set and "payload" not in self.model_fields_set:
             raise ValueError("`mask` and `retain` need `payload: true`: they apply to the stored rows")
         return self
+
+
+class Log(Definition):
+    """How long `retl log` can show the rows of a run."""
+
+    keep: Duration = 400 * 86400.0
 
 
 class BatchSize(Definition):
@@ -497,7 +516,9 @@ class Sync(Definition):
     ] = Changes()
     deletes: Annotated[
         Deletes,
-        BeforeValidator(_deletes, json_schema_input_type=Literal["keep", "delete"] | SetSpelling),
+        BeforeValidator(
+            _deletes, json_schema_input_type=Literal["keep", "delete"] | SetSpelling | WithinSpelling
+        ),
         Field(json_schema_extra={"default": "keep"}),
     ] = Deletes()
     cascade: bool = False  # deletes may change other tables through foreign keys
@@ -510,6 +531,7 @@ class Sync(Definition):
     ] = Conflicts()
     guards: Guards = Guards()
     rejects: Rejects = Rejects()
+    log: Log = Log()
     checks: tuple[str | Results, ...] = ()
     formats: Formats = Formats()
     batch: BatchSize = BatchSize()
@@ -577,7 +599,10 @@ class Warehouse(Definition):
 
 
 class State(Definition):
+    """Where the ledger is, and how long `retl state prune` leaves history there."""
+
     url: str = "file:.retl"
+    retain: Duration = 400 * 86400.0
 
 
 class ConnectionRef(BaseModel):

@@ -13,7 +13,7 @@ from typing import Any
 
 from retl.contract.judge import build
 from retl.destinations.batch import Visit
-from retl.engine import mapping, selection, sql_text
+from retl.engine import mapping, scope, selection, sql_text
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
@@ -80,4 +80,7 @@ def columns(sync: Sync, source: Source[Any]) -> dict[str, str]:
 
 def _field_map(sync: Sync, source: Source[Any], folder: Path, state_id: str) -> FieldMap:
     contract = build(sync.contract, columns(sync, source), folder, sync.key, source.timezone)
-    return mapping.build(sync, contract, _NOBODY, state_id=state_id, timezone=source.timezone)
+    field_map = mapping.build(sync, contract, _NOBODY, state_id=state_id, timezone=source.timezone)
+    if sync.deletes.within is not None:
+        scope.check(field_map, sync.deletes.within, source.invocation.variables, sync.name)
+    return field_map

@@ -36,6 +36,7 @@ def move(ledger: Ledger, sync: str, plan: Plan, workspace: Workspace, epoch: int
         newest=plan.basis.newest,
         source_version=former.source_version if former else None,
         others=former.others if former else {},
+        scope=former.scope if former else None,
     )
     ledger.continue_from(moved, epoch)
     log.event("baseline_moved", rows=rows, former=plan.moved_from)
@@ -88,4 +89,5 @@ def make(
         source_version=plan.source_version,
         others=plan.basis.others if whole else former.others if former else {},
         updated_at=ledger.now(),
+        scope=plan.scope,
     )

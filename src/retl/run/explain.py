@@ -17,7 +17,7 @@ from typing import Any
 from retl.destinations.batch import MODES, Batch, Field, Foreseen, Mode
 from retl.engine import payload
 from retl.engine.change_set import ChangeSet
-from retl.engine.diff import seen_sql
+from retl.engine.diff import OUTSIDE, seen_sql
 from retl.engine.lines import document_sql
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
@@ -54,6 +54,7 @@ _NEXT = {
     "in_doubt": "hold it: it may have arrived, and this target would take it twice",
     "unchanged": "nothing: it is the same as confirmed",
     "succeeded": "nothing: another key stands for the same object in the target",
+    "outside": "nothing: the key left the mart, but it is outside `deletes: {within: …}`",
     "gone": "nothing: the key left the mart, and its row in the target is kept",
     "unknown": "nothing: this key is neither in the mart nor in the baseline",
 }
@@ -140,10 +141,12 @@ class _Rows:
             f"SELECT NULL AS row, a.key, NULL AS hash, b.ref, {seen_sql(self.plan.compares)} AS seen,"
             " x.code, x.reason, x.col,"
             " coalesce(s.op, CASE WHEN x.code IS NOT NULL THEN 'rejected' WHEN b.key IS NULL THEN 'unknown'"
+            f" WHEN n.ending = '{OUTSIDE}' THEN '{OUTSIDE}'"
             " WHEN a.key IN (SELECT key FROM succeeded) THEN 'succeeded' ELSE 'gone' END)"
             f" AS op{parts}{empty}"
             " FROM asked a LEFT JOIN baseline b ON b.key = a.key LEFT JOIN changes s ON s.key = a.key"
             " LEFT JOIN rejects x ON x.key = a.key AND x.row IS NULL"
+            " LEFT JOIN candidates n ON n.key = a.key AND n.op = 'delete'"
             " WHERE a.key NOT IN (SELECT key FROM rows WHERE key IS NOT NULL)"
         )
         payload = f'SELECT "retl row" AS row, {self.plan.field_map.payload} FROM mart'

@@ -18,6 +18,7 @@ from retl.sources.dbt import Build
 GUARDS = (  # the codes for --accept, in the order of the documentation
     "REJECT_RATE",
     "DELETE_RATE",
+    "SCOPE_GREW",
     "EMPTY_SOURCE",
     "ROW_DROP",
     "IDENTITY_CHANGED",
@@ -57,6 +58,9 @@ class Facts:
     baseline_rows: int
     deletes: int = 0
     deletes_on: bool = False
+    scope_known: int | None = None  # rows of the baseline in the scope of deletes; None: all of them
+    scope_read: bool = True  # a row of the mart is in it
+    scope_grown: int = 0  # planned deletes that were outside it at the last run
     reject_codes: tuple[str, ...] = ()  # the most frequent first
     append: str | None = None  # the sync, if it appends
     full_read: bool = True  # no --key, --where, --limit; not append; changes hash or all
@@ -71,6 +75,11 @@ class Facts:
     build: Build | None = None  # dbt's results, if the mart is a dbt model
     max_age: float | None = None  # seconds since its run
     now: datetime | None = None  # on the ledger's clock
+
+    @property
+    def deletable(self) -> int:
+        """The rows of the baseline that would be deleted if the mart had none."""
+        return self.baseline_rows if self.scope_known is None else self.scope_known
 
 
 def judge(facts: Facts, guards: Guards, accepted: Collection[str] = ()) -> list[Refusal]:
@@ -100,10 +109,11 @@ def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
             "see the reasons with `retl show`, fix the mart or the contract, or --accept REJECT_RATE",
         )
     yield from _volume(facts, guards)
-    if facts.full_read and facts.baseline_rows and facts.inserts and not facts.matched:
+    yield from _scope(facts)
+    if facts.full_read and facts.deletable and facts.inserts and not facts.matched:
         yield Refusal(
             "IDENTITY_CHANGED",
-            f"all {facts.inserts} keys are new and all {facts.baseline_rows} delivered keys are gone",
+            f"all {facts.inserts} keys are new and all {facts.deletable} delivered keys are gone",
             "if the key really changed, --accept IDENTITY_CHANGED; otherwise fix `key` or the mart",
         )
     for check in facts.failed_checks:
@@ -124,12 +134,12 @@ def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
 
 def _volume(facts: Facts, guards: Guards) -> Iterator[Refusal]:
     too_few = guards.min_rows is not None and facts.total < guards.min_rows
-    unbuilt = facts.total == 0 and facts.deletes_on and facts.baseline_rows  # else nothing could be deleted
+    empty = facts.total == 0 or not facts.scope_read
+    unbuilt = empty and facts.deletes_on and facts.deletable  # else nothing could be deleted
     if unbuilt or too_few:
         wanted = f"at least {guards.min_rows}" if too_few else "some, since `deletes` is on"
-        yield Refusal(
-            "EMPTY_SOURCE", f"the mart has {facts.total} rows; expected {wanted}", "was the mart built?"
-        )
+        rows = "no rows in the scope of its deletes" if facts.total and not too_few else f"{facts.total} rows"
+        yield Refusal("EMPTY_SOURCE", f"the mart has {rows}; expected {wanted}", "was the mart built?")
     last = facts.last_read or 0
     if facts.full_read and facts.read and last and _over(last - facts.read, guards.max_row_drop, last):
         yield Refusal(
@@ -139,7 +149,7 @@ def _volume(facts: Facts, guards: Guards) -> Iterator[Refusal]:
             "was the mart built whole? If so, --accept ROW_DROP",
         )
     over_rate = facts.deletes > DELETES_ALWAYS_PASS and _over(
-        facts.deletes, guards.max_delete_rate, facts.baseline_rows
+        facts.deletes, guards.max_delete_rate, facts.deletable
     )
     over_rows = guards.max_delete_rows is not None and facts.deletes > guards.max_delete_rows
     if facts.allow_deletes is not None and facts.allow_deletes != facts.deletes:
@@ -152,7 +162,7 @@ def _volume(facts: Facts, guards: Guards) -> Iterator[Refusal]:
         limit = (
             f"max_delete_rows ({guards.max_delete_rows})"
             if over_rows
-            else (f"max_delete_rate ({guards.max_delete_rate:g}) of {facts.baseline_rows}")
+            else (f"max_delete_rate ({guards.max_delete_rate:g}) of {facts.deletable}")
         )
         yield Refusal(
             "DELETE_RATE",
@@ -180,6 +190,15 @@ def _drift(facts: Facts, guards: Guards) -> Iterator[Refusal]:
                     f" ({limit:g})",
                     "fix the mart, or --accept DRIFT, and later runs compare with this one",
                 )
+
+
+def _scope(facts: Facts) -> Iterator[Refusal]:
+    if facts.scope_grown and facts.allow_deletes != facts.deletes:
+        yield Refusal(
+            "SCOPE_GREW",
+            f"{facts.scope_grown} of {facts.deletes} planned deletes were outside `within` at the last run",
+            f"`within` reaches further now; if that is right: --allow-deletes {facts.deletes}",
+        )
 
 
 def _build(build: Build, facts: Facts) -> Iterator[Refusal]:

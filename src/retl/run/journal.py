@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from math import inf
 
 from retl.delivery.lanes import Answered
@@ -40,6 +40,7 @@ class RunJournal:
     _collected: list[Acknowledgement] = field(default_factory=list)
     _since: float = field(default_factory=time.monotonic)
     _beat: float = -inf  # the last heartbeat
+    _clock: tuple[datetime, float] | None = None  # of the ledger, and ours at the same moment
     _guard: threading.RLock = field(default_factory=threading.RLock)
 
     def now(self) -> datetime:
@@ -76,6 +77,8 @@ class RunJournal:
                     answered.outcome,
                     answered.attempts,
                     round(answered.seconds * 1000),
+                    answered_at=self._at(),
+                    http_status=answered.http_status,
                 )
             )
             full = len(self._collected) >= GROUP or time.monotonic() - self._since >= GROUP_SECONDS
@@ -104,6 +107,13 @@ class RunJournal:
             self._files += 1
             self.ledger.put_file(path.name, path)
             path.unlink()
+
+    def _at(self) -> datetime:
+        """The time now on the ledger's clock, which is asked once."""
+        if self._clock is None:
+            self._clock = self.ledger.now(), time.monotonic()
+        began, then = self._clock
+        return began + timedelta(seconds=time.monotonic() - then)
 
     def _row(self, batch: Batch) -> BatchRow:
         with self._guard:

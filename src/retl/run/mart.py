@@ -16,9 +16,10 @@ from typing import Any
 from retl.contract import judge
 from retl.contract.judge import Contract
 from retl.destinations.batch import Capabilities
-from retl.engine import feed, freeze, hash, mapping, payload, selection, sql_text
+from retl.engine import feed, freeze, hash, mapping, payload, scope, selection, sql_text
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.payload import Payload
+from retl.engine.scope import Scope
 from retl.engine.selection import Cursor
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch
@@ -55,6 +56,7 @@ class Opened:
     mapped: Mapped
     cursor: Cursor | None
     measured: tuple[str, ...]  # columns whose drift is judged
+    scope: Scope | None  # of deletes by absence; None: every key
 
     @property
     def description(self) -> Description:
@@ -121,7 +123,9 @@ def open_mart(job: Job, run: Run, workspace: Workspace) -> Opened:
     measured = tuple(one.column for one in sync.guards.drift)
     if missing := next((name for name in measured if name not in columns), None):
         raise Mismatch("SOURCE_DRIFT", f"the mart has no column {missing!r}, which `drift` names")
-    return Opened(snapshot, reader, mapped, selection.cursor(sync, columns), measured)
+    within = sync.deletes.within
+    found = within and scope.check(mapped.field_map, within, job.options.variables, sync.name)
+    return Opened(snapshot, reader, mapped, selection.cursor(sync, columns), measured, found or None)
 
 
 def follows(job: Job) -> bool:

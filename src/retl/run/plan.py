@@ -78,6 +78,7 @@ class Plan:
     basis: Basis
     fingerprints: Mapping[str, str]
     watermark: str | None  # the next mark
+    scope: str | None  # of its deletes, for the checkpoint
     read_rows: int  # of the last whole read, possibly this one
     source_version: str
     statistics: Mapping[str, Statistics] | None  # by column, where drift is judged

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from retl.destinations.batch import MODES, Batch
-from retl.engine import change_set, diff, hash, judge, selection, statistics, succession
+from retl.engine import change_set, diff, hash, judge, scope, selection, statistics, succession
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Ends, Strategy
 from retl.engine.mapping import Run
+from retl.engine.scope import Scope, Scoped
 from retl.engine.statistics import Drifted, Statistics
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, TargetError
@@ -38,6 +39,7 @@ class Diffed:
     strategy: Strategy
     read: int
     watermark: str | None
+    scoped: Scoped | None  # where only keys in a scope are deleted
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Due:
 
     changes: ChangeSet
     ends: Ends
+    scope_grown: int  # deletes that were outside the scope of the last run
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,10 @@ def compare(
     )
     field_map = frozen.mapped.field_map
     whole = opened.cursor is None and not chosen.partial and not frozen.fed
+    scoped = None
+    if opened.scope is not None and strategy.absence:
+        scoped = scope.find(workspace, field_map, opened.scope)
+        strategy = replace(strategy, scope=scope.IN_SCOPE)
     diff.diff(workspace, field_map, strategy, known.baseline_rows, whole=whole, fed=frozen.fed)
     succession.withhold(workspace, field_map, strategy, whole=whole, resend=capabilities.idempotent)
     if job.options.adopt:
@@ -113,7 +120,7 @@ def compare(
     if chosen.partial or chosen.limit is not None:
         former = known.basis.checkpoint
         mark = former.watermark if former and not known.distrusted else None
-    return Diffed(strategy, hash.count(workspace), mark)
+    return Diffed(strategy, hash.count(workspace), mark, scoped)
 
 
 def judge_rows(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> Judged:
@@ -159,7 +166,10 @@ def assemble(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> Du
         past = ends.pop((op, None), 0) - taken
         ends[op, None] = taken
         ends[op, "not_attempted"] = ends.get((op, "not_attempted"), 0) + past
-    return Due(changes, ends)
+    former, grown = known.basis.checkpoint and known.basis.checkpoint.scope, 0
+    if former and changes.counts.get("delete"):
+        grown = scope.grown(workspace, frozen.mapped.field_map, Scope.parse(former))
+    return Due(changes, ends, grown)
 
 
 def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
@@ -199,6 +209,7 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
         marks=made.asked.marks,
         fingerprints={**mapped.fingerprints, "mark": extent.fingerprint(job, made.opened)},
         watermark=made.diffed.watermark,
+        scope=_scope(made),
         read_rows=_rows_read(made, whole=whole or (made.frozen.fed and not in_part)),
         source_version=made.opened.description.version,
         statistics=made.judged.statistics,
@@ -241,6 +252,14 @@ def _choose_and_hash(
     return mark
 
 
+def _scope(made: Made) -> str | None:
+    """The scope that the next run compares its own with: a run that deletes nothing by absence keeps it."""
+    former, scope = made.known.basis.checkpoint, made.opened.scope
+    if made.diffed.strategy.absence or former is None:
+        return scope.text() if scope else None
+    return former.scope
+
+
 def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
     """The facts for the guards; `whole`: the whole mart was read."""
     checkpoint, ends = made.known.basis.checkpoint, made.due.ends
@@ -254,6 +273,9 @@ def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
         baseline_rows=made.known.baseline_rows,
         deletes=made.due.changes.counts.get("delete", 0),
         deletes_on=job.sync.deletes.how != "keep",
+        scope_known=made.diffed.scoped.known if made.diffed.scoped else None,
+        scope_read=made.diffed.scoped is None or made.frozen.fed or made.diffed.scoped.read,
+        scope_grown=made.due.scope_grown,
         append=job.sync.name if job.sync.write == "append" else None,
         full_read=whole,
         last_read=checkpoint.read_rows if checkpoint else None,
@@ -302,6 +324,7 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
     """Notes for the reader of the plan."""
     withheld = plan.ends.get(("delete", "not_attempted"), 0)
     succeeded = plan.ends.get(("delete", succession.SUCCEEDED), 0) if made.diffed.strategy.absence else 0
+    outside = plan.ends.get(("delete", diff.OUTSIDE), 0)
     preview = job.target.destination.about.preview
     known, place = made.known, plan.capabilities.object
     notes = {
@@ -321,6 +344,7 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
             plan.distrust is not None and plan.distrust.disown and job.sync.deletes.how != "keep"
         ),
         f"{withheld} deletes wait: a row without a usable key may be one of them": withheld > 0,
+        f"{outside} keys left the mart and stay: they are outside `deletes: {{within: …}}`": outside > 0,
         f"{succeeded} keys left the mart and nothing is deleted for them: each stands for the same object as"
         " another key, because the target does not tell them apart or gave both one id": succeeded > 0,
         "delivery is at_least_once: after a crash a row may arrive twice": (

@@ -68,6 +68,7 @@ class Compared:
     source_version: str
     visited: Visited
     others: Mapping[str, int]  # as `Checkpoint.others`
+    scope: str | None  # as `Checkpoint.scope`
 
 
 def require(sync: Sync, destination: type[Destination[Any]], *, take_ownership: bool) -> None:
@@ -166,6 +167,7 @@ def _compare(
         source_version=opened.description.version,
         visited=visited,
         others=known.basis.others,
+        scope=known.basis.checkpoint.scope if known.basis.checkpoint else None,
     )
 
 
@@ -297,7 +299,10 @@ def _replace_baseline(running: Execution, made: Compared) -> None:
     epoch = running.lock.epoch
     name = f"{run_id}.delta.parquet"
     path = running.workspace.directory / name
-    rows = f"(SELECT pos, op, key, hash, coalesce(owned, FALSE) AS owned, ref, NULL AS seen FROM {REBUILT})"
+    rows = (
+        "(SELECT pos, op, key, hash, coalesce(owned, FALSE) AS owned, ref, NULL AS seen, NULL AS unsent"
+        f" FROM {REBUILT})"
+    )
     change_set.write_delta(running.workspace, rows, path)
     job.ledger.put_file(name, path)
     if made.rows:
@@ -324,6 +329,7 @@ def _checkpoint(running: Execution, made: Compared) -> Checkpoint:
         fingerprints=made.mapped.fingerprints,
         source_version=made.source_version,
         others=made.others,
+        scope=made.scope,
     )
 
 

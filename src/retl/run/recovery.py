@@ -37,8 +37,8 @@ def abandon_dead_runs(ledger: Ledger, sync: str, run_id: str, epoch: int) -> Non
     """The caller holds the lock, so every other RUNNING run of the sync is dead."""
     for dead in ledger.dead_runs(sync):
         if dead.run_id != run_id:
-            ledger.abandon(dead.run_id, epoch)
-            log.event("run_abandoned", dead=dead.run_id)
+            head = ledger.abandon(dead.run_id, epoch)
+            log.event("run_abandoned", dead=dead.run_id, chain=head)
 
 
 def resolve(

@@ -7,12 +7,26 @@ still changes the baseline.
 
 from __future__ import annotations
 
+import getpass
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from retl import __version__
 from retl.destinations.batch import UNKNOWN, WRITTEN, Kind, Outcome, RowResult
-from retl.ledger import Acknowledgement, BatchRow, DeltaRow, Ledger
+from retl.engine.mapping import Run
+from retl.ledger import (
+    Acknowledgement,
+    BatchRow,
+    DeltaRow,
+    Ledger,
+    Lock,
+    RejectChanges,
+    RunEnd,
+    RunStart,
+)
 from retl.project.definitions import Sync
 
 NOT_DELIVERED = RowResult(Kind.RETRY)
@@ -56,9 +70,50 @@ def has_doubt(ledger: Ledger, delta: DeltaRow) -> bool:
     return any(map(_doubtful, ledger.batches(delta.run_id)))
 
 
-def resolve(ledger: Ledger, epoch: int, doubtful: Sequence[Doubt], *, delivered: bool) -> int:
-    """Record that these rows arrived, or did not; returns the number of rows. `epoch` is that of the lock
-    the caller holds."""
+def resolve(
+    ledger: Ledger, lock: Lock, doubtful: Sequence[Doubt], *, delivered: bool, environment: str | None = None
+) -> int:
+    """Record that these rows arrived, or did not, as a run for each object; returns the number of rows. The
+    caller holds the lock of their sync."""
+    for dead in ledger.dead_runs(doubtful[0].sync) if doubtful else ():
+        ledger.abandon(dead.run_id, lock.epoch)  # first: what it changed of ended runs is its own
+    by_object: dict[str, list[Doubt]] = {}
+    for one in doubtful:
+        by_object.setdefault(one.object, []).append(one)
+    for found in by_object.values():
+        _resolve(ledger, lock, found, delivered=delivered, environment=environment)
+    return sum(one.rows for one in doubtful)
+
+
+def _resolve(
+    ledger: Ledger,
+    lock: Lock,
+    doubtful: Sequence[Doubt],
+    *,
+    delivered: bool,
+    environment: str | None,
+) -> None:
+    run = Run.at(ledger.now())
+    ledger.begin(
+        RunStart(
+            run_id=run.run_id,
+            sync=doubtful[0].sync,
+            object=doubtful[0].object,
+            purpose="resolve",
+            environment=environment,
+            correlation_id=None,
+            epoch=lock.epoch,
+            started_at=run.started_at,
+            vars={},
+            fingerprint={},
+            source_identity={},
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            user=getpass.getuser(),
+            version=__version__,
+            options={"delivered": delivered},
+        )
+    )
     for one in doubtful:
         known = WRITTEN if delivered else NOT_DELIVERED
         outcome = one.batch.outcome or Outcome(UNKNOWN)
@@ -68,8 +123,8 @@ def resolve(ledger: Ledger, epoch: int, doubtful: Sequence[Doubt], *, delivered:
             exceptions={row: _resolved(result, known) for row, result in outcome.exceptions.items()},
         )
         answer = Acknowledgement(one.batch.batch_id, resolved, one.batch.attempts)
-        ledger.acknowledge(one.run_id, epoch, [answer])
-    return sum(one.rows for one in doubtful)
+        ledger.acknowledge(one.run_id, lock.epoch, [answer])
+    ledger.finish(RunEnd(run.run_id, lock.epoch, "SUCCESS"), None, RejectChanges())
 
 
 def _resolved(result: RowResult, known: RowResult) -> RowResult:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import secrets
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,7 +19,18 @@ from typing import Any
 from retl import __version__
 from retl.delivery.lanes import Answered, Delivery, prepared
 from retl.destinations.api import Destination
-from retl.destinations.batch import MODES, PRESENT, Batch, Capabilities, Decision, Kind, Outcome, Visit
+from retl.destinations.batch import (
+    MODES,
+    PRESENT,
+    Batch,
+    Capabilities,
+    Decision,
+    Kind,
+    Outcome,
+    Shape,
+    SoftDelete,
+    Visit,
+)
 from retl.engine import hash
 from retl.engine.answers import Answers
 from retl.engine.baseline import Distrust
@@ -43,8 +53,13 @@ EXAMPLES_KEPT = 100  # rejects kept with the run itself
 
 def new_run(job: Job) -> Run:
     """A run with an id that sorts by time, on the ledger's clock."""
-    now = job.ledger.now()
-    return Run(f"{now:%Y%m%dT%H%M%S%f}"[:18] + "-" + secrets.token_hex(3), now)
+    return Run.at(job.ledger.now())
+
+
+def _written(shape: Shape) -> dict[str, list[str]]:
+    """The target's fields that a sync writes, by operation; of a delete only those that a soft one sets."""
+    soft = shape.deletes.set if isinstance(shape.deletes, SoftDelete) else ()
+    return {"upsert": [one.name for one in shape.fields], "delete": list(soft)}
 
 
 def _decided(decisions: Mapping[str, Decision]) -> dict[str, Any]:
@@ -146,6 +161,7 @@ class Execution:
             name,
             len(plan.changes),
             plan.fingerprints,
+            writes=_written(plan.field_map.shape),
             restart=restart,
             keep=plan.basis.kept,
         )
@@ -186,13 +202,13 @@ class Execution:
             job.ledger.unblock(job.target.connection)
             self._finish(status, numbers, made, reject_changes, error)
             if made is not None:
-                job.ledger.tidy(job.sync.name)
+                self._tidy()
         return self._summary(status, error.exit_code if error else 0, numbers, error)
 
     def end(self, numbers: Counts, made: Checkpoint) -> Summary:
         """The end of a run that had no plan: it sent nothing."""
         self._finish("SUCCESS", numbers, made, RejectChanges(retain=self._retain), None)
-        self.job.ledger.tidy(self.job.sync.name)
+        self._tidy()
         return self._summary("SUCCESS", 0, numbers, None)
 
     def refuse(self) -> Summary:
@@ -238,6 +254,13 @@ class Execution:
             failures = self.job.sync.retry.attempts
             self.job.ledger.count_failures(self.job.target.connection, failures, problem.code)
         self._finish(status, numbers, None, rejects, problem)
+
+    def _tidy(self) -> None:
+        """Remove files that are no longer read. The run has ended: if it fails, a later run does it."""
+        try:
+            self.job.ledger.tidy(self.job.sync.name, self.job.sync.log.keep)
+        except RetlError as problem:
+            log.event("tidy_failed", level="warning", code=problem.code)
 
     def _planned(self) -> Plan:
         assert self.plan is not None
@@ -390,7 +413,7 @@ class Execution:
             **self._effort(),
             "rejects": self._account.examples(EXAMPLES_KEPT) if self.plan else [],
         }
-        self.job.ledger.finish(
+        head = self.job.ledger.finish(
             RunEnd(
                 run_id=self.run.run_id,
                 epoch=self.lock.epoch,
@@ -411,6 +434,7 @@ class Execution:
             exit_code=problem.exit_code if problem else 0,
             code=problem.code if problem else None,
             counts={**asdict(numbers), **self._effort()},
+            chain=head,
         )
 
     def _guards(self, problem: RetlError | None) -> list[dict[str, Any]]:

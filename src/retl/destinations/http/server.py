@@ -22,9 +22,15 @@ class HttpTarget(Destination[OptionsT]):
         """Make the client; an answer may have at most `longest` bytes."""
         self._http, self._address = http, Address.parse(http.base_url)
         headers = {name: value.get_secret_value() for name, value in http.headers.items()}
-        permits = self.gate.permits()
         self._client = Client(
-            self._address, http.auth, headers, http.timeouts, permits, longest, proxy=http.proxy
+            self._address,
+            http.auth,
+            headers,
+            http.timeouts,
+            self.gate.permits(),
+            longest,
+            proxy=http.proxy,
+            on_status=self.gate.on_status,
         )
 
     @property
