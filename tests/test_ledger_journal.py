@@ -502,6 +502,8 @@ def test_pruning_keeps_every_run_the_baseline_stands_on(ledger: Ledger) -> None:
         if run_id != "refused":
             ledger.record_delta(run_id, epochs[run_id], f"delta-{run_id}", 1, {})
         ledger.intend(run_id, epochs[run_id], replace(batch(), batch_id=run_id), b"body")
+        if run_id not in ("refused", "newer"):
+            ledger.acknowledge(run_id, epochs[run_id], [Acknowledgement(run_id, Outcome(WRITTEN))])
         point = Checkpoint("users", OBJECT, run_id, epochs[run_id], "snapshot", epochs.get("compacted", 0))
         point = replace(point, newest=("compacted", "b0"))  # the target still has its mark
         ledger.finish(ended(run_id, epochs[run_id]), None if run_id == "refused" else point, NONE)

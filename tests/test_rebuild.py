@@ -53,6 +53,7 @@ def test_after_a_lost_ledger_only_different_rows_are_sent(workshop: Workshop, po
     )
     assert [planned[name] for name in ("updated", "inserted", "deleted")] == [1, 1, 0]
     assert run(workshop)["unchanged"] == ROWS
+    assert workshop.json("log", "verify")["faults"] == []
 
 
 APPEND = {"destination": TABLE, "write": "append", "first_run": "send"}

@@ -83,6 +83,7 @@ def test_a_restored_ledger_believes_nothing_that_it_missed(workshop: Workshop, p
     assert rows(postgres) == sorted([*mart(workshop), (8, 8)])  # a row that may be somebody's stays
     again = run(workshop)
     assert (code(again), again["unchanged"]) == (("SUCCESS", None), len(mart(workshop)))
+    assert workshop.json("log", "verify")["faults"] == []
 
 
 def test_a_restored_ledger_appends_nothing_twice(workshop: Workshop, postgres: Database) -> None:

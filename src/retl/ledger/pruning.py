@@ -27,14 +27,20 @@ AND ((delta IS NULL AND distrusts IS NULL) OR forgotten_at IS NOT NULL
 AND run_id NOT IN (SELECT run_id FROM retl_rejects WHERE state = 'open' AND run_id IS NOT NULL)
 AND run_id NOT IN (SELECT run_id FROM retl_paused WHERE run_id IS NOT NULL)
 AND run_id NOT IN (SELECT run_id FROM retl_erasures WHERE run_id IS NOT NULL)
-AND run_id NOT IN (SELECT run_id FROM retl_digests WHERE removed_at IS NULL AND name LIKE '%.images-%')
+AND run_id NOT IN (SELECT run_id FROM retl_digests WHERE removed_at IS NULL AND name LIKE ?)
 """
 # The newest run before an epoch that left a mark at the target.
 _LEFT_A_MARK = """
 SELECT max(epoch) FROM retl_runs AS r WHERE sync = ? AND object = ? AND epoch < ? AND delta IS NOT NULL
 AND EXISTS (SELECT 1 FROM retl_batches AS b WHERE b.run_id = r.run_id AND attempts > 0
-  AND (outcome LIKE '%"kind":"written"%' OR outcome LIKE '%"kind":"skipped"%'))
+  AND (outcome LIKE ? OR outcome LIKE ?))
 """
+_ARRIVED = ('%"kind":"written"%', '%"kind":"skipped"%')
+_UNANSWERED = """
+SELECT min(epoch) FROM retl_runs AS r WHERE sync = ? AND object = ? AND EXISTS
+(SELECT 1 FROM retl_batches AS b WHERE b.run_id = r.run_id AND b.status = 'open')
+"""
+_NEVER = 1 << 62  # later than any epoch
 _SUCCEEDED = """
 SELECT max(epoch) FROM retl_runs WHERE sync = ? AND object = ? AND epoch < ?
 AND status IN ('SUCCESS', 'SUCCESS_WITH_REJECTS')
@@ -71,7 +77,7 @@ class _Run:
 
 def prune(database: Database, sync: str, before: Cell, *, dry_run: bool) -> Pruned:
     """In a transaction: remove what is older than `before` and not needed; a dry run only counts it."""
-    runs = [_Run(*row) for row in database.query(_OLD, sync, before)]
+    runs = [_Run(*row) for row in database.query(_OLD, sync, before, "%.images-%")]
     marked = {name: _marked_since(database, sync, name) for name in {run.object for run in runs}}
     old = {one.run_id: one for one in runs if one.delta is None or one.epoch < marked[one.object]}
     kept = {run_id for (run_id,) in database.query("SELECT run_id FROM retl_runs WHERE sync = ?", sync)}
@@ -99,11 +105,14 @@ def _marked_since(database: Database, sync: str, object: str) -> int:
     """The epoch of the oldest run whose mark the target may still have: a run removes older marks, but not
     those since the checkpoint that it started from. A mark of an unknown run would be STATE_BEHIND."""
 
-    def newest(sql: str, before: int) -> int:
-        return int(database.query(sql, sync, object, before)[0][0] or 0)
+    def left_a_mark(before: int) -> int:
+        return int(database.query(_LEFT_A_MARK, sync, object, before, *_ARRIVED)[0][0] or 0)
 
-    last = newest(_LEFT_A_MARK, 1 << 62)
-    return newest(_LEFT_A_MARK, newest(_SUCCEEDED, last) + 1)
+    last = left_a_mark(_NEVER)
+    if not last:  # a batch without an answer may have left one
+        return int(database.query(_UNANSWERED, sync, object)[0][0] or _NEVER)
+    succeeded = int(database.query(_SUCCEEDED, sync, object, last)[0][0] or 0)
+    return left_a_mark(succeeded + 1)
 
 
 def _record(database: Database, gone: Iterable[_Run]) -> None:
