@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from retl.destinations.batch import SETTLED
 from retl.ledger.database import Database
 from retl.ledger.rows import Cell, cell
 
@@ -33,9 +34,9 @@ AND run_id NOT IN (SELECT run_id FROM retl_digests WHERE removed_at IS NULL AND 
 _LEFT_A_MARK = """
 SELECT max(epoch) FROM retl_runs AS r WHERE sync = ? AND object = ? AND epoch < ? AND delta IS NOT NULL
 AND EXISTS (SELECT 1 FROM retl_batches AS b WHERE b.run_id = r.run_id AND attempts > 0
-  AND (outcome LIKE ? OR outcome LIKE ?))
+  AND (outcome LIKE ? OR outcome LIKE ? OR outcome LIKE ? OR outcome LIKE ?))
 """
-_ARRIVED = ('%"kind":"written"%', '%"kind":"skipped"%')
+_ARRIVED = tuple(f'%"kind":"{kind}"%' for kind in sorted(SETTLED))
 _UNANSWERED = """
 SELECT min(epoch) FROM retl_runs AS r WHERE sync = ? AND object = ? AND EXISTS
 (SELECT 1 FROM retl_batches AS b WHERE b.run_id = r.run_id AND b.status = 'open')

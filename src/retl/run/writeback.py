@@ -50,6 +50,7 @@ _STATUS = {
     Kind.RETRY: "retrying",
     Kind.UNKNOWN: "retrying",
 }
+_IN_PART = "written in part: fields that somebody edited stay"
 _NO_ANSWER = "no answer: it is unknown whether it arrived"
 _RUNS = {"run_id": "VARCHAR", "system": "VARCHAR", "entity": "VARCHAR", "masked": "BOOLEAN"}
 _RUNS |= {"upserted": "VARCHAR[]", "deleted": "VARCHAR[]"}
@@ -106,7 +107,7 @@ def _log(since: str) -> str:
         f" CASE kind {statuses} END END AS write_status,"
         " coalesce(try_cast(regexp_extract(code, '^HTTP_([0-9]{3})$', 1) AS INTEGER), http_status)"
         " AS http_status_code,"
-        f" CASE kind WHEN 'unknown' THEN coalesce(code || ': ' || reason, code, reason, '{_NO_ANSWER}')"
+        f" CASE kind WHEN 'merged' THEN '{_IN_PART}' WHEN 'unknown' THEN coalesce(code || ': ' || reason, code, reason, '{_NO_ANSWER}')"
         " ELSE coalesce(code || ': ' || reason, code, reason) END AS error_message,"
         " answered_at AS write_timestamp, duration_ms, greatest(attempts - 1, 0) AS retry_count,"
         " idempotency_key, batch_id, position"
