@@ -94,6 +94,7 @@ def load(ledger: Ledger, workspace: Workspace, asked: Asked, hides: Callable[[st
 def _log(since: str) -> str:
     """SQL of the log over the loaded tables."""
     statuses = " ".join(f"WHEN '{kind}' THEN '{status}'" for kind, status in _STATUS.items())
+    said = "coalesce(code || ': ' || reason, code, reason)"
     written = "kind IN ('written', 'merged', 'unknown')"
     return (
         "SELECT left(sha256(run_id || '/' || position), 32) AS writeback_id, run_id AS pipeline_run_id,"
@@ -107,8 +108,8 @@ def _log(since: str) -> str:
         f" CASE kind {statuses} END END AS write_status,"
         " coalesce(try_cast(regexp_extract(code, '^HTTP_([0-9]{3})$', 1) AS INTEGER), http_status)"
         " AS http_status_code,"
-        f" CASE kind WHEN 'merged' THEN '{_IN_PART}' WHEN 'unknown' THEN coalesce(code || ': ' || reason, code, reason, '{_NO_ANSWER}')"
-        " ELSE coalesce(code || ': ' || reason, code, reason) END AS error_message,"
+        f" CASE kind WHEN 'merged' THEN '{_IN_PART}' WHEN 'unknown' THEN coalesce({said}, '{_NO_ANSWER}')"
+        f" ELSE {said} END AS error_message,"
         " answered_at AS write_timestamp, duration_ms, greatest(attempts - 1, 0) AS retry_count,"
         " idempotency_key, batch_id, position"
         f" FROM ({_answered(since)}) JOIN logged_runs USING (run_id)"
