@@ -15,6 +15,7 @@ import duckdb
 from retl.contract.judge import MISFIT, Contract, Verdict
 from retl.engine.sql_text import Query, drift
 from retl.engine.workspace import NAME, Workspace
+from retl.errors import SourceError
 from retl.values import storage
 from retl.values.sql import quoted
 
@@ -27,7 +28,7 @@ def freeze(workspace: Workspace, query: Query, columns: Mapping[str, str]) -> in
     """Read these columns of a query (name → DuckDB type) into FROZEN; returns the number of rows.
 
     Collations of the mart are removed: under NOCASE two keys would be equal. Mismatch SOURCE_DRIFT if a
-    column is missing, SourceError if the rows cannot be read."""
+    column is missing, SourceError if the rows cannot be read, or are not as many as the source sent."""
     listed = ", ".join(
         f'{quoted(name)} COLLATE "C" AS {quoted(name)}'
         if kind.startswith("VARCHAR") and "[" not in kind
@@ -43,6 +44,12 @@ def freeze(workspace: Workspace, query: Query, columns: Mapping[str, str]) -> in
     except duckdb.Error as problem:
         raise drift(query, problem) from problem
     count: int = workspace.one(f"SELECT count(*) FROM {NAME}.main.{FROZEN}")[0]
+    if query.count not in (None, count):
+        raise SourceError(
+            "ROWS_LOST",
+            f"{query.origin} sent {query.count} rows, and {count} were read",
+            hint="run again, and report it; nothing was delivered",
+        )
     return count
 
 

@@ -27,6 +27,7 @@ class Query:
     parameters: Mapping[str, Any]
     origin: str  # for messages: the table's name, or where the SQL is written
     meaning: Callable[[Exception], SourceError] | None = None  # of an error of a stream that it reads
+    count: int | None = None  # how many rows it gives, if the source has said so
 
 
 def select(sql: str, variables: Mapping[str, Any], origin: str) -> Query:

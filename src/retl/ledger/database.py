@@ -116,7 +116,7 @@ class Database:
         with contextlib.suppress(self.errors):
             self._connection.close()
 
-    def in_time(self) -> contextlib.AbstractContextManager[None]:
+    def in_time(self) -> contextlib.AbstractContextManager[object]:
         """Ends a statement that takes too long."""
         return contextlib.nullcontext()
 
@@ -219,7 +219,7 @@ class PostgreSQL(Database):
         """Another session on the same ledger."""
         return PostgreSQL(*self._origin)
 
-    def in_time(self) -> contextlib.AbstractContextManager[None]:
+    def in_time(self) -> contextlib.AbstractContextManager[object]:
         return hang_up_after(_STATEMENT, self._connection.fileno())
 
     def translated(self, sql: str) -> str:

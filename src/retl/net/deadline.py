@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from math import inf
 from time import monotonic
@@ -83,8 +83,9 @@ class TimedSocket(socket.socket):
 
 
 @contextmanager
-def hang_up_after(seconds: float, fileno: int) -> Iterator[None]:
-    """Close the connection of this file descriptor if the block takes longer than `seconds`."""
+def hang_up_after(seconds: float, fileno: int) -> Iterator[Callable[[], None]]:
+    """Close the connection of this file descriptor if the block takes longer than `seconds`. It gets the
+    function that closes it, for other reasons."""
 
     def hang_up() -> None:
         with suppress(OSError):
@@ -95,7 +96,7 @@ def hang_up_after(seconds: float, fileno: int) -> Iterator[None]:
         timer.daemon = True
         timer.start()
         try:
-            yield
+            yield hang_up
         finally:
             timer.cancel()
             timer.join()

@@ -1,5 +1,5 @@
-"""PostgreSQL connections for targets and the ledger: options, session settings, and transactions with a
-deadline.
+"""PostgreSQL connections for targets, sources and the ledger: options, session settings, and transactions
+with a deadline.
 
 Parameters are passed as keywords, never in a DSN, because an error in a DSN prints the password. Except on
 the loopback interface, TLS is fully verified. It knows no rows.
@@ -29,6 +29,7 @@ Session: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 
 LOCK_WAIT = 30.0  # seconds to wait for a lock
 IDLE = 60.0  # seconds that a transaction may be idle
+OPENING = 300.0  # seconds to open a session, at most
 CLIENT = {
     "client_encoding": "UTF8",
     "gssencmode": "disable",  # it would replace the verified TLS
@@ -150,18 +151,19 @@ class PostgresConnection(BaseModel):
         own = {"connect_timeout": max(2, round(self.connect_timeout)), "application_name": name}
         return CLIENT | given | own | self._ssl()
 
-    def connect(self, name: str, *, read_only: bool = False) -> Session:
-        """A session with `name` as its application_name. Systemic or Unavailable if it cannot be opened."""
+    def connect(self, name: str, *, read_only: bool = False, idle: float = IDLE) -> Session:
+        """A session with `name` as its application_name, whose transactions may be `idle` for so many
+        seconds. Systemic or Unavailable if it cannot be opened."""
         import psycopg
 
         waits = {
             "lock_timeout": min(LOCK_WAIT, self.timeout),
             "statement_timeout": self.timeout,
-            "idle_in_transaction_session_timeout": IDLE,
+            "idle_in_transaction_session_timeout": idle,
         }
         settings = {of: max(1, round(seconds * 1000)) for of, seconds in waits.items()}
         try:
-            session = open_session(self.keywords(name), self.timeout, settings)
+            session = open_session(self.keywords(name), min(self.timeout, OPENING), settings)
         except psycopg.Error as error:
             raise sqlstate.unconnected(error, f"PostgreSQL at {self.address}", self.user) from None
         except Shared:
