@@ -32,19 +32,21 @@ _CSV = (
 
 @dataclass(frozen=True)
 class Column:
-    """`fits`: a SQL predicate over `x`, the text, for texts that the type surely has room for if they can be
-    cast; None: all texts of the server are values of the type."""
+    """`fits`: a SQL predicate over `{x}`, the text: such texts are values of the type if they can be cast.
+    None: all texts of the server are. `text`: SQL for what is cast."""
 
     name: str
     type: str
     fits: str | None = None
+    text: str = "{x}"
 
     @property
     def value(self) -> str:
         name = quoted(self.name)
         if self.fits is None:
             return name
-        return f"CASE WHEN {self.fits.replace('{x}', name)} THEN TRY_CAST({name} AS {self.type}) END"
+        made = f"CASE WHEN {self.fits} THEN TRY_CAST({self.text} AS {self.type}) END"
+        return made.replace("{x}", name)
 
 
 class Texts:
