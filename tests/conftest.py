@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests import dbt_project, servers
+from tests import dbt_project, mysql_server, servers
 from tests.chromium import CHROMIUM
 
 # With how many examples a property is tried; `make test-all` asks for the second.
@@ -22,6 +22,8 @@ settings.load_profile("many" if os.environ.get("RETL_TEST_ALL") else "some")
 VERSIONS = servers.postgres_versions()
 # Needs a browser, which no wheel carries: without one it is not part of the suite, rather than skipped.
 collect_ignore = [] if CHROMIUM else ["test_report_browser.py"]
+# Needs MariaDB, which no wheel carries either.
+collect_ignore += [] if mysql_server.AVAILABLE else ["test_source_mysql.py"]
 if not os.environ.get("RETL_TEST_ALL"):  # what `make test-all` adds: a package index, or minutes
     collect_ignore += ["test_extras.py", "test_iceberg_foreign.py", "test_source_world.py"]
 

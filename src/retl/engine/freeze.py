@@ -44,13 +44,18 @@ def freeze(workspace: Workspace, query: Query, columns: Mapping[str, str]) -> in
     except duckdb.Error as problem:
         raise drift(query, problem) from problem
     count: int = workspace.one(f"SELECT count(*) FROM {NAME}.main.{FROZEN}")[0]
+    require_all(query, count)
+    return count
+
+
+def require_all(query: Query, count: int) -> None:
+    """SourceError ROWS_LOST if the source sent another number of rows than were read."""
     if query.count not in (None, count):
         raise SourceError(
             "ROWS_LOST",
             f"{query.origin} sent {query.count} rows, and {count} were read",
             hint="run again, and report it; nothing was delivered",
         )
-    return count
 
 
 def edit(workspace: Workspace, judged: Contract, *, keep: bool) -> tuple[Contract, list[tuple[Any, ...]]]:

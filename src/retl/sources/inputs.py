@@ -13,6 +13,7 @@ from typing import Any
 
 import duckdb
 
+from retl.engine.freeze import require_all
 from retl.engine.sql_text import Query, columns, drift, select
 from retl.engine.workspace import NAME, Workspace
 from retl.errors import DefinitionError, SourceError
@@ -111,6 +112,7 @@ def _take(workspace: Workspace, path: Path, name: str, source: Source[Any], wait
                 )
             except duckdb.Error as problem:
                 raise drift(query, problem) from problem
+            require_all(query, own.one(f"SELECT count(*) FROM {_FILE}.main.{quoted(name)}")[0])
             if misfit is not None:
                 _require_fits(own, name, misfit)
         path.chmod(0o600)
