@@ -94,7 +94,7 @@ class Texts:
         listed = [f"{one.value} AS {quoted(one.name)}" for one in self._columns]
         listed += [f"{self._misfit()} AS {quoted(MISFIT)}"] if misfit else []
         reader = f"read_csv({literal(str(self._path))}, columns = {{{shape}}}, {_CSV}{options})"
-        return Query(f"SELECT {', '.join(listed)} FROM {reader}", {}, origin, self.count)
+        return Query(f"SELECT {', '.join(listed)} FROM {reader}", {}, origin, count=self.count)
 
     def _misfit(self) -> str:
         names = ", ".join(literal(one.name) for one in self._columns)
