@@ -78,29 +78,28 @@ def typed(
 ) -> tuple[str, dict[str, str], str | None]:
     """The relation with its texts as values, its columns, and the name of its column of misfits. With
     `strict` there is none: a text that is no value of its type is an error of the query."""
-    listed, found, cases = [], dict[str, str](), []
-    for name, kind in raw.columns.items():
+    columns, found, kept, cases = list[str](), dict[str, str](), list[str](), list[str]()
+    for number, (name, kind) in enumerate(raw.columns.items()):
         column, type = quoted(name), raw.texts.get(name)
         found[name] = kind if type is None else storage_type(type)
         if type is None or type == STRING:
-            listed.append(column)
+            columns.append(column)
             continue
         value, good = text.value(type, column, timezone), text.readable(type, column, timezone)
-        if strict:
-            problem = literal(f"retl: the column {name} has a text that is no {type}")
-            value = f"CASE WHEN {good} THEN {value} ELSE error({problem}) END"
-        else:
-            value = f"CASE WHEN {good} THEN {value} END"
-        listed.append(f"{value} AS {column}")
-        cases.append(f"WHEN NOT {good} THEN {literal(name)}")
+        wrong = literal(f"retl: the column {name} has a text that is no {type}")
+        value = f"CASE WHEN {good} THEN {value}{f' ELSE error({wrong})' if strict else ''} END"
+        columns.append(f"{value} AS {column}")
+        kept.append(f'{column} IS NOT NULL AS "retl {number}"')
+        cases.append(f'WHEN "retl {number}" AND {column} IS NULL THEN {literal(name)}')
     for name, type in optional.items():
         if name not in found:
             found[name] = storage_type(type)
-            listed.append(f"CAST(NULL AS {found[name]}) AS {quoted(name)}")
-    misfit = MISFIT if cases and not strict else None
-    if misfit:
-        listed.append(f"CASE {' '.join(cases)} END AS {quoted(misfit)}")
-    return f"SELECT {', '.join(listed)} FROM ({raw.sql})", found, misfit
+            columns.append(f"CAST(NULL AS {found[name]}) AS {quoted(name)}")
+    if strict or not cases:
+        return f"SELECT {', '.join(columns)} FROM ({raw.sql})", found, None
+    names, case = ", ".join(map(quoted, found)), f"CASE {' '.join(cases)} END"
+    values = f"SELECT {', '.join([*columns, *kept])} FROM ({raw.sql})"  # each text is judged once
+    return f"SELECT {names}, {case} AS {quoted(MISFIT)} FROM ({values})", found, MISFIT
 
 
 def listed(paths: Iterable[Path | str]) -> str:
