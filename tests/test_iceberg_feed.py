@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pyiceberg.expressions import And, GreaterThanOrEqual, In, LessThan
-from pyiceberg.transforms import BucketTransform, IdentityTransform
+from pyiceberg.transforms import IdentityTransform
 from pyiceberg.types import DecimalType, StringType
 
 from tests.lake import Changes, Shop, delete_positions
@@ -228,11 +228,11 @@ class History:
     def partition(self, ids: set[int]) -> None:
         fields = {one.name for one in self.table.spec().fields}
         with self.table.update_spec() as update:
-            if "bucket" in fields:
-                update.remove_field("bucket")
+            if "by_amount" in fields:
+                update.remove_field("by_amount")
             elif "by_name" in fields:
                 update.remove_field("by_name")
-                update.add_field("id", BucketTransform(3), "bucket")
+                update.add_field("amount", IdentityTransform(), "by_amount")
             else:
                 update.add_field(self.table.schema().fields[1].name, IdentityTransform(), "by_name")
 

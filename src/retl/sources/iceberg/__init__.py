@@ -16,6 +16,9 @@ changed.
 Refused by name before a row is read: equality deletes, deletion vectors, files that are not Parquet,
 encrypted files, and columns of types that DuckDB cannot hold exactly (variant, geometry, nanoseconds with a
 time zone).
+
+Not tried against a real server: Glue, Hive, Nessie and other REST catalogs than that of SeaweedFS, and
+storage in Google Cloud or Azure. Glue needs `pyiceberg[glue]`, Hive `pyiceberg[hive]`, beside the extra.
 """
 
 from __future__ import annotations
@@ -86,7 +89,10 @@ class Iceberg(Source[Table]):
     Connection = Lake
     Options = Table
     changes = frozenset({"all", "cdf", "hash", "watermark"})
-    evidence = "the REST catalog and S3 of SeaweedFS, SQL catalogs in SQLite and PostgreSQL"
+    evidence = (
+        "random histories, every pair of versions; the REST catalog and S3 of SeaweedFS; SQL catalogs in"
+        " SQLite and PostgreSQL; tables by PyIceberg and by DuckDB 1.5 (position deletes, updates, merges)"
+    )
 
     @property
     def label(self) -> str:
