@@ -231,7 +231,7 @@ PARQUET = b"PAR1" + b"\0" * 100 + b"PAR1"
         (reset(applied=True), "HTTP_NO_ANSWER"),
         (answer(503), "HTTP_503"),
         (answer(302, Location="http://127.0.0.1:1/"), "HTTP_302"),
-        (answer(500, b"x", X_ClickHouse_Exception_Code="202"), "HTTP_503"),
+        (answer(500, b"x", X_ClickHouse_Exception_Code="202"), "HTTP_500"),
     ],
 )
 def test_an_answer_that_is_not_whole_is_no_short_mart(

@@ -318,7 +318,7 @@ class Result(Snapshot):
         if code == _LOCKED and self._settings:
             return _Locked("LOCKED", said)
         if code in _BUSY:
-            return Unavailable("HTTP_503", said)
+            return Unavailable(f"HTTP_{reply.status}", said)
         if code in _UNKNOWN:
             hint = "fix the SQL or the table; nothing was written"
             return Mismatch("SOURCE_DRIFT", said, hint=hint)
