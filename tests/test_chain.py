@@ -227,21 +227,22 @@ def test_a_pruned_chain_still_verifies_and_keeps_what_is_needed(ledger: Ledger, 
     opened = RejectChanges([Reject("a", None, "contract", "X")])
     ledger.finish(RunEnd("run-4", epoch, "SUCCESS"), checkpoint, opened)
     delivered(ledger, folder, "other-1", "others")
-    epoch = begun(ledger, "run-5")
-    ledger.finish(
-        RunEnd("run-5", epoch, "SUCCESS"), replace(checkpoint, run_id="run-5", epoch=epoch), RejectChanges()
-    )
+    for number in (5, 6):
+        delivered(ledger, folder, f"run-{number}")
+    epoch = begun(ledger, "run-7")
+    last = replace(checkpoint, run_id="run-7", epoch=epoch, snapshot_epoch=epoch - 1)
+    ledger.finish(RunEnd("run-7", epoch, "SUCCESS"), last, RejectChanges())
     assert ledger.prune("users", -AGES, dry_run=True).runs == 2
-    assert {run.run_id for run in ledger.runs("users")} == {f"run-{n}" for n in range(1, 6)}
+    assert {run.run_id for run in ledger.runs("users")} == {f"run-{n}" for n in range(1, 8)}
     gone = ledger.prune("users", -AGES)
-    # run-1 has the snapshot, run-4 the open reject, run-5 the checkpoint
-    assert {run.run_id for run in ledger.runs("users")} == {"run-1", "run-4", "run-5"}
+    # run-1 has the snapshot, run-4 the open reject, run-7 the checkpoint; the target has marks of 5 and 6
+    assert {run.run_id for run in ledger.runs("users")} == {f"run-{n}" for n in (1, 4, 5, 6, 7)}
     assert set(gone.files) == {f"run-{n}.{kind}.parquet" for n in (2, 3) for kind in ("delta", "snapshot")}
     assert not set(gone.files) & set(ledger._files.names())
     assert (found(ledger), found(ledger, "others")) == ([], [])
     assert ledger.prune("users", -AGES).runs == 0
     (chain,) = [one for one in ledger.chains() if one.sync == "users"]
-    assert (chain.pruned, chain.head_no, [one[:2] for one in chain.anchors]) == (2, 5, [[2, 3]])
+    assert (chain.pruned, chain.head_no, [one[:2] for one in chain.anchors]) == (2, 7, [[2, 3]])
     assert after(ledger, "DELETE FROM retl_runs WHERE run_id = 'run-4'") == ["run-5"]
     assert after(ledger, "UPDATE retl_runs SET pid = 7777 WHERE run_id = 'run-1'") == ["run-1"]
     ledger.dismiss("users", None)

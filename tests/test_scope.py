@@ -24,13 +24,11 @@ from tests.commands import Workshop
 from tests.servers import Database
 
 MONTHS = [date(2026, month, 1) for month in range(1, 13)]
-HORIZON = """description: A forecast per product and month; past months stay as they were
-source: {table: forecast}
-key: [product, forecast_month]
-destination: {type: postgres, table: plan.forecast, create: true}
-deletes: {delete: true, within: "forecast_month >= $start"}
-guards: {max_delete_rate: 1, max_row_drop: 1, max_reject_rate: 1}
-"""
+PAGE = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text(encoding="utf-8")
+HORIZON = PAGE.partition('```yaml title="syncs/forecast.yml"\n')[2].partition("```")[
+    0
+]  # the documented example
+HORIZON += "guards: {max_delete_rate: 1, max_row_drop: 1, max_reject_rate: 1}\n"
 
 
 class Planning:
