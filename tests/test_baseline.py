@@ -292,8 +292,9 @@ def test_a_delta_is_nobody_elses_to_read_and_owns_only_what_is_known_to_be_ours(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     workspace.run(
-        "CREATE TABLE changes AS SELECT * FROM (VALUES (0, 'update', 'a', 'v'::BLOB, true, 'id'),"
-        " (1, 'insert', 'b', 'v'::BLOB, NULL, NULL)) AS c(pos, op, key, hash, owned, ref)"
+        "CREATE TABLE changes AS SELECT * FROM (VALUES (0, 'update', 'a', 'v'::BLOB, true, 'id', NULL),"
+        " (1, 'insert', 'b', 'v'::BLOB, NULL, NULL, NULL), (2, 'update', 'c', 'v'::BLOB, false, NULL,"
+        " 's'::BLOB)) AS c(pos, op, key, hash, owned, ref, seen)"
     )
     path = tmp_path / "delta.parquet"
     change_set: Any = ChangeSet(workspace, None)  # type: ignore[arg-type]
@@ -302,7 +303,11 @@ def test_a_delta_is_nobody_elses_to_read_and_owns_only_what_is_known_to_be_ours(
     assert workspace.run(f"SELECT * FROM read_parquet('{path}') ORDER BY row") == [
         (0, None, 0, "update", "a", b"v", True, "id", None),
         (0, None, 1, "insert", "b", b"v", False, None, None),
+        (0, None, 2, "update", "c", b"v", False, None, b"s"),
     ]
+    change_set.write_delta(path, compares=True)  # what somebody else made never becomes ours
+    owned = workspace.run(f"SELECT owned FROM read_parquet('{path}') ORDER BY row")
+    assert owned == [(True,), (False,), (None,)]
     assert workspace.run(f"SELECT name, type FROM (DESCRIBE FROM '{path}') AS d(name, type)") == [
         ("partition", "INTEGER"),
         ("batch", "BIGINT"),

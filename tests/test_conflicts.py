@@ -407,3 +407,40 @@ def test_a_plan_and_an_explanation_say_what_becomes_of_edits(tmp_path: Path, peo
     found = run(workshop)
     assert numbers(found) == numbers(predicted) == ((100, 0, 1, 1, 0), (1, 1, 0), (0, 1, 0))
     assert workshop.json("show")["conflicts"] == {"merged": 1, "kept": 1, "queued": 0}
+
+
+@pytest.mark.parametrize(
+    ("alter", "write"),
+    [
+        ("SELECT 1", "update_only"),
+        ("SELECT 1", "insert_only"),
+        ("ALTER TABLE people ALTER phone TYPE varchar(3), ALTER score TYPE numeric(9, 1)", "upsert"),
+        ("CREATE EXTENSION citext; ALTER TABLE people ALTER id TYPE citext", "upsert"),
+        ("ALTER TABLE people ADD CHECK (phone <> 'bad'), ADD UNIQUE (score)", "upsert"),
+    ],
+    ids=["update_only", "insert_only", "judged", "folded", "constrained"],
+)
+def test_edits_are_kept_in_tables_of_every_kind(
+    tmp_path: Path, people: Database, alter: str, write: str
+) -> None:
+    parts = {"write": write, "deletes": "keep"}
+    marts = {"a": ("p", 201), "b": ("p", 202), "c": ("p", 203), "d": ("p", 204)}
+    workshop = project(tmp_path / "project", people, "target_wins", **parts)
+    workshop.warehouse(rows(**marts))
+    with people.connect() as connection:
+        connection.execute(alter)
+        if write == "update_only":
+            connection.execute("INSERT INTO people SELECT k, 'p', 0 FROM unnest('{a,b,c,d}'::text[]) AS k")
+    run(workshop)
+    edit(people, "a", P)
+    edit(people, "b", "SET note = 'n'")
+    edit(people, "c", "DELETE")
+    workshop.warehouse(rows(a=("q", 202), b=("q", 201), c=("q", 203), d=("bad", 204)))
+    found = run(workshop)
+    constrained = "CHECK" in alter
+    assert found["rejected"] == int(constrained)
+    kept = {"a": ("p", 201, None), "b": ("p", 202, "n"), "d": ("p", 204, None)}
+    written = {"a": ("h", 202, None), "b": ("q", 201, "n"), "d": ("p" if constrained else "bad", 204, None)}
+    there = {key: one for key, one in held(people).items() if key in "abcd"}
+    assert there == (kept | {"a": ("h", 201, None)} if write == "insert_only" else written)
+    assert run(workshop)["updated"] == 0
