@@ -99,6 +99,11 @@ def write(session: Session, sql: Statements, batch: Batch, refused: Found, apply
     staged = len(batch) - len(refused) - len(found)
     told = b""
     if batch.mode == "insert_only":
+        known = dict[int, int](session.execute(sql.staged()).fetchall())
+        there = {row for (row,) in session.execute(sql.present()).fetchall()}
+        respected = _absent(sql, batch, known, known.keys() - there)
+        _take_out(session, sql, respected)
+        found |= respected
         found |= apply_all(session, sql, "insert_only", len(batch) - 1)
         _take_out(session, sql, found)
     else:
@@ -254,7 +259,7 @@ def _absent(sql: Statements, batch: Batch, known: Mapping[int, int], rows: Itera
     if batch.mode == "update_only":
         return dict.fromkeys(rows, ABSENT)
     found: Found = {}
-    for row in rows if batch.mode == "upsert" and not batch.refill else ():
+    for row in () if batch.refill else rows:
         if known[row] and sql.shape.conflicts != "warehouse_wins":
             result: RowResult | None = RowResult(Kind.KEPT, GONE, REMOVED)
             if sql.shape.conflicts == "manual":

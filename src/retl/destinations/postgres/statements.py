@@ -410,6 +410,8 @@ class Statements:
         touched = f"{digests.digest(f't.{column}', number)} IS DISTINCT FROM {held}"
         changed = f"{digests.digest(f's.{column}', number)} IS DISTINCT FROM {held}"
         clash, kept, conflict = f"({differs} AND {touched})", "false", "false"
+        if field.only_if_empty:  # nobody's value is ever overwritten
+            return kept, differs, conflict
         if field.conflicts == "target_wins":
             kept = clash
         elif field.conflicts == "newest_wins":
