@@ -36,6 +36,11 @@ POSTGRES = _syntax(
     r"(?<![\w$])[eE]'(?:[^'\\]|\\.|'')*'|(?<![\w$])\$(?P<tag>(?:[A-Za-z_]\w*)?)\$.*?\$(?P=tag)\$|" + _DOUBLED,
 )
 MYSQL = _syntax(rf"--(?=\s|$)[^\n]*|\#[^\n]*|{_BLOCK}", rf"{_ESCAPED}|`[^`]*`")
+MSSQL = _syntax(f"{_LINES}|{_BLOCK}", rf"{_DOUBLED}|\[[^\]]*\]")
+SNOWFLAKE = _syntax(rf"{_LINES}|//[^\n]*|{_BLOCK}", rf"\$\$.*?\$\$|{_ESCAPED}")
+DATABRICKS = _syntax(f"{_LINES}|{_BLOCK}", rf"{_ESCAPED}|`[^`]*`")
+_TRIPLE = "|".join(rf"{quote * 3}(?:[^\\]|\\.)*?{quote * 3}" for quote in "'\"")
+BIGQUERY = _syntax(rf"{_LINES}|\#[^\n]*|{_BLOCK}", rf"{_TRIPLE}|{_ESCAPED}|`[^`]*`")
 SQLITE = _syntax(f"{_LINES}|{_BLOCK}", rf"{_DOUBLED}|\[[^\]]*\]")
 
 
