@@ -73,13 +73,13 @@ def test_a_run_from_a_delta_table_killed_at_any_event_is_made_good_by_the_next(
     scene = LakeScene(tmp_path / "project", postgres, changes)
     scene.begin()
     failure_rate = FailureRate()
-    sweep_events(scene, failure_rate, 2, turn=["hash", "cdf"].index(changes))
+    few = {"hash": 1, "cdf": 2}
+    sweep_events(scene, failure_rate, few[changes], turn=list(few).index(changes))
     assert failure_rate.problems == []
-    assert failure_rate.kills > 1
+    assert failure_rate.kills == few[changes]
 
 
 FEEDS: dict[str, tuple[Callable[[Lake], object], str | None]] = {
-    "followed": (lambda lake: lake.mart(THIRD), None),
     "compacted": (lambda lake: lake.table.optimize.compact(), None),
     "restored": (lambda lake: lake.table.restore(0), "version 2 is RESTORE"),
     "vacuumed": (
