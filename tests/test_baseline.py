@@ -15,14 +15,17 @@ from typing import Any
 import duckdb
 import pytest
 
+from retl.contract.judge import build
 from retl.destinations.batch import ABSENT, PRESENT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
-from retl.engine import baseline
+from retl.engine import baseline, mapping
 from retl.engine.baseline import DELTA, Delta
 from retl.engine.change_set import ChangeSet
+from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
 from retl.errors import LedgerError
 from retl.ledger import BatchRow
 from retl.observe.signals import Stop
+from retl.project.definitions import Sync
 
 DAYS = [datetime(2026, 11, day, 6, tzinfo=UTC) for day in range(1, 5)]
 BAD = RowResult(Kind.REJECTED, "23514", "a check says no")
@@ -292,18 +295,31 @@ def test_a_delta_is_nobody_elses_to_read_and_owns_only_what_is_known_to_be_ours(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     workspace.run(
-        "CREATE TABLE changes AS SELECT * FROM (VALUES (0, 'update', 'a', 'v'::BLOB, true, 'id', NULL),"
-        " (1, 'insert', 'b', 'v'::BLOB, NULL, NULL, NULL), (2, 'update', 'c', 'v'::BLOB, false, NULL,"
-        " 's'::BLOB)) AS c(pos, op, key, hash, owned, ref, seen)"
+        "CREATE TABLE changes AS SELECT * FROM (VALUES"
+        " (0, 'update', 'a', 'v'::BLOB, true, 'id', NULL, 1),"
+        " (1, 'insert', 'b', 'v'::BLOB, NULL, NULL, NULL, NULL),"
+        " (2, 'update', 'c', 'v'::BLOB, false, NULL, 's'::BLOB, 1)"
+        ") AS c(pos, op, key, hash, owned, ref, seen, f0)"
     )
     path = tmp_path / "delta.parquet"
-    change_set: Any = ChangeSet(workspace, None)  # type: ignore[arg-type]
+    definition = Sync.model_validate(
+        {
+            "name": "s",
+            "source": {"table": "mart"},
+            "key": ["k"],
+            "fields": {"n": {"column": "n", "nulls": "keep"}},
+            "destination": {},
+        }
+    )
+    contract = build(None, {"k": "VARCHAR", "n": "BIGINT"}, Path(), ("k",), "UTC")
+    field_map = mapping.build(definition, contract, Run("r", DAYS[0]), state_id="s", timezone="UTC")
+    change_set = ChangeSet(workspace, field_map)
     change_set.write_delta(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert workspace.run(f"SELECT * FROM read_parquet('{path}') ORDER BY row") == [
-        (0, None, 0, "update", "a", b"v", True, "id", None),
-        (0, None, 1, "insert", "b", b"v", False, None, None),
-        (0, None, 2, "update", "c", b"v", False, None, b"s"),
+        (0, None, 0, "update", "a", b"v", True, "id", None, []),
+        (0, None, 1, "insert", "b", b"v", False, None, None, ["n"]),
+        (0, None, 2, "update", "c", b"v", False, None, b"s", []),
     ]
     change_set.write_delta(path, compares=True)  # what somebody else made never becomes ours
     owned = workspace.run(f"SELECT owned FROM read_parquet('{path}') ORDER BY row")
@@ -318,6 +334,7 @@ def test_a_delta_is_nobody_elses_to_read_and_owns_only_what_is_known_to_be_ours(
         ("owned", "BOOLEAN"),
         ("ref", "VARCHAR"),
         ("seen", "BLOB"),
+        ("unsent", "VARCHAR[]"),
     ]
 
 
@@ -344,7 +361,7 @@ def test_what_the_target_held_stays_for_rows_that_were_not_written_and_outlives_
     assert workspace.run("SELECT key, seen FROM baseline ORDER BY key") == known
 
 
-@pytest.mark.parametrize("format", ["delta 0", "delta 2", "snapshot 1"])
+@pytest.mark.parametrize("format", ["delta 1", "delta 3", "snapshot 1"])
 def test_a_file_of_another_format_is_refused_with_the_way_out(
     workspace: Workspace, delta: Any, tmp_path: Path, format: str
 ) -> None:
