@@ -33,7 +33,7 @@ COMMANDS = {
     ),
     *("rejects", "state", "schema", "destinations", "apply", "resolve", "test", "report"),
 }
-LATER = ("rollback", "reconcile", "erase", "watch")
+LATER = ("erase", "watch")
 OBSERVERS = {"opentelemetry", "openlineage", "requests"}
 DRIVERS = {
     "duckdb",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from retl.ledger import BreakerRow, Checkpoint, Ledger, RunRow
+from retl.ledger import BreakerRow, Checkpoint, Ledger, Pause, RunRow
 from retl.project.definitions import Sync
 from retl.run.resolve import doubts, is_asked
 
@@ -22,7 +22,9 @@ UNTOUCHED = timedelta(days=14)
 class State:
     """One sync in `retl status`. `lag_seconds`: how much newer the mart is than the last delivered one,
     None if unknown. `breaker`: the connection that is not used at the moment. `untouched_days`: days without
-    delivery, if suspiciously many. `next`: what to do, in one sentence, empty if nothing is wrong."""
+    delivery, if suspiciously many. `drift`: the keys in which the target drifted, as the last reconcile found
+    and left it; None without one. `paused`: who paused it, when and why. `next`: what to do, in one sentence,
+    empty if nothing is wrong."""
 
     sync: str
     status: str
@@ -37,6 +39,9 @@ class State:
     breaker: str | None
     stale: bool
     untouched_days: int | None
+    paused: Pause | None
+    reconciled_at: datetime | None
+    drift: int | None
     next: str
 
 
@@ -59,6 +64,9 @@ def _state(
     sync: Sync, ledger: Ledger, now: datetime, changed: str | None, rejects: int, breaker: BreakerRow | None
 ) -> State:
     good, last = ledger.last_success(sync.name), ledger.last_run(sync.name)
+    pause = ledger.paused(sync.name)
+    looked = ledger.last_reconcile(sync.name, partial=True)
+    drift = None if looked is None else looked.drift
     newest = max(ledger.checkpoints(sync.name), key=_touched, default=None)
     ended = (good.finished_at or good.started_at) if good else None
     age = (now - ended).total_seconds() if ended else None
@@ -66,7 +74,7 @@ def _state(
     doubtful = sum(one.rows for one in doubts(ledger, sync.name)) if is_asked(sync) else 0
     held = breaker.connection if breaker and breaker.closes(now) else None
     lag = _lag(newest.source_version, changed) if newest else None
-    status = "PAUSED" if not sync.enabled else last.status if last else "NEVER"
+    status = "PAUSED" if pause or not sync.enabled else last.status if last else "NEVER"
     untouched = (now - _touched(newest)).days if newest and sync.enabled else 0
     return State(
         sync=sync.name,
@@ -82,7 +90,12 @@ def _state(
         breaker=held,
         stale=stale,
         untouched_days=untouched if untouched >= UNTOUCHED.days else None,
-        next=_next(sync, last, age=age, lag=lag, stale=stale, rejects=rejects, doubtful=doubtful, held=held),
+        paused=pause,
+        reconciled_at=looked.started_at if looked else None,
+        drift=drift,
+        next=_resume(pause)
+        or _next(sync, last, age=age, lag=lag, stale=stale, rejects=rejects, doubtful=doubtful, held=held)
+        or _drifted(sync, drift),
     )
 
 
@@ -117,6 +130,16 @@ def _next(
     if rejects:
         return f"`retl rejects --sync {sync.name}`"
     return f"run it: the mart is {length(lag)} newer" if lag and status != "RUNNING" else ""
+
+
+def _resume(pause: Pause | None) -> str:
+    if pause is None:
+        return ""
+    return f"`retl state resume {pause.sync}` when it may run again: {pause.reason}"
+
+
+def _drifted(sync: Sync, drift: int | None) -> str:
+    return f"`retl reconcile {sync.name}`: the target drifted in {drift} keys" if drift else ""
 
 
 def length(seconds: float) -> str:

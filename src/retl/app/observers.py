@@ -180,13 +180,14 @@ def _vitals(syncs: Mapping[str, Sync], ledger: Ledger, summaries: Sequence[Summa
     rejects = ledger.open_rejects()
     found = []
     for name, sync in sorted(syncs.items()):
-        runs, good = ledger.runs(name, LOOK_BACK), ledger.last_success(name)
+        runs = [run for run in ledger.runs(name, LOOK_BACK) if not run.is_look]
+        good, stands = ledger.last_success(name), sync.enabled and ledger.paused(name) is None
         counted = next((run for run in runs if run.counts), None)
         known = runs[0].status if runs else "NEVER"
         found.append(
             Vitals(
                 sync=name,
-                status=statuses.get(name, known) if sync.enabled else "PAUSED",
+                status=statuses.get(name, known) if stands else "PAUSED",
                 enabled=sync.enabled,
                 open_rejects=rejects.get(name, 0),
                 in_doubt=sum(one.rows for one in doubts(ledger, name)) if is_asked(sync) else 0,

@@ -178,6 +178,10 @@ class Session:
         for sync in syncs:
             try:
                 self._targets[sync.name] = self.project.destination(sync)
+                if sync.reconcile is not None:
+                    from retl.run import reconcile
+
+                    reconcile.require(sync, self._targets[sync.name].destination, reconcile.Asked())
                 self._references[sync.name] = self.project.references(sync)
             except DefinitionError as problem:
                 errors.append(problem)
@@ -241,6 +245,10 @@ class Session:
             if job.options.dry_run:
                 return pipeline.dry_run(job)
             summary = pipeline.sync(job, unexpected=self._described)
+            if job.sync.reconcile is not None:
+                from retl.run import reconcile
+
+                summary = reconcile.after_run(job, summary)
         except Exception as problem:  # noqa: BLE001 - one sync's failure does not stop the others
             error = {name: text for name, text in self._explained(problem).items() if name != "where"}
             code = exit_code(problem)

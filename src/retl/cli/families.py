@@ -17,6 +17,8 @@ FAMILIES = (
     "state",
     "conflicts",
     "rebuilding",
+    "reconciling",
+    "undoing",
     "reserved",
 )
 

@@ -90,6 +90,10 @@ def runs(
 def show(
     invocation: Invocation,
     run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", show_default=False)] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the rows as they were before it: .parquet, .csv or .json."),
+    ] = None,
 ) -> None:
     """Show one run in full, by default the last."""
     found = invocation.session.ledger().run(run_id)
@@ -97,6 +101,10 @@ def show(
         what = f"there is no run {run_id!r}" if run_id else "there are no runs yet"
         raise DefinitionError("RUN_UNKNOWN", what, hint="`retl runs` lists them")
     document = run_document(invocation, found)
+    if images is not None:
+        from retl.run import snapshots
+
+        document["images"] = snapshots.write(invocation.session.ledger(), found, images)
     invocation.show(document, lambda: _run_pieces(document))
 
 
@@ -211,7 +219,15 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
         "pid": run.pid,
         "user": run.user,
         "version": run.version,
+        **_reconciled(invocation, run),
     }
+
+
+def _reconciled(invocation: Invocation, run: RunRow) -> dict[str, Any]:
+    from retl.cli.reconciling import reconciled
+
+    found = run.counts.get("reconcile")
+    return {"reconcile": reconciled(invocation, run.sync, found)} if found else {}
 
 
 _MARKS = {"through": "", "less": "- ", "of which": "  "}
@@ -231,6 +247,10 @@ def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
         pieces.append(Table(("deletes", "count"), [(n.replace("_", " "), c) for n, c in deletes.items()]))
     if any(run["conflicts"].values()):
         pieces.append(Table(("edited by others", "count"), list(run["conflicts"].items())))
+    if "reconcile" in run:
+        from retl.cli.reconciling import found_pieces
+
+        pieces += found_pieces(run["reconcile"])
     if run["phases"]:
         total = sum(run["phases"].values()) or 1.0
         rows = [(name, f"{s:.3f}", f"{s / total:.0%}") for name, s in run["phases"].items()]

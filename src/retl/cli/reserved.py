@@ -10,7 +10,7 @@ from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.errors import DefinitionError
 
-COMMANDS = ("rollback", "reconcile", "erase", "watch")
+COMMANDS = ("erase", "watch")
 
 
 def _reserve(name: str) -> None:

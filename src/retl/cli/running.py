@@ -164,12 +164,17 @@ def report(
     document: dict[str, Any] = {"syncs": documents, "exit_code": code}
     if samples is not None:
         documents[0]["samples"] = list(samples)
-    invocation.show(document, lambda: _pieces(documents, samples))
+    invocation.show(document, lambda: summary_pieces(documents, samples))
+    tell_errors(documents)
+    return code
+
+
+def tell_errors(documents: Sequence[Mapping[str, Any]]) -> None:
+    """Say on stderr why syncs failed."""
     for one in documents:
         errors = (*one["guards"], *([one["error"]] if one["error"] else []))
         for sentence in dict.fromkeys(problems.sentence(problem) for problem in errors):
             output.say(f"error: {one['sync']}: {sentence}")
-    return code
 
 
 def masked(invocation: Invocation, document: dict[str, Any]) -> dict[str, Any]:
@@ -179,8 +184,8 @@ def masked(invocation: Invocation, document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _pieces(
-    documents: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, Any]] | None
+def summary_pieces(
+    documents: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, Any]] | None = None
 ) -> list[Piece]:
     dry = any(one["dry_run"] for one in documents)
     headers = ("sync", "status", *(name.replace("_", " ") for name in NUMBERS), "seconds")

@@ -5,11 +5,12 @@ Every change first says what the next run will do then, and does nothing without
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import socket
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -184,6 +185,34 @@ def unblock(
     confirmed(then, yes)
     was_blocked = ledger.unblock(connection) | ledger.forget_holds(connection)
     done(invocation, {"unblocked": connection, "was_blocked": was_blocked}, then)
+
+
+@command(state, "pause")
+def pause(
+    invocation: Invocation,
+    name: SyncName,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; `retl status` shows it.")],
+) -> None:
+    """Let no run of a sync write until it is resumed."""
+    invocation.session.definition(name)
+    if not reason.strip():
+        raise DefinitionError("USAGE", "--reason needs a text: somebody has to decide by it when to resume")
+    invocation.session.ledger(create=True).pause(name, getpass.getuser(), reason.strip())
+    done(
+        invocation,
+        {"paused": name, "reason": reason.strip()},
+        f"no run of {name} writes until `retl state resume {name}`; a run under way is not stopped",
+    )
+
+
+@command(state, "resume")
+def resume(invocation: Invocation, name: SyncName) -> None:
+    """Let a paused sync run again."""
+    ended = invocation.session.ledger(create=True).resume(name)
+    if ended is None:
+        invocation.session.definition(name)
+    then = f"the next run of {name} sends what changed" if ended else f"{name} was not paused"
+    done(invocation, {"resumed": name, "was_paused": asdict(ended) if ended else None}, then)
 
 
 def list_rejects(invocation: Invocation, sync: OneSync = None) -> None:

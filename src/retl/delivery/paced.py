@@ -80,8 +80,8 @@ class Paced(Destination[Any]):
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
         return self._inner.read(batch)
 
-    def same(self, batch: Batch) -> Iterator[bool | None]:
-        return self._inner.same(batch)
+    def differing(self, batch: Batch) -> Iterator[tuple[str, ...] | None]:
+        return self._inner.differing(batch)
 
     def foresee(self, batch: Batch) -> Iterator[Foreseen]:
         return self._inner.foresee(batch)

@@ -31,6 +31,7 @@ from retl.model import Limits
 from retl.net.gate import Gate
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
+EXPIRES = "(expires)"  # in place of a field, in the answer of `differing`
 
 
 _PREVIEW = (
@@ -141,10 +142,10 @@ class Destination(ABC, Generic[OptionsT]):
         Only if `capabilities.readable`."""
         raise NotImplementedError
 
-    def same(self, batch: Batch) -> Iterator[bool | None]:
-        """Per row whether the target holds exactly what `write` would leave there: True; False if a compared
-        field differs, or if the row expires before it would be sent again; None if the target lacks the key.
-        Writes nothing. A target without this method cannot be compared with a mart."""
+    def differing(self, batch: Batch) -> Iterator[tuple[str, ...] | None]:
+        """Per row the compared fields in which the target does not hold what `write` would leave there, and
+        EXPIRES if the row expires before it would be sent again; none if it holds exactly that; None if the
+        target lacks the key. Writes nothing. A target without this method cannot be compared with a mart."""
         raise NotImplementedError
 
     def foresee(self, batch: Batch) -> Iterator[Foreseen]:
@@ -154,7 +155,7 @@ class Destination(ABC, Generic[OptionsT]):
 
     def scan(self) -> Iterator[tuple[str, ...]]:
         """The key values, as text, of everything at this place, also of what others wrote; a key may come
-        twice. Only for a target that has `same`."""
+        twice. Only for a target that has `differing`."""
         raise NotImplementedError
 
     def preview(self, batch: Batch) -> bytes:

@@ -17,8 +17,8 @@ from retl.values.keys import Fold
 from retl.values.types import Type
 
 WriteMode = Literal["upsert", "insert_only", "update_only", "append"]
-Mode = Literal["upsert", "insert_only", "update_only", "append", "delete"]
-Operation = Literal["upsert", "append", "delete"]
+Mode = Literal["upsert", "insert_only", "update_only", "append", "delete", "restore"]
+Operation = Literal["upsert", "append", "delete", "restore"]
 Form = Literal["tuples", "documents", "csv"]
 Compares = Literal["atomic", "window", "no"]
 Conflicts = Literal["warehouse_wins", "target_wins", "newest_wins", "manual"]
@@ -41,6 +41,7 @@ MODES: dict[Mode, tuple[Operation, Condition]] = {
     "update_only": ("upsert", Condition.PRESENT),
     "append": ("append", Condition.NONE),
     "delete": ("delete", Condition.NONE),
+    "restore": ("restore", Condition.UNCHANGED),  # what an earlier run changed: see `Batch.csv`
 }
 _NAMES = {pair: mode for mode, pair in MODES.items()}
 
@@ -91,13 +92,20 @@ class Shape:
     digests: Literal["none", "fields", "row"] = "none"  # asked for with each batch, see `Returns`
     conflicts: Conflicts = "warehouse_wins"  # of rows as a whole: gone, appeared, or to be deleted
     newest: tuple[Newest, ...] = ()
+    images: bool = False  # each row is kept as it was before a write, see `Returns`
+    flags: Mapping[str, Any] = field(default_factory=dict)  # what a soft rollback sets, and nothing else
+
+    @property
+    def cautious(self) -> bool:
+        """Whether other people's edits count."""
+        strategies = (self.conflicts, *(one.conflicts for one in self.fields))
+        return any(one != "warehouse_wins" for one in strategies)
 
     @property
     def conditional(self) -> bool:
         """Whether batches come with what the target held after our last write (`Rows.csv`), and may write
-        only what nobody else has changed."""
-        strategies = (self.conflicts, *(one.conflicts for one in self.fields))
-        return any(one != "warehouse_wins" for one in strategies)
+        only what nobody else has changed. A row that is kept as it was must not appear in between."""
+        return self.cautious or self.images
 
     @property
     def compared(self) -> tuple[Field, ...]:
@@ -236,6 +244,7 @@ class Capabilities:
     shaping: Mapping[str, Any] = field(default_factory=dict)  # options that shape the bytes sent
     key_window: float | None = None  # seconds an idempotency key is honoured; None = no such key
     readable: bool = False
+    repeats: bool = False  # a scan that has a key twice means that the object has
     nulls_keep: bool = False  # can leave a field as it is (`nulls: keep`)
     only_if_empty: bool = False  # can fill a field only if it is empty in the target
     cascades: bool = False  # a delete can change other objects, and `check` can see that
@@ -247,6 +256,7 @@ class Capabilities:
     most_lanes: int | None = None  # limit if the connection's `concurrency` sets the number of lanes
     folds: tuple[Folds, ...] = ()  # per field of `Shape.key`; empty if the target compares every key exactly
     expires: float | None = None  # seconds after which the target removes a row by itself
+    images: bool = False  # can keep rows as they were before a write, and restore them
     compares: Compares = "no"  # how it can write only what nobody else has changed; "no": makes no digests
 
 
@@ -307,6 +317,18 @@ class Returns(Protocol):
         script of the write itself. CSV without header: the row's number in the batch, `\\x` and hex of 8
         bytes per field of `Shape.compared`; with `digests: row` 8 more over all other columns. Rows that the
         batch rejects, or deletes, have no line. What was put for the same batch before is replaced."""
+
+    def images(self, batch: Batch, chunks: Iterable[bytes]) -> None:
+        """The rows as they were right before the write, under a lock that lasts until it is committed. CSV
+        without header: the row's position (not its number in the batch), and a JSON object of the target's
+        own texts: of the fields, or before a delete or a restore of all columns. A row that is not there has
+        no line."""
+
+    def keep(self, batch: Batch) -> None:
+        """Make the images of this batch durable; called before its commit, once nothing else can fail."""
+
+    def forget(self, batch: Batch) -> None:
+        """Drop images of this batch that are not kept: the attempt begins again."""
 
 
 @dataclass(frozen=True)
@@ -382,7 +404,10 @@ class Batch:
 
         For a conditional shape also the values of `Shape.newest` (not for deletes), and the digests of what
         the target held as `\\x` and hex: NULL if the target may lack the row, other digests than the
-        target's if they are not known."""
+        target's if they are not known.
+
+        To restore: row number, what to do (restore: the fields, remove, remake: the row, flag), the keys, the
+        image as JSON, and the digests of the row as the run left it."""
         return self.rows.csv(self.first, self.last, delete=self.operation == "delete", numbered=numbered)
 
     def halves(self) -> tuple[Batch, Batch]:

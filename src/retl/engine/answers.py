@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -20,6 +20,7 @@ from retl.engine.workspace import RUN_FILE, Workspace
 from retl.values.sql import literal
 
 ANSWERS = "answers 1"  # the format, as files record it
+IMAGES = "images 1"
 
 
 @dataclass
@@ -28,20 +29,83 @@ class Answers:
 
     workspace: Workspace
     run_id: str
+    keeps: Callable[[Path], None] | None = None  # makes a file of images durable
+    _images: dict[tuple[int, int], list[Path]] = field(default_factory=dict)  # of batches that are open
     _files: dict[tuple[int, int], Path] = field(default_factory=dict)  # by first and last position
     _numbers: count[int] = field(default_factory=count)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def digests(self, batch: Batch, chunks: Iterable[bytes]) -> None:
-        with self._lock:
-            path = self.workspace.directory / f"returned-{next(self._numbers)}.csv"
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.writelines(chunks)
+        path = self._put(chunks)
         with self._lock:
             former = self._files.get((batch.first, batch.last))
             self._files[batch.first, batch.last] = path
         if former is not None:
             former.unlink()
+
+    def _put(self, chunks: Iterable[bytes]) -> Path:
+        with self._lock:
+            path = self.workspace.directory / f"returned-{next(self._numbers)}.csv"
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.writelines(chunks)
+        return path
+
+    def images(self, batch: Batch, chunks: Iterable[bytes]) -> None:
+        path = self._put(chunks)
+        with self._lock:
+            self._images.setdefault((batch.first, batch.last), []).append(path)
+
+    def keep(self, batch: Batch) -> None:
+        """One file, which has every row of the batch with its operation and key: `before` is NULL if the
+        target lacked it, `seen` are the digests after the write, because the answer may be lost. A later
+        image of a row stands for an earlier one of the same attempt."""
+        with self._lock:
+            spans = [span for span in self._images if batch.first <= span[0] and span[1] <= batch.last]
+            taken = [path for span in sorted(spans) for path in self._images.pop(span)]
+            number = next(self._numbers)
+            told = {
+                span: one
+                for span, one in self._files.items()
+                if batch.first <= span[0] and span[1] <= batch.last and one.stat().st_size
+            }
+        path = self.workspace.directory / f"{batch.run_id}.images-{number:06}.parquet"
+        self._write_images(batch, [one for one in taken if one.stat().st_size], told, path)
+        for one in taken:
+            one.unlink()
+        assert self.keeps is not None
+        self.keeps(path)
+        path.unlink()
+
+    def forget(self, batch: Batch) -> None:
+        """Drop the images of an attempt that was not applied."""
+        with self._lock:
+            spans = [span for span in self._images if batch.first <= span[0] and span[1] <= batch.last]
+            taken = [path for span in spans for path in self._images.pop(span)]
+        for one in taken:
+            one.unlink()
+
+    def _write_images(
+        self, batch: Batch, files: Sequence[Path], told: dict[tuple[int, int], Path], path: Path
+    ) -> None:
+        path.touch(mode=0o600)
+        read = "SELECT NULL::BIGINT AS row, NULL::VARCHAR AS before, 0 AS file WHERE FALSE"
+        if files:
+            numbers = ", ".join(f"{literal(str(one))}: {n}" for n, one in enumerate(files))
+            read = (
+                f"SELECT row, before, MAP {{{numbers}}}[filename] AS file"
+                f" FROM read_csv([{', '.join(literal(str(one)) for one in files)}],"
+                " columns = {'row': 'BIGINT', 'before': 'VARCHAR'}, header = false, delim = ',',"
+                " quote = '\"', auto_detect = false, filename = true, max_line_size = 1073741824)"
+            )
+        seen = f"SELECT row, last(seen) AS seen FROM ({_digests(told)}) GROUP BY row"
+        newest = f"SELECT row AS at, arg_max(before, file) AS before FROM ({read}) GROUP BY row"
+        self.workspace.rows(
+            self.workspace.cursor(),
+            "COPY (SELECT CAST(c.pos AS BIGINT) AS row, c.op, c.key, i.before, d.seen FROM changes c"
+            f" LEFT JOIN ({newest}) i ON i.at = c.pos LEFT JOIN ({seen}) d ON d.row = c.pos"
+            f" WHERE c.pos BETWEEN {batch.first} AND {batch.last}"
+            f" ORDER BY 1) TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{IMAGES}'}})",
+        )
 
     def collect(self, batches: Sequence[Batch], number: int) -> Path | None:
         """Write what was returned with these batches, or with parts of them, as file `number` of the run.
@@ -63,15 +127,21 @@ class Answers:
 
     def _write(self, filled: dict[tuple[int, int], Path], path: Path) -> None:
         path.touch(mode=0o600)
-        firsts = ", ".join(f"{literal(str(one))}: {first}" for (first, _), one in filled.items())
-        files = ", ".join(literal(str(one)) for one in filled.values())
-        rows = (
-            f"SELECT MAP {{{firsts}}}[filename] + row AS row, unhex(substr(seen, 3)) AS seen"
-            f" FROM read_csv([{files}], columns = {{'row': 'BIGINT', 'seen': 'VARCHAR'}}, header = false,"
-            " delim = ',', quote = '\"', auto_detect = false, filename = true)"
-        )
         self.workspace.rows(
             self.workspace.cursor(),
-            f"COPY (SELECT row, last(seen) AS seen FROM ({rows}) GROUP BY row ORDER BY row)"
+            f"COPY (SELECT row, last(seen) AS seen FROM ({_digests(filled)}) GROUP BY row ORDER BY row)"
             f" TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{ANSWERS}'}})",
         )
+
+
+def _digests(filled: dict[tuple[int, int], Path]) -> str:
+    """SQL of the digests in these files, by their first and last position."""
+    if not filled:
+        return "SELECT NULL::BIGINT AS row, NULL::BLOB AS seen WHERE FALSE"
+    firsts = ", ".join(f"{literal(str(one))}: {first}" for (first, _), one in filled.items())
+    files = ", ".join(literal(str(one)) for one in filled.values())
+    return (
+        f"SELECT MAP {{{firsts}}}[filename] + row AS row, unhex(substr(seen, 3)) AS seen"
+        f" FROM read_csv([{files}], columns = {{'row': 'BIGINT', 'seen': 'VARCHAR'}}, header = false,"
+        " delim = ',', quote = '\"', auto_detect = false, filename = true)"
+    )

@@ -33,15 +33,18 @@ MOVED = "moved"  # the op of a key that leaves the baseline with the answer of t
 
 UNANSWERED = Outcome(UNKNOWN)
 GONE = "GONE"  # the code of a kept row that the target lacks: its digests have one byte more
+UNDONE = ("restore", "remove", "remake", "flag")  # ops of a rollback
 _SEEN = (
-    f"CASE WHEN kind = 'kept' AND code = '{GONE}' AND octet_length(seen) % 8 = 0 THEN seen || unhex('00')"
+    "CASE WHEN op = 'flag' THEN seen WHEN op = 'remove' THEN seen || unhex('00')"
+    f" WHEN kind = 'kept' AND code = '{GONE}' AND octet_length(seen) % 8 = 0 THEN seen || unhex('00')"
     " WHEN kind IN ('written', 'merged') THEN held WHEN kind = 'kept' THEN coalesce(held, seen)"
     " WHEN kind = 'skipped' THEN seen END"
 )
 _COLUMNS = "key, gone, hash, owned, ref, confirmed_at, seen, epoch"
+# Of ops in UNDONE, a kept row leaves its entry as it was.
 # The baseline and the deleted keys. Also `epoch`, of the run that wrote the entry, and `born`, of the last
 # one that inserted or deleted the row; the snapshot does not have it.
-_ENTRIES = "entries"
+ENTRIES = "entries"
 
 
 class Acknowledged(Protocol):
@@ -153,7 +156,7 @@ def _with_seen(workspace: Workspace, answers: str, files: Sequence[Path]) -> str
 
 def distrust(workspace: Workspace, found: Distrust) -> int:
     """Apply it to the baseline that was built; returns the new number of rows."""
-    workspace.run(f"CREATE OR REPLACE TABLE distrusted AS {_distrusted(_ENTRIES, found)}")
+    workspace.run(f"CREATE OR REPLACE TABLE distrusted AS {_distrusted(ENTRIES, found)}")
     return _show(workspace, "SELECT * FROM distrusted")
 
 
@@ -161,25 +164,25 @@ def doubt(workspace: Workspace, keys: str) -> None:
     """Make the keys of this table unknown in the baseline that was built."""
     if workspace.run(f"SELECT key FROM {keys} LIMIT 1"):
         held = f"CASE WHEN key IN (SELECT key FROM {keys}) THEN NULL ELSE hash END AS hash"
-        workspace.run(f"CREATE OR REPLACE TABLE doubted AS SELECT * REPLACE ({held}) FROM {_ENTRIES}")
+        workspace.run(f"CREATE OR REPLACE TABLE doubted AS SELECT * REPLACE ({held}) FROM {ENTRIES}")
         _show(workspace, "SELECT * FROM doubted")
 
 
 def deleted(since: int) -> str:
     """SQL of the keys that were deleted after the epoch `since`, as far as they are remembered."""
-    return f"SELECT key FROM {_ENTRIES} WHERE gone AND epoch > {since}"
+    return f"SELECT key FROM {ENTRIES} WHERE gone AND epoch > {since}"
 
 
 def remade(since: int, compacted: int) -> str:
     """SQL of the keys that were inserted or deleted after the epoch `since`. Entries up to the epoch
     `compacted` do not say whether they were only updated."""
-    return f"SELECT key FROM {_ENTRIES} WHERE epoch > {since} AND (born > {since} OR epoch <= {compacted})"
+    return f"SELECT key FROM {ENTRIES} WHERE epoch > {since} AND (born > {since} OR epoch <= {compacted})"
 
 
 def _show(workspace: Workspace, entries: str) -> int:
-    workspace.run(f"CREATE OR REPLACE VIEW {_ENTRIES} AS {entries}")
+    workspace.run(f"CREATE OR REPLACE VIEW {ENTRIES} AS {entries}")
     shown = "key, hash, owned, ref, confirmed_at, seen"
-    workspace.run(f"CREATE OR REPLACE VIEW {BASELINE} AS SELECT {shown} FROM {_ENTRIES} WHERE NOT gone")
+    workspace.run(f"CREATE OR REPLACE VIEW {BASELINE} AS SELECT {shown} FROM {ENTRIES} WHERE NOT gone")
     count: int = workspace.one(f"SELECT count(*) FROM {BASELINE}")[0]
     return count
 
@@ -227,9 +230,11 @@ def _effects(answers: str, delta: Delta) -> str:
         f" coalesce(new_ref, ref) AS ref, {literal(delta.at.isoformat())}::TIMESTAMPTZ AS confirmed_at,"
         f" {_SEEN} AS seen,"
         f" {delta.epoch}::BIGINT AS epoch,"
-        f" CASE WHEN op IN ('insert', 'delete') AND kind <> 'kept' THEN {delta.epoch}::BIGINT END AS born"
+        " CASE WHEN op IN ('insert', 'delete', 'remove', 'remake') AND kind <> 'kept'"
+        f" THEN {delta.epoch}::BIGINT END AS born"
         f" FROM {answers}"
-        " WHERE kind IN ('written', 'merged', 'kept', 'unknown') OR (kind = 'skipped' AND settled)"
+        f" WHERE (kind IN ('written', 'merged', 'unknown') OR (kind = 'kept' AND op NOT IN {UNDONE})"
+        " OR (kind = 'skipped' AND settled))"
     )
 
 
@@ -268,8 +273,8 @@ def compact(workspace: Workspace, path: Path) -> int:
     """Write the baseline and the deleted keys as a new snapshot file, private to this user; returns the
     number of rows in the baseline."""
     path.touch(mode=0o600)
-    late = f"confirmed_at > (SELECT max(confirmed_at) FROM {_ENTRIES}) - INTERVAL '{REMEMBERED}'"
-    rows = f"SELECT {_COLUMNS} FROM {_ENTRIES} WHERE NOT gone OR {late}"
+    late = f"confirmed_at > (SELECT max(confirmed_at) FROM {ENTRIES}) - INTERVAL '{REMEMBERED}'"
+    rows = f"SELECT {_COLUMNS} FROM {ENTRIES} WHERE NOT gone OR {late}"
     workspace.run(f"COPY ({rows}) TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{SNAPSHOT}'}})")
     count: int = workspace.one(f"SELECT count(*) FROM {BASELINE}")[0]
     return count

@@ -119,8 +119,11 @@ class ChangeSet:
         listed = f"pos - {first} AS pos, {listed}" if numbered else listed
         if shape.conditional:
             listed += ", '\\x' || hex(seen) AS seen"
-        texts = ", ".join(name for name, t in columns if csv_text.is_text(t))
-        quote = f", FORCE_QUOTE ({texts})" if texts else ""
+        return self.copied(listed, first, last, [name for name, t in columns if csv_text.is_text(t)])
+
+    def copied(self, listed: str, first: int, last: int, texts: Sequence[str]) -> Iterator[bytes]:
+        """Chunks of a CSV of these columns (SQL); every value of the columns `texts` is quoted."""
+        quote = f", FORCE_QUOTE ({', '.join(texts)})" if texts else ""
         path = self.workspace.directory / f"lane-{os.getpid()}-{first}.csv"
         self.workspace.rows(
             self.workspace.cursor(),
@@ -203,6 +206,11 @@ class ChangeSet:
         )
         number: int = self.workspace.one(f"SELECT count(*) FROM {AGAIN}")[0]
         return ChangeSet(self.workspace, self.field_map, (), {"picked": number}, table=AGAIN)
+
+    def draw(self, number: int) -> ChangeSet:
+        """As `pick`, of rows that are drawn at random."""
+        drawn = f"SELECT pos FROM {self.table} USING SAMPLE {int(number)} ROWS"
+        return self.pick(sorted(position for (position,) in self.workspace.run(drawn)))
 
     def may_follow(self, order: Order, first: int, last: int) -> set[int]:
         """Positions of the rows for which another row of this change set can have the value they refer to; of
@@ -335,6 +343,21 @@ def assemble(
     spans = workspace.run(f"SELECT phase, min(pos), max(pos) FROM {CHANGES} GROUP BY phase ORDER BY phase")
     phases = tuple(Phase("delete" if n == 2 else write, first, last) for n, first, last in spans)
     return ChangeSet(workspace, field_map, phases, counts, succeeds=succeeds)
+
+
+def only(changes: ChangeSet, table: str, mode: Mode) -> ChangeSet:
+    """Make CHANGES of the rows that have a key in this table, with its `op`."""
+    workspace = changes.workspace
+    workspace.run(
+        f"CREATE TABLE remaining AS SELECT row_number() OVER (ORDER BY pos) - 1 AS pos, r.op,"
+        f" c.* EXCLUDE (pos, op) FROM {CHANGES} c JOIN {table} r USING (key)"
+    )
+    workspace.run(f"DROP VIEW {CHANGES}")
+    workspace.run("DROP TABLE ordered")
+    workspace.run(f"CREATE VIEW {CHANGES} AS FROM remaining")
+    counts = dict(workspace.run(f"SELECT op, count(*) FROM {CHANGES} GROUP BY op"))
+    number = sum(counts.values())
+    return ChangeSet(workspace, changes.field_map, (Phase(mode, 0, number - 1),) if number else (), counts)
 
 
 def _upserts(workspace: Workspace, due: Ends) -> str:

@@ -37,6 +37,7 @@ class Strategy:
     hold_unknown: bool  # a row with an unknown outcome is not sent again
     scope: str | None = None  # a table: the only keys that are deleted by absence
     refresh_before: datetime | None = None  # rows confirmed before this are sent again, because they expire
+    learns: bool = False  # a row of which it is not known what the target holds is due once
     compares: str | None = None  # the payload fingerprint, if rows are written only where nobody edited them
 
 
@@ -79,7 +80,7 @@ def ends(workspace: Workspace) -> Ends:
 
 def _compare(workspace: Workspace, strategy: Strategy, join: str) -> None:
     changed = "TRUE" if strategy.everything and not strategy.once else "b.hash IS DISTINCT FROM r.hash"
-    if strategy.compares is not None:  # once, to learn what the target holds
+    if strategy.learns:
         changed = f"({changed} OR b.seen IS NULL)"
     refresh = ""
     if strategy.refresh_before is not None:

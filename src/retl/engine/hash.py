@@ -98,5 +98,5 @@ def count(workspace: Workspace) -> int:
 
 def release(workspace: Workspace) -> None:
     """Drop MART and ROWS: the change set has their rows, and delivery needs the memory."""
-    workspace.run(f"DROP VIEW {ROWS}")
-    workspace.run(f"DROP TABLE {MART}")
+    workspace.run(f"DROP VIEW IF EXISTS {ROWS}")
+    workspace.run(f"DROP TABLE IF EXISTS {MART}")

@@ -5,8 +5,10 @@ The target's reports come from the caller. It asks no target and changes no base
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 
+from retl.engine import baseline
 from retl.engine.baseline import BASELINE
 from retl.engine.diff import CANDIDATES
 from retl.engine.hash import ROWS, USABLE_FAULTS
@@ -14,72 +16,90 @@ from retl.engine.mapping import FieldMap
 from retl.engine.workspace import Workspace
 from retl.values import keys, storage
 
-COMPARED = "compared"  # of CHANGES: key, hash, owned, ref, same (NULL: the target lacks the key)
-SCANNED = "scanned"  # k0…: the keys at the target, as values of the sync's key; NULL if they are none
-ASKED = "asked_keys"  # pos, key, hash, owned, ref, taken: keys whose rows cannot be compared
-PRESENT = "present_keys"  # of ASKED: the keys that the target has
+COMPARED = "compared"  # pos, key, hash, owned, ref, there, fields (those that differ, as a JSON list)
+SCANNED = "scanned"  # key, folded (as the target compares it), times: of everything at the target
+ASKED = "asked_keys"  # pos, key, hash, owned, ref, of: keys whose rows cannot be compared
+PRESENT = "present_keys"  # the same columns and `there`
+OF_MART, LEFT, DELETED, FOREIGN = "mart", "left", "deleted", "foreign"  # whose key it is (`of`)
+_SAME = "[]"
 
 
-def compare(workspace: Workspace, rows: str, same: Iterable[bool | None]) -> None:
+def compare(workspace: Workspace, rows: str, differing: Iterable[tuple[str, ...] | None]) -> None:
     """Create COMPARED from a relation with pos, key, hash, owned and ref, and what the target reported
     of each row, in the order of `pos`."""
-    _join(workspace, COMPARED, rows, same)
+    _join(workspace, COMPARED, rows, (None if one is None else json.dumps(one) for one in differing))
 
 
 def load_scan(workspace: Workspace, field_map: FieldMap, found: Iterable[Sequence[str]]) -> None:
-    """Create SCANNED from key values as text."""
-    types = {f"k{i}": storage.storage_type(one.type) for i, one in enumerate(field_map.shape.key)}
-    workspace.load(SCANNED, types, found, lenient=True)
-
-
-def list_keys(workspace: Workspace, field_map: FieldMap, *, scanned: bool) -> None:
-    """Create ASKED from the keys of the mart's rejected rows and, if the target was scanned, from the keys
-    that the mart lacks, as the target compares keys (`taken`)."""
-    listed = (
-        "SELECT c.key, min(r.hash) AS hash, bool_or(c.owned) AS owned, min(c.ref) AS ref, FALSE AS taken"
-        f" FROM {CANDIDATES} c JOIN {ROWS} r USING (row)"
-        f" WHERE c.ending = 'rejected' AND (r.fault IS NULL OR r.fault IN {USABLE_FAULTS})"
-        " GROUP BY c.key"
-    )
-    if scanned:
-        listed += (
-            f" UNION ALL SELECT key, NULL, b.owned, b.ref, TRUE FROM ({_scanned(field_map)})"
-            f" LEFT JOIN {BASELINE} b USING (key)"
-            f" WHERE {field_map.folded('key')} NOT IN"
-            f" (SELECT {field_map.folded('key')} FROM {ROWS} WHERE key IS NOT NULL)"
-        )
-    workspace.run(f"CREATE TABLE {ASKED} AS SELECT row_number() OVER () - 1 AS pos, * FROM ({listed})")
-
-
-def keep_present(workspace: Workspace, present: Iterable[bool]) -> None:
-    """Create PRESENT from what the target reported of each key of ASKED, in their order."""
-    _join(workspace, "answered_keys", ASKED, present)
-    workspace.run(f"CREATE TABLE {PRESENT} AS SELECT * FROM answered_keys WHERE same")
-
-
-def _scanned(field_map: FieldMap) -> str:
-    """SQL of the distinct scanned keys as text, without those that no row of this sync can have."""
-    types = [one.type for one in field_map.shape.key]
+    """Create SCANNED from key values as text, without those that no row of this sync can have."""
+    shape = field_map.shape
+    types = [one.type for one in shape.key]
     values = [f"k{i}" for i in range(len(types))]
+    columns = {name: storage.storage_type(type) for name, type in zip(values, types, strict=True)}
+    workspace.load("scan", columns, found, lenient=True)
     usable = " AND ".join(
         f"{value} IS NOT NULL AND {storage.exact(type, value, storage.storage_type(type))}"
         for type, value in zip(types, values, strict=True)
     )
-    return f"SELECT DISTINCT {keys.key_sql(types, values)} AS key FROM {SCANNED} WHERE {usable}"
-
-
-def _join(workspace: Workspace, table: str, rows: str, reported: Iterable[bool | None]) -> None:
-    """Create `table` from `rows` and one report per row, as its column `same`."""
-    workspace.load("reported", {"first": "BIGINT", "same": "BOOLEAN"}, _spans(reported))
     workspace.run(
-        f"CREATE TABLE {table} AS SELECT r.*, s.same FROM {rows} r ASOF JOIN reported s ON r.pos >= s.first"
+        f"CREATE TABLE {SCANNED} AS SELECT key, {field_map.folded('key')} AS folded, count(*) AS times FROM"
+        f" (SELECT {keys.key_sql(types, values)} AS key FROM scan WHERE {usable}) GROUP BY key"
+    )
+    workspace.run("DROP TABLE scan")
+
+
+def list_keys(workspace: Workspace, field_map: FieldMap, *, scanned: bool, left: bool, deleted: bool) -> None:
+    """Create ASKED from the keys of the mart's rejected rows and of keys that the mart lacks, as the target
+    compares keys: those of the baseline (`left`), those that were deleted, and if the target was scanned,
+    all others that it has."""
+    parts = [
+        f"SELECT c.key, min(r.hash) AS hash, bool_or(c.owned) AS owned, min(c.ref) AS ref, '{OF_MART}' AS of"
+        f" FROM {CANDIDATES} c JOIN {ROWS} r USING (row)"
+        f" WHERE c.ending = 'rejected' AND (r.fault IS NULL OR r.fault IN {USABLE_FAULTS})"
+        " GROUP BY c.key"
+    ]
+    folded = field_map.folded("key")
+    absent = f"{folded} NOT IN (SELECT {folded} FROM {ROWS} WHERE key IS NOT NULL)"
+    if left:
+        parts.append(f"SELECT key, NULL, owned, ref, '{LEFT}' FROM {BASELINE} WHERE {absent}")
+    if deleted:
+        parts.append(
+            f"SELECT key, NULL, FALSE, NULL, '{DELETED}' FROM ({baseline.deleted(0)}) WHERE {absent}"
+        )
+    workspace.run(f"CREATE TABLE known_keys AS {' UNION ALL '.join(parts)}")
+    if scanned:
+        workspace.run(
+            f"INSERT INTO known_keys SELECT s.key, NULL, b.owned, b.ref, '{FOREIGN}' FROM {SCANNED} s"
+            f" LEFT JOIN {BASELINE} b USING (key) WHERE {absent}"
+            f" AND folded NOT IN (SELECT {folded} FROM known_keys)"
+        )
+    workspace.run(f"CREATE TABLE {ASKED} AS SELECT row_number() OVER () - 1 AS pos, * FROM known_keys")
+
+
+def keep_present(workspace: Workspace, present: Iterable[bool]) -> None:
+    """Create PRESENT from what the target reported of each key of ASKED, in their order."""
+    _join(workspace, PRESENT, ASKED, (_SAME if one else None for one in present))
+
+
+def keep_scanned(workspace: Workspace, field_map: FieldMap) -> None:
+    """Create PRESENT from ASKED and SCANNED."""
+    there = f"{field_map.folded('key')} IN (SELECT folded FROM {SCANNED})"
+    workspace.run(f"CREATE TABLE {PRESENT} AS SELECT *, {there} AS there FROM {ASKED}")
+
+
+def _join(workspace: Workspace, table: str, rows: str, reported: Iterable[str | None]) -> None:
+    """Create `table` from `rows` and one report per row: NULL if the target lacks it."""
+    workspace.load("reported", {"first": "BIGINT", "fields": "VARCHAR"}, _spans(reported))
+    workspace.run(
+        f"CREATE TABLE {table} AS SELECT r.*, s.fields IS NOT NULL AS there, s.fields FROM {rows} r"
+        " ASOF JOIN reported s ON r.pos >= s.first"
     )
 
 
-def _spans(reported: Iterable[bool | None]) -> Iterator[tuple[int, bool | None]]:
+def _spans(reported: Iterable[str | None]) -> Iterator[tuple[int, str | None]]:
     """The first row of each span of rows with the same report; often there is one span in total."""
     last: object = ...
     for row, report in enumerate(reported):
-        if report is not last:
+        if report != last:
             yield row, report
             last = report

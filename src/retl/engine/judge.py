@@ -78,6 +78,15 @@ def hold_deletes(workspace: Workspace, *, by_ref: bool) -> None:
         _end(workspace, unnamed, "rejected")
 
 
+def reject_nothing(workspace: Workspace) -> None:
+    """Create REJECTS and STANDING for a run that reads no row of the mart."""
+    workspace.run(
+        f"CREATE TABLE {REJECTS} (row BIGINT, key VARCHAR, row_id VARCHAR, hash BLOB, stage VARCHAR,"
+        " code VARCHAR, reason VARCHAR, col VARCHAR)"
+    )
+    workspace.run(f"CREATE TABLE {STANDING} (key VARCHAR)")
+
+
 def find_standing(workspace: Workspace, keys: Iterable[str]) -> None:
     """Create STANDING: the given keys that the mart has. It is used after the mart is dropped."""
     workspace.load(STANDING, {"key": "VARCHAR"}, ((key,) for key in keys))

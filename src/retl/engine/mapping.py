@@ -158,7 +158,8 @@ def _with_conflicts(sync: Sync, source: FieldSource, field: Field, newest: Seque
 
 def _digests(sync: Sync) -> Literal["none", "fields", "row"]:
     """Which digests the target is asked for: to delete a row destroys its other columns too."""
-    if sync.conflicts.how != "warehouse_wins" and sync.deletes.how != "keep":
+    cautious = sync.conflicts.how != "warehouse_wins" and sync.deletes.how != "keep"
+    if cautious or sync.rollback.keep is not None:  # to take an insert back is to delete
         return "row"
     return "fields" if any(one.how != "warehouse_wins" for one in sync.strategies) else "none"
 
@@ -181,6 +182,8 @@ def _shape(
         digests=_digests(sync),
         conflicts=sync.conflicts.how,
         newest=newest,
+        images=sync.rollback.keep is not None,
+        flags=sync.rollback.soft.set if sync.rollback.soft else {},
     )
 
 

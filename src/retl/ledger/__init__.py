@@ -45,6 +45,7 @@ from retl.ledger.rows import (
     Checkpoint,
     Delivered,
     DeltaRow,
+    Pause,
     Purpose,
     Reject,
     RejectChanges,
@@ -67,6 +68,7 @@ __all__ = [
     "Fault",
     "Ledger",
     "Lock",
+    "Pause",
     "Pruned",
     "Purpose",
     "Reject",
@@ -81,6 +83,7 @@ __all__ = [
 
 
 _ANSWERS = re.compile(r"([^.]+)\.answers-\d+\.parquet")  # needed as long as the run's delta
+_IMAGES = re.compile(r"([^.]+)\.images-\d+\.parquet")  # kept as long as the sync asks for
 _DELTA = r"\1.delta.parquet"
 FORMAT = 4  # of tables and run files together; raise it when either changes
 
@@ -149,15 +152,25 @@ class Ledger(Journal, History):
                 found[match[1]].append(name)
         return {run_id: names for run_id, names in found.items() if names}
 
-    def tidy(self, sync: str, keep: float) -> None:
+    def images(self, run_id: str) -> list[str]:
+        """The files of a run with the rows as they were before it, in order."""
+        found = ((match[1], match[0]) for name in self._files.names() if (match := _IMAGES.fullmatch(name)))
+        return sorted(name for owner, name in found if owner == run_id)
+
+    def tidy(self, sync: str, keep: float, images: float | None = None) -> None:
         """Remove the run files of a sync that are no longer read, also those of killed runs. The deltas of
-        the last `keep` seconds stay, for `retl log`. The caller holds the lock of the sync."""
+        the last `keep` seconds stay, for `retl log`, and the images of rows of the last `images` seconds. The
+        caller holds the lock of the sync."""
         self._database.assert_writable()
         names = self._files.names()
         owners = {run_id for (run_id,) in self._database.query(_RUNS, sync)}
         since = cell(self.now() - timedelta(seconds=keep))
         needed = {name for (name,) in self._database.query(_NEEDED, sync, sync, since)}
         answered = {f"request-{batch_id}" for (batch_id,) in self._database.query(_ANSWERED, sync)}
+        if images is not None:
+            kept = cell(self.now() - timedelta(seconds=images))
+            young = {run_id for (run_id,) in self._database.query(f"{_RUNS} AND started_at > ?", sync, kept)}
+            names = [n for n in names if not ((found := _IMAGES.fullmatch(n)) and found[1] in young)]
         gone = [
             name
             for name in names

@@ -13,7 +13,7 @@ from typing import Any
 from retl.errors import DefinitionError
 from retl.ledger import pruning
 from retl.ledger.pruning import Pruned
-from retl.ledger.rows import Delivered, RunRow, cell
+from retl.ledger.rows import Delivered, Pause, RunRow, cell, columns, packed
 from retl.ledger.state import State
 
 _STATE = """
@@ -93,6 +93,38 @@ class History(State):
     def file_names(self) -> frozenset[str]:
         """The run files that are there."""
         return frozenset(self._files.names())
+
+    def last_reconcile(self, sync: str, *, partial: bool = False) -> RunRow | None:
+        """The newest run that compared every key with the target; with `partial` also one that compared a
+        sample, repaired or took ownership."""
+        kinds = "%" if partial else 'look"%'
+        where = "WHERE sync = ? AND status LIKE 'SUCCESS%' AND options LIKE ? ORDER BY epoch DESC LIMIT 1"
+        found = self._database.rows(RunRow, "retl_runs", where, sync, f'%"reconcile":"{kinds}')
+        return found[0] if found else None
+
+    def taken_back(self, sync: str) -> list[RunRow]:
+        """The runs of a sync that took back others, oldest first."""
+        where = "WHERE sync = ? AND of_run IS NOT NULL ORDER BY epoch"
+        return self._database.rows(RunRow, "retl_runs", where, sync)
+
+    def pause(self, sync: str, by: str, reason: str, run_id: str | None = None) -> None:
+        """Let no run of a sync write until `resume`. A newer reason replaces an older one."""
+        row = Pause(sync, self.now(), by, reason, run_id)
+        names = ", ".join(columns(Pause))
+        with self._database.transaction():
+            self._database.change("DELETE FROM retl_paused WHERE sync = ?", sync)
+            self._database.change(f"INSERT INTO retl_paused ({names}) VALUES (?, ?, ?, ?, ?)", *packed(row))
+
+    def resume(self, sync: str) -> Pause | None:
+        """End the pause of a sync; returns it."""
+        with self._database.transaction():
+            found = self.paused(sync)
+            self._database.change("DELETE FROM retl_paused WHERE sync = ?", sync)
+        return found
+
+    def paused(self, sync: str) -> Pause | None:
+        found = self._database.rows(Pause, "retl_paused", "WHERE sync = ?", sync)
+        return found[0] if found else None
 
     def open_rejects(self) -> dict[str, int]:
         """How many open rejects each sync has; syncs without any are left out."""

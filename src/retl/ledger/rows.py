@@ -72,6 +72,17 @@ class RunRow(RunStart):
     chain_no: int | None = None
     chain: str | None = None
 
+    @property
+    def is_look(self) -> bool:
+        """Whether it only compared."""
+        return self.options.get("reconcile") in ("look", "sample")
+
+    @property
+    def drift(self) -> int:
+        """What a reconcile found and did not repair, in keys."""
+        written = sum(int(self.counts.get(name, 0)) for name in ("inserted", "updated"))
+        return int(self.counts.get("reconcile", {}).get("drift", 0)) - written
+
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
@@ -114,6 +125,17 @@ class Delivered:
     started_at: datetime
     delta: str
     fields: Mapping[str, Sequence[str]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A sync that does not run until somebody resumes it. `run_id`: the run that paused it."""
+
+    sync: str
+    since: datetime
+    by: str
+    reason: str
+    run_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -450,6 +450,46 @@ class Log(Definition):
     keep: Duration = 400 * 86400.0
 
 
+class SoftRollback(Definition):
+    """A rollback that only marks the rows that the run wrote."""
+
+    set: Annotated[dict[str, Any], Field(min_length=1)]
+
+
+class Rollback(Definition):
+    """How long a run can be taken back: `keep` are the seconds for which its pre-images are stored."""
+
+    keep: Annotated[Duration, Field(gt=0)] | None = None
+    soft: SoftRollback | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Rollback:
+        if self.soft is not None and self.keep is None:
+            raise ValueError("`soft` needs `keep`: how long a run can be taken back")
+        return self
+
+
+def _rollback(value: object) -> object:
+    """The spellings → the fields of Rollback."""
+    if value == "none":
+        return {}
+    if isinstance(value, Rollback) or (isinstance(value, dict) and "keep" in value):
+        return value
+    raise ValueError("`rollback` must be none, {keep: 30d} or {keep: 30d, soft: {set: {field: value}}}")
+
+
+@with_config(_CLOSED)
+class KeepSpelling(TypedDict, total=False):
+    keep: Required[Duration]
+    soft: SoftRollback
+
+
+class Reconcile(Definition):
+    """How often the target is compared with what was delivered, after a run."""
+
+    every: Duration
+
+
 class BatchSize(Definition):
     rows: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
 
@@ -538,6 +578,12 @@ class Sync(Definition):
     retry: Retry = Retry()
     timeout: Duration | None = None
     freshness: Duration | None = None
+    reconcile: Reconcile | None = None
+    rollback: Annotated[
+        Rollback,
+        BeforeValidator(_rollback, json_schema_input_type=Literal["none"] | KeepSpelling),
+        Field(json_schema_extra={"default": "none"}),
+    ] = Rollback()
     tests: tuple[MappingTest, ...] = ()
 
     @property
@@ -573,6 +619,11 @@ class Sync(Definition):
         if self.write == "append" and self.first_run is None:
             raise ValueError(
                 "`write: append` needs `first_run`: send (every row of today's mart) or adopt (none)"
+            )
+        if self.rollback.keep is not None and self.deletes.how == "set":
+            raise ValueError(
+                "`rollback` is not possible with `deletes: {set: …}`: a row that is marked is restored by"
+                " `restore` when its key returns to the mart"
             )
         compares = any(one.how != "warehouse_wins" for one in self.strategies)
         if compares and self.write == "append":

@@ -21,7 +21,6 @@ from retl.engine.change_set import CHANGES
 from retl.engine.diff import CANDIDATES, UPSERTS, Ends
 from retl.engine.hash import ROWS
 from retl.engine.judge import Reject
-from retl.engine.selection import Selection
 from retl.engine.workspace import Workspace
 from retl.ledger import RejectChanges, RejectRow
 from retl.observe.summary import Conflicts, Counts, Deletes
@@ -151,9 +150,9 @@ class Account:
         found = [*judge.rejects(self.workspace, number), *self.target_rejects][:number]
         return [{"key": r.key, "stage": r.stage, "code": r.code, "reason": r.reason} for r in found]
 
-    def reject_changes(self, former: Sequence[RejectRow], selection: Selection) -> RejectChanges:
+    def reject_changes(self, former: Sequence[RejectRow], *, whole: bool) -> RejectChanges:
         """The open rejects of this run, and the former ones that it closes: applied, or withdrawn because the
-        row is gone or valid now. Rejects that this run did not check stay open."""
+        row is gone or valid now. Unless the run checked the `whole` mart, the others stay open."""
         mine = [*judge.rejects(self.workspace), *self.target_rejects]
         kept = self._payloads(bool(mine))
         opened = tuple(
@@ -171,7 +170,6 @@ class Account:
             " USING (key)"
             f" LEFT JOIN ({self._answers()}) a ON a.key = f.key"
         )  # a row without a usable key has the key '', which joins nothing
-        whole = not selection.partial and selection.limit is None
         closed = [
             (key, row_id, "applied" if kind is not None else "withdrawn")
             for key, row_id, not_due, kind in ended

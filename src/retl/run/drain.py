@@ -68,6 +68,8 @@ class Rounds:
         """Send the refused rows again, until a round gets nothing through. Only where twice is once: the
         batches of a round have no intent of their own."""
         backwards = True
+        if self._plan.field_map.shape.images:  # which are known by positions in the plan
+            return
         while self._plan.capabilities.idempotent and (
             self._round(backwards, deletes=True) + self._round(backwards, deletes=False)
         ):

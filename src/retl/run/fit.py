@@ -33,6 +33,21 @@ def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
                 where=f"sync {sync.name}",
             )
     _fit_conflicts(sync, capabilities)
+    if sync.rollback.keep is not None and not capabilities.images:
+        raise DefinitionError(
+            "ROLLBACK_UNSUPPORTED",
+            "`rollback` is not possible here: this target cannot keep its rows as they were before a write"
+            " in one step with it",
+            hint="use `rollback: none`; a run can then be taken back only by hand",
+            where=f"sync {sync.name}",
+        )
+    if taken := {one.name for one in field_map.shape.fields} & set(field_map.shape.flags):
+        raise DefinitionError(
+            "ROLLBACK_FIELD",
+            f"`rollback: {{soft: …}}` sets {min(taken)}, which the sync writes itself",
+            hint="mark rows in a field that is not under `fields`",
+            where=f"sync {sync.name}",
+        )
     _refuse_unused(sync, capabilities)
     _require_choices(sync, capabilities)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from retl.delivery.paced import Paced
 from retl.destinations.api import Destination
@@ -50,6 +50,18 @@ class Options:
     purpose: Purpose = "sync"
     decisions: Mapping[str, Decision] = field(default_factory=dict)  # about rows in conflict, by key
     adopt: bool = False  # take the mart as delivered, whatever the ledger knows
+    of_run: str | None = None  # the run that a rollback takes back
+    reconcile: Literal["look", "sample", "repair", "own"] | None = None
+
+    @property
+    def partial(self) -> bool:
+        """Whether absent rows mean nothing, because only a part of the mart may be sent."""
+        return self.selection.partial or self.purpose in ("repair", "rollback")
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row of the mart is judged, and every due one may be sent."""
+        return not self.partial and self.selection.limit is None
 
 
 @dataclass

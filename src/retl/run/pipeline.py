@@ -10,12 +10,13 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 
 from retl.engine.mapping import Run
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
 from retl.errors import Later, Mismatch, RetlError
-from retl.ledger import Lock
+from retl.ledger import Lock, Pause
 from retl.observe import log
 from retl.observe.summary import Summary, described
 from retl.run import extent, planner, recovery, target
@@ -44,6 +45,9 @@ def sync(
             lock = _begin(job)
     except Later as problem:
         return _blocked(job, problem)
+    if pause := job.ledger.paused(job.sync.name):
+        lock.release()
+        return paused(pause)
     with (
         lock,
         private_directory() as folder,
@@ -97,7 +101,9 @@ def dry_run(job: Job, look: Callable[[Plan, Workspace], object] = lambda _plan, 
                 lambda mapped, space, target: recovery.look(job, mapped, space, target),
             )
             look(found, workspace)
-            return predict(job, found, workspace, clock)
+            made = predict(job, found, workspace, clock)
+            pause = job.ledger.paused(job.sync.name)
+            return replace(made, notes=(*made.notes, *paused(pause).notes)) if pause else made
         except RetlError as problem:
             return _unplanned(job, problem, clock)
 
@@ -145,6 +151,14 @@ def plan(
     with clock.phase("guard"):
         made = planner.Made(opened, frozen, known, asked, diffed, judged, due)
         return planner.guard(job, run, made, unanswered=found.unanswered)
+
+
+def paused(pause: Pause) -> Summary:
+    """The summary of a run that a pause kept from writing."""
+    note = f"paused since {pause.since:%Y-%m-%d %H:%M}Z by {pause.by}: {pause.reason}"
+    return Summary(
+        pause.sync, None, "PAUSED", 0, notes=(f"{note}; `retl state resume {pause.sync}` ends the pause",)
+    )
 
 
 def _begin(job: Job) -> Lock:

@@ -22,13 +22,13 @@ from retl.engine.statistics import Drifted, Statistics
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, TargetError
 from retl.observe import log
-from retl.run import extent, guards, resolve, volatile
+from retl.run import extent, guards, resolve, trace, volatile
 from retl.run.guards import Facts, Refusal
 from retl.run.job import Job
 from retl.run.known import Known
 from retl.run.mart import Extent, Frozen, Mapped, Opened, follows, hash_rows
 from retl.run.plan import Plan, Terms
-from retl.run.target import Asked
+from retl.run.target import Asked, Visited
 from retl.sources import dbt
 
 
@@ -104,6 +104,7 @@ def compare(
         once=sync.write == "append",
         hold_unknown=resolve.waits(sync, idempotent=capabilities.idempotent),
         compares=frozen.mapped.compares,
+        learns=frozen.mapped.field_map.shape.cautious,
         refresh_before=None if expires is None else run.started_at - timedelta(seconds=expires / 2),
     )
     field_map = frozen.mapped.field_map
@@ -160,16 +161,22 @@ def assemble(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> Du
         limit=job.options.selection.limit,
         succeeds=bool(workspace.run(f"SELECT 1 FROM {succession.SUCCEEDED} LIMIT 1")),
     )
+    former, grown = known.basis.checkpoint and known.basis.checkpoint.scope, 0
+    if former and changes.counts.get("delete"):
+        grown = scope.grown(workspace, frozen.mapped.field_map, Scope.parse(former))
+    return Due(changes, planned(workspace, changes), grown)
+
+
+def planned(workspace: Workspace, changes: ChangeSet) -> Ends:
+    """The candidates by op and ending before delivery; those that are due and not in the change set are not
+    attempted."""
     ends = dict(diff.ends(workspace))
     for op in (*diff.UPSERTS, "delete"):
         taken = changes.counts.get(op, 0)
         past = ends.pop((op, None), 0) - taken
         ends[op, None] = taken
         ends[op, "not_attempted"] = ends.get((op, "not_attempted"), 0) + past
-    former, grown = known.basis.checkpoint and known.basis.checkpoint.scope, 0
-    if former and changes.counts.get("delete"):
-        grown = scope.grown(workspace, frozen.mapped.field_map, Scope.parse(former))
-    return Due(changes, ends, grown)
+    return ends
 
 
 def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
@@ -225,6 +232,54 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
         ),
     )
     return replace(plan, notes=(*_notes(job, made, plan, unanswered), *_volatile(job, made, plan)))
+
+
+def aside(
+    job: Job,
+    run: Run,
+    mapped: Mapped,
+    known: Known,
+    visited: Visited,
+    changes: ChangeSet,
+    ends: Ends,
+    facts: Facts,
+    source_version: str,
+) -> Plan:
+    """A plan beside the syncs: it takes no row from them, so mark, fingerprints and the version of the source
+    stay. A target and a ledger that do not agree refuse it, and so do the guards of the facts."""
+    former, place, seen = known.basis.checkpoint, mapped.capabilities.object, visited.trace
+    refusals = list(visited.refusals)
+    if seen is not None:
+        append = job.sync.write == "append"
+        refusals += trace.compare(job.ledger, job.sync.name, seen, visited.expected, append=append).refusals
+    refusals = [one for one in refusals if not trace.accepted(one, job)]
+    return Plan(
+        purpose=job.options.purpose,
+        run=run,
+        field_map=changes.field_map,
+        contract=mapped.contract,
+        capabilities=mapped.capabilities,
+        changes=changes,
+        ends=ends,
+        read=facts.read,
+        facts=facts,
+        refusals=(*refusals, *guards.judge(facts, job.sync.guards, job.options.accept)),
+        basis=known.basis,
+        fingerprints=known.basis.former,
+        watermark=former.watermark if former else None,
+        read_rows=former.read_rows if former else 0,
+        source_version=(former.source_version if former else None) or source_version,
+        statistics=None,
+        scope=former.scope if former else None,
+        distrust=None,
+        moved_from=known.object if known.object != place else None,
+        past=seen.epoch if seen is not None else 0,
+        marks=None,
+        adopting=False,
+        payload=None,
+        notes=(),
+        terms=Terms(job.sync.batch.rows, job.sync.guards.max_failed_rate, job.sync.guards.max_conflict_rate),
+    )
 
 
 def _rows_read(made: Made, *, whole: bool) -> int:

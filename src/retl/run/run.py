@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from retl import __version__
@@ -77,6 +78,7 @@ class Execution:
         self.job, self.run, self.lock, self.clock = job, run, lock, clock
         self.plan: Plan | None = None
         self.delivery: Delivery | None = None
+        self.found: dict[str, Any] = {}  # what a comparison found, to be kept with the counts
 
     def begin(self) -> None:
         """Write the RUNNING row, durable before anything else happens."""
@@ -93,6 +95,7 @@ class Execution:
                 vars={name: str(value) for name, value in job.options.variables.items()},
                 fingerprint={},
                 purpose=job.options.purpose,
+                of_run=job.options.of_run,
                 source_identity=job.source.identity,
                 host=socket.gethostname(),
                 pid=os.getpid(),
@@ -102,6 +105,7 @@ class Execution:
                     "accept": list(job.options.accept),
                     "allow_deletes": job.options.allow_deletes,
                     **_decided(job.options.decisions),
+                    **({"reconcile": job.options.reconcile} if job.options.reconcile else {}),
                     **{k: v for k, v in asdict(job.options.selection).items() if v},
                 },
             )
@@ -170,13 +174,18 @@ class Execution:
             return
         answers = None
         if plan.field_map.shape.digests != "none":
-            answers = Answers(self.workspace, self.run.run_id)
+            answers = Answers(self.workspace, self.run.run_id, self._keep_images)
         every = prepared(plan.capabilities)
         self.delivery = self._delivery(plan.capabilities, every=every, lane=self._lane, answers=answers)
         try:
             drain(plan, self.delivery, self.lock.epoch, self._others(), answers)
         finally:
             self.delivery.close()
+
+    def _keep_images(self, path: Path) -> None:
+        """Store a file of images; the batch that it belongs to is not committed yet."""
+        self.job.ledger.put_file(path.name, path)
+        log.event("images_kept", file=path.name, level="debug")
 
     def commit(self) -> Summary:
         """One ledger transaction: the run's delta joins the baseline, checkpoint, status."""
@@ -195,7 +204,7 @@ class Execution:
                     self.workspace,
                     self.lock.epoch,
                     self._answered,
-                    whole=not (numbers.not_attempted or job.options.selection.partial or rejected),
+                    whole=not (numbers.not_attempted or job.options.partial or rejected),
                 )
             reject_changes = self._rejects()
             log.event("committing")
@@ -205,8 +214,8 @@ class Execution:
                 self._tidy()
         return self._summary(status, error.exit_code if error else 0, numbers, error)
 
-    def end(self, numbers: Counts, made: Checkpoint) -> Summary:
-        """The end of a run that had no plan: it sent nothing."""
+    def end(self, numbers: Counts, made: Checkpoint | None = None) -> Summary:
+        """The end of a run that sent nothing."""
         self._finish("SUCCESS", numbers, made, RejectChanges(retain=self._retain), None)
         self._tidy()
         return self._summary("SUCCESS", 0, numbers, None)
@@ -258,7 +267,8 @@ class Execution:
     def _tidy(self) -> None:
         """Remove files that are no longer read. The run has ended: if it fails, a later run does it."""
         try:
-            self.job.ledger.tidy(self.job.sync.name, self.job.sync.log.keep)
+            job = self.job
+            job.ledger.tidy(job.sync.name, job.sync.log.keep, job.sync.rollback.keep)
         except RetlError as problem:
             log.event("tidy_failed", level="warning", code=problem.code)
 
@@ -395,7 +405,7 @@ class Execution:
 
     def _rejects(self) -> RejectChanges:
         former = self.job.ledger.rejects(self.job.sync.name)
-        found = self._account.reject_changes(former, self.job.options.selection)
+        found = self._account.reject_changes(former, whole=self.job.options.whole)
         return replace(found, retain=self._retain)
 
     def _finish(
@@ -411,6 +421,7 @@ class Execution:
         counted = {
             **asdict(numbers),
             **self._effort(),
+            **self.found,
             "rejects": self._account.examples(EXAMPLES_KEPT) if self.plan else [],
         }
         head = self.job.ledger.finish(

@@ -135,12 +135,14 @@ class Postgres(Destination[PostgresOptions]):
             idempotent=shape.write != "append",
             form="csv",
             readable=True,
+            repeats=True,
             nulls_keep=shape.write in ("upsert", "update_only"),  # the others never change existing rows
             only_if_empty=shape.write in ("upsert", "update_only"),
             cascades=True,
             resolves=True,
             lanes=LANES,
             compares="atomic" if shape.write != "append" else "no",
+            images=shape.write != "append",
         )
 
     @classmethod
@@ -214,11 +216,14 @@ class Postgres(Destination[PostgresOptions]):
         its outcome."""
         attempt = self._attempts.setdefault(batch.id, 0)
         with self._transaction(self._open(), write=True) as session:
-            if not self._marked and batch.operation == "append":
+            if not self._marked and (batch.operation == "append" or self.shape.images):
+                what = "append" if batch.operation == "append" else "rollback"
                 raise Systemic(
-                    "NO_MARKER", f"append needs the table {self._sql.marker}", hint="run `retl check`"
+                    "NO_MARKER", f"{what} needs the table {self._sql.marker}", hint="run `retl check`"
                 )
             self._begin(session, batch)
+            if batch.returns is not None:
+                batch.returns.forget(batch)
             found = self._apply(session, batch)
             if self._marked:
                 kinds = [found.get(row, WRITTEN).kind for row in range(len(batch))]
@@ -227,6 +232,8 @@ class Postgres(Destination[PostgresOptions]):
                 if not session.execute(mark).rowcount:
                     session.rollback()
                     return self._marked_outcome(session, batch, attempt)
+            if self.shape.images and batch.returns is not None:
+                batch.returns.keep(batch)  # only now: an attempt that arrived before has the true images
         del self._attempts[batch.id]
         return Outcome(WRITTEN, found)
 
@@ -235,6 +242,10 @@ class Postgres(Destination[PostgresOptions]):
         once: each failed attempt leaves dead rows to vacuum."""
         from retl.destinations.postgres.transfer import copy_in, transfer
 
+        if batch.mode == "restore":
+            from retl.destinations.postgres.restoring import restore
+
+            return restore(session, self._sql, batch, self._count)
         if batch.new and batch.condition is not Condition.PRESENT and self._straight:
             self._straight = copy_in(session, self._sql, batch, self._count)
             if self._straight:
@@ -324,7 +335,7 @@ class Postgres(Destination[PostgresOptions]):
                 rows += _read(session, sql, keys[start : start + READ_ROWS], casts, names)
         return iter([dict(zip(names, row[1:], strict=True)) if row[0] else None for row in rows])
 
-    def same(self, batch: Batch) -> Iterator[bool | None]:
+    def differing(self, batch: Batch) -> Iterator[tuple[str, ...] | None]:
         """Stages the rows and compares them with the table in a read-only transaction; needs SELECT and
         TEMPORARY. Systemic if a row security policy hides rows from this account. The table or columns may
         be missing if `create` will make them."""
@@ -333,12 +344,13 @@ class Postgres(Destination[PostgresOptions]):
         with self._session(read_only=True) as session:
             table = catalog.table(session, self._sql.relation)
         if table is None or any(field.name not in table.columns for field in self.shape.fields):
-            yield from (None if row is None else False for row in self._read_all(batch))
+            names = tuple(field.name for field in self.shape.fields)
+            yield from (None if row is None else names for row in self._read_all(batch))
             return
         with self._transaction(self._open()) as session:
             session.execute(ONLY_LOOK)
             found = unequal(session, self._sql, batch)
-        yield from (found.get(row, True) for row in range(len(batch)))
+        yield from (found.get(row, ()) for row in range(len(batch)))
 
     def foresee(self, batch: Batch) -> Iterator[Foreseen]:
         """Stages the rows and judges them in a read-only transaction; needs what `same` needs. A row that the

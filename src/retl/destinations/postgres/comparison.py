@@ -14,14 +14,17 @@ from retl.destinations.postgres.statements import Statements
 from retl.destinations.postgres.transfer import copy_staged
 from retl.net.postgres import Session
 
+Unequal = dict[int, tuple[str, ...] | None]
 
-def unequal(session: Session, sql: Statements, batch: Batch) -> dict[int, bool | None]:
-    """By number, the rows that the table does not hold as a write would leave them: False, or None if it
-    lacks the key. The stage must be empty. A row that the table cannot hold is found by halving."""
+
+def unequal(session: Session, sql: Statements, batch: Batch) -> Unequal:
+    """By number, the rows that the table does not hold as a write would leave them: the columns that differ,
+    or None if it lacks the key. The stage must be empty. A row that the table cannot hold is found by
+    halving."""
     inexact = _staged(session, sql, batch)
     if inexact is not None:
         rows = session.execute(sql.unequal()).fetchall()
-        found = {row: None if is_absent else False for row, is_absent in rows}
+        found: Unequal = {row: None if is_absent else tuple(names) for row, is_absent, names in rows}
         for row in inexact:
             session.execute(sql.empty())
             found[row] = _keyed(session, sql, batch.slice(batch.first + row, batch.first + row))
@@ -46,11 +49,12 @@ def foreseen(session: Session, sql: Statements, batch: Batch) -> list[Foreseen]:
     return [*found, *foreseen(session, sql, second)]
 
 
-def _keyed(session: Session, sql: Statements, batch: Batch) -> bool | None:
-    """Whether the table has the key of the one row, whose values it cannot hold."""
+def _keyed(session: Session, sql: Statements, batch: Batch) -> tuple[str, ...] | None:
+    """The answer for one row whose values the table cannot hold: all fields, if it has the key."""
     operation, condition = MODES["delete"]
     key = Batch(batch.rows, operation, condition, batch.run_id, batch.epoch, batch.first, batch.last)
-    return False if _staged(session, sql, key) == [] and session.execute(sql.present()).fetchall() else None
+    there = _staged(session, sql, key) == [] and session.execute(sql.present()).fetchall()
+    return tuple(field.name for field in sql.shape.fields) if there else None
 
 
 def _staged(session: Session, sql: Statements, batch: Batch) -> list[int] | None:

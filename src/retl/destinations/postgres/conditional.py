@@ -27,7 +27,7 @@ from retl.destinations.batch import (
 )
 from retl.destinations.postgres.halving import Found
 from retl.destinations.postgres.rejection import CARDINALITY, rejection
-from retl.destinations.postgres.statements import Statements
+from retl.destinations.postgres.statements import STAGE, Statements
 from retl.net.postgres import Session
 
 ApplyAll = Callable[[Session, Statements, Mode, int], Found]
@@ -88,7 +88,9 @@ def conflict(code: str, reason: str, both: str) -> RowResult:
 
 
 def write(session: Session, sql: Statements, batch: Batch, refused: Found, apply_all: ApplyAll) -> Found:
-    """The rows with another result than WRITTEN; `refused` are not staged. Puts the digests of the others."""
+    """The rows with another result than WRITTEN; `refused` are not staged. Puts the digests of the others,
+    and before that the images of all."""
+    _image(session, sql, batch)
     if batch.mode == "delete":
         return _delete(session, sql, batch, apply_all)
     found: Found = {}
@@ -120,6 +122,15 @@ def write(session: Session, sql: Statements, batch: Batch, refused: Found, apply
             with session.cursor() as cursor, cursor.copy(sql.returned()) as copy:
                 batch.returns.digests(batch, chain([told], (bytes(chunk) for chunk in copy)))
     return found
+
+
+def _image(session: Session, sql: Statements, batch: Batch) -> None:
+    """Keep the staged rows as the table has them now, locked."""
+    if sql.shape.images and batch.returns is not None:
+        fields = [field.name for field in sql.shape.fields]
+        names = sql.every_column if batch.mode == "delete" else fields
+        with session.cursor() as cursor, cursor.copy(sql.image(STAGE, batch.first, names)) as copy:
+            batch.returns.images(batch, (bytes(chunk) for chunk in copy))
 
 
 def _delete(session: Session, sql: Statements, batch: Batch, apply_all: ApplyAll) -> Found:
@@ -175,8 +186,11 @@ def _take_done(session: Session, sql: Statements, told: bytes, left: int) -> Non
 def _judged(session: Session, sql: Statements, batch: Batch, apply_all: ApplyAll) -> Found:
     """Write all rows that are left in the stage, in rounds: a key may appear while it is inserted."""
     found: Found = {}
+    appeared: set[int] = set()
     for _ in range(ROUNDS):
         session.execute(sql.lock(batch.mode))
+        if appeared:
+            _image(session, sql, batch)
         verdicts = [Verdict(*row) for row in session.execute(sql.judge(note=True)).fetchall()]
         known = dict[int, int](session.execute(sql.staged()).fetchall())
         found |= _write_present(session, sql, batch, verdicts, known, apply_all)

@@ -35,6 +35,7 @@ APART = -1_000_000_000  # minus its number is the number of a staged row that is
 _MARK = "(state_id, run_id, batch, attempt)"
 _INSERT, _DELETE, _UPDATE = 4, 8, 16  # pg_trigger.tgtype
 _EVENTS: dict[Mode, int] = {
+    "restore": _INSERT | _UPDATE | _DELETE,
     "upsert": _INSERT | _UPDATE,
     "insert_only": _INSERT,
     "update_only": _UPDATE,
@@ -141,7 +142,7 @@ class Statements:
         return self.traits.equals.get(field.name, "=")
 
     @property
-    def _rows(self) -> str:
+    def rows(self) -> str:
         """The table's own rows, as t."""
         return f"{'ONLY ' if self.traits.ordinary else ''}{self.relation.sql} AS t"
 
@@ -247,13 +248,13 @@ class Statements:
         rows = f"s.{ROW} BETWEEN {first} AND {last}"
         matched = f"{rows} AND {self._same_key}"
         if operation == "delete" and isinstance(self.shape.deletes, SoftDelete):
-            sets = ", ".join(f"{quoted(name)} = {_constant(v)}" for name, v in self.shape.deletes.set.items())
-            return _by_row(f"UPDATE {self._rows} SET {sets} FROM {STAGE} AS s WHERE {matched}")
+            sets = ", ".join(f"{quoted(name)} = {constant(v)}" for name, v in self.shape.deletes.set.items())
+            return _by_row(f"UPDATE {self.rows} SET {sets} FROM {STAGE} AS s WHERE {matched}")
         if operation == "delete":
-            return _by_row(f"DELETE FROM {self._rows} USING {STAGE} AS s WHERE {matched}")
+            return _by_row(f"DELETE FROM {self.rows} USING {STAGE} AS s WHERE {matched}")
         if operation == "update_only":
             condition = f"{matched} AND {self._differs('s')}"
-            return _by_row(f"UPDATE {self._rows} SET {self._sets('s')} FROM {STAGE} AS s WHERE {condition}")
+            return _by_row(f"UPDATE {self.rows} SET {self._sets('s')} FROM {STAGE} AS s WHERE {condition}")
         listed, staged = ", ".join(self.columns), ", ".join(f"s.{column}" for column in self.columns)
         into = f"INSERT INTO {self.relation.sql} AS t ({listed})"
         insert = f"{into} SELECT {staged} FROM {_queued(order)} WHERE {rows}"
@@ -281,7 +282,7 @@ class Statements:
         differs and is older than this transaction (`age(xmin) > 0`) was not written by it.
         """
         rows, absent = f"s.{ROW} BETWEEN {first} AND {last}", self._absent
-        target = f"{self._rows} ON {self._same_key}"
+        target = f"{self.rows} ON {self._same_key}"
         query = f"SELECT s.{ROW}, {absent} FROM {STAGE} AS s"
         if operation == "append":
             return f"{query} LEFT JOIN {target} AND age(t.xmin) <= 0 WHERE {rows} AND {absent}"
@@ -296,7 +297,7 @@ class Statements:
     def in_place(self, first: int, last: int) -> str:
         """How many of these staged rows this transaction has written under the key that they have."""
         return (
-            f"SELECT count(DISTINCT s.{ROW}) FROM {STAGE} AS s JOIN {self._rows} ON {self._same_key}"
+            f"SELECT count(DISTINCT s.{ROW}) FROM {STAGE} AS s JOIN {self.rows} ON {self._same_key}"
             f" AND age(t.xmin) <= 0 WHERE s.{ROW} BETWEEN {first} AND {last}"
         )
 
@@ -323,10 +324,12 @@ class Statements:
     def _compared(self) -> list[Field]:
         return [field for field in self.shape.fields if field.compared]
 
-    def _differs(self, source: str) -> str:
-        """The casts force one comparison of two records: rows without casts are compared by column."""
-        old = ", ".join(f"t.{quoted(field.name)}" for field in self._compared)
-        new = ", ".join(self._new(field, source) for field in self._compared)
+    def _differs(self, source: str, *fields: Field) -> str:
+        """Of these fields, or of all compared ones. The casts force one comparison of two records: rows
+        without casts are compared by column."""
+        compared = fields or self._compared
+        old = ", ".join(f"t.{quoted(field.name)}" for field in compared)
+        new = ", ".join(self._new(field, source) for field in compared)
         return f"ROW({old})::record OPERATOR(pg_catalog.*<>) ROW({new})::record"
 
     # --- digests
@@ -337,7 +340,7 @@ class Statements:
         order = ", ".join(f"t.{key}" for key in self.keys)
         strength = "UPDATE" if operation == "delete" else "NO KEY UPDATE"
         return (
-            f"SELECT FROM {STAGE} AS s JOIN {self._rows} ON {self._same_key} WHERE s.{ROW} >= 0"
+            f"SELECT FROM {STAGE} AS s JOIN {self.rows} ON {self._same_key} WHERE s.{ROW} >= 0"
             f" ORDER BY {order} FOR {strength} OF t"
         )
 
@@ -352,11 +355,11 @@ class Statements:
         staged = f"(SELECT *, CASE WHEN {ROW} < {APART // 2} THEN {APART} - {ROW} ELSE {ROW} END AS {ROW}_n"
         staged += f" FROM {STAGE}) AS s"
         row = f"CASE WHEN s.{ROW}_n < 0 THEN -1 - s.{ROW}_n ELSE s.{ROW}_n END"
-        held = self._digests("t", kept=True)
-        found = f"SELECT {row}, {held} FROM {staged} JOIN {self._rows} ON {self._same_key}"
+        held = self.held("t", kept=True)
+        found = f"SELECT {row}, {held} FROM {staged} JOIN {self.rows} ON {self._same_key}"
         return f"COPY ({found}) TO STDOUT (FORMAT csv)"
 
-    def _digests(self, alias: str, *, kept: bool = False) -> str:
+    def held(self, alias: str, *, kept: bool = False) -> str:
         """Of a row of the table. A field that is `kept` keeps its digest too: it is not as we left it."""
         found = digests.of_fields(alias, self.shape.compared)
         if kept and self.shape.conditional:
@@ -370,6 +373,24 @@ class Statements:
             )
         return f"{found} || {digests.of_others(alias, self.others)}" if self.shape.digests == "row" else found
 
+    def image(self, table: str, first: int, names: Sequence[str]) -> str:
+        """Lock the rows of the table that the staged ones stand for, in the order of their keys, and COPY
+        them: position, and these columns as a JSON object of texts. To delete a row needs the stronger lock;
+        the other lets rows that refer to it be written."""
+        strength = "NO KEY UPDATE" if set(names).isdisjoint(self.others) else "UPDATE"
+        texts = ", ".join(f"t.{quoted(name)}::text" for name in names)
+        listed = ", ".join(map(literal, names))
+        image = f"json_object(ARRAY[{listed}]::text[], ARRAY[{texts}]::text[])"
+        order = ", ".join(f"t.{key}" for key in self.keys)
+        found = f"SELECT s.{ROW} + {first}, {image} FROM {table} AS s JOIN {self.rows} ON {self._same_key}"
+        return (
+            f"COPY ({found} WHERE s.{ROW} >= 0 ORDER BY {order} FOR {strength} OF t) TO STDOUT (FORMAT csv)"
+        )
+
+    @property
+    def every_column(self) -> list[str]:
+        return [*(field.name for field in (*self.shape.key, *self.shape.fields)), *self.others]
+
     # --- conditional writes: one transaction compares and writes, so nobody can write in between
 
     def update_untouched(self) -> str:
@@ -378,8 +399,8 @@ class Statements:
         seen = f"pg_catalog.substr(s.{SEEN}, 1, {digests.SIZE * len(self.shape.compared)})"
         same = f"{digests.of_fields('t', self.shape.compared)} = {seen}"
         update = (
-            f"UPDATE {self._rows} SET {self._sets('s')} FROM {STAGE} AS s WHERE {self._same_key}"
-            f" AND {same} AND {self._differs('s')} RETURNING s.{ROW}, {self._digests('t')}"
+            f"UPDATE {self.rows} SET {self._sets('s')} FROM {STAGE} AS s WHERE {self._same_key}"
+            f" AND {same} AND {self._differs('s')} RETURNING s.{ROW}, {self.held('t')}"
         )
         return f"COPY ({update}) TO STDOUT (FORMAT csv)"
 
@@ -393,13 +414,13 @@ class Statements:
         found = [self._verdict(n, field) for n, field in enumerate(self.shape.compared, 1)]
         arrays = [f"ARRAY[{', '.join(column)}]::boolean[]" for column in zip(*found, strict=True)]
         arrays = arrays or ["ARRAY[]::boolean[]"] * 3
-        both = " || ".join(digests.of_fields(one, self.shape.compared) for one in "ts")
+        both = f"{self.held('t')} || {digests.of_fields('s', self.shape.compared)}"
         selected = ", ".join([f"s.{ROW}", *arrays, digests.shown(both)])
         where = f"s.{ROW} >= 0 AND {self._same_key}"
         if not note:
-            return f"SELECT {selected} FROM {STAGE} AS s, {self._rows} WHERE {where}"
+            return f"SELECT {selected} FROM {STAGE} AS s, {self.rows} WHERE {where}"
         return (
-            f"UPDATE {STAGE} AS s SET {KEPT} = {arrays[0]} FROM {self._rows}"
+            f"UPDATE {STAGE} AS s SET {KEPT} = {arrays[0]} FROM {self.rows}"
             f" WHERE {where} RETURNING {selected}"
         )
 
@@ -425,32 +446,36 @@ class Statements:
     def touched(self) -> str:
         """The staged rows of which the table holds something else than it held, in any column: number, and a
         digest of it."""
-        held = self._digests("t")
+        held = self.held("t")
         return (
-            f"SELECT s.{ROW}, {digests.shown(held)} FROM {STAGE} AS s JOIN {self._rows} ON {self._same_key}"
+            f"SELECT s.{ROW}, {digests.shown(held)} FROM {STAGE} AS s JOIN {self.rows} ON {self._same_key}"
             f" WHERE s.{ROW} >= 0 AND {held} IS DISTINCT FROM s.{SEEN}"
         )
 
     # --- reading
 
     def unequal(self) -> str:
-        """The staged rows that the table does not hold as `apply` would leave them: number, and whether it
-        lacks the key. If the key is not unique in the table, a row may come several times."""
+        """The staged rows that the table does not hold as `apply` would leave them: number, whether it lacks
+        the key, and the names of the columns that differ. If the key is not unique in the table, a row may
+        come several times."""
         differs = f" OR {self._differs('s')}" if self._compared else ""
+        named = ", ".join(
+            f"CASE WHEN {self._differs('s', one)} THEN {literal(one.name)} END" for one in self._compared
+        )
         return (
-            f"SELECT s.{ROW}, {self._absent} FROM {STAGE} AS s LEFT JOIN {self._rows}"
-            f" ON {self._same_key} WHERE {self._absent}{differs}"
+            f"SELECT s.{ROW}, {self._absent}, array_remove(ARRAY[{named}]::text[], NULL) FROM {STAGE} AS s"
+            f" LEFT JOIN {self.rows} ON {self._same_key} WHERE {self._absent}{differs}"
         )
 
     def present(self) -> str:
         """The numbers of the staged rows whose keys are in the table."""
-        target = f"SELECT FROM {self._rows} WHERE {self._same_key}"
+        target = f"SELECT FROM {self.rows} WHERE {self._same_key}"
         return f"SELECT s.{ROW} FROM {STAGE} AS s WHERE EXISTS ({target})"
 
     def scan(self) -> str:
         """The keys of all rows as text, as COPY writes them."""
         keys = ", ".join(f"({self._held(field.name)})::text" for field in self.shape.key)
-        return f"COPY (SELECT {keys} FROM {self._rows}) TO STDOUT"
+        return f"COPY (SELECT {keys} FROM {self.rows}) TO STDOUT"
 
     def read(self, keys: Sequence[tuple[Any, ...]], casts: Mapping[str, str], fields: Sequence[str]) -> str:
         """Per key, in order: whether it is there, and these fields. `casts` are the columns' types, without a
@@ -466,7 +491,7 @@ class Statements:
             f"SELECT coalesce(f.{ROW}, false){selected}"
             f" FROM unnest({arrays}) WITH ORDINALITY AS r({listed}, {ROW}_n) CROSS JOIN LATERAL"
             f" (SELECT {typed}) AS s LEFT JOIN LATERAL"
-            f" (SELECT true AS {ROW}{held} FROM {self._rows} WHERE {self._same_key} LIMIT 1) AS f"
+            f" (SELECT true AS {ROW}{held} FROM {self.rows} WHERE {self._same_key} LIMIT 1) AS f"
             f" ON true ORDER BY r.{ROW}_n"
         )
 
@@ -623,7 +648,7 @@ def _queued(order: Sequence[int]) -> str:
     return f"{STAGE} AS s LEFT JOIN unnest(ARRAY[{listed}]) WITH ORDINALITY AS q(at, n) ON q.at = s.{ROW}"
 
 
-def _constant(value: Any) -> str:
+def constant(value: Any) -> str:
     """A literal of unknown type, which PostgreSQL reads as the column's type."""
     if value is None:
         return "NULL"

@@ -41,7 +41,7 @@ from urllib.parse import quote
 import msgspec
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from retl.destinations.api import Destination
+from retl.destinations.api import EXPIRES, Destination
 from retl.destinations.batch import (
     LINE_KEYS,
     WRITTEN,
@@ -62,7 +62,7 @@ from retl.destinations.batch import (
     Visit,
     WriteMode,
 )
-from retl.destinations.redis.comparison import holds_entries, holds_field, holds_object, stays
+from retl.destinations.redis.comparison import entries_differ, field_differs, object_differs, stays
 from retl.destinations.redis.keys import KeyPattern
 from retl.destinations.redis.resp import (
     AGAIN,
@@ -261,13 +261,13 @@ class Redis(Destination[RedisOptions]):
             else:
                 yield None if value is None else {n: v for n, v in _object(value).items() if n in names}
 
-    def same(self, batch: Batch) -> Iterator[bool | None]:
+    def differing(self, batch: Batch) -> Iterator[tuple[str, ...] | None]:
         """A value of another kind than ours counts as lacking. A value that expires in less than half of its
         TTL counts as different, because the next run would renew it."""
         for first in range(batch.first, batch.last + 1, CHUNK):
-            yield from self._same(batch.slice(first, min(first + CHUNK - 1, batch.last)))
+            yield from self._differing(batch.slice(first, min(first + CHUNK - 1, batch.last)))
 
-    def _same(self, batch: Batch) -> Iterator[bool | None]:
+    def _differing(self, batch: Batch) -> Iterator[tuple[str, ...] | None]:
         names, width = [field.name for field in self.shape.fields], len(self.shape.key)
         rows = [(self._key(row[:width]), row[width]) for row in batch.documents()]
         is_hash = self.options.value == "hash"
@@ -276,21 +276,23 @@ class Redis(Destination[RedisOptions]):
         replies = self._look(asked)
         times, held = replies[: len(rows)], replies[len(rows) :] if is_hash else replies[-1]
         for time, value, (_, document) in zip(times, held, rows, strict=True):
-            found = self._holds(value, document)
+            found = self._differs(value, document)
             # writing a hash without TTL leaves that of its key
-            yield found and ((is_hash and self.options.ttl is None) or stays(time, self.options.ttl))
+            stay = (is_hash and self.options.ttl is None) or stays(time, self.options.ttl)
+            yield found if stay or found is None else (*found, EXPIRES)
 
-    def _holds(self, held: Any, document: str) -> bool | None:
-        """Whether Redis holds what the document would make of it; None if it holds nothing of the row."""
+    def _differs(self, held: Any, document: str) -> tuple[str, ...] | None:
+        """The fields in which Redis does not hold what the document would make of it; None if it holds
+        nothing of the row."""
+        names = [field.name for field in self.shape.fields]
         if self.options.value == "json":
-            return holds_object(held, document, self._compared)
+            return object_differs(held, document, names, self._compared)
         texts = dict(self._texts(document))
         if isinstance(self.options.value, OneField):
             name = self.options.value.field
-            return holds_field(held, texts[name], compared=name in self._compared)
-        names = [field.name for field in self.shape.fields]
+            return field_differs(name, held, texts[name], compared=name in self._compared)
         entries = [None] * len(names) if isinstance(held, Refusal) else held
-        return holds_entries(dict(zip(names, entries, strict=True)), texts, self._compared)
+        return entries_differ(dict(zip(names, entries, strict=True)), texts, self._compared)
 
     def scan(self) -> Iterator[tuple[str, ...]]:
         """Every key of the template in the database, also one with a value of another kind."""

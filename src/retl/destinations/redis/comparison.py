@@ -1,49 +1,56 @@
 """Compares what Redis holds with what a write would leave there. Pure: replies in, verdicts out.
 
-A verdict is True, False, or None if Redis holds nothing of the row.
+A verdict is the fields that differ, or None if Redis holds nothing of the row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 
 import msgspec
 
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def holds_object(held: bytes | None, document: str, compared: Set[str]) -> bool | None:
+Differing = tuple[str, ...] | None
+
+
+def object_differs(held: bytes | None, document: str, names: Sequence[str], compared: Set[str]) -> Differing:
     """For `value: json`. Objects are equal if they have the same members, in any order, and the same text in
-    each member that is compared."""
+    each member that is compared. What is no such object differs in all fields (`names`)."""
     if held is None:
         return None
     if held == _bytes(document):
-        return True
+        return ()
     try:
         theirs, ours = _MEMBERS.decode(held), _MEMBERS.decode(document)
     except (msgspec.DecodeError, UnicodeError):
-        return False
-    same = (bytes(theirs[name]) == bytes(ours[name]) for name in compared & ours.keys() & theirs.keys())
-    return theirs.keys() == ours.keys() and all(same)
+        return tuple(names)
+    differing = [
+        name for name in compared & ours.keys() & theirs.keys() if bytes(theirs[name]) != bytes(ours[name])
+    ]
+    return tuple(sorted({*differing, *(theirs.keys() ^ ours.keys())}))
 
 
-def holds_field(held: bytes | None, text: str | bytes | None, *, compared: bool) -> bool | None:
+def field_differs(name: str, held: bytes | None, text: str | bytes | None, *, compared: bool) -> Differing:
     """For `value: {field: …}`. An empty field has no key."""
     if text is None:
-        return held is None
-    return None if held is None else not compared or held == _bytes(text)
+        return () if held is None else (name,)
+    if held is None:
+        return None
+    return (name,) if compared and held != _bytes(text) else ()
 
 
-def holds_entries(
+def entries_differ(
     held: Mapping[str, bytes | None], texts: Mapping[str, str | bytes | None], compared: Set[str]
-) -> bool | None:
+) -> Differing:
     """For `value: hash`. A field without a text (`nulls: keep`) may hold anything."""
     if all(entry is None for entry in held.values()):
         return None
-    return all(
-        held[name] == (None if text is None else _bytes(text))
+    return tuple(
+        name
         for name, text in texts.items()
-        if name in compared
+        if name in compared and held[name] != (None if text is None else _bytes(text))
     )
 
 

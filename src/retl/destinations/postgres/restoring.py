@@ -1,0 +1,169 @@
+"""Restores rows as they were before an earlier run, where nobody has touched them since: in one transaction.
+
+Every row of the table that is concerned is locked first, so what is compared is what is written. A field that
+somebody changed after the run stays; a row that the run inserted is removed only if no column of it changed;
+a row that the run deleted comes back with all its columns, unless its key is there again. Values are the
+texts that PostgreSQL itself told of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import psycopg
+
+from retl.destinations.batch import Batch, Kind, RowResult
+from retl.destinations.postgres import digests
+from retl.destinations.postgres.halving import Found
+from retl.destinations.postgres.rejection import rejection
+from retl.destinations.postgres.statements import KEPT, ROW, SEEN, Statements, constant
+from retl.errors import InvariantBroken, Poisoned, Unavailable
+from retl.net.postgres import Session
+from retl.values.sql import literal, quoted
+
+STAGE = "pg_temp.retl_restore"
+_EDITED = "somebody edited it since that run"
+_GONE = RowResult(Kind.KEPT, "GONE", "somebody removed the row since that run")
+_THERE = RowResult(Kind.KEPT, "APPEARED", "somebody made the row again since that run")
+_TOUCHED = RowResult(Kind.KEPT, "EDITED", _EDITED)
+_PARTLY = RowResult(Kind.MERGED, "EDITED", _EDITED)
+
+
+def restore(session: Session, sql: Statements, batch: Batch, count: Callable[[int], None]) -> Found:
+    """The rows that are not restored, or in part. Poisoned if the table refuses one of them."""
+    _stage(session, sql, batch, count)
+    if batch.returns is not None:
+        with session.cursor() as cursor, cursor.copy(sql.image(STAGE, batch.first, sql.every_column)) as copy:
+            batch.returns.images(batch, (bytes(chunk) for chunk in copy))
+    types = _types(session, sql)
+    verdicts = session.execute(_judge(sql, types)).fetchall()
+    found = {row: one for row, op, *facts in verdicts if (one := _result(op, *facts)) is not None}
+    rows = {
+        op: [row for row, of, *_ in verdicts if of == op and found.get(row, _PARTLY).kind is Kind.MERGED]
+        for op in ("restore", "remove", "remake", "flag")
+    }
+    try:
+        with session.transaction():
+            _write(session, sql, types, rows)
+    except psycopg.Error as error:
+        refused = rejection(error, sql.names)
+        if refused is None:
+            raise
+        raise Poisoned(refused.code or "REJECTED", refused.reason or "the table refuses the row") from error
+    if batch.returns is not None:
+        with session.cursor() as cursor, cursor.copy(_returned(sql)) as copy:
+            batch.returns.digests(batch, (bytes(chunk) for chunk in copy))
+    return found
+
+
+def _result(
+    op: str, there: bool, touched: bool, kept: Sequence[bool] | None, writes: bool | None
+) -> RowResult | None:
+    """None if the row can be restored as a whole, or is as it was already."""
+    if op == "remake":
+        return _THERE if there else None
+    if op == "remove":
+        return _TOUCHED if there and touched else None
+    if not there:
+        return _GONE
+    if op == "restore" and any(kept or ()):
+        return _PARTLY if writes else _TOUCHED
+    return None
+
+
+def _stage(session: Session, sql: Statements, batch: Batch, count: Callable[[int], None]) -> None:
+    keys = ", ".join(f"t.{key}" for key in sql.keys)
+    session.execute(
+        f"CREATE TEMP TABLE {STAGE.partition('.')[2]} ON COMMIT DROP AS SELECT 0 AS {ROW}, ''::text AS op,"
+        f" {keys}, NULL::json AS before, ''::bytea AS {SEEN}, ARRAY[]::boolean[] AS {KEPT}"
+        f" FROM {sql.relation.sql} AS t WHERE false"
+    )
+    columns = ", ".join([ROW, "op", *sql.keys, "before", SEEN])
+    with session.cursor() as cursor:
+        with cursor.copy(f"COPY {STAGE} ({columns}) FROM STDIN (FORMAT csv, NULL '')") as copy:
+            for chunk in batch.csv():
+                copy.write(chunk)
+                count(len(chunk))
+        if cursor.rowcount != len(batch):
+            raise InvariantBroken("ROWS_LOST", f"{cursor.rowcount} of {len(batch)} rows reached PostgreSQL")
+
+
+def _types(session: Session, sql: Statements) -> dict[str, str]:
+    """The columns that can be written, with their types."""
+    found = session.execute(
+        "SELECT attname, format_type(atttypid, atttypmod) FROM pg_catalog.pg_attribute"
+        f" WHERE attrelid = {literal(sql.relation.sql)}::regclass AND attnum > 0 AND NOT attisdropped"
+        " AND attgenerated = ''"
+    ).fetchall()
+    return dict(found)
+
+
+def _value(name: str, types: dict[str, str]) -> str:
+    return f"(s.before ->> {literal(name)})::{types[name]}"
+
+
+def _judge(sql: Statements, types: dict[str, str]) -> str:
+    """Per staged row: number, what to do, whether the table has it, whether any column was touched, which
+    compared fields stay, and whether another one is written. Notes the fields that stay."""
+    kept, writes = list[str](), list[str]()
+    for number, field in enumerate(sql.shape.compared, 1):
+        column = f"t.{quoted(field.name)}"
+        differs = f"{column}::text IS DISTINCT FROM (s.before ->> {literal(field.name)})"
+        touched = f"{digests.digest(column, number)} IS DISTINCT FROM {digests.part(f's.{SEEN}', number)}"
+        kept.append(f"({differs} AND {touched})")
+        writes.append(f"({differs} AND NOT {touched})")
+    touched = f"{sql.held('t')} IS DISTINCT FROM s.{SEEN}"
+    stays = f"CASE WHEN s.op = 'restore' THEN ARRAY[{', '.join(kept)}]::boolean[] END"
+    listed = f"s.op, true, {touched}, {stays}, {' OR '.join(writes) or 'false'}"
+    noted = (
+        f"UPDATE {STAGE} AS s SET {KEPT} = {stays} FROM {sql.rows} WHERE {sql.same_key('t', 's')}"
+        f" RETURNING s.{ROW}, {listed}"
+    )
+    return (
+        f"WITH noted AS ({noted}) SELECT * FROM noted UNION ALL"
+        f" SELECT s.{ROW}, s.op, false, false, NULL, NULL FROM {STAGE} AS s"
+        f" WHERE NOT EXISTS (SELECT FROM {sql.rows} WHERE {sql.same_key('t', 's')})"
+    )
+
+
+def _write(session: Session, sql: Statements, types: dict[str, str], rows: dict[str, list[int]]) -> None:
+    matched = f"FROM {STAGE} AS s WHERE {sql.same_key('t', 's')} AND s.{ROW} IN"
+
+    def listed(op: str) -> str:
+        return f"({', '.join(map(str, rows[op]))})"
+
+    if rows["restore"]:
+        session.execute(f"UPDATE {sql.rows} SET {_sets(sql, types)} {matched} {listed('restore')}")
+    if rows["flag"]:
+        flags = ", ".join(f"{quoted(n)} = {constant(v)}" for n, v in sql.shape.flags.items())
+        session.execute(f"UPDATE {sql.rows} SET {flags} {matched} {listed('flag')}")
+    if rows["remake"]:
+        names = ", ".join(map(quoted, types))
+        values = ", ".join(_value(name, types) for name in types)
+        made = session.execute(
+            f"INSERT INTO {sql.relation.sql} ({names}) OVERRIDING SYSTEM VALUE SELECT {values}"
+            f" FROM {STAGE} AS s WHERE s.{ROW} IN {listed('remake')} ON CONFLICT DO NOTHING"
+        ).rowcount
+        if made != len(rows["remake"]):  # the next attempt sees the rows that appeared
+            raise Unavailable("APPEARED", "a row appeared while it was restored")
+    if rows["remove"]:
+        used = f"USING {STAGE} AS s WHERE {sql.same_key('t', 's')} AND s.{ROW} IN {listed('remove')}"
+        session.execute(f"DELETE FROM {sql.rows} {used}")
+
+
+def _sets(sql: Statements, types: dict[str, str]) -> str:
+    """A compared field that was touched stays; one that is not compared is restored with an untouched row."""
+    numbers = {field.name: n for n, field in enumerate(sql.shape.compared, 1)}
+    sets = []
+    for field in sql.shape.fields:
+        column = quoted(field.name)
+        stays = f"s.{KEPT}[{numbers[field.name]}]" if field.compared else f"true = ANY(s.{KEPT})"
+        value = f"CASE WHEN {stays} THEN t.{column} ELSE {_value(field.name, types)} END"
+        sets.append(f"{column} = {value}")
+    return ", ".join(sets)
+
+
+def _returned(sql: Statements) -> str:
+    """COPY the digests of the staged rows that the table has now."""
+    found = f"SELECT s.{ROW}, {sql.held('t', kept=True)} FROM {STAGE} AS s JOIN {sql.rows}"
+    return f"COPY ({found} ON {sql.same_key('t', 's')} WHERE s.op <> 'flag') TO STDOUT (FORMAT csv)"

@@ -1,0 +1,200 @@
+"""Comparison: mart, baseline and target, key by key, as tables of the workspace (`engine.held`).
+
+`rebuild` and `reconcile` decide what follows from it. It changes neither target nor baseline, and refuses a
+mart that is not whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from retl.destinations.api import Destination
+from retl.destinations.batch import MODES, Batch
+from retl.engine import change_set, diff, hash, held, judge
+from retl.engine.change_set import ChangeSet
+from retl.engine.diff import Strategy
+from retl.engine.mapping import Run
+from retl.engine.workspace import Workspace
+from retl.errors import Mismatch
+from retl.observe import log
+from retl.run import guards, target
+from retl.run.guards import Facts
+from retl.run.job import Clock, Job
+from retl.run.known import Known, know
+from retl.run.mart import Extent, Frozen, Mapped, Opened, Reading, hash_rows, open_mart
+from retl.run.pipeline import Recover
+from retl.run.target import Visited
+
+COMPARED_AT_ONCE = 20_000  # rows; few look-ups in a large table are slower than one join
+# Refusals because target and ledger do not agree: a comparison is the answer to them.
+ANSWERED = frozenset({"TARGET_LOST", "STATE_LOST", "STATE_BEHIND"})
+_EVERYTHING = Strategy(everything=True, absence=False, once=False, hold_unknown=False)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What is asked besides the rows of the mart: every key at the target (`scan`), the delivered keys that
+    the mart lacks (`left`), and those that were deleted. With `sample`, only so many rows of the mart."""
+
+    scan: bool = False
+    left: bool = False
+    deleted: bool = False
+    sample: int | None = None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The tables COMPARED and PRESENT. `rows`: the rows of the mart that could be sent. `forgotten`: owned
+    keys of the baseline that the mart lacks. `whole`: the mart is one that row counts are compared of."""
+
+    opened: Opened
+    frozen: Frozen
+    known: Known
+    visited: Visited
+    rows: ChangeSet
+    forgotten: int
+    whole: bool
+
+    @property
+    def mapped(self) -> Mapped:
+        return self.frozen.mapped
+
+    @property
+    def destination(self) -> Destination[Any]:
+        assert self.visited.destination is not None
+        return self.visited.destination
+
+
+def compare(
+    job: Job,
+    run: Run,
+    workspace: Workspace,
+    clock: Clock,
+    hold: ExitStack,
+    scope: Scope,
+    *,
+    epoch: int | None = None,
+    recover: Recover | None = None,
+) -> Compared:
+    """Read mart and target. With an `epoch`, and while `hold` is open, the target refuses other ledgers, if
+    it can. Mismatch if its object does not fit, or if the mart is not whole."""
+    with clock.phase("freeze"):
+        opened = open_mart(job, run, workspace)
+    with Reading(job, run, opened, workspace, clock).under_way() as reading:
+        mapped = reading.mapped
+        reading.extent = Extent("every row is compared")
+        with clock.phase("guard"):
+            visited = _visit(job, run, mapped, epoch, hold)
+        with clock.phase("recover"):
+            if recover is not None:
+                recover(mapped, workspace, visited.expected.object)
+        with clock.phase("diff"):
+            known = know(job, mapped, workspace, visited.expected.object)
+    frozen = reading.frozen
+    with clock.phase("diff"):
+        rows = _sendable(job, frozen, known, visited, workspace)
+    with clock.phase("guard"):
+        _raise_refusal(job, run, opened, frozen, known)
+    forgotten = _forgotten(workspace)
+    whole = job.sync.write != "append" and opened.cursor is None
+    found = Compared(opened, frozen, known, visited, rows, forgotten, whole)
+    with clock.phase("deliver"):
+        _ask(job, found, run, scope)
+    log.event("target_compared", rows=len(rows))
+    return found
+
+
+def _visit(job: Job, run: Run, mapped: Mapped, epoch: int | None, hold: ExitStack) -> Visited:
+    """Reach the target. Mismatch if its object does not fit; whether it and the ledger agree is no matter."""
+    visited = target.visit(job, run, mapped, epoch, hold)
+    for one in visited.refusals:
+        if one.code not in ANSWERED | set(job.options.accept):
+            raise Mismatch(one.code, one.message, hint=one.hint)
+    return visited
+
+
+def _sendable(job: Job, frozen: Frozen, known: Known, visited: Visited, workspace: Workspace) -> ChangeSet:
+    """Every row of the mart that could be sent, with what the baseline knows of its key."""
+    assert visited.destination is not None
+    field_map = replace(frozen.mapped.field_map, folds=visited.destination.folds)
+    if not frozen.hashed:
+        hash_rows(workspace, frozen.mapped)
+    diff.diff(workspace, field_map, _EVERYTHING, known.baseline_rows, whole=True)
+    judge.judge(workspace, frozen.mapped.contract, job.sync.key, frozen.edited)
+    judge.reject_missing(workspace, field_map)
+    judge.find_standing(workspace, dict.fromkeys(one.key for one in known.open_rejects))
+    return change_set.assemble(workspace, field_map, write=job.sync.write)
+
+
+def _raise_refusal(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known) -> None:
+    """Mismatch if a guard says that the mart is not whole. The target is not judged: nothing is sent."""
+    checkpoint, accepted = known.basis.checkpoint, job.options.accept
+    facts = Facts(
+        read=frozen.total,
+        total=frozen.total,
+        new_rejects=0,
+        baseline_rows=known.baseline_rows,
+        full_read=job.sync.write != "append" and opened.cursor is None,
+        last_read=checkpoint.read_rows if checkpoint else None,
+        failed_checks=frozen.failed_checks,
+        build=opened.description.health,
+        max_age=job.source.max_age,
+        now=run.started_at,
+    )
+    if not frozen.total and "EMPTY_SOURCE" not in accepted:
+        raise Mismatch(
+            "EMPTY_SOURCE",
+            "the mart has no rows to compare: everything that was delivered would look gone",
+            hint="was the mart built? If it is empty on purpose, --accept EMPTY_SOURCE",
+        )
+    for one in guards.judge(facts, job.sync.guards, accepted):
+        raise Mismatch(one.code, one.message, hint=one.hint)
+
+
+def _forgotten(workspace: Workspace) -> int:
+    kept = f"SELECT key FROM {hash.ROWS} WHERE key IS NOT NULL"
+    number: int = workspace.one(f"SELECT count(*) FROM baseline WHERE owned AND key NOT IN ({kept})")[0]
+    return number
+
+
+def _ask(job: Job, compared: Compared, run: Run, scope: Scope) -> None:
+    """Compare the rows at the target, and look for the keys of rows that cannot be compared."""
+    rows, destination = compared.rows, compared.destination
+    workspace, field_map = rows.workspace, rows.field_map
+    again = job.pace.retrying(job.sync.retry, job.stop.event)
+    if scope.scan:
+        again(lambda: held.load_scan(workspace, field_map, destination.scan()))
+    held.list_keys(workspace, field_map, scanned=scope.scan, left=scope.left, deleted=scope.deleted)
+    hash.release(workspace)
+
+    def batches(of: ChangeSet, mode: Any, size: int) -> Iterator[Batch]:
+        for first in range(0, len(of), size):
+            job.stop.check()
+            last = min(first + size, len(of)) - 1
+            yield Batch(of, *MODES[mode], run.run_id, 0, first, last, run.started_at.isoformat())
+
+    drawn = rows if scope.sample is None else rows.draw(scope.sample)
+    held.compare(
+        workspace,
+        drawn.table,
+        (
+            one
+            for batch in batches(drawn, job.sync.write, COMPARED_AT_ONCE)
+            for one in again(lambda batch=batch: list(destination.differing(batch)))
+        ),
+    )
+    if scope.scan:
+        held.keep_scanned(workspace, field_map)
+        return
+    asked = change_set.of_keys(workspace, field_map, "keyed", f"pos, key FROM {held.ASKED}")
+    held.keep_present(
+        workspace,
+        (
+            row is not None
+            for batch in batches(asked, "delete", job.sync.batch.rows)
+            for row in again(lambda batch=batch: list(destination.read(batch)))
+        ),
+    )

@@ -1,0 +1,310 @@
+"""A run that is taken back from the rows as they were before it: `rollback` of a sync and `retl rollback`."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from tests.commands import ROWS, Workshop
+from tests.servers import Database, RedisServer
+from tests.test_plans_and_state import TABLE, column, run
+from tests.test_reconcile import execute, reconciled, verdicts
+
+KEEP = {"destination": TABLE, "deletes": "delete", "rollback": "{keep: 30d}"}
+BAD = (
+    "UPDATE users SET email = 'bad', spend = 0 WHERE user_id < 6; DELETE FROM users WHERE user_id IN (10, 11);"
+    "INSERT INTO users VALUES (100, 'x', 1), (101, 'y', 2)"
+)
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, postgres: Database) -> Workshop:
+    made = Workshop(tmp_path / "project")
+    made.use(postgres=postgres)
+    return made
+
+
+def rows(postgres: Database, but: str = "false") -> list[Any]:
+    return column(postgres, f"SELECT t::text FROM crm.users AS t WHERE NOT ({but}) ORDER BY user_id")
+
+
+def begun(workshop: Workshop, postgres: Database, **more: str) -> list[Any]:
+    """A table of an application that a sync has filled; returns its rows."""
+    workshop.sync("users", **{**KEEP, **more})
+    execute(
+        postgres,
+        "CREATE SCHEMA crm; CREATE TABLE crm.users (user_id bigint PRIMARY KEY, email text, spend numeric(12,2),"
+        " notes text, born timestamptz DEFAULT '2026-01-01', tags text[] DEFAULT '{a,\"b,c\"}',"
+        " raw bytea DEFAULT '\\xff00', doc jsonb DEFAULT '{\"a\": 1.10}',"
+        " number bigint GENERATED ALWAYS AS IDENTITY, twice numeric GENERATED ALWAYS AS (spend * 2) STORED)",
+    )
+    assert run(workshop)["status"] == "SUCCESS"
+    execute(postgres, "UPDATE crm.users SET notes = 'note, \"' || user_id || E'\\n'")
+    return rows(postgres)
+
+
+def bad_run(workshop: Workshop) -> str:
+    workshop.warehouse(BAD)
+    done = run(workshop)
+    assert (done["updated"], done["inserted"], done["deleted"]) == (5, 2, 2)
+    return str(done["run_id"])
+
+
+def rolled_back(workshop: Workshop, *words: str) -> dict[str, Any]:
+    said = workshop.retl("rollback", *words, "--output", "json")
+    assert said.code == 0, said.err
+    return dict(said.document["syncs"][0])
+
+
+def test_a_rollback_restores_every_row_and_no_run_undoes_it(workshop: Workshop, postgres: Database) -> None:
+    before = begun(workshop, postgres)
+    bad = bad_run(workshop)
+    files = list((workshop.folder / ".retl" / "runs").glob(f"{bad}.images-*"))
+    assert {oct(one.stat().st_mode & 0o777) for one in files} == {"0o600"}
+    planned = rolled_back(workshop, bad, "--dry-run")
+    assert rows(postgres) != before
+    done = rolled_back(workshop, bad)
+    for one in (planned, done):
+        assert (one["updated"], one["inserted"], one["deleted"]) == (5, 2, 2)
+    assert rows(postgres) == before
+    assert "9 rows restored, 0 touched since" in done["notes"][0]
+    assert f"`retl state resume {done['sync']}`" in done["notes"][0]
+    assert run(workshop)["status"] == "PAUSED"
+    assert workshop.json("show", done["run_id"])["purpose"] == "rollback"
+    workshop.json("state", "resume", "users")
+    for _ in range(3):
+        after = run(workshop)
+        assert (after["status"], after["unchanged"], after["deletes"]["planned"]) == ("SUCCESS", ROWS, 0)
+    assert rows(postgres) == before
+    found = reconciled(workshop)
+    assert (verdicts(found), found["held"]) == ({"same": ROWS - 7}, 9)
+    workshop.warehouse("UPDATE users SET email = 'good' WHERE user_id = 1")
+    assert run(workshop)["updated"] == 1
+    workshop.warehouse("UPDATE users SET email = 'u2@example.com', spend = 2 WHERE user_id = 2")
+    run(workshop)
+    assert rows(postgres, "user_id = 1") == [one for one in before if not one.startswith("(1,")]
+
+
+def test_what_somebody_touched_since_stays_and_is_counted(workshop: Workshop, postgres: Database) -> None:
+    before = begun(workshop, postgres)
+    bad = bad_run(workshop)
+    execute(
+        postgres,
+        "UPDATE crm.users SET email = 'human' WHERE user_id = 1;"
+        "UPDATE crm.users SET email = 'human', spend = 9 WHERE user_id = 2;"
+        "UPDATE crm.users SET notes = 'theirs' WHERE user_id = 3;"
+        "DELETE FROM crm.users WHERE user_id = 4;"
+        "UPDATE crm.users SET notes = 'ours now' WHERE user_id = 100;"
+        "INSERT INTO crm.users (user_id, email) VALUES (10, 'again')",
+    )
+    done = rolled_back(workshop, bad)
+    assert "5 rows restored, 4 touched since and left alone, 1 of the restored ones only in part" in str(
+        done["notes"]
+    )
+    now = dict(zip(column(postgres, "SELECT user_id FROM crm.users ORDER BY 1"), rows(postgres), strict=True))
+    old = {int(one[1:].partition(",")[0]): one for one in before}
+    assert [now[n] for n in (5, 11, 20)] == [old[n] for n in (5, 11, 20)]
+    assert (now[1].split(",")[1:3], now[2].split(",")[1:3]) == (["human", "1.00"], ["human", "9.00"])
+    assert now[3] == old[3].replace('"note, ""3\n"', "theirs").replace(now[3].split(",")[3], "theirs")
+    assert "ours now" in now[100]
+    assert "again" in now[10]
+    assert (4 in now, 101 in now) == (False, False)
+
+
+def test_a_rollback_can_be_taken_back_and_twice_is_once(workshop: Workshop, postgres: Database) -> None:
+    before = begun(workshop, postgres)
+    bad = bad_run(workshop)
+    after = rows(postgres)
+    undone = rolled_back(workshop, bad)
+    again = rolled_back(workshop, bad)
+    assert (again["unchanged"], again["updated"], again["inserted"], again["deleted"]) == (9, 0, 0, 0)
+    rolled_back(workshop, undone["run_id"])
+    assert rows(postgres) == after
+    workshop.json("state", "resume", "users")
+    assert run(workshop)["unchanged"] == ROWS
+    assert verdicts(reconciled(workshop))["same"] == ROWS
+    workshop.warehouse("UPDATE users SET email = 'newer' WHERE user_id = 1")
+    newest = run(workshop)["run_id"]
+    refused = workshop.json("rollback", bad, "--dry-run")["syncs"][0]
+    assert "take back the newest run first" in str(refused["notes"])
+    rolled_back(workshop, newest)
+    assert column(postgres, "SELECT email FROM crm.users WHERE user_id = 1") == ["bad"]
+    assert before != after
+
+
+def test_the_rows_before_are_shown_in_a_file(workshop: Workshop, postgres: Database) -> None:
+    begun(workshop, postgres)
+    bad = bad_run(workshop)
+    rolled_back(workshop, bad, "--key", "2")
+    path = workshop.folder / "before.parquet"
+    assert workshop.json("show", bad, "--images", str(path))["images"] == 9
+    assert oct(path.stat().st_mode & 0o777) == "0o600"
+    with duckdb.connect() as connection:
+        found = connection.execute(
+            "SELECT record_key, pre_write_values->>'email', target_system, target_entity, rollback_executed"
+            f" FROM '{path}' WHERE pipeline_run_id = '{bad}' AND snapshot_timestamp > '2026-01-01'"
+            " ORDER BY CAST(record_key AS INTEGER)"
+        ).fetchall()
+    ours = ("postgres", "crm.users")
+    assert found[:2] == [("1", "u1@example.com", *ours, False), ("2", "u2@example.com", *ours, True)]
+    assert [one[:2] for one in found[5:]] == [
+        ("10", "u10@example.com"),
+        ("11", "u11@example.com"),
+        ("100", None),
+        ("101", None),
+    ]
+
+
+def test_one_key_of_a_run_is_taken_back_alone(workshop: Workshop, postgres: Database) -> None:
+    begun(workshop, postgres)
+    bad = bad_run(workshop)
+    done = rolled_back(workshop, bad, "--key", "2", "--key", "100", "--no-pause")
+    assert (done["updated"], done["deleted"], done["read"]) == (1, 1, 1)
+    assert column(postgres, "SELECT count(*) FROM crm.users WHERE email = 'bad'") == [4]
+    assert run(workshop)["status"] == "SUCCESS"
+    rest = rolled_back(workshop, bad)
+    assert (rest["updated"], rest["inserted"], rest["deleted"]) == (4, 2, 1)
+
+
+def test_a_soft_rollback_marks_the_rows_and_changes_nothing_else(
+    workshop: Workshop, postgres: Database
+) -> None:
+    begun(workshop, postgres, rollback="{keep: 30d, soft: {set: {notes: rolled back}}}")
+    bad = bad_run(workshop)
+    done = rolled_back(workshop, bad)
+    assert (done["updated"], done["inserted"], done["deleted"]) == (7, 0, 0)
+    marked = column(postgres, "SELECT user_id FROM crm.users WHERE notes = 'rolled back' ORDER BY 1")
+    assert marked == [1, 2, 3, 4, 5, 100, 101]
+    assert column(postgres, "SELECT count(*) FROM crm.users WHERE email = 'bad'") == [5]
+
+
+@pytest.mark.parametrize("conflicts", ["target_wins", "manual"])
+def test_rolled_back_inserts_are_neither_lost_nor_sent_again(
+    workshop: Workshop, postgres: Database, conflicts: str
+) -> None:
+    workshop.sync("users", destination=TABLE, rollback="{keep: 30d}", conflicts=conflicts)
+    first = run(workshop)["run_id"]
+    refused = workshop.retl("rollback", first)
+    assert (refused.code, "DELETE_RATE" in refused.err) == (3, True)
+    assert workshop.json("status")["syncs"][0]["status"] == "REFUSED"
+    rolled_back(workshop, first, "--allow-deletes", str(ROWS), "--no-pause")
+    assert column(postgres, "SELECT count(*) FROM crm.users") == [0]
+    after = run(workshop)
+    assert (after["status"], after["unchanged"]) == ("SUCCESS", ROWS)
+
+
+@pytest.mark.parametrize(
+    "point", ["delta_written", "batches_opened", "images_kept:2", "batch_answered:2", "committing"]
+)
+def test_killed_anywhere_the_rows_before_are_known_and_restored(
+    workshop: Workshop, postgres: Database, point: str
+) -> None:
+    before = begun(workshop, postgres, batch="{rows: 2}")
+    workshop.warehouse(BAD)
+    assert workshop.process("sync", RETL_CRASH_AT=point).code == -9
+    killed = workshop.json("runs")["runs"][0]["run_id"]
+    run(workshop)
+    last = workshop.json("runs")["runs"][0]["run_id"]
+    assert workshop.process("rollback", last, RETL_CRASH_AT=point).code in (-9, 2)
+    for one in (last, killed):
+        said = workshop.retl("rollback", one)
+        assert said.code == 0 or "NOT_REVERSIBLE" in said.err, said.err
+    assert rows(postgres) == before
+    workshop.json("state", "resume", "users")
+    assert run(workshop)["unchanged"] == ROWS
+
+
+HISTORY = """
+CREATE TABLE crm.history (at bigint GENERATED ALWAYS AS IDENTITY, user_id bigint, old text, new text, by text);
+CREATE FUNCTION crm.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  INSERT INTO crm.history (user_id, old, new, by)
+  VALUES (NEW.user_id, OLD.email, NEW.email, current_setting('application_name'));
+  RETURN NULL;
+END $$;
+CREATE TRIGGER note AFTER UPDATE ON crm.users FOR EACH ROW WHEN (OLD.email IS DISTINCT FROM NEW.email)
+EXECUTE FUNCTION crm.note()"""
+
+
+def test_under_three_editors_no_edit_is_lost_and_every_image_is_exact(
+    workshop: Workshop, postgres: Database
+) -> None:
+    begun(workshop, postgres)
+    execute(postgres, HISTORY)
+    stop = threading.Event()
+
+    def edit(editor: int) -> None:
+        with postgres.connect() as connection:
+            connection.execute("SET application_name = 'editor'")
+            for number in range(100_000):
+                if stop.wait(0.002):
+                    return
+                user = 1 + (number * 7 + editor * 11) % 20  # the others are surely restored
+                connection.execute(
+                    f"UPDATE crm.users SET email = 'edit {editor}/{number}' WHERE user_id = {user}"
+                )
+
+    editors = [threading.Thread(target=edit, args=(number,)) for number in range(3)]
+    for one in editors:
+        one.start()
+    try:
+        for number in range(3):
+            workshop.warehouse(f"UPDATE users SET email = 'mart {number}'")
+            rolled_back(workshop, run(workshop)["run_id"], "--no-pause")
+    finally:
+        stop.set()
+        for one in editors:
+            one.join()
+    restored = 0
+    with postgres.connect() as connection:
+        found = connection.execute("SELECT user_id, old, new, by FROM crm.history ORDER BY at").fetchall()
+    before: dict[int, tuple[str, str]] = {}  # the last write of retl to each row, as (old, new)
+    for user, old, new, by in found:
+        if by != "editor":
+            if not new.startswith("mart"):
+                restored += 1
+                assert (new, old) == before[user], "it undid an edit, or put back another value"
+            before[user] = (old, new)
+    assert restored
+    assert len(found) > restored * 2
+
+
+def test_what_cannot_be_taken_back_says_why_and_what_to_do(workshop: Workshop, postgres: Database) -> None:
+    workshop.sync("users", destination=TABLE)
+    plain = run(workshop)["run_id"]
+    said = workshop.retl("rollback", plain)
+    assert (said.code, "NOT_REVERSIBLE" in said.err) == (2, True)
+    assert "put the mart back as it was" in said.err
+    assert workshop.retl("rollback", "nobody").code == 2
+    workshop.sync(
+        "users", destination="{type: postgres, table: log, create: true}", write="append", first_run="send"
+    )
+    appended = run(workshop)["run_id"]
+    said = workshop.retl("rollback", appended)
+    assert "NOT_REVERSIBLE" in said.err
+    assert "can only be corrected" in said.err
+    workshop.sync("users", **KEEP)
+    workshop.warehouse("UPDATE users SET email = 'new' WHERE user_id = 1")
+    changed = run(workshop)["run_id"]
+    workshop.sync("users", **KEEP, fields="{email: email}")
+    said = workshop.retl("rollback", changed)
+    assert "NOT_REVERSIBLE" in said.err
+    assert "are others now" in said.err
+
+
+def test_images_are_removed_when_their_time_is_over(workshop: Workshop, postgres: Database) -> None:
+    begun(workshop, postgres, rollback="{keep: 1s}")
+    workshop.sync("users", **{**KEEP, "rollback": "none"})
+    run(workshop)
+    assert not list((workshop.folder / ".retl" / "runs").glob("*.images-*"))
+
+
+def test_a_target_that_cannot_keep_images_is_refused(tmp_path: Path, redis_server: RedisServer) -> None:
+    workshop = Workshop(tmp_path / "project")
+    workshop.use(redis=redis_server)
+    workshop.sync("users", rollback="{keep: 30d}")
+    said = workshop.retl("sync")
+    assert (said.code, "ROLLBACK_UNSUPPORTED" in said.err) == (2, True) or "ROLLBACK_UNSUPPORTED" in said.err
