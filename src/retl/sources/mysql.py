@@ -120,6 +120,7 @@ class MySQL(Source[sql.Selected]):
 
     Connection = Server
     Options = sql.Selected
+    narrows = True
     evidence = "MariaDB 10.11; MySQL itself: unproved"
 
     @property

@@ -73,6 +73,7 @@ class Postgres(Source[sql.Selected]):
 
     Connection = Database
     Options = sql.Selected
+    narrows = True
     evidence = "PostgreSQL 15 and 18"
 
     @property

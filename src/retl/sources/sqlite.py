@@ -74,6 +74,7 @@ class SQLite(Source[sql.Selected]):
 
     Connection = File
     Options = sql.Selected
+    narrows = True
     evidence = "SQLite itself, 3.40"
 
     @property

@@ -97,13 +97,12 @@ class Texts:
         return Query(f"SELECT {', '.join(listed)} FROM {reader}", {}, origin, count=self.count)
 
     def _misfit(self) -> str:
-        names = ", ".join(literal(one.name) for one in self._columns)
         cases = " ".join(
             f"WHEN {quoted(one.name)} IS NOT NULL AND {one.value} IS NULL THEN {literal(one.name)}"
             for one in self._columns
             if one.fits is not None
         )
-        return f"CAST({f'CASE {cases} END' if cases else 'NULL'} AS ENUM({names}))"
+        return f"CASE {cases} END" if cases else "CAST(NULL AS VARCHAR)"
 
     def close(self) -> None:
         self._file.close()
