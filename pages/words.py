@@ -52,6 +52,8 @@ SYNC = {
     "delivery": "What to do after a lost answer, if a repeated write does harm.",
     "conflicts": "Who wins if others edited what the sync writes: see [the guide](../guides/conflicts.md).",
     "guards": "Limits: beyond them a run is refused.",
+    "rollback": "`none`, or `{keep: 30d}`: for how long a run can be taken back; `soft: {set: {…}}` only marks rows.",
+    "reconcile": "`{every: 7d}`: compare the target with what was delivered after a run, when it is due.",
     "guards.max_reject_rate": "New rejects among the rows read.",
     "guards.max_delete_rate": "Deletes among the rows delivered; 10 rows always pass.",
     "guards.max_delete_rows": "The same as a number.",

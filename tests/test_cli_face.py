@@ -32,6 +32,7 @@ COMMANDS = {
         "status",
     ),
     *("rejects", "state", "schema", "destinations", "apply", "resolve", "test", "report"),
+    *("conflicts", "reconcile", "rollback"),
 }
 LATER = ("erase", "watch")
 OBSERVERS = {"opentelemetry", "openlineage", "requests"}

@@ -48,6 +48,15 @@ class Returned:
             assert batch.first + int(row) not in self.lines, "a row came twice"
             self.lines[batch.first + int(row)] = digest
 
+    def images(self, batch: Batch, chunks: Iterable[bytes]) -> None:
+        raise AssertionError("the shape asks for no images")
+
+    def keep(self, batch: Batch) -> None:
+        """Nothing to keep."""
+
+    def forget(self, batch: Batch) -> None:
+        self.lines = {row: one for row, one in self.lines.items() if not batch.first <= row <= batch.last}
+
 
 def target(database: Database, shape: Shape = SHAPE) -> Postgres:
     server = {"host": database.host, "port": database.port, "user": database.user, "dbname": database.dbname}

@@ -189,6 +189,7 @@ OWNERS = {
     "snowflake": {"retl.sources.snowflake"},
     "lake": {
         "retl.sources.delta",
+        "retl.sources.delta.version",
         "retl.sources.iceberg",
         *(f"retl.sources.iceberg.{name}" for name in ("catalogs", "planned", "reading", "state")),
     },

@@ -64,9 +64,13 @@ class History(State):
         return (found[0].statistics if found else None) or {}
 
     def last_run(self, sync: str) -> RunRow | None:
-        """The newest run of a sync that had to do with its mart."""
-        where = "WHERE sync = ? AND purpose <> 'resolve' ORDER BY started_at DESC, run_id DESC LIMIT 1"
-        return next(iter(self._database.rows(RunRow, "retl_runs", where, sync)), None)
+        """The newest run of a sync that had to do with its mart, and did more than to compare."""
+        where = (
+            "WHERE sync = ? AND purpose <> 'resolve' AND options NOT LIKE ? AND options NOT LIKE ?"
+            " ORDER BY started_at DESC, run_id DESC LIMIT 1"
+        )
+        looks = (f'%"reconcile":"{look}"%' for look in ("look", "sample"))
+        return next(iter(self._database.rows(RunRow, "retl_runs", where, sync, *looks)), None)
 
     def last_success(self, sync: str) -> RunRow | None:
         """The newest run that delivered the mart, with or without rejects."""
