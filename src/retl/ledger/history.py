@@ -102,7 +102,10 @@ class History(State):
         """The newest run that compared every key with the target; with `partial` also one that compared a
         sample, repaired or took ownership."""
         kinds = "%" if partial else 'look"%'
-        where = "WHERE sync = ? AND status LIKE 'SUCCESS%' AND options LIKE ? ORDER BY epoch DESC LIMIT 1"
+        where = (
+            "WHERE sync = ? AND status IN ('SUCCESS', 'SUCCESS_WITH_REJECTS') AND options LIKE ?"
+            " ORDER BY epoch DESC LIMIT 1"
+        )
         found = self._database.rows(RunRow, "retl_runs", where, sync, f'%"reconcile":"{kinds}')
         return found[0] if found else None
 
