@@ -157,6 +157,26 @@ def test_a_row_the_model_would_have_edited_is_kept_as_the_mart_has_it(workshop: 
     assert kept["MODEL"] == {"user_id": 30, "email": "u30@example.com", "spend": 30.0}
 
 
+@pytest.mark.parametrize(
+    ("contract", "good", "bad"),
+    [
+        ("{type: uuid, nullable: true}", "NULL::VARCHAR", "'no uuid'"),
+        ("{type: decimal, max_digits: 9, decimal_places: 2, nullable: true}", "1.0::DOUBLE", "1.004::DOUBLE"),
+    ],
+)
+def test_a_value_whose_cast_is_what_was_delivered_is_a_reject(
+    workshop: Workshop, contract: str, good: str, bad: str
+) -> None:
+    workshop.sync("users", contract=f"{{user_id: {{type: integer}}, x: {contract}}}", guards=LENIENT)
+    workshop.warehouse(f"CREATE OR REPLACE TABLE users AS SELECT 1 AS user_id, {good} AS x")
+    assert run(workshop)["inserted"] == 1
+    workshop.warehouse(f"UPDATE users SET x = {bad}")
+    assert [run(workshop)["rejected"] for _ in range(2)] == [1, 1]
+    workshop.warehouse(f"UPDATE users SET x = {good}")
+    assert run(workshop)["unchanged"] == 1
+    assert listed(workshop) == []
+
+
 def test_a_row_the_target_refused_is_kept_too(workshop: Workshop, postgres: Database) -> None:
     with postgres.connect() as connection:
         connection.execute("CREATE SCHEMA crm")

@@ -85,6 +85,14 @@ class Contract:
     def select(self) -> str:
         """SQL select list over the mart's columns: every column of the contract under its own name as
         its storage type, and MISFIT. Its rows are what `judge` takes."""
+        casts = [
+            f"{storage.cast(rule.type, quoted(name), rule.column_type, self.timezone)} AS {quoted(name)}"
+            for name, rule in self.columns.items()
+        ]
+        return ", ".join([*casts, f"{self.first_misfit()} AS {quoted(MISFIT)}"])
+
+    def first_misfit(self) -> str:
+        """SQL of the first column with a value that its cast would change, or NULL."""
         exact = {
             name: storage.exact(rule.type, quoted(name), rule.column_type, self.timezone)
             for name, rule in self.columns.items()
@@ -92,14 +100,10 @@ class Contract:
         cases = " ".join(
             f"WHEN NOT {test} THEN {literal(name)}" for name, test in exact.items() if test != "TRUE"
         )
-        casts = [
-            f"{storage.cast(rule.type, quoted(name), rule.column_type, self.timezone)} AS {quoted(name)}"
-            for name, rule in self.columns.items()
-        ]
         misfit = f"CASE {cases} END" if cases else "CAST(NULL AS VARCHAR)"
         if self.misfit is not None:
             misfit = f"coalesce(CAST({quoted(self.misfit)} AS VARCHAR), {misfit})"
-        return ", ".join([*casts, f"{misfit} AS {quoted(MISFIT)}"])
+        return misfit
 
     def doubtful(self, rows: Sequence[Row]) -> list[Row]:
         """The rows of `select` (contract columns first) that `judge` must look at: all except those that

@@ -31,10 +31,17 @@ USABLE_FAULTS = ("KEY_DUPLICATE", "KEY_COLLIDES")  # the key itself is good, but
 
 
 def hash_rows(
-    workspace: Workspace, field_map: FieldMap, prefilter: str, salt: str, chosen: str | None = None
+    workspace: Workspace,
+    field_map: FieldMap,
+    prefilter: str,
+    salt: str,
+    chosen: str | None = None,
+    misfit: str | None = None,
 ) -> None:
     """Create MART and ROWS from the frozen rows, or from those that match the SQL predicate `chosen`; then
-    drop the frozen rows. `prefilter` is the contract's, `salt` the payload fingerprint.
+    drop the frozen rows. `prefilter` is the contract's, `salt` the payload fingerprint. `misfit`: SQL of a
+    column with a value that its cast changes, or NULL. The hash of such a row is that of no other, because
+    the cast value may be the one that was delivered.
 
     With `chosen`, duplicate keys are found first: the other rows are dropped."""
     fault = field_map.key_fault
@@ -42,11 +49,18 @@ def hash_rows(
         _find_duplicates(workspace, field_map, freeze.FROZEN, f"{fault} IS NULL")
         folded = field_map.folded(field_map.key)
         fault = f'coalesce({fault}, (SELECT "retl twice" FROM {DUPLICATED} WHERE "retl folded" = {folded}))'
+    hashed = hash_sql(compared(field_map), salt)
+    if misfit is not None:
+        other = f"unhex(left(sha256(concat(hex({hashed}), {misfit})), 32))"
+        # as two conditions: DuckDB then evaluates the second one only for rows that the first leaves
+        hashed = (
+            f'CASE WHEN "retl cleared" THEN {hashed} WHEN {misfit} IS NULL THEN {hashed} ELSE {other} END'
+        )
     workspace.run(
         f'CREATE TABLE {MART} AS SELECT *, {fault} AS "retl fault",'
-        f' {hash_sql(compared(field_map), salt)} AS "retl hash", {prefilter} AS "retl cleared",'
-        f' {field_map.field_fault or "NULL"} AS "retl unread" FROM {freeze.FROZEN}'
-        + (f" WHERE coalesce({chosen}, FALSE)" if chosen is not None else "")
+        f' {hashed} AS "retl hash", {field_map.field_fault or "NULL"} AS "retl unread"'
+        f' FROM (SELECT *, {prefilter} AS "retl cleared" FROM {freeze.FROZEN}'
+        + (f" WHERE coalesce({chosen}, FALSE))" if chosen is not None else ")")
     )
     freeze.release(workspace)
     workspace.run(

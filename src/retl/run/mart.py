@@ -267,8 +267,10 @@ class Reading:
 
 def hash_rows(workspace: Workspace, mapped: Mapped, chosen: str | None = None) -> None:
     """Hash the frozen rows, or those that match a predicate, with the contract's prefilter."""
-    prefilter = "TRUE" if mapped.contract.edits else mapped.contract.prefilter()
-    hash.hash_rows(workspace, mapped.field_map, prefilter, mapped.fingerprints["what"], chosen)
+    contract, what = mapped.contract, mapped.fingerprints["what"]
+    prefilter = "TRUE" if contract.edits else contract.prefilter()
+    misfit = None if contract.edits else contract.first_misfit()
+    hash.hash_rows(workspace, mapped.field_map, prefilter, what, chosen, misfit)
 
 
 def _names(opened: Opened) -> list[str]:
