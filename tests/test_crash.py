@@ -132,6 +132,8 @@ def test_an_adoption_that_is_killed_sends_nothing_afterwards(of_kind: Scene) -> 
 @of_kinds("append, state in postgres", "upsert", "http")
 def test_what_killed_runs_left_behind_is_gone_after_the_next_one(of_kind: Scene) -> None:
     project = of_kind.project
+    with (of_kind.folder / "retl.yml").open("a") as file:  # the history would keep the deltas
+        file.write("defaults: {log: {keep: 1ms}}\n")
     for event in ("delta_written", "batch_answered", "baseline_compacted", "run_finished"):
         project.mart("INSERT INTO mart SELECT max(user_id) || '+', 'new', 1, NULL FROM mart")
         assert project.sync(RETL_CRASH_AT=event).code == KILLED
