@@ -173,7 +173,7 @@ class Source(ABC, Generic[OptionsT]):
     @property
     def timezone(self) -> str:
         """The time zone of naive timestamps."""
-        return "UTC"
+        return str(getattr(self.connection, "timezone", "UTC"))
 
     @property
     def max_age(self) -> float | None:

@@ -23,7 +23,7 @@ from pydantic import Field
 from retl.engine.workspace import Workspace
 from retl.model import Definition, Duration
 from retl.sources import sql
-from retl.sources.api import Snapshot, Source, needs
+from retl.sources.api import Snapshot, needs
 from retl.sources.columnar import Column, connect
 
 _SAME = {
@@ -51,25 +51,15 @@ class Project(Definition):
     timezone: str = "UTC"
 
 
-class BigQuery(Source[sql.Selected]):
+class BigQuery(sql.Selecting):
     """A table or a SELECT of BigQuery."""
 
     Connection = Project
-    Options = sql.Selected
     evidence = "unproved: written from Google's documentation and client; no project to try it on"
-
-    @property
-    def label(self) -> str:
-        return self.options.label
 
     @property
     def identity(self) -> dict[str, str]:
         return {"type": "bigquery", "project": self.connection.project, **self.options.identity}
-
-    @property
-    def timezone(self) -> str:
-        zone: str = self.connection.timezone
-        return zone
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         relation = sql.relation(self.options, self.invocation, sql.BIGQUERY, written, backticked)

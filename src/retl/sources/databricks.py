@@ -21,7 +21,7 @@ from pydantic import Field, SecretStr
 from retl.engine.workspace import Workspace
 from retl.model import Definition, Duration
 from retl.sources import sql
-from retl.sources.api import Snapshot, Source, needs
+from retl.sources.api import Snapshot, needs
 from retl.sources.columnar import Column, connect
 
 _ROWS = 50_000  # in one batch
@@ -45,25 +45,15 @@ class Warehouse(Definition):
     timezone: str = "UTC"
 
 
-class Databricks(Source[sql.Selected]):
+class Databricks(sql.Selecting):
     """A table or a SELECT of a Databricks SQL warehouse."""
 
     Connection = Warehouse
-    Options = sql.Selected
     evidence = "unproved: written from the vendor's documentation and client; no workspace to try it on"
-
-    @property
-    def label(self) -> str:
-        return self.options.label
 
     @property
     def identity(self) -> dict[str, str]:
         return {"type": "databricks", "host": self.connection.host, **self.options.identity}
-
-    @property
-    def timezone(self) -> str:
-        zone: str = self.connection.timezone
-        return zone
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         relation = sql.relation(self.options, self.invocation, sql.DATABRICKS, written, backticked)

@@ -69,11 +69,6 @@ class DuckDB(Source[Mart]):
         return tuple(self.invocation.folder / path for path in self.connection.read_paths)
 
     @property
-    def timezone(self) -> str:
-        zone: str = self.connection.timezone
-        return zone
-
-    @property
     def max_age(self) -> float | None:
         return self.options.max_age
 

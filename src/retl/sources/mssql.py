@@ -28,7 +28,7 @@ from retl.engine.workspace import Workspace
 from retl.errors import SourceError
 from retl.model import Definition, Duration, needs_tls
 from retl.sources import sql
-from retl.sources.api import Invocation, Snapshot, Source, needs
+from retl.sources.api import Invocation, Snapshot, needs
 from retl.sources.columnar import Column, connect
 
 _LOGINS = {
@@ -90,11 +90,10 @@ class Server(Definition):
         return ";".join(f"{name}={{{value.replace('}', '}}')}}}" for name, value in parts.items())
 
 
-class MsSql(Source[sql.Selected]):
+class MsSql(sql.Selecting):
     """A table or a SELECT of a SQL Server database."""
 
     Connection = Server
-    Options = sql.Selected
     evidence = "unproved: written from Microsoft's documentation; no server to try it on"
 
     def __init__(self, connection: Server, options: sql.Selected, invocation: Invocation) -> None:
@@ -102,18 +101,9 @@ class MsSql(Source[sql.Selected]):
         self.one_state = connection.snapshot == "required"
 
     @property
-    def label(self) -> str:
-        return self.options.label
-
-    @property
     def identity(self) -> dict[str, str]:
         server = f"{self.connection.host}:{self.connection.port}/{self.connection.dbname}"
         return {"type": "mssql", "server": server, **self.options.identity}
-
-    @property
-    def timezone(self) -> str:
-        zone: str = self.connection.timezone
-        return zone
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         relation = sql.relation(self.options, self.invocation, sql.MSSQL, written, bracketed)

@@ -31,7 +31,7 @@ from retl.errors import DefinitionError, Mismatch, RetlError, SourceError
 from retl.model import Definition, Duration, is_loopback, needs_tls
 from retl.net.deadline import hang_up_after
 from retl.sources import sql
-from retl.sources.api import Description, Since, Snapshot, Source, needs
+from retl.sources.api import Description, Since, Snapshot, needs
 from retl.sources.texts import MISFIT, Column, Texts, distinct, line
 
 if TYPE_CHECKING:
@@ -115,26 +115,16 @@ class Server(Definition):
         return found | {"charset": "utf8mb4", "use_unicode": False, "conv": {}, "multi_statements": False}
 
 
-class MySQL(Source[sql.Selected]):
+class MySQL(sql.Selecting):
     """A table or a SELECT of a MySQL or MariaDB database."""
 
     Connection = Server
-    Options = sql.Selected
     narrows = True
     evidence = "MariaDB 10.11; MySQL itself: unproved"
 
     @property
-    def label(self) -> str:
-        return self.options.label
-
-    @property
     def identity(self) -> dict[str, str]:
         return {"type": "mysql", "server": self.connection.address, **self.options.identity}
-
-    @property
-    def timezone(self) -> str:
-        zone: str = self.connection.timezone
-        return zone
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         relation = sql.relation(self.options, self.invocation, sql.MYSQL, written, _quoted)

@@ -28,7 +28,7 @@ from retl.net import sqlstate
 from retl.net.deadline import hang_up_after
 from retl.net.postgres import PostgresConnection, Session
 from retl.sources import sql
-from retl.sources.api import Description, Since, Snapshot, Source
+from retl.sources.api import Description, Since, Snapshot
 from retl.sources.texts import MISFIT, Column, Texts, distinct
 from retl.values.sql import literal, quoted
 
@@ -68,26 +68,16 @@ class Database(PostgresConnection):
     timezone: str = "UTC"
 
 
-class Postgres(Source[sql.Selected]):
+class Postgres(sql.Selecting):
     """A table or a SELECT of a PostgreSQL database."""
 
     Connection = Database
-    Options = sql.Selected
     narrows = True
     evidence = "PostgreSQL 15 and 18"
 
     @property
-    def label(self) -> str:
-        return self.options.label
-
-    @property
     def identity(self) -> dict[str, str]:
         return {"type": "postgres", "server": self.connection.address, **self.options.identity}
-
-    @property
-    def timezone(self) -> str:
-        zone: str = self.connection.timezone
-        return zone
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         relation = sql.relation(self.options, self.invocation, sql.POSTGRES, written, quoted)

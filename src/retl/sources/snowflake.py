@@ -25,7 +25,7 @@ from pydantic import Field, SecretStr, model_validator
 from retl.engine.workspace import Workspace
 from retl.model import Definition, Duration
 from retl.sources import sql
-from retl.sources.api import Snapshot, Source, needs
+from retl.sources.api import Snapshot, needs
 from retl.sources.columnar import Column, connect
 from retl.values.sql import literal, quoted
 
@@ -108,16 +108,11 @@ class Account(Definition):
         return given
 
 
-class Snowflake(Source[sql.Selected]):
+class Snowflake(sql.Selecting):
     """A table or a SELECT of Snowflake."""
 
     Connection = Account
-    Options = sql.Selected
     evidence = "unproved: written from the vendor's and the driver's documentation; no account to try it on"
-
-    @property
-    def label(self) -> str:
-        return self.options.label
 
     @property
     def identity(self) -> dict[str, str]:
@@ -128,11 +123,6 @@ class Snowflake(Source[sql.Selected]):
             "database": one.database,
             **self.options.identity,
         }
-
-    @property
-    def timezone(self) -> str:
-        zone: str = self.connection.timezone
-        return zone
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         relation = sql.relation(self.options, self.invocation, sql.SNOWFLAKE, written, folded)

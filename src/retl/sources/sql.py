@@ -16,7 +16,7 @@ from pydantic import field_validator, model_validator
 
 from retl.errors import DefinitionError
 from retl.model import Definition
-from retl.sources.api import Invocation
+from retl.sources.api import Invocation, Source
 from retl.values.sql import split
 
 _SELECTS = ("SELECT", "WITH", "VALUES", "TABLE")
@@ -80,6 +80,16 @@ class Selected(Definition):
     def origin(self) -> str:
         """For messages."""
         return f"table {self.table}" if self.table else self.file or "source.sql"
+
+
+class Selecting(Source[Selected]):
+    """A source that is asked in SQL."""
+
+    Options = Selected
+
+    @property
+    def label(self) -> str:
+        return self.options.label
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Later, Mismatch, RetlError, SourceError
 from retl.model import Definition, Duration
 from retl.sources import sql
-from retl.sources.api import Description, Since, Snapshot, Source
+from retl.sources.api import Description, Since, Snapshot
 from retl.sources.texts import MISFIT, Column, Texts, distinct, line
 from retl.values.sql import literal, quoted
 
@@ -69,26 +69,16 @@ class File(Definition):
     timeout: Duration = Field(default=3600.0, gt=0)
 
 
-class SQLite(Source[sql.Selected]):
+class SQLite(sql.Selecting):
     """A table or a SELECT of a SQLite file."""
 
     Connection = File
-    Options = sql.Selected
     narrows = True
     evidence = "SQLite itself, 3.40"
 
     @property
-    def label(self) -> str:
-        return self.options.label
-
-    @property
     def identity(self) -> dict[str, str]:
         return {"type": "sqlite", "path": self.connection.path, **self.options.identity}
-
-    @property
-    def timezone(self) -> str:
-        zone: str = self.connection.timezone
-        return zone
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         relation = sql.relation(self.options, self.invocation, sql.SQLITE, written, quoted)

@@ -147,11 +147,6 @@ class Delta(Source[Table]):
         return {"type": "delta", "root": self.connection.root} | {part: str(it) for part, it in named.items()}
 
     @property
-    def timezone(self) -> str:
-        zone: str = self.connection.timezone
-        return zone
-
-    @property
     def uri(self) -> str:
         """Where the table is. SourceError if a link leads out of the root."""
         within = self.options.path or "/".join(split(self.options.table or ""))

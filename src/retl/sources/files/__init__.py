@@ -146,11 +146,6 @@ class Files(Source[Pattern]):
         return () if Address.of(self.connection.root) else (self._folder,)
 
     @property
-    def timezone(self) -> str:
-        zone: str = self.connection.timezone
-        return zone
-
-    @property
     def _folder(self) -> Path:
         """The folder on this machine, absolute."""
         return (self.invocation.folder / Path(self.connection.root)).resolve()

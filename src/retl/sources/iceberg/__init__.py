@@ -103,11 +103,6 @@ class Iceberg(Source[Table]):
         named = self.options.model_dump(include={"table", "at"}, exclude_none=True)
         return {"type": "iceberg", "catalog": self.connection.catalog.place, **named}
 
-    @property
-    def timezone(self) -> str:
-        zone: str = self.connection.timezone
-        return zone
-
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         with needs("lake"):
             import pyarrow  # type: ignore[import-untyped]  # noqa: F401

@@ -146,11 +146,6 @@ class Rest(Source[RestOptions]):
     def identity(self) -> dict[str, str]:
         return {"type": "rest", "base_url": self.connection.base_url, "path": self.options.path}
 
-    @property
-    def timezone(self) -> str:
-        zone: str = self.connection.timezone
-        return zone
-
     def check(self, stop: Stop) -> None:
         with self._api(stop, own_pace) as api:  # like a target's check, it is not counted in the ledger
             next(self.walk(api, None).pages(api.ask))
