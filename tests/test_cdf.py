@@ -130,6 +130,13 @@ def test_a_key_that_stands_twice_is_noticed_by_the_number_of_rows(
     assert run(lake)["rejected"] == 2
 
 
+def test_a_check_is_asked_of_every_row(lake: Workshop) -> None:
+    follow(lake, checks="['SELECT 1 FROM source HAVING count(*) < 20']")
+    assert run(lake)["inserted"] == 20
+    upsert(lake, {1: 100})
+    assert (run(lake)["read"], lake.retl("sync").code) == (20, 0)
+
+
 def test_any_history_ends_in_the_table(lake: Workshop, redis_server: RedisServer) -> None:
     random.seed(11)
     run(lake)

@@ -10,7 +10,7 @@ from retl.engine import baseline
 from retl.engine.workspace import Workspace
 from retl.run.job import Job
 from retl.run.known import Known
-from retl.run.mart import Extent, Mapped, Opened
+from retl.run.mart import Extent, Mapped, Opened, has_queries
 from retl.run.target import Asked
 
 
@@ -27,6 +27,7 @@ def find(
         "a rejected row has no key": any(one.row_id for one in known.open_rejects),
         "delivered rows may be lost": known.distrusted or asked.distrust is not None or asked.emptied,
         "external ids of other syncs may be new": bool(mapped.field_map.lookups),
+        "a query of `checks` is about every row": feeds and has_queries(job),
         "the contract edits rows": feeds and mapped.contract.edits,
         "what is sent changed": known.former.get("what") != mapped.fingerprints["what"],
         "no earlier run read it this way": (

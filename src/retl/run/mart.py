@@ -133,6 +133,11 @@ def follows(job: Job) -> bool:
     return job.sync.changes.strategy == "cdf"
 
 
+def has_queries(job: Job) -> bool:
+    """Whether `checks` has a query, which is about every row of the mart."""
+    return any(isinstance(check, str) for check in job.sync.checks)
+
+
 def _is_whole(job: Job, opened: Opened) -> bool:
     """Whether the run surely uses every row of the mart, unchanged."""
     return opened.cursor is None and not job.options.selection.partial and not follows(job)
@@ -147,7 +152,8 @@ class Reading:
         self._frozen: Frozen | None = None
         edits = self.mapped.contract.edits
         self._at_once = _is_whole(job, opened) and not (edits or self.mapped.field_map.lookups)
-        pushes = opened.cursor is not None and job.source.narrows and job.sync.guards.min_rows is None
+        judged_whole = job.sync.guards.min_rows is not None or has_queries(job)
+        pushes = opened.cursor is not None and job.source.narrows and not judged_whole
         self.waits = (follows(job) or pushes) and not edits  # until `extent` is known
         self.extent = Extent("the contract edits rows" if edits else None)
 
