@@ -19,7 +19,8 @@ from retl.observe.signals import Stop
 from retl.pace import limiter
 from retl.project.definitions import Contract
 from retl.sources.api import Invocation, Since
-from retl.sources.clickhouse import ClickHouse, Selected, Server
+from retl.sources.clickhouse import ClickHouse, Server
+from retl.sources.sql import Selected
 from retl.testing.faults import answer, cut, dripping, passed, reset
 from tests.clickhouse import PASSWORD, USER, Engine
 from tests.commands import Workshop

@@ -26,7 +26,7 @@ from hashlib import sha256
 from typing import Any, BinaryIO, ClassVar, Literal
 from urllib.parse import quote, urlencode
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from retl.engine import scratch
 from retl.engine.sql_text import Query, columns
@@ -38,7 +38,8 @@ from retl.net.client import Address, Client, Timeouts
 from retl.net.messages import Reply, Request
 from retl.net.proxy import Setting
 from retl.net.waits import wait_asked
-from retl.sources.api import Description, Since, Snapshot, Source, own_pace, unsupported
+from retl.sources import sql
+from retl.sources.api import Description, Since, Snapshot, own_pace, unsupported
 from retl.values.sql import literal, split
 from retl.values.sql import quoted as duckdb_quoted
 
@@ -86,45 +87,17 @@ class Server(Definition):
         return self
 
 
-class Selected(Definition):
-    """Exactly one of `table`, `sql` and `file`: the last two are one SELECT in ClickHouse's own SQL."""
-
-    table: str | None = None
-    sql: str | None = None
-    file: str | None = None
-
-    @field_validator("table")
-    @classmethod
-    def _named(cls, table: str | None) -> str | None:
-        if table is not None:
-            split(table)
-        return table
-
-    @model_validator(mode="after")
-    def _one(self) -> Selected:
-        if sum(part is not None for part in (self.table, self.sql, self.file)) != 1:
-            raise ValueError("a source has exactly one of table, sql or file")
-        return self
-
-
-class ClickHouse(Source[Selected]):
+class ClickHouse(sql.Selecting):
     """A table or a SELECT of a ClickHouse server."""
 
     Connection = Server
-    Options = Selected
     one_state = False
     narrows: ClassVar[bool] = True
     evidence = "answers that the engine (chdb 26.9) gave, replayed by a fake server; no real server"
 
     @property
-    def label(self) -> str:
-        return self.options.table or self.options.file or "sql"
-
-    @property
     def identity(self) -> dict[str, str]:
-        text = self.options.sql
-        what = {"sql": sha256(text.encode()).hexdigest()[:16]} if text else {"table": self.label}
-        return {"type": "clickhouse", "base_url": self.connection.base_url, **what}
+        return {"type": "clickhouse", "base_url": self.connection.base_url, **self.options.identity}
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         return Result(self, workspace)
@@ -133,15 +106,7 @@ class ClickHouse(Source[Selected]):
         """What stands after FROM, and the parameters in it. DefinitionError."""
         if self.options.table is not None:
             return ".".join(map(_quoted, split(self.options.table))), {}
-        text, origin = self.options.sql, "source.sql"
-        if text is None:
-            origin = str(self.options.file)
-            try:
-                text = (self.invocation.folder / origin).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as problem:
-                raise DefinitionError(
-                    "SQL_FILE", f"cannot read {origin}: {type(problem).__name__}", where=origin
-                ) from problem
+        text, origin = self.options.text(self.invocation.folder), self.options.origin
         known, names = self.invocation.variables, set(_PARAMETER.findall(text))
         if missing := sorted(names - known.keys()):
             raise DefinitionError(

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from pydantic import field_validator, model_validator
@@ -81,6 +82,18 @@ class Selected(Definition):
         """For messages."""
         return f"table {self.table}" if self.table else self.file or "source.sql"
 
+    def text(self, folder: Path) -> str:
+        """The SELECT of `sql` or `file`. DefinitionError SQL_FILE if it cannot be read."""
+        if self.sql is not None:
+            return self.sql
+        assert self.file is not None
+        try:
+            return (folder / self.file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as problem:
+            raise DefinitionError(
+                "SQL_FILE", f"cannot read {self.file}: {type(problem).__name__}", where=self.file
+            ) from problem
+
 
 class Selecting(Source[Selected]):
     """A source that is asked in SQL."""
@@ -114,15 +127,7 @@ def relation(
     """What to put after FROM. DefinitionError if the text is not one SELECT or lacks a variable."""
     if chosen.table is not None:
         return ".".join(map(quoted, split(chosen.table)))
-    text = chosen.sql
-    if text is None:
-        assert chosen.file is not None
-        try:
-            text = (invocation.folder / chosen.file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as problem:
-            raise DefinitionError(
-                "SQL_FILE", f"cannot read {chosen.file}: {type(problem).__name__}", where=chosen.file
-            ) from problem
+    text = chosen.text(invocation.folder)
     return f"({statement(text, syntax, invocation.variables, chosen.origin).text(literal)}\n) AS retl"
 
 
