@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from retl.destinations.api import Destination
-from retl.destinations.batch import Answer, Batch, Folds, Foreseen, Trace, Visit, WriteMode
+from retl.destinations.batch import Answer, Batch, Folds, Peeked, Trace, Visit, WriteMode
 from retl.net.auth import Permit
 from retl.net.gate import Gate
 from retl.net.waits import Quota
@@ -83,8 +83,8 @@ class Paced(Destination[Any]):
     def differing(self, batch: Batch) -> Iterator[tuple[str, ...] | None]:
         return self._inner.differing(batch)
 
-    def foresee(self, batch: Batch) -> Iterator[Foreseen]:
-        return self._inner.foresee(batch)
+    def peek(self, batch: Batch) -> Iterator[Peeked]:
+        return self._inner.peek(batch)
 
     def scan(self) -> Iterator[tuple[str, ...]]:
         return self._inner.scan()

@@ -20,8 +20,8 @@ from retl.destinations.batch import (
     Batch,
     Capabilities,
     Folds,
-    Foreseen,
     Outcome,
+    Peeked,
     Shape,
     Trace,
     Visit,
@@ -148,7 +148,7 @@ class Destination(ABC, Generic[OptionsT]):
         target lacks the key. Writes nothing. A target without this method cannot be compared with a mart."""
         raise NotImplementedError
 
-    def foresee(self, batch: Batch) -> Iterator[Foreseen]:
+    def peek(self, batch: Batch) -> Iterator[Peeked]:
         """Per row of a conditional batch what `write` would do to it now. Writes nothing. Only if
         `capabilities.compares` is not "no"."""
         raise NotImplementedError

@@ -197,7 +197,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Foreseen:
+class Peeked:
     """What `write` would do to a row now: its result, and per compared field `write`, `keep`, `conflict` or
     `same` (nothing to write). Without fields the row is not there, or is to be deleted."""
 

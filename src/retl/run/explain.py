@@ -14,7 +14,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from retl.destinations.batch import MODES, Batch, Field, Foreseen, Mode
+from retl.destinations.batch import MODES, Batch, Field, Mode, Peeked
 from retl.engine import payload
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import OUTSIDE, seen_sql
@@ -188,16 +188,16 @@ class _Rows:
         operation: Mode = self.job.sync.write if one.row is not None else "delete"
         destination = self.job.lane(self.shape)
         try:
-            (foreseen,) = destination.foresee(self._batch("chosen", one.pos, operation))
+            (peeked,) = destination.peek(self._batch("chosen", one.pos, operation))
         finally:
             destination.close()
         left = found["baseline"] and {name: found["baseline"][name] for name in ("at", "run_id")}
         target, mart = found["target"] or {}, found["fields"] or {}
         fields = {
             name: {"left": left, "target": target.get(name), "mart": mart.get(name), "verdict": verdict}
-            for name, verdict in foreseen.fields.items()
+            for name, verdict in peeked.fields.items()
         }
-        return {"row": foreseen.result.kind.value, "code": foreseen.result.code, "fields": fields}
+        return {"row": peeked.result.kind.value, "code": peeked.result.code, "fields": fields}
 
     def _masked_fields(self, document: str | None) -> dict[str, Any] | None:
         """The fields as they are sent, with masks for sensitive values."""
@@ -302,7 +302,7 @@ def _samples(job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> list[d
         f"SELECT pos, op, key, CASE WHEN op <> 'delete' THEN {document_sql(plan.field_map)} END"
         f" FROM changes ORDER BY pos LIMIT {SAMPLES}"
     )
-    there, foreseen = _present(job, plan, len(rows)), _foreseen(job, plan, len(rows))
+    there, peeked = _present(job, plan, len(rows)), _peeked(job, plan, len(rows))
     hidden = set() if reveal else {field.name for field in shape.fields if field.sensitive}
     hides_key = not reveal and any(field.sensitive for field in shape.key)
     found = []
@@ -314,21 +314,21 @@ def _samples(job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> list[d
             if old is None or str(old.get(name)) != str(new.get(name))
         }
         sample = {"op": op, "key": MASK if hides_key else key, "fields": pairs}
-        found.append(sample | _verdicts(foreseen, position))
+        found.append(sample | _verdicts(peeked, position))
     return found
 
 
-def _verdicts(foreseen: Sequence[Foreseen], position: int) -> dict[str, Any]:
+def _verdicts(peeked: Sequence[Peeked], position: int) -> dict[str, Any]:
     """What becomes of the row and of each field, where somebody else may have edited it."""
-    if position >= len(foreseen):
+    if position >= len(peeked):
         return {}
-    one = foreseen[position]
+    one = peeked[position]
     return {"verdict": one.result.kind.value, "verdicts": dict(one.fields)}
 
 
-def _foreseen(job: Job, plan: Plan, count: int) -> list[Foreseen]:
+def _peeked(job: Job, plan: Plan, count: int) -> list[Peeked]:
     """What a run would do to the first changes; nothing if it writes them whatever others did."""
-    found: list[Foreseen] = []
+    found: list[Peeked] = []
     if not count or not plan.field_map.shape.conditional or plan.refusals:
         return found
     destination = job.lane(plan.field_map.shape)
@@ -336,7 +336,7 @@ def _foreseen(job: Job, plan: Plan, count: int) -> list[Foreseen]:
         for phase in plan.changes.phases:
             part = replace(phase, last=min(phase.last, count - 1))
             for batch in batches(plan, part, 0) if len(part) > 0 else ():
-                found += destination.foresee(batch)
+                found += destination.peek(batch)
     except TargetError:  # a sample is no reason to fail: the guards have judged already
         return []
     finally:

@@ -23,7 +23,7 @@ def predict(job: Job, plan: Plan, workspace: Workspace, clock: Clock) -> Summary
     notes, others = list(plan.notes), Counter[tuple[str, Kind]]()
     sends = not (plan.refusals or plan.adopting)
     if sends and plan.field_map.shape.conditional:
-        others = _foreseen(job, plan)
+        others = _peeked(job, plan)
     elif sends and job.sync.write in ("insert_only", "update_only"):
         if plan.capabilities.readable:
             others = _skips(job, plan)
@@ -53,14 +53,14 @@ def predict(job: Job, plan: Plan, workspace: Workspace, clock: Clock) -> Summary
     )
 
 
-def _foreseen(job: Job, plan: Plan) -> Counter[tuple[str, Kind]]:
+def _peeked(job: Job, plan: Plan) -> Counter[tuple[str, Kind]]:
     """By op and kind, the rows of a conditional plan that would not just be written."""
     found: Counter[tuple[str, Kind]] = Counter()
     with closing(job.lane(plan.field_map.shape)) as destination:
         for phase in plan.changes.phases:
             for batch in batches(plan, phase, 0):
                 texts = plan.changes.texts(range(batch.first, batch.last + 1))
-                for position, one in enumerate(destination.foresee(batch), batch.first):
+                for position, one in enumerate(destination.peek(batch), batch.first):
                     if one.result.kind is not Kind.WRITTEN:
                         found[texts[position][0], one.result.kind] += 1
     return found

@@ -293,8 +293,8 @@ def _plan(job: Job, run: Run, made: Compared, workspace: Workspace) -> Plan:
 
 
 def _drifted(job: Job, made: Compared, workspace: Workspace) -> ChangeSet:
-    """The change set of a repair. A missing row is made anew, so it is an insert: others who write to it must
-    know. Rows that are the same are no candidates, and all others wait for a sync."""
+    """The change set of a repair. A missing row is made again, so it is an insert: others who write to it
+    must know. Rows that are the same are no candidates, and all others wait for a sync."""
     drift = "verdict IN ('edited', 'missing') AND pos IS NOT NULL"
     workspace.run(
         "CREATE TABLE repaired AS"

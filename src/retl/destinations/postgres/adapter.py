@@ -56,9 +56,9 @@ from retl.destinations.batch import (
     Capabilities,
     Condition,
     Folds,
-    Foreseen,
     Kind,
     Outcome,
+    Peeked,
     RowResult,
     Shape,
     SoftDelete,
@@ -352,19 +352,19 @@ class Postgres(Destination[PostgresOptions]):
             found = unequal(session, self._sql, batch)
         yield from (found.get(row, ()) for row in range(len(batch)))
 
-    def foresee(self, batch: Batch) -> Iterator[Foreseen]:
+    def peek(self, batch: Batch) -> Iterator[Peeked]:
         """Stages the rows and judges them in a read-only transaction; needs what `same` needs. A row that the
         table cannot hold counts as written: only a write says which it refuses."""
-        from retl.destinations.postgres.comparison import foreseen
+        from retl.destinations.postgres.comparison import peeked
 
         with self._session(read_only=True) as session:
             table = catalog.table(session, self._sql.relation)
         if table is None or any(field.name not in table.columns for field in self.shape.fields):
-            yield from (Foreseen(WRITTEN) for _ in range(len(batch)))
+            yield from (Peeked(WRITTEN) for _ in range(len(batch)))
             return
         with self._transaction(self._open()) as session:
             session.execute(ONLY_LOOK)
-            found = foreseen(session, self._sql, batch)
+            found = peeked(session, self._sql, batch)
         yield from found
 
     def scan(self) -> Iterator[tuple[str, ...]]:

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import psycopg
 
-from retl.destinations.batch import MODES, WRITTEN, Batch, Foreseen
-from retl.destinations.postgres.conditional import foresee
+from retl.destinations.batch import MODES, WRITTEN, Batch, Peeked
+from retl.destinations.postgres.conditional import peek
 from retl.destinations.postgres.conversion import fill, take_inexact
 from retl.destinations.postgres.rejection import rejection, unreadable
 from retl.destinations.postgres.statements import Statements
@@ -37,16 +37,16 @@ def unequal(session: Session, sql: Statements, batch: Batch) -> Unequal:
     return found | {len(first) + row: result for row, result in unequal(session, sql, second).items()}
 
 
-def foreseen(session: Session, sql: Statements, batch: Batch) -> list[Foreseen]:
+def peeked(session: Session, sql: Statements, batch: Batch) -> list[Peeked]:
     """What a conditional write would do to each row. The stage must be empty."""
     if _staged(session, sql, batch) is not None:
-        return foresee(session, sql, batch)
+        return peek(session, sql, batch)
     if len(batch) == 1:
-        return [Foreseen(WRITTEN)]
+        return [Peeked(WRITTEN)]
     first, second = batch.halves()
-    found = foreseen(session, sql, first)
+    found = peeked(session, sql, first)
     session.execute(sql.empty())
-    return [*found, *foreseen(session, sql, second)]
+    return [*found, *peeked(session, sql, second)]
 
 
 def _keyed(session: Session, sql: Statements, batch: Batch) -> tuple[str, ...] | None:

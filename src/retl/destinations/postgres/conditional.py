@@ -20,9 +20,9 @@ from retl.destinations.batch import (
     WRITTEN,
     Batch,
     Decision,
-    Foreseen,
     Kind,
     Mode,
+    Peeked,
     RowResult,
 )
 from retl.destinations.postgres.halving import Found
@@ -247,13 +247,13 @@ def _results(
     }
 
 
-def foresee(session: Session, sql: Statements, batch: Batch) -> list[Foreseen]:
+def peek(session: Session, sql: Statements, batch: Batch) -> list[Peeked]:
     """What `write` would do to the rows, which are staged. It writes nothing; somebody may edit them after
     it."""
     if batch.mode == "delete":
         touched = dict[int, str](session.execute(sql.touched()).fetchall())
         rows = [_spared(sql, touched[row], None) if row in touched else None for row in range(len(batch))]
-        return [Foreseen(one or WRITTEN) for one in rows]
+        return [Peeked(one or WRITTEN) for one in rows]
     known = dict[int, int](session.execute(sql.staged()).fetchall())
     verdicts = {one[0]: Verdict(*one) for one in session.execute(sql.judge(note=False)).fetchall()}
     results = _results(sql, batch, list(verdicts.values()), known)
@@ -262,8 +262,7 @@ def foresee(session: Session, sql: Statements, batch: Batch) -> list[Foreseen]:
         results, fields = dict.fromkeys(verdicts, PRESENT), {}
     absent = _absent(sql, batch, known, known.keys() - verdicts.keys())
     return [
-        Foreseen(results.get(row) or absent.get(row, WRITTEN), fields.get(row, {}))
-        for row in range(len(batch))
+        Peeked(results.get(row) or absent.get(row, WRITTEN), fields.get(row, {})) for row in range(len(batch))
     ]
 
 

@@ -12,7 +12,7 @@ and Azure go through the same client and were not.
 
 With `changes: cdf` a run reads only what the table's change feed has since the version of the last run. The
 table needs `delta.enableChangeDataFeed`. It is read whole, and the plan says why, if the feed was off; if its
-files or the log are gone; if the table was restored, made anew or got other properties; if its columns are
+files or the log are gone; if the table was restored, replaced or got other properties; if its columns are
 mapped; if a file with a deletion vector was overwritten; or if values of a partition have characters that a
 path has to encode.
 

@@ -74,7 +74,7 @@ class Commit:
         """Why the change feed of this commit cannot be trusted, as the end of a sentence that begins with the
         version."""
         if any(one.id != table_id for one in self.metadata):
-            return "made the table anew"
+            return "replaced the table"
         if any(not is_on(one.configuration) for one in self.metadata):
             return "has no change feed"
         if self.info.operation not in _KNOWN:

@@ -1,7 +1,7 @@
 """Iceberg: tables of a lakehouse, from a catalog (REST, SQL, Glue, Hive; Nessie by its REST endpoint).
 
-A run reads one snapshot and keeps to it, whoever commits meanwhile. Files are read one after another, piece
-by piece, so memory does not grow with the table. Rows that position deletes removed are not read. Renamed,
+A run reads one snapshot and keeps to it, also if others commit meanwhile. Files are read one after another,
+piece by piece, so memory does not grow with the table. Rows that position deletes removed are not read. Renamed,
 added, dropped and widened columns, changed partitions, and files without field ids (with a name mapping) are
 read as the table's schema says.
 
