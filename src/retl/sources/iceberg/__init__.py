@@ -1,9 +1,9 @@
 """Iceberg: tables of a lakehouse, from a catalog (REST, SQL, Glue, Hive; Nessie by its REST endpoint).
 
 A run reads one snapshot and keeps to it, also if others commit meanwhile. Files are read one after another,
-piece by piece, so memory does not grow with the table. Rows that position deletes removed are not read. Renamed,
-added, dropped and widened columns, changed partitions, and files without field ids (with a name mapping) are
-read as the table's schema says.
+piece by piece, so memory does not grow with the table. Rows that position deletes removed are not read.
+Renamed, added, dropped and widened columns, changed partitions, and files without field ids (with a name
+mapping) are read as the table's schema says.
 
 `at` reads another state: a snapshot's id, a tag, a branch, or a time (UTC unless it says otherwise). A branch
 is read in the table's schema of today, every other state in the schema of its snapshot.
