@@ -12,6 +12,7 @@ RUN python -m venv /tools && /tools/bin/pip install --require-hashes -r requirem
 COPY pyproject.toml README.md LICENSE retl.yml ./
 COPY src src
 COPY sql sql
+COPY docs/errors.md docs/errors.md
 COPY syncs syncs
 RUN /tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
  && /venv/bin/pip install --no-deps dist/*.whl

@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
        --custom-compile-command "make lock" --extra demo pyproject.toml
 
+# Without compiled files each process of the tests, and each start of retl, compiles what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-all test-duckdb15 test-crash test-world test-schedulers mutate lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
 .DEFAULT_GOAL := help
 
@@ -16,10 +19,10 @@ demo: $(READY) ## the sample project on this machine: real servers, a kill half 
 	$(BIN)/retl demo $(ARGS)
 
 test: $(READY) ## every test; ARGS=tests/test_servers.py for some
-	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
 
 test-all: $(READY) test-duckdb15 ## the same with what CI leaves out for time: 1,000 examples a property, each extra alone
-	RETL_TEST_ALL=1 $(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+	RETL_TEST_ALL=1 $(BIN)/pytest -n 4 --dist worksteal $(ARGS)
 
 test-duckdb15: $(READY)
 	test -x .venv-duckdb15/bin/python || { $(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-duckdb15 \

@@ -16,6 +16,7 @@ PAGES = {
     "ledger": tables.ledger,
     "sources": lists.all_sources,
     "destinations": lists.all_destinations,
+    "catalogue": lists.catalogue,
     "decisions": lists.all_decisions,
 }
 

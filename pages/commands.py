@@ -28,6 +28,8 @@ def page() -> str:
         own = [one for one in command.params if one.name not in _SHARED]
         parts += [f"## {context.command_path}", command.help or ""]
         parts += [f"```text\n{context.command_path} {usage}\n```", _grid(context, own)]
+        if command.epilog:
+            parts += [f"```console\n$ {command.epilog.removeprefix('Example: ')}\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

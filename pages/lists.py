@@ -7,6 +7,17 @@ from pathlib import Path
 from retl import destinations, sources
 from retl.app import reference
 
+_CATALOGUE = """\
+`retl presets` prints this table. A [vendor of your own](../guides/own-vendor.md) takes minutes.
+
+**evidence**: `contract` requests are valid under the vendor's schema · `golden` they equal those of the vendor's own client ·
+`recording` recorded answers are read as they were meant · `docs` only the documentation · `own` there is no vendor.
+**limits** are the vendor's; half of them are used unless the connection says otherwise. **erasure**: `delete` a delete fulfils
+an erasure request (the page says when) · `name: value` it does with this parameter, which `retl erase` sets by itself ·
+`elsewhere` another call or a person has to · `unsaid` the vendor does not say. **conflicts**: what the vendor offers to see that
+somebody else changed an object; `none` means the last write wins. **state**: a preview has no evidence but documentation.
+Every preset survives the faults of its proof: 429 with and without a time, 500 after the commit, broken connections and
+answers, an expired token, a bad row."""
 _DECISIONS = Path(__file__).parents[1] / "docs" / "decisions"
 
 
@@ -18,6 +29,16 @@ def all_destinations() -> str:
         rows.append(f"| [{name}](../destinations/{name}.md) | {page['summary']} | {state} |")
     intro = "`retl destinations` lists them, `retl destinations NAME` shows a page. A preview is based only on the vendor's documentation."
     return "\n\n".join(["# Destinations", intro, "\n".join(rows)]) + "\n"
+
+
+def catalogue() -> str:
+    """Every preset at a glance."""
+    titles = ("preset", "operations", "evidence", "limits", "erasure", "conflicts", "state")
+    rows = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for one in reference.catalogue():
+        name = f"[{one['name']}](../destinations/{one['name']}.md)"
+        rows.append("| " + " | ".join([name, *(one[title] for title in titles[1:])]) + " |")
+    return "\n\n".join(["# Presets at a glance", _CATALOGUE, "\n".join(rows)]) + "\n"
 
 
 def all_sources() -> str:

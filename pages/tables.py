@@ -71,6 +71,9 @@ def syncs() -> str:
         "guards": "Guards",
         "guards.drift": "Drift",
         "checks.RESULTS": "Results",
+        "assert": "Assertion",
+        "assert.count": "Rows",
+        "assert.fresh": "Fresh",
     }
     nested |= {"rejects": "Rejects", "formats": "Formats", "batch": "BatchSize", "retry": "Retry"}
     for path, name in nested.items():
@@ -112,7 +115,7 @@ def _rows(schema: Mapping[str, Any], words: Mapping[str, str], path: str) -> str
     rows = ["| key | default | |", "|---|---|---|"]
     required = schema.get("required", ())
     for name, part in schema["properties"].items():
-        if name != "name":
+        if path or name != "name":  # of a sync it is the name of its file
             full = f"{path}.{name}" if path else name
             default = "required" if name in required else _default(part.get("default"))
             sentence = words.get(full) or part.get("description") or ""

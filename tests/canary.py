@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
+from tests import forked
 from tests.commands import Said, Workshop
 from tests.servers import Database
 
@@ -45,26 +45,15 @@ class Watch:
 
     def retl(self, *words: str, **more: str) -> Said:
         self.temporary.mkdir(exist_ok=True)
-        process = subprocess.Popen(
-            self.workshop.command(*words),
-            cwd=self.workshop.folder,
-            env=self.workshop.environ(TMPDIR=str(self.temporary), **more),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        seen = set()
-        while True:
+        out, err = self.temporary.with_name("stdout"), self.temporary.with_name("stderr")
+        environ = self.workshop.environ(TMPDIR=str(self.temporary), **more)
+        process, seen = forked.started(words, environ, out, err, self.workshop.folder), set()
+        while process.exitcode is None:
             seen |= arguments(process.pid)
-            try:
-                out, err = process.communicate(timeout=0.02)
-                break
-            except subprocess.TimeoutExpired:
-                continue
-        said = Said(process.returncode, out, err)
+            process.join(0.02)
+        said = Said(process.exitcode, out.read_text(), err.read_text())
         command = " ".join(words)
-        self.heard += [(f"stdout of {command}", out), (f"stderr of {command}", err)]
+        self.heard += [(f"stdout of {command}", said.out), (f"stderr of {command}", said.raw)]
         self.heard += [(f"argv of {command}", text) for text in seen]
         return said
 

@@ -22,7 +22,7 @@ _COMMAND = re.compile(r"^(?:\$ |[\d*/,]+ [\d*/,]+ \S+ \S+ \S+ |exec )?(?:\S*/)?r
 
 def in_shell(text: str) -> Iterator[list[str]]:
     """The words after `retl` in every line that is a command of it."""
-    for line in text.splitlines():
+    for line in text.replace("\\\n", " ").splitlines():
         if found := _COMMAND.match(line.strip()):
             yield _words(found[1])
 

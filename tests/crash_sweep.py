@@ -18,13 +18,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from tests import servers
+from tests import mysql_server, servers
 from tests.crashes import PATIENCE, Append, Ended, PostgresScene, Scene, until
+from tests.databases import MYSQL
 from tests.scenes import KINDS, scene
 
 CALLS = (
@@ -226,16 +227,18 @@ def _traced(pid: int) -> bool:
 
 @contextmanager
 def _scene(kind: str, folder: Path) -> Iterator[Scene]:
-    for name in ("postgres", "redis"):
+    for name in ("postgres", "redis", "mysql"):
         (folder / name).mkdir()
     folder.chmod(0o755)
-    with (
-        servers.postgres_server(folder / "postgres") as postgres,
-        servers.redis_server(folder / "redis") as redis,
-        servers.fresh_database(postgres) as database,
-        scene(kind, folder / "project", database, redis) as made,
-    ):
-        yield made
+    with ExitStack() as hold:
+        postgres = hold.enter_context(servers.postgres_server(folder / "postgres"))
+        redis = hold.enter_context(servers.redis_server(folder / "redis"))
+        database = hold.enter_context(servers.fresh_database(postgres))
+        mysql = None
+        if kind in MYSQL:
+            server = hold.enter_context(mysql_server.mysql_server(folder / "mysql"))
+            mysql = hold.enter_context(mysql_server.fresh(server))
+        yield hold.enter_context(scene(kind, folder / "project", database, redis, mysql))
 
 
 def long(kind: str, share: float) -> tuple[str, dict[str, FailureRate]]:

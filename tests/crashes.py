@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -24,13 +23,11 @@ import duckdb
 
 from retl.ledger import open_ledger
 from retl_demo.campaigns import Campaigns
-from tests import inprocess, servers
+from tests import forked, inprocess, servers
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "token-of-the-tests"
 PATIENCE = 60  # seconds a run may take before a test says that it hangs
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.crash_child"])
 
 # The mart, and what becomes of it: every tenth row changes, three leave, two come.
 FIRST = """
@@ -154,7 +151,7 @@ class Project:
         """`retl` with these words, in a process of its own."""
         number = next(self._numbers)
         out, err = self.folder / f"out.{number}", self.folder / f"err.{number}"
-        process = _forked(
+        process = forked.started(
             ["--project", str(self.folder), *words, "--output", "json"],
             self._environ(environ),
             out,
@@ -190,18 +187,6 @@ class Project:
         assert ended.code == 0, ended.stderr
         found = json.loads(ended.stdout)
         return [run["status"] for run in reversed(found["runs"] if isinstance(found, dict) else found)]
-
-
-def _forked(arguments: Sequence[str], environ: Mapping[str, str], out: Path, err: Path) -> Any:
-    from tests.crash_child import run
-
-    out.touch()
-    err.touch()
-    process = _FORKS.Process(
-        target=run, args=(list(arguments), dict(environ), str(out), str(err)), daemon=True
-    )
-    process.start()
-    return process
 
 
 def until(true: Callable[[], bool], seconds: float = PATIENCE) -> None:

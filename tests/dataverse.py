@@ -14,10 +14,14 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import NAMESPACE_OID, uuid5
 
+import msgspec
+
 from tests.presets.oauth import TokenServer
 
 CRLF = b"\r\n"
+EXACT = msgspec.json.Encoder(decimal_format="number")
 PHRASES = {
+    200: "OK",
     204: "No Content",
     400: "Bad Request",
     404: "Not Found",
@@ -29,7 +33,7 @@ PHRASES = {
 class Environment(TokenServer):
     """`columns` are the table's; a row in `busy` is throttled once, one in `secured` refused always."""
 
-    path = "/contoso/oauth2/v2.0/token"
+    token_path = "/contoso/oauth2/v2.0/token"
 
     def __init__(self, key: str, columns: set[str]) -> None:
         super().__init__()
@@ -84,7 +88,7 @@ class Environment(TokenServer):
         assert version == "HTTP/1.1"
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         status, more, said = self.one(method, target, headers, body)
-        told = b"" if said is None else json.dumps(said).encode()
+        told = b"" if said is None else EXACT.encode(said)
         shown = [f"HTTP/1.1 {status} {PHRASES.get(status, 'Told')}", *(f"{n}: {v}" for n, v in more.items())]
         shown += ["Content-Type: application/json; odata.metadata=minimal"] if told else []
         return (
@@ -97,7 +101,9 @@ class Environment(TokenServer):
     def one(
         self, method: str, target: str, headers: dict[str, str], body: bytes
     ) -> tuple[int, dict[str, str], Any]:
-        found = re.fullmatch(rf"/api/data/v9\.2/accounts\({self.key}='([^()]*)'\)", target)
+        found = re.fullmatch(
+            rf"/api/data/v9\.2/accounts\({self.key}='([^()?]*)'\)(?:\?\$select=([\w,]+))?", target
+        )
         if found is None:
             return 400, {}, _said("0x80060888", "Error in query syntax")
         key = unquote(found[1], errors="strict")
@@ -105,7 +111,24 @@ class Environment(TokenServer):
             return 400, {}, _said("0x80060888", "Bad Request - Error in query syntax")
         if "'" in key.replace("''", ""):
             return 400, {}, _said("0x80060888", "Syntax error in the key")
-        return self.apply(method, key.replace("''", "'"), headers, body)
+        key = key.replace("''", "'")
+        status, more, said = self.apply(method, key, headers, body)
+        if status == 204 and method != "DELETE" and headers.get("prefer") == "return=representation":
+            return 200, more, self.shown(key, found[2])
+        return (
+            (200, more, self.shown(key, found[2]))
+            if method == "GET" and status == 204
+            else (status, more, said)
+        )
+
+    def shown(self, key: str, select: str) -> dict[str, Any]:
+        row = {self.key: key, **self.rows[key]}
+        return {"@odata.etag": self.etag(key), **{name: row.get(name) for name in select.split(",")}}
+
+    def etag(self, key: str) -> str:
+        """A weak ETag, as the vendor's: the digest of the row."""
+        row = json.dumps(self.rows[key], sort_keys=True, default=str)
+        return f'W/"{uuid5(NAMESPACE_OID, row).int % 10**8}"'
 
     def apply(
         self, method: str, key: str, headers: dict[str, str], body: bytes
@@ -122,6 +145,12 @@ class Environment(TokenServer):
             return 404, {}, _said("0x80060891", "A record with the specified key values does not exist")
         if key in self.rows and headers.get("if-none-match") == "*":
             return 412, {}, _said("0x80060882", "A record with matching key values already exists.")
+        if key not in self.rows and (method == "GET" or "if-match" in headers):
+            return 404, {}, _said("0x80060891", "A record with the specified key values does not exist")
+        if method == "GET":
+            return 204, {}, None
+        if headers.get("if-match", "*") not in ("*", self.etag(key) if key in self.rows else ""):
+            return 412, {}, _said("0x80060882", "The version of the existing record doesn't match")
         if method == "DELETE":
             del self.rows[key]
             return 204, {}, None

@@ -52,7 +52,8 @@ def deliver(
 ) -> list[RowResult]:
     """What becomes of the rows on this one lane, without long pauses; what stops it is raised."""
     shape = lane.shape
-    size = lane.capabilities.max_rows or len(rows)
+    able = lane.capabilities
+    size = (able.max_deletes if operation == "delete" else able.max_rows) or len(rows)
     batches = [
         Rows(shape, rows, refs).batch(operation or shape.write, first, min(first + size, len(rows)) - 1)
         for first in range(0, len(rows), size)

@@ -22,6 +22,7 @@ from typing import Any
 import structlog
 
 from retl import cli
+from retl.cli import problems
 from retl.contract import model
 from retl.observe import log, redact
 
@@ -31,16 +32,31 @@ ONLY_PROCESSES = ("TZ", "LANG", "LC_ALL", "PYTHONHASHSEED", "RETL_CRASH_AT", "LD
 
 @dataclass(frozen=True)
 class Said:
-    """What one command left behind."""
+    """What one command left behind. `err` has the errors as a terminal would show them, `raw` as they were
+    written: objects like the lines of the log."""
 
     code: int
     out: str
-    err: str
+    raw: str
+
+    @property
+    def err(self) -> str:
+        return "".join(_shown(line) for line in self.raw.splitlines(keepends=True))
 
     @property
     def document(self) -> Any:
         """stdout as the one JSON document that it must be."""
         return json.loads(self.out)
+
+
+def _shown(line: str) -> str:
+    if '"event": "error"' not in line or not line.startswith("{"):
+        return line
+    error = json.loads(line)
+    if "traceback" in error:
+        return f"{error['traceback']}\n"
+    sync = f"{error['sync']}: " if "sync" in error else ""
+    return f"error: {sync}{problems.sentence(error)}\n"
 
 
 def answer(

@@ -36,7 +36,7 @@ class Work:
 class Org(TokenServer):
     """`dies_after` rows the next job fails; rows of `locked` are refused once as locked."""
 
-    path = "/services/oauth2/token"
+    token_path = "/services/oauth2/token"
 
     def __init__(self, match: str, fields: set[str], largest: int = 1_000_000) -> None:
         super().__init__()

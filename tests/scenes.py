@@ -6,13 +6,17 @@ What the target must hold is worked out by SQL over the mart and over what other
 from __future__ import annotations
 
 import contextlib
+import json
+import secrets
+import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 import duckdb
 
-from tests import servers
+from tests import databases, kafka, servers
 from tests.crashes import (
     COLUMNS,
     POSTGRES_YML,
@@ -24,6 +28,8 @@ from tests.crashes import (
     RedisScene,
     Scene,
 )
+from tests.exported import held, named, objects, texts
+from tests.mysql_server import MySQLDatabase
 
 TABLE = (
     "CREATE SCHEMA crm; CREATE TABLE crm.users (user_id text PRIMARY KEY, segment text, searches bigint,"
@@ -114,6 +120,98 @@ class CampaignAppend(CampaignScene):
     sync = CampaignScene.sync.replace("upsert:", "insert:") + "write: append\n"
 
 
+class Changes(Scene):
+    """Change files in a folder, with a log."""
+
+    connections = "  out: {type: files, root: out}\n"
+    sync = """
+destination: {connection: out, path: users, format: ndjson}
+deletes: delete
+"""
+    before = (SECOND,)
+
+    def environ(self) -> dict[str, str]:
+        return {}
+
+    def empty(self) -> None:
+        shutil.rmtree(self.folder / "out", ignore_errors=True)
+
+    def content(self) -> list[tuple[str | None, ...]]:
+        found = held(objects(self.folder / "out" / "users"), "user_id")
+        return sorted((tuple(row[name] for name in COLUMNS) for row in found), key=str)
+
+    def doubled(self) -> list[str]:
+        return [str(key) for key, n in Counter(row[0] for row in self.content()).items() if n > 1]
+
+
+class ChangesAppended(Changes):
+    sync = """
+destination: {connection: out, path: users, format: csv}
+write: append
+first_run: send
+"""
+    before = ()
+
+
+class Snapshots(Changes):
+    sync = """
+destination: {connection: out, path: users, mode: snapshot, format: [parquet, json], keep: 1}
+deletes: delete
+"""
+
+    def content(self) -> list[tuple[str | None, ...]]:
+        of = objects(self.folder / "out" / "users")
+        assert len([name for name in of if name.endswith(".parquet")]) <= 2
+        found = [
+            row
+            for one in named(of)
+            if one["format"] == "parquet"
+            for row in texts(one["path"], of[one["path"]])
+        ]
+        return sorted((tuple(row[name] for name in COLUMNS) for row in found), key=str)
+
+
+class Records(Scene):
+    """Records of a topic: the newest of a key counts."""
+
+    connections = '  stream: {type: kafka, servers: "${KAFKA}"}\n'
+    sync = """
+destination: {connection: stream, topic: "${TOPIC}", create: true}
+deletes: delete
+"""
+    before = (SECOND,)
+
+    def __init__(self, folder: Path, broker: kafka.Broker) -> None:
+        super().__init__(folder)
+        self.broker, self.topic = broker, ""
+
+    def environ(self) -> dict[str, str]:
+        return {"KAFKA": self.broker.address, "TOPIC": self.topic}
+
+    def empty(self) -> None:
+        self.topic = f"users-{secrets.token_hex(6)}"
+
+    def content(self) -> list[tuple[str | None, ...]]:
+        newest = {one.key(): one.value() for one in self.broker.committed(self.topic)}
+        rows = [json.loads(value, parse_float=str, parse_int=str) for value in newest.values() if value]
+        return sorted((tuple(row[name] for name in COLUMNS) for row in rows), key=str)
+
+
+class RecordsAppended(Records):
+    sync = """
+destination: {connection: stream, topic: "${TOPIC}", create: true}
+write: append
+first_run: send
+"""
+    before = ()
+
+    def doubled(self) -> list[str]:
+        counts = Counter(one.key() for one in self.broker.committed(self.topic))
+        return [str(key) for key, number in counts.items() if number > 1]
+
+
+_KAFKA = {"kafka": Records, "kafka, append": RecordsAppended}
+_FILES = {"files": Changes, "files, append": ChangesAppended, "files, snapshot": Snapshots}
 _POSTGRES: dict[str, type[PostgresScene]] = {
     "upsert": PostgresScene,
     "append": Append,
@@ -125,27 +223,48 @@ _POSTGRES: dict[str, type[PostgresScene]] = {
 _REDIS = {"redis": RedisScene, "redis, hash": RedisHash, "redis, deletes": RedisDeletes}
 _HTTP = {"http": CampaignScene, "http append": CampaignAppend}
 _IN_POSTGRES = ("upsert", "append")
-KINDS = (*_POSTGRES, *(f"{kind}, state in postgres" for kind in _IN_POSTGRES), *_REDIS, *_HTTP)
+KINDS = (
+    *_POSTGRES,
+    *(f"{kind}, state in postgres" for kind in _IN_POSTGRES),
+    *_REDIS,
+    *_HTTP,
+    *_FILES,
+    *databases.KINDS,
+    *_KAFKA,
+)
 
 
 @contextlib.contextmanager
-def scene(kind: str, folder: Path, postgres: servers.Database, redis: servers.RedisServer) -> Iterator[Scene]:
-    """The scene of this name, begun."""
-    made = _makers(folder, postgres, redis)[kind]()
+def scene(
+    kind: str,
+    folder: Path,
+    postgres: servers.Database,
+    redis: servers.RedisServer,
+    mysql: MySQLDatabase | None = None,
+) -> Iterator[Scene]:
+    """The scene of this name, begun. Only its own kinds need `mysql`."""
+    stack = contextlib.ExitStack()
+    if kind in _KAFKA:
+        made: Scene = _KAFKA[kind](folder, stack.enter_context(kafka.broker(folder.parent / "kafka")))
+    else:
+        made = _makers(folder, postgres, redis, mysql)[kind]()
     try:
         made.begin()
         yield made
     finally:
         if isinstance(made, CampaignScene) and made.tool:
             made.tool.stop()
+        stack.close()
 
 
 def _makers(
-    folder: Path, postgres: servers.Database, redis: servers.RedisServer
+    folder: Path, postgres: servers.Database, redis: servers.RedisServer, mysql: MySQLDatabase | None
 ) -> dict[str, Callable[[], Scene]]:
     found: dict[str, Callable[[], Scene]] = {}
     for kind, made in _POSTGRES.items():
         found[kind] = lambda made=made: made(folder, postgres)
         found[f"{kind}, state in postgres"] = lambda made=made: made(folder, postgres, postgres.url)
+    found |= {kind: lambda kind=kind: databases.scene_of(kind, folder, mysql) for kind in databases.KINDS}
     found |= {kind: lambda made=made: made(folder, redis) for kind, made in _REDIS.items()}
-    return found | {kind: lambda made=made: made(folder) for kind, made in _HTTP.items()}
+    alone = {**_HTTP, **_FILES}
+    return found | {kind: lambda made=made: made(folder) for kind, made in alone.items()}

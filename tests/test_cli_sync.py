@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from retl.values.keys import key_texts
 from tests.commands import ROWS, Workshop
 from tests.servers import Database, RedisServer
 
@@ -101,6 +102,35 @@ def test_limit_key_where_and_full_send_what_they_say(workshop: Workshop) -> None
     assert (where["read"], where["updated"]) == (3, 3)
     full = workshop.json("sync", "--full")["syncs"][0]
     assert (full["inserted"], full["updated"]) == (ROWS - 10, 10)
+
+
+@pytest.mark.parametrize(
+    "words", [("--key", "31"), ("--key", "1", "--key", "31"), ("--key", "31", "--dry-run")]
+)
+def test_a_key_that_no_row_has_is_an_error_and_nothing_is_sent(
+    workshop: Workshop, words: tuple[str, ...]
+) -> None:
+    workshop.sync("users")
+    workshop.json("sync")
+    said = workshop.retl("sync", *words, "--output", "json")
+    (failed,) = said.document["syncs"]
+    assert (said.code, failed["status"], failed["error"]["code"]) == (2, "FAILED", "KEY_UNKNOWN")
+    assert (failed["updated"], "31" in failed["error"]["message"]) == (0, False)
+
+
+def test_the_form_of_a_key_of_several_columns_stands_in_the_error_and_in_the_help(workshop: Workshop) -> None:
+    workshop.sync(
+        "users",
+        key="[user_id, email]",
+        destination='{type: redis, key: "u:{user_id}:{email}", value: json, ttl: none}',
+    )
+    said = workshop.retl("sync", "--key", "3|u3@example.com", "--dry-run", "--output", "json")
+    assert "--key '[user_id,\"email\"]'" in said.document["syncs"][0]["error"]["hint"]
+    assert workshop.json("sync", "--key", '[3,"u3@example.com"]')["syncs"][0]["inserted"] == 1
+    assert workshop.retl("explain", "users", "--key", '[ 3, "u3@example.com" ]').code == 0
+    assert key_texts(['["a \\" , b" , 1]', '["a \\" , b",1]'], 2) == ('["a \\" , b",1]',)
+    assert key_texts(["[1, 2]"], 1) == ("[1, 2]",)  # one column: the text is the key
+    assert "JSON array" in workshop.retl("sync", "--help").out
 
 
 def test_a_sync_that_failed_blocks_those_after_it_and_no_others(workshop: Workshop) -> None:
@@ -228,6 +258,23 @@ def test_stdout_is_for_the_answer_and_stderr_for_the_log(workshop: Workshop) -> 
     events = [json.loads(line) for line in said.err.splitlines()]
     assert events[-1]["event"] == "run_finished"
     assert {event.get("sync") for event in events} == {"users"}
+
+
+@pytest.mark.parametrize("words", [("sync",), ("sync", "--sync", "nobody"), ("no-such-command",), ("list",)])
+def test_errors_are_objects_like_all_lines_where_nobody_watches(
+    workshop: Workshop, words: tuple[str, ...]
+) -> None:
+    workshop.sync("users", source=NOT_THERE)
+    if words == ("list",):
+        workshop.write("syncs/users.yml", "key: [")
+    said = workshop.retl(*words)
+    assert said.code in (2, 3)
+    *_, error = [json.loads(line) for line in said.raw.splitlines()]
+    assert (error["event"], error["level"]) == ("error", "error")
+    assert error.keys() >= {"code", "message", "timestamp"}
+    told = workshop.retl(*words, RETL_LOG_FORMAT="console").err
+    assert f"error: {'users: ' if words == ('sync',) else ''}" in told
+    assert f"[{error['code']}]" in told
 
 
 @pytest.mark.parametrize("stdout", ["/dev/full", "closed", "pipe"])

@@ -3,14 +3,16 @@ strategy: what the target holds afterwards, and how the row is counted."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.commands import Workshop
+from tests.proxy import Proxy
 from tests.servers import Database, Databases
+from tests.test_ambiguity import COMMITTING
 
 Held = tuple[str | None, int | None, str | None] | None  # phone, score, note; None: there is no such row
 TABLE = (
@@ -374,6 +376,7 @@ def test_the_queue_closes_when_the_conflict_is_over(tmp_path: Path, people: Data
         case "mart taken back":
             workshop.warehouse(rows(a=("p", 1), b=("p", 1), c=("p", 1)))
         case "dismissed":
+            assert "NEEDS_YES" in workshop.retl("conflicts", "dismiss", "--sync", "people").err
             assert workshop.retl("conflicts", "dismiss", "--key", "a").code == 0
     run(workshop)
     assert listed(workshop) == []
@@ -452,3 +455,25 @@ def test_edits_are_kept_in_tables_of_every_kind(
     if constrained:  # rows that swapped a unique value were sent twice, so it is not known what they left
         run(workshop)
     assert run(workshop)["updated"] == 0
+
+
+def test_an_edit_made_while_nobody_knows_whether_a_batch_was_committed_stays(
+    tmp_path: Path, people: Database
+) -> None:
+    with Proxy(people.host, people.port) as proxy:
+        through = replace(people, host=proxy.host, port=proxy.port)
+        workshop = begun(tmp_path, through, "target_wins", retry="{attempts: 2}")
+        workshop.warehouse(rows(a=("q", 2), b=("q", 1), c=("p", 1), new=("q", 1)))
+        proxy.drop_reply(*COMMITTING, refuse=True)
+        assert run(workshop)["in_doubt"] == 3
+        proxy.heal()
+        assert held(people)["a"] == ("q", 2, None), "it was committed, the answer did not arrive"
+        edit(people, "a", P)
+        found = run(workshop)
+        assert (found["updated"], found["conflicts"]) == (2, {"merged": 0, "kept": 1, "queued": 0})
+        workshop.warehouse(rows(a=("r", 3), b=("r", 1), c=("p", 1)))
+        found = run(workshop)
+        assert (found["updated"], found["conflicts"]["merged"]) == (2, 1)
+    assert {key: one for key, one in held(people).items() if key in "abc"} == {
+        "a": ("h", 3, None), "b": ("r", 1, None), "c": ("p", 1, None)
+    }  # fmt: skip

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from retl.app.resolve import LoadedProject, Resolved, open_project
+from retl.app.loaded import LoadedProject, Resolved
+from retl.app.resolve import open_project
 from retl.errors import DefinitionError
 from retl.observe import redact
 from retl.project.validation import each
@@ -109,9 +110,6 @@ def test_errors_of_options_are_placed_where_they_were_written(folder: Path) -> N
         ("retl.yml:5:11", "DEFINITION_INVALID"),
         ("retl.yml:6:5", "OPTION_UNKNOWN"),
     ]
-    assert refusals(
-        folder, "{connection: crm_db, table: t}", CRM + "    hours: 9-17\n", CRM_PASSWORD="x"
-    ) == [("retl.yml:9:5", "RESERVED")]
 
 
 def test_what_the_environment_lacks_is_said_of_the_environment(folder: Path) -> None:

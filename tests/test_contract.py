@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from retl.contract import judge
 from retl.contract.judge import MISFIT, Contract, Verdict
 from retl.errors import DefinitionError, Mismatch
-from retl.project import definitions
+from retl.project import contracts
 from retl.values import sql
 
 NOWHERE = Path("/nonexistent")
@@ -25,8 +25,8 @@ con = duckdb.connect()
 con.execute("SET timezone = 'UTC'")
 
 
-def written(**columns: dict[str, Any]) -> definitions.Contract:
-    return definitions.Contract(columns=TypeAdapter(dict[str, definitions.Column]).validate_python(columns))
+def written(**columns: dict[str, Any]) -> contracts.Contract:
+    return contracts.Contract(columns=TypeAdapter(dict[str, contracts.Column]).validate_python(columns))
 
 
 def verdicts(made: Contract, relation: str) -> list[tuple[bool, Verdict | dict[str, Any]]]:
@@ -45,13 +45,13 @@ def codes(made: Contract, relation: str) -> list[str | None]:
     return [judged.code if isinstance(judged, Verdict) else None for _, judged in found]
 
 
-def model(folder: Path, name: str, text: str) -> definitions.Contract:
+def model(folder: Path, name: str, text: str) -> contracts.Contract:
     (folder / f"{name}.py").write_text(
         "from datetime import date, datetime\nfrom decimal import Decimal\nfrom enum import Enum\n"
         "from typing import Annotated, Any, Literal, Optional\nfrom uuid import UUID\n"
         "from pydantic import *\n" + text
     )
-    return definitions.Contract(model=f"{name}:Row")
+    return contracts.Contract(model=f"{name}:Row")
 
 
 def test_each_limit_refuses_with_its_code() -> None:
@@ -150,13 +150,13 @@ def test_a_key_must_be_in_the_contract_and_tell_rows_apart() -> None:
 
 def test_a_contract_file_has_the_columns_at_its_top(tmp_path: Path) -> None:
     (tmp_path / "c.yml").write_text("id: {type: integer, sensitive: true}\n")
-    made = judge.build(definitions.Contract(file="c.yml"), {"id": "BIGINT"}, tmp_path, ["id"])
+    made = judge.build(contracts.Contract(file="c.yml"), {"id": "BIGINT"}, tmp_path, ["id"])
     assert made.columns["id"].sensitive
     (tmp_path / "c.yml").write_text("id: {type: int}\n")
     with pytest.raises(DefinitionError, match=r"id\.type"):
-        judge.build(definitions.Contract(file="c.yml"), {"id": "BIGINT"}, tmp_path, ["id"])
+        judge.build(contracts.Contract(file="c.yml"), {"id": "BIGINT"}, tmp_path, ["id"])
     with pytest.raises(DefinitionError, match="cannot be read"):
-        judge.build(definitions.Contract(file="gone.yml"), {"id": "BIGINT"}, tmp_path, ["id"])
+        judge.build(contracts.Contract(file="gone.yml"), {"id": "BIGINT"}, tmp_path, ["id"])
 
 
 def test_a_plain_model_is_cleared_in_sql(tmp_path: Path) -> None:
@@ -314,9 +314,9 @@ class Row(BaseModel):
 
 def test_an_unknown_model_or_type_is_a_definition_error(tmp_path: Path) -> None:
     with pytest.raises(DefinitionError, match="cannot be imported"):
-        judge.build(definitions.Contract(model="no_such_module:Row"), {}, tmp_path, [])
+        judge.build(contracts.Contract(model="no_such_module:Row"), {}, tmp_path, [])
     with pytest.raises(DefinitionError, match="is not a Pydantic model"):
-        judge.build(definitions.Contract(model="pathlib:Path"), {}, tmp_path, [])
+        judge.build(contracts.Contract(model="pathlib:Path"), {}, tmp_path, [])
     asked = model(tmp_path, "bytes_model", "class Row(BaseModel):\n    b: bytes\n")
     with pytest.raises(DefinitionError, match="field b"):
         judge.build(asked, {"b": "BLOB"}, tmp_path, [])
@@ -476,8 +476,8 @@ STORED = {
 
 
 def test_the_least_integer_is_not_beyond_itself() -> None:
-    column = definitions.Column(type="integer", gt=-(2**63))
-    made = judge.build(definitions.Contract(columns={"c": column}), {"c": "BIGINT"}, Path(), ["c"])
+    column = contracts.Column(type="integer", gt=-(2**63))
+    made = judge.build(contracts.Contract(columns={"c": column}), {"c": "BIGINT"}, Path(), ["c"])
     with duckdb.connect() as con:
         con.execute(f"CREATE TABLE mart AS SELECT CAST({-(2**63)} AS BIGINT) AS c")
         assert con.execute(f"SELECT {made.prefilter()} FROM mart").fetchone() == (False,)

@@ -160,6 +160,9 @@ def kill(made: BulkScene, request: str, *, after: bool, job: int) -> None:
     die(made, org, lambda m, p: m == method and p.endswith(ending) and len(org.jobs) == jobs, after=after)
 
 
+JOBS = [BulkScene, InsertScene, DeleteScene]
+
+
 def die(made: Scene, server: Deadly, trap: Callable[[str, str], bool], *, after: bool) -> None:
     server.trap, server.after, server.victim = trap, after, 0
     running = made.project.start()
@@ -167,17 +170,19 @@ def die(made: Scene, server: Deadly, trap: Callable[[str, str], bool], *, after:
     assert running.end().code == KILLED, "the request was not reached"
 
 
-@pytest.mark.parametrize("made", [BulkScene, InsertScene, DeleteScene], indirect=True)
+@pytest.mark.parametrize("made", JOBS, indirect=True)
 def test_a_job_survives_a_kill_at_any_of_its_requests(made: BulkScene) -> None:
     assert made.org
     failure_rate = FailureRate()
-    for request in REQUESTS:
-        for after in (False, True):
-            made.begin()
-            kill(made, request, after=after, job=made.job)
-            recover(made, f"{'after' if after else 'before'} {request}", failure_rate, again=after)
+    kills = [(request, after) for request in REQUESTS for after in (False, True)]
+    if "RETL_TEST_ALL" not in os.environ:  # each kind of job takes its share of them
+        kills = kills[JOBS.index(type(made)) :: len(JOBS)]
+    for request, after in kills:
+        made.begin()
+        kill(made, request, after=after, job=made.job)
+        recover(made, f"{'after' if after else 'before'} {request}", failure_rate, again=after)
     assert failure_rate.problems == []
-    assert failure_rate.kills == 2 * len(REQUESTS)
+    assert failure_rate.kills == len(kills)
     assert isinstance(made, DeleteScene) == any(
         job.about["operation"] == "delete" for job in made.org.jobs.values()
     )

@@ -71,7 +71,7 @@ def test_key_and_contract_are_what_dbt_enforces_and_the_warehouse_holds(project:
         "seen_at": {"type": "timestamptz", "nullable": True},
         "labels": {"type": "list", "items": "string", "nullable": True},
     }
-    assert customers["destination"] == {"connection": "crm_db", "table": "crm.customers"}
+    assert customers["destination"] == {"connection": "crm_db", "table": "crm.customers", "create": True}
     assert (customers["deletes"], customers["tags"]) == ("delete", ["crm", "daily"])
     lines = written(project, "order_lines")
     assert (lines["source"], lines["key"]) == ({"dbt": "orders"}, ["order_id", "line"])
@@ -81,13 +81,6 @@ def test_key_and_contract_are_what_dbt_enforces_and_the_warehouse_holds(project:
 
 def test_what_it_writes_runs(project: Workshop, postgres: Database, redis_server: RedisServer) -> None:
     project.use(redis_server)
-    with postgres.connect() as connection:
-        connection.execute("CREATE SCHEMA crm")
-        connection.execute(
-            "CREATE TABLE crm.customers (customer_id bigint PRIMARY KEY, email text, segment text,"
-            " spent numeric(12, 2), seen_at timestamptz, labels text[])"
-        )
-        connection.commit()
     init(project)
     project.write(
         "retl.yml",
@@ -166,7 +159,11 @@ def test_one_mart_may_go_to_several_places(project: Workshop) -> None:
     }
     change(project, "customers", meta=meta, config={"meta": meta})
     init(project)
-    assert written(project, "customers")["destination"] == {"type": "postgres", "table": "crm.customers"}
+    assert written(project, "customers")["destination"] == {
+        "type": "postgres",
+        "table": "crm.customers",
+        "create": True,
+    }
     assert written(project, "customer_cache")["destination"]["type"] == "redis"
     assert project.retl("validate").code == 0
 
@@ -195,3 +192,20 @@ def test_a_column_that_no_target_can_hold_is_left_out_and_named(project: Worksho
     assert "photo" not in written(project, "customers")["contract"]
     assert "# photo is BLOB" in (project.folder / "syncs" / "customers.yml").read_text()
     assert project.retl("validate").code == 0
+
+
+def test_a_sync_that_was_renamed_does_not_come_back(project: Workshop) -> None:
+    init(project)
+    syncs = project.folder / "syncs"
+    (syncs / "customers.yml").rename(syncs / "crm_customers.yml")
+    said = init(project)
+    assert sorted(path.name for path in syncs.iterdir()) == ["crm_customers.yml", "order_lines.yml"]
+    assert any("crm_customers" in note for note in said["notes"])
+    text = (syncs / "crm_customers.yml").read_text()
+    (syncs / "crm_customers.yml").write_text(text.replace("connection: crm_db", "type: postgres"))
+    (syncs / "lines").mkdir()
+    (syncs / "order_lines.yml").rename(syncs / "lines" / "order_lines.yml")
+    said = init(project)
+    assert [path.name for path in syncs.glob("*.yml")] == ["crm_customers.yml"]
+    assert said["files"] == []
+    assert str(syncs / "lines" / "order_lines.yml") in said["kept"]

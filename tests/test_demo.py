@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import pytest
 
 from retl_demo import oracle, stage, warehouse
 from retl_demo.oracle import LANDINGS, Difference, Motion
+from tests.commands import Workshop
 
 FOREIGN = {  # what a user's own environment may say, and the demo must never act on
     "POSTGRES_HOST": "203.0.113.1",
@@ -89,6 +91,9 @@ def test_the_demo_ends_well_and_says_so(tmp_path: Path, temporary: Path) -> None
     assert said.count("kill -9: ") == 3
     assert "200 of 20,000 users searched and spent more" in said
     assert "1,474 of 164,696 rows were written, each of them due." in said
+    assert "the person's number stays" in said
+    assert "every value as it was; the sync waits" in said
+    assert "1 row deleted, read back: gone" in said
     assert "Nothing lost, nothing doubled, and only what changed has moved." in said
     assert "WRONG" not in said
     assert f"The project stays in {folder.resolve()}." in said
@@ -167,3 +172,67 @@ def test_the_oracle_asks_the_warehouse_and_knows_what_stays(tmp_path: Path) -> N
     assert moved["user_segments"] == Motion(updated=100)
     assert moved["product_recommendations"].deleted > 0
     assert [moved[one.sync].deleted for one in LANDINGS if not one.deletes] == [0] * 5
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Iterator[Workshop]:
+    """A project of a user whose servers, if any, end with the test."""
+    made = Workshop(tmp_path / "project", {"XDG_STATE_HOME": str(tmp_path / "state")})
+    try:
+        yield made
+    finally:
+        made.retl("demo", "stop")
+
+
+def test_servers_that_stay_outlive_the_terminal_and_a_kill_and_end_only_when_told(serving: Workshop) -> None:
+    begun = serving.json("demo", "--serve")
+    again = serving.json("demo", "--serve")
+    assert (begun.pop("already"), again.pop("already")) == (False, True)
+    assert begun == again
+    keeper, variables = begun["pid"], begun["variables"]
+    assert os.getsid(keeper) == keeper  # the end of a terminal reaches only its own session
+    os.kill(keeper, signal.SIGHUP)
+    if sys.platform == "linux":
+        assert listened(variables) == {"127.0.0.1"}
+    if "RETL_TEST_ALL" in os.environ:
+        keeper = killed(serving, keeper, variables)
+    family = descendants(keeper) | {str(keeper): processes()[str(keeper)]}
+    assert len(family) >= 3
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        assert serving.json("demo", "stop") == {"stopped": True}
+        assert left(family) == []
+        assert other.poll() is None
+        other.communicate(b"\n", timeout=20)
+    assert serving.json("demo", "stop") == {"stopped": False}
+
+
+@pytest.mark.parametrize("words", [["--serve", "--keep"], ["shop", "--serve"], ["stop", "--keep"]])
+def test_servers_that_stay_take_no_folder(serving: Workshop, words: list[str]) -> None:
+    said = serving.retl("demo", *words)
+    assert (said.code, "[USAGE]" in said.err) == (2, True)
+
+
+def killed(serving: Workshop, keeper: int, variables: Mapping[str, str]) -> int:
+    """The keeper after a kill, which ends the servers, too: they begin again where they were."""
+    family = descendants(keeper)
+    os.kill(keeper, signal.SIGKILL)
+    assert left(family) == []
+    again = serving.json("demo", "--serve")
+    assert (again["already"], again["variables"]) == (False, variables)
+    return int(again["pid"])
+
+
+def listened(variables: Mapping[str, str]) -> set[str]:
+    """The addresses on which somebody listens at the ports of these variables."""
+    ports = {int(variables[f"{name}_PORT"]) for name in ("POSTGRES", "REDIS")}
+    ports |= {int(variables[f"{name}_URL"].split("/")[2].rpartition(":")[2]) for name in ("HUBSPOT", "SLACK")}
+    found = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            address, _, port = line.split()[1].partition(":")
+            if line.split()[3] == "0A" and int(port, 16) in ports:
+                found[int(port, 16)] = (
+                    socket.inet_ntoa(bytes.fromhex(address)[::-1]) if table == "tcp" else "any"
+                )
+    assert found.keys() == ports
+    return set(found.values())

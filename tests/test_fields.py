@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from retl.errors import DefinitionError
-from retl.project.definitions import FieldSource, Sync
+from retl.project.definitions import Sync
 from retl.project.fields import expand_fields, key_names
+from retl.project.writing import FieldSource
 
 COLUMNS = ["id", "a", "b"]
 

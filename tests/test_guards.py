@@ -9,7 +9,7 @@ import pytest
 
 from retl.project.definitions import Guards
 from retl.run.guards import Facts, judge
-from retl.sources.dbt import Build
+from retl.sources.dbt_results import Build
 
 CALM = Facts(read=1000, total=1000, new_rejects=0, baseline_rows=1000, matched=1000, last_read=1000)
 
@@ -33,6 +33,13 @@ def test_ten_deletes_always_pass_and_a_tenth_of_the_baseline_does() -> None:
     assert codes(replace(CALM, deletes=10, deletes_on=True, baseline_rows=20)) == []
     assert codes(replace(CALM, deletes=100, deletes_on=True)) == []
     assert codes(replace(CALM, deletes=101, deletes_on=True)) == ["DELETE_RATE"]
+
+
+def test_a_first_run_that_may_be_a_second_one_is_refused_beyond_a_few_rows() -> None:
+    assert codes(replace(CALM, unproved=None)) == codes(replace(CALM, unproved=100)) == []
+    assert codes(replace(CALM, unproved=101)) == ["FIRST_RUN"]
+    assert codes(replace(CALM, unproved=1), Guards(max_first_run=0)) == ["FIRST_RUN"]
+    assert codes(replace(CALM, unproved=101), accepted=("FIRST_RUN",)) == []
 
 
 def test_max_delete_rows_is_a_limit_of_its_own() -> None:
@@ -169,22 +176,22 @@ BUILT = Build("orders", "success", ended_at=NOON - timedelta(hours=1))
 
 
 def test_a_mart_that_dbt_built_and_tested_in_time_passes() -> None:
-    assert codes(replace(CALM, build=BUILT)) == []
-    assert codes(replace(CALM, build=BUILT, now=NOON, max_age=3600)) == []
-    assert codes(replace(CALM, build=BUILT, max_age=1)) == []
-    assert codes(replace(CALM, build=BUILT, now=NOON)) == []
+    assert codes(replace(CALM, builds=(BUILT,))) == []
+    assert codes(replace(CALM, builds=(BUILT,), now=NOON, max_age=3600)) == []
+    assert codes(replace(CALM, builds=(BUILT,), max_age=1)) == []
+    assert codes(replace(CALM, builds=(BUILT,), now=NOON)) == []
 
 
 def test_a_mart_that_dbt_does_not_vouch_for_is_refused_in_words() -> None:
     def says(build: Build, max_age: float | None = None) -> list[tuple[str, str, str | None]]:
-        return said(replace(CALM, build=build, now=NOON, max_age=max_age))
+        return said(replace(CALM, builds=(build,), now=NOON, max_age=max_age))
 
     assert says(replace(BUILT, status=None)) == [
         (
             "DBT_UNKNOWN",
-            "no run_results.json of dbt has a result of the model orders",
-            "dbt keeps only its last command's results: use `dbt build`, or keep those of `dbt run` beside"
-            " them as run_results.run.json; or --accept DBT_UNKNOWN",
+            "no result that dbt left says how the last run of the model orders ended",
+            "dbt keeps only its last command's results: use `dbt build`, test the model after `dbt run`, or"
+            " keep the results of `dbt run` beside them as run_results.run.json; or --accept DBT_UNKNOWN",
         )
     ]
     assert says(replace(BUILT, status="skipped")) == [
@@ -202,6 +209,6 @@ def test_a_mart_that_dbt_does_not_vouch_for_is_refused_in_words() -> None:
         )
     ]
     stale = "the model orders is older than max_age; its last successful dbt run: {}"
-    again = "run dbt, or --accept DBT_STALE"
+    again = "run `dbt build` (`dbt test` overwrites the results of `dbt run`), or --accept DBT_STALE"
     assert says(BUILT, 3599) == [("DBT_STALE", stale.format("2026-11-21 11:00Z"), again)]
     assert says(replace(BUILT, ended_at=None), 1e9) == [("DBT_STALE", stale.format("none"), again)]

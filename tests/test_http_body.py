@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from base64 import b64encode
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from io import StringIO
@@ -17,10 +18,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from retl.destinations.batch import Field, Shape
 from retl.destinations.http import csvbody
+from retl.destinations.http.adapter import HttpDestination
 from retl.destinations.http.body import Endpoint, Template
+from retl.destinations.http.options import HttpOptions
 from retl.errors import DefinitionError, Poisoned
 from retl.net.messages import Request
+from retl.values.types import Type
+from tests.destinations.rows import Rows
 
 ROWS = [
     (1, '{"name":"Ann","total":1.10,"at":null}'),
@@ -158,6 +164,22 @@ def test_half_a_character_is_poison(endpoint: dict[str, Any], row: Any) -> None:
     assert caught.value.code == "NOT_UNICODE"
 
 
+def test_a_row_is_several_lines_made_by_python_or_by_sql() -> None:
+    row = ["$key", {"doc": {"t": "$text", "j": "$json"}}]
+    upsert = {"path": "/b", "encoding": "ndjson", "lines": True, "row": row, "max_rows": 9}
+    fields = (Field("text", Type("string")), Field("json", Type("json")))
+    shape = Shape("s", "state", (Field("id", Type("string")),), fields)
+    rows = Rows(shape, [("a\x1e", "x\ny\x1e", '{"z":\r\n1}'), ("b", None, "2")])
+    options = HttpOptions(connection={"base_url": "https://a.example"}, upsert=upsert)
+    by_sql = HttpDestination(options, shape).preview(rows.batch()).partition(b"\r\n\r\n")[2]
+    made = Template(Endpoint(**upsert), ["id"], ["text", "json"])
+    request = made.request(rows.documents(0, 1))
+    expected = ["a\x1e", {"doc": {"t": "x\ny\x1e", "j": {"z": 1}}}, "b", {"doc": {"t": None, "j": 2}}]
+    for body in (by_sql, request.body):
+        assert [json.loads(line) for line in body.split(b"\n")[:-1]] == expected
+    assert made.texts(request)(1) == {"b", "2"}
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -167,7 +189,10 @@ def test_half_a_character_is_poison(endpoint: dict[str, Any], row: Any) -> None:
         {"path": "/v1/../rows"},
         {"path": "https://evil.example/"},
         {"path": "/rows#x"},
-        {"path": "/rows/{$ref}"},
+        {"path": "/rows?q='{id}'"},
+        {"path": "/rows?q=%22{id:soql}%22"},
+        {"path": "/rows/{id:odata}"},
+        {"path": "/rows?ids=('$keys')"},
         {"path": "/ro ws"},
         {"path": "/rows\r\nX: y"},
         {"path": "/rows/{id}", "max_rows": 2},
@@ -177,8 +202,13 @@ def test_half_a_character_is_poison(endpoint: dict[str, Any], row: Any) -> None:
         {"wrap": "a", "envelope": {"a": 1}},
         {"wrap": "rows", "encoding": "form"},
         {"method": "GET"},
+        {"lines": True, "row": ["$key"]},
+        {"lines": True, "row": "$row", "encoding": "ndjson"},
         {"headers": {"X": "a\r\nb"}},
         {"headers": {"X Y": "a"}},
+        {"headers": {"Host": "$id"}},
+        {"headers": {"X": "$keys"}},
+        {"headers": {"X": "$row"}},
         {"rows": 1},
     ],
 )
@@ -240,6 +270,31 @@ def test_objects_can_be_one() -> None:
     assert body([(1, "{}")], row={"$merge": [{"type": "x"}, "$fields"]}) == '{"type":"x"}'
 
 
+def test_the_fields_that_nothing_names_are_the_others() -> None:
+    listed = {"$each": "$others", "as": {"field": "$name", "value": "$value", "is": ["$$x", 1]}}
+    assert json.loads(body(ROWS[:1], row={"$merge": [{"id": "$key"}, {"$only": ["name", "gone"]}]})) == {
+        "id": 1,
+        "name": "Ann",
+    }
+    row = {"n": "$name", "t": "{$total}", "own": listed, "rest": "$others"}
+    expected = {"n": "Ann", "t": "1.10", "rest": {"at": None}}
+    expected["own"] = [{"field": "at", "value": None, "is": ["$x", 1]}]
+    assert json.loads(body(ROWS[:1], row=row)) == expected
+    assert body(ROWS[:1], row={"own": {"$each": {"$only": ["total"]}, "as": ["$name", "$value"]}}) == (
+        '{"own":[["total",1.10]]}'
+    )
+    assert body(ROWS[1:], row={"own": listed, "n": "$name", "t": "$total"}, cast={"nulls": "omit"}) == (
+        '{"n":"é \\"q\\"","t":20000000000000000001}'  # no other field: no list
+    )
+    for wrong in (
+        {"$each": "$others", "as": "$key"},
+        {"$each": "$others", "as": "a {$name}"},
+        {"$each": "$key"},
+    ):
+        with pytest.raises(DefinitionError):
+            body(row={"x": wrong})
+
+
 def test_a_value_stands_anywhere_in_a_path_and_a_dollar_sign_is_said_twice() -> None:
     made = template(method="PATCH", path="/$$batch/$id.json?n={name}&t=$total", row="$fields")
     assert made.request(ROWS[:1]).target == "/$batch/1.json?n=Ann&t=1.10"
@@ -261,8 +316,8 @@ def test_a_part_can_be_base64_and_a_path() -> None:
 
 def test_all_keys_or_the_whole_body_can_stand_in_the_query() -> None:
     many = Template(Endpoint(method="DELETE", path="/gone?ids=$keys&all=no", max_rows=3), ["id"], [])
-    request = many.request([("a,b",), (2,)])
-    assert (request.target, request.body) == ("/gone?ids=a%2Cb,2&all=no", b"")
+    request = many.request([("a/b",), (2,)])
+    assert (request.target, request.body) == ("/gone?ids=a%2Fb,2&all=no", b"")
     whole = template(method="DELETE", path="/gone?p=$body", wrap="data", row=["$key"]).request(ROWS)
     assert (unquote(whole.target), whole.body) == ('/gone?p={"data":[[1],[2]]}', b"")
 
@@ -335,3 +390,74 @@ def test_rows_with_other_columns_are_another_body() -> None:
 def test_a_line_of_csv_is_an_object(row: Any) -> None:
     with pytest.raises(ValidationError, match="object"):
         Endpoint(path="/rows", encoding="csv", row=row)
+
+
+# a joined value is one value
+
+
+@pytest.mark.parametrize("path", ["/gone?ids=$keys", "/gone?ids=$keys&all=no"])
+@pytest.mark.parametrize(("bad", "code"), [("a,b", "KEY_CHARACTER"), (",", "KEY_CHARACTER"), ("", "NO_PATH")])
+def test_a_list_in_a_query_has_no_value_that_could_be_two(path: str, bad: str, code: str) -> None:
+    many = Template(Endpoint(method="DELETE", path=path, max_rows=3), ["id"], [])
+    with pytest.raises(Poisoned) as caught:
+        many.request([("a",), (bad,)])
+    assert caught.value.code == code
+    repeated = Template(Endpoint(method="DELETE", path="/gone?ids%5B%5D=$keys", max_rows=3), ["id"], [])
+    if bad:
+        assert parse_qsl(repeated.request([("a",), (bad,)]).target.partition("?")[2]) == [
+            ("ids[]", "a"),
+            ("ids[]", bad),
+        ]
+
+
+@given(
+    st.sampled_from(
+        ["/o/{a}-{b}", "/o/{a}--{b}", "/o(x='{a}',y='{b}')", "/o?k={a}%2C{b}", "/o?k=$a:{b}&l=1"]
+    ),
+    st.lists(
+        st.tuples(*[st.text("a-',y=:", min_size=1, max_size=5)] * 2), min_size=2, max_size=2, unique=True
+    ),
+)
+@example("/o/{a}--{b}", [("a-", "b"), ("a", "-b")])
+def test_two_keys_have_two_addresses(path: str, keys: list[tuple[str, str]]) -> None:
+    made = Template(Endpoint(method="DELETE", path=path), ["a", "b"], [])
+    found = []
+    for key in keys:
+        with suppress(Poisoned):
+            found.append(unquote(made.request([key]).target))
+    assert len(set(found)) == len(found)
+
+
+def test_two_values_with_nothing_between_them_are_a_definition_error() -> None:
+    with pytest.raises(ValidationError, match="something between"):
+        Endpoint(method="DELETE", path="/o/{a}{b}")
+
+
+# nulls, field by field
+
+
+@pytest.mark.parametrize(
+    ("nulls", "expected"),
+    [
+        ({"at": "omit"}, '{"id":1,"name":null,"total":1.10}'),
+        ({"*": "omit", "at": None}, '{"id":1,"total":1.10,"at":null}'),
+        ({"*": "", "at": "#N/A"}, '{"id":1,"name":"","total":1.10,"at":"#N/A"}'),
+        ({"name": ""}, '{"id":1,"name":"","total":1.10,"at":null}'),
+    ],
+)
+def test_an_empty_field_is_sent_as_its_own_rule_says(nulls: Any, expected: str) -> None:
+    rows = [(1, '{"name":null,"total":1.10,"at":null}')]
+    assert body(rows, cast={"nulls": nulls}) == expected
+    fields = expected.replace('"id":1,', "")
+    assert body(rows, cast={"nulls": nulls}, row="$fields") == fields
+    one = {name: f"${name}" for name in ("name", "total", "at")}
+    assert body(rows, cast={"nulls": nulls}, row=one) == fields
+
+
+def test_a_rule_for_a_field_that_is_not_sent_is_a_definition_error() -> None:
+    upsert = {"path": "/rows", "cast": {"nulls": {"*": "omit", "nmae": None}}}
+    options = HttpOptions(connection={"base_url": "http://127.0.0.1"}, upsert=upsert)
+    text = Type("string")
+    with pytest.raises(DefinitionError, match="nmae") as caught:
+        HttpDestination(options, Shape("sync", "state", (Field("id", text),), (Field("name", text),)))
+    assert caught.value.code == "OPTION_UNUSED"

@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from retl.destinations.batch import Field, Kind, Outcome, Shape
-from retl.destinations.http.adapter import HttpDestination, HttpOptions
+from retl.destinations.http.adapter import HttpDestination
+from retl.destinations.http.options import HttpOptions
 from retl.errors import Systemic, Unavailable
 from retl.net.connection import HttpConnection
 from retl.net.oauth import OAuth2
@@ -27,7 +28,7 @@ BATCH = Rows(SHAPE, [("a", "Ann"), ("b", "Bob")]).batch()
 
 
 class Server(TokenServer):
-    path = "/token"
+    token_path = "/token"
 
     def take(self, method: str, path: str, content: Any) -> tuple[int, Any]:
         for row in content:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retl.destinations.batch import ABSENT, PRESENT, UNKNOWN, WRITTEN, Kind, Outcome
+from retl.destinations.batch import ABSENT, PRESENT, WRITTEN, Kind, Outcome
 from retl.destinations.http.outcome import Sent, interpret
-from retl.destinations.http.rules import Rules
+from retl.destinations.http.rules import Count, Rules
 from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
 from retl.net.lookup import Match, look, text
 from retl.net.messages import Reply
@@ -144,7 +144,9 @@ def test_rows_are_judged_by_position() -> None:
      {"results": [{"status": "ok"}] * 4}],
 )  # fmt: skip
 def test_an_answer_of_another_length_says_nothing(content: Any) -> None:
-    assert interpret(reply(200, content), POSITIONAL, sent()) == Outcome(UNKNOWN)
+    outcome = interpret(reply(200, content), POSITIONAL, sent())
+    assert (kinds(outcome), outcome.divides) == ([Kind.UNKNOWN] * 3, False)
+    assert "results for 3 rows" in str(outcome.default.reason)
 
 
 def test_types_count_when_an_item_is_judged() -> None:
@@ -170,7 +172,8 @@ def test_errors_by_index_leave_the_others_written() -> None:
     assert interpret(reply(201, {"message": "success"}), rules, sent()) == Outcome(WRITTEN)
     outcome = interpret(reply(207, {"errors": [{"index": 1, "type": "bad"}]}), rules, sent())
     assert kinds(outcome) == [Kind.WRITTEN, Kind.REJECTED, Kind.WRITTEN]
-    assert interpret(reply(207, {"errors": []}), rules, sent()) == Outcome(UNKNOWN)
+    named_none = interpret(reply(207, {"errors": []}), rules, sent())
+    assert (kinds(named_none), named_none.divides) == ([Kind.UNKNOWN] * 3, True)
 
 
 @pytest.mark.parametrize("index", [3, -1, None, "x", 1.0, True])
@@ -184,7 +187,7 @@ def test_errors_by_value_name_rows_by_their_key() -> None:
     rules = Rules(rows="errors_by_value", at="invalid")
     outcome = interpret(reply(200, {"invalid": ["k2@example.com"]}), rules, sent())
     assert kinds(outcome) == [Kind.WRITTEN, Kind.WRITTEN, Kind.REJECTED]
-    assert interpret(reply(200, {"invalid": ["who"]}), rules, sent()) == Outcome(UNKNOWN)
+    assert kinds(interpret(reply(200, {"invalid": ["who"]}), rules, sent())) == [Kind.UNKNOWN] * 3
 
 
 @given(
@@ -215,6 +218,10 @@ def test_an_error_inside_an_ok_is_seen() -> None:
         interpret(reply(200, {"ok": False, "error": "invalid_blocks"}), rules, sent(1)).default.code
         == "invalid_blocks"
     )
+    both = Rules(ok_when=[{"at": "ok", "in": [True]}, {"at": "warnings", "in": [0]}])
+    for warnings, kind in ((0, Kind.WRITTEN), (1, Kind.REJECTED)):
+        found = interpret(reply(200, {"ok": True, "warnings": warnings}), both, sent(1))
+        assert found.default.kind is kind
 
 
 @pytest.mark.parametrize(
@@ -339,14 +346,18 @@ def test_failures_that_are_counted_and_not_named_leave_the_others_in_doubt() -> 
     assert kinds(counted(1, named)) == [Kind.WRITTEN, Kind.REJECTED, Kind.WRITTEN]
     assert kinds(counted(2, named)) == [Kind.UNKNOWN, Kind.REJECTED, Kind.UNKNOWN]
     assert kinds(counted(3, named)) == [Kind.REJECTED] * 3
-    for nonsense in (None, "1", True, -1, 4):
-        assert Kind.WRITTEN not in kinds(counted(nonsense, named))
+    assert counted("1", named) == counted(1, named)
+    for nonsense in (None, "one", "-1", "1" * 30, True, -1, 4, 1.0):
+        outcome = counted(nonsense, named)
+        assert (Kind.WRITTEN in kinds(outcome), outcome.divides) == (False, False)
 
 
 def test_counts_alone_tell_all_none_or_nothing() -> None:
     assert counted(0, [], "counts_only") == Outcome(WRITTEN)
     assert kinds(counted(3, [], "counts_only")) == [Kind.REJECTED] * 3
-    assert counted(1, [], "counts_only") == Outcome(UNKNOWN)
+    some = counted(1, [], "counts_only")
+    assert (kinds(some), some.divides) == ([Kind.UNKNOWN] * 3, True)
+    assert some.default.reason == "the target refused 1 of 3 rows and named none"
 
 
 def test_a_pointer_with_one_number_is_an_index() -> None:
@@ -355,7 +366,8 @@ def test_a_pointer_with_one_number_is_an_index() -> None:
         outcome = interpret(reply(200, {"errors": [{"at": pointer}]}), rules, sent())
         assert kinds(outcome) == [Kind.WRITTEN, Kind.WRITTEN, Kind.REJECTED]
     for pointer in ("/data/2/phones/0", "/data/email"):
-        assert interpret(reply(200, {"errors": [{"at": pointer}]}), rules, sent()) == Outcome(UNKNOWN)
+        outcome = interpret(reply(200, {"errors": [{"at": pointer}]}), rules, sent())
+        assert (kinds(outcome), outcome.divides) == ([Kind.UNKNOWN] * 3, True)
 
 
 def test_the_first_identity_that_an_item_tells_names_its_row() -> None:
@@ -455,3 +467,104 @@ def test_one_of_several_that_is_absent_is_found_by_halving() -> None:
     with pytest.raises(Poisoned):
         interpret(reply(404), rules, sent(2))
     assert interpret(reply(404), rules, sent(1)) == Outcome(ABSENT)
+
+
+def test_a_pattern_finds_the_index_among_other_numbers() -> None:
+    rules = Rules(rows="errors_by_index", at="errors", index={"at": "field", "pattern": r"members\[(\d+)\]"})
+    answer = reply(400, {"errors": [{"field": "members[2].user_identifiers[0].email"}]})
+    outcome = interpret(answer, rules, sent())
+    assert (kinds(outcome), outcome.divides) == ([Kind.RETRY, Kind.RETRY, Kind.REJECTED], True)
+
+
+def test_a_count_is_a_sum_and_may_be_absent_or_a_text() -> None:
+    paths = ["done.*.errors.*.count", "rest"]
+    job = {"done": [{"errors": [{"count": "1"}, {"count": 1}]}, {"errors": []}, {}], "rest": "0"}
+    assert Count(at=paths).of(job) == 2
+    assert Count(at=paths).of({"done": [], "rest": 0}) is None
+    assert Count(at=paths, absent=0).of({"done": [], "rest": "3"}) == 3
+    assert Count(at=paths, absent=0).of({}) == 0
+    for nonsense in (None, "", "x", 1.0, True, [1]):
+        assert Count(at="rest").of({"rest": nonsense}) is None
+    rules = Rules(rows="counts_only", failed={"at": "failed", "absent": 0})
+    assert interpret(reply(200, {}), rules, sent()) == Outcome(WRITTEN)
+
+
+def test_errors_by_index_may_be_a_map_or_lists_of_numbers() -> None:
+    by_name = Rules(rows="errors_by_index", at="errors", index="$name", reason="")
+    outcome = interpret(reply(200, {"errors": {"1": "no such field"}}), by_name, sent())
+    assert kinds(outcome) == [Kind.WRITTEN, Kind.REJECTED, Kind.WRITTEN]
+    assert outcome.result(1).reason == "no such field"
+    assert interpret(reply(200, {"errors": {}}), by_name, sent()) == Outcome(WRITTEN)
+    listed = Rules(rows="errors_by_index", at="invalid.*", index="")
+    outcome = interpret(reply(200, {"invalid": {"time": [0, 2], "user_id": [2]}}), listed, sent())
+    assert kinds(outcome) == [Kind.REJECTED, Kind.WRITTEN, Kind.REJECTED]
+
+
+REFUSED_ROWS = Rules(ok=(200,), partial=(400,), rows="errors_by_index", at="failed", reason="error")
+
+
+@pytest.mark.parametrize(
+    "content", [{"error": "no such project"}, {"error": "no such project", "failed": []}]
+)
+def test_a_refusal_that_names_no_row_is_quoted(content: Any) -> None:
+    outcome = interpret(reply(400, content), REFUSED_ROWS, sent())
+    assert (kinds(outcome), outcome.divides) == ([Kind.UNKNOWN] * 3, True)
+    assert outcome.default.reason == "the target answered 400 Bad Request: no such project"
+    alone = interpret(reply(400, content), REFUSED_ROWS, sent(1)).default
+    assert (alone.kind, alone.code, alone.reason) == (Kind.REJECTED, "HTTP_400", "no such project")
+    listed = Rules(partial=(400,), rows="listed", at="failed", reason="error")
+    assert interpret(reply(400, content), listed, sent(1)).default == alone
+
+
+def test_a_refusal_that_is_no_json_refuses_the_row() -> None:
+    assert interpret(reply(400, b"Bad request"), REFUSED_ROWS, sent()).divides
+    assert interpret(reply(400, b"Bad request"), REFUSED_ROWS, sent(1)).default.kind is Kind.REJECTED
+
+
+def test_an_error_that_names_no_row_is_meant_for_the_only_one() -> None:
+    rules = Rules(rows="errors_by_index", at="errors")
+    outcome = interpret(reply(200, {"errors": [{"index": 7, "message": "no"}]}), rules, sent(1))
+    assert (outcome.result(0).kind, outcome.result(0).reason) == (Kind.REJECTED, "no")
+
+
+def test_a_name_that_two_rows_have_names_neither() -> None:
+    def names(to: str) -> list[str]:
+        return ["x", "x", "y"]
+
+    twice = Sent(3, True, names, lambda row: [])
+    rules = Rules(rows="listed", at="results", match={"to": "$half"})
+    outcome = interpret(reply(200, {"results": ["x", "y"]}), rules, twice)
+    assert kinds(outcome) == [Kind.UNKNOWN, Kind.UNKNOWN, Kind.WRITTEN]
+
+
+# a throttle in other words
+
+
+THROTTLED = {"status": [200, 400], "when": {"at": "code", "in": ["slow"]}, "means": "unavailable"}
+
+
+def asked(rules: Rules, answer: Reply) -> float | None:
+    with pytest.raises(Unavailable) as caught:
+        interpret(answer, rules, sent())
+    return caught.value.retry_after
+
+
+def test_a_throttle_in_a_200_is_given_the_time_that_the_rules_name() -> None:
+    told = reply(200, {"code": "slow"})
+    assert asked(Rules(cases=[THROTTLED]), told) is None
+    assert asked(Rules(wait="30s", cases=[THROTTLED]), told) == 30.0
+    assert asked(Rules(wait="30s", cases=[{**THROTTLED, "wait": "2s"}]), told) == 2.0
+    assert asked(Rules(wait="30s", cases=[THROTTLED]), reply(200, {"code": "slow"}, retry_after="7")) == 7.0
+    assert asked(Rules(wait="30s"), reply(429)) == 30.0
+    assert asked(Rules(wait="30s"), reply(503)) is None
+
+
+def test_the_time_to_wait_may_be_in_the_answer() -> None:
+    rules = Rules(retry_after={"at": "error.again_ms", "unit": "ms"}, wait="30s")
+    assert asked(rules, reply(429, {"error": {"again_ms": 1500}})) == 1.5
+    assert asked(rules, reply(429, {"error": {"again_ms": "1500"}})) == 1.5
+    for silent in ({"error": {}}, {"error": {"again_ms": [1]}}, b"slow down", None):
+        assert asked(rules, reply(429, silent)) == 30.0
+    for wrong in ({"header": "X", "at": "y"}, {"unit": "s"}):
+        with pytest.raises(ValidationError):
+            Rules(retry_after=wrong)

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from retl.destinations.batch import WRITTEN, Outcome
 from retl.destinations.dataverse.adapter import DataverseConnection
-from retl.destinations.http.adapter import HttpDestination, HttpOptions
+from retl.destinations.http.adapter import HttpDestination
+from retl.destinations.http.options import HttpOptions
 from retl.destinations.presets import read as preset
 from retl.errors import Ambiguous, RetlError, Systemic, Unavailable
 from retl.net.connection import HttpConnection

@@ -137,7 +137,7 @@ def test_a_claim_says_who_for_whom_and_until_when() -> None:
     auth |= {"grant": "jwt_bearer", "private_key": PEM, "subject": "retl@example.com", "scope": "write"}
     made = HttpConnection(base_url="https://api.example.com", auth=auth).auth
     assert isinstance(made, OAuth2)
-    form = made._form()
+    form = made.form()
     claims = json.loads(urlsafe_b64decode((form["assertion"] or "").split(".")[1] + "=="))
     assert form["grant_type"] == "urn:ietf:params:oauth:grant-type:jwt-bearer"
     assert claims.pop("exp") - claims.pop("iat") == 180

@@ -12,8 +12,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests import forked
 from tests.commands import Workshop
-from tests.crashes import Running, _forked
+from tests.crashes import Running
 from tests.lake import Shop
 from tests.servers import Database
 from tests.test_iceberg_feed import ROWS, History
@@ -75,7 +76,7 @@ class Pipeline:
             "--output",
             "json",
         ]
-        return Running(_forked(words, environ, *files), *files).end().code
+        return Running(forked.started(words, environ, *files), *files).end().code
 
     def held(self) -> dict[int, tuple[Any, ...]]:
         found = self.crm.execute("SELECT id, name, amount FROM crm.customers").fetchall()

@@ -17,7 +17,8 @@ from retl.delivery.lanes import Delivery
 from retl.delivery.paced import Paced
 from retl.destinations import window
 from retl.destinations.batch import UNKNOWN, WRITTEN, Field, Outcome, Shape
-from retl.destinations.http.adapter import HttpDestination, HttpOptions
+from retl.destinations.http.adapter import HttpDestination
+from retl.destinations.http.options import HttpOptions
 from retl.destinations.window import KeyWindow, Moment
 from retl.errors import Ambiguous, Expired, Unavailable
 from retl.ledger import open_ledger

@@ -13,7 +13,8 @@ from openlineage.client.event_v2 import RunEvent
 
 from retl.app.lineage import Lineage, dataset, origin, run_uuid
 from retl.observe import log
-from retl.project.definitions import Source, Warehouse
+from retl.project.definitions import Warehouse
+from retl.project.marts import Source
 from tests.collector import Collector, collecting, silence
 from tests.commands import ROWS, Workshop
 from tests.servers import Database, RedisServer

@@ -43,7 +43,7 @@ COLUMNS = {
 }
 EDGES = [
     "(-1, uuid(), -9223372036854775808, -0.0000000001, .25, -1.7976931348623157e308, false, '0001-01-01',"
-    " '1900-01-01 00:00:00.000001', '1900-01-01 00:00:00+00', '{\"a\":[1,{\"b\":null}],\"c\":1.10}', ['', 'é'])",
+    " '1900-01-01 00:00:00.000001', '1900-01-01 00:00:00+00', '{\"a\":[1,{\"b\":null}],\"c\":\n1.10}', ['', 'é'])",
     "(2147483647, uuid(), 9223372036854775807, 9999999999999999999999999999.9999999999, -.05, 5e-324, true,"
     " '9999-12-31', '9999-12-31 23:59:59.999999', '2026-03-29 02:30:00.5+02', '\"text\"', ['a,b', '\"'])",
     "(7, uuid(), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)",
@@ -54,7 +54,7 @@ SHAPES = [
     "$fields",
     {"id": "$text", "attributes": "$fields"},
     {"key": {"n": "$number", "u": "$field.id"}, "is": ["$flag", "$note", {"d": "$data"}], "v": 1, "no": None},
-    {"price": "$$5", "quote": 'a "q" \\', "é\n": "$exact", "list": []},
+    {"price": "$$5 or 5$$", "quote": 'a "q" \\', "é\n": "$exact", "list": []},
 ]
 
 
@@ -127,12 +127,12 @@ def test_a_packed_command_of_a_line_is_that_of_a_row(workspace: Workspace, ttl: 
     made = change_set(workspace)
     options = RedisOptions(key="r{{e}}co:{number}:{text}/{id}", ttl=ttl)
     redis = Redis(options, made.field_map.shape)
-    text = redis._line
+    text = redis._plain.line
     assert text is not None
     lines = made.lines(0, len(made) - 1, text)
     expiry = ("EX", 3600) if ttl == "1h" else ()
     for (*key, document), said in zip(made.documents(0, len(made) - 1), lines, strict=True):
-        assert said.encode() == pack(("SET", redis._key(key), document, *expiry))
+        assert said.encode() == pack(("SET", redis._template.key(key), document, *expiry))
 
 
 def test_lines_of_any_slice_are_those_of_the_whole(workspace: Workspace) -> None:

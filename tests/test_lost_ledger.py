@@ -1,7 +1,9 @@
-"""The ledger dies while a run delivers: the summary still has the numbers of the answers that arrived."""
+"""The ledger dies while a run delivers: the summary still has the numbers of the answers that arrived. And it
+is lost between two runs: what would arrive twice is not sent without a word."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -94,3 +96,56 @@ def test_a_run_whose_ledger_dies_tells_what_was_delivered(
     there = len(api.events) if write == "append" else len(api.users)
     assert found["inserted"] == there >= 5 * request_number, found
     assert found["inserted"] + found["not_attempted"] + found["in_doubt"] == ROWS
+
+
+def test_rows_that_would_stay_twice_are_not_sent_again_after_a_lost_state(
+    workshop: Workshop, api: Api
+) -> None:
+    workshop.sync("users", **APPEND, guards="{max_first_run: 10}")
+    workshop.sync("others", destination=USERS, fields="{mail: email}")
+    planned = workshop.retl("plan", "--sync", "users")
+    assert (planned.code, "FIRST_RUN" in planned.err) == (3, True)
+    first = workshop.retl("sync", "--sync", "users", "--accept", "FIRST_RUN")
+    assert (first.code, len(api.events)) == (0, ROWS)
+    assert "after this run write `first_run: adopt`" in first.out
+    assert "first_run: adopt" in workshop.retl("status").out
+    workshop.warehouse("INSERT INTO users VALUES (31, 'u31@example.com', 1)")
+    assert workshop.retl("sync", "--sync", "users").code == 0
+    shutil.rmtree(workshop.folder / ".retl")
+    for _ in range(2):  # the other sync of the same night is no history, and neither is the refusal
+        said = workshop.retl("sync")
+        assert (said.code, "[FIRST_RUN]" in said.err) == (3, True), said.err
+    assert len(api.events) == ROWS + 1
+    workshop.sync("users", **APPEND | {"first_run": "adopt"}, guards="{max_first_run: 10}")
+    assert workshop.retl("sync").code == 0
+    assert "write `first_run: adopt`" not in workshop.retl("status").out
+    assert len(api.events) == ROWS + 1
+
+
+def test_a_few_rows_that_may_have_been_sent_before_are_sent_with_a_word(workshop: Workshop, api: Api) -> None:
+    workshop.sync("users", **APPEND)
+    word = "if they were sent before, they arrive twice"
+    assert word in workshop.retl("sync").out
+    assert (len(api.events), word in workshop.retl("sync").out) == (ROWS, False)
+
+
+def test_an_append_says_what_a_lost_state_would_do_to_the_table(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.use(postgres=postgres)
+    append = {"destination": "{type: postgres, table: users, create: true}", "write": "append"}
+    workshop.sync("users", **append, first_run="send")
+    assert workshop.retl("sync").code == 0
+    shutil.rmtree(workshop.folder / ".retl")
+    said = workshop.retl("check")  # says what a run says
+    assert said.code == 3
+    assert "sends every row of today's mart again (`retl state rebuild users`" in said.out + said.err
+
+
+def test_a_new_sync_of_a_ledger_with_history_sends_its_first_rows(workshop: Workshop, api: Api) -> None:
+    workshop.sync("others", destination=USERS)
+    done = workshop.process("sync")
+    assert done.code == 0, done.err
+    workshop.sync("users", **APPEND, guards="{max_first_run: 10}")
+    assert workshop.retl("sync", "--sync", "users").code == 0
+    assert len(api.events) == ROWS

@@ -233,7 +233,8 @@ def test_the_state_did_not_outlive_the_ci_job(workshop: Workshop) -> None:
         "error: users: another ledger has delivered to postgres://SERVER/crm.users, and this one never has"
         " [STATE_LOST]",
         "  hint: another project writes here, or the state directory is lost (a new container or CI job has none:"
-        " keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST` continues with this ledger",
+        " keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST` continues with this ledger;"
+        " people that this ledger does not know to be erased must be erased again first, or they are sent",
     )
 
 

@@ -183,8 +183,11 @@ OWNERS = {
     "alerts": {"retl.app.alerts"},
     "bigquery": {"retl.sources.bigquery"},
     "databricks": {"retl.sources.databricks"},
+    "files": {"retl.destinations.files.place"},
+    "kafka": {"retl.destinations.kafka.client", "retl.destinations.kafka.topics"},
     "mssql": {"retl.sources.mssql"},
-    "mysql": {"retl.sources.mysql"},
+    "mysql": {"retl.net.mysql", "retl.sources.mysql", "retl.destinations.mysql.session"},
+    "presets": {"retl.testing.script"},
     "s3": {"retl.net.bucket"},
     "snowflake": {"retl.sources.snowflake"},
     "lake": {

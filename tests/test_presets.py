@@ -12,7 +12,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from retl.app.resolve import Resolved, open_project
+from retl.app.loaded import Resolved
+from retl.app.resolve import open_project
 from retl.destinations import load, preset_names
 from retl.destinations.api import About
 from retl.destinations.batch import Field, Shape
@@ -240,7 +241,9 @@ def test_a_path_takes_a_parameter_for_one_segment(folder: Path) -> None:
         ("{path: /s, only_if: {shp: [1]}}", "14:30", "did you mean 'shop'?"),
         ("{path: /s, only_if: {shop: ['1']}}", "14:36", "never 1"),
         ("{path: /s, only_if: {shop: always}}", "14:36", "`given`, or `missing`"),
-        ("{path: '/s/{$ref}'}", "14:9", "write $ref without braces"),
+        ("{path: \"/s?q='{$key}'\"}", "14:9", "{…:odata}, {…:soql}"),
+        ("{path: /s, row: {t: <token>}}", "14:29", "auth: {type: body"),
+        ("{path: /s, row: {}, headers: {X: 'k <token>'}}", "14:42", "auth: {type: body"),
         ("[{only_if: {shop: [1]}, path: /s, wrp: rows}, {path: /t}]", "14:43", "did you mean 'wrap'?"),
     ],
 )

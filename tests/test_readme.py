@@ -6,14 +6,17 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dotenv import dotenv_values
 
 from retl.project.definitions import Guards
 from retl.run.guards import DELETES_ALWAYS_PASS
 from retl_demo import stage
 from tests import servers
+from tests.inprocess import answer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,27 +51,30 @@ def run(script: str, folder: Path, environment: dict[str, str]) -> str:
 
 
 @pytest.fixture
-def environment(tmp_path: Path, postgres: servers.Database) -> dict[str, str]:
-    """A shell in which `retl` and `python3` are ours, and PostgreSQL is an empty database."""
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A shell in which `retl` and `python3` are ours, and which has no servers yet."""
     place = tmp_path / "bin"
     place.mkdir()
     for name, words in {"retl": "-m retl", "python3": ""}.items():
         (place / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
         (place / name).chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(stage.FOREIGN)}
-    return {
-        **kept,
-        "PATH": f"{place}:{os.environ['PATH']}",
-        "POSTGRES_HOST": postgres.host,
-        "POSTGRES_PORT": str(postgres.port),
-        "POSTGRES_DB": postgres.dbname,
-        "POSTGRES_USER": postgres.user,
-        "POSTGRES_PASSWORD": postgres.password,
-    }
+    found = {**kept, "PATH": f"{place}:{os.environ['PATH']}", "XDG_STATE_HOME": str(tmp_path / "state")}
+    try:
+        yield found
+    finally:
+        answer(["demo", "stop"], found, tmp_path)
+
+
+def database(folder: Path) -> servers.Database:
+    """The PostgreSQL that a project's config.env names."""
+    found = dotenv_values(folder / "config.env")
+    named = {name: str(found[f"POSTGRES_{name}"]) for name in ("HOST", "PORT", "USER", "PASSWORD", "DB")}
+    return servers.Database(named["HOST"], int(named["PORT"]), named["USER"], named["PASSWORD"], named["DB"])
 
 
 def test_its_commands_lead_from_nothing_to_rows_in_a_table(
-    tmp_path: Path, environment: dict[str, str], postgres: servers.Database
+    tmp_path: Path, environment: dict[str, str]
 ) -> None:
     folder = tmp_path / "clean"
     folder.mkdir()
@@ -80,7 +86,7 @@ def test_its_commands_lead_from_nothing_to_rows_in_a_table(
         said = run(block + '\necho "in:$PWD"', folder, environment)
         folder = Path(said.rpartition("in:")[2].strip())
         if "retl sync" in block and "--sync" not in block:
-            with postgres.connect() as connection:
+            with database(folder).connect() as connection:
                 seen.append(connection.execute(versions).fetchall())
     first, again, changed = seen
     assert [row[:4] for row in first] == [

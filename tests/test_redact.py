@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
 from retl.observe import redact as redaction
-from retl.observe.redact import MASK, redact, register, register_model, register_variable
+from retl.observe.redact import (
+    BRIEF,
+    MASK,
+    redact,
+    register,
+    register_brief,
+    register_model,
+    register_variable,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +116,11 @@ def test_every_secret_of_a_model_is_found() -> None:
 def test_a_private_key_is_removed_line_by_line() -> None:
     register("-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0B\nabc\n")
     assert redact("line 2: MIIEvQIBADANBgkqhkiG9w0B") == f"line 2: {MASK}"
+
+
+def test_of_tokens_that_are_replaced_the_newest_are_known_and_no_more() -> None:
+    register("lasting-secret")
+    for number in range(BRIEF + 1):
+        register_brief(f"token-{number:04}-x", "")
+    assert redact(f"token-{BRIEF:04}-x token-0001-x lasting-secret") == f"{MASK} {MASK} {MASK}"
+    assert redact("token-0000-x") == "token-0000-x"

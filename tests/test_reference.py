@@ -13,7 +13,8 @@ from retl.project.definitions import Sync
 
 def test_the_schema_has_every_key_of_a_sync_but_its_name() -> None:
     schema = sync_schema()
-    assert schema["properties"].keys() == Sync.model_fields.keys() - {"name"}
+    named = {one.alias or name for name, one in Sync.model_fields.items()}
+    assert schema["properties"].keys() == named - {"name"}
     assert set(schema["required"]) == {"source", "key", "destination"}
     assert schema["additionalProperties"] is False
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
+from base64 import b64encode
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import retl.app.report
+from retl.app.html import policy, style
 from retl.app.report import Facts, Reason, delivered, funnel
 from retl.app.report.page import page
 from retl.ledger import BatchRow, RunRow
@@ -21,9 +23,8 @@ from tests.servers import RedisServer
 
 EVIL = "<script>alert('1')</script>\"&\u202e\x00"
 SHOWN = "&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&#34;&amp;\\u202e\\x00"
-VOID = {"meta", "link", "br"}
-TEMPLATE = Path(retl.app.report.__file__).with_name("page.html").read_text(encoding="utf-8")
-SHEET = TEMPLATE.partition("<style>")[2].partition("</style>")[0]
+VOID = {"meta", "link", "br", "input"}
+SHEET = style()
 LIGHT, DARK = (
     dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", part)) for part in SHEET.split("prefers-color-scheme: dark")
 )
@@ -166,6 +167,16 @@ def test_the_page_is_whole_in_itself() -> None:
     assert "@import" not in SHEET
 
 
+def test_the_policy_of_a_page_allows_its_own_style_and_nothing_else() -> None:
+    document = page(facts())
+    written = document.partition("<style>")[2].partition("</style>")[0]
+    digest = b64encode(sha256(written.encode()).digest()).decode()
+    assert policy().startswith(f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:;")
+    escaped = policy().replace("'", "&#39;")
+    assert f'content="{escaped}"' in document
+    assert not any("style" in attributes for _, attributes in Elements(document).found)
+
+
 def test_no_text_of_others_is_more_than_text() -> None:
     evil = run(
         2,
@@ -289,7 +300,7 @@ def test_a_script_in_the_mart_is_shown_as_text(workshop: Workshop) -> None:
     assert "<script" not in document
     assert document.count(f"<code>&lt;script&gt;alert({ROWS})&lt;/script&gt;</code>") == 2
     assert "OUT_OF_RANGE" in document
-    assert "`retl rejects --sync users`" in document
+    assert "<code>retl rejects --sync users</code>" in document
     assert (workshop.folder / "retl-report.html").stat().st_mode & 0o077 == 0
 
 

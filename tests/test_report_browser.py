@@ -26,32 +26,37 @@ SCHEMES = {"dark": ("0", DARK), "light": ("1", LIGHT)}  # Chromium's own numbers
 Pixel = tuple[int, ...]
 
 
-def browse(document: str, folder: Path, *options: str) -> str:
-    """Open the document as a file; what the browser printed on stderr."""
-    (folder / "page.html").write_text(document, encoding="utf-8")
+def visit(address: str, folder: Path, *options: str) -> tuple[str, list[str]]:
+    """Open an address: what was asked for on stdout, and what its console said."""
     assert CHROMIUM is not None
     done = subprocess.run(
-        [CHROMIUM, *QUIET, f"--user-data-dir={folder / 'profile'}", *options, f"file://{folder}/page.html"],
+        [CHROMIUM, *QUIET, f"--user-data-dir={folder / 'profile'}", *options, address],
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
+    return done.stdout, [one for one in (done.stdout + done.stderr).splitlines() if "CONSOLE" in one]
+
+
+def shoot(address: str, folder: Path, *, scheme: str, width: int, height: int = 1200) -> list[str]:
+    """Make folder/page.png; what the console said."""
+    return visit(
+        address,
+        folder,
+        f"--blink-settings=preferredColorScheme={SCHEMES[scheme][0]}",
+        f"--window-size={width},{height}",
+        f"--screenshot={folder / 'page.png'}",
+    )[1]
 
 
 def screenshot(
     document: str, folder: Path, *, scheme: str, width: int
 ) -> tuple[list[list[Pixel]], list[str]]:
     """The pixels of the page, and what its console said."""
-    said = browse(
-        document,
-        folder,
-        f"--blink-settings=preferredColorScheme={SCHEMES[scheme][0]}",
-        f"--window-size={width},1200",
-        f"--screenshot={folder / 'page.png'}",
-    )
-    return pixels((folder / "page.png").read_bytes()), [one for one in said.splitlines() if "CONSOLE" in one]
+    (folder / "page.html").write_text(document, encoding="utf-8")
+    said = shoot(f"file://{folder}/page.html", folder, scheme=scheme, width=width)
+    return pixels((folder / "page.png").read_bytes()), said
 
 
 def pixels(png: bytes) -> list[list[Pixel]]:

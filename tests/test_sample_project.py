@@ -10,7 +10,8 @@ import duckdb
 import pytest
 import yaml
 
-from retl.project.definitions import Column, Project, Sync
+from retl.project.contracts import Column
+from retl.project.definitions import Project, Sync
 from retl_demo import warehouse
 
 ROOT = warehouse.project()

@@ -171,6 +171,48 @@ def test_the_cronjob_relies_on_fields_that_say_what_the_page_says() -> None:
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
 
 
+def test_the_watching_service_stays_reloads_and_leaves_a_wrong_definition_to_people() -> None:
+    service = unit("retl-watch.service")["Service"]
+    (words,) = in_shell(service["ExecStart"])
+    assert_known(words)
+    assert "Type" not in service  # it stays in the foreground
+    assert (service["Restart"], service["ExecReload"]) == ("on-failure", "/bin/kill -HUP $MAINPID")
+    assert int(service["SuccessExitStatus"]) == OURS["TERMINATED"]
+    assert int(service["RestartPreventExitStatus"]) == OURS["DEFINITION"]
+    for name in ("POSTGRES_PASSWORD", "RETL_WATCH_TOKEN"):
+        assert f"Environment={name}_FILE=%d/" in read("retl-watch.service")
+
+
+def test_the_deployment_runs_one_watch_and_asks_after_its_health() -> None:
+    made: dict[str, Any] = yaml.safe_load(read("watch-deployment.yml"))
+    assert (made["apiVersion"], made["kind"]) == ("apps/v1", "Deployment")
+    assert (made["spec"]["replicas"], made["spec"]["strategy"]) == (1, {"type": "Recreate"})
+    pod = made["spec"]["template"]["spec"]
+    assert made["spec"]["template"]["metadata"]["labels"] == made["spec"]["selector"]["matchLabels"]
+    (container,) = pod["containers"]
+    assert_known(container["args"])
+    (port,) = container["ports"]
+    assert container["args"][-1].endswith(f":{port['containerPort']}")
+    for probe in ("startupProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/healthz", "port": port["name"]}
+    environment = {one["name"]: one.get("value") for one in container["env"]}
+    assert not {"POSTGRES_PASSWORD", "RETL_STATE_URL", "RETL_WATCH_TOKEN"} & environment.keys()
+    mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+    assert environment["RETL_WATCH_TOKEN_FILE"].startswith(mounts["secrets"])
+    assert mounts.keys() == {one["name"] for one in pod["volumes"]}
+
+
+def test_the_compose_service_is_the_other_one_that_stays() -> None:
+    root = yaml.safe_load((FOLDER.parents[2] / "docker-compose.yml").read_text())
+    service = yaml.safe_load(read("watch-compose.yml"))["services"]["watch"]
+    assert service["extends"] == {"file": "docker-compose.yml", "service": "reverse-etl"}
+    assert "reverse-etl" in root["services"]
+    assert_known(service["command"])
+    assert service["environment"]["RETL_WATCH_TOKEN"].startswith("${RETL_WATCH_TOKEN:?")
+    assert service["ports"] == ["127.0.0.1:8080:8080"], "only this machine reaches it"
+    compile(service["healthcheck"]["test"][-1], "healthcheck", "exec")
+
+
 def test_the_workflow_keeps_its_state_outside_and_its_commands_exist() -> None:
     workflow: dict[Any, Any] = yaml.safe_load(read("github-actions.yml"))
     assert workflow[True].keys() == {"schedule", "workflow_dispatch", "pull_request"}  # YAML 1.1 reads `on`

@@ -18,7 +18,8 @@ from retl.engine.scope import IN_SCOPE, Scope, find, grown
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
 from retl.observe.signals import Stop
-from retl.project.definitions import Contract, Guards, Sync
+from retl.project.contracts import Contract
+from retl.project.definitions import Guards, Sync
 from retl.run.guards import Facts, judge
 from tests.commands import Workshop
 from tests.servers import Database

@@ -172,7 +172,16 @@ def test_the_example_file_is_fresh_and_lists_everything() -> None:
     variables = [line.partition("=")[0] for line in text.splitlines() if re.match("#[A-Z]", line)]
     postgres = ["HOST", "PORT", "DB", "USER", "PASSWORD", "SSLMODE", "SSLROOTCERT", "ALLOW_PLAINTEXT"]
     redis = ["HOST", "PORT", "DB", "USER", "PASSWORD", "TLS"]
-    project = ["STATE_URL", "PROJECT", "LOG_FORMAT", "LOG_LEVEL", "CORRELATION_ID", "METRICS_FILE"]
+    project = [
+        "STATE_URL",
+        "PROJECT",
+        "LOG_FORMAT",
+        "LOG_LEVEL",
+        "CORRELATION_ID",
+        "METRICS_FILE",
+        "WATCH_TOKEN",
+        "SERVE_TOKEN",
+    ]
     assert variables == [
         "#DUCKDB_PATH",
         *(f"#RETL_{name}" for name in project),

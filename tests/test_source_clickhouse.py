@@ -17,7 +17,7 @@ from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, RetlError, Stopped
 from retl.observe.signals import Stop
 from retl.pace import limiter
-from retl.project.definitions import Contract
+from retl.project.contracts import Contract
 from retl.sources.api import Invocation, Since
 from retl.sources.clickhouse import ClickHouse, Server
 from retl.sources.sql import Selected

@@ -14,7 +14,8 @@ import pytest
 from retl.engine.workspace import Workspace
 from retl.errors import SourceError
 from retl.observe.signals import Stop
-from retl.project.definitions import Source, Warehouse
+from retl.project.definitions import Warehouse
+from retl.project.marts import Source
 from retl.sources.api import Invocation
 from retl.sources.duckdb import DuckDB
 from tests.commands import Workshop

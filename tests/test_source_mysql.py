@@ -20,7 +20,7 @@ from retl.sources.sql import Selected
 from retl.sources.texts import MISFIT
 from retl.values.sql import quoted
 from tests.commands import Workshop
-from tests.mysql_server import MySQLDatabase, fresh, mysql_server
+from tests.mysql_server import MySQLDatabase
 from tests.proxy import Proxy
 from tests.servers import RedisServer
 
@@ -58,19 +58,6 @@ VALUES: list[tuple[str, str, str, str | None]] = [
     ("set('x','y')", "'x,y'", "VARCHAR", "x,y"),
     ("json", "'{\"a\": 1.10}'", "VARCHAR", '{"a": 1.10}'),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def session_mysql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MySQLDatabase]:
-    with mysql_server(tmp_path_factory.mktemp("mysql")) as server:
-        yield server
-
-
-@pytest.fixture
-def mysql(session_mysql: MySQLDatabase) -> Iterator[MySQLDatabase]:
-    """An empty database."""
-    with fresh(session_mysql) as database:
-        yield database
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Later, Mismatch, RetlError, SourceError, Stopped
 from retl.observe.signals import Stop
 from retl.pace import limiter
-from retl.project.definitions import Contract
+from retl.project.contracts import Contract
 from retl.sources.api import Invocation, Since
 from retl.sources.rest import Rest, RestConnection, RestOptions
 from retl.testing.faults import answer, changed, cut, dripping, passed, reset, throttled

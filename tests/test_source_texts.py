@@ -19,7 +19,7 @@ from retl.engine import freeze
 from retl.engine.workspace import Workspace
 from retl.errors import Mismatch, RetlError, SourceError
 from retl.observe.signals import Stop
-from retl.project.definitions import Column, Contract
+from retl.project.contracts import Column, Contract
 from retl.sources.api import Invocation
 from retl.sources.files import Files, Folder, Pattern
 from retl.sources.files.relation import MISFIT

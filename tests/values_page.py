@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -27,12 +29,26 @@ from tests.value_cases import APPLIED, TEXTS, Case, asked, cases, kind, short, t
 PAGE = "docs/values.md"
 DESTINATIONS = {
     "postgres": "{{type: postgres, table: landed.{name}, create: true}}",
+    "sqlite": "{{connection: lite, table: {name}, create: true}}",
+    "duckdb": "{{connection: duck, table: {name}, create: true}}",
     "redis_json": '{{type: redis, key: "{name}:{{{key}}}", value: json, ttl: none}}',
     "redis_hash": '{{type: redis, key: "{name}:{{{key}}}", value: hash, ttl: none}}',
     "http": "{{connection: api, upsert: {{path: /v1/users/batch, wrap: users, max_rows: 100,"
     " row: {{id: ${key}, attributes: $fields}}}}}}",
 }
 TARGETS = tuple(DESTINATIONS)
+FILES = (
+    "  lite: {type: sqlite, path: landed.db}\n  duck: {type: duckdb, path: landed.duckdb}\n"  # connections
+)
+UNFIT = ("postgres", "redis_json", "redis_hash", "http")  # a type is refused before its target is asked
+SHOWN = {
+    "PostgreSQL": "postgres",
+    "SQLite": "sqlite",
+    "DuckDB": "duckdb",
+    "JSON": "redis_json",
+    "Redis hash": "redis_hash",
+}
+KEYED = SHOWN | {"JSON": "http", "Redis hash": "redis_json"}
 MARTS = ("own", "judged", "keyed", "applied")
 WAREHOUSE = "CREATE TABLE {} (id VARCHAR, label VARCHAR DEFAULT 'here', {})"
 NO_LIMITS = "{max_reject_rate: 1, max_failed_rate: 1}"
@@ -65,7 +81,7 @@ def run(folder: Path, postgres: Database, redis: RedisServer, api: Api) -> Outco
     workshop.use(redis=redis, postgres=postgres)
     workshop.environment["API_TOKEN"] = TOKEN
     connection = f'{{type: http, base_url: "{api.url}", auth: {{type: bearer, token: "${{API_TOKEN}}"}}}}'
-    workshop.write("retl.yml", f"connections:\n  api: {connection}\n")
+    workshop.write("retl.yml", f"connections:\n  api: {connection}\n{FILES}")
     _fill(workshop, found)
     _fill_keys(workshop)
     _fill_applied(workshop, postgres)
@@ -75,11 +91,13 @@ def run(folder: Path, postgres: Database, redis: RedisServer, api: Api) -> Outco
         found.rejects[target] = _rejects(workshop, target)
     found.told = {
         "postgres": dict(_postgres(postgres)),
+        "sqlite": dict(_sqlite(workshop.folder / "landed.db")),
+        "duckdb": dict(_duckdb(workshop.folder / "landed.duckdb")),
         "redis_json": dict(_redis_json(redis)),
         "redis_hash": dict(_redis_hash(redis)),
         "http": dict(_http(api)),
     }
-    found.keys = dict(_arrived_keys(postgres, redis, api))
+    found.keys = dict(_arrived_keys(postgres, redis, api)) | _keys_in_files(workshop.folder)
     rejected = {one["sync"].partition("_")[2]: one["rejected"] for one in ran if one["sync"][:5] == "keyed"}
     found.keys_rejected = rejected
     found.applied = _applied(workshop, postgres)
@@ -212,17 +230,21 @@ def _unfit(workshop: Workshop) -> dict[str, dict[tuple[str, str | None], str]]:
     for number, (type, contract) in enumerate(unfit_types()):
         workshop.warehouse(f"CREATE TABLE unfit_{number} AS SELECT 'k' AS id, NULL::{type} AS v")
         judged = {"contract": f"{{id: {{type: string}}, v: {contract}}}"} if contract else {}
-        for target, destination in DESTINATIONS.items():
+        for target in UNFIT:
             name = f"unfit_{number}_{target}"
             source = f"{{table: unfit_{number}}}"
             workshop.sync(
-                name, source=source, key="[id]", destination=destination.format(name=name, key="id"), **judged
+                name,
+                source=source,
+                key="[id]",
+                destination=DESTINATIONS[target].format(name=name, key="id"),
+                **judged,
             )
     ran = [one for number, _ in enumerate(unfit_types()) for one in _run_only(workshop, f"unfit_{number}_")]
     codes = {one["sync"]: one["error"]["code"] for one in ran}
     return {
         target: {pair: codes[f"unfit_{number}_{target}"] for number, pair in enumerate(unfit_types())}
-        for target in TARGETS
+        for target in UNFIT
     }
 
 
@@ -256,6 +278,39 @@ def _redis_json(redis: RedisServer) -> Iterator[tuple[Case, Told]]:
         with redis.client() as client:
             document: Any = client.get(key)
         yield case, _member(case, msgspec.json.decode(document, type=dict[str, msgspec.Raw]))
+
+
+def _sqlite(file: Path) -> Iterator[tuple[Case, Told]]:
+    with closing(sqlite3.connect(file)) as connection:
+        for case in cases():
+            query = f"SELECT {_name(case.column)} FROM {case.mart}_sqlite WHERE id = ?"
+            for (held,) in connection.execute(query, [case.id]):
+                text = None if held is None else str(held)
+                told = _read(case, text, json_text=False)
+                is_flag = kind(case) == "boolean" and held is not None
+                yield case, Told(text, ("false", "true")[held]) if is_flag else told
+
+
+def _duckdb(file: Path) -> Iterator[tuple[Case, Told]]:
+    with duckdb.connect(str(file), read_only=True) as connection:
+        connection.execute("SET timezone = 'UTC'")
+        for case in cases():
+            column = _name(case.column)
+            if kind(case).endswith("[]"):
+                column = f"to_json({column}::VARCHAR[])"
+            query = f"SELECT {column}::VARCHAR FROM {case.mart}_duckdb WHERE id = ?"
+            for (text,) in connection.execute(query, [case.id]).fetchall():
+                yield case, _read(case, text, json_text=False)
+
+
+def _keys_in_files(folder: Path) -> dict[str, dict[str, str]]:
+    with closing(sqlite3.connect(folder / "landed.db")) as connection:
+        lite = dict(connection.execute("SELECT what, k FROM keyed_sqlite"))
+    with duckdb.connect(str(folder / "landed.duckdb"), read_only=True) as connection:
+        return {
+            "sqlite": lite,
+            "duckdb": dict(connection.execute("SELECT what, k FROM keyed_duckdb").fetchall()),
+        }
 
 
 def _redis_hash(redis: RedisServer) -> Iterator[tuple[Case, Told]]:
@@ -326,7 +381,7 @@ def page(found: Outcomes) -> str:
         order = list(dict.fromkeys(case.column for case in of_mart))
         of_mart.sort(key=lambda case: order.index(case.column))
         for column, group in groupby(of_mart, key=lambda case: case.column):
-            lines = ["| value | PostgreSQL | JSON | Redis hash |", "| --- | --- | --- | --- |"]
+            lines = [f"| value | {' | '.join(SHOWN)} |", f"|{' --- |' * (len(SHOWN) + 1)}"]
             lines += [_line(found, case) for case in group]
             parts += [f"### `{column}`", "\n".join(lines)]
     parts += [
@@ -344,7 +399,7 @@ def _line(found: Outcomes, case: Case) -> str:
         f"rejected: `{found.rejects[target][case]}`"
         if case in found.rejects[target]
         else _shown(found.told[target][case].text)
-        for target in ("postgres", "redis_json", "redis_hash")
+        for target in SHOWN.values()
     ]
     return f"| {case.what} | {' | '.join(cells)} |"
 
@@ -359,9 +414,10 @@ def _shown(text: str | None) -> str:
 
 
 def _keyed(found: Outcomes) -> str:
-    lines = ["| key | PostgreSQL | JSON | Redis key |", "| --- | --- | --- | --- |"]
+    titles = ("Redis key" if title == "Redis hash" else title for title in KEYED)
+    lines = [f"| key | {' | '.join(titles)} |", f"|{' --- |' * (len(KEYED) + 1)}"]
     for what in TEXTS:
-        keys = (found.keys[target].get(what) for target in ("postgres", "http", "redis_json"))
+        keys = (found.keys[target].get(what) for target in KEYED.values())
         lines.append(f"| {what} | {' | '.join('rejected' if key is None else _shown(key) for key in keys)} |")
     return "\n".join(lines)
 

@@ -7,7 +7,8 @@ CREATE TABLE retl_meta (
 );
 
 -- One row per locked name (a sync, or the object it writes to). The epoch only grows:
--- a run with an older epoch can record nothing.
+-- a run with an older epoch can record nothing. While a run has shards, each has a row too (RUN/SHARD),
+-- whose epoch counts its attempts: an earlier attempt can record nothing.
 CREATE TABLE retl_locks (
   name  TEXT PRIMARY KEY,
   epoch BIGINT NOT NULL,

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,19 @@ class RetlError(Exception):
         self.hint = hint
         self.where = where
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The same error in another process."""
+        return _again, (type(self), self.args, self.__dict__)
+
     def __str__(self) -> str:
         head = f"{self.where}: {self.message}" if self.where else self.message
         return f"{head} [{self.code}]"
+
+
+def _again(kind: type[RetlError], args: tuple[Any, ...], state: dict[str, Any]) -> RetlError:
+    made = kind.__new__(kind, *args)
+    made.__dict__.update(state)
+    return made
 
 
 class DefinitionError(RetlError):

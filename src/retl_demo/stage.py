@@ -25,7 +25,6 @@ from retl_demo import servers, warehouse
 from retl_demo.campaigns import Campaigns
 from retl_demo.oracle import Targets
 
-EXPENDABLE = {"fsync": "off", "full_page_writes": "off"}
 TOKEN = "demo-campaigns"  # noqa: S105 - for a server on this machine that ends with the demo
 RUN_WITHIN = 120.0  # seconds; a whole run takes a few
 FOREIGN = ("POSTGRES_", "REDIS_", "RETL_", "DUCKDB_", "CAMPAIGN_", "PG")  # prefixes of server variables
@@ -60,10 +59,13 @@ class Stage:
     def sync(self, *words: str, crash_at: str | None = None) -> Ran:
         """Run `python -m retl sync …` in a new process. `crash_at`: `event:n` where the process kills itself
         with SIGKILL."""
-        crash = {"RETL_CRASH_AT": crash_at} if crash_at else {}
+        return self.retl("sync", *words, **({"RETL_CRASH_AT": crash_at} if crash_at else {}))
+
+    def retl(self, *words: str, **more: str) -> Ran:
+        """Run `python -m retl …` in a new process; `more` is environment."""
         done = subprocess.run(  # noqa: S603 - our own interpreter, no shell
-            [sys.executable, "-m", "retl", "--project", str(self.folder), "sync", *words, "--output", "json"],
-            env={**self.environment, **crash},
+            [sys.executable, "-m", "retl", "--project", str(self.folder), *words, "--output", "json"],
+            env={**self.environment, **more},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -74,8 +76,12 @@ class Stage:
             return Ran(done.returncode, json.loads(done.stdout))
         if done.returncode >= 0:
             output = " | ".join(done.stderr.strip().splitlines()[-3:])
-            raise Failure("DEMO_FAILED", f"retl sync ended with exit code {done.returncode}: {output}")
+            raise Failure("DEMO_FAILED", f"retl {words[0]} ended with exit code {done.returncode}: {output}")
         return Ran(done.returncode, {})
+
+    def beside(self, folder: Path) -> Stage:
+        """Another project with the same targets."""
+        return Stage(folder, self.targets, self.environment)
 
     @contextmanager
     def elsewhere(self) -> Iterator[Stage]:
@@ -126,7 +132,7 @@ def open_stage(folder: Path) -> Iterator[Stage]:
     with ExitStack() as stack:
         place = Path(tempfile.mkdtemp(prefix="retl-demo-servers-"))
         stack.callback(shutil.rmtree, place, ignore_errors=True)
-        postgres = stack.enter_context(servers.postgres(place / "postgres", settings=EXPENDABLE))
+        postgres = stack.enter_context(servers.postgres(place / "postgres", settings=servers.EXPENDABLE))
         valkey = stack.enter_context(servers.valkey(place / "valkey"))
         campaigns = stack.enter_context(Campaigns(TOKEN))
         targets = Targets(

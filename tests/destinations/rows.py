@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+import duckdb
+
 from retl.destinations.batch import (
     MODES,
+    OPERATION,
     Batch,
+    Cell,
+    Field,
     FieldsText,
     FieldText,
     Form,
     KeyText,
+    Layout,
     Line,
     Mode,
     Piece,
     Shape,
     Size,
 )
+from retl.values.sql import literal, quoted
+from retl.values.storage import storage_type
 from retl.values.types import Type
 
 Row = tuple[Any, ...]  # the values of Shape.key, then of Shape.fields
@@ -61,6 +71,17 @@ class Rows:
         self.asked.add("tuples")
         return self.rows[first : last + 1]
 
+    def cells(self, first: int, last: int, cells: tuple[Cell, ...]) -> Sequence[Row]:
+        self.asked.add("cells")
+        fields = (*self.shape.key, *self.shape.fields)
+        return [
+            tuple(
+                _formed(value, field.type, cell)
+                for value, field, cell in zip(row, fields, cells, strict=False)
+            )
+            for row in self.rows[first : last + 1]
+        ]
+
     def documents(self, first: int, last: int) -> Sequence[Row]:
         self.asked.add("documents")
         return [
@@ -91,6 +112,12 @@ class Rows:
 
         return "".join(map(piece, line))
 
+    def seen(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
+        return [(None,)] * (last - first + 1)
+
+    def undo(self, first: int, last: int) -> Sequence[tuple[str, str | None, bytes | None]]:
+        raise AssertionError("these rows are not those of a rollback")
+
     def csv(self, first: int, last: int, *, delete: bool, numbered: bool) -> Iterator[bytes]:
         self.asked.add("csv")
         fields = self.shape.key if delete else self.shape.key + self.shape.fields
@@ -98,6 +125,62 @@ class Rows:
             cells = [_cell(value, field.type) for value, field in zip(row, fields, strict=False)]
             numbers = [str(number)] if numbered else []
             yield (",".join([*numbers, *cells]) + "\n").encode(errors="surrogatepass")
+
+    def file(self, first: int, last: int, layout: Layout, *, delete: bool) -> Path:
+        keys_only = delete and layout.format in ("ndjson", "json")
+        fields = self.shape.key if keys_only else self.shape.key + self.shape.fields
+        operation = f'"{OPERATION}":"{layout.operation}",' if layout.operation else ""
+        self.asked.add("file")
+        lines = []
+        for row in self.rows[first : last + 1]:
+            values = [*row[: len(self.shape.key)], *[None] * len(self.shape.fields)] if delete else row
+            if layout.format == "parquet":  # read_json takes a number through a double, and a text not
+                values = [str(value) if isinstance(value, Decimal) else value for value in values]
+            cells = zip(fields, values, strict=False)
+            members = ",".join(f"{json.dumps(f.name)}:{_json(value, f.type)}" for f, value in cells)
+            lines.append("{" + operation + members + "}\n")
+        text = "".join(lines)
+        path = Path(tempfile.mkdtemp(), f"rows.{layout.format}")
+        path.write_bytes(("[" + ",".join(lines) + "]\n" if layout.format == "json" else text).encode())
+        if layout.format == "parquet":
+            _as_parquet(path, fields, layout)
+        return path
+
+
+def _as_parquet(path: Path, fields: Sequence[Field], layout: Layout) -> None:
+    """JSON lines as Parquet; their values are those of the contract's types."""
+    types = {OPERATION: "VARCHAR"} if layout.operation else {}
+    types |= {f.name: "VARCHAR" if f.type.name == "json" else storage_type(f.type) for f in fields}
+    read_as = {name: "VARCHAR" if kind.startswith("DECIMAL") else kind for name, kind in types.items()}
+    read_as |= {f.name: "JSON" for f in fields if f.type.name == "json"}
+    columns = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in read_as.items())
+    casts = ", ".join(f"{quoted(name)}::{kind} AS {quoted(name)}" for name, kind in types.items())
+    with duckdb.connect() as connection:
+        connection.execute("SET timezone = 'UTC'")
+        read = f"read_json({literal(str(path))}, format = 'newline_delimited', columns = {{{columns}}})"
+        connection.execute(f"CREATE TABLE made AS SELECT {casts} FROM {read}")
+        connection.execute(f"COPY made TO {literal(str(path))} (FORMAT parquet)")
+
+
+def _formed(value: Any, type_: Type, cell: Cell) -> Any:
+    """A value as `Batch.cells` gives it."""
+    match value:
+        case _ if value is None or cell == "value":
+            return value
+        case _ if cell == "double":
+            return float(value)
+        case Decimal():
+            return format(value, f".{type_.decimal_places}f")
+        case list():
+            return _json(value, type_)
+        case datetime() if cell == "utc":
+            return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+        case datetime() if type_.name == "timestamptz":
+            return value.astimezone(UTC).isoformat(" ", "microseconds")
+        case bool() | float():
+            return _json(value, type_)
+        case _:
+            return str(value)
 
 
 def document(shape: Shape, row: Row) -> str:

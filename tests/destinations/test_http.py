@@ -9,7 +9,8 @@ import pytest
 
 from retl.destinations.api import Destination
 from retl.destinations.batch import Shape
-from retl.destinations.http.adapter import HttpDestination, HttpOptions
+from retl.destinations.http.adapter import HttpDestination
+from retl.destinations.http.options import HttpOptions
 from tests.api import TOKEN, Api
 from tests.destinations.rows import Row
 from tests.destinations.suite import Contents, Suite, Target

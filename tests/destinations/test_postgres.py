@@ -29,7 +29,8 @@ from retl.destinations.postgres import catalog
 from retl.destinations.postgres.adapter import Postgres, PostgresOptions
 from retl.destinations.postgres.exclusion import Exclusion
 from retl.destinations.postgres.judged import fit
-from retl.destinations.postgres.statements import Relation, Statements
+from retl.destinations.postgres.relation import Relation
+from retl.destinations.postgres.statements import Statements
 from retl.destinations.postgres.transfer import KEY_CHANGED, SWALLOWED
 from retl.destinations.postgres.types import ddl
 from retl.errors import Ambiguous, DefinitionError, InvariantBroken, Later, Mismatch, Systemic, Unavailable
@@ -86,7 +87,7 @@ class PostgresTarget(Target):
 
     def options(self, **changes: Any) -> PostgresOptions:
         account = {"user": ROLE, "password": SECRET, "dbname": self.database.dbname}
-        server = {"host": self.proxy.host, "port": self.proxy.port, "timeout": 1, "connect_timeout": 1}
+        server = {"host": self.proxy.host, "port": self.proxy.port, "timeout": 2, "connect_timeout": 2}
         given = {"connection": server | account | changes.pop("connection", {}), "table": "crm.people"}
         return PostgresOptions.model_validate(given | changes)
 
@@ -958,7 +959,7 @@ def test_resolving_waits_for_a_commit_that_is_under_way(target: PostgresTarget) 
     sql = Statements(Relation("crm", "people"), SHAPE)
     with ThreadPoolExecutor(1) as pool:
         with target.admin.transaction():
-            target.admin.execute(sql.mark(batch, 0, "somebody", 3, []))
+            target.admin.execute(sql.markers.mark(batch, 0, "somebody", 3, []))
             answer = pool.submit(destination.resolve, batch, None)
             wait_for_a_lock(target, answer)
         assert answer.result() == Outcome(WRITTEN)
@@ -971,7 +972,7 @@ def test_resolving_waits_for_a_second_try_under_the_same_name(target: PostgresTa
     sql = Statements(Relation("crm", "people"), SHAPE)
     with ThreadPoolExecutor(1) as pool:
         with target.admin.transaction():
-            target.admin.execute(sql.mark(batch, 0, "somebody", 2, []))
+            target.admin.execute(sql.markers.mark(batch, 0, "somebody", 2, []))
             answer = pool.submit(destination.resolve, batch, None)
             wait_for_a_lock(target, answer)
         assert answer.result() == Outcome(WRITTEN)

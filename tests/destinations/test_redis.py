@@ -339,6 +339,30 @@ def test_a_stamp_that_cannot_be_kept_stops_the_run(target: RedisTarget) -> None:
     assert caught.value.code == "STAMP_REFUSED"
 
 
+# conditional batches
+
+
+@pytest.mark.parametrize("value", ["json", "hash"])
+def test_a_conditional_batch_needs_the_documented_rights_and_no_more(
+    target: RedisTarget, hashes: RedisTarget, value: str
+) -> None:
+    each = target if value == "json" else hashes
+    fields = tuple(replace(field, conflicts="target_wins") for field in SHAPE.fields)
+    shape = replace(SHAPE, fields=fields, digests="row", conflicts="target_wins")
+    with pytest.raises(Systemic):
+        each.make(shape).check(VISIT)
+    more = ["+eval", "+hget", *(["+get"] if value == "json" else [])]
+    each.client.execute_command("ACL", "SETUSER", each.user, *more)
+    destination, rows = each.make(shape), Rows(shape, sample(3))
+    destination.check(VISIT)
+    batch = rows.batch()
+    assert [one.result.kind for one in destination.peek(batch)] == [Kind.WRITTEN] * 3
+    assert not each.contents()
+    assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 3
+    assert destination.check(VISIT).batches == {(batch.run_id, batch.id)}
+    assert kinds(deliver(destination, rows.batch("delete", run_id="run-2"))) == [Kind.KEPT] * 3
+
+
 # refusals
 
 

@@ -13,17 +13,18 @@ class TokenServer(Api):
     """Any token but the newest is refused; `given` counts them."""
 
     given = 0
-    path: str  # of the token endpoint
+    token_path: str  # of the token endpoint
+    scheme, grant = "Bearer", "client_credentials"
 
     def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
         parts = urlsplit(path)
-        if parts.path == self.path:
+        if parts.path == self.token_path:
             form = parse_qs(parts.query or body.decode())
-            if form["client_secret"] != [TOKEN] or form["grant_type"] != ["client_credentials"]:
+            if form["client_secret"] != [TOKEN] or form["grant_type"] != [self.grant]:
                 return 400, {"error": "invalid_client"}
             self.given += 1
             return 200, {"access_token": f"bearer-{self.given}", "expires_in": 3599, "token_type": "bearer"}
-        if headers.get("authorization") != f"Bearer bearer-{self.given}":
+        if headers.get("authorization") != f"{self.scheme} bearer-{self.given}":
             return self.refused()
         return self.take(method, path, self.content(body))
 

@@ -28,7 +28,6 @@ class TestBraze(Proof):
             fake.changed(lambda said: {**said, "errors": [{"type": "x", "index": 9}]})
         ],
     }
-    doubtful = frozenset({"an error that names nobody"})
 
     def recorded(self) -> Iterator[Recorded]:
         for one in lines("recordings/braze.jsonl"):

@@ -19,7 +19,6 @@ class TestIterable(Proof):
     bad = ("d@x.io", "Dan", -1)
     deletes = {"match": "email"}
     special = {"more failures than names": [fake.changed(lambda said: {**said, "failCount": 2})]}
-    doubtful = frozenset({"more failures than names"})
 
     def recorded(self) -> Iterator[Recorded]:
         for one in lines("recordings/iterable.jsonl"):

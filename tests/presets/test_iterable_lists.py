@@ -21,7 +21,6 @@ class TestIterableLists(Proof):
     rows = (("a@x.io",), ("b@x.io",), ("c@x.io",))
     bad = ("nobody",)
     special = {"more failures than names": [fake.changed(lambda said: {**said, "failCount": 2})]}
-    doubtful = frozenset({"more failures than names"})
 
     def recorded(self) -> Iterator[Recorded]:
         for one in lines("recordings/iterable.jsonl"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 from retl.destinations import load
-from retl.destinations.batch import UNKNOWN as NOBODY_KNOWS
 from retl.destinations.batch import Field, Kind, Outcome, Pending
 from retl.testing import FakeKlaviyo
 from retl.values.types import Type
@@ -56,6 +55,8 @@ class TestKlaviyo(Proof):
         batch = Rows(self.shape(), self.rows).batch()
         destination = load(self.preset)(self.options(api.url), self.shape())
         api.faults += [fake.answer(200, b'{"data":{"attributes":{"status":"cancelled"}}}'), fake.answer(404)]
-        for _ in range(2):
-            assert destination.resolve(batch, "job-0") == Outcome(NOBODY_KNOWS)
+        for told in ("the job failed", None):
+            found = destination.resolve(batch, "job-0")
+            assert isinstance(found, Outcome)
+            assert (found.default.kind, found.default.reason, found.exceptions) == (Kind.UNKNOWN, told, {})
         destination.close()

@@ -22,7 +22,7 @@ def failed(code: str) -> bytes:
 
 
 class Marketo(TokenServer):
-    path = "/identity/oauth/token"
+    token_path = "/identity/oauth/token"
 
     def __init__(self) -> None:
         super().__init__()

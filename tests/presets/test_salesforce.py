@@ -27,7 +27,7 @@ LOCKED = {
 
 
 class Salesforce(TokenServer):
-    path = "/services/oauth2/token"
+    token_path = "/services/oauth2/token"
 
     def take(self, method: str, path: str, content: Any) -> tuple[int, Any]:
         if method == "DELETE":

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from tests.world.play import Play
-from tests.world.scenes import ALL, CACHE, FOLLOWING, POSTGRES, scene, terminate
+from tests.world.scenes import CACHE, EVERY, EXPORTS, FOLLOWING, POSTGRES, scene, terminate
 
 # Time goes backwards for the ledger.
 
 
-@scene("ledger restored from the day before", *ALL, "http", short=("append", "mirror"), ledgers=True)
+@scene(
+    "ledger restored from the day before",
+    *EVERY,
+    *EXPORTS,
+    "http",
+    short=("append", "mirror", "sqlite append", "files, append"),
+    ledgers=True,
+)
 def ledger_of_yesterday(play: Play) -> None:
     play.run()
     play.keep_ledger()
@@ -18,7 +25,14 @@ def ledger_of_yesterday(play: Play) -> None:
     play.settle()
 
 
-@scene("ledger restored, and the mart moved on", *ALL, "http", short=("upsert",), ledgers=True)
+@scene(
+    "ledger restored, and the mart moved on",
+    *EVERY,
+    *EXPORTS,
+    "http",
+    short=("upsert", "files"),
+    ledgers=True,
+)
 def ledger_of_yesterday_and_a_new_day(play: Play) -> None:
     play.run()
     play.keep_ledger()
@@ -71,7 +85,7 @@ def a_row_that_left_in_the_lost_time(play: Play) -> None:
     play.settle()
 
 
-@scene("ledger restored, and the lost run was killed", *ALL, "http", ledgers=True)
+@scene("ledger restored, and the lost run was killed", *EVERY, *EXPORTS, "http", ledgers=True)
 def ledger_before_a_killed_run(play: Play) -> None:
     play.run()
     play.keep_ledger()
@@ -82,7 +96,7 @@ def ledger_before_a_killed_run(play: Play) -> None:
     play.settle()
 
 
-@scene("ledger kept in the middle of a run that died, then restored", *ALL)
+@scene("ledger kept in the middle of a run that died, then restored", *EVERY, *EXPORTS)
 def ledger_of_a_killed_run(play: Play) -> None:
     play.run()
     play.next_day()
@@ -95,7 +109,7 @@ def ledger_of_a_killed_run(play: Play) -> None:
     play.settle()
 
 
-@scene("ledger restored to before the first run", *ALL)
+@scene("ledger restored to before the first run", *EVERY, *EXPORTS)
 def ledger_before_everything(play: Play) -> None:
     play.killed("run_started")
     play.keep_ledger()
@@ -107,7 +121,7 @@ def ledger_before_everything(play: Play) -> None:
     play.settle()
 
 
-@scene("two machines take turns with copies of one ledger", *ALL, short=("append",))
+@scene("two machines take turns with copies of one ledger", *EVERY, *EXPORTS, short=("append",))
 def two_copies_of_a_ledger(play: Play) -> None:
     play.run()
     play.keep_ledger()
@@ -125,7 +139,13 @@ def two_copies_of_a_ledger(play: Play) -> None:
 # Time goes backwards for the target.
 
 
-@scene("target restored from the day before", *ALL, short=("append", "mirror", "json"), ledgers=True)
+@scene(
+    "target restored from the day before",
+    *EVERY,
+    *EXPORTS,
+    short=("append", "mirror", "json", "sqlite mirror", "duckdb append", "files, snapshot"),
+    ledgers=True,
+)
 def target_of_yesterday(play: Play) -> None:
     play.run()
     play.keep_target()
@@ -135,7 +155,7 @@ def target_of_yesterday(play: Play) -> None:
     play.settle()
 
 
-@scene("target restored, and the mart moved on", *ALL, ledgers=True)
+@scene("target restored, and the mart moved on", *EVERY, *EXPORTS, ledgers=True)
 def target_of_yesterday_and_a_new_day(play: Play) -> None:
     play.run()
     play.keep_target()
@@ -158,7 +178,7 @@ def table_of_yesterday(play: Play) -> None:
     play.settle()
 
 
-@scene("target restored to before a killed run", *ALL)
+@scene("target restored to before a killed run", *EVERY, *EXPORTS)
 def target_before_a_killed_run(play: Play) -> None:
     play.run()
     play.keep_target()
@@ -168,7 +188,7 @@ def target_before_a_killed_run(play: Play) -> None:
     play.settle()
 
 
-@scene("target restored between a lost answer and its recovery", *ALL)
+@scene("target restored between a lost answer and its recovery", *EVERY, *EXPORTS)
 def target_before_a_lost_answer(play: Play) -> None:
     play.run()
     play.keep_target()
@@ -179,7 +199,7 @@ def target_before_a_lost_answer(play: Play) -> None:
     play.settle()
 
 
-@scene("ledger and target restored to one moment", *ALL, ledgers=True)
+@scene("ledger and target restored to one moment", *EVERY, *EXPORTS, ledgers=True)
 def both_of_yesterday(play: Play) -> None:
     play.run()
     play.keep_ledger()
@@ -191,7 +211,7 @@ def both_of_yesterday(play: Play) -> None:
     play.settle(quiet=True)
 
 
-@scene("target restored to before the restored ledger", *ALL)
+@scene("target restored to before the restored ledger", *EVERY, *EXPORTS)
 def target_older_than_ledger(play: Play) -> None:
     play.run()
     play.keep_target()
@@ -205,7 +225,7 @@ def target_older_than_ledger(play: Play) -> None:
     play.settle()
 
 
-@scene("ledger restored to before the restored target", *ALL)
+@scene("ledger restored to before the restored target", *EVERY, *EXPORTS)
 def ledger_older_than_target(play: Play) -> None:
     play.run()
     play.keep_ledger()

@@ -22,6 +22,7 @@ import redis
 
 from retl_demo.process import ENVIRONMENT, LOOPBACK, Server
 from retl_demo.servers import Postgres, Valkey
+from tests import mysql_server
 from tests.servers import EXPENDABLE, Database, RedisServer
 
 DEBIAN_POSTGRES = Path("/usr/lib/postgresql/15/bin")
@@ -205,6 +206,7 @@ class Hosts:
         self._stack = contextlib.ExitStack()
         self._thread = self._stack.enter_context(ThreadPoolExecutor(1))
         self._number = 0
+        self._mysql: mysql_server.MySQLDatabase | None = None
 
     def __enter__(self) -> Hosts:
         return self
@@ -224,6 +226,12 @@ class Hosts:
             found = self._shared[name] = self._stack.enter_context(made.start())
         assert isinstance(found, Cluster)
         return found
+
+    def mysql(self) -> mysql_server.MySQLDatabase:
+        """The shared MariaDB."""
+        if self._mysql is None:
+            self._mysql = self._stack.enter_context(mysql_server.mysql_server(self.folder()))
+        return self._mysql
 
     def own_postgres(self, name: str) -> Cluster:
         return Cluster(self.folder(), POSTGRES[name]).start()

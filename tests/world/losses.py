@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from tests.world.play import Play
-from tests.world.scenes import ALL, CACHE, POSTGRES, scene
+from tests.world.scenes import ALL, CACHE, EVERY, EXPORTS, FILES, POSTGRES, scene
 
 # Somebody empties the target.
 
 
-@scene("emptied between runs", *ALL, short=("upsert", "json", "ttl"), ledgers=True)
+@scene(
+    "emptied between runs", *EVERY, *EXPORTS, short=("upsert", "json", "ttl", "sqlite append"), ledgers=True
+)
 def emptied(play: Play) -> None:
     play.run()
     play.target.lose_all()
@@ -16,21 +18,21 @@ def emptied(play: Play) -> None:
     play.settle()
 
 
-@scene("emptied, and the mart did not move", *ALL)
+@scene("emptied, and the mart did not move", *EVERY, *EXPORTS)
 def emptied_and_nothing_due(play: Play) -> None:
     play.run()
     play.target.lose_all()
     play.settle()
 
 
-@scene("every row deleted, the traces stay", *ALL)
+@scene("every row deleted, the traces stay", *EVERY)
 def every_row_deleted(play: Play) -> None:
     play.run()
     play.target.lose(1.0)
     play.settle()
 
 
-@scene("1 of 100 rows deleted, the traces stay", "upsert", "mirror", "append", *CACHE, rows=2000)
+@scene("1 of 100 rows deleted, the traces stay", "upsert", "mirror", "append", *CACHE, *FILES, rows=2000)
 def some_rows_deleted(play: Play) -> None:
     play.run()
     play.target.lose(0.01)
@@ -116,7 +118,7 @@ def restored_during(play: Play) -> None:
     play.settle()
 
 
-@scene("the killed run is followed by somebody who empties the target", *ALL)
+@scene("the killed run is followed by somebody who empties the target", *EVERY)
 def killed_and_emptied(play: Play) -> None:
     play.run()
     play.next_day()

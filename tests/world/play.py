@@ -16,9 +16,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.crashes import Ended
+from tests.exported import objects
 from tests.servers import Database
 from tests.world.hosts import Hosts
-from tests.world.targets import InPostgres, InRedis, Target, copied, restored
+from tests.world.targets import InExports, InPostgres, InRedis, InTable, Target, copied, restored
 
 KILLED = -9
 _NAMED = re.compile(r"`([^`]+)`|(--accept [A-Z_]+)")
@@ -109,6 +110,10 @@ class Play:
         """Everything that is there, with the traces that retl left."""
         if isinstance(self.target, InPostgres):
             self._kept["target"] = copied(self.target.database)
+        elif isinstance(self.target, InTable):
+            self._kept["target"] = self.target.shell.keep()
+        elif isinstance(self.target, InExports):
+            self._kept["target"] = objects(self.target.folder / "out")
         else:
             with self.cached.server.client() as client:
                 found = {key: (client.dump(key), client.pttl(key)) for key in client.keys("*")}
@@ -119,6 +124,11 @@ class Play:
         if isinstance(self.target, InPostgres):
             assert isinstance(copy, Database)
             restored(self.target.database, copy)
+        elif isinstance(self.target, InTable):
+            self.target.shell.restore(copy)
+        elif isinstance(self.target, InExports):
+            assert isinstance(copy, dict)
+            self.target.restore(copy)
         else:
             assert isinstance(copy, dict)
             with self.cached.server.client() as client:

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tests import mysql_server
 from tests.world.play import Play
 
 FOLLOWING = ("upsert", "mirror", "update_only")  # they may be told to send everything again
@@ -18,6 +19,10 @@ POSTGRES = (*FOLLOWING, "append")
 INSERTING = ("upsert", "mirror", "append")
 CACHE = ("json", "ttl", "mirror in Redis")
 ALL = (*POSTGRES, *CACHE)
+FILES = tuple(f"{name} {kind}" for name in ("sqlite", "duckdb") for kind in INSERTING)
+MYSQL = tuple(f"mysql {kind}" for kind in INSERTING) if mysql_server.AVAILABLE else ()
+EVERY = (*ALL, *FILES, *MYSQL)  # a file is opened by one process at a time: nobody acts there during a run
+EXPORTS = ("files", "files, append", "files, snapshot")  # in a folder
 HTTP = ("http", "http insert")
 
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from tests import mysql_server
+from tests.databases import shell_of
 from tests.world import backups, elsewhere, failovers, losses, shapes  # noqa: F401 - they register their scenes
 from tests.world.hosts import CACHES, POSTGRES, Hosts, absent
 from tests.world.play import Play, Wrong
-from tests.world.scenes import CACHE, HTTP, SCENES, Scene
-from tests.world.targets import CACHED, CAMPAIGNS, TABLES, Target, fresh
+from tests.world.scenes import CACHE, EXPORTS, FILES, HTTP, MYSQL, SCENES, Scene
+from tests.world.targets import CACHED, CAMPAIGNS, EXPORTED, IN_TABLES, TABLES, Target, fresh
 
 _VERDICTS = {"FALSE": "false refusal", "STUCK": "stuck", "NO": "stuck", "NOT": "stuck"}  # by the first word
 
@@ -68,13 +70,21 @@ def parts() -> list[Part]:
         if one.needs in lacking:
             continue
         for turn, kind in enumerate(one.kinds):
-            first, *others = CACHES if kind in CACHE else ["campaigns"] if kind in HTTP else POSTGRES
+            first, *others = _servers(kind)
             found.append(Part(number, kind, first))
             if one.ledgers:
                 found.append(Part(number, kind, first, ledger=True))
             if (number + turn) % OLDER == 0:
                 found += [Part(number, kind, server) for server in others]
     return found
+
+
+def _servers(kind: str) -> list[str]:
+    if kind in FILES or kind in EXPORTS:
+        return ["file"]
+    if kind in MYSQL:
+        return ["MariaDB"]
+    return [*CACHES] if kind in CACHE else ["campaigns"] if kind in HTTP else [*POSTGRES]
 
 
 def play_all(chosen: list[Part], folder: Path) -> list[Line]:
@@ -131,6 +141,12 @@ def staged(part: Part, hosts: Hosts, seed: int = 0) -> Iterator[Play]:
         if part.kind in CACHE:
             cache = hold.enter_context(hosts.own_cache(part.server))
             target = CACHED[part.kind](folder / "project", cache, url)
+        elif part.kind in EXPORTS:
+            target = EXPORTED[part.kind](folder / "project", url)
+        elif part.kind in FILES or part.kind in MYSQL:
+            mysql = hold.enter_context(mysql_server.fresh(hosts.mysql())) if part.kind in MYSQL else None
+            shell = shell_of(part.kind, folder / "project", mysql)
+            target = IN_TABLES[part.kind.partition(" ")[2]](folder / "project", shell, url)
         elif part.kind in HTTP:
             target = made = CAMPAIGNS[part.kind](folder / "project")
             hold.callback(made.stop)

@@ -6,6 +6,7 @@ The oracle is SQL over the mart and over what others keep at the target. It know
 from __future__ import annotations
 
 import json
+import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from urllib.parse import unquote
 
 import psycopg
 
+from tests import databases
 from tests.crashes import COLUMNS, POSTGRES_YML, CampaignScene, PostgresScene, RedisScene, Scene
+from tests.scenes import Changes, ChangesAppended, Snapshots
 from tests.servers import Database, Databases
 from tests.world.hosts import Cache, Cluster
 
@@ -225,6 +228,43 @@ class CacheMirror(InRedis):
     deletes = True
 
 
+class InTable(databases.TableScene, Target):
+    """Upsert by key into a database that is not PostgreSQL."""
+
+    sync = "destination: {connection: sql, table: users}\n"
+    before = ()
+
+    def __init__(self, folder: Path, shell: databases.Shell, state: str | None = None) -> None:
+        super().__init__(folder, shell)
+        self.state = state
+
+    def environ(self) -> dict[str, str]:
+        return {"RETL_STATE_URL": self.state} if self.state else {}
+
+    def empty(self) -> None:
+        super().empty()
+        self.shell.execute(self.table)
+
+    def lose_all(self) -> None:
+        self.shell.execute("DELETE FROM users")
+
+    def lose(self, share: float) -> None:
+        ((rows,),) = self.shell.execute("SELECT count(*) FROM users")
+        drawn = f"SELECT user_id FROM users ORDER BY user_id LIMIT {math.ceil(rows * share)}"
+        self.shell.execute(f"DELETE FROM users WHERE user_id IN (SELECT user_id FROM ({drawn}) AS drawn)")
+
+
+class FileMirror(InTable):
+    sync = InTable.sync + "deletes: delete\n"
+    deletes = True
+
+
+class FileAppend(InTable):
+    sync = InTable.sync + "write: append\nfirst_run: send\n"
+    key = ""
+    changes = False
+
+
 class InCampaigns(CampaignScene, Target):
     """Upsert over HTTP with an idempotency key; the vendor keeps no trace that a ledger could be held against."""
 
@@ -255,6 +295,51 @@ TABLES: dict[str, type[InPostgres]] = {
     "append": Append,
     "update_only": UpdateOnly,
 }
+
+
+class InExports(Changes, Target):
+    """Change files in a folder, each batch in the log."""
+
+    sync = Changes.sync.replace("deletes: delete\n", "")
+    before = ()
+
+    def __init__(self, folder: Path, state: str | None = None) -> None:
+        super().__init__(folder)
+        self.state = state
+
+    def environ(self) -> dict[str, str]:
+        return {"RETL_STATE_URL": self.state} if self.state else {}
+
+    def restore(self, kept: dict[str, bytes]) -> None:
+        self.empty()
+        for name, data in kept.items():
+            path = self.folder / "out" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    def lose_all(self) -> None:
+        self.empty()
+
+    def lose(self, share: float) -> None:
+        raise NotImplementedError  # nobody edits single rows of files
+
+
+class ExportsAppended(InExports):
+    sync = ChangesAppended.sync
+    changes = False
+
+
+class InSnapshots(Snapshots, InExports):
+    sync = Snapshots.sync
+    deletes = True
+
+
+EXPORTED: dict[str, type[InExports]] = {
+    "files": InExports,
+    "files, append": ExportsAppended,
+    "files, snapshot": InSnapshots,
+}
+IN_TABLES: dict[str, type[InTable]] = {"upsert": InTable, "mirror": FileMirror, "append": FileAppend}
 CACHED: dict[str, type[InRedis]] = {"json": InRedis, "ttl": Expiring, "mirror in Redis": CacheMirror}
 CAMPAIGNS: dict[str, type[InCampaigns]] = {"http": InCampaigns, "http insert": CampaignInserts}
 

@@ -10,19 +10,38 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import re
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
 from retl.errors import DefinitionError, Later, LedgerError, RetlError, Unavailable
 from retl.observe import log
 from retl.observe.redact import redact
-from retl.project.definitions import Alert, AlertEvent, Recipient, Sync
+from retl.project.alerts import Alert, AlertEvent
+from retl.project.definitions import Sync
+
+if TYPE_CHECKING:
+    from retl.engine.mapping import Run
+    from retl.run.job import Target
 
 TIMEOUT = 15.0  # seconds for one alert, in total
 ENDED_WELL = ("SUCCESS", "SUCCESS_WITH_REJECTS")
+KEY = "id"  # of an alert as a row
+SAMPLE: Mapping[str, Any] = {
+    "event": "test",
+    "sync": "test",
+    "run_id": None,
+    "status": "TEST",
+    "environment": None,
+    "counts": {},
+    "error": None,
+}
 _PROBLEM: Mapping[str, AlertEvent] = {"FAILED": "failure", "REFUSED": "refusal"}
 
 
@@ -48,14 +67,20 @@ class Observation:
     def judged(self) -> frozenset[str]:
         """The kinds of problem that this event decides about."""
         if self.status in ENDED_WELL:
-            return frozenset({"failure", "refusal", "rejects", "stale"})
+            return frozenset({"failure", "refusal", "rejects", "stale", "assert"})
         if self.status in _PROBLEM:
-            return frozenset({"failure", "refusal"})
+            return frozenset({"failure", "refusal"} | ({"assert"} if self.asserted else set()))
         return frozenset({"stale"}) if self.status in ("STALE", "FRESH") else frozenset()
+
+    @property
+    def asserted(self) -> bool:
+        """Whether the run failed only because an assertion does not hold."""
+        return self.error is not None and self.error.get("code") == "ASSERT_FAILED"
 
     def troubles(self, alert: Alert) -> frozenset[str]:
         """The problems the sync has now, by the alert's own limit for rejects."""
         found = {_PROBLEM[self.status]} if self.status in _PROBLEM else set[str]()
+        found |= {"assert"} if self.asserted else set()
         read, rejected = self.counts.get("read", 0), self.counts.get("rejected", 0)
         limits = [when.rate for when in alert.on if when.event == "rejects"]
         if read and any(rejected / read > limit for limit in limits):
@@ -63,9 +88,38 @@ class Observation:
         return frozenset(found | ({"stale"} if self.status == "STALE" else set()))
 
 
-def require(alerts: Sequence[Alert]) -> None:
+@dataclass(frozen=True)
+class Route:
+    """An alert with the target of its connection, if it has one."""
+
+    alert: Alert
+    target: Target | None = None
+
+
+@dataclass
+class Digest:
+    """The events that wait for the end of a command: alert, document, and what to remember of its sync."""
+
+    waiting: list[tuple[Route, dict[str, Any], frozenset[str]]] = field(default_factory=list)
+
+    def send(self, memory: Memory) -> None:
+        """One alert per recipient for all that waited. Never raises."""
+        waiting, self.waiting = self.waiting, []
+        for route in {id(route): route for route, _, _ in waiting}.values():
+            mine = [(document, now) for one, document, now in waiting if one is route]
+            try:
+                _send(route, mine[0][0] if len(mine) == 1 else together([one for one, _ in mine]))
+                log.event("alert_sent", syncs=[one["sync"] for one, _ in mine], alert="digest")
+                for document, now in mine:
+                    memory.remember(_name(route), document["sync"], now)
+            except Exception as problem:  # noqa: BLE001 - as in `observe`
+                why = problem.code if isinstance(problem, RetlError) else type(problem).__name__
+                log.event("alert_failed", level="warning", why=why)
+
+
+def require(routes: Sequence[Route]) -> None:
     """DefinitionError APPRISE_MISSING if an alert needs apprise and it is not installed."""
-    if any(alert.to.apprise for alert in alerts) and importlib.util.find_spec("apprise") is None:
+    if any(one.alert.to.apprise for one in routes) and importlib.util.find_spec("apprise") is None:
         raise DefinitionError(
             "APPRISE_MISSING",
             "an alert in retl.yml needs apprise, which is not installed",
@@ -74,13 +128,20 @@ def require(alerts: Sequence[Alert]) -> None:
         )
 
 
-def observe(alerts: Sequence[Alert], seen: Observation, memory: Memory) -> None:
-    """Send the alerts for what changed. Never raises."""
-    for alert in alerts:
-        if not alert.concerns(seen.sync) or not seen.judged():
+def require_fit(target: Target) -> None:
+    """DefinitionError if a target cannot take alerts."""
+    from retl.run import message
+
+    message.letter(target, KEY, list(row(SAMPLE)), _run()).destination.close()
+
+
+def observe(routes: Sequence[Route], seen: Observation, memory: Memory, digest: Digest) -> None:
+    """Send the alerts for what changed, or let them wait for their digest. Never raises."""
+    for route in routes:
+        if not route.alert.concerns(seen.sync.name, seen.sync.tags) or not seen.judged():
             continue
         try:
-            _observe(alert, seen, memory)
+            _observe(route, seen, memory, digest)
         except Exception as problem:  # noqa: BLE001 - the run has ended, and its status does not change
             why = problem.code if isinstance(problem, RetlError) else type(problem).__name__
             log.event("alert_failed", level="warning", sync=seen.sync.name, why=why)
@@ -101,22 +162,32 @@ def event(
     return ("success" if well and "success" in wanted else None), now
 
 
-def _observe(alert: Alert, seen: Observation, memory: Memory) -> None:
-    name = _name(alert.to)
+def _observe(route: Route, seen: Observation, memory: Memory, digest: Digest) -> None:
+    name = _name(route)
     before = None
     with suppress(
         LedgerError, Later
     ):  # without its memory an alert may come twice, which is better than never
         before = memory.reported(name, seen.sync.name)
-    name_of_event, now = event(alert, seen, before)
+    name_of_event, now = event(route.alert, seen, before)
     if name_of_event is not None:
-        _send(alert.to, document(name_of_event, seen))
+        made = document(name_of_event, seen, route.alert.link)
+        if route.alert.digest:
+            digest.waiting.append((route, made, now))
+            return
+        _send(route, made)
         log.event("alert_sent", sync=seen.sync.name, alert=name_of_event)
     if now != before:
         memory.remember(name, seen.sync.name, now)
 
 
-def document(name_of_event: str, seen: Observation) -> dict[str, Any]:
+def test(route: Route, environment: str | None) -> None:
+    """Send one alert that says it is a test. DefinitionError or TargetError if it did not arrive."""
+    link = route.alert.link
+    _send(route, {**SAMPLE, "environment": environment, "link": _linked(link, "test", "test")})
+
+
+def document(name_of_event: str, seen: Observation, link: str | None = None) -> dict[str, Any]:
     """The alert as JSON."""
     error = seen.error and {part: _clean(seen.error.get(part)) for part in ("code", "message", "hint")}
     return {
@@ -127,17 +198,60 @@ def document(name_of_event: str, seen: Observation) -> dict[str, Any]:
         "environment": seen.environment,
         "counts": dict(seen.counts),
         "error": error,
+        **({"link": _linked(link, seen.run_id, seen.sync.name)} if link else {}),
+    }
+
+
+def _linked(link: str | None, run_id: str | None, sync: str) -> str | None:
+    filled = {"{run_id}": run_id or "", "{sync}": sync}
+    return link and re.sub(r"\{run_id\}|\{sync\}", lambda found: quote(filled[found[0]], safe=""), link)
+
+
+def together(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several alerts as one."""
+    return {
+        "event": "digest",
+        "sync": None,
+        "run_id": None,
+        "status": None,
+        "environment": documents[0]["environment"],
+        "counts": {},
+        "error": None,
+        "alerts": list(documents),
+    }
+
+
+def row(document: Mapping[str, Any]) -> dict[str, str | None]:
+    """The alert as a row for a connection: texts."""
+    title, text = sentence(document)
+    error = document["error"] or {}
+    plain = ("event", "sync", "run_id", "status", "environment")
+    return {
+        KEY: f"{document['run_id'] or document['sync'] or secrets.token_hex(8)}-{document['event']}",
+        **{name: document[name] for name in plain},
+        "title": title,
+        "summary": title,
+        "text": f"{title}\n{text}",
+        "code": error.get("code"),
+        "message": error.get("message"),
+        "hint": error.get("hint"),
+        "counts": json.dumps(document["counts"]),
+        "link": document.get("link"),
     }
 
 
 def sentence(document: Mapping[str, Any]) -> tuple[str, str]:
     """The alert as a title and a text for people."""
+    if several := document.get("alerts"):
+        texts = [sentence(one) for one in several]
+        return f"retl: {len(several)} alerts", "\n\n".join(f"{title}\n{text}" for title, text in texts)
     where = f" ({document['environment']})" if document["environment"] else ""
     lines = [f"status {document['status']}" + (f", run {document['run_id']}" if document["run_id"] else "")]
     counts = [f"{name.replace('_', ' ')} {n}" for name, n in document["counts"].items() if n]
     lines += [", ".join(counts)] if counts else []
     if error := document["error"]:
         lines += [f"{error['message']} [{error['code']}]", *([error["hint"]] if error["hint"] else [])]
+    lines += [document["link"]] if document.get("link") else []
     return f"retl: {document['event']} of {document['sync']}{where}", "\n".join(lines)
 
 
@@ -145,19 +259,31 @@ def _clean(text: Any) -> str | None:
     return None if text is None else redact(str(text))
 
 
-def _name(to: Recipient) -> str:
+def _name(route: Route) -> str:
     """The name under which a recipient is stored: a digest, because its address may be a secret."""
+    to = route.alert.to
     secret = to.webhook or to.apprise
-    assert secret is not None
-    return sha256(secret.get_secret_value().encode()).hexdigest()[:16]
+    text = secret.get_secret_value() if secret else json.dumps([to.connection, to.options], sort_keys=True)
+    return sha256(text.encode()).hexdigest()[:16]
 
 
-def _send(to: Recipient, document: Mapping[str, Any]) -> None:
+def _send(route: Route, document: Mapping[str, Any]) -> None:
     """Send it. Unavailable, or the error of the connection, if it did not arrive."""
+    to = route.alert.to
     if to.webhook is not None:
         return _post(to.webhook.get_secret_value(), document)
-    assert to.apprise is not None
-    return _apprise(to.apprise.get_secret_value(), document)
+    if to.apprise is not None:
+        return _apprise(to.apprise.get_secret_value(), document)
+    assert route.target is not None
+    from retl.run import message
+
+    return message.send(route.target, KEY, row(document), _run(), TIMEOUT)
+
+
+def _run() -> Run:
+    from retl.engine.mapping import Run
+
+    return Run(f"alert-{secrets.token_hex(8)}", datetime.now(UTC))
 
 
 def _post(url: str, document: Mapping[str, Any]) -> None:

@@ -13,9 +13,12 @@ from pathlib import Path
 
 from retl.ledger import BreakerRow, Checkpoint, Ledger, Pause, RunRow
 from retl.project.definitions import Sync
-from retl.run.resolve import doubts, is_asked
+from retl.run.resolve import doubts, is_asked, sends_first
 
 UNTOUCHED = timedelta(days=14)
+
+
+_ADOPT = "write `first_run: adopt` now: if the state is ever lost, nothing is sent twice"
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,12 @@ class State:
     next: str
 
 
-def states(syncs: Iterable[Sync], ledger: Ledger, mart: Path) -> list[State]:
-    """The state of these syncs, in their order."""
-    now, rejects, changed = ledger.now(), ledger.open_rejects(), _changed(mart)
+def states(
+    syncs: Iterable[Sync], ledger: Ledger, mart: Path | None, now: datetime | None = None
+) -> list[State]:
+    """The state of these syncs, in their order; ages are those at `now`, by default by the ledger's clock.
+    Without a `mart` nobody knows how far behind it they are."""
+    now, rejects, changed = now or ledger.now(), ledger.open_rejects(), _changed(mart)
     breakers = {one.connection: one for one in ledger.breakers()}
     return [
         _state(sync, ledger, now, changed, rejects.get(sync.name, 0), breakers.get(connection(sync)))
@@ -95,7 +101,8 @@ def _state(
         drift=drift,
         next=_resume(pause)
         or _next(sync, last, age=age, lag=lag, stale=stale, rejects=rejects, doubtful=doubtful, held=held)
-        or _drifted(sync, drift),
+        or _drifted(sync, drift)
+        or (_ADOPT if good and sends_first(sync) else ""),
     )
 
 
@@ -155,8 +162,10 @@ def _touched(checkpoint: Checkpoint) -> datetime:
     return checkpoint.updated_at
 
 
-def _changed(mart: Path) -> str | None:
+def _changed(mart: Path | None) -> str | None:
     """The mart's identity now, as a run records it."""
+    if mart is None:
+        return None
     try:
         stat = mart.stat()
     except OSError:

@@ -41,7 +41,8 @@ from retl.errors import RetlError
 from retl.observe import log
 from retl.observe.aside import Aside
 from retl.observe.redact import redact
-from retl.project.definitions import Source, Warehouse
+from retl.project.definitions import Warehouse
+from retl.project.marts import Source
 from retl.sources import dbt
 from retl.values.sql import split
 

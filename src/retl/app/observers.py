@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retl.app.resolve import LoadedProject
+from retl.app.loaded import LoadedProject
 from retl.errors import RetlError
 
 if TYPE_CHECKING:
+    from retl.app.alerts import Digest
     from retl.ledger import Ledger
-    from retl.observe.metrics import Vitals
+    from retl.observe.metrics import Family, Vitals
     from retl.observe.summary import Summary
     from retl.project.definitions import Sync
 
@@ -39,18 +40,31 @@ def listening(project: LoadedProject, *, dry_run: bool = False) -> Iterator[None
 
 
 def require_alerts(project: LoadedProject) -> None:
-    """DefinitionError if this installation cannot send an alert."""
-    if project.definitions.alerts:
+    """DefinitionError if this installation cannot send an alert. One whose address is not set is left out,
+    with a warning: a sync does not need it."""
+    alerts, lacking = project.alerts
+    if alerts:
         from retl.app.alerts import require
 
-        require(project.definitions.alerts)
+        require(alerts)
+    if lacking:
+        from retl.observe import log
+
+        for one in lacking:
+            log.get().warning("alert_unset", code=one.code, message=one.message, where=str(one.where))
 
 
 def alert_end(
-    project: LoadedProject, environment: str | None, sync: Sync, ledger: Ledger, summary: Summary
+    project: LoadedProject,
+    environment: str | None,
+    sync: Sync,
+    ledger: Ledger,
+    summary: Summary,
+    digest: Digest,
 ) -> None:
-    """Send alerts for a run that ended."""
-    if not project.definitions.alerts:
+    """Send alerts for a run that ended, or let them wait for the digest."""
+    alerts, _ = project.alerts
+    if not alerts:
         return
     from retl.app.alerts import Observation, observe
 
@@ -58,15 +72,16 @@ def alert_end(
     counted = ("read", "unchanged", "inserted", "updated", "refreshed", "deleted", "rejected", "skipped")
     counts = {name: document[name] for name in (*counted, "in_doubt", "not_attempted")}
     seen = Observation(sync, summary.status, summary.run_id, environment, counts, summary.error)
-    observe(project.definitions.alerts, seen, ledger)
+    observe(alerts, seen, ledger, digest)
 
 
 def alert_ages(
     project: LoadedProject, environment: str | None, ledger: Ledger, states: Iterable[Mapping[str, Any]]
 ) -> None:
     """Send alerts for the age of every sync that has a `freshness`."""
-    from retl.app.alerts import Observation, observe
+    from retl.app.alerts import Digest, Observation, observe
 
+    digest = Digest()
     for one in states:
         if one["enabled"] and one["freshness_seconds"] is not None:
             age = "never succeeded" if one["age_seconds"] is None else f"{one['age_seconds']:.0f} s old"
@@ -83,7 +98,13 @@ def alert_ages(
                 environment,
                 error=error if one["stale"] else None,
             )
-            observe(project.definitions.alerts, seen, ledger)
+            observe(project.alerts[0], seen, ledger, digest)
+    digest.send(ledger)
+
+
+def has_age_alerts(project: LoadedProject) -> bool:
+    """Whether somebody wants to know that a sync is stale."""
+    return any(when.event == "stale" for alert in project.definitions.alerts for when in alert.on)
 
 
 def _begin(project: LoadedProject, closing: ExitStack) -> None:
@@ -156,19 +177,29 @@ def write_metrics(
     from retl.observe.summary import exit_code
 
     try:
-        opened = ledger()
-        labels = {"project": project.folder.resolve().name} | ({"env": environment} if environment else {})
-        content = metrics.text(
-            _vitals(project.syncs, opened, summaries),
-            exit_code=exit_code([one.exit_code for one in summaries]),
-            now=opened.now(),
-            labels=labels,
-        )
+        code = exit_code([one.exit_code for one in summaries])
+        content = metrics_text(project, environment, ledger(), summaries, code)
     except Exception as problem:  # noqa: BLE001 - the run is over and has its own exit code
         why = type(problem).__name__
         log.get().warning("metrics_unwritten", code="METRICS_UNWRITTEN", file=str(path), why=why)
         return
     metrics.write(path, content)
+
+
+def metrics_text(
+    project: LoadedProject,
+    environment: str | None,
+    ledger: Ledger,
+    summaries: Sequence[Summary],
+    code: int,
+    more: Sequence[Family] = (),
+) -> str:
+    """The metrics of every sync: those of these runs, else of its last run in the ledger. LedgerError."""
+    from retl.observe import metrics
+
+    labels = {"project": project.folder.resolve().name} | ({"env": environment} if environment else {})
+    vitals = _vitals(project.syncs, ledger, summaries)
+    return metrics.text(vitals, exit_code=code, now=ledger.now(), labels=labels, more=more)
 
 
 def _vitals(syncs: Mapping[str, Sync], ledger: Ledger, summaries: Sequence[Summary]) -> list[Vitals]:

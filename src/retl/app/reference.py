@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from retl import destinations, sources
 from retl.destinations.api import About
+from retl.model import Limits
 from retl.project.definitions import Sync
 from retl.project.settings import DEFAULT_CONNECTIONS
 
@@ -41,6 +43,39 @@ def page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
     found |= {"preview": about.preview is not None, "note": about.preview}
     found |= {"text": text, "connection": _fields(kind.Connection), "destination": _fields(kind.Options)}
     return found | (_operations(preset) if preset else {}) | (_facts(about) if about.evidence else {})
+
+
+def catalogue(own: Mapping[str, type[Destination[Any]]] = MappingProxyType({})) -> list[dict[str, Any]]:
+    """Every preset at a glance, and the project's `own` ones."""
+    kinds = {name: destinations.load(name) for name in destinations.preset_names()} | dict(own)
+    return [_glance(name, kind) for name, kind in sorted(kinds.items())]
+
+
+def _glance(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
+    preset: Preset = kind.preset  # type: ignore[attr-defined]
+    finds = bool(preset.find and preset.insert and preset.update)
+    made = ["upsert"] if preset.upsert or finds else []
+    made += ["append"] if preset.insert else []
+    made += ["update"] if preset.update else []
+    made += ["delete"] if preset.delete else []
+    option = next((way for way in preset.erasing), None)
+    erased = ", ".join(f"{k}: {v}" for k, v in (option or {}).items() if k != "only_if").replace(
+        "True", "true"
+    )
+    return {
+        "name": name,
+        "summary": preset.summary,
+        "operations": ", ".join(made),
+        "evidence": ", ".join(preset.evidence),
+        "limits": _pace(preset.limits) or "unknown",
+        "erasure": erased or preset.erasure,
+        "conflicts": preset.versioning,
+        "state": "own"
+        if name not in destinations.preset_names()
+        else "preview"
+        if kind.about.preview
+        else "proved",
+    }
 
 
 def source_page(name: str) -> dict[str, Any]:
@@ -149,15 +184,18 @@ def _facts(about: About) -> dict[str, Any]:
 
 
 def _limits(about: About) -> str:
-    limits = about.limits
-    texts = [f"{limits.requests} requests per {limits.per:g} s"] if limits.requests else []
-    texts += [f"{limits.per_day} a day"] if limits.per_day else []
-    texts += [f"{limits.concurrency} at a time"] if limits.concurrency else []
     return (
-        f"{', '.join(texts)}; of requests {limits.share:.0%} are ours unless the connection's"
+        f"{_pace(about.limits)}; of requests {about.limits.share:.0%} are ours unless the connection's"
         f" `limits` say otherwise. They are from: {about.limits_source}"
         f" (checked on {about.limits_checked_on or about.checked_on})"
     )
+
+
+def _pace(limits: Limits) -> str:
+    texts = [f"{limits.requests} requests per {limits.per:g} s"] if limits.requests else []
+    texts += [f"{limits.per_day} a day"] if limits.per_day else []
+    texts += [f"{limits.concurrency} at a time"] if limits.concurrency else []
+    return ", ".join(texts)
 
 
 def write_pages(folder: Path) -> None:

@@ -10,18 +10,22 @@ handler. Everything is read or opened when it is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import fields, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retl.app import observers
+from retl.app.alerts import Digest
+from retl.app.choice import Choice
 from retl.app.failures import described, exit_code
-from retl.app.resolve import LoadedProject, Resolved, open_project
+from retl.app.loaded import LoadedProject, Resolved
+from retl.app.resolve import open_project
 from retl.app.schedule import run_all
+from retl.app.selection import select, unknown
 from retl.engine.selection import Selection
 from retl.errors import DefinitionError, Failure, RetlError
 from retl.observe import log
@@ -31,17 +35,19 @@ from retl.project.definitions import Sync
 from retl.project.fields import key_fields
 from retl.project.settings import project_folder
 from retl.project.validation import raise_all
+from retl.run import asserting
 from retl.run.guards import GUARDS
-from retl.run.job import Job, Options, Target
+from retl.run.job import Job, Options
 
 if TYPE_CHECKING:
     from retl.destinations.batch import Decision
     from retl.ledger import Ledger
-    from retl.model import Limits
+    from retl.model import Hours, Limits
     from retl.pace.limiter import Pace
     from retl.run.plan import Plan
 
 Verify = Callable[[Job, "Plan"], None]
+GOOD = ("SUCCESS", "SUCCESS_WITH_REJECTS")  # a run that ended with success
 
 
 class Session:
@@ -62,9 +68,10 @@ class Session:
         self.project = project
         self.environment = environment
         self.stop = stop or Stop()
-        self._begun, self._failed = begun, failed
+        self._begun, self._on_failure = begun, failed
         self._closing = ExitStack()
         self._ledger: Ledger | None = None
+        self._digest = Digest()
         self._paces: dict[str, Pace] = {}
         self._targets: dict[str, Resolved] = {}
         self._references: dict[str, dict[str, str]] = {}
@@ -80,27 +87,26 @@ class Session:
         self._ledger = None
 
     def sync(self, name: str, **asked: Any) -> Summary:
-        """Run one sync; returns its summary, also if it failed. `asked` are the parameters of `options`.
+        """Run one sync; returns its summary, also if it failed. `name` may be any selector that fits one
+        sync. `asked` are the parameters of `run`.
 
         DefinitionError (such as SYNC_UNKNOWN) if nothing ran because a definition is wrong."""
-        (summary,) = self.run([name], **asked)
-        return summary
+        choice, rest = _choice([name], asked)
+        chosen = self.to_run(choice)
+        if len(chosen) != 1:
+            raise DefinitionError(
+                "USAGE", f"{name!r} selects {len(chosen)} syncs, not one", hint="`run` takes any number"
+            )
+        return self.run_chosen(chosen, options(**rest))[0]
 
     def run(
-        self,
-        names: Collection[str] = (),
-        *,
-        tags: Collection[str] = (),
-        exclude: Collection[str] = (),
-        all: bool = False,
-        jobs: int = 1,
-        fail_fast: bool = False,
-        **asked: Any,
+        self, names: Collection[str] = (), *, jobs: int = 1, fail_fast: bool = False, **asked: Any
     ) -> list[Summary]:
         """Run the selected syncs, `jobs` at a time, each after those in its `after`; without a name or tag
-        all enabled ones. Returns a summary of each, PAUSED for one that is not enabled."""
-        chosen = self.select(names, tags, exclude, all=all)
-        return self.run_chosen(chosen, options(**asked), jobs=jobs, fail_fast=fail_fast)
+        all enabled ones. Returns a summary of each, PAUSED for one that is not enabled. `asked` are the
+        other parameters of `select`, and those of `options`."""
+        choice, rest = _choice(names, asked)
+        return self.run_chosen(self.to_run(choice), options(**rest), jobs=jobs, fail_fast=fail_fast)
 
     def select(
         self,
@@ -109,32 +115,67 @@ class Session:
         exclude: Collection[str] = (),
         *,
         all: bool = False,
+        failed: bool = False,
+        state: str | None = None,
     ) -> list[Sync]:
-        """The definitions of the selected syncs. DefinitionError NOTHING_SELECTED, SYNC_UNKNOWN."""
-        chosen = self.project.select(names, tags, exclude, all=all)
-        if not (chosen or names or tags or exclude):
-            chosen = list(self.project.syncs.values())  # all syncs are paused, which is not an error
-        if not chosen:
-            raise DefinitionError(
-                "NOTHING_SELECTED",
-                "no sync matches the selection",
-                hint="`retl list` shows the syncs",
-            )
+        """The definitions of the selected syncs. `names` and `exclude` are names, globs and selectors as in
+        `retl sync` (tag:daily, to:crm, dbt:orders+, state:modified). `failed`: only those whose last run did
+        not end with success. `state`: what state:modified compares with, a commit, a folder or a file of
+        `retl list`. DefinitionError NOTHING_SELECTED (not for `failed` and state:modified), SYNC_UNKNOWN."""
+        return self.to_run(Choice(tuple(names), tuple(tags), tuple(exclude), all, failed, state))
+
+    def choose(self, choice: Choice, *, paused: bool = False) -> list[Sync]:
+        """The syncs of a choice, with `paused` also those that are not enabled. DefinitionError
+        NOTHING_SELECTED, SYNC_UNKNOWN and others of `selection`."""
+        chosen = select(self.project, choice, paused=paused)
+        if choice.failed:
+            with closing(self._opened(create=False)) as ledger:  # a run opens it again, to write
+                last = {one.name: ledger.last_run(one.name) for one in chosen}
+            chosen = [one for one in chosen if (run := last[one.name]) and run.status not in GOOD]
+        if not (chosen or choice.bare or choice.may_be_empty):
+            raise _nothing_selected()
+        return chosen
+
+    def to_run(self, choice: Choice) -> list[Sync]:
+        """The same for a run, which is about something: without a choice that no sync is enabled is not an
+        error, and that there is none at all is."""
+        chosen = self.choose(choice)
+        if not chosen and choice.bare:
+            chosen = list(self.project.syncs.values())
+            if not chosen:
+                raise _nothing_selected()
         return chosen
 
     def run_chosen(
         self, chosen: Sequence[Sync], options: Options, *, jobs: int = 1, fail_fast: bool = False
     ) -> list[Summary]:
         """Run these syncs in the given order."""
-        running = [one for one in chosen if one.enabled]
-        self.require(running, options)
-        work: dict[str, Job] = {}
-        if running:
-            ledger = self.ledger(create=not options.dry_run)
-            work = {one.name: self.job(one, ledger, options) for one in running}
+        work = self.jobs_of([one for one in chosen if one.enabled], options)
         with observers.listening(self.project, dry_run=options.dry_run):
-            done = run_all(work, self._run, jobs=jobs, fail_fast=fail_fast)
+            done = self.run_jobs(work, jobs=jobs, fail_fast=fail_fast)
         return [done[one.name] if one.enabled else paused(one.name, options.dry_run) for one in chosen]
+
+    def jobs_of(self, syncs: Sequence[Sync], options: Options) -> dict[str, Job]:
+        """A job for each of these syncs, after all checks of `require`."""
+        self.require(syncs, options)
+        if not syncs:
+            return {}
+        ledger = self.ledger(create=not options.dry_run)
+        return {one.name: self.job(one, ledger, options) for one in syncs}
+
+    def run_jobs(
+        self, work: Mapping[str, Job], *, jobs: int = 1, fail_fast: bool = False
+    ) -> dict[str, Summary]:
+        """Run jobs of this session, in any thread; returns a summary of each. Never raises."""
+        done = run_all(work, self._run, jobs=jobs, fail_fast=fail_fast)
+        if self._digest.waiting and self._ledger is not None:
+            self._digest.send(self._ledger)
+        return done
+
+    def failed(self, sync: str, problem: Exception) -> Summary:
+        """The summary of a sync that could not be run."""
+        error = {name: text for name, text in self._explained(problem).items() if name != "where"}
+        return Summary(sync, None, "FAILED", exit_code(problem), error=error)
 
     def apply(self, sync: Sync, options: Options, verify: Verify) -> Summary:
         """Run one sync if `verify` does not raise Mismatch on its plan."""
@@ -145,65 +186,89 @@ class Session:
         job = self.job(sync, ledger, options)
         with observers.listening(self.project):
             summary = pipeline.sync(job, lambda plan: verify(job, plan))
-        observers.alert_end(self.project, self.environment, sync, ledger, summary)
+        observers.alert_end(self.project, self.environment, sync, ledger, summary, self._digest)
+        self._digest.send(ledger)
         return summary
 
     def ledger(self, *, create: bool = False) -> Ledger:
         """The project's ledger; without `create` nothing is written."""
+        if self._ledger is None or (create and self._ledger.fresh):
+            self._ledger = self._opened(create=create)
+            self._closing.callback(self._ledger.close)
+        return self._ledger
+
+    def _opened(self, *, create: bool) -> Ledger:
         from retl.ledger import open_ledger
 
         # The path of a file state contains the environment already; on a server it is the schema.
-        if self._ledger is None or (create and self._ledger.fresh):
-            own = None if self.project.state_url.startswith("file:") else self.environment
-            url, folder = self.project.state_url, self.project.folder
-            self._ledger = open_ledger(url, folder, environment=own, create=create)
-            self._closing.callback(self._ledger.close)
-        return self._ledger
+        own = None if self.project.state_url.startswith("file:") else self.environment
+        return open_ledger(self.project.state_url, self.project.folder, environment=own, create=create)
 
     def definition(self, name: str) -> Sync:
         """One sync by its name, paused or not. DefinitionError SYNC_UNKNOWN."""
         if name == "all":
             raise DefinitionError("SYNC_UNKNOWN", "this command needs one sync, not `all`")
-        (found,) = self.project.select(names=[name])
+        found = self.project.syncs.get(name)
+        if found is None:
+            raise unknown(name, self.project)
         return found
 
-    def require(self, syncs: Sequence[Sync], options: Options | None = None) -> None:
+    def require(
+        self, syncs: Sequence[Sync], options: Options | None = None, *, offline: bool = False
+    ) -> None:
         """Check that every variable is set and every destination valid; all DefinitionErrors at once. Call it
-        before the ledger is opened, so that a wrong definition writes nothing."""
+        before the ledger is opened, so that a wrong definition writes nothing. With `offline` no server is
+        going to be asked, so no secret of a target is needed."""
         if options is not None and options.selection.full:
             raise_all(_full_append(one) for one in syncs if one.write == "append")
-        referred = {str(one.ref) for sync in syncs for one in sync.refers_to.values()}
-        self.project.require([*syncs, *(self.project.syncs[name] for name in sorted(referred))])
+        if options is not None and options.offline:
+            offline = True
+            raise_all(self._beyond(syncs))
+        self.project.require(syncs, offline=offline)
         errors = []
         for sync in syncs:
             try:
-                self._targets[sync.name] = self.project.destination(sync)
+                self._targets[sync.name] = self.project.destination(sync, offline=offline)
                 if sync.reconcile is not None:
                     from retl.run import reconcile
 
-                    reconcile.require(sync, self._targets[sync.name].destination, reconcile.Asked())
+                    reconcile.require(sync, self._targets[sync.name].target, reconcile.Asked())
+                asserting.require(sync, self._targets[sync.name].target.destination)
                 self._references[sync.name] = self.project.references(sync)
             except DefinitionError as problem:
                 errors.append(problem)
         raise_all(errors)
-        if options is not None:
+        if options is not None and not options.offline:
             observers.require_alerts(self.project)
+
+    def _beyond(self, syncs: Sequence[Sync]) -> Iterator[DefinitionError]:
+        """What a dry run without network cannot reach."""
+        hint = "leave out --offline"
+        if not self.project.state_url.startswith("file:"):
+            yield DefinitionError("OFFLINE", "the ledger is on a server", hint=hint)
+        for sync in syncs:
+            if self.project.source(sync, offline=True).remote:
+                message = "the source is on a server or in a bucket: its rows cannot be read offline"
+                yield DefinitionError("OFFLINE", message, hint=hint, where=f"sync {sync.name}")
 
     def job(self, sync: Sync, ledger: Ledger, options: Options) -> Job:
         """A job of a sync that passed `require`. `today` is the date on the ledger's clock."""
         project, found = self.project, self._targets[sync.name]
         begun, self._begun = self._begun, None
         book = None if options.dry_run else ledger
+        connection = getattr(found.options, "connection", None)
+        if auth := getattr(getattr(connection, "http", connection), "auth", None):
+            auth.keep_in(ledger)
         variables = self.variables(options.variables, ledger.now().date())
         return Job(
             sync=sync,
             folder=project.folder,
             source=project.source(sync, variables, _log_waiting, partial(self._source_pace, book)),
-            target=Target(found.type, found.destination, found.options, found.name),
+            target=found.target,
             ledger=ledger,
             options=replace(options, variables=variables),
             stop=self.stop,
-            pace=self._pace(found.name, found.limits, book),
+            pace=self._pace(found.name, found.limits, book, found.hours),
             siblings=frozenset(project.syncs),
             references=self._references[sync.name],
             referred={
@@ -212,6 +277,7 @@ class Session:
             environment=self.environment,
             correlation_id=project.settings.retl_correlation_id,
             since=begun,
+            shards=sync.shards or project.definitions.engine.shards,
         )
 
     def write_metrics(self, file: Path | None, summaries: Sequence[Summary]) -> None:
@@ -224,12 +290,12 @@ class Session:
         merged = {**self.project.definitions.vars, **given}
         return {name: today.isoformat() if value == "today" else value for name, value in merged.items()}
 
-    def _pace(self, name: str, limits: Limits, ledger: Ledger | None) -> Pace:
+    def _pace(self, name: str, limits: Limits, ledger: Ledger | None, hours: Hours | None = None) -> Pace:
         """The pace that all syncs of a connection share; without a ledger only in this process."""
         from retl.pace.limiter import Pace
 
         if name not in self._paces:
-            made = Pace(limits, book=ledger, connection=name)
+            made = Pace(limits, book=ledger, connection=name, hours=hours)
             self._paces[name] = made
             self._closing.callback(made.close)
         return self._paces[name]
@@ -250,11 +316,9 @@ class Session:
 
                 summary = reconcile.after_run(job, summary)
         except Exception as problem:  # noqa: BLE001 - one sync's failure does not stop the others
-            error = {name: text for name, text in self._explained(problem).items() if name != "where"}
-            code = exit_code(problem)
-            summary = Summary(job.sync.name, None, "FAILED", code, dry_run=job.options.dry_run, error=error)
+            summary = replace(self.failed(job.sync.name, problem), dry_run=job.options.dry_run)
         if not job.options.dry_run:
-            observers.alert_end(self.project, self.environment, job.sync, job.ledger, summary)
+            observers.alert_end(self.project, self.environment, job.sync, job.ledger, summary, self._digest)
         return summary
 
     def _described(self, problem: Exception) -> RetlError:
@@ -263,7 +327,7 @@ class Session:
         return Failure(found["code"], found["message"], hint=found["hint"])
 
     def _explained(self, problem: Exception) -> dict[str, Any]:
-        self._failed(problem)
+        self._on_failure(problem)
         return described(problem)
 
 
@@ -285,8 +349,14 @@ def options(
     accept: Iterable[str] = (),
     variables: Mapping[str, Any] | None = None,
     decisions: Mapping[str, Decision] | None = None,
+    offline: bool = False,
 ) -> Options:
-    """The options of one invocation, as in `retl sync`. DefinitionError GUARD_UNKNOWN."""
+    """The options of one invocation, as in `retl sync`. DefinitionError GUARD_UNKNOWN. `offline` is for a dry
+    run: the target is not asked."""
+    if offline and not dry_run:
+        raise DefinitionError(
+            "USAGE", "only a dry run can be offline: a run asks the target before it writes"
+        )
     for code in accept:
         if code not in GUARDS:
             hint = f"guards: {', '.join(GUARDS)}"
@@ -298,12 +368,29 @@ def options(
         accept=tuple(accept),
         variables=dict(variables or {}),
         decisions=dict(decisions or {}),
+        offline=offline,
     )
 
 
 def paused(name: str, dry_run: bool = False) -> Summary:
     """The summary of a sync that is not enabled."""
     return Summary(name, None, "PAUSED", 0, dry_run=dry_run)
+
+
+def _choice(names: Collection[str], asked: Mapping[str, Any]) -> tuple[Choice, dict[str, Any]]:
+    """The parameters of `select` as a choice, and the other ones."""
+    if isinstance(names, str):
+        names = (names,)
+    ours = {one.name for one in fields(Choice)}
+    given = {name: value for name, value in asked.items() if name in ours}
+    given |= {name: tuple(given[name]) for name in ("tags", "exclude") if name in given}
+    rest = {name: value for name, value in asked.items() if name not in ours}
+    return Choice(names=tuple(names), **given), rest
+
+
+def _nothing_selected() -> DefinitionError:
+    hint = "`retl list` shows the syncs"
+    return DefinitionError("NOTHING_SELECTED", "no sync matches the selection", hint=hint)
 
 
 def _full_append(sync: Sync) -> DefinitionError:

@@ -7,33 +7,35 @@ Shared options may come before or after its name.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from retl.app.failures import exit_code
 from retl.cli import output, problems
+from retl.cli.choosing import CHOOSING, made, parameters
+from retl.cli.grouping import Grouped
 from retl.cli.invocation import Invocation
-from retl.cli.output import Format
 from retl.errors import DefinitionError, RetlError
 
 Command = Callable[..., int | None]
 
 Project = Annotated[Path | None, typer.Option(help="The project's folder [RETL_PROJECT].", metavar="DIR")]
 Environment = Annotated[str | None, typer.Option(help="Read config.NAME.env.", metavar="NAME")]
-Output = Annotated[Format | None, typer.Option(help="table (default) or json.")]
+Output = Annotated[Literal["table", "json"] | None, typer.Option(help="table (default) or json.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Reveal = Annotated[bool, typer.Option("--reveal", help="Show sensitive values and keys.")]
+DETAILED = "--detailed-exitcode"  # 2 says that there are changes, so no error may have it
 SHARED: dict[str, Any] = {"project": Project, "env": Environment, "output": Output, "debug": Debug}
 
 app = typer.Typer(
     name="retl",
     help="Send what changed in the warehouse to the systems people work in.",
+    cls=Grouped,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,21 +48,24 @@ class Outcome:
 
     invocation: Invocation
     code: int | None = None
+    wrong: int = 2  # the exit code of a wrong definition or command line
 
 
 def run(words: list[str], begun: float) -> int:
     """Run one command line and return its exit code."""
     from retl.cli import families
 
-    outcome = Outcome(Invocation(begun=begun))
+    outcome = Outcome(Invocation(begun=begun), wrong=1 if DETAILED in words else 2)
     try:
         families.register()
         code = app(words, prog_name="retl", standalone_mode=False, obj=outcome)
         return outcome.code if outcome.code is not None else int(code or 0)
     except typer.TyperException as problem:
-        return _usage(problem, outcome.invocation)
+        return _usage(problem, outcome)
     except typer.Abort:
         return 130
+    except SystemExit as ended:  # after the words for a shell's completion
+        return int(ended.code or 0)
 
 
 @app.callback()
@@ -78,29 +83,49 @@ def shared(
 
 
 def command(
-    group: typer.Typer, name: str, *, reveals: bool = False, reserved: bool = False
+    group: typer.Typer,
+    name: str,
+    *,
+    reveals: bool = False,
+    negative: bool = False,
+    chooses: Sequence[str] = CHOOSING,
+    formats: Any = Output,
 ) -> Callable[[Command], Command]:
-    """Register a function as the command `name` of a group; its docstring is its help."""
+    """Register a function as the command `name` of a group; its docstring is its help. A parameter `choice`
+    stands for the options that choose syncs, or those of them in `chooses`. With `negative` an argument may
+    be -1; the command itself then refuses words that look like options. `formats`: what `--output` takes."""
 
     def register(function: Command) -> Command:
-        settings = {"ignore_unknown_options": True} if reserved else None
-        group.command(name, hidden=reserved, context_settings=settings)(
-            with_shared_options(function, reveals=reveals)
+        settings = {"ignore_unknown_options": True} if negative else None
+        group.command(name, context_settings=settings)(
+            with_shared_options(function, reveals=reveals, chooses=chooses, formats=formats)
         )
         return function
 
     return register
 
 
-def with_shared_options(function: Command, *, reveals: bool = False, alone: bool = False) -> Command:
+def with_shared_options(
+    function: Command,
+    *,
+    reveals: bool = False,
+    alone: bool = False,
+    chooses: Sequence[str] = CHOOSING,
+    formats: Any = Output,
+) -> Command:
     """Wrap a command for typer: add the shared options, pass an Invocation, turn any result or error into
-    the exit code. With `alone` it runs only if no subcommand follows."""
+    the exit code. With `alone` it runs only if no subcommand follows, whose name is its only argument."""
     hints = get_type_hints(function, include_extras=True)
-    own = [
+    asked = [
         one.replace(annotation=hints[one.name], kind=inspect.Parameter.KEYWORD_ONLY)
         for one in list(inspect.signature(function).parameters.values())[1:]
+        if one.name != "context"
     ]
-    shared = {**SHARED, **({"reveal": Reveal} if reveals else {})}
+    wants_context = "context" in hints
+    chooses = [name for name in chooses if not (alone and name == "words")]
+    chosen = parameters(chooses) if any(one.name == "choice" for one in asked) else []
+    own = [*chosen, *(one for one in asked if one.name != "choice")]
+    shared = {**SHARED, "output": formats, **({"reveal": Reveal} if reveals else {})}
     joined = [
         inspect.Parameter(
             name,
@@ -126,7 +151,11 @@ def with_shared_options(function: Command, *, reveals: bool = False, alone: bool
         )
         if alone and context.invoked_subcommand is not None:
             return 0
-        outcome.code = _run(invocation, lambda: function(invocation, **given))
+        if chosen:
+            given["choice"] = made(given)
+        if wants_context:
+            given["context"] = context
+        outcome.code = _run(outcome, lambda: function(invocation, **given))
         return outcome.code
 
     called.__module__, called.__name__, called.__doc__ = (
@@ -139,32 +168,36 @@ def with_shared_options(function: Command, *, reveals: bool = False, alone: bool
     return called
 
 
-def _run(invocation: Invocation, call: Callable[[], int | None]) -> int:
+def _run(outcome: Outcome, call: Callable[[], int | None]) -> int:
+    invocation = outcome.invocation
     try:
         code = call()
     except (Exception, KeyboardInterrupt) as problem:
         if isinstance(problem, typer.TyperException | typer.Exit | typer.Abort):
             raise
         problems.report(problem, debug=invocation.debug)
+        code = exit_code(problem)
+        code = outcome.wrong if code == DefinitionError.exit_code else code
         if invocation.output == "json":
-            output.write(output.document_text(problems.document(problem)))
-        return exit_code(problem)
+            document = problems.document(problem) | {"exit_code": code}
+            output.write(output.document_text(document))
+        return code
     finally:
         invocation.close()
     # A command that only prints has failed if the output is lost. A command that ran syncs has its own code.
     return code if code is not None else int(invocation.output_lost)
 
 
-def _usage(problem: typer.TyperException, invocation: Invocation) -> int:
+def _usage(problem: typer.TyperException, outcome: Outcome) -> int:
     """Report a wrong command line like any other error."""
     message = problem.format_message() if hasattr(problem, "format_message") else str(problem)
     context = getattr(problem, "ctx", None)
     path = context.command_path if context is not None else "retl"
     if type(problem).__name__ == "NoArgsIsHelpError":
         output.say(message)
-        return 2
+        return outcome.wrong
     error: RetlError = DefinitionError("USAGE", message, hint=f"{path} --help")
     problems.report(error)
-    if invocation.output == "json":
-        output.write(output.document_text(problems.document(error)))
-    return 2
+    if outcome.invocation.output == "json":
+        output.write(output.document_text(problems.document(error) | {"exit_code": outcome.wrong}))
+    return outcome.wrong

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,16 +16,23 @@ from retl.cli.running import report
 from retl.cli.state import Yes, confirmed, held
 from retl.errors import DefinitionError
 
+if TYPE_CHECKING:
+    from retl.app.session import Session
+
 
 @command(app, "apply", reveals=True)
 def apply(
     invocation: Invocation,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A plan made by `retl plan --out`.")],
+    signature: Annotated[
+        Path | None, typer.Option(metavar="FILE.sig", help="Its signature by an allowed signer.")
+    ] = None,
 ) -> int:
     """Deliver exactly the change set of a plan, once; refuse if anything moved."""
     from retl.run import plan_file
 
-    plan = plan_file.read(file)
+    content = plan_file.content(file)  # read once: what was signed is what is applied
+    plan = plan_file.read(file, content)
     if plan.environment != invocation.environment:
         raise DefinitionError(
             "PLAN_ENVIRONMENT",
@@ -32,12 +41,27 @@ def apply(
         )
     session = invocation.session
     sync = session.definition(plan.sync)
+    chosen = replace(plan_file.options(plan), plan=sha256(content).hexdigest())
+    if signature is not None:
+        chosen = replace(chosen, approved_by=_approver(session, content, signature))
     with session.stop.listening():
-        summary = session.apply(
-            sync, plan_file.options(plan), lambda job, made: plan_file.verify(plan, job, made)
-        )
+        summary = session.apply(sync, chosen, lambda job, made: plan_file.verify(plan, job, made))
     session.write_metrics(None, [summary])
     return report(invocation, [summary])
+
+
+def _approver(session: Session, plan: bytes, signature: Path) -> str:
+    """Who signed the plan. DefinitionError SIGNERS_MISSING if the project says nobody who may."""
+    from retl.run.approval import approver
+
+    signers = session.project.definitions.allowed_signers
+    if signers is None:
+        raise DefinitionError(
+            "SIGNERS_MISSING",
+            "retl.yml does not say who may approve plans",
+            hint="allowed_signers: FILE, with a line `NAME KEY` per person (ssh-keygen(1), ALLOWED SIGNERS)",
+        )
+    return approver(plan, signature, session.project.folder / signers)
 
 
 @command(app, "resolve")

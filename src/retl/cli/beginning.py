@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from retl.cli import output
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
+from retl.errors import DefinitionError
 
 
 @command(app, "init")
 def init(
     invocation: Invocation,
-    directory: Annotated[Path | None, typer.Argument(metavar="[DIR]", show_default=False)] = None,
+    directory: Annotated[Path | None, typer.Argument(metavar="DIR", show_default=False)] = None,
     from_dbt: Annotated[
         Path | None,
         typer.Option(
             metavar="MANIFEST", help="Make a sync for each mart with `meta.retl` in dbt's manifest.json."
         ),
     ] = None,
+    template: Annotated[
+        Literal["dbt-to-postgres", "dbt-to-hubspot", "slack"] | None,
+        typer.Option(help="Begin with this instead of an example: one sync with comments, to adapt."),
+    ] = None,
 ) -> None:
     """Make a project that passes `retl validate`."""
     from retl.app import scaffold
+    from retl.app.scaffold.templates import TEMPLATES
 
     folder = directory or invocation.folder or Path()
-    steps = scaffold.NEXT
-    if from_dbt is None:
-        found: dict[str, list[str]] = {"files": [str(path) for path in scaffold.write(folder)]}
-    else:
+    if template and from_dbt:
+        raise DefinitionError("USAGE", "--template and --from-dbt are two ways to begin: choose one")
+    steps: tuple[str, ...]
+    if from_dbt is not None:
         found, steps = _from_dbt(folder, from_dbt), scaffold.NEXT_FROM_DBT
+    else:
+        chosen = TEMPLATES[template] if template else scaffold.EXAMPLE
+        found, steps = {"files": [str(path) for path in scaffold.write(folder, chosen.files)]}, chosen.steps
+    if folder.absolute() != Path.cwd():
+        steps = (f"cd {shlex.quote(str(folder))}", *steps)
     lines = [f"wrote {path}" for path in found["files"]]
     lines += [f"{path} exists and was not changed" for path in found.get("kept", ())]
     lines += [f"no sync: {reason}" for reason in found.get("left_out", ())]
@@ -56,10 +69,52 @@ def _from_dbt(folder: Path, manifest: Path) -> dict[str, list[str]]:
 @command(app, "demo")
 def demo(
     invocation: Invocation,
-    directory: Annotated[Path | None, typer.Argument(metavar="[DIR]", show_default=False)] = None,
+    directory: Annotated[
+        str | None, typer.Argument(metavar="DIR|stop", show_default=False, help="A new folder, or `stop`.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the project afterwards.")] = False,
+    serve: Annotated[
+        bool,
+        typer.Option(
+            "--serve",
+            help="Only keep PostgreSQL, Valkey, a fake HubSpot and a fake Slack running on this machine, for"
+            " a project of yours. `retl demo --serve >> config.env` tells it where they are.",
+        ),
+    ] = False,
 ) -> int:
-    """Run the sample project against real servers that it starts itself."""
+    """Run the sample project against real servers that it starts itself. `retl demo stop` ends the servers of
+    `retl demo --serve`."""
+    if directory == "stop" or serve:
+        if keep or (directory and serve):
+            raise DefinitionError("USAGE", "--serve and `stop` take no folder and no --keep")
+        return _serve(invocation) if serve else _stop(invocation)
     from retl_demo import show
 
-    return int(show.run(directory, keep) or 0)
+    return int(show.run(Path(directory) if directory else None, keep) or 0)
+
+
+def _serve(invocation: Invocation) -> int:
+    from retl_demo import keeper
+
+    served, already = keeper.serve()
+    begin = (
+        "They run already, since"
+        if already
+        else "PostgreSQL, Valkey, a fake HubSpot and a fake Slack run since"
+    )
+    since = served.since.replace("T", " ").replace("+00:00", "Z")
+    lines = [f"{name}={value}" for name, value in served.variables.items()]
+    document = {"already": already, "since": served.since, "pid": served.pid, "variables": served.variables}
+    invocation.show(document, lambda: ["\n".join(["# retl demo --serve", *lines])])
+    if invocation.output != "json":
+        output.say(f"{begin} {since}, on this machine only. `retl demo stop` ends them, and their data.")
+    return int(invocation.output_lost)
+
+
+def _stop(invocation: Invocation) -> int:
+    from retl_demo import keeper
+
+    served = keeper.stop()
+    said = "No servers of `retl demo --serve` run." if served is None else "The servers have ended."
+    invocation.show({"stopped": served is not None}, lambda: [said])
+    return int(invocation.output_lost)

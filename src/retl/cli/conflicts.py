@@ -12,7 +12,7 @@ from retl.cli import output
 from retl.cli.app import command
 from retl.cli.invocation import Invocation
 from retl.cli.output import Table
-from retl.cli.state import OneSync, done, group
+from retl.cli.state import OneSync, Yes, confirmed, counted, done, group
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
@@ -74,17 +74,21 @@ def take(
 
 
 @command(conflicts, "dismiss")
-def dismiss(invocation: Invocation, sync: OneSync = None, keys: Keys = None, expect: Expect = None) -> None:
-    """Take conflicts off the queue until their rows change in the mart."""
+def dismiss(
+    invocation: Invocation, sync: OneSync = None, keys: Keys = None, expect: Expect = None, yes: Yes = False
+) -> None:
+    """Take conflicts off the queue until their rows change in the mart. Without --key it needs --yes."""
     from retl.run.conflicts import decide
 
     found = _selected(invocation, sync, keys)
+    then = "only a change of their rows opens them again"
+    if not keys:
+        confirmed(f"{counted(len(found), 'conflict')} of {sync} dismissed; {then}", yes)
     ledger = invocation.session.ledger(create=True)
     number = sum(
         ledger.dismiss(name, list(by_key)) for name, by_key in decide(found, "target", expect).items()
     )
-    then = f"{number} conflicts dismissed; only a change of their rows opens them again"
-    done(invocation, {"dismissed": number}, then)
+    done(invocation, {"dismissed": number}, f"{counted(number, 'conflict')} dismissed; {then}")
 
 
 def _selected(invocation: Invocation, sync: str | None, keys: Sequence[str] | None) -> list[Queued]:

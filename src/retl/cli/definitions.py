@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retl.app.choice import Choice
 from retl.app.failures import described, each
 from retl.cli import problems
 from retl.cli.app import app, command
@@ -16,25 +18,39 @@ from retl.errors import DefinitionError, RetlError
 
 if TYPE_CHECKING:
     from retl.destinations.api import Destination
+    from retl.ledger import Ledger
     from retl.project.definitions import Sync
-
-Selected = Annotated[list[str] | None, typer.Option("--sync", help="Only this sync; may be repeated.")]
 
 
 @command(app, "list")
-def list_syncs(invocation: Invocation) -> None:
+def list_syncs(invocation: Invocation, choice: Choice) -> int | None:
     """List the syncs of the project."""
-    syncs = list(invocation.project.syncs.values())
+    from retl.app.modified import digests
+
+    syncs = invocation.session.choose(choice, paused=True)
+    if not syncs and not choice.bare:
+        return invocation.show_nothing(choice)
+    known = digests(invocation.project.folder)
     headers = ("sync", "enabled", "source", "destination", "write", "changes", "deletes", "tags", "after")
     rows = [_listed(sync) for sync in sorted(syncs, key=lambda sync: sync.name)]
     invocation.show(
-        {"syncs": [{**dict(zip(headers, row, strict=True)), **_more(row[0], invocation)} for row in rows]},
+        {
+            "syncs": [
+                {
+                    **dict(zip(headers, row, strict=True)),
+                    **_more(row[0], invocation),
+                    "digest": known.get(row[0]),
+                }
+                for row in rows
+            ]
+        },
         lambda: (
             [Table(headers, rows)]
             if rows
             else ["no syncs: write one in syncs/, or make a project with `retl init`"]
         ),
     )
+    return None
 
 
 def _listed(sync: Sync) -> tuple[Any, ...]:
@@ -60,7 +76,10 @@ def _more(name: str, invocation: Invocation) -> dict[str, Any]:
 @command(app, "validate")
 def validate(
     invocation: Invocation,
-    sync: Selected = None,
+    choice: Choice,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Every variable must be set, also of alerts and unused parts.")
+    ] = False,
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
     """Check all definitions offline."""
@@ -72,10 +91,13 @@ def validate(
 
     project = invocation.project
     given = invocation.session.variables(variables(var), datetime.now(UTC).date())
-    chosen = project.select(names=sync or list(project.syncs)) if project.syncs else []
+    chosen = invocation.session.choose(choice, paused=True)
+    if not chosen and not choice.bare:
+        return invocation.show_nothing(choice)
     unset = sorted({missing.name for missing in project.missing(chosen)})
     errors: list[RetlError] = []
     notes: dict[str, str | None] = {}
+    ledger = _ledger_here(invocation)
     for one in chosen:
         target = None
         try:
@@ -85,13 +107,15 @@ def validate(
         except DefinitionError as problem:
             errors += [error for error in each(problem) if not _waits(error)]
         try:
-            checks.validate(one, project.source(one, given), project.folder, target)
-            notes[one.name] = target.destination.about.preview if target is not None else None
+            news = checks.validate(one, project.source(one, given), project.folder, target, ledger)
+            preview = target.destination.about.preview if target is not None else None
+            notes[one.name] = "; ".join(filter(None, (preview, news))) or None
         except DefinitionError as problem:
             errors.append(problem)
         except RetlError as problem:
             notes[one.name] = f"not checked against the warehouse: {problem.message}"
         errors += _wrong_tests(invocation, one, given)
+    errors += project.unready(None if choice.bare else chosen) if strict else []
     raise_all(error for error in errors if isinstance(error, DefinitionError))
     rows = [(one.name, "valid", notes[one.name]) for one in chosen]
     pieces: list[Piece] = [Table(("sync", "", "note"), rows)] if rows else ["no syncs"]
@@ -106,6 +130,16 @@ def validate(
         lambda: pieces,
     )
     return int(invocation.output_lost)
+
+
+def _ledger_here(invocation: Invocation) -> Ledger | None:
+    """The ledger in a file. One in PostgreSQL is not asked, because this command is offline; one that cannot
+    be read is no mistake in a definition."""
+    if not invocation.project.state_url.startswith("file:"):
+        return None
+    with suppress(RetlError):
+        return invocation.session.ledger()
+    return None
 
 
 def _wrong_tests(invocation: Invocation, sync: Sync, given: Mapping[str, Any]) -> list[RetlError]:
@@ -136,7 +170,7 @@ def _waits(problem: RetlError) -> bool:
 @command(app, "check")
 def check(
     invocation: Invocation,
-    sync: Selected = None,
+    choice: Choice,
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
     """Check online that each destination can be reached and written."""
@@ -144,8 +178,9 @@ def check(
     from retl.run import check as checks
     from retl.run.job import Options
 
-    project = invocation.project
-    chosen = project.select(names=sync or ())
+    chosen = invocation.session.choose(choice)
+    if not chosen and not choice.bare:
+        return invocation.show_nothing(choice, "destinations")
     invocation.session.require(chosen)
     ledger = invocation.session.ledger()
     options = Options(variables=variables(var))
@@ -187,13 +222,13 @@ def schema(invocation: Invocation) -> None:
 
 @command(app, "destinations")
 def destinations(
-    invocation: Invocation, name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None
+    invocation: Invocation, name: Annotated[str | None, typer.Argument(metavar="NAME")] = None
 ) -> None:
     """List the destination types; with a NAME, show its page."""
     from retl.app import reference
     from retl.destinations import load
 
-    own = _own_presets(invocation)
+    own = own_presets(invocation)
     kinds = {
         **dict.fromkeys(reference.types(), load),
         **dict.fromkeys(own, own.__getitem__),
@@ -212,7 +247,7 @@ def destinations(
 
 @command(app, "sources")
 def sources(
-    invocation: Invocation, name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None
+    invocation: Invocation, name: Annotated[str | None, typer.Argument(metavar="NAME")] = None
 ) -> None:
     """List the source types; with a NAME, show its page."""
     from retl.app import reference
@@ -243,7 +278,7 @@ def sources(
     invocation.show(page, lambda: [page["text"] + "\n", *tables, f"evidence: {page['evidence']}"])
 
 
-def _own_presets(invocation: Invocation) -> Mapping[str, type[Destination[Any]]]:
+def own_presets(invocation: Invocation) -> Mapping[str, type[Destination[Any]]]:
     """The presets of the project, if there is one."""
     from retl.project.settings import project_folder
 

@@ -11,14 +11,18 @@ from retl.cli import output, problems
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation, variables
 from retl.cli.output import Piece
+from retl.cli.state import SyncName
 from retl.errors import DefinitionError
 
 
 @command(app, "explain", reveals=True)
 def explain(
     invocation: Invocation,
-    name: Annotated[str, typer.Argument(metavar="SYNC")],
-    keys: Annotated[list[str] | None, typer.Option("--key", metavar="KEY", help="Explain this row.")] = None,
+    name: SyncName,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option("--key", metavar="KEY", help="Explain this row; written as in `retl sync`."),
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, max=1000, help="Number of rows, if no key is given.")] = 3,
     read: Annotated[bool, typer.Option("--read", help="Also read the values of the target.")] = False,
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
@@ -28,13 +32,14 @@ def explain(
     from retl.run.job import Options
 
     sync = invocation.session.definition(name)
-    invocation.session.require([sync])
+    invocation.session.require([sync], offline=not read)
     ledger = invocation.session.ledger()
     with invocation.session.stop.listening():
         options = Options(dry_run=True, variables=variables(var))
         job = invocation.session.job(sync, ledger, options)
         found = explaining.explain(job, keys or [], rows, read=read, reveal=invocation.reveal)
-    if keys and all(row["row"] is None and row["baseline"] is None for row in found["rows"]):
+    known = [row for row in found["rows"] if row["row"] or row["baseline"] or "(ERASED)" in row["next"]]
+    if keys and not known:
         raise DefinitionError(
             "KEY_UNKNOWN",
             f"neither the mart nor the baseline of {name} has such a key",
@@ -74,14 +79,11 @@ def _text(name: str, value: Any) -> str:
     if name == "sides":
         return "\n".join([value["row"], *(_side(field, one) for field, one in value["fields"].items())])
     if isinstance(value, Mapping):
-        return "\n".join(f"{key} = {_value(item)}" for key, item in value.items()) or "none"
+        return "\n".join(f"{key} = {output.datum(item)}" for key, item in value.items()) or "none"
     return str(value)
 
 
 def _side(field: str, one: Mapping[str, Any]) -> str:
     left = f"left by us {output.cell(one['left']['at'])}" if one["left"] else "never left by us"
-    return f"{field}: {left}, target {_value(one['target'])}, mart {_value(one['mart'])}: {one['verdict']}"
-
-
-def _value(item: Any) -> str:
-    return "NULL" if item is None else output.cell(item)
+    target, mart = output.datum(one["target"]), output.datum(one["mart"])
+    return f"{field}: {left}, target {target}, mart {mart}: {one['verdict']}"

@@ -6,20 +6,29 @@ from importlib import import_module
 
 FAMILIES = (
     "beginning",
+    "dbt",
     "definitions",
+    "contract",
     "testing",
+    "presets",
     "running",
+    "watching",
     "applying",
     "explaining",
     "history",
     "log",
     "reporting",
+    "serving",
+    "alerting",
     "state",
+    "rejecting",
+    "moving",
     "conflicts",
     "rebuilding",
     "reconciling",
     "undoing",
-    "reserved",
+    "erasing",
+    "helping",
 )
 
 
@@ -27,6 +36,8 @@ def register() -> None:
     """Import each module, which registers its commands, and put them in the order of FAMILIES: a program may
     have imported one of the modules before."""
     from retl.cli.app import app
+    from retl.cli.grouping import give_examples
 
     modules = [import_module(f"retl.cli.{name}").__name__ for name in FAMILIES]
     app.registered_commands.sort(key=lambda one: modules.index(getattr(one.callback, "__module__", "")))
+    give_examples(app)

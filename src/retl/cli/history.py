@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retl.cli import output, problems
+from retl.app.choice import Choice
+from retl.cli import completing, output, problems
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
+from retl.cli.naming import WORDS, named_run
 from retl.cli.output import Piece, Table
-from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
     from retl.ledger import Ledger, RunRow
@@ -56,16 +57,19 @@ FACTS = (
 @command(app, "runs")
 def runs(
     invocation: Invocation,
-    sync: Annotated[str | None, typer.Option(metavar="NAME", help="Only runs of this sync.")] = None,
+    choice: Choice,
     limit: Annotated[int, typer.Option(min=1, help="Number of runs.")] = 20,
-) -> None:
+) -> int | None:
     """List the runs, newest first."""
-    if sync is not None and sync not in invocation.project.syncs:
-        # the history may have syncs that are no longer defined
-        known = invocation.session.ledger().runs(sync, 1)
-        if not known:
-            invocation.session.definition(sync)
-    found = invocation.session.ledger().runs(sync, limit)
+    ledger = invocation.session.ledger()
+    names = invocation.names(choice, lambda name: bool(ledger.runs(name, 1)))
+    if names is not None and not names:
+        return invocation.show_nothing(choice, "runs")
+    several = (
+        [ledger.runs(name, limit) for name in names] if names is not None else [ledger.runs(None, limit)]
+    )
+    found = sorted((run for some in several for run in some), key=lambda run: run.started_at, reverse=True)
+    found = found[:limit]
     shown = ("read", "inserted", "updated", "refreshed", "deleted", "rejected")
     headers = ("run", "sync", "purpose", "status", "started", "seconds", *shown)
     rows = [
@@ -75,7 +79,7 @@ def runs(
             one.purpose,
             one.status,
             one.started_at,
-            _seconds(one),
+            one.seconds,
             *(one.counts.get(n) for n in shown),
         )
         for one in found
@@ -84,22 +88,23 @@ def runs(
         {"runs": [run_document(invocation, one, brief=True) for one in found]},
         lambda: [Table(headers, rows)] if rows else ["no runs yet"],
     )
+    return None
 
 
-@command(app, "show", reveals=True)
+@command(app, "show", reveals=True, negative=True)
 def show(
     invocation: Invocation,
-    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", show_default=False)] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN|SYNC|-N", help=WORDS, show_default=False, autocompletion=completing.runs),
+    ] = None,
     images: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the rows as they were before it: .parquet, .csv or .json."),
     ] = None,
 ) -> None:
     """Show one run in full, by default the last."""
-    found = invocation.session.ledger().run(run_id)
-    if found is None:
-        what = f"there is no run {run_id!r}" if run_id else "there are no runs yet"
-        raise DefinitionError("RUN_UNKNOWN", what, hint="`retl runs` lists them")
+    found = named_run(invocation.session.ledger(), run_id)
     document = run_document(invocation, found)
     if images is not None:
         from retl.run import snapshots
@@ -111,12 +116,16 @@ def show(
 @command(app, "status")
 def status(
     invocation: Invocation,
+    choice: Choice,
     fail_stale: Annotated[bool, typer.Option("--fail-stale", help="Exit 1 if a sync is stale.")] = False,
 ) -> int:
     """Show per sync: last success, age, delay behind the mart, open rejects, what to do next."""
     alerts = fail_stale and _alerts_stale(invocation)
     ledger = invocation.session.ledger(create=alerts)
-    found = sync_states(invocation, ledger)
+    chosen = {one.name for one in invocation.session.choose(choice, paused=True)}
+    if not chosen and not choice.bare:
+        return invocation.show_nothing(choice)
+    found = [one for one in sync_states(invocation, ledger) if one["sync"] in chosen]
     if alerts:
         from retl.app import observers
 
@@ -144,24 +153,18 @@ def status(
     ]
     invocation.show(
         {"syncs": found, "warnings": warnings, "exit_code": code},
-        lambda: (
-            [Table(headers, rows, flips=True), *(f"warning: {one}" for one in warnings)]
-            if rows
-            else ["no syncs"]
-        ),
+        lambda: [Table(headers, rows), *(f"warning: {one}" for one in warnings)] if rows else ["no syncs"],
     )
     return code or int(invocation.output_lost)
 
 
 def _alerts_stale(invocation: Invocation) -> bool:
     """Whether an alert has `stale`. DefinitionError if it cannot be sent."""
-    alerts = any(
-        when.event == "stale" for alert in invocation.project.definitions.alerts for when in alert.on
-    )
+    from retl.app import observers
+
+    alerts = observers.has_age_alerts(invocation.project)
     if alerts:
         invocation.project.require([])
-        from retl.app import observers
-
         observers.require_alerts(invocation.project)
     return alerts
 
@@ -189,7 +192,7 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
         "correlation_id": run.correlation_id,
         "started_at": run.started_at,
         "finished_at": run.finished_at,
-        "seconds": _seconds(run),
+        "seconds": run.seconds,
         "counts": counts,
         "error": run.error,
     }
@@ -208,6 +211,7 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
         "rejects": list(rejects),
         "guards": list(run.guards),
         "object": run.object,
+        "approved_by": run.approved_by,
         "vars": dict(run.vars),
         "options": dict(run.options),
         "source_identity": run.source_identity,
@@ -220,6 +224,7 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
         "user": run.user,
         "version": run.version,
         **_reconciled(invocation, run),
+        **({"assert": run.counts["assert"]} if "assert" in run.counts else {}),
     }
 
 
@@ -247,6 +252,10 @@ def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
         pieces.append(Table(("deletes", "count"), [(n.replace("_", " "), c) for n, c in deletes.items()]))
     if any(run["conflicts"].values()):
         pieces.append(Table(("edited by others", "count"), list(run["conflicts"].items())))
+    if "assert" in run:
+        from retl.cli.running import assert_pieces
+
+        pieces += assert_pieces(run["assert"])
     if "reconcile" in run:
         from retl.cli.reconciling import found_pieces
 
@@ -260,10 +269,6 @@ def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
         pieces.append(Table(parts, [tuple(one[p] for p in parts) for one in run["rejects"]], "rejects:"))
     errors: Sequence[Mapping[str, Any]] = (*run["guards"], *([run["error"]] if run["error"] else []))
     return [*pieces, *dict.fromkeys(problems.sentence(problem) for problem in errors)]
-
-
-def _seconds(run: RunRow) -> float | None:
-    return (run.finished_at - run.started_at).total_seconds() if run.finished_at else None
 
 
 def _age(seconds: float | None, unknown: str) -> str:

@@ -8,19 +8,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retl.app import masking
 from retl.cli import output
 from retl.cli.output import Format, Piece
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
-    from retl.app.resolve import LoadedProject
+    from retl.app.choice import Choice
+    from retl.app.loaded import LoadedProject
     from retl.app.session import Session
-    from retl.project.definitions import Sync
     from retl.project.settings import Settings
 
 
@@ -38,12 +39,38 @@ class Invocation:
     _closing: ExitStack = field(default_factory=ExitStack)
     begun: float | None = None  # when the first run's time began to count; that of later ones when they do
 
-    def show(self, document: Any, pieces: Callable[[], Sequence[Piece]]) -> None:
-        """Print a command's result in the requested format; called once per command."""
-        text = output.document_text(document) if self.output == "json" else output.pieces_text(list(pieces()))
+    def show(
+        self,
+        document: Any,
+        pieces: Callable[[], Sequence[Piece]],
+        text_of: Callable[[], str] | None = None,
+    ) -> None:
+        """Print a command's result in the requested format; called once per command. `text_of`: the text of
+        a format that only this command has."""
+        if self.output == "json":
+            text = output.document_text(document)
+        elif self.output != "table" and text_of is not None:
+            text = text_of()
+        else:
+            text = output.pieces_text(list(pieces()))
         if not output.write(text):
             self.output_lost = True
             output.say("warning: stdout is closed or its disk is full; the output is lost")
+
+    def names(self, choice: Choice, is_former: Callable[[str], bool]) -> list[str] | None:
+        """The names of the chosen syncs, None for all of the history. A name may be of a sync that is no
+        longer defined, if `is_former` knows it."""
+        if choice.bare:
+            return None
+        former = [one for one in choice.names if one not in self.project.syncs and is_former(one)]
+        rest = replace(choice, names=tuple(one for one in choice.names if one not in former))
+        defined = self.session.choose(rest, paused=True) if not rest.bare else []
+        return [*former, *(one.name for one in defined)]
+
+    def show_nothing(self, choice: Choice, name: str = "syncs") -> int:
+        """Print that no sync was selected, which is a good answer, and return its exit code."""
+        self.show({name: [], "exit_code": 0}, lambda: [choice.nothing()])
+        return int(self.output_lost)
 
     @cached_property
     def session(self) -> Session:
@@ -54,7 +81,7 @@ class Invocation:
 
         project = open_project(project_folder(self.folder), self.environment)
         self._configure_log(project.settings)
-        session = Session(project, self.environment, begun=self.begun, failed=self._debugged)
+        session = Session(project, self.environment, begun=self.begun, failed=self.debugged)
         self._closing.callback(session.close)
         return session
 
@@ -71,28 +98,22 @@ class Invocation:
         level = "warning" if self.watched else settings.retl_log_level
         log.configure(settings.retl_log_format, level, crash_at=settings.retl_crash_at)
 
-    def _debugged(self, problem: BaseException) -> None:
+    def debugged(self, problem: BaseException) -> None:
         if self.debug:
             from retl.cli import problems
 
             problems.report(problem, debug=True)
 
     def hides_key(self, sync: str) -> bool:
-        """Whether to mask this sync's keys. Also if it is unknown: the sync is no longer defined, or only
-        its own Pydantic model knows."""
-        if self.reveal:
-            return False
-        known = self.project.syncs.get(sync)
-        if known is None or (known.contract is not None and known.contract.model is not None):
-            return True
-        return bool(sensitive_columns(known, self.project.folder) & set(known.key))
+        """Whether to mask this sync's keys: `masking.hides_key`, unless --reveal was given."""
+        return not self.reveal and masking.hides_key(self.project, sync)
 
     def masked_columns(self, sync: str) -> set[str]:
         """The columns of a sync that must stay masked by its current definition."""
         known = self.project.syncs.get(sync)
         if known is None:
             return set()
-        return sensitive_columns(known, self.project.folder).union(known.rejects.mask)
+        return masking.sensitive_columns(self.project, known).union(known.rejects.mask)
 
     def close(self) -> None:
         self._closing.close()
@@ -107,18 +128,3 @@ def variables(given: Sequence[str] | None) -> dict[str, Any]:
             raise DefinitionError("VAR_INVALID", f"--var takes NAME=VALUE, not {text!r}")
         named[name] = value
     return named
-
-
-def sensitive_columns(sync: Sync, folder: Path) -> set[str]:
-    """The sensitive columns of a sync's YAML contract."""
-    from retl.project import yamlfile
-
-    contract = sync.contract
-    if contract is None:
-        return set()
-    if contract.file is not None:
-        columns = yamlfile.load(folder / contract.file, name=contract.file).value
-        return {
-            name for name, column in columns.items() if isinstance(column, dict) and column.get("sensitive")
-        }
-    return {name for name, column in (contract.columns or {}).items() if column.sensitive}

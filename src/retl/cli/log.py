@@ -12,6 +12,7 @@ import typer
 from retl.cli import output
 from retl.cli.app import command
 from retl.cli.invocation import Invocation
+from retl.cli.naming import run_by_id
 from retl.cli.output import Table
 from retl.cli.state import OneSync, group
 from retl.errors import DefinitionError
@@ -51,9 +52,8 @@ def show(
     ledger = invocation.session.ledger()
     if sync is not None and not ledger.runs(sync, 1):
         invocation.session.definition(sync)  # the history may have syncs that are no longer defined
-    if run is not None and ledger.run(run) is None:
-        raise DefinitionError("RUN_UNKNOWN", f"there is no run {run!r}", hint="`retl runs` lists them")
-    asked = writeback.Asked(sync, run, key, _moment(since, ledger.now()))
+    run = run_by_id(ledger, run).run_id if run is not None else None
+    asked = writeback.Asked(sync, run, key, moment(since, ledger.now()))
     stop = invocation.session.stop
     with stop.listening(), private_directory() as folder, Workspace(folder, stop) as workspace:
         older = writeback.load(ledger, workspace, asked, invocation.hides_key)
@@ -93,7 +93,7 @@ def verify(invocation: Invocation, sync: OneSync = None) -> int:
     return int(bool(faults))
 
 
-def _moment(text: str | None, now: datetime) -> datetime | None:
+def moment(text: str | None, now: datetime) -> datetime | None:
     """`7d` before now, or a date or time, in UTC if it names no zone."""
     from retl.model import seconds
 

@@ -14,12 +14,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
-
-Format = Literal["table", "json"]
+Format = Literal["table", "json", "markdown", "csv"]  # each command says which it has
 MASK = "***"
 
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -27,12 +24,13 @@ _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under headers. A column of numbers is aligned to the right; None is shown as an empty cell."""
+    """Rows under headers. A column of numbers is aligned to the right; None is shown as an empty cell. On a
+    terminal a column of zeros is left out, unless `keeps` has its header."""
 
     headers: Sequence[str]
     rows: Sequence[Sequence[Any]]
     title: str | None = None
-    flips: bool = False  # on a narrow terminal rows become columns, so that cells are not wrapped
+    keeps: Sequence[str] = ()
 
 
 Piece = Table | str  # text is printed without markup
@@ -67,11 +65,27 @@ def document_text(document: Any) -> str:
     return json.dumps(_plain(document), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
+def line_text(document: Any) -> str:
+    """The same on one line, for a command that prints several."""
+    return json.dumps(_plain(document), ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def pieces_text(pieces: Sequence[Piece]) -> str:
     """Tables and sentences for people: drawn by Rich on a terminal, otherwise aligned with spaces."""
     if sys.stdout is not None and sys.stdout.isatty():
-        return _drawn(pieces)
+        from retl.cli.drawing import drawn
+
+        return drawn(pieces, _width())
     return "\n".join(clean(piece) + "\n" if isinstance(piece, str) else _aligned(piece) for piece in pieces)
+
+
+def _width() -> int:
+    """The columns of the terminal that stdout is."""
+    if (asked := os.environ.get("COLUMNS", "")).isdigit() and int(asked):
+        return int(asked)
+    with suppress(OSError, ValueError):
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    return 80
 
 
 def clean(text: str) -> str:
@@ -81,22 +95,43 @@ def clean(text: str) -> str:
     return _UNSAFE.sub(lambda found: repr(found[0])[1:-1], redact(text))
 
 
-def cell(value: Any) -> str:
-    """A value as one line of text."""
+def cell(value: Any, *, separators: bool = False) -> str:
+    """A number, time or text of retl's own as one line of text; `separators` makes 3000000 3,000,000."""
     match value:
         case None:
             return ""
         case bool():
-            return "yes" if value else "no"
+            return str(value).lower()
+        case int() if separators:
+            return f"{value:,}"
         case datetime():
             return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
         case float():
-            return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+            grouped = "," if separators else ""
+            return f"{value:{grouped}.1f}" if value >= 10 else f"{value:.2f}"
         case list() | tuple():
             return ", ".join(map(str, value))
         case dict():
             return ", ".join(f"{name}={item}" for name, item in value.items())
-    return clean(str(value)).replace("\n", "\\n").replace("\t", "\\t")
+    return _line(str(value))
+
+
+def datum(value: Any) -> str:
+    """A value of a row as one line of text, as the mart and JSON write it: nothing is rounded."""
+    match value:
+        case None:
+            return "NULL"
+        case bool():
+            return str(value).lower()
+        case datetime() if value.tzinfo is not None:
+            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        case list() | tuple() | dict():
+            return _line(json.dumps(_plain(value), ensure_ascii=False))
+    return _line(str(value))
+
+
+def _line(text: str) -> str:
+    return clean(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def moment(value: datetime | None) -> str | None:
@@ -140,39 +175,3 @@ def _aligned(table: Table) -> str:
         for line in texts
     ]
     return "\n".join(([clean(table.title)] if table.title else []) + lines) + "\n"
-
-
-def _drawn(pieces: Sequence[Piece]) -> str:
-    from io import StringIO
-
-    from rich.console import Console
-    from rich.text import Text
-
-    width = Console(file=sys.stdout).width
-    console = Console(file=StringIO(), force_terminal=True, width=width, highlight=False)
-    for piece in pieces:
-        if isinstance(piece, str):
-            console.print(Text(clean(piece)))
-            continue
-        right = [_numeric(piece, i) for i in range(len(piece.headers))]
-        drawn = _grid(piece, right)
-        if piece.flips and console.measure(drawn).maximum > width:
-            columns = list(zip(piece.headers, *piece.rows, strict=True))
-            flipped = Table(columns[0], columns[1:], piece.title)
-            drawn = _grid(flipped, [i > 0 for i in range(len(columns[0]))])
-        console.print(drawn)
-    assert isinstance(console.file, StringIO)
-    return console.file.getvalue()
-
-
-def _grid(table: Table, right: Sequence[bool]) -> RichTable:
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    drawn = RichTable(box=box.SIMPLE_HEAD, title=table.title and Text(table.title), title_justify="left")
-    for header, is_right in zip(table.headers, right, strict=True):
-        drawn.add_column(Text(header), justify="right" if is_right else "left", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*(Text(cell(value)) for value in row))
-    return drawn

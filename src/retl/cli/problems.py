@@ -28,9 +28,22 @@ def document(problem: BaseException) -> dict[str, Any]:
 def report(problem: BaseException, *, debug: bool = False) -> None:
     """Print an error to stderr."""
     for one in each(problem) if isinstance(problem, RetlError) else (problem,):
-        say(f"error: {sentence(described(one))}")
+        tell(described(one))
     if debug:
-        say("".join(traceback.format_exception(problem)).rstrip())
+        from retl.observe import log
+
+        text = "".join(traceback.format_exception(problem)).rstrip()
+        if not log.error({"traceback": text}):
+            say(text)
+
+
+def tell(error: Mapping[str, Any], sync: str | None = None) -> None:
+    """Print the result of `described` to stderr: as text for a person, or as an object like the lines of the
+    log, if they are JSON, so that a program that reads them can read all."""
+    from retl.observe import log
+
+    if not log.error({"sync": sync, **error}):
+        say(f"error: {sync + ': ' if sync else ''}{sentence(error)}")
 
 
 def sentence(error: Mapping[str, Any]) -> str:

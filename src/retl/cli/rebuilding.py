@@ -39,7 +39,7 @@ def rebuild(
     session, sync = invocation.session, invocation.session.definition(name)
     asked = options(dry_run=dry_run, accept=accept or (), variables=variables(var))
     session.require([sync])
-    run.require(sync, session.project.destination(sync).destination, take_ownership=take_ownership)
+    run.require(sync, session.project.destination(sync).target, take_ownership=take_ownership)
     if not dry_run:
         confirmed(_after_rebuild(sync, take_ownership), yes)
     job = session.job(sync, session.ledger(create=yes), replace(asked, purpose="repair"))
@@ -62,6 +62,7 @@ def _after_rebuild(sync: Sync, take_ownership: bool) -> str:
         "append": "appends the rows whose keys the target lacks, also if somebody removed them there",
         "insert_only": "inserts the rows whose keys the target lacks",
         "update_only": "updates the rows that the target holds differently",
+        "replace": "deletes and inserts the rows that the target lacks or holds differently",
     }.get(sync.write, "sends the rows that the target lacks or holds differently")
     rest = (
         "every other key at the target is owned by this sync, and the next run deletes it if the guards allow"

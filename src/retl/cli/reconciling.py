@@ -60,7 +60,7 @@ def reconcile(
     session, sync = invocation.session, invocation.session.definition(name)
     asked = run.Asked(sample, repair, take_ownership)
     session.require([sync])
-    run.require(sync, session.project.destination(sync).destination, asked)
+    run.require(sync, session.project.destination(sync).target, asked)
     chosen = options(dry_run=dry_run, accept=accept or (), variables=variables(var))
     chosen = replace(chosen, purpose="repair", reconcile=asked.kind)
     with session.stop.listening():

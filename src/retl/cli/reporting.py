@@ -1,4 +1,4 @@
-"""`retl report`: one run and its history as one HTML file."""
+"""`retl report` and `retl docs`: a run, or the whole project, as HTML files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from retl.cli import completing
 from retl.cli.app import app, command
 from retl.cli.history import sync_states
 from retl.cli.invocation import Invocation
+from retl.cli.naming import WORDS, named_run
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
@@ -19,10 +21,13 @@ if TYPE_CHECKING:
 DEFAULT = Path("retl-report.html")
 
 
-@command(app, "report", reveals=True)
+@command(app, "report", negative=True, reveals=True)
 def report(
     invocation: Invocation,
-    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", show_default=False)] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN|SYNC|-N", help=WORDS, show_default=False, autocompletion=completing.runs),
+    ] = None,
     sync: Annotated[
         str | None, typer.Option("--sync", metavar="NAME", help="The last run of this sync.")
     ] = None,
@@ -41,8 +46,11 @@ def report(
 
 
 def _run(invocation: Invocation, ledger: Ledger, run_id: str | None, sync: str | None) -> RunRow:
-    found = ledger.run(run_id) if run_id or sync is None else next(iter(ledger.runs(sync, 1)), None)
-    if found is None and sync is not None and run_id is None:
+    if run_id or sync is None:
+        found: RunRow | None = named_run(ledger, run_id)
+    else:
+        found = next(iter(ledger.runs(sync, 1)), None)
+    if found is None and sync is not None:
         invocation.session.definition(sync)  # raises if there is no such sync
     if found is None or (sync is not None and found.sync != sync):
         of = f" of {sync}" if sync else ""
@@ -59,3 +67,16 @@ def _write(path: Path, text: str) -> None:
     except OSError as problem:
         message = f"{path} cannot be written: {problem.strerror}"
         raise DefinitionError("REPORT_UNWRITABLE", message, hint="name another file with --out") from None
+
+
+@command(app, "docs")
+def docs(
+    invocation: Invocation,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")] = Path("site"),
+) -> None:
+    """Write a static site of the project: syncs, contracts, mappings, lineage, last runs, rejects."""
+    from retl.app import site
+
+    paths = site.write(site.pages(invocation.project, invocation.environment), out)
+    document = {"site": str(out), "pages": paths}
+    invocation.show(document, lambda: [f"{out / 'index.html'}: {len(paths)} pages"])

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from retl.cli import output, problems
-from retl.cli.app import app, command
+from retl.app.choice import Choice
+from retl.cli import completing, output, problems
+from retl.cli.app import DETAILED, app, command
 from retl.cli.invocation import Invocation, variables
 from retl.cli.output import Piece, Table
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
     from retl.observe.summary import Summary
+    from retl.project.definitions import Sync
+    from retl.run.job import Options
+    from retl.run.review import Review
 
 NUMBERS = (
     "read",
@@ -31,21 +36,29 @@ NUMBERS = (
 )
 REJECTS_SHOWN = 20
 
-Names = Annotated[list[str] | None, typer.Option("--sync", metavar="NAME", help="A sync, or all.")]
-Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="Every sync with this tag.")]
-Excluded = Annotated[list[str] | None, typer.Option("--exclude", metavar="NAME", help="Leave out this sync.")]
 Full = Annotated[bool, typer.Option("--full", help="Send every row, changed or not; delete nothing.")]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N changes; no deletes.")]
 Keys = Annotated[
-    list[str] | None, typer.Option("--key", metavar="KEY", help="Only this row, changed or not.")
+    list[str] | None,
+    typer.Option(
+        "--key",
+        metavar="KEY",
+        help="""Only this row, changed or not. A key of several columns is a JSON array: '["eu",7]'.""",
+    ),
 ]
 Where = Annotated[str | None, typer.Option(metavar="SQL", help="Only these rows of the mart.")]
 Allowed = Annotated[
     int | None,
     typer.Option("--allow-deletes", min=0, metavar="N", help="Allow exactly this planned number of deletes."),
 ]
-Accepted = Annotated[list[str] | None, typer.Option("--accept", metavar="CODE", help="Pass this guard once.")]
+Accepted = Annotated[
+    list[str] | None,
+    typer.Option("--accept", metavar="CODE", help="Pass this guard once.", autocompletion=completing.guards),
+]
 Variables = Annotated[list[str] | None, typer.Option("--var", metavar="NAME=VALUE", help="A SQL parameter.")]
+PlanFormats = Annotated[
+    Literal["table", "json", "markdown"] | None, typer.Option(help="table (default), json or markdown.")
+]
 MetricsFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Metrics for Prometheus [RETL_METRICS_FILE].")
 ]
@@ -54,9 +67,7 @@ MetricsFile = Annotated[
 @command(app, "sync", reveals=True)
 def sync(
     invocation: Invocation,
-    names: Names = None,
-    tags: Tags = None,
-    exclude: Excluded = None,
+    choice: Choice,
     everything: Annotated[bool, typer.Option("--all", help="Every enabled sync (the default).")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what a run would do; write nothing.")
@@ -80,7 +91,8 @@ def sync(
     from retl.app.session import options
 
     session = invocation.session
-    chosen = session.select(names or (), tags or (), exclude or (), all=everything)
+    choice = replace(choice, all=everything)
+    chosen = session.to_run(choice)
     asked = options(
         dry_run=dry_run,
         full=full,
@@ -91,17 +103,17 @@ def sync(
         accept=accept or (),
         variables=variables(var),
     )
-    with session.stop.listening(), _progress(invocation):
+    with session.stop.listening(), progress(invocation):
         summaries = session.run_chosen(chosen, asked, jobs=jobs, fail_fast=fail_fast)
     if not dry_run:
         session.write_metrics(metrics_file, summaries)
-    return report(invocation, summaries)
+    return report(invocation, summaries) if chosen else invocation.show_nothing(choice)
 
 
-@command(app, "plan", reveals=True)
+@command(app, "plan", reveals=True, formats=PlanFormats)
 def plan(
     invocation: Invocation,
-    names: Names = None,
+    choice: Choice,
     full: Full = False,
     limit: Limit = None,
     keys: Keys = None,
@@ -110,20 +122,27 @@ def plan(
     accept: Accepted = None,
     var: Variables = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the plan for `retl apply`.")] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no server and need no credentials; say what is not known.")
+    ] = False,
+    detailed: Annotated[
+        bool,
+        typer.Option(DETAILED, help="Exit 0 without changes, 2 with changes, 1 on an error, 3 if refused."),
+    ] = False,
 ) -> int:
-    """Show what a sync would do now, with samples."""
-    if not names or len(names) != 1:
-        raise DefinitionError("USAGE", "`retl plan` needs one sync", hint="retl plan --sync NAME")
-    from retl.app.session import options, paused
-    from retl.run import explain, plan_file
-    from retl.run.plan import Plan
+    """Show what syncs would do now, with samples."""
+    from retl.app.session import options
+    from retl.observe.summary import exit_code
 
     session = invocation.session
-    chosen = session.definition(names[0])
-    if not chosen.enabled:
-        return report(invocation, [paused(chosen.name, True)])
+    chosen = session.to_run(choice)
+    if out is not None and offline:
+        raise DefinitionError("USAGE", "--out needs what the target says: leave out --offline")
+    if out is not None and len(chosen) != 1:
+        raise DefinitionError("USAGE", f"--out takes the plan of one sync, not of {len(chosen)}")
     asked = options(
         dry_run=True,
+        offline=offline,
         full=full,
         limit=limit,
         keys=keys or (),
@@ -132,19 +151,60 @@ def plan(
         accept=accept or (),
         variables=variables(var),
     )
-    session.require([chosen], asked)
+    session.require([one for one in chosen if one.enabled], asked)
+    with session.stop.listening(), progress(invocation):
+        reviews = [_planned(invocation, one, asked, out) for one in chosen]
+    if not chosen:
+        return invocation.show_nothing(choice)
+    code = exit_code([one.summary.exit_code for one in reviews])
+    if detailed:
+        code = _detailed(code, [one.summary for one in reviews])
+    _show_reviews(invocation, reviews, code)
+    return code
+
+
+def _planned(invocation: Invocation, sync: Sync, asked: Options, out: Path | None) -> Review:
+    """What a sync would do, with samples of it."""
+    from retl.app.session import paused
+    from retl.run import plan_file, review
+    from retl.run.plan import Plan
+
+    if not sync.enabled:
+        return review.Review(paused(sync.name, True))
+    job = invocation.session.job(sync, invocation.session.ledger(), asked)
 
     def keep(plan: Plan) -> None:
         if out is not None:
             plan_file.write(plan_file.make(job, plan), out)
 
-    with session.stop.listening(), _progress(invocation):
-        job = session.job(chosen, session.ledger(), asked)
-        summary, samples = explain.preview(job, reveal=invocation.reveal, keep=keep)
-    return report(invocation, [summary], samples)
+    full = invocation.output != "table"
+    return review.review(job, reveal=invocation.reveal, full=full, keep=keep)
 
 
-def _progress(invocation: Invocation) -> AbstractContextManager[None]:
+def _detailed(code: int, summaries: Sequence[Summary]) -> int:
+    """The exit code of --detailed-exitcode: an error is never 2, which says that there are changes."""
+    if code == 0:
+        return 2 if any(one.changes for one in summaries) else 0
+    return 1 if code == DefinitionError.exit_code else code
+
+
+def _show_reviews(invocation: Invocation, reviews: Sequence[Review], code: int) -> None:
+    """Print plans: as a table with samples, or in full as JSON or Markdown."""
+    from retl.cli.markdown import plan_text
+
+    documents = [
+        masked(invocation, one.summary.document()) | {"samples": one.samples, **one.parts()}
+        for one in reviews
+    ]
+    invocation.show(
+        {"syncs": documents, "exit_code": code},
+        lambda: summary_pieces(documents),
+        lambda: "\n".join(map(plan_text, reviews, documents)),
+    )
+    tell_errors(documents)
+
+
+def progress(invocation: Invocation) -> AbstractContextManager[None]:
     """A progress line, if stderr is a terminal."""
     if not invocation.watched:
         return nullcontext()
@@ -153,18 +213,14 @@ def _progress(invocation: Invocation) -> AbstractContextManager[None]:
     return shown()
 
 
-def report(
-    invocation: Invocation, summaries: Sequence[Summary], samples: Sequence[Mapping[str, Any]] | None = None
-) -> int:
+def report(invocation: Invocation, summaries: Sequence[Summary]) -> int:
     """Print the results of the syncs and return the overall exit code."""
     from retl.observe.summary import exit_code
 
     code = exit_code([summary.exit_code for summary in summaries])
     documents = [masked(invocation, summary.document()) for summary in summaries]
     document: dict[str, Any] = {"syncs": documents, "exit_code": code}
-    if samples is not None:
-        documents[0]["samples"] = list(samples)
-    invocation.show(document, lambda: summary_pieces(documents, samples))
+    invocation.show(document, lambda: summary_pieces(documents))
     tell_errors(documents)
     return code
 
@@ -173,8 +229,8 @@ def tell_errors(documents: Sequence[Mapping[str, Any]]) -> None:
     """Say on stderr why syncs failed."""
     for one in documents:
         errors = (*one["guards"], *([one["error"]] if one["error"] else []))
-        for sentence in dict.fromkeys(problems.sentence(problem) for problem in errors):
-            output.say(f"error: {one['sync']}: {sentence}")
+        for error in {problems.sentence(problem): problem for problem in errors}.values():
+            problems.tell(error, one["sync"])
 
 
 def masked(invocation: Invocation, document: dict[str, Any]) -> dict[str, Any]:
@@ -184,48 +240,58 @@ def masked(invocation: Invocation, document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def summary_pieces(
-    documents: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, Any]] | None = None
-) -> list[Piece]:
+def summary_pieces(documents: Sequence[Mapping[str, Any]]) -> list[Piece]:
     dry = any(one["dry_run"] for one in documents)
     headers = ("sync", "status", *(name.replace("_", " ") for name in NUMBERS), "seconds")
     rows = [(one["sync"], one["status"], *(one[n] for n in NUMBERS), one["seconds"]) for one in documents]
     title = "dry run: nothing was written; a run now would give" if dry else None
-    pieces: list[Piece] = [Table(headers, rows, title, flips=True)]
+    pieces: list[Piece] = [Table(headers, rows, title, keeps=("read",))]
     several = len(documents) > 1
     for one in documents:
         name = f"{one['sync']}: " if several else ""
         pieces += _details(one, name)
-    if samples:
-        headers = ("op", "key", "field", "now", "then")
-        if any("verdict" in one for one in samples):
-            headers += ("verdict",)
-        rows = [row[: len(headers)] for row in _sampled(samples)]
-        pieces.append(Table(headers, rows, "the first changes:"))
+        if samples := one.get("samples"):
+            headers = ("op", "key", "field", "before", "after")
+            if any("verdict" in sample for sample in samples):
+                headers += ("verdict",)
+            rows = [row[: len(headers)] for row in sampled(samples)]
+            pieces.append(Table(headers, rows, f"{name}the first changes:"))
     return pieces
 
 
 def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
     pieces: list[Piece] = []
     if waiting := one["not_attempted"] + one["deletes"]["not_attempted"]:
-        pieces.append(f"{name}{waiting} rows were not attempted")
+        pieces.append(f"{name}{waiting:,} rows were not attempted")
     edits = {**one["conflicts"], "deletes kept": one["deletes"]["kept"]}
     if any(edits.values()):
         pieces.append(f"{name}edited by others: {', '.join(f'{n} {kind}' for kind, n in edits.items() if n)}")
     if one["rejects"]:
         total = one["rejected"] + one["deletes"]["rejected"]
-        title = f"{name}rejects ({len(one['rejects'])} of {max(total, len(one['rejects']))}):"
+        title = f"{name}rejects ({len(one['rejects'])} of {max(total, len(one['rejects'])):,}):"
         parts = ("key", "stage", "code", "reason")
         pieces.append(Table(parts, [tuple(row[part] for part in parts) for row in one["rejects"]], title))
+    pieces += assert_pieces(one.get("assert", ()), name)
+    if "estimate" in one:
+        pieces.append(f"{name}estimated: {one['estimate']['text']}")
     pieces += [f"{name}note: {note}" for note in one.get("notes", ())]
     return pieces
 
 
-def _sampled(samples: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Any, ...]]:
+def assert_pieces(found: Sequence[Mapping[str, Any]], name: str = "") -> list[Piece]:
+    rows = [(one["name"], "holds" if one["passed"] else "FAILED", one["found"]) for one in found]
+    return [Table(("assertion", "result", "found"), rows, f"{name}at the target:")] if rows else []
+
+
+def sampled(samples: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Any, ...]]:
+    """A line per field: op and key on the first of a row, field, before, after, verdict."""
     for sample in samples:
-        first = (sample["op"], sample["key"])
+        op = sample["op"]
+        first = (op, sample["key"])
         if not sample["fields"]:
             yield (*first, "", "", "", sample.get("verdict"))
-        for field, (old, new) in sample["fields"].items():
+        for field, pair in sample["fields"].items():
+            old, new = map(output.datum, pair)
+            old, new = ("" if op == "insert" else old), ("" if op == "delete" else new)
             yield (*first, field, old, new, sample.get("verdicts", {}).get(field, sample.get("verdict")))
             first = ("", "")

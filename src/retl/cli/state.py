@@ -1,4 +1,4 @@
-"""`retl state` and `retl rejects`: show and change what the next run believes.
+"""`retl state`: show and change what the next run believes.
 
 Every change first says what the next run will do then, and does nothing without --yes.
 """
@@ -6,7 +6,6 @@ Every change first says what the next run will do then, and does nothing without
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import socket
 from contextlib import AbstractContextManager, nullcontext
@@ -16,21 +15,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retl.cli import output
-from retl.cli.app import app, command, with_shared_options
+from retl.cli import completing
+from retl.cli.app import Output, app, command, with_shared_options
 from retl.cli.invocation import Invocation, variables
 from retl.cli.output import Table
 from retl.errors import DefinitionError, Later
 
 if TYPE_CHECKING:
-    from retl.ledger import Ledger, Lock, RejectRow
+    from retl.ledger import Ledger, Lock
 
 Yes = Annotated[bool, typer.Option("--yes", help="Make the change.")]
-SyncName = Annotated[str, typer.Argument(metavar="SYNC")]
-OneSync = Annotated[str | None, typer.Option("--sync", metavar="NAME", help="Only this sync.")]
+SyncName = Annotated[str, typer.Argument(metavar="SYNC", autocompletion=completing.names)]
+OneSync = Annotated[
+    str | None,
+    typer.Option("--sync", metavar="NAME", help="Only this sync.", autocompletion=completing.names),
+]
 
 state = typer.Typer(help="Show or change what the next run believes.", invoke_without_command=True)
-rejects = typer.Typer(help="Show or dismiss open rejects.", invoke_without_command=True)
 
 
 def show(invocation: Invocation, sync: OneSync = None) -> None:
@@ -170,7 +171,9 @@ def prune(
 
 @command(state, "unblock")
 def unblock(
-    invocation: Invocation, connection: Annotated[str, typer.Argument(metavar="CONNECTION")], yes: Yes = False
+    invocation: Invocation,
+    connection: Annotated[str, typer.Argument(metavar="CONNECTION", autocompletion=completing.connections)],
+    yes: Yes = False,
 ) -> None:
     """Use a connection again at once, although its breaker or its target says wait."""
     from retl.project.settings import DEFAULT_CONNECTIONS
@@ -215,68 +218,9 @@ def resume(invocation: Invocation, name: SyncName) -> None:
     done(invocation, {"resumed": name, "was_paused": asdict(ended) if ended else None}, then)
 
 
-def list_rejects(invocation: Invocation, sync: OneSync = None) -> None:
-    """List the open rejects."""
-    ledger = invocation.session.ledger()
-    if sync is not None and sync not in _former(ledger):
-        invocation.session.definition(sync)
-    found = [_reject(invocation, one) for one in ledger.rejects(sync)]
-    headers = ("sync", "key", "stage", "code", "reason", "first_seen", "last_seen", "attempts")
-    rows = [tuple(one[name] for name in headers) for one in found]
-    labels = tuple(name.replace("_", " ") for name in headers)
-    kept = [
-        f"{one['sync']}, key {one['key'] or 'unusable'}: {json.dumps(one['payload'], ensure_ascii=False)}"
-        for one in found
-        if one["payload"] is not None
-    ]
-    invocation.show({"rejects": found}, lambda: [Table(labels, rows), *kept] if rows else ["no open rejects"])
-
-
-def _reject(invocation: Invocation, one: RejectRow) -> dict[str, Any]:
-    """The JSON form of a reject; masked columns of its row stay masked, even with --reveal."""
-    from retl.engine import payload
-
-    kept = one.payload and payload.shown(one.payload, invocation.masked_columns(one.sync))
-    return {
-        "sync": one.sync,
-        "key": output.MASK if invocation.hides_key(one.sync) else one.key,
-        "stage": one.stage,
-        "code": one.code,
-        "reason": one.reason,
-        "first_seen": one.first_seen,
-        "last_seen": one.last_seen,
-        "attempts": one.attempts,
-        "run_id": one.run_id,
-        "state": one.state,
-        "payload": kept,
-    }
-
-
-@command(rejects, "dismiss")
-def dismiss(
-    invocation: Invocation,
-    sync: Annotated[str | None, typer.Option("--sync", metavar="NAME", help="Rejects of this sync.")] = None,
-    keys: Annotated[
-        list[str] | None, typer.Option("--key", metavar="KEY", help="The reject with this key.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All rejects of the sync.")] = False,
-    yes: Yes = False,
-) -> None:
-    """Dismiss rejects until their rows change."""
-    if sync is None or bool(keys) == everything:
-        raise DefinitionError(
-            "USAGE",
-            "select rejects with --sync NAME and either --key KEY or --all",
-            hint="`retl rejects` lists them",
-        )
-    ledger = invocation.session.ledger(create=True)
-    if sync not in _former(ledger):
-        invocation.session.definition(sync)
-    number = ledger.dismiss(sync, keys or None)
-    if keys and not number:
-        raise DefinitionError("REJECT_UNKNOWN", f"{sync} has no open reject with this key")
-    then = "only a change of their rows opens them again"
-    done(invocation, {"sync": sync, "dismissed": number}, f"{number} rejects dismissed; {then}")
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 reject`, `1,204 rejects`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _ledger(invocation: Invocation, yes: bool) -> Ledger:
@@ -309,12 +253,13 @@ def done(invocation: Invocation, document: dict[str, Any], then: str) -> None:
     invocation.show({**document, "next_run": then}, lambda: [then])
 
 
-def group(group: typer.Typer, name: str, bare: Any, bare_name: str, *, reveals: bool) -> None:
+def group(
+    group: typer.Typer, name: str, bare: Any, bare_name: str, *, reveals: bool, formats: Any = Output
+) -> None:
     """`retl NAME` alone does what `retl NAME BARE` does."""
-    group.callback()(with_shared_options(bare, reveals=reveals, alone=True))
-    command(group, bare_name, reveals=reveals)(bare)
+    group.callback()(with_shared_options(bare, reveals=reveals, alone=True, formats=formats))
+    command(group, bare_name, reveals=reveals, formats=formats)(bare)
     app.add_typer(group, name=name)
 
 
 group(state, "state", show, "show", reveals=False)
-group(rejects, "rejects", list_rejects, "list", reveals=True)

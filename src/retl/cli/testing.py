@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retl.app.choice import Choice
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation, variables
 from retl.cli.output import Piece, Table, document_text
@@ -24,7 +25,7 @@ MASK = "***"
 @command(app, "test", reveals=True)
 def run_tests(
     invocation: Invocation,
-    sync: Annotated[list[str] | None, typer.Option("--sync", help="Only this sync; may be repeated.")] = None,
+    choice: Choice,
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
     """Run the mapping tests under `tests` of sync files, offline."""
@@ -33,12 +34,16 @@ def run_tests(
 
     project = invocation.project
     given = invocation.session.variables(variables(var), datetime.now(UTC).date())
-    chosen = project.select(names=sync or list(project.syncs)) if project.syncs else []
+    chosen = invocation.session.choose(choice, paused=True)
+    if not chosen and not choice.bare:
+        return invocation.show_nothing(choice, "tests")
     judges = {}
     errors = []
     for one in chosen:
         if one.tests:
-            judge = mapping_tests.contract_of(one, project.source(one, given), project.folder)
+            # a contract says all that a test needs; without one the source is asked for its columns
+            source = project.source(one, given, offline=one.contract is not None)
+            judge = mapping_tests.contract_of(one, source, project.folder)
             judges[one.name] = judge
             errors += [
                 DefinitionError(p.code, p.message, hint=p.hint, where=project.place(one, p.loc))

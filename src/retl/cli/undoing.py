@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
+from retl.cli import completing
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
+from retl.cli.naming import run_by_id
 from retl.cli.running import Accepted, Allowed, report
-from retl.errors import DefinitionError
 
 
 @command(app, "rollback", reveals=True)
 def rollback(
     invocation: Invocation,
-    run_id: Annotated[str, typer.Argument(metavar="RUN")],
+    run_id: Annotated[str, typer.Argument(metavar="RUN", autocompletion=completing.runs)],
     keys: Annotated[
         list[str] | None, typer.Option("--key", metavar="KEY", help="Only this row of the run.")
     ] = None,
@@ -33,15 +34,13 @@ def rollback(
 
     session = invocation.session
     ledger = session.ledger(create=not dry_run)
-    found = ledger.run(run_id)
-    if found is None:
-        raise DefinitionError("RUN_UNKNOWN", f"there is no run {run_id!r}", hint="`retl runs` lists them")
+    found = run_by_id(ledger, run_id)
     sync = session.definition(found.sync)
     session.require([sync])
     asked = run.Asked(found, tuple(keys or ()), pause=not no_pause)
     chosen = options(dry_run=dry_run, allow_deletes=allow_deletes, accept=accept or ())
     with session.stop.listening():
-        job = session.job(sync, ledger, replace(chosen, purpose="rollback", of_run=run_id))
+        job = session.job(sync, ledger, replace(chosen, purpose="rollback", of_run=found.run_id))
         run.require(job, found)
         summary = run.look(job, asked) if dry_run else run.rollback(job, asked)
     return report(invocation, [summary])

@@ -25,7 +25,8 @@ from retl.contract.loaders import refuse_variants
 from retl.contract.model import Rule, is_plain, read
 from retl.contract.prefilter import clearing
 from retl.errors import DefinitionError, Mismatch
-from retl.project import definitions
+from retl.project import contracts
+from retl.project.contracts import STAR, Documented
 from retl.project.validation import did_you_mean
 from retl.values import storage, types
 from retl.values.sql import literal, quoted
@@ -206,18 +207,21 @@ CODES = frozenset({"NULL_VALUE", "UNREPRESENTABLE", "CONTRACT_EDITED", "MODEL", 
 
 
 def build(
-    definition: definitions.Contract | None,
+    definition: contracts.Contract | None,
     columns: Mapping[str, str],
     folder: Path,
     key: Sequence[str],
     timezone: str = "UTC",
     misfit: str | None = None,
+    documented: Mapping[str, Documented] | None = None,
 ) -> Contract:
     """The contract over a mart's columns (name → DuckDB type); without a definition, all columns with
-    the warehouse's types. `folder` is the project's; `misfit`: see Contract. DefinitionError for an invalid
-    contract, Mismatch SOURCE_DRIFT if the mart has other columns or types than the contract uses."""
-    model, rules = read(definition, columns, folder)
-    refuse_variants(columns, rules, rules if definition is not None else ())
+    the warehouse's types. `folder` is the project's; `misfit`: see Contract; `documented`: what dbt says, by
+    column in lower case. DefinitionError for an invalid contract, Mismatch SOURCE_DRIFT if the mart has other
+    columns or types than the contract uses."""
+    model, rules = read(definition, columns, folder, documented)
+    starred = definition is None or STAR in (definition.columns or {})
+    refuse_variants(columns, rules, (definition and definition.columns) or () if starred else rules)
     for name, rule in rules.items():
         if not types.fits(rule.type, rule.column_type):
             raise Mismatch(

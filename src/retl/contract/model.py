@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
@@ -34,9 +34,11 @@ from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 from pydantic_core import SchemaError
 
-from retl.contract.loaders import is_own
+from retl.contract.completion import completed, documentation
 from retl.errors import DefinitionError, Mismatch
-from retl.project import definitions, yamlfile
+from retl.project import contracts, yamlfile
+from retl.project.contracts import STAR, ColumnSetting, Documented
+from retl.project.validation import did_you_mean
 from retl.values.types import Type, TypeName, of_duckdb
 
 BOUNDS = ("ge", "gt", "le", "lt")
@@ -50,6 +52,7 @@ class Rule:
     column_type: str
     nullable: bool
     sensitive: bool = False
+    description: str | None = None
     item_nullable: bool = False
     min_length: int | None = None
     max_length: int | None = None
@@ -64,29 +67,45 @@ class Rule:
 
 
 def read(
-    definition: definitions.Contract | None, columns: Mapping[str, str], folder: Path
+    definition: contracts.Contract | None,
+    columns: Mapping[str, str],
+    folder: Path,
+    documented: Mapping[str, Documented] | None = None,
 ) -> tuple[type[BaseModel], dict[str, Rule]]:
-    """The model of a contract and its rules by mart column. DefinitionError for an invalid contract,
-    Mismatch SOURCE_DRIFT for a column that is not in the mart."""
-    written = _columns(definition, columns, folder)
+    """The model of a contract and its rules by mart column. `documented`: what dbt says, by column in lower
+    case. DefinitionError for an invalid contract, Mismatch SOURCE_DRIFT for a column that is not in the
+    mart."""
+    known = documented or {}
+    written = _columns(definition, folder)
     if written is not None:
-        return _created(written), {
-            name: _written(name, column, _present(name, columns)) for name, column in written.items()
+        whole = completed(written, columns, known)
+        return _created(whole), {
+            name: _written(name, column, _present(name, columns, written)) for name, column in whole.items()
         }
     assert definition is not None
     assert definition.model is not None
     model = _imported(definition.model, folder)
+    fields = list(_fields(model))
+    names = [name for name, _, _ in fields]
+    rules = {name: _derived(field, info, _present(name, columns, names)) for name, field, info in fields}
     return model, {
-        name: _derived(field, info, _present(name, columns)) for name, field, info in _fields(model)
+        name: replace(rule, sensitive=True) if documentation(known, name).sensitive else rule
+        for name, rule in rules.items()
     }
 
 
-def types_of(definition: definitions.Contract | None, folder: Path) -> dict[str, Type]:
+def types_of(definition: contracts.Contract | None, folder: Path) -> dict[str, Type]:
     """The types that a contract gives texts, by mart column. DefinitionError for an invalid contract."""
     if definition is None:
         return {}
-    written = _columns(definition, {}, folder)
+    written = _columns(definition, folder)
     if written is not None:
+        if untyped := next((name for name, column in written.items() if column.type is None), None):
+            raise DefinitionError(
+                "CONTRACT",
+                f"the contract gives {untyped} no type, and this source has none of its own",
+                hint="name every column with its type",
+            )
         return {name: _type(column) for name, column in written.items()}
     assert definition.model is not None
     return {
@@ -102,47 +121,31 @@ def _fields(model: type[BaseModel]) -> Iterator[tuple[str, str, FieldInfo]]:
         yield alias if isinstance(alias, str) else field, field, info
 
 
-def _present(name: str, columns: Mapping[str, str]) -> str:
+def _present(name: str, columns: Mapping[str, str], named: Collection[str]) -> str:
     if name in columns:
         return columns[name]
+    meant = did_you_mean(name, [one for one in columns if one not in named])
     raise Mismatch(
         "SOURCE_DRIFT",
         f"the contract's column {name} is not in the mart",
-        hint=f"add it to the mart or remove it from the contract; the mart has: {', '.join(columns)}",
+        hint=f"{f'{meant} ' if meant else ''}`retl contract diff` shows the ways out; the mart has:"
+        f" {', '.join(columns)}",
     )
 
 
-def _columns(
-    definition: definitions.Contract | None, columns: Mapping[str, str], folder: Path
-) -> Mapping[str, definitions.Column] | None:
-    """The columns of the contract; None if it is the user's own model."""
+def _columns(definition: contracts.Contract | None, folder: Path) -> Mapping[str, contracts.Column] | None:
+    """The columns of the contract as they are written; None if it is the user's own model."""
     if definition is None:
-        return {name: _inferred(name, kind) for name, kind in columns.items() if not is_own(name)}
+        return {STAR: contracts.Column()}
     return _load(folder / definition.file) if definition.file else definition.columns
 
 
-def _inferred(name: str, column_type: str) -> definitions.Column:
-    found = of_duckdb(column_type)
-    if found is None:
-        raise DefinitionError(
-            "COLUMN_TYPE",
-            f"the mart's column {name} is {column_type}, which no target can hold",
-            hint=f"cast {name} in the source's SQL, or write a contract without it",
-        )
-    parts = {
-        "type": found.name,
-        "max_digits": found.max_digits,
-        "decimal_places": found.decimal_places,
-        "items": found.items,
-    }
-    return definitions.Column(nullable=True, **{k: v for k, v in parts.items() if v is not None})
-
-
-def _load(path: Path) -> dict[str, definitions.Column]:
+def _load(path: Path) -> dict[str, contracts.Column]:
     """The columns in a contract file."""
     tree = yamlfile.load(path, name=path.name)
     try:
-        return TypeAdapter(dict[str, definitions.Column]).validate_python(tree.value)
+        columns = TypeAdapter(dict[str, ColumnSetting]).validate_python(tree.value)
+        return contracts.Contract(columns=columns).columns or {}
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -212,9 +215,11 @@ _LIMITS: dict[TypeName, set[str]] = {
 }
 
 
-def _created(columns: Mapping[str, definitions.Column]) -> type[BaseModel]:
+def _created(columns: Mapping[str, contracts.Column]) -> type[BaseModel]:
     fields: dict[str, Any] = {}
     for at, (name, column) in enumerate(columns.items()):
+        if column.type is None:  # the mart lacks it, and `_present` says so
+            continue
         limits = {
             part: value
             for part in ("min_length", "max_length", "pattern", "max_digits", "decimal_places")
@@ -247,8 +252,8 @@ def _list_of(item: Any) -> Any:
     return types.GenericAlias(list, (item | None,))
 
 
-def _check_one_of(name: str, column: definitions.Column) -> None:
-    allowed: type = {"string": str, "integer": int}.get(column.type, type(None))
+def _check_one_of(name: str, column: contracts.Column) -> None:
+    allowed: type = {"string": str, "integer": int}.get(str(column.type), type(None))
     if not column.one_of or not all(type(value) is allowed for value in column.one_of):
         raise DefinitionError(
             "CONTRACT",
@@ -257,7 +262,7 @@ def _check_one_of(name: str, column: definitions.Column) -> None:
         )
 
 
-def _bound(name: str, column: definitions.Column, part: str) -> Any:
+def _bound(name: str, column: contracts.Column, part: str) -> Any:
     """A written limit → the Python type of the column."""
     written = getattr(column, part)
     if written is None:
@@ -271,7 +276,7 @@ def _bound(name: str, column: definitions.Column, part: str) -> Any:
         "timestamptz": datetime.fromisoformat,
     }
     try:
-        limit = read[column.type](str(written))
+        limit = read[_type(column).name](str(written))
         if isinstance(limit, datetime) and (limit.tzinfo is None) != (column.type == "timestamp"):
             raise ValueError("time zone")
         if isinstance(limit, float | Decimal) and not Decimal(limit).is_finite():
@@ -285,16 +290,18 @@ def _bound(name: str, column: definitions.Column, part: str) -> Any:
     return limit
 
 
-def _type(column: definitions.Column) -> Type:
+def _type(column: contracts.Column) -> Type:
+    assert column.type is not None
     return Type(column.type, column.max_digits, column.decimal_places, column.items)
 
 
-def _written(name: str, column: definitions.Column, column_type: str) -> Rule:
+def _written(name: str, column: contracts.Column, column_type: str) -> Rule:
     return Rule(
         _type(column),
         column_type,
         column.nullable,
         sensitive=column.sensitive,
+        description=column.description,
         item_nullable=True,
         min_length=column.min_length,
         max_length=column.max_length,

@@ -20,7 +20,6 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, Protocol
 
-from retl.delivery.failure_rate import FailureRate
 from retl.destinations.api import Destination
 from retl.destinations.batch import (
     UNKNOWN,
@@ -34,17 +33,18 @@ from retl.destinations.batch import (
     RowResult,
 )
 from retl.destinations.window import KeyWindow
-from retl.errors import Ambiguous, Expired, Later, Poisoned, Spent, Stopped, Systemic, Unavailable
+from retl.errors import Ambiguous, Expired, Later, Poisoned, RetlError, Spent, Stopped, Systemic, Unavailable
 from retl.model import Retry
 from retl.net.gate import Gate
 from retl.observe import log
-from retl.observe.signals import Stop
+from retl.observe.signals import Insistent, Stop
 from retl.pace.limiter import Pace
 
 WINDOW = 16  # batches opened in the ledger at once; after a crash at most these are unknown
 SMALL_WINDOW = 128  # for small batches, because each opening waits for the disk
 SMALL_WINDOW_ROWS = 10_000
 GRACE = 1.5  # seconds that the current request may still take after a stop request
+SEARCHES = 1000  # requests of a run that look for rows which the target refused and did not name
 NOT_APPLIED = RowResult(Kind.RETRY)
 
 
@@ -93,6 +93,12 @@ class Journal(Protocol):
     def flush(self) -> None: ...
 
 
+class Judge(Protocol):
+    """Hears of every answer, and raises to stop the run."""
+
+    def add(self, batch: Batch, outcome: Outcome) -> None: ...
+
+
 def prepared(capabilities: Capabilities) -> bool:
     """Whether every batch needs an intent of its own: it may not arrive twice, or it has a key."""
     return not capabilities.idempotent or capabilities.key_window is not None
@@ -111,13 +117,15 @@ class Delivery:
     resend_unknown: bool = False  # at_least_once: an unanswered batch is sent again
     answered: list[Answered] = field(default_factory=list)
     retries: int = 0
+    searches: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _failure_rate: FailureRate | None = None
+    elsewhere: int = 0  # bytes that other processes of the run sent
+    _failure_rate: Judge | None = None
     _lanes: list[Destination[Any]] = field(default_factory=list)
     _left: list[Batch] = field(default_factory=list)
-    _held_off: Later | None = None
+    _held_off: RetlError | None = None
 
-    def drain(self, batches: Iterable[Batch], failure_rate: FailureRate | None = None) -> None:
+    def drain(self, batches: Iterable[Batch], failure_rate: Judge | None = None) -> None:
         """Deliver every batch over all lanes; returns when all are answered.
 
         Raises the error that stopped it: Systemic, Unavailable past its budget, Later, Stopped, or too many
@@ -146,7 +154,7 @@ class Delivery:
     @property
     def sent(self) -> int:
         """Bytes sent by all lanes."""
-        return sum(lane.sent for lane in self._lanes)
+        return self.elsewhere + sum(lane.sent for lane in self._lanes)
 
     def close(self) -> None:
         for destination in self._lanes:
@@ -169,6 +177,7 @@ class Delivery:
         """Deliver one batch until it is answered; a poisoned batch as halves with their own ids."""
         tries = _Tries()
         try:
+            self.pace.require_open()
             if prepared(self.capabilities):
                 batch = self._prepare(destination, batch, tries)
             outcome = self._persist(destination, batch, tries)
@@ -192,7 +201,10 @@ class Delivery:
             with self._lock:
                 self.retries += max(tries.count - 1, 0)
         log.event("batch_answered", batch=batch.id, level="debug")
+        if outcome.divides and any(outcome.result(row).kind is Kind.RETRY for row in range(len(batch))):
+            return self._send_others(destination, batch, outcome, tries)
         outcome = self._again(destination, batch, outcome)
+        outcome = self._find_refused(destination, batch, outcome)
         self._record(tries.answer(batch, outcome))
         if self._held_off is not None:
             raise self._held_off
@@ -205,6 +217,26 @@ class Delivery:
         self.journal.split(batch, parts)
         self._record(tries.answer(batch, None))
         for part in parts:
+            self._deliver(destination, part)
+
+    def _send_others(
+        self, destination: Destination[Any], batch: Batch, outcome: Outcome, tries: _Tries
+    ) -> None:
+        """Nothing was applied because of rows that the target named: record these, and deliver the others as
+        batches of their own."""
+        others = {row for row in range(len(batch)) if outcome.result(row).kind is Kind.RETRY}
+        spans = sorted([*_spans(sorted(others)), *_spans(sorted(outcome.exceptions.keys() - others))])
+        parts = [batch.slice(batch.first + first, batch.first + last) for first, last in spans]
+        self.journal.split(batch, parts)
+        self._record(tries.answer(batch, None))
+        waiting = []
+        for part, (first, _) in zip(parts, spans, strict=True):
+            if first in others:
+                waiting.append(part)
+            else:
+                refused = {row: outcome.result(first + row) for row in range(len(part))}
+                self._record(tries.answer(part, Outcome(refused[0], refused)))
+        for part in waiting:
             self._deliver(destination, part)
 
     def _persist(self, destination: Destination[Any], batch: Batch, tries: _Tries) -> Outcome:
@@ -265,19 +297,12 @@ class Delivery:
     @contextmanager
     def _in_hand(self, destination: Destination[Any]) -> Iterator[None]:
         """After a stop request the current request may finish within GRACE."""
-        timers: list[threading.Timer] = []
-
-        def later() -> None:
-            timers.append(threading.Timer(GRACE, destination.interrupt))
-            timers[-1].daemon = True
-            timers[-1].start()
-
+        late = Insistent(GRACE, destination.interrupt)
         try:
-            with self.stop.interrupting(later):
+            with self.stop.interrupting(late.start):
                 yield
         finally:
-            for timer in timers:
-                timer.cancel()
+            late.cancel()
 
     def _again(self, destination: Destination[Any], batch: Batch, outcome: Outcome) -> Outcome:
         """Send rows that the target refused for now again, as slices of the batch, and merge their outcomes.
@@ -294,7 +319,7 @@ class Delivery:
             try:
                 again = self._persist(destination, part, tries)
             except (Unavailable, Poisoned, Later) as problem:
-                if tries.doubt:
+                if tries.doubt or tries.handle is not None:
                     merged |= dict.fromkeys(range(first, last + 1), UNKNOWN)
                 if isinstance(problem, Later):
                     self._held_off = problem  # the run ends when this batch is recorded
@@ -303,10 +328,44 @@ class Delivery:
             merged |= {first + row: again.result(row) for row in range(len(part))}
         return replace(outcome, exceptions=merged)
 
+    def _find_refused(self, destination: Destination[Any], batch: Batch, outcome: Outcome) -> Outcome:
+        """Send the rows of which the target refused some without naming them again in halves, until each has
+        an answer of its own. Only where twice is once; the halves have no intent of their own. After SEARCHES
+        requests the rest stays UNKNOWN: the next run sends it again."""
+        if not (outcome.divides and self.capabilities.idempotent):
+            return outcome
+        merged = dict(outcome.exceptions)
+        waiting = _parts(outcome, 0, len(batch))
+        while waiting and self._held_off is None and self._may_search():
+            first, last = waiting.pop()
+            part = replace(batch.slice(batch.first + first, batch.first + last), round=batch.round + 1)
+            tries = _Tries()
+            try:
+                found = self._persist(destination, part, tries)
+            except Poisoned as problem:
+                found = Outcome(RowResult(Kind.REJECTED, problem.code, problem.message))
+                if len(part) > 1:
+                    found = Outcome(UNKNOWN, divides=True)
+            except Unavailable:
+                break
+            except (Later, Systemic, Stopped) as problem:
+                self._held_off = problem  # the run ends when this batch is recorded
+                break
+            merged |= {first + row: found.result(row) for row in range(len(part))}
+            waiting += _parts(found, first, len(part)) if found.divides else []
+        return replace(outcome, exceptions=merged)
+
+    def _may_search(self) -> bool:
+        with self._lock:
+            self.searches += 1
+            self.retries += 1
+            return self.searches <= SEARCHES
+
     def repeat(self, batch: Batch, positions: Sequence[int]) -> int:
         """Send refused rows once more: `batch` has the rows at these positions of the change set. Returns how
         many of them are no longer refused. Their first answer is replaced, in the ledger too; meanwhile they
         are unknown there. Raises as `drain`."""
+        self.pace.require_open()
         former = [(number, self.answered[number]) for number in self._answers_of(positions)]
         self._record_again(former, dict.fromkeys(positions, UNKNOWN))
         destination, tries = self._destination(0), _Tries()
@@ -377,6 +436,20 @@ class Delivery:
             return Outcome(UNKNOWN)
         except Poisoned as problem:
             return Outcome(RowResult(Kind.REJECTED, problem.code, problem.message))
+
+    def finish(self, batch: Batch, handle: str | None) -> None:
+        """Answer a batch that an earlier attempt at this work left open: by evidence in the target, after
+        which that attempt cannot write it any more, else by sending it again where twice is once."""
+        destination = self._destination(0)
+        outcome = self.resolve(destination, batch, handle)
+        again = self.capabilities.idempotent or self.resend_unknown
+        try:
+            if outcome.default.kind is Kind.RETRY or (outcome == Outcome(UNKNOWN) and again):
+                self._deliver(destination, batch)
+            else:
+                self._record(Answered(batch, outcome))
+        finally:
+            self.journal.flush()
 
     def count(self, kind: Kind) -> int:
         """How many rows have this result so far."""
@@ -484,6 +557,18 @@ def _evidence(destination: Destination[Any], batch: Batch, handle: str | None) -
         return destination.resolve(batch, handle)
     except Ambiguous as problem:
         raise Unavailable(problem.code, problem.message, hint=problem.hint) from problem
+
+
+def _parts(outcome: Outcome, first: int, size: int) -> list[tuple[int, int]]:
+    """The rows of an answer that divides as ranges to send, the first one last; all rows are two halves.
+    Numbers count from `first` on."""
+    unknown = [row for row in range(size) if outcome.result(row).kind in (Kind.UNKNOWN, Kind.RETRY)]
+    if len(unknown) == size:
+        middle = (size + 1) // 2
+        ranges = [(0, middle - 1), (middle, size - 1)] if size > 1 else []
+    else:
+        ranges = list(_spans(unknown))
+    return [(first + a, first + b) for a, b in reversed(ranges)]
 
 
 def _spans(rows: Sequence[int]) -> Iterator[tuple[int, int]]:

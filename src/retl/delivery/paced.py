@@ -42,7 +42,7 @@ class Paced(Destination[Any]):
     """The destination of `make`, under a pace."""
 
     def __init__(self, make: Callable[[Gate], Destination[Any]], pace: Pace, stop: Stop) -> None:
-        gate = PacedGate(pace, stop)
+        self._pace, gate = pace, PacedGate(pace, stop)
         self._inner = inner = make(gate)
         super().__init__(inner.options, inner.shape, gate)
         self._gate = gate
@@ -67,6 +67,7 @@ class Paced(Destination[Any]):
         return self._inner.notes()
 
     def prepare(self, visit: Visit) -> None:
+        self._pace.require_open()
         self._inner.prepare(visit)
 
     def write(self, batch: Batch) -> Answer:
@@ -88,6 +89,16 @@ class Paced(Destination[Any]):
 
     def scan(self) -> Iterator[tuple[str, ...]]:
         return self._inner.scan()
+
+    def ask(self, sql: str) -> Any:
+        return self._inner.ask(sql)
+
+    @property
+    def relation(self) -> str:
+        return self._inner.relation
+
+    def age_sql(self, column: str) -> str:
+        return self._inner.age_sql(column)
 
     def preview(self, batch: Batch) -> bytes:
         return self._inner.preview(batch)

@@ -12,8 +12,9 @@ from retl.errors import DefinitionError
 
 
 def names() -> list[str]:
-    """The types with code of their own: the folders of this package."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg and m.name != "presets")
+    """The types with code of their own: the folders of this package, without what several types share."""
+    shared = ("presets", "sql")
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg and m.name not in shared)
 
 
 def preset_names() -> list[str]:

@@ -19,6 +19,7 @@ from retl.destinations.batch import (
     Answer,
     Batch,
     Capabilities,
+    Field,
     Folds,
     Outcome,
     Peeked,
@@ -71,6 +72,7 @@ class Destination(ABC, Generic[OptionsT]):
     Connection: ClassVar[type[BaseModel]]
     Options: ClassVar[type[BaseModel]]
     about: ClassVar[About] = About()
+    shards: ClassVar[bool] = False  # several processes of one run may write to it at the same time
     capabilities: Capabilities
 
     def __init__(self, options: OptionsT, shape: Shape, gate: Gate | None = None) -> None:
@@ -105,9 +107,24 @@ class Destination(ABC, Generic[OptionsT]):
         return cls.place(options, write)
 
     @classmethod
+    def erasing(cls, options: OptionsT) -> Mapping[str, Any]:
+        """The options that let a delete erase a person for good, where the vendor has such a thing."""
+        return {}
+
+    @classmethod
     def learns(cls, options: OptionsT, write: WriteMode, key: Sequence[str]) -> bool:
         """Whether answers to writes contain the external id of a row with this key."""
         return False
+
+    @classmethod
+    def forgets(cls, options: OptionsT) -> bool:
+        """Whether a delete removes for good what was sent; else a person must erase it there."""
+        return True
+
+    @classmethod
+    def comparable(cls, options: OptionsT) -> bool:
+        """Whether it can be compared with a mart: it has `differing`, as these options let it."""
+        return cls.differing is not Destination.differing
 
     @abstractmethod
     def check(self, visit: Visit) -> Trace | None:
@@ -119,6 +136,16 @@ class Destination(ABC, Generic[OptionsT]):
     def notes(self) -> list[str]:
         """What `retl check` says of a target that passed `check`: one sentence each. It only reads."""
         return []
+
+    def columns(self) -> Mapping[str, str] | None:
+        """The columns of the object with their types, as the target names them. None if there is no object,
+        or if the target has no columns. It only reads."""
+        return None
+
+    def ddl(self, name: str, to: Field | str | None) -> str | None:
+        """The statement that adds this field as a column, renames a column, or drops it. None if the target
+        has no such statement. It does nothing."""
+        return None
 
     def prepare(self, visit: Visit) -> None:
         """Once per run, after the guards: create what `create` and the promises need in the target."""
@@ -156,6 +183,21 @@ class Destination(ABC, Generic[OptionsT]):
     def scan(self) -> Iterator[tuple[str, ...]]:
         """The key values, as text, of everything at this place, also of what others wrote; a key may come
         twice. Only for a target that has `differing`."""
+        raise NotImplementedError
+
+    def ask(self, sql: str) -> Any:
+        """The one value that a SELECT at the target returns, in a transaction that cannot write. Only for
+        databases, as `relation` and `age_sql`. Raises a TargetError."""
+        raise NotImplementedError
+
+    @property
+    def relation(self) -> str:
+        """The table as SQL names it."""
+        raise NotImplementedError
+
+    def age_sql(self, column: str) -> str:
+        """A SELECT of the seconds since the latest time in a column, by the target's clock; a time without a
+        zone is in UTC."""
         raise NotImplementedError
 
     def preview(self, batch: Batch) -> bytes:

@@ -10,16 +10,19 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from retl.destinations.window import KeyWindow
 from retl.values.keys import Fold
 from retl.values.types import Type
 
-WriteMode = Literal["upsert", "insert_only", "update_only", "append"]
-Mode = Literal["upsert", "insert_only", "update_only", "append", "delete", "restore"]
-Operation = Literal["upsert", "append", "delete", "restore"]
-Form = Literal["tuples", "documents", "csv"]
+WriteMode = Literal["upsert", "insert_only", "update_only", "append", "replace"]
+Mode = Literal["upsert", "insert_only", "update_only", "append", "replace", "delete", "restore"]
+Operation = Literal["upsert", "append", "replace", "delete", "restore"]
+Form = Literal["tuples", "documents", "csv", "cells", "file"]
+Cell = Literal["value", "text", "double", "utc"]  # how `Rows.cells` gives a value: see `Batch.cells`
+FileFormat = Literal["parquet", "csv", "ndjson", "json"]
 Compares = Literal["atomic", "window", "no"]
 Conflicts = Literal["warehouse_wins", "target_wins", "newest_wins", "manual"]
 Folds = tuple[Fold, ...]  # what the target ignores when it compares values of one field of the key
@@ -40,6 +43,7 @@ MODES: dict[Mode, tuple[Operation, Condition]] = {
     "insert_only": ("upsert", Condition.ABSENT),
     "update_only": ("upsert", Condition.PRESENT),
     "append": ("append", Condition.NONE),
+    "replace": ("replace", Condition.NONE),  # each row is deleted and inserted
     "delete": ("delete", Condition.NONE),
     "restore": ("restore", Condition.UNCHANGED),  # what an earlier run changed: see `Batch.csv`
 }
@@ -60,6 +64,7 @@ class Field:
     column: str | None = None  # the mart column it comes from; None for constants and run values
     conflicts: Conflicts = "warehouse_wins"
     newest: int = 0  # for newest_wins: which pair of `Shape.newest`
+    description: str | None = field(default=None, compare=False)  # of the column, from the contract
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +212,13 @@ class Peeked:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of every row of a batch: `default`, except for `exceptions` by row number (0-based)."""
+    """What became of every row of a batch: `default`, except for `exceptions` by row number (0-based).
+    `divides`: in other batches the UNKNOWN and RETRY rows get answers of their own. The target refuses some
+    of the UNKNOWN ones and does not say which; or it applied none because of others, which it named."""
 
     default: RowResult
     exceptions: Mapping[int, RowResult] = field(default_factory=dict)
+    divides: bool = field(default=False, compare=False)
 
     def result(self, row: int) -> RowResult:
         return self.exceptions.get(row, self.default)
@@ -244,14 +252,17 @@ class Capabilities:
     shaping: Mapping[str, Any] = field(default_factory=dict)  # options that shape the bytes sent
     key_window: float | None = None  # seconds an idempotency key is honoured; None = no such key
     readable: bool = False
+    looks: bool = False  # can read single rows, with a request for each: for people, not for samples
     repeats: bool = False  # a scan that has a key twice means that the object has
     nulls_keep: bool = False  # can leave a field as it is (`nulls: keep`)
     only_if_empty: bool = False  # can fill a field only if it is empty in the target
     cascades: bool = False  # a delete can change other objects, and `check` can see that
     resolves: bool = False  # `resolve` has evidence of what became of an unanswered batch
+    whole: bool = False  # each run writes every row of the mart, in one batch, if anything changed
     by_ref: bool = False  # deletes need the external id of each row
     max_rows: int | None = None
     max_deletes: int | None = None  # rows of a delete batch, where that differs
+    requests: int = 1  # that a batch needs at least, of those that a connection's limits count
     lanes: int = 1
     most_lanes: int | None = None  # limit if the connection's `concurrency` sets the number of lanes
     folds: tuple[Folds, ...] = ()  # per field of `Shape.key`; empty if the target compares every key exactly
@@ -292,6 +303,18 @@ Line = tuple[Piece, ...]  # the text of one row, as a target takes it
 LINE_KEYS = frozenset({"string", "integer", "uuid"})  # types that a KeyText supports
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A file of rows: every column of key and fields under its name. `operation`: the value of a further
+    column, OPERATION."""
+
+    format: FileFormat
+    operation: str | None = None
+
+
+OPERATION = "_op"  # the column of a file of changes that says what to do with a row
+
+
 class Rows(Protocol):
     """The rows of a change set. Positions are absolute; `last` is included."""
 
@@ -301,11 +324,19 @@ class Rows(Protocol):
 
     def tuples(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
 
+    def cells(self, first: int, last: int, cells: tuple[Cell, ...]) -> Sequence[tuple[Any, ...]]: ...
+
     def documents(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
 
     def lines(self, first: int, last: int, line: Line) -> Sequence[str]: ...
 
     def csv(self, first: int, last: int, *, delete: bool, numbered: bool) -> Iterator[bytes]: ...
+
+    def seen(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
+
+    def undo(self, first: int, last: int) -> Sequence[tuple[str, str | None, bytes | None]]: ...
+
+    def file(self, first: int, last: int, layout: Layout, *, delete: bool) -> Path: ...
 
 
 class Returns(Protocol):
@@ -316,7 +347,8 @@ class Returns(Protocol):
         """Digests that the target made of the rows as they are right after the write, in the transaction or
         script of the write itself. CSV without header: the row's number in the batch, `\\x` and hex of 8
         bytes per field of `Shape.compared`; with `digests: row` 8 more over all other columns. Rows that the
-        batch rejects, or deletes, have no line. What was put for the same batch before is replaced."""
+        batch rejects, or deletes, have no line. A target that keeps all fields as one value has one digest of
+        them. What was put for the same batch before is replaced."""
 
     def images(self, batch: Batch, chunks: Iterable[bytes]) -> None:
         """The rows as they were right before the write, under a lock that lasts until it is committed. CSV
@@ -386,6 +418,13 @@ class Batch:
             return self.keys()
         return self.rows.tuples(self.first, self.last)
 
+    def cells(self, cells: tuple[Cell, ...]) -> Sequence[tuple[Any, ...]]:
+        """Per row the values of `Shape.key`, then of `Shape.fields` (deletes: keys), each in its form of
+        `cells`: a Python value as `tuples` has it, its text, or a float. Made in SQL, which is faster than to
+        convert Python values. Texts: digits with all decimal places, `2026-11-28 06:00:00[.5]`, a timestamptz
+        in UTC with all six places and `+00:00` (not if its form is "utc"), a list as JSON."""
+        return self.rows.cells(self.first, self.last, cells)
+
     def documents(self) -> Sequence[tuple[Any, ...]]:
         """Per row the key values, then one JSON object (str) of the fields: made in SQL. Formats and
         transforms are applied; a NULL field with `nulls: keep` is left out (deletes: keys)."""
@@ -409,6 +448,21 @@ class Batch:
         To restore: row number, what to do (restore: the fields, remove, remake: the row, flag), the keys, the
         image as JSON, and the digests of the row as the run left it."""
         return self.rows.csv(self.first, self.last, delete=self.operation == "delete", numbered=numbered)
+
+    def seen(self) -> Sequence[tuple[Any, ...]]:
+        """Per row of a conditional shape the digests of what the target held, as in `csv`, but as bytes; then
+        the values of `Shape.newest` as texts: a number, or what JSON has for a time."""
+        return self.rows.seen(self.first, self.last)
+
+    def undo(self) -> Sequence[tuple[str, str | None, bytes | None]]:
+        """To restore: per row what to do, the image as JSON, and the digests, as in `csv`."""
+        return self.rows.undo(self.first, self.last)
+
+    def file(self, layout: Layout) -> Path:
+        """A new file of the rows, in their order: the same rows have the same bytes. Columns have their own
+        types in Parquet; in CSV and JSON `formats` are applied. A delete has only keys. The caller removes
+        the file."""
+        return self.rows.file(self.first, self.last, layout, delete=self.operation == "delete")
 
     def halves(self) -> tuple[Batch, Batch]:
         """The same rows as two batches; only for a batch of two rows or more."""

@@ -32,7 +32,7 @@ class Answers:
     keeps: Callable[[Path], None] | None = None  # makes a file of images durable
     _images: dict[tuple[int, int], list[Path]] = field(default_factory=dict)  # of batches that are open
     _files: dict[tuple[int, int], Path] = field(default_factory=dict)  # by first and last position
-    _numbers: count[int] = field(default_factory=count)
+    numbers: count[int] = field(default_factory=count)  # of files
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def digests(self, batch: Batch, chunks: Iterable[bytes]) -> None:
@@ -45,7 +45,7 @@ class Answers:
 
     def _put(self, chunks: Iterable[bytes]) -> Path:
         with self._lock:
-            path = self.workspace.directory / f"returned-{next(self._numbers)}.csv"
+            path = self.workspace.directory / f"returned-{next(self.numbers)}.csv"
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.writelines(chunks)
         return path
@@ -62,7 +62,7 @@ class Answers:
         with self._lock:
             spans = [span for span in self._images if batch.first <= span[0] and span[1] <= batch.last]
             taken = [path for span in sorted(spans) for path in self._images.pop(span)]
-            number = next(self._numbers)
+            number = next(self.numbers)
             told = {
                 span: one
                 for span, one in self._files.items()

@@ -35,7 +35,7 @@ UNANSWERED = Outcome(UNKNOWN)
 GONE = "GONE"  # the code of a kept row that the target lacks: its digests have one byte more
 UNDONE = ("restore", "remove", "remake", "flag")  # ops of a rollback
 _SEEN = (
-    "CASE WHEN op = 'flag' THEN seen WHEN op = 'remove' THEN seen || unhex('00')"
+    "CASE WHEN op = 'flag' THEN seen WHEN op = 'remove' THEN unhex('')"
     f" WHEN kind = 'kept' AND code = '{GONE}' AND octet_length(seen) % 8 = 0 THEN seen || unhex('00')"
     " WHEN kind IN ('written', 'merged') THEN held WHEN kind = 'kept' THEN coalesce(held, seen)"
     " WHEN kind = 'skipped' THEN seen END"
@@ -122,7 +122,7 @@ def build(workspace: Workspace, snapshot: Path | None, deltas: Sequence[Delta]) 
             f" UNION ALL SELECT * FROM (SELECT {_COLUMNS}, born FROM {bottom})"
             " WHERE key NOT IN (SELECT key FROM overlay)"
         )
-    return _show(workspace, present)
+    return show(workspace, present)
 
 
 def _overlaid(workspace: Workspace, bottom: str | None, delta: Delta) -> str | None:
@@ -157,7 +157,7 @@ def _with_seen(workspace: Workspace, answers: str, files: Sequence[Path]) -> str
 def distrust(workspace: Workspace, found: Distrust) -> int:
     """Apply it to the baseline that was built; returns the new number of rows."""
     workspace.run(f"CREATE OR REPLACE TABLE distrusted AS {_distrusted(ENTRIES, found)}")
-    return _show(workspace, "SELECT * FROM distrusted")
+    return show(workspace, "SELECT * FROM distrusted")
 
 
 def doubt(workspace: Workspace, keys: str) -> None:
@@ -165,7 +165,7 @@ def doubt(workspace: Workspace, keys: str) -> None:
     if workspace.run(f"SELECT key FROM {keys} LIMIT 1"):
         held = f"CASE WHEN key IN (SELECT key FROM {keys}) THEN NULL ELSE hash END AS hash"
         workspace.run(f"CREATE OR REPLACE TABLE doubted AS SELECT * REPLACE ({held}) FROM {ENTRIES}")
-        _show(workspace, "SELECT * FROM doubted")
+        show(workspace, "SELECT * FROM doubted")
 
 
 def deleted(since: int) -> str:
@@ -179,7 +179,8 @@ def remade(since: int, compacted: int) -> str:
     return f"SELECT key FROM {ENTRIES} WHERE epoch > {since} AND (born > {since} OR epoch <= {compacted})"
 
 
-def _show(workspace: Workspace, entries: str) -> int:
+def show(workspace: Workspace, entries: str) -> int:
+    """Make entries (SQL) the baseline; returns its number of rows."""
     workspace.run(f"CREATE OR REPLACE VIEW {ENTRIES} AS {entries}")
     shown = "key, hash, owned, ref, confirmed_at, seen"
     workspace.run(f"CREATE OR REPLACE VIEW {BASELINE} AS SELECT {shown} FROM {ENTRIES} WHERE NOT gone")
@@ -234,7 +235,7 @@ def _effects(answers: str, delta: Delta) -> str:
         f" THEN {delta.epoch}::BIGINT END AS born"
         f" FROM {answers}"
         f" WHERE (kind IN ('written', 'merged', 'unknown') OR (kind = 'kept' AND op NOT IN {UNDONE})"
-        " OR (kind = 'skipped' AND settled))"
+        " OR (kind = 'skipped' AND settled)) AND key IS NOT NULL"  # NULL: the row was erased
     )
 
 

@@ -8,28 +8,34 @@ from __future__ import annotations
 
 import os
 import threading
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retl.destinations.batch import Line, Mode, Order
+from retl.destinations.batch import Cell, Layout, Line, Mode, Order
 from retl.engine import hash
 from retl.engine.baseline import BASELINE, DELTA, MOVED, opened
 from retl.engine.diff import CANDIDATES, UPSERTS, Ends, ends
+from retl.engine.files import write_file
 from retl.engine.hash import MART
 from retl.engine.lines import document_sql, line_sql
 from retl.engine.mapping import FieldMap
 from retl.engine.succession import SUCCEEDED
 from retl.engine.workspace import RUN_FILE, Workspace
-from retl.errors import Failure
-from retl.values import csv_text
+from retl.errors import Failure, InvariantBroken
+from retl.model import Formats
+from retl.values import csv_text, json_text
+from retl.values.cells import cell_sql
 from retl.values.keys import key_value_sql
 from retl.values.sql import literal
+from retl.values.storage import storage_type
 
 T = TypeVar("T")
 CHANGES = "changes"  # pos, op, hash, owned, ref, seen, key, k0…, f0…, n0…
@@ -62,6 +68,17 @@ class Phase:
         if first <= self.last:
             yield replace(self, first=first)
 
+    def outside(self, spans: Iterable[tuple[int, int]]) -> Iterator[Phase]:
+        """The phase in parts, without these ranges of positions (first and last), which are sorted and do not
+        overlap."""
+        first = self.first
+        for begin, end in spans:
+            if first < begin <= self.last:
+                yield replace(self, first=first, last=begin - 1)
+            first = max(first, end + 1)
+        if first <= self.last:
+            yield replace(self, first=first)
+
     def cut(self, size: int) -> Iterator[tuple[int, int]]:
         """First and last position of each batch of `size` rows."""
         for first in range(self.first, self.last + 1, size):
@@ -72,7 +89,8 @@ class Phase:
 class ChangeSet:
     """The rows of one run in the order they are sent, in the form that the target needs.
 
-    Thread-safe; everything is computed when it is needed. `counts` by op.
+    Thread-safe; everything is computed when it is needed. `counts` by op. `parted`: only some positions have
+    rows here, those of one share of the keys.
     """
 
     workspace: Workspace
@@ -81,6 +99,7 @@ class ChangeSet:
     counts: Mapping[str, int] = field(default_factory=dict)
     table: str = CHANGES
     succeeds: bool = False  # rows that other keys leave the baseline with: see `succession`
+    parted: bool = False
     _blocks: dict[tuple[str, int], Future[list[tuple[Any, ...]]]] = field(default_factory=dict)
     _ahead: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "retl-rows"))
     _sizes: dict[str, int] = field(default_factory=dict)
@@ -101,6 +120,13 @@ class ChangeSet:
         fields = [f"f{i}" for i in range(len(self.field_map.shape.fields))]
         return self._query(", ".join([self._key_list, *fields]), first, last)
 
+    def cells(self, first: int, last: int, cells: tuple[Cell, ...]) -> Sequence[tuple[Any, ...]]:
+        shape = self.field_map.shape
+        columns = [(f"k{i}", f.type) for i, f in enumerate(shape.key)]
+        columns += [(f"f{i}", f.type) for i, f in enumerate(shape.fields)]
+        pairs = zip(columns, cells, strict=False)
+        return self._query(", ".join(cell_sql(t, cell, name) for (name, t), cell in pairs), first, last)
+
     def documents(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
         return self._query(self._documents, first, last)
 
@@ -108,6 +134,12 @@ class ChangeSet:
         if line not in self._lines:
             self._lines[line] = line_sql(line, self.field_map)
         return [text for (text,) in self._query(self._lines[line], first, last)]
+
+    def seen(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
+        return self._query(self._seen, first, last)
+
+    def undo(self, first: int, last: int) -> Sequence[tuple[str, str | None, bytes | None]]:
+        return self._query("undo, before, seen", first, last)
 
     def csv(self, first: int, last: int, *, delete: bool, numbered: bool) -> Iterator[bytes]:
         shape = self.field_map.shape
@@ -120,6 +152,11 @@ class ChangeSet:
         if shape.conditional:
             listed += ", '\\x' || hex(seen) AS seen"
         return self.copied(listed, first, last, [name for name, t in columns if csv_text.is_text(t)])
+
+    def file(self, first: int, last: int, layout: Layout, *, delete: bool) -> Path:
+        path = self.workspace.directory / f"lane-{os.getpid()}-{first}.{layout.format}"
+        write_file(self.workspace, self.field_map, self.table, (first, last), path, layout, delete=delete)
+        return path
 
     def copied(self, listed: str, first: int, last: int, texts: Sequence[str]) -> Iterator[bytes]:
         """Chunks of a CSV of these columns (SQL); every value of the columns `texts` is quoted."""
@@ -254,6 +291,12 @@ class ChangeSet:
         return f"{self._key_list}, {document_sql(self.field_map)}"
 
     @cached_property
+    def _seen(self) -> str:
+        of, zone = self.field_map.shape.newest, self.field_map.timezone
+        texts = [json_text.json_sql(one.mart.type, f"n{i}", Formats(), zone) for i, one in enumerate(of)]
+        return ", ".join(["seen", *(f"json_extract_string({text}, '$')" for text in texts)])
+
+    @cached_property
     def _key_list(self) -> str:
         return ", ".join(f"k{i}" for i in range(len(self.field_map.shape.key)))
 
@@ -263,22 +306,34 @@ class ChangeSet:
         with self._lock:
             size = self._block_rows(columns)
             if last - first + 1 >= size:
-                return self._fetch(columns, first, last)
+                return self._complete(self._fetch(columns, first, last), first, last)
             rows: list[tuple[Any, ...]] = []
             for number in range(first // size, last // size + 1):
                 block = self._block(columns, number, size)
                 if (number + 1) * size < len(self):
                     self._block(columns, number + 1, size)
                 start = number * size
-                rows += block.result()[max(first - start, 0) : last - start + 1]
-            return rows
+                if self.parted:
+                    rows += [row[1:] for row in _between(block.result(), first, last)]
+                else:
+                    rows += block.result()[max(first - start, 0) : last - start + 1]
+            return self._complete(rows, first, last)
+
+    def _complete(self, rows: Sequence[tuple[Any, ...]], first: int, last: int) -> Sequence[tuple[Any, ...]]:
+        """The rows; InvariantBroken ROWS_LACKING if some of a share are not there."""
+        if self.parted and len(rows) != last - first + 1:
+            raise InvariantBroken(
+                "ROWS_LACKING", f"positions {first} to {last} of the change set have {len(rows)} rows"
+            )
+        return rows
 
     def _block(self, columns: str, number: int, size: int) -> Future[list[tuple[Any, ...]]]:
         if (columns, number) not in self._blocks:
             while len(self._blocks) >= _BLOCKS_KEPT:
                 self._blocks.pop(next(iter(self._blocks)))
             first = number * size
-            self._blocks[columns, number] = self._ahead.submit(self._fetch, columns, first, first + size - 1)
+            listed = f"pos, {columns}" if self.parted else columns
+            self._blocks[columns, number] = self._ahead.submit(self._fetch, listed, first, first + size - 1)
         return self._blocks[columns, number]
 
     def _fetch(self, columns: str, first: int, last: int) -> list[tuple[Any, ...]]:
@@ -296,6 +351,12 @@ class ChangeSet:
                 weight = _BLOCK_BYTES
             self._sizes[columns] = max(1, min(_BLOCK_ROWS, int(_BLOCK_BYTES / max(weight or 1, 1))))
         return self._sizes[columns]
+
+
+def _between(rows: Sequence[tuple[Any, ...]], first: int, last: int) -> Sequence[tuple[Any, ...]]:
+    """The rows at these positions; rows begin with their position and are sorted by it."""
+    position = itemgetter(0)
+    return rows[bisect_left(rows, first, key=position) : bisect_right(rows, last, key=position)]
 
 
 def assemble(
@@ -406,8 +467,13 @@ def sample(
 
 
 def from_delta(workspace: Workspace, field_map: FieldMap, delta: Path) -> ChangeSet:
-    """The candidates of an earlier run (position, key, external id), to resolve its open batches."""
-    rows = f"row AS pos, key, ref FROM {opened(workspace, delta, DELTA)} WHERE op <> '{MOVED}' ORDER BY row"
+    """The candidates of an earlier run (position, key, external id, digests), to resolve its open batches."""
+    newest = "".join(
+        f", CAST(NULL AS {storage_type(one.mart.type)}) AS n{i}"
+        for i, one in enumerate(field_map.shape.newest)
+    )
+    former = f"FROM {opened(workspace, delta, DELTA)} WHERE op <> '{MOVED}' ORDER BY row"
+    rows = f"row AS pos, key, ref, seen{newest} {former}"
     return of_keys(workspace, field_map, "former", rows)
 
 

@@ -5,12 +5,12 @@ One join finds changed rows, keys that left the mart and duplicate keys. Nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from retl.engine import hash
-from retl.engine.baseline import BASELINE
+from retl.engine.baseline import BASELINE, ENTRIES
 from retl.engine.feed import LEFT
 from retl.engine.hash import ROWS
 from retl.engine.mapping import FieldMap
@@ -33,10 +33,12 @@ class Strategy:
 
     everything: bool  # every row, changed or not
     absence: bool  # a key that left the mart is deleted
-    once: bool  # append: a key in the baseline is never sent again
+    once: bool  # a key that the target confirmed is never sent again
     hold_unknown: bool  # a row with an unknown outcome is not sent again
     scope: str | None = None  # a table: the only keys that are deleted by absence
     refresh_before: datetime | None = None  # rows confirmed before this are sent again, because they expire
+    held: Sequence[int] = ()  # epochs of runs whose rows are not sent again because they expire
+    again: bool = False  # what did not change is sent too
     learns: bool = False  # a row of which it is not known what the target holds is due once
     compares: str | None = None  # the payload fingerprint, if rows are written only where nobody edited them
 
@@ -72,6 +74,12 @@ def leave_due(workspace: Workspace, keys: Iterable[str]) -> None:
     )
 
 
+def settle(workspace: Workspace) -> None:
+    """Let the unchanged rows be unchanged, if no row is due for another reason."""
+    if not any(op != "refresh" and ending is None for op, ending in ends(workspace)):
+        workspace.run(f"DELETE FROM {CANDIDATES} WHERE op = 'refresh' AND ending IS NULL")
+
+
 def ends(workspace: Workspace) -> Ends:
     """The number of candidates by op and ending, so far."""
     rows = workspace.run(f"SELECT op, ending, count(*) FROM {CANDIDATES} GROUP BY ALL")
@@ -85,7 +93,13 @@ def _compare(workspace: Workspace, strategy: Strategy, join: str) -> None:
     refresh = ""
     if strategy.refresh_before is not None:
         before = f"{literal(strategy.refresh_before.isoformat())}::TIMESTAMPTZ"
-        refresh = f" WHEN b.confirmed_at < {before} THEN 'refresh'"
+        late = f"b.confirmed_at < {before}"
+        if strategy.held:
+            epochs = ", ".join(map(str, strategy.held))
+            late += f" AND b.key NOT IN (SELECT key FROM {ENTRIES} WHERE epoch IN ({epochs}))"
+        refresh = f" WHEN {late} THEN 'refresh'"
+    if strategy.again:
+        refresh = " WHEN TRUE THEN 'refresh'"
     op = (
         "CASE WHEN r.row IS NULL THEN 'delete' WHEN r.fault IS NOT NULL THEN 'none'"
         f" WHEN b.key IS NULL THEN 'insert' WHEN {changed} THEN 'update'{refresh} ELSE 'unchanged' END"
@@ -94,8 +108,8 @@ def _compare(workspace: Workspace, strategy: Strategy, join: str) -> None:
     if strategy.absence:
         outside = f" WHEN b.key NOT IN (SELECT key FROM {strategy.scope}) THEN '{OUTSIDE}'"
         stays = f"CASE WHEN NOT b.owned THEN 'kept'{outside if strategy.scope else ''} END"
-    doubt = " WHEN b.hash IS NULL THEN 'in_doubt'" if strategy.once or strategy.hold_unknown else ""
-    once = " ELSE 'skipped'" if strategy.once else ""
+    doubt = " WHEN b.hash IS NULL THEN 'in_doubt'" if strategy.hold_unknown else ""
+    once = " WHEN b.hash IS NOT NULL THEN 'skipped'" if strategy.once else ""
     ending = (
         f"CASE WHEN r.row IS NULL THEN {stays} WHEN r.fault IS NOT NULL THEN 'rejected'"
         f" WHEN b.key IS NULL THEN NULL{doubt}{once} END"

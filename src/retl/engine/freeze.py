@@ -82,8 +82,11 @@ def edit(workspace: Workspace, judged: Contract, *, keep: bool) -> tuple[Contrac
 
 
 def release(workspace: Workspace) -> None:
-    """Drop FROZEN when it is no longer needed."""
-    workspace.run(f"DROP TABLE {FROZEN}")
+    """Drop FROZEN when it is no longer needed; the rows of a share are a view."""
+    try:
+        workspace.run(f"DROP TABLE {FROZEN}")
+    except duckdb.CatalogException:  # faster than a question to the catalog
+        workspace.run(f"DROP VIEW {FROZEN}")
 
 
 def _as_text(value: Any) -> Any:

@@ -64,10 +64,15 @@ def reject_missing(workspace: Workspace, field_map: FieldMap) -> None:
         _reject_missing(workspace, lookup)
 
 
-def hold_deletes(workspace: Workspace, *, by_ref: bool) -> None:
-    """Hold deletes back: all of them while the mart has a row without a usable key, because its key may be
-    one of the missing ones. With `by_ref`, reject deletes without a known external id."""
-    if workspace.one(f"SELECT count(*) FROM {ROWS} WHERE fault NOT IN {USABLE_FAULTS}")[0]:
+def has_unkeyed(workspace: Workspace) -> bool:
+    """Whether the mart has a row without a usable key."""
+    return bool(workspace.run(f"SELECT 1 FROM {ROWS} WHERE fault NOT IN {USABLE_FAULTS} LIMIT 1"))
+
+
+def hold_deletes(workspace: Workspace, *, unkeyed: bool, by_ref: bool) -> None:
+    """Hold deletes back: all of them while the mart has a row without a usable key (`unkeyed`), because its
+    key may be one of the missing ones. With `by_ref`, reject deletes without a known external id."""
+    if unkeyed:
         _end(workspace, "op = 'delete' AND ending IS NULL", "not_attempted")
     elif by_ref:
         unnamed = "op = 'delete' AND ending IS NULL AND ref IS NULL"

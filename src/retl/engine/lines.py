@@ -12,6 +12,7 @@ from retl.engine.mapping import FieldMap
 from retl.model import Formats
 from retl.values import json_text
 from retl.values.sql import literal
+from retl.values.types import Type
 
 
 def document_sql(field_map: FieldMap) -> str:
@@ -51,8 +52,12 @@ def line_sql(line: Line, field_map: FieldMap) -> str:
 
 
 def _field_sql(field_map: FieldMap, index: int) -> str:
-    kind = field_map.shape.fields[index].type
-    return json_text.json_sql(kind, f"f{index}", field_map.formats, field_map.timezone)
+    return json_sql_of(field_map, field_map.shape.fields[index].type, f"f{index}")
+
+
+def json_sql_of(field_map: FieldMap, kind: Type, expr: str) -> str:
+    """SQL of the JSON text of a value in the sync's `formats`; NULL gives 'null'."""
+    return json_text.json_sql(kind, expr, field_map.formats, field_map.timezone)
 
 
 def _json_name(name: str) -> str:

@@ -19,8 +19,9 @@ from retl.contract.judge import Contract
 from retl.destinations.batch import Field, Folds, Newest, Shape, SoftDelete
 from retl.errors import DefinitionError
 from retl.model import Formats
-from retl.project.definitions import FieldSource, Phone, Sync, Transform
+from retl.project.definitions import Sync
 from retl.project.fields import expand_fields, key_fields, key_names
+from retl.project.writing import FieldSource, Phone, Transform
 from retl.values import canonical, keys, phone, storage, types
 from retl.values.sql import literal, quoted
 from retl.values.transforms import transform_sql
@@ -309,6 +310,7 @@ def _column_field(
         sensitive=rule.sensitive,
         column=source.column,
         max_length=None if source.transform else rule.max_length,
+        description=rule.description,
     )
     return field, expression, faults
 

@@ -50,7 +50,8 @@ def shown(document: str, masked: Collection[str] = ()) -> dict[str, Any]:
     """A kept document for a reader. Columns that are masked now are masked; a number that a float would
     change is a text."""
     row: dict[str, Any] = json.loads(document, parse_float=_number)
-    return {name: MASK if name in masked and value is not None else value for name, value in row.items()}
+    hidden = {one for one in row if {one, one.lower(), "*"} & {*masked}}
+    return {name: MASK if name in hidden and value is not None else value for name, value in row.items()}
 
 
 def _number(text: str) -> float | str:

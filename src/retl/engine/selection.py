@@ -5,7 +5,7 @@ Each becomes a predicate over the frozen rows; nothing here drops a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,6 +18,7 @@ from retl.engine.sql_text import first_line, select
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError
 from retl.project.definitions import Sync
+from retl.values.keys import key_form, key_texts
 from retl.values.sql import literal, quoted
 
 
@@ -83,7 +84,9 @@ def chosen(
     it can read only the mart and write nothing."""
     conditions = []
     if selection.keys:
-        conditions.append(f"{field_map.key} IN ({', '.join(map(literal, selection.keys))})")
+        asked = key_texts(selection.keys, len(field_map.shape.key))
+        workspace.load("asked_keys", {"key": "VARCHAR"}, zip(asked, strict=True))
+        conditions.append(f"{field_map.key} IN (SELECT key FROM asked_keys)")
     if selection.where is not None:
         workspace.run(f"CREATE VIEW mart AS SELECT * FROM {FROZEN}")  # the name that --where may use
         wanted = select(f'SELECT "retl row" FROM mart WHERE ({selection.where}\n)', variables, "--where")
@@ -96,6 +99,28 @@ def chosen(
         workspace.run("DROP VIEW mart")
         conditions.append('"retl row" IN (FROM chosen)')
     return conditions
+
+
+def require(workspace: Workspace, field_map: FieldMap, sync: Sync, keys: Sequence[str]) -> None:
+    """DefinitionError KEY_UNKNOWN if the mart lacks one of these keys; the keys may be personal data, so it
+    only counts them."""
+    if not keys:
+        return
+    workspace.load("named", {"key": "VARCHAR"}, zip(key_texts(keys, len(sync.key)), strict=True))
+    found = f"SELECT {field_map.key} AS key FROM {FROZEN}"
+    total, missing = workspace.one(
+        f"SELECT count(*), count(*) FILTER (m.key IS NULL) FROM named n LEFT JOIN (SELECT DISTINCT key FROM"
+        f" ({found})) m USING (key)"
+    )
+    workspace.run("DROP TABLE named")
+    if missing:
+        form = key_form([one.type for one in field_map.shape.key], sync.key)
+        raise DefinitionError(
+            "KEY_UNKNOWN",
+            f"the mart has no row with {'this key' if total == 1 else f'{missing} of these {total} keys'}",
+            hint=f"write a key as {form}; `retl explain {sync.name}` shows some",
+            where=f"sync {sync.name}",
+        )
 
 
 @dataclass(frozen=True)

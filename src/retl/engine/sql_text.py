@@ -35,7 +35,8 @@ def select(sql: str, variables: Mapping[str, Any], origin: str) -> Query:
     try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as problem:
-        raise DefinitionError("SQL_SYNTAX", first_line(problem), where=origin) from problem
+        hint = "retl renders no Jinja: `source: {dbt: MODEL}` reads a model of dbt" if "{{" in sql else None
+        raise DefinitionError("SQL_SYNTAX", first_line(problem), hint=hint, where=origin) from problem
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
         raise DefinitionError("SQL_NOT_ONE_SELECT", "this must be exactly one SELECT", where=origin)
     wanted = set(statements[0].named_parameters)

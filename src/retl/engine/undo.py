@@ -6,7 +6,7 @@ asks no target: whether somebody else touched a row is found out where it is res
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,9 +65,11 @@ def find(
     *,
     soft: bool,
     keys: Sequence[str] = (),
+    without: Callable[[str], object] = lambda _table: None,
 ) -> Wrote:
     """Create WROTE from a run's images and answers; `epoch` is that of the run, `undone` those of the
-    rollbacks of it. Only of these `keys`, if there are any."""
+    rollbacks of it. Only of these `keys`, if there are any. `without` removes rows of suppressed keys from a
+    table."""
     read = " UNION ALL ".join(
         f"SELECT *, {number} AS file FROM {baseline.opened(workspace, path, IMAGES)}"
         for number, path in enumerate(images)
@@ -94,6 +96,7 @@ def find(
         f" AS state FROM (SELECT key, {undo} AS undo, before, told FROM {written}) w"
         f" LEFT JOIN {ENTRIES} e USING (key) WHERE undo IS NOT NULL{chosen}"
     )
+    without(WROTE)
     counts = dict(workspace.run(f"SELECT state, count(*) FROM {WROTE} GROUP BY 1"))
     return Wrote(counts.get("undo", 0), counts.get("already", 0), counts.get("since", 0))
 

@@ -25,6 +25,7 @@ from retl.ledger import chain
 from retl.ledger.breakers import BreakerRow
 from retl.ledger.chain import ChainRow, Fault
 from retl.ledger.database import Database, PostgreSQL, SQLite, copy_database, unreadable
+from retl.ledger.erasures import Erasures, pending
 from retl.ledger.files import (
     Directory,
     Files,
@@ -37,7 +38,7 @@ from retl.ledger.files import (
 )
 from retl.ledger.history import History
 from retl.ledger.journal import Journal
-from retl.ledger.lock import Advisory, Flocks, Lock
+from retl.ledger.lock import Advisory, Attempt, Flocks, Lock
 from retl.ledger.pruning import Pruned
 from retl.ledger.rows import (
     Acknowledgement,
@@ -45,6 +46,7 @@ from retl.ledger.rows import (
     Checkpoint,
     Delivered,
     DeltaRow,
+    ErasureRow,
     Pause,
     Purpose,
     Reject,
@@ -59,12 +61,14 @@ from retl.ledger.rows import (
 
 __all__ = [
     "Acknowledgement",
+    "Attempt",
     "BatchRow",
     "BreakerRow",
     "ChainRow",
     "Checkpoint",
     "Delivered",
     "DeltaRow",
+    "ErasureRow",
     "Fault",
     "Ledger",
     "Lock",
@@ -85,6 +89,9 @@ __all__ = [
 _ANSWERS = re.compile(r"([^.]+)\.answers-\d+\.parquet")  # needed as long as the run's delta
 _IMAGES = re.compile(r"([^.]+)\.images-\d+\.parquet")  # kept as long as the sync asks for
 _DELTA = r"\1.delta.parquet"
+MOVED = "moved to"  # in retl_meta: the address that this state was copied to; nothing uses it here any more
+COMING = "copy from"  # in retl_meta: the store whose copy this is, until that one is fenced
+COPYING = ".copying"  # a file beside run files without a ledger: a copy to here did not finish
 FORMAT = 4  # of tables and run files together; raise it when either changes
 
 _RUNS = "SELECT run_id FROM retl_runs WHERE sync = ?"
@@ -103,13 +110,22 @@ WHERE sync = ? AND idempotency_key IS NOT NULL AND retl_batches.status <> 'open'
 """
 
 
-class Ledger(Journal, History):
-    """An open ledger. `state_id` identifies it for ever; `fresh`: it was created just now."""
+class Ledger(Journal, History, Erasures):
+    """An open ledger. `state_id` identifies it for ever; `fresh`: it was created just now. `address`: url,
+    folder and environment, with which another process opens it."""
 
     def __init__(
-        self, database: Database, files: Files, home: Path, *, fresh: bool, closing: contextlib.ExitStack
+        self,
+        database: Database,
+        files: Files,
+        home: Path,
+        address: tuple[str, Path, str | None],
+        *,
+        fresh: bool,
+        closing: contextlib.ExitStack,
     ) -> None:
         super().__init__(database, files)
+        self.address = address
         self.fresh = fresh
         self.state_id = str(database.query("SELECT value FROM retl_meta WHERE name = 'state_id'")[0][0])
         self._home = home
@@ -122,8 +138,15 @@ class Ledger(Journal, History):
             grip: Flocks | Advisory = Advisory(self._database, self.state_id)
         else:
             grip = Flocks(self._database, self._home / "locks")
-        self._locks[sync] = Lock(grip, names, sync=sync, host=host, pid=pid)
-        return self._locks[sync]
+        lock = Lock(grip, names, sync=sync, host=host, pid=pid)
+        try:
+            # It may have been moved since it was opened; while it is, somebody else has this lock.
+            assert_in_charge(self._database)
+        except BaseException:
+            lock.release()
+            raise
+        self._locks[sync] = lock
+        return lock
 
     def put_file(self, name: str, path: Path) -> None:
         """Store a durable copy of this file as a run file."""
@@ -192,11 +215,11 @@ class Ledger(Journal, History):
     def verify(self, sync: str) -> list[Fault]:
         """What is wrong with the chains of a sync: in each the first run that differs."""
         changed: dict[str, str] = {}
-        stored = set(self._files.names())
+        stored, erasing = set(self._files.names()), pending(self.erasures(sync))
         for name, digest in self._database.query(_KEPT, sync):
             if name not in stored:
                 changed[name] = "is missing"
-            elif self._files.digest(name) != digest:
+            elif self._files.digest(name) not in (digest, erasing.get(name)):
                 changed[name] = "was changed"
         return list(chain.verify(self._database, sync, changed))
 
@@ -208,20 +231,22 @@ class Ledger(Journal, History):
         self._closing.close()
 
 
-def open_ledger(url: str, folder: Path, *, environment: str | None, create: bool = True) -> Ledger:
+def open_ledger(
+    url: str, folder: Path, *, environment: str | None, create: bool = True, fenced: bool = False
+) -> Ledger:
     """The ledger of a project in `folder`: at `file:DIR` (DIR/NAME with an environment) or
     `postgresql://…` (in the schema retl_NAME with an environment).
 
     It is created if missing. With `create=False` nothing is written, and a missing ledger reads as an empty
-    one. DefinitionError for an invalid url or environment; LedgerError
-    STATE_SYMLINK, STATE_NEWER, STATE_FORMAT, STATE_UNREADABLE, STATE_UNREACHABLE otherwise.
+    one. One that was moved is opened only with `fenced`. DefinitionError for an invalid url or environment;
+    LedgerError STATE_SYMLINK, STATE_NEWER, STATE_FORMAT, STATE_MOVED, STATE_COPYING, STATE_UNREADABLE,
+    STATE_UNREACHABLE otherwise.
     """
-    if environment is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}", environment):
-        raise DefinitionError("ENVIRONMENT_NAME", "an environment's name is letters, digits, '_' and '-'")
+    schema = schema_of(environment)
     with contextlib.ExitStack() as closing:
         files: Files
         if url.startswith(("postgresql://", "postgres://")):
-            home, schema = folder, f"retl_{environment}" if environment else None
+            home = folder
             database: Database = PostgreSQL(url, schema, snapshot=not create)
             closing.callback(database.close)
             if not create and not database.exists():
@@ -229,16 +254,49 @@ def open_ledger(url: str, folder: Path, *, environment: str | None, create: bool
             files, made = Table(database), False
         elif url.startswith("file:") and url != "file:":
             home = folder / url.removeprefix("file:") / (environment or "")
-            _refuse_symlinks(folder, home)
+            refuse_symlinks(folder, home)
             path, made = _made(home) if create else (_copied(home, closing), False)
             database = SQLite(path)
             closing.callback(database.close)
             files = Directory(home / "runs")
         else:
             raise DefinitionError("STATE_URL", "a state url is file:DIR or postgresql://…")
-        fresh = _create(database) or made
+        fresh = create_tables(database) or made
+        if not fenced:
+            assert_in_charge(database)
         database.read_only = not create
-        return Ledger(database, files, home, fresh=fresh, closing=closing)
+        address = (url, folder, environment)
+        return Ledger(database, files, home, address, fresh=fresh, closing=closing)
+
+
+def schema_of(environment: str | None) -> str | None:
+    """The schema of an environment on a server; None: where the address leads."""
+    if environment is None:
+        return None
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}", environment):
+        raise DefinitionError("ENVIRONMENT_NAME", "an environment's name is letters, digits, '_' and '-'")
+    return f"retl_{environment}"
+
+
+def assert_in_charge(database: Database) -> None:
+    """LedgerError STATE_MOVED, STATE_COPYING if this store is not the one that knows what was delivered."""
+    found = dict(database.query("SELECT name, value FROM retl_meta WHERE name IN (?, ?)", MOVED, COMING))
+    if MOVED in found:
+        raise LedgerError(
+            "STATE_MOVED",
+            f"{database.place} was moved to {found[MOVED]}",
+            hint=f"set RETL_STATE_URL (or `state: {{url: …}}` in retl.yml) to {found[MOVED]}",
+        )
+    if COMING in found:
+        raise _copying(database.place)
+
+
+def _copying(place: str) -> LedgerError:
+    return LedgerError(
+        "STATE_COPYING",
+        f"a copy to {place} did not finish",
+        hint="with the state url that it comes from, run `retl state copy --to … --yes` again",
+    )
 
 
 def _made(home: Path) -> tuple[Path, bool]:
@@ -256,7 +314,7 @@ def _made(home: Path) -> tuple[Path, bool]:
             draft.unlink(missing_ok=True)
             os.close(private(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL))
             with contextlib.closing(SQLite(draft)) as database:
-                _create(database)
+                create_tables(database)
             draft.with_name(".ledger.new-journal").unlink(missing_ok=True)
             draft.rename(home / "ledger.db")
             sync_directory(home)
@@ -278,6 +336,8 @@ def _copied(home: Path, closing: contextlib.ExitStack) -> Path | None:
 def _is_there(home: Path) -> bool:
     """Whether there is a ledger. LedgerError if only remains of one are there: they never start a new one."""
     path = home / "ledger.db"
+    if (home / COPYING).exists() and not path.exists():
+        raise _copying(str(path))
     if path.exists() and not path.stat().st_size:
         raise unreadable(str(path), "it is empty")
     if not path.exists() and Directory(home / "runs").names():
@@ -285,7 +345,7 @@ def _is_there(home: Path) -> bool:
     return path.exists()
 
 
-def _create(database: Database) -> bool:
+def create_tables(database: Database) -> bool:
     """Create the tables if there are none; True if they were created now."""
     if database.exists():
         _assert_format(database)
@@ -295,7 +355,7 @@ def _create(database: Database) -> bool:
         if database.exists():
             _assert_format(database)
             return False
-        text = re.sub(r"--[^\n]*", "", _tables().read_text())
+        text = re.sub(r"--[^\n]*", "", tables_file().read_text())
         for statement in filter(str.strip, text.split(";")):
             database.change(statement)
         database.change("INSERT INTO retl_meta VALUES ('format', ?)", str(FORMAT))
@@ -317,14 +377,14 @@ def _assert_format(database: Database) -> None:
     raise former_format(database.place)
 
 
-def _tables() -> Path:
+def tables_file() -> Path:
     """The table definitions: beside the package in a wheel, above it in a checkout."""
     package = Path(retl.__file__).parent
     found = [root / "sql" / "ledger" / "001_tables.sql" for root in (package, package.parents[1])]
     return found[0] if found[0].exists() else found[1]
 
 
-def _refuse_symlinks(folder: Path, home: Path) -> None:
+def refuse_symlinks(folder: Path, home: Path) -> None:
     """LedgerError STATE_SYMLINK for a symlink in the path that the project names: others may control it."""
     named = [path for path in (home, *home.parents) if path.is_relative_to(folder) and path != folder] or [
         home

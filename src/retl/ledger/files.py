@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -40,11 +40,18 @@ class Files(ABC):
         """The SHA-256 of a file that is there, in hex."""
 
     @abstractmethod
+    def size(self, name: str) -> int:
+        """The bytes of a file that is there."""
+
+    @abstractmethod
     def drop(self, names: Iterable[str]) -> None:
         """Remove these files if they exist."""
 
     @abstractmethod
     def names(self) -> list[str]: ...
+
+    def scrap(self, owners: Collection[str]) -> None:  # noqa: B027 - most have nothing to remove
+        """Remove what killed runs with these ids left half written."""
 
 
 class Directory(Files):
@@ -79,6 +86,9 @@ class Directory(Files):
     def digest(self, name: str) -> str:
         return _digest(chunks_of(self._path / checked(name)))
 
+    def size(self, name: str) -> int:
+        return (self._path / checked(name)).stat().st_size
+
     def drop(self, names: Iterable[str]) -> None:
         for name in names:
             path = self._path / checked(name)
@@ -88,6 +98,11 @@ class Directory(Files):
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self._path.glob("[!.]*"))
+
+    def scrap(self, owners: Collection[str]) -> None:
+        for path in self._path.glob(".*.new"):
+            if path.name[1:].split(".")[0] in owners:
+                path.unlink(missing_ok=True)
 
 
 class Table(Files):
@@ -117,6 +132,9 @@ class Table(Files):
 
     def digest(self, name: str) -> str:
         return _digest(self._chunks(name))
+
+    def size(self, name: str) -> int:
+        return sum(len(chunk) for chunk in self._chunks(name))
 
     def drop(self, names: Iterable[str]) -> None:
         self._database.change_many("DELETE FROM retl_files WHERE name = ?", [(name,) for name in names])

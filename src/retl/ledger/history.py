@@ -54,6 +54,28 @@ class History(State):
         found = self._database.rows(RunRow, "retl_runs", where, run_id)
         return found[0] if found else None
 
+    def has_history(self, sync: str, host: str, pid: int) -> bool:
+        """Whether this ledger delivered anything before the first run of a sync: with that sync, or with
+        another one in an earlier process. `host` and `pid` are of a first run that is not recorded."""
+        sql = "SELECT started_at, host, pid FROM retl_runs WHERE sync = ? ORDER BY started_at, run_id LIMIT 1"
+        found = self._database.query(sql, sync)
+        began, host, pid = found[0] if found else (cell(self.now()), host, pid)
+        sql = (
+            "SELECT 1 FROM retl_runs WHERE status IN ('SUCCESS', 'SUCCESS_WITH_REJECTS') AND (sync = ?"
+            " OR (started_at < ? AND NOT (host = ? AND pid = ?))) LIMIT 1"
+        )
+        return bool(self._database.query(sql, sync, began, host, pid))
+
+    def runs_like(self, part: str) -> list[RunRow]:
+        """The newest two runs whose ids begin or end with this text."""
+        where = (
+            "WHERE substr(run_id, 1, CAST(? AS INTEGER)) = ?"
+            " OR substr(run_id, length(run_id) - CAST(? AS INTEGER) + 1) = ?"
+            " ORDER BY started_at DESC, run_id DESC LIMIT 2"
+        )
+        size = len(part)
+        return self._database.rows(RunRow, "retl_runs", where, size, part, size, part) if size >= 4 else []
+
     def last_statistics(self, sync: str) -> Mapping[str, Any]:
         """The statistics of the newest good run that has them, by column."""
         where = (
@@ -66,8 +88,8 @@ class History(State):
     def last_run(self, sync: str) -> RunRow | None:
         """The newest run of a sync that had to do with its mart, and did more than to compare."""
         where = (
-            "WHERE sync = ? AND purpose <> 'resolve' AND options NOT LIKE ? AND options NOT LIKE ?"
-            " ORDER BY started_at DESC, run_id DESC LIMIT 1"
+            "WHERE sync = ? AND purpose NOT IN ('resolve', 'erase') AND options NOT LIKE ?"
+            " AND options NOT LIKE ? ORDER BY started_at DESC, run_id DESC LIMIT 1"
         )
         looks = (f'%"reconcile":"{look}"%' for look in ("look", "sample"))
         return next(iter(self._database.rows(RunRow, "retl_runs", where, sync, *looks)), None)
@@ -76,7 +98,7 @@ class History(State):
         """The newest run that delivered the mart, with or without rejects."""
         where = (
             "WHERE sync = ? AND status IN ('SUCCESS', 'SUCCESS_WITH_REJECTS')"
-            " AND purpose NOT IN ('repair', 'resolve') ORDER BY epoch DESC LIMIT 1"
+            " AND purpose NOT IN ('repair', 'resolve', 'erase') ORDER BY epoch DESC LIMIT 1"
         )
         found = self._database.rows(RunRow, "retl_runs", where, sync)
         return found[0] if found else None
@@ -161,12 +183,25 @@ class History(State):
 
     def remember(self, alert: str, sync: str, troubles: frozenset[str]) -> None:
         """Store the problems that the recipient knows now."""
+        self.keep(f"told {alert} {sync}", " ".join(sorted(troubles)))
+
+    @property
+    def read_only(self) -> bool:
+        return self._database.read_only
+
+    def kept(self, name: str) -> str | None:
+        """A text that `keep` stored."""
+        found = self._database.query("SELECT value FROM retl_meta WHERE name = ?", name)
+        return str(found[0][0]) if found else None
+
+    def keep(self, name: str, text: str) -> None:
+        """Store a text, in place of the last one of this name."""
         sql = (
             "INSERT INTO retl_meta (name, value) VALUES (?, ?)"
             " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
         )
         with self._database.transaction():
-            self._database.change(sql, f"told {alert} {sync}", " ".join(sorted(troubles)))
+            self._database.change(sql, name, text)
 
     def _move_reported(self, old: str, new: str) -> None:
         """The problems reported for `old` replace those of `new`."""

@@ -7,6 +7,8 @@ recovers batches of a dead run passes the id of the dead run and its own epoch.
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -14,7 +16,7 @@ from typing import Any
 
 from retl.errors import InvariantBroken
 from retl.ledger import chain
-from retl.ledger.lock import Lock
+from retl.ledger.lock import Attempt, Lock
 from retl.ledger.paces import Paces
 from retl.ledger.rows import (
     Acknowledgement,
@@ -47,6 +49,7 @@ UPDATE retl_runs SET status = ?, counts = ?, phases = ?, guards = ?, error = ?, 
   statistics = ?, finished_at = ?
 WHERE run_id = ?
 """
+_ERASED = "UPDATE retl_erasures SET status = ?, finished_at = ? WHERE run_id = ? AND status = 'open'"
 
 
 class Journal(Paces):
@@ -59,6 +62,17 @@ class Journal(Paces):
             self._holding[run.run_id] = self._locks[run.sync]
         with self._fenced(run.epoch, sync=run.sync) as database:
             database.change(_insert("retl_runs", *columns(RunStart), "status", "heartbeat_at"), *values)
+
+    def join(self, run_id: str, epoch: int, shard: int) -> Attempt:
+        """Record for one shard of a run that another process began and whose lock it holds. Earlier attempts
+        at the shard record nothing more."""
+        with self._fenced(epoch, run_id=run_id) as database:
+            sync = database.query("SELECT sync FROM retl_runs WHERE run_id = ?", run_id)[0][0]
+            attempt = Attempt(
+                *(database, epoch, f"{run_id}/{shard}"), sync=sync, host=socket.gethostname(), pid=os.getpid()
+            )
+        self._holding[run_id] = attempt
+        return attempt
 
     def heartbeat(self, run_id: str, epoch: int) -> None:
         """Record that the run is alive, on the connection that holds its lock."""
@@ -80,6 +94,7 @@ class Journal(Paces):
         sql = "UPDATE retl_runs SET status = 'ABANDONED', finished_at = ? WHERE run_id = ? AND status = ?"
         batches, now = chain.batches_of(self._database, run_id), self.now()
         with self._fenced(epoch, run_id=run_id) as database:
+            self._end_shards(run_id)
             if database.change(sql, cell(now), run_id, "RUNNING"):
                 return chain.join(database, run_id, batches, now)
         return None
@@ -230,11 +245,14 @@ class Journal(Paces):
         end = (*end, cell(now), run.run_id)
         with self._fenced(run.epoch, run_id=run.run_id) as database:
             database.change(_FINISH, *end)
+            self._end_shards(run.run_id)
             sync = database.query("SELECT sync FROM retl_runs WHERE run_id = ?", run.run_id)[0][0]
             self._merge(sync, run.epoch, rejects)
             if checkpoint is not None:
                 self._put_checkpoint(checkpoint, now)
             self._record_files(run.run_id)
+            if "erasure" in run.counts:
+                database.change(_ERASED, run.counts["erasure"]["status"], cell(now), run.run_id)
             head = chain.join(database, run.run_id, batches, now)
         self._holding.pop(run.run_id, None)
         return head

@@ -31,9 +31,11 @@ RETURNING epoch
 
 
 class Grip(ABC):
-    """The locks that the kernel or the server holds for us, one per name."""
+    """The locks that the kernel or the server holds for us, one per name. `descriptors`: a process that
+    inherits these keeps the locks too."""
 
     database: Database  # for heartbeats: they fail if the lock is lost
+    descriptors: Sequence[int] = ()
 
     @abstractmethod
     def take(self, name: str) -> bool:
@@ -66,6 +68,7 @@ class Flocks(Grip):
                 os.close(descriptor)
                 return False
         self._held[path] = descriptor
+        self.descriptors = tuple(self._held.values())
         return _same(path, descriptor)
 
     def held(self) -> bool:
@@ -124,6 +127,11 @@ class Lock:
             raise
         self.epoch = self._epochs[sync]
 
+    @property
+    def descriptors(self) -> Sequence[int]:
+        """Files that keep the lock for every process that inherits them; none if a server keeps it."""
+        return self._grip.descriptors
+
     def check(self) -> None:
         """LedgerError LOCK_LOST if we no longer hold it."""
         if not self._grip.held():
@@ -153,6 +161,30 @@ class Lock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+class Attempt:
+    """The part of a lock that one attempt at a shard has: the run holds the lock, and this process may record
+    under its epoch, until a later attempt at the same shard begins. `number` counts from 1."""
+
+    def __init__(self, database: Database, epoch: int, name: str, *, sync: str, host: str, pid: int) -> None:
+        """Begin an attempt, in the caller's transaction: earlier ones record nothing more."""
+        self.database, self.epoch, self.name = database, epoch, name
+        since = cell(database.now())
+        self.number: int = database.query(_TAKE, name, sync, host, pid, since)[0][0]
+
+    def check(self) -> None:
+        """The run looks at its lock itself; every entry here has its epoch, and fails under an older one."""
+
+    def touch(self, database: Database) -> None:
+        """LedgerError LOCK_LOST if a later attempt has begun; until the transaction ends, none begins."""
+        sql = "UPDATE retl_locks SET epoch = epoch WHERE name = ? AND epoch = ?"
+        if database.change(sql, self.name, self.number) != 1:
+            raise LedgerError(
+                "LOCK_LOST",
+                "another attempt at this shard has begun, or its run has ended: this one stopped and recorded"
+                " nothing more",
+            )
 
 
 def lost() -> LedgerError:

@@ -73,6 +73,14 @@ class RunRow(RunStart):
     chain: str | None = None
 
     @property
+    def seconds(self) -> float | None:
+        """How long it took, by the clock of its phases: with the start of the process, as its summary says.
+        None while it runs."""
+        if self.finished_at is None:
+            return None
+        return sum(self.phases.values()) or (self.finished_at - self.started_at).total_seconds()
+
+    @property
     def is_look(self) -> bool:
         """Whether it only compared."""
         return self.options.get("reconcile") in ("look", "sample")
@@ -136,6 +144,25 @@ class Pause:
     by: str
     reason: str
     run_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ErasureRow:
+    """What was erased for one sync, on whose request and why; it has no key. `status`: open until it is
+    finished, then erased, not_erasable (only here, and at the target by hand), continued (by a later one), or
+    lifted. `proof`: what was done and found; while it is open, `pending` has the new digests of files that
+    are replaced."""
+
+    erasure_id: str
+    sync: str
+    object: str
+    run_id: str | None
+    requested_at: datetime
+    requested_by: str
+    reason: str
+    status: str
+    proof: Mapping[str, Any]
+    finished_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from retl.ledger.database import Database
 from retl.ledger.files import Files
-from retl.ledger.lock import Lock, lost
+from retl.ledger.lock import Attempt, Lock, lost
 from retl.ledger.rows import cell
 
 _TOUCH = """
@@ -46,7 +46,7 @@ class State:
         self._database = database
         self._files = files
         self._locks: dict[str, Lock] = {}  # by sync
-        self._holding: dict[str, Lock] = {}  # by run
+        self._holding: dict[str, Lock | Attempt] = {}  # by run
         self._stored: dict[str, tuple[str, int]] = {}  # digest and bytes of files that no row names yet
 
     def now(self) -> datetime:
@@ -62,12 +62,19 @@ class State:
         sync: str | None = None,
         database: Database | None = None,
     ) -> Iterator[Database]:
-        """A transaction under the newest epoch of the sync. LedgerError LOCK_LOST if `epoch` is older."""
+        """A transaction under the newest epoch of the sync, and of the shard if it is one's. LedgerError
+        LOCK_LOST if `epoch` is older."""
         database = database or self._database
         with database.transaction():
             if database.change(_TOUCH, epoch, sync, run_id) != 1:
                 raise lost()
+            if isinstance(attempt := self._holding.get(run_id or ""), Attempt):
+                attempt.touch(database)
             yield database
+
+    def _end_shards(self, run_id: str) -> None:
+        """In a transaction: no attempt at a shard of this run records anything more."""
+        self._database.change("DELETE FROM retl_locks WHERE name LIKE ?", f"{run_id}/%")
 
     def _record_files(self, run_id: str) -> None:
         """In a transaction: record the digests of the run's files that were stored since the last time."""

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha256
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+import msgspec
 from pydantic import AfterValidator, Field, SecretStr, field_validator
 
+from retl.errors import Systemic
 from retl.model import Definition
 
 
@@ -60,9 +62,14 @@ class Anonymous(Definition):
         """Path and query that replace the request's own, if they are the secret."""
         return None
 
-    def body(self, body: bytes) -> bytes:
-        """The body, with the credential if it belongs there."""
+    def body(self, body: bytes, content: str) -> bytes:
+        """The body of this content type, with the credential if it belongs there. Systemic if it has no place
+        for it."""
         return body
+
+    def signed(self, method: str, target: str, headers: dict[str, str], body: bytes) -> dict[str, str]:
+        """The headers of exactly this request, with its signature if it needs one."""
+        return headers
 
     def mark(self) -> str:
         """A digest that separates targets with the same public address; not a secret."""
@@ -74,6 +81,9 @@ class Anonymous(Definition):
         """Whether this answer says that the credential in the headers `sent` has expired, and there is now
         a new one. Then nothing was applied."""
         return False
+
+    def keep_in(self, shelf: Any) -> None:
+        """Keep there (`kept.Shelf`) what the server puts in the place of a secret."""
 
     def secrets(self) -> list[str]:
         """Every secret in it, plain and as it is sent, so that they can be removed from texts."""
@@ -123,18 +133,42 @@ class InQuery(Anonymous):
 
 
 class InBody(Anonymous):
-    """A secret as a member of the JSON object that is sent: it is added last and never shown."""
+    """A secret in the body: a member of the JSON object, of each object of a list or line, or a field of the
+    form. It is added last and never shown."""
 
     type: Literal["body"]  # type: ignore[assignment]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_]+$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_$][\w.$-]*$")]
     value: Secret
 
-    def body(self, body: bytes) -> bytes:
-        pair = json.dumps({self.name: self.value.get_secret_value()})[:-1].encode()
-        return pair + (b"," if body[1:2] != b"}" else b"") + body[1:] if body.startswith(b"{") else body
+    def body(self, body: bytes, content: str) -> bytes:
+        secret = self.value.get_secret_value()
+        if "x-www-form-urlencoded" in content:
+            if self.name in dict(parse_qsl(body.decode(), keep_blank_values=True)):
+                raise self._refusal("already has")
+            return body + (b"&" if body else b"") + urlencode({self.name: secret}).encode()
+        pair = json.dumps({self.name: secret})[1:].encode()
+        try:
+            if "ndjson" in content:
+                return b"".join(self._joined(line, pair) + b"\n" for line in body.splitlines())
+            if body.startswith(b"["):
+                items = msgspec.json.decode(body, type=list[msgspec.Raw])
+                return b"[" + b",".join(self._joined(bytes(item), pair) for item in items) + b"]"
+            return self._joined(body, pair)
+        except msgspec.DecodeError:
+            raise self._refusal("has no place for") from None
+
+    def _joined(self, whole: bytes, pair: bytes) -> bytes:
+        """An object with one more member."""
+        members = msgspec.json.decode(whole, type=dict[str, msgspec.Raw])
+        if self.name in members:
+            raise self._refusal("already has")
+        return whole.rstrip()[:-1] + (b"," if members else b"") + pair
+
+    def _refusal(self, why: str) -> Systemic:
+        return Systemic("HTTP_AUTH", f"the body {why} a member {self.name!r}, which `auth` adds to it")
 
     def mark(self) -> str:
-        return _mark(self.value)
+        return mark(self.value)
 
 
 class WholeUrl(Anonymous):
@@ -164,11 +198,12 @@ class WholeUrl(Anonymous):
         return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
     def mark(self) -> str:
-        return _mark(self.url)
+        return mark(self.url)
 
     def secrets(self) -> list[str]:
         return [self.url.get_secret_value(), self.target(), *self.target().split("/")]
 
 
-def _mark(secret: SecretStr) -> str:
+def mark(secret: SecretStr) -> str:
+    """A digest that separates the accounts of one address."""
     return "#" + sha256(secret.get_secret_value().encode()).hexdigest()[:16]

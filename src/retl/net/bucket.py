@@ -1,6 +1,7 @@
-"""Object stores: the address of a bucket, its keys, the list of its objects, and one object at one ETag.
+"""Object stores: the address of a bucket, its keys, the client that reaches it, and a bucket for a reader.
 
-It serves S3 and what speaks its protocol, Google Cloud Storage and Azure. It knows no rows and never writes.
+It serves S3 and what speaks its protocol, Google Cloud Storage and Azure. It knows no rows and never writes:
+the target `files` writes with the same client.
 A connection is encrypted and verified except on this machine or where `allow_plaintext` says so. Without keys
 it takes those that the cloud's own environment has. No error repeats what a store answered, because an
 answer may quote a signed request.
@@ -15,10 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, Self
 from urllib.parse import urlsplit
 
-from pydantic import SecretStr, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from retl.errors import SourceError
 from retl.model import Definition, needs_tls
@@ -99,6 +100,33 @@ def _together(storage: Storage, *names: str) -> None:
         raise ValueError(f"{', '.join(f'`{name}`' for name in names)} belong together")
 
 
+class Root(Definition):
+    """Where files are: a folder of this machine, or of a bucket."""
+
+    root: str = Field(description="A folder of the project, an absolute path, or the address of a bucket.")
+    storage: Storage = Field(Storage(), description=STORAGE)
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if "${" in self.root:  # an unset variable is reported later
+            return self
+        address = Address.of(self.root)
+        if address is None and self.storage != Storage():
+            raise ValueError("`storage` is for a bucket: a `root` that begins with s3://, gs:// or az://")
+        if address is not None:
+            self.storage.check(address.cloud)
+        return self
+
+    def placed_in(self, folder: Path) -> Self:
+        root, storage = self.root, self.storage
+        if "${" not in root and Address.of(root) is None:
+            root = str((folder / root).resolve())
+        if storage.service_account_file:
+            file = str(folder / storage.service_account_file)
+            storage = storage.model_copy(update={"service_account_file": file})
+        return self.model_copy(update={"root": root, "storage": storage})
+
+
 @dataclass(frozen=True)
 class Address:
     """A folder of a bucket; `prefix` has no slash at its ends."""
@@ -147,7 +175,7 @@ class Bucket:
         """`folder`: relative paths of key files are relative to it. ImportError without the client."""
         self._address = address
         with self._translated():
-            self._store = _opened(address, storage, folder)
+            self._store = opened(address, storage, folder, retries=4)
 
     def list(self, folder: str) -> Iterator[Object]:
         """The objects in a folder and the folders below it; keys begin with `folder`."""
@@ -194,15 +222,7 @@ class Bucket:
             self._refuse(str(problem))
 
     def _refuse(self, text: str) -> NoReturn:
-        status, code = _STATUS.search(text), _CODE.search(text)
-        if "/latest/" in text or "/computeMetadata/" in text or "/metadata/identity" in text:
-            raise self._unreadable("there are no keys: neither `storage`, the environment nor a role has any")
-        if status is None:
-            raise self._unreadable(
-                "it did not answer in time" if "timed out" in text else "it cannot be reached"
-            )
-        said = f"it answers {status[1]}{f' ({code[1]})' if code else ''}"
-        raise self._unreadable(said)
+        raise self._unreadable(answer(text).why)
 
     def _unreadable(self, why: str) -> SourceError:
         address = self._address
@@ -213,8 +233,39 @@ class Bucket:
         )
 
 
-def _opened(address: Address, storage: Storage, folder: Path) -> Any:
-    """The client's store. Its own environment must not mix with keys that are given: they come alone."""
+@dataclass(frozen=True)
+class Answered:
+    """What a store said: the HTTP status if it answered at all, and a sentence without its words. `keyless`:
+    it was not asked, because there are no keys."""
+
+    why: str
+    status: int | None = None
+    keyless: bool = False
+
+
+def answer(text: str) -> Answered:
+    """What the text of a client's error says."""
+    status, code = _STATUS.search(text), _CODE.search(text)
+    if "/latest/" in text or "/computeMetadata/" in text or "/metadata/identity" in text:
+        return Answered(
+            "there are no keys: neither `storage`, the environment nor a role has any", None, True
+        )
+    if status is None:
+        return Answered("it did not answer in time" if "timed out" in text else "it cannot be reached")
+    return Answered(f"it answers {status[1]}{f' ({code[1]})' if code else ''}", int(status[1]))
+
+
+def opened(
+    address: Address,
+    storage: Storage,
+    folder: Path,
+    *,
+    retries: int,
+    seconds: float = 60.0,
+    connect: float = 10.0,
+) -> Any:
+    """The client's store, with this many retries of its own. Its own environment must not mix with keys that
+    are given: they come alone."""
     from obstore.store import AzureStore, GCSStore, S3Store
 
     plain = urlsplit(storage.endpoint or "").scheme == "http"  # allowed by `Storage`
@@ -222,10 +273,10 @@ def _opened(address: Address, storage: Storage, folder: Path) -> Any:
         "client_options": {
             "allow_http": plain,
             "allow_invalid_certificates": False,
-            "connect_timeout": "10s",
-            "timeout": "60s",
+            "connect_timeout": timedelta(seconds=connect),
+            "timeout": timedelta(seconds=seconds),
         },
-        "retry_config": {"max_retries": 4, "retry_timeout": timedelta(seconds=60)},
+        "retry_config": {"max_retries": retries, "retry_timeout": timedelta(seconds=60)},
     }
     if storage.anonymous:
         shared["skip_signature"] = True

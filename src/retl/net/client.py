@@ -1,8 +1,9 @@
 """One lane's HTTP connection to one server: sends a request once, and returns the answer or raises an error.
 
 It uses the standard library's http.client over a socket with one deadline for the whole request, so a server
-that sends its answer byte by byte cannot block a run. No cookies, no redirects, no proxy that
-nobody asked for, no unverified certificates. It never retries: delivery knows whether that is safe.
+that sends its answer byte by byte cannot block a run. No cookies but those of a `csrf` token, no redirects,
+no proxy that nobody asked for, no unverified certificates. It never retries: delivery knows whether that is
+safe.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from retl.errors import Ambiguous, Unavailable
 from retl.model import Definition, Duration, is_loopback
 from retl.net import tls
 from retl.net.auth import Anonymous, Permit, free
+from retl.net.csrf import Csrf, Session
 from retl.net.deadline import Deadline
 from retl.net.messages import Reply, Request
 from retl.net.proxy import Proxy, on_the_way
@@ -98,6 +100,7 @@ class Client:
         proxy: SecretStr | None = None,
         ca_file: str | None = None,
         on_status: Callable[[int], None] = lambda _status: None,
+        csrf: Csrf | None = None,
     ) -> None:
         """Every request, also one for a token, takes a permit of its own, and the way by `proxy`. `ca_file`:
         the authorities of the server, if not the system's. `on_status` is called with the status of each
@@ -114,6 +117,7 @@ class Client:
         }
         self._proxied = proxy
         self._on_status = on_status
+        self._session = Session(csrf, address.prefix) if csrf else None
         self._kept: _Connection | None = None
         self.sent = 0  # bytes of all requests, heads included
         self._used = 0.0  # time of the last answer on the kept connection
@@ -138,6 +142,22 @@ class Client:
         the file `into`, if there is one, and not into the reply. Unavailable if there was no connection, so
         nothing was sent; Ambiguous if it broke or timed out before a status came; Systemic if the server's
         certificate is not valid."""
+        if self._session is None or request.method in _LOOKS:
+            return self._renewing(request, extra, before, into)
+        for _ in range(2):  # the session may be over
+            token = self._session.headers(self._renewing)
+            reply = self._renewing(request, {**(extra or {}), **token}, before, into)
+            if not self._session.is_over(reply):
+                break
+        return reply
+
+    def _renewing(
+        self,
+        request: Request,
+        extra: Mapping[str, str] | None = None,
+        before: Callable[[], None] = lambda: None,
+        into: BinaryIO | None = None,
+    ) -> Reply:
         reply, credential = self._once(request, extra, before, into)
         if self._auth.renewed(reply, credential, self._permit, self._proxied):
             reply, _ = self._once(request, extra, before, into)
@@ -155,10 +175,13 @@ class Client:
         target = self._auth.target() or request.target
         if query:
             target += ("&" if "?" in target else "?") + query
-        body = self._auth.body(request.body)
+        given = dict(request.headers)
+        content = next((value for name, value in given.items() if name.lower() == "content-type"), "")
+        body = self._auth.body(request.body, content)
         length = {"Content-Length": str(len(body))}
         credential = self._auth.credential(self._permit, self._proxied)
-        headers = {**self._headers, **credential, **dict(request.headers), **(extra or {}), **length}
+        headers = {**self._headers, **credential, **given, **(extra or {}), **length}
+        headers = self._auth.signed(request.method, target, headers, body)
         if self._proxy is not None and self._context is None:  # the proxy itself reads the request
             target, headers = f"{self.address}{target}", {**headers, **self._proxy.headers}
         size = None if request.method in _LOOKS else len(body)
@@ -281,11 +304,13 @@ def _size(method: str, target: str, headers: Mapping[str, str], body: bytes) -> 
 
 
 def _headers(response: HTTPResponse) -> dict[str, str]:
-    """The headers by name in lower case. Several Link headers are one list; of others the last counts."""
+    """The headers by name in lower case. Several Link headers are one list, cookies are lines; of others the
+    last counts."""
     found: dict[str, str] = {}
     for name, value in response.getheaders():
-        known = found.get("link") if name.lower() == "link" else None
-        found[name.lower()] = f"{known}, {value}" if known else value
+        between = {"link": ", ", "set-cookie": "\n"}.get(name.lower())
+        known = found.get(name.lower()) if between else None
+        found[name.lower()] = f"{known}{between}{value}" if known else value
     return found
 
 

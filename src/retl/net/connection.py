@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from retl.model import Definition, needs_tls
 from retl.net.auth import Anonymous, HeaderName, Secret, WholeUrl
 from retl.net.client import Address, Timeouts
+from retl.net.csrf import Csrf
 from retl.net.oauth import Auth
 from retl.net.proxy import Setting
 
@@ -20,6 +21,7 @@ class HttpConnection(Definition):
     base_url: str
     auth: Auth = Anonymous()
     headers: dict[HeaderName, Secret] = Field(default={})
+    csrf: Csrf | None = None  # a token that every write needs
     proxy: Setting = None
     timeouts: Timeouts = Timeouts()
     allow_plaintext: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from functools import cache, cached_property
 from typing import Annotated, Any
@@ -49,15 +50,57 @@ def _steps(path: str) -> tuple[str, ...]:
 
 
 def look(value: Any, path: str) -> Any:
-    """The value at a dotted path ("" = the value itself, a number indexes a list), or None."""
+    """The value at a dotted path ("" = the value itself, a number indexes a list, `*` is the only member of
+    an object, whatever its name), or None."""
     for step in _steps(path):
-        if isinstance(value, dict):
+        if isinstance(value, dict) and step == "*" and len(value) == 1:
+            (value,) = value.values()
+        elif isinstance(value, dict):
             value = value.get(step)
         elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
             value = value[int(step)]
         else:
             return None
     return value
+
+
+class Found(Definition):
+    """A text in an answer: the value at the dotted path `at`, or what the group of `pattern` finds in it."""
+
+    at: str
+    pattern: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Found:
+        try:
+            groups = 1 if self.pattern is None else re.compile(self.pattern).groups
+        except re.error:
+            groups = 0
+        if groups != 1:
+            raise ValueError("a `pattern` is a regular expression with one group")
+        return self
+
+    def of(self, value: Any) -> str | None:
+        """The text in an answer, or None."""
+        found = look(value, self.at)
+        if type(found) not in (str, int):
+            return None
+        if self.pattern is None:
+            return text(found) or None
+        matched = re.search(self.pattern, text(found))
+        return matched[1] or None if matched else None
+
+
+def every(value: Any, path: str) -> list[Any]:
+    """The values at a dotted path in which a step `*` is each item of a list, or each member of an object."""
+    found = [value]
+    for step in _steps(path):
+        if step == "*":
+            inner = (list(one.values()) if isinstance(one, dict) else one for one in found)
+            found = [item for part in inner if isinstance(part, list) for item in part]
+        else:
+            found = [item for one in found if (item := look(one, step)) is not None]
+    return found
 
 
 def text(value: Any) -> str:

@@ -1,47 +1,40 @@
-"""OAuth 2 without a person: gets a bearer token by client credentials, refresh token or signed claim, and
-keeps it until it expires. `Auth` is the union of all forms of `auth`.
+"""OAuth 2 without a person: gets a bearer token by client credentials, refresh token or signed claim.
 
-All lanes of a connection share one object, so they share one token and renew it once. A token is kept only in
-memory.
+`Auth` is the union of all forms of `auth`.
 """
 
 from __future__ import annotations
 
-import re
-from threading import Lock
-from time import monotonic, time
-from typing import Annotated, Literal
-from urllib.parse import urlencode, urlsplit
+from time import time
+from typing import Annotated, Any, Literal
+from uuid import uuid4
 
-from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, SecretStr, model_validator
 
-from retl.errors import Ambiguous, Systemic, Unavailable
-from retl.model import needs_tls
-from retl.net.auth import Anonymous, Basic, Bearer, InBody, InHeader, InQuery, Permit, WholeUrl, free
-from retl.net.client import Address, Client, Timeouts
-from retl.net.lookup import Match, look
-from retl.net.messages import Reply, Request
-from retl.net.rs256 import Key
-from retl.net.waits import wait_asked
-from retl.observe.redact import register
+from retl.errors import Systemic
+from retl.net.accounts import Entra, Google, KeyPair
+from retl.net.auth import Anonymous, Basic, Bearer, InBody, InHeader, InQuery, WholeUrl
+from retl.net.kept import Shelf, Successor
+from retl.net.lookup import look
+from retl.net.rs256 import CLAIM, JWT_ASSERTION, JWT_GRANT, Key
+from retl.net.signing import AzureSas, FormDigest, Hmac, SigV4
+from retl.net.token import Token, TokenUrl
+from retl.observe.redact import register_brief
 
-_EARLY = 60.0  # seconds before its end from which a token is not used
-_LIFE = 3600.0  # seconds, if the server does not say
-_CLAIM = 180  # seconds that a signed claim is valid
-_JWT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _NEEDED = {
-    "client_credentials": "client_secret",
-    "refresh_token": "refresh_token",
-    "jwt_bearer": "private_key",
+    "client_credentials": ("client_secret", "private_key"),
+    "refresh_token": ("refresh_token",),
+    "jwt_bearer": ("private_key",),
 }
 
 
-class OAuth2(Anonymous):
-    """`expired` matches the body of a 200 that means an expired token; a 401 always means that. With
-    `method: GET` the parameters are in the query, which some servers require."""
+class OAuth2(Token):
+    """With `method: GET` the parameters are in the query, with `client: basic` the client's id and secret are
+    in a header, which some servers require. `private_key` instead of `client_secret` signs a claim. `scheme`
+    is the word before the token, `extra` more parameters."""
 
     type: Literal["oauth2"]  # type: ignore[assignment]
-    token_url: str
+    token_url: TokenUrl
     grant: Literal["client_credentials", "refresh_token", "jwt_bearer"] = "client_credentials"
     client_id: str
     client_secret: SecretStr | None = None
@@ -51,113 +44,122 @@ class OAuth2(Anonymous):
     audience: str | None = None  # default: token_url
     scope: str | None = None
     method: Literal["POST", "GET"] = "POST"
-    expired: Match | None = None
-    _lock: Lock = PrivateAttr(default_factory=Lock)
-    _token: str | None = PrivateAttr(default=None)
-    _ends: float = PrivateAttr(default=0.0)
+    client: Literal["body", "basic"] = "body"
+    scheme: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] = "Bearer"
+    extra: dict[str, str] = Field(default={})
     _key: Key | None = PrivateAttr(default=None)
-
-    @field_validator("token_url")
-    @classmethod
-    def _safe(cls, url: str) -> str:
-        address = Address.parse(url)
-        if address.scheme != "https" and needs_tls(address.host):
-            raise ValueError("token_url must be https")
-        return url
+    _newest: str | None = PrivateAttr(default=None)  # what replaced the refresh token
+    _successor: Successor | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _fits(self) -> OAuth2:
-        name = _NEEDED[self.grant]
-        if getattr(self, name) is None:
-            raise ValueError(f"`grant: {self.grant}` needs `{name}`")
+        names = _NEEDED[self.grant]
+        if all(getattr(self, name) is None for name in names):
+            raise ValueError(f"`grant: {self.grant}` needs `{'` or `'.join(names)}`")
+        if self.client == "basic" and self.client_secret is None:
+            raise ValueError("`client: basic` needs `client_secret`")
         if self.private_key is not None:
             self._key = Key.parse(self.private_key.get_secret_value())
         return self
 
-    def headers(self) -> dict[str, str]:
-        return self.credential(free)
+    @property
+    def word(self) -> str:
+        return self.scheme
 
-    def credential(self, permit: Permit, proxy: SecretStr | None = None) -> dict[str, str]:
-        """The header with the token, which is requested if needed. Unavailable if the token server cannot
-        be reached, Systemic if it refuses."""
-        with self._lock:
-            if self._token is None or monotonic() >= self._ends:
-                self._renew(permit, proxy)
-            return {"Authorization": f"Bearer {self._token}"}
+    @property
+    def verb(self) -> Literal["POST", "GET"]:
+        return self.method
 
-    def renewed(
-        self, reply: Reply, sent: dict[str, str], permit: Permit = free, proxy: SecretStr | None = None
-    ) -> bool:
-        in_body = self.expired is not None and reply.status == 200 and self.expired.fits(reply.json_or_text)
-        if reply.status != 401 and not in_body:
+    @property
+    def endpoint(self) -> str:
+        return self.token_url
+
+    def login(self) -> Anonymous:
+        if self.client == "body" or self.client_secret is None:
+            return Anonymous()
+        return Basic(type="basic", username=SecretStr(self.client_id), password=self.client_secret)
+
+    def keep_in(self, shelf: Shelf) -> None:
+        if self.grant == "refresh_token" and self.refresh_token is not None:
+            client = f"{self.token_url}\0{self.client_id}"
+            self._successor = Successor(shelf, client, self.refresh_token.get_secret_value())
+
+    def taken(self, content: Any) -> None:
+        """Keep a new refresh token before anything else happens: the old one may be worth nothing now."""
+        new = look(content, "refresh_token")
+        if self.grant != "refresh_token" or not isinstance(new, str) or new == self._refresh():
+            return
+        register_brief(new)
+        self._newest = new
+        if self._successor is not None:
+            if self._successor.read_only:
+                raise _rotates("the server replaced the refresh token, and this command may keep nothing")
+            self._successor.write(new)
+
+    def other(self) -> bool:
+        kept = self._successor.read() if self._successor is not None else None
+        if kept is None or kept == self._newest:
             return False
-        with self._lock:
-            if sent["Authorization"] == f"Bearer {self._token}":  # else another lane has renewed it
-                self._renew(permit, proxy)
+        self._newest = kept
         return True
 
     def secrets(self) -> list[str]:
-        given = [
-            one.get_secret_value() for one in (self.client_secret, self.refresh_token) if one is not None
-        ]
-        return [*given, *([self._token] if self._token else [])]
+        return [*super().secrets(), *([self._newest] if self._newest else [])]
 
-    def _form(self) -> dict[str, str | None]:
+    def _refresh(self) -> str | None:
+        """The newest refresh token."""
+        if self._newest is None and self._successor is not None:
+            self._newest = self._successor.read()
+        given = self.refresh_token.get_secret_value() if self.refresh_token else None
+        return self._newest or given
+
+    def form(self) -> dict[str, str | None]:
         if self._key is not None and self.grant == "jwt_bearer":
             claims = {"iss": self.client_id, "sub": self.subject or self.client_id, "scope": self.scope}
-            claims |= {"aud": self.audience or self.token_url}
-            now = int(time())
-            given = {name: value for name, value in claims.items() if value}
-            return {
-                "grant_type": _JWT,
-                "assertion": self._key.token({**given, "iat": now, "exp": now + _CLAIM}),
-            }
-        secret, refresh = self.client_secret, self.refresh_token
-        return {
+            return {"grant_type": JWT_GRANT, "assertion": self._signed(self._key, claims), **self.extra}
+        secret, refresh = self.client_secret, self._refresh()
+        if self._newest is not None and self._successor is not None and self._successor.read_only:
+            raise _rotates("the server replaces each refresh token, and this command may keep nothing")
+        in_body = self.client == "body"
+        made = {
             "grant_type": self.grant,
-            "client_id": self.client_id,
-            "client_secret": secret.get_secret_value() if secret else None,
-            "refresh_token": refresh.get_secret_value() if refresh else None,
+            "client_id": self.client_id if in_body else None,
+            "client_secret": secret.get_secret_value() if secret and in_body else None,
+            "refresh_token": refresh,
             "scope": self.scope,
+            **self.extra,
         }
+        if self._key is not None:
+            claims = {"iss": self.client_id, "sub": self.client_id, "jti": str(uuid4())}
+            made |= {"client_assertion_type": JWT_ASSERTION}
+            made |= {"client_assertion": self._signed(self._key, claims)}
+        return made
 
-    def _renew(self, permit: Permit, proxy: SecretStr | None) -> None:
-        self._token = None
-        address = Address.parse(self.token_url)
-        text = urlencode({name: value for name, value in self._form().items() if value})
-        path = urlsplit(self.token_url).path
-        content = (("Content-Type", "application/x-www-form-urlencoded"),)
-        request = Request("POST", path, content, text.encode())
-        if self.method == "GET":
-            request = Request("GET", f"{path}?{text}", (), b"")
-        client = Client(address, Anonymous(), {}, Timeouts(), lambda size: permit(None), proxy=proxy)
-        try:
-            reply = client.send(request)
-        except Ambiguous as error:  # nothing of any row was sent
-            raise Unavailable("OAUTH_NO_ANSWER", error.message) from None
-        finally:
-            client.close()
-        token, life = look(reply.content, "access_token"), look(reply.content, "expires_in")
-        if reply.status == 429 or reply.status >= 500 or not reply.whole:
-            raise Unavailable(
-                "OAUTH_UNAVAILABLE",
-                f"{address} answered {reply.status} to a token request",
-                retry_after=wait_asked(reply.headers),
-            )
-        if reply.status not in (200, 201) or not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
-            error_code = look(reply.content, "error")
-            is_code = isinstance(error_code, str) and re.fullmatch(r"[a-z_]{1,40}", error_code)
-            code = f": {error_code}" if is_code else ""
-            raise Systemic(
-                "OAUTH_REFUSED",
-                f"{address} gave no token, it answered {reply.status}{code}",
-                hint="check client_id and its secret, refresh token or key, and token_url",
-            )
-        register(token)
-        seconds = float(life) if type(life) in (int, float) else _LIFE
-        self._token, self._ends = token, monotonic() + max(seconds - _EARLY, seconds / 2)
+    def _signed(self, key: Key, claims: dict[str, str | None]) -> str:
+        now = int(time())
+        given = {name: value for name, value in claims.items() if value}
+        return key.token({**given, "aud": self.audience or self.token_url, "iat": now, "exp": now + CLAIM})
+
+
+def _rotates(why: str) -> Systemic:
+    return Systemic("OAUTH_ROTATES", why, hint="run `retl sync` without --dry-run; it keeps the new token")
 
 
 Auth = Annotated[
-    Anonymous | Bearer | Basic | InHeader | InQuery | InBody | WholeUrl | OAuth2, Field(discriminator="type")
+    Anonymous
+    | Bearer
+    | Basic
+    | InHeader
+    | InQuery
+    | InBody
+    | WholeUrl
+    | OAuth2
+    | Google
+    | Entra
+    | KeyPair
+    | SigV4
+    | Hmac
+    | AzureSas
+    | FormDigest,
+    Field(discriminator="type"),
 ]

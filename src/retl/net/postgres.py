@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
@@ -172,6 +173,15 @@ class PostgresConnection(BaseModel):
         session.read_only = read_only or None
         session.autocommit = False
         return session
+
+
+def usable(session: Session) -> bool:
+    """Whether an idle session is open, and its server has neither ended it nor sent anything else since."""
+    if session.closed:
+        return False
+    poll = select.poll()
+    poll.register(session.fileno(), select.POLLIN)
+    return not poll.poll(0)
 
 
 @contextmanager

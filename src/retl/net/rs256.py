@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
+JWT_GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+JWT_ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+CLAIM = 180  # seconds that a claim for a token is valid
+
 
 class Key:
     """An RSA private key that signs."""
@@ -43,9 +47,9 @@ class Key:
 
         return self._key.sign(message, PKCS1v15(), SHA256())
 
-    def token(self, claims: Mapping[str, Any]) -> str:
-        """The claims as a compact JWT."""
-        text = f"{_segment({'alg': 'RS256', 'typ': 'JWT'})}.{_segment(claims)}"
+    def token(self, claims: Mapping[str, Any], head: Mapping[str, str] | None = None) -> str:
+        """The claims as a compact JWT; `head` are more members of its header."""
+        text = f"{_segment({'alg': 'RS256', 'typ': 'JWT', **(head or {})})}.{_segment(claims)}"
         return f"{text}.{_encoded(self.sign(text.encode()))}"
 
 

@@ -8,22 +8,37 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
 from retl.model import Definition
+from retl.net.lookup import look
 
 LONGEST_WAIT = 3600.0  # seconds; after a longer wait we ask again
 _UNITS = {"s": 1.0, "ms": 0.001, "epoch_s": 1.0}
 
 
 class HeaderWait(Definition):
-    """A header other than Retry-After that says how long to wait: seconds, milliseconds (also of the whole
-    window), or a moment."""
+    """What else than Retry-After says how long to wait: a header, or the path `at` in the answer. In seconds,
+    milliseconds (also of the whole window), or a moment."""
 
-    header: str
+    header: str | None = None
+    at: str | None = None
     unit: Literal["s", "ms", "epoch_s"] = "s"
+
+    @model_validator(mode="after")
+    def _fits(self) -> HeaderWait:
+        if (self.header is None) == (self.at is None):
+            raise ValueError("a time to wait is in a `header`, or at a path: `at`")
+        return self
+
+    def found(self, headers: Mapping[str, str], content: Any = None) -> float | None:
+        """The number in the header or in the content of the answer."""
+        if self.header is not None:
+            return _number(headers.get(self.header.lower(), ""))
+        value = look(content, self.at or "")
+        return _number(str(value)) if type(value) in (int, float, str) else None
 
 
 class Usage(Definition):
@@ -53,11 +68,14 @@ class Quota:
     daily: bool = False
 
 
-def wait_asked(headers: Mapping[str, str], header: HeaderWait | None = None) -> float | None:
+def wait_asked(
+    headers: Mapping[str, str], header: HeaderWait | None = None, content: Any = None
+) -> float | None:
     """Seconds that the target asks us to wait, at most LONGEST_WAIT; None if it does not say. Moments are
-    compared with the target's own clock if it sends a date. Header names are in lower case."""
+    compared with the target's own clock if it sends a date. Header names are in lower case; `content` is the
+    answer's JSON."""
     now = _moment(headers.get("date")) or datetime.now(UTC).timestamp()
-    seconds = _number(headers.get(header.header.lower(), "")) if header else None
+    seconds = header.found(headers, content) if header else None
     if header is not None and seconds is not None:
         start = now if header.unit == "epoch_s" else 0.0
         wait: float | None = (seconds - start) * _UNITS[header.unit]
@@ -81,7 +99,7 @@ def quota(headers: Mapping[str, str], usage: Usage, *, daily: bool = False) -> Q
     if limit is None or left is None or limit <= 0:
         return None
     restart = None
-    if usage.reset is not None and usage.reset.header.lower() in headers:
+    if usage.reset is not None and (usage.reset.header or "").lower() in headers:
         restart = wait_asked(headers, usage.reset)
     return Quota(min(max(left / limit, 0.0), 1.0), restart, daily)
 

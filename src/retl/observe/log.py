@@ -40,6 +40,8 @@ _listeners: list[Listener] = []
 _SILENT = 100  # no level is as high
 _least = _SILENT  # lowest level that is written; checked here because structlog needs 5 µs for it
 _logger: structlog.typing.FilteringBoundLogger | None = None
+_face: Format = "json"  # of the configured log
+_crash_at: str | None = None
 
 
 def configure(
@@ -50,10 +52,12 @@ def configure(
 
     `crash_at` is `event:n`, for tests only: the process kills itself directly after the n-th event of that
     name."""
-    global _least, _logger
+    global _crash_at, _face, _least, _logger
+    _crash_at = crash_at
     _least = _LEVELS[level]
     terminal = sys.stderr is not None and sys.stderr.isatty()
     chosen: Format = format or ("console" if terminal else "json")
+    _face = chosen
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -74,6 +78,14 @@ def configure(
     _listeners.clear()
     if crash_at is not None:
         listen(_crash_point(crash_at))
+
+
+def elsewhere() -> dict[str, Any] | None:
+    """What `configure` takes in a process of ours whose events we tell ourselves; None before `configure`."""
+    if _logger is None:
+        return None
+    level = next((name for name, number in _LEVELS.items() if number >= max(_least, 20)), "error")
+    return {"format": _face, "level": level, "crash_at": _crash_at}
 
 
 class _Stderr:
@@ -100,6 +112,17 @@ def get() -> structlog.typing.FilteringBoundLogger:
         structlog.ReturnLogger(), processors=[], wrapper_class=silent
     )
     return logger
+
+
+def error(fields: Mapping[str, Any]) -> bool:
+    """Write an error that ends a command as a line of the log, if its lines are JSON; else False, and it is
+    to be told as a text. An error of the project's files comes before the log is configured."""
+    if _logger is None:
+        asked = os.environ.get("RETL_LOG_FORMAT")
+        configure(cast(Format, asked) if asked in ("json", "console") else None, "error")
+    if _face == "json":
+        get().error("error", **{name: value for name, value in fields.items() if value is not None})
+    return _face == "json"
 
 
 def event(name: str, /, *, level: Level = "info", **fields: Any) -> None:

@@ -80,8 +80,16 @@ class Family:
             yield f"{self.name}{{{named}}} {value!r}"
 
 
-def text(vitals: Sequence[Vitals], *, exit_code: int, now: datetime, labels: Mapping[str, str]) -> str:
-    """The whole file; `labels` distinguish this project's samples from others on the same machine."""
+def text(
+    vitals: Sequence[Vitals],
+    *,
+    exit_code: int,
+    now: datetime,
+    labels: Mapping[str, str],
+    more: Sequence[Family] = (),
+) -> str:
+    """The whole file; `labels` distinguish this project's samples from others on the same machine. `more`:
+    of a process that stays."""
     invocation = [
         Family("retl_build_info", "Version of retl that wrote this file.", [({"version": __version__}, 1)]),
         Family("retl_invocation_exit_code", "Exit code of the last invocation.", [({}, exit_code)]),
@@ -89,7 +97,8 @@ def text(vitals: Sequence[Vitals], *, exit_code: int, now: datetime, labels: Map
             "retl_invocation_timestamp_seconds", "When the last invocation ended.", [({}, now.timestamp())]
         ),
     ]
-    families = [*invocation, *_states(vitals), *_runs([(one.sync, one.run) for one in vitals if one.run])]
+    runs = [(one.sync, one.run) for one in vitals if one.run]
+    families = [*invocation, *_states(vitals), *_runs(runs), *more]
     return "".join(f"{line}\n" for family in families for line in family.lines(labels))
 
 
@@ -140,7 +149,7 @@ def _runs(runs: Sequence[tuple[str, LastRun]]) -> Iterator[Family]:
         "retl_run_duration_seconds",
         "How long the last run took.",
         [
-            ({"sync": sync}, (run.finished_at - run.started_at).total_seconds())
+            ({"sync": sync}, sum(run.phases.values()) or (run.finished_at - run.started_at).total_seconds())
             for sync, run in runs
             if run.finished_at
         ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
@@ -26,6 +27,7 @@ from rich.progress import (
 from rich.text import Text
 
 from retl.observe import log
+from retl.observe.summary import PHASES
 
 
 class Rate(ProgressColumn):
@@ -55,20 +57,39 @@ def shown() -> Iterator[None]:
             log.unlisten(drawing)
 
 
+@dataclass
+class _Sync:
+    """How far a sync is: the furthest phase of the path, and the rows that were read."""
+
+    phase: int = 0
+    rows: int | None = None
+
+    def __str__(self) -> str:
+        read = "" if self.rows is None else f", {self.rows:,} rows read"
+        return f"{PHASES[self.phase]} ({self.phase + 1} of {len(PHASES)}){read}"
+
+
 class Drawing:
-    """The listener: `guards_judged` gives the number of rows to send, `batch_acknowledged` the rows sent."""
+    """The listener: `guards_judged` gives the number of rows to send, `batch_acknowledged` the rows sent.
+
+    The target is asked while the mart is read, so events of phases come in turn. What is shown only goes
+    forward, in the order of the path: the guards come after the judge."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task = progress.add_task("starting", total=None)
         self._lock = Lock()
         self._expected = 0
+        self._syncs: dict[str, _Sync] = {}
 
     def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
+        name = str(structlog.contextvars.get_contextvars().get("sync") or "")
         with self._lock:
             match event:
                 case "phase":
-                    self._progress.update(self._task, description=_phase(fields))
+                    self._show(name, phase=fields["phase"])
+                case "mart_frozen":
+                    self._show(name, rows=fields.get("rows"))
                 case "guards_judged":
                     self._expected += fields.get("changes", 0)
                     self._progress.update(self._task, total=self._expected or None)
@@ -78,7 +99,9 @@ class Drawing:
                     waiting = f"waiting for process {fields.get('writer')} to finish writing the warehouse"
                     self._progress.update(self._task, description=waiting)
 
-
-def _phase(fields: Mapping[str, Any]) -> str:
-    sync = structlog.contextvars.get_contextvars().get("sync")
-    return f"{sync}: {fields['phase']}" if sync else str(fields["phase"])
+    def _show(self, name: str, phase: str | None = None, rows: int | None = None) -> None:
+        sync = self._syncs.setdefault(name, _Sync())
+        if phase in PHASES and (phase != "guard" or sync.phase >= PHASES.index("judge")):
+            sync.phase = max(sync.phase, PHASES.index(phase))
+        sync.rows = sync.rows if rows is None else rows
+        self._progress.update(self._task, description=f"{name}: {sync}" if name else str(sync))

@@ -16,6 +16,7 @@ from urllib.parse import quote, quote_plus, unquote, urlsplit
 from pydantic import BaseModel, SecretStr
 
 MASK = "***"
+BRIEF = 256
 SHORTEST = 4  # shorter secrets occur inside ordinary words, so removing them would reveal them
 
 _SECRET_NAME = re.compile(
@@ -28,6 +29,7 @@ _BASE64 = "[A-Za-z0-9+/_=-]*"
 
 _lock = Lock()
 _secrets: frozenset[str] = frozenset()
+_brief: dict[str, None] = {}  # the newest last
 _forms: tuple[tuple[str, ...], tuple[str, ...]] | None = None  # (base64 cores, texts); None: to be made
 
 
@@ -38,6 +40,27 @@ def register(*secrets: str) -> None:
     with _lock:
         if set(lines) - _secrets:
             _secrets, _forms = _secrets.union(lines), None
+
+
+def known() -> frozenset[str]:
+    """What `register` was given, for another process of ours."""
+    return _secrets
+
+
+def register_brief(*secrets: str) -> None:
+    """The same for secrets that servers hand out for a while, such as tokens: the newest BRIEF are known, so
+    that a process that stays does not become slower with each."""
+    global _forms
+    with _lock:
+        for secret in secrets:
+            if len(secret) < SHORTEST:
+                continue
+            if secret not in _brief:
+                _forms = None
+            _brief.pop(secret, None)
+            _brief[secret] = None
+        while len(_brief) > BRIEF:
+            del _brief[next(iter(_brief))]
 
 
 def register_variable(name: str, value: str) -> None:
@@ -76,13 +99,14 @@ def forget() -> None:
     global _secrets, _forms
     with _lock:
         _secrets, _forms = frozenset(), None
+        _brief.clear()
 
 
 def _current() -> tuple[tuple[str, ...], tuple[str, ...]]:
     global _forms
     if (forms := _forms) is None:
         with _lock:
-            _forms = forms = _all_forms(_secrets)
+            _forms = forms = _all_forms([*_secrets, *_brief])
     return forms
 
 

@@ -90,6 +90,34 @@ DELETES = tuple(one.name for one in fields(Deletes))
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What a run asks of a connection with limits: at least so many requests, and about how many seconds the
+    limits (`allowed`) make of them."""
+
+    requests: int
+    seconds: float
+    allowed: str
+    word: str = "requests"  # or messages
+    days: int = 0  # that a daily budget makes of them, if more than one
+
+    def __str__(self) -> str:
+        time = f"≈ {duration(self.seconds)}" if self.seconds >= 1 else "with no wait"
+        if self.days:
+            time = f"on {self.days:,} days"
+        return f"{self.requests:,} {self.word} {time} at the allowed pace ({self.allowed})"
+
+
+def duration(seconds: float) -> str:
+    """A duration in at most two units: 44 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    for size, unit, below, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // below
+            return f"{whole // size} {unit}" + (f" {rest} {part}" if rest else "")
+    return f"{whole} s"
+
+
+@dataclass(frozen=True)
 class Summary:
     """One sync's run, as `retl sync --output json` prints it."""
 
@@ -108,6 +136,14 @@ class Summary:
     guards: Sequence[Mapping[str, Any]] = ()
     error: Mapping[str, Any] | None = None
     notes: Sequence[str] = ()  # sentences for the reader of the plan
+    asserts: Sequence[Mapping[str, Any]] = ()  # name, passed, found; where the sync has assertions
+    estimate: Estimate | None = None  # of a dry run, where the connection has limits
+
+    @property
+    def changes(self) -> int:
+        """The rows that a dry run would send."""
+        counts = self.counts
+        return counts.inserted + counts.updated + counts.refreshed + counts.deletes.planned
 
     def document(self) -> dict[str, Any]:
         """The JSON form; the order of keys is part of the interface."""
@@ -141,6 +177,8 @@ class Summary:
             "guards": list(self.guards),
             "error": self.error,
             **({"notes": list(self.notes)} if self.notes else {}),
+            **({"assert": list(self.asserts)} if self.asserts else {}),
+            **({"estimate": {**asdict(self.estimate), "text": str(self.estimate)}} if self.estimate else {}),
         }
 
 

@@ -29,6 +29,17 @@ class Terms:
     def part(self) -> int:
         return max(1, self.count // PARTS) if self.count is not None else PARTS
 
+    def seconds(self, requests: int) -> float:
+        """About how long the window makes a sender need that has it for itself."""
+        if self.count is None or requests <= self.count:
+            return 0.0
+        return requests * self.window / self.count
+
+    def __str__(self) -> str:
+        per_window = f"{self.count:,} per {self.window:g} s" if self.count is not None else ""
+        per_day = f"{self.day:,} a day" if self.day is not None else ""
+        return ", ".join(filter(None, (per_window, per_day)))
+
 
 @dataclass
 class Lease:

@@ -17,12 +17,12 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from math import inf
 from threading import BoundedSemaphore, Event, Lock, local
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import tenacity
 
 from retl.errors import Later, LedgerError, Unavailable
-from retl.model import Limits, Retry
+from retl.model import Hours, Limits, Retry
 from retl.net.waits import Quota
 from retl.observe import log
 from retl.observe.signals import Stop
@@ -37,6 +37,7 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _LOOK = 0.1  # seconds between two looks at a turn that another lane has
 _FREE = Terms()
 _LONG = 300.0  # a run does not wait for a hold longer than these seconds
+_TRUST = 60.0  # seconds for which the book's clock is not asked again
 _AGAIN = 3600.0  # seconds until the next try after a spent budget without a known end
 
 
@@ -47,6 +48,10 @@ def monotonic() -> float:
 
 class Book(Protocol):
     """Where accounts are stored."""
+
+    def now(self) -> datetime:
+        """The time on the book's clock."""
+        ...
 
     def account(self, connection: str) -> tuple[Account, float]:
         """The current account, and the time in seconds on the book's clock."""
@@ -63,6 +68,9 @@ class Memory:
     def __init__(self) -> None:
         self._account = Account()
 
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
     def account(self, connection: str) -> tuple[Account, float]:
         return self._account, monotonic()
 
@@ -72,11 +80,18 @@ class Memory:
 
 class Pace:
     """Shared by all lanes of one connection. `share` is our part of the limits if `limits` has none. `book`
-    stores the account; without it the account is in memory."""
+    stores the account; without it the account is in memory. Nothing is begun outside `hours`."""
 
     def __init__(
-        self, limits: Limits, share: float = 1.0, *, book: Book | None = None, connection: str = ""
+        self,
+        limits: Limits,
+        share: float = 1.0,
+        *,
+        book: Book | None = None,
+        connection: str = "",
+        hours: Hours | None = None,
     ) -> None:
+        self._limits, self._hours, self._open_until = limits, hours, -inf
         self._share = limits.share or share
         ours = (limits.requests or 0) * self._share
         count = max(1, int(ours)) if ours else None
@@ -97,6 +112,22 @@ class Pace:
         self._waiting = False
         self._latency = Latency()
         self._lane = local()
+
+    def elsewhere(self, concurrency: int) -> dict[str, Any]:
+        """The arguments of a pace in another process, which shares the book and may have this number of
+        requests at the same time."""
+        limits = self._limits.model_copy(update={"concurrency": concurrency})
+        return {
+            "limits": limits,
+            "share": self._share,
+            "connection": self._connection,
+            "hours": self._hours,
+        }
+
+    @property
+    def terms(self) -> Terms | None:
+        """Our share of the limits; None if there are none."""
+        return None if self._terms == _FREE else self._terms
 
     @contextmanager
     def permit(self, stop: Event, size: int | None = None) -> Iterator[bool]:
@@ -164,8 +195,25 @@ class Pace:
             self._book.change_account(self._connection, lambda account, now: account.spend(now + seconds))
         return self._gone(seconds)
 
+    def require_open(self) -> None:
+        """Later OUTSIDE_HOURS outside the connection's hours."""
+        if self._hours is None or monotonic() < self._open_until:
+            return
+        now = self._book.now()
+        closes = self._hours.closes(now)
+        if closes is None:
+            raise Later(
+                "OUTSIDE_HOURS",
+                f"connection {self._connection} is used from {self._hours};"
+                f" the next time begins at {self._hours.opens(now):%Y-%m-%d %H:%M} UTC",
+                hint="run again then, or change `hours` in retl.yml",
+            )
+        self._open_until = monotonic() + min((closes - now).total_seconds(), _TRUST)
+
     def require_room(self) -> None:
-        """Later BUDGET_SPENT if the daily budget is spent, HELD_OFF during a long hold. Writes nothing."""
+        """Later OUTSIDE_HOURS, BUDGET_SPENT if the daily budget is spent, HELD_OFF during a long hold.
+        Writes nothing."""
+        self.require_open()
         account, now = self._book.account(self._connection)
         if account.held - now > _LONG:
             raise self._held_off(account.held - now)

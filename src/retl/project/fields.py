@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from retl.errors import DefinitionError
-from retl.project.definitions import FieldSource, Sync
+from retl.project.definitions import Sync
 from retl.project.validation import did_you_mean, raise_all
+from retl.project.writing import FieldSource
 from retl.project.yamlfile import Loc
 
 
@@ -99,6 +100,11 @@ def problems(sync: Sync, contract_columns: Sequence[str] | None) -> Iterator[Pro
             message = f"a soft delete sets {name!r}, but the sync does not write this field"
             hint = f"add it to `fields`, or give in `restore` the value of {name!r} for a row that comes back"
             yield Problem(sync.name, ("deletes", "set", name), "SOFT_DELETE_FIELD", message, hint)
+    for name in sync.erase.set if sync.erase else ():
+        if name not in written or name in names:
+            message = f"`erase` sets {name!r}, but the sync does not write this field"
+            hint = "add it to `fields`"
+            yield Problem(sync.name, ("erase", "set", name), "SOFT_DELETE_FIELD", message, hint)
     for index, name in enumerate(sync.changes.ignore):
         place: Loc = ("changes", "hash", "ignore", index)
         if name not in written:

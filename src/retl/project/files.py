@@ -6,12 +6,14 @@ of a definition may lead outside the project.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retl.errors import DefinitionError, Place
-from retl.project.definitions import SYNC_NAME, ContractFile, Project, Sync
+from retl.project.contracts import ContractFile
+from retl.project.definitions import SYNC_NAME, Project, Sync
 from retl.project.settings import Environment
 from retl.project.validation import raise_all, validate
 from retl.project.variables import Filled, fill
@@ -51,11 +53,17 @@ def read_project_file(folder: Path, environment: Environment) -> tuple[Project, 
     return validate(Project, written), written
 
 
-def read_syncs(folder: Path, environment: Environment, project_file: Filled) -> dict[str, Read]:
-    """Every sync by name, sorted. DefinitionError(s) for all files at once."""
+def read_syncs(
+    folder: Path,
+    environment: Environment,
+    project_file: Filled,
+    more: Callable[[Filled], Iterable[DefinitionError]] = lambda _written: (),
+) -> dict[str, Read]:
+    """Every sync by name, sorted. DefinitionError(s) for all files at once; `more` finds those of a wrong
+    file that its models do not see."""
     found: dict[str, Read] = {}
     errors: list[DefinitionError] = []
-    for path in _sync_paths(folder):
+    for path in sync_paths(folder):
         try:
             read = _read_sync(folder, path, environment, project_file.tree)
             if (other := found.get(read.sync.name)) is not None:
@@ -69,15 +77,19 @@ def read_syncs(folder: Path, environment: Environment, project_file: Filled) -> 
             found[read.sync.name] = read
         except DefinitionError as error:
             errors.append(error)
+            with suppress(DefinitionError):  # it cannot even be read
+                errors += more(_written(folder, path, environment, project_file.tree))
     raise_all(errors)
     return dict(sorted(found.items()))
 
 
 def _waits(loc: Loc) -> bool:
-    return len(loc) > 2 and loc[0] in ("connections", "sources") and loc[2] not in ("type", "limits")
+    """What is filled in when it is used: a secret is read by those who need it."""
+    used = {"connections": ("type", "limits"), "sources": ("type",), "alerts": ("on", "syncs", "tags")}
+    return len(loc) > 2 and loc[0] in used and loc[2] not in used[str(loc[0])]
 
 
-def _sync_paths(folder: Path) -> Iterator[Path]:
+def sync_paths(folder: Path) -> Iterator[Path]:
     for path in sorted((folder / "syncs").rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.suffix in (".yml", ".yaml") and path.is_file() and not hidden:
@@ -93,10 +105,7 @@ def _read_sync(folder: Path, path: Path, environment: Environment, project: Tree
             hint="a lower-case letter, then up to 62 lower-case letters, digits, - and _; `all` is reserved",
             where=Place(file),
         )
-    tree = load(path, name=file)
-    if isinstance(tree.value, dict) and "defaults" in project.value:
-        tree = tree.over(project, ("defaults",), GROUPS)
-    written = fill(tree, environment)
+    written = _written(folder, path, environment, project)
     sync = validate(Sync, written, name=name)
     if sync.source.file is not None:
         inside(folder, sync.source.file, written.place(("source", "file")))
@@ -106,6 +115,14 @@ def _read_sync(folder: Path, path: Path, environment: Environment, project: Tree
         sync = sync.model_copy(update={"contract": sync.contract.model_copy(update={"columns": contract})})
         written = replace(written, missing={**written.missing, **columns.missing})
     return Read(sync, written)
+
+
+def _written(folder: Path, path: Path, environment: Environment, project: Tree) -> Filled:
+    """A sync's file over the defaults of retl.yml, with its variables filled in."""
+    tree = load(path, name=path.relative_to(folder).as_posix())
+    if isinstance(tree.value, dict) and "defaults" in project.value:
+        tree = tree.over(project, ("defaults",), GROUPS)
+    return fill(tree, environment)
 
 
 def _read_columns(folder: Path, file: str, environment: Environment, place: Place) -> Filled:

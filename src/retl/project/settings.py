@@ -233,6 +233,12 @@ class Settings(_Settings):
         description="Metrics of every sync, for node_exporter's textfile collector.",
         examples=["/var/lib/node_exporter/textfile/retl.prom"],
     )
+    retl_watch_token: SecretStr | None = Field(
+        None, description="What POST requests to `retl watch` must have; at least 16 characters."
+    )
+    retl_serve_token: SecretStr | None = Field(
+        None, description="What visitors of `retl serve` must have; at least 16 characters."
+    )
     retl_crash_at: str | None = Field(
         None, pattern=r"^[a-z_]+(:[1-9][0-9]*)?$", description="For tests only.", exclude=True
     )

@@ -19,8 +19,28 @@ from retl.errors import DefinitionError, Place
 from retl.project.variables import Filled
 from retl.project.yamlfile import Loc
 
-RESERVED = frozenset({"hours"})
 _TYPED = {"bool_type": "true or false", "int_type": "a whole number", "float_type": "a number"}
+
+# Words of databases and of other tools → ours.
+_ELSEWHERE = {
+    **dict.fromkeys(("int", "int64", "int4", "int8", "bigint", "smallint", "long", "number"), "integer"),
+    **dict.fromkeys(("varchar", "nvarchar", "char", "text", "str"), "string"),
+    **dict.fromkeys(("numeric", "money"), "decimal"),
+    **dict.fromkeys(("double", "real", "float64", "double precision"), "float"),
+    **dict.fromkeys(("bool", "bit"), "boolean"),
+    **dict.fromkeys(("datetime", "timestamp_ntz"), "timestamp"),
+    **dict.fromkeys(("timestamp with time zone", "timestamp_tz"), "timestamptz"),
+    **dict.fromkeys(("jsonb", "object", "struct", "variant", "map"), "json"),
+    **dict.fromkeys(("array", "repeated"), "list"),
+    "mirror": "upsert and `deletes: delete`",
+    **dict.fromkeys(("merge", "full", "incremental"), "upsert"),
+    **dict.fromkeys(("insert", "create"), "insert_only"),
+    "update": "update_only",
+    **dict.fromkeys(("hard", "hard_delete", "remove", "true"), "delete"),
+    **dict.fromkeys(("ignore", "none", "false"), "keep"),
+    **dict.fromkeys(("diff", "snapshot"), "hash"),
+    "incremental_by_column": "watermark",
+}
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -160,14 +180,29 @@ def _error(
         message = f"{subject}must be {_TYPED[kind]}"
         return DefinitionError("DEFINITION_INVALID", message, hint=hint, where=filled.place(loc))
     message = f"{subject}{_sentence(details['msg'])}"
-    return DefinitionError("DEFINITION_INVALID", message, where=filled.place(loc))
+    meant = _meant(filled.found(loc), details["msg"])
+    return DefinitionError("DEFINITION_INVALID", message, hint=meant, where=filled.place(loc))
+
+
+def _meant(value: Any, message: str) -> str | None:
+    """A hint for a word that is not among those that the message names: another tool's, or a typo."""
+    words = [value] if isinstance(value, str) else list(value) if isinstance(value, dict) else []
+    known = set(re.findall(r"[a-z_]{3,}", message))
+    for word in (one.strip().lower() for one in words if isinstance(one, str)):
+        if word in known:
+            continue
+        other = re.split(r"[(<\[]", word)[0].strip()
+        ours = _ELSEWHERE.get(other, "")
+        if ours.split(" ")[0] in known:
+            return f"for {other!r} write {ours}"
+        if close := get_close_matches(word, known, n=1, cutoff=0.75):
+            return f"did you mean {close[0]!r}?"
+    return None
 
 
 def _unknown_key(model: type[BaseModel], loc: Loc, filled: Filled, given: Iterable[str]) -> DefinitionError:
     key, place = str(loc[-1]), filled.key_place(loc)
     known = sorted(_keys(model, loc[:-1]) - (set(given) if len(loc) == 1 else set()))
-    if key in RESERVED:
-        return DefinitionError("RESERVED", f"`{key}` is reserved for a later version of retl", where=place)
     hint = did_you_mean(key, known) or (f"known keys: {', '.join(known)}" if known else None)
     return DefinitionError("OPTION_UNKNOWN", f"there is no key {key!r} here", hint=hint, where=place)
 

@@ -16,6 +16,7 @@ from retl.errors import DefinitionError, Place
 from retl.project.settings import Environment
 from retl.project.yamlfile import Loc, Tree
 
+MASK = "***"
 _USE = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 _INSIDE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
@@ -59,6 +60,10 @@ class Filled:
 
     def written(self, loc: Loc) -> Loc:
         return self.tree.written((*self.at, *loc))[len(self.at) :]
+
+    def found(self, loc: Loc) -> Any:
+        """What is written at the nearest place of `loc` in the file, variables as they are written."""
+        return self.tree.at((*self.at, *self.written(loc)))
 
     def without(self, *names: str) -> Filled:
         """The same mapping without these keys."""
@@ -106,6 +111,19 @@ def fill(
         return _USE.sub(lambda found: _value(found, environment, place), value)
 
     return Filled(tree, at, walk(tree.at(at), ()), frozenset(variables), missing)
+
+
+def masked(filled: Filled, stand_in: str) -> Filled:
+    """The same with a stand-in for every text that has an unset variable, none of which is missing then."""
+
+    def walk(value: Any, loc: Loc) -> Any:
+        if isinstance(value, dict):
+            return {key: walk(item, (*loc, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [walk(item, (*loc, index)) for index, item in enumerate(value)]
+        return stand_in if loc in filled.missing else value
+
+    return replace(filled, value=walk(filled.value, ()), missing={})
 
 
 def unset(tree: Tree, environment: Environment, at: Loc = ()) -> Iterator[tuple[Loc, Missing]]:

@@ -6,21 +6,23 @@ mart, write nothing and wait for no writer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from retl.contract.judge import build
+from retl.contract.judge import Contract, build
 from retl.destinations.batch import Visit
 from retl.engine import mapping, scope, selection, sql_text
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch
+from retl.ledger import Ledger
 from retl.observe.signals import Stop
 from retl.project.definitions import Sync
-from retl.run import trace
+from retl.run import contract_diff, trace
 from retl.run.fit import fit
 from retl.run.job import Job, Target
 from retl.sources.api import Source
@@ -29,13 +31,18 @@ _PARTS = ("source.sql", "source.dbt", "checks", "--where")  # of a sync, if file
 _NOBODY = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
 
 
-def validate(sync: Sync, source: Source[Any], folder: Path, target: Target | None) -> None:
-    """DefinitionError for what is wrong with a sync. `target` is None if a variable for it is unset.
-    SourceError or Later if the source's catalog cannot be read: everything else is right then."""
+def validate(
+    sync: Sync, source: Source[Any], folder: Path, target: Target | None, ledger: Ledger | None = None
+) -> str | None:
+    """DefinitionError for what is wrong with a sync. Returns a note about new columns of the mart, if there
+    is a ledger. `target` is None if a variable for it is unset. SourceError or Later if the source's catalog
+    cannot be read: everything else is right then."""
     try:
-        field_map = _field_map(sync, source, folder, "")
+        found = columns(sync, source)
+        field_map = _field_map(sync, source, folder, "", found)
         if target is not None:
             fit(sync, field_map, target.lane(field_map.shape).capabilities)
+        return contract_diff.new_columns(ledger, sync, found) if ledger is not None else None
     except DefinitionError as problem:
         part = problem.where
         if part is None or part in _PARTS:
@@ -51,12 +58,13 @@ def check(job: Job) -> list[str]:
     """Can the source be read, can the destination be reached and written to, and do they fit? Raises like
     `Destination.check`. Returns what a person should know of it nevertheless."""
     job.source.check(job.stop)
-    field_map = _field_map(job.sync, job.source, job.folder, job.ledger.state_id)
+    found = columns(job.sync, job.source)
+    field_map = _field_map(job.sync, job.source, job.folder, job.ledger.state_id, found)
     with closing(job.target.lane(field_map.shape)) as destination:
         fit(job.sync, field_map, destination.capabilities)
         seen = destination.check(Visit("none", 0))
         if seen is not None and seen.strangers:
-            lost = trace.strangers(job.object)
+            lost = trace.strangers(job.object, job.sync)
             raise Mismatch(lost.code, lost.message, hint=lost.hint)
         return destination.notes()
 
@@ -78,8 +86,16 @@ def columns(sync: Sync, source: Source[Any]) -> dict[str, str]:
         return found
 
 
-def _field_map(sync: Sync, source: Source[Any], folder: Path, state_id: str) -> FieldMap:
-    contract = build(sync.contract, columns(sync, source), folder, sync.key, source.timezone)
+def contract_of(sync: Sync, source: Source[Any], folder: Path, columns: Mapping[str, str]) -> Contract:
+    """The sync's contract over these columns of its mart."""
+    documented = source.documented()
+    return build(sync.contract, columns, folder, sync.key, source.timezone, documented=documented)
+
+
+def _field_map(
+    sync: Sync, source: Source[Any], folder: Path, state_id: str, columns: Mapping[str, str]
+) -> FieldMap:
+    contract = contract_of(sync, source, folder, columns)
     field_map = mapping.build(sync, contract, _NOBODY, state_id=state_id, timezone=source.timezone)
     if sync.deletes.within is not None:
         scope.check(field_map, sync.deletes.within, source.invocation.variables, sync.name)

@@ -13,14 +13,14 @@ from typing import Any
 
 from retl.destinations.api import Destination
 from retl.destinations.batch import MODES, Batch
-from retl.engine import change_set, diff, hash, held, judge
+from retl.engine import change_set, diff, hash, held, judge, suppression
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Strategy
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
 from retl.errors import Mismatch
 from retl.observe import log
-from retl.run import guards, target
+from retl.run import dbt_results, guards, target
 from retl.run.guards import Facts
 from retl.run.job import Clock, Job
 from retl.run.known import Known, know
@@ -48,7 +48,8 @@ class Scope:
 @dataclass(frozen=True)
 class Compared:
     """The tables COMPARED and PRESENT. `rows`: the rows of the mart that could be sent. `forgotten`: owned
-    keys of the baseline that the mart lacks. `whole`: the mart is one that row counts are compared of."""
+    keys of the baseline that the mart lacks. `whole`: the mart is one that row counts are compared of.
+    `erased`: rows of the mart with suppressed keys, which are not compared."""
 
     opened: Opened
     frozen: Frozen
@@ -57,6 +58,7 @@ class Compared:
     rows: ChangeSet
     forgotten: int
     whole: bool
+    erased: int
 
     @property
     def mapped(self) -> Mapped:
@@ -75,7 +77,6 @@ def compare(
     clock: Clock,
     hold: ExitStack,
     scope: Scope,
-    *,
     epoch: int | None = None,
     recover: Recover | None = None,
 ) -> Compared:
@@ -95,12 +96,12 @@ def compare(
             known = know(job, mapped, workspace, visited.expected.object)
     frozen = reading.frozen
     with clock.phase("diff"):
-        rows = _sendable(job, frozen, known, visited, workspace)
+        rows, erased = _sendable(job, frozen, known, visited, workspace)
     with clock.phase("guard"):
         _raise_refusal(job, run, opened, frozen, known)
     forgotten = _forgotten(workspace)
     whole = job.sync.write != "append" and opened.cursor is None
-    found = Compared(opened, frozen, known, visited, rows, forgotten, whole)
+    found = Compared(opened, frozen, known, visited, rows, forgotten, whole, erased)
     with clock.phase("deliver"):
         _ask(job, found, run, scope)
     log.event("target_compared", rows=len(rows))
@@ -116,17 +117,21 @@ def _visit(job: Job, run: Run, mapped: Mapped, epoch: int | None, hold: ExitStac
     return visited
 
 
-def _sendable(job: Job, frozen: Frozen, known: Known, visited: Visited, workspace: Workspace) -> ChangeSet:
-    """Every row of the mart that could be sent, with what the baseline knows of its key."""
+def _sendable(
+    job: Job, frozen: Frozen, known: Known, visited: Visited, workspace: Workspace
+) -> tuple[ChangeSet, int]:
+    """Every row of the mart that could be sent, with what the baseline knows of its key; and how many have a
+    suppressed key."""
     assert visited.destination is not None
     field_map = replace(frozen.mapped.field_map, folds=visited.destination.folds)
     if not frozen.hashed:
         hash_rows(workspace, frozen.mapped)
+    erased = suppression.drop(workspace, field_map, known.suppressed)
     diff.diff(workspace, field_map, _EVERYTHING, known.baseline_rows, whole=True)
     judge.judge(workspace, frozen.mapped.contract, job.sync.key, frozen.edited)
     judge.reject_missing(workspace, field_map)
     judge.find_standing(workspace, dict.fromkeys(one.key for one in known.open_rejects))
-    return change_set.assemble(workspace, field_map, write=job.sync.write)
+    return change_set.assemble(workspace, field_map, write=job.sync.write), erased
 
 
 def _raise_refusal(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known) -> None:
@@ -140,7 +145,7 @@ def _raise_refusal(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Kn
         full_read=job.sync.write != "append" and opened.cursor is None,
         last_read=checkpoint.read_rows if checkpoint else None,
         failed_checks=frozen.failed_checks,
-        build=opened.description.health,
+        builds=dbt_results.known(job, opened.description),
         max_age=job.source.max_age,
         now=run.started_at,
     )
@@ -167,6 +172,7 @@ def _ask(job: Job, compared: Compared, run: Run, scope: Scope) -> None:
     again = job.pace.retrying(job.sync.retry, job.stop.event)
     if scope.scan:
         again(lambda: held.load_scan(workspace, field_map, destination.scan()))
+        suppression.remove(workspace, field_map, compared.known.suppressed, held.SCANNED)
     held.list_keys(workspace, field_map, scanned=scope.scan, left=scope.left, deleted=scope.deleted)
     hash.release(workspace)
 
@@ -189,7 +195,7 @@ def _ask(job: Job, compared: Compared, run: Run, scope: Scope) -> None:
     if scope.scan:
         held.keep_scanned(workspace, field_map)
         return
-    asked = change_set.of_keys(workspace, field_map, "keyed", f"pos, key FROM {held.ASKED}")
+    asked = change_set.of_keys(workspace, field_map, "keyed", f"pos, key, ref FROM {held.ASKED}")
     held.keep_present(
         workspace,
         (

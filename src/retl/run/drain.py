@@ -10,13 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
+from typing import Protocol
 
 from retl.delivery.failure_rate import FailureRate
 from retl.delivery.lanes import Delivery
-from retl.destinations.batch import MODES, Batch, Kind, Order, Outcome, Returns, RowResult
+from retl.destinations.batch import MODES, Batch, Capabilities, Kind, Order, Outcome, Returns, RowResult
 from retl.engine.change_set import ChangeSet, Phase
+from retl.engine.mapping import Run
 from retl.observe import log
-from retl.run.plan import Plan
+from retl.run.plan import Plan, Terms
 
 LINKS = frozenset({"23503", "23001"})  # refusals by a reference to another row, or from one
 UNIQUE = frozenset({"23505", "23P01"})  # refusals by a value that another row has
@@ -25,14 +27,38 @@ ROUND_ROWS = 25_000  # in one statement: the more rows, the fewer rounds
 OTHERS_ROWS = 10_000  # rows that may wait for other syncs: these may be of no help
 
 Others = Callable[[], bool]  # runs the other syncs that may be of help; False if there are none
+Send = Callable[[Sequence[Phase], FailureRate], None]  # sends these rows of a plan, all of one phase
+
+
+class Cuttable(Protocol):
+    """What batches are made of: a plan, or one shard's part of it."""
+
+    @property
+    def run(self) -> Run: ...
+    @property
+    def capabilities(self) -> Capabilities: ...
+    @property
+    def terms(self) -> Terms: ...
+    @property
+    def changes(self) -> ChangeSet: ...
 
 
 def drain(
-    plan: Plan, delivery: Delivery, epoch: int, others: Others | None = None, returns: Returns | None = None
+    plan: Plan,
+    delivery: Delivery,
+    epoch: int,
+    others: Others | None = None,
+    returns: Returns | None = None,
+    send: Send | None = None,
 ) -> None:
     """Deliver the change set; the answers are in `delivery`. Nothing is deleted while a row is in
     doubt or must be retried, and no object that an answer of this run gave to another row. Raises the error
-    that stopped it."""
+    that stopped it. `send`: other processes send the rows, and `delivery` gets their answers."""
+
+    def here(parts: Sequence[Phase], failure_rate: FailureRate) -> None:
+        delivery.drain((b for part in parts for b in batches(plan, part, epoch, returns)), failure_rate)
+
+    send = send or here
     rounds = Rounds(plan, delivery, epoch, patient=others is not None)
     failure_rate = FailureRate(plan.terms.max_failed_rate, rounds.waiting, plan.terms.max_conflict_rate)
     for phase in plan.changes.phases:
@@ -43,8 +69,7 @@ def drain(
                 return
             rounds.judge(len(phase))
             kept = _answered_again(plan, delivery)
-        parts = (batch for part in phase.without(kept) for batch in batches(plan, part, epoch, returns))
-        delivery.drain(parts, failure_rate)
+        send(list(phase.without(kept)), failure_rate)
     rounds.repeat()
     if others is not None and rounds.left(LINKS) and others():
         rounds.repeat()
@@ -146,33 +171,47 @@ def _answered_again(plan: Plan, delivery: Delivery) -> list[int]:
     return sorted(found)
 
 
-def batches(plan: Plan, phase: Phase, epoch: int, returns: Returns | None = None) -> Iterator[Batch]:
+def batches(plan: Cuttable, phase: Phase, epoch: int, returns: Returns | None = None) -> Iterator[Batch]:
     """The rows of a phase in batches of the largest size that plan and target allow."""
+    yield from _cut(plan, plan.changes, phase, size(plan, phase), epoch, returns)
+
+
+def size(plan: Cuttable, phase: Phase) -> int:
+    """The rows of a batch of this phase."""
+    if plan.capabilities.whole:
+        return len(phase)
     most = plan.capabilities.max_rows
     if phase.mode == "delete":
         most = plan.capabilities.max_deletes or most
-    size = min(plan.terms.batch_rows, most or plan.terms.batch_rows)
-    yield from _cut(plan, plan.changes, phase, size, epoch, returns)
+    return min(plan.terms.batch_rows, most or plan.terms.batch_rows)
 
 
 def _cut(
-    plan: Plan, rows: ChangeSet, phase: Phase, size: int, epoch: int, returns: Returns | None = None
+    plan: Cuttable, rows: ChangeSet, phase: Phase, size: int, epoch: int, returns: Returns | None = None
 ) -> Iterator[Batch]:
     """Without `returns` for rows that are sent again: positions of their own are no positions of the plan, so
     what the target holds of them is unknown."""
-    new = not plan.changes.counts.keys() - {"insert", "delete"}
     for first, last in phase.cut(size):
-        yield Batch(
-            rows,
-            *MODES[phase.mode],
-            plan.run.run_id,
-            epoch,
-            first,
-            last,
-            plan.run.started_at.isoformat(),
-            new=new,
-            exclusive=True,
-            returns=returns,
-            refill=plan.terms.refill,
-            decisions=plan.terms.decisions if rows is plan.changes else {},
-        )
+        yield _batch(plan, rows, replace(phase, first=first, last=last), epoch, returns)
+
+
+def batch(plan: Cuttable, phase: Phase, epoch: int, returns: Returns | None = None) -> Batch:
+    """All rows of a phase as one batch."""
+    return _batch(plan, plan.changes, phase, epoch, returns)
+
+
+def _batch(plan: Cuttable, rows: ChangeSet, phase: Phase, epoch: int, returns: Returns | None) -> Batch:
+    return Batch(
+        rows,
+        *MODES[phase.mode],
+        plan.run.run_id,
+        epoch,
+        phase.first,
+        phase.last,
+        plan.run.started_at.isoformat(),
+        new=not plan.changes.counts.keys() - {"insert", "delete"},
+        exclusive=True,
+        returns=returns,
+        refill=plan.terms.refill,
+        decisions=plan.terms.decisions if rows is plan.changes else {},
+    )

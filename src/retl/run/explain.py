@@ -1,4 +1,4 @@
-"""Explains single rows: `retl explain`, and the samples of `retl plan`.
+"""Explains single rows: `retl explain`, and the samples of a plan.
 
 It makes the same plan as a run. It writes nothing, and contacts the target only to read, if asked. Sensitive
 values are replaced before the request is made, so no text has to be searched for them.
@@ -7,8 +7,8 @@ values are replaced before the request is made, so no text has to be searched fo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -20,16 +20,15 @@ from retl.engine.change_set import ChangeSet
 from retl.engine.diff import OUTSIDE, seen_sql
 from retl.engine.lines import document_sql
 from retl.engine.scratch import private_directory
+from retl.engine.suppression import SUPPRESSED
 from retl.engine.workspace import Workspace
 from retl.errors import TargetError
-from retl.observe.summary import Summary
 from retl.run import pipeline
-from retl.run.drain import batches
 from retl.run.job import Clock, Job
 from retl.run.plan import Plan
 from retl.run.run import new_run
 from retl.values import storage
-from retl.values.keys import key_value_sql
+from retl.values.keys import key_texts, key_value_sql
 from retl.values.sql import literal, quoted
 
 MASK = "***"
@@ -56,31 +55,18 @@ _NEXT = {
     "succeeded": "nothing: another key stands for the same object in the target",
     "outside": "nothing: the key left the mart, but it is outside `deletes: {within: …}`",
     "gone": "nothing: the key left the mart, and its row in the target is kept",
+    "erased": "nothing: this key was erased, and is never sent again (ERASED)",
     "unknown": "nothing: this key is neither in the mart nor in the baseline",
 }
-
-
-def preview(
-    job: Job, *, reveal: bool, keep: Callable[[Plan], object] = lambda _plan: None
-) -> tuple[Summary, list[dict[str, Any]]]:
-    """A dry run, and the first of its changes as (op, key, field → [now, then]). `keep` is called with the
-    plan while it can be read."""
-    samples: list[dict[str, Any]] = []
-
-    def look(plan: Plan, workspace: Workspace) -> None:
-        samples.extend(_samples(job, plan, workspace, reveal))
-        keep(plan)
-
-    summary = pipeline.dry_run(job, look)
-    return replace(summary, notes=[*summary.notes, *_emptied(samples)]), samples
 
 
 def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bool) -> dict[str, Any]:
     """Per row: mart row, verdict, fields, request, baseline, open reject, what the next run will do; with
     `read` also the row in the target. Without keys: the first `count` rows in the order of sending."""
     with private_directory() as directory, Workspace(directory, job.stop) as workspace, ExitStack() as hold:
-        plan = pipeline.plan(job, new_run(job), workspace, Clock(), hold, recover=None)
-        rows = _Rows(job, plan, workspace, reveal)
+        alone = replace(job, shards=1)
+        plan = pipeline.plan(alone, new_run(job), workspace, Clock(), hold, recover=None)
+        rows = Rows(job, plan, workspace, reveal)
         found = [rows.explained(one, read=read) for one in rows.chosen(keys, count)]
     return {
         "sync": job.sync.name,
@@ -89,6 +75,20 @@ def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bo
         "guards": [{"code": r.code, "message": r.message, "hint": r.hint} for r in plan.refusals],
         "notes": list(plan.notes),
     }
+
+
+def refused(job: Job, keys: Sequence[str], *, reveal: bool) -> dict[tuple[str, str], tuple[str, Any]]:
+    """Per rejected row of these keys, by key and row id: the column that is to blame, and its value in the
+    mart now. Rows that are rejected for other reasons, and by the target, have none."""
+    found = {}
+    with private_directory() as directory, Workspace(directory, job.stop) as workspace, ExitStack() as hold:
+        plan = pipeline.plan(replace(job, shards=1), new_run(job), workspace, Clock(), hold, recover=None)
+        rows = Rows(job, plan, workspace, reveal)
+        for one in rows.chosen(keys, len(keys)):
+            if one.column is not None and one.row is not None:
+                value = rows.mart_row(one.row).get(one.column)
+                found[one.reject_key or "", one.row_id] = (one.column, value)
+    return found
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class _Chosen:
     row_id: str
 
 
-class _Rows:
+class Rows:
     """The requested rows of a plan, changed or not, as a separate change set."""
 
     def __init__(self, job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> None:
@@ -118,7 +118,7 @@ class _Rows:
     def chosen(self, keys: Sequence[str], count: int) -> list[_Chosen]:
         """Create `chosen` with the real values, and `shown` with replacements for sensitive ones."""
         workspace, names = self.workspace, [f"k{i}" for i in range(len(self.shape.key))]
-        workspace.load("asked", {"key": "VARCHAR"}, ((key,) for key in dict.fromkeys(keys)))
+        workspace.load("asked", {"key": "VARCHAR"}, zip(key_texts(keys, len(self.job.sync.key)), strict=True))
         some = (
             "WHERE r.key IN (SELECT key FROM asked)"
             if keys
@@ -135,12 +135,14 @@ class _Rows:
             f" LEFT JOIN rejects x ON x.row = r.row {some}"
         )
         types = [field.type for field in self.shape.key]
-        parts = "".join(f", {key_value_sql(types, i, 'a.key')} AS {n}" for i, n in enumerate(names))
+        # TRY: a text that is no key of these types is a key that nothing has.
+        parts = "".join(f", TRY({key_value_sql(types, i, 'a.key')}) AS {n}" for i, n in enumerate(names))
         empty = "".join(f", NULL AS f{i}" for i in range(len(self.shape.fields)))
         absent = (
             f"SELECT NULL AS row, a.key, NULL AS hash, b.ref, {seen_sql(self.plan.compares)} AS seen,"
             " x.code, x.reason, x.col,"
-            " coalesce(s.op, CASE WHEN x.code IS NOT NULL THEN 'rejected' WHEN b.key IS NULL THEN 'unknown'"
+            f" coalesce(s.op, CASE WHEN a.key IN (SELECT key FROM {SUPPRESSED}) THEN 'erased'"
+            " WHEN x.code IS NOT NULL THEN 'rejected' WHEN b.key IS NULL THEN 'unknown'"
             f" WHEN n.ending = '{OUTSIDE}' THEN '{OUTSIDE}'"
             " WHEN a.key IN (SELECT key FROM succeeded) THEN 'succeeded' ELSE 'gone' END)"
             f" AS op{parts}{empty}"
@@ -168,10 +170,10 @@ class _Rows:
         delivered = self._baseline(one.key)
         found: dict[str, Any] = {
             "key": self._key(one.key),
-            "row": None if one.row is None else self._mart_row(one.row),
+            "row": None if one.row is None else self.mart_row(one.row),
             "verdict": None if one.row is None else {"accepted": rejected is None, **(rejected or {})},
             "fields": self._masked_fields(one.document),
-            "request": self._request(one),
+            "request": self.request(one),
             "baseline": delivered,
             "reject": self._reject(one.reject_key, one.row_id),
             "next": self._next(one, delivered),
@@ -216,7 +218,7 @@ class _Rows:
     def _key(self, key: str | None) -> str | None:
         return MASK if key is not None and any(map(self._hides, self.shape.key)) else key
 
-    def _mart_row(self, row: int) -> dict[str, Any]:
+    def mart_row(self, row: int) -> dict[str, Any]:
         rules = self.plan.contract.columns
         listed = ", ".join(quoted(name) for name in rules)
         (found,) = self.workspace.run(f'SELECT {listed} FROM mart WHERE "retl row" = {row}')
@@ -230,9 +232,9 @@ class _Rows:
         run = self.plan.run
         return Batch(rows, *MODES[operation], run.run_id, 0, pos, pos, run.started_at.isoformat())
 
-    def _request(self, one: _Chosen) -> str | None:
+    def request(self, one: _Chosen) -> str | None:
         """The exact request for this row alone; for an unchanged row, what `--key` would send."""
-        if one.op in ("rejected", "unknown", "succeeded", "gone"):
+        if one.op in ("rejected", "unknown", "succeeded", "gone", "erased"):
             return None
         operation: Mode = "delete" if one.op == "delete" else self.job.sync.write
         destination = self.job.lane(self.shape)
@@ -243,7 +245,8 @@ class _Rows:
             destination.close()
 
     def _target(self, one: _Chosen) -> Mapping[str, Any] | None:
-        if one.key is None or not self.plan.capabilities.readable:
+        able = self.plan.capabilities
+        if one.key is None or not (able.readable or able.looks):
             return None
         destination = self.job.lane(self.shape)
         try:
@@ -294,87 +297,94 @@ class _Rows:
         return _NEXT[one.op]
 
 
-def _samples(job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> list[dict[str, Any]]:
-    """The first changes of a plan: op, key, and per field the value in the target (`?` if unknown) and the
+def samples(job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> list[dict[str, Any]]:
+    """The first changes of each op: op, key, and per field the value in the target (`?` if unknown) and the
     new value."""
     shape = plan.field_map.shape
+    positions = _first(plan, workspace)
     rows = workspace.run(
         f"SELECT pos, op, key, CASE WHEN op <> 'delete' THEN {document_sql(plan.field_map)} END"
-        f" FROM changes ORDER BY pos LIMIT {SAMPLES}"
+        f" FROM changes WHERE pos IN ({', '.join(map(str, positions)) or '-1'}) ORDER BY pos"
     )
-    there, peeked = _present(job, plan, len(rows)), _peeked(job, plan, len(rows))
+    there, peeked = _present(job, plan, positions), _peeked(job, plan, positions)
     hidden = set() if reveal else {field.name for field in shape.fields if field.sensitive}
     hides_key = not reveal and any(field.sensitive for field in shape.key)
+    numeric = {field.name for field in shape.fields if field.type.name in ("integer", "decimal", "float")}
     found = []
     for (position, op, key, document), old in zip(rows, there, strict=True):
         new = json.loads(document, parse_float=Decimal) if document else {}
         pairs = {
             name: [_hidden(name, value, hidden) for value in (_old(old, op, name), new.get(name))]
             for name in (new if op != "delete" else old or {})
-            if old is None or str(old.get(name)) != str(new.get(name))
+            if old is None or not _same(old.get(name), new.get(name), numeric=name in numeric)
         }
         sample = {"op": op, "key": MASK if hides_key else key, "fields": pairs}
-        found.append(sample | _verdicts(peeked, position))
+        found.append(sample | _verdicts(peeked.get(position)))
     return found
 
 
-def _verdicts(peeked: Sequence[Peeked], position: int) -> dict[str, Any]:
+def _first(plan: Plan, workspace: Workspace) -> list[int]:
+    """The positions of the first rows of each op, in the order of sending."""
+    found: list[int] = []
+    for op in plan.changes.counts:
+        rows = f"SELECT pos FROM changes WHERE op = {literal(op)} ORDER BY pos LIMIT {SAMPLES}"
+        found += [position for (position,) in workspace.run(rows)]
+    return sorted(found)
+
+
+def _verdicts(one: Peeked | None) -> dict[str, Any]:
     """What becomes of the row and of each field, where somebody else may have edited it."""
-    if position >= len(peeked):
-        return {}
-    one = peeked[position]
-    return {"verdict": one.result.kind.value, "verdicts": dict(one.fields)}
+    return {} if one is None else {"verdict": one.result.kind.value, "verdicts": dict(one.fields)}
 
 
-def _peeked(job: Job, plan: Plan, count: int) -> list[Peeked]:
-    """What a run would do to the first changes; nothing if it writes them whatever others did."""
-    found: list[Peeked] = []
-    if not count or not plan.field_map.shape.conditional or plan.refusals:
+def _peeked(job: Job, plan: Plan, positions: Sequence[int]) -> dict[int, Peeked]:
+    """What a run would do to these changes; nothing if it writes them whatever others did."""
+    found: dict[int, Peeked] = {}
+    offline = job.options.offline
+    if not positions or not plan.field_map.shape.conditional or plan.refusals or offline:
         return found
-    destination = job.lane(plan.field_map.shape)
     try:
-        for phase in plan.changes.phases:
-            part = replace(phase, last=min(phase.last, count - 1))
-            for batch in batches(plan, part, 0) if len(part) > 0 else ():
-                found += destination.peek(batch)
+        with closing(job.lane(plan.field_map.shape)) as destination:
+            for phase in plan.changes.phases:
+                mine = [one for one in positions if phase.first <= one <= phase.last]
+                for batch in _picked(plan, mine, phase.mode):
+                    found |= dict(zip(mine, destination.peek(batch), strict=True))
     except TargetError:  # a sample is no reason to fail: the guards have judged already
-        return []
-    finally:
-        destination.close()
+        return {}
     return found
 
 
-def _emptied(samples: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Warnings for fields that a NULL would empty in a row that is shown."""
-    updates = [sample["fields"] for sample in samples if sample["op"] == "update"]
-    names = dict.fromkeys(
-        name for one in updates for name, (old, new) in one.items() if new is None and old not in (None, "?")
-    )
-    for name in names:
-        yield (
-            f"a NULL would empty {name}, which has a value in the target: to keep the value, map it with"
-            f" nulls: keep, fields: {{{name}: {{column: …, nulls: keep}}}}"
-        )
+def _picked(plan: Plan, positions: Sequence[int], mode: Mode) -> Iterator[Batch]:
+    """These rows as one batch, if there are any."""
+    if positions:
+        rows, run, last = plan.changes.pick(positions), plan.run, len(positions) - 1
+        yield Batch(rows, *MODES[mode], run.run_id, 0, 0, last, run.started_at.isoformat())
 
 
-def _present(job: Job, plan: Plan, count: int) -> Iterable[Mapping[str, Any] | None]:
-    """The target's rows for the first changes; None if it lacks the key or cannot be read."""
-    if not count or not plan.capabilities.readable:
-        return [None] * count
-    destination = job.lane(plan.field_map.shape)
+def _present(job: Job, plan: Plan, positions: Sequence[int]) -> Iterable[Mapping[str, Any] | None]:
+    """The target's rows for these changes; None if it lacks the key or cannot be read."""
+    unknown: list[Mapping[str, Any] | None] = [None] * len(positions)
+    if job.options.offline or not (plan.capabilities.readable or plan.capabilities.looks):
+        return unknown
     try:
-        batch = Batch(plan.changes, *MODES["delete"], plan.run.run_id, 0, 0, count - 1)
-        return list(destination.read(batch))
+        with closing(job.lane(plan.field_map.shape)) as destination:
+            return [row for batch in _picked(plan, positions, "delete") for row in destination.read(batch)]
     except TargetError:  # a sample is no reason to fail: the guards have judged already
-        return [None] * count
-    finally:
-        destination.close()
+        return unknown
 
 
 def _old(old: Mapping[str, Any] | None, op: str, name: str) -> Any:
     if old is not None:
         return old.get(name)
     return None if op == "insert" else "?"
+
+
+def _same(old: Any, new: Any, *, numeric: bool) -> bool:
+    """Whether a target's value is ours, in the form of its driver: 3 is 3.00."""
+    if numeric and old is not None and new is not None:
+        with suppress(ArithmeticError):
+            return Decimal(str(old)) == Decimal(str(new))
+    return str(old) == str(new)
 
 
 def _hidden(name: str, value: Any, hidden: set[str]) -> Any:

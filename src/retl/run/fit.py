@@ -32,6 +32,13 @@ def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
                 f"field {one.name!r}: this destination cannot tell whether a field is empty",
                 where=f"sync {sync.name}",
             )
+    if capabilities.whole and (sync.changes.strategy != "hash" or sync.deletes.how != "delete"):
+        raise DefinitionError(
+            "OPERATION_UNSUPPORTED",
+            "a snapshot has the rows of the mart and no other: it needs `changes: hash` and"
+            " `deletes: delete`",
+            where=f"sync {sync.name}",
+        )
     _fit_conflicts(sync, capabilities)
     if sync.rollback.keep is not None and not capabilities.images:
         raise DefinitionError(
@@ -60,7 +67,7 @@ def _refuse_unused(sync: Sync, capabilities: Capabilities) -> None:
             "`cascade: true` has no effect here: a delete changes only its own object",
             where=f"sync {sync.name}",
         )
-    if sync.formats != Formats() and capabilities.form == "csv":
+    if sync.formats != Formats() and capabilities.form in ("csv", "cells"):
         raise DefinitionError(
             "OPTION_UNUSED",
             "`formats` has no effect here: it says how values are written in JSON, and this destination takes"

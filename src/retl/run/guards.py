@@ -13,7 +13,7 @@ from decimal import Decimal
 
 from retl.engine.statistics import Drifted
 from retl.project.definitions import Guards
-from retl.sources.dbt import Build
+from retl.sources.dbt_results import TESTED, Build
 
 GUARDS = (  # the codes for --accept, in the order of the documentation
     "REJECT_RATE",
@@ -30,6 +30,7 @@ GUARDS = (  # the codes for --accept, in the order of the documentation
     "STATE_LOST",
     "ORPHANED_STATE",
     "STATE_BEHIND",
+    "FIRST_RUN",
     "DBT_FAILED",
     "DBT_TESTS",
     "DBT_STALE",
@@ -49,6 +50,16 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a guard found, and what it allows: `passes`, `accepted` for this run, or `refuses`."""
+
+    code: str
+    found: str
+    limit: str
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Facts:
     """The facts before the first write. Counts are rows; None: does not apply to this run."""
 
@@ -56,6 +67,7 @@ class Facts:
     total: int  # rows of the mart before --key, --where and a watermark
     new_rejects: int
     baseline_rows: int
+    left_out: int = 0  # rejected rows of a mart that is sent as a whole
     deletes: int = 0
     deletes_on: bool = False
     scope_known: int | None = None  # rows of the baseline in the scope of deletes; None: all of them
@@ -72,9 +84,10 @@ class Facts:
     failed_checks: tuple[str, ...] = ()
     drifted: Mapping[str, Drifted] = field(default_factory=dict)  # by column, since the last good run
     allow_deletes: int | None = None
-    build: Build | None = None  # dbt's results, if the mart is a dbt model
+    builds: tuple[Build, ...] = ()  # dbt's results of the models that are read
     max_age: float | None = None  # seconds since its run
     now: datetime | None = None  # on the ledger's clock
+    unproved: int | None = None  # rows that a first run would send, where a lost state would look the same
 
     @property
     def deletable(self) -> int:
@@ -85,6 +98,43 @@ class Facts:
 def judge(facts: Facts, guards: Guards, accepted: Collection[str] = ()) -> list[Refusal]:
     """All refusals that were not accepted, in the order of SPEC."""
     return [refusal for refusal in _refusals(facts, guards) if refusal.code not in accepted]
+
+
+def verdicts(
+    facts: Facts, guards: Guards, refusals: Collection[Refusal], accepted: Collection[str] = ()
+) -> list[Verdict]:
+    """Every guard that measured something, in the order of GUARDS; then the other refusals."""
+    refused = {one.code: one.message for one in refusals}
+    measured = {code: (found, limit) for code, found, limit in _measured(facts, guards)}
+    failed = {one.code for one in _refusals(facts, guards)}
+    found = []
+    for code in (*GUARDS, *(code for code in refused if code not in GUARDS)):
+        if code in refused or code in measured:
+            what, limit = measured.get(code, (refused.get(code, ""), ""))
+            passed = "accepted" if code in failed and code in accepted else "passes"
+            found.append(Verdict(code, what, limit, "refuses" if code in refused else passed))
+    return found
+
+
+def _measured(facts: Facts, guards: Guards) -> Iterator[tuple[str, str, str]]:
+    """What the guards with a limit counted."""
+    yield "REJECT_RATE", f"{facts.new_rejects:,} of {facts.read:,}", f"{guards.max_reject_rate:g}"
+    if facts.deletes_on:
+        limit = f"{guards.max_delete_rate:g}"
+        if facts.allow_deletes is not None:
+            limit = f"exactly {facts.allow_deletes:,}"
+        elif guards.max_delete_rows is not None:
+            limit += f", {guards.max_delete_rows:,} rows"
+        yield "DELETE_RATE", f"{facts.deletes:,} of {facts.deletable:,}", limit
+    if facts.deletes_on or guards.min_rows is not None:
+        yield "EMPTY_SOURCE", f"{facts.total:,} rows", f"at least {guards.min_rows or 1:,}"
+    if facts.full_read and facts.last_read:
+        drop = max(0, facts.last_read - facts.read)
+        yield "ROW_DROP", f"{drop:,} of {facts.last_read:,}", f"{guards.max_row_drop:g}"
+    if facts.sampled:
+        yield "TARGET_LOST", f"{facts.lost:,} of {facts.sampled:,} sampled", f"{LOST_SHARE:g}"
+    if facts.unproved is not None:
+        yield "FIRST_RUN", f"{facts.unproved:,} rows", f"{guards.max_first_run:,}"
 
 
 def is_lost(sampled: int, lost: int) -> bool:
@@ -98,8 +148,8 @@ def _over(count: int, rate: float, total: int) -> bool:
 
 
 def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
-    if facts.build is not None:
-        yield from _build(facts.build, facts)
+    for build in facts.builds:
+        yield from _build(build, facts)
     if _over(facts.new_rejects, guards.max_reject_rate, facts.read):
         yield Refusal(
             "REJECT_RATE",
@@ -108,7 +158,21 @@ def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
             + (f": {', '.join(facts.reject_codes)}" if facts.reject_codes else ""),
             "see the reasons with `retl show`, fix the mart or the contract, or --accept REJECT_RATE",
         )
+    elif facts.left_out:
+        yield Refusal(
+            "REJECT_RATE",
+            f"{facts.left_out} of {facts.read} rows break the contract or have no usable key, and a snapshot"
+            f" has every row: {', '.join(facts.reject_codes)}",
+            "fix the mart or the contract, or --accept REJECT_RATE publishes it without them",
+        )
     yield from _volume(facts, guards)
+    if facts.unproved is not None and facts.unproved > guards.max_first_run:
+        yield Refusal(
+            "FIRST_RUN",
+            f"this ledger has no history and the target keeps no trace: {facts.unproved} rows would be sent,"
+            f" more than max_first_run ({guards.max_first_run}), and after a lost state all of them twice",
+            "if nothing was sent before: --accept FIRST_RUN; `first_run: adopt` takes today's rows as sent",
+        )
     yield from _scope(facts)
     if facts.full_read and facts.deletable and facts.inserts and not facts.matched:
         yield Refusal(
@@ -206,11 +270,11 @@ def _build(build: Build, facts: Facts) -> Iterator[Refusal]:
     if build.status is None:
         yield Refusal(
             "DBT_UNKNOWN",
-            f"no run_results.json of dbt has a result of the model {build.model}",
-            "dbt keeps only its last command's results: use `dbt build`, or keep those of `dbt run` beside"
-            " them as run_results.run.json; or --accept DBT_UNKNOWN",
+            f"no result that dbt left says how the last run of the model {build.model} ended",
+            "dbt keeps only its last command's results: use `dbt build`, test the model after `dbt run`, or"
+            " keep the results of `dbt run` beside them as run_results.run.json; or --accept DBT_UNKNOWN",
         )
-    elif build.status != "success":
+    elif build.status not in ("success", TESTED):
         yield Refusal(
             "DBT_FAILED",
             f"dbt's last run of the model {build.model} ended with: {build.status}",
@@ -229,5 +293,5 @@ def _build(build: Build, facts: Facts) -> Iterator[Refusal]:
         yield Refusal(
             "DBT_STALE",
             f"the model {build.model} is older than max_age; its last successful dbt run: {last}",
-            "run dbt, or --accept DBT_STALE",
+            "run `dbt build` (`dbt test` overwrites the results of `dbt run`), or --accept DBT_STALE",
         )

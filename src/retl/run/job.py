@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,8 @@ from retl.net.gate import Gate
 from retl.observe import log
 from retl.observe.signals import Stop
 from retl.pace.limiter import Pace
-from retl.project.definitions import FieldSource, Sync
+from retl.project.definitions import Sync
+from retl.project.writing import FieldSource
 from retl.sources.api import Source
 
 
@@ -37,26 +38,40 @@ class Target:
         """A new Destination, for one thread."""
         return self.destination(self.options, shape, gate)
 
+    @property
+    def comparable(self) -> bool:
+        """Whether its rows can be compared with a mart."""
+        return self.destination.comparable(self.options)
+
+    @property
+    def scannable(self) -> bool:
+        """Whether everything at its place can be listed."""
+        return self.destination.scan is not Destination.scan
+
 
 @dataclass(frozen=True)
 class Options:
     """What one invocation asks of a sync."""
 
     dry_run: bool = False
+    offline: bool = False  # the target is not asked: only for a dry run
     selection: Selection = field(default_factory=Selection)
     allow_deletes: int | None = None
     accept: tuple[str, ...] = ()
     variables: Mapping[str, Any] = field(default_factory=dict)
     purpose: Purpose = "sync"
     decisions: Mapping[str, Decision] = field(default_factory=dict)  # about rows in conflict, by key
+    retry: bool = False  # its keys are those of rejects: a key that the mart lacks is no error
     adopt: bool = False  # take the mart as delivered, whatever the ledger knows
     of_run: str | None = None  # the run that a rollback takes back
+    approved_by: str | None = None  # who signed the plan that is applied
+    plan: str | None = None  # its SHA-256
     reconcile: Literal["look", "sample", "repair", "own"] | None = None
 
     @property
     def partial(self) -> bool:
         """Whether absent rows mean nothing, because only a part of the mart may be sent."""
-        return self.selection.partial or self.purpose in ("repair", "rollback")
+        return self.selection.partial or self.purpose in ("repair", "rollback", "erase")
 
     @property
     def whole(self) -> bool:
@@ -82,6 +97,8 @@ class Job:
     environment: str | None = None
     correlation_id: str | None = None
     others: Callable[[], bool] | None = None  # runs syncs that may help refused rows; False if there are none
+    run_id: str | None = None  # that its next run must have
+    shards: int = 1  # processes that share the keys of a sync
     since: float | None = None  # monotonic: where a command's first run starts to count time
 
     def lane(self, shape: Shape) -> Destination[Any]:
@@ -89,8 +106,9 @@ class Job:
         return Paced(partial(self.target.lane, shape), self.pace, self.stop)
 
     def capabilities(self, shape: Shape) -> Capabilities:
-        """The destination's capabilities for rows of this shape."""
-        return self.target.lane(shape).capabilities
+        """The destination's capabilities for rows of this shape; offline it cannot be read."""
+        found = self.target.lane(shape).capabilities
+        return replace(found, readable=False) if self.options.offline else found
 
     @property
     def object(self) -> str:

@@ -18,7 +18,7 @@ from retl.delivery.lanes import Answered
 from retl.destinations.batch import UNKNOWN, Batch, Outcome
 from retl.destinations.window import Moment
 from retl.engine.answers import Answers
-from retl.ledger import Acknowledgement, BatchRow, Ledger, Lock
+from retl.ledger import Acknowledgement, Attempt, BatchRow, Ledger, Lock
 from retl.observe import log
 
 GROUP = 128  # answers
@@ -27,16 +27,17 @@ GROUP_SECONDS = 1.0
 
 @dataclass
 class RunJournal:
-    """Thread-safe. `every`: acknowledge each answer separately."""
+    """Thread-safe. `every`: acknowledge each answer separately. `number` and `files`: the last ones that are
+    taken."""
 
     ledger: Ledger
-    lock: Lock
+    lock: Lock | Attempt
     run_id: str
     every: bool
     answers: Answers | None = None  # of a sync that keeps what the target held
     number: int = 0
+    files: int = 0
     _batches: list[Batch] = field(default_factory=list)  # of the collected answers
-    _files: int = 0
     _collected: list[Acknowledgement] = field(default_factory=list)
     _since: float = field(default_factory=time.monotonic)
     _beat: float = -inf  # the last heartbeat
@@ -102,9 +103,9 @@ class RunJournal:
 
     def _keep(self, answers: Answers, batches: Sequence[Batch]) -> None:
         """Make durable what the target returned with these batches."""
-        path = answers.collect(batches, self._files + 1)
+        path = answers.collect(batches, self.files + 1)
         if path is not None:
-            self._files += 1
+            self.files += 1
             self.ledger.put_file(path.name, path)
             path.unlink()
 

@@ -20,6 +20,7 @@ from retl.run.mart import Mapped
 from retl.run.plan import Basis
 from retl.run.resolve import has_doubt
 from retl.run.trace import arrived
+from retl.values.suppressed import Suppressed
 
 _REMADE = "remade"  # key
 
@@ -34,6 +35,7 @@ class Known:
     open_rejects: Sequence[RejectRow]
     known_rejects: frozenset[tuple[str, str | None]]  # (key, hash) of open and dismissed ones
     distrusted: bool  # a run has distrusted rows, and they are not compacted yet
+    suppressed: Suppressed  # keys that are never sent or stored again
 
     @property
     def former(self) -> Mapping[str, str]:
@@ -81,7 +83,16 @@ def know(
             (one.key, one.hash) for one in [*open_rejects, *ledger.rejects(sync.name, "dismissed")]
         ),
         distrusted=any(one.distrusts is not None for one in deltas),
+        suppressed=ledger.suppressed(sync.name, target, job.siblings),
     )
+
+
+def holding(ledger: Ledger, sync: str) -> list[int]:
+    """The epochs of the rollbacks that nothing took back: what they restored is held until its row changes in
+    the mart."""
+    runs = ledger.taken_back(sync)
+    own = {run.run_id for run in runs}
+    return [run.epoch for run in runs if run.of_run not in own]
 
 
 def build_baseline(

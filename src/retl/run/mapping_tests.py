@@ -15,7 +15,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from retl.contract.judge import CODES, Contract, build
+from retl.contract.judge import CODES, Contract
 from retl.engine import baseline, change_set, diff, freeze, hash, judge, mapping
 from retl.engine.diff import Strategy
 from retl.engine.judge import Reject
@@ -63,8 +63,9 @@ class Verdict:
 def contract_of(sync: Sync, source: Source[Any], folder: Path) -> Contract:
     """The sync's contract, by default made of the mart's columns. SourceError or Later if the source
     cannot be read then."""
-    columns: Mapping[str, str] = _Columns() if sync.contract is not None else check.columns(sync, source)
-    return build(sync.contract, columns, folder, sync.key, source.timezone)
+    alone = sync.contract is not None and not sync.contract.needs_mart
+    columns: Mapping[str, str] = UnreadColumns() if alone else check.columns(sync, source)
+    return check.contract_of(sync, source, folder, columns)
 
 
 def problems(sync: Sync, contract: Contract) -> Iterator[Problem]:
@@ -175,7 +176,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
 
 
-class _Columns(dict[str, str]):
+class UnreadColumns(dict[str, str]):
     """The columns of a mart that is not read: every name, with a type that fits every use."""
 
     def __contains__(self, name: object) -> bool:

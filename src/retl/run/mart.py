@@ -24,6 +24,7 @@ from retl.engine.selection import Cursor
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch
 from retl.observe import log
+from retl.project.contracts import Documented
 from retl.run import results
 from retl.run.fit import fit
 from retl.run.job import Clock, Job
@@ -57,6 +58,7 @@ class Opened:
     cursor: Cursor | None
     measured: tuple[str, ...]  # columns whose drift is judged
     scope: Scope | None  # of deletes by absence; None: every key
+    documented: Mapping[str, Documented]  # what dbt says of the columns
 
     @property
     def description(self) -> Description:
@@ -117,7 +119,10 @@ def open_mart(job: Job, run: Run, workspace: Workspace) -> Opened:
             where=f"sync {sync.name}",
         )
     misfit = snapshot.description.misfit
-    contract = judge.build(sync.contract, columns, job.folder, sync.key, job.source.timezone, misfit)
+    documented = job.source.documented()
+    contract = judge.build(
+        sync.contract, columns, job.folder, sync.key, job.source.timezone, misfit, documented
+    )
     mapped = _map(job, run, contract)
     fit(sync, mapped.field_map, mapped.capabilities)
     measured = tuple(one.column for one in sync.guards.drift)
@@ -125,7 +130,8 @@ def open_mart(job: Job, run: Run, workspace: Workspace) -> Opened:
         raise Mismatch("SOURCE_DRIFT", f"the mart has no column {missing!r}, which `drift` names")
     within = sync.deletes.within
     found = within and scope.check(mapped.field_map, within, job.options.variables, sync.name)
-    return Opened(snapshot, reader, mapped, selection.cursor(sync, columns), measured, found or None)
+    cursor = selection.cursor(sync, columns)
+    return Opened(snapshot, reader, mapped, cursor, measured, found or None, documented)
 
 
 def follows(job: Job) -> bool:
@@ -151,7 +157,9 @@ class Reading:
         self.mapped = opened.mapped
         self._frozen: Frozen | None = None
         edits = self.mapped.contract.edits
-        self._at_once = _is_whole(job, opened) and not (edits or self.mapped.field_map.lookups)
+        self._at_once = _is_whole(job, opened) and not (
+            edits or self.mapped.field_map.lookups or job.shards > 1
+        )
         judged_whole = job.sync.guards.min_rows is not None or has_queries(job)
         pushes = opened.cursor is not None and job.source.narrows and not judged_whole
         self.waits = (follows(job) or pushes) and not edits  # until `extent` is known

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from retl.engine.mapping import Run
@@ -19,15 +19,20 @@ from retl.errors import Later, Mismatch, RetlError
 from retl.ledger import Lock, Pause
 from retl.observe import log
 from retl.observe.summary import Summary, described
-from retl.run import extent, planner, recovery, target
+from retl.run import contract_diff, dbt_results, extent, planner, recovery, target
 from retl.run.job import Clock, Job
 from retl.run.known import know
 from retl.run.mart import Mapped, Reading, open_mart
 from retl.run.plan import Plan
 from retl.run.prediction import predict
 from retl.run.run import Execution, new_run
+from retl.run.shards import Shards
 from retl.run.target import Asked
 
+UNASKED = (
+    "offline: the target was not asked. A run may find rows lost or edited there, or answers to batches in"
+    " doubt; it may be refused for that, for another ledger, or for the target's table, columns and rights"
+)
 Recover = Callable[[Mapped, Workspace, str], recovery.Found]
 
 
@@ -65,7 +70,7 @@ def sync(
         try:
             with clock.phase("start"):
                 workspace = running.workspace = hold.enter_context(Workspace(folder, job.stop))
-            running.plan = plan(job, run, workspace, clock, hold, running.recover, epoch=lock.epoch)
+            running.plan = plan(job, run, workspace, clock, hold, running.recover, lock=lock)
             verify(running.plan)
             if running.plan.refusals:
                 return running.refuse()
@@ -85,25 +90,24 @@ def sync(
 
 def dry_run(job: Job, look: Callable[[Plan, Workspace], object] = lambda _plan, _space: None) -> Summary:
     """Freeze to guard in a private temporary folder: no lock, no row, no file in the state directory.
-    `look` is called with the plan while it can be read."""
+    `look` is called with the plan while it can be read. Offline, the target is not asked."""
     clock = Clock.since(job.since)
     run = new_run(job)
     with private_directory() as folder, ExitStack() as hold, log.bound(sync=job.sync.name):
+
+        def recover(mapped: Mapped, space: Workspace, target: str) -> recovery.Found:
+            return recovery.look(job, mapped, space, target)
+
         try:
             with clock.phase("start"):
                 workspace = hold.enter_context(Workspace(folder, job.stop))
-            found = plan(
-                job,
-                run,
-                workspace,
-                clock,
-                hold,
-                lambda mapped, space, target: recovery.look(job, mapped, space, target),
-            )
+            offline = job.options.offline
+            found = plan(job, run, workspace, clock, hold, None if offline else recover)
             look(found, workspace)
             made = predict(job, found, workspace, clock)
             pause = job.ledger.paused(job.sync.name)
-            return replace(made, notes=(*made.notes, *paused(pause).notes)) if pause else made
+            more = [*([UNASKED] if offline else ()), *(paused(pause).notes if pause else ())]
+            return replace(made, notes=(*made.notes, *more))
         except RetlError as problem:
             return _unplanned(job, problem, clock)
 
@@ -116,22 +120,24 @@ def plan(
     hold: ExitStack,
     recover: Recover | None,
     *,
-    epoch: int | None = None,
+    lock: Lock | None = None,
 ) -> Plan:
     """Freeze, hash, diff, judge, guard. `recover` resolves batches of dead runs before the baseline is
-    built; without it the target is not contacted. With an `epoch` the run will write: while `hold` is open,
-    the target refuses other ledgers, if it can.
+    built; without it the target is not contacted. With a `lock` the run will write: while `hold` is open, the
+    target refuses other ledgers, if it can. `hold` also ends the processes of a job with shards.
 
     Raises DefinitionError, SourceError, TargetError, Later. Refusals of guards are in `Plan.refusals`.
     """
     with clock.phase("freeze"):
         opened = open_mart(job, run, workspace)
+        if lock is not None:
+            dbt_results.remember(job, opened.description)
     with Reading(job, run, opened, workspace, clock).under_way() as reading:
         mapped = reading.mapped
         visited, found, asked = None, recovery.NOTHING, Asked()
         if recover:
             with clock.phase("guard"):
-                visited = target.visit(job, run, mapped, epoch, hold)
+                visited = target.visit(job, run, mapped, lock.epoch if lock else None, hold)
             with clock.phase("recover"):
                 found = recover(mapped, workspace, visited.expected.object)
         with clock.phase("diff"):
@@ -141,16 +147,25 @@ def plan(
             with clock.phase("guard"):
                 asked, known = target.ask(job, run, mapped, known, visited, workspace)
         reach = reading.extent = extent.find(job, opened, mapped, known, asked, workspace)
-    frozen = reading.frozen
-    with clock.phase("diff"):
-        diffed = planner.compare(job, run, opened, frozen, known, asked, reach, workspace)
-    with clock.phase("judge"):
-        judged = planner.judge_rows(job, frozen, known, workspace)
-    with clock.phase("diff"):
-        due = planner.assemble(job, frozen, known, workspace)
+    frozen, crew = reading.frozen, None
+    workspace.suit(max(frozen.total, known.baseline_rows))
+    if job.shards > 1:
+        crew = Shards(job, run, workspace, lock.descriptors if lock else ())
+        with clock.phase("diff"):
+            diffed, judged, due = hold.enter_context(closing(crew)).plan(opened, frozen, known, asked, reach)
+    else:
+        with clock.phase("diff"):
+            diffed = planner.compare(job, run, opened, frozen, known, asked, reach, workspace)
+        with clock.phase("judge"):
+            judged = planner.judge_rows(job, frozen, known, workspace)
+        with clock.phase("diff"):
+            due = planner.assemble(job, frozen, known, diffed, workspace)
     with clock.phase("guard"):
         made = planner.Made(opened, frozen, known, asked, diffed, judged, due)
-        return planner.guard(job, run, made, unanswered=found.unanswered)
+        planned = planner.guard(job, run, made, unanswered=found.unanswered)
+        if lock is not None:
+            contract_diff.remember(job.ledger, job.sync, opened.description.columns)
+        return replace(planned, shards=crew)
 
 
 def paused(pause: Pause) -> Summary:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from retl.contract.judge import Contract
 from retl.destinations.batch import Capabilities, Decision
@@ -18,6 +19,9 @@ from retl.engine.statistics import Statistics
 from retl.ledger import Checkpoint, DeltaRow, Purpose
 from retl.run.guards import Facts, Refusal
 from retl.run.trace import Marks
+
+if TYPE_CHECKING:
+    from retl.run.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Plan:
     payload: Payload | None  # how rejected rows are kept, if the sync asks for it
     notes: tuple[str, ...]
     terms: Terms
+    shards: Shards | None = None  # the processes that send it
 
     @property
     def compares(self) -> str | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +21,7 @@ import msgspec
 from retl import __version__
 from retl.engine.selection import Selection
 from retl.errors import DefinitionError, Mismatch
+from retl.ledger.erasures import MASK, masked
 from retl.project.definitions import Sync
 from retl.run import counts
 from retl.run.job import Job, Options
@@ -90,13 +92,21 @@ def write(artifact: Artifact, path: Path) -> None:
         file.write(msgspec.json.format(msgspec.json.encode(artifact)) + b"\n")
 
 
-def read(path: Path) -> Artifact:
-    """DefinitionError if it is not a plan of this version of retl."""
+def content(path: Path) -> bytes:
+    """The bytes of a plan; empty if there is no such file."""
     try:
         with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        found = msgspec.json.decode(content[:LARGEST], type=Artifact)
-    except (OSError, ValueError, RecursionError) as problem:  # msgspec's errors are ValueErrors
+            return file.read(LARGEST + 1)[:LARGEST]
+    except OSError:
+        return b""
+
+
+def read(path: Path, given: bytes | None = None) -> Artifact:
+    """The plan in a file, or in the bytes that were read of it. DefinitionError if it is not a plan of this
+    version of retl."""
+    try:
+        found = msgspec.json.decode(content(path) if given is None else given, type=Artifact)
+    except (ValueError, RecursionError) as problem:  # msgspec's errors are ValueErrors
         raise DefinitionError(
             "PLAN_UNREADABLE",
             f"{path} is not a plan of retl",
@@ -136,9 +146,50 @@ def verify(artifact: Artifact, job: Job, plan: Plan) -> None:
             raise Mismatch("PLAN_MOVED", f"the plan no longer holds: {sentence}", hint="plan again")
 
 
+def forget(folder: Path, sync: str, keys: Collection[str], needles: Collection[str]) -> list[str]:
+    """Mask these keys in the plans of a sync that are in the project's folder; returns the files. Such a plan
+    can no longer be applied, as after every run."""
+    found = []
+    for path in sorted(_json_files(folder)):
+        try:
+            plan = read(path)
+        except DefinitionError:
+            continue
+        chosen = plan.selection
+        less = msgspec.structs.replace(
+            plan,
+            selection=msgspec.structs.replace(
+                chosen,
+                keys=tuple(MASK if key in keys else key for key in chosen.keys),
+                where=chosen.where and masked(chosen.where, needles),
+            ),
+            variables={name: masked(value, needles) for name, value in plan.variables.items()},
+        )
+        if plan.sync == sync and less != plan:
+            draft = path.with_name(f".{path.name}.new")
+            write(less, draft)
+            draft.replace(path)
+            found.append(str(path.relative_to(folder)))
+    return found
+
+
+def _json_files(folder: Path) -> Iterator[Path]:
+    """The files in a folder that may be plans. Hidden folders are none of the user's."""
+    for base, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "node_modules"]
+        for path in (Path(base) / name for name in names):
+            with suppress(OSError):
+                if path.is_file() and not path.is_symlink() and path.stat().st_size <= LARGEST:
+                    with path.open("rb") as file:
+                        if b'"format"' in file.read(200):
+                            yield path
+
+
 def _how(sync: Sync) -> str:
     """Digest of the definition, without texts for people."""
-    return sha256(sync.model_dump_json(exclude={"description", "tags", "tests"}).encode()).hexdigest()
+    return sha256(
+        sync.model_dump_json(exclude={"description", "tags", "tests", "shards"}).encode()
+    ).hexdigest()
 
 
 def _baseline(plan: Plan) -> list[str]:

@@ -7,29 +7,44 @@ Each step takes the results of earlier steps and returns a frozen value. `pipeli
 from __future__ import annotations
 
 import json
+import os
+import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from types import MappingProxyType
 
-from retl.destinations.batch import MODES, Batch
-from retl.engine import change_set, diff, hash, judge, scope, selection, statistics, succession
+from retl.destinations.batch import MODES, Batch, Capabilities
+from retl.engine import (
+    change_set,
+    diff,
+    hash,
+    judge,
+    scope,
+    selection,
+    statistics,
+    succession,
+    suppression,
+)
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Ends, Strategy
-from retl.engine.mapping import Run
-from retl.engine.scope import Scope, Scoped
+from retl.engine.mapping import FieldMap, Run
+from retl.engine.scope import IN_SCOPE, Scope, Scoped
 from retl.engine.statistics import Drifted, Statistics
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, TargetError
 from retl.observe import log
-from retl.run import extent, guards, resolve, trace, volatile
+from retl.run import contract_diff, dbt_results, extent, guards, resolve, target, volatile
 from retl.run.guards import Facts, Refusal
 from retl.run.job import Job
-from retl.run.known import Known
+from retl.run.known import Known, holding
 from retl.run.mart import Extent, Frozen, Mapped, Opened, follows, hash_rows
 from retl.run.plan import Plan, Terms
 from retl.run.target import Asked, Visited
-from retl.sources import dbt
+from retl.sources.dbt_results import note
+from retl.values.suppressed import Suppressed
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,7 @@ class Diffed:
     read: int
     watermark: str | None
     scoped: Scoped | None  # where only keys in a scope are deleted
+    erased: int  # rows of suppressed keys, which nothing looks at
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,31 @@ class Made:
     due: Due
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How rows are compared with the baseline; it is the same for every share of the keys. `whole`: every row
+    of the mart is there; `fed`: only what changed is; `published`: each run sends the whole mart; `resends`:
+    twice is once; `left_due`: keys that stay due, where the mart is taken as delivered."""
+
+    strategy: Strategy
+    whole: bool
+    fed: bool
+    published: bool
+    resends: bool
+    scope: Scope | None
+    suppressed: Suppressed
+    left_due: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Different:
+    """What `differ` found beside the candidates."""
+
+    read: int
+    scoped: Scoped | None
+    erased: int
+
+
 def compare(
     job: Job,
     run: Run,
@@ -84,44 +125,93 @@ def compare(
     reach: Extent,
     workspace: Workspace,
 ) -> Diffed:
-    """Find the candidates: rows that differ from the baseline, or are due for another reason. How the target
-    compares keys may be known only since it was asked."""
-    if asked.folds:
-        field_map = replace(frozen.mapped.field_map, folds=asked.folds)
-        frozen = replace(frozen, mapped=replace(frozen.mapped, field_map=field_map))
-    sync, chosen, capabilities = job.sync, job.options.selection, frozen.mapped.capabilities
-    mark = None
+    """Find the candidates: rows that differ from the baseline, or are due for another reason."""
+    frozen, mark = folding(frozen, asked), None
     if not frozen.hashed:
-        mark = _choose_and_hash(job, run, opened, frozen, reach, workspace)
+        condition, mark = choose(job, run, opened, frozen, reach, workspace)
+        hash_rows(workspace, frozen.mapped, condition)
+    how = comparison(job, run, opened, frozen, known, asked)
+    found = differ(workspace, frozen.mapped.field_map, how, known.baseline_rows)
+    return Diffed(how.strategy, found.read, next_mark(job, known, mark), found.scoped, found.erased)
+
+
+def folding(frozen: Frozen, asked: Asked) -> Frozen:
+    """The rows with the target's way of comparing keys, which may be known only since it was asked."""
+    if not asked.folds:
+        return frozen
+    field_map = replace(frozen.mapped.field_map, folds=asked.folds)
+    return replace(frozen, mapped=replace(frozen.mapped, field_map=field_map))
+
+
+def comparison(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known, asked: Asked) -> Comparison:
+    """How this run compares its rows."""
+    sync, chosen, capabilities = job.sync, job.options.selection, frozen.mapped.capabilities
     expires = capabilities.expires
     strategy = Strategy(
         everything=chosen.forced or sync.changes.strategy == "all" or asked.emptied,
         absence=sync.deletes.how != "keep"
         and sync.changes.strategy in ("hash", "cdf")
-        and not chosen.forced
+        and not (chosen.partial if capabilities.whole else chosen.forced)
         and chosen.limit is None
         and not job.options.adopt,
-        once=sync.write == "append",
+        once=_sends_once(job, capabilities),
         hold_unknown=resolve.waits(sync, idempotent=capabilities.idempotent),
         compares=frozen.mapped.compares,
         learns=frozen.mapped.field_map.shape.cautious,
         refresh_before=None if expires is None else run.started_at - timedelta(seconds=expires / 2),
+        held=() if expires is None else holding(job.ledger, sync.name),
     )
-    field_map = frozen.mapped.field_map
-    whole = opened.cursor is None and not chosen.partial and not frozen.fed
-    scoped = None
-    if opened.scope is not None and strategy.absence:
-        scoped = scope.find(workspace, field_map, opened.scope)
-        strategy = replace(strategy, scope=scope.IN_SCOPE)
-    diff.diff(workspace, field_map, strategy, known.baseline_rows, whole=whole, fed=frozen.fed)
-    succession.withhold(workspace, field_map, strategy, whole=whole, resend=capabilities.idempotent)
-    if job.options.adopt:
-        diff.leave_due(workspace, [one.key for one in known.open_rejects if one.stage == "target"])
-    # the mark does not move if only some rows were read or sent
-    if chosen.partial or chosen.limit is not None:
-        former = known.basis.checkpoint
-        mark = former.watermark if former and not known.distrusted else None
-    return Diffed(strategy, hash.count(workspace), mark, scoped)
+    scope = opened.scope if strategy.absence else None
+    left = tuple(one.key for one in known.open_rejects if one.stage == "target")
+    return Comparison(
+        strategy=replace(strategy, scope=IN_SCOPE) if scope is not None else strategy,
+        whole=opened.cursor is None and not chosen.partial and not frozen.fed,
+        fed=frozen.fed,
+        published=capabilities.whole,
+        resends=capabilities.idempotent,
+        scope=scope,
+        suppressed=known.suppressed,
+        left_due=left if job.options.adopt else None,
+    )
+
+
+def differ(workspace: Workspace, field_map: FieldMap, how: Comparison, baseline_rows: int) -> Different:
+    """Create CANDIDATES and SUCCEEDED from the hashed rows and BASELINE, all of them or one share of the
+    keys."""
+    erased = suppression.drop(workspace, field_map, how.suppressed)
+    scoped = scope.find(workspace, field_map, how.scope) if how.scope is not None else None
+    strategy = how.strategy
+    diff.diff(workspace, field_map, strategy, baseline_rows, whole=how.whole, fed=how.fed)
+    if how.published and any(ending is None for _, ending in diff.ends(workspace)):
+        strategy = replace(strategy, again=True)
+        diff.diff(workspace, field_map, strategy, baseline_rows, whole=how.whole)
+    succession.withhold(workspace, field_map, strategy, whole=how.whole, resend=how.resends)
+    if how.left_due is not None:
+        diff.leave_due(workspace, how.left_due)
+    return Different(hash.count(workspace) + erased, scoped, erased)
+
+
+def next_mark(job: Job, known: Known, mark: str | None) -> str | None:
+    """The mark for the checkpoint. It does not move if only some rows were read or sent."""
+    chosen = job.options.selection
+    if not chosen.partial and chosen.limit is None:
+        return mark
+    former = known.basis.checkpoint
+    return former.watermark if former and not known.distrusted else None
+
+
+def _sends_once(job: Job, capabilities: Capabilities) -> bool:
+    """Whether a key that the target confirmed is never sent again: it would take the row for a new one,
+    because it does not look for the key before it inserts. DefinitionError FULL_APPEND for --full."""
+    write = job.sync.write
+    once = write == "append" or (write == "insert_only" and not capabilities.idempotent)
+    if once and job.options.selection.full:
+        raise DefinitionError(
+            "FULL_APPEND",
+            f"--full is not possible with `write: {write}` here: this target would insert every row again",
+            where=f"sync {job.sync.name}",
+        )
+    return once
 
 
 def judge_rows(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> Judged:
@@ -129,9 +219,20 @@ def judge_rows(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> 
     mapped = frozen.mapped
     judge.judge(workspace, mapped.contract, job.sync.key, frozen.edited)
     judge.reject_missing(workspace, mapped.field_map)
-    judge.hold_deletes(workspace, by_ref=mapped.capabilities.by_ref)
+    unkeyed = judge.has_unkeyed(workspace)
+    judge.hold_deletes(workspace, unkeyed=unkeyed, by_ref=mapped.capabilities.by_ref)
     judge.find_standing(workspace, dict.fromkeys(one.key for one in known.open_rejects))
     measured, drifted = _measure(job, frozen, workspace)
+    return judged(known, workspace, measured, drifted)
+
+
+def judged(
+    known: Known,
+    workspace: Workspace,
+    measured: Mapping[str, Statistics] | None = None,
+    drifted: Mapping[str, Drifted] = MappingProxyType({}),
+) -> Judged:
+    """What the rejects say."""
     new = judge.new_rejects(workspace, known.known_rejects)
     return Judged(new, judge.codes(workspace), measured, drifted)
 
@@ -151,30 +252,49 @@ def _measure(
     return now, {name: statistics.compare(former[name], now[name]) for name in names if name in former}
 
 
-def assemble(job: Job, frozen: Frozen, known: Known, workspace: Workspace) -> Due:
-    """Make the change set of the due rows, in the order of sending."""
+def assemble(job: Job, frozen: Frozen, known: Known, diffed: Diffed, workspace: Workspace) -> Due:
+    """Make the change set of the due rows, in the order of sending. Rows of suppressed keys are skipped."""
+    if frozen.mapped.capabilities.whole:
+        diff.settle(workspace)
     changes = change_set.assemble(
         workspace,
         frozen.mapped.field_map,
         write=job.sync.write,
-        retried=[one.key for one in known.open_rejects if one.stage == "target"],
+        retried=retried(known, frozen.mapped.capabilities),
         limit=job.options.selection.limit,
         succeeds=bool(workspace.run(f"SELECT 1 FROM {succession.SUCCEEDED} LIMIT 1")),
     )
     former, grown = known.basis.checkpoint and known.basis.checkpoint.scope, 0
     if former and changes.counts.get("delete"):
         grown = scope.grown(workspace, frozen.mapped.field_map, Scope.parse(former))
-    return Due(changes, planned(workspace, changes), grown)
+    return due(changes, planned(workspace, changes), diffed.erased, grown)
+
+
+def retried(known: Known, capabilities: Capabilities) -> list[str]:
+    """The keys that the target refused before, which are sent last. If everything is one batch: none."""
+    return [] if capabilities.whole else [one.key for one in known.open_rejects if one.stage == "target"]
+
+
+def due(changes: ChangeSet, ends: Ends, erased: int, grown: int) -> Due:
+    """Rows of erased keys are skipped."""
+    counted = Counter(ends)
+    counted["insert", "skipped"] += erased
+    return Due(changes, counted, grown)
 
 
 def planned(workspace: Workspace, changes: ChangeSet) -> Ends:
     """The candidates by op and ending before delivery; those that are due and not in the change set are not
     attempted."""
-    ends = dict(diff.ends(workspace))
+    return taken(diff.ends(workspace), changes.counts)
+
+
+def taken(found: Ends, counts: Mapping[str, int]) -> Ends:
+    """The same from the number of candidates, and of rows in the change set by op."""
+    ends = dict(found)
     for op in (*diff.UPSERTS, "delete"):
-        taken = changes.counts.get(op, 0)
-        past = ends.pop((op, None), 0) - taken
-        ends[op, None] = taken
+        sent = counts.get(op, 0)
+        past = ends.pop((op, None), 0) - sent
+        ends[op, None] = sent
         ends[op, "not_attempted"] = ends.get((op, "not_attempted"), 0) + past
     return ends
 
@@ -192,11 +312,19 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
             hint="run once without --key, --where and --limit",
             where=f"sync {sync.name}",
         )
+    if mapped.capabilities.whole and (in_part or options.purpose not in ("sync", "apply")):
+        raise DefinitionError(
+            "SNAPSHOT_WHOLE",
+            "a snapshot has every row of the mart, so a part of it cannot be sent",
+            hint="run without --key, --where and --limit",
+            where=f"sync {sync.name}",
+        )
     facts = _facts(job, run, made, whole)
     redefined = known.basis.restarts and not options.adopt
     refusals = [*_redefined(redefined), *_orphans(job, mapped, known)]
     refusals = [*made.asked.refusals, *(one for one in refusals if one.code not in options.accept)]
     refusals += guards.judge(facts, sync.guards, options.accept)
+    refusals += _unapproved(job)
     log.event("guards_judged", refusals=len(refusals), changes=len(made.due.changes))
     plan = Plan(
         purpose=options.purpose,
@@ -248,11 +376,7 @@ def aside(
     """A plan beside the syncs: it takes no row from them, so mark, fingerprints and the version of the source
     stay. A target and a ledger that do not agree refuse it, and so do the guards of the facts."""
     former, place, seen = known.basis.checkpoint, mapped.capabilities.object, visited.trace
-    refusals = list(visited.refusals)
-    if seen is not None:
-        append = job.sync.write == "append"
-        refusals += trace.compare(job.ledger, job.sync.name, seen, visited.expected, append=append).refusals
-    refusals = [one for one in refusals if not trace.accepted(one, job)]
+    refusals, doubt = target.disagreement(job, run, mapped, visited, changes.workspace)
     return Plan(
         purpose=job.options.purpose,
         run=run,
@@ -263,7 +387,7 @@ def aside(
         ends=ends,
         read=facts.read,
         facts=facts,
-        refusals=(*refusals, *guards.judge(facts, job.sync.guards, job.options.accept)),
+        refusals=(*refusals, *guards.judge(facts, job.sync.guards, job.options.accept), *_unapproved(job)),
         basis=known.basis,
         fingerprints=known.basis.former,
         watermark=former.watermark if former else None,
@@ -271,7 +395,7 @@ def aside(
         source_version=(former.source_version if former else None) or source_version,
         statistics=None,
         scope=former.scope if former else None,
-        distrust=None,
+        distrust=doubt,
         moved_from=known.object if known.object != place else None,
         past=seen.epoch if seen is not None else 0,
         marks=None,
@@ -290,11 +414,13 @@ def _rows_read(made: Made, *, whole: bool) -> int:
     return checkpoint.read_rows if checkpoint else 0
 
 
-def _choose_and_hash(
+def choose(
     job: Job, run: Run, opened: Opened, frozen: Frozen, reach: Extent, workspace: Workspace
-) -> str | None:
-    """Hash the rows that the run selects; returns the next mark."""
+) -> tuple[str | None, str | None]:
+    """The frozen rows that the run selects, as SQL (None: all of them), and the next mark."""
     field_map, chosen = frozen.mapped.field_map, job.options.selection
+    if not job.options.retry:
+        selection.require(workspace, field_map, job.sync, chosen.keys)
     conditions = selection.chosen(workspace, field_map, chosen, job.options.variables)
     mark = None
     if opened.cursor is not None:
@@ -303,8 +429,7 @@ def _choose_and_hash(
         mark = moved.next
     elif follows(job):
         mark = opened.description.version
-    hash_rows(workspace, frozen.mapped, " AND ".join(conditions) or ("TRUE" if frozen.fed else None))
-    return mark
+    return " AND ".join(conditions) or ("TRUE" if frozen.fed else None), mark
 
 
 def _scope(made: Made) -> str | None:
@@ -324,6 +449,7 @@ def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
         read=made.diffed.read,
         total=made.frozen.total,
         new_rejects=made.judged.new_rejects,
+        left_out=_left_out(made),
         reject_codes=made.judged.reject_codes,
         baseline_rows=made.known.baseline_rows,
         deletes=made.due.changes.counts.get("delete", 0),
@@ -341,15 +467,47 @@ def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
         failed_checks=made.frozen.failed_checks,
         drifted=made.judged.drifted,
         allow_deletes=job.options.allow_deletes,
-        build=made.opened.description.health,
+        builds=dbt_results.known(job, made.opened.description),
         max_age=job.source.max_age,
         now=run.started_at,
+        unproved=len(made.due.changes) if _is_unproved(job, made) else None,
     )
+
+
+def _is_unproved(job: Job, made: Made) -> bool:
+    """Whether a first run looks just like the run after a lost state: what is sent twice stays twice, the
+    target keeps no trace of this ledger, and the ledger has no history."""
+    asked, capabilities = made.asked, made.frozen.mapped.capabilities
+    if _adopts(job, made.known) or not (made.known.basis.is_first and asked.reached and asked.marks is None):
+        return False
+    once = job.sync.write == "append" or not capabilities.idempotent
+    return once and not job.ledger.has_history(job.sync.name, socket.gethostname(), os.getpid())
+
+
+def _left_out(made: Made) -> int:
+    """The rejected rows of a mart that is published as a whole, if it is published."""
+    if not (made.frozen.mapped.capabilities.whole and len(made.due.changes)):
+        return 0
+    return sum(number for (_, ending), number in made.due.ends.items() if ending == "rejected")
 
 
 def _adopts(job: Job, known: Known) -> bool:
     """Whether the rows are recorded as delivered and not sent."""
     return job.options.adopt or (job.sync.first_run == "adopt" and known.basis.is_first)
+
+
+def _unapproved(job: Job) -> Iterator[Refusal]:
+    """Refuse to send the mart without a signed plan, where the sync asks for one. To restore rows, or to
+    erase a person, must not wait for a plan."""
+    options = job.options
+    sends = options.purpose in ("sync", "apply", "repair") and not (options.dry_run or options.adopt)
+    if job.sync.require == "approval" and sends and options.approved_by is None:
+        yield Refusal(
+            "APPROVAL_REQUIRED",
+            "this sync delivers only plans that somebody signed (`require: approval`)",
+            f"`retl plan --sync {job.sync.name} --out PLAN`; another person signs it (`ssh-keygen -Y sign -n"
+            " retl-plan -f KEY PLAN`); `retl apply PLAN --signature PLAN.sig`",
+        )
 
 
 def _redefined(redefined: bool) -> Iterator[Refusal]:
@@ -381,7 +539,7 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
     succeeded = plan.ends.get(("delete", succession.SUCCEEDED), 0) if made.diffed.strategy.absence else 0
     outside = plan.ends.get(("delete", diff.OUTSIDE), 0)
     preview = job.target.destination.about.preview
-    known, place = made.known, plan.capabilities.object
+    known, place, sync = made.known, plan.capabilities.object, job.sync
     notes = {
         f"what is sent changed ({_reshaped(made)}): every row is sent once": (
             known.differs(made.frozen.mapped, "what")
@@ -389,6 +547,10 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
         f"a dead run left {unanswered} rows unanswered: a run resolves them first, so these numbers may"
         " change": unanswered > 0,
         "the target lost rows that expire: every row is sent again": made.asked.emptied,
+        "ERASED: the target was restored or emptied, so people who were erased may be there again:"
+        " `retl erase verify` looks for them, `retl erase --again` erases them again": (
+            made.asked.restored and bool(known.suppressed)
+        ),
         f"every row of the source was read: {made.frozen.unfed}": made.frozen.unfed is not None,
         "this account has no right to write here: a run would fail": made.asked.readonly,
         "the object was rewritten since the last run (a restore, TRUNCATE, VACUUM FULL): every row is sent"
@@ -399,6 +561,8 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
             plan.distrust is not None and plan.distrust.disown and job.sync.deletes.how != "keep"
         ),
         f"{withheld} deletes wait: a row without a usable key may be one of them": withheld > 0,
+        f"ERASED: {made.diffed.erased} rows are never sent, because their keys were erased"
+        f" (`retl erase --lift --sync {job.sync.name} --key …` takes one off)": made.diffed.erased > 0,
         f"{outside} keys left the mart and stay: they are outside `deletes: {{within: …}}`": outside > 0,
         f"{succeeded} keys left the mart and nothing is deleted for them: each stands for the same object as"
         " another key, because the target does not tell them apart or gave both one id": succeeded > 0,
@@ -406,10 +570,17 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
             not plan.capabilities.idempotent and job.sync.delivery == "at_least_once"
         ),
         f"{job.target.kind} is a {preview}": bool(preview),
+        f"this ledger has no history, and the target keeps no trace of these {plan.facts.unproved} rows: if"
+        " they were sent before, they arrive twice": bool(plan.facts.unproved),
+        "after this run write `first_run: adopt`: if the state is ever lost, nothing is sent twice": (
+            known.basis.is_first and resolve.sends_first(sync)
+        ),
     }
     yield from (note for note, holds in notes.items() if holds)
-    if plan.facts.build is not None:
-        yield from dbt.notes(plan.facts.build)
+    former, types = known.former.get("types"), plan.fingerprints["types"]
+    news = contract_diff.new_columns(job.ledger, sync, made.opened.description.columns)
+    yield from filter(None, (news, contract_diff.orphaned(former, types)))
+    yield from note(plan.facts.builds)
 
 
 def _reshaped(made: Made) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import closing
 from dataclasses import asdict
+from math import ceil
 
 from retl.destinations.batch import MODES, Batch, Kind
 from retl.engine import judge
 from retl.engine.workspace import Workspace
 from retl.errors import Mismatch
-from retl.observe.summary import REJECTS_SHOWN, Summary
+from retl.observe.summary import REJECTS_SHOWN, Estimate, Summary
 from retl.run import counts
-from retl.run.drain import batches
+from retl.run.drain import batches, size
 from retl.run.job import Clock, Job
 from retl.run.plan import Plan
 
@@ -22,13 +23,14 @@ def predict(job: Job, plan: Plan, workspace: Workspace, clock: Clock) -> Summary
     target's rows, its keys are read; if it is not readable, counts are `at most`."""
     notes, others = list(plan.notes), Counter[tuple[str, Kind]]()
     sends = not (plan.refusals or plan.adopting)
-    if sends and plan.field_map.shape.conditional:
+    if sends and plan.field_map.shape.conditional and not job.options.offline:
         others = _peeked(job, plan)
     elif sends and job.sync.write in ("insert_only", "update_only"):
         if plan.capabilities.readable:
             others = _skips(job, plan)
         else:
-            notes.append("this target cannot be read: inserted and updated are at most these numbers")
+            why = "the target is not read offline" if job.options.offline else "this target cannot be read"
+            notes.append(f"{why}: inserted and updated are at most these numbers")
     problem = plan.refusals[0] if plan.refusals else None
     found = counts.if_refused(plan) if problem else counts.if_taken(plan, others)
     found.check()
@@ -50,6 +52,23 @@ def predict(job: Job, plan: Plan, workspace: Workspace, clock: Clock) -> Summary
         guards=[asdict(refusal) for refusal in plan.refusals],
         error=asdict(problem) if problem else None,
         notes=notes,
+        estimate=_estimate(job, plan),
+    )
+
+
+def _estimate(job: Job, plan: Plan) -> Estimate | None:
+    """How long the limits of the connection make the delivery; None without limits, or if nothing is sent."""
+    terms, phases = job.pace.terms, plan.changes.phases
+    if terms is None or not plan.writes:
+        return None
+    requests = sum(ceil(len(phase) / size(plan, phase)) for phase in phases) * plan.capabilities.requests
+    claim = job.target.destination.claim(job.target.options, job.sync.write)
+    return Estimate(
+        requests,
+        terms.seconds(requests),
+        str(terms),
+        "requests" if claim else "messages",
+        ceil(requests / terms.day) if terms.day and requests > terms.day else 0,
     )
 
 

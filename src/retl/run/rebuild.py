@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
-from retl.destinations.api import Destination
 from retl.destinations.batch import PRESENT, Outcome, Visit
 from retl.engine import change_set, held
 from retl.engine.scratch import private_directory
@@ -22,10 +20,9 @@ from retl.ledger import BatchRow, Checkpoint
 from retl.observe import log
 from retl.observe.summary import Counts, Summary
 from retl.project.definitions import Sync
-from retl.run import recovery
 from retl.run.comparison import Compared, Scope, compare
-from retl.run.job import Clock, Job
-from retl.run.pipeline import take_lock
+from retl.run.job import Clock, Job, Target
+from retl.run.own_run import own_run
 from retl.run.run import Execution, new_run
 
 REBUILT = "rebuilt"  # the new baseline, as a delta: pos, op, key, hash, owned, ref
@@ -46,15 +43,22 @@ class Found:
     forgotten: int = 0
 
 
-def require(sync: Sync, destination: type[Destination[Any]], *, take_ownership: bool) -> None:
+def require(sync: Sync, target: Target, *, take_ownership: bool) -> None:
     """DefinitionError if a rebuild cannot be done, or if an option would have no effect."""
     where = f"sync {sync.name}"
-    if destination.differing is Destination.differing:
+    if not target.comparable:
         raise DefinitionError(
             "REBUILD_UNSUPPORTED",
             "this target cannot be compared with the mart, so no baseline can be made from it",
             hint=f"`retl state adopt {sync.name}` takes the whole mart as delivered;"
             f" `retl state reset {sync.name}` lets the next run send every row",
+            where=where,
+        )
+    if take_ownership and not target.scannable:
+        raise DefinitionError(
+            "REBUILD_UNSUPPORTED",
+            "--take-ownership is not possible here: this target cannot list its keys",
+            hint="leave the option out",
             where=where,
         )
     if take_ownership and sync.deletes.how == "keep":
@@ -69,18 +73,12 @@ def require(sync: Sync, destination: type[Destination[Any]], *, take_ownership: 
 def rebuild(job: Job, *, take_ownership: bool = False) -> tuple[Summary, Found]:
     """Compare, and replace the baseline, in a run of its own. Every end except a bug is a summary; Later if
     another run holds the lock."""
-    clock, run, sync = Clock.since(job.since), new_run(job), job.sync.name
-    with clock.phase("begin"):
-        lock = take_lock(job)
-    with lock, private_directory() as folder, ExitStack() as hold, log.bound(run_id=run.run_id, sync=sync):
-        running = Execution(job, run, lock, clock)
-        with clock.phase("begin"):
-            running.begin()
-            recovery.abandon_dead_runs(job.ledger, sync, run.run_id, lock.epoch)
+    with own_run(job) as own:
+        running, run, clock = own.running, own.running.run, own.running.clock
         try:
-            workspace = running.workspace = hold.enter_context(Workspace(folder, job.stop))
+            workspace, lock = own.workspace(), running.lock
             scope = Scope(scan=take_ownership)
-            made = compare(job, run, workspace, clock, hold, scope, epoch=lock.epoch, recover=running.recover)
+            made = compare(job, run, workspace, clock, own.hold, scope, lock.epoch, running.recover)
             with clock.phase("diff"):
                 rows = _make_baseline(job, workspace, take_ownership=take_ownership)
             with clock.phase("commit"):
@@ -134,7 +132,8 @@ def _count(workspace: Workspace, made: Compared, *, take_ownership: bool) -> Fou
     )
     (taken,) = workspace.one(f"SELECT count(*) FROM {held.PRESENT} WHERE there AND of <> '{held.OF_MART}'")
     forgotten = 0 if take_ownership else made.forgotten
-    return Found(read, same, different, absent, read - same - different - absent, taken, forgotten)
+    rejected = read - same - different - absent - made.erased
+    return Found(read, same, different, absent, rejected, taken, forgotten)
 
 
 def _replace_baseline(running: Execution, made: Compared, rows: int) -> None:

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from retl.destinations.api import Destination
 from retl.engine import change_set, held
 from retl.engine.baseline import BASELINE, ENTRIES
 from retl.engine.change_set import ChangeSet
@@ -26,11 +25,13 @@ from retl.errors import DefinitionError, Later, RetlError
 from retl.observe import log
 from retl.observe.summary import Counts, Summary
 from retl.project.definitions import Sync
-from retl.run import planner, recovery
+from retl.run import planner
 from retl.run.comparison import Compared, Scope, compare
 from retl.run.guards import Facts
-from retl.run.job import Clock, Job, Options
-from retl.run.pipeline import paused, take_lock
+from retl.run.job import Clock, Job, Options, Target
+from retl.run.known import holding
+from retl.run.own_run import locked, own_run
+from retl.run.pipeline import paused
 from retl.run.plan import Plan
 from retl.run.prediction import predict
 from retl.run.rebuild import write_held
@@ -86,14 +87,21 @@ class Found:
         return self.edited + self.missing
 
 
-def require(sync: Sync, destination: type[Destination[Any]], asked: Asked) -> None:
+def require(sync: Sync, target: Target, asked: Asked) -> None:
     """DefinitionError if the target cannot be compared, or if an option would have no effect."""
     where = f"sync {sync.name}"
-    if destination.differing is Destination.differing:
+    if not target.comparable:
         raise DefinitionError(
             "RECONCILE_UNSUPPORTED",
             "this target cannot be read, so nothing can be compared with it",
             hint="`retl sync --full` sends every row again",
+            where=where,
+        )
+    if asked.own and not target.scannable:
+        raise DefinitionError(
+            "RECONCILE_UNSUPPORTED",
+            "--take-ownership is not possible here: this target cannot list its keys",
+            hint="leave the option out",
             where=where,
         )
     if asked.repair and sync.write in ("append", "insert_only"):
@@ -116,31 +124,16 @@ def require(sync: Sync, destination: type[Destination[Any]], asked: Asked) -> No
 def reconcile(job: Job, asked: Asked) -> tuple[Summary, Found]:
     """Compare, and repair or own what was asked for. Every end except a bug is a summary; Later if another
     run holds the lock."""
-    clock, run, sync = Clock.since(job.since), new_run(job), job.sync.name
-    with clock.phase("begin"):
-        lock = take_lock(job)
-    if (asked.repair or asked.own) and (pause := job.ledger.paused(sync)):
+    asked, (clock, lock) = _within(job, asked), locked(job)
+    if (asked.repair or asked.own) and (pause := job.ledger.paused(job.sync.name)):
         lock.release()
         return paused(pause), Found()
-    with lock, private_directory() as folder, ExitStack() as hold, log.bound(run_id=run.run_id, sync=sync):
-        running = Execution(job, run, lock, clock)
-        with clock.phase("begin"):
-            running.begin()
-            recovery.abandon_dead_runs(job.ledger, sync, run.run_id, lock.epoch)
-        found = Found()
+    with own_run(job, (clock, lock)) as own:
+        running, run, found = own.running, own.running.run, Found()
         try:
-            workspace = running.workspace = hold.enter_context(Workspace(folder, job.stop))
-            writes = asked.repair or asked.own
-            made = compare(
-                job,
-                run,
-                workspace,
-                clock,
-                hold,
-                _scope(job, asked),
-                epoch=lock.epoch if writes else None,
-                recover=running.recover if writes else None,
-            )
+            workspace = own.workspace()
+            opening = (lock.epoch, running.recover) if asked.repair or asked.own else (None, None)
+            made = compare(job, run, workspace, clock, own.hold, _scope(job, asked), *opening)
             found = _judge(job, made, workspace, asked)
             running.found = {"reconcile": {**asdict(found), "drift": found.drift}}
             if asked.own or (asked.repair and found.repairable):
@@ -159,7 +152,7 @@ def reconcile(job: Job, asked: Asked) -> tuple[Summary, Found]:
 
 def look(job: Job, asked: Asked) -> tuple[Summary, Found]:
     """What `reconcile` would find and repair. Writes nothing anywhere. Raises what would refuse it."""
-    run, clock = new_run(job), Clock()
+    run, clock, asked = new_run(job), Clock(), _within(job, asked)
     with private_directory() as folder, ExitStack() as hold, log.bound(sync=job.sync.name):
         workspace = hold.enter_context(Workspace(folder, job.stop))
         made = compare(job, run, workspace, clock, hold, _scope(job, asked))
@@ -193,17 +186,24 @@ def after_run(job: Job, summary: Summary) -> Summary:
     return replace(summary, notes=(*summary.notes, note))
 
 
+def _within(job: Job, asked: Asked) -> Asked:
+    """A look at a target that reads row by row is a sample, unless it is said how many."""
+    looks = not (job.target.scannable or asked.repair or asked.own or asked.sample is not None)
+    return replace(asked, sample=SAMPLE) if looks else asked
+
+
 def _scope(job: Job, asked: Asked) -> Scope:
     if asked.sample is not None:
         return Scope(sample=asked.sample)
     soft = job.sync.deletes.how == "set"  # a row that is marked is still there
-    return Scope(scan=True, left=True, deleted=not soft)
+    scans = job.target.scannable
+    return Scope(scan=scans, left=True, deleted=scans and not soft)
 
 
 def _judge(job: Job, made: Compared, workspace: Workspace, asked: Asked) -> Found:
     """Create VERDICTS and count them."""
     sync = job.sync
-    restored = _restored(job)
+    restored = ", ".join(map(str, holding(job.ledger, job.sync.name))) or "NULL"
     fixed = sync.write in ("append", "insert_only")  # a row that is there is never changed
     deletes = sync.deletes.how != "keep"
     workspace.run(
@@ -226,7 +226,7 @@ def _judge(job: Job, made: Compared, workspace: Workspace, asked: Asked) -> Foun
     )
     counts = dict(workspace.run(f"SELECT verdict, count(*) FROM {VERDICTS} GROUP BY 1"))
     scanned = asked.sample is None
-    if scanned:
+    if scanned and job.target.scannable:
         counts |= {"extra": counts.get("extra", 0), "duplicate": _duplicates(made, workspace)}
     return Found(
         **counts,
@@ -239,13 +239,6 @@ def _judge(job: Job, made: Compared, workspace: Workspace, asked: Asked) -> Foun
         ),
         examples=_examples(workspace),
     )
-
-
-def _restored(job: Job) -> str:
-    """SQL list of the epochs of the rollbacks that nothing took back: what they restored is held."""
-    runs = job.ledger.taken_back(job.sync.name)
-    own = {run.run_id for run in runs}
-    return ", ".join(str(run.epoch) for run in runs if run.of_run not in own) or "NULL"
 
 
 def _duplicates(made: Compared, workspace: Workspace) -> int:

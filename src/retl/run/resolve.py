@@ -54,6 +54,11 @@ def is_asked(sync: Sync) -> bool:
     return sync.first_run is not None and waits(sync, idempotent=False)
 
 
+def sends_first(sync: Sync) -> bool:
+    """Whether the first run, or the one after a lost state, sends rows that would stay twice."""
+    return sync.first_run == "send" and (sync.write == "append" or sync.delivery is not None)
+
+
 def doubts(ledger: Ledger, sync: str) -> list[Doubt]:
     """The batches in doubt of a sync, oldest first, for all objects it delivered to."""
     deltas = [(name, one) for name in ledger.objects(sync) for one in ledger.deltas(sync, name)]

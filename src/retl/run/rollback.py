@@ -12,10 +12,10 @@ import getpass
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
-from retl.destinations.api import Destination
-from retl.engine import undo
+from retl.engine import suppression, undo
 from retl.engine.diff import Ends
 from retl.engine.mapping import Run
 from retl.engine.scratch import private_directory
@@ -24,15 +24,16 @@ from retl.errors import DefinitionError, RetlError
 from retl.ledger import RunRow
 from retl.observe import log
 from retl.observe.summary import Summary
-from retl.run import planner, recovery, target
+from retl.run import planner, target
 from retl.run.guards import Facts
 from retl.run.job import Clock, Job
 from retl.run.known import Known, know
 from retl.run.mart import Mapped, open_mart
-from retl.run.pipeline import Recover, take_lock
+from retl.run.own_run import own_run
+from retl.run.pipeline import Recover
 from retl.run.plan import Plan
 from retl.run.prediction import predict
-from retl.run.run import Execution, new_run
+from retl.run.run import new_run
 
 EXAMPLES = 20
 
@@ -71,31 +72,24 @@ def _by_hand(job: Job, run: RunRow) -> str:
             f"what was appended can only be corrected: `retl show {run.run_id}` says when and how many. Pause"
             f" the sync (`retl state pause {name} --reason …`), then remove or correct the rows by hand"
         )
-    if job.target.destination.differing is Destination.differing:
+    if not job.target.comparable:
         return (
             f"this target cannot be read before a write: pause it with `retl state pause {name} --reason …`,"
             " put the mart back as it was, resume, and the next run sends the old values"
         )
     return (
         f"put the mart back as it was and run `retl sync --sync {name}`, or restore the rows from a backup of"
-        " the target; on PostgreSQL `rollback: {keep: 30d}` keeps images from the next run on"
+        " the target; on PostgreSQL and Redis `rollback: {keep: 30d}` keeps images from the next run on"
     )
 
 
 def rollback(job: Job, asked: Asked) -> Summary:
     """Take the run back. Every end except a bug is a summary; Later if another run holds the lock."""
-    clock, run, sync = Clock.since(job.since), new_run(job), job.sync.name
-    with clock.phase("begin"):
-        lock = take_lock(job)
-    with lock, private_directory() as folder, ExitStack() as hold, log.bound(run_id=run.run_id, sync=sync):
-        running = Execution(job, run, lock, clock)
-        with clock.phase("begin"):
-            running.begin()
-            recovery.abandon_dead_runs(job.ledger, sync, run.run_id, lock.epoch)
+    with own_run(job) as own:
+        running, clock = own.running, own.running.clock
         try:
-            workspace = running.workspace = hold.enter_context(Workspace(folder, job.stop))
-            opening = lock.epoch, running.recover
-            made, wrote = _plan(job, asked, run, workspace, clock, hold, *opening)
+            workspace, opening = own.workspace(), (running.lock.epoch, running.recover)
+            made, wrote = _plan(job, asked, running.run, workspace, clock, own.hold, *opening)
             running.plan = made
             running.found = {"rollback": {**asdict(wrote), "examples": _examples(workspace)}}
             if made.refusals:
@@ -103,7 +97,7 @@ def rollback(job: Job, asked: Asked) -> Summary:
             running.record()
             if asked.pause and wrote.undo:  # first: a kill must not leave a sync that writes it all again
                 reason = f"run {asked.run.run_id} was rolled back: fix the mart first"
-                job.ledger.pause(sync, getpass.getuser(), reason, run.run_id)
+                job.ledger.pause(job.sync.name, getpass.getuser(), reason, running.run.run_id)
             with clock.phase("prepare"):
                 running.prepare()
             with clock.phase("deliver"):
@@ -148,7 +142,7 @@ def _plan(
     with clock.phase("diff"):
         known = know(job, mapped, workspace, visited.expected.object)
         _require_same_shape(job, asked.run, mapped, known)
-        wrote = _find(job, asked, workspace)
+        wrote = _find(job, asked, mapped, known, workspace)
         changes = undo.assemble(workspace, mapped.field_map)
     read = wrote.undo + wrote.already + wrote.since
     counts = changes.counts
@@ -167,13 +161,14 @@ def _plan(
         return planner.aside(job, run, mapped, known, visited, changes, ends, facts, version), wrote
 
 
-def _find(job: Job, asked: Asked, workspace: Workspace) -> undo.Wrote:
+def _find(job: Job, asked: Asked, mapped: Mapped, known: Known, workspace: Workspace) -> undo.Wrote:
     ledger, of = job.ledger, asked.run
     files = [ledger.get_file(name, workspace.directory) for name in ledger.images(of.run_id)]
     undone = [one.epoch for one in ledger.taken_back(job.sync.name) if one.of_run == of.run_id]
     soft = job.sync.rollback.soft is not None and of.purpose != "rollback"
     answers = ledger.batches(of.run_id)
-    return undo.find(workspace, files, answers, of.epoch, undone, soft=soft, keys=asked.keys)
+    without = partial(suppression.remove, workspace, mapped.field_map, known.suppressed)
+    return undo.find(workspace, files, answers, of.epoch, undone, soft=soft, keys=asked.keys, without=without)
 
 
 def _require_same_shape(job: Job, of: RunRow, mapped: Mapped, known: Known) -> None:

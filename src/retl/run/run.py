@@ -11,7 +11,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +41,7 @@ from retl.errors import Failure, Later, LedgerError, Mismatch, RetlError, Stoppe
 from retl.ledger import Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.observe import log
 from retl.observe.summary import REJECTS_SHOWN, Counts, Summary, described
-from retl.run import checkpoint, counts, guards, recovery, target, trace
+from retl.run import asserting, checkpoint, counts, guards, recovery, target, trace
 from retl.run.counts import Account
 from retl.run.drain import drain
 from retl.run.job import Clock, Job
@@ -49,12 +49,14 @@ from retl.run.journal import RunJournal
 from retl.run.mart import Mapped
 from retl.run.plan import Plan
 
+MASK = "***"
 EXAMPLES_KEPT = 100  # rejects kept with the run itself
 
 
 def new_run(job: Job) -> Run:
-    """A run with an id that sorts by time, on the ledger's clock."""
-    return Run.at(job.ledger.now())
+    """A run with the job's id, or one that sorts by time, on the ledger's clock."""
+    made = Run.at(job.ledger.now())
+    return replace(made, run_id=job.run_id) if job.run_id else made
 
 
 def _written(shape: Shape) -> dict[str, list[str]]:
@@ -96,6 +98,7 @@ class Execution:
                 fingerprint={},
                 purpose=job.options.purpose,
                 of_run=job.options.of_run,
+                approved_by=job.options.approved_by,
                 source_identity=job.source.identity,
                 host=socket.gethostname(),
                 pid=os.getpid(),
@@ -106,7 +109,8 @@ class Execution:
                     "allow_deletes": job.options.allow_deletes,
                     **_decided(job.options.decisions),
                     **({"reconcile": job.options.reconcile} if job.options.reconcile else {}),
-                    **{k: v for k, v in asdict(job.options.selection).items() if v},
+                    **({"plan": job.options.plan} if job.options.plan else {}),
+                    **self._selected(),
                 },
             )
         )
@@ -114,6 +118,15 @@ class Execution:
         log.event(
             "run_started", object=job.object, correlation_id=job.correlation_id, seconds=round(so_far, 3)
         )
+
+    def _selected(self) -> dict[str, Any]:
+        """The rows that the run was asked for; an erased key is not stored again."""
+        found = {k: v for k, v in asdict(self.job.options.selection).items() if v}
+        if "keys" in found:
+            job = self.job
+            gone = job.ledger.suppressed(job.sync.name, job.object, job.siblings)
+            found["keys"] = [MASK if gone.has(key) else key for key in found["keys"]]
+        return found
 
     def recover(self, mapped: Mapped, workspace: Workspace, target: str) -> recovery.Found:
         """Resolve the open batches of dead runs."""
@@ -177,10 +190,11 @@ class Execution:
             answers = Answers(self.workspace, self.run.run_id, self._keep_images)
         every = prepared(plan.capabilities)
         self.delivery = self._delivery(plan.capabilities, every=every, lane=self._lane, answers=answers)
-        try:
-            drain(plan, self.delivery, self.lock.epoch, self._others(), answers)
-        finally:
-            self.delivery.close()
+        with closing(self.delivery), ExitStack() as hold:
+            send = None
+            if plan.shards is not None:
+                send = hold.enter_context(plan.shards.sending(plan, self.lock, self.delivery))
+            drain(plan, self.delivery, self.lock.epoch, self._others(), answers, send)
 
     def _keep_images(self, path: Path) -> None:
         """Store a file of images; the batch that it belongs to is not committed yet."""
@@ -206,6 +220,8 @@ class Execution:
                     self._answered,
                     whole=not (numbers.not_attempted or job.options.partial or rejected),
                 )
+                error = self._asserted()
+                status = "FAILED" if error else status
             reject_changes = self._rejects()
             log.event("committing")
             job.ledger.unblock(job.target.connection)
@@ -213,6 +229,18 @@ class Execution:
             if made is not None:
                 self._tidy()
         return self._summary(status, error.exit_code if error else 0, numbers, error)
+
+    def _asserted(self) -> Failure | None:
+        """Why the target does not hold what the sync asserts; the delivery is confirmed all the same."""
+        if not self.job.sync.asserts or self.job.options.purpose not in ("sync", "apply"):
+            return None
+        found = asserting.ask(self.job, self._planned())
+        self.found["assert"] = asserting.documents(found)
+        return asserting.failure(found)
+
+    def numbers(self) -> Counts:
+        """The numbers of the run so far; computed once, after the last answer."""
+        return self._account.counts()
 
     def end(self, numbers: Counts, made: Checkpoint | None = None) -> Summary:
         """The end of a run that sent nothing."""
@@ -379,6 +407,8 @@ class Execution:
         if not doubtful:
             return None
         message = f"{doubtful} rows got no answer: it is unknown whether they arrived"
+        if told := self._told():
+            message = f"{doubtful} rows are in doubt: {told}"
         distrusted = any(delta.distrusts is not None for delta in self._planned().basis.deltas)
         return Failure(
             "IN_DOUBT",
@@ -387,6 +417,15 @@ class Execution:
             if distrusted  # no batch has these rows
             else "look into the target, then `retl resolve`",
         )
+
+    def _told(self) -> str | None:
+        """What an answer said that left rows in doubt."""
+        for one in self._answered:
+            results = (one.outcome.default, *one.outcome.exceptions.values()) if one.outcome else ()
+            for result in results:
+                if result.kind is Kind.UNKNOWN and result.reason:
+                    return f"{result.code}: {result.reason}" if result.code else result.reason
+        return None
 
     @property
     def _answered(self) -> list[Answered]:
@@ -478,4 +517,5 @@ class Execution:
             batches=effort["batches"],
             retries=effort["retries"],
             bytes=effort["bytes"],
+            asserts=self.found.get("assert", ()),
         )

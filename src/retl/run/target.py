@@ -44,7 +44,8 @@ class Visited:
 class Asked:
     """What the target reported. `readonly`: this account must not write. `marks`: of earlier batches, None if
     it keeps none; `past`: the newest epoch that it knows. `emptied`: rows that expire are gone, so every row
-    is due; `replaced`: the object was rewritten, so values may differ. `sampled`, `lost`: confirmed keys
+    is due; `replaced`: the object was rewritten, so values may differ; `restored`: either, or it lacks
+    batches. `sampled`, `lost`: confirmed keys
     that were looked up, and those it lacks. `distrust`: what a run records before it writes. `folds`: how the
     target compares keys."""
 
@@ -54,6 +55,7 @@ class Asked:
     past: int = 0
     emptied: bool = False
     replaced: bool = False
+    restored: bool = False
     sampled: int = 0
     lost: int = 0
     distrust: Distrust | None = None
@@ -81,7 +83,7 @@ def visit(job: Job, run: Run, mapped: Mapped, epoch: int | None, hold: ExitStack
         found,
         trace=seen,
         expected=trace.expected(job.ledger, job.sync.name, place, seen),
-        refusals=(trace.strangers(place),) if seen.strangers else (),
+        refusals=(trace.strangers(place, job.sync),) if seen.strangers else (),
     )
 
 
@@ -113,6 +115,7 @@ def ask(
         found = replace(found, emptied=True, lost=0)
     if is_lost and found.replaced and lost is None:
         lost = 0
+    found = replace(found, restored=found.replaced or is_lost or lost is not None)
     if chosen.full or found.emptied:
         found = replace(found, lost=0, distrust=_owed(job, mapped, found.distrust))
     elif (is_lost and "TARGET_LOST" in job.options.accept) or (found.replaced and not (append or is_lost)):
@@ -125,6 +128,22 @@ def ask(
     if not (chosen.full or found.emptied):
         known = replace(known, baseline_rows=baseline.distrust(workspace, doubt))
     return replace(found, distrust=doubt), known
+
+
+def disagreement(
+    job: Job, run: Run, mapped: Mapped, visited: Visited, workspace: Workspace
+) -> tuple[list[Refusal], Distrust | None]:
+    """For a run that takes no row of the mart: the refusals of a target and a ledger that do not agree. What
+    is accepted stays distrusted, so the next sync sends what the target lacks."""
+    refusals, doubt, seen = list(visited.refusals), None, visited.trace
+    if seen is not None:
+        append = job.sync.write == "append"
+        compared = trace.compare(job.ledger, job.sync.name, seen, visited.expected, append=append)
+        refusals += compared.refusals
+        doubt = compared.distrust
+        if doubt is not None and compared.lost is not None and not append:
+            doubt = replace(doubt, back=_returned(visited, run, mapped, workspace, compared.lost))
+    return [one for one in refusals if not trace.accepted(one, job)], doubt
 
 
 def _returned(

@@ -17,10 +17,12 @@ from retl.destinations.batch import Kind, Trace, Visit
 from retl.engine.baseline import Distrust
 from retl.errors import Mismatch
 from retl.ledger import BatchRow, Ledger, RunKey
+from retl.project.definitions import Sync
 from retl.run.guards import Refusal
 from retl.run.job import Job
 
 Marks = frozenset[tuple[str, str]]  # (run id, batch id)
+_FORGOTTEN = "people that this ledger does not know to be erased must be erased again first, or they are sent"
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,18 @@ def accepted(refusal: Refusal, job: Job) -> bool:
     return refusal.code in job.options.accept and not (append and refusal.code == "STATE_BEHIND")
 
 
-def strangers(place: str) -> Refusal:
+def strangers(place: str, sync: Sync) -> Refusal:
+    again = (
+        f", and sends every row of today's mart again (`retl state rebuild {sync.name}` reads what is there,"
+        " `first_run: adopt` takes all rows as sent)"
+    )
     return Refusal(
         "STATE_LOST",
         f"another ledger has delivered to {place}, and this one never has",
         "another project writes here, or the state directory is lost (a new container or CI job has none:"
-        " keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST` continues with this ledger",
+        " keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST` continues with this ledger"
+        + again * (sync.write == "append" and sync.first_run == "send")
+        + f"; {_FORGOTTEN}",
     )
 
 
@@ -151,7 +159,8 @@ def _behind(sync: str, runs: int, append: bool) -> Refusal:
         f"the target has marks of {runs} run{'s' * (runs > 1)} of this sync that the ledger does not know:"
         " the ledger was restored from a backup, or another copy of it is in use",
         f"bring the newer ledger back, or `retl state rebuild {sync}` reads the target"
-        + ("" if append else accept),
+        + ("" if append else accept)
+        + f"; {_FORGOTTEN}",
     )
 
 

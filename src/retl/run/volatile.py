@@ -19,8 +19,6 @@ SAMPLE = 200  # updates that are compared with the target's rows
 FEW = 20  # this many updates or fewer are not checked
 NEARLY_ALL = Decimal("0.9")  # of the rows read
 
-_Forms = tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]
-
 
 def is_suspect(updates: int, read: int) -> bool:
     """Whether nearly all rows are updates, so that one field may be the reason."""
@@ -31,9 +29,25 @@ def fields(destination: Destination[Any], batch: Batch) -> list[str]:
     """The compared fields that differ in every row of the batch that the target has, in their order; none if
     all fields differ, because then the rows are different ones."""
     compared = [field.name for field in destination.shape.fields if field.compared]
-    pairs = list(_pairs(destination, batch))
-    always = [name for name in compared if pairs and all(_differs(*pair, name) for pair in pairs)]
+    found = [names for names in differing(destination, batch) if names is not None]
+    always = [name for name in compared if found and all(name in names for names in found)]
     return always if len(always) < len(compared) else []
+
+
+def differing(destination: Destination[Any], batch: Batch) -> Iterator[tuple[str, ...] | None]:
+    """Per row the compared fields that differ from what a readable target has; None if it lacks the key."""
+    shape = destination.shape
+    names = [field.name for field in shape.fields]
+    compared = [field.name for field in shape.fields if field.compared]
+    held = destination.read(replace(batch, operation="delete"))
+    for there, values, document in zip(held, batch.tuples(), batch.documents(), strict=True):
+        here = dict(zip(names, values[len(shape.key) :], strict=True))
+        written = json.loads(document[-1], parse_float=Decimal)
+        yield (
+            None
+            if there is None
+            else tuple(name for name in compared if _differs(there, here, written, name))
+        )
 
 
 def note(names: Sequence[str], updates: int, read: int) -> str:
@@ -43,17 +57,6 @@ def note(names: Sequence[str], updates: int, read: int) -> str:
         f"{updates} of {read} rows are updates, and {what.format(listed)} in every one that was compared:"
         f" if that is no reason to send a row, set changes: {{hash: {{ignore: [{listed}]}}}}"
     )
-
-
-def _pairs(destination: Destination[Any], batch: Batch) -> Iterator[_Forms]:
-    """Per row that the target has: the target's fields, our fields as Python values, and as JSON."""
-    shape = destination.shape
-    names = [field.name for field in shape.fields]
-    held = destination.read(replace(batch, operation="delete"))
-    for there, values, document in zip(held, batch.tuples(), batch.documents(), strict=True):
-        if there is not None:
-            here = dict(zip(names, values[len(shape.key) :], strict=True))
-            yield there, here, json.loads(document[-1], parse_float=Decimal)
 
 
 def _differs(

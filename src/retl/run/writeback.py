@@ -100,7 +100,7 @@ def _log(since: str) -> str:
         "SELECT left(sha256(run_id || '/' || position), 32) AS writeback_id, run_id AS pipeline_run_id,"
         " system AS target_system, entity AS target_entity,"
         " CASE WHEN deletes THEN 'delete' ELSE op END AS operation,"
-        " CASE WHEN masked THEN '***' ELSE key END AS record_key,"
+        " CASE WHEN masked THEN '***' ELSE coalesce(key, '***') END AS record_key,"  # NULL: erased
         f" CASE WHEN NOT {written} THEN [] WHEN deletes THEN deleted"
         " ELSE list_filter(upserted, lambda name: NOT list_contains(coalesce(unsent, []), name))"
         " END AS fields_written,"

@@ -9,7 +9,17 @@ from typing import Any
 from retl.errors import DefinitionError
 from retl.sources.api import Source
 
-_SHARED = {"api", "columnar", "dbt", "dbt_model", "inputs", "sql", "texts"}  # not types
+_SHARED = {
+    "api",
+    "columnar",
+    "dbt",
+    "dbt_model",
+    "dbt_results",
+    "inputs",
+    "relations",
+    "sql",
+    "texts",
+}  # not types
 
 
 def names() -> list[str]:

@@ -23,11 +23,12 @@ from retl.engine.workspace import Workspace
 from retl.errors import SourceError
 from retl.model import Limits
 from retl.observe.signals import Stop
-from retl.project.definitions import Contract
-from retl.sources.dbt import Build
+from retl.project.contracts import Contract, Documented
+from retl.sources.dbt_results import Reported
 from retl.values.types import Type
 
 if TYPE_CHECKING:
+    from retl.net.postgres import PostgresConnection
     from retl.pace.limiter import Pace
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
@@ -78,13 +79,14 @@ class Invocation:
 @dataclass(frozen=True)
 class Description:
     """`columns`: name → DuckDB type. `version` tells one state of the source from another: opaque text that
-    is recorded with the run. `health` is what dbt reports about the mart, if the mart is a dbt model.
-    `misfit`: a further column of `rows`, if there is one. It names the first of the asked columns whose value
-    its type cannot hold exactly; that value is NULL, and the row becomes a reject."""
+    is recorded with the run. `models`: the ids of the dbt models that the source reads; `health`: what dbt
+    reports about them. `misfit`: a further column of `rows`, if there is one. It names the first of the asked
+    columns whose value its type cannot hold exactly; that value is NULL, and the row becomes a reject."""
 
     columns: Mapping[str, str]
     version: str
-    health: Build | None = None
+    health: tuple[Reported, ...] = ()
+    models: tuple[str, ...] = ()
     misfit: str | None = None
 
 
@@ -147,6 +149,8 @@ class Source(ABC, Generic[OptionsT]):
     Options: ClassVar[type[BaseModel]]
     changes: ClassVar[frozenset[str]] = frozenset({"all", "hash", "watermark"})  # cdf: it has `feed`
     one_state: bool = True  # a snapshot is one state of the source; else deletes need `complete`
+    tells: bool = False  # `version` says whether it changed
+    remote: bool = True  # `open` asks a server or a bucket
     narrows: ClassVar[bool] = False  # `rows` leaves out what is not needed since a mark
     evidence: ClassVar[str]  # what it was tested with
 
@@ -179,6 +183,22 @@ class Source(ABC, Generic[OptionsT]):
     def max_age(self) -> float | None:
         """Seconds after which the health of the mart is too old; None: no limit."""
         return None
+
+    def documented(self) -> Mapping[str, Documented]:
+        """What dbt's project says of the columns, by name in lower case, if the source is a dbt model.
+        SourceError if its files cannot be read, DefinitionError DBT_MODEL."""
+        return {}
+
+    @property
+    def announces(self) -> tuple[PostgresConnection, ...]:
+        """The databases that can NOTIFY of a change."""
+        return ()
+
+    def version(self, stop: Stop) -> str:
+        """Another text after each change, found without reading rows; where it can be, the one that
+        `Description.version` would be. Only for a source that `tells`. It waits for no writer. Raises like
+        `open`."""
+        raise NotImplementedError
 
     def check(self, stop: Stop) -> None:
         """Can the source be reached? Only for a source that `open` does not reach. Raises like `open`."""

@@ -1,32 +1,28 @@
-"""A mart as a dbt model: its relation, and the last results that dbt reported for it.
-
-It reads two kinds of files in dbt's target folder and imports nothing of dbt: manifest.json defines a model,
-run_results.json has its results. dbt overwrites the second with every command. So every `run_results*.json`
-is read, and the newest result of each node counts: a project that runs and tests in two commands keeps a
-copy of the first. A result that no file has is unknown, which never counts as good. dbt's messages are not
-repeated, because they may quote rows.
+"""A mart as a dbt model, as manifest.json in dbt's target folder defines it. It imports nothing of dbt, and
+does not know how a run of dbt ended (`dbt_results`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import duckdb
 import msgspec
 
 from retl.errors import DefinitionError, SourceError
+from retl.project.contracts import Documented
 from retl.project.definitions import Warehouse
 from retl.project.validation import did_you_mean
+from retl.values.types import Type, of_duckdb
 
 MANIFEST = "manifest.json"
-_RESULTS = "run_results*.json"
-_BUILDS = {"run", "build", "retry", "seed", "snapshot"}  # not `compile` and `docs`: they build nothing
-_TESTS = {"test", "build", "retry"}
 MARTS = {"model", "snapshot", "seed"}
+_PERSONAL = {"sensitive", "pii"}
 FileT = TypeVar("FileT")
 _HINT = "run `dbt build`, or set `warehouse.dbt` in retl.yml to dbt's target folder"
 
@@ -43,6 +39,7 @@ class ColumnNode(msgspec.Struct):
 
     name: str
     description: str = ""
+    data_type: str | None = None
     tags: list[str] = []
     meta: dict[str, Any] = {}
     config: dict[str, Any] = {}
@@ -99,41 +96,9 @@ class Manifest(msgspec.Struct):
         ]
 
 
-class _Step(msgspec.Struct):
-    name: str
-    completed_at: datetime | None = None
-
-
-class _Result(msgspec.Struct):
-    unique_id: str
-    status: str
-    timing: list[_Step] = []
-    relation_name: str | None = None
-
-
-class _RunResults(msgspec.Struct):
-    metadata: Metadata
-    results: list[_Result]
-    args: dict[str, Any] = {}
-
-
-@dataclass(frozen=True)
-class Build:
-    """dbt's last results for a model. `status` is None if no file has a run of it. `ended_at` (aware) is when
-    that run built the mart, None if it did not."""
-
-    model: str
-    status: str | None
-    ended_at: datetime | None = None
-    failed_tests: tuple[str, ...] = ()
-    warned_tests: tuple[str, ...] = ()
-    untested: tuple[str, ...] = ()  # no result, skipped, or a result older than the model's run
-    unfinished: bool = False  # manifest.json is newer than every result
-
-
 def read_manifest(path: Path) -> Manifest:
     """SourceError DBT_MISSING or DBT_UNREADABLE."""
-    return _decoded(path, Manifest)
+    return decoded(path, Manifest)
 
 
 def find(manifest: Manifest, name: str) -> Node:
@@ -150,6 +115,72 @@ def find(manifest: Manifest, name: str) -> Node:
         else did_you_mean(name, [node.name for node in marts])
     )
     raise DefinitionError("DBT_MODEL", message, hint=hint, where="source.dbt")
+
+
+def documented(target: Path, name: str) -> dict[str, Documented]:
+    """What the project says of a model's columns, by name in lower case: only what dbt enforces. SourceError
+    if there is no manifest, DefinitionError DBT_MODEL."""
+    manifest = read_manifest(target / MANIFEST)
+    return columns_of(manifest, find(manifest, name))
+
+
+def columns_of(manifest: Manifest, model: Node) -> dict[str, Documented]:
+    """`documented`, of a node of this manifest."""
+    tests = [test for test in manifest.tests(model) if test.column_name and is_enforced(test)]
+    tested = {name: tested_columns(tests, name) for name in ("not_null", "unique", "accepted_values")}
+    known = {column.name.strip('"').lower(): column for column in model.columns.values()}
+    names = dict.fromkeys([*known, *(name for kind in tested.values() for name in kind)])
+    return {
+        name: Documented(
+            _type(known[name].data_type) if name in known else None,
+            name in tested["not_null"],
+            name in tested["unique"],
+            _values(tested["accepted_values"].get(name)),
+            name in known and _is_personal(known[name]),
+            known[name].description or None if name in known else None,
+        )
+        for name in names
+    }
+
+
+def is_enforced(test: Node) -> bool:
+    """Whether dbt fails if a single row of the mart breaks the test."""
+    config = {"severity": "error", "error_if": "!= 0", "enabled": True, **test.config}
+    fails = str(config["severity"]).lower() == "error" and config["error_if"] == "!= 0"
+    return fails and bool(config["enabled"]) and not config.get("where") and not config.get("limit")
+
+
+def tested_columns(tests: Iterable[Node], name: str) -> dict[str, Node]:
+    """The tests of one kind by column, in lower case."""
+    return {
+        test.column_name.strip('"').lower(): test
+        for test in tests
+        if test.test_metadata is not None and test.test_metadata.name == name and test.column_name
+    }
+
+
+def _values(test: Node | None) -> tuple[str, ...]:
+    if test is None or test.test_metadata is None:
+        return ()
+    return tuple(str(value) for value in test.test_metadata.kwargs.get("values", []))
+
+
+def _is_personal(column: ColumnNode) -> bool:
+    """Whether a tag or a meta of the column calls it personal. It is never guessed."""
+    meta = {**column.meta, **(column.config.get("meta") or {})}
+    tags = {*column.tags, *(column.config.get("tags") or ())}
+    return bool(_PERSONAL & {*tags, *(word for word, value in meta.items() if value)})
+
+
+def _type(written: str | None) -> Type | None:
+    """The contract type of a column's `data_type`, if DuckDB knows the word. A decimal without digits has
+    other ones in each database."""
+    if not written or ("(" not in written and re.match(r"\s*(dec|num)", written, re.IGNORECASE)):
+        return None
+    try:
+        return of_duckdb(str(duckdb.sqltype(written)))
+    except duckdb.Error:
+        return None
 
 
 def name_of(manifest: Manifest, node: Node) -> str:
@@ -204,56 +235,6 @@ def relation_in(
     return node.relation_name
 
 
-def build(target: Path, name: str) -> Build:
-    """dbt's last results for a model, from its target folder. SourceError if there is no manifest or a file
-    cannot be read."""
-    manifest = read_manifest(target / MANIFEST)
-    node = find(manifest, name)
-    files = [_decoded(path, _RunResults) for path in sorted(target.glob(_RESULTS))]
-    files.sort(key=lambda one: _aware(one.metadata.generated_at))
-    runs = [
-        _run(node, result, file)
-        for file in files
-        if file.args.get("which") in _BUILDS
-        for result in file.results
-        if result.unique_id == node.unique_id and result.relation_name in (None, node.relation_name)
-    ]
-    status, ended = runs[-1] if runs else (None, None)
-    results = {
-        result.unique_id: (result.status, _aware(file.metadata.generated_at))
-        for file in files
-        if file.args.get("which") in _TESTS
-        for result in file.results
-        if result.status != "skipped"  # does not change an earlier result
-    }
-    tests: dict[str, list[str]] = {"failed": [], "warn": [], "silent": [], "pass": []}
-    for test in manifest.tests(node):
-        if test.config.get("enabled") is not False:
-            tests[_verdict(results.get(test.unique_id), ended)].append(test.name)
-    newest = files[-1].metadata if files else None
-    return Build(
-        model=name,
-        status=status,
-        ended_at=ended,
-        failed_tests=tuple(sorted(tests["failed"])),
-        warned_tests=tuple(sorted(tests["warn"])),
-        untested=tuple(sorted(tests["silent"])),
-        unfinished=newest is not None
-        and newest.invocation_id != manifest.metadata.invocation_id
-        and _aware(newest.generated_at) < _aware(manifest.metadata.generated_at),
-    )
-
-
-def notes(build: Build) -> Iterator[str]:
-    """What does not stop a run but should be known."""
-    if build.warned_tests:
-        yield f"dbt's tests of {build.model} warned: {', '.join(build.warned_tests)}"
-    if build.untested:
-        yield f"not tested since dbt last ran {build.model}: {', '.join(build.untested)}"
-    if build.unfinished:
-        yield "dbt's manifest.json is newer than its results: the last dbt command only parsed, or died"
-
-
 def _names(node: Node) -> set[str]:
     """All names of a node."""
     names: set[str] = set()
@@ -264,34 +245,7 @@ def _names(node: Node) -> set[str]:
     return names | {f"{node.package_name}.{name}" for name in names}
 
 
-def _run(node: Node, result: _Result, file: _RunResults) -> tuple[str, datetime | None]:
-    """How a run ended, and when if it built the mart; `--empty` and `--sample` build only a part."""
-    partly = next((option for option in ("empty", "sample") if file.args.get(option)), None)
-    if result.status == "success" and partly and node.resource_type == "model":
-        return f"built with --{partly}", None
-    if result.status != "success":
-        return result.status, None
-    ends = [step.completed_at for step in result.timing if step.name == "execute" and step.completed_at]
-    return result.status, _aware(ends[-1]) if ends else None
-
-
-def _verdict(result: tuple[str, datetime] | None, ended: datetime | None) -> str:
-    """failed, warn, pass, or silent. A failure counts until the test passes; a pass only for its build."""
-    if result is None:
-        return "silent"
-    status, at = result
-    if status in ("fail", "error", "runtime error"):
-        return "failed"
-    if status not in ("pass", "warn") or (ended is not None and at < ended):  # of another build
-        return "silent"
-    return status
-
-
-def _aware(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-
-
-def _decoded(path: Path, kind: type[FileT]) -> FileT:
+def decoded(path: Path, kind: type[FileT]) -> FileT:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:

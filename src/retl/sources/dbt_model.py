@@ -7,9 +7,10 @@ a model that dbt builds at that moment may be newer than they are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -17,8 +18,12 @@ from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError
 from retl.model import Definition, Duration
 from retl.observe.signals import Stop
-from retl.sources import dbt
+from retl.project.contracts import Documented
+from retl.sources import dbt, dbt_results
 from retl.sources.api import Invocation, Snapshot, Source
+
+if TYPE_CHECKING:
+    from retl.net.postgres import PostgresConnection
 
 # The adapters of dbt that build where a source reads, if they are not called like the source's type.
 ADAPTERS = {
@@ -68,7 +73,10 @@ class DbtModel(Source[Model]):
         if not reads(kind):
             raise DefinitionError("OPTION_UNKNOWN", f"a source of type {self._type} reads no dbt model")
         self._reader = self._select("SELECT 1")
-        vars(self).update({part: getattr(kind, part) for part in ("changes", "one_state", "narrows")})
+        self.tells = True
+        vars(self).update(
+            {part: getattr(kind, part) for part in ("changes", "one_state", "remote", "narrows")}
+        )
 
     @property
     def label(self) -> str:
@@ -91,6 +99,17 @@ class DbtModel(Source[Model]):
     def max_age(self) -> float | None:
         return self.options.max_age
 
+    def documented(self) -> Mapping[str, Documented]:
+        return dbt.documented(self._target, self.options.dbt)
+
+    @property
+    def announces(self) -> tuple[PostgresConnection, ...]:
+        return self._reader.announces
+
+    def version(self, stop: Stop) -> str:
+        """When dbt last built the model; without a run of it, nothing changed."""
+        return f"{self.options.dbt}: {dbt_results.build(self._target, self.options.dbt).ended_at}"
+
     def check(self, stop: Stop) -> None:
         self._reader.check(stop)
 
@@ -102,11 +121,11 @@ class DbtModel(Source[Model]):
         relation = dbt.relation_in(self._target, self.options.dbt, adapters, database, hint=_HINT)
         snapshot = self._select(f"SELECT * FROM {relation}").open(workspace, wait=wait)
         try:
-            health = dbt.build(self._target, self.options.dbt)
+            health = tuple(dbt_results.reported(self._target, [self.options.dbt]))
         except BaseException:
             snapshot.close()
             raise
-        snapshot.description = replace(snapshot.description, health=health)
+        snapshot.description = replace(snapshot.description, health=health, models=(health[0].id,))
         return snapshot
 
     def _select(self, sql: str) -> Source[Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,9 +21,13 @@ import duckdb
 from retl.engine.sql_text import Query, columns, first_line, select
 from retl.engine.workspace import NAME, Workspace
 from retl.errors import DefinitionError, Later, SourceError
-from retl.project.definitions import Mart, Warehouse
-from retl.sources import dbt
+from retl.observe.signals import Stop
+from retl.project.contracts import Documented
+from retl.project.definitions import Warehouse
+from retl.project.marts import Mart
+from retl.sources import dbt, relations
 from retl.sources.api import Description, Since, Snapshot, Source
+from retl.sources.dbt_results import reported
 from retl.values.sql import literal, quoted, split
 
 _HELD = re.compile(r"lock.*PID (\d+)|PID (\d+).*lock", re.IGNORECASE | re.DOTALL)
@@ -44,6 +48,8 @@ class DuckDB(Source[Mart]):
 
     Connection = Warehouse
     Options = Mart
+    tells = True
+    remote = False
     evidence = "DuckDB itself, 1.5 and 2"
 
     @property
@@ -71,6 +77,17 @@ class DuckDB(Source[Mart]):
     @property
     def max_age(self) -> float | None:
         return self.options.max_age
+
+    def documented(self) -> Mapping[str, Documented]:
+        if self.options.dbt is None:
+            return {}
+        return dbt.documented(self.invocation.folder / self.connection.dbt, self.options.dbt)
+
+    def version(self, stop: Stop) -> str:
+        return self.version_of(_state(self.invocation.folder / self.connection.path))
+
+    def version_of(self, state: State) -> str:
+        return f"{self.connection.path}:{state.size}:{state.changed}"
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         self._query()  # report a wrong definition before waiting
@@ -141,12 +158,32 @@ class MartFile(Snapshot):
         self._state = state
         self._path = source.invocation.folder / source.connection.path
         self._alias = self._path.stem
-        version = f"{source.connection.path}:{state.size}:{state.changed}"
-        options, folder = source.options, source.invocation.folder
-        # while we hold the file dbt writes neither the mart nor results
-        health = dbt.build(folder / source.connection.dbt, options.dbt) if options.dbt is not None else None
+        self._target = source.invocation.folder / source.connection.dbt
         self._query = source._query()
-        self.description = Description(columns(workspace, self._query), version, health)
+        described = columns(workspace, self._query)
+        # while we hold the file dbt writes neither the mart nor results
+        models = self._models(source)
+        every = reported(self._target, models)
+        health = tuple(
+            one
+            for kind, one in zip(models.values(), every, strict=True)
+            if kind != "seed" or one.memory.run is not None  # loaded once, from a file of the project
+        )
+        ids = tuple(one.id for one in every)
+        self.description = Description(described, source.version_of(state), health, ids)
+
+    def _models(self, source: DuckDB) -> dict[str, str]:
+        """The dbt models that are read, however the sync names them: name → model, seed or snapshot."""
+        path = self._target / dbt.MANIFEST
+        if source.options.dbt is not None:
+            return {source.options.dbt: "model"}
+        if not path.is_file():
+            return {}
+        manifest = dbt.read_manifest(path)
+        if manifest.metadata.adapter_type not in (None, "duckdb"):
+            return {}
+        found = relations.models(self._workspace, self._query, manifest, self._alias)
+        return {dbt.name_of(manifest, one): one.resource_type for one in found}
 
     def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
         return self._query

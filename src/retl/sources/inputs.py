@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
@@ -18,9 +18,12 @@ from retl.engine.sql_text import Query, columns, drift, select
 from retl.engine.workspace import NAME, Workspace
 from retl.errors import DefinitionError, SourceError
 from retl.model import Definition
+from retl.observe.signals import Stop
 from retl.sources.api import Description, Invocation, Since, Snapshot, Source
-from retl.sources.dbt import Build
 from retl.values.sql import literal, quoted
+
+if TYPE_CHECKING:
+    from retl.net.postgres import PostgresConnection
 
 _FILE = "retl_inputs"
 
@@ -38,6 +41,8 @@ class Inputs(Source[Select]):
         super().__init__(options, options, invocation)
         self.inputs = inputs
         self.one_state = all(source.one_state for source in inputs.values())
+        self.remote = any(source.remote for source in inputs.values())
+        self.tells = all(source.tells for source in inputs.values())
         zones = {source.timezone for source in inputs.values()}
         if len(zones) > 1:
             raise DefinitionError(
@@ -66,6 +71,13 @@ class Inputs(Source[Select]):
     def max_age(self) -> float | None:
         return min((age for source in self.inputs.values() if (age := source.max_age)), default=None)
 
+    @property
+    def announces(self) -> tuple[PostgresConnection, ...]:
+        return tuple(database for source in self.inputs.values() for database in source.announces)
+
+    def version(self, stop: Stop) -> str:
+        return _joined({name: source.version(stop) for name, source in self.inputs.items()})
+
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         path = workspace.directory / f"{_FILE}.duckdb"
         path.unlink(missing_ok=True)
@@ -83,8 +95,9 @@ class Taken(Snapshot):
         self._query = source.query
         self.description = Description(
             columns(workspace, source.query),
-            ", ".join(f"{name}: {one.version}" for name, one in inputs.items()),
-            _health([one.health for one in inputs.values() if one.health is not None]),
+            _joined({name: one.version for name, one in inputs.items()}),
+            tuple(reported for one in inputs.values() for reported in one.health),
+            tuple(dict.fromkeys(model for one in inputs.values() for model in one.models)),
         )
 
     def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
@@ -93,6 +106,10 @@ class Taken(Snapshot):
     def close(self) -> None:
         self._workspace.run(f"USE {NAME}")
         self._workspace.run(f"DETACH {_FILE}")
+
+
+def _joined(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}: {version}" for name, version in versions.items())
 
 
 def _take(workspace: Workspace, path: Path, name: str, source: Source[Any], wait: bool) -> Description:
@@ -132,20 +149,3 @@ def _require_fits(own: Workspace, name: str, misfit: str) -> None:
             hint=f"give {found[0][0]} another type, such as string or json, and cast it in `sql`",
         )
     own.run(f"ALTER TABLE {table} DROP COLUMN {column}")
-
-
-def _health(builds: Sequence[Build]) -> Build | None:
-    """The health of several dbt models together: that of the worst."""
-    if not builds:
-        return None
-    worst = next((one for one in builds if one.status != "success"), builds[0])
-    ends = [one.ended_at for one in builds]
-    return Build(
-        ", ".join(one.model for one in builds),
-        worst.status,
-        None if None in ends else min(end for end in ends if end is not None),
-        tuple(test for one in builds for test in one.failed_tests),
-        tuple(test for one in builds for test in one.warned_tests),
-        tuple(test for one in builds for test in one.untested),
-        any(one.unfinished for one in builds),
-    )

@@ -17,19 +17,18 @@ Except on the loopback interface, TLS is fully verified, by `tls_ca_file` or the
 from __future__ import annotations
 
 import re
-import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import quote
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from retl.engine.sql_text import Query
 from retl.engine.workspace import Workspace
-from retl.errors import DefinitionError, Mismatch, RetlError, SourceError
-from retl.model import Definition, Duration, is_loopback, needs_tls
+from retl.errors import DefinitionError, Mismatch, RetlError, SourceError, TargetError
+from retl.model import Duration
 from retl.net.deadline import hang_up_after
+from retl.net.mysql import MySQLConnection, parts
 from retl.sources import sql
 from retl.sources.api import Description, Since, Snapshot, needs
 from retl.sources.texts import MISFIT, Column, Texts, distinct, line
@@ -63,56 +62,16 @@ _MISSING |= {
     1109: "there is no such table",
     1052: "a column's name is ambiguous",
 }
-_LOGIN = (1044, 1045, 1130, 1698, 1251, 2059, 1524)
 _DENIED = (1142, 1143, 1227, 1370, 1345)
 
 
-class Server(Definition):
+class Server(MySQLConnection):
     """A database. Except on the loopback interface, TLS is fully verified unless `allow_plaintext` is set.
     `timeout` limits the whole read; `timezone` applies to timestamps without one."""
 
     type: Literal["mysql", "mariadb"] = "mysql"
-    host: str = Field(min_length=1)
-    port: int = Field(default=3306, ge=1, le=65535)
-    dbname: str
-    user: str
-    password: SecretStr | None = None
-    tls_ca_file: str | None = None
-    allow_plaintext: bool = False
-    connect_timeout: Duration = Field(default=10.0, gt=0)
     timeout: Duration = Field(default=3600.0, gt=0)
     timezone: str = "UTC"
-
-    @property
-    def address(self) -> str:
-        """host:port/dbname, equal for all names of the loopback interface."""
-        host = "localhost" if is_loopback(self.host) else self.host.lower()
-        return f"{quote(host)}:{self.port}/{quote(self.dbname, safe='')}"
-
-    def keywords(self) -> dict[str, Any]:
-        """The keywords for MySQLdb.connect."""
-        found: dict[str, Any] = {
-            "host": self.host,
-            "port": self.port,
-            "database": self.dbname,
-            "user": self.user,
-        }
-        if self.host == "localhost":
-            found["host"] = "127.0.0.1"  # the client would take a socket file
-        if self.password is not None:
-            found["password"] = self.password.get_secret_value()
-        if needs_tls(self.host, allow_plaintext=self.allow_plaintext) or self.tls_ca_file:
-            authorities = self.tls_ca_file or ssl.get_default_verify_paths().cafile
-            found |= {"ssl_mode": "VERIFY_IDENTITY", "ssl": {"ca": authorities}}
-        else:
-            found["ssl_mode"] = "PREFERRED"
-        seconds = max(1, round(self.connect_timeout))
-        found |= {
-            "connect_timeout": seconds,
-            "read_timeout": max(1, round(self.timeout)),
-            "write_timeout": 60,
-        }
-        return found | {"charset": "utf8mb4", "use_unicode": False, "conv": {}, "multi_statements": False}
 
 
 class MySQL(sql.Selecting):
@@ -128,13 +87,12 @@ class MySQL(sql.Selecting):
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         relation = sql.relation(self.options, self.invocation, sql.MYSQL, written, _quoted)
-        with needs("mysql"):
-            import MySQLdb
         server: Server = self.connection
         try:
-            session = MySQLdb.connect(**server.keywords())
-        except MySQLdb.Error as problem:
-            raise _unconnected(problem, server) from None
+            with needs("mysql"):
+                session = server.connect()
+        except TargetError as problem:
+            raise SourceError(problem.code, problem.message, hint=problem.hint) from None
         try:
             return Transaction(self, workspace, session, relation)
         except BaseException:
@@ -212,7 +170,7 @@ class Transaction(Snapshot):
 
     def _failure(self, problem: Exception) -> RetlError:
         """Never the server's message: it may quote values."""
-        code, said = _parts(problem)
+        code, said = parts(problem)
         origin, server = self._origin, f"MySQL at {self._server.address}"
         if code == 1792:
             return DefinitionError("SQL_NOT_ONE_SELECT", "this must be exactly one SELECT", where=origin)
@@ -231,29 +189,6 @@ class Transaction(Snapshot):
             return SourceError("CONNECTION_LOST", words, hint="run again")
         grant = f"GRANT SELECT on it to {self._server.user}" if code in _DENIED else None
         return SourceError("MART_UNREADABLE", f"{server} cannot read {origin} (error {code})", hint=grant)
-
-
-def _unconnected(problem: Exception, server: Server) -> SourceError:
-    code, message = _parts(problem)
-    where = f"MySQL at {server.address}"
-    if code == 2026 or "TLS" in message or "SSL" in message:
-        hint = "tls_ca_file, the server's certificate and its name"
-        return SourceError("TLS", f"{where}: there was no verified TLS connection", hint=f"check {hint}")
-    if code in _LOGIN:
-        hint = "check user and password, and from where the account may connect"
-        return SourceError("28000", f"{where}: it does not accept the login of {server.user}", hint=hint)
-    if code == 1049:
-        return SourceError("3D000", f"{where}: it has no such database", hint="check dbname")
-    return SourceError(
-        "UNREACHABLE",
-        f"{where} cannot be reached now (error {code})",
-        hint="check host and port, and that the server runs; then run again",
-    )
-
-
-def _parts(problem: Exception) -> tuple[int, str]:
-    code, message = (*problem.args, 0, "")[:2]
-    return (code if isinstance(code, int) else 0), str(message)
 
 
 def _column(name: str, kind: int, flags: int, length: int, places: int) -> Column:

@@ -79,6 +79,10 @@ class Postgres(sql.Selecting):
     def identity(self) -> dict[str, str]:
         return {"type": "postgres", "server": self.connection.address, **self.options.identity}
 
+    @property
+    def announces(self) -> tuple[PostgresConnection, ...]:
+        return (self.connection,)
+
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         relation = sql.relation(self.options, self.invocation, sql.POSTGRES, written, quoted)
         try:

@@ -28,6 +28,7 @@ from retl.engine.sql_text import Query
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Later, Mismatch, RetlError, SourceError
 from retl.model import Definition, Duration
+from retl.observe.signals import Insistent, Stop
 from retl.sources import sql
 from retl.sources.api import Description, Since, Snapshot
 from retl.sources.texts import MISFIT, Column, Texts, distinct, line
@@ -74,11 +75,17 @@ class SQLite(sql.Selecting):
 
     Connection = File
     narrows = True
+    tells = True
+    remote = False
     evidence = "SQLite itself, 3.40"
 
     @property
     def identity(self) -> dict[str, str]:
         return {"type": "sqlite", "path": self.connection.path, **self.options.identity}
+
+    def version(self, stop: Stop) -> str:
+        path = self.invocation.folder / self.connection.path
+        return f"{path.name}:{_version(path)}"
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         relation = sql.relation(self.options, self.invocation, sql.SQLITE, written, quoted)
@@ -171,11 +178,10 @@ class Transaction(Snapshot):
             late.set()
             interrupt()
 
-        timer = threading.Timer(self._source.connection.timeout, expire)
-        timer.daemon = True
+        timer = Insistent(self._source.connection.timeout, expire)
         timer.start()
         try:
-            with stop.interrupting(interrupt):
+            with stop.interrupting_queries(interrupt):
                 yield
         except (sqlite3.Error, sqlite3.Warning) as problem:
             stop.check()

@@ -21,7 +21,8 @@ class FakeHubSpot(FakeApi):
         if headers.get("authorization") != f"Bearer {self.token}":
             return 401, {"category": "INVALID_AUTHENTICATION"}
         if method == "GET":
-            return 200, {"results": []}
+            held = [{"id": f"r-{key}", "properties": fields} for key, fields in self.objects.items()]
+            return 200, {"results": held}
         if path == "/crm/v3/objects/contacts/gdpr-delete":
             return self._erase(**json.loads(body))
         inputs = json.loads(body)["inputs"]

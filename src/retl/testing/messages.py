@@ -34,7 +34,13 @@ class FakeChannel(FakeApi):
         return sum(count - 1 for count in self.posted.values())
 
     def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
-        return self.post(json.loads(body)) if path == self.path else (404, b"no_service")
+        if path != self.path:
+            return 404, b"no_service"
+        return (
+            (200, {"posted": list(self.posted.elements())})
+            if method == "GET"
+            else self.post(json.loads(body))
+        )
 
     def post(self, content: Any) -> tuple[int, Any]:
         raise NotImplementedError

@@ -28,6 +28,7 @@ class FakeApi:
 
     def __init__(self, token: str = TOKEN, refuse: Collection[str] = ()) -> None:
         self.token, self.refuse = token, frozenset(refuse)
+        self.port = 0  # any that is free
         self.objects: dict[str, dict[str, Any]] = {}
         self.times: list[float] = []  # of `seen`, on a monotonic clock
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
@@ -35,9 +36,9 @@ class FakeApi:
         self.lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._server = _Server(("127.0.0.1", 0), Exchange)
+        self._server = _Server(("127.0.0.1", self.port), Exchange)
         self._server.api = self
-        self.port: int = self._server.server_address[1]
+        self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True)
         self._thread.start()
         return self

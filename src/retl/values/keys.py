@@ -3,7 +3,8 @@ have different texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from retl.values.json_text import _iso, _utc, decimal_text
@@ -15,9 +16,12 @@ _BARE = (
     "boolean",
 )  # unquoted in a JSON array; others are strings, which keep their digits
 
-Fold = Literal["case", "accents", "blanks"]  # what a target ignores in a text of a key
+_BLANKS = re.compile(r'("(?:[^"\\]|\\.)*")|\s+')  # outside of quotes
+
+Fold = Literal["case", "accents", "blanks", "trailing"]  # what a target ignores in a text of a key
 _FOLDED: dict[Fold, str] = {
     "blanks": "trim({})",
+    "trailing": "rtrim({})",
     "accents": "strip_accents({})",
     "case": "lower({})",
 }
@@ -43,6 +47,19 @@ def key_sql(types: Sequence[Type], exprs: Sequence[str]) -> str:
         for type, expr, text in zip(types, exprs, texts, strict=True)
     ]
     return "'[' || " + " || ',' || ".join(parts) + " || ']'"
+
+
+def key_form(types: Sequence[Type], names: Sequence[str]) -> str:
+    """How a person writes a key: its column, or an array as `key_sql` makes it, with names for values."""
+    parts = [name if one.name in _BARE else f'"{name}"' for one, name in zip(types, names, strict=True)]
+    return f"--key {names[0]}" if len(parts) == 1 else f"--key '[{','.join(parts)}]'"
+
+
+def key_texts(keys: Iterable[str], columns: int) -> tuple[str, ...]:
+    """Keys as `key_sql` writes them, each once: a person may put blanks into the array of several columns."""
+    if columns == 1:
+        return tuple(dict.fromkeys(keys))
+    return tuple(dict.fromkeys(_BLANKS.sub(lambda found: found[1] or "", key) for key in keys))
 
 
 def _key_text_sql(type: Type, expr: str) -> str:

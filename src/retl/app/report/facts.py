@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from retl.app.masking import MASK
 from retl.ledger import BatchRow, Ledger, RunRow
 
-MASK = "***"
 RUNS_SHOWN = 30
 REASONS_SHOWN = 10
 KEYS_SHOWN = 5
@@ -43,8 +43,16 @@ class Facts:
     states: Sequence[Mapping[str, Any]] = ()
 
 
-def gather(ledger: Ledger, run: RunRow, *, masked: bool, states: Sequence[Mapping[str, Any]] = ()) -> Facts:
-    """The facts about a run and its sync's history; with `masked` they contain no key."""
+def gather(
+    ledger: Ledger,
+    run: RunRow,
+    *,
+    masked: bool,
+    states: Sequence[Mapping[str, Any]] = (),
+    made_at: datetime | None = None,
+) -> Facts:
+    """The facts about a run and its sync's history, by default as of now; with `masked` they contain no
+    key."""
     batches = [one for one in ledger.batches(run.run_id) if one.status != "split"]
     slowest = sorted(batches, key=lambda one: one.duration_ms or 0, reverse=True)[:BATCHES_SHOWN]
     good = ledger.last_success(run.sync)
@@ -54,16 +62,19 @@ def gather(ledger: Ledger, run: RunRow, *, masked: bool, states: Sequence[Mappin
         batches=sorted(slowest, key=lambda one: one.number),
         batches_in_all=len(batches),
         met=_alike(run.counts.get("rejects", ()), masked),
-        open=[
-            Reason(stage, code, reason, rows, _shown(keys, masked))
-            for stage, code, reason, rows, keys in ledger.reject_reasons(
-                run.sync, REASONS_SHOWN, 0 if masked else KEYS_SHOWN
-            )
-        ],
+        open=open_reasons(ledger, run.sync, masked=masked),
         last_success=(good.finished_at or good.started_at) if good else None,
-        made_at=ledger.now(),
+        made_at=made_at or ledger.now(),
         states=states,
     )
+
+
+def open_reasons(ledger: Ledger, sync: str, *, masked: bool) -> list[Reason]:
+    """The most frequent reasons of a sync's open rejects."""
+    found = ledger.reject_reasons(sync, REASONS_SHOWN, 0 if masked else KEYS_SHOWN)
+    return [
+        Reason(stage, code, reason, rows, _shown(keys, masked)) for stage, code, reason, rows, keys in found
+    ]
 
 
 def _alike(rejects: Iterable[Mapping[str, Any]], masked: bool) -> list[Reason]:

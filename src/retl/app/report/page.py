@@ -1,25 +1,18 @@
-"""Facts → the page: the numbers and charts that page.html shows.
-
-The template passes every text through `shown` and escapes it; no HTML is written here.
-"""
+"""Facts → the page of a run: the numbers and charts that run.html shows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cache
+from datetime import datetime
 from itertools import pairwise
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from retl.app.html import Link, nowhere, number, render, span
 from retl.app.report.facts import Facts
 from retl.app.report.funnel import delivered, funnel
 from retl.ledger import BatchRow, RunRow
-from retl.observe.redact import redact
 from retl.observe.summary import PHASES
 
-COLOURS = {"SUCCESS": "good", "SUCCESS_WITH_REJECTS": "warn", "RUNNING": "muted", "INTERRUPTED": "warn"}
 ROOM = 0.92  # height of the highest bar, as a share of the chart
 LEAST = 0.015  # smallest height of a value that is not zero, so that it is visible
 Part = tuple[float, str]  # value, colour
@@ -62,70 +55,25 @@ class Chart:
             yield bar.says, drawn
 
 
-def page(facts: Facts) -> str:
-    """The whole HTML document: no script, nothing from a network, every text escaped."""
+def page(facts: Facts, link: Link = nowhere) -> str:
+    """The whole HTML document."""
     error = [facts.run.error] if facts.run.error else []
     problems = [(one["code"], one["message"], one.get("hint")) for one in [*facts.run.guards, *error]]
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            facts=facts,
-            run=facts.run,
-            problems=list(dict.fromkeys(problems)),
-            steps=funnel(facts.run.counts),
-            history=list(_history(facts.runs)) if facts.runs else [],
-            batches=_batches(facts.batches) if facts.batches else None,
-        )
+    return render(
+        "run",
+        "runs",
+        link,
+        facts=facts,
+        run=facts.run,
+        problems=list(dict.fromkeys(problems)),
+        steps=funnel(facts.run.counts),
+        history=list(_history(facts.runs)) if facts.runs else [],
+        batches=_batches(facts.batches) if facts.batches else None,
+        phases=PHASES,
+        delivered=delivered,
+        rate=_rate,
+        state=_state,
     )
-
-
-@cache
-def _environment() -> Environment:
-    made = Environment(
-        loader=PackageLoader("retl.app.report", "."),
-        autoescape=True,
-        finalize=shown,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters.update(number=number, span=span, utc=utc)
-    made.globals.update(
-        colours=COLOURS, phases=PHASES, delivered=delivered, rate=_rate, seconds=_seconds, state=_state
-    )
-    return made
-
-
-def shown(value: object) -> object:
-    """A value without secrets, control characters or characters that reorder a line."""
-    if value is None:
-        return ""
-    if not isinstance(value, str) or hasattr(value, "__html__"):  # of a macro: its values have passed `shown`
-        return value
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in redact(value))
-
-
-def number(value: float | None, digits: int = 0) -> str:
-    return "" if value is None else f"{value:,.{digits}f}"
-
-
-def utc(value: datetime, form: str) -> str:
-    return value.astimezone(UTC).strftime(form)
-
-
-def span(seconds: float | None) -> str:
-    """A duration in its two largest units: 3 d 4 h, 12 m 5 s, 0.42 s."""
-    if seconds is None:
-        return ""
-    if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes} m" if hours else f"{minutes} m {rest} s"
 
 
 def _history(runs: Sequence[RunRow]) -> Iterator[Chart]:
@@ -172,14 +120,9 @@ def _state(batch: BatchRow) -> str:
     return {"done": "good", "open": "warn"}.get(batch.status, "bad")
 
 
-def _seconds(run: RunRow) -> float | None:
-    return (run.finished_at - run.started_at).total_seconds() if run.finished_at else None
-
-
 def _rate(run: RunRow) -> float | None:
     """Rows moved per second of the run, None if unknown."""
-    seconds = _seconds(run)
-    return _moved(run) / seconds if seconds else None
+    return _moved(run) / run.seconds if run.seconds else None
 
 
 def _moved(run: RunRow) -> int:

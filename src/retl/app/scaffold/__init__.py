@@ -6,24 +6,19 @@ It asks no questions and overwrites no file.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from retl.errors import DefinitionError, Failure
 
-NEXT = [
-    "set DUCKDB_PATH and POSTGRES_* in config.env",
-    "retl validate     offline: check all definitions",
-    "retl check        online: can the destination be reached and written?",
-    "retl plan --sync example",
-    "retl sync",
-]
-NEXT_FROM_DBT = [
+NEXT_FROM_DBT = (
     "fill in the connections in retl.yml; put their variables into config.env",
     "retl validate     offline: check all definitions",
-    "retl check        online: can each destination be reached and written?",
+    "retl check        online: can each destination be reached and written? `create: true` makes a table",
+    "                  that is missing; without it you get the DDL",
     "retl sync --dry-run",
     "retl sync",
-]
+)
 
 PROJECT = """\
 # What this project reads and where it writes. Every key is optional.
@@ -73,21 +68,48 @@ config.*.env
 data/
 """
 
-FILES = {  # path → text and permissions
-    "retl.yml": (PROJECT, 0o644),
-    "syncs/example.yml": (SYNC, 0o644),
-    "config.env": (ENVIRONMENT, 0o600),
-    ".gitignore": (IGNORED, 0o644),
-}
+Files = dict[str, tuple[str, int]]  # path → text and permissions
 
 
-def write(folder: Path) -> list[Path]:
+def files(project: str, name: str, sync: str, environment: str) -> Files:
+    """A project with one sync."""
+    return {
+        "retl.yml": (project, 0o644),
+        f"syncs/{name}.yml": (sync, 0o644),
+        "config.env": (environment, 0o600),
+        ".gitignore": (IGNORED, 0o644),
+    }
+
+
+@dataclass(frozen=True)
+class Template:
+    """A new project, and what to do next."""
+
+    files: Files
+    steps: tuple[str, ...]
+
+
+TRY = "retl demo --serve >> config.env   servers to try it on; or fill in config.env yourself"
+EXAMPLE = Template(
+    files(PROJECT, "example", SYNC, ENVIRONMENT),
+    (
+        "set DUCKDB_PATH in config.env",
+        TRY,
+        "retl validate     offline: check all definitions",
+        "retl check        online: can the destination be reached and written?",
+        "retl plan --sync example",
+        "retl sync",
+    ),
+)
+
+
+def write(folder: Path, files: Files) -> list[Path]:
     """Make the project in `folder` (created if necessary) and return the written files, in order.
 
     DefinitionError FILE_EXISTS, and nothing written, if one of the files exists; an existing .gitignore is
     not changed. Failure FILE_UNWRITABLE.
     """
-    wanted = {folder / name: what for name, what in FILES.items()}
+    wanted = {folder / name: what for name, what in files.items()}
     there = [path for path in wanted if os.path.lexists(path) and path.name != ".gitignore"]
     if there:
         raise DefinitionError(

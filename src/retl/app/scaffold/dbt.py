@@ -21,13 +21,16 @@ from retl import destinations, sources
 from retl.app.resolve import open_project
 from retl.app.scaffold import ENVIRONMENT, put
 from retl.app.scaffold.yamltext import flow, sentence
+from retl.contract.completion import allowed
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch
 from retl.observe.signals import Stop
 from retl.project import yamlfile
-from retl.project.definitions import SYNC_NAME, Source, Sync, Warehouse
+from retl.project.contracts import Documented
+from retl.project.definitions import SYNC_NAME, Sync, Warehouse
 from retl.project.fields import problems
+from retl.project.marts import Source
 from retl.project.settings import DEFAULT_CONNECTIONS, Environment, Settings, read
 from retl.project.validation import each, validate
 from retl.project.variables import fill
@@ -45,9 +48,14 @@ _OURS = {
     "max_age",
     "destination",
 }  # keys of meta.retl that are not keys of a sync file
-_SYNC_WORDS = set(Sync.model_fields) - {"name", "source", "contract", "key", "destination"}
+_SYNC_WORDS = {one.alias or name for name, one in Sync.model_fields.items()} - {
+    "name",
+    "source",
+    "contract",
+    "key",
+    "destination",
+}
 IGNORED = ".retl/\nconfig.env\nconfig.*.env\n"  # not `data/`: it may contain dbt's seeds
-_PERSONAL = {"sensitive", "pii"}
 
 
 @dataclass
@@ -114,6 +122,10 @@ def write(folder: Path, manifest: Path) -> Scaffolded:
         lacking = sorted(names - {*connections, *DEFAULT_CONNECTIONS})
         found.notes += [f"retl.yml has no connection {name!r} yet" for name in lacking]
         found.kept += [folder / "retl.yml"] if (folder / "retl.yml").exists() else []
+        for name, other in _renamed(folder, texts).items():
+            del texts[name]
+            found.notes.append(f"no sync {name!r}: {other!r} is what became of it")
+        found.kept += _moved(folder, texts)
     files |= {f"syncs/{name}.yml": (text, 0o644) for name, text in texts.items()}
     for path, (text, mode) in files.items():
         (found.written if put(folder / path, text, mode) else found.kept).append(folder / path)
@@ -121,6 +133,42 @@ def write(folder: Path, manifest: Path) -> Scaffolded:
     if "config.env" not in ignored:
         found.notes.append(f"your .gitignore does not exclude secrets: add {', '.join(IGNORED.split())}")
     return found
+
+
+def _moved(folder: Path, texts: dict[str, str]) -> list[Path]:
+    """The files of syncs that are not where they would be written, in a folder of their own for example. They
+    are taken out of `texts`."""
+    project = open_project(folder)
+    places = {name: folder / project.place(name).file for name in texts if name in project.syncs}
+    moved = {name: path for name, path in places.items() if path != folder / "syncs" / f"{name}.yml"}
+    for name in moved:
+        del texts[name]
+    return list(moved.values())
+
+
+def _renamed(folder: Path, texts: Mapping[str, str]) -> dict[str, str]:
+    """The syncs that the project has under another name: their first line says what they were made as; else
+    of the same model, to the same connection, and named by no wish."""
+    project = open_project(folder)
+    there = project.syncs
+    renamed: dict[str, str] = {}
+    firsts = {name: (folder / project.place(name).file).read_text("utf-8").split("\n")[0] for name in there}
+    for name, text in texts.items():
+        first = text.split("\n")[0]
+        if name not in there and (made := [other for other, one in firsts.items() if one == first]):
+            renamed[name] = made[0]
+        elif name not in there:
+            wished = _prove(folder, name, text)
+            for other in there.values():
+                if other.name not in {*texts, *renamed.values()} and _end(other) == _end(wished):
+                    renamed[name] = other.name
+                    break
+    return renamed
+
+
+def _end(sync: Sync) -> tuple[str | None, ...]:
+    ref = sync.destination
+    return sync.source.from_, sync.source.dbt, ref.connection or ref.type
 
 
 def _wishes(manifest: Manifest, found: Scaffolded) -> Iterator[_Wish]:
@@ -176,7 +224,11 @@ def _syncs(
                     columns = snapshot.description.columns
                 tests = _enforced_tests(manifest, wish)
                 key = _key(wish, tests, columns)
-                contract = [_column(wish.model, *one, tests, one[0] in key) for one in columns.items()]
+                known = dbt.columns_of(manifest, wish.model)
+                contract = [
+                    _column(*one, known.get(one[0].lower(), Documented()), one[0] in key)
+                    for one in columns.items()
+                ]
                 text = _text(wish, {"dbt": name}, key, ["contract:", *contract], manifest)
                 _prove(folder, wish.name, text)
                 texts[wish.name] = text
@@ -220,31 +272,35 @@ def _source(folder: Path, adapter: str, *, there: bool) -> str:
 
 def _enforced_tests(manifest: Manifest, wish: _Wish) -> list[Node]:
     tests = manifest.tests(wish.model)
-    return [test for test in tests if _enforced(test) and test.test_metadata]
+    return [test for test in tests if dbt.is_enforced(test) and test.test_metadata]
 
 
 def _text(
     wish: _Wish, place: Mapping[str, str], key: list[str], contract: list[str], manifest: Manifest
 ) -> str:
     name, tests = place["dbt"], manifest.tests(wish.model)
-    lines = [f"# Made from the dbt model {name}. You can change this file."]
+    lines = [f"# Made from the dbt model {name} as {wish.name}. You can change what follows."]
     if wish.model.description:
         lines.append(f"description: {sentence(wish.model.description)}")
     source = {**place} | ({"max_age": wish.meta["max_age"]} if "max_age" in wish.meta else {})
     hint = "" if "max_age" in source else " # add max_age: 26h to refuse an older mart"
     lines += [f"source: {flow(source)}{hint}", f"key: {flow(key)}", *contract]
-    lines.append(f"destination: {flow(wish.destination)}")
+    lines.append(f"destination: {flow(wish.destination | _created(wish))}")
     lines += [f"{word}: {flow(value)}" for word, value in wish.meta.items() if word in _SYNC_WORDS]
     unused = sorted(test.name for test in tests if test.test_metadata and _unused(test))
     lines += [f"# dbt test that is not part of the contract: {sentence(name)}" for name in unused]
     return "\n".join(lines) + "\n"
 
 
-def _enforced(test: Node) -> bool:
-    """Whether dbt fails if a single row of the mart breaks the test."""
-    config = {"severity": "error", "error_if": "!= 0", "enabled": True, **test.config}
-    fails = str(config["severity"]).lower() == "error" and config["error_if"] == "!= 0"
-    return fails and bool(config["enabled"]) and not config.get("where") and not config.get("limit")
+def _created(wish: _Wish) -> dict[str, bool]:
+    """`create: true` where the target can make its table, unless the manifest says or needs otherwise."""
+    written = wish.destination
+    try:
+        kind = destinations.load(str(written.get("type", "postgres")))
+    except DefinitionError:  # a preset of the project, or a mistake that is reported elsewhere
+        return {}
+    makes = "create" in kind.Options.model_fields and "table" in written and "create" not in written
+    return {"create": True} if makes and wish.meta.get("write") != "update_only" else {}
 
 
 def _unused(test: Node) -> bool:
@@ -252,21 +308,12 @@ def _unused(test: Node) -> bool:
     return test.test_metadata.name not in ("unique", "not_null", "accepted_values")
 
 
-def _tested(tests: list[Node], name: str) -> dict[str, Node]:
-    """The tests of one kind by column, in lower case."""
-    return {
-        test.column_name.strip('"').lower(): test
-        for test in tests
-        if test.test_metadata is not None and test.test_metadata.name == name and test.column_name
-    }
-
-
 def _key(wish: _Wish, tests: list[Node], columns: Mapping[str, str]) -> list[str]:
     """The key in `meta.retl`; else the first unique column (columns that are never NULL first); else the
     columns of a unique combination."""
     if (key := wish.meta.get("key")) is not None:
         return [str(one) for one in (key if isinstance(key, list) else [key])]
-    unique, filled = _tested(tests, "unique"), _tested(tests, "not_null")
+    unique, filled = dbt.tested_columns(tests, "unique"), dbt.tested_columns(tests, "not_null")
     single = [name for name in columns if name.lower() in unique]
     best = [name for name in single if name.lower() in filled] or single
     if best:
@@ -281,7 +328,7 @@ def _key(wish: _Wish, tests: list[Node], columns: Mapping[str, str]) -> list[str
     )
 
 
-def _column(model: Node, name: str, kind: str, tests: list[Node], in_key: bool) -> str:
+def _column(name: str, kind: str, known: Documented, in_key: bool) -> str:
     found = of_duckdb(kind)
     if found is None:
         return f"  # {sentence(name)} is {kind}, which no target can hold"
@@ -289,40 +336,30 @@ def _column(model: Node, name: str, kind: str, tests: list[Node], in_key: bool) 
     for option in ("max_digits", "decimal_places", "items"):
         if (value := getattr(found, option)) is not None:
             options[option] = value
-    if not in_key and name.lower() not in _tested(tests, "not_null"):
+    if not in_key and not known.filled:
         options["nullable"] = True
-    known = next((one for label, one in model.columns.items() if label.lower() == name.lower()), None)
-    if known is not None:
-        meta = {**known.meta, **(known.config.get("meta") or {})}
-        if _PERSONAL & {*known.tags, *(word for word, value in meta.items() if value)}:
-            options["sensitive"] = True
-    options |= _one_of(found.name, _tested(tests, "accepted_values").get(name.lower()))
+    if known.sensitive:
+        options["sensitive"] = True
+    if one_of := allowed(found.name, known.one_of):
+        texts = [one.replace("${", "$${") if isinstance(one, str) else one for one in one_of]
+        options["one_of"] = texts
     text = ", ".join(f"{option}: {flow(value)}" for option, value in options.items())
-    if known is not None and known.description:
+    if known.description:
         text += f", description: {sentence(known.description)}"
     return f"  {flow(name)}: {{{text}}}"
 
 
-def _one_of(type: str, test: Node | None) -> dict[str, Any]:
-    """The values of an accepted_values test: as texts for strings, as whole numbers for integers."""
-    if test is None or test.test_metadata is None or type not in ("string", "integer"):
-        return {}
-    values = [str(value) for value in test.test_metadata.kwargs.get("values", [])]
-    if type == "string":
-        return {"one_of": [value.replace("${", "$${") for value in values]} if values else {}
-    whole = values and all(re.fullmatch(r"-?\d+", value) for value in values)
-    return {"one_of": [int(value) for value in values]} if whole else {}
-
-
-def _prove(folder: Path, name: str, text: str) -> None:
-    """DefinitionError(s) unless this is a valid sync. Its connection's variables may be unset."""
+def _prove(folder: Path, name: str, text: str) -> Sync:
+    """The sync of this text; DefinitionError(s) unless it is valid. Variables of its connection may be
+    unset."""
     if not SYNC_NAME.fullmatch(name) or name == "all":
         raise DefinitionError("SYNC_NAME", f"{name!r} is not a valid name of a sync; set `sync` in meta.retl")
     tree = yamlfile.load(folder / "syncs" / f"{name}.yml", text, name=f"syncs/{name}.yml")
     sync = validate(Sync, fill(tree, Environment(folder, None, {})), name=name)
-    columns = list(sync.contract.columns or {}) if sync.contract is not None else None
+    columns = sync.contract.named if sync.contract is not None else None
     for problem in problems(sync, columns):
         raise DefinitionError(problem.code, problem.message)
+    return sync
 
 
 def _file_lines(folder: Path, warehouse: Warehouse) -> list[str]:

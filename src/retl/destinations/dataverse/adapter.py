@@ -10,6 +10,8 @@ rejects. Keys that differ only in upper and lower case are one row there. So are
 accents, unless the collation of the environment's language is accent-sensitive (_AS in Microsoft's list of
 language collations): then set `accent_sensitive: true`.
 
+With `conflicts` each part of a $batch names the ETag of its record, and is refused if somebody changed it.
+
 The account needs an application user with a security role that may create, write, read and delete rows of the
 table. The vendor limits an application user, on each web server, to 6,000 requests and 20 minutes of work in
 5 minutes, 52 requests at a time, and a $batch to 1,000 requests. retl sends only `rows` in one, because they
@@ -21,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
+from hashlib import sha256
 from typing import Any, Literal
 from urllib.parse import unquote
 
@@ -37,16 +40,19 @@ from retl.destinations.batch import (
     Kind,
     Mode,
     Outcome,
+    Peeked,
     RowResult,
     Shape,
     Visit,
     WriteMode,
 )
-from retl.destinations.dataverse import odata
+from retl.destinations.dataverse import odata, records
+from retl.destinations.http.conditional import Conditional, asked
 from retl.destinations.http.folds import KeyFolds
 from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.rules import Case, Rules
 from retl.destinations.http.server import HttpTarget
+from retl.destinations.verdicts import Row
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, TargetError, Unavailable
 from retl.model import Definition, Limits
 from retl.net.client import Address, Timeouts
@@ -85,6 +91,15 @@ _RULES: dict[Mode, Rules] = {
     "insert_only": Rules(rows="none", cases=(Case(status=(412,), means="kept"), _OF_ROWS)),
     "delete": _without("written"),
 }
+_CONDITIONAL = Rules(  # for a part that reads, or that names the ETag of its record
+    rows="none",
+    ok=(200, 201, 204),
+    cases=(
+        Case(status=(404,), when=_MISSING, means="absent"),
+        Case(status=(412,), means="changed"),
+        _OF_ROWS,
+    ),
+)
 _WHOLE = Rules(ok=())  # for an answer that is not multipart: never a success
 
 
@@ -163,7 +178,17 @@ class Dataverse(HttpTarget[DataverseOptions]):
             nulls_keep=shape.write in ("upsert", "update_only"),
             folds=KeyFolds(case=True, accents=not options.accent_sensitive).of(shape.key),
             max_rows=options.rows,
+            resolves=shape.cautious,
+            looks=True,
+            compares="no" if shape.write == "insert_only" else "atomic",
         )
+        self._value = records.value(shape)
+        self._records = records.Records(self._value, self._part, self._ask)
+        self._unanswered: set[str] = set()  # batches without an answer
+        self._conditional = None
+        if shape.cautious and shape.write != "insert_only":
+            changes_only = shape.write == "update_only"
+            self._conditional = Conditional(self._value, self._records, True, changes_only)
 
     @classmethod
     def place(cls, options: DataverseOptions, write: WriteMode) -> str:
@@ -181,24 +206,94 @@ class Dataverse(HttpTarget[DataverseOptions]):
             raise Mismatch("TARGET_DRIFT", f"{self.options.table} lacks a column: {error.message}") from None
 
     def write(self, batch: Batch) -> Answer:
+        if self._conditional is not None:
+            return self._write_conditional(self._conditional, batch)
         requests, refused = self._requests(batch)
         if not requests:
             return Outcome(WRITTEN, refused)
-        reply = self._client.send(self._whole(batch, list(requests.values())))
+        reply = self._client.send(self._whole(batch.id, list(requests.values())))
         if reply.status != 200 or not reply.headers.get("content-type", "").startswith("multipart/"):
             interpret(reply, _WHOLE, self._about(2))
         answers = odata.replies(reply)
         if len(answers) != len(requests):
-            return Outcome(UNKNOWN, refused)
+            told = f"the answer to a $batch has {len(answers)} parts for {len(requests)} rows"
+            return Outcome(RowResult(Kind.UNKNOWN, reason=told), refused)
         self._pause(answers)
         results = {
-            row: self._judged(answer, batch.mode, requests[row])
+            row: self._judged(answer, _RULES[batch.mode], requests[row])
             for row, answer in zip(requests, answers, strict=True)
         }
         return Outcome(UNKNOWN, refused | results)
 
+    def _write_conditional(self, conditional: Conditional, batch: Batch) -> Outcome:
+        """If the answer to a batch was lost before, a record that is as it would make it is ours."""
+        made = frozenset(range(len(batch))) if batch.id in self._unanswered else frozenset()
+        try:
+            found = conditional.write(batch, self._begin(batch), made)
+        except Ambiguous:
+            self._unanswered.add(batch.id)
+            raise
+        self._unanswered.discard(batch.id)
+        return found
+
+    def _begin(self, batch: Batch, *, with_fields: bool = True) -> list[Row]:
+        rows = self._documents(batch) if with_fields else batch.keys()
+        self._records.begin(rows)
+        return asked(self._value, batch, rows)
+
+    def _ask(self, requests: Mapping[int, Request]) -> dict[int, tuple[RowResult, Reply]]:
+        """What became of each part of a $batch, with its answer. Ambiguous if it cannot be read."""
+        parts = list(requests.values())
+        name = sha256(b"".join(one.dump() for one in parts)).hexdigest()[:32]
+        reply = self._client.send(self._whole(name, parts))
+        if reply.status != 200 or not reply.headers.get("content-type", "").startswith("multipart/"):
+            interpret(reply, _WHOLE, self._about(2))
+        answers = odata.replies(reply)
+        if len(answers) != len(parts):
+            raise Ambiguous("HTTP_NO_PARTS", "the answer to a $batch has other parts than were sent")
+        self._pause(answers)
+        return {
+            n: (self._judged(answer, _CONDITIONAL, requests[n]), answer)
+            for n, answer in zip(requests, answers, strict=True)
+        }
+
+    def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Answer:
+        """A record that still has the ETag that we left was not written."""
+        if self._conditional is None:
+            return Outcome(UNKNOWN)
+        return self._conditional.resolve(self._begin(batch, with_fields=False))
+
+    def peek(self, batch: Batch) -> Iterator[Peeked]:
+        assert self._conditional is not None
+        return self._conditional.peek(batch, self._begin(batch))
+
+    def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
+        for found in self._pages(batch.keys()):
+            if isinstance(found, RowResult):
+                raise Poisoned(found.code or "REFUSED", found.reason or "a record cannot be read")
+            yield None if found is None else self._value.values(found)
+
+    def differing(self, batch: Batch) -> Iterator[tuple[str, ...] | None]:
+        rows = self._documents(batch)
+        for row, found in zip(rows, self._pages(rows), strict=True):
+            if isinstance(found, RowResult):
+                yield self._value.names
+                continue
+            held = None if found is None else self._value.held(found)
+            yield None if held is None else self._value.differing(held, row[-1])
+
+    def _pages(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[Reply | RowResult | None]:
+        """The records of these rows, as many in a $batch as a batch has."""
+        for first in range(0, len(rows), self.options.rows):
+            page = rows[first : first + self.options.rows]
+            self._records.begin(page)
+            yield from self._records.read(range(len(page)))
+
     def preview(self, batch: Batch) -> bytes:
-        return self._whole(batch, list(self._requests(batch)[0].values())).dump()
+        if self._conditional is not None:
+            rows = [(self._conditional.sending(row), row.number) for row in self._begin(batch)]
+            return self._whole(batch.id, [self._records.first(*one) for one in rows]).dump()
+        return self._whole(batch.id, list(self._requests(batch)[0].values())).dump()
 
     def _requests(self, batch: Batch) -> tuple[dict[int, Request], dict[int, RowResult]]:
         """The request of each row, and the rejections of rows that cannot be sent."""
@@ -213,27 +308,30 @@ class Dataverse(HttpTarget[DataverseOptions]):
         return requests, refused
 
     def _one(self, row: tuple[Any, ...], mode: Mode) -> Request:
+        """The part of a row that is written whatever its record has."""
+        return self._part(row, "DELETE" if mode == "delete" else "PATCH", "", _CONDITION.get(mode, ()))
+
+    def _part(
+        self, row: tuple[Any, ...], method: str, query: str, headers: tuple[tuple[str, str], ...]
+    ) -> Request:
         """Poisoned if the key cannot be an address, or a text is not Unicode."""
         values = {name: text(value) for name, value in zip(self._quoted, row, strict=False)}
         if any(not value or _NOT_IN_KEYS.search(value) for value in values.values()):
             raise Poisoned("KEY_CHARACTER", "a key value is empty or holds one of < > * % & : / \\ ? +")
         quoted = {name: bool(one) for name, one in self._quoted.items()}
         try:
-            target = f"{self._data}/{odata.address(self.options.table, values, quoted)}"
-            body = b"" if mode == "delete" else row[-1].encode()
+            target = f"{self._data}/{odata.address(self.options.table, values, quoted)}{query}"
+            body = row[-1].encode() if method == "PATCH" else b""
         except UnicodeEncodeError:
             raise Poisoned(
                 "NOT_UNICODE", "a text holds half a surrogate pair, which UTF-8 cannot encode"
             ) from None
         if len(target) > _LONGEST_ADDRESS:
             raise Poisoned("TOO_LARGE", f"an address has more than {_LONGEST_ADDRESS} characters")
-        condition = _CONDITION.get(mode, ())
-        return Request(
-            "DELETE" if mode == "delete" else "PATCH", target, (_JSON if body else ()) + condition, body
-        )
+        return Request(method, target, (_JSON if body else ()) + headers, body)
 
-    def _whole(self, batch: Batch, requests: Sequence[Request]) -> Request:
-        boundary = f"batch_{batch.id}"
+    def _whole(self, name: str, requests: Sequence[Request]) -> Request:
+        boundary = f"batch_{name}"
         content = ("Content-Type", f'multipart/mixed; boundary="{boundary}"')
         headers = (content, *_ODATA, ("Prefer", "odata.continue-on-error"))
         return Request("POST", f"{self._data}/$batch", headers, odata.multipart(requests, boundary))
@@ -247,11 +345,11 @@ class Dataverse(HttpTarget[DataverseOptions]):
         if waits:
             self.gate.on_quota(Quota(0.0, max(waits)))
 
-    def _judged(self, answer: Reply, mode: Mode, request: Request) -> RowResult:
+    def _judged(self, answer: Reply, rules: Rules, request: Request) -> RowResult:
         """The result of a row, from its part of the answer."""
         sent = Sent(1, True, lambda to: [], lambda row: [*_leaves(request), *self._known()])
         try:
-            result = interpret(answer, _RULES[mode], sent).default
+            result = interpret(answer, rules, sent).default
         except TargetError as error:
             kinds: Mapping[type, Kind] = {Unavailable: Kind.RETRY, Ambiguous: Kind.UNKNOWN}
             return RowResult(kinds.get(type(error), Kind.REJECTED), error.code, error.message)

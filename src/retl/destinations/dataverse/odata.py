@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
+from retl.destinations.http import escape
 from retl.errors import Ambiguous
 from retl.net.messages import Reply, Request
 
@@ -26,14 +27,12 @@ def address(collection: str, key: Mapping[str, str], quoted: Mapping[str, bool])
     """One object by its key: accounts(number='O%27%27Neil',branch=7), percent-encoded. UnicodeEncodeError
     if UTF-8 cannot encode a value."""
     parts = (
-        f"{name}={_literal(value) if quoted[name] else quote(value, safe='')}" for name, value in key.items()
+        f"{name}='{quote(escape.odata(value), safe='')}'"
+        if quoted[name]
+        else f"{name}={quote(escape.bare(value), safe='')}"
+        for name, value in key.items()
     )
     return f"{collection}({','.join(parts)})"
-
-
-def _literal(value: str) -> str:
-    doubled = value.replace("'", "''")
-    return f"'{quote(doubled, safe='')}'"
 
 
 def multipart(requests: Sequence[Request], boundary: str) -> bytes:

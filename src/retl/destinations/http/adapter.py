@@ -2,16 +2,64 @@
 
 The account needs the rights of its operations; `check` can name a harmless request that tests them.
 If an answer is lost, upserts, updates and deletes are sent again; inserts only with an idempotency key.
-`outcome` says what an answer means; a row that the answer does not account for is in doubt. 404 or 410 to
+`outcome` says what an answer means; a row that the answer does not account for is in doubt. If an answer
+only counts bad rows, or names none of ours, the rows are sent again in halves until each bad row is alone (if
+twice is once; a run spends at most 1000 requests on it, the rest stays in doubt). 404 or 410 to
 the DELETE or update of one object's own address means that the object is gone, or not there to update;
 `outcome.cases` can change that. Redirects and web pages stop the run. If answers to writes contain the
 external id of a row (`outcome.ref`), deletes can name rows by it: `$ref` in a path or in a row.
 
-`idempotency` declares the header of the key, and the `window` in which the target recognises it. The window
+`find` is for objects that have only the target's own id. A row whose id is known is sent to it by `update`.
+For another row, and for an object that is gone, the target is asked for the key: one object is changed, none
+is created by `insert`, and several make the row a reject (AMBIGUOUS). So a creation without an answer is
+looked for before it is repeated, also after a crash. `settles` is the time that a search may not see a new
+object; after a crash, begin the next run later than that. A refusal that tells the id (`means: exists`) is as
+good as a search.
+
+`job` is for an answer that names a job instead of results, in an operation's own words or for every
+operation. It is asked after until it is done; after a crash the next run asks, and sends nothing again. In
+steps a job is opened (`open`), gets the rows under its id `$job`, and is started (`start`): nothing is
+applied before that. If a run died in between, the rows are due again; if it died while it started the job,
+they are in doubt. After `patience` the run ends with exit 75, and the next one asks again. Beside `upsert`,
+`find` is for deletes.
+
+A value of a row never leaves its place. In a path or query it is percent-encoded. Between single quotes of a
+path it is a text of OData, `/Customers('{id}')`, and its quotes are doubled; in parentheses without quotes it
+must be a number, date, UUID or boolean. Between quotes of a query the placeholder names their language:
+`{id:odata}`, `{id:soql}`, `{id:json}`. In `headers`, and inside the texts of `row`, a placeholder is `{$id}`;
+a header with one belongs to a single row. A placeholder where none is filled in is an error; `$$` is a dollar
+sign. In GraphQL values go into `variables`.
+
+In a `row`, `{$json: $row}` is a part of the row as a JSON text, `$others` an object of the fields that the
+request names nowhere else, `{$only: [a, b]}` one of those of these fields that the sync has, and `{$each:
+$others, as: {field: $name, value: $value}}` a list with an item for each. With `encoding: ndjson` and `lines:
+true` each item of `row` is a line, such as an action and its document.
+
+`read` is how one object is read, and `version` where an answer tells its version. With `conflicts` other
+than warehouse_wins a row is created by `insert` or changed by `update`, and `$version` in a header or row of
+`update` and `delete` is the condition: they change nothing if the object has another version. Without a
+condition the sync must accept the window between look and write. The guide to conflicts has an example.
+
+`write: replace` deletes each row and inserts it, for a target that refuses to insert a key twice: by
+`delete` and `insert`, a row at a time. Fields that are not the sync's are lost. If the target refuses the new
+version, or does not answer, the row is in doubt, and every run sends it again until it is there.
+
+`idempotency` declares the header of the key, and the `window` in which the target recognises it; or, for
+inserts, the path in a `row` of an id by which the target knows the row again (`MessageDeduplicationId`,
+`event_id`), which has to be made from the whole key. Then nothing else has to be chosen. The window
 begins with the first send of a key. It is measured at each send, by the ledger's clock and by the machine's
 clock that counts sleep; the last tenth (at most two minutes) stays unused, because a request takes time to
 arrive. After it an insert is not repeated and its rows are in doubt; with `delivery: at_least_once` they are
 sent again under a new key.
+
+`auth` of the connection has a `type`. bearer, basic, header, query, body and url send a secret as it is;
+oauth2 (client credentials, refresh token, signed claim), google (a service account's key file) and entra ask
+for a token; key_pair signs one itself; sigv4 (AWS), hmac, azure_sas and form_digest sign each request. A
+secret never becomes part of a request that is shown or stored. A refresh token that the server replaces is
+kept in the ledger, encrypted.
+
+`csrf` of the connection is for servers that want a token with each write (SAP): it is asked for with a GET,
+and sent with the cookies of its answer. If the server says that it is over, it is asked for again.
 
 `proxy` of the connection is a forward proxy (`http://` or `https://`), also for requests for a token. TLS is
 with the server itself, through the proxy. Its user and password are secrets, percent-encoded in the address.
@@ -21,85 +69,52 @@ without `proxy` they are ignored. Compressed answers (gzip, deflate) are read, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Any
 
 from retl.destinations.batch import (
-    ABSENT,
     UNKNOWN,
     WRITTEN,
     Answer,
     Batch,
     Capabilities,
-    Folds,
     Kind,
     Mode,
     Outcome,
+    Peeked,
     RowResult,
     Shape,
     SoftDelete,
     Visit,
     WriteMode,
 )
-from retl.destinations.http import line
+from retl.destinations.http import finding, line, texts
 from retl.destinations.http.body import Endpoint, Template
-from retl.destinations.http.cells import Row, split
-from retl.destinations.http.folds import KeyFolds
-from retl.destinations.http.jobs import Job
+from retl.destinations.http.conditional import Conditional, asked
+from retl.destinations.http.finding import ById, Find
+from retl.destinations.http.jobs import Jobs
+from retl.destinations.http.objects import Object, Read
+from retl.destinations.http.operations import compares, endpoints, of_key, rules_of, shaping
+from retl.destinations.http.options import INSERTS, OPERATION_NAMES, HttpOptions
 from retl.destinations.http.outcome import Sent, interpret
-from retl.destinations.http.rules import Case, Identity, Rules
+from retl.destinations.http.reading import OneByOne
+from retl.destinations.http.rules import Rules
 from retl.destinations.http.server import HttpTarget
-from retl.errors import DefinitionError, Expired, Poisoned, Systemic
-from retl.model import Definition, Duration
-from retl.net.auth import HeaderName
+from retl.destinations.verdicts import Row as Asked
+from retl.errors import Ambiguous, DefinitionError, Expired, Poisoned, RetlError, Systemic, Unavailable
+from retl.net.auth import InBody
 from retl.net.client import Address
 from retl.net.connection import HttpConnection
 from retl.net.gate import Gate
 from retl.net.lookup import text
 from retl.net.messages import Reply, Request
-from retl.net.waits import quota
+from retl.net.signing import FormDigest
+from retl.net.waits import Quota, quota
 
-OPERATION_NAMES: dict[Mode, str] = {
-    "upsert": "upsert",
-    "insert_only": "insert",
-    "append": "insert",
-    "update_only": "update",
-    "delete": "delete",
-}
-_INSERTS = ("insert_only", "append")
 LANES = 4  # at most, if the connection's `concurrency` allows as many
 _PROBE = Rules(ok=tuple(range(200, 300)), rows="none")
-
-
-class Probe(Definition):
-    """A request that changes nothing and needs the same credential as writes."""
-
-    method: Literal["GET", "HEAD", "OPTIONS"] = "GET"
-    path: Annotated[str, Field(pattern=r"^/[!-~]*$")]
-
-
-class Idempotency(Definition):
-    """The header by which a target recognises a repeated request, and for how long after the first one."""
-
-    header: HeaderName
-    window: Duration = 86400.0
-
-
-class HttpOptions(Definition):
-    connection: HttpConnection
-    upsert: Endpoint | None = None
-    insert: Endpoint | None = None
-    update: Endpoint | None = None
-    delete: Endpoint | None = None
-    outcome: Rules = Rules()
-    job: Job | None = None  # if the answer to an upsert names a job instead of results
-    idempotency: Idempotency | None = None
-    check: Probe | None = None
-    folds: KeyFolds = KeyFolds()
 
 
 class HttpDestination(HttpTarget[HttpOptions]):
@@ -110,36 +125,60 @@ class HttpDestination(HttpTarget[HttpOptions]):
         """DefinitionError if no endpoint serves the sync, or an endpoint names a field that it lacks."""
         super().__init__(options, shape, gate)
         self._connect(options.connection)
-        self._endpoints = _endpoints(options, shape)
+        self._refuse_named_headers(options.connection)
+        self._endpoints = endpoints(options, shape)
         self._calls: dict[Mode, tuple[Template, Rules]] = {}
+        self._jobs: dict[Mode, Jobs] = {}
+        self._refuse_conflicts()
         endpoint = self._call(shape.write)[0].endpoint
         self._line = line.line(endpoint, shape)
-        if shape.deletes != "keep":
+        self._by_id = self._finding(options.find) if options.find else None
+        self._unanswered: set[str] = set()  # batches whose creation may have been applied
+        self._value = Object(shape, options.read, options.version, (options.update or endpoint).cast)
+        self._objects = self._reading(options.read) if options.read else None
+        comparing = compares(options, shape)
+        if shape.cautious and self._objects is not None and comparing != "no":
+            self._conditional: Conditional | None = Conditional(
+                self._value, self._objects, comparing == "atomic", shape.write == "update_only"
+            )
+        else:
+            self._conditional = None
+        if shape.deletes != "keep" or shape.write == "replace":
             self._call("delete")
+        if shape.write == "replace":
+            self._call("append")
+        self._refuse_unused(endpoint)
+        self._refuse_ids(endpoint)
         key = options.idempotency
+        once = shape.write not in INSERTS or self._finds(shape.write)
+        both = shape.write == "upsert" and (shape.cautious or options.find is not None)
         self.capabilities = Capabilities(
             object=HttpDestination.place(options, shape.write),
             modes=frozenset(self._endpoints),
-            idempotent=shape.write not in _INSERTS,
+            idempotent=once,
             form="documents",
             # with an intent before each request, more lanes would only leave more in doubt
-            most_lanes=1 if shape.write in _INSERTS or key or options.job else LANES,
-            shaping=endpoint.model_dump(
-                mode="json", exclude={"outcome", "max_rows", "max_bytes", "max_row_bytes"}
-            ),
+            most_lanes=1 if not once or key or endpoint.job else LANES,
+            shaping=shaping(endpoint)
+            | ({"insert": shaping(options.insert)} if both and options.insert else {}),
             key_window=key.window if key else None,
-            nulls_keep=shape.write not in _INSERTS,
-            resolves=key is not None,
-            folds=self._folds(),
-            by_ref=shape.deletes != "keep" and self._endpoints["delete"].asks_ref,
-            max_rows=endpoint.rows_at_most,
-            max_deletes=self._endpoints["delete"].rows_at_most if "delete" in self._endpoints else None,
+            nulls_keep=shape.write not in (*INSERTS, "replace"),
+            resolves=key is not None or self._conditional is not None,
+            folds=options.folds.of(shape.key),
+            by_ref=shape.deletes != "keep" and self._endpoints["delete"].asks_ref and not options.find,
+            requests=2 if self._finds(shape.write) or shape.write == "replace" else 1,
+            max_rows=1
+            if self._conditional or shape.write == "replace" or self._finds(shape.write)
+            else endpoint.rows_at_most,
+            max_deletes=self._most_deletes(),
+            looks=options.read is not None,
+            compares=comparing,
         )
 
     @classmethod
     def place(cls, options: HttpOptions, write: WriteMode) -> str:
         address = Address.parse(options.connection.base_url)
-        endpoint: Endpoint | None = getattr(options, OPERATION_NAMES[write])
+        endpoint = options.endpoint(write)
         return f"{address}{address.prefix}{endpoint.path.partition('?')[0] if endpoint else ''}" + (
             options.connection.auth.mark()
         )
@@ -148,20 +187,28 @@ class HttpDestination(HttpTarget[HttpOptions]):
     def claim(cls, options: HttpOptions, write: WriteMode) -> str | None:
         """The address without the names of its placeholders, and the account of the credential, because
         accounts share servers. An append creates a new object each time."""
-        endpoint: Endpoint | None = getattr(options, OPERATION_NAMES[write])
+        endpoint = options.endpoint(write)
         if write == "append" or endpoint is None:
             return None
-        path = "{}".join(split(endpoint.path.partition("?")[0])[::2])
+        path = "{}".join(texts.split(endpoint.path.partition("?")[0])[::2])
         account = sha256(repr(options.connection.auth.secrets()).encode()).hexdigest()
         return f"{Address.parse(options.connection.base_url).place}{path}#{account}"
 
     @classmethod
     def learns(cls, options: HttpOptions, write: WriteMode, key: Sequence[str]) -> bool:
-        endpoint: Endpoint | None = getattr(options, OPERATION_NAMES[write])
-        if endpoint is None or options.job is not None:
+        if options.find is not None and not options.upsert:
+            return True
+        endpoint = options.endpoint(write)
+        if endpoint is None:
             return False
-        rules = _rules(endpoint, options.outcome, write, list(key))
+        rules = (
+            endpoint.job.outcome if endpoint.job else rules_of(endpoint, options.outcome, write, list(key))
+        )
         return rules.ref is not None and rules.rows in ("positional", "listed", "all_or_nothing")
+
+    @classmethod
+    def comparable(cls, options: HttpOptions) -> bool:
+        return options.read is not None
 
     def check(self, visit: Visit) -> None:
         probe = self.options.check
@@ -174,22 +221,142 @@ class HttpDestination(HttpTarget[HttpOptions]):
             raise Systemic("HTTP_CHECK", f"the target refuses `check`: {found.code}: {found.reason}")
 
     def write(self, batch: Batch) -> Answer:
+        if self._conditional is not None:
+            return self._write_conditional(self._conditional, batch)
+        if batch.mode == "replace":
+            return self._replace(batch)
         try:
+            if self._by_id is not None and self._finds(batch.mode):
+                (row,), (ref,) = self._documents(batch), batch.refs()
+                return self._by_id.deliver(batch.mode, row, ref)
             request = self._request(batch)
+            if (jobs := self._jobs.get(batch.mode)) and jobs.job.open:
+                return jobs.begin(request)
         except Poisoned as error:
             if len(batch) > 1:
                 raise
             return Outcome(RowResult(Kind.REJECTED, error.code, error.message))
         return self._judge(self._send(request, batch), request, batch)
 
+    def _replace(self, batch: Batch) -> Outcome:
+        """Delete the object of the row, and insert it. Once something was deleted only an insert is an
+        answer: without it the row is UNKNOWN, so the next run sends it whatever the mart says then."""
+        try:
+            removal, request = self._replacing(batch)
+        except Poisoned as error:
+            return Outcome(RowResult(Kind.REJECTED, error.code, error.message))
+        removed = batch.id in self._unanswered
+        if removal is not None:
+            status, ended = self._answered("delete", removal)
+            if (result := finding.gone(ended).result(0)).kind is not Kind.WRITTEN:
+                return Outcome(result)
+            removed = removed or not (batch.new or status in finding.GONE)
+        try:
+            outcome = self._answered("append", request)[1]
+        except (Ambiguous, Unavailable, Systemic, Poisoned) as error:
+            if not removed:
+                raise
+            self._unanswered.add(batch.id)
+            told = f"a row was deleted and not inserted again: {error.message}"
+            raise Ambiguous(error.code, told) from error
+        result = outcome.result(0)
+        if result.kind is not Kind.WRITTEN and removed:
+            why = ": ".join(filter(None, ("deleted, and its new version was refused", result.reason)))
+            return Outcome(RowResult(Kind.UNKNOWN, result.code, why))
+        return outcome
+
+    def _replacing(self, batch: Batch) -> tuple[Request | None, Request]:
+        """The requests of a row; no delete if it needs an external id that is not known, because there is no
+        object of ours then. Poisoned, before anything is sent, if one cannot be made."""
+        (row,), width, host = self._documents(batch), len(self.shape.key), ("Host", self._address.authority)
+        removal, ref = None, batch.refs()[0]
+        template = self._call("delete")[0]
+        if ref is not None or not template.endpoint.asks_ref:
+            key = row[:width]
+            key = finding.with_ref(key, ref, width) if template.endpoint.asks_ref else key
+            removal = template.request([key])
+            removal = replace(removal, headers=(host, *removal.headers))
+        request = self._call("append")[0].request([row])
+        return removal, replace(request, headers=(host, *request.headers))
+
+    def _answered(self, mode: Mode, request: Request) -> tuple[int, Outcome]:
+        """The status of the answer about one row, and what it means."""
+        template, rules = self._call(mode)
+        texts = template.texts(request)
+        sent = Sent(1, mode == "delete", lambda to: [], lambda row: [*texts(row), *self._known()])
+        reply = self._exchange(request, rules)
+        return reply.status, interpret(reply, rules, sent)
+
+    def _write_conditional(self, conditional: Conditional, batch: Batch) -> Outcome:
+        """If the answer to a creation was lost before, an object that is as it would make it is ours."""
+        made = frozenset(range(len(batch))) if batch.id in self._unanswered else frozenset()
+        try:
+            found = conditional.write(batch, self._begin(batch), made)
+        except RetlError:
+            if self._read_by().doubtful:
+                self._unanswered.add(batch.id)
+            raise
+        self._unanswered.discard(batch.id)
+        return found
+
+    def _begin(self, batch: Batch, *, with_fields: bool = True) -> list[Asked]:
+        """The rows of a conditional batch, which are the ones that are read and written next."""
+        rows = self._documents(batch) if with_fields else batch.keys()
+        self._read_by().begin(rows, self._refs(batch))
+        return asked(self._value, batch, rows)
+
+    def _refs(self, batch: Batch) -> Sequence[str | None]:
+        return batch.refs() if self.options.find is not None else [None] * len(batch)
+
+    def _read_by(self) -> OneByOne:
+        assert self._objects is not None
+        return self._objects
+
+    def peek(self, batch: Batch) -> Iterator[Peeked]:
+        assert self._conditional is not None
+        return self._conditional.peek(batch, self._begin(batch))
+
+    def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
+        """A key that several objects have is there, and none of them is the row's."""
+        objects = self._read_by()
+        objects.begin(batch.keys(), self._refs(batch))
+        for n in range(len(batch)):
+            found = objects.values(n)
+            yield {} if isinstance(found, RowResult) else found
+
+    def differing(self, batch: Batch) -> Iterator[tuple[str, ...] | None]:
+        objects, rows = self._read_by(), self._documents(batch)
+        objects.begin(rows, self._refs(batch))
+        for n, row in enumerate(rows):
+            held = objects.looked(n)
+            if isinstance(held, RowResult):
+                yield self._value.names
+                continue
+            yield None if held is None else self._value.differing(held, row[-1])
+
     def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Answer:
         """The result of the job `handle`. Without a handle: sends the same bytes with the same idempotency
-        key, within `key_window`; the answer is that of the first request. UNKNOWN without job and key."""
+        key, within `key_window`; the answer is that of the first request. UNKNOWN without job and key. A row
+        whose object still has the version that we left was not written."""
+        if self._conditional is not None:
+            return self._conditional.resolve(self._begin(batch, with_fields=False))
         if not act:
             return Outcome(UNKNOWN)
-        if handle is not None and self.options.job is not None:
-            sent = self._sent(batch, lambda row: self._known())
-            return self.options.job.ask(handle, sent, self._ask, self._address.prefix)
+        if handle is not None and batch.mode in self._endpoints and (jobs := self._jobs_of(batch.mode)):
+            keys = batch.keys()
+            names = [text(value) for key in keys for value in key]
+            found = jobs.ask(handle, self._sent(batch, lambda row: [*names, *self._known()]))
+            return (
+                finding.gone(found) if batch.operation == "delete" and isinstance(found, Outcome) else found
+            )
+        if (
+            self.options.find is not None
+            and self.options.find.settles is not None
+            and self._finds(batch.mode)
+        ):
+            raise Unavailable(
+                "HTTP_NO_ANSWER", "no answer: the row is looked for", retry_after=self.options.find.settles
+            )
         if batch.request is None or batch.idempotency_key is None or self.options.idempotency is None:
             return Outcome(UNKNOWN)
         request = self._request(batch)
@@ -202,12 +369,124 @@ class HttpDestination(HttpTarget[HttpOptions]):
         return self._judge(reply, request, batch)
 
     def preview(self, batch: Batch) -> bytes:
-        return self._request(batch).dump()
+        if self._conditional is not None:
+            firsts = [(self._conditional.sending(row), row.number) for row in self._begin(batch)]
+            return b"\r\n\r\n".join(self._read_by().request(*one).dump() for one in firsts)
+        if batch.mode == "replace":
+            return b"\r\n\r\n".join(one.dump() for one in self._replacing(batch) if one is not None)
+        if self._by_id is None or not self._finds(batch.mode):
+            return self._request(batch).dump()
+        (row,), (ref,) = self._documents(batch), batch.refs()
+        return b"\r\n\r\n".join(one.dump() for one in self._by_id.requests(batch.mode, row, ref))
 
-    def _folds(self) -> tuple[Folds, ...]:
-        """How the target compares keys. DefinitionError OPTION_UNUSED if the option fits no key."""
+    def _finding(self, find: Find) -> ById:
+        """DefinitionError if it lacks what it needs to create and to change rows."""
+        both = self.shape.write == "upsert" and not self.options.upsert
+        for mode in ("append", "update_only") if both else (self.shape.write,):
+            self._call(mode)
+        keys, outcome = [field.name for field in self.shape.key], self.options.outcome
+        return ById(
+            find, keys, self._address, self._call, self._exchange, self._known, outcome, self._jobs_of
+        )
+
+    def _finds(self, operation: Mode) -> bool:
+        """Whether the rows of an operation are looked for, one at a time."""
+        direct = operation == "append" or (operation != "delete" and self.options.upsert is not None)
+        return self.options.find is not None and not direct
+
+    def _most_deletes(self) -> int | None:
+        if (endpoint := self._endpoints.get("delete")) is None:
+            return None
+        return 1 if self._conditional or self._finds("delete") else endpoint.rows_at_most
+
+    def _jobs_of(self, operation: Mode) -> Jobs | None:
+        self._call(operation)
+        return self._jobs.get(operation)
+
+    def _reading(self, read: Read) -> OneByOne:
+        keys = [field.name for field in self.shape.key]
+        rules, send = self.options.outcome, self._exchange
+        return OneByOne(
+            read, self._value, keys, self._address, self._call, send, self._known, rules, self._by_id
+        )
+
+    def _refuse_conflicts(self) -> None:
+        """DefinitionError CONFLICTS_UNSUPPORTED for a strategy that these endpoints cannot keep."""
+        options, shape = self.options, self.shape
+        if not shape.cautious:
+            return
+        lacks = [
+            word
+            for word, one in (("read", options.read), ("update", options.update), ("insert", options.insert))
+            if one is None and not (word == "insert" and shape.write == "update_only")
+        ]
+        why = None
+        if shape.write in (*INSERTS, "replace"):
+            why = f"with `write: {shape.write}` no object is changed, so there is nothing to keep"
+        elif lacks:
+            why = f"it needs {' and '.join(f'`{one}`' for one in lacks)} under `destination`"
+        elif shape.deletes != "keep" and options.version is None:
+            why = "deletes need `version`, which tells whether somebody changed any field of the object"
+        if why is not None:
+            raise DefinitionError(
+                "CONFLICTS_UNSUPPORTED",
+                f"`conflicts` is not possible here: {why}",
+                hint="leave the fields that others edit out of the sync, or use `conflicts: warehouse_wins`",
+            )
+
+    def _exchange(self, request: Request, rules: Rules) -> Reply:
+        reply = self._client.send(request)
+        self._heed_quota(reply, rules)
+        return reply
+
+    def _refuse_no_place(self, template: Template, operation: Mode) -> None:
+        """DefinitionError HTTP_AUTH if the secret belongs into the body, and a request has no place."""
+        auth = self.options.connection.auth
+        if not isinstance(auth, InBody | FormDigest):
+            return
+        in_form = isinstance(auth, InBody) or template.endpoint.encoding == "form"
+        part = None if in_form and not template.refuses_member(auth.name) else OPERATION_NAMES[operation]
+        part = part or ("check" if self.options.check else "job" if template.endpoint.job else None)
+        if part:
+            raise DefinitionError(
+                "HTTP_AUTH",
+                f"`auth` adds {auth.name!r} to bodies, and the body of `{part}` has no place for it",
+                hint="it needs JSON objects or a form without such a member; or send the secret in a header",
+            )
+
+    def _refuse_named_headers(self, http: HttpConnection) -> None:
+        """DefinitionError HTTP_PLACEHOLDER if a header of the connection looks like a value of a row."""
+        names = {one.name for one in (*self.shape.key, *self.shape.fields)}
+        for header, value in http.headers.items():
+            if name := texts.named(value.get_secret_value(), names):
+                why = f"is in the connection's header {header}, which is the same for all rows"
+                raise texts.refused(name, why, hint="an operation's own `headers` take values of a row")
+
+    def _refuse_unused(self, endpoint: Endpoint) -> None:
+        """DefinitionError OPTION_UNUSED for an option about a key or field that the rows lack."""
         self.options.folds.refuse_unused(self.shape.key)
-        return self.options.folds.of(self.shape.key)
+        nulls, fields = endpoint.cast.nulls, [field.name for field in self.shape.fields]
+        if unknown := [one for one in nulls if one not in ("*", *fields)] if isinstance(nulls, dict) else []:
+            raise DefinitionError(
+                "OPTION_UNUSED", f"`nulls` has no effect: there is no field {unknown[0]!r} here"
+            )
+
+    def _refuse_ids(self, endpoint: Endpoint) -> None:
+        """DefinitionError HTTP_IDEMPOTENCY if the ids in rows do not name them. An update under the id of its
+        insert would be taken for the insert."""
+        key = self.options.idempotency
+        if key is None or key.row is None:
+            return
+        if self.shape.write not in INSERTS:
+            raise DefinitionError(
+                "HTTP_IDEMPOTENCY", f"`idempotency: {{row: {key.row}}}` is for inserts, which send a row once"
+            )
+        if not endpoint.names_rows_at(key.row, [field.name for field in self.shape.key]):
+            raise DefinitionError(
+                "HTTP_IDEMPOTENCY",
+                f"a row of `insert` has no id at {key.row} that is made from the whole key",
+                hint=f"row: {{{key.row}: $key, …}}",
+            )
 
     def rules(self, operation: Mode) -> Rules:
         """How answers to this operation are read."""
@@ -220,12 +499,13 @@ class HttpDestination(HttpTarget[HttpOptions]):
         return DefinitionError(
             "HTTP_OPERATION",
             f"`{word}` needs `{name}` under `destination`",
-            hint=f"{name}: {{method: …, path: /…}}",
+            hint=f"{name}: {{method: …, path: /…}}"
+            + (", or `find` with `insert` and `update`" if operation == "upsert" else ""),
         )
 
     def _refuse_unknown_ref(self, operation: Mode) -> None:
         """DefinitionError HTTP_REF if an operation needs external ids that no answer contains."""
-        if not self._endpoints[operation].asks_ref:
+        if not self._endpoints[operation].asks_ref or (self.options.find and operation != "append"):
             return
         writes = OPERATION_NAMES[self.shape.write]
         keys = [field.name for field in self.shape.key]
@@ -242,6 +522,20 @@ class HttpDestination(HttpTarget[HttpOptions]):
                 hint="set `outcome.ref` to the path of the id, `outcome.match` to how an item names its row",
             )
 
+    def _refuse_partof_key(self, operation: Mode) -> None:
+        """DefinitionError HTTP_KEY if a request names some fields of the key and not the others, because it
+        would reach other rows too. A delete names them all; elsewhere the key may be among the fields."""
+        keys = [field.name for field in self.shape.key]
+        named = self._endpoints[operation].named(keys)
+        if operation in INSERTS or named == set(keys) or not (named or operation == "delete"):
+            return
+        lacks = ", ".join(name for name in keys if name not in named)
+        raise DefinitionError(
+            "HTTP_KEY",
+            f"`{OPERATION_NAMES[operation]}` lacks {lacks} of the key, so it would reach other rows too",
+            hint="name every field of the key in its path or row; `$keys` is for a key of one field",
+        )
+
     def _request(self, batch: Batch) -> Request:
         """The prepared request of the batch, or a new one. Poisoned if its rows cannot be one request."""
         host = ("Host", self._address.authority)
@@ -257,37 +551,38 @@ class HttpDestination(HttpTarget[HttpOptions]):
         rows = self._documents(batch)
         if template.endpoint.asks_ref:
             rows = [
-                _with_ref(row, ref, len(self.shape.key)) for row, ref in zip(rows, batch.refs(), strict=True)
+                finding.with_ref(row, ref, len(self.shape.key))
+                for row, ref in zip(rows, batch.refs(), strict=True)
             ]
         request = template.request(rows)
         return replace(request, headers=(host, *request.headers))
 
     def _send(self, request: Request, batch: Batch) -> Reply:
-        key = self.options.idempotency
-        named = {key.header: batch.idempotency_key} if key and batch.idempotency_key else {}
-        before = batch.window.use if named and batch.window else lambda: None
+        key, value = self.options.idempotency, batch.idempotency_key
+        named = {key.header: value} if key and key.header and value else {}
+        before = batch.window.use if value and batch.window else lambda: None
         reply = self._client.send(request, named, before)
-        rules = self._call(batch.mode)[1]
+        self._heed_quota(reply, self._call(batch.mode)[1])
+        return reply
+
+    def _heed_quota(self, reply: Reply, rules: Rules) -> None:
         for usage, daily in ((rules.usage, False), (rules.budget, True)):
             if usage and (found := quota(reply.headers, usage, daily=daily)):
                 self.gate.on_quota(found)
-        return reply
-
-    def _ask(self, request: Request) -> Reply:
-        return self._client.send(
-            replace(request, headers=tuple(self._call("upsert")[0].endpoint.headers.items()))
-        )
 
     def _judge(self, reply: Reply, request: Request, batch: Batch) -> Answer:
         template, rules = self._call(batch.mode)
-        job = self.options.job if batch.mode == "upsert" else None
-        if job:
+        jobs = self._jobs.get(batch.mode)
+        if jobs:
             rules = rules.model_copy(update={"ref": None})  # the id in the answer is the job's
         texts = template.texts(request)
         outcome = interpret(reply, rules, self._sent(batch, lambda row: [*texts(row), *self._known()]))
+        results = (outcome.default, *outcome.exceptions.values())
+        if rules.wait and not outcome.divides and any(one.kind is Kind.RETRY for one in results):
+            self.gate.on_quota(Quota(0.0, rules.wait))
         if batch.operation == "delete":
-            outcome = _gone(outcome)
-        return job.submitted(reply) if job and outcome == Outcome(WRITTEN) else outcome
+            outcome = finding.gone(outcome)
+        return jobs.submitted(reply) if jobs and outcome == Outcome(WRITTEN) else outcome
 
     def _sent(self, batch: Batch, texts: Callable[[int | None], Iterable[str]]) -> Sent:
         """What `interpret` needs to know of the batch."""
@@ -300,7 +595,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
             keys = batch.keys()
             return [text(key[index]) for key in keys]
 
-        return Sent(len(batch), batch.mode not in _INSERTS, names, texts)
+        return Sent(len(batch), batch.mode not in INSERTS, names, texts)
 
     def _call(self, operation: Mode) -> tuple[Template, Rules]:
         """The template of the operation's endpoint, and the rules for its answers."""
@@ -309,75 +604,28 @@ class HttpDestination(HttpTarget[HttpOptions]):
         if operation not in self._endpoints:
             raise self.lacks(operation)
         self._refuse_unknown_ref(operation)
+        self._refuse_partof_key(operation)
         endpoint, deletes = self._endpoints[operation], self.shape.deletes
         keys, fields = ([field.name for field in part] for part in (self.shape.key, self.shape.fields))
         if operation == "delete":
             fields = list(deletes.set) if isinstance(deletes, SoftDelete) else []
         template = Template(endpoint, keys, fields, self._address.prefix)
-        rules = _rules(endpoint, self.options.outcome, operation, keys)
+        self._refuse_no_place(template, operation)
+        rules = rules_of(endpoint, self.options.outcome, operation, keys)
         self._calls[operation] = template, rules
+        if endpoint.job:
+            self._jobs[operation] = self._made_jobs(endpoint, template, rules, keys)
         return template, rules
 
+    def _made_jobs(self, endpoint: Endpoint, template: Template, rules: Rules, keys: list[str]) -> Jobs:
+        assert endpoint.job is not None
+        match = tuple(of_key(one, keys) for one in endpoint.job.outcome.match)
+        outcome = endpoint.job.outcome.model_copy(update={"match": match})
+        own = template.constant_headers
+        named = {name.lower() for name, _ in own}
 
-def _gone(outcome: Outcome) -> Outcome:
-    """The outcome of a delete: a row that was not there is deleted."""
+        def send(request: Request) -> Reply:
+            others = [one for one in request.headers if one[0].lower() not in named]
+            return self._exchange(replace(request, headers=(*others, *own)), rules)
 
-    def ended(result: RowResult) -> RowResult:
-        return WRITTEN if result == ABSENT else result
-
-    ends = {row: ended(result) for row, result in outcome.exceptions.items()}
-    return Outcome(ended(outcome.default), ends)
-
-
-def _with_ref(row: Row, ref: str | None, keys: int) -> Row:
-    """The row with its external id after the key. Poisoned if the id is not known."""
-    if ref is None:
-        raise Poisoned("REF_UNKNOWN", "the external id of this row is not known")
-    return (*row[:keys], ref, *row[keys:])
-
-
-def _rules(endpoint: Endpoint, shared: Rules, operation: Mode, keys: list[str]) -> Rules:
-    """The endpoint's own rules, or the shared ones; an endpoint for single rows gets no rules about lists.
-    404 or 410 at one object's own address is success for a delete, and ABSENT for an update."""
-    rules = endpoint.outcome or shared
-    if endpoint.outcome is None and endpoint.wrap is None and endpoint.rows_at_most == 1:
-        how = "none" if rules.rows == "none" else "all_or_nothing"
-        ok = (*rules.ok, *Rules().ok) if rules.ok else ()  # without `ok` only `cases` decide
-        rules = rules.model_copy(update={"rows": how, "partial": (), "ok": ok})
-    rules = rules.model_copy(update={"match": tuple(_of_key(one, keys) for one in rules.match)})
-    for to in (identity.to for identity in rules.match if rules.rows in ("listed", "errors_by_value")):
-        if not (to == "$row_no" or to.removeprefix("$") in keys or (to == "$key" and len(keys) == 1)):
-            raise DefinitionError("HTTP_MATCH", f"`match.to: {to}` is no field of the key and not $row_no")
-    if (
-        rules.rows == "all_or_nothing"
-        and endpoint.rows_at_most != 1
-        and (len(keys) != 1 or rules.match == (Identity(),))
-    ):
-        rules = rules.model_copy(update={"ref": None})  # no item can name its row
-    if operation not in ("delete", "update_only"):
-        return rules.model_copy(update={"row_absent": None})
-    if not _addressed(endpoint, keys):
-        return rules
-    none = Case(status=(404, 410), means="written" if operation == "delete" else "absent")
-    return rules.model_copy(update={"cases": (*rules.cases, none)})
-
-
-def _of_key(identity: Identity, keys: list[str]) -> Identity:
-    """`$key` in `at`, replaced by the name of the key's field."""
-    if len(keys) != 1:
-        return identity
-    at = (".".join(keys[0] if step == "$key" else step for step in path.split(".")) for path in identity.at)
-    return identity.model_copy(update={"at": tuple(at)})
-
-
-def _addressed(endpoint: Endpoint, keys: list[str]) -> bool:
-    names = {word[1:].removeprefix("field.") for word in endpoint.words}
-    return set(keys) <= names or bool({"$key", "$ref"} & set(endpoint.words))
-
-
-def _endpoints(options: HttpOptions, shape: Shape) -> dict[Mode, Endpoint]:
-    """The endpoint of each operation that the destination supports."""
-    given = {name: getattr(options, name) for name in ("upsert", "insert", "update", "delete")}
-    if isinstance(shape.deletes, SoftDelete):
-        given["delete"] = options.update or options.upsert
-    return {op: given[name] for op, name in OPERATION_NAMES.items() if given[name] is not None}
+        return Jobs(endpoint.job.model_copy(update={"outcome": outcome}), send, self._address.prefix, rules)

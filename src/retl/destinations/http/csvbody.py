@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from retl.destinations.http import escape
 from retl.errors import Poisoned
 
 _END = b"\r\n"
@@ -53,4 +54,4 @@ def _cell(value: bytes) -> bytes:
 
 
 def _quoted(text: str) -> bytes:
-    return b'"' + text.replace('"', '""').encode() + b'"'
+    return escape.cell(text).encode()

@@ -1,76 +1,234 @@
 """Asynchronous jobs of a target: submit a batch, poll the job, fetch its errors.
 
-The job's id is the handle that delivery stores, so after a crash the job is polled and not submitted
-again.
+The job's id is the handle that delivery stores, so after a crash the job is polled and not submitted again. A
+job in steps is opened empty, gets the rows, and is started: each id is stored before the next step, and no
+step is done twice. It decides nothing about how rows become requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
 import msgspec
+from pydantic import BeforeValidator, field_validator, model_validator
 
-from retl.destinations.batch import UNKNOWN, Answer, Outcome, Pending
-from retl.destinations.http.outcome import Sent, interpret
-from retl.destinations.http.rules import Rules
-from retl.errors import Ambiguous
+from retl.destinations.batch import UNKNOWN, WRITTEN, Answer, Kind, Outcome, Pending, RowResult
+from retl.destinations.http import texts
+from retl.destinations.http.cells import exact
+from retl.destinations.http.outcome import Sent, interpret, unsure
+from retl.destinations.http.rules import Case, Rules
+from retl.errors import Ambiguous, Later, Systemic, Unavailable
 from retl.model import Definition, Duration
-from retl.net.lookup import Match, look, text
+from retl.net.lookup import Found, Match, look
 from retl.net.messages import Reply, Request
 
-_READ = Rules(ok=(200,))
+JOB = "$job"
+PLACE = "{job}"  # in a prepared request, where the job's id comes later; no value of a row can look like it
 _PAGES = 1000
+_WORD = texts.Word(JOB)
+_NOT_APPLIED = RowResult(Kind.RETRY)
+_NOT_OF_ROWS = Case(status=(400, 409, 413, 414, 422), means="systemic")
+
+Id = Annotated[Found, BeforeValidator(lambda value: {"at": value} if isinstance(value, str) else value)]
+
+
+def _of_the_job(path: str | None) -> str | None:
+    if path and set(texts.split(path)[1::2]) - {JOB}:
+        raise ValueError("a job belongs to many rows: its paths take only $job")
+    return path
+
+
+class Step(Definition):
+    """A request of a job beside its rows. `$job` in `path`, and in texts of `row` as `{$job}` too, is the
+    newest id; `id` is where the answer has the next one, if it has one."""
+
+    method: Literal["POST", "PUT", "PATCH"] = "POST"
+    path: str
+    row: Any = None
+    id: Id | None = None
+
+    _path = field_validator("path")(_of_the_job)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Step:
+        filled(self.row, "")
+        return self
 
 
 class Job(Definition):
-    """`id` is the path of the job's id in the answer to the submission. The job is polled at `path` (with
-    `$job`) until the answer matches `done` or `failed`. The errors of a finished job are the lists at
-    `errors_at` in `errors_path` and in the following pages, linked by `next`. `outcome` reads
-    {"job": the last answer, "errors": all of them}; the result of a failed job is unknown."""
+    """An answer to rows that names a job instead of results, at `id`. The job is polled at `path` (with
+    `$job`) until the answer matches `done`, or `failed`, which makes its rows unknown. `patience`: after it
+    the run ends, and the next one asks again. The errors of a finished job are the lists at `errors_at` in
+    `errors_path` and in the following pages, linked by `next`. `outcome` reads {"job": the last answer,
+    "errors": all of them}.
 
-    id: str
+    In steps: `open` makes an empty job, whose id is `$job` in the path of the rows; `start` lets the job
+    begin. A job that was opened and not started has applied nothing."""
+
+    open: Step | None = None
+    start: Step | None = None
+    id: Id | None = None
     path: str
     every: Duration = 5.0
+    patience: Duration | None = None
     done: Match
-    failed: Match
+    failed: Match | None = None
     errors_path: str | None = None
     errors_at: str = ""
     next: str | None = None
     outcome: Rules
 
-    def submitted(self, reply: Reply) -> Pending:
-        """Ambiguous if the answer names no job: the batch may have been accepted anyway."""
-        name = look(reply.content, self.id)
-        if type(name) not in (str, int) or not text(name):
-            raise Ambiguous("HTTP_NO_JOB", "the target accepted the batch and did not name the job")
-        return Pending(text(name), self.every)
+    _paths = field_validator("path", "errors_path")(_of_the_job)
 
-    def ask(self, handle: str, sent: Sent, send: Callable[[Request], Reply], prefix: str) -> Answer:
+    @model_validator(mode="after")
+    def _fits(self) -> Job:
+        if self.open is not None and (self.open.id is None or JOB in self.open.path):
+            raise ValueError("`open` needs `id`: where its answer has the id of the job, and no $job itself")
+        if self.open is None and self.id is None:
+            raise ValueError("a job needs `id`: where the answer to the rows has its id")
+        return self
+
+
+def filled(part: Any, job: str) -> Any:
+    """A part of a step's row with the job's id. ValueError if it has another placeholder."""
+    match part:
+        case dict():
+            return {name: filled(inner, job) for name, inner in part.items()}
+        case list() | tuple():
+            return [filled(inner, job) for inner in part]
+        case "$job":
+            return job
+        case str():
+            pieces = texts.inside(part)
+            whole = part.startswith("$") and not part.startswith("$$")
+            if wrong := [word for word in (*pieces[1::2], *([part] if whole else [])) if word != _WORD]:
+                raise ValueError(f"a step belongs to many rows: it takes {{$job}}, not {wrong[0]}")
+            return "".join(job if n % 2 else str(piece) for n, piece in enumerate(pieces))
+    return part
+
+
+class Jobs:
+    """The jobs of one operation. `send` sends a request with the operation's headers and heeds the quota in
+    its answer; `limits` are the rules for answers that concern no row."""
+
+    def __init__(self, job: Job, send: Callable[[Request], Reply], prefix: str, rules: Rules) -> None:
+        self.job, self._send, self._prefix = job, send, prefix
+        self._rules = rules.model_copy(update={"ref": None})  # an id in the answer to rows is the job's
+        self._limits = rules.of_looks
+        self._mine: tuple[str, Request | None] = "", None  # the step of this process, and rows not yet sent
+        self._asked: tuple[str, float] = "", 0.0  # a job, and when it was asked after first
+
+    def begin(self, request: Request) -> Pending:
+        """Open a job for these rows. Nothing is applied yet, so a lost answer is Unavailable."""
+        assert self.job.open is not None
+        assert self.job.open.id is not None
+        reply = self._step(self.job.open, "")
+        if reply is None:
+            raise Unavailable("HTTP_NO_ANSWER", "no answer to the opening of a job")
+        id = self.job.open.id.of(reply.content)
+        if id is None:
+            raise Systemic("HTTP_NO_JOB", "the target opened a job and did not name it")
+        return self._reached("opened", id, request)
+
+    def submitted(self, reply: Reply, former: str | None = None) -> Pending:
+        """Ambiguous if the answer names no job: the batch may have been accepted anyway."""
+        name = self.job.id.of(reply.content) if self.job.id else former
+        if name is None:
+            raise Ambiguous("HTTP_NO_JOB", "the target accepted the batch and did not name the job")
+        return self._reached("loaded" if self.job.start else "started", name, None)
+
+    def ask(self, handle: str, sent: Sent) -> Answer:
+        """The next step of the job, or its state or result. Of a dead run's job only the last is asked:
+        what it opened applied nothing, and whether it was started in its last moment is UNKNOWN."""
+        stage, _, id = handle.partition(":") if self.job.open or self.job.start else ("started", "", handle)
+        mine, request = self._mine
+        if stage == "started":
+            return self._result(handle, id, sent)
+        if mine != handle:
+            return Outcome(_NOT_APPLIED if stage == "opened" else UNKNOWN)
+        if stage == "opened":
+            assert request is not None
+            return self._load(request, id, sent)
+        assert self.job.start is not None
+        reply = self._step(self.job.start, id)
+        if reply is None:  # it may have been started: the same rows in another job are as good
+            return Outcome(_NOT_APPLIED if sent.idempotent else UNKNOWN)
+        id = (self.job.start.id.of(reply.content) if self.job.start.id else id) or ""
+        return self._reached("started", id, None) if id else Outcome(UNKNOWN)
+
+    def _load(self, request: Request, id: str, sent: Sent) -> Answer:
+        """Send the rows to the opened job, once."""
+        target = request.target.replace(PLACE, quote(id, safe=""))
+        try:
+            reply = self._send(replace(request, target=target))
+            outcome = interpret(reply, self._rules, replace(sent, idempotent=False))
+            return self.submitted(reply, id) if outcome == Outcome(WRITTEN) else outcome
+        except Ambiguous:  # it is not started, and never will be
+            return Outcome(_NOT_APPLIED)
+
+    def _reached(self, stage: str, id: str, request: Request | None) -> Pending:
+        steps = self.job.open or self.job.start
+        handle = f"{stage}:{id}" if steps else id
+        self._mine = handle, request
+        return Pending(handle, self.job.every if stage == "started" else 0.0)
+
+    def _step(self, step: Step, job: str) -> Reply | None:
+        """The answer to a step that was accepted; None if it is lost. A refusal concerns no row: Systemic."""
+        path = self._prefix + step.path.replace(JOB, quote(job, safe=""))
+        body = b"" if step.row is None else exact.encode(filled(step.row, job))
+        content = (("Content-Type", "application/json"),) if body else ()
+        rules = self._limits.model_copy(
+            update={"ok": tuple(range(200, 300)), "cases": (*self._limits.cases, _NOT_OF_ROWS)}
+        )
+        try:
+            reply = self._send(Request(step.method, path, content, body))
+            interpret(reply, rules, Sent(2, False, lambda to: [], lambda row: []))
+        except Ambiguous:
+            return None
+        return reply
+
+    def _result(self, handle: str, id: str, sent: Sent) -> Answer:
         """The state or result of the job, by requests that change nothing. UNKNOWN if the target no longer
         knows the job. Errors of these requests are raised as usual."""
-        job = quote(handle, safe="")
-        reply = send(Request("GET", prefix + self.path.replace("$job", job), (), b""))
+        job, path = self.job, self._prefix + self.job.path.replace(JOB, quote(id, safe=""))
+        reply = self._send(Request("GET", path, (), b""))
         if reply.status in (404, 410):
             return Outcome(UNKNOWN)
-        interpret(reply, _READ, sent)
-        if self.failed.fits(reply.content):
-            return Outcome(UNKNOWN)
-        if not self.done.fits(reply.content):
-            return Pending(handle, self.every)
-        errors: list[Any] = []
-        target = self.errors_path and prefix + self.errors_path.replace("$job", job)
+        interpret(reply, self._limits, sent)
+        if job.failed is not None and job.failed.fits(reply.content):
+            return unsure("the job failed", reply.content, self._limits, sent)
+        if not job.done.fits(reply.content):
+            self._keep_patience(handle)
+            return Pending(handle, job.every)
+        whole = msgspec.json.encode({"job": reply.content, "errors": list(self._errors(id, sent))})
+        return interpret(Reply(200, reply.headers, whole), job.outcome, sent)
+
+    def _errors(self, id: str, sent: Sent) -> Iterator[Any]:
+        path = self.job.errors_path
+        target = path and self._prefix + path.replace(JOB, quote(id, safe=""))
         for _ in range(_PAGES):
             if not target:
-                break
-            page = send(Request("GET", target, (), b""))
-            interpret(page, _READ, sent)
-            found = look(page.content, self.errors_at)
-            errors += found if isinstance(found, list) else []
-            target = _local(look(page.content, self.next)) if self.next else None
-        whole = msgspec.json.encode({"job": reply.content, "errors": errors})
-        return interpret(Reply(200, reply.headers, whole), self.outcome, sent)
+                return
+            page = self._send(Request("GET", target, (), b""))
+            interpret(page, self._limits, sent)
+            found = look(page.content, self.job.errors_at)
+            yield from found if isinstance(found, list) else []
+            target = _local(look(page.content, self.job.next)) if self.job.next else None
+
+    def _keep_patience(self, handle: str) -> None:
+        """Later JOB_RUNS if the job has been asked after for too long."""
+        if self._asked[0] != handle:
+            self._asked = handle, time.monotonic()
+        if self.job.patience is not None and time.monotonic() - self._asked[1] >= self.job.patience:
+            raise Later(
+                "JOB_RUNS",
+                f"the target still works on a job after {self.job.patience:g} seconds",
+                hint="run again later: the job is asked after, and nothing of it is sent again",
+            )
 
 
 def _local(url: Any) -> str | None:

@@ -9,19 +9,25 @@ from __future__ import annotations
 from typing import Any
 
 from retl.destinations.batch import LINE_KEYS, FieldsText, FieldText, KeyText, Line, Piece, Shape
-from retl.destinations.http.body import Endpoint
+from retl.destinations.http.body import BREAK, Endpoint
 from retl.destinations.http.cells import FORMS, Cast, exact
+from retl.destinations.http.jobs import JOB
+from retl.destinations.http.texts import inside, is_document
 
 
 def line(endpoint: Endpoint, shape: Shape) -> Line | None:
     """One row of the endpoint's requests as text; None if only `cells` can make it."""
-    plain = endpoint.cast == Cast() and endpoint.encoding in ("json", "ndjson") and not endpoint.words
+    named = set(endpoint.words) - ({JOB} if endpoint.opens else set()) or endpoint.named_in_headers
+    plain = endpoint.cast == Cast() and endpoint.encoding in ("json", "ndjson") and not named
     known = all(one.type.name in LINE_KEYS for one in shape.key)
     body = endpoint.method != "DELETE"  # DELETE may have no body
     whole = shape.fields and all(one.nulls == "clear" for one in shape.fields)
     if not (plain and known and whole and body):
         return None
     try:
+        if endpoint.lines:
+            lines = [_pieces(part, shape) for part in endpoint.row]
+            return tuple(_merged([piece for line in lines for piece in (BREAK, *line)][1:]))
         return tuple(_merged(_pieces("$row" if endpoint.row is None else endpoint.row, shape)))
     except _Unsupported:
         return None
@@ -34,6 +40,8 @@ class _Unsupported(Exception):
 def _pieces(part: Any, shape: Shape) -> list[Piece]:
     match part:
         case dict() if not part.keys() & set(FORMS):
+            if any(isinstance(inner, str) and is_document(name, inner) for name, inner in part.items()):
+                raise _Unsupported
             members = [[f"{_json(str(name))}:", *_pieces(inner, shape)] for name, inner in part.items()]
             return _between("{", members, "}")
         case list() | tuple():
@@ -41,7 +49,10 @@ def _pieces(part: Any, shape: Shape) -> list[Piece]:
         case str() if part.startswith("$") and not part.startswith("$$"):
             return _word(part, shape)
         case str():
-            return [_json(part[1:] if part.startswith("$$") else part)]
+            pieces = inside(part)
+            if len(pieces) > 1:
+                raise _Unsupported
+            return [_json(pieces[0])]
         case dict():
             raise _Unsupported
         case _:
@@ -59,7 +70,7 @@ def _word(word: str, shape: Shape) -> list[Piece]:
         )
     if word == "$key" and len(keys) == 1:
         return [KeyText(0, "json")]
-    if word in ("$ref", "$row_no"):
+    if word in ("$ref", "$version", "$row_no", "$others"):
         raise _Unsupported
     name = word[1:].removeprefix("field.")
     if name in keys:

@@ -17,9 +17,10 @@ from typing import Any
 import msgspec
 
 from retl.destinations.batch import ABSENT, PRESENT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
+from retl.destinations.conflict import BUSY
 from retl.destinations.http.rules import Rules
 from retl.errors import Ambiguous, Poisoned, Spent, Systemic, TargetError, Unavailable
-from retl.net.lookup import look, text
+from retl.net.lookup import every, look, text
 from retl.net.messages import _NO_JSON, Reply
 from retl.net.scrub import scrub
 from retl.net.waits import wait_asked
@@ -41,14 +42,19 @@ class Sent:
 
 def interpret(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     """What became of each row. An answer that concerns all rows is raised as a TargetError, except that
-    the refusal of a request with a single row rejects that row."""
+    the refusal of a request with a single row rejects that row, and one that names its rows rejects those."""
     if not reply.is_page:
         for case in rules.cases:
             if reply.status in case.status and (case.when is None or case.when.fits(reply.json_or_text)):
-                return _means(case.means, reply, rules, sent)
+                usual = rules.wait if case.wait is None else case.wait
+                if case.ref is not None:
+                    ref = case.ref.of(reply.json_or_text) if sent.rows == 1 else None
+                    found = Outcome(PRESENT, {0: replace(PRESENT, ref=ref)})
+                    return found if ref else _means("refused", reply, rules, sent)
+                return _means(case.means, reply, rules, sent, usual)
         if reply.status in rules.ok or reply.status in rules.partial:
             return _accepted(reply, rules, sent)
-    return _means(_table(reply, sent), reply, rules, sent)
+    return _means(_table(reply, sent), reply, rules, sent, rules.wait if reply.status == 429 else None)
 
 
 def _table(reply: Reply, sent: Sent) -> str:
@@ -65,12 +71,16 @@ def _table(reply: Reply, sent: Sent) -> str:
     return "refused" if status in _REFUSED else "systemic"
 
 
-def _means(meaning: str, reply: Reply, rules: Rules, sent: Sent) -> Outcome:
+def _means(meaning: str, reply: Reply, rules: Rules, sent: Sent, usual: float | None = None) -> Outcome:
+    """`usual`: the seconds to wait after `unavailable` if the answer names none."""
     if meaning == "some_absent":
         meaning = "absent" if sent.rows == 1 else "refused"
-    results = {"written": WRITTEN, "kept": PRESENT, "absent": ABSENT}
+    results = {"written": WRITTEN, "kept": PRESENT, "absent": ABSENT, "changed": BUSY}
     if meaning in results:
         return Outcome(results[meaning])
+    if meaning == "refused" and sent.rows > 1 and (named := _refused_rows(reply.content, rules, sent)):
+        others = RowResult(Kind.RETRY)  # nothing was applied
+        return Outcome(others, named, divides=len(named) < sent.rows)
     code, reason = _explanation(reply.content, rules, sent, None)
     if meaning == "refused" and sent.rows == 1:
         return Outcome(
@@ -80,12 +90,11 @@ def _means(meaning: str, reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     message = ": ".join(part for part in parts if part)
     name = f"HTTP_{reply.status}"
     if meaning == "unavailable":
-        wait = wait_asked(reply.headers, rules.retry_after)
-        usual = rules.wait if reply.status == 429 else None
+        wait = wait_asked(reply.headers, rules.retry_after, reply.content)
         hint = "its limit is used up: run again later" if reply.status == 429 else None
         raise Unavailable(name, message, retry_after=usual if wait is None else wait, hint=hint)
     if meaning == "spent":
-        raise Spent(message, restart=wait_asked(reply.headers, rules.retry_after))
+        raise Spent(message, restart=wait_asked(reply.headers, rules.retry_after, reply.content))
     errors: dict[str, type[TargetError]] = {"refused": Poisoned, "unknown": Ambiguous}
     raise errors.get(meaning, Systemic)(name, message, hint=_hint(reply))
 
@@ -99,15 +108,20 @@ def _accepted(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
         raise Ambiguous(
             "HTTP_CUT_OFF", f"the answer {_phrase(reply.status)} was cut off, or too long to read{packed}"
         )
-    if rules.ok_when is not None and reply.status != 204 and not rules.ok_when.fits(reply.json_or_text):
+    if reply.status != 204 and not all(one.fits(reply.json_or_text) for one in rules.ok_when):
         return _means("refused", reply, rules, sent)
     if rules.rows == "none":
         return Outcome(WRITTEN)
+    if content is _NO_JSON and reply.status >= 400:
+        return _unnamed(reply, rules, sent)
     if content is _NO_JSON:
         raise Ambiguous("HTTP_NO_JSON", f"the answer {_phrase(reply.status)} is not JSON")
     if rules.rows == "all_or_nothing":
         return _outcome(WRITTEN, _external_ids(content, rules, sent))
-    return _counted(_by_row(reply, rules, sent), rules, content, sent)
+    found = _by_row(reply, rules, sent)
+    if reply.status >= 400 and found.default.kind is Kind.UNKNOWN and not found.exceptions:
+        found = _unnamed(reply, rules, sent)
+    return _counted(found, rules, content, sent)
 
 
 def _external_ids(content: Any, rules: Rules, sent: Sent) -> dict[int, RowResult]:
@@ -132,20 +146,39 @@ def _by_row(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
     items = _items(reply.content, rules.at)
     if rules.rows == "positional":
         if not isinstance(items, list) or len(items) != sent.rows:
-            return Outcome(UNKNOWN)
+            given = len(items) if isinstance(items, list) else "no"
+            return unsure(f"the answer has {given} results for {sent.rows} rows", reply.content, rules, sent)
         return _outcome(WRITTEN, {n: _judged(item, n, rules, sent) for n, item in enumerate(items)})
     if rules.rows == "listed":
         return _listed(reply.content, rules, sent)
-    if rules.rows == "counts_only" or items is None or items == []:
-        return Outcome(WRITTEN if reply.status in rules.ok else UNKNOWN)
-    if not isinstance(items, list):
-        return Outcome(UNKNOWN)
+    numbered = isinstance(items, dict) and rules.rows == "errors_by_index" and rules.index.at == "$name"
+    if rules.rows == "counts_only" or items is None or items == [] or (numbered and not items):
+        return Outcome(WRITTEN) if reply.status in rules.ok else _unnamed(reply, rules, sent)
+    if not (numbered or isinstance(items, list)):
+        return unsure("the answer has no list of bad rows", reply.content, rules, sent)
     bad: dict[int, RowResult] = {}
-    stray = False  # an error that names none of our rows may concern any of them
+    stray: list[Any] = []  # an error that names none of our rows may concern any of them
     for rows, item in _named(items, rules, sent):
-        stray = stray or not rows
+        stray += [] if rows else [item]
         bad.update({n: _judged(item, n, rules, sent, bad=True) for n in rows})
-    return _outcome(UNKNOWN if stray else WRITTEN, bad)
+    if not stray:
+        return _outcome(WRITTEN, bad)
+    if sent.rows == 1:
+        return Outcome(_judged(stray[0], 0, rules, sent, bad=True), bad)
+    found = unsure("the target refused a row that it did not name", stray[0], rules, sent, divides=True)
+    return replace(found, exceptions=bad)
+
+
+def _refused_rows(content: Any, rules: Rules, sent: Sent) -> dict[int, RowResult]:
+    """The rows that a refusal of the whole request names."""
+    if rules.rows not in ("errors_by_index", "errors_by_value", "listed"):
+        return {}
+    items = _items(content, rules.at if rules.rows != "listed" else (rules.errors_at or "",))
+    if not isinstance(items, list | dict) or (isinstance(items, dict) and rules.index.at != "$name"):
+        return {}
+    return {
+        n: _judged(item, n, rules, sent, bad=True) for rows, item in _named(items, rules, sent) for n in rows
+    }
 
 
 def _counted(outcome: Outcome, rules: Rules, content: Any, sent: Sent) -> Outcome:
@@ -153,9 +186,10 @@ def _counted(outcome: Outcome, rules: Rules, content: Any, sent: Sent) -> Outcom
     rows are UNKNOWN; if it counts all rows, all are rejected."""
     if rules.failed is None:
         return outcome
-    failed = look(content, rules.failed)
-    if type(failed) is not int or not 0 <= failed <= sent.rows:
-        return Outcome(UNKNOWN, outcome.exceptions)
+    failed = rules.failed.of(content)
+    if failed is None or failed > sent.rows:
+        found = unsure("the answer has no possible count of refused rows", content, rules, sent)
+        return replace(found, exceptions=outcome.exceptions)
     named = sum(outcome.result(n).kind is Kind.REJECTED for n in range(sent.rows))
     if failed <= named:
         return outcome
@@ -163,7 +197,25 @@ def _counted(outcome: Outcome, rules: Rules, content: Any, sent: Sent) -> Outcom
         code, reason = _explanation(content, rules, sent, None)
         refused = RowResult(Kind.REJECTED, code or "REFUSED", reason or "the target refused the row")
         return Outcome(refused, outcome.exceptions if named else {})
-    return Outcome(UNKNOWN, {n: one for n, one in outcome.exceptions.items() if one.kind is not Kind.WRITTEN})
+    told = f"the target refused {failed} of {sent.rows} rows and named {named or 'none'}"
+    others = {n: one for n, one in outcome.exceptions.items() if one.kind is not Kind.WRITTEN}
+    return replace(unsure(told, content, rules, sent, divides=True), exceptions=others)
+
+
+def _unnamed(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
+    """An answer that is no whole success and names no bad row: a refusal, if there is only one row."""
+    code, reason = _explanation(reply.content, rules, sent, None)
+    if sent.rows == 1 and reply.status >= 400:
+        return Outcome(
+            RowResult(Kind.REJECTED, code or f"HTTP_{reply.status}", reason or _phrase(reply.status))
+        )
+    return unsure(f"the target answered {_phrase(reply.status)}", reply.content, rules, sent, divides=True)
+
+
+def unsure(why: str, content: Any, rules: Rules, sent: Sent, *, divides: bool = False) -> Outcome:
+    """All rows in doubt, with what was answered."""
+    code, reason = _explanation(content, rules, sent, None)
+    return Outcome(RowResult(Kind.UNKNOWN, code, f"{why}: {reason}" if reason else why), divides=divides)
 
 
 def _listed(content: Any, rules: Rules, sent: Sent) -> Outcome:
@@ -177,22 +229,22 @@ def _listed(content: Any, rules: Rules, sent: Sent) -> Outcome:
     waiting = look(content, rules.retry_at) if rules.retry_at else None
     for rows, _ in _named(waiting if isinstance(waiting, list) else [], rules, sent):
         found |= {n: RowResult(Kind.RETRY) for n in rows if n not in found}
-    return _outcome(UNKNOWN, found)
+    return replace(unsure("the answer does not mention the row", content, rules, sent), exceptions=found)
 
 
 def _items(content: Any, paths: Sequence[str]) -> Any:
-    """The list at a path; for several paths, all lists found, joined."""
-    if len(paths) == 1:
+    """The list at a path; for several paths, or one with a `*`, all lists found, joined."""
+    if len(paths) == 1 and "*" not in paths[0]:
         return look(content, paths[0])
-    found = [part for path in paths if isinstance(part := look(content, path), list)]
+    found = [part for path in paths for part in every(content, path) if isinstance(part, list)]
     return [item for part in found for item in part] if found else None
 
 
-def _named(items: Sequence[Any], rules: Rules, sent: Sent) -> Iterator[tuple[Sequence[int], Any]]:
-    """Each item with the rows that it names, or none."""
+def _named(items: Any, rules: Rules, sent: Sent) -> Iterator[tuple[Sequence[int], Any]]:
+    """Each item with the rows that it names, or none. A name that several rows have names none of them."""
     if rules.rows == "errors_by_index":
-        for item in items:
-            index = look(item, rules.index)
+        pairs = items.items() if isinstance(items, dict) else ((_index(one, rules), one) for one in items)
+        for index, item in pairs:
             if isinstance(index, str):
                 numbers = [part for part in re.split(r"[/.\[\]]", index) if part.isdecimal()]
                 index = int(numbers[0]) if len(numbers) == 1 else None
@@ -210,7 +262,12 @@ def _named(items: Sequence[Any], rules: Rules, sent: Sent) -> Iterator[tuple[Seq
             if value is not None:
                 named = known.get(text(value), [])
                 break
-        yield named, item
+        yield (named if len(named) == 1 else []), item
+
+
+def _index(item: Any, rules: Rules) -> Any:
+    """The row's number in an item, or a pointer that has it."""
+    return look(item, rules.index.at) if rules.index.pattern is None else rules.index.of(item)
 
 
 def _judged(item: Any, row: int, rules: Rules, sent: Sent, *, bad: bool = False) -> RowResult:

@@ -31,6 +31,7 @@ class HttpTarget(Destination[OptionsT]):
             longest,
             proxy=http.proxy,
             on_status=self.gate.on_status,
+            csrf=http.csrf,
         )
 
     @property

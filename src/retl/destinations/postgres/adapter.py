@@ -41,10 +41,9 @@ comes before PostgreSQL's own. `default_transaction_read_only` and `session_repl
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
-from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
@@ -55,6 +54,7 @@ from retl.destinations.batch import (
     Batch,
     Capabilities,
     Condition,
+    Field,
     Folds,
     Kind,
     Outcome,
@@ -66,8 +66,10 @@ from retl.destinations.batch import (
     Visit,
     WriteMode,
 )
+from retl.destinations.marks import Attempts, Mark, noted, peek
 from retl.destinations.postgres import catalog, exclusion, fitness
 from retl.destinations.postgres.judged import fit
+from retl.destinations.postgres.relation import Relation, check_name
 from retl.destinations.postgres.statements import (
     KEPT,
     NEWER,
@@ -75,13 +77,12 @@ from retl.destinations.postgres.statements import (
     SEEN,
     SENT,
     STAGE,
-    Relation,
     Statements,
-    check_name,
 )
-from retl.errors import DefinitionError, Systemic, Unavailable
+from retl.errors import DefinitionError, Systemic
 from retl.net.gate import Gate
-from retl.net.postgres import PostgresConnection, Session, transaction
+from retl.net.postgres import PostgresConnection, Session, transaction, usable
+from retl.values.sql import quoted
 
 LANES = 2  # two connections are 1.5 times as fast as one; more are slower on small servers
 SYSTEM_COLUMNS = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
@@ -91,7 +92,6 @@ READ_ROWS = 1000  # keys asked for in one query
 ONLY_LOOK = "SET TRANSACTION READ ONLY; SET LOCAL row_security = off"
 Row = tuple[Any, ...]
 IMMEDIATE = "SET CONSTRAINTS ALL IMMEDIATE"  # a deferred one fails COMMIT and names no row
-NOT_APPLIED = RowResult(Kind.RETRY, "VOIDED", "the unanswered batch was not applied and never will be")
 
 
 class PostgresOptions(BaseModel):
@@ -116,6 +116,7 @@ class Postgres(Destination[PostgresOptions]):
 
     Connection = PostgresConnection
     Options = PostgresOptions
+    shards = True
 
     def __init__(self, options: PostgresOptions, shape: Shape, gate: Gate | None = None) -> None:
         super().__init__(options, shape, gate)
@@ -125,10 +126,10 @@ class Postgres(Destination[PostgresOptions]):
         self._exclusion = exclusion.Exclusion(relation, shape.state_id)
         self._guard: Session | None = None  # keeps other ledgers out while it is open
         self._lane: Session | None = None
+        self._idle: Session | None = None  # what looked last; whatever is next goes on with it
         self._marked = False  # whether the marker table can be used: known once the lane is open
-        self._author = uuid4().hex  # distinguishes our abort markers from those of another run
         self._straight = True  # COPY into the table itself, until it refuses a row or already has one
-        self._attempts: dict[str, int] = {}  # of batches written here and not yet answered
+        self._attempts = Attempts(str(relation))
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
             modes=frozenset({"upsert", "insert_only", "update_only", "append", "delete"}),
@@ -171,7 +172,7 @@ class Postgres(Destination[PostgresOptions]):
             with self._transaction(self._guard) as session:
                 self._exclusion.take(session, visit.run_id)
         relation = self._sql.relation
-        with self._session(read_only=True) as session:
+        with self._session(read_only=True, fresh=True) as session:
             place = catalog.place(session, relation)
             fitness.judge_place(place, self._sql)
             table = catalog.table(session, relation)
@@ -181,6 +182,14 @@ class Postgres(Destination[PostgresOptions]):
                 found = catalog.trace(session, self._sql) if place.may_mark else None
                 return replace(found, batches=frozenset()) if found and table is None else found
         return Trace() if place.may_create else None  # this account would have created the markers
+
+    def columns(self) -> Mapping[str, str] | None:
+        with self._session(read_only=True) as session:
+            table = catalog.table(session, self._sql.relation)
+        return None if table is None else {name: one.type for name, one in table.columns.items()}
+
+    def ddl(self, name: str, to: Field | str | None) -> str:
+        return self._sql.add_column(to) if isinstance(to, Field) else self._sql.change_column(name, to)
 
     def prepare(self, visit: Visit) -> None:
         """Creates what `create` asks for and the marker table, and fences off runs of an older epoch.
@@ -192,11 +201,11 @@ class Postgres(Destination[PostgresOptions]):
                 self._create(session)
             place = catalog.place(session, relation)
             if not place.marker and place.may_create:
-                session.execute(sql.create_marker())
+                session.execute(sql.markers.create())
             if place.may_mark if place.marker else place.may_create:
-                if not session.execute(sql.fence(visit.epoch)).rowcount:
-                    raise self._voided()
-                session.execute(sql.prune(visit))
+                if not session.execute(sql.markers.fence(visit.epoch)).rowcount:
+                    raise self._attempts.voided()
+                session.execute(sql.markers.prune(visit))
 
     def _create(self, session: Session) -> None:
         if not catalog.place(session, self._sql.relation).schema:
@@ -214,12 +223,12 @@ class Postgres(Destination[PostgresOptions]):
     def write(self, batch: Batch) -> Outcome:
         """One transaction. If the batch already has a marker, it is not written again: the marker contains
         its outcome."""
-        attempt = self._attempts.setdefault(batch.id, 0)
+        attempt = self._attempts.number(batch)
         with self._transaction(self._open(), write=True) as session:
             if not self._marked and (batch.operation == "append" or self.shape.images):
                 what = "append" if batch.operation == "append" else "rollback"
                 raise Systemic(
-                    "NO_MARKER", f"{what} needs the table {self._sql.marker}", hint="run `retl check`"
+                    "NO_MARKER", f"{what} needs the table {self._sql.markers.table}", hint="run `retl check`"
                 )
             self._begin(session, batch)
             if batch.returns is not None:
@@ -228,13 +237,13 @@ class Postgres(Destination[PostgresOptions]):
             if self._marked:
                 kinds = [found.get(row, WRITTEN).kind for row in range(len(batch))]
                 written = sum(kind in (Kind.WRITTEN, Kind.MERGED) for kind in kinds)
-                mark = self._sql.mark(batch, attempt, self._author, written, _noted(found))
+                mark = self._sql.markers.mark(batch, attempt, self._attempts.author, written, noted(found))
                 if not session.execute(mark).rowcount:
                     session.rollback()
-                    return self._marked_outcome(session, batch, attempt)
+                    return self._attempts.met(batch, self._mark(session, batch, attempt))
             if self.shape.images and batch.returns is not None:
                 batch.returns.keep(batch)  # only now: an attempt that arrived before has the true images
-        del self._attempts[batch.id]
+        self._attempts.answered(batch)
         return Outcome(WRITTEN, found)
 
     def _apply(self, session: Session, batch: Batch) -> dict[int, RowResult]:
@@ -261,6 +270,22 @@ class Postgres(Destination[PostgresOptions]):
         else:
             session.execute(IMMEDIATE)
 
+    # --- ask
+
+    def ask(self, sql: str) -> Any:
+        with self._session(read_only=True) as session:
+            session.execute(ONLY_LOOK)
+            row = session.execute(sql).fetchone()
+        return row[0] if row else None
+
+    @property
+    def relation(self) -> str:
+        return self._sql.relation.sql
+
+    def age_sql(self, column: str) -> str:
+        latest = f"CAST(max({quoted(column)}) AS timestamptz)"
+        return f"SELECT CAST(EXTRACT(epoch FROM now() - {latest}) AS float8) FROM {self.relation}"
+
     # --- resolve
 
     def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Outcome:
@@ -269,53 +294,22 @@ class Postgres(Destination[PostgresOptions]):
         not write markers. Systemic VOIDED if another run has aborted the batch.
         Without `act` the markers are only read; a batch without one counts as not applied, although its
         COMMIT may be in progress."""
-        if not act:
-            return self._peek(batch)
-        ours = batch.id in self._attempts
-        attempt = self._attempts.get(batch.id, 0)
-        with self._session() as session:
+        with self._session(read_only=not act) as session:
             place = catalog.place(session, self._sql.relation)
-            if not (place.marker and place.may_mark):
+            if not (place.marker and (place.may_mark or not act)):
                 return Outcome(UNKNOWN)
-            while not session.execute(self._sql.void(batch, attempt, self._author)).rowcount:
-                row = session.execute(self._sql.marked(batch, attempt)).fetchone()
-                if row and row[0] == "applied":
-                    self._attempts.pop(batch.id, None)
-                    return _outcome(row[2])
-                if row and ours and row[1] != self._author:
-                    raise self._voided()
-                attempt += row is not None  # this attempt was aborted: there may be a later one
-        self._attempts[batch.id] = attempt + 1
-        return Outcome(NOT_APPLIED)
+            if not act:
+                return peek(lambda attempt: self._mark(session, batch, attempt, wait=False))
 
-    def _peek(self, batch: Batch) -> Outcome:
-        """The outcome by the markers, without writing one."""
-        attempt = 0
-        with self._session(read_only=True) as session:
-            if not catalog.place(session, self._sql.relation).marker:
-                return Outcome(UNKNOWN)
-            while row := session.execute(self._sql.marked(batch, attempt, wait=False)).fetchone():
-                if row[0] == "applied":
-                    return _outcome(row[2])
-                attempt += 1
-        return Outcome(NOT_APPLIED)
+            def void(attempt: int) -> bool:
+                statement = self._sql.markers.void(batch, attempt, self._attempts.author)
+                return bool(session.execute(statement).rowcount)
 
-    def _marked_outcome(self, session: Session, batch: Batch, attempt: int) -> Outcome:
-        """The outcome in the marker that is already there. Systemic if this run is fenced off instead."""
-        row = session.execute(self._sql.marked(batch, attempt)).fetchone()
-        if row and row[0] == "applied":
-            del self._attempts[batch.id]
-            return _outcome(row[2])
-        if row and row[1] == self._author:  # aborted by our own `resolve`, its answer was lost
-            self._attempts[batch.id] = attempt + 1
-            raise Unavailable("VOIDED", "nothing of the batch was applied: it was aborted without an answer")
-        raise self._voided()
+            return self._attempts.resolve(batch, void, lambda attempt: self._mark(session, batch, attempt))
 
-    def _voided(self) -> Systemic:
-        return Systemic(
-            "VOIDED",
-            f"a newer run delivers to {self._sql.relation}: this one may no longer write",
-        )
+    def _mark(self, session: Session, batch: Batch, attempt: int, *, wait: bool = True) -> Mark | None:
+        row = session.execute(self._sql.markers.marked(batch, attempt, wait=wait)).fetchone()
+        return Mark(*row) if row else None
 
     # --- read, preview, close
 
@@ -400,7 +394,7 @@ class Postgres(Destination[PostgresOptions]):
         if self.shape.conditional and batch.mode in ("upsert", "update_only"):
             applied = [sql.update_untouched(), sql.lock(batch.mode), sql.judge(note=True)]
             applied += [sql.apply("update_only", 0, last), sql.apply("insert_only", 0, last)]
-        tail = [*converted, *applied, sql.mark(batch, 0, "", len(batch), []), "COMMIT"]
+        tail = [*converted, *applied, sql.markers.mark(batch, 0, "", len(batch), []), "COMMIT"]
         return head + rows + b"\\.\n" + "".join(f"{part};\n" for part in tail).encode()
 
     def interrupt(self) -> None:
@@ -413,17 +407,17 @@ class Postgres(Destination[PostgresOptions]):
                 lane.cancel_safe(timeout=1.0)
 
     def close(self) -> None:
-        for session in (self._lane, self._guard):
+        for session in (self._lane, self._guard, self._idle):
             if session is not None:
                 session.close()
-        self._lane = self._guard = None
+        self._lane = self._guard = self._idle = None
 
     # --- connections
 
     def _open(self) -> Session:
         """The lane's connection, with its stage; a new one after an error."""
         if self._lane is None or self._lane.closed:
-            session = self._connect()
+            session = self._next()
             session.autocommit = True  # a lane sends COMMIT only for a batch
             with self._transaction(session):
                 place = catalog.place(session, self._sql.relation)
@@ -447,11 +441,22 @@ class Postgres(Destination[PostgresOptions]):
         return Statements(self._sql.relation, self.shape, traits, fit(table, self.shape), others)
 
     @contextmanager
-    def _session(self, *, read_only: bool = False) -> Iterator[Session]:
-        """One transaction on a connection of its own."""
-        session = self._connect(read_only=read_only)
-        with closing(session), self._transaction(session):
+    def _session(self, *, read_only: bool = False, fresh: bool = False) -> Iterator[Session]:
+        """One transaction. A `fresh` connection reaches the server that has the address now."""
+        if fresh and self._idle is not None:
+            self._idle.close()
+        session = self._next(read_only=read_only)
+        with self._transaction(session):
             yield session
+        self._idle = session
+
+    def _next(self, *, read_only: bool = False) -> Session:
+        """The connection that is idle, which nobody else has from now on, or a new one."""
+        session, self._idle = self._idle, None
+        if session is None or not usable(session):
+            return self._connect(read_only=read_only)
+        session.read_only = read_only or None
+        return session
 
     def _connect(self, name: str | None = None, *, read_only: bool = False) -> Session:
         return self.options.connection.connect(name or f"retl:{self.shape.sync}", read_only=read_only)
@@ -502,20 +507,3 @@ def _check_names(shape: Shape) -> None:
         )
     if shape.write == "update_only" and not any(field.compared for field in shape.fields):
         raise DefinitionError("NOTHING_TO_WRITE", "`write: update_only` needs a field besides the key")
-
-
-def _noted(found: Mapping[int, RowResult]) -> list[Any]:
-    """Rows with a result of their own, in the form of a marker: equal results share one entry."""
-    groups: dict[RowResult, list[int]] = {}
-    for row, result in found.items():
-        groups.setdefault(result, []).append(row)
-    return [[r.kind, r.code, r.reason, r.settled, rows, r.ours] for r, rows in groups.items()]
-
-
-def _outcome(noted: list[Any]) -> Outcome:
-    found = {
-        row: RowResult(Kind(kind), code, reason, settled=settled, ours=all(ours))
-        for kind, code, reason, settled, rows, *ours in noted
-        for row in rows
-    }
-    return Outcome(WRITTEN, found)

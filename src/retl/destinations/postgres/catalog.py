@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from retl.destinations.batch import Shape, Trace
-from retl.destinations.postgres.statements import MARKER, Relation, Statements, Traits
+from retl.destinations.postgres.markers import MARKER
+from retl.destinations.postgres.relation import Relation
+from retl.destinations.postgres.statements import Statements, Traits
 from retl.net.postgres import Session
 
 
@@ -200,7 +202,7 @@ def _dependents(session: Session, oid: int) -> tuple[str, ...]:
 def trace(session: Session, statements: Statements) -> Trace:
     """Reads the marker table, which must exist and be readable."""
     batches, replaced, foreign, epoch = set[tuple[str, str]](), set[tuple[str, str]](), set[str](), 0
-    for sync, run_id, batch, is_replaced in session.execute(statements.trace()).fetchall():
+    for sync, run_id, batch, is_replaced in session.execute(statements.markers.trace()).fetchall():
         if not run_id:
             epoch = int(batch)
             continue
@@ -209,7 +211,7 @@ def trace(session: Session, statements: Statements) -> Trace:
             replaced.add((run_id, batch))
         if sync != statements.shape.sync:
             foreign.add(run_id)
-    row = session.execute(statements.strangers()).fetchone()
+    row = session.execute(statements.markers.strangers()).fetchone()
     return Trace(frozenset(batches), frozenset(replaced), frozenset(foreign), epoch, bool(row and row[0]))
 
 

@@ -25,6 +25,7 @@ from retl.destinations.batch import (
     Peeked,
     RowResult,
 )
+from retl.destinations.conflict import BUSY, ROUNDS, gone, in_conflict, spared
 from retl.destinations.postgres.halving import Found
 from retl.destinations.postgres.rejection import CARDINALITY, rejection
 from retl.destinations.postgres.statements import STAGE, Statements
@@ -32,11 +33,7 @@ from retl.net.postgres import Session
 
 ApplyAll = Callable[[Session, Statements, Mode, int], Found]
 
-ROUNDS = 5  # in which keys may appear and vanish again
-GONE, REMOVED = "GONE", "somebody removed the row at the target"
 DECIDED = frozenset({Kind.CONFLICT, Kind.KEPT})
-EDITED = "somebody edited it since our last write"
-BUSY = RowResult(Kind.RETRY, "APPEARED", "the row appeared and vanished while it was written")
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,7 @@ class Verdict:
         """The row's result, if nothing refuses it. Fields that a decision gives to the mart are written."""
         if any(self.conflicts):
             fields = zip(sql.shape.compared, self.conflicts, strict=True)
-            names = ", ".join(field.name for field, clash in fields if clash)
-            reason = f"{names}: edited at the target and changed in the mart"
-            queued = _decided(decision, conflict("CONFLICT", reason, self.both), self.both)
+            queued = in_conflict([field.name for field, clash in fields if clash], self.both, decision)
             if queued is not None:
                 return queued
         kind = Kind.WRITTEN
@@ -72,19 +67,6 @@ class Verdict:
             name: "conflict" if clash else "keep" if kept else "write" if written else "same"
             for name, (clash, kept, written) in zip(names, ends, strict=True)
         }
-
-
-def _decided(decision: Decision | None, queued: RowResult, both: str) -> RowResult | None:
-    """The result of a row in conflict; None if the mart's row is written. A decision about another version
-    of the row is none."""
-    if decision is None or decision.both != both:
-        return queued
-    return None if decision.side == "mart" else RowResult(Kind.KEPT, queued.code, "a person decided")
-
-
-def conflict(code: str, reason: str, both: str) -> RowResult:
-    """A row that waits for a decision; the digest names what was met."""
-    return RowResult(Kind.CONFLICT, code, f"{reason} [{both}]")
 
 
 def write(session: Session, sql: Statements, batch: Batch, refused: Found, apply_all: ApplyAll) -> Found:
@@ -139,18 +121,11 @@ def _delete(session: Session, sql: Statements, batch: Batch, apply_all: ApplyAll
     if sql.shape.conflicts != "warehouse_wins":
         session.execute(sql.lock("delete"))
         for row, held in session.execute(sql.touched()).fetchall():
-            result = _spared(sql, held, batch.decisions.get(batch.first + row))
+            result = spared(sql.shape.conflicts, held, batch.decisions.get(batch.first + row))
             if result is not None:
                 found[row] = result
         _take_out(session, sql, found)
     return found | apply_all(session, sql, "delete", len(batch) - 1)
-
-
-def _spared(sql: Statements, held: str, decision: Decision | None) -> RowResult | None:
-    """The result of a row that is to be deleted and that somebody touched; None if it is deleted."""
-    if sql.shape.conflicts != "manual":
-        return RowResult(Kind.KEPT, "EDITED", f"not deleted: {EDITED}")
-    return _decided(decision, conflict("DELETE_CONFLICT", f"not deleted: {EDITED}", held), held)
 
 
 def _untouched(session: Session, sql: Statements) -> bytes:
@@ -252,7 +227,8 @@ def peek(session: Session, sql: Statements, batch: Batch) -> list[Peeked]:
     it."""
     if batch.mode == "delete":
         touched = dict[int, str](session.execute(sql.touched()).fetchall())
-        rows = [_spared(sql, touched[row], None) if row in touched else None for row in range(len(batch))]
+        strategy = sql.shape.conflicts
+        rows = [spared(strategy, touched[row], None) if row in touched else None for row in range(len(batch))]
         return [Peeked(one or WRITTEN) for one in rows]
     known = dict[int, int](session.execute(sql.staged()).fetchall())
     verdicts = {one[0]: Verdict(*one) for one in session.execute(sql.judge(note=False)).fetchall()}
@@ -273,11 +249,8 @@ def _absent(sql: Statements, batch: Batch, known: Mapping[int, int], rows: Itera
         return dict.fromkeys(rows, ABSENT)
     found: Found = {}
     for row in () if batch.refill else rows:
-        if known[row] and sql.shape.conflicts != "warehouse_wins":
-            result: RowResult | None = RowResult(Kind.KEPT, GONE, REMOVED)
-            if sql.shape.conflicts == "manual":
-                decision = batch.decisions.get(batch.first + row)
-                result = _decided(decision, conflict(GONE, REMOVED, "gone"), "gone")
+        if known[row]:
+            result = gone(sql.shape.conflicts, batch.decisions.get(batch.first + row))
             if result is not None:
                 found[row] = result
     return found

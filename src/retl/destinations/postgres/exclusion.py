@@ -20,7 +20,7 @@ import socket
 from hashlib import sha256
 from typing import Any
 
-from retl.destinations.postgres.statements import LONGEST_NAME, Relation
+from retl.destinations.postgres.relation import LONGEST_NAME, Relation
 from retl.errors import Later, Systemic
 from retl.net.postgres import Session
 from retl.values.sql import literal

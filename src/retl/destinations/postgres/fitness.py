@@ -38,10 +38,10 @@ def judge_place(place: Place, statements: Statements) -> None:
     if statements.shape.write == "append" and not (place.may_mark if place.marker else place.may_create):
         raise Systemic(
             "NO_MARKER",
-            f"append needs a marker in {statements.marker} to deliver exactly once, and this account may"
-            f" not {'write' if place.marker else 'create'} it",
-            hint=f"{statements.create_marker()};"
-            f" GRANT SELECT, INSERT, UPDATE, DELETE ON {statements.marker} TO {role};",
+            f"append needs a marker in {statements.markers.table} to deliver exactly once, and this"
+            f" account may not {'write' if place.marker else 'create'} it",
+            hint=f"{statements.markers.create()};"
+            f" GRANT SELECT, INSERT, UPDATE, DELETE ON {statements.markers.table} TO {role};",
         )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import psycopg
 
 from retl.destinations.batch import Batch, Kind, RowResult
+from retl.destinations.conflict import GONE_SINCE, MADE_SINCE, PARTLY_RESTORED, TOUCHED_SINCE
 from retl.destinations.postgres import digests
 from retl.destinations.postgres.halving import Found
 from retl.destinations.postgres.rejection import rejection
@@ -22,11 +23,6 @@ from retl.net.postgres import Session
 from retl.values.sql import literal, quoted
 
 STAGE = "pg_temp.retl_restore"
-_EDITED = "somebody edited it since that run"
-_GONE = RowResult(Kind.KEPT, "GONE", "somebody removed the row since that run")
-_THERE = RowResult(Kind.KEPT, "APPEARED", "somebody made the row again since that run")
-_TOUCHED = RowResult(Kind.KEPT, "EDITED", _EDITED)
-_PARTLY = RowResult(Kind.MERGED, "EDITED", _EDITED)
 
 
 def restore(session: Session, sql: Statements, batch: Batch, count: Callable[[int], None]) -> Found:
@@ -39,7 +35,11 @@ def restore(session: Session, sql: Statements, batch: Batch, count: Callable[[in
     verdicts = session.execute(_judge(sql, types)).fetchall()
     found = {row: one for row, op, *facts in verdicts if (one := _result(op, *facts)) is not None}
     rows = {
-        op: [row for row, of, *_ in verdicts if of == op and found.get(row, _PARTLY).kind is Kind.MERGED]
+        op: [
+            row
+            for row, of, *_ in verdicts
+            if of == op and found.get(row, PARTLY_RESTORED).kind is Kind.MERGED
+        ]
         for op in ("restore", "remove", "remake", "flag")
     }
     try:
@@ -61,13 +61,13 @@ def _result(
 ) -> RowResult | None:
     """None if the row can be restored as a whole, or is as it was already."""
     if op == "remake":
-        return _THERE if there else None
+        return MADE_SINCE if there else None
     if op == "remove":
-        return _TOUCHED if there and touched else None
+        return TOUCHED_SINCE if there and touched else None
     if not there:
-        return _GONE
+        return GONE_SINCE
     if op == "restore" and any(kept or ()):
-        return _PARTLY if writes else _TOUCHED
+        return PARTLY_RESTORED if writes else TOUCHED_SINCE
     return None
 
 

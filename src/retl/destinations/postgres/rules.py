@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from retl.destinations.postgres.statements import Relation
+from retl.destinations.postgres.relation import Relation
 from retl.net.postgres import Session
 
 _OWN = "'pg_catalog'::regnamespace"  # the schema of PostgreSQL's own operators

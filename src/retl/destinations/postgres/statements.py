@@ -10,14 +10,15 @@ with PostgreSQL 13.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from retl.destinations.batch import Batch, Field, Mode, Shape, SoftDelete, Visit
+from retl.destinations.batch import Field, Mode, Shape, SoftDelete
 from retl.destinations.postgres import digests
 from retl.destinations.postgres.judged import Fit, Judged
+from retl.destinations.postgres.markers import Markers
+from retl.destinations.postgres.relation import Relation
 from retl.destinations.postgres.types import ddl
 from retl.values.sql import literal, quoted
 
@@ -30,9 +31,7 @@ KEPT = "retl_kept"  # per compared field whether the table's value stays
 NEWER = "retl_newer_"  # with a number: the mart's value that newest_wins compares
 STAGE = "pg_temp.retl_stage"
 SENT = "pg_temp.retl_sent"  # as COPY brings it, where values must be judged
-MARKER = "retl_applied"
 APART = -1_000_000_000  # minus its number is the number of a staged row that is done
-_MARK = "(state_id, run_id, batch, attempt)"
 _INSERT, _DELETE, _UPDATE = 4, 8, 16  # pg_trigger.tgtype
 _EVENTS: dict[Mode, int] = {
     "restore": _INSERT | _UPDATE | _DELETE,
@@ -42,47 +41,6 @@ _EVENTS: dict[Mode, int] = {
     "append": _INSERT,
     "delete": _DELETE,
 }
-LONGEST_NAME = 63  # bytes; PostgreSQL cuts the rest off silently
-
-_PART = r'(?:"(?:[^"]|"")+"|[^".]+)'
-
-
-@dataclass(frozen=True)
-class Relation:
-    """A table by schema and name, both exactly as they are in the catalog."""
-
-    schema: str
-    name: str
-
-    @classmethod
-    def parse(cls, text: str) -> Relation:
-        """'schema.table' or 'table' (of schema public); a part that contains a dot is in double quotes.
-        Names are never folded to lower case. ValueError for anything else."""
-        if not (found := re.fullmatch(rf"(?:({_PART})\.)?({_PART})", text)):
-            raise ValueError('a table is "table" or "schema.table"; put a part with a dot in double quotes')
-        schema, name = (
-            part[1:-1].replace('""', '"') if part[0] == '"' else part
-            for part in (found[1] or "public", found[2])
-        )
-        for part in (schema, name):
-            check_name(part)
-        return cls(schema, name)
-
-    @property
-    def sql(self) -> str:
-        return f"{quoted(self.schema)}.{quoted(self.name)}"
-
-    def __str__(self) -> str:
-        """The name in messages and markers; different relations have different texts."""
-        return ".".join(
-            part if re.fullmatch(r"\w+", part) else quoted(part) for part in (self.schema, self.name)
-        )
-
-
-def check_name(name: str) -> None:
-    """ValueError if PostgreSQL would not take the identifier as it is."""
-    if "\0" in name or not 0 < len(name.encode()) <= LONGEST_NAME:
-        raise ValueError(f"a PostgreSQL name has 1 to {LONGEST_NAME} bytes: {name[:80]!r}")
 
 
 @dataclass(frozen=True)
@@ -96,8 +54,7 @@ class Traits:
 
 
 class Statements:
-    """The statements of one sync. Methods that take a batch name it in their marker; `first` and `last`
-    are row numbers inside the staged batch.
+    """The statements of one sync. `first` and `last` are row numbers inside the staged batch.
 
     The rows of an ordinary table are only its own: those of tables that inherit from it belong to others.
     """
@@ -116,7 +73,7 @@ class Statements:
         self.fit = fit or Fit()
         self.others = others  # the columns of the table that are not the sync's
         self.rules: Rules | None = None  # of the table, once a batch needed them
-        self.marker = f"{quoted(relation.schema)}.{MARKER}"
+        self.markers = Markers(relation, shape.state_id, shape.sync)
         self.names = frozenset(field.name for field in (*shape.key, *shape.fields))
         self.keys = [quoted(field.name) for field in shape.key]
         self.columns = [*self.keys, *(quoted(field.name) for field in shape.fields)]
@@ -514,112 +471,15 @@ class Statements:
     def add_column(self, field: Field) -> str:
         return f"ALTER TABLE {self.relation.sql} ADD COLUMN {quoted(field.name)} {ddl(field.type)}"
 
+    def change_column(self, name: str, to: str | None) -> str:
+        """Rename a column, or drop it."""
+        change = (
+            f"DROP COLUMN {quoted(name)}" if to is None else f"RENAME COLUMN {quoted(name)} TO {quoted(to)}"
+        )
+        return f"ALTER TABLE {self.relation.sql} {change}"
+
     def add_key(self) -> str:
         return f"ALTER TABLE {self.relation.sql} ADD UNIQUE ({', '.join(self.keys)})"
-
-    def create_marker(self) -> str:
-        return (
-            f"CREATE TABLE {self.marker} (state_id text NOT NULL, sync text NOT NULL, run_id text NOT NULL,"
-            " batch text NOT NULL, attempt integer NOT NULL, epoch bigint NOT NULL, object text NOT NULL,"
-            " storage text NOT NULL, state text NOT NULL CHECK (state IN ('applied', 'void', 'fence')),"
-            " author text NOT NULL, written integer NOT NULL, not_written jsonb NOT NULL,"
-            " applied_at timestamptz NOT NULL DEFAULT now(),"
-            " PRIMARY KEY (state_id, run_id, batch, attempt))"
-        )
-
-    # --- markers: one row per batch in the batch's own transaction, and per sync one row as a fence against
-    # older runs. A batch is found by its run, so a sync may get another name meanwhile.
-
-    def mark(self, batch: Batch, attempt: int, author: str, written: int, not_written: Any) -> str:
-        """Writes the marker; row count 0 if a newer run has begun, or there is already a marker. The marker
-        of a batch of which no row was written is replaced."""
-        fence = f"SELECT epoch FROM {self.marker} WHERE {self._fence} FOR SHARE"
-        row = self._row(batch.run_id, batch.id, attempt, batch.epoch, "applied", author, written, not_written)
-        return (
-            f"WITH fence AS ({fence}) INSERT INTO {self.marker} AS m {row}"
-            f" WHERE NOT EXISTS (SELECT FROM fence WHERE epoch > {batch.epoch})"
-            f" ON CONFLICT {_MARK} DO UPDATE SET not_written ="
-            " excluded.not_written, written = excluded.written, applied_at = now()"
-            " WHERE m.state = 'applied' AND m.written = 0"
-        )
-
-    def void(self, batch: Batch, attempt: int, author: str) -> str:
-        """Ensures that the attempt is never applied; row count 0 if it already has a marker. Waits for a
-        transaction that is committing it."""
-        row = self._row(batch.run_id, batch.id, attempt, batch.epoch, "void", author, 0, [])
-        return f"INSERT INTO {self.marker} {row} ON CONFLICT DO NOTHING"
-
-    def marked(self, batch: Batch, attempt: int, *, wait: bool = True) -> str:
-        """state, author and not_written of the attempt's marker; with `wait` it waits for a transaction that
-        changes it."""
-        return (
-            f"SELECT state, author, not_written FROM {self.marker} WHERE {self._state}"
-            f" AND run_id = {literal(batch.run_id)} AND batch = {literal(batch.id)} AND attempt = {attempt}"
-            + (" FOR SHARE" if wait else "")
-        )
-
-    def fence(self, epoch: int) -> str:
-        """Prevents commits by runs of an older epoch; row count 0 if a newer run has begun."""
-        return (
-            f"INSERT INTO {self.marker} AS m {self._row('', self.shape.sync, 0, epoch, 'fence', '', 0, [])}"
-            f" ON CONFLICT {_MARK} DO UPDATE SET epoch = excluded.epoch,"
-            " object = excluded.object, storage = excluded.storage, applied_at = now()"
-            " WHERE m.epoch <= excluded.epoch"
-        )
-
-    def prune(self, visit: Visit) -> str:
-        """Deletes the markers of earlier runs on this table, except those that the ledger will ask for."""
-        kept = ", ".join(map(literal, sorted({"", visit.run_id, *visit.keep})))
-        return (
-            f"DELETE FROM {self.marker} WHERE {self._state} AND sync = {literal(self.shape.sync)}"
-            f" AND object = {literal(str(self.relation))} AND epoch < {visit.epoch}"
-            f" AND run_id NOT IN ({kept})"
-        )
-
-    def trace(self) -> str:
-        """Per marker of this ledger on this table: sync, run, batch (fence: its epoch), and whether the
-        storage was replaced since."""
-        return (
-            f"SELECT sync, run_id, CASE state WHEN 'fence' THEN epoch::text ELSE batch END,"
-            f" storage IS DISTINCT FROM {self._storage} FROM {self.marker} WHERE {self._state}"
-            f" AND ((state = 'applied' AND object = {literal(str(self.relation))}) OR ({self._fence}))"
-        )
-
-    def strangers(self) -> str:
-        """Whether other ledgers have delivered to this table, and this one never."""
-        return (
-            f"SELECT coalesce(bool_or(NOT ({self._state})) AND NOT bool_or({self._state}), false)"
-            f" FROM {self.marker} WHERE object = {literal(str(self.relation))}"
-        )
-
-    @property
-    def _state(self) -> str:
-        return f"state_id = {literal(self.shape.state_id)}"
-
-    @property
-    def _fence(self) -> str:
-        return f"{self._state} AND run_id = '' AND batch = {literal(self.shape.sync)}"
-
-    @property
-    def _storage(self) -> str:
-        """A text that changes whenever the table's rows are rewritten: by TRUNCATE, DROP and CREATE, a
-        restored dump, a rewrite. A partitioned table has the storage of its partitions."""
-        table = f"to_regclass({literal(self.relation.sql)})"
-        leaves = (
-            f"SELECT sum(pg_relation_filenode(relid)::bigint) FROM pg_partition_tree({table}) WHERE isleaf"
-        )
-        return f"concat({table}::oid, '/', coalesce(({leaves}), pg_relation_filenode({table})::bigint))"
-
-    def _row(
-        self, run: str, batch: str, attempt: int, epoch: int, state: str, author: str, written: int, rest: Any
-    ) -> str:
-        texts = [literal(text) for text in (self.shape.state_id, self.shape.sync, run, batch)]
-        values = ", ".join([*texts, f"{attempt}", f"{epoch}", literal(str(self.relation))])
-        outcome = f"{literal(state)}, {literal(author)}, {written}, {literal(json.dumps(rest))}::jsonb"
-        return (
-            "(state_id, sync, run_id, batch, attempt, epoch, object, storage, state, author, written,"
-            f" not_written) SELECT {values}, {self._storage}, {outcome}"
-        )
 
 
 def index_rows(table: str) -> str:

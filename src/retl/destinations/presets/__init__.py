@@ -22,9 +22,11 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, creat
 
 from retl import destinations
 from retl.destinations.api import About
-from retl.destinations.batch import Folds, Mode, Shape, WriteMode
-from retl.destinations.http.adapter import OPERATION_NAMES, HttpDestination, HttpOptions
+from retl.destinations.batch import Mode, Shape, WriteMode
+from retl.destinations.http.adapter import HttpDestination
+from retl.destinations.http.body import Endpoint
 from retl.destinations.http.cells import NoField
+from retl.destinations.http.options import OPERATION_NAMES, HttpOptions
 from retl.destinations.presets import check
 from retl.destinations.presets.filling import conditions, fill, holds
 from retl.destinations.presets.parameters import Parameter
@@ -40,6 +42,9 @@ from retl.project.yamlfile import Tree
 from retl.project.yamlfile import load as load_yaml
 
 Evidence = Literal["contract", "recording", "golden", "docs", "own"]  # own: there is no vendor
+# Whether a delete of this preset fulfils an erasure request: it does; another call or a person has to; the
+# vendor does not say; or no person's data is kept by what it writes.
+Erasure = Literal["delete", "elsewhere", "unsaid", "nothing kept"]
 Ways = Annotated[
     tuple[dict[str, Any], ...], BeforeValidator(lambda given: [given] if isinstance(given, dict) else given)
 ]
@@ -65,28 +70,35 @@ class Preset(Definition):
     evidence: tuple[Evidence, ...]
     source: str
     checked_on: date
+    erasure: Erasure = "unsaid"
+    versioning: str = "none"  # what the vendor offers to see that somebody else changed an object
     connection: dict[str, Parameter] = Field(default={})
     parameters: dict[str, Parameter] = Field(default={})
     base_url: str | None = None
     place: str | None = None  # names the object, for all accounts of the server
     auth: Ways = ({"type": "none"},)
     headers: dict[str, Any] = Field(default={})
+    csrf: dict[str, Any] | None = None
     upsert: Ways = ()
     insert: Ways = ()
     update: Ways = ()
     delete: Ways = ()
+    find: Ways = ()
+    read: Ways = ()
+    version: dict[str, Any] | None = None
     outcome: dict[str, Any] = Field(default={})
     job: dict[str, Any] | None = None
     idempotency: dict[str, Any] | None = None
     check: dict[str, Any] | None = None
     folds: Ways = ()
+    erasing: Ways = ()  # parameters that let `delete` erase a person for good
     limits: VendorLimits
     example: str
 
     _tree: Tree = PrivateAttr()
 
     @classmethod
-    def read(cls, path: Path, file: str) -> Preset:
+    def load(cls, path: Path, file: str) -> Preset:
         """The preset in a file, named `file` in messages. DefinitionError(s) with their places in it."""
         tree = load_yaml(path, name=file)
         preset = validate(cls, Filled(tree, (), tree.value), name=path.stem)
@@ -103,7 +115,10 @@ class Preset(Definition):
         given = connection.given(self.connection)
         given["base_url"] = connection.base_url or (self.base_url and fill(self.base_url, given))
         auth = self._way("auth", given) or {}
-        filled = fill({"base_url": "<base_url>", "auth": auth, "headers": self.headers}, given)
+        filled = fill({"base_url": "<base_url>", "auth": auth}, given) | {
+            "headers": fill(self.headers, given),
+            "csrf": self.csrf,
+        }
         more = {name: getattr(connection, name) for name in ("proxy", "timeouts", "allow_plaintext")}
         return self._model(HttpConnection, {**filled, **more})
 
@@ -128,6 +143,12 @@ class Preset(Definition):
             where = ".".join(str(part) for part in self._tree.written(found["loc"]))
             message = found["msg"].removeprefix("Value error, ")
             raise ValueError(f"{self._tree.place(found['loc'])}: {where}: {message}") from None
+
+    def erases(self, options: PresetOptions) -> dict[str, Any]:
+        """The parameters with which a delete erases for good, if these allow it."""
+        given = options.connection.given(self.connection) | options.given(self.parameters)
+        way = self._way("erasing", given) or {}
+        return {name: value for name, value in way.items() if name != "only_if"}
 
     def claim(self, options: PresetOptions) -> str | None:
         """The object of these parameters, if the preset has a `place`."""
@@ -241,12 +262,23 @@ class PresetDestination(HttpDestination):
         return found and (cls.preset.claim(options) or found)
 
     @classmethod
+    def erasing(cls, options: Any) -> Mapping[str, Any]:
+        return cls.preset.erases(options)
+
+    @classmethod
+    def forgets(cls, options: Any) -> bool:
+        return cls.preset.erasure != "elsewhere" or bool(cls.preset.erases(options))
+
+    @classmethod
     def learns(cls, options: Any, write: WriteMode, key: Sequence[str]) -> bool:
         return super().learns(options.http, write, key)
 
-    def _folds(self) -> tuple[Folds, ...]:
-        """The key of a sync may be none of the fields that the vendor folds."""
-        return self.options.folds.of(self.shape.key)
+    @classmethod
+    def comparable(cls, options: Any) -> bool:
+        return super().comparable(options.http)
+
+    def _refuse_unused(self, endpoint: Endpoint) -> None:
+        """A sync may have none of the fields that the vendor treats in its own way."""
 
     def lacks(self, operation: Mode) -> DefinitionError:
         ways = getattr(self.preset, OPERATION_NAMES[operation])
@@ -264,7 +296,7 @@ class PresetDestination(HttpDestination):
 @cache
 def read(name: str) -> Preset:
     """A preset that comes with retl."""
-    return Preset.read(_FOLDER / f"{name}.yml", f"presets/{name}.yml")
+    return Preset.load(_FOLDER / f"{name}.yml", f"presets/{name}.yml")
 
 
 def own(folder: Path) -> dict[str, Preset]:
@@ -278,5 +310,5 @@ def own(folder: Path) -> dict[str, Preset]:
             raise DefinitionError(
                 "PRESET_TWICE", f"there is already a destination type {path.stem!r}", where=file
             )
-        found[path.stem] = Preset.read(path, file)
+        found[path.stem] = Preset.load(path, file)
     return found

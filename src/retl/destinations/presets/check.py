@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from retl.destinations.http.adapter import Idempotency, Probe
 from retl.destinations.http.body import Endpoint
+from retl.destinations.http.finding import Find
 from retl.destinations.http.folds import KeyFolds
 from retl.destinations.http.jobs import Job
+from retl.destinations.http.objects import Read, Version
+from retl.destinations.http.options import Idempotency, Probe
 from retl.destinations.http.rules import Rules
 from retl.destinations.presets.filling import fill, used
 from retl.destinations.presets.parameters import Parameter
@@ -26,6 +28,9 @@ from retl.project.yamlfile import Loc, Tree
 
 PARTS: dict[str, type[Definition]] = {
     **dict.fromkeys(("upsert", "insert", "update", "delete"), Endpoint),
+    "find": Find,
+    "read": Read,
+    "version": Version,
     "outcome": Rules,
     "job": Job,
     "idempotency": Idempotency,
@@ -65,6 +70,10 @@ def _unknown(tree: Tree, known: Mapping[str, Parameter]) -> Iterator[DefinitionE
             hint = did_you_mean(name, known) or f"known: {', '.join(known)}"
             message = f"<{name}> is not a key of `connection` or `parameters`"
             yield DefinitionError("DEFINITION_INVALID", message, hint=hint, where=place)
+        elif known[name].secret and loc[0] in PARTS and loc[-2:] != ("only_if", name):
+            message = f"<{name}> is a secret, which only `auth` and the connection's `headers` may contain"
+            hint = f"auth: {{type: body, name: …, value: <{name}>}} puts it into the body as it is sent"
+            yield DefinitionError("DEFINITION_INVALID", message, hint=hint, where=tree.place(loc))
         elif loc[-2:] == ("only_if", name) and (refusal := known[name].refusal(tree.at(loc))):
             yield DefinitionError("DEFINITION_INVALID", f"`{name}`: {refusal}", where=tree.place(loc))
 

@@ -1,8 +1,9 @@
 """A preset's YAML with the values of its parameters in it.
 
 `<name>` alone becomes the value itself; inside a text it becomes part of the text (percent-encoded in paths).
-A list inside a text makes one text for each item. A member with a missing value is left out, and so is an
-object with a false `only_if`. A value is always a constant, even if it looks like a placeholder.
+A list inside a text makes one text for each item, and in the name of a member one member. A member with a
+missing value is left out, and so is an object with a false `only_if`. A value is always a constant, even if
+it looks like a placeholder.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Condition = Mapping[str, Literal["given", "missing"] | list[Any]]
 
 _USE = re.compile(r"<([a-z_]+)>")
 _PATHS = ("path", "$path")
+_TEXTS = ("row", "envelope", "headers")  # of an operation; their texts have `$` words
 _ABSENT = object()
 
 
@@ -45,11 +47,12 @@ def fill(part: Any, given: Mapping[str, Any], place: str = "") -> Any:
     if isinstance(part, dict):
         if not holds(part.get("only_if", {}), given):
             return _ABSENT
-        inside = "row" if place == "row" else ""
+        inside = place if place in _TEXTS else ""
         made = {
-            fill(name, given): fill(value, given, name if name in _PATHS else inside or name)
+            fill(name, each): fill(value, each, name if name in _PATHS else inside or name)
             for name, value in part.items()
             if name != "only_if"
+            for each in _items(name, given)
         }
         return {name: value for name, value in made.items() if value is not _ABSENT}
     if isinstance(part, list | tuple):
@@ -67,14 +70,20 @@ def fill(part: Any, given: Mapping[str, Any], place: str = "") -> Any:
     return _joined(part, values, place)
 
 
+def _items(name: str, given: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The values for each member that this name makes: one for each item of a list in it."""
+    lists = [one for one in _USE.findall(name) if isinstance(given[one], tuple)]
+    return [{**given, lists[0]: item} for item in given[lists[0]]] if lists else [given]
+
+
 def _joined(written: str, values: Mapping[str, Any], place: str) -> str | SecretStr:
-    """A text with its values: a secret if one of them is secret; in a row never a `$` word."""
+    """A text with its values: a secret if one of them is secret; in a row or header never a `$` word."""
     plain = {name: _plain(value) for name, value in values.items()}
     if place in _PATHS:
         plain = {name: quote(value, safe="") for name, value in plain.items()}
+    elif place in _TEXTS and not written.startswith("$"):
+        plain = {name: value.replace("$", "$$") for name, value in plain.items()}
     made = _USE.sub(lambda found: plain[found[1]], written)
-    if place == "row" and made.startswith("$") and not written.startswith("$"):
-        made = f"${made}"
     return SecretStr(made) if any(isinstance(value, SecretStr) for value in values.values()) else made
 
 

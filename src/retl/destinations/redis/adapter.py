@@ -21,6 +21,10 @@ a hash, has an entry per batch of the last run: 1 when the batch begins, 2 when 
 flushed, restored, restarted or replaced, entries are missing. A target without TTL is then refused
 (TARGET_LOST); with a TTL the run sends every row again.
 
+With `conflicts` or `rollback` a script compares and writes each batch in one step. The account then also
+needs `+eval +hget` and, for strings, `+get`. A value of another kind is never replaced then: its row is a
+reject.
+
 Limits: one primary, no Redis Cluster. A string replaces any value of its key. The TTL of a hash is for the
 whole key: syncs that share a hash share it. With an eviction policy other than noeviction the server may
 remove rows, and retl detects that only if the stamp is removed too: `retl check` warns of it, if the account
@@ -31,68 +35,45 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from string import Formatter
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
 
 import msgspec
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from retl.destinations.api import EXPIRES, Destination
 from retl.destinations.batch import (
-    LINE_KEYS,
+    UNKNOWN,
     WRITTEN,
     Answer,
     Batch,
     Capabilities,
-    FieldsText,
-    KeyText,
     Kind,
-    Line,
     Outcome,
-    Piece,
+    Peeked,
     RowResult,
     Shape,
-    Size,
     SoftDelete,
     Trace,
     Visit,
     WriteMode,
 )
 from retl.destinations.redis.comparison import entries_differ, field_differs, object_differs, stays
-from retl.destinations.redis.keys import KeyPattern
-from retl.destinations.redis.resp import (
-    AGAIN,
-    CHUNK,
-    CHUNK_BYTES,
-    STOP,
-    Command,
-    Packed,
-    Refusal,
-    Wire,
-    judge,
-    pack,
-    why,
-)
+from retl.destinations.redis.conditional import MOST_ROWS, Conditional, flag_text, restored
+from retl.destinations.redis.keys import KeyPattern, Template, encoded
+from retl.destinations.redis.plain import WRITE_HASH, Plain
+from retl.destinations.redis.resp import AGAIN, CHUNK, STOP, Command, Packed, Refusal, Wire, judge, why
+from retl.destinations.redis.stamp import ENDED, NOT_APPLIED, Stamp, ended, entries_of_others
+from retl.destinations.redis.values import Hash, Stored, String
+from retl.destinations.verdicts import Row, refuse_mixed
 from retl.errors import Ambiguous, DefinitionError, Poisoned, Systemic, Unavailable
 from retl.model import Definition, Duration, is_loopback, needs_tls, seconds
 from retl.net.gate import Gate
 
 SCANNED = 1000  # keys that the server looks at for one reply of a scan
 ABSENT_KEY = "retl:stamp:"  # a key that never exists
-BEGUN, ENDED = 1, 2  # a batch in the stamp
-
-# One command per row, so that each reply belongs to one row. After a refused HSET, MULTI would continue and
-# set a TTL on a key that is not ours; a script stops.
-WRITE_HASH = """\
-local last = 2 + ARGV[2]
-if last > 2 then redis.call('HSET', KEYS[1], unpack(ARGV, 3, last)) end
-if #ARGV > last then redis.call('HDEL', KEYS[1], unpack(ARGV, last + 1)) end
-if ARGV[1] ~= 'none' then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
-if last == 2 and redis.call('EXISTS', KEYS[1]) == 0 then return redis.error_reply('EMPTYHASH') end"""
 
 
 class RedisConnection(Definition):
@@ -138,27 +119,37 @@ class RedisOptions(Definition):
     """The options under `destination:` in a sync."""
 
     connection: RedisConnection = RedisConnection()
-    key: str
-    value: Literal["json", "hash"] | OneField = "json"
+    key: str = Field(
+        description="Template of the Redis key, with all columns of the sync's key: `reco:{user_id}`."
+    )
+    value: Literal["json", "hash"] | OneField = Field(
+        "json", description="What the key holds: `json`, `hash`, or `{field: NAME}`."
+    )
     ttl: Annotated[
         int | None,
         BeforeValidator(_ttl),
-        Field(json_schema_extra={"anyOf": [{"type": ["string", "number"]}]}),
+        Field(
+            description="When the key expires: seconds, or 24h. `none`: never.",
+            json_schema_extra={"anyOf": [{"type": ["string", "number"]}]},
+        ),
     ]
 
 
 class Redis(Destination[RedisOptions]):
     Connection = RedisConnection
     Options = RedisOptions
+    shards = True
 
     def __init__(self, options: RedisOptions, shape: Shape, gate: Gate | None = None) -> None:
         super().__init__(options, shape, gate)
-        self._template = _template(options, shape)
-        self._line = _line(options, shape, self._template)
-        self._compared = {field.name for field in shape.fields if field.compared}
-        self._json_fields = {field.name for field in shape.fields if field.type.name == "json"}
-        self._expiry: Command = () if options.ttl is None else ("EX", options.ttl)
-        self._stamp = f"retl:stamp:{quote(shape.state_id)}:{quote(options.key, safe='')}"
+        self._template = Template(options.key, [field.name for field in shape.key])
+        _check_shape(options, shape)
+        only = options.value.field if isinstance(options.value, OneField) else None
+        self._value: Stored = Hash(shape) if options.value == "hash" else String(shape, only)
+        self._plain = Plain(self._value, shape, self._template, options.ttl)
+        self._compared = {field.name for field in shape.compared}
+        self._stamp = Stamp(shape, options.key)
+        self._attempts: dict[str, int] = {}  # of conditional batches without an answer
         to = options.connection
         self._wire = Wire(
             to.host,
@@ -170,6 +161,7 @@ class Redis(Destination[RedisOptions]):
             connect_timeout=to.connect_timeout,
             timeout=to.timeout,
         )
+        self._conditional = Conditional(self._value, self._stamp, options.ttl, self._wire.server, self._ask)
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
             modes=frozenset({"upsert", "delete"}),
@@ -179,6 +171,10 @@ class Redis(Destination[RedisOptions]):
             readable=True,
             nulls_keep=options.value == "hash",
             expires=options.ttl,
+            resolves=shape.conditional,
+            max_rows=MOST_ROWS if shape.conditional else None,
+            images=True,
+            compares="atomic",
         )
 
     @classmethod
@@ -193,41 +189,49 @@ class Redis(Destination[RedisOptions]):
         place = cls.place(options, write).removesuffix(options.key)
         try:
             parts = [(text, name is not None) for text, name, _, _ in Formatter().parse(options.key)]
-        except ValueError:  # `_template` raises the error
+        except ValueError:  # `Template` raises the error
             return place + options.key
         return place + "".join(text + "{}" * is_value for text, is_value in parts)
+
+    # --- check and prepare
 
     def check(self, visit: Visit) -> Trace:
         """Sends commands that fail or change nothing. The server tests rights, role and memory before it
         detects that."""
-        key = self._key(["probe"] * len(self.shape.key))
+        key, stamp = self._template.key(["probe"] * len(self.shape.key)), self._stamp.key
         probes: list[Command] = [("SET", key, "", "EX", 0)]
         if self.options.value == "hash":
             probes = [("HSET", key, "a", "b", "odd"), ("EVAL", WRITE_HASH, 1, ABSENT_KEY, 1, 0, "field")]
-        probes += [("UNLINK", ABSENT_KEY), ("HSET", self._stamp, "a", 1, "odd"), ("HDEL", self._stamp, "")]
-        probes += [("HINCRBY", self._stamp, "", "no number"), ("HGETALL", self._stamp)]
+        probes += [("UNLINK", ABSENT_KEY), ("HSET", stamp, "a", 1, "odd"), ("HDEL", stamp, "")]
+        if self.shape.conditional:
+            probes += [self._value.look(key), ("HGET", stamp, ""), ("EVAL", "return 0", 0)]
+        probes += [("HINCRBY", stamp, "", "no number"), ("HGETALL", stamp)]
         replies = self._wire.ask(probes)
         self._raise_if_stopped(replies)
         if isinstance(replies[-1], Refusal):  # the stamp could not be read, which is no evidence of a loss
             code, sentence = judge(replies[-1])
             kind = Unavailable if code in AGAIN else Systemic
-            raise kind(code, f"{self._wire.server}: {self._stamp}: {sentence}")
-        return Trace(frozenset(batch for batch, state in _stamped(replies[-1]) if state >= ENDED))
+            raise kind(code, f"{self._wire.server}: {stamp}: {sentence}")
+        return Trace(ended(replies[-1]))
 
     def prepare(self, visit: Visit) -> None:
         """Removes the stamps of earlier runs, except those that the ledger will ask for."""
-        (held,) = self._wire.ask([("HGETALL", self._stamp)])
-        old = ["/".join(batch) for batch, _ in _stamped(held) if batch[0] not in {visit.run_id, *visit.keep}]
+        (held,) = self._wire.ask([("HGETALL", self._stamp.key)])
+        old = entries_of_others(held, frozenset({visit.run_id, *visit.keep}))
         if old:
-            self._wire.ask([("HDEL", self._stamp, *old)])
+            self._wire.ask([("HDEL", self._stamp.key, *old)])
+
+    # --- write and resolve
 
     def write(self, batch: Batch) -> Answer:
         try:
-            replies = self._wire.exchange(self._commands(batch), self._count)
+            return self._write_conditional(batch) if self.shape.conditional else self._write(batch)
         except (UnicodeEncodeError, msgspec.DecodeError):
             raise Poisoned("NOT_UNICODE", "a value is not valid Unicode") from None
-        except OSError as error:
-            raise Ambiguous("NO_ANSWER", f"{self._wire.server} did not answer: {why(error)}") from error
+
+    def _write(self, batch: Batch) -> Outcome:
+        begin, end = self._stamp.around(batch)
+        replies = self._ask([begin, *self._plain.commands(batch), end], writes=True)
         self._raise_if_stopped(replies, batch)
         rows, stamps = replies[1:-1], (replies[0], replies[-1])
         refused = self._refused(rows, batch)
@@ -237,15 +241,81 @@ class Redis(Destination[RedisOptions]):
             if isinstance(reply, Refusal):
                 sentence = judge(reply)[1]
                 raise Systemic(
-                    "STAMP_REFUSED", f"{self._wire.server} does not keep {self._stamp}: {sentence}"
+                    "STAMP_REFUSED", f"{self._wire.server} does not keep {self._stamp.key}: {sentence}"
                 )
         if stamps[-1] != ENDED:
             raise Unavailable("TARGET_RESET", f"{self._wire.server} was emptied while the batch was written")
         return Outcome(WRITTEN, refused)
 
+    def _write_conditional(self, batch: Batch) -> Outcome:
+        """An attempt whose answer was lost is resolved before another: its rows may be written already."""
+        if batch.id in self._attempts:
+            known = self.resolve(batch, None)
+            if known != Outcome(NOT_APPLIED):
+                return known
+        attempt = self._attempts.setdefault(batch.id, 0)
+        found = self._conditional.write(batch, self._rows(batch), self._stamp.entry(batch, attempt))
+        del self._attempts[batch.id]
+        return found
+
+    def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Outcome:
+        """The outcome of a conditional batch by its entry in the stamp. Without an entry nothing was applied;
+        if it may act, nothing of it ever will be."""
+        if not self.shape.conditional:
+            return Outcome(UNKNOWN)
+        known, attempt = self._conditional.resolve(batch, self._attempts.get(batch.id, 0), act=act)
+        if known is None:
+            if act:
+                self._attempts[batch.id] = attempt
+            return Outcome(NOT_APPLIED)
+        self._attempts.pop(batch.id, None)
+        return known
+
+    def _ask(self, commands: Iterable[Command | Packed], *, writes: bool = False) -> list[Any]:
+        if not writes:
+            return self._wire.ask(commands)
+        try:
+            return self._wire.exchange(commands, self._count)
+        except OSError as error:
+            raise Ambiguous("NO_ANSWER", f"{self._wire.server} did not answer: {why(error)}") from error
+
+    def _count(self, size: int) -> None:
+        self._bytes += size
+
+    def _rows(self, batch: Batch) -> list[Row]:
+        """The rows of a conditional batch."""
+        width = len(self.shape.key)
+        if batch.mode == "restore":
+            undo = zip(batch.keys(), batch.undo(), strict=True)
+            flags = {name: flag_text(value) for name, value in self.shape.flags.items()}
+            return [
+                Row(
+                    n,
+                    self._template.key(key),
+                    op,
+                    flags if op == "flag" else restored(self._value, op, before),
+                    seen,
+                )
+                for n, (key, (op, before, seen)) in enumerate(undo)
+            ]
+        return [
+            Row(
+                n,
+                self._template.key(row[:width]),
+                batch.operation,
+                {} if batch.operation == "delete" else self._value.texts(row[width]),
+                seen,
+                tuple(newest),
+                batch.decisions.get(batch.first + n),
+            )
+            for n, (row, (seen, *newest)) in enumerate(zip(batch.documents(), batch.seen(), strict=True))
+        ]
+
+    # --- read, compare, preview
+
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
         names = [field.name for field in self.shape.fields]
-        keys = list(map(self._key, batch.keys()))
+        keys = list(map(self._template.key, batch.keys()))
         if self.options.value == "hash":
             replies = self._wire.ask([("HMGET", key, *names) for key in keys])
             self._raise_if_stopped(replies)
@@ -261,6 +331,11 @@ class Redis(Destination[RedisOptions]):
             else:
                 yield None if value is None else {n: v for n, v in _object(value).items() if n in names}
 
+    def peek(self, batch: Batch) -> Iterator[Peeked]:
+        for first in range(batch.first, batch.last + 1, CHUNK):
+            part = batch.slice(first, min(first + CHUNK - 1, batch.last))
+            yield from self._conditional.peek(part, self._rows(part))
+
     def differing(self, batch: Batch) -> Iterator[tuple[str, ...] | None]:
         """A value of another kind than ours counts as lacking. A value that expires in less than half of its
         TTL counts as different, because the next run would renew it."""
@@ -269,7 +344,7 @@ class Redis(Destination[RedisOptions]):
 
     def _differing(self, batch: Batch) -> Iterator[tuple[str, ...] | None]:
         names, width = [field.name for field in self.shape.fields], len(self.shape.key)
-        rows = [(self._key(row[:width]), row[width]) for row in batch.documents()]
+        rows = [(self._template.key(row[:width]), row[width]) for row in batch.documents()]
         is_hash = self.options.value == "hash"
         asked: list[Command] = [("PTTL", key) for key, _ in rows]
         asked += [("HMGET", key, *names) for key, _ in rows] if is_hash else [("MGET", *(k for k, _ in rows))]
@@ -287,7 +362,7 @@ class Redis(Destination[RedisOptions]):
         names = [field.name for field in self.shape.fields]
         if self.options.value == "json":
             return object_differs(held, document, names, self._compared)
-        texts = dict(self._texts(document))
+        texts = self._value.texts(document)
         if isinstance(self.options.value, OneField):
             name = self.options.value.field
             return field_differs(name, held, texts[name], compared=name in self._compared)
@@ -296,13 +371,13 @@ class Redis(Destination[RedisOptions]):
 
     def scan(self) -> Iterator[tuple[str, ...]]:
         """Every key of the template in the database, also one with a value of another kind."""
-        pattern = KeyPattern(self._template)
+        pattern = KeyPattern(self._template.positions)
         cursor: bytes = b"0"
         while True:
             ((cursor, keys),) = self._look([("SCAN", cursor, "MATCH", pattern.glob, "COUNT", SCANNED)])
             for key in keys:
                 values = pattern.values(key)
-                if values is not None and self._key(values).encode() == key:
+                if values is not None and self._template.key(values).encode() == key:
                     yield values
             if cursor == b"0":
                 return
@@ -317,9 +392,14 @@ class Redis(Destination[RedisOptions]):
         return replies
 
     def preview(self, batch: Batch) -> bytes:
-        """The commands for redis-cli, one per line."""
-        begin, end = self._stamps(batch)
-        lines = [" ".join(map(_typed, command)) for command in (begin, *self._row_commands(batch), end)]
+        """The commands for redis-cli, one per line. Of a conditional batch the script that is sent first; it
+        is sent again for rows that are not as we left them."""
+        if self.shape.conditional:
+            commands = [self._conditional.first(self._rows(batch), self._stamp.entry(batch))]
+        else:
+            begin, end = self._stamp.around(batch)
+            commands = [begin, *self._plain.by_row(batch), end]
+        lines = [" ".join(map(_typed, command)) for command in commands]
         return "\n".join(lines).encode(errors="backslashreplace")
 
     def notes(self) -> list[str]:
@@ -336,64 +416,7 @@ class Redis(Destination[RedisOptions]):
     def close(self) -> None:
         self._wire.close()
 
-    def _commands(self, batch: Batch) -> Iterator[Command | Packed]:
-        """One command per row, in the order of the rows, between two for the stamp."""
-        begin, end = self._stamps(batch)
-        yield begin
-        if self._line and batch.operation != "delete":
-            lines = batch.lines(self._line)
-            for n in range(0, len(lines), CHUNK):
-                some = lines[n : n + CHUNK]
-                packed = "".join(some).encode()
-                if len(packed) <= CHUNK_BYTES:
-                    yield Packed(packed, len(some))
-                else:
-                    yield from (Packed(one.encode(), 1) for one in some)
-        else:
-            yield from self._row_commands(batch)
-        yield end
-
-    def _stamps(self, batch: Batch) -> tuple[Command, Command]:
-        """Before and after the rows: if the server is emptied in between, the second finds no entry."""
-        entry = f"{batch.run_id}/{batch.id}"
-        return ("HSET", self._stamp, entry, BEGUN), ("HINCRBY", self._stamp, entry, ENDED - BEGUN)
-
-    def _row_commands(self, batch: Batch) -> Iterator[Command]:
-        width, value = len(self.shape.key), self.options.value
-        for row in batch.documents():
-            key = self._key(row[:width])
-            if batch.operation == "delete":
-                yield ("UNLINK", key)
-            elif value == "json":
-                yield ("SET", key, row[width], *self._expiry)
-            elif value == "hash":
-                yield self._hash(key, row[width])
-            elif isinstance(value, OneField):
-                text = dict(self._texts(row[width]))[value.field]
-                yield ("UNLINK", key) if text is None else ("SET", key, text, *self._expiry)
-
-    def _hash(self, key: str, document: str) -> Command:
-        texts = list(self._texts(document))
-        entries = [part for name, text in texts if text is not None for part in (name, text)]
-        cleared = [name for name, text in texts if text is None]
-        return ("EVAL", WRITE_HASH, 1, key, *(self._expiry[1:] or ["none"]), len(entries), *entries, *cleared)
-
-    def _texts(self, document: str) -> Iterator[tuple[str, str | bytes | None]]:
-        """Each field as Redis stores it: text unquoted, other types as JSON, NULL as None."""
-        for name, raw in _FIELDS.decode(document).items():
-            text = bytes(raw)
-            if text == b"null":
-                yield name, None
-            elif text.startswith(b'"') and name not in self._json_fields:
-                yield name, msgspec.json.decode(text, type=str)
-            else:
-                yield name, text
-
-    def _key(self, values: Sequence[Any]) -> str:
-        return self._template.format(*map(_encoded, values))
-
-    def _count(self, size: int) -> None:
-        self._bytes += size
+    # --- refusals
 
     def _raise_if_stopped(self, replies: Sequence[Any], batch: Batch | None = None) -> None:
         """Systemic if a reply says that no command can succeed. `batch`: what was sent."""
@@ -415,73 +438,33 @@ class Redis(Destination[RedisOptions]):
         return found
 
 
-_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-def _stamped(reply: Any) -> Iterator[tuple[tuple[str, str], int]]:
-    """Per entry of the stamp its batch (run id, batch id) and its state."""
-    entries = iter(() if isinstance(reply, Refusal) else reply)
-    for entry, state in zip(entries, entries, strict=True):
-        run_id, _, batch = entry.decode().partition("/")
-        yield (run_id, batch), int(state)
-
-
-def _template(options: RedisOptions, shape: Shape) -> str:
-    """The key template with positions instead of names. DefinitionError if options and shape do not fit,
-    if two rows could get the same Redis key, or a row a key of retl."""
-    literals, names, keys = [""], list[str](), [field.name for field in shape.key]
-    reason = None
-    try:
-        for text, name, spec, conversion in Formatter().parse(options.key):
-            literals[-1] += text
-            if name is not None:
-                names.append(f"{name}!{conversion or ''}:{spec}" if spec or conversion else name)
-                literals.append("")
-    except ValueError as error:
-        reason = f"{error} (`{{{{` is a literal brace)"
-    if reason is None and sorted(names) != sorted(keys):
-        reason = f"its placeholders must be exactly the key: {', '.join(keys)}, each once"
-    elif any(re.fullmatch("[A-Za-z0-9%._~-]*", between) for between in literals[1:-1]):
-        reason = "between two placeholders there must be a character that no value contains, such as `:`"
-    elif options.key.startswith("retl:") or ("retl:".startswith(literals[0]) and ":" in "".join(literals)):
-        reason = "it must begin with a text; keys that begin with `retl:` are reserved for retl"
-    if reason:
-        raise DefinitionError("KEY_TEMPLATE", f"key template {options.key!r}: {reason}")
+def _check_shape(options: RedisOptions, shape: Shape) -> None:
+    """DefinitionError if options and shape do not fit."""
     if isinstance(shape.deletes, SoftDelete):
         raise DefinitionError("DELETES", "redis has no soft delete: set `deletes` to keep or delete")
-    if isinstance(options.value, OneField) and options.value.field not in [f.name for f in shape.fields]:
-        raise DefinitionError("VALUE", f"`value` names {options.value.field!r}, which is not a field")
-    escaped = [text.replace("{", "{{").replace("}", "}}") for text in literals]
-    return (
-        "".join(f"{text}{{{keys.index(name)}}}" for text, name in zip(escaped, names, strict=False))
-        + escaped[-1]
-    )
-
-
-def _line(options: RedisOptions, shape: Shape, template: str) -> Line | None:
-    """The packed command of a row with a JSON object as its value, made in SQL; None if Python must make
-    it."""
-    if options.value != "json" or any(field.type.name not in LINE_KEYS for field in shape.key):
-        return None
-    key: list[Piece] = []
-    for literal, index, _, _ in Formatter().parse(template):
-        key += [literal, *([KeyText(int(index), "url")] if index is not None else [])]
-    expiry = pack(("EX", options.ttl)).decode().partition("\r\n")[2] if options.ttl is not None else ""
-    return (
-        f"*{5 if expiry else 3}\r\n$3\r\nSET\r\n",
-        *("$", Size(tuple(key)), "\r\n", *key, "\r\n"),
-        *("$", Size((FieldsText(),)), "\r\n", FieldsText(), "\r\n"),
-        expiry,
-    )
-
-
-def _encoded(value: Any) -> str:
-    """A key value inside a Redis key; different values stay different."""
-    text = value if isinstance(value, str) else value.isoformat() if isinstance(value, date) else str(value)
-    return text if _PLAIN.fullmatch(text) else quote(text, safe="")
-
-
-_PLAIN = re.compile(r"[A-Za-z0-9._~-]*")
+    only = options.value.field if isinstance(options.value, OneField) else None
+    if only is not None and only not in [field.name for field in shape.fields]:
+        raise DefinitionError("VALUE", f"`value` names {only!r}, which is not a field")
+    if options.value == "hash":
+        return
+    if refuse_mixed(shape):
+        raise DefinitionError(
+            "CONFLICTS_UNSUPPORTED",
+            "fields of one value cannot have strategies of their own: Redis replaces the value as a whole",
+            hint="use `value: hash`, or one `conflicts` for the sync",
+        )
+    if only is not None and shape.newest:
+        raise DefinitionError(
+            "CONFLICTS_UNSUPPORTED",
+            "newest_wins needs a time beside the field, and this value is one field",
+            hint="use `value: hash` or json, or target_wins",
+        )
+    if shape.flags:
+        raise DefinitionError(
+            "ROLLBACK_UNSUPPORTED",
+            "`rollback: {soft: …}` sets an entry of its own, which only a hash can have",
+            hint="use `value: hash`, or `rollback: {keep: …}` alone",
+        )
 
 
 def _eviction(policy: str | None) -> list[str]:
@@ -505,7 +488,7 @@ def _eviction(policy: str | None) -> list[str]:
 def _values(row: Sequence[Any]) -> list[str]:
     """The texts of a row of documents that a refusal may repeat."""
     fields = _object(row[-1].encode(errors="replace")) if row and isinstance(row[-1], str) else {}
-    return [_encoded(value) for value in row] + [str(value) for value in (*row, *fields.values())]
+    return [encoded(value) for value in row] + [str(value) for value in (*row, *fields.values())]
 
 
 def _text(held: bytes | None) -> str | None:

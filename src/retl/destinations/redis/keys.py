@@ -1,10 +1,72 @@
-"""Finds the Redis keys of a key template, and the values in them: the inverse of the template."""
+"""Key templates: the Redis keys of rows, and the values in such keys.
+
+Values are percent-encoded, so two rows never share a key.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from datetime import date
 from string import Formatter
-from urllib.parse import unquote
+from typing import Any
+from urllib.parse import quote, unquote
+
+from retl.destinations.batch import KeyText, Piece
+from retl.errors import DefinitionError
+
+_PLAIN = re.compile(r"[A-Za-z0-9._~-]*")
+
+
+class Template:
+    """The Redis keys of one sync, whose key has the fields `names`."""
+
+    def __init__(self, text: str, names: Sequence[str]) -> None:
+        """DefinitionError if two rows could get the same Redis key, or a row a key of retl."""
+        self.positions = _positions(text, names)  # with positions instead of names: `reco:{0}`
+
+    def key(self, values: Sequence[Any]) -> str:
+        return self.positions.format(*map(encoded, values))
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The key as a part of a line that SQL makes."""
+        found: list[Piece] = []
+        for literal, index, _, _ in Formatter().parse(self.positions):
+            found += [literal, *([KeyText(int(index), "url")] if index is not None else [])]
+        return tuple(found)
+
+
+def _positions(template: str, keys: Sequence[str]) -> str:
+    literals, names = [""], list[str]()
+    reason = None
+    try:
+        for text, name, spec, conversion in Formatter().parse(template):
+            literals[-1] += text
+            if name is not None:
+                names.append(f"{name}!{conversion or ''}:{spec}" if spec or conversion else name)
+                literals.append("")
+    except ValueError as error:
+        reason = f"{error} (`{{{{` is a literal brace)"
+    if reason is None and sorted(names) != sorted(keys):
+        reason = f"its placeholders must be exactly the key: {', '.join(keys)}, each once"
+    elif any(re.fullmatch("[A-Za-z0-9%._~-]*", between) for between in literals[1:-1]):
+        reason = "between two placeholders there must be a character that no value contains, such as `:`"
+    elif template.startswith("retl:") or ("retl:".startswith(literals[0]) and ":" in "".join(literals)):
+        reason = "it must begin with a text; keys that begin with `retl:` are reserved for retl"
+    if reason:
+        raise DefinitionError("KEY_TEMPLATE", f"key template {template!r}: {reason}")
+    escaped = [text.replace("{", "{{").replace("}", "}}") for text in literals]
+    return (
+        "".join(f"{text}{{{keys.index(name)}}}" for text, name in zip(escaped, names, strict=False))
+        + escaped[-1]
+    )
+
+
+def encoded(value: Any) -> str:
+    """A key value inside a Redis key; different values stay different."""
+    text = value if isinstance(value, str) else value.isoformat() if isinstance(value, date) else str(value)
+    return text if _PLAIN.fullmatch(text) else quote(text, safe="")
 
 
 class KeyPattern:

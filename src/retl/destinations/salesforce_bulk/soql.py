@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from retl.destinations.http import escape
 from retl.net.lookup import text
 
 _AT_ONCE, _LONGEST = 100, 8_000  # names and characters of a query
-_ESCAPED = str.maketrans({"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r"})
 
 
 def lookups(thing: str, field: str, names: Sequence[str], *, numbers: bool) -> Iterator[str]:
@@ -17,7 +17,7 @@ def lookups(thing: str, field: str, names: Sequence[str], *, numbers: bool) -> I
     head = quote(f"SELECT Id, {field} FROM {thing} WHERE {field} IN (")
     asked: list[str] = []
     for name in names:
-        literal = quote(name if numbers else f"'{name.translate(_ESCAPED)}'", safe="")
+        literal = quote(name if numbers else f"'{escape.soql(name)}'", safe="")
         if asked and (len(asked) == _AT_ONCE or sum(map(len, asked)) + len(literal) > _LONGEST):
             yield f"{head}{','.join(asked)})"
             asked = []

@@ -25,19 +25,20 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
 from retl.engine.workspace import Workspace
 from retl.errors import RetlError, SourceError
 from retl.model import Definition
-from retl.net.bucket import Address, Storage
+from retl.net.bucket import Address, Root
+from retl.observe.signals import Stop
 from retl.sources.api import Snapshot, Source, needs
 from retl.sources.delta import log
 from retl.sources.delta.refusal import refusal
 from retl.sources.delta.storage import options
-from retl.sources.delta.version import Version
+from retl.sources.delta.version import Version, version_of
 from retl.values.sql import split
 
 if TYPE_CHECKING:
@@ -57,24 +58,15 @@ _ROWS, _CHANGES, _FEED = "delta rows", "delta changes", "delta feed"  # relation
 _KIND, _VERSION = "_change_type", "_commit_version"  # columns of the feed
 
 
-class Lake(Definition):
+class Lake(Root):
     """A folder of tables. `timezone` applies to timestamps without one."""
 
     type: Literal["delta"] = "delta"
-    root: str
-    storage: Storage = Storage()
     timezone: str = "UTC"
 
     @model_validator(mode="after")
-    def _reachable(self) -> Lake:
-        if "${" in self.root:  # an unset variable is reported later
-            return self
-        address = Address.of(self.root)
-        if address is None and self.storage != Storage():
-            raise ValueError("`storage` is for a bucket: a `root` that begins with s3://, gs:// or az://")
-        if address is not None:
-            self.storage.check(address.cloud)
-        if "%" in self.root:
+    def _readable(self) -> Self:
+        if "%" in self.root and "${" not in self.root:  # an unset variable is reported later
             raise ValueError("a `root` with % cannot be read: the reader decodes it")
         return self
 
@@ -135,11 +127,16 @@ class Delta(Source[Table]):
     Connection = Lake
     Options = Table
     changes = frozenset({"all", "hash", "watermark", "cdf"})
+    tells = True
     evidence = "random histories by delta-rs; tables made by hand for features that it cannot write"
 
     @property
     def label(self) -> str:
         return str(self.options.table or self.options.path)
+
+    @property
+    def remote(self) -> bool:  # type: ignore[override]
+        return bool(Address.of(self.connection.root))
 
     @property
     def identity(self) -> dict[str, str]:
@@ -167,6 +164,16 @@ class Delta(Source[Table]):
         """The reader's options."""
         address = Address.of(self.connection.root)
         return options(address, self.connection.storage, self.invocation.folder) if address else {}
+
+    def version(self, stop: Stop) -> str:
+        with needs("lake"):
+            from deltalake import DeltaTable
+        try:
+            return version_of(DeltaTable(self.uri, None, self.storage, without_files=True))
+        except RetlError:
+            raise
+        except Exception as problem:
+            raise self.refused(problem) from problem
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         with needs("lake"):

@@ -28,6 +28,10 @@ _ROWS, _CHANGES, _FEED = "delta rows", "delta changes", "delta feed"  # relation
 _KIND, _VERSION = "_change_type", "_commit_version"  # columns of the feed
 
 
+def version_of(table: DeltaTable) -> str:
+    return f"{table.version()} of {table.metadata().id}"
+
+
 class Version(Snapshot):
     """A table at one version, which never changes."""
 
@@ -37,7 +41,7 @@ class Version(Snapshot):
         self._refuse_unknown()
         workspace.register(_ROWS, table.scan())  # only its types are read
         described = columns(workspace, self._all(_ROWS))
-        self.description = Description(described, f"{table.version()} of {table.metadata().id}")
+        self.description = Description(described, version_of(table))
 
     def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
         self._refuse_variant(columns)

@@ -47,7 +47,8 @@ from retl.engine.sql_text import Query, drift
 from retl.engine.workspace import Workspace
 from retl.errors import SourceError
 from retl.model import Definition
-from retl.net.bucket import STORAGE, Address, Storage
+from retl.net.bucket import Address, Root
+from retl.observe.signals import Stop
 from retl.sources.api import Description, Since, Snapshot, Source, needs
 from retl.sources.files import delimited, ndjson, parquet, zstd
 from retl.sources.files.glob import Glob
@@ -59,24 +60,11 @@ _LISTINGS = 3
 Character = Annotated[str, Field(min_length=1, max_length=1)]
 
 
-class Folder(Definition):
+class Folder(Root):
     """Where the files are."""
 
     type: Literal["files"] = "files"
-    root: str = Field(description="A folder of the project, an absolute path, or the address of a bucket.")
-    storage: Storage = Field(Storage(), description=STORAGE)
     timezone: str = Field("UTC", description="Of timestamps without an offset.")
-
-    @model_validator(mode="after")
-    def _reachable(self) -> Folder:
-        if "${" in self.root:  # an unset variable is reported later
-            return self
-        address = Address.of(self.root)
-        if address is None and self.storage != Storage():
-            raise ValueError("`storage` is for a bucket: a `root` that begins with s3://, gs:// or az://")
-        if address is not None:
-            self.storage.check(address.cloud)
-        return self
 
 
 class Pattern(Definition):
@@ -131,11 +119,16 @@ class Files(Source[Pattern]):
 
     Connection = Folder
     Options = Pattern
+    tells = True
     evidence = "files of this machine, and an S3 server (SeaweedFS); Google and Azure were not run"
 
     @property
     def label(self) -> str:
         return self.options.path
+
+    @property
+    def remote(self) -> bool:  # type: ignore[override]
+        return bool(Address.of(self.connection.root))
 
     @property
     def identity(self) -> dict[str, str]:
@@ -157,6 +150,13 @@ class Files(Source[Pattern]):
             return Disk(self._folder)
         with needs("s3"):
             return Remote(address, self.connection.storage, self.invocation.folder)
+
+    def version(self, stop: Stop) -> str:
+        place = self.place()
+        try:
+            return version_of(place.list(Glob(self.options.path)))
+        finally:
+            place.release()
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         place = self.place()
@@ -230,9 +230,7 @@ class Listing(Snapshot):
         strict = source.invocation.contract is None
         sql, columns, misfit = typed(raw, source.timezone, optional=optional, strict=strict)
         self._query = Query(sql, {}, f"files {options.path}")
-        listed = "\n".join(f"{key} {state}" for key, state in files.items())
-        version = f"{len(files)} files {sha256(listed.encode()).hexdigest()[:16]}"
-        self.description = Description(columns, version, misfit=misfit)
+        self.description = Description(columns, version_of(files), misfit=misfit)
 
     def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
         return self._query
@@ -241,6 +239,11 @@ class Listing(Snapshot):
         self._place.release()
         if self._watched and not _all_there(self._files, self._place.list(Glob(self._source.options.path))):
             raise _moved(self._source)
+
+
+def version_of(files: Mapping[str, State]) -> str:
+    listed = "\n".join(f"{key} {state}" for key, state in files.items())
+    return f"{len(files)} files {sha256(listed.encode()).hexdigest()[:16]}"
 
 
 def _all_there(files: Mapping[str, State], now: Mapping[str, State]) -> bool:

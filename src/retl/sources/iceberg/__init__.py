@@ -39,6 +39,7 @@ from retl.engine.workspace import NAME, Workspace
 from retl.errors import SourceError
 from retl.model import Definition
 from retl.observe import redact
+from retl.observe.signals import Stop
 from retl.sources.api import Description, Feed, Since, Snapshot, Source, needs, unsupported
 from retl.sources.iceberg.calls import Gone, explained, failure, within
 from retl.sources.iceberg.catalogs import Lake
@@ -89,6 +90,7 @@ class Iceberg(Source[Table]):
     Connection = Lake
     Options = Table
     changes = frozenset({"all", "cdf", "hash", "watermark"})
+    tells = True
     evidence = (
         "random histories, every pair of versions; the REST catalog and S3 of SeaweedFS; SQL catalogs in"
         " SQLite and PostgreSQL; tables by PyIceberg and by DuckDB 1.5 (position deletes, updates, merges)"
@@ -113,6 +115,11 @@ class Iceberg(Source[Table]):
             state = pin(table.metadata, self.options.at, f"table {self.options.table}")
             return Pinned(f"table {self.options.table}", table.metadata, table.io, state, workspace)
 
+    def version(self, stop: Stop) -> str:
+        name = f"table {self.options.table}"
+        with needs("lake"), explained(name):
+            return str(pin(within(stop, _CATALOG, self._load).metadata, self.options.at, name))
+
     def _load(self) -> IcebergTable:
         catalog = self.connection.open(self.invocation.folder)
         table: IcebergTable = catalog.load_table(tuple(split(self.options.table)))
@@ -120,7 +127,7 @@ class Iceberg(Source[Table]):
 
     def _trust(self, io: FileIO) -> None:
         """The catalog names the storage and hands out its keys. SourceError if it is not encrypted."""
-        redact.register(*(str(text) for name, text in io.properties.items() if _SECRET.search(name)))
+        redact.register_brief(*(str(text) for name, text in io.properties.items() if _SECRET.search(name)))
         try:
             self.connection.require_encryption(str(io.properties.get("s3.endpoint") or "https://"))
         except ValueError as problem:

@@ -48,7 +48,7 @@ from retl.model import Definition, Duration, Limits
 from retl.net.auth import HeaderName, Secret
 from retl.observe.signals import Stop
 from retl.pace.limiter import Pace
-from retl.project.definitions import Column, Contract
+from retl.project.contracts import Column, Contract
 from retl.sources.api import Description, Invocation, Since, Snapshot, Source, own_pace
 from retl.sources.rest.api import Api, RestConnection
 from retl.sources.rest.pages import Page, Walk, encoded

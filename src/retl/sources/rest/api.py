@@ -18,6 +18,7 @@ from retl.net.client import Address, Client
 from retl.net.connection import HttpConnection
 from retl.net.deadline import Deadline
 from retl.net.messages import Reply, Request
+from retl.net.signing import FormDigest
 from retl.net.waits import wait_asked
 from retl.observe.signals import Stop
 from retl.pace.limiter import Pace
@@ -42,8 +43,10 @@ class RestConnection(HttpConnection):
 
     @model_validator(mode="after")
     def _reads(self) -> RestConnection:
-        if isinstance(self.auth, InBody | WholeUrl):
+        if isinstance(self.auth, InBody | FormDigest | WholeUrl):
             raise ValueError(f"`auth` of type {self.auth.type} is only for sending")
+        if self.csrf is not None:
+            raise ValueError("`csrf` is only for sending")
         return self
 
 

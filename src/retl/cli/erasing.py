@@ -1,0 +1,170 @@
+"""`retl erase`: a person leaves targets, ledger and files; the proofs of that, and their check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from retl.cli import output, problems
+from retl.cli.app import command
+from retl.cli.invocation import Invocation
+from retl.cli.output import Piece, Table
+from retl.cli.running import Accepted
+from retl.cli.state import OneSync, group
+from retl.errors import DefinitionError
+
+erase = typer.Typer(
+    help="Erase a person from the targets and from what retl keeps.", invoke_without_command=True
+)
+_ENDS = {
+    "erased": "erased",
+    "not_erasable": "forgotten by retl; at the target by hand",
+    "failed": "not erased",
+}
+
+
+def start(
+    invocation: Invocation,
+    subject: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN=VALUE", help="Whose rows: this text in this column of any mart."),
+    ] = None,
+    sync: Annotated[str | None, typer.Option("--sync", metavar="NAME", help="The sync of the keys.")] = None,
+    keys: Annotated[
+        list[str] | None, typer.Option("--key", metavar="KEY", help="A key, as `retl explain` shows it.")
+    ] = None,
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Why, for the proof; without personal data.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be erased.")] = False,
+    lift: Annotated[bool, typer.Option("--lift", help="Let these keys be delivered again.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Whoever was erased and is at a target again, after a restore.")
+    ] = False,
+    accept: Accepted = None,
+) -> int:
+    """Erase a person: suppress the keys, delete at every target, forget them in the ledger, store a proof."""
+    from retl.app import erasure
+
+    column, value = (None, None) if again else _subject(subject, sync, keys)
+    if again and (subject is not None or keys or lift):
+        raise DefinitionError("USAGE", "--again finds the keys itself: it takes at most --sync NAME")
+    if reason is None and not dry_run:
+        raise DefinitionError("USAGE", "--reason says why: the proof of an erasure has it")
+    session = invocation.session
+    if sync is not None:
+        session.definition(sync)
+    ledger = session.ledger(create=not dry_run)
+    with session.stop.listening():
+        if column is not None and value is not None:
+            found = erasure.by_subject(session, ledger, column, value, reads=dry_run)
+        elif again:
+            found = erasure.by_digest(session, ledger, [sync] if sync is not None else ())
+        else:
+            found = erasure.by_key(session, str(sync), keys or ())
+        if lift:
+            number = erasure.lift(session, ledger, found, str(reason))
+            then = f"{number} keys may be delivered again: the next run sends their rows if the mart has them"
+            invocation.show({"lifted": number}, lambda: [then])
+            return 0
+        if dry_run:
+            looked = list(erasure.look(session, ledger, found, value))
+            return _show(invocation, {"dry_run": True, "syncs": looked}, found.unsearched)
+        erasure_id, ended = erasure.erase(
+            session, ledger, found, str(reason), subject=value, accept=accept or ()
+        )
+    return _show(invocation, {"erasure_id": erasure_id, "syncs": ended}, found.unsearched)
+
+
+@command(erase, "list")
+def list_erasures(invocation: Invocation, sync: OneSync = None) -> None:
+    """List the erasures with their proofs."""
+    found = invocation.session.ledger().erasures(sync)
+    headers = ("erasure_id", "sync", "status", "requested_at", "requested_by", "reason", "finished_at")
+    rows = [tuple(getattr(one, name) for name in headers) for one in found]
+    documents = [
+        {**{name: getattr(one, name) for name in (*headers, "object", "run_id")}, "proof": dict(one.proof)}
+        for one in found
+    ]
+    invocation.show(
+        {"erasures": documents},
+        lambda: [Table(tuple(name.replace("_", " ") for name in headers), rows)] if rows else ["none yet"],
+    )
+
+
+@command(erase, "verify")
+def verify(invocation: Invocation, sync: OneSync = None) -> int:
+    """Look for erased keys in targets, ledger and files; exit 1 if one is there."""
+    from retl.app import erasure
+
+    session = invocation.session
+    if sync is not None:
+        session.definition(sync)
+    with session.stop.listening():
+        found = list(erasure.verify(session, session.ledger(), [sync] if sync else ()))
+    code = max((one["exit_code"] for one in found), default=0)
+    headers = ("sync", "suppressed", "target", "verdict")
+    rows = [
+        (one["sync"], one["suppressed"], _asked(one), "; ".join(one["faults"]) or "clean") for one in found
+    ]
+    pieces: list[Piece] = [Table(headers, rows)] if rows else ["no key was erased"]
+    invocation.show({"syncs": found, "exit_code": code}, lambda: pieces)
+    return code
+
+
+def _asked(one: Mapping[str, Any]) -> str:
+    return "listed" if one.get("target") is not None else "cannot be listed"
+
+
+def _subject(subject: str | None, sync: str | None, keys: list[str] | None) -> tuple[str | None, str | None]:
+    """The column and value of a subject. DefinitionError USAGE if the person is named in no way, or twice."""
+    if (subject is None) == (sync is None) or (sync is None) != (not keys):
+        raise DefinitionError(
+            "USAGE", "`retl erase` needs --subject COLUMN=VALUE, or --sync NAME with --key KEY, or --again"
+        )
+    if subject is None:
+        return None, None
+    column, equals, value = subject.partition("=")
+    if not equals or not column or not value:
+        raise DefinitionError("USAGE", "--subject takes COLUMN=VALUE, such as email=ada@example.com")
+    return column, value
+
+
+def _show(invocation: Invocation, document: dict[str, Any], unsearched: Any) -> int:
+    """Print what became of each sync; exit 1 if something of the person may be left."""
+    from retl.observe.summary import exit_code
+
+    ended = document["syncs"]
+    missed = [1 for one in unsearched if one["code"] is not None]
+    code = exit_code([*(one["exit_code"] for one in ended), *missed])
+    shown = {**document, "not_searched": list(unsearched), "exit_code": code}
+    invocation.show(shown, lambda: _pieces(shown))
+    for one in ended:
+        if one["error"]:
+            output.say(f"error: {one['sync']}: {problems.sentence(one['error'])}")
+    return code
+
+
+def _pieces(document: Mapping[str, Any]) -> list[Piece]:
+    pieces: list[Piece] = []
+    if document["syncs"] and document.get("dry_run"):
+        would = [
+            (o["sync"], o["keys"], o.get("how", "failed"), o.get("files", "")) for o in document["syncs"]
+        ]
+        pieces.append(Table(("sync", "keys", "at the target", "files"), would, "nothing was changed yet"))
+    elif document["syncs"]:
+        rows = [
+            (o["sync"], o["object"], o["keys"], _ENDS[o["status"]], o["run_id"]) for o in document["syncs"]
+        ]
+        title = f"erasure {document['erasure_id']}:"
+        pieces.append(Table(("sync", "object", "keys", "end", "run"), rows, title))
+        pieces.append("`retl erase list --output json` has the proof, `retl erase verify` checks it")
+    else:
+        pieces.append("no sync has this person")
+    missed = [(one["sync"], one["reason"]) for one in document["not_searched"]]
+    return [*pieces, Table(("not searched", "why"), missed)] if missed else pieces
+
+
+group(erase, "erase", start, "start", reveals=False)

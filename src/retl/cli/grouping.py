@@ -1,0 +1,122 @@
+"""The parts of `retl --help`, and an example for each command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+GROUPS = {
+    "Begin": ("init", "demo"),
+    "Define": (
+        *("list", "validate", "check", "test", "schema", "sources", "destinations", "presets", "contract"),
+        *("dbt", "alerts"),
+    ),
+    "Run": ("plan", "sync", "apply", "watch"),
+    "Look": ("status", "runs", "show", "explain", "log", "report", "docs", "serve"),
+    "Decide and repair": (
+        "rejects",
+        "retry",
+        "conflicts",
+        "resolve",
+        "reconcile",
+        "rollback",
+        "state",
+        "erase",
+    ),
+    "Help": ("help",),
+}
+OTHERS = "More"
+
+EXAMPLES = {
+    "alerts": "retl alerts test",
+    "alerts list": "retl alerts list",
+    "alerts test": "retl alerts test",
+    "apply": "retl apply users.plan",
+    "check": "retl check to:crm",
+    "conflicts": "retl conflicts --sync users",
+    "conflicts dismiss": "retl conflicts dismiss --sync users --key 7",
+    "conflicts list": "retl conflicts list --sync users",
+    "conflicts take": "retl conflicts take mart --sync users --key 7",
+    "contract": "retl contract diff users",
+    "contract diff": "retl contract diff users",
+    "contract update": "retl contract update users --yes",
+    "dbt": "retl dbt exposures --out models/exposures.yml",
+    "dbt exposures": "retl dbt exposures --out models/exposures.yml",
+    "demo": "retl demo shop",
+    "destinations": "retl destinations hubspot",
+    "docs": "retl docs --out site",
+    "erase": "retl erase --sync users --key 7 --reason 'ticket 4711'",
+    "erase list": "retl erase list",
+    "erase start": "retl erase start --subject email=ada@example.com --reason 'ticket 4711'",
+    "erase verify": "retl erase verify",
+    "explain": "retl explain users --key 7",
+    "help": "retl help DELETE_RATE",
+    "init": "retl init shop",
+    "list": "retl list tag:daily",
+    "log": "retl log --sync users --since 7d",
+    "log show": "retl log show --sync users --since 7d",
+    "log verify": "retl log verify",
+    "plan": "retl plan users",
+    "presets": "retl presets list",
+    "presets list": "retl presets list",
+    "presets new": "retl presets new loyalty --openapi loyalty.json --path /v1/members",
+    "presets test": "retl presets test presets/loyalty.yml",
+    "reconcile": "retl reconcile users --sample 1000",
+    "rejects": "retl rejects --sync users",
+    "rejects dismiss": "retl rejects dismiss --sync users --key 7",
+    "rejects list": "retl rejects list users",
+    "report": "retl report users --out users.html",
+    "resolve": "retl resolve --sync users",
+    "retry": "retl retry users",
+    "rollback": "retl rollback 20261128T2210 --dry-run",
+    "runs": "retl runs users --limit 5",
+    "schema": "retl schema > sync.schema.json",
+    "serve": "retl serve --listen 127.0.0.1:8081",
+    "show": "retl show users",
+    "sources": "retl sources iceberg",
+    "state": "retl state show --sync users",
+    "state adopt": "retl state adopt users --yes",
+    "state copy": "retl state copy --to file:state --yes",
+    "state mv": "retl state mv users people --yes",
+    "state pause": "retl state pause users --reason 'CRM is being migrated'",
+    "state prune": "retl state prune --dry-run",
+    "state rebuild": "retl state rebuild users --dry-run",
+    "state reset": "retl state reset users --yes",
+    "state resume": "retl state resume users",
+    "state show": "retl state show --sync users",
+    "state unfence": "retl state unfence --yes",
+    "state unblock": "retl state unblock crm --yes",
+    "status": "retl status --fail-stale",
+    "sync": "retl sync tag:daily --exclude users",
+    "test": "retl test users",
+    "validate": "retl validate --strict --env prod",
+    "watch": "retl watch tag:daily",
+}
+
+
+class Grouped(typer.core.TyperGroup):
+    """A group whose help lists its commands in the parts of GROUPS, each in the order of the commands."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        shown = {name: one for name, one in self.commands.items() if not one.hidden}
+        placed = {name for names in GROUPS.values() for name in names}
+        others = tuple(name for name in shown if name not in placed)
+        room = formatter.width - 6 - max(map(len, shown))
+        for title, names in {**GROUPS, OTHERS: others}.items():
+            rows = [(name, one.get_short_help_str(room)) for name, one in shown.items() if name in names]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def give_examples(group: typer.Typer, path: str = "") -> None:
+    """Write its example under the help of each command."""
+    entries: list[Any] = [*group.registered_commands, *group.registered_groups]
+    for one in entries:
+        name = f"{path}{one.name}"
+        if name in EXAMPLES:
+            one.epilog = f"Example: {EXAMPLES[name]}"
+        inner = getattr(one, "typer_instance", None)
+        if inner is not None:
+            give_examples(inner, f"{name} ")

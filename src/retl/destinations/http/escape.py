@@ -1,0 +1,91 @@
+"""How a value enters another language: one function for each, used wherever a row's value is put there.
+
+Each returns text that the language's own parser reads back as the value, or raises Poisoned. GraphQL has no
+function: values go into its `variables`, which are JSON. Nothing here knows rows or requests.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+import msgspec
+
+from retl.errors import Poisoned
+
+_GUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+_LITERAL = re.compile(rf"-?\d[0-9A-Za-z_.:+-]*|{_GUID}|true|false", re.ASCII)
+_SOQL = str.maketrans(
+    {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
+)
+
+
+def segment(value: str) -> str:
+    """A value as one segment of a path, or a part of one. Not empty, `.` or `..`, which servers resolve even
+    if they are percent-encoded."""
+    if value in ("", ".", ".."):
+        raise Poisoned("NO_PATH", "a value of the path is empty, null or a dot segment")
+    return quote(value, safe="")
+
+
+def query(value: str) -> str:
+    """A value in a query. Not empty: many APIs take an empty condition for none."""
+    if not value:
+        raise Poisoned("NO_PATH", "a value of the query is empty or null")
+    return quote(value, safe="")
+
+
+def odata(value: str) -> str:
+    """The inside of a text literal of OData, which has single quotes."""
+    return value.replace("'", "''")
+
+
+def bare(value: str) -> str:
+    """A literal of OData without quotes: a number, a date or time, a UUID, true or false. Nothing else: a
+    word is a field's name there, and a comma begins the next field."""
+    if not _LITERAL.fullmatch(value):
+        raise Poisoned(
+            "NO_LITERAL", "a value without quotes in an OData address is no number, date, UUID or boolean"
+        )
+    return value
+
+
+def soql(value: str) -> str:
+    """The inside of a text literal of Salesforce's query language, which has single quotes."""
+    return value.translate(_SOQL)
+
+
+def json(value: str) -> str:
+    """The inside of a JSON text, which has double quotes."""
+    return msgspec.json.encode(value).decode()[1:-1]
+
+
+def header(value: str) -> str:
+    """The value of a header, which has no escapes: printable ASCII without blanks at its ends."""
+    if not value or value != value.strip() or not value.isascii() or not value.isprintable():
+        raise Poisoned("NO_HEADER", "a value of a header is empty, null, or not printable ASCII on one line")
+    return value
+
+
+def quoted(value: str) -> str:
+    """The inside of a quoted part of a header, such as an ETag."""
+    if '"' in value or "\\" in value:
+        raise Poisoned("NO_HEADER", "a value between the quotes of a header has a quote or backslash")
+    return header(value)
+
+
+def line(text: str) -> str:
+    """A JSON text as one line: between its parts a json column may hold line breaks, inside a text none."""
+    return text.replace("\n", " ").replace("\r", " ") if "\n" in text or "\r" in text else text
+
+
+def cell(value: str) -> str:
+    """A text as a cell of CSV (RFC 4180)."""
+    return '"' + value.replace('"', '""') + '"'
+
+
+def member(name: str) -> str:
+    """A name inside the name of a form's field: a[name]. Brackets have no escape there."""
+    if "[" in name or "]" in name:
+        raise Poisoned("FORM_NAME", "a name inside a json value has a bracket, which no form can hold")
+    return name

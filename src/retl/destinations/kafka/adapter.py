@@ -1,0 +1,361 @@
+"""A topic of a Kafka cluster: a row is a record, a batch is a transaction.
+
+The key of a record is the key of the sync: the text of its value, or with several columns a JSON object of
+them. The value is a JSON object of key and fields. `write: upsert` sends the newest state of a row, and a
+delete is a record without a value (a tombstone), so the topic should be compacted (`cleanup.policy=compact`).
+`write: append` sends each key once, ever. Headers: `retl-run` (the run's id), `retl-op` (`upsert`, `append`,
+`delete`), `retl-version` (the number of the run, which only grows) and `retl-batch`. Records are spread over
+partitions as Java's clients do it. If partitions are added later, keys move, and older records stay where
+they were. There is no schema registry: values are JSON only.
+
+**Readers must use `isolation.level=read_committed`**, else they see what was aborted.
+
+**Exactly once**: all records of a batch and one mark are a transaction. Marks are in a topic beside it,
+`TOPIC.retl`, with one partition, compacted. If a commit got no answer, the next attempt or run opens a new
+producer with the same transactional id, `retl/TOPIC`: the cluster then ends what was open, and the older
+producer can never commit again. After that the marks tell for good whether the batch was applied. The same
+marks tell whether the topic was deleted and made again, and whether the ledger was restored. An older run, or
+another ledger, that wakes up late is fenced off.
+
+    connections:
+      stream:
+        type: kafka
+        servers: "kafka-1:9093,kafka-2:9093"
+        tls: true
+        user: retl
+        password: "${KAFKA_PASSWORD}"
+
+    destination: {connection: stream, topic: crm.segments, create: true}
+    write: upsert
+    deletes: delete
+
+`create: true` makes the topic (`partitions`, `replication`; compacted for upsert). The topic of marks is made
+if it is missing. Except on this machine, TLS is required and verified, unless the connection says
+`allow_plaintext: true`; `tls_cert_file` and `tls_key_file` are for brokers that ask for a certificate. SASL
+is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
+
+The account needs: Describe and Write on the topic; Describe, Read and Write on the topic of marks; Create on
+both, if they are to be made; Describe and Write on the transactional id `retl/TOPIC`.
+
+What it cannot do: fields that other writers own (a record is a whole row), soft deletes, `retl reconcile`. A
+tombstone removes older records only when the cluster compacts the topic, so `retl erase` leaves that to a
+person. A row of more than `max_message_bytes` is a reject. A topic without compaction forgets rows after its
+retention time, also those that did not change. After a kill, readers wait at what was open until the next
+run, or for twice the connection's `timeout`.
+
+Evidence: every step of exactly once, with runs that were killed, against a broker that speaks Kafka's
+protocol (Tansu). **Isolation was not run on Apache Kafka.** That broker shows readers what was aborted, so
+these runs prove the steps, and not what other readers see. SCRAM and client certificates were not run either.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+from uuid import uuid4
+
+import msgspec
+from pydantic import Field, model_validator
+
+from retl.destinations.api import Destination
+from retl.destinations.batch import (
+    UNKNOWN,
+    WRITTEN,
+    Batch,
+    Capabilities,
+    Kind,
+    Outcome,
+    RowResult,
+    Shape,
+    SoftDelete,
+    Trace,
+    Visit,
+    WriteMode,
+)
+from retl.destinations.kafka.client import KafkaConnection, Record, Transactions
+from retl.destinations.kafka.marks import Marks
+from retl.destinations.kafka.topics import Topics
+from retl.destinations.marks import NOT_APPLIED
+from retl.errors import Ambiguous, DefinitionError, Unavailable
+from retl.model import Definition
+from retl.net.deadline import Deadline
+from retl.net.gate import Gate
+
+_NAME = r"[A-Za-z0-9._-]{1,240}"
+_OVERHEAD = 250  # bytes of a record beside key and value: our headers and Kafka's own
+_REASONS = {
+    "TOO_LARGE": "the record would be larger than `max_message_bytes`",
+    "NOT_UNICODE": "a text is not valid Unicode",
+}
+_exact = msgspec.json.Encoder(decimal_format="number")  # Decimals keep their digits
+
+
+class KafkaOptions(Definition):
+    """The topic of the sync."""
+
+    connection: KafkaConnection = KafkaConnection()
+    topic: str
+    marks: str = Field("", description="The topic of marks; `TOPIC.retl` if not given.")
+    create: bool = Field(False, description="Make the topic if it is missing.")
+    partitions: int | None = Field(None, ge=1, le=10_000, description="create: else the cluster's default.")
+    replication: int | None = Field(
+        None, ge=1, le=100, description="Of topics that are made: else the cluster's default."
+    )
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
+    max_message_bytes: int = Field(
+        1_000_000, ge=1000, le=100_000_000, description="As the topic's `max.message.bytes`, or less."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> KafkaOptions:
+        for name in (self.topic, self.beside):
+            if not re.fullmatch(_NAME, name) or name in (".", ".."):
+                raise ValueError("a topic's name has letters, digits, `.`, `_` and `-`")
+        if self.beside == self.topic:
+            raise ValueError("`marks` is another topic than `topic`")
+        if self.partitions is not None and not self.create:
+            raise ValueError("`partitions` is for `create: true`")
+        return self
+
+    @property
+    def beside(self) -> str:
+        """The topic of marks."""
+        return self.marks or f"{self.topic}.retl"
+
+
+class _Session(NamedTuple):
+    """A producer that has fenced off all others, and the marks as it found them and added to them. `topic`:
+    the id of the topic."""
+
+    producer: Transactions
+    marks: Marks
+    topic: str
+
+
+class Kafka(Destination[KafkaOptions]):
+    """One topic, with that of its marks."""
+
+    Connection = KafkaConnection
+    Options = KafkaOptions
+
+    def __init__(self, options: KafkaOptions, shape: Shape, gate: Gate | None = None) -> None:
+        super().__init__(options, shape, gate)
+        if isinstance(shape.deletes, SoftDelete):
+            raise DefinitionError(
+                "OPERATION_UNSUPPORTED",
+                "a record is a whole row: `deletes: {set: …}` is not possible here",
+                hint="use `deletes: delete`, which sends a record without a value",
+                where=f"sync {shape.sync}",
+            )
+        self._topics = Topics(options, shape)
+        self._cluster = self._topics.cluster
+        self._session: _Session | None = None
+        self._names = [  # what precedes each value of a key in a JSON object
+            (b"," if number else b"{") + _exact.encode(one.name) + b":"
+            for number, one in enumerate(shape.key)
+        ]
+        append = shape.write == "append"
+        self.capabilities = Capabilities(
+            object=self.place(options, shape.write),
+            modes=frozenset({"append"} if append else {"upsert", "delete"}),
+            idempotent=not append,
+            form="documents",
+            resolves=True,
+        )
+
+    @classmethod
+    def forgets(cls, options: KafkaOptions) -> bool:
+        return False  # older records stay until the cluster compacts the topic
+
+    @classmethod
+    def place(cls, options: KafkaOptions, write: WriteMode) -> str:
+        return f"kafka:{options.connection.name}/{options.topic}"
+
+    # --- check and prepare
+
+    def check(self, visit: Visit) -> Trace:
+        """Reads the marks. Systemic NOPERM, KAFKA_LOGIN, TLS_UNVERIFIED; Mismatch TARGET_DRIFT."""
+        there = self._topics.check()
+        return self._topics.marks(there).trace(there.id)
+
+    def notes(self) -> list[str]:
+        return self._topics.notes()
+
+    def prepare(self, visit: Visit) -> None:
+        """Makes topics that are missing, fences off older runs and other ledgers, drops marks that are no
+        longer needed."""
+        self._topics.create()
+        self._open(visit.epoch, visit.keep)
+
+    # --- write
+
+    def write(self, batch: Batch) -> Outcome:
+        """The records and the mark, in one transaction. If there is a mark already, nothing is sent."""
+        session = self._open(batch.epoch)
+        if (found := session.marks.of(batch)) is not None:
+            return _outcome(found)
+        records, rejected = self._records(batch)
+        if records:
+            attempt = uuid4().hex[:12]
+            said = {
+                "topic": session.topic,
+                "rows": len(records),
+                "rejected": rejected,
+                "attempt": attempt,
+            }
+            mark = session.marks.mark(batch, **said)
+            try:
+                self._send(session.producer, batch, records, mark, attempt)
+            except BaseException:
+                self._drop()
+                raise
+            session.marks.take(*mark)
+            self._bytes += sum(len(key) + len(value or b"") for key, value in records)
+        return _outcome({"rejected": rejected})
+
+    def _send(
+        self,
+        producer: Transactions,
+        batch: Batch,
+        records: Sequence[Record],
+        mark: tuple[bytes, bytes],
+        attempt: str,
+    ) -> None:
+        """Ambiguous if nobody knows whether it is committed; any other error: it is not."""
+        within, headers = Deadline(self.options.connection.timeout), _headers(batch, attempt)
+        producer.begin()
+        producer.send(self.options.topic, records, headers=headers)
+        producer.flush(within)
+        producer.send(self.options.beside, [mark], partition=0)
+        if not producer.commit(Deadline(self.options.connection.timeout)):
+            raise Ambiguous(
+                "NO_ANSWER", f"{self.options.connection.name} did not answer to the commit of a batch"
+            )
+
+    def _records(self, batch: Batch) -> tuple[list[Record], dict[int, str]]:
+        """What is sent, and the rows that cannot be a record, with the code of the reason."""
+        records, rejected = list[Record](), dict[int, str]()
+        make = self._tombstone if batch.operation == "delete" else self._record
+        most = self.options.max_message_bytes - _OVERHEAD
+        for number, row in enumerate(batch.documents()):
+            try:
+                record = make(row)
+            except UnicodeEncodeError:
+                rejected[number] = "NOT_UNICODE"
+                continue
+            if len(record[0]) + len(record[1] or b"") > most:
+                rejected[number] = "TOO_LARGE"
+            else:
+                records.append(record)
+        return records, rejected
+
+    def _record(self, row: Sequence[Any]) -> Record:
+        fields, head = row[-1].encode(), self._head(row)
+        return self._key(row, head), head + (b"," if len(fields) > 2 else b"") + fields[1:]
+
+    def _tombstone(self, row: Sequence[Any]) -> Record:
+        return self._key(row, self._head(row)), None
+
+    def _head(self, row: Sequence[Any]) -> bytes:
+        """The JSON object of the key, without its end."""
+        if len(self._names) == 1:
+            return self._names[0] + _exact.encode(row[0])
+        return b"".join([name + _exact.encode(value) for name, value in zip(self._names, row, strict=False)])
+
+    def _key(self, row: Sequence[Any], head: bytes) -> bytes:
+        """The key of a record: the text of the one value, or the JSON object."""
+        if len(self._names) > 1:
+            return head + b"}"
+        return row[0].encode() if isinstance(row[0], str) else head[len(self._names[0]) :].strip(b'"')
+
+    # --- resolve
+
+    def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Outcome:
+        """What the marks say of the batch, after every older producer was fenced off. Without `act` the marks
+        are only read."""
+        marks = self._open(batch.epoch).marks if act else self._topics.marks(self._topics.check())
+        if (found := marks.of(batch)) is not None:
+            return _outcome(found)
+        return Outcome(NOT_APPLIED if marks.whole else UNKNOWN)
+
+    # --- the producer
+
+    def _open(self, epoch: int, keep: frozenset[str] | None = None) -> _Session:
+        """The producer of this run. It reads the marks only after it has fenced off all others, so nobody
+        adds one later: then they tell who may write, and what was applied. `keep`: drop the marks of other
+        runs. Systemic VOIDED."""
+        if self._session is None:
+            there, seconds = self._topics.check(), self.options.connection.timeout
+            self._topics.marks(there).began(epoch)  # a newer run must not be fenced off
+            name, compression = f"retl/{self.options.topic}", self.options.compression
+            producer = Transactions(self._cluster, name, compression, Deadline(seconds))
+            self._session = _Session(producer, Marks(self.shape), there.id)
+            try:
+                marks = self._topics.marks(there, Deadline(seconds))
+                if not marks.whole:
+                    raise Unavailable(
+                        "UNAVAILABLE", f"the topic {self.options.beside} was not read to its end in time"
+                    )
+                self._session = _Session(producer, marks, there.id)
+            except BaseException:
+                self._drop()
+                raise
+        try:
+            self._begin(self._session, epoch, keep)
+        except BaseException:
+            self._drop()
+            raise
+        return self._session
+
+    def _begin(self, session: _Session, epoch: int, keep: frozenset[str] | None) -> None:
+        """Leave the record of this run, if it has none yet."""
+        producer, marks, _ = session
+        records: list[tuple[bytes, bytes | None]] = [] if marks.began(epoch) else [marks.fence(epoch)]
+        if keep is not None:
+            records += [(key, None) for key in marks.old(keep)]
+        if not records:
+            return
+        producer.begin()
+        producer.send(self.options.beside, records, partition=0)
+        if not producer.commit(Deadline(self.options.connection.timeout)):
+            raise self._cluster.unreachable()
+        for record in records:
+            marks.take(*record)
+
+    def _drop(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.producer.close()
+        self._topics.close()  # its connection may be as lost as that of the producer
+
+    # --- preview, interrupt
+
+    def preview(self, batch: Batch) -> bytes:
+        """Per record a line: its key, a tab, and its value (`null`: a tombstone)."""
+        records, _ = self._records(batch)
+        return b"".join(b"%b\t%b\n" % (key, b"null" if value is None else value) for key, value in records)
+
+    def interrupt(self) -> None:
+        """End before the commit: nothing of the batch is applied."""
+        self._cluster.interrupted = True
+
+    def close(self) -> None:
+        self._drop()
+
+
+def _headers(batch: Batch, attempt: str) -> list[tuple[str, bytes]]:
+    texts = {
+        "retl-run": batch.run_id,
+        "retl-op": batch.operation,
+        "retl-version": str(batch.epoch),
+        "retl-batch": f"{batch.id}/{attempt}",  # its mark says which attempt was committed
+    }
+    return [(name, text.encode()) for name, text in texts.items()]
+
+
+def _outcome(said: Mapping[str, Any]) -> Outcome:
+    rejected = {
+        int(row): RowResult(Kind.REJECTED, code, _REASONS[code]) for row, code in said["rejected"].items()
+    }
+    return Outcome(WRITTEN, rejected)

@@ -1,0 +1,78 @@
+"""The commands of rows that are written whatever their keys hold. Pure: rows in, commands out.
+
+There is one command per row, so that each reply belongs to one row. They are made in SQL where possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from retl.destinations.batch import LINE_KEYS, Batch, FieldsText, Line, Shape, Size
+from retl.destinations.redis.keys import Template
+from retl.destinations.redis.resp import CHUNK, CHUNK_BYTES, Argument, Command, Packed, pack
+from retl.destinations.redis.values import Hash, Stored, String
+
+# After a refused HSET, MULTI would continue and set a TTL on a key that is not ours; a script stops.
+WRITE_HASH = """\
+local last = 2 + ARGV[2]
+if last > 2 then redis.call('HSET', KEYS[1], unpack(ARGV, 3, last)) end
+if #ARGV > last then redis.call('HDEL', KEYS[1], unpack(ARGV, last + 1)) end
+if ARGV[1] ~= 'none' then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
+if last == 2 and redis.call('EXISTS', KEYS[1]) == 0 then return redis.error_reply('EMPTYHASH') end"""
+
+
+class Plain:
+    """The commands of one sync."""
+
+    def __init__(self, value: Stored, shape: Shape, template: Template, ttl: int | None) -> None:
+        self._value, self._template, self._ttl = value, template, ttl
+        self._width = len(shape.key)
+        self.line = _line(value, shape, template, ttl)
+
+    def commands(self, batch: Batch) -> Iterator[Command | Packed]:
+        """In the order of the rows."""
+        if self.line is None or batch.operation == "delete":
+            yield from self.by_row(batch)
+            return
+        lines = batch.lines(self.line)
+        for n in range(0, len(lines), CHUNK):
+            some = lines[n : n + CHUNK]
+            packed = "".join(some).encode()
+            if len(packed) <= CHUNK_BYTES:
+                yield Packed(packed, len(some))
+            else:
+                yield from (Packed(one.encode(), 1) for one in some)
+
+    def by_row(self, batch: Batch) -> Iterator[Command]:
+        for row in batch.documents():
+            key = self._template.key(row[: self._width])
+            yield ("UNLINK", key) if batch.operation == "delete" else self._write(key, row[self._width])
+
+    def _write(self, key: str, document: str) -> Command:
+        expiry: Command = () if self._ttl is None else ("EX", self._ttl)
+        if isinstance(self._value, String) and self._value.only is None:
+            return ("SET", key, document, *expiry)
+        texts = self._value.texts(document)
+        if isinstance(self._value, Hash):
+            entries = [part for name, text in texts.items() if text is not None for part in (name, text)]
+            cleared = [name for name, text in texts.items() if text is None]
+            ttl: Argument = "none" if self._ttl is None else self._ttl
+            return ("EVAL", WRITE_HASH, 1, key, ttl, len(entries), *entries, *cleared)
+        (text,) = texts.values()
+        return ("UNLINK", key) if text is None else ("SET", key, text, *expiry)
+
+
+def _line(value: Stored, shape: Shape, template: Template, ttl: int | None) -> Line | None:
+    """The packed command of a row with a JSON object as its value, made in SQL; None if Python must make
+    it."""
+    is_object = isinstance(value, String) and value.only is None
+    if not is_object or any(field.type.name not in LINE_KEYS for field in shape.key):
+        return None
+    key = template.pieces
+    expiry = pack(("EX", ttl)).decode().partition("\r\n")[2] if ttl is not None else ""
+    return (
+        f"*{5 if expiry else 3}\r\n$3\r\nSET\r\n",
+        *("$", Size(key), "\r\n", *key, "\r\n"),
+        *("$", Size((FieldsText(),)), "\r\n", FieldsText(), "\r\n"),
+        expiry,
+    )

@@ -1,0 +1,79 @@
+"""The stamp: a hash per sync and object in which retl marks every batch, so that a server which lost rows is
+noticed. An entry begins with its state. A conditional batch has its outcome there too, written in one step
+with its rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from retl.destinations.batch import UNKNOWN, WRITTEN, Batch, Kind, Outcome, RowResult, Shape
+from retl.destinations.redis.resp import Command, Refusal
+
+VOID, BEGUN, ENDED = 0, 1, 2  # the states of an entry: 0 for an attempt that must never be applied
+NOT_APPLIED = RowResult(Kind.RETRY)
+
+
+class Stamp:
+    def __init__(self, shape: Shape, template: str) -> None:
+        self.key = f"retl:stamp:{quote(shape.state_id)}:{quote(template, safe='')}"
+
+    def around(self, batch: Batch) -> tuple[Command, Command]:
+        """Before and after the rows: if the server is emptied in between, the second finds no entry."""
+        entry = self.entry(batch)
+        return ("HSET", self.key, entry, BEGUN), ("HINCRBY", self.key, entry, ENDED - BEGUN)
+
+    def entry(self, batch: Batch, attempt: int = 0) -> str:
+        return f"{batch.run_id}/{batch.id}" + (f":{attempt}" if attempt else "")
+
+
+def ended(reply: Any) -> frozenset[tuple[str, str]]:
+    """The batches (run id, batch id) in a stamp that were written to their end."""
+    return frozenset(
+        (run, entry.partition(":")[0]) for run, entry, state in _stamped(reply) if state >= ENDED
+    )
+
+
+def entries_of_others(reply: Any, runs: frozenset[str]) -> list[str]:
+    """The entries of a stamp that belong to no run of these."""
+    return [f"{run}/{entry}" for run, entry, _ in _stamped(reply) if run not in runs]
+
+
+def _stamped(reply: Any) -> Iterator[tuple[str, str, int]]:
+    """Per entry: run, batch with attempt, state."""
+    entries = iter(() if isinstance(reply, Refusal) else reply)
+    for entry, state in zip(entries, entries, strict=True):
+        run_id, _, batch = entry.decode().partition("/")
+        yield run_id, batch, int(state.split(b" ", 1)[0])
+
+
+def noted(results: Mapping[int, RowResult]) -> str:
+    """Results other than WRITTEN as a text: equal ones share a group."""
+    groups: dict[RowResult, list[int]] = {}
+    for row, result in results.items():
+        groups.setdefault(result, []).append(row)
+    return json.dumps([[r.kind, r.code, r.reason, r.ours, rows] for r, rows in groups.items()])
+
+
+def outcome(stored: bytes) -> Outcome | None:
+    """What an entry says of its batch: rows whose key had changed were not written. None for an attempt that
+    is never applied. A batch without conditions leaves no outcome: the server may have refused some rows."""
+    state, _, rest = stored.partition(b" ")
+    if int(state) == VOID:
+        return None
+    if int(state) == BEGUN or not rest:
+        return Outcome(UNKNOWN)
+    text, _, left = rest.partition(b" ")[2].rpartition(b"\n")
+    found = {
+        row: RowResult(Kind(kind), code, reason, ours=ours)
+        for kind, code, reason, ours, rows in json.loads(text)
+        for row in rows
+    }
+    return Outcome(WRITTEN, found | dict.fromkeys(_numbers(left), NOT_APPLIED))
+
+
+def _numbers(listed: bytes) -> Sequence[int]:
+    return [int(one) for one in listed.split(b",") if one]

@@ -1,0 +1,148 @@
+"""The whole life of the rows of a sync, for three vendors that were drawn by lot: created, adopted, changed,
+refused, throttled, killed, deleted, erased. After every step the vendor holds exactly the mart.
+
+The lot was drawn once, among the presets that can update and delete. 1,000 rows, and the other two vendors, are
+for `make test-all`; without it a few rows and the first vendor are enough.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from retl.testing import FakeApi, throttled
+from tests.commands import Workshop
+from tests.presets.proof import Proof
+
+DRAWN_FROM = (
+    *("activecampaign", "airtable", "attio", "customerio", "freshdesk", "intercom", "iterable", "mailchimp"),
+    *("onesignal", "pardot", "pipedrive", "servicenow", "shopify", "stripe", "vero", "zoho"),
+)
+LOT = random.Random("2026-11-28").sample(DRAWN_FROM, 3)
+ALL = bool(os.environ.get("RETL_TEST_ALL"))
+ROWS = 1000 if ALL else 24
+
+
+def proof_of(name: str) -> Proof:
+    module = import_module(f"tests.presets.test_{name}")
+    (found,) = (
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, Proof) and kind is not Proof
+    )
+    return found()
+
+
+class Life:
+    """A project that sends the table `mart` to the vendor of a proof."""
+
+    def __init__(self, workshop: Workshop, proof: Proof, api: FakeApi) -> None:
+        self.workshop, self.proof, self.api = workshop, proof, api
+        self.bad = proof.bad[0] if proof.bad else None
+        given = {
+            name: value.replace("https://vendor", api.url) if isinstance(value, str) else value
+            for name, value in proof.connection.items()
+        }
+        connection = {
+            "type": proof.preset,
+            "base_url": api.url,
+            **given,
+            "limits": {"share": 1, "requests": 10**6},
+        }
+        destination = {"connection": "vendor", **proof.parameters, **(proof.deletes or {})}
+        sync = {
+            "source": {"table": "mart"},
+            "key": [proof.key],
+            "destination": destination,
+            "deletes": "delete",
+            "retry": {"attempts": 9},
+        }
+        project = {"warehouse": {"path": "data/warehouse.duckdb"}, "connections": {"vendor": connection}}
+        workshop.write("retl.yml", json.dumps(project))
+        workshop.write("syncs/life.yml", json.dumps(sync))
+        columns = ", ".join(
+            f"{one.name} {'BIGINT' if one.type.name == 'integer' else 'VARCHAR'}" for one in proof.fields
+        )
+        self.sql(f"CREATE TABLE mart ({proof.key} VARCHAR, {columns})")
+
+    def sql(self, *statements: str) -> None:
+        for statement in statements:
+            self.workshop.warehouse(statement)
+
+    def add(self, first: int, last: int) -> None:
+        self.sql(
+            f"INSERT INTO mart SELECT 'k' || lpad(i::VARCHAR, 4, '0') || '@x.io', 'name ' || i, i"
+            f" FROM range({first}, {last}) t(i)"
+        )
+
+    def sync(self, *words: str, code: int = 0) -> Any:
+        said = self.workshop.retl("sync", "--sync", "life", "--output", "json", *words)
+        assert said.code == code, said.err
+        return json.loads(said.out)["syncs"][0]
+
+    def exact(self) -> None:
+        """The vendor holds the mart, without what it refuses, and nothing came twice."""
+        path = self.workshop.folder / "data" / "warehouse.duckdb"
+        with duckdb.connect(str(path), read_only=True) as mart:
+            rows = mart.execute(f"SELECT * FROM mart ORDER BY {self.proof.key}").fetchall()
+        wanted = self.proof.expected([row for row in rows if row[0] != self.bad])
+        assert self.proof.contents(self.api) == wanted
+        assert not getattr(self.api, "doubled", 0)
+
+
+@pytest.mark.parametrize("name", LOT if ALL else LOT[:1])
+def test_the_whole_life_of_a_vendor_s_rows_ends_exact(name: str, tmp_path: Path) -> None:
+    proof = proof_of(name)
+    with proof.vendor() as api:
+        life = Life(Workshop(tmp_path / "project"), proof, api)
+        some = ROWS // 4
+        life.add(0, some)  # what is there before this project knows of it
+        life.sync()
+        shutil.rmtree(life.workshop.folder / ".retl")
+
+        life.add(some, ROWS)
+        assert life.sync()["inserted"] == ROWS
+        life.exact()
+
+        life.sql("UPDATE mart SET name = name || '!' WHERE visits % 5 = 0")
+        assert life.sync()["updated"] == len(range(0, ROWS, 5))
+        life.exact()
+
+        if proof.bad is not None:
+            values = ", ".join("NULL" if v is None else repr(v) for v in proof.bad)
+            life.sql(f"INSERT INTO mart VALUES ({values})", "UPDATE mart SET name = 'new' WHERE visits = 3")
+            done = life.sync()
+            assert (done["status"], done["rejected"], done["updated"]) == ("SUCCESS_WITH_REJECTS", 1, 1)
+            life.exact()
+            life.sql(f"DELETE FROM mart WHERE {proof.key} = '{proof.bad[0]}'")
+
+        life.sql("UPDATE mart SET name = 'storm ' || visits WHERE visits % 6 = 0")
+        api.misbehave(*[throttled(0)] * 5)
+        assert life.sync()["updated"] == len(range(0, ROWS, 6))
+        life.exact()
+
+        life.sql("UPDATE mart SET name = 'killed ' || visits WHERE visits % 2 = 0")
+        killed = life.workshop.process("sync", "--sync", "life", RETL_CRASH_AT="batch_answered:1")
+        assert killed.code == -9, killed.err
+        life.sync()
+        life.exact()
+
+        life.sql("DELETE FROM mart WHERE visits % 4 = 1")
+        gone = len(range(1, ROWS, 4))
+        assert life.sync("--allow-deletes", str(gone))["deleted"] == gone
+        life.exact()
+
+        key = "k0002@x.io"
+        erased = life.workshop.retl("erase", "--sync", "life", "--key", key, "--reason", "ticket 1")
+        assert erased.code == 0, erased.err
+        assert life.sync()["rejected"] == 0
+        life.sql(f"DELETE FROM mart WHERE {proof.key} = '{key}'")
+        life.exact()

@@ -1,0 +1,196 @@
+"""`retl contract`: what came, went or changed, and an edit that keeps every comment."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retl.errors import DefinitionError
+from retl.project.yamledit import Edit, edited
+from tests.commands import Workshop
+from tests.servers import Database
+
+SYNC = """\
+# our users
+source: {table: users}
+key: [user_id] # never NULL
+contract:
+  # the shop's number
+  user_id: {type: integer} # whole
+  email: {type: string, sensitive: true, nullable: true}
+  # money
+  spend:
+    type: decimal # exact
+    max_digits: 12
+    decimal_places: 2
+destination: {connection: out, table: mart, create: true}
+"""
+MART = "CREATE OR REPLACE TABLE users AS SELECT i AS user_id, 'a' AS {email}, {spend} AS spend{more} FROM range(3) t(i)"
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Workshop:
+    made = Workshop(tmp_path / "shop")
+    made.write("retl.yml", "connections: {out: {type: sqlite, path: out.db}}\n")
+    made.write("syncs/users.yml", SYNC)
+    change(made)
+    with sqlite3.connect(made.folder / "out.db") as target:
+        target.execute("CREATE TABLE mart (user_id INTEGER PRIMARY KEY, email TEXT, spend TEXT)")
+    return made
+
+
+def change(shop: Workshop, email: str = "email", spend: str = "1.50::DECIMAL(12, 2)", more: str = "") -> None:
+    shop.warehouse(MART.format(email=email, spend=spend, more=more))
+
+
+def differences(shop: Workshop) -> dict[str, Any]:
+    said = shop.retl("contract", "diff", "users", "--output", "json")
+    (sync,) = said.document["syncs"]
+    assert said.code == int(bool(sync["differences"])), said.err
+    assert sync["target"] is None
+    return {one["column"]: one for one in sync["differences"]}
+
+
+def test_nothing_differs_where_nothing_changed(shop: Workshop) -> None:
+    assert differences(shop) == {}
+    assert "the contract fits the mart" in shop.retl("contract", "update", "users", "--yes").out
+    assert (shop.folder / "syncs" / "users.yml").read_text() == SYNC
+
+
+def test_each_difference_has_an_edit_of_the_contract_and_the_ddl(shop: Workshop) -> None:
+    change(shop, "e_mail", "1.5::DOUBLE", ", 7 AS age")
+    with sqlite3.connect(shop.folder / "out.db") as target:
+        target.execute("ALTER TABLE mart DROP COLUMN spend")
+    found = differences(shop)
+    assert {name: one["kind"] for name, one in found.items()} == {
+        "email": "renamed",
+        "age": "added",
+        "spend": "missing",
+    }
+    assert found["email"]["now"] == "e_mail"
+    assert found["email"]["ddl"] == 'ALTER TABLE "mart" RENAME COLUMN "email" TO "e_mail"'
+    assert found["age"]["edit"] == {"type": "integer", "nullable": True}
+    assert found["age"]["ddl"] == 'ALTER TABLE "mart" ADD COLUMN "age" INTEGER'
+    assert found["spend"]["ddl"].startswith('ALTER TABLE "mart" ADD COLUMN "spend"')
+
+
+def test_the_update_is_shown_first_and_keeps_comments_and_the_names_at_the_target(shop: Workshop) -> None:
+    change(shop, "e_mail", "'x'", ", 7 AS age")
+    before = (shop.folder / "syncs" / "users.yml").read_text()
+    said = shop.retl("contract", "update", "users")
+    assert (said.code, "+  e_mail: {type: string" in said.out) == (0, True)
+    assert "nothing was written" in said.out
+    assert (shop.folder / "syncs" / "users.yml").read_text() == before
+    shop.retl("contract", "update", "users", "--yes")
+    assert (shop.folder / "syncs" / "users.yml").read_text() == (
+        SYNC.replace("  email:", "  e_mail:")
+        .replace(
+            "    type: decimal # exact\n    max_digits: 12\n    decimal_places: 2\n",
+            "    type: string # exact\n",
+        )
+        .replace("type: string # exact\n", "type: string # exact\n  age: {type: integer, nullable: true}\n")
+        + 'fields: {"*": "*", email: e_mail}\n'
+    )
+    assert differences(shop).keys() <= {"", "age"}  # the target's own columns are not for us to change
+
+
+def test_a_column_that_left_is_taken_out_and_its_column_at_the_target_is_an_orphan(shop: Workshop) -> None:
+    shop.json("sync")
+    shop.warehouse("CREATE OR REPLACE TABLE users AS SELECT i AS user_id, 'a' AS email FROM range(3) t(i)")
+    (spend,) = differences(shop).values()
+    assert (spend["kind"], spend["ddl"]) == ("removed", 'ALTER TABLE "mart" DROP COLUMN "spend"')
+    assert "SOURCE_DRIFT" in shop.retl("validate").err
+    shop.json("contract", "update", "users", "--yes")
+    assert "# money" in (shop.folder / "syncs" / "users.yml").read_text()
+    (orphan,) = differences(shop).values()
+    assert (orphan["column"], orphan["kind"], orphan["ddl"]) == ("spend", "orphaned", spend["ddl"])
+    (summary,) = shop.json("sync", "--dry-run")["syncs"]
+    assert any("spend" in note and "stay as they are" in note for note in summary["notes"])
+
+
+def test_plan_and_validate_say_that_the_mart_has_a_new_column(shop: Workshop) -> None:
+    shop.json("sync")
+    change(shop, more=", 7 AS age")
+    (line,) = shop.json("validate")["syncs"]
+    assert "age" in line["note"]
+    (summary,) = shop.json("sync", "--dry-run")["syncs"]
+    assert [note for note in summary["notes"] if "new column" in note and "age" in note]
+    shop.json("sync")
+    (summary,) = shop.json("sync", "--dry-run")["syncs"]
+    assert not [note for note in summary.get("notes", ()) if "new column" in note]
+    change(shop, "e_mail")
+    said = shop.retl("validate")
+    assert "did you mean 'e_mail'" in said.err
+    assert "`retl contract diff` shows the ways out" in said.err
+
+
+def test_a_contract_that_follows_the_mart_has_no_differences_to_it(shop: Workshop) -> None:
+    shop.write(
+        "syncs/users.yml", SYNC.split("contract:")[0] + 'contract: {"*": "*"}\n' + SYNC.splitlines()[-1]
+    )
+    change(shop, more=", 7 AS age")
+    assert differences(shop).keys() == {"age"}  # the target does not have it yet
+    assert differences(shop)["age"]["kind"] == "missing"
+
+
+def test_an_unreachable_target_leaves_what_the_mart_says(shop: Workshop) -> None:
+    shop.write("retl.yml", 'connections: {out: {type: postgres, host: "${NOWHERE}", dbname: x}}\n')
+    change(shop, more=", 7 AS age")
+    said = shop.retl("contract", "diff", "--output", "json")
+    (sync,) = said.document["syncs"]
+    assert ([one["column"] for one in sync["differences"]], said.code) == (["age"], 1)
+    assert "NOWHERE" in sync["target"]
+
+
+@pytest.mark.parametrize(
+    ("text", "edits", "wanted"),
+    [
+        ("{a: 1, b: 2} # c\n", [Edit((), "a")], "{b: 2} # c\n"),
+        ("{a: 1, b: 2}\n", [Edit((), "b")], "{a: 1}\n"),
+        ("{a: 1}\n", [Edit((), "a")], "{}\n"),
+        (
+            "a: 1 # one\nb: |\n  text\n# end\n",
+            [Edit((), "c", "3")],
+            "a: 1 # one\nb: |\n  text\nc: 3\n# end\n",
+        ),
+        ("a:\n  x: {}\n", [Edit(("a", "x"), "y z", "[1, 2]")], 'a:\n  x: {"y z": [1, 2]}\n'),
+        ("a:\n  # two\n  b: 1\n  c: 2\n", [Edit(("a",), "b")], "a:\n  # two\n  c: 2\n"),
+        ("a: [b, c] # d\n", [Edit(("a",), 1, "x")], "a: [b, x] # d\n"),
+        ("a: 'b' # c", [Edit((), "a", name="x"), Edit((), "x", "2")], "x: 2 # c"),
+        ("ä: {b: 1}\r\nc: 2\r\n", [Edit(("ä",), "d", "3")], "ä: {b: 1, d: 3}\r\nc: 2\r\n"),
+    ],
+)
+def test_an_edit_changes_only_what_it_must(text: str, edits: list[Edit], wanted: str) -> None:
+    assert edited(text, edits, "s.yml") == wanted
+
+
+@pytest.mark.parametrize(
+    "edit", [Edit(("gone",), "a", "1"), Edit((), "gone"), Edit((), "a", name="b"), Edit(("only",), "one")]
+)
+def test_an_edit_that_would_touch_more_is_refused(edit: Edit) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        edited("a: 1\nb: 2\nonly:\n  one: 1\n", [edit], "s.yml")
+    assert caught.value.code == "EDIT_BY_HAND"
+
+
+def test_the_ddl_for_postgresql_does_what_it_says(shop: Workshop, postgres: Database) -> None:
+    shop.use(postgres=postgres)
+    text = SYNC.replace("{connection: out, table: mart, create: true}", "{type: postgres, table: mart}")
+    shop.write("syncs/users.yml", text)
+    with postgres.connect() as connection:
+        connection.execute("CREATE TABLE mart (user_id int PRIMARY KEY, email text, spend boolean)")
+        connection.commit()
+        (unfit,) = differences(shop).values()
+        assert (unfit["kind"], "column spend is boolean" in unfit["what"]) == ("unfit", True)
+        connection.execute("ALTER TABLE mart DROP spend, ADD spend numeric(12, 2)")
+        connection.commit()
+        change(shop, "e_mail", more=", 7 AS age")
+        found = differences(shop)
+        connection.execute(f"{found['email']['ddl']}; {found['age']['ddl']}")
+        columns = connection.execute(
+            "SELECT column_name, data_type FROM information_schema.columns WHERE table_name = 'mart'"
+        ).fetchall()
+    assert {("e_mail", "text"), ("age", "bigint")} <= set(columns)

@@ -1,0 +1,81 @@
+"""Kill a run at its requests to Kafka: one more plain sync, and every row is there once.
+
+The relay before the broker ends the run, before a request is passed on or before its answer is: at each step of
+a transaction, which no event of a run can tell.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kafka import ADD, END, INIT, LOGIN, PRODUCE, Broker, Relay
+from tests.scenes import RecordsAppended
+
+EVERYTHING = bool(os.environ.get("RETL_TEST_ALL"))
+STEPS = {"begin": INIT, "partitions": ADD, "rows": PRODUCE, "commit": END}
+# The first transaction is that of the run itself; of a batch's produce requests the last one has the mark.
+POINTS = [
+    (name, number, answered)
+    for name in STEPS
+    for number in ((1, 2) if name == "begin" else (1, 2, 3, 4, 5, 6, 7))
+    for answered in (False, True)
+]
+SOME = [("commit", 3, True)]  # applied, and the answer is lost
+
+
+class Watched(RecordsAppended):
+    """Rows go through a relay."""
+
+    connections = (
+        '  stream: {type: kafka, servers: "${KAFKA}", user: '
+        f"{LOGIN[0]}, password: {LOGIN[1]}, mechanism: PLAIN}}\n"
+    )
+
+    def __init__(self, folder: Path, broker: Broker, relay: Relay) -> None:
+        super().__init__(folder, broker)
+        self.relay = relay
+
+    def environ(self) -> dict[str, str]:
+        return super().environ() | {"KAFKA": f"127.0.0.1:{self.relay.port}"}
+
+    def kill_at(self, request: int, number: int, answered: bool) -> int | None:
+        """The exit code of a run that is killed at its so manieth request of a kind."""
+        left, running = number, self.project.start()
+
+        def heard(one: int, with_answer: bool) -> None:
+            nonlocal left
+            if (one, with_answer) == (request, answered):
+                left -= 1
+                if left == 0:
+                    os.kill(running.pid, signal.SIGKILL)
+
+        self.relay.heard = heard
+        code = running.end().code
+        self.relay.heard = lambda _request, _answered: None
+        return code
+
+
+@pytest.fixture
+def watched(kafka_broker: Broker, tmp_path: Path) -> Iterator[Watched]:
+    with Relay(kafka_broker) as relay:
+        made = Watched(tmp_path / "project", kafka_broker, relay)
+        made.begin()
+        yield made
+
+
+@pytest.mark.parametrize(("step", "number", "answered"), POINTS if EVERYTHING else SOME)
+def test_a_run_killed_at_any_request_is_made_good_by_the_next(
+    watched: Watched, step: str, number: int, answered: bool
+) -> None:
+    assert watched.kill_at(STEPS[step], number, answered) == -signal.SIGKILL
+    again = watched.project.sync()
+    assert (again.code, again.summary["status"]) == (0, "SUCCESS"), again.stderr
+    assert watched.content() == watched.wanted()
+    assert watched.doubled() == []
+    idle = watched.project.sync()
+    assert (idle.code, idle.summary["inserted"]) == (0, 0)

@@ -1,0 +1,136 @@
+"""What helps a person who does not know the next word."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from retl.cli import families
+from retl.cli.app import app
+from retl.cli.codes import codes
+from retl.cli.grouping import EXAMPLES, GROUPS
+from tests.cli_words import assert_known
+from tests.commands import Workshop
+from tests.servers import RedisServer
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    return Workshop(tmp_path / "project")
+
+
+def commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, one in group.commands.items():
+        yield f"{path}{name}", one
+        if hasattr(one, "commands"):
+            yield from commands(one, f"{path}{name} ")
+
+
+def test_every_command_has_an_example_that_its_own_parser_takes() -> None:
+    families.register()
+    found = dict(commands(typer.main.get_command(app)))
+    assert [name for name in found if name not in EXAMPLES] == []
+    for name, one in found.items():
+        example = EXAMPLES[name]
+        assert example.startswith(f"retl {name.split()[0]}")
+        assert_known([word for word in shlex.split(example)[1:] if word != ">" and "schema." not in word])
+        assert one.epilog == f"Example: {example}"
+    tops = {name for name in found if " " not in name}
+    assert tops <= {name for names in GROUPS.values() for name in names}
+
+
+def test_help_says_what_the_page_of_errors_says_about_a_code(workshop: Workshop) -> None:
+    rows = [line for line in (ROOT / "docs/errors.md").read_text().splitlines() if line.startswith("| `")]
+    assert codes().keys() == {row.split("`")[1] for row in rows}
+    said = workshop.json("help", "delete_rate")
+    assert (said["code"], "exit 3" in said["kind"]) == ("DELETE_RATE", True)
+    assert f"| `DELETE_RATE` | {said['text']} |" in rows
+    assert "--allow-deletes" in workshop.retl("help", "DELETE_RATE").out
+    assert "a code of the target" in workshop.retl("help", "23505").out
+    assert workshop.retl("help", "state", "mv").out == workshop.retl("state", "mv", "--help").out
+    assert workshop.retl("help").out.rstrip() == workshop.retl("--help").out.rstrip()
+    for typo, meant in (("DELETE_RAT", "DELETE_RATE"), ("snyc", "sync")):
+        said = workshop.retl("help", typo)
+        assert (said.code, f"did you mean '{meant}'?" in said.err) == (2, True)
+
+
+def test_a_shell_completes_syncs_tags_guards_codes_and_runs(
+    workshop: Workshop, redis_server: RedisServer
+) -> None:
+    workshop.sync("users", tags="[daily]")
+    workshop.use(redis_server)
+    run = workshop.json("sync")["syncs"][0]["run_id"]
+
+    def completed(line: str) -> list[str]:
+        words = line.split(" ")
+        environ = {
+            "_RETL_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(words) - 1),
+        }
+        return workshop.retl(**environ).out.split()
+
+    assert completed("retl sync us") == ["users"]
+    assert completed("retl plan ta") == ["tag:daily"]
+    assert completed("retl sync --tag d") == ["daily"]
+    assert completed("retl sync --accept DELETE_R") == ["DELETE_RATE"]
+    assert completed("retl state reset u") == ["users"]
+    assert completed(f"retl rollback {run[:6]}") == [run]
+    assert completed("retl help STATE_BE") == ["STATE_BEHIND"]
+    (workshop.folder / "syncs/users.yml").write_text("{")
+    assert completed("retl sync us") == []
+
+
+MISTAKES = """\
+source: {table: "{{ ref('orders') }}"}
+key: [id]
+contract:
+  id: {type: int}
+  name: {type: varchar(20)}
+  price: {type: flaot}
+destination: {type: postgress, table: t}
+write: mirror
+deletes: remove
+changes: hsh
+when: {evry: 1h}
+"""
+HINTS = [
+    "1 write `source: {dbt: orders}`",
+    "4 for 'int' write integer",
+    "5 for 'varchar' write string",
+    "6 did you mean 'float'?",
+    "7 did you mean 'postgres'?",
+    "8 for 'mirror' write upsert and `deletes: delete`",
+    "9 for 'remove' write delete",
+    "10 did you mean 'hash'?",
+    "11 did you mean 'every'?",
+]
+
+
+def test_all_mistakes_of_a_file_are_reported_with_what_was_meant(workshop: Workshop) -> None:
+    workshop.write("syncs/orders.yml", MISTAKES)
+    document = workshop.retl("validate", "--output", "json").document
+    assert len(document["errors"]) == len(HINTS)
+    for error, hint in zip(document["errors"], HINTS, strict=True):
+        line, _, meant = hint.partition(" ")
+        assert error["where"].startswith(f"syncs/orders.yml:{line}:")
+        assert meant in f"{error['message']} {error['hint']}"
+
+
+def test_options_of_the_destination_are_judged_in_a_wrong_file_too(workshop: Workshop) -> None:
+    workshop.sync("users", destination='{type: redis, kye: "u:{user_id}", value: json, ttl: none}', write="9")
+    workshop.write("retl.yml", "connections: {crm: {type: redis, host: h}}\n")
+    said = workshop.retl("validate")
+    assert "did you mean 'key'?" in said.err
+    assert "`write`" in said.err
+    workshop.sync("users", destination="{connection: crn}", write="9", source='{sql: "SELECT {{ x }}"}')
+    assert "did you mean 'crm'?" in workshop.retl("validate").err
+    workshop.sync("users", source='{sql: "SELECT {{ x }} FROM users"}')
+    assert "retl renders no Jinja" in workshop.retl("validate", REDIS_HOST="h").err

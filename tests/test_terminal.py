@@ -1,0 +1,181 @@
+"""What a terminal shows: golden texts at three widths, and which run a person means."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from retl.cli import output
+from retl.cli.output import Piece, Table
+from retl.cli.running import summary_pieces
+from retl.observe.progress import Drawing
+from retl.observe.summary import Counts, Deletes, Summary
+from tests.commands import Workshop
+from tests.servers import RedisServer
+
+GOLDEN = Path(__file__).parent / "golden"
+STYLE = re.compile(r"\x1b\[[\d;]*m")
+
+
+@contextmanager
+def terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """While open, stdout is a terminal of this width."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    with monkeypatch.context() as patch, io.TextIOWrapper(os.fdopen(theirs, "wb"), "utf-8") as stream:
+        patch.delenv("COLUMNS", raising=False)
+        patch.delenv("NO_COLOR", raising=False)
+        patch.setenv("TERM", "xterm")
+        patch.setattr(sys, "stdout", stream)
+        yield
+    os.close(ours)
+
+
+def run(sync: str, status: str, counts: Counts, seconds: float, **more: object) -> dict[str, object]:
+    code = 0 if status.startswith("SUCCESS") else 1
+    return Summary(sync, "r", status, code, counts=counts, seconds=seconds, **more).document()  # type: ignore[arg-type]
+
+
+def pieces() -> list[Piece]:
+    """A run of three million rows, one with everything in it, and tables as long as people's words are."""
+    reason = "must be one of active, dormant or churned: the contract allows no other segment"
+    reject = {"key": "customer-0000004711", "stage": "contract", "code": "NOT_ALLOWED", "reason": reason}
+    numbers = {"read": 3_000_000, "unchanged": 2_991_998, "inserted": 1, "updated": 1, "rejected": 8_000}
+    busy = Counts(
+        12_345_678,
+        1_000_000,
+        2_000_000,
+        3_000_000,
+        4_000_000,
+        1_345_678,
+        1_000_000,
+        0,
+        0,
+        7_000,
+        Deletes(7_000),
+    )
+    few = run("customer_segments", "SUCCESS_WITH_REJECTS", Counts(**numbers), 12.345, rejects=[reject])
+    many = run("orders_to_hubspot", "FAILED", busy, 1234.5)
+    at = datetime(2026, 11, 28, 6, tzinfo=UTC)
+    ids = [
+        ("20261128T060000123-a1b2c3", "customer_segments", "SUCCESS_WITH_REJECTS", at, 3_000_000, 0, 12.345)
+    ]
+    headers = ("run", "sync", "status", "started", "read", "deleted", "seconds")
+    return [
+        *summary_pieces([few]),
+        *summary_pieces([few, many]),
+        Table(headers, ids),
+        Table(
+            ("type", "what it is", ""),
+            [("postgres", "Tables of PostgreSQL, by COPY " + "and more " * 12, True)],
+        ),
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 110, 140])
+def test_nothing_is_broken_at_any_width(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(width, monkeypatch):
+        said = STYLE.sub("", output.pieces_text(pieces()))
+    said = "".join(f"{line.rstrip()}\n" for line in said.splitlines())
+    golden = GOLDEN / f"terminal-{width}.txt"
+    if os.environ.get("RETL_TEST_GOLDEN"):
+        golden.write_text(said, encoding="utf-8")
+    assert said == golden.read_text(encoding="utf-8")
+    assert max(map(len, said.splitlines())) <= width
+    for whole in (
+        "3,000,000",
+        "2,991,998",
+        "SUCCESS_WITH_REJECTS",
+        "20261128T060000123-a1b2c3",
+        "12,345,678",
+    ):
+        assert whole in said
+
+
+def test_a_line_of_one_sync_has_less_than_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(100, monkeypatch):
+        head, _, line = STYLE.sub("", output.pieces_text(pieces()[:1])).splitlines()[:3]
+    assert head.split() == [
+        "sync",
+        "status",
+        "read",
+        "unchanged",
+        "inserted",
+        "updated",
+        "rejected",
+        "seconds",
+    ]
+    assert len(line) < 100
+
+
+def test_a_status_has_its_colour_and_zeros_have_no_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(110, monkeypatch):
+        said = output.pieces_text(pieces()[:1])
+    assert "\x1b[33mSUCCESS_WITH_REJECTS" in said
+    assert "deleted" not in said
+
+
+def test_a_value_of_a_row_is_written_as_it_is() -> None:
+    assert [output.datum(one) for one in (8.0, 1234567, True, None, [1, "a"])] == [
+        "8.0", "1234567", "true", "NULL", '[1, "a"]',
+    ]  # fmt: skip
+
+
+def test_a_run_is_named_by_a_part_of_its_id_by_its_sync_or_from_the_end(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    workshop = Workshop(tmp_path / "project")
+    workshop.use(redis_server)
+    workshop.sync("users")
+    workshop.sync("others")
+    workshop.json("sync")
+    last, first = (one["run_id"] for one in workshop.json("runs")["runs"])
+    for words, run_id in {
+        "-1": last, "-2": first, "users": last, "others": first, first[-6:]: first, last[:-2]: last,
+    }.items():  # fmt: skip
+        assert workshop.json("show", words)["run_id"] == run_id, words
+    for words in ("-3", first[:5], "nobody", "--imags"):
+        assert workshop.retl("show", words).code == 2, words
+    shown, summed = workshop.json("show"), sum(workshop.json("show")["phases"].values())
+    assert abs(shown["seconds"] - summed) < 0.01, "one clock"
+
+
+def test_progress_goes_forward_through_the_phases_and_counts_what_was_read() -> None:
+    """Reading and asking overlap, so their events come in turn."""
+    shown: list[str] = []
+    events: list[tuple[str, dict[str, object]]] = [
+        ("phase", {"phase": phase}) for phase in ("begin", "freeze", "guard", "recover", "freeze")
+    ]
+    events += [("mart_frozen", {"rows": 3_000_000})]
+    events += [("phase", {"phase": phase}) for phase in ("diff", "judge", "diff", "guard")]
+    events += [("guards_judged", {"changes": 20}), ("phase", {"phase": "deliver"})]
+    events += [("batch_acknowledged", {"rows": 5})]
+    with Progress(console=Console(file=io.StringIO())) as progress:
+        drawing = Drawing(progress)
+        for event, fields in events:
+            drawing(event, fields)
+            shown.append(progress.tasks[0].description)
+        assert (progress.tasks[0].completed, progress.tasks[0].total) == (5, 20)
+    assert list(dict.fromkeys(shown)) == [
+        "begin (2 of 10)",
+        "freeze (4 of 10)",
+        "freeze (4 of 10), 3,000,000 rows read",
+        "diff (5 of 10), 3,000,000 rows read",
+        "judge (6 of 10), 3,000,000 rows read",
+        "guard (7 of 10), 3,000,000 rows read",
+        "deliver (9 of 10), 3,000,000 rows read",
+    ]
