@@ -215,7 +215,7 @@ class Growth:
             fews.append(bench.sync("users", {"DUCKDB_PATH": str(bench.folder / "few.duckdb")}))
             assert summary(fews[-1])["updated"] == 100, fews[-1].output
         grown = loads[1].seconds / loads[0].seconds
-        self.load.add(Measured(grown, loads[1].megabytes, ""), floors[1] / floors[0])
+        self.load.add(Measured(grown, loads[1].processor, loads[1].megabytes, ""), floors[1] / floors[0])
         self.few.add(fews[1], fews[0].seconds)
         peak = max(loads[1].megabytes, fews[1].megabytes)
-        self.memory.add(Measured(peak, peak, ""), 1.0)
+        self.memory.add(Measured(peak, peak, peak, ""), 1.0)

@@ -18,9 +18,10 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Measured:
-    """One process: wall-clock seconds, peak resident megabytes, what it printed."""
+    """One process: wall-clock seconds, those of a processor, peak resident megabytes, what it printed."""
 
     seconds: float
+    processor: float
     megabytes: float
     output: str
 
@@ -52,7 +53,7 @@ def timed(
     if process.returncode:
         said = err.read_text()[-2000:] + out.read_text()[-2000:]
         raise RuntimeError(f"{command[0]} ended with {process.returncode}: {said}")
-    return Measured(seconds, usage.ru_maxrss / 1024, out.read_text())
+    return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, out.read_text())
 
 
 @dataclass

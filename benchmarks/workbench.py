@@ -167,6 +167,15 @@ class Workbench:
         with psycopg.connect(self.postgres.url, autocommit=True) as connection:
             return connection.execute(statement).fetchall()
 
+    def commits(self) -> int:
+        """Transactions of the database so far, as PostgreSQL counts them once their sessions have ended."""
+        time.sleep(1)  # a session reports at its end, and at most once a second
+        ((count,),) = self.query(
+            "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+        )
+        assert isinstance(count, int)
+        return count
+
     def flush_redis(self) -> None:
         import redis
 
