@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -354,6 +355,35 @@ def test_the_session_that_keeps_others_out_outlives_idleness_but_not_its_machine
         names = ("idle_session_timeout", "tcp_keepalives_idle", "tcp_keepalives_interval")
         shown = [session.execute(f"SHOW {name}").fetchone() for name in names]
     assert shown == [("0",), ("30",), ("10",)]
+
+
+def sessions(target: PostgresTarget) -> list[int]:
+    """The processes of the server that serve the role."""
+    found = target.admin.execute("SELECT pid FROM pg_stat_activity WHERE usename = %s ORDER BY pid", [ROLE])
+    return [pid for (pid,) in found.fetchall()]
+
+
+def test_one_session_serves_from_the_look_to_the_first_batch(target: PostgresTarget) -> None:
+    destination = ready(target)
+    (looked,) = sessions(target)
+    batch = Rows(SHAPE, sample(2)).batch()
+    list(destination.read(batch))
+    assert kinds(deliver(destination, batch)) == [Kind.WRITTEN] * 2
+    assert sessions(target) == [looked]
+    destination.close()
+    waiting = time.monotonic() + 10
+    while sessions(target):  # a server takes a moment to end its process
+        assert time.monotonic() < waiting
+
+
+def test_a_session_that_the_server_ended_in_the_meantime_is_replaced(target: PostgresTarget) -> None:
+    server = {"host": target.database.host, "port": target.database.port}  # a proxy tells of the end later
+    destination = ready(target, connection=server)
+    (ended,) = sessions(target)
+    target.admin.execute("SELECT pg_terminate_backend(%s, 10000)", [ended])
+    assert kinds(deliver(destination, Rows(SHAPE, sample(2)).batch())) == [Kind.WRITTEN] * 2
+    assert ended not in sessions(target)
+    destination.close()
 
 
 # check

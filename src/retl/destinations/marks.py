@@ -98,3 +98,10 @@ def outcome(not_written: list[Any]) -> Outcome:
         for row in rows
     }
     return Outcome(WRITTEN, found)
+
+
+def rejecting(codes: Mapping[int, str] | Mapping[str, str], reasons: Mapping[str, str]) -> Outcome:
+    """The outcome of a batch that was written but for the rows of `codes`: row to the code of its reason.
+    Rows are texts where JSON kept them."""
+    rejected = {int(row): RowResult(Kind.REJECTED, code, reasons[code]) for row, code in codes.items()}
+    return Outcome(WRITTEN, rejected)

@@ -570,8 +570,8 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
             not plan.capabilities.idempotent and job.sync.delivery == "at_least_once"
         ),
         f"{job.target.kind} is a {preview}": bool(preview),
-        f"this ledger has no history, and the target keeps no trace of these {plan.facts.unproved} rows: if"
-        " they were sent before, they arrive twice": bool(plan.facts.unproved),
+        "this ledger has no history, and the target keeps no trace of what it was sent: rows that were sent"
+        f" before arrive twice (rows: {plan.facts.unproved})": bool(plan.facts.unproved),
         "after this run write `first_run: adopt`: if the state is ever lost, nothing is sent twice": (
             known.basis.is_first and resolve.sends_first(sync)
         ),

@@ -57,15 +57,12 @@ from retl.destinations.api import Destination
 from retl.destinations.batch import (
     OPERATION,
     UNKNOWN,
-    WRITTEN,
     Batch,
     Capabilities,
     FileFormat,
-    Kind,
     Layout,
     Mode,
     Outcome,
-    RowResult,
     Shape,
     SoftDelete,
     Trace,
@@ -78,7 +75,7 @@ from retl.destinations.batch import (
 from retl.destinations.files.log import Entry, Log, encoded
 from retl.destinations.files.place import Disk, Place, Remote
 from retl.destinations.files.reading import Holding, applied
-from retl.destinations.marks import NOT_APPLIED
+from retl.destinations.marks import NOT_APPLIED, rejecting
 from retl.errors import DefinitionError, Systemic, Unavailable
 from retl.model import Definition, Duration
 from retl.net.bucket import Address, Root
@@ -256,7 +253,7 @@ class Files(Destination[FilesOptions]):
         if self._snapshot and batch.operation != "delete":
             self._publish(place, found)
         del self._attempts[batch.id]
-        return _outcome(found)
+        return rejecting(found["rejected"], _REASONS)
 
     def _said(self, place: Place, batch: Batch) -> dict[str, Any]:
         """Write what an entry of this batch will name."""
@@ -376,7 +373,7 @@ class Files(Destination[FilesOptions]):
                 if self._snapshot:
                     return Outcome(UNKNOWN)  # it counts only once latest.json names it
                 self._attempts.pop(batch.id, None)
-                return _outcome(found)
+                return rejecting(found["rejected"], _REASONS)
             if act and found["author"] == log.author:
                 self._attempts[batch.id] = attempt + 1
                 return Outcome(NOT_APPLIED)
@@ -458,13 +455,6 @@ def _modes(snapshot: bool, write: WriteMode) -> frozenset[Mode]:
 
 def _described(field: ColumnField) -> dict[str, str]:
     return {} if field.description is None else {"description": field.description}
-
-
-def _outcome(entry: Entry) -> Outcome:
-    rejected = {
-        int(row): RowResult(Kind.REJECTED, code, _REASONS[code]) for row, code in entry["rejected"].items()
-    }
-    return Outcome(WRITTEN, rejected)
 
 
 def _check(options: FilesOptions, shape: Shape) -> None:

@@ -51,7 +51,7 @@ these runs prove the steps, and not what other readers see. SCRAM and client cer
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
@@ -61,12 +61,9 @@ from pydantic import Field, model_validator
 from retl.destinations.api import Destination
 from retl.destinations.batch import (
     UNKNOWN,
-    WRITTEN,
     Batch,
     Capabilities,
-    Kind,
     Outcome,
-    RowResult,
     Shape,
     SoftDelete,
     Trace,
@@ -76,7 +73,7 @@ from retl.destinations.batch import (
 from retl.destinations.kafka.client import KafkaConnection, Record, Transactions
 from retl.destinations.kafka.marks import Marks
 from retl.destinations.kafka.topics import Topics
-from retl.destinations.marks import NOT_APPLIED
+from retl.destinations.marks import NOT_APPLIED, rejecting
 from retl.errors import Ambiguous, DefinitionError, Unavailable
 from retl.model import Definition
 from retl.net.deadline import Deadline
@@ -194,7 +191,7 @@ class Kafka(Destination[KafkaOptions]):
         """The records and the mark, in one transaction. If there is a mark already, nothing is sent."""
         session = self._open(batch.epoch)
         if (found := session.marks.of(batch)) is not None:
-            return _outcome(found)
+            return rejecting(found["rejected"], _REASONS)
         records, rejected = self._records(batch)
         if records:
             attempt = uuid4().hex[:12]
@@ -212,7 +209,7 @@ class Kafka(Destination[KafkaOptions]):
                 raise
             session.marks.take(*mark)
             self._bytes += sum(len(key) + len(value or b"") for key, value in records)
-        return _outcome({"rejected": rejected})
+        return rejecting(rejected, _REASONS)
 
     def _send(
         self,
@@ -276,7 +273,7 @@ class Kafka(Destination[KafkaOptions]):
         are only read."""
         marks = self._open(batch.epoch).marks if act else self._topics.marks(self._topics.check())
         if (found := marks.of(batch)) is not None:
-            return _outcome(found)
+            return rejecting(found["rejected"], _REASONS)
         return Outcome(NOT_APPLIED if marks.whole else UNKNOWN)
 
     # --- the producer
@@ -352,10 +349,3 @@ def _headers(batch: Batch, attempt: str) -> list[tuple[str, bytes]]:
         "retl-batch": f"{batch.id}/{attempt}",  # its mark says which attempt was committed
     }
     return [(name, text.encode()) for name, text in texts.items()]
-
-
-def _outcome(said: Mapping[str, Any]) -> Outcome:
-    rejected = {
-        int(row): RowResult(Kind.REJECTED, code, _REASONS[code]) for row, code in said["rejected"].items()
-    }
-    return Outcome(WRITTEN, rejected)

@@ -407,10 +407,11 @@ class Postgres(Destination[PostgresOptions]):
                 lane.cancel_safe(timeout=1.0)
 
     def close(self) -> None:
-        for session in (self._lane, self._guard, self._idle):
+        for session in (self._lane, self._guard):
             if session is not None:
                 session.close()
-        self._lane = self._guard = self._idle = None
+        self._lane = self._guard = None
+        self._rest(None)
 
     # --- connections
 
@@ -443,20 +444,28 @@ class Postgres(Destination[PostgresOptions]):
     @contextmanager
     def _session(self, *, read_only: bool = False, fresh: bool = False) -> Iterator[Session]:
         """One transaction. A `fresh` connection reaches the server that has the address now."""
-        if fresh and self._idle is not None:
-            self._idle.close()
+        if fresh:
+            self._rest(None)
         session = self._next(read_only=read_only)
         with self._transaction(session):
             yield session
-        self._idle = session
+        self._rest(session)
+
+    def _rest(self, session: Session | None) -> None:
+        """Keep this connection for whatever is next, and close the one that was kept until now."""
+        idle, self._idle = self._idle, session
+        if idle is not None:
+            idle.close()
 
     def _next(self, *, read_only: bool = False) -> Session:
         """The connection that is idle, which nobody else has from now on, or a new one."""
         session, self._idle = self._idle, None
-        if session is None or not usable(session):
-            return self._connect(read_only=read_only)
-        session.read_only = read_only or None
-        return session
+        if session is not None and usable(session):
+            session.read_only = read_only or None
+            return session
+        if session is not None:
+            session.close()
+        return self._connect(read_only=read_only)
 
     def _connect(self, name: str | None = None, *, read_only: bool = False) -> Session:
         return self.options.connection.connect(name or f"retl:{self.shape.sync}", read_only=read_only)
