@@ -41,7 +41,7 @@ def start(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be erased.")] = False,
     lift: Annotated[bool, typer.Option("--lift", help="Let these keys be delivered again.")] = False,
     again: Annotated[
-        bool, typer.Option("--again", help="Whoever was erased and is at a target again, after a restore.")
+        bool, typer.Option("--again", help="Erase again who is back at a target after a restore.")
     ] = False,
     accept: Accepted = None,
 ) -> int:
