@@ -24,6 +24,9 @@ WORKERS = 2
 
 
 def main(words: Sequence[str]) -> int:
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return 0
     if list(words) == ["applications"]:
         return _applications()
     chosen = [part for part in parts() if all(_fits(word, part.line) for word in words)]

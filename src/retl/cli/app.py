@@ -124,31 +124,17 @@ def with_shared_options(
     wants_context = "context" in hints
     chooses = [name for name in chooses if not (alone and name == "words")]
     chosen = parameters(chooses) if any(one.name == "choice" for one in asked) else []
-    own = [*chosen, *(one for one in asked if one.name != "choice")]
     shared = {**SHARED, "output": formats, **({"reveal": Reveal} if reveals else {})}
-    joined = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            annotation=kind,
-            default=False if kind in (Debug, Reveal) else None,
-        )
-        for name, kind in shared.items()
+    taken = [
+        _keyword("context", typer.Context),
+        *chosen,
+        *(one for one in asked if one.name != "choice"),
+        *(_keyword(name, kind, False if kind in (Debug, Reveal) else None) for name, kind in shared.items()),
     ]
-    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 
     def called(*, context: typer.Context, **given: Any) -> int:
         outcome: Outcome = context.find_root().obj
-        before = outcome.invocation
-        named = {name: given.pop(name, None) for name in ("project", "env", "output", "debug", "reveal")}
-        outcome.invocation = invocation = replace(
-            before,
-            folder=named["project"] or before.folder,
-            environment=named["env"] or before.environment,
-            output=named["output"] or before.output,
-            debug=named["debug"] or before.debug,
-            reveal=before.reveal or bool(named["reveal"]),
-        )
+        outcome.invocation = invocation = _invoked(outcome.invocation, given)
         if alone and context.invoked_subcommand is not None:
             return 0
         if chosen:
@@ -158,14 +144,28 @@ def with_shared_options(
         outcome.code = _run(outcome, lambda: function(invocation, **given))
         return outcome.code
 
-    called.__module__, called.__name__, called.__doc__ = (
-        function.__module__,
-        function.__name__,
-        function.__doc__,
-    )
-    called.__signature__ = inspect.Signature([context, *own, *joined])  # type: ignore[attr-defined]
-    called.__annotations__ = {one.name: one.annotation for one in (context, *own, *joined)}
+    for name in ("__module__", "__name__", "__doc__"):
+        setattr(called, name, getattr(function, name))
+    called.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
+    called.__annotations__ = {one.name: one.annotation for one in taken}
     return called
+
+
+def _keyword(name: str, kind: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+
+
+def _invoked(before: Invocation, given: dict[str, Any]) -> Invocation:
+    """The invocation with the shared options that were given after the command; they are taken out."""
+    named = {name: given.pop(name, None) for name in ("project", "env", "output", "debug", "reveal")}
+    return replace(
+        before,
+        folder=named["project"] or before.folder,
+        environment=named["env"] or before.environment,
+        output=named["output"] or before.output,
+        debug=named["debug"] or before.debug,
+        reveal=before.reveal or bool(named["reveal"]),
+    )
 
 
 def _run(outcome: Outcome, call: Callable[[], int | None]) -> int:

@@ -86,8 +86,6 @@ def validate(
     from datetime import UTC, datetime
 
     from retl.project.validation import raise_all
-    from retl.run import check as checks
-    from retl.run.job import Target
 
     project = invocation.project
     given = invocation.session.variables(variables(var), datetime.now(UTC).date())
@@ -99,22 +97,7 @@ def validate(
     notes: dict[str, str | None] = {}
     ledger = _ledger_here(invocation)
     for one in chosen:
-        target = None
-        try:
-            found = project.destination(one)
-            project.references(one)
-            target = Target(found.type, found.destination, found.options)
-        except DefinitionError as problem:
-            errors += [error for error in each(problem) if not _waits(error)]
-        try:
-            news = checks.validate(one, project.source(one, given), project.folder, target, ledger)
-            preview = target.destination.about.preview if target is not None else None
-            notes[one.name] = "; ".join(filter(None, (preview, news))) or None
-        except DefinitionError as problem:
-            errors.append(problem)
-        except RetlError as problem:
-            notes[one.name] = f"not checked against the warehouse: {problem.message}"
-        errors += _wrong_tests(invocation, one, given)
+        notes[one.name] = _validated(invocation, one, given, ledger, errors)
     errors += project.unready(None if choice.bare else chosen) if strict else []
     raise_all(error for error in errors if isinstance(error, DefinitionError))
     rows = [(one.name, "valid", notes[one.name]) for one in chosen]
@@ -130,6 +113,36 @@ def validate(
         lambda: pieces,
     )
     return int(invocation.output_lost)
+
+
+def _validated(
+    invocation: Invocation,
+    sync: Sync,
+    given: Mapping[str, Any],
+    ledger: Ledger | None,
+    errors: list[RetlError],
+) -> str | None:
+    """Adds what is wrong with a sync to `errors`, and returns what is worth a note."""
+    from retl.run import check as checks
+    from retl.run.job import Target
+
+    project, target, note = invocation.project, None, None
+    try:
+        found = project.destination(sync)
+        project.references(sync)
+        target = Target(found.type, found.destination, found.options)
+    except DefinitionError as problem:
+        errors += [error for error in each(problem) if not _waits(error)]
+    try:
+        news = checks.validate(sync, project.source(sync, given), project.folder, target, ledger)
+        preview = target.destination.about.preview if target is not None else None
+        note = "; ".join(filter(None, (preview, news))) or None
+    except DefinitionError as problem:
+        errors.append(problem)
+    except RetlError as problem:
+        note = f"not checked against the warehouse: {problem.message}"
+    errors += _wrong_tests(invocation, sync, given)
+    return note
 
 
 def _ledger_here(invocation: Invocation) -> Ledger | None:

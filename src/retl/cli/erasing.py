@@ -48,9 +48,9 @@ def start(
     """Erase a person: suppress the keys, delete at every target, forget them in the ledger, store a proof."""
     from retl.app import erasure
 
-    column, value = (None, None) if again else _subject(subject, sync, keys)
     if again and (subject is not None or keys or lift):
         raise DefinitionError("USAGE", "--again finds the keys itself: it takes at most --sync NAME")
+    column, value = (None, None) if again else _subject(subject, sync, keys)
     if reason is None and not dry_run:
         raise DefinitionError("USAGE", "--reason says why: the proof of an erasure has it")
     session = invocation.session
@@ -65,10 +65,7 @@ def start(
         else:
             found = erasure.by_key(session, str(sync), keys or ())
         if lift:
-            number = erasure.lift(session, ledger, found, str(reason))
-            then = f"{number} keys may be delivered again: the next run sends their rows if the mart has them"
-            invocation.show({"lifted": number}, lambda: [then])
-            return 0
+            return _show_lifted(invocation, erasure.lift(session, ledger, found, str(reason)))
         if dry_run:
             looked = list(erasure.look(session, ledger, found, value))
             return _show(invocation, {"dry_run": True, "syncs": looked}, found.unsearched)
@@ -76,6 +73,12 @@ def start(
             session, ledger, found, str(reason), subject=value, accept=accept or ()
         )
     return _show(invocation, {"erasure_id": erasure_id, "syncs": ended}, found.unsearched)
+
+
+def _show_lifted(invocation: Invocation, number: int) -> int:
+    then = f"{number} keys may be delivered again: the next run sends their rows if the mart has them"
+    invocation.show({"lifted": number}, lambda: [then])
+    return 0
 
 
 @command(erase, "list")

@@ -287,18 +287,28 @@ def opened(
     if storage.endpoint:
         shared["endpoint"] = storage.endpoint
     if address.cloud == "az":
-        named = address.account or storage.account_name
-        texts = {"account_name": named, "tenant_id": storage.tenant_id, "client_id": storage.client_id}
-        secrets = {
-            "account_key": storage.account_key,
-            "sas_key": storage.sas_token,
-            "client_secret": storage.client_secret,
-        }
-        shared |= {name: text for name, text in texts.items() if text}
-        shared |= {name: one.get_secret_value() for name, one in secrets.items() if one}
-        return AzureStore(address.bucket, **shared)
-    if storage.region:
-        shared["region"] = storage.region
+        return AzureStore(address.bucket, **shared, **_azure(address, storage))
+    return S3Store(address.bucket, **shared, **_s3(storage))
+
+
+def _azure(address: Address, storage: Storage) -> dict[str, Any]:
+    """What obstore's AzureStore is given of an account."""
+    named = address.account or storage.account_name
+    texts = {"account_name": named, "tenant_id": storage.tenant_id, "client_id": storage.client_id}
+    secrets = {
+        "account_key": storage.account_key,
+        "sas_key": storage.sas_token,
+        "client_secret": storage.client_secret,
+    }
+    return {
+        **{name: text for name, text in texts.items() if text},
+        **{name: one.get_secret_value() for name, one in secrets.items() if one},
+    }
+
+
+def _s3(storage: Storage) -> dict[str, Any]:
+    """What obstore's S3Store is given of an account."""
+    given: dict[str, Any] = {"region": storage.region} if storage.region else {}
     if storage.access_key_id and storage.secret_access_key:
         token = storage.session_token
         keys = {
@@ -307,5 +317,5 @@ def opened(
             "token": token.get_secret_value() if token else None,
             "expires_at": None,
         }
-        shared["credential_provider"] = lambda: keys
-    return S3Store(address.bucket, **shared)
+        given["credential_provider"] = lambda: keys
+    return given

@@ -21,9 +21,10 @@ from retl.observe import log
 from retl.observe.summary import Summary, described
 from retl.run import contract_diff, dbt_results, extent, planner, recovery, target
 from retl.run.job import Clock, Job
-from retl.run.known import know
-from retl.run.mart import Mapped, Reading, open_mart
+from retl.run.known import Known, know
+from retl.run.mart import Extent, Frozen, Mapped, Opened, Reading, open_mart
 from retl.run.plan import Plan
+from retl.run.planner import Diffed, Due, Judged
 from retl.run.prediction import predict
 from retl.run.run import Execution, new_run
 from retl.run.shards import Shards
@@ -150,22 +151,36 @@ def plan(
     frozen, crew = reading.frozen, None
     workspace.suit(max(frozen.total, known.baseline_rows))
     if job.shards > 1:
-        crew = Shards(job, run, workspace, lock.descriptors if lock else ())
+        crew = hold.enter_context(closing(Shards(job, run, workspace, lock.descriptors if lock else ())))
         with clock.phase("diff"):
-            diffed, judged, due = hold.enter_context(closing(crew)).plan(opened, frozen, known, asked, reach)
+            changes = crew.plan(opened, frozen, known, asked, reach)
     else:
-        with clock.phase("diff"):
-            diffed = planner.compare(job, run, opened, frozen, known, asked, reach, workspace)
-        with clock.phase("judge"):
-            judged = planner.judge_rows(job, frozen, known, workspace)
-        with clock.phase("diff"):
-            due = planner.assemble(job, frozen, known, diffed, workspace)
+        changes = _compare(job, run, (opened, frozen, reach), known, asked, workspace, clock)
     with clock.phase("guard"):
-        made = planner.Made(opened, frozen, known, asked, diffed, judged, due)
+        made = planner.Made(opened, frozen, known, asked, *changes)
         planned = planner.guard(job, run, made, unanswered=found.unanswered)
         if lock is not None:
             contract_diff.remember(job.ledger, job.sync, opened.description.columns)
         return replace(planned, shards=crew)
+
+
+def _compare(
+    job: Job,
+    run: Run,
+    read: tuple[Opened, Frozen, Extent],
+    known: Known,
+    asked: Asked,
+    workspace: Workspace,
+    clock: Clock,
+) -> tuple[Diffed, Judged, Due]:
+    """What `Shards.plan` finds with several processes, in this one."""
+    opened, frozen, reach = read
+    with clock.phase("diff"):
+        diffed = planner.compare(job, run, opened, frozen, known, asked, reach, workspace)
+    with clock.phase("judge"):
+        judged = planner.judge_rows(job, frozen, known, workspace)
+    with clock.phase("diff"):
+        return diffed, judged, planner.assemble(job, frozen, known, diffed, workspace)
 
 
 def paused(pause: Pause) -> Summary:

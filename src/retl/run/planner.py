@@ -305,20 +305,7 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
     mapped, known = made.frozen.mapped, made.known
     in_part = chosen.partial or chosen.limit is not None
     whole = not (in_part or sync.write == "append" or made.opened.cursor or made.frozen.fed)
-    if in_part and sync.first_run == "adopt" and known.basis.is_first:
-        raise DefinitionError(
-            "ADOPT_WHOLE",
-            "`first_run: adopt` records the whole mart as delivered, never a part of it",
-            hint="run once without --key, --where and --limit",
-            where=f"sync {sync.name}",
-        )
-    if mapped.capabilities.whole and (in_part or options.purpose not in ("sync", "apply")):
-        raise DefinitionError(
-            "SNAPSHOT_WHOLE",
-            "a snapshot has every row of the mart, so a part of it cannot be sent",
-            hint="run without --key, --where and --limit",
-            where=f"sync {sync.name}",
-        )
+    _refuse_part(job, mapped, known, in_part)
     facts = _facts(job, run, made, whole)
     redefined = known.basis.restarts and not options.adopt
     refusals = [*_redefined(redefined), *_orphans(job, mapped, known)]
@@ -360,6 +347,18 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
         ),
     )
     return replace(plan, notes=(*_notes(job, made, plan, unanswered), *_volatile(job, made, plan)))
+
+
+def _refuse_part(job: Job, mapped: Mapped, known: Known, in_part: bool) -> None:
+    """DefinitionError where a part of the mart is asked for and only the whole can be right."""
+    sync, wrong = job.sync, None
+    if in_part and sync.first_run == "adopt" and known.basis.is_first:
+        wrong = "ADOPT_WHOLE", "`first_run: adopt` records the whole mart as delivered, never a part of it"
+    elif mapped.capabilities.whole and (in_part or job.options.purpose not in ("sync", "apply")):
+        wrong = "SNAPSHOT_WHOLE", "a snapshot has every row of the mart, so a part of it cannot be sent"
+    if wrong:
+        hint = "run without --key, --where and --limit"
+        raise DefinitionError(*wrong, hint=hint, where=f"sync {sync.name}")
 
 
 def aside(
@@ -570,8 +569,10 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
             not plan.capabilities.idempotent and job.sync.delivery == "at_least_once"
         ),
         f"{job.target.kind} is a {preview}": bool(preview),
-        "this ledger has no history, and the target keeps no trace of what it was sent: rows that were sent"
-        f" before arrive twice (rows: {plan.facts.unproved})": bool(plan.facts.unproved),
+        "this ledger has no history, and the target keeps no trace of what it was sent"
+        f" (rows: {plan.facts.unproved}): if they were sent before, they arrive twice": bool(
+            plan.facts.unproved
+        ),
         "after this run write `first_run: adopt`: if the state is ever lost, nothing is sent twice": (
             known.basis.is_first and resolve.sends_first(sync)
         ),

@@ -80,6 +80,7 @@ from retl.destinations.batch import (
     Answer,
     Batch,
     Capabilities,
+    Compares,
     Kind,
     Mode,
     Outcome,
@@ -149,10 +150,13 @@ class HttpDestination(HttpTarget[HttpOptions]):
             self._call("append")
         self._refuse_unused(endpoint)
         self._refuse_ids(endpoint)
-        key = options.idempotency
+        self.capabilities = self._capable(endpoint, comparing)
+
+    def _capable(self, endpoint: Endpoint, comparing: Compares) -> Capabilities:
+        options, shape, key = self.options, self.shape, self.options.idempotency
         once = shape.write not in INSERTS or self._finds(shape.write)
         both = shape.write == "upsert" and (shape.cautious or options.find is not None)
-        self.capabilities = Capabilities(
+        return Capabilities(
             object=HttpDestination.place(options, shape.write),
             modes=frozenset(self._endpoints),
             idempotent=once,
