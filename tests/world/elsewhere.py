@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import psycopg
 
@@ -299,24 +298,25 @@ def a_jumping_clock(play: Play) -> None:
 
 @scene("the disk of the state is full", *ALL, *HTTP, needs="mount")
 def a_full_disk(play: Play) -> None:
-    folder = Path(play.target.folder / ".retl")
+    folder = play.target.folder / ".retl"
     play.run()
-    small = play.hosts.folder()
+    kept = play.hosts.folder() / "retl"
+    shutil.copytree(folder, kept)
     subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], check=True, capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs", str(folder)],
+        check=True,
+        capture_output=True,
     )
-    play.hold.callback(subprocess.run, ["umount", "-l", str(small)], check=False)
-    shutil.copytree(folder, small / "retl")
-    shutil.rmtree(folder)
-    folder.symlink_to(small / "retl")
-    with contextlib.suppress(OSError), (small / "filler").open("wb", buffering=0) as filler:
+    play.hold.callback(subprocess.run, ["umount", "-l", str(folder)], check=False)
+    shutil.copytree(kept, folder, dirs_exist_ok=True)
+    with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
         while filler.write(b"0" * 4096):
             pass
     play.next_day()
     ended = play.run(partial=True)
     if ended.code == 0:
         raise Wrong("SUCCESS on a full disk")
-    (small / "filler").unlink()
+    (folder / "filler").unlink()
     play.said.clear()
     play.settle(quiet=True)
 
@@ -340,3 +340,39 @@ def address(play: Play) -> tuple[str, int]:
     target = play.target
     assert isinstance(target, InPostgres | InRedis)
     return target.reached.host, target.reached.port
+
+
+@scene(
+    "the ledger goes away in the middle of a run, and comes back", "upsert", "append", "http", ledgers=True
+)
+def a_ledger_that_goes_away(play: Play) -> None:
+    here = play.target.folder / ".retl"
+    if play.ledger is not None:
+        admin = play.hold.enter_context(replace(play.ledger, dbname="postgres").connect())
+        name, sessions = (
+            play.ledger.dbname,
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s",
+        )
+
+        def go() -> None:
+            admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            admin.execute(sessions, [name])
+
+        def come() -> None:
+            admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    else:
+
+        def go() -> None:
+            here.rename(here.with_name("away"))
+
+        def come() -> None:
+            shutil.rmtree(here, ignore_errors=True)  # what a run put in its place
+            here.with_name("away").rename(here)
+
+    ended = play.during("batch_acknowledged", go, nth=3, partial=True)
+    come()
+    counted = ended.summary["inserted"]
+    if not 15 <= counted <= len(play.target.content()):
+        raise Wrong(f"LOST: {counted} inserted are told where {len(play.target.content())} rows are")
+    play.said.clear()
+    play.settle(quiet=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests import mysql_server
 from tests.databases import shell_of
-from tests.world import backups, elsewhere, failovers, losses, shapes  # noqa: F401 - they register their scenes
+from tests.world import backups, columns, elsewhere, failovers, losses, shapes, vendors  # noqa: F401 - they register their scenes
 from tests.world.hosts import CACHES, POSTGRES, Hosts, absent
 from tests.world.play import Play, Wrong
 from tests.world.scenes import CACHE, EXPORTS, FILES, HTTP, MYSQL, SCENES, Scene
