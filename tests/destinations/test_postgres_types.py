@@ -19,7 +19,9 @@ from retl.destinations.postgres.adapter import MOST_COLUMNS, Postgres
 from retl.destinations.postgres.catalog import Column, Table
 from retl.destinations.postgres.judged import fit
 from retl.destinations.postgres.transfer import KEY_COLLIDES
+from retl.destinations.postgres.types import comparison, lossless, spoken
 from retl.errors import DefinitionError, Mismatch, Systemic
+from retl.project import contracts
 from retl.values.types import Type
 from tests.destinations.rows import Row, Rows
 from tests.destinations.suite import CANARY, STRING, VISIT, deliver, told
@@ -371,3 +373,13 @@ def test_a_database_that_may_not_be_entered_names_the_user(target: PostgresTarge
         Postgres(target.options(), shape_of()).check(VISIT)
     target.admin.execute(f"GRANT CONNECT ON DATABASE {target.database.dbname} TO PUBLIC")
     assert (caught.value.code, ROLE in caught.value.message) == ("42501", True)
+
+
+@pytest.mark.parametrize(
+    "item", ["numeric", "jsonb", "json", "money", "bigint", "text", "date", "boolean", "interval"]
+)
+def test_the_contract_that_a_refusal_of_an_array_names_can_be_written_and_fits(item: str) -> None:
+    name, items = str(spoken(f"{item}[]")).split(", items: ")
+    column = contracts.Column.model_validate({"type": name, "items": items})
+    of = Type("list", items=column.items)
+    assert lossless(of, f"{item}[]") or comparison(of, f"{item}[]")

@@ -102,7 +102,10 @@ def comparison(type: Type, base: str) -> str | None:
     """The type in which a value of the contract and what such a column made of it can be compared; None if
     the two have nothing in common."""
     if type.name == "list":
-        item = comparison(type.item, base[:-2]) if base.endswith("[]") else None
+        if not base.endswith("[]"):
+            return None
+        unnamed = type.items == "string" and _items(base) == "string"
+        item = "text" if unnamed and not base.startswith("reg") else comparison(type.item, base[:-2])
         return item and f"{item}[]"
     if type.name == "string":
         named = base.startswith("reg")  # of other objects: an error of the catalog, not of the value
@@ -113,8 +116,14 @@ def comparison(type: Type, base: str) -> str | None:
 
 def spoken(base: str) -> str | None:
     """The contract type that such a column is made for."""
-    item = _SPOKEN.get(base[:-2], "string") if base.endswith("[]") else ""
-    return f"list, items: {item}" if item else _SPOKEN.get(base)
+    return f"list, items: {_items(base)}" if base.endswith("[]") else _SPOKEN.get(base)
+
+
+def _items(base: str) -> str:
+    """The type of the items of a contract's list for such an array. Lists have no decimals and no JSON: their
+    texts go into arrays of them."""
+    found = _SPOKEN.get(base[:-2], "string")
+    return "string" if found in ("decimal", "json") else found
 
 
 # Values of these types are equal only if their texts are. (Not so: interval, numeric, ranges of it.)
