@@ -282,7 +282,7 @@ class InCampaigns(CampaignScene, Target):
 class CampaignInserts(InCampaigns):
     """A second delivery would be a second object."""
 
-    sync = InCampaigns.sync.replace("upsert:", "insert:") + "write: append\nfirst_run: send\n"
+    sync = InCampaigns.sync.replace("upsert:", "insert:") + "write: append\nguards: {max_first_run: 1000}\n"
     changes = False
 
     def difference(self) -> Difference:

@@ -29,7 +29,7 @@ USERS = (
     "key: [id]\ndeletes: delete\nguards: {max_delete_rate: 1}\n"
     "destination: {connection: vendor, upsert: {path: /v1/users/batch, wrap: users, max_rows: 50, row: {id: $id,"
     " attributes: $fields}}, delete: {method: DELETE, path: /v1/users/$key}, outcome: {ok: [200, 204, 207],"
-    " results: results, reason: error.message}"
+    " rows: positional, at: results, row_ok: {at: status, in: [updated]}, code: error.code, reason: error.message}"
 )
 TWENTY = "SELECT i AS id FROM range(20) t(i)"
 
