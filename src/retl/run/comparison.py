@@ -127,7 +127,8 @@ def _sendable(
     if not frozen.hashed:
         hash_rows(workspace, frozen.mapped)
     erased = suppression.drop(workspace, field_map, known.suppressed)
-    diff.diff(workspace, field_map, _EVERYTHING, known.baseline_rows, whole=True)
+    strategy = replace(_EVERYTHING, compares=frozen.mapped.compares)  # a repair keeps what others edited
+    diff.diff(workspace, field_map, strategy, known.baseline_rows, whole=True)
     judge.judge(workspace, frozen.mapped.contract, job.sync.key, frozen.edited)
     judge.reject_missing(workspace, field_map)
     judge.find_standing(workspace, dict.fromkeys(one.key for one in known.open_rejects))

@@ -13,9 +13,10 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from retl.destinations.batch import Decision
 from retl.engine import change_set, held
 from retl.engine.baseline import BASELINE, ENTRIES
-from retl.engine.change_set import ChangeSet
+from retl.engine.change_set import CHANGES, ChangeSet
 from retl.engine.diff import CANDIDATES
 from retl.engine.judge import REJECTS
 from retl.engine.mapping import Run
@@ -272,7 +273,7 @@ def _plan(job: Job, run: Run, made: Compared, workspace: Workspace) -> Plan:
     """The rows of the mart that were edited or are missing, as a plan."""
     read = made.frozen.total
     changes = _drifted(job, made, workspace)
-    return planner.aside(
+    plan = planner.aside(
         job,
         run,
         made.mapped,
@@ -283,6 +284,16 @@ def _plan(job: Job, run: Run, made: Compared, workspace: Workspace) -> Plan:
         Facts(read, read, 0, made.known.baseline_rows),
         made.opened.description.version,
     )
+    return replace(plan, terms=replace(plan.terms, decisions=_left_alone(changes, workspace)))
+
+
+def _left_alone(changes: ChangeSet, workspace: Workspace) -> Mapping[int, Decision]:
+    """A row that somebody removed and that the mart did not change is no conflict, so nobody is asked: it
+    stays removed, as with target_wins."""
+    if changes.field_map.shape.conflicts != "manual":
+        return {}
+    missing = f"SELECT pos FROM {CHANGES} JOIN repaired USING (key) WHERE repaired.op = 'insert'"
+    return {pos: Decision("target", "gone") for (pos,) in workspace.run(missing)}
 
 
 def _drifted(job: Job, made: Compared, workspace: Workspace) -> ChangeSet:

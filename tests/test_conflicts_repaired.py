@@ -1,0 +1,79 @@
+"""`retl reconcile` and its repair where others edit, at every target that compares: what drifted is told alike under
+every strategy, and a repair writes over an edit only where the sync says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import Workshop
+from tests.servers import Databases, RedisServer
+from tests.test_conflict_history import People, tables
+from tests.test_conflicts import STRATEGIES, listed, rows, run
+from tests.test_conflicts_http import peopled
+from tests.test_conflicts_redis import hashes
+
+KINDS = ("postgres", "redis", "atomic", "dataverse")
+
+
+@pytest.fixture(params=KINDS)
+def people(
+    request: pytest.FixtureRequest, postgres_databases: Databases, redis_server: RedisServer
+) -> Iterator[People]:
+    made: AbstractContextManager[Any] = (
+        tables(postgres_databases)
+        if request.param == "postgres"
+        else hashes(redis_server)
+        if request.param == "redis"
+        else peopled(request.param)
+    )
+    with made as people:
+        yield people
+
+
+def reconciled(workshop: Workshop, *words: str) -> tuple[int, dict[str, Any]]:
+    said = workshop.retl("reconcile", "people", *words, "--output", "json")
+    return said.code, dict(said.document["sync" if "--repair" in words else "reconcile"])
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_a_repair_writes_over_an_edit_only_where_the_sync_says_so(
+    tmp_path: Path, people: People, strategy: str
+) -> None:
+    workshop = people.project(tmp_path / "project", STRATEGIES[strategy])
+    workshop.warehouse(rows(a=("p", 1), b=("p", 1), c=("p", 1), d=("p", 1)))
+    assert run(workshop)["inserted"] == 104
+    people.edit("a", "SET phone = 'h'")
+    people.edit("b", "DELETE")
+    people.edit("c", "SET note = 'n'")
+    people.edit("d", "SET phone = 'h'")
+    workshop.warehouse(rows(a=("p", 1), b=("p", 1), c=("p", 1), d=("q", 1)))  # d is due: no drift
+    code, found = reconciled(workshop)
+    assert (code, found["edited"], found["missing"], found["due"]) == (1, 1, 1, 1)
+    assert found["fields"] == {"phone": 1}
+    before = people.held()
+    planned = reconciled(workshop, "--repair", "--dry-run")[1]
+    assert people.held() == before
+    _, done = reconciled(workshop, "--repair")
+    wins, asks = strategy == "warehouse_wins", strategy == "manual"
+    kept = 0 if wins else 2  # the mart changed neither, so no person is asked
+    for one in (planned, done):
+        assert (one["updated"], one["inserted"], one["skipped"], one["rejected"]) == (wins, wins, kept, 0)
+        assert one["conflicts"] == {"merged": 0, "kept": kept, "queued": 0}
+    theirs = {"a": ("h", 1, None), "b": None, "c": ("p", 1, "n"), "d": ("h", 1, None)}
+    ours = {"a": ("p", 1, None), "b": ("p", 1, None)} if wins else {}
+    held = people.held()
+    assert {key: held.get(key) for key in "abcd"} == theirs | ours
+    after = run(workshop)
+    assert (after["error"], after["rejected"], after["updated"]) == (None, int(asks), int(wins))
+    assert [one[:2] for one in listed(workshop)] == [("d", "CONFLICT")] * asks
+    if not wins:
+        assert run(workshop, "--full")["error"] is None
+        assert people.held()["b"] == ("p", 1, None), "which makes removed rows again"
+        assert people.held()["a"] == ("h", 1, None)
+    assert people.held()["d"] == (("q", 1, None) if wins else ("h", 1, None))
+    assert people.held()["c"] == ("p", 1, "n")
