@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import duckdb
 import pytest
 
 from tests.commands import ROWS, Workshop
+from tests.proxy import Proxy
 from tests.servers import Database
+from tests.test_ambiguity import COMMITTING
 from tests.test_plans_and_state import TABLE, column, run
 from tests.test_reconcile import execute, reconciled, verdicts
 
@@ -273,6 +276,94 @@ def test_under_three_editors_no_edit_is_lost_and_every_image_is_exact(
             before[user] = (old, new)
     assert restored
     assert len(found) > restored * 2
+
+
+def test_no_later_run_brings_a_restored_row_back_before_it_is_asked_for(
+    workshop: Workshop, postgres: Database
+) -> None:
+    before = begun(workshop, postgres)
+    bad = bad_run(workshop)
+    emails = "SELECT email FROM crm.users ORDER BY user_id"
+    after = column(postgres, emails)
+    rolled_back(workshop, bad, "--no-pause")
+    for _ in range(10):
+        assert (run(workshop)["unchanged"], run(workshop)["read"]) == (ROWS, ROWS)
+    assert rows(postgres) == before
+    full = run(workshop, "--full")
+    assert (full["updated"], full["deletes"]["planned"]) == (ROWS, 0)
+    now = column(postgres, emails)
+    assert [one for one in now if one not in ("u10@example.com", "u11@example.com")] == after
+    assert len(now) == len(after) + 2, "what it had deleted is nobody's to delete again"
+
+
+def test_another_field_sends_restored_rows_too_and_the_plan_counts_them(
+    workshop: Workshop, postgres: Database
+) -> None:
+    begun(workshop, postgres)
+    rolled_back(workshop, bad_run(workshop), "--no-pause")
+    workshop.sync("users", **KEEP, fields="{email: email}")
+    (planned,) = workshop.json("plan", "--sync", "users")["syncs"]
+    done = run(workshop)
+    assert planned["updated"] == done["updated"] == ROWS
+    assert column(postgres, "SELECT count(*) FROM crm.users WHERE email IN ('bad', 'x', 'y')") == [7]
+
+
+def test_a_watermark_does_not_bring_a_restored_row_back(workshop: Workshop, postgres: Database) -> None:
+    moved = "UPDATE users SET moved = TIMESTAMP '2026-01-01' + INTERVAL (user_id) HOUR"
+    workshop.warehouse(f"ALTER TABLE users ADD COLUMN moved TIMESTAMP; {moved}")
+    more = {"changes": "{watermark: moved, lookback: 400d}", "deletes": "keep"}
+    workshop.sync("users", **KEEP | more, fields="{email: email}")
+    run(workshop)
+    workshop.warehouse("UPDATE users SET email = 'bad', moved = TIMESTAMP '2026-02-01' WHERE user_id < 6")
+    bad = run(workshop)
+    assert bad["updated"] == 5
+    rolled_back(workshop, bad["run_id"], "--no-pause")
+    for _ in range(3):
+        assert (run(workshop)["updated"], run(workshop)["inserted"]) == (0, 0)
+    assert column(postgres, "SELECT count(*) FROM crm.users WHERE email = 'bad'") == [0]
+    workshop.warehouse("UPDATE users SET email = 'good', moved = TIMESTAMP '2026-02-02' WHERE user_id = 1")
+    assert run(workshop)["updated"] == 1
+    assert column(postgres, "SELECT user_id FROM crm.users WHERE email = 'good'") == [1]
+
+
+STOP = """
+CREATE FUNCTION crm.no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no room' USING ERRCODE = '53100'; END $$;
+CREATE TRIGGER no_room BEFORE UPDATE ON crm.users FOR EACH ROW WHEN (NEW.email = 'poison') EXECUTE FUNCTION crm.no_room()"""
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_with_rejects_or_one_that_stopped_is_taken_back(
+    workshop: Workshop, postgres: Database, stopped: bool
+) -> None:
+    """`stopped`: the server has no room for some rows, so the run fails after others were written."""
+    before = begun(workshop, postgres, batch="{rows: 2}", guards="{max_reject_rate: 1, max_failed_rate: 1}")
+    execute(postgres, STOP if stopped else "ALTER TABLE crm.users ADD CHECK (email <> 'poison')")
+    workshop.warehouse(f"{BAD}; UPDATE users SET email = 'poison' WHERE user_id IN (12, 17, 19)")
+    done = run(workshop)
+    assert done["status"] == ("FAILED" if stopped else "SUCCESS_WITH_REJECTS"), done["error"]
+    assert done["rejected"] == (0 if stopped else 3)
+    assert rows(postgres) != before
+    undone = rolled_back(workshop, done["run_id"], "--no-pause")
+    restored = undone["updated"] + undone["inserted"] + undone["deleted"]
+    assert restored == done["updated"] + done["inserted"] + done["deleted"] > 0
+    assert rows(postgres) == before
+
+
+def test_a_run_in_doubt_is_settled_before_it_is_taken_back(workshop: Workshop, postgres: Database) -> None:
+    with Proxy(postgres.host, postgres.port) as proxy:
+        workshop.use(postgres=replace(postgres, host=proxy.host, port=proxy.port))
+        before = begun(workshop, postgres, retry="{attempts: 2}")
+        workshop.warehouse("UPDATE users SET email = 'bad' WHERE user_id < 6")
+        proxy.drop_reply(*COMMITTING, refuse=True)
+        doubtful = run(workshop)
+        assert (doubtful["in_doubt"], doubtful["updated"]) == (5, 0)
+        proxy.heal()
+        assert rows(postgres) != before, "it was committed, the answer did not arrive"
+        planned = rolled_back(workshop, doubtful["run_id"], "--dry-run")
+        assert (planned["updated"], "5 rows of that run have no answer" in str(planned["notes"])) == (0, True)
+        undone = rolled_back(workshop, doubtful["run_id"])
+        assert (undone["updated"], undone["skipped"]) == (5, 0)
+        assert rows(postgres) == before
 
 
 def test_what_cannot_be_taken_back_says_why_and_what_to_do(workshop: Workshop, postgres: Database) -> None:

@@ -42,11 +42,17 @@ def abandon_dead_runs(ledger: Ledger, sync: str, run_id: str, epoch: int) -> Non
 
 
 def resolve(
-    job: Job, mapped: Mapped, workspace: Workspace, target: str, delivery: Delivery, epoch: int
+    job: Job,
+    mapped: Mapped,
+    workspace: Workspace,
+    target: str,
+    delivery: Delivery,
+    epoch: int,
+    doubtful: str | None = None,
 ) -> None:
     """Resolve the open batches that dead runs sent to the object `target`, if possible, and record their
-    outcomes."""
-    for delta, rows in _open(job, mapped, target):
+    outcomes. `doubtful`: a run that ended, whose batches without an answer are asked for once more."""
+    for delta, rows in _open(job, mapped, target, doubtful):
         with closing(job.lane(mapped.field_map.shape)) as destination:
             for row, batch in _batches(job.ledger, mapped, workspace, delta, rows, epoch):
                 log.event("batch_settling", batch=row.batch_id)
@@ -74,7 +80,9 @@ def look(job: Job, mapped: Mapped, workspace: Workspace, target: str) -> Found:
     return found
 
 
-def _open(job: Job, mapped: Mapped, target: str) -> Iterator[tuple[DeltaRow, Sequence[BatchRow]]]:
+def _open(
+    job: Job, mapped: Mapped, target: str, doubtful: str | None = None
+) -> Iterator[tuple[DeltaRow, Sequence[BatchRow]]]:
     """The open batches that can be resolved, per run. If the target keeps evidence: all of them. If it
     honours a key (the same bytes under the same key): those whose key is inside its window. Otherwise only
     those with a handle. The others stay in doubt."""
@@ -84,7 +92,7 @@ def _open(job: Job, mapped: Mapped, target: str) -> Iterator[tuple[DeltaRow, Seq
         rows = [
             row
             for row in ledger.batches(delta.run_id)
-            if row.status == "open"
+            if (row.status == "open" or (delta.run_id == doubtful and row.outcome == Outcome(UNKNOWN)))
             and (row.handle is not None or (_within(mapped, ledger, row) if keyed else capabilities.resolves))
         ]
         if rows:

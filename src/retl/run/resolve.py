@@ -75,6 +75,11 @@ def has_doubt(ledger: Ledger, delta: DeltaRow) -> bool:
     return any(map(_doubtful, ledger.batches(delta.run_id)))
 
 
+def unanswered(ledger: Ledger, run_id: str) -> int:
+    """How many rows of this run have no answer yet."""
+    return sum(map(_doubtful, ledger.batches(run_id)))
+
+
 def resolve(
     ledger: Ledger, lock: Lock, doubtful: Sequence[Doubt], *, delivered: bool, environment: str | None = None
 ) -> int:

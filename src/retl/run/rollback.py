@@ -24,7 +24,7 @@ from retl.errors import DefinitionError, RetlError
 from retl.ledger import RunRow
 from retl.observe import log
 from retl.observe.summary import Summary
-from retl.run import planner, target
+from retl.run import planner, resolve, target
 from retl.run.guards import Facts
 from retl.run.job import Clock, Job
 from retl.run.known import Known, know
@@ -88,10 +88,12 @@ def rollback(job: Job, asked: Asked) -> Summary:
     with own_run(job) as own:
         running, clock = own.running, own.running.clock
         try:
-            workspace, opening = own.workspace(), (running.lock.epoch, running.recover)
+            recover = partial(running.recover, doubtful=_doubtful(job, asked.run))
+            workspace, opening = own.workspace(), (running.lock.epoch, recover)
             made, wrote = _plan(job, asked, running.run, workspace, clock, own.hold, *opening)
             running.plan = made
             running.found = {"rollback": {**asdict(wrote), "examples": _examples(workspace)}}
+            unknown = resolve.unanswered(job.ledger, asked.run.run_id)
             if made.refusals:
                 return running.refuse()
             running.record()
@@ -103,9 +105,16 @@ def rollback(job: Job, asked: Asked) -> Summary:
             with clock.phase("deliver"):
                 running.deliver()
             done = running.commit()
-            return replace(done, notes=(*done.notes, *_notes(done, wrote, asked)))
+            return replace(done, notes=(*done.notes, *_notes(done, wrote, asked), *_unknown(unknown)))
         except RetlError as problem:
             return running.fail(problem)
+
+
+def _doubtful(job: Job, of: RunRow) -> str | None:
+    """The run, if the target may still tell what became of its batches without an answer. A later run has
+    sent such rows again, and may have removed the marks of this one."""
+    later = any(one.epoch > of.epoch for one in job.ledger.deltas(of.sync, of.object))
+    return None if later else of.run_id
 
 
 def look(job: Job, asked: Asked) -> Summary:
@@ -116,7 +125,8 @@ def look(job: Job, asked: Asked) -> Summary:
         made, wrote = _plan(job, asked, run, workspace, clock, hold)
         done = predict(job, made, workspace, clock)
         note = "rows that somebody touched since are left alone: these numbers are at most"
-        return replace(done, notes=(*done.notes, *_since(wrote), note))
+        unknown = _unknown(resolve.unanswered(job.ledger, asked.run.run_id))
+        return replace(done, notes=(*done.notes, *_since(wrote), *unknown, note))
 
 
 def _plan(
@@ -193,6 +203,12 @@ def _since(wrote: undo.Wrote) -> list[str]:
     if not wrote.since:
         return []
     return [f"{wrote.since} rows were written again by a later run: take back the newest run first"]
+
+
+def _unknown(rows: int) -> list[str]:
+    if not rows:
+        return []
+    return [f"{rows} rows of that run have no answer, so it is not known whether it wrote them"]
 
 
 def _notes(done: Summary, wrote: undo.Wrote, asked: Asked) -> list[str]:

@@ -128,12 +128,14 @@ class Execution:
             found["keys"] = [MASK if gone.has(key) else key for key in found["keys"]]
         return found
 
-    def recover(self, mapped: Mapped, workspace: Workspace, target: str) -> recovery.Found:
-        """Resolve the open batches of dead runs."""
+    def recover(
+        self, mapped: Mapped, workspace: Workspace, target: str, doubtful: str | None = None
+    ) -> recovery.Found:
+        """Resolve the open batches of dead runs, and those of the run `doubtful` that have no answer."""
         delivery = self._delivery(
             mapped.capabilities, every=True, lane=lambda: self.job.lane(mapped.field_map.shape)
         )
-        recovery.resolve(self.job, mapped, workspace, target, delivery, self.lock.epoch)
+        recovery.resolve(self.job, mapped, workspace, target, delivery, self.lock.epoch, doubtful)
         return recovery.NOTHING
 
     def record(self) -> None:
