@@ -146,10 +146,16 @@ def _is_twin(item: pytest.Item) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the presets proved, one line each."""
+    """What the presets proved, one line each; with RETL_TEST_ALL also what became of edits by others."""
+    from tests import truth_table
     from tests.presets.proof import table
 
     reports = terminalreporter.getreports("passed")
+    cells = [value for one in reports for name, value in one.user_properties if name == truth_table.PROPERTY]
+    if cells and os.environ.get("RETL_TEST_ALL"):
+        terminalreporter.section("edits by others: phone, score, note")
+        for line in truth_table.lines(cells):
+            terminalreporter.write_line(line)
     proofs = [value for one in reports for name, value in one.user_properties if name == "proof"]
     if proofs:
         terminalreporter.section("presets")

@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -44,6 +44,7 @@ from tests.test_conflicts import (
     run,
     take,
 )
+from tests.truth_table import PROPERTY, shown
 
 Kind = Literal["hash", "json"]
 P1, H1, H1N = ("p", 1, None), ("h", 1, None), ("p", 1, "n")
@@ -150,8 +151,11 @@ def played(
 
 
 @pytest.mark.parametrize("name", list(CELLS))
-def test_each_cell_of_the_table(played: tuple[Kind, Played], name: str) -> None:
+def test_each_cell_of_the_table(
+    played: tuple[Kind, Played], name: str, record_property: Callable[[str, object], None]
+) -> None:
     kind, found = played
+    record_property(PROPERTY, (f"Redis, value: {kind}", found.strategy, name, shown(found.held.get(name))))
     ends = AS_A_WHOLE.get(name, CELLS[name].ends) if kind == "json" else CELLS[name].ends
     assert found.held.get(name) == ends[list(STRATEGIES).index(found.strategy)]
 
