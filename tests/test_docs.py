@@ -52,7 +52,7 @@ def test_no_code_is_explained_that_nobody_says() -> None:
     assert {code for code in explained() if not re.search(rf"\b{code}\b", source)} == set()
 
 
-@pytest.mark.parametrize("page", ["guarantees.md", "guides/compliance.md"])
+@pytest.mark.parametrize("page", ["guarantees.md", "guides/compliance.md", "guides/proved.md"])
 def test_every_proof_that_is_named_exists(page: str) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
@@ -67,6 +67,18 @@ def test_every_claim_of_the_compliance_page_names_what_shows_it_and_a_test() -> 
     rows = [line.split(" | ") for table in tables for line in table.partition("\n\n")[0].splitlines()]
     assert len(rows) > 20
     assert [row for row in rows if len(row) != 3 or "::test_" not in row[2] or not row[1].strip()] == []
+
+
+def test_every_line_of_the_proofs_of_undo_names_a_test_and_no_target_that_compares_is_left_out() -> None:
+    text = (ROOT / "docs" / "guides" / "proved.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| \S.* \| (.*::test_.*) \| (?:\S.* )?\|$", text, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 25))
+    adapters = (ROOT / "src" / "retl" / "destinations").glob("*/adapter.py")
+    compare = {one.parent.name for one in adapters if "compares=" in one.read_text(encoding="utf-8")}
+    listed = {"PostgreSQL": "postgres", "Redis, Valkey": "redis", "Dataverse": "dataverse"}
+    listed |= {"HTTP with a `version` and conditions": "http"}
+    raced = re.findall(r"^\| (.+?) \| atomic: .* \| yes \| all \|$", text, re.MULTILINE)
+    assert compare == {listed[name] for name in raced}
 
 
 def test_all_promises_stand_there_in_order() -> None:
