@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -97,7 +97,9 @@ class Postgres(sql.Selecting):
 
 
 class Transaction(Snapshot):
-    """A transaction that sees one state of the database."""
+    """A transaction that sees one state of the database. `server`: its name in messages."""
+
+    server: ClassVar[str] = "PostgreSQL"
 
     def __init__(self, source: Postgres, workspace: Workspace, session: Session, relation: str) -> None:
         import psycopg
@@ -108,13 +110,12 @@ class Transaction(Snapshot):
         self._texts: Texts | None = None
         session.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         with self._reading():
-            server = self._server()
-            version = session.execute(_SNAPSHOT).fetchall()[0]
+            version = self._version()
             self._columns = self._described()
             session.execute(f"SELECT 1 FROM {relation} LIMIT 0", prepare=True)  # have we the right to?
         types = {name: one.type for name, one in self._columns.items()}
         misfit = MISFIT if any(one.fits is not None for one in self._columns.values()) else None
-        self.description = Description(types, ":".join((server, *version)), misfit=misfit)
+        self.description = Description(types, version, misfit=misfit)
 
     def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
         chosen = [self._columns[name] for name in columns]
@@ -136,6 +137,10 @@ class Transaction(Snapshot):
         self._session.close()
         if self._texts is not None:
             self._texts.close()
+
+    def _version(self) -> str:
+        """The server, the database, and the state that the transaction sees."""
+        return ":".join((self._server(), *self._session.execute(_SNAPSHOT).fetchall()[0]))
 
     def _server(self) -> str:
         """What tells one server, and one restored copy of it, from another. A server that does not say it
@@ -161,12 +166,16 @@ class Transaction(Snapshot):
         if found.nparams:
             raise DefinitionError("SQL_SYNTAX", "write a variable as $name, not as $1", where=self._origin)
         columns = [
-            _column((found.fname(at) or b"").decode(), found.ftype(at), found.fmod(at))
+            self._column((found.fname(at) or b"").decode(), found.ftype(at), found.fmod(at))
             for at in range(found.nfields)
         ]
         distinct([one.name for one in columns], self._origin)
         self._arrays = {one.name for one in columns if one.type.endswith("[]")}
         return {one.name: one for one in columns}
+
+    def _column(self, name: str, oid: int, modifier: int) -> Column:
+        """A column of the type that a server of this product has under this number."""
+        return _column(name, oid, modifier)
 
     def _answer(self) -> psycopg.pq.abc.PGresult:
         """The server's answer. libpq's own calls would keep all threads waiting for it."""
@@ -214,11 +223,13 @@ class Transaction(Snapshot):
             message = f"{origin} was not read within {self._connection.timeout:.0f} s"
             return SourceError("MART_UNREADABLE", message, hint="raise `timeout` of the source in retl.yml")
         if lost or code.startswith(("08", "57P")):
-            message = f"PostgreSQL at {self._connection.address} closed the connection or stopped answering"
+            message = (
+                f"{self.server} at {self._connection.address} closed the connection or stopped answering"
+            )
             return SourceError("CONNECTION_LOST", f"{message}; nothing was delivered", hint="run again")
         hint = f"GRANT SELECT on it to {self._connection.user}" if code == "42501" else None
         return SourceError(
-            "MART_UNREADABLE", f"PostgreSQL cannot read {origin} (SQLSTATE {code}){words}", hint=hint
+            "MART_UNREADABLE", f"{self.server} cannot read {origin} (SQLSTATE {code}){words}", hint=hint
         )
 
 
