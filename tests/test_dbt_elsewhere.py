@@ -61,7 +61,7 @@ def test_a_model_of_another_adapter_or_database_is_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("adapter", "kind"),
-    [("postgres", "postgres"), ("redshift", "postgres"), ("spark", "databricks"), ("bigquery", "bigquery")],
+    [("postgres", "postgres"), ("redshift", "redshift"), ("spark", "databricks"), ("bigquery", "bigquery")],
 )
 def test_an_adapter_has_a_type_of_source(adapter: str, kind: str) -> None:
     assert type_for(adapter) == kind

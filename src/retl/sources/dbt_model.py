@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 # The adapters of dbt that build where a source reads, if they are not called like the source's type.
 ADAPTERS = {
-    "postgres": {"postgres", "redshift"},
     "databricks": {"databricks", "spark"},
     "mssql": {"sqlserver", "synapse", "fabric"},
     "mysql": {"mysql", "mariadb"},

@@ -36,6 +36,11 @@ POSTGRES = _syntax(
     f"{_LINES}|{_BLOCK}",
     r"(?<![\w$])[eE]'(?:[^'\\]|\\.|'')*'|(?<![\w$])\$(?P<tag>(?:[A-Za-z_]\w*)?)\$.*?\$(?P=tag)\$|" + _DOUBLED,
 )
+_IDENTIFIER = r'"(?:[^"]|"")*"'
+REDSHIFT = _syntax(
+    f"{_LINES}|{_BLOCK}",
+    r"(?<![\w$])\$(?P<tag>(?:[A-Za-z_]\w*)?)\$.*?\$(?P=tag)\$|'(?:[^'\\]|\\.|'')*'|" + _IDENTIFIER,
+)
 MYSQL = _syntax(rf"--(?=\s|$)[^\n]*|\#[^\n]*|{_BLOCK}", rf"{_ESCAPED}|`[^`]*`")
 MSSQL = _syntax(f"{_LINES}|{_BLOCK}", rf"{_DOUBLED}|\[[^\]]*\]")
 SNOWFLAKE = _syntax(rf"{_LINES}|//[^\n]*|{_BLOCK}", rf"\$\$.*?\$\$|{_ESCAPED}")
