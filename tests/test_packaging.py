@@ -190,6 +190,7 @@ OWNERS = {
     "presets": {"retl.testing.script"},
     "s3": {"retl.net.bucket"},
     "snowflake": {"retl.sources.snowflake"},
+    "trino": {"retl.sources.trino"},
     "lake": {
         "retl.sources.delta",
         "retl.sources.delta.version",

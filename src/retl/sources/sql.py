@@ -42,6 +42,7 @@ REDSHIFT = _syntax(
     r"(?<![\w$])\$(?P<tag>(?:[A-Za-z_]\w*)?)\$.*?\$(?P=tag)\$|'(?:[^'\\]|\\.|'')*'|" + _IDENTIFIER,
 )
 MYSQL = _syntax(rf"--(?=\s|$)[^\n]*|\#[^\n]*|{_BLOCK}", rf"{_ESCAPED}|`[^`]*`")
+TRINO = _syntax(f"{_LINES}|{_BLOCK}", _DOUBLED)
 MSSQL = _syntax(f"{_LINES}|{_BLOCK}", rf"{_DOUBLED}|\[[^\]]*\]")
 SNOWFLAKE = _syntax(rf"{_LINES}|//[^\n]*|{_BLOCK}", rf"\$\$.*?\$\$|{_ESCAPED}")
 DATABRICKS = _syntax(f"{_LINES}|{_BLOCK}", rf"{_ESCAPED}|`[^`]*`")
