@@ -6,8 +6,10 @@ import gzip
 import os
 import re
 import secrets
+import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -22,6 +24,7 @@ from retl.engine.workspace import Workspace
 from retl.errors import SourceError
 from retl.observe.signals import Stop
 from retl.sources.api import Invocation
+from retl.sources.delta import Delta, Lake, Table
 from retl.sources.files import Files, Folder, Pattern
 from tests.commands import Workshop
 from tests.servers import Database, ObjectStore, RedisServer
@@ -234,11 +237,16 @@ def test_a_stop_ends_a_copy(bucket: Bucket, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+ONELAKE = "abfss://sales@onelake.dfs.fabric.microsoft.com"
+ENTRA = {"tenant_id": "tenant", "client_id": "app", "client_secret": "secret-canary"}
 WRONG = {
     "s3://key:secret@bucket/x": "keys belong under `storage`",
     "ftp://bucket/x": "an address begins with one of s3://",
     "s3://bucket/a/../b": "no `..`",
     "abfss://bucket/x": "abfss://CONTAINER@ACCOUNT",
+    "abfss://ws@other.dfs.fabric.microsoft.com/x": "abfss://WORKSPACE@onelake",
+    "abfss://ws@onelake.dfs.fabric.microsoft.com": "goes on with an item",
+    "abfss://two words@onelake.dfs.fabric.microsoft.com/x": "abfss://WORKSPACE@onelake",
 }
 
 
@@ -254,6 +262,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "belong together": ("s3://bucket", {"access_key_id": "a"}),
     "must be https": ("s3://bucket", {"endpoint": "http://minio.internal:9000"}),
     "is for an `endpoint`": ("s3://bucket", {"allow_plaintext": True}),
+    "OneLake has no account keys": (f"{ONELAKE}/x.Lakehouse/Files", {"account_key": "a2V5"}),
     "must look like": ("s3://bucket", {"endpoint": "https://key:secret@minio.internal"}),
 }
 
@@ -279,6 +288,54 @@ def test_the_other_clouds_open_with_their_own_options(root: str, tmp_path: Path)
         Folder.model_validate({"root": root, "storage": storage}), Pattern(path="*"), Invocation(tmp_path, {})
     )
     source.place()
+
+
+class Refusing:
+    """A proxy of this machine that connects nobody; `asked`: the hosts that were asked for."""
+
+    def __enter__(self) -> Refusing:
+        self.asked, self._socket = set[str](), socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._refuse, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def _refuse(self) -> None:
+        with suppress(OSError):
+            while True:
+                asking, _ = self._socket.accept()
+                with asking:
+                    self.asked.add(asking.recv(4096).split(b"\r\n")[0].decode())
+                    asking.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("account", "keys", "host"),
+    [
+        ("onelake", {"sas_token": "sv=1&sig=x"}, "onelake.blob.fabric.microsoft.com"),
+        ("westus-onelake", {"sas_token": "sv=1&sig=x"}, "westus-onelake.blob.fabric.microsoft.com"),
+        ("onelake", ENTRA, "login.microsoftonline.com"),
+    ],
+)
+def test_onelake_and_entra_are_asked_by_both_clients(
+    account: str, keys: dict[str, str], host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No OneLake is at hand: a proxy tells whom the clients of files and of Delta tables want to reach."""
+    root = f"{ONELAKE}/x.Lakehouse/Files".replace("onelake", account, 1)
+    with Refusing() as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        folder = Folder.model_validate({"root": root, "storage": keys})
+        files = Files(folder, Pattern(path="*"), Invocation(tmp_path, {}))
+        lake = Lake.model_validate({"root": root, "storage": keys})
+        delta = Delta(lake, Table(path="t"), Invocation(tmp_path, {}))
+        for source in (files, delta):
+            with closing(Workspace(tmp_path, Stop())) as workspace, pytest.raises(SourceError) as caught:
+                source.open(workspace)
+            assert "canary" not in caught.value.message
+            assert proxy.asked == {f"CONNECT {host}:443 HTTP/1.1"}
+            proxy.asked.clear()
 
 
 def test_the_guide_comes_true(bucket: Bucket, tmp_path: Path, postgres: Database) -> None:

@@ -1,7 +1,7 @@
 """Object stores: the address of a bucket, its keys, the client that reaches it, and a bucket for a reader.
 
-It serves S3 and what speaks its protocol, Google Cloud Storage and Azure. It knows no rows and never writes:
-the target `files` writes with the same client.
+It serves S3 and what speaks its protocol, Google Cloud Storage, Azure, and OneLake of Microsoft Fabric. It
+knows no rows and never writes: the target `files` writes with the same client.
 A connection is encrypted and verified except on this machine or where `allow_plaintext` says so. Without keys
 it takes those that the cloud's own environment has. No error repeats what a store answered, because an
 answer may quote a signed request.
@@ -29,6 +29,10 @@ SCHEMES: dict[str, Cloud] = {"s3": "s3", "gs": "gs", "az": "az", "abfss": "az"}
 _AT_ONCE = 8 << 20  # bytes of one request, so that each is bounded in time and memory
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _AZURE = re.compile(r"(?P<container>[a-z0-9-]+)@(?P<account>[a-z0-9]+)\.dfs\.core\.windows\.net")
+# OneLake of Fabric: the workspace is the container, the account is always the same, or a region's.
+_ONELAKE = re.compile(
+    r"(?P<container>[A-Za-z0-9_.-]+)@(?P<account>(?:[a-z0-9]+-)?onelake)\.dfs\.fabric\.microsoft\.com"
+)
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 
@@ -75,10 +79,14 @@ class Storage(Definition):
             raise ValueError("`allow_plaintext` is for an `endpoint` that begins with http://")
         return self
 
-    def check(self, cloud: Cloud) -> None:
+    def check(self, address: Address) -> None:
         """ValueError if an option is of another cloud."""
-        for name in sorted(self.model_fields_set - _OPTIONS[cloud]):
-            raise ValueError(f"`{name}` is no option of {cloud}://")
+        for name in sorted(self.model_fields_set - _OPTIONS[address.cloud]):
+            raise ValueError(f"`{name}` is no option of {address.cloud}://")
+        if address.fabric and (self.account_key or self.account_name):
+            raise ValueError(
+                "OneLake has no account keys: it takes `tenant_id`, `client_id` and `client_secret` of Entra"
+            )
 
 
 _OPTIONS: dict[Cloud, set[str]] = {
@@ -114,7 +122,7 @@ class Root(Definition):
         if address is None and self.storage != Storage():
             raise ValueError("`storage` is for a bucket: a `root` that begins with s3://, gs:// or az://")
         if address is not None:
-            self.storage.check(address.cloud)
+            self.storage.check(address)
         return self
 
     def placed_in(self, folder: Path) -> Self:
@@ -129,12 +137,14 @@ class Root(Definition):
 
 @dataclass(frozen=True)
 class Address:
-    """A folder of a bucket; `prefix` has no slash at its ends."""
+    """A folder of a bucket; `prefix` has no slash at its ends. `fabric`: it is in OneLake, where `bucket` is
+    a workspace and `prefix` begins with an item."""
 
     cloud: Cloud
     bucket: str
     prefix: str
     account: str | None = None
+    fabric: bool = False
 
     @classmethod
     def of(cls, url: str) -> Address | None:
@@ -146,17 +156,23 @@ class Address:
                 raise ValueError(f"an address begins with one of {', '.join(f'{s}://' for s in SCHEMES)}")
             return None
         bucket, _, prefix = rest.partition("/")
-        account = None
+        account, fabric = None, False
         if scheme == "abfss":
-            found = _AZURE.fullmatch(bucket)
+            onelake = _ONELAKE.fullmatch(bucket)
+            found = onelake or _AZURE.fullmatch(bucket)
             if found is None:
-                raise ValueError("write abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/FOLDER")
-            bucket, account = found["container"], found["account"]
+                raise ValueError(
+                    "write abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/FOLDER, or for OneLake"
+                    " abfss://WORKSPACE@onelake.dfs.fabric.microsoft.com/ITEM/FOLDER"
+                )
+            bucket, account, fabric = found["container"], found["account"], onelake is not None
         if not _NAME.fullmatch(bucket):
             raise ValueError(f"write {scheme}://BUCKET/FOLDER; keys belong under `storage`")
         if any(part in ("", ".", "..") for part in prefix.strip("/").split("/")) and prefix.strip("/"):
             raise ValueError("a folder has no empty part and no `..`")
-        return cls(cloud, bucket, prefix.strip("/"), account)
+        if fabric and not prefix.strip("/"):
+            raise ValueError("an address of OneLake goes on with an item, such as sales.Lakehouse/Files")
+        return cls(cloud, bucket, prefix.strip("/"), account, fabric)
 
 
 @dataclass(frozen=True)
@@ -303,6 +319,7 @@ def _azure(address: Address, storage: Storage) -> dict[str, Any]:
     return {
         **{name: text for name, text in texts.items() if text},
         **{name: one.get_secret_value() for name, one in secrets.items() if one},
+        **({"use_fabric_endpoint": True} if address.fabric else {}),
     }
 
 

@@ -10,6 +10,14 @@ storage, and without a cluster.
 `storage`, those of the environment are used, or of the machine's role. Only S3 was run; Google Cloud Storage
 and Azure go through the same client and were not.
 
+A lakehouse of Microsoft Fabric is read from OneLake: `root` is
+`abfss://WORKSPACE@onelake.dfs.fabric.microsoft.com/ITEM.Lakehouse/Tables`, or both as GUIDs without
+`.Lakehouse`, which a name with other characters than letters, digits, `_`, `.` and `-` needs. `storage` has
+`tenant_id`, `client_id` and `client_secret` of an application in Entra that may read the workspace; OneLake
+has no account keys. The addresses are as in
+https://learn.microsoft.com/fabric/onelake/onelake-access-api (2026-11-29). Unproved: only which servers are
+asked was tested.
+
 With `changes: cdf` a run reads only what the table's change feed has since the version of the last run. The
 table needs `delta.enableChangeDataFeed`. It is read whole, and the plan says why, if the feed was off; if its
 files or the log are gone; if the table was restored, replaced or got other properties; if its columns are

@@ -50,4 +50,6 @@ def options(address: Address, storage: Storage, folder: Path) -> dict[str, str]:
         made["aws_session_token"] = ""  # that of the environment is of other keys
     if address.account:
         made["azure_storage_account_name"] = address.account
+    if address.fabric:
+        made["azure_use_fabric_endpoint"] = "true"
     return made

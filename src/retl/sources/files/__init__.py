@@ -31,6 +31,14 @@ Without keys under `storage`, those of the environment are used, or of the machi
 `AWS_ACCESS_KEY_ID` and its companions, a web identity, a container's or an instance's role; profiles of
 `~/.aws` are not read. Only S3 was run; Google Cloud Storage and Azure go through the same client and were
 not.
+
+Files of a lakehouse in Microsoft Fabric are read from OneLake: `root` is
+`abfss://WORKSPACE@onelake.dfs.fabric.microsoft.com/ITEM.Lakehouse/Files`, or both as GUIDs without
+`.Lakehouse`, which a name with other characters than letters, digits, `_`, `.` and `-` needs. `storage` has
+`tenant_id`, `client_id` and `client_secret` of an application in Entra that may read the workspace; OneLake
+has no account keys. The addresses are as in
+https://learn.microsoft.com/fabric/onelake/onelake-access-api (2026-11-29). Unproved: only which servers are
+asked was tested.
 """
 
 from __future__ import annotations
