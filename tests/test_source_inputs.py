@@ -51,6 +51,19 @@ def test_each_input_s_version_is_recorded(shop: Workshop) -> None:
 
 
 @pytest.mark.parametrize(
+    "source",
+    ["{inputs: {r: {from: drop, path: '*.parquet'}}, sql: 'FROM r'}", "{from: drop, path: '*.parquet'}"],
+)
+def test_the_status_of_a_sync_of_files_is_told_where_there_is_a_warehouse(
+    shop: Workshop, source: str
+) -> None:
+    shop.sync("s", source=source)
+    shop.json("sync")
+    (found,) = shop.json("status")["syncs"]
+    assert (found["status"], found["lag_seconds"]) == ("SUCCESS", None)
+
+
+@pytest.mark.parametrize(
     ("source", "code", "says"),
     [
         (f"{{inputs: {INPUTS}}}", "", "`inputs` are the sources of one `sql`"),

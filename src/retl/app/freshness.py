@@ -177,7 +177,9 @@ def _lag(delivered: str | None, now: str | None) -> float | None:
     """Seconds between the last delivered change of the mart and its newest; both are from one clock."""
     if delivered is None or now is None:
         return None
-    (place, _, before), (here, _, after) = delivered.rsplit(":", 2), now.rsplit(":", 2)
-    if place != here or not before.isdigit():
+    place, *rest = delivered.rsplit(":", 2)  # another source's version has any form
+    here, _, after = now.rsplit(":", 2)
+    if place != here or len(rest) < 2 or not rest[1].isdigit():
         return None
+    before = rest[1]
     return max(0.0, round((int(after) - int(before)) / 1e9, 1))
