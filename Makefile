@@ -9,7 +9,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-vers
 # Without compiled files each process of the tests, and each start of retl, compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-all test-duckdb15 test-crash test-world test-schedulers mutate lint bench bench-large bench-peers docs sync dry-run run-reverse-etl lock clean
+.PHONY: help demo test test-all test-duckdb15 test-crash test-world test-schedulers mutate lint bench bench-large bench-peers bench-sources docs sync dry-run run-reverse-etl lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -56,6 +56,10 @@ bench: $(READY) ## compare retl with doing it by hand; writes docs/benchmarks.md
 
 bench-large: $(READY) ## the same with ten times the rows: growth and memory
 	$(BIN)/python -m benchmarks.run --large $(ARGS)
+
+bench-sources: $(READY) ## 10 million rows of a source beside the bare scan of its library
+	$(BIN)/python -m benchmarks.sources $(ARGS)
+	$(BIN)/python -m pages
 
 bench-peers: $(READY) ## the same job with drt, dlt and executemany, installed only for this
 	$(BIN)/python -m benchmarks.peers $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pages import compared
 from retl import destinations, sources
 from retl.app import reference
 
@@ -42,14 +43,15 @@ def catalogue() -> str:
 
 
 def all_sources() -> str:
-    rows = ["| type | | tried against |", "|---|---|---|"]
-    for name in sources.names():
-        page = reference.source_page(name)
-        rows.append(f"| [{name}](../sources/{name}.md) | {page['summary']} | {page['evidence']} |")
+    rows = ["| type | |", "|---|---|"]
+    rows += [
+        f"| [{name}](../sources/{name}.md) | {reference.source_page(name)['summary']} |"
+        for name in sources.names()
+    ]
     intro = (
         "`retl sources` lists them, `retl sources NAME` shows a page. The warehouse is the default source."
     )
-    return "\n\n".join(["# Sources", intro, "\n".join(rows)]) + "\n"
+    return "\n\n".join(["# Sources", intro, "\n".join(rows), *compared.sources_compared()]) + "\n"
 
 
 def all_decisions() -> str:

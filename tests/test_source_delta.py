@@ -115,34 +115,37 @@ def test_a_table_is_delivered_with_its_changes_and_its_version(
     assert shop.json("show")["source_version"] == version(folder, 2)
 
 
+FIRST, LAST = datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59, 999999)
+# column → its type, DuckDB's type, values
+TYPES: dict[str, tuple[pa.DataType, str, list[Any]]] = {
+    "i8": (pa.int8(), "TINYINT", [-128, 127]),
+    "i16": (pa.int16(), "SMALLINT", [-(2**15), 2**15 - 1]),
+    "i32": (pa.int32(), "INTEGER", [-(2**31), 2**31 - 1]),
+    "i64": (pa.int64(), "BIGINT", [-(2**63), 2**63 - 1]),
+    "f32": (pa.float32(), "FLOAT", [1.5, float("-inf")]),
+    "f64": (pa.float64(), "DOUBLE", [0.1, 1e308]),
+    "exact": (pa.decimal128(38, 10), "DECIMAL(38,10)", [Decimal("9" * 28 + ".0000000001"), None]),
+    "yes": (pa.bool_(), "BOOLEAN", [True, None]),
+    "bytes": (pa.binary(), "BLOB", [b"\0\xff", b""]),
+    "text": (pa.string(), "VARCHAR", ["", "é\0\n'\"\U0001f600"]),
+    "day": (pa.date32(), "DATE", [date(1, 1, 1), date(9999, 12, 31)]),
+    "naive": (pa.timestamp("us"), "TIMESTAMP", [FIRST, LAST]),
+    "zoned": (
+        *(pa.timestamp("us", "UTC"), "TIMESTAMP WITH TIME ZONE"),
+        [FIRST.replace(tzinfo=UTC), LAST.replace(tzinfo=UTC)],
+    ),
+    "list": (pa.list_(pa.int64()), "BIGINT[]", [[1, None], []]),
+    "struct": (
+        *(pa.struct([("a b", pa.decimal128(9, 2))]), 'STRUCT("a b" DECIMAL(9,2))'),
+        [{"a b": Decimal("1.10")}, None],
+    ),
+    "map": (pa.map_(pa.string(), pa.int64()), "MAP(VARCHAR, BIGINT)", [{"k": 1}, {}]),
+    'odd."na me"': (pa.string(), "VARCHAR", ["x", None]),
+}
+
+
 def test_every_type_is_exact(tmp_path: Path, workspace: Workspace) -> None:
-    folder = tmp_path / "types"
-    first, last = datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59, 999999)
-    columns: dict[str, tuple[pa.DataType, str, list[Any]]] = {
-        "i8": (pa.int8(), "TINYINT", [-128, 127]),
-        "i16": (pa.int16(), "SMALLINT", [-(2**15), 2**15 - 1]),
-        "i32": (pa.int32(), "INTEGER", [-(2**31), 2**31 - 1]),
-        "i64": (pa.int64(), "BIGINT", [-(2**63), 2**63 - 1]),
-        "f32": (pa.float32(), "FLOAT", [1.5, float("-inf")]),
-        "f64": (pa.float64(), "DOUBLE", [0.1, 1e308]),
-        "exact": (pa.decimal128(38, 10), "DECIMAL(38,10)", [Decimal("9" * 28 + ".0000000001"), None]),
-        "yes": (pa.bool_(), "BOOLEAN", [True, None]),
-        "bytes": (pa.binary(), "BLOB", [b"\0\xff", b""]),
-        "text": (pa.string(), "VARCHAR", ["", "é\0\n'\"\U0001f600"]),
-        "day": (pa.date32(), "DATE", [date(1, 1, 1), date(9999, 12, 31)]),
-        "naive": (pa.timestamp("us"), "TIMESTAMP", [first, last]),
-        "zoned": (
-            *(pa.timestamp("us", "UTC"), "TIMESTAMP WITH TIME ZONE"),
-            [first.replace(tzinfo=UTC), last.replace(tzinfo=UTC)],
-        ),
-        "list": (pa.list_(pa.int64()), "BIGINT[]", [[1, None], []]),
-        "struct": (
-            *(pa.struct([("a b", pa.decimal128(9, 2))]), 'STRUCT("a b" DECIMAL(9,2))'),
-            [{"a b": Decimal("1.10")}, None],
-        ),
-        "map": (pa.map_(pa.string(), pa.int64()), "MAP(VARCHAR, BIGINT)", [{"k": 1}, {}]),
-        'odd."na me"': (pa.string(), "VARCHAR", ["x", None]),
-    }
+    folder, columns = tmp_path / "types", TYPES
     arrays = [
         pa.array([list(one.items()) for one in values] if pa.types.is_map(kind) else values, kind)
         for kind, _, values in columns.values()

@@ -1,0 +1,232 @@
+"""What reading a source costs beside the bare scan of its library: seconds of a processor, and peak memory.
+
+usage: python -m benchmarks.sources [--rows 10000000] [--rounds 3] [--only files,delta,iceberg,postgres]
+
+Both sides are whole processes. Ours opens the source and freezes all six columns, as a run does; the bare
+scan reads the same columns batch by batch and drops them. The figures go to benchmarks/sources.json, from
+which docs/reference/sources.md has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import duckdb
+import psycopg
+
+from benchmarks import mart
+from benchmarks.timing import Measured, apart, timed
+from retl import sources
+from retl.engine.freeze import freeze
+from retl.engine.workspace import Workspace
+from retl.observe.signals import Stop
+from retl.sources.api import Invocation
+from retl_demo import servers
+
+FIGURES = Path(__file__).with_suffix(".json")
+FILES, MOST = 10, 10_000_000  # files of a table in a lake; rows that make figures worth keeping
+TABLE = "lake.users"
+LIBRARY = {"files": "duckdb", "delta": "deltalake", "iceberg": "pyiceberg", "postgres": "psycopg"}
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(prog="python -m benchmarks.sources")
+    words.add_argument("--rows", type=int, default=MOST)
+    words.add_argument("--rounds", type=int, default=3)
+    words.add_argument("--only", default=",".join(LIBRARY))
+    words.add_argument("--read", nargs=3, metavar=("SIDE", "SOURCE", "FOLDER"), help="one process of a round")
+    asked = words.parse_args()
+    if asked.read:
+        side, name, folder = asked.read
+        print({"ours": ours, "bare": bare}[side](name, Path(folder)))
+        return 0
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:
+        folder = Path(made)
+        folder.chmod(0o755)  # PostgreSQL may run as another user
+        apart(mart.build, folder / "mart.duckdb", asked.rows)
+        figures = {name: measured(name, folder, asked.rows, asked.rounds) for name in asked.only.split(",")}
+    if asked.rows == MOST:
+        keep(figures)
+    return 0
+
+
+def measured(name: str, folder: Path, rows: int, rounds: int) -> dict[str, float | str]:
+    """Build the table, read it in pairs of processes, and say what they took: medians."""
+    with MAKERS[name](folder):
+        pairs = [
+            (process("ours", name, folder, rows), process("bare", name, folder, rows)) for _ in range(rounds)
+        ]
+    found: dict[str, float | str] = {"library": f"{LIBRARY[name]} {version(LIBRARY[name])}"}
+    for side, each in zip(("ours", "bare"), zip(*pairs, strict=True), strict=True):
+        found[f"{side}_processor"] = round(median(one.processor for one in each), 1)
+        found[f"{side}_megabytes"] = round(median(one.megabytes for one in each))
+    print(name, found, flush=True)
+    return found
+
+
+def process(side: str, name: str, folder: Path, rows: int) -> Measured:
+    command = [sys.executable, "-m", "benchmarks.sources", "--read", side, name, str(folder)]
+    place = {"PYTHONPATH": str(FIGURES.parents[1]), "PATH": os.environ["PATH"]}
+    found = timed(command, folder=folder, environment=place)
+    if int(found.output) != rows:
+        raise RuntimeError(f"{name}, {side}: {found.output.strip()} of {rows} rows were read")
+    return found
+
+
+def keep(figures: dict[str, dict[str, float | str]]) -> None:
+    """Put the figures in the file; those of sources that were not measured stay."""
+    known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {"sources": {}}
+    known["sources"] |= figures
+    known["rows"] = MOST
+    known["machine"] = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    known["measured_on"] = f"{datetime.now(UTC):%Y-%m-%d}"
+    FIGURES.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+def ours(name: str, folder: Path) -> int:
+    """The rows that the source of this type gives to a run."""
+    kind, (connection, options) = sources.load(name), places(name, folder)
+    source = kind(kind.Connection(**connection), kind.Options(**options), Invocation(folder, {}))
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as made,
+        Workspace(Path(made), Stop()) as workspace,
+        source.open(workspace) as snapshot,
+    ):
+        workspace.harden(source.readable)
+        columns = snapshot.description.columns
+        return freeze(workspace, snapshot.rows(list(columns)), columns)
+
+
+def places(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The connection and the options of the source."""
+    if name == "postgres":
+        return json.loads((folder / "postgres.json").read_text()), {"table": "users"}
+    if name == "iceberg":
+        catalog = {"type": "sql", "path": str(folder / "catalog.db"), "name": "bench"}
+        return {"catalog": catalog}, {"table": TABLE}
+    where = {"files": {"path": "parquet/*.parquet"}, "delta": {"path": "delta"}}
+    return {"root": str(folder)}, where[name]
+
+
+def bare(name: str, folder: Path) -> int:
+    """The rows that the library reads, batch by batch."""
+    if name == "postgres":
+        return _copied(folder)
+    stream: Any
+    if name == "files":
+        stream = duckdb.sql(f"FROM read_parquet('{folder}/parquet/*.parquet')").to_arrow_reader(100_000)
+    elif name == "delta":
+        from deltalake import DeltaTable
+
+        stream = DeltaTable(str(folder / "delta")).scan()
+    else:
+        stream = _catalog(folder).load_table(TABLE).scan().to_arrow_batch_reader()
+    return sum(batch.num_rows for batch in stream)
+
+
+def _copied(folder: Path) -> int:
+    given = json.loads((folder / "postgres.json").read_text())
+    with psycopg.connect(**given) as connection, connection.cursor() as cursor:
+        with cursor.copy("COPY users TO STDOUT (FORMAT csv)") as copy:
+            for _ in copy:
+                pass
+        return cursor.rowcount
+
+
+def _catalog(folder: Path) -> Any:
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    return SqlCatalog("bench", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}/iceberg")
+
+
+@contextmanager
+def _warehouse(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect(str(folder / "mart.duckdb"), read_only=True) as warehouse:
+        warehouse.execute("SET enable_progress_bar = false")
+        yield warehouse
+
+
+def _parts(folder: Path) -> Iterator[str]:
+    """A query for each file of a table."""
+    with _warehouse(folder) as warehouse:
+        ((rows,),) = warehouse.execute(f"SELECT count(*) FROM {mart.TABLE}").fetchall()
+    size = -(-rows // FILES)
+    for at in range(FILES):
+        yield f"SELECT * FROM {mart.TABLE} LIMIT {size} OFFSET {at * size}"
+
+
+def _parquet(folder: Path) -> None:
+    (folder / "parquet").mkdir()
+    with _warehouse(folder) as warehouse:
+        for at, query in enumerate(_parts(folder)):
+            warehouse.execute(f"COPY ({query}) TO '{folder}/parquet/{at}.parquet' (FORMAT parquet)")
+
+
+def _delta(folder: Path) -> None:
+    from deltalake import write_deltalake
+
+    with _warehouse(folder) as warehouse:
+        for query in _parts(folder):
+            write_deltalake(str(folder / "delta"), warehouse.sql(query).to_arrow_reader(), mode="append")
+
+
+def _iceberg(folder: Path) -> None:
+    catalog = _catalog(folder)
+    catalog.create_namespace("lake")
+    with _warehouse(folder) as warehouse:
+        for at, query in enumerate(_parts(folder)):
+            rows = warehouse.sql(query).to_arrow_table()
+            table = catalog.load_table(TABLE) if at else catalog.create_table(TABLE, rows.schema)
+            table.append(rows)
+
+
+@contextmanager
+def _built(folder: Path, make: Callable[[Path], None]) -> Iterator[None]:
+    apart(make, folder)
+    yield
+
+
+@contextmanager
+def _postgres(folder: Path) -> Iterator[None]:
+    (folder / "postgres").mkdir()
+    server = servers.postgres(folder / "postgres")
+    try:
+        given = {part: getattr(server, part) for part in ("host", "port", "dbname", "user", "password")}
+        (folder / "postgres.json").write_text(json.dumps(given))
+        apart(mart.export_csv, folder / "mart.duckdb", folder / "mart.csv")
+        with psycopg.connect(**given) as connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE TABLE users ({mart.DDL.replace(' PRIMARY KEY', '')})")
+            with (
+                cursor.copy("COPY users FROM STDIN (FORMAT csv)") as copy,
+                (folder / "mart.csv").open("rb") as file,
+            ):
+                while data := file.read(1 << 20):
+                    copy.write(data)
+        (folder / "mart.csv").unlink()
+        yield
+    finally:
+        server.stop()
+
+
+MAKERS = {
+    "files": lambda folder: _built(folder, _parquet),
+    "delta": lambda folder: _built(folder, _delta),
+    "iceberg": lambda folder: _built(folder, _iceberg),
+    "postgres": _postgres,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
