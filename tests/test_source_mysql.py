@@ -14,7 +14,7 @@ import pytest
 from retl.engine.workspace import Workspace
 from retl.errors import RetlError, Stopped
 from retl.observe.signals import Stop
-from retl.sources.api import Invocation, Since
+from retl.sources.api import Among, Invocation, Since
 from retl.sources.mysql import MySQL, Server
 from retl.sources.sql import Selected
 from retl.sources.texts import MISFIT
@@ -152,6 +152,10 @@ def test_one_state_is_read_and_only_what_is_needed(mysql: MySQLDatabase, workspa
     since = Since("at", "TIMESTAMP WITH TIME ZONE", "2026-11-29 00:00:00+00")
     mysql.execute("INSERT INTO t VALUES (3, '2026-11-28'), (4, '2026-11-30')")
     assert sorted(read(source(mysql, table="t"), workspace, "id", since=since)) == [(2,), (4,)]
+    with source(mysql, table="t").open(workspace) as second:
+        query = second.rows_among(["id"], Among("id", (4, 9)))
+        assert query is not None
+        assert workspace.run(f"SELECT id FROM ({query.sql})") == [(4,)]
 
 
 def test_a_login_a_right_a_network_that_is_missing(mysql: MySQLDatabase, workspace: Workspace) -> None:

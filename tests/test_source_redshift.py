@@ -17,7 +17,7 @@ from retl.errors import RetlError
 from retl.net import postgres as wire
 from retl.observe.signals import Stop
 from retl.sources import redshift
-from retl.sources.api import Invocation, Since
+from retl.sources.api import Among, Invocation, Since
 from retl.sources.redshift import Cluster, Redshift
 from retl.sources.sql import REDSHIFT, Selected, statement
 from retl.sources.texts import MISFIT
@@ -133,6 +133,13 @@ def test_rows_below_a_watermark_are_not_sent(cluster: servers.Database, workspac
     made = source(cluster, table="people")
     since = Since("seen", "TIMESTAMP WITH TIME ZONE", "2026-11-29 06:00:00+00")
     assert sorted(read(made, workspace, "id", since=since)) == [(1,), (2,), (3,)]
+
+
+def test_only_the_rows_of_some_keys_are_sent(cluster: servers.Database, workspace: Workspace) -> None:
+    with source(cluster, table="people").open(workspace) as snapshot:
+        query = snapshot.rows_among(["id", "name"], Among("id", (7, 9, -1)))
+        assert query is not None
+        assert sorted(workspace.run(f"SELECT id, name FROM ({query.sql})")) == [(7, "p7"), (9, "p9")]
 
 
 @pytest.mark.parametrize("text", ["x'; \\ DROP", "\\'; DROP TABLE people; --", "'", "\\", "plain", ""])

@@ -20,7 +20,7 @@ from retl.engine.workspace import Workspace
 from retl.errors import RetlError, Stopped
 from retl.observe.signals import Stop
 from retl.sources import trino
-from retl.sources.api import Invocation, Since
+from retl.sources.api import Among, Invocation, Since
 from retl.sources.sql import Selected
 from retl.sources.texts import MISFIT
 from retl.sources.trino import Coordinator, Trino
@@ -263,6 +263,14 @@ def test_rows_below_a_watermark_are_not_sent(cluster: Cluster, workspace: Worksp
     assert cluster.queries[-1].endswith(
         ' WHERE "seen" >= CAST(\'2026-11-29 06:00:00 UTC\' AS timestamp(6) with time zone) OR "seen" IS NULL'
     )
+
+
+def test_only_the_rows_of_some_keys_are_asked_for(cluster: Cluster, workspace: Workspace) -> None:
+    with source(cluster, table="people").open(workspace) as snapshot:
+        query = snapshot.rows_among(["name"], Among("id", (7, -9)))
+        assert query is not None
+        assert workspace.run(f"SELECT name FROM ({query.sql})") == [("p7",)]
+        assert cluster.queries[-1] == 'SELECT "name" FROM "people" WHERE "id" IN (7, -9)'
 
 
 def test_a_variable_is_a_value_and_never_sql(cluster: Cluster, workspace: Workspace) -> None:

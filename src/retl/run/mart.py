@@ -7,6 +7,7 @@ run that reads what changed since a mark waits for them. Nothing here uses the l
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -28,8 +29,12 @@ from retl.project.contracts import Documented
 from retl.run import results
 from retl.run.fit import fit
 from retl.run.job import Clock, Job
-from retl.sources.api import Description, Feed, Since, Snapshot
+from retl.sources.api import Among, Description, Feed, Since, Snapshot
 from retl.values.sql import quoted
+
+_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+_MOST_KEYS = 1000  # of one query
 
 
 @dataclass(frozen=True)
@@ -199,8 +204,28 @@ class Reading:
         return replace(read, unfed=self.extent.whole) if follows(self._job) else read
 
     def _read_whole(self, snapshot: Snapshot, since: Since | None = None) -> Read:
-        opened, columns = self._opened, self._columns
-        return Read(freeze.freeze(opened.reader, snapshot.rows(_names(opened), since), columns))
+        opened, columns, names = self._opened, self._columns, _names(self._opened)
+        among = self._among()
+        some = snapshot.rows_among(names, among) if among is not None else None
+        return Read(freeze.freeze(opened.reader, some or snapshot.rows(names, since), columns))
+
+    def _among(self) -> Among | None:
+        """What --key says of a column, where rows with other keys cannot matter: no query, limit, scope or
+        watermark is about them, and none of them can be one of these keys at the target."""
+        job, opened, field_map = self._job, self._opened, self.mapped.field_map
+        sync, asked = job.sync, job.options
+        whole = sync.guards.min_rows is not None or has_queries(job) or asked.selection.where is not None
+        whole = whole or opened.scope is not None
+        plain = asked.purpose == "sync" and not asked.retry and job.shards == 1 and opened.cursor is None
+        (column, *more), keys = sync.key, asked.selection.keys
+        kind = opened.description.columns.get(column, "")
+        if whole or not plain or more or follows(job) or self.mapped.contract.edits or field_map.lookups:
+            return None
+        if field_map.shape.key[0].type.name != "integer" or field_map.may_collide or kind not in _INTEGERS:
+            return None
+        if not 0 < len(keys) <= _MOST_KEYS or not all(_INTEGER.fullmatch(one) for one in keys):
+            return None
+        return Among(column, tuple(map(int, keys)))
 
     def _follow(self) -> Read:
         """Read what changed since the mark, or the whole mart if that cannot be told."""

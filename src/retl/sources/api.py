@@ -101,6 +101,18 @@ class Since:
 
 
 @dataclass(frozen=True)
+class Among:
+    """The integers that a key's column may have: rows with another one are not needed."""
+
+    column: str
+    values: tuple[int, ...]
+
+    def where(self, column: str) -> str:
+        """The end of a SELECT; `column` as the database quotes it. Every SQL writes integers alike."""
+        return f" WHERE {column} IN ({', '.join(map(str, self.values))})"
+
+
+@dataclass(frozen=True)
 class Feed:
     """What changed since a version. `rows`: the columns of every row that may have changed, as it is now;
     `left`: the key columns of every key that may be gone, with those of `rows` among them or not; `total`:
@@ -121,6 +133,11 @@ class Snapshot(ABC):
     def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
         """These columns of every row. It can be read once. A source that can compare for itself may leave out
         what is not needed `since` a mark; the engine compares again."""
+
+    def rows_among(self, columns: Sequence[str], among: Among) -> Query | None:
+        """The same of the rows that are needed, in place of `rows`; None if this source cannot ask for them,
+        and then nothing was read."""
+        return None
 
     def feed(self, columns: Sequence[str], key: Sequence[str], after: str) -> Feed | str:
         """What changed after the version `after`, as `Description.version` said it; a sentence if that

@@ -30,7 +30,7 @@ from retl.model import Duration
 from retl.net.deadline import hang_up_after
 from retl.net.mysql import MySQLConnection, parts
 from retl.sources import sql
-from retl.sources.api import Description, Since, Snapshot, needs
+from retl.sources.api import Among, Description, Since, Snapshot, needs
 from retl.sources.texts import MISFIT, Column, Texts, distinct, line
 
 if TYPE_CHECKING:
@@ -121,10 +121,16 @@ class Transaction(Snapshot):
         self.description = Description(types, f"{self._server.address}:{version.decode()}", misfit=misfit)
 
     def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
+        return self._rows(columns, _since(since))
+
+    def rows_among(self, columns: Sequence[str], among: Among) -> Query:
+        return self._rows(columns, among.where(_quoted(among.column)))
+
+    def _rows(self, columns: Sequence[str], where: str) -> Query:
         listed = ", ".join(self._written[name] for name in columns)
         self._texts = Texts(self._workspace, [self._columns[name] for name in columns])
         with self._reading():
-            self._session.query(f"SELECT {listed} FROM {self._relation}{_since(since)}")
+            self._session.query(f"SELECT {listed} FROM {self._relation}{where}")
             result = self._session.use_result()
             while rows := result.fetch_row(_AT_ONCE):
                 self._texts.write(map(line, rows))

@@ -28,7 +28,7 @@ from retl.net import sqlstate
 from retl.net.deadline import hang_up_after
 from retl.net.postgres import PostgresConnection, Session
 from retl.sources import sql
-from retl.sources.api import Description, Since, Snapshot
+from retl.sources.api import Among, Description, Since, Snapshot
 from retl.sources.texts import MISFIT, Column, Texts, distinct
 from retl.values.sql import literal, quoted
 
@@ -118,9 +118,15 @@ class Transaction(Snapshot):
         self.description = Description(types, version, misfit=misfit)
 
     def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
+        return self._rows(columns, _since(since))
+
+    def rows_among(self, columns: Sequence[str], among: Among) -> Query:
+        return self._rows(columns, among.where(quoted(among.column)))
+
+    def _rows(self, columns: Sequence[str], where: str) -> Query:
         chosen = [self._columns[name] for name in columns]
         listed = ", ".join(self._written(name) for name in columns)
-        read = f"SELECT {listed}, 1 FROM {self._relation}{_since(since)}"
+        read = f"SELECT {listed}, 1 FROM {self._relation}{where}"
         self._texts = Texts(self._workspace, chosen)
         with self._reading(), self._session.cursor() as cursor:
             with cursor.copy(f"COPY ({read}) TO STDOUT (FORMAT csv)") as copy:

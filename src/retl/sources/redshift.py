@@ -96,10 +96,13 @@ class Transaction(postgres.Transaction):
     server: ClassVar[str] = "Redshift"
 
     def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
+        return self._rows(columns, _since(since))
+
+    def _rows(self, columns: Sequence[str], where: str) -> Query:
         listed = ", ".join(map(self._written, columns))
         self._texts = Texts(self._workspace, [self._columns[name] for name in columns])
         with self._reading(), self._session.cursor() as cursor:
-            cursor.execute(f"DECLARE retl CURSOR FOR SELECT {listed} FROM {self._relation}{_since(since)}")
+            cursor.execute(f"DECLARE retl CURSOR FOR SELECT {listed} FROM {self._relation}{where}")
             while True:
                 cursor.execute(f"FETCH FORWARD {_AT_ONCE} FROM retl")
                 found, width = cursor.pgresult, range(len(columns))

@@ -30,7 +30,7 @@ from retl.errors import DefinitionError, Later, Mismatch, RetlError, SourceError
 from retl.model import Definition, Duration
 from retl.observe.signals import Insistent, Stop
 from retl.sources import sql
-from retl.sources.api import Description, Since, Snapshot
+from retl.sources.api import Among, Description, Since, Snapshot
 from retl.sources.texts import MISFIT, Column, Texts, distinct, line
 from retl.values.sql import literal, quoted
 
@@ -124,13 +124,19 @@ class Transaction(Snapshot):
         self.description = Description(types, f"{path.name}:{version}", misfit=MISFIT)
 
     def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
-        listed = ", ".join(_TAGGED.format(c=quoted(name)) for name in columns)
         above = ""
         if since is not None and self._columns[since.column].type == "BIGINT":  # a text sorts otherwise
             above = f" WHERE {quoted(since.column)} >= {int(since.least)} OR {quoted(since.column)} IS NULL"
+        return self._rows(columns, above)
+
+    def rows_among(self, columns: Sequence[str], among: Among) -> Query:
+        return self._rows(columns, among.where(quoted(among.column)))
+
+    def _rows(self, columns: Sequence[str], where: str) -> Query:
+        listed = ", ".join(_TAGGED.format(c=quoted(name)) for name in columns)
         self._texts = Texts(self._workspace, [self._columns[name] for name in columns])
         with self._reading(self._file):
-            cursor = self._file.execute(f"SELECT {listed} FROM {_VIEW}{above}")
+            cursor = self._file.execute(f"SELECT {listed} FROM {_VIEW}{where}")
             self._texts.write(map(_line, cursor))
         self._file.close()  # others can write again
         return self._texts.query(self._source.options.origin, misfit=True)

@@ -32,7 +32,7 @@ from retl.model import Definition, Duration, needs_tls
 from retl.net.client import Address
 from retl.observe.redact import redact
 from retl.sources import sql
-from retl.sources.api import Description, Since, Snapshot, needs
+from retl.sources.api import Among, Description, Since, Snapshot, needs
 from retl.sources.texts import MISFIT, Column, Texts, distinct, line
 from retl.values.sql import literal, quoted
 
@@ -153,11 +153,17 @@ class Result(Snapshot):
         self.description = Description(types, self._version(), misfit=misfit)
 
     def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
+        return self._rows(columns, _since(since, dict(self._kinds)))
+
+    def rows_among(self, columns: Sequence[str], among: Among) -> Query:
+        return self._rows(columns, among.where(quoted(among.column)))
+
+    def _rows(self, columns: Sequence[str], where: str) -> Query:
         kinds = dict(self._kinds)
         listed = ", ".join(read(name, kinds[name]) for name in columns)
         self._texts = Texts(self._workspace, [self._columns[name] for name in columns])
         with self._asking(words=False):
-            self._cursor.execute(f"SELECT {listed} FROM {self._relation}{_since(since, kinds)}")
+            self._cursor.execute(f"SELECT {listed} FROM {self._relation}{where}")
             while rows := self._cursor.fetchmany(_AT_ONCE):
                 self._texts.write(map(_line, rows))
         self.description = replace(self.description, version=self._version())
