@@ -9,7 +9,7 @@ from retl import destinations, sources
 from retl.app import reference
 
 _CATALOGUE = """\
-`retl presets` prints this table. A [vendor of your own](../guides/own-vendor.md) takes minutes.
+{count} vendors' APIs as data: `retl presets` prints this table. A [vendor of your own](../guides/own-vendor.md) takes minutes.
 
 **evidence**: `contract` requests are valid under the vendor's schema · `golden` they equal those of the vendor's own client ·
 `recording` recorded answers are read as they were meant · `docs` only the documentation · `own` there is no vendor.
@@ -39,7 +39,8 @@ def catalogue() -> str:
     for one in reference.catalogue():
         name = f"[{one['name']}](../destinations/{one['name']}.md)"
         rows.append("| " + " | ".join([name, *(one[title] for title in titles[1:])]) + " |")
-    return "\n\n".join(["# Presets at a glance", _CATALOGUE, "\n".join(rows)]) + "\n"
+    intro = _CATALOGUE.format(count=len(rows) - 2)
+    return "\n\n".join(["# Presets at a glance", intro, "\n".join(rows)]) + "\n"
 
 
 def all_sources() -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +51,10 @@ def test_every_preset_says_where_it_comes_from(name: str) -> None:
     assert set(preset.evidence) in ({"docs"}, {"own"}) or (
         {"recording", "contract", "golden"} & set(preset.evidence)
     )
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/catalogue.md"])
+def test_the_number_of_presets_is_counted(page: str) -> None:
+    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
+    (number,) = re.findall(r"(\d+) (?:presets|vendors' APIs as data)", text)
+    assert int(number) == len(destinations.preset_names())

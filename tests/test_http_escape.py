@@ -6,10 +6,13 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
 from email.parser import HeaderParser
 from io import StringIO
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote
+from uuid import UUID
 
 import pytest
 from hypothesis import example, given
@@ -263,3 +266,44 @@ def test_a_text_is_null_where_a_value_in_it_is() -> None:
         Template(Endpoint(path="/r", headers={"If-Match": "$name"}), ["id"], ["name"]).request(
             [(1, '{"name":null}')]
         )
+
+
+KEY = ("O'Neil, A=1)", 7, date(2026, 11, 29), UUID(int=5), Decimal("1.50"), True)
+MOMENT = datetime(2026, 11, 29, 7, tzinfo=timezone(timedelta(hours=1)))
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("$predicate", "(A='O''Neil, A=1)',B=7,C=2026-11-29,D={0},E=1.50,F=true,G=2026-11-29T06:00:00Z)"),
+        (
+            "$predicate_v2",
+            "(A='O''Neil, A=1)',B=7,C=datetime'2026-11-29T00:00:00',D=guid'{0}',E=1.50M,F=true,"
+            "G=datetimeoffset'2026-11-29T06:00:00Z')",
+        ),
+    ],
+)
+def test_a_key_of_several_fields_is_an_address_by_the_types_of_its_values(word: str, wanted: str) -> None:
+    template = Template(Endpoint(method="DELETE", path=f"/Orders({word})"), list("ABCDEFG"), [])
+    target = template.request([(*KEY, MOMENT)]).target
+    assert unquote(target) == "/Orders" + wanted.format(UUID(int=5))
+    assert "O'Neil, A=1)" not in target
+    assert template.endpoint.rows_at_most == 1
+    assert template.endpoint.named(list("ABCDEFG")) == set("ABCDEFG")
+
+
+@given(TEXTS)
+def test_one_field_of_a_key_is_an_address_without_its_name(value: str) -> None:
+    target = made(value, method="DELETE", path="/Orders($predicate)").target
+    assert odata_literals(unquote(target)) == ["/Orders(?)", value]
+
+
+@pytest.mark.parametrize("value", ["", None, 1.5, datetime(2026, 1, 1), Decimal("NaN")])
+def test_a_value_without_a_literal_is_refused(value: Any) -> None:
+    assert attempt(lambda: made(value, method="DELETE", path="/Orders($predicate)")) == "NO_LITERAL"
+
+
+@pytest.mark.parametrize("path", ["/Orders/$predicate", "/Orders(A=$predicate)", "/Orders?k=($predicate)"])
+def test_a_predicate_stands_alone_in_parentheses_of_a_path(path: str) -> None:
+    with pytest.raises(ValidationError, match="whole key"):
+        Endpoint(path=path)

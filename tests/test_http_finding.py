@@ -17,7 +17,7 @@ from retl.destinations.http.adapter import HttpDestination
 from retl.destinations.http.options import HttpOptions
 from retl.errors import Ambiguous, DefinitionError, Unavailable
 from retl.values.types import Type
-from tests.api import Api, answer, instead, reset
+from tests.api import Api, answer, instead, passed, reset
 from tests.commands import Workshop
 from tests.destinations.rows import Rows
 
@@ -96,6 +96,7 @@ DESTINATION = """
 EXISTS = "{status: [409], means: exists, ref: {at: message, pattern: 'id=(\\S+)'}}"
 
 
+MADE = {"status": [201], "means": "made", "ref": "data.id"}
 FIND: dict[str, Any] = {"path": "/persons/search?term=$key", "at": "data", "ref": "item.id"}
 
 
@@ -186,6 +187,17 @@ def test_a_creation_without_an_answer_is_settled_by_looking(office: Office, crm:
     assert office.run()["inserted"] == 1
     assert crm.held() == {"p0@x.io": "name 0"}
     assert crm.asked("POST") == (1 if applied else 2)
+
+
+def test_an_object_that_is_created_by_its_key_gets_its_fields_at_once(office: Office, crm: Crm) -> None:
+    insert = f"{{path: /persons, row: {{email: $key}}, outcome: {{cases: [{json.dumps(MADE)}]}}}}"
+    destination = DESTINATION.replace("{path: /persons, row: $row}", insert)
+    office.people(destination=destination)
+    crm.misbehave(passed, reset(applied=True), passed, passed, passed, reset(applied=False))
+    assert office.run()["inserted"] == ROWS
+    assert (crm.held(), crm.asked("PUT")) == (office.wanted(), ROWS)
+    office.people(destination=destination, write="insert_only", deletes="keep")
+    assert "has no `update`" in office.retl("sync").err
 
 
 def test_a_creation_that_broke_with_a_500_is_settled_by_looking(office: Office, crm: Crm) -> None:
@@ -289,6 +301,7 @@ def test_a_search_that_fails_creates_nobody(office: Office, crm: Crm) -> None:
         ({"upsert": {"path": "/persons"}}, "instead of"),
         ({"insert": {"path": "/persons", "wrap": "rows", "max_rows": 3}}, "one row per request"),
         ({"outcome": {"cases": [{"status": [409], "means": "exists"}]}}, "needs `ref`"),
+        ({"read": {"path": "/persons/$ref"}, "outcome": {"cases": [MADE]}}, "and no `read`"),
         (
             {"outcome": {"cases": [{"status": [409], "means": "exists", "ref": {"at": "", "pattern": "("}}]}},
             "group",

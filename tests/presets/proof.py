@@ -54,12 +54,14 @@ def read(body: bytes) -> Any:
 
 
 def hurried(part: Any) -> Any:
-    """A part of a preset whose cases wait for nothing."""
+    """A part of a preset that waits for nothing after a throttle."""
     names = ("outcome", "upsert", "insert", "update", "delete")
     found = {name: hurried(one) for name in names if (one := getattr(part, name, None)) is not None}
     if cases := getattr(part, "cases", ()):
         short = (one.model_copy(update={"wait": 0.01}) if one.wait is not None else one for one in cases)
         found["cases"] = tuple(short)
+    if getattr(part, "wait", None) is not None:
+        found["wait"] = 0.01
     return part.model_copy(update=found)
 
 
@@ -162,7 +164,8 @@ class Proof:
             given["base_url"] = url
         model = destinations.load(self.preset).Options
         made = model(connection=given, **(self.parameters if parameters is None else parameters))
-        made._http = hurried(made.http)  # vendors' limits last longer than the fakes'
+        if url is not None:
+            made._http = hurried(made.http)  # vendors' limits last longer than the fakes'
         for name in ("upsert", "insert", "update", "delete"):  # vendors' jobs take longer than the fakes'
             one = getattr(made.http, name)
             if one is not None and one.job is not None:

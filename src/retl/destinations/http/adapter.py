@@ -131,6 +131,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
         self._calls: dict[Mode, tuple[Template, Rules]] = {}
         self._jobs: dict[Mode, Jobs] = {}
         self._refuse_conflicts()
+        self._refuse_half_rows()
         endpoint = self._call(shape.write)[0].endpoint
         self._line = line.line(endpoint, shape)
         self._by_id = self._finding(options.find) if options.find else None
@@ -436,6 +437,17 @@ class HttpDestination(HttpTarget[HttpOptions]):
                 "CONFLICTS_UNSUPPORTED",
                 f"`conflicts` is not possible here: {why}",
                 hint="leave the fields that others edit out of the sync, or use `conflicts: warehouse_wins`",
+            )
+
+    def _refuse_half_rows(self) -> None:
+        """DefinitionError HTTP_OPERATION if rows could stay without their fields: an append has no second
+        request, and insert_only would keep what an interrupted run left."""
+        if self.options.makes and self.shape.write in INSERTS:
+            raise DefinitionError(
+                "HTTP_OPERATION",
+                f"`insert` creates rows with their key alone (`means: made`), and `write: {self.shape.write}`"
+                " has no `update` that writes their fields",
+                hint="use `write: upsert`",
             )
 
     def _exchange(self, request: Request, rules: Rules) -> Reply:

@@ -38,7 +38,7 @@ _CONTENT = {
 _LINES = ("ndjson", "csv")  # a row is a line
 _BARE = ("DELETE", "GET")  # without a body, if none is asked for
 _OF_THE_CLIENT = ("host", "content-length", "transfer-encoding", "connection")
-_PIECES = re.compile(r"[/?&=]")
+_PIECES = re.compile(r"[/?&=(),']")
 _REPEATED = re.compile(r"[^?&=]+%5B%5D=$")
 
 Part = Callable[[Sequence[Row], Members, bytes], str]
@@ -52,12 +52,13 @@ BREAK = "\x1e"  # between the lines of a row that SQL makes: JSON never has it
 class Endpoint(Definition):
     """The requests of one operation.
 
-    `wrap` is the dotted path of the list of rows inside the body ("" = the body is that list); without
-    it the row is the body and there is one row per request. `envelope` is the rest of the body. In the
-    query `$keys` are the keys of all rows and `$refs` their external ids, separated by commas; if the
-    parameter's name ends in %5B%5D, which is [], each is a parameter of its own. `$body` moves the body
-    into the query. `encoding: csv` sends a header line with the names of the row's members. With
-    `encoding: ndjson` a row is a line; with `lines: true` its `row` is a list, and each item is a line.
+    `wrap` is the dotted path of the list of rows inside the body ("" = the body is that list; a number is an
+    item of a list in `envelope`); without it the row is the body and there is one row per request. `envelope`
+    is the rest of the body. In the query `$keys` are the keys of all rows and `$refs` their external ids,
+    separated by commas; if the parameter's name ends in %5B%5D, which is [], each is a parameter of its own.
+    `$body` moves the body into the query. `encoding: csv` sends a header line with the names of the row's
+    members. With `encoding: ndjson` a row is a line; with `lines: true` its `row` is a list, and each item is
+    a line.
     """
 
     method: Literal["POST", "PUT", "PATCH", "DELETE"] = "POST"
@@ -268,9 +269,9 @@ class Template:
     def texts(self, request: Request) -> Callable[[int | None], set[str]]:
         """The texts sent for a row of this request (None: for all), without constants."""
         pieces = set(_PIECES.split(request.target)) - self._literals
-        path = {unquote(piece) for piece in pieces} | {
-            value for name, value in request.headers if name in self._filled
-        }
+        named = {unquote(piece) for piece in pieces}
+        path = named | {piece.replace("''", "'") for piece in named}
+        path |= {value for name, value in request.headers if name in self._filled}
 
         @cache
         def sent() -> Any:
@@ -327,7 +328,7 @@ class Template:
 def named(part: Any, keys: Sequence[str]) -> set[str]:
     """The fields of this key that a part of a request names, itself or by the external id."""
     words = {word for text in _leaves(part) for word in split(text)[1::2]}
-    if words & {"$row", "$ref", "$refs"} or (len(keys) == 1 and words & {"$key", "$keys"}):
+    if words & {"$row", "$ref", "$refs", *texts.PREDICATES} or (len(keys) == 1 and words & {"$key", "$keys"}):
         return set(keys)
     return {word[1:].removeprefix("field.") for word in words} & set(keys)
 
@@ -397,11 +398,13 @@ def _around(wrap: str | None, envelope: dict[str, Any]) -> tuple[bytes, bytes]:
     if not wrap:
         return b"", b""
     *way, last = wrap.split(".")
-    body = at = deepcopy(envelope)
+    body = deepcopy(envelope)
+    at: Any = body
     for step in way:
-        at = at.setdefault(step, {})
-        if not isinstance(at, dict):
-            raise ValueError(f"`wrap` contains {step!r}, which is not an object in `envelope`")
+        listed = isinstance(at, list) and step.isdecimal() and int(step) < len(at)
+        at = at[int(step)] if listed else at.setdefault(step, {}) if isinstance(at, dict) else None
+    if not isinstance(at, dict):
+        raise ValueError(f"`wrap` leads through {wrap!r}, which `envelope` has no object for")
     if last in at:
         raise ValueError(f"`envelope` already has something at {wrap!r}")
     at[last] = msgspec.Raw(b"\0")  # a byte that JSON never contains

@@ -10,9 +10,10 @@ text is null if one of its values is. `$$` is a dollar sign. An object with one 
 converted: `$json` is its JSON as a text, `$base64` the base64 of that, `$merge` one object of a list of
 objects, `$path` a path, `$only` an object of those of the listed fields that the row has. `{$each: $others,
 as: {field: $name, value: $value}}` is a list with an item for each member of an object, and nothing if it has
-none. In a path the same words can be anywhere, each value escaped for its place; there
-`{name}` is a field too. Names of members and GraphQL documents (`query`) are constants. The fields' JSON
-comes from SQL and is copied unchanged, so digits are kept.
+none. In a path the same words can be anywhere, each value escaped for its place; there `{name}` is a field
+too, and `/Orders($predicate)` has the whole key as OData 4 writes it (`$predicate_v2`: OData 2). Names of
+members and GraphQL documents (`query`) are constants. The fields' JSON comes from SQL and is copied
+unchanged, so digits are kept.
 """
 
 from __future__ import annotations
@@ -157,6 +158,9 @@ class Cells:
         """A piece of an address."""
         if isinstance(piece, str):
             return lambda row, n, members: piece
+        if piece.name in texts.PREDICATES:
+            width, v2 = len(self.keys), piece.name == "$predicate_v2"
+            return lambda row, n, members: escape.predicate(self.keys, row[:width], v2=v2)
         cell = self._uncast(piece.name)
         return lambda row, n, members: piece.escaped(_plain(cell(row, n, members)) or "")
 

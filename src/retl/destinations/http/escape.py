@@ -7,7 +7,12 @@ function: values go into its `variables`, which are JSON. Nothing here knows row
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
 import msgspec
 
@@ -48,6 +53,34 @@ def bare(value: str) -> str:
             "NO_LITERAL", "a value without quotes in an OData address is no number, date, UUID or boolean"
         )
     return value
+
+
+def predicate(names: Sequence[str], values: Sequence[Any], *, v2: bool = False) -> str:
+    """The key of an object between the parentheses of an OData address, percent-encoded: 'x' of one field,
+    A='x',B=7 of several. The type of a value decides its form. Poisoned if a value has none."""
+    forms = [
+        f"'{quote(odata(value), safe='')}'" if isinstance(value, str) and value else _literal(value, v2=v2)
+        for value in values
+    ]
+    return forms[0] if len(names) == 1 else ",".join(map("{}={}".format, names, forms))
+
+
+def _literal(value: Any, *, v2: bool) -> str:
+    """A value that is no text, in the form of OData 4, or 2, which names types beside quotes."""
+    if isinstance(value, datetime) and (v2 or value.tzinfo is not None):
+        moment = (value if value.tzinfo is None else value.astimezone(UTC)).replace(tzinfo=None).isoformat()
+        zone = "" if value.tzinfo is None else "Z"
+        whole = quote(f"{moment}{zone}", safe="")
+        return f"datetime{'offset' if zone else ''}'{whole}'" if v2 else whole
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return f"datetime'{value.isoformat()}T00%3A00%3A00'" if v2 else value.isoformat()
+    if isinstance(value, UUID):
+        return f"guid'{value}'" if v2 else str(value)
+    if isinstance(value, Decimal) and value.is_finite():
+        return f"{value:f}{'M' if v2 else ''}"
+    if isinstance(value, int):  # also true and false
+        return str(value).lower()
+    raise Poisoned("NO_LITERAL", "a value of the key is empty, or of a type that OData has no literal for")
 
 
 def soql(value: str) -> str:

@@ -17,7 +17,7 @@ from retl.destinations.batch import ABSENT, PRESENT, WRITTEN, Answer, Kind, Mode
 from retl.destinations.http.body import Endpoint, Template
 from retl.destinations.http.cells import Row
 from retl.destinations.http.jobs import Jobs
-from retl.destinations.http.outcome import Sent, interpret
+from retl.destinations.http.outcome import MADE, Sent, interpret
 from retl.destinations.http.rules import Identity, Rules
 from retl.destinations.http.texts import split
 from retl.errors import Ambiguous, DefinitionError, Poisoned, Unavailable
@@ -84,6 +84,8 @@ def settled(mode: Mode, ref: str | None, find: Callable[[], Sequence[str]], send
         return ABSENT if mode == "update_only" else WRITTEN
     result = send("append", None)
     if result.kind is Kind.SKIPPED and result.ref:  # it is there, and the answer has its id
+        return _changed(mode, change, result.ref, send)
+    if result.code == MADE.code and result.ref:  # it is there, without its fields
         return _changed(mode, change, result.ref, send)
     return result
 

@@ -11,6 +11,7 @@ from retl.destinations.http.body import Endpoint
 from retl.destinations.http.options import INSERTS, OPERATION_NAMES, HttpOptions
 from retl.destinations.http.reading import unconditional
 from retl.destinations.http.rules import Case, Identity, Rules
+from retl.destinations.http.texts import PREDICATES
 from retl.errors import DefinitionError
 
 
@@ -65,7 +66,7 @@ def of_key(identity: Identity, keys: list[str]) -> Identity:
 
 def _addressed(endpoint: Endpoint, keys: list[str]) -> bool:
     names = {word[1:].removeprefix("field.") for word in endpoint.words}
-    return set(keys) <= names or bool({"$key", "$ref"} & set(endpoint.words))
+    return set(keys) <= names or bool({"$key", "$ref", *PREDICATES} & set(endpoint.words))
 
 
 def endpoints(options: HttpOptions, shape: Shape) -> dict[Mode, Endpoint]:

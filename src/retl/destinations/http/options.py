@@ -95,6 +95,8 @@ class HttpOptions(Definition):
             raise ValueError(
                 "`find` is instead of `upsert` and `idempotency`; beside `upsert` it is for `delete`"
             )
+        if self.makes and (not (self.find and self.update) or self.read):
+            raise ValueError("`means: made` needs `find` and `update`, and no `read`")
         if self.find and any(one.job for one in (self.insert, self.update) if one):
             raise ValueError("`find` needs an `insert` and an `update` without `job`")
         opened = [name for name in OPERATION_NAMES.values() if (one := getattr(self, name)) and one.opens]
@@ -107,6 +109,12 @@ class HttpOptions(Definition):
     @property
     def _changing(self) -> list[Endpoint]:
         return [one for one in (self.upsert, self.insert, self.update, self.delete) if one]
+
+    @property
+    def makes(self) -> bool:
+        """Whether `insert` creates objects without their fields."""
+        cases = (self.insert.outcome or self.outcome).cases if self.insert else ()
+        return any(case.means == "made" for case in cases)
 
     @property
     def creates(self) -> bool:

@@ -25,6 +25,7 @@ from retl.net.messages import _NO_JSON, Reply
 from retl.net.scrub import scrub
 from retl.net.waits import wait_asked
 
+MADE = RowResult(Kind.WRITTEN, "made")  # created with its key alone: its fields are still to be written
 _RETRY = frozenset({425, 429, 503})  # refused before anything was done
 _REFUSED = frozenset({400, 409, 413, 414, 422})  # part of the request is bad, nothing was applied
 
@@ -49,6 +50,10 @@ def interpret(reply: Reply, rules: Rules, sent: Sent) -> Outcome:
                 usual = rules.wait if case.wait is None else case.wait
                 if case.ref is not None:
                     ref = case.ref.of(reply.json_or_text) if sent.rows == 1 else None
+                    if case.means == "made":
+                        return (
+                            Outcome(replace(MADE, ref=ref)) if ref else _means("unknown", reply, rules, sent)
+                        )
                     found = Outcome(PRESENT, {0: replace(PRESENT, ref=ref)})
                     return found if ref else _means("refused", reply, rules, sent)
                 return _means(case.means, reply, rules, sent, usual)

@@ -25,11 +25,12 @@ def _located(value: Any) -> Any:
 class Case(Definition):
     """What certain answers mean for all their rows; the first case that fits overrides the table of statuses.
     `written`: done, now or before. `kept`: the target already has the key. `exists`: the same, and its id is
-    at `ref`. `absent`: it lacks the key (of an update or a delete; a write that creates passes this case by).
-    `some_absent`: it lacks one of the keys and does not say which. `changed`: its object has another version
-    than the request names; 412 means that without a case. `refused`: part of the request is bad and
-    nothing was applied. `spent`: the day's budget is used up. `wait`: how long nothing is sent after
-    `unavailable` if the answer names no time."""
+    at `ref`. `made` (of an `insert` beside `find`): created with its key alone, its id is at `ref`, and
+    `update` writes its fields at once. `absent`: it lacks the key (of an update or a delete; a write that
+    creates passes this case by). `some_absent`: it lacks one of the keys and does not say which. `changed`:
+    its object has another version than the request names; 412 means that without a case. `refused`: part of
+    the request is bad and nothing was applied. `spent`: the day's budget is used up. `wait`: how long nothing
+    is sent after `unavailable` if the answer names no time."""
 
     status: tuple[int, ...]
     when: Match | None = None
@@ -37,6 +38,7 @@ class Case(Definition):
         "written",
         "kept",
         "exists",
+        "made",
         "absent",
         "some_absent",
         "changed",
@@ -53,9 +55,9 @@ class Case(Definition):
     def _fits(self) -> Case:
         if self.wait is not None and self.means != "unavailable":
             raise ValueError("`wait` needs `means: unavailable`")
-        if (self.ref is None) == (self.means == "exists"):
+        if (self.ref is None) == (self.means in ("exists", "made")):
             raise ValueError(
-                "`means: exists` needs `ref`: where the answer has the id, and nothing else does"
+                "`means: exists` (or `made`) needs `ref`: where the answer has the id, and nothing else does"
             )
         return self
 

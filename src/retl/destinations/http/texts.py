@@ -16,8 +16,10 @@ from retl.destinations.http import escape
 from retl.errors import DefinitionError, Poisoned
 
 OF_ALL_ROWS = ("$keys", "$refs", "$body")
+PREDICATES = ("$predicate", "$predicate_v2")  # the whole key, in parentheses of an OData address
 WORDS = frozenset(
     {"key", "ref", "version", "row", "row_no", "field", "fields", "others", "keys", "refs", "body"}
+    | {name[1:] for name in PREDICATES}
 )
 LANGUAGES = {"odata": escape.odata, "soql": escape.soql, "json": escape.json}
 _QUOTES = {"odata": "'", "soql": "'", "json": '"'}
@@ -33,7 +35,8 @@ _MARKS = re.compile(r"%2[2789]|['\"()]")  # also percent-encoded
 @dataclass(frozen=True, slots=True)
 class Word:
     """A placeholder: `$key`, `$ref`, …, or `$field.NAME`. `form` is the language that it names; in an address
-    `place` is where it stands: segment, query, or a form between quotes, or `bare` where OData has none.
+    `place` is where it stands: segment, query, or a form between quotes, or `bare` where OData has none;
+    `whole` is that of a predicate.
     `join` is what separates it from another value in its segment."""
 
     name: str
@@ -53,6 +56,8 @@ class Word:
         ):
             raise Poisoned("KEY_CHARACTER", "a value has what separates it from the next one in the path")
         match self.place:
+            case "whole":
+                return value
             case "segment":
                 return escape.segment(value)
             case "query":
@@ -105,7 +110,13 @@ def _placed(pieces: list[Piece]) -> Iterator[Piece]:
             before += piece
             yield piece
         else:
-            after = str(pieces[n + 1]) if n + 2 < len(pieces) else ""
+            after = str(pieces[n + 1])
+            if piece.name in PREDICATES:
+                if "?" in before or not (before.endswith("(") and after.startswith(")")):
+                    raise ValueError(f"{piece.name} is the whole key: write /Orders({piece.name}) in a path")
+                yield replace(piece, place="whole")
+                before += "x"
+                continue
             join = "" if set("/?&") & set(after) else unquote(after)
             yield replace(piece, place=_place(before, piece), join=join)
             before += "x"

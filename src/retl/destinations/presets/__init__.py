@@ -85,7 +85,7 @@ class Preset(Definition):
     delete: Ways = ()
     find: Ways = ()
     read: Ways = ()
-    version: dict[str, Any] | None = None
+    version: Ways = ()
     outcome: dict[str, Any] = Field(default={})
     job: dict[str, Any] | None = None
     idempotency: dict[str, Any] | None = None
