@@ -1,10 +1,12 @@
-"""SAP OData: a token and its session with each write, and an entity at the address of its key."""
+"""SAP OData: a token and its session with each write, and an entity at the address of its whole key."""
 
 from __future__ import annotations
 
 import json
 from base64 import b64encode
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
@@ -21,9 +23,13 @@ LOGIN = "Basic " + b64encode(f"RETL:{TOKEN}".encode()).decode()
 
 
 class Gateway(FakeApi):
-    """A token belongs to a session; `session` counts them, and writes need the newest."""
+    """A token belongs to a session; `session` counts them, and writes need the newest. `keys` are the key
+    properties; the ETag counts changes."""
 
     session = doubled = 0
+    keys: tuple[str, ...] = ("Product",)
+
+    changes: Mapping[str, int] = MappingProxyType({})
 
     def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
         if headers.get("authorization") != LOGIN:
@@ -39,25 +45,36 @@ class Gateway(FakeApi):
         if method != "GET" and {name: headers.get(name) for name in wanted} != wanted:
             return 403, (b"CSRF token validation failed", {"X-CSRF-Token": "Required"})
         place, content = unquote(path.removeprefix("/sap/A_Product")), json.loads(body) if body else None
-        key = place.removeprefix("('").removesuffix("')").replace("''", "'") or content.pop("Product")
+        key = place.removeprefix("(").removesuffix(")") or self.address(content)
+        key = key.removeprefix("'").removesuffix("'").replace("''", "'") if len(self.keys) == 1 else key
         if place and key not in self.objects:
-            return 404, {
-                "error": {"code": "005056A509B11EE1B9A8FEC11C21578E", "message": {"value": "not found"}}
-            }
+            return 404, {"error": {"code": "005056A509B1", "message": {"value": "not found"}}}
         if method == "GET":
-            return 200, {"d": {"Product": key, **self.objects[key]}}
+            return self.shown(key)
         if key in self.refuse:
-            return 400, {
-                "error": {"code": "M3/305", "message": {"lang": "en", "value": "The unit is unknown"}}
-            }
-        assert not place or headers["if-match"] == "*"
+            return 400, {"error": {"code": "M3/305", "message": {"lang": "en", "value": "Unknown unit"}}}
+        if place and headers["if-match"] not in ("*", self.tag(key)):
+            return 412, {"error": {"code": "/IWBEP/CM_MGW_RT/102", "message": {"value": "ETag"}}}
         if method == "DELETE":
             del self.objects[key]
-        else:
-            assert not place or headers["x-http-method"] == "MERGE"
-            self.doubled += not place and key in self.objects
-            self.merge(key, content)
-        return (201 if not place else 204), {"d": {}} if not place else None
+            return 204, None
+        assert not place or headers["x-http-method"] == "MERGE"
+        self.doubled += not place and key in self.objects
+        self.merge(key, content)
+        return (204, (b"", {"ETag": self.tag(key)})) if place else (201, self.shown(key)[1])
+
+    def address(self, content: dict[str, Any]) -> str:
+        values = [content.pop(name) for name in self.keys]
+        quoted = [str(one) if isinstance(one, int) else "'" + one.replace("'", "''") + "'" for one in values]
+        named = ",".join(f"{name}={one}" for name, one in zip(self.keys, quoted, strict=True))
+        return named if len(values) > 1 else values[0]
+
+    def shown(self, key: str) -> tuple[int, Any]:
+        shown = json.dumps({"d": {self.keys[0]: key, **self.objects[key]}}).encode()
+        return 200, (shown, {"ETag": self.tag(key), "Content-Type": "application/json"})
+
+    def tag(self, key: str) -> str:
+        return f"W/\"'{self.changes.get(key, 0)}'\""
 
 
 class TestSap(Proof):

@@ -311,7 +311,8 @@ class HttpDestination(HttpTarget[HttpOptions]):
         return asked(self._value, batch, rows)
 
     def _refs(self, batch: Batch) -> Sequence[str | None]:
-        return batch.refs() if self.options.find is not None else [None] * len(batch)
+        asked = self.options.find is not None or self.capabilities.by_ref
+        return batch.refs() if asked else [None] * len(batch)
 
     def _read_by(self) -> OneByOne:
         assert self._objects is not None

@@ -3,7 +3,8 @@
 A row whose version is known is sent under the condition that the object still has it; nearly all are as we
 left them. If the target refuses, or the version is not known, the object is read and judged field by field,
 and written under the condition that it is still what was read, in rounds. Where the target takes no condition
-every object is read first, and an edit between the look and the write is lost. It knows no request.
+every object is read first, and an edit between the look and the write is lost. If it takes one for changes
+and none for creations, every object is read first too. It knows no request.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ class Conditional:
             row,
             creates=one.expected == NOTHING_HELD and not one.removes,
             deletes=one.removes,
-            version=version if self.atomic else None,
+            version=version,
             names=frozenset(one.writes or ()),
         )
 

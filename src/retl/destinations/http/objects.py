@@ -36,7 +36,8 @@ class Read(Endpoint):
     """The question for the object of one row. `at` is the path of the object in the answer; a list must have
     one item, and an empty one, null, 404 and 410 mean that there is none. `answer` is its path in answers to
     writes, if it is another one. `fields` is the path of the object of fields inside it, and `names` the path
-    of each field that stands elsewhere in it."""
+    of each field that stands elsewhere in it. `$names` in `path` are the names of key and fields, with commas
+    between them."""
 
     method: Literal["GET", "POST"] = "GET"  # type: ignore[assignment]
     at: str = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -45,6 +46,7 @@ class OneByOne:
         rules: Rules,
         by_id: ById | None,
     ) -> None:
+        read = read.model_copy(update={"path": _with_names(read.path, [*keys, *value.ours])})
         named = read.named(keys)
         if lacks := [name for name in keys if name not in named]:
             raise DefinitionError("HTTP_KEY", f"`read` lacks {', '.join(lacks)} of the key")
@@ -166,14 +168,24 @@ class OneByOne:
         return replace(request, headers=(self._host, *request.headers))
 
 
+def _with_names(path: str, names: Sequence[str]) -> str:
+    """A path with these names for `$names`, separated by commas."""
+    before, word, after = path.partition("$names")
+    return before + ",".join(quote(name, safe="") for name in names) + after if word else path
+
+
 def unconditional(endpoint: Endpoint, any_version: str | None) -> Endpoint:
-    """The endpoint without the conditions in it: `$version` is what stands for any version, or is left out.
-    DefinitionError HTTP_VERSION if it is in the path and nothing stands for it."""
+    """The endpoint without the conditions in it: `$version` is what stands for any version, or is left out,
+    in a `$merge` with the whole object that has it. DefinitionError HTTP_VERSION if it is in the path and
+    nothing stands for it."""
 
     def stays(part: Any) -> bool:
         return part != "$version" or any_version is not None
 
     def without(part: Any) -> Any:
+        if isinstance(part, dict) and isinstance(merged := part.get("$merge"), list):
+            kept = [one for one in merged if not isinstance(one, dict) or all(map(stays, one.values()))]
+            return {"$merge": [without(one) for one in kept]}
         if isinstance(part, dict):
             return {name: without(value) for name, value in part.items() if stays(value)}
         if isinstance(part, list | tuple):

@@ -1,0 +1,147 @@
+"""Vendors whose objects other people edit: each change, ours or theirs, gives an object a later version."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from retl.testing import FakeApi, FakeHubSpot
+from tests.presets.numbered import Numbered
+from tests.presets.test_close import FakeClose
+from tests.presets.test_freshdesk import FakeFreshdesk
+from tests.presets.test_pipedrive import FakePipedrive
+from tests.presets.test_salesforce import Salesforce
+from tests.presets.test_sap_odata import Gateway
+from tests.presets.test_zendesk import FakeZendesk
+
+
+class Edited(FakeApi):
+    """`edit` is what somebody else does."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.changes = Counter[str]()
+
+    def merge(self, key: str, fields: dict[str, Any]) -> None:
+        super().merge(key, fields)
+        self.changes[key] += 1
+
+    def edit(self, key: str, **fields: Any) -> None:
+        with self.lock:
+            self.merge(key, fields)
+
+    def changed(self, key: str) -> datetime:
+        return datetime(2026, 11, 29, tzinfo=UTC) + timedelta(seconds=self.changes[key])
+
+    def moment(self, key: str) -> str:
+        return self.changed(key).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Shown(Edited, Numbered):
+    """Objects by their ids, which answers show as a whole."""
+
+    stamp = "updated_at"
+
+    def wrapped(self, whole: dict[str, Any]) -> Any:
+        return whole
+
+    def shown(self, number: str) -> Any:
+        key = self.ids[number]
+        return self.wrapped({"id": number, self.stamp: self.moment(key), **self.objects[key]})
+
+    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        number = path.removeprefix(self.root).strip("/")
+        if method == "GET" and number in self.ids:
+            return 200, self.shown(number)
+        return super().serve(method, path, headers, body)
+
+
+class Persons(Shown, FakePipedrive):
+    stamp = "update_time"
+
+    def wrapped(self, whole: dict[str, Any]) -> Any:
+        return {"success": True, "data": whole}
+
+
+class Contacts(Shown, FakeFreshdesk):
+    pass
+
+
+class Leads(Shown, FakeClose):
+    stamp, probe = "date_updated", "/api/v1/me/"
+
+
+class Tickets(Shown, FakeZendesk):
+    """A safe update has both of its members, or none."""
+
+    probe = "/api/v2/users/me"
+
+    def wrapped(self, whole: dict[str, Any]) -> Any:
+        return {"ticket": whole}
+
+    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        if method == "PUT":
+            ticket = json.loads(body)["ticket"]
+            safe, stamp = ticket.pop("safe_update", None), ticket.pop("updated_stamp", None)
+            assert (safe is True) == (stamp is not None)
+            if stamp is not None and stamp != self.moment(self.ids[path.rpartition("/")[2]]):
+                return 409, {"error": "UpdateConflict", "description": "outdated ticket data"}
+            body = json.dumps({"ticket": ticket}).encode()
+        return super().serve(method, path, headers, body)
+
+
+class OrderItems(Edited, Gateway):
+    keys = ("SalesOrder", "SalesOrderItem")
+
+
+class Records(Edited, Salesforce):
+    """Single records by an external id, under a condition of time."""
+
+    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        found = re.fullmatch(r"/services/data/v62.0/sobjects/Contact(?:/Ext__c/([^?]+))?(\?.*)?", path)
+        if found is None:
+            return (200, {}) if path.endswith("/limits") else super().serve(method, path, headers, body)
+        content = json.loads(body) if body else {}
+        key = unquote(found[1] or "") or content.pop("Ext__c")
+        if method == "POST" and key in self.objects:
+            return 400, [{"errorCode": "DUPLICATE_VALUE", "message": "duplicate value found"}]
+        if method != "POST" and key not in self.objects:
+            return 404, [{"errorCode": "NOT_FOUND", "message": "Provided external ID field does not exist"}]
+        told = {"Last-Modified": self.changed(key).strftime("%a, %d %b %Y %H:%M:%S GMT")}
+        if method == "GET":
+            return 200, (json.dumps({"Ext__c": key, **self.objects[key]}).encode(), told)
+        assert method == "POST" or found[2] == "?updateOnly=true"
+        if headers.get("if-unmodified-since", told["Last-Modified"]) != told["Last-Modified"]:
+            return 412, [{"errorCode": "PRECONDITION_FAILED", "message": "modified since"}]
+        self.merge(key, content)
+        return (201, {"id": f"003{key}", "success": True}) if method == "POST" else (204, None)
+
+
+class HubSpotContacts(Edited, FakeHubSpot):
+    """Single contacts by address, with the properties that are asked for."""
+
+    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        where = urlsplit(path)
+        found = re.fullmatch(r"/crm/v3/objects/contacts(?:/([^/]+))?", where.path)
+        query = parse_qs(where.query)
+        if found is None or "limit" in query:
+            return super().serve(method, path, headers, body)
+        content = json.loads(body)["properties"] if body else {}
+        key = unquote(found[1] or "") or content.pop("email")
+        if method == "POST" and key in self.objects:
+            return 409, {"category": "CONFLICT", "message": "Contact already exists. Existing ID: 1"}
+        if method != "POST" and key not in self.objects:
+            return 404, {"category": "OBJECT_NOT_FOUND"}
+        if method != "GET":
+            self.merge(key, content)
+        asked = query.get("properties", [",".join(content)])[0].split(",")
+        shown = {name: {"email": key, **self.objects[key]}.get(name) for name in asked}
+        return (201 if method == "POST" else 200), {
+            "id": f"r-{key}",
+            "properties": shown,
+            "updatedAt": self.moment(key),
+        }

@@ -1,0 +1,174 @@
+"""What other people edited at a vendor stays, by every way in which vendors tell a version: an ETag under If-Match, a
+version in the body, a header with a date, and, where a vendor takes no condition, a look before each write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from retl.testing.server import Exchange
+from tests.api import TOKEN
+from tests.commands import Workshop
+from tests.presets import edited
+
+WINDOW = {"target_wins": {"window": "accepted"}}
+
+
+class Vendor(NamedTuple):
+    preset: str
+    fake: Any
+    connection: dict[str, Any]
+    parameters: dict[str, Any]
+    upserts: Any = WINDOW  # the strategy of an upsert
+
+
+KEY = {"token": TOKEN}
+VENDORS = {
+    "If-Match": Vendor(
+        "sap_odata",
+        edited.OrderItems,
+        {"url": "https://vendor/sap", "username": "RETL", "password": TOKEN},
+        {"set": "A_Product", "match": "SalesOrder"},
+    ),
+    "in the body": Vendor(
+        "zendesk",
+        lambda: edited.Tickets("ticket"),
+        {"domain": "example", "user": "a@x.io/token", **KEY},
+        {"object": "ticket"},
+    ),
+    "a date in a header": Vendor(
+        "salesforce",
+        edited.Records,
+        {"client_id": "me", "client_secret": TOKEN, "domain": "example.my.salesforce.com"},
+        {"object": "Contact", "match": "Ext__c"},
+        "target_wins",
+    ),
+    "pipedrive": Vendor("pipedrive", edited.Persons, {"company": "example", **KEY}, {}),
+    "freshdesk": Vendor("freshdesk", edited.Contacts, {"domain": "example", "api_key": TOKEN}, {}),
+    "close": Vendor("close", edited.Leads, {"api_key": TOKEN}, {"object": "lead", "match": "cf_1"}),
+    "hubspot": Vendor("hubspot", edited.HubSpotContacts, KEY, {}),
+}
+
+
+class Desk:
+    """A project that writes three rows to a vendor, whose people edit them."""
+
+    def __init__(self, folder: Path, vendor: Vendor, api: Any) -> None:
+        self.vendor, self.api, self.workshop = vendor, api, Workshop(folder)
+        connection = {
+            name: value.replace("https://vendor", api.url) for name, value in vendor.connection.items()
+        }
+        limits = {"share": 1, "requests": 10**6}
+        given = {
+            "type": vendor.preset,
+            "base_url": connection.get("url", api.url),
+            **connection,
+            "limits": limits,
+        }
+        self.workshop.write("retl.yml", json.dumps({"connections": {"vendor": given}}))
+        self.keys = {"sap_odata": ["SalesOrder", "SalesOrderItem"], "salesforce": ["Ext__c"]}.get(
+            vendor.preset, ["email"]
+        )
+        self.write("upsert", vendor.upserts)
+        self.mart(a=("Ann", 1), b=("Bob", 2), c=("Cid", 3))
+
+    def write(self, write: str, conflicts: Any, **parts: Any) -> None:
+        sync = {
+            "source": {"table": "mart"},
+            "key": self.keys,
+            "destination": {"connection": "vendor", **self.vendor.parameters},
+            "write": write,
+            "conflicts": conflicts,
+            **parts,
+        }
+        self.workshop.write("syncs/people.yml", json.dumps(sync))
+
+    def mart(self, **people: tuple[str, int]) -> None:
+        two = len(self.keys) > 1
+        key = "'{0}''s' AS SalesOrder, 10 AS SalesOrderItem" if two else f"'{{0}}@x.io' AS {self.keys[0]}"
+        rows = (
+            f"SELECT {key.format(name)}, '{one}' AS name, {n} AS visits" for name, (one, n) in people.items()
+        )
+        self.workshop.warehouse("CREATE OR REPLACE TABLE mart AS " + " UNION ALL ".join(rows))
+
+    def run(self) -> dict[str, Any]:
+        said = self.workshop.retl("sync", "--output", "json")
+        (found,) = said.document["syncs"]
+        assert (said.code, found["error"], found["rejects"]) == (0, None, [])
+        return dict(found)
+
+    def key(self, name: str) -> str:
+        return f"SalesOrder='{name}''s',SalesOrderItem=10" if len(self.keys) > 1 else f"{name}@x.io"
+
+    def held(self) -> dict[str, tuple[str, int]]:
+        found = {name: self.api.objects.get(self.key(name)) for name in "abc"}
+        return {name: (one["name"], int(one["visits"])) for name, one in found.items() if one}
+
+
+@pytest.mark.parametrize("vendor", VENDORS.values(), ids=VENDORS)
+def test_what_a_person_edited_stays_and_the_rest_is_written(tmp_path: Path, vendor: Vendor) -> None:
+    with vendor.fake() as api:
+        desk = Desk(tmp_path / "project", vendor, api)
+        assert desk.run()["inserted"] == 3
+        api.edit(desk.key("a"), name="theirs")
+        desk.mart(a=("ours", 9), b=("ours", 2), c=("Cid", 3), d=("Dan", 4))
+        found = desk.run()
+        assert found["conflicts"] == {"merged": 1, "kept": 0, "queued": 0}
+        assert desk.held() == {"a": ("theirs", 9), "b": ("ours", 2), "c": ("Cid", 3)}
+        assert desk.run()["unchanged"] == 4
+
+
+@pytest.mark.parametrize("name", ["If-Match", "in the body", "a date in a header"])
+def test_an_edit_between_look_and_write_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    """The vendor refuses a write under an old version; what stands there is read again."""
+    vendor = VENDORS[name]
+    with vendor.fake() as api:
+        desk = Desk(tmp_path / "project", vendor, api)
+        desk.run()
+        desk.write("update_only", "target_wins")
+        desk.run()
+        desk.mart(a=("ours", 9), b=("Bob", 2), c=("Cid", 3))
+        edits = []
+
+        def edited_first(exchange: Exchange) -> bool:
+            changes = exchange.command in ("PUT", "PATCH") or "if-match" in exchange.named()
+            if changes and not edits:
+                edits.append(api.edit(desk.key("a"), name="theirs"))
+            return False
+
+        api.faults += [edited_first] * 9
+        assert desk.run()["conflicts"]["merged"] == 1
+        assert (len(edits), desk.held()["a"]) == (1, ("theirs", 9))
+
+
+@pytest.mark.parametrize("name", ["If-Match", "in the body", "a date in a header"])
+def test_without_conflicts_nothing_is_asked_of_a_version(tmp_path: Path, name: str) -> None:
+    vendor = VENDORS[name]
+    with vendor.fake() as api:
+        desk = Desk(tmp_path / "project", vendor, api)
+        desk.write("upsert", "warehouse_wins")
+        desk.run()
+        api.edit(desk.key("a"), name="theirs")
+        desk.mart(a=("Ann", 9), b=("Bob", 2), c=("Cid", 3))
+        desk.run()
+        assert desk.held()["a"] == ("Ann", 9)
+        assert {headers.get("if-match", "*") for _, _, headers, _ in api.seen} == {"*"}
+        assert not any("if-unmodified-since" in headers for _, _, headers, _ in api.seen)
+        assert not any(b"safe_update" in body for *_, body in api.seen)
+
+
+def test_a_sync_that_deletes_keeps_what_was_touched(tmp_path: Path) -> None:
+    """HubSpot names records by the ids that it returned."""
+    vendor = VENDORS["hubspot"]
+    with vendor.fake() as api:
+        desk = Desk(tmp_path / "project", vendor, api)
+        desk.write("upsert", WINDOW, deletes="delete", guards={"max_delete_rate": 1, "max_row_drop": 1})
+        desk.run()
+        api.edit(desk.key("b"), note="called")
+        desk.mart(a=("Ann", 1))
+        found = desk.run()
+        assert (found["deleted"], found["deletes"]["kept"]) == (1, 1)
+        assert sorted(api.objects) == ["a@x.io", "b@x.io"]
