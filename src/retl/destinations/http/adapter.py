@@ -14,7 +14,8 @@ For another row, and for an object that is gone, the target is asked for the key
 is created by `insert`, and several make the row a reject (AMBIGUOUS). So a creation without an answer is
 looked for before it is repeated, also after a crash. `settles` is the time that a search may not see a new
 object; after a crash, begin the next run later than that. A refusal that tells the id (`means: exists`) is as
-good as a search.
+good as a search. If `insert` can only create an object with its key (`means: made`), `update` writes its
+fields at once, also after a crash in between.
 
 `job` is for an answer that names a job instead of results, in an operation's own words or for every
 operation. It is asked after until it is done; after a crash the next run asks, and sends nothing again. In
@@ -24,11 +25,12 @@ they are in doubt. After `patience` the run ends with exit 75, and the next one 
 `find` is for deletes.
 
 A value of a row never leaves its place. In a path or query it is percent-encoded. Between single quotes of a
-path it is a text of OData, `/Customers('{id}')`, and its quotes are doubled; in parentheses without quotes it
-must be a number, date, UUID or boolean. Between quotes of a query the placeholder names their language:
-`{id:odata}`, `{id:soql}`, `{id:json}`. In `headers`, and inside the texts of `row`, a placeholder is `{$id}`;
-a header with one belongs to a single row. A placeholder where none is filled in is an error; `$$` is a dollar
-sign. In GraphQL values go into `variables`.
+path it is a text of OData, `/Customers('{id}')`, and its quotes are doubled; in parentheses without quotes
+it must be a number, date, UUID or boolean. `/Orders($predicate)` has the whole key, of one or several
+fields, each in the form of its type (`$predicate_v2` for OData 2). Between quotes of a query the placeholder
+names their language: `{id:odata}`, `{id:soql}`, `{id:json}`. In `headers`, and inside the texts of `row`, a
+placeholder is `{$id}`; a header with one belongs to a single row. A placeholder where none is filled in is
+an error; `$$` is a dollar sign. In GraphQL values go into `variables`.
 
 In a `row`, `{$json: $row}` is a part of the row as a JSON text, `$others` an object of the fields that the
 request names nowhere else, `{$only: [a, b]}` one of those of these fields that the sync has, and `{$each:
