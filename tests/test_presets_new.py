@@ -165,6 +165,37 @@ def test_a_request_shows_where_key_and_fields_go(line: str, endpoint: dict[str, 
     assert shaped(parse(f"curl -X {line}")).endpoint == endpoint
 
 
+POST = f"curl -X POST https://x.example/people {JSON}"
+PUT = """curl -X PUT https://x.example/people/123 -d '{"name": "Ann"}'"""
+
+
+def test_an_address_with_the_vendor_s_own_id_asks_for_a_search(tmp_path: Path) -> None:
+    def said(*lines: str) -> Said:
+        return retl(tmp_path, "presets", "new", "x", *(word for one in lines for word in ("--curl", one)))
+
+    for lines, why in [
+        ((POST, PUT), "so a search is needed"),
+        (("curl https://x.example/people?email=bob%40x.io", POST, PUT), "no GET line looks for"),
+        (("curl https://x.example/people?email=a", POST), "a GET line is a search"),
+        (("curl https://x.example/people",), "write no rows"),
+    ]:
+        refused = said(*lines)
+        assert (refused.code, why in refused.err) == (2, True), refused.err
+    search = "curl 'https://x.example/people?all=1&email=ann%40example.com'"
+    assert said(search, POST, PUT, "curl -X DELETE https://x.example/people/123").code == 0
+    made = yaml.safe_load((tmp_path / "presets" / "x.yml").read_text())
+    assert made["find"] == {"path": "/people?all=1&email=$key", "at": "data", "ref": "id"}
+    paths = [made[name]["path"] for name in ("insert", "update", "delete")]
+    assert (paths, made["outcome"]["ref"]) == (["/people", "/people/$ref", "/people/$ref"], "id")
+
+
+def test_an_address_with_the_key_needs_no_search(tmp_path: Path) -> None:
+    put = """curl -X PUT https://x.example/people/ann%40example.com -d '{"name": "Ann"}'"""
+    said = retl(tmp_path, "presets", "new", "x", "--key", "email", "--curl", POST, "--curl", put)
+    assert said.code == 0, said.err
+    assert "find" not in yaml.safe_load((tmp_path / "presets" / "x.yml").read_text())
+
+
 PEOPLE = {
     "openapi": "3.0.3",
     "info": {"title": "People", "version": "7"},

@@ -44,7 +44,9 @@ def new(
     vendor: Annotated[str, typer.Argument(metavar="VENDOR")],
     curl: Annotated[
         list[str] | None,
-        typer.Option(metavar="LINE", help="A curl line that writes one row; may be repeated."),
+        typer.Option(
+            metavar="LINE", help="A curl line that writes one row, or looks for one; may be repeated."
+        ),
     ] = None,
     openapi: Annotated[Path | None, typer.Option(metavar="FILE", help="The vendor's OpenAPI 3 file.")] = None,
     path: Annotated[
@@ -56,8 +58,8 @@ def new(
     ] = None,
 ) -> None:
     """Write presets/VENDOR.yml and its test from an OpenAPI file or curl lines, without their secrets."""
+    from retl.app.scaffold import lines, preset
     from retl.app.scaffold import openapi as api
-    from retl.app.scaffold import preset
     from retl.app.scaffold.curl import parse
     from retl.project.settings import project_folder
 
@@ -67,12 +69,11 @@ def new(
         draft = api.Api(openapi).draft(vendor, path or (), key)
         draft.source = source or draft.source
     else:
-        shaped = [preset.shaped(parse(line), key) for line in curl or ()]
-        draft = preset.Draft(vendor, shaped, "docs", source or f"{shaped[0].call.base_url}, by a curl line")
+        draft = lines.draft(vendor, [parse(line) for line in curl or ()], key, source)
     files = [str(one) for one in preset.write(project_folder(invocation.folder), draft)]
     steps = preset.next_steps(draft)
-    lines = [*(f"wrote {one}" for one in files), "", "next:", *(f"  {step}" for step in steps)]
-    invocation.show({"files": files, "next": list(steps)}, lambda: ["\n".join(lines)])
+    said = [*(f"wrote {one}" for one in files), "", "next:", *(f"  {step}" for step in steps)]
+    invocation.show({"files": files, "next": list(steps)}, lambda: ["\n".join(said)])
 
 
 @command(presets, "test")

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from retl.app.scaffold.curl import Call
+from retl.app.scaffold.lines import by_id
 from retl.app.scaffold.preset import Draft, shaped
 from retl.errors import DefinitionError
 from retl.project.validation import did_you_mean
@@ -101,12 +102,7 @@ class Api:
         path = f"{insert.call.path}?{insert.key}=$key"
         draft.more["find"] = {"path": path, **({"at": at} if at else {}), "ref": "id"}
         draft.more["outcome"] = {"ref": self._id_at(self.paths[collection]["post"])}
-        for one in draft.operations:
-            if "$key" in one.endpoint["path"]:
-                one.endpoint["path"] = one.endpoint["path"].replace("$key", "$ref")
-                one.endpoint |= {"row": "$fields"} if "row" in one.endpoint else {}
-        change.name = "update"
-        insert.endpoint["cast"] = {"nulls": "omit"}
+        by_id(insert, [one for one in draft.operations if "$key" in one.endpoint["path"]])
         draft.operations.sort(key=lambda one: one.name != "insert")
 
     def _list_at(self, said: Any) -> str | None:

@@ -221,6 +221,10 @@ def preset_text(draft: Draft) -> str:
     lines += [f"base_url: {flow(call.base_url)}"] if call.auth["type"] != "url" else []
     lines += [f"auth: {flow(call.auth)}"] if call.auth["type"] != "none" else []
     lines += [f"headers: {flow(call.headers)}"] if call.headers else []
+    if "find" in draft.more and draft.evidence == "docs":
+        lines += [
+            "# `at`: where the answer to the search has its objects; `ref`: where each has its id. Look."
+        ]
     lines += [f"{name}: {flow(part)}" for name, part in draft.more.items() if name != "outcome"]
     for shape in draft.operations:
         lines += [f"{shape.name}:", *(f"  {name}: {flow(part)}" for name, part in shape.endpoint.items())]
