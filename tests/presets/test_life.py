@@ -19,6 +19,7 @@ import duckdb
 import pytest
 
 from retl.testing import FakeApi, throttled
+from retl.values.sql import quoted
 from tests.commands import Workshop
 from tests.presets.proof import Proof
 
@@ -68,14 +69,22 @@ class Life:
         project = {"warehouse": {"path": "data/warehouse.duckdb"}, "connections": {"vendor": connection}}
         workshop.write("retl.yml", json.dumps(project))
         workshop.write("syncs/life.yml", json.dumps(sync))
-        columns = ", ".join(
-            f"{one.name} {'BIGINT' if one.type.name == 'integer' else 'VARCHAR'}" for one in proof.fields
-        )
-        self.sql(f"CREATE TABLE mart ({proof.key} VARCHAR, {columns})")
+        self.key = quoted(proof.key)
+        self.name, self.visits = (quoted(one.name) for one in proof.fields)  # a text and a number
+        self.sql(f"CREATE TABLE mart ({self.key} VARCHAR, {self.name} VARCHAR, {self.visits} BIGINT)")
 
     def sql(self, *statements: str) -> None:
         for statement in statements:
             self.workshop.warehouse(statement)
+
+    def rename(self, prefix: str, where: str) -> None:
+        """New names for the rows whose number is as `where` says."""
+        name = f"'{prefix} ' || {self.visits}"
+        self.sql(f"UPDATE mart SET {self.name} = {name} WHERE {self.visits} {where}")
+
+    def held(self, key: str) -> Any:
+        """The vendor's object of a key."""
+        return self.proof.contents(self.api).get(key)
 
     def add(self, first: int, last: int) -> None:
         self.sql(
@@ -92,7 +101,7 @@ class Life:
         """The vendor holds the mart, without what it refuses, and nothing came twice."""
         path = self.workshop.folder / "data" / "warehouse.duckdb"
         with duckdb.connect(str(path), read_only=True) as mart:
-            rows = mart.execute(f"SELECT * FROM mart ORDER BY {self.proof.key}").fetchall()
+            rows = mart.execute(f"SELECT * FROM mart ORDER BY {self.key}").fetchall()
         wanted = self.proof.expected([row for row in rows if row[0] != self.bad])
         assert self.proof.contents(self.api) == wanted
         assert not getattr(self.api, "doubled", 0)
@@ -107,35 +116,43 @@ def test_the_whole_life_of_a_vendor_s_rows_ends_exact(name: str, tmp_path: Path)
         life.add(0, some)  # what is there before this project knows of it
         life.sync()
         shutil.rmtree(life.workshop.folder / ".retl")
+        name, theirs = proof.fields[0].name, "k0001@x.io"
+        life.held(theirs)[name] = "somebody's"
 
-        life.add(some, ROWS)
+        life.add(some, ROWS)  # the others are created, those that are there adopted
+        assert life.held(theirs)[name] == "somebody's"
         assert life.sync()["inserted"] == ROWS
         life.exact()
+        assert life.sync()["unchanged"] == ROWS
 
-        life.sql("UPDATE mart SET name = name || '!' WHERE visits % 5 = 0")
+        life.rename("changed", "% 5 = 0")
         assert life.sync()["updated"] == len(range(0, ROWS, 5))
         life.exact()
 
-        if proof.bad is not None:
-            values = ", ".join("NULL" if v is None else repr(v) for v in proof.bad)
-            life.sql(f"INSERT INTO mart VALUES ({values})", "UPDATE mart SET name = 'new' WHERE visits = 3")
-            done = life.sync()
-            assert (done["status"], done["rejected"], done["updated"]) == ("SUCCESS_WITH_REJECTS", 1, 1)
-            life.exact()
-            life.sql(f"DELETE FROM mart WHERE {proof.key} = '{proof.bad[0]}'")
+        assert proof.bad is not None
+        values = ", ".join("NULL" if v is None else repr(v) for v in proof.bad)
+        life.sql(f"INSERT INTO mart VALUES ({values})")
+        life.rename("good", "= 3")
+        done = life.sync()
+        assert (done["status"], done["rejected"], done["updated"]) == ("SUCCESS_WITH_REJECTS", 1, 1)
+        life.exact()
+        life.sql(f"DELETE FROM mart WHERE {life.key} = '{proof.bad[0]}'")
 
-        life.sql("UPDATE mart SET name = 'storm ' || visits WHERE visits % 6 = 0")
+        life.rename("storm", "% 6 = 0")
         api.misbehave(*[throttled(0)] * 5)
         assert life.sync()["updated"] == len(range(0, ROWS, 6))
+        assert not api.faults  # each of them was met
         life.exact()
 
-        life.sql("UPDATE mart SET name = 'killed ' || visits WHERE visits % 2 = 0")
+        life.rename("killed", "% 2 = 0")
         killed = life.workshop.process("sync", "--sync", "life", RETL_CRASH_AT="batch_answered:1")
         assert killed.code == -9, killed.err
-        life.sync()
+        arrived = sum(str(one[name]).startswith("killed") for one in proof.contents(api).values())
+        assert 0 < arrived < ROWS // 2  # some of the rows arrived, and no answer is recorded
+        assert life.sync()["updated"] >= ROWS // 2 - arrived
         life.exact()
 
-        life.sql("DELETE FROM mart WHERE visits % 4 = 1")
+        life.sql(f"DELETE FROM mart WHERE {life.visits} % 4 = 1")
         gone = len(range(1, ROWS, 4))
         assert life.sync("--allow-deletes", str(gone))["deleted"] == gone
         life.exact()
@@ -143,6 +160,8 @@ def test_the_whole_life_of_a_vendor_s_rows_ends_exact(name: str, tmp_path: Path)
         key = "k0002@x.io"
         erased = life.workshop.retl("erase", "--sync", "life", "--key", key, "--reason", "ticket 1")
         assert erased.code == 0, erased.err
+        assert life.held(key) is None
         assert life.sync()["rejected"] == 0
-        life.sql(f"DELETE FROM mart WHERE {proof.key} = '{key}'")
+        assert life.held(key) is None  # the mart still has the row, and it does not come back
+        life.sql(f"DELETE FROM mart WHERE {life.key} = '{key}'")
         life.exact()
