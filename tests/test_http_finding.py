@@ -302,6 +302,8 @@ def test_a_search_that_fails_creates_nobody(office: Office, crm: Crm) -> None:
         ({"insert": {"path": "/persons", "wrap": "rows", "max_rows": 3}}, "one row per request"),
         ({"outcome": {"cases": [{"status": [409], "means": "exists"}]}}, "needs `ref`"),
         ({"read": {"path": "/persons/$ref"}, "outcome": {"cases": [MADE]}}, "and no `read`"),
+        ({"delete": {"path": "/gone", "row": "$row", "then": "/gone/$ref"}}, "`then` follows a DELETE"),
+        ({"update": {"method": "DELETE", "path": "/persons/$ref", "then": "/gone/$ref"}}, "`update.then`"),
         (
             {"outcome": {"cases": [{"status": [409], "means": "exists", "ref": {"at": "", "pattern": "("}}]}},
             "group",

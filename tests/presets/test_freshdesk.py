@@ -31,6 +31,9 @@ class FakeFreshdesk(Numbered):
     def shown(self, number: str) -> Any:
         return {"id": int(number)}
 
+    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        return super().serve(method, path.removesuffix("/hard_delete?force=true"), headers, body)
+
 
 class TestFreshdesk(Proof):
     preset = "freshdesk"
@@ -40,6 +43,13 @@ class TestFreshdesk(Proof):
     bad = ("d@x.io", "Dan", -1)
     deletes: ClassVar = {}
     special = {"the answer to a creation is lost": [fake.passed, fake.reset(applied=True)]}
+
+    def test_a_permanent_delete_is_one_request(self, api: FakeFreshdesk) -> None:
+        given = {"delete": "permanent"}
+        (written,) = self.deliver(api, self.rows[:1], parameters=given)
+        self.deliver(api, [self.rows[0][:1]], "delete", given, [written.ref])
+        assert api.seen[-1][:2] == ("DELETE", "/api/v2/contacts/1/hard_delete?force=true")
+        assert api.objects == {}
 
     def test_the_address_of_an_agent_is_a_reject(self, api: FakeFreshdesk) -> None:
         api.misbehave(fake.passed, fake.answer(409, json.dumps(said(code="duplicate_value"))))

@@ -7,7 +7,8 @@ only counts bad rows, or names none of ours, the rows are sent again in halves u
 twice is once; a run spends at most 1000 requests on it, the rest stays in doubt). 404 or 410 to
 the DELETE or update of one object's own address means that the object is gone, or not there to update;
 `outcome.cases` can change that. Redirects and web pages stop the run. If answers to writes contain the
-external id of a row (`outcome.ref`), deletes can name rows by it: `$ref` in a path or in a row.
+external id of a row (`outcome.ref`), deletes can name rows by it: `$ref` in a path or in a row. `then` of a
+delete is the path of a second DELETE that follows it, such as a permanent one.
 
 `find` is for objects that have only the target's own id. A row whose id is known is sent to it by `update`.
 For another row, and for an object that is gone, the target is asked for the key: one object is changed, none
@@ -95,6 +96,7 @@ from retl.destinations.batch import (
 )
 from retl.destinations.http import finding, line, texts
 from retl.destinations.http.body import Endpoint, Template
+from retl.destinations.http.cells import Row
 from retl.destinations.http.conditional import Conditional, asked
 from retl.destinations.http.finding import ById, Find
 from retl.destinations.http.jobs import Jobs
@@ -137,6 +139,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
         endpoint = self._call(shape.write)[0].endpoint
         self._line = line.line(endpoint, shape)
         self._by_id = self._finding(options.find) if options.find else None
+        self._then: tuple[Template, Rules] | None = None
         self._unanswered: set[str] = set()  # batches whose creation may have been applied
         self._value = Object(shape, options.read, options.version, (options.update or endpoint).cast)
         self._objects = self._reading(options.read) if options.read else None
@@ -148,7 +151,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
         else:
             self._conditional = None
         if shape.deletes != "keep" or shape.write == "replace":
-            self._call("delete")
+            self._follow(self._call("delete")[0].endpoint)
         if shape.write == "replace":
             self._call("append")
         self._refuse_unused(endpoint)
@@ -243,7 +246,34 @@ class HttpDestination(HttpTarget[HttpOptions]):
             if len(batch) > 1:
                 raise
             return Outcome(RowResult(Kind.REJECTED, error.code, error.message))
-        return self._judge(self._send(request, batch), request, batch)
+        found = self._judge(self._send(request, batch), request, batch)
+        if self._then is not None and batch.operation == "delete" and found == Outcome(WRITTEN):
+            (key,), (ref,) = batch.keys(), batch.refs()
+            return Outcome(self._second((*key, *([] if ref is None else [ref]))))
+        return found
+
+    def _follow(self, endpoint: Endpoint) -> None:
+        """Let what follows a delete follow it wherever deletes are sent."""
+        if isinstance(self.shape.deletes, SoftDelete) or (second := endpoint.second) is None:
+            return
+        if endpoint.asks_ref != second.asks_ref:
+            raise DefinitionError("HTTP_REF", "`then` names a row as `delete` does: both by $ref, or none")
+        keys = [field.name for field in self.shape.key]
+        rules = rules_of(second, self.options.outcome, "delete", keys)
+        self._then = Template(second, keys, [], self._address.prefix), rules
+        for one in (self._by_id, self._objects):
+            if one is not None:
+                one.then = self._second
+
+    def _second(self, row: Row) -> RowResult:
+        """What became of the second request of a delete; an object that is gone is deleted."""
+        assert self._then is not None
+        template, rules = self._then
+        request = template.request([row])
+        request = replace(request, headers=(("Host", self._address.authority), *request.headers))
+        texts = template.texts(request)
+        sent = Sent(1, True, lambda to: [], lambda n: [*texts(n), *self._known()])
+        return finding.gone(interpret(self._exchange(request, rules), rules, sent)).result(0)
 
     def _replace(self, batch: Batch) -> Outcome:
         """Delete the object of the row, and insert it. Once something was deleted only an insert is an

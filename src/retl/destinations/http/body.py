@@ -58,7 +58,7 @@ class Endpoint(Definition):
     separated by commas; if the parameter's name ends in %5B%5D, which is [], each is a parameter of its own.
     `$body` moves the body into the query. `encoding: csv` sends a header line with the names of the row's
     members. With `encoding: ndjson` a row is a line; with `lines: true` its `row` is a list, and each item is
-    a line.
+    a line. `then` is the path of one more DELETE, after a delete of one row that succeeded.
     """
 
     method: Literal["POST", "PUT", "PATCH", "DELETE"] = "POST"
@@ -70,6 +70,7 @@ class Endpoint(Definition):
     encoding: Literal["json", "ndjson", "form", "csv"] = "json"
     lines: bool = False
     headers: dict[HeaderName, str] = Field(default={})
+    then: str | None = None
     max_rows: Annotated[int, Field(ge=1)] | None = None
     max_bytes: Annotated[int, Field(ge=1)] | None = None
     max_row_bytes: Annotated[int, Field(ge=1)] | None = None
@@ -80,6 +81,11 @@ class Endpoint(Definition):
     def opens(self) -> bool:
         """Whether a job is made before it gets the rows: then `$job` in the path is its id."""
         return self.job is not None and self.job.open is not None
+
+    @property
+    def second(self) -> Endpoint | None:
+        """The request after a delete."""
+        return Endpoint(method="DELETE", path=self.then, outcome=self.outcome) if self.then else None
 
     @property
     def words(self) -> list[str]:
@@ -143,6 +149,8 @@ class Endpoint(Definition):
             raise ValueError("several rows per request need `wrap` and a path without values of a row")
         if self.envelope and not self.wrap:
             raise ValueError("an `envelope` needs `wrap`: the path of the rows in it")
+        if self.then is not None and (self.method != "DELETE" or self.rows_at_most != 1 or self.job):
+            raise ValueError("`then` follows a DELETE of one row, without `job`")
         if self.encoding != "json" and self.wrap is not None:
             raise ValueError(f"`wrap` needs `encoding: json`, not {self.encoding}")
         if self.lines and not (self.encoding == "ndjson" and isinstance(self.row, list) and self.row):

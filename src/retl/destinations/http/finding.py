@@ -28,6 +28,7 @@ from retl.net.messages import Reply, Request
 
 Send = Callable[[Mode, str | None], RowResult]
 Calls = Callable[[Mode], tuple[Template, Rules]]  # how an operation is sent, and its answers read
+Then = Callable[[Row], RowResult]  # what follows a delete of a row: its key, and its external id
 AMBIGUOUS = RowResult(Kind.REJECTED, "AMBIGUOUS", "the target has several objects with this key")
 STALE = RowResult(Kind.REJECTED, "STALE", "the target found an object that is gone")
 GONE = (404, 410)  # answers to a question for one object that mean: there is none
@@ -125,6 +126,7 @@ class ById:
         self._rules = (find.outcome or rules).of_looks.model_copy(update={"ok": (200, 204)})
         self._host = ("Host", address.authority)
         self._question = Template(find, keys, [], address.prefix)
+        self.then: Then | None = None
 
     def deliver(self, mode: Mode, row: Row, ref: str | None) -> Answer:
         key = row[: len(self._keys)]
@@ -168,7 +170,10 @@ class ById:
         outcome = interpret(reply, rules, sent)
         if (jobs := self._jobs(mode)) and outcome == Outcome(WRITTEN):
             self._pending = [jobs.submitted(reply)]
-        return (gone(outcome) if mode == "delete" else outcome).result(0)
+        result = (gone(outcome) if mode == "delete" else outcome).result(0)
+        if mode == "delete" and self.then is not None and result.kind is Kind.WRITTEN:
+            return self.then((*row[: len(self._keys)], *([] if ref is None else [ref])))
+        return result
 
     def _request(self, mode: Mode, row: Row, ref: str | None) -> Request:
         template = self._calls(mode)[0]

@@ -17,7 +17,7 @@ from retl.errors import DefinitionError
 
 def shaping(endpoint: Endpoint | None) -> dict[str, Any]:
     """What of an endpoint shapes the bytes that are sent."""
-    left_out = {"outcome", "job", "max_rows", "max_bytes", "max_row_bytes"}
+    left_out = {"outcome", "job", "then", "max_rows", "max_bytes", "max_row_bytes"}
     if endpoint is None:
         return {}
     opening = (

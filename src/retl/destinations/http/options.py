@@ -99,6 +99,9 @@ class HttpOptions(Definition):
             raise ValueError("`means: made` needs `find` and `update`, and no `read`")
         if self.find and any(one.job for one in (self.insert, self.update) if one):
             raise ValueError("`find` needs an `insert` and an `update` without `job`")
+        for name in ("upsert", "insert", "update"):
+            if (one := getattr(self, name)) and one.then:
+                raise ValueError(f"`{name}.then`: only a `delete` has one")
         opened = [name for name in OPERATION_NAMES.values() if (one := getattr(self, name)) and one.opens]
         if opened and (self.idempotency or (self.find and "delete" in opened)):
             raise ValueError(f"`{opened[0]}.job.open` is not for `idempotency` or `find`")

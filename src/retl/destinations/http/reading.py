@@ -16,7 +16,7 @@ from retl.destinations.batch import Kind, Mode, RowResult
 from retl.destinations.http.body import Endpoint, Template
 from retl.destinations.http.cells import Row, exact
 from retl.destinations.http.conditional import Sending, Told
-from retl.destinations.http.finding import AMBIGUOUS, GONE, ById, Calls, gone, with_ref, with_version
+from retl.destinations.http.finding import AMBIGUOUS, GONE, ById, Calls, Then, gone, with_ref, with_version
 from retl.destinations.http.objects import Object, Read
 from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.rules import Rules
@@ -58,6 +58,7 @@ class OneByOne:
         self._rows: Sequence[Row] = ()
         self._refs: list[str | None] = []
         self.doubtful = False  # the last creation got no answer
+        self.then: Then | None = None
 
     def begin(self, rows: Sequence[Row], refs: Sequence[str | None]) -> None:
         self._rows, self._refs, self.doubtful = rows, list(refs), False
@@ -140,6 +141,10 @@ class OneByOne:
             self.doubtful = one.creates
             raise
         result = (gone(outcome) if one.deletes else outcome).result(0)
+        if one.deletes and self.then is not None and result.kind is Kind.WRITTEN:
+            ref = self._refs[one.row.number]
+            key = self._rows[one.row.number][: len(self._keys)]
+            return Told(self.then((*key, *([] if ref is None else [ref]))))
         if result.kind is not Kind.WRITTEN:
             return Told(result)
         known = self._refs[one.row.number] if not one.creates else None
