@@ -81,6 +81,8 @@ def test_a_target_that_cannot_be_asked_and_a_wrong_assertion_are_definition_erro
     made.sync("users", **{"assert": "[{count: mart}]"})
     said = made.retl("plan", "--sync", "users")
     assert (said.code, "ASSERT_UNSUPPORTED" in said.err) == (2, True)
+    for command in ("validate", "check"):  # before there is a server
+        assert "ASSERT_UNSUPPORTED" in made.retl(command).err, command
     for wrong in ("[{name: x}]", "[{count: {}}]", "[SELECT 1; SELECT 2]", "[{count: {min: 2, max: 1}}]"):
         made.sync("users", **{"assert": f"{wrong}"})
         assert made.retl("validate").code == 2

@@ -18,7 +18,7 @@ import obstore
 import pytest
 from pydantic import ValidationError
 
-from retl.destinations.batch import Batch, Field, Kind, Mode, Shape, SoftDelete, Visit, WriteMode
+from retl.destinations.batch import Batch, Field, Kind, Mode, Shape, Visit, WriteMode
 from retl.destinations.files import adapter
 from retl.destinations.files.adapter import Files, FilesOptions
 from retl.errors import Ambiguous, DefinitionError, Systemic, Unavailable
@@ -371,7 +371,6 @@ def test_options_that_mean_nothing_are_refused(options: dict[str, Any], words: s
 @pytest.mark.parametrize(
     ("shape", "options", "code"),
     [
-        (replace(SHAPE, deletes=SoftDelete({"name": None})), {}, "OPERATION_UNSUPPORTED"),
         (replace(SHAPE, fields=(Field("_op", STRING),)), {}, "IDENTIFIER"),
         (replace(SHAPE, fields=(Field("ID", STRING),)), {}, "IDENTIFIER"),
     ],

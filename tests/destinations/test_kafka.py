@@ -29,13 +29,12 @@ from retl.destinations.batch import (
     Mode,
     Outcome,
     Shape,
-    SoftDelete,
     Trace,
     Visit,
     WriteMode,
 )
 from retl.destinations.kafka.adapter import Kafka, KafkaOptions
-from retl.errors import Ambiguous, DefinitionError, Mismatch, Systemic, Unavailable
+from retl.errors import Ambiguous, Mismatch, Systemic, Unavailable
 from retl.values.types import Type
 from tests.destinations.rows import Row, Rows
 from tests.destinations.suite import FIELDS, STRING, Contents, Suite, Target, deliver, kinds, sample
@@ -374,12 +373,6 @@ def test_brokers_are_verified_and_nothing_turns_that_off(relay: Relay, certifica
 def test_options_that_mean_nothing_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         KafkaOptions.model_validate({"topic": "x"} | options)
-
-
-def test_a_record_is_a_whole_row_so_it_cannot_be_marked_as_deleted(topic: Topic) -> None:
-    with pytest.raises(DefinitionError) as caught:
-        topic.make(replace(SHAPE, deletes=SoftDelete({"name": None})))
-    assert caught.value.code == "OPERATION_UNSUPPORTED"
 
 
 def test_a_topic_that_nobody_makes_is_a_mismatch(topic: Topic) -> None:

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retl.destinations.batch import Field, Kind, Shape, SoftDelete, Visit
+from retl.destinations.batch import Field, Kind, Shape, Visit
 from retl.destinations.redis.adapter import Redis, RedisConnection, RedisOptions
 from retl.destinations.redis.resp import judge
 from retl.errors import DefinitionError, Systemic, Unavailable
@@ -211,11 +211,6 @@ def test_plaintext_leaves_the_machine_only_when_asked_to() -> None:
     assert RedisConnection(host="redis.internal", allow_plaintext=True)
     assert RedisConnection(host="redis.internal", tls=True)
     assert RedisConnection(host="::1")
-
-
-def test_a_soft_delete_is_a_definition_error() -> None:
-    with pytest.raises(DefinitionError, match="soft delete"):
-        Redis(options(), replace(SHAPE, deletes=SoftDelete({"name": None})))
 
 
 def test_a_field_that_is_not_there_is_a_definition_error() -> None:

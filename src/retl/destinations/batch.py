@@ -258,6 +258,7 @@ class Capabilities:
     only_if_empty: bool = False  # can fill a field only if it is empty in the target
     cascades: bool = False  # a delete can change other objects, and `check` can see that
     resolves: bool = False  # `resolve` has evidence of what became of an unanswered batch
+    soft_deletes: bool = False  # can set fields in the place of a delete (`SoftDelete`)
     whole: bool = False  # each run writes every row of the mart, in one batch, if anything changed
     by_ref: bool = False  # deletes need the external id of each row
     max_rows: int | None = None

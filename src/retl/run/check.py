@@ -22,7 +22,7 @@ from retl.errors import DefinitionError, Mismatch
 from retl.ledger import Ledger
 from retl.observe.signals import Stop
 from retl.project.definitions import Sync
-from retl.run import contract_diff, trace
+from retl.run import asserting, contract_diff, trace
 from retl.run.fit import fit
 from retl.run.job import Job, Target
 from retl.sources.api import Source
@@ -41,6 +41,7 @@ def validate(
         found = columns(sync, source)
         field_map = _field_map(sync, source, folder, "", found)
         if target is not None:
+            asserting.require(sync, target.destination)
             fit(sync, field_map, target.lane(field_map.shape).capabilities)
         return contract_diff.new_columns(ledger, sync, found) if ledger is not None else None
     except DefinitionError as problem:
@@ -57,6 +58,7 @@ def validate(
 def check(job: Job) -> list[str]:
     """Can the source be read, can the destination be reached and written to, and do they fit? Raises like
     `Destination.check`. Returns what a person should know of it nevertheless."""
+    asserting.require(job.sync, job.target.destination)
     job.source.check(job.stop)
     found = columns(job.sync, job.source)
     field_map = _field_map(job.sync, job.source, job.folder, job.ledger.state_id, found)

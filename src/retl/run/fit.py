@@ -19,6 +19,14 @@ def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
                 f"this destination cannot {needed}; it can: {', '.join(sorted(capabilities.modes))}",
                 where=f"sync {sync.name}",
             )
+    if sync.deletes.how == "set" and not capabilities.soft_deletes:
+        raise DefinitionError(
+            "OPERATION_UNSUPPORTED",
+            "this destination cannot mark a row in the place of a delete: its rows have no fields that change"
+            " alone, so `set` is not possible here",
+            hint="use `deletes: delete` or `keep`; for a person, leave out `erase: {set: …}`",
+            where=f"sync {sync.name}",
+        )
     for one in field_map.shape.fields:
         if one.nulls == "keep" and not capabilities.nulls_keep:
             raise DefinitionError(

@@ -64,7 +64,6 @@ from retl.destinations.batch import (
     Mode,
     Outcome,
     Shape,
-    SoftDelete,
     Trace,
     Visit,
     WriteMode,
@@ -460,13 +459,6 @@ def _described(field: ColumnField) -> dict[str, str]:
 def _check(options: FilesOptions, shape: Shape) -> None:
     """DefinitionError for what these files cannot express."""
     names = [one.name for one in (*shape.key, *shape.fields)]
-    if isinstance(shape.deletes, SoftDelete):
-        raise DefinitionError(
-            "OPERATION_UNSUPPORTED",
-            "files have no rows that stay: `deletes: {set: …}` is not possible here",
-            hint="use `deletes: delete`: change files say so in their column _op",
-            where=f"sync {shape.sync}",
-        )
     if OPERATION in names and options.mode == "changes":
         raise DefinitionError(
             "IDENTIFIER",

@@ -167,6 +167,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
             modes=frozenset(self._endpoints),
             idempotent=once,
             form="documents",
+            soft_deletes=True,
             # with an intent before each request, more lanes would only leave more in doubt
             most_lanes=1 if not once or key or endpoint.job else LANES,
             shaping=shaping(endpoint)

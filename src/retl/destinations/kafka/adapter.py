@@ -65,7 +65,6 @@ from retl.destinations.batch import (
     Capabilities,
     Outcome,
     Shape,
-    SoftDelete,
     Trace,
     Visit,
     WriteMode,
@@ -74,7 +73,7 @@ from retl.destinations.kafka.client import KafkaConnection, Record, Transactions
 from retl.destinations.kafka.marks import Marks
 from retl.destinations.kafka.topics import Topics
 from retl.destinations.marks import NOT_APPLIED, rejecting
-from retl.errors import Ambiguous, DefinitionError, Unavailable
+from retl.errors import Ambiguous, Unavailable
 from retl.model import Definition
 from retl.net.deadline import Deadline
 from retl.net.gate import Gate
@@ -138,13 +137,6 @@ class Kafka(Destination[KafkaOptions]):
 
     def __init__(self, options: KafkaOptions, shape: Shape, gate: Gate | None = None) -> None:
         super().__init__(options, shape, gate)
-        if isinstance(shape.deletes, SoftDelete):
-            raise DefinitionError(
-                "OPERATION_UNSUPPORTED",
-                "a record is a whole row: `deletes: {set: …}` is not possible here",
-                hint="use `deletes: delete`, which sends a record without a value",
-                where=f"sync {shape.sync}",
-            )
         self._topics = Topics(options, shape)
         self._cluster = self._topics.cluster
         self._session: _Session | None = None

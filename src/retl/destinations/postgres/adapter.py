@@ -140,6 +140,7 @@ class Postgres(Destination[PostgresOptions]):
             nulls_keep=shape.write in ("upsert", "update_only"),  # the others never change existing rows
             only_if_empty=shape.write in ("upsert", "update_only"),
             cascades=True,
+            soft_deletes=True,
             resolves=True,
             lanes=LANES,
             compares="atomic" if shape.write != "append" else "no",

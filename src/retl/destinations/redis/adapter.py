@@ -55,7 +55,6 @@ from retl.destinations.batch import (
     Peeked,
     RowResult,
     Shape,
-    SoftDelete,
     Trace,
     Visit,
     WriteMode,
@@ -440,8 +439,6 @@ class Redis(Destination[RedisOptions]):
 
 def _check_shape(options: RedisOptions, shape: Shape) -> None:
     """DefinitionError if options and shape do not fit."""
-    if isinstance(shape.deletes, SoftDelete):
-        raise DefinitionError("DELETES", "redis has no soft delete: set `deletes` to keep or delete")
     only = options.value.field if isinstance(options.value, OneField) else None
     if only is not None and only not in [field.name for field in shape.fields]:
         raise DefinitionError("VALUE", f"`value` names {only!r}, which is not a field")

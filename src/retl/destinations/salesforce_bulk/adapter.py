@@ -124,6 +124,7 @@ class SalesforceBulk(HttpTarget[SalesforceBulkOptions]):
             modes=frozenset({"upsert", "append", "delete"}),
             idempotent=shape.write != "append",
             form="documents",
+            soft_deletes=True,
             nulls_keep=shape.write != "append",
             resolves=True,
             folds=KeyFolds(case=not (options.case_sensitive or options.match == "Id")).of(shape.key),

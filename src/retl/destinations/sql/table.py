@@ -69,6 +69,7 @@ class SqlTable(Destination[SQL], Generic[SQL]):
             nulls_keep=changes,
             only_if_empty=changes,
             cascades=True,
+            soft_deletes=True,
             resolves=True,
             lanes=self.lanes,
         )
