@@ -6,8 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from retl import destinations
-from retl.app.reference import sync_schema, types, write_pages, write_source_pages
+from retl import destinations, sources
+from retl.app.reference import (
+    page,
+    source_page,
+    sync_schema,
+    types,
+    write_pages,
+    write_source_pages,
+)
 from retl.project.definitions import Sync
 
 
@@ -64,3 +71,16 @@ def found(thing: Any, key: str) -> list[str]:
         here = [thing[key]] if key in thing else []
         return here + [name for item in thing.values() for name in found(item, key)]
     return [name for item in thing for name in found(item, key)] if isinstance(thing, list) else []
+
+
+def test_no_option_of_a_type_is_without_words() -> None:
+    found = [(page(name, destinations.load(name)), "destination") for name in types()]
+    found += [(source_page(name), "source") for name in sources.names()]
+    silent = {
+        f"{one['name']}: {part}.{option['option']}"
+        for one, own in found
+        for part in ("connection", own)
+        for option in one[part]
+        if not option["description"]
+    }
+    assert not silent

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from retl import destinations, sources
+from retl.app import wording
 from retl.destinations.api import About
 from retl.model import Limits
 from retl.project.definitions import Sync
@@ -41,7 +42,8 @@ def page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
     text = inspect.cleandoc(about.docs or inspect.getmodule(kind).__doc__ or "")
     found: dict[str, Any] = {"name": name, "summary": about.summary or text.split("\n")[0]}
     found |= {"preview": about.preview is not None, "note": about.preview}
-    found |= {"text": text, "connection": _fields(kind.Connection), "destination": _fields(kind.Options)}
+    found |= {"text": text, "connection": _fields(kind.Connection, wording.CONNECTION)}
+    found |= {"destination": _fields(kind.Options, wording.DESTINATION)}
     return found | (_operations(preset) if preset else {}) | (_facts(about) if about.evidence else {})
 
 
@@ -88,8 +90,8 @@ def source_page(name: str) -> dict[str, Any]:
         "text": text,
         "evidence": kind.evidence,
         "changes": sorted(kind.changes),
-        "connection": _fields(kind.Connection),
-        "source": [one for one in _fields(kind.Options) if one["option"] != "from"],
+        "connection": _fields(kind.Connection, wording.CONNECTION),
+        "source": [one for one in _fields(kind.Options, wording.SOURCE) if one["option"] != "from"],
     }
 
 
@@ -136,14 +138,15 @@ def _default(option: dict[str, Any]) -> str:
     return "required" if option["required"] else f"`{option['default']}`" if option["default"] else ""
 
 
-def _fields(model: type[BaseModel]) -> list[dict[str, Any]]:
-    """The options of a model; the defaults of a group are those of its own options."""
+def _fields(model: type[BaseModel], words: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The options of a model; the defaults of a group are those of its own options. `words` for those that
+    the model does not describe."""
     return [
         {
             "option": field.alias or key,
             "required": field.is_required(),
             "default": _word(field.default) if isinstance(field.default, str | int | float) else None,
-            "description": field.description,
+            "description": field.description or words.get(field.alias or key),
         }
         for key, field in model.model_fields.items()
         if key not in ("connection", "type")

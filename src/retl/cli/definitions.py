@@ -309,7 +309,7 @@ def _page_pieces(page: dict[str, Any]) -> list[Piece]:
     pieces.append(page["text"] + "\n")
     for part in ("connection", "destination"):
         rows = [tuple(option[header] for header in headers) for option in page[part]]
-        pieces.append(Table(headers, rows, title=f"{part} options:"))
+        pieces += [Table(headers, rows, title=f"{part} options:")] if rows else []
     if "evidence" in page:
         headers = ("operation", "request", "rows", "only_if")
         rows = [tuple(one[header] for header in headers) for one in page["operations"]]

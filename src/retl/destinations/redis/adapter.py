@@ -5,14 +5,15 @@ are percent-encoded as in a URL (`a:b` → `a%3Ab`; letters, digits and `-._~` s
 Redis key. Between two placeholders there must be a character that a URL encodes, such as `:`. `{{` and `}}`
 are literal braces, for hash tags. Keys that begin with `retl:` are reserved for retl.
 
-========================  ===========================================================================
-`value: json`             a string: the JSON object of all fields but the key's
-`value: hash`             a hash: one entry per field, numbers, lists and json as JSON; a NULL field
-                          removes its entry, or keeps it (`nulls: keep`); other entries are not changed;
-                          a row without any entry has no key and is a reject
-`value: {field: score}`   a string: that one field as text; if it is NULL, the row has no key
-`ttl: 24h`, `ttl: none`   whole seconds, renewed with every write; required
-========================  ===========================================================================
+| option | the key holds |
+| --- | --- |
+| `value: json` | a string: the JSON object of all fields but the key's |
+| `value: hash` | a hash: one entry per field, see below |
+| `value: {field: score}` | a string: that one field as text; if it is NULL, the row has no key |
+| `ttl: 24h`, `ttl: none` | whole seconds, renewed with every write; required |
+
+Entries of a hash are texts; numbers, lists and json are written as JSON. A NULL field removes its entry, or
+keeps it (`nulls: keep`). Other entries are not changed. A row without any entry has no key and is a reject.
 
 The account needs, on the keys of the template and on `retl:stamp:*`: `+set` (json, field) or `+eval
 +hset +hdel +expire +exists` (hash), `+unlink`, `+mget` or `+hmget`, `+hset +hincrby +hgetall +hdel`,
