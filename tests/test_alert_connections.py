@@ -149,3 +149,29 @@ def test_a_chat_gets_the_text(workshop: Workshop) -> None:
         server.server_close()
     (said,) = ear.heard
     assert said["text"].startswith("retl: test of test")
+
+
+def test_alerts_share_the_limits_of_their_connection(
+    workshop: Workshop, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request an hour is one message an hour, whoever sends it: the second one waits, gives up, and is
+    told by a later run."""
+    monkeypatch.setattr("retl.app.alerts.TIMEOUT", 0.5)
+    workshop.sync("others", **LOST)
+    alerts(workshop, listener, "{to: {connection: ops}, on: [refusal]}")
+    text = (workshop.folder / "retl.yml").read_text()
+    limited = f"/{SECRET}', limits: {{requests: 1, per: 1h, share: 1}}}}"
+    workshop.write("retl.yml", text.replace(f"/{SECRET}'}}", limited, 1))
+    said = workshop.retl("sync")
+    assert (said.code, len(listener.heard)) == (3, 1)
+    (failed,) = [json.loads(line) for line in said.err.splitlines() if "alert_failed" in line]
+    assert (failed["to"], failed["why"]) == ("ops", "HELD_OFF")
+
+
+def test_a_list_of_alerts_says_who_gets_them_and_keeps_the_secret(
+    workshop: Workshop, listener: Listener
+) -> None:
+    hook = f"{{webhook: 'https://hooks.example.com/{SECRET}'}}"
+    alerts(workshop, listener, f"{{to: {hook}, on: [failure]}}", "{to: {connection: ops}, on: [failure]}")
+    said = workshop.retl("alerts").out
+    assert ("webhook hooks.example.com" in said, "ops" in said, SECRET in said) == (True, True, False)

@@ -13,14 +13,15 @@ import logging
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from retl.errors import DefinitionError, Later, LedgerError, RetlError, Unavailable
+from retl.model import Limits
 from retl.observe import log
 from retl.observe.redact import redact
 from retl.project.alerts import Alert, AlertEvent
@@ -28,7 +29,16 @@ from retl.project.definitions import Sync
 
 if TYPE_CHECKING:
     from retl.engine.mapping import Run
+    from retl.pace.limiter import Book
     from retl.run.job import Target
+
+    class Memory(Book, Protocol):
+        """Where reported problems and the accounts of connections are stored: the ledger."""
+
+        def reported(self, alert: str, sync: str) -> frozenset[str] | None: ...
+
+        def remember(self, alert: str, sync: str, troubles: frozenset[str]) -> None: ...
+
 
 TIMEOUT = 15.0  # seconds for one alert, in total
 ENDED_WELL = ("SUCCESS", "SUCCESS_WITH_REJECTS")
@@ -43,14 +53,6 @@ SAMPLE: Mapping[str, Any] = {
     "error": None,
 }
 _PROBLEM: Mapping[str, AlertEvent] = {"FAILED": "failure", "REFUSED": "refusal"}
-
-
-class Memory(Protocol):
-    """Where reported problems are stored: the ledger."""
-
-    def reported(self, alert: str, sync: str) -> frozenset[str] | None: ...
-
-    def remember(self, alert: str, sync: str, troubles: frozenset[str]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,11 @@ class Observation:
 
 @dataclass(frozen=True)
 class Route:
-    """An alert with the target of its connection, if it has one."""
+    """An alert with the target of its connection and the limits of that, if it has one."""
 
     alert: Alert
     target: Target | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass
@@ -108,13 +111,13 @@ class Digest:
         for route in {id(route): route for route, _, _ in waiting}.values():
             mine = [(document, now) for one, document, now in waiting if one is route]
             try:
-                _send(route, mine[0][0] if len(mine) == 1 else together([one for one, _ in mine]))
+                _send(route, mine[0][0] if len(mine) == 1 else together([one for one, _ in mine]), memory)
                 log.event("alert_sent", syncs=[one["sync"] for one, _ in mine], alert="digest")
                 for document, now in mine:
                     memory.remember(_name(route), document["sync"], now)
             except Exception as problem:  # noqa: BLE001 - as in `observe`
                 why = problem.code if isinstance(problem, RetlError) else type(problem).__name__
-                log.event("alert_failed", level="warning", why=why)
+                log.event("alert_failed", level="warning", to=recipient(route.alert), why=why)
 
 
 def require(routes: Sequence[Route]) -> None:
@@ -144,7 +147,8 @@ def observe(routes: Sequence[Route], seen: Observation, memory: Memory, digest: 
             _observe(route, seen, memory, digest)
         except Exception as problem:  # noqa: BLE001 - the run has ended, and its status does not change
             why = problem.code if isinstance(problem, RetlError) else type(problem).__name__
-            log.event("alert_failed", level="warning", sync=seen.sync.name, why=why)
+            to = recipient(route.alert)
+            log.event("alert_failed", level="warning", sync=seen.sync.name, to=to, why=why)
 
 
 def event(
@@ -175,7 +179,7 @@ def _observe(route: Route, seen: Observation, memory: Memory, digest: Digest) ->
         if route.alert.digest:
             digest.waiting.append((route, made, now))
             return
-        _send(route, made)
+        _send(route, made, memory)
         log.event("alert_sent", sync=seen.sync.name, alert=name_of_event)
     if now != before:
         memory.remember(name, seen.sync.name, now)
@@ -184,7 +188,7 @@ def _observe(route: Route, seen: Observation, memory: Memory, digest: Digest) ->
 def test(route: Route, environment: str | None) -> None:
     """Send one alert that says it is a test. DefinitionError or TargetError if it did not arrive."""
     link = route.alert.link
-    _send(route, {**SAMPLE, "environment": environment, "link": _linked(link, "test", "test")})
+    _send(route, {**SAMPLE, "environment": environment, "link": _linked(link, "test", "test")}, None)
 
 
 def document(name_of_event: str, seen: Observation, link: str | None = None) -> dict[str, Any]:
@@ -267,17 +271,31 @@ def _name(route: Route) -> str:
     return sha256(text.encode()).hexdigest()[:16]
 
 
-def _send(route: Route, document: Mapping[str, Any]) -> None:
-    """Send it. Unavailable, or the error of the connection, if it did not arrive."""
+def recipient(alert: Alert) -> str:
+    """Who gets an alert, for people: a connection's name, or the host of an address without the rest of it,
+    which may be a secret."""
+    to = alert.to
+    if to.webhook is not None:
+        return f"webhook {urlsplit(to.webhook.get_secret_value()).hostname or '?'}"
+    if to.apprise is not None:
+        return f"apprise {to.apprise.get_secret_value().partition(':')[0]}"
+    return str(to.connection)
+
+
+def _send(route: Route, document: Mapping[str, Any], book: Book | None) -> None:
+    """Send it, through a connection under the limits that its syncs share. Unavailable or Later, or the error
+    of the connection, if it did not arrive."""
     to = route.alert.to
     if to.webhook is not None:
         return _post(to.webhook.get_secret_value(), document)
     if to.apprise is not None:
         return _apprise(to.apprise.get_secret_value(), document)
     assert route.target is not None
+    from retl.pace.limiter import Pace
     from retl.run import message
 
-    return message.send(route.target, KEY, row(document), _run(), TIMEOUT)
+    with closing(Pace(route.limits, book=book, connection=route.target.connection)) as pace:
+        return message.send(route.target, KEY, row(document), _run(), TIMEOUT, pace)
 
 
 def _run() -> Run:

@@ -147,7 +147,8 @@ class LoadedProject:
                 alert = validate(Alert, filled)
                 register_model(alert)
                 target = self.connections.recipient(alert, filled.part("to")) if alert.to.connection else None
-                known.append(Route(alert, target))
+                limits = [self._limits(target.connection, target.destination)] if target else []
+                known.append(Route(alert, target, *limits))
             except DefinitionError as problem:
                 lacking += each(problem)
         return known, lacking
@@ -175,11 +176,16 @@ class LoadedProject:
             return self.destination(sync, more)  # a file or a command says which object it is
         register_model(options)
         known = self.definitions.connections.get(name)
-        limits = (
-            {part: getattr(known.limits, part) for part in known.limits.model_fields_set} if known else {}
-        )
-        ours = kind.about.limits.model_copy(update=limits)
-        return Resolved(name, type_name, kind, options, ours, known.hours if known else None)
+        hours = known.hours if known else None
+        return Resolved(name, type_name, kind, options, self._limits(name, kind), hours)
+
+    def _limits(self, name: str, kind: DestinationClass) -> Limits:
+        """The limits of a connection: those of its type, with what retl.yml says."""
+        known = self.definitions.connections.get(name)
+        if known is None:
+            return kind.about.limits
+        written = {part: getattr(known.limits, part) for part in known.limits.model_fields_set}
+        return kind.about.limits.model_copy(update=written)
 
     def source(
         self,

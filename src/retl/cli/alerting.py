@@ -18,10 +18,12 @@ alerts = typer.Typer(help="Show who gets alerts, or send a test to each.", invok
 
 
 def list_alerts(invocation: Invocation) -> None:
-    """Show who gets which alerts; addresses are not shown, because they may be secrets."""
+    """Show who gets which alerts; of an address only the host, because the rest may be a secret."""
+    from retl.app.alerts import recipient
+
     found = [
         {
-            "to": _to(one),
+            "to": recipient(one),
             "on": [when.event for when in one.on],
             "syncs": [*one.syncs, *(f"tag:{tag}" for tag in one.tags)] or ["all"],
             "digest": one.digest,
@@ -35,14 +37,10 @@ def list_alerts(invocation: Invocation) -> None:
     )
 
 
-def _to(alert: Any) -> str:
-    return alert.to.connection or ("webhook" if alert.to.webhook else "apprise")
-
-
 @command(alerts, "test")
 def test(invocation: Invocation) -> int:
     """Send every recipient an alert that says it is a test."""
-    from retl.app.alerts import require
+    from retl.app.alerts import recipient, require
     from retl.app.alerts import test as send
 
     known, lacking = invocation.project.alerts
@@ -56,7 +54,7 @@ def test(invocation: Invocation) -> int:
             send(route, invocation.environment)
         except RetlError as problem:
             error = described(problem)
-        found.append({"to": _to(route.alert), "sent": error is None, "error": error})
+        found.append({"to": recipient(route.alert), "sent": error is None, "error": error})
     code = int(any(not one["sent"] for one in found))
     rows = [(one["to"], "sent" if one["sent"] else one["error"]["code"]) for one in found]
     invocation.show(

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Timer
 from typing import Any
 
 from retl.contract.judge import Contract, build
+from retl.delivery.paced import Paced
 from retl.destinations.api import Destination
 from retl.destinations.batch import MODES, Batch, Kind, Outcome
 from retl.engine import baseline, change_set, diff, freeze, hash, judge, mapping
@@ -22,8 +24,9 @@ from retl.engine.diff import Strategy
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
-from retl.errors import DefinitionError, Unavailable
+from retl.errors import DefinitionError, Stopped, Unavailable
 from retl.observe.signals import Stop
+from retl.pace.limiter import Pace
 from retl.project.definitions import Sync
 from retl.run.job import Target
 
@@ -70,17 +73,30 @@ def letter(target: Target, key: str, columns: Sequence[str], run: Run) -> Letter
     )
 
 
-def send(target: Target, key: str, row: Mapping[str, str | None], run: Run, seconds: float) -> None:
-    """Send a row of texts. TargetError if it did not arrive within so many seconds; what `letter` raises."""
+def send(
+    target: Target, key: str, row: Mapping[str, str | None], run: Run, seconds: float, pace: Pace
+) -> None:
+    """Send a row of texts under the connection's pace. TargetError if it did not arrive within so many
+    seconds, Later if the connection must not be used now; what `letter` raises."""
+    late = Stop()
     with private_directory() as directory, Workspace(directory, Stop()) as workspace:
         way = letter(target, key, list(row), run)
-        with closing(way.destination):
+        way.destination.close()
+        with closing(Paced(partial(target.lane, way.field_map.shape), pace, late)) as lane:
             batch = _batch(workspace, way, row)
-            deadline = Timer(seconds, way.destination.interrupt)
+
+            def give_up() -> None:
+                late.event.set()
+                lane.interrupt()
+
+            deadline = Timer(seconds, give_up)
             deadline.daemon = True
             deadline.start()
             try:
-                answer = way.destination.write(batch)
+                answer = lane.write(batch)
+            except Stopped as problem:
+                what = f"the connection's limits left no room for a message within {seconds:.0f} s"
+                raise Unavailable("HELD_OFF", what) from problem
             finally:
                 deadline.cancel()
     if not isinstance(answer, Outcome):  # a job of the vendor's: it was taken
