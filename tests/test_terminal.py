@@ -10,6 +10,7 @@ import re
 import struct
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -160,6 +161,10 @@ def test_progress_goes_forward_through_the_phases_and_counts_what_was_read() -> 
     events: list[tuple[str, dict[str, object]]] = [
         ("phase", {"phase": phase}) for phase in ("begin", "freeze", "guard", "recover", "freeze")
     ]
+    events += [
+        ("mart_reading", {"share": 0.25, "rows": None}),
+        ("mart_reading", {"share": 0.5, "rows": 1_500_000}),
+    ]
     events += [("mart_frozen", {"rows": 3_000_000})]
     events += [("phase", {"phase": phase}) for phase in ("diff", "judge", "diff", "guard")]
     events += [("guards_judged", {"changes": 20}), ("phase", {"phase": "deliver"})]
@@ -173,9 +178,18 @@ def test_progress_goes_forward_through_the_phases_and_counts_what_was_read() -> 
     assert list(dict.fromkeys(shown)) == [
         "begin (2 of 10)",
         "freeze (4 of 10)",
+        "freeze (4 of 10), 25% of the mart read",
+        "freeze (4 of 10), 1,500,000 rows read",
         "freeze (4 of 10), 3,000,000 rows read",
         "diff (5 of 10), 3,000,000 rows read",
         "judge (6 of 10), 3,000,000 rows read",
         "guard (7 of 10), 3,000,000 rows read",
         "deliver (9 of 10), 3,000,000 rows read",
     ]
+
+
+def test_the_clock_of_the_progress_counts_what_the_summary_counts() -> None:
+    """From the start of the process."""
+    with Progress(console=Console(file=io.StringIO())) as progress:
+        Drawing(progress, begun=time.monotonic() - 100)
+        assert 100 <= (progress.tasks[0].elapsed or 0) < 160

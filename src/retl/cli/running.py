@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,7 @@ def sync(
     session = invocation.session
     choice = replace(choice, all=everything)
     chosen = session.to_run(choice)
+    _require_one(chosen, allow_deletes)
     asked = options(
         dry_run=dry_run,
         full=full,
@@ -139,7 +141,9 @@ def plan(
     if out is not None and offline:
         raise DefinitionError("USAGE", "--out needs what the target says: leave out --offline")
     if out is not None and len(chosen) != 1:
-        raise DefinitionError("USAGE", f"--out takes the plan of one sync, not of {len(chosen)}")
+        hint = "name it: `retl plan SYNC --out FILE`"
+        raise DefinitionError("USAGE", f"--out takes the plan of one sync, not of {len(chosen)}", hint=hint)
+    _require_one(chosen, allow_deletes)
     asked = options(
         dry_run=True,
         offline=offline,
@@ -161,6 +165,16 @@ def plan(
         code = _detailed(code, [one.summary for one in reviews])
     _show_reviews(invocation, reviews, code)
     return code
+
+
+def _require_one(chosen: Sequence[Sync], allow_deletes: int | None) -> None:
+    """DefinitionError USAGE if one number of deletes is to be that of several syncs."""
+    if allow_deletes is not None and len(chosen) > 1:
+        raise DefinitionError(
+            "USAGE",
+            f"--allow-deletes takes the number of one sync, and {len(chosen)} are chosen",
+            hint=f"name it: `retl sync SYNC --allow-deletes {allow_deletes}`",
+        )
 
 
 def _planned(invocation: Invocation, sync: Sync, asked: Options, out: Path | None) -> Review:
@@ -210,7 +224,7 @@ def progress(invocation: Invocation) -> AbstractContextManager[None]:
         return nullcontext()
     from retl.observe.progress import shown
 
-    return shown()
+    return shown(invocation.begun)
 
 
 def report(invocation: Invocation, summaries: Sequence[Summary]) -> int:
@@ -262,7 +276,7 @@ def summary_pieces(documents: Sequence[Mapping[str, Any]]) -> list[Piece]:
 def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
     pieces: list[Piece] = []
     if waiting := one["not_attempted"] + one["deletes"]["not_attempted"]:
-        pieces.append(f"{name}{waiting:,} rows were not attempted")
+        pieces.append(f"{name}{'1 row was' if waiting == 1 else f'{waiting:,} rows were'} not attempted")
     edits = {**one["conflicts"], "deletes kept": one["deletes"]["kept"]}
     if any(edits.values()):
         pieces.append(f"{name}edited by others: {', '.join(f'{n} {kind}' for kind, n in edits.items() if n)}")
@@ -270,12 +284,19 @@ def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
         total = one["rejected"] + one["deletes"]["rejected"]
         title = f"{name}rejects ({len(one['rejects'])} of {max(total, len(one['rejects'])):,}):"
         parts = ("key", "stage", "code", "reason")
-        pieces.append(Table(parts, [tuple(row[part] for part in parts) for row in one["rejects"]], title))
+        pieces.append(Table(parts, list(_distinct(one["rejects"], parts)), title))
     pieces += assert_pieces(one.get("assert", ()), name)
     if "estimate" in one:
         pieces.append(f"{name}estimated: {one['estimate']['text']}")
     pieces += [f"{name}note: {note}" for note in one.get("notes", ())]
     return pieces
+
+
+def _distinct(rejects: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """A line per reject; those without a key that look the same are one, with their number."""
+    alike = Counter(tuple(row[part] for part in parts) for row in rejects)
+    for row, number in alike.items():
+        yield row if number == 1 else (*row[:-1], f"{row[-1]} ({number:,} rows)")
 
 
 def assert_pieces(found: Sequence[Mapping[str, Any]], name: str = "") -> list[Piece]:

@@ -13,6 +13,7 @@ from typing import Any
 import duckdb
 
 from retl.contract.judge import MISFIT, Contract, Verdict
+from retl.engine import reading
 from retl.engine.sql_text import Query, drift
 from retl.engine.workspace import NAME, Workspace
 from retl.errors import SourceError
@@ -36,11 +37,12 @@ def freeze(workspace: Workspace, query: Query, columns: Mapping[str, str]) -> in
         for name, kind in columns.items()
     )
     try:
-        workspace.run(
-            f"CREATE TABLE {NAME}.main.{FROZEN} AS"
-            f' SELECT row_number() OVER () - 1 AS "retl row", {listed} FROM ({query.sql}\n)',
-            query.parameters,
-        )
+        with reading.told(workspace, query):
+            workspace.run(
+                f"CREATE TABLE {NAME}.main.{FROZEN} AS"
+                f' SELECT row_number() OVER () - 1 AS "retl row", {listed} FROM ({query.sql}\n)',
+                query.parameters,
+            )
     except duckdb.Error as problem:
         raise drift(query, problem) from problem
     count: int = workspace.one(f"SELECT count(*) FROM {NAME}.main.{FROZEN}")[0]

@@ -53,7 +53,8 @@ class Workspace:
             f"SET memory_limit = '{MEMORY_LIMIT}'",
             f"SET temp_directory = {literal(str(directory / 'overflow'))}",
             "SET preserve_insertion_order = false",
-            "SET enable_progress_bar = false",  # in an interactive shell DuckDB would draw on stdout
+            "SET enable_progress_bar = true",  # so that `query_progress` answers
+            "SET enable_progress_bar_print = false",  # in an interactive shell DuckDB would draw on stdout
             "SET python_enable_replacements = false",
             "SET autoinstall_known_extensions = false",
             "SET autoload_known_extensions = false",

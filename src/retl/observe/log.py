@@ -154,6 +154,11 @@ def unlisten(listener: Listener) -> None:
         _listeners.remove(listener)
 
 
+def heard() -> bool:
+    """Whether anybody listens to events."""
+    return bool(_listeners)
+
+
 def bound(**fields: Any) -> AbstractContextManager[Any]:
     """While open, every line of this thread has these fields (run_id, sync …)."""
     return structlog.contextvars.bound_contextvars(**fields)

@@ -38,8 +38,9 @@ class Rate(ProgressColumn):
 
 
 @contextmanager
-def shown() -> Iterator[None]:
-    """While open, events update a progress line on stderr. The line is removed at the end."""
+def shown(begun: float | None = None) -> Iterator[None]:
+    """While open, events update a progress line on stderr. The line is removed at the end. Its clock counts
+    from `begun` (monotonic), as the seconds of the first run do."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
@@ -49,7 +50,7 @@ def shown() -> Iterator[None]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        drawing = Drawing(progress)
+        drawing = Drawing(progress, begun)
         log.listen(drawing)
         try:
             yield
@@ -59,13 +60,16 @@ def shown() -> Iterator[None]:
 
 @dataclass
 class _Sync:
-    """How far a sync is: the furthest phase of the path, and the rows that were read."""
+    """How far a sync is: the furthest phase of the path, and the rows that were read. `share`: of a mart that
+    is being read and whose rows nobody knows."""
 
     phase: int = 0
     rows: int | None = None
+    share: float | None = None
 
     def __str__(self) -> str:
-        read = "" if self.rows is None else f", {self.rows:,} rows read"
+        part = "" if self.share is None else f", {self.share:.0%} of the mart read"
+        read = part if self.rows is None else f", {self.rows:,} rows read"
         return f"{PHASES[self.phase]} ({self.phase + 1} of {len(PHASES)}){read}"
 
 
@@ -75,9 +79,11 @@ class Drawing:
     The target is asked while the mart is read, so events of phases come in turn. What is shown only goes
     forward, in the order of the path: the guards come after the judge."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, begun: float | None = None) -> None:
         self._progress = progress
         self._task = progress.add_task("starting", total=None)
+        if begun is not None:
+            progress.tasks[-1].start_time = begun
         self._lock = Lock()
         self._expected = 0
         self._syncs: dict[str, _Sync] = {}
@@ -90,6 +96,8 @@ class Drawing:
                     self._show(name, phase=fields["phase"])
                 case "mart_frozen":
                     self._show(name, rows=fields.get("rows"))
+                case "mart_reading":
+                    self._show(name, rows=fields.get("rows"), share=fields.get("share"))
                 case "guards_judged":
                     self._expected += fields.get("changes", 0)
                     self._progress.update(self._task, total=self._expected or None)
@@ -99,9 +107,12 @@ class Drawing:
                     waiting = f"waiting for process {fields.get('writer')} to finish writing the warehouse"
                     self._progress.update(self._task, description=waiting)
 
-    def _show(self, name: str, phase: str | None = None, rows: int | None = None) -> None:
+    def _show(
+        self, name: str, phase: str | None = None, rows: int | None = None, share: float | None = None
+    ) -> None:
         sync = self._syncs.setdefault(name, _Sync())
         if phase in PHASES and (phase != "guard" or sync.phase >= PHASES.index("judge")):
             sync.phase = max(sync.phase, PHASES.index(phase))
         sync.rows = sync.rows if rows is None else rows
+        sync.share = sync.share if share is None else share
         self._progress.update(self._task, description=f"{name}: {sync}" if name else str(sync))

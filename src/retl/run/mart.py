@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -184,9 +185,9 @@ class Reading:
             if self.waits:
                 with closing(self._opened.reader), self._opened.snapshot:
                     yield self
-                    self._finish(other.submit(self._follow))
+                    self._finish(other.submit(copy_context().run, self._follow))
                 return
-            future = other.submit(self._read)
+            future = other.submit(copy_context().run, self._read)
             if self.mapped.contract.edits:
                 self._finish(future)
             try:
