@@ -136,6 +136,28 @@ def test_a_contract_that_follows_the_mart_has_no_differences_to_it(shop: Worksho
     assert differences(shop)["age"]["kind"] == "missing"
 
 
+def test_a_column_that_was_renamed_is_one_difference_where_the_contract_follows_the_mart(
+    shop: Workshop,
+) -> None:
+    """Not an orphan and a column that is missing: the DDL keeps its values."""
+    shop.write(
+        "syncs/users.yml", SYNC.split("contract:")[0] + 'contract: {"*": "*"}\n' + SYNC.splitlines()[-1]
+    )
+    shop.json("sync")
+    change(shop, "e_mail", more=", 7 AS seen")
+    found = differences(shop)
+    assert {name: one["kind"] for name, one in found.items()} == {"email": "renamed", "seen": "missing"}
+    assert found["email"]["now"] == "e_mail"
+    assert found["email"]["ddl"] == 'ALTER TABLE "mart" RENAME COLUMN "email" TO "e_mail"'
+
+
+def test_a_table_that_retl_makes_gets_its_columns_from_the_next_run(shop: Workshop) -> None:
+    change(shop, more=", 7 AS age")
+    assert "the next run does at the target: ALTER TABLE" in shop.retl("contract", "update", "users").out
+    shop.write("syncs/users.yml", SYNC.replace(", create: true", ""))
+    assert "the target needs: ALTER TABLE" in shop.retl("contract", "update", "users").out
+
+
 def test_an_unreachable_target_leaves_what_the_mart_says(shop: Workshop) -> None:
     shop.write("retl.yml", 'connections: {out: {type: postgres, host: "${NOWHERE}", dbname: x}}\n')
     change(shop, more=", 7 AS age")

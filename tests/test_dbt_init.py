@@ -209,3 +209,12 @@ def test_a_sync_that_was_renamed_does_not_come_back(project: Workshop) -> None:
     assert [path.name for path in syncs.glob("*.yml")] == ["crm_customers.yml"]
     assert said["files"] == []
     assert str(syncs / "lines" / "order_lines.yml") in said["kept"]
+
+
+def test_a_new_connection_is_of_the_type_that_it_is_called(project: Workshop) -> None:
+    meta = {"retl": {"connection": "hubspot", "object": "contacts", "match": "email", "key": "email"}}
+    change(project, "customers", meta=meta, config={"meta": meta})
+    init(project)
+    connections = yamlfile.load(project.folder / "retl.yml").value["connections"]
+    assert connections["hubspot"] == {"type": "hubspot", "token": "${HUBSPOT_TOKEN}"}
+    assert project.retl("validate").code == 0

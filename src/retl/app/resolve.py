@@ -66,10 +66,18 @@ def _presets(folder: Path) -> Mapping[str, Preset]:
 
 
 def _warehouse(folder: Path, warehouse: Warehouse, settings: Settings) -> Warehouse:
-    path = str(folder / (settings.duckdb_path or warehouse.path))
-    read_paths = tuple(str(folder / each) for each in warehouse.read_paths)
-    dbt = str(folder / warehouse.dbt)
+    path = _beside(folder, settings.duckdb_path or warehouse.path)
+    read_paths = tuple(_beside(folder, each) for each in warehouse.read_paths)
+    dbt = _beside(folder, warehouse.dbt)
     return warehouse.model_copy(update={"path": path, "read_paths": read_paths, "dbt": dbt})
+
+
+def _beside(folder: Path, path: str) -> str:
+    """A path from the project's folder. It has no symbolic links, so each leading `..` is its parent."""
+    parts = Path(path).parts
+    while parts[:1] == ("..",):
+        folder, parts = folder.parent, parts[1:]
+    return str(folder.joinpath(*parts))
 
 
 def _state_url(
@@ -82,6 +90,8 @@ def _state_url(
         return url
     if scheme != "file" or not rest or rest.startswith("//"):
         where = "environment RETL_STATE_URL" if settings.retl_state_url else file.place(("state", "url"))
-        raise DefinitionError("STATE_URL", "a state is file:FOLDER or postgresql://…", where=where)
+        filled = "write the address itself, or `state: {url: …}` in retl.yml, which fills in variables"
+        hint = filled if settings.retl_state_url and "${" in url else None
+        raise DefinitionError("STATE_URL", "a state is file:FOLDER or postgresql://…", hint=hint, where=where)
     own = () if settings.retl_state_url or environment is None else (environment,)
-    return f"file:{(folder / rest).joinpath(*own)}"
+    return f"file:{Path(_beside(folder, rest)).joinpath(*own)}"

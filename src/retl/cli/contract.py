@@ -55,7 +55,9 @@ def update(invocation: Invocation, sync: SyncName, yes: Yes = False, var: Var = 
     else:
         end = f"wrote {', '.join(written)}" if yes else "nothing was written: --yes writes this"
     rest = [one for one in found.differences if one.ddl and one.kind not in ("renamed", "removed")]
-    lines = [f"the target needs: {one.ddl}" for one in rest]
+    creates = (definition.destination.model_extra or {}).get("create") is True
+    needs = "the next run does at the target" if creates else "the target needs"
+    lines = [f"{needs}: {one.ddl}" for one in rest]
     document = {**_document(found), "edit": edit, "written": written, "exit_code": 0}
     invocation.show(document, lambda: [*([edit.rstrip("\n")] if edit else []), *lines, end])
     return int(invocation.output_lost)

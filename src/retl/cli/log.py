@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
 SHOWN = 50  # rows for people; a file has all of them
 _CHUNK = 1000
-_HEADERS = ("write_timestamp", "pipeline_run_id", "operation", "record_key", "write_status", "error_message")
+_HEADERS = (
+    "write_timestamp",
+    "pipeline_run_id",
+    "target_entity",
+    "operation",
+    "record_key",
+    "write_status",
+    "error_message",
+)
 
 log = typer.Typer(
     help="Show what was sent, row by row, and verify that history.", invoke_without_command=True
@@ -120,7 +128,7 @@ def _write_table(invocation: Invocation, workspace: Workspace, notes: list[str])
     rows = workspace.run(f"SELECT {listed} FROM {writeback.LOG} ORDER BY {writeback.ORDER} OFFSET {first}")
     if first:
         notes = [f"the last {SHOWN} of {total} rows; --out FILE.parquet writes all rows and columns", *notes]
-    labels = ("answered", "run", "operation", "key", "status", "error")
+    labels = ("answered", "run", "object", "operation", "key", "status", "error")
     invocation.show(None, lambda: [Table(labels, rows), *notes] if rows else ["nothing was sent", *notes])
 
 

@@ -1,7 +1,8 @@
 """Circuit breakers, one per connection: retl sends nothing to a dead target for a while.
 
-Consecutive failures open a breaker; after the pause one run may try again. The ledger stores them, so they
-are shared by all processes and hosts.
+Consecutive failures open a breaker; after the pause one run may try again. The pause is ten seconds for a
+failed run, and ten more for each further one, up to a minute: who has just corrected an address waits
+little. The ledger stores them, so they are shared by all processes and hosts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from retl.ledger.rejects import Rejects
 from retl.ledger.rows import cell
 
 FAILURES = 5
-PAUSE = timedelta(seconds=60)
+PAUSE = timedelta(seconds=60)  # at most
+STEP = timedelta(seconds=10)  # for every FAILURES
 
 _FAIL = """
 INSERT INTO retl_breakers (connection, failures, opened_at, error) VALUES (?, ?, ?, ?)
@@ -37,7 +39,8 @@ class BreakerRow:
 
     def closes(self, now: datetime) -> float:
         """Seconds until a run may try again; 0 if it may."""
-        return max(0.0, (self.opened_at + PAUSE - now).total_seconds()) if self.tripped else 0.0
+        pause = min(PAUSE, STEP * (self.failures // FAILURES))
+        return max(0.0, (self.opened_at + pause - now).total_seconds()) if self.tripped else 0.0
 
 
 class Breakers(Rejects):

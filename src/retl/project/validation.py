@@ -106,6 +106,7 @@ def validate(model: type[ModelT], filled: Filled, **given: Any) -> ModelT:
         errors = [error for error in errors if error not in blamed]
         if blamed and not errors:
             raise filled.all_missing()[0].error()
+    errors = [error for error in errors if not _echoes(error, errors)]
     judged = {error["loc"] for error in errors}
     errors += [error for error in _texts(model, value, filled) if error["loc"] not in judged]
     raise_all([*ours, *(_error(model, error, filled, given) for error in errors)])
@@ -129,6 +130,14 @@ def _waits(error: ErrorDetails, filled: Filled) -> bool:
     loc = error["loc"]
     whole = error["type"] in ("value_error", "assertion_error")
     return any(loc == waits or (whole and waits[: len(loc)] == loc) for waits in filled.missing)
+
+
+def _echoes(error: ErrorDetails, errors: Sequence[ErrorDetails]) -> bool:
+    """Whether it says that a list is too short, and its items are wrong: those were not counted."""
+    loc = error["loc"]
+    return error["type"] == "too_short" and any(
+        len(one["loc"]) > len(loc) and one["loc"][: len(loc)] == loc for one in errors
+    )
 
 
 def _texts(model: type[BaseModel], value: Any, filled: Filled) -> Iterator[ErrorDetails]:

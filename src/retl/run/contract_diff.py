@@ -83,14 +83,22 @@ def of_target(
     folded = {name.lower() for name in held}
     found = [_with_ddl(destination, one, fields, folded) for one in differences]
     told = {one.column for one in differences} | _now(differences)
+    gone = [name for name in former if name not in fields and name.lower() in folded and name not in told]
+    new = [name for name in fields if name.lower() not in folded and name not in told]
+    for name in list(gone):
+        if (other := _nearest(name, new)) is not None:
+            what = f"no field writes it now; {other} is new, and the target lacks it"
+            found.append(Difference(name, "renamed", what, other, ddl=destination.ddl(name, other)))
+            gone.remove(name)
+            new.remove(other)
+    told |= {one.column for one in found} | _now(found)
     for name, field in fields.items():
         if name.lower() not in folded and field.column not in told and name not in told:
             ddl = destination.ddl(name, field)
             found.append(Difference(name, "missing", "the target lacks this column", ddl=ddl))
-    for name in former:
-        if name not in fields and name.lower() in folded and name not in told:
-            what = "earlier runs wrote it, and no field does now: its values stay as they are"
-            found.append(Difference(name, "orphaned", what, edit={}, ddl=destination.ddl(name, None)))
+    for name in gone:
+        what = "earlier runs wrote it, and no field does now: its values stay as they are"
+        found.append(Difference(name, "orphaned", what, edit={}, ddl=destination.ddl(name, None)))
     if not any(one.kind == "missing" for one in found):
         found += _unfit(destination)
     return found
@@ -147,11 +155,12 @@ def _now(found: Sequence[Difference]) -> set[str]:
 def _renamed(name: str, column: Column, new: Sequence[str], columns: Mapping[str, str]) -> str | None:
     """The new column of the mart that is most like one that left; its type must fit."""
     wanted = None if column.type is None else _type(column)
-    alike = {
-        one: SequenceMatcher(None, name.lower(), one.lower()).ratio()
-        for one in new
-        if wanted is None or fits(wanted, columns[one])
-    }
+    return _nearest(name, [one for one in new if wanted is None or fits(wanted, columns[one])])
+
+
+def _nearest(name: str, others: Sequence[str]) -> str | None:
+    """The name that is most like this one, if one is."""
+    alike = {one: SequenceMatcher(None, name.lower(), one.lower()).ratio() for one in others}
     best = max(alike, key=lambda one: alike[one], default=None)
     return best if best is not None and alike[best] >= _ALIKE else None
 

@@ -36,7 +36,7 @@ GUARDS = (  # the codes for --accept, in the order of the documentation
     "DBT_STALE",
     "DBT_UNKNOWN",
 )
-DELETES_ALWAYS_PASS = 10  # the rate is not applied to this many deletes or fewer
+DELETES_ALWAYS_PASS = 10  # this many deletes or fewer are not judged
 LOST_SHARE = 0.02  # of the sampled confirmed keys
 
 
@@ -174,7 +174,8 @@ def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
             "if nothing was sent before: --accept FIRST_RUN; `first_run: adopt` takes today's rows as sent",
         )
     yield from _scope(facts)
-    if facts.full_read and facts.deletable and facts.inserts and not facts.matched:
+    told = facts.deletable > DELETES_ALWAYS_PASS  # fewer rows may well be others from one day to the next
+    if facts.full_read and told and facts.inserts and not facts.matched:
         yield Refusal(
             "IDENTITY_CHANGED",
             f"all {facts.inserts} keys are new and all {facts.deletable} delivered keys are gone",

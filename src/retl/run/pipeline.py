@@ -214,7 +214,7 @@ def _pass_breaker(job: Job) -> None:
             "BREAKER_OPEN",
             f"connection {job.target.connection} failed {breaker.failures} times in a row, last with"
             f" {breaker.error}: it is not used for another {round(seconds)} s",
-            hint=f"after a fix: `retl state unblock {job.target.connection}`",
+            hint=f"after a fix: `retl state unblock {job.target.connection} --yes`",
         )
 
 

@@ -104,6 +104,10 @@ def content(path: Path) -> bytes:
 def read(path: Path, given: bytes | None = None) -> Artifact:
     """The plan in a file, or in the bytes that were read of it. DefinitionError if it is not a plan of this
     version of retl."""
+    if not given and not path.is_file():
+        raise DefinitionError(
+            "PLAN_UNREADABLE", f"there is no file {path}", hint="`retl plan --sync … --out FILE` makes one"
+        )
     try:
         found = msgspec.json.decode(content(path) if given is None else given, type=Artifact)
     except (ValueError, RecursionError) as problem:  # msgspec's errors are ValueErrors

@@ -509,6 +509,10 @@ def _unapproved(job: Job) -> Iterator[Refusal]:
         )
 
 
+def _are(rows: int) -> str:
+    return "1 row is" if rows == 1 else f"{rows} rows are"
+
+
 def _redefined(redefined: bool) -> Iterator[Refusal]:
     if redefined:
         yield Refusal(
@@ -560,7 +564,7 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
             plan.distrust is not None and plan.distrust.disown and job.sync.deletes.how != "keep"
         ),
         f"{withheld} deletes wait: a row without a usable key may be one of them": withheld > 0,
-        f"ERASED: {made.diffed.erased} rows are never sent, because their keys were erased"
+        f"ERASED: {_are(made.diffed.erased)} never sent, because they were erased"
         f" (`retl erase --lift --sync {job.sync.name} --key …` takes one off)": made.diffed.erased > 0,
         f"{outside} keys left the mart and stay: they are outside `deletes: {{within: …}}`": outside > 0,
         f"{succeeded} keys left the mart and nothing is deleted for them: each stands for the same object as"

@@ -388,10 +388,12 @@ def _project(
     target = os.path.relpath(manifest.parent.absolute(), folder)
     lines = ["warehouse:", *warehouse, f"  dbt: {flow(target)} # dbt's target folder", *source]
     connections: dict[str, str] = {}
+    kinds = {*destinations.names(), *destinations.preset_names()}
     for wish in wishes:
         name = wish.destination.get("connection")
         if name is not None and name not in DEFAULT_CONNECTIONS:
-            connections.setdefault(str(name), str(wish.destination.get("type", "postgres")))
+            assumed = name if name in kinds else "postgres"  # `hubspot` is of type hubspot
+            connections.setdefault(str(name), str(wish.destination.get("type", assumed)))
     lines += ["connections:"] if connections else []
     for name, type in connections.items():
         variables = _to_fill(name, destinations.load(type))

@@ -332,7 +332,7 @@ def _hint(reply: Reply) -> str | None:
     if 300 <= reply.status < 400:
         return "redirects are not followed: set base_url to the new address"
     return {
-        401: "the credential was not accepted: check `auth` of the connection",
+        401: "the credential was not accepted: check the connection's `token` or `auth`",
         403: "the credential has no right to do this: check its scopes at the target",
         404: "there is nothing at this address: check base_url and path",
         405: "this address does not accept the method: check method and path",

@@ -1,0 +1,103 @@
+"""What people meet on their first day: one sentence for one mistake, and a way on in each."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from retl.cli.output import Table
+from retl.cli.running import summary_pieces
+from retl.ledger.breakers import BreakerRow
+from retl.observe.summary import Counts, Summary
+from tests.commands import Workshop
+from tests.servers import RedisServer
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    made = Workshop(tmp_path / "project")
+    made.sync("users")
+    made.sync("others")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [
+        ("[failur]", "did you mean 'failure'?"),
+        ("[{reject: {rate: 0.1}}]", "did you mean 'rejects'?"),
+        ("[]", "at least 1 item"),
+    ],
+)
+def test_a_wrong_event_of_an_alert_is_one_error(workshop: Workshop, on: str, said: str) -> None:
+    workshop.write("retl.yml", f"alerts: [{{to: {{webhook: 'https://example.com/x'}}, on: {on}}}]\n")
+    found = workshop.retl("validate")
+    assert (found.code, found.err.count("error:")) == (2, 1), found.err
+    assert said in found.err
+
+
+def test_a_number_of_deletes_is_for_one_sync(workshop: Workshop) -> None:
+    """Any other sync would be refused for not deleting that many."""
+    for command in ("sync", "plan"):
+        said = workshop.retl(command, "--allow-deletes", "3")
+        assert (said.code, "name it: `retl sync SYNC --allow-deletes 3`" in said.err) == (2, True)
+
+
+def test_a_plan_that_is_not_there_is_no_wrong_plan(workshop: Workshop) -> None:
+    said = workshop.retl("apply", "plan.json")
+    assert (said.code, "there is no file plan.json" in said.err) == (2, True)
+    said = workshop.retl("plan", "--out", "plan.json")
+    assert (said.code, "name it: `retl plan SYNC --out FILE`" in said.err) == (2, True)
+
+
+def test_an_address_of_the_state_with_a_variable_in_it_is_explained(workshop: Workshop) -> None:
+    said = workshop.retl("status", RETL_STATE_URL="${NEW_STATE_URL}")
+    assert (said.code, "`state: {url: …}` in retl.yml, which fills in variables" in said.err) == (2, True)
+
+
+def test_rejects_without_a_key_that_look_the_same_are_one_line() -> None:
+    alike = {"key": None, "stage": "key", "code": "KEY_NULL", "reason": "a key column is NULL"}
+    other = {"key": "7", "stage": "contract", "code": "NULL_VALUE", "reason": "amount is NULL"}
+    run = Summary(
+        "u", "r", "REFUSED", 3, counts=Counts(read=9, rejected=4), rejects=[alike, alike, alike, other]
+    )
+    (table,) = [
+        one for one in summary_pieces([run.document()]) if isinstance(one, Table) and "key" in one.headers
+    ]
+    assert table.rows == [
+        (None, "key", "KEY_NULL", "a key column is NULL (3 rows)"),
+        ("7", "contract", "NULL_VALUE", "amount is NULL"),
+    ]
+
+
+def test_one_row_that_waits_is_one_row() -> None:
+    said = summary_pieces(
+        [Summary("u", "r", "REFUSED", 3, counts=Counts(read=1, not_attempted=1)).document()]
+    )
+    assert "1 row was not attempted" in said
+
+
+@pytest.mark.parametrize(("failures", "pause"), [(4, 0), (5, 10), (10, 20), (29, 50), (30, 60), (500, 60)])
+def test_a_connection_that_failed_once_is_used_again_soon(failures: int, pause: float) -> None:
+    """Who has just corrected an address waits ten seconds; a dead target is asked once a minute."""
+    now = datetime.now(UTC)
+    breaker = BreakerRow("hook", failures, now, "HTTP_UNREACHED")
+    assert breaker.closes(now) == pause
+    assert breaker.closes(now + timedelta(seconds=pause)) == 0
+
+
+def test_the_log_of_all_syncs_says_to_which_object_a_row_went(
+    workshop: Workshop, redis_server: RedisServer
+) -> None:
+    workshop.use(redis=redis_server)
+    workshop.json("sync")
+    said = workshop.retl("log", "--key", "7").out
+    assert ("users:{user_id}" in said, "others:{user_id}" in said) == (True, True)
+
+
+def test_a_warehouse_beside_the_project_is_shown_where_it_is(workshop: Workshop) -> None:
+    said = workshop.retl("sync", "--dry-run", DUCKDB_PATH="../elsewhere/w.duckdb")
+    assert ".." not in said.err
+    assert str(workshop.folder.parent / "elsewhere" / "w.duckdb") in said.err
