@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,34 @@ def test_redis_is_compared_by_key_and_field_and_repaired(tmp_path: Path, redis_s
     assert found["fields"] == {"email": 1}
     workshop.retl("reconcile", "users", "--repair")
     assert verdicts(reconciled(workshop)) == {"same": ROWS - 1, "back": 1, "extra": 1}
+
+
+def test_a_repair_of_a_restored_target_is_refused(workshop: Workshop, postgres: Database) -> None:
+    """Its marks are older than the ledger: `--full` and a rebuild are for that. A table that was only emptied
+    has its marks, and every row is one that somebody removed."""
+    workshop.sync("users", **MIRROR)
+    run(workshop)
+    execute(postgres, "TRUNCATE crm.users")
+    said = workshop.retl("reconcile", "users", "--repair", "--output", "json")
+    assert (said.code, said.document["sync"]["inserted"]) == (0, ROWS)
+    execute(postgres, "TRUNCATE crm.users; DELETE FROM crm.retl_applied")
+    said = workshop.retl("reconcile", "users", "--repair", "--output", "json")
+    assert (said.code, said.document["sync"]["error"]["code"]) == (3, "TARGET_LOST")
+    assert users(postgres) == []
+    run(workshop, "--full")
+    assert users(postgres) == [*range(1, ROWS + 1)]
+
+
+def test_a_sync_that_asks_for_it_is_compared_after_a_good_run(workshop: Workshop, postgres: Database) -> None:
+    """Drift is a note of the run, and `retl status` shows it until the next look; within `every` there is no
+    other."""
+    workshop.sync("users", **MIRROR, reconcile="{every: 7d}")
+    assert "drift" not in str(run(workshop).get("notes"))
+    workshop.sync("users", **MIRROR, reconcile="{every: 1s}")
+    execute(postgres, "UPDATE crm.users SET email = 'theirs' WHERE user_id = 3")
+    time.sleep(1.1)
+    assert "drifted" in str(run(workshop)["notes"])
+    workshop.sync("users", **MIRROR, reconcile="{every: 7d}")
+    assert "drifted" not in str(run(workshop).get("notes"))
+    (line,) = workshop.json("status")["syncs"]
+    assert (line["drift"], "`retl reconcile users`" in line["next"]) == (1, True)
