@@ -24,7 +24,7 @@ from retl.testing.server import FakeApi, Fault
 from tests.api import TOKEN
 from tests.commands import Workshop
 from tests.dataverse import Environment
-from tests.test_conflict_history import agree
+from tests.test_conflict_history import KEEPING, agree
 from tests.test_conflicts import (
     CELLS,
     COUNTS,
@@ -88,6 +88,7 @@ class People:
     """The people of a registry, as others see and edit them."""
 
     versioned, reversible, points = True, False, ("delta_written", "batches_opened", "committing")
+    strategies = KEEPING
 
     def __init__(self, api: Registry, kind: Kind = "atomic") -> None:
         self.api, self.kind = api, kind

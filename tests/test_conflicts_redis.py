@@ -27,7 +27,7 @@ from retl.values.types import Type
 from tests.commands import Workshop
 from tests.proxy import Proxy
 from tests.servers import RedisServer
-from tests.test_conflict_history import POINTS, agree
+from tests.test_conflict_history import IMAGED, KEEPING, agree
 from tests.test_conflict_race import KEYS as RACED
 from tests.test_conflict_race import SECONDS
 from tests.test_conflict_race import mart as everything
@@ -66,7 +66,8 @@ COUNTS_AS_A_WHOLE = {
 class People:
     """The rows of a sync in Redis, as others see and edit them."""
 
-    versioned, reversible, points = False, True, POINTS
+    versioned, reversible, points = False, True, IMAGED
+    strategies = KEEPING
 
     def __init__(self, server: RedisServer, kind: Kind) -> None:
         self.server, self.kind = server, kind
