@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -286,7 +287,7 @@ def test_no_later_run_brings_a_restored_row_back_before_it_is_asked_for(
     emails = "SELECT email FROM crm.users ORDER BY user_id"
     after = column(postgres, emails)
     rolled_back(workshop, bad, "--no-pause")
-    for _ in range(10):
+    for _ in range(10 if os.environ.get("RETL_TEST_ALL") else 3):
         assert (run(workshop)["unchanged"], run(workshop)["read"]) == (ROWS, ROWS)
     assert rows(postgres) == before
     full = run(workshop, "--full")
@@ -318,8 +319,9 @@ def test_a_watermark_does_not_bring_a_restored_row_back(workshop: Workshop, post
     bad = run(workshop)
     assert bad["updated"] == 5
     rolled_back(workshop, bad["run_id"], "--no-pause")
-    for _ in range(3):
-        assert (run(workshop)["updated"], run(workshop)["inserted"]) == (0, 0)
+    for _ in range(2):
+        again = run(workshop)
+        assert (again["updated"], again["inserted"]) == (0, 0)
     assert column(postgres, "SELECT count(*) FROM crm.users WHERE email = 'bad'") == [0]
     workshop.warehouse("UPDATE users SET email = 'good', moved = TIMESTAMP '2026-02-02' WHERE user_id = 1")
     assert run(workshop)["updated"] == 1
@@ -364,6 +366,7 @@ def test_a_run_in_doubt_is_settled_before_it_is_taken_back(workshop: Workshop, p
         undone = rolled_back(workshop, doubtful["run_id"])
         assert (undone["updated"], undone["skipped"]) == (5, 0)
         assert rows(postgres) == before
+        assert workshop.retl("log", "verify").code == 0
 
 
 def test_what_cannot_be_taken_back_says_why_and_what_to_do(workshop: Workshop, postgres: Database) -> None:

@@ -6,12 +6,14 @@ import random
 import sqlite3
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.commands import ROWS, Workshop
+from tests.proxy import Proxy
 from tests.servers import RedisServer
 from tests.test_plans_and_state import run
 from tests.test_reconcile import reconciled, verdicts
@@ -144,6 +146,23 @@ def test_killed_anywhere_the_values_before_are_known_and_restored(
     assert contents(client) == before
     workshop.json("state", "resume", "users")
     assert run(workshop)["unchanged"] == ROWS
+
+
+def test_a_run_in_doubt_is_settled_before_it_is_taken_back(
+    workshop: Workshop, client: Any, redis_server: RedisServer
+) -> None:
+    with Proxy(redis_server.host, redis_server.port) as proxy:
+        workshop.use(redis=replace(redis_server, host=proxy.host, port=proxy.port))
+        before = begun(workshop, client, retry="{attempts: 2}")
+        workshop.warehouse("UPDATE users SET email = 'bad' WHERE user_id < 6")
+        proxy.drop_reply(b"redis.sha1hex", b"users:1", refuse=True)
+        doubtful = run(workshop)
+        assert (doubtful["in_doubt"], doubtful["updated"]) == (5, 0)
+        proxy.heal()
+        assert contents(client) != before, "the script ran, its answer did not arrive"
+        assert rolled_back(workshop, doubtful["run_id"])["updated"] == 5
+        assert contents(client) == before
+        assert workshop.retl("log", "verify").code == 0
 
 
 def test_under_three_editors_no_edit_is_lost_and_every_image_is_exact(
