@@ -138,11 +138,7 @@ def plan(
 
     session = invocation.session
     chosen = session.to_run(choice)
-    if out is not None and offline:
-        raise DefinitionError("USAGE", "--out needs what the target says: leave out --offline")
-    if out is not None and len(chosen) != 1:
-        hint = "name it: `retl plan SYNC --out FILE`"
-        raise DefinitionError("USAGE", f"--out takes the plan of one sync, not of {len(chosen)}", hint=hint)
+    _require_file(chosen, out, offline=offline)
     _require_one(chosen, allow_deletes)
     asked = options(
         dry_run=True,
@@ -165,6 +161,15 @@ def plan(
         code = _detailed(code, [one.summary for one in reviews])
     _show_reviews(invocation, reviews, code)
     return code
+
+
+def _require_file(chosen: Sequence[Sync], out: Path | None, *, offline: bool) -> None:
+    """DefinitionError USAGE if what is planned is no plan that a file could have."""
+    if out is not None and offline:
+        raise DefinitionError("USAGE", "--out needs what the target says: leave out --offline")
+    if out is not None and len(chosen) != 1:
+        hint = "name it: `retl plan SYNC --out FILE`"
+        raise DefinitionError("USAGE", f"--out takes the plan of one sync, not of {len(chosen)}", hint=hint)
 
 
 def _require_one(chosen: Sequence[Sync], allow_deletes: int | None) -> None:

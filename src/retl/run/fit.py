@@ -11,6 +11,27 @@ from retl.project.definitions import Sync
 
 def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
     """DefinitionError if this destination cannot do what the sync asks."""
+    _fit_operations(sync, capabilities)
+    for one in field_map.shape.fields:
+        if one.nulls == "keep" and not capabilities.nulls_keep:
+            raise DefinitionError(
+                "NULLS_KEEP_UNSUPPORTED",
+                f"field {one.name!r}: this destination replaces the whole object and cannot keep a value",
+                where=f"sync {sync.name}",
+            )
+        if one.only_if_empty and not capabilities.only_if_empty:
+            raise DefinitionError(
+                "ONLY_IF_EMPTY_UNSUPPORTED",
+                f"field {one.name!r}: this destination cannot tell whether a field is empty",
+                where=f"sync {sync.name}",
+            )
+    _fit_conflicts(sync, capabilities)
+    _fit_rollback(sync, field_map, capabilities)
+    _refuse_unused(sync, capabilities)
+    _require_choices(sync, capabilities)
+
+
+def _fit_operations(sync: Sync, capabilities: Capabilities) -> None:
     operation = "delete" if sync.deletes.how != "keep" else None
     for needed in filter(None, (sync.write, operation)):
         if needed not in capabilities.modes:
@@ -27,19 +48,6 @@ def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
             hint="use `deletes: delete` or `keep`; for a person, leave out `erase: {set: …}`",
             where=f"sync {sync.name}",
         )
-    for one in field_map.shape.fields:
-        if one.nulls == "keep" and not capabilities.nulls_keep:
-            raise DefinitionError(
-                "NULLS_KEEP_UNSUPPORTED",
-                f"field {one.name!r}: this destination replaces the whole object and cannot keep a value",
-                where=f"sync {sync.name}",
-            )
-        if one.only_if_empty and not capabilities.only_if_empty:
-            raise DefinitionError(
-                "ONLY_IF_EMPTY_UNSUPPORTED",
-                f"field {one.name!r}: this destination cannot tell whether a field is empty",
-                where=f"sync {sync.name}",
-            )
     if capabilities.whole and (sync.changes.strategy != "hash" or sync.deletes.how != "delete"):
         raise DefinitionError(
             "OPERATION_UNSUPPORTED",
@@ -47,7 +55,9 @@ def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
             " `deletes: delete`",
             where=f"sync {sync.name}",
         )
-    _fit_conflicts(sync, capabilities)
+
+
+def _fit_rollback(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
     if sync.rollback.keep is not None and not capabilities.images:
         raise DefinitionError(
             "ROLLBACK_UNSUPPORTED",
@@ -63,8 +73,6 @@ def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
             hint="mark rows in a field that is not under `fields`",
             where=f"sync {sync.name}",
         )
-    _refuse_unused(sync, capabilities)
-    _require_choices(sync, capabilities)
 
 
 def _refuse_unused(sync: Sync, capabilities: Capabilities) -> None:
