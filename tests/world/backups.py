@@ -287,7 +287,7 @@ def a_refill_of_one_row(play: Play) -> None:
     play.settle()
 
 
-@scene("target restored, `--where` of some rows", *FOLLOWING, "append", "json")
+@scene("target restored, `--where` of some rows", *FOLLOWING, "json")
 def a_refill_of_some_rows(play: Play) -> None:
     _restored_target(play)
     play.run("--where", "user_id < 'user 000010'", partial=True)
