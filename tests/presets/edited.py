@@ -72,13 +72,11 @@ class Contacts(Shown, FakeFreshdesk):
 
 
 class Leads(Shown, FakeClose):
-    stamp, probe = "date_updated", "/api/v1/me/"
+    stamp = "date_updated"
 
 
 class Tickets(Shown, FakeZendesk):
     """A safe update has both of its members, or none."""
-
-    probe = "/api/v2/users/me"
 
     def wrapped(self, whole: dict[str, Any]) -> Any:
         return {"ticket": whole}

@@ -23,6 +23,7 @@ class FakeClose(Numbered):
         {"errors": [], "field-errors": {"name": "This field is required."}, "error": "Bad request"},
     )
     deleted = (200, {})
+    probe = "/api/v1/me/"
 
     def __init__(self, object: str = "lead", **given: Any) -> None:
         super().__init__(**given)

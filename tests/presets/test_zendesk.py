@@ -16,6 +16,7 @@ from tests.presets.proof import Proof
 
 
 class FakeZendesk(Numbered):
+    probe = "/api/v2/users/me"
     refusal = (422, {"error": "RecordInvalid", "description": "Record validation errors"})
 
     def __init__(self, object: str = "user", **given: Any) -> None:
