@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +104,17 @@ def test_a_renamed_sync_is_known_under_its_new_name(ledger: Ledger) -> None:
     ledger.rename("users", "people")
     assert [ledger.reported(alert, "people") for alert in ("a", "b")] == [{"failure"}, None]
     assert ledger.reported("a", "users") is None
+
+
+def test_a_run_whose_process_is_gone_is_told_from_one_that_is_alive(ledger: Ledger, tmp_path: Path) -> None:
+    """The ledger says RUNNING until the next run; whoever looks before it should know."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with take(ledger) as lock:
+        ledger.begin(replace(start(lock.epoch), host=socket.gethostname(), pid=os.getpid()))
+        alive = state(ledger, tmp_path)
+    assert (alive.status, alive.next) == ("RUNNING", "")
+    with take(ledger) as lock:
+        ledger.begin(replace(start(lock.epoch), run_id="run-2", host=socket.gethostname(), pid=gone.pid))
+    found = state(ledger, tmp_path)
+    assert (found.status, found.next) == ("RUNNING", f"run it: process {gone.pid} of the run is gone")

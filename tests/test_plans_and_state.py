@@ -359,6 +359,8 @@ def test_another_table_is_another_baseline_and_deletes_nothing(
     workshop.warehouse("DELETE FROM users WHERE user_id < 4")
     moved = run(workshop)
     assert (moved["inserted"], moved["deleted"]) == (ROWS - 3, 0)
+    assert any("crm.users: what was delivered there stays" in note for note in moved["notes"])
+    assert not [note for note in run(workshop).get("notes", ()) if "another object" in note]
     assert column(postgres, "SELECT count(*) FROM crm.users") == [ROWS]
 
 

@@ -6,6 +6,8 @@ sends no alert.
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -124,7 +126,7 @@ def _next(
     if doubtful:
         return f"`retl resolve --sync {sync.name}`: {doubtful} rows in doubt"
     if held:
-        return f"wait a minute, or fix {held} and run `retl state unblock {held}`"
+        return f"wait a minute, or fix {held} and run `retl state unblock {held} --yes`"
     if status in ("FAILED", "REFUSED") and last is not None:
         code = (last.error or {}).get("code", status)
         return f"`retl show {last.run_id}`: {code}"
@@ -132,11 +134,26 @@ def _next(
         return f"`retl sync --sync {sync.name}`: it never ran"
     if status in ("INTERRUPTED", "ABANDONED"):
         return "run it: it carries on where it stopped"
+    if last is not None and status == "RUNNING" and _died(last):
+        return f"run it: process {last.pid} of the run is gone"
     if stale and age is not None and sync.freshness is not None:
         return f"run it: stale since {length(age - sync.freshness)}"
     if rejects:
         return f"`retl rejects --sync {sync.name}`"
     return f"run it: the mart is {length(lag)} newer" if lag and status != "RUNNING" else ""
+
+
+def _died(run: RunRow) -> bool:
+    """Whether the process of a run on this machine is gone: the next run will find that out, and carry on."""
+    if run.host != socket.gethostname():
+        return False
+    try:
+        os.kill(run.pid, 0)  # asks, and sends nothing
+    except ProcessLookupError:
+        return True
+    except OSError:  # somebody else's
+        return False
+    return False
 
 
 def _resume(pause: Pause | None) -> str:

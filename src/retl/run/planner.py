@@ -536,6 +536,14 @@ def _orphans(job: Job, mapped: Mapped, known: Known) -> Iterator[Refusal]:
             )
 
 
+def _left_behind(job: Job, known: Known, place: str) -> str | None:
+    """The object that the sync delivered to until now, if it begins with another one."""
+    if not known.basis.is_first or known.object != place:
+        return None
+    former = [one for one in job.ledger.checkpoints(job.sync.name) if one.object != place]
+    return max(former, key=lambda one: one.run_id).object if former else None
+
+
 def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
     """Notes for the reader of the plan."""
     withheld = plan.ends.get(("delete", "not_attempted"), 0)
@@ -543,7 +551,11 @@ def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
     outside = plan.ends.get(("delete", diff.OUTSIDE), 0)
     preview = job.target.destination.about.preview
     known, place, sync = made.known, plan.capabilities.object, job.sync
+    left = _left_behind(job, known, place)
     notes = {
+        f"this is another object than {left}: what was delivered there stays, and nothing there is deleted": (
+            left is not None
+        ),
         f"what is sent changed ({_reshaped(made)}): every row is sent once": (
             known.differs(made.frozen.mapped, "what")
         ),
