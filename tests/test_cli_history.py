@@ -257,10 +257,10 @@ def test_status_speaks_of_an_open_breaker_and_of_a_sync_that_fell_asleep(
     workshop.json("sync")
     with sqlite3.connect(workshop.folder / ".retl" / "ledger.db") as ledger:
         now = datetime.now(UTC).isoformat()
-        ledger.execute("INSERT INTO retl_breakers VALUES ('redis', 5, ?, 'HTTP_UNREACHED')", [now])
+        ledger.execute("INSERT INTO retl_breakers VALUES ('redis', 500, ?, 'HTTP_UNREACHED')", [now])
     found = workshop.json("status")
     assert found["syncs"][0]["breaker"] == "redis"
-    assert "`retl state unblock redis`" in found["syncs"][0]["next"]
+    assert "`retl state unblock redis --yes`" in found["syncs"][0]["next"]
     assert found["warnings"] == []
     with sqlite3.connect(workshop.folder / ".retl" / "ledger.db") as ledger:
         ledger.execute("DELETE FROM retl_breakers")

@@ -65,7 +65,7 @@ def test_doubt_comes_before_everything_else(ledger: Ledger, tmp_path: Path) -> N
         ledger.open_batches("run-1", lock.epoch, [batch(0), batch(1)])
         answers = [Acknowledgement("b0", Outcome(WRITTEN, {3: UNKNOWN, 7: UNKNOWN}))]
         ledger.acknowledge("run-1", lock.epoch, answers)
-    ledger.count_failures("redis", 5, "HTTP_UNREACHED")
+    ledger.count_failures("redis", 500, "HTTP_UNREACHED")
     found = state(ledger, tmp_path, first_run="send", write="append")
     assert (found.in_doubt, found.breaker) == (102, "redis")
     assert found.next == "`retl resolve --sync users`: 102 rows in doubt"

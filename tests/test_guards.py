@@ -9,7 +9,7 @@ import pytest
 
 from retl.project.definitions import Guards
 from retl.run.guards import Facts, judge
-from retl.sources.dbt_results import Build
+from retl.sources.dbt_results import Build, note
 
 CALM = Facts(read=1000, total=1000, new_rejects=0, baseline_rows=1000, matched=1000, last_read=1000)
 
@@ -199,9 +199,12 @@ def test_a_mart_that_dbt_does_not_vouch_for_is_refused_in_words() -> None:
         (
             "DBT_FAILED",
             "dbt's last run of the model orders ended with: skipped",
-            "fix the model and run dbt again, or --accept DBT_FAILED",
+            "what it reads, or a test of that, failed before it: dbt's output names it; fix the model and run"
+            " dbt again, or --accept DBT_FAILED",
         )
     ]
+    ((code, _, hint),) = says(replace(BUILT, status="error"))
+    assert (code, hint) == ("DBT_FAILED", "fix the model and run dbt again, or --accept DBT_FAILED")
     assert says(replace(BUILT, failed_tests=("unique_id", "not_null_id"))) == [
         (
             "DBT_TESTS",
@@ -213,3 +216,10 @@ def test_a_mart_that_dbt_does_not_vouch_for_is_refused_in_words() -> None:
     again = "run `dbt build` (`dbt test` overwrites the results of `dbt run`), or --accept DBT_STALE"
     assert says(BUILT, 3599) == [("DBT_STALE", stale.format("2026-11-21 11:00Z"), again)]
     assert says(replace(BUILT, ended_at=None), 1e9) == [("DBT_STALE", stale.format("none"), again)]
+
+
+def test_a_note_names_a_few_of_the_tests_that_did_not_run() -> None:
+    (said,) = note([replace(BUILT, untested=("a", "b", "c", "d", "e"))])
+    assert said == "dbt: not tested since the last run of orders: a, b, c and 2 more"
+    (said,) = note([replace(BUILT, untested=("a", "b", "c"))])
+    assert said == "dbt: not tested since the last run of orders: a, b, c"

@@ -514,7 +514,7 @@ def test_an_empty_mart_is_refused_only_while_something_could_be_deleted(
 def test_a_dead_connection_is_left_alone_until_it_is_unblocked(
     workshop: Workshop, postgres: Database, redis_server: RedisServer
 ) -> None:
-    workshop.sync("users", destination=TABLE, retry="{attempts: 5, budget: 20s}")
+    workshop.sync("users", destination=TABLE, retry="{attempts: 50, budget: 20s}")
     dead = {"POSTGRES_PORT": "1"}
     first = run(workshop, **dead)
     assert (first["status"], first["exit_code"], first["retries"]) == ("FAILED", 1, 0)

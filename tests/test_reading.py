@@ -15,19 +15,20 @@ from retl.observe import log
 from retl.observe.signals import Stop
 
 ROWS = 3_000_000
+FEW = 1_000
 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     made = Workspace(tmp_path, Stop(), threads=1)
-    made.run(f"CREATE TABLE m AS SELECT i AS id, i || '@example.com' AS email FROM range({ROWS}) t(i)")
+    made.run(f"CREATE TABLE m AS SELECT i AS id, i || '@example.com' AS email FROM range({FEW}) t(i)")
     return made
 
 
 @pytest.mark.parametrize(
     ("sql", "rows"),
     [
-        ("SELECT id, email FROM m", ROWS),
+        ("SELECT id, email FROM m", FEW),
         ("SELECT id % 10 AS id, count(*) AS n FROM m GROUP BY 1", None),
         ("SELECT * FROM m WHERE email LIKE '7%'", None),
         ("SELECT * FROM nowhere", None),
@@ -42,6 +43,7 @@ def test_the_rows_of_a_mart_are_known_only_where_a_table_is_read_as_it_is(
 def test_a_long_read_says_how_many_rows_it_has_read(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    workspace.run(f"INSERT INTO m SELECT i, i || '@example.com' FROM range({FEW}, {ROWS}) t(i)")
     monkeypatch.setattr(reading, "EVERY", 0.02)
     told: list[Mapping[str, Any]] = []
 

@@ -276,10 +276,12 @@ def _build(build: Build, facts: Facts) -> Iterator[Refusal]:
             " keep the results of `dbt run` beside them as run_results.run.json; or --accept DBT_UNKNOWN",
         )
     elif build.status not in ("success", TESTED):
+        skipped = build.status == "skipped"
         yield Refusal(
             "DBT_FAILED",
             f"dbt's last run of the model {build.model} ended with: {build.status}",
-            "fix the model and run dbt again, or --accept DBT_FAILED",
+            ("what it reads, or a test of that, failed before it: dbt's output names it; " * skipped)
+            + "fix the model and run dbt again, or --accept DBT_FAILED",
         )
     if build.failed_tests:
         yield Refusal(

@@ -23,6 +23,7 @@ _RESULTS = "run_results*.json"
 _BUILDS = {"run", "build", "retry", "seed", "snapshot"}  # not `compile` and `docs`: they build nothing
 _TESTS = {"test", "build", "retry"}
 _GOOD = ("pass", "warn")
+_NAMED = 3  # tests in a note
 TESTED = "tested"  # the status of a build that only its tests vouch for
 
 
@@ -176,7 +177,7 @@ def note(builds: Sequence[Build]) -> Iterator[str]:
         if one.warned_tests:
             parts.append(f"tests of {one.model} warned: {', '.join(one.warned_tests)}")
         if one.untested:
-            parts.append(f"not tested since the last run of {one.model}: {', '.join(one.untested)}")
+            parts.append(f"not tested since the last run of {one.model}: {_few(one.untested)}")
     if any(one.unfinished for one in builds):
         parts.append("manifest.json is newer than the results: the last command only parsed, or died")
     if parts:
@@ -256,3 +257,9 @@ def _newest(former: Outcome | None, now: Outcome | None) -> Outcome | None:
 
 def _aware(moment: datetime) -> datetime:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names, and how many there are more."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
