@@ -22,10 +22,14 @@ from retl.values.types import Type, TypeName
 
 Text = str | list[Any] | None
 Times = Literal["iso", "epoch_s", "epoch_ms"]
+_WHOLE = re.compile(rb'("?)(-?(?:0|[1-9][0-9]{0,17}))\1')  # of any such text BIGINT has the number
+_PLAIN = re.compile(rb'("?)(-?)(0|[1-9][0-9]{0,17})(?:\.([0-9]{1,18}))?\1')
 _NUMBER = re.compile(rb'("?)(-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?0*([0-9]+))?)\1')
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _FRACTION = re.compile(r"\.([0-9]{6})0+(?![0-9])")  # zeros beyond microseconds
 _TOO_FINE = re.compile(r"[.,][0-9]{7}")
+_STRING: msgspec.json.Decoder[str] = msgspec.json.Decoder(str)
+_LIST: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 _START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -72,7 +76,7 @@ def _list(raw: bytes, item: Reader) -> Text:
     if raw == b"null":
         return None
     try:
-        values = msgspec.json.decode(raw, type=list[msgspec.Raw])
+        values = _LIST.decode(raw)
     except msgspec.DecodeError:
         raise Misfit from None
     return [item.read(bytes(value)) for value in values]
@@ -80,7 +84,7 @@ def _list(raw: bytes, item: Reader) -> Text:
 
 def _text(raw: bytes) -> str:
     try:
-        text = msgspec.json.decode(raw, type=str)
+        text = _STRING.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise Misfit from None
     if "\0" in text:
@@ -106,13 +110,20 @@ def _number(raw: bytes) -> Decimal:
 
 def _exact(raw: bytes, digits: int, places: int) -> str:
     """A number with at most so many digits, and so many of them after the point."""
+    if (found := _PLAIN.fullmatch(raw)) is not None:  # most numbers; what follows would say the same
+        whole, fraction = found[3].decode(), (found[4] or b"").rstrip(b"0").decode()
+        if len(fraction) > places or (whole != "0" and len(whole) > digits - places):
+            raise Misfit
+        return f"{found[2].decode()}{whole}{'.' if fraction else ''}{fraction}"
     number = _number(raw)
-    if -int(number.as_tuple().exponent) > places or number.adjusted() >= digits - places:
+    if -int(number.as_tuple().exponent) > places or (number and number.adjusted() >= digits - places):
         raise Misfit
     return format(number, "f")
 
 
 def _integer(raw: bytes) -> str:
+    if (found := _WHOLE.fullmatch(raw)) is not None:
+        return "0" if found[2] == b"-0" else found[2].decode()
     text = _exact(raw, 19, 0)
     if not -(2**63) <= int(text) < 2**63:
         raise Misfit
@@ -145,14 +156,18 @@ def _moment(raw: bytes, times: Times, *, aware: bool) -> str:
     """A text of ISO 8601 with an offset (`aware`) or without one, or seconds or milliseconds since 1970."""
     if times != "iso":
         return _since_1970(raw, 1 if times == "epoch_s" else 1000, aware=aware)
-    text = _FRACTION.sub(r".\1", _text(raw).upper())
+    text = _text(raw).upper()
     try:
-        if _TOO_FINE.search(text) or len(text) < 16:
+        if "." in text or "," in text:
+            text = _FRACTION.sub(r".\1", text)
+            if _TOO_FINE.search(text):
+                raise Misfit
+        if len(text) < 16:
             raise Misfit
         found = datetime.fromisoformat(text)
         if (found.tzinfo is not None) != aware:
             raise Misfit
-        return (found.astimezone(UTC) if aware else found).isoformat(" ")
+        return (found.astimezone(UTC) if aware and found.tzinfo is not UTC else found).isoformat(" ")
     except (ValueError, OverflowError):
         raise Misfit from None
 

@@ -59,6 +59,8 @@ from retl.values.types import Type
 WATERMARK = "$watermark"
 MISFIT = "retl misfit"  # the column of a row whose value its type cannot hold
 _TYPE = {"type", "max_digits", "decimal_places", "items"}
+_ROW: msgspec.json.Decoder[dict[str, msgspec.Raw]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_LINE = msgspec.json.Encoder()
 _TRIES = 3  # readings of an API whose rows move
 _LARGEST = 16 * 1024 * 1024  # bytes of a row that DuckDB reads by default
 Scalar = StrictStr | StrictBool | StrictInt | StrictFloat
@@ -270,7 +272,7 @@ class Lines:
         for item in items:
             self._rows += 1
             try:
-                row = msgspec.json.decode(item, type=dict[str, msgspec.Raw])
+                row = _ROW.decode(item)
             except msgspec.DecodeError:
                 raise SourceError(
                     "MART_UNREADABLE",
@@ -279,7 +281,7 @@ class Lines:
                 ) from None
             if self._absent:
                 self._absent -= row.keys()
-            line = msgspec.json.encode(self._texts(row)) + b"\n"
+            line = _LINE.encode(self._texts(row)) + b"\n"
             self.longest = max(self.longest, len(line))
             self._digest.update(line)
             yield line
