@@ -29,7 +29,7 @@ test-duckdb15: $(READY)
 	 && $(BIN)/uv pip install --quiet --python .venv-duckdb15 'duckdb>=1.5,<1.6'; }
 	PYTHONPATH=src .venv-duckdb15/bin/python -m tests.canonical
 
-test-crash: $(READY) ## kill runs at events and system calls for ten minutes, and print what was lost
+test-crash: $(READY) ## kill runs at events and system calls for a quarter of an hour, and print what was lost
 	$(BIN)/python -m tests.crash_sweep
 
 test-world: $(READY) ## others act between and during runs: every scene on every server here, and what came of it

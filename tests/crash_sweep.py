@@ -1,4 +1,4 @@
-"""The long version of test_crash.py: `python -m tests.crash_sweep`, or `make test-crash`.
+"""The long version of test_crash.py and test_source_kills.py: `python -m tests.crash_sweep`, or `make test-crash`.
 
 Kills at events of a run, at events of the recovery after a kill, and at system calls of the main thread or
 a lane, and prints per kind of delivery what was lost and what came twice. What there is no time for is left
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from tests import mysql_server, servers
+from tests import mysql_server, servers, sourced
 from tests.crashes import PATIENCE, Append, Ended, PostgresScene, Scene, until
 from tests.databases import MYSQL
 from tests.scenes import KINDS, scene
@@ -33,7 +33,7 @@ CALLS = (
 )  # fmt: skip
 KILLED = -9
 LOST_ANSWER = "batch_answered:2"  # the target has the batch, and the ledger does not know it
-MINUTES = 7.5
+MINUTES = 11.0
 RACES = 50  # of two runs of one ledger
 LEDGER_RACES = 20
 WORKERS = 2
@@ -225,11 +225,34 @@ def _traced(pid: int) -> bool:
 # the long version
 
 
+FROM = "from "  # a kind: rows of this source into PostgreSQL
+SOURCES = tuple(f"{FROM}{kind}" for kind in sourced.KINDS if kind != "duckdb")
+
+
+@contextmanager
+def _source(kind: str, folder: Path) -> Iterator[Scene]:
+    """Rows of another source than DuckDB."""
+    with ExitStack() as hold:
+        server = hold.enter_context(servers.postgres_server(folder / "postgres"))
+        given = sourced.Servers(hold.enter_context(servers.fresh_database(server)))
+        if kind in sourced.BUCKETS:
+            given.objectstore = hold.enter_context(servers.ObjectStore(folder / "objectstore").start())
+        if kind == "mysql":
+            own = hold.enter_context(mysql_server.mysql_server(folder / "mysql"))
+            given.mysql = hold.enter_context(mysql_server.fresh(own))
+        made = hold.enter_context(sourced.mart_in(kind, given))
+        yield sourced.FromSource(folder / "project", given.postgres, made)
+
+
 @contextmanager
 def _scene(kind: str, folder: Path) -> Iterator[Scene]:
-    for name in ("postgres", "redis", "mysql"):
+    for name in ("postgres", "redis", "mysql", "objectstore"):
         (folder / name).mkdir()
     folder.chmod(0o755)
+    if kind.startswith(FROM):
+        with _source(kind.removeprefix(FROM), folder) as made:
+            yield made
+        return
     with ExitStack() as hold:
         postgres = hold.enter_context(servers.postgres_server(folder / "postgres"))
         redis = hold.enter_context(servers.redis_server(folder / "redis"))
@@ -308,12 +331,13 @@ def main() -> int:
         if os.environ.get("CI"):
             return 1
     started = time.monotonic()
-    share = 60 * MINUTES * WORKERS / len(KINDS)
+    kinds = (*KINDS, *SOURCES)
+    share = 60 * MINUTES * WORKERS / len(kinds)
     print(f"{'target':<26}{'kills at':<14}{'kills':>7}{'lost':>7}{'doubled':>9}")
     bad = 0
     with ProcessPoolExecutor(WORKERS) as pool:
         raced = [pool.submit(races, RACES), pool.submit(ledger_races, LEDGER_RACES)]
-        for kind, tallies in pool.map(long, KINDS, [share] * len(KINDS)):
+        for kind, tallies in pool.map(long, kinds, [share] * len(kinds)):
             for name, failure_rate in tallies.items():
                 print(
                     f"{kind:<26}{name:<14}{failure_rate.kills:>7}{failure_rate.lost:>7}{failure_rate.doubled:>9}",

@@ -17,7 +17,7 @@ from tests.scenes import KINDS, scene
 EVERYTHING = bool(os.environ.get("RETL_TEST_ALL"))
 FEW = (
     3 if EVERYTHING else 2
-)  # kills per kind of delivery here; `make test-crash` has as many as ten minutes allow
+)  # kills per kind of delivery here; `make test-crash` has as many as its time allows
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@ thing that goes wrong."""
 
 from __future__ import annotations
 
-import os
-import random
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -368,113 +366,6 @@ def test_plain_text_is_refused_off_this_machine(postgres: servers.Database, tmp_
     said = workshop.retl("validate")
     assert said.code == 2
     assert "does not verify db.example.com" in said.err
-
-
-def test_a_killed_run_is_made_good_by_the_next(postgres: servers.Database, tmp_path: Path) -> None:
-    workshop = project(tmp_path / "project", postgres)
-    workshop.sync("people", **SYNC, batch="{rows: 5}")
-    with postgres.connect() as connection:
-        connection.execute(PEOPLE)
-        for point in ("mart_frozen:1", "batch_acknowledged:2"):
-            assert workshop.process("sync", RETL_CRASH_AT=point).code == -signal.SIGKILL
-            connection.execute(
-                "UPDATE people SET name = name || 'x' WHERE id % 3 = 0; DELETE FROM people WHERE id = 8"
-            )
-        (run,) = workshop.json("sync")["syncs"]
-        assert run["status"] == "SUCCESS"
-        assert differences(connection, "id, name, score, seen") == []
-
-
-@pytest.mark.timeout(1800)
-def test_after_any_history_the_target_is_the_source(postgres: servers.Database, tmp_path: Path) -> None:
-    """Rows come, go and change, columns come, go and change their type, between runs."""
-    chance = random.Random(13)
-    workshop = project(tmp_path / "project", postgres)
-    workshop.sync("people", **SYNC)
-    history = History(chance)
-    with postgres.connect() as connection:
-        connection.execute("CREATE TABLE people (id int PRIMARY KEY, c0 text)")
-        for _ in range(1000 if os.environ.get("RETL_TEST_ALL") else 8):
-            steps = [history.step() for _ in range(chance.randint(1, 4))]
-            for step in steps:
-                connection.execute(step)
-            (run,) = workshop.json("sync")["syncs"]
-            assert run["status"] == "SUCCESS", (steps, run)
-            assert differences(connection, ", ".join(["id", *history.columns])) == [], steps
-
-
-class History:
-    """Random changes of `people`; a new column has a new name, as a target keeps the old ones."""
-
-    def __init__(self, chance: random.Random) -> None:
-        self.columns, self._chance, self._made = {"c0": "text"}, chance, 0
-
-    def step(self) -> str:
-        chance = self._chance
-        kinds: list[Callable[[], str]] = [self._insert] * 5 + [self._update] * 5 + [self._delete] * 3
-        kinds += [self._add, self._drop, self._empty]
-        return chance.choice(kinds)()
-
-    def _value(self, kind: str) -> str:
-        chance = self._chance
-        if chance.random() < 0.1:
-            return "NULL"
-        number = chance.randint(-(10**9), 10**9)
-        texts = {
-            "text": f"'{chance.choice(['', 'é', chr(10), ',', chr(34), 'NULL'])}{number % 5}'",
-            "numeric(14,3)": f"{number}.5::numeric / 8",
-            "bigint": str(number),
-            "timestamptz": f"'2026-01-01Z'::timestamptz + interval '{number} ms'",
-            "double precision": f"{number} / 7.0::float8",
-            "boolean": str(number > 0),
-            "int[]": f"ARRAY[{number}, NULL]",
-            "jsonb": f"'{{\"n\": {number}.10}}'",
-        }
-        return texts[kind]
-
-    def _insert(self) -> str:
-        values = ", ".join(self._value(kind) for kind in self.columns.values())
-        first = self._chance.randint(1, 60)
-        names = ", ".join(["id", *self.columns])
-        return (
-            f"INSERT INTO people ({names}) SELECT i, {values} FROM generate_series({first}, {first + 9}) i"
-            " ON CONFLICT DO NOTHING"
-        )
-
-    def _update(self) -> str:
-        name, kind = self._chance.choice(list(self.columns.items()))
-        return f"UPDATE people SET {name} = {self._value(kind)} WHERE id % 7 = {self._chance.randint(0, 6)}"
-
-    def _delete(self) -> str:
-        return f"DELETE FROM people WHERE id % 5 = {self._chance.randint(0, 4)}"
-
-    def _empty(self) -> str:
-        return "DELETE FROM people WHERE id > 1; INSERT INTO people (id) VALUES (1) ON CONFLICT DO NOTHING"
-
-    def _add(self) -> str:
-        if len(self.columns) > 5:
-            return self._drop()
-        self._made += 1
-        kinds = [
-            "text",
-            "numeric(14,3)",
-            "bigint",
-            "timestamptz",
-            "double precision",
-            "boolean",
-            "int[]",
-            "jsonb",
-        ]
-        name, kind = f"c{self._made}", self._chance.choice(kinds)
-        self.columns[name] = kind
-        return f"ALTER TABLE people ADD COLUMN {name} {kind} DEFAULT {self._value(kind)}"
-
-    def _drop(self) -> str:
-        if len(self.columns) < 2:
-            return self._delete()
-        name = self._chance.choice(list(self.columns))
-        del self.columns[name]
-        return f"ALTER TABLE people DROP COLUMN {name}"
 
 
 def differences(connection: Any, columns: str) -> list[tuple[Any, ...]]:

@@ -1,7 +1,8 @@
 """`make test-world`: play every scene on every target, and print what came of it.
 
 `python -m tests.world PART…` plays the lines that contain every PART, and none of those given as -PART.
-`python -m tests.world applications` delivers into the schemas of applications only. Ends with 1 if anything was
+`python -m tests.world applications` delivers into the schemas of applications only, `python -m tests.world sources
+PART…` plays what happens to sources. Ends with 1 if anything was
 lost, doubled, refused without a reason or stuck, or if a scene could not be played.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from tests.world import applications, hosts
+from tests.world import applications, hosts, sources
 from tests.world.stage import Line, Part, parts, play_all
 from tests.world.targets import fresh
 
@@ -29,13 +30,15 @@ def main(words: Sequence[str]) -> int:
         return 0
     if list(words) == ["applications"]:
         return _applications()
+    if words and words[0] == "sources":
+        return _sources(words[1:])
     chosen = [part for part in parts() if all(_fits(word, part.line) for word in words)]
     began = time.monotonic()
     shares = [chosen[number::WORKERS] for number in range(WORKERS)]
     with ProcessPoolExecutor(WORKERS) as pool:
         lines = [line for found in pool.map(_share, shares) for line in found]
     print(table(lines, time.monotonic() - began))
-    refused = 0 if words else _applications()
+    refused = 0 if words else _applications() + _sources()
     return refused or (0 if all(line.fine for line in lines) else 1)
 
 
@@ -47,6 +50,21 @@ def _applications() -> int:
     print(applications.table(outcomes))
     fine = sum(one.fine for one in outcomes)
     print(f"\n{len(outcomes)} tables: {fine} ok, {len(outcomes) - fine} not")
+    return 0 if fine == len(outcomes) else 1
+
+
+def _sources(words: Sequence[str] = ()) -> int:
+    """Sources that change, vanish or are lost while they are read."""
+    began = time.monotonic()
+    with _folder() as folder:
+        outcomes = []
+        for one in sources.everything(folder, words):
+            print(one, flush=True)
+            outcomes.append(one)
+    fine = sum(one.fine for one in outcomes)
+    print(
+        f"\n{len(outcomes)} lines in {time.monotonic() - began:.0f} s: {fine} ok, {len(outcomes) - fine} not"
+    )
     return 0 if fine == len(outcomes) else 1
 
 

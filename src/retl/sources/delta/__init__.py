@@ -202,15 +202,17 @@ class Delta(Source[Table]):
         return refusal(problem, f"Delta table {self.label}")
 
     def read_commit(self, version: int) -> bytes | None:
-        """A commit of the log; None if the log does not have it."""
+        """A commit of the log; None if the log does not have it. SourceError if it cannot be read."""
         from deltalake.fs import DeltaStorageHandler
 
         try:
             store = DeltaStorageHandler(self.uri, self.storage)
             file = store.open_input_file(f"_delta_log/{version:020}.json")
+            return bytes(file.read())
         except FileNotFoundError:
             return None
-        return bytes(file.read())
+        except Exception as problem:
+            raise self.refused(problem) from problem
 
     def _go_back(self, table: DeltaTable, at: datetime) -> None:
         """Load the version that was the newest at a time. The reader goes by the times of the log's files,
