@@ -23,6 +23,7 @@ from retl.run import contract_diff, dbt_results, extent, planner, recovery, targ
 from retl.run.job import Clock, Job
 from retl.run.known import Known, know
 from retl.run.mart import Extent, Frozen, Mapped, Opened, Reading, open_mart
+from retl.run.notes import notes
 from retl.run.plan import Plan
 from retl.run.planner import Diffed, Due, Judged
 from retl.run.prediction import predict
@@ -158,10 +159,11 @@ def plan(
         changes = _compare(job, run, (opened, frozen, reach), known, asked, workspace, clock)
     with clock.phase("guard"):
         made = planner.Made(opened, frozen, known, asked, *changes)
-        planned = planner.guard(job, run, made, unanswered=found.unanswered)
+        planned = planner.guard(job, run, made)
+        said = notes(job, made, planned, unanswered=found.unanswered)
         if lock is not None:
             contract_diff.remember(job.ledger, job.sync, opened.description.columns)
-        return replace(planned, shards=crew)
+        return replace(planned, notes=said, shards=crew)
 
 
 def _compare(

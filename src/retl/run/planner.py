@@ -6,17 +6,15 @@ Each step takes the results of earlier steps and returns a frozen value. `pipeli
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
 
-from retl.destinations.batch import MODES, Batch, Capabilities
+from retl.destinations.batch import Capabilities
 from retl.engine import (
     change_set,
     diff,
@@ -34,16 +32,15 @@ from retl.engine.mapping import FieldMap, Run
 from retl.engine.scope import IN_SCOPE, Scope, Scoped
 from retl.engine.statistics import Drifted, Statistics
 from retl.engine.workspace import Workspace
-from retl.errors import DefinitionError, TargetError
+from retl.errors import DefinitionError
 from retl.observe import log
-from retl.run import contract_diff, dbt_results, extent, guards, resolve, target, volatile
+from retl.run import dbt_results, extent, guards, resolve, target
 from retl.run.guards import Facts, Refusal
 from retl.run.job import Job
 from retl.run.known import Known, holding
 from retl.run.mart import Extent, Frozen, Mapped, Opened, follows, hash_rows
 from retl.run.plan import Plan, Terms
 from retl.run.target import Asked, Visited
-from retl.sources.dbt_results import note
 from retl.values.suppressed import Suppressed
 
 
@@ -299,8 +296,8 @@ def taken(found: Ends, counts: Mapping[str, int]) -> Ends:
     return ends
 
 
-def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
-    """Judge the facts and make the plan. `unanswered` rows of dead runs may change it."""
+def guard(job: Job, run: Run, made: Made) -> Plan:
+    """Judge the facts and make the plan, without its notes."""
     sync, options, chosen = job.sync, job.options, job.options.selection
     mapped, known = made.frozen.mapped, made.known
     in_part = chosen.partial or chosen.limit is not None
@@ -313,7 +310,7 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
     refusals += guards.judge(facts, sync.guards, options.accept)
     refusals += _unapproved(job)
     log.event("guards_judged", refusals=len(refusals), changes=len(made.due.changes))
-    plan = Plan(
+    return Plan(
         purpose=options.purpose,
         run=run,
         field_map=mapped.field_map,
@@ -346,7 +343,6 @@ def guard(job: Job, run: Run, made: Made, *, unanswered: int) -> Plan:
             decisions=made.due.changes.positions(options.decisions),
         ),
     )
-    return replace(plan, notes=(*_notes(job, made, plan, unanswered), *_volatile(job, made, plan)))
 
 
 def _refuse_part(job: Job, mapped: Mapped, known: Known, in_part: bool) -> None:
@@ -509,10 +505,6 @@ def _unapproved(job: Job) -> Iterator[Refusal]:
         )
 
 
-def _are(rows: int) -> str:
-    return "1 row is" if rows == 1 else f"{rows} rows are"
-
-
 def _redefined(redefined: bool) -> Iterator[Refusal]:
     if redefined:
         yield Refusal(
@@ -534,95 +526,3 @@ def _orphans(job: Job, mapped: Mapped, known: Known) -> Iterator[Refusal]:
                 f"`retl state mv {former.sync} {job.sync.name}` keeps its state; --accept ORPHANED_STATE"
                 " starts without it",
             )
-
-
-def _left_behind(job: Job, known: Known, place: str) -> str | None:
-    """The object that the sync delivered to until now, if it begins with another one."""
-    if not known.basis.is_first or known.object != place:
-        return None
-    former = [one for one in job.ledger.checkpoints(job.sync.name) if one.object != place]
-    return max(former, key=lambda one: one.run_id).object if former else None
-
-
-def _notes(job: Job, made: Made, plan: Plan, unanswered: int) -> Iterator[str]:
-    """Notes for the reader of the plan."""
-    withheld = plan.ends.get(("delete", "not_attempted"), 0)
-    succeeded = plan.ends.get(("delete", succession.SUCCEEDED), 0) if made.diffed.strategy.absence else 0
-    outside = plan.ends.get(("delete", diff.OUTSIDE), 0)
-    preview = job.target.destination.about.preview
-    known, place, sync = made.known, plan.capabilities.object, job.sync
-    left = _left_behind(job, known, place)
-    notes = {
-        f"this is another object than {left}: what was delivered there stays, and nothing there is deleted": (
-            left is not None
-        ),
-        f"what is sent changed ({_reshaped(made)}): every row is sent once": (
-            known.differs(made.frozen.mapped, "what")
-        ),
-        f"a dead run left {unanswered} rows unanswered: a run resolves them first, so these numbers may"
-        " change": unanswered > 0,
-        "the target lost rows that expire: every row is sent again": made.asked.emptied,
-        "ERASED: the target was restored or emptied, so people who were erased may be there again:"
-        " `retl erase verify` looks for them, `retl erase --again` erases them again": (
-            made.asked.restored and bool(known.suppressed)
-        ),
-        f"every row of the source was read: {made.frozen.unfed}": made.frozen.unfed is not None,
-        "this account has no right to write here: a run would fail": made.asked.readonly,
-        "the object was rewritten since the last run (a restore, TRUNCATE, VACUUM FULL): every row is sent"
-        " again": made.asked.replaced and plan.distrust is not None,
-        f"this object was delivered to as {known.object}: its baseline continues": known.object != place,
-        "rows that were delivered before are not deleted: after STATE_BEHIND nobody knows whose they are"
-        f" (`retl state rebuild {job.sync.name} --take-ownership` takes them)": (
-            plan.distrust is not None and plan.distrust.disown and job.sync.deletes.how != "keep"
-        ),
-        f"{withheld} deletes wait: a row without a usable key may be one of them": withheld > 0,
-        f"ERASED: {_are(made.diffed.erased)} never sent, because they were erased"
-        f" (`retl erase --lift --sync {job.sync.name} --key …` takes one off)": made.diffed.erased > 0,
-        f"{outside} keys left the mart and stay: they are outside `deletes: {{within: …}}`": outside > 0,
-        f"{succeeded} keys left the mart and nothing is deleted for them: each stands for the same object as"
-        " another key, because the target does not tell them apart or gave both one id": succeeded > 0,
-        "delivery is at_least_once: after a crash a row may arrive twice": (
-            not plan.capabilities.idempotent and job.sync.delivery == "at_least_once"
-        ),
-        f"{job.target.kind} is a {preview}": bool(preview),
-        "this ledger has no history, and the target keeps no trace of what it was sent"
-        f" (rows: {plan.facts.unproved}): if they were sent before, they arrive twice": bool(
-            plan.facts.unproved
-        ),
-        "after this run write `first_run: adopt`: if the state is ever lost, nothing is sent twice": (
-            known.basis.is_first and resolve.sends_first(sync)
-        ),
-    }
-    yield from (note for note, holds in notes.items() if holds)
-    former, types = known.former.get("types"), plan.fingerprints["types"]
-    news = contract_diff.new_columns(job.ledger, sync, made.opened.description.columns)
-    yield from filter(None, (news, contract_diff.orphaned(former, types)))
-    yield from note(plan.facts.builds)
-
-
-def _reshaped(made: Made) -> str:
-    """The fields that came, went or have another type, for a note."""
-    former = json.loads(made.known.former.get("types", "null"))
-    now: dict[str, str] = json.loads(made.frozen.mapped.fingerprints["types"])
-    if former is None or former == now:
-        return "fields, types, transforms or formats"
-    names = [name for name in {**former, **now} if former.get(name) != now.get(name)]
-    said = [f"{name}: {former.get(name, 'new')} → {now.get(name, 'gone')}" for name in names[:5]]
-    return ", ".join(said) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _volatile(job: Job, made: Made, plan: Plan) -> Sequence[str]:
-    """If nearly every row is an update although only the mart changed: a note with the fields that differ."""
-    updates = plan.changes.counts.get("update", 0)
-    reshaped = made.known.former.get("what") != plan.fingerprints["what"]
-    readable = made.asked.reached and plan.capabilities.readable and not made.diffed.strategy.everything
-    if plan.refusals or reshaped or not readable or not volatile.is_suspect(updates, plan.read):
-        return []
-    last = min(volatile.SAMPLE, len(plan.changes) - plan.changes.counts.get("delete", 0)) - 1
-    batch = Batch(plan.changes, *MODES[job.sync.write], plan.run.run_id, 0, 0, last)
-    try:
-        with closing(job.lane(plan.field_map.shape)) as destination:
-            names = volatile.fields(destination, batch)
-    except TargetError:  # a note is no reason to fail
-        return []
-    return [volatile.note(names, updates, plan.read)] if names else []
