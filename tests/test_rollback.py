@@ -399,6 +399,15 @@ def test_images_are_removed_when_their_time_is_over(workshop: Workshop, postgres
     assert not list((workshop.folder / ".retl" / "runs").glob("*.images-*"))
 
 
+def test_an_erasure_leaves_the_images_of_other_rows(workshop: Workshop, postgres: Database) -> None:
+    before = begun(workshop, postgres)
+    bad = bad_run(workshop)
+    workshop.json("erase", "--sync", "users", "--key", "2", "--reason", "ticket 4711")
+    done = rolled_back(workshop, bad)
+    assert (done["updated"], done["inserted"], done["deleted"]) == (4, 2, 2)
+    assert rows(postgres) == [one for one in before if not one.startswith("(2,")]
+
+
 def test_a_target_that_cannot_keep_images_is_refused(workshop: Workshop) -> None:
     workshop.write("retl.yml", "connections:\n  hook: {type: webhook, url: 'http://127.0.0.1:9/x'}\n")
     workshop.sync("users", destination="{connection: hook}", delivery="at_least_once", rollback="{keep: 30d}")

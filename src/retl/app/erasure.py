@@ -114,7 +114,7 @@ def job(
         resolved = session.project.destination(sync, more)
     made = session.job(sync, ledger, replace(options(accept=accept, dry_run=reads), purpose="erase"))
     where = resolved.target
-    return run.suited(replace(made, sync=run.deleting(sync), target=where))
+    return run.suited(replace(made, sync=run.deleting(sync), target=where, images=sync.rollback.keep))
 
 
 def look(session: Session, ledger: Ledger, found: Found, subject: str | None) -> Iterator[dict[str, Any]]:

@@ -99,6 +99,7 @@ class Job:
     others: Callable[[], bool] | None = None  # runs syncs that may help refused rows; False if there are none
     run_id: str | None = None  # that its next run must have
     shards: int = 1  # processes that share the keys of a sync
+    images: float | None = None  # seconds that those of earlier runs stay, although this run keeps none
     since: float | None = None  # monotonic: where a command's first run starts to count time
 
     def lane(self, shape: Shape) -> Destination[Any]:

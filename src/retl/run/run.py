@@ -298,7 +298,8 @@ class Execution:
         """Remove files that are no longer read. The run has ended: if it fails, a later run does it."""
         try:
             job = self.job
-            job.ledger.tidy(job.sync.name, job.sync.log.keep, job.sync.rollback.keep)
+            images = job.sync.rollback.keep if job.images is None else job.images
+            job.ledger.tidy(job.sync.name, job.sync.log.keep, images)
         except RetlError as problem:
             log.event("tidy_failed", level="warning", code=problem.code)
 
