@@ -376,9 +376,10 @@ class Followed(iceberg.History):
 
 
 class IcebergTable(History):
-    """An Iceberg table, written by PyIceberg and with position deletes, whose feed the sync follows."""
+    """An Iceberg table, written by PyIceberg and with position deletes, whose feed the sync follows. Its partitions
+    stay: after many changes of them PyIceberg cannot write its own manifests."""
 
-    steps = (*iceberg.ROWS, *iceberg.ROWS, "expire", "add_column", "drop_column", "partition", "look_back")
+    steps = (*iceberg.ROWS, *iceberg.ROWS, "expire", "add_column", "drop_column", "look_back")
     sync = {
         "key": "[id]",
         "contract": "{id: {type: integer}, name: {type: string, nullable: true},"
@@ -471,8 +472,13 @@ class DeltaTable(History):
     def happens(self) -> None:
         self.at = None
         self.history.step()
+        version = self.history.table.version()
         if self.history.lost:  # files and commits of versions before may be gone
-            self.history.readable, self.history.lost = self.history.table.version(), False
+            self.history.readable, self.history.lost = version, False
+        elif (
+            version // 100 > (version - 4) // 100
+        ):  # the writer has made a checkpoint, and removed what is older
+            self.history.readable = version
 
     def look_back(self) -> None:
         """The sync reads a former version."""

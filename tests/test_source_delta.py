@@ -454,6 +454,17 @@ def test_the_version_of_a_number_or_a_time_is_read(tmp_path: Path, workspace: Wo
         assert snapshot.description.version == version_of(table, 1)
 
 
+def test_a_version_that_the_log_no_longer_leads_to_is_named(tmp_path: Path, workspace: Workspace) -> None:
+    folder = tmp_path / "t"
+    for number in range(3):
+        write_deltalake(str(folder), people(number), mode="append")
+    DeltaTable(str(folder)).create_checkpoint()
+    for number in range(2):
+        (folder / f"_delta_log/{number:020}.json").unlink()
+    assert "no such version, or its log no longer has it" in refusal(workspace, folder, 1).message
+    assert len(read(workspace, folder, 2)) == 3
+
+
 def test_a_time_that_the_log_does_not_tell_is_refused(tmp_path: Path, workspace: Workspace) -> None:
     table = ByHand(tmp_path / "t")
     for one in range(3):

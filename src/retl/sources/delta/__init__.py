@@ -44,7 +44,7 @@ from retl.net.bucket import Address, Root
 from retl.observe.signals import Stop
 from retl.sources.api import Snapshot, Source, needs
 from retl.sources.delta import log
-from retl.sources.delta.refusal import refusal
+from retl.sources.delta.refusal import no_version, refusal
 from retl.sources.delta.storage import options
 from retl.sources.delta.version import Version, version_of
 from retl.values.sql import split
@@ -195,7 +195,16 @@ class Delta(Source[Table]):
         except RetlError:
             raise
         except Exception as problem:
-            raise self.refused(problem) from problem
+            refused = self.refused(problem)
+            if isinstance(at, int) and refused.code == "MART_MISSING" and self._is_there():
+                raise no_version(f"Delta table {self.label}") from problem
+            raise refused from problem
+
+    def _is_there(self) -> bool:
+        """Whether there is a table, of whatever version."""
+        from deltalake import DeltaTable
+
+        return DeltaTable.is_deltatable(self.uri, self.storage)
 
     def refused(self, problem: Exception) -> SourceError:
         """What an error of the reader means."""

@@ -56,6 +56,15 @@ _FEATURES = (
 HINT = "drop the feature where the table is written, or copy what the sync needs into a table without it"
 
 
+def no_version(table: str) -> SourceError:
+    """The error for a version that the log of a table does not lead to."""
+    return SourceError(
+        "MART_MISSING",
+        f"{table} has no such version, or its log no longer has it",
+        hint="name another in `at`",
+    )
+
+
 def refusal(problem: Exception, table: str) -> SourceError:
     """The error as ours."""
     text = str(problem)
