@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from benchmarks import mart, pipe, post
 from benchmarks.timing import Measured, Series, apart, timed
@@ -101,6 +102,52 @@ class Contract:
         measured = self.bench.sync("users", environment)
         assert summary(measured)["inserted"] == self.bench.rows, measured.output
         return measured
+
+
+class Others:
+    """Every row updated where somebody else may edit: what it costs to keep their edits, and the rows as they
+    were, beside the same update without. And a comparison of the whole table, beside the full load."""
+
+    WAYS: ClassVar[Mapping[str, str]] = {
+        "target_wins": "conflicts: target_wins\n",
+        "rows kept for a rollback": "rollback: {keep: 1d}\n",
+        "both": "conflicts: target_wins\nrollback: {keep: 1d}\n",
+    }
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        goals = {"target_wins": 1.75, "rows kept for a rollback": 1.3, "both": 2.0}
+        self.ways = {way: Series(f"every row updated, {way}", goals[way], goals[way]) for way in self.WAYS}
+        self.cache = Series("every key updated in Redis, target_wins", 2.0, 2.0)
+        self.compared = Series("reconcile", 0.6, 0.6)
+        self.updated = bench.folder / "updated.duckdb"
+        apart(mart.build_changed, self.updated, bench.mart, bench.rows, 0)
+
+    @property
+    def series(self) -> list[Series]:
+        return [*self.ways.values(), self.cache, self.compared]
+
+    def round(self) -> None:
+        load, floor = self._update(TO_POSTGRES + BATCH)
+        found = self.bench.retl("reconcile", "users", environment={"DUCKDB_PATH": str(self.updated)})
+        self.compared.add(found, load.seconds)
+        for way, says in self.WAYS.items():
+            self.ways[way].add(self._update(TO_POSTGRES + BATCH + says)[1], floor.seconds)
+        _, floor = self._update(TO_REDIS)
+        self.cache.add(self._update(TO_REDIS + self.WAYS["target_wins"])[1], floor.seconds)
+
+    def _update(self, says: str) -> tuple[Measured, Measured]:
+        """The first load of the mart, and the run that updates every row of it."""
+        bench = self.bench
+        bench.write_sync("users", says + CONTRACT)
+        bench.flush_redis()
+        bench.forget()
+        load = bench.sync("users")
+        assert summary(load)["inserted"] == bench.rows, load.output
+        bench.rest()
+        done = bench.sync("users", {"DUCKDB_PATH": str(self.updated)})
+        assert summary(done)["updated"] == bench.rows, done.output
+        return load, done
 
 
 class Redis:

@@ -50,6 +50,7 @@ def main() -> int:
             "redis": cases.Redis,
             "http": cases.Http,
             "start": cases.Start,
+            "others": cases.Others,
         }
         found: list[Case] = []
         if asked.large:
