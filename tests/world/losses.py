@@ -107,7 +107,7 @@ def half_deleted_during(play: Play) -> None:
     play.settle(hidden=not play.target.changes)
 
 
-@scene("target restored in the middle of a run", *CACHE)
+@scene("target restored in the middle of a run", *CACHE, short=("mirror in Redis",))
 def restored_during(play: Play) -> None:
     play.run()
     play.keep_target()

@@ -450,9 +450,9 @@ def write_delta(workspace: Workspace, rows: str, path: Path) -> None:
 
 
 def sample(
-    workspace: Workspace, field_map: FieldMap, count: int, confirmed_after: datetime | None
+    workspace: Workspace, field_map: FieldMap, count: int, confirmed_after: datetime | None, seed: str
 ) -> ChangeSet:
-    """A random sample of confirmed keys in the baseline, to read them in the target."""
+    """A sample of confirmed keys in the baseline, to read them in the target: the same for one seed."""
     alive = ""
     if confirmed_after is not None:
         alive = f" AND confirmed_at > {literal(confirmed_after.isoformat())}::TIMESTAMPTZ"
@@ -460,7 +460,8 @@ def sample(
         "(seen IS NULL OR (octet_length(seen) > 0 AND octet_length(seen) % 8 = 0))"  # not known to be gone
     )
     drawn = (
-        f"(SELECT key FROM {BASELINE} WHERE hash IS NOT NULL AND {there}{alive}) USING SAMPLE {count} ROWS"
+        f"(SELECT key FROM {BASELINE} WHERE hash IS NOT NULL AND {there}{alive}"
+        f" ORDER BY hash(key, {literal(seed)}) LIMIT {count})"
     )
     rows = f"row_number() OVER () - 1 AS pos, key FROM {drawn}"
     return of_keys(workspace, field_map, "sample", rows)

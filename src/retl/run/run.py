@@ -30,9 +30,10 @@ from retl.destinations.batch import (
     Outcome,
     Shape,
     SoftDelete,
+    Trace,
     Visit,
 )
-from retl.engine import hash
+from retl.engine import baseline, hash
 from retl.engine.answers import Answers
 from retl.engine.baseline import Distrust
 from retl.engine.mapping import Run
@@ -366,14 +367,17 @@ class Execution:
         with closing(self._lane()) as destination:
 
             def is_lost() -> bool:
-                return guards.is_lost(*target.sample(destination, self.run, plan, self.workspace))
+                return guards.is_lost(*target.sample(destination, self.run, plan, self.workspace, plan.basis))
 
-            lost = self.job.pace.retrying(self.job.sync.retry, self.job.stop.event)(
+            retrying = self.job.pace.retrying(self.job.sync.retry, self.job.stop.event)
+            lost = retrying(
                 lambda: trace.lost(destination, visit, self._answered, marks, is_lost if append else None)
             )
-        if not lost:
-            return None
-        doubt = replace(plan.distrust or Distrust(rows=0), rows=0, own=True)
+            if not lost:
+                return None
+            back = () if append else retrying(lambda: self._returned(destination, visit))
+        doubt = plan.distrust or Distrust(rows=0)
+        doubt = replace(doubt, rows=0, own=True, back=(*doubt.back, *back))
         self.job.ledger.distrust(self.run.run_id, self.lock.epoch, asdict(doubt))
         return Failure(
             "TARGET_RESET",
@@ -383,6 +387,20 @@ class Execution:
             if append
             else "run again: every row that is not confirmed is sent",
         )
+
+    def _returned(self, destination: Destination[Any], visit: Visit) -> tuple[str, ...]:
+        """The keys that this run or an earlier one deleted and that the target, which was put back, has."""
+        plan, ledger, sync = self._planned(), self.job.ledger, self.job.sync.name
+        try:
+            seen = destination.check(visit) or Trace()
+        except Mismatch:  # there is no object
+            return ()
+        known = trace.expected(ledger, sync, plan.capabilities.object, seen)
+        since = trace.compare(ledger, sync, seen, known, append=False).lost
+        if since is None:
+            return ()
+        gone = f"{baseline.deleted(since)} UNION SELECT key FROM {plan.changes.table} WHERE op = 'delete'"
+        return target.returned(destination, self.run, plan, self.workspace, gone)
 
     def _unfinished(self, numbers: Counts) -> Failure | None:
         """Why a run that reached its end is not a success."""

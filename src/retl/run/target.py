@@ -21,7 +21,7 @@ from retl.run.guards import Refusal
 from retl.run.job import Job
 from retl.run.known import Known
 from retl.run.mart import Mapped
-from retl.run.plan import Plan
+from retl.run.plan import Basis, Plan
 from retl.run.trace import Expected, Marks
 
 RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # codes of missing rights that a dry run does not need
@@ -108,7 +108,7 @@ def ask(
     believes = known.baseline_rows and not (found.emptied or found.refusals)
     if believes and mapped.capabilities.readable and (found.replaced or not (append or chosen.full)):
         assert visited.destination is not None
-        sampled, missed = sample(visited.destination, run, mapped, workspace)
+        sampled, missed = sample(visited.destination, run, mapped, workspace, known.basis)
         found = replace(found, sampled=sampled, lost=missed)
     is_lost = guards.is_lost(found.sampled, found.lost)
     if is_lost and expires:
@@ -150,15 +150,24 @@ def _returned(
     visited: Visited, run: Run, mapped: Mapped, workspace: Workspace, since: int
 ) -> tuple[str, ...]:
     """The keys that were deleted after this epoch and that the restored target has again."""
-    if visited.destination is None or not mapped.capabilities.readable:
+    if visited.destination is None:
         return ()
-    listed = f"row_number() OVER () - 1 AS pos, key FROM ({baseline.deleted(since)})"
+    return returned(visited.destination, run, mapped, workspace, baseline.deleted(since))
+
+
+def returned(
+    destination: Destination[Any], run: Run, mapped: Mapped | Plan, workspace: Workspace, deleted: str
+) -> tuple[str, ...]:
+    """Those of the deleted keys (SQL) that the target has again."""
+    if not mapped.capabilities.readable:
+        return ()
+    listed = f"row_number() OVER () - 1 AS pos, key FROM ({deleted})"
     gone = change_set.of_keys(workspace, mapped.field_map, "deleted_keys", listed)
     keys = [key for (key,) in workspace.run("SELECT key FROM deleted_keys ORDER BY pos")]
     found = list[str]()
     for first in range(0, len(keys), READ_AT_ONCE):
         last = min(first + READ_AT_ONCE, len(keys)) - 1
-        rows = visited.destination.read(Batch(gone, *MODES["delete"], run.run_id, 0, first, last))
+        rows = destination.read(Batch(gone, *MODES["delete"], run.run_id, 0, first, last))
         found += [key for key, row in zip(keys[first:], rows, strict=False) if row is not None]
     return tuple(found)
 
@@ -183,12 +192,14 @@ def _owed(job: Job, mapped: Mapped, distrust: Distrust | None) -> Distrust | Non
 
 
 def sample(
-    destination: Destination[Any], run: Run, mapped: Mapped | Plan, workspace: Workspace
+    destination: Destination[Any], run: Run, mapped: Mapped | Plan, workspace: Workspace, basis: Basis
 ) -> tuple[int, int]:
-    """How many confirmed keys were looked up in the target, and how many it lacks."""
+    """How many confirmed keys were looked up in the target, and how many it lacks. They are the same until a
+    run succeeds: who is refused is not let through by trying again."""
     expires = mapped.capabilities.expires
     alive = None if expires is None else run.started_at - timedelta(seconds=expires)
-    drawn = change_set.sample(workspace, mapped.field_map, SAMPLE, alive)
+    seed = basis.checkpoint.run_id if basis.checkpoint else ""
+    drawn = change_set.sample(workspace, mapped.field_map, SAMPLE, alive, seed)
     if not len(drawn):
         return 0, 0
     batch = Batch(drawn, *MODES["delete"], run.run_id, 0, 0, len(drawn) - 1)
