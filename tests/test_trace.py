@@ -343,3 +343,22 @@ def test_a_redis_that_forgets_during_a_run_is_noticed(
         assert code(run(workshop)) == ("FAILED", "TARGET_RESET")
         assert code(run(workshop)) == ("SUCCESS", None)
     assert held(redis_server) == ROWS
+
+
+# --- rows that are gone, and every trace is there
+
+
+def test_a_loss_that_was_seen_is_seen_by_every_later_run_until_it_is_mended(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.sync("users", **MIRROR)
+    workshop.warehouse("INSERT INTO users SELECT i, 'new', 1 FROM range(10000, 12000) t(i)")
+    run(workshop)
+    execute(postgres, "DELETE FROM crm.users WHERE user_id >= 10000 AND user_id % 33 = 0")  # 3 %: by luck
+    lost = ("REFUSED", "TARGET_LOST")
+    found = next((one for one in (code(run(workshop)) for _ in range(12)) if one == lost), None)
+    assert found == lost, "twelve samples saw nothing"
+    assert {code(run(workshop)) for _ in range(4)} == {lost}
+    run(workshop, "--full")
+    assert code(run(workshop)) == ("SUCCESS", None)
+    assert rows(postgres) == mart(workshop)
