@@ -39,6 +39,7 @@ _KEY = """
 SELECT array_agg(a.attname ORDER BY array_position(i.indkey, a.attnum)) FROM pg_index i
 JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
 WHERE i.indrelid = %s::regclass AND i.indisprimary"""
+_UNNAMED = ("BLOB", "TIME", "INTERVAL", "BIT")
 _WHOLE = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}
 
 
@@ -162,9 +163,18 @@ class Application:
 
     def _define(self, mart: Mart, contract: str = "") -> None:
         ((key,),) = self._catalog(_KEY, mart)
-        text = f"source: {{table: mart_{mart.name}}}\nkey: {json.dumps(key)}\n{contract}"
+        source = {"sql": self._cast(mart)} if contract else {"table": f"mart_{mart.name}"}
+        text = f"source: {json.dumps(source)}\nkey: {json.dumps(key)}\n{contract}"
         text += f"destination: {{connection: app, table: {self.schema}.{mart.table}}}\n{mart.says}\n"
         (self.folder / "syncs" / f"{mart.name}.yml").write_text(text)
+
+    def _cast(self, mart: Mart) -> str:
+        """The mart with the texts of what no contract can name, as the refusal asks for."""
+        with duckdb.connect(str(self.folder / "mart.duckdb"), read_only=True) as warehouse:
+            described = warehouse.execute(f"DESCRIBE mart_{mart.name}").fetchall()
+        casts = [f"{_shown(name, kind)} AS {name}" for name, kind, *_ in described if kind in _UNNAMED]
+        replaced = f" REPLACE ({', '.join(casts)})" if casts else ""
+        return f"SELECT *{replaced} FROM mart_{mart.name}"
 
     def _sync(self, name: str) -> dict[str, dict[str, Any]]:
         to = self.database

@@ -54,7 +54,12 @@ class Judged:
         elif self.base in _HEXADECIMAL and not self.key:
             old = f"lower({old})"
         if self.compared.startswith("float8"):  # 0 and -0 are equal, but not the same
-            return f"ROW({new})::record OPERATOR(pg_catalog.*<>) ROW({old})::record"
+            differs = "ROW({})::record OPERATOR(pg_catalog.*<>) ROW({})::record"
+            found = differs.format(new, old)
+            if self.base.removesuffix("[]") != "real":
+                return found
+            # its text has fewer digits than the same number in float8, as a source may have widened it
+            return f"({found} AND {differs.format(f'{held}::{self.compared}', old)})"
         return f"{new} IS DISTINCT FROM {old}"
 
 
