@@ -7,6 +7,7 @@ value that it alters.
 
 from __future__ import annotations
 
+from struct import pack, unpack
 from typing import Any
 
 import duckdb
@@ -230,7 +231,12 @@ def alike(type: Type, base: str, source: Any, held: Any) -> bool:
         return source == held
     if kind.endswith("[]"):
         held = held and tree(held)
-    return same(source, held, kind)
+    if same(source, held, kind):
+        return True
+    # a real shows fewer digits than it has: its number is that of four bytes
+    return (
+        base == "real" and type.name == "float" and unpack("f", pack("f", float(source)))[0] == float(source)
+    )
 
 
 @pytest.mark.parametrize(("type", "pg_type", "sql"), LOSSY, ids=lambda one: str(one)[:30])
