@@ -358,8 +358,11 @@ def test_the_session_that_keeps_others_out_outlives_idleness_but_not_its_machine
 
 
 def sessions(target: PostgresTarget) -> list[int]:
-    """The processes of the server that serve the role."""
-    found = target.admin.execute("SELECT pid FROM pg_stat_activity WHERE usename = %s ORDER BY pid", [ROLE])
+    """The processes of the server that serve the role in this database."""
+    query = (
+        "SELECT pid FROM pg_stat_activity WHERE usename = %s AND datname = current_database() ORDER BY pid"
+    )
+    found = target.admin.execute(query, [ROLE])
     return [pid for (pid,) in found.fetchall()]
 
 
