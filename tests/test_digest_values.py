@@ -207,7 +207,7 @@ def test_a_value_is_called_edited_exactly_if_somebody_touched_it(scene: Scene) -
     delivered = first["inserted"]
     before = scene.held()
     assert delivered == len(before) > len(scene.mart.columns) / 3
-    for name, value in SETTINGS.items():  # of others, and of whoever made the database
+    for name, value in SETTINGS.items():  # of others, and of the owner of the database
         scene.admin.execute(
             f"DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET {name} = ''{value}''', current_database()); END $$"
         )

@@ -107,7 +107,7 @@ def test_a_renamed_sync_is_known_under_its_new_name(ledger: Ledger) -> None:
 
 
 def test_a_run_whose_process_is_gone_is_told_from_one_that_is_alive(ledger: Ledger, tmp_path: Path) -> None:
-    """The ledger says RUNNING until the next run; whoever looks before it should know."""
+    """The ledger says RUNNING until the next run, but the status tells that the process is gone."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     with take(ledger) as lock:

@@ -285,7 +285,7 @@ class Transactions:
                 "message.max.bytes": 100_000_000,  # the topic decides
                 "queue.buffering.max.kbytes": 65536,
                 "compression.type": compression,
-                "partitioner": "murmur2_random",  # Java's: a key has one partition, whoever writes
+                "partitioner": "murmur2_random",  # Java's: a key has one partition for all writers
                 "delivery.report.only.error": True,
                 "on_delivery": self._reported,
             },

@@ -139,7 +139,7 @@ class MySQLDialect(Dialect):
         return f"DELETE t FROM {self.stage} AS s STRAIGHT_JOIN {relation.sql} AS t WHERE {same} AND {rows}"
 
     def storage(self, relation: Relation) -> str:
-        """The second in which it was made; an ALTER TABLE makes it anew too."""
+        """The second in which it was made; an ALTER TABLE creates it again, too."""
         found = f"SELECT CAST(create_time AS CHAR) FROM information_schema.tables WHERE {named(relation)}"
         return f"coalesce(({found}), '')"
 
