@@ -45,7 +45,7 @@ class Pooler:
                 threading.Thread(target=self._serve, args=[client], daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client:
+        with contextlib.suppress(OSError, ValueError), client:  # ValueError: select of one that was closed
             server = self._login(client)
             while True:
                 if self._mode == "transaction":

@@ -35,7 +35,7 @@ from retl.destinations.postgres.statements import Statements
 from retl.destinations.postgres.transfer import KEY_CHANGED, SWALLOWED
 from retl.destinations.postgres.types import ddl
 from retl.errors import Ambiguous, DefinitionError, InvariantBroken, Later, Mismatch, Systemic, Unavailable
-from retl.net.postgres import ENDLESS, SETTINGS, PostgresConnection
+from retl.net.postgres import ENDLESS, SETTINGS, PostgresConnection, transaction
 from retl.values.sql import quoted
 from retl.values.types import Type
 from tests.destinations.rows import Row, Rows, plain
@@ -355,6 +355,22 @@ def test_the_session_that_keeps_others_out_outlives_idleness_but_not_its_machine
         names = ("idle_session_timeout", "tcp_keepalives_idle", "tcp_keepalives_interval")
         shown = [session.execute(f"SHOW {name}").fetchone() for name in names]
     assert shown == [("0",), ("30",), ("10",)]
+
+
+@pytest.mark.parametrize(("write", "expected"), [(True, Ambiguous), (False, Unavailable)])
+def test_an_error_of_the_socket_alone_is_a_lost_connection(
+    postgres: Database, write: bool, expected: type[Exception]
+) -> None:
+    """poll reports such an error at the moment a reset arrives, and psycopg's status stays as it was."""
+    session = postgres.connect()
+    session.autocommit = False
+    session.execute("SELECT 1")
+    reader, writer = os.pipe()
+    os.close(reader)  # nothing but POLLERR comes from the other end now
+    with pytest.raises(expected), transaction(session, 10, write=write):
+        os.dup2(writer, session.fileno())
+    os.close(writer)
+    assert session.closed
 
 
 def sessions(target: PostgresTarget) -> list[int]:

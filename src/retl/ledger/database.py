@@ -236,7 +236,7 @@ class PostgreSQL(Database):
 
     def failure(self, error: Any) -> LedgerError | Later:
         state = error.sqlstate or ""
-        if self._connection.closed or state[:2] in ("08", "57"):
+        if sqlstate.is_lost(error, self._connection) or state[:2] in ("08", "57"):
             return self._unreachable(f"{self.place}: the connection was lost")
         reason = f"SQLSTATE {state or 'unknown'}{sqlstate.words(error)}"
         if state in ("25006", "42501") or state[:2] == "53":

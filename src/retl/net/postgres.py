@@ -196,13 +196,12 @@ def transaction(session: Session, seconds: float, *, write: bool = False) -> Ite
             try:
                 yield session
             except psycopg.Error as error:
-                raise sqlstate.failure(error, lost=session.broken) from None
+                raise sqlstate.failure(error, lost=sqlstate.is_lost(error, session)) from None
             try:
                 session.commit()
             except psycopg.Error as error:
-                if write and session.broken:
-                    raise sqlstate.doubt() from None
-                raise sqlstate.failure(error, lost=session.broken) from None
+                lost = sqlstate.is_lost(error, session)
+                raise (sqlstate.doubt() if write and lost else sqlstate.failure(error, lost=lost)) from None
     except BaseException:
         session.close()
         raise

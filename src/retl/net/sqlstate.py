@@ -7,7 +7,7 @@ values are kept: never DETAIL, never CONTEXT, never the text of an error about a
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retl.errors import Ambiguous, Systemic, TargetError, Unavailable
 
@@ -26,6 +26,15 @@ _HINTS = {
     "42": "run `retl check`: it reports what is missing",
     "53": "the server has run out of a resource: see its log",
 }
+
+
+def is_lost(error: psycopg.Error, session: psycopg.Connection[Any]) -> bool:
+    """Whether the error means that the connection is gone. Its status is not enough: if poll reports nothing
+    but an error of the socket, as it can at the moment a reset arrives, psycopg raises "connection socket
+    closed" and leaves the connection's status at OK."""
+    import psycopg
+
+    return session.closed or (error.sqlstate is None and isinstance(error, psycopg.OperationalError))
 
 
 def failure(error: psycopg.Error, *, lost: bool) -> TargetError:

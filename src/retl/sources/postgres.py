@@ -214,8 +214,7 @@ class Transaction(Snapshot):
                 yield
         except psycopg.Error as problem:
             stop.check()
-            lost = self._session.broken or self._session.closed
-            raise self._failure(problem, lost=bool(lost)) from None
+            raise self._failure(problem, lost=sqlstate.is_lost(problem, self._session)) from None
 
     def _failure(self, problem: psycopg.Error, *, lost: bool) -> RetlError:
         code, words, origin = problem.sqlstate or "", sqlstate.words(problem), self._origin
