@@ -274,11 +274,13 @@ def compact(workspace: Workspace, path: Path) -> int:
     """Write the baseline and the deleted keys as a new snapshot file, private to this user; returns the
     number of rows in the baseline."""
     path.touch(mode=0o600)
-    late = f"confirmed_at > (SELECT max(confirmed_at) FROM {ENTRIES}) - INTERVAL '{REMEMBERED}'"
+    latest, count = workspace.one(
+        f"SELECT CAST(max(confirmed_at) AS VARCHAR), count(*) FILTER (NOT gone) FROM {ENTRIES}"
+    )
+    late = f"confirmed_at > CAST({literal(latest or '-infinity')} AS TIMESTAMPTZ) - INTERVAL '{REMEMBERED}'"
     rows = f"SELECT {_COLUMNS} FROM {ENTRIES} WHERE NOT gone OR {late}"
     workspace.run(f"COPY ({rows}) TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{SNAPSHOT}'}})")
-    count: int = workspace.one(f"SELECT count(*) FROM {BASELINE}")[0]
-    return count
+    return int(count)
 
 
 def due(snapshot_rows: int, delta_rows: Sequence[int]) -> bool:

@@ -17,7 +17,7 @@ from retl.destinations.conflict import GONE_SINCE, MADE_SINCE, PARTLY_RESTORED, 
 from retl.destinations.postgres import digests
 from retl.destinations.postgres.halving import Found
 from retl.destinations.postgres.rejection import rejection
-from retl.destinations.postgres.statements import KEPT, ROW, SEEN, Statements, constant
+from retl.destinations.postgres.statements import KEPT, ROW, SEEN, TO_DO, Statements, constant
 from retl.errors import InvariantBroken, Poisoned, Unavailable
 from retl.net.postgres import Session
 from retl.values.sql import literal, quoted
@@ -116,27 +116,27 @@ def _judge(sql: Statements, types: dict[str, str]) -> str:
     stays = f"CASE WHEN s.op = 'restore' THEN ARRAY[{', '.join(kept)}]::boolean[] END"
     listed = f"s.op, true, {touched}, {stays}, {' OR '.join(writes) or 'false'}"
     noted = (
-        f"UPDATE {STAGE} AS s SET {KEPT} = {stays} FROM {sql.rows} WHERE {sql.same_key('t', 's')}"
-        f" RETURNING s.{ROW}, {listed}"
+        f"UPDATE {STAGE} AS s SET {KEPT} = {stays} FROM {sql.rows}"
+        f" WHERE {TO_DO} AND {sql.same_key('t', 's')} RETURNING s.{ROW}, {listed}"
     )
     return (
         f"WITH noted AS ({noted}) SELECT * FROM noted UNION ALL"
         f" SELECT s.{ROW}, s.op, false, false, NULL, NULL FROM {STAGE} AS s"
-        f" WHERE NOT EXISTS (SELECT FROM {sql.rows} WHERE {sql.same_key('t', 's')})"
+        f" WHERE {TO_DO} AND NOT EXISTS (SELECT FROM {sql.rows} WHERE {sql.same_key('t', 's')})"
     )
 
 
 def _write(session: Session, sql: Statements, types: dict[str, str], rows: dict[str, list[int]]) -> None:
-    matched = f"FROM {STAGE} AS s WHERE {sql.same_key('t', 's')} AND s.{ROW} IN"
+    matched = f"{STAGE} AS s WHERE {TO_DO} AND {sql.same_key('t', 's')} AND s.{ROW} IN"
 
     def listed(op: str) -> str:
         return f"({', '.join(map(str, rows[op]))})"
 
     if rows["restore"]:
-        session.execute(f"UPDATE {sql.rows} SET {_sets(sql, types)} {matched} {listed('restore')}")
+        session.execute(f"UPDATE {sql.rows} SET {_sets(sql, types)} FROM {matched} {listed('restore')}")
     if rows["flag"]:
         flags = ", ".join(f"{quoted(n)} = {constant(v)}" for n, v in sql.shape.flags.items())
-        session.execute(f"UPDATE {sql.rows} SET {flags} {matched} {listed('flag')}")
+        session.execute(f"UPDATE {sql.rows} SET {flags} FROM {matched} {listed('flag')}")
     if rows["remake"]:
         names = ", ".join(map(quoted, types))
         values = ", ".join(_value(name, types) for name in types)
@@ -147,8 +147,7 @@ def _write(session: Session, sql: Statements, types: dict[str, str], rows: dict[
         if made != len(rows["remake"]):  # the next attempt sees the rows that appeared
             raise Unavailable("APPEARED", "a row appeared while it was restored")
     if rows["remove"]:
-        used = f"USING {STAGE} AS s WHERE {sql.same_key('t', 's')} AND s.{ROW} IN {listed('remove')}"
-        session.execute(f"DELETE FROM {sql.rows} {used}")
+        session.execute(f"DELETE FROM {sql.rows} USING {matched} {listed('remove')}")
 
 
 def _sets(sql: Statements, types: dict[str, str]) -> str:
@@ -165,5 +164,6 @@ def _sets(sql: Statements, types: dict[str, str]) -> str:
 
 def _returned(sql: Statements) -> str:
     """COPY the digests of the staged rows that the table has now."""
-    found = f"SELECT s.{ROW}, {sql.held('t', kept=True)} FROM {STAGE} AS s JOIN {sql.rows}"
-    return f"COPY ({found} ON {sql.same_key('t', 's')} WHERE s.op <> 'flag') TO STDOUT (FORMAT csv)"
+    joined = f"{STAGE} AS s JOIN {sql.rows} ON {sql.same_key('t', 's')}"
+    found = f"SELECT s.{ROW}, {sql.held('t', kept=True)} FROM {joined} WHERE {TO_DO} AND s.op <> 'flag'"
+    return f"COPY ({found}) TO STDOUT (FORMAT csv)"

@@ -32,6 +32,10 @@ NEWER = "retl_newer_"  # with a number: the mart's value that newest_wins compar
 STAGE = "pg_temp.retl_stage"
 SENT = "pg_temp.retl_sent"  # as COPY brings it, where values must be judged
 APART = -1_000_000_000  # minus its number is the number of a staged row that is done
+# All staged rows (s) that are not done. The planner has no statistics of a stage and takes a range for half a
+# percent of it: so it looks up each row by the index of the key, as an upsert does. To join 10,000 rows it
+# would read the whole table for each batch.
+TO_DO = f"s.{ROW} BETWEEN 0 AND {-APART}"
 _INSERT, _DELETE, _UPDATE = 4, 8, 16  # pg_trigger.tgtype
 _EVENTS: dict[Mode, int] = {
     "restore": _INSERT | _UPDATE | _DELETE,
@@ -258,9 +262,10 @@ class Statements:
             f" AND age(t.xmin) <= 0 WHERE s.{ROW} BETWEEN {first} AND {last}"
         )
 
-    def _new(self, field: Field, source: str) -> str:
+    def _new(self, field: Field, source: str, *, kept: bool = True) -> str:
+        """What a field becomes; unless it is `kept`, as rows are that were judged."""
         new = self._sent(field, source)
-        if source == "s" and field.compared and self.shape.conditional:
+        if kept and source == "s" and field.compared and self.shape.conditional:
             number = self.shape.compared.index(field) + 1
             return f"CASE WHEN s.{KEPT}[{number}] THEN t.{quoted(field.name)} ELSE {new} END"
         return new
@@ -274,19 +279,21 @@ class Statements:
             return f"COALESCE({source}.{column}, t.{column})"
         return f"{source}.{column}"
 
-    def _sets(self, source: str) -> str:
-        return ", ".join(f"{quoted(field.name)} = {self._new(field, source)}" for field in self.shape.fields)
+    def _sets(self, source: str, *, kept: bool = True) -> str:
+        return ", ".join(
+            f"{quoted(field.name)} = {self._new(field, source, kept=kept)}" for field in self.shape.fields
+        )
 
     @property
     def _compared(self) -> list[Field]:
         return [field for field in self.shape.fields if field.compared]
 
-    def _differs(self, source: str, *fields: Field) -> str:
+    def _differs(self, source: str, *fields: Field, kept: bool = True) -> str:
         """Of these fields, or of all compared ones. The casts force one comparison of two records: rows
         without casts are compared by column."""
         compared = fields or self._compared
         old = ", ".join(f"t.{quoted(field.name)}" for field in compared)
-        new = ", ".join(self._new(field, source) for field in compared)
+        new = ", ".join(self._new(field, source, kept=kept) for field in compared)
         return f"ROW({old})::record OPERATOR(pg_catalog.*<>) ROW({new})::record"
 
     # --- digests
@@ -297,7 +304,7 @@ class Statements:
         order = ", ".join(f"t.{key}" for key in self.keys)
         strength = "UPDATE" if operation == "delete" else "NO KEY UPDATE"
         return (
-            f"SELECT FROM {STAGE} AS s JOIN {self.rows} ON {self._same_key} WHERE s.{ROW} >= 0"
+            f"SELECT FROM {STAGE} AS s JOIN {self.rows} ON {self._same_key} WHERE {TO_DO}"
             f" ORDER BY {order} FOR {strength} OF t"
         )
 
@@ -314,7 +321,7 @@ class Statements:
         row = f"CASE WHEN s.{ROW}_n < 0 THEN -1 - s.{ROW}_n ELSE s.{ROW}_n END"
         held = self.held("t", kept=True)
         found = f"SELECT {row}, {held} FROM {staged} JOIN {self.rows} ON {self._same_key}"
-        return f"COPY ({found}) TO STDOUT (FORMAT csv)"
+        return f"COPY ({found} WHERE s.{ROW}_n BETWEEN {APART} AND {-APART}) TO STDOUT (FORMAT csv)"
 
     def held(self, alias: str, *, kept: bool = False) -> str:
         """Of a row of the table. A field that is `kept` keeps its digest too: it is not as we left it."""
@@ -340,9 +347,7 @@ class Statements:
         image = f"json_object(ARRAY[{listed}]::text[], ARRAY[{texts}]::text[])"
         order = ", ".join(f"t.{key}" for key in self.keys)
         found = f"SELECT s.{ROW} + {first}, {image} FROM {table} AS s JOIN {self.rows} ON {self._same_key}"
-        return (
-            f"COPY ({found} WHERE s.{ROW} >= 0 ORDER BY {order} FOR {strength} OF t) TO STDOUT (FORMAT csv)"
-        )
+        return f"COPY ({found} WHERE {TO_DO} ORDER BY {order} FOR {strength} OF t) TO STDOUT (FORMAT csv)"
 
     @property
     def every_column(self) -> list[str]:
@@ -356,8 +361,9 @@ class Statements:
         seen = f"pg_catalog.substr(s.{SEEN}, 1, {digests.SIZE * len(self.shape.compared)})"
         same = f"{digests.of_fields('t', self.shape.compared)} = {seen}"
         update = (
-            f"UPDATE {self.rows} SET {self._sets('s')} FROM {STAGE} AS s WHERE {self._same_key}"
-            f" AND {same} AND {self._differs('s')} RETURNING s.{ROW}, {self.held('t')}"
+            f"UPDATE {self.rows} SET {self._sets('s', kept=False)} FROM {STAGE} AS s"
+            f" WHERE {TO_DO} AND {self._same_key} AND {same} AND {self._differs('s', kept=False)}"
+            f" RETURNING s.{ROW}, {self.held('t')}"
         )
         return f"COPY ({update}) TO STDOUT (FORMAT csv)"
 
@@ -373,7 +379,7 @@ class Statements:
         arrays = arrays or ["ARRAY[]::boolean[]"] * 3
         both = f"{self.held('t')} || {digests.of_fields('s', self.shape.compared)}"
         selected = ", ".join([f"s.{ROW}", *arrays, digests.shown(both)])
-        where = f"s.{ROW} >= 0 AND {self._same_key}"
+        where = f"{TO_DO} AND {self._same_key}"
         if not note:
             return f"SELECT {selected} FROM {STAGE} AS s, {self.rows} WHERE {where}"
         return (
@@ -406,7 +412,7 @@ class Statements:
         held = self.held("t")
         return (
             f"SELECT s.{ROW}, {digests.shown(held)} FROM {STAGE} AS s JOIN {self.rows} ON {self._same_key}"
-            f" WHERE s.{ROW} >= 0 AND {held} IS DISTINCT FROM s.{SEEN}"
+            f" WHERE {TO_DO} AND {held} IS DISTINCT FROM s.{SEEN}"
         )
 
     # --- reading
@@ -421,13 +427,13 @@ class Statements:
         )
         return (
             f"SELECT s.{ROW}, {self._absent}, array_remove(ARRAY[{named}]::text[], NULL) FROM {STAGE} AS s"
-            f" LEFT JOIN {self.rows} ON {self._same_key} WHERE {self._absent}{differs}"
+            f" LEFT JOIN {self.rows} ON {self._same_key} WHERE {TO_DO} AND ({self._absent}{differs})"
         )
 
     def present(self) -> str:
         """The numbers of the staged rows whose keys are in the table."""
         target = f"SELECT FROM {self.rows} WHERE {self._same_key}"
-        return f"SELECT s.{ROW} FROM {STAGE} AS s WHERE EXISTS ({target})"
+        return f"SELECT s.{ROW} FROM {STAGE} AS s WHERE {TO_DO} AND EXISTS ({target})"
 
     def scan(self) -> str:
         """The keys of all rows as text, as COPY writes them."""
