@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from retl.destinations.batch import Field, Shape
-from retl.destinations.dataverse import odata as dataverse
+from retl.destinations.http import odata as dataverse
 from retl.destinations.http.adapter import HttpDestination
 from retl.destinations.http.body import Endpoint, Template
 from retl.destinations.http.options import HttpOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from retl.destinations.dataverse import odata
+from retl.destinations.http import odata
 from retl.errors import Ambiguous
 from retl.net.messages import Reply, Request
 
@@ -91,6 +91,31 @@ def test_requests_are_parts_with_crlf_at_every_end() -> None:
         + b"DELETE /a(k='2') HTTP/1.1\r\nIf-Match: *\r\n\r\n\r\n--b1--\r\n"
     )
     assert body.count(b"\n") == body.count(b"\r\n")
+
+
+def test_a_write_is_a_change_set_of_its_own_where_the_server_wants_them() -> None:
+    get, patch = Request("GET", "/a('1')", (), b""), Request("PATCH", "/a('1')", (("If-Match", "*"),), b"{}")
+    body = odata.multipart([get, patch], "b1", sets=True)
+    part = b"Content-Type: application/http\r\nContent-Transfer-Encoding: binary\r\n"
+    assert body == (
+        b"--b1\r\n" + part + b"\r\nGET /a('1') HTTP/1.1\r\n\r\n\r\n"
+        b'--b1\r\nContent-Type: multipart/mixed; boundary="set1_b1"\r\n\r\n'
+        b"--set1_b1\r\n" + part + b"Content-ID: 1\r\n\r\nPATCH /a('1') HTTP/1.1\r\nIf-Match: *\r\n\r\n{}\r\n"
+        b"--set1_b1--\r\n\r\n--b1--\r\n"
+    )
+
+
+def test_the_answer_to_a_change_set_is_its_only_part_or_one_refusal() -> None:
+    inner = (WRITTEN + END).replace(b"--b1", b"--c")
+    done = (
+        b"--b1\r\nContent-Type: multipart/mixed; boundary=c\r\nContent-Length: 200\r\n\r\n" + inner + b"\r\n"
+    )
+    found = odata.replies(Reply(202, KIND, done + REFUSED + END), sets=True)
+    assert [one.status for one in found] == [204, 404]
+    two = done.replace(b"--c--", WRITTEN.replace(b"--b1", b"--c") + b"--c--")
+    for wrong in (two, done.replace(b"--c--", b""), done.replace(b"boundary=c", b"boundary=d")):
+        with pytest.raises(Ambiguous):
+            odata.replies(Reply(202, KIND, wrong + END), sets=True)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from retl.testing import FakeApi, FakeHubSpot
+from tests.presets.gateway import Gateway
 from tests.presets.numbered import Numbered
 from tests.presets.test_close import FakeClose
 from tests.presets.test_freshdesk import FakeFreshdesk
 from tests.presets.test_pipedrive import FakePipedrive
 from tests.presets.test_salesforce import Salesforce
-from tests.presets.test_sap_odata import Gateway
 from tests.presets.test_zendesk import FakeZendesk
 
 

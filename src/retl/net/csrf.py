@@ -53,7 +53,8 @@ class Session:
             raise Unavailable(error.code, error.message) from error
         token = reply.headers.get(self._csrf.header.lower())
         if reply.status >= 400 or not token or token.lower() == "required":
-            kind = Unavailable if reply.status == 429 or reply.status >= 500 else Systemic
+            later = reply.status == 429 or reply.status >= 500 or not reply.whole
+            kind = Unavailable if later else Systemic
             raise kind(
                 "HTTP_CSRF",
                 f"no {self._csrf.header} came back: the target answered {reply.status}",

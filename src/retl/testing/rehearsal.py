@@ -200,17 +200,20 @@ class _Rehearsal:
 
     def _fault(self, name: str, faults: Sequence[Fault]) -> None:
         self._change()
-        first = [passed] if self.preset.check else []
-        self.vendor.faults.extend([*first, *faults])
+        self.vendor.faults.extend([*self._first, *faults])
         self._expect(name)
         if self.vendor.faults:
             self.proof.problems.append(f"{name}: only {len(faults) - len(self.vendor.faults)} were met")
             self.vendor.faults.clear()
 
+    @property
+    def _first(self) -> list[Fault]:
+        """What comes before the requests of rows: `check`, and the token against forged requests."""
+        return [passed] * sum(one is not None for one in (self.preset.check, self.preset.csrf))
+
     def _expired(self) -> None:
         self._change()
-        first = [passed] if self.preset.check else []
-        self.vendor.faults.extend([*first, answer(401, b"{}")])
+        self.vendor.faults.extend([*self._first, answer(401, b"{}")])
         summary = self._sync()
         if summary.exit_code != 1:
             self.proof.problems.append(f"401: the run ended {summary.status}")

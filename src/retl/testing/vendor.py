@@ -20,11 +20,13 @@ from retl.destinations.batch import Mode
 from retl.destinations.http.adapter import HttpDestination
 from retl.destinations.http.body import Template
 from retl.destinations.http.options import OPERATION_NAMES
+from retl.destinations.http.reading import unconditional
 from retl.destinations.http.rules import Rules
 from retl.destinations.http.texts import split
 from retl.net.lookup import Match, text
 from retl.net.messages import Request
-from retl.testing.server import FakeApi
+from retl.testing import odata
+from retl.testing.server import TOKEN, FakeApi
 
 Key = tuple[Any, ...]
 Known = tuple[Key, str]  # the key's values, and the fields as a JSON object
@@ -54,8 +56,21 @@ class Vendor(FakeApi):
         self._keys = [field.name for field in destination.shape.key]
         self._fields = [field.name for field in destination.shape.fields]
         self._prefix = urlsplit(self.options.connection.base_url).path.rstrip("/")
+        known = self.options.version.any if self.options.version else None
+        given = {mode: getattr(self.options, OPERATION_NAMES[mode]) for mode in MODES}
+        self._endpoints = {mode: unconditional(one, known) for mode, one in given.items() if one is not None}
 
     def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        csrf = self.options.connection.csrf
+        if csrf is not None and method != "GET" and headers.get(csrf.header.lower()) != TOKEN:
+            return 403, (b"", {csrf.header: "Required"})
+        if csrf is not None and csrf.header.lower() in headers and method == "GET":
+            return 200, (b"{}", {csrf.header: TOKEN})
+        if self.options.batch is not None and path == self._prefix + self.options.batch.path:
+            return odata.batch(self._served, headers, body)
+        return self._served(method, path, headers, body)
+
+    def _served(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
         asked = self._plain(method, path, body)
         if (answer := self._job_s(method, path)) is not None:
             return answer
@@ -105,7 +120,7 @@ class Vendor(FakeApi):
 
     def _candidates(self, mode: Mode) -> Iterator[list[str]]:
         """The keys of every request that these rows could become."""
-        endpoint = getattr(self.options, OPERATION_NAMES[mode])
+        endpoint = self._endpoints.get(mode)
         if endpoint is None:
             return
         names = list(self.gone if mode == "delete" else self.sent)
@@ -114,7 +129,7 @@ class Vendor(FakeApi):
             yield from map(list, permutations(names, size))
 
     def _request(self, mode: Mode, names: Sequence[str]) -> Request | None:
-        endpoint = getattr(self.options, OPERATION_NAMES[mode])
+        endpoint = self._endpoints[mode]
         template = Template(endpoint, self._keys, [] if mode == "delete" else self._fields, self._prefix)
         rows = []
         for name in names:
@@ -135,7 +150,8 @@ class Vendor(FakeApi):
             if asked == self._own(template.request([key])):
                 there = name in self.objects
                 if split(find.path.partition("?")[0])[1::2]:
-                    return (200, _put({}, find.ref, self._refs[name])) if there else (404, {})
+                    at = ".".join(filter(None, (find.at, find.ref)))
+                    return (200, _put({}, at, self._refs[name])) if there else (404, {})
                 item: Any = _put({}, find.ref, self._refs.get(name, ""))
                 if find.match is not None:
                     item = _put(item, find.match.at[0], text(key[0]))

@@ -46,7 +46,8 @@ from retl.destinations.batch import (
     Visit,
     WriteMode,
 )
-from retl.destinations.dataverse import odata, records
+from retl.destinations.dataverse import records
+from retl.destinations.http import odata
 from retl.destinations.http.conditional import Conditional, asked
 from retl.destinations.http.folds import KeyFolds
 from retl.destinations.http.outcome import Sent, interpret
@@ -61,7 +62,7 @@ from retl.net.gate import Gate
 from retl.net.lookup import Match, text
 from retl.net.messages import Reply, Request
 from retl.net.proxy import Setting
-from retl.net.waits import Quota, wait_asked
+from retl.net.waits import Quota
 
 _QUOTED = {"string": True, "uuid": False, "integer": False, "decimal": False, "date": False}
 _NOT_IN_KEYS = re.compile(r"[<>*%&:/\\?+]")
@@ -339,12 +340,8 @@ class Dataverse(HttpTarget[DataverseOptions]):
 
     def _pause(self, answers: Sequence[Reply]) -> None:
         """Pause the connection for as long as throttled parts ask. Unavailable if all parts are throttled."""
-        waits = [wait_asked(answer.headers) or 0.0 for answer in answers if answer.status == 429]
-        if waits and len(waits) == len(answers):
-            code = f"HTTP_{answers[0].status}"
-            raise Unavailable(code, "the target throttled every row", retry_after=max(waits))
-        if waits:
-            self.gate.on_quota(Quota(0.0, max(waits)))
+        if wait := odata.pause(answers):
+            self.gate.on_quota(Quota(0.0, wait))
 
     def _judged(self, answer: Reply, rules: Rules, request: Request) -> RowResult:
         """The result of a row, from its part of the answer."""

@@ -18,6 +18,9 @@ object; after a crash, begin the next run later than that. A refusal that tells 
 good as a search. If `insert` can only create an object with its key (`means: made`), `update` writes its
 fields at once, also after a crash in between.
 
+`batch` is for servers of OData: the questions of up to `max_rows` rows that are looked for are sent as one
+$batch, and then their writes, each as a change set of its own. Each row has its own part of the answer.
+
 `job` is for an answer that names a job instead of results, in an operation's own words or for every
 operation. It is asked after until it is done; after a crash the next run asks, and sends nothing again. In
 steps a job is opened (`open`), gets the rows under its id `$job`, and is started (`start`): nothing is
@@ -104,9 +107,10 @@ from retl.destinations.http.objects import Object, Read
 from retl.destinations.http.operations import compares, endpoints, of_key, rules_of, shaping
 from retl.destinations.http.options import INSERTS, OPERATION_NAMES, HttpOptions
 from retl.destinations.http.outcome import Sent, interpret
-from retl.destinations.http.reading import OneByOne
+from retl.destinations.http.reading import RowByRow
 from retl.destinations.http.rules import Rules
 from retl.destinations.http.server import HttpTarget
+from retl.destinations.http.steps import Batched, OneRequestEach
 from retl.destinations.verdicts import Row as Asked
 from retl.errors import Ambiguous, DefinitionError, Expired, Poisoned, RetlError, Systemic, Unavailable
 from retl.net.auth import InBody
@@ -138,6 +142,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
         self._refuse_half_rows()
         endpoint = self._call(shape.write)[0].endpoint
         self._line = line.line(endpoint, shape)
+        self._sending = self._sender()
         self._by_id = self._finding(options.find) if options.find else None
         self._then: tuple[Template, Rules] | None = None
         self._unanswered: set[str] = set()  # batches whose creation may have been applied
@@ -178,10 +183,10 @@ class HttpDestination(HttpTarget[HttpOptions]):
             folds=options.folds.of(shape.key),
             by_ref=shape.deletes != "keep" and self._endpoints["delete"].asks_ref and not options.find,
             requests=2 if self._finds(shape.write) or shape.write == "replace" else 1,
-            max_rows=1
-            if self._conditional or shape.write == "replace" or self._finds(shape.write)
-            else endpoint.rows_at_most,
-            max_deletes=self._most_deletes(),
+            max_rows=self._most(shape.write, endpoint),
+            max_deletes=self._most("delete", self._endpoints["delete"])
+            if "delete" in self._endpoints
+            else None,
             looks=options.read is not None,
             compares=comparing,
         )
@@ -238,8 +243,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
             return self._replace(batch)
         try:
             if self._by_id is not None and self._finds(batch.mode):
-                (row,), (ref,) = self._documents(batch), batch.refs()
-                return self._by_id.deliver(batch.mode, row, ref)
+                return self._by_id.deliver(batch.mode, self._documents(batch), batch.refs())
             request = self._request(batch)
             if (jobs := self._jobs.get(batch.mode)) and jobs.job.open:
                 return jobs.begin(request)
@@ -347,7 +351,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
         asked = self.options.find is not None or self.capabilities.by_ref
         return batch.refs() if asked else [None] * len(batch)
 
-    def _read_by(self) -> OneByOne:
+    def _read_by(self) -> RowByRow:
         assert self._objects is not None
         return self._objects
 
@@ -359,15 +363,13 @@ class HttpDestination(HttpTarget[HttpOptions]):
         """A key that several objects have is there, and none of them is the row's."""
         objects = self._read_by()
         objects.begin(batch.keys(), self._refs(batch))
-        for n in range(len(batch)):
-            found = objects.values(n)
+        for found in objects.values():
             yield {} if isinstance(found, RowResult) else found
 
     def differing(self, batch: Batch) -> Iterator[tuple[str, ...] | None]:
         objects, rows = self._read_by(), self._documents(batch)
         objects.begin(rows, self._refs(batch))
-        for n, row in enumerate(rows):
-            held = objects.looked(n)
+        for row, held in zip(rows, objects.helds(), strict=True):
             if isinstance(held, RowResult):
                 yield self._value.names
                 continue
@@ -410,13 +412,16 @@ class HttpDestination(HttpTarget[HttpOptions]):
     def preview(self, batch: Batch) -> bytes:
         if self._conditional is not None:
             firsts = [(self._conditional.sending(row), row.number) for row in self._begin(batch)]
-            return b"\r\n\r\n".join(self._read_by().request(*one).dump() for one in firsts)
+            return self._sending.preview([self._read_by().request(*one) for one in firsts])
         if batch.mode == "replace":
             return b"\r\n\r\n".join(one.dump() for one in self._replacing(batch) if one is not None)
         if self._by_id is None or not self._finds(batch.mode):
             return self._request(batch).dump()
-        (row,), (ref,) = self._documents(batch), batch.refs()
-        return b"\r\n\r\n".join(one.dump() for one in self._by_id.requests(batch.mode, row, ref))
+        each = zip(self._documents(batch), batch.refs(), strict=True)
+        asked = [self._by_id.requests(batch.mode, row, ref) for row, ref in each]
+        if len(asked) == 1:
+            return b"\r\n\r\n".join(one.dump() for one in asked[0])
+        return self._sending.preview([first for first, *_ in asked])
 
     def _finding(self, find: Find) -> ById:
         """DefinitionError if it lacks what it needs to create and to change rows."""
@@ -424,29 +429,45 @@ class HttpDestination(HttpTarget[HttpOptions]):
         for mode in ("append", "update_only") if both else (self.shape.write,):
             self._call(mode)
         keys, outcome = [field.name for field in self.shape.key], self.options.outcome
-        return ById(
-            find, keys, self._address, self._call, self._exchange, self._known, outcome, self._jobs_of
-        )
+        return ById(find, keys, self._address, self._call, self._sending, self._known, outcome, self._jobs_of)
 
     def _finds(self, operation: Mode) -> bool:
         """Whether the rows of an operation are looked for, one at a time."""
         direct = operation == "append" or (operation != "delete" and self.options.upsert is not None)
         return self.options.find is not None and not direct
 
-    def _most_deletes(self) -> int | None:
-        if (endpoint := self._endpoints.get("delete")) is None:
-            return None
-        return 1 if self._conditional or self._finds("delete") else endpoint.rows_at_most
+    def _most(self, operation: Mode, endpoint: Endpoint) -> int | None:
+        """The rows that are delivered at a time."""
+        if operation == "replace":
+            return 1
+        return (
+            self._sending.max_rows if self._conditional or self._finds(operation) else endpoint.rows_at_most
+        )
+
+    def _sender(self) -> OneRequestEach | Batched:
+        if self.options.batch is None:
+            return OneRequestEach(self._exchange)
+        host = ("Host", self._address.authority)
+        prefix, rules = self._address.prefix, self.options.outcome
+        return Batched(
+            self.options.batch,
+            prefix,
+            host,
+            self._exchange,
+            lambda: self._about(2),
+            rules,
+            self.gate.on_quota,
+        )
 
     def _jobs_of(self, operation: Mode) -> Jobs | None:
         self._call(operation)
         return self._jobs.get(operation)
 
-    def _reading(self, read: Read) -> OneByOne:
+    def _reading(self, read: Read) -> RowByRow:
         keys = [field.name for field in self.shape.key]
-        rules, send = self.options.outcome, self._exchange
-        return OneByOne(
-            read, self._value, keys, self._address, self._call, send, self._known, rules, self._by_id
+        rules, sending = self.options.outcome, self._sending
+        return RowByRow(
+            read, self._value, keys, self._address, self._call, sending, self._known, rules, self._by_id
         )
 
     def _refuse_conflicts(self) -> None:

@@ -1,8 +1,8 @@
 """Objects that have only the target's own id: find the object of a key, then create or change it.
 
 A row whose external id is known is sent to it. For any other, and for an object that is gone, the target is
-asked for its key. So a row whose creation got no answer is looked for before anything is sent again. Rows are
-delivered one at a time. It knows no connection.
+asked for its key. So a row whose creation got no answer is looked for before anything is sent again. It knows
+no connection.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from retl.destinations.http.cells import Row
 from retl.destinations.http.jobs import Jobs
 from retl.destinations.http.outcome import MADE, Sent, interpret
 from retl.destinations.http.rules import Identity, Rules
+from retl.destinations.http.steps import Batched, OneRequestEach, Steps, again
 from retl.destinations.http.texts import split
 from retl.errors import Ambiguous, DefinitionError, Poisoned, Unavailable
 from retl.model import Duration
 from retl.net.client import Address
 from retl.net.lookup import every, look, text
-from retl.net.messages import Reply, Request
+from retl.net.messages import Request
 
-Send = Callable[[Mode, str | None], RowResult]
+Send = Callable[[Mode, str | None], Steps[RowResult]]
 Calls = Callable[[Mode], tuple[Template, Rules]]  # how an operation is sent, and its answers read
 Then = Callable[[Row], RowResult]  # what follows a delete of a row: its key, and its external id
 AMBIGUOUS = RowResult(Kind.REJECTED, "AMBIGUOUS", "the target has several objects with this key")
@@ -68,34 +69,36 @@ def _names(match: Identity, item: Any, name: str) -> bool:
     return value is not None and text(value) == name
 
 
-def settled(mode: Mode, ref: str | None, find: Callable[[], Sequence[str]], send: Send) -> RowResult:
+def settled(
+    mode: Mode, ref: str | None, find: Callable[[], Steps[list[str]]], send: Send
+) -> Steps[RowResult]:
     """What became of one row. `send` sends it as `append` (create), `update_only` or `delete`, to an external
     id or to none."""
     change: Mode = "delete" if mode == "delete" else "update_only"
     if ref is not None and mode != "insert_only":
-        result = send(change, ref)
+        result = yield from send(change, ref)
         if result != ABSENT:
             return _known(result, ref)
-    found = find()
+    found = yield from find()
     if len(found) > 1:
         return AMBIGUOUS
     if found:
-        return _changed(mode, change, found[0], send)
+        return (yield from _changed(mode, change, found[0], send))
     if mode in ("update_only", "delete"):
         return ABSENT if mode == "update_only" else WRITTEN
-    result = send("append", None)
+    result = yield from send("append", None)
     if result.kind is Kind.SKIPPED and result.ref:  # it is there, and the answer has its id
-        return _changed(mode, change, result.ref, send)
+        return (yield from _changed(mode, change, result.ref, send))
     if result.code == MADE.code and result.ref:  # it is there, without its fields
-        return _changed(mode, change, result.ref, send)
+        return (yield from _changed(mode, change, result.ref, send))
     return result
 
 
-def _changed(mode: Mode, change: Mode, ref: str, send: Send) -> RowResult:
+def _changed(mode: Mode, change: Mode, ref: str, send: Send) -> Steps[RowResult]:
     """The result for an object that was found."""
     if mode == "insert_only":
         return replace(PRESENT, ref=ref)
-    result = send(change, ref)
+    result = yield from send(change, ref)
     return STALE if result == ABSENT else _known(result, ref)
 
 
@@ -104,9 +107,8 @@ def _known(result: RowResult, ref: str) -> RowResult:
 
 
 class ById:
-    """Delivers rows to their objects. `send` sends a request and heeds the quota in its answer; `known` are
-    secrets; `rules` are for answers to questions. DefinitionError HTTP_KEY if a question lacks a part of the
-    key."""
+    """Delivers rows to their objects, as `sending` sends requests. `known` are secrets; `rules` are for
+    answers to questions. DefinitionError HTTP_KEY if a question lacks a part of the key."""
 
     def __init__(
         self,
@@ -114,26 +116,32 @@ class ById:
         keys: Sequence[str],
         address: Address,
         calls: Calls,
-        send: Callable[[Request, Rules], Reply],
+        sending: OneRequestEach | Batched,
         known: Callable[[], list[str]],
         rules: Rules,
         jobs: Callable[[Mode], Jobs | None],
     ) -> None:
         if lacks := [name for name in keys if name not in find.named(keys)]:
             raise DefinitionError("HTTP_KEY", f"`find` lacks {', '.join(lacks)} of the key")
-        self._find, self._keys, self._calls, self._send, self._known = find, keys, calls, send, known
+        self._find, self._keys, self._calls, self._known = find, keys, calls, known
+        self.sending = sending
         self._jobs, self._pending = jobs, list[Pending]()
         self._rules = (find.outcome or rules).of_looks.model_copy(update={"ok": (200, 204)})
         self._host = ("Host", address.authority)
         self._question = Template(find, keys, [], address.prefix)
         self.then: Then | None = None
 
-    def deliver(self, mode: Mode, row: Row, ref: str | None) -> Answer:
-        key = row[: len(self._keys)]
-        result = settled(mode, ref, lambda: self.found(key), lambda how, to: self._one(how, row, to))
+    def deliver(self, mode: Mode, rows: Sequence[Row], refs: Sequence[str | None]) -> Answer:
+        each = [self._settled(mode, row, ref) for row, ref in zip(rows, refs, strict=True)]
+        results = list(self.sending.run(each, again))
         if self._pending:
             return self._pending.pop()
-        return Outcome(replace(result, ref=None), {0: result} if result.ref else {})
+        default = replace(results[0], ref=None)
+        return Outcome(default, {n: one for n, one in enumerate(results) if one != default})
+
+    def _settled(self, mode: Mode, row: Row, ref: str | None) -> Steps[RowResult]:
+        key = row[: len(self._keys)]
+        return settled(mode, ref, lambda: self.found(key), lambda how, to: self._one(how, row, to))
 
     def requests(self, mode: Mode, row: Row, ref: str | None) -> list[Request]:
         """What would be sent first: to a known id, or the question and then what creates the object."""
@@ -142,12 +150,12 @@ class ById:
         asked = [self.asked(row[: len(self._keys)])]
         return asked + ([self._request("append", row, None)] if mode in ("upsert", "insert_only") else [])
 
-    def found(self, key: Row) -> list[str]:
+    def found(self, key: Row) -> Steps[list[str]]:
         """The ids of the objects with this key. A question writes nothing, so without an answer it is asked
         again. 404 says that there is none only if the address itself has the key."""
         find = self._find
         try:
-            reply = self._send(self.asked(key), self._rules)
+            reply = yield self.asked(key), self._rules
         except Ambiguous as error:
             raise Unavailable(error.code, error.message) from error
         none = (*find.nothing, *(GONE if split(find.path.partition("?")[0])[1::2] else ()))
@@ -160,11 +168,11 @@ class ById:
         to = find.match.to.removeprefix("$") if find.match else ""
         return find.refs(reply.content, text(key[self._keys.index(to) if to in self._keys else 0]))
 
-    def _one(self, mode: Mode, row: Row, ref: str | None) -> RowResult:
+    def _one(self, mode: Mode, row: Row, ref: str | None) -> Steps[RowResult]:
         """What became of a row that was sent to this id, or created."""
         template, rules = self._calls(mode)
         request = self._request(mode, row, ref)
-        reply = self._send(request, rules)
+        reply = yield request, rules
         texts = template.texts(request)
         sent = Sent(1, mode != "append", lambda to: [], lambda row: [*texts(row), *self._known()])
         outcome = interpret(reply, rules, sent)

@@ -17,6 +17,7 @@ from retl.destinations.http.folds import KeyFolds
 from retl.destinations.http.jobs import Job
 from retl.destinations.http.objects import Read, Version
 from retl.destinations.http.rules import Rules
+from retl.destinations.http.steps import Together
 from retl.model import Definition, Duration
 from retl.net.auth import HeaderName
 from retl.net.connection import HttpConnection
@@ -73,6 +74,9 @@ class HttpOptions(Definition):
     idempotency: Idempotency | None = None
     check: Probe | None = None
     folds: KeyFolds = KeyFolds()
+    batch: Together | None = (
+        None  # many rows in one request, where `find` or `read` gives each requests of its own
+    )
     read: Read | None = None  # one object, before it is written where others may have changed it
     version: Version | None = None
 
@@ -99,6 +103,10 @@ class HttpOptions(Definition):
             raise ValueError("`means: made` needs `find` and `update`, and no `read`")
         if self.find and any(one.job for one in (self.insert, self.update) if one):
             raise ValueError("`find` needs an `insert` and an `update` without `job`")
+        if self.batch and (not self.find or self.upsert or self.find.settles):
+            raise ValueError("`batch` needs `find` without `settles`, and no `upsert`")
+        if self.batch and any(one.job or one.then for one in self._changing):
+            raise ValueError("`batch` takes no `job`, and no `then`")
         for name in ("upsert", "insert", "update"):
             if (one := getattr(self, name)) and one.then:
                 raise ValueError(f"`{name}.then`: only a `delete` has one")

@@ -1,11 +1,11 @@
-"""Objects read and written one at a time: each row by requests of its own.
+"""Objects read and written by requests of their own for each row.
 
 It knows no connection, and decides nothing about a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +20,7 @@ from retl.destinations.http.finding import AMBIGUOUS, GONE, ById, Calls, Then, g
 from retl.destinations.http.objects import Object, Read
 from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.rules import Rules
+from retl.destinations.http.steps import Batched, OneRequestEach, Steps, ended, raised
 from retl.destinations.http.texts import split
 from retl.destinations.value import Held
 from retl.destinations.verdicts import Row as Asked
@@ -31,7 +32,7 @@ from retl.net.messages import Reply, Request
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class OneByOne:
+class RowByRow:
     """The objects of rows. `begin` says which rows they are of: with their documents and external ids."""
 
     def __init__(
@@ -41,7 +42,7 @@ class OneByOne:
         keys: Sequence[str],
         address: Address,
         calls: Calls,
-        send: Callable[[Request, Rules], Reply],
+        sending: OneRequestEach | Batched,
         known: Callable[[], list[str]],
         rules: Rules,
         by_id: ById | None,
@@ -51,7 +52,7 @@ class OneByOne:
         if lacks := [name for name in keys if name not in named]:
             raise DefinitionError("HTTP_KEY", f"`read` lacks {', '.join(lacks)} of the key")
         self._read, self._value, self._keys = read, value, keys
-        self._calls, self._send, self._known, self._by_id = calls, send, known, by_id
+        self._calls, self._sending, self._known, self._by_id = calls, sending, known, by_id
         self._rules = (read.outcome or rules).of_looks.model_copy(update={"ok": (200, 204)})
         self._host = ("Host", address.authority)
         self._question = Template(read, keys, [], address.prefix)
@@ -64,14 +65,21 @@ class OneByOne:
         self._rows, self._refs, self.doubtful = rows, list(refs), False
 
     def look(self, rows: Sequence[Asked]) -> list[Held | RowResult]:
-        return [self.looked(row.number) for row in rows]
+        return list(self._sending.run([self._looked(row.number) for row in rows], ended))
 
     def send(self, rows: Sequence[Sending]) -> list[Told]:
-        return [self._sent(one) for one in rows]
+        return list(self._sending.run([self._sent(one) for one in rows], lambda error: Told(ended(error))))
 
-    def values(self, number: int) -> dict[str, Any] | RowResult | None:
-        """Our fields of a row's object, for people."""
-        reply = self._asked(number)
+    def helds(self) -> Iterator[Held | RowResult]:
+        """What the object of each row holds; what fails is raised."""
+        return self._sending.run([self._looked(n) for n in range(len(self._rows))], raised)
+
+    def values(self) -> Iterator[dict[str, Any] | RowResult | None]:
+        """Our fields of the object of each row, for people; what fails is raised."""
+        return self._sending.run([self._valued(n) for n in range(len(self._rows))], raised)
+
+    def _valued(self, number: int) -> Steps[dict[str, Any] | RowResult | None]:
+        reply = yield from self._asked(number)
         try:
             return self._value.values(reply) if isinstance(reply, Reply) else reply
         except ValueError:
@@ -85,28 +93,28 @@ class OneByOne:
             return self._by_id.asked(self._rows[number][: len(self._keys)])
         return self._asking(number)
 
-    def looked(self, number: int) -> Held | RowResult:
+    def _looked(self, number: int) -> Steps[Held | RowResult]:
         try:
-            reply = self._asked(number)
+            reply = yield from self._asked(number)
             return self._value.held(reply) if isinstance(reply, Reply) else reply
         except Poisoned as error:
             return RowResult(Kind.REJECTED, error.code, error.message)
         except ValueError:
             return AMBIGUOUS
 
-    def _asked(self, number: int) -> Reply | RowResult | None:
+    def _asked(self, number: int) -> Steps[Reply | RowResult | None]:
         """The answer that has the object; None if there is none. A question writes nothing, so without an
         answer it is asked again."""
         for known in (True, False):
             if self._by_id is not None and not (known and self._refs[number] is not None):
-                found = self._by_id.found(self._rows[number][: len(self._keys)])
+                found = yield from self._by_id.found(self._rows[number][: len(self._keys)])
                 if len(found) > 1:
                     return AMBIGUOUS
                 self._refs[number] = found[0] if found else None
                 if not found:
                     return None
             try:
-                reply = self._send(self._asking(number), self._rules)
+                reply = yield self._asking(number), self._rules
             except Ambiguous as error:
                 raise Unavailable(error.code, error.message) from error
             named = bool(split(self._read.path.partition("?")[0])[1::2])
@@ -126,7 +134,7 @@ class OneByOne:
             row = with_ref(row, self._refs[number], len(self._keys))
         return self._hosted(self._question.request([row]))
 
-    def _sent(self, one: Sending) -> Told:
+    def _sent(self, one: Sending) -> Steps[Told]:
         try:
             mode, template, request = self._written(one)
         except Poisoned as error:
@@ -135,10 +143,10 @@ class OneByOne:
         texts = template.texts(request)
         sent = Sent(1, mode != "append", lambda to: [], lambda row: [*texts(row), *self._known()])
         try:
-            reply = self._send(request, rules)
+            reply = yield request, rules
             outcome = interpret(reply, rules, sent)
         except Ambiguous:
-            self.doubtful = one.creates
+            self.doubtful |= one.creates
             raise
         result = (gone(outcome) if one.deletes else outcome).result(0)
         if one.deletes and self.then is not None and result.kind is Kind.WRITTEN:

@@ -85,6 +85,7 @@ class Preset(Definition):
     delete: Ways = ()
     find: Ways = ()
     read: Ways = ()
+    batch: Ways = ()
     version: Ways = ()
     outcome: dict[str, Any] = Field(default={})
     job: dict[str, Any] | None = None

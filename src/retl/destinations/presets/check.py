@@ -17,6 +17,7 @@ from retl.destinations.http.jobs import Job
 from retl.destinations.http.objects import Read, Version
 from retl.destinations.http.options import Idempotency, Probe
 from retl.destinations.http.rules import Rules
+from retl.destinations.http.steps import Together
 from retl.destinations.presets.filling import fill, used
 from retl.destinations.presets.parameters import Parameter
 from retl.errors import DefinitionError, Place
@@ -30,6 +31,7 @@ PARTS: dict[str, type[Definition]] = {
     **dict.fromkeys(("upsert", "insert", "update", "delete"), Endpoint),
     "find": Find,
     "read": Read,
+    "batch": Together,
     "version": Version,
     "outcome": Rules,
     "job": Job,

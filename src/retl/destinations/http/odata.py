@@ -1,8 +1,8 @@
 """OData on the wire: keys in addresses, and many requests as one multipart $batch. Pure.
 
 Lines always end with CRLF, in requests and in answers. An answer that is not complete and correct
-multipart, up to the last boundary, is not used: nothing is guessed from a part of it. Change sets, which
-succeed or fail as one, are not made and not read.
+multipart, up to the last boundary, is not used: nothing is guessed from a part of it. A change set, which
+succeeds or fails as one, has a single request here.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
 from retl.destinations.http import escape
-from retl.errors import Ambiguous
+from retl.errors import Ambiguous, Unavailable
 from retl.net.messages import Reply, Request
+from retl.net.waits import wait_asked
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5]\d\d)(?: [^\r\n]*)?")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*")
 _BOUNDARY = re.compile(
     r'multipart/mixed *;(?:.*;)? *boundary=(?:"([^"]{1,70})"|([^\s";]{1,70}))', re.IGNORECASE
 )
-_PART = b"Content-Type: application/http\r\nContent-Transfer-Encoding: binary\r\n\r\n"
+_PART = b"Content-Type: application/http\r\nContent-Transfer-Encoding: binary\r\n"
 
 
 def address(collection: str, key: Mapping[str, str], quoted: Mapping[str, bool]) -> str:
@@ -35,32 +36,52 @@ def address(collection: str, key: Mapping[str, str], quoted: Mapping[str, bool])
     return f"{collection}({','.join(parts)})"
 
 
-def multipart(requests: Sequence[Request], boundary: str) -> bytes:
+def multipart(requests: Sequence[Request], boundary: str, *, sets: bool = False) -> bytes:
     """The body of a $batch. No request may contain the boundary; a body of JSON never does, because it has
-    no line breaks."""
-    pieces = [b"--" + boundary.encode() + b"\r\n" + _PART + _dumped(one) + b"\r\n" for one in requests]
-    return b"".join(pieces) + b"--" + boundary.encode() + b"--\r\n"
+    no line breaks. `sets`: each write is a change set."""
+    parts = [
+        _change_set(one, f"set{n}_{boundary}".encode()) if sets and one.method != "GET" else _part(one)
+        for n, one in enumerate(requests)
+    ]
+    line = b"--" + boundary.encode()
+    return b"".join(line + b"\r\n" + part + b"\r\n" for part in parts) + line + b"--\r\n"
 
 
-def _dumped(request: Request) -> bytes:
+def _change_set(request: Request, boundary: bytes) -> bytes:
+    head = b'Content-Type: multipart/mixed; boundary="' + boundary + b'"\r\n\r\n'
+    return head + b"--" + boundary + b"\r\n" + _part(request, b"1") + b"\r\n--" + boundary + b"--\r\n"
+
+
+def _part(request: Request, number: bytes = b"") -> bytes:
     head = [
         f"{request.method} {request.target} HTTP/1.1",
         *(f"{name}: {value}" for name, value in request.headers),
     ]
-    return "\r\n".join(head).encode() + b"\r\n\r\n" + request.body
+    numbered = b"Content-ID: " + number + b"\r\n" if number else b""
+    return _PART + numbered + b"\r\n" + "\r\n".join(head).encode() + b"\r\n\r\n" + request.body
 
 
-def replies(reply: Reply) -> list[Reply]:
-    """The parts of the answer to a $batch, in their order. Ambiguous if it cannot be read."""
+def replies(reply: Reply, *, sets: bool = False) -> list[Reply]:
+    """The parts of the answer to a $batch, in their order. Ambiguous if it cannot be read. `sets`: a part may
+    be a change set with one answer."""
     if not reply.whole:
         raise Ambiguous("HTTP_CUT_OFF", "the answer to a $batch was cut off, or too long to read")
     try:
-        return list(_parsed(reply))
+        return list(_parsed(reply, sets))
     except ValueError as error:
         raise Ambiguous("HTTP_NO_PARTS", f"the answer to a $batch cannot be read: {error}") from None
 
 
-def _parsed(reply: Reply) -> Iterator[Reply]:
+def pause(parts: Sequence[Reply]) -> float:
+    """The seconds that throttled parts ask for. Unavailable if all parts are throttled."""
+    waits = [wait_asked(one.headers) or 0.0 for one in parts if one.status == 429]
+    if waits and len(waits) == len(parts):
+        code = f"HTTP_{parts[0].status}"
+        raise Unavailable(code, "the target throttled every row", retry_after=max(waits))
+    return max(waits, default=0.0)
+
+
+def _parsed(reply: Reply, sets: bool) -> Iterator[Reply]:
     found = _BOUNDARY.fullmatch(reply.headers.get("content-type", "").strip())
     if found is None:
         raise ValueError("it is not multipart/mixed with a boundary")
@@ -72,7 +93,12 @@ def _parsed(reply: Reply) -> Iterator[Reply]:
         if not part.startswith(b"\r\n"):
             raise ValueError("a boundary is inside a line")
         outer, inner = _split(part[2:])
-        if not _headers(outer).get("content-type", "").lower().startswith("application/http"):
+        kind = _headers(outer).get("content-type", "")
+        if sets and kind.lower().startswith("multipart/"):
+            (one,) = _parsed(Reply(reply.status, {"content-type": kind}, inner), False)
+            yield one
+            continue
+        if not kind.lower().startswith("application/http"):
             raise ValueError("a part is not application/http")
         head, body = _split(inner)
         first, *rest = head.split(b"\r\n", 1)
