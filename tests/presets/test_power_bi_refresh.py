@@ -36,7 +36,10 @@ class TestPowerBiRefresh(Proof):
     parameters = {"workspace": "w", "dataset": "m"}
     key, fields = "as_of", ()
     rows = (("2026-11-27",), ("2026-11-28",), ("2026-11-29",))
-    special = {"one is running": [fake.passed, fake.answer(400, json.dumps(RUNNING))]}
+    special = {
+        "one is running": [fake.passed, fake.answer(400, json.dumps(RUNNING))],
+        "an enhanced one is running": [fake.passed, fake.answer(409, b"{}")],
+    }
 
     def contents(self, api: Any) -> dict[str, Any]:
         """A refresh does not say which row it is for; how many there were is counted below."""

@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, parse_qs
 import pytest
 
 from retl.destinations.batch import Kind
-from tests.api import TOKEN, passed, reset
+from tests.api import TOKEN, answer, passed, reset
 from tests.presets.numbered import Numbered
 from tests.presets.proof import Proof
 
@@ -61,6 +61,7 @@ class TestZendesk(Proof):
     vendor = partial(FakeZendesk, refuse=["d@x.io"])
     connection = {"domain": "example", "user": "a@x.io/token", "token": TOKEN}
     bad, deletes = ("d@x.io", "Dan", -1), dict[str, Any]()
+    special = {"two writes at once": [passed, answer(409, b'{"error": "DatabaseConflict"}')]}
     throttled = b"Number of allowed updates for a single user exceeded"
 
     @pytest.mark.parametrize("kind", ["user", "ticket"])
