@@ -50,12 +50,20 @@ VENDORS = {
         {"object": "Contact", "match": "Ext__c"},
         "target_wins",
     ),
+    "numbers in an action": Vendor(
+        "elasticsearch",
+        edited.Documents,
+        {"url": "https://vendor", "api_key": TOKEN},
+        {"index": "people"},
+        "target_wins",
+    ),
     "a look": Vendor("hubspot", edited.HubSpotContacts, KEY, {}),
     "pipedrive": Vendor("pipedrive", edited.Persons, {"company": "example", **KEY}, {}),
     "freshdesk": Vendor("freshdesk", edited.Contacts, {"domain": "example", "api_key": TOKEN}, {}),
+    "intercom": Vendor("intercom", edited.Users, KEY, {}),
     "close": Vendor("close", edited.Leads, {"api_key": TOKEN}, {"object": "lead", "match": "cf_1"}),
 }
-WAYS = list(VENDORS) if os.environ.get("RETL_TEST_ALL") else list(VENDORS)[:4]
+WAYS = list(VENDORS) if os.environ.get("RETL_TEST_ALL") else list(VENDORS)[:5]
 
 
 class Desk:
@@ -127,7 +135,7 @@ def test_what_a_person_edited_stays_and_the_rest_is_written(tmp_path: Path, name
         assert desk.run()["unchanged"] == 4
 
 
-@pytest.mark.parametrize("name", ["If-Match", "in the body", "a date in a header"])
+@pytest.mark.parametrize("name", ["If-Match", "in the body", "a date in a header", "numbers in an action"])
 def test_an_edit_between_look_and_write_is_not_overwritten(tmp_path: Path, name: str) -> None:
     """The vendor refuses a write under an old version; what stands there is read again."""
     vendor = VENDORS[name]
@@ -140,7 +148,8 @@ def test_an_edit_between_look_and_write_is_not_overwritten(tmp_path: Path, name:
         edits = []
 
         def edited_first(exchange: Exchange) -> bool:
-            changes = exchange.command in ("PUT", "PATCH") or b"\r\nIf-Match" in exchange.content
+            body = exchange.content
+            changes = exchange.command in ("PUT", "PATCH") or b"\r\nIf-Match" in body or b"if_seq_no" in body
             if changes and not edits:
                 edits.append(api.edit(desk.key("a"), name="theirs"))
             return False
@@ -150,7 +159,7 @@ def test_an_edit_between_look_and_write_is_not_overwritten(tmp_path: Path, name:
         assert (len(edits), desk.held()["a"]) == (1, ("theirs", 9))
 
 
-@pytest.mark.parametrize("name", ["in the body", "a date in a header"])
+@pytest.mark.parametrize("name", ["in the body", "a date in a header", "numbers in an action"])
 def test_without_conflicts_nothing_is_asked_of_a_version(tmp_path: Path, name: str) -> None:
     vendor = VENDORS[name]
     with vendor.fake() as api:
@@ -163,7 +172,23 @@ def test_without_conflicts_nothing_is_asked_of_a_version(tmp_path: Path, name: s
         assert desk.held()["a"] == ("Ann", 9)
         assert {headers.get("if-match", "*") for _, _, headers, _ in api.seen} == {"*"}
         assert not any("if-unmodified-since" in headers for _, _, headers, _ in api.seen)
-        assert not any(b"safe_update" in body for *_, body in api.seen)
+        assert not any(b"safe_update" in body or b"if_seq_no" in body for *_, body in api.seen)
+
+
+def test_an_issue_of_jira_is_only_changed(tmp_path: Path) -> None:
+    vendor = Vendor("jira", edited.Issues, {"site": "example", "user": "u", "token": TOKEN}, {})
+    with vendor.fake() as api:
+        desk = Desk(tmp_path / "project", vendor, api)
+        desk.write("update_only", "warehouse_wins", first_run="send")
+        desk.run()
+        desk.write("update_only", WINDOW)
+        desk.run()
+        assert desk.held() == {"a": ("Ann", 1), "b": ("Bob", 2), "c": ("Cid", 3)}
+        api.edit(desk.key("a"), name="theirs")
+        desk.mart(a=("ours", 9), b=("ours", 2), c=("Cid", 3))
+        assert desk.run()["conflicts"]["merged"] == 1
+        assert desk.held() == {"a": ("theirs", 9), "b": ("ours", 2), "c": ("Cid", 3)}
+        assert desk.run()["unchanged"] == 3
 
 
 def test_a_sync_that_deletes_keeps_what_was_touched(tmp_path: Path) -> None:

@@ -13,7 +13,10 @@ from retl.testing import FakeApi, FakeHubSpot
 from tests.presets.gateway import Gateway
 from tests.presets.numbered import Numbered
 from tests.presets.test_close import FakeClose
+from tests.presets.test_elasticsearch import Cluster
 from tests.presets.test_freshdesk import FakeFreshdesk
+from tests.presets.test_intercom import FakeIntercom
+from tests.presets.test_jira import FakeJira
 from tests.presets.test_pipedrive import FakePipedrive
 from tests.presets.test_salesforce import Salesforce
 from tests.presets.test_zendesk import FakeZendesk
@@ -90,6 +93,55 @@ class Tickets(Shown, FakeZendesk):
                 return 409, {"error": "UpdateConflict", "description": "outdated ticket data"}
             body = json.dumps({"ticket": ticket}).encode()
         return super().serve(method, path, headers, body)
+
+
+class Users(Shown, FakeIntercom):
+    pass
+
+
+class Issues(Edited, FakeJira):
+    """Issues that are there, by their keys, with the fields that are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.objects = {f"{name}@x.io": {"name": "old", "visits": 0} for name in "abc"}
+
+    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        where = urlsplit(path)
+        key = unquote(where.path.removeprefix("/rest/api/2/issue/"))
+        if key not in self.objects:
+            return (200, {}) if key.endswith("/myself") else (404, {"errorMessages": ["no issue"]})
+        if method == "PUT":
+            self.merge(key, json.loads(body)["fields"])
+            return 204, None
+        asked = parse_qs(where.query)["fields"][0].split(",")
+        fields = {**self.objects[key], "updated": self.moment(key), "labels": []}
+        return 200, {"key": key, "fields": {name: fields[name] for name in asked if name in fields}}
+
+
+class Documents(Edited, Cluster):
+    """Documents with a number of their last change, which an action may name."""
+
+    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        if method == "POST":
+            return super().serve(method, path, headers, body)
+        key = unquote(path.removeprefix("/people/_doc/"))
+        if key not in self.objects:
+            return 404, {"_id": key, "found": False}
+        return 200, {"_id": key, **self.numbers(key), "found": True, "_source": self.objects[key]}
+
+    def numbers(self, key: str) -> dict[str, int]:
+        return {"_seq_no": self.changes[key], "_primary_term": 1}
+
+    def done(self, action: dict[str, Any], sent: Any) -> dict[str, Any]:
+        ((verb, about),) = action.items()
+        given = {name: about[name] for name in ("if_seq_no", "if_primary_term") if name in about}
+        assert not (given and "retry_on_conflict" in about)
+        if given and list(given.values()) != list(self.numbers(about["_id"]).values()):
+            if verb != "delete":
+                next(sent)
+            return {"error": {"type": "version_conflict_engine_exception"}, "status": 409}
+        return {"_id": about["_id"], **super().done(action, sent), **self.numbers(about["_id"])}
 
 
 class OrderItems(Edited, Gateway):

@@ -41,6 +41,7 @@ class TestAttio(Proof):
     vendor = partial(Attio, refuse=["d@x.io"])
     parameters = {"object": "people", "match": "email_addresses"}
     bad, deletes = ("d@x.io", "Dan", -1), parameters
+    special = {"two writes at once": [fake.passed, fake.answer(409, b'{"code":"concurrent_write_conflict"}')]}
 
     def test_an_object_that_does_not_exist_is_no_record_that_is_gone(self, api: Attio) -> None:
         api.faults.append(fake.answer(404, b'{"code":"not_found","message":"no such object"}'))

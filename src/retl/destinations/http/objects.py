@@ -47,12 +47,12 @@ class Read(Endpoint):
 
 
 class Version(Definition):
-    """What differs after every change of an object: the value at the path `at` of the object, or a `header`
-    of the answer. Both a read and, as far as the target tells it, the answer to a write have it. `any` is
-    what `$version` is where a sync may overwrite whatever is there; else a header or member that is
-    `$version` is not sent then."""
+    """What differs after every change of an object: the value at the path `at` of the object, an object of
+    the values at several paths, or a `header` of the answer. Both a read and, as far as the target tells it,
+    the answer to a write have it. `any` is what `$version` is where a sync may overwrite whatever is there;
+    else a header or member that is `$version` is not sent then."""
 
-    at: str | None = None
+    at: str | dict[str, str] | None = None
     header: HeaderName | None = None
     any: str | None = None
 
@@ -146,8 +146,8 @@ class Object(Value):
         if self._version is not None:
             told: Any = reply.headers.get(str(self._version.header).lower())
             if (at := self._version.at) is not None:
-                told = found[at] if at in found else look(found, at)  # @odata.etag is one name
-            if isinstance(told, str | int | Decimal):
+                told = _at(found, at)
+            if told is not None:
                 held[VERSION] = _VERSIONS.encode(told)
         if len(held.get(VERSION, b"")) > LONGEST:
             del held[VERSION]
@@ -163,6 +163,15 @@ class Object(Value):
         if isinstance(value, str):
             value = _meant(kind, value)
         return msgspec.json.encode(_sorted(value))
+
+
+def _at(found: dict[str, Any], at: str | dict[str, str]) -> Any:
+    """The version of an object, or None if a part of it is not there."""
+    if isinstance(at, dict):
+        parts = {name: _at(found, path) for name, path in at.items()}
+        return None if None in parts.values() else parts
+    told = found[at] if at in found else look(found, at)  # @odata.etag is one name
+    return told if isinstance(told, str | int | Decimal) else None
 
 
 def _meant(kind: str, text: str) -> Any:

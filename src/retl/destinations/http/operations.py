@@ -107,8 +107,9 @@ def compares(options: HttpOptions, shape: Shape) -> Compares:
 
 def _refuses_a_second(insert: Endpoint, shared: Rules) -> bool:
     """Whether it creates nothing if the key is there: by If-None-Match, or as a case says."""
-    cases = (insert.outcome or shared).cases
-    return _is_for_new(insert) or any(case.means in ("kept", "exists") for case in cases)
+    rules = insert.outcome or shared
+    told = rules.row_kept is not None or any(case.means in ("kept", "exists") for case in rules.cases)
+    return told or _is_for_new(insert)
 
 
 def _is_for_new(endpoint: Endpoint) -> bool:

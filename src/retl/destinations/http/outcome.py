@@ -287,6 +287,8 @@ def _judged(item: Any, row: int, rules: Rules, sent: Sent, *, bad: bool = False)
         return PRESENT if ref is None else replace(PRESENT, ref=text(ref))
     if rules.row_absent is not None and rules.row_absent.fits(item):
         return ABSENT
+    if rules.row_changed is not None and rules.row_changed.fits(item):
+        return BUSY
     if not bad and (rules.row_ok is None or rules.row_ok.fits(item)):
         return WRITTEN if ref is None else RowResult(Kind.WRITTEN, ref=text(ref))
     code, reason = _explanation(item, rules, sent, row)

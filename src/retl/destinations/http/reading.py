@@ -197,7 +197,9 @@ def unconditional(endpoint: Endpoint, any_version: str | None) -> Endpoint:
 
     def without(part: Any) -> Any:
         if isinstance(part, dict) and isinstance(merged := part.get("$merge"), list):
-            kept = [one for one in merged if not isinstance(one, dict) or all(map(stays, one.values()))]
+            kept = [
+                one for one in merged if all(map(stays, one.values() if isinstance(one, dict) else [one]))
+            ]
             return {"$merge": [without(one) for one in kept]}
         if isinstance(part, dict):
             return {name: without(value) for name, value in part.items() if stays(value)}

@@ -116,8 +116,8 @@ class Rules(Definition):
     which some are bad are sent again in halves, if twice is once. `retry_at`:
     of the rows that were not processed. `ref`: of the external id in an item, or in the answer for one row
     (with `all_or_nothing` items name their rows by `match`). `row_ok`, `row_kept`, `row_absent` (for updates
-    and deletes) and `row_retry` test an item. `inside`: of base64 JSON in it. In the paths of an item a step
-    `*` is the only member of an object, whatever its name.
+    and deletes), `row_changed` (somebody else wrote it) and `row_retry` test an item. `inside`: of base64
+    JSON in it. In the paths of an item a step `*` is the only member of an object, whatever its name.
     """
 
     ok: tuple[int, ...] = (200, 201, 202, 204)
@@ -146,6 +146,7 @@ class Rules(Definition):
     row_ok: Match | None = None
     row_kept: Match | None = None
     row_absent: Match | None = None
+    row_changed: Match | None = None
     row_retry: Match | None = None
     code: Paths = ("error.code", "errors.0.code", "code")
     reason: Paths = ("error.message", "errors.0.message", "message", "detail", "error")
