@@ -6,18 +6,22 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import pytest
+from hypothesis import given
 from pydantic import ValidationError
 
 from retl import destinations
 from retl.destinations.batch import Kind
 from retl.destinations.http.options import HttpOptions
+from retl.testing import odata
 from retl.testing.faults import answer, changed, cut, instead, passed, reset
 from retl.testing.vendor import Vendor
 from tests.destinations.rows import Rows
 from tests.presets import test_sap_odata as sap
 from tests.presets.gateway import Gateway
+from tests.test_http_escape import TEXTS
 
 ROWS = [(f"k{n}", f"name {n}", n) for n in range(6)]
 
@@ -131,6 +135,27 @@ def test_the_fake_that_is_made_from_a_preset_speaks_it() -> None:
         assert [one.kind for one in proof.deliver(vendor, ROWS)] == ONE_BAD
         assert (len(vendor.objects), vendor.doubled) == (5, 0)
         assert {path for _, path, _, _ in vendor.seen} == {"/sap/", "/sap/$batch"}
+
+
+@given(TEXTS, TEXTS)
+def test_no_value_leaves_its_part(key: str, name: str) -> None:
+    """Not as a line, nor as a boundary, a header or another request."""
+    shape, served = sap.TestSap().shape(), list[tuple[str, str, bytes]]()
+    made = destinations.load("sap_odata")(sap.TestSap().options(None), shape)
+
+    def serve(method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        served.append((method, unquote(path), body))
+        return 200, {}
+
+    for refs in ([None, None], ["r", "r"]):  # questions, and changes of what is known
+        batch = Rows(shape, [(key, name, 1), ("x", "y", 2)], refs).batch("upsert")
+        head, _, body = made.preview(batch).partition(b"\r\n\r\n")
+        kind = next(line for line in head.decode().split("\r\n") if line.startswith("Content-Type: "))
+        answer = odata.batch(serve, {"content-type": kind.removeprefix("Content-Type: ")}, body)
+        assert answer[0] == 202
+    quoted = key.replace("'", "''")
+    assert [path for _, path, _ in served] == [f"/sap/A_Product('{one}')" for one in (quoted, "x")] * 2
+    assert [json.loads(body)["name"] for method, _, body in served if method == "PATCH"] == [name, "y"]
 
 
 class TestSapRowByRow(sap.TestSap):
