@@ -28,8 +28,8 @@ class Numbered(FakeApi):
         return headers.get("authorization") == f"Bearer {self.token}"
 
     def asked(self, method: str, where: SplitResult, content: Any) -> str | None:
-        """The key that this request asks for, if it is a question."""
-        return parse_qs(where.query)["email"][0] if method == "GET" else None
+        """The key that this request asks for, if it is a question; "" if it is one about no key."""
+        return parse_qs(where.query).get("email", [""])[0] if method == "GET" else None
 
     def found(self, ids: list[str]) -> Any:
         raise NotImplementedError
