@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from cryptography.x509.oid import NameOID
 from pydantic import ValidationError
 
+from retl.destinations import load
 from retl.destinations.batch import Field, Kind, Shape
 from retl.destinations.http.adapter import HttpDestination
 from retl.destinations.http.options import HttpOptions
@@ -202,3 +203,14 @@ def test_accounts_that_cannot_work_are_refused_without_their_key(auth: dict[str,
     with pytest.raises(ValidationError) as caught:
         HttpConnection(base_url="https://api.example.com", auth=auth)
     assert "MIIEv" not in str(caught.value)
+
+
+def test_a_certificate_can_stand_in_for_salesforce_s_secret() -> None:
+    named = {"client_id": "me", "domain": "example.my.salesforce.com", "user": "retl@x.io"}
+    keys = {**named, "private_key": PEM}
+    model: Any = load("salesforce").Options
+    auth = model(connection=keys, object="Contact", match="Ext__c").http.connection.auth
+    assert (auth.grant, auth.subject) == ("jwt_bearer", "retl@x.io")
+    assert auth.audience == "https://login.salesforce.com"
+    with pytest.raises(ValidationError):
+        model(connection={**keys, "private_key": None}, object="Contact", match="Ext__c")

@@ -10,16 +10,15 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from retl.testing import FakeApi, FakeHubSpot
+from tests.presets.crm import Salesforce
+from tests.presets.desks import FakeClose, FakeZendesk
+from tests.presets.documents import Cluster
 from tests.presets.gateway import Gateway
 from tests.presets.numbered import Numbered
-from tests.presets.test_close import FakeClose
-from tests.presets.test_elasticsearch import Cluster
 from tests.presets.test_freshdesk import FakeFreshdesk
 from tests.presets.test_intercom import FakeIntercom
 from tests.presets.test_jira import FakeJira
 from tests.presets.test_pipedrive import FakePipedrive
-from tests.presets.test_salesforce import Salesforce
-from tests.presets.test_zendesk import FakeZendesk
 
 
 class Edited(FakeApi):

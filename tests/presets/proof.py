@@ -25,7 +25,7 @@ from retl.destinations.batch import Field, Kind, Mode, Outcome, RowResult, Shape
 from retl.destinations.http.adapter import HttpDestination
 from retl.destinations.http.options import OPERATION_NAMES
 from retl.destinations.http.outcome import Sent, interpret
-from retl.errors import Poisoned, Systemic
+from retl.errors import Poisoned, RetlError, Systemic
 from retl.net.auth import Permit
 from retl.net.gate import Gate
 from retl.net.messages import Reply
@@ -77,6 +77,15 @@ class Recorded:
     parameters: Mapping[str, Any] | None = None
 
 
+def by_place(
+    answer: Mapping[str, Any], items: Sequence[Any], good: Callable[[Any], bool], ref: str = "id"
+) -> Recorded:
+    """A recorded answer with an item for each row, in their order; a bad one tells no id."""
+    kinds = [Kind.WRITTEN if good(item) else Kind.REJECTED for item in items]
+    refs = [str(item[ref]) if good(item) else None for item in items]
+    return Recorded(answer, [str(n) for n in range(len(items))], kinds, refs=refs)
+
+
 class Through(Gate):
     """A gate that lets requests through `permit`, where one is given."""
 
@@ -104,10 +113,12 @@ class Proof:
     deletes: Mapping[str, Any] | None = None  # the parameters with which rows can be deleted
     special: Mapping[str, Sequence[Fault]] = {}  # faults of this vendor's own
     doubtful: frozenset[str] = frozenset()  # those after which nobody can say, until rows are sent again
+    stops: Mapping[str, tuple[Fault, type[RetlError]]] = {}  # answers after which there is nothing to try
     throttled: bytes = b"{}"  # the body of a 429
     renews = False  # an expired token is renewed rather than the end of the run
     contract: tuple[str, str] | None = None  # a file of contracts/ and the pointer to a schema in it
     golden: tuple[str, int, Mapping[str, Any], tuple[Field, ...], Sequence[Row]] | None = None
+    golden_delete: tuple[str, int, Sequence[Row]] | None = None  # with `parameters`, of these keys
 
     # what a module may say in its own words
 
@@ -264,6 +275,15 @@ class Proof:
         assert self.contents(api) == self.expected(self.rows)
         tell("faults", 1)
 
+    def test_some_answers_end_the_run_at_once(self) -> None:
+        for name, (fault, error) in self.stops.items():
+            with self.vendor() as api:
+                api.faults += [passed, fault] if self.renews else [fault]
+                with pytest.raises(error):
+                    self.deliver(api, self.rows)
+                assert not api.faults, name
+                assert self.contents(api) == {}, name
+
     def test_every_request_takes_a_turn(self, api: FakeApi) -> None:
         """Also those for tokens, and those that ask after a job."""
         permits: list[int | None] = []
@@ -308,11 +328,26 @@ class Proof:
         assert self.alike(ours) == self.alike({name: theirs[name] for name in ours})
         tell("golden", 1)
 
-    def request(self, parameters: Mapping[str, Any], shape: Shape, rows: Sequence[Row]) -> dict[str, Any]:
+    def test_its_delete_equals_the_vendor_s_own(self, tell: Tell) -> None:
+        if self.golden_delete is None:
+            return
+        file, number, keys = self.golden_delete
+        theirs = lines(f"golden/{file}")[number]
+        ours = self.request(self.parameters, self.shape(deletes="delete"), keys, "delete")
+        assert self.alike(ours) == self.alike(theirs)
+        tell("golden", 1)
+
+    def request(
+        self,
+        parameters: Mapping[str, Any],
+        shape: Shape,
+        rows: Sequence[Row],
+        operation: Mode | None = None,
+    ) -> dict[str, Any]:
         """Our request for these rows, in the form that golden requests have."""
         destination = destinations.load(self.preset)(self.options(None, parameters), shape)
         assert isinstance(destination, HttpDestination)
-        dumped = destination.preview(Rows(shape, rows).batch(self.write))
+        dumped = destination.preview(Rows(shape, rows).batch(operation or self.write))
         head, _, body = dumped.partition(b"\r\n\r\n")
         method, path = head.split(b"\r\n")[0].decode().split(" ", 1)
         return {"method": method, "path": path, "body": read(body) if body else ""}

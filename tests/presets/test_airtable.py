@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import pytest
-
 from retl import destinations
 from retl.destinations.batch import Field, Kind
-from retl.destinations.http.outcome import Sent, interpret
-from retl.errors import Poisoned, Unavailable
-from retl.net.messages import Reply
 from retl.testing import FakeAirtable
 from tests import api as fake
 from tests.presets.proof import WHOLE, Proof, Recorded, lines
@@ -25,19 +19,12 @@ class TestAirtable(Proof):
     parameters = {"base": "appX", "table": "Tbl", "match": ["Email"]}
     bad = ("d@x.io", "Dan", -1)
     deletes = parameters
-    golden = (
-        "airtable_batch_upsert.jsonl",
-        0,
-        {"base": "appX", "table": "Tbl", "match": ["Email"]},
-        (Field("Score", WHOLE),),
-        [(f"{n}@x", n) for n in range(10)],
-    )
+    ten = [(f"{n}@x", n) for n in range(10)]
+    golden = ("airtable_batch_upsert.jsonl", 0, parameters, (Field("Score", WHOLE),), ten)
 
     def faults(self) -> dict[str, Any]:
-        return {
-            **super().faults(),
-            "429 and no word of when": [fake.answer(503)],
-        }  # its 30 s are tested below
+        own = {"429 and no word of when": [fake.answer(503)]}  # Airtable's 30 s are in test_recordings
+        return {**super().faults(), **own}
 
     def alike(self, request: dict[str, Any]) -> Any:
         request["body"].pop("returnFieldsByFieldId", None)  # the SDK spells out the default
@@ -54,14 +41,6 @@ class TestAirtable(Proof):
                 kind = Kind.WRITTEN if one["status"] == 200 else Kind.REJECTED
                 yield Recorded(one, [str(n) for n in range(len(rows))], [kind] * len(rows))
 
-    def test_one_bad_row_refuses_its_batch_without_being_named(self) -> None:
-        rules = self.options().http.outcome
-        for one in lines("recordings/airtable.jsonl"):
-            if one["status"] == 422 and len(one["req_body"]["records"]) > 1:
-                reply = Reply(422, {}, json.dumps(one["resp_body"]).encode())
-                with pytest.raises(Poisoned):
-                    interpret(reply, rules, Sent(2, True, lambda to: ["a", "b"], lambda row: []))
-
     def test_ids_are_told_by_the_field_that_is_merged_on(self, api: FakeAirtable) -> None:
         results = self.deliver(api, self.rows)
         assert [result.ref for result in results] == [f"rec{row[0]}" for row in self.rows]
@@ -77,8 +56,3 @@ class TestAirtable(Proof):
         kind, options = destinations.load("airtable"), self.options()
         assert kind.learns(options, "upsert", ["Email"])
         assert not kind.learns(options, "upsert", ["Email", "Year"])
-
-    def test_a_429_means_thirty_seconds(self) -> None:
-        with pytest.raises(Unavailable) as caught:
-            self.read(Recorded({"status": 429, "resp_headers": {}, "resp_body": {}}, ["a"], []))
-        assert caught.value.retry_after == 30

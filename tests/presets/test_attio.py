@@ -7,8 +7,6 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import pytest
-
 from retl.errors import Systemic
 from retl.testing import FakeApi
 from tests import api as fake
@@ -41,9 +39,7 @@ class TestAttio(Proof):
     vendor = partial(Attio, refuse=["d@x.io"])
     parameters = {"object": "people", "match": "email_addresses"}
     bad, deletes = ("d@x.io", "Dan", -1), parameters
+    stops = {
+        "no such object": (fake.answer(404, b'{"code":"not_found","message":"no such object"}'), Systemic)
+    }
     special = {"two writes at once": [fake.passed, fake.answer(409, b'{"code":"concurrent_write_conflict"}')]}
-
-    def test_an_object_that_does_not_exist_is_no_record_that_is_gone(self, api: Attio) -> None:
-        api.faults.append(fake.answer(404, b'{"code":"not_found","message":"no such object"}'))
-        with pytest.raises(Systemic):
-            self.deliver(api, self.rows)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from retl.destinations.batch import Field, Kind
 from retl.errors import Systemic
 from tests import api as fake
@@ -38,6 +36,7 @@ class TestSqs(Proof):
     connection = AWS
     parameters = {"queue": QUEUE}
     bad = ("d@x.io", "Dan", 4)
+    stops = {"no queue": (fake.answer(400, b'{"__type": "com.amazonaws.sqs#QueueDoesNotExist"}'), Systemic)}
     golden = (
         "aws_sqs_send_batch.jsonl",
         0,
@@ -54,9 +53,3 @@ class TestSqs(Proof):
         api.faults += [fake.reset(applied=True), fake.instead(500)]
         assert [one.kind for one in self.deliver(api, self.rows, parameters=fifo)][:2] == [Kind.WRITTEN] * 2
         assert not api.doubled
-
-    def test_a_queue_that_is_gone_stops_the_run(self, api: Sqs) -> None:
-        gone = fake.answer(400, b'{"__type": "com.amazonaws.sqs#QueueDoesNotExist"}')
-        api.faults.append(gone)
-        with pytest.raises(Systemic):
-            self.deliver(api, self.rows)

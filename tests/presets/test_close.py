@@ -3,51 +3,14 @@
 from __future__ import annotations
 
 import json
-from base64 import b64encode
 from functools import partial
-from typing import Any, ClassVar
-from urllib.parse import SplitResult
+from typing import ClassVar
 
 from retl.destinations.batch import Kind
 from tests import api as fake
 from tests.api import TOKEN
-from tests.presets.numbered import Numbered
+from tests.presets.desks import FakeClose
 from tests.presets.proof import Proof
-
-LOGIN = "Basic " + b64encode(f"{TOKEN}:".encode()).decode()
-
-
-class FakeClose(Numbered):
-    refusal = (
-        400,
-        {"errors": [], "field-errors": {"name": "This field is required."}, "error": "Bad request"},
-    )
-    deleted = (200, {})
-    probe = "/api/v1/me/"
-
-    def __init__(self, object: str = "lead", **given: Any) -> None:
-        super().__init__(**given)
-        self.object, self.root = object, f"/api/v1/{object}"
-
-    def allowed(self, headers: dict[str, str]) -> bool:
-        return headers.get("authorization") == LOGIN
-
-    def asked(self, method: str, where: SplitResult, content: Any) -> str | None:
-        if where.path != "/api/v1/data/search/":
-            return None
-        kind, condition = content["query"]["queries"]
-        assert (kind["object_type"], content["results_limit"]) == (self.object, 2)
-        wanted = condition.get("related_query", condition)
-        assert wanted["condition"].pop("mode") == "exact_value"
-        assert wanted["field"].get("custom_field_id", wanted["field"].get("field_name")) in ("cf_1", "email")
-        return str(wanted["condition"]["value"])
-
-    def found(self, ids: list[str]) -> Any:
-        return {"data": [{"__object_type": self.object, "id": one} for one in ids], "cursor": None}
-
-    def parts(self, content: Any) -> tuple[str | None, dict[str, Any]]:
-        emails = content.pop("emails", [{"email": None}])
-        return content.pop("custom.cf_1", emails[0]["email"]), content
 
 
 class TestClose(Proof):

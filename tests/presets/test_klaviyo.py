@@ -11,23 +11,18 @@ from retl.values.types import Type
 from tests import api as fake
 from tests.api import TOKEN, passed
 from tests.destinations.rows import Rows
-from tests.presets.proof import Proof
+from tests.presets.proof import TEXT, WHOLE, Proof
 
 
 class TestKlaviyo(Proof):
     preset, limit, key = "klaviyo", 10_000, "email"
     vendor = partial(FakeKlaviyo, refuse=["d@x.io"])
     connection = {"api_key": TOKEN}
-    fields = (Field("first_name", Type("string")), Field("visits", Type("integer")))
+    fields = (Field("first_name", TEXT), Field("visits", WHOLE))
     bad = ("d@x.io", "Dan", -1)
     contract = ("klaviyo/profiles.json", "#/components/schemas/ProfileImportJobCreateQuery")
-    golden = (
-        "klaviyo_bulk_import.jsonl",
-        0,
-        {"list": "ABC"},
-        (Field("external_id", Type("string")), Field("properties", Type("json"))),
-        [("a@x.io", "1", '{"churn":0.9}')],
-    )
+    sent = (Field("external_id", TEXT), Field("properties", Type("json")))
+    golden = ("klaviyo_bulk_import.jsonl", 0, {"list": "ABC"}, sent, [("a@x.io", "1", '{"churn":0.9}')])
     special = {
         "a poll that is throttled": [passed, fake.answer(429, b"{}", Retry_After="0")],
         "a poll that breaks": [passed, fake.answer(500), fake.reset(applied=False)],

@@ -3,53 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
-
-import pytest
+from typing import Any, ClassVar
 
 from retl.destinations.batch import Kind
-from retl.errors import Spent, Unavailable
+from retl.errors import Later
 from tests import api as fake
 from tests.api import TOKEN
-from tests.presets.oauth import TokenServer, expire
-from tests.presets.proof import Proof, Recorded, lines
-
-SKIPPED = {"status": "skipped", "reasons": [{"code": "1003", "message": "visits must not be below zero"}]}
+from tests.presets.crm import Marketo
+from tests.presets.oauth import expire
+from tests.presets.proof import Proof, Recorded, by_place, lines
 
 
 def failed(code: str) -> bytes:
     return b'{"success":false,"errors":[{"code":"%s","message":"no"}]}' % code.encode()
-
-
-class Marketo(TokenServer):
-    token_path = "/identity/oauth/token"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids: dict[int, str] = {}
-
-    def refused(self) -> tuple[int, Any]:
-        return 200, {"success": False, "errors": [{"code": "602", "message": "Access token expired"}]}
-
-    def take(self, method: str, path: str, content: Any) -> tuple[int, Any]:
-        rows, result = content["input"], []
-        if len(rows) > 300:
-            return 200, {"success": False, "errors": [{"code": "1080", "message": "more than 300 leads"}]}
-        for row in rows:
-            if path.endswith("delete.json"):
-                assert type(row["id"]) is int
-                known = self.users.pop(self.ids.get(row["id"], ""), None) is not None
-                gone = {"status": "skipped", "reasons": [{"code": "1004", "message": "Lead not found"}]}
-                result.append({"status": "deleted"} if known else gone)
-            elif (row["visits"] or 0) < 0:
-                result.append(SKIPPED)
-            else:
-                key = row.pop(content["lookupField"])
-                self.users.setdefault(key, {}).update(row)
-                number = 7000 + sum(key.encode())
-                self.ids[number] = key
-                result.append({"id": number, "status": "updated"})
-        return 200, {"success": True, "result": result}
 
 
 class TestMarketo(Proof):
@@ -63,35 +29,16 @@ class TestMarketo(Proof):
         "602 in a 200": [fake.answer(200, failed("602"))],
     }
 
+    stops: ClassVar = {"a spent day": (fake.answer(200, failed("607")), Later)}
+
     def expire(self, api: Any) -> None:
         expire(api)
 
     def recorded(self) -> Iterator[Recorded]:
         for one in lines("recordings/marketo.jsonl"):
-            if one["method"] == "POST" and one["path"].endswith("/rest/v1/leads.json"):
-                result = one["resp_body"].get("result")
-                if result is None:
-                    continue
-                bad = [item["status"] == "skipped" for item in result]
-                kinds = [Kind.REJECTED if skipped else Kind.WRITTEN for skipped in bad]
-                names = [str(n) for n in range(len(result))]
-                yield Recorded(
-                    one,
-                    names,
-                    kinds,
-                    refs=[str(i["id"]) if i["status"] != "skipped" else None for i in result],
-                )
-
-    def test_success_true_says_nothing_of_skipped_rows(self) -> None:
-        assert any(
-            Kind.REJECTED in one.kinds and one.answer["resp_body"]["success"] for one in self.recorded()
-        )
-
-    @pytest.mark.parametrize(("code", "error"), [("606", Unavailable), ("615", Unavailable), ("607", Spent)])
-    def test_throttling_is_in_the_body(self, code: str, error: type[Exception]) -> None:
-        said = {"success": False, "errors": [{"code": code, "message": "Max rate limit exceeded"}]}
-        with pytest.raises(error):
-            self.read(Recorded({"status": 200, "resp_headers": {}, "resp_body": said}, ["a"], []))
+            result = one["resp_body"].get("result") if one["method"] == "POST" else None
+            if one["path"].endswith("/rest/v1/leads.json") and result is not None:
+                yield by_place(one, result, lambda item: item["status"] != "skipped")
 
     def test_one_new_token_is_enough_for_a_run(self, api: Marketo) -> None:
         self.expire(api)

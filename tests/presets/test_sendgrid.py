@@ -8,49 +8,11 @@ from functools import partial
 from typing import Any
 
 from retl.destinations.batch import Field, Kind
-from retl.testing import FakeApi
 from retl.values.types import Type
 from tests import api as fake
 from tests.api import TOKEN, passed
+from tests.presets.bulk import SendGrid
 from tests.presets.proof import EVIDENCE, TEXT, Proof
-
-
-class SendGrid(FakeApi):
-    """A job is done at the second request for its state."""
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self.jobs: list[dict[str, Any]] = []
-        self.ids: dict[str, str] = {}  # id → address
-
-    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
-        if headers.get("authorization") != f"Bearer {self.token}":
-            return 401, {"errors": [{"field": None, "message": "authorization required"}]}
-        if method == "PUT":
-            rows = json.loads(body)["contacts"]
-            self.jobs.append({"rows": rows, "asked": 0})
-            return 202, {"job_id": f"job-{len(self.jobs) - 1}"}
-        if method == "POST":
-            (name,) = json.loads(body)["emails"]
-            found = next((id for id, one in self.ids.items() if one == name), None)
-            if found is None:
-                return 404, {"errors": [{"message": "no contacts found for the provided email address(es)"}]}
-            return 200, {"result": {name: {"contact": {"id": found, "email": name}}}}
-        if method == "DELETE":
-            self.objects.pop(self.ids.pop(path.rpartition("=")[2]))
-            self.jobs.append({"rows": [], "asked": 0})
-            return 202, {"job_id": f"job-{len(self.jobs) - 1}"}
-        job = self.jobs[int(path.rpartition("-")[2])]
-        job["asked"] += 1
-        if job["asked"] < 2:
-            return 200, {"status": "pending", "job_type": "upsert"}
-        good = [row for row in job["rows"] if row["email"] not in self.refuse]
-        for row in good:
-            self.ids[f"id-{row['email'][0]}"] = row["email"]
-            self.merge(row["email"], {name: value for name, value in row.items() if name != "email"})
-        bad = len(job["rows"]) - len(good)
-        status = "completed" if not bad else "errored" if good else "failed"
-        return 200, {"status": status, "job_type": "upsert", "results": {"errored_count": bad} if bad else {}}
 
 
 class TestSendGrid(Proof):

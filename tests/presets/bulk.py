@@ -1,0 +1,95 @@
+"""Vendors that take contacts as a job."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from typing import Any
+
+from retl.testing import FakeApi
+from tests.api import TOKEN
+
+LOGIN = "Basic " + b64encode(f"Shop\\ann:{TOKEN}".encode()).decode()
+
+
+FIELDS = {name: f"{{{{Contact.Field({name})}}}}" for name in ("C_EmailAddress", "C_FirstName", "C_Company")}
+
+
+class Eloqua(FakeApi):
+    """A sync is done at the second request for its state. What is staged and not synced is never seen."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.staged: list[list[dict[str, Any]]] = []
+        self.syncs: list[dict[str, Any]] = []
+
+    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        if headers.get("authorization") != LOGIN:
+            return 401, {}
+        content = json.loads(body) if body else None
+        match path.removeprefix("/api/bulk/2.0/").split("/"):
+            case ["contacts", "imports"]:
+                if content["fields"] != FIELDS or content["identifierFieldName"] != "C_EmailAddress":
+                    return 400, {
+                        "failures": [{"field": "fields", "constraint": "Must be a valid statement."}]
+                    }
+                self.staged.append([])
+                return 201, {"name": "retl", "uri": f"/contacts/imports/{len(self.staged) - 1}"}
+            case ["contacts", "imports", number, "data"]:
+                assert len(content) <= 1000
+                self.staged[int(number)] += content
+                return 204, None
+            case ["syncs"]:
+                rows = self.staged[int(content["syncedInstanceUri"].rpartition("/")[2])]
+                bad = [row for row in rows if row["C_EmailAddress"] in self.refuse]
+                for row in rows:
+                    if row not in bad:
+                        self.merge(row.pop("C_EmailAddress"), row)
+                self.syncs.append({"bad": bad, "asked": 0})
+                return 201, {"uri": f"/syncs/{len(self.syncs) - 1}", "status": "pending"}
+            case ["syncs", number, "rejects"]:
+                told = {"statusCode": "ELQ-00002", "message": "Invalid email addresses."}
+                return 200, {
+                    "items": [{"fieldValues": one, **told} for one in self.syncs[int(number)]["bad"]]
+                }
+        sync = self.syncs[int(path.rpartition("/")[2])]
+        sync["asked"] += 1
+        return 200, {"status": "active" if sync["asked"] < 2 else "warning" if sync["bad"] else "success"}
+
+
+class SendGrid(FakeApi):
+    """A job is done at the second request for its state."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.jobs: list[dict[str, Any]] = []
+        self.ids: dict[str, str] = {}  # id → address
+
+    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        if headers.get("authorization") != f"Bearer {self.token}":
+            return 401, {"errors": [{"field": None, "message": "authorization required"}]}
+        if method == "PUT":
+            rows = json.loads(body)["contacts"]
+            self.jobs.append({"rows": rows, "asked": 0})
+            return 202, {"job_id": f"job-{len(self.jobs) - 1}"}
+        if method == "POST":
+            (name,) = json.loads(body)["emails"]
+            found = next((id for id, one in self.ids.items() if one == name), None)
+            if found is None:
+                return 404, {"errors": [{"message": "no contacts found for the provided email address(es)"}]}
+            return 200, {"result": {name: {"contact": {"id": found, "email": name}}}}
+        if method == "DELETE":
+            self.objects.pop(self.ids.pop(path.rpartition("=")[2]))
+            self.jobs.append({"rows": [], "asked": 0})
+            return 202, {"job_id": f"job-{len(self.jobs) - 1}"}
+        job = self.jobs[int(path.rpartition("-")[2])]
+        job["asked"] += 1
+        if job["asked"] < 2:
+            return 200, {"status": "pending", "job_type": "upsert"}
+        good = [row for row in job["rows"] if row["email"] not in self.refuse]
+        for row in good:
+            self.ids[f"id-{row['email'][0]}"] = row["email"]
+            self.merge(row["email"], {name: value for name, value in row.items() if name != "email"})
+        bad = len(job["rows"]) - len(good)
+        status = "completed" if not bad else "errored" if good else "failed"
+        return 200, {"status": status, "job_type": "upsert", "results": {"errored_count": bad} if bad else {}}
