@@ -305,3 +305,18 @@ def test_what_only_documentation_says_is_a_preview_and_says_so(folder: Path) -> 
 def listing(folder: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = retl(folder, "destinations", "--output", "json").document["destinations"]
     return found
+
+
+def test_an_operation_may_be_like_another_one(folder: Path) -> None:
+    one = "upsert: {path: /s, wrap: rows, row: {t: $title}, outcome: {like: outcome, code: c}}"
+    found = shop(folder, f"{one}\nupdate: {{like: upsert, method: PATCH, row: $row}}\noutcome: {{ok: [207]}}")
+    upsert, update = found.options.http.upsert, found.options.http.update
+    assert (update.path, update.wrap, update.method, update.row) == ("/s", "rows", "PATCH", "$row")
+    assert (upsert.outcome.ok, upsert.outcome.code, upsert.row) == ((207,), ("c",), {"t": "$title"})
+
+
+@pytest.mark.parametrize("like", ["upsrt", "update", "upsert.0", "outcome.x"])
+def test_what_an_operation_is_like_is_a_part_that_says_everything(folder: Path, like: str) -> None:
+    with pytest.raises(DefinitionError, match=f"like: {like}") as caught:
+        shop(folder, f"upsert: {{path: /s}}\nupdate: {{like: {like}}}")
+    assert str(caught.value.where).endswith("14:16")

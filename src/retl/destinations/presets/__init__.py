@@ -5,7 +5,8 @@ has two kinds of placeholders. `$name` is filled in from a row when a request is
 is filled in from the keys of the connection and the parameters of the sync when the preset is used
 (`filling`). An object with `only_if: {name: [values]}` is kept only if that parameter has one of the values;
 `given` or `missing` may replace the list. An operation, and `auth`, may be a list of ways: the first one
-with a true `only_if` is used. `place` names the object that is written, the same for every way to write it;
+with a true `only_if` is used. `like: upsert` takes what an operation does not say itself from another one.
+`place` names the object that is written, the same for every way to write it;
 without it two syncs write the same object if they share path and credential.
 """
 
@@ -101,7 +102,7 @@ class Preset(Definition):
     @classmethod
     def load(cls, path: Path, file: str) -> Preset:
         """The preset in a file, named `file` in messages. DefinitionError(s) with their places in it."""
-        tree = load_yaml(path, name=file)
+        tree = check.whole(load_yaml(path, name=file))
         preset = validate(cls, Filled(tree, (), tree.value), name=path.stem)
         preset._tree = tree
         check.refuse(tree, {**preset.connection, **preset.parameters})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from retl.destinations.http.body import Endpoint
@@ -46,6 +47,53 @@ class _Login(Definition):
     """The part of a connection that a preset fills in."""
 
     auth: Auth
+
+
+def whole(tree: Tree) -> Tree:
+    """The preset with what its operations, and their outcomes, take from another one: `like: upsert`, or
+    `like: delete.0`, the first of several ways. What they say themselves wins. Each value keeps its place.
+    DefinitionError if there is no such part."""
+    for name in PARTS:
+        for loc, way in _ways(tree, name):
+            tree = _inherited(tree, loc, way)
+            tree = _inherited(tree, (*loc, "outcome"), way.get("outcome") if isinstance(way, dict) else None)
+    return tree
+
+
+def _inherited(tree: Tree, at: Loc, own: Any) -> Tree:
+    if not isinstance(own, dict) or (like := own.get("like")) is None:
+        return tree
+    name, _, number = str(like).partition(".")
+    there: Loc = (name, int(number)) if number.isdecimal() else (name,)
+    try:
+        base = tree.at(there)
+    except (KeyError, IndexError, TypeError):
+        base = None
+    if not isinstance(base, dict) or "like" in base or there == at:
+        raise DefinitionError(
+            "DEFINITION_INVALID",
+            f"`like: {like}` names no part of this preset that says everything itself",
+            hint="an operation, one of its ways (delete.0), or `outcome`",
+            where=tree.place((*at, "like")),
+        )
+    mine = own.keys() | {"only_if"}
+    added = {key: value for key, value in base.items() if key not in mine}
+    merged = {**{key: value for key, value in own.items() if key != "like"}, **added}
+    new = {
+        at + loc[len(there) :]: place
+        for loc, place in tree.places.items()
+        if loc[: len(there)] == there and loc[len(there) : len(there) + 1] and loc[len(there)] in added
+    }
+    return replace(tree, value=_with(tree.value, at, merged), places={**tree.places, **new})
+
+
+def _with(value: Any, at: Loc, new: Any) -> Any:
+    """A copy with another value at one place."""
+    if not at:
+        return new
+    copy: Any = list(value) if isinstance(value, list) else dict(value)
+    copy[at[0]] = _with(copy[at[0]], at[1:], new)
+    return copy
 
 
 def refuse(tree: Tree, parameters: Mapping[str, Parameter]) -> None:
