@@ -15,6 +15,11 @@ from pydantic import ValidationError
 from retl import destinations
 from retl.destinations.batch import Kind
 from retl.destinations.http.options import HttpOptions
+from retl.destinations.http.outcome import Sent
+from retl.destinations.http.rules import Rules
+from retl.destinations.http.steps import Batched, Steps, Together, raised
+from retl.errors import Poisoned
+from retl.net.messages import Reply, Request
 from retl.testing import odata
 from retl.testing.faults import answer, changed, cut, instead, passed, reset
 from retl.testing.vendor import Vendor
@@ -165,3 +170,25 @@ class TestSapRowByRow(sap.TestSap):
     parameters: ClassVar = {**sap.TestSap.parameters, "version": "v4", "requests": "single"}
     deletes: ClassVar = parameters
     special: ClassVar = {"the answer to a creation is lost": [passed, passed, reset(applied=True)]}
+
+
+def test_what_concerns_the_whole_is_no_answer_about_a_row() -> None:
+    """Also if a row would take such an error for its own."""
+
+    def row() -> Steps[str]:
+        try:
+            yield Request("GET", "/a", (), b""), Rules()
+        except Poisoned:
+            return "refused"
+        return "written"
+
+    def send(request: Request, rules: Rules) -> Reply:
+        return Reply(400, {}, b'{"error": {"code": "no"}}')
+
+    def about() -> Sent:
+        return Sent(2, True, lambda to: [], lambda row: [])
+
+    together = Together(path="/$$batch", max_rows=2)
+    batched = Batched(together, "", ("Host", "x"), send, about, Rules(), lambda quota: None)
+    with pytest.raises(Poisoned, match="400"):
+        list(batched.run([row(), row()], raised))

@@ -8,6 +8,7 @@ connection.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from itertools import islice
@@ -165,11 +166,13 @@ def _inner(request: Request) -> Request:
 
 
 def _thrown(rows: Sequence[Steps[T]], error: RetlError) -> RetlError:
-    """The error of a whole $batch as its rows see it: in doubt if one of them is."""
+    """The error of a whole $batch as its rows see it: in doubt if one of them is. What a row would make of it
+    on its own is not asked: the refusal of many requests is not about one."""
     found: list[RetlError] = []
     for row in rows:
         try:
-            row.throw(error)
+            with suppress(StopIteration):
+                row.throw(error)
         except RetlError as seen:
             found.append(seen)
     return next((one for one in found if isinstance(one, Ambiguous)), found[0] if found else error)
