@@ -63,6 +63,7 @@ DESTINATION: Mapping[str, str] = MappingProxyType(
         "create": "Make the table if it is missing, and later add columns that it lacks.",
         "delete": "The request that deletes.",
         "find": "The request that finds the id of an object.",
+        "batch": "Address, rows and headers of one OData $batch for many rows that `find` looks for.",
         "folds": "What the API does not distinguish in keys: `case`, `accents`, `blanks`.",
         "idempotency": "A key in each request by which the API recognises one that it got before.",
         "insert": "The request that makes a new object.",
