@@ -114,6 +114,34 @@ class RedisDeletes(RedisScene):
     before = (SECOND,)
 
 
+class RedisRanking(RedisScene):
+    """Members of sorted sets: one per segment, and the number of searches is the score."""
+
+    sync = """
+destination: {connection: cache, key: "seg:{segment}", value: zset, ttl: none}
+fields: {segment: segment, user_id: user_id, searches: searches}
+deletes: delete
+"""
+    before = (SECOND,)
+
+    def start_over(self) -> None:
+        super().start_over()
+        path = self.folder / "syncs" / "users.yml"
+        path.write_text(path.read_text().replace("key: [user_id]", "key: [segment, user_id]"))
+
+    def content(self) -> list[tuple[str | None, ...]]:
+        rows: list[tuple[str | None, ...]] = []
+        with self.server.client() as client:
+            for key in client.keys("seg:*"):
+                segment = unquote(key.decode().removeprefix("seg:"))
+                found = client.zrange(key, 0, -1, withscores=True)
+                rows += [(member.decode(), segment, str(int(score)), None) for member, score in found]
+        return sorted(rows, key=str)
+
+    def wanted(self) -> list[tuple[str | None, ...]]:
+        return sorted(((*row[:3], None) for row in super().wanted()), key=str)
+
+
 class CampaignAppend(CampaignScene):
     """HTTP insert with an idempotency key, where a second delivery would be a second object."""
 
@@ -220,7 +248,12 @@ _POSTGRES: dict[str, type[PostgresScene]] = {
     "insert_only": InsertOnly,
     "update_only": UpdateOnly,
 }
-_REDIS = {"redis": RedisScene, "redis, hash": RedisHash, "redis, deletes": RedisDeletes}
+_REDIS = {
+    "redis": RedisScene,
+    "redis, hash": RedisHash,
+    "redis, deletes": RedisDeletes,
+    "redis, zset": RedisRanking,
+}
 _HTTP = {"http": CampaignScene, "http append": CampaignAppend}
 _IN_POSTGRES = ("upsert", "append")
 KINDS = (

@@ -17,7 +17,7 @@ from tests.world.play import Play
 FOLLOWING = ("upsert", "mirror", "update_only")  # they may be told to send everything again
 POSTGRES = (*FOLLOWING, "append")
 INSERTING = ("upsert", "mirror", "append")
-CACHE = ("json", "ttl", "mirror in Redis")
+CACHE = ("json", "ttl", "mirror in Redis", "ranking")
 ALL = (*POSTGRES, *CACHE)
 FILES = tuple(f"{name} {kind}" for name in ("sqlite", "duckdb") for kind in INSERTING)
 MYSQL = tuple(f"mysql {kind}" for kind in INSERTING) if mysql_server.AVAILABLE else ()

@@ -228,6 +228,29 @@ class CacheMirror(InRedis):
     deletes = True
 
 
+class Ranking(InRedis):
+    """One sorted set: a row is a member, and its score is the number of searches."""
+
+    sync = """destination: {connection: cache, key: ranking, value: zset, ttl: none}
+fields: {user_id: user_id, searches: searches}
+deletes: delete
+"""
+    deletes = True
+
+    def content(self) -> list[Row]:
+        with self.server.client() as client:
+            found = client.zrange("ranking", 0, -1, withscores=True)
+        return sorted((member.decode(), str(int(score))) for member, score in found)
+
+    def wanted(self) -> list[Row]:
+        return sorted((user, searches) for user, _, searches, *_ in super().wanted())
+
+    def lose(self, share: float) -> None:
+        with self.server.client() as client:
+            members = client.zrange("ranking", 0, -1)
+            client.zrem("ranking", *members[: max(1, round(len(members) * share))])
+
+
 class InTable(databases.TableScene, Target):
     """Upsert by key into a database that is not PostgreSQL."""
 
@@ -340,7 +363,12 @@ EXPORTED: dict[str, type[InExports]] = {
     "files, snapshot": InSnapshots,
 }
 IN_TABLES: dict[str, type[InTable]] = {"upsert": InTable, "mirror": FileMirror, "append": FileAppend}
-CACHED: dict[str, type[InRedis]] = {"json": InRedis, "ttl": Expiring, "mirror in Redis": CacheMirror}
+CACHED: dict[str, type[InRedis]] = {
+    "json": InRedis,
+    "ttl": Expiring,
+    "mirror in Redis": CacheMirror,
+    "ranking": Ranking,
+}
 CAMPAIGNS: dict[str, type[InCampaigns]] = {"http": InCampaigns, "http insert": CampaignInserts}
 
 

@@ -40,7 +40,8 @@ def test_nothing_is_lost_or_doubled_when_somebody_else_acts(part: Part, hosts: H
 
 def test_every_kind_of_delivery_has_a_short_scene_and_every_scene_a_line() -> None:
     assert {part.kind for part in SHORT} >= {"upsert", "mirror", "append", "update_only", *CACHE} - {
-        "mirror in Redis"
+        "mirror in Redis",
+        "ranking",
     }
     assert {one.name for one in SCENES if not one.needs} <= {part.scene.name for part in parts()}
     assert len({one.name for one in SCENES}) == len(SCENES)

@@ -1,4 +1,4 @@
-"""Redis and Valkey: every row is one key, written by one command that carries its TTL.
+"""Redis and Valkey: every row is one key, or one member of a set, written by one command.
 
 `key: "reco:{user_id}"` is the template of the Redis key; its placeholders are exactly the sync's key. Values
 are percent-encoded as in a URL (`a:b` → `a%3Ab`; letters, digits and `-._~` stay), so two rows never share a
@@ -10,23 +10,54 @@ are literal braces, for hash tags. Keys that begin with `retl:` are reserved for
 | `value: json` | a string: the JSON object of all fields but the key's |
 | `value: hash` | a hash: one entry per field, see below |
 | `value: {field: score}` | a string: that one field as text; if it is NULL, the row has no key |
+| `value: set` | a set of many rows: each is a member, see below |
+| `value: zset` | a sorted set of many rows: each is a member with its score |
 | `ttl: 24h`, `ttl: none` | whole seconds, renewed with every write; required |
 
 Entries of a hash are texts; numbers, lists and json are written as JSON. A NULL field removes its entry, or
 keeps it (`nulls: keep`). Other entries are not changed. A row without any entry has no key and is a reject.
 
-The account needs, on the keys of the template and on `retl:stamp:*`: `+set` (json, field) or `+eval
-+hset +hdel +expire +exists` (hash), `+unlink`, `+mget` or `+hmget`, `+hset +hincrby +hgetall +hdel`,
-`+select +ping`; `retl state rebuild` also needs `+pttl`, and `+scan` with `--take-ownership`. The stamp,
-a hash, has an entry per batch of the last run: 1 when the batch begins, 2 when it ends. If the server was
-flushed, restored, restarted or replaced, entries are missing. A target without TTL is then refused
-(TARGET_LOST); with a TTL the run sends every row again.
+## Audiences and rankings
+
+```yaml
+key: [audience, user_id]
+fields: {audience: audience, user_id: user_id, visits: visits}
+destination: {type: redis, key: "audience:{audience}", value: zset, ttl: none}
+deletes: delete
+```
+
+One Redis key holds many rows. Its template names all columns of the sync's key but one; that one is the
+member, and its text is not encoded. With `key: [user_id]` the template is a text without placeholders. A
+sorted set has one more field, the score: an integer, decimal or float. A set has none. A run adds and
+removes only what changed (SADD, SREM, ZADD, ZREM), and never a member that it did not put there. The set is
+not replaced as a whole: while a run writes, readers see a part of its changes.
+
+A score is a double. A row with NULL, or with a number that a double cannot hold, is a reject (`NO_SCORE`,
+`SCORE`), and its member is removed. Two syncs cannot fill one set. `retl reconcile`, `retl state rebuild`
+and `retl erase` read and list members. `conflicts` and `rollback` are refused. The TTL is that of the whole
+set, and each write to a member renews it, so it needs `deletes: delete`: a member that left the mart would
+stay while others are renewed. `ttl: none` leaves the TTL that a set has.
+
+## The account
+
+It needs, on the keys of the template and on `retl:stamp:*`: `+set +unlink +mget` (json, field), or `+eval
++hset +hdel +expire +exists +unlink +hmget` (hash), or `+sadd +srem +sismember` (set) or `+zadd +zrem
++zscore` (zset) and for both `+multi +discard`, with a TTL also `+eval +expire`; and always `+hset +hincrby
++hgetall +hdel +select +ping`. `retl state rebuild` also needs `+pttl`, and with `--take-ownership` `+scan`
+and for members `+sscan` or `+zscan`. `check` sends the commands that add a member between MULTI and
+DISCARD: the server tests the rights and runs nothing.
+
+The stamp, a hash, has an entry per batch of the last run: 1 when the batch begins, 2 when it ends. If the
+server was flushed, restored, restarted or replaced, entries are missing. A target without TTL is then
+refused (TARGET_LOST); with a TTL the run sends every row again.
 
 With `conflicts` or `rollback` a script compares and writes each batch in one step. The account then also
 needs `+eval +hget` and, for strings, `+get`. A value of another kind is never replaced then: its row is a
 reject.
 
-Limits: one primary, no Redis Cluster. A string replaces any value of its key. The TTL of a hash is for the
+## Limits
+
+One primary, no Redis Cluster. A string replaces any value of its key. The TTL of a hash is for the
 whole key: syncs that share a hash share it. With an eviction policy other than noeviction the server may
 remove rows, and retl detects that only if the stamp is removed too: `retl check` warns of it, if the account
 also has `+info`.
@@ -34,17 +65,15 @@ also has `+info`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from decimal import Decimal
 from string import Formatter
 from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from retl.destinations.api import EXPIRES, Destination
+from retl.destinations.api import Destination
 from retl.destinations.batch import (
     UNKNOWN,
     WRITTEN,
@@ -60,19 +89,19 @@ from retl.destinations.batch import (
     Visit,
     WriteMode,
 )
-from retl.destinations.redis.comparison import entries_differ, field_differs, object_differs, stays
-from retl.destinations.redis.conditional import MOST_ROWS, Conditional, flag_text, restored
-from retl.destinations.redis.keys import KeyPattern, Template, encoded
+from retl.destinations.redis.conditional import MOST_ROWS, Conditional
+from retl.destinations.redis.keys import Template, encoded
+from retl.destinations.redis.members import Members
 from retl.destinations.redis.plain import WRITE_HASH, Plain
+from retl.destinations.redis.reading import Hashes, Reader, Reading, Strings, json_object
 from retl.destinations.redis.resp import AGAIN, CHUNK, STOP, Command, Packed, Refusal, Wire, judge, why
 from retl.destinations.redis.stamp import ENDED, NOT_APPLIED, Stamp, ended, entries_of_others
-from retl.destinations.redis.values import Hash, Stored, String
-from retl.destinations.verdicts import Row, refuse_mixed
+from retl.destinations.redis.values import Hash, String
+from retl.destinations.verdicts import refuse_mixed
 from retl.errors import Ambiguous, DefinitionError, Poisoned, Systemic, Unavailable
 from retl.model import Definition, Duration, is_loopback, needs_tls, seconds
 from retl.net.gate import Gate
 
-SCANNED = 1000  # keys that the server looks at for one reply of a scan
 ABSENT_KEY = "retl:stamp:"  # a key that never exists
 
 
@@ -122,8 +151,8 @@ class RedisOptions(Definition):
     key: str = Field(
         description="Template of the Redis key, with all columns of the sync's key: `reco:{user_id}`."
     )
-    value: Literal["json", "hash"] | OneField = Field(
-        "json", description="What the key holds: `json`, `hash`, or `{field: NAME}`."
+    value: Literal["json", "hash", "set", "zset"] | OneField = Field(
+        "json", description="What the key holds: `json`, `hash`, `{field: NAME}`, `set` or `zset`."
     )
     ttl: Annotated[
         int | None,
@@ -142,12 +171,8 @@ class Redis(Destination[RedisOptions]):
 
     def __init__(self, options: RedisOptions, shape: Shape, gate: Gate | None = None) -> None:
         super().__init__(options, shape, gate)
-        self._template = Template(options.key, [field.name for field in shape.key])
-        _check_shape(options, shape)
-        only = options.value.field if isinstance(options.value, OneField) else None
-        self._value: Stored = Hash(shape) if options.value == "hash" else String(shape, only)
-        self._plain = Plain(self._value, shape, self._template, options.ttl)
-        self._compared = {field.name for field in shape.compared}
+        self._kept, self._template = _kept(options, shape)
+        self._plain = Plain(self._kept, shape, self._template, options.ttl)
         self._stamp = Stamp(shape, options.key)
         self._attempts: dict[str, int] = {}  # of conditional batches without an answer
         to = options.connection
@@ -161,7 +186,15 @@ class Redis(Destination[RedisOptions]):
             connect_timeout=to.connect_timeout,
             timeout=to.timeout,
         )
-        self._conditional = Conditional(self._value, self._stamp, options.ttl, self._wire.server, self._ask)
+        self._reading = Reading(
+            _reader(self._kept, shape, self._template), self._template, options.ttl, self._look
+        )
+        self._conditional: Conditional | None = None
+        compares = not isinstance(self._kept, Members)
+        if shape.conditional and not isinstance(self._kept, Members):
+            self._conditional = Conditional(
+                self._kept, self._template, self._stamp, options.ttl, self._wire.server, self._ask
+            )
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
             modes=frozenset({"upsert", "delete"}),
@@ -173,8 +206,8 @@ class Redis(Destination[RedisOptions]):
             expires=options.ttl,
             resolves=shape.conditional,
             max_rows=MOST_ROWS if shape.conditional else None,
-            images=True,
-            compares="atomic",
+            images=compares,
+            compares="atomic" if compares else "no",
         )
 
     @classmethod
@@ -198,13 +231,17 @@ class Redis(Destination[RedisOptions]):
     def check(self, visit: Visit) -> Trace:
         """Sends commands that fail or change nothing. The server tests rights, role and memory before it
         detects that."""
-        key, stamp = self._template.key(["probe"] * len(self.shape.key)), self._stamp.key
-        probes: list[Command] = [("SET", key, "", "EX", 0)]
-        if self.options.value == "hash":
-            probes = [("HSET", key, "a", "b", "odd"), ("EVAL", WRITE_HASH, 1, ABSENT_KEY, 1, 0, "field")]
-        probes += [("UNLINK", ABSENT_KEY), ("HSET", stamp, "a", 1, "odd"), ("HDEL", stamp, "")]
-        if self.shape.conditional:
-            probes += [self._value.look(key), ("HGET", stamp, ""), ("EVAL", "return 0", 0)]
+        row, stamp = ["probe"] * len(self.shape.key), self._stamp.key
+        key = self._template.key(row)
+        probes: list[Command] = [("SET", key, "", "EX", 0), ("UNLINK", ABSENT_KEY)]
+        if isinstance(self._kept, Hash):
+            probes[0:1] = [("HSET", key, "a", "b", "odd"), ("EVAL", WRITE_HASH, 1, ABSENT_KEY, 1, 0, "field")]
+        elif isinstance(self._kept, Members):
+            self._raise_if_stopped(self._wire.ask([("MULTI",), ("DISCARD",)]))  # else they would be done
+            probes = self._kept.probes(row)
+        probes += [("HSET", stamp, "a", 1, "odd"), ("HDEL", stamp, "")]
+        if self._conditional is not None:
+            probes += [self._conditional.value.look(key), ("HGET", stamp, ""), ("EVAL", "return 0", 0)]
         probes += [("HINCRBY", stamp, "", "no number"), ("HGETALL", stamp)]
         replies = self._wire.ask(probes)
         self._raise_if_stopped(replies)
@@ -225,7 +262,9 @@ class Redis(Destination[RedisOptions]):
 
     def write(self, batch: Batch) -> Answer:
         try:
-            return self._write_conditional(batch) if self.shape.conditional else self._write(batch)
+            return (
+                self._write(batch) if self._conditional is None else self._compare(batch, self._conditional)
+            )
         except (UnicodeEncodeError, msgspec.DecodeError):
             raise Poisoned("NOT_UNICODE", "a value is not valid Unicode") from None
 
@@ -234,7 +273,7 @@ class Redis(Destination[RedisOptions]):
         replies = self._ask([begin, *self._plain.commands(batch), end], writes=True)
         self._raise_if_stopped(replies, batch)
         rows, stamps = replies[1:-1], (replies[0], replies[-1])
-        refused = self._refused(rows, batch)
+        refused = self._refused(rows, batch) | self._plain.refused(batch)
         if len(refused) == len(batch) and all(result.kind == Kind.RETRY for result in refused.values()):
             raise Unavailable(refused[0].code or "", f"{self._wire.server}: {refused[0].reason}")
         for reply in stamps:
@@ -247,21 +286,21 @@ class Redis(Destination[RedisOptions]):
             raise Unavailable("TARGET_RESET", f"{self._wire.server} was emptied while the batch was written")
         return Outcome(WRITTEN, refused)
 
-    def _write_conditional(self, batch: Batch) -> Outcome:
+    def _compare(self, batch: Batch, conditional: Conditional) -> Outcome:
         """An attempt whose answer was lost is resolved before another: its rows may be written already."""
         if batch.id in self._attempts:
             known = self.resolve(batch, None)
             if known != Outcome(NOT_APPLIED):
                 return known
         attempt = self._attempts.setdefault(batch.id, 0)
-        found = self._conditional.write(batch, self._rows(batch), self._stamp.entry(batch, attempt))
+        found = conditional.write(batch, self._stamp.entry(batch, attempt))
         del self._attempts[batch.id]
         return found
 
     def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Outcome:
         """The outcome of a conditional batch by its entry in the stamp. Without an entry nothing was applied;
         if it may act, nothing of it ever will be."""
-        if not self.shape.conditional:
+        if self._conditional is None:
             return Outcome(UNKNOWN)
         known, attempt = self._conditional.resolve(batch, self._attempts.get(batch.id, 0), act=act)
         if known is None:
@@ -282,105 +321,25 @@ class Redis(Destination[RedisOptions]):
     def _count(self, size: int) -> None:
         self._bytes += size
 
-    def _rows(self, batch: Batch) -> list[Row]:
-        """The rows of a conditional batch."""
-        width = len(self.shape.key)
-        if batch.mode == "restore":
-            undo = zip(batch.keys(), batch.undo(), strict=True)
-            flags = {name: flag_text(value) for name, value in self.shape.flags.items()}
-            return [
-                Row(
-                    n,
-                    self._template.key(key),
-                    op,
-                    flags if op == "flag" else restored(self._value, op, before),
-                    seen,
-                )
-                for n, (key, (op, before, seen)) in enumerate(undo)
-            ]
-        return [
-            Row(
-                n,
-                self._template.key(row[:width]),
-                batch.operation,
-                {} if batch.operation == "delete" else self._value.texts(row[width]),
-                seen,
-                tuple(newest),
-                batch.decisions.get(batch.first + n),
-            )
-            for n, (row, (seen, *newest)) in enumerate(zip(batch.documents(), batch.seen(), strict=True))
-        ]
-
     # --- read, compare, preview
 
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
-        names = [field.name for field in self.shape.fields]
-        keys = list(map(self._template.key, batch.keys()))
-        if self.options.value == "hash":
-            replies = self._wire.ask([("HMGET", key, *names) for key in keys])
-            self._raise_if_stopped(replies)
-            for held in replies:
-                texts = [] if isinstance(held, Refusal) else [_text(entry) for entry in held]
-                yield dict(zip(names, texts, strict=True)) if any(t is not None for t in texts) else None
-            return
-        replies = self._wire.ask([("MGET", *keys)])
-        self._raise_if_stopped(replies)
-        for value in replies[0]:
-            if isinstance(self.options.value, OneField):
-                yield {self.options.value.field: _text(value)}
-            else:
-                yield None if value is None else {n: v for n, v in _object(value).items() if n in names}
+        return self._reading.read(batch)
 
     def peek(self, batch: Batch) -> Iterator[Peeked]:
+        assert self._conditional is not None
         for first in range(batch.first, batch.last + 1, CHUNK):
-            part = batch.slice(first, min(first + CHUNK - 1, batch.last))
-            yield from self._conditional.peek(part, self._rows(part))
+            yield from self._conditional.peek(batch.slice(first, min(first + CHUNK - 1, batch.last)))
 
     def differing(self, batch: Batch) -> Iterator[tuple[str, ...] | None]:
         """A value of another kind than ours counts as lacking. A value that expires in less than half of its
         TTL counts as different, because the next run would renew it."""
-        for first in range(batch.first, batch.last + 1, CHUNK):
-            yield from self._differing(batch.slice(first, min(first + CHUNK - 1, batch.last)))
-
-    def _differing(self, batch: Batch) -> Iterator[tuple[str, ...] | None]:
-        names, width = [field.name for field in self.shape.fields], len(self.shape.key)
-        rows = [(self._template.key(row[:width]), row[width]) for row in batch.documents()]
-        is_hash = self.options.value == "hash"
-        asked: list[Command] = [("PTTL", key) for key, _ in rows]
-        asked += [("HMGET", key, *names) for key, _ in rows] if is_hash else [("MGET", *(k for k, _ in rows))]
-        replies = self._look(asked)
-        times, held = replies[: len(rows)], replies[len(rows) :] if is_hash else replies[-1]
-        for time, value, (_, document) in zip(times, held, rows, strict=True):
-            found = self._differs(value, document)
-            # writing a hash without TTL leaves that of its key
-            stay = (is_hash and self.options.ttl is None) or stays(time, self.options.ttl)
-            yield found if stay or found is None else (*found, EXPIRES)
-
-    def _differs(self, held: Any, document: str) -> tuple[str, ...] | None:
-        """The fields in which Redis does not hold what the document would make of it; None if it holds
-        nothing of the row."""
-        names = [field.name for field in self.shape.fields]
-        if self.options.value == "json":
-            return object_differs(held, document, names, self._compared)
-        texts = self._value.texts(document)
-        if isinstance(self.options.value, OneField):
-            name = self.options.value.field
-            return field_differs(name, held, texts[name], compared=name in self._compared)
-        entries = [None] * len(names) if isinstance(held, Refusal) else held
-        return entries_differ(dict(zip(names, entries, strict=True)), texts, self._compared)
+        return self._reading.differing(batch)
 
     def scan(self) -> Iterator[tuple[str, ...]]:
-        """Every key of the template in the database, also one with a value of another kind."""
-        pattern = KeyPattern(self._template.positions)
-        cursor: bytes = b"0"
-        while True:
-            ((cursor, keys),) = self._look([("SCAN", cursor, "MATCH", pattern.glob, "COUNT", SCANNED)])
-            for key in keys:
-                values = pattern.values(key)
-                if values is not None and self._template.key(values).encode() == key:
-                    yield values
-            if cursor == b"0":
-                return
+        """Every key of the template in the database, also one with a value of another kind; of sets every
+        member."""
+        return self._reading.scan()
 
     def _look(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to commands that change nothing; a refusal among them concerns one key alone."""
@@ -394,8 +353,8 @@ class Redis(Destination[RedisOptions]):
     def preview(self, batch: Batch) -> bytes:
         """The commands for redis-cli, one per line. Of a conditional batch the script that is sent first; it
         is sent again for rows that are not as we left them."""
-        if self.shape.conditional:
-            commands = [self._conditional.first(self._rows(batch), self._stamp.entry(batch))]
+        if self._conditional is not None:
+            commands = [self._conditional.first(batch, self._stamp.entry(batch))]
         else:
             begin, end = self._stamp.around(batch)
             commands = [begin, *self._plain.by_row(batch), end]
@@ -436,6 +395,24 @@ class Redis(Destination[RedisOptions]):
                 code, sentence = judge(reply, _values(row))
                 found[n] = RowResult(Kind.RETRY if code in AGAIN else Kind.REJECTED, code, sentence)
         return found
+
+
+def _kept(options: RedisOptions, shape: Shape) -> tuple[Hash | String | Members, Template]:
+    """How a row is kept, and where. DefinitionError if options and shape do not fit."""
+    names, kind = [field.name for field in shape.key], options.value
+    if kind == "set" or kind == "zset":
+        template = Template(options.key, names, members=True)
+        return Members(kind, shape, template, options.ttl), template
+    template = Template(options.key, names)
+    _check_shape(options, shape)
+    only = kind.field if isinstance(kind, OneField) else None
+    return Hash(shape) if kind == "hash" else String(shape, only), template
+
+
+def _reader(kept: Hash | String | Members, shape: Shape, template: Template) -> Reader:
+    if isinstance(kept, Members):
+        return kept
+    return Hashes(kept, shape, template) if isinstance(kept, Hash) else Strings(kept, shape, template)
 
 
 def _check_shape(options: RedisOptions, shape: Shape) -> None:
@@ -485,21 +462,8 @@ def _eviction(policy: str | None) -> list[str]:
 
 def _values(row: Sequence[Any]) -> list[str]:
     """The texts of a row of documents that a refusal may repeat."""
-    fields = _object(row[-1].encode(errors="replace")) if row and isinstance(row[-1], str) else {}
+    fields = json_object(row[-1].encode(errors="replace")) if row and isinstance(row[-1], str) else {}
     return [encoded(value) for value in row] + [str(value) for value in (*row, *fields.values())]
-
-
-def _text(held: bytes | None) -> str | None:
-    return None if held is None else held.decode(errors="replace")
-
-
-def _object(held: bytes) -> dict[str, Any]:
-    """The JSON object of a value; {} if the value is not an object, so not ours."""
-    try:
-        document = json.loads(held, parse_float=Decimal)
-    except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 def _typed(argument: str | bytes | int) -> str:

@@ -16,6 +16,7 @@ from retl.destinations import verdicts
 from retl.destinations.batch import UNKNOWN, WRITTEN, Batch, Kind, Outcome, Peeked, RowResult
 from retl.destinations.conflict import BUSY, ROUNDS
 from retl.destinations.redis import script, stamp
+from retl.destinations.redis.keys import Template
 from retl.destinations.redis.resp import AGAIN, STOP, Command, Refusal, judge
 from retl.destinations.redis.values import Hash, Stored, read_image
 from retl.destinations.value import Held, Texts
@@ -33,16 +34,18 @@ class Ask(Protocol):
 
 @dataclass(frozen=True)
 class Conditional:
-    """The conditional batches of one lane. `key` makes the Redis key of a row."""
+    """The conditional batches of one lane."""
 
     value: Stored
+    template: Template
     stamp: stamp.Stamp
     ttl: int | None
     server: str
     ask: Ask
 
-    def write(self, batch: Batch, rows: Sequence[Row], entry: str) -> Outcome:
+    def write(self, batch: Batch, entry: str) -> Outcome:
         """The outcome, also if the batch was written before and the answer was lost."""
+        rows = self._rows(batch)
         found: dict[int, RowResult] = {}
         held: dict[int, Held] = {}
         if self.value.shape.images:
@@ -78,7 +81,8 @@ class Conditional:
         self._tell(batch, found, done)
         return Outcome(WRITTEN, _others(found, done))
 
-    def peek(self, batch: Batch, rows: Sequence[Row]) -> Iterator[Peeked]:
+    def peek(self, batch: Batch) -> Iterator[Peeked]:
+        rows = self._rows(batch)
         held, refused = self._look(rows)
         judged = self._judged(batch, [row for row in rows if row.number not in refused], held)
         for row in rows:
@@ -87,8 +91,9 @@ class Conditional:
             else:
                 yield Peeked(judged[row.number].result, judged[row.number].fields)
 
-    def first(self, rows: Sequence[Row], entry: str) -> Command:
+    def first(self, batch: Batch, entry: str) -> Command:
         """The command that is sent if no images are kept."""
+        rows = self._rows(batch)
         todo = {row.number: verdicts.assume(self.value, row) for row in rows}
         return self._command(entry, 0, {row.number: row for row in rows}, todo, {})
 
@@ -110,6 +115,34 @@ class Conditional:
             attempt += 1
             if stored is None:
                 return None, attempt
+
+    def _rows(self, batch: Batch) -> list[Row]:
+        width = len(self.value.shape.key)
+        if batch.mode == "restore":
+            undo = zip(batch.keys(), batch.undo(), strict=True)
+            flags = {name: flag_text(value) for name, value in self.value.shape.flags.items()}
+            return [
+                Row(
+                    n,
+                    self.template.key(key),
+                    op,
+                    flags if op == "flag" else restored(self.value, op, before),
+                    seen,
+                )
+                for n, (key, (op, before, seen)) in enumerate(undo)
+            ]
+        return [
+            Row(
+                n,
+                self.template.key(row[:width]),
+                batch.operation,
+                {} if batch.operation == "delete" else self.value.texts(row[width]),
+                seen,
+                tuple(newest),
+                batch.decisions.get(batch.first + n),
+            )
+            for n, (row, (seen, *newest)) in enumerate(zip(batch.documents(), batch.seen(), strict=True))
+        ]
 
     def _look(self, rows: Sequence[Row]) -> tuple[dict[int, Held], dict[int, RowResult]]:
         """What the keys hold, and the results of rows whose key holds a value of another kind."""

@@ -19,14 +19,29 @@ _PLAIN = re.compile(r"[A-Za-z0-9._~-]*")
 
 
 class Template:
-    """The Redis keys of one sync, whose key has the fields `names`."""
+    """The Redis keys of one sync, whose key has the fields `names`. With `members` a Redis key holds many
+    rows, and the one field of the key that is no placeholder is the member."""
 
-    def __init__(self, text: str, names: Sequence[str]) -> None:
-        """DefinitionError if two rows could get the same Redis key, or a row a key of retl."""
-        self.positions = _positions(text, names)  # with positions instead of names: `reco:{0}`
+    def __init__(self, text: str, names: Sequence[str], *, members: bool = False) -> None:
+        """DefinitionError if two rows could be kept in the same place, or a row under a key of retl."""
+        self.positions = _positions(text, names, members=members)  # instead of names: `reco:{0}`
+        self._width = len(names)
+        named = {name for _, name, _, _ in Formatter().parse(text)}
+        self._member = next(n for n, name in enumerate(names) if name not in named) if members else None
 
-    def key(self, values: Sequence[Any]) -> str:
-        return self.positions.format(*map(encoded, values))
+    def key(self, row: Sequence[Any]) -> str:
+        """The Redis key of a row, which begins with the values of its key."""
+        return self.positions.format(*map(encoded, row[: self._width]))
+
+    def member(self, row: Sequence[Any]) -> str:
+        """The text of the member as it is, because nothing is beside it."""
+        assert self._member is not None
+        return _text(row[self._member])
+
+    def values(self, parts: Sequence[str], member: str) -> tuple[str, ...]:
+        """The key of a row, from the values in its Redis key (see `KeyPattern`) and its member."""
+        assert self._member is not None
+        return (*parts[: self._member], member, *parts[self._member :])
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
@@ -37,7 +52,7 @@ class Template:
         return tuple(found)
 
 
-def _positions(template: str, keys: Sequence[str]) -> str:
+def _positions(template: str, keys: Sequence[str], *, members: bool) -> str:
     literals, names = [""], list[str]()
     reason = None
     try:
@@ -48,7 +63,13 @@ def _positions(template: str, keys: Sequence[str]) -> str:
                 literals.append("")
     except ValueError as error:
         reason = f"{error} (`{{{{` is a literal brace)"
-    if reason is None and sorted(names) != sorted(keys):
+    missing = set(keys) - set(names)
+    if reason is None and members and (len(missing) != 1 or len(names) + 1 != len(keys) or template == ""):
+        reason = (
+            f"it must have all columns of the key ({', '.join(keys)}) but one, each once: that one is the"
+            " member"
+        )
+    elif reason is None and not members and sorted(names) != sorted(keys):
         reason = f"its placeholders must be exactly the key: {', '.join(keys)}, each once"
     elif any(re.fullmatch("[A-Za-z0-9%._~-]*", between) for between in literals[1:-1]):
         reason = "between two placeholders there must be a character that no value contains, such as `:`"
@@ -65,8 +86,12 @@ def _positions(template: str, keys: Sequence[str]) -> str:
 
 def encoded(value: Any) -> str:
     """A key value inside a Redis key; different values stay different."""
-    text = value if isinstance(value, str) else value.isoformat() if isinstance(value, date) else str(value)
+    text = _text(value)
     return text if _PLAIN.fullmatch(text) else quote(text, safe="")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else value.isoformat() if isinstance(value, date) else str(value)
 
 
 class KeyPattern:

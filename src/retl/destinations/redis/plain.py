@@ -5,10 +5,12 @@ There is one command per row, so that each reply belongs to one row. They are ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from retl.destinations.batch import LINE_KEYS, Batch, FieldsText, Line, Shape, Size
+from retl.destinations.batch import LINE_KEYS, Batch, FieldsText, Line, RowResult, Shape, Size
 from retl.destinations.redis.keys import Template
+from retl.destinations.redis.members import Members
 from retl.destinations.redis.resp import CHUNK, CHUNK_BYTES, Argument, Command, Packed, pack
 from retl.destinations.redis.values import Hash, Stored, String
 
@@ -24,9 +26,8 @@ if last == 2 and redis.call('EXISTS', KEYS[1]) == 0 then return redis.error_repl
 class Plain:
     """The commands of one sync."""
 
-    def __init__(self, value: Stored, shape: Shape, template: Template, ttl: int | None) -> None:
+    def __init__(self, value: Stored | Members, shape: Shape, template: Template, ttl: int | None) -> None:
         self._value, self._template, self._ttl = value, template, ttl
-        self._width = len(shape.key)
         self.line = _line(value, shape, template, ttl)
 
     def commands(self, batch: Batch) -> Iterator[Command | Packed]:
@@ -44,11 +45,25 @@ class Plain:
                 yield from (Packed(one.encode(), 1) for one in some)
 
     def by_row(self, batch: Batch) -> Iterator[Command]:
-        for row in batch.documents():
-            key = self._template.key(row[: self._width])
-            yield ("UNLINK", key) if batch.operation == "delete" else self._write(key, row[self._width])
+        write = self._remove if batch.operation == "delete" else self._write
+        yield from map(write, batch.documents())
 
-    def _write(self, key: str, document: str) -> Command:
+    def refused(self, batch: Batch) -> dict[int, RowResult]:
+        """The results of the rows that are refused before the server is asked."""
+        if not isinstance(self._value, Members) or batch.operation == "delete":
+            return {}
+        found = ((n, self._value.refused(row[-1])) for n, row in enumerate(batch.documents()))
+        return {n: result for n, result in found if result is not None}
+
+    def _remove(self, row: Sequence[Any]) -> Command:
+        if isinstance(self._value, Members):
+            return self._value.remove(row)
+        return ("UNLINK", self._template.key(row))
+
+    def _write(self, row: Sequence[Any]) -> Command:
+        if isinstance(self._value, Members):
+            return self._value.add(row)
+        key, document = self._template.key(row), row[-1]
         expiry: Command = () if self._ttl is None else ("EX", self._ttl)
         if isinstance(self._value, String) and self._value.only is None:
             return ("SET", key, document, *expiry)
@@ -62,7 +77,7 @@ class Plain:
         return ("UNLINK", key) if text is None else ("SET", key, text, *expiry)
 
 
-def _line(value: Stored, shape: Shape, template: Template, ttl: int | None) -> Line | None:
+def _line(value: Stored | Members, shape: Shape, template: Template, ttl: int | None) -> Line | None:
     """The packed command of a row with a JSON object as its value, made in SQL; None if Python must make
     it."""
     is_object = isinstance(value, String) and value.only is None
