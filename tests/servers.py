@@ -321,7 +321,7 @@ class ObjectStore(Server):
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
         self._remove_sockets()
-        self._ports = dict(zip(self._PORTS, (port, *_free_ports(len(self._PORTS) - 1)), strict=True))
+        self._ports = dict(zip(self._PORTS, (port, *free_ports(len(self._PORTS) - 1)), strict=True))
         data = self.directory / "data"
         data.mkdir(exist_ok=True)
         command = [self._binary, "mini", f"-dir={data}", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}"]
@@ -364,7 +364,7 @@ class ObjectStore(Server):
                 path.unlink(missing_ok=True)
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
     """Different ports that were free just now."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(number)]

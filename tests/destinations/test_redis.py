@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import socket
@@ -632,10 +633,8 @@ def test_a_server_without_tls_is_not_written_to(target: RedisTarget) -> None:
     assert target.contents() == {}
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
+def signed(path: Path) -> Path:
     """A certificate for localhost that signs itself; its key is in the same file."""
-    path = tmp_path / "server.pem"
     made = [
         "openssl",
         "req",
@@ -647,18 +646,18 @@ def certificate(tmp_path: Path) -> Path:
         "2",
         "-subj",
         "/CN=localhost",
-    ]
-    made += [
         "-addext",
-        "subjectAltName=DNS:localhost",
-        "-keyout",
-        str(path),
-        "-out",
-        str(tmp_path / "signed"),
     ]
+    made += ["subjectAltName=DNS:localhost", "-keyout", str(path), "-out", f"{path}.signed"]
     subprocess.run(made, check=True, capture_output=True)
-    path.write_bytes(path.read_bytes() + (tmp_path / "signed").read_bytes())
+    path.write_bytes(path.read_bytes() + Path(f"{path}.signed").read_bytes())
     return path
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """The server's."""
+    return signed(tmp_path / "server.pem")
 
 
 @pytest.fixture
@@ -666,7 +665,12 @@ def tls_port(redis_server: Any, certificate: Path) -> Iterator[int]:
     """A port of this machine that speaks TLS for the server."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
+    with tls_before(redis_server, context) as port:
+        yield port
 
+
+@contextlib.contextmanager
+def tls_before(redis_server: Any, context: ssl.SSLContext) -> Iterator[int]:
     def serve(listener: socket.socket) -> None:
         while True:
             try:

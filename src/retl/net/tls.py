@@ -99,18 +99,36 @@ class _Readable(io.RawIOBase):
 Stream = TimedSocket | TlsInTls
 
 
-def context(ca_file: str | None = None, protocols: Sequence[str] = ()) -> ssl.SSLContext:
-    """A context that verifies by the authorities in `ca_file`, if given. It makes TimedTlsSockets and offers
-    the protocols (ALPN). Systemic TLS_UNVERIFIED if the file cannot be read."""
+def context(
+    ca_file: str | None = None,
+    protocols: Sequence[str] = (),
+    own: tuple[str, str] | None = None,
+) -> ssl.SSLContext:
+    """A context that verifies by the authorities in `ca_file`, if given. It makes TimedTlsSockets, offers the
+    protocols (ALPN), and shows our own certificate if asked: `own` are the files of it and of its key.
+    Systemic TLS_UNVERIFIED if the authorities cannot be read, TLS if our own files cannot."""
     try:
         made = ssl.create_default_context(cafile=ca_file)
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise Systemic("TLS_UNVERIFIED", f"`tls_ca_file` cannot be read: {why}") from None
+    if own is not None:
+        _show(made, *own)
     made.sslsocket_class = TimedTlsSocket
     if protocols:
         made.set_alpn_protocols(list(protocols))
     return made
+
+
+def _show(made: ssl.SSLContext, cert_file: str, key_file: str) -> None:
+    def refuse_password() -> str:  # OpenSSL would ask for it at the terminal
+        raise Systemic("TLS", "the key in `tls_key_file` has a password; retl reads keys without one")
+
+    try:
+        made.load_cert_chain(cert_file, key_file, password=refuse_password)
+    except OSError as error:
+        why = getattr(error, "reason", None) or error.strerror or type(error).__name__
+        raise Systemic("TLS", f"`tls_cert_file` or `tls_key_file` cannot be used: {why}") from None
 
 
 @contextmanager

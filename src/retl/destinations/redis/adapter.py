@@ -47,6 +47,9 @@ It needs, on the keys of the template and on `retl:stamp:*`: `+set +unlink +mget
 and for members `+sscan` or `+zscan`. `check` sends the commands that add a member between MULTI and
 DISCARD: the server tests the rights and runs nothing.
 
+A user of an ACL is `user` with its `password`. With `tls: true` the server is verified; `tls_cert_file` and
+`tls_key_file` are shown to a server that asks for a certificate (`tls-auth-clients`).
+
 The stamp, a hash, has an entry per batch of the last run: 1 when the batch begins, 2 when it ends. If the
 server was flushed, restored, restarted or replaced, entries are missing. A target without TTL is then
 refused (TARGET_LOST); with a TTL the run sends every row again.
@@ -67,6 +70,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal
 
@@ -115,6 +119,8 @@ class RedisConnection(Definition):
     password: SecretStr | None = None
     tls: bool = False
     tls_ca_file: str | None = None
+    tls_cert_file: str | None = Field(None, description="Our own certificate, if the server asks for one.")
+    tls_key_file: str | None = Field(None, description="The key of `tls_cert_file`.")
     allow_plaintext: bool = False
     connect_timeout: Duration = 5.0
     timeout: Duration = 30.0
@@ -125,7 +131,16 @@ class RedisConnection(Definition):
             raise ValueError("a server on another machine needs `tls: true` (or `allow_plaintext: true`)")
         if self.user is not None and self.password is None:
             raise ValueError("a `user` needs a `password`")
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("`tls_cert_file` and `tls_key_file` belong together")
+        if not self.tls and (self.tls_ca_file or self.tls_cert_file):
+            raise ValueError("`tls_ca_file` and `tls_cert_file` need `tls: true`")
         return self
+
+    def placed_in(self, folder: Path) -> RedisConnection:
+        names = ("tls_ca_file", "tls_cert_file", "tls_key_file")
+        paths = {name: str(folder / path) for name in names if (path := getattr(self, name)) is not None}
+        return self.model_copy(update=paths)
 
 
 def _ttl(value: object) -> int | None:
@@ -183,6 +198,7 @@ class Redis(Destination[RedisOptions]):
             login=(*filter(None, [to.user]), to.password.get_secret_value()) if to.password else None,
             tls=to.tls,
             ca_file=to.tls_ca_file,
+            own=(to.tls_cert_file, to.tls_key_file) if to.tls_cert_file and to.tls_key_file else None,
             connect_timeout=to.connect_timeout,
             timeout=to.timeout,
         )

@@ -108,11 +108,13 @@ class Wire:
         login: Command | None,
         tls: bool,
         ca_file: str | None,
+        own: tuple[str, str] | None,
         connect_timeout: float,
         timeout: float,
     ) -> None:
         self.server = f"redis://{host}:{port}/{db}"
-        self._address, self._tls, self._ca_file = (host, port), tls, ca_file
+        self._address = (host, port)
+        self._tls, self._ca_file, self._own = tls, ca_file, own
         self._greeting: list[Command] = [("AUTH", *login)] if login else []
         self._greeting += [_HELLO, ("SELECT", db), ("PING",)]
         self._connect_timeout, self._timeout = connect_timeout, timeout
@@ -163,7 +165,7 @@ class Wire:
                 *self._address,
                 Deadline(self._connect_timeout),
                 server=self.server,
-                context=tls.context(self._ca_file) if self._tls else None,
+                context=tls.context(self._ca_file, own=self._own) if self._tls else None,
             )
             self._reader = hiredis.Reader()
             replies: list[Any] = []
