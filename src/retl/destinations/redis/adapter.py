@@ -50,6 +50,17 @@ DISCARD: the server tests the rights and runs nothing.
 A user of an ACL is `user` with its `password`. With `tls: true` the server is verified; `tls_cert_file` and
 `tls_key_file` are shown to a server that asks for a certificate (`tls-auth-clients`).
 
+## Sentinel
+
+With `sentinels: [sentinel-1:26379, …]` and `service: NAME` instead of `host` and `port`, each new
+connection asks the Sentinels for the primary, in their order, and tests that it is one. `tls` and its files
+are for both; `sentinel_password` is theirs. The first Sentinel and the service name the target: another
+first one is another target. During a failover a run waits and tries again, as its `retry` allows. Writes
+that the new primary lacks, because replication lagged, are noticed by the stamp, before a run ends or by
+the next run.
+
+## The stamp
+
 The stamp, a hash, has an entry per batch of the last run: 1 when the batch begins, 2 when it ends. If the
 server was flushed, restored, restarted or replaced, entries are missing. A target without TTL is then
 refused (TARGET_LOST); with a TTL the run sends every row again.
@@ -60,22 +71,22 @@ reject.
 
 ## Limits
 
-One primary, no Redis Cluster. A string replaces any value of its key. The TTL of a hash is for the
-whole key: syncs that share a hash share it. With an eviction policy other than noeviction the server may
-remove rows, and retl detects that only if the stamp is removed too: `retl check` warns of it, if the account
-also has `+info`.
+One primary. A Redis Cluster is refused (`REDIS_CLUSTER`): a batch and its marks would be on many servers,
+each of which can lose them alone. Streams and vector sets are not written. A string replaces any value of
+its key. The TTL of a hash is for the whole key: syncs that share a hash share it. With an eviction policy
+other than noeviction the server may remove rows, and retl detects that only if the stamp is removed too:
+`retl check` warns of it, if the account also has `+info`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field
 
 from retl.destinations.api import Destination
 from retl.destinations.batch import (
@@ -94,53 +105,29 @@ from retl.destinations.batch import (
     WriteMode,
 )
 from retl.destinations.redis.conditional import MOST_ROWS, Conditional
+from retl.destinations.redis.connection import RedisConnection, wire
 from retl.destinations.redis.keys import Template, encoded
 from retl.destinations.redis.members import Members
 from retl.destinations.redis.plain import WRITE_HASH, Plain
 from retl.destinations.redis.reading import Hashes, Reader, Reading, Strings, json_object
-from retl.destinations.redis.resp import AGAIN, CHUNK, STOP, Command, Packed, Refusal, Wire, judge, why
+from retl.destinations.redis.resp import (
+    AGAIN,
+    CHUNK,
+    STOP,
+    Command,
+    Packed,
+    Refusal,
+    judge,
+    why,
+)
 from retl.destinations.redis.stamp import ENDED, NOT_APPLIED, Stamp, ended, entries_of_others
 from retl.destinations.redis.values import Hash, String
 from retl.destinations.verdicts import refuse_mixed
 from retl.errors import Ambiguous, DefinitionError, Poisoned, Systemic, Unavailable
-from retl.model import Definition, Duration, is_loopback, needs_tls, seconds
+from retl.model import Definition, is_loopback, seconds
 from retl.net.gate import Gate
 
 ABSENT_KEY = "retl:stamp:"  # a key that never exists
-
-
-class RedisConnection(Definition):
-    """A server, the account, and timeouts."""
-
-    host: str = "localhost"
-    port: Annotated[int, Field(ge=1, le=65535)] = 6379
-    db: Annotated[int, Field(ge=0)] = 0
-    user: str | None = None
-    password: SecretStr | None = None
-    tls: bool = False
-    tls_ca_file: str | None = None
-    tls_cert_file: str | None = Field(None, description="Our own certificate, if the server asks for one.")
-    tls_key_file: str | None = Field(None, description="The key of `tls_cert_file`.")
-    allow_plaintext: bool = False
-    connect_timeout: Duration = 5.0
-    timeout: Duration = 30.0
-
-    @model_validator(mode="after")
-    def _fits(self) -> RedisConnection:
-        if not self.tls and needs_tls(self.host, allow_plaintext=self.allow_plaintext):
-            raise ValueError("a server on another machine needs `tls: true` (or `allow_plaintext: true`)")
-        if self.user is not None and self.password is None:
-            raise ValueError("a `user` needs a `password`")
-        if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("`tls_cert_file` and `tls_key_file` belong together")
-        if not self.tls and (self.tls_ca_file or self.tls_cert_file):
-            raise ValueError("`tls_ca_file` and `tls_cert_file` need `tls: true`")
-        return self
-
-    def placed_in(self, folder: Path) -> RedisConnection:
-        names = ("tls_ca_file", "tls_cert_file", "tls_key_file")
-        paths = {name: str(folder / path) for name in names if (path := getattr(self, name)) is not None}
-        return self.model_copy(update=paths)
 
 
 def _ttl(value: object) -> int | None:
@@ -190,18 +177,7 @@ class Redis(Destination[RedisOptions]):
         self._plain = Plain(self._kept, shape, self._template, options.ttl)
         self._stamp = Stamp(shape, options.key)
         self._attempts: dict[str, int] = {}  # of conditional batches without an answer
-        to = options.connection
-        self._wire = Wire(
-            to.host,
-            to.port,
-            to.db,
-            login=(*filter(None, [to.user]), to.password.get_secret_value()) if to.password else None,
-            tls=to.tls,
-            ca_file=to.tls_ca_file,
-            own=(to.tls_cert_file, to.tls_key_file) if to.tls_cert_file and to.tls_key_file else None,
-            connect_timeout=to.connect_timeout,
-            timeout=to.timeout,
-        )
+        self._wire = wire(options.connection)
         self._reading = Reading(
             _reader(self._kept, shape, self._template), self._template, options.ttl, self._look
         )
@@ -228,9 +204,12 @@ class Redis(Destination[RedisOptions]):
 
     @classmethod
     def place(cls, options: RedisOptions, write: WriteMode) -> str:
+        """Of Sentinels the first names it, because the primary's address changes."""
         to = options.connection
-        host = "localhost" if is_loopback(to.host) else to.host.lower()
-        return f"redis://{host}:{to.port}/{to.db}/{options.key}"
+        host, port = to.addresses[0] if to.sentinels else (to.host, to.port)
+        host = "localhost" if is_loopback(host) else host.lower()
+        service = f"{to.service}@" if to.sentinels else ""
+        return f"redis://{service}{host}:{port}/{to.db}/{options.key}"
 
     @classmethod
     def claim(cls, options: RedisOptions, write: WriteMode) -> str | None:
@@ -246,7 +225,9 @@ class Redis(Destination[RedisOptions]):
 
     def check(self, visit: Visit) -> Trace:
         """Sends commands that fail or change nothing. The server tests rights, role and memory before it
-        detects that."""
+        detects that. The primary that the Sentinels name now is asked, not the one of before."""
+        if self._wire.follows:
+            self._wire.close()
         row, stamp = ["probe"] * len(self.shape.key), self._stamp.key
         key = self._template.key(row)
         probes: list[Command] = [("SET", key, "", "EX", 0), ("UNLINK", ABSENT_KEY)]

@@ -9,6 +9,7 @@ import contextlib
 import re
 import ssl
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import hiredis
@@ -77,13 +78,25 @@ def _unquoted(text: str) -> str:
     return parts[0] if len(parts) == 1 else f"{parts[0]}…"
 
 
-def _mode(reply: Any) -> str | None:
-    """`standalone`, `cluster` or `sentinel`, from a reply to HELLO; None if it does not say."""
+def _said(reply: Any, what: bytes) -> str | None:
+    """What a reply to HELLO says of `mode` (standalone, cluster, sentinel) or `role` (master, replica); None
+    if it does not say."""
     if not isinstance(reply, list):
         return None
-    named = dict(zip(reply[::2], reply[1::2], strict=False))
-    mode = named.get(b"mode")
-    return mode.decode(errors="replace") if isinstance(mode, bytes) else None
+    found = dict(zip(reply[::2], reply[1::2], strict=False)).get(what)
+    return found.decode(errors="replace") if isinstance(found, bytes) else None
+
+
+@dataclass(frozen=True)
+class Account:
+    """How we connect. `login`: password, or user and password; `own`: files of our certificate and key."""
+
+    login: Command | None
+    tls: bool
+    ca_file: str | None
+    own: tuple[str, str] | None
+    connect_timeout: float
+    timeout: float
 
 
 class Packed(NamedTuple):
@@ -96,28 +109,25 @@ class Packed(NamedTuple):
 class Wire:
     """One connection to one server, opened when it is needed; `server` is its name without credentials.
 
-    A chunk of at most 500 commands and its replies may take `timeout` seconds.
+    `locate` gives host and port for each new connection; if it `follows` a primary, another server may be it
+    next time. Without `db` the server is a Sentinel. A chunk of at most 500 commands and its replies may take
+    `timeout` seconds.
     """
 
     def __init__(
         self,
-        host: str,
-        port: int,
-        db: int,
+        server: str,
+        locate: Callable[[], tuple[str, int]],
+        account: Account,
+        db: int | None,
         *,
-        login: Command | None,
-        tls: bool,
-        ca_file: str | None,
-        own: tuple[str, str] | None,
-        connect_timeout: float,
-        timeout: float,
+        follows: bool = False,
     ) -> None:
-        self.server = f"redis://{host}:{port}/{db}"
-        self._address = (host, port)
-        self._tls, self._ca_file, self._own = tls, ca_file, own
-        self._greeting: list[Command] = [("AUTH", *login)] if login else []
-        self._greeting += [_HELLO, ("SELECT", db), ("PING",)]
-        self._connect_timeout, self._timeout = connect_timeout, timeout
+        self.server, self._locate, self._account = server, locate, account
+        self.follows = follows
+        self._mode = "sentinel" if db is None else "standalone"
+        self._greeting: list[Command] = [("AUTH", *account.login)] if account.login else []
+        self._greeting += [_HELLO, *([("SELECT", db)] if db is not None else []), ("PING",)]
         self._socket: TimedSocket | None = None
         self._reader = hiredis.Reader()
 
@@ -125,7 +135,8 @@ class Wire:
         self, commands: Iterable[Command | Packed], count_bytes: Callable[[int], None] = lambda size: None
     ) -> list[Any]:
         """One reply per command; a refused command has a `Refusal` as its reply. OSError if the connection
-        breaks: it is not known how much was done. Unavailable or Systemic if there is no connection."""
+        breaks: it is not known how much was done. Unavailable or Systemic if there is no connection, or if
+        the server that was the primary is a replica now."""
         if (
             self._socket is None or not self._socket.is_quiet()
         ):  # data without a question: the server closed it
@@ -142,6 +153,9 @@ class Wire:
         except BaseException:
             self.close()  # its next reply would belong to an older command
             raise
+        if self.follows and any(isinstance(r, Refusal) and judge(r)[0] == "READONLY" for r in replies):
+            self.close()
+            raise Unavailable("NO_PRIMARY", f"{self.server}: this server is not the primary any more")
         return replies
 
     def ask(self, commands: Iterable[Command]) -> list[Any]:
@@ -160,12 +174,15 @@ class Wire:
 
     def _connect(self) -> None:
         self.close()
+        host, port = self._locate()
+        account = self._account
         try:
             self._socket = tls.connect(
-                *self._address,
-                Deadline(self._connect_timeout),
+                host,
+                port,
+                Deadline(account.connect_timeout),
                 server=self.server,
-                context=tls.context(self._ca_file, own=self._own) if self._tls else None,
+                context=tls.context(account.ca_file, own=account.own) if account.tls else None,
             )
             self._reader = hiredis.Reader()
             replies: list[Any] = []
@@ -173,7 +190,7 @@ class Wire:
                 self._send(pack(command), replies, count)
                 self._read(replies, count)
                 if command == _HELLO:
-                    self._refuse_others(_mode(replies[-1]))
+                    self._refuse_others(_said(replies[-1], b"mode"), _said(replies[-1], b"role"))
                 elif isinstance(replies[-1], Refusal):
                     code, sentence = judge(replies[-1])
                     kind = Unavailable if code in AGAIN else Systemic
@@ -192,25 +209,30 @@ class Wire:
             self.close()
             raise
 
-    def _refuse_others(self, mode: str | None) -> None:
-        """Systemic if this is no server that stores all keys."""
+    def _refuse_others(self, mode: str | None, role: str | None) -> None:
+        """Systemic if this is no server that stores all keys, or no Sentinel. Unavailable if it was to be a
+        primary."""
         if mode == "cluster":
             raise Systemic(
                 "REDIS_CLUSTER",
                 f"{self.server} is a node of a Redis Cluster, and retl does not write to clusters",
                 hint="use a single primary",
             )
-        if mode == "sentinel":
+        if mode == "sentinel" != self._mode:
             raise Systemic(
                 "REDIS_SENTINEL",
                 f"{self.server} is a Sentinel, which stores no rows",
-                hint="set host and port to the primary's",
+                hint="use `sentinels` and `service`, or set host and port to the primary's",
             )
+        if self._mode == "sentinel" and mode not in ("sentinel", None):
+            raise Systemic("REDIS_SENTINEL", f"{self.server} is not a Sentinel, but a {mode} server")
+        if self.follows and role not in ("master", None):
+            raise Unavailable("NO_PRIMARY", f"the Sentinels of {self.server} name a server that is a {role}")
 
     def _send(self, data: bytes, replies: list[Any], sent: int) -> None:
         assert self._socket is not None
         try:
-            self._socket.wait_until(Deadline(self._timeout))
+            self._socket.wait_until(Deadline(self._account.timeout))
             self._socket.sendall(data)
         except OSError:
             self._read(replies, sent)  # the server may have sent an error before it closed the connection
@@ -220,7 +242,7 @@ class Wire:
         """Read until there are `until` replies. OSError, or Poisoned if the server closes the connection
         because of a value."""
         assert self._socket is not None
-        self._socket.wait_until(Deadline(self._timeout))
+        self._socket.wait_until(Deadline(self._account.timeout))
         while len(replies) < until:
             try:
                 while (reply := self._reader.gets()) is False:
