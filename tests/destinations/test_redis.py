@@ -627,7 +627,7 @@ def test_a_port_that_speaks_another_language_is_unavailable() -> None:
 
 
 def test_a_server_without_tls_is_not_written_to(target: RedisTarget) -> None:
-    connection = {"host": "127.0.0.1", "port": target.proxy.port, "tls": True, "timeout": 1}
+    connection = {"host": "127.0.0.1", "port": target.proxy.port, "tls": True, "connect_timeout": 0.5}
     with pytest.raises((Systemic, Unavailable)):
         target.make(SHAPE, connection=connection).write(Rows(SHAPE, sample(1)).batch())
     assert target.contents() == {}
@@ -640,7 +640,9 @@ def signed(path: Path) -> Path:
         "req",
         "-x509",
         "-newkey",
-        "rsa:2048",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
         "-nodes",
         "-days",
         "2",
