@@ -23,6 +23,7 @@ from retl.errors import DefinitionError
 ADD = """\
 redis.call(ARGV[2], KEYS[1], unpack(ARGV, 3))
 redis.call('EXPIRE', KEYS[1], ARGV[1])"""
+SURE = 15  # digits of a number that every double shows as it was
 NO_SCORE = RowResult(
     Kind.REJECTED, "NO_SCORE", "the score is NULL, and a member has a score: it is not in the set"
 )
@@ -49,18 +50,17 @@ class Members:
     def add(self, row: Sequence[Any]) -> Command:
         """The command that writes a row: its key, then the document of its fields. A row with a score that
         cannot be kept is removed."""
-        if self.refused(row[-1]) is not None:
+        text = None if self._score is None else self._score_of(row[-1])
+        if self._score is not None and _misfit(text) is not None:
             return self.remove(row)
-        name, key, *arguments = self._add(row)
+        name, key, *arguments = self._add(row, text)
         if self._ttl is None:
             return (name, key, *arguments)
         return ("EVAL", ADD, 1, key, self._ttl, name, *arguments)
 
-    def _add(self, row: Sequence[Any]) -> Command:
+    def _add(self, row: Sequence[Any], score: str | None) -> Command:
         key, member = self._template.key(row), self._template.member(row)
-        if self._score is None:
-            return ("SADD", key, member)
-        return ("ZADD", key, str(self._score_of(row[-1])), member)
+        return ("SADD", key, member) if score is None else ("ZADD", key, score, member)
 
     def remove(self, row: Sequence[Any]) -> Command:
         name = "SREM" if self._score is None else "ZREM"
@@ -68,18 +68,12 @@ class Members:
 
     def refused(self, document: str) -> RowResult | None:
         """The result of a row with a score that Redis cannot keep as it is."""
-        if self._score is None:
-            return None
-        text = self._score_of(document)
-        if text is None:
-            return NO_SCORE
-        near = float(text)
-        return None if Decimal(text) in (Decimal(repr(near)), Decimal(near)) else SCORE
+        return None if self._score is None else _misfit(self._score_of(document))
 
     def probes(self, row: Sequence[Any]) -> list[Command]:
         """Commands of which the server tests rights, role and memory, and which are then dropped."""
         probed = (*row, "{}" if self._score is None else json.dumps({self._score.name: 0}))
-        found = [self._add(probed), self.remove(probed)]
+        found = [self._add(probed, None if self._score is None else "0"), self.remove(probed)]
         if self._ttl is not None:
             found += [("EXPIRE", self._template.key(row), self._ttl), self.add(probed)]
         return [("MULTI",), *found, ("DISCARD",)]
@@ -119,6 +113,16 @@ class Members:
         assert self._score is not None
         text = field_texts(document, frozenset())[self._score.name]
         return None if text is None else text.decode()
+
+
+def _misfit(score: str | None) -> RowResult | None:
+    """The result of a row whose score is not exactly a double, or not there."""
+    if score is None:
+        return NO_SCORE
+    if len(score) <= SURE and "e" not in score:
+        return None
+    near = float(score)
+    return None if Decimal(score) in (Decimal(repr(near)), Decimal(near)) else SCORE
 
 
 def _check_shape(kind: str, shape: Shape, ttl: int | None) -> None:
