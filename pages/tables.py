@@ -74,6 +74,7 @@ def syncs() -> str:
         "assert": "Assertion",
         "assert.count": "Rows",
         "assert.fresh": "Fresh",
+        "then": "FollowUp",
     }
     nested |= {"rejects": "Rejects", "formats": "Formats", "batch": "BatchSize", "retry": "Retry"}
     for path, name in nested.items():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from retl.errors import DefinitionError, Later, LedgerError
-from retl.ledger import Ledger, Reject, RejectChanges, RunEnd, open_ledger
+from retl.ledger import FollowUpRow, Ledger, Reject, RejectChanges, RunEnd, open_ledger
 from retl.ledger.moving import Store, _tables, copy, unfence
 from retl.observe import log
 from tests.commands import ROWS, Workshop
@@ -37,6 +37,9 @@ def used(store: Store, folder: Path) -> None:
             reject = Reject(key="a\x00b", hash=None, stage="target", code="409", reason="no")
             ledger.record_rejects("users", lock.epoch, RejectChanges(opened=[reject]))
         ledger.pause("users", "ada", "on holiday")
+        with ledger._database.transaction():
+            facts = {"id": "run-1", "changed": 1}
+            ledger.put_requests([FollowUpRow("run-1", "changed: POST crm", "users", facts, ledger.now())])
         ledger.suppression_secret()
         ledger.count_failures("crm", 5, "HTTP_500")
         ledger.change_account("crm", lambda account, now: account.pause(now + 60))

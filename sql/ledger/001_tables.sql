@@ -194,6 +194,26 @@ CREATE TABLE retl_erasures (
   PRIMARY KEY (erasure_id, sync, object)
 );
 
+-- One row per run and request that follows it (`then` of a sync), made in the transaction that ends the run.
+-- `request` names it, `facts` are the values of the run that it may have, as JSON. `state` is open, done, refused or
+-- dropped; `doubts` counts the sends whose answer is not known. `tried_by` is the run that sent it last.
+CREATE TABLE retl_requests (
+  run_id      TEXT NOT NULL,
+  request     TEXT NOT NULL,
+  sync        TEXT NOT NULL,
+  facts       TEXT NOT NULL,
+  due_at      TEXT NOT NULL,
+  state       TEXT NOT NULL,
+  doubts      BIGINT NOT NULL,
+  attempts    BIGINT NOT NULL,
+  tried_by    TEXT,
+  tried_at    TEXT,
+  http_status BIGINT,
+  error       TEXT,
+  PRIMARY KEY (run_id, request)
+);
+CREATE INDEX retl_requests_by_sync ON retl_requests (sync, state);
+
 -- Run files, if the ledger has no directory.
 CREATE TABLE retl_files (
   name  TEXT NOT NULL,

@@ -120,6 +120,14 @@ class Connections:
             raise DefinitionError("CONNECTION_TYPE", message, where=written.place(("destination",)))
         return name, type_name
 
+    def named(self, name: str, where: Place) -> DestinationClass:
+        """The class of the connection with this name, which a sync names at `where`. DefinitionError if
+        retl.yml does not have it."""
+        if name not in self.definitions:
+            message, known = f"{PROJECT_FILE} has no connection {name!r}", self.definitions
+            raise DefinitionError("CONNECTION_UNKNOWN", message, hint=did_you_mean(name, known), where=where)
+        return self.kind(name, self.definitions[name].type, where)
+
     def kind(self, name: str, type_name: str, where: Place) -> DestinationClass:
         """The class of a type; `where` a sync names it."""
         if type_name in self.presets:

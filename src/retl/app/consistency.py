@@ -21,6 +21,7 @@ def faults(project: LoadedProject) -> Iterator[DefinitionError]:
     yield from _broken_rules(project)
     yield from _unknown_to_alerts(project)
     yield from _wrong_recipients(project)
+    yield from _wrong_follow_ups(project)
     yield from _unapprovable(project)
     yield from _unshared(project)
 
@@ -86,6 +87,15 @@ def _wrong_recipients(project: LoadedProject) -> Iterator[DefinitionError]:
             except DefinitionError as error:
                 error.where = error.where or to.place(())
                 yield from each(error)
+
+
+def _wrong_follow_ups(project: LoadedProject) -> Iterator[DefinitionError]:
+    """What is wrong with `then`, as far as the files show."""
+    for sync in project.syncs.values():
+        try:
+            project.following(sync, assumed=True)
+        except DefinitionError as error:
+            yield from each(error)
 
 
 def _wrong_references(project: LoadedProject) -> Iterator[DefinitionError]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,11 @@ from retl.project.alerts import Alert
 from retl.project.definitions import Project, Sync, Warehouse
 from retl.project.fields import key_names
 from retl.project.settings import Environment, Settings
+from retl.project.then import FollowUp
 from retl.project.validation import each, raise_all, validate
 from retl.project.variables import MASK, Filled, Missing, fill, unset
 from retl.project.yamlfile import Loc
-from retl.run.job import Target
+from retl.run.job import Follower, Target
 from retl.sources.api import Source, own_pace
 
 if TYPE_CHECKING:
@@ -52,6 +53,21 @@ class Resolved:
     @property
     def target(self) -> Target:
         return Target(self.type, self.destination, self.options, self.name)
+
+
+@dataclass(frozen=True)
+class Following:
+    """A request of `then`, with the connection that it goes through. `secrets` are values of variables."""
+
+    name: str
+    asked: FollowUp
+    http: Any  # an HttpConnection
+    limits: Limits
+    hours: Hours | None
+    secrets: tuple[str, ...]
+
+    def follower(self, pace: Pace) -> Follower:
+        return Follower(self.name, self.asked, self.http, pace, self.secrets)
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,6 +111,7 @@ class LoadedProject:
         for sync in self.syncs.values() if syncs is None else syncs:
             found += self._written[sync.name].all_missing()
             found += self._unset_connection(sync)
+            found += self._unset_followed(sync)
             for name in sync.source.named:
                 found += self._unset("sources", name)
         return list(dict.fromkeys(found))
@@ -123,6 +140,11 @@ class LoadedProject:
             return self.connections.unset(self.connections.of(sync, self._written[sync.name])[0])
         return []
 
+    def _unset_followed(self, sync: Sync) -> list[Missing]:
+        """The unset variables of the connections of `then`."""
+        known = [one.connection for one in sync.then if one.connection in self.definitions.connections]
+        return [unset for name in dict.fromkeys(known) for unset in self.connections.unset(name)]
+
     def require(self, syncs: Iterable[Sync], *, offline: bool = False) -> None:
         """DefinitionError(s) VARIABLE_UNSET for everything in `missing` that a run of these syncs needs; the
         addresses of alerts are not among it. Every run starts with it. With `offline` their connections are
@@ -131,6 +153,7 @@ class LoadedProject:
         at_rest = set(self._unset("alerts"))
         if offline:
             at_rest |= {one for sync in syncs for one in self._unset_connection(sync)}
+            at_rest |= {one for sync in syncs for one in self._unset_followed(sync)}
         raise_all(one.error() for one in self.missing(syncs) if one not in at_rest)
 
     @cached_property
@@ -178,6 +201,45 @@ class LoadedProject:
         known = self.definitions.connections.get(name)
         hours = known.hours if known else None
         return Resolved(name, type_name, kind, options, self._limits(name, kind), hours)
+
+    def following(self, sync: Sync, *, assumed: bool = False) -> list[Following]:
+        """The requests of `then`, with their connections. With `assumed` stand-ins replace what variables
+        would say. DefinitionError(s) for an unknown connection, one that is not over HTTP, and placeholders
+        that are no value of a run."""
+        found, errors = list[Following](), list[DefinitionError]()
+        names: dict[str, int] = {}
+        for index, asked in enumerate(sync.then):
+            try:
+                one = self._following(sync, index, asked, assumed)
+            except DefinitionError as problem:
+                problem.where = problem.where or self.place(sync, ("then", index))
+                errors += each(problem)
+                continue
+            number = names[one.name] = names.get(one.name, 0) + 1
+            found.append(one if number == 1 else replace(one, name=f"{one.name} ({number})"))
+        raise_all(errors)
+        return found
+
+    def _following(self, sync: Sync, index: int, asked: FollowUp, assumed: bool) -> Following:
+        from retl.destinations.http import following
+
+        written = self._written[sync.name]
+        name = asked.connection
+        at: Loc = ("then",) if isinstance(written.value["then"], dict) else ("then", index)
+        kind = self.connections.named(name, written.place((*at, "connection")))
+        model = self.connections.assumed(kind, name) if assumed else self.connections.model(kind, name)
+        http = following.connection_of(model)
+        if http is None:
+            message = f"the connection {name!r} is not over HTTP: `then` sends HTTP requests"
+            raise DefinitionError("THEN_CONNECTION", message, where=written.place((*at, "connection")))
+        if not assumed:
+            register_model(model)
+        following.require(asked, http)
+        path = written.found((*at, "path")) if "path" in asked.model_fields_set else ""
+        secrets = tuple(str(_at(written.value, loc)) for loc in written.variables if loc[: len(at)] == at)
+        known = self.definitions.connections[name]
+        label = f"{asked.when}: {asked.method} {name}{path}"
+        return Following(label, asked, http, self._limits(name, kind), known.hours, secrets)
 
     def _limits(self, name: str, kind: DestinationClass) -> Limits:
         """The limits of a connection: those of its type, with what retl.yml says."""
@@ -241,3 +303,9 @@ class LoadedProject:
     def place(self, sync: Sync | str, loc: Loc = ()) -> Place:
         """The place where a part of a sync's definition was written."""
         return self._written[sync if isinstance(sync, str) else sync.name].place(loc)
+
+
+def _at(value: Any, loc: Loc) -> Any:
+    for part in loc:
+        value = value[part]
+    return value

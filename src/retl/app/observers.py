@@ -71,7 +71,9 @@ def alert_end(
     document = summary.document()
     counted = ("read", "unchanged", "inserted", "updated", "refreshed", "deleted", "rejected", "skipped")
     counts = {name: document[name] for name in (*counted, "in_doubt", "not_attempted")}
-    seen = Observation(sync, summary.status, summary.run_id, environment, counts, summary.error)
+    lacks = summary.exit_code == 1 and summary.error is not None  # also a required request that was refused
+    status = "FAILED" if lacks else summary.status
+    seen = Observation(sync, status, summary.run_id, environment, counts, summary.error)
     observe(alerts, seen, ledger, digest)
 
 

@@ -22,7 +22,7 @@ from retl.app import observers
 from retl.app.alerts import Digest
 from retl.app.choice import Choice
 from retl.app.failures import described, exit_code
-from retl.app.loaded import LoadedProject, Resolved
+from retl.app.loaded import Following, LoadedProject, Resolved
 from retl.app.resolve import open_project
 from retl.app.schedule import run_all
 from retl.app.selection import select, unknown
@@ -75,6 +75,7 @@ class Session:
         self._paces: dict[str, Pace] = {}
         self._targets: dict[str, Resolved] = {}
         self._references: dict[str, dict[str, str]] = {}
+        self._followers: dict[str, list[Following]] = {}
 
     def __enter__(self) -> Session:
         return self
@@ -235,6 +236,7 @@ class Session:
                     reconcile.require(sync, self._targets[sync.name].target, reconcile.Asked())
                 asserting.require(sync, self._targets[sync.name].target.destination)
                 self._references[sync.name] = self.project.references(sync)
+                self._followers[sync.name] = self.project.following(sync, assumed=offline)
             except DefinitionError as problem:
                 errors.append(problem)
         raise_all(errors)
@@ -257,8 +259,9 @@ class Session:
         begun, self._begun = self._begun, None
         book = None if options.dry_run else ledger
         connection = getattr(found.options, "connection", None)
-        if auth := getattr(getattr(connection, "http", connection), "auth", None):
-            auth.keep_in(ledger)
+        for one in (connection, *(one.http for one in self._followers[sync.name])):
+            if auth := getattr(getattr(one, "http", one), "auth", None):
+                auth.keep_in(ledger)
         variables = self.variables(options.variables, ledger.now().date())
         return Job(
             sync=sync,
@@ -276,6 +279,10 @@ class Session:
             },
             environment=self.environment,
             correlation_id=project.settings.retl_correlation_id,
+            followers=[
+                one.follower(self._pace(one.asked.connection, one.limits, book, one.hours))
+                for one in self._followers[sync.name]
+            ],
             since=begun,
             shards=sync.shards or project.definitions.engine.shards,
         )

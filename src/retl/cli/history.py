@@ -225,7 +225,15 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
         "version": run.version,
         **_reconciled(invocation, run),
         **({"assert": run.counts["assert"]} if "assert" in run.counts else {}),
+        **_followed(invocation, run),
     }
+
+
+def _followed(invocation: Invocation, run: RunRow) -> dict[str, Any]:
+    """The requests that follow a run."""
+    rows = invocation.session.ledger().requests_of(run.run_id)
+    parts = ("request", "state", "doubts", "attempts", "tried_by", "tried_at", "http_status", "error")
+    return {"then": [{part: getattr(row, part) for part in parts} for row in rows]} if rows else {}
 
 
 def _reconciled(invocation: Invocation, run: RunRow) -> dict[str, Any]:
@@ -256,6 +264,10 @@ def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
         from retl.cli.running import assert_pieces
 
         pieces += assert_pieces(run["assert"])
+    if "then" in run:
+        from retl.cli.running import then_pieces
+
+        pieces += then_pieces(run["then"])
     if "reconcile" in run:
         from retl.cli.reconciling import found_pieces
 

@@ -291,6 +291,7 @@ def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
         parts = ("key", "stage", "code", "reason")
         pieces.append(Table(parts, list(_distinct(one["rejects"], parts)), title))
     pieces += assert_pieces(one.get("assert", ()), name)
+    pieces += then_pieces(one.get("then", ()), name)
     if "estimate" in one:
         pieces.append(f"{name}estimated: {one['estimate']['text']}")
     pieces += [f"{name}note: {note}" for note in one.get("notes", ())]
@@ -307,6 +308,11 @@ def _distinct(rejects: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> Ite
 def assert_pieces(found: Sequence[Mapping[str, Any]], name: str = "") -> list[Piece]:
     rows = [(one["name"], "holds" if one["passed"] else "FAILED", one["found"]) for one in found]
     return [Table(("assertion", "result", "found"), rows, f"{name}at the target:")] if rows else []
+
+
+def then_pieces(found: Sequence[Mapping[str, Any]], name: str = "") -> list[Piece]:
+    rows = [(one["request"], one["state"], one["http_status"]) for one in found]
+    return [Table(("request", "state", "HTTP"), rows, f"{name}requests that follow:")] if rows else []
 
 
 def sampled(samples: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Any, ...]]:

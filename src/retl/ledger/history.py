@@ -35,6 +35,7 @@ _OF_A_SYNC = {
     "retl_checkpoints": None,
     "retl_rejects": None,
     "retl_erasures": None,
+    "retl_requests": None,
     "retl_paused": "''",
     "retl_suppressed": "digest",
 }

@@ -17,12 +17,13 @@ from typing import Any
 from retl.errors import InvariantBroken
 from retl.ledger import chain
 from retl.ledger.lock import Attempt, Lock
-from retl.ledger.paces import Paces
+from retl.ledger.requests import Requests
 from retl.ledger.rows import (
     Acknowledgement,
     BatchRow,
     Checkpoint,
     DeltaRow,
+    FollowUpRow,
     RejectChanges,
     RunEnd,
     RunKey,
@@ -52,7 +53,7 @@ WHERE run_id = ?
 _ERASED = "UPDATE retl_erasures SET status = ?, finished_at = ? WHERE run_id = ? AND status = 'open'"
 
 
-class Journal(Paces):
+class Journal(Requests):
     """The ledger as the pipeline and delivery see it."""
 
     def begin(self, run: RunStart) -> None:
@@ -236,9 +237,15 @@ class Journal(Paces):
         """The request bytes of a batch that is not acknowledged."""
         return self._files.read(_request(batch_id))
 
-    def finish(self, run: RunEnd, checkpoint: Checkpoint | None, rejects: RejectChanges) -> str:
-        """Record the end of a run in one transaction: its row, its checkpoint, its rejects, and its link in
-        the chain; returns the head of the chain."""
+    def finish(
+        self,
+        run: RunEnd,
+        checkpoint: Checkpoint | None,
+        rejects: RejectChanges,
+        requests: Sequence[FollowUpRow] = (),
+    ) -> str:
+        """Record the end of a run in one transaction: its row, its checkpoint, its rejects, the requests that
+        follow it, and its link in the chain; returns the head of the chain."""
         now, batches = self.now(), chain.batches_of(self._database, run.run_id)
         end = (run.status, *map(cell, (run.counts, run.phases, run.guards, run.error, run.source_version)))
         end = (*end, cell(run.statistics))
@@ -251,6 +258,7 @@ class Journal(Paces):
             if checkpoint is not None:
                 self._put_checkpoint(checkpoint, now)
             self._record_files(run.run_id)
+            self.put_requests(requests)
             if "erasure" in run.counts:
                 database.change(_ERASED, run.counts["erasure"]["status"], cell(now), run.run_id)
             head = chain.join(database, run.run_id, batches, now)

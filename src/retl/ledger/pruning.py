@@ -98,6 +98,8 @@ def prune(database: Database, sync: str, before: Cell, *, dry_run: bool) -> Prun
         for table in ("retl_batches", "retl_digests", "retl_runs"):
             sql = f"DELETE FROM {table} WHERE run_id = ?"
             database.change_many(sql, [(run_id,) for run_id in old])
+        sql = "DELETE FROM retl_requests WHERE state <> 'open' AND run_id = ?"
+        database.change_many(sql, [(run_id,) for run_id in old])
         database.change(f"DELETE {_CLOSED}", sync, before)
     return Pruned(len(old), rejects, tuple(files))
 

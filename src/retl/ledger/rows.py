@@ -282,6 +282,25 @@ class RejectChanges:
     retain: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FollowUpRow:
+    """A request that follows a run. `facts`: the run's values that it may have. `doubts`: how often it was
+    sent without a known answer. `tried_by`: the run that sent it last."""
+
+    run_id: str
+    request: str
+    sync: str
+    facts: Mapping[str, Any]
+    due_at: datetime
+    state: str = "open"  # open | done | refused | dropped
+    doubts: int = 0
+    attempts: int = 0
+    tried_by: str | None = None
+    tried_at: datetime | None = None
+    http_status: int | None = None
+    error: str | None = None
+
+
 def columns(kind: type) -> tuple[str, ...]:
     """The columns of a row type, in the order of its fields."""
     return tuple(_COLUMN.get(f.name, f.name) for f in fields(kind))

@@ -137,6 +137,7 @@ class Summary:
     error: Mapping[str, Any] | None = None
     notes: Sequence[str] = ()  # sentences for the reader of the plan
     asserts: Sequence[Mapping[str, Any]] = ()  # name, passed, found; where the sync has assertions
+    then: Sequence[Mapping[str, Any]] = ()  # the requests that were to be sent after the run
     estimate: Estimate | None = None  # of a dry run, where the connection has limits
 
     @property
@@ -178,6 +179,7 @@ class Summary:
             "error": self.error,
             **({"notes": list(self.notes)} if self.notes else {}),
             **({"assert": list(self.asserts)} if self.asserts else {}),
+            **({"then": list(self.then)} if self.then else {}),
             **({"estimate": {**asdict(self.estimate), "text": str(self.estimate)}} if self.estimate else {}),
         }
 

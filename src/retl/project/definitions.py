@@ -23,6 +23,7 @@ from retl.project.alerts import Alert
 from retl.project.asserts import AssertSetting
 from retl.project.contracts import ContractSetting
 from retl.project.marts import SourceSetting
+from retl.project.then import Then
 from retl.project.triggers import Triggers
 from retl.project.writing import (
     Changes,
@@ -194,6 +195,7 @@ class Sync(Definition):
     require: Literal["approval"] | None = None
     tests: tuple[MappingTest, ...] = ()
     asserts: tuple[AssertSetting, ...] = Field(default=(), alias="assert")
+    then: Then = ()  # requests after a run
 
     @property
     def refers_to(self) -> dict[str, FieldSource]:

@@ -12,15 +12,17 @@ from typing import Any, Literal
 
 from retl.delivery.paced import Paced
 from retl.destinations.api import Destination
-from retl.destinations.batch import Capabilities, Decision, Shape
+from retl.destinations.batch import Capabilities, Decision, RowResult, Shape
 from retl.engine.selection import Selection
 from retl.ledger import Ledger, Purpose
 from retl.model import Limits
 from retl.net.gate import Gate
+from retl.net.messages import Request
 from retl.observe import log
 from retl.observe.signals import Stop
 from retl.pace.limiter import Pace
 from retl.project.definitions import Sync
+from retl.project.then import FollowUp
 from retl.project.writing import FieldSource
 from retl.sources.api import Source
 
@@ -47,6 +49,44 @@ class Target:
     def scannable(self) -> bool:
         """Whether everything at its place can be listed."""
         return self.destination.scan is not Destination.scan
+
+
+@dataclass(frozen=True)
+class Follower:
+    """A request that follows runs: its name for people and the ledger, the connection that it goes through,
+    and the connection's pace. `secrets` are values of variables in it."""
+
+    name: str
+    asked: FollowUp
+    http: Any  # an HttpConnection
+    pace: Pace
+    secrets: tuple[str, ...] = ()
+
+    @property
+    def when(self) -> str:
+        return self.asked.when
+
+    @property
+    def required(self) -> bool:
+        return self.asked.required
+
+    @property
+    def connection(self) -> str:
+        return self.asked.connection
+
+    def request(self, facts: Mapping[str, Any]) -> Request:
+        """As `following.request`."""
+        from retl.destinations.http import following
+
+        return following.request(self.asked, self.http, facts)
+
+    def send(
+        self, made: Request, gate: Gate, before: Callable[[], None], answered: Callable[[int], None]
+    ) -> RowResult:
+        """As `following.send`."""
+        from retl.destinations.http import following
+
+        return following.send(self.http, made, gate, before, answered, self.secrets)
 
 
 @dataclass(frozen=True)
@@ -100,6 +140,7 @@ class Job:
     run_id: str | None = None  # that its next run must have
     shards: int = 1  # processes that share the keys of a sync
     images: float | None = None  # seconds that those of earlier runs stay, although this run keeps none
+    followers: Sequence[Follower] = ()  # requests that follow the run
     since: float | None = None  # monotonic: where a command's first run starts to count time
 
     def lane(self, shape: Shape) -> Destination[Any]:

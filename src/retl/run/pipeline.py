@@ -19,7 +19,7 @@ from retl.errors import Later, Mismatch, RetlError
 from retl.ledger import Lock, Pause
 from retl.observe import log
 from retl.observe.summary import Summary, described
-from retl.run import contract_diff, dbt_results, extent, planner, recovery, target
+from retl.run import contract_diff, dbt_results, extent, planner, recovery, target, then
 from retl.run.job import Clock, Job
 from retl.run.known import Known, know
 from retl.run.mart import Extent, Frozen, Mapped, Opened, Reading, open_mart
@@ -38,13 +38,17 @@ UNASKED = (
 Recover = Callable[[Mapped, Workspace, str], recovery.Found]
 
 
+def _again(problem: Exception) -> RetlError:
+    raise problem
+
+
 def sync(
     job: Job,
     verify: Callable[[Plan], None] = lambda _plan: None,
-    unexpected: Callable[[Exception], RetlError] | None = None,
+    unexpected: Callable[[Exception], RetlError] = _again,
 ) -> Summary:
-    """Plan, guard, deliver, record one sync. Every end except a bug is a summary, and also a bug that
-    `unexpected` can describe. `verify` may refuse the plan by raising Mismatch."""
+    """Plan, guard, deliver, record one sync, and send what follows. Every end except a bug is a summary, and
+    also a bug that `unexpected` can describe. `verify` may refuse the plan by raising Mismatch."""
     clock = Clock.since(job.since)
     run = new_run(job)
     try:
@@ -75,19 +79,16 @@ def sync(
             running.plan = plan(job, run, workspace, clock, hold, running.recover, lock=lock)
             verify(running.plan)
             if running.plan.refusals:
-                return running.refuse()
+                return then.follow(job, lock, running.refuse())
             running.record()
             with clock.phase("prepare"):
                 running.prepare()
             with clock.phase("deliver"):
                 running.deliver()
-            return running.commit()
-        except RetlError as problem:
-            return running.fail(problem)
-        except Exception as problem:
-            if unexpected is None:
-                raise
-            return running.fail(unexpected(problem))
+            summary = running.commit()
+        except Exception as problem:  # noqa: BLE001 - `unexpected` raises it, or describes it
+            summary = running.fail(problem if isinstance(problem, RetlError) else unexpected(problem))
+        return then.follow(job, lock, summary)
 
 
 def dry_run(job: Job, look: Callable[[Plan, Workspace], object] = lambda _plan, _space: None) -> Summary:
@@ -109,6 +110,7 @@ def dry_run(job: Job, look: Callable[[Plan, Workspace], object] = lambda _plan, 
             made = predict(job, found, workspace, clock)
             pause = job.ledger.paused(job.sync.name)
             more = [*([UNASKED] if offline else ()), *(paused(pause).notes if pause else ())]
+            more += then.planned(job, made)
             return replace(made, notes=(*made.notes, *more))
         except RetlError as problem:
             return _unplanned(job, problem, clock)

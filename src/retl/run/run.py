@@ -42,7 +42,7 @@ from retl.errors import Failure, Later, LedgerError, Mismatch, RetlError, Stoppe
 from retl.ledger import Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.observe import log
 from retl.observe.summary import REJECTS_SHOWN, Counts, Summary, described
-from retl.run import asserting, checkpoint, counts, guards, recovery, target, trace
+from retl.run import asserting, checkpoint, counts, guards, recovery, target, then, trace
 from retl.run.counts import Account
 from retl.run.drain import drain
 from retl.run.job import Clock, Job
@@ -498,6 +498,15 @@ class Execution:
             ),
             checkpoint,
             rejects,
+            then.due(
+                self.job,
+                self.run.run_id,
+                self.run.started_at,
+                self.lock.epoch,
+                status,
+                numbers,
+                problem.code if problem else None,
+            ),
         )
         log.event(
             "run_finished",

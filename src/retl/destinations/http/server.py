@@ -13,6 +13,27 @@ from retl.destinations.http.cells import Row, exact
 from retl.destinations.http.outcome import Sent
 from retl.net.client import Address, Client
 from retl.net.connection import HttpConnection
+from retl.net.gate import Gate
+
+
+def client(http: HttpConnection, gate: Gate, longest: int | None = None) -> Client:
+    """A client of a connection, for one thread; an answer may have at most `longest` bytes."""
+    return Client(
+        Address.parse(http.base_url),
+        http.auth,
+        {name: value.get_secret_value() for name, value in http.headers.items()},
+        http.timeouts,
+        gate.permits(),
+        longest,
+        proxy=http.proxy,
+        on_status=gate.on_status,
+        csrf=http.csrf,
+    )
+
+
+def secrets_of(http: HttpConnection) -> list[str]:
+    """Of a connection."""
+    return [*(value.get_secret_value() for value in http.headers.values()), *http.auth.secrets()]
 
 
 class HttpTarget(Destination[OptionsT]):
@@ -21,18 +42,7 @@ class HttpTarget(Destination[OptionsT]):
     def _connect(self, http: HttpConnection, longest: int | None = None) -> None:
         """Make the client; an answer may have at most `longest` bytes."""
         self._http, self._address = http, Address.parse(http.base_url)
-        headers = {name: value.get_secret_value() for name, value in http.headers.items()}
-        self._client = Client(
-            self._address,
-            http.auth,
-            headers,
-            http.timeouts,
-            self.gate.permits(),
-            longest,
-            proxy=http.proxy,
-            on_status=self.gate.on_status,
-            csrf=http.csrf,
-        )
+        self._client = client(http, self.gate, longest)
 
     @property
     def sent(self) -> int:
@@ -43,8 +53,7 @@ class HttpTarget(Destination[OptionsT]):
 
     def _known(self) -> list[str]:
         """Secrets, which no text from an answer may contain."""
-        headers = (value.get_secret_value() for value in self._http.headers.values())
-        return [*headers, *self._http.auth.secrets()]
+        return secrets_of(self._http)
 
     def _about(self, rows: int) -> Sent:
         """What `interpret` needs for an answer that names no row."""
