@@ -23,7 +23,9 @@ settings.load_profile("many" if os.environ.get("RETL_TEST_ALL") else "some")
 
 VERSIONS = servers.postgres_versions()
 # Needs a browser, which no wheel carries: without one it is not part of the suite, rather than skipped.
-collect_ignore = [] if CHROMIUM else ["test_report_browser.py", "test_pages_browser.py"]
+collect_ignore = (
+    [] if CHROMIUM else ["test_report_browser.py", "test_pages_browser.py", "test_dashboard_browser.py"]
+)
 # Needs MariaDB, which no wheel carries either.
 collect_ignore += [] if mysql_server.AVAILABLE else ["test_source_mysql.py", "destinations/test_mysql.py"]
 # Needs ssh-keygen, which no wheel carries either.

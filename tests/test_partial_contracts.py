@@ -154,3 +154,14 @@ def test_a_sync_may_name_only_what_is_special(shop: Workshop) -> None:
     assert shop.retl("validate").code == 0
     (summary,) = shop.json("sync", "--accept", "DBT_UNKNOWN")["syncs"]
     assert (summary["inserted"], summary["rejected"]) == (29, 1)
+
+
+def test_what_dbt_says_of_a_column_is_in_the_schema_of_published_files(shop: Workshop) -> None:
+    shop.write("retl.yml", "connections: {out: {type: files, root: out}}\n")
+    target = "{connection: out, path: users, mode: snapshot, format: json}"
+    shop.sync(
+        "s", source="{dbt: users}", destination=target, deletes="delete", contract="{user_id: {}, spend: {}}"
+    )
+    shop.json("sync", "--accept", "DBT_UNKNOWN")
+    key, spend = json.loads((shop.folder / "out" / "users" / "latest.json").read_text())["columns"]
+    assert (key["description"], "description" in spend) == ("The shop's number", False)

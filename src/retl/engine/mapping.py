@@ -185,6 +185,8 @@ def _shape(
         newest=newest,
         images=sync.rollback.keep is not None,
         flags=sync.rollback.soft.set if sync.rollback.soft else {},
+        description=sync.description,
+        freshness=sync.freshness,
     )
 
 

@@ -17,11 +17,14 @@ that wakes up late is fenced off by the entry with which each run begins. `retl 
 and tell the readers.
 
 **`mode: snapshot`** writes every row of the mart as one set, if anything changed, and replaces `latest.json`
-last: it names the files of the set, the columns with types and descriptions, the number of rows, and the time
-(`as_of`). A reader that follows `latest.json` sees one state of the mart. `keep` older sets stay, so that
-readers can finish. A set has all rows or is not published: one row that the contract rejects refuses the run,
-and an empty mart is never published. `deletes: delete` is required, because a row that left the mart is not
-in the next set. The set after a `retl erase` is without the person; older sets go as `keep` says.
+last: it names the files of the set, the columns with types and descriptions (of the contract, and of dbt),
+the number of rows, the time (`as_of`), after how many seconds that is stale (`freshness` of the sync), and a
+`version`, which is the same for the same rows. With `compress: true` CSV and JSON are `.gz`, also with the
+same bytes for the same rows; Parquet is compressed (zstd) anyway. A reader that follows `latest.json` sees
+one state of the mart. `keep` older sets stay, so that readers can finish. A set has all rows or is not
+published: one row that the contract rejects refuses the run, and an empty mart is never published.
+`deletes: delete` is required, because a row that left the mart is not in the next set. The set after a
+`retl erase` is without the person; older sets go as `keep` says.
 
 An object is sent in one request and has at most 32 MB; a larger batch has several. So a kill leaves no
 unfinished multipart upload behind. A single row of more than 32 MB is a reject, and in no file.
@@ -44,6 +47,7 @@ and writers that raced. Google Cloud Storage and Azure go through the same clien
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
@@ -84,6 +88,7 @@ LARGEST = 32 << 20  # bytes of one object, which is held in memory and sent in o
 PART_ROWS = 250_000  # of a snapshot, in one file
 LATEST = "latest.json"
 SETS = "sets"
+GZIP = ".gz"
 _REASONS = {
     "TOO_LARGE": f"the row alone has more than {LARGEST >> 20} MB",
     "NOT_UNICODE": "a text is not valid Unicode",
@@ -119,6 +124,7 @@ class FilesOptions(Definition):
         ("parquet",), description="`parquet`, `csv`, `ndjson`; a snapshot may have several, and `json`."
     )
     keep: int = Field(2, ge=0, le=1000, description="snapshot: how many older sets stay.")
+    compress: bool = Field(False, description="snapshot: CSV and JSON as `.gz`.")
 
     @field_validator("path")
     @classmethod
@@ -143,6 +149,8 @@ class FilesOptions(Definition):
             raise ValueError("`format` is one of parquet, csv, ndjson, except for `mode: snapshot`")
         if self.mode == "changes" and "keep" in self.model_fields_set:
             raise ValueError("`keep` is for `mode: snapshot`: change files are never removed")
+        if self.compress and (self.mode == "changes" or self.format == ("parquet",)):
+            raise ValueError("`compress` is for CSV and JSON of `mode: snapshot`: Parquet is compressed")
         return self
 
 
@@ -172,7 +180,11 @@ class Files(Destination[FilesOptions]):
             modes=_modes(self._snapshot, shape.write),
             idempotent=shape.write != "append",
             form="file",
-            shaping={"format": list(options.format), "mode": options.mode},
+            shaping={
+                "format": list(options.format),
+                "mode": options.mode,
+                **({"compress": True} if options.compress else {}),
+            },
             repeats=shape.write == "append",
             resolves=True,
             whole=self._snapshot,
@@ -286,16 +298,24 @@ class Files(Destination[FilesOptions]):
             files, before = list[dict[str, Any]](), len(rejected)
             for form in self.options.format:
                 for number, part in enumerate(self._parts(batch, Layout(form), PART_ROWS, rejected)):
-                    path = f"{SETS}/{batch.run_id}/part-{number:05d}.{form}"
+                    part, suffix = self._packed(part, form)
+                    path = f"{SETS}/{batch.run_id}/part-{number:05d}.{form}{suffix}"
                     place.put(path, part.data)
                     files.append(self._sent_file(path, form, part))
         rows = len(batch) - len(rejected)
         return {"rows": rows, "files": files, "rejected": rejected, "as_of": batch.started_at}
 
+    def _packed(self, part: _Part, form: FileFormat) -> tuple[_Part, str]:
+        """The part as it is written, and what is added to its name."""
+        if not self.options.compress or form == "parquet":
+            return part, ""
+        return part._replace(data=gzip.compress(part.data, mtime=0)), GZIP
+
     def _sent_file(self, path: str, form: FileFormat, part: _Part) -> dict[str, Any]:
         self._bytes += len(part.data)
         digest = sha256(part.data).hexdigest()
-        return {"path": path, "format": form, "rows": part.rows, "bytes": len(part.data), "sha256": digest}
+        found = {"path": path, "format": form, "rows": part.rows, "bytes": len(part.data), "sha256": digest}
+        return found | ({"encoding": "gzip"} if path.endswith(GZIP) else {})
 
     def _parts(self, batch: Batch, layout: Layout, most: int, rejected: dict[int, str]) -> Iterator[_Part]:
         """Files of the rows in their order, without `rejected` ones. A row that no file can have is added to
@@ -335,12 +355,16 @@ class Files(Destination[FilesOptions]):
             {"name": one.name, "type": str(one.type), "key": number < len(shape.key), **_described(one)}
             for number, one in enumerate((*shape.key, *shape.fields))
         ]
+        said = [columns, [one["sha256"] for one in entry["files"]]]
         return encoded(
             {
                 "set": entry["run"],
                 "entry": entry["entry"],
                 "sync": shape.sync,
+                "description": shape.description,
                 "as_of": entry["as_of"],
+                "fresh_for": shape.freshness,
+                "version": sha256(encoded(said)).hexdigest()[:16],
                 "rows": entry["rows"],
                 "columns": columns,
                 "files": entry["files"],

@@ -6,6 +6,7 @@ and compares texts: a batch is written as the same kind of file and read in the 
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import tempfile
@@ -53,7 +54,8 @@ class Holding:
                 message = f"the file {one['path']} is gone, so nothing can be compared"
                 raise Systemic("TARGET_INCOMPLETE", message)
             path = self._folder / "file"
-            path.write_bytes(found.data)
+            packed = one.get("encoding") == "gzip"
+            path.write_bytes(gzip.decompress(found.data) if packed else found.data)
             rows = self._rows(path, one["format"])
             self._con.execute(f"INSERT INTO held BY NAME SELECT {number} AS {_FILE}, * FROM {rows}")
             path.unlink()
