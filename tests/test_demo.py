@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from retl_demo import oracle, stage, warehouse
+from retl_demo import oracle, servers, stage, warehouse
 from retl_demo.oracle import LANDINGS, Difference, Motion
 from tests.commands import Workshop
 
@@ -94,9 +95,14 @@ def test_the_demo_ends_well_and_says_so(tmp_path: Path, temporary: Path) -> None
     assert "the person's number stays" in said
     assert "every value as it was; the sync waits" in said
     assert "1 row deleted, read back: gone" in said
+    assert "topic crm.users: 2001 records, the newest of each key is a row of the mart" in said
+    assert "latest.json leads a page to JSON, a BI tool to Parquet" in said
     assert "Nothing lost, nothing doubled, and only what changed has moved." in said
     assert "WRONG" not in said
     assert f"The project stays in {folder.resolve()}." in said
+    latest = json.loads((folder / "dashboard" / "latest.json").read_text())
+    assert all((folder / "dashboard" / one["path"]).is_file() for one in latest["files"])
+    assert "latest.json" in (folder / "dashboard" / "index.html").read_text()
     assert list(temporary.iterdir()) == []
 
 
@@ -113,6 +119,16 @@ def test_the_project_it_leaves_behind_is_whole(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "CAMPAIGN_TOKEN" in done.stdout
     assert (folder / "config.example.env").is_file()
+
+
+def test_without_a_broker_there_is_none_and_nothing_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an installation without the client of Kafka: the demo then says what it lacks."""
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.delitem(sys.modules, "confluent_kafka", raising=False)
+    assert servers.tansu(tmp_path / "broker") is None
+    assert not (tmp_path / "broker").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["sigint", "sigterm"])

@@ -162,9 +162,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "inside"
 
 
+PAGE = "docs/guides/dashboard/dashboard.html"  # which the demo puts beside its files
+
+
 def test_the_sample_project_is_in_the_wheel(wheel: Path) -> None:
     project = wheel / "retl_demo" / "project"
-    for name in ("retl.yml", "syncs", "sql/marts"):
+    for name in ("retl.yml", "syncs", "sql/marts", PAGE):
         ours = [path for path in [ROOT / name, *(ROOT / name).rglob("*")] if path.is_file()]
         assert ours
         for path in ours:
@@ -184,7 +187,7 @@ OWNERS = {
     "bigquery": {"retl.sources.bigquery"},
     "databricks": {"retl.sources.databricks"},
     "files": {"retl.destinations.files.place"},
-    "kafka": {"retl.destinations.kafka.client", "retl.destinations.kafka.topics"},
+    "kafka": {"retl.destinations.kafka.client", "retl.destinations.kafka.topics", "retl_demo.publish"},
     "mssql": {"retl.sources.mssql"},
     "mysql": {"retl.net.mysql", "retl.sources.mysql", "retl.destinations.mysql.session"},
     "presets": {"retl.testing.script"},

