@@ -18,6 +18,7 @@ from retl.net.connection import HttpConnection
 from retl.project.then import RUN_VALUES, FollowUp
 from tests import forked
 from tests.commands import ROWS, Workshop
+from tests.watching import watched
 
 SECRET = "s3cr3t-of-the-tests"
 
@@ -322,3 +323,25 @@ def test_the_requests_of_the_guide_arrive_as_it_says(tmp_path: Path, server: Ser
     refused = run(made, code=3)
     body = {"run": refused["run_id"], "code": "ROW_DROP"}
     assert server.heard[4:] == [("POST", "/api/page-somebody", body)]
+
+
+@pytest.mark.parametrize("way", ["watch", "apply", "shards"])
+def test_the_request_follows_whoever_began_the_run(
+    workshop: Workshop, server: Server, request: pytest.FixtureRequest, way: str
+) -> None:
+    """`retl watch`, `retl apply`, and a run of several processes: one request, with the run's own numbers."""
+    then = "{connection: api, if: changed, path: /fn, body: {n: $run.inserted}}"
+    if way == "shards":
+        workshop.use(redis=request.getfixturevalue("redis_server"))
+        workshop.sync("users", shards="2", then=then)
+        run(workshop)
+    elif way == "watch":
+        define(workshop, then, when="[{every: 1h}]")
+        with watched(workshop, "users") as seen:
+            seen.turn()
+        assert seen.done[0].then[0]["state"] == "done"
+    else:
+        define(workshop, then)
+        workshop.json("plan", "--sync", "users", "--out", "users.plan")
+        assert workshop.json("apply", "users.plan")["syncs"][0]["then"][0]["state"] == "done"
+    assert server.heard == [("POST", "/v1/fn", {"n": ROWS})]
