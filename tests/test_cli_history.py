@@ -88,6 +88,7 @@ def test_explain_follows_a_row_through_the_data_path(workshop: Workshop, redis_s
     (shown,) = workshop.json("explain", "users", "--key", "7", "--reveal")["rows"]
     assert "u7@example.com" in shown["request"]
     text = workshop.retl("explain", "users", "--rows", "2").out
+    assert "SET" in text, "a short request is printed as it is"
     assert "u7@example.com" not in text
     assert text.count("next run") == 2
 

@@ -417,6 +417,10 @@ def test_a_plan_and_an_explanation_say_what_becomes_of_edits(tmp_path: Path, peo
         "a": ("merged", {"phone": "keep", "score": "write"}), "b": ("kept", {}), "c": ("kept", {})
     }  # fmt: skip
     assert "keep" in workshop.retl("plan", "--sync", "people").out
+    page = workshop.retl("explain", "people", "--key", "a").out
+    assert len(page.splitlines()) < 20, "a page for a person"
+    assert "characters: `--verbose` prints them" in page
+    assert "UPDATE ONLY" in workshop.retl("explain", "people", "--key", "a", "-v").out
     found = run(workshop)
     assert numbers(found) == numbers(predicted) == ((100, 0, 1, 1, 0), (1, 1, 0), (0, 1, 0))
     assert workshop.json("show")["conflicts"] == {"merged": 1, "kept": 1, "queued": 0}

@@ -136,6 +136,19 @@ def test_a_contract_that_follows_the_mart_has_no_differences_to_it(shop: Worksho
     assert differences(shop)["age"]["kind"] == "missing"
 
 
+def test_a_column_with_quite_another_name_is_the_same_if_it_alone_has_its_type(shop: Workshop) -> None:
+    shop.write(
+        "syncs/users.yml", SYNC.split("contract:")[0] + 'contract: {"*": "*"}\n' + SYNC.splitlines()[-1]
+    )
+    shop.json("sync")
+    shop.warehouse("ALTER TABLE users RENAME spend TO paid")
+    (found,) = differences(shop).values()
+    assert (found["column"], found["kind"], found["now"]) == ("spend", "renamed", "paid")
+    shop.warehouse("ALTER TABLE users ADD COLUMN other DECIMAL(12, 2)")
+    kinds = {name: one["kind"] for name, one in differences(shop).items()}
+    assert kinds == {"spend": "orphaned", "paid": "missing", "other": "missing"}, "two could be it"
+
+
 def test_a_column_that_was_renamed_is_one_difference_where_the_contract_follows_the_mart(
     shop: Workshop,
 ) -> None:

@@ -77,6 +77,43 @@ def test_a_word_is_misspelt(workshop: Workshop) -> None:
     )
 
 
+def test_the_address_stands_in_the_sync(workshop: Workshop) -> None:
+    workshop.sync("users", destination='{type: webhook, url: "https://x.example/in"}', first_run="send")
+    golden(
+        workshop.retl("validate"),
+        2,
+        "error: syncs/users.yml:3:21: webhook needs a connection: retl.yml says url, not the sync [CONNECTION_MISSING]",
+        "  hint: in retl.yml: `connections: {NAME: {type: webhook, url: …}}`;"
+        " here: `destination: {connection: NAME, …}`",
+    )
+
+
+def test_an_option_of_another_tool_or_command(workshop: Workshop) -> None:
+    golden(
+        workshop.retl("sync", "--plan", "users.plan"),
+        2,
+        "error: No such option: --plan [USAGE]",
+        "  hint: `retl apply FILE` delivers a plan",
+    )
+    golden(
+        workshop.retl("plan", "-s", "users"),
+        2,
+        "error: No such option: -s [USAGE]",
+        "  hint: syncs are named without an option: `retl sync orders tag:crm`",
+    )
+
+
+def test_the_event_of_an_alert_is_misspelt(workshop: Workshop) -> None:
+    workshop.write("retl.yml", 'alerts:\n  - {to: "json://x.example", on: failed}\n')
+    golden(
+        workshop.retl("validate"),
+        2,
+        "error: retl.yml:2:34: `alerts.0.on`: must be 'failure', 'refusal', 'rejects', 'stale', 'success',"
+        " 'recovery' or 'assert' [DEFINITION_INVALID]",
+        "  hint: did you mean 'failure'?",
+    )
+
+
 def test_the_table_has_another_name(workshop: Workshop) -> None:
     workshop.sync("users", destination=TABLE, source="{table: usres}")
     sentence = (

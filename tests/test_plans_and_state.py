@@ -57,7 +57,18 @@ def test_a_plan_is_applied_exactly_and_once(workshop: Workshop, postgres: Databa
     again = workshop.retl("apply", "first.plan", "--output", "json")
     assert again.code == 3
     assert only(again.document)["error"]["code"] == "PLAN_MOVED"
-    assert "a run has started since then" in only(again.document)["error"]["message"]
+    spent = only(again.document)["error"]
+    assert f"applied already, by run {done['run_id']}, which ended as SUCCESS" in spent["message"]
+    assert "`retl sync users` sends it" in spent["hint"]
+
+
+def test_a_plan_is_refused_when_another_run_came_first(workshop: Workshop, postgres: Database) -> None:
+    workshop.sync("users", destination=TABLE)
+    workshop.retl("plan", "--sync", "users", "--out", "first.plan")
+    workshop.json("sync", "users", "--limit", "1")
+    error = only(workshop.retl("apply", "first.plan", "--output", "json").document)["error"]
+    assert "a run has started since then" in error["message"]
+    assert "`retl plan users --out FILE`" in error["hint"]
 
 
 def test_a_plan_is_refused_when_the_mart_moved(workshop: Workshop, postgres: Database) -> None:

@@ -15,7 +15,7 @@ from tests.commands import ROWS, Workshop
 from tests.proxy import Proxy
 from tests.servers import Database
 from tests.test_ambiguity import COMMITTING
-from tests.test_plans_and_state import TABLE, column, run
+from tests.test_plans_and_state import TABLE, column, only, run
 from tests.test_reconcile import execute, reconciled, verdicts
 
 KEEP = {"destination": TABLE, "deletes": "delete", "rollback": "{keep: 30d}"}
@@ -56,6 +56,19 @@ def bad_run(workshop: Workshop) -> str:
     done = run(workshop)
     assert (done["updated"], done["inserted"], done["deleted"]) == (5, 2, 2)
     return str(done["run_id"])
+
+
+def test_a_run_is_named_from_the_end_or_by_its_sync(workshop: Workshop, postgres: Database) -> None:
+    begun(workshop, postgres)
+    bad = bad_run(workshop)
+    for words in ("-1", "users", bad[-6:]):
+        said = workshop.retl("rollback", words, "--dry-run", "--output", "json")
+        assert only(said.document)["deletes"]["planned"] == 2, words
+    assert run(workshop)["status"] == "SUCCESS"
+    assert rolled_back(workshop, "-2")["status"] == "SUCCESS"
+    assert workshop.json("log", "--run", "-1")["rows"], "the rollback is a run"
+    said = workshop.retl("rollback", "-x")
+    assert (said.code, "no such option: -x" in said.err) == (2, True)
 
 
 def rolled_back(workshop: Workshop, *words: str) -> dict[str, Any]:

@@ -130,6 +130,12 @@ def test_a_status_has_its_colour_and_zeros_have_no_column(monkeypatch: pytest.Mo
     assert "deleted" not in said
 
 
+def test_a_name_and_its_value_stay_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(40, monkeypatch):
+        text = STYLE.sub("", output.pieces_text([Table(("run", "r1"), [("object", "x" * 60), ("pid", 1)])]))
+    assert [line.rstrip() for line in text.splitlines()] == ["run     r1", "object  " + "x" * 60, "pid     1", ""]
+
+
 def test_a_value_of_a_row_is_written_as_it_is() -> None:
     assert [output.datum(one) for one in (8.0, 1234567, True, None, [1, "a"])] == [
         "8.0", "1234567", "true", "NULL", '[1, "a"]',

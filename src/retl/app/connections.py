@@ -118,6 +118,17 @@ class Connections:
         if wanted != type_name:
             message = f"the connection {name!r} is of type {type_name!r}, not {wanted!r}"
             raise DefinitionError("CONNECTION_TYPE", message, where=written.place(("destination",)))
+        if name not in known and name not in DEFAULT_CONNECTIONS:
+            where = written.place(("destination", "type"))
+            if needed := _required(self.kind(name, type_name, where).Connection):
+                options = ", ".join(f"{one}: …" for one in needed)
+                raise DefinitionError(
+                    "CONNECTION_MISSING",
+                    f"{type_name} needs a connection: {PROJECT_FILE} says {', '.join(needed)}, not the sync",
+                    hint=f"in {PROJECT_FILE}: `connections: {{NAME: {{type: {type_name}, {options}}}}}`;"
+                    " here: `destination: {connection: NAME, …}`",
+                    where=where,
+                )
         return name, type_name
 
     def named(self, name: str, where: Place) -> DestinationClass:

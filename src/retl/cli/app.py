@@ -29,6 +29,13 @@ Output = Annotated[Literal["table", "json"] | None, typer.Option(help="table (de
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Reveal = Annotated[bool, typer.Option("--reveal", help="Show sensitive values and keys.")]
 DETAILED = "--detailed-exitcode"  # 2 says that there are changes, so no error may have it
+ELSEWHERE = {  # options of other tools, and of other commands of this one: what to type instead
+    "--plan": "`retl apply FILE` delivers a plan",
+    **dict.fromkeys(
+        ("--select", "--models", "--model", "-s", "-m"),
+        "syncs are named without an option: `retl sync orders tag:crm`",
+    ),
+}
 SHARED: dict[str, Any] = {"project": Project, "env": Environment, "output": Output, "debug": Debug}
 
 app = typer.Typer(
@@ -196,7 +203,8 @@ def _usage(problem: typer.TyperException, outcome: Outcome) -> int:
     if type(problem).__name__ == "NoArgsIsHelpError":
         output.say(message)
         return outcome.wrong
-    error: RetlError = DefinitionError("USAGE", message, hint=f"{path} --help")
+    meant = next((hint for option, hint in ELSEWHERE.items() if message.endswith(f": {option}")), None)
+    error: RetlError = DefinitionError("USAGE", message, hint=meant or f"{path} --help")
     problems.report(error)
     if outcome.invocation.output == "json":
         output.write(output.document_text(problems.document(error) | {"exit_code": outcome.wrong}))

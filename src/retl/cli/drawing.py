@@ -51,7 +51,9 @@ def _print(console: Console, table: Table) -> None:
         console.print(Text(clean(table.title), style="bold"))
     columns = _columns(table)
     widths = _widths(columns, console.width)
-    if widths is None:
+    if widths is None and len(columns) == 2:
+        _print_pairs(console, columns)
+    elif widths is None:
         _print_records(console, columns)
     else:
         console.print(_grid(columns, widths))
@@ -112,6 +114,18 @@ def _text(value: Any) -> Text:
 def _numeric(values: Sequence[Any]) -> bool:
     known = [value for value in values if value is not None and value != ""]
     return bool(known) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
+
+
+def _print_pairs(console: Console, columns: Sequence[Column]) -> None:
+    """A name and its value on a line; a line that is longer than the terminal is the terminal's to wrap."""
+    names, values = ([header, *found] for header, found in columns)
+    wide = max(cell_len(cell(name)) for name in names)
+    for name, value in zip(names, values, strict=True):
+        style = "bold" if name == columns[0][0] else "dim"
+        text = cell(name, separators=True)
+        line = Text.assemble((text + " " * (wide - cell_len(text) + GAP), style), _text(value))
+        console.print(line, soft_wrap=True)
+    console.print()
 
 
 def _print_records(console: Console, columns: Sequence[Column]) -> None:

@@ -14,6 +14,8 @@ from retl.cli.output import Piece
 from retl.cli.state import SyncName
 from retl.errors import DefinitionError
 
+READABLE = 1000  # characters of a request that are printed without being asked for
+
 
 @command(app, "explain", reveals=True)
 def explain(
@@ -25,6 +27,9 @@ def explain(
     ] = None,
     rows: Annotated[int, typer.Option(min=1, max=1000, help="Number of rows, if no key is given.")] = 3,
     read: Annotated[bool, typer.Option("--read", help="Also read the values of the target.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print a request in full, however long it is.")
+    ] = False,
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> None:
     """Explain row by row what retl does and why."""
@@ -45,16 +50,16 @@ def explain(
             f"neither the mart nor the baseline of {name} has such a key",
             hint=f"`retl explain {name}` shows how its keys are written",
         )
-    invocation.show(found, lambda: _pieces(found))
+    invocation.show(found, lambda: _pieces(found, whole=verbose))
 
 
-def _pieces(found: Mapping[str, Any]) -> list[Piece]:
-    pieces: list[Piece] = [_row(row) for row in found["rows"]] or ["the mart has no rows"]
+def _pieces(found: Mapping[str, Any], *, whole: bool) -> list[Piece]:
+    pieces: list[Piece] = [_row(row, whole=whole) for row in found["rows"]] or ["the mart has no rows"]
     pieces += [problems.sentence(guard) for guard in found["guards"]]
     return [*pieces, *(f"note: {note}" for note in found["notes"])]
 
 
-def _row(row: Mapping[str, Any]) -> str:
+def _row(row: Mapping[str, Any], *, whole: bool) -> str:
     lines = [f"key {output.cell(row['key'])}"]
     for name in ("row", "verdict", "fields", "request", "baseline", "reject", "target", "sides", "next"):
         if name not in row:
@@ -62,9 +67,18 @@ def _row(row: Mapping[str, Any]) -> str:
         label = {"row": "mart row", "reject": "open reject", "next": "next run", "sides": "edits"}.get(
             name, name
         )
-        text = _text(name, row[name]).replace("\n", "\n" + " " * 15)
+        value = row[name] if name != "request" or whole else _brief(row[name])
+        text = _text(name, value).replace("\n", "\n" + " " * 15)
         lines.append(f"  {label:<12} {text}")
     return "\n".join(lines)
+
+
+def _brief(request: str | None) -> str | None:
+    """The request as it is if a person can read it, else its size."""
+    if request is None or len(request) <= READABLE:
+        return request
+    lines = len(request.splitlines())
+    return f"{lines} lines, {len(request):,} characters: `--verbose` prints them"
 
 
 def _text(name: str, value: Any) -> str:

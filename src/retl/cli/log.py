@@ -12,7 +12,7 @@ import typer
 from retl.cli import output
 from retl.cli.app import command
 from retl.cli.invocation import Invocation
-from retl.cli.naming import run_by_id
+from retl.cli.naming import WORDS, named_run
 from retl.cli.output import Table
 from retl.cli.state import OneSync, group
 from retl.errors import DefinitionError
@@ -41,7 +41,7 @@ def show(
     invocation: Invocation,
     sync: OneSync = None,
     key: Annotated[str | None, typer.Option(metavar="KEY", help="Only the row with this key.")] = None,
-    run: Annotated[str | None, typer.Option(metavar="RUN", help="Only this run.")] = None,
+    run: Annotated[str | None, typer.Option(metavar="RUN|SYNC|-N", help=f"Only this run. {WORDS}.")] = None,
     since: Annotated[
         str | None, typer.Option(metavar="WHEN", help="Only answers since then: 7d, 2026-11-01.")
     ] = None,
@@ -60,7 +60,7 @@ def show(
     ledger = invocation.session.ledger()
     if sync is not None and not ledger.runs(sync, 1):
         invocation.session.definition(sync)  # the history may have syncs that are no longer defined
-    run = run_by_id(ledger, run).run_id if run is not None else None
+    run = named_run(ledger, run, "retl log").run_id if run is not None else None
     asked = writeback.Asked(sync, run, key, moment(since, ledger.now()))
     stop = invocation.session.stop
     with stop.listening(), private_directory() as folder, Workspace(folder, stop) as workspace:

@@ -23,12 +23,13 @@ def run_by_id(ledger: Ledger, words: str) -> RunRow:
     return found or alike[0]
 
 
-def named_run(ledger: Ledger, words: str | None) -> RunRow:
-    """The run that WORDS describes; without words the last one. DefinitionError RUN_UNKNOWN."""
+def named_run(ledger: Ledger, words: str | None, command: str = "retl show") -> RunRow:
+    """The run that WORDS describes; without words the last one. DefinitionError RUN_UNKNOWN; USAGE if the
+    words are an option that `command` does not have."""
     back = 1 if words is None else int(words[1:]) if re.fullmatch(r"-[1-9]\d{0,3}", words) else None
     if back is None and words is not None:
         if words.startswith("-"):
-            raise DefinitionError("USAGE", f"no such option: {words}", hint="retl show --help")
+            raise DefinitionError("USAGE", f"no such option: {words}", hint=f"{command} --help")
         of_sync = ledger.runs(words, 1)
         return of_sync[0] if of_sync else run_by_id(ledger, words)
     runs = ledger.runs(limit=back or 1)

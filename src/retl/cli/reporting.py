@@ -40,6 +40,7 @@ def report(
     ledger = invocation.session.ledger()
     run = _run(invocation, ledger, run_id, sync)
     facts = gather(ledger, run, masked=invocation.hides_key(run.sync), states=sync_states(invocation, ledger))
+    out = Path(os.path.normpath(out))
     _write(out, page(facts))
     document = {"report": str(out), "run_id": run.run_id, "sync": run.sync}
     invocation.show(document, lambda: [f"{out}: run {run.run_id} of {run.sync}"])
@@ -47,7 +48,7 @@ def report(
 
 def _run(invocation: Invocation, ledger: Ledger, run_id: str | None, sync: str | None) -> RunRow:
     if run_id or sync is None:
-        found: RunRow | None = named_run(ledger, run_id)
+        found: RunRow | None = named_run(ledger, run_id, "retl report")
     else:
         found = next(iter(ledger.runs(sync, 1)), None)
     if found is None and sync is not None:
@@ -77,6 +78,7 @@ def docs(
     """Write a static site of the project: syncs, contracts, mappings, lineage, last runs, rejects."""
     from retl.app import site
 
+    out = Path(os.path.normpath(out))
     paths = site.write(site.pages(invocation.project, invocation.environment), out)
     document = {"site": str(out), "pages": paths}
     invocation.show(document, lambda: [f"{out / 'index.html'}: {len(paths)} pages"])

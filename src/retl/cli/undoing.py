@@ -10,14 +10,16 @@ import typer
 from retl.cli import completing
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
-from retl.cli.naming import run_by_id
+from retl.cli.naming import WORDS, named_run
 from retl.cli.running import Accepted, Allowed, report
 
 
-@command(app, "rollback", reveals=True)
+@command(app, "rollback", reveals=True, negative=True)
 def rollback(
     invocation: Invocation,
-    run_id: Annotated[str, typer.Argument(metavar="RUN", autocompletion=completing.runs)],
+    run_id: Annotated[
+        str, typer.Argument(metavar="RUN|SYNC|-N", help=WORDS, autocompletion=completing.runs)
+    ],
     keys: Annotated[
         list[str] | None, typer.Option("--key", metavar="KEY", help="Only this row of the run.")
     ] = None,
@@ -34,7 +36,7 @@ def rollback(
 
     session = invocation.session
     ledger = session.ledger(create=not dry_run)
-    found = run_by_id(ledger, run_id)
+    found = named_run(ledger, run_id, "retl rollback")
     sync = session.definition(found.sync)
     session.require([sync])
     asked = run.Asked(found, tuple(keys or ()), pause=not no_pause)

@@ -82,7 +82,11 @@ class Alert(Definition):
     """Who gets an alert for which events; without syncs and tags for every sync."""
 
     to: Annotated[Recipient, BeforeValidator(lambda to: {"apprise": to} if isinstance(to, str) else to)]
-    on: Annotated[tuple[Annotated[When, BeforeValidator(_when)], ...], Field(min_length=1)]
+    on: Annotated[
+        tuple[Annotated[When, BeforeValidator(_when)], ...],
+        BeforeValidator(lambda on: [on] if isinstance(on, str | dict) else on),
+        Field(min_length=1),
+    ]
     digest: bool = False  # one alert for all syncs of a command
     link: str | None = None  # the address of a report: {run_id} and {sync} are filled in
     syncs: tuple[str, ...] = ()

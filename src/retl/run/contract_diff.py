@@ -41,6 +41,14 @@ class Difference:
     ddl: str | None = None
 
 
+@dataclass(frozen=True)
+class Former:
+    """The fields that earlier runs wrote, and of the last of these runs each with its type."""
+
+    fields: Sequence[str]
+    last: Mapping[str, str]
+
+
 def of_mart(
     written: Mapping[str, Column] | None, columns: Mapping[str, str], documented: Mapping[str, Documented]
 ) -> list[Difference]:
@@ -72,10 +80,10 @@ def of_mart(
 
 
 def of_target(
-    destination: Destination[Any], field_map: FieldMap, former: Sequence[str], differences: list[Difference]
+    destination: Destination[Any], field_map: FieldMap, former: Former, differences: list[Difference]
 ) -> list[Difference]:
     """The same differences with the DDL that would do instead, and those between the fields and the target's
-    columns. `former`: the fields that earlier runs wrote. A TargetError if it cannot be reached."""
+    columns. `former`: what earlier runs wrote. A TargetError if it cannot be reached."""
     held = destination.columns()
     if held is None:
         return differences
@@ -83,10 +91,10 @@ def of_target(
     folded = {name.lower() for name in held}
     found = [_with_ddl(destination, one, fields, folded) for one in differences]
     told = {one.column for one in differences} | _now(differences)
-    gone = [name for name in former if name not in fields and name.lower() in folded and name not in told]
+    gone = [name for name in former.fields if name not in fields and name.lower() in folded and name not in told]
     new = [name for name in fields if name.lower() not in folded and name not in told]
     for name in list(gone):
-        if (other := _nearest(name, new)) is not None:
+        if (other := _nearest(name, new) or _only(name, gone, new, former, fields)) is not None:
             what = f"no field writes it now; {other} is new, and the target lacks it"
             found.append(Difference(name, "renamed", what, other, ddl=destination.ddl(name, other)))
             gone.remove(name)
@@ -139,13 +147,11 @@ def _seen(sync: Sync) -> str:
     return f"mart {sync.name}"
 
 
-def written_before(ledger: Ledger, sync: str) -> list[str]:
-    """The fields that the last runs of a sync wrote."""
-    fields = dict[str, None]()
-    for run in ledger.runs(sync, 100):
-        types = (run.fingerprint or {}).get("types")
-        fields |= dict.fromkeys(json.loads(types) if types else ())
-    return list(fields)
+def written_before(ledger: Ledger, sync: str) -> Former:
+    """What the last runs of a sync wrote."""
+    found = [(run.fingerprint or {}).get("types") for run in ledger.runs(sync, 100)]
+    types: list[dict[str, str]] = [json.loads(one) for one in found if one]
+    return Former(tuple(dict.fromkeys(name for one in types for name in one)), types[0] if types else {})
 
 
 def _now(found: Sequence[Difference]) -> set[str]:
@@ -163,6 +169,17 @@ def _nearest(name: str, others: Sequence[str]) -> str | None:
     alike = {one: SequenceMatcher(None, name.lower(), one.lower()).ratio() for one in others}
     best = max(alike, key=lambda one: alike[one], default=None)
     return best if best is not None and alike[best] >= _ALIKE else None
+
+
+def _only(
+    name: str, gone: Sequence[str], new: Sequence[str], former: Former, fields: Mapping[str, Field]
+) -> str | None:
+    """The new field, if it and this one are the only ones of their type that came and went since the last
+    run."""
+    wanted = former.last.get(name)
+    came = [one for one in new if str(fields[one].type) == wanted]
+    went = [one for one in gone if former.last.get(one) == wanted]
+    return came[0] if wanted is not None and len(came) == len(went) == 1 else None
 
 
 def _retyped(

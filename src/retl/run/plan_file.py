@@ -28,6 +28,7 @@ from retl.run.job import Job, Options
 from retl.run.plan import Plan
 
 FORMAT = 1
+LOOK_BACK = 1000  # runs of a sync among which the one that applied a plan is looked for
 LARGEST = 64 << 20  # bytes of a plan; only a selection of very many keys makes a large one
 Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]  # no SQL can contain NUL
 Number = Annotated[int, msgspec.Meta(ge=0)]
@@ -147,7 +148,26 @@ def verify(artifact: Artifact, job: Job, plan: Plan) -> None:
         if name == "state_id" and not artifact.state_id:
             continue  # made before there was a ledger: an empty baseline is enough
         if json.dumps(getattr(now, name)) != json.dumps(getattr(artifact, name)):
-            raise Mismatch("PLAN_MOVED", f"the plan no longer holds: {sentence}", hint="plan again")
+            if name == "baseline" and (spent := _applied(job, plan)) is not None:
+                raise spent
+            hint = f"plan again: `retl plan {job.sync.name} --out FILE`"
+            raise Mismatch("PLAN_MOVED", f"the plan no longer holds: {sentence}", hint=hint)
+
+
+def _applied(job: Job, plan: Plan) -> Mismatch | None:
+    """What to say of a plan that a run has applied already."""
+    runs = (one for one in job.ledger.runs(job.sync.name, LOOK_BACK) if one.run_id != plan.run.run_id)
+    mine = (one for one in runs if one.options.get("plan") == job.options.plan and one.status != "REFUSED")
+    if job.options.plan is None or (found := next(mine, None)) is None:
+        return None
+    name = job.sync.name
+    return Mismatch(
+        "PLAN_MOVED",
+        f"the plan was applied already, by run {found.run_id}, which ended as {found.status}; a plan is"
+        " applied once",
+        hint=f"`retl show {found.run_id}` has what it did; `retl plan {name}` what is due now, and"
+        f" `retl sync {name}` sends it",
+    )
 
 
 def forget(folder: Path, sync: str, keys: Collection[str], needles: Collection[str]) -> list[str]:
