@@ -133,7 +133,12 @@ def test_a_status_has_its_colour_and_zeros_have_no_column(monkeypatch: pytest.Mo
 def test_a_name_and_its_value_stay_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(40, monkeypatch):
         text = STYLE.sub("", output.pieces_text([Table(("run", "r1"), [("object", "x" * 60), ("pid", 1)])]))
-    assert [line.rstrip() for line in text.splitlines()] == ["run     r1", "object  " + "x" * 60, "pid     1", ""]
+    assert [line.rstrip() for line in text.splitlines()] == [
+        "run     r1",
+        "object  " + "x" * 60,
+        "pid     1",
+        "",
+    ]
 
 
 def test_a_value_of_a_row_is_written_as_it_is() -> None:

@@ -17,9 +17,7 @@ from retl.cli.running import Accepted, Allowed, report
 @command(app, "rollback", reveals=True, negative=True)
 def rollback(
     invocation: Invocation,
-    run_id: Annotated[
-        str, typer.Argument(metavar="RUN|SYNC|-N", help=WORDS, autocompletion=completing.runs)
-    ],
+    run_id: Annotated[str, typer.Argument(metavar="RUN|SYNC|-N", help=WORDS, autocompletion=completing.runs)],
     keys: Annotated[
         list[str] | None, typer.Option("--key", metavar="KEY", help="Only this row of the run.")
     ] = None,

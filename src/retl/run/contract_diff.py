@@ -91,7 +91,8 @@ def of_target(
     folded = {name.lower() for name in held}
     found = [_with_ddl(destination, one, fields, folded) for one in differences]
     told = {one.column for one in differences} | _now(differences)
-    gone = [name for name in former.fields if name not in fields and name.lower() in folded and name not in told]
+    known = fields.keys() | told
+    gone = [name for name in former.fields if name not in known and name.lower() in folded]
     new = [name for name in fields if name.lower() not in folded and name not in told]
     for name in list(gone):
         if (other := _nearest(name, new) or _only(name, gone, new, former, fields)) is not None:
