@@ -264,6 +264,18 @@ def test_at_least_once_sends_again_what_was_reset(tmp_path: Path, api: Api) -> N
     assert events.once()
 
 
+def test_at_least_once_sends_again_in_the_next_run_what_no_answer_came_for(tmp_path: Path, api: Api) -> None:
+    """The server fails until the run gives up: nobody has to decide what the sync has decided."""
+    events = Events(tmp_path / "project", api, UNKEYED + "delivery: at_least_once\n")
+    api.faults.extend([served, *[answer(500)] * 30])
+    failed = events.project.sync()
+    assert failed.code == 1
+    api.faults.clear()
+    done = events.project.sync()
+    assert (done.code, done.summary["in_doubt"]) == (0, 0), done.stdout
+    assert events.once()
+
+
 def test_a_kill_between_sending_and_answer_is_in_doubt_where_nothing_tells(tmp_path: Path, api: Api) -> None:
     events = Events(tmp_path / "project", api, UNKEYED + "delivery: at_most_once\n")
     assert events.project.sync(RETL_CRASH_AT="batch_sending:2").code == KILLED

@@ -213,3 +213,11 @@ def test_a_traceback_comes_only_when_asked_for(workshop: Workshop) -> None:
 def test_every_kind_of_error_has_its_exit_code() -> None:
     kinds = [DefinitionError("A", ""), Mismatch("A", ""), Later("A", ""), Systemic("A", ""), Stopped(15)]
     assert [problem.exit_code for problem in kinds] == [2, 3, 75, 1, 143]
+
+
+def test_a_sync_may_follow_a_command_that_has_commands_of_its_own(workshop: Workshop) -> None:
+    workshop.sync("users")
+    for words in (("rejects",), ("log",), ("conflicts",)):
+        assert workshop.retl(*words, "users").code == 0, words
+        assert "there is no sync 'nobody'" in workshop.retl(*words, "nobody").err
+    assert "Did you mean 'dismiss'?" in workshop.retl("rejects", "dismis").err

@@ -275,6 +275,16 @@ def test_an_edit_is_not_lost_where_nobody_knows_what_was_there(tmp_path: Path, p
     assert [held(people)[key] for key in "abc"] == [("h", 1, None), ("q", 1, None), ("p", 1, None)]
 
 
+def test_a_row_that_is_due_when_conflicts_is_switched_on_keeps_what_the_target_has(
+    tmp_path: Path, people: Database
+) -> None:
+    begun(tmp_path, people, "warehouse_wins")
+    workshop = project_again(tmp_path, people, "target_wins")
+    workshop.warehouse(rows(b=("q", 1)))
+    assert run(workshop)["skipped"] == 1
+    assert held(people)["b"] == ("p", 1, None)
+
+
 def project_again(folder: Path, database: Database, conflicts: str, **parts: str) -> Workshop:
     """The same project with another definition of its sync."""
     workshop = project(folder / "other", database, conflicts, **parts)

@@ -136,6 +136,15 @@ def test_a_contract_that_follows_the_mart_has_no_differences_to_it(shop: Worksho
     assert differences(shop)["age"]["kind"] == "missing"
 
 
+def test_a_column_whose_new_name_shares_a_word_is_renamed_in_the_contract_too(shop: Workshop) -> None:
+    shop.json("sync")
+    change(shop, spend="1.50::DECIMAL(12, 2) AS TotalSpend, 1::DECIMAL(12, 2)")
+    shop.warehouse("ALTER TABLE users RENAME spend TO other")
+    found = differences(shop)
+    assert (found["spend"]["kind"], found["spend"]["now"]) == ("renamed", "TotalSpend")
+    assert found["other"]["kind"] == "added"
+
+
 def test_a_column_with_quite_another_name_is_the_same_if_it_alone_has_its_type(shop: Workshop) -> None:
     shop.write(
         "syncs/users.yml", SYNC.split("contract:")[0] + 'contract: {"*": "*"}\n' + SYNC.splitlines()[-1]

@@ -43,6 +43,7 @@ def test_reasons_say_what_is_allowed_and_rows_their_value_if_it_is_asked_for(wor
     assert {one["value"] for one in found["rejects"]} == {None}
     assert "--values" in workshop.retl("rejects").out
     read = workshop.json("rejects", "--values")["rejects"]
+    assert workshop.json("rejects", "users", "--values")["rejects"] == read
     values = {one["key"]: (one["column"], one["value"]) for one in read}
     assert values == {
         "2": ("email", "***"), "28": ("spend", "28.00"), "29": ("spend", "29.00"), "30": ("spend", "30.00"),

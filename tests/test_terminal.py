@@ -23,7 +23,7 @@ from rich.progress import Progress
 from retl.cli import output
 from retl.cli.output import Piece, Table
 from retl.cli.running import summary_pieces
-from retl.observe.progress import Drawing
+from retl.observe.progress import Drawing, columns
 from retl.observe.summary import Counts, Deletes, Summary
 from tests.commands import Workshop
 from tests.servers import RedisServer
@@ -197,6 +197,20 @@ def test_progress_goes_forward_through_the_phases_and_counts_what_was_read() -> 
         "guard (7 of 10), 3,000,000 rows read",
         "deliver (9 of 10), 3,000,000 rows read",
     ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 110, 140])
+def test_the_progress_is_one_line_with_whole_numbers(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    progress = Progress(*columns(width), console=console)
+    progress.add_task("orders_to_the_webhook: deliver (9 of 10), 3,000,000 rows read", total=3_000_000)
+    progress.advance(progress.task_ids[0], 2_345_678)
+    console.print(progress.get_renderable())
+    assert isinstance(console.file, io.StringIO)
+    (line,) = STYLE.sub("", console.file.getvalue()).splitlines()
+    assert "2,345,678/3,000,000" in line
+    assert re.search(r"-:--:--|\d:\d\d:\d\d", line)
+    assert line.startswith("orders_to_the_webhook")
 
 
 def test_the_clock_of_the_progress_counts_what_the_summary_counts() -> None:

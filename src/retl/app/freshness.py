@@ -124,7 +124,7 @@ def _next(
     if not sync.enabled:
         return ""
     if doubtful:
-        return f"`retl resolve --sync {sync.name}`: {doubtful} rows in doubt"
+        return f"`retl resolve --sync {sync.name}`: {doubtful} row{'s' * (doubtful != 1)} in doubt"
     if held:
         return f"wait a minute, or fix {held} and run `retl state unblock {held} --yes`"
     if status in ("FAILED", "REFUSED") and last is not None:

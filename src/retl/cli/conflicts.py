@@ -23,6 +23,11 @@ Expect = Annotated[
     str | None, typer.Option("--expect", metavar="DIGEST", help="Refuse if the row has another digest.")
 ]
 
+NONE = (
+    "no conflicts wait for a decision: only `conflicts: manual` queues them; `retl reconcile SYNC` compares"
+    " mart and target"
+)
+
 conflicts = typer.Typer(
     help="Show or decide conflicts with edits at the target.", invoke_without_command=True
 )
@@ -32,11 +37,14 @@ def list_conflicts(invocation: Invocation, sync: OneSync = None, keys: Keys = No
     """List the conflicts that wait for a decision."""
     from retl.run.conflicts import queue
 
-    found = [_shown(invocation, one) for one in queue(invocation.session.ledger(), sync, keys or ())]
+    ledger = invocation.session.ledger()
+    if sync is not None and not ledger.runs(sync, 1):
+        invocation.session.definition(sync)  # the history may have syncs that are no longer defined
+    found = [_shown(invocation, one) for one in queue(ledger, sync, keys or ())]
     headers = ("sync", "key", "code", "reason", "digest", "first_seen", "last_seen", "attempts")
     rows = [tuple(one[name] for name in headers) for one in found]
     labels = tuple(name.replace("_", " ") for name in headers)
-    invocation.show({"conflicts": found}, lambda: [Table(labels, rows)] if rows else ["no conflicts"])
+    invocation.show({"conflicts": found}, lambda: [Table(labels, rows)] if rows else [NONE])
 
 
 def _shown(invocation: Invocation, one: Queued) -> dict[str, Any]:
@@ -108,4 +116,4 @@ def _selected(invocation: Invocation, sync: str | None, keys: Sequence[str] | No
     return found
 
 
-group(conflicts, "conflicts", list_conflicts, "list", reveals=True)
+group(conflicts, "conflicts", list_conflicts, "list", reveals=True, before_sync=("--sync",))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import typer
@@ -63,7 +65,7 @@ EXAMPLES = {
     "presets new": "retl presets new loyalty --openapi loyalty.json --path /v1/members",
     "presets test": "retl presets test presets/loyalty.yml",
     "reconcile": "retl reconcile users --sample 1000",
-    "rejects": "retl rejects --sync users",
+    "rejects": "retl rejects users --values",
     "rejects dismiss": "retl rejects dismiss --sync users --key 7",
     "rejects list": "retl rejects list users",
     "report": "retl report users --out users.html",
@@ -108,6 +110,20 @@ class Grouped(typer.core.TyperGroup):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
+
+
+class Family(typer.core.TyperGroup):
+    """A command with commands of its own. A first word that is none of them, nor one misspelt, is a sync."""
+
+    before_sync: Sequence[str] | None = None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        word = next(iter(args), "-")
+        known = word.startswith("-") or word in self.commands or get_close_matches(word, self.commands)
+        if self.before_sync is not None and not known:
+            args = [*self.before_sync, *args]
+        found: list[str] = super().parse_args(ctx, args)
+        return found
 
 
 def give_examples(group: typer.Typer, path: str = "") -> None:

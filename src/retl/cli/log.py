@@ -148,4 +148,4 @@ def _write_document(invocation: Invocation, workspace: Workspace) -> None:
     output.write("]}\n" if before == "," else '{"rows": []}\n')
 
 
-group(log, "log", show, "show", reveals=True)
+group(log, "log", show, "show", reveals=True, before_sync=("--sync",))

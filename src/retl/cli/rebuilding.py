@@ -82,10 +82,11 @@ def _found(sync: Sync, found: Found) -> str:
         "insert_only": f"inserts {found.absent}",
         "update_only": f"updates {found.different} and looks again for {found.absent}",
     }
+    sent = found.absent if sync.write in due else found.different + found.absent
     text = (
         f"of {found.read} rows of the mart the target holds {found.same} as they are, {found.different}"
         f" differently and {found.absent} not at all; {found.rejected} cannot be sent. The next run of"
-        f" {sync.name} {due.get(sync.write, f'sends {found.different + found.absent}')} rows"
+        f" {sync.name} {due.get(sync.write, f'sends {sent}')} row{'s' * (sent != 1)}"
     )
     if found.taken:
         text += f" and deletes {found.taken} that only the target has, if the guards allow it"

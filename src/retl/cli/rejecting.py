@@ -302,4 +302,4 @@ def _left(ledger: Ledger, sync: Sync, tried: Sequence[RejectRow]) -> list[str]:
     return notes
 
 
-group(rejects, "rejects", list_rejects, "list", reveals=True, formats=Formats)
+group(rejects, "rejects", list_rejects, "list", reveals=True, formats=Formats, before_sync=())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -17,6 +18,7 @@ import typer
 
 from retl.cli import completing
 from retl.cli.app import Output, app, command, with_shared_options
+from retl.cli.grouping import Family
 from retl.cli.invocation import Invocation, variables
 from retl.cli.output import Table
 from retl.errors import DefinitionError, Later
@@ -254,12 +256,21 @@ def done(invocation: Invocation, document: dict[str, Any], then: str) -> None:
 
 
 def group(
-    group: typer.Typer, name: str, bare: Any, bare_name: str, *, reveals: bool, formats: Any = Output
+    group: typer.Typer,
+    name: str,
+    bare: Any,
+    bare_name: str,
+    *,
+    reveals: bool,
+    formats: Any = Output,
+    before_sync: Sequence[str] | None = None,
 ) -> None:
-    """`retl NAME` alone does what `retl NAME BARE` does."""
+    """`retl NAME` alone does what `retl NAME BARE` does, and so does `retl NAME SYNC` if `before_sync` says
+    what BARE takes before the name of a sync."""
     group.callback()(with_shared_options(bare, reveals=reveals, alone=True, formats=formats))
     command(group, bare_name, reveals=reveals, formats=formats)(bare)
-    app.add_typer(group, name=name)
+    words = None if before_sync is None else (bare_name, *before_sync)
+    app.add_typer(group, name=name, cls=type("Family", (Family,), {"before_sync": words}))
 
 
 group(state, "state", show, "show", reveals=False)

@@ -16,18 +16,34 @@ import structlog
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from retl.observe import log
 from retl.observe.summary import PHASES
+
+WIDE = 100  # columns of a terminal that has room for bar, rate and elapsed time
+
+
+class What(ProgressColumn):
+    """Sync, phase and rows read. It gives way first: a number that is cut would be another number."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+
+class Count(ProgressColumn):
+    """Rows that are done, of all."""
+
+    def render(self, task: Task) -> Text:
+        total = "?" if task.total is None else f"{int(task.total):,}"
+        return Text(f"{int(task.completed):,}/{total}")
 
 
 class Rate(ProgressColumn):
@@ -37,19 +53,25 @@ class Rate(ProgressColumn):
         return Text(f"{task.speed:,.0f} rows/s" if task.speed else "")
 
 
+def columns(width: int) -> list[ProgressColumn]:
+    """The parts of the line that a terminal of this width has room for."""
+
+    def whole() -> Column:
+        return Column(no_wrap=True)
+
+    remaining = TimeRemainingColumn(table_column=whole())
+    if width < WIDE:
+        return [What(), Count(table_column=whole()), remaining]
+    bar, elapsed = BarColumn(bar_width=24), TimeElapsedColumn(table_column=whole())
+    return [What(), bar, Count(table_column=whole()), Rate(table_column=whole()), elapsed, remaining]
+
+
 @contextmanager
 def shown(begun: float | None = None) -> Iterator[None]:
     """While open, events update a progress line on stderr. The line is removed at the end. Its clock counts
     from `begun` (monotonic), as the seconds of the first run do."""
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns(console.width), console=console, transient=True) as progress:
         drawing = Drawing(progress, begun)
         log.listen(drawing)
         try:

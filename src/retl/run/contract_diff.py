@@ -7,6 +7,7 @@ rows, and changes nothing.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -166,10 +167,19 @@ def _renamed(name: str, column: Column, new: Sequence[str], columns: Mapping[str
 
 
 def _nearest(name: str, others: Sequence[str]) -> str | None:
-    """The name that is most like this one, if one is."""
+    """The name that is most like this one, or the only one that shares a word with it, if one is."""
     alike = {one: SequenceMatcher(None, name.lower(), one.lower()).ratio() for one in others}
     best = max(alike, key=lambda one: alike[one], default=None)
-    return best if best is not None and alike[best] >= _ALIKE else None
+    if best is not None and alike[best] >= _ALIKE:
+        return best
+    sharing = [one for one in others if _words(one) & _words(name)]
+    return sharing[0] if len(sharing) == 1 else None
+
+
+def _words(name: str) -> set[str]:
+    """The longer words of a name: number_of_orders and OrderCount share `order`."""
+    parts = re.findall(r"[a-z]+|[A-Z][a-z]*", name)
+    return {part.lower().removesuffix("s") for part in parts if len(part) > 3}
 
 
 def _only(

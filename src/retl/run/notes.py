@@ -71,7 +71,7 @@ def _sent(job: Job, made: Made, plan: Plan) -> Mapping[str, bool]:
     preview = job.target.destination.about.preview
     return {
         f"{withheld} deletes wait: a row without a usable key may be one of them": withheld > 0,
-        f"ERASED: {_are(erased)} never sent, because they were erased"
+        f"ERASED: {_are(erased)} never sent, by an erasure"
         f" (`retl erase --lift --sync {sync.name} --key …` takes one off)": erased > 0,
         f"{outside} keys left the mart and stay: they are outside `deletes: {{within: …}}`": outside > 0,
         f"{succeeded} keys left the mart and nothing is deleted for them: each stands for the same object as"

@@ -46,7 +46,7 @@ class Doubt:
 
 def waits(sync: Sync, *, idempotent: bool) -> bool:
     """Whether a row without an answer waits for evidence or a decision. Elsewhere it is sent again."""
-    return sync.write == "append" or not (idempotent or sync.delivery == "at_least_once")
+    return sync.delivery != "at_least_once" and (sync.write == "append" or not idempotent)
 
 
 def is_asked(sync: Sync) -> bool:

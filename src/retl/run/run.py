@@ -427,7 +427,7 @@ class Execution:
         doubtful = numbers.in_doubt + numbers.deletes.in_doubt
         if not doubtful:
             return None
-        message = f"{doubtful} rows got no answer: it is unknown whether they arrived"
+        message = f"rows without an answer: {doubtful}. It is unknown whether they arrived"
         if told := self._told():
             message = f"{doubtful} rows are in doubt: {told}"
         distrusted = any(delta.distrusts is not None for delta in self._planned().basis.deltas)

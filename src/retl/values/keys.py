@@ -50,9 +50,9 @@ def key_sql(types: Sequence[Type], exprs: Sequence[str]) -> str:
 
 
 def key_form(types: Sequence[Type], names: Sequence[str]) -> str:
-    """How a person writes a key: its column, or an array as `key_sql` makes it, with names for values."""
+    """How a person writes a key: its value, or an array as `key_sql` makes it, with names for values."""
     parts = [name if one.name in _BARE else f'"{name}"' for one, name in zip(types, names, strict=True)]
-    return f"--key {names[0]}" if len(parts) == 1 else f"--key '[{','.join(parts)}]'"
+    return f"--key VALUE, a value of {names[0]}" if len(parts) == 1 else f"--key '[{','.join(parts)}]'"
 
 
 def key_texts(keys: Iterable[str], columns: int) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from retl.errors import DefinitionError, Failure
 
 NEXT_FROM_DBT = (
-    "fill in the connections in retl.yml; put their variables into config.env",
-    "retl validate     offline: check all definitions",
+    "retl validate     offline: check all definitions, and list the variables that are not set",
+    "put them into config.env; fill in the connections in retl.yml",
+    "retl demo --serve >> config.env   or servers to try it on",
     "retl check        online: can each destination be reached and written? `create: true` makes a table",
     "                  that is missing; without it you get the DDL",
     "retl sync --dry-run",
