@@ -219,5 +219,7 @@ def test_a_sync_may_follow_a_command_that_has_commands_of_its_own(workshop: Work
     workshop.sync("users")
     for words in (("rejects",), ("log",), ("conflicts",)):
         assert workshop.retl(*words, "users").code == 0, words
-        assert "there is no sync 'nobody'" in workshop.retl(*words, "nobody").err
+        error = workshop.retl(*words, "nobody").err
+        assert "there is no sync 'nobody'" in error
+        assert "`retl list` shows the syncs" in error
     assert "Did you mean 'dismiss'?" in workshop.retl("rejects", "dismis").err

@@ -146,7 +146,7 @@ def unknown(name: str, project: LoadedProject) -> DefinitionError:
     methods = {f"tag:{tag}": tag for sync in project.syncs.values() for tag in sync.tags}
     methods |= {f"to:{connection}": connection for connection in project.definitions.connections}
     exact = next((f"did you mean {written!r}?" for written, word in methods.items() if word == name), None)
-    hint = exact or did_you_mean(name, project.syncs)
+    hint = exact or did_you_mean(name, project.syncs) or "`retl list` shows the syncs"
     return DefinitionError("SYNC_UNKNOWN", f"there is no sync {name!r}", hint=hint)
 
 

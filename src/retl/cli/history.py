@@ -254,7 +254,7 @@ def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
     ]
     if run["counts"]:
         steps = [(f"{_MARKS[o.kind]}{o.name}", o.rows, f"{o.share:.1%}") for o in funnel(run["counts"])]
-        pieces.append(Table(("rows", "count", "of read"), steps))
+        pieces.append(Table(("rows", "count", "of read"), steps, keeps=("count",)))
     if any(run["deletes"].values()):
         deletes = {**run["deletes"], "deleted": run["counts"].get("deleted", 0)}
         pieces.append(Table(("deletes", "count"), [(n.replace("_", " "), c) for n, c in deletes.items()]))
