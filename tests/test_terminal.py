@@ -17,8 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.progress import Progress
+from rich.text import Text
 
 from retl.cli import output
 from retl.cli.output import Piece, Table
@@ -29,6 +31,7 @@ from tests.commands import Workshop
 from tests.servers import RedisServer
 
 GOLDEN = Path(__file__).parent / "golden"
+DOCS = Path(__file__).parents[1] / "docs"
 STYLE = re.compile(r"\x1b\[[\d;]*m")
 
 
@@ -105,6 +108,24 @@ def test_nothing_is_broken_at_any_width(width: int, monkeypatch: pytest.MonkeyPa
         "12,345,678",
     ):
         assert whole in said
+
+
+@pytest.mark.parametrize("width", [80, 110, 140])
+def test_the_pictures_in_the_docs_are_of_this_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RETL_TEST_GOLDEN=1 makes them; the fonts are the reader's, so that nothing is fetched."""
+    with terminal(width, monkeypatch):
+        said = output.pieces_text(pieces())
+    console = Console(record=True, width=width, file=io.StringIO())
+    console.print(Text.from_ansi(said))
+    form = re.sub(r"@font-face \{\{.*?\}\}\n", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    title = f"a terminal of {width} columns"
+    picture = console.export_svg(title=title, code_format=form, unique_id=f"terminal-{width}")
+    file = DOCS / "screenshots" / f"terminal-{width}.svg"
+    if os.environ.get("RETL_TEST_GOLDEN"):
+        file.write_text(picture, encoding="utf-8")
+    assert picture == file.read_text(encoding="utf-8")
+    assert "url(http" not in picture
+    assert f"../screenshots/{file.name}" in (DOCS / "guides" / "observing.md").read_text(encoding="utf-8")
 
 
 def test_a_line_of_one_sync_has_less_than_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
