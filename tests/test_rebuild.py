@@ -266,8 +266,8 @@ def test_a_kill_beside_a_healthy_ledger_changes_nothing_that_is_sent(
 @pytest.mark.parametrize(
     ("write", "confirmed", "after"),
     [
-        ("insert_only", "inserts 1 rows", {"inserted": 1, "updated": 0, "skipped": 0}),
-        ("update_only", "updates 1 and looks again for 1 rows", {"updated": 1, "skipped": 1}),
+        ("insert_only", "inserts 1 row", {"inserted": 1, "updated": 0, "skipped": 0}),
+        ("update_only", "updates 1 and looks again for 1 row", {"updated": 1, "skipped": 1}),
     ],
 )
 def test_a_key_that_is_there_settles_what_the_write_mode_settles(
