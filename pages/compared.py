@@ -16,7 +16,8 @@ _WORDS = """\
 **snapshot**: what a run reads is one state of the source. **types**: what the tests saw of the types that the system offers;
 a value that its type has no room for makes its row a reject, and is never bent. **deletes**: how a row that left is seen; without
 a snapshot a missing row may only have been missed, so a sync has to say `source: {complete: true}`. **pushed down**: a watermark is
-part of the query that the server runs. **memory** and **time**: %(rows)s rows of six columns, read and frozen as a run does, the
+part of the query that the server runs; PostgreSQL, Redshift, MySQL, MariaDB, SQLite and Trino also read only the rows of whole numbers
+that `retl sync --key` and `retl explain --key` name, if no other row can matter. **memory** and **time**: %(rows)s rows of six columns, read and frozen as a run does, the
 peak of the process (and that of the bare scan of the library, which keeps nothing) and the seconds of a processor, as a multiple of
 that scan's (%(machine)s, %(measured_on)s; `make bench-sources`). **—**: not measured, or no server to see it on."""
 

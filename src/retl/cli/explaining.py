@@ -43,8 +43,7 @@ def explain(
         options = Options(dry_run=True, variables=variables(var))
         job = invocation.session.job(sync, ledger, options)
         found = explaining.explain(job, keys or [], rows, read=read, reveal=invocation.reveal)
-    known = [row for row in found["rows"] if row["row"] or row["baseline"] or "(ERASED)" in row["next"]]
-    if keys and not known:
+    if keys and not any(map(explaining.is_known, found["rows"])):
         raise DefinitionError(
             "KEY_UNKNOWN",
             f"neither the mart nor the baseline of {name} has such a key",
@@ -54,7 +53,7 @@ def explain(
 
 
 def _pieces(found: Mapping[str, Any], *, whole: bool) -> list[Piece]:
-    pieces: list[Piece] = [_row(row, whole=whole) for row in found["rows"]] or ["the mart has no rows"]
+    pieces: list[Piece] = [_row(row, whole=whole) for row in found["rows"]] or ["a run reads no row"]
     pieces += [problems.sentence(guard) for guard in found["guards"]]
     return [*pieces, *(f"note: {note}" for note in found["notes"])]
 

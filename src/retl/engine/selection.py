@@ -21,6 +21,8 @@ from retl.project.definitions import Sync
 from retl.values.keys import key_form, key_texts
 from retl.values.sql import literal, quoted
 
+PASSED = "passed"  # key
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -121,6 +123,12 @@ def require(workspace: Workspace, field_map: FieldMap, sync: Sync, keys: Sequenc
             hint=f"write a key as {form}; `retl explain {sync.name}` shows some",
             where=f"sync {sync.name}",
         )
+
+
+def keep_passed(workspace: Workspace, field_map: FieldMap, condition: str) -> None:
+    """Create PASSED: the keys of the frozen rows that a run does not read, because of its mark."""
+    keys = f"SELECT {field_map.key} AS key FROM {FROZEN} WHERE NOT ({condition})"
+    workspace.run(f"CREATE TABLE {PASSED} AS {keys}")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from retl.engine.change_set import ChangeSet
 from retl.engine.diff import OUTSIDE, seen_sql
 from retl.engine.lines import document_sql
 from retl.engine.scratch import private_directory
+from retl.engine.selection import PASSED
 from retl.engine.suppression import SUPPRESSED
 from retl.engine.workspace import Workspace
 from retl.errors import TargetError
@@ -54,6 +55,8 @@ _NEXT = {
     "unchanged": "nothing: it is the same as confirmed",
     "succeeded": "nothing: another key stands for the same object in the target",
     "outside": "nothing: the key left the mart, but it is outside `deletes: {within: …}`",
+    "passed": "nothing: its row is older than the mark of the watermark, so a run does not read it"
+    " (`retl sync --key` sends it)",
     "gone": "nothing: the key left the mart, and its row in the target is kept",
     "erased": "nothing: this key was erased, and is never sent again (ERASED)",
     "unknown": "nothing: this key is neither in the mart nor in the baseline",
@@ -63,11 +66,9 @@ _NEXT = {
 def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bool) -> dict[str, Any]:
     """Per row: mart row, verdict, fields, request, baseline, open reject, what the next run will do; with
     `read` also the row in the target. Without keys: the first `count` rows in the order of sending."""
-    with private_directory() as directory, Workspace(directory, job.stop) as workspace, ExitStack() as hold:
-        alone = replace(job, shards=1)
-        plan = pipeline.plan(alone, new_run(job), workspace, Clock(), hold, recover=None)
-        rows = Rows(job, plan, workspace, reveal)
-        found = [rows.explained(one, read=read) for one in rows.chosen(keys, count)]
+    with ExitStack() as hold:
+        rows, chosen = _found(job, keys, count, hold, reveal=reveal)
+        found, plan = [rows.explained(one, read=read) for one in chosen], rows.plan
     return {
         "sync": job.sync.name,
         "object": plan.capabilities.object,
@@ -77,18 +78,39 @@ def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bo
     }
 
 
+def is_known(row: Mapping[str, Any]) -> bool:
+    """Whether an explained row is in the mart or in the baseline, or is erased."""
+    beside = (_NEXT["erased"], _NEXT["passed"])
+    return bool(row["row"] or row["baseline"] or row["next"] in beside)
+
+
 def refused(job: Job, keys: Sequence[str], *, reveal: bool) -> dict[tuple[str, str], tuple[str, Any]]:
     """Per rejected row of these keys, by key and row id: the column that is to blame, and its value in the
     mart now. Rows that are rejected for other reasons, and by the target, have none."""
     found = {}
-    with private_directory() as directory, Workspace(directory, job.stop) as workspace, ExitStack() as hold:
-        plan = pipeline.plan(replace(job, shards=1), new_run(job), workspace, Clock(), hold, recover=None)
-        rows = Rows(job, plan, workspace, reveal)
-        for one in rows.chosen(keys, len(keys)):
+    with ExitStack() as hold:
+        rows, chosen = _found(job, keys, len(keys), hold, reveal=reveal)
+        for one in chosen:
             if one.column is not None and one.row is not None:
                 value = rows.mart_row(one.row).get(one.column)
                 found[one.reject_key or "", one.row_id] = (one.column, value)
     return found
+
+
+def _found(
+    job: Job, keys: Sequence[str], count: int, hold: ExitStack, *, reveal: bool
+) -> tuple[Rows, list[_Chosen]]:
+    """The rows of a plan; the target is not asked. A source that can reads only the rows of the keys. If the
+    mart lacks one of them, it is read again as a whole: what becomes of that key depends on other rows."""
+    for enough in (tuple(keys), ()):
+        workspace = hold.enter_context(Workspace(hold.enter_context(private_directory()), job.stop))
+        alone = replace(job, shards=1, options=replace(job.options, explains=enough))
+        plan = pipeline.plan(alone, new_run(job), workspace, Clock(), hold, recover=None)
+        rows = Rows(job, plan, workspace, reveal)
+        chosen = rows.chosen(keys, count)
+        if not plan.narrowed or all(one.row is not None for one in chosen):
+            break
+    return rows, chosen
 
 
 @dataclass(frozen=True)
@@ -138,11 +160,12 @@ class Rows:
         # TRY: a text that is no key of these types is a key that nothing has.
         parts = "".join(f", TRY({key_value_sql(types, i, 'a.key')}) AS {n}" for i, n in enumerate(names))
         empty = "".join(f", NULL AS f{i}" for i in range(len(self.shape.fields)))
+        passed = f"WHEN a.key IN (FROM {PASSED}) THEN 'passed'" if self.job.sync.changes.watermark else ""
         absent = (
             f"SELECT NULL AS row, a.key, NULL AS hash, b.ref, {seen_sql(self.plan.compares)} AS seen,"
             " x.code, x.reason, x.col,"
             f" coalesce(s.op, CASE WHEN a.key IN (SELECT key FROM {SUPPRESSED}) THEN 'erased'"
-            " WHEN x.code IS NOT NULL THEN 'rejected' WHEN b.key IS NULL THEN 'unknown'"
+            f" WHEN x.code IS NOT NULL THEN 'rejected' {passed} WHEN b.key IS NULL THEN 'unknown'"
             f" WHEN n.ending = '{OUTSIDE}' THEN '{OUTSIDE}'"
             " WHEN a.key IN (SELECT key FROM succeeded) THEN 'succeeded' ELSE 'gone' END)"
             f" AS op{parts}{empty}"
@@ -234,7 +257,7 @@ class Rows:
 
     def request(self, one: _Chosen) -> str | None:
         """The exact request for this row alone; for an unchanged row, what `--key` would send."""
-        if one.op in ("rejected", "unknown", "succeeded", "gone", "erased"):
+        if one.op in ("rejected", "unknown", "succeeded", "gone", "erased", "passed"):
             return None
         operation: Mode = "delete" if one.op == "delete" else self.job.sync.write
         destination = self.job.lane(self.shape)

@@ -102,6 +102,7 @@ class Options:
     purpose: Purpose = "sync"
     decisions: Mapping[str, Decision] = field(default_factory=dict)  # about rows in conflict, by key
     retry: bool = False  # its keys are those of rejects: a key that the mart lacks is no error
+    explains: tuple[str, ...] | None = None  # rows are explained: those of these keys, or any
     adopt: bool = False  # take the mart as delivered, whatever the ledger knows
     of_run: str | None = None  # the run that a rollback takes back
     approved_by: str | None = None  # who signed the plan that is applied

@@ -82,6 +82,7 @@ class Frozen:
     hashed: bool  # they are hashed already, because the run uses all of them unchanged
     fed: bool  # only what the source reports as changed was read, with the keys that left
     unfed: str | None  # why a run that follows changes read every row
+    narrowed: bool  # only the rows that are explained were read
     failed_checks: tuple[str, ...]
     payload: Payload | None  # how rejected rows are kept, if the sync asks for it
     edited: Sequence[tuple[Any, ...]]
@@ -107,6 +108,7 @@ class Read:
     total: int
     fed: bool = False
     unfed: str | None = None
+    narrowed: bool = False
 
 
 def open_mart(job: Job, run: Run, workspace: Workspace) -> Opened:
@@ -141,8 +143,9 @@ def open_mart(job: Job, run: Run, workspace: Workspace) -> Opened:
 
 
 def follows(job: Job) -> bool:
-    """Whether the run asks the source what changed since a version."""
-    return job.sync.changes.strategy == "cdf"
+    """Whether the run asks the source what changed since a version. To explain rows, unchanged ones are read
+    too."""
+    return job.sync.changes.strategy == "cdf" and job.options.explains is None
 
 
 def has_queries(job: Job) -> bool:
@@ -168,6 +171,7 @@ class Reading:
         )
         judged_whole = job.sync.guards.min_rows is not None or has_queries(job)
         pushes = opened.cursor is not None and job.source.narrows and not judged_whole
+        pushes = pushes and job.options.explains is None
         self.waits = (follows(job) or pushes) and not edits  # until `extent` is known
         self.extent = Extent("the contract edits rows" if edits else None)
 
@@ -208,17 +212,20 @@ class Reading:
         opened, columns, names = self._opened, self._columns, _names(self._opened)
         among = self._among()
         some = snapshot.rows_among(names, among) if among is not None else None
-        return Read(freeze.freeze(opened.reader, some or snapshot.rows(names, since), columns))
+        total = freeze.freeze(opened.reader, some or snapshot.rows(names, since), columns)
+        return Read(total, narrowed=some is not None and self._job.options.explains is not None)
 
     def _among(self) -> Among | None:
         """What --key says of a column, where rows with other keys cannot matter: no query, limit, scope or
-        watermark is about them, and none of them can be one of these keys at the target."""
+        watermark is about them, none of them can be one of these keys at the target, and the target takes
+        rows without them."""
         job, opened, field_map = self._job, self._opened, self.mapped.field_map
         sync, asked = job.sync, job.options
         whole = sync.guards.min_rows is not None or has_queries(job) or asked.selection.where is not None
         whole = whole or opened.scope is not None
         plain = asked.purpose == "sync" and not asked.retry and job.shards == 1 and opened.cursor is None
-        (column, *more), keys = sync.key, asked.selection.keys
+        whole = whole or self.mapped.capabilities.whole
+        (column, *more), keys = sync.key, asked.selection.keys or asked.explains or ()
         kind = opened.description.columns.get(column, "")
         if whole or not plain or more or follows(job) or self.mapped.contract.edits or field_map.lookups:
             return None
@@ -283,7 +290,16 @@ class Reading:
                 contract, edited = freeze.edit(workspace, mapped.contract, keep=kept is not None)
                 self.mapped = _map(job, self._run, contract)
         self._frozen = Frozen(
-            read.total, self._columns, self.mapped, self._at_once, read.fed, read.unfed, failed, kept, edited
+            total=read.total,
+            types=self._columns,
+            mapped=self.mapped,
+            hashed=self._at_once,
+            fed=read.fed,
+            unfed=read.unfed,
+            narrowed=read.narrowed,
+            failed_checks=failed,
+            payload=kept,
+            edited=edited,
         )
 
     def _failed_checks(self) -> Iterator[str]:

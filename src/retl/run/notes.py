@@ -51,6 +51,8 @@ def _before(job: Job, made: Made, plan: Plan, unanswered: int) -> Mapping[str, b
             asked.restored and bool(known.suppressed)
         ),
         f"every row of the source was read: {made.frozen.unfed}": made.frozen.unfed is not None,
+        "only the rows of these keys were read: the guards that judge all rows of the mart were not asked"
+        f" (`retl sync --sync {job.sync.name} --dry-run` asks them)": made.frozen.narrowed,
         "this account has no right to write here: a run would fail": asked.readonly,
         "the object was rewritten since the last run (a restore, TRUNCATE, VACUUM FULL): every row is sent"
         " again": asked.replaced and distrust is not None,

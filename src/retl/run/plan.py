@@ -95,6 +95,7 @@ class Plan:
     notes: tuple[str, ...]
     terms: Terms
     shards: Shards | None = None  # the processes that send it
+    narrowed: bool = False  # to explain rows, only these were read
 
     @property
     def compares(self) -> str | None:

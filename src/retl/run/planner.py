@@ -126,6 +126,8 @@ def compare(
     frozen, mark = folding(frozen, asked), None
     if not frozen.hashed:
         condition, mark = choose(job, run, opened, frozen, reach, workspace)
+        if opened.cursor is not None and job.options.explains is not None:
+            selection.keep_passed(workspace, frozen.mapped.field_map, condition or "TRUE")
         hash_rows(workspace, frozen.mapped, condition)
     how = comparison(job, run, opened, frozen, known, asked)
     found = differ(workspace, frozen.mapped.field_map, how, known.baseline_rows)
@@ -150,6 +152,7 @@ def comparison(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known,
         and sync.changes.strategy in ("hash", "cdf")
         and not (chosen.partial if capabilities.whole else chosen.forced)
         and chosen.limit is None
+        and not frozen.narrowed
         and not job.options.adopt,
         once=_sends_once(job, capabilities),
         hold_unknown=resolve.waits(sync, idempotent=capabilities.idempotent),
@@ -239,7 +242,7 @@ def _measure(
 ) -> tuple[dict[str, Statistics] | None, dict[str, Drifted]]:
     """The statistics of the columns whose drift is judged, and how they changed since the last good run."""
     names = dict.fromkeys(one.column for one in job.sync.guards.drift)
-    if not names or job.options.selection.partial:
+    if not names or job.options.selection.partial or frozen.narrowed:
         return None, {}
     former = job.ledger.last_statistics(job.sync.name)
     now: dict[str, Statistics] = {
@@ -301,7 +304,7 @@ def guard(job: Job, run: Run, made: Made) -> Plan:
     sync, options, chosen = job.sync, job.options, job.options.selection
     mapped, known = made.frozen.mapped, made.known
     in_part = chosen.partial or chosen.limit is not None
-    whole = not (in_part or sync.write == "append" or made.opened.cursor or made.frozen.fed)
+    whole = not in_part and _is_whole(job, made)
     _refuse_part(job, mapped, known, in_part)
     facts = _facts(job, run, made, whole)
     redefined = known.basis.restarts and not options.adopt
@@ -342,7 +345,15 @@ def guard(job: Job, run: Run, made: Made) -> Plan:
             refill=chosen.full or made.asked.emptied,
             decisions=made.due.changes.positions(options.decisions),
         ),
+        narrowed=made.frozen.narrowed,
     )
+
+
+def _is_whole(job: Job, made: Made) -> bool:
+    """Whether a run like this reads every row of the mart, so that their number says something."""
+    some = made.frozen.fed or made.frozen.narrowed or made.opened.cursor is not None
+    explains_feed = job.options.explains is not None and job.sync.changes.strategy == "cdf"
+    return not (some or explains_feed or job.sync.write == "append")
 
 
 def _refuse_part(job: Job, mapped: Mapped, known: Known, in_part: bool) -> None:
@@ -443,7 +454,7 @@ def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
     return Facts(
         read=made.diffed.read,
         total=made.frozen.total,
-        new_rejects=made.judged.new_rejects,
+        new_rejects=0 if made.frozen.narrowed else made.judged.new_rejects,  # it is a share of all rows
         left_out=_left_out(made),
         reject_codes=made.judged.reject_codes,
         baseline_rows=made.known.baseline_rows,

@@ -91,7 +91,7 @@ class Explainer:
             self._stop = None
             self._turn.release()
         problems = [(one["code"], one["message"], one["hint"]) for one in found["guards"]]
-        known = [row for row in found["rows"] if row["row"] or row["baseline"] or "(ERASED)" in row["next"]]
+        known = [row for row in found["rows"] if explain.is_known(row)]
         if not known:
             message = f"neither the mart nor the baseline of {sync.name} has such a key"
             problems.append(("KEY_UNKNOWN", message, f"the key is {', '.join(sync.key)}"))
