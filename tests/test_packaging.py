@@ -198,6 +198,7 @@ OWNERS = {
         "retl.sources.delta",
         "retl.sources.delta.version",
         "retl.sources.iceberg",
+        "retl.sources.streams",
         *(f"retl.sources.iceberg.{name}" for name in ("catalogs", "planned", "reading", "state")),
     },
     "lineage": {"retl.app.lineage"},

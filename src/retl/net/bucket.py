@@ -204,6 +204,17 @@ class Bucket:
                         raise self._unreadable("it gives no ETags, so a change cannot be seen")
                     yield Object(one["path"], one["size"], one["e_tag"])
 
+    def read(self, key: str) -> bytes | None:
+        """An object as it is now; None if there is none."""
+        import obstore
+        from obstore.exceptions import NotFoundError
+
+        try:
+            with self._translated():
+                return bytes(obstore.get(self._store, key).bytes())
+        except (NotFoundError, FileNotFoundError):
+            return None
+
     def download(self, one: Object, path: Path, check: Callable[[], object]) -> bool:
         """Write an object into a new file (0600); False if it changed or vanished. `check` is called between
         requests and may raise."""

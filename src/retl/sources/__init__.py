@@ -18,6 +18,7 @@ _SHARED = {
     "inputs",
     "relations",
     "sql",
+    "streams",
     "texts",
 }  # not types
 

@@ -10,6 +10,8 @@ storage, and without a cluster.
 `storage`, those of the environment are used, or of the machine's role. Only S3 was run; Google Cloud Storage
 and Azure go through the same client and were not.
 
+A request to stop does not wait for a bucket that is silent: a run ends within a second, whatever it reads.
+
 A lakehouse of Microsoft Fabric is read from OneLake: `root` is
 `abfss://WORKSPACE@onelake.dfs.fabric.microsoft.com/ITEM.Lakehouse/Tables`, or both as GUIDs without
 `.Lakehouse`, which a name with other characters than letters, digits, `_`, `.` and `-` needs. `storage` has
@@ -31,16 +33,20 @@ that are mapped by id, and columns of type variant are refused by name (`SOURCE_
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
+from functools import cached_property
+from math import inf
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
 from retl.engine.workspace import Workspace
 from retl.errors import RetlError, SourceError
 from retl.model import Definition
-from retl.net.bucket import Address, Root
+from retl.net.bucket import Address, Bucket, Root
+from retl.net.waiting import within
 from retl.observe.signals import Stop
 from retl.sources.api import Snapshot, Source, needs
 from retl.sources.delta import log
@@ -52,18 +58,7 @@ from retl.values.sql import split
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-# The features of tables that were read and were right. The reader claims more.
-_READ = {
-    "deletionVectors",
-    "columnMapping",
-    "timestampNtz",
-    "v2Checkpoint",
-    "variantType",
-    "variantType-preview",
-}
-_MAPPING = "delta.columnMapping.mode"
-_ROWS, _CHANGES, _FEED = "delta rows", "delta changes", "delta feed"  # relations of the workspace
-_KIND, _VERSION = "_change_type", "_commit_version"  # columns of the feed
+T = TypeVar("T")
 
 
 class Lake(Root):
@@ -175,9 +170,9 @@ class Delta(Source[Table]):
 
     def version(self, stop: Stop) -> str:
         with needs("lake"):
-            from deltalake import DeltaTable
+            import deltalake  # noqa: F401
         try:
-            return version_of(DeltaTable(self.uri, None, self.storage, without_files=True))
+            return self.call(stop, lambda: version_of(self._newest()))
         except RetlError:
             raise
         except Exception as problem:
@@ -188,46 +183,71 @@ class Delta(Source[Table]):
             from deltalake import DeltaTable
         at = self.options.at
         try:
-            table = DeltaTable(self.uri, at if isinstance(at, int) else None, self.storage)
+            number = at if isinstance(at, int) else None
+            table = self.call(workspace.stop, lambda: DeltaTable(self.uri, number, self.storage))
             if isinstance(at, datetime):
-                self._go_back(table, at)
+                self._go_back(table, at, workspace.stop)
             return Version(self, table, workspace)
         except RetlError:
             raise
         except Exception as problem:
             refused = self.refused(problem)
-            if isinstance(at, int) and refused.code == "MART_MISSING" and self._is_there():
+            if isinstance(at, int) and refused.code == "MART_MISSING" and self._is_there(workspace.stop):
                 raise no_version(f"Delta table {self.label}") from problem
             raise refused from problem
 
-    def _is_there(self) -> bool:
-        """Whether there is a table, of whatever version."""
+    def call(self, stop: Stop, read: Callable[[], T]) -> T:
+        """What the reader returns. It waits for a bucket as long as its own deadlines are, and hears no
+        request to stop."""
+        return within(stop, inf, read) if self.remote else read()
+
+    def _newest(self) -> DeltaTable:
         from deltalake import DeltaTable
 
-        return DeltaTable.is_deltatable(self.uri, self.storage)
+        return DeltaTable(self.uri, None, self.storage, without_files=True)
+
+    def _is_there(self, stop: Stop) -> bool:
+        """Whether there is a table, of whatever version."""
+        from deltalake.exceptions import TableNotFoundError
+
+        try:
+            self.call(stop, self._newest)
+        except TableNotFoundError:
+            return False
+        return True
 
     def refused(self, problem: Exception) -> SourceError:
         """What an error of the reader means."""
         return refusal(problem, f"Delta table {self.label}")
 
-    def read_commit(self, version: int) -> bytes | None:
-        """A commit of the log; None if the log does not have it. SourceError if it cannot be read."""
-        from deltalake.fs import DeltaStorageHandler
+    @cached_property
+    def _bucket(self) -> tuple[Bucket, str] | None:
+        """The bucket and the key of the table. The reader's own way to a file holds all threads of the
+        process while it waits."""
+        address = Address.of(self.connection.root) and Address.of(self.uri)
+        if address is None:
+            return None
+        with needs("lake"):
+            return Bucket(address, self.connection.storage, self.invocation.folder), address.prefix
 
+    def read_commit(self, version: int, stop: Stop) -> bytes | None:
+        """A commit of the log; None if the log does not have it. SourceError if it cannot be read."""
+        name, place = f"_delta_log/{version:020}.json", self._bucket
         try:
-            store = DeltaStorageHandler(self.uri, self.storage)
-            file = store.open_input_file(f"_delta_log/{version:020}.json")
-            return bytes(file.read())
+            if place is None:
+                return (Path(self.uri) / name).read_bytes()
+            bucket, key = place
+            return self.call(stop, lambda: bucket.read(f"{key}/{name}"))
         except FileNotFoundError:
             return None
-        except Exception as problem:
+        except OSError as problem:
             raise self.refused(problem) from problem
 
-    def _go_back(self, table: DeltaTable, at: datetime) -> None:
+    def _go_back(self, table: DeltaTable, at: datetime, stop: Stop) -> None:
         """Load the version that was the newest at a time. The reader goes by the times of the log's files,
         which a copy does not keep, and takes the first version for any earlier time: the log must agree."""
-        table.load_as_version(at)
-        found, later = (self.read_commit(table.version() + step) for step in (0, 1))
+        self.call(stop, lambda: table.load_as_version(at))
+        found, later = (self.read_commit(table.version() + step, stop) for step in (0, 1))
         made, replaced = (log.Commit(text).time if text else None for text in (found, later))
         moment = at.timestamp() * 1000
         if made is None or made > moment or (later is not None and (replaced is None or replaced <= moment)):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import duckdb
 
 from retl.engine.sql_text import Query, columns
 from retl.engine.workspace import NAME, Workspace
-from retl.errors import RetlError
+from retl.errors import RetlError, SourceError
 from retl.sources.api import Description, Feed, Since, Snapshot, unsupported
 from retl.sources.delta import log
 from retl.sources.delta.refusal import HINT
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
     from retl.sources.delta import Delta
+    from retl.sources.streams import Stream
 
 # The features of tables that were read and were right. The reader claims more.
 _READ = {"deletionVectors", "columnMapping", "timestampNtz", "v2Checkpoint", "variantType"}
@@ -39,13 +41,14 @@ class Version(Snapshot):
         self._source, self._table, self._workspace = source, table, workspace
         self._configuration = table.metadata().configuration
         self._refuse_unknown()
-        workspace.register(_ROWS, table.scan())  # only its types are read
+        self._streams: dict[str, Stream] = {}
+        self._register(_ROWS, table.scan)  # only its types are read
         described = columns(workspace, self._all(_ROWS))
         self.description = Description(described, version_of(table))
 
     def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
         self._refuse_variant(columns)
-        self._workspace.register(_ROWS, self._table.scan(columns=list(columns)))
+        self._register(_ROWS, lambda: self._table.scan(columns=list(columns)))
         return self._all(_ROWS)
 
     def feed(self, columns: Sequence[str], key: Sequence[str], after: str) -> Feed | str:
@@ -64,24 +67,48 @@ class Version(Snapshot):
         return Feed(Query(rows, {}, self._origin), Query(left, {}, self._origin), self._count(key[0]))
 
     def close(self) -> None:
-        self._workspace.run(f"DROP TABLE IF EXISTS {NAME}.main.{quoted(_FEED)}")
         for name in (_ROWS, _CHANGES):
+            if name in self._streams:
+                self._streams.pop(name).close()
             self._workspace.con.unregister(name)
+        self._workspace.run(f"DROP TABLE IF EXISTS {NAME}.main.{quoted(_FEED)}")
 
     @property
     def _origin(self) -> str:
         return f"Delta table {self._source.label}"
 
+    def _register(self, name: str, read: Callable[[], object]) -> None:
+        """Make what the reader reads a relation. From a bucket a thread reads it ahead: DuckDB hears a
+        request to stop only between two batches."""
+        if name in self._streams:
+            self._streams.pop(name).close()
+        reader = self._source.call(self._workspace.stop, read)
+        if self._source.remote:
+            from retl.sources.streams import Stream, batches_of
+
+            stream = Stream(*batches_of(reader), self._workspace.stop, self._source.refused)
+            self._streams[name] = stream
+            self._workspace.register(name, stream.reader)
+        else:
+            self._workspace.register(name, reader)
+
     def _all(self, name: str) -> Query:
-        return Query(f"SELECT * FROM {quoted(name)}", {}, self._origin, self._source.refused)
+        return Query(f"SELECT * FROM {quoted(name)}", {}, self._origin, partial(self._refused, name))
+
+    def _refused(self, name: str, problem: Exception) -> SourceError:
+        """What the error of a query of this relation means."""
+        stream = self._streams.get(name)
+        if stream is not None and isinstance(stream.problem, SourceError):
+            return stream.problem
+        return self._source.refused(problem)
 
     def _count(self, column: str) -> int:
         """The number of rows. The log's own numbers count rows that a deletion vector hides."""
-        self._workspace.register(_CHANGES, self._table.scan(columns=[column]))
+        self._register(_CHANGES, lambda: self._table.scan(columns=[column]))
         try:
             total: int = self._workspace.one(f"SELECT count(*) FROM {quoted(_CHANGES)}")[0]
         except duckdb.Error as problem:
-            raise self._source.refused(problem) from problem
+            raise self._refused(_CHANGES, problem) from problem
         return total
 
     def _distrusted(self, after: str) -> str | None:
@@ -102,22 +129,25 @@ class Version(Snapshot):
 
     def _commit(self, version: int) -> bytes | None:
         self._workspace.stop.check()
-        return self._source.read_commit(version)
+        return self._source.read_commit(version, self._workspace.stop)
 
     def _copied(self, names: Sequence[str], after: str) -> str | None:
         """Copy the changes after a version into the workspace, all of them before any is used: that a change
         file is gone shows only when it is read. A sentence if they cannot be read."""
         first, last = int(after.partition(" of ")[0]) + 1, self._table.version()
         listed = [*map(quoted, names), _KIND, _VERSION]
+
+        def changes() -> object:
+            return self._table.load_cdf(first, last, columns=listed, allow_out_of_range=True)
+
         made = f"CREATE OR REPLACE TABLE {NAME}.main.{quoted(_FEED)} AS SELECT * FROM {quoted(_CHANGES)}"
         try:
-            stream = self._table.load_cdf(first, last, columns=listed, allow_out_of_range=True)
-            self._workspace.register(_CHANGES, stream)
+            self._register(_CHANGES, changes)
             self._workspace.run(made)
         except RetlError:
             raise
         except Exception as problem:
-            refused = self._source.refused(problem)
+            refused = self._refused(_CHANGES, problem)
             if refused.code == "UNREACHABLE":
                 raise refused from problem
             return f"the change feed cannot be read: {refused.message}"

@@ -27,6 +27,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,10 +39,11 @@ from retl.engine.sql_text import columns as described
 from retl.engine.workspace import NAME, Workspace
 from retl.errors import SourceError
 from retl.model import Definition
+from retl.net.waiting import within
 from retl.observe import redact
 from retl.observe.signals import Stop
 from retl.sources.api import Description, Feed, Since, Snapshot, Source, needs, unsupported
-from retl.sources.iceberg.calls import Gone, explained, failure, within
+from retl.sources.iceberg.calls import Gone, explained, failure
 from retl.sources.iceberg.catalogs import Lake
 from retl.sources.iceberg.state import State, changed, pin
 from retl.values.sql import quoted, split
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     from pyiceberg.table import Table as IcebergTable
     from pyiceberg.table.metadata import TableMetadata
 
-    from retl.sources.iceberg.reading import Stream
+    from retl.sources.streams import Stream
 
 _CATALOG = 120.0  # seconds for all that is asked of a catalog
 _PLANNING = 1800.0  # seconds to read the lists of files
@@ -212,12 +214,15 @@ class Pinned(Snapshot):
     def _stream(self, tasks: Sequence[FileScanTask], columns: Sequence[str]) -> str:
         """The name of a relation with the rows of these files, which can be read once."""
         from retl.sources.iceberg.planned import require_exact
-        from retl.sources.iceberg.reading import Files, Stream
+        from retl.sources.iceberg.reading import Files, arrow_schema
+        from retl.sources.streams import Stream
 
         files = Files(self._table, self._metadata, self._io, tasks, self._only(columns))
         if tasks:
             require_exact(files.schema, self._table)
-        relation, stream = f"retl iceberg {next(_numbers)}", Stream(files, self._workspace.stop)
+        failed = partial(failure, table=self._table, may_quote=True)
+        stream = Stream(arrow_schema(files.schema), files.batches, self._workspace.stop, failed)
+        relation = f"retl iceberg {next(_numbers)}"
         self._streams[relation] = stream
         self._workspace.register(relation, stream.reader)
         return relation

@@ -1,28 +1,18 @@
-"""Calls of PyIceberg: none blocks a run for ever, and every error of theirs becomes one sentence.
+"""Errors of PyIceberg and the libraries below it: each becomes one sentence.
 
-The libraries below it have deadlines for single requests only, and do not hear a request to stop. Their
-messages are not shown where they may quote a row or a credential.
+Their messages are not shown where they may quote a row or a credential.
 """
 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from concurrent.futures import wait as wait_for
+from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Thread
-from typing import TypeVar
 
 from retl.errors import RetlError, SourceError
 from retl.observe.redact import redact
-from retl.observe.signals import Stop
 from retl.sources.api import unsupported
 
-T = TypeVar("T")
-
-LOOK_AGAIN = 0.5  # seconds between two looks for a request to stop
 _LONGEST_TEXT = 200  # characters of a library's own message
 
 # The class of an error, or a base of it → code, what happened, what to do.
@@ -132,31 +122,3 @@ def explained(table: str, *, may_quote: bool = False) -> Iterator[None]:
         yield
     except Exception as problem:  # noqa: BLE001 - the libraries have no common base
         raise failure(problem, table, may_quote=may_quote) from None
-
-
-def within(stop: Stop, seconds: float, call: Callable[[], T]) -> T:
-    """What a call returns. TimeoutError after `seconds`, Stopped if that is requested: the call itself is
-    left alone in its thread, which ends with the process."""
-    future = start(call)
-    deadline = time.monotonic() + seconds
-    while True:
-        stop.check()
-        left = deadline - time.monotonic()
-        if wait_for([future], max(0.0, min(LOOK_AGAIN, left))).done:
-            return future.result()
-        if left <= 0:
-            raise TimeoutError
-
-
-def start(call: Callable[[], T]) -> Future[T]:
-    """Begin a call in a thread of its own that no end of the process waits for."""
-    future = Future[T]()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as problem:  # noqa: BLE001 - it is raised where the result is wanted
-            future.set_exception(problem)
-
-    Thread(target=run, name="retl-iceberg", daemon=True).start()
-    return future

@@ -1,7 +1,7 @@
 """The rows of planned files as one Arrow stream, in the columns of a schema of the table.
 
 Files are read one after another and a row group at a time, so memory does not grow with the table or its
-files. A thread of its own reads ahead, so a request to stop does not wait for the network. PyIceberg maps
+files. PyIceberg maps
 fields by id, follows renames and widens types; where it loses a NULL, this puts it back.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from queue import Empty, Full, Queue
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -28,9 +26,7 @@ from pyiceberg.transforms import IdentityTransform
 from pyiceberg.types import ListType, MapType, TimestampNanoType
 
 from retl.errors import SourceError
-from retl.observe.signals import Stop
 from retl.sources.api import unsupported
-from retl.sources.iceberg.calls import LOOK_AGAIN, failure, start
 from retl.sources.iceberg.planned import Deleted
 
 if TYPE_CHECKING:
@@ -38,7 +34,6 @@ if TYPE_CHECKING:
     from pyiceberg.table.metadata import TableMetadata
 
 _ROWS = 65_536  # of a batch
-_AHEAD = 2  # batches that wait to be taken
 
 
 @dataclass(frozen=True)
@@ -159,58 +154,3 @@ def _without(batch: Any, positions: Any, first: int) -> Any:
         return batch
     rows = pa.array(range(batch.num_rows), pa.int64())
     return batch.filter(pc.invert(pc.is_in(rows, value_set=gone)))
-
-
-class Stream:
-    """Batches that a thread reads ahead, as an Arrow stream. What breaks it is in `problem`, because DuckDB
-    passes on only a text."""
-
-    def __init__(self, files: Files, stop: Stop) -> None:
-        self._files, self._stop = files, stop
-        self._ready: Queue[Any] = Queue(_AHEAD)
-        self._closed = Event()
-        self.problem: BaseException | None = None
-        self.reader = pa.RecordBatchReader.from_batches(arrow_schema(files.schema), self._taken())
-
-    def close(self) -> None:
-        """Read no further. The thread ends at its next batch."""
-        self._closed.set()
-
-    def _taken(self) -> Iterator[Any]:
-        reading = start(self._read)
-        try:
-            while (batch := self._next()) is not None:
-                yield batch
-            reading.result()
-        except Exception as problem:
-            self.problem = failure(problem, self._files.table, may_quote=True)
-            raise
-        finally:
-            self.close()
-
-    def _next(self) -> Any:
-        """The next batch; None after the last one, or if there will be no more."""
-        while True:
-            self._stop.check()
-            try:
-                return self._ready.get(timeout=LOOK_AGAIN)
-            except Empty:
-                continue
-
-    def _read(self) -> None:
-        try:
-            for batch in self._files.batches():
-                if not self._put(batch):
-                    return
-        finally:
-            self._put(None)
-
-    def _put(self, batch: Any) -> bool:
-        """Wait until somebody takes batches; False if nobody will."""
-        while not self._closed.is_set():
-            try:
-                self._ready.put(batch, timeout=LOOK_AGAIN)
-                return True
-            except Full:
-                continue
-        return False
