@@ -7,6 +7,9 @@ a quoted value. `max_bytes` limits what one query may bill: beyond it the query 
 The login is Google's own chain (GOOGLE_APPLICATION_CREDENTIALS, workload identity, gcloud), or
 `credentials_file`, the key of a service account.
 
+There is no `changes: cdf`: the function CHANGES needs `enable_change_history`, covers one day at most, and
+leaves out the last ten minutes, so it cannot end at the state that a run reads.
+
 INT64, FLOAT64, NUMERIC, BOOL, STRING, DATE, DATETIME, TIMESTAMP, and arrays of them are exact. JSON and
 structs arrive as JSON; BYTES (base64), TIME, INTERVAL, GEOGRAPHY and RANGE as text. BIGNUMERIC has more
 digits than any type here: it arrives as text too; cast it in `sql` where fewer digits are enough.

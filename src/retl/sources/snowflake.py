@@ -6,7 +6,13 @@ a quoted value: for a variable of a Snowflake session write `getvariable('NAME')
 
 The login is a password, a key pair (`private_key`, PEM, with `private_key_password` if it has one), or a
 `token` (OAuth, or a programmatic access token as `password`). The account needs USAGE of the warehouse and
-SELECT on what is read. A stream of Snowflake is read like a table, and is not used up.
+SELECT on what is read. A stream of Snowflake is read like a table, and is not used up. It has only changes:
+select the rows with METADATA$ACTION = 'INSERT', and leave `deletes` off.
+
+There is no `changes: cdf`. The clause CHANGES … AT … END gives the net difference of a table with change
+tracking between two times. It is exact only if a time that was read names the same transactions for ever. The
+documentation does not promise that no later commit gets an earlier time, and there was no account to see it
+on. A missed update would show in no number of rows. `changes: hash` does not depend on it.
 
 Numbers keep all their digits; texts, booleans, dates, and times up to microseconds are exact, finer ones are
 refused when the row is read. TIMESTAMP_TZ and TIMESTAMP_LTZ are read in UTC. VARIANT, OBJECT and ARRAY arrive
