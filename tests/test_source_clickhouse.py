@@ -18,9 +18,9 @@ from retl.errors import DefinitionError, RetlError, Stopped
 from retl.observe.signals import Stop
 from retl.pace import limiter
 from retl.project.contracts import Contract
+from retl.project.marts import Selected
 from retl.sources.api import Invocation, Since
 from retl.sources.clickhouse import ClickHouse, Server
-from retl.sources.sql import Selected
 from retl.testing.faults import answer, cut, dripping, passed, reset
 from tests.clickhouse import PASSWORD, USER, Engine
 from tests.commands import Workshop

@@ -14,9 +14,9 @@ import pytest
 from retl.engine.workspace import Workspace
 from retl.errors import RetlError, Stopped
 from retl.observe.signals import Stop
+from retl.project.marts import Selected
 from retl.sources.api import Among, Invocation, Since
 from retl.sources.mysql import MySQL, Server
-from retl.sources.sql import Selected
 from retl.sources.texts import MISFIT
 from retl.values.sql import quoted
 from tests.commands import Workshop

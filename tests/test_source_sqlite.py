@@ -12,8 +12,8 @@ import pytest
 from retl.engine.workspace import Workspace
 from retl.errors import RetlError
 from retl.observe.signals import Stop
+from retl.project.marts import Selected
 from retl.sources.api import Invocation, Since
-from retl.sources.sql import Selected
 from retl.sources.sqlite import File, SQLite
 from retl.sources.texts import MISFIT
 from retl.values.sql import quoted

@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from retl.engine.workspace import Workspace
 from retl.errors import RetlError, Stopped
 from retl.observe.signals import Stop
+from retl.project.marts import Selected
 from retl.sources import trino
 from retl.sources.api import Among, Invocation, Since
-from retl.sources.sql import Selected
 from retl.sources.texts import MISFIT
 from retl.sources.trino import Coordinator, Trino
 from retl.testing.server import Exchange, FakeApi

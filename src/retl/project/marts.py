@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Self
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BeforeValidator,
@@ -13,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from retl.errors import DefinitionError
 from retl.model import Definition, Duration
 from retl.values.sql import split
 
@@ -21,17 +24,17 @@ _REF = re.compile(r"""\bref\((?:[^()]*,)?\s*['"]([^'"]+)['"]\s*\)""")
 WAREHOUSE = "warehouse"  # the name of the default source
 
 
-class Mart(Definition):
-    """A mart in a DuckDB file: exactly one of table, sql, file (a single SELECT), or dbt, the name of a
-    model. A model whose last run ended longer than `max_age` ago is not read."""
+class Selected(Definition):
+    """Exactly one of `table`, `sql` and `file`: the last two are one SELECT in the database's own SQL, in
+    which `$name` is a variable of the project."""
 
     table: str | None = None
     sql: str | None = None
     file: str | None = None
-    dbt: str | None = None
-    max_age: Duration | None = None
 
-    @field_validator("table", "dbt")
+    _ways: ClassVar[tuple[str, ...]] = ("table", "sql", "file")
+
+    @field_validator("table", "dbt", check_fields=False)
     @classmethod
     def _plain(cls, name: str | None) -> str | None:
         if name is not None and _JINJA.search(name):
@@ -52,9 +55,53 @@ class Mart(Definition):
         return self._with_one()
 
     def _with_one(self) -> Self:
-        parts = (self.table, self.sql, self.file, self.dbt)
-        if sum(part is not None for part in parts) != 1:
-            raise ValueError("a source has exactly one of table, sql, file or dbt")
+        *first, last = self._ways
+        if sum(getattr(self, way) is not None for way in self._ways) != 1:
+            raise ValueError(f"a source has exactly one of {', '.join(first)} or {last}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """For a list of syncs."""
+        named = (getattr(self, way) for way in self._ways if way != "sql")
+        return next((name for name in named if name is not None), "sql")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What is read; not the text of the SQL, which may contain values."""
+        if self.sql is not None:
+            return {"sql": sha256(self.sql.encode()).hexdigest()[:16]}
+        return self.model_dump(include={*self._ways}, exclude_none=True)
+
+    @property
+    def origin(self) -> str:
+        """For messages."""
+        return f"table {self.table}" if self.table else self.file or "source.sql"
+
+    def text(self, folder: Path) -> str:
+        """The SELECT of `sql` or `file`. DefinitionError SQL_FILE if it cannot be read."""
+        if self.sql is not None:
+            return self.sql
+        assert self.file is not None
+        try:
+            return (folder / self.file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as problem:
+            raise DefinitionError(
+                "SQL_FILE", f"cannot read {self.file}: {type(problem).__name__}", where=self.file
+            ) from problem
+
+
+class Mart(Selected):
+    """A mart in a DuckDB file: exactly one of table, sql, file (a single SELECT), or dbt, the name of a
+    model. A model whose last run ended longer than `max_age` ago is not read."""
+
+    dbt: str | None = None
+    max_age: Duration | None = None
+
+    _ways = ("table", "sql", "file", "dbt")
+
+    def _with_one(self) -> Self:
+        super()._with_one()
         if self.max_age is not None and self.dbt is None:
             raise ValueError("`max_age` needs `dbt`: only dbt records when a model was built")
         return self

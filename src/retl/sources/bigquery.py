@@ -144,12 +144,11 @@ def backticked(name: str) -> str:
 
 
 def written(value: Any) -> str:
-    """A variable as GoogleSQL, in which a backslash escapes and a quote is not doubled."""
-    if value is None:
-        return "NULL"
-    if isinstance(value, bool):
-        return str(value).upper()
-    if isinstance(value, int | float):
-        return f"({value!r})"
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+    """A variable as GoogleSQL."""
+    return sql.constant(value, _text)
+
+
+def _text(value: str) -> str:
+    """A backslash escapes, and a quote is not doubled."""
+    text = value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
     return f"'{text}'"

@@ -127,11 +127,4 @@ def backticked(name: str) -> str:
 
 def written(value: Any) -> str:
     """A variable as Databricks SQL, in which a backslash escapes."""
-    if value is None:
-        return "NULL"
-    if isinstance(value, bool):
-        return str(value).upper()
-    if isinstance(value, int | float):
-        return f"({value!r})"
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
+    return sql.constant(value, lambda text: "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'")

@@ -13,14 +13,13 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import duckdb
 
 from retl.engine.sql_text import Query, columns, first_line, select
 from retl.engine.workspace import NAME, Workspace
-from retl.errors import DefinitionError, Later, SourceError
+from retl.errors import Later, SourceError
 from retl.observe.signals import Stop
 from retl.project.contracts import Documented
 from retl.project.definitions import Warehouse
@@ -54,15 +53,11 @@ class DuckDB(Source[Mart]):
 
     @property
     def label(self) -> str:
-        options = self.options
-        return options.table or options.dbt or options.file or "sql"
+        return self.options.label
 
     @property
     def identity(self) -> dict[str, str]:
-        named = self.options.model_dump(include={"table", "file", "dbt"}, exclude_none=True)
-        if self.options.sql is not None:  # the text may contain values
-            named = {"sql": sha256(self.options.sql.encode()).hexdigest()[:16]}
-        return {"type": self.connection.type, "path": self._shown, **named}
+        return {"type": self.connection.type, "path": self._shown, **self.options.identity}
 
     @property
     def _shown(self) -> str:
@@ -103,17 +98,8 @@ class DuckDB(Source[Mart]):
             return Query(f"SELECT * FROM {name}", {}, f"dbt model {options.dbt}")
         if options.table is not None:
             name = ".".join(map(quoted, split(options.table)))
-            return Query(f"SELECT * FROM {name}", {}, f"table {options.table}")
-        sql, origin = options.sql or "", "source.sql"
-        if options.file is not None:
-            origin = options.file
-            try:
-                sql = (folder / options.file).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as problem:
-                raise DefinitionError(
-                    "SQL_FILE", f"cannot read {options.file}: {type(problem).__name__}", where=options.file
-                ) from problem
-        return select(sql, self.invocation.variables, origin)
+            return Query(f"SELECT * FROM {name}", {}, options.origin)
+        return select(options.text(folder), self.invocation.variables, options.origin)
 
     def _attach(self, workspace: Workspace, lock_wait: float) -> State:
         """Attach the file read-only; returns its state before that."""

@@ -27,9 +27,11 @@ from pydantic import Field, SecretStr, model_validator
 from retl.engine.workspace import Workspace
 from retl.errors import SourceError
 from retl.model import Definition, Duration, needs_tls
+from retl.project.marts import Selected
 from retl.sources import sql
 from retl.sources.api import Invocation, Snapshot, needs
 from retl.sources.columnar import Column, connect
+from retl.values.sql import literal
 
 _LOGINS = {
     "service_principal": "ActiveDirectoryServicePrincipal",
@@ -96,7 +98,7 @@ class MsSql(sql.Selecting):
     Connection = Server
     evidence = "unproved: written from Microsoft's documentation; no server to try it on"
 
-    def __init__(self, connection: Server, options: sql.Selected, invocation: Invocation) -> None:
+    def __init__(self, connection: Server, options: Selected, invocation: Invocation) -> None:
         super().__init__(connection, options, invocation)
         self.one_state = connection.snapshot == "required"
 
@@ -219,10 +221,4 @@ def bracketed(name: str) -> str:
 
 def written(value: Any) -> str:
     """A variable as T-SQL."""
-    if value is None:
-        return "NULL"
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, int | float):
-        return f"({value!r})"
-    return "N'" + str(value).replace("'", "''") + "'"
+    return sql.constant(value, lambda text: f"N{literal(text)}", booleans=("0", "1"))

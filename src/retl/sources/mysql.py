@@ -32,6 +32,7 @@ from retl.net.mysql import MySQLConnection, parts
 from retl.sources import sql
 from retl.sources.api import Among, Description, Since, Snapshot, needs
 from retl.sources.texts import MISFIT, Column, Texts, distinct, line
+from retl.values.sql import literal
 
 if TYPE_CHECKING:
     import MySQLdb
@@ -237,9 +238,5 @@ def _quoted(identifier: str) -> str:
 
 
 def written(value: Any) -> str:
-    """A variable as SQL: a number, or a quoted text."""
-    if value is None:
-        return "NULL"
-    if isinstance(value, int | float):
-        return f"({value + 0!r})"
-    return "'" + str(value).replace("\\", "\\\\").replace("'", "''") + "'"
+    """A variable as SQL, in which a backslash escapes."""
+    return sql.constant(value, lambda text: literal(text.replace("\\", "\\\\")), booleans=("(0)", "(1)"))

@@ -276,11 +276,8 @@ def _since(since: Since | None) -> str:
 
 def written(value: Any) -> str:
     """A variable as SQL: a text is quoted and takes the type that its place wants, as a parameter would."""
-    if value is None:
-        return "NULL"
-    if isinstance(value, bool):
-        return str(value).upper()
-    if isinstance(value, int | float):
-        return f"({value!r})"
-    text = str(value)
-    return f" E{literal(text.replace(chr(92), chr(92) * 2))}" if "\\" in text else literal(text)
+    return sql.constant(value, _text)
+
+
+def _text(value: str) -> str:
+    return f" E{literal(value.replace(chr(92), chr(92) * 2))}" if "\\" in value else literal(value)

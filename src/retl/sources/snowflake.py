@@ -191,10 +191,4 @@ def folded(name: str) -> str:
 
 def written(value: Any) -> str:
     """A variable as Snowflake's SQL, in which a backslash escapes."""
-    if value is None:
-        return "NULL"
-    if isinstance(value, bool):
-        return str(value).upper()
-    if isinstance(value, int | float):
-        return f"({value!r})"
-    return literal(str(value).replace("\\", "\\\\"))
+    return sql.constant(value, lambda text: literal(text.replace("\\", "\\\\")))

@@ -9,14 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator, model_validator
-
 from retl.errors import DefinitionError
-from retl.model import Definition
+from retl.project.marts import Selected
 from retl.sources.api import Invocation, Source
 from retl.values.sql import split
 
@@ -51,56 +47,6 @@ BIGQUERY = _syntax(rf"{_LINES}|\#[^\n]*|{_BLOCK}", rf"{_TRIPLE}|{_ESCAPED}|`[^`]
 SQLITE = _syntax(f"{_LINES}|{_BLOCK}", rf"{_DOUBLED}|\[[^\]]*\]")
 
 
-class Selected(Definition):
-    """Exactly one of `table`, `sql` and `file`: the last two are one SELECT in the database's own SQL, in
-    which `$name` is a variable of the project."""
-
-    table: str | None = None
-    sql: str | None = None
-    file: str | None = None
-
-    @field_validator("table")
-    @classmethod
-    def _named(cls, table: str | None) -> str | None:
-        if table is not None:
-            split(table)
-        return table
-
-    @model_validator(mode="after")
-    def _one(self) -> Selected:
-        if sum(part is not None for part in (self.table, self.sql, self.file)) != 1:
-            raise ValueError("a source has exactly one of table, sql or file")
-        return self
-
-    @property
-    def label(self) -> str:
-        return self.table or self.file or "sql"
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What is read; not the text of the SQL, which may contain values."""
-        if self.sql is not None:
-            return {"sql": sha256(self.sql.encode()).hexdigest()[:16]}
-        return self.model_dump(include={"table", "file"}, exclude_none=True)
-
-    @property
-    def origin(self) -> str:
-        """For messages."""
-        return f"table {self.table}" if self.table else self.file or "source.sql"
-
-    def text(self, folder: Path) -> str:
-        """The SELECT of `sql` or `file`. DefinitionError SQL_FILE if it cannot be read."""
-        if self.sql is not None:
-            return self.sql
-        assert self.file is not None
-        try:
-            return (folder / self.file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as problem:
-            raise DefinitionError(
-                "SQL_FILE", f"cannot read {self.file}: {type(problem).__name__}", where=self.file
-            ) from problem
-
-
 class Selecting(Source[Selected]):
     """A source that is asked in SQL."""
 
@@ -121,6 +67,15 @@ class Statement:
     def text(self, literal: Callable[[Any], str]) -> str:
         """The SQL, with each variable as `literal` writes its value."""
         return "".join(literal(self.values[p]) if at % 2 else p for at, p in enumerate(self.parts))
+
+
+def constant(value: Any, text: Callable[[str], str], booleans: tuple[str, str] = ("FALSE", "TRUE")) -> str:
+    """A variable as SQL: NULL, a boolean, a number, or else what `text` makes of it as a text."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return booleans[value]
+    return f"({value!r})" if isinstance(value, int | float) else text(str(value))
 
 
 def relation(

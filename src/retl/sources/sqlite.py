@@ -293,13 +293,5 @@ def _column(name: str, declared: str, held: set[str] | None) -> Column:
 
 
 def written(value: object) -> str:
-    """A variable as SQL: a number, or a quoted text."""
-    if value is None:
-        return "NULL"
-    return (
-        f"({value:d})"
-        if isinstance(value, bool)
-        else f"({value!r})"
-        if isinstance(value, int | float)
-        else literal(str(value))
-    )
+    """A variable as SQL."""
+    return sql.constant(value, literal, booleans=("(0)", "(1)"))

@@ -280,9 +280,5 @@ def _since(since: Since | None, kinds: Mapping[str, str]) -> str:
 
 
 def written(value: Any) -> str:
-    """A variable as SQL: a number, or a quoted text."""
-    if value is None:
-        return "NULL"
-    if isinstance(value, bool):
-        return str(value).upper()
-    return f"({value!r})" if isinstance(value, int | float) else literal(str(value))
+    """A variable as SQL."""
+    return sql.constant(value, literal)
