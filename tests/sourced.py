@@ -479,7 +479,7 @@ class House(FakeApi):
         ):
             return clickhouse.refusal(516, "Authentication failed. (AUTHENTICATION_FAILED)")
         assert dict(parse_qsl(urlsplit(path).query)).get("readonly") == "1"
-        if self.mart is None:
+        if self.mart is None or "`mart`" not in sql:
             return clickhouse.refusal(60, "Unknown table expression identifier 'mart'. (UNKNOWN_TABLE)")
         if sql == "DESCRIBE (SELECT * FROM `mart`) FORMAT JSON":
             told = [{"name": n, "type": t} for n, t in zip(COLUMNS, self._TYPES, strict=True)]

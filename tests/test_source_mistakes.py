@@ -83,6 +83,7 @@ TABLES = {
     "mysql": ("table: mart", DRIFT),
     "delta": ("table: mart", MISSING),
     "iceberg": ("mart}", MISSING),
+    "clickhouse": ("table: mart", DRIFT),
     "parquet": ("state=*", MISSING),
     "csv": ("state=*", MISSING),
     "ndjson": ("state=*", MISSING),
@@ -107,7 +108,7 @@ MISTAKES = [
     ),
     *(
         Mistake(kind, "a column that is not there", DRIFT, CONTRACT, f"{CONTRACT}\n  nothing: {{type: string}}")
-        for kind in (*TABLES, "clickhouse", "rest")
+        for kind in (*TABLES, "rest")
     ),
     Mistake("sqlite", "no such file", MISSING, "path: mart.sqlite", "path: nothing.sqlite"),
     Mistake("postgres", "no such database", ("3D000",), "dbname: test_", "dbname: no_"),
@@ -134,6 +135,7 @@ MISTAKES = [
     Mistake("delta", "no client", ("CLIENT_MISSING",), absent="deltalake"),
     Mistake("iceberg", "no client", ("CLIENT_MISSING",), absent="pyiceberg.io.pyarrow"),
     Mistake("mysql", "no client", ("CLIENT_MISSING",), absent="MySQLdb"),
+    Mistake("parquet in a bucket", "no client", ("CLIENT_MISSING",), absent="obstore.store"),
 ]  # fmt: skip
 EVERYTHING = bool(os.environ.get("RETL_TEST_ALL"))
 # In CI those with a secret and a few of the others: the sources' own tests have most of them.
