@@ -148,7 +148,8 @@ def _is_twin(item: pytest.Item) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the presets proved, one line each; with RETL_TEST_ALL also what became of edits by others."""
+    """What the presets proved, one line each, and the sources side by side; with RETL_TEST_ALL also what became
+    of edits by others."""
     from tests import truth_table
     from tests.presets.proof import table
 
@@ -163,6 +164,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("presets")
         for line in table(proofs):
             terminalreporter.write_line(line)
+    for value in [value for one in reports for name, value in one.user_properties if name == "sources"]:
+        terminalreporter.section("sources")
+        terminalreporter.write_line(value)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,10 @@ def rows() -> dict[str, dict[str, str]]:
     return {re.sub(r"\[(\w+)\].*", r"\1", one[0]): dict(zip(cells[0], one, strict=True)) for one in cells[1:]}
 
 
-def test_every_source_is_compared_and_no_count_is_of_another() -> None:
+def test_every_source_is_compared_and_no_count_is_of_another(
+    record_property: Callable[[str, object], None],
+) -> None:
+    record_property("sources", compared.sources_compared()[2])
     assert list(rows()) == sources.names()
     assert seen.types().keys() <= set(sources.names())
     unseen = {name for name in sources.names() if name not in seen.types()}
