@@ -1,6 +1,6 @@
 """What reading a source costs beside the bare scan of its library: seconds of a processor, and peak memory.
 
-usage: python -m benchmarks.sources [--rows 10000000] [--rounds 3] [--only files,delta,iceberg,postgres]
+usage: python -m benchmarks.sources [--rows 10000000] [--rounds 3] [--only files,delta]
 
 Both sides are whole processes. Ours opens the source and freezes all six columns, as a run does; the bare
 scan reads the same columns batch by batch and drops them. The figures go to benchmarks/sources.json, from
@@ -10,13 +10,15 @@ which docs/reference/sources.md has them.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import platform
+import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any
 
 import duckdb
 import psycopg
+from tests import mysql_server
 
 from benchmarks import mart
 from benchmarks.timing import Measured, apart, timed
@@ -38,7 +41,16 @@ from retl_demo import servers
 FIGURES = Path(__file__).with_suffix(".json")
 FILES, MOST = 10, 10_000_000  # files of a table in a lake; rows that make figures worth keeping
 TABLE = "lake.users"
-LIBRARY = {"files": "duckdb", "delta": "deltalake", "iceberg": "pyiceberg", "postgres": "psycopg"}
+LIBRARY = {
+    "duckdb": "duckdb",
+    "files": "duckdb",
+    "delta": "deltalake",
+    "iceberg": "pyiceberg",
+    "postgres": "psycopg",
+    "mariadb": "mysqlclient-static",
+    "sqlite": "sqlite3",
+}
+AT_ONCE = 1000  # rows that a driver gives at a time
 
 
 def main() -> int:
@@ -68,7 +80,8 @@ def measured(name: str, folder: Path, rows: int, rounds: int) -> dict[str, float
         pairs = [
             (process("ours", name, folder, rows), process("bare", name, folder, rows)) for _ in range(rounds)
         ]
-    found: dict[str, float | str] = {"library": f"{LIBRARY[name]} {version(LIBRARY[name])}"}
+    release = sqlite3.sqlite_version if name == "sqlite" else version(LIBRARY[name])
+    found: dict[str, float | str] = {"library": f"{LIBRARY[name]} {release}"}
     for side, each in zip(("ours", "bare"), zip(*pairs, strict=True), strict=True):
         found[f"{side}_processor"] = round(median(one.processor for one in each), 1)
         found[f"{side}_megabytes"] = round(median(one.megabytes for one in each))
@@ -111,8 +124,10 @@ def ours(name: str, folder: Path) -> int:
 
 def places(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The connection and the options of the source."""
-    if name == "postgres":
-        return json.loads((folder / "postgres.json").read_text()), {"table": "users"}
+    if name in ("postgres", "mariadb"):
+        return json.loads((folder / f"{name}.json").read_text()), {"table": "users"}
+    if name in ("duckdb", "sqlite"):
+        return {"path": str(folder / f"mart.{name}")}, {"table": mart.TABLE}
     if name == "iceberg":
         catalog = {"type": "sql", "path": str(folder / "catalog.db"), "name": "bench"}
         return {"catalog": catalog}, {"table": TABLE}
@@ -122,10 +137,13 @@ def places(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def bare(name: str, folder: Path) -> int:
     """The rows that the library reads, batch by batch."""
-    if name == "postgres":
-        return _copied(folder)
+    if name in ("postgres", "mariadb", "sqlite"):
+        return {"postgres": _copied, "mariadb": _fetched, "sqlite": _stepped}[name](folder)
     stream: Any
-    if name == "files":
+    if name == "duckdb":
+        file = duckdb.connect(str(folder / "mart.duckdb"), read_only=True)
+        stream = file.sql(f"FROM {mart.TABLE}").to_arrow_reader(100_000)
+    elif name == "files":
         stream = duckdb.sql(f"FROM read_parquet('{folder}/parquet/*.parquet')").to_arrow_reader(100_000)
     elif name == "delta":
         from deltalake import DeltaTable
@@ -143,6 +161,25 @@ def _copied(folder: Path) -> int:
             for _ in copy:
                 pass
         return cursor.rowcount
+
+
+def _fetched(folder: Path) -> int:
+    """The texts of the server, which the driver turns into no values."""
+    import MySQLdb
+    from MySQLdb.cursors import SSCursor
+
+    given = json.loads((folder / "mariadb.json").read_text())
+    plain = {"db": given.pop("dbname"), "charset": "utf8mb4", "ssl_mode": "DISABLED", "conv": {}}
+    with closing(MySQLdb.connect(**given, **plain, cursorclass=SSCursor)) as connection:
+        cursor = connection.cursor()
+        cursor.execute("SELECT * FROM users")
+        return sum(map(len, iter(lambda: cursor.fetchmany(AT_ONCE), ())))
+
+
+def _stepped(folder: Path) -> int:
+    with closing(sqlite3.connect(f"file:{folder}/mart.sqlite?mode=ro", uri=True)) as connection:
+        cursor = connection.execute(f"SELECT * FROM {mart.TABLE}")
+        return sum(map(len, iter(lambda: cursor.fetchmany(AT_ONCE), [])))
 
 
 def _catalog(folder: Path) -> Any:
@@ -192,6 +229,15 @@ def _iceberg(folder: Path) -> None:
             table.append(rows)
 
 
+def _sqlite(folder: Path) -> None:
+    mart.export_csv(folder / "mart.duckdb", folder / "mart.csv")
+    with closing(sqlite3.connect(folder / "mart.sqlite")) as file, (folder / "mart.csv").open() as texts:
+        file.execute(f"CREATE TABLE {mart.TABLE} ({mart.DDL.replace(' PRIMARY KEY', '')})")
+        file.executemany(f"INSERT INTO {mart.TABLE} VALUES (?, ?, ?, ?, ?, ?)", csv.reader(texts))
+        file.commit()
+    (folder / "mart.csv").unlink()
+
+
 @contextmanager
 def _built(folder: Path, make: Callable[[Path], None]) -> Iterator[None]:
     apart(make, folder)
@@ -220,7 +266,36 @@ def _postgres(folder: Path) -> Iterator[None]:
         server.stop()
 
 
+@contextmanager
+def _mariadb(folder: Path) -> Iterator[None]:
+    """In the server that the tests start."""
+    import MySQLdb
+
+    (folder / "mariadb").mkdir()
+    kinds = (
+        mart.DDL.replace(" PRIMARY KEY", "")
+        .replace("text", "varchar(40)")
+        .replace("timestamp", "datetime(6)")
+    )
+    apart(mart.export_csv, folder / "mart.duckdb", folder / "mart.csv")
+    with mysql_server.mysql_server(folder / "mariadb") as server, mysql_server.fresh(server) as made:
+        given = {"host": made.host, "port": made.port, "user": made.user, "password": made.password}
+        (folder / "mariadb.json").write_text(json.dumps(given | {"dbname": made.dbname}))
+        options = {"db": made.dbname, "local_infile": 1, "autocommit": True, "ssl_mode": "DISABLED"}
+        with closing(MySQLdb.connect(**given, **options)) as connection:
+            cursor = connection.cursor()
+            cursor.execute(f"CREATE TABLE users ({kinds})")
+            cursor.execute(
+                f"LOAD DATA LOCAL INFILE '{folder}/mart.csv' INTO TABLE users FIELDS TERMINATED BY ','"
+            )
+        (folder / "mart.csv").unlink()
+        yield
+
+
 MAKERS = {
+    "duckdb": lambda _: nullcontext(),
+    "sqlite": lambda folder: _built(folder, _sqlite),
+    "mariadb": _mariadb,
     "files": lambda folder: _built(folder, _parquet),
     "delta": lambda folder: _built(folder, _delta),
     "iceberg": lambda folder: _built(folder, _iceberg),
