@@ -1,4 +1,5 @@
-"""A request to stop does not wait for a storage that is silent, wherever a run reads a Delta table."""
+"""A request to stop does not wait for a storage that is silent: when a run opens a Delta table, reads its rows, or looks
+at the commits of its feed."""
 
 from __future__ import annotations
 

@@ -10,7 +10,10 @@ storage, and without a cluster.
 `storage`, those of the environment are used, or of the machine's role. Only S3 was run; Google Cloud Storage
 and Azure go through the same client and were not.
 
-A request to stop does not wait for a bucket that is silent: a run ends within a second, whatever it reads.
+A request to stop does not wait for a bucket that is silent: a run ends within a second. Only while the reader
+opens the change feed it holds all threads of the process: if the bucket becomes silent just then, a run ends
+after the 60 seconds of its deadline. The commits of the feed are read before that, in a way that can be
+stopped.
 
 A lakehouse of Microsoft Fabric is read from OneLake: `root` is
 `abfss://WORKSPACE@onelake.dfs.fabric.microsoft.com/ITEM.Lakehouse/Tables`, or both as GUIDs without
