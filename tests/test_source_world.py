@@ -23,8 +23,8 @@ class OfFiles(Mirror):
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     folder: Path = tmp_path_factory.mktemp("world")
-    for path in (folder, *folder.parents):
-        if path.name.startswith("pytest-"):
+    for path in (folder, *folder.parents):  # PgBouncer runs as another user
+        if path.name.startswith(("world", "popen-", "pytest-")):
             path.chmod(0o755)
     with Hosts(folder) as found:
         yield found
