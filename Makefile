@@ -9,7 +9,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-vers
 # Without compiled files each process of the tests, and each start of retl, compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-all test-duckdb15 test-crash test-world test-schedulers mutate lint bench bench-large bench-peers bench-sources docs sync dry-run run-reverse-etl lock clean
+.PHONY: help demo test test-all test-duckdb15 test-crash test-world test-schedulers test-spark mutate lint bench bench-large bench-peers bench-sources docs sync dry-run run-reverse-etl lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,6 +40,10 @@ test-schedulers: $(READY) ## the guides' DAG and assets in a real Airflow and a 
 	 && $(BIN)/uv pip install --quiet --python .venv-schedulers --group schedulers; }
 	RETL_TEST_AIRFLOW=$(CURDIR)/.venv-schedulers/bin/python RETL_TEST_DAGSTER=$(CURDIR)/.venv-schedulers/bin/python \
 	 $(BIN)/pytest tests/test_scheduling.py $(ARGS)
+
+test-spark: $(READY) ## shards in a real Spark, with executors that are killed; needs Java 17
+	$(BIN)/uv pip install --quiet --python $(BIN)/python 'pyspark>=4,<5'
+	$(BIN)/pytest tests/test_spark.py $(ARGS)
 
 mutate: $(READY) ## change the code behind the promises, one expression at a time: does a test notice?
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --group mutate

@@ -116,7 +116,14 @@ PROJECT = {
     "allowed_signers": "The file of those who may [approve plans](../guides/approving.md): a line `NAME KEY` per person.",
     "vars": "Parameters of SQL: `$name`. `today` is the date on the ledger's clock.",
     "state": "`{url: …, retain: 400d}`: file:FOLDER or postgresql://…, and what `retl state prune` leaves.",
-    "engine": "`{shards: …}`: the number of [processes of a run](../concepts.md#several-processes), for every sync; 1.",
+    "engine": "How many [processes](../concepts.md#several-processes) a run of every sync has, and where they run.",
+    "engine.type": "`local`: processes of this machine; `spark`: [tasks of Spark](../guides/spark.md), with `shards` of 2 or more."
+    " `--engine` wins.",
+    "engine.shards": "Processes that share the keys of a run; 1 to 64.",
+    "engine.master": "Spark: its address, such as `yarn` or `spark://host:7077`; the default is that of spark-submit.",
+    "engine.folder": "Spark: a folder that driver and executors share, for files of a run; none is needed if Spark runs on this"
+    " machine.",
+    "engine.port": "Spark: where executors reach the driver; the default is any free port.",
     "defaults": "Default keys for every sync.",
     "warehouse.type": "Only `duckdb`.",
     "warehouse.dbt": "dbt's target folder, with manifest.json and run_results.json.",

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ collect_ignore = (
 collect_ignore += [] if mysql_server.AVAILABLE else ["test_source_mysql.py", "destinations/test_mysql.py"]
 # Needs ssh-keygen, which no wheel carries either.
 collect_ignore += [] if shutil.which("ssh-keygen") else ["test_approval.py"]
+# Needs Spark, which is half a gigabyte, and Java: `make test-spark` installs the one and asks for the other.
+collect_ignore += [] if find_spec("pyspark") and shutil.which("java") else ["test_spark.py"]
 if not os.environ.get("RETL_TEST_ALL"):  # what `make test-all` adds: a package index, or minutes
     collect_ignore += ["test_extras.py", "test_iceberg_foreign.py", "test_source_world.py"]
     collect_ignore += ["test_recipes_delivered.py"]  # its files are validated in CI

@@ -193,6 +193,7 @@ OWNERS = {
     "presets": {"retl.testing.script"},
     "s3": {"retl.net.bucket"},
     "snowflake": {"retl.sources.snowflake"},
+    "spark": {"retl.run.spark", "retl.spark"},
     "trino": {"retl.sources.trino"},
     "lake": {
         "retl.sources.delta",
@@ -211,6 +212,7 @@ ABSENT = {
     "databricks": "databricks-sql-connector",
     "mssql_python": "mssql-python",
     "adbc_driver_snowflake": "adbc-driver-snowflake",
+    "pyspark": "pyspark",
 }
 NOT_IMPORTED = {
     "pytz": "DuckDB imports it",

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from retl.observe import log
-from retl.run import shard, shards
+from retl.run import processes, shard
 from tests import test_trace
 from tests.commands import Workshop
 from tests.crashes import Append, PostgresScene, until
@@ -59,7 +59,7 @@ class Thread(threading.Thread):
 
     def run(self) -> None:
         work = self._line.recv()
-        shard.Shard(self._line, shard.Inbox(self._line, lambda _code: None), work).serve()
+        shard.serve(self._line, shard.Inbox(self._line, lambda _code: None), work)
 
     def wait(self, seconds: float | None = None) -> None:
         self.join(seconds)
@@ -139,7 +139,7 @@ class Ending(Thread):
 @pytest.fixture
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are threads of the tests' process: the same code, without the time of so many interpreters."""
-    monkeypatch.setattr(shards, "begun", Thread)
+    monkeypatch.setattr(processes, "begun", Thread)
 
 
 class Crowd:
@@ -260,7 +260,7 @@ def test_an_attempt_that_was_taken_for_gone_writes_nothing_after_its_successor(
     kind: str, point: str, tmp_path: Path, postgres: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = type("Gone", (Partitioned,), {"point": point})
-    monkeypatch.setattr(shards, "begun", gone)
+    monkeypatch.setattr(processes, "begun", gone)
     sync, table, _ = KINDS[kind]
     crowd = Crowd(tmp_path / "project", postgres, sync, table)
     crowd.workshop.warehouse(FIRST)
@@ -280,14 +280,14 @@ def test_an_attempt_that_was_taken_for_gone_writes_nothing_after_its_successor(
 def test_a_run_whose_shard_is_lost_again_and_again_fails_and_the_next_makes_it_good(
     point: str, tmp_path: Path, postgres: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "begun", type("Ending", (Ending,), {"point": point}))
+    monkeypatch.setattr(processes, "begun", type("Ending", (Ending,), {"point": point}))
     sync, table, _ = KINDS["append"]
     crowd = Crowd(tmp_path / "project", postgres, sync, table)
     crowd.workshop.warehouse(FIRST)
     failed = crowd.run(2)
     assert (failed["exit_code"], failed["error"]["code"]) == (1, "SHARD_LOST")
     assert bool(failed["in_doubt"]) is (point == "batch_sending")
-    monkeypatch.setattr(shards, "begun", None)  # one process is enough now
+    monkeypatch.setattr(processes, "begun", None)  # one process is enough now
     summary = crowd.run(1)
     assert (summary["exit_code"], len(summary["held"])) == (0, 41)
     assert len({row[0] for row in summary["held"]}) == 41

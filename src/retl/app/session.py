@@ -31,7 +31,7 @@ from retl.errors import DefinitionError, Failure, RetlError
 from retl.observe import log
 from retl.observe.signals import Stop
 from retl.observe.summary import Summary
-from retl.project.definitions import Sync
+from retl.project.definitions import EngineType, Sync
 from retl.project.fields import key_fields
 from retl.project.settings import project_folder
 from retl.project.validation import raise_all
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from retl.model import Hours, Limits
     from retl.pace.limiter import Pace
     from retl.run.plan import Plan
+    from retl.run.spark import Cluster
+    from retl.sources.api import Source
 
 Verify = Callable[[Job, "Plan"], None]
 GOOD = ("SUCCESS", "SUCCESS_WITH_REJECTS")  # a run that ended with success
@@ -71,6 +73,8 @@ class Session:
         self._begun, self._on_failure = begun, failed
         self._closing = ExitStack()
         self._ledger: Ledger | None = None
+        self._spark: Cluster | None = None
+        self.marts: dict[str, Path] = {}  # by sync, a folder of Parquet files in place of its source
         self._digest = Digest()
         self._paces: dict[str, Pace] = {}
         self._targets: dict[str, Resolved] = {}
@@ -226,6 +230,8 @@ class Session:
             offline = True
             raise_all(self._beyond(syncs))
         self.project.require(syncs, offline=offline)
+        if options is not None and self._on_spark(options):
+            raise_all(self._fit_for_spark(syncs, options))
         errors = []
         for sync in syncs:
             try:
@@ -266,7 +272,7 @@ class Session:
         return Job(
             sync=sync,
             folder=project.folder,
-            source=project.source(sync, variables, _log_waiting, partial(self._source_pace, book)),
+            source=self._source(sync, variables, book),
             target=found.target,
             ledger=ledger,
             options=replace(options, variables=variables),
@@ -284,8 +290,52 @@ class Session:
                 for one in self._followers[sync.name]
             ],
             since=begun,
-            shards=sync.shards or project.definitions.engine.shards,
+            shards=self._shards(sync),
+            cluster=self._cluster() if self._on_spark(options) and self._shards(sync) > 1 else None,
         )
+
+    def _source(self, sync: Sync, variables: Mapping[str, Any], book: Ledger | None) -> Source[Any]:
+        if folder := self.marts.get(sync.name):
+            return self.project.sources.of_files(sync, folder, variables)
+        return self.project.source(sync, variables, _log_waiting, partial(self._source_pace, book))
+
+    def _shards(self, sync: Sync) -> int:
+        return sync.shards or self.project.definitions.engine.shards
+
+    def _on_spark(self, options: Options) -> bool:
+        return (options.engine or self.project.definitions.engine.type) == "spark"
+
+    def _cluster(self) -> Cluster:
+        """Where the shards of all syncs run."""
+        from retl.run.spark import Cluster
+
+        if self._spark is None:
+            engine = self.project.definitions.engine
+            self._spark = Cluster(engine.master, self.shared_folder, engine.port)
+            self._closing.callback(self._spark.close)
+        return self._spark
+
+    @property
+    def shared_folder(self) -> Path | None:
+        """What all machines of a cluster share, as `engine` says."""
+        folder = self.project.definitions.engine.folder
+        return (self.project.folder / folder).resolve() if folder is not None else None
+
+    def _fit_for_spark(self, syncs: Sequence[Sync], options: Options) -> Iterator[DefinitionError]:
+        """What a run on a cluster needs."""
+        several = [one for one in syncs if self._shards(one) > 1]
+        if not several and options.engine == "spark":
+            yield DefinitionError(
+                "SPARK_SHARDS",
+                "--engine spark shares the keys of a sync, and none of these has `shards`",
+                hint="`engine: {shards: 8}` in retl.yml, or `shards` in the sync",
+            )
+        if several and self.project.state_url.startswith("file:"):
+            yield DefinitionError(
+                "SPARK_LEDGER",
+                "Spark's tasks write to the ledger from several machines: it must be in PostgreSQL",
+                hint="RETL_STATE_URL=postgresql://user@host/dbname, or `--engine local`",
+            )
 
     def write_metrics(self, file: Path | None, summaries: Sequence[Summary]) -> None:
         """Write the metrics file of these runs, if `file` or RETL_METRICS_FILE names one."""
@@ -357,6 +407,7 @@ def options(
     variables: Mapping[str, Any] | None = None,
     decisions: Mapping[str, Decision] | None = None,
     offline: bool = False,
+    engine: EngineType | None = None,
 ) -> Options:
     """The options of one invocation, as in `retl sync`. DefinitionError GUARD_UNKNOWN. `offline` is for a dry
     run: the target is not asked."""
@@ -376,6 +427,7 @@ def options(
         variables=dict(variables or {}),
         decisions=dict(decisions or {}),
         offline=offline,
+        engine=engine,
     )
 
 

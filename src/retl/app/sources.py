@@ -74,6 +74,21 @@ class Sources:
         raise_all(_unfit(sync, filled, source))
         return source
 
+    def of_files(self, sync: Sync, folder: Path, variables: Mapping[str, Any]) -> Source[Any]:
+        """The Parquet files of a folder as the source of a sync. DefinitionError CHANGES_UNKNOWN."""
+        from retl.sources.files import Files, Folder, Pattern
+
+        invocation = Invocation(
+            self.folder, variables, contract=sync.contract, watermark=sync.changes.watermark
+        )
+        if sync.changes.strategy not in Files.changes:
+            raise DefinitionError(
+                "CHANGES_UNKNOWN",
+                f"a frame does not report its changes: `changes` can be {', '.join(sorted(Files.changes))}",
+                where=f"sync {sync.name}",
+            )
+        return Files(Folder(root=str(folder)), Pattern(path="*.parquet"), invocation)
+
     def _source(
         self,
         name: str | None,

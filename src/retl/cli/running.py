@@ -60,6 +60,9 @@ Variables = Annotated[list[str] | None, typer.Option("--var", metavar="NAME=VALU
 PlanFormats = Annotated[
     Literal["table", "json", "markdown"] | None, typer.Option(help="table (default), json or markdown.")
 ]
+Engine = Annotated[
+    Literal["local", "spark"] | None, typer.Option(help="Where shards run: local or spark (see retl.yml).")
+]
 MetricsFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Metrics for Prometheus [RETL_METRICS_FILE].")
 ]
@@ -86,6 +89,7 @@ def sync(
     allow_deletes: Allowed = None,
     accept: Accepted = None,
     var: Variables = None,
+    engine: Engine = None,
     metrics_file: MetricsFile = None,
 ) -> int:
     """Run syncs: plan, guard, deliver, record."""
@@ -104,6 +108,7 @@ def sync(
         allow_deletes=allow_deletes,
         accept=accept or (),
         variables=variables(var),
+        engine=engine,
     )
     with session.stop.listening(), progress(invocation):
         summaries = session.run_chosen(chosen, asked, jobs=jobs, fail_fast=fail_fast)
@@ -123,6 +128,7 @@ def plan(
     allow_deletes: Allowed = None,
     accept: Accepted = None,
     var: Variables = None,
+    engine: Engine = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the plan for `retl apply`.")] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Ask no server and need no credentials; say what is not known.")
@@ -150,6 +156,7 @@ def plan(
         allow_deletes=allow_deletes,
         accept=accept or (),
         variables=variables(var),
+        engine=engine,
     )
     session.require([one for one in chosen if one.enabled], asked)
     with session.stop.listening(), progress(invocation):

@@ -47,20 +47,33 @@ def cut(
 ) -> list[Path]:
     """Cut the frozen rows and the baseline into files; then drop the frozen rows. `condition`: SQL of the
     rows that the run selects."""
-    chosen = f"coalesce({condition}, FALSE)" if condition is not None else "TRUE"
-    paths = []
-    for share in range(number):
-        paths.append(folder / f"{share}.share.duckdb")
-        workspace.run(f"ATTACH {literal(str(paths[-1]))} AS share")
-        mine = f"hash({field_map.folded(field_map.key)}) % {number} = {share}"
-        workspace.run(
-            f"CREATE TABLE share.main.mart AS SELECT *, {chosen} AS {CHOSEN} FROM {FROZEN} WHERE {mine}"
-        )
-        mine = f"hash({field_map.folded('key')}) % {number} = {share}"
-        workspace.run(f"CREATE TABLE share.main.entries AS SELECT * FROM {ENTRIES} WHERE {mine}")
-        workspace.run("DETACH share")
-    freeze.release(workspace)
+    paths = [folder / f"{share}.share.duckdb" for share in range(number)]
+    cut_rows(workspace, field_map, paths, condition)
+    cut_entries(workspace, field_map, paths)
     return paths
+
+
+def cut_rows(
+    workspace: Workspace, field_map: FieldMap, paths: Sequence[Path], condition: str | None, first: int = 0
+) -> None:
+    """The rows only, into a file for each share. `first`: the number of the first row."""
+    chosen = f"coalesce({condition}, FALSE)" if condition is not None else "TRUE"
+    rows = f'SELECT * REPLACE ("retl row" + {first} AS "retl row"), {chosen} AS {CHOSEN} FROM {FROZEN}'
+    _cut(workspace, "mart", rows, field_map.folded(field_map.key), paths)
+    freeze.release(workspace)
+
+
+def cut_entries(workspace: Workspace, field_map: FieldMap, paths: Sequence[Path]) -> None:
+    """The baseline only."""
+    _cut(workspace, "entries", f"SELECT * FROM {ENTRIES}", field_map.folded("key"), paths)
+
+
+def _cut(workspace: Workspace, table: str, rows: str, key: str, paths: Sequence[Path]) -> None:
+    for share, path in enumerate(paths):
+        workspace.run(f"ATTACH {literal(str(path))} AS share")
+        mine = f"hash({key}) % {len(paths)} = {share}"
+        workspace.run(f"CREATE TABLE share.main.{table} AS {rows} WHERE {mine}")
+        workspace.run("DETACH share")
 
 
 def has_unkeyed(workspace: Workspace, field_map: FieldMap, condition: str | None) -> bool:
@@ -70,11 +83,15 @@ def has_unkeyed(workspace: Workspace, field_map: FieldMap, condition: str | None
     return bool(workspace.run(unkeyed))
 
 
-def take(workspace: Workspace, path: Path) -> int:
-    """Make the rows of a share the frozen rows, and its entries the baseline; returns the number of its
-    rows."""
+def take(workspace: Workspace, path: Path, parts: Sequence[Path] = ()) -> int:
+    """Make the rows of a share the frozen rows, and its entries the baseline; returns the number of these.
+    `parts`: the files that have the rows, if they are not with the entries."""
     workspace.run(f"ATTACH {literal(str(path))} AS share (READ_ONLY)")
-    workspace.run(f"CREATE VIEW {FROZEN} AS FROM share.main.mart")
+    for number, part in enumerate(parts):
+        workspace.run(f"ATTACH {literal(str(part))} AS part_{number} (READ_ONLY)")
+    names = [f"part_{number}" for number in range(len(parts))] or ["share"]
+    rows = " UNION ALL ".join(f"FROM {name}.main.mart" for name in names)
+    workspace.run(f"CREATE VIEW {FROZEN} AS {rows}")
     return baseline.show(workspace, "SELECT * FROM share.main.entries")
 
 

@@ -139,10 +139,23 @@ class MappingTest(Definition):
 Shards = Annotated[int, Field(ge=1, le=64)]
 
 
-class Engine(Definition):
-    """How syncs are worked out: in how many processes each, unless it says so itself."""
+EngineType = Literal["local", "spark"]
 
+
+class Engine(Definition):
+    """How syncs are worked out: in how many processes each, unless it says so itself, and where these run."""
+
+    type: EngineType = "local"
     shards: Shards = 1
+    master: str | None = None
+    folder: str | None = None
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+
+    @model_validator(mode="after")
+    def _shared(self) -> Engine:
+        if self.type == "spark" and self.shards == 1:
+            raise ValueError("Spark shares the keys of a sync: `type: spark` needs `shards`, 2 or more")
+        return self
 
 
 class DestinationRef(BaseModel):

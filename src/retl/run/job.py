@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from retl.delivery.paced import Paced
 from retl.destinations.api import Destination
@@ -21,10 +21,13 @@ from retl.net.messages import Request
 from retl.observe import log
 from retl.observe.signals import Stop
 from retl.pace.limiter import Pace
-from retl.project.definitions import Sync
+from retl.project.definitions import EngineType, Sync
 from retl.project.then import FollowUp
 from retl.project.writing import FieldSource
 from retl.sources.api import Source
+
+if TYPE_CHECKING:
+    from retl.run.spark import Cluster
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Options:
     approved_by: str | None = None  # who signed the plan that is applied
     plan: str | None = None  # its SHA-256
     reconcile: Literal["look", "sample", "repair", "own"] | None = None
+    engine: EngineType | None = None  # where shards run; None: as retl.yml says
 
     @property
     def partial(self) -> bool:
@@ -140,6 +144,7 @@ class Job:
     others: Callable[[], bool] | None = None  # runs syncs that may help refused rows; False if there are none
     run_id: str | None = None  # that its next run must have
     shards: int = 1  # processes that share the keys of a sync
+    cluster: Cluster | None = None  # where they run, if they are several; None: on this machine
     images: float | None = None  # seconds that those of earlier runs stay, although this run keeps none
     followers: Sequence[Follower] = ()  # requests that follow the run
     since: float | None = None  # monotonic: where a command's first run starts to count time

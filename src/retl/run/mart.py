@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from contextvars import copy_context
@@ -17,12 +17,13 @@ from typing import Any
 
 from retl.contract import judge
 from retl.contract.judge import Contract
-from retl.destinations.batch import Capabilities
+from retl.destinations.batch import Capabilities, Folds
 from retl.engine import feed, freeze, hash, mapping, payload, scope, selection, sql_text
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.payload import Payload
 from retl.engine.scope import Scope
 from retl.engine.selection import Cursor
+from retl.engine.sql_text import Query
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch
 from retl.observe import log
@@ -158,21 +159,38 @@ def _is_whole(job: Job, opened: Opened) -> bool:
     return opened.cursor is None and not job.options.selection.partial and not follows(job)
 
 
+Elsewhere = Callable[[Sequence[Query], Mapping[str, str], FieldMap], int]  # reads parts; returns the rows
+
+
 class Reading:
     """The mart while a thread reads it. `mapped` is available at once, `frozen` afterwards."""
 
-    def __init__(self, job: Job, run: Run, opened: Opened, workspace: Workspace, clock: Clock) -> None:
+    def __init__(
+        self,
+        job: Job,
+        run: Run,
+        opened: Opened,
+        workspace: Workspace,
+        clock: Clock,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
+        """`elsewhere`: what reads parts of the mart in other processes, where that gives the same."""
         self._job, self._run, self._opened, self._workspace, self._clock = job, run, opened, workspace, clock
         self.mapped = opened.mapped
         self._frozen: Frozen | None = None
         edits = self.mapped.contract.edits
-        self._at_once = _is_whole(job, opened) and not (
-            edits or self.mapped.field_map.lookups or job.shards > 1
-        )
+        unchanged = _is_whole(job, opened) and not (edits or self.mapped.field_map.lookups)
+        self._at_once = unchanged and job.shards == 1
+        self._elsewhere = elsewhere
+        self._parts: Sequence[Query] | None = None
+        if elsewhere is not None and unchanged and not has_queries(job):
+            self._parts = opened.snapshot.parts(job.shards)
+        self.folds: Sequence[Folds] = ()  # how the target compares keys, if it had to be asked
         judged_whole = job.sync.guards.min_rows is not None or has_queries(job)
         pushes = opened.cursor is not None and job.source.narrows and not judged_whole
         pushes = pushes and job.options.explains is None
-        self.waits = (follows(job) or pushes) and not edits  # until `extent` is known
+        waits = (follows(job) or pushes) and not edits
+        self.waits = waits or self._parts is not None  # until `extent` and `folds` are known
         self.extent = Extent("the contract edits rows" if edits else None)
 
     @property
@@ -239,6 +257,10 @@ class Reading:
         """Read what changed since the mark, or the whole mart if that cannot be told."""
         opened, extent, columns = self._opened, self.extent, _names(self._opened)
         snapshot, cursor = opened.snapshot, opened.cursor
+        if self._parts is not None and self._elsewhere is not None:
+            field_map = self.mapped.field_map
+            folded = replace(field_map, folds=tuple(self.folds) or field_map.folds)
+            return Read(self._elsewhere(self._parts, self._columns, folded))
         if cursor is not None:
             least = selection.least(cursor, extent.mark) if extent.mark and not extent.due else None
             since = Since(cursor.column, cursor.column_type, least) if least else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 
 from retl.engine.mapping import Run
@@ -28,7 +28,7 @@ from retl.run.plan import Plan
 from retl.run.planner import Diffed, Due, Judged
 from retl.run.prediction import predict
 from retl.run.run import Execution, new_run
-from retl.run.shards import Shards
+from retl.run.shards import Shards, shared
 from retl.run.target import Asked
 
 UNASKED = (
@@ -136,7 +136,8 @@ def plan(
         opened = open_mart(job, run, workspace)
         if lock is not None:
             dbt_results.remember(job, opened.description)
-    with Reading(job, run, opened, workspace, clock).under_way() as reading:
+    crew = hold.enter_context(shared(job, run, workspace, lock)) if job.shards > 1 else None
+    with Reading(job, run, opened, workspace, clock, crew.reader if crew else None).under_way() as reading:
         mapped = reading.mapped
         visited, found, asked = None, recovery.NOTHING, Asked()
         if recover:
@@ -151,14 +152,10 @@ def plan(
             with clock.phase("guard"):
                 asked, known = target.ask(job, run, mapped, known, visited, workspace)
         reach = reading.extent = extent.find(job, opened, mapped, known, asked, workspace)
-    frozen, crew = reading.frozen, None
+        reading.folds = asked.folds
+    frozen = reading.frozen
     workspace.suit(max(frozen.total, known.baseline_rows))
-    if job.shards > 1:
-        crew = hold.enter_context(closing(Shards(job, run, workspace, lock.descriptors if lock else ())))
-        with clock.phase("diff"):
-            changes = crew.plan(opened, frozen, known, asked, reach)
-    else:
-        changes = _compare(job, run, (opened, frozen, reach), known, asked, workspace, clock)
+    changes = _compare(job, run, (opened, frozen, reach), known, asked, workspace, clock, crew)
     with clock.phase("guard"):
         made = planner.Made(opened, frozen, known, asked, *changes)
         planned = planner.guard(job, run, made)
@@ -176,9 +173,13 @@ def _compare(
     asked: Asked,
     workspace: Workspace,
     clock: Clock,
+    crew: Shards | None,
 ) -> tuple[Diffed, Judged, Due]:
-    """What `Shards.plan` finds with several processes, in this one."""
+    """The differences, judged and in the order of sending: by the processes of `crew`, or by this one."""
     opened, frozen, reach = read
+    if crew is not None:
+        with clock.phase("diff"):
+            return crew.plan(opened, frozen, known, asked, reach)
     with clock.phase("diff"):
         diffed = planner.compare(job, run, opened, frozen, known, asked, reach, workspace)
     with clock.phase("judge"):

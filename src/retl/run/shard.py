@@ -16,8 +16,8 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from multiprocessing.connection import Connection
@@ -35,6 +35,7 @@ from retl.engine.change_set import ChangeSet, Phase
 from retl.engine.diff import Ends
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.scope import Scope, Scoped
+from retl.engine.scratch import private_directory
 from retl.engine.shards import Placed
 from retl.engine.succession import SUCCEEDED
 from retl.engine.workspace import Workspace
@@ -44,11 +45,13 @@ from retl.observe import log, redact
 from retl.observe.signals import Stop
 from retl.pace.limiter import Pace
 from retl.project.contracts import Documented
-from retl.project.definitions import Sync
+from retl.run import parts
+from retl.run.depot import Depot
 from retl.run.drain import batch, batches
 from retl.run.job import Target
 from retl.run.journal import RunJournal
 from retl.run.mart import Mapped, hash_rows
+from retl.run.parts import Part, Step
 from retl.run.plan import Terms
 from retl.run.planner import Comparison, differ
 
@@ -71,18 +74,9 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Work:
-    """The share of a shard, and how it is planned. `share` has its rows and its part of the baseline;
-    `tables` and `heads` are files that it writes; `folder` is its own."""
+class Work(Step):
+    """How the share of a shard is planned, and how far it is."""
 
-    number: int
-    share: Path
-    tables: Path
-    heads: Path
-    folder: Path
-    threads: int
-    sync: Sync
-    run: Run
     columns: Columns
     field_map: FieldMap
     capabilities: Capabilities
@@ -94,10 +88,10 @@ class Work:
     retried: Sequence[str]  # keys that are sent last
     limit: int | None
     former_scope: str | None
-    log: Mapping[str, Any] | None
-    secrets: frozenset[str]
+    parts: Sequence[str] = ()  # files in the depot that have its rows
     placed: Placed | None = None  # the end of an earlier attempt to plan is already known
     sends: bool = False  # it is planned: `tables` is there
+    planned: Path | None = None  # its tables, which are not placed yet, of a shard elsewhere
 
 
 @dataclass(frozen=True)
@@ -227,20 +221,62 @@ class Shard:
     _told: threading.Lock = field(default_factory=threading.Lock)
 
     def serve(self) -> None:
-        """Plan, place, then send until the parent is done."""
+        """Plan, place, then send until the parent is done; a shard elsewhere does one of these."""
         work = self.work
         try:
-            if not (work.sends or self._prepare()):
-                return
-            sending = self.inbox.next()
-            if sending is None:
-                return
-            with Workspace(work.folder, self.inbox.stop, threads=work.threads) as workspace:
-                workspace.harden([work.folder.parent])
-                shards.reopen(workspace, work.tables)
-                self._send(sending, workspace)
+            if work.depot is not None:
+                with private_directory() as folder:
+                    self._serve_step(work, work.depot, folder)
+            elif work.sends or self._prepare():
+                self._serve_sending()
         except Exception as problem:  # noqa: BLE001 - the parent raises it
             self.tell(Failed(portable(problem)))
+
+    def _serve_step(self, work: Work, depot: Depot, folder: Path) -> None:
+        """The same with files of this machine, which come from the depot and go there when they are whole."""
+        work = self.work = parts.here(work, folder)
+        if work.sends:
+            depot.get(work.tables.name, folder)
+            self._serve_sending()
+            return
+        if work.placed is None:
+            for name in (work.share.name, *work.parts):
+                depot.get(name, folder)
+            found: object = self._plan_apart()
+        else:
+            assert work.planned is not None
+            found = self._place(depot.get(work.planned.name, folder), work.placed)
+        for path in (work.tables, work.heads):
+            if path.exists():
+                depot.put(path)
+        self.tell(found)
+
+    def _serve_sending(self) -> None:
+        work, sending = self.work, self.inbox.next()
+        if sending is not None:
+            with self._workspace() as workspace:
+                shards.reopen(workspace, work.tables)
+                self._send(sending, workspace)
+
+    @contextmanager
+    def _workspace(self) -> Iterator[Workspace]:
+        folder = self.work.folder
+        with Workspace(folder, self.inbox.stop, threads=self.work.threads) as workspace:
+            workspace.harden([folder.parent])
+            yield workspace
+
+    def _plan_apart(self) -> Planned:
+        """Plan, and write the tables at positions of their own."""
+        with self._workspace() as workspace:
+            planned = self._plan(workspace)
+            (own,) = shards.place([planned.phases])
+            shards.put(workspace, self.work.tables, own)
+            return planned
+
+    def _place(self, planned: Path, placed: Placed) -> dict[str, int]:
+        with self._workspace() as workspace:
+            shards.unite(workspace, self.work.field_map, [planned])
+            return shards.put(workspace, self.work.tables, placed)
 
     def tell(self, message: object) -> None:
         with self._told:
@@ -249,8 +285,7 @@ class Shard:
     def _prepare(self) -> bool:
         """Plan and place; False if the parent is done."""
         work = self.work
-        with Workspace(work.folder, self.inbox.stop, threads=work.threads) as workspace:
-            workspace.harden([work.folder.parent])
+        with self._workspace() as workspace:
             planned, placed = self._plan(workspace), work.placed
             if placed is None:
                 self.tell(planned)
@@ -262,7 +297,7 @@ class Shard:
     def _plan(self, workspace: Workspace) -> Planned:
         work, field_map = self.work, self.work.field_map
         mapped = Mapped(self._contract(), field_map, work.capabilities, work.fingerprints)
-        rows = shards.take(workspace, work.share)
+        rows = shards.take(workspace, work.share, [work.share.with_name(name) for name in work.parts])
         hash_rows(workspace, mapped, shards.CHOSEN if work.selective else None)
         found = differ(workspace, field_map, work.how, rows)
         judge.judge(workspace, mapped.contract, work.sync.key, work.columns.rejected)
@@ -396,14 +431,27 @@ def portable(problem: Exception) -> Exception:
     return problem
 
 
+def serve(line: Connection, inbox: Inbox, work: Work | Part) -> None:
+    """Do what the parent asks of this process, until it is done."""
+    if isinstance(work, Work):
+        Shard(line, inbox, work).serve()
+        return
+    try:
+        with private_directory() as folder:
+            found: object = parts.read(parts.here(work, folder), inbox.stop)
+    except Exception as problem:  # noqa: BLE001 - the parent raises it
+        found = Failed(portable(problem))
+    line.send(found)
+
+
 def main() -> None:
     """The process: its connection to the parent is the descriptor in its arguments."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all processes; the parent decides
     line = Connection(int(sys.argv[1]))
-    work: Work = line.recv()
+    work: Work | Part = line.recv()
     redact.register(*work.secrets)
     if work.log is not None:
         log.configure(**work.log)
     with log.bound(run_id=work.run.run_id, sync=work.sync.name, shard=work.number + 1):
-        Shard(line, Inbox(line), work).serve()
+        serve(line, Inbox(line), work)

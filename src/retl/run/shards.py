@@ -4,23 +4,18 @@ The parent reads the mart and the ledger, asks the target, cuts rows and baselin
 sees the shards' tables as its own. So guards judge the whole, and numbers, rejects, delta and checkpoint are
 those of any run: the ledger and the target do not know how many processes there were. It alone has the lock
 and ends the run. A shard whose process is lost gets another, which carries on; after the third the run fails,
-and what was not acknowledged is unknown.
+and what was not acknowledged is unknown. On a cluster each step of a shard is a process of its own, because
+not all of them may run at the same time.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,52 +24,101 @@ from retl.delivery.lanes import Answered, Delivery
 from retl.destinations.batch import MODES, UNKNOWN, Batch, Kind, Outcome
 from retl.engine import shards
 from retl.engine.change_set import ChangeSet, Phase
-from retl.engine.mapping import Run
+from retl.engine.mapping import FieldMap, Run
 from retl.engine.scope import Scoped
 from retl.engine.shards import Placed
+from retl.engine.sql_text import Query
 from retl.engine.workspace import Workspace
-from retl.errors import Failure, Stopped
+from retl.errors import Stopped
 from retl.ledger import Acknowledgement, Lock
 from retl.observe import log, redact
-from retl.run import planner
+from retl.run import depot, planner
+from retl.run.depot import Depot
 from retl.run.job import Job
 from retl.run.known import Known
-from retl.run.mart import Extent, Frozen, Opened
+from retl.run.mart import Elsewhere, Extent, Frozen, Opened
+from retl.run.parts import Cut, Part
 from retl.run.plan import Plan
 from retl.run.planner import Diffed, Due, Judged
-from retl.run.shard import Columns, Failed, Halt, Planned, Sending, Sent, StopNow, Work
+from retl.run.processes import Process, Processes, files
+from retl.run.shard import Columns, Failed, Halt, Planned, Sending, Sent, Work
 from retl.run.target import Asked
 
-_BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from retl.run.shard import main; main()"
 CHECKED = 1.0  # seconds for which the lock is not looked at again
-PATIENCE = 5.0  # seconds for a process to end when its work is done
-ATTEMPTS = 3  # processes that a shard may have, one after the other
 
 
-@dataclass
-class _Process:
-    work: Work
-    line: Connection
-    process: subprocess.Popen[bytes]
-    asked: bool = True  # it owes an answer
-    attempts: int = 1
-    turn: threading.Lock = field(default_factory=threading.Lock)  # a stop is told from another thread
-    retries: int = 0
-    bytes: int = 0
-    before: tuple[int, int] = (0, 0)  # retries and bytes of earlier attempts, as far as they told
+@contextmanager
+def shared(job: Job, run: Run, workspace: Workspace, lock: Lock | None) -> Iterator[Shards]:
+    """The processes of a run, or of a dry run without a lock; they end with it."""
+    with ExitStack() as hold:
+        place = None
+        if job.cluster is not None:
+            job.cluster.require()
+            place = Depot(workspace.directory)
+            if job.cluster.folder is not None:
+                root = job.cluster.folder / f"retl-{job.ledger.state_id}" / job.sync.name
+                place = hold.enter_context(depot.lent(root, run.run_id if lock else None))
+        keep = lock.descriptors if lock else ()
+        yield hold.enter_context(closing(Shards(job, run, workspace, keep, place)))
 
 
-class Shards:
-    """The processes of one run. Close it to end them."""
+class Shards(Processes):
+    """What the processes of a run do, and what it makes of that."""
 
-    def __init__(self, job: Job, run: Run, workspace: Workspace, keep: Sequence[int]) -> None:
-        """`keep`: descriptors of the run's lock. While a shard lives no other run begins, also after the
-        parent was killed."""
-        self._job, self._run, self._workspace, self._keep = job, run, workspace, tuple(keep)
-        self._processes: list[_Process] = []
+    def __init__(
+        self, job: Job, run: Run, workspace: Workspace, keep: Sequence[int], depot: Depot | None
+    ) -> None:
+        super().__init__(job, run, workspace, keep, depot)
+        self._cuts: list[Cut] = []
         self._placed: list[Placed] = []
         self._sending: Sending | None = None
         self._heard: dict[str, int] = {}  # batches by id, and where their answers are
+
+    # --- read
+
+    @property
+    def reader(self) -> Elsewhere | None:
+        """What reads parts of the mart on other machines, if these see the folders of the source."""
+        if self._job.cluster is None:
+            return None
+        folder = self._job.cluster.folder
+        seen = folder is None or all(one.is_relative_to(folder) for one in self._job.source.readable)
+        return self.read if seen else None
+
+    def read(self, queries: Sequence[Query], types: Mapping[str, str], field_map: FieldMap) -> int:
+        """Read these parts, one for each shard, and cut them; returns the number of their rows."""
+        job = self._job
+        self._start(
+            [
+                Part(
+                    **self._step(number, self._workspace.directory / f"{number}.share.duckdb"),
+                    query=query,
+                    types=types,
+                    field_map=field_map,
+                    shards=job.shards,
+                    readable=job.source.readable,
+                )
+                for number, query in enumerate(queries)
+            ]
+        )
+        self._cuts = self._all(lambda part: part)
+        rows = sum(one.rows for one in self._cuts)
+        log.event("parts_read", parts=len(self._cuts), rows=rows)
+        return rows
+
+    def _step(self, number: int, share: Path) -> dict[str, Any]:
+        """What every step of a shard has."""
+        return {
+            "number": number,
+            "share": share,
+            **files(share, number, attempt=1),
+            "threads": 1 if self._depot else max(1, (os.cpu_count() or 1) // self._job.shards),
+            "sync": self._job.sync,
+            "run": self._run,
+            "log": log.elsewhere(),
+            "secrets": redact.known(),
+            "depot": self._depot,
+        }
 
     # --- plan
 
@@ -120,8 +164,15 @@ class Shards:
         condition: str | None,
     ) -> list[Work]:
         job, workspace, mapped = self._job, self._workspace, frozen.mapped
-        unkeyed = shards.has_unkeyed(workspace, mapped.field_map, condition)
-        paths = shards.cut(workspace, mapped.field_map, job.shards, workspace.directory, condition)
+        if self._cuts:
+            unkeyed = any(one.unkeyed for one in self._cuts)
+            paths = [one.work.share for one in self._processes]
+            shards.cut_entries(workspace, mapped.field_map, paths)
+        else:
+            unkeyed = shards.has_unkeyed(workspace, mapped.field_map, condition)
+            paths = shards.cut(workspace, mapped.field_map, job.shards, workspace.directory, condition)
+        for path in paths if self._depot else ():
+            self._depot.move(path)  # type: ignore[union-attr]
         described = opened.description
         edited = {name: rule.column_type for name, rule in mapped.contract.columns.items()}
         columns = Columns(
@@ -136,12 +187,7 @@ class Shards:
         checkpoint = known.basis.checkpoint
         return [
             Work(
-                number=number,
-                share=path,
-                **_files(path, number, attempt=1),
-                threads=max(1, (os.cpu_count() or 1) // job.shards),
-                sync=job.sync,
-                run=self._run,
+                **self._step(number, path),
                 columns=columns,
                 field_map=mapped.field_map,
                 capabilities=mapped.capabilities,
@@ -153,8 +199,7 @@ class Shards:
                 retried=planner.retried(known, mapped.capabilities),
                 limit=job.options.selection.limit,
                 former_scope=checkpoint.scope if checkpoint else None,
-                log=log.elsewhere(),
-                secrets=redact.known(),
+                parts=[one.files[number] for one in self._cuts],
             )
             for number, path in enumerate(paths)
         ]
@@ -168,13 +213,23 @@ class Shards:
         )
         rows: Sequence[Mapping[int, int]] = [one.phases for one in found]
         if limit is not None:
-            rows = shards.first_of(workspace, field_map, [one.work.heads for one in self._processes], limit)
+            heads = [self._here(one.work.heads) for one in self._processes]
+            rows = shards.first_of(workspace, field_map, heads, limit)
         self._placed = shards.place(rows)
+        planned = [one.work.tables for one in self._processes] if self._depot else [None] * len(found)
+
+        def changed(work: Work) -> Work:
+            return replace(work, placed=self._placed[work.number], planned=planned[work.number])
+
         for one, placed in zip(self._processes, self._placed, strict=True):
-            self._tell(one, placed)
+            if self._depot is None:
+                self._tell(one, placed)
+            else:
+                self._next_step(one, changed)
             one.asked = True
-        self._all(lambda work: replace(work, placed=self._placed[work.number]))
-        changes = shards.unite(workspace, field_map, [one.work.tables for one in self._processes])
+        self._all(changed)
+        tables = [self._here(one.work.tables) for one in self._processes]
+        changes = shards.unite(workspace, field_map, tables)
         changes.phases = shards.united(self._placed, self._job.sync.write)
         return changes
 
@@ -199,7 +254,7 @@ class Shards:
             shape=plan.field_map.shape,
             lanes=lanes,
         )
-        for one in self._processes:
+        for one in self._processes if self._depot is None else ():
             self._tell(one, self._sending)
 
         def send(parts: Sequence[Phase], failure_rate: FailureRate) -> None:
@@ -223,21 +278,24 @@ class Shards:
         waiting = [(one, mine) for one, mine in own if mine]
         problems: list[Exception] = []
         hear = self._hearing(plan, lock, delivery, failure_rate)
-        busy: list[_Process] = []
+        busy: list[Process] = []
         parts_of = {one.work.number: mine for one, mine in waiting}
 
-        def again(one: _Process) -> None:
+        def again(one: Process) -> None:
             mine = parts_of[one.work.number]
             self._acknowledge(mine, delivery, lock)
-            self._begin_again(one, lambda work: replace(work, sends=True))
+            self._begin_again(one, _sends)
             self._tell(one, self._sending)
-            self._tell(one, mine)
+            self._ask_to_send(one, mine)
 
         with self._job.stop.interrupting(self._stop):
             while busy or (waiting and not problems):
                 while waiting and not problems and len(busy) < at_once:
                     one, mine = waiting.pop(0)
-                    self._tell(one, mine)
+                    if self._depot is not None:
+                        self._next_step(one, _sends)
+                        self._tell(one, self._sending)
+                    self._ask_to_send(one, mine)
                     one.asked = True
                     busy.append(one)
                 try:
@@ -255,6 +313,11 @@ class Shards:
             raise sorted(problems, key=lambda problem: isinstance(problem, Stopped))[0]
 
     _retries = 0
+
+    def _ask_to_send(self, one: Process, mine: Sequence[Phase]) -> None:
+        self._tell(one, mine)
+        if self._depot is not None:  # that was all
+            self._tell(one, None)
 
     def _hearing(
         self, plan: Plan, lock: Lock, delivery: Delivery, failure_rate: FailureRate
@@ -310,9 +373,9 @@ class Shards:
 
     def _hear(
         self,
-        busy: list[_Process],
+        busy: list[Process],
         hear: Callable[[Answered], None],
-        again: Callable[[_Process], None],
+        again: Callable[[Process], None],
         problems: list[Exception],
     ) -> None:
         """Take one message of each shard that has one; shards that are done leave `busy`."""
@@ -348,127 +411,14 @@ class Shards:
                 )
                 delivery.answered.append(Answered(batch, Outcome(UNKNOWN), attempts=max(row.attempts, 1)))
 
-    # --- processes
 
-    def _start(self, works: Sequence[Work]) -> None:
-        for work in works:
-            self._processes.append(_Process(work, *self._begin(work)))
-        for one in self._processes:
-            self._tell(one, one.work)
-
-    def _begin(self, work: Work) -> tuple[Connection, subprocess.Popen[bytes]]:
-        work.folder.mkdir(mode=0o700)
-        ours, theirs = Pipe()
-        with theirs:
-            return ours, begun(theirs, self._keep)
-
-    def _begin_again(self, one: _Process, changed: Callable[[Work], Work]) -> None:
-        """Another process for a shard: its work is the same, but for what `changed` says."""
-        one.line.close()
-        one.before = (one.retries, one.bytes)
-        one.attempts += 1
-        files = _files(one.work.share, one.work.number, one.attempts)
-        work = changed(replace(one.work, **files))
-        one.work = replace(work, tables=one.work.tables) if work.sends else work
-        one.line, one.process = self._begin(one.work)
-        log.event("shard_began_again", shard=one.work.number + 1, attempt=one.attempts, level="warning")
-        self._tell(one, one.work)
-        if self._job.stop.event.is_set():  # it came between the two processes
-            self._stop()
-
-    def _all(self, changed: Callable[[Work], Work]) -> list[Any]:
-        """What each shard answers to its step. `changed`: what another process of a shard is told then."""
-        found: dict[int, Any] = {}
-        busy = list(self._processes)
-        with self._job.stop.interrupting(self._stop):
-            while busy:
-                for one in self._ready(busy):
-                    try:
-                        told = one.line.recv()
-                    except (EOFError, OSError):
-                        if lost := self._lost(one):
-                            raise lost from None
-                        self._begin_again(one, changed)
-                        continue
-                    busy.remove(one)
-                    one.asked = False
-                    if isinstance(told, Failed):
-                        raise told.problem
-                    found[one.work.number] = told
-        return [found[one.work.number] for one in self._processes]
-
-    def _ready(self, busy: Sequence[_Process]) -> list[_Process]:
-        """Wait until shards have told something, or ended."""
-        heard = set(wait([one.line for one in busy]))
-        return [one for one in busy if one.line in heard]
-
-    def _tell(self, one: _Process, message: object) -> None:
-        with suppress(OSError), one.turn:  # it is gone: the wait for its answer finds out
-            one.line.send(message)
-
-    def _stop(self) -> None:
-        for one in self._processes:
-            self._tell(one, StopNow(self._job.stop.signum or 15))
-
-    def _lost(self, one: _Process) -> Exception | None:
-        """A process is gone. None if its shard may have another one."""
-        try:
-            one.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            one.process.kill()
-            one.process.wait()
-        if self._job.stop.event.is_set():
-            return Stopped(self._job.stop.signum or 15)
-        if one.attempts < ATTEMPTS:
-            return None
-        ended = _how(one.process.returncode)
-        return Failure(
-            "SHARD_LOST",
-            f"{ATTEMPTS} processes of shard {one.work.number + 1} of {self._job.shards} ended before it was"
-            f" done (the last: {ended})",
-            hint="run again: what they had sent is found; if they were killed for their memory, with fewer"
-            " `shards`",
-        )
-
-    def close(self) -> None:
-        """End all processes; none of them outlives the run."""
-        for one in self._processes:
-            if one.asked:  # nobody waits for its answer any more
-                one.process.kill()
-            self._tell(one, None)
-        for one in self._processes:
-            try:
-                one.process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                one.process.kill()
-                one.process.wait()
-            one.line.close()
-        self._processes = []
-
-
-def begun(line: Connection, keep: Sequence[int]) -> subprocess.Popen[bytes]:
-    """A process that serves at the other end of this line, and keeps these descriptors open."""
-    return subprocess.Popen(  # noqa: S603 - this very Python
-        [sys.executable, "-P", "-c", _BEGIN, str(line.fileno()), json.dumps(sys.path)],
-        pass_fds=(line.fileno(), *keep),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+def _sends(work: Work) -> Work:
+    return replace(work, sends=True)
 
 
 def _is_final(outcome: Outcome) -> bool:
     results = (outcome.default, *outcome.exceptions.values())
     return not any(one.kind in (Kind.UNKNOWN, Kind.RETRY) for one in results)
-
-
-def _files(share: Path, number: int, attempt: int) -> dict[str, Any]:
-    """What one attempt at a shard writes: no other one touches it."""
-    name = f"{number}.{attempt}"
-    return {
-        "tables": share.with_name(f"{name}.tables.duckdb"),
-        "heads": share.with_name(f"{name}.heads.duckdb"),
-        "folder": share.with_name(f"shard-{name}"),
-    }
 
 
 def _clipped(parts: Sequence[Phase], placed: Placed) -> Iterator[Phase]:
@@ -479,7 +429,3 @@ def _clipped(parts: Sequence[Phase], placed: Placed) -> Iterator[Phase]:
             last = min(part.last, placed.first[phase] + rows - 1)
             if first <= last:
                 yield replace(part, first=first, last=last)
-
-
-def _how(code: int | None) -> str:
-    return f"signal {-code}" if code is not None and code < 0 else f"exit {code}"

@@ -139,6 +139,11 @@ class Snapshot(ABC):
         and then nothing was read."""
         return None
 
+    def parts(self, number: int) -> Sequence[Query] | None:
+        """The rows in so many parts (some may be empty) that other processes can read, while this snapshot is
+        open, where they see the folders of `readable`; None if only this one can."""
+        return None
+
     def feed(self, columns: Sequence[str], key: Sequence[str], after: str) -> Feed | str:
         """What changed after the version `after`, as `Description.version` said it; a sentence if that
         cannot be told exactly, so the source must be read whole."""

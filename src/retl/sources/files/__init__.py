@@ -44,6 +44,8 @@ asked was tested.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
@@ -62,6 +64,7 @@ from retl.sources.files import delimited, ndjson, parquet, zstd
 from retl.sources.files.glob import Glob
 from retl.sources.files.place import Disk, Place, Remote, State
 from retl.sources.files.relation import STRING, Partitions, Relation, typed
+from retl.values.sql import literal
 from retl.values.types import Type, of_duckdb
 
 _LISTINGS = 3
@@ -236,12 +239,25 @@ class Listing(Snapshot):
         types, options = source.types, source.options
         optional = {name: types.get(name, STRING) for name in options.optional}
         strict = source.invocation.contract is None
-        sql, columns, misfit = typed(raw, source.timezone, optional=optional, strict=strict)
+        self._typed = partial(typed, timezone=source.timezone, optional=optional, strict=strict)
+        self._raw, self._paths = raw, list(paths.values())
+        sql, columns, misfit = self._typed(raw)
         self._query = Query(sql, {}, f"files {options.path}")
         self.description = Description(columns, version_of(files), misfit=misfit)
 
     def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
         return self._query
+
+    def parts(self, number: int) -> Sequence[Query] | None:
+        if self._source.options.format != "parquet" or not self._watched:
+            return None
+        queries = []
+        for part in range(number):
+            own = ", ".join(literal(str(path)) for path in self._paths[part::number])
+            where = f"filename IN ({own})" if own else "FALSE"
+            sql, _, _ = self._typed(replace(self._raw, sql=f"{self._raw.sql} WHERE {where}"))
+            queries.append(replace(self._query, sql=sql))
+        return queries
 
     def close(self) -> None:
         self._place.release()

@@ -1,0 +1,257 @@
+"""Lines between a run and its shards: a pipe on one machine, and TLS to another.
+
+A shard elsewhere has a ticket, which is good for one line: a second task with the same ticket waits until the
+first has ended, and does nothing. The run makes its own certificate, and the ticket has it: nobody else can
+listen or answer. Both ends of a line see an ordinary Connection. Nothing here knows what is told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+
+_BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from retl.run.shard import main; main()"
+_DOWN, _UP = b"d", b"u"  # to the shard, and from it: TLS in one direction needs no turns
+_PATIENCE = 30.0  # seconds to connect, and to say which line is meant
+_SILENCE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}  # a machine that is gone is noticed
+_TOKEN = 32  # bytes
+_READY = b""  # the first message to a shard: the line is its own
+
+
+def begun(line: Connection, keep: Sequence[int]) -> subprocess.Popen[bytes]:
+    """A process that serves at the other end of this line, and keeps these descriptors open."""
+    return subprocess.Popen(  # noqa: S603 - this very Python
+        [sys.executable, "-P", "-c", _BEGIN, str(line.fileno()), json.dumps(sys.path)],
+        pass_fds=(line.fileno(), *keep),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a shard needs to reach its run, once. Who has it can act as that shard."""
+
+    host: str
+    port: int
+    certificate: str = field(repr=False)  # PEM
+    token: bytes = field(repr=False)
+
+
+class Line:
+    """The run's end of a line, before and while a shard has it."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.ours, self._theirs = Pipe()
+        self.ended = threading.Event()
+        self._taken: set[bytes] = set()
+        self._turn = threading.Lock()
+        self._waiting: SimpleQueue[bytes | None] = SimpleQueue()
+        threading.Thread(target=self._listen, name="retl-line", daemon=True).start()
+
+    def serve(self, sock: ssl.SSLSocket, direction: bytes) -> None:
+        """Carry one direction until an end hangs up."""
+        with self._turn:
+            late = direction in self._taken or self.ended.is_set()
+            self._taken.add(direction)
+        if late:
+            self.ended.wait()
+        elif direction == _DOWN:
+            _send(sock, _READY)
+            while (message := self._waiting.get()) is not None:
+                _send(sock, message)
+        else:
+            try:
+                for message in _received(sock):
+                    self._theirs.send_bytes(message)
+            finally:
+                self.hang_up()
+
+    def hang_up(self) -> None:
+        """End the line: the run hears that the shard is gone."""
+        if not self.ended.is_set():
+            self.ended.set()
+            self._waiting.put(None)
+            _shut(self._theirs, socket.SHUT_RDWR)  # not closed: another thread may be writing to it
+
+    def _listen(self) -> None:
+        """What the run says waits here, so that it never waits for a shard that has not begun."""
+        with suppress(EOFError, OSError):
+            while True:
+                self._waiting.put(self._theirs.recv_bytes())
+        self.hang_up()
+
+
+class Exchange:
+    """Where shards on other machines reach the runs of this process."""
+
+    def __init__(self, host: str, bind: str, port: int = 0) -> None:
+        """`host`: under which other machines reach this one; `bind`: the address to listen at; `port`: 0 for
+        any. OSError if it cannot be listened at."""
+        certificate, key = _certificate()
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._context.num_tickets = 0  # nothing is sent against the direction of a connection
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write(key + certificate)
+            file.flush()
+            self._context.load_cert_chain(file.name)
+        self._socket = socket.create_server((bind, port), backlog=128)
+        self._host, self._port, self._certificate = host, self._socket.getsockname()[1], certificate
+        self._lines: dict[bytes, Line] = {}
+        threading.Thread(target=self._accept, name="retl-exchange", daemon=True).start()
+
+    def line(self) -> Line:
+        """A new line, with a ticket for its other end."""
+        token = secrets.token_bytes(_TOKEN)
+        line = Line(Ticket(self._host, self._port, self._certificate, token))
+        self._lines[token] = line
+        return line
+
+    def forget(self, line: Line) -> None:
+        """Its ticket is good for nothing any more."""
+        line.hang_up()
+        self._lines.pop(line.ticket.token, None)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        for line in list(self._lines.values()):
+            self.forget(line)
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # it was closed
+            while True:
+                sock, _ = self._socket.accept()
+                threading.Thread(target=self._welcome, args=(sock,), name="retl-line", daemon=True).start()
+
+    def _welcome(self, plain: socket.socket) -> None:
+        with suppress(OSError, EOFError), plain:
+            plain.settimeout(_PATIENCE)
+            _keep_alive(plain)
+            with self._context.wrap_socket(plain, server_side=True) as sock:
+                first = _exactly(sock, _TOKEN + 1)
+                sock.settimeout(None)
+                if line := self._lines.get(first[:_TOKEN]):
+                    line.serve(sock, first[_TOKEN:])
+
+
+def attend(ticket: Ticket) -> bool:
+    """Be the shard of a ticket: a process on this machine serves until the line or the process ends. False if
+    another one has the ticket, or the run does not know it any more. OSError if the run cannot be reached."""
+    with _dialled(ticket, _DOWN) as down:
+        heard = _received(down)
+        if next(heard, None) != _READY:
+            return False
+        with _dialled(ticket, _UP) as up:
+            ours, theirs = Pipe()
+            with theirs:
+                process = begun(theirs, ())
+            speaking = threading.Thread(target=_speak, args=(ours, up), daemon=True)
+            speaking.start()
+            with suppress(OSError):  # the process is gone
+                for message in heard:
+                    ours.send_bytes(message)
+            _shut(ours, socket.SHUT_WR)  # the process hears that its run is gone
+            process.wait()
+            speaking.join()
+            ours.close()
+    return True
+
+
+def _speak(ours: Connection, up: ssl.SSLSocket) -> None:
+    """Tell the run what the process says; then hang up."""
+    with suppress(EOFError, OSError):
+        while True:
+            _send(up, ours.recv_bytes())
+    with suppress(OSError):
+        up.shutdown(socket.SHUT_RDWR)
+
+
+def _dialled(ticket: Ticket, direction: bytes) -> ssl.SSLSocket:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # this very certificate is asked for
+    context.load_verify_locations(cadata=ticket.certificate)
+    plain = socket.create_connection((ticket.host, ticket.port), _PATIENCE)
+    _keep_alive(plain)
+    sock = context.wrap_socket(plain)
+    sock.sendall(ticket.token + direction)
+    sock.settimeout(None)
+    return sock
+
+
+def _shut(pipe: Connection, how: int) -> None:
+    """End a pipe, also while another thread waits at it."""
+    with suppress(OSError), socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        end.shutdown(how)
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name, value in _SILENCE.items():
+        if hasattr(socket, name):  # not on every system
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _send(sock: ssl.SSLSocket, message: bytes) -> None:
+    sock.sendall(len(message).to_bytes(8, "big"))
+    sock.sendall(message)
+
+
+def _received(sock: ssl.SSLSocket) -> Iterator[bytes]:
+    """The messages of a connection, until it ends."""
+    with suppress(EOFError, OSError):
+        while True:
+            yield _exactly(sock, int.from_bytes(_exactly(sock, 8), "big"))
+
+
+def _exactly(sock: ssl.SSLSocket, size: int) -> bytes:
+    found = bytearray()
+    while len(found) < size:
+        part = sock.recv(min(size - len(found), 1 << 20))
+        if not part:
+            raise EOFError
+        found += part
+    return bytes(found)
+
+
+def _certificate() -> tuple[str, str]:
+    """A new certificate and its private key, as PEM."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "retl run")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=30))
+        .sign(key, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    pem = serialization.Encoding.PEM
+    written = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+    return made.public_bytes(pem).decode(), written.decode()
