@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,13 @@ def test_a_stranger_hears_nothing(exchange: Exchange) -> None:
             attend(false)
     assert "a secret" not in repr(line.ticket)
     assert line.ticket.token.hex() not in repr(line.ticket)
+
+
+def test_a_machine_with_other_versions_gets_no_work(exchange: Exchange) -> None:
+    """DuckDB's hash decides in which share a key is: two hashes would part a row and its baseline."""
+    ticket = replace(exchange.line().ticket, versions="retl-cli 0.1.0, duckdb 0.9.0")
+    with pytest.raises(RuntimeError, match="the run has retl-cli 0"):
+        attend(ticket)
 
 
 def test_what_a_killed_run_left_in_the_folder_is_removed_by_the_next(tmp_path: Path) -> None:

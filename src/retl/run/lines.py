@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from importlib import metadata
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -50,6 +51,12 @@ class Ticket:
     port: int
     certificate: str = field(repr=False)  # PEM
     token: bytes = field(repr=False)
+    versions: str = field(default_factory=lambda: versions())
+
+
+def versions() -> str:
+    """What must be the same on all machines: rows are cut by a hash that is DuckDB's own."""
+    return ", ".join(f"{name} {metadata.version(name)}" for name in ("retl-cli", "duckdb"))
 
 
 class Line:
@@ -154,7 +161,11 @@ class Exchange:
 
 def attend(ticket: Ticket) -> bool:
     """Be the shard of a ticket: a process on this machine serves until the line or the process ends. False if
-    another one has the ticket, or the run does not know it any more. OSError if the run cannot be reached."""
+    another one has the ticket, or the run does not know it any more. OSError if the run cannot be reached,
+    RuntimeError if it has other versions."""
+    if ticket.versions != versions():
+        here = f"{socket.gethostname()} has {versions()}, and the run has {ticket.versions}"
+        raise RuntimeError(f"{here}: install the same on all machines")
     with _dialled(ticket, _DOWN) as down:
         heard = _received(down)
         if next(heard, None) != _READY:

@@ -101,7 +101,10 @@ class Cluster:
                 self._session = self._start()
                 conf = self._session.sparkContext.getConf()
                 host = conf.get("spark.driver.host") or "127.0.0.1"
-                self._exchange = Exchange(host, conf.get("spark.driver.bindAddress") or host, self._port)
+                bind = conf.get("spark.driver.bindAddress") or host
+                if str(conf.get("spark.master")).startswith("local"):
+                    host = bind = "127.0.0.1"
+                self._exchange = Exchange(host, bind, self._port)
             return self._session.sparkContext, self._exchange
 
     def _start(self) -> SparkSession:
