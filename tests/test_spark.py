@@ -128,6 +128,20 @@ def test_a_task_that_cannot_reach_the_run_is_named(
     assert not summary["held"]
 
 
+@pytest.mark.parametrize("java", [None, "#!/bin/sh\nexit 1\n"])
+def test_without_a_java_that_starts_it_says_so(java: str | None, tmp_path: Path, postgres: Database) -> None:
+    sync, table, _ = KINDS["append"]
+    crowd = Elsewhere(tmp_path / "project", postgres, sync, table)
+    crowd.workshop.warehouse(FIRST)
+    crowd.workshop.write("syncs/people.yml", sync)
+    if java is not None:
+        crowd.workshop.write("java/bin/java", java)
+        (crowd.workshop.folder / "java/bin/java").chmod(0o755)
+    said = crowd.workshop.process("sync", JAVA_HOME=str(crowd.workshop.folder / "java"))
+    assert ("JAVA_MISSING" if java is None else "SPARK_NOT_STARTED") in said.err
+    assert said.code == (2 if java is None else 1)
+
+
 class SlowAppend(Append):
     """Two requests a second, so that there is time to kill; it appends to a table without a key."""
 

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retl.errors import DefinitionError
+from retl.errors import DefinitionError, Failure
 from retl.observe import log
 from retl.run.lines import Exchange, Line, Ticket, attend
 
@@ -86,7 +86,8 @@ class Cluster:
         self._is_own = False
 
     def require(self) -> None:
-        """Start Spark. DefinitionError SPARK_MISSING, JAVA_MISSING, SPARK_FOLDER, SPARK_CONNECT."""
+        """Start Spark. DefinitionError SPARK_MISSING, JAVA_MISSING, SPARK_FOLDER, SPARK_CONNECT, Failure
+        SPARK_NOT_STARTED."""
         self._opened()
 
     def begin(self, name: str) -> tuple[Connection, Task]:
@@ -123,7 +124,14 @@ class Cluster:
             if self._master is not None:
                 builder = builder.master(self._master)
             former = signal.getsignal(signal.SIGINT)
-            session = builder.appName("retl").getOrCreate()
+            try:
+                session = builder.appName("retl").getOrCreate()
+            except Exception as problem:  # py4j's and pyspark's are of many kinds
+                raise Failure(
+                    "SPARK_NOT_STARTED",
+                    f"Spark did not start: {_said(problem)}",
+                    hint="stderr has Spark's own words; check `master`, and that Java is 17 or newer",
+                ) from problem
             self._is_own = True
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, former)
