@@ -154,6 +154,7 @@ def begun(tmp_path: Path, postgres: Database) -> tuple[SlowAppend, Running]:
     scene.begin()
     run = scene.project.start()
     until(lambda: "batch_acknowledged" in run.err.read_text() or not run.alive, 300)
+    assert run.alive, run.err.read_text()
     return scene, run
 
 
