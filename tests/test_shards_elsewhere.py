@@ -241,6 +241,17 @@ def test_a_line_carries_messages_of_any_size_and_a_ticket_is_good_once(
     assert attend(line.ticket) is False
 
 
+def test_a_shard_that_dies_before_its_first_word_is_noticed(exchange: Exchange) -> None:
+    line = exchange.line()
+    with lines._dialled(line.ticket, b"d") as down:
+        assert next(lines._received(down)) == b""
+        another, refused = attending(line)  # Spark runs the task once more before it knows
+    with pytest.raises(EOFError):
+        line.ours.recv()
+    another.join(20)
+    assert refused == [False]
+
+
 def test_a_stranger_hears_nothing(exchange: Exchange) -> None:
     line = exchange.line()
     line.ours.send("a secret")

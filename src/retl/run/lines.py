@@ -23,11 +23,13 @@ from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from select import POLLIN, poll
 
 _BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from retl.run.shard import main; main()"
 _DOWN, _UP = b"d", b"u"  # to the shard, and from it: TLS in one direction needs no turns
 _PATIENCE = 30.0  # seconds to connect, and to say which line is meant
+_LOOK = 1.0  # seconds between two looks whether a shard is there that has not answered yet
 _SILENCE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}  # a machine that is gone is noticed
 _TOKEN = 32  # bytes
 _READY = b""  # the first message to a shard: the line is its own
@@ -78,16 +80,32 @@ class Line:
             self._taken.add(direction)
         if late:
             self.ended.wait()
-        elif direction == _DOWN:
-            _send(sock, _READY)
-            while (message := self._waiting.get()) is not None:
-                _send(sock, message)
-        else:
-            try:
-                for message in _received(sock):
+            return
+        try:
+            for message in self._said(sock) if direction == _DOWN else _received(sock):
+                if direction == _DOWN:
+                    _send(sock, message)
+                else:
                     self._theirs.send_bytes(message)
-            finally:
-                self.hang_up()
+        finally:
+            self.hang_up()
+
+    def _said(self, sock: ssl.SSLSocket) -> Iterator[bytes]:
+        """What the run says, while somebody is there: a shard says nothing in this direction, not even that
+        it ends."""
+        yield _READY
+        ended = poll()
+        ended.register(sock, POLLIN)
+        while True:
+            try:
+                message = self._waiting.get(timeout=_LOOK)
+            except Empty:
+                if ended.poll(0):
+                    return
+                continue
+            if message is None:
+                return
+            yield message
 
     def hang_up(self) -> None:
         """End the line: the run hears that the shard is gone."""
