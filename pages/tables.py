@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from pages.words import PROJECT, SYNC
 from retl.model import Limits
-from retl.project.definitions import Project, Sync, Warehouse
+from retl.project.definitions import Engine, Project, Sync, Warehouse
 from retl.project.settings import PostgresSettings, RedisSettings, Settings, variable
 
 _LEDGER = Path(__file__).parents[1] / "sql" / "ledger"
@@ -40,7 +40,7 @@ def settings() -> str:
 
 def project() -> str:
     """The keys of retl.yml."""
-    schemas = {"": Project, "warehouse": Warehouse, "connections.NAME.limits": Limits}
+    schemas = {"": Project, "warehouse": Warehouse, "engine": Engine, "connections.NAME.limits": Limits}
     parts = [
         "# retl.yml",
         "Optional: a `syncs/` folder and an environment are a complete project. Relative paths are"

@@ -1,7 +1,7 @@
 """The folder that a run and its shards on other machines share.
 
 Files are copied whole and never changed, so it may be any shared file system, also one that writes only in
-order. What a run leaves there when it is killed is removed by the next run of the sync.
+order. What a killed run leaves there is removed by the next run of the sync that uses the folder.
 """
 
 from __future__ import annotations
