@@ -17,11 +17,12 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from retl.errors import Failure
+from retl.errors import DefinitionError, Failure
 from retl.run import lines, processes, shard, shards, spark
 from retl.run.depot import Depot, lent
 from retl.run.lines import Exchange, Line, attend
@@ -291,6 +292,26 @@ def test_what_a_killed_run_left_in_the_folder_is_removed_by_the_next(tmp_path: P
     assert not (tmp_path / "run").exists()
     with pytest.raises(Failure, match="cannot be written"):
         Depot(tmp_path / "gone").put(Path(__file__))
+
+
+class Client:
+    """A session of Spark Connect, which refuses its context as pyspark's does."""
+
+    @property
+    def sparkContext(self) -> Any:
+        raise AttributeError("[JVM_ATTRIBUTE_NOT_SUPPORTED]")
+
+
+def test_a_session_that_cannot_run_shards_is_refused(tmp_path: Path) -> None:
+    there: Any = SimpleNamespace(sparkContext=SimpleNamespace(master="yarn"))
+    with pytest.raises(DefinitionError, match="yarn has several machines") as refused:
+        spark.require_shared(there, None)
+    assert refused.value.code == "SPARK_FOLDER"
+    spark.require_shared(there, tmp_path)
+    client: Any = Client()
+    with pytest.raises(DefinitionError) as refused:
+        spark.require_shared(client, tmp_path)
+    assert refused.value.code == "SPARK_CONNECT"
 
 
 def told(workshop: Workshop, *words: str, **environment: str) -> str:
