@@ -88,7 +88,8 @@ class Line:
                 else:
                     self._theirs.send_bytes(message)
         finally:
-            self.hang_up()
+            if direction == _UP or _UP not in self._taken:  # else what comes up is heard to its end
+                self.hang_up()
 
     def _said(self, sock: ssl.SSLSocket) -> Iterator[bytes]:
         """What the run says, while somebody is there: a shard says nothing in this direction, not even that

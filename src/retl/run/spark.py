@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -46,7 +47,7 @@ class Task:
 
         self.returncode: str | None = None
         self._context, self._line, self._exchange = context, line, exchange
-        self._name, self._group = name, f"retl {line.ticket.token.hex()[:16]}"
+        self._name, self._group = name, f"retl {uuid.uuid4()}"
         self._thread: Any = InheritableThread(target=self._run, daemon=True)
         self._thread.start()
 
