@@ -6,7 +6,7 @@ import re
 
 from tests.claims import PAGES, ROOT, claims, faults, names_in
 
-SILENT = 40  # lines that claim nothing, at most
+SILENT = 45  # lines that claim nothing, at most
 
 
 def test_every_sentence_of_the_pages_has_a_line_that_knows_its_text() -> None:
