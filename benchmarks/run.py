@@ -31,7 +31,7 @@ def main() -> int:
     words = argparse.ArgumentParser(prog="python -m benchmarks.run")
     words.add_argument("--rounds", type=int, default=5)
     words.add_argument("--rows", type=int, default=SIZES["small"])
-    words.add_argument("--only", default="postgres,contract,redis,http,start")
+    words.add_argument("--only", default="postgres,contract,redis,http,start,others")
     words.add_argument("--large", action="store_true", help="growth to ten times the rows, and nothing else")
     words.add_argument("--no-docs", action="store_true")
     asked = words.parse_args()
