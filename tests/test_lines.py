@@ -6,19 +6,21 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from retl.contract.judge import build
-from retl.destinations.batch import FieldsText, KeyText, Line, Shape, Size
+from retl.destinations.batch import MODES, Batch, FieldsText, KeyText, Line, Seen, Shape, Size
 from retl.destinations.http import line
 from retl.destinations.http.body import Endpoint, Template
 from retl.destinations.redis.adapter import Redis, RedisOptions
 from retl.destinations.redis.resp import pack
 from retl.engine import baseline, diff, hash, judge, mapping
 from retl.engine.change_set import ChangeSet, assemble
+from retl.engine.lines import line_sql
 from retl.engine.workspace import Workspace
 from retl.observe.signals import Stop
 from retl.project.definitions import Sync
@@ -133,6 +135,29 @@ def test_a_packed_command_of_a_line_is_that_of_a_row(workspace: Workspace, ttl: 
     expiry = ("EX", 3600) if ttl == "1h" else ()
     for (*key, document), said in zip(made.documents(0, len(made) - 1), lines, strict=True):
         assert said.encode() == pack(("SET", redis._template.key(key), document, *expiry))
+
+
+@pytest.mark.parametrize("ttl", ["1h", "none"])
+def test_a_conditional_batch_of_lines_is_that_of_rows(workspace: Workspace, ttl: str) -> None:
+    made = change_set(workspace, conflicts="target_wins")
+    workspace.run(
+        "UPDATE ordered SET seen = CASE pos % 3 WHEN 0 THEN unhex(left(sha1(CAST(pos AS VARCHAR)), 16))"
+        " WHEN 1 THEN unhex('ffffffffffffffff') END"
+    )
+    options = RedisOptions(key="r{{e}}co:{number}:{text}/{id}", ttl=ttl)
+    conditional = Redis(options, made.field_map.shape)._conditional
+    assert conditional is not None
+    assert conditional.assumed is not None
+    batch = Batch(made, *MODES["upsert"], "run-1", 1, 2, len(made) - 1, "2026-11-21T00:00:00Z")
+    command, digests = conditional.assumed.command(batch, conditional.stamp, "entry", conditional.ttl)
+    assert command.data == pack(conditional.first(batch, "entry"))
+    texts = [document for *_, document in batch.documents()]
+    assert digests == [
+        b"%d,\\x%b\n" % (n, sha1(text.encode()).hexdigest()[:16].encode()) for n, text in enumerate(texts)
+    ]
+    workspace.run("UPDATE ordered SET seen = unhex('0102')")
+    seen = line_sql((Seen(8),), made.field_map)
+    assert workspace.run(f"SELECT DISTINCT {seen} FROM changes") == [("!",)]  # no digest is equal to it
 
 
 def test_lines_of_any_slice_are_those_of_the_whole(workspace: Workspace) -> None:

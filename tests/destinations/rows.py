@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from hashlib import sha1
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
@@ -18,6 +19,7 @@ from retl.destinations.batch import (
     OPERATION,
     Batch,
     Cell,
+    Digest,
     Field,
     FieldsText,
     FieldText,
@@ -27,6 +29,7 @@ from retl.destinations.batch import (
     Line,
     Mode,
     Piece,
+    Seen,
     Shape,
     Size,
 )
@@ -107,6 +110,10 @@ class Rows:
                     return document(self.shape, row)
                 case Size(of):
                     return str(len(self._line(row, of).encode(errors="surrogatepass")))
+                case Seen():
+                    return ""
+                case Digest(of):
+                    return sha1(self._line(row, of).encode(), usedforsecurity=False).hexdigest()[:16]
                 case str():
                     return one
 

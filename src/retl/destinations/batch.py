@@ -301,7 +301,22 @@ class Size:
     of: Line
 
 
-Piece = str | KeyText | FieldText | FieldsText | Size  # a str stands for itself
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The digests of what the target held, in hexadecimal. Empty if it may lack the row, `!` if they are not
+    of this size in bytes."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """The first 8 bytes of the SHA-1 of these pieces in UTF-8, in hexadecimal."""
+
+    of: Line
+
+
+Piece = str | KeyText | FieldText | FieldsText | Size | Seen | Digest  # a str stands for itself
 Line = tuple[Piece, ...]  # the text of one row, as a target takes it
 LINE_KEYS = frozenset({"string", "integer", "uuid"})  # types that a KeyText supports
 

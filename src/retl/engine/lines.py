@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from retl.destinations.batch import FieldsText, FieldText, KeyText, Line, Piece, Size
+from retl.destinations.batch import Digest, FieldsText, FieldText, KeyText, Line, Piece, Seen, Size
 from retl.engine.mapping import FieldMap
 from retl.model import Formats
 from retl.values import json_text
@@ -45,6 +45,11 @@ def line_sql(line: Line, field_map: FieldMap) -> str:
                 return document_sql(field_map)
             case Size(of):
                 return f"strlen({line_sql(of, field_map)})"
+            case Seen(size):
+                known = f"CASE WHEN octet_length(seen) = {size} THEN lower(hex(seen)) ELSE '!' END"
+                return f"CASE WHEN seen IS NULL THEN '' ELSE {known} END"
+            case Digest(of):
+                return f"left(sha1({line_sql(of, field_map)}), 16)"
             case str():
                 return literal(one)
 

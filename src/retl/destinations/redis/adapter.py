@@ -104,6 +104,7 @@ from retl.destinations.batch import (
     Visit,
     WriteMode,
 )
+from retl.destinations.redis.assumed import Assumed
 from retl.destinations.redis.conditional import MOST_ROWS, Conditional
 from retl.destinations.redis.connection import RedisConnection, wire
 from retl.destinations.redis.keys import Template, encoded
@@ -185,7 +186,13 @@ class Redis(Destination[RedisOptions]):
         compares = not isinstance(self._kept, Members)
         if shape.conditional and not isinstance(self._kept, Members):
             self._conditional = Conditional(
-                self._kept, self._template, self._stamp, options.ttl, self._wire.server, self._ask
+                self._kept,
+                self._template,
+                self._stamp,
+                options.ttl,
+                self._wire.server,
+                self._ask,
+                Assumed.of(self._kept, shape, self._template),
             )
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),

@@ -16,8 +16,9 @@ from retl.destinations import verdicts
 from retl.destinations.batch import UNKNOWN, WRITTEN, Batch, Kind, Outcome, Peeked, RowResult
 from retl.destinations.conflict import BUSY, ROUNDS
 from retl.destinations.redis import script, stamp
+from retl.destinations.redis.assumed import Assumed
 from retl.destinations.redis.keys import Template
-from retl.destinations.redis.resp import AGAIN, STOP, Command, Refusal, judge
+from retl.destinations.redis.resp import AGAIN, STOP, Command, Packed, Refusal, judge
 from retl.destinations.redis.values import Hash, Stored, read_image
 from retl.destinations.value import Held, Texts
 from retl.destinations.verdicts import Row, Verdict
@@ -29,7 +30,7 @@ MOST_ROWS = 2000  # of a batch: the server does nothing else meanwhile
 class Ask(Protocol):
     """Sends commands and returns their replies. With `writes`, Ambiguous if the server did not answer."""
 
-    def __call__(self, commands: Sequence[Command], *, writes: bool = False) -> list[Any]: ...
+    def __call__(self, commands: Sequence[Command | Packed], *, writes: bool = False) -> list[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,13 @@ class Conditional:
     ttl: int | None
     server: str
     ask: Ask
+    assumed: Assumed | None = None
 
     def write(self, batch: Batch, entry: str) -> Outcome:
         """The outcome, also if the batch was written before and the answer was lost."""
+        reply = self._send_assumed(batch, entry)
+        if reply == [None]:
+            return Outcome(WRITTEN)
         rows = self._rows(batch)
         found: dict[int, RowResult] = {}
         held: dict[int, Held] = {}
@@ -58,12 +63,15 @@ class Conditional:
         for number in range(ROUNDS):
             done |= todo
             results = _others(found, done)
-            self._tell(batch, found, done)  # first: the answer may be lost
-            self._keep(batch, held)
-            reply = self._send(entry, number, {n: by_number[n] for n in todo}, todo, results)
+            if reply is None:
+                self._tell(batch, found, done)  # first: the answer may be lost
+                self._keep(batch, held)
+                command = self._command(entry, number, {n: by_number[n] for n in todo}, todo, results)
+                reply = self._send(command)
             if reply[0] is not None:
                 return stamp.outcome(reply[0]) or Outcome(UNKNOWN)
             met = dict(zip(reply[1::2], reply[2::2], strict=True))
+            reply = None
             if not met:
                 return Outcome(WRITTEN, results)
             self._raise_if_stopped(met.values())
@@ -161,15 +169,18 @@ class Conditional:
             for row in rows
         }
 
-    def _send(
-        self,
-        entry: str,
-        number: int,
-        rows: Mapping[int, Row],
-        todo: Mapping[int, Verdict],
-        results: Mapping[int, RowResult],
-    ) -> list[Any]:
-        (reply,) = self.ask([self._command(entry, number, rows, todo, results)], writes=True)
+    def _send_assumed(self, batch: Batch, entry: str) -> list[Any] | None:
+        """The reply to the first round, in which all rows are assumed to be as we left them; None if it was
+        not sent."""
+        if self.assumed is None or batch.mode != "upsert":
+            return None
+        command, digests = self.assumed.command(batch, self.stamp, entry, self.ttl)
+        if batch.returns is not None:
+            batch.returns.digests(batch, digests)  # first: the answer may be lost
+        return self._send(command)
+
+    def _send(self, command: Command | Packed) -> list[Any]:
+        (reply,) = self.ask([command], writes=True)
         if isinstance(reply, Refusal):
             self._raise_if_stopped([reply])
             code, sentence = judge(reply)
