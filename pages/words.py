@@ -42,7 +42,7 @@ SYNC = {
     "fields.FIELD.nulls": "`clear`: NULL empties the field. `keep`: NULL is not sent.",
     "fields.FIELD.only_if_empty": "Written only if the target's field is empty.",
     "fields.FIELD.conflicts": "As `conflicts` of the sync, for this field.",
-    "fields.FIELD.transform": "trim, lower, upper, sha256_hex, e164.",
+    "fields.FIELD.transform": "trim, lower, upper, sha256_hex, md5_hex, e164.",
     "destination": "Where to: a `connection` or a `type`, and the options of that type.",
     "write": "How to write rows: what to do with keys that exist or are missing.",
     "changes": "Which rows are candidates: those whose hash differs, all, those past a watermark, or those that the source reports as changed.",

@@ -201,6 +201,13 @@ def test_a_row_is_several_lines_made_by_python_or_by_sql() -> None:
         {"wrap": "a.b", "envelope": {"a": 1}},
         {"wrap": "a", "envelope": {"a": 1}},
         {"wrap": "rows", "encoding": "form"},
+        {"encoding": "multipart"},
+        {"encoding": "multipart", "wrap": ""},
+        {"encoding": "multipart", "wrap": "a.b"},
+        {"encoding": "multipart", "wrap": "a", "envelope": {"a": 1}},
+        {"encoding": "multipart", "wrap": "a", "envelope": {"b": [1]}},
+        {"encoding": "multipart", "wrap": "a", "row": ["$key"]},
+        {"encoding": "multipart", "wrap": "a", "headers": {"content-type": "multipart/form-data"}},
         {"method": "GET"},
         {"lines": True, "row": ["$key"]},
         {"lines": True, "row": "$row", "encoding": "ndjson"},
@@ -384,6 +391,24 @@ def test_rows_with_other_columns_are_another_body() -> None:
         template(encoding="csv").request(rows)
     assert caught.value.code == "CSV_COLUMNS"
     assert [template(encoding="csv").request([row]).body.count(b",") for row in rows] == [4, 2]
+
+
+def test_rows_are_a_file_in_a_form() -> None:
+    rows = [(1, '{"name":"Ann"}'), (2, '{"name":null}')]
+    endpoint = {"encoding": "multipart", "wrap": "file", "envelope": {"dry": False, "list": 7}}
+    made = template(max_rows=100, **endpoint).request(rows)
+    head = dict(made.headers)["Content-Type"]
+    line = head.removeprefix("multipart/form-data; boundary=")
+    assert made.body.decode().split(f"--{line}") == [
+        "",
+        '\r\nContent-Disposition: form-data; name="dry"\r\n\r\nfalse\r\n',
+        '\r\nContent-Disposition: form-data; name="list"\r\n\r\n7\r\n',
+        '\r\nContent-Disposition: form-data; name="file"; filename="file.csv"\r\n'
+        'Content-Type: text/csv; charset=utf-8\r\n\r\n"id","name"\r\n1,"Ann"\r\n2,\r\n\r\n',
+        "--\r\n",
+    ]
+    with pytest.raises(Poisoned, match="bytes"):
+        template(max_bytes=100, **endpoint).request(rows)
 
 
 @pytest.mark.parametrize("row", ["$key", ["$id"], 5])

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
+from email import message_from_bytes
 from email.parser import HeaderParser
 from io import StringIO
 from typing import Any
@@ -189,6 +190,29 @@ def test_rows_of_csv_and_of_lines_are_read_back(rows: list[tuple[str, str]]) -> 
         else:
             lines = [json.loads(line) for line in body.removesuffix("\n").split("\n")]
             assert lines == [{"i": key, "d": {"a": name}} for key, name in rows]
+
+
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3), TEXTS)
+def test_rows_in_a_form_stay_in_their_file(rows: list[tuple[str, str]], constant: str) -> None:
+    given = {"format": "csv", 'a"\r\nb: c': constant.replace("$", "$$").replace("{", "(")}
+    template = Template(
+        Endpoint(path="/r", encoding="multipart", wrap='fi"le', envelope=given), ["id"], ["name"]
+    )
+    sent = [(key, json.dumps({"name": name})) for key, name in rows]
+    request = template.request(sent)
+    assert template.request(sent) == request
+    head = dict(request.headers)["Content-Type"].encode()
+    boundary = head.partition(b"boundary=")[2]
+    read = message_from_bytes(b"Content-Type: " + head + b"\r\n\r\n" + request.body)
+    assert not read.defects
+    parts: Any = read.get_payload()
+    assert request.body.count(boundary) == len(parts) + 1 == len(given) + 2
+    names = [unquote(part.get_param("name", header="content-disposition")) for part in parts]
+    assert names == [*given, 'fi"le']
+    contents = [part.get_payload(decode=True).decode() for part in parts]
+    assert contents[:-1] == [value.replace("$$", "$") for value in given.values()]
+    assert list(csv.reader(StringIO(contents[-1], newline=""))) == [["id", "name"], *map(list, rows)]
+    assert template.texts(request)(0) >= set(rows[0]) - {"csv", constant}
 
 
 @pytest.mark.parametrize("data", ['"x"', '["type"]', "1", "null", '{"type":"admin"}'])

@@ -16,7 +16,7 @@ from retl.destinations.batch import UNKNOWN, WRITTEN, Field, Kind, Outcome, Pend
 from retl.destinations.http.adapter import HttpDestination
 from retl.destinations.http.jobs import Job
 from retl.destinations.http.options import HttpOptions
-from retl.errors import Later, Systemic
+from retl.errors import Later, Systemic, Unavailable
 from retl.model import Limits, Retry
 from retl.observe.signals import Stop
 from retl.pace.limiter import Pace
@@ -172,6 +172,84 @@ def test_deletes_are_jobs_too(api: Bulk) -> None:
     api.objects = {"a": {}, "b": {}, "bad": {}}
     results = deliver(lane(api), [("a",), ("unknown",), ("bad",)], "delete")
     assert [one.kind for one in results] == [Kind.WRITTEN, Kind.WRITTEN, Kind.REJECTED]
+
+
+class Files(FakeApi):
+    """A job is done at once, and names a file of what it refused."""
+
+    file: Any = b""
+    count: int | None = None
+
+    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        if method == "POST":
+            self.rows = json.loads(body)
+            return 202, {"job": 7}
+        if path == "/v1/files/err%20ors?of=7":
+            return 200, self.file
+        assert path == "/v1/runs/7"
+        url = "https://elsewhere.example/v1/files/err ors?of=7" if self.file else None
+        return 200, {"state": "done", "bad": {"file": url, "count": self.count}}
+
+
+def of_files(file: Any, count: int | None = None, **changed: Any) -> tuple[list[Kind], list[str], list[Any]]:
+    """What a file of errors says of three rows, with the reasons and the requests that were made."""
+    outcome = {"rows": "errors_by_value", "at": "errors", "match": {"at": "Id"}, "reason": "why"}
+    job = {
+        "id": "job", "path": "/runs/$job", "every": "1ms", "done": DONE, "errors_url": "bad.file",
+        "errors_format": "csv", "outcome": outcome, **changed,
+    }  # fmt: skip
+    with Files() as api:
+        api.file, api.count = file, count
+        upsert = {"path": "/rows", "wrap": "", "job": job}
+        options = HttpOptions(connection={"base_url": f"{api.url}/v1"}, upsert=upsert)
+        results = deliver(HttpDestination(options, replace(SHAPE, deletes="keep")), ROWS)
+        seen = [path for _, path, _, _ in api.seen]
+        return [row.kind for row in results], [row.reason or "" for row in results], seen
+
+
+def test_errors_in_a_file_name_rows_by_key_or_by_line() -> None:
+    bad = [Kind.WRITTEN, Kind.REJECTED, Kind.WRITTEN]
+    kinds, reasons, seen = of_files(b'\xef\xbb\xbfId,n,why\r\n"b",2,"no, ""never"""\r\n')
+    assert (kinds, reasons[1]) == (bad, 'no, "never"')
+    assert seen == ["/v1/rows", "/v1/runs/7", "/v1/files/err%20ors?of=7"]
+    by_line = {"rows": "errors_by_index", "at": "errors", "index": "line", "first": 2, "reason": "why"}
+    assert of_files(b"line,why\n3,no\n", outcome=by_line)[:2] == (bad, ["", "no", ""])
+    assert of_files([{"Id": "b", "why": "no"}], errors_format="json")[:2] == (bad, ["", "no", ""])
+    assert of_files(b"") == ([Kind.WRITTEN] * 3, [""] * 3, ["/v1/rows", "/v1/runs/7"])
+
+
+def test_a_file_is_asked_for_only_if_rows_were_counted_in_it() -> None:
+    counted = {"rows": "errors_by_value", "at": "errors", "match": {"at": "Id"}, "failed": "job.bad.count"}
+    assert len(of_files(b"Id\nb\n", 0, outcome=counted)[2]) == 2
+    kinds, _, seen = of_files(b"Id\nb\n", 1, outcome=counted)
+    assert (kinds[1], len(seen)) == (Kind.REJECTED, 3)
+
+
+def test_a_file_that_names_no_row_of_ours_leaves_no_row_written() -> None:
+    for file, changed in ((b"Id\nstranger\n", {}), ({"error": "gone"}, {"errors_format": "json"})):
+        assert of_files(file, **changed)[0] == [Kind.REJECTED] * 3  # each alone, after halves
+
+
+@pytest.mark.parametrize("file", [b'Id,why\n"b', b"Id,why\nb\n", {"Id": "b"}, b"\xff\xfe"])
+def test_a_file_that_is_no_table_is_not_believed(file: Any) -> None:
+    with pytest.raises(Unavailable):
+        of_files(file)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"errors_path": "/e", "errors_url": "url"},
+        {"errors_format": "csv"},
+        {"errors_at": "x"},
+        {"next": "x"},
+        {"errors_url": "url", "errors_format": "csv", "errors_at": "x"},
+        {"errors_path": "/e", "errors_format": "csv", "next": "x"},
+    ],
+)
+def test_errors_that_cannot_be_found_are_a_definition_error(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="errors"):
+        Job(id="id", path="/j/$job", done=DONE, outcome={}, **wrong)
 
 
 @pytest.mark.parametrize(

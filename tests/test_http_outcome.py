@@ -251,6 +251,8 @@ def test_a_case_decides_before_the_table(means: str, expected: Any) -> None:
         {"errors_at": "errors"},
         {"rows": "some"},
         {"row_ok": {"at": "x"}},
+        {"row_ok": {"at": "x", "empty": False}},
+        {"rows": "listed", "first": 1},
         {"oks": [200]},
     ],
 )
@@ -474,6 +476,22 @@ def test_a_pattern_finds_the_index_among_other_numbers() -> None:
     answer = reply(400, {"errors": [{"field": "members[2].user_identifiers[0].email"}]})
     outcome = interpret(answer, rules, sent())
     assert (kinds(outcome), outcome.divides) == ([Kind.RETRY, Kind.RETRY, Kind.REJECTED], True)
+
+
+def test_a_line_s_number_is_an_index_after_the_first() -> None:
+    rules = Rules(rows="errors_by_index", index="line", first=2)
+    outcome = interpret(reply(200, [{"line": "2"}, {"line": 4}]), rules, sent())
+    assert kinds(outcome) == [Kind.REJECTED, Kind.WRITTEN, Kind.REJECTED]
+    assert kinds(interpret(reply(200, [{"line": "1"}]), rules, sent())) == [Kind.UNKNOWN] * 3
+
+
+@pytest.mark.parametrize("nothing", [[], {}, ""])
+def test_a_list_of_errors_with_nothing_in_it_is_a_success(nothing: Any) -> None:
+    rules = Rules(ok_when={"at": "data.userErrors", "empty": True}, rows="all_or_nothing")
+    assert interpret(reply(200, {"data": {"userErrors": nothing}}), rules, sent()) == Outcome(WRITTEN)
+    for other in ([{"message": "no"}], None, 0, False, "no"):
+        with pytest.raises(Poisoned):
+            interpret(reply(200, {"data": {"userErrors": other}}), rules, sent())
 
 
 def test_a_count_is_a_sum_and_may_be_absent_or_a_text() -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,49 @@ def test_an_operation_may_be_like_another_one(folder: Path) -> None:
     upsert, update = found.options.http.upsert, found.options.http.update
     assert (update.path, update.wrap, update.method, update.row) == ("/s", "rows", "PATCH", "$row")
     assert (upsert.outcome.ok, upsert.outcome.code, upsert.row) == ((207,), ("c",), {"t": "$title"})
+
+
+def test_what_all_operations_share_is_written_once(folder: Path) -> None:
+    job = "{open: {path: /j, id: id}, start: {path: /go}, path: /j/$job, errors_path: /e, done: {at: a, in: [b]}, outcome: {}}"
+    found = shop(
+        folder,
+        "root: /v2/a\ncast: {nulls: omit}\ncheck: {path: '?limit=1'}\n"
+        f"upsert: {{path: /s/$job, wrap: rows, job: {job}}}\n"
+        "update: {path: /u, cast: {keys: string}}\ndelete: {method: DELETE, path: /d/$key, then: /d/$key/now}",
+    ).options.http
+    steps = found.upsert.job
+    paths = (found.check.path, found.upsert.path, found.update.path, found.delete.path, found.delete.then)
+    assert paths == ("/v2/a?limit=1", "/v2/a/s/$job", "/v2/a/u", "/v2/a/d/$key", "/v2/a/d/$key/now")
+    assert (steps.open.path, steps.start.path, steps.path) == ("/v2/a/j", "/v2/a/go", "/v2/a/j/$job")
+    assert steps.errors_path == "/v2/a/e"
+    assert (found.upsert.cast.nulls, found.delete.cast.nulls) == ("omit", "omit")
+    assert (found.update.cast.keys, found.update.cast.nulls) == ("string", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("root: v2\nupsert: {path: /s}", "13:7"),
+        ("root: /v2/\nupsert: {path: /s}", "13:7"),
+        ("root: /v2\nupsert: {path: //s}", "14:9"),
+        ("cast: {nuls: omit}\nupsert: {path: /s}", "13:8"),
+        ("cast: {nulls: omit}\nupsert: {path: /s, cast: {}}", None),
+    ],
+)
+def test_a_mistake_in_what_they_share_is_named(folder: Path, text: str, line: str | None) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        shop(folder, text)
+    assert str(caught.value.where).endswith(line) if line else "no effect" in str(caught.value)
+
+
+LONG = ("hubspot", "salesforce")  # two ways to name a record, and their documentation
+
+
+def test_a_preset_is_short() -> None:
+    found = (files("retl.destinations.presets") / f"{name}.yml" for name in preset_names())
+    lines = {one.name.removesuffix(".yml"): len(one.read_text().splitlines()) for one in found}
+    assert {name for name, count in lines.items() if count > 60} == set(LONG)
+    assert all(lines[name] < 80 for name in LONG)
 
 
 @pytest.mark.parametrize("like", ["upsrt", "update", "upsert.0", "outcome.x"])

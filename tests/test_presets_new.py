@@ -277,6 +277,41 @@ def test_paths_of_an_openapi_file_become_operations(tmp_path: Path) -> None:
     assert "/people" in retl(tmp_path, *words, "--path", "/peple").err
 
 
+FILES = """
+summary: A vendor that takes a file in a form, and gives a file of what it refused.
+docs: Made up.
+evidence: [own]
+source: none
+checked_on: 2026-11-29
+connection: {token: {about: A token., secret: true}}
+base_url: https://vendor.example
+root: /v2
+auth: {type: bearer, token: <token>}
+cast: {keys: string}
+upsert: {path: /rows, encoding: multipart, wrap: file, envelope: {format: csv}, row: $row, max_rows: 100}
+job:
+  id: id
+  path: /jobs/$job
+  every: 1ms
+  done: {at: waiting, empty: true}
+  errors_url: file
+  errors_format: csv
+  outcome: {rows: errors_by_index, at: errors, index: line, first: 2, reason: why}
+outcome: {ok: [200], ok_when: {at: faults, empty: true}}
+limits: {concurrency: 2, source: none, checked_on: 2026-11-29}
+example: "source: {table: t}"
+"""
+
+
+def test_a_vendor_of_files_is_rehearsed(tmp_path: Path) -> None:
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "retl.yml").touch()
+    (tmp_path / "presets/shop.yml").write_text(FILES)
+    said = retl(tmp_path, "presets", "test", "presets/shop.yml")
+    assert said.code == 0, said.err
+    assert "one bad row: survived" in said.raw + said.out + said.err
+
+
 def test_the_list_shows_every_preset_and_the_project_s_own(tmp_path: Path) -> None:
     assert (
         retl(tmp_path, "presets", "new", "shop", "--curl", f"curl -X PUT https://x.example/p/1 {JSON}").code

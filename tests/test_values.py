@@ -403,5 +403,9 @@ def test_transforms_leave_null_alone() -> None:
     assert ask(transforms.transform_sql("lower", "'ÄB'")) == "äb"
     assert ask(transforms.transform_sql("upper", "'äb'")) == "ÄB"
     assert ask(transforms.transform_sql("sha256_hex", "'a'")).startswith("ca978112ca1b")
-    for name in ("trim", "lower", "upper", "sha256_hex"):
+    hashed = transforms.transform_sql(
+        "md5_hex", transforms.transform_sql("lower", "'Urist.McVankab@freddiesjokes.com'")
+    )
+    assert ask(hashed) == "62eeb292278cc15f5817cb78f7790b08"
+    for name in ("trim", "lower", "upper", "sha256_hex", "md5_hex"):
         assert ask(transforms.transform_sql(name, "NULL::VARCHAR")) is None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from base64 import b64encode
+from email import message_from_bytes
+from io import StringIO
 from typing import Any
 
 from retl.testing import FakeApi
 from tests.api import TOKEN
+from tests.presets.oauth import TokenServer
 
 LOGIN = "Basic " + b64encode(f"Shop\\ann:{TOKEN}".encode()).decode()
 
@@ -93,3 +97,54 @@ class SendGrid(FakeApi):
         bad = len(job["rows"]) - len(good)
         status = "completed" if not bad else "errored" if good else "failed"
         return 200, {"status": status, "job_type": "upsert", "results": {"errored_count": bad} if bad else {}}
+
+
+class MarketoImports(TokenServer):
+    """A job is done at once; its file of errors names the rows that it refused."""
+
+    token_path = "/identity/oauth/token"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs: list[str] = []  # the lines that each refused
+
+    def refused(self) -> tuple[int, Any]:
+        return 200, {"success": False, "errors": [{"code": "602", "message": "Access token expired"}]}
+
+    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        self.typed = f"Content-Type: {headers.get('content-type')}\r\n\r\n".encode()
+        return super().serve(method, path, headers, body)
+
+    def content(self, body: bytes) -> Any:
+        return message_from_bytes(self.typed + body).get_payload() if body else None
+
+    def take(self, method: str, path: str, content: Any) -> tuple[int, Any]:
+        if method == "POST":
+            assert path == "/bulk/v1/leads.json"
+            parts = {one.get_param("name", header="content-disposition"): one for one in content}
+            asked = {name: one.get_payload() for name, one in parts.items()}
+            assert parts["file"].get_filename()
+            assert asked | {"file": ""} == {
+                "format": "csv",
+                "lookupField": "email",
+                "listId": "7",
+                "file": "",
+            }
+            file = parts["file"].get_payload(decode=True).decode()
+            head, *rows = csv.reader(StringIO(file, newline=""))
+            assert head == ["email", "name", "visits"]
+            bad = [row for row in rows if row[0] == "d@x.io"]
+            good = [row for row in rows if row not in bad]
+            self.users.update({key: dict(zip(head[1:], fields, strict=True)) for key, *fields in good})
+            told = [
+                ",".join(row)
+                for row in ([*head, "Import Failure Reason"], *([*b, "Invalid email"] for b in bad))
+            ]
+            self.jobs.append("\n".join(told))
+            return 200, {"success": True, "result": [{"batchId": len(self.jobs), "status": "Queued"}]}
+        number, end = path.removeprefix("/bulk/v1/leads/batch/").removesuffix(".json").partition("/")[::2]
+        refused = self.jobs[int(number) - 1]
+        if end == "failures":
+            return 200, refused.encode()
+        counted = {"status": "Complete", "numOfRowsFailed": refused.count("\n")}
+        return 200, {"success": True, "result": [{"batchId": int(number), **counted}]}

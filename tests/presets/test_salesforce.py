@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+from retl import destinations
 from retl.destinations.http.rules import Rules
 from retl.errors import Later
 from retl.net.waits import quota
@@ -47,6 +49,13 @@ class TestSalesforce(Proof):
             deletes = one["method"] == "DELETE" and "sobjects" in one["path"]
             if deletes or one["path"].endswith("/composite/sobjects"):
                 yield by_place(one, one["resp_body"], lambda item: item["success"])
+
+    def test_an_update_heeds_the_limits_of_the_account(self) -> None:
+        shape = replace(self.shape(), write="update_only")
+        rules = destinations.load(self.preset)(self.options(), shape).rules("update_only")  # type: ignore[attr-defined]
+        assert rules.budget is not None
+        assert {case.means for case in rules.cases} >= {"spent", "unavailable"}
+        assert rules.rows == "all_or_nothing"
 
     def test_the_budget_is_read_from_its_header(self) -> None:
         rules: Rules = self.options().http.outcome

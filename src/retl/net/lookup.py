@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from functools import cache, cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
@@ -19,14 +19,17 @@ Paths = Annotated[
 
 class Match(Definition):
     """True if the value at the dotted path `at` is one of `in`, with the same type, or a text that contains
-    one of `holds`."""
+    one of `holds`, or with `empty: true` a list, object or text that is there and has nothing in it."""
 
     at: str = ""
     values: tuple[StrictStr | StrictBool | StrictInt | StrictFloat | None, ...] = Field((), alias="in")
     holds: Paths = ()
+    empty: Literal[True] | None = None
 
     def fits(self, value: Any) -> bool:
         found = look(value, self.at)
+        if self.empty and found in ("", [], {}):
+            return True
         if isinstance(found, dict | list):
             return False
         if isinstance(found, str) and any(part in found for part in self.holds):
@@ -35,8 +38,8 @@ class Match(Definition):
 
     @model_validator(mode="after")
     def _complete(self) -> Match:
-        if not self.values and not self.holds:
-            raise ValueError("a match needs `in` or `holds`")
+        if not self.values and not self.holds and not self.empty:
+            raise ValueError("a match needs `in`, `holds` or `empty: true`")
         return self
 
     @cached_property

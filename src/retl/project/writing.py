@@ -20,7 +20,7 @@ _CLOSED = ConfigDict(extra="forbid")  # for the spellings, which exist only for 
 
 
 RunValue = Literal["$run_started_at", "$run_id", "$sync"]
-Transform = Literal["trim", "lower", "upper", "sha256_hex", "e164"]
+Transform = Literal["trim", "lower", "upper", "sha256_hex", "md5_hex", "e164"]
 
 
 class Home(Definition):

@@ -11,7 +11,9 @@ import json
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from csv import DictWriter
 from functools import partial
+from io import StringIO
 from itertools import permutations
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -176,7 +178,7 @@ class Vendor(FakeApi):
         job = self.options.upsert.job if mode == "upsert" and self.options.upsert else None
         if job is not None and job.id is not None:
             self._job = _answer(job.outcome, [str(n) for n in names], refused, {}, names)[1]
-            return rules.ok[0], _put({}, job.id.at, "job-1")
+            return rules.ok[0], _put(_accepting(rules), job.id.at, "job-1")
         refs = {n: self._refs[name] for n, name in enumerate(names) if name in self._refs}
         return _answer(rules, self._named(rules, names), refused, refs, names)
 
@@ -201,10 +203,14 @@ class Vendor(FakeApi):
         job = self.options.job
         if job is None or method != "GET":
             return None
-        if job.errors_path and path == self._prefix + job.errors_path.replace("$job", "job-1"):
-            return 200, _put({}, job.errors_at, self._job.get("errors", []))
+        file = f"{self._prefix}/errors.file"
+        errors = file if job.errors_url else self._prefix + (job.errors_path or "").replace("$job", "job-1")
+        if (job.errors_url or job.errors_path) and path == errors:
+            found = self._job.get("errors", [])
+            return 200, _csv(found) if job.errors_format == "csv" else _put({}, job.errors_at, found)
         if path == self._prefix + job.path.replace("$job", "job-1"):
-            return 200, _satisfying(self._job.get("job") or {}, job.done)
+            ended = _satisfying(self._job.get("job") or {}, job.done)
+            return 200, _put(ended, job.errors_url, file) if job.errors_url else ended
         return None
 
 
@@ -219,12 +225,10 @@ def _answer(
     rules: Rules, named: Sequence[str], bad: Sequence[int], refs: Mapping[int, str], names: Sequence[str]
 ) -> tuple[int, Any]:
     """The answer in which all rows but the `bad` ones were written."""
-    content: Any = {}
     case = next((one for one in rules.cases if one.means == "written" and one.when is not None), None)
     if case is not None and not rules.ok:
         return case.status[0], _satisfying({}, case.when)
-    for wanted in rules.ok_when:
-        content = _satisfying(content, wanted)
+    content = _accepting(rules)
     if case is not None and not bad:
         content = _satisfying(content, case.when)
     if rules.failed is not None:
@@ -251,6 +255,14 @@ def _answer(
     return (partial or rules.ok)[0] if bad and rows != "positional" else _status(rules, content), content
 
 
+def _accepting(rules: Rules) -> Any:
+    """What the answer to a request has that was not refused as a whole."""
+    content: Any = {}
+    for wanted in rules.ok_when:
+        content = _satisfying(content, wanted)
+    return content
+
+
 def _status(rules: Rules, content: Any) -> int:
     """A status of success that can have this content."""
     return next((one for one in rules.ok if one != 204 or not content), rules.ok[0])
@@ -271,9 +283,10 @@ def _item(rules: Rules, named: Sequence[str], n: int, refs: Mapping[int, str], *
 def _errors(rules: Rules, named: Sequence[str], bad: Sequence[int]) -> Any:
     """The list of bad rows; an object if their names are its members."""
     if rules.rows == "errors_by_index" and rules.index.at == "$name":
-        return {str(n): _explained({}, rules) for n in bad}
+        return {str(n + rules.first): _explained({}, rules) for n in bad}
     if rules.rows == "errors_by_index":
-        return [n if rules.index.at == "" else _put(_explained({}, rules), rules.index.at, n) for n in bad]
+        at, numbers = rules.index.at, [n + rules.first for n in bad]
+        return [n if at == "" else _put(_explained({}, rules), at, n) for n in numbers]
     at = rules.match[0].at[0]
     return [named[n] if at == "" else _put(_explained({}, rules), at, named[n]) for n in bad]
 
@@ -294,7 +307,18 @@ def _explained(item: Any, rules: Rules) -> Any:
 def _satisfying(content: Any, match: Match | None) -> Any:
     if match is None:
         return content
+    if match.empty:
+        return _put(content, match.at, [])
     return _put(content, match.at, match.values[0] if match.values else match.holds[0])
+
+
+def _csv(errors: Sequence[Mapping[str, Any]]) -> bytes:
+    """Errors as a table."""
+    file = StringIO(newline="")
+    table = DictWriter(file, list(errors[0]) if errors else [])
+    table.writeheader()
+    table.writerows(errors)
+    return file.getvalue().encode()
 
 
 def _put(content: Any, path: str, value: Any) -> Any:

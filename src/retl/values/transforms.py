@@ -7,6 +7,7 @@ _TRANSFORMS: dict[str, str] = {
     "lower": "lower({})",
     "upper": "upper({})",
     "sha256_hex": "sha256({})",
+    "md5_hex": "md5({})",
 }
 
 

@@ -26,7 +26,8 @@ operation. It is asked after until it is done; after a crash the next run asks, 
 steps a job is opened (`open`), gets the rows under its id `$job`, and is started (`start`): nothing is
 applied before that. If a run died in between, the rows are due again; if it died while it started the job,
 they are in doubt. After `patience` the run ends with exit 75, and the next one asks again. Beside `upsert`,
-`find` is for deletes.
+`find` is for deletes. The errors of a job may be a file, also as CSV: `errors_path` or `errors_url` says
+where, and `outcome` reads each line as an error that names its row by key or number.
 
 A value of a row never leaves its place. In a path or query it is percent-encoded. Between single quotes of a
 path it is a text of OData, `/Customers('{id}')`, and its quotes are doubled; in parentheses without quotes
@@ -39,7 +40,8 @@ an error; `$$` is a dollar sign. In GraphQL values go into `variables`.
 In a `row`, `{$json: $row}` is a part of the row as a JSON text, `$others` an object of the fields that the
 request names nowhere else, `{$only: [a, b]}` one of those of these fields that the sync has, and `{$each:
 $others, as: {field: $name, value: $value}}` a list with an item for each. With `encoding: ndjson` and `lines:
-true` each item of `row` is a line, such as an action and its document.
+true` each item of `row` is a line, such as an action and its document. With `encoding: multipart` the rows
+are a CSV file in a form, whose other parts are the members of `envelope`.
 
 `read` is how one object is read, and `version` where an answer tells its version. With `conflicts` other
 than warehouse_wins a row is created by `insert` or changed by `update`, and `$version` in a header or row of

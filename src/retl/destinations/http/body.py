@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 import msgspec
 from pydantic import Field, model_validator
 
-from retl.destinations.http import csvbody, escape, texts
+from retl.destinations.http import csvbody, escape, formdata, texts
 from retl.destinations.http.cells import Cast, Cells, Members, Row, exact
 from retl.destinations.http.jobs import JOB, PLACE, Job
 from retl.destinations.http.rules import Rules
@@ -36,6 +36,7 @@ _CONTENT = {
     "csv": "text/csv; charset=utf-8",
 }
 _LINES = ("ndjson", "csv")  # a row is a line
+_TABLES = ("csv", "multipart")  # a row is a line under a header
 _BARE = ("DELETE", "GET")  # without a body, if none is asked for
 _OF_THE_CLIENT = ("host", "content-length", "transfer-encoding", "connection")
 _PIECES = re.compile(r"[/?&=(),']")
@@ -58,7 +59,9 @@ class Endpoint(Definition):
     separated by commas; if the parameter's name ends in %5B%5D, which is [], each is a parameter of its own.
     `$body` moves the body into the query. `encoding: csv` sends a header line with the names of the row's
     members. With `encoding: ndjson` a row is a line; with `lines: true` its `row` is a list, and each item is
-    a line. `then` is the path of one more DELETE, after a delete of one row that succeeded.
+    a line. `encoding: multipart` sends a form with a file: the rows as CSV in the part that `wrap` names, and
+    a part before it for each member of `envelope`. `then` is the path of one more DELETE, after a delete of
+    one row that succeeded.
     """
 
     method: Literal["POST", "PUT", "PATCH", "DELETE"] = "POST"
@@ -67,7 +70,7 @@ class Endpoint(Definition):
     envelope: dict[str, Any] = Field(default={})
     row: Any = None
     cast: Cast = Cast()
-    encoding: Literal["json", "ndjson", "form", "csv"] = "json"
+    encoding: Literal["json", "ndjson", "form", "csv", "multipart"] = "json"
     lines: bool = False
     headers: dict[HeaderName, str] = Field(default={})
     then: str | None = None
@@ -151,14 +154,18 @@ class Endpoint(Definition):
             raise ValueError("an `envelope` needs `wrap`: the path of the rows in it")
         if self.then is not None and (self.method != "DELETE" or self.rows_at_most != 1 or self.job):
             raise ValueError("`then` follows a DELETE of one row, without `job`")
-        if self.encoding != "json" and self.wrap is not None:
-            raise ValueError(f"`wrap` needs `encoding: json`, not {self.encoding}")
+        if self.encoding not in ("json", "multipart") and self.wrap is not None:
+            raise ValueError(f"`wrap` needs `encoding: json` or multipart, not {self.encoding}")
         if self.lines and not (self.encoding == "ndjson" and isinstance(self.row, list) and self.row):
             raise ValueError("`lines` needs `encoding: ndjson` and a `row` that is a list of its lines")
-        if self.encoding == "csv" and not (
+        if self.encoding in _TABLES and not (
             isinstance(self.row, dict) or self.row in (None, "$row", "$fields")
         ):
-            raise ValueError("`encoding: csv` needs a `row` that is an object: its members are the columns")
+            raise ValueError(
+                f"`encoding: {self.encoding}` needs a `row` that is an object: its members are the columns"
+            )
+        if self.encoding == "multipart":
+            self._refuse_no_form()
         for name in self.headers:
             if name.lower() in _OF_THE_CLIENT:
                 raise ValueError(f"the header {name} is made by retl itself")
@@ -166,6 +173,15 @@ class Endpoint(Definition):
             raise ValueError("a header takes values of one row, such as $key or {$name}")
         _around(self.wrap, self.envelope)
         return self
+
+    def _refuse_no_form(self) -> None:
+        """ValueError if the parts cannot be those of a form."""
+        if not self.wrap or "." in self.wrap:
+            raise ValueError("`encoding: multipart` needs `wrap`: the name of the part with the rows")
+        if any(isinstance(value, dict | list) or value is None for value in self.envelope.values()):
+            raise ValueError("with `encoding: multipart` a member of `envelope` is a part: one value")
+        if "content-type" in {name.lower() for name in self.headers}:
+            raise ValueError("the header Content-Type has the boundary of the parts, which retl makes")
 
 
 class Template:
@@ -195,15 +211,18 @@ class Template:
         self._constants = set(_leaves([shape, endpoint.envelope]))
         self._has_forms = any(form in repr(shape) for form in ("$base64", "$json"))
         self._literals = set(_PIECES.split("/".join(split(prefix + endpoint.path)[::2])))
-        self._before, self._after = _around(endpoint.wrap, cells.constants(endpoint.envelope))
-        content = (("Content-Type", _CONTENT[endpoint.encoding]),) if self._row else ()
+        envelope = cells.constants(endpoint.envelope)
+        self._before, self._after = _around(endpoint.wrap, envelope)
+        in_parts = endpoint.encoding == "multipart"  # and the header has their boundary
+        self._parts = {name: text(value) for name, value in envelope.items()} if in_parts else {}
+        content = (("Content-Type", _CONTENT[endpoint.encoding]),) if self._row and not in_parts else ()
         given = {name.lower() for name in endpoint.headers}
         self._headers = content if "content-type" not in given else ()
 
     def refuses_member(self, name: str) -> bool:
         """Whether a body certainly has no place for one more member of this name in its objects."""
         shape = "$row" if self.endpoint.row is None else self.endpoint.row
-        if self._row is None or self._in_query or self.endpoint.encoding == "csv":
+        if self._row is None or self._in_query or self.endpoint.encoding in _TABLES:
             return True
         if self.endpoint.wrap:
             return name in self.endpoint.envelope or name == self.endpoint.wrap.partition(".")[0]
@@ -234,6 +253,8 @@ class Template:
             headers = self._headed(rows, members[0])
         except UnicodeEncodeError:
             raise _not_unicode() from None
+        if self.endpoint.encoding == "multipart":
+            headers = (*headers, ("Content-Type", formdata.content_type(body)))
         if self._in_query:
             body = b""
         return self._whole(target, body, headers)
@@ -287,6 +308,8 @@ class Template:
                 return [value for _, value in parse_qsl(request.body.decode())]
             if self.endpoint.encoding == "csv":
                 return csvbody.read(request.body)
+            if self.endpoint.encoding == "multipart":
+                return csvbody.read(formdata.read(request.body))
             if self.endpoint.encoding == "ndjson":
                 found = [_exactly.decode(line) for line in request.body.splitlines()]
                 width = len(self.endpoint.row) if self.endpoint.lines else 1
@@ -323,6 +346,10 @@ class Template:
         match self.endpoint.encoding:
             case "csv":
                 return csvbody.write([exact.encode(one) for one in made])
+            case "multipart":
+                assert self.endpoint.wrap is not None
+                file = csvbody.write([exact.encode(one) for one in made])
+                return formdata.write(self._parts, self.endpoint.wrap, file, _CONTENT["csv"])
             case "ndjson":
                 if self.endpoint.lines:
                     made = [line for lines in made for line in _items(exact.encode(lines))]

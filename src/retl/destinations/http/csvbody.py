@@ -1,4 +1,4 @@
-"""Writes and reads rows as a CSV body with one header line (RFC 4180).
+"""Writes and reads tables as CSV bodies with one header line (RFC 4180).
 
 A text is always quoted and NULL is nothing between two commas, so they differ. Numbers and booleans are
 not quoted and keep their digits; lists and objects are quoted JSON. All rows of a body have the same
@@ -7,13 +7,18 @@ columns, because CSV has no form for a missing member.
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from retl.destinations.http import escape
-from retl.errors import Poisoned
+from retl.errors import Ambiguous, Poisoned
+from retl.net.messages import Reply
+
+csv.field_size_limit(16 * 1024 * 1024)
 
 _END = b"\r\n"
 _CELL = re.compile(r'(?:"((?:[^"]|"")*)"|([^,"\r\n]*))(,|\r\n)')
@@ -34,6 +39,22 @@ def write(rows: Sequence[bytes]) -> bytes:
 def read(body: bytes) -> list[list[str]]:
     """The cells of each row of a body that `write` made, without the header."""
     return list(_rows(body.decode()))[1:]
+
+
+def table(reply: Reply) -> list[dict[str, str]]:
+    """The lines of a file that a target made, by their columns. Ambiguous if it is cut off or not a table: it
+    can be fetched again."""
+    try:
+        if not reply.whole:
+            raise ValueError("it is cut off, or too long to read")
+        lines = csv.reader(io.StringIO(reply.body.decode("utf-8-sig"), newline=""), strict=True)
+        columns = next(lines, [])
+        rows = [line for line in lines if line]
+        if len(set(columns)) != len(columns) or any(len(row) != len(columns) for row in rows):
+            raise ValueError("its lines are not as long as its header")
+    except (ValueError, csv.Error) as error:
+        raise Ambiguous("JOB_RESULTS", f"a result file cannot be read: {type(error).__name__}") from None
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def _rows(text: str) -> Iterator[list[str]]:

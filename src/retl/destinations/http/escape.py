@@ -117,6 +117,11 @@ def cell(value: str) -> str:
     return '"' + value.replace('"', '""') + '"'
 
 
+def disposition(name: str) -> str:
+    """A name between the quotes of a part's header in multipart/form-data."""
+    return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+
+
 def member(name: str) -> str:
     """A name inside the name of a form's field: a[name]. Brackets have no escape there."""
     if "[" in name or "]" in name:

@@ -17,7 +17,7 @@ import msgspec
 from pydantic import BeforeValidator, field_validator, model_validator
 
 from retl.destinations.batch import UNKNOWN, WRITTEN, Answer, Kind, Outcome, Pending, RowResult
-from retl.destinations.http import texts
+from retl.destinations.http import csvbody, texts
 from retl.destinations.http.cells import exact
 from retl.destinations.http.outcome import Sent, interpret, unsure
 from retl.destinations.http.rules import Case, Rules
@@ -63,7 +63,10 @@ class Job(Definition):
     """An answer to rows that names a job instead of results, at `id`. The job is polled at `path` (with
     `$job`) until the answer matches `done`, or `failed`, which makes its rows unknown. `patience`: after it
     the run ends, and the next one asks again. The errors of a finished job are the lists at `errors_at` in
-    `errors_path` and in the following pages, linked by `next`. `outcome` reads {"job": the last answer,
+    `errors_path` and in the following pages, linked by `next`; or in the file whose address the last answer
+    has at `errors_url` (it is fetched from the connection's server, whatever its host). With `errors_format:
+    csv` the file is a table with a header line, and an error is an object of the texts of a line by their
+    columns; it is not fetched if `outcome.failed` counts none. `outcome` reads {"job": the last answer,
     "errors": all of them}.
 
     In steps: `open` makes an empty job, whose id is `$job` in the path of the rows; `start` lets the job
@@ -78,6 +81,8 @@ class Job(Definition):
     done: Match
     failed: Match | None = None
     errors_path: str | None = None
+    errors_url: str | None = None
+    errors_format: Literal["json", "csv"] = "json"
     errors_at: str = ""
     next: str | None = None
     outcome: Rules
@@ -90,7 +95,17 @@ class Job(Definition):
             raise ValueError("`open` needs `id`: where its answer has the id of the job, and no $job itself")
         if self.open is None and self.id is None:
             raise ValueError("a job needs `id`: where the answer to the rows has its id")
+        if self.errors_path is not None and self.errors_url is not None:
+            raise ValueError("the errors of a job are at `errors_path`, or at `errors_url`")
+        if (given := self.errors_path or self.errors_url) is None and self._of_errors:
+            raise ValueError(f"`{self._of_errors[0]}` needs `errors_path` or `errors_url`")
+        if given and self.errors_format == "csv" and (self.errors_at or self.next):
+            raise ValueError("`errors_format: csv` takes no `errors_at` and no `next`: a file is one table")
         return self
+
+    @property
+    def _of_errors(self) -> list[str]:
+        return sorted({"errors_format", "errors_at", "next"} & self.model_fields_set)
 
 
 def filled(part: Any, job: str) -> Any:
@@ -204,20 +219,32 @@ class Jobs:
         if not job.done.fits(reply.content):
             self._keep_patience(handle)
             return Pending(handle, job.every)
-        whole = msgspec.json.encode({"job": reply.content, "errors": list(self._errors(id, sent))})
+        errors = list(self._errors(id, reply.content, sent))
+        whole = msgspec.json.encode({"job": reply.content, "errors": errors})
         return interpret(Reply(200, reply.headers, whole), job.outcome, sent)
 
-    def _errors(self, id: str, sent: Sent) -> Iterator[Any]:
-        path = self.job.errors_path
+    def _errors(self, id: str, ended: Any, sent: Sent) -> Iterator[Any]:
+        """The errors of a job whose last answer is this. Ambiguous if a file of them cannot be read."""
+        job, path = self.job, self.job.errors_path
         target = path and self._prefix + path.replace(JOB, quote(id, safe=""))
+        target = _local(look(ended, job.errors_url)) if job.errors_url else target
+        table = job.errors_format == "csv"
+        rules = self._limits.model_copy(update={"rows": "none"}) if table else self._limits
+        if table and job.outcome.failed and job.outcome.failed.of({"job": ended}) == 0:
+            return
         for _ in range(_PAGES):
             if not target:
                 return
             page = self._send(Request("GET", target, (), b""))
-            interpret(page, self._limits, sent)
-            found = look(page.content, self.job.errors_at)
+            interpret(page, rules, sent)
+            if table:
+                yield from _table(page)
+                return
+            found = look(page.content, job.errors_at)
+            if job.errors_url and not isinstance(found, list):  # an error that names no row
+                found = [{"errors": "no list"}]
             yield from found if isinstance(found, list) else []
-            target = _local(look(page.content, self.job.next)) if self.job.next else None
+            target = _local(look(page.content, job.next)) if job.next else None
 
     def _keep_patience(self, handle: str) -> None:
         """Later JOB_RUNS if the job has been asked after for too long."""
@@ -229,6 +256,13 @@ class Jobs:
                 f"the target still works on a job after {self.job.patience:g} seconds",
                 hint="run again later: the job is asked after, and nothing of it is sent again",
             )
+
+
+def _table(page: Reply) -> list[dict[str, str]]:
+    """The lines of a file of errors. Ambiguous if it is no table: an answer in JSON is no file."""
+    if isinstance(page.content, dict | list):
+        raise Ambiguous("JOB_RESULTS", "the errors of a job are no table")
+    return csvbody.table(page)
 
 
 def _local(url: Any) -> str | None:

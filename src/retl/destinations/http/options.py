@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from retl.destinations.batch import Mode, WriteMode
 from retl.destinations.http import texts
 from retl.destinations.http.body import Endpoint
+from retl.destinations.http.cells import Cast
 from retl.destinations.http.finding import Find
 from retl.destinations.http.folds import KeyFolds
 from retl.destinations.http.jobs import Job
@@ -71,6 +72,7 @@ class HttpOptions(Definition):
     find: Find | None = None  # before a row is created, changed or deleted, if its external id is not known
     outcome: Rules = Rules()
     job: Job | None = None  # of every operation that has none of its own
+    cast: Cast | None = None  # the same
     idempotency: Idempotency | None = None
     check: Probe | None = None
     folds: KeyFolds = KeyFolds()
@@ -83,11 +85,14 @@ class HttpOptions(Definition):
     @model_validator(mode="before")
     @classmethod
     def _shares(cls, given: Any) -> Any:
-        """Gives the shared job to every operation that has none."""
-        if not isinstance(given, dict) or not (job := given.get("job")):
+        """Gives the shared job and cast to every operation that has none."""
+        if not isinstance(given, dict):
             return given
-        lacking = {name: one for name in OPERATION_NAMES.values() if isinstance(one := given.get(name), dict)}
-        return {**given, **{name: {"job": job, **one} for name, one in lacking.items()}}
+        shared = {name: given[name] for name in ("job", "cast") if given.get(name)}
+        having = {name: one for name in OPERATION_NAMES.values() if isinstance(one := given.get(name), dict)}
+        if "cast" in shared and all("cast" in one for one in having.values()):
+            raise ValueError("`cast` has no effect: every operation has its own")
+        return {**given, **{name: {**shared, **one} for name, one in having.items()}}
 
     @model_validator(mode="after")
     def _fits(self) -> HttpOptions:

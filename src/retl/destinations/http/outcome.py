@@ -253,8 +253,8 @@ def _named(items: Any, rules: Rules, sent: Sent) -> Iterator[tuple[Sequence[int]
             if isinstance(index, str):
                 numbers = [part for part in re.split(r"[/.\[\]]", index) if part.isdecimal()]
                 index = int(numbers[0]) if len(numbers) == 1 else None
-            ours = type(index) is int and 0 <= index < sent.rows
-            yield ([index] if ours else []), item
+            row = index - rules.first if type(index) is int else -1
+            yield ([row] if 0 <= row < sent.rows else []), item
         return
     rows: list[dict[str, list[int]]] = [{} for _ in rules.match]
     for known, identity in zip(rows, rules.match, strict=True):

@@ -111,7 +111,8 @@ class Rules(Definition):
     `positional` = one item per row, in their order · `listed` = one item per row, named by `match` ·
     `errors_by_index`, `errors_by_value` = one item per bad row, named by the number at `index` (also the
     only number in a pointer such as /data/3/email, or what a `pattern` finds in it; "" = the item is the
-    number, `$name` = it is the item's name in an object) or by `match` · `counts_only` = no row is named.
+    number, `$name` = it is the item's name in an object; `first` is the number of the first row there) or by
+    `match` · `counts_only` = no row is named.
     `at`: the path or paths of these items. `failed`: of the number of bad rows, named or not: the rows of
     which some are bad are sent again in halves, if twice is once. `retry_at`:
     of the rows that were not processed. `ref`: of the external id in an item, or in the answer for one row
@@ -138,6 +139,7 @@ class Rules(Definition):
     retry_at: str | None = None  # listed only
     inside: str | None = None
     index: Annotated[Found, BeforeValidator(_located)] = Found(at="index")
+    first: int = 0
     match: Annotated[
         tuple[Identity, ...],
         Field(min_length=1),
@@ -172,6 +174,8 @@ class Rules(Definition):
             raise ValueError("`rows: positional` needs `row_ok`: how an item of a written row looks")
         if (self.errors_at or self.retry_at) is not None and self.rows != "listed":
             raise ValueError("`errors_at` and `retry_at` need `rows: listed`")
+        if self.first and self.rows != "errors_by_index":
+            raise ValueError("`first` needs `rows: errors_by_index`: the number of the first row there")
         if self.rows == "counts_only" and self.failed is None:
             raise ValueError("`rows: counts_only` needs `failed`: the path of the number of bad rows")
         return self

@@ -6,8 +6,9 @@ is filled in from the keys of the connection and the parameters of the sync when
 (`filling`). An object with `only_if: {name: [values]}` is kept only if that parameter has one of the values;
 `given` or `missing` may replace the list. An operation, and `auth`, may be a list of ways: the first one
 with a true `only_if` is used. `like: upsert` takes what an operation does not say itself from another one.
-`place` names the object that is written, the same for every way to write it;
-without it two syncs write the same object if they share path and credential.
+`root` is what the paths of all operations begin with, and `cast` belongs to those that have none of their
+own. `place` names the object that is written, the same for every way to write it; without it two syncs write
+the same object if they share path and credential.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Preset(Definition):
     connection: dict[str, Parameter] = Field(default={})
     parameters: dict[str, Parameter] = Field(default={})
     base_url: str | None = None
+    root: Annotated[str, Field(pattern=r"^/.*[^/]$")] | None = None  # what all paths begin with
     place: str | None = None  # names the object, for all accounts of the server
     auth: Ways = ({"type": "none"},)
     headers: dict[str, Any] = Field(default={})
@@ -90,6 +92,7 @@ class Preset(Definition):
     version: Ways = ()
     outcome: dict[str, Any] = Field(default={})
     job: dict[str, Any] | None = None
+    cast: dict[str, Any] | None = None
     idempotency: dict[str, Any] | None = None
     check: dict[str, Any] | None = None
     folds: Ways = ()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from retl.destinations.http.body import Endpoint
+from retl.destinations.http.cells import Cast
 from retl.destinations.http.finding import Find
 from retl.destinations.http.folds import KeyFolds
 from retl.destinations.http.jobs import Job
@@ -36,10 +37,12 @@ PARTS: dict[str, type[Definition]] = {
     "version": Version,
     "outcome": Rules,
     "job": Job,
+    "cast": Cast,
     "idempotency": Idempotency,
     "check": Probe,
     "folds": KeyFolds,
 }
+_PATHS = ("path", "then", "errors_path")
 _PROSE = ("summary", "docs", "source", "example", "connection", "parameters")
 
 
@@ -51,12 +54,28 @@ class _Login(Definition):
 
 def whole(tree: Tree) -> Tree:
     """The preset with what its operations, and their outcomes, take from another one: `like: upsert`, or
-    `like: delete.0`, the first of several ways. What they say themselves wins. Each value keeps its place.
-    DefinitionError if there is no such part."""
+    `like: delete.0`, the first of several ways. What they say themselves wins. Then `root` stands before
+    their paths. Each value keeps its place. DefinitionError if there is no such part."""
     for name in PARTS:
         for loc, way in _ways(tree, name):
             tree = _inherited(tree, loc, way)
             tree = _inherited(tree, (*loc, "outcome"), way.get("outcome") if isinstance(way, dict) else None)
+    root = tree.value.get("root") if isinstance(tree.value, dict) else None
+    return _rooted(tree, root) if isinstance(root, str) else tree
+
+
+def _rooted(tree: Tree, root: str) -> Tree:
+    """The preset with `root` before the paths of its parts, and of the steps of its jobs."""
+
+    def below(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        inner = {name: below(part[name]) for name in ("job", "open", "start") if name in part}
+        return part | inner | {name: root + part[name] for name in _PATHS if isinstance(part.get(name), str)}
+
+    for name in PARTS:
+        for loc, way in _ways(tree, name):
+            tree = replace(tree, value=_with(tree.value, loc, below(way)))
     return tree
 
 

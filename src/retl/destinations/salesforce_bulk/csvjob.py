@@ -7,8 +7,6 @@ results are read. No job gets a file twice. The adapter provides the names of st
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,11 +16,10 @@ from urllib.parse import quote
 import msgspec
 
 from retl.destinations.batch import UNKNOWN, Kind, Outcome, Pending, RowResult
+from retl.destinations.http import csvbody
 from retl.errors import Ambiguous, Poisoned
 from retl.net.lookup import look, text
 from retl.net.messages import Reply, Request
-
-csv.field_size_limit(16 * 1024 * 1024)
 
 _SPECIAL = re.compile(r'[",\r\n]')
 
@@ -46,19 +43,7 @@ def _quoted(cell: str) -> str:
 def read(reply: Reply) -> list[dict[str, str]]:
     """The rows of a result file, by their columns; no rows if there is no file. Ambiguous if it is cut off
     or not a table: it can be fetched again."""
-    if reply.status != 200:
-        return []
-    try:
-        if not reply.whole:
-            raise ValueError("it is cut off, or too long to read")
-        lines = csv.reader(io.StringIO(reply.body.decode("utf-8-sig"), newline=""), strict=True)
-        columns = next(lines, [])
-        rows = [line for line in lines if line]
-        if len(set(columns)) != len(columns) or any(len(row) != len(columns) for row in rows):
-            raise ValueError("its lines are not as long as its header")
-    except (ValueError, csv.Error) as error:
-        raise Ambiguous("JOB_RESULTS", f"a result file cannot be read: {type(error).__name__}") from None
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+    return csvbody.table(reply) if reply.status == 200 else []
 
 
 def match(
