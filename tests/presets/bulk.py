@@ -148,3 +148,43 @@ class MarketoImports(TokenServer):
             return 200, refused.encode()
         counted = {"status": "Complete", "numOfRowsFailed": refused.count("\n")}
         return 200, {"success": True, "result": [{"batchId": int(number), **counted}]}
+
+
+MAILJET_LOGIN = b64encode(f"key:{TOKEN}".encode()).decode()
+
+
+class Mailjet(FakeApi):
+    """One contact a request, or a job that is done at once; its file of errors names nobody."""
+
+    bad = 0  # contacts that the last job refused
+
+    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        if headers.get("authorization") != f"Basic {MAILJET_LOGIN}":
+            return 401, {"ErrorInfo": "", "ErrorMessage": "API key authentication failed", "StatusCode": 401}
+        jobs = "/v3/REST/contactslist/5/managemanycontacts"
+        if (method, path) == ("POST", jobs):
+            asked = json.loads(body)
+            good = [one for one in asked["Contacts"] if one["Email"] not in self.refuse]
+            for one in good:
+                self.merge(one["Email"], one["Properties"])
+            self.bad = len(asked["Contacts"]) - len(good)
+            return 201, {"Count": 1, "Data": [{"JobID": 9}], "Total": 1}
+        if path == f"{jobs}/9":
+            file = "https://api.mailjet.com/v3/DATA/batchjob/9/JSONError/application:json/LAST"
+            return 200, {
+                "Data": [{"Status": "Completed", "Error": "", "ErrorFile": file if self.bad else ""}]
+            }
+        if path.startswith("/v3/DATA/batchjob/9/JSONError/"):
+            return 200, [{"unsaid": "in the documentation"}] * self.bad
+        if (method, path) != ("POST", "/v3/REST/contactslist/5/managecontact"):
+            return 404, {"ErrorMessage": "unknown resource", "StatusCode": 404}
+        asked = json.loads(body)
+        key = asked["Email"]
+        if key in self.refuse:
+            return 400, {"ErrorInfo": "MJ08", "ErrorMessage": "invalid value", "StatusCode": 400}
+        if asked["Action"] == "remove":
+            self.objects.pop(key, None)
+        else:
+            assert asked["Action"] == "addnoforce"
+            self.merge(key, asked["Properties"])
+        return 201, {"Count": 1, "Data": [{"ContactID": 1, "Email": key}], "Total": 1}
