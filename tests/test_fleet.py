@@ -32,15 +32,17 @@ def test_every_destination_passes_the_suite(name: str) -> None:
 @pytest.mark.parametrize("name", destinations.preset_names())
 def test_every_preset_passes_its_proof(name: str) -> None:
     module = import_module(f"tests.presets.test_{name}")
-    (proof,) = (
+    proofs = [
         thing
         for thing in vars(module).values()
         if isinstance(thing, type) and issubclass(thing, Proof) and thing is not Proof
-    )
-    assert proof.__name__.startswith("Test")
-    assert proof.preset == name
-    assert not [test for test in vars(proof) if test.startswith("test_") and hasattr(Proof, test)]
-    assert [getattr(proof, "pytestmark", None), getattr(module, "pytestmark", None)] == [None, None]
+    ]
+    assert proofs
+    for proof in proofs:
+        assert proof.__name__.startswith("Test")
+        assert proof.preset == name
+        assert not [test for test in vars(proof) if test.startswith("test_") and hasattr(Proof, test)]
+        assert [getattr(proof, "pytestmark", None), getattr(module, "pytestmark", None)] == [None, None]
 
 
 @pytest.mark.parametrize("name", destinations.preset_names())
