@@ -11,13 +11,15 @@ import json
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
 
+import deltalake
 import duckdb
 import psycopg
+from deltalake.exceptions import TableNotFoundError
 
 import retl
 from retl.observe.summary import Summary
@@ -434,11 +436,18 @@ class Versions(delta.History):
     def _restore(self) -> None:
         kept = range(max(self.readable, 1), len(self.versions))
         former = [at for at in kept[:-1] if self.operations[at] != "retype" and self.versions[at]]
-        if former:
-            number = self.random.choice(former)
+        if (number := self.chosen(former)) is not None:
             self.table.restore(number)
             self.rows = dict(self.versions[number])
             self.columns = len(next(iter(self.rows.values()))) + 1
+
+    def chosen(self, versions: Sequence[int]) -> int | None:
+        """One of these that the log still tells of: the writer removes what is older than a checkpoint."""
+        for number in self.random.sample(versions, len(versions)):
+            with suppress(TableNotFoundError):
+                deltalake.DeltaTable(str(self.folder), number)
+                return number
+        return None
 
 
 class DeltaTable(History):
@@ -485,7 +494,7 @@ class DeltaTable(History):
         newest = len(self.history.versions)
         versions = range(max(self.history.readable, newest - 60), newest)
         chosen = [at for at in versions if self.history.versions[at].keys() != {-1}]
-        self.at = self.random.choice(chosen)
+        self.at = self.history.chosen(chosen)
 
     def step(self) -> str:
         name = super().step()
