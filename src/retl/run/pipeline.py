@@ -79,13 +79,14 @@ def sync(
             running.plan = plan(job, run, workspace, clock, hold, running.recover, lock=lock)
             verify(running.plan)
             if running.plan.refusals:
-                return then.follow(job, lock, running.refuse())
-            running.record()
-            with clock.phase("prepare"):
-                running.prepare()
-            with clock.phase("deliver"):
-                running.deliver()
-            summary = running.commit()
+                summary = running.refuse()
+            else:
+                running.record()
+                with clock.phase("prepare"):
+                    running.prepare()
+                with clock.phase("deliver"):
+                    running.deliver()
+                summary = running.commit()
         except Exception as problem:  # noqa: BLE001 - `unexpected` raises it, or describes it
             summary = running.fail(problem if isinstance(problem, RetlError) else unexpected(problem))
         return then.follow(job, lock, summary)

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from retl.destinations.batch import LINE_KEYS, Batch, Digest, FieldsText, Line, Seen, Shape, Size
+from retl.destinations.batch import Batch, Digest, FieldsText, Line, Seen, Shape
 from retl.destinations.redis import script, stamp
 from retl.destinations.redis.keys import Template
+from retl.destinations.redis.plain import argument, sql_makes
 from retl.destinations.redis.resp import Command, Packed, pack
-from retl.destinations.redis.values import Stored, String
+from retl.destinations.redis.values import Stored
 
 _APART = "\x1f"  # between the parts of a line: JSON escapes it, and so do keys
-_DOCUMENT = (FieldsText(),)
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,10 @@ class Assumed:
     @classmethod
     def of(cls, value: Stored, shape: Shape, template: Template) -> Assumed | None:
         """None if Python must make the commands."""
-        is_object = isinstance(value, String) and value.only is None
-        if not is_object or shape.images or any(field.type.name not in LINE_KEYS for field in shape.key):
+        if shape.images or not sql_makes(value, shape):
             return None
-        key, seen = template.pieces, Seen(value.size)
-        return cls(
-            (
-                *("$", Size(key), "\r\n", *key, "\r\n", _APART),
-                *("$", Size((seen,)), "\r\n", seen, "\r\n$1\r\n1\r\n$1\r\n0\r\n"),
-                *("$", Size(_DOCUMENT), "\r\n", *_DOCUMENT, "\r\n", _APART, Digest(_DOCUMENT)),
-            )
-        )
+        sent = (*argument(Seen(value.size)), *argument("1"), *argument("0"), *argument(FieldsText()))
+        return cls((*argument(*template.pieces), _APART, *sent, _APART, Digest((FieldsText(),))))
 
     def command(
         self, batch: Batch, to: stamp.Stamp, entry: str, ttl: int | None

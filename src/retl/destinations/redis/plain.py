@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from retl.destinations.batch import LINE_KEYS, Batch, FieldsText, Line, RowResult, Shape, Size
+from retl.destinations.batch import LINE_KEYS, Batch, FieldsText, Line, Piece, RowResult, Shape, Size
 from retl.destinations.redis.keys import Template
 from retl.destinations.redis.members import Members
 from retl.destinations.redis.resp import CHUNK, CHUNK_BYTES, Argument, Command, Packed, pack
@@ -80,14 +80,23 @@ class Plain:
 def _line(value: Stored | Members, shape: Shape, template: Template, ttl: int | None) -> Line | None:
     """The packed command of a row with a JSON object as its value, made in SQL; None if Python must make
     it."""
-    is_object = isinstance(value, String) and value.only is None
-    if not is_object or any(field.type.name not in LINE_KEYS for field in shape.key):
+    if not sql_makes(value, shape):
         return None
-    key = template.pieces
     expiry = pack(("EX", ttl)).decode().partition("\r\n")[2] if ttl is not None else ""
     return (
         f"*{5 if expiry else 3}\r\n$3\r\nSET\r\n",
-        *("$", Size(key), "\r\n", *key, "\r\n"),
-        *("$", Size((FieldsText(),)), "\r\n", FieldsText(), "\r\n"),
+        *argument(*template.pieces),
+        *argument(FieldsText()),
         expiry,
     )
+
+
+def sql_makes(value: Stored | Members, shape: Shape) -> bool:
+    """Whether SQL can make commands of rows: of a JSON object under a key of plain types."""
+    is_object = isinstance(value, String) and value.only is None
+    return is_object and all(field.type.name in LINE_KEYS for field in shape.key)
+
+
+def argument(*pieces: Piece) -> Line:
+    """These pieces as one argument of a packed command."""
+    return ("$", Size(pieces), "\r\n", *pieces, "\r\n")
