@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from retl.engine.mapping import Run
 from retl.engine.scratch import private_directory
@@ -28,8 +29,10 @@ from retl.run.plan import Plan
 from retl.run.planner import Diffed, Due, Judged
 from retl.run.prediction import predict
 from retl.run.run import Execution, new_run
-from retl.run.shards import Shards, shared
 from retl.run.target import Asked
+
+if TYPE_CHECKING:
+    from retl.run.shards import Shards
 
 UNASKED = (
     "offline: the target was not asked. A run may find rows lost or edited there, or answers to batches in"
@@ -137,7 +140,7 @@ def plan(
         opened = open_mart(job, run, workspace)
         if lock is not None:
             dbt_results.remember(job, opened.description)
-    crew = hold.enter_context(shared(job, run, workspace, lock)) if job.shards > 1 else None
+    crew = hold.enter_context(_crew(job, run, workspace, lock))
     with Reading(job, run, opened, workspace, clock, crew.reader if crew else None).under_way() as reading:
         mapped = reading.mapped
         visited, found, asked = None, recovery.NOTHING, Asked()
@@ -164,6 +167,17 @@ def plan(
         if lock is not None:
             contract_diff.remember(job.ledger, job.sync, opened.description.columns)
         return replace(planned, notes=said, shards=crew)
+
+
+def _crew(
+    job: Job, run: Run, workspace: Workspace, lock: Lock | None
+) -> AbstractContextManager[Shards | None]:
+    """The processes that share the keys, if there are several. Only then is their code imported."""
+    if job.shards == 1:
+        return nullcontext()
+    from retl.run.shards import shared
+
+    return shared(job, run, workspace, lock)
 
 
 def _compare(

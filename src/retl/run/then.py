@@ -24,6 +24,7 @@ from retl.run.job import Follower, Job
 
 _WELL = ("SUCCESS", "SUCCESS_WITH_REJECTS")
 _BADLY = ("FAILED", "REFUSED")
+_FOLLOWED = ("sync", "apply")  # purposes of runs
 
 
 def due(
@@ -66,7 +67,7 @@ def planned(job: Job, summary: Summary) -> list[str]:
 def follow(job: Job, lock: Lock, summary: Summary) -> Summary:
     """Send what is open, and add to the summary what became of it. The run has ended; only a request that is
     `required` and was not accepted makes the exit code 1."""
-    if job.options.purpose not in ("sync", "apply"):
+    if job.options.purpose not in _FOLLOWED:
         return summary
     try:
         rows = job.ledger.open_requests(job.sync.name)
@@ -234,7 +235,7 @@ class _Attempt:
 
 
 def _wanted(job: Job, status: str, numbers: Counts, epoch: int) -> list[Follower]:
-    if job.options.purpose not in ("sync", "apply"):
+    if job.options.purpose not in _FOLLOWED:
         return []
     ends = {"success" if status in _WELL else "failed" if status in _BADLY else "stopped"}
     if status in _WELL and any(one.when == "changed" for one in job.followers):
