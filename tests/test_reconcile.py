@@ -89,6 +89,70 @@ def test_every_key_has_one_verdict_and_the_fields_that_differ_are_named(
     assert all(word in said.out for word in ("edited", "email, spend", "somebody removed it"))
 
 
+NASTY = """CREATE OR REPLACE TABLE users AS SELECT i AS user_id, t AS email, s AS score, seen_at, flag, doc FROM (VALUES
+    (1, '', 0.1::DOUBLE, TIMESTAMP '2026-01-02 03:04:05', true, '{"a": 1}'),
+    (2, NULL, 1e20, TIMESTAMP '1999-12-31 23:59:59.120000', NULL, '[1,  2]'),
+    (3, 'say "so", or ' || chr(10) || chr(13) || 'not', -0.0, NULL, false, NULL),
+    (4, '\\.', NULL, TIMESTAMP '0001-01-01', true, '"x"'),
+    (5, 'NULL', 1e-320, TIMESTAMP '9999-12-31', true, '{}'),
+    (6, 'Zürich 🌍', -1.5, TIMESTAMP '2026-01-02', false, 'null')) v(i, t, s, seen_at, flag, doc)"""
+
+
+def test_texts_that_look_alike_are_told_apart_and_texts_of_one_value_are_not(
+    workshop: Workshop, postgres: Database
+) -> None:
+    """The table is read at once, as text: an empty text is not NULL, and one value has several texts."""
+    workshop.warehouse(NASTY)
+    workshop.sync("users", destination=TABLE)
+    assert run(workshop)["inserted"] == 6
+    assert verdicts(reconciled(workshop)) == {"same": 6}
+    execute(
+        postgres,
+        "UPDATE crm.users SET email = NULL WHERE user_id = 1; UPDATE crm.users SET email = '' WHERE user_id = 2;"
+        "UPDATE crm.users SET email = replace(email, chr(13), '') WHERE user_id = 3;"
+        "UPDATE crm.users SET email = '\\\\.' WHERE user_id = 4",
+    )
+    found = reconciled(workshop)
+    assert verdicts(found) == {"same": 2, "edited": 4}
+    assert found["fields"] == {"email": 4}
+
+
+def test_a_table_that_keeps_other_texts_is_compared_by_value(workshop: Workshop, postgres: Database) -> None:
+    """Places that the mart lacks, a padded text, a key in another case, and a row longer than a reader
+    takes: these are looked up row by row."""
+    execute(
+        postgres,
+        "CREATE SCHEMA crm; CREATE EXTENSION IF NOT EXISTS citext; CREATE TABLE crm.users"
+        " (user_id citext PRIMARY KEY, email char(40), spend numeric(20, 6))",
+    )
+    workshop.warehouse("ALTER TABLE users ALTER user_id TYPE VARCHAR USING 'u' || user_id")
+    workshop.sync("users", destination=TABLE)
+    run(workshop)
+    execute(postgres, "UPDATE crm.users SET user_id = 'U7' WHERE user_id = 'u7'")
+    assert verdicts(reconciled(workshop)) == {"same": ROWS}
+    execute(postgres, "UPDATE crm.users SET spend = spend + 0.000001 WHERE user_id = 'u8'")
+    assert verdicts(reconciled(workshop)) == {"same": ROWS - 1, "edited": 1}
+
+
+def test_a_value_that_is_too_long_for_a_dump_is_looked_up(workshop: Workshop, postgres: Database) -> None:
+    workshop.warehouse("UPDATE users SET email = repeat('long', 5_000_000) WHERE user_id = 1")
+    workshop.sync("users", destination=TABLE, deletes="delete")
+    run(workshop)
+    execute(postgres, "DELETE FROM crm.users WHERE user_id = 2; INSERT INTO crm.users VALUES (900, 'new', 1)")
+    assert verdicts(reconciled(workshop)) == {"same": ROWS - 1, "missing": 1, "extra": 1}
+
+
+def test_a_key_that_the_table_has_twice_is_a_duplicate(workshop: Workshop, postgres: Database) -> None:
+    execute(
+        postgres,
+        "CREATE SCHEMA crm; CREATE TABLE crm.users (user_id bigint, email text, spend numeric(12, 2))",
+    )
+    workshop.sync("users", destination="{type: postgres, table: crm.users}", write="append", first_run="send")
+    run(workshop)
+    execute(postgres, "INSERT INTO crm.users VALUES (3, 'other', 1), (4, 'u4@example.com', 4.00)")
+    assert verdicts(reconciled(workshop)) == {"same": ROWS - 1, "kept": 1, "duplicate": 2}
+
+
 def test_a_repair_sends_what_drifted_and_nothing_else(workshop: Workshop, postgres: Database) -> None:
     workshop.sync("users", **MIRROR)
     run(workshop)

@@ -6,12 +6,12 @@ look-ups and the state of a job. Without such a client, a batch is one request. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from retl.destinations.api import Destination
-from retl.destinations.batch import Answer, Batch, Folds, Peeked, Trace, Visit, WriteMode
+from retl.destinations.batch import Answer, Batch, Field, Folds, Peeked, Trace, Visit, WriteMode
 from retl.net.auth import Permit
 from retl.net.gate import Gate
 from retl.net.waits import Quota
@@ -89,6 +89,9 @@ class Paced(Destination[Any]):
 
     def scan(self) -> Iterator[tuple[str, ...]]:
         return self._inner.scan()
+
+    def dump(self, fields: Sequence[Field]) -> Iterator[bytes] | None:
+        return self._inner.dump(fields)
 
     def ask(self, sql: str) -> Any:
         return self._inner.ask(sql)

@@ -185,6 +185,12 @@ class Destination(ABC, Generic[OptionsT]):
         twice. Only for a target that has `differing`."""
         raise NotImplementedError
 
+    def dump(self, fields: Sequence[Field]) -> Iterator[bytes] | None:
+        """`scan` with values: chunks of a CSV of the key values and these fields as text, without a header;
+        NULL is empty and not quoted. A row that a write of the same texts (`Batch.csv`) would leave as it is
+        has these texts. None if that cannot be said here: then `scan` and `differing` are asked."""
+        return None
+
     def ask(self, sql: str) -> Any:
         """The one value that a SELECT at the target returns, in a transaction that cannot write. Only for
         databases, as `relation` and `age_sql`. Raises a TargetError."""

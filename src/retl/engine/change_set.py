@@ -237,9 +237,13 @@ class ChangeSet:
         """Some rows as a change set of its own, numbered from 0 in the same order. Valid until the next
         call."""
         self.workspace.load("picked", {"picked_at": "BIGINT"}, ((position,) for position in positions))
+        return self.among("pos IN (SELECT picked_at FROM picked)")
+
+    def among(self, condition: str) -> ChangeSet:
+        """As `pick`, of the rows for which a condition (SQL) holds."""
         self.workspace.run(
             f"CREATE OR REPLACE TABLE {AGAIN} AS SELECT row_number() OVER (ORDER BY pos) - 1 AS pos,"
-            f" * EXCLUDE (pos, picked_at) FROM {self.table} JOIN picked ON pos = picked_at ORDER BY 1"
+            f" * EXCLUDE (pos) FROM {self.table} WHERE {condition} ORDER BY 1"
         )
         number: int = self.workspace.one(f"SELECT count(*) FROM {AGAIN}")[0]
         return ChangeSet(self.workspace, self.field_map, (), {"picked": number}, table=AGAIN)

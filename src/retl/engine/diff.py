@@ -86,6 +86,12 @@ def ends(workspace: Workspace) -> Ends:
     return {(op, ending): number for op, ending, number in rows}
 
 
+def forgotten(workspace: Workspace) -> int:
+    """The number of keys of ours that the whole mart lacks."""
+    number: int = workspace.one(f"SELECT count(*) FROM {CANDIDATES} WHERE op = 'delete' AND owned")[0]
+    return number
+
+
 def _compare(workspace: Workspace, strategy: Strategy, join: str) -> None:
     changed = "TRUE" if strategy.everything and not strategy.once else "b.hash IS DISTINCT FROM r.hash"
     if strategy.learns:

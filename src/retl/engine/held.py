@@ -21,37 +21,66 @@ SCANNED = "scanned"  # key, folded (as the target compares it), times: of everyt
 ASKED = "asked_keys"  # pos, key, hash, owned, ref, of: keys whose rows cannot be compared
 PRESENT = "present_keys"  # the same columns and `there`
 OF_MART, LEFT, DELETED, FOREIGN = "mart", "left", "deleted", "foreign"  # whose key it is (`of`)
+SCAN = "scan"  # key of each row at the target, and further texts of it; dropped after SCANNED is made
+_ROW = "pos, key, hash, owned, ref"
 _SAME = "[]"
 
 
 def compare(workspace: Workspace, rows: str, differing: Iterable[tuple[str, ...] | None]) -> None:
     """Create COMPARED from a relation with pos, key, hash, owned and ref, and what the target reported
     of each row, in the order of `pos`."""
-    _join(workspace, COMPARED, rows, (None if one is None else json.dumps(one) for one in differing))
+    reports = (None if one is None else json.dumps(one) for one in differing)
+    _join(workspace, COMPARED, f"SELECT {_ROW} FROM {rows}", reports)
+
+
+def keep_same(workspace: Workspace, rows: str, positions: str) -> None:
+    """Add the rows at these positions (SQL) to COMPARED: they do not differ."""
+    workspace.run(
+        f"INSERT INTO {COMPARED} SELECT {_ROW}, TRUE, '{_SAME}' FROM {rows} WHERE pos IN ({positions})"
+    )
 
 
 def load_scan(workspace: Workspace, field_map: FieldMap, found: Iterable[Sequence[str]]) -> None:
     """Create SCANNED from key values as text, without those that no row of this sync can have."""
-    shape = field_map.shape
-    types = [one.type for one in shape.key]
-    values = [f"k{i}" for i in range(len(types))]
-    columns = {name: storage.storage_type(type) for name, type in zip(values, types, strict=True)}
-    workspace.load("scan", columns, found, lenient=True)
+    workspace.load("listed", dict.fromkeys(key_columns(field_map), "VARCHAR"), found)
+    keep_scan(workspace, field_map, "listed")
+    workspace.run(f"DROP TABLE {SCAN}; DROP TABLE listed")
+
+
+def key_columns(field_map: FieldMap) -> list[str]:
+    """The names of the columns of key values."""
+    return [f"k{i}" for i in range(len(field_map.shape.key))]
+
+
+def keep_scan(workspace: Workspace, field_map: FieldMap, found: str, others: Sequence[str] = ()) -> None:
+    """Create SCANNED and SCAN from a relation of key values as text, and other columns."""
+    types = [one.type for one in field_map.shape.key]
+    columns = [
+        (name, type, storage.storage_type(type))
+        for name, type in zip(key_columns(field_map), types, strict=True)
+    ]
+    cast = ", ".join([*(f"TRY_CAST({name} AS {stored}) AS {name}" for name, _, stored in columns), *others])
     usable = " AND ".join(
-        f"{value} IS NOT NULL AND {storage.exact(type, value, storage.storage_type(type))}"
-        for type, value in zip(types, values, strict=True)
+        f"{name} IS NOT NULL AND {storage.exact(type, name, stored)}" for name, type, stored in columns
+    )
+    key = keys.key_sql(types, key_columns(field_map))
+    workspace.run(
+        f"CREATE TABLE {SCAN} AS SELECT {', '.join([f'{key} AS key', *others])}"
+        f" FROM (SELECT {cast} FROM {found})"
+        f" WHERE {usable}"
     )
     workspace.run(
-        f"CREATE TABLE {SCANNED} AS SELECT key, {field_map.folded('key')} AS folded, count(*) AS times FROM"
-        f" (SELECT {keys.key_sql(types, values)} AS key FROM scan WHERE {usable}) GROUP BY key"
+        f"CREATE TABLE {SCANNED} AS SELECT key, {field_map.folded('key')} AS folded, count(*) AS times"
+        f" FROM {SCAN} GROUP BY key"
     )
-    workspace.run("DROP TABLE scan")
 
 
-def list_keys(workspace: Workspace, field_map: FieldMap, *, scanned: bool, left: bool, deleted: bool) -> None:
+def list_keys(
+    workspace: Workspace, field_map: FieldMap, *, scanned: str | None, left: bool, deleted: bool
+) -> None:
     """Create ASKED from the keys of the mart's rejected rows and of keys that the mart lacks, as the target
-    compares keys: those of the baseline (`left`), those that were deleted, and if the target was scanned,
-    all others that it has."""
+    compares keys: those of the baseline (`left`), those that were deleted, and those of SCANNED that
+    `scanned` (SQL) names."""
     parts = [
         f"SELECT c.key, min(r.hash) AS hash, bool_or(c.owned) AS owned, min(c.ref) AS ref, '{OF_MART}' AS of"
         f" FROM {CANDIDATES} c JOIN {ROWS} r USING (row)"
@@ -61,24 +90,27 @@ def list_keys(workspace: Workspace, field_map: FieldMap, *, scanned: bool, left:
     folded = field_map.folded("key")
     absent = f"{folded} NOT IN (SELECT {folded} FROM {ROWS} WHERE key IS NOT NULL)"
     if left:
-        parts.append(f"SELECT key, NULL, owned, ref, '{LEFT}' FROM {BASELINE} WHERE {absent}")
+        also = f" AND {absent}" if field_map.folds else ""
+        gone = f"SELECT key, NULL, owned, ref, '{LEFT}' FROM {CANDIDATES} WHERE op = 'delete'"
+        parts.append(gone + also)
     if deleted:
         parts.append(
             f"SELECT key, NULL, FALSE, NULL, '{DELETED}' FROM ({baseline.deleted(0)}) WHERE {absent}"
         )
     workspace.run(f"CREATE TABLE known_keys AS {' UNION ALL '.join(parts)}")
-    if scanned:
+    if scanned is not None:
+        foreign = f"SELECT key FROM {SCANNED} WHERE key IN ({scanned}) AND {absent}"
         workspace.run(
-            f"INSERT INTO known_keys SELECT s.key, NULL, b.owned, b.ref, '{FOREIGN}' FROM {SCANNED} s"
-            f" LEFT JOIN {BASELINE} b USING (key) WHERE {absent}"
-            f" AND folded NOT IN (SELECT {folded} FROM known_keys)"
+            f"INSERT INTO known_keys SELECT s.key, NULL, b.owned, b.ref, '{FOREIGN}'"
+            f" FROM ({foreign} AND folded NOT IN (SELECT {folded} FROM known_keys)) s"
+            f" LEFT JOIN {BASELINE} b USING (key)"
         )
     workspace.run(f"CREATE TABLE {ASKED} AS SELECT row_number() OVER () - 1 AS pos, * FROM known_keys")
 
 
 def keep_present(workspace: Workspace, present: Iterable[bool]) -> None:
     """Create PRESENT from what the target reported of each key of ASKED, in their order."""
-    _join(workspace, PRESENT, ASKED, (_SAME if one else None for one in present))
+    _join(workspace, PRESENT, f"FROM {ASKED}", (_SAME if one else None for one in present))
 
 
 def keep_scanned(workspace: Workspace, field_map: FieldMap) -> None:
@@ -88,10 +120,10 @@ def keep_scanned(workspace: Workspace, field_map: FieldMap) -> None:
 
 
 def _join(workspace: Workspace, table: str, rows: str, reported: Iterable[str | None]) -> None:
-    """Create `table` from `rows` and one report per row: NULL if the target lacks it."""
+    """Create `table` from `rows` (SQL) and one report per row: NULL if the target lacks it."""
     workspace.load("reported", {"first": "BIGINT", "fields": "VARCHAR"}, _spans(reported))
     workspace.run(
-        f"CREATE TABLE {table} AS SELECT r.*, s.fields IS NOT NULL AS there, s.fields FROM {rows} r"
+        f"CREATE TABLE {table} AS SELECT r.*, s.fields IS NOT NULL AS there, s.fields FROM ({rows}) r"
         " ASOF JOIN reported s ON r.pos >= s.first"
     )
 

@@ -95,7 +95,9 @@ def reject_nothing(workspace: Workspace) -> None:
 def find_standing(workspace: Workspace, keys: Iterable[str]) -> None:
     """Create STANDING: the given keys that the mart has. It is used after the mart is dropped."""
     workspace.load(STANDING, {"key": "VARCHAR"}, ((key,) for key in keys))
-    workspace.run(f"DELETE FROM {STANDING} WHERE key NOT IN (SELECT key FROM {ROWS} WHERE key IS NOT NULL)")
+    if workspace.run(f"SELECT 1 FROM {STANDING} LIMIT 1"):
+        standing = f"SELECT key FROM {ROWS} WHERE key IS NOT NULL"
+        workspace.run(f"DELETE FROM {STANDING} WHERE key NOT IN ({standing})")
 
 
 def new_rejects(workspace: Workspace, known: Iterable[tuple[str, str | None]]) -> int:

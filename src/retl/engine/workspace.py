@@ -162,17 +162,22 @@ class Workspace:
             unnested = f"(SELECT unnest(from_json($rows, {shape}), recursive := true))"
             self.run(made + unnested, {"rows": f"[{b','.join(first).decode()}]"})
             return
-        path = self.directory / f"{table}.jsonl"
-        with (
-            self._on_disk(),
-            open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file,
-        ):
-            file.writelines(line + b"\n" for line in chain(first, rest))
+        path = self.save(f"{table}.jsonl", (line + b"\n" for line in chain(first, rest)))
         struct = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
         self.run(
             f"{made}read_json({literal(str(path))}, format = 'newline_delimited', columns = {{{struct}}})"
         )
         path.unlink()
+
+    def save(self, name: str, chunks: Iterable[bytes]) -> Path:
+        """A new file in the run's directory, private to this user. Failure DISK_FULL."""
+        path = self.directory / name
+        with (
+            self._on_disk(),
+            open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file,
+        ):
+            file.writelines(chunks)
+        return path
 
     @contextmanager
     def _on_disk(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from retl.destinations.api import Destination
 from retl.destinations.batch import MODES, Batch
-from retl.engine import change_set, diff, hash, held, judge, suppression
+from retl.engine import change_set, diff, dump, hash, held, judge, suppression
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Strategy
 from retl.engine.mapping import Run
@@ -94,16 +94,18 @@ def compare(
                 recover(mapped, workspace, visited.expected.object)
         with clock.phase("diff"):
             known = know(job, mapped, workspace, visited.expected.object)
+        with clock.phase("deliver"):
+            dumped = _list_target(job, visited, mapped, known, workspace, scope)
     frozen = reading.frozen
     with clock.phase("diff"):
         rows, erased = _sendable(job, frozen, known, visited, workspace)
     with clock.phase("guard"):
         _raise_refusal(job, run, opened, frozen, known)
-    forgotten = _forgotten(workspace)
+    forgotten = diff.forgotten(workspace)
     whole = job.sync.write != "append" and opened.cursor is None
     found = Compared(opened, frozen, known, visited, rows, forgotten, whole, erased)
     with clock.phase("deliver"):
-        _ask(job, found, run, scope)
+        _ask(job, found, run, scope, dumped=dumped)
     log.event("target_compared", rows=len(rows))
     return found
 
@@ -160,21 +162,36 @@ def _raise_refusal(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Kn
         raise Mismatch(one.code, one.message, hint=one.hint)
 
 
-def _forgotten(workspace: Workspace) -> int:
-    kept = f"SELECT key FROM {hash.ROWS} WHERE key IS NOT NULL"
-    number: int = workspace.one(f"SELECT count(*) FROM baseline WHERE owned AND key NOT IN ({kept})")[0]
-    return number
+def _list_target(
+    job: Job, visited: Visited, mapped: Mapped, known: Known, workspace: Workspace, scope: Scope
+) -> bool:
+    """Create SCANNED if the scope asks for it; whether it is from a dump of the target's rows. A target that
+    takes different texts for one key is not dumped: a row could stand for another."""
+    destination, again = visited.destination, job.pace.retrying(job.sync.retry, job.stop.event)
+    assert destination is not None
+    field_map = replace(mapped.field_map, folds=destination.folds)
+
+    def dumped() -> bool:
+        chunks = destination.dump(dump.fields(field_map)) if scope.sample is None else None
+        return chunks is not None and dump.load(workspace, field_map, chunks)
+
+    found = not field_map.folds and again(dumped)
+    if not found and scope.scan:
+        again(lambda: held.load_scan(workspace, field_map, destination.scan()))
+    if found or scope.scan:
+        suppression.remove(workspace, field_map, known.suppressed, held.SCANNED)
+    return found
 
 
-def _ask(job: Job, compared: Compared, run: Run, scope: Scope) -> None:
+def _ask(job: Job, compared: Compared, run: Run, scope: Scope, *, dumped: bool) -> None:
     """Compare the rows at the target, and look for the keys of rows that cannot be compared."""
     rows, destination = compared.rows, compared.destination
     workspace, field_map = rows.workspace, rows.field_map
     again = job.pace.retrying(job.sync.retry, job.stop.event)
-    if scope.scan:
-        again(lambda: held.load_scan(workspace, field_map, destination.scan()))
-        suppression.remove(workspace, field_map, compared.known.suppressed, held.SCANNED)
-    held.list_keys(workspace, field_map, scanned=scope.scan, left=scope.left, deleted=scope.deleted)
+    some_same = dumped and dump.meet(workspace, field_map, rows.table)
+    others = dump.others() if dumped else f"SELECT key FROM {held.SCANNED}"
+    listed = others if scope.scan else None
+    held.list_keys(workspace, field_map, scanned=listed, left=scope.left, deleted=scope.deleted)
     hash.release(workspace)
 
     def batches(of: ChangeSet, mode: Any, size: int) -> Iterator[Batch]:
@@ -183,25 +200,29 @@ def _ask(job: Job, compared: Compared, run: Run, scope: Scope) -> None:
             last = min(first + size, len(of)) - 1
             yield Batch(of, *MODES[mode], run.run_id, 0, first, last, run.started_at.isoformat())
 
-    drawn = rows if scope.sample is None else rows.draw(scope.sample)
+    asked = rows if scope.sample is None else rows.draw(scope.sample)
+    if some_same:
+        asked = rows.among(f"pos NOT IN ({dump.same()})")
     held.compare(
         workspace,
-        drawn.table,
+        asked.table,
         (
             one
-            for batch in batches(drawn, job.sync.write, COMPARED_AT_ONCE)
+            for batch in batches(asked, job.sync.write, COMPARED_AT_ONCE)
             for one in again(lambda batch=batch: list(destination.differing(batch)))
         ),
     )
+    if some_same:
+        held.keep_same(workspace, rows.table, dump.same())
     if scope.scan:
         held.keep_scanned(workspace, field_map)
         return
-    asked = change_set.of_keys(workspace, field_map, "keyed", f"pos, key, ref FROM {held.ASKED}")
+    keyed = change_set.of_keys(workspace, field_map, "keyed", f"pos, key, ref FROM {held.ASKED}")
     held.keep_present(
         workspace,
         (
             row is not None
-            for batch in batches(asked, "delete", job.sync.batch.rows)
+            for batch in batches(keyed, "delete", job.sync.batch.rows)
             for row in again(lambda batch=batch: list(destination.read(batch)))
         ),
     )

@@ -373,6 +373,21 @@ class Postgres(Destination[PostgresOptions]):
                     if None not in row:
                         yield row
 
+    def dump(self, fields: Sequence[Field]) -> Iterator[bytes] | None:
+        """What PostgreSQL writes of a value, it reads as the same value. None if the table or a column is
+        missing, as long as `create` has not made them."""
+        with self._session(read_only=True) as session:
+            table = catalog.table(session, self._sql.relation)
+        if table is None or any(field.name not in table.columns for field in fields):
+            return None
+        return self._copied(self._fitting(table).scan(fields))
+
+    def _copied(self, statement: str) -> Iterator[bytes]:
+        with self._session(read_only=True) as session:
+            session.execute(ONLY_LOOK)
+            with session.cursor() as cursor, cursor.copy(statement) as copy:
+                yield from map(bytes, copy)
+
     def _read_all(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
         """`read`, a part at a time."""
         for first in range(batch.first, batch.last + 1, READ_ROWS):

@@ -435,10 +435,13 @@ class Statements:
         target = f"SELECT FROM {self.rows} WHERE {self._same_key}"
         return f"SELECT s.{ROW} FROM {STAGE} AS s WHERE {TO_DO} AND EXISTS ({target})"
 
-    def scan(self) -> str:
-        """The keys of all rows as text, as COPY writes them."""
-        keys = ", ".join(f"({self._held(field.name)})::text" for field in self.shape.key)
-        return f"COPY (SELECT {keys} FROM {self.rows}) TO STDOUT"
+    def scan(self, fields: Sequence[Field] | None = None) -> str:
+        """The keys of all rows as text, as COPY writes them; with `fields` a CSV of them and the texts of
+        these fields."""
+        columns = [f"({self._held(field.name)})::text" for field in self.shape.key]
+        columns += [f"t.{quoted(field.name)}::text" for field in fields or ()]
+        layout = "" if fields is None else " (FORMAT csv, ENCODING 'UTF8')"
+        return f"COPY (SELECT {', '.join(columns)} FROM {self.rows}) TO STDOUT{layout}"
 
     def read(self, keys: Sequence[tuple[Any, ...]], casts: Mapping[str, str], fields: Sequence[str]) -> str:
         """Per key, in order: whether it is there, and these fields. `casts` are the columns' types, without a
