@@ -2,8 +2,9 @@
 
 usage: python -m benchmarks.sources [--rows 10000000] [--rounds 3] [--only files,delta]
 
-Both sides are whole processes. Ours opens the source and freezes all six columns, as a run does; the bare
-scan reads the same columns batch by batch and drops them. The figures go to benchmarks/sources.json, from
+Both sides are whole processes. Ours opens the source and freezes all six columns, as a run does. The bare
+scan reads the same columns batch by batch: where the library gives Arrow or Parquet, DuckDB puts them into a
+table of a file; rows of a driver, and of JSON, are dropped. The figures go to benchmarks/sources.json, from
 which docs/reference/sources.md has them.
 """
 
@@ -14,7 +15,9 @@ import csv
 import json
 import os
 import platform
+import shutil
 import sqlite3
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -49,8 +52,19 @@ LIBRARY = {
     "postgres": "psycopg",
     "mariadb": "mysqlclient-static",
     "sqlite": "sqlite3",
+    "clickhouse": "httpx2",
+    "rest": "httpx2",
 }
 AT_ONCE = 1000  # rows that a driver gives at a time
+PAGE = 10_000  # rows of one answer of an API
+TYPES = {  # of the columns, in a contract and in ClickHouse
+    "user_id": ("string", "String"),
+    "segment": ("string", "String"),
+    "total_searches": ("integer", "Int32"),
+    "total_conversions": ("integer", "Int32"),
+    "lifetime_value": ("decimal", "Decimal(12, 2)"),
+    "last_seen_at": ("timestamp", "DateTime64(6, 'UTC')"),
+}
 
 
 def main() -> int:
@@ -126,6 +140,12 @@ def places(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The connection and the options of the source."""
     if name in ("postgres", "mariadb"):
         return json.loads((folder / f"{name}.json").read_text()), {"table": "users"}
+    if name in ("clickhouse", "rest"):
+        address = {"base_url": f"http://127.0.0.1:{(folder / 'port').read_text()}"}
+        columns = {column: {"type": kind} for column, (kind, _) in TYPES.items()}
+        columns["lifetime_value"] |= {"max_digits": 12, "decimal_places": 2}
+        pages = {"path": "/rows", "items": "rows", "columns": columns, "page": {"number": "page"}}
+        return address, pages if name == "rest" else {"table": "users"}
     if name in ("duckdb", "sqlite"):
         return {"path": str(folder / f"mart.{name}")}, {"table": mart.TABLE}
     if name == "iceberg":
@@ -137,21 +157,62 @@ def places(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def bare(name: str, folder: Path) -> int:
     """The rows that the library reads, batch by batch."""
-    if name in ("postgres", "mariadb", "sqlite"):
-        return {"postgres": _copied, "mariadb": _fetched, "sqlite": _stepped}[name](folder)
-    stream: Any
-    if name == "duckdb":
-        file = duckdb.connect(str(folder / "mart.duckdb"), read_only=True)
-        stream = file.sql(f"FROM {mart.TABLE}").to_arrow_reader(100_000)
-    elif name == "files":
-        stream = duckdb.sql(f"FROM read_parquet('{folder}/parquet/*.parquet')").to_arrow_reader(100_000)
-    elif name == "delta":
-        from deltalake import DeltaTable
+    readers = {"postgres": _copied, "mariadb": _fetched, "sqlite": _stepped, "rest": _paged}
+    return readers[name](folder) if name in readers else _kept(folder, RELATIONS[name](folder))
 
-        stream = DeltaTable(str(folder / "delta")).scan()
-    else:
-        stream = _catalog(folder).load_table(TABLE).scan().to_arrow_batch_reader()
-    return sum(batch.num_rows for batch in stream)
+
+def _kept(folder: Path, rows: Any) -> int:
+    """Put an Arrow stream, or what DuckDB can read as SQL, into a table of a new file."""
+    path = folder / "bare.duckdb"
+    try:
+        with duckdb.connect(str(path)) as file:
+            file.execute("SET enable_progress_bar = false")
+            relation = f"({rows})" if isinstance(rows, str) else "rows"
+            file.execute(f"CREATE TABLE kept AS SELECT * FROM {relation}")
+            ((count,),) = file.execute("SELECT count(*) FROM kept").fetchall()
+            return int(count)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _delta_scan(folder: Path) -> Any:
+    from deltalake import DeltaTable
+
+    return DeltaTable(str(folder / "delta")).scan()
+
+
+def _answered(folder: Path) -> str:
+    """The file of ClickHouse's answer."""
+    import httpx2
+
+    path = folder / "bare.parquet"
+    with httpx2.stream("POST", _address(folder), content=b"SELECT") as answer, path.open("wb") as file:
+        for chunk in answer.iter_bytes(1 << 20):
+            file.write(chunk)
+    return f"FROM read_parquet('{path}')"
+
+
+def _paged(folder: Path) -> int:
+    import httpx2
+
+    found, number = 0, 1
+    with httpx2.Client(base_url=_address(folder)) as client:
+        while rows := client.get("/rows", params={"page": number}).json()["rows"]:
+            found, number = found + len(rows), number + 1
+    return found
+
+
+def _address(folder: Path) -> str:
+    return f"http://127.0.0.1:{(folder / 'port').read_text()}"
+
+
+RELATIONS: dict[str, Callable[[Path], Any]] = {
+    "duckdb": lambda folder: f"FROM read_duckdb('{folder}/mart.duckdb')",
+    "files": lambda folder: f"FROM read_parquet('{folder}/parquet/*.parquet')",
+    "delta": _delta_scan,
+    "iceberg": lambda folder: _catalog(folder).load_table(TABLE).scan().to_arrow_batch_reader(),
+    "clickhouse": _answered,
+}
 
 
 def _copied(folder: Path) -> int:
@@ -244,6 +305,49 @@ def _built(folder: Path, make: Callable[[Path], None]) -> Iterator[None]:
     yield
 
 
+def _pages(folder: Path) -> None:
+    """The rows as pages of JSON, and one that has none."""
+    (folder / "pages").mkdir()
+    members = ", ".join(f"'{name}', {name}" for name in TYPES)
+    listed = f"string_agg(json_object({members}), ',')"
+    with _warehouse(folder) as warehouse:
+        ((rows,),) = warehouse.execute(f"SELECT count(*) FROM {mart.TABLE}").fetchall()
+        last = -(-rows // PAGE)
+        for at in range(last):
+            some = f"SELECT * FROM {mart.TABLE} LIMIT {PAGE} OFFSET {at * PAGE}"
+            ((text,),) = warehouse.execute(f"SELECT {listed} FROM ({some})").fetchall()
+            (folder / "pages" / f"{at + 1}.json").write_text(f'{{"rows":[{text}]}}')
+    (folder / "pages" / f"{last + 1}.json").write_text('{"rows":[]}')
+
+
+def _result(folder: Path) -> None:
+    """The rows as ClickHouse writes Parquet: times have a zone."""
+    described = [{"name": name, "type": kind} for name, (_, kind) in TYPES.items()]
+    (folder / "described.json").write_text(json.dumps({"data": described}))
+    with _warehouse(folder) as warehouse:
+        warehouse.execute("SET timezone = 'UTC'")
+        warehouse.execute(
+            f"COPY (SELECT * REPLACE (last_seen_at::TIMESTAMPTZ AS last_seen_at) FROM {mart.TABLE})"
+            f" TO '{folder}/result.parquet' (FORMAT parquet)"
+        )
+
+
+@contextmanager
+def _answers(folder: Path, make: Callable[[Path], None]) -> Iterator[None]:
+    """A server of its own process that has the files ready."""
+    apart(make, folder)
+    command = [sys.executable, "-m", "benchmarks.answers", str(folder)]
+    server = subprocess.Popen(command, cwd=FIGURES.parents[1], stdout=subprocess.PIPE, text=True)  # noqa: S603
+    try:
+        assert server.stdout is not None
+        (folder / "port").write_text(server.stdout.readline().strip())
+        yield
+    finally:
+        server.terminate()
+        server.wait()
+        shutil.rmtree(folder / "pages", ignore_errors=True)
+
+
 @contextmanager
 def _postgres(folder: Path) -> Iterator[None]:
     (folder / "postgres").mkdir()
@@ -300,6 +404,8 @@ MAKERS = {
     "delta": lambda folder: _built(folder, _delta),
     "iceberg": lambda folder: _built(folder, _iceberg),
     "postgres": _postgres,
+    "clickhouse": lambda folder: _answers(folder, _result),
+    "rest": lambda folder: _answers(folder, _pages),
 }
 
 
