@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -426,3 +427,43 @@ def test_a_target_that_cannot_keep_images_is_refused(workshop: Workshop) -> None
     workshop.sync("users", destination="{connection: hook}", delivery="at_least_once", rollback="{keep: 30d}")
     said = workshop.retl("validate")
     assert (said.code, "ROLLBACK_UNSUPPORTED" in said.err) == (2, True), said.err
+
+
+STRANGE = "E'say \"so\",\\n then\\\\ \\r not'"
+
+
+@pytest.mark.parametrize("conflicts", ["warehouse_wins", "target_wins"])
+def test_a_row_that_somebody_changes_while_it_is_updated_is_kept_as_it_was_then(
+    tmp_path: Path, every_postgres: Database, conflicts: str
+) -> None:
+    """The update waits for them. What it returns of the row before is not what it was when it began, but what
+    they made of it; with every kind of text."""
+    workshop = Workshop(tmp_path / "project")
+    workshop.use(postgres=every_postgres)
+    begun(workshop, every_postgres, deletes="keep", conflicts=conflicts)
+    execute(
+        every_postgres,
+        f"UPDATE crm.users SET email = NULL WHERE user_id = 2; UPDATE crm.users SET email = '' WHERE user_id = 3;"
+        f" UPDATE crm.users SET email = {STRANGE} WHERE user_id = 4",
+    )
+    workshop.warehouse("UPDATE users SET email = 'bad', spend = spend + 100")
+    with every_postgres.connect() as other:
+        other.autocommit = False
+        other.execute("UPDATE crm.users SET email = 'theirs', spend = 55 WHERE user_id = 7")
+        done: list[dict[str, Any]] = []
+        runs = threading.Thread(target=lambda: done.append(run(workshop)))
+        runs.start()
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        while not column(every_postgres, waiting)[0]:
+            assert runs.is_alive()
+            time.sleep(0.01)
+        other.commit()
+        held = "SELECT user_id || coalesce(email, 'NULL') || spend FROM crm.users ORDER BY user_id"
+        runs.join()
+    (summary,) = done
+    wins = conflicts == "target_wins"
+    assert summary["updated"] == ROWS - wins, "theirs is a row of conflicts that nothing is written of"
+    assert rolled_back(workshop, "-1")["updated"] == ROWS - wins
+    before = {str(n): f"u{n}@example.com{n}.00" for n in range(1, ROWS + 1)}
+    before |= {"2": "NULL2.00", "3": "3.00", "4": 'say "so",\n then\\ \r not4.00', "7": "theirs55.00"}
+    assert column(every_postgres, held) == [n + text for n, text in before.items()]

@@ -374,6 +374,10 @@ class Returns(Protocol):
         own texts: of the fields, or before a delete or a restore of all columns. A row that is not there has
         no line."""
 
+    def updated(self, batch: Batch, chunks: Iterable[bytes], names: Sequence[str]) -> None:
+        """Both at once, of rows that were updated: CSV of the number in the batch, the digests, and the texts
+        of these fields as they were; NULL is empty and not quoted."""
+
     def keep(self, batch: Batch) -> None:
         """Make the images of this batch durable; called before its commit, once nothing else can fail."""
 

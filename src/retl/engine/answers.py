@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -21,6 +21,32 @@ from retl.values.sql import literal
 
 ANSWERS = "answers 1"  # the format, as files record it
 IMAGES = "images 1"
+_LAYOUT = "header = false, delim = ',', quote = '\"', auto_detect = false, max_line_size = 1073741824"
+Span = tuple[int, int]  # first and last position
+
+
+@dataclass(frozen=True)
+class Updated:
+    """A file of digests and of these fields as they were; `first` is the position of row 0."""
+
+    path: Path
+    first: int
+    names: Sequence[str]
+
+    @property
+    def rows(self) -> str:
+        """SQL of row (the position), seen and before (a JSON object of texts)."""
+        texts = [f"b{n}" for n in range(len(self.names))]
+        columns = ", ".join(
+            ["'row': 'BIGINT'", "'seen': 'VARCHAR'", *(f"'{one}': 'VARCHAR'" for one in texts)]
+        )
+        members = ", ".join(f"{literal(name)}, {one}" for name, one in zip(self.names, texts, strict=True))
+        return (
+            f"(SELECT {self.first} + row AS row, unhex(substr(seen, 3)) AS seen,"
+            f" CAST(json_object({members}) AS VARCHAR) AS before"
+            f" FROM read_csv({literal(str(self.path))}, columns = {{{columns}}}, {_LAYOUT}, nullstr = '',"
+            " allow_quoted_nulls = false))"
+        )
 
 
 @dataclass
@@ -30,8 +56,9 @@ class Answers:
     workspace: Workspace
     run_id: str
     keeps: Callable[[Path], None] | None = None  # makes a file of images durable
-    _images: dict[tuple[int, int], list[Path]] = field(default_factory=dict)  # of batches that are open
-    _files: dict[tuple[int, int], Path] = field(default_factory=dict)  # by first and last position
+    _images: dict[Span, list[Path]] = field(default_factory=dict)  # of batches that are open
+    _files: dict[Span, Path] = field(default_factory=dict)  # by first and last position
+    _both: dict[Span, Updated] = field(default_factory=dict)  # digests and images in one file
     numbers: count[int] = field(default_factory=count)  # of files
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -50,6 +77,14 @@ class Answers:
             file.writelines(chunks)
         return path
 
+    def updated(self, batch: Batch, chunks: Iterable[bytes], names: Sequence[str]) -> None:
+        path = self._put(chunks)
+        with self._lock:
+            former = self._both.get((batch.first, batch.last))
+            self._both[batch.first, batch.last] = Updated(path, batch.first, names)
+        if former is not None:
+            former.path.unlink()
+
     def images(self, batch: Batch, chunks: Iterable[bytes]) -> None:
         path = self._put(chunks)
         with self._lock:
@@ -60,16 +95,12 @@ class Answers:
         target lacked it, `seen` are the digests after the write, because the answer may be lost. A later
         image of a row stands for an earlier one of the same attempt."""
         with self._lock:
-            spans = [span for span in self._images if batch.first <= span[0] and span[1] <= batch.last]
-            taken = [path for span in sorted(spans) for path in self._images.pop(span)]
+            taken = [path for span in _inside(self._images, [batch]) for path in self._images.pop(span)]
             number = next(self.numbers)
-            told = {
-                span: one
-                for span, one in self._files.items()
-                if batch.first <= span[0] and span[1] <= batch.last and one.stat().st_size
-            }
+            told = {span: self._files[span] for span in _inside(self._files, [batch])}
+            both = [self._both[span] for span in _inside(self._both, [batch])]
         path = self.workspace.directory / f"{batch.run_id}.images-{number:06}.parquet"
-        self._write_images(batch, [one for one in taken if one.stat().st_size], told, path)
+        self._write_images(batch, taken, both, _seen(told, both), path)
         for one in taken:
             one.unlink()
         assert self.keeps is not None
@@ -79,25 +110,28 @@ class Answers:
     def forget(self, batch: Batch) -> None:
         """Drop the images of an attempt that was not applied."""
         with self._lock:
-            spans = [span for span in self._images if batch.first <= span[0] and span[1] <= batch.last]
-            taken = [path for span in spans for path in self._images.pop(span)]
+            taken = [path for span in _inside(self._images, [batch]) for path in self._images.pop(span)]
+            taken += [self._both.pop(span).path for span in _inside(self._both, [batch])]
         for one in taken:
             one.unlink()
 
     def _write_images(
-        self, batch: Batch, files: Sequence[Path], told: dict[tuple[int, int], Path], path: Path
+        self, batch: Batch, images: Sequence[Path], both: Sequence[Updated], digests: str, path: Path
     ) -> None:
         path.touch(mode=0o600)
-        read = "SELECT NULL::BIGINT AS row, NULL::VARCHAR AS before, 0 AS file WHERE FALSE"
+        parts = [f"SELECT row, before, -1 AS file FROM {one.rows}" for one in both]
+        files = [one for one in images if one.stat().st_size]
         if files:
             numbers = ", ".join(f"{literal(str(one))}: {n}" for n, one in enumerate(files))
-            read = (
+            parts.append(
                 f"SELECT row, before, MAP {{{numbers}}}[filename] AS file"
                 f" FROM read_csv([{', '.join(literal(str(one)) for one in files)}],"
-                " columns = {'row': 'BIGINT', 'before': 'VARCHAR'}, header = false, delim = ',',"
-                " quote = '\"', auto_detect = false, filename = true, max_line_size = 1073741824)"
+                f" columns = {{'row': 'BIGINT', 'before': 'VARCHAR'}}, {_LAYOUT}, filename = true)"
             )
-        seen = f"SELECT row, last(seen) AS seen FROM ({_digests(told)}) GROUP BY row"
+        read = " UNION ALL ".join(
+            parts or ["SELECT NULL::BIGINT AS row, NULL::VARCHAR AS before, 0 AS file WHERE FALSE"]
+        )
+        seen = f"SELECT row, last(seen) AS seen FROM ({digests}) GROUP BY row"
         newest = f"SELECT row AS at, arg_max(before, file) AS before FROM ({read}) GROUP BY row"
         self.workspace.rows(
             self.workspace.cursor(),
@@ -111,30 +145,40 @@ class Answers:
         """Write what was returned with these batches, or with parts of them, as file `number` of the run.
         None if there is nothing."""
         with self._lock:
-            spans = [
-                span
-                for span in self._files
-                if any(one.first <= span[0] and span[1] <= one.last for one in batches)
-            ]
-            taken = {span: self._files.pop(span) for span in spans}
-        filled = {span: path for span, path in taken.items() if path.stat().st_size}
+            told = {span: self._files.pop(span) for span in _inside(self._files, batches)}
+            both = [self._both.pop(span) for span in _inside(self._both, batches)]
         path = self.workspace.directory / f"{self.run_id}.answers-{number:06}.parquet"
+        files = [*told.values(), *(one.path for one in both)]
+        filled = any(one.stat().st_size for one in files)
         if filled:
-            self._write(filled, path)
-        for one in taken.values():
+            self._write(_seen(told, both), path)
+        for one in files:
             one.unlink()
         return path if filled else None
 
-    def _write(self, filled: dict[tuple[int, int], Path], path: Path) -> None:
+    def _write(self, digests: str, path: Path) -> None:
         path.touch(mode=0o600)
         self.workspace.rows(
             self.workspace.cursor(),
-            f"COPY (SELECT row, last(seen) AS seen FROM ({_digests(filled)}) GROUP BY row ORDER BY row)"
+            f"COPY (SELECT row, last(seen) AS seen FROM ({digests}) GROUP BY row ORDER BY row)"
             f" TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{ANSWERS}'}})",
         )
 
 
-def _digests(filled: dict[tuple[int, int], Path]) -> str:
+def _inside(spans: Iterable[Span], batches: Sequence[Batch]) -> list[Span]:
+    """The spans of these batches, or of parts of them, in their order."""
+    return sorted(
+        span for span in spans if any(one.first <= span[0] and span[1] <= one.last for one in batches)
+    )
+
+
+def _seen(told: Mapping[Span, Path], both: Sequence[Updated]) -> str:
+    """SQL of the digests of rows: row, seen."""
+    parts = [f"SELECT row, seen FROM {one.rows}" for one in both]
+    return " UNION ALL ".join([*parts, _digests({span: p for span, p in told.items() if p.stat().st_size})])
+
+
+def _digests(filled: dict[Span, Path]) -> str:
     """SQL of the digests in these files, by their first and last position."""
     if not filled:
         return "SELECT NULL::BIGINT AS row, NULL::BLOB AS seen WHERE FALSE"

@@ -28,11 +28,12 @@ from retl.destinations.batch import (
 from retl.destinations.conflict import BUSY, ROUNDS, gone, in_conflict, spared
 from retl.destinations.postgres.halving import Found
 from retl.destinations.postgres.rejection import CARDINALITY, rejection
-from retl.destinations.postgres.statements import STAGE, Statements
+from retl.destinations.postgres.statements import STAGE, Image, Statements
 from retl.net.postgres import Session
 
 ApplyAll = Callable[[Session, Statements, Mode, int], Found]
 
+RETURNS_OLD = 180000  # PostgreSQL's version
 DECIDED = frozenset({Kind.CONFLICT, Kind.KEPT})
 
 
@@ -71,8 +72,11 @@ class Verdict:
 
 def write(session: Session, sql: Statements, batch: Batch, refused: Found, apply_all: ApplyAll) -> Found:
     """The rows with another result than WRITTEN; `refused` are not staged. Puts the digests of the others,
-    and before that the images of all."""
-    _image(session, sql, batch)
+    and the images of all."""
+    updates = batch.mode in ("upsert", "update_only") and not (batch.new or sql.triggers("update_only"))
+    how = _how(session, sql) if updates and sql.shape.images and batch.returns is not None else None
+    if how is None:
+        _image(session, sql, batch)
     if batch.mode == "delete":
         return _delete(session, sql, batch, apply_all)
     found: Found = {}
@@ -81,7 +85,7 @@ def write(session: Session, sql: Statements, batch: Batch, refused: Found, apply
 
         found = collided(session, sql)
     staged = len(batch) - len(refused) - len(found)
-    told = b""
+    told, done = b"", 0
     if batch.mode == "insert_only":
         known = dict[int, int](session.execute(sql.staged()).fetchall())
         there = {row for (row,) in session.execute(sql.present()).fetchall()}
@@ -90,15 +94,22 @@ def write(session: Session, sql: Statements, batch: Batch, refused: Found, apply
         found |= respected
         found |= apply_all(session, sql, "insert_only", len(batch) - 1)
         _take_out(session, sql, found)
+    elif how is not None:
+        done = _untouched_imaged(session, sql, batch, how)
+        if done < staged:
+            left = [row for (row,) in session.execute(sql.not_updated()).fetchall()]
+            _take_out(session, sql, left, but=True)
+            _image(session, sql, batch)
+            found |= _judged(session, sql, batch, apply_all)
     else:
-        if not (batch.new or sql.triggers("update_only")):  # RETURNING is before what AFTER triggers do
+        if updates:  # RETURNING is before what AFTER triggers do
             told = _untouched(session, sql)
         done = told.count(b"\n")
         if done < staged:
             _take_done(session, sql, told, staged - done)
             found |= _judged(session, sql, batch, apply_all)
     if batch.returns is not None:
-        if told.count(b"\n") == staged:
+        if done == staged:
             batch.returns.digests(batch, [told])
         else:
             with session.cursor() as cursor, cursor.copy(sql.returned()) as copy:
@@ -113,6 +124,13 @@ def _image(session: Session, sql: Statements, batch: Batch) -> None:
         names = sql.every_column if batch.mode == "delete" else fields
         with session.cursor() as cursor, cursor.copy(sql.image(STAGE, batch.first, names)) as copy:
             batch.returns.images(batch, (bytes(chunk) for chunk in copy))
+
+
+def _how(session: Session, sql: Statements) -> Image | None:
+    """How an UPDATE returns the rows as they were. A row of a partition is not found by its ctid alone."""
+    if session.info.server_version >= RETURNS_OLD:
+        return "old"
+    return "joined" if sql.traits.ordinary else None
 
 
 def _delete(session: Session, sql: Statements, batch: Batch, apply_all: ApplyAll) -> Found:
@@ -143,6 +161,24 @@ def _untouched(session: Session, sql: Statements) -> bytes:
         if rejection(error, sql.names) is None and error.sqlstate != CARDINALITY:
             raise
     return b""
+
+
+def _untouched_imaged(session: Session, sql: Statements, batch: Batch, how: Image) -> int:
+    """The same, and the rows as they were: how many rows there were."""
+    assert batch.returns is not None
+    if not sql.shape.compared:
+        return 0
+    names = [field.name for field in sql.shape.fields]
+    try:
+        with session.transaction(), session.cursor() as cursor:
+            with cursor.copy(sql.update_untouched(how)) as copy:
+                batch.returns.updated(batch, (bytes(chunk) for chunk in copy), names)
+            return cursor.rowcount
+    except psycopg.Error as error:
+        batch.returns.forget(batch)
+        if rejection(error, sql.names) is None and error.sqlstate != CARDINALITY:
+            raise
+    return 0
 
 
 def _take_done(session: Session, sql: Statements, told: bytes, left: int) -> None:
@@ -256,10 +292,10 @@ def _absent(sql: Statements, batch: Batch, known: Mapping[int, int], rows: Itera
     return found
 
 
-def _take_out(session: Session, sql: Statements, rows: Iterable[int]) -> None:
+def _take_out(session: Session, sql: Statements, rows: Iterable[int], *, but: bool = False) -> None:
     numbers = list(_both(rows))
     if numbers:
-        session.execute(sql.take_out(numbers))
+        session.execute(sql.take_out(numbers, but=but))
 
 
 def _set_apart(session: Session, sql: Statements, rows: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from retl.destinations.batch import Field, Mode, Shape, SoftDelete
 from retl.destinations.postgres import digests
@@ -36,6 +36,7 @@ APART = -1_000_000_000  # minus its number is the number of a staged row that is
 # percent of it: so it looks up each row by the index of the key, as an upsert does. To join 10,000 rows it
 # would read the whole table for each batch.
 TO_DO = f"s.{ROW} BETWEEN 0 AND {-APART}"
+Image = Literal["old", "joined"]  # how an UPDATE returns a row as it was
 _INSERT, _DELETE, _UPDATE = 4, 8, 16  # pg_trigger.tgtype
 _EVENTS: dict[Mode, int] = {
     "restore": _INSERT | _UPDATE | _DELETE,
@@ -355,17 +356,30 @@ class Statements:
 
     # --- conditional writes: one transaction compares and writes, so nobody can write in between
 
-    def update_untouched(self) -> str:
-        """UPDATE the staged rows of which the table holds what it held, and COPY their numbers and digests. A
-        row that another transaction changes meanwhile is compared again."""
+    def update_untouched(self, image: Image | None = None) -> str:
+        """UPDATE the staged rows of which the table holds what it held (any, if nobody's edits count), and
+        COPY their numbers and digests; with an `image` also the texts of the fields before. A row that
+        another transaction changes meanwhile is compared again, and is then not the one that was joined."""
         seen = f"pg_catalog.substr(s.{SEEN}, 1, {digests.SIZE * len(self.shape.compared)})"
-        same = f"{digests.of_fields('t', self.shape.compared)} = {seen}"
+        same = f"{digests.of_fields('t', self.shape.compared)} = {seen}" if self.shape.cautious else "true"
+        source, found = f"{STAGE} AS s", f"{TO_DO} AND {self._same_key}"
+        if image == "joined":
+            other = f"{self.rows.removesuffix(' AS t')} AS o"
+            source += f" JOIN {other} ON {self.same_key('o', 's')}"
+            found = f"{TO_DO} AND t.ctid = o.ctid AND t.tableoid = o.tableoid"
+        alias = {"joined": "o", "old": "old"}.get(image or "", "")
+        before = "".join(f", {alias}.{quoted(one.name)}::text" for one in self.shape.fields if image)
         update = (
-            f"UPDATE {self.rows} SET {self._sets('s', kept=False)} FROM {STAGE} AS s"
-            f" WHERE {TO_DO} AND {self._same_key} AND {same} AND {self._differs('s', kept=False)}"
-            f" RETURNING s.{ROW}, {self.held('t')}"
+            f"UPDATE {self.rows} SET {self._sets('s', kept=False)} FROM {source}"
+            f" WHERE {found} AND {same} AND {self._differs('s', kept=False)}"
+            f" RETURNING s.{ROW}, {self.held('t')}{before}"
         )
         return f"COPY ({update}) TO STDOUT (FORMAT csv)"
+
+    def not_updated(self) -> str:
+        """The numbers of the staged rows that the table does not have as this transaction wrote them."""
+        written = f"SELECT FROM {self.rows} WHERE {self._same_key} AND age(t.xmin) <= 0"
+        return f"SELECT s.{ROW} FROM {STAGE} AS s WHERE {TO_DO} AND NOT EXISTS ({written})"
 
     def staged(self) -> str:
         """The numbers of the staged rows that are not done, and the bytes of what is known of each."""
