@@ -99,7 +99,7 @@ from retl.destinations.batch import (
     Visit,
     WriteMode,
 )
-from retl.destinations.http import finding, line, texts
+from retl.destinations.http import finding, fitness, line, texts
 from retl.destinations.http.body import Endpoint, Template
 from retl.destinations.http.cells import Row
 from retl.destinations.http.conditional import Conditional, asked
@@ -107,7 +107,7 @@ from retl.destinations.http.finding import ById, Find
 from retl.destinations.http.jobs import Jobs
 from retl.destinations.http.objects import Object, Read
 from retl.destinations.http.operations import compares, endpoints, of_key, rules_of, shaping
-from retl.destinations.http.options import INSERTS, OPERATION_NAMES, HttpOptions
+from retl.destinations.http.options import INSERTS, HttpOptions
 from retl.destinations.http.outcome import Sent, interpret
 from retl.destinations.http.reading import RowByRow
 from retl.destinations.http.rules import Rules
@@ -115,13 +115,11 @@ from retl.destinations.http.server import HttpTarget
 from retl.destinations.http.steps import Batched, OneRequestEach
 from retl.destinations.verdicts import Row as Asked
 from retl.errors import Ambiguous, DefinitionError, Expired, Poisoned, RetlError, Systemic, Unavailable
-from retl.net.auth import InBody
 from retl.net.client import Address
 from retl.net.connection import HttpConnection
 from retl.net.gate import Gate
 from retl.net.lookup import text
 from retl.net.messages import Reply, Request
-from retl.net.signing import FormDigest
 from retl.net.waits import Quota, quota
 
 LANES = 4  # at most, if the connection's `concurrency` allows as many
@@ -136,12 +134,12 @@ class HttpDestination(HttpTarget[HttpOptions]):
         """DefinitionError if no endpoint serves the sync, or an endpoint names a field that it lacks."""
         super().__init__(options, shape, gate)
         self._connect(options.connection)
-        self._refuse_named_headers(options.connection)
+        fitness.refuse_named_headers(options, shape)
         self._endpoints = endpoints(options, shape)
         self._calls: dict[Mode, tuple[Template, Rules]] = {}
         self._jobs: dict[Mode, Jobs] = {}
-        self._refuse_conflicts()
-        self._refuse_half_rows()
+        fitness.refuse_conflicts(options, shape)
+        fitness.refuse_half_rows(options, shape)
         endpoint = self._call(shape.write)[0].endpoint
         self._line = line.line(endpoint, shape)
         self._sending = self._sender()
@@ -161,8 +159,8 @@ class HttpDestination(HttpTarget[HttpOptions]):
             self._follow(self._call("delete")[0].endpoint)
         if shape.write == "replace":
             self._call("append")
-        self._refuse_unused(endpoint)
-        self._refuse_ids(endpoint)
+        fitness.refuse_unused(options, shape, endpoint)
+        fitness.refuse_ids(options, shape, endpoint)
         self.capabilities = self._capable(endpoint, comparing)
 
     def _capable(self, endpoint: Endpoint, comparing: Compares) -> Capabilities:
@@ -472,142 +470,14 @@ class HttpDestination(HttpTarget[HttpOptions]):
             read, self._value, keys, self._address, self._call, sending, self._known, rules, self._by_id
         )
 
-    def _refuse_conflicts(self) -> None:
-        """DefinitionError CONFLICTS_UNSUPPORTED for a strategy that these endpoints cannot keep."""
-        options, shape = self.options, self.shape
-        if not shape.cautious:
-            return
-        lacks = [
-            word
-            for word, one in (("read", options.read), ("update", options.update), ("insert", options.insert))
-            if one is None and not (word == "insert" and shape.write == "update_only")
-        ]
-        why = None
-        if shape.write in (*INSERTS, "replace"):
-            why = f"with `write: {shape.write}` no object is changed, so there is nothing to keep"
-        elif lacks:
-            why = f"it needs {' and '.join(f'`{one}`' for one in lacks)} under `destination`"
-        elif shape.deletes != "keep" and options.version is None:
-            why = "deletes need `version`, which tells whether somebody changed any field of the object"
-        if why is not None:
-            raise DefinitionError(
-                "CONFLICTS_UNSUPPORTED",
-                f"`conflicts` is not possible here: {why}",
-                hint="leave the fields that others edit out of the sync, or use `conflicts: warehouse_wins`",
-            )
-
-    def _refuse_half_rows(self) -> None:
-        """DefinitionError HTTP_OPERATION if rows could stay without their fields: an append has no second
-        request, and insert_only would keep what an interrupted run left."""
-        if self.options.makes and self.shape.write in INSERTS:
-            raise DefinitionError(
-                "HTTP_OPERATION",
-                f"`insert` creates rows with their key alone (`means: made`), and `write: {self.shape.write}`"
-                " has no `update` that writes their fields",
-                hint="use `write: upsert`",
-            )
-
     def _exchange(self, request: Request, rules: Rules) -> Reply:
         reply = self._client.send(request)
         self._heed_quota(reply, rules)
         return reply
 
-    def _refuse_no_place(self, template: Template, operation: Mode) -> None:
-        """DefinitionError HTTP_AUTH if the secret belongs into the body, and a request has no place."""
-        auth = self.options.connection.auth
-        if not isinstance(auth, InBody | FormDigest):
-            return
-        in_form = isinstance(auth, InBody) or template.endpoint.encoding == "form"
-        part = None if in_form and not template.refuses_member(auth.name) else OPERATION_NAMES[operation]
-        part = part or ("check" if self.options.check else "job" if template.endpoint.job else None)
-        if part:
-            raise DefinitionError(
-                "HTTP_AUTH",
-                f"`auth` adds {auth.name!r} to bodies, and the body of `{part}` has no place for it",
-                hint="it needs JSON objects or a form without such a member; or send the secret in a header",
-            )
-
-    def _refuse_named_headers(self, http: HttpConnection) -> None:
-        """DefinitionError HTTP_PLACEHOLDER if a header of the connection looks like a value of a row."""
-        names = {one.name for one in (*self.shape.key, *self.shape.fields)}
-        for header, value in http.headers.items():
-            if name := texts.named(value.get_secret_value(), names):
-                why = f"is in the connection's header {header}, which is the same for all rows"
-                raise texts.refused(name, why, hint="an operation's own `headers` take values of a row")
-
-    def _refuse_unused(self, endpoint: Endpoint) -> None:
-        """DefinitionError OPTION_UNUSED for an option about a key or field that the rows lack."""
-        self.options.folds.refuse_unused(self.shape.key)
-        nulls, fields = endpoint.cast.nulls, [field.name for field in self.shape.fields]
-        if unknown := [one for one in nulls if one not in ("*", *fields)] if isinstance(nulls, dict) else []:
-            raise DefinitionError(
-                "OPTION_UNUSED", f"`nulls` has no effect: there is no field {unknown[0]!r} here"
-            )
-
-    def _refuse_ids(self, endpoint: Endpoint) -> None:
-        """DefinitionError HTTP_IDEMPOTENCY if the ids in rows do not name them. An update under the id of its
-        insert would be taken for the insert."""
-        key = self.options.idempotency
-        if key is None or key.row is None:
-            return
-        if self.shape.write not in INSERTS:
-            raise DefinitionError(
-                "HTTP_IDEMPOTENCY", f"`idempotency: {{row: {key.row}}}` is for inserts, which send a row once"
-            )
-        if not endpoint.names_rows_at(key.row, [field.name for field in self.shape.key]):
-            raise DefinitionError(
-                "HTTP_IDEMPOTENCY",
-                f"a row of `insert` has no id at {key.row} that is made from the whole key",
-                hint=f"row: {{{key.row}: $key, …}}",
-            )
-
     def rules(self, operation: Mode) -> Rules:
         """How answers to this operation are read."""
         return self._call(operation)[1]
-
-    def lacks(self, operation: Mode) -> DefinitionError:
-        """The error if no endpoint serves an operation of the sync."""
-        word = "deletes" if operation == "delete" else f"write: {operation}"
-        name = OPERATION_NAMES[operation]
-        return DefinitionError(
-            "HTTP_OPERATION",
-            f"`{word}` needs `{name}` under `destination`",
-            hint=f"{name}: {{method: …, path: /…}}"
-            + (", or `find` with `insert` and `update`" if operation == "upsert" else ""),
-        )
-
-    def _refuse_unknown_ref(self, operation: Mode) -> None:
-        """DefinitionError HTTP_REF if an operation needs external ids that no answer contains."""
-        if not self._endpoints[operation].asks_ref or (self.options.find and operation != "append"):
-            return
-        writes = OPERATION_NAMES[self.shape.write]
-        keys = [field.name for field in self.shape.key]
-        if operation != "delete":
-            raise DefinitionError(
-                "HTTP_REF",
-                f"`$ref` cannot be used in `{writes}`: only its answer contains the id of a row",
-                hint="for the external id from another sync use a field: {ref: SYNC, by: COLUMN}",
-            )
-        if not HttpDestination.learns(self.options, self.shape.write, keys):
-            raise DefinitionError(
-                "HTTP_REF",
-                f"`$ref` in a delete needs answers to `{writes}` with the id of each row",
-                hint="set `outcome.ref` to the path of the id, `outcome.match` to how an item names its row",
-            )
-
-    def _refuse_partof_key(self, operation: Mode) -> None:
-        """DefinitionError HTTP_KEY if a request names some fields of the key and not the others, because it
-        would reach other rows too. A delete names them all; elsewhere the key may be among the fields."""
-        keys = [field.name for field in self.shape.key]
-        named = self._endpoints[operation].named(keys)
-        if operation in INSERTS or named == set(keys) or not (named or operation == "delete"):
-            return
-        lacks = ", ".join(name for name in keys if name not in named)
-        raise DefinitionError(
-            "HTTP_KEY",
-            f"`{OPERATION_NAMES[operation]}` lacks {lacks} of the key, so it would reach other rows too",
-            hint="name every field of the key in its path or row; `$keys` is for a key of one field",
-        )
 
     def _request(self, batch: Batch) -> Request:
         """The prepared request of the batch, or a new one. Poisoned if its rows cannot be one request."""
@@ -675,15 +545,16 @@ class HttpDestination(HttpTarget[HttpOptions]):
         if operation in self._calls:
             return self._calls[operation]
         if operation not in self._endpoints:
-            raise self.lacks(operation)
-        self._refuse_unknown_ref(operation)
-        self._refuse_partof_key(operation)
+            raise fitness.unserved(operation)
         endpoint, deletes = self._endpoints[operation], self.shape.deletes
         keys, fields = ([field.name for field in part] for part in (self.shape.key, self.shape.fields))
+        learns = operation == "delete" and HttpDestination.learns(self.options, self.shape.write, keys)
+        fitness.refuse_unknown_ref(self.options, self.shape, endpoint, operation, learns=learns)
+        fitness.refuse_partof_key(self.shape, endpoint, operation)
         if operation == "delete":
             fields = list(deletes.set) if isinstance(deletes, SoftDelete) else []
         template = Template(endpoint, keys, fields, self._address.prefix)
-        self._refuse_no_place(template, operation)
+        fitness.refuse_no_place(self.options, template, operation)
         rules = rules_of(endpoint, self.options.outcome, operation, keys)
         self._calls[operation] = template, rules
         if endpoint.job:
