@@ -237,13 +237,9 @@ class ChangeSet:
         """Some rows as a change set of its own, numbered from 0 in the same order. Valid until the next
         call."""
         self.workspace.load("picked", {"picked_at": "BIGINT"}, ((position,) for position in positions))
-        return self.among("pos IN (SELECT picked_at FROM picked)")
-
-    def among(self, condition: str) -> ChangeSet:
-        """As `pick`, of the rows for which a condition (SQL) holds."""
         self.workspace.run(
             f"CREATE OR REPLACE TABLE {AGAIN} AS SELECT row_number() OVER (ORDER BY pos) - 1 AS pos,"
-            f" * EXCLUDE (pos) FROM {self.table} WHERE {condition} ORDER BY 1"
+            f" * EXCLUDE (pos, picked_at) FROM {self.table} JOIN picked ON pos = picked_at ORDER BY 1"
         )
         number: int = self.workspace.one(f"SELECT count(*) FROM {AGAIN}")[0]
         return ChangeSet(self.workspace, self.field_map, (), {"picked": number}, table=AGAIN)
@@ -423,6 +419,15 @@ def only(changes: ChangeSet, table: str, mode: Mode) -> ChangeSet:
     counts = dict(workspace.run(f"SELECT op, count(*) FROM {CHANGES} GROUP BY op"))
     number = sum(counts.values())
     return ChangeSet(workspace, changes.field_map, (Phase(mode, 0, number - 1),) if number else (), counts)
+
+
+def due_rows(workspace: Workspace, field_map: FieldMap) -> str:
+    """SQL of the due rows of the mart as they would be sent, without their order: row, hash, owned, ref, key,
+    k0…, f0…, n0…"""
+    return (
+        f'SELECT "retl row" AS row, "retl hash" AS hash, "retl owned" AS owned, "retl ref" AS ref,'
+        f" {field_map.key} AS key, {field_map.payload} FROM {_upserts(workspace, ends(workspace))}"
+    )
 
 
 def _upserts(workspace: Workspace, due: Ends) -> str:

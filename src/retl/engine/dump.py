@@ -12,13 +12,14 @@ from collections.abc import Iterable
 import duckdb
 
 from retl.destinations.batch import Field
-from retl.engine import held
+from retl.engine import change_set, held
+from retl.engine.diff import CANDIDATES
 from retl.engine.mapping import FieldMap
 from retl.engine.workspace import Workspace
 from retl.values import csv_text
 from retl.values.sql import literal
 
-_MET = "met"  # key, pos, same: the rows of the dump, each with the row of the mart that has its key
+_MET = "met"  # key, row, hash, owned, ref, same: each row of the dump, with the row of the mart of its key
 _LAYOUT = (
     "auto_detect = false, header = false, delim = ',', quote = '\"', escape = '\"', nullstr = '',"
     f" allow_quoted_nulls = false, max_line_size = {16 << 20}"
@@ -50,11 +51,11 @@ def load(workspace: Workspace, field_map: FieldMap, chunks: Iterable[bytes]) -> 
     return True
 
 
-def meet(workspace: Workspace, field_map: FieldMap, rows: str) -> bool:
-    """Compare the dump with the rows of the mart (a relation with pos, key and f0…); whether any is the same.
+def meet(workspace: Workspace, field_map: FieldMap) -> None:
+    """Compare the dump with the due rows of the mart; those that are the same are no candidates any more.
     That is a row of which the target has the key once, and each text that would be sent."""
     sent = [
-        f"CAST({csv_text.csv_sql(one.type, f'c.f{i}')} AS VARCHAR)"
+        f"CAST({csv_text.csv_sql(one.type, f'm.f{i}')} AS VARCHAR)"
         for i, one in enumerate(field_map.shape.fields)
         if one.compared
     ]
@@ -62,22 +63,23 @@ def meet(workspace: Workspace, field_map: FieldMap, rows: str) -> bool:
         f"{text} IS NOT DISTINCT FROM s.{name}" for text, name in zip(sent, _texts(field_map), strict=True)
     ]
     once = f"s.key NOT IN (SELECT key FROM {held.SCANNED} WHERE times > 1)"
+    alike = " AND ".join(["m.row IS NOT NULL", once, *equal])
     workspace.run(
-        f"CREATE TABLE {_MET} AS SELECT s.key, c.pos, coalesce({' AND '.join(['c.pos >= 0', once, *equal])},"
-        f" FALSE) AS same FROM {held.SCAN} s LEFT JOIN {rows} c ON c.key = s.key"
+        f"CREATE TABLE {_MET} AS SELECT s.key, m.row, m.hash, m.owned, m.ref, {alike} AS same"
+        f" FROM {held.SCAN} s LEFT JOIN ({change_set.due_rows(workspace, field_map)}) m ON m.key = s.key"
     )
     workspace.run(f"DROP TABLE {held.SCAN}")
-    return bool(workspace.run(f"SELECT 1 FROM {_MET} WHERE same LIMIT 1"))
+    workspace.run(f"DELETE FROM {CANDIDATES} WHERE row IN (SELECT row FROM {_MET} WHERE same)")
 
 
 def same() -> str:
-    """SQL of the positions of rows that are the same."""
-    return f"SELECT pos FROM {_MET} WHERE same"
+    """SQL of the rows that are the same, as COMPARED has them."""
+    return f"SELECT row AS pos, key, hash, owned, ref FROM {_MET} WHERE same"
 
 
 def others() -> str:
     """SQL of the keys that no row of the mart has just so."""
-    return f"SELECT key FROM {_MET} WHERE pos IS NULL"
+    return f"SELECT key FROM {_MET} WHERE row IS NULL"
 
 
 def _texts(field_map: FieldMap) -> list[str]:

@@ -33,11 +33,9 @@ def compare(workspace: Workspace, rows: str, differing: Iterable[tuple[str, ...]
     _join(workspace, COMPARED, f"SELECT {_ROW} FROM {rows}", reports)
 
 
-def keep_same(workspace: Workspace, rows: str, positions: str) -> None:
-    """Add the rows at these positions (SQL) to COMPARED: they do not differ."""
-    workspace.run(
-        f"INSERT INTO {COMPARED} SELECT {_ROW}, TRUE, '{_SAME}' FROM {rows} WHERE pos IN ({positions})"
-    )
+def keep_same(workspace: Workspace, rows: str) -> None:
+    """Add rows (SQL) to COMPARED that do not differ."""
+    workspace.run(f"INSERT INTO {COMPARED} SELECT {_ROW}, TRUE, '{_SAME}' FROM ({rows})")
 
 
 def load_scan(workspace: Workspace, field_map: FieldMap, found: Iterable[Sequence[str]]) -> None:

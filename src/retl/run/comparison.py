@@ -47,9 +47,10 @@ class Scope:
 
 @dataclass(frozen=True)
 class Compared:
-    """The tables COMPARED and PRESENT. `rows`: the rows of the mart that could be sent. `forgotten`: owned
-    keys of the baseline that the mart lacks. `whole`: the mart is one that row counts are compared of.
-    `erased`: rows of the mart with suppressed keys, which are not compared."""
+    """The tables COMPARED and PRESENT. `rows`: the rows of the mart that could be sent, but for those that a
+    dump showed to be the same. `forgotten`: owned keys of the baseline that the mart lacks. `whole`: the mart
+    is one that row counts are compared of. `erased`: rows of the mart with suppressed keys, which are not
+    compared."""
 
     opened: Opened
     frozen: Frozen
@@ -98,7 +99,7 @@ def compare(
             dumped = _list_target(job, visited, mapped, known, workspace, scope)
     frozen = reading.frozen
     with clock.phase("diff"):
-        rows, erased = _sendable(job, frozen, known, visited, workspace)
+        rows, erased = _sendable(job, frozen, known, visited, workspace, dumped=dumped)
     with clock.phase("guard"):
         _raise_refusal(job, run, opened, frozen, known)
     forgotten = diff.forgotten(workspace)
@@ -120,10 +121,10 @@ def _visit(job: Job, run: Run, mapped: Mapped, epoch: int | None, hold: ExitStac
 
 
 def _sendable(
-    job: Job, frozen: Frozen, known: Known, visited: Visited, workspace: Workspace
+    job: Job, frozen: Frozen, known: Known, visited: Visited, workspace: Workspace, *, dumped: bool
 ) -> tuple[ChangeSet, int]:
-    """Every row of the mart that could be sent, with what the baseline knows of its key; and how many have a
-    suppressed key."""
+    """Every row of the mart that could be sent, with what the baseline knows of its key, but for those that a
+    dump shows to be the same; and how many have a suppressed key."""
     assert visited.destination is not None
     field_map = replace(frozen.mapped.field_map, folds=visited.destination.folds)
     if not frozen.hashed:
@@ -134,6 +135,8 @@ def _sendable(
     judge.judge(workspace, frozen.mapped.contract, job.sync.key, frozen.edited)
     judge.reject_missing(workspace, field_map)
     judge.find_standing(workspace, dict.fromkeys(one.key for one in known.open_rejects))
+    if dumped:
+        dump.meet(workspace, field_map)
     return change_set.assemble(workspace, field_map, write=job.sync.write), erased
 
 
@@ -188,7 +191,6 @@ def _ask(job: Job, compared: Compared, run: Run, scope: Scope, *, dumped: bool) 
     rows, destination = compared.rows, compared.destination
     workspace, field_map = rows.workspace, rows.field_map
     again = job.pace.retrying(job.sync.retry, job.stop.event)
-    some_same = dumped and dump.meet(workspace, field_map, rows.table)
     others = dump.others() if dumped else f"SELECT key FROM {held.SCANNED}"
     listed = others if scope.scan else None
     held.list_keys(workspace, field_map, scanned=listed, left=scope.left, deleted=scope.deleted)
@@ -201,8 +203,6 @@ def _ask(job: Job, compared: Compared, run: Run, scope: Scope, *, dumped: bool) 
             yield Batch(of, *MODES[mode], run.run_id, 0, first, last, run.started_at.isoformat())
 
     asked = rows if scope.sample is None else rows.draw(scope.sample)
-    if some_same:
-        asked = rows.among(f"pos NOT IN ({dump.same()})")
     held.compare(
         workspace,
         asked.table,
@@ -212,8 +212,8 @@ def _ask(job: Job, compared: Compared, run: Run, scope: Scope, *, dumped: bool) 
             for one in again(lambda batch=batch: list(destination.differing(batch)))
         ),
     )
-    if some_same:
-        held.keep_same(workspace, rows.table, dump.same())
+    if dumped:
+        held.keep_same(workspace, dump.same())
     if scope.scan:
         held.keep_scanned(workspace, field_map)
         return
