@@ -217,21 +217,35 @@ class Start:
         self.version = Series("retl --version", 0.20, 0.15, "s")
         self.help = Series("retl --help", 0.20, 0.15, "s")
         self.ten = Series("a sync of 10 rows to PostgreSQL", 1.0, 0.6, "s")
+        self.more = Series("each further sync of a command that finds nothing", 0.15, 0.15, "s")
         self.small = bench.folder / "ten.duckdb"
         apart(mart.build, self.small, 10)
-        bench.write_sync("users", TO_POSTGRES + CONTRACT + BATCH)
 
     @property
     def series(self) -> list[Series]:
-        return [self.version, self.help, self.ten]
+        return [self.version, self.help, self.ten, self.more]
 
     def round(self) -> None:
         bench = self.bench
         nothing = timed([sys.executable, "-c", "pass"], folder=bench.folder, environment=bench.environment)
         self.version.add(bench.retl("--version"), nothing.seconds)
         self.help.add(bench.retl("--help"), nothing.seconds)
+        bench.write_sync("users", TO_POSTGRES + CONTRACT + BATCH)
         bench.forget()
-        self.ten.add(bench.sync("users", {"DUCKDB_PATH": str(self.small)}), 0.0)
+        small = {"DUCKDB_PATH": str(self.small)}
+        self.ten.add(bench.sync("users", small), 0.0)
+        names = [f"users_{n}" for n in range(10)]
+        for name in names:
+            text = (
+                f"destination: {{type: postgres, table: {name}, create: true}}\ndeletes: delete\n{CONTRACT}"
+            )
+            bench.write_sync(name, text, alone=name == names[0])
+        bench.sync("all", small)
+        one, all_ten = bench.sync(names[0], small), bench.sync("all", small)
+        assert summary(all_ten)["unchanged"] == 10, all_ten.output
+        each = (all_ten.seconds - one.seconds) / (len(names) - 1)
+        self.more.add(Measured(each, all_ten.processor, all_ten.megabytes, ""), 0.0)
+        bench.execute(*(f"DROP TABLE {name}" for name in names))
 
 
 class Growth:

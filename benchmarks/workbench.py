@@ -134,9 +134,9 @@ class Workbench:
 
     # --- between two measurements
 
-    def write_sync(self, name: str, text: str) -> None:
-        """Make this the project's only sync."""
-        for other in (self.project / "syncs").iterdir():
+    def write_sync(self, name: str, text: str, *, alone: bool = True) -> None:
+        """Make this a sync of the project, or its only one."""
+        for other in (self.project / "syncs").iterdir() if alone else ():
             other.unlink()
         body = f"source: {{table: {mart.TABLE}}}\nkey: [user_id]\n{dedent(text)}"
         (self.project / "syncs" / f"{name}.yml").write_text(body)
