@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import typer
-
 from retl.cli import families
-from retl.cli.app import SHARED, app
+from retl.cli.app import SHARED
 
 _SHARED = {*SHARED, "reveal", "version"}
 
 
 def page() -> str:
-    families.register()
-    group: Any = typer.main.get_command(app)
+    group = families.commands()
     top = group.make_context("retl", [], resilient_parsing=True)
     parts = ["# Commands", "`retl COMMAND --help` prints the same.", "## Options of every command"]
     parts += [_grid(top, (one for one in group.params if one.name in _SHARED))]

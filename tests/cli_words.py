@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from functools import cache
-from typing import Any
 
 import typer
 
 from retl.cli import families
-from retl.cli.app import app
 
 _TEMPLATE = re.compile(r"\$?\{\{.*?\}\}")
 _BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -42,7 +39,7 @@ def in_prose(text: str) -> Iterator[list[str]]:
 
 def assert_known(words: list[str], *, whole: bool = True) -> None:
     """The CLI's parser takes these words; without `whole` it may miss some."""
-    command = _whole_tree()
+    command = families.commands()
     name, context = "retl", None
     try:
         while True:
@@ -55,12 +52,6 @@ def assert_known(words: list[str], *, whole: bool = True) -> None:
     except typer.TyperException as problem:
         if whole or type(problem).__name__ not in ("MissingParameter", "BadOptionUsage", "NoArgsIsHelpError"):
             raise AssertionError(f"retl … {name} {words}: {problem}") from problem
-
-
-@cache
-def _whole_tree() -> Any:
-    families.register()
-    return typer.main.get_command(app)
 
 
 def _words(line: str) -> list[str]:

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from retl.cli import families
-from retl.cli.app import app
 from retl.cli.codes import codes
 from retl.cli.grouping import EXAMPLES, GROUPS
 from tests.cli_words import assert_known
@@ -34,8 +32,7 @@ def commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def test_every_command_has_an_example_that_its_own_parser_takes() -> None:
-    families.register()
-    found = dict(commands(typer.main.get_command(app)))
+    found = dict(commands(families.commands()))
     assert [name for name in found if name not in EXAMPLES] == []
     for name, one in found.items():
         example = EXAMPLES[name]

@@ -64,8 +64,7 @@ def run(words: list[str], begun: float) -> int:
 
     outcome = Outcome(Invocation(begun=begun), wrong=1 if DETAILED in words else 2)
     try:
-        families.register()
-        code = app(words, prog_name="retl", standalone_mode=False, obj=outcome)
+        code = families.commands()(words, prog_name="retl", standalone_mode=False, obj=outcome)
         return outcome.code if outcome.code is not None else int(code or 0)
     except typer.TyperException as problem:
         return _usage(problem, outcome)
