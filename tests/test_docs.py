@@ -48,8 +48,12 @@ def test_every_code_has_a_sentence_that_says_what_to_do() -> None:
 
 
 def test_no_code_is_explained_that_nobody_says() -> None:
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
-    assert {code for code in explained() if not re.search(rf"\b{code}\b", source)} == set()
+    words = {
+        word
+        for path in (ROOT / "src").rglob("*.py")
+        for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))
+    }
+    assert set(explained()) - words == set()
 
 
 @pytest.mark.parametrize("page", ["guarantees.md", "guides/compliance.md", "guides/proved.md"])
