@@ -4,6 +4,7 @@ nothing: it takes a third of the CPU that a new interpreter takes, and dies as a
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import sys
@@ -14,16 +15,20 @@ from importlib import import_module
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from retl.cli import GARBAGE_EVERY, families
+
 for _name in (
     "duckdb", "psycopg", "pytz", "msgspec", "redis", "confluent_kafka.admin",
-    "retl.cli", "retl.cli.app", "retl.cli.running", "retl.app.schedule", "retl.app.session", "retl.cli.history",
+    "retl.cli.running", "retl.app.schedule", "retl.app.session", "retl.cli.history",
     "retl.run.pipeline", "retl.app.resolve", "retl.ledger",
     "retl.destinations.postgres.adapter", "retl.destinations.redis.adapter", "retl.destinations.http.adapter",
     "retl.destinations.salesforce_bulk.adapter", "retl.destinations.dataverse.adapter",
     "retl.destinations.sqlite.adapter", "retl.destinations.duckdb.adapter", "retl.destinations.mysql.adapter",
 ):  # fmt: skip
     import_module(_name)
-
+families.commands()
+gc.freeze()  # nobody needs to look at what was imported, nor to copy it for that
+gc.set_threshold(GARBAGE_EVERY)  # as a process of retl does
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload([__name__])
