@@ -7,18 +7,32 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import duckdb
-
 import retl
+from tests import duckdb_files
 from tests.inprocess import Said, answer
 from tests.servers import Database, RedisServer
 
 ROWS = 30
 # Nothing of the machine's own environment may decide what a test sees.
 FOREIGN = ("RETL_", "POSTGRES_", "REDIS_", "DUCKDB_", "PG", "OTEL_", "TRACE", "OPENLINEAGE_")
+
+
+@cache
+def _users() -> bytes:
+    """A DuckDB file with the mart `users`."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "warehouse.duckdb"
+        with duckdb_files.opened(file) as connection:
+            connection.execute(
+                "CREATE TABLE users AS SELECT i AS user_id, 'u' || i || '@example.com' AS email,"
+                f" CAST(i AS DECIMAL(12, 2)) AS spend FROM range(1, {ROWS + 1}) t(i)"
+            )
+        return file.read_bytes()
 
 
 @dataclass
@@ -31,13 +45,10 @@ class Workshop:
     def __post_init__(self) -> None:
         (self.folder / "syncs").mkdir(parents=True)
         (self.folder / "data").mkdir()
-        self.warehouse(
-            "CREATE TABLE users AS SELECT i AS user_id, 'u' || i || '@example.com' AS email,"
-            f" CAST(i AS DECIMAL(12, 2)) AS spend FROM range(1, {ROWS + 1}) t(i)"
-        )
+        (self.folder / "data" / "warehouse.duckdb").write_bytes(_users())
 
     def warehouse(self, sql: str) -> None:
-        with duckdb.connect(str(self.folder / "data" / "warehouse.duckdb")) as connection:
+        with duckdb_files.opened(self.folder / "data" / "warehouse.duckdb") as connection:
             connection.execute(sql)
 
     def write(self, path: str, text: str) -> None:

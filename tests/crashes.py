@@ -19,11 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from retl.ledger import open_ledger
 from retl_demo.campaigns import Campaigns
-from tests import forked, inprocess, servers
+from tests import duckdb_files, forked, inprocess, servers
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "token-of-the-tests"
@@ -138,13 +136,13 @@ class Project:
         (self.folder / "syncs" / "users.yml").write_text(SYNC_YML + sync)
 
     def mart(self, sql: str) -> None:
-        with duckdb.connect(str(self.folder / "mart.duckdb")) as connection:
+        with duckdb_files.opened(self.folder / "mart.duckdb") as connection:
             connection.execute(sql)
 
     def rows(self) -> list[tuple[str | None, ...]]:
         """What a target must hold: the mart as text, in the order of the key."""
         listed = ", ".join(f"{name}::VARCHAR" for name in COLUMNS)
-        with duckdb.connect(str(self.folder / "mart.duckdb"), read_only=True) as connection:
+        with duckdb_files.opened(self.folder / "mart.duckdb", read_only=True) as connection:
             return connection.execute(f"SELECT {listed} FROM mart ORDER BY user_id").fetchall()
 
     def run(self, *words: str, **environ: str) -> Running:

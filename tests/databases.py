@@ -9,8 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
+from tests import duckdb_files
 from tests.crashes import COLUMNS, SECOND, Scene
 from tests.mysql_server import AVAILABLE, MySQLDatabase
 
@@ -78,7 +77,7 @@ class DuckDBShell(SQLiteShell):
         return "{type: duckdb, path: crm.duckdb}"
 
     def execute(self, *statements: str) -> list[tuple[Any, ...]]:
-        with duckdb.connect(str(self.file)) as connection:
+        with duckdb_files.opened(self.file) as connection:
             for statement in statements:
                 found = connection.execute(statement).fetchall()
             return found

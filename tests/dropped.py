@@ -12,6 +12,7 @@ from typing import Any
 import duckdb
 import obstore
 
+from tests import duckdb_files
 from tests.crashes import SYNC_YML, Project
 from tests.servers import ObjectStore
 
@@ -91,7 +92,7 @@ def from_files(format: str, server: ObjectStore | None = None) -> type[Project]:
         def mart(self, sql: str) -> None:
             super().mart(sql)
             former, state = self._present, next(self._states)
-            with duckdb.connect(str(self.folder / "mart.duckdb"), read_only=True) as connection:
+            with duckdb_files.opened(self.folder / "mart.duckdb", read_only=True) as connection:
                 parts = [
                     written(
                         connection,

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import psycopg
 import redis
 
 from retl_demo import oracle, stage
 from retl_demo.campaigns import Campaigns
 from retl_demo.oracle import LANDINGS, Landing, Targets
-from tests import inprocess, servers
+from tests import duckdb_files, inprocess, servers
 
 COUNTS = (
     "read",
@@ -89,7 +88,7 @@ class Sample:
 
     def mart(self, *statements: str) -> None:
         """Change the warehouse, as a transformation would."""
-        with duckdb.connect(str(self.warehouse)) as connection:
+        with duckdb_files.opened(self.warehouse) as connection:
             for statement in statements:
                 connection.execute(statement)
 

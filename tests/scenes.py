@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-import duckdb
-
-from tests import databases, kafka, servers
+from tests import databases, duckdb_files, kafka, servers
 from tests.crashes import (
     COLUMNS,
     POSTGRES_YML,
@@ -88,7 +86,7 @@ class SoftDeletes(PostgresScene):
 
     def wanted(self) -> list[tuple[str | None, ...]]:
         listed = ", ".join(f"{name}::VARCHAR" for name in COLUMNS)
-        with duckdb.connect(str(self.folder / "mart.duckdb"), read_only=True) as connection:
+        with duckdb_files.opened(self.folder / "mart.duckdb", read_only=True) as connection:
             return connection.execute(
                 f"SELECT {listed}, 'active' FROM mart UNION ALL SELECT {listed}, 'deleted' FROM gone ORDER BY 1"
             ).fetchall()

@@ -27,7 +27,7 @@ import obstore
 
 from retl.testing import faults
 from retl.testing.server import TOKEN, FakeApi
-from tests import clickhouse, mysql_server
+from tests import clickhouse, duckdb_files, mysql_server
 from tests.crashes import COLUMNS, PATIENCE, SYNC_YML, Deletes, Ended, Project
 from tests.dropped import Drop, written
 from tests.mysql_server import MySQLDatabase
@@ -73,7 +73,7 @@ class Sourced(Project):
 
     def mart(self, sql: str) -> None:
         super().mart(sql)
-        with duckdb.connect(str(self.folder / "mart.duckdb"), read_only=True) as connection:
+        with duckdb_files.opened(self.folder / "mart.duckdb", read_only=True) as connection:
             self.put(connection)
 
     def put(self, mart: duckdb.DuckDBPyConnection) -> None:
@@ -128,7 +128,7 @@ class InDuckDB(Sourced):
         self.keep()
         copy = self.path.with_name("other.duckdb")
         shutil.copyfile(self.path, copy)
-        with duckdb.connect(str(copy)) as connection:
+        with duckdb_files.opened(copy) as connection:
             connection.execute(f"{CHANGE}; CREATE TABLE more AS SELECT * FROM range(100000); CHECKPOINT")
         self.path.write_bytes(copy.read_bytes())
         copy.unlink()

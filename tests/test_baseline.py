@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
 from retl.contract.judge import build
@@ -26,6 +25,7 @@ from retl.errors import LedgerError
 from retl.ledger import BatchRow
 from retl.observe.signals import Stop
 from retl.project.definitions import Sync
+from tests import duckdb_files
 
 DAYS = [datetime(2026, 11, day, 6, tzinfo=UTC) for day in range(1, 5)]
 BAD = RowResult(Kind.REJECTED, "23514", "a check says no")
@@ -48,9 +48,9 @@ def delta(tmp_path: Path) -> Any:
 
     def write(name: str, rows: Sequence[Row], format: str = DELTA) -> Path:
         path = tmp_path / f"it's {name}.parquet"
-        with duckdb.connect() as con:
+        with duckdb_files.scratch() as con:
             con.execute(
-                'CREATE TABLE p ("partition" INTEGER, batch BIGINT, row BIGINT, op VARCHAR, key VARCHAR,'
+                'CREATE TEMP TABLE p ("partition" INTEGER, batch BIGINT, row BIGINT, op VARCHAR, key VARCHAR,'
                 " hash BLOB, owned BOOLEAN, ref VARCHAR, seen BLOB)"
             )
             number = -1

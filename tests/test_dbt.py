@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
+from tests import duckdb_files
 from tests.commands import Workshop
 from tests.servers import RedisServer
 
@@ -173,7 +173,7 @@ def test_results_of_another_schema_are_not_those_of_this_mart(workshop: Workshop
         manifest["metadata"]["invocation_id"] = "of another command"
 
     edit(workshop.folder / "target" / "manifest.json", change)
-    with duckdb.connect(str(workshop.folder / "warehouse.duckdb")) as warehouse:
+    with duckdb_files.opened(workshop.folder / "warehouse.duckdb") as warehouse:
         warehouse.execute("CREATE SCHEMA production")
         warehouse.execute("CREATE TABLE production.customers AS FROM customers")
     mart(workshop, "customers", "customer_id")

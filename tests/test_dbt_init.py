@@ -8,10 +8,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
 from retl.project import yamlfile
+from tests import duckdb_files
 from tests.commands import Workshop
 from tests.servers import Database, RedisServer
 
@@ -186,7 +186,7 @@ def test_without_meta_or_warehouse_it_says_what_to_do_and_writes_nothing(project
 
 
 def test_a_column_that_no_target_can_hold_is_left_out_and_named(project: Workshop) -> None:
-    with duckdb.connect(str(project.folder / "warehouse.duckdb")) as warehouse:
+    with duckdb_files.opened(project.folder / "warehouse.duckdb") as warehouse:
         warehouse.execute("ALTER TABLE customers ADD COLUMN photo BLOB")
     init(project)
     assert "photo" not in written(project, "customers")["contract"]

@@ -9,7 +9,7 @@ import duckdb
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from tests import servers
+from tests import duckdb_files, servers
 from tests.crashes import SECOND, SYNC_YML, PostgresScene, Project
 
 THIRD = """
@@ -33,7 +33,7 @@ class Lake(Project):
 
     def mart(self, sql: str) -> None:
         super().mart(sql)
-        with duckdb.connect(str(self.folder / "mart.duckdb"), read_only=True) as connection:
+        with duckdb_files.opened(self.folder / "mart.duckdb", read_only=True) as connection:
             rows = connection.sql("FROM mart").to_arrow_table()
         if not (self.folder / "lake/mart").exists():
             feed = {"delta.enableChangeDataFeed": "true"}

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 from psycopg import Connection, sql
 
 from retl.values.sql import literal, quoted
-from tests import servers
+from tests import duckdb_files, servers
 from tests.commands import Workshop
 from tests.test_conflicts import numbers
 from tests.value_cases import APPLIED, cases
@@ -181,7 +180,7 @@ def scene(
 
 def _begun(mart: Mart, workshop: Workshop, database: servers.Database) -> Iterator[Scene]:
     workshop.use(postgres=database)
-    with duckdb.connect(str(workshop.folder / "data" / "warehouse.duckdb")) as con:
+    with duckdb_files.opened(workshop.folder / "data" / "warehouse.duckdb") as con:
         con.execute("SET timezone = 'UTC'; BEGIN")
         for one in mart.fills:
             con.execute(one)

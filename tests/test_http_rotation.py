@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-import duckdb
 import pytest
 
 from retl.errors import LedgerError, Systemic
@@ -16,7 +15,7 @@ from retl.ledger import open_ledger
 from retl.net.oauth import OAuth2
 from retl.observe import redact
 from retl.testing.server import FakeApi
-from tests import inprocess
+from tests import duckdb_files, inprocess
 
 
 class Rotating(FakeApi):
@@ -49,7 +48,7 @@ def api() -> Iterator[Rotating]:
 @pytest.fixture
 def project(tmp_path: Path, api: Rotating) -> Path:
     (tmp_path / "syncs").mkdir()
-    with duckdb.connect(str(tmp_path / "mart.duckdb")) as mart:
+    with duckdb_files.opened(tmp_path / "mart.duckdb") as mart:
         mart.execute("CREATE TABLE mart AS SELECT 1 AS id, 'Ann' AS name")
     (tmp_path / "retl.yml").write_text(
         "warehouse: {path: mart.duckdb}\n"

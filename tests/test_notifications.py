@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
 from retl.testing import FakePagerDuty, FakeServiceNow, FakeSlack, FakeTeams, reset
-from tests import inprocess
+from tests import duckdb_files, inprocess
 from tests.inprocess import Said
 from tests.mailserver import PASSWORD, USER, MailServer
 
@@ -63,7 +62,7 @@ class Scene:
         self.write("INSERT INTO mart_broken_feeds VALUES ('sales', 3), ('stock', 5)")
 
     def write(self, statement: str) -> None:
-        with duckdb.connect(str(self.folder / "mart.duckdb")) as mart:
+        with duckdb_files.opened(self.folder / "mart.duckdb") as mart:
             mart.execute(statement)
 
     def late(self, *orders: str) -> None:

@@ -10,12 +10,11 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-import duckdb
 import pytest
 
 from retl.testing import FakeHubSpot
 from tests import api as fake
-from tests import servers
+from tests import duckdb_files, servers
 from tests.api import TOKEN, Api, passed
 from tests.commands import ROWS, Workshop
 from tests.crashes import until
@@ -176,7 +175,7 @@ def test_ten_thousand_rows_under_a_storm_and_two_kills_end_exact_at_half_of_the_
             process.communicate()
         last = runs.summary(runs.start("contacts"))
     assert last["status"] == "SUCCESS"
-    with duckdb.connect(str(shop.folder / "data" / "warehouse.duckdb"), read_only=True) as connection:
+    with duckdb_files.opened(shop.folder / "data" / "warehouse.duckdb", read_only=True) as connection:
         rows = connection.execute("SELECT email, name, visits::VARCHAR FROM contacts").fetchall()
     assert api.objects == {email: {"name": name, "visits": visits} for email, name, visits in rows}
     assert not api.faults, "the storm was not seen out"

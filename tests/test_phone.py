@@ -11,7 +11,7 @@ import pytest
 
 from retl.testing import FakeHubSpot
 from retl.values import phone
-from tests import inprocess
+from tests import duckdb_files, inprocess
 
 
 def read(number: str | None, country: str | None = None, trunk: str = "") -> str | None:
@@ -107,7 +107,7 @@ def test_a_number_that_cannot_be_read_rejects_its_row_until_it_can(tmp_path: Pat
 
 
 def write(folder: Path, statement: str) -> None:
-    with duckdb.connect(str(folder / "mart.duckdb")) as mart:
+    with duckdb_files.opened(folder / "mart.duckdb") as mart:
         mart.execute(statement)
 
 

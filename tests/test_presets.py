@@ -10,7 +10,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
 from retl.app.loaded import Resolved
@@ -23,7 +22,7 @@ from retl.observe import redact
 from retl.project.validation import each
 from retl.testing import FakeHubSpotLists, FakeKlaviyo
 from retl.values.types import Type
-from tests import inprocess
+from tests import duckdb_files, inprocess
 from tests.api import TOKEN
 from tests.inprocess import Said
 
@@ -266,7 +265,7 @@ def test_a_field_that_the_rows_lack_is_named_where_the_preset_asks_for_it(folder
 
 
 def test_a_run_that_died_while_a_job_was_at_work_asks_after_it(folder: Path) -> None:
-    with duckdb.connect(str(folder / "mart.duckdb")) as mart:
+    with duckdb_files.opened(folder / "mart.duckdb") as mart:
         mart.execute("CREATE TABLE m AS SELECT 'k' || i || '@x.io' AS email, i AS visits FROM range(7) t(i)")
     with FakeKlaviyo() as api:
         (folder / "syncs" / "a.yml").write_text(f"{HEAD}destination: {{connection: news}}\n")
@@ -287,7 +286,7 @@ def test_a_run_that_died_while_a_job_was_at_work_asks_after_it(folder: Path) -> 
 
 
 def test_what_only_documentation_says_is_a_preview_and_says_so(folder: Path) -> None:
-    with duckdb.connect(str(folder / "mart.duckdb")) as mart:
+    with duckdb_files.opened(folder / "mart.duckdb") as mart:
         mart.execute("CREATE TABLE m AS SELECT '101' AS email")
     (folder / "syncs" / "a.yml").write_text(f'{HEAD}destination: {{connection: crm, list: "7"}}\n')
     with FakeHubSpotLists() as api:

@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from tests import duckdb_files
 from tests.commands import ROWS, Workshop
 from tests.proxy import Proxy
 from tests.servers import Database
@@ -117,7 +118,7 @@ def test_the_mart_is_free_while_rows_are_delivered_and_the_run_sees_one_moment(
     for line in running.stderr:
         if '"batch_acknowledged"' in line:
             break
-    with duckdb.connect(str(workshop.folder / "data" / "warehouse.duckdb")) as writer:  # as dbt would
+    with duckdb_files.opened(workshop.folder / "data" / "warehouse.duckdb") as writer:  # as dbt would
         writer.execute("UPDATE users SET email = 'written while rows were delivered'")
     assert running.poll() is None, "the run was over before the mart was asked for"
     running.stderr.read()

@@ -13,6 +13,7 @@ import yaml
 from retl.project.contracts import Column
 from retl.project.definitions import Project, Sync
 from retl_demo import warehouse
+from tests import duckdb_files
 
 ROOT = warehouse.project()
 SYNCS = sorted(path.stem for path in (ROOT / "syncs").glob("*.yml"))
@@ -32,7 +33,7 @@ def query(sync: Sync) -> str:
 
 
 def rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
-    with duckdb.connect(str(path), read_only=True) as connection:
+    with duckdb_files.opened(path, read_only=True) as connection:
         return connection.execute(sql).fetchall()
 
 

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import duckdb
 import pytest
 
 from retl.engine.workspace import Workspace
@@ -18,12 +17,13 @@ from retl.project.definitions import Warehouse
 from retl.project.marts import Source
 from retl.sources.api import Invocation
 from retl.sources.duckdb import DuckDB
+from tests import duckdb_files
 from tests.commands import Workshop
 from tests.inprocess import answer
 
 
 def mart(path: Path, *statements: str) -> None:
-    with duckdb.connect(str(path)) as connection:
+    with duckdb_files.opened(path) as connection:
         for statement in statements:
             connection.execute(statement)
 

@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
+from tests import duckdb_files
 from tests.commands import ROWS, Workshop
 from tests.proxy import Proxy
 from tests.servers import Database, RedisServer
@@ -40,7 +40,7 @@ def rows(database: Database, sql: str = "SELECT user_id, spend FROM crm.users OR
 
 
 def mart(workshop: Workshop) -> list[Any]:
-    with duckdb.connect(str(workshop.folder / "data" / "warehouse.duckdb"), read_only=True) as connection:
+    with duckdb_files.opened(workshop.folder / "data" / "warehouse.duckdb", read_only=True) as connection:
         return connection.execute("SELECT user_id, spend FROM users ORDER BY 1").fetchall()
 
 

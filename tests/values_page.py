@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import duckdb
 import msgspec
 
 from retl.values.sql import literal
-from tests import servers
+from tests import duckdb_files, servers
 from tests.api import TOKEN, Api
 from tests.commands import Workshop
 from tests.servers import Database, RedisServer
@@ -118,7 +117,7 @@ def _run_only(workshop: Workshop, prefix: str) -> list[dict[str, Any]]:
 
 def _fill(workshop: Workshop, found: Outcomes) -> None:
     """The two marts with a row per case, their syncs, and what the warehouse itself says of each value."""
-    with duckdb.connect(str(workshop.folder / "data" / "warehouse.duckdb")) as con:
+    with duckdb_files.opened(workshop.folder / "data" / "warehouse.duckdb") as con:
         con.execute("SET timezone = 'UTC'")
         for mart in ("own", "judged"):
             of_mart = [case for case in cases() if case.mart == mart]
@@ -292,7 +291,7 @@ def _sqlite(file: Path) -> Iterator[tuple[Case, Told]]:
 
 
 def _duckdb(file: Path) -> Iterator[tuple[Case, Told]]:
-    with duckdb.connect(str(file), read_only=True) as connection:
+    with duckdb_files.opened(file, read_only=True) as connection:
         connection.execute("SET timezone = 'UTC'")
         for case in cases():
             column = _name(case.column)
@@ -306,7 +305,7 @@ def _duckdb(file: Path) -> Iterator[tuple[Case, Told]]:
 def _keys_in_files(folder: Path) -> dict[str, dict[str, str]]:
     with closing(sqlite3.connect(folder / "landed.db")) as connection:
         lite = dict(connection.execute("SELECT what, k FROM keyed_sqlite"))
-    with duckdb.connect(str(folder / "landed.duckdb"), read_only=True) as connection:
+    with duckdb_files.opened(folder / "landed.duckdb", read_only=True) as connection:
         return {
             "sqlite": lite,
             "duckdb": dict(connection.execute("SELECT what, k FROM keyed_duckdb").fetchall()),

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-import duckdb
-
 from retl.destinations.batch import (
     MODES,
     OPERATION,
@@ -36,6 +34,7 @@ from retl.destinations.batch import (
 from retl.values.sql import literal, quoted
 from retl.values.storage import storage_type
 from retl.values.types import Type
+from tests import duckdb_files
 
 Row = tuple[Any, ...]  # the values of Shape.key, then of Shape.fields
 
@@ -162,10 +161,10 @@ def _as_parquet(path: Path, fields: Sequence[Field], layout: Layout) -> None:
     read_as |= {f.name: "JSON" for f in fields if f.type.name == "json"}
     columns = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in read_as.items())
     casts = ", ".join(f"{quoted(name)}::{kind} AS {quoted(name)}" for name, kind in types.items())
-    with duckdb.connect() as connection:
+    with duckdb_files.scratch() as connection:
         connection.execute("SET timezone = 'UTC'")
         read = f"read_json({literal(str(path))}, format = 'newline_delimited', columns = {{{columns}}})"
-        connection.execute(f"CREATE TABLE made AS SELECT {casts} FROM {read}")
+        connection.execute(f"CREATE TEMP TABLE made AS SELECT {casts} FROM {read}")
         connection.execute(f"COPY made TO {literal(str(path))} (FORMAT parquet)")
 
 

@@ -16,12 +16,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
 from retl import destinations
 from retl.testing import FakeApi, throttled
 from retl.values.sql import quoted
+from tests import duckdb_files
 from tests.commands import Workshop
 from tests.presets.proof import Proof
 
@@ -103,7 +103,7 @@ class Life:
     def exact(self) -> None:
         """The vendor holds the mart, without what it refuses, and nothing came twice."""
         path = self.workshop.folder / "data" / "warehouse.duckdb"
-        with duckdb.connect(str(path), read_only=True) as mart:
+        with duckdb_files.opened(path, read_only=True) as mart:
             rows = mart.execute(f"SELECT * FROM mart ORDER BY {self.key}").fetchall()
         wanted = self.proof.expected([row for row in rows if row[0] != self.bad])
         assert self.proof.contents(self.api) == wanted

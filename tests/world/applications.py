@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import psycopg
 
-from tests import inprocess
+from tests import duckdb_files, inprocess
 from tests.servers import Database
 
 SCHEMAS = Path(__file__).with_name("schemas")
@@ -104,7 +103,7 @@ class Application:
         return list(self.outcomes.values())
 
     def fill(self, day: int) -> None:
-        with duckdb.connect(str(self.folder / "mart.duckdb")) as warehouse:
+        with duckdb_files.opened(self.folder / "mart.duckdb") as warehouse:
             for mart in self.marts:
                 made = mart.sql.replace("$day", str(day))
                 warehouse.execute(f"CREATE OR REPLACE TABLE mart_{mart.name} AS {made}")
@@ -129,7 +128,7 @@ class Application:
 
     def difference(self, mart: Mart) -> str:
         """What the table holds against what PostgreSQL makes of the mart's values; empty if they agree."""
-        with duckdb.connect(str(self.folder / "mart.duckdb"), read_only=True) as warehouse:
+        with duckdb_files.opened(self.folder / "mart.duckdb", read_only=True) as warehouse:
             warehouse.execute("SET timezone = 'UTC'")
             described = warehouse.execute(f"DESCRIBE mart_{mart.name}").fetchall()
             shown = ", ".join(_shown(name, kind) for name, kind, *_ in described)
@@ -153,7 +152,7 @@ class Application:
 
     def contract(self, mart: Mart) -> str:
         """What the table's catalog suggests for the columns of the mart."""
-        with duckdb.connect(str(self.folder / "mart.duckdb"), read_only=True) as warehouse:
+        with duckdb_files.opened(self.folder / "mart.duckdb", read_only=True) as warehouse:
             used = [name for name, *_ in warehouse.execute(f"DESCRIBE mart_{mart.name}").fetchall()]
         lines = ["contract:"]
         for name, kind, nullable, labels in self._catalog(_COLUMNS, mart):
@@ -170,7 +169,7 @@ class Application:
 
     def _cast(self, mart: Mart) -> str:
         """The mart with the texts of what no contract can name, as the refusal asks for."""
-        with duckdb.connect(str(self.folder / "mart.duckdb"), read_only=True) as warehouse:
+        with duckdb_files.opened(self.folder / "mart.duckdb", read_only=True) as warehouse:
             described = warehouse.execute(f"DESCRIBE mart_{mart.name}").fetchall()
         casts = [f"{_shown(name, kind)} AS {name}" for name, kind, *_ in described if kind in _UNNAMED]
         replaced = f" REPLACE ({', '.join(casts)})" if casts else ""
