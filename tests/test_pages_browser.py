@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from urllib.parse import quote
 
@@ -90,7 +91,7 @@ def test_the_site_fits_on_a_phone(site: Path, page: str, tmp_path: Path) -> None
 def is_drawn(folder: Path, scheme: str, width: int) -> None:
     lines, colours = pixels((folder / "page.png").read_bytes()), SCHEMES[scheme][1]
     assert len(lines[0]) == width
-    seen = Counter(pixel for line in lines for pixel in line)
+    seen = Counter(chain.from_iterable(lines))
     for name in ("text", "muted", "link"):
         assert seen[rgb(colours[name])] > 20, name
     # Nothing sticks out to the right: the margin there is empty.

@@ -9,6 +9,8 @@ from __future__ import annotations
 import subprocess
 import zlib
 from collections import Counter
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -73,14 +75,16 @@ def pixels(png: bytes) -> list[list[Pixel]]:
     assert (depth, head[12]) == (8, 0)
     step = {2: 3, 6: 4}[kind]
     data = zlib.decompress(b"".join(content for name, content in chunks if name == b"IDAT"))
-    size, before, lines = width * step, bytearray(width * step), []
+    size = width * step
+    before, lines = bytes(size), []
     for start in range(0, height * (size + 1), size + 1):
         before = _unfiltered(data[start], data[start + 1 : start + 1 + size], before, step)
-        lines.append([tuple(before[x : x + 3]) for x in range(0, size, step)])
+        lines.append(_split(before, step))
     return lines
 
 
-def _unfiltered(kind: int, line: bytes, above: bytearray, step: int) -> bytearray:
+@lru_cache(8)  # most lines of a page are those above them
+def _unfiltered(kind: int, line: bytes, above: bytes, step: int) -> bytes:
     out = bytearray(line)
     for x in range(len(out)):
         left, up = out[x - step] if x >= step else 0, above[x]
@@ -93,7 +97,12 @@ def _unfiltered(kind: int, line: bytes, above: bytearray, step: int) -> bytearra
         else:
             guess = (0, left, up, (left + up) // 2)[kind]
         out[x] = (out[x] + guess) & 255
-    return out
+    return bytes(out)
+
+
+@lru_cache(8)
+def _split(line: bytes, step: int) -> list[Pixel]:
+    return list(zip(*(line[colour::step] for colour in range(3)), strict=True))
 
 
 def rgb(colour: str) -> Pixel:
@@ -110,7 +119,7 @@ def test_the_report_is_drawn_in_its_colours_and_the_console_is_silent(
     colours = SCHEMES[scheme][1]
     assert (len(lines[0]), len(lines)) == (width, 1200)
     assert lines[0][0] == lines[-1][-1] == rgb(colours["page"])
-    seen = Counter(pixel for line in lines for pixel in line)
+    seen = Counter(chain.from_iterable(lines))
     for name in ("panel", "text", "muted", "good", "idle", "bad"):
         assert seen[rgb(colours[name])] > 20, name
     # Nothing sticks out to the right: the margin there is empty.
