@@ -27,8 +27,6 @@ for _name in (
 ):  # fmt: skip
     import_module(_name)
 families.commands()
-gc.freeze()  # nobody needs to look at what was imported, nor to copy it for that
-gc.set_threshold(GARBAGE_EVERY)  # as a process of retl does
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload([__name__])
@@ -48,6 +46,7 @@ def started(
 
 
 def _run(arguments: list[str], environ: dict[str, str], out: str, err: str, folder: str) -> None:
+    gc.set_threshold(GARBAGE_EVERY)  # as `retl` does
     for path, number, flags in (
         (os.devnull, 0, os.O_RDONLY),
         (out, 1, os.O_WRONLY | os.O_TRUNC | os.O_APPEND),
