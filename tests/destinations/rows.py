@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from hashlib import sha1
+from math import copysign, isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
@@ -16,6 +17,7 @@ from retl.destinations.batch import (
     MODES,
     OPERATION,
     Batch,
+    Bends,
     Cell,
     Digest,
     Field,
@@ -30,6 +32,7 @@ from retl.destinations.batch import (
     Seen,
     Shape,
     Size,
+    Tuples,
 )
 from retl.values.sql import literal, quoted
 from retl.values.storage import storage_type
@@ -75,6 +78,9 @@ class Rows:
 
     def cells(self, first: int, last: int, cells: tuple[Cell, ...]) -> Sequence[Row]:
         self.asked.add("cells")
+        return self._cells(first, last, cells)
+
+    def _cells(self, first: int, last: int, cells: tuple[Cell, ...]) -> Sequence[Row]:
         fields = (*self.shape.key, *self.shape.fields)
         return [
             tuple(
@@ -83,6 +89,17 @@ class Rows:
             )
             for row in self.rows[first : last + 1]
         ]
+
+    def literals(self, first: int, last: int, tuples: Tuples, most: int) -> Iterator[bytes]:
+        """A piece for each row."""
+        self.asked.add("literals")
+        for number, row in enumerate(self._cells(first, last, tuples.cells), 1):
+            values = map(_literal, [number, *row] if tuples.numbered else row)
+            yield f"({','.join(values)})".encode()
+
+    def bent(self, first: int, last: int, bends: Mapping[int, Bends]) -> Sequence[int]:
+        rows = enumerate(self.rows[first : last + 1])
+        return [n for n, row in rows if any(_is_bent(row[at], one) for at, one in bends.items())]
 
     def documents(self, first: int, last: int) -> Sequence[Row]:
         self.asked.add("documents")
@@ -187,6 +204,36 @@ def _formed(value: Any, type_: Type, cell: Cell) -> Any:
             return _json(value, type_)
         case _:
             return str(value)
+
+
+def _literal(value: Any) -> str:
+    match value:
+        case None:
+            return "NULL"
+        case float() if not isfinite(value):
+            return f"'{value}'"
+        case bool() | int() | float():
+            return repr(value + 0)
+        case _:
+            return "'" + str(value).replace("'", "''") + "'"
+
+
+def _is_bent(value: Any, bends: Bends) -> bool:
+    if value is None:
+        return bends.null
+    if bends.zero:
+        return bool(value == 0 and copysign(1, value) < 0)
+    if bends.known is not None:
+        return value not in bends.known
+    if bends.characters is not None:
+        return len(value.rstrip(" ")) <= bends.characters < len(value)
+    if bends.bytes is not None:
+        return len(_sent(value.rstrip(" "))) <= bends.bytes < len(_sent(value))
+    return False
+
+
+def _sent(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
 
 
 def document(shape: Shape, row: Row) -> str:

@@ -21,7 +21,7 @@ from retl.destinations.mysql.dialect import MySQLDialect
 from retl.destinations.mysql.session import MySQLSession
 from retl.errors import DefinitionError, Later, Mismatch, Systemic, Unavailable
 from retl.net.mysql import MySQLConnection
-from retl.values.cells import cell_sql
+from retl.values.cells import literal_sql
 from retl.values.storage import storage_type
 from retl.values.types import Type
 from tests.destinations.rows import Row, Rows, plain
@@ -41,7 +41,7 @@ from tests.destinations.tables import TableSuite
 from tests.mysql_server import MySQLDatabase, fresh
 from tests.proxy import Proxy
 from tests.test_lossless_pairs import VALUES
-from tests.test_lossless_tables import is_same, told
+from tests.test_lossless_tables import bent, is_same, told
 
 SHAPE = Shape("suite", "state-1", (Field("id", STRING),), FIELDS)
 DIALECT = MySQLDialect()
@@ -528,13 +528,13 @@ def test_no_value_of_a_pair_that_is_accepted_is_altered(pairs: MySQLSession, typ
     (form,) = {DIALECT.cell(field, column) for column in columns}
     with duckdb.connect() as duck:
         duck.execute("SET timezone = 'UTC'")
-        made = (cell_sql(type, form, f"CAST({sql} AS {storage_type(type)})") for sql in VALUES[type])
-        cells = [duck.execute(f"SELECT {one}").fetchall()[0][0] for one in made]
+        given = [f"CAST({sql} AS {storage_type(type)})" for sql in VALUES[type]]
+        made = [duck.execute(f"SELECT {literal_sql(type, form, one)}").fetchall()[0][0] for one in given]
         sources = [told(duck, type, sql) for sql in VALUES[type]]
-    for column in columns:
-        alters = DIALECT.alters(field, column)
-        sent = [n for n, cell in enumerate(cells) if alters is None or not alters(cell)]
-        arrived = {n for n in sent if stored(pairs, column.name, n, cells[n])}
+        bends = [bent(duck, DIALECT.bends(field, column), given) for column in columns]
+    for column, altered in zip(columns, bends, strict=True):
+        sent = [n for n in range(len(made)) if n not in altered]
+        arrived = {n for n in sent if stored(pairs, column.name, n, made[n])}
         shown = f"{column.name} + 0" if column.type == "bit(1)" else column.name
         shown = f"CONCAT({shown}, '+00:00')" if type.name == "timestamptz" else shown
         held = dict(pairs.rows(f"SELECT n, {shown} FROM pair"))
@@ -545,10 +545,10 @@ def test_no_value_of_a_pair_that_is_accepted_is_altered(pairs: MySQLSession, typ
         assert arrived or TYPES[int(column.name[1:])] in NARROW, column.type
 
 
-def stored(pairs: MySQLSession, column: str, number: int, cell: Any) -> bool:
+def stored(pairs: MySQLSession, column: str, number: int, made: str) -> bool:
     """Whether the column takes the value; it may refuse it, by an error that is about the row."""
     try:
-        pairs.fill(f"INSERT INTO pair (n, {column}) VALUES (?, ?)", [(number, cell)])
+        pairs.change(f"INSERT INTO pair (n, {column}) VALUES ({number}, {made})")
     except pairs.errors as error:
         if pairs.refusal(error) is None:
             raise

@@ -20,7 +20,7 @@ from retl.values.types import Type
 WriteMode = Literal["upsert", "insert_only", "update_only", "append", "replace"]
 Mode = Literal["upsert", "insert_only", "update_only", "append", "replace", "delete", "restore"]
 Operation = Literal["upsert", "append", "replace", "delete", "restore"]
-Form = Literal["tuples", "documents", "csv", "cells", "file"]
+Form = Literal["tuples", "documents", "csv", "cells", "literals", "file"]
 Cell = Literal["value", "text", "double", "utc"]  # how `Rows.cells` gives a value: see `Batch.cells`
 FileFormat = Literal["parquet", "csv", "ndjson", "json"]
 Compares = Literal["atomic", "window", "no"]
@@ -322,6 +322,28 @@ LINE_KEYS = frozenset({"string", "integer", "uuid"})  # types that a KeyText sup
 
 
 @dataclass(frozen=True, slots=True)
+class Bends:
+    """The values of a field that a column would keep as other ones in silence: NULL (`null`), -0.0 (`zero`),
+    texts that are not among `known`, and texts that fit into `characters` or `bytes` only without the blanks
+    at their end."""
+
+    null: bool = False
+    zero: bool = False
+    known: frozenset[str] | None = None
+    characters: int | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tuples:
+    """Rows as SQL writes them behind VALUES. `cells` as for `Batch.cells`; `numbered`: before them the number
+    of the row in its batch, from 1."""
+
+    cells: tuple[Cell, ...]
+    numbered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """A file of rows: every column of key and fields under its name. `operation`: the value of a further
     column, OPERATION."""
@@ -343,6 +365,10 @@ class Rows(Protocol):
     def tuples(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
 
     def cells(self, first: int, last: int, cells: tuple[Cell, ...]) -> Sequence[tuple[Any, ...]]: ...
+
+    def literals(self, first: int, last: int, tuples: Tuples, most: int) -> Iterator[bytes]: ...
+
+    def bent(self, first: int, last: int, bends: Mapping[int, Bends]) -> Sequence[int]: ...
 
     def documents(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
 
@@ -446,6 +472,17 @@ class Batch:
         convert Python values. Texts: digits with all decimal places, `2026-11-28 06:00:00[.5]`, a timestamptz
         in UTC with all six places and `+00:00` (not if its form is "utc"), a list as JSON."""
         return self.rows.cells(self.first, self.last, cells)
+
+    def literals(self, tuples: Tuples, most: int) -> Iterator[bytes]:
+        """The rows as `(1,'text',NULL),(…)`, in pieces of `most` bytes at most; a row that is larger is a
+        piece of its own, perhaps behind the rows that follow it. In a text only single quotes are doubled; a
+        float that is no number is a text."""
+        return self.rows.literals(self.first, self.last, tuples, most)
+
+    def bent(self, bends: Mapping[int, Bends]) -> Sequence[int]:
+        """The numbers of the rows with a value that bends, by its position in `Shape.key`, then
+        `Shape.fields`."""
+        return self.rows.bent(self.first, self.last, bends)
 
     def documents(self) -> Sequence[tuple[Any, ...]]:
         """Per row the key values, then one JSON object (str) of the fields: made in SQL. Formats and

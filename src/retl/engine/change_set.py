@@ -19,13 +19,14 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retl.destinations.batch import Cell, Layout, Line, Mode, Order
+from retl.destinations.batch import Bends, Cell, Layout, Line, Mode, Order, Tuples
 from retl.engine import hash
 from retl.engine.baseline import BASELINE, DELTA, MOVED, opened
 from retl.engine.diff import CANDIDATES, UPSERTS, Ends, ends
 from retl.engine.files import write_file
 from retl.engine.hash import MART
 from retl.engine.lines import document_sql, line_sql
+from retl.engine.literals import Literals, bends_sql
 from retl.engine.mapping import FieldMap
 from retl.engine.succession import SUCCEEDED
 from retl.engine.workspace import RUN_FILE, Workspace
@@ -105,6 +106,7 @@ class ChangeSet:
     _sizes: dict[str, int] = field(default_factory=dict)
     _lines: dict[Line, str] = field(default_factory=dict)  # as SQL
     _orders: dict[Order, str] = field(default_factory=dict)  # tables
+    _bent: dict[str, list[tuple[int]]] = field(default_factory=dict)  # positions, by the SQL that found them
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __len__(self) -> int:
@@ -126,6 +128,23 @@ class ChangeSet:
         columns += [(f"f{i}", f.type) for i, f in enumerate(shape.fields)]
         pairs = zip(columns, cells, strict=False)
         return self._query(", ".join(cell_sql(t, cell, name) for (name, t), cell in pairs), first, last)
+
+    def literals(self, first: int, last: int, tuples: Tuples, most: int) -> Iterator[bytes]:
+        return self._literals.pieces(first, last, tuples, most)
+
+    @cached_property
+    def _literals(self) -> Literals:
+        shape = self.field_map.shape
+        return Literals(self.workspace, self.table, shape, len(self), self._block_rows, self._ahead)
+
+    def bent(self, first: int, last: int, bends: Mapping[int, Bends]) -> Sequence[int]:
+        """Asked once for all rows: hardly any bend, and a query takes longer than to look at a batch."""
+        which = bends_sql(self.field_map.shape, bends)
+        with self._lock:
+            if which not in self._bent:
+                asked = f"SELECT pos FROM {self.table} WHERE {which} ORDER BY pos"
+                self._bent[which] = self.workspace.rows(self.workspace.cursor(), asked)
+            return [pos - first for (pos,) in _between(self._bent[which], first, last)]
 
     def documents(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
         return self._query(self._documents, first, last)

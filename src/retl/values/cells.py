@@ -1,6 +1,7 @@
 """A value as a driver of a database takes it, made by SQL: the value itself, its text, or a double.
 
-`utc` is the text of a timestamptz without its zone."""
+`utc` is the text of a timestamptz without its zone. Or as SQL writes it: as a literal.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from typing import Literal
 from retl.model import Formats
 from retl.values.json_text import decimal_text, json_sql
 from retl.values.types import Type
+
+_QUOTE = "chr(39)"
 
 
 def cell_sql(type: Type, form: Literal["value", "text", "double", "utc"], expr: str) -> str:
@@ -25,3 +28,19 @@ def cell_sql(type: Type, form: Literal["value", "text", "double", "utc"], expr: 
     if type.name == "list":
         return f"CASE WHEN {expr} IS NOT NULL THEN {json_sql(type, expr, Formats())} END"
     return f"CAST({expr} AS VARCHAR)"
+
+
+def literal_sql(type: Type, form: Literal["value", "text", "double", "utc"], expr: str) -> str:
+    """SQL for the same as a literal that SQL reads: NULL, a number (0 and 1 for a boolean), or a text in
+    single quotes. A float that is no number is a text."""
+    cell = cell_sql(type, form, expr)
+    if form == "value" and type.name == "boolean":
+        made = f"CASE WHEN {expr} THEN '1' ELSE '0' END"
+    elif form == "double" or (form == "value" and type.name == "float"):
+        number = f"CAST({cell} AS VARCHAR)"
+        made = f"CASE WHEN isfinite({cell}) THEN {number} ELSE {_QUOTE} || {number} || {_QUOTE} END"
+    elif form == "value" and type.name == "integer":
+        made = f"CAST({cell} AS VARCHAR)"
+    else:
+        made = f"concat({_QUOTE}, replace({cell}, {_QUOTE}, {_QUOTE} || {_QUOTE}), {_QUOTE})"
+    return f"CASE WHEN {expr} IS NULL THEN 'NULL' ELSE {made} END"

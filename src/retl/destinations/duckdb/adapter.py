@@ -169,9 +169,6 @@ class DuckDBSession(Session):
         self._done.append(sql)
         return int(found[0][0]) if found and isinstance(found[0][0], int) else -1
 
-    def fill(self, sql: str, rows: Sequence[Row]) -> None:
-        raise NotImplementedError  # rows arrive as a file: see `DuckDB._load`
-
     def begin(self, *, write: bool) -> None:
         self._con.execute("BEGIN TRANSACTION")
         self._done.clear()
@@ -300,7 +297,7 @@ class DuckDB(SqlTable[DuckDBOptions]):
         if not (may_write(path) and may_write(path.parent)):
             raise read_only(path.name)
 
-    def _load(self, session: Session, batch: Batch, rows: Sequence[Row], *, staged: bool) -> None:
+    def _load(self, session: Session, batch: Batch, *, staged: bool) -> None:
         """Through a file without a name, which DuckDB reads faster than rows of Python. It stays for as long
         as the transaction may be repeated."""
         self._sent = file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the next one, or the lane

@@ -41,9 +41,9 @@ from hashlib import sha256
 
 from pydantic import field_validator
 
-from retl.destinations.batch import Batch, SoftDelete, Trace, Visit
+from retl.destinations.batch import Batch, SoftDelete, Trace, Tuples, Visit
 from retl.destinations.mysql.dialect import MySQLDialect
-from retl.destinations.mysql.session import SETTINGS, MySQLSession
+from retl.destinations.mysql.session import PACKET, SETTINGS, MySQLSession
 from retl.destinations.sql.dialect import Session
 from retl.destinations.sql.table import SqlTable
 from retl.errors import Later, Systemic
@@ -74,6 +74,7 @@ class MySQL(SqlTable[MySQLOptions]):
     Connection = MySQLConnection
     Options = MySQLOptions
     dialect = MySQLDialect()
+    form = "literals"
     _guard: MySQLSession | None = None  # keeps other ledgers out while it is open
 
     @staticmethod
@@ -158,6 +159,17 @@ class MySQL(SqlTable[MySQLOptions]):
                 _LOCK_LOST.format(self._relation),
                 hint="run the same command again: it continues after what was confirmed",
             )
+
+    def _load(self, session: Session, batch: Batch, *, staged: bool) -> None:
+        """INSERTs of many rows, which DuckDB writes as text."""
+        assert isinstance(session, MySQLSession)
+        tuples = Tuples(self._cells(batch), numbered=staged)
+        head = self._sql.fill(batch, staged=staged)
+        self._bytes += session.fill(head, lambda most: batch.literals(tuples, most))
+
+    def _values(self, batch: Batch) -> str:
+        tuples = Tuples(self._cells(batch), numbered=True)
+        return ",\n".join(piece.decode(errors="surrogatepass") for piece in batch.literals(tuples, PACKET))
 
     def preview(self, batch: Batch) -> bytes:
         """With the settings, without which a shell reads a backslash in another way."""

@@ -7,11 +7,11 @@ spelling, a TIMESTAMP that is NOT NULL takes now for NULL. Such values are refus
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from math import copysign, isfinite
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any, ClassVar
 
-from retl.destinations.batch import Cell, Field, Folds
+from retl.destinations.batch import Bends, Cell, Field, Folds
 from retl.destinations.sql.dialect import ROW, Column, Dialect, Relation
 from retl.values.types import KEY_TYPES, Type
 
@@ -102,20 +102,18 @@ class MySQLDialect(Dialect):
             return "value"
         return "utc" if of.type.name == "timestamptz" else "text"
 
-    def alters(self, of: Field, column: Column) -> Callable[[Any], bool] | None:
+    def bends(self, of: Field, column: Column) -> Bends | None:
         kind, sizes = _parsed(column.type)
         if kind == "timestamp" and not column.nullable:
-            return lambda value: value is None
+            return Bends(null=True)
         if of.type.name == "float":
-            return _is_negative_zero
+            return Bends(zero=True)
         if kind == "enum":
-            known = {one.replace("''", "'") for one in re.findall(r"'((?:[^']|'')*)'", column.type)}
-            return lambda value: value is not None and value not in known
+            known = (one.replace("''", "'") for one in re.findall(r"'((?:[^']|'')*)'", column.type))
+            return Bends(known=frozenset(known))
         if of.type.name != "string":
             return None
-        if kind == "varchar":
-            return lambda value: value is not None and len(value.rstrip(" ")) <= sizes[0] < len(value)
-        return lambda value: _loses_blanks(value, _ROOM[kind])
+        return Bends(characters=sizes[0]) if kind == "varchar" else Bends(bytes=_ROOM[kind])
 
     def same(self, one: str, other: str, of: Field, column: Column) -> str:
         if column.folds or _is_text(column):  # a collation compares less than all of a text
@@ -198,14 +196,3 @@ def _charset(column: Column) -> str:
 def _is_text(column: Column, *, varchar: bool = True) -> bool:
     kind = _parsed(column.type)[0]
     return (kind in _ROOM or (varchar and kind == "varchar")) and _charset(column) in _CHARSETS
-
-
-def _loses_blanks(value: str | None, room: int) -> bool:
-    """Whether a TEXT column would cut blanks at the end, and nothing else."""
-    if value is None or len(value) * 4 <= room:
-        return False
-    return len(value.rstrip(" ").encode(errors="replace")) <= room < len(value.encode(errors="replace"))
-
-
-def _is_negative_zero(value: float | None) -> bool:
-    return value == 0 and copysign(1, value) < 0

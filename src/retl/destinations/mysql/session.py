@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +21,7 @@ from retl.errors import Ambiguous, Systemic, TargetError, Unavailable
 from retl.net.mysql import MySQLConnection, parts
 from retl.observe.signals import Insistent
 
-_PACKET = 1 << 20  # bytes of an INSERT: larger ones are no faster
+PACKET = 1 << 20  # bytes of an INSERT: larger ones are no faster
 _ROOM = 1024  # bytes of a packet beside the statement
 _FOREVER = 31536000  # seconds: the longest that a session may be idle
 LOCK_WAIT = 30  # seconds
@@ -152,25 +152,16 @@ class MySQLSession(Session):
         self._query(sql.encode())
         return int(self._con.affected_rows())
 
-    def fill(self, sql: str, rows: Sequence[Row]) -> None:
-        """An INSERT of many rows at a time, of a size that the server takes."""
-        head = sql.rpartition("(")[0].encode()
-        for values in self._packets(rows, self._largest - len(head)):
-            self._query(head + b",".join(values))
-
-    def _packets(self, rows: Sequence[Row], largest: int) -> Iterator[list[bytes]]:
-        packet, size, literal = list[bytes](), 0, MySQLDialect().literal
-        for row in rows:
-            made = f"({','.join(map(literal, row))})".encode()
-            if len(made) > largest:
+    def fill(self, head: str, pieces: Callable[[int], Iterable[bytes]]) -> int:
+        """An INSERT for each piece of rows, which are asked for with their size. The number of bytes."""
+        first, sent = head.encode(), 0
+        largest = self._largest - len(first)
+        for piece in pieces(min(largest, PACKET)):
+            if len(piece) > largest:
                 raise TooLarge
-            if packet and size + len(made) > min(largest, _PACKET):
-                yield packet
-                packet, size = [], 0
-            packet.append(made)
-            size += len(made) + 1
-        if packet:
-            yield packet
+            self._query(first + piece)
+            sent += len(piece)
+        return sent
 
     def begin(self, *, write: bool) -> None:
         self._start()

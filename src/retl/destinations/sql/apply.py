@@ -6,11 +6,11 @@ The caller commits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from retl.destinations.batch import ABSENT, PRESENT, Batch, Kind, Mode, RowResult
-from retl.destinations.sql.dialect import Row, Session
+from retl.destinations.sql.dialect import Session
 from retl.destinations.sql.statements import Statements
 from retl.errors import InvariantBroken
 
@@ -59,14 +59,11 @@ def stage(session: Session, sql: Statements, batch: Batch, load: Callable[[], No
         raise InvariantBroken("ROWS_LOST", f"{staged} of {len(batch)} rows reached {sql.dialect.name}")
 
 
-def inexact(sql: Statements, rows: Sequence[Row]) -> Found:
+def inexact(sql: Statements, batch: Batch) -> Found:
     """The rows with a value that the table would keep as another one."""
-    return {
-        number: NOT_EXACT
-        for column, alters in sql.alters.items()
-        for number, row in enumerate(rows)
-        if column < len(row) and alters(row[column])
-    }
+    sent = len(sql.keys) if batch.operation == "delete" else len(sql.columns)
+    bends = {column: one for column, one in sql.bends.items() if column < sent}
+    return dict.fromkeys(batch.bent(bends), NOT_EXACT) if bends else {}
 
 
 def apply(session: Session, sql: Statements, batch: Batch, refused: Found) -> Found:

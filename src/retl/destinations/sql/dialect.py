@@ -7,12 +7,12 @@ A `Dialect` is words: names, types, and the few statements that each database wr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from retl.destinations.batch import Cell, Field, Folds, RowResult
+from retl.destinations.batch import Bends, Cell, Field, Folds, RowResult
 from retl.errors import Poisoned, TargetError
 from retl.values.sql import split
 from retl.values.types import Type
@@ -101,8 +101,8 @@ class Dialect(ABC):
     def cell(self, of: Field, column: Column) -> Cell:
         """The form in which the driver gets the values of a field for this column."""
 
-    def alters(self, of: Field, column: Column) -> Callable[[Any], bool] | None:
-        """Which cells, also of None, the column would keep as another value in silence; None: no cell."""
+    def bends(self, of: Field, column: Column) -> Bends | None:
+        """Which values the column would keep as other ones in silence."""
         return None
 
     @abstractmethod
@@ -164,10 +164,6 @@ class Session(ABC):
     @abstractmethod
     def change(self, sql: str) -> int:
         """The number of rows that the statement changed."""
-
-    @abstractmethod
-    def fill(self, sql: str, rows: Sequence[Row]) -> None:
-        """An INSERT with a `?` per value, for each of the rows."""
 
     @abstractmethod
     def table(self, relation: Relation) -> Table | None: ...

@@ -8,11 +8,11 @@ and would write over another row. The transaction keeps others away, or makes on
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from retl.destinations.batch import Batch, Cell, Field, Mode, Shape, SoftDelete, Visit
-from retl.destinations.sql.dialect import ROW, Column, Dialect, Relation, Row, Table
+from retl.destinations.batch import Batch, Bends, Cell, Field, Shape, SoftDelete, Visit
+from retl.destinations.sql.dialect import ROW, Column, Dialect, Relation, Table
 
 MARKER = "retl_applied"
 
@@ -45,11 +45,11 @@ class Statements:
         return any(self.column(one).folds for one in self.shape.key if one.type.name == "string")
 
     @property
-    def alters(self) -> dict[int, Callable[[Any], bool]]:
-        """By the position in a row: which cells would become another value."""
+    def bends(self) -> dict[int, Bends]:
+        """By the position in a row: which values would become other ones."""
         fields = (*self.shape.key, *self.shape.fields)
-        found = ((n, self.dialect.alters(one, self.column(one))) for n, one in enumerate(fields))
-        return {n: alters for n, alters in found if alters is not None}
+        found = ((n, self.dialect.bends(one, self.column(one))) for n, one in enumerate(fields))
+        return {n: bends for n, bends in found if bends is not None}
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -65,17 +65,14 @@ class Statements:
     def empty(self) -> str:
         return f"DELETE FROM {self.dialect.stage}"
 
-    def fill(self, operation: Mode) -> str:
-        columns = self.keys if operation == "delete" else self.columns
-        return self._insert(self.dialect.stage, [ROW, *columns] if self.dialect.numbers else columns)
-
-    def fill_table(self) -> str:
-        """Into the table itself, where every row should be new."""
-        return self._insert(self.relation.sql, self.columns)
-
-    def _insert(self, into: str, columns: Sequence[str]) -> str:
-        places = ", ".join("?" * len(columns))
-        return f"{self.dialect.insert} {into} ({', '.join(columns)}) VALUES ({places})"
+    def fill(self, batch: Batch, *, staged: bool) -> str:
+        """An INSERT of rows into the stage, or into the table itself, where every row should be new. Rows as
+        SQL writes them are to follow."""
+        columns = self.keys if batch.operation == "delete" else self.columns
+        if staged and self.dialect.numbers:
+            columns = [ROW, *columns]
+        into = self.dialect.stage if staged else self.relation.sql
+        return f"{self.dialect.insert} {into} ({', '.join(columns)}) VALUES "
 
     def collisions(self) -> str:
         """The numbers of the staged rows with keys that are equal in the table."""
@@ -166,13 +163,11 @@ class Statements:
     def _constant(self, value: Any) -> str:
         return self.dialect.literal(json.dumps(value) if isinstance(value, dict | list) else value)
 
-    def script(self, batch: Batch, rows: Sequence[Row]) -> str:
-        """The transaction of a batch, as its database's own shell takes it."""
+    def script(self, batch: Batch, values: str) -> str:
+        """The transaction of a batch, as its database's own shell takes it. `values`: its rows with their
+        numbers, as SQL writes them."""
         last = len(batch) - 1
         columns = ", ".join(self.keys if batch.operation == "delete" else self.columns)
-        values = ",\n".join(
-            f"({number}, {', '.join(map(self.dialect.literal, row))})" for number, row in enumerate(rows, 1)
-        )
         staged = f"INSERT INTO {self.dialect.stage} ({ROW}, {columns}) VALUES\n{values}"
         steps = [*self.make_stage(), "BEGIN", self.mark(batch, 0, ""), staged]
         if batch.operation == "delete":

@@ -22,6 +22,7 @@ from retl.destinations.batch import (
     WRITTEN,
     Batch,
     Capabilities,
+    Cell,
     Field,
     Folds,
     Form,
@@ -46,7 +47,7 @@ class SqlTable(Destination[SQL], Generic[SQL]):
     """The common way of a database. `dialect` and the abstract methods are all that an adapter adds."""
 
     dialect: ClassVar[Dialect]
-    form: ClassVar[Form] = "cells"
+    form: ClassVar[Form]
     lanes: ClassVar[int] = 1
 
     def __init__(self, options: SQL, shape: Shape, gate: Gate | None = None) -> None:
@@ -226,25 +227,25 @@ class SqlTable(Destination[SQL], Generic[SQL]):
         """Systemic TARGET_LOCK_LOST if a lock at the target says that this run may no longer write."""
 
     def _apply(self, session: Session, batch: Batch) -> Found:
-        rows = self._rows(batch) if self.form == "cells" else ()
-        refused = inexact(self._sql, rows)
+        refused = inexact(self._sql, batch)
         new = batch.new and self._straight and not (refused or self._sql.table.triggers)
         if new and batch.mode in ("upsert", "insert_only", "append", "replace"):
-            self._straight = insert_new(session, lambda: self._load(session, batch, rows, staged=False))
+            self._straight = insert_new(session, lambda: self._load(session, batch, staged=False))
             if self._straight:
                 return {}
-        stage(session, self._sql, batch, lambda: self._load(session, batch, rows, staged=True))
+        stage(session, self._sql, batch, lambda: self._load(session, batch, staged=True))
         return apply(session, self._sql, batch, refused)
 
-    def _load(self, session: Session, batch: Batch, rows: Sequence[Row], *, staged: bool) -> None:
+    @abstractmethod
+    def _load(self, session: Session, batch: Batch, *, staged: bool) -> None:
         """Bring the rows of a batch into the stage, or into the table itself."""
-        numbered = [(n, *row) for n, row in enumerate(rows, 1)] if staged and self.dialect.numbers else rows
-        session.fill(self._sql.fill(batch.mode) if staged else self._sql.fill_table(), numbered)
-        self._bytes += sum(len(one) if isinstance(one, str) else 8 for row in rows for one in row)
 
     def _rows(self, batch: Batch) -> Sequence[Row]:
+        return batch.cells(self._cells(batch))
+
+    def _cells(self, batch: Batch) -> tuple[Cell, ...]:
         cells = self._sql.cells
-        return batch.cells(cells[: len(self.shape.key)] if batch.operation == "delete" else cells)
+        return cells[: len(self.shape.key)] if batch.operation == "delete" else cells
 
     # --- resolve
 
@@ -323,7 +324,12 @@ class SqlTable(Destination[SQL], Generic[SQL]):
 
     def preview(self, batch: Batch) -> bytes:
         """The transaction as a script for the database's own shell."""
-        return self._sql.script(batch, self._rows(batch)).encode(errors="surrogatepass")
+        return self._sql.script(batch, self._values(batch)).encode(errors="surrogatepass")
+
+    def _values(self, batch: Batch) -> str:
+        """The rows with their numbers, as SQL writes them."""
+        rows = ((n, *map(self.dialect.literal, row)) for n, row in enumerate(self._rows(batch), 1))
+        return ",\n".join(f"({', '.join(map(str, row))})" for row in rows)
 
     def interrupt(self) -> None:
         """End the current statement, or the wait for a lock: nothing of its batch is applied."""
@@ -376,8 +382,7 @@ class SqlTable(Destination[SQL], Generic[SQL]):
                 return
             for statement in self._sql.make_stage():
                 session.change(statement)
-            rows = self._rows(batch) if self.form == "cells" else ()
-            stage(session, self._sql, batch, lambda: self._load(session, batch, rows, staged=True))
+            stage(session, self._sql, batch, lambda: self._load(session, batch, staged=True))
             yield session
 
 
