@@ -10,10 +10,23 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from retl.contract.judge import build
-from retl.destinations.batch import MODES, Batch, FieldsText, KeyText, Line, Seen, Shape, Size
+from retl.destinations.batch import (
+    MODES,
+    Batch,
+    Bends,
+    Cell,
+    FieldsText,
+    KeyText,
+    Line,
+    Seen,
+    Shape,
+    Size,
+    Tuples,
+)
 from retl.destinations.http import line
 from retl.destinations.http.body import Endpoint, Template
 from retl.destinations.redis.adapter import Redis, RedisOptions
@@ -196,3 +209,41 @@ def test_what_needs_python_stays_with_it(
     run = mapping.Run("run-1", datetime(2026, 11, 21, tzinfo=UTC))
     shape = mapping.build(definition, contract, run, state_id="s", timezone="UTC").shape
     assert line.line(Endpoint(**{"path": "/rows", "wrap": "rows", **endpoint}), shape) is None
+
+
+def test_literals_are_read_back_as_the_cells_they_were(workspace: Workspace) -> None:
+    made = change_set(workspace)
+    plain = {"string", "integer", "float", "boolean"}
+    fields = (*made.field_map.shape.key, *made.field_map.shape.fields)
+    forms: tuple[Cell, ...] = tuple("value" if one.type.name in plain else "text" for one in fields)
+    half = len(made) // 2
+    with duckdb.connect() as reader:
+        for first, last in ((0, half - 1), (half, 2 * half - 1), (0, len(made) - 1)):
+            for most in (10, 600, 1 << 20):
+                pieces = [
+                    one.decode() for one in made.literals(first, last, Tuples(forms, numbered=True), most)
+                ]
+                counts = [len(reader.execute(f"VALUES {one}").fetchall()) for one in pieces]
+                assert all(len(one) <= most or count == 1 for one, count in zip(pieces, counts, strict=True))
+                read = reader.execute(f"VALUES {','.join(pieces)} ORDER BY 1").fetchall()
+                assert [row[0] for row in read] == list(range(1, last - first + 2))
+                for (_, *row), cells in zip(read, made.cells(first, last, forms), strict=True):
+                    assert [_as(cell, value) for cell, value in zip(cells, row, strict=True)] == list(cells)
+
+
+def _as(cell: Any, value: Any) -> Any:
+    return value if cell is None or value is None else type(cell)(value)
+
+
+def test_rows_that_bend_are_found_in_their_batch_only(workspace: Workspace) -> None:
+    made = change_set(workspace)
+    keys, names_ = names(made.field_map.shape)
+    column = len(keys) + names_.index("whole")
+    empty = [n for n, row in enumerate(made.tuples(0, len(made) - 1)) if row[column] is None]
+    assert empty
+    for first, last in ((0, len(made) - 1), (empty[0] + 1, len(made) - 1), (0, empty[-1] - 1)):
+        found = made.bent(first, last, {column: Bends(null=True)})
+        assert [first + n for n in found] == [n for n in empty if first <= n <= last]
+    text, ours = keys.index("text"), made.keys(0, len(made) - 1)
+    at = {n for n, row in enumerate(ours) if len(row[0].rstrip(" ")) <= 3 < len(row[0])}
+    assert set(made.bent(0, len(made) - 1, {text: Bends(characters=3)})) == at

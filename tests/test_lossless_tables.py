@@ -9,17 +9,19 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
 
 from retl.destinations.batch import Bends, Field, Shape
-from retl.destinations.duckdb.adapter import DuckDBDialect, _read_as, _sent
+from retl.destinations.duckdb.adapter import DuckDBDialect
 from retl.destinations.sql.dialect import Column, Dialect, Relation
 from retl.destinations.sqlite.adapter import File, SQLiteDialect, SQLiteSession
+from retl.engine.files import PASSING, stored
 from retl.engine.literals import bends_sql
-from retl.values import csv_text, storage
+from retl.values import storage
 from retl.values.cells import cell_sql
 from retl.values.types import Type
 from tests.test_lossless_pairs import VALUES, tree
@@ -117,18 +119,18 @@ def test_sqlite_alters_no_value_of_a_pair_that_is_accepted(
 
 @pytest.mark.parametrize("type", VALUES, ids=str)
 def test_duckdb_alters_no_value_of_a_pair_that_is_accepted(
-    duck: duckdb.DuckDBPyConnection, type: Type
+    tmp_path: Path, duck: duckdb.DuckDBPyConnection, type: Type
 ) -> None:
     dialect, kind = DuckDBDialect(), storage.storage_type(type)
+    for n, sql in enumerate(VALUES[type]):
+        one = f"SELECT {stored(type, f'CAST({sql} AS {kind})')} AS v0"
+        duck.execute(f"COPY ({one}) TO '{tmp_path}/{n}.parquet' ({PASSING})")
     for column in accepted(dialect, type, [Column("v", one, one) for one in DUCKDB_TYPES]):
         duck.execute(f"CREATE OR REPLACE TABLE pair (v {column.type})")
         arrived = 0
-        for sql in VALUES[type]:
-            sent = f"CAST({csv_text.csv_sql(type, f'CAST({sql} AS {kind})')} AS VARCHAR)"
+        for n, sql in enumerate(VALUES[type]):
             try:
-                duck.execute(
-                    f"INSERT INTO pair SELECT {_sent(type, 'c')} FROM (SELECT CAST({sent} AS {_read_as(type)}) AS c)"
-                )
+                duck.execute(f"INSERT INTO pair SELECT v0 FROM read_parquet('{tmp_path}/{n}.parquet')")
             except (duckdb.ConversionException, duckdb.OutOfRangeException, duckdb.InvalidInputException):
                 continue
             shown = "to_json(CAST(v AS VARCHAR[]))" if type.name == "list" else "v"

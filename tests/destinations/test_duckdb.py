@@ -265,18 +265,23 @@ def test_a_locked_file_and_a_wrong_path_are_one_sentence_each(target: DuckDBTarg
             (destination.prepare if wrong.create else destination.check)(VISIT)
 
 
-def test_a_full_disk_is_one_sentence_and_nothing_of_the_batch_is_there(target: DuckDBTarget) -> None:
+def test_a_full_disk_is_one_sentence_and_nothing_of_the_batch_is_there(
+    target: DuckDBTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import resource
 
     destination = ready(target)
     destination.write(Rows(SHAPE, sample(1)).batch())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     rows = Rows(SHAPE, sample(30_000, "x")).batch(run_id="run-2")
-    room = max(target.file.stat().st_size, sum(map(len, rows.csv()))) + 4096
+    made = rows.parquet()
+    room = max(target.file.stat().st_size, made.stat().st_size) + 4096
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # for the rows, and not for their log
     try:
-        with pytest.raises(Systemic, match=r"no room for crm\.duckdb"):
-            destination.write(rows)
+        with monkeypatch.context() as patched:
+            patched.setattr(Rows, "parquet", lambda *_, **__: made)
+            with pytest.raises(Systemic, match=r"no room for crm\.duckdb"):
+                destination.write(rows)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     destination.close()

@@ -20,7 +20,7 @@ from retl.values.types import Type
 WriteMode = Literal["upsert", "insert_only", "update_only", "append", "replace"]
 Mode = Literal["upsert", "insert_only", "update_only", "append", "replace", "delete", "restore"]
 Operation = Literal["upsert", "append", "replace", "delete", "restore"]
-Form = Literal["tuples", "documents", "csv", "cells", "literals", "file"]
+Form = Literal["tuples", "documents", "csv", "cells", "literals", "parquet", "file"]
 Cell = Literal["value", "text", "double", "utc"]  # how `Rows.cells` gives a value: see `Batch.cells`
 FileFormat = Literal["parquet", "csv", "ndjson", "json"]
 Compares = Literal["atomic", "window", "no"]
@@ -376,6 +376,8 @@ class Rows(Protocol):
 
     def csv(self, first: int, last: int, *, delete: bool, numbered: bool) -> Iterator[bytes]: ...
 
+    def parquet(self, first: int, last: int, *, delete: bool) -> Path: ...
+
     def seen(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
 
     def undo(self, first: int, last: int) -> Sequence[tuple[str, str | None, bytes | None]]: ...
@@ -507,6 +509,12 @@ class Batch:
         To restore: row number, what to do (restore: the fields, remove, remake: the row, flag), the keys, the
         image as JSON, and the digests of the row as the run left it."""
         return self.rows.csv(self.first, self.last, delete=self.operation == "delete", numbered=numbered)
+
+    def parquet(self) -> Path:
+        """A new Parquet file of the rows in their order, in columns v0, v1 … of key, then fields (deletes:
+        keys), in the types that store them; JSON is text. Made to be read once: it is not compressed. The
+        caller removes the file."""
+        return self.rows.parquet(self.first, self.last, delete=self.operation == "delete")
 
     def seen(self) -> Sequence[tuple[Any, ...]]:
         """Per row of a conditional shape the digests of what the target held, as in `csv`, but as bytes; then

@@ -23,7 +23,7 @@ from retl.destinations.batch import Bends, Cell, Layout, Line, Mode, Order, Tupl
 from retl.engine import hash
 from retl.engine.baseline import BASELINE, DELTA, MOVED, opened
 from retl.engine.diff import CANDIDATES, UPSERTS, Ends, ends
-from retl.engine.files import write_file
+from retl.engine.files import write_file, write_values
 from retl.engine.hash import MART
 from retl.engine.lines import document_sql, line_sql
 from retl.engine.literals import Literals, bends_sql
@@ -175,6 +175,11 @@ class ChangeSet:
     def file(self, first: int, last: int, layout: Layout, *, delete: bool) -> Path:
         path = self.workspace.directory / f"lane-{os.getpid()}-{first}.{layout.format}"
         write_file(self.workspace, self.field_map, self.table, (first, last), path, layout, delete=delete)
+        return path
+
+    def parquet(self, first: int, last: int, *, delete: bool) -> Path:
+        path = self.workspace.directory / f"lane-{os.getpid()}-{first}.parquet"
+        write_values(self.workspace, self.field_map.shape, self.table, (first, last), path, delete=delete)
         return path
 
     def copied(self, listed: str, first: int, last: int, texts: Sequence[str]) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from retl.destinations.batch import OPERATION, Layout
+from retl.destinations.batch import OPERATION, Layout, Shape
 from retl.engine.lines import json_sql_of
 from retl.engine.mapping import FieldMap
 from retl.engine.workspace import Workspace
@@ -17,6 +17,7 @@ from retl.values.sql import literal, quoted
 from retl.values.types import Type
 
 _PARQUET = "FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880"
+PASSING = "FORMAT parquet, COMPRESSION uncompressed, PARQUET_VERSION V2, DICTIONARY_SIZE_LIMIT 1000"
 # JSON holds neither raw line feeds nor \x01, so a line of it is a CSV cell that needs no quotes
 _LINES = "FORMAT csv, HEADER false, QUOTE '', ESCAPE '', DELIMITER '\x01'"
 Column = tuple[str, Type, str]  # name, type, the column of the change set
@@ -56,13 +57,32 @@ def write_file(
             file.write(b"]\n")
 
 
+def write_values(
+    workspace: Workspace, shape: Shape, table: str, span: tuple[int, int], path: Path, *, delete: bool
+) -> None:
+    """Write key and fields of the rows at these positions into a new Parquet file that is private to this
+    user, and read once: see `Batch.parquet`."""
+    columns = [(one.type, f"k{i}") for i, one in enumerate(shape.key)]
+    columns += [] if delete else [(one.type, f"f{i}") for i, one in enumerate(shape.fields)]
+    listed = ", ".join(f"{stored(kind, at)} AS v{n}" for n, (kind, at) in enumerate(columns))
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    workspace.rows(
+        workspace.cursor(),
+        f"COPY (SELECT {listed} FROM {table} WHERE pos BETWEEN {span[0]} AND {span[1]} ORDER BY pos)"
+        f" TO {literal(str(path))} ({PASSING}, USE_TMP_FILE false)",
+    )
+
+
 def _typed(columns: list[Column], layout: Layout) -> str:
     """The values in their own types; JSON is text, which every reader of Parquet takes."""
-    listed = [
-        f"CAST({at} AS {'VARCHAR' if kind.name == 'json' else storage.storage_type(kind)}) AS {quoted(name)}"
-        for name, kind, at in columns
-    ]
+    listed = [f"{stored(kind, at)} AS {quoted(name)}" for name, kind, at in columns]
     return ", ".join([*_operation(layout), *listed])
+
+
+def stored(kind: Type, at: str) -> str:
+    """SQL of a value in the type that Parquet stores it in."""
+    return f"CAST({at} AS {'VARCHAR' if kind.name == 'json' else storage.storage_type(kind)})"
 
 
 def _cells(field_map: FieldMap, columns: list[Column], layout: Layout) -> tuple[str, str]:

@@ -83,7 +83,7 @@ def _refuse_unused(sync: Sync, capabilities: Capabilities) -> None:
             "`cascade: true` has no effect here: a delete changes only its own object",
             where=f"sync {sync.name}",
         )
-    if sync.formats != Formats() and capabilities.form in ("csv", "cells", "literals"):
+    if sync.formats != Formats() and capabilities.form in ("csv", "cells", "literals", "parquet"):
         raise DefinitionError(
             "OPTION_UNUSED",
             "`formats` has no effect here: it says how values are written in JSON, and this destination takes"

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,8 +59,6 @@ _REFUSED = (
     (r"not null", "23502", "a column must have a value"),
     (r"check", "23514", "a check refuses it"),
 )
-_CSV = "header = false, auto_detect = false, nullstr = '', allow_quoted_nulls = false, delim = ','"
-_CSV += """, quote = '"', escape = '"', parallel = false, max_line_size = 16777216"""
 
 
 class File(DatabaseFile):
@@ -271,8 +268,8 @@ class DuckDB(SqlTable[DuckDBOptions]):
     Connection = File
     Options = DuckDBOptions
     dialect = DuckDBDialect()
-    form = "csv"
-    _sent: IO[bytes] | None = None
+    form = "parquet"
+    _file: IO[bytes] | None = None  # of the rows that were sent last
 
     @staticmethod
     def _named(options: DuckDBOptions) -> str:
@@ -298,41 +295,29 @@ class DuckDB(SqlTable[DuckDBOptions]):
             raise read_only(path.name)
 
     def _load(self, session: Session, batch: Batch, *, staged: bool) -> None:
-        """Through a file without a name, which DuckDB reads faster than rows of Python. It stays for as long
-        as the transaction may be repeated."""
-        self._sent = file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the next one, or the lane
-        try:
-            for chunk in batch.csv(numbered=staged):
-                file.write(chunk)
-                self._bytes += len(chunk)
-            file.flush()
-        except OSError:
-            words = f"there is no room for the rows of a batch in {tempfile.gettempdir()}"
-            raise Systemic("53100", words, hint="make room there, or set TMPDIR") from None
-        self._copy(session, file, staged=staged, delete=batch.operation == "delete")
-
-    def _copy(self, session: Session, file: IO[bytes], *, staged: bool, delete: bool) -> None:
-        fields = self.shape.key if delete else (*self.shape.key, *self.shape.fields)
-        columns = [quoted(one.name) for one in fields]
-        values = [_sent(one.type, f"c{n}") for n, one in enumerate(fields)]
-        types = {f"c{n}": _read_as(one.type) for n, one in enumerate(fields)}
+        """Through a file, which DuckDB reads faster than rows of Python. It has no name any more, and stays
+        for as long as the transaction may be repeated."""
+        path = batch.parquet()
+        self._close_file()
+        self._file = file = path.open("rb")
+        path.unlink()
+        self._bytes += os.fstat(file.fileno()).st_size
+        fields = self.shape.key if batch.operation == "delete" else (*self.shape.key, *self.shape.fields)
+        columns, values = [quoted(one.name) for one in fields], [f"v{n}" for n in range(len(fields))]
         if staged:
-            columns, values, types = [ROW, *columns], ["n + 1", *values], {"n": "BIGINT", **types}
+            columns, values = [ROW, *columns], ["file_row_number + 1", *values]
         into = self.dialect.stage if staged else self._sql.relation.sql
-        described = ", ".join(f"'{name}': '{kind}'" for name, kind in types.items())
-        session.change(
-            f"INSERT INTO {into} ({', '.join(columns)}) SELECT {', '.join(values)}"
-            f" FROM read_csv('/dev/fd/{file.fileno()}', {_CSV}, columns = {{{described}}})"
-        )
+        read = f"read_parquet('/dev/fd/{file.fileno()}', file_row_number = true)"
+        session.change(f"INSERT INTO {into} ({', '.join(columns)}) SELECT {', '.join(values)} FROM {read}")
 
+    def close(self) -> None:
+        super().close()
+        self._close_file()
 
-def _read_as(type: Type) -> str:
-    return "VARCHAR" if type.name in ("list", "json") else storage_type(type)
-
-
-def _sent(type: Type, column: str) -> str:
-    """A list comes as PostgreSQL writes it, in braces; DuckDB wants brackets."""
-    return f"CAST('[' || {column}[2:-2] || ']' AS {storage_type(type)})" if type.name == "list" else column
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
 
 
 def _holds(type: Type, column: str) -> bool:
