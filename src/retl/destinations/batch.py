@@ -276,10 +276,11 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class KeyText:
-    """The value of a key column, by its position in `Shape.key`: as JSON, or percent-encoded for a URL."""
+    """The value of a key column, by its position in `Shape.key`: as JSON, percent-encoded for a URL, or as it
+    is."""
 
     index: int
-    form: Literal["json", "url"]
+    form: Literal["json", "url", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -494,8 +495,8 @@ class Batch:
         return self.rows.documents(self.first, self.last)
 
     def lines(self, line: Line) -> Sequence[str]:
-        """Per row the text that `line` describes, made in SQL, which is 20 times as fast as Python. Not for
-        deletes, which have no fields."""
+        """Per row the text that `line` describes, made in SQL, which is 20 times as fast as Python. A
+        delete has no fields."""
         return self.rows.lines(self.first, self.last, line)
 
     def csv(self, *, numbered: bool = True) -> Iterator[bytes]:
