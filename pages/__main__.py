@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pages import commands, lists, measured, shown, tables, tutorial
+from pages import commands, lists, loads, measured, shown, tables, tutorial
 from retl.app import reference
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +31,7 @@ def made() -> dict[Path, str]:
         path.read_text(encoding="utf-8") for path in (ROOT / "README.md", docs / "benchmarks.md")
     )
     readme = measured.filled(readme, benchmarks)
+    found[docs / "benchmarks.md"] = loads.filled(benchmarks)
     return {**found, ROOT / "README.md": readme, docs / "index.md": tutorial.page(readme)}
 
 

@@ -17,6 +17,7 @@ from retl.values.cells import literal_sql
 from retl.values.sql import literal
 
 Piece = tuple[bytes, int]  # tuples, and how many
+_BYTES = 4 << 20  # of a slice, about
 _KEPT = 2  # slices that are made before they are asked for
 
 
@@ -28,22 +29,27 @@ class Literals:
     table: str
     shape: Shape
     rows: int  # in all
-    slice: Callable[[str], int]  # how many rows of such a text are read at a time
+    slice: Callable[[str], int]  # how many rows of such a text are read at a time: they have about _BYTES
     ahead: Executor
-    _made: dict[tuple[str, int, int], Future[list[Piece]]] = field(default_factory=dict)
+    _made: dict[tuple[str, int, int, int], Future[list[Piece]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def pieces(self, first: int, last: int, tuples: Tuples, most: int) -> Iterator[bytes]:
         """See `Batch.literals`. The next slice, which may be of the next batch, is made while this one is
         sent. InvariantBroken ROWS_LACKING if a position has no row."""
         size = self.slice(tuple_sql(self.shape, tuples, 0))
+        at_once = max(1, size * most // (2 * _BYTES))
+
+        def begun(first: int, begin: int, end: int) -> Future[list[Piece]]:
+            return self._begun(tuple_sql(self.shape, tuples, first), begin, end, at_once, most)
+
         for begin in range(first, last + 1, size):
             end = min(begin + size - 1, last)
-            made = self._begun(tuples, most, first, begin, end)
+            made = begun(first, begin, end)
             if end < last:
-                self._begun(tuples, most, first, end + 1, min(end + size, last))
+                begun(first, end + 1, min(end + size, last))
             elif last + 1 < self.rows:
-                self._begun(tuples, most, last + 1, last + 1, min(last + size, last + last - first + 1))
+                begun(last + 1, last + 1, min(last + size, last + last - first + 1))
             found = made.result()
             if sum(count for _, count in found) != end - begin + 1:
                 raise InvariantBroken("ROWS_LACKING", f"positions {begin} to {end} do not all have a row")
@@ -51,24 +57,30 @@ class Literals:
                 self._made = {key: one for key, one in self._made.items() if one is not made}
             yield from (piece for piece, _ in found)
 
-    def _begun(self, tuples: Tuples, most: int, first: int, begin: int, end: int) -> Future[list[Piece]]:
-        """The pieces of one slice of the batch that begins at `first`."""
-        line, half = tuple_sql(self.shape, tuples, first), most // 2
+    def _begun(self, line: str, begin: int, end: int, at_once: int, most: int) -> Future[list[Piece]]:
+        """The pieces of one slice."""
         with self._lock:
-            if (line, begin, end) not in self._made:
+            if (line, begin, end, most) not in self._made:
                 while len(self._made) >= _KEPT:
                     self._made.pop(next(iter(self._made)))
-                lines = f"SELECT pos, {line} AS line FROM {self.table} WHERE pos BETWEEN {begin} AND {end}"
-                summed = f"sum(CASE WHEN strlen(line) < {half} THEN strlen(line) + 1 END) OVER (ORDER BY pos)"
-                piece = f"CASE WHEN strlen(line) < {half} THEN -1 - {summed} // {half} ELSE pos END"
-                self._made[line, begin, end] = self.ahead.submit(
-                    self._fetch,
-                    "SELECT encode(string_agg(line, ',' ORDER BY pos)), count(*) FROM"
-                    f" (SELECT pos, line, {piece} AS piece FROM ({lines})) GROUP BY piece ORDER BY min(pos)",
-                )
-            return self._made[line, begin, end]
+                made = self.ahead.submit(self._fetch, line, begin, end, at_once, most)
+                self._made[line, begin, end, most] = made
+            return self._made[line, begin, end, most]
 
-    def _fetch(self, sql: str) -> list[Piece]:
+    def _fetch(self, line: str, begin: int, end: int, at_once: int, most: int) -> list[Piece]:
+        """So many rows to a piece; if one is too large then, by the sizes of rows, which takes longer."""
+        lines = f"SELECT pos, {line} AS line FROM {self.table} WHERE pos BETWEEN {begin} AND {end}"
+        found = self._joined(f"SELECT line, pos, (pos - {begin}) // {at_once} AS piece FROM ({lines})")
+        if any(len(piece) > most for piece, _ in found):
+            small = f"strlen(line) < {most // 2}"
+            summed = f"sum(CASE WHEN {small} THEN strlen(line) + 1 END) OVER (ORDER BY pos)"
+            piece = f"CASE WHEN {small} THEN -1 - {summed} // {most // 2} ELSE pos END"
+            found = self._joined(f"SELECT line, pos, {piece} AS piece FROM ({lines})")
+        return found
+
+    def _joined(self, lines: str) -> list[Piece]:
+        joined = "encode(string_agg(line, ',' ORDER BY pos)), count(*)"
+        sql = f"SELECT {joined} FROM ({lines}) GROUP BY piece ORDER BY min(pos)"
         return self.workspace.rows(self.workspace.cursor(), sql)
 
 

@@ -34,13 +34,15 @@ def literal_sql(type: Type, form: Literal["value", "text", "double", "utc"], exp
     """SQL for the same as a literal that SQL reads: NULL, a number (0 and 1 for a boolean), or a text in
     single quotes. A float that is no number is a text."""
     cell = cell_sql(type, form, expr)
+    text = f"CAST({cell} AS VARCHAR)"
     if form == "value" and type.name == "boolean":
-        made = f"CASE WHEN {expr} THEN '1' ELSE '0' END"
+        made = f"CAST(CAST({expr} AS TINYINT) AS VARCHAR)"
     elif form == "double" or (form == "value" and type.name == "float"):
-        number = f"CAST({cell} AS VARCHAR)"
-        made = f"CASE WHEN isfinite({cell}) THEN {number} ELSE {_QUOTE} || {number} || {_QUOTE} END"
+        made = f"CASE WHEN isfinite({cell}) THEN {text} ELSE {_QUOTE} || {text} || {_QUOTE} END"
     elif form == "value" and type.name == "integer":
-        made = f"CAST({cell} AS VARCHAR)"
+        made = text
+    elif type.name in ("string", "json", "list"):
+        made = f"{_QUOTE} || replace({text}, {_QUOTE}, {_QUOTE} || {_QUOTE}) || {_QUOTE}"
     else:
-        made = f"concat({_QUOTE}, replace({cell}, {_QUOTE}, {_QUOTE} || {_QUOTE}), {_QUOTE})"
-    return f"CASE WHEN {expr} IS NULL THEN 'NULL' ELSE {made} END"
+        made = f"{_QUOTE} || {text} || {_QUOTE}"
+    return f"coalesce({made}, 'NULL')"
