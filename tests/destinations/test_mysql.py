@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -575,3 +576,14 @@ def test_what_is_not_accepted_would_be_altered(
     found = pairs.rows(f"SELECT {name} FROM pair")
     pairs.change("DELETE FROM pair")
     assert found == [(kept,)]
+
+
+def test_a_server_cannot_ask_for_a_file_of_this_machine(target: MySQLTarget, tmp_path: Path) -> None:
+    """LOAD DATA LOCAL stands for a server that asks: it is its answer that names the file."""
+    destination = ready(target)
+    destination.write(Rows(SHAPE, sample(1)).batch())
+    assert isinstance(lane := destination._lane, MySQLSession)
+    (tmp_path / "secret").write_text("secret\n")
+    with pytest.raises(lane.errors):
+        lane.change(f"LOAD DATA LOCAL INFILE '{tmp_path}/secret' INTO TABLE people (id)")
+    assert target.contents() == as_contents(SHAPE, sample(1))

@@ -63,6 +63,7 @@ class MySQLConnection(Definition):
             "read_timeout": max(1, round(self.timeout)),
             "write_timeout": 60,
         }
+        found["local_infile"] = 0  # else the server may ask for any file of this machine
         return found | {"charset": "utf8mb4", "use_unicode": False, "conv": {}, "multi_statements": False}
 
     def connect(self, **keywords: Any) -> MySQLdb.Connection:
