@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import sha1
@@ -30,7 +29,6 @@ from retl.destinations.batch import (
 )
 from retl.destinations.http import line
 from retl.destinations.http.body import Endpoint, Template
-from retl.destinations.kafka.adapter import Kafka, KafkaOptions
 from retl.destinations.redis.adapter import Redis, RedisOptions
 from retl.destinations.redis.resp import pack
 from retl.engine import baseline, diff, hash, judge, mapping
@@ -173,29 +171,6 @@ def test_a_conditional_batch_of_lines_is_that_of_rows(workspace: Workspace, ttl:
     workspace.run("UPDATE ordered SET seen = unhex('0102')")
     seen = line_sql((Seen(8),), made.field_map)
     assert workspace.run(f"SELECT DISTINCT {seen} FROM changes") == [("!",)]  # no digest is equal to it
-
-
-@pytest.mark.parametrize(
-    ("keys", "number"), [("text number id", 1), ("number id text", 2), ("id number text", 1)]
-)
-def test_a_record_of_lines_is_that_of_a_row(workspace: Workspace, keys: str, number: int) -> None:
-    made = change_set(workspace, key=keys.split())
-    shape = replace(made.field_map.shape, key=made.field_map.shape.key[:number])
-    kafka = Kafka(KafkaOptions(topic="t"), shape)
-    assert kafka._lines is not None
-    for mode in ("upsert", "delete"):
-        batch = Batch(made, *MODES[mode], "run-1", 1, 2, len(made) - 1)
-        of_lines, of_rows = [*kafka._lined(batch, *kafka._lines)], [*kafka._encoded(batch)]
-        assert [one[0] for one in of_lines if one] == [one[0] for one in of_rows if one]  # byte by byte
-        for line_, row in zip(of_lines, of_rows, strict=True):
-            assert line_ is not None
-            assert row is not None
-            assert exactly(line_[1] or b"null") == exactly(row[1] or b"null")
-
-
-def test_a_key_that_sql_would_escape_in_another_way_is_not_a_line(workspace: Workspace) -> None:
-    made = change_set(workspace)
-    assert Kafka(KafkaOptions(topic="t"), made.field_map.shape)._lines is None
 
 
 def test_lines_of_any_slice_are_those_of_the_whole(workspace: Workspace) -> None:

@@ -120,8 +120,6 @@ class Rows:
 
         def piece(one: Piece) -> str:
             match one:
-                case KeyText(index, "plain"):
-                    return str(row[index])
                 case KeyText(index, "json"):
                     return _json(row[index], self.shape.key[index].type)
                 case KeyText(index):

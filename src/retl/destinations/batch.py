@@ -276,11 +276,10 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class KeyText:
-    """The value of a key column, by its position in `Shape.key`: as JSON, percent-encoded for a URL, or as it
-    is."""
+    """The value of a key column, by its position in `Shape.key`: as JSON, or percent-encoded for a URL."""
 
     index: int
-    form: Literal["json", "url", "plain"]
+    form: Literal["json", "url"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,8 +494,8 @@ class Batch:
         return self.rows.documents(self.first, self.last)
 
     def lines(self, line: Line) -> Sequence[str]:
-        """Per row the text that `line` describes, made in SQL, which is 20 times as fast as Python. A
-        delete has no fields."""
+        """Per row the text that `line` describes, made in SQL, which is 20 times as fast as Python. Not for
+        deletes, which have no fields."""
         return self.rows.lines(self.first, self.last, line)
 
     def csv(self, *, numbered: bool = True) -> Iterator[bytes]:

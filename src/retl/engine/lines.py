@@ -37,8 +37,6 @@ def line_sql(line: Line, field_map: FieldMap) -> str:
         match one:
             case KeyText(index, "json"):
                 return json_text.json_sql(field_map.shape.key[index].type, f"k{index}", Formats())
-            case KeyText(index, "plain"):
-                return f"CAST(k{index} AS VARCHAR)"
             case KeyText(index):
                 return f"url_encode(CAST(k{index} AS VARCHAR))"
             case FieldText(index):

@@ -51,7 +51,7 @@ these runs prove the steps, and not what other readers see. SCRAM and client cer
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
@@ -60,15 +60,10 @@ from pydantic import Field, model_validator
 
 from retl.destinations.api import Destination
 from retl.destinations.batch import (
-    LINE_KEYS,
     UNKNOWN,
     Batch,
     Capabilities,
-    FieldText,
-    KeyText,
-    Line,
     Outcome,
-    Piece,
     Shape,
     Trace,
     Visit,
@@ -149,7 +144,6 @@ class Kafka(Destination[KafkaOptions]):
             (b"," if number else b"{") + _exact.encode(one.name) + b":"
             for number, one in enumerate(shape.key)
         ]
-        self._lines = _lines(shape)
         append = shape.write == "append"
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
@@ -231,35 +225,19 @@ class Kafka(Destination[KafkaOptions]):
     def _records(self, batch: Batch) -> tuple[list[Record], dict[int, str]]:
         """What is sent, and the rows that cannot be a record, with the code of the reason."""
         records, rejected = list[Record](), dict[int, str]()
+        make = self._tombstone if batch.operation == "delete" else self._record
         most = self.options.max_message_bytes - _OVERHEAD
-        made = self._encoded(batch) if self._lines is None else self._lined(batch, *self._lines)
-        for number, record in enumerate(made):
-            if record is None:
+        for number, row in enumerate(batch.documents()):
+            try:
+                record = make(row)
+            except UnicodeEncodeError:
                 rejected[number] = "NOT_UNICODE"
-            elif len(record[0]) + len(record[1] or b"") > most:
+                continue
+            if len(record[0]) + len(record[1] or b"") > most:
                 rejected[number] = "TOO_LARGE"
             else:
                 records.append(record)
         return records, rejected
-
-    def _lined(self, batch: Batch, key: Line, value: Line) -> Iterator[Record | None]:
-        """The records; None: its text is not valid Unicode."""
-        if batch.operation == "delete":
-            for text in batch.lines(key):
-                yield _utf8(text, None)
-        else:
-            for text, document in zip(batch.lines(key), batch.lines(value), strict=True):
-                yield _utf8(text, document)
-
-    def _encoded(self, batch: Batch) -> Iterator[Record | None]:
-        """The same of keys that SQL does not write as Python does."""
-        make = self._tombstone if batch.operation == "delete" else self._record
-        for row in batch.documents():
-            try:
-                record = make(row)
-            except UnicodeEncodeError:
-                record = None
-            yield record
 
     def _record(self, row: Sequence[Any]) -> Record:
         fields, head = row[-1].encode(), self._head(row)
@@ -353,31 +331,6 @@ class Kafka(Destination[KafkaOptions]):
 
     def close(self) -> None:
         self._drop()
-
-
-def _lines(shape: Shape) -> tuple[Line, Line] | None:
-    """Key and value of a record; None if SQL does not write every key byte by byte as Python does."""
-    kinds = {one.type.name for one in shape.key}
-    if not kinds <= LINE_KEYS or (len(shape.key) > 1 and "string" in kinds):  # it escapes \x1b as \u001B
-        return None
-    names = [_exact.encode(one.name).decode() + ":" for one in (*shape.key, *shape.fields)]
-    values: list[Piece] = [KeyText(n, "json") for n in range(len(shape.key))]
-    key: Line = (KeyText(0, "plain"),) if len(values) == 1 else _object(names, values)
-    return key, _object(names, [*values, *(FieldText(n) for n in range(len(shape.fields)))])
-
-
-def _object(names: Sequence[str], values: Sequence[Piece]) -> Line:
-    pieces: list[Piece] = []
-    for name, value in zip(names, values, strict=False):
-        pieces += [("," if pieces else "{") + name, value]
-    return (*pieces, "}")
-
-
-def _utf8(key: str, value: str | None) -> Record | None:
-    try:
-        return key.encode(), None if value is None else value.encode()
-    except UnicodeEncodeError:
-        return None
 
 
 def _headers(batch: Batch, attempt: str) -> list[tuple[str, bytes]]:
