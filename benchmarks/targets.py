@@ -85,7 +85,7 @@ def keep(figures: dict[str, dict[str, float | str]], rounds: int) -> None:
     """Put the figures in the file; those of targets that were not measured stay."""
     known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {"targets": {}}
     known["targets"] |= figures
-    known |= {"rows": MOST, "rounds": rounds}
+    known |= {"rows": MOST, "rounds": rounds, "load": round(os.getloadavg()[1])}
     known["machine"] = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     known["measured_on"] = f"{datetime.now(UTC):%Y-%m-%d}"
     FIGURES.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")

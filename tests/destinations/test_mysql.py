@@ -582,7 +582,8 @@ def test_a_server_cannot_ask_for_a_file_of_this_machine(target: MySQLTarget, tmp
     """LOAD DATA LOCAL stands for a server that asks: it is its answer that names the file."""
     destination = ready(target)
     destination.write(Rows(SHAPE, sample(1)).batch())
-    assert isinstance(lane := destination._lane, MySQLSession)
+    lane = destination._lane
+    assert isinstance(lane, MySQLSession)
     (tmp_path / "secret").write_text("secret\n")
     with pytest.raises(lane.errors):
         lane.change(f"LOAD DATA LOCAL INFILE '{tmp_path}/secret' INTO TABLE people (id)")

@@ -20,6 +20,9 @@ in a TIMESTAMP that is NOT NULL.
 Keys that the table's collation takes for one (case, accents, blanks at the end) are rejects with
 `KEY_COLLIDES`. utf8mb4_bin ignores only blanks at the end.
 
+Rows are sent as INSERTs of up to 1 MB. LOAD DATA LOCAL is never used, and the client refuses it: with it, a
+server could ask for any file of this machine.
+
 The account needs SELECT, INSERT, UPDATE (DELETE for `deletes: delete`) on the table, CREATE TEMPORARY TABLES
 on the database, and once CREATE for `retl_applied`. With the right TRIGGER it sees whether the table has
 triggers; without it each batch is compared with the table before COMMIT, which takes longer. During a run one
