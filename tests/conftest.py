@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from tests import dbt_project, kafka, mysql_server, servers
+from tests import dynamodb as aws
 from tests.chromium import CHROMIUM
 
 # With how many examples a property is tried; `make test-all` asks for the second.
@@ -126,6 +127,13 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kafka.Bro
     """The session's broker; tests use topics of their own."""
     with kafka.broker(tmp_path_factory.mktemp("kafka")) as broker:
         yield broker
+
+
+@pytest.fixture(scope="session")
+def dynamodb() -> Iterator[aws.Aws]:
+    """The session's DynamoDB; tests use tables of their own."""
+    with aws.aws() as server:
+        yield server
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

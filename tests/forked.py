@@ -18,12 +18,13 @@ from pathlib import Path
 from retl.cli import GARBAGE_EVERY, families
 
 for _name in (
-    "duckdb", "psycopg", "pytz", "msgspec", "redis", "confluent_kafka.admin",
+    "duckdb", "psycopg", "pytz", "msgspec", "redis", "confluent_kafka.admin", "boto3",
     "retl.cli.running", "retl.app.schedule", "retl.app.session", "retl.cli.history",
     "retl.run.pipeline", "retl.app.resolve", "retl.ledger",
     "retl.destinations.postgres.adapter", "retl.destinations.redis.adapter", "retl.destinations.http.adapter",
     "retl.destinations.salesforce_bulk.adapter", "retl.destinations.dataverse.adapter",
     "retl.destinations.sqlite.adapter", "retl.destinations.duckdb.adapter", "retl.destinations.mysql.adapter",
+    "retl.destinations.dynamodb.adapter",
 ):  # fmt: skip
     import_module(_name)
 families.commands()

@@ -12,9 +12,10 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
-from tests import databases, duckdb_files, kafka, servers
+from tests import databases, duckdb_files, dynamodb, kafka, servers
 from tests.crashes import (
     COLUMNS,
     POSTGRES_YML,
@@ -236,6 +237,45 @@ first_run: send
         return [str(key) for key, number in counts.items() if number > 1]
 
 
+class Items(Scene):
+    """Items of a table, merged by key."""
+
+    connections = (
+        '  app: {type: dynamodb, region: eu-central-1, endpoint: "${AWS_URL}", access_key_id: "${AWS_USER}",'
+        ' secret_access_key: "${AWS_SECRET}"}\n'
+    )
+    sync = """
+destination: {connection: app, table: "${TABLE}", create: true}
+deletes: delete
+"""
+    before = (SECOND,)
+
+    def __init__(self, folder: Path, server: dynamodb.Aws) -> None:
+        super().__init__(folder)
+        self.server, self.table = server, ""
+
+    def environ(self) -> dict[str, str]:
+        user, secret = self.server.writer
+        return {"AWS_URL": self.server.url, "AWS_USER": user, "AWS_SECRET": secret, "TABLE": self.table}
+
+    def empty(self) -> None:
+        self.table = f"users-{secrets.token_hex(6)}"
+
+    def content(self) -> list[tuple[str | None, ...]]:
+        return sorted((self._row(one) for one in self.server.rows(self.table)), key=str)
+
+    @staticmethod
+    def _row(held: dict[str, Any]) -> tuple[str | None, ...]:
+        value = held.get("lifetime_value")
+        money = None if value is None else f"{value:.2f}"
+        return (held["user_id"], held["segment"], str(held["searches"]), money)
+
+
+class WholeItems(Items):
+    sync = Items.sync.replace("create: true", "create: true, item: whole")
+
+
+_AWS = {"dynamodb": Items, "dynamodb, whole": WholeItems}
 _KAFKA = {"kafka": Records, "kafka, append": RecordsAppended}
 _FILES = {"files": Changes, "files, append": ChangesAppended, "files, snapshot": Snapshots}
 _POSTGRES: dict[str, type[PostgresScene]] = {
@@ -262,6 +302,7 @@ KINDS = (
     *_FILES,
     *databases.KINDS,
     *_KAFKA,
+    *_AWS,
 )
 
 
@@ -277,6 +318,8 @@ def scene(
     stack = contextlib.ExitStack()
     if kind in _KAFKA:
         made: Scene = _KAFKA[kind](folder, stack.enter_context(kafka.broker(folder.parent / "kafka")))
+    elif kind in _AWS:
+        made = _AWS[kind](folder, stack.enter_context(dynamodb.aws()))
     else:
         made = _makers(folder, postgres, redis, mysql)[kind]()
     try:

@@ -36,8 +36,8 @@ def of_kinds(*kinds: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("of_kind", kinds, indirect=True)
 
 
-# The first takes as long as all others; the kinds of Kafka are killed at more of their steps elsewhere.
-LONG = ("duckdb deletes", *([] if EVERYTHING else [*MYSQL, "kafka", "kafka, append"]))
+# The first takes as long as all others; the kinds of Kafka and DynamoDB are killed at more steps elsewhere.
+LONG = ("duckdb deletes", *([] if EVERYTHING else [*MYSQL, "kafka", "kafka, append", "dynamodb, whole"]))
 
 
 @of_kinds(*(kind for kind in KINDS if kind not in LONG))

@@ -186,6 +186,7 @@ OWNERS = {
     "alerts": {"retl.app.alerts"},
     "bigquery": {"retl.sources.bigquery"},
     "databricks": {"retl.sources.databricks"},
+    "dynamodb": {"retl.destinations.dynamodb.connection"},
     "files": {"retl.destinations.files.place"},
     "kafka": {"retl.destinations.kafka.client", "retl.destinations.kafka.topics", "retl_demo.publish"},
     "mssql": {"retl.sources.mssql"},
