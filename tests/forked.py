@@ -24,7 +24,7 @@ for _name in (
     "retl.destinations.postgres.adapter", "retl.destinations.redis.adapter", "retl.destinations.http.adapter",
     "retl.destinations.salesforce_bulk.adapter", "retl.destinations.dataverse.adapter",
     "retl.destinations.sqlite.adapter", "retl.destinations.duckdb.adapter", "retl.destinations.mysql.adapter",
-    "retl.destinations.dynamodb.adapter",
+    "retl.destinations.dynamodb.adapter", "retl.destinations.delta.adapter", "deltalake",
 ):  # fmt: skip
     import_module(_name)
 families.commands()

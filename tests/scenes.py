@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from deltalake import DeltaTable
+
 from tests import databases, duckdb_files, dynamodb, kafka, servers
 from tests.crashes import (
     COLUMNS,
@@ -275,6 +277,45 @@ class WholeItems(Items):
     sync = Items.sync.replace("create: true", "create: true, item: whole")
 
 
+class Merged(Scene):
+    """A Delta table in a folder of this machine, merged by key."""
+
+    connections = "  lake: {type: delta, root: lake}\n"
+    sync = """
+destination: {connection: lake, path: users, create: true}
+deletes: delete
+"""
+    before = (SECOND,)
+
+    def environ(self) -> dict[str, str]:
+        return {}
+
+    def empty(self) -> None:
+        shutil.rmtree(self.folder / "lake", ignore_errors=True)
+
+    def content(self) -> list[tuple[str | None, ...]]:
+        uri = str(self.folder / "lake" / "users")
+        if not DeltaTable.is_deltatable(uri):
+            return []
+        listed = ", ".join(f"{name}::VARCHAR" for name in COLUMNS)
+        with duckdb.connect() as connection:
+            connection.register("theirs", DeltaTable(uri).scan())
+            return connection.execute(f"SELECT {listed} FROM theirs ORDER BY user_id").fetchall()
+
+    def doubled(self) -> list[str]:
+        return [str(key) for key, n in Counter(row[0] for row in self.content()).items() if n > 1]
+
+
+class Appended(Merged):
+    sync = """
+destination: {connection: lake, path: users, create: true}
+write: append
+first_run: send
+"""
+    before = ()
+
+
+_DELTA = {"delta": Merged, "delta, append": Appended}
 _AWS = {"dynamodb": Items, "dynamodb, whole": WholeItems}
 _KAFKA = {"kafka": Records, "kafka, append": RecordsAppended}
 _FILES = {"files": Changes, "files, append": ChangesAppended, "files, snapshot": Snapshots}
@@ -303,6 +344,7 @@ KINDS = (
     *databases.KINDS,
     *_KAFKA,
     *_AWS,
+    *_DELTA,
 )
 
 
@@ -340,5 +382,5 @@ def _makers(
         found[f"{kind}, state in postgres"] = lambda made=made: made(folder, postgres, postgres.url)
     found |= {kind: lambda kind=kind: databases.scene_of(kind, folder, mysql) for kind in databases.KINDS}
     found |= {kind: lambda made=made: made(folder, redis) for kind, made in _REDIS.items()}
-    alone = {**_HTTP, **_FILES}
+    alone = {**_HTTP, **_FILES, **_DELTA}
     return found | {kind: lambda made=made: made(folder) for kind, made in alone.items()}

@@ -37,7 +37,10 @@ def of_kinds(*kinds: str) -> pytest.MarkDecorator:
 
 
 # The first takes as long as all others; the kinds of Kafka and DynamoDB are killed at more steps elsewhere.
-LONG = ("duckdb deletes", *([] if EVERYTHING else [*MYSQL, "kafka", "kafka, append", "dynamodb, whole"]))
+LONG = (
+    "duckdb deletes",
+    *([] if EVERYTHING else [*MYSQL, "kafka", "kafka, append", "dynamodb, whole", "delta"]),
+)
 
 
 @of_kinds(*(kind for kind in KINDS if kind not in LONG))
@@ -52,7 +55,13 @@ def test_a_run_killed_at_any_event_is_made_good_by_the_next(
     assert "RUNNING" not in of_kind.project.statuses()
 
 
-CALLS = {"upsert": "recvfrom", "append": "sendto", "redis": "pwrite64", "http": "fdatasync"}
+CALLS = {
+    "upsert": "recvfrom",
+    "append": "sendto",
+    "redis": "pwrite64",
+    "http": "fdatasync",
+    "delta, append": "linkat",  # a commit becomes visible
+}
 
 
 @pytest.mark.skipif(traceable() is not None and "CI" not in os.environ, reason=str(traceable()))

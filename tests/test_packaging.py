@@ -197,6 +197,7 @@ OWNERS = {
     "spark": {"retl.run.spark", "retl.spark"},
     "trino": {"retl.sources.trino"},
     "lake": {
+        *(f"retl.destinations.delta.{name}" for name in ("adapter", "marks", "reading", "table")),
         "retl.sources.delta",
         "retl.sources.delta.version",
         "retl.sources.iceberg",

@@ -125,6 +125,15 @@ class Root(Definition):
             self.storage.check(address)
         return self
 
+    @property
+    def identity(self) -> str:
+        """The folder, without secrets."""
+        address = Address.of(self.root)
+        if address is None:
+            return f"file://{self.root.rstrip('/')}"
+        server = address.account or self.storage.account_name or urlsplit(self.storage.endpoint or "").netloc
+        return "/".join(filter(None, (f"{address.cloud}:/", server, address.bucket, address.prefix)))
+
     def placed_in(self, folder: Path) -> Self:
         root, storage = self.root, self.storage
         if "${" not in root and Address.of(root) is None:

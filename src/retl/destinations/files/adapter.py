@@ -53,7 +53,6 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -101,15 +100,6 @@ class FilesConnection(Root):
     type: Literal["files"] = "files"
     timeout: Duration = Field(60.0, description="Of one request to a bucket.")
     connect_timeout: Duration = Field(10.0, description="Of a connection to a bucket.")
-
-    @property
-    def identity(self) -> str:
-        """The folder, without secrets."""
-        address = Address.of(self.root)
-        if address is None:
-            return f"file://{self.root.rstrip('/')}"
-        server = address.account or self.storage.account_name or urlsplit(self.storage.endpoint or "").netloc
-        return "/".join(filter(None, (f"{address.cloud}:/", server, address.bucket, address.prefix)))
 
 
 class FilesOptions(Definition):

@@ -49,12 +49,12 @@ from retl.engine.workspace import Workspace
 from retl.errors import RetlError, SourceError
 from retl.model import Definition
 from retl.net.bucket import Address, Bucket, Root
+from retl.net.delta import options
 from retl.net.waiting import within
 from retl.observe.signals import Stop
 from retl.sources.api import Snapshot, Source, needs
 from retl.sources.delta import log
 from retl.sources.delta.refusal import no_version, refusal
-from retl.sources.delta.storage import options
 from retl.sources.delta.version import Version, version_of
 from retl.values.sql import split
 

@@ -1,4 +1,4 @@
-"""A bucket's keys and deadlines as the reader of Delta tables spells them."""
+"""A bucket's keys and deadlines as the client of Delta tables spells them, for sources and targets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pydantic import SecretStr
 
 from retl.net.bucket import Address, Cloud, Storage
 
-_DEADLINES = {"connect_timeout": "10s", "timeout": "60s", "retry_timeout": "60s", "max_retries": "4"}
 _SPELLED: dict[Cloud, dict[str, str]] = {
     "s3": {
         "region": "aws_region",
@@ -34,10 +33,25 @@ _SPELLED: dict[Cloud, dict[str, str]] = {
 }
 
 
-def options(address: Address, storage: Storage, folder: Path) -> dict[str, str]:
-    """The reader's options for a bucket. `folder`: relative paths of key files are relative to it."""
+def options(
+    address: Address,
+    storage: Storage,
+    folder: Path,
+    *,
+    retries: int = 4,
+    seconds: float = 60.0,
+    connect: float = 10.0,
+) -> dict[str, str]:
+    """The client's options for a bucket, with this many retries of its own. `seconds` are for one request.
+    `folder`: relative paths of key files are relative to it."""
     plain = urlsplit(storage.endpoint or "").scheme == "http"  # allowed by `Storage`
-    made = {**_DEADLINES, "allow_http": str(plain).lower()}
+    made = {
+        "connect_timeout": f"{connect:g}s",
+        "timeout": f"{seconds:g}s",
+        "retry_timeout": f"{seconds:g}s",
+        "max_retries": str(retries),
+        "allow_http": str(plain).lower(),
+    }
     for name, spelled in _SPELLED[address.cloud].items():
         value = getattr(storage, name)
         if isinstance(value, SecretStr):

@@ -1,0 +1,1 @@
+"""A Delta table as a target: a batch is a commit of its log."""
