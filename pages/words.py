@@ -121,9 +121,9 @@ PROJECT = {
     " `--engine` wins.",
     "engine.shards": "Processes that share the keys of a run; 1 to 64.",
     "engine.master": "Spark: its address, such as `yarn` or `spark://host:7077`; the default is that of spark-submit.",
-    "engine.folder": "Spark: a folder that driver and executors share, for files of a run; none is needed if Spark runs on this"
-    " machine.",
-    "engine.port": "Spark: where executors reach the driver; the default is any free port.",
+    "engine.folder": "What the machines of a run share, for its files: on Spark, and with"
+    " [`--shard`](../guides/scheduling/several-machines.md); none is needed if Spark runs on this machine.",
+    "engine.port": "Where other machines reach the run, on Spark and with `--shard`; the default is any free port.",
     "defaults": "Default keys for every sync.",
     "warehouse.type": "Only `duckdb`.",
     "warehouse.dbt": "dbt's target folder, with manifest.json and run_results.json.",

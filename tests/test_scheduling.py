@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import json
 import os
 import re
 import shutil
@@ -17,9 +18,10 @@ import pytest
 import yaml
 from pages.shown import filled
 
+from retl.app.engines import part
 from tests.cli_words import assert_known, in_shell
 from tests.commands import Workshop
-from tests.servers import RedisServer
+from tests.servers import Database, RedisServer
 
 FOLDER = Path(__file__).parents[1] / "docs" / "guides" / "scheduling"
 PAGES = sorted(FOLDER.glob("*.md"))
@@ -171,6 +173,40 @@ def test_the_cronjob_relies_on_fields_that_say_what_the_page_says() -> None:
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
 
 
+def test_the_indexed_job_is_one_run_of_its_pods() -> None:
+    job: dict[str, Any] = yaml.safe_load(read("indexed-job.yml"))
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    spec = job["spec"]
+    pod = spec["template"]["spec"]
+    assert (spec["completionMode"], pod["restartPolicy"]) == ("Indexed", "Never")
+    cron = yaml.safe_load(read("cronjob.yml"))["spec"]["jobTemplate"]["spec"]
+    assert spec["podFailurePolicy"] == cron["podFailurePolicy"]
+    (container,) = pod["containers"]
+    assert container["name"] == "retl"
+    (line,) = container["args"]
+    assert container["command"] == ["/bin/sh", "-c"]
+    for index in (0, spec["completions"] - 1):
+        shown = line.replace("exec retl", "printf '%s '")
+        shell = {"JOB_COMPLETION_INDEX": str(index), "PATH": os.environ["PATH"]}
+        words = subprocess.run(
+            ["/bin/sh", "-c", shown], env=shell, capture_output=True, text=True
+        ).stdout.split()
+        assert_known(words)
+        assert words[-1] == f"{index + 1}/{spec['completions']}"
+        assert part(words[-1])
+    environment = {one["name"]: one for one in container["env"]}
+    named = environment["RETL_CORRELATION_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert named == "metadata.labels['batch.kubernetes.io/controller-uid']", "of this Job and its pods alone"
+    assert not {"POSTGRES_PASSWORD", "RETL_STATE_URL"} & environment.keys()
+    engine = yaml.safe_load(re.findall(r"^```yaml\n(.+?)^```", read("several-machines.md"), re.M | re.S)[0])[
+        "engine"
+    ]
+    assert container["ports"] == [{"name": "run", "containerPort": engine["port"]}]
+    mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+    assert engine["folder"].startswith(mounts["shared"])
+    assert mounts.keys() == {one["name"] for one in pod["volumes"]}
+
+
 def test_the_watching_service_stays_reloads_and_leaves_a_wrong_definition_to_people() -> None:
     service = unit("retl-watch.service")["Service"]
     (words,) = in_shell(service["ExecStart"])
@@ -257,6 +293,19 @@ def test_the_dag_skips_what_is_to_come_again_later_and_its_commands_exist() -> N
         assert_known(words)
 
 
+def test_the_mapped_tasks_differ_only_in_their_number() -> None:
+    source = read("airflow_mapped.py")
+    (tasks,) = re.findall(r"^TASKS = (\d+)$", source, re.M)
+    (command,) = re.findall(r'f"(exec .+?)" for number in range\(1, TASKS \+ 1\)', source)
+    for number in ("1", tasks):
+        filled = command.format(RETL="retl", SYNC="people", number=number, TASKS=tasks)
+        (words,) = in_shell(filled.removeprefix("exec "))
+        assert_known(words)
+        assert part(words[-1]) == (int(number), int(tasks))
+    assert f"skip_on_exit_code={OURS['LATER']}" in source
+    assert '"RETL_CORRELATION_ID": "{{ dag.dag_id }}/{{ run_id }}"' in source
+
+
 def test_the_asset_runs_a_command_that_exists() -> None:
     (words,) = re.findall(r'\[RETL, ("sync".*?)\]', read("dagster_assets.py"))
     assert_known([word.strip('" ') or "X" for word in words.replace("name", '"X"').split(",")])
@@ -282,6 +331,26 @@ for name, task in dag.task_dict.items():
         print("skipped", name)
     else:
         print("done", name)
+"""
+
+MAPPED = r"""
+import sys, threading, warnings
+warnings.simplefilter("ignore")
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag(sys.argv[1])
+assert not bag.import_errors, bag.import_errors
+mapped = bag.dags["retl_mapped"].task_dict["shard"]
+commands = mapped.expand_input.value["bash_command"]
+assert len(commands) == 16
+def execute(command):
+    task = mapped.unmap({"bash_command": command})
+    task.render_template_fields({"dag": mapped.dag, "run_id": "scheduled__1"})
+    assert task.env["RETL_CORRELATION_ID"] == "retl_mapped/scheduled__1"
+    task.execute({})
+    print("done", command[-4:])
+several = [threading.Thread(target=execute, args=(one,)) for one in commands[:3]]
+[one.start() for one in several], [one.join() for one in several]
+execute(commands[15])
 """
 
 DAGSTER = r"""
@@ -317,6 +386,22 @@ if airflow := python_with("airflow"):
         with duckdb.connect(str(workshop.folder / "data" / "warehouse.duckdb")):
             later = run(workshop, *words, **more)
         assert "skipped first" in later.stdout, later.stdout + later.stderr
+
+    @pytest.mark.timeout(900)
+    def test_airflow_runs_one_sync_as_mapped_tasks(
+        workshop: Workshop, tmp_path: Path, postgres: Database, redis_server: RedisServer
+    ) -> None:
+        (tmp_path / "dags").mkdir()
+        shutil.copy(FOLDER / "airflow_mapped.py", tmp_path / "dags")
+        workshop.write("retl.yml", "engine: {folder: ../shared}\n")
+        more = {"AIRFLOW_HOME": str(tmp_path / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+        more |= {"RETL_SYNC": "first", "RETL_STATE_URL": postgres.url}
+        done = run(workshop, str(airflow), "-c", MAPPED, str(tmp_path / "dags"), **more)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(re.findall(r"^done", done.stdout, re.MULTILINE)) == 4, done.stdout + done.stderr
+        assert delivered(redis_server, "first") == 30
+        told = run(workshop, "retl", "runs", "--output", "json", RETL_STATE_URL=postgres.url)
+        assert [one["status"] for one in json.loads(told.stdout)["runs"]] == ["SUCCESS"]
 
 
 if dagster := python_with("dagster"):

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -62,7 +62,9 @@ class Machines:
         self.folder, self.exchange = folder, Exchange("127.0.0.1", "127.0.0.1")
         self.begun: list[str] = []
 
-    def require(self) -> None: ...
+    @contextmanager
+    def open(self, _depot: Depot) -> Iterator[None]:
+        yield
 
     def begin(self, name: str) -> tuple[Connection, Machine]:
         self.begun.append(name)
@@ -102,7 +104,7 @@ class Lost(Served):
 
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spark, "Cluster", Machines)
+    monkeypatch.setattr(spark, "SparkCluster", Machines)
     monkeypatch.setattr(lines, "begun", Served)
 
 
@@ -244,7 +246,7 @@ def test_a_line_carries_messages_of_any_size_and_a_ticket_is_good_once(
 
 def test_a_shard_that_dies_before_its_first_word_is_noticed(exchange: Exchange) -> None:
     line = exchange.line()
-    with lines._dialled(line.ticket, b"d") as down:
+    with lines.dialled(line.ticket, b"d") as down:
         assert next(lines._received(down)) == b""
         another, refused = attending(line)  # Spark runs the task once more before it knows
     with pytest.raises(EOFError):

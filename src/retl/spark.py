@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retl.app import engines
 from retl.app.session import Session, open_session
 from retl.engine.scratch import private_directory
 from retl.run import spark
@@ -49,7 +50,7 @@ def sync(
 @contextmanager
 def _written(df: DataFrame, session: Session) -> Iterator[Path]:
     """The frame as Parquet files in a folder, until the body ends."""
-    shared = session.shared_folder
+    shared = engines.shared_folder(session.project)
     spark.require_shared(df.sparkSession, shared)
     if shared is None:
         with private_directory() as root:

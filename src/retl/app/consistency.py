@@ -8,6 +8,7 @@ from contextlib import suppress
 from retl.app.loaded import LoadedProject
 from retl.app.selection import ordered
 from retl.errors import DefinitionError
+from retl.project.definitions import Sync
 from retl.project.fields import Claim, claimed, problems, sharing
 from retl.project.validation import did_you_mean, each
 from retl.project.variables import fill
@@ -142,22 +143,27 @@ def _unshared(project: LoadedProject) -> Iterator[DefinitionError]:
     for sync in project.syncs.values():
         if (sync.shards or project.definitions.engine.shards) == 1:
             continue
-        reasons = {
-            "`ref` looks up ids that other rows got": bool(sync.refers_to),
-            "`changes: cdf` reads only what changed": sync.changes.strategy == "cdf",
-            "`drift` measures whole columns": bool(sync.guards.drift),
-            "`rejects: {payload: true}` keeps rows of the mart": sync.rejects.payload,
-        }
-        with suppress(DefinitionError):  # a wrong connection is reported where it is used
-            kind = project.kind(sync)
-            reasons["only PostgreSQL and Redis take rows of one run from several processes"] = not kind.shards
-        if reason := next((reason for reason, holds in reasons.items() if holds), None):
+        if reason := unshared(project, sync):
             yield DefinitionError(
                 "SHARDS_UNSUPPORTED",
                 f"`shards` is not possible here: {reason}",
                 hint="`shards: 1` in this sync",
                 where=project.place(sync, ("shards",) if sync.shards else ()),
             )
+
+
+def unshared(project: LoadedProject, sync: Sync) -> str | None:
+    """Why the rows of a sync cannot be shared between processes."""
+    reasons = {
+        "`ref` looks up ids that other rows got": bool(sync.refers_to),
+        "`changes: cdf` reads only what changed": sync.changes.strategy == "cdf",
+        "`drift` measures whole columns": bool(sync.guards.drift),
+        "`rejects: {payload: true}` keeps rows of the mart": sync.rejects.payload,
+    }
+    with suppress(DefinitionError):  # a wrong connection is reported where it is used
+        kind = project.kind(sync)
+        reasons["only PostgreSQL and Redis take rows of one run from several processes"] = not kind.shards
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def _unapprovable(project: LoadedProject) -> Iterator[DefinitionError]:

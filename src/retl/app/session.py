@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retl.app import observers
+from retl.app import engines, observers
 from retl.app.alerts import Digest
 from retl.app.choice import Choice
 from retl.app.failures import described, exit_code
@@ -37,7 +37,7 @@ from retl.project.settings import project_folder
 from retl.project.validation import raise_all
 from retl.run import asserting
 from retl.run.guards import GUARDS
-from retl.run.job import Job, Options
+from retl.run.job import Job, Options, Peer
 
 if TYPE_CHECKING:
     from retl.destinations.batch import Decision
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from retl.model import Hours, Limits
     from retl.pace.limiter import Pace
     from retl.run.plan import Plan
-    from retl.run.spark import Cluster
+    from retl.run.processes import Cluster
+    from retl.run.spark import SparkCluster
     from retl.sources.api import Source
 
 Verify = Callable[[Job, "Plan"], None]
@@ -73,7 +74,7 @@ class Session:
         self._begun, self._on_failure = begun, failed
         self._closing = ExitStack()
         self._ledger: Ledger | None = None
-        self._spark: Cluster | None = None
+        self._spark: SparkCluster | None = None
         self.marts: dict[str, Path] = {}  # by sync, a folder of Parquet files in place of its source
         self._digest = Digest()
         self._paces: dict[str, Pace] = {}
@@ -230,8 +231,8 @@ class Session:
             offline = True
             raise_all(self._beyond(syncs))
         self.project.require(syncs, offline=offline)
-        if options is not None and self._on_spark(options):
-            raise_all(self._fit_for_spark(syncs, options))
+        if options is not None:
+            raise_all(engines.unfit(self.project, syncs, options))
         errors = []
         for sync in syncs:
             try:
@@ -290,8 +291,9 @@ class Session:
                 for one in self._followers[sync.name]
             ],
             since=begun,
-            shards=self._shards(sync),
-            cluster=self._cluster() if self._on_spark(options) and self._shards(sync) > 1 else None,
+            shards=(shards := engines.shards(project, sync, options)),
+            cluster=self._cluster(ledger, options) if shards > 1 else None,
+            peer=Peer(*options.shard, str(project.settings.retl_correlation_id)) if options.shard else None,
         )
 
     def _source(self, sync: Sync, variables: Mapping[str, Any], book: Ledger | None) -> Source[Any]:
@@ -299,43 +301,21 @@ class Session:
             return self.project.sources.of_files(sync, folder, variables)
         return self.project.source(sync, variables, _log_waiting, partial(self._source_pace, book))
 
-    def _shards(self, sync: Sync) -> int:
-        return sync.shards or self.project.definitions.engine.shards
+    def _cluster(self, ledger: Ledger, options: Options) -> Cluster | None:
+        """Where the shards of all syncs run, if not on this machine alone."""
+        engine, folder = self.project.definitions.engine, engines.shared_folder(self.project)
+        if options.shard is not None and folder is not None:
+            from retl.run.peers import PeerCluster
 
-    def _on_spark(self, options: Options) -> bool:
-        return (options.engine or self.project.definitions.engine.type) == "spark"
-
-    def _cluster(self) -> Cluster:
-        """Where the shards of all syncs run."""
-        from retl.run.spark import Cluster
-
+            return PeerCluster(folder, ledger.own_address, engine.port)
+        if not engines.on_spark(self.project, options):
+            return None
         if self._spark is None:
-            engine = self.project.definitions.engine
-            self._spark = Cluster(engine.master, self.shared_folder, engine.port)
+            from retl.run.spark import SparkCluster
+
+            self._spark = SparkCluster(engine.master, folder, engine.port)
             self._closing.callback(self._spark.close)
         return self._spark
-
-    @property
-    def shared_folder(self) -> Path | None:
-        """What all machines of a cluster share, as `engine` says."""
-        folder = self.project.definitions.engine.folder
-        return (self.project.folder / folder).resolve() if folder is not None else None
-
-    def _fit_for_spark(self, syncs: Sequence[Sync], options: Options) -> Iterator[DefinitionError]:
-        """What a run on a cluster needs."""
-        several = [one for one in syncs if self._shards(one) > 1]
-        if not several and options.engine == "spark":
-            yield DefinitionError(
-                "SPARK_SHARDS",
-                "--engine spark shares the keys of a sync, and none of these has `shards`",
-                hint="`engine: {shards: 8}` in retl.yml, or `shards` in the sync",
-            )
-        if several and self.project.state_url.startswith("file:"):
-            yield DefinitionError(
-                "SPARK_LEDGER",
-                "Spark's tasks write to the ledger from several machines: it must be in PostgreSQL",
-                hint="RETL_STATE_URL=postgresql://user@host/dbname, or `--engine local`",
-            )
 
     def write_metrics(self, file: Path | None, summaries: Sequence[Summary]) -> None:
         """Write the metrics file of these runs, if `file` or RETL_METRICS_FILE names one."""
@@ -362,6 +342,16 @@ class Session:
         return self._pace(f"source {name}", limits, ledger)
 
     def _run(self, job: Job) -> Summary:
+        if job.peer is None:
+            return self._run_alone(job)
+        from retl.run import peers
+
+        try:
+            return peers.sync(job, lambda: self._run_alone(job))
+        except Exception as problem:  # noqa: BLE001 - as of a run
+            return self.failed(job.sync.name, problem)
+
+    def _run_alone(self, job: Job) -> Summary:
         from retl.run import pipeline
 
         try:
@@ -408,9 +398,10 @@ def options(
     decisions: Mapping[str, Decision] | None = None,
     offline: bool = False,
     engine: EngineType | None = None,
+    shard: str | None = None,
 ) -> Options:
-    """The options of one invocation, as in `retl sync`. DefinitionError GUARD_UNKNOWN. `offline` is for a dry
-    run: the target is not asked."""
+    """The options of one invocation, as in `retl sync`. DefinitionError GUARD_UNKNOWN, USAGE. `offline` is
+    for a dry run: the target is not asked. `shard` is K/N, such as 3/16."""
     if offline and not dry_run:
         raise DefinitionError(
             "USAGE", "only a dry run can be offline: a run asks the target before it writes"
@@ -428,6 +419,7 @@ def options(
         decisions=dict(decisions or {}),
         offline=offline,
         engine=engine,
+        shard=engines.part(shard) if shard is not None else None,
     )
 
 

@@ -63,6 +63,12 @@ PlanFormats = Annotated[
 Engine = Annotated[
     Literal["local", "spark"] | None, typer.Option(help="Where shards run: local or spark (see retl.yml).")
 ]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="K/N", help="Be command K of N that are one run together, on as many machines: 3/16."
+    ),
+]
 MetricsFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Metrics for Prometheus [RETL_METRICS_FILE].")
 ]
@@ -90,6 +96,7 @@ def sync(
     accept: Accepted = None,
     var: Variables = None,
     engine: Engine = None,
+    shard: Shard = None,
     metrics_file: MetricsFile = None,
 ) -> int:
     """Run syncs: plan, guard, deliver, record."""
@@ -109,6 +116,7 @@ def sync(
         accept=accept or (),
         variables=variables(var),
         engine=engine,
+        shard=shard,
     )
     with session.stop.listening(), progress(invocation):
         summaries = session.run_chosen(chosen, asked, jobs=jobs, fail_fast=fail_fast)

@@ -150,6 +150,12 @@ class Ledger(Journal, History, Erasures):
         self._locks[sync] = lock
         return lock
 
+    @property
+    def own_address(self) -> str:
+        """Where other machines reach this one: its address towards the ledger's server."""
+        assert isinstance(self._database, PostgreSQL)
+        return self._database.own_address
+
     def put_file(self, name: str, path: Path) -> None:
         """Store a durable copy of this file as a run file."""
         # Outside a transaction: on SQLite a large copy would keep every other sync waiting.

@@ -8,7 +8,9 @@ main sentence of a driver's error, because the rest may contain values or secret
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import socket
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
@@ -221,6 +223,14 @@ class PostgreSQL(Database):
 
     def in_time(self) -> contextlib.AbstractContextManager[object]:
         return hang_up_after(_STATEMENT, self._connection.fileno())
+
+    @property
+    def own_address(self) -> str:
+        """The address of this machine towards the server."""
+        with socket.socket(fileno=os.dup(self._connection.fileno())) as end:
+            return (
+                str(end.getsockname()[0]) if end.family in (socket.AF_INET, socket.AF_INET6) else "127.0.0.1"
+            )
 
     def translated(self, sql: str) -> str:
         return sql.replace("?", "%s")

@@ -67,6 +67,14 @@ class History(State):
         )
         return bool(self._database.query(sql, sync, began, host, pid))
 
+    def holder(self, sync: str) -> RunRow | None:
+        """The run that has the lock of a sync, if one has it and has begun."""
+        where = (
+            "WHERE sync = ? AND status = 'RUNNING'"
+            " AND epoch = (SELECT epoch FROM retl_locks WHERE name = ? AND pid IS NOT NULL)"
+        )
+        return next(iter(self._database.rows(RunRow, "retl_runs", where, sync, sync)), None)
+
     def runs_like(self, part: str) -> list[RunRow]:
         """The newest two runs whose ids begin or end with this text."""
         where = (

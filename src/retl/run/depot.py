@@ -58,6 +58,11 @@ class Depot:
         return path
 
 
+def root(folder: Path, state_id: str, sync: str) -> Path:
+    """Where the runs of a sync have their depots in a folder that machines share."""
+    return folder / f"retl-{state_id}" / sync
+
+
 @contextmanager
 def lent(root: Path, run_id: str | None) -> Iterator[Depot]:
     """A depot below `root`, which only one sync uses; removed at the end. `run_id`: of a run that has the

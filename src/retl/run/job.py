@@ -27,7 +27,7 @@ from retl.project.writing import FieldSource
 from retl.sources.api import Source
 
 if TYPE_CHECKING:
-    from retl.run.spark import Cluster
+    from retl.run.processes import Cluster
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,15 @@ class Follower:
 
 
 @dataclass(frozen=True)
+class Peer:
+    """Which of several equal commands this is, counted from 1, and the job that they are together."""
+
+    number: int
+    of: int
+    job: str
+
+
+@dataclass(frozen=True)
 class Options:
     """What one invocation asks of a sync."""
 
@@ -112,6 +121,7 @@ class Options:
     plan: str | None = None  # its SHA-256
     reconcile: Literal["look", "sample", "repair", "own"] | None = None
     engine: EngineType | None = None  # where shards run; None: as retl.yml says
+    shard: tuple[int, int] | None = None  # this command's number, and how many there are
 
     @property
     def partial(self) -> bool:
@@ -145,6 +155,7 @@ class Job:
     run_id: str | None = None  # that its next run must have
     shards: int = 1  # processes that share the keys of a sync
     cluster: Cluster | None = None  # where they run, if they are several; None: on this machine
+    peer: Peer | None = None  # of several commands that are one run
     images: float | None = None  # seconds that those of earlier runs stay, although this run keeps none
     followers: Sequence[Follower] = ()  # requests that follow the run
     since: float | None = None  # monotonic: where a command's first run starts to count time

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
@@ -25,13 +25,16 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from select import POLLIN, poll
+from typing import Protocol
+
+from retl.observe.signals import Stop
 
 _BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from retl.run.shard import main; main()"
 _DOWN, _UP = b"d", b"u"  # to the shard, and from it: TLS in one direction needs no turns
 _PATIENCE = 30.0  # seconds to connect, and to say which line is meant
 _LOOK = 1.0  # seconds between two looks whether a shard is there that has not answered yet
 _SILENCE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}  # a machine that is gone is noticed
-_TOKEN = 32  # bytes
+TOKEN = 32  # bytes
 _READY = b""  # the first message to a shard: the line is its own
 
 
@@ -59,6 +62,13 @@ class Ticket:
 def versions() -> str:
     """What must be the same on all machines: rows are cut by a hash that is DuckDB's own."""
     return ", ".join(f"{name} {metadata.version(name)}" for name in ("retl-cli", "duckdb"))
+
+
+class Served(Protocol):
+    """The run's end of connections that have one token."""
+
+    def serve(self, sock: ssl.SSLSocket, direction: bytes) -> None: ...
+    def hang_up(self) -> None: ...
 
 
 class Line:
@@ -113,7 +123,7 @@ class Line:
         if not self.ended.is_set():
             self.ended.set()
             self._waiting.put(None)
-            _shut(self._theirs, socket.SHUT_RDWR)  # not closed: another thread may be writing to it
+            shut(self._theirs)  # not closed: another thread may be writing to it
 
     def _listen(self) -> None:
         """What the run says waits here, so that it never waits for a shard that has not begun."""
@@ -137,29 +147,38 @@ class Exchange:
             file.write(key + certificate)
             file.flush()
             self._context.load_cert_chain(file.name)
-        self._socket = socket.create_server((bind, port), backlog=128)
+        family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+        self._socket = socket.create_server((bind, port), family=family, backlog=128)
         self._host, self._port, self._certificate = host, self._socket.getsockname()[1], certificate
-        self._lines: dict[bytes, Line] = {}
+        self._served: dict[bytes, Served] = {}
         threading.Thread(target=self._accept, name="retl-exchange", daemon=True).start()
 
     def line(self) -> Line:
         """A new line, with a ticket for its other end."""
-        token = secrets.token_bytes(_TOKEN)
-        line = Line(Ticket(self._host, self._port, self._certificate, token))
-        self._lines[token] = line
+        line = Line(self._ticket())
+        self._served[line.ticket.token] = line
         return line
+
+    def ticket(self, served: Served) -> Ticket:
+        """A ticket for any number of connections, which this serves."""
+        made = self._ticket()
+        self._served[made.token] = served
+        return made
 
     def forget(self, line: Line) -> None:
         """Its ticket is good for nothing any more."""
         line.hang_up()
-        self._lines.pop(line.ticket.token, None)
+        self._served.pop(line.ticket.token, None)
 
     def close(self) -> None:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        for line in list(self._lines.values()):
-            self.forget(line)
+        while self._served:
+            self._served.popitem()[1].hang_up()
+
+    def _ticket(self) -> Ticket:
+        return Ticket(self._host, self._port, self._certificate, secrets.token_bytes(TOKEN))
 
     def _accept(self) -> None:
         with suppress(OSError):  # it was closed
@@ -172,24 +191,24 @@ class Exchange:
             plain.settimeout(_PATIENCE)
             _keep_alive(plain)
             with self._context.wrap_socket(plain, server_side=True) as sock:
-                first = _exactly(sock, _TOKEN + 1)
+                first = exactly(sock, TOKEN + 1)
                 sock.settimeout(None)
-                if line := self._lines.get(first[:_TOKEN]):
-                    line.serve(sock, first[_TOKEN:])
+                if served := self._served.get(first[:TOKEN]):
+                    served.serve(sock, first[TOKEN:])
 
 
-def attend(ticket: Ticket) -> bool:
-    """Be the shard of a ticket: a process on this machine serves until the line or the process ends. False if
-    another one has the ticket, or the run does not know it any more. OSError if the run cannot be reached,
-    RuntimeError if it has other versions."""
+def attend(ticket: Ticket, stop: Stop | None = None) -> bool:
+    """Be the shard of a ticket: a process on this machine serves until the line or the process ends; a stop
+    ends both. False if another one has the ticket, or the run does not know it any more. OSError if the run
+    cannot be reached, RuntimeError if it has other versions, Stopped."""
     if ticket.versions != versions():
         here = f"{socket.gethostname()} has {versions()}, and the run has {ticket.versions}"
         raise RuntimeError(f"{here}: install the same on all machines")
-    with _dialled(ticket, _DOWN) as down:
+    with dialled(ticket, _DOWN) as down, stop.interrupting(lambda: shut(down)) if stop else nullcontext():
         heard = _received(down)
         if next(heard, None) != _READY:
             return False
-        with _dialled(ticket, _UP) as up:
+        with dialled(ticket, _UP) as up:
             ours, theirs = Pipe()
             with theirs:
                 process = begun(theirs, ())
@@ -198,7 +217,7 @@ def attend(ticket: Ticket) -> bool:
             with suppress(OSError):  # the process is gone
                 for message in heard:
                     ours.send_bytes(message)
-            _shut(ours, socket.SHUT_WR)  # the process hears that its run is gone
+            shut(ours, socket.SHUT_WR)  # the process hears that its run is gone
             process.wait()
             speaking.join()
             ours.close()
@@ -214,7 +233,8 @@ def _speak(ours: Connection, up: ssl.SSLSocket) -> None:
         up.shutdown(socket.SHUT_RDWR)
 
 
-def _dialled(ticket: Ticket, direction: bytes) -> ssl.SSLSocket:
+def dialled(ticket: Ticket, direction: bytes) -> ssl.SSLSocket:
+    """A connection to a run. OSError if it cannot be reached."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False  # this very certificate is asked for
     context.load_verify_locations(cadata=ticket.certificate)
@@ -226,10 +246,10 @@ def _dialled(ticket: Ticket, direction: bytes) -> ssl.SSLSocket:
     return sock
 
 
-def _shut(pipe: Connection, how: int) -> None:
-    """End a pipe, also while another thread waits at it."""
-    with suppress(OSError), socket.socket(fileno=os.dup(pipe.fileno())) as end:
-        end.shutdown(how)
+def shut(end: Connection | socket.socket, how: int = socket.SHUT_RDWR) -> None:
+    """End a pipe or a connection, also while another thread waits at it."""
+    with suppress(OSError, ValueError), socket.socket(fileno=os.dup(end.fileno())) as same:
+        same.shutdown(how)
 
 
 def _keep_alive(sock: socket.socket) -> None:
@@ -249,10 +269,11 @@ def _received(sock: ssl.SSLSocket) -> Iterator[bytes]:
     """The messages of a connection, until it ends."""
     with suppress(EOFError, OSError):
         while True:
-            yield _exactly(sock, int.from_bytes(_exactly(sock, 8), "big"))
+            yield exactly(sock, int.from_bytes(exactly(sock, 8), "big"))
 
 
-def _exactly(sock: ssl.SSLSocket, size: int) -> bytes:
+def exactly(sock: ssl.SSLSocket, size: int) -> bytes:
+    """So many bytes. EOFError if the connection ends before."""
     found = bytearray()
     while len(found) < size:
         part = sock.recv(min(size - len(found), 1 << 20))

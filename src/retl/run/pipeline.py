@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from retl.engine.mapping import Run
@@ -92,7 +93,15 @@ def sync(
                 summary = running.commit()
         except Exception as problem:  # noqa: BLE001 - `unexpected` raises it, or describes it
             summary = running.fail(problem if isinstance(problem, RetlError) else unexpected(problem))
-        return then.follow(job, lock, summary)
+        return _followed(job, lock, summary)
+
+
+def _followed(job: Job, lock: Lock, summary: Summary) -> Summary:
+    """Send what follows the run, and let other commands know how it ended."""
+    summary = then.follow(job, lock, summary)
+    if job.peer is not None:
+        _peers().conclude(job, summary)
+    return summary
 
 
 def dry_run(job: Job, look: Callable[[Plan, Workspace], object] = lambda _plan, _space: None) -> Summary:
@@ -212,9 +221,24 @@ def paused(pause: Pause) -> Summary:
 
 
 def _begin(job: Job) -> Lock:
-    """The lock of the sync and its object. Later if another run has it, or if the breaker is open."""
+    """The lock of the sync and its object. Later if another run has it, if the breaker is open, or if other
+    commands have done the work."""
     _pass_breaker(job)
-    return take_lock(job)
+    lock = take_lock(job)
+    if job.peer is not None:
+        try:
+            _peers().require_open(job)
+        except BaseException:
+            lock.release()
+            raise
+    return lock
+
+
+def _peers() -> ModuleType:
+    """The code of several commands that are one run, imported only for those."""
+    from retl.run import peers
+
+    return peers
 
 
 def take_lock(job: Job) -> Lock:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -37,6 +37,19 @@ class Ending(Protocol):
     def returncode(self) -> int | str | None: ...
     def wait(self, timeout: float | None = None, /) -> object: ...
     def kill(self) -> None: ...
+
+
+class Cluster(Protocol):
+    """Where shards run that do not run on this machine alone. `folder`: what its machines share; None if it
+    is this machine."""
+
+    folder: Path | None
+
+    def open(self, depot: Depot, /) -> AbstractContextManager[None]:
+        """While it is open, shards of the run that has this depot can begin."""
+
+    def begin(self, name: str, /) -> tuple[Connection, Ending]:
+        """A process of a shard: the line to it, and what can be asked of it."""
 
 
 @dataclass

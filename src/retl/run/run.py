@@ -66,6 +66,29 @@ def _written(shape: Shape) -> dict[str, list[str]]:
     return {"upsert": [one.name for one in shape.fields], "delete": list(soft)}
 
 
+def asked(job: Job) -> dict[str, Any]:
+    """What a run was asked for, as the ledger keeps it."""
+    options = job.options
+    return {
+        "accept": list(options.accept),
+        "allow_deletes": options.allow_deletes,
+        **_decided(options.decisions),
+        **({"reconcile": options.reconcile} if options.reconcile else {}),
+        **({"plan": options.plan} if options.plan else {}),
+        **({"shards": job.peer.of} if job.peer else {}),
+        **_selected(job),
+    }
+
+
+def _selected(job: Job) -> dict[str, Any]:
+    """The rows that the run was asked for; an erased key is not stored again."""
+    found = {k: v for k, v in asdict(job.options.selection).items() if v}
+    if "keys" in found:
+        gone = job.ledger.suppressed(job.sync.name, job.object, job.siblings)
+        found["keys"] = [MASK if gone.has(key) else key for key in found["keys"]]
+    return found
+
+
 def _decided(decisions: Mapping[str, Decision]) -> dict[str, Any]:
     """How many conflicts a person decided for which side, for the history."""
     sides = Counter(one.side for one in decisions.values())
@@ -105,29 +128,13 @@ class Execution:
                 pid=os.getpid(),
                 user=getpass.getuser(),
                 version=__version__,
-                options={
-                    "accept": list(job.options.accept),
-                    "allow_deletes": job.options.allow_deletes,
-                    **_decided(job.options.decisions),
-                    **({"reconcile": job.options.reconcile} if job.options.reconcile else {}),
-                    **({"plan": job.options.plan} if job.options.plan else {}),
-                    **self._selected(),
-                },
+                options=asked(job),
             )
         )
         so_far = sum(self.clock.so_far().values())
         log.event(
             "run_started", object=job.object, correlation_id=job.correlation_id, seconds=round(so_far, 3)
         )
-
-    def _selected(self) -> dict[str, Any]:
-        """The rows that the run was asked for; an erased key is not stored again."""
-        found = {k: v for k, v in asdict(self.job.options.selection).items() if v}
-        if "keys" in found:
-            job = self.job
-            gone = job.ledger.suppressed(job.sync.name, job.object, job.siblings)
-            found["keys"] = [MASK if gone.has(key) else key for key in found["keys"]]
-        return found
 
     def recover(
         self, mapped: Mapped, workspace: Workspace, target: str, doubtful: str | None = None

@@ -53,11 +53,11 @@ def shared(job: Job, run: Run, workspace: Workspace, lock: Lock | None) -> Itera
     with ExitStack() as hold:
         place = None
         if job.cluster is not None:
-            job.cluster.require()
             place = Depot(workspace.directory)
             if job.cluster.folder is not None:
-                root = job.cluster.folder / f"retl-{job.ledger.state_id}" / job.sync.name
+                root = depot.root(job.cluster.folder, job.ledger.state_id, job.sync.name)
                 place = hold.enter_context(depot.lent(root, run.run_id if lock else None))
+            hold.enter_context(job.cluster.open(place))
         keep = lock.descriptors if lock else ()
         yield hold.enter_context(closing(Shards(job, run, workspace, keep, place)))
 

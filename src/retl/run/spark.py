@@ -17,13 +17,14 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retl.errors import DefinitionError, Failure
 from retl.observe import log
+from retl.run.depot import Depot
 from retl.run.lines import Exchange, Line, Ticket, attend
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Task:
         self._exchange.forget(self._line)
 
 
-class Cluster:
+class SparkCluster:
     """Where shards run. Spark is started, or the running session taken, when the first shard begins."""
 
     def __init__(self, master: str | None, folder: Path | None, port: int = 0) -> None:
@@ -86,10 +87,12 @@ class Cluster:
         self._exchange: Exchange | None = None
         self._is_own = False
 
-    def require(self) -> None:
-        """Start Spark. DefinitionError SPARK_MISSING, JAVA_MISSING, SPARK_FOLDER, SPARK_CONNECT, Failure
-        SPARK_NOT_STARTED."""
+    @contextmanager
+    def open(self, _depot: Depot) -> Iterator[None]:
+        """Start Spark, which stays for later runs. DefinitionError SPARK_MISSING, JAVA_MISSING, SPARK_FOLDER,
+        SPARK_CONNECT, Failure SPARK_NOT_STARTED."""
         self._opened()
+        yield
 
     def begin(self, name: str) -> tuple[Connection, Task]:
         """A process of a shard: the line to it, and the task that has it."""
