@@ -6,6 +6,7 @@ workspace.
 
 from __future__ import annotations
 
+import random
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ import pytest
 from retl.contract.judge import build
 from retl.destinations.batch import ABSENT, PRESENT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
 from retl.engine import baseline, mapping
-from retl.engine.baseline import DELTA, Delta
+from retl.engine.baseline import DELTA, Delta, Distrust
 from retl.engine.change_set import ChangeSet
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
@@ -238,6 +239,33 @@ def test_the_newest_run_wins_and_a_deleted_key_may_come_back(workspace: Workspac
     for number, found in enumerate(wanted, start=1):
         assert baseline.build(workspace, None, deltas[:number]) == len(found)
         assert hashes(workspace) == found
+
+
+def test_small_deltas_read_at_once_are_what_they_are_one_after_the_other(
+    workspace: Workspace, delta: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs with answers of every kind, some with several, on few keys; some found that the target had lost."""
+    chance = random.Random(7)
+    results = (WRITTEN, WRITTEN, PRESENT, ABSENT, UNKNOWN, BAD, None)
+    deltas = []
+    for number in range(24):
+        keys = chance.sample("abcdef", chance.randint(1, 4))
+        rows = [one for key in keys for one in sent(key, op=chance.choice(["insert", "update", "delete"]))]
+        ends = [chance.choice(results)] * len(keys)
+        if number % 6 == 5:
+            ends = [chance.choice(results) for _ in keys]
+        batches = [batch(n, n, Outcome(end) if end else None) for n, end in enumerate(ends)]
+        lost = Distrust(number - 2, back=["a"], own=number % 2 > 0) if number % 9 == 8 else None
+        deltas.append(Delta(delta(str(number), rows), DAYS[number % 4], batches, number, lost))
+    assert len(list(baseline._groups(deltas))) < len(deltas) / 2
+    for count in (5, 14, 24):
+        found = []
+        for at_once in (baseline.AT_ONCE, 0):
+            with monkeypatch.context() as patch:
+                patch.setattr(baseline, "AT_ONCE", at_once)
+                baseline.build(workspace, None, deltas[:count])
+                found.append(workspace.run("SELECT * FROM entries ORDER BY key"))
+        assert found[0] == found[1]
 
 
 def test_a_first_run_that_only_deletes_leaves_nothing(workspace: Workspace, delta: Any) -> None:

@@ -12,7 +12,7 @@ target that was restored has them again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ from retl.values.sql import literal
 BASELINE = "baseline"  # key, hash (NULL: unknown), owned, ref, seen, confirmed_at
 COMPACT_PAST = 0.2  # rows in deltas, as a share of the snapshot's rows
 COMPACT_DELTAS = 16  # or this many deltas of any size
+AT_ONCE = 50_000  # rows of small deltas that one query reads: each query costs as much as thousands of rows
 DELTA, SNAPSHOT = "delta 2", "snapshot 2"  # formats, as files record them; raise both with the ledger's
 REMEMBERED = "90 days"  # that the snapshot has deleted keys
 MOVED = "moved"  # the op of a key that leaves the baseline with the answer of the row at its position
@@ -40,6 +41,13 @@ _SEEN = (
     " WHEN kind IN ('written', 'merged') THEN held WHEN kind = 'kept' THEN coalesce(held, seen)"
     " WHEN kind = 'skipped' THEN seen END"
 )
+_REPORTED = {  # of an answer: its columns
+    "kind": "VARCHAR",
+    "settled": "BOOLEAN",
+    "ours": "BOOLEAN",
+    "code": "VARCHAR",
+    "reason": "VARCHAR",
+}
 _COLUMNS = "key, gone, hash, owned, ref, confirmed_at, seen, epoch"
 # Of ops in UNDONE, a kept row leaves its entry as it was.
 # The baseline and the deleted keys. Also `epoch`, of the run that wrote the entry, and `born`, of the last
@@ -108,14 +116,21 @@ def build(workspace: Workspace, snapshot: Path | None, deltas: Sequence[Delta]) 
     bottom = None
     if snapshot is not None:
         bottom = f"(SELECT *, NULL::BIGINT AS born FROM {opened(workspace, snapshot, SNAPSHOT)})"
+    files = [path for delta in deltas if (path := delta.path) is not None]
+    if files:
+        _checked(workspace, files, DELTA)
+    waiting: list[Delta] = []
     for delta in deltas:
-        if delta.path is not None and (delta.distrust is None or delta.distrust.own):
-            bottom = _overlaid(workspace, bottom, delta)
+        own = delta.distrust is None or delta.distrust.own
+        if delta.path is not None and own:
+            waiting.append(delta)
         if delta.distrust is not None:
+            bottom, waiting = _overlaid(workspace, bottom, waiting), []
             bottom = bottom and f"({_distrusted(bottom, delta.distrust)})"
             workspace.run(f"CREATE OR REPLACE TABLE overlay AS {_distrusted('overlay', delta.distrust)}")
-        if delta.path is not None and delta.distrust is not None and not delta.distrust.own:
-            bottom = _overlaid(workspace, bottom, delta)
+        if delta.path is not None and not own:
+            waiting.append(delta)
+    bottom = _overlaid(workspace, bottom, waiting)
     present = "SELECT * FROM overlay"
     if bottom is not None:
         present += (
@@ -125,21 +140,82 @@ def build(workspace: Workspace, snapshot: Path | None, deltas: Sequence[Delta]) 
     return show(workspace, present)
 
 
-def _overlaid(workspace: Workspace, bottom: str | None, delta: Delta) -> str | None:
-    """Put a delta over the older entries; returns the entries below the overlay. The first delta is read in
-    place if all its answers are equal."""
-    assert delta.path is not None
-    rows = opened(workspace, delta.path, DELTA)
-    effects = _effects(_with_seen(workspace, answered(workspace, rows, delta.batches), delta.answers), delta)
-    if bottom is None and alike(delta.batches) and not workspace.run("SELECT key FROM overlay LIMIT 1"):
-        return f"({effects})"
-    workspace.run(
-        "CREATE OR REPLACE TABLE delta AS SELECT d.* REPLACE (greatest(d.born, o.born) AS born)"
-        f" FROM ({effects}) d LEFT JOIN overlay o USING (key)"
-    )
-    workspace.run("DELETE FROM overlay WHERE key IN (SELECT key FROM delta)")
-    workspace.run("INSERT INTO overlay SELECT * FROM delta")
+def _overlaid(workspace: Workspace, bottom: str | None, deltas: Iterable[Delta]) -> str | None:
+    """Put deltas over the older entries; returns the entries below the overlay. The first delta is read in
+    place if all its answers are equal and nothing is older."""
+    for group in _groups(deltas):
+        lowest = bottom is None and alike(group[0].batches)
+        if lowest and not workspace.run("SELECT key FROM overlay LIMIT 1"):
+            bottom = f"({_entries(workspace, group.pop(0))})"
+            if not group:
+                continue
+        effects = _entries(workspace, group[0]) if len(group) == 1 else _newest(group)
+        workspace.run(
+            "CREATE OR REPLACE TABLE delta AS SELECT d.* REPLACE (greatest(d.born, o.born) AS born)"
+            f" FROM ({effects}) d LEFT JOIN overlay o USING (key)"
+        )
+        workspace.run("DELETE FROM overlay WHERE key IN (SELECT key FROM delta)")
+        workspace.run("INSERT INTO overlay SELECT * FROM delta")
     return bottom
+
+
+def _groups(deltas: Iterable[Delta]) -> Iterator[list[Delta]]:
+    """Neighbours that one query reads: small ones with one answer for all rows. Each other one is alone."""
+    group: list[Delta] = []
+    room = AT_ONCE
+    for delta in deltas:
+        simple = alike(delta.batches) and not delta.answers
+        rows = sum(one.last - one.first + 1 for one in delta.batches) if simple else AT_ONCE + 1
+        if group and rows > room:
+            yield group
+            group, room = [], AT_ONCE
+        group.append(delta)
+        room -= rows
+    if group:
+        yield group
+
+
+def _entries(workspace: Workspace, delta: Delta) -> str:
+    """SQL of what a delta, a file of the right format, makes of its keys."""
+    rows = f"read_parquet({literal(str(delta.path))})"
+    answers = _with_seen(workspace, answered(workspace, rows, delta.batches), delta.answers)
+    return _effects(answers, _moment(delta), f"{delta.epoch}::BIGINT")
+
+
+def _newest(group: Sequence[Delta]) -> str:
+    """The same for several deltas, each with one answer for all rows: the newest entry of each key."""
+    files = ", ".join(literal(str(one.path)) for one in group)
+    names = "number, file, began, run_epoch, first, last, kind, settled, ours, code, reason"
+    known = ", ".join(
+        f"({number}, {literal(str(one.path))}, {_moment(one)}, {one.epoch}::BIGINT, {_values(span)})"
+        for number, one in enumerate(group)
+        for span in _spans(one.batches)
+    )
+    answers = (
+        "(SELECT p.*, s.*, CAST(NULL AS VARCHAR) AS new_ref, CAST(NULL AS BLOB) AS held"
+        f" FROM read_parquet([{files}], filename = true) p JOIN (VALUES {known}) s({names})"
+        " ON p.filename = s.file AND p.row BETWEEN s.first AND s.last)"
+    )
+    return (
+        "SELECT * EXCLUDE (number) REPLACE (max(born) OVER (PARTITION BY key) AS born)"
+        f" FROM ({_effects(answers, 'began', 'run_epoch', 'number')})"
+        " QUALIFY rank() OVER (PARTITION BY key ORDER BY number DESC) = 1"
+    )
+
+
+def _moment(delta: Delta) -> str:
+    return f"{literal(delta.at.isoformat())}::TIMESTAMPTZ"
+
+
+def _values(span: Sequence[object]) -> str:
+    """A span as SQL, with the types that answers have."""
+    first, last, *reported = span
+    typed = zip(reported, _REPORTED.values(), strict=True)
+    return ", ".join([f"{first}::BIGINT, {last}::BIGINT", *(_cast(value, kind) for value, kind in typed)])
+
+
+def _cast(value: object, kind: str) -> str:
+    return f"CAST({'NULL' if value is None else literal(str(value))} AS {kind})"
 
 
 def _with_seen(workspace: Workspace, answers: str, files: Sequence[Path]) -> str:
@@ -221,18 +297,19 @@ def _checked(workspace: Workspace, paths: Sequence[Path], format: str) -> str:
     return files
 
 
-def _effects(answers: str, delta: Delta) -> str:
-    """SQL of each key after a run's answers: gone, or present with a hash (NULL = unknown)."""
+def _effects(answers: str, at: str, epoch: str, *more: str) -> str:
+    """SQL of each key after a run's answers: gone, or present with a hash (NULL = unknown). `at`, `epoch`:
+    SQL of when the run began, and its epoch; `more` columns of the answers are kept."""
     return (
         f"SELECT key, (op = 'delete' AND kind = 'written') OR (op = '{MOVED}' AND kind <> 'unknown') AS gone,"
         " CASE kind WHEN 'unknown' THEN NULL ELSE hash END AS hash,"
         f" CASE WHEN owned IS NULL OR (op = 'delete' AND kind = 'kept') THEN FALSE"
         f" ELSE owned OR (ours AND op NOT IN ('delete', '{MOVED}')) END AS owned,"
-        f" coalesce(new_ref, ref) AS ref, {literal(delta.at.isoformat())}::TIMESTAMPTZ AS confirmed_at,"
+        f" coalesce(new_ref, ref) AS ref, {at} AS confirmed_at,"
         f" {_SEEN} AS seen,"
-        f" {delta.epoch}::BIGINT AS epoch,"
+        f" {epoch} AS epoch,"
         " CASE WHEN op IN ('insert', 'delete', 'remove', 'remake') AND kind <> 'kept'"
-        f" THEN {delta.epoch}::BIGINT END AS born"
+        f" THEN {epoch} END AS born{''.join(f', {name}' for name in more)}"
         f" FROM {answers}"
         f" WHERE (kind IN ('written', 'merged', 'unknown') OR (kind = 'kept' AND op NOT IN {UNDONE})"
         " OR (kind = 'skipped' AND settled)) AND key IS NOT NULL"  # NULL: the row was erased
@@ -242,12 +319,11 @@ def _effects(answers: str, delta: Delta) -> str:
 def answered(workspace: Workspace, rows: str, batches: Sequence[Acknowledged]) -> str:
     """SQL of the rows in batches, each with its answer: kind, settled, ours, code, reason, new_ref. `rows` is
     a relation with the position in `row`. Valid until the next call, or always if answers are `alike`."""
-    result = {"kind": "VARCHAR", "settled": "BOOLEAN", "ours": "BOOLEAN", "code": "VARCHAR"}
-    result |= {"reason": "VARCHAR"}
+    result = _REPORTED
     if alike(batches):
         ((first, last, *reported),) = _spans(batches)
         same = ", ".join(
-            f"CAST({'NULL' if value is None else literal(str(value))} AS {kind}) AS {name}"
+            f"{_cast(value, kind)} AS {name}"
             for value, (name, kind) in zip(reported, result.items(), strict=True)
         )
         return (
