@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -231,7 +232,32 @@ def test_a_cycle_that_finds_nothing_costs_little_and_leaves_nothing(shop: Worksh
         assert len(made.done) == 2
         seconds = ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
         print(f"{seconds / cycles * 1000:.3f} ms of CPU a cycle")
+        assert seconds / cycles < 0.05
         assert _memory() - before < 2_000_000
+
+
+def test_runs_that_find_nothing_leave_nothing(shop: Workshop) -> None:
+    """The first ones load code and fill caches: that of `typing` has the last 128 types, of ten objects each."""
+    whole = bool(os.environ.get("RETL_TEST_ALL"))
+    shop.sync("users", when="{every: 1d}")
+    with watched(shop) as made:
+        held = []
+        for runs in (200, 1000) if whole else (6, 10):
+            for _ in range(runs):
+                made.done.clear()
+                made.watch.ask("users")
+                made.turn()
+            gc.collect()
+            files, threads = (len(os.listdir(f"/proc/self/{of}")) for of in ("fd", "task"))
+            held.append((len(gc.get_objects()), files, threads, _memory()))
+        (done,) = made.done
+    assert (done.status, done.counts.unchanged) == ("SUCCESS", ROWS)
+    objects, files, threads, memory = (after - before for before, after in zip(*held, strict=True))
+    print(f"{objects} objects and {memory} bytes more after {runs} runs")
+    assert objects < (runs if whole else 20 * runs)
+    assert files <= 0
+    assert threads <= 1  # of the pool, which has up to four
+    assert not whole or memory < 8_000_000
 
 
 def _memory() -> int:
