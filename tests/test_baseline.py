@@ -258,7 +258,7 @@ def test_small_deltas_read_at_once_are_what_they_are_one_after_the_other(
         lost = Distrust(number - 2, back=["a"], own=number % 2 > 0) if number % 9 == 8 else None
         deltas.append(Delta(delta(str(number), rows), DAYS[number % 4], batches, number, lost))
     assert len(list(baseline._groups(deltas))) < len(deltas) / 2
-    for count in (5, 14, 24):
+    for count in (14, 24):
         found = []
         for at_once in (baseline.AT_ONCE, 0):
             with monkeypatch.context() as patch:

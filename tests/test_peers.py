@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from tests.test_shards_elsewhere import Echo, told
 
 WHOLE = bool(os.environ.get("RETL_TEST_ALL"))
 SLOW = """
-  slow: {type: postgres, host: 127.0.0.1, port: "${PG_PORT}", dbname: "${PG_DB}", user: "${PG_USER}", password: "${PG_PASSWORD}", limits: {requests: 2, per: 1s}}
+  slow: {type: postgres, host: 127.0.0.1, port: "${PG_PORT}", dbname: "${PG_DB}", user: "${PG_USER}", password: "${PG_PASSWORD}", limits: {requests: 1, per: 1s}}
 engine: {folder: ../shared}
 """
 
@@ -38,7 +39,7 @@ PAYLOAD = "rejects: {payload: true}\n"
 
 
 class Peers(Append):
-    """Two requests a second, so that there is time to kill; it appends to a table without a key."""
+    """One request a second, so that there is time to kill; it appends to a table without a key."""
 
     sync = Append.sync.replace("connection: db", "connection: slow")
     connections = SLOW
@@ -58,6 +59,11 @@ class Peers(Append):
         until(lambda: has_shard(other) or not run.alive)
         assert has_shard(other), run.err.read_text()
         return run, other
+
+    def hurry(self) -> None:
+        """Commands that begin from now on need not be killed in time."""
+        path = self.folder / "retl.yml"
+        path.write_text(path.read_text().replace("{requests: 1,", "{requests: 50,"))
 
     def is_whole(self) -> bool:
         return self.content() == self.wanted() and self.doubled() == []
@@ -84,10 +90,7 @@ def scene(tmp_path: Path, postgres: Database) -> Peers:
 
 def test_a_command_that_is_killed_and_the_run_that_is_killed_are_made_good(scene: Peers) -> None:
     run, other = scene.both()
-    other_n, foreign = scene.answer(2, 3), scene.answer(1, 2, "tuesday")
-    assert (other_n.code, other_n.summary["error"]["code"]) == (2, "PEERS_DIFFER")
-    assert "is one of 2 commands, and this command is 2 of 3" in other_n.summary["error"]["message"]
-    assert (foreign.code, foreign.summary["error"]["code"]) == (75, "LOCK_HELD")
+    scene.hurry()
     os.kill(other.pid, signal.SIGKILL)
     assert other.end().code == -signal.SIGKILL
     run.saying('"shard_began_again"')
@@ -95,7 +98,7 @@ def test_a_command_that_is_killed_and_the_run_that_is_killed_are_made_good(scene
     again.saying('"peer_joins"')
     os.kill(run.pid, signal.SIGKILL)
     assert run.end().code == -signal.SIGKILL
-    ended = again.end()
+    ended = again.end(150)
     assert ended.code == 0, ended.stderr
     assert scene.is_whole()
     assert scene.project.statuses() == ["ABANDONED", "SUCCESS"]
@@ -112,6 +115,7 @@ if WHOLE:
 
     @pytest.mark.parametrize("commands", [1, 3])
     def test_any_number_of_the_commands_is_enough(commands: int, scene: Peers) -> None:
+        scene.hurry()
         ended = [one.end(120) for one in [scene.start(number + 1, 3) for number in range(commands)]]
         assert [one.code for one in ended] == [0] * commands, ended
         assert len({one.summary["run_id"] for one in ended}) == 1
@@ -125,12 +129,13 @@ if WHOLE:
         os.kill(stopped.pid, signal.SIGTERM)
         ended = stopped.end()
         assert (ended.code, ended.summary["status"]) == (143, "INTERRUPTED"), ended.stderr
-        ended = stays.end()
+        ended = stays.end(150)
         assert (ended.code, ended.summary["status"]) == (0, "SUCCESS"), ended.stderr
         assert scene.is_whole()
         assert scene.project.statuses() == (["INTERRUPTED", "SUCCESS"] if who == "run" else ["SUCCESS"])
 
     def test_a_retry_after_a_failed_run_begins_another(scene: Peers) -> None:
+        scene.hurry()
         scene.project.define(scene.sync.replace("crm.users", "crm.nobody"))
         ended = [scene.answer(1), scene.answer(2)]
         assert [one.code for one in ended] == [3, 3]
@@ -203,6 +208,21 @@ def test_a_command_trusts_no_other_user(tmp_path: Path, exchange: Exchange) -> N
     assert refused.value.code == "PEERS_FOREIGN"
 
 
+def test_a_run_that_nobody_can_reach_says_so(tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        cluster = peers.PeerCluster(tmp_path, "127.0.0.1", taken.getsockname()[1])
+        with pytest.raises(Failure, match="cannot be listened at") as refused, cluster.open(Depot(tmp_path)):
+            pass
+    assert refused.value.code == "PEERS_PORT"
+    cluster = peers.PeerCluster(tmp_path, "127.0.0.1", 0)
+    with cluster.open(Depot(tmp_path)):
+        cluster._exchange.close()  # as where a firewall keeps this machine from itself
+        until(cluster._broken.is_set)
+        with pytest.raises(Failure, match="does not reach itself") as refused:
+            cluster.begin("a step")
+    assert refused.value.code == "PEERS_HOST"
+
+
 def test_what_the_commands_lack_is_one_clear_sentence(tmp_path: Path, postgres: Database) -> None:
     workshop = Workshop(tmp_path / "project")
     workshop.use(postgres=postgres)
@@ -239,6 +259,20 @@ def held(scene: Peers, postgres: Database) -> Iterator[Ledger]:
         )
         ledger.begin(run)
         yield ledger
+
+
+def test_a_command_of_another_job_or_with_another_n_does_nothing(scene: Peers, held: Ledger) -> None:
+    other_n, full, foreign = (
+        scene.answer(2, 3),
+        scene.answer(1, 2, "monday", "--limit", "3"),
+        scene.answer(1, 2, "tuesday"),
+    )
+    assert (other_n.code, other_n.summary["error"]["code"]) == (2, "PEERS_DIFFER")
+    assert "is one of 2 commands, and this command is 2 of 3" in other_n.summary["error"]["message"]
+    assert (full.code, full.summary["error"]["code"]) == (2, "PEERS_DIFFER")
+    assert "was asked for with other options" in full.summary["error"]["message"]
+    assert (foreign.code, foreign.summary["error"]["code"]) == (75, "LOCK_HELD")
+    assert [one.run_id for one in held.runs("users")] == ["run"]
 
 
 def test_a_run_that_cannot_be_reached_and_one_of_another_version_are_named(

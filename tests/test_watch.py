@@ -242,7 +242,7 @@ def test_runs_that_find_nothing_leave_nothing(shop: Workshop) -> None:
     shop.sync("users", when="{every: 1d}")
     with watched(shop) as made:
         held = []
-        for runs in (200, 1000) if whole else (6, 10):
+        for runs in (200, 1000) if whole else (5, 8):
             for _ in range(runs):
                 made.done.clear()
                 made.watch.ask("users")

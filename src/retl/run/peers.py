@@ -39,6 +39,7 @@ from retl.run.run import asked
 STARTING = 10.0  # seconds for a command that has the lock to say what it runs
 REACHING = 60.0  # seconds to reach a run that has said where it is
 _LOOK = 0.5  # seconds between two looks
+_ASK = 2.0  # seconds between two attempts to get the lock of a run that has not said where it is
 _WHERE = "peers.json"
 _STOPPED = tuple(Stopped(number).exit_code for number in (2, 15))
 _BEGAN = ("LOCK_HELD", "PEERS_DONE")  # why a command is not the run
@@ -52,7 +53,7 @@ class PeerCluster:
         self.folder: Path | None = folder
         self._host, self._port = host, port
         self._exchange: Exchange
-        self._own: threading.Thread
+        self._broken = threading.Event()  # this machine does not work for its own run
 
     @contextmanager
     def open(self, place: Depot) -> Iterator[None]:
@@ -68,8 +69,7 @@ class PeerCluster:
         with closing(self._exchange):
             self._desk = Desk()
             ticket = self._exchange.ticket(self._desk)
-            self._own = threading.Thread(target=self._work, args=(ticket,), name="retl-own", daemon=True)
-            self._own.start()
+            threading.Thread(target=self._work, args=(ticket,), name="retl-own", daemon=True).start()
             _write(ticket, place)
             log.event("peers_invited", host=ticket.host, port=ticket.port)
             yield
@@ -77,20 +77,21 @@ class PeerCluster:
     def begin(self, name: str) -> tuple[Connection, Step]:
         """A step of a shard: the line to it, and who has it. Failure PEERS_HOST."""
         step = Step(self._exchange, name)
-        if not self._own.is_alive():
+        self._desk.put(step)
+        if self._broken.is_set():  # else what breaks it later ends this step too
             step.kill()
             raise Failure(
                 "PEERS_HOST",
                 f"this machine does not reach itself at {self._host}, its address towards the ledger",
                 hint="look at its firewall, and at `engine: {port: …}`",
             )
-        self._desk.put(step)
         return step.line.ours, step
 
     def _work(self, ticket: Ticket) -> None:
         """Work as the others do: the run needs none of them."""
         with suppress(OSError):
             work(ticket)
+        self._broken.set()
         self._exchange.close()  # all that waits hears that it is lost
 
 
@@ -160,16 +161,22 @@ class _Waiting:
         if row.run_id not in self._seen:
             log.event("peer_waits", run=row.run_id)
             self._seen.add(row.run_id)
-        ticket = _read(self._place / row.run_id)
-        if ticket is None:  # it reads the mart: it has the lock, which is asked for again and again
+        ticket = self._found(row.run_id)
+        if ticket is None:
             self._heard = time.monotonic()
-        elif ticket.versions != versions():
-            raise _other_versions(row, ticket)
-        elif self._works(ticket):
             return False
-        if self._wait(REACHING):
+        if ticket.versions != versions():
+            raise _other_versions(row, ticket)
+        if not self._works(ticket) and self._wait(REACHING):
             raise _unreachable(row, ticket)
         return False
+
+    def _found(self, run_id: str) -> Ticket | None:
+        """The ticket of a run, if it says within a moment where it is: it may still read the mart."""
+        ask = time.monotonic() + _ASK
+        while (ticket := _read(self._place / run_id)) is None and time.monotonic() < ask:
+            self._job.stop.wait(_LOOK)
+        return ticket
 
     @property
     def _place(self) -> Path:
@@ -290,10 +297,10 @@ def _other_versions(row: RunRow, ticket: Ticket) -> RetlError:
     )
 
 
-def _unreachable(row: RunRow, ticket: Ticket | None) -> Later:
-    where = f" at {ticket.host}:{ticket.port}" if ticket else ""
+def _unreachable(row: RunRow, ticket: Ticket) -> Later:
     return Later(
         "PEERS_UNREACHABLE",
-        f"pid {row.pid} on {row.host} has the run, and was not reached{where} for {REACHING:.0f} s",
+        f"pid {row.pid} on {row.host} has the run, and was not reached at {ticket.host}:{ticket.port} for"
+        f" {REACHING:.0f} s",
         hint="let the machines of a job reach each other at any port, or at that of `engine: {port: …}`",
     )
