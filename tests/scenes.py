@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import duckdb
 from deltalake import DeltaTable
 
 from tests import databases, duckdb_files, dynamodb, kafka, servers
