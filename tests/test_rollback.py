@@ -200,6 +200,21 @@ def test_a_soft_rollback_marks_the_rows_and_changes_nothing_else(
     assert column(postgres, "SELECT count(*) FROM crm.users WHERE email = 'bad'") == [5]
 
 
+def test_the_column_of_a_soft_rollback_is_there_before_it_is_needed(
+    workshop: Workshop, postgres: Database
+) -> None:
+    soft = "{keep: 30d, soft: {set: {is_rolled_back: true}}}"
+    workshop.sync("users", destination="{type: postgres, table: crm.new, create: true}", rollback=soft)
+    made = run(workshop)["run_id"]
+    assert rolled_back(workshop, made)["updated"] == ROWS
+    assert column(postgres, "SELECT count(*) FROM crm.new WHERE is_rolled_back") == [ROWS]
+    execute(postgres, "CREATE TABLE crm.mine (user_id bigint PRIMARY KEY, email text, spend numeric(12,2))")
+    workshop.sync("users", destination="{type: postgres, table: crm.mine}", rollback=soft)
+    said = workshop.retl("check", "users")
+    assert (said.code, "TARGET_DRIFT" in said.out + said.err) == (3, True), said.out
+    assert 'ADD COLUMN "is_rolled_back" boolean' in said.out + said.err
+
+
 @pytest.mark.parametrize("conflicts", ["target_wins", "manual"])
 def test_rolled_back_inserts_are_neither_lost_nor_sent_again_before_their_mart_rows_change(
     workshop: Workshop, postgres: Database, conflicts: str

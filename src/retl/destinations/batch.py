@@ -99,6 +99,7 @@ class Shape:
     newest: tuple[Newest, ...] = ()
     images: bool = False  # each row is kept as it was before a write, see `Returns`
     flags: Mapping[str, Any] = field(default_factory=dict)  # what a soft rollback sets, and nothing else
+    flagged: tuple[Field, ...] = ()  # the fields of `flags`, typed by their values
     description: str | None = field(default=None, compare=False)  # of the sync, for readers
     freshness: float | None = field(default=None, compare=False)  # seconds after which it is stale
 

@@ -172,6 +172,7 @@ def _shape(
     fields: tuple[Field, ...],
     newest: tuple[Newest, ...],
 ) -> Shape:
+    flags = sync.rollback.soft.set if sync.rollback.soft else {}
     return Shape(
         sync=sync.name,
         state_id=state_id,
@@ -184,7 +185,8 @@ def _shape(
         conflicts=sync.conflicts.how,
         newest=newest,
         images=sync.rollback.keep is not None,
-        flags=sync.rollback.soft.set if sync.rollback.soft else {},
+        flags=flags,
+        flagged=tuple(Field(name, _constant_type(value)) for name, value in flags.items()),
         description=sync.description,
         freshness=sync.freshness,
     )

@@ -215,7 +215,7 @@ class Postgres(Destination[PostgresOptions]):
         if table is None:
             session.execute(self._sql.create_table())
             return
-        for field in self.shape.fields:
+        for field in (*self.shape.fields, *self.shape.flagged):
             if field.name not in table.columns:
                 session.execute(self._sql.add_column(field))
 
@@ -511,7 +511,7 @@ def _check_names(shape: Shape) -> None:
     """DefinitionError for names that PostgreSQL would cut, or that PostgreSQL or retl use themselves, and for
     more columns than a table can have."""
     soft = tuple(shape.deletes.set) if isinstance(shape.deletes, SoftDelete) else ()
-    for name in (*(field.name for field in (*shape.key, *shape.fields)), *soft):
+    for name in (*(field.name for field in (*shape.key, *shape.fields, *shape.flagged)), *soft):
         try:
             check_name(name)
         except ValueError as error:

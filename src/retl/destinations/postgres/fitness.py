@@ -100,6 +100,11 @@ def _columns(table: Table, statements: Statements, create: bool) -> list[tuple[s
         for one in shape.newest
         if one.target not in table.columns
     ]
+    faults += [
+        (f"column {field.name} of the soft rollback is missing", statements.add_column(field))
+        for field in shape.flagged
+        if field.name not in table.columns and not create
+    ]
     if isinstance(shape.deletes, SoftDelete):
         faults += [
             (f"column {name} of the soft delete is missing", None)
@@ -209,6 +214,9 @@ def _judge_rights(table: Table, place: Place, statements: Statements, create: bo
         asked["UPDATE"] = fields
     if isinstance(shape.deletes, SoftDelete):
         asked["UPDATE"] = [*asked.get("UPDATE", []), *(n for n in shape.deletes.set if n in table.columns)]
+    flagged = [field.name for field in shape.flagged if field.name in table.columns]
+    if flagged:
+        asked["UPDATE"] = [*asked.get("UPDATE", []), *flagged]
     missing = [
         right
         for right, names in asked.items()
@@ -220,6 +228,6 @@ def _judge_rights(table: Table, place: Place, statements: Statements, create: bo
         rights = ", ".join(missing)
         hint = f"GRANT {rights} ON {statements.relation.sql} TO {quoted(place.role)};"
         raise Systemic("42501", f"no right to {rights} on {statements.relation}", hint=hint)
-    absent = [f.name for f in shape.fields if f.name not in table.columns]
+    absent = [f.name for f in (*shape.fields, *shape.flagged) if f.name not in table.columns]
     if create and absent and not table.owned:
         raise Systemic("42501", f"only the owner of {statements.relation} may add {', '.join(absent)}")

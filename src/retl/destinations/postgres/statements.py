@@ -487,7 +487,8 @@ class Statements:
 
     def create_table(self) -> str:
         keys = [f"{quoted(field.name)} {ddl(field.type)} NOT NULL" for field in self.shape.key]
-        fields = [f"{quoted(field.name)} {ddl(field.type)}" for field in self.shape.fields]
+        made = (*self.shape.fields, *self.shape.flagged)
+        fields = [f"{quoted(field.name)} {ddl(field.type)}" for field in made]
         listed = ", ".join([*keys, *fields, f"PRIMARY KEY ({', '.join(self.keys)})"])
         return f"CREATE TABLE {self.relation.sql} ({listed})"
 
