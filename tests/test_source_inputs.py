@@ -43,6 +43,14 @@ def test_the_inputs_are_joined_without_loss(shop: Workshop, redis_server: RedisS
     assert (run["updated"], run["unchanged"]) == (1, 1)
 
 
+def test_a_variable_may_be_given_with_the_run_alone(shop: Workshop) -> None:
+    shop.sync("s", source=f'{{inputs: {INPUTS}, sql: "{SQL} AND user_id > $least"}}')
+    said = shop.retl("validate")
+    assert (said.code, "VAR_MISSING" in said.err) == (2, True), said.err
+    (run,) = shop.json("sync", "--var", "least=1")["syncs"]
+    assert (run["status"], run["inserted"]) == ("SUCCESS", 1)
+
+
 def test_each_input_s_version_is_recorded(shop: Workshop) -> None:
     shop.json("sync")
     version = shop.json("show")["source_version"]

@@ -498,7 +498,7 @@ def test_json_needs_a_contract(shop: Shop) -> None:
 
 def test_what_a_definition_leaves_open_is_named(shop: Shop, workspace: Workspace) -> None:
     with pytest.raises(DefinitionError, match=r"\$week, but there is no such variable"):
-        source(shop, "all", params={"from": "$week"})
+        source(shop, "all", params={"from": "$week"}).open(workspace)
     with pytest.raises(DefinitionError, match=r"\$watermark needs"):
         source(shop, "all", params={"from": "$watermark"})
     with pytest.raises(DefinitionError, match="not in the contract"):
@@ -694,6 +694,16 @@ def test_rows_of_an_api_reach_postgres_with_every_digit(
     assert workshop.json("show")["source_version"].startswith("3 rows ")
     (run,) = workshop.json("sync")["syncs"]
     assert (run["unchanged"], run["updated"]) == (3, 0)
+
+
+def test_a_variable_may_be_given_with_the_run_alone(workshop: Workshop, shop: Shop) -> None:
+    shop.rows = [{"id": 3, "price": 5, "tags": [], "active": False, "at": None, "more": None}]
+    define(workshop, CURSOR.replace("limit: 2", "limit: 2, from: $week"))
+    for command in ("validate", "sync"):
+        said = workshop.retl(command)
+        assert (said.code, "VAR_MISSING" in said.err) == (2, True), said.err
+        assert workshop.retl(command, "--var", "week=2026-11-23").code == 0
+    assert workshop.retl("status").code == 0
 
 
 def test_a_value_of_another_type_is_a_reject_of_its_row(

@@ -50,7 +50,6 @@ class Inputs(Source[Select]):
                 f"the inputs have naive timestamps of several time zones: {', '.join(sorted(zones))}",
                 hint="give their sources the same `timezone`",
             )
-        self.query = select(options.sql, invocation.variables, "source.sql")
 
     @property
     def label(self) -> str:
@@ -79,22 +78,23 @@ class Inputs(Source[Select]):
         return _joined({name: source.version(stop) for name, source in self.inputs.items()})
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
+        query = select(self.options.sql, self.invocation.variables, "source.sql")
         path = workspace.directory / f"{_FILE}.duckdb"
         path.unlink(missing_ok=True)
         found = {name: _take(workspace, path, name, one, wait) for name, one in self.inputs.items()}
         workspace.run(f"ATTACH {literal(str(path))} AS {_FILE} (READ_ONLY)")
         workspace.run(f"USE {_FILE}")
-        return Taken(self, workspace, found)
+        return Taken(query, workspace, found)
 
 
 class Taken(Snapshot):
     """The inputs as they were read."""
 
-    def __init__(self, source: Inputs, workspace: Workspace, inputs: Mapping[str, Description]) -> None:
+    def __init__(self, query: Query, workspace: Workspace, inputs: Mapping[str, Description]) -> None:
         self._workspace = workspace
-        self._query = source.query
+        self._query = query
         self.description = Description(
-            columns(workspace, source.query),
+            columns(workspace, query),
             _joined({name: one.version for name, one in inputs.items()}),
             tuple(reported for one in inputs.values() for reported in one.health),
             tuple(dict.fromkeys(model for one in inputs.values() for model in one.models)),

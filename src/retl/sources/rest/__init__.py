@@ -135,10 +135,6 @@ class Rest(Source[RestOptions]):
                 f"{WATERMARK} needs `changes: {{watermark: column}}`",
                 hint="name the column whose values the API compares with it",
             )
-        self._params = {
-            name: tuple(map(self._value, value)) if isinstance(value, tuple) else self._value(value)
-            for name, value in options.params.items()
-        }
 
     @property
     def label(self) -> str:
@@ -150,7 +146,7 @@ class Rest(Source[RestOptions]):
 
     def check(self, stop: Stop) -> None:
         with self._api(stop, own_pace) as api:  # like a target's check, it is not counted in the ledger
-            next(self.walk(api, None).pages(api.ask))
+            next(self.walk(api, None, self.params()).pages(api.ask))
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
         return Rows(self, workspace)
@@ -161,11 +157,17 @@ class Rest(Source[RestOptions]):
             return types_of(Contract(columns=self.options.columns), self.invocation.folder)
         return self.invocation.types()
 
-    def walk(self, api: Api, since: Since | None) -> Walk:
+    def params(self) -> dict[str, Any]:
+        """The parameters, with variables in the place of their names. DefinitionError VAR_MISSING."""
+        return {
+            name: tuple(map(self._value, value)) if isinstance(value, tuple) else self._value(value)
+            for name, value in self.options.params.items()
+        }
+
+    def walk(self, api: Api, since: Since | None, params: Mapping[str, Any]) -> Walk:
         """A reading of all pages, not begun."""
         mark = self.options.initial if since is None else _mark(since, self.options.times)
-        params = {name: mark if value == WATERMARK else value for name, value in self._params.items()}
-        query = encoded(params)
+        query = encoded({name: mark if value == WATERMARK else value for name, value in params.items()})
         return Walk(
             self.options.page, api.address, api.path, query, self.options.items, api.where, api.hidden
         )
@@ -195,7 +197,7 @@ class Rows(Snapshot):
     """The rows as they come. Nothing is asked for before `rows`; the version is known after it."""
 
     def __init__(self, source: Rest, workspace: Workspace) -> None:
-        self._source, self._workspace = source, workspace
+        self._source, self._workspace, self._params = source, workspace, source.params()
         types = source.types()
         self._readers = {name: reader(type, source.options.times) for name, type in types.items()}
         if unknown := [name for name in source.options.optional if name not in types]:
@@ -211,7 +213,7 @@ class Rows(Snapshot):
         readers = {name: self._readers[name] for name in columns if name != MISFIT}
         with source._api(self._workspace.stop, source.invocation.pace) as api:
             for _ in range(_TRIES):
-                walk = source.walk(api, since)
+                walk = source.walk(api, since, self._params)
                 lines = Lines(readers)
                 self._write(lines, walk, api)
                 if not walk.moved and walk.total in (None, walk.rows):
