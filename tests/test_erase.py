@@ -97,6 +97,16 @@ def test_a_person_leaves_target_ledger_and_files_and_no_run_brings_it_back(
     assert workshop.json("explain", "users", "--key", "777001")["rows"][0]["next"].endswith("(ERASED)")
 
 
+def test_a_mart_with_variables_is_searched_too(workshop: Workshop, postgres: Database) -> None:
+    workshop.sync("users", source='{sql: "SELECT * FROM users WHERE spend < $most"}', destination=TABLE)
+    workshop.json("sync", "--var", "most=100000")
+    assert erased(workshop, "--subject", f"email={PERSON}", code=1)["syncs"] == []
+    (one,) = erased(workshop, "--subject", f"email={PERSON}", "--var", "most=100000")["syncs"]
+    assert (one["status"], one["keys"]) == ("erased", 1)
+    assert column(postgres, "SELECT count(*) FROM crm.users WHERE user_id = 777001") == [0]
+    assert workshop.retl("erase", "verify", "--var", "most=100000").code == 0
+
+
 EVENTS = (
     "erasure_begun",
     "delta_written",

@@ -76,6 +76,7 @@ class Session:
         self._ledger: Ledger | None = None
         self._spark: SparkCluster | None = None
         self.marts: dict[str, Path] = {}  # by sync, a folder of Parquet files in place of its source
+        self.given: Mapping[str, Any] = {}  # variables of every job, beside those of its options
         self._digest = Digest()
         self._paces: dict[str, Pace] = {}
         self._targets: dict[str, Resolved] = {}
@@ -324,7 +325,7 @@ class Session:
     def variables(self, given: Mapping[str, Any], today: date) -> dict[str, Any]:
         """The `vars` of retl.yml and the given ones, which win. `today` becomes that date, in the form that
         DuckDB compares with a DATE."""
-        merged = {**self.project.definitions.vars, **given}
+        merged = {**self.project.definitions.vars, **self.given, **given}
         return {name: today.isoformat() if value == "today" else value for name, value in merged.items()}
 
     def _pace(self, name: str, limits: Limits, ledger: Ledger | None, hours: Hours | None = None) -> Pace:

@@ -10,8 +10,9 @@ import typer
 
 from retl.cli import output
 from retl.cli.app import command
-from retl.cli.invocation import Invocation
+from retl.cli.invocation import Invocation, variables
 from retl.cli.output import Table
+from retl.cli.running import Variables
 from retl.cli.state import OneSync, Yes, confirmed, counted, done, group
 from retl.errors import DefinitionError
 
@@ -58,6 +59,7 @@ def take(
     sync: OneSync = None,
     keys: Keys = None,
     expect: Expect = None,
+    var: Variables = None,
 ) -> int:
     """Run the sync and let one side win for these rows, if nobody has edited them again."""
     from retl.app.session import options
@@ -68,11 +70,11 @@ def take(
         raise DefinitionError("USAGE", f"`take` needs mart or target, not {side!r}")
     found = _selected(invocation, sync, keys)
     chosen: Literal["mart", "target"] = "mart" if side == "mart" else "target"
-    decisions, summaries = decide(found, chosen, expect), []
+    decisions, summaries, given = decide(found, chosen, expect), [], variables(var)
     with invocation.session.stop.listening():
         for name, by_key in decisions.items():
             one = invocation.session.definition(name)
-            summaries += invocation.session.run_chosen([one], options(decisions=by_key))
+            summaries += invocation.session.run_chosen([one], options(decisions=by_key, variables=given))
     code = report(invocation, summaries)
     left = queue(invocation.session.ledger(), sync, {one.key for one in found})
     asked = {(one.sync, one.key) for one in found}

@@ -9,9 +9,9 @@ import typer
 
 from retl.cli import output, problems
 from retl.cli.app import command
-from retl.cli.invocation import Invocation
+from retl.cli.invocation import Invocation, variables
 from retl.cli.output import Piece, Table
-from retl.cli.running import Accepted
+from retl.cli.running import Accepted, Variables
 from retl.cli.state import OneSync, group
 from retl.errors import DefinitionError
 
@@ -44,6 +44,7 @@ def start(
         bool, typer.Option("--again", help="Erase again who is back at a target after a restore.")
     ] = False,
     accept: Accepted = None,
+    var: Variables = None,
 ) -> int:
     """Erase a person: suppress the keys, delete at every target, forget them in the ledger, store a proof."""
     from retl.app import erasure
@@ -54,6 +55,7 @@ def start(
     if reason is None and not dry_run:
         raise DefinitionError("USAGE", "--reason says why: the proof of an erasure has it")
     session = invocation.session
+    session.given = variables(var)
     if sync is not None:
         session.definition(sync)
     ledger = session.ledger(create=not dry_run)
@@ -98,11 +100,12 @@ def list_erasures(invocation: Invocation, sync: OneSync = None) -> None:
 
 
 @command(erase, "verify")
-def verify(invocation: Invocation, sync: OneSync = None) -> int:
+def verify(invocation: Invocation, sync: OneSync = None, var: Variables = None) -> int:
     """Look for erased keys in targets, ledger and files; exit 1 if one is there."""
     from retl.app import erasure
 
     session = invocation.session
+    session.given = variables(var)
     if sync is not None:
         session.definition(sync)
     with session.stop.listening():
