@@ -362,6 +362,19 @@ def test_a_person_decides_what_waits_and_a_later_edit_refuses(tmp_path: Path, pe
     }  # fmt: skip
 
 
+def test_a_decision_takes_the_variables_of_the_mart(tmp_path: Path, people: Database) -> None:
+    workshop = begun(tmp_path, people, "manual")
+    edit(people, "a", P)
+    workshop.warehouse(rows(a=("q", 2)))
+    assert run(workshop)["conflicts"]["queued"] == 1
+    file = workshop.folder / "syncs" / "people.yml"
+    sql = '{sql: "SELECT * FROM people WHERE score < $most"}'
+    file.write_text(file.read_text().replace("{table: people}", sql))
+    assert take(workshop, "mart", "--key", "a") == 2
+    assert take(workshop, "mart", "--key", "a", "--var", "most=1000") == 0
+    assert held(people)["a"] == ("q", 2, None)
+
+
 def test_the_targets_side_may_be_taken_too(tmp_path: Path, people: Database) -> None:
     workshop = begun(tmp_path, people, "manual")
     edit(people, "a", P)
@@ -418,6 +431,16 @@ def test_a_plan_and_an_explanation_say_what_becomes_of_edits(tmp_path: Path, peo
     (planned,) = workshop.json("plan", "--sync", "people")["syncs"]
     (row,) = workshop.json("explain", "people", "--key", "a", "--read")["rows"]
     assert row["sides"]["row"] == "merged"
+    assert row["next"].startswith("update the fields that nobody edited")
+    with people.connect() as connection:
+        digest = "encode(int8send(hashtextextended('p' COLLATE \"C\", 1)), 'hex')"
+        ((digest,),) = connection.execute(f"SELECT {digest}").fetchall()
+    assert digest not in row["request"].lower(), "who guesses the value knows its digest"
+    (shown,) = workshop.json("explain", "people", "--key", "a", "--reveal")["rows"]
+    assert digest in shown["request"].lower()
+    for key in "bc":
+        (other,) = workshop.json("explain", "people", "--key", key, "--read")["rows"]
+        assert other["next"] == "leave it as it is: somebody edited it in the target"
     assert {name: (one["target"], one["mart"], one["verdict"]) for name, one in row["sides"]["fields"].items()} == {
         "phone": ("***", "***", "keep"), "score": (1, 2, "write")
     }  # fmt: skip

@@ -14,7 +14,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from retl.destinations.batch import MODES, Batch, Field, Mode, Peeked
+from retl.destinations.batch import MODES, Batch, Field, Kind, Mode, Peeked
+from retl.destinations.value import SIZE
 from retl.engine import payload
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import OUTSIDE, seen_sql
@@ -60,6 +61,14 @@ _NEXT = {
     "gone": "nothing: the key left the mart, and its row in the target is kept",
     "erased": "nothing: this key was erased, and is never sent again (ERASED)",
     "unknown": "nothing: this key is neither in the mart nor in the baseline",
+}
+
+
+_SENT = ("insert", "update", "refresh", "delete")
+_SPARED = {  # what becomes of such a row that somebody edited at the target
+    Kind.MERGED: "update the fields that nobody edited: the others stay as they are in the target",
+    Kind.KEPT: "leave it as it is: somebody edited it in the target",
+    Kind.CONFLICT: "queue it: somebody edited it in the target (`retl conflicts`)",
 }
 
 
@@ -180,13 +189,18 @@ class Rows:
             f"SELECT * FROM looked JOIN ({payload}) USING (row) UNION ALL BY NAME {absent}"
             ") ORDER BY key, row)"
         )
-        fields = [*zip(names, self.shape.key, strict=True), *self._fields()]
-        hidden = [f"{_stand_in(name, field)} AS {name}" for name, field in fields if self._hides(field)]
-        replaced = f" REPLACE ({', '.join(hidden)})" if hidden else ""
-        workspace.run(f"CREATE TABLE shown AS SELECT *{replaced} FROM chosen")
+        workspace.run(f"CREATE TABLE shown AS SELECT *{self._replaced(names)} FROM chosen")
         listed = f"pos, key, op, row, CASE WHEN row IS NOT NULL THEN {self.mapped} END, code, reason, col"
         listed += ", coalesce(reject_key, key), coalesce(row_id, '')"
         return [_Chosen(*found) for found in workspace.run(f"SELECT {listed} FROM shown ORDER BY pos")]
+
+    def _replaced(self, names: Sequence[str]) -> str:
+        """The end of a SELECT: stand-ins for sensitive values and their digests."""
+        fields = [*zip(names, self.shape.key, strict=True), *self._fields()]
+        hidden = [f"{_stand_in(name, field)} AS {name}" for name, field in fields if self._hides(field)]
+        if any(map(self._hides, self.shape.fields)):
+            hidden.append(f"{_unseen(len(self.shape.compared))} AS seen")
+        return f" REPLACE ({', '.join(hidden)})" if hidden else ""
 
     def explained(self, one: _Chosen, *, read: bool) -> dict[str, Any]:
         rejected = {"code": one.code, "reason": one.reason, "column": one.column} if one.code else None
@@ -204,7 +218,9 @@ class Rows:
         if read:
             found["target"] = self._target(one)
             if self.shape.conditional and one.key is not None:
-                found["sides"] = self._sides(one, found)
+                found["sides"] = sides = self._sides(one, found)
+                if one.op in _SENT and not self.plan.refusals:
+                    found["next"] = _SPARED.get(sides["row"], found["next"])
         return found
 
     def _sides(self, one: _Chosen, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -318,6 +334,12 @@ class Rows:
         if one.op == "update" and delivered is not None and delivered["state"] == "unknown":
             return "send it again: it is unknown whether the last delivery arrived"
         return _NEXT[one.op]
+
+
+def _unseen(fields: int) -> str:
+    """SQL of `seen` with zeros for the digests of fields: who guesses a value could compare its digest."""
+    digits = 2 * SIZE * fields
+    return f"unhex(repeat('0', least(2 * octet_length(seen), {digits})) || substr(hex(seen), {digits + 1}))"
 
 
 def samples(job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> list[dict[str, Any]]:
