@@ -329,7 +329,10 @@ def test_a_key_is_lifted_by_name_and_then_delivered(workshop: Workshop, postgres
     workshop.sync("users", destination=TABLE)
     run(workshop)
     erased(workshop, "--sync", "users", "--key", "777001")
-    assert erased(workshop, "--lift", "--sync", "users", "--key", "777001") == {"lifted": 1}
+    lift = ("--lift", "--sync", "users", "--key", "777001")
+    for option in (("--dry-run",), ("--accept", "TARGET_LOST")):
+        assert erased(workshop, *lift, *option, code=2)["error"]["code"] == "USAGE"
+    assert erased(workshop, *lift) == {"lifted": 1}
     assert run(workshop)["inserted"] == 1
     assert [one["status"] for one in workshop.json("erase", "list")["erasures"]] == ["erased", "lifted"]
 

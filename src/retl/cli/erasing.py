@@ -49,8 +49,8 @@ def start(
     """Erase a person: suppress the keys, delete at every target, forget them in the ledger, store a proof."""
     from retl.app import erasure
 
-    if again and (subject is not None or keys or lift):
-        raise DefinitionError("USAGE", "--again finds the keys itself: it takes at most --sync NAME")
+    _refuse_unused("--again", again, {"--subject": subject, "--key": keys, "--lift": lift})
+    _refuse_unused("--lift", lift, {"--dry-run": dry_run, "--accept": accept})
     column, value = (None, None) if again else _subject(subject, sync, keys)
     if reason is None and not dry_run:
         raise DefinitionError("USAGE", "--reason says why: the proof of an erasure has it")
@@ -75,6 +75,14 @@ def start(
             session, ledger, found, str(reason), subject=value, accept=accept or ()
         )
     return _show(invocation, {"erasure_id": erasure_id, "syncs": ended}, found.unsearched)
+
+
+def _refuse_unused(option: str, asked: bool, others: Mapping[str, object]) -> None:
+    """DefinitionError USAGE for an option that has no effect beside this one."""
+    unused = [name for name, value in others.items() if value]
+    if asked and unused:
+        hint = "--again finds the keys itself; --lift sends and deletes nothing"
+        raise DefinitionError("USAGE", f"{unused[0]} has no effect with {option}", hint=hint)
 
 
 def _show_lifted(invocation: Invocation, number: int) -> int:
