@@ -188,6 +188,23 @@ def test_one_key_of_a_run_is_taken_back_alone(workshop: Workshop, postgres: Data
     assert (rest["updated"], rest["inserted"], rest["deleted"]) == (4, 2, 1)
 
 
+def test_a_key_of_several_columns_may_be_written_with_blanks(workshop: Workshop, postgres: Database) -> None:
+    workshop.warehouse("CREATE TABLE pairs AS SELECT 'eu' AS a, i AS b, i AS v FROM range(100) t(i)")
+    pairs = {"destination": "{type: postgres, table: crm.pairs, create: true}", "rollback": "{keep: 30d}"}
+    pairs |= {"source": "{table: pairs}", "key": "[a, b]", "conflicts": "manual"}
+    pairs |= {"contract": "{a: {type: string}, b: {type: integer}, v: {type: integer, ge: 0}}"}
+    workshop.sync("pairs", **pairs)
+    workshop.json("sync", "pairs")
+    execute(postgres, "UPDATE crm.pairs SET v = 7 WHERE b = 3")
+    workshop.warehouse("UPDATE pairs SET v = 1000 WHERE b IN (3, 4); UPDATE pairs SET v = -1 WHERE b = 5")
+    done = workshop.json("sync", "pairs")["syncs"][0]["run_id"]
+    assert len(workshop.json("log", "--sync", "pairs", "--key", '["eu", 4]')["rows"]) == 2
+    assert len(workshop.json("conflicts", "--key", ' ["eu" , 3]')["conflicts"]) == 1
+    assert len(workshop.json("rejects", "pairs", "--key", '["eu", 5]')["rejects"]) == 1
+    assert workshop.json("rejects", "dismiss", "--sync", "pairs", "--key", '["eu", 5]')["dismissed"] == 1
+    assert rolled_back(workshop, done, "--key", '["eu", 4]')["updated"] == 1
+
+
 def test_a_soft_rollback_marks_the_rows_and_changes_nothing_else(
     workshop: Workshop, postgres: Database
 ) -> None:

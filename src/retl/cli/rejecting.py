@@ -25,6 +25,7 @@ from retl.cli.log import moment
 from retl.cli.output import Piece, Table
 from retl.cli.state import SyncName, Yes, confirmed, counted, done, group
 from retl.errors import DefinitionError
+from retl.values.keys import spellings
 
 if TYPE_CHECKING:
     from retl.ledger import Ledger, RejectRow
@@ -93,11 +94,12 @@ def _chosen(
     ledger: Ledger, names: Iterable[str] | None, keys: Sequence[str] | None, codes: Sequence[str] | None
 ) -> list[RejectRow]:
     """The open rejects that are asked for. DefinitionError REJECT_UNKNOWN if there is none."""
+    asked = spellings(keys or ())
     every = [
         one
         for name in ([None] if names is None else sorted(names))
         for one in ledger.rejects(name)
-        if (not keys or one.key in keys) and (not codes or one.code in codes)
+        if (not asked or one.key in asked) and (not codes or one.code in codes)
     ]
     if (keys or codes) and not every:
         what = "key" if keys else "code"
@@ -248,7 +250,7 @@ def dismiss(
     then = "only a change of their rows opens them again"
     if everything:
         confirmed(f"{counted(len(ledger.rejects(sync)), 'reject')} of {sync} dismissed; {then}", yes)
-    number = ledger.dismiss(sync, keys or None)
+    number = ledger.dismiss(sync, spellings(keys or ()) or None)
     if keys and not number:
         raise DefinitionError("REJECT_UNKNOWN", f"{sync} has no open reject with this key")
     done(invocation, {"sync": sync, "dismissed": number}, f"{counted(number, 'reject')} dismissed; {then}")

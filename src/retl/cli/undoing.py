@@ -12,6 +12,7 @@ from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.naming import WORDS, named_run
 from retl.cli.running import Accepted, Allowed, report
+from retl.values.keys import spellings
 
 
 @command(app, "rollback", reveals=True, negative=True)
@@ -37,7 +38,7 @@ def rollback(
     found = named_run(ledger, run_id, "retl rollback")
     sync = session.definition(found.sync)
     session.require([sync])
-    asked = run.Asked(found, tuple(keys or ()), pause=not no_pause)
+    asked = run.Asked(found, spellings(keys or ()), pause=not no_pause)
     chosen = options(dry_run=dry_run, allow_deletes=allow_deletes, accept=accept or ())
     with session.stop.listening():
         job = session.job(sync, ledger, replace(chosen, purpose="rollback", of_run=found.run_id))

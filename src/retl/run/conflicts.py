@@ -15,6 +15,7 @@ from typing import Literal
 from retl.destinations.batch import Decision
 from retl.errors import DefinitionError
 from retl.ledger import Ledger
+from retl.values.keys import spellings
 
 STAGE = "conflict"
 _DIGEST = re.compile(r" \[([0-9a-f]{16}|gone)\]$")
@@ -36,9 +37,9 @@ class Queued:
 
 def queue(ledger: Ledger, sync: str | None = None, keys: Collection[str] = ()) -> list[Queued]:
     """The conflicts that wait for a decision, by sync and key."""
-    found = []
+    found, asked = [], spellings(keys)
     for one in ledger.rejects(sync):
-        if one.stage == STAGE and (not keys or one.key in keys):
+        if one.stage == STAGE and (not asked or one.key in asked):
             reason = one.reason or ""
             match = _DIGEST.search(reason)
             digest = match[1] if match else ""

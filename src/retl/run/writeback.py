@@ -17,6 +17,7 @@ from retl.destinations.batch import Kind, Outcome
 from retl.engine.baseline import DELTA, MOVED, UNANSWERED, all_opened
 from retl.engine.workspace import Workspace
 from retl.ledger import BatchRow, Delivered, Ledger
+from retl.values.keys import spellings
 from retl.values.sql import literal
 
 LOG = "writebacks"
@@ -156,7 +157,8 @@ def _load_sent(ledger: Ledger, workspace: Workspace, files: Mapping[str, str], k
     rows of a delta are sorted by their keys."""
     columns = ", ".join(f"{name} {kind}" for name, kind in _SENT.items())
     workspace.run(f"CREATE OR REPLACE TABLE sent ({columns})")
-    wanted, parameters = ("", {}) if key is None else (" AND key = $key", {"key": key})
+    named = {} if key is None else {f"key{n}": one for n, one in enumerate(spellings([key]))}
+    wanted = f" AND key IN ({', '.join(f'${name}' for name in named)})" if named else ""
     names = list(files.items())
     for first in range(0, len(names), _AT_ONCE):
         part = [
@@ -167,7 +169,7 @@ def _load_sent(ledger: Ledger, workspace: Workspace, files: Mapping[str, str], k
             "INSERT INTO sent SELECT run_id, row, op, key, unsent"
             f" FROM {all_opened(workspace, [path for _, path in part], DELTA)}"
             f" JOIN logged_files ON path = filename WHERE op <> '{MOVED}'{wanted}",
-            parameters,
+            named,
         )
         for _, path in part:
             if path.parent == workspace.directory:

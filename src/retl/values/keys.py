@@ -62,6 +62,13 @@ def key_texts(keys: Iterable[str], columns: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_BLANKS.sub(lambda found: found[1] or "", key) for key in keys))
 
 
+def spellings(keys: Iterable[str]) -> tuple[str, ...]:
+    """Keys of syncs that are not known here: as they are given and, if they are arrays, without blanks."""
+    given = tuple(keys)
+    arrays = (key for key in given if key.lstrip().startswith("["))
+    return tuple(dict.fromkeys((*given, *key_texts(arrays, 2))))
+
+
 def _key_text_sql(type: Type, expr: str) -> str:
     if type.name == "string":
         return expr
