@@ -4,6 +4,7 @@
     PUT    /v1/users/{id}   attributes                         merges; 422 for a bad row
     PATCH  /v1/users/{id}   attributes                         merges; 404 where there is none
     DELETE /v1/users/{id}                                      204, or 404 where there is none
+    GET    /v1/users/{id}                                      200, or 404 where there is none
     POST   /v1/strict       as batch, all or nothing           422 for the whole batch, naming no row
     POST   /v1/events       {"events": [row]}                  adds; known again by Idempotency-Key
     GET    /v1/me                                              who am I
@@ -70,6 +71,9 @@ class Api(FakeApi):
                 return 200, self.put(unquote(name), content)
             case ("DELETE", ["users", name]):
                 return (204, None) if self.users.pop(unquote(name), None) is not None else (404, {})
+            case ("GET", ["users", name]):
+                found = self.users.get(unquote(name))
+                return (404, {"error": {"code": "absent"}}) if found is None else (200, found)
             case ("POST", ["events"]):
                 return self.add(content["events"], headers.get("idempotency-key"))
         return 404, {"error": {"code": "no_route"}}

@@ -51,6 +51,7 @@ delete: {method: DELETE, path: "/v1/users/{user_id}"}
 limits: {concurrency: 1, source: of this test, checked_on: 2026-11-29}
 example: none
 """
+READ = 'read: {path: "/v1/users/{user_id}"}\n'
 
 
 def remains(workshop: Workshop, *texts: str) -> list[str]:
@@ -241,7 +242,8 @@ def test_a_vendor_erases_for_good_and_takes_other_spellings_for_the_same_person(
             workshop.warehouse(f"UPDATE users SET email = '{spelling}' WHERE user_id = 3")
             assert workshop.json("sync", "--full")["syncs"][0]["skipped"] == 1
         assert len(hubspot.objects) == 4
-        assert workshop.retl("erase", "verify").code == 0
+        checked = workshop.retl("erase", "verify", "--output", "json")
+        assert (checked.code, checked.document["syncs"][0]["faults"]) == (1, [])  # it cannot be listed
 
 
 def test_a_vendor_whose_deletes_erase_nobody_is_left_to_a_person(workshop: Workshop) -> None:
@@ -258,6 +260,46 @@ def test_a_vendor_whose_deletes_erase_nobody_is_left_to_a_person(workshop: Works
         assert erased(workshop, "--sync", "users", "--key", "5")["syncs"][0]["status"] == "erased"
         assert "3" in api.users
         assert "5" not in api.users
+
+
+def test_a_target_that_cannot_be_listed_is_not_checked_and_never_called_clean(workshop: Workshop) -> None:
+    with Api() as api:
+        workshop.write(
+            "retl.yml", f"connections: {{crm: {{type: crm, base_url: '{api.url}', token: {TOKEN}}}}}\n"
+        )
+        workshop.write("presets/crm.yml", CRM.replace("elsewhere", "delete"))
+        workshop.sync("users", destination="{connection: crm}")
+        run(workshop)
+        erased(workshop, "--sync", "users", "--key", "5")
+        said = workshop.retl("erase", "verify")
+        assert said.code == 1
+        assert "not checked" in said.out
+        assert "clean" not in said.out
+        assert "look there by hand" in " ".join(said.out.split())
+        workshop.write("presets/crm.yml", CRM.replace("elsewhere", "delete") + READ)
+        said = workshop.retl("erase", "verify", "--output", "json")
+        assert (said.code, said.document["syncs"][0]["target"]) == (1, None)
+        assert "--sync users --key KEY" in said.document["syncs"][0]["unchecked"]
+        asked = ("erase", "verify", "--sync", "users", "--key", "5")
+        assert workshop.json(*asked)["syncs"][0]["asked"] == 1
+        api.users["5"] = {"email": "somebody made it again"}
+        said = workshop.retl(*asked, "--output", "json")
+        assert (said.code, said.document["syncs"][0]["target"]) == (1, 1)
+        assert workshop.retl(*asked, "--key", "6").code == 2  # it was not erased
+
+
+def test_fields_that_are_emptied_in_the_place_of_a_delete_are_checked(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.sync("users", destination=TABLE, erase="{set: {email: null}}")
+    run(workshop)
+    erased(workshop, "--sync", "users", "--key", "777001")
+    assert workshop.json("erase", "verify")["syncs"][0]["target"] == 0
+    execute(postgres, f"UPDATE crm.users SET email = '{PERSON}' WHERE user_id = 777001")
+    said = workshop.retl("erase", "verify", "--output", "json")
+    assert (said.code, said.document["syncs"][0]["target"]) == (1, 1)
+    assert [one["keys"] for one in erased(workshop, "--again")["syncs"]] == [1]
+    assert workshop.retl("erase", "verify").code == 0
 
 
 def test_what_cannot_be_deleted_is_forgotten_and_its_stored_request_is_never_sent_again(

@@ -193,8 +193,11 @@ def lift(session: Session, ledger: Ledger, found: Found, reason: str) -> int:
     return number
 
 
-def verify(session: Session, ledger: Ledger, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Per sync that suppresses keys: whether one of them is somewhere."""
+def verify(
+    session: Session, ledger: Ledger, names: Sequence[str], keys: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Per sync that suppresses keys: whether one of them is somewhere. A target that cannot be listed is
+    asked for `keys`; one that is not looked at is not clean: exit 1."""
     suppressing = ledger.suppressing()
     for name in names or suppressing:
         known = session.project.syncs.get(name)
@@ -203,7 +206,8 @@ def verify(session: Session, ledger: Ledger, names: Sequence[str]) -> Iterator[d
             yield {"sync": name, "suppressed": suppressing.get(name, 0), "faults": [message], "exit_code": 1}
             continue
         try:
-            found = erasure_check.verify(job(session, ledger, known, reads=True))
+            asked = key_texts(keys, len(key_names(known)))
+            found = erasure_check.verify(job(session, ledger, known, reads=True), asked)
         except RetlError as problem:
             faults = [f"{problem.message} [{problem.code}]"]
             yield {
@@ -213,4 +217,5 @@ def verify(session: Session, ledger: Ledger, names: Sequence[str]) -> Iterator[d
                 "exit_code": problem.exit_code,
             }
             continue
-        yield {"sync": name, **asdict(found), "faults": found.faults, "exit_code": int(bool(found.faults))}
+        code = int(bool(found.faults or found.unchecked))
+        yield {"sync": name, **asdict(found), "faults": found.faults, "exit_code": code}

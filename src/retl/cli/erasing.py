@@ -18,6 +18,12 @@ from retl.errors import DefinitionError
 erase = typer.Typer(
     help="Erase a person from the targets and from what retl keeps.", invoke_without_command=True
 )
+Erased = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--key", metavar="KEY", help="An erased key of the sync, to ask a target that cannot be listed."
+    ),
+]
 _ENDS = {
     "erased": "erased",
     "not_erasable": "forgotten by retl; at the target by hand",
@@ -108,28 +114,36 @@ def list_erasures(invocation: Invocation, sync: OneSync = None) -> None:
 
 
 @command(erase, "verify")
-def verify(invocation: Invocation, sync: OneSync = None, var: Variables = None) -> int:
-    """Look for erased keys in targets, ledger and files; exit 1 if one is there."""
+def verify(
+    invocation: Invocation, sync: OneSync = None, keys: Erased = None, var: Variables = None
+) -> int:
+    """Look for erased keys in targets, ledger and files; exit 1 if one is there or a target not checked."""
     from retl.app import erasure
 
     session = invocation.session
     session.given = variables(var)
     if sync is not None:
         session.definition(sync)
+    elif keys:
+        raise DefinitionError("USAGE", "--key needs --sync NAME: the sync of the keys")
     with session.stop.listening():
-        found = list(erasure.verify(session, session.ledger(), [sync] if sync else ()))
+        found = list(erasure.verify(session, session.ledger(), [sync] if sync else (), keys or ()))
     code = max((one["exit_code"] for one in found), default=0)
     headers = ("sync", "suppressed", "target", "verdict")
-    rows = [
-        (one["sync"], one["suppressed"], _asked(one), "; ".join(one["faults"]) or "clean") for one in found
-    ]
+    rows = [(one["sync"], one["suppressed"], _asked(one), _verdict(one)) for one in found]
     pieces: list[Piece] = [Table(headers, rows)] if rows else ["no key was erased"]
     invocation.show({"syncs": found, "exit_code": code}, lambda: pieces)
     return code
 
 
 def _asked(one: Mapping[str, Any]) -> str:
-    return "listed" if one.get("target") is not None else "cannot be listed"
+    if one.get("target") is None:
+        return "not checked" if one["suppressed"] else "nothing to check"
+    return "listed" if one["asked"] is None else f"asked for {one['asked']} keys"
+
+
+def _verdict(one: Mapping[str, Any]) -> str:
+    return "; ".join([*one["faults"], *filter(None, [one.get("unchecked")])]) or "clean"
 
 
 def _subject(subject: str | None, sync: str | None, keys: list[str] | None) -> tuple[str | None, str | None]:

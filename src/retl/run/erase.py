@@ -262,15 +262,7 @@ class _Work:
         """Per key whether the target has something to erase; None if it cannot be read."""
         if destination is None or not self.mapped.capabilities.readable:
             return None
-        empty = [name for name, value in self.job.sync.deletes.set.items() if value is None]
-        found = []
-        for first in range(0, len(changes), READ_AT_ONCE):
-            last = min(first + READ_AT_ONCE, len(changes)) - 1
-            batch = Batch(changes, *MODES["delete"], self.running.run.run_id, 0, first, last)
-            for row in destination.read(batch):
-                kept = row is not None and any(row.get(name) is not None for name in empty)
-                found.append(kept if self.at_target["how"] == "set" else row is not None)
-        return found
+        return remaining(self.job, self.running.run, destination, changes)
 
     def _require_gone(
         self, changes: ChangeSet, before: Sequence[bool] | None, after: Sequence[bool] | None
@@ -406,6 +398,19 @@ def bind(job: Job, run: Run, workspace: Workspace) -> Opened:
     opened = open_mart(job, run, workspace)
     with closing(opened.reader), opened.snapshot:
         return opened
+
+
+def remaining(job: Job, run: Run, destination: Destination[Any], changes: ChangeSet) -> list[bool]:
+    """Per row whether the target still has something to erase of its key: the row, or where fields are
+    emptied in the place of a delete, one of these fields."""
+    empty = [name for name, value in job.sync.deletes.set.items() if value is None]
+    emptied, found = way(job) == "set", list[bool]()
+    for first in range(0, len(changes), READ_AT_ONCE):
+        last = min(first + READ_AT_ONCE, len(changes)) - 1
+        for row in destination.read(Batch(changes, *MODES["delete"], run.run_id, 0, first, last)):
+            kept = row is not None and any(row.get(name) is not None for name in empty)
+            found.append(kept if emptied else row is not None)
+    return found
 
 
 def way(job: Job) -> str:

@@ -1,7 +1,8 @@
 """Looks for suppressed keys wherever retl may have them: at the target, in run files, in rows of the ledger.
 
-It needs no key and writes nothing: it compares digests, so it also finds a person whom a restored backup
-brought back.
+It writes nothing and needs no key: it compares digests, so it also finds a person whom a restored backup
+brought back. Only a target that cannot be listed must be asked key by key, by somebody who knows the keys:
+the ledger has forgotten them.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from retl.engine import held, suppression
-from retl.engine.mapping import FieldMap, Run
+from retl.engine import change_set, erasing, held, suppression
+from retl.engine.mapping import FieldMap
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
+from retl.errors import DefinitionError
 from retl.ledger import ErasureRow, Ledger
 from retl.run import target
-from retl.run.erase import bind, files_of, seal, way
+from retl.run.erase import bind, files_of, remaining, seal, way
 from retl.run.job import Job
-from retl.run.mart import Mapped
 from retl.run.run import new_run
 from retl.values.suppressed import Suppressed
 
@@ -26,12 +27,17 @@ from retl.values.suppressed import Suppressed
 @dataclass(frozen=True)
 class Verified:
     """How many suppressed keys are where none may be: in run files (by name), in rows of the ledger, and at
-    the target (None: it cannot be listed). `unsealed`: erasures whose proof is not the one in their run."""
+    the target (None: it was not looked at, and `unchecked` says what a person must do). `asked`: for so many
+    keys, in place of a list. `by_hand`: retl cannot erase there. `unsealed`: erasures whose proof is not the
+    one in their run."""
 
     suppressed: int
     files: Mapping[str, int]
     rows: int
     target: int | None
+    asked: int | None = None
+    unchecked: str | None = None
+    by_hand: bool = False
     unfinished: Sequence[str] = ()
     unsealed: Sequence[str] = ()
 
@@ -40,7 +46,9 @@ class Verified:
         found = [f"{number} suppressed keys in the run file {name}" for name, number in self.files.items()]
         if self.rows:
             found.append(f"{self.rows} suppressed keys in rows of the ledger")
-        if self.target:
+        if self.target and self.by_hand:
+            found.append(f"{self.target} suppressed keys are at the target: erase them there by hand")
+        elif self.target:
             found.append(f"{self.target} suppressed keys are at the target again: `retl erase --again`")
         found += [
             f"erasure {one} is not finished: run the same `retl erase` again" for one in self.unfinished
@@ -48,15 +56,13 @@ class Verified:
         return found + [f"the proof of erasure {one} is not the one in its run" for one in self.unsealed]
 
 
-def verify(job: Job) -> Verified:
-    """Look for the suppressed keys of a sync wherever it may have them. It needs no key: it compares digests.
-    Writes nothing."""
+def verify(job: Job, keys: Sequence[str] = ()) -> Verified:
+    """Look for the suppressed keys of a sync wherever it may have them. A target that cannot be listed is
+    asked for `keys`, which must be suppressed: else DefinitionError. Writes nothing."""
     ledger, sync = job.ledger, job.sync.name
     with private_directory() as folder, Workspace(folder, job.stop) as workspace, ExitStack() as hold:
-        run = new_run(job)
-        mapped = bind(job, run, workspace).mapped
-        field_map, suppressed, listed = _list(job, run, mapped, workspace, hold)
-        there = suppression.count(workspace, field_map, suppressed, held.SCANNED) if listed else None
+        looked = _look(job, workspace, hold, keys)
+        field_map, suppressed = looked.field_map, looked.suppressed
         files = {}
         for one in files_of(ledger, sync, folder):
             if one.kind != "answers":
@@ -70,7 +76,10 @@ def verify(job: Job) -> Verified:
         len(suppressed.digests),
         {name: number for name, number in files.items() if number},
         rows_of_ledger,
-        there,
+        None if looked.there is None else len(looked.there),
+        looked.asked,
+        _by_hand(job, looked) if looked.there is None and suppressed else None,
+        way(job) == "not_erasable",
         [one.erasure_id for one in mine if one.status == "open"],
         [one.erasure_id for one in finished if not _sealed(ledger, one)],
     )
@@ -79,24 +88,73 @@ def verify(job: Job) -> Verified:
 def back(job: Job) -> list[str] | None:
     """The suppressed keys that the target has; None if it cannot be listed. Writes nothing."""
     with private_directory() as folder, Workspace(folder, job.stop) as workspace, ExitStack() as hold:
-        run = new_run(job)
-        mapped = bind(job, run, workspace).mapped
-        field_map, suppressed, listed = _list(job, run, mapped, workspace, hold)
-        return suppression.found(workspace, field_map, suppressed, held.SCANNED) if listed else None
+        return _look(job, workspace, hold).there
 
 
-def _list(
-    job: Job, run: Run, mapped: Mapped, workspace: Workspace, hold: ExitStack
-) -> tuple[FieldMap, Suppressed, bool]:
-    """Create held.SCANNED, if the target can be listed and deletes rows; how it compares keys; which are
-    suppressed."""
+@dataclass(frozen=True)
+class _Looked:
+    """`there`: the suppressed keys that the target has, None if it was not looked at. `asked`: the number of
+    keys that it was asked for. `by_key`: it can be asked for a key."""
+
+    field_map: FieldMap
+    suppressed: Suppressed
+    there: list[str] | None
+    asked: int | None
+    by_key: bool
+
+
+def _look(job: Job, workspace: Workspace, hold: ExitStack, keys: Sequence[str] = ()) -> _Looked:
+    """Which suppressed keys the target has: of everything that it lists, or of these keys. What is only one
+    of several copies, such as the newest of a history of files, is no answer."""
+    run = new_run(job)
+    mapped = bind(job, run, workspace).mapped
+    suppressed = job.ledger.suppressed(job.sync.name, mapped.capabilities.object, job.siblings)
     destination, field_map = target.visit(job, run, mapped, None, hold).destination, mapped.field_map
-    if destination is not None and destination.folds:
+    assert destination is not None
+    if destination.folds:
         field_map = replace(field_map, folds=destination.folds)
-    listed = destination is not None and job.target.scannable and way(job) == "delete"
-    if destination is not None and listed:
+    able, asked = mapped.capabilities, _asked(job, workspace, field_map, suppressed, keys)
+    lists = job.target.scannable and job.target.destination.forgets(job.target.options)
+    by_key = not lists and able.looks and not able.by_ref
+    if lists:
         held.load_scan(workspace, field_map, destination.scan())
-    return field_map, job.ledger.suppressed(job.sync.name, mapped.capabilities.object, job.siblings), listed
+        asked = suppression.found(workspace, field_map, suppressed, held.SCANNED)
+    found = asked if lists or (by_key and asked) else None
+    if found and not (lists and way(job) != "set"):
+        rows = "pos, key, NULL::VARCHAR AS ref FROM wanted"
+        workspace.load("wanted", {"pos": "BIGINT", "key": "VARCHAR"}, enumerate(found))
+        changes = change_set.of_keys(workspace, field_map, "wanted_keys", rows)
+        there = remaining(job, run, destination, changes)
+        found = [key for key, still in zip(found, there, strict=True) if still]
+    return _Looked(field_map, suppressed, found, len(asked) if by_key and asked else None, by_key)
+
+
+def _asked(
+    job: Job, workspace: Workspace, field_map: FieldMap, suppressed: Suppressed, keys: Sequence[str]
+) -> list[str]:
+    """The keys, as the target spells them. DefinitionError if one of them is not suppressed."""
+    wanted = erasing.usable(workspace, field_map, keys)
+    if wanted:
+        known = suppression.found(workspace, field_map, suppressed, "erasing_texts")
+        wanted = [key for key in wanted if key in known]
+    if missing := len(set(keys)) - len(wanted):
+        raise DefinitionError(
+            "ERASE_KEY",
+            f"{missing} of the keys were not erased from this sync",
+            hint="`retl explain` shows how keys are written",
+            where=f"sync {job.sync.name}",
+        )
+    return wanted
+
+
+def _by_hand(job: Job, looked: _Looked) -> str:
+    """Why a target was not looked at, and what a person must do."""
+    why = f"{job.target.kind} cannot list what it has, and the ledger has only digests of the keys"
+    if looked.by_key:
+        return f"{why}: `retl erase verify --sync {job.sync.name} --key KEY` asks for keys that you know"
+    if way(job) == "not_erasable":
+        return f"{job.target.kind} is not erased by retl: look there by hand for each erasure"
+    return f"{why}: look there by hand for the keys in your requests"
 
 
 def _sealed(ledger: Ledger, erasure: ErasureRow) -> bool:
