@@ -33,6 +33,29 @@ def change(client: Any, value: str, key: str) -> None:
         client.set(key, '{"email": "edited", "spend": 1.00}' if value == "json" else "edited")
 
 
+@pytest.mark.parametrize("ttl", ["none", "1h"])
+def test_a_ledger_that_never_delivered_here_is_refused_until_somebody_decides(
+    workshop: Workshop, redis_server: RedisServer, ttl: str
+) -> None:
+    workshop.sync("users", destination=destination("json", ttl))
+    run(workshop)
+    lose_state(workshop)
+    with redis_server.client() as client:
+        client.delete("user:3")  # a person who was erased, which the new ledger does not know
+        for words in ((), ("--full",), ("--key", "3")):
+            refused = run(workshop, *words)
+            assert refused["guards"][0]["code"] == "STATE_LOST", words
+            assert "must be erased again" in refused["error"]["hint"]
+        assert not client.exists("user:3")
+        done = workshop.retl(
+            "erase", "--sync", "users", "--key", "3", "--reason", "r", "--accept", "STATE_LOST"
+        )
+        assert done.code == 0, done.err
+        after = run(workshop)  # the erasure made this ledger known
+        assert (after["status"], after["skipped"]) == ("SUCCESS", 1)
+        assert not client.exists("user:3")
+
+
 @pytest.mark.parametrize("value", ["json", "hash", "{field: email}"])
 def test_only_different_rows_are_sent_and_only_taken_keys_deleted(
     workshop: Workshop, redis_server: RedisServer, value: str

@@ -65,6 +65,9 @@ The stamp, a hash, has an entry per batch of the last run: 1 when the batch begi
 server was flushed, restored, restarted or replaced, entries are missing. A target without TTL is then
 refused (TARGET_LOST); with a TTL the run sends every row again.
 
+Another hash, `retl:stamp::TEMPLATE`, lists the ledgers that deliver with this template to this database. A
+ledger that is not in it is new, or its state is lost: its run is refused (STATE_LOST).
+
 With `conflicts` or `rollback` a script compares and writes each batch in one step. The account then also
 needs `+eval +hget` and, for strings, `+get`. A value of another kind is never replaced then: its row is a
 reject.
@@ -246,21 +249,25 @@ class Redis(Destination[RedisOptions]):
         probes += [("HSET", stamp, "a", 1, "odd"), ("HDEL", stamp, "")]
         if self._conditional is not None:
             probes += [self._conditional.value.look(key), ("HGET", stamp, ""), ("EVAL", "return 0", 0)]
-        probes += [("HINCRBY", stamp, "", "no number"), ("HGETALL", stamp)]
+        probes += [("HINCRBY", stamp, "", "no number"), ("HGETALL", self._stamp.ledgers), ("HGETALL", stamp)]
         replies = self._wire.ask(probes)
         self._raise_if_stopped(replies)
         if isinstance(replies[-1], Refusal):  # the stamp could not be read, which is no evidence of a loss
             code, sentence = judge(replies[-1])
             kind = Unavailable if code in AGAIN else Systemic
             raise kind(code, f"{self._wire.server}: {stamp}: {sentence}")
-        return Trace(ended(replies[-1]))
+        return Trace(ended(replies[-1]), strangers=self._stamp.others(replies[-2]))
 
     def prepare(self, visit: Visit) -> None:
-        """Removes the stamps of earlier runs, except those that the ledger will ask for."""
-        (held,) = self._wire.ask([("HGETALL", self._stamp.key)])
+        """Signs for this ledger, and removes the stamps of earlier runs, except those that the ledger will
+        ask for."""
+        held, ledgers = self._wire.ask([("HGETALL", self._stamp.key), ("HGETALL", self._stamp.ledgers)])
+        commands = self._stamp.signing(ledgers)
         old = entries_of_others(held, frozenset({visit.run_id, *visit.keep}))
         if old:
-            self._wire.ask([("HDEL", self._stamp.key, *old)])
+            commands.append(("HDEL", self._stamp.key, *old))
+        if commands:
+            self._wire.ask(commands)
 
     # --- write and resolve
 

@@ -1,6 +1,6 @@
 """The stamp: a hash per sync and object in which retl marks every batch, so that a server which lost rows is
 noticed. An entry begins with its state. A conditional batch has its outcome there too, written in one step
-with its rows.
+with its rows. One more hash per object lists the ledgers that deliver to it, in the order of their last runs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,21 @@ NOT_APPLIED = RowResult(Kind.RETRY)
 class Stamp:
     def __init__(self, shape: Shape, template: str) -> None:
         self.key = f"retl:stamp:{quote(shape.state_id)}:{quote(template, safe='')}"
+        self.ledgers = f"retl:stamp::{quote(template, safe='')}"
+        self._state_id = shape.state_id
+
+    def others(self, reply: Any) -> bool:
+        """Whether other ledgers have delivered here, and this one never. `reply`: to HGETALL of `ledgers`."""
+        known = _ledgers(reply)
+        return bool(known) and self._state_id not in known
+
+    def signing(self, reply: Any) -> list[Command]:
+        """What makes this ledger the last in the list; nothing if it is."""
+        known = _ledgers(reply)
+        last = max(known.values(), default=0)
+        if known.get(self._state_id) == last and list(known.values()).count(last) == 1:
+            return []
+        return [("HSET", self.ledgers, self._state_id, last + 1)]
 
     def around(self, batch: Batch) -> tuple[Command, Command]:
         """Before and after the rows: if the server is emptied in between, the second finds no entry."""
@@ -40,6 +55,12 @@ def ended(reply: Any) -> frozenset[tuple[str, str]]:
 def entries_of_others(reply: Any, runs: frozenset[str]) -> list[str]:
     """The entries of a stamp that belong to no run of these."""
     return [f"{run}/{entry}" for run, entry, _ in _stamped(reply) if run not in runs]
+
+
+def _ledgers(reply: Any) -> dict[str, int]:
+    """Per ledger its place in the order of delivering."""
+    listed = iter(() if isinstance(reply, Refusal) else reply)
+    return {state_id.decode(): int(place) for state_id, place in zip(listed, listed, strict=True)}
 
 
 def _stamped(reply: Any) -> Iterator[tuple[str, str, int]]:
