@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from retl.app.loaded import LoadedProject
@@ -136,6 +136,20 @@ def _broken_rules(project: LoadedProject) -> Iterator[DefinitionError]:
     for problem in sharing(claims):
         where = project.place(problem.sync, problem.loc)
         yield DefinitionError(problem.code, problem.message, hint=problem.hint, where=where)
+
+
+def shared(project: LoadedProject, fields: Mapping[str, frozenset[str]]) -> Iterator[DefinitionError]:
+    """The same field in two syncs of one object, where a mart says which fields a sync writes: `fields`, by
+    sync."""
+    claims = []
+    for name, written in fields.items():
+        sync = project.syncs[name]
+        if len(fields) > 1 and sync.enabled and (object := project.claim(sync)) is not None:
+            claims.append(Claim(sync, object, written))
+    for problem in sharing(claims):
+        if problem.code == "FIELD_SHARED":
+            where = project.place(problem.sync, problem.loc)
+            yield DefinitionError(problem.code, problem.message, hint=problem.hint, where=where)
 
 
 def _unshared(project: LoadedProject) -> Iterator[DefinitionError]:

@@ -32,7 +32,7 @@ from retl.observe import log
 from retl.observe.signals import Stop
 from retl.observe.summary import Summary
 from retl.project.definitions import EngineType, Sync
-from retl.project.fields import key_fields
+from retl.project.fields import Neighbour, key_fields
 from retl.project.settings import project_folder
 from retl.project.validation import raise_all
 from retl.run import asserting
@@ -80,6 +80,7 @@ class Session:
         self._digest = Digest()
         self._paces: dict[str, Pace] = {}
         self._targets: dict[str, Resolved] = {}
+        self._claims: dict[str, str | None] | None = None
         self._references: dict[str, dict[str, str]] = {}
         self._followers: dict[str, list[Following]] = {}
 
@@ -281,6 +282,7 @@ class Session:
             stop=self.stop,
             pace=self._pace(found.name, found.limits, book, found.hours),
             siblings=frozenset(project.syncs),
+            neighbours=self._neighbours(sync),
             references=self._references[sync.name],
             referred={
                 name: tuple(key_fields(project.syncs[name]).values()) for name in self._references[sync.name]
@@ -296,6 +298,15 @@ class Session:
             cluster=self._cluster(ledger, options) if shards > 1 else None,
             peer=Peer(*options.shard, str(project.settings.retl_correlation_id)) if options.shard else None,
         )
+
+    def _neighbours(self, sync: Sync) -> dict[str, Neighbour]:
+        """The other syncs of the object of a sync. Paused ones do not count."""
+        if self._claims is None:
+            enabled = [one for one in self.project.syncs.values() if one.enabled]
+            self._claims = {one.name: self.project.claim(one) for one in enabled} if len(enabled) > 1 else {}
+        claim = self._claims.get(sync.name)
+        alike = [name for name, other in self._claims.items() if claim is not None and other == claim]
+        return {name: Neighbour.of(self.project.syncs[name]) for name in alike if name != sync.name}
 
     def _source(self, sync: Sync, variables: Mapping[str, Any], book: Ledger | None) -> Source[Any]:
         if folder := self.marts.get(sync.name):

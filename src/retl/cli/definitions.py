@@ -85,6 +85,7 @@ def validate(
     """Check all definitions offline."""
     from datetime import UTC, datetime
 
+    from retl.app.consistency import shared
     from retl.project.validation import raise_all
 
     project = invocation.project
@@ -95,9 +96,11 @@ def validate(
     unset = sorted({missing.name for missing in project.missing(chosen)})
     errors: list[RetlError] = []
     notes: dict[str, str | None] = {}
+    fields: dict[str, frozenset[str]] = {}
     ledger = _ledger_here(invocation)
     for one in chosen:
-        notes[one.name] = _validated(invocation, one, given, ledger, errors)
+        notes[one.name] = _validated(invocation, one, given, ledger, errors, fields)
+    errors += shared(project, fields)
     errors += project.unready(None if choice.bare else chosen) if strict else []
     raise_all(error for error in errors if isinstance(error, DefinitionError))
     rows = [(one.name, "valid", notes[one.name]) for one in chosen]
@@ -121,8 +124,10 @@ def _validated(
     given: Mapping[str, Any],
     ledger: Ledger | None,
     errors: list[RetlError],
+    fields: dict[str, frozenset[str]],
 ) -> str | None:
-    """Adds what is wrong with a sync to `errors`, and returns what is worth a note."""
+    """Adds what is wrong with a sync to `errors` and what it writes to `fields`, and returns what is worth a
+    note."""
     from retl.run import check as checks
     from retl.run.job import Target
 
@@ -134,7 +139,8 @@ def _validated(
     except DefinitionError as problem:
         errors += [error for error in each(problem) if not _waits(error)]
     try:
-        news = checks.validate(sync, project.source(sync, given), project.folder, target, ledger)
+        found_in = project.source(sync, given)
+        news, fields[sync.name] = checks.validate(sync, found_in, project.folder, target, ledger)
         preview = target.destination.about.preview if target is not None else None
         note = "; ".join(filter(None, (preview, news))) or None
     except DefinitionError as problem:

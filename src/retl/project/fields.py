@@ -37,6 +37,20 @@ class Claim:
     fields: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Neighbour:
+    """Another sync of the same object: the fields that its definition names, and whether it also writes
+    whatever its mart has."""
+
+    fields: frozenset[str]
+    follows: bool
+
+    @classmethod
+    def of(cls, sync: Sync) -> Neighbour:
+        columns = sync.contract.named if sync.contract else None
+        return cls(claimed(sync, columns), columns is None and _has_star(sync))
+
+
 def key_fields(sync: Sync) -> dict[str, FieldSource]:
     """The key's fields at the destination, in the order of the key. A column's field is the one with its own
     name, else the first that takes it as it is, else the first that transforms it, else the column itself."""

@@ -33,17 +33,18 @@ _NOBODY = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
 
 def validate(
     sync: Sync, source: Source[Any], folder: Path, target: Target | None, ledger: Ledger | None = None
-) -> str | None:
+) -> tuple[str | None, frozenset[str]]:
     """DefinitionError for what is wrong with a sync. Returns a note about new columns of the mart, if there
-    is a ledger. `target` is None if a variable for it is unset. SourceError or Later if the source's catalog
-    cannot be read: everything else is right then."""
+    is a ledger, and the fields that the sync writes besides the key. `target` is None if a variable for it is
+    unset. SourceError or Later if the source's catalog cannot be read: everything else is right then."""
     try:
         found = columns(sync, source)
         field_map = _field_map(sync, source, folder, "", found)
         if target is not None:
             asserting.require(sync, target.destination)
             fit(sync, field_map, target.lane(field_map.shape).capabilities)
-        return contract_diff.new_columns(ledger, sync, found) if ledger is not None else None
+        news = contract_diff.new_columns(ledger, sync, found) if ledger is not None else None
+        return news, frozenset(one.name for one in field_map.shape.fields)
     except DefinitionError as problem:
         part = problem.where
         if part is None or part in _PARTS:

@@ -27,6 +27,7 @@ from retl.project.writing import FieldSource
 from retl.sources.api import Source
 
 if TYPE_CHECKING:
+    from retl.project.fields import Neighbour
     from retl.run.processes import Cluster
 
 
@@ -147,6 +148,7 @@ class Job:
     stop: Stop
     pace: Pace = field(default_factory=lambda: Pace(Limits()))
     siblings: frozenset[str] = frozenset()  # the names of all syncs of the project
+    neighbours: Mapping[str, Neighbour] = field(default_factory=dict)  # other syncs of the object, by name
     references: Mapping[str, str] = field(default_factory=dict)  # syncs of its `ref` fields → their objects
     referred: Mapping[str, Sequence[FieldSource]] = field(default_factory=dict)  # … → their key fields
     environment: str | None = None

@@ -29,6 +29,7 @@ from retl.errors import DefinitionError, Mismatch
 from retl.observe import log
 from retl.project.contracts import Documented
 from retl.run import results
+from retl.run.columns import followed
 from retl.run.fit import fit
 from retl.run.job import Clock, Job
 from retl.sources.api import Among, Description, Feed, Since, Snapshot
@@ -46,7 +47,7 @@ class Mapped:
     contract: Contract
     field_map: FieldMap
     capabilities: Capabilities
-    fingerprints: dict[str, str]  # of target, key and payload; `types` are the fields' types as JSON
+    fingerprints: dict[str, str]  # of target, key and payload; `types` and `follows` of fields, as JSON
 
     @property
     def compares(self) -> str | None:
@@ -132,7 +133,7 @@ def open_mart(job: Job, run: Run, workspace: Workspace) -> Opened:
     contract = judge.build(
         sync.contract, columns, job.folder, sync.key, job.source.timezone, misfit, documented
     )
-    mapped = _map(job, run, contract)
+    mapped = _map(job, run, contract, columns)
     fit(sync, mapped.field_map, mapped.capabilities)
     measured = tuple(one.column for one in sync.guards.drift)
     if missing := next((name for name in measured if name not in columns), None):
@@ -310,7 +311,7 @@ class Reading:
                 kept = payload.of(mapped.contract, table, job.sync.rejects.mask)
             if mapped.contract.edits:
                 contract, edited = freeze.edit(workspace, mapped.contract, keep=kept is not None)
-                self.mapped = _map(job, self._run, contract)
+                self.mapped = _map(job, self._run, contract, self._opened.description.columns)
         self._frozen = Frozen(
             total=read.total,
             types=self._columns,
@@ -357,7 +358,7 @@ def _names(opened: Opened) -> list[str]:
     return list(dict.fromkeys([*opened.mapped.contract.columns, *cursor, *opened.measured]))
 
 
-def _map(job: Job, run: Run, contract: Contract) -> Mapped:
+def _map(job: Job, run: Run, contract: Contract, columns: Mapping[str, str]) -> Mapped:
     sync = job.sync
     field_map = mapping.build(
         sync,
@@ -374,5 +375,6 @@ def _map(job: Job, run: Run, contract: Contract) -> Mapped:
         "who": mapping.key_fingerprint(sync, field_map),
         "what": mapping.payload_fingerprint(sync, contract, field_map, capabilities.shaping),
         "types": json.dumps({field.name: str(field.type) for field in field_map.shape.fields}),
+        "follows": followed(sync, field_map, columns),
     }
     return Mapped(contract, field_map, capabilities, fingerprints)

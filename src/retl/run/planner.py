@@ -34,7 +34,7 @@ from retl.engine.statistics import Drifted, Statistics
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError
 from retl.observe import log
-from retl.run import dbt_results, extent, guards, resolve, target
+from retl.run import columns, dbt_results, extent, guards, resolve, target
 from retl.run.guards import Facts, Refusal
 from retl.run.job import Job
 from retl.run.known import Known, holding
@@ -306,9 +306,12 @@ def guard(job: Job, run: Run, made: Made) -> Plan:
     in_part = chosen.partial or chosen.limit is not None
     whole = not in_part and _is_whole(job, made)
     _refuse_part(job, mapped, known, in_part)
+    columns.require_own(job.ledger, sync, mapped.field_map, job.neighbours)
     facts = _facts(job, run, made, whole)
     redefined = known.basis.restarts and not options.adopt
+    described, now = made.opened.description.columns, mapped.fingerprints
     refusals = [*_redefined(redefined), *_orphans(job, mapped, known)]
+    refusals += columns.drifted(known.former, now, mapped.field_map, described)
     refusals = [*made.asked.refusals, *(one for one in refusals if one.code not in options.accept)]
     refusals += guards.judge(facts, sync.guards, options.accept)
     refusals += _unapproved(job)
