@@ -15,7 +15,7 @@ _CATALOGUE = """\
 `recording` recorded answers are read as they were meant · `docs` only the documentation · `own` there is no vendor.
 **limits** are the vendor's; half of them are used unless the connection says otherwise. **erasure**: `delete` a delete fulfils
 an erasure request (the page says when) · `name: value` it does with this parameter, which `retl erase` sets by itself ·
-`elsewhere` another call or a person has to · `unsaid` the vendor does not say. **conflicts**: what the vendor offers to see that
+`elsewhere` another call or a person has to · `asked` it asks a receiver of yours, who has to · `unsaid` the vendor does not say. **conflicts**: what the vendor offers to see that
 somebody else changed an object; `none` means the last write wins. **state**: a preview has no evidence but documentation.
 Every preset survives the faults of its proof: 429 with and without a time, 500 after the commit, broken connections and
 answers, an expired token, a bad row."""

@@ -11,7 +11,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from retl.testing import FakeHubSpot
+from retl.testing import FakeHubSpot, FakeWebhook
 from tests.api import TOKEN, Api
 from tests.commands import ROWS, Workshop
 from tests.crash_sweep import LOST_ANSWER
@@ -300,6 +300,45 @@ def test_fields_that_are_emptied_in_the_place_of_a_delete_are_checked(
     assert (said.code, said.document["syncs"][0]["target"]) == (1, 1)
     assert [one["keys"] for one in erased(workshop, "--again")["syncs"]] == [1]
     assert workshop.retl("erase", "verify").code == 0
+
+
+def test_a_receiver_gets_the_delete_and_a_person_has_to_see_what_it_keeps(workshop: Workshop) -> None:
+    with FakeWebhook() as hook:
+        workshop.write("retl.yml", "connections: {hook: {type: webhook, url: '${HOOK}'}}\n")
+        workshop.environment["HOOK"] = hook.webhook
+        workshop.sync("users", destination="{connection: hook}", fields="{id: user_id, email: email}")
+        assert run(workshop)["inserted"] == ROWS + 1
+        sent = len(hook.seen)
+        said = workshop.retl("erase", "--sync", "users", "--key", "5", *WHY)
+        assert (said.code, said.document["syncs"][0]["status"]) == (1, "not_erasable")
+        assert [json.loads(body) for *_, body in hook.seen[sent:]] == [{"deleted": True, "key": 5}]
+        assert said.document["syncs"][0]["proof"]["target"]["how"] == "asked"
+        error = said.document["syncs"][0]["error"]
+        assert "what its receiver keeps is not known" in error["message"]
+        assert "vendor" not in error["hint"]
+        assert "see to it that the receiver erases" in error["hint"]
+        assert run(workshop)["skipped"] == 1
+        checked = workshop.retl("erase", "verify")
+        assert (checked.code, "look there by hand" in " ".join(checked.out.split())) == (1, True)
+
+
+def test_a_sync_that_is_no_longer_defined_is_forgotten_by_a_command_that_is_named(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.sync("users", destination=TABLE)
+    run(workshop)
+    workshop.warehouse("UPDATE users SET spend = spend + 1")
+    run(workshop)
+    (workshop.folder / "syncs/users.yml").rename(workshop.folder / "kept.yml")
+    workshop.sync("people", destination=TABLE.replace("crm.users", "crm.people"))
+    missed = erased(workshop, "--subject", f"email={PERSON}", code=1)["not_searched"]
+    assert "`retl state reset users`" in missed[0]["reason"]
+    assert "files with the keys" in workshop.retl("state", "reset", "users").err
+    workshop.json("state", "reset", "users", "--yes")
+    assert remains(workshop, "777001") == []
+    assert erased(workshop, "--subject", f"email={PERSON}")["not_searched"] == []
+    for words in ("log verify", "log", "runs", "state show"):
+        assert workshop.retl(*words.split()).code == 0, words
 
 
 def test_what_cannot_be_deleted_is_forgotten_and_its_stored_request_is_never_sent_again(

@@ -78,7 +78,9 @@ def by_subject(session: Session, ledger: Ledger, column: str, value: str, *, rea
     for name in ledger.synced():
         if name not in session.project.syncs and ledger.files_of(name):
             reason = (
-                "it is no longer defined, and the ledger still has its files (`retl state mv` names its heir)"
+                "it is no longer defined, and the ledger still has its files with keys: `retl state mv"
+                f" {name} HEIR` gives them to another sync, `retl state reset {name}` removes them; look at"
+                " its target by hand"
             )
             unsearched.append({"sync": name, "reason": reason, "code": "SYNC_UNKNOWN"})
     found = [Part(session.project.syncs[name], tuple(sorted(keys))) for name, keys in parts.items()]

@@ -104,9 +104,14 @@ def reset(invocation: Invocation, name: SyncName, yes: Yes = False) -> None:
         then = f"the next run of {name} appends every row of the mart AGAIN; its open rejects are forgotten"
     if doubtful := sum(one.rows for one in doubts(ledger, name)):
         then += f"; so are {doubtful} rows in doubt, which may arrive twice"
+    if known is None:
+        then = (
+            f"there is no sync {name}: its baseline, its rejects and the files with the keys that it sent are"
+            " removed, and `retl log` no longer lists these rows; nothing at its target changes"
+        )
     confirmed(then, yes)
     with held(ledger, name):
-        ledger.reset(name, None)
+        ledger.reset(name, None, wholly=known is None)
     done(invocation, {"reset": name}, then)
 
 

@@ -122,6 +122,12 @@ class Destination(ABC, Generic[OptionsT]):
         return True
 
     @classmethod
+    def asks(cls) -> bool:
+        """Whether an erasure sends its deletes although `forgets` is false: they ask a receiver, whose answer
+        says nothing of what it keeps."""
+        return False
+
+    @classmethod
     def comparable(cls, options: OptionsT) -> bool:
         """Whether it can be compared with a mart: it has `differing`, as these options let it."""
         return cls.differing is not Destination.differing

@@ -28,6 +28,7 @@ _KEYS = """
 SELECT key FROM retl_rejects WHERE state = 'open' AND sync = ? AND stage = ? AND code = ?
 AND COALESCE(reason, '') = COALESCE(?, '') ORDER BY key LIMIT ?
 """
+_OWNED = "SELECT run_id FROM retl_runs WHERE sync = ?"
 # What `state mv` moves; where both syncs may have a row of one identity, that of the old name stays.
 _OF_A_SYNC = {
     "retl_runs": None,
@@ -243,15 +244,20 @@ class History(State):
             self._database.change("UPDATE retl_locks SET epoch = ? WHERE name IN (?, ?)", epoch, old, new)
             self._move_reported(old, new)
 
-    def reset(self, sync: str, object: str | None) -> None:
+    def reset(self, sync: str, object: str | None, *, wholly: bool = False) -> None:
         """Forget what was delivered to an object: the next run starts with an empty baseline. Without an
-        object: all objects, and the sync's rejects. The runs stay in the history."""
+        object: all objects, and the sync's rejects. The runs stay in the history; `wholly`: without their
+        files, so nothing says any more which keys they sent."""
         with self._database.transaction():
             self._outdate(sync)
             files = self._forget(sync, object)
+            if wholly:
+                owned = {run_id for (run_id,) in self._database.query(_OWNED, sync)}
+                files += [one for one in self._files.names() if one.split(".")[0] in owned]
+                self._mark_removed(files)
             if object is None:
                 self._database.change("DELETE FROM retl_rejects WHERE sync = ?", sync)
-        self._files.drop(files)
+        self._files.drop(set(files))
 
     def prune(self, sync: str, keep: timedelta, *, dry_run: bool = False) -> Pruned:
         """Remove what is older of a sync's history: runs that nothing needs, and closed rejects. The caller

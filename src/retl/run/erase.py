@@ -53,6 +53,7 @@ OUTSIDE = (
     "backups, replicas and write-ahead logs of warehouse, target and ledger",
 )
 READ_AT_ONCE = 1000
+ASKED, BY_HAND = "asked", "not_erasable"  # how a target is erased of which a person has to see the end
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Looked:
     """What an erasure would do: the keys, how the target forgets them, and how many files have them."""
 
     keys: int
-    how: str  # delete, set, or not_erasable
+    how: str  # delete, set, asked, or not_erasable
     files: int
 
 
@@ -198,7 +199,7 @@ class _Work:
         """Delete the rows there, or set their fields, and look whether they are gone. Failure if one is not:
         then the ledger keeps what it needs to try again."""
         how = self.at_target["how"] = way(self.job)
-        if how == "not_erasable":
+        if how == BY_HAND:
             if self.mapped.capabilities.whole:  # the next run publishes a set without the person
                 self.ledger.distrust(self.running.run.run_id, self.epoch, asdict(Distrust(rows=0)))
             return
@@ -318,7 +319,7 @@ class _Work:
     def finish(self) -> Summary:
         """Store the proof, and seal it in the chain with the end of the run."""
         assert self.erasure is not None
-        by_hand = self.at_target["how"] == "not_erasable"
+        by_hand = self.at_target["how"] in (ASKED, BY_HAND)
         proof = {
             "target": self.at_target,
             "ledger": {"keys": len(self.person.keys), **self.stored},
@@ -414,19 +415,28 @@ def remaining(job: Job, run: Run, destination: Destination[Any], changes: Change
 
 
 def way(job: Job) -> str:
-    """How this target forgets a row: `delete`, `set`, or `not_erasable`."""
-    forgets = job.target.destination.forgets(job.target.options) and job.sync.deletes.how != "keep"
-    return job.sync.deletes.how if forgets else "not_erasable"
+    """How this target forgets a row: `delete`, `set`, `asked` (a delete is sent, and a receiver decides what
+    it keeps), or `not_erasable`."""
+    kind, how = job.target.destination, job.sync.deletes.how
+    if how != "keep" and kind.forgets(job.target.options):
+        return how
+    return ASKED if how == "delete" and kind.asks() else BY_HAND
 
 
 def _by_hand(job: Job) -> Failure:
     """Which part is left for a person."""
-    source = job.target.destination.about.source
+    kind, source, how = job.target.kind, job.target.destination.about.source or "", way(job)
+    what = f"{kind} cannot delete what was sent to {job.object}"
+    if how == ASKED:
+        what = f"{kind} sent the deletes to {job.object}, and what its receiver keeps is not known"
+    elif job.sync.deletes.how != "keep":
+        what = f"a delete of {kind} keeps the person in {job.object}, so none was sent"
+    must = "see to it that the receiver erases" if how == ASKED else "erase by hand"
     return Failure(
         "NOT_ERASABLE",
-        f"{job.target.kind} cannot delete what was sent to {job.object}; the ledger has forgotten the keys",
-        hint="erase the person there by hand, and note it with the erasure's id"
-        + (f"; the vendor's page: {source}" if source else ""),
+        f"{what}; the ledger has forgotten the keys",
+        hint=f"{must} the person there, and note it with the erasure's id"
+        + (f"; the vendor's page: {source}" if source.startswith("http") else ""),
     )
 
 

@@ -18,7 +18,7 @@ from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError
 from retl.ledger import ErasureRow, Ledger
 from retl.run import target
-from retl.run.erase import bind, files_of, remaining, seal, way
+from retl.run.erase import ASKED, BY_HAND, bind, files_of, remaining, seal, way
 from retl.run.job import Job
 from retl.run.run import new_run
 from retl.values.suppressed import Suppressed
@@ -79,7 +79,7 @@ def verify(job: Job, keys: Sequence[str] = ()) -> Verified:
         None if looked.there is None else len(looked.there),
         looked.asked,
         _by_hand(job, looked) if looked.there is None and suppressed else None,
-        way(job) == "not_erasable",
+        way(job) in (ASKED, BY_HAND),
         [one.erasure_id for one in mine if one.status == "open"],
         [one.erasure_id for one in finished if not _sealed(ledger, one)],
     )
@@ -152,7 +152,7 @@ def _by_hand(job: Job, looked: _Looked) -> str:
     why = f"{job.target.kind} cannot list what it has, and the ledger has only digests of the keys"
     if looked.by_key:
         return f"{why}: `retl erase verify --sync {job.sync.name} --key KEY` asks for keys that you know"
-    if way(job) == "not_erasable":
+    if way(job) in (ASKED, BY_HAND):
         return f"{job.target.kind} is not erased by retl: look there by hand for each erasure"
     return f"{why}: look there by hand for the keys in your requests"
 

@@ -44,9 +44,9 @@ from retl.project.yamlfile import Tree
 from retl.project.yamlfile import load as load_yaml
 
 Evidence = Literal["contract", "recording", "golden", "docs", "own"]  # own: there is no vendor
-# Whether a delete of this preset fulfils an erasure request: it does; another call or a person has to; the
-# vendor does not say; or no person's data is kept by what it writes.
-Erasure = Literal["delete", "elsewhere", "unsaid", "nothing kept"]
+# Whether a delete of this preset fulfils an erasure request: it does; another call or a person has to; it
+# asks a receiver, who decides; the vendor does not say; or no person's data is kept by what it writes.
+Erasure = Literal["delete", "elsewhere", "asked", "unsaid", "nothing kept"]
 Ways = Annotated[
     tuple[dict[str, Any], ...], BeforeValidator(lambda given: [given] if isinstance(given, dict) else given)
 ]
@@ -272,7 +272,11 @@ class PresetDestination(HttpDestination):
 
     @classmethod
     def forgets(cls, options: Any) -> bool:
-        return cls.preset.erasure != "elsewhere" or bool(cls.preset.erases(options))
+        return cls.preset.erasure not in ("elsewhere", "asked") or bool(cls.preset.erases(options))
+
+    @classmethod
+    def asks(cls) -> bool:
+        return cls.preset.erasure == "asked"
 
     @classmethod
     def learns(cls, options: Any, write: WriteMode, key: Sequence[str]) -> bool:
