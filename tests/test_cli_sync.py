@@ -118,6 +118,16 @@ def test_a_key_that_no_row_has_is_an_error_and_nothing_is_sent(
     assert (failed["updated"], "31" in failed["error"]["message"]) == (0, False)
 
 
+def test_a_key_is_of_one_sync_and_never_sent_by_all(workshop: Workshop) -> None:
+    workshop.sync("users")
+    workshop.sync("others")
+    for words in (("sync", "--key", "5"), ("plan", "--key", "5"), ("sync", "users", "others", "--key", "5")):
+        said = workshop.retl(*words)
+        assert (said.code, "`retl sync SYNC --key KEY`" in said.err) == (2, True), said.err
+    assert not (workshop.folder / ".retl").exists()
+    assert workshop.json("sync", "users", "--key", "5")["syncs"][0]["inserted"] == 1
+
+
 def test_the_form_of_a_key_of_several_columns_stands_in_the_error_and_in_the_help(workshop: Workshop) -> None:
     workshop.sync(
         "users",

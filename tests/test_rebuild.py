@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.commands import ROWS, Workshop
-from tests.servers import Database
+from tests.servers import Database, RedisServer
 from tests.test_plans_and_state import TABLE, column, run
 
 
@@ -31,6 +31,40 @@ def lose_state(workshop: Workshop) -> None:
 def execute(postgres: Database, sql: str) -> None:
     with postgres.connect() as connection:
         connection.execute(sql)
+
+
+@pytest.mark.parametrize("kind", ["postgres", "redis"])
+def test_a_ledger_says_that_another_one_delivered_since(
+    kind: str, workshop: Workshop, redis_server: RedisServer
+) -> None:
+    workshop.use(redis=redis_server)
+    workshop.sync("users", **({"destination": TABLE} if kind == "postgres" else {}))
+    state, said = workshop.folder / ".retl", "another ledger has delivered here since"
+    run(workshop)
+    state.rename(workshop.folder / "first")
+    after = run(workshop, "--accept", "STATE_LOST")
+    assert (after["status"], said in str(after.get("notes"))) == ("SUCCESS", False)
+    workshop.warehouse("UPDATE users SET spend = spend + 1")
+    for mine, theirs in (("first", "second"), ("second", "first")):
+        state.rename(workshop.folder / theirs)
+        (workshop.folder / mine).rename(state)
+        workshop.warehouse("UPDATE users SET spend = spend + 1")
+        after = run(workshop)
+        assert (after["status"], said in str(after.get("notes"))) == ("SUCCESS", True)
+        assert said not in str(run(workshop).get("notes"))
+
+
+def test_under_conflicts_a_rebuild_counts_the_equal_rows_that_are_sent_once(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.sync("users", destination=TABLE, conflicts="manual")
+    run(workshop)
+    execute(postgres, "DELETE FROM crm.users WHERE user_id = 3")
+    found = rebuilt(workshop)
+    assert (found["same"], found["absent"], found["again"]) == (ROWS - 1, 1, ROWS - 1)
+    assert f"sends {ROWS} rows ({ROWS - 1} that are the same too" in found["next_run"]
+    after = run(workshop)
+    assert after["updated"] + after["inserted"] == ROWS
 
 
 def test_after_a_lost_ledger_only_different_rows_are_sent(workshop: Workshop, postgres: Database) -> None:

@@ -348,6 +348,20 @@ def test_a_redis_that_forgets_during_a_run_is_noticed(
 # --- rows that are gone, and every trace is there
 
 
+def test_a_row_that_a_person_removed_from_a_small_table_is_said_and_mended_on_demand(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.sync("users", **MIRROR)
+    run(workshop)
+    execute(postgres, "DELETE FROM crm.users WHERE user_id = 3")
+    after = run(workshop)
+    assert code(after) == ("SUCCESS", None)
+    assert "`retl reconcile users --repair` sends what is missing" in " ".join(after["notes"])
+    workshop.retl("reconcile", "users", "--repair")
+    assert rows(postgres) == mart(workshop)
+    assert "lacks" not in str(run(workshop).get("notes"))
+
+
 def test_a_loss_that_was_seen_is_seen_by_every_later_run_until_it_is_mended(
     workshop: Workshop, postgres: Database
 ) -> None:

@@ -80,14 +80,16 @@ def _found(sync: Sync, found: Found) -> str:
     due = {
         "append": f"appends {found.absent}",
         "insert_only": f"inserts {found.absent}",
-        "update_only": f"updates {found.different} and looks again for {found.absent}",
+        "update_only": f"updates {found.different + found.again} and looks again for {found.absent}",
     }
-    sent = found.absent if sync.write in due else found.different + found.absent
+    sent = found.absent if sync.write in due else found.different + found.absent + found.again
     text = (
         f"of {found.read} rows of the mart the target holds {found.same} as they are, {found.different}"
         f" differently and {found.absent} not at all; {found.rejected} cannot be sent. The next run of"
         f" {sync.name} {due.get(sync.write, f'sends {sent}')} row{'s' * (sent != 1)}"
     )
+    if found.again:
+        text += f" ({found.again} that are the same too, once, to notice edits of others from then on)"
     if found.taken:
         text += f" and deletes {found.taken} that only the target has, if the guards allow it"
     if found.forgotten:

@@ -105,7 +105,7 @@ def sync(
     session = invocation.session
     choice = replace(choice, all=everything)
     chosen = session.to_run(choice)
-    _require_one(chosen, allow_deletes)
+    _require_one(chosen, allow_deletes, keys)
     asked = options(
         dry_run=dry_run,
         full=full,
@@ -153,7 +153,7 @@ def plan(
     session = invocation.session
     chosen = session.to_run(choice)
     _require_file(chosen, out, offline=offline)
-    _require_one(chosen, allow_deletes)
+    _require_one(chosen, allow_deletes, keys)
     asked = options(
         dry_run=True,
         offline=offline,
@@ -187,8 +187,15 @@ def _require_file(chosen: Sequence[Sync], out: Path | None, *, offline: bool) ->
         raise DefinitionError("USAGE", f"--out takes the plan of one sync, not of {len(chosen)}", hint=hint)
 
 
-def _require_one(chosen: Sequence[Sync], allow_deletes: int | None) -> None:
-    """DefinitionError USAGE if one number of deletes is to be that of several syncs."""
+def _require_one(chosen: Sequence[Sync], allow_deletes: int | None, keys: Sequence[str] | None) -> None:
+    """DefinitionError USAGE if one number of deletes, or one key, is to be that of several syncs: 5 is a
+    customer in one and an order in another."""
+    if keys and len(chosen) > 1:
+        raise DefinitionError(
+            "USAGE",
+            f"--key takes the keys of one sync, and {len(chosen)} are chosen",
+            hint="name it: `retl sync SYNC --key KEY`",
+        )
     if allow_deletes is not None and len(chosen) > 1:
         raise DefinitionError(
             "USAGE",

@@ -144,6 +144,7 @@ class Trace:
     those written before the object's storage was replaced (TRUNCATE, DROP, a restored dump, a rewrite), so a
     mark is no proof that its rows are there. `foreign`: runs of other syncs of this ledger. `epoch`: the
     newest that the object knows of this sync. `strangers`: other ledgers delivered here, this one never.
+    `taken`: another ledger has delivered here since this one last did.
     """
 
     batches: frozenset[tuple[str, str]] = frozenset()
@@ -151,6 +152,7 @@ class Trace:
     foreign: frozenset[str] = frozenset()
     epoch: int = 0
     strangers: bool = False
+    taken: bool = False
 
 
 class Kind(StrEnum):

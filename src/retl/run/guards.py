@@ -38,6 +38,7 @@ GUARDS = (  # the codes for --accept, in the order of the documentation
 )
 DELETES_ALWAYS_PASS = 10  # this many deletes or fewer are not judged
 LOST_SHARE = 0.02  # of the sampled confirmed keys
+LOST_KEYS = 4  # the share of a whole sample: so few say something only where they are half of all
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Facts:
     matched: int = 0  # rows with a key in the baseline
     sampled: int = 0
     lost: int = 0
+    taken: bool = False  # another ledger has delivered to the target since this one last did
     failed_checks: tuple[str, ...] = ()
     drifted: Mapping[str, Drifted] = field(default_factory=dict)  # by column, since the last good run
     allow_deletes: int | None = None
@@ -137,9 +139,12 @@ def _measured(facts: Facts, guards: Guards) -> Iterator[tuple[str, str, str]]:
         yield "FIRST_RUN", f"{facts.unproved:,} rows", f"{guards.max_first_run:,}"
 
 
-def is_lost(sampled: int, lost: int) -> bool:
-    """Whether a target that lacks `lost` of `sampled` delivered keys was emptied or replaced."""
-    return _over(lost, LOST_SHARE, sampled)
+def is_lost(sampled: int, lost: int, *, refills: bool = False) -> bool:
+    """Whether a target that lacks `lost` of `sampled` delivered keys was emptied or replaced. In a small
+    table one row that a person removed is more than the share, so few keys must be half of them. A target
+    that is refilled by itself refuses nobody, so there the share is enough."""
+    few = lost <= LOST_KEYS and 2 * lost < sampled
+    return _over(lost, LOST_SHARE, sampled) and (refills or not few)
 
 
 def _over(count: int, rate: float, total: int) -> bool:
@@ -188,7 +193,9 @@ def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
         yield Refusal(
             "TARGET_LOST",
             f"the target lacks {facts.lost} of {facts.sampled} sampled keys that were delivered",
-            "it was emptied, restored or replaced: "
+            "it was emptied, restored or replaced"
+            + ", and another ledger has delivered here since this one last did" * facts.taken
+            + ": "
             + (
                 f"`retl state rebuild {facts.append}` finds the rows to append again"
                 if facts.append

@@ -11,7 +11,7 @@ from contextlib import closing
 from retl.destinations.batch import MODES, Batch
 from retl.engine import diff, succession
 from retl.errors import TargetError
-from retl.run import contract_diff, resolve, volatile
+from retl.run import contract_diff, resolve, trace, volatile
 from retl.run.job import Job
 from retl.run.known import Known
 from retl.run.plan import Plan
@@ -46,6 +46,10 @@ def _before(job: Job, made: Made, plan: Plan, unanswered: int) -> Mapping[str, b
         f"a dead run left {unanswered} rows unanswered: a run resolves them first, so these numbers may"
         " change": unanswered > 0,
         "the target lost rows that expire: every row is sent again": asked.emptied,
+        f"the target lacks {asked.lost} of {asked.sampled} sampled rows that were delivered, and they are not"
+        f" sent: `retl reconcile {job.sync.name} --repair` sends what is missing": (
+            asked.lost > 0 and not plan.refusals
+        ),
         "ERASED: the target was restored or emptied, so people who were erased may be there again:"
         " `retl erase verify` looks for them, `retl erase --again` erases them again": (
             asked.restored and bool(known.suppressed)
@@ -54,6 +58,7 @@ def _before(job: Job, made: Made, plan: Plan, unanswered: int) -> Mapping[str, b
         "only the rows of these keys were read: the guards that judge all rows of the mart were not asked"
         f" (`retl sync --sync {job.sync.name} --dry-run` asks them)": made.frozen.narrowed,
         "this account has no right to write here: a run would fail": asked.readonly,
+        trace.TAKEN: asked.taken,
         "the object was rewritten since the last run (a restore, TRUNCATE, VACUUM FULL): every row is sent"
         " again": asked.replaced and distrust is not None,
         f"this object was delivered to as {known.object}: its baseline continues": known.object != place,

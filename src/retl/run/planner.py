@@ -308,13 +308,7 @@ def guard(job: Job, run: Run, made: Made) -> Plan:
     _refuse_part(job, mapped, known, in_part)
     columns.require_own(job.ledger, sync, mapped.field_map, job.neighbours)
     facts = _facts(job, run, made, whole)
-    redefined = known.basis.restarts and not options.adopt
-    described, now = made.opened.description.columns, mapped.fingerprints
-    refusals = [*_redefined(redefined), *_orphans(job, mapped, known)]
-    refusals += columns.drifted(known.former, now, mapped.field_map, described)
-    refusals = [*made.asked.refusals, *(one for one in refusals if one.code not in options.accept)]
-    refusals += guards.judge(facts, sync.guards, options.accept)
-    refusals += _unapproved(job)
+    refusals = _refusals(job, made, facts)
     log.event("guards_judged", refusals=len(refusals), changes=len(made.due.changes))
     return Plan(
         purpose=options.purpose,
@@ -350,6 +344,17 @@ def guard(job: Job, run: Run, made: Made) -> Plan:
         ),
         narrowed=made.frozen.narrowed,
     )
+
+
+def _refusals(job: Job, made: Made, facts: Facts) -> list[Refusal]:
+    """Why the run must not write, without what is accepted."""
+    mapped, known, accept = made.frozen.mapped, made.known, job.options.accept
+    redefined = known.basis.restarts and not job.options.adopt
+    described, now = made.opened.description.columns, mapped.fingerprints
+    found = [*_redefined(redefined), *_orphans(job, mapped, known)]
+    found += columns.drifted(known.former, now, mapped.field_map, described)
+    found = [*made.asked.refusals, *(one for one in found if one.code not in accept)]
+    return [*found, *guards.judge(facts, job.sync.guards, accept), *_unapproved(job)]
 
 
 def _is_whole(job: Job, made: Made) -> bool:
@@ -473,6 +478,7 @@ def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
         matched=made.diffed.read - unusable - new,
         sampled=made.asked.sampled,
         lost=made.asked.lost,
+        taken=made.asked.taken,
         failed_checks=made.frozen.failed_checks,
         drifted=made.judged.drifted,
         allow_deletes=job.options.allow_deletes,

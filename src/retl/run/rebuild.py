@@ -32,7 +32,9 @@ REBUILT = "rebuilt"  # the new baseline, as a delta: pos, op, key, hash, owned, 
 class Found:
     """Rows of the mart by what the target holds: the same, a `different` row, or none (`absent`). `rejected`
     rows cannot be sent, so they are not compared. `taken`: keys that only the target has, and that are the
-    sync's from now on. `forgotten`: keys that the former baseline counted as delivered and the mart lacks."""
+    sync's from now on. `forgotten`: keys that the former baseline counted as delivered and the mart lacks.
+    `again`: of the same rows, those that the next run sends once, because it has to learn what they look like
+    at the target before it can notice other people's edits."""
 
     read: int = 0
     same: int = 0
@@ -41,6 +43,7 @@ class Found:
     rejected: int = 0
     taken: int = 0
     forgotten: int = 0
+    again: int = 0
 
 
 def require(sync: Sync, target: Target, *, take_ownership: bool) -> None:
@@ -86,7 +89,7 @@ def rebuild(job: Job, *, take_ownership: bool = False) -> tuple[Summary, Found]:
             with clock.phase("prepare"):
                 made.destination.prepare(Visit(run.run_id, lock.epoch, exclusive=True))
             log.event("target_prepared")
-            found = _count(workspace, made, take_ownership=take_ownership)
+            found = _count(job, workspace, made, take_ownership=take_ownership)
             return running.end(_numbers(found), _checkpoint(running, made, rows)), found
         except RetlError as problem:
             return running.fail(problem), Found()
@@ -98,7 +101,7 @@ def look(job: Job, *, take_ownership: bool = False) -> Found:
     with private_directory() as folder, ExitStack() as hold, log.bound(sync=job.sync.name):
         workspace = hold.enter_context(Workspace(folder, job.stop))
         made = compare(job, run, workspace, Clock(), hold, Scope(scan=take_ownership))
-        return _count(workspace, made, take_ownership=take_ownership)
+        return _count(job, workspace, made, take_ownership=take_ownership)
 
 
 def _make_baseline(job: Job, workspace: Workspace, *, take_ownership: bool) -> int:
@@ -124,7 +127,7 @@ def _make_baseline(job: Job, workspace: Workspace, *, take_ownership: bool) -> i
     return number
 
 
-def _count(workspace: Workspace, made: Compared, *, take_ownership: bool) -> Found:
+def _count(job: Job, workspace: Workspace, made: Compared, *, take_ownership: bool) -> Found:
     read = made.frozen.total
     same, different, absent = workspace.one(
         "SELECT count(*) FILTER (WHERE fields = '[]'), count(*) FILTER (WHERE there AND fields <> '[]'),"
@@ -133,7 +136,8 @@ def _count(workspace: Workspace, made: Compared, *, take_ownership: bool) -> Fou
     (taken,) = workspace.one(f"SELECT count(*) FROM {held.PRESENT} WHERE there AND of <> '{held.OF_MART}'")
     forgotten = 0 if take_ownership else made.forgotten
     rejected = read - same - different - absent - made.erased
-    return Found(read, same, different, absent, rejected, taken, forgotten)
+    learns = made.mapped.field_map.shape.cautious and job.sync.write not in ("append", "insert_only")
+    return Found(read, same, different, absent, rejected, taken, forgotten, same if learns else 0)
 
 
 def _replace_baseline(running: Execution, made: Compared, rows: int) -> None:

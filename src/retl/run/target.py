@@ -61,6 +61,7 @@ class Asked:
     distrust: Distrust | None = None
     refusals: tuple[Refusal, ...] = ()
     folds: tuple[Folds, ...] = ()
+    taken: bool = False  # another ledger has delivered there since this one last did
 
 
 def visit(job: Job, run: Run, mapped: Mapped, epoch: int | None, hold: ExitStack) -> Visited:
@@ -100,6 +101,7 @@ def ask(
     if visited.trace is not None:
         here = visited.trace.batches & visited.expected.marks
         found = replace(found, marks=here - visited.trace.replaced, past=visited.trace.epoch)
+        found = replace(found, taken=visited.trace.taken)
         compared = trace.compare(job.ledger, job.sync.name, visited.trace, visited.expected, append=append)
         found, lost = _judged(job, found, compared, expires=expires), compared.lost
         found = replace(found, replaced=bool(visited.trace.replaced & visited.expected.marks))
@@ -110,7 +112,7 @@ def ask(
         assert visited.destination is not None
         sampled, missed = sample(visited.destination, run, mapped, workspace, known.basis)
         found = replace(found, sampled=sampled, lost=missed)
-    is_lost = guards.is_lost(found.sampled, found.lost)
+    is_lost = guards.is_lost(found.sampled, found.lost, refills=expires)
     if is_lost and expires:
         found = replace(found, emptied=True, lost=0)
     if is_lost and found.replaced and lost is None:

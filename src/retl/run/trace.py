@@ -22,6 +22,10 @@ from retl.run.guards import Refusal
 from retl.run.job import Job
 
 Marks = frozenset[tuple[str, str]]  # (run id, batch id)
+TAKEN = (
+    "another ledger has delivered here since this one last did: another project writes here, or this state is"
+    " a former one"
+)
 _FORGOTTEN = "people that this ledger does not know to be erased must be erased again first, or they are sent"
 
 
@@ -84,7 +88,8 @@ def compare(ledger: Ledger, sync: str, trace: Trace, known: Expected, *, append:
             if marks & trace.batches:
                 partial = run.epoch
     forgotten = (common if partial is None else partial) if append else None
-    return Compared((_lost(len(missing), append),), Distrust(common, forgotten), lost=common)
+    refusal = _lost(len(missing), append, taken=trace.taken)
+    return Compared((refusal,), Distrust(common, forgotten), lost=common)
 
 
 def lost(
@@ -164,10 +169,10 @@ def _behind(sync: str, runs: int, append: bool) -> Refusal:
     )
 
 
-def _lost(batches: int, append: bool) -> Refusal:
+def _lost(batches: int, append: bool, *, taken: bool) -> Refusal:
     hint = "--accept TARGET_LOST appends them again" if append else "`--full` sends every row again"
     return Refusal(
         "TARGET_LOST",
         f"the target lacks {batches} batch{'es' * (batches > 1)} that the ledger knows as delivered",
-        f"it was emptied, restored or replaced: {hint}",
+        f"it was emptied, restored or replaced: {hint}" + f"; {TAKEN}" * taken,
     )

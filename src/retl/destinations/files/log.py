@@ -91,6 +91,7 @@ class Log:
             foreign=frozenset(one["run"] for one in mine if one["sync"] != self.shape.sync),
             epoch=self.epochs.get(self._us, 0),
             strangers=bool(ledgers) and self.shape.state_id not in ledgers,
+            taken=bool(mine) and marks[-1]["ledger"] != self.shape.state_id,
         )
 
     @property

@@ -211,8 +211,8 @@ def trace(session: Session, statements: Statements) -> Trace:
             replaced.add((run_id, batch))
         if sync != statements.shape.sync:
             foreign.add(run_id)
-    row = session.execute(statements.markers.strangers()).fetchone()
-    return Trace(frozenset(batches), frozenset(replaced), frozenset(foreign), epoch, bool(row and row[0]))
+    strangers, taken = session.execute(statements.markers.strangers()).fetchone() or (False, False)
+    return Trace(frozenset(batches), frozenset(replaced), frozenset(foreign), epoch, strangers, taken)
 
 
 def traits(table: Table, shape: Shape) -> Traits:

@@ -97,9 +97,13 @@ class Markers:
         )
 
     def strangers(self) -> str:
-        """Whether other ledgers have delivered to this table, and this one never."""
+        """Whether other ledgers have delivered to this table and this one never, and whether another has
+        since this one last did."""
+        ours = f"FILTER (WHERE {self._state})"
+        others = f"FILTER (WHERE NOT ({self._state}))"
         return (
-            f"SELECT coalesce(bool_or(NOT ({self._state})) AND NOT bool_or({self._state}), false)"
+            f"SELECT coalesce(bool_or(NOT ({self._state})) AND NOT bool_or({self._state}), false),"
+            f" coalesce(max(applied_at) {others} > max(applied_at) {ours}, false)"
             f" FROM {self.table} WHERE object = {literal(str(self.relation))}"
         )
 

@@ -256,7 +256,8 @@ class Redis(Destination[RedisOptions]):
             code, sentence = judge(replies[-1])
             kind = Unavailable if code in AGAIN else Systemic
             raise kind(code, f"{self._wire.server}: {stamp}: {sentence}")
-        return Trace(ended(replies[-1]), strangers=self._stamp.others(replies[-2]))
+        known, signed = replies[-1], replies[-2]
+        return Trace(ended(known), strangers=self._stamp.others(signed), taken=self._stamp.taken(signed))
 
     def prepare(self, visit: Visit) -> None:
         """Signs for this ledger, and removes the stamps of earlier runs, except those that the ledger will

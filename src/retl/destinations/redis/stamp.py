@@ -28,6 +28,11 @@ class Stamp:
         known = _ledgers(reply)
         return bool(known) and self._state_id not in known
 
+    def taken(self, reply: Any) -> bool:
+        """Whether another ledger has delivered here since this one last did."""
+        known = _ledgers(reply)
+        return self._state_id in known and max(known.values()) > known[self._state_id]
+
     def signing(self, reply: Any) -> list[Command]:
         """What makes this ledger the last in the list; nothing if it is."""
         known = _ledgers(reply)
@@ -58,7 +63,7 @@ def entries_of_others(reply: Any, runs: frozenset[str]) -> list[str]:
 
 
 def _ledgers(reply: Any) -> dict[str, int]:
-    """Per ledger its place in the order of delivering."""
+    """Per ledger its place in the order of their last runs."""
     listed = iter(() if isinstance(reply, Refusal) else reply)
     return {state_id.decode(): int(place) for state_id, place in zip(listed, listed, strict=True)}
 

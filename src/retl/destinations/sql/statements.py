@@ -301,9 +301,14 @@ class Statements:
         )
 
     def strangers(self) -> str:
-        """How many ledgers have delivered to this table, and whether this one has."""
+        """How many ledgers have delivered to this table, whether this one has, and whether another has since
+        this one last did."""
+        ours, others = (
+            f"max(CASE WHEN {one} THEN applied_at END)" for one in (self._state, f"NOT {self._state}")
+        )
         return (
-            f"SELECT count(DISTINCT state_id), coalesce(max({self._state}), 1 = 0) FROM {self.marker}"
+            f"SELECT count(DISTINCT state_id), coalesce(max({self._state}), 1 = 0),"
+            f" coalesce({others} > {ours}, 1 = 0) FROM {self.marker}"
             f" WHERE object = {self._object}"
         )
 

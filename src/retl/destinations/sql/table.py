@@ -148,7 +148,7 @@ class SqlTable(Destination[SQL], Generic[SQL]):
         if not self._has_marks(session):
             return Trace()
         epoch, batches, replaced, foreign = 0, set[tuple[str, str]](), set[tuple[str, str]](), set[str]()
-        ((ledgers, ours),) = session.rows(self._sql.strangers())
+        ((ledgers, ours, taken),) = session.rows(self._sql.strangers())
         for sync, run_id, batch, its_epoch, gone in session.rows(self._sql.trace()):
             if not run_id:
                 epoch = its_epoch
@@ -160,7 +160,9 @@ class SqlTable(Destination[SQL], Generic[SQL]):
             if sync != self.shape.sync:
                 foreign.add(run_id)
         strangers = bool(ledgers) and not ours
-        return Trace(frozenset(batches), frozenset(replaced), frozenset(foreign), epoch, strangers)
+        return Trace(
+            frozenset(batches), frozenset(replaced), frozenset(foreign), epoch, strangers, bool(taken)
+        )
 
     @property
     def _marker(self) -> Relation:
