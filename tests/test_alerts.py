@@ -139,6 +139,12 @@ def test_a_change_of_state_is_told_once(
     assert told(on, *seen) == wanted
 
 
+def test_a_mistyped_key_is_nobody_elses_alert(workshop: Workshop, listener: Listener) -> None:
+    tell(workshop, webhook(listener), "[failure]")
+    assert workshop.retl("sync", "--key", "99999").code == 2
+    assert listener.events() == []
+
+
 def test_failure_and_recovery_are_told_once_and_without_row_values(
     workshop: Workshop, listener: Listener
 ) -> None:

@@ -128,6 +128,21 @@ def test_a_key_is_of_one_sync_and_never_sent_by_all(workshop: Workshop) -> None:
     assert workshop.json("sync", "users", "--key", "5")["syncs"][0]["inserted"] == 1
 
 
+@pytest.mark.parametrize("words", [("--key", "31"), ("--where", "no_such_column = 1")])
+def test_what_somebody_mistyped_is_no_run(workshop: Workshop, words: tuple[str, ...]) -> None:
+    workshop.sync("users")
+    workshop.json("sync")
+    for more in ((), ("--dry-run",)):
+        said = workshop.retl("sync", *words, *more, "--output", "json")
+        assert (said.code, said.document["syncs"][0]["run_id"]) == (2, None)
+    assert workshop.retl("plan", *words).code == 2
+    assert [one["status"] for one in workshop.json("runs")["runs"]] == ["SUCCESS"]
+    assert workshop.json("status")["syncs"][0]["status"] == "SUCCESS"
+    assert workshop.retl("sync", "--failed").out == "nothing to do: no selected sync failed at its last run\n"
+    assert workshop.json("sync")["syncs"][0]["unchanged"] == ROWS
+    assert workshop.json("log", "verify")["faults"] == []
+
+
 def test_the_form_of_a_key_of_several_columns_stands_in_the_error_and_in_the_help(workshop: Workshop) -> None:
     workshop.sync(
         "users",

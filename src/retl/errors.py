@@ -7,6 +7,7 @@ other exception is a bug and stops the run.
 
     RetlError                 what, where, why, what to do; a CODE
     ├── DefinitionError       2   a file or an argument is wrong; nothing ran
+    │   └── Misasked              the command asks for rows that cannot be; there is no run
     ├── Mismatch              3   source and target do not fit the sync: a guard, nothing was written
     ├── Later                 75  nothing is wrong: lock held, breaker open
     │   └── Spent                 the target says that the daily budget is used up
@@ -78,6 +79,11 @@ class DefinitionError(RetlError):
     """A definition or an argument is wrong; nothing ran."""
 
     exit_code = 2
+
+
+class Misasked(DefinitionError):
+    """The command asks for rows that the mart does not have, or in a way that does not fit it. The run that
+    found this is not recorded."""
 
 
 class Mismatch(RetlError):

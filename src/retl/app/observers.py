@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retl.app.loaded import LoadedProject
-from retl.errors import RetlError
+from retl.errors import DefinitionError, RetlError
 
 if TYPE_CHECKING:
     from retl.app.alerts import Digest
@@ -62,9 +62,10 @@ def alert_end(
     summary: Summary,
     digest: Digest,
 ) -> None:
-    """Send alerts for a run that ended, or let them wait for the digest."""
+    """Send alerts for a run that ended, or let them wait for the digest. Who mistypes a key reads the error:
+    there was no run, and it is nobody else's alert."""
     alerts, _ = project.alerts
-    if not alerts:
+    if not alerts or (summary.run_id is None and summary.exit_code == DefinitionError.exit_code):
         return
     from retl.app.alerts import Observation, observe
 

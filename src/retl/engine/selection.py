@@ -16,7 +16,7 @@ from retl.engine.freeze import FROZEN
 from retl.engine.mapping import FieldMap
 from retl.engine.sql_text import first_line, select
 from retl.engine.workspace import Workspace
-from retl.errors import DefinitionError
+from retl.errors import DefinitionError, Misasked
 from retl.project.definitions import Sync
 from retl.values.keys import key_form, key_texts
 from retl.values.sql import literal, quoted
@@ -82,7 +82,7 @@ def cursor(sync: Sync, columns: Mapping[str, str]) -> Cursor | None:
 def chosen(
     workspace: Workspace, field_map: FieldMap, selection: Selection, variables: Mapping[str, Any]
 ) -> list[str]:
-    """The predicates of --key and --where over the frozen rows. DefinitionError if --where is no predicate;
+    """The predicates of --key and --where over the frozen rows. Misasked if --where is no predicate;
     it can read only the mart and write nothing."""
     conditions = []
     if selection.keys:
@@ -95,7 +95,7 @@ def chosen(
         try:
             workspace.run(f"CREATE TABLE chosen AS {wanted.sql}", wanted.parameters)
         except duckdb.Error as problem:
-            raise DefinitionError(
+            raise Misasked(
                 "WHERE_INVALID", f"--where does not fit the mart: {first_line(problem)}"
             ) from problem
         workspace.run("DROP VIEW mart")
@@ -104,7 +104,7 @@ def chosen(
 
 
 def require(workspace: Workspace, field_map: FieldMap, sync: Sync, keys: Sequence[str]) -> None:
-    """DefinitionError KEY_UNKNOWN if the mart lacks one of these keys; the keys may be personal data, so it
+    """Misasked KEY_UNKNOWN if the mart lacks one of these keys; the keys may be personal data, so it
     only counts them."""
     if not keys:
         return
@@ -117,7 +117,7 @@ def require(workspace: Workspace, field_map: FieldMap, sync: Sync, keys: Sequenc
     workspace.run("DROP TABLE named")
     if missing:
         form = key_form([one.type for one in field_map.shape.key], sync.key)
-        raise DefinitionError(
+        raise Misasked(
             "KEY_UNKNOWN",
             f"the mart has no row with {'this key' if total == 1 else f'{missing} of these {total} keys'}",
             hint=f"write a key as {form}; `retl explain {sync.name}` shows some",

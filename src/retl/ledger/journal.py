@@ -100,6 +100,15 @@ class Journal(Requests):
                 return chain.join(database, run_id, batches, now)
         return None
 
+    def withdraw(self, run_id: str, epoch: int) -> bool:
+        """Delete the RUNNING row of a run that has recorded nothing; False if it has batches or a delta."""
+        sql = "DELETE FROM retl_runs WHERE run_id = ? AND status = 'RUNNING' AND delta IS NULL AND NOT EXISTS"
+        with self._fenced(epoch, run_id=run_id) as database:
+            gone = database.change(f"{sql} (SELECT 1 FROM retl_batches WHERE run_id = ?)", run_id, run_id)
+            if gone:
+                self._end_shards(run_id)
+        return bool(gone)
+
     def record_delta(
         self,
         run_id: str,

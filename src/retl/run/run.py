@@ -38,7 +38,7 @@ from retl.engine.answers import Answers
 from retl.engine.baseline import Distrust
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
-from retl.errors import Failure, Later, LedgerError, Mismatch, RetlError, Stopped, Unavailable
+from retl.errors import Failure, Later, LedgerError, Misasked, Mismatch, RetlError, Stopped, Unavailable
 from retl.ledger import Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.observe import log
 from retl.observe.summary import REJECTS_SHOWN, Counts, Summary, described
@@ -270,6 +270,8 @@ class Execution:
     def fail(self, problem: RetlError) -> Summary:
         """The run stopped before its end: delivered rows stay delivered, and the ledger knows them. If the
         ledger is what failed, the summary still has the numbers of the answers that arrived."""
+        if isinstance(problem, Misasked) and self.plan is None and self._withdrawn(problem):
+            return Summary(self.job.sync.name, None, "FAILED", problem.exit_code, error=described(problem))
         numbers = Counts()
         if self.plan is not None:
             self.workspace.unstoppable()
@@ -292,6 +294,14 @@ class Execution:
         except RetlError as lost:  # the next run finds this one dead, with the answers recorded so far
             status, problem = "FAILED", problem if isinstance(problem, LedgerError) else lost
         return self._summary(status, problem.exit_code, numbers, problem)
+
+    def _withdrawn(self, problem: Misasked) -> bool:
+        """Whether this is no run after all, because somebody mistyped what to send."""
+        gone = self.job.ledger.withdraw(self.run.run_id, self.lock.epoch)
+        if gone:
+            ended: dict[str, Any] = {"status": "FAILED", "exit_code": problem.exit_code, "code": problem.code}
+            log.event("run_finished", **ended, counts={})
+        return gone
 
     def _record_failure(self, status: str, numbers: Counts, problem: RetlError) -> None:
         rejects = RejectChanges(retain=self._retain)
