@@ -72,7 +72,8 @@ class Following:
 
 @dataclass(frozen=True, repr=False)
 class LoadedProject:
-    """A project with valid files. Paths in `warehouse` and `state_url` are absolute."""
+    """A project with valid files, or the valid ones of them. Paths in `warehouse` and `state_url` are
+    absolute."""
 
     folder: Path
     environment: Environment
@@ -84,6 +85,8 @@ class LoadedProject:
     presets: Mapping[str, Preset]
     file: Filled
     _written: Mapping[str, Filled]
+    unread: frozenset[str] = frozenset()  # syncs in wrong files, which are not among `syncs`
+    faults: tuple[DefinitionError, ...] = ()  # only for reading the ledger is it used in spite of them
 
     @cached_property
     def connections(self) -> Connections:

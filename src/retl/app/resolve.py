@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from retl.observe.redact import register_model
 from retl.project.definitions import Project, Warehouse
 from retl.project.files import PROJECT_FILE, read_project_file, read_syncs
 from retl.project.settings import Environment, Settings, read
-from retl.project.validation import raise_all
+from retl.project.validation import each, raise_all
 from retl.project.variables import Filled
 
 if TYPE_CHECKING:
@@ -22,11 +23,18 @@ if TYPE_CHECKING:
 
 
 def open_project(
-    folder: Path, environment: str | None = None, *, environ: Mapping[str, str] | None = None, **flags: Any
+    folder: Path,
+    environment: str | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    to_read: bool = False,
+    **flags: Any,
 ) -> LoadedProject:
     """Read the project in `folder` with --env `environment`; `flags` override Settings.
 
-    DefinitionError(s) for everything wrong in any file; unset variables are not an error here.
+    DefinitionError(s) for everything wrong in any file; unset variables are not an error here. With `to_read`
+    only the ledger is going to be read: what is wrong with syncs or presets is in `faults`, and `syncs` are
+    the others. retl.yml must be right, because it says where the ledger is.
     """
     folder = folder.resolve()
     variables = Environment(folder, environment, environ)
@@ -36,10 +44,13 @@ def open_project(
         raise DefinitionError("NO_PROJECT", message, hint="`retl init` makes a project; --project names one")
     definitions, file = read_project_file(folder, variables)
 
+    wrong: dict[str, DefinitionError] | None = {} if to_read else None
+    presets, lacking = _readable(folder) if to_read else (None, [])
+
     def more(written: Filled) -> list[DefinitionError]:
         return Connections(definitions.connections, variables, file, _presets(folder)).faults(written)
 
-    found = read_syncs(folder, variables, file, more)
+    found = read_syncs(folder, variables, file, more, wrong)
     project = LoadedProject(
         folder=folder,
         environment=variables,
@@ -48,13 +59,25 @@ def open_project(
         warehouse=_warehouse(folder, definitions.warehouse, settings),
         state_url=_state_url(folder, definitions, file, settings, environment),
         syncs={name: read.sync for name, read in found.items()},
-        presets=_presets(folder),
+        presets=_presets(folder) if presets is None else presets,
         file=file,
         _written={name: read.written for name, read in found.items()},
+        unread=frozenset(wrong or ()) - found.keys(),
     )
     register_model(definitions)
+    if to_read:
+        # What is wrong between syncs can only be seen when all of them are known.
+        return replace(project, faults=(*lacking, *(wrong or {}).values()) or tuple(faults(project)))
     raise_all(faults(project))
     return project
+
+
+def _readable(folder: Path) -> tuple[Mapping[str, Preset], list[DefinitionError]]:
+    """The presets, and what is wrong with them: then there are none."""
+    try:
+        return _presets(folder), []
+    except DefinitionError as problem:
+        return {}, [*each(problem)]
 
 
 def _presets(folder: Path) -> Mapping[str, Preset]:

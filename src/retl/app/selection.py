@@ -49,7 +49,8 @@ def select(project: LoadedProject, choice: Choice, *, paused: bool = False) -> l
     raise_all(errors)
     if choice.all or not named:
         chosen |= able
-    return [syncs[name] for name in ordered(syncs) if name in chosen - left_out]
+    order = sorted(syncs) if project.faults else ordered(syncs)  # with faults nothing runs
+    return [syncs[name] for name in order if name in chosen - left_out]
 
 
 class Words:
@@ -147,6 +148,8 @@ def unknown(name: str, project: LoadedProject) -> DefinitionError:
     methods |= {f"to:{connection}": connection for connection in project.definitions.connections}
     exact = next((f"did you mean {written!r}?" for written, word in methods.items() if word == name), None)
     hint = exact or did_you_mean(name, project.syncs) or "`retl list` shows the syncs"
+    if name in project.unread:
+        return DefinitionError("SYNC_UNKNOWN", f"the file of sync {name!r} is wrong", hint="`retl validate`")
     return DefinitionError("SYNC_UNKNOWN", f"there is no sync {name!r}", hint=hint)
 
 

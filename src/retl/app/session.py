@@ -212,6 +212,11 @@ class Session:
         own = None if self.project.state_url.startswith("file:") else self.environment
         return open_ledger(self.project.state_url, self.project.folder, environment=own, create=create)
 
+    def require_known(self, name: str) -> None:
+        """DefinitionError SYNC_UNKNOWN if the project has no sync of this name, right or wrong."""
+        if name not in self.project.unread:
+            self.definition(name)
+
     def definition(self, name: str) -> Sync:
         """One sync by its name, paused or not. DefinitionError SYNC_UNKNOWN."""
         if name == "all":

@@ -96,15 +96,17 @@ def command(
     negative: bool = False,
     chooses: Sequence[str] = CHOOSING,
     formats: Any = Output,
+    ledger: bool = False,
 ) -> Callable[[Command], Command]:
     """Register a function as the command `name` of a group; its docstring is its help. A parameter `choice`
     stands for the options that choose syncs, or those of them in `chooses`. With `negative` an argument may
-    be -1; the command itself then refuses words that look like options. `formats`: what `--output` takes."""
+    be -1; the command itself then refuses words that look like options. `formats`: what `--output` takes.
+    `ledger`: the command needs only the ledger, so wrong sync files do not stop it."""
 
     def register(function: Command) -> Command:
         settings = {"ignore_unknown_options": True} if negative else None
         group.command(name, context_settings=settings)(
-            with_shared_options(function, reveals=reveals, chooses=chooses, formats=formats)
+            with_shared_options(function, reveals=reveals, chooses=chooses, formats=formats, ledger=ledger)
         )
         return function
 
@@ -118,6 +120,7 @@ def with_shared_options(
     alone: bool = False,
     chooses: Sequence[str] = CHOOSING,
     formats: Any = Output,
+    ledger: bool = False,
 ) -> Command:
     """Wrap a command for typer: add the shared options, pass an Invocation, turn any result or error into
     the exit code. With `alone` it runs only if no subcommand follows, whose name is its only argument."""
@@ -140,7 +143,7 @@ def with_shared_options(
 
     def called(*, context: typer.Context, **given: Any) -> int:
         outcome: Outcome = context.find_root().obj
-        outcome.invocation = invocation = _invoked(outcome.invocation, given)
+        outcome.invocation = invocation = replace(_invoked(outcome.invocation, given), reads=ledger)
         if alone and context.invoked_subcommand is not None:
             return 0
         if chosen:

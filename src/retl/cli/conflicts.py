@@ -40,7 +40,7 @@ def list_conflicts(invocation: Invocation, sync: OneSync = None, keys: Keys = No
 
     ledger = invocation.session.ledger()
     if sync is not None and not ledger.runs(sync, 1):
-        invocation.session.definition(sync)  # the history may have syncs that are no longer defined
+        invocation.session.require_known(sync)  # the history may have syncs that are no longer defined
     found = [_shown(invocation, one) for one in queue(ledger, sync, keys or ())]
     headers = ("sync", "key", "code", "reason", "digest", "first_seen", "last_seen", "attempts")
     rows = [tuple(one[name] for name in headers) for one in found]
@@ -83,7 +83,7 @@ def take(
     return code or int(bool(waiting))
 
 
-@command(conflicts, "dismiss")
+@command(conflicts, "dismiss", ledger=True)
 def dismiss(
     invocation: Invocation, sync: OneSync = None, keys: Keys = None, expect: Expect = None, yes: Yes = False
 ) -> None:
@@ -118,4 +118,4 @@ def _selected(invocation: Invocation, sync: str | None, keys: Sequence[str] | No
     return found
 
 
-group(conflicts, "conflicts", list_conflicts, "list", reveals=True, before_sync=("--sync",))
+group(conflicts, "conflicts", list_conflicts, "list", reveals=True, before_sync=("--sync",), ledger=True)

@@ -54,7 +54,7 @@ FACTS = (
 )
 
 
-@command(app, "runs")
+@command(app, "runs", ledger=True)
 def runs(
     invocation: Invocation,
     choice: Choice,
@@ -91,7 +91,7 @@ def runs(
     return None
 
 
-@command(app, "show", reveals=True, negative=True)
+@command(app, "show", reveals=True, negative=True, ledger=True)
 def show(
     invocation: Invocation,
     run_id: Annotated[
@@ -113,11 +113,13 @@ def show(
     invocation.show(document, lambda: _run_pieces(document))
 
 
-@command(app, "status")
+@command(app, "status", ledger=True)
 def status(
     invocation: Invocation,
     choice: Choice,
-    fail_stale: Annotated[bool, typer.Option("--fail-stale", help="Exit 1 if a sync is stale.")] = False,
+    fail_stale: Annotated[
+        bool, typer.Option("--fail-stale", help="Exit 1 if a sync is stale, or its file wrong.")
+    ] = False,
 ) -> int:
     """Show per sync: last success, age, delay behind the mart, open rejects, what to do next."""
     alerts = fail_stale and _alerts_stale(invocation)
@@ -130,8 +132,10 @@ def status(
         from retl.app import observers
 
         observers.alert_ages(invocation.project, invocation.environment, ledger, found)
-    code = int(fail_stale and any(one["stale"] for one in found))
-    warnings = [
+    unread = sorted(invocation.project.unread)  # nobody knows whether they are stale, and none of them runs
+    code = int(fail_stale and (bool(unread) or any(one["stale"] for one in found)))
+    warnings = [f"{name}: its file is wrong; it is not listed here" for name in unread]
+    warnings += [
         f"{one['sync']}: nothing was delivered for {one['untouched_days']} days. Is it still scheduled?"
         for one in found
         if one["untouched_days"] is not None

@@ -34,6 +34,7 @@ class Invocation:
     output: Format = "table"
     debug: bool = False
     reveal: bool = False
+    reads: bool = False  # it only shows or changes the ledger: wrong sync files do not stop it
     watched: bool = False  # stderr is a terminal: show progress instead of a log
     output_lost: bool = False  # stdout is closed or its disk is full
     _closing: ExitStack = field(default_factory=ExitStack)
@@ -79,8 +80,12 @@ class Invocation:
         from retl.app.session import Session
         from retl.project.settings import project_folder
 
-        project = open_project(project_folder(self.folder), self.environment)
+        project = open_project(project_folder(self.folder), self.environment, to_read=self.reads)
         self._configure_log(project.settings)
+        if project.faults:
+            from retl.cli import problems
+
+            problems.warn(project.faults)
         session = Session(project, self.environment, begun=self.begun, failed=self.debugged)
         self._closing.callback(session.close)
         return session

@@ -59,7 +59,7 @@ def show(
         raise DefinitionError("EXPORT_FORMAT", message, hint="the ending of the file says its format")
     ledger = invocation.session.ledger()
     if sync is not None and not ledger.runs(sync, 1):
-        invocation.session.definition(sync)  # the history may have syncs that are no longer defined
+        invocation.session.require_known(sync)  # the history may have syncs that are no longer defined
     run = named_run(ledger, run, "retl log").run_id if run is not None else None
     asked = writeback.Asked(sync, run, key, moment(since, ledger.now()))
     stop = invocation.session.stop
@@ -77,12 +77,12 @@ def show(
             _write_table(invocation, workspace, notes)
 
 
-@command(log, "verify")
+@command(log, "verify", ledger=True)
 def verify(invocation: Invocation, sync: OneSync = None) -> int:
     """Verify the chain of runs: exit 1 if a run, its batches or its files were changed."""
     ledger = invocation.session.ledger()
     if sync is not None and not ledger.runs(sync, 1):
-        invocation.session.definition(sync)
+        invocation.session.require_known(sync)
     chains = [one for one in ledger.chains() if sync in (None, one.sync)]
     names = [sync] if sync else sorted({*ledger.synced(), *(one.sync for one in chains)})
     faults = [fault for name in names for fault in ledger.verify(name)]
@@ -148,4 +148,4 @@ def _write_document(invocation: Invocation, workspace: Workspace) -> None:
     output.write("]}\n" if before == "," else '{"rows": []}\n')
 
 
-group(log, "log", show, "show", reveals=True, before_sync=("--sync",))
+group(log, "log", show, "show", reveals=True, before_sync=("--sync",), ledger=True)

@@ -7,7 +7,7 @@ its type and its place in the code are shown, because its text may contain row v
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from retl.app.failures import described, each, exit_code
@@ -29,12 +29,23 @@ def report(problem: BaseException, *, debug: bool = False) -> None:
     """Print an error to stderr."""
     for one in each(problem) if isinstance(problem, RetlError) else (problem,):
         tell(described(one))
+    for note in getattr(problem, "__notes__", ()):
+        say(note)
     if debug:
         from retl.observe import log
 
         text = "".join(traceback.format_exception(problem)).rstrip()
         if not log.error({"traceback": text}):
             say(text)
+
+
+def warn(faults: Iterable[RetlError]) -> None:
+    """Print what is wrong with files that the command can do without."""
+    from retl.observe import log
+
+    for one in map(described, faults):
+        if not log.error(one, "definitions_broken"):
+            say(f"warning: {sentence(one)}")
 
 
 def tell(error: Mapping[str, Any], sync: str | None = None) -> None:

@@ -115,12 +115,14 @@ class _Contract:
 
     columns: Mapping[str, Mapping[str, Any]]
     masked: frozenset[str]
+    is_unread: bool = False  # nobody knows now which columns are sensitive
 
     @classmethod
     def of(cls, invocation: Invocation, name: str) -> _Contract:
         sync = invocation.project.syncs.get(name)
         columns = contract_columns(sync, invocation.project.folder) if sync else {}
-        return cls(columns, frozenset(invocation.masked_columns(name)))
+        masked = frozenset(invocation.masked_columns(name))
+        return cls(columns, masked, name in invocation.project.unread)
 
     def column(self, reason: str | None) -> str | None:
         """The column that a reason begins with."""
@@ -152,7 +154,7 @@ def _document(invocation: Invocation, one: RejectRow, contract: _Contract) -> di
     """The JSON form of a reject; masked columns of its row stay masked, even with --reveal."""
     from retl.engine import payload
 
-    kept = one.payload and payload.shown(one.payload, contract.masked)
+    kept = None if contract.is_unread else one.payload and payload.shown(one.payload, contract.masked)
     column = contract.column(one.reason)
     return {
         "sync": one.sync,
@@ -227,7 +229,7 @@ def _csv(found: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-@command(rejects, "dismiss")
+@command(rejects, "dismiss", ledger=True)
 def dismiss(
     invocation: Invocation,
     sync: Annotated[str | None, typer.Option("--sync", metavar="NAME", help="Rejects of this sync.")] = None,
@@ -246,7 +248,7 @@ def dismiss(
         )
     ledger = invocation.session.ledger(create=yes or bool(keys))
     if not ledger.runs(sync, 1):
-        invocation.session.definition(sync)
+        invocation.session.require_known(sync)
     then = "only a change of their rows opens them again"
     if everything:
         confirmed(f"{counted(len(ledger.rejects(sync)), 'reject')} of {sync} dismissed; {then}", yes)
@@ -304,4 +306,4 @@ def _left(ledger: Ledger, sync: Sync, tried: Sequence[RejectRow]) -> list[str]:
     return notes
 
 
-group(rejects, "rejects", list_rejects, "list", reveals=True, formats=Formats, before_sync=())
+group(rejects, "rejects", list_rejects, "list", reveals=True, formats=Formats, before_sync=(), ledger=True)

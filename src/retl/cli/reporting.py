@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DEFAULT = Path("retl-report.html")
 
 
-@command(app, "report", negative=True, reveals=True)
+@command(app, "report", negative=True, reveals=True, ledger=True)
 def report(
     invocation: Invocation,
     run_id: Annotated[
@@ -52,7 +52,7 @@ def _run(invocation: Invocation, ledger: Ledger, run_id: str | None, sync: str |
     else:
         found = next(iter(ledger.runs(sync, 1)), None)
     if found is None and sync is not None:
-        invocation.session.definition(sync)  # raises if there is no such sync
+        invocation.session.require_known(sync)  # raises if there is no such sync
     if found is None or (sync is not None and found.sync != sync):
         of = f" of {sync}" if sync else ""
         what = f"there is no run {run_id!r}{of}" if run_id else f"there are no runs yet{of}"

@@ -19,6 +19,7 @@ from retl.cli.output import Piece, Table
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
+    from retl.app.session import Session
     from retl.observe.summary import Summary
     from retl.project.definitions import Sync
     from retl.run.job import Options
@@ -36,6 +37,10 @@ NUMBERS = (
     "in_doubt",
 )
 REJECTS_SHOWN = 20
+NOTHING_RAN = (
+    "nothing ran, also none of the other syncs: only all files together show whether two syncs write the same"
+    " rows or fields. To run the others now, move a wrong file out of syncs/."
+)
 
 Full = Annotated[bool, typer.Option("--full", help="Send every row, changed or not; delete nothing.")]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N changes; no deletes.")]
@@ -102,7 +107,7 @@ def sync(
     """Run syncs: plan, guard, deliver, record."""
     from retl.app.session import options
 
-    session = invocation.session
+    session = _opened(invocation)
     choice = replace(choice, all=everything)
     chosen = session.to_run(choice)
     _require_one(chosen, allow_deletes, keys)
@@ -150,7 +155,7 @@ def plan(
     from retl.app.session import options
     from retl.observe.summary import exit_code
 
-    session = invocation.session
+    session = _opened(invocation)
     chosen = session.to_run(choice)
     _require_file(chosen, out, offline=offline)
     _require_one(chosen, allow_deletes, keys)
@@ -176,6 +181,19 @@ def plan(
         code = _detailed(code, [one.summary for one in reviews])
     _show_reviews(invocation, reviews, code)
     return code
+
+
+def _opened(invocation: Invocation) -> Session:
+    """The project. If a file is wrong, its error gets a note on why the other syncs do not run either."""
+    from retl.project.files import sync_paths
+    from retl.project.settings import project_folder
+
+    try:
+        return invocation.session
+    except DefinitionError as problem:
+        if len([*sync_paths(project_folder(invocation.folder))]) > 1:
+            problem.add_note(NOTHING_RAN)
+        raise
 
 
 def _require_file(chosen: Sequence[Sync], out: Path | None, *, offline: bool) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from retl.app.loaded import LoadedProject
 
 
-@command(app, "serve")
+@command(app, "serve", ledger=True)
 def serve(
     invocation: Invocation,
     listen: Annotated[

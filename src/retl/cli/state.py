@@ -42,7 +42,7 @@ def show(invocation: Invocation, sync: OneSync = None) -> None:
     named = [sync] if sync is not None else sorted({*invocation.project.syncs, *_former(ledger)})
     found = [_checkpoint(one) for name in named for one in ledger.checkpoints(name)]
     if sync is not None and not found:
-        invocation.session.definition(sync)
+        invocation.session.require_known(sync)
     headers = ("sync", "object", "baseline_rows", "read_rows", "run_id", "updated_at")
     rows = [tuple(one[name] for name in headers) for one in found]
     labels = tuple(name.replace("_", " ") for name in headers)
@@ -147,7 +147,7 @@ def adopt(
         return report(invocation, [pipeline.sync(job)])
 
 
-@command(state, "prune")
+@command(state, "prune", ledger=True)
 def prune(
     invocation: Invocation,
     sync: OneSync = None,
@@ -176,7 +176,7 @@ def prune(
     return code
 
 
-@command(state, "unblock")
+@command(state, "unblock", ledger=True)
 def unblock(
     invocation: Invocation,
     connection: Annotated[str, typer.Argument(metavar="CONNECTION", autocompletion=completing.connections)],
@@ -197,14 +197,14 @@ def unblock(
     done(invocation, {"unblocked": connection, "was_blocked": was_blocked}, then)
 
 
-@command(state, "pause")
+@command(state, "pause", ledger=True)
 def pause(
     invocation: Invocation,
     name: SyncName,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; `retl status` shows it.")],
 ) -> None:
     """Let no run of a sync write until it is resumed."""
-    invocation.session.definition(name)
+    invocation.session.require_known(name)
     if not reason.strip():
         raise DefinitionError("USAGE", "--reason needs a text: somebody has to decide by it when to resume")
     invocation.session.ledger(create=True).pause(name, getpass.getuser(), reason.strip())
@@ -215,12 +215,12 @@ def pause(
     )
 
 
-@command(state, "resume")
+@command(state, "resume", ledger=True)
 def resume(invocation: Invocation, name: SyncName) -> None:
     """Let a paused sync run again."""
     ended = invocation.session.ledger(create=True).resume(name)
     if ended is None:
-        invocation.session.definition(name)
+        invocation.session.require_known(name)
     then = f"the next run of {name} sends what changed" if ended else f"{name} was not paused"
     done(invocation, {"resumed": name, "was_paused": asdict(ended) if ended else None}, then)
 
@@ -269,13 +269,14 @@ def group(
     reveals: bool,
     formats: Any = Output,
     before_sync: Sequence[str] | None = None,
+    ledger: bool = False,
 ) -> None:
     """`retl NAME` alone does what `retl NAME BARE` does, and so does `retl NAME SYNC` if `before_sync` says
     what BARE takes before the name of a sync."""
-    group.callback()(with_shared_options(bare, reveals=reveals, alone=True, formats=formats))
-    command(group, bare_name, reveals=reveals, formats=formats)(bare)
+    group.callback()(with_shared_options(bare, reveals=reveals, alone=True, formats=formats, ledger=ledger))
+    command(group, bare_name, reveals=reveals, formats=formats, ledger=ledger)(bare)
     words = None if before_sync is None else (bare_name, *before_sync)
     app.add_typer(group, name=name, cls=type("Family", (Family,), {"before_sync": words}))
 
 
-group(state, "state", show, "show", reveals=False)
+group(state, "state", show, "show", reveals=False, ledger=True)

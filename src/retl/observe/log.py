@@ -114,14 +114,15 @@ def get() -> structlog.typing.FilteringBoundLogger:
     return logger
 
 
-def error(fields: Mapping[str, Any]) -> bool:
+def error(fields: Mapping[str, Any], name: str = "error") -> bool:
     """Write an error that ends a command as a line of the log, if its lines are JSON; else False, and it is
-    to be told as a text. An error of the project's files comes before the log is configured."""
+    to be told as a text. `name`: the event, for an error that ends nothing. An error of the project's files
+    comes before the log is configured."""
     if _logger is None:
         asked = os.environ.get("RETL_LOG_FORMAT")
         configure(cast(Format, asked) if asked in ("json", "console") else None, "error")
     if _face == "json":
-        get().error("error", **{name: value for name, value in fields.items() if value is not None})
+        get().error(name, **{key: value for key, value in fields.items() if value is not None})
     return _face == "json"
 
 

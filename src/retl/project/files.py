@@ -15,7 +15,7 @@ from retl.errors import DefinitionError, Place
 from retl.project.contracts import ContractFile
 from retl.project.definitions import SYNC_NAME, Project, Sync
 from retl.project.settings import Environment
-from retl.project.validation import raise_all, validate
+from retl.project.validation import each, raise_all, validate
 from retl.project.variables import Filled, fill
 from retl.project.yamlfile import Loc, Tree, empty, load
 
@@ -58,9 +58,11 @@ def read_syncs(
     environment: Environment,
     project_file: Filled,
     more: Callable[[Filled], Iterable[DefinitionError]] = lambda _written: (),
+    wrong: dict[str, DefinitionError] | None = None,
 ) -> dict[str, Read]:
     """Every sync by name, sorted. DefinitionError(s) for all files at once; `more` finds those of a wrong
-    file that its models do not see."""
+    file that its models do not see. If `wrong` is given, it gets the first error of each wrong file, by the
+    file's stem, and nothing is raised."""
     found: dict[str, Read] = {}
     errors: list[DefinitionError] = []
     for path in sync_paths(folder):
@@ -76,6 +78,9 @@ def read_syncs(
                 )
             found[read.sync.name] = read
         except DefinitionError as error:
+            if wrong is not None:
+                wrong[path.stem] = each(error)[0]
+                continue
             errors.append(error)
             with suppress(DefinitionError):  # it cannot even be read
                 errors += more(_written(folder, path, environment, project_file.tree))
