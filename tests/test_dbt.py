@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from retl.errors import Later
+from retl.sources.dbt import PATIENCE, Manifest, decoded
 from tests import duckdb_files
 from tests.commands import Workshop
+from tests.inprocess import answer
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for dbt to be installed
@@ -196,12 +200,37 @@ def test_without_what_dbt_writes_nothing_runs_and_the_error_names_the_file(
     path.unlink()
     if content is not None:
         path.write_text(content)
+        os.utime(path, (0, 0))  # nobody is writing it
     said = workshop.retl("sync", "--output", "json")
     error = said.document["syncs"][0]["error"]
     assert (said.code, error["code"]) == (1, code)
     assert str(path) in error["message"]
     assert "warehouse.dbt" in error["hint"]
     assert workshop.retl("validate").code == 0  # the definition is right
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "run_results.json"])
+def test_a_file_that_dbt_is_writing_is_waited_for(workshop: Workshop, file: str) -> None:
+    mart(workshop, "customers", "customer_id")
+    path = workshop.folder / "target" / file
+    text = path.read_text()
+    path.write_text(text[: len(text) // 2])
+
+    def finish(line: str) -> None:
+        if "dbt_is_writing" in line:
+            path.write_text(text)
+
+    said = answer(["sync", "--output", "json"], workshop.environ(), workshop.folder, finish)
+    assert (said.code, said.document["syncs"][0]["status"]) == (0, "SUCCESS")
+
+
+def test_a_file_that_dbt_writes_for_long_is_no_failure(tmp_path: Path) -> None:
+    path, waited = tmp_path / "manifest.json", []
+    path.write_text("")
+    with pytest.raises(Later) as problem:
+        decoded(path, Manifest, waited.append)
+    assert (problem.value.code, problem.value.exit_code) == ("DBT_WRITING", 75)
+    assert sum(waited) == pytest.approx(PATIENCE)
 
 
 def test_the_target_folder_is_where_retl_yml_says(workshop: Workshop, tmp_path: Path) -> None:

@@ -5,16 +5,19 @@ does not know how a run of dbt ended (`dbt_results`).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from datetime import datetime
+from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
 import msgspec
 
-from retl.errors import DefinitionError, SourceError
+from retl.errors import DefinitionError, Later, SourceError
+from retl.observe import log
 from retl.project.contracts import Documented
 from retl.project.definitions import Warehouse
 from retl.project.validation import did_you_mean
@@ -23,7 +26,9 @@ from retl.values.types import Type, of_duckdb
 MANIFEST = "manifest.json"
 MARTS = {"model", "snapshot", "seed"}
 _PERSONAL = {"sensitive", "pii"}
+PATIENCE, WRITING = 10.0, 60.0  # seconds
 FileT = TypeVar("FileT")
+_LOOK_AGAIN = 0.2  # seconds
 _HINT = "run `dbt build`, or set `warehouse.dbt` in retl.yml to dbt's target folder"
 
 
@@ -245,11 +250,39 @@ def _names(node: Node) -> set[str]:
     return names | {f"{node.package_name}.{name}" for name in names}
 
 
-def decoded(path: Path, kind: type[FileT]) -> FileT:
+def decoded(path: Path, kind: type[FileT], wait: Callable[[float], object] = time.sleep) -> FileT:
+    """A file of dbt. dbt writes it in place, so one that was changed a moment ago may be half written: it is
+    read again for PATIENCE seconds. Later DBT_WRITING after that; SourceError DBT_UNREADABLE for a file that
+    nobody has changed for WRITING seconds."""
+    for again in range(ceil(PATIENCE / _LOOK_AGAIN)):
+        try:
+            return _decoded(path, kind)
+        except _HalfWritten:
+            if again == 0:
+                log.event("dbt_is_writing", file=path.name)
+            wait(_LOOK_AGAIN)
+    raise Later("DBT_WRITING", f"dbt is writing {path}", hint="run again when dbt has ended")
+
+
+class _HalfWritten(Exception):
+    """The file is no JSON yet."""
+
+
+def _decoded(path: Path, kind: type[FileT]) -> FileT:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
         raise SourceError("DBT_MISSING", f"there is no {path}", hint=_HINT) from None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:
+        if isinstance(problem, msgspec.DecodeError) and _is_new(path):
+            raise _HalfWritten from None
         reason = problem.strerror if isinstance(problem, OSError) else "it is not what dbt writes"
         raise SourceError("DBT_UNREADABLE", f"{path} cannot be read: {reason}", hint=_HINT) from None
+
+
+def _is_new(path: Path) -> bool:
+    """Whether the file was changed a moment ago."""
+    try:
+        return abs(time.time() - path.stat().st_mtime) < WRITING
+    except OSError:
+        return True  # it is being replaced
