@@ -157,13 +157,19 @@ def test_rejects_are_listed_and_dismissed(workshop: Workshop) -> None:
     assert workshop.retl("rejects", "dismiss", "--sync", "users").code == 2
     assert workshop.json("rejects", "dismiss", "--sync", "users", "--key", "30")["dismissed"] == 1
     assert workshop.json("rejects")["rejects"] == []
+    for words in ((), ("--dry-run",)):
+        (again,) = workshop.json("sync", *words)["syncs"]
+        assert (again["status"], again["rejected"], again["rejects"]) == ("SUCCESS", 1, [])
+        assert "a rejected row is dismissed, until it changes" in again["notes"]
+    assert workshop.json("status")["syncs"][0]["open_rejects"] == 0
     workshop.sync(
         "users",
         contract=CONTRACT.replace("user_id: {type: integer}", "user_id: {type: integer, sensitive: true}"),
         guards=lenient,
     )
     workshop.warehouse("UPDATE users SET spend = 40 WHERE user_id = 29")
-    workshop.json("sync")
+    (open_again,) = workshop.json("sync")["syncs"]
+    assert (open_again["status"], open_again["rejected"]) == ("SUCCESS_WITH_REJECTS", 2)
     assert {one["key"] for one in workshop.json("rejects")["rejects"]} == {"***"}
     assert "29" in {one["key"] for one in workshop.json("rejects", "--reveal")["rejects"]}
 

@@ -431,7 +431,7 @@ def test_a_plan_and_an_explanation_say_what_becomes_of_edits(tmp_path: Path, peo
     (planned,) = workshop.json("plan", "--sync", "people")["syncs"]
     (row,) = workshop.json("explain", "people", "--key", "a", "--read")["rows"]
     assert row["sides"]["row"] == "merged"
-    assert row["next"].startswith("update the fields that nobody edited")
+    assert row["next"].startswith("send a part of it: the fields that somebody edited")
     with people.connect() as connection:
         digest = "encode(int8send(hashtextextended('p' COLLATE \"C\", 1)), 'hex')"
         ((digest,),) = connection.execute(f"SELECT {digest}").fetchall()
@@ -440,7 +440,7 @@ def test_a_plan_and_an_explanation_say_what_becomes_of_edits(tmp_path: Path, peo
     assert digest in shown["request"].lower()
     for key in "bc":
         (other,) = workshop.json("explain", "people", "--key", key, "--read")["rows"]
-        assert other["next"] == "leave it as it is: somebody edited it in the target"
+        assert other["next"] == "leave it: somebody edited it in the target, and that edit stays"
     assert {name: (one["target"], one["mart"], one["verdict"]) for name, one in row["sides"]["fields"].items()} == {
         "phone": ("***", "***", "keep"), "score": (1, 2, "write")
     }  # fmt: skip
@@ -454,9 +454,65 @@ def test_a_plan_and_an_explanation_say_what_becomes_of_edits(tmp_path: Path, peo
     assert len(page.splitlines()) < 20, "a page for a person"
     assert "characters: `--verbose` prints them" in page
     assert "UPDATE ONLY" in workshop.retl("explain", "people", "--key", "a", "-v").out
+    assert row["next"] == "send a part of it: the fields that somebody edited in the target stay"
+    comment = workshop.retl("plan", "people", "--output", "markdown").out
+    assert "| `phone` | 0 | 0 |" not in comment, "it stays as it is in the target"
+    assert "| `score` | 0 | 1 |" in comment
     found = run(workshop)
     assert numbers(found) == numbers(predicted) == ((100, 0, 1, 1, 0), (1, 1, 0), (0, 1, 0))
     assert workshop.json("show")["conflicts"] == {"merged": 1, "kept": 1, "queued": 0}
+
+
+def test_rows_that_would_be_queued_are_no_updates_for_those_who_read_a_plan(
+    tmp_path: Path, people: Database
+) -> None:
+    workshop = begun(tmp_path, people, "manual")
+    edit(people, "a", P)
+    workshop.warehouse(rows(a=("q", 2), b=("r", 1), c=("p", 1)))
+    (planned,) = workshop.json("plan", "people")["syncs"]
+    assert (planned["updated"], planned["rejected"]) == (1, 1)
+    assert [(one["key"], one["stage"], one["code"]) for one in planned["rejects"]] == [
+        ("a", "conflict", "CONFLICT")
+    ]
+    assert {one["name"]: one["updated"] for one in planned["review"]["columns"]} == {"phone": 1, "score": 0}
+    comment = workshop.retl("plan", "people", "--output", "markdown").out
+    assert "| update | `a` | `phone` | `h` | `q` | conflict |" in comment
+    assert "|  |  | `score` | `1` | `2` | queued |" in comment
+    assert "| update | `b` | `phone` | `p` | `r` | write |" in comment
+    assert "| `a` | conflict | CONFLICT |" in comment.split("#### Rejects")[1]
+    request = comment.split("The request of one row")[1]
+    assert ('"b","r",1' in request, '"a",' in request) == (True, False)
+    (row,) = workshop.json("explain", "people", "--key", "a", "--read")["rows"]
+    assert row["next"].startswith("queue it: somebody edited it in the target")
+    (row,) = workshop.json("explain", "people", "--key", "b", "--read")["rows"]
+    assert row["next"].startswith("send it: nobody edited")
+    (row,) = workshop.json("explain", "people", "--key", "a")["rows"]
+    assert row["next"].endswith("unless somebody edited it in the target (`--read` looks)")
+    run(workshop)
+    (state,) = workshop.json("status")["syncs"]
+    assert state["next"] == "`retl conflicts --sync people`"
+
+
+def test_a_sync_that_makes_no_rows_plans_updates_and_says_which_rows_are_missing(
+    tmp_path: Path, people: Database
+) -> None:
+    with people.connect() as connection:
+        connection.execute("INSERT INTO people VALUES ('a', 'h', 1, NULL), ('b', 'p', 1, NULL)")
+    workshop = project(tmp_path / "project", people, "warehouse_wins", write="update_only", deletes="keep")
+    workshop.warehouse(rows(a=("q", 1), b=("r", 1), c=("p", 1)))
+    (planned,) = workshop.json("plan", "people", "--where", "id < 'd'")["syncs"]
+    assert (planned["inserted"], planned["updated"], planned["skipped"]) == (0, 2, 1)
+    shown = {one["key"]: (one["op"], one.get("verdict"), one["fields"]) for one in planned["samples"]}
+    assert shown == {
+        "a": ("update", None, {"phone": ["h", "q"]}),
+        "b": ("update", None, {"phone": ["p", "r"]}),
+        "c": ("update", "skipped", {}),
+    }
+    columns = {one["name"]: (one["inserted"], one["updated"]) for one in planned["review"]["columns"]}
+    assert columns == {"phone": (0, 2), "score": (0, 0)}
+    comment = workshop.retl("plan", "people", "--where", "id < 'd'", "--output", "markdown").out
+    assert "| update | `c` |  |  |  | skipped |" in comment
+    assert "of the first 0 updates" not in comment
 
 
 @pytest.mark.parametrize(

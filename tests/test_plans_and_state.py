@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import time
 from contextlib import closing
@@ -533,6 +534,8 @@ def test_a_dead_connection_is_left_alone_until_it_is_unblocked(
     assert blocked.code == 75
     assert only(blocked.document)["error"]["code"] == "BREAKER_OPEN"
     assert workshop.retl("sync").code == 75
+    (one,) = workshop.json("status")["syncs"]
+    assert re.match(r"wait [1-6]?[0-9] s, or fix postgres", one["next"])
     unblocked = workshop.json("state", "unblock", "postgres", "--yes")
     assert unblocked["was_blocked"] is True
     assert run(workshop)["status"] == "SUCCESS"

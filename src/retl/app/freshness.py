@@ -15,6 +15,7 @@ from pathlib import Path
 
 from retl.ledger import BreakerRow, Checkpoint, Ledger, Pause, RunRow
 from retl.project.definitions import Sync
+from retl.run.conflicts import STAGE
 from retl.run.resolve import doubts, is_asked, sends_first
 
 UNTOUCHED = timedelta(days=14)
@@ -55,10 +56,13 @@ def states(
 ) -> list[State]:
     """The state of these syncs, in their order; ages are those at `now`, by default by the ledger's clock.
     Without a `mart` nobody knows how far behind it they are."""
-    now, rejects, changed = now or ledger.now(), ledger.open_rejects(), _changed(mart)
-    breakers = {one.connection: one for one in ledger.breakers()}
+    now, every, queued = now or ledger.now(), ledger.open_rejects(), ledger.open_rejects(STAGE)
+    breakers, changed = {one.connection: one for one in ledger.breakers()}, _changed(mart)
     return [
-        _state(sync, ledger, now, changed, rejects.get(sync.name, 0), breakers.get(connection(sync)))
+        _state(
+            *(sync, ledger, now, changed),
+            *(every.get(sync.name, 0), queued.get(sync.name, 0), breakers.get(connection(sync))),
+        )
         for sync in syncs
     ]
 
@@ -69,7 +73,13 @@ def connection(sync: Sync) -> str:
 
 
 def _state(
-    sync: Sync, ledger: Ledger, now: datetime, changed: str | None, rejects: int, breaker: BreakerRow | None
+    sync: Sync,
+    ledger: Ledger,
+    now: datetime,
+    changed: str | None,
+    rejects: int,
+    queued: int,
+    breaker: BreakerRow | None,
 ) -> State:
     good, last = ledger.last_success(sync.name), ledger.last_run(sync.name)
     pause = ledger.paused(sync.name)
@@ -80,7 +90,7 @@ def _state(
     age = (now - ended).total_seconds() if ended else None
     stale = sync.enabled and sync.freshness is not None and (age is None or age > sync.freshness)
     doubtful = sum(one.rows for one in doubts(ledger, sync.name)) if is_asked(sync) else 0
-    held = breaker.connection if breaker and breaker.closes(now) else None
+    held = breaker if breaker and breaker.closes(now) else None
     lag = _lag(newest.source_version, changed) if newest else None
     status = "PAUSED" if pause or not sync.enabled else last.status if last else "NEVER"
     untouched = (now - _touched(newest)).days if newest and sync.enabled else 0
@@ -95,20 +105,43 @@ def _state(
         lag_seconds=lag,
         open_rejects=rejects,
         in_doubt=doubtful,
-        breaker=held,
+        breaker=held.connection if held else None,
         stale=stale,
         untouched_days=untouched if untouched >= UNTOUCHED.days else None,
         paused=pause,
         reconciled_at=looked.started_at if looked else None,
         drift=drift,
         next=_resume(pause)
-        or _next(sync, last, age=age, lag=lag, stale=stale, rejects=rejects, doubtful=doubtful, held=held)
+        or _urgent(sync, last, doubtful, _held(held, now))
+        or _due(sync, last, age=age, lag=lag, stale=stale, rejects=rejects, queued=queued)
         or _drifted(sync, drift)
         or (_ADOPT if good and sends_first(sync) else ""),
     )
 
 
-def _next(
+def _held(breaker: BreakerRow | None, now: datetime) -> str:
+    if breaker is None:
+        return ""
+    name = breaker.connection
+    return f"wait {breaker.wait(now)} s, or fix {name} and run `retl state unblock {name} --yes`"
+
+
+def _urgent(sync: Sync, last: RunRow | None, doubtful: int, held: str) -> str:
+    """What went wrong and needs a person, in one sentence; the most urgent of it."""
+    status = last.status if last else "NEVER"
+    if not sync.enabled:
+        return ""
+    if doubtful:
+        return f"`retl resolve --sync {sync.name}`: {doubtful} row{'s' * (doubtful != 1)} in doubt"
+    if held:
+        return held
+    if status in ("FAILED", "REFUSED") and last is not None:
+        code = (last.error or {}).get("code", status)
+        return f"`retl show {last.run_id}`: {code}"
+    return ""
+
+
+def _due(
     sync: Sync,
     last: RunRow | None,
     *,
@@ -116,20 +149,12 @@ def _next(
     lag: float | None,
     stale: bool,
     rejects: int,
-    doubtful: int,
-    held: str | None,
+    queued: int,
 ) -> str:
-    """The most urgent thing to do, in one sentence."""
+    """What a run or a decision would do, in one sentence. `queued`: the rejects that are conflicts."""
     status = last.status if last else "NEVER"
     if not sync.enabled:
         return ""
-    if doubtful:
-        return f"`retl resolve --sync {sync.name}`: {doubtful} row{'s' * (doubtful != 1)} in doubt"
-    if held:
-        return f"wait a minute, or fix {held} and run `retl state unblock {held} --yes`"
-    if status in ("FAILED", "REFUSED") and last is not None:
-        code = (last.error or {}).get("code", status)
-        return f"`retl show {last.run_id}`: {code}"
     if status == "NEVER":
         return f"`retl sync --sync {sync.name}`: it never ran"
     if status in ("INTERRUPTED", "ABANDONED"):
@@ -138,6 +163,8 @@ def _next(
         return f"run it: process {last.pid} of the run is gone"
     if stale and age is not None and sync.freshness is not None:
         return f"run it: stale since {length(age - sync.freshness)}"
+    if queued:
+        return f"`retl conflicts --sync {sync.name}`"
     if rejects:
         return f"`retl rejects --sync {sync.name}`"
     return f"run it: the mart is {length(lag)} newer" if lag and status != "RUNNING" else ""

@@ -11,9 +11,9 @@ handler. Everything is read or opened when it is needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import fields, replace
-from datetime import date
+from datetime import date, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,8 +138,7 @@ class Session:
         chosen = select(self.project, choice, paused=paused)
         if choice.failed:
             with closing(self._opened(create=False)) as ledger:  # a run opens it again, to write
-                last = {one.name: ledger.last_run(one.name) for one in chosen}
-            chosen = [one for one in chosen if (run := last[one.name]) and run.status not in GOOD]
+                chosen = [one for one in chosen if _failed(one.name, ledger)]
         if not (chosen or choice.bare or choice.may_be_empty):
             raise _nothing_selected()
         return chosen
@@ -176,9 +175,19 @@ class Session:
     ) -> dict[str, Summary]:
         """Run jobs of this session, in any thread; returns a summary of each. Never raises."""
         done = run_all(work, self._run, jobs=jobs, fail_fast=fail_fast)
+        self._remember_blocked(done)
         if self._digest.waiting and self._ledger is not None:
             self._digest.send(self._ledger)
         return done
+
+    def _remember_blocked(self, done: Mapping[str, Summary]) -> None:
+        """Note which syncs were not started, so that `--failed` chooses them: they have no run."""
+        ledger = self._ledger
+        for name, one in done.items():
+            lacks = one.status == "BLOCKED" and one.run_id is None and not one.dry_run
+            if ledger is not None and lacks and (one.error or {}).get("code") != "LOCK_HELD":
+                with suppress(RetlError):  # the summary says it all the same
+                    ledger.keep(_blocked_at(name), ledger.now().isoformat())
 
     def failed(self, sync: str, problem: Exception) -> Summary:
         """The summary of a sync that could not be run."""
@@ -454,6 +463,19 @@ def _choice(names: Collection[str], asked: Mapping[str, Any]) -> tuple[Choice, d
     given |= {name: tuple(given[name]) for name in ("tags", "exclude") if name in given}
     rest = {name: value for name, value in asked.items() if name not in ours}
     return Choice(names=tuple(names), **given), rest
+
+
+def _failed(name: str, ledger: Ledger) -> bool:
+    """Whether the last run of a sync did not end with success, or it could not be started since."""
+    last, blocked = ledger.last_run(name), ledger.kept(_blocked_at(name))
+    if blocked is not None and (last is None or datetime.fromisoformat(blocked) > last.started_at):
+        return True
+    return last is not None and last.status not in GOOD
+
+
+def _blocked_at(sync: str) -> str:
+    """The name under which the ledger keeps when a sync could not be started."""
+    return f"blocked {sync}"
 
 
 def _nothing_selected() -> DefinitionError:

@@ -38,7 +38,8 @@ _Excluded = Annotated[
     ),
 ]
 _Failed = Annotated[
-    bool, typer.Option("--failed", help="Only those whose last run did not end with success.")
+    bool,
+    typer.Option("--failed", help="Only those whose last run did not end with success, or did not start."),
 ]
 _State = Annotated[
     str | None,

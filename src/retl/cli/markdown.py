@@ -60,7 +60,7 @@ def _columns(found: Review) -> Iterator[str]:
     updates = found.summary.counts.updated
     if not shown or not found.summary.changes:
         return
-    of = "updates" if found.compared >= updates else f"of the first {found.compared:,} updates"
+    of = f"of the first {found.compared:,} updates" if 0 < found.compared < updates else "updates"
     rows = [
         (_code(one.name), f"{one.inserted:,}", "?" if one.updated is None else f"{one.updated:,}")
         for one in shown
@@ -71,12 +71,17 @@ def _columns(found: Review) -> Iterator[str]:
 def _samples(samples: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     from retl.cli.running import sampled
 
+    judged = any("verdict" in sample for sample in samples)
+    headers = ("op", "key", "field", "before", "after", *(("verdict",) if judged else ()))
     rows = [
-        (op, _code(key) if key else "", _code(name) if name else "", _code(old), _code(new))
-        for op, key, name, old, new, _ in sampled(samples)
+        (
+            *(op, _code(key) if key else "", _code(name) if name else "", _code(old), _code(new)),
+            *((_text(verdict or ""),) if judged else ()),
+        )
+        for op, key, name, old, new, verdict in sampled(samples)
     ]
     if rows:
-        yield "#### First changes\n\n" + _table(("op", "key", "field", "before", "after"), _cut(rows))
+        yield "#### First changes\n\n" + _table(headers, _cut(rows))
 
 
 def _rejects(document: Mapping[str, Any]) -> Iterator[str]:

@@ -34,7 +34,7 @@ class Reject:
     key: str
     row_id: str
     hash: str | None
-    stage: Literal["key", "contract", "ref", "target"]
+    stage: Literal["key", "contract", "ref", "target", "conflict"]
     code: str
     reason: str
     column: str | None = None

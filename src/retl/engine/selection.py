@@ -93,13 +93,13 @@ def chosen(
         workspace.run(f"CREATE VIEW mart AS SELECT * FROM {FROZEN}")  # the name that --where may use
         wanted = select(f'SELECT "retl row" FROM mart WHERE ({selection.where}\n)', variables, "--where")
         try:
-            workspace.run(f"CREATE TABLE chosen AS {wanted.sql}", wanted.parameters)
+            workspace.run(f"CREATE TABLE selected AS {wanted.sql}", wanted.parameters)
         except duckdb.Error as problem:
             raise Misasked(
                 "WHERE_INVALID", f"--where does not fit the mart: {first_line(problem)}"
             ) from problem
         workspace.run("DROP VIEW mart")
-        conditions.append('"retl row" IN (FROM chosen)')
+        conditions.append('"retl row" IN (FROM selected)')
     return conditions
 
 

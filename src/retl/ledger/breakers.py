@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import ceil
 
 from retl.ledger.rejects import Rejects
 from retl.ledger.rows import cell
@@ -41,6 +42,10 @@ class BreakerRow:
         """Seconds until a run may try again; 0 if it may."""
         pause = min(PAUSE, STEP * (self.failures // FAILURES))
         return max(0.0, (self.opened_at + pause - now).total_seconds()) if self.tripped else 0.0
+
+    def wait(self, now: datetime) -> int:
+        """`closes` as people read it: whole seconds, none too few."""
+        return ceil(self.closes(now))
 
 
 class Breakers(Rejects):

@@ -165,10 +165,13 @@ class History(State):
         found = self._database.rows(Pause, "retl_paused", "WHERE sync = ?", sync)
         return found[0] if found else None
 
-    def open_rejects(self) -> dict[str, int]:
-        """How many open rejects each sync has; syncs without any are left out."""
-        sql = "SELECT sync, count(*) FROM retl_rejects WHERE state = 'open' GROUP BY sync ORDER BY sync"
-        return {str(row[0]): int(row[1]) for row in self._database.query(sql)}
+    def open_rejects(self, stage: str | None = None) -> dict[str, int]:
+        """How many open rejects each sync has, of one stage or of all; syncs without any are left out."""
+        sql = (
+            "SELECT sync, count(*) FROM retl_rejects WHERE state = 'open' AND stage = COALESCE(?, stage)"
+            " GROUP BY sync ORDER BY sync"
+        )
+        return {str(row[0]): int(row[1]) for row in self._database.query(sql, stage)}
 
     def reject_reasons(
         self, sync: str, limit: int, keys: int

@@ -10,14 +10,14 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
 from retl.destinations.batch import Decision
 from retl.errors import DefinitionError
 from retl.ledger import Ledger
 from retl.values.keys import spellings
 
-STAGE = "conflict"
+STAGE: Final = "conflict"
 _DIGEST = re.compile(r" \[([0-9a-f]{16}|gone)\]$")
 
 

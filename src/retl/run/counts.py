@@ -8,9 +8,10 @@ decides nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from retl import ledger
@@ -100,6 +101,24 @@ def _ended(ends: Counter[tuple[str, str | None]], ending: str) -> Ends:
     return ends
 
 
+Dismissals = frozenset[tuple[str, str, str, str | None]]  # key, row id, code, hash in hex
+
+
+def dismissals(rows: Sequence[RejectRow]) -> Dismissals:
+    """What these dismissed rejects of the ledger cover: the same row with the same code."""
+    return frozenset((one.key, one.row_id, one.code, one.hash) for one in rows)
+
+
+def still_open(found: Iterable[Reject], dismissed: Dismissals) -> Iterator[Reject]:
+    """The rejects that nobody has dismissed."""
+    return (one for one in found if (one.key, one.row_id, one.code, one.hash) not in dismissed)
+
+
+def dismissed_note(rows: int) -> str:
+    what = "a rejected row is" if rows == 1 else f"{rows:,} rejected rows are"
+    return f"{what} dismissed, until {'it changes' if rows == 1 else 'they change'}"
+
+
 @dataclass
 class Account:
     """A run's plan and its answers; for more answers make a new one."""
@@ -107,6 +126,7 @@ class Account:
     plan: Plan
     workspace: Workspace
     answered: Sequence[Answered]
+    dismissed: Dismissals = frozenset()
 
     def counts(self) -> Counts:
         """The numbers of the run, by the actual outcome of each row."""
@@ -145,15 +165,27 @@ class Account:
             for key, row_id, digest, stage, code, reason, row in rows
         ]
 
+    @property
+    def rejects(self) -> list[Reject]:
+        """Every reject of the run."""
+        return [*judge.rejects(self.workspace), *self.target_rejects]
+
+    def number_dismissed(self) -> int:
+        if not self.dismissed:
+            return 0
+        return len(self.rejects) - sum(1 for _ in still_open(self.rejects, self.dismissed))
+
     def examples(self, number: int) -> list[dict[str, Any]]:
-        """The first rejects, for people: no hashes."""
-        found = [*judge.rejects(self.workspace, number), *self.target_rejects][:number]
+        """The first rejects that are not dismissed, for people: no hashes."""
+        most = None if self.dismissed else number
+        found = [*judge.rejects(self.workspace, most), *self.target_rejects]
+        found = list(islice(still_open(found, self.dismissed), number))
         return [{"key": r.key, "stage": r.stage, "code": r.code, "reason": r.reason} for r in found]
 
     def reject_changes(self, former: Sequence[RejectRow], *, whole: bool) -> RejectChanges:
         """The open rejects of this run, and the former ones that it closes: applied, or withdrawn because the
         row is gone or valid now. Unless the run checked the `whole` mart, the others stay open."""
-        mine = [*judge.rejects(self.workspace), *self.target_rejects]
+        mine = self.rejects
         kept = self._payloads(bool(mine))
         opened = tuple(
             ledger.Reject(r.key, r.hash, r.stage, r.code, r.reason, r.row_id, kept.get(r.row)) for r in mine

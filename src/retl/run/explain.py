@@ -18,7 +18,7 @@ from retl.destinations.batch import MODES, Batch, Field, Kind, Mode, Peeked
 from retl.destinations.value import SIZE
 from retl.engine import payload
 from retl.engine.change_set import ChangeSet
-from retl.engine.diff import OUTSIDE, seen_sql
+from retl.engine.diff import OUTSIDE, UPSERTS, seen_sql
 from retl.engine.lines import document_sql
 from retl.engine.scratch import private_directory
 from retl.engine.selection import PASSED
@@ -28,6 +28,7 @@ from retl.errors import TargetError
 from retl.run import pipeline
 from retl.run.job import Clock, Job
 from retl.run.plan import Plan
+from retl.run.prediction import Fates
 from retl.run.run import new_run
 from retl.values import storage
 from retl.values.keys import key_texts, key_value_sql
@@ -62,13 +63,12 @@ _NEXT = {
     "erased": "nothing: this key was erased, and is never sent again (ERASED)",
     "unknown": "nothing: this key is neither in the mart nor in the baseline",
 }
-
-
-_SENT = ("insert", "update", "refresh", "delete")
-_SPARED = {  # what becomes of such a row that somebody edited at the target
-    Kind.MERGED: "update the fields that nobody edited: the others stay as they are in the target",
-    Kind.KEPT: "leave it as it is: somebody edited it in the target",
-    Kind.CONFLICT: "queue it: somebody edited it in the target (`retl conflicts`)",
+_UNLESS = ", unless somebody edited it in the target (`--read` looks)"
+_EDITED = {
+    "conflict": "queue it: somebody edited it in the target, and a person decides (`retl conflicts`)",
+    "kept": "leave it: somebody edited it in the target, and that edit stays",
+    "merged": "send a part of it: the fields that somebody edited in the target stay",
+    "written": "send it: nobody edited in the target what it changes",
 }
 
 
@@ -218,9 +218,9 @@ class Rows:
         if read:
             found["target"] = self._target(one)
             if self.shape.conditional and one.key is not None:
-                found["sides"] = sides = self._sides(one, found)
-                if one.op in _SENT and not self.plan.refusals:
-                    found["next"] = _SPARED.get(sides["row"], found["next"])
+                found["sides"] = self._sides(one, found)
+                if self._due(one):
+                    found["next"] = _EDITED.get(found["sides"]["row"], found["next"])
         return found
 
     def _sides(self, one: _Chosen, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -333,7 +333,11 @@ class Rows:
             return "take it as delivered, without sending it (first_run: adopt)"
         if one.op == "update" and delivered is not None and delivered["state"] == "unknown":
             return "send it again: it is unknown whether the last delivery arrived"
-        return _NEXT[one.op]
+        return _NEXT[one.op] + (_UNLESS if self._due(one) and self.shape.conditional else "")
+
+    def _due(self, one: _Chosen) -> bool:
+        """Whether the next run would write or delete this row if nobody had edited it."""
+        return one.op in (*UPSERTS, "delete") and not (self.plan.refusals or self.plan.adopting)
 
 
 def _unseen(fields: int) -> str:
@@ -342,9 +346,9 @@ def _unseen(fields: int) -> str:
     return f"unhex(repeat('0', least(2 * octet_length(seen), {digits})) || substr(hex(seen), {digits + 1}))"
 
 
-def samples(job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> list[dict[str, Any]]:
+def samples(job: Job, plan: Plan, workspace: Workspace, reveal: bool, others: Fates) -> list[dict[str, Any]]:
     """The first changes of each op: op, key, and per field the value in the target (`?` if unknown) and the
-    new value."""
+    new value; with a verdict where it depends on the target whether the row is written."""
     shape = plan.field_map.shape
     positions = _first(plan, workspace)
     rows = workspace.run(
@@ -357,6 +361,7 @@ def samples(job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> list[di
     numeric = {field.name for field in shape.fields if field.type.name in ("integer", "decimal", "float")}
     found = []
     for (position, op, key, document), old in zip(rows, there, strict=True):
+        op = "update" if op == "insert" and shape.write == "update_only" else op
         new = json.loads(document, parse_float=Decimal) if document else {}
         pairs = {
             name: [_hidden(name, value, hidden) for value in (_old(old, op, name), new.get(name))]
@@ -364,7 +369,10 @@ def samples(job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> list[di
             if old is None or not _same(old.get(name), new.get(name), numeric=name in numeric)
         }
         sample = {"op": op, "key": MASK if hides_key else key, "fields": pairs}
-        found.append(sample | _verdicts(peeked.get(position)))
+        fate = others.rows.get(position)
+        if fate is not None and fate.peeked.result.kind is Kind.SKIPPED:
+            sample["fields"] = {}
+        found.append(sample | _verdicts(peeked.get(position) or (fate.peeked if fate else None)))
     return found
 
 
@@ -379,7 +387,12 @@ def _first(plan: Plan, workspace: Workspace) -> list[int]:
 
 def _verdicts(one: Peeked | None) -> dict[str, Any]:
     """What becomes of the row and of each field, where somebody else may have edited it."""
-    return {} if one is None else {"verdict": one.result.kind.value, "verdicts": dict(one.fields)}
+    if one is None:
+        return {}
+    fields = dict(one.fields)
+    if one.result.kind is Kind.CONFLICT:  # nothing of the row is written
+        fields = {name: "queued" if verdict == "write" else verdict for name, verdict in fields.items()}
+    return {"verdict": one.result.kind.value, "verdicts": fields}
 
 
 def _peeked(job: Job, plan: Plan, positions: Sequence[int]) -> dict[int, Peeked]:

@@ -28,7 +28,7 @@ from retl.run.mart import Extent, Frozen, Mapped, Opened, Reading, open_mart
 from retl.run.notes import notes
 from retl.run.plan import Plan
 from retl.run.planner import Diffed, Due, Judged
-from retl.run.prediction import predict
+from retl.run.prediction import Fates, fates, predict
 from retl.run.run import Execution, new_run
 from retl.run.target import Asked
 
@@ -104,9 +104,10 @@ def _followed(job: Job, lock: Lock, summary: Summary) -> Summary:
     return summary
 
 
-def dry_run(job: Job, look: Callable[[Plan, Workspace], object] = lambda _plan, _space: None) -> Summary:
+def dry_run(job: Job, look: Callable[[Plan, Workspace, Fates], object] = lambda *_: None) -> Summary:
     """Freeze to guard in a private temporary folder: no lock, no row, no file in the state directory.
-    `look` is called with the plan while it can be read. Offline, the target is not asked."""
+    `look` is called with the plan and the fates of its rows while they can be read. Offline, the target is
+    not asked."""
     clock = Clock.since(job.since)
     run = new_run(job)
     with private_directory() as folder, ExitStack() as hold, log.bound(sync=job.sync.name):
@@ -119,8 +120,9 @@ def dry_run(job: Job, look: Callable[[Plan, Workspace], object] = lambda _plan, 
                 workspace = hold.enter_context(Workspace(folder, job.stop))
             offline = job.options.offline
             found = plan(job, run, workspace, clock, hold, None if offline else recover)
-            look(found, workspace)
-            made = predict(job, found, workspace, clock)
+            others = fates(job, found)
+            look(found, workspace, others)
+            made = predict(job, found, workspace, clock, others)
             pause = job.ledger.paused(job.sync.name)
             more = [*([UNASKED] if offline else ()), *(paused(pause).notes if pause else ())]
             more += then.planned(job, made)
@@ -253,11 +255,11 @@ def take_lock(job: Job) -> Lock:
 def _pass_breaker(job: Job) -> None:
     """Later BREAKER_OPEN while the connection must not be used."""
     breaker = job.ledger.breaker(job.target.connection)
-    if breaker is not None and (seconds := breaker.closes(job.ledger.now())):
+    if breaker is not None and (seconds := breaker.wait(job.ledger.now())):
         raise Later(
             "BREAKER_OPEN",
             f"connection {job.target.connection} failed {breaker.failures} times in a row, last with"
-            f" {breaker.error}: it is not used for another {round(seconds)} s",
+            f" {breaker.error}: it is not used for another {seconds} s",
             hint=f"after a fix: `retl state unblock {job.target.connection} --yes`",
         )
 

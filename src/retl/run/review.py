@@ -19,6 +19,7 @@ from retl.observe.summary import Summary
 from retl.run import explain, guards, pipeline, volatile
 from retl.run.job import Job
 from retl.run.plan import Plan
+from retl.run.prediction import Fates
 
 COMPARED = 10_000  # updates that are compared with the target, to count what changes in each field
 
@@ -68,13 +69,14 @@ def review(
     """A dry run and what it shows. `keep` is called with the plan while it can be read."""
     made = Review(Summary(job.sync.name, None, "FAILED", 1))
 
-    def look(plan: Plan, workspace: Workspace) -> None:
-        made.target, made.samples = plan.capabilities.object, explain.samples(job, plan, workspace, reveal)
+    def look(plan: Plan, workspace: Workspace, others: Fates) -> None:
+        made.target = plan.capabilities.object
+        made.samples = explain.samples(job, plan, workspace, reveal, others)
         if full:
             made.full = True
-            made.columns, made.compared = _columns(job, plan, workspace)
+            made.columns, made.compared = _columns(job, plan, workspace, others)
             made.verdicts = guards.verdicts(plan.facts, job.sync.guards, plan.refusals, job.options.accept)
-            made.request = _request(job, plan, workspace, reveal)
+            made.request = _request(job, plan, workspace, reveal, others)
         keep(plan)
 
     summary = pipeline.dry_run(job, look)
@@ -82,17 +84,29 @@ def review(
     return made
 
 
-def _columns(job: Job, plan: Plan, workspace: Workspace) -> tuple[list[Column], int]:
-    """Per field how many rows change it, and how many updates were compared for that."""
+def _columns(job: Job, plan: Plan, workspace: Workspace, others: Fates) -> tuple[list[Column], int]:
+    """Per field how many rows that would be written change it, and how many updates were compared for
+    that."""
     fields = plan.field_map.shape.fields
     if not fields:
         return [], 0
     counts = ", ".join(f"count(f{i})" for i in range(len(fields)))
-    inserted = workspace.one(f"SELECT {counts} FROM changes WHERE op = 'insert'")
-    updates = f"SELECT pos FROM changes WHERE op = 'update' ORDER BY pos LIMIT {COMPARED}"
+    workspace.load("unwritten", {"pos": "BIGINT"}, ((pos,) for pos in others.unwritten))
+    written = "FROM changes WHERE pos NOT IN (FROM unwritten) AND op IN"
+    makes_none = plan.field_map.shape.write == "update_only"  # its first run finds rows that others made
+    inserted = workspace.one(f"SELECT {counts} {written} ('{'none' if makes_none else 'insert'}')")
+    of = "'insert', 'update'" if makes_none else "'update'"
+    updates = f"SELECT pos {written} ({of}) ORDER BY pos LIMIT {COMPARED}"
     positions = [position for (position,) in workspace.run(updates)]
+    workspace.run("DROP TABLE unwritten")
     differing = _differing(job, plan, positions)
-    updated = Counter(name for names in differing or () for name in names)
+    kept = {pos: one.peeked.fields for pos, one in others.rows.items()}
+    updated = Counter(
+        name
+        for pos, names in zip(positions, differing or (), strict=False)
+        for name in names
+        if kept.get(pos, {}).get(name, "write") == "write"
+    )
     found = [
         Column(one.name, number, None if differing is None else updated[one.name])
         for one, number in zip(fields, inserted, strict=True)
@@ -129,13 +143,16 @@ def _updates(job: Job, plan: Plan, positions: Sequence[int]) -> Iterator[Batch]:
         yield Batch(rows, *MODES[job.sync.write], run.run_id, 0, first, last, run.started_at.isoformat())
 
 
-def _request(job: Job, plan: Plan, workspace: Workspace, reveal: bool) -> str | None:
-    """The request of the first change alone; None if there is no change."""
-    rows = workspace.run("SELECT key FROM changes ORDER BY op = 'delete', pos LIMIT 1")
-    if not rows:
+def _request(job: Job, plan: Plan, workspace: Workspace, reveal: bool, others: Fates) -> str | None:
+    """The request of the first change that would be written, alone; None if there is none."""
+    enough = len(others.unwritten) + 1
+    rows = workspace.run(f"SELECT pos, key FROM changes ORDER BY op = 'delete', pos LIMIT {enough}")
+    unwritten = set(others.unwritten)
+    key = next((key for pos, key in rows if pos not in unwritten), None)
+    if key is None:
         return None
     shown = explain.Rows(job, plan, workspace, reveal)
-    return next(filter(None, map(shown.request, shown.chosen([rows[0][0]], 1))), None)
+    return next(filter(None, map(shown.request, shown.chosen([key], 1))), None)
 
 
 def _emptied(samples: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -218,7 +218,9 @@ class Execution:
             numbers = self._account.counts()
             error = self._reset() or self._unfinished(numbers)
             rejected = numbers.rejected or numbers.deletes.rejected
-            status = "FAILED" if error else "SUCCESS_WITH_REJECTS" if rejected else "SUCCESS"
+            dismissed = self._account.number_dismissed()
+            is_open = rejected and not (dismissed and dismissed == len(self._account.rejects))
+            status = "FAILED" if error else "SUCCESS_WITH_REJECTS" if is_open else "SUCCESS"
             made = None
             if error is None:
                 made = checkpoint.make(
@@ -472,7 +474,7 @@ class Execution:
     @cached_property
     def _account(self) -> Account:
         """Computed once, after the last answer."""
-        return Account(self._planned(), self.workspace, self._answered)
+        return Account(self._planned(), self.workspace, self._answered, self._dismissed)
 
     @property
     def _retain(self) -> float | None:
@@ -547,6 +549,17 @@ class Execution:
             "bytes": self.delivery.sent if self.delivery else 0,
         }
 
+    @cached_property
+    def _dismissed(self) -> counts.Dismissals:
+        """The rejects that somebody had dismissed when the run began."""
+        return counts.dismissals(self.job.ledger.rejects(self.job.sync.name, "dismissed"))
+
+    def _notes(self) -> tuple[str, ...]:
+        if self.plan is None:
+            return ()
+        dismissed = self._account.number_dismissed()
+        return (*self.plan.notes, *((counts.dismissed_note(dismissed),) if dismissed else ()))
+
     def _summary(self, status: str, code: int, numbers: Counts, problem: RetlError | None) -> Summary:
         effort = self._effort()
         return Summary(
@@ -560,7 +573,7 @@ class Execution:
             rejects=self._account.examples(REJECTS_SHOWN) if self.plan else (),
             guards=self._guards(problem),
             error=described(problem) if problem else None,
-            notes=self.plan.notes if self.plan else (),
+            notes=self._notes(),
             batches=effort["batches"],
             retries=effort["retries"],
             bytes=effort["bytes"],
