@@ -16,6 +16,7 @@ from retl.app.reference import (
     write_source_pages,
 )
 from retl.project.definitions import Sync
+from tests.commands import Workshop
 
 
 def test_the_schema_has_every_key_of_a_sync_but_its_name() -> None:
@@ -79,8 +80,33 @@ def test_no_option_of_a_type_is_without_words() -> None:
     silent = {
         f"{one['name']}: {part}.{option['option']}"
         for one, own in found
-        for part in ("connection", own)
-        for option in one[part]
+        for part, options in {"connection": one["connection"], own: one[own], **one.get("parts", {})}.items()
+        for option in options
         if not option["description"]
     }
     assert not silent
+
+
+def test_the_page_of_http_begins_with_a_project_that_is_valid(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "destinations" / "http.md").read_text(encoding="utf-8")
+    before, example, after = text.split("```", 2)
+    assert len(before.splitlines()) < 8
+    settings, sync = example.removeprefix("yaml\n# retl.yml\n").split("# syncs/subscribers.yml\n")
+    workshop = Workshop(tmp_path / "project")
+    workshop.write("retl.yml", settings)
+    workshop.write("syncs/subscribers.yml", sync)
+    workshop.warehouse(
+        "CREATE TABLE subscribers AS SELECT 'a' AS user_id, 'a@example.com' AS email, 1 AS score"
+    )
+    assert workshop.retl("validate").code == 0
+    request = workshop.json("explain", "subscribers", "--key", "a")["rows"][0]["request"]
+    assert request.startswith("PUT /v1/subscribers/a")
+    assert '"attributes":{"score":1}' in request
+    keys = after.split("## Keys of an operation")[1].split("## ")[0]
+    assert all(f"| `{name}` |" in keys for name in ("method", "path", "wrap", "row", "max_rows"))
+    shown = workshop.retl("destinations", "http").out
+    assert (
+        shown.index("# retl.yml")
+        < shown.index("keys of an operation:")
+        < shown.index("`find` is for objects")
+    )

@@ -44,6 +44,9 @@ def page(name: str, kind: type[Destination[Any]]) -> dict[str, Any]:
     found |= {"preview": about.preview is not None, "note": about.preview}
     found |= {"text": text, "connection": _fields(kind.Connection, wording.CONNECTION)}
     found |= {"destination": _fields(kind.Options, wording.DESTINATION)}
+    if about.parts:
+        parts = {title: _fields(model, wording.PARTS.get(title, {})) for title, model in about.parts.items()}
+        found |= {"first": about.example, "parts": parts}
     return found | (_operations(preset) if preset else {}) | (_facts(about) if about.evidence else {})
 
 
@@ -113,13 +116,15 @@ def markdown(page: dict[str, Any]) -> str:
     is_preset = "operations" in page
     parts = [f"# {page['name']}", *([f"{page['summary']}."] if is_preset else [])]
     parts += [f"**{page['note'].capitalize()}.**"] if page["note"] else []
-    parts += [page["text"]]
+    first = page.get("first")
+    parts += [page["summary"], f"```yaml\n{first.rstrip()}\n```"] if first else [page["text"]]
     for title in ("connection", "destination"):
-        rows: list[tuple[Any, ...]] = [
-            (f"`{o['option']}`", _default(o), o["description"]) for o in page[title]
-        ]
-        parts += [f"## Under `{title}`", _grid(("option", "default", ""), rows)] if rows else []
+        parts += _options_table(f"Under `{title}`", page[title])
+    for title, options in page.get("parts", {}).items():
+        parts += _options_table(title, options)
+    parts += ["## What it does", rest_of(page)] if first else []
     if is_preset:
+        rows: list[tuple[Any, ...]]
         rows = [(o["operation"], f"`{o['request']}`", o["rows"], o["only_if"]) for o in page["operations"]]
         parts += ["## What it sends", _grid(("operation", "request", "rows each", "only with"), rows)]
     if "evidence" in page:
@@ -127,6 +132,16 @@ def markdown(page: dict[str, Any]) -> str:
         parts += [f"Source: {page['source']} (checked on {page['checked_on']})."]
         parts += ["## A sync", f"```yaml\n{page['example'].rstrip()}\n```"]
     return "\n\n".join(parts) + "\n"
+
+
+def rest_of(page: Mapping[str, Any]) -> str:
+    """The text of a page without its first sentence, which is its summary."""
+    return str(page["text"]).removeprefix(page["summary"]).strip()
+
+
+def _options_table(title: str, options: Iterable[dict[str, Any]]) -> list[str]:
+    rows = [(f"`{o['option']}`", _default(o), o["description"]) for o in options]
+    return [f"## {title}", _grid(("option", "default", ""), rows)] if rows else []
 
 
 def _grid(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -91,3 +91,52 @@ SOURCE: Mapping[str, str] = MappingProxyType(
         "table": "A table or a view.",
     }
 )
+PARTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "Keys of an operation": {
+            "method": "POST, PUT, PATCH or DELETE.",
+            "path": "Below `base_url`, with a query if needed; `{user_id}` is a field of the row.",
+            "wrap": 'Where in the body the list of rows is, such as `recipients`; `""`: the body is the list.'
+            " Without it each row is a request.",
+            "envelope": "The rest of the body beside `wrap`.",
+            "row": "A row's form: `$user_id` is a field, `$fields` all of them, `$others` the rest of them.",
+            "cast": "How values are written.",
+            "encoding": "How the body is written.",
+            "lines": "With ndjson: `row` is a list, and each item a line.",
+            "headers": "Sent with each request; `{$user_id}` is a field of its row.",
+            "then": "After a delete: the path of one more DELETE.",
+            "max_rows": "The most rows of one request. Without it as many as `batch` of the sync has.",
+            "max_bytes": "The most bytes of one body.",
+            "max_row_bytes": "A row with more bytes is a reject.",
+            "outcome": "What an answer to this operation means, in place of `outcome` of the destination.",
+            "job": "If the answer names a job instead of results.",
+        },
+        "Keys of `outcome`": {
+            "ok": "The statuses of success: 200, 201, 202 and 204 unless written.",
+            "partial": "The statuses of an answer in which some rows may be bad, such as 207.",
+            "ok_when": "What the body of a success says; without it the answer is a refusal.",
+            "rows": "How an answer names rows: all or none, by position, name or number, or not.",
+            "at": "Where the items are: one path or several, with dots.",
+            "errors_at": "With `listed`: where a second list is, of bad rows.",
+            "failed": "Where the number of bad rows is.",
+            "retry_at": "With `listed`: where the rows are that were not processed.",
+            "inside": "Where the answer is in base64, inside JSON.",
+            "index": "With `errors_by_index`: where an item says its number.",
+            "first": "The number of the first row there: 0 or 1.",
+            "match": "How an item names its row: `at` in the item, `to` a field.",
+            "row_ok": "What an item of a good row says.",
+            "row_kept": "What an item says of a row that the target left as it was.",
+            "row_absent": "What an item says of an object that is not there.",
+            "row_changed": "What an item says of an object that somebody else changed.",
+            "row_retry": "What an item says of a row that is to be sent again.",
+            "code": "Where the code of an error is.",
+            "reason": "Where the text of an error is.",
+            "ref": "Where the target's own id of a row is.",
+            "retry_after": "A header that says how long to wait.",
+            "wait": "How long to wait if nothing says it.",
+            "usage": "Where answers say how much of the quota is used.",
+            "budget": "The same for the quota of the day.",
+            "cases": "What certain statuses or texts mean, before everything else.",
+        },
+    }
+)

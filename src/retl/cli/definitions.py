@@ -312,10 +312,17 @@ def own_presets(invocation: Invocation) -> Mapping[str, type[Destination[Any]]]:
 def _page_pieces(page: dict[str, Any]) -> list[Piece]:
     headers = ("option", "required", "default", "description")
     pieces: list[Piece] = [f"{page['note']}\n"] if page["note"] else []
-    pieces.append(page["text"] + "\n")
-    for part in ("connection", "destination"):
-        rows = [tuple(option[header] for header in headers) for option in page[part]]
-        pieces += [Table(headers, rows, title=f"{part} options:")] if rows else []
+    first = page.get("first")
+    pieces.append(f"{page['summary']}\n\n{first}" if first else page["text"] + "\n")
+    tables = [(f"{part} options:", page[part]) for part in ("connection", "destination")]
+    tables += [(f"{title.lower()}:", options) for title, options in page.get("parts", {}).items()]
+    for title, options in tables:
+        rows = [tuple(option[header] for header in headers) for option in options]
+        pieces += [Table(headers, rows, title=title)] if rows else []
+    if first:
+        from retl.app.reference import rest_of
+
+        pieces.append(rest_of(page) + "\n")
     if "evidence" in page:
         headers = ("operation", "request", "rows", "only_if")
         rows = [tuple(one[header] for header in headers) for one in page["operations"]]

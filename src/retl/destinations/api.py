@@ -44,7 +44,8 @@ _PREVIEW = (
 @dataclass(frozen=True)
 class About:
     """What is known of a type, and the source of it. `limits` is what the vendor allows; a connection's own
-    `limits` win. Without `summary` and `docs` the module's docstring is the page."""
+    `limits` win. Without `summary` and `docs` the module's docstring is the page. `parts`: by title, the
+    models of groups of options that have a table of their own."""
 
     limits: Limits = field(default_factory=Limits)
     evidence: tuple[str, ...] = ()
@@ -55,6 +56,7 @@ class About:
     example: str = ""
     summary: str = ""
     docs: str = ""
+    parts: Mapping[str, type[BaseModel]] = field(default_factory=dict)
 
     @property
     def preview(self) -> str | None:

@@ -100,6 +100,7 @@ from retl.destinations.batch import (
     WriteMode,
 )
 from retl.destinations.http import finding, fitness, line, texts
+from retl.destinations.http.about import ABOUT
 from retl.destinations.http.body import Endpoint, Template
 from retl.destinations.http.cells import Row
 from retl.destinations.http.conditional import Conditional, asked
@@ -129,6 +130,7 @@ _PROBE = Rules(ok=tuple(range(200, 300)), rows="none")
 class HttpDestination(HttpTarget[HttpOptions]):
     Connection = HttpConnection
     Options = HttpOptions
+    about = ABOUT
 
     def __init__(self, options: HttpOptions, shape: Shape, gate: Gate | None = None) -> None:
         """DefinitionError if no endpoint serves the sync, or an endpoint names a field that it lacks."""
