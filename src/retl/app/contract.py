@@ -6,11 +6,12 @@ The edit changes only what it must: comments and order stay. It is shown before 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import unified_diff
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from retl.project import yamlfile
 from retl.project.contracts import Column, ContractFile
 from retl.project.definitions import Sync
 from retl.project.fields import problems
-from retl.project.validation import raise_all, validate
+from retl.project.validation import did_you_mean, raise_all, validate
 from retl.project.variables import fill
 from retl.project.yamledit import Edit, edited
 from retl.run import check, contract_diff
@@ -41,29 +42,48 @@ _NOBODY = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
 @dataclass(frozen=True)
 class Compared:
     """What differs; `texts`: the files as `update` would write them; `unseen`: why the target was not looked
-    at."""
+    at. `taken`: the columns that `update` adds if the contract lacks them."""
 
     sync: str
     differences: tuple[Difference, ...]
     texts: Mapping[Path, str]
     unseen: str | None = None
+    taken: frozenset[str] = frozenset()
 
 
-def compare(session: Session, sync: Sync, variables: Mapping[str, Any]) -> Compared:
-    """A sync's contract beside everything else. SourceError or Later if the mart cannot be read."""
+def compare(
+    session: Session, sync: Sync, variables: Mapping[str, Any], taken: Sequence[str] = ("*",)
+) -> Compared:
+    """A sync's contract beside everything else. Of the columns that the contract leaves out, those that fit
+    the names or globs of `taken` are to be added. SourceError or Later if the mart cannot be read;
+    DefinitionError COLUMN_UNKNOWN if the mart has no column for one of `taken`."""
     project = session.project
     source = project.source(sync, variables)
     columns, written = _columns(source), _written(session, sync)
     found = contract_diff.of_mart(written, columns, source.documented())
+    raise_all(_unknown(name, columns) for name in taken if not _fitting([name], columns))
     texts, proposed = dict[Path, str](), sync
     if sync.contract is not None and sync.contract.model is None:
-        texts, proposed = _texts(session, sync, found)
+        wanted = _fitting(taken, columns)
+        texts, proposed = _texts(
+            session, sync, [one for one in found if one.kind != "added" or one.column in wanted]
+        )
     unseen = None
     try:
         found = _beside_target(session, proposed, source, columns, found)
     except RetlError as problem:
         unseen = f"the target was not looked at: {problem.message}"
-    return Compared(sync.name, tuple(found), texts, unseen)
+    return Compared(sync.name, tuple(found), texts, unseen, frozenset(_fitting(taken, columns)))
+
+
+def _fitting(names: Iterable[str], columns: Iterable[str]) -> set[str]:
+    every = list(columns)
+    return {column for name in names for column in every if name == column or fnmatchcase(column, name)}
+
+
+def _unknown(name: str, columns: Iterable[str]) -> DefinitionError:
+    hint = did_you_mean(name, columns)
+    return DefinitionError("COLUMN_UNKNOWN", f"the mart has no column {name!r}", hint=hint)
 
 
 def shown(compared: Compared, folder: Path) -> str:

@@ -217,10 +217,16 @@ def key_fingerprint(sync: Sync, mapping: FieldMap) -> str:
 
 def payload_fingerprint(sync: Sync, contract: Contract, mapping: FieldMap, shaping: Mapping[str, Any]) -> str:
     """Digest of everything that determines the bytes sent. It salts the row hash: if it changes, every row
-    differs once."""
+    differs once. The name of a column determines none of them: a row whose values another column has as well
+    is unchanged."""
     sources = _sources(sync, contract)
     fields = [
-        [f.name, str(f.type), sources[f.name].model_dump(mode="json", exclude={"conflicts"}), f.compared]
+        [
+            f.name,
+            str(f.type),
+            sources[f.name].model_dump(mode="json", exclude={"conflicts", "column"}),
+            f.compared,
+        ]
         for f in mapping.shape.fields
     ]
     names = [f.name for f in mapping.shape.key]

@@ -32,7 +32,8 @@ _PARTS = ("type", "max_digits", "decimal_places", "items")
 @dataclass(frozen=True)
 class Difference:
     """`column`: of the mart or the target; `now`: its new name or type; `edit`: what the contract would say,
-    None if no edit of it helps; `ddl`: what the target would need instead, or as well."""
+    None if no edit of it helps; `ddl`: what the target would need instead, or as well. `is_drift`: it is of
+    what the contract names; a column that it leaves out is nobody's mistake."""
 
     column: str
     kind: Kind
@@ -40,6 +41,7 @@ class Difference:
     now: str | None = None
     edit: Mapping[str, Any] | None = None
     ddl: str | None = None
+    is_drift: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,17 @@ def of_mart(
                     "added",
                     f"the mart has it as {columns[name]}, the contract has not",
                     edit=_column(name, columns, documented),
+                    is_drift=False,
                 )
             )
     found += _retyped(contract, columns, documented)
-    return [*found, *_of_dbt(contract, columns, documented)]
+    return [
+        *found,
+        *(
+            replace(one, is_drift=starred or one.column in contract)
+            for one in _of_dbt(contract, columns, documented)
+        ),
+    ]
 
 
 def of_target(
@@ -126,7 +135,8 @@ def new_columns(ledger: Ledger, sync: Sync, columns: Mapping[str, str]) -> str |
     several = "new columns that" if len(new) > 1 else "a new column that"
     return (
         f"the mart has {several} the contract does not name: {', '.join(new)}"
-        f" (`retl contract update {sync.name}` takes them)"
+        f" (`retl contract update {sync.name} {' '.join(f'--column {name}' for name in new)}` takes"
+        f" {'them' if len(new) > 1 else 'it'})"
     )
 
 
@@ -216,7 +226,8 @@ def _of_dbt(
     for lowered, known in documented.items():
         name = names.get(lowered)
         if name is None:
-            yield Difference(lowered, "dbt", "dbt's project describes it, and the mart does not have it")
+            what = "dbt's project describes it, and the mart does not have it"
+            yield Difference(lowered, "dbt", what)
             continue
         if known.type is not None and not fits(known.type, columns[name]):
             yield Difference(name, "dbt", f"dbt says {known.type}, the mart has {columns[name]}")
