@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from retl.cli import output
+from retl.cli import history, output
 from retl.cli.output import Piece, Table
 from retl.cli.running import summary_pieces
 from retl.observe.progress import Drawing, columns
@@ -108,6 +108,41 @@ def test_nothing_is_broken_at_any_width(width: int, monkeypatch: pytest.MonkeyPa
         "12,345,678",
     ):
         assert whole in said
+
+
+def test_on_a_narrow_terminal_a_sync_and_a_run_stay_a_line_with_what_matters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A long cell does not make records of them all: columns go, then cells are folded."""
+    at = datetime(2026, 11, 28, 6, tzinfo=UTC)
+    ids = [f"20261128T060000{n}-a1b2c3" for n in (123, 124, 125)]
+    counts = (100, 3, 97, 0, 1, 0)
+    runs = [
+        (ids[0], "customers_pg", "sync", "SUCCESS", at, 1.5, *counts),
+        (ids[1], "customers_pg", "sync", "SUCCESS_WITH_REJECTS", at, 1.5, *counts),
+        (ids[2], "orders_webhook", "sync", "FAILED", at, 1.5, *counts),
+    ]
+    shown = ("read", "inserted", "updated", "refreshed", "deleted", "rejected")
+    headers = ("run", "sync", "purpose", "status", "started", "seconds", *shown)
+    states = [
+        ("customers_pg", "SUCCESS_WITH_REJECTS", at, "3m", 2, "`retl rejects --sync customers_pg`"),
+        ("lines", "FAILED", at, "3m", 0, f"`retl show {ids[2]}`: REJECT_RATE"),
+    ]
+    asked = ("sync", "status", "last success", "age", "open rejects", "next")
+    tables = [
+        Table(headers, runs, spares=history.SPARED, folds=history.FOLDED),
+        Table(asked, states, spares=history.STATUS_SPARED, folds=("next",)),
+    ]
+    with terminal(80, monkeypatch):
+        narrow = STYLE.sub("", output.pieces_text(tables))
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert len(narrow.splitlines()) < 25
+    assert all(one in narrow for one in ids)
+    assert {"run", "sync", "status", "read", "inserted", "updated"} <= set(narrow.splitlines()[0].split())
+    with terminal(160, monkeypatch):
+        wide = STYLE.sub("", output.pieces_text(tables))
+    assert wide.splitlines()[0].split()[:6] == ["run", "sync", "purpose", "status", "started", "seconds"]
+    assert f"`retl show {ids[2]}`: REJECT_RATE" in wide
 
 
 @pytest.mark.parametrize("width", [80, 110, 140])

@@ -1,8 +1,8 @@
-"""Tables on a terminal, by Rich: nothing in a cell is ever broken, whatever the width.
+"""Tables on a terminal, by Rich: nothing in a cell is broken, unless the table says that its cell may be.
 
 Columns of zeros are left out, numbers have thousands separators, a status has its colour. Where the columns
-do not fit, first sentences wrap between words; then each row becomes a record, one value a line. It never
-changes what is printed into a pipe or a file.
+do not fit, first sentences wrap between words; then go the columns that a table can spare; then each row
+becomes a record, one value a line. It never changes what is printed into a pipe or a file.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Column = tuple[str, list[Any]]  # header and values
 
 GAP = 2  # between columns
+FOLDED = 12  # the least width of a column that may be broken
 SENTENCE = 20  # narrower than this, a column of sentences is not read any more
 COLOURS = {
     **dict.fromkeys(("SUCCESS", "OK", "valid"), "green"),
@@ -49,8 +50,7 @@ def drawn(pieces: Sequence[Piece], width: int) -> str:
 def _print(console: Console, table: Table) -> None:
     if table.title:
         console.print(Text(clean(table.title), style="bold"))
-    columns = _columns(table)
-    widths = _widths(columns, console.width)
+    columns, widths = _fitting(table, console.width)
     if widths is None and len(columns) == 2:
         _print_pairs(console, columns)
     elif widths is None:
@@ -58,6 +58,17 @@ def _print(console: Console, table: Table) -> None:
     else:
         console.print(_grid(columns, widths))
         console.print()
+
+
+def _fitting(table: Table, width: int) -> tuple[list[Column], list[int] | None]:
+    """The columns that are shown, and their widths; None if a row has to become a record."""
+    every = columns = _columns(table)
+    for spared in (None, *table.spares):
+        columns = [one for one in columns if one[0] != spared]
+        if (widths := _widths(columns, width)) is not None:
+            return columns, widths
+    widths = _widths(columns, width, table.folds)
+    return (columns, widths) if widths is not None else (every, None)
 
 
 def _columns(table: Table) -> list[Column]:
@@ -71,11 +82,15 @@ def _says(value: Any) -> bool:
     return value is not None and value != "" and value != [] and (value is False or value != 0)
 
 
-def _widths(columns: Sequence[Column], width: int) -> list[int] | None:
-    """The width of each column, so that all fit and no word is broken; None if that is impossible."""
+def _widths(columns: Sequence[Column], width: int, folds: Sequence[str] = ()) -> list[int] | None:
+    """The width of each column, so that all fit and no word is broken, except in the columns of `folds`; None
+    if that is impossible."""
     texts = [[header, *(cell(value, separators=True) for value in values)] for header, values in columns]
     widest = [max(map(cell_len, column)) for column in texts]
-    least = [_least(column) for column in texts]
+    least = [
+        FOLDED if header in folds else _least(column)
+        for (header, _), column in zip(columns, texts, strict=True)
+    ]
     room = width - GAP * (len(columns) - 1)
     if sum(least) > room:
         return None
@@ -100,7 +115,9 @@ def _grid(columns: Sequence[Column], widths: Sequence[int]) -> Grid:
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0), header_style="bold"
     )
     for (header, values), width in zip(columns, widths, strict=True):
-        grid.add_column(Text(header), justify="right" if _numeric(values) else "left", width=width)
+        grid.add_column(
+            Text(header), justify="right" if _numeric(values) else "left", width=width, overflow="fold"
+        )
     for row in zip(*(values for _, values in columns), strict=True):
         grid.add_row(*(_text(value) for value in row))
     return grid

@@ -31,6 +31,16 @@ COUNTED = (
     "in_doubt",
     "not_attempted",
 )
+SPARED = (
+    "purpose",
+    "seconds",
+    "refreshed",
+    "started",
+    "deleted",
+    "rejected",
+)  # in this order, on a narrow terminal
+STATUS_SPARED = ("last success", "behind", "open rejects")
+FOLDED = ("sync", "status")  # runs: broken where even that is too wide; an id is for copying
 FACTS = (
     "sync",
     "purpose",
@@ -86,7 +96,7 @@ def runs(
     ]
     invocation.show(
         {"runs": [run_document(invocation, one, brief=True) for one in found]},
-        lambda: [Table(headers, rows)] if rows else ["no runs yet"],
+        lambda: [Table(headers, rows, spares=SPARED, folds=FOLDED)] if rows else ["no runs yet"],
     )
     return None
 
@@ -155,9 +165,10 @@ def status(
         )
         for one in found
     ]
+    table = Table(headers, rows, spares=STATUS_SPARED, folds=("next",))
     invocation.show(
         {"syncs": found, "warnings": warnings, "exit_code": code},
-        lambda: [Table(headers, rows), *(f"warning: {one}" for one in warnings)] if rows else ["no syncs"],
+        lambda: [table, *(f"warning: {one}" for one in warnings)] if rows else ["no syncs", *warnings],
     )
     return code or int(invocation.output_lost)
 

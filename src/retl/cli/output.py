@@ -25,12 +25,15 @@ _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 @dataclass(frozen=True)
 class Table:
     """Rows under headers. A column of numbers is aligned to the right; None is shown as an empty cell. On a
-    terminal a column of zeros is left out, unless `keeps` has its header."""
+    terminal a column of zeros is left out, unless `keeps` has its header. Where the terminal is too narrow,
+    the columns of `spares` are left out one after the other, then the cells of `folds` are broken."""
 
     headers: Sequence[str]
     rows: Sequence[Sequence[Any]]
     title: str | None = None
     keeps: Sequence[str] = ()
+    spares: Sequence[str] = ()
+    folds: Sequence[str] = ()
 
 
 Piece = Table | str  # text is printed without markup
