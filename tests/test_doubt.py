@@ -82,6 +82,8 @@ def test_a_run_that_compacts_leaves_what_is_in_doubt_to_be_resolved(
     assert run(workshop, "--key", "2000")["inserted"] == 1
     assert in_doubt(workshop) == DOUBTFUL
     assert run(workshop, code=1)["in_doubt"] == DOUBTFUL
+    (batch,) = workshop.json("resolve")["in_doubt"]
+    assert batch["keys"] == ["6", "7", "8", "9", "10"], "somebody has to look for them in the target"
     answer = "--delivered" if applied else "--not-delivered"
     assert workshop.json("resolve", answer, "--yes")["resolved"] == DOUBTFUL
     assert in_doubt(workshop) == 0

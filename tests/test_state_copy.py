@@ -81,7 +81,9 @@ def test_everything_moves_and_the_old_store_names_the_new_one(
     assert seen(new, tmp_path / "b") == before
     with pytest.raises(LedgerError, match="was moved to") as moved:
         opened(old)
-    assert (moved.value.code, new.address in str(moved.value.hint)) == ("STATE_MOVED", True)
+    assert moved.value.code == "STATE_MOVED"
+    assert new.address in str(moved.value.hint).replace("USER@", "")
+    assert "retl-" not in str(moved.value), "a reader has a copy, and nobody looks for that"
     with closing(opened(new)) as ledger:
         assert ledger.verify("users") == []
         with take(ledger) as lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +19,9 @@ from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
     from retl.app.session import Session
+    from retl.run.resolve import Doubt
+
+KEYS_SHOWN = 5  # of a batch in doubt
 
 
 @command(app, "apply", reveals=True)
@@ -64,7 +68,7 @@ def _approver(session: Session, plan: bytes, signature: Path) -> str:
     return approver(plan, signature, session.project.folder / signers)
 
 
-@command(app, "resolve")
+@command(app, "resolve", reveals=True)
 def resolve(
     invocation: Invocation,
     sync: Annotated[str | None, typer.Option("--sync", metavar="NAME", help="Only this sync.")] = None,
@@ -90,9 +94,14 @@ def resolve(
     if batch:
         found = [one for one in found if one.batch.batch_id in batch]
     if delivered is None:
-        headers = ("sync", "run_id", "batch", "rows", "operation", "began", "object")
+        headers = ("sync", "run_id", "batch", "rows", "keys", "operation", "began", "object")
+        keys = _keys(invocation, found)
         rows = [
-            (o.sync, o.run_id, o.batch.batch_id, o.rows, o.batch.operation, o.began, o.object) for o in found
+            (
+                *(o.sync, o.run_id, o.batch.batch_id, o.rows, keys.get(o.batch.batch_id, [])),
+                *(o.batch.operation, o.began, o.object),
+            )
+            for o in found
         ]
         document = {"in_doubt": [dict(zip(headers, row, strict=True)) for row in rows]}
         invocation.show(document, lambda: [Table(headers, rows)] if rows else ["nothing is in doubt"])
@@ -106,3 +115,18 @@ def resolve(
             mine = [one for one in doubts(ledger, name) if one.batch.batch_id in chosen]
             resolved += resolve(ledger, lock, mine, delivered=delivered, environment=invocation.environment)
     invocation.show({"resolved": resolved, "delivered": delivered}, lambda: [f"{resolved} rows resolved"])
+
+
+def _keys(invocation: Invocation, found: Sequence[Doubt]) -> dict[str, list[str]]:
+    """The first keys of each batch in doubt: somebody has to look them up in the target."""
+    from retl.engine.scratch import private_directory
+    from retl.engine.workspace import Workspace
+    from retl.run import writeback
+
+    session, keys = invocation.session, dict[str, list[str]]()
+    for run_id in dict.fromkeys(one.run_id for one in found):
+        with private_directory() as folder, Workspace(folder, session.stop) as workspace:
+            keys |= writeback.unanswered(
+                session.ledger(), workspace, run_id, invocation.hides_key, KEYS_SHOWN
+            )
+    return keys

@@ -143,7 +143,7 @@ class Ledger(Journal, History, Erasures):
         lock = Lock(grip, names, sync=sync, host=host, pid=pid)
         try:
             # It may have been moved since it was opened; while it is, somebody else has this lock.
-            assert_in_charge(self._database)
+            assert_in_charge(self._database, self._database.place)
         except BaseException:
             lock.release()
             raise
@@ -271,7 +271,7 @@ def open_ledger(
             raise DefinitionError("STATE_URL", "a state url is file:DIR or postgresql://…")
         fresh = create_tables(database) or made
         if not fenced:
-            assert_in_charge(database)
+            assert_in_charge(database, str(home / "ledger.db") if url.startswith("file:") else database.place)
         database.read_only = not create
         address = (url, folder, environment)
         return Ledger(database, files, home, address, fresh=fresh, closing=closing)
@@ -286,17 +286,19 @@ def schema_of(environment: str | None) -> str | None:
     return f"retl_{environment}"
 
 
-def assert_in_charge(database: Database) -> None:
-    """LedgerError STATE_MOVED, STATE_COPYING if this store is not the one that knows what was delivered."""
+def assert_in_charge(database: Database, place: str) -> None:
+    """LedgerError STATE_MOVED, STATE_COPYING if this store is not the one that knows what was delivered.
+    `place`: where it is; a reader has a copy."""
     found = dict(database.query("SELECT name, value FROM retl_meta WHERE name IN (?, ?)", MOVED, COMING))
     if MOVED in found:
         raise LedgerError(
             "STATE_MOVED",
-            f"{database.place} was moved to {found[MOVED]}",
-            hint=f"set RETL_STATE_URL (or `state: {{url: …}}` in retl.yml) to {found[MOVED]}",
+            f"{place} was moved to {found[MOVED]}",
+            hint=f"set RETL_STATE_URL (or `state: {{url: …}}` in retl.yml) to"
+            f" {found[MOVED].replace('postgresql://', 'postgresql://USER@', 1)}",
         )
     if COMING in found:
-        raise _copying(database.place)
+        raise _copying(place)
 
 
 def _copying(place: str) -> LedgerError:

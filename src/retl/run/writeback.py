@@ -92,6 +92,21 @@ def load(ledger: Ledger, workspace: Workspace, asked: Asked, hides: Callable[[st
     return len(runs) - len(found)
 
 
+def unanswered(
+    ledger: Ledger, workspace: Workspace, run_id: str, hides: Callable[[str], bool], number: int
+) -> dict[str, list[str]]:
+    """Per batch of a run the first keys without an answer, to look them up in the target."""
+    load(ledger, workspace, Asked(run_id=run_id), hides)
+    rows = workspace.run(
+        f"SELECT batch_id, record_key FROM {LOG} WHERE error_message = {literal(_NO_ANSWER)}"
+        f" QUALIFY row_number() OVER (PARTITION BY batch_id ORDER BY {ORDER}) <= {number} ORDER BY {ORDER}"
+    )
+    found: dict[str, list[str]] = {}
+    for batch, key in rows:
+        found.setdefault(batch, []).append(key)
+    return found
+
+
 def _log(since: str) -> str:
     """SQL of the log over the loaded tables."""
     statuses = " ".join(f"WHEN '{kind}' THEN '{status}'" for kind, status in _STATUS.items())
