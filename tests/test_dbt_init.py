@@ -55,7 +55,12 @@ def test_every_mart_that_asks_for_it_has_a_valid_sync_and_the_others_a_reason(pr
         *(("customers", None), ("order_lines", None)),
     ]
     assert set(valid["missing_variables"]) >= {"CRM_DB_HOST", "CRM_DB_PASSWORD"}
-    assert stat.S_IMODE((project.folder / "config.env").stat().st_mode) == 0o600
+    config = project.folder / "config.env"
+    assert stat.S_IMODE(config.stat().st_mode) == 0o600
+    asked = [line.removeprefix("#") for line in config.read_text().splitlines() if "=" in line]
+    assert set(valid["missing_variables"]) <= {line.partition("=")[0] for line in asked}
+    assert "CRM_DB_PORT=5432" in asked
+    assert 'port: "${CRM_DB_PORT:-5432}"' in (project.folder / "retl.yml").read_text()
 
 
 def test_key_and_contract_are_what_dbt_enforces_and_the_warehouse_holds(project: Workshop) -> None:

@@ -51,10 +51,12 @@ write: upsert
 deletes: keep # or delete: a key that left the mart is deleted from the table
 """
 
-ENVIRONMENT = """\
+ABOUT_ENVIRONMENT = """\
 # Secrets and addresses of this machine. Do not commit this file. The process's environment wins.
 # NAME_FILE (a file) and NAME_COMMAND (a command's output) work wherever NAME does.
-#DUCKDB_PATH=data/warehouse.duckdb
+"""
+ENVIRONMENT = f"""\
+{ABOUT_ENVIRONMENT}#DUCKDB_PATH=data/warehouse.duckdb
 #POSTGRES_HOST=localhost
 #POSTGRES_PORT=5432
 #POSTGRES_DB=crm
@@ -94,7 +96,7 @@ TRY = "retl demo --serve >> config.env   servers to try it on; or fill in config
 EXAMPLE = Template(
     files(PROJECT, "example", SYNC, ENVIRONMENT),
     (
-        "set DUCKDB_PATH in config.env",
+        "set warehouse.path in retl.yml, if your warehouse is another file",
         TRY,
         "retl validate     offline: check all definitions",
         "retl check        online: can the destination be reached and written?",

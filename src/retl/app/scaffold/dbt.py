@@ -19,7 +19,7 @@ from typing import Any
 
 from retl import destinations, sources
 from retl.app.resolve import open_project
-from retl.app.scaffold import ENVIRONMENT, put
+from retl.app.scaffold import ABOUT_ENVIRONMENT, ENVIRONMENT, put
 from retl.app.scaffold.yamltext import flow, sentence
 from retl.contract.completion import allowed
 from retl.engine.scratch import private_directory
@@ -115,7 +115,7 @@ def write(folder: Path, manifest: Path) -> Scaffolded:
             found.notes.append(f"retl.yml has no source {source!r} yet")
     files = {"config.env": (ENVIRONMENT, 0o600), ".gitignore": (IGNORED, 0o644)}
     if not there:
-        files["retl.yml"] = (_project(folder, inside, after, manifest, wishes), 0o644)
+        files |= _new_files(_project(folder, inside, after, manifest, wishes), wishes)
     else:
         connections = open_project(folder).definitions.connections
         names = {str(wish.destination.get("connection", "postgres")) for wish in wishes}
@@ -374,10 +374,27 @@ def _source_lines(name: str, type: str) -> list[str]:
 
 
 def _to_fill(name: str, kind: Any) -> dict[str, str]:
-    """A variable for each required option of a connection, and for its password."""
+    """A variable for each required option of a connection, for its password, and for a port that has a
+    default."""
     fields = kind.Connection.model_fields.items()
-    needed = [one for one, info in fields if info.is_required() or one == "password"]
-    return {one: f"${{{re.sub('[^A-Z0-9]', '_', f'{name}_{one}'.upper())}}}" for one in needed}
+    needed = {one: "" for one, info in fields if info.is_required() or one == "password"}
+    needed |= {one: f":-{info.default}" for one, info in fields if one == "port" and one not in needed}
+    return {
+        one: f"${{{re.sub('[^A-Z0-9]', '_', f'{name}_{one}'.upper())}{default}}}"
+        for one, default in needed.items()
+    }
+
+
+def _new_files(project: str, wishes: list[_Wish]) -> dict[str, tuple[str, int]]:
+    return {"retl.yml": (project, 0o644), "config.env": (_environment(project, wishes), 0o600)}
+
+
+def _environment(project: str, wishes: list[_Wish]) -> str:
+    """config.env: the variables of this retl.yml, and those of the default connections that syncs use."""
+    lines = [f"#{name}={default}" for name, default in re.findall(r"\$\{(\w+)(?::-([^}]*))?\}", project)]
+    plain = any(str(wish.destination.get("connection", "postgres")) == "postgres" for wish in wishes)
+    settings = [line for line in ENVIRONMENT.splitlines() if line.startswith("#POSTGRES_")] if plain else []
+    return ABOUT_ENVIRONMENT + "".join(f"{line}\n" for line in dict.fromkeys([*lines, *settings]))
 
 
 def _project(

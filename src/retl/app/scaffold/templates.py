@@ -106,6 +106,6 @@ TEMPLATES: dict[str, Template] = {
     ),
     "slack": Template(
         files(SLACK, "messages", MESSAGES, CONFIG_SLACK),
-        _steps("set DUCKDB_PATH in config.env", "the SELECT", "messages"),
+        _steps("set warehouse.path in retl.yml, if your warehouse is another file", "the SELECT", "messages"),
     ),
 }
