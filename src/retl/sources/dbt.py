@@ -274,7 +274,8 @@ def _decoded(path: Path, kind: type[FileT]) -> FileT:
     except FileNotFoundError:
         raise SourceError("DBT_MISSING", f"there is no {path}", hint=_HINT) from None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:
-        if isinstance(problem, msgspec.DecodeError) and _is_new(path):
+        is_cut = isinstance(problem, msgspec.DecodeError) and not isinstance(problem, msgspec.ValidationError)
+        if is_cut and _is_new(path):
             raise _HalfWritten from None
         reason = problem.strerror if isinstance(problem, OSError) else "it is not what dbt writes"
         raise SourceError("DBT_UNREADABLE", f"{path} cannot be read: {reason}", hint=_HINT) from None
