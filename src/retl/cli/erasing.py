@@ -114,9 +114,7 @@ def list_erasures(invocation: Invocation, sync: OneSync = None) -> None:
 
 
 @command(erase, "verify")
-def verify(
-    invocation: Invocation, sync: OneSync = None, keys: Erased = None, var: Variables = None
-) -> int:
+def verify(invocation: Invocation, sync: OneSync = None, keys: Erased = None, var: Variables = None) -> int:
     """Look for erased keys in targets, ledger and files; exit 1 if one is there or a target not checked."""
     from retl.app import erasure
 
