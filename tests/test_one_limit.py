@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
+import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ import pytest
 
 from retl.testing import FakeHubSpot
 from tests import api as fake
-from tests import duckdb_files, servers
+from tests import duckdb_files, forked, servers
 from tests.api import TOKEN, Api, passed
 from tests.commands import ROWS, Workshop
-from tests.crashes import until
+from tests.crashes import Running, until
 
 PATIENCE = 180
 NAMES = ("first", "second", "third")
@@ -45,30 +45,30 @@ class Runs:
 
     def __init__(self, shop: Workshop) -> None:
         self.shop = shop
-        self._all: list[subprocess.Popen[str]] = []
+        self._all: list[Running] = []
 
-    def start(self, name: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            self.shop.command("sync", "--sync", name, "--output", "json"),
-            cwd=self.shop.folder,
-            env=self.shop.environ(RETL_LOG_LEVEL="warning"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._all.append(process)
-        return process
+    def start(self, name: str) -> Running:
+        number = len(self._all)
+        out, err = (self.shop.folder.with_name(f"{stream}.{number}") for stream in ("out", "err"))
+        words = ("sync", "--sync", name, "--output", "json")
+        environ = self.shop.environ(RETL_LOG_LEVEL="warning")
+        run = Running(forked.started(words, environ, out, err, self.shop.folder), out, err)
+        self._all.append(run)
+        return run
 
-    def summary(self, process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
-        out, err = process.communicate(timeout=PATIENCE)
-        assert process.returncode == code, out + err
-        (found,) = json.loads(out)["syncs"]
-        return dict(found)
+    def summary(self, run: Running, code: int = 0) -> dict[str, Any]:
+        ended = run.end(PATIENCE)
+        assert ended.code == code, ended.stdout + ended.stderr
+        return ended.summary
+
+    def kill(self, run: Running) -> None:
+        os.kill(run.pid, signal.SIGKILL)
+        run.end()
 
     def end(self) -> None:
-        for process in self._all:
-            process.kill()
-            process.communicate()
+        for run in self._all:
+            if run.alive:
+                self.kill(run)
 
 
 @pytest.fixture
@@ -138,10 +138,9 @@ def test_three_processes_keep_one_limit(
 def test_what_a_killed_run_sent_counts(shop: Workshop, runs: Runs, api: Api) -> None:
     define(shop, api, "{requests: 20, per: 3s, share: 0.5}")
     for sent in (4, 14):
-        process = runs.start("first")
+        run = runs.start("first")
         until(lambda wanted=sent: len(api.seen) >= wanted)  # type: ignore[misc]
-        process.kill()
-        process.communicate()
+        runs.kill(run)
     runs.summary(runs.start("first"))
     assert len(api.users) == 30
     assert busiest(api.times, 3.0) <= 10
@@ -169,10 +168,9 @@ def test_ten_thousand_rows_under_a_storm_and_two_kills_end_exact_at_half_of_the_
         )
         api.faults += ([passed] * 9 + [storm] * 3) * 6
         for sent in (25, 70):
-            process = runs.start("contacts")
+            run = runs.start("contacts")
             until(lambda wanted=sent: len(api.seen) >= wanted)  # type: ignore[misc]
-            process.kill()
-            process.communicate()
+            runs.kill(run)
         last = runs.summary(runs.start("contacts"))
     assert last["status"] == "SUCCESS"
     with duckdb_files.opened(shop.folder / "data" / "warehouse.duckdb", read_only=True) as connection:
@@ -189,10 +187,9 @@ def test_a_spent_day_ends_the_run_and_keeps_the_next_from_beginning(
 ) -> None:
     define(shop, api, "{per_day: 80, share: 0.5}")
     processes = [runs.start(name) for name in NAMES[:2]]
-    for process in processes:
-        process.wait(PATIENCE)
+    ended = [run.end(PATIENCE) for run in processes]
     assert len(api.seen) == len(api.users) == 40
-    spent = [runs.summary(one, 75) for one in processes if one.returncode]
+    spent = [runs.summary(run, 75) for run, end in zip(processes, ended, strict=True) if end.code]
     assert spent, "70 requests are more than the budget"
     for one in spent:
         assert (one["status"], one["error"]["code"]) == ("INTERRUPTED", "BUDGET_SPENT")
@@ -232,9 +229,10 @@ def test_without_its_ledger_nothing_is_sent(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-    out, err = run.communicate(timeout=PATIENCE)
-    assert run.returncode == 1, out + err
-    assert "STATE_UNREACHABLE" in out + err or "LOCK_LOST" in out + err
+    ended = run.end(PATIENCE)
+    said = ended.stdout + ended.stderr
+    assert ended.code == 1, said
+    assert "STATE_UNREACHABLE" in said or "LOCK_LOST" in said
     assert len(api.seen) == 5
 
 
