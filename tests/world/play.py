@@ -19,7 +19,7 @@ from tests.crashes import Ended
 from tests.exported import objects
 from tests.servers import Database
 from tests.world.hosts import Hosts
-from tests.world.targets import InExports, InPostgres, InRedis, InTable, Target, copied, restored
+from tests.world.targets import InFolder, InPostgres, InRedis, InTable, Target, copied, restored
 
 KILLED = -9
 _NAMED = re.compile(r"`([^`]+)`|(--accept [A-Z_]+)")
@@ -112,8 +112,8 @@ class Play:
             self._kept["target"] = copied(self.target.database)
         elif isinstance(self.target, InTable):
             self._kept["target"] = self.target.shell.keep()
-        elif isinstance(self.target, InExports):
-            self._kept["target"] = objects(self.target.folder / "out")
+        elif isinstance(self.target, InFolder):
+            self._kept["target"] = objects(self.target.root)
         else:
             with self.cached.server.client() as client:
                 found = {key: (client.dump(key), client.pttl(key)) for key in client.keys("*")}
@@ -126,7 +126,7 @@ class Play:
             restored(self.target.database, copy)
         elif isinstance(self.target, InTable):
             self.target.shell.restore(copy)
-        elif isinstance(self.target, InExports):
+        elif isinstance(self.target, InFolder):
             assert isinstance(copy, dict)
             self.target.restore(copy)
         else:

@@ -22,7 +22,7 @@ ALL = (*POSTGRES, *CACHE)
 FILES = tuple(f"{name} {kind}" for name in ("sqlite", "duckdb") for kind in INSERTING)
 MYSQL = tuple(f"mysql {kind}" for kind in INSERTING) if mysql_server.AVAILABLE else ()
 EVERY = (*ALL, *FILES, *MYSQL)  # a file is opened by one process at a time: nobody acts there during a run
-EXPORTS = ("files", "files, append", "files, snapshot")  # in a folder
+EXPORTS = ("files", "files, append", "files, snapshot", "delta", "delta, append")  # in a folder
 HTTP = ("http", "http insert")
 
 

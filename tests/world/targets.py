@@ -19,7 +19,7 @@ import psycopg
 
 from tests import databases
 from tests.crashes import COLUMNS, POSTGRES_YML, CampaignScene, PostgresScene, RedisScene, Scene
-from tests.scenes import Changes, ChangesAppended, Snapshots
+from tests.scenes import Appended, Changes, ChangesAppended, Merged, Snapshots
 from tests.servers import Database, Databases
 from tests.world.hosts import Cache, Cluster
 
@@ -320,15 +320,19 @@ TABLES: dict[str, type[InPostgres]] = {
 }
 
 
-class InExports(Changes, Target):
-    """Change files in a folder, each batch in the log."""
+class InFolder(Target):
+    """Into a folder of this machine, which a backup copies file by file."""
 
-    sync = Changes.sync.replace("deletes: delete\n", "")
+    folder_name: str
     before = ()
 
     def __init__(self, folder: Path, state: str | None = None) -> None:
         super().__init__(folder)
         self.state = state
+
+    @property
+    def root(self) -> Path:
+        return self.folder / self.folder_name
 
     def environ(self) -> dict[str, str]:
         return {"RETL_STATE_URL": self.state} if self.state else {}
@@ -336,7 +340,7 @@ class InExports(Changes, Target):
     def restore(self, kept: dict[str, bytes]) -> None:
         self.empty()
         for name, data in kept.items():
-            path = self.folder / "out" / name
+            path = self.root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
 
@@ -347,20 +351,44 @@ class InExports(Changes, Target):
         raise NotImplementedError  # nobody edits single rows of files
 
 
+class InExports(InFolder, Changes):
+    """Change files in a folder, each batch in the log."""
+
+    folder_name = "out"
+    sync = Changes.sync.replace("deletes: delete\n", "")
+
+
 class ExportsAppended(InExports):
     sync = ChangesAppended.sync
     changes = False
 
 
-class InSnapshots(Snapshots, InExports):
+class InSnapshots(InFolder, Snapshots):
+    folder_name = "out"
     sync = Snapshots.sync
     deletes = True
 
 
-EXPORTED: dict[str, type[InExports]] = {
+class InLake(InFolder, Merged):
+    """A Delta table that is merged by key."""
+
+    folder_name = "lake"
+    sync = Merged.sync
+    deletes = True
+
+
+class LakeAppended(InFolder, Appended):
+    folder_name = "lake"
+    sync = Appended.sync
+    changes = False
+
+
+EXPORTED: dict[str, type[InFolder]] = {
     "files": InExports,
     "files, append": ExportsAppended,
     "files, snapshot": InSnapshots,
+    "delta": InLake,
+    "delta, append": LakeAppended,
 }
 IN_TABLES: dict[str, type[InTable]] = {"upsert": InTable, "mirror": FileMirror, "append": FileAppend}
 CACHED: dict[str, type[InRedis]] = {

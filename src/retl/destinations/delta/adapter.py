@@ -19,12 +19,14 @@ NULL of the table refuses is a reject. Of rows with the same key in one batch th
 application transaction of the sync (`txn`, `retl/LEDGER/SYNC`). Of two commits that began at the same state
 of the log, only one is let through; so each attempt first reads the log, and never adds a batch that is in
 it. If a commit got no answer, the next attempt or run reads the log; if it says nothing, an empty commit
-(`void`) is written, and then the batch can never be applied. An older run that wakes up late finds a newer
-one and stops. Others may write to the table meanwhile: a conflict with them is tried again, as `retry` says.
-Another ledger that delivers at the same time is noticed by the next run, not kept out.
+(`void`) is written, and then the batch can never be applied. Each run begins with a commit without rows, by
+which an older run that wakes up late finds that it is over. Others may write to the table meanwhile: a
+conflict with them is tried again, as `retry` says. Another ledger that delivers at the same time is noticed
+by the next run, not kept out.
 
 **What it can notice**: a table that was made again, RESTORE, and an overwrite by others, by the marks, as
-long as the log has the commits of the last run; without them it notices nothing of that. If the log no longer
+long as the log has the commits of the last run, and loss of rows by a sample of 200 keys, for which a run
+reads the columns of the sync. If the log no longer
 has the commits since a batch began, that batch stays in doubt. Rows that others changed are found by
 `retl reconcile` and `retl state rebuild`, which read the table once. `retl erase` deletes rows; older
 versions keep them until VACUUM, which a person must run.
@@ -53,8 +55,9 @@ Spark or Databricks as other writers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
@@ -75,7 +78,7 @@ from retl.destinations.batch import (
 )
 from retl.destinations.delta import columns
 from retl.destinations.delta.marks import Mark, Marks
-from retl.destinations.delta.reading import Holding
+from retl.destinations.delta.reading import Holding, looked_up
 from retl.destinations.delta.table import DeltaConnection, Missing, Opening, is_clients, refused
 from retl.destinations.marks import NOT_APPLIED
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, Systemic, TargetError, Unavailable
@@ -131,6 +134,7 @@ class Delta(Destination[DeltaOptions]):
             idempotent=not append,
             form="file",
             repeats=True,
+            readable=True,
             nulls_keep=not append,
             resolves=True,
         )
@@ -154,7 +158,8 @@ class Delta(Destination[DeltaOptions]):
             return Trace()
         self._lacking(table)
         self._look(table)
-        return self._marks.trace(visit)
+        covered = self._marks.covers(self._opening.place, inf)
+        return self._marks.trace() if covered else None
 
     def _there(self) -> DeltaTable | None:
         """The table; None if it is missing and `create` makes it."""
@@ -186,12 +191,23 @@ class Delta(Destination[DeltaOptions]):
         return {one["name"]: columns.shown(one["type"]) for one in theirs}
 
     def prepare(self, visit: Visit) -> None:
-        """Makes what `create` asks for."""
+        """Makes what `create` asks for, and fences off older runs."""
         table = self._there()
         if table is None:
             self._opening.create(columns.schema((*self.shape.key, *self.shape.fields)))
         elif missing := self._lacking(table):
             self._opening.add([dict(one) for one in missing])
+        self._begin(visit)
+
+    def _begin(self, visit: Visit) -> None:
+        """A commit without rows: older runs can no longer write, and marks that nobody needs are dropped."""
+
+        def began() -> CommitProperties:
+            self._marks.fence(visit.epoch)
+            return self._marks.begin(visit)
+
+        while not self._said(began):
+            pass  # somebody else was first: read again
 
     # --- write
 
@@ -314,21 +330,27 @@ class Delta(Destination[DeltaOptions]):
 
     def _say(self, batch: Batch, attempt: int, state: str) -> Mark:
         """A commit without rows that only says what became of a batch. Returns what the log then has."""
-        from deltalake.exceptions import CommitFailedError
-
         while True:
-            table = self._opening.newest()
-            self._look(table)
+            self._look(self._opening.newest())
             if (found := self._marks.fate(batch, attempt)) is not None:
                 return found
-            properties = self._marks.mark(batch, attempt, state)
-            with self._opening.translated():
-                try:
-                    table.create_write_transaction(
-                        actions=[], mode="append", schema=table.schema(), commit_properties=properties
-                    )
-                except CommitFailedError:
-                    self._opening.close()  # somebody else was first: read again
+            self._said(lambda: self._marks.mark(batch, attempt, state))
+
+    def _said(self, properties: Callable[[], CommitProperties]) -> bool:
+        """Make a commit without rows. False if another was first."""
+        from deltalake.exceptions import CommitFailedError
+
+        table = self._opening.newest()
+        self._look(table)
+        with self._opening.translated():
+            try:
+                table.create_write_transaction(
+                    actions=[], mode="append", schema=table.schema(), commit_properties=properties()
+                )
+            except CommitFailedError:
+                self._opening.close()
+                return False
+        return True
 
     # --- resolve
 
@@ -343,7 +365,7 @@ class Delta(Destination[DeltaOptions]):
         self._look(table)
         while True:
             found = self._marks.fate(batch, attempt)
-            if found is None and not self._marks.covers(self._opening.place, batch):
+            if found is None and not self._marks.covers(self._opening.place, batch.epoch):
                 return Outcome(UNKNOWN)
             if found is None and not act:
                 return Outcome(NOT_APPLIED)
@@ -366,8 +388,13 @@ class Delta(Destination[DeltaOptions]):
         return iter([None] * len(batch)) if held is None else held.compare(batch)
 
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
-        """Only whether the key is held: of a row that is, the answer has no fields."""
-        return (None if found is None else {} for found in self.differing(batch))
+        """Reads the columns of the sync."""
+        try:
+            table = self._opening.newest()
+        except Missing:
+            return iter([None] * len(batch))
+        with self._opening.translated():
+            return iter(looked_up(self.shape, table, batch))
 
     def scan(self) -> Iterator[tuple[str, ...]]:
         held = self._holding()

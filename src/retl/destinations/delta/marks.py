@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
 
 Mark = Mapping[str, Any]
+Owner = tuple[str, str]  # a ledger and a sync
 NAME = "retl"  # of our entry among those of a commit
 WINDOW = 1000  # commits that are read at first
 _AT_ONCE = 8  # requests for commits
@@ -32,7 +33,7 @@ class Marks:
     """The marks of one sync, as far as the log was read. `number`: of the newest application transaction."""
 
     def __init__(self, shape: Shape) -> None:
-        self._shape = shape
+        self._us: Owner = (shape.state_id, shape.sync)
         self.author = uuid4().hex
         self._application = f"retl/{shape.state_id}/{shape.sync}"
         self._read: int | None = None  # the newest version that was read
@@ -43,7 +44,9 @@ class Marks:
 
     def _forget(self) -> None:
         self._fates: dict[tuple[str, int], Mark] = {}
-        self._marks: list[tuple[int, Mark]] = []
+        self._applied: dict[Owner, list[tuple[str, str, int]]] = {}  # run, batch, version of the commit
+        self._epochs: dict[Owner, int] = {}
+        self._begun: list[int] = []  # the epochs of our runs that began within what was read
         self._gone = -1  # what was written up to this version was replaced
 
     def read(self, table: DeltaTable, place: Place) -> None:
@@ -65,79 +68,81 @@ class Marks:
             self._take(version, entry)
 
     def _take(self, version: int, entry: Mapping[str, Any]) -> None:
-        operation = str(entry.get("operation", ""))
         overwritten = dict(entry.get("operationParameters") or {}).get("mode") == "Overwrite"
-        if overwritten or operation in _REPLACING:
+        if overwritten or str(entry.get("operation", "")) in _REPLACING:
             self._gone = version
         try:
             mark = json.loads(entry.get(NAME) or "null")
         except (TypeError, ValueError):
             return  # somebody else's entry of this name
-        if not isinstance(mark, dict) or "batch" not in mark:
+        if not isinstance(mark, dict) or "author" not in mark:
             return
-        self._marks.append((version, mark))
-        if self._is_ours(mark):
+        owner = mark["ledger"], mark["sync"]
+        self._epochs[owner] = max(self._epochs.get(owner, 0), mark["epoch"])
+        if mark["state"] == "begin":
+            self._applied[owner] = [(run, batch, at) for run, batch, at in mark["marks"]]
+            self._begun += [mark["epoch"]] if owner == self._us else []
+            return
+        if mark["state"] == "applied":
+            self._applied.setdefault(owner, []).append((mark["run"], mark["batch"], version))
+        if owner == self._us:
             self._fates[mark["batch"], mark["attempt"]] = mark
-
-    def _is_ours(self, mark: Mark) -> bool:
-        return (mark["ledger"], mark["sync"]) == (self._shape.state_id, self._shape.sync)
 
     def fate(self, batch: Batch, attempt: int) -> Mark | None:
         """Applied or void; None if no commit of this attempt was read."""
         return self._fates.get((batch.id, attempt))
 
-    def covers(self, place: Place, batch: Batch) -> bool:
-        """Whether every commit since this batch's run began was read. The log may no longer have them."""
-        if self._begun_before(batch.epoch):
+    def covers(self, place: Place, epoch: float) -> bool:
+        """Whether every commit since a run of ours, of this epoch or an older one, began was read: the log
+        may no longer have them."""
+        if self._has_begin(epoch):
             return True
         assert self._read is not None
         self._load(place, 0, self._read)
-        return self._begun_before(batch.epoch)
+        return self._has_begin(epoch)
 
-    def _begun_before(self, epoch: int) -> bool:
-        ours = (mark for _, mark in self._marks if self._is_ours(mark))
-        return self._first == 0 or any(mark["epoch"] < epoch for mark in ours)
+    def _has_begin(self, epoch: float) -> bool:
+        return self._first == 0 or any(one <= epoch for one in self._begun)
 
     def fence(self, epoch: int) -> None:
         """Systemic VOIDED if a newer run of this sync wrote here."""
-        if any(mark["epoch"] > epoch for _, mark in self._marks if self._is_ours(mark)):
+        if self._epochs.get(self._us, 0) > epoch:
             raise Systemic("VOIDED", "a newer run delivers here: this one may no longer write")
 
+    def begin(self, visit: Visit) -> CommitProperties:
+        """What makes a commit the beginning of a run. It carries on the marks that the next run looks for."""
+        mine = self._applied.get(self._us, [])
+        kept = [one for one in mine if one[0] in visit.keep]
+        return self._properties("begin", visit.run_id, visit.epoch, marks=kept)
+
     def mark(self, batch: Batch, attempt: int, state: str) -> CommitProperties:
-        """What makes a commit that of this attempt, and lets no other through that began beside it."""
+        """What makes a commit that of this attempt."""
+        said = {"batch": batch.id, "attempt": attempt}
+        return self._properties(state, batch.run_id, batch.epoch, **said)
+
+    def _properties(self, state: str, run: str, epoch: int, **more: Any) -> CommitProperties:
+        """Of two commits with these that began at the same state of the log, one is let through."""
         from deltalake import CommitProperties, Transaction
 
-        mine = [mark["n"] for _, mark in self._marks if self._is_ours(mark) and mark["run"] == batch.run_id]
-        said = {
-            "ledger": self._shape.state_id,
-            "sync": self._shape.sync,
-            "run": batch.run_id,
-            "epoch": batch.epoch,
-            "batch": batch.id,
-            "attempt": attempt,
-            "state": state,
-            "n": max(mine, default=0) + 1,  # of the run: from 1, so that a missing one is noticed
-            "author": self.author,
-        }
+        ledger, sync = self._us
+        said = {"state": state, "ledger": ledger, "sync": sync, "run": run, "epoch": epoch, **more}
         return CommitProperties(
-            custom_metadata={NAME: json.dumps(said)},
+            custom_metadata={NAME: json.dumps(said | {"author": self.author})},
             app_transactions=[Transaction(self._application, self.number + 1)],
         )
 
-    def trace(self, visit: Visit) -> Trace | None:
-        """The batches of this ledger. None if the log no longer has all that the next run looks for."""
-        mine = [(v, one) for v, one in self._marks if one["ledger"] == self._shape.state_id]
-        if self._first > 0:
-            complete = {one["run"] for _, one in mine if one["n"] == 1}
-            if not visit.keep <= complete:
-                return None
-        applied = [(v, one) for v, one in mine if one["state"] == "applied"]
+    def trace(self) -> Trace:
+        """The batches of this ledger."""
+        ledger, sync = self._us
+        mine = {owner: found for owner, found in self._applied.items() if owner[0] == ledger}
+        every = [one for found in mine.values() for one in found]
+        ledgers = {owner[0] for owner in self._epochs}
         return Trace(
-            batches=frozenset((one["run"], one["batch"]) for _, one in applied),
-            replaced=frozenset((one["run"], one["batch"]) for v, one in applied if v < self._gone),
-            foreign=frozenset(one["run"] for _, one in applied if one["sync"] != self._shape.sync),
-            epoch=max((one["epoch"] for _, one in mine if self._is_ours(one)), default=0),
-            strangers=bool(self._marks) and not mine,
+            batches=frozenset((run, batch) for run, batch, _ in every),
+            replaced=frozenset((run, batch) for run, batch, version in every if version < self._gone),
+            foreign=frozenset(run for owner, found in mine.items() if owner[1] != sync for run, *_ in found),
+            epoch=self._epochs.get(self._us, 0),
+            strangers=bool(ledgers) and ledger not in ledgers,
         )
 
 

@@ -1,22 +1,52 @@
-"""What a Delta table holds of one sync, to compare it with a mart. Only `retl reconcile` and
-`retl state rebuild` need it, so the columns of the sync are read once, into a DuckDB of its own."""
+"""What a Delta table holds of one sync: of some keys, or all of it to compare it with a mart. For the latter,
+which `retl reconcile` and `retl state rebuild` need, the columns are read once, into a DuckDB of its own."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from retl.destinations.batch import Batch, Layout, Shape
-from retl.destinations.delta.columns import selected
+from retl.destinations.delta.columns import selected, sql_type
 from retl.values.sql import literal, quoted
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
+_ROW = quoted("retl row")  # its number in the batch
 _SETTINGS = ("memory_limit = '256MB'", "threads = 1", "TimeZone = 'UTC'")
+
+
+def looked_up(shape: Shape, table: DeltaTable, batch: Batch) -> list[Mapping[str, Any] | None]:
+    """Per row of a batch the fields that the table has, or None."""
+    import duckdb
+
+    there = {one.name for one in table.schema().fields}
+    names = [one.name for one in shape.fields if one.name in there]
+    keys = [quoted(one.name) for one in shape.key]
+    columns = ", ".join(f"{quoted(one.name)} {sql_type(one.type)}" for one in shape.key)
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute(f"CREATE TABLE wanted ({_ROW} INTEGER, {columns})")
+        marks = ", ".join("?" * (len(keys) + 1))
+        rows = [[at, *map(_plain, row)] for at, row in enumerate(batch.keys())]
+        connection.executemany(f"INSERT INTO wanted VALUES ({marks})", rows)
+        connection.register("theirs", table.scan(columns=[*(one.name for one in shape.key), *names]))
+        same = " AND ".join(f"s.{key} = h.{key}" for key in keys)
+        listed = "".join(f", h.{quoted(name)}" for name in names)
+        joined = f"SELECT s.{_ROW}{listed} FROM wanted s JOIN theirs h ON {same}"
+        found = {
+            at: dict(zip(names, held, strict=True)) for at, *held in connection.execute(joined).fetchall()
+        }
+    return [found.get(number) for number in range(len(batch))]
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, UUID) else value
 
 
 class Holding:
