@@ -25,7 +25,6 @@ from retl.cli.log import moment
 from retl.cli.output import Piece, Table
 from retl.cli.state import SyncName, Yes, confirmed, counted, done, group
 from retl.errors import DefinitionError
-from retl.values.keys import spellings
 
 if TYPE_CHECKING:
     from retl.ledger import Ledger, RejectRow
@@ -94,6 +93,8 @@ def _chosen(
     ledger: Ledger, names: Iterable[str] | None, keys: Sequence[str] | None, codes: Sequence[str] | None
 ) -> list[RejectRow]:
     """The open rejects that are asked for. DefinitionError REJECT_UNKNOWN if there is none."""
+    from retl.values.keys import spellings
+
     asked = spellings(keys or ())
     every = [
         one
@@ -240,6 +241,8 @@ def dismiss(
     yes: Yes = False,
 ) -> None:
     """Dismiss rejects until their rows change."""
+    from retl.values.keys import spellings
+
     if sync is None or bool(keys) == everything:
         raise DefinitionError(
             "USAGE",

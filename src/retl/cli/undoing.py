@@ -32,6 +32,7 @@ def rollback(
     """Take back what a run wrote, except what was touched since; pause its sync."""
     from retl.app.session import options
     from retl.run import rollback as run
+    from retl.values.keys import spellings
 
     session = invocation.session
     ledger = session.ledger(create=not dry_run)
