@@ -34,6 +34,7 @@ def hours(start: str, end: str, timezone: str = "UTC") -> Hours:
         # the nights in which the clocks of Berlin change
         (hours("22:00", "06:00", "Europe/Berlin"), "03-28 22:00", "03-29 04:00", "03-29 20:00"),
         (hours("22:00", "06:00", "Europe/Berlin"), "10-24 21:00", "10-25 05:00", "10-25 21:00"),
+        (hours("02:30", "03:30", "Europe/Berlin"), "03-29 00:00", None, "03-30 00:30"),
     ],
 )
 def test_hours_are_those_of_the_clock_on_the_wall(

@@ -118,8 +118,8 @@ class Hours(Definition):
         return next((end for start, end in self._around(now) if start <= now < end), None)
 
     def opens(self, now: datetime) -> datetime:
-        """The next beginning."""
-        return min(start for start, _ in self._around(now) if start > now)
+        """The next beginning. On a day when the clock skips them there are no hours."""
+        return min(start for start, end in self._around(now) if now < start < end)
 
     def __str__(self) -> str:
         return f"{self.from_:%H:%M} to {self.to:%H:%M} {self.timezone}"
