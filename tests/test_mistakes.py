@@ -77,6 +77,13 @@ def test_a_word_is_misspelt(workshop: Workshop) -> None:
     )
 
 
+def test_a_choice_that_append_needs_is_missing(workshop: Workshop) -> None:
+    workshop.sync("users", write="append")
+    said = workshop.retl("validate").err
+    assert "`write: append` needs `first_run`" in said
+    assert "did you mean" not in said
+
+
 def test_the_address_stands_in_the_sync(workshop: Workshop) -> None:
     workshop.sync("users", destination='{type: webhook, url: "https://x.example/in"}', first_run="send")
     golden(

@@ -208,3 +208,9 @@ def test_what_libraries_read_themselves_reaches_them_from_config_env_and_from_fi
     }
     assert {name: os.environ[name] for name in found} == found
     assert "OTHER" not in os.environ
+
+
+def test_a_wrong_setting_is_told_in_words_of_retl(tmp_path: Path) -> None:
+    for model, environ in ((RedisSettings, {"REDIS_DB": "one"}), (Settings, {"RETL_LOG_FORMAT": "yaml"})):
+        said = refusal(tmp_path, model, **environ).message
+        assert not any(raw in said for raw in ("Value error", "unable to parse", "Input should")), said

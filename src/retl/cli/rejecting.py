@@ -301,7 +301,8 @@ def _left(ledger: Ledger, sync: Sync, tried: Sequence[RejectRow]) -> list[str]:
     """What became of the rejects that were tried."""
     still = {(one.key, one.row_id) for one in ledger.rejects(sync.name)}
     left = [one for one in tried if (one.key, one.row_id) in still]
-    notes = [f"{len(tried) - len(left):,} of {counted(len(tried), 'open reject')} are closed"]
+    closed = len(tried) - len(left)
+    notes = [f"{closed:,} of {counted(len(tried), 'open reject')} {'is' if closed == 1 else 'are'} closed"]
     if unusable := sum(not one.key for one in left):
         notes.append(
             f"{counted(unusable, 'row')} without a usable key: only a run of the whole mart tries again"

@@ -320,8 +320,10 @@ def summary_pieces(documents: Sequence[Mapping[str, Any]]) -> list[Piece]:
 
 def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
     pieces: list[Piece] = []
-    if waiting := one["not_attempted"] + one["deletes"]["not_attempted"]:
-        pieces.append(f"{name}{'1 row was' if waiting == 1 else f'{waiting:,} rows were'} not attempted")
+    for waiting, noun in ((one["not_attempted"], "row"), (one["deletes"]["not_attempted"], "delete")):
+        if waiting:
+            what = f"1 {noun} was" if waiting == 1 else f"{waiting:,} {noun}s were"
+            pieces.append(f"{name}{what} not attempted")
     edits = {**one["conflicts"], "deletes kept": one["deletes"]["kept"]}
     if any(edits.values()):
         pieces.append(f"{name}edited by others: {', '.join(f'{n} {kind}' for kind, n in edits.items() if n)}")

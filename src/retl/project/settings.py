@@ -296,7 +296,8 @@ def read(model: type[SettingsT], environment: Environment, **flags: Any) -> Sett
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         name = variable(model, str(first["loc"][0]))
-        message = first["msg"].replace("Input should be", "must be")
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        message = re.sub(r", unable to (parse|interpret) .*", "", message)
         raise DefinitionError("CONFIG_INVALID", message, where=f"environment {name}") from None
 
 

@@ -189,7 +189,7 @@ def _error(
         message = f"{subject}must be {_TYPED[kind]}"
         return DefinitionError("DEFINITION_INVALID", message, hint=hint, where=filled.place(loc))
     message = f"{subject}{_sentence(details['msg'])}"
-    meant = _meant(filled.found(loc), details["msg"])
+    meant = _meant(filled.found(loc), details["msg"]) if loc else None  # of the whole file, no word is meant
     return DefinitionError("DEFINITION_INVALID", message, hint=meant, where=filled.place(loc))
 
 
@@ -218,6 +218,7 @@ def _unknown_key(model: type[BaseModel], loc: Loc, filled: Filled, given: Iterab
 
 def _sentence(message: str) -> str:
     message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = re.sub(r", unable to (parse|interpret) .*", "", message)
     message = re.sub(r"a valid (tuple|list|array)", "a list", message)
     message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping of keys and values", message)
     return re.sub(r"^\w+ should (be|have|match|contain)\b", r"must \1", message)

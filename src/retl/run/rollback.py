@@ -215,7 +215,7 @@ def _notes(done: Summary, wrote: undo.Wrote, asked: Asked) -> list[str]:
     counts, name = done.counts, done.sync
     kept = counts.skipped - wrote.since + counts.deletes.kept
     restored = counts.inserted + counts.updated + counts.deleted
-    said = f"{restored} rows restored, {kept} touched since and left alone"
+    said = f"{restored} {'row' if restored == 1 else 'rows'} restored, {kept} touched since and left alone"
     if counts.conflicts.merged:
         said += f", {counts.conflicts.merged} of the restored ones only in part"
     if asked.pause and wrote.undo:
