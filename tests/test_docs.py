@@ -88,3 +88,14 @@ def test_every_line_of_the_proofs_of_undo_names_a_test_and_no_target_that_compar
 def test_all_promises_stand_there_in_order() -> None:
     text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
     assert re.findall(r"^### (\d+)\. ", text, re.MULTILINE) == [str(n) for n in range(1, 34)]
+
+
+def test_every_table_has_the_rule_under_its_head_that_markdown_needs() -> None:
+    rule, bare = re.compile(r"\|(?: ?:?-+:? ?\|)+"), []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        lines = ["", *text.splitlines(), ""]
+        for before, head, after in zip(lines, lines[1:], lines[2:], strict=False):
+            if head.startswith("|") and not before.startswith("|") and not rule.fullmatch(after):
+                bare.append(f"{page.relative_to(ROOT)}: {head}")
+    assert bare == []

@@ -95,7 +95,11 @@ def test_a_person_leaves_target_ledger_and_files_and_no_run_brings_it_back(
         assert (after["status"], after["skipped"]) == ("SUCCESS", 1), words
     assert column(postgres, "SELECT count(*) FROM crm.users") == [ROWS]
     assert remains(workshop, "777001", PERSON) == []
-    assert workshop.json("explain", "users", "--key", "777001")["rows"][0]["next"].endswith("(ERASED)")
+    mine = workshop.json("explain", "users", "--key", "777001")
+    assert mine["rows"][0]["next"].endswith("(ERASED)")
+    assert [note for note in mine["notes"] if note.startswith("ERASED:")]
+    other = workshop.json("explain", "users", "--rows", "1")
+    assert not [note for note in other["notes"] if note.startswith("ERASED:")], "it is about another row"
 
 
 def test_a_mart_with_variables_is_searched_too(workshop: Workshop, postgres: Database) -> None:

@@ -36,6 +36,7 @@ from retl.values.sql import literal, quoted
 
 MASK = "***"
 SAMPLES = 5
+_ERASED = "ERASED:"  # how the note about erased rows begins
 
 _STAND_INS = {  # per type, what replaces a sensitive value in a request
     "string": MASK,
@@ -78,12 +79,13 @@ def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bo
     with ExitStack() as hold:
         rows, chosen = _found(job, keys, count, hold, reveal=reveal)
         found, plan = [rows.explained(one, read=read) for one in chosen], rows.plan
+        any_erased = any(one.op == "erased" for one in chosen)
     return {
         "sync": job.sync.name,
         "object": plan.capabilities.object,
         "rows": found,
         "guards": [{"code": r.code, "message": r.message, "hint": r.hint} for r in plan.refusals],
-        "notes": list(plan.notes),
+        "notes": [one for one in plan.notes if any_erased or not one.startswith(_ERASED)],
     }
 
 

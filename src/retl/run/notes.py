@@ -86,7 +86,9 @@ def _sent(job: Job, made: Made, plan: Plan) -> Mapping[str, bool]:
         "delivery is at_least_once: after a crash a row may arrive twice": (
             not plan.capabilities.idempotent and sync.delivery == "at_least_once"
         ),
-        f"{job.target.kind} is a {preview}": bool(preview),
+        f"{job.target.kind} is a {preview}": (
+            bool(preview) and (job.options.dry_run or made.known.basis.checkpoint is None)
+        ),
         "this ledger has no history, and the target keeps no trace of what it was sent"
         f" (rows: {unproved}): if they were sent before, they arrive twice": bool(unproved),
         "after this run write `first_run: adopt`: if the state is ever lost, nothing is sent twice": (
