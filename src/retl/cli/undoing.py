@@ -12,7 +12,6 @@ from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.naming import WORDS, named_run
 from retl.cli.running import Accepted, Allowed, report
-from retl.values.keys import spellings
 
 
 @command(app, "rollback", reveals=True, negative=True)
