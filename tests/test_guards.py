@@ -80,16 +80,6 @@ def test_more_than_two_percent_of_the_sample_lost_is_a_lost_target() -> None:
     assert codes(replace(CALM, sampled=200, lost=5)) == ["TARGET_LOST"]
 
 
-@pytest.mark.parametrize(
-    ("sampled", "lost", "refused"),
-    [(30, 1, False), (30, 4, False), (30, 5, True), (8, 3, False), (8, 4, True), (2, 1, True), (1, 1, True)],
-)
-def test_a_few_rows_that_are_gone_from_a_small_table_are_no_lost_table(
-    sampled: int, lost: int, refused: bool
-) -> None:
-    assert codes(replace(CALM, sampled=sampled, lost=lost)) == ["TARGET_LOST"] * refused
-
-
 def test_accepting_a_code_passes_that_guard_and_no_other() -> None:
     both = replace(CALM, new_rejects=900, sampled=200, lost=200)
     assert codes(both, accepted=("TARGET_LOST",)) == ["REJECT_RATE"]

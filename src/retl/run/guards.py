@@ -38,7 +38,6 @@ GUARDS = (  # the codes for --accept, in the order of the documentation
 )
 DELETES_ALWAYS_PASS = 10  # this many deletes or fewer are not judged
 LOST_SHARE = 0.02  # of the sampled confirmed keys
-LOST_KEYS = 4  # the share of a whole sample: so few say something only where they are half of all
 
 
 @dataclass(frozen=True)
@@ -139,12 +138,10 @@ def _measured(facts: Facts, guards: Guards) -> Iterator[tuple[str, str, str]]:
         yield "FIRST_RUN", f"{facts.unproved:,} rows", f"{guards.max_first_run:,}"
 
 
-def is_lost(sampled: int, lost: int, *, refills: bool = False) -> bool:
-    """Whether a target that lacks `lost` of `sampled` delivered keys was emptied or replaced. In a small
-    table one row that a person removed is more than the share, so few keys must be half of them. A target
-    that is refilled by itself refuses nobody, so there the share is enough."""
-    few = lost <= LOST_KEYS and 2 * lost < sampled
-    return _over(lost, LOST_SHARE, sampled) and (refills or not few)
+def is_lost(sampled: int, lost: int) -> bool:
+    """Whether a target that lacks `lost` of `sampled` delivered keys was emptied or replaced. Of a small
+    table one row is enough: it may be what a restored one lacks."""
+    return _over(lost, LOST_SHARE, sampled)
 
 
 def _over(count: int, rate: float, total: int) -> bool:

@@ -112,7 +112,7 @@ def ask(
         assert visited.destination is not None
         sampled, missed = sample(visited.destination, run, mapped, workspace, known.basis)
         found = replace(found, sampled=sampled, lost=missed)
-    is_lost = guards.is_lost(found.sampled, found.lost, refills=expires)
+    is_lost = guards.is_lost(found.sampled, found.lost)
     if is_lost and expires:
         found = replace(found, emptied=True, lost=0)
     if is_lost and found.replaced and lost is None:
