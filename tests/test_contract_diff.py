@@ -124,6 +124,7 @@ def test_a_contract_that_leaves_columns_out_does_not_drift_and_takes_only_what_i
     shop: Workshop,
 ) -> None:
     change(shop, more=", 7 AS age, 'x' AS phone, 'y' AS city")
+    shop.json("sync")
     assert {name: one["kind"] for name, one in differences(shop).items()} == dict.fromkeys(
         ("age", "phone", "city"), "added"
     )
@@ -140,6 +141,18 @@ def test_a_contract_that_leaves_columns_out_does_not_drift_and_takes_only_what_i
     assert (wrong.code, "did you mean 'phone'" in wrong.err) == (2, True)
     shop.json("contract", "update", "users", "--column", "*", "--yes")
     assert {one["kind"] for one in differences(shop).values()} == {"missing"}  # until the next run
+
+
+def test_a_column_that_is_new_since_the_last_run_is_drift_and_is_taken(shop: Workshop) -> None:
+    change(shop, more=", 7 AS age")
+    shop.json("sync")
+    change(shop, more=", 7 AS age, 'x' AS phone")
+    assert {name: one["is_drift"] for name, one in differences(shop).items()} == {"age": False, "phone": True}
+    said = shop.retl("contract", "update", "users", "--yes")
+    assert "also sends: phone" in said.out
+    assert "left out, as before: age" in said.out
+    assert "  phone: {type: string" in (shop.folder / "syncs" / "users.yml").read_text()
+    assert "  age:" not in (shop.folder / "syncs" / "users.yml").read_text()
 
 
 def test_plan_and_validate_say_that_the_mart_has_a_new_column(shop: Workshop) -> None:
@@ -220,7 +233,7 @@ def test_an_unreachable_target_leaves_what_the_mart_says(shop: Workshop) -> None
     change(shop, more=", 7 AS age")
     said = shop.retl("contract", "diff", "--output", "json")
     (sync,) = said.document["syncs"]
-    assert ([one["column"] for one in sync["differences"]], said.code) == (["age"], 0)
+    assert ([one["column"] for one in sync["differences"]], said.code) == (["age"], 1)
     assert "NOWHERE" in sync["target"]
 
 

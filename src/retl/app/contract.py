@@ -54,17 +54,17 @@ class Compared:
 def compare(
     session: Session, sync: Sync, variables: Mapping[str, Any], taken: Sequence[str] = ("*",)
 ) -> Compared:
-    """A sync's contract beside everything else. Of the columns that the contract leaves out, those that fit
-    the names or globs of `taken` are to be added. SourceError or Later if the mart cannot be read;
-    DefinitionError COLUMN_UNKNOWN if the mart has no column for one of `taken`."""
+    """A sync's contract beside everything else. Of the columns that the contract lacks, those that the last
+    run did not see and those that fit the names or globs of `taken` are to be added. SourceError or Later if
+    the mart cannot be read; DefinitionError COLUMN_UNKNOWN if the mart has no column for one of `taken`."""
     project = session.project
     source = project.source(sync, variables)
     columns, written = _columns(source), _written(session, sync)
-    found = contract_diff.of_mart(written, columns, source.documented())
+    found = contract_diff.of_mart(written, columns, source.documented(), _left_out(session, sync))
     raise_all(_unknown(name, columns) for name in taken if not _fitting([name], columns))
     texts, proposed = dict[Path, str](), sync
+    wanted = _fitting(taken, columns) | {one.column for one in found if one.is_drift}
     if sync.contract is not None and sync.contract.model is None:
-        wanted = _fitting(taken, columns)
         texts, proposed = _texts(
             session, sync, [one for one in found if one.kind != "added" or one.column in wanted]
         )
@@ -73,7 +73,15 @@ def compare(
         found = _beside_target(session, proposed, source, columns, found)
     except RetlError as problem:
         unseen = f"the target was not looked at: {problem.message}"
-    return Compared(sync.name, tuple(found), texts, unseen, frozenset(_fitting(taken, columns)))
+    return Compared(sync.name, tuple(found), texts, unseen, frozenset(wanted))
+
+
+def _left_out(session: Session, sync: Sync) -> frozenset[str]:
+    """A ledger that cannot be read says of no column that it was left out."""
+    try:
+        return contract_diff.left_out(session.ledger(), sync)
+    except RetlError:
+        return frozenset()
 
 
 def _fitting(names: Iterable[str], columns: Iterable[str]) -> set[str]:

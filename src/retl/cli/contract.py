@@ -52,8 +52,8 @@ def update(
     yes: Yes = False,
     var: Var = None,
 ) -> int:
-    """Edit contracts so that they fit the mart; comments stay. What a contract leaves out stays out, unless
-    --column names it."""
+    """Edit contracts so that they fit the mart; comments stay. What a contract left out at the last run stays
+    out, unless --column names it."""
     from retl.app import contract as made
 
     found, names = [], _named(invocation, syncs, editable=not syncs)
@@ -137,7 +137,7 @@ def _pieces(one: Compared) -> list[Piece]:
     rows = [(each.column, each.kind, each.what, _way(each, flow), each.ddl or "") for each in one.differences]
     pieces: list[Piece] = [Table(headers, rows, title=f"{one.sync}:")] if rows else []
     pieces += [] if rows else [f"{one.sync}: contract, mart, dbt and target have the same columns"]
-    left = [each.column for each in one.differences if each.kind == "added"]
+    left = [each.column for each in one.differences if each.kind == "added" and not each.is_drift]
     if left:
         pieces.append(f"the contract leaves out {', '.join(left)}: that is no difference to mend")
     return [*pieces, *([f"note: {one.unseen}"] if one.unseen else [])]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any, Literal
@@ -33,7 +33,7 @@ _PARTS = ("type", "max_digits", "decimal_places", "items")
 class Difference:
     """`column`: of the mart or the target; `now`: its new name or type; `edit`: what the contract would say,
     None if no edit of it helps; `ddl`: what the target would need instead, or as well. `is_drift`: it is of
-    what the contract names; a column that it leaves out is nobody's mistake."""
+    what the contract names, or a column that is new; one that was left out before is nobody's mistake."""
 
     column: str
     kind: Kind
@@ -53,10 +53,13 @@ class Former:
 
 
 def of_mart(
-    written: Mapping[str, Column] | None, columns: Mapping[str, str], documented: Mapping[str, Documented]
+    written: Mapping[str, Column] | None,
+    columns: Mapping[str, str],
+    documented: Mapping[str, Documented],
+    left_out: Collection[str] = (),
 ) -> list[Difference]:
     """What the contract and dbt say otherwise than the mart. Without columns of its own, a contract follows
-    the mart."""
+    the mart. `left_out`: columns that it leaves out on purpose."""
     contract = {name: one for name, one in (written or {}).items() if name != STAR}
     starred = written is None or STAR in written
     gone = [name for name in contract if name not in columns]
@@ -76,7 +79,7 @@ def of_mart(
                     "added",
                     f"the mart has it as {columns[name]}, the contract has not",
                     edit=_column(name, columns, documented),
-                    is_drift=False,
+                    is_drift=name not in left_out,
                 )
             )
     found += _retyped(contract, columns, documented)
@@ -138,6 +141,12 @@ def new_columns(ledger: Ledger, sync: Sync, columns: Mapping[str, str]) -> str |
         f" (`retl contract update {sync.name} {' '.join(f'--column {name}' for name in new)}` takes"
         f" {'them' if len(new) > 1 else 'it'})"
     )
+
+
+def left_out(ledger: Ledger, sync: Sync) -> frozenset[str]:
+    """The columns that the mart had at the last run, and that the contract did not name: not by mistake."""
+    former = json.loads(ledger.kept(_seen(sync)) or "[]")
+    return frozenset(former) - frozenset((sync.contract and sync.contract.columns) or ())
 
 
 def remember(ledger: Ledger, sync: Sync, columns: Mapping[str, str]) -> None:
