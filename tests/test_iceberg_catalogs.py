@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -285,7 +286,12 @@ def test_plaintext_is_allowed_only_where_it_is_said() -> None:
 
 
 @pytest.mark.parametrize("kind", ["glue", "hive"])
-def test_a_client_that_is_not_installed_is_named(kind: str, tmp_path: Path) -> None:
+def test_a_client_that_is_not_installed_is_named(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, f"pyiceberg.catalog.{kind}", raising=False)
+    for client in ("boto3", "thrift", "hive_metastore"):
+        monkeypatch.setitem(sys.modules, client, None)
     address = {"uri": "thrift://127.0.0.1:1"} if kind == "hive" else {"region": "eu-central-1"}
     problem = refusal({"catalog": {"type": kind, **address}}, "shop.t", tmp_path)
     assert (problem.code, problem.hint) == ("CLIENT_MISSING", f"pip install 'pyiceberg[{kind}]'")

@@ -91,7 +91,7 @@ def test_a_run_whose_ledger_dies_tells_what_was_delivered(
     workshop.sync("users", **parts, batch="{rows: 5}")
     api.faults.extend([lambda _: False] * (request_number - 1) + [lambda _: bool(deadly()) and False])
     code, found = run(workshop)
-    assert (code, found["status"], found["read"]) == (1, "FAILED", ROWS)
+    assert (code, found["status"], found["read"]) == (1, "FAILED", ROWS), found
     assert found["error"]["code"].startswith(("STATE_", "LOCK_")), found["error"]
     there = len(api.events) if write == "append" else len(api.users)
     assert found["inserted"] == there >= 5 * request_number, found

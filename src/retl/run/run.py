@@ -105,6 +105,7 @@ class Execution:
         self.plan: Plan | None = None
         self.delivery: Delivery | None = None
         self.found: dict[str, Any] = {}  # what a comparison found, to be kept with the counts
+        self._dismissed: counts.Dismissals = frozenset()  # what somebody had dismissed when the run began
 
     def begin(self) -> None:
         """Write the RUNNING row, durable before anything else happens."""
@@ -131,6 +132,7 @@ class Execution:
                 options=asked(job),
             )
         )
+        self._dismissed = counts.dismissals(job.ledger.rejects(job.sync.name, "dismissed"))
         so_far = sum(self.clock.so_far().values())
         log.event(
             "run_started", object=job.object, correlation_id=job.correlation_id, seconds=round(so_far, 3)
@@ -548,11 +550,6 @@ class Execution:
             "retries": self.delivery.retries if self.delivery else 0,
             "bytes": self.delivery.sent if self.delivery else 0,
         }
-
-    @cached_property
-    def _dismissed(self) -> counts.Dismissals:
-        """The rejects that somebody had dismissed when the run began."""
-        return counts.dismissals(self.job.ledger.rejects(self.job.sync.name, "dismissed"))
 
     def _notes(self) -> tuple[str, ...]:
         if self.plan is None:

@@ -477,6 +477,10 @@ class HttpDestination(HttpTarget[HttpOptions]):
         self._heed_quota(reply, rules)
         return reply
 
+    def lacks(self, operation: Mode) -> DefinitionError:
+        """The error if no endpoint serves an operation of the sync."""
+        return fitness.unserved(operation)
+
     def rules(self, operation: Mode) -> Rules:
         """How answers to this operation are read."""
         return self._call(operation)[1]
@@ -547,7 +551,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
         if operation in self._calls:
             return self._calls[operation]
         if operation not in self._endpoints:
-            raise fitness.unserved(operation)
+            raise self.lacks(operation)
         endpoint, deletes = self._endpoints[operation], self.shape.deletes
         keys, fields = ([field.name for field in part] for part in (self.shape.key, self.shape.fields))
         learns = operation == "delete" and HttpDestination.learns(self.options, self.shape.write, keys)
