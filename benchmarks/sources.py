@@ -4,7 +4,7 @@ usage: python -m benchmarks.sources [--rows 10000000] [--rounds 3] [--only files
 
 Both sides are whole processes. Ours opens the source and freezes all six columns, as a run does. The bare
 scan reads the same columns batch by batch: where the library gives Arrow or Parquet, DuckDB puts them into a
-table of a file; rows of a driver, and of JSON, are dropped. The figures go to benchmarks/sources.json, from
+table in memory; rows of a driver, and of JSON, are dropped. The figures go to benchmarks/sources.json, from
 which docs/reference/sources.md has them.
 """
 
@@ -158,21 +158,17 @@ def places(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def bare(name: str, folder: Path) -> int:
     """The rows that the library reads, batch by batch."""
     readers = {"postgres": _copied, "mariadb": _fetched, "sqlite": _stepped, "rest": _paged}
-    return readers[name](folder) if name in readers else _kept(folder, RELATIONS[name](folder))
+    return readers[name](folder) if name in readers else _kept(RELATIONS[name](folder))
 
 
-def _kept(folder: Path, rows: Any) -> int:
-    """Put an Arrow stream, or what DuckDB can read as SQL, into a table of a new file."""
-    path = folder / "bare.duckdb"
-    try:
-        with duckdb.connect(str(path)) as file:
-            file.execute("SET enable_progress_bar = false")
-            relation = f"({rows})" if isinstance(rows, str) else "rows"
-            file.execute(f"CREATE TABLE kept AS SELECT * FROM {relation}")
-            ((count,),) = file.execute("SELECT count(*) FROM kept").fetchall()
-            return int(count)
-    finally:
-        path.unlink(missing_ok=True)
+def _kept(rows: Any) -> int:
+    """Put an Arrow stream, or what DuckDB can read as SQL, into a table in memory."""
+    with duckdb.connect() as connection:
+        connection.execute("SET enable_progress_bar = false")
+        relation = f"({rows})" if isinstance(rows, str) else "rows"
+        connection.execute(f"CREATE TABLE kept AS SELECT * FROM {relation}")
+        ((count,),) = connection.execute("SELECT count(*) FROM kept").fetchall()
+        return int(count)
 
 
 def _delta_scan(folder: Path) -> Any:

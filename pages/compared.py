@@ -18,7 +18,7 @@ a value that its type has no room for makes its row a reject, and is never bent.
 a snapshot a missing row may only have been missed, so a sync has to say `source: {complete: true}`. **pushed down**: a watermark is
 part of the query that the server runs; PostgreSQL, Redshift, MySQL, MariaDB, SQLite and Trino also read only the rows of whole numbers
 that `retl sync --key` and `retl explain --key` name, if no other row can matter. **memory** and **time**: %(rows)s rows of six columns, read and frozen as a run does, the
-peak of the process (and that of the bare scan by the library: Arrow and Parquet end in a table of DuckDB, rows of a driver and of
+peak of the process (and that of the bare scan by the library: Arrow and Parquet end in a table of DuckDB in memory, rows of a driver and of
 JSON are dropped) and the seconds of a processor, as a multiple of that scan's (%(machine)s, %(measured_on)s; `make bench-sources`). **—**: not measured, or no server to see it on."""
 
 
