@@ -11,8 +11,8 @@ _NAMES = {"mysql": "MariaDB", "sqlite": "SQLite", "duckdb": "DuckDB", "kafka": "
 _WORDS = """\
 ## First loads beside the target's own tool
 
-%(rows)s rows into an empty target, %(rounds)s rounds (%(machine)s, %(measured_on)s, under a load of
-%(load)s, mostly of others: `make bench-targets`). The tool reads a file that is already there; ours is a whole run, with
+%(rows)s rows into an empty target, %(rounds)s rounds (%(machine)s, %(measured_on)s, load at the
+end %(load)s: `make bench-targets`). The tool reads a file that is already there; ours is a whole run, with
 the mart read, hashed and compared. A ratio is taken per round: median, least and greatest. Processor: seconds
 of all threads, with those of the server; the busier a machine is, the more these tell.
 
