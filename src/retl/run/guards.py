@@ -97,7 +97,7 @@ class Facts:
 
 
 def judge(facts: Facts, guards: Guards, accepted: Collection[str] = ()) -> list[Refusal]:
-    """All refusals that were not accepted, in the order of SPEC."""
+    """All refusals that were not accepted, in the order of GUARDS."""
     return [refusal for refusal in _refusals(facts, guards) if refusal.code not in accepted]
 
 
