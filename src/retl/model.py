@@ -9,6 +9,7 @@ from datetime import time as TimeOfDay
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -150,3 +151,15 @@ def is_loopback(host: str) -> bool:
 def needs_tls(host: str, *, allow_plaintext: bool = False) -> bool:
     """The rule of every connection: verified TLS, except on this machine or where plaintext is allowed."""
     return not (allow_plaintext or is_loopback(host))
+
+
+def require_endpoint(endpoint: str | None, *, allow_plaintext: bool) -> None:
+    """ValueError if the `endpoint` of a store is no address of a server, or is not TLS where it must be."""
+    parts = urlsplit(endpoint or "")
+    if endpoint and "${" not in endpoint:  # an unset variable is reported later
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise ValueError("`endpoint` must look like https://host or https://host:port")
+        if parts.scheme == "http" and needs_tls(parts.hostname, allow_plaintext=allow_plaintext):
+            raise ValueError("`endpoint` must be https, except on this machine or with allow_plaintext")
+    if allow_plaintext and parts.scheme != "http":
+        raise ValueError("`allow_plaintext` is for an `endpoint` that begins with http://")

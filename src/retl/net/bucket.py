@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, model_validator
 
 from retl.errors import SourceError
-from retl.model import Definition, needs_tls
+from retl.model import Definition, require_endpoint
 
 Cloud = Literal["s3", "gs", "az"]
 SCHEMES: dict[str, Cloud] = {"s3": "s3", "gs": "gs", "az": "az", "abfss": "az"}
@@ -69,14 +69,7 @@ class Storage(Definition):
         _together(self, "tenant_id", "client_id", "client_secret")
         if self.session_token and not self.access_key_id:
             raise ValueError("`session_token` belongs to an `access_key_id`")
-        parts = urlsplit(self.endpoint or "")
-        if self.endpoint and "${" not in self.endpoint:  # an unset variable is reported later
-            if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-                raise ValueError("`endpoint` must look like https://host or https://host:port")
-            if parts.scheme == "http" and needs_tls(parts.hostname, allow_plaintext=self.allow_plaintext):
-                raise ValueError("`endpoint` must be https, except on this machine or with allow_plaintext")
-        if self.allow_plaintext and parts.scheme != "http":
-            raise ValueError("`allow_plaintext` is for an `endpoint` that begins with http://")
+        require_endpoint(self.endpoint, allow_plaintext=self.allow_plaintext)
         return self
 
     def check(self, address: Address) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, model_validator
 
 from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
-from retl.model import Definition, Duration, needs_tls
+from retl.model import Definition, Duration, require_endpoint
 from retl.net.gate import Gate
 
 THROTTLED = frozenset(
@@ -64,14 +64,7 @@ class DynamoDBConnection(Definition):
             raise ValueError("`session_token` belongs to an `access_key_id`")
         if self.profile and self.access_key_id:
             raise ValueError("`profile` names keys: `access_key_id` is not beside it")
-        parts = urlsplit(self.endpoint or "")
-        if self.endpoint and "${" not in self.endpoint:  # an unset variable is reported later
-            if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-                raise ValueError("`endpoint` must look like https://host or https://host:port")
-            if parts.scheme == "http" and needs_tls(parts.hostname, allow_plaintext=self.allow_plaintext):
-                raise ValueError("`endpoint` must be https, except on this machine or with allow_plaintext")
-        if self.allow_plaintext and parts.scheme != "http":
-            raise ValueError("`allow_plaintext` is for an `endpoint` that begins with http://")
+        require_endpoint(self.endpoint, allow_plaintext=self.allow_plaintext)
         return self
 
     @property
