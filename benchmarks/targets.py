@@ -2,7 +2,7 @@
 
 usage: python -m benchmarks.targets [--rows 1000000] [--rounds 3] [--only mysql,sqlite,duckdb,kafka,files]
 
-Both sides end with the rows in the target, committed. The tool has a prepared file, and whoever starts it
+Both sides end with the rows in the target, committed. The tool has a prepared file, and the one who starts it
 knows that the table is empty; ours reads the mart, finds what is new, and keeps its promises.
 The figures go to benchmarks/targets.json, from which docs/benchmarks.md has them.
 """

@@ -8,7 +8,6 @@ file is specified in docs/formats.md.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,10 +71,8 @@ class Answers:
 
     def _put(self, chunks: Iterable[bytes]) -> Path:
         with self._lock:
-            path = self.workspace.directory / f"returned-{next(self.numbers)}.csv"
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.writelines(chunks)
-        return path
+            name = f"returned-{next(self.numbers)}.csv"
+        return self.workspace.save(name, chunks)
 
     def updated(self, batch: Batch, chunks: Iterable[bytes], names: Sequence[str]) -> None:
         path = self._put(chunks)
