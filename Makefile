@@ -65,7 +65,7 @@ bench-sources: $(READY) ## 10 million rows of a source beside the bare scan of i
 	$(BIN)/python -m benchmarks.sources $(ARGS)
 	$(BIN)/python -m pages
 
-bench-targets: $(READY) ## first loads of MariaDB, SQLite, DuckDB, Kafka and files beside their own tools
+bench-targets: $(READY) ## first loads of MariaDB, ClickHouse, SQLite, DuckDB, Kafka and files beside their own tools
 	$(BIN)/python -m benchmarks.targets $(ARGS)
 	$(BIN)/python -m pages
 

@@ -1,6 +1,6 @@
 """A first load into each target beside the target's own bulk tool: whole processes, one after the other.
 
-usage: python -m benchmarks.targets [--rows 1000000] [--rounds 3] [--only mysql,sqlite,duckdb,kafka,files]
+usage: python -m benchmarks.targets [--rows 1000000] [--rounds 3] [--only mysql,clickhouse,sqlite,duckdb,…]
 
 Both sides end with the rows in the target, committed. The tool has a prepared file, and the one who starts it
 knows that the table is empty; ours reads the mart, finds what is new, and keeps its promises.
@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 import duckdb
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
-from tests import mysql_server
+from tests import clickhouse_server, mysql_server
 
 from benchmarks import mart
 from benchmarks.timing import Measured, apart, timed
@@ -59,7 +59,7 @@ def main() -> int:
         apart(mart.export_csv, folder / "mart.duckdb", folder / "mart.csv")
         figures = {name: measured(name, folder, asked.rows, asked.rounds) for name in asked.only.split(",")}
     if asked.rows == MOST:
-        keep(figures, asked.rounds)
+        keep(figures)
     return 0
 
 
@@ -77,17 +77,21 @@ def measured(name: str, folder: Path, rows: int, rounds: int) -> dict[str, float
         found[f"{side}_seconds"] = round(median(one.seconds for one in each), 2)
         found[f"{side}_processor"] = round(median(one.processor for one in each), 2)
     found["ours_megabytes"] = round(median(one.megabytes for one, _ in pairs))
+    found |= {
+        "rounds": rounds,
+        "load": round(os.getloadavg()[1]),
+        "measured_on": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
     print(name, found, flush=True)
     return found
 
 
-def keep(figures: dict[str, dict[str, float | str]], rounds: int) -> None:
+def keep(figures: dict[str, dict[str, float | str]]) -> None:
     """Put the figures in the file; those of targets that were not measured stay."""
     known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {"targets": {}}
     known["targets"] |= figures
-    known |= {"rows": MOST, "rounds": rounds, "load": round(os.getloadavg()[1])}
-    known["machine"] = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    known["measured_on"] = f"{datetime.now(UTC):%Y-%m-%d}"
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    known |= {"rows": MOST, "machine": machine}
     FIGURES.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
@@ -166,7 +170,8 @@ class Target(ABC):
 
 
 def _environment(more: dict[str, str]) -> dict[str, str]:
-    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(FIGURES.parents[1]), **more}
+    ours = FIGURES.parents[1]  # and not what is installed
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ours / 'src'}{os.pathsep}{ours}", **more}
 
 
 class MySQL(Target):
@@ -207,6 +212,45 @@ class Durable(mysql_server.MariaDB):
     def _command(self) -> list[str]:
         careless = ("--innodb-flush-log-at-trx-commit", "--innodb-buffer-pool-size")
         return [word for word in super()._command() if not word.startswith(careless)]
+
+
+class ClickHouse(Target):
+    """The engine of the tests, in a process of its own. The file is read by the server itself."""
+
+    tool = "curl, INSERT … SELECT FROM a CSV file"
+    batch = 500_000  # every insert makes a part
+    kinds = (
+        "user_id String, segment Nullable(String), total_searches Nullable(Int32),"
+        " total_conversions Nullable(Int32), lifetime_value Nullable(Decimal(12, 2)),"
+        " last_seen_at Nullable(DateTime64(6, 'UTC'))"
+    )
+    given = "INSERT INTO users SELECT *, 1 FROM file('{csv}', 'CSV', '" + kinds.replace("'", r"\'") + "')"
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        with clickhouse_server.server(self.folder / "server") as self._at:
+            self.server = self._at.pid
+            yield
+
+    def empty(self) -> None:
+        self._at.do("DROP TABLE IF EXISTS users")
+        self._at.do("DROP TABLE IF EXISTS retl_applied")
+        engine = "ReplacingMergeTree(retl_version) ORDER BY user_id"
+        self._at.do(f"CREATE TABLE users ({self.kinds}, retl_version UInt64) ENGINE = {engine}")
+
+    @property
+    def destination(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        user, password = clickhouse_server.WRITER
+        account = {"user": user, "password": password}
+        return {"type": "clickhouse", "base_url": self._at.url, **account}, {"table": "users"}
+
+    def command(self) -> list[str]:
+        user, password = clickhouse_server.WRITER
+        account = ["-H", f"X-ClickHouse-User: {user}", "-H", f"X-ClickHouse-Key: {password}"]
+        return ["curl", "--silent", "--show-error", "--fail", *account, "--data-binary", "@-", self._at.url]
+
+    def count(self) -> int:
+        return int(self._at.rows("SELECT count() AS n FROM users FINAL")[0]["n"])
 
 
 class SQLite(Target):
@@ -308,6 +352,7 @@ class Kafka(Target):
 
 class Files(Target):
     tool = "duckdb, COPY TO a Parquet file"
+    batch = 122_880  # a row group
 
     def empty(self) -> None:
         shutil.rmtree(self.folder / "files", ignore_errors=True)
@@ -326,6 +371,7 @@ class Files(Target):
 
 TARGETS: dict[str, type[Target]] = {
     "mysql": MySQL,
+    "clickhouse": ClickHouse,
     "sqlite": SQLite,
     "duckdb": DuckDB,
     "kafka": Kafka,

@@ -62,7 +62,7 @@ SYNC = {
     "then.headers": "With `{$run.id}` and so on.",
     "then.body": "Sent as JSON; `$run.changed` is a value of the run, `{$run.id}` one inside a text.",
     "then.required": "`true`: if the request is not accepted, the exit code is 1. The run and the delivery stay as they are.",
-    "assert": "What must hold at the target after each delivery (PostgreSQL, MySQL, MariaDB, SQLite, DuckDB); if it does not, the run is FAILED and the delivery stays confirmed. A text is a `sql`.",
+    "assert": "What must hold at the target after each delivery (PostgreSQL, MySQL, MariaDB, SQL Server, SQLite, DuckDB); if it does not, the run is FAILED and the delivery stays confirmed. A text is a `sql`.",
     "assert.name": "For people.",
     "assert.sql": "A SELECT at the target, in a transaction that cannot write; any row returned fails.",
     "assert.count": "The rows of the table: `{min: 100, max: 900}`, or `mart`: as many as the mart has.",
@@ -114,7 +114,8 @@ PROJECT = {
     "connections": "Servers and accounts, with names that you choose. `postgres` and `redis` come from the environment.",
     "alerts": "Who gets alerts about runs: see [observing](../guides/observing.md).",
     "allowed_signers": "The file of those who may [approve plans](../guides/approving.md): a line `NAME KEY` per person.",
-    "vars": "Parameters of SQL: `$name`. `today` is the date on the ledger's clock.",
+    "vars": "Parameters of SQL: `$name`. A number is a number, a day (2026-11-20, or `today` by the ledger's clock) a"
+    " date, and anything else text, as is a number in quotes or from the environment. `--var` takes a value of the same type.",
     "state": "`{url: …, retain: 400d}`: file:FOLDER or postgresql://…, and what `retl state prune` leaves.",
     "engine": "How many [processes](../concepts.md#several-processes) a run of every sync has, and where they run.",
     "engine.type": "`local`: processes of this machine; `spark`: [tasks of Spark](../guides/spark.md), with `shards` of 2 or more."

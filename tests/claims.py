@@ -15,10 +15,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "tests" / "claims.tsv"
@@ -35,8 +37,7 @@ RULE = re.compile(r"\|(?: ?:?-+:? ?\|)+ ")  # between the head of a table and it
 MARKS = re.compile(r"^(?:[-|] |\d+\. )?\**")  # before the first word
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(Struct, frozen=True):
     page: str
     words: str
     digest: str

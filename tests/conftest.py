@@ -7,15 +7,16 @@ import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from msgspec.structs import replace
 
-from tests import dbt_project, kafka, mysql_server, servers
+from tests import clickhouse_server, dbt_project, kafka, mssql_driver, mysql_server, servers
 from tests import dynamodb as aws
+from tests import mongo as mongos
 from tests.chromium import CHROMIUM
 
 # With how many examples a property is tried; `make test-all` asks for the second.
@@ -30,6 +31,8 @@ collect_ignore = (
 )
 # Needs MariaDB, which no wheel carries either.
 collect_ignore += [] if mysql_server.AVAILABLE else ["test_source_mysql.py", "destinations/test_mysql.py"]
+# Needs a library of the system, which Microsoft's driver does not carry: `apt-get install libltdl7`.
+collect_ignore += [] if mssql_driver.AVAILABLE else ["destinations/test_mssql.py", "test_crash_mssql.py"]
 # Needs ssh-keygen, which no wheel carries either.
 collect_ignore += [] if shutil.which("ssh-keygen") else ["test_approval.py"]
 # Needs Spark, which is half a gigabyte, and Java: `make test-spark` installs the one and asks for the other.
@@ -133,6 +136,20 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kafka.Bro
 def dynamodb() -> Iterator[aws.Aws]:
     """The session's DynamoDB; tests use tables of their own."""
     with aws.aws() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mongodb() -> Iterator[mongos.Mongo]:
+    """The session's MongoDB, which is an emulator; tests use collections of their own."""
+    with mongos.server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clickhouse_server.Server]:
+    """The session's ClickHouse; tests use tables of their own."""
+    with clickhouse_server.server(tmp_path_factory.mktemp("clickhouse")) as server:
         yield server
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sqlite3
 from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from tests import duckdb_files
+from tests.clickhouse_server import WRITER, Server
 from tests.crashes import COLUMNS, SECOND, Scene
 from tests.mysql_server import AVAILABLE, MySQLDatabase
 
@@ -24,6 +28,17 @@ class Shell(ABC):
     @property
     @abstractmethod
     def connection(self) -> str: ...
+
+    def made(self, key: str) -> str:
+        """The statement that makes the table."""
+        return (
+            f"CREATE TABLE users (user_id {self.text} NOT NULL {key}, segment {self.text}, searches BIGINT,"
+            " lifetime_value DECIMAL(12,2))"
+        )
+
+    def empty(self) -> None:
+        """Somebody removes every row."""
+        self.execute("DELETE FROM users")
 
     @abstractmethod
     def execute(self, *statements: str) -> list[tuple[Any, ...]]:
@@ -122,6 +137,56 @@ class MySQLShell(Shell):
             self.execute(made, *(f"INSERT INTO {name} VALUES ({row})" for row in values))
 
 
+class ClickHouseShell(Shell):
+    """A database of a server; its readers get `FINAL` by a setting. A backup is all of the server."""
+
+    def __init__(self, server: Server, database: str = "crm") -> None:
+        self.server, self.database = server, database
+
+    @property
+    def connection(self) -> str:
+        account = f"user: {WRITER[0]}, password: {WRITER[1]}, database: {self.database}"
+        return f"{{type: clickhouse, base_url: '{self.server.url}', {account}}}"
+
+    def made(self, key: str) -> str:
+        return (
+            "CREATE TABLE users (user_id String, segment Nullable(String), searches Nullable(Int64),"
+            " lifetime_value Nullable(Decimal(12, 2)), version UInt64, gone UInt8)"
+            " ENGINE = ReplacingMergeTree(version, gone) ORDER BY user_id"
+        )
+
+    def empty(self) -> None:
+        self.execute("TRUNCATE TABLE users")
+
+    def execute(self, *statements: str) -> list[tuple[Any, ...]]:
+        rows = b""
+        for statement in statements:
+            read = (
+                " SETTINGS final = 1, output_format_json_quote_64bit_integers = 0 FORMAT JSONCompactEachRow"
+            )
+            rows = self.server.do(statement + read * statement.startswith("SELECT"), self.database)
+        return [tuple(json.loads(line, parse_float=Decimal)) for line in rows.splitlines()]
+
+    def clear(self) -> None:
+        self.server.do(f"DROP DATABASE IF EXISTS {self.database}")
+        self.server.do(f"CREATE DATABASE {self.database} ENGINE = Atomic")
+
+    def keep(self) -> object:
+        copy = self.server.folder.with_name(f"{self.server.folder.name}-kept")
+        shutil.rmtree(copy, ignore_errors=True)
+        self.server.stop()
+        shutil.copytree(self.server.folder, copy, symlinks=True)
+        self.server.start()
+        return copy
+
+    def restore(self, kept: object) -> None:
+        assert isinstance(kept, Path)
+        self.server.stop()
+        shutil.rmtree(self.server.folder)
+        shutil.copytree(kept, self.server.folder, symlinks=True)
+        self.server.start()
+
+
 def _literal(value: Any) -> str:
     return "NULL" if value is None else "'" + str(value).replace("\\", "\\\\").replace("'", "''") + "'"
 
@@ -146,11 +211,7 @@ class TableScene(Scene):
 
     @property
     def table(self) -> str:
-        text = self.shell.text
-        return (
-            f"CREATE TABLE users (user_id {text} NOT NULL {self.key}, segment {text}, searches BIGINT,"
-            " lifetime_value DECIMAL(12,2))"
-        )
+        return self.shell.made(self.key)
 
     def empty(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -182,6 +243,13 @@ class TableAppend(TableScene):
     def empty(self) -> None:
         super().empty()
         self.shell.execute(self.table)
+
+
+class Replaced(TableScene):
+    """Whole rows by versions, in ClickHouse."""
+
+    def __init__(self, folder: Path, server: Server) -> None:
+        super().__init__(folder, ClickHouseShell(server))
 
 
 TABLES: dict[str, type[TableScene]] = {"deletes": TableScene, "append": TableAppend}

@@ -25,6 +25,7 @@ for _name in (
     "retl.destinations.salesforce_bulk.adapter", "retl.destinations.dataverse.adapter",
     "retl.destinations.sqlite.adapter", "retl.destinations.duckdb.adapter", "retl.destinations.mysql.adapter",
     "retl.destinations.dynamodb.adapter", "retl.destinations.delta.adapter", "deltalake",
+    "retl.destinations.clickhouse.adapter", "retl.destinations.mongodb.lane",
 ):  # fmt: skip
     import_module(_name)
 families.commands()

@@ -16,10 +16,12 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl_demo.process import ENVIRONMENT, LOOPBACK, Server
 from retl_demo.servers import _unprivileged
@@ -30,14 +32,13 @@ _TABLES = Path("/usr/share/mysql")  # where the package has the SQL of the syste
 AVAILABLE = bool(URL or (_FOUND and _TABLES.is_dir()))
 
 
-@dataclass(frozen=True)
-class MySQLDatabase:
+class MySQLDatabase(Struct, frozen=True):
     """A database of its own, for one test."""
 
     host: str
     port: int
     user: str
-    password: str = field(repr=False)
+    password: str
     dbname: str
 
     def execute(self, *statements: str) -> list[tuple[Any, ...]]:

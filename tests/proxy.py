@@ -166,8 +166,8 @@ class Proxy:
                 self._sockets |= {client, server}
                 for there, back, to_server in ((client, server, True), (server, client, False)):
                     pump = threading.Thread(target=self._pump, args=[there, back, to_server], daemon=True)
+                    pump.start()  # first: `stop` joins what is listed
                     self._pumps.append(pump)
-                    pump.start()
 
     def _pump(self, reads: socket.socket, writes: socket.socket, to_server: bool) -> None:
         with contextlib.suppress(OSError):

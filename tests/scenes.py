@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import duckdb
 from deltalake import DeltaTable
 
-from tests import databases, duckdb_files, dynamodb, kafka, servers
+from tests import clickhouse_server, databases, duckdb_files, dynamodb, kafka, mongo, servers
 from tests.crashes import (
     COLUMNS,
     POSTGRES_YML,
@@ -94,6 +94,18 @@ class SoftDeletes(PostgresScene):
             return connection.execute(
                 f"SELECT {listed}, 'active' FROM mart UNION ALL SELECT {listed}, 'deleted' FROM gone ORDER BY 1"
             ).fetchall()
+
+
+class WholeTable(PostgresScene):
+    """All of a mart in one transaction: rows that others put there are gone."""
+
+    sync = POSTGRES_YML.replace("create: true", "create: true, mode: snapshot") + "deletes: delete\n"
+    before = (SECOND,)
+
+    def begin(self) -> None:
+        super().begin()
+        with self.database.connect() as connection:
+            connection.execute("INSERT INTO crm.users VALUES ('somebody', 'theirs', -1, NULL)")
 
 
 class RedisHash(RedisScene):
@@ -278,6 +290,53 @@ class WholeItems(Items):
     sync = Items.sync.replace("create: true", "create: true, item: whole")
 
 
+class Documents(Scene):
+    """Documents of a collection, by key, in transactions."""
+
+    connections = '  app: {type: mongodb, url: "${MONGODB_URL}"}\n'
+    sync = """
+destination: {connection: app, collection: "${COLLECTION}", create: true}
+deletes: delete
+"""
+    before = (SECOND,)
+
+    def __init__(self, folder: Path, server: mongo.Mongo) -> None:
+        super().__init__(folder)
+        self.server, self.collection = server, ""
+        server.store.lifetime = 0.5  # a killed run leaves its transaction open
+
+    def environ(self) -> dict[str, str]:
+        return {"MONGODB_URL": self.server.url(self.server.writer), "COLLECTION": self.collection}
+
+    def empty(self) -> None:
+        self.collection = f"users_{secrets.token_hex(6)}"
+
+    def content(self) -> list[tuple[str | None, ...]]:
+        return sorted((self._row(one) for one in self.server.documents(self.collection)), key=str)
+
+    @staticmethod
+    def _row(held: dict[str, Any]) -> tuple[str | None, ...]:
+        money = held.get("lifetime_value")
+        key = held.get("user_id", held["_id"])
+        return (key, held["segment"], str(held["searches"]), None if money is None else str(money))
+
+
+class DocumentsAlone(Documents):
+    sync = Documents.sync.replace("create: true", "create: true, transactions: false")
+
+
+class DocumentsAppended(Documents):
+    sync = """
+destination: {connection: app, collection: "${COLLECTION}", create: true}
+write: append
+first_run: send
+"""
+    before = ()
+
+    def doubled(self) -> list[str]:
+        return [str(key) for key, n in Counter(row[0] for row in self.content()).items() if n > 1]
+
+
 class Merged(Scene):
     """A Delta table in a folder of this machine, merged by key."""
 
@@ -316,8 +375,10 @@ first_run: send
     before = ()
 
 
+_CLICKHOUSE = {"clickhouse": databases.Replaced}
 _DELTA = {"delta": Merged, "delta, append": Appended}
 _AWS = {"dynamodb": Items, "dynamodb, whole": WholeItems}
+_MONGODB = {"mongodb": Documents, "mongodb, append": DocumentsAppended, "mongodb, alone": DocumentsAlone}
 _KAFKA = {"kafka": Records, "kafka, append": RecordsAppended}
 _FILES = {"files": Changes, "files, append": ChangesAppended, "files, snapshot": Snapshots}
 _POSTGRES: dict[str, type[PostgresScene]] = {
@@ -327,6 +388,7 @@ _POSTGRES: dict[str, type[PostgresScene]] = {
     "soft deletes": SoftDeletes,
     "insert_only": InsertOnly,
     "update_only": UpdateOnly,
+    "snapshot": WholeTable,
 }
 _REDIS = {
     "redis": RedisScene,
@@ -345,6 +407,8 @@ KINDS = (
     *databases.KINDS,
     *_KAFKA,
     *_AWS,
+    *_MONGODB,
+    *_CLICKHOUSE,
     *_DELTA,
 )
 
@@ -361,8 +425,13 @@ def scene(
     stack = contextlib.ExitStack()
     if kind in _KAFKA:
         made: Scene = _KAFKA[kind](folder, stack.enter_context(kafka.broker(folder.parent / "kafka")))
+    elif kind in _CLICKHOUSE:
+        server = stack.enter_context(clickhouse_server.server(folder.parent / "clickhouse"))
+        made = _CLICKHOUSE[kind](folder, server)
     elif kind in _AWS:
         made = _AWS[kind](folder, stack.enter_context(dynamodb.aws()))
+    elif kind in _MONGODB:
+        made = _MONGODB[kind](folder, stack.enter_context(mongo.server()))
     else:
         made = _makers(folder, postgres, redis, mysql)[kind]()
     try:

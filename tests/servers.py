@@ -18,13 +18,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import psycopg
 import redis
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl_demo import servers
 from retl_demo.process import LOOPBACK, Server
@@ -37,14 +38,13 @@ REDIS_IMAGE = "redis:8-alpine"
 EXPENDABLE = {"fsync": "off", "full_page_writes": "off"}
 
 
-@dataclass(frozen=True)
-class Database:
+class Database(Struct, frozen=True):
     """A database of its own on a real PostgreSQL, for one test."""
 
     host: str
     port: int
     user: str
-    password: str = field(repr=False)
+    password: str
     dbname: str
 
     @property
@@ -64,13 +64,12 @@ class Database:
         )
 
 
-@dataclass(frozen=True)
-class RedisServer:
+class RedisServer(Struct, frozen=True):
     """One database of a real Redis-compatible server."""
 
     host: str
     port: int
-    password: str | None = field(repr=False)
+    password: str | None
     db: int = 0
 
     @property

@@ -106,8 +106,8 @@ def test_a_test_alert_reaches_every_recipient_or_says_why_not(workshop: Workshop
         ("{connection: opps}", "did you mean 'ops'?"),
         ("{connection: ops, kee: 1}", "[OPTION_UNKNOWN]"),
         ("{connection: table, table: t}", "[ALERT_CONNECTION]"),
-        ("{connection: ops, webhook: 'https://x.example.com'}", "`to` must be"),
-        ("{chanel: '#ops'}", "`to` must be"),
+        ("{connection: ops, webhook: 'https://x.example.com'}", "`alerts.0.to` must be"),
+        ("{chanel: '#ops'}", "`alerts.0.to` must be"),
     ],
 )
 def test_a_wrong_recipient_is_an_error_of_the_definition(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import retl
-from retl.app.alerts import Observation, event
+from retl.app.alerts import Observation, document, event, row, together
 from retl.project.alerts import Alert
 from retl.project.definitions import Sync
 from tests.commands import ROWS, Workshop
@@ -139,6 +139,30 @@ def test_a_change_of_state_is_told_once(
     assert told(on, *seen) == wanted
 
 
+def test_rows_that_failed_a_run_and_are_still_refused_are_no_recovery() -> None:
+    """A run with nothing else fails, one with another change succeeds: the problem is the same one."""
+    alert = Alert.model_validate({"to": "json://here", "on": ["failure", "recovery"]})
+    error = {"code": "ALL_REFUSED", "message": "", "hint": None}
+    refused = Observation(sync(), "FAILED", counts={"read": 9, "rejected": 2}, error=error)
+    gone = Observation(sync(), "FAILED", counts={"read": 9}, error={**error, "code": "REDIS_UNREACHED"})
+
+    def beside(rejected: int, status: str = "SUCCESS_WITH_REJECTS") -> Observation:
+        return Observation(sync(), status, counts={"read": 9, "rejected": rejected})
+
+    for seen, wanted in (
+        ([refused, beside(2), refused, beside(3), beside(2)], ["failure", None, None, None, None]),
+        ([refused, beside(2), beside(1), refused], ["failure", None, "recovery", "failure"]),
+        ([refused, beside(2), beside(0, "SUCCESS")], ["failure", None, "recovery"]),
+        ([refused, beside(2, "SUCCESS")], ["failure", "recovery"]),  # dismissed
+        ([refused, gone, beside(2)], ["failure", None, "recovery"]),
+    ):
+        before, events = None, []
+        for one in seen:
+            said, before = event(alert, one, before)
+            events.append(said)
+        assert events == wanted
+
+
 def test_a_mistyped_key_is_nobody_elses_alert(workshop: Workshop, listener: Listener) -> None:
     tell(workshop, webhook(listener), "[failure]")
     assert workshop.retl("sync", "--key", "99999").code == 2
@@ -161,6 +185,10 @@ def test_failure_and_recovery_are_told_once_and_without_row_values(
     assert failure["run_id"]
     assert failure["error"]["code"]
     assert "redis" in failure["error"]["message"].lower()
+    assert [one["id"] for one in listener.heard] == [
+        f"{failure['run_id']}-failure",
+        f"{recovery['run_id']}-recovery",
+    ]
     assert (recovery["counts"]["inserted"], recovery["counts"]["rejected"]) == (ROWS - 1, 1)
     assert recovery["error"] is None
     assert "@example.com" not in json.dumps(listener.heard)
@@ -175,6 +203,18 @@ def test_a_refusal_and_too_many_rejects_are_told(workshop: Workshop, listener: L
     assert workshop.retl("sync").code == 3
     assert listener.events() == ["rejects", "refusal"]
     assert listener.heard[1]["error"]["code"] == "REJECT_RATE"
+
+
+def test_an_alert_has_an_id_by_which_a_second_one_of_the_same_is_known() -> None:
+    failed = document("failure", Observation(sync(), "FAILED", "run-1"))
+    stale = document("stale", Observation(sync(), "STALE", "run-1"))
+    assert (failed["id"], stale["id"]) == ("run-1-failure", "run-1-stale")
+    assert row(failed)["id"] == failed["id"]
+    assert together([failed, stale])["id"] == together([failed, stale])["id"]
+    assert together([failed, stale])["id"] != together([failed])["id"]
+    blocked = [document("failure", Observation(sync(), "FAILED"))["id"] for _ in range(2)]
+    assert blocked[0] != blocked[1], "without a run nobody knows that it is the same"
+    assert all(one.startswith("users-failure-") for one in blocked)
 
 
 def test_an_alert_is_for_the_syncs_it_names(workshop: Workshop, listener: Listener) -> None:
@@ -259,6 +299,8 @@ def test_a_sync_runs_without_the_address_of_an_alert_and_says_so(
     said = workshop.retl("sync", ALERTS_COMMAND="false")
     assert (said.code, "alert_unset" in said.raw, "VARIABLE_UNREADABLE" in said.raw) == (0, True, True)
     assert workshop.json("validate")["missing_variables"] == ["ALERTS"]
+    assert workshop.json("alerts")["alerts"][0]["to"] == "webhook ? (not set: ALERTS)"
+    assert "not set" not in workshop.retl("alerts", ALERTS="https://hooks.example/x").out
 
 
 def test_a_missing_apprise_is_said_before_anything_runs(workshop: Workshop, tmp_path: Path) -> None:
@@ -279,7 +321,7 @@ def test_a_missing_apprise_is_said_before_anything_runs(workshop: Workshop, tmp_
     [
         ("{to: {webhook: 'http://example.com/x'}, on: [failure]}", "https, except on this machine"),
         ("{to: {webhook: 'ftp://example.com/x'}, on: [failure]}", "must look like https://host/path"),
-        ("{to: {}, on: [failure]}", "`to` must be {connection: NAME}, {webhook: https://…}"),
+        ("{to: {}, on: [failure]}", "`alerts.0.to` must be {connection: NAME}, {webhook: https://…}"),
         ("{to: 'json://x', on: [failed]}", "failure"),
         ("{to: 'json://x', on: []}", "at least 1"),
         ("{to: 'json://x', on: [rejects: {rate: 2}]}", "less than or equal to 1"),

@@ -64,7 +64,10 @@ def test_only_a_signed_plan_is_delivered_once_and_the_run_says_who_signed(
     shown = workshop.json("show", done["run_id"])
     assert (shown["approved_by"], len(shown["options"]["plan"])) == ("ada@example.com", 64)
     assert workshop.retl("log", "verify").code == 0
-    assert "PLAN_MOVED" in applied(workshop, "--signature", signature, code=3).err
+    spent = applied(workshop, "--signature", signature, code=3).err
+    assert ("PLAN_MOVED" in spent, "retl plan users --out FILE" in spent, "sync users" in spent) == (
+        True, True, False,
+    )  # fmt: skip
     assert column(postgres, "SELECT count(*) FROM crm.users") == [ROWS]
     refused = workshop.retl("sync", "--accept", "APPROVAL_REQUIRED")
     assert (refused.code, "GUARD_UNKNOWN" in refused.err) == (2, True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import closing
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from retl.destinations.batch import UNKNOWN, WRITTEN, Outcome
 from retl.errors import InvariantBroken

@@ -35,6 +35,26 @@ def test_init_says_what_it_wrote_without_gaps(workshop: Workshop, tmp_path: Path
     assert lines.count("") == 1
 
 
+@pytest.mark.parametrize("words", [[], ["--template", "slack"]])
+def test_init_says_what_a_gitignore_of_the_users_lacks(
+    workshop: Workshop, tmp_path: Path, words: list[str]
+) -> None:
+    for n, (text, lacks) in enumerate(
+        [
+            ("target/\n", ".retl/, config.env, config.*.env"),
+            ("# config.env\n/config.env\n/.retl\n", "config.*.env"),
+            ("*.env\n.retl/\n", None),
+        ]
+    ):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        (folder / ".gitignore").write_text(text)
+        said = workshop.json("init", str(folder), *words)
+        note = f"your .gitignore does not exclude secrets, and was not changed: add {lacks}"
+        assert said["notes"] == ([note] if lacks else [])
+        assert (folder / ".gitignore").read_text() == text
+
+
 def test_init_overwrites_nothing(workshop: Workshop) -> None:
     workshop.write("retl.yml", "vars: {mine: 1}\n")
     before = workshop.snapshot()
@@ -100,6 +120,26 @@ def test_validate_binds_whatever_a_run_would(
     assert says in said.err
 
 
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"key": "user_id"}, "write [user_id]"),
+        ({"source": "users"}, "write {table: users}"),
+        ({"destination": "crm"}, "write {connection: crm}"),
+        ({"tags": "daily"}, "write [daily]"),
+        ({"enabled": "no"}, "for 'no' write false"),
+        ({"enabled": '"true"'}, "without quotes"),
+    ],
+)
+def test_a_word_in_the_place_of_a_list_or_a_mapping_is_shown_as_it_should_be(
+    workshop: Workshop, parts: dict[str, str], says: str
+) -> None:
+    workshop.sync("one", **parts)
+    said = workshop.retl("validate")
+    assert said.code == 2
+    assert says in said.err
+
+
 def test_validate_needs_no_variable_and_no_warehouse_and_says_so(workshop: Workshop) -> None:
     workshop.sync("users")
     workshop.write(
@@ -112,6 +152,7 @@ def test_validate_needs_no_variable_and_no_warehouse_and_says_so(workshop: Works
     found = workshop.json("validate")
     assert found["missing_variables"] == ["CRM_HOST", "CRM_PASSWORD"]
     assert all("no DuckDB file" in sync["note"] for sync in found["syncs"])
+    assert workshop.retl("validate").out.split()[:3] == ["sync", "result", "note"]
     assert workshop.snapshot() == before
     said = workshop.retl("sync")
     assert said.code == 2

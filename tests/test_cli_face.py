@@ -66,7 +66,6 @@ DRIVERS = {
     "structlog",
     "yaml",
     "rich",
-    "msgspec",
     "cryptography",
 } | OBSERVERS
 

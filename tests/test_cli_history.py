@@ -160,7 +160,7 @@ def test_rejects_are_listed_and_dismissed(workshop: Workshop) -> None:
     for words in ((), ("--dry-run",)):
         (again,) = workshop.json("sync", *words)["syncs"]
         assert (again["status"], again["rejected"], again["rejects"]) == ("SUCCESS", 1, [])
-        assert "a rejected row is dismissed, until it changes" in again["notes"]
+        assert "1 rejected row is dismissed, until it changes" in again["notes"]
     assert workshop.json("status")["syncs"][0]["open_rejects"] == 0
     workshop.sync(
         "users",
@@ -210,6 +210,16 @@ def test_a_change_of_state_says_what_follows_and_waits_for_yes(workshop: Worksho
     assert workshop.snapshot() == before
     assert "sends every row" in workshop.retl("state", "reset", "users", "--yes").out
     assert workshop.json("sync")["syncs"][0]["inserted"] == ROWS
+
+
+def test_state_counts_what_is_confirmed_and_not_what_its_oldest_file_has(workshop: Workshop) -> None:
+    workshop.sync("users", deletes="delete", guards="{max_delete_rate: 1, max_row_drop: 1}")
+    workshop.json("sync", "users")
+    workshop.warehouse("DELETE FROM users WHERE user_id <= 10")
+    workshop.warehouse("INSERT INTO users SELECT i, 'new', 1 FROM range(101, 104) t(i)")
+    workshop.json("sync", "users")
+    (checkpoint,) = workshop.json("state", "show")["checkpoints"]
+    assert (checkpoint["baseline_rows"], checkpoint["read_rows"]) == (ROWS - 7, ROWS - 7)
 
 
 def test_adopt_takes_the_mart_as_delivered(workshop: Workshop, redis_server: RedisServer) -> None:

@@ -237,6 +237,16 @@ def test_variables_are_parameters_and_today_is_a_date(workshop: Workshop) -> Non
     assert old["syncs"][0]["read"] == 0
 
 
+def test_a_value_that_no_type_holds_says_what_such_values_are(workshop: Workshop) -> None:
+    workshop.warehouse("UPDATE users SET email = 'a' || chr(0) || 'b' WHERE user_id = 1")
+    workshop.sync("users", contract="{user_id: {type: integer}, email: {type: string}}")
+    (reject,) = workshop.json("sync", "--dry-run")["syncs"][0]["rejects"]
+    assert (reject["code"], reject["reason"]) == (
+        "UNREPRESENTABLE",
+        "email has a text with a NUL character, which the contract's type string does not take",
+    )
+
+
 def test_full_cannot_go_with_append(workshop: Workshop, postgres: Database) -> None:
     workshop.use(postgres=postgres)
     workshop.sync(
@@ -268,6 +278,7 @@ def test_a_guard_says_its_code_its_sentence_and_the_way_out(workshop: Workshop) 
     assert said.code == 3
     assert "[REJECT_RATE]" in said.err
     assert "--accept REJECT_RATE" in said.err
+    assert "not attempted" not in said.out, "nothing is, beside a refusal"
     accepted = workshop.json("sync", "--accept", "REJECT_RATE")["syncs"][0]
     assert (accepted["rejected"], accepted["inserted"]) == (15, 15)
 

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,6 +28,7 @@ CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN nu
 CREATE TRIGGER nothing AFTER UPDATE ON people FOR EACH ROW EXECUTE FUNCTION nothing();
 """
 GUARDS = "{max_conflict_rate: 1}"
+RACE = "race"  # the property of a test that says how much was raced
 
 
 def mart(generation: int) -> str:
@@ -35,6 +37,10 @@ def mart(generation: int) -> str:
         f"CREATE OR REPLACE TABLE people AS SELECT 'k' || i AS id, 'w{generation}' AS phone, i AS score,"
         f" TIMESTAMPTZ '2026-01-01 00:00:00+00' AS changed FROM range({KEYS}) t(i)"
     )
+
+
+def raced(runs: int, written: int, edits: int, keys: int) -> str:
+    return f"{runs} runs wrote {written:,} rows beside {edits:,} edits of {keys:,} keys"
 
 
 def editing(database: Database, stop: threading.Event, seed: int, met: list[tuple[str, str, str]]) -> None:
@@ -55,7 +61,7 @@ def editing(database: Database, stop: threading.Event, seed: int, met: list[tupl
 
 @pytest.mark.parametrize("strategy", ["target_wins", "newest_wins", "manual"])
 def test_no_edit_is_overwritten_while_syncs_run(
-    tmp_path: Path, every_postgres: Database, strategy: str
+    tmp_path: Path, every_postgres: Database, strategy: str, record_property: Callable[[str, object], None]
 ) -> None:
     with every_postgres.connect() as admin:
         admin.execute(TABLE + (f"; {TRIGGER}" if strategy == "manual" else ""))
@@ -88,6 +94,7 @@ def test_no_edit_is_overwritten_while_syncs_run(
     with every_postgres.connect() as admin:
         ends = dict(admin.execute("SELECT id, phone FROM people").fetchall())
     assert [key for key in edited if not ends[key].startswith("h")] == []
+    record_property(RACE, raced(runs, written, len(met), len(edited)))
     assert written > 0
     assert edited
     assert all(ends[key] == f"w{runs}" for key in ends.keys() - edited)

@@ -25,6 +25,7 @@ from tests.api import TOKEN
 from tests.commands import Workshop
 from tests.dataverse import Environment
 from tests.test_conflict_history import KEEPING, agree
+from tests.test_conflict_race import RACE, raced
 from tests.test_conflicts import (
     CELLS,
     COUNTS,
@@ -419,7 +420,9 @@ if os.environ.get("RETL_TEST_ALL"):
 
 
 @pytest.mark.parametrize(("kind", "strategy"), RACES)
-def test_no_edit_is_overwritten_while_syncs_run(tmp_path: Path, kind: str, strategy: str) -> None:
+def test_no_edit_is_overwritten_while_syncs_run(
+    tmp_path: Path, kind: str, strategy: str, record_property: Callable[[str, object], None]
+) -> None:
     """Nobody may ever meet a value of retl's where somebody edited before: neither the next editor nor whoever
     looks at the end."""
     parts = {"deletes": "keep", "guards": "{max_conflict_rate: 1}"}
@@ -447,6 +450,7 @@ def test_no_edit_is_overwritten_while_syncs_run(tmp_path: Path, kind: str, strat
     assert {key: number for key, number in ours.items() if number > 1} == {}, "edits were overwritten"
     ends = {key: one["phone"] for key, one in people.objects.items()}
     assert [key for key in edited if not ends[key].startswith("h")] == []
+    record_property(RACE, raced(runs, written, len(met), len(edited)))
     assert written > 0
     assert edited
     assert all(ends[key] == f"w{runs}" for key in ends.keys() - edited)

@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from retl.destinations import preset_names, presets
+from retl.destinations.batch import Field, Shape
+from retl.destinations.http.cells import Cast
+from retl.destinations.http.objects import Object, Read, Version
+from retl.errors import Poisoned
+from retl.net.messages import Reply
+from retl.testing import FakeHubSpot
 from retl.testing.server import Exchange
+from retl.values.types import Type
 from tests.api import TOKEN
 from tests.commands import Workshop
 from tests.presets import edited
@@ -206,3 +214,69 @@ def test_a_sync_that_deletes_keeps_what_was_touched(tmp_path: Path) -> None:
         found = desk.run()
         assert (found["deleted"], found["deletes"]["kept"]) == (1, 1)
         assert sorted(api.objects) == ["a@x.io", "b@x.io"]
+
+
+def hubspot(folder: Path, api: Any) -> Workshop:
+    shop = Workshop(folder, {"HUBSPOT_URL": api.url, "HUBSPOT_TOKEN": TOKEN})
+    shop.write(
+        "retl.yml",
+        'connections:\n  hub: {type: hubspot, token: "${HUBSPOT_TOKEN}", base_url: "${HUBSPOT_URL}"}\n',
+    )
+    shop.sync("people", key="[email]", destination="{connection: hub, object: contacts}")
+    assert shop.retl("sync").code == 0
+    return shop
+
+
+def test_the_fake_hubspot_shows_one_record_as_it_is(tmp_path: Path) -> None:
+    with FakeHubSpot() as api:
+        shop = hubspot(tmp_path / "project", api)
+        said = shop.json("explain", "people", "--key", "u3@example.com", "--read", "--reveal")
+        assert said["rows"][0]["target"] == {"user_id": "3", "spend": "3.00"}
+        assert shop.retl("reconcile", "people").code == 0
+        asked = {
+            "idProperty": "email",
+            "properties": ["spend"],
+            "inputs": [{"id": "u3@example.com"}, {"id": "no"}],
+        }
+        head = {"authorization": f"Bearer {TOKEN}"}
+        path = "/crm/v3/objects/contacts/batch/read"
+        status, found = api.serve("POST", path, head, json.dumps(asked).encode())
+        assert (status, [one["properties"] for one in found["results"]]) == (200, [{"spend": "3.00"}])
+        api.merge("u3@example.com", {"spend": "9"})
+        del api.objects["u4@example.com"]
+        found = shop.retl("reconcile", "people", "--output", "json").document["reconcile"]
+        assert (found["edited"], found["missing"], found["fields"]) == (1, 1, {"spend": 1})
+
+
+class Listing(FakeHubSpot):
+    """Answers each question for one record with a list, as a server that does not know the question."""
+
+    def _one(self, method: str, name: str, query: dict[str, str], content: Any) -> tuple[int, Any]:
+        return 200, {"results": [{"id": "r-1", "properties": {}}]}
+
+
+def test_an_answer_without_the_fields_is_an_error_and_no_row_of_nulls(tmp_path: Path) -> None:
+    with Listing() as api:
+        shop = hubspot(tmp_path / "project", api)
+        said = shop.retl("explain", "people", "--key", "u3@example.com", "--read")
+        assert (said.code, "HTTP_NO_FIELDS" in said.out + said.err) == (1, True), said.out
+        said = shop.retl("reconcile", "people")
+        assert (said.code, "edited" in said.out) == (1, False)
+        assert "no object at `properties` [HTTP_NO_FIELDS]" in said.err
+
+
+SHAPE = Shape("people", "state", (Field("email", Type("string")),), (Field("name", Type("string")),))
+READ = {name: one for name in preset_names() if (one := presets.read(name)).read}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_no_preset_takes_an_answer_without_the_fields_for_an_object(name: str) -> None:
+    (version, *_), reads = READ[name].version, READ[name].read
+    at = {word: version[word] for word in ("at", "header") if word in version}
+    body = json.dumps({"type": "list", "results": [{"name": "Ann"}], "total": 1}).encode()
+    for read in reads:
+        where = {word: read[word] for word in ("at", "fields") if word in read}
+        held = Object(SHAPE, Read(path="/", **where), Version(**at), Cast())
+        for ask in (held.values, held.held):
+            with pytest.raises(Poisoned, match="HTTP_NO_FIELDS"):
+                ask(Reply(200, {}, body))

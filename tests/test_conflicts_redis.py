@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +25,11 @@ from retl.destinations.redis.values import Hash
 from retl.values.types import Type
 from tests.commands import Workshop
 from tests.proxy import Proxy
+from tests.redis_fixtures import proxied, proxy
 from tests.servers import RedisServer
 from tests.test_conflict_history import IMAGED, KEEPING, agree
 from tests.test_conflict_race import KEYS as RACED
-from tests.test_conflict_race import SECONDS
+from tests.test_conflict_race import RACE, SECONDS, raced
 from tests.test_conflict_race import mart as everything
 from tests.test_conflicts import (
     CELLS,
@@ -45,6 +45,8 @@ from tests.test_conflicts import (
     take,
 )
 from tests.truth_table import PROPERTY, shown
+
+__all__ = ["proxied", "proxy"]  # fixtures
 
 Kind = Literal["hash", "json"]
 P1, H1, H1N = ("p", 1, None), ("h", 1, None), ("p", 1, "n")
@@ -280,17 +282,10 @@ def test_a_value_of_another_kind_is_never_replaced(tmp_path: Path, people: Peopl
 SCRIPT = b"redis.sha1hex", b"people:a"  # what is sent with a batch
 
 
-@pytest.fixture
-def proxied(redis_server: RedisServer) -> Iterator[tuple[Proxy, RedisServer]]:
-    with Proxy(redis_server.host, redis_server.port) as proxy:
-        yield proxy, replace(redis_server, host=proxy.host, port=proxy.port)
-
-
 def test_an_edit_made_while_nobody_knows_whether_a_batch_arrived_stays(
-    tmp_path: Path, people: People, proxied: tuple[Proxy, RedisServer]
+    tmp_path: Path, people: People, proxied: RedisServer, proxy: Proxy
 ) -> None:
-    proxy, server = proxied
-    workshop = begun(tmp_path, People(server, "hash"), "target_wins", retry="{attempts: 2}")
+    workshop = begun(tmp_path, People(proxied, "hash"), "target_wins", retry="{attempts: 2}")
     workshop.warehouse(rows(a=("q", 2), b=("q", 1), c=("p", 1), new=("q", 1)))
     proxy.drop_reply(*SCRIPT, refuse=True)
     assert run(workshop)["in_doubt"] == 3
@@ -318,10 +313,9 @@ def test_a_run_that_died_before_conflicts_were_asked_for_is_made_good(tmp_path: 
 
 @pytest.mark.parametrize("fault", ["drop_reply", "drop_request"])
 def test_a_batch_without_an_answer_is_written_once(
-    tmp_path: Path, people: People, proxied: tuple[Proxy, RedisServer], fault: str
+    tmp_path: Path, people: People, proxied: RedisServer, proxy: Proxy, fault: str
 ) -> None:
-    proxy, server = proxied
-    workshop = begun(tmp_path, People(server, "hash"), "target_wins", rollback="{keep: 30d}")
+    workshop = begun(tmp_path, People(proxied, "hash"), "target_wins", rollback="{keep: 30d}")
     workshop.warehouse(rows(a=("q", 2), b=("p", 1), c=("p", 1), new=("q", 1)))
     getattr(proxy, fault)(*SCRIPT)
     found = run(workshop)
@@ -373,7 +367,11 @@ def editing(people: People, stop: threading.Event, seed: int, met: list[tuple[st
     ("kind", "strategy"), [("hash", "target_wins"), ("hash", "manual"), ("json", "newest_wins")]
 )
 def test_no_edit_is_overwritten_while_syncs_run(
-    tmp_path: Path, redis_server: RedisServer, kind: Kind, strategy: str
+    tmp_path: Path,
+    redis_server: RedisServer,
+    kind: Kind,
+    strategy: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Nobody may ever meet a value of retl's where somebody edited before: neither the next editor nor whoever
     looks at the end."""
@@ -402,6 +400,7 @@ def test_no_edit_is_overwritten_while_syncs_run(
     assert {key: number for key, number in ours.items() if number > 1} == {}, "edits were overwritten"
     ends = {key: one[0] for key, one in people.held().items() if one is not None}
     assert [key for key in edited if not str(ends[key]).startswith("h")] == []
+    record_property(RACE, raced(runs, written, len(met), len(edited)))
     assert written > 0
     assert edited
     assert all(ends[key] == f"w{runs}" for key in ends.keys() - edited)
@@ -432,14 +431,13 @@ def test_the_script_and_python_make_the_same_digests(
     with session_redis.client() as client:
         client.delete("digested", "retl:stamp:digested")
         client.hset("digested", mapping=held)
-        ours = [int(whole), 2, 2, "phone", "score"]
+        ours = ["", int(whole), 2, 2, "phone", "score"]
         for number, digests in enumerate(
             (value.digests(seen).hex(), value.digests(seen | {"phone": b"other!!!!!"}).hex())
         ):
-            row = [0, digests, 2, 0, "phone", "written"]
-            told = client.eval(
-                HASH, 2, "retl:stamp:digested", "digested", f"r/{number}", 0, "[]", "none", *ours, *row
-            )
+            about = [f"r/{number}", 0, "[]", "none", len(digests), digests]
+            row = [2, 0, "phone", "written"]
+            told = client.eval(HASH, 2, "retl:stamp:digested", "digested", *about, *ours, *row)
             assert (told == [None], client.hget("digested", "phone") == b"written") == (number == 0, True)
             client.delete("digested")
             client.hset("digested", mapping=held | {b"phone": b"written"})

@@ -57,6 +57,28 @@ def refusals(folder: Path, destination: str, project: str = "", **environ: str) 
     return [(str(error.where), error.code) for error in each(caught.value)]
 
 
+@pytest.mark.parametrize(
+    ("kind", "url", "says"),
+    [
+        ("webhook", "127.0.0.1:18765/x", "`url`: a webhook's address looks like https://host/path"),
+        ("webhook", "http://10.0.0.1/x", "`url`: must be https, or set `allow_plaintext: true`"),
+        ("slack", "no address", "`url`: a webhook's address looks like https://host/path"),
+        ("epicor", "http://10.0.0.1/x", "`url`: must be https, or set `allow_plaintext: true`"),
+    ],
+)
+def test_a_wrong_value_of_a_presets_connection_is_said_by_the_users_key(
+    folder: Path, kind: str, url: str, says: str
+) -> None:
+    more = ", username: a, password: b, api_key: d" if kind == "epicor" else ""
+    project = f'connections:\n  hook: {{type: {kind}, url: "${{U}}"{more}}}\n'
+    with pytest.raises(DefinitionError) as caught:
+        resolved(folder, "{connection: hook}", project, U=url)
+    (error,) = each(caught.value)
+    assert error.message.startswith(says)
+    assert (str(error.where), "presets/" in error.message) == ("retl.yml:2:9", False)
+    assert url not in str(error)
+
+
 def test_the_type_follows_from_the_connection(folder: Path) -> None:
     found = resolved(
         folder, "{connection: crm_db, table: crm.users, create: true}", CRM, CRM_PASSWORD="hunter22"

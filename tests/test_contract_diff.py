@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from retl.destinations.batch import Capabilities
 from retl.errors import DefinitionError
 from retl.project.yamledit import Edit, edited
+from retl.run import contract_diff
 from tests.commands import Workshop
-from tests.servers import Database
+from tests.servers import Database, RedisServer
 
 SYNC = """\
 # our users
@@ -116,8 +119,67 @@ def test_a_column_that_left_is_taken_out_and_its_column_at_the_target_is_an_orph
     assert "# money" in (shop.folder / "syncs" / "users.yml").read_text()
     (orphan,) = differences(shop).values()
     assert (orphan["column"], orphan["kind"], orphan["ddl"]) == ("spend", "orphaned", spend["ddl"])
+    assert (orphan["is_drift"], orphan["by"], spend["is_drift"], spend["by"]) == (
+        *(False, "person"),
+        *(True, "person"),
+    )
+    for command in (("contract", "update", "users"), ("contract", "update", "users", "--yes")):
+        said = shop.retl(*command).out
+        assert f"no run removes spend at the target; if nobody needs it: {orphan['ddl']}" in said
+        assert "the next run does" not in said
+    assert "by hand: ALTER TABLE" in shop.retl("contract", "diff", "users", COLUMNS="400").out
     (summary,) = shop.json("sync", "--dry-run")["syncs"]
-    assert any("spend" in note and "stay as they are" in note for note in summary["notes"])
+    assert "no field writes spend now: at the target its values stay as they are" in summary["notes"]
+
+
+def test_an_orphan_stays_where_a_column_was_renamed_and_the_new_one_named_by_hand(shop: Workshop) -> None:
+    shop.json("sync")
+    shop.warehouse("ALTER TABLE users RENAME spend TO total")
+    shop.write("syncs/users.yml", SYNC.replace("  spend:", "  total:"))
+    shop.json("sync")
+    said = shop.retl("contract", "update", "users", "--yes").out
+    assert "if nobody needs it: ALTER TABLE" in said
+    assert "the next run does" not in said
+    with closing(sqlite3.connect(shop.folder / "out.db")) as target:
+        assert {"spend", "total"} <= {one[1] for one in target.execute("PRAGMA table_info(mart)")}
+
+
+@pytest.mark.parametrize("value", ["json", "hash"])
+def test_a_plan_says_what_becomes_of_a_field_that_is_no_longer_sent(
+    shop: Workshop, redis_server: RedisServer, value: str
+) -> None:
+    """It is gone where a write replaces the whole object."""
+    shop.use(redis_server)
+    lines = SYNC.splitlines()[:-1]
+    redis = f'destination: {{type: redis, key: "u:{{user_id}}", value: {value}, ttl: none}}\n'
+    shop.write("syncs/users.yml", "\n".join([*lines, redis]))
+    shop.json("sync")
+    shop.write("syncs/users.yml", SYNC.split("  # money")[0] + redis)
+    notes = shop.json("sync", "--dry-run")["syncs"][0]["notes"]
+    shop.json("sync")
+    if value == "json":
+        end = "a write replaces the whole object at the target, so its values are gone from each row written"
+        held = b"spend" in (redis_server.client().get("u:1") or b"")
+    else:
+        end = "at the target its values stay as they are"
+        held = redis_server.client().hexists("u:1", "spend")
+    assert f"no field writes spend now: {end}" in notes
+    assert held == (value == "hash")
+
+
+def test_what_is_no_longer_sent_is_said_per_way_to_write() -> None:
+    gone = "a write replaces the whole object at the target, so their values are gone"
+    for made, write, words in (
+        ({"nulls_keep": True}, "upsert", "their values stay as they are"),
+        ({"nulls_keep": True, "unsent_varies": True}, "upsert", "up to the target"),
+        ({}, "upsert", gone),
+        ({}, "replace", gone),
+        ({}, "append", "their values stay as they are"),
+        ({"whole": True}, "append", gone),
+    ):
+        capabilities = Capabilities("o", frozenset(), idempotent=True, form="documents", **made)
+        said = contract_diff.orphaned('{"a": 1, "b": 1}', "{}", capabilities, write)
+        assert words in str(said)
 
 
 def test_a_contract_that_leaves_columns_out_does_not_drift_and_takes_only_what_is_named(
@@ -131,7 +193,7 @@ def test_a_contract_that_leaves_columns_out_does_not_drift_and_takes_only_what_i
     said = shop.retl("contract", "diff", "users")
     assert (said.code, "leaves out age, phone, city" in said.out) == (0, True)
     said = shop.retl("contract", "update", "--yes")
-    assert "left out, as before: age, phone, city (--column NAME takes one)" in said.out
+    assert "left out: age, phone, city (--column NAME takes one)" in said.out
     assert (shop.folder / "syncs" / "users.yml").read_text() == SYNC
     said = shop.retl("contract", "update", "users", "--column", "phone", "--yes")
     assert "the next run of users also sends: phone" in said.out
@@ -143,14 +205,17 @@ def test_a_contract_that_leaves_columns_out_does_not_drift_and_takes_only_what_i
     assert {one["kind"] for one in differences(shop).values()} == {"missing"}  # until the next run
 
 
-def test_a_column_that_is_new_since_the_last_run_is_drift_and_is_taken(shop: Workshop) -> None:
+def test_a_column_that_is_new_since_the_last_run_is_drift_and_taken_only_by_name(shop: Workshop) -> None:
     change(shop, more=", 7 AS age")
     shop.json("sync")
     change(shop, more=", 7 AS age, 'x' AS phone")
     assert {name: one["is_drift"] for name, one in differences(shop).items()} == {"age": False, "phone": True}
     said = shop.retl("contract", "update", "users", "--yes")
+    assert "also sends" not in said.out
+    assert "left out: age, phone (--column NAME takes one)" in said.out
+    assert (shop.folder / "syncs" / "users.yml").read_text() == SYNC
+    said = shop.retl("contract", "update", "users", "--column", "phone", "--yes")
     assert "also sends: phone" in said.out
-    assert "left out, as before: age" in said.out
     assert "  phone: {type: string" in (shop.folder / "syncs" / "users.yml").read_text()
     assert "  age:" not in (shop.folder / "syncs" / "users.yml").read_text()
 

@@ -36,11 +36,17 @@ def of_kinds(*kinds: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("of_kind", kinds, indirect=True)
 
 
-# The first takes as long as all others; the kinds of Kafka and DynamoDB are killed at more steps elsewhere.
-LONG = (
-    "duckdb deletes",
-    *([] if EVERYTHING else [*MYSQL, "kafka", "kafka, append", "dynamodb, whole", "delta"]),
+# Kinds that are killed at more steps elsewhere; and the first of LONG takes as long as all others.
+ELSEWHERE = (
+    "kafka",
+    "kafka, append",
+    "dynamodb, whole",
+    "delta",
+    "mongodb",
+    "mongodb, append",
+    "mongodb, alone",
 )
+LONG = ("duckdb deletes", *([] if EVERYTHING else [*MYSQL, *ELSEWHERE]))
 
 
 @of_kinds(*(kind for kind in KINDS if kind not in LONG))

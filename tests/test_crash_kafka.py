@@ -6,6 +6,7 @@ a transaction, which no event of a run can tell.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -13,8 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from retl.testing.faults import passed
+from retl.testing.server import Exchange
+from tests.crashes import COLUMNS
 from tests.kafka import ADD, END, INIT, LOGIN, PRODUCE, Broker, Relay
 from tests.scenes import RecordsAppended
+from tests.schema_registry import SchemaRegistry
 
 EVERYTHING = bool(os.environ.get("RETL_TEST_ALL"))
 STEPS = {"begin": INIT, "partitions": ADD, "rows": PRODUCE, "commit": END}
@@ -60,6 +65,30 @@ class Watched(RecordsAppended):
         return code
 
 
+class WatchedAvro(Watched):
+    """Rows with a schema that the run itself registers."""
+
+    sync = RecordsAppended.sync.replace("create: true", "create: true, value: avro, register_schema: true")
+
+    def __init__(self, folder: Path, broker: Broker, relay: Relay, registry: SchemaRegistry) -> None:
+        super().__init__(folder, broker, relay)
+        self.registry = registry
+        self.connections = self.connections.replace(
+            "}\n", f", registry: {json.dumps(registry.connection)}}}\n"
+        )
+
+    def content(self) -> list[tuple[str | None, ...]]:
+        found = [self.registry.decoded(one.value() or b"") for one in self.broker.committed(self.topic)]
+        rows = [tuple(None if row[name] is None else str(row[name]) for name in COLUMNS) for row in found]
+        return sorted(rows, key=str)
+
+
+@pytest.fixture
+def registry() -> Iterator[SchemaRegistry]:
+    with SchemaRegistry() as registry:
+        yield registry
+
+
 @pytest.fixture
 def watched(kafka_broker: Broker, tmp_path: Path) -> Iterator[Watched]:
     with Relay(kafka_broker) as relay:
@@ -79,3 +108,44 @@ def test_a_run_killed_at_any_request_is_made_good_by_the_next(
     assert watched.doubled() == []
     idle = watched.project.sync()
     assert (idle.code, idle.summary["inserted"]) == (0, 0)
+
+
+@pytest.mark.parametrize(("step", "number", "answered"), POINTS if EVERYTHING else SOME)
+def test_rows_with_a_schema_are_made_good_too_and_no_version_is_registered_twice(
+    kafka_broker: Broker, tmp_path: Path, registry: SchemaRegistry, step: str, number: int, answered: bool
+) -> None:
+    with Relay(kafka_broker) as relay:
+        watched = WatchedAvro(tmp_path / "project", kafka_broker, relay, registry)
+        watched.begin()
+        assert watched.kill_at(STEPS[step], number, answered) == -signal.SIGKILL
+        again = watched.project.sync()
+        assert (again.code, again.summary["status"]) == (0, "SUCCESS"), again.stderr
+        assert watched.content() == watched.wanted()
+        assert watched.doubled() == []
+        assert registry.subjects == {f"{watched.topic}-value": [1]}
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_a_run_killed_while_it_registers_is_made_good_by_the_next(
+    kafka_broker: Broker, tmp_path: Path, registry: SchemaRegistry, applied: bool
+) -> None:
+    with Relay(kafka_broker) as relay:
+        watched = WatchedAvro(tmp_path / "project", kafka_broker, relay, registry)
+        watched.begin()
+        running = watched.project.start()
+
+        def killed(exchange: Exchange) -> bool:
+            if applied:
+                exchange.perform()
+            os.kill(running.pid, signal.SIGKILL)
+            exchange.close_connection = True
+            return True
+
+        registry.misbehave(passed, passed, killed)
+        assert running.end().code == -signal.SIGKILL
+        assert len(registry.subjects) == applied
+        assert watched.broker.committed(watched.topic) == []
+        again = watched.project.sync()
+        assert (again.code, again.summary["status"]) == (0, "SUCCESS"), again.stderr
+        assert watched.content() == watched.wanted()
+        assert registry.subjects == {f"{watched.topic}-value": [1]}

@@ -221,5 +221,9 @@ def test_a_new_connection_is_of_the_type_that_it_is_called(project: Workshop) ->
     change(project, "customers", meta=meta, config={"meta": meta})
     init(project)
     connections = yamlfile.load(project.folder / "retl.yml").value["connections"]
-    assert connections["hubspot"] == {"type": "hubspot", "token": "${HUBSPOT_TOKEN}"}
+    assert connections["hubspot"] == {
+        "type": "hubspot",
+        "base_url": "${HUBSPOT_URL:-https://api.hubapi.com}",
+        "token": "${HUBSPOT_TOKEN}",
+    }
     assert project.retl("validate").code == 0

@@ -4,11 +4,11 @@ answer, and equal as long as nobody changes the row."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from psycopg.errors import FeatureNotSupported
 
 from retl.delivery.lanes import Answered
@@ -17,6 +17,7 @@ from retl.destinations.postgres.adapter import Postgres, PostgresOptions
 from retl.engine import baseline
 from retl.engine.answers import Answers
 from retl.engine.baseline import Delta
+from retl.engine.change_set import CHANGES
 from retl.engine.workspace import Workspace
 from retl.ledger import open_ledger
 from retl.observe.signals import Stop
@@ -177,7 +178,7 @@ def test_what_was_returned_is_durable_with_the_answer_and_goes_with_the_delta(
     scene: tuple[Scene, Workspace],
 ) -> None:
     made, workspace = scene
-    answers = Answers(workspace, RUN)
+    answers = Answers(workspace, RUN, CHANGES, made.ledger.put_file)
     run = RunJournal(made.ledger, made.lock, RUN, every=False, answers=answers)
     first, second, third = made.batches(6, 2)
     run.open([first, second, third])
@@ -198,16 +199,32 @@ def test_what_was_returned_is_durable_with_the_answer_and_goes_with_the_delta(
     assert not made.ledger.answers([RUN])  # no delta of this run is recorded
 
 
+def test_of_two_files_with_a_row_the_later_one_holds(scene: tuple[Scene, Workspace], delta: Any) -> None:
+    """By their numbers, of which those of a second attempt at a shard may have more digits."""
+    made, workspace = scene
+    path = delta("1", sent("a", "b", "c"))
+    rows = Rows(SHAPE, [("a", "", 1), ("b", "", 2), ("c", "", 3)])
+    numbers = iter((64_000_000, 128_000_000))
+    answers, files = Answers(workspace, RUN, CHANGES, made.ledger.put_file, files=numbers), []
+    for told in (b"0,\\x0a\n1,\\x0b\n", b"0,\\x0e\n2,\\x0c\n"):
+        answers.digests(rows.batch(), [told])
+        files.append(answers.collect([rows.batch()]))
+    known = [one for one in files if one is not None]
+    baseline.build(workspace, None, [Delta(path, DAYS[0], [batch(0, 2, Outcome(WRITTEN))], 1, answers=known)])
+    held = {"a": b"\x0e", "b": b"\x0b", "c": b"\x0c"}
+    assert dict(workspace.run("SELECT key, seen FROM baseline")) == held
+
+
 def test_seen_joins_the_baseline_with_the_answer_and_survives_a_snapshot(
     scene: tuple[Scene, Workspace], delta: Any, tmp_path: Path
 ) -> None:
-    _, workspace = scene
-    answers = Answers(workspace, RUN)
+    made, workspace = scene
+    answers = Answers(workspace, RUN, CHANGES, made.ledger.put_file)
     path = delta("1", sent("a", "b", "c"))
     rows = Rows(SHAPE, [("a", "", 1), ("b", "", 2), ("c", "", 3)])
     answers.digests(rows.batch(first=0, last=1), [b"0,\\x0a\n1,\\x0b\n"])
     answers.digests(rows.batch(first=2, last=2), [b"0,\\x0c\n"])
-    file = answers.collect([rows.batch()], 1)
+    file = answers.collect([rows.batch()])
     assert file is not None
     rejected = Outcome(WRITTEN, {1: RowResult(Kind.REJECTED, "23514", "a check says no")})
     done = [batch(0, 1, rejected), batch(2, 2, Outcome(WRITTEN))]

@@ -102,6 +102,18 @@ def test_a_person_leaves_target_ledger_and_files_and_no_run_brings_it_back(
     assert not [note for note in other["notes"] if note.startswith("ERASED:")], "it is about another row"
 
 
+def test_a_key_that_nothing_has_is_suppressed_and_said_to_be_nowhere(
+    workshop: Workshop, postgres: Database
+) -> None:
+    workshop.sync("users", destination=TABLE)
+    run(workshop)
+    (wrong,) = erased(workshop, "--sync", "users", "--key", "77701")["syncs"]
+    (note,) = wrong["notes"]
+    assert note.startswith("none of these keys was found")
+    (right,) = erased(workshop, "--sync", "users", "--key", "777001")["syncs"]
+    assert "notes" not in right
+
+
 def test_a_mart_with_variables_is_searched_too(workshop: Workshop, postgres: Database) -> None:
     workshop.sync("users", source='{sql: "SELECT * FROM users WHERE spend < $most"}', destination=TABLE)
     workshop.json("sync", "--var", "most=100000")

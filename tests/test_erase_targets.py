@@ -172,10 +172,107 @@ def test_a_ledger_restored_to_before_an_erasure_sends_nobody_without_a_word(
             assert "must be erased again" in refused["error"]["hint"]
         assert 777001 not in target.held()
         erased(workshop, "--subject", f"email={PERSON}", "--accept", "STATE_BEHIND")
-        after = run(workshop)
+        after = run(workshop, "--accept", "STATE_BEHIND")
         assert (after["status"], after["skipped"]) == ("SUCCESS", 1), after["error"]
         assert target.held() == set(range(1, ROWS + 1))
         verified(workshop)
+
+
+def test_an_erasure_that_is_not_finished_is_said_by_every_command_until_it_is(tmp_path: Path) -> None:
+    target = _begun(database_file("sqlite", tmp_path / "project"))
+    workshop = target.workshop
+    workshop.sync("users", destination="{connection: sql, table: users, create: true}")
+    database = workshop.folder / "crm.db"
+    database.rename(workshop.folder / "away.db")
+    database.mkdir()  # the target cannot be reached
+    done = erased(workshop, "--sync", "users", "--key", "5", code=1)
+    database.rmdir()
+    (workshop.folder / "away.db").rename(database)
+    unfinished = f"erasure {done['erasure_id']} is not finished"
+    for _ in range(2):
+        after = run(workshop)
+        assert (after["status"], after["skipped"]) == ("SUCCESS", 1), after["error"]
+        assert unfinished in " ".join(after["notes"])
+    (state,) = workshop.json("status")["syncs"]
+    assert (state["open_erasures"], unfinished in state["next"]) == (1, True)
+    said = workshop.retl("erase", "verify")
+    assert (said.code, "1 suppressed key is still at the target" in said.out) == (1, True)
+    erased(workshop, "--again")
+    (state,) = workshop.json("status")["syncs"]
+    assert (state["open_erasures"], state["next"]) == (0, "")
+    assert "not finished" not in " ".join(run(workshop).get("notes", ()))
+    verified(workshop)
+    assert target.held() == {777001, *range(1, ROWS + 1)} - {5}
+
+
+def test_a_new_sync_and_a_new_key_are_told_of_erasures_that_they_know_nothing_of(tmp_path: Path) -> None:
+    workshop = _begun(database_file("sqlite", tmp_path / "project")).workshop
+    workshop.sync("before", destination="{connection: sql, table: before, create: true}")
+    assert "notes" not in workshop.json("sync", "--sync", "before")["syncs"][0]
+    erased(workshop, "--sync", "users", "--key", "5")
+    told = "this sync, which is new, sends who is still in its mart"
+    workshop.sync("new", destination="{connection: sql, table: new, create: true}")
+    for words in (("--dry-run",), ()):
+        (new,) = workshop.json("sync", "--sync", "new", *words)["syncs"]
+        assert told in " ".join(new["notes"])
+    erased(workshop, "--sync", "new", "--key", "5")
+    (new,) = workshop.json("sync", "--sync", "new")["syncs"]
+    assert (new["skipped"], told in " ".join(new["notes"])) == (1, False)
+    assert "notes" not in workshop.json("sync", "--sync", "before")["syncs"][0]
+    workshop.sync("new", key="[email]", destination="{connection: sql, table: new, create: true}")
+    planned = workshop.retl("sync", "--sync", "new", "--dry-run", "--accept", "IDENTITY_CHANGED")
+    assert "2 erasures know a person only by" in planned.out, planned.err
+    assert "whose key is another one now" in planned.out
+
+
+@pytest.mark.parametrize("kind", RESTORED)
+def test_an_erasure_that_passes_a_guard_decides_nothing_for_the_syncs(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with target_of(kind, tmp_path / "project", request) as target:
+        workshop = target.workshop
+        state = workshop.folder / ".retl"
+        shutil.copytree(state, tmp_path / "kept")
+        workshop.warehouse("UPDATE users SET spend = spend + 1")
+        assert run(workshop)["updated"] == ROWS + 1
+        for key in ("5", "6"):
+            erased(workshop, "--sync", "users", "--key", key)
+        shutil.rmtree(state)
+        shutil.copytree(tmp_path / "kept", state)
+        erased(workshop, "--sync", "users", "--key", "5", "--accept", "STATE_BEHIND")
+        for words in ((), ("--full",), ("--dry-run",)):
+            assert run(workshop, *words)["error"]["code"] == "STATE_BEHIND", words
+        assert not target.held() & {5, 6}
+        (refused,) = erased(workshop, "--sync", "users", "--key", "6", code=3)["syncs"]
+        assert refused["error"]["code"] == "STATE_BEHIND"
+        erased(workshop, "--sync", "users", "--key", "6", "--accept", "STATE_BEHIND")
+        after = run(workshop, "--accept", "STATE_BEHIND")
+        assert (after["status"], after["skipped"]) == ("SUCCESS", 2), after["error"]
+        assert run(workshop)["status"] == "SUCCESS"
+        assert target.held() == {777001, *range(1, ROWS + 1)} - {5, 6}
+
+
+@pytest.mark.parametrize("kind", RESTORED)
+@pytest.mark.parametrize("remedy", ["sync", "rebuild", "adopt"])
+def test_an_erasure_under_a_new_ledger_decides_nothing_for_the_syncs(
+    kind: str, remedy: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with target_of(kind, tmp_path / "project", request) as target:
+        workshop = target.workshop
+        for key in ("5", "6"):
+            erased(workshop, "--sync", "users", "--key", key)
+        shutil.rmtree(workshop.folder / ".retl")
+        for key in ("5", "6"):
+            erased(workshop, "--sync", "users", "--key", key, "--accept", "STATE_LOST")
+            for words in ((), ("--dry-run",)):
+                assert run(workshop, *words)["error"]["code"] == "STATE_LOST", words
+        assert not target.held() & {5, 6}
+        if remedy != "sync":
+            assert workshop.retl("state", remedy, "users", "--yes").code == 0
+        after = run(workshop, *(("--accept", "STATE_LOST") if remedy == "sync" else ()))
+        assert (after["status"], after["skipped"]) == ("SUCCESS", 2), after["error"]
+        assert run(workshop)["status"] == "SUCCESS"
+        assert target.held() == {777001, *range(1, ROWS + 1)} - {5, 6}
 
 
 if ALL:

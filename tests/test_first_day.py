@@ -73,9 +73,7 @@ def test_rejects_without_a_key_that_look_the_same_are_one_line() -> None:
 
 
 def test_one_row_that_waits_is_one_row() -> None:
-    said = summary_pieces(
-        [Summary("u", "r", "REFUSED", 3, counts=Counts(read=1, not_attempted=1)).document()]
-    )
+    said = summary_pieces([Summary("u", "r", "FAILED", 1, counts=Counts(read=1, not_attempted=1)).document()])
     assert "1 row was not attempted" in said
 
 
@@ -86,6 +84,12 @@ def test_a_connection_that_failed_once_is_used_again_soon(failures: int, pause: 
     breaker = BreakerRow("hook", failures, now, "HTTP_UNREACHED")
     assert breaker.closes(now) == pause
     assert breaker.closes(now + timedelta(seconds=pause)) == 0
+    assert breaker.closes(now - timedelta(seconds=5)) == (pause + 5 if pause else 0), (
+        "hosts differ by seconds"
+    )
+    assert breaker.closes(now - timedelta(days=2)) == 0, (
+        "a clock that was set back makes nobody wait for days"
+    )
 
 
 def test_the_log_of_all_syncs_says_to_which_object_a_row_went(

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from retl.app.freshness import State, states
 from retl.app.report import gather
@@ -65,7 +61,17 @@ def test_doubt_comes_before_everything_else(ledger: Ledger, tmp_path: Path) -> N
         ledger.open_batches("run-1", lock.epoch, [batch(0), batch(1)])
         answers = [Acknowledgement("b0", Outcome(WRITTEN, {3: UNKNOWN, 7: UNKNOWN}))]
         ledger.acknowledge("run-1", lock.epoch, answers)
+        assert state(ledger, tmp_path, first_run="send", write="append").in_doubt == 0, (
+            "they may be on the way"
+        )
+    killed = state(ledger, tmp_path, first_run="send", write="append")
+    assert (killed.status, killed.in_doubt, killed.next[:6]) == ("KILLED", 102, "run it"), (
+        "a run may find out"
+    )
     ledger.count_failures("redis", 500, "HTTP_UNREACHED")
+    assert state(ledger, tmp_path).next.startswith("wait ")
+    with take(ledger) as lock:
+        ledger.abandon("run-1", lock.epoch)
     found = state(ledger, tmp_path, first_run="send", write="append")
     assert (found.in_doubt, found.breaker) == (102, "redis")
     assert found.next == "`retl resolve --sync users`: 102 rows in doubt"
@@ -107,14 +113,17 @@ def test_a_renamed_sync_is_known_under_its_new_name(ledger: Ledger) -> None:
 
 
 def test_a_run_whose_process_is_gone_is_told_from_one_that_is_alive(ledger: Ledger, tmp_path: Path) -> None:
-    """The ledger says RUNNING until the next run, but the status tells that the process is gone."""
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
+    """The ledger says RUNNING until the next run, but the lock is free, or a later run's."""
+    killed = "run it: it was killed (pid 7 on there); it carries on where it stopped"
     with take(ledger) as lock:
-        ledger.begin(replace(start(lock.epoch), host=socket.gethostname(), pid=os.getpid()))
+        ledger.begin(replace(start(lock.epoch), host="there", pid=7))
         alive = state(ledger, tmp_path)
+        assert ledger.runs()[0].status == "RUNNING"
     assert (alive.status, alive.next) == ("RUNNING", "")
-    with take(ledger) as lock:
-        ledger.begin(replace(start(lock.epoch), run_id="run-2", host=socket.gethostname(), pid=gone.pid))
     found = state(ledger, tmp_path)
-    assert (found.status, found.next) == ("RUNNING", f"run it: process {gone.pid} of the run is gone")
+    assert (found.status, found.next) == ("KILLED", killed)
+    with take(ledger) as lock:
+        found = state(ledger, tmp_path)
+        assert (found.status, found.next) == ("KILLED", killed)
+        assert {one.status for one in (*ledger.runs(), *ledger.runs_like("run-1"))} == {"KILLED"}
+    assert [run.status for run in ledger.dead_runs("users")] == ["RUNNING"], "as the ledger has it"

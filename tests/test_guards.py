@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from retl.project.definitions import Guards
-from retl.run.guards import Facts, judge
+from retl.run.guards import Facts, judge, verdicts
 from retl.sources.dbt_results import Build, note
 
 CALM = Facts(read=1000, total=1000, new_rejects=0, baseline_rows=1000, matched=1000, last_read=1000)
@@ -170,6 +170,17 @@ def test_a_changed_identity_is_judged_on_full_reads_with_new_keys_only() -> None
 def test_a_reject_rate_names_its_codes_where_it_knows_them() -> None:
     (refusal,) = judge(replace(CALM, new_rejects=51, reject_codes=("TOO_LONG", "KEY_NULL")), Guards(), ())
     assert refusal.message.endswith("more than max_reject_rate (0.05): TOO_LONG, KEY_NULL")
+
+
+def test_a_reject_rate_tells_new_rejects_from_those_that_were_known() -> None:
+    facts = replace(CALM, new_rejects=51, old_rejects=9, reject_codes=("TOO_LONG",))
+    (refusal,) = judge(facts, Guards(), ())
+    assert refusal.message == (
+        "51 of 1000 rows newly break the contract or have no usable key, more than max_reject_rate (0.05):"
+        " TOO_LONG; 9 more were rejects before and do not count"
+    )
+    assert verdicts(facts, Guards(), [refusal])[0].found == "51 new of 1,000"
+    assert judge(replace(facts, new_rejects=50), Guards()) == []
 
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import duckdb
 import pytest
+from msgspec.structs import replace
 
 from retl.testing.server import FakeApi
 from tests.api import TOKEN

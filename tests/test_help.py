@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from retl.cli import families
+from retl.cli.app import app
 from retl.cli.codes import codes
 from retl.cli.grouping import EXAMPLES, GROUPS
 from tests.cli_words import assert_known
@@ -43,6 +45,24 @@ def test_every_command_has_an_example_that_its_own_parser_takes() -> None:
     assert tops <= {name for names in GROUPS.values() for name in names}
 
 
+def test_the_modules_of_a_first_word_have_all_of_its_commands() -> None:
+    """A process imports only these modules."""
+    found: dict[str, set[str]] = {name: set() for name in families.FAMILIES}
+    families.commands()
+    for one in app.registered_commands:
+        if one.name != "help":
+            found[module_of(one)].add(one.name or "")
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        for one in group.typer_instance.registered_commands:
+            found[module_of(one)].add(group.name or "")
+    assert found == {name: set(words) for name, words in families.FAMILIES.items()}
+
+
+def module_of(command: typer.models.CommandInfo) -> str:
+    return command.callback.__module__.removeprefix("retl.cli.")
+
+
 def test_help_says_what_the_page_of_errors_says_about_a_code(workshop: Workshop) -> None:
     rows = [line for line in (ROOT / "docs/errors.md").read_text().splitlines() if line.startswith("| `")]
     assert codes().keys() == {row.split("`")[1] for row in rows}
@@ -51,9 +71,11 @@ def test_help_says_what_the_page_of_errors_says_about_a_code(workshop: Workshop)
     assert f"| `DELETE_RATE` | {said['text']} |" in rows
     assert "--allow-deletes" in workshop.retl("help", "DELETE_RATE").out
     assert "a code of the target" in workshop.retl("help", "23505").out
+    assert "a code of the target" in workshop.retl("help", "hv00r").out
+    assert workshop.retl("help", "QQQQQ").code == 2
     assert workshop.retl("help", "state", "mv").out == workshop.retl("state", "mv", "--help").out
     assert workshop.retl("help").out.rstrip() == workshop.retl("--help").out.rstrip()
-    for typo, meant in (("DELETE_RAT", "DELETE_RATE"), ("snyc", "sync")):
+    for typo, meant in (("DELETE_RAT", "DELETE_RATE"), ("snyc", "sync"), ("SYNCC", "sync")):
         said = workshop.retl("help", typo)
         assert (said.code, f"did you mean '{meant}'?" in said.err) == (2, True)
 

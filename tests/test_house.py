@@ -35,3 +35,13 @@ def test_no_function_is_longer_than_a_screen() -> None:
         and (node.end_lineno or 0) - node.lineno + 1 > LINES
     ]
     assert found == []
+
+
+def test_values_are_structs_which_cost_a_start_nothing() -> None:
+    found = [
+        named(path)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "dataclasses"
+    ]
+    assert found == [], "a frozen dataclass is compiled at each start: use msgspec.Struct"

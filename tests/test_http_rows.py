@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from msgspec.structs import replace
 
 from retl.delivery import lanes
 from retl.destinations.batch import WRITTEN, Field, Kind, Outcome, Shape, SoftDelete, WriteMode
@@ -112,7 +112,7 @@ def test_an_insert_that_got_no_answer_is_sent_again_only_where_that_is_asked_for
     assert run(workshop, code=1)["in_doubt"] == 1
     assert run(workshop, code=1)["in_doubt"] == 1
     workshop.sync("users", **parts, delivery="at_least_once")
-    assert run(workshop)["updated"] == 1
+    assert run(workshop)["inserted"] == 1
     assert [one["user_id"] for one in api.made] == [1]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from retl.destinations.batch import ABSENT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
 from retl.errors import DefinitionError, InvariantBroken, LedgerError
@@ -52,7 +52,7 @@ def test_a_run_reads_back_as_it_was_written(ledger: Ledger) -> None:
     epoch = running(ledger)
     (dead,) = ledger.dead_runs("users")
     begun = start(epoch)
-    assert all(getattr(dead, name) == getattr(begun, name) for name in type(begun).__dataclass_fields__)
+    assert all(getattr(dead, name) == getattr(begun, name) for name in type(begun).__struct_fields__)
     assert (dead.status, dead.finished_at) == ("RUNNING", None)
     ledger.finish(ended("run-1", epoch), None, NONE)
     done = ledger.run("run-1")
@@ -322,9 +322,9 @@ def test_only_a_run_that_says_running_is_abandoned(ledger: Ledger) -> None:
     found = {run.run_id: (run.status, run.finished_at is not None) for run in ledger.runs()}
     assert found == {
         "run-1": ("ABANDONED", True),
-        "run-2": ("RUNNING", False),
+        "run-2": ("KILLED", False),  # nobody has the lock
         "run-3": ("SUCCESS", True),
-        "other": ("RUNNING", False),
+        "other": ("KILLED", False),
     }
 
 
@@ -379,7 +379,7 @@ def test_a_run_ends_with_all_that_is_known_of_it(ledger: Ledger) -> None:
         "FAILED", {"read": 3}, {"freeze": 0.5}, [{"code": "ROW_DROP"}], error
     )  # fmt: skip
     assert run.finished_at is not None
-    assert (other.status, other.counts, other.finished_at) == ("RUNNING", {}, None)
+    assert (other.status, other.counts, other.finished_at) == ("KILLED", {}, None)
     assert [(r.sync, r.key) for r in ledger.rejects()] == [("users", "a")]
 
 
@@ -453,6 +453,26 @@ def test_history_is_newest_first(ledger: Ledger) -> None:
     assert good is not None
     assert (last.run_id, good.run_id) == ("run-3", "run-2")
     assert ledger.runs("other") == []
+
+
+def test_the_last_run_that_wrote_is_found_by_its_numbers_and_not_by_what_keys_look_like(
+    ledger: Ledger,
+) -> None:
+    nothing = {"read": 9, "inserted": 0, "updated": 0, "refreshed": 0, "deleted": 0, "skipped": 9}
+    written = [{**nothing, "deleted": 10}, {**nothing, "examples": [{"key": 'x","inserted":1'}]}, nothing]
+    found = []
+    for number, numbers in enumerate(written, 1):
+        epoch = running(ledger, f"run-{number}")
+        ledger.record_delta(f"run-{number}", epoch, f"delta-{number}", 9, {})
+        last = ledger.last_written("users")  # nothing is known of a run that goes on
+        assert last is not None
+        found.append(last.run_id)
+        ledger.finish(replace(ended(f"run-{number}", epoch), counts=numbers), None, NONE)
+    assert found == ["run-1", "run-2", "run-3"]
+    last = ledger.last_written("users")
+    assert last is not None
+    assert (last.run_id, last.written) == ("run-1", {"deleted": 10})
+    assert ledger.last_written("other") is None
 
 
 def test_a_renamed_sync_takes_all_its_state_along(ledger: Ledger) -> None:

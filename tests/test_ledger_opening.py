@@ -12,11 +12,11 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from retl.destinations.batch import WRITTEN, Outcome
 from retl.errors import DefinitionError, LedgerError, RetlError

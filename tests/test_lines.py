@@ -19,6 +19,7 @@ from retl.destinations.batch import (
     Batch,
     Bends,
     Cell,
+    Field,
     FieldsText,
     KeyText,
     Line,
@@ -29,14 +30,18 @@ from retl.destinations.batch import (
 )
 from retl.destinations.http import line
 from retl.destinations.http.body import Endpoint, Template
+from retl.destinations.kafka.adapter import Kafka, KafkaOptions
 from retl.destinations.redis.adapter import Redis, RedisOptions
 from retl.destinations.redis.resp import pack
 from retl.engine import baseline, diff, hash, judge, mapping
 from retl.engine.change_set import ChangeSet, assemble
 from retl.engine.lines import line_sql
+from retl.engine.literals import bends_sql
 from retl.engine.workspace import Workspace
 from retl.observe.signals import Stop
 from retl.project.definitions import Sync
+from retl.values.types import Type
+from tests.destinations.rows import Rows
 from tests.destinations.suite import HOSTILE
 
 # every type that a field can have; the keys are of the types that a line can say
@@ -63,6 +68,7 @@ EDGES = [
     " '9999-12-31', '9999-12-31 23:59:59.999999', '2026-03-29 02:30:00.5+02', '\"text\"', ['a,b', '\"'])",
     "(7, uuid(), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)",
 ]
+KEEP = {"column": "note", "nulls": "keep"}
 SHAPES = [
     None,
     "$row",
@@ -80,15 +86,17 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
     made.close()
 
 
-def change_set(workspace: Workspace, timezone: str = "UTC", **sync: Any) -> ChangeSet:
-    """Three rows of edges for every hostile text that can be a key, as a first run sends them."""
+def change_set(
+    workspace: Workspace, timezone: str = "UTC", edges: int = 3, most: int = 1000, **sync: Any
+) -> ChangeSet:
+    """Rows of edges for hostile texts that can be a key (`most`), as a first run sends them."""
     texts = [text for text in HOSTILE if text.strip() and "\0" not in text and text.isprintable()]
-    texts += ["\n", "\x1b[31m\r\n\t", "\x7f"]
+    texts = [*texts, "\n", "\x1b[31m\r\n\t", "\x7f"][:most]
     workspace.load("texts", {"text": "VARCHAR"}, ((text,) for text in texts))
     typed = ", ".join(f"CAST(e.{name} AS {kind}) AS {name}" for name, kind in list(COLUMNS.items())[1:-1])
     workspace.run(
         f'CREATE TABLE frozen AS SELECT row_number() OVER () - 1 AS "retl row", text, {typed}, text AS note'
-        f" FROM texts, (VALUES {', '.join(EDGES)}) AS e({', '.join(list(COLUMNS)[1:-1])})"
+        f" FROM texts, (VALUES {', '.join(EDGES[:edges])}) AS e({', '.join(list(COLUMNS)[1:-1])})"
     )
     parts = {"name": "s", "source": {"table": "mart"}, "key": ["text", "number", "id"], "destination": {}}
     definition = Sync.model_validate(parts | sync)
@@ -101,7 +109,7 @@ def change_set(workspace: Workspace, timezone: str = "UTC", **sync: Any) -> Chan
     diff.diff(workspace, field_map, everything, 0, whole=True)
     judge.judge(workspace, contract, definition.key)
     made = assemble(workspace, field_map, write="upsert")
-    assert len(made) == 3 * len(texts)
+    assert len(made) == edges * len(texts)
     return made
 
 
@@ -150,11 +158,34 @@ def test_a_packed_command_of_a_line_is_that_of_a_row(workspace: Workspace, ttl: 
         assert said.encode() == pack(("SET", redis._template.key(key), document, *expiry))
 
 
+@pytest.mark.parametrize(("key", "edges", "most"), [("text", 1, 1000), ("number", 3, 1), ("id", 3, 1)])
+def test_a_record_of_lines_is_that_of_a_row(workspace: Workspace, key: str, edges: int, most: int) -> None:
+    made = change_set(workspace, edges=edges, most=most, key=[key])
+    kafka = Kafka(KafkaOptions(topic="t"), made.field_map.shape)
+    assert kafka._lines is not None
+    batch = Batch(made, *MODES["upsert"], "run-1", 1, 0, len(made) - 1, "2026-11-21T00:00:00Z")
+    records, _ = kafka._records(*kafka._made(batch))
+    of_rows = list(map(kafka._recorded(kafka._value), batch.documents()))
+    assert [one for one, _ in records] == [one for one, _ in of_rows]
+    assert [exactly(one) for _, one in records] == [exactly(one) for _, one in of_rows]
+    assert [list(exactly(one)) for _, one in records] == [list(exactly(one)) for _, one in of_rows]
+
+
+@pytest.mark.parametrize(
+    "sync", [{"key": ["day", "text", "number", "id"]}, {"fields": {"note": KEEP}}], ids=repr
+)
+def test_a_record_that_needs_python_stays_with_it(workspace: Workspace, sync: dict[str, Any]) -> None:
+    made = change_set(workspace, edges=1, **sync)
+    assert Kafka(KafkaOptions(topic="t"), made.field_map.shape)._lines is None
+
+
 @pytest.mark.parametrize("ttl", ["1h", "none"])
 def test_a_conditional_batch_of_lines_is_that_of_rows(workspace: Workspace, ttl: str) -> None:
     made = change_set(workspace, conflicts="target_wins")
+    workspace.run("CREATE TABLE known AS FROM changes")
+    workspace.run("CREATE OR REPLACE VIEW changes AS FROM known")
     workspace.run(
-        "UPDATE ordered SET seen = CASE pos % 3 WHEN 0 THEN unhex(left(sha1(CAST(pos AS VARCHAR)), 16))"
+        "UPDATE known SET seen = CASE pos % 3 WHEN 0 THEN unhex(left(sha1(CAST(pos AS VARCHAR)), 16))"
         " WHEN 1 THEN unhex('ffffffffffffffff') END"
     )
     options = RedisOptions(key="r{{e}}co:{number}:{text}/{id}", ttl=ttl)
@@ -162,15 +193,15 @@ def test_a_conditional_batch_of_lines_is_that_of_rows(workspace: Workspace, ttl:
     assert conditional is not None
     assert conditional.assumed is not None
     batch = Batch(made, *MODES["upsert"], "run-1", 1, 2, len(made) - 1, "2026-11-21T00:00:00Z")
-    command, digests = conditional.assumed.command(batch, conditional.stamp, "entry", conditional.ttl)
+    rows = conditional.assumed.rows(batch)
+    command = rows.command(conditional.stamp, "entry", conditional.ttl, rows.expected)
     assert command.data == pack(conditional.first(batch, "entry"))
+    assert rows.look().data == pack(("MGET", *map(conditional.template.key, batch.keys())))
     texts = [document for *_, document in batch.documents()]
-    assert digests == [
-        b"%d,\\x%b\n" % (n, sha1(text.encode()).hexdigest()[:16].encode()) for n, text in enumerate(texts)
-    ]
-    workspace.run("UPDATE ordered SET seen = unhex('0102')")
+    assert list(rows.after) == [sha1(text.encode()).hexdigest()[:16] for text in texts]
+    workspace.run("UPDATE known SET seen = unhex('0102')")
     seen = line_sql((Seen(8),), made.field_map)
-    assert workspace.run(f"SELECT DISTINCT {seen} FROM changes") == [("!",)]  # no digest is equal to it
+    assert workspace.run(f"SELECT DISTINCT {seen} FROM changes") == [("!" * 16,)]  # no digest is equal to it
 
 
 def test_lines_of_any_slice_are_those_of_the_whole(workspace: Workspace) -> None:
@@ -192,7 +223,7 @@ def test_lines_of_any_slice_are_those_of_the_whole(workspace: Workspace) -> None
         ({"row": "$row", "path": "/rows/{text}", "wrap": None}, {}),
         ({"row": "$row", "path": "/rows/$text", "wrap": None}, {}),
         ({"row": "$row", "encoding": "csv", "wrap": None}, {}),
-        ({"row": "$row"}, {"fields": {"note": {"column": "note", "nulls": "keep"}}}),
+        ({"row": "$row"}, {"fields": {"note": KEEP}}),
         ({"row": "$key"}, {"key": ["moment"]}),
         ({"method": "DELETE", "wrap": None}, {}),
         ({"row": "$row"}, {"fields": {}}),
@@ -247,3 +278,29 @@ def test_rows_that_bend_are_found_in_their_batch_only(workspace: Workspace) -> N
     text, ours = keys.index("text"), made.keys(0, len(made) - 1)
     at = {n for n, row in enumerate(ours) if len(row[0].rstrip(" ")) <= 3 < len(row[0])}
     assert set(made.bent(0, len(made) - 1, {text: Bends(characters=3)})) == at
+
+
+@pytest.mark.parametrize(
+    ("bends", "values", "found"),
+    [
+        (Bends(units=3), ["abc", "abc ", "abcd", "a𝄞 ", "𝄞  ", "ab ", None], [1, 3, 4]),
+        (Bends(ascii=True, characters=3), ["abc", "é", "abc ", "~\x7f", None], [1, 2]),
+        (
+            Bends(zero=True, subnormal=True),
+            [0.0, -0.0, 5e-324, -1e-310, 2.2250738585072014e-308, None],
+            [1, 2, 3],
+        ),
+    ],
+)
+def test_what_a_column_would_keep_as_another_value_is_found_in_sql(
+    bends: Bends, values: list[Any], found: list[int]
+) -> None:
+    which = bends_sql(Shape("", "", (), (Field("v", Type("string")),)), {0: bends})
+    kind = "DOUBLE" if bends.zero else "VARCHAR"
+    with duckdb.connect() as duck:
+        asked = (
+            f"SELECT n FROM (SELECT unnest(range(len($1))) AS n, unnest($1::{kind}[]) AS f0) WHERE {which}"
+        )
+        assert sorted(n for (n,) in duck.execute(asked, [values]).fetchall()) == found
+    rows = Rows(Shape("", "", (), (Field("v", Type("string")),)), [(one,) for one in values])
+    assert rows.bent(0, len(values) - 1, {0: bends}) == found

@@ -7,6 +7,8 @@ value that it alters.
 
 from __future__ import annotations
 
+import json
+from decimal import Decimal
 from struct import pack, unpack
 from typing import Any
 
@@ -179,9 +181,11 @@ def judged_outcome(connection: Any, one: Judged, text: str | None) -> tuple[str,
     """'kept' or 'refused', by the predicate, and what the column shows; the table `pair` has the column."""
     sent = f"(SELECT {'NULL' if text is None else literal(text)}::text AS v) AS r"
     shown = "to_json(s.v::text[])::text" if one.compared.endswith("[]") else "s.v::text"
+    if one.compared == "jsonb":
+        shown = "to_json(s.v)::text"
     try:
         with connection.transaction():
-            connection.execute(f"INSERT INTO pair (v) SELECT r.v::{one.cast} FROM {sent}")
+            connection.execute(f"INSERT INTO pair (v) SELECT {one.made('r.v')} FROM {sent}")
             query = f"SELECT {one.differs('r.v', 's.v')}, {shown} FROM pair AS s, {sent}"
             ((altered, held),) = connection.execute(query).fetchall()
             connection.execute("DELETE FROM pair")
@@ -227,6 +231,8 @@ def alike(type: Type, base: str, source: Any, held: Any) -> bool:
     if held is not None and type.name == "date":
         assert held[10:] == " 00:00:00"
         held = held[:10]
+    if kind == "json" and held is not None and base.endswith("[]"):  # 1E2 and 100 are one number
+        return bool(json.loads(source, parse_float=Decimal) == json.loads(held, parse_float=Decimal))
     if kind == "json" and held is not None:
         return source == held
     if kind.endswith("[]"):

@@ -3,6 +3,7 @@ is lost between two runs: what would arrive twice is not sent without a word."""
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from retl import destinations
+from tests import inprocess
 from tests.api import TOKEN, Api
 from tests.commands import ROWS, Workshop
 from tests.servers import Database
+from tests.watching import watched
 
 CONNECTION = 'connections: {tool: {type: http, base_url: "${TOOL_URL}", auth: {type: bearer, token: "${TOOL_TOKEN}"}}}\n'
 USERS = (
@@ -149,3 +153,77 @@ def test_a_new_sync_of_a_ledger_with_history_sends_its_first_rows(workshop: Work
     workshop.sync("users", **APPEND, guards="{max_first_run: 10}")
     assert workshop.retl("sync", "--sync", "users").code == 0
     assert len(api.events) == ROWS
+
+
+@pytest.mark.parametrize("name", destinations.names())
+def test_a_target_that_returns_marks_says_so_before_it_is_asked(name: str) -> None:
+    kind = destinations.load(name)
+    assert kind.keeps_marks == ("Trace" in str(inspect.signature(kind.check).return_annotation))
+
+
+SEEING = {"destination": "{type: postgres, table: users, create: true}"}
+
+
+@pytest.mark.parametrize("jobs", ["1", "4"])
+@pytest.mark.parametrize("lost", ["older", "gone"])
+def test_what_would_stay_twice_is_not_sent_by_a_command_that_found_the_ledger_too_old(
+    workshop: Workshop, api: Api, postgres: Database, lost: str, jobs: str
+) -> None:
+    workshop.use(postgres=postgres)
+    workshop.write("retl.yml", CONNECTION)
+    workshop.sync("a_blind", **APPEND)
+    workshop.sync("b_after", after="[a_blind]", destination="{type: postgres, table: later, create: true}")
+    workshop.sync("users", **SEEING)
+    state = workshop.folder / ".retl"
+    assert workshop.retl("sync").code == 0
+    shutil.copytree(state, workshop.folder / "kept")
+    workshop.warehouse("INSERT INTO users VALUES (31, 'u31@example.com', 1)")
+    assert workshop.retl("sync").code == 0
+    shutil.rmtree(state)
+    if lost == "older":
+        shutil.copytree(workshop.folder / "kept", state)
+    guard = "STATE_BEHIND" if lost == "older" else "STATE_LOST"
+    for words in (("--dry-run",), ()):
+        said = workshop.retl("sync", "--jobs", jobs, *words, "--output", "json")
+        ends = {one["sync"]: one["error"] for one in said.document["syncs"]}
+        assert said.code == 3
+        assert (ends["users"]["code"], ends["a_blind"]["code"]) == (guard, guard)
+        assert "as users found" in ends["a_blind"]["message"]
+        assert "retl state adopt a_blind" in ends["a_blind"]["hint"]
+    assert len(api.events) == ROWS + 1
+    assert workshop.retl("state", "adopt", "a_blind", "--yes").code == 0
+    workshop.retl("sync", "--jobs", jobs, "--accept", guard)
+    assert (workshop.retl("sync").code, len(api.events)) == (0, ROWS + 1)
+
+
+def test_a_watch_lets_those_look_first_that_can_tell_a_ledger_that_is_too_old(
+    workshop: Workshop, api: Api, postgres: Database
+) -> None:
+    workshop.use(postgres=postgres)
+    workshop.write("retl.yml", CONNECTION)
+    workshop.sync("a_blind", **APPEND, when="{every: 1h}")
+    workshop.sync("users", **SEEING, when="{every: 1h}")
+    state = workshop.folder / ".retl"
+    assert workshop.retl("sync").code == 0
+    shutil.copytree(state, workshop.folder / "kept")
+    workshop.warehouse("INSERT INTO users VALUES (31, 'u31@example.com', 1)")
+    assert workshop.retl("sync").code == 0
+    shutil.rmtree(state)
+    shutil.copytree(workshop.folder / "kept", state)
+    with inprocess.own_state(), watched(workshop) as made:
+        for name in ("a_blind", "users", "a_blind"):
+            made.watch.ask(name)
+        made.turn()
+        assert made.statuses() == [("users", "REFUSED")]
+        made.turn()
+        made.watch.ask("a_blind")
+        made.turn()
+        assert made.statuses()[1:] == [("a_blind", "REFUSED")] * 2
+        assert len(api.events) == ROWS + 1
+        assert workshop.retl("state", "rebuild", "users", "--yes").code == 0
+        assert workshop.retl("state", "adopt", "a_blind", "--yes").code == 0
+        for name in ("users", "a_blind"):
+            made.watch.ask(name)
+        made.turn()
+        assert set(made.statuses()[3:]) == {("users", "SUCCESS"), ("a_blind", "SUCCESS")}
+    assert len(api.events) == ROWS + 1

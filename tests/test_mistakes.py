@@ -128,8 +128,32 @@ def test_the_table_has_another_name(workshop: Workshop) -> None:
         " [SOURCE_DRIFT]"
     )
     hint = "  hint: did you mean 'users'?"
-    golden(workshop.retl("validate"), 2, f"error: sync users: {sentence}", hint)
+    golden(workshop.retl("validate"), 2, f"error: syncs/users.yml:1:9: {sentence}", hint)
     golden(workshop.retl("sync"), 3, f"error: users: {sentence}", hint)
+
+
+def test_the_table_is_in_another_schema(workshop: Workshop) -> None:
+    workshop.sync("users", destination=TABLE, source="{table: marts.users}")
+    sentence = (
+        'table marts.users does not fit the warehouse: Catalog Error: Table with name "marts.users" does not'
+        ' exist because schema "marts" does not exist. [SOURCE_DRIFT]'
+    )
+    golden(
+        workshop.retl("validate"),
+        2,
+        f"error: syncs/users.yml:1:9: {sentence}",
+        "  hint: the warehouse has main.users",
+    )
+
+
+def test_a_mirror_is_asked_for_by_its_name(workshop: Workshop) -> None:
+    workshop.sync("users", destination=TABLE, deletes="mirror")
+    golden(
+        workshop.retl("validate"),
+        2,
+        "error: syncs/users.yml:4:10: `deletes`: must be keep, delete (for a mirror), {delete: true, within:"
+        " SQL} or {set: {field: value}, restore: {field: value}, within: SQL} [DEFINITION_INVALID]",
+    )
 
 
 def test_a_column_has_another_type(workshop: Workshop) -> None:
@@ -137,7 +161,7 @@ def test_a_column_has_another_type(workshop: Workshop) -> None:
     golden(
         workshop.retl("validate"),
         2,
-        "error: sync users: the mart's column email is VARCHAR, the contract's type is integer [SOURCE_DRIFT]",
+        "error: syncs/users.yml:1:9: the mart's column email is VARCHAR, the contract's type is integer [SOURCE_DRIFT]",
         "  hint: cast email in the source's SQL, or change its type in the contract",
     )
 
@@ -169,6 +193,16 @@ def test_the_password_is_wrong(workshop: Workshop) -> None:
         1,
         "error: users: PostgreSQL at SERVER: it does not accept the login of postgres [28000]",
         "  hint: check user, password and the server's pg_hba.conf",
+    )
+
+
+def test_the_password_was_forgotten(workshop: Workshop) -> None:
+    golden(
+        workshop.retl("sync", POSTGRES_PASSWORD=""),
+        1,
+        "error: users: PostgreSQL at SERVER: it asks for a password, and none is set for the login of postgres"
+        " [28000]",
+        "  hint: set POSTGRES_PASSWORD, or `password` of the connection in retl.yml",
     )
 
 
@@ -274,10 +308,10 @@ def test_the_state_did_not_outlive_the_ci_job(workshop: Workshop) -> None:
     golden(
         workshop.retl("sync"),
         3,
-        "error: users: another ledger has delivered to postgres://SERVER/crm.users, and this one never has"
+        "error: users: another ledger has delivered to postgres://SERVER/crm.users (last TIME), and no sync of this one has"
         " [STATE_LOST]",
-        "  hint: another project writes here, or the state directory is lost (a new container or CI job has none:"
-        " keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST` continues with this ledger;"
+        "  hint: another project writes here (then choose another table), or the state directory is lost (a new"
+        " container or CI job has none: keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST` continues with this ledger;"
         " people that this ledger does not know to be erased must be erased again first, or they are sent",
     )
 

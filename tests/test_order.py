@@ -231,6 +231,93 @@ def test_a_wrong_value_for_a_unique_column_stops_the_run(workshop: Workshop, pos
     assert done["rejected"] <= 400
 
 
+# --- where rows are compared, or kept as they were
+
+UNDONE = [{"rollback": "{keep: 1d}"}, {"conflicts": "target_wins"}]
+
+
+@pytest.mark.parametrize("undone", UNDONE, ids=["images", "conflicts"])
+@pytest.mark.parametrize("shards", [{}, {"shards": "2"}], ids=["one", "shards"])
+def test_rows_that_are_kept_or_compared_arrive_in_one_run_too(
+    workshop: Workshop, postgres: Database, undone: dict[str, str], shards: dict[str, str]
+) -> None:
+    execute(postgres, TREE)
+    workshop.warehouse(
+        "CREATE TABLE nodes AS SELECT i::INT AS id, CASE WHEN i < 399 THEN i + (399 - i) // 2 + 1 END::INT AS"
+        " parent, 'n' || i AS name FROM range(400) t(i)"
+    )
+    sync(workshop, "nodes", batch="{rows: 50}", **undone, **shards)
+    done = only(workshop, "--sync", "nodes")
+    assert (done["status"], done["inserted"], done["rejected"]) == ("SUCCESS", 400, 0)
+    assert only(workshop, "--sync", "nodes")["unchanged"] == 400
+    # it is known what the table held after the rounds: an edit is seen, and nothing else is taken for one
+    workshop.warehouse("UPDATE nodes SET name = name || 'x'")
+    execute(postgres, "UPDATE nodes SET name = 'theirs' WHERE id = 7")
+    done = only(workshop, "--sync", "nodes")
+    kept = 1 if "conflicts" in undone else 0
+    assert (done["updated"], done["conflicts"]["kept"], done["rejected"]) == (400 - kept, kept, 0)
+    assert one(postgres, "SELECT count(*) FROM nodes WHERE name LIKE '%x'") == 400 - kept
+
+
+def nodes(postgres: Database) -> list[Any]:
+    with postgres.connect() as connection:
+        return connection.execute("SELECT * FROM nodes ORDER BY id").fetchall()
+
+
+@pytest.mark.parametrize("shards", [{}, {"shards": "2"}], ids=["one", "shards"])
+def test_rows_that_waited_for_others_are_taken_back_as_they_were(
+    workshop: Workshop, postgres: Database, shards: dict[str, str]
+) -> None:
+    execute(postgres, TREE)
+    workshop.warehouse(
+        "CREATE TABLE nodes AS SELECT i::INT AS id, CASE WHEN i < 99 THEN i + 1 END::INT AS parent,"
+        " 'n' || i AS name FROM range(200) t(i)"
+    )
+    limits = "{max_delete_rate: 1, max_failed_rate: 1}"
+    sync(
+        workshop,
+        "nodes",
+        batch="{rows: 20}",
+        rollback="{keep: 1d}",
+        deletes="delete",
+        guards=limits,
+        **shards,
+    )
+    first = only(workshop, "--sync", "nodes")
+    assert first["inserted"] == 200
+    execute(postgres, "ALTER TABLE nodes ADD COLUMN notes text; UPDATE nodes SET notes = 'of ' || id")
+    before = nodes(postgres)
+    # a chain the other way round, other names, and rows that come and leave
+    workshop.warehouse(
+        "UPDATE nodes SET parent = CASE WHEN id BETWEEN 1 AND 98 THEN id - 1 END, name = name || 'x'"
+        " WHERE id < 150; DELETE FROM nodes WHERE id > 190; INSERT INTO nodes VALUES (300, 301, 'a'), (301, NULL, 'b')"
+    )
+    done = only(workshop, "--sync", "nodes")
+    assert (done["status"], done["updated"], done["deleted"]) == ("SUCCESS", 150, 9), done
+    assert nodes(postgres) != before
+    said = workshop.retl("rollback", str(done["run_id"]), "--no-pause", "--output", "json")
+    assert said.code == 0, said.err
+    assert said.document["syncs"][0]["rejected"] == 0
+    assert nodes(postgres) == before
+
+
+def test_inserted_parents_are_taken_back_after_their_children(workshop: Workshop, postgres: Database) -> None:
+    execute(postgres, TREE)
+    workshop.warehouse(
+        "CREATE TABLE nodes AS SELECT i::INT AS id, nullif(i - 1, -1)::INT AS parent, 'n' || i AS name"
+        " FROM range(200) t(i)"
+    )
+    sync(workshop, "nodes", batch="{rows: 20}", rollback="{keep: 1d}", guards="{max_failed_rate: 1}")
+    first = only(workshop, "--sync", "nodes")
+    execute(postgres, "INSERT INTO nodes VALUES (-1, 150, 'theirs')")  # whose parents must stay
+    words = ("rollback", str(first["run_id"]), "--no-pause", "--allow-deletes", "200", "--output", "json")
+    said = workshop.retl(*words)
+    assert said.code == 0, said.err
+    (done,) = said.document["syncs"]
+    assert (done["status"], done["deleted"], done["deletes"]["rejected"]) == ("SUCCESS_WITH_REJECTS", 49, 151)
+    assert one(postgres, "SELECT count(*) FROM nodes") == 152
+
+
 # --- syncs of one invocation
 
 
@@ -303,6 +390,24 @@ def test_a_run_that_gets_nothing_through_fails_however_few_its_rows(
     workshop.warehouse("INSERT INTO nodes VALUES (101, 'good')")
     done = only(workshop, "--sync", "nodes")
     assert (done["status"], done["exit_code"], done["inserted"]) == ("SUCCESS_WITH_REJECTS", 0, 1)
+
+
+def test_a_dismissed_refusal_does_not_fail_a_run_and_a_new_one_beside_it_does(
+    workshop: Workshop, postgres: Database
+) -> None:
+    execute(postgres, "CREATE TABLE nodes (id int PRIMARY KEY, name text CHECK (name <> 'bad'))")
+    workshop.warehouse("CREATE TABLE nodes AS SELECT i::INT AS id, 'good' AS name FROM range(20) t(i)")
+    workshop.warehouse("UPDATE nodes SET name = 'bad' WHERE id = 15")
+    sync(workshop, "nodes")
+    assert only(workshop, "--sync", "nodes")["status"] == "SUCCESS_WITH_REJECTS"
+    workshop.json("rejects", "dismiss", "--sync", "nodes", "--key", "15")
+    done = only(workshop, "--sync", "nodes")
+    assert (done["status"], done["exit_code"], done["error"], done["rejects"]) == ("SUCCESS", 0, None, [])
+    assert (done["rejected"], workshop.json("rejects")["rejects"]) == (1, [])
+    workshop.warehouse("INSERT INTO nodes VALUES (100, 'bad')")
+    done = only(workshop, "--sync", "nodes")
+    assert (done["error"]["code"], [one["key"] for one in done["rejects"]]) == ("ALL_REFUSED", ["100"])
+    assert "rows refused by the target: 1" in done["error"]["message"]
 
 
 @pytest.mark.parametrize("write", ["insert_only", "update_only"])

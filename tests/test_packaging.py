@@ -188,8 +188,17 @@ OWNERS = {
     "databricks": {"retl.sources.databricks"},
     "dynamodb": {"retl.destinations.dynamodb.connection"},
     "files": {"retl.destinations.files.place"},
-    "kafka": {"retl.destinations.kafka.client", "retl.destinations.kafka.topics", "retl_demo.publish"},
-    "mssql": {"retl.sources.mssql"},
+    "kafka": {
+        "retl.destinations.kafka.client",
+        "retl.destinations.kafka.reader",
+        "retl.destinations.kafka.topics",
+        "retl_demo.publish",
+    },
+    "mongodb": {
+        f"retl.destinations.mongodb.{name}"
+        for name in ("adapter", "client", "documents", "lane", "marks", "reading")
+    },
+    "mssql": {"retl.destinations.mssql.session", "retl.net.mssql", "retl.sources.mssql"},
     "mysql": {"retl.net.mysql", "retl.sources.mysql", "retl.destinations.mysql.session"},
     "presets": {"retl.testing.script"},
     "s3": {"retl.net.bucket"},
@@ -212,7 +221,6 @@ OWNERS = {
 ABSENT = {
     "google.cloud": "google-cloud-bigquery",
     "databricks": "databricks-sql-connector",
-    "mssql_python": "mssql-python",
     "adbc_driver_snowflake": "adbc-driver-snowflake",
     "pyspark": "pyspark",
 }

@@ -10,11 +10,11 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from retl.errors import Failure
 from retl.ledger import Ledger, RejectChanges, RunEnd, RunStart, open_ledger

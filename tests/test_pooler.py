@@ -4,10 +4,10 @@ is written."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.commands import ROWS, Workshop
 from tests.pooler import Pooler

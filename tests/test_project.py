@@ -58,6 +58,23 @@ def test_a_folder_without_anything_is_no_project(tmp_path: Path) -> None:
     assert (caught.value.code, "retl init" in str(caught.value.hint)) == ("NO_PROJECT", True)
 
 
+def test_in_a_folder_of_a_project_the_hint_names_the_project(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`retl init` there would make a second project inside the first."""
+    write(folder, "syncs/crm/users.yml")
+    for below, named in (("syncs", ".."), ("syncs/crm", "../..")):
+        monkeypatch.chdir(folder / below)
+        with pytest.raises(DefinitionError) as caught:
+            opened(Path())
+        assert caught.value.code == "NO_PROJECT"
+        assert caught.value.hint == f"{folder} is a project: `--project {named}` names it"
+    monkeypatch.chdir("/")
+    with pytest.raises(DefinitionError) as caught:
+        opened(folder / "syncs")
+    assert f"`--project {folder}`" in str(caught.value.hint)
+
+
 def test_an_empty_project_file_says_nothing(folder: Path) -> None:
     write(folder, "retl.yml", "# nothing yet\n")
     assert opened(folder).syncs == {}

@@ -67,6 +67,32 @@ def test_under_conflicts_a_rebuild_counts_the_equal_rows_that_are_sent_once(
     assert after["updated"] + after["inserted"] == ROWS
 
 
+@pytest.mark.parametrize("shards", ["1", "2"])
+def test_switching_conflicts_on_says_why_unchanged_rows_are_sent_once(
+    workshop: Workshop, postgres: Database, shards: str
+) -> None:
+    said = "unchanged rows are sent once, because `conflicts` has to learn"
+    workshop.sync("users", destination=TABLE)
+    assert said not in str(run(workshop).get("notes"))
+    workshop.sync("users", destination=TABLE, conflicts="manual", shards=shards)
+    dry = workshop.json("sync", "users", "--dry-run")["syncs"][0]
+    done = run(workshop)
+    assert done["updated"] == ROWS
+    for one in (dry, done):
+        assert f"{ROWS} {said}" in str(one.get("notes"))
+    again = run(workshop)
+    assert (again["updated"], said in str(again.get("notes"))) == (0, False)
+
+
+def test_an_erased_row_is_in_the_sum_of_a_rebuild(workshop: Workshop, postgres: Database) -> None:
+    workshop.sync("users", destination=TABLE)
+    run(workshop)
+    workshop.retl("erase", "--sync", "users", "--key", "3", "--reason", "asked")
+    found = rebuilt(workshop)
+    assert (found["read"], found["same"], found["erased"], found["rejected"]) == (ROWS, ROWS - 1, 1, 0)
+    assert "0 cannot be sent; 1 is erased" in found["next_run"]
+
+
 def test_after_a_lost_ledger_only_different_rows_are_sent(workshop: Workshop, postgres: Database) -> None:
     workshop.sync("users", destination=TABLE)
     assert run(workshop)["inserted"] == ROWS
@@ -158,7 +184,7 @@ def test_a_delivered_key_that_left_the_mart_is_named_and_not_deleted(
     workshop.warehouse("DELETE FROM users WHERE user_id = 1")
     found = rebuilt(workshop)
     assert found["forgotten"] == 1
-    assert "1 delivered keys left the mart" in found["next_run"]
+    assert "left the mart and are no longer known as ours: 1 (" in found["next_run"]
     assert run(workshop)["deletes"]["planned"] == 0
     assert rebuilt(workshop, "--take-ownership")["taken"] == 1
     assert run(workshop)["deleted"] == 1
@@ -257,7 +283,13 @@ def test_it_says_what_it_would_do_and_does_nothing_without_yes(
 
 def test_what_cannot_be_compared_or_owned_is_refused_with_another_way(workshop: Workshop) -> None:
     workshop.write("retl.yml", "connections:\n  hook: {type: webhook, url: 'http://127.0.0.1:9/x'}\n")
-    workshop.sync("users", destination="{connection: hook}", write="append", first_run="send")
+    workshop.sync(
+        "users",
+        destination="{connection: hook}",
+        write="append",
+        first_run="send",
+        delivery="at_least_once",
+    )
     refused = workshop.retl("state", "rebuild", "users", "--yes")
     assert (refused.code, "REBUILD_UNSUPPORTED" in refused.err) == (2, True)
     assert "retl state adopt users" in refused.err

@@ -10,16 +10,12 @@ import pytest
 
 from tests import values_page
 from tests.commands import ROWS, Workshop
+from tests.redis_fixtures import workshop
 from tests.servers import Database, RedisServer
 from tests.test_plans_and_state import run
 from tests.test_rebuild import lose_state, rebuilt
 
-
-@pytest.fixture
-def workshop(tmp_path: Path, redis_server: RedisServer) -> Workshop:
-    made = Workshop(tmp_path / "project")
-    made.use(redis=redis_server)
-    return made
+__all__ = ["workshop"]  # fixtures
 
 
 def destination(value: str, ttl: str = "none", key: str = "user:{user_id}") -> str:
@@ -51,7 +47,8 @@ def test_a_ledger_that_never_delivered_here_is_refused_until_somebody_decides(
             "erase", "--sync", "users", "--key", "3", "--reason", "r", "--accept", "STATE_LOST"
         )
         assert done.code == 0, done.err
-        after = run(workshop)  # the erasure made this ledger known
+        assert run(workshop)["guards"][0]["code"] == "STATE_LOST", "an erasure decides for itself alone"
+        after = run(workshop, "--accept", "STATE_LOST")
         assert (after["status"], after["skipped"]) == ("SUCCESS", 1)
         assert not client.exists("user:3")
 
@@ -165,7 +162,7 @@ def test_after_a_full_run_no_value_is_called_different(
     values_page._fill(workshop, values_page.Outcomes())
     values_page._fill_keys(workshop)
     files = () if os.environ.get("RETL_TEST_ALL") else ("sqlite", "duckdb")  # slow
-    for name in ("http", *files):
+    for name in ("http", "kafka", "mongodb", *files):
         for path in (workshop.folder / "syncs").glob(f"*_{name}.yml"):
             path.unlink()
     ran = workshop.retl("sync", "--output", "json").document["syncs"]

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from tests.commands import ROWS, Workshop
@@ -87,6 +88,35 @@ def test_every_key_has_one_verdict_and_the_fields_that_differ_are_named(
     said = workshop.retl("reconcile", "users")
     assert (said.code, "theirs" in said.out) == (1, False)
     assert all(word in said.out for word in ("edited", "email, spend", "somebody removed it"))
+
+
+def test_rows_of_one_bucket_are_told_apart(workshop: Workshop, postgres: Database) -> None:
+    """Keys are compared in buckets first: values that moved to another key of the bucket, one key in the place
+    of another, and a row with a fault must not look like the rows that were there."""
+    bucket = (
+        "SELECT list(i ORDER BY i) FROM range(300_000) t(i) GROUP BY hash(CAST(i AS VARCHAR)) % 65536"
+        " HAVING count(*) > 6 LIMIT 1"
+    )
+    ((found,),) = duckdb.sql(bucket).fetchall()
+    one, two, three, four, new, *_ = map(int, found)
+    listed = ", ".join(f"({n}, '{n}@x', {n})" for n in (one, two, three, four))
+    workshop.warehouse(
+        f"CREATE OR REPLACE TABLE users AS SELECT * FROM (VALUES {listed}) t(user_id, email, spend)"
+    )
+    workshop.sync("users", **MIRROR)
+    run(workshop)
+    assert verdicts(reconciled(workshop)) == {"same": 4}
+    execute(
+        postgres,
+        f"UPDATE crm.users SET email = CASE user_id WHEN {one} THEN '{two}@x' ELSE '{one}@x' END"
+        f" WHERE user_id IN ({one}, {two}); UPDATE crm.users SET user_id = {new} WHERE user_id = {three}",
+    )
+    assert verdicts(reconciled(workshop)) == {"same": 1, "edited": 2, "missing": 1, "extra": 1}
+    execute(postgres, f"DELETE FROM crm.users WHERE user_id = {new}")
+    assert reconciled(workshop, "--repair", code=0)["edited"] == 2
+    assert verdicts(reconciled(workshop)) == {"same": 4}
+    workshop.warehouse(f"INSERT INTO users VALUES ({four}, 'again', 1)")
+    assert verdicts(reconciled(workshop)) == {"same": 3, "due": 1}
 
 
 NASTY = """CREATE OR REPLACE TABLE users AS SELECT i AS user_id, t AS email, s AS score, seen_at, flag, doc FROM (VALUES
@@ -207,7 +237,7 @@ def test_a_look_is_a_run_that_changes_nothing_that_is_sent(workshop: Workshop, p
     execute(postgres, "CREATE TABLE before AS SELECT xmin::text AS version, * FROM crm.users")
     reconciled(workshop)
     shown = workshop.json("show")
-    assert (shown["purpose"], shown["status"], shown["reconcile"]["edited"]) == ("repair", "SUCCESS", 1)
+    assert (shown["purpose"], shown["status"], shown["reconcile"]["edited"]) == ("reconcile", "SUCCESS", 1)
     (after,) = workshop.json("status")["syncs"]
     assert (after["last_success"], after["drift"]) == (before["last_success"], 1)
     assert "retl reconcile users" in after["next"]
@@ -340,7 +370,13 @@ def test_a_mart_that_is_not_whole_is_not_compared(workshop: Workshop, postgres: 
 
 def test_options_that_would_have_no_effect_are_refused(workshop: Workshop) -> None:
     workshop.write("retl.yml", "connections:\n  hook: {type: webhook, url: 'http://127.0.0.1:9/x'}\n")
-    workshop.sync("users", destination="{connection: hook}", write="append", first_run="send")
+    workshop.sync(
+        "users",
+        destination="{connection: hook}",
+        write="append",
+        first_run="send",
+        delivery="at_least_once",
+    )
     assert "RECONCILE_UNSUPPORTED" in workshop.retl("reconcile", "users").err
     workshop.sync("users", destination=TABLE)
     assert "NOTHING_TO_OWN" in workshop.retl("reconcile", "users", "--take-ownership").err

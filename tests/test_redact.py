@@ -12,6 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
+from retl.app.connections import Connections
+from retl.app.loaded import LoadedProject
+from retl.app.scaffold.curl import Call
+from retl.app.sources import Sources
+from retl.net.messages import Reply
+from retl.net.proxy import Proxy
 from retl.observe import redact as redaction
 from retl.observe.redact import (
     BRIEF,
@@ -22,6 +28,8 @@ from retl.observe.redact import (
     register_model,
     register_variable,
 )
+from retl.project.variables import Filled
+from retl.run.lines import Ticket
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +132,8 @@ def test_of_tokens_that_are_replaced_the_newest_are_known_and_no_more() -> None:
         register_brief(f"token-{number:04}-x", "")
     assert redact(f"token-{BRIEF:04}-x token-0001-x lasting-secret") == f"{MASK} {MASK} {MASK}"
     assert redact("token-0000-x") == "token-0000-x"
+
+
+@pytest.mark.parametrize("kind", [Call, Connections, Filled, LoadedProject, Proxy, Reply, Sources, Ticket])
+def test_what_holds_secrets_does_not_show_its_fields(kind: type) -> None:
+    assert kind.__repr__ is object.__repr__

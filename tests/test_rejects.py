@@ -270,6 +270,21 @@ def test_rows_without_a_key_are_rejects_of_their_own_and_new_only_once(workshop:
     assert run(workshop, "--dry-run")["guards"][0]["code"] == "REJECT_RATE"
 
 
+def test_a_refusal_for_new_rejects_says_how_many_were_known(workshop: Workshop) -> None:
+    workshop.warehouse("UPDATE users SET user_id = NULL WHERE user_id <= 3")
+    workshop.sync("users", guards="{max_reject_rate: 0.1}")
+    assert run(workshop)["status"] == "SUCCESS_WITH_REJECTS", "3 of 30 is the limit"
+    workshop.warehouse("UPDATE users SET user_id = NULL WHERE user_id <= 8")
+    again = run(workshop)
+    assert (again["status"], again["rejected"]) == ("REFUSED", 8)
+    assert again["guards"][0]["message"] == (
+        "5 of 30 rows newly break the contract or have no usable key, more than max_reject_rate (0.1): KEY_NULL;"
+        " 3 more were rejects before and do not count"
+    )
+    plan = workshop.retl("plan", "--output", "json").document
+    assert "5 new of 30" in json.dumps(plan)
+
+
 def test_rows_of_one_key_are_one_reject_and_new_only_once(workshop: Workshop) -> None:
     workshop.warehouse("UPDATE users SET user_id = 1 WHERE user_id <= 3")
     workshop.sync("users", guards="{max_reject_rate: 0.1}")

@@ -73,6 +73,8 @@ def test_a_plan_in_markdown_shows_what_changes_and_masks_what_is_sensitive(works
     assert "| DELETE_RATE | 1 of 30 | 0.1 | passes |" in lines(said.out, "Guards")
     assert "INSERT INTO" in said.out
     assert "example.com" not in said.out
+    few = workshop.retl("plan", "--sync", "users", "--key", "3", "--output", "markdown")
+    assert "\n1 row would be sent.\n" in few.out
     assert workshop.snapshot() == before
 
 

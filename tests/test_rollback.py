@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-from dataclasses import replace
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
+from msgspec.structs import replace
 
+from retl.ledger import open_ledger
 from tests.commands import ROWS, Workshop
 from tests.proxy import Proxy
 from tests.servers import Database
@@ -66,7 +68,16 @@ def test_a_run_is_named_from_the_end_or_by_its_sync(workshop: Workshop, postgres
         said = workshop.retl("rollback", words, "--dry-run", "--output", "json")
         assert only(said.document)["deletes"]["planned"] == 2, words
     assert run(workshop)["status"] == "SUCCESS"
-    assert rolled_back(workshop, "-2")["status"] == "SUCCESS"
+    workshop.json("reconcile", "users")
+    preview = workshop.json("rollback", "users", "--dry-run")["syncs"][0]
+    assert preview["deletes"]["planned"] == 2, "the runs since then wrote nothing"
+    shown = workshop.json("show", bad)
+    began = shown["started_at"][:19].replace("T", " ")
+    assert preview["notes"][0] == (
+        f"this takes back run {bad}, a sync that began at {began}Z and wrote 2 inserted, 5 updated and 2 deleted"
+        " rows"
+    )
+    assert rolled_back(workshop, "-3")["status"] == "SUCCESS"
     assert workshop.json("log", "--run", "-1")["rows"], "the rollback is a run"
     said = workshop.retl("rollback", "-x")
     assert (said.code, "no such option: -x" in said.err) == (2, True)
@@ -89,8 +100,8 @@ def test_a_rollback_restores_every_row_and_no_run_undoes_it(workshop: Workshop, 
     for one in (planned, done):
         assert (one["updated"], one["inserted"], one["deleted"]) == (5, 2, 2)
     assert rows(postgres) == before
-    assert "9 rows restored, 0 touched since" in done["notes"][0]
-    assert f"`retl state resume {done['sync']}`" in done["notes"][0]
+    assert "9 rows restored, 0 touched since" in done["notes"][1]
+    assert f"`retl state resume {done['sync']}`" in done["notes"][1]
     assert run(workshop)["status"] == "PAUSED"
     assert workshop.json("show", done["run_id"])["purpose"] == "rollback"
     workshop.json("state", "resume", "users")
@@ -186,6 +197,49 @@ def test_one_key_of_a_run_is_taken_back_alone(workshop: Workshop, postgres: Data
     assert run(workshop)["status"] == "SUCCESS"
     rest = rolled_back(workshop, bad)
     assert (rest["updated"], rest["inserted"], rest["deleted"]) == (4, 2, 1)
+
+
+def test_a_rollback_by_the_name_of_a_sync_never_takes_a_rollback_back(
+    workshop: Workshop, postgres: Database
+) -> None:
+    before = begun(workshop, postgres)
+    bad = bad_run(workshop)
+    undone = rolled_back(workshop, "users")
+    assert rows(postgres) == before
+    again = rolled_back(workshop, "users")
+    assert (again["unchanged"], again["updated"], rows(postgres)) == (9, 0, before)
+    assert (
+        f"run {bad} was taken back by run {undone['run_id']} already: `retl rollback {undone['run_id']}` would"
+        " bring its rows again"
+    ) in again["notes"]
+    assert f"this takes back run {undone['run_id']}, a rollback" in str(
+        workshop.json("rollback", undone["run_id"], "--dry-run")["syncs"][0]["notes"]
+    )
+
+
+def test_a_sync_of_which_no_run_wrote_anything_has_nothing_to_take_back(workshop: Workshop) -> None:
+    workshop.warehouse("DELETE FROM users")
+    workshop.sync("users", **KEEP | {"destination": "{type: postgres, table: crm.users, create: true}"})
+    assert run(workshop)["read"] == 0
+    said = workshop.retl("rollback", "users", "--dry-run")
+    assert (said.code, "no run of users wrote a row [RUN_UNKNOWN]" in said.err) == (2, True)
+    assert "`retl runs users` lists its runs" in said.err
+
+
+def test_a_key_that_the_run_did_not_write_is_refused(workshop: Workshop, postgres: Database) -> None:
+    begun(workshop, postgres)
+    bad = bad_run(workshop)
+    before, runs = rows(postgres), len(workshop.json("runs")["runs"])
+    for words in (["--key", "50"], ["--key", "2", "--key", "nosuch"]):
+        for more in (["--dry-run"], []):
+            said = workshop.retl("rollback", bad, *words, *more)
+            assert said.code == 2, said.out
+            assert "KEY_UNKNOWN" in said.err
+            assert f"`retl log --run {bad}` lists the rows of the run" in said.err
+    assert f"run {bad} wrote no row with 1 of these 2 keys" in said.err
+    assert rows(postgres) == before
+    assert len(workshop.json("runs")["runs"]) == runs, "an attempt that cannot be is no run"
+    assert run(workshop)["status"] == "SUCCESS", "and it pauses nothing"
 
 
 def test_a_key_of_several_columns_may_be_written_with_blanks(workshop: Workshop, postgres: Database) -> None:
@@ -445,6 +499,22 @@ def test_images_are_removed_when_their_time_is_over(workshop: Workshop, postgres
     assert not list((workshop.folder / ".retl" / "runs").glob("*.images-*"))
 
 
+def test_files_of_a_run_are_in_the_order_of_their_numbers(workshop: Workshop, postgres: Database) -> None:
+    """A second attempt at a shard has a number with more digits, and its image of a row counts."""
+    begun(workshop, postgres)
+    bad = bad_run(workshop)
+    folder = workshop.folder / ".retl" / "runs"
+    with closing(open_ledger("file:.retl", workshop.folder, environment=None, create=False)) as ledger:
+        first, _ = own = ledger.images(bad)
+        numbers = (64_000_000, 128_000_000, 10**18)
+        for number in numbers:
+            (folder / f"{bad}.images-{number}.parquet").write_bytes((folder / first).read_bytes())
+            (folder / f"{bad}.answers-{number}.parquet").write_bytes(b"")
+        images, answers = ledger.images(bad), ledger.answers([bad])[bad]
+    assert images == [*own, *(f"{bad}.images-{number}.parquet" for number in numbers)]
+    assert answers[1:] == [f"{bad}.answers-{number}.parquet" for number in numbers]
+
+
 def test_an_erasure_leaves_the_images_of_other_rows(workshop: Workshop, postgres: Database) -> None:
     before = begun(workshop, postgres)
     bad = bad_run(workshop)
@@ -499,3 +569,79 @@ def test_a_row_that_somebody_changes_while_it_is_updated_is_kept_as_it_was_then(
     before = {str(n): f"u{n}@example.com{n}.00" for n in range(1, ROWS + 1)}
     before |= {"2": "NULL2.00", "3": "3.00", "4": 'say "so",\n then\\ \r not4.00', "7": "theirs55.00"}
     assert column(every_postgres, held) == [n + text for n, text in before.items()]
+
+
+@pytest.mark.parametrize("conflicts", ["warehouse_wins", "target_wins"])
+def test_what_a_newer_transaction_wrote_is_not_taken_for_a_write_of_the_run(
+    tmp_path: Path, every_postgres: Database, conflicts: str
+) -> None:
+    """The update waits for row 1. Meanwhile a transaction that began after the run's own changes rows 7 and 20,
+    which the update then finds other than they were."""
+    workshop = Workshop(tmp_path / "project")
+    workshop.use(postgres=every_postgres)
+    begun(workshop, every_postgres, deletes="keep", conflicts=conflicts)
+    workshop.warehouse("UPDATE users SET email = 'm' || user_id, spend = spend + 1000")
+    execute(every_postgres, "UPDATE crm.users SET email = 'm3', spend = 1003 WHERE user_id = 3")
+    with every_postgres.connect() as first:
+        first.autocommit = False
+        first.execute("SELECT FROM crm.users WHERE user_id = 1 FOR UPDATE")
+        runs = threading.Thread(target=run, args=(workshop,))
+        runs.start()
+        while not column(every_postgres, "SELECT count(*) FROM pg_locks WHERE NOT granted")[0]:
+            assert runs.is_alive()
+            time.sleep(0.01)
+        execute(every_postgres, "UPDATE crm.users SET email = 'theirs' WHERE user_id IN (7, 20)")
+        first.rollback()
+        runs.join()
+    assert column(every_postgres, "SELECT user_id FROM crm.users WHERE spend < 1000") == []
+    theirs = column(every_postgres, "SELECT user_id FROM crm.users WHERE email = 'theirs' ORDER BY 1")
+    assert theirs == ([7, 20] if conflicts == "target_wins" else [])
+
+
+def test_a_deleted_row_comes_back_with_the_defaults_of_columns_that_are_new_since(
+    workshop: Workshop, postgres: Database
+) -> None:
+    begun(workshop, postgres)
+    bad = bad_run(workshop)
+    execute(postgres, "ALTER TABLE crm.users ADD status text NOT NULL DEFAULT 'x', ADD more text DEFAULT 'y'")
+    done = rolled_back(workshop, bad, "--key", "10", "--key", "11")
+    assert (done["inserted"], done["rejected"]) == (2, 0)
+    found = column(
+        postgres, "SELECT email || status || more FROM crm.users WHERE user_id IN (10, 11) ORDER BY 1"
+    )
+    assert found == ["u10@example.comxy", "u11@example.comxy"]
+
+
+def test_a_deleted_row_whose_unique_value_another_row_has_now_costs_only_itself(
+    workshop: Workshop, postgres: Database
+) -> None:
+    before = begun(workshop, postgres, guards="{max_failed_rate: 1}")
+    execute(postgres, "CREATE UNIQUE INDEX ON crm.users (email) WHERE email LIKE '%@example.com'")
+    bad = bad_run(workshop)
+    execute(postgres, "INSERT INTO crm.users (user_id, email) VALUES (500, 'u10@example.com')")
+    done = rolled_back(workshop, bad)
+    assert (done["updated"], done["inserted"], done["deleted"]) == (5, 1, 2)
+    assert [(one["key"], one["code"]) for one in done["rejects"]] == [("10", "23505")]
+    assert rows(postgres, "user_id = 500") == [one for one in before if not one.startswith("(10,")]
+
+
+@pytest.mark.parametrize("keep", [{}, {"rollback": "{keep: 30d}"}])
+def test_rows_are_not_counted_for_others_where_the_table_has_a_key_twice(
+    workshop: Workshop, postgres: Database, keep: dict[str, str]
+) -> None:
+    """Each key twice, so that there are more rows than keys although some rows were touched."""
+    execute(
+        postgres,
+        "CREATE SCHEMA crm; CREATE TABLE crm.users (user_id bigint, email text, spend numeric(12,2));"
+        f"INSERT INTO crm.users SELECT i, 'u' || i || '@example.com', i"
+        f" FROM generate_series(1, {ROWS}) i, generate_series(1, 2)",
+    )
+    table = "{type: postgres, table: crm.users}"
+    workshop.sync("users", destination=table, write="update_only", conflicts="target_wins", **keep)
+    assert run(workshop)["updated"] == ROWS
+    execute(postgres, "UPDATE crm.users SET email = 'theirs' WHERE user_id IN (5, 6)")
+    workshop.warehouse("UPDATE users SET spend = spend + 1000, email = 'm' || user_id")
+    done = run(workshop)
+    assert (done["updated"], done["conflicts"]["merged"]) == (ROWS, 2)
+    assert column(postgres, "SELECT user_id FROM crm.users WHERE spend < 1000") == []
+    assert column(postgres, "SELECT count(*) FROM crm.users WHERE email = 'theirs'") == [4]

@@ -5,34 +5,21 @@ from __future__ import annotations
 import random
 import sqlite3
 import threading
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.commands import ROWS, Workshop
 from tests.proxy import Proxy
+from tests.redis_fixtures import client, proxied, proxy, workshop
 from tests.servers import RedisServer
 from tests.test_plans_and_state import run
 from tests.test_reconcile import reconciled, verdicts
 from tests.test_rollback import BAD, bad_run, rolled_back
 
+__all__ = ["client", "proxied", "proxy", "workshop"]  # fixtures
+
 Contents = dict[bytes, Any]
-
-
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[Any]:
-    with redis_server.client() as client:
-        yield client
-
-
-@pytest.fixture
-def workshop(tmp_path: Path, redis_server: RedisServer) -> Workshop:
-    made = Workshop(tmp_path / "project")
-    made.use(redis=redis_server)
-    return made
 
 
 def contents(client: Any) -> Contents:
@@ -149,20 +136,19 @@ def test_killed_anywhere_the_values_before_are_known_and_restored(
 
 
 def test_a_run_in_doubt_is_settled_before_it_is_taken_back(
-    workshop: Workshop, client: Any, redis_server: RedisServer
+    workshop: Workshop, client: Any, proxied: RedisServer, proxy: Proxy
 ) -> None:
-    with Proxy(redis_server.host, redis_server.port) as proxy:
-        workshop.use(redis=replace(redis_server, host=proxy.host, port=proxy.port))
-        before = begun(workshop, client, retry="{attempts: 2}")
-        workshop.warehouse("UPDATE users SET email = 'bad' WHERE user_id < 6")
-        proxy.drop_reply(b"redis.sha1hex", b"users:1", refuse=True)
-        doubtful = run(workshop)
-        assert (doubtful["in_doubt"], doubtful["updated"]) == (5, 0)
-        proxy.heal()
-        assert contents(client) != before, "the script ran, its answer did not arrive"
-        assert rolled_back(workshop, doubtful["run_id"])["updated"] == 5
-        assert contents(client) == before
-        assert workshop.retl("log", "verify").code == 0
+    workshop.use(redis=proxied)
+    before = begun(workshop, client, retry="{attempts: 2}")
+    workshop.warehouse("UPDATE users SET email = 'bad' WHERE user_id < 6")
+    proxy.drop_reply(b"redis.sha1hex", b"users:1", refuse=True)
+    doubtful = run(workshop)
+    assert (doubtful["in_doubt"], doubtful["updated"]) == (5, 0)
+    proxy.heal()
+    assert contents(client) != before, "the script ran, its answer did not arrive"
+    assert rolled_back(workshop, doubtful["run_id"])["updated"] == 5
+    assert contents(client) == before
+    assert workshop.retl("log", "verify").code == 0
 
 
 def test_under_three_editors_no_edit_is_lost_and_every_image_is_exact(

@@ -111,6 +111,12 @@ def test_cron_is_silent_unless_somebody_has_to_look(workshop: Workshop, redis_se
     assert wrong.returncode == 2
     assert "[SYNC_UNKNOWN]" in wrong.stdout
     assert "retl sync --sync third ended with exit code 2" in wrong.stdout
+    failed = run(workshop, wrapper, "sync", "--all", REDIS_PORT="1")
+    assert (failed.returncode, "run_started" in failed.stdout) == (1, False)
+    assert len(failed.stdout.splitlines()) < 20
+    assert workshop.retl("state", "unblock", "redis", "--yes").code == 0
+    told = run(workshop, wrapper, "sync", "--all", REDIS_PORT="1", RETL_LOG_LEVEL="info")
+    assert "run_started" in told.stdout
 
 
 def unit(name: str) -> configparser.ConfigParser:

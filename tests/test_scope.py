@@ -50,7 +50,9 @@ class Planning:
         )
 
     def sync(self, start: date, *words: str) -> dict[str, Any]:
-        said = self.workshop.retl("sync", "--var", f"start={start}", *words, "--output", "json")
+        asked = "$start" in (self.workshop.folder / "syncs" / "forecast.yml").read_text()
+        given = ("--var", f"start={start}") if asked else ()
+        said = self.workshop.retl("sync", *given, *words, "--output", "json")
         (found,) = said.document["syncs"]
         return dict(found)
 
@@ -162,7 +164,7 @@ def test_a_soft_delete_obeys_the_scope(tmp_path: Path, postgres: Database) -> No
 def test_a_scope_is_a_condition_over_the_key(planning: Planning, within: str, said: str | None) -> None:
     planning.workshop.write("syncs/forecast.yml", HORIZON.replace("forecast_month >= $start", within))
     planning.mart(rows(1))
-    for words in (("validate",), ("sync", "--var", "start=2026-01-01")):
+    for words in (("validate",), ("sync",)):
         answer = planning.workshop.retl(*words)
         assert (answer.code, said is None or said in answer.err) == (0 if said is None else 2, True), (
             answer.err

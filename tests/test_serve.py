@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.message import Message
 from http.client import HTTPConnection
 from pathlib import Path
@@ -15,6 +17,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from retl.app import html
 from retl.app.resolve import open_project
 from retl.app.serve import Serve
 from retl.app.serve.rows import Explainer, keys
@@ -130,6 +133,27 @@ def test_a_row_is_found_by_its_key(visitor: Visitor, pages: dict[str, Said]) -> 
     assert "note seen" in visitor.ask("/row?sync=visits&key=de&key=3").words
     unknown = visitor.ask("/row?sync=customers&key=no+number")
     assert (unknown.status, "KEY_UNKNOWN" in unknown.words) == (200, True)
+
+
+def test_commands_in_what_a_row_needs_are_shown_as_code() -> None:
+    row = {
+        **dict.fromkeys(("verdict", "reject", "baseline", "row", "fields", "request")),
+        "key": "7",
+        "next": "nothing: it is late (`retl sync --key` sends it)",
+    }
+    page = html.render(
+        "row",
+        link=html.nowhere,
+        name="s",
+        columns=(),
+        key=(),
+        rows=[row],
+        problems=[("CODE", "`retl sync` says <b>", "`retl state resume s` lets go of it")],
+        made_at=datetime.now(UTC),
+    )
+    for command in ("retl sync --key", "retl sync", "retl state resume s"):
+        assert f"<code>{command}</code>" in page
+    assert ("`" in page.partition("</style>")[2], "&lt;b&gt;" in page) == (False, True)
 
 
 def test_a_key_of_several_columns_is_written_in_every_way_it_may_be_meant(visitor: Visitor) -> None:
@@ -395,7 +419,9 @@ def test_the_command_serves_until_it_is_stopped(shop: Workshop) -> None:
     assert "token-on-the" not in said.err
     served_by = Process(shop, "--listen", "127.0.0.1:0", verb="serve", RETL_SERVE_TOKEN=TOKEN)
     try:
-        served_by.says("http://127.0.0.1:")
+        served_by.says('"serving"')
+        (begun,) = [json.loads(line) for line in served_by.said.splitlines() if '"serving"' in line]
+        assert (begun["project"], begun["syncs"] > 0) == (str(shop.folder), True)
         port = int(served_by.said.partition("http://127.0.0.1:")[2].partition("/")[0])
         with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as client:
             client.request("GET", "/", headers={"Authorization": f"Bearer {TOKEN}"})

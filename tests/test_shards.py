@@ -94,15 +94,15 @@ class Partitioned(Thread):
     def run(self) -> None:
         work = self._line.recv()
         inbox = shard.Inbox(self._line, lambda _code: inbox._steps.put(None))
-        one = shard.Shard(self._line, inbox, work)
+        told = self.told
 
-        def tell(message: object) -> None:
-            self.told.append(message)
-            with contextlib.suppress(OSError):  # nobody hears it
-                one.line.send(message)
+        class Heard(shard.Shard):
+            def tell(self, message: object) -> None:
+                told.append(message)
+                with contextlib.suppress(OSError):  # nobody hears it
+                    self.line.send(message)
 
-        one.tell = tell  # type: ignore[method-assign]
-        one.serve()
+        Heard(self._line, inbox, work).serve()
 
     def wait(self, seconds: float | None = None) -> None:
         if self is not type(self).zombie:

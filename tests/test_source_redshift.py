@@ -6,11 +6,11 @@ Redshift takes the same statements is not shown here."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from retl.engine.workspace import Workspace
 from retl.errors import RetlError

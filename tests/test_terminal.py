@@ -8,11 +8,12 @@ import os
 import pty
 import re
 import struct
+import subprocess
 import sys
 import termios
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,10 +24,11 @@ from rich.progress import Progress
 from rich.text import Text
 
 from retl.cli import history, output
+from retl.cli.drawing import drawn
 from retl.cli.output import Piece, Table
 from retl.cli.running import summary_pieces
 from retl.observe.progress import Drawing, columns
-from retl.observe.summary import Counts, Deletes, Summary
+from retl.observe.summary import Counts, Deletes, Summary, counted
 from tests.commands import Workshop
 from tests.servers import RedisServer
 
@@ -115,10 +117,10 @@ def test_on_a_narrow_terminal_a_sync_and_a_run_stay_a_line_with_what_matters(
 ) -> None:
     """A long cell does not make records of them all: columns go, then cells are folded."""
     at = datetime(2026, 11, 28, 6, tzinfo=UTC)
-    ids = [f"20261128T060000{n}-a1b2c3" for n in (123, 124, 125)]
+    ids = [f"20261128T060000{n}-a1b2c{n % 10}" for n in (123, 124, 125)]
     counts = (100, 3, 97, 0, 1, 0)
     runs = [
-        (ids[0], "customers_pg", "sync", "SUCCESS", at, 1.5, *counts),
+        (ids[0], "customer_cache", "sync", "SUCCESS", at, 1.5, *counts),
         (ids[1], "customers_pg", "sync", "SUCCESS_WITH_REJECTS", at, 1.5, *counts),
         (ids[2], "orders_webhook", "sync", "FAILED", at, 1.5, *counts),
     ]
@@ -130,15 +132,26 @@ def test_on_a_narrow_terminal_a_sync_and_a_run_stay_a_line_with_what_matters(
     ]
     asked = ("sync", "status", "last success", "age", "open rejects", "next")
     tables = [
-        Table(headers, runs, spares=history.SPARED, folds=history.FOLDED),
+        history._runs_table(headers, runs),
         Table(asked, states, spares=history.STATUS_SPARED, folds=("next",)),
     ]
     with terminal(80, monkeypatch):
         narrow = STYLE.sub("", output.pieces_text(tables))
     assert max(map(len, narrow.splitlines())) <= 80
     assert len(narrow.splitlines()) < 25
-    assert all(one in narrow for one in ids)
+    lines = narrow.splitlines()
+    assert [line.split()[:3] for line in lines[2:5]] == [
+        ["a1b2c3", "customer_cache", "SUCCESS"],
+        ["a1b2c4", "customers_pg", "SUCCESS_WITH_REJECTS"],
+        ["a1b2c5", "orders_webhook", "FAILED"],
+    ]
     assert {"run", "sync", "status", "read", "inserted", "updated"} <= set(narrow.splitlines()[0].split())
+    runs[1] = (*runs[1][:2], "reconcile", *runs[1][3:])
+    with terminal(80, monkeypatch):
+        head, _, *lines = STYLE.sub("", output.pieces_text([history._runs_table(headers, runs)])).splitlines()
+    assert ("purpose" in head, "reconcile" in lines[1], len([one for one in lines if one.strip()])) == (
+        True, True, 3,
+    )  # fmt: skip
     with terminal(160, monkeypatch):
         wide = STYLE.sub("", output.pieces_text(tables))
     assert wide.splitlines()[0].split()[:6] == ["run", "sync", "purpose", "status", "started", "seconds"]
@@ -179,6 +192,16 @@ def test_a_line_of_one_sync_has_less_than_100_columns(monkeypatch: pytest.Monkey
     assert len(line) < 100
 
 
+def test_a_delivery_that_took_long_because_of_retries_says_so() -> None:
+    def said(retries: int, seconds: float) -> str:
+        done = run("a", "SUCCESS", Counts(), seconds, retries=retries, phases={"deliver": seconds})
+        return output.pieces_text(summary_pieces([done]))
+
+    assert "339 retries; delivery took 2 min 40 s" in said(339, 160.0)
+    assert "1 retry; delivery took 6 s" in said(1, 6.0)
+    assert "delivery took" not in said(339, 1.0) + said(0, 160.0)
+
+
 def test_a_status_has_its_colour_and_zeros_have_no_column(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(110, monkeypatch):
         said = output.pieces_text(pieces()[:1])
@@ -201,6 +224,32 @@ def test_a_value_of_a_row_is_written_as_it_is() -> None:
     assert [output.datum(one) for one in (8.0, 1234567, True, None, [1, "a"])] == [
         "8.0", "1234567", "true", "NULL", '[1, "a"]',
     ]  # fmt: skip
+
+
+def test_a_heading_is_a_line_however_narrow_the_terminal_is() -> None:
+    title = "rejects (20 of 303 rows), of which none is new:"
+    lines = drawn([Table(("key",), [(1,)], title)], 30).splitlines()
+    assert title in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "verb", "said"),
+    [
+        (1, "row", "", "1 row"),
+        (0, "row", "", "0 rows"),
+        (1204, "key", "", "1,204 keys"),
+        (2, "batch", "", "2 batches"),
+        (2, "retry", "", "2 retries"),
+        (1, "retry", "", "1 retry"),
+        (1, "delete", "wait", "1 delete waits"),
+        (3, "delete", "wait", "3 deletes wait"),
+        (1, "row", "was", "1 row was"),
+        (2, "row", "was", "2 rows were"),
+        (2, "suppressed key", "is", "2 suppressed keys are"),
+    ],
+)
+def test_a_number_goes_with_its_noun_and_verb(number: int, noun: str, verb: str, said: str) -> None:
+    assert counted(number, noun, verb) == said
 
 
 def test_a_run_is_named_by_a_part_of_its_id_by_its_sync_or_from_the_end(
@@ -274,3 +323,52 @@ def test_the_clock_of_the_progress_counts_what_the_summary_counts() -> None:
     with Progress(console=Console(file=io.StringIO())) as progress:
         Drawing(progress, begun=time.monotonic() - 100)
         assert 100 <= (progress.tasks[0].elapsed or 0) < 160
+
+
+def on_terminal(workshop: Workshop, *words: str) -> list[str]:
+    """The lines that a command shows on a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {**workshop.environ(TERM="xterm")}
+    environment.pop("COLUMNS", None)
+    process = subprocess.Popen(
+        workshop.command(*words),
+        cwd=workshop.folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(theirs)
+    said = b""
+    with suppress(OSError):  # the end of a terminal
+        while part := os.read(ours, 65536):
+            said += part
+    os.close(ours)
+    assert process.wait(60) == 0
+    return [line.rstrip() for line in STYLE.sub("", said.decode()).splitlines() if line.strip()]
+
+
+def test_lists_of_three_syncs_are_three_lines_on_a_narrow_terminal(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    workshop = Workshop(tmp_path / "project")
+    workshop.use(redis_server)
+    rules = "{user_id: {type: integer}, email: {type: string}, spend: {type: float, le: 29}}"
+    names = ["customer_cache", "customers", "orders"]
+    for name in names:
+        workshop.sync(name, contract=rules, tags="[crm, daily]", deletes="delete")
+    workshop.json("sync")
+    for words in (("list",), ("check",), ("runs",)):
+        head, _, *lines = on_terminal(workshop, *words)
+        assert (sorted(one for line in lines for one in line.split() if one in names), len(lines)) == (
+            names,
+            3,
+        )
+        assert max(map(len, (head, *lines))) <= 80
+    assert "enabled" not in on_terminal(workshop, "list")[0]
+    lines = on_terminal(workshop, "rejects")
+    assert len([one for one in lines if one.startswith(tuple(names))]) == 6, "three reasons, three rejects"
+    heads = [line.split() for line in on_terminal(workshop, "log", "orders")]
+    assert {"run", "key", "status"} <= set(heads[0])
+    assert len(heads) == 2 + 29 + 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -56,13 +58,21 @@ class Server:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
+@contextmanager
+def listening() -> Iterator[Server]:
     made = Server()
     threading.Thread(target=made.server.serve_forever, args=[0.02], daemon=True).start()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    try:
+        yield made
+    finally:
+        made.server.shutdown()
+        made.server.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with listening() as made:
+        yield made
 
 
 @pytest.fixture
@@ -171,6 +181,32 @@ def test_a_request_without_an_answer_is_sent_by_the_next_run_which_says_that_it_
     server.answers = [None]
     one, two = run(workshop), run(workshop)
     assert [body for _, _, body in server.heard[3:]] == [one["run_id"], one["run_id"], two["run_id"]]
+
+
+@pytest.mark.parametrize("way", [["--accept", "STATE_BEHIND"], ["rebuild"]])
+def test_after_a_restore_of_the_ledger_a_request_may_be_the_second_and_says_so(
+    workshop: Workshop, server: Server, way: list[str]
+) -> None:
+    server.answers = [(503, "")]
+    assert run(workshop)["then"][0]["state"] == "waiting"
+    kept = workshop.folder / "kept"
+    shutil.copytree(workshop.folder / ".retl", kept)
+    change(workshop)
+    assert [one["state"] for one in run(workshop)["then"]] == ["done", "done"]
+    shutil.rmtree(workshop.folder / ".retl")
+    kept.rename(workshop.folder / ".retl")
+    assert run(workshop, code=3)["error"]["code"] == "STATE_BEHIND"
+    if way == ["rebuild"]:
+        told = workshop.retl("state", "rebuild", "users", "--yes")
+        assert "they may have sent the requests that follow them (`then`)" in told.out + told.err
+        notes = run(workshop)["notes"]
+    else:
+        planned = run(workshop, *way, "--dry-run")["notes"]
+        notes = run(workshop, *way)["notes"]
+        for told in (planned, notes):
+            assert any("runs that this ledger lost may have sent the requests" in one for one in told), told
+    assert any("it may have arrived twice" in one for one in notes), notes
+    assert not run(workshop).get("notes")
 
 
 def test_a_server_that_is_away_or_busy_has_certainly_not_done_it(workshop: Workshop, server: Server) -> None:

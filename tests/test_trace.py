@@ -86,6 +86,18 @@ def test_a_restored_ledger_believes_nothing_that_it_missed(workshop: Workshop, p
     assert workshop.json("log", "verify")["faults"] == []
 
 
+def test_a_restored_ledger_may_take_the_mart_as_delivered(workshop: Workshop, postgres: Database) -> None:
+    workshop.sync("users", **MIRROR)
+    run(workshop)
+    keep_state(workshop)
+    workshop.warehouse(CHANGE)
+    run(workshop)
+    restore_state(workshop)
+    assert workshop.retl("state", "adopt", "users", "--yes").code == 0
+    after = run(workshop)
+    assert (code(after), after["unchanged"]) == (("SUCCESS", None), len(mart(workshop)))
+
+
 def test_a_restored_ledger_appends_nothing_twice(workshop: Workshop, postgres: Database) -> None:
     workshop.sync("users", **APPEND)
     run(workshop)

@@ -54,7 +54,7 @@ def test_every_error_of_a_file_is_reported_at_its_place() -> None:
         "9:1": ("OPTION_UNKNOWN", found["9:1"].hint),
     }
     assert list(found) == sorted(found)
-    assert "text is not converted" in str(found["5:10"].hint)
+    assert found["5:10"].hint == "for 'no' write false"
 
 
 def test_several_errors_print_one_per_line() -> None:
@@ -85,7 +85,7 @@ def test_a_file_that_is_no_mapping_is_refused(text: str) -> None:
         ("changes: {hash: {ignored: [a]}}\n", "`hash` has only the option ignore"),
         ("changes: {strategy: hash}\n", "`changes` must be hash"),
         ("changes: {watermark: t, lookback: 1 hour}\n", "a duration must be"),
-        ("deletes: {how: delete}\n", "`deletes` must be keep"),
+        ("deletes: {how: delete}\n", "`deletes`: must be keep"),
         ("deletes: {set: {}}\n", "at least one field"),
         (
             "deletes: {set: {a: 1}, restore: {b: 1}}\n",
@@ -106,6 +106,12 @@ def test_what_does_not_fit_is_refused_with_a_sentence(text: str, says: str) -> N
     with pytest.raises(DefinitionError, match=r"syncs/a.yml:[0-9]+:[0-9]+: ") as caught:
         sync(text)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["when", "conflicts", "rollback", "contract"])
+def test_a_sentence_names_its_option_once(name: str) -> None:
+    said = only(f"{name}: sometimes\n").message
+    assert said.count(f"`{name}`") == 1, said
 
 
 def test_every_spelling_of_the_grammar_is_understood() -> None:

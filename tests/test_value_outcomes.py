@@ -16,19 +16,28 @@ import pytest
 
 from tests import values_page
 from tests.api import Api
+from tests.commands import Workshop
+from tests.kafka import Broker
+from tests.mongo import Mongo
+from tests.schema_registry import SchemaRegistry
 from tests.servers import Database, RedisServer, fresh_database
 from tests.value_cases import TEXTS, Case, cases, same, unfit_types
-from tests.values_page import PAGE, TARGETS, UNFIT, Outcomes
+from tests.values_page import PAGE, TARGETS, UNFIT, Outcomes, Topics
 
 
 @pytest.fixture(scope="module")
 def outcomes(
-    tmp_path_factory: pytest.TempPathFactory, postgres_server: Database, session_redis: RedisServer
+    tmp_path_factory: pytest.TempPathFactory,
+    postgres_server: Database,
+    session_redis: RedisServer,
+    mongodb: Mongo,
+    kafka_broker: Broker,
 ) -> Iterator[Outcomes]:
     with session_redis.client() as client:
         client.flushdb()
-    with fresh_database(postgres_server) as postgres, Api() as api:
-        yield values_page.run(tmp_path_factory.mktemp("values") / "project", postgres, session_redis, api)
+    with fresh_database(postgres_server) as postgres, Api() as api, SchemaRegistry() as registry:
+        folder, topics = tmp_path_factory.mktemp("values") / "project", Topics(kafka_broker, registry)
+        yield values_page.run(folder, postgres, session_redis, api, mongodb, topics)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -101,3 +110,29 @@ def test_a_type_without_a_form_is_refused_before_anything_is_written(outcomes: O
 def test_the_page_of_the_values_is_not_stale(outcomes: Outcomes) -> None:
     kept = Path(__file__).parents[1] / PAGE
     assert kept.read_text(encoding="utf-8") == values_page.page(outcomes), "run `make docs`"
+
+
+@pytest.mark.parametrize("model", [False, True], ids=["columns", "model"])
+def test_json_has_200_levels_and_a_reject_names_that_limit(tmp_path: Path, model: bool) -> None:
+    """Not those of the libraries that read it on its way: a model of Pydantic can do a few more, Python 900."""
+    shop = Workshop(tmp_path / "shop")
+    shop.write("retl.yml", f"connections: {{app: {{type: sqlite, path: {tmp_path / 'app.db'}}}}}\n")
+    levels = ", ".join(f"({n}, repeat('[', {n}) || repeat(']', {n}))" for n in (1, 199, 200, 201, 255, 900))
+    shop.warehouse(
+        f"CREATE TABLE docs AS SELECT id, CAST(doc AS JSON) AS doc FROM (VALUES {levels}) t(id, doc)"
+    )
+    contract = "{id: {type: integer}, doc: {type: json}}"
+    if model:
+        shop.write(
+            "models.py",
+            "from typing import Any\nfrom pydantic import BaseModel\n\n\n"
+            "class Doc(BaseModel):\n    id: int\n    doc: Any\n",
+        )
+        contract = "models:Doc"
+    to = "{connection: app, table: docs, create: true}"
+    rates = "{max_reject_rate: 1, max_failed_rate: 1}"
+    shop.sync("docs", source="{table: docs}", key="[id]", contract=contract, destination=to, guards=rates)
+    (done,) = shop.json("sync", "docs")["syncs"]
+    assert (done["inserted"], done["rejected"], len(done["rejects"])) == (3, 3, 3)
+    assert {one["code"] for one in done["rejects"]} == {"UNREPRESENTABLE"}
+    assert all("at most 200 levels" in one["reason"] for one in done["rejects"]), done["rejects"]

@@ -58,6 +58,11 @@ def test_names_and_texts_are_quoted() -> None:
         quoted("\0")
 
 
+def nested(levels: int) -> str:
+    """So many lists inside each other."""
+    return "[" * levels + "]" * levels
+
+
 EXACT = [
     (T["integer"], "HUGEINT", "9223372036854775807", True),
     (T["integer"], "HUGEINT", "9223372036854775808", False),
@@ -120,6 +125,14 @@ EXACT = [
     (T["json"], "VARCHAR", r'"\u0000"', False),
     (T["json"], "VARCHAR", r'"\\u0000"', True),
     (T["json"], "VARCHAR", r'"\ud800"', False),
+    (T["json"], "VARCHAR", nested(200), True),
+    (T["json"], "VARCHAR", nested(201), False),
+    (T["json"], "VARCHAR", nested(5000), False),
+    (T["json"], "VARCHAR", f'["{nested(5000)}", "{"9" * 5000}"]', True),
+    (T["json"], "VARCHAR", f"[{', '.join([nested(7)] * 300)}]", True),
+    (T["json"], "VARCHAR", f"[{', '.join([nested(199)] * 3)}]", True),
+    (T["json"], "VARCHAR", f"[{', '.join([nested(200)] * 3)}]", False),
+    (T["json"], "VARCHAR", f"[-{'9' * 5000}]", False),
     (T["json"], "DOUBLE[]", "[1.5, nan]", False),
     (T["json"], "STRUCT(a DECIMAL(38,10))", "{'a': 1.5}", True),
     (Type("list", items="integer"), "HUGEINT[]", "[1, NULL]", True),

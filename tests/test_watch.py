@@ -16,7 +16,9 @@ import pytest
 
 from retl.app.watch import agenda
 from retl.app.watch.agenda import Entry
+from retl.cli.watching import sentence
 from retl.errors import DefinitionError, Later
+from retl.observe import log
 from retl.project.definitions import Sync
 from tests import inprocess
 from tests.commands import ROWS, Workshop
@@ -91,6 +93,28 @@ def test_a_run_that_failed_is_tried_again_after_pauses_that_grow() -> None:
     assert entry.may_start(NOON + timedelta(minutes=5))
     assert not entry.ended(3, NOON), "a guard's answer does not change by asking again"
     assert (entry.rests, entry.failures) == (None, 0)
+
+
+def test_a_watch_says_at_its_start_what_is_watched_and_what_each_sync_waits_for(shop: Workshop) -> None:
+    shop.write("retl.yml", "warehouse: {path: data/warehouse.duckdb}\n")
+    shop.sync("by_hour", when="{every: 1h}")
+    shop.sync("by_mart", when="changed")
+    shop.sync("both", when="[event, {cron: '0 6 * * *'}]")
+    shop.environment["RETL_WATCH_TOKEN"] = "token-of-the-tests-0123456789"
+    with watched(shop, listen="127.0.0.1:0") as made:
+        plan = made.watch.plan
+        port = made.watch.server.port if made.watch.server else None
+    assert (plan["project"], plan["syncs"]) == (str(shop.folder), ["both", "by_hour", "by_mart"])
+    assert plan["address"] == f"http://127.0.0.1:{port}"
+    assert plan["next"]["by_mart"] == "changed"
+    assert (plan["next"]["both"], plan["next"]["by_hour"]) == ("now, event", "now"), "they never ran"
+    later = agenda.awaits(Entry(a_sync({"every": "1h"}), due=NOON + HOUR), NOON)
+    assert later == "2026-11-28 13:00Z"
+    said = sentence(plan)
+    assert said.startswith(f"watching 3 syncs of {shop.folder}: both (")
+    assert said.endswith(f"by_mart (changed); http://127.0.0.1:{port}/healthz")
+    many = {**plan, "next": {f"s{number}": "changed" for number in range(12)}}
+    assert "s9 (changed) and 2 more; " in sentence(many)
 
 
 def test_a_sync_runs_when_its_file_changed_and_not_otherwise(shop: Workshop) -> None:
@@ -212,6 +236,23 @@ def test_a_stop_ends_the_runs_and_the_watch_without_starting_more(shop: Workshop
         assert made.watch.run() == 128 + signal.SIGTERM
     assert made.watch.running == []
     assert {status for _, status in made.statuses()} <= {"SUCCESS", "INTERRUPTED", "BLOCKED"}
+
+
+@pytest.mark.parametrize(("event", "ended"), [("delta_written", "INTERRUPTED"), ("run_finished", "SUCCESS")])
+def test_a_run_ends_once_whenever_the_stop_comes(shop: Workshop, event: str, ended: str) -> None:
+    shop.sync("users", when="{every: 1h}")
+    with watched(shop) as made:
+
+        def stop(name: str, _fields: object) -> None:
+            if name == event:
+                log.unlisten(stop)
+                made.watch.stop.request(signal.SIGTERM)
+
+        log.listen(stop)
+        assert made.watch.run() == 128 + signal.SIGTERM
+    assert [(one.status, one.error and one.error["code"]) for one in made.done] == [
+        (ended, "SIGTERM" if ended == "INTERRUPTED" else None)
+    ]
 
 
 def test_a_cycle_that_finds_nothing_costs_little_and_leaves_nothing(shop: Workshop) -> None:

@@ -7,12 +7,12 @@ import json
 import sqlite3
 from collections import Counter
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
+from msgspec.structs import replace
 
 from retl.destinations.batch import WRITTEN, Outcome
 from retl.engine.change_set import write_delta
@@ -140,7 +140,7 @@ def test_older_runs_than_keep_are_counted_and_still_verify(workshop: Workshop) -
     workshop.warehouse("UPDATE users SET email = 'e' WHERE user_id < 20")
     workshop.json("sync")
     assert len(logged(workshop)) < ROWS
-    assert "runs are older than" in workshop.retl("log").out
+    assert "older than `log: {keep: …}`: their rows are not known any more" in workshop.retl("log").out
     assert workshop.retl("log", "verify").code == 0
 
 
@@ -177,6 +177,37 @@ def test_a_killed_run_joins_the_chain_with_the_next_one(workshop: Workshop) -> N
     assert (found["faults"], found["chains"][0]["runs"]) == ([], 4)
     done = {row["record_key"] for row in logged(workshop) if row["write_status"] == "success"}
     assert len(done) == ROWS
+
+
+def test_a_sync_with_two_chains_says_where_they_come_from(workshop: Workshop) -> None:
+    for name in ("users", "people"):
+        workshop.sync(name, destination=f"{{type: postgres, table: crm.{name}, create: true}}")
+    workshop.json("sync")
+    assert "state mv" not in workshop.retl("log", "verify").out
+    workshop.json("state", "reset", "people", "--yes")
+    workshop.json("state", "mv", "users", "people", "--yes")
+    chains = workshop.json("log", "verify")["chains"]
+    assert [one["sync"] for one in chains] == ["people", "people"]
+    said = workshop.retl("log", "verify").out
+    assert "people has a chain for each name that its runs had (`retl state mv`)" in said
+    assert all(one["first_run"] in said for one in chains)
+
+
+def test_a_limit_keeps_the_newest_rows_wherever_they_go(workshop: Workshop) -> None:
+    workshop.sync("users", destination=TABLE)
+    workshop.json("sync")
+    workshop.warehouse("UPDATE users SET email = 'e' WHERE user_id <= 4")
+    workshop.json("sync")
+    every = logged(workshop)
+    assert logged(workshop, "--limit", "3") == every[-3:]
+    assert logged(workshop, "--limit", "0") == []
+    assert logged(workshop, "--limit", "99") == every
+    assert workshop.json("log", "--limit", "5", "--out", "rows.json")["rows"] == 5
+    exported = json.loads((workshop.folder / "rows.json").read_text())
+    assert {one["writeback_id"] for one in exported} == {one["writeback_id"] for one in every[-5:]}
+    table = workshop.retl("log", "--limit", "3").out
+    assert f"the last 3 of {ROWS + 4} rows" in table
+    assert table.count("success") == 3
 
 
 def test_an_answer_over_http_has_its_status(tmp_path: Path) -> None:

@@ -92,6 +92,16 @@ def test_no_sync_runs_while_a_file_is_wrong_and_the_reason_is_said(workshop: Wor
     assert workshop.json("sync", "users")["syncs"][0]["unchanged"] == ROWS - 1
 
 
+def test_an_error_outside_of_sync_files_does_not_blame_them(workshop: Workshop) -> None:
+    said = workshop.retl("--env", "prod", "sync")
+    assert (said.code, "[ENVIRONMENT_UNKNOWN]" in said.err, "syncs/" in said.err) == (2, True, False)
+    workshop.write("retl.yml", "conections: {}\n")
+    (workshop.folder / "syncs" / "notify.yml").unlink()
+    workshop.sync("others")
+    said = workshop.retl("sync")
+    assert (said.code, "retl.yml:1:1" in said.err, "nothing ran" in said.err) == (2, True, False)
+
+
 def test_syncs_that_contradict_each_other_do_not_hide_the_ledger(workshop: Workshop) -> None:
     workshop.sync("notify", after="[users]")
     workshop.sync("users", after="[notify]")

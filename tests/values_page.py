@@ -6,22 +6,29 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
+from bson import DatetimeMS, Decimal128
 
 from retl.values.sql import literal
-from tests import duckdb_files, servers
+from tests import duckdb_files, kafka, mongo, servers
 from tests.api import TOKEN, Api
 from tests.commands import Workshop
+from tests.kafka import Broker
+from tests.mongo import DATABASE, Mongo
+from tests.schema_registry import SchemaRegistry
 from tests.servers import Database, RedisServer
 from tests.value_cases import APPLIED, TEXTS, Case, asked, cases, kind, short, tree, unfit_types
 
@@ -30,6 +37,9 @@ DESTINATIONS = {
     "postgres": "{{type: postgres, table: landed.{name}, create: true}}",
     "sqlite": "{{connection: lite, table: {name}, create: true}}",
     "duckdb": "{{connection: duck, table: {name}, create: true}}",
+    "mongodb": "{{connection: app, collection: {name}, create: true}}",
+    "kafka": '{{connection: events, topic: "{name}${{ENDING}}", create: true, value: avro, register_schema: true,'
+    " max_message_bytes: 10000000}}",
     "redis_json": '{{type: redis, key: "{name}:{{{key}}}", value: json, ttl: none}}',
     "redis_hash": '{{type: redis, key: "{name}:{{{key}}}", value: hash, ttl: none}}',
     "http": "{{connection: api, upsert: {{path: /v1/users/batch, wrap: users, max_rows: 100,"
@@ -38,12 +48,16 @@ DESTINATIONS = {
 TARGETS = tuple(DESTINATIONS)
 FILES = (
     "  lite: {type: sqlite, path: landed.db}\n  duck: {type: duckdb, path: landed.duckdb}\n"  # connections
+    '  app: {type: mongodb, url: "${MONGODB_URL}"}\n'
+    '  events: {type: kafka, servers: "${KAFKA}", registry: {url: "${REGISTRY}", user: retl, password: only-tests}}\n'
 )
 UNFIT = ("postgres", "redis_json", "redis_hash", "http")  # a type is refused before its target is asked
 SHOWN = {
     "PostgreSQL": "postgres",
     "SQLite": "sqlite",
     "DuckDB": "duckdb",
+    "MongoDB": "mongodb",
+    "Avro": "kafka",
     "JSON": "redis_json",
     "Redis hash": "redis_hash",
 }
@@ -52,6 +66,29 @@ MARTS = ("own", "judged", "keyed", "applied")
 WAREHOUSE = "CREATE TABLE {} (id VARCHAR, label VARCHAR DEFAULT 'here', {})"
 NO_LIMITS = "{max_reject_rate: 1, max_failed_rate: 1}"
 QUOTED = ("string", "uuid", "date", "timestamp", "timestamptz")  # what a Redis hash holds without quotes
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Topics with Avro, read back. `ending`: of their names."""
+
+    broker: Broker
+    registry: SchemaRegistry
+    ending: str = field(default_factory=lambda: f"-{secrets.token_hex(6)}")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"KAFKA": self.broker.address, "REGISTRY": self.registry.url, "ENDING": self.ending}
+
+    def values(self, sync: str) -> Iterator[dict[str, Any]]:
+        return (row for _, row in self._records(sync))
+
+    def keys(self, sync: str) -> dict[str, str]:
+        return {row["what"]: key for key, row in self._records(sync)}
+
+    def _records(self, sync: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for one in self.broker.committed(sync + self.ending):
+            yield (one.key() or b"").decode(), self.registry.decoded(one.value() or b"")
 
 
 @dataclass(frozen=True)
@@ -74,12 +111,18 @@ class Outcomes:
     applied: dict[tuple[int, str], str] = field(default_factory=dict)  # by number in APPLIED and SQL
 
 
-def run(folder: Path, postgres: Database, redis: RedisServer, api: Api) -> Outcomes:
+def run(
+    folder: Path, postgres: Database, redis: RedisServer, api: Api, mongodb: Mongo, topics: Topics
+) -> Outcomes:
     """Deliver every case to every target and look there."""
+    with mongodb.client() as client:
+        for mart in MARTS:
+            client[DATABASE].drop_collection(f"{mart}_mongodb")
     workshop, found = Workshop(folder), Outcomes()
     workshop.use(redis=redis, postgres=postgres)
-    workshop.environment["API_TOKEN"] = TOKEN
+    workshop.environment |= {"API_TOKEN": TOKEN, "MONGODB_URL": mongodb.url(mongodb.writer)}
     connection = f'{{type: http, base_url: "{api.url}", auth: {{type: bearer, token: "${{API_TOKEN}}"}}}}'
+    workshop.environment |= topics.environment
     workshop.write("retl.yml", f"connections:\n  api: {connection}\n{FILES}")
     _fill(workshop, found)
     _fill_keys(workshop)
@@ -92,11 +135,15 @@ def run(folder: Path, postgres: Database, redis: RedisServer, api: Api) -> Outco
         "postgres": dict(_postgres(postgres)),
         "sqlite": dict(_sqlite(workshop.folder / "landed.db")),
         "duckdb": dict(_duckdb(workshop.folder / "landed.duckdb")),
+        "mongodb": dict(_mongodb(mongodb)),
+        "kafka": dict(_avro(topics)),
         "redis_json": dict(_redis_json(redis)),
         "redis_hash": dict(_redis_hash(redis)),
         "http": dict(_http(api)),
     }
     found.keys = dict(_arrived_keys(postgres, redis, api)) | _keys_in_files(workshop.folder)
+    found.keys["kafka"] = topics.keys("keyed_kafka")
+    found.keys["mongodb"] = {one["what"]: one["_id"] for one in mongodb.documents("keyed_mongodb")}
     rejected = {one["sync"].partition("_")[2]: one["rejected"] for one in ran if one["sync"][:5] == "keyed"}
     found.keys_rejected = rejected
     found.applied = _applied(workshop, postgres)
@@ -132,6 +179,11 @@ def _fill(workshop: Workshop, found: Outcomes) -> None:
                 for column, case in columns.items()
             )
             judged = {"contract": f"{{id: {{type: string}}, label: {{type: string}}, {contract}}}"}
+            every = {"*": "*"}
+            renamed = {
+                "mongodb": {_undotted(column): column for column in columns if "." in column} | every,
+                "kafka": {_lettered(column): column for column in columns} | every,
+            }
             for target, destination in DESTINATIONS.items():
                 workshop.sync(
                     f"{mart}_{target}",
@@ -140,7 +192,18 @@ def _fill(workshop: Workshop, found: Outcomes) -> None:
                     destination=destination.format(name=f"{mart}_{target}", key="id"),
                     guards=NO_LIMITS,
                     **(judged if mart == "judged" else {}),
+                    **({"fields": json.dumps(renamed[target])} if target in renamed else {}),
                 )
+
+
+def _undotted(column: str) -> str:
+    """A name that a field of MongoDB can have."""
+    return column.replace(".", "·")
+
+
+def _lettered(column: str) -> str:
+    """A name that a field of Avro can have."""
+    return "c_" + "".join(c if c.isascii() and c.isalnum() else f"_{ord(c):x}_" for c in column)
 
 
 def _fill_keys(workshop: Workshop) -> None:
@@ -302,6 +365,70 @@ def _duckdb(file: Path) -> Iterator[tuple[Case, Told]]:
                 yield case, _read(case, text, json_text=False)
 
 
+def _mongodb(server: Mongo) -> Iterator[tuple[Case, Told]]:
+    held = {(mart, one["_id"]): one for mart in MARTS[:2] for one in server.documents(f"{mart}_mongodb")}
+    for case in cases():
+        document = held.get((case.mart, case.id))
+        if document is not None and _undotted(case.column) in document:
+            nested = kind(case) == "json" or kind(case).endswith("[]")
+            text = _bson_text(document[_undotted(case.column)], nested=nested)
+            told = _read(case, text, json_text=False)
+            yield case, Told(text, _days(told.value)) if kind(case) in ("date", "date[]") else told
+        elif document is not None:
+            yield case, Told(None, None)
+
+
+def _avro(topics: Topics) -> Iterator[tuple[Case, Told]]:
+    held = {(mart, one["id"]): one for mart in MARTS[:2] for one in topics.values(f"{mart}_kafka")}
+    for case in cases():
+        row = held.get((case.mart, case.id))
+        if row is not None:
+            value = row[_lettered(case.column)]
+            text = value if kind(case) == "json" else json_of(value)
+            yield case, _read(case, None if value is None else text, json_text=True)
+
+
+def json_of(value: Any) -> str:
+    """A value of Avro as JSON, with all its digits."""
+    match value:
+        case list():
+            return "[" + ",".join(map(json_of, value)) + "]"
+        case None | bool() | int() | float():
+            return json.dumps(value)
+        case Decimal():
+            return format(value, "f")
+        case datetime():
+            return json.dumps(value.isoformat())
+        case _:
+            return json.dumps(str(value), ensure_ascii=False)
+
+
+def _days(value: Any) -> Any:
+    """Midnights, which is how BSON has days."""
+    if isinstance(value, list):
+        return [_days(one) for one in value]
+    return value.removesuffix("T00:00:00.000Z") if isinstance(value, str) else value
+
+
+def _bson_text(value: Any, *, nested: bool) -> str:
+    """The value as the shell shows it; `nested`: as JSON says it."""
+    match value:
+        case dict():
+            parts = (f"{json.dumps(n)}:{_bson_text(one, nested=True)}" for n, one in value.items())
+            return "{" + ",".join(parts) + "}"
+        case list():
+            return "[" + ",".join(_bson_text(one, nested=True) for one in value) + "]"
+        case None | bool() | int() | float():
+            return json.dumps(value)
+        case Decimal128():
+            return format(value.to_decimal(), "f")
+        case DatetimeMS():
+            text = value.as_datetime().replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+            return json.dumps(text) if nested else text
+        case _:
+            return json.dumps(str(value), ensure_ascii=False) if nested else str(value)
+
+
 def _keys_in_files(folder: Path) -> dict[str, dict[str, str]]:
     with closing(sqlite3.connect(folder / "landed.db")) as connection:
         lite = dict(connection.execute("SELECT what, k FROM keyed_sqlite"))
@@ -360,7 +487,8 @@ Texts are shown in quotes, with control characters escaped; long ones are cut. *
 with `value: json` get: byte for byte the same. `JSON null` cannot be told from NULL there. Members of a JSON object have
 no order, and of a name given twice readers take the last; `jsonb` keeps just that, and has no negative zero. Inside of
 STRUCT and MAP a date or time is DuckDB's own text of it. A Redis key is shown decoded; in the server it is
-percent-encoded.
+percent-encoded. *MongoDB* is an emulator of its protocol, through MongoDB's own client: the types are those of BSON.
+*Avro* is what fastavro reads from records of Kafka with `value: avro`, written as JSON.
 """
 
 
@@ -445,8 +573,12 @@ def main() -> None:
             servers.redis_server(folder / "redis") as redis,
             servers.fresh_database(server) as postgres,
             Api() as api,
+            mongo.server() as mongodb,
+            kafka.broker(folder / "kafka") as broker,
+            SchemaRegistry() as registry,
         ):
-            text = page(run(folder / "project", postgres, redis, api))
+            topics = Topics(broker, registry)
+            text = page(run(folder / "project", postgres, redis, api, mongodb, topics))
     (Path(__file__).parents[1] / PAGE).write_text(text, encoding="utf-8")
 
 

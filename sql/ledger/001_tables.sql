@@ -18,8 +18,8 @@ CREATE TABLE retl_locks (
   since TEXT
 );
 
--- One row per run. `purpose` is sync, apply, rollback, repair, erase or resolve; `of_run` is the run that a
--- rollback undoes; `fields` are the target's fields that it writes; `delta` is the run file of the rows it may
+-- One row per run. `purpose` is sync, apply, rollback, reconcile (a look), repair, erase or resolve; `of_run` is
+-- the run that a rollback undoes; `fields` are the target's fields that it writes; `delta` is the run file of the rows it may
 -- write; `distrusts` says which older entries of the baseline no longer hold. After `forgotten_at` the baseline has
 -- nothing of this run. The row of an ended run changes no more, but for `sync` and `forgotten_at`: `digest` is the
 -- digest of the row, its batches and its files, `chain` that of the whole chain up to this run. A later run that

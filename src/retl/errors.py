@@ -6,7 +6,7 @@ other exception is a bug and stops the run.
 ::
 
     RetlError                 what, where, why, what to do; a CODE
-    ├── DefinitionError       2   a file or an argument is wrong; nothing ran
+    ├── DefinitionError       2   a file or an argument is wrong; nothing was written
     │   └── Misasked              the command asks for rows that cannot be; there is no run
     ├── Mismatch              3   source and target do not fit the sync: a guard, nothing was written
     ├── Later                 75  nothing is wrong: lock held, breaker open
@@ -27,12 +27,12 @@ other exception is a bug and stops the run.
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 
-@dataclass(frozen=True)
-class Place:
+
+class Place(Struct, frozen=True):
     """A position in a file the user wrote; line and column count from 1."""
 
     file: str
@@ -76,7 +76,8 @@ def _again(kind: type[RetlError], args: tuple[Any, ...], state: dict[str, Any]) 
 
 
 class DefinitionError(RetlError):
-    """A definition or an argument is wrong; nothing ran."""
+    """A definition or an argument is wrong. Nothing ran, or if only a mart told, nothing of this sync was
+    written."""
 
     exit_code = 2
 

@@ -50,7 +50,7 @@ Rate = Annotated[float, Field(ge=0, le=1)]
 class Definition(BaseModel):
     """Frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     def placed_in(self, folder: Path) -> Self:
         """The same, with paths that were relative to this folder."""

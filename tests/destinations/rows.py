@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from hashlib import sha1
 from math import copysign, isfinite
 from pathlib import Path
+from sys import float_info
 from typing import Any, ClassVar
 from urllib.parse import quote
+from uuid import UUID
+
+from msgspec.structs import replace
 
 from retl.destinations.batch import (
     MODES,
@@ -56,9 +59,16 @@ class Rows:
 
     new: ClassVar[bool] = False
 
-    def __init__(self, shape: Shape, rows: Sequence[Row], refs: Sequence[str | None] = ()) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        rows: Sequence[Row],
+        refs: Sequence[str | None] = (),
+        left: Sequence[bytes | None] = (),
+    ) -> None:
         self.shape = shape
         self.known = list(refs) or [None] * len(rows)
+        self.left = list(left) or [None] * len(rows)  # digests of what the target held
         self.rows = list(rows)
         self.asked: set[Form] = set()
 
@@ -113,15 +123,20 @@ class Rows:
 
     def lines(self, first: int, last: int, line: Line) -> Sequence[str]:
         self.asked.add("documents")
-        return [self._line(row, line) for row in self.rows[first : last + 1]]
+        return [self._line(n, line) for n in range(first, last + 1)]
 
-    def _line(self, row: Row, line: Line) -> str:
-        width = len(self.shape.key)
+    def tuples_of(self, first: int, last: int, lines: tuple[Line, ...]) -> Sequence[tuple[str, ...]]:
+        return list(zip(*(self.lines(first, last, line) for line in lines), strict=True))
+
+    def _line(self, number: int, line: Line) -> str:
+        row, width = self.rows[number], len(self.shape.key)
 
         def piece(one: Piece) -> str:
             match one:
                 case KeyText(index, "json"):
                     return _json(row[index], self.shape.key[index].type)
+                case KeyText(index, "text"):
+                    return str(row[index])
                 case KeyText(index):
                     return quote(str(row[index]), safe="")
                 case FieldText(index):
@@ -129,18 +144,20 @@ class Rows:
                 case FieldsText():
                     return document(self.shape, row)
                 case Size(of):
-                    return str(len(self._line(row, of).encode(errors="surrogatepass")))
-                case Seen():
-                    return ""
+                    return str(len(self._line(number, of).encode(errors="surrogatepass")))
+                case Seen(size):
+                    seen = self.left[number]
+                    known = "!" * 2 * size if seen is None or len(seen) != size else seen.hex()
+                    return "-" * 2 * size if seen is None else known
                 case Digest(of):
-                    return sha1(self._line(row, of).encode(), usedforsecurity=False).hexdigest()[:16]
+                    return sha1(self._line(number, of).encode(), usedforsecurity=False).hexdigest()[:16]
                 case str():
                     return one
 
         return "".join(map(piece, line))
 
     def seen(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
-        return [(None,)] * (last - first + 1)
+        return [(one,) for one in self.left[first : last + 1]]
 
     def undo(self, first: int, last: int) -> Sequence[tuple[str, str | None, bytes | None]]:
         raise AssertionError("these rows are not those of a rollback")
@@ -217,6 +234,8 @@ def _formed(value: Any, type_: Type, cell: Cell) -> Any:
             return value
         case _ if cell == "double":
             return float(value)
+        case _ if cell == "stored":
+            return _stored(value, type_)
         case Decimal():
             return format(value, f".{type_.decimal_places}f")
         case list():
@@ -229,6 +248,24 @@ def _formed(value: Any, type_: Type, cell: Cell) -> Any:
             return _json(value, type_)
         case _:
             return str(value)
+
+
+def _stored(value: Any, type_: Type) -> Any:
+    match value:
+        case datetime():
+            return (
+                value - datetime(1970, 1, 1, tzinfo=UTC if value.tzinfo else None)
+            ) // timedelta.resolution
+        case date():
+            return (value - date(1970, 1, 1)).days
+        case Decimal():
+            return int(format(value, f".{type_.decimal_places}f").replace(".", ""))
+        case UUID():
+            return str(value)
+        case list():
+            return [None if one is None else _stored(one, type_.item) for one in value]
+        case _:
+            return value
 
 
 def _literal(value: Any) -> str:
@@ -246,8 +283,14 @@ def _literal(value: Any) -> str:
 def _is_bent(value: Any, bends: Bends) -> bool:
     if value is None:
         return bends.null
-    if bends.zero:
-        return bool(value == 0 and copysign(1, value) < 0)
+    if bends.zero or bends.subnormal:
+        tiny = bends.subnormal and 0 < abs(value) < float_info.min
+        return bool(tiny or (value == 0 and copysign(1, value) < 0))
+    if bends.ascii and not value.isascii():
+        return True
+    if bends.units is not None:
+        most, room = bends.units * 2, len(value.encode("utf-16le", "surrogatepass"))
+        return len(value.rstrip(" ").encode("utf-16le", "surrogatepass")) <= most < room
     if bends.known is not None:
         return value not in bends.known
     if bends.characters is not None:

@@ -12,13 +12,13 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 import pytest
+from msgspec.structs import replace
 
 from retl.destinations import load
 from retl.destinations.api import Destination
@@ -420,7 +420,7 @@ class Suite:
     def test_it_finds_every_key_and_no_value_different(self, target: Target, make: Any, shape: Shape) -> None:
         every = len(target.fields) == len(FIELDS)
         destination = make(replace(shape, fields=EVERY_TYPE) if every else shape)
-        if type(destination).scan is Destination.scan:
+        if type(destination).scan is Destination.scan or not destination.comparable(destination.options):
             return
         destination.check(VISIT)
         destination.prepare(VISIT)

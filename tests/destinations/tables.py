@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from retl.destinations.batch import ABSENT, PRESENT, Field, Kind, Shape, SoftDelete, Visit
 from retl.errors import Mismatch, Systemic

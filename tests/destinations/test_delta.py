@@ -8,7 +8,6 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from uuid import UUID
 import duckdb
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from msgspec.structs import replace
 from pydantic import ValidationError
 
 from retl.destinations.batch import UNKNOWN, Batch, Field, Kind, Mode, Outcome, Shape, Visit, WriteMode
@@ -309,6 +309,24 @@ def test_a_merge_that_changes_nothing_leaves_its_mark_too(disk: Disk) -> None:
     gone = batch(mode="delete")
     assert kinds(deliver(destination, gone)) == [Kind.WRITTEN] * 3
     assert disk.make().resolve(gone, None, act=False).default.kind is Kind.WRITTEN
+
+
+@pytest.mark.parametrize("folder", ["constraints", "invariants"])
+def test_the_name_of_a_folder_is_not_taken_for_the_reason_of_an_error(
+    objectstore: ObjectStore, proxy: Proxy, folder: str
+) -> None:
+    """The commit is applied, its answer is lost: if that were a refusal, its halves would be added again."""
+    target = DeltaTarget(objectstore, proxy, "append")
+    destination = target.make(APPEND, path=folder)
+    destination.check(Visit("run-1", 1))
+    destination.prepare(Visit("run-1", 1))
+    written = f"/{target.folder}/{folder}/_delta_log/"
+    proxy.drop_reply(f"PUT /{objectstore.bucket}{written}".encode(), refuse=True)
+    one = batch(mode="append", shape=APPEND)
+    with pytest.raises(Ambiguous):
+        destination.write(one)
+    proxy.heal()
+    assert destination.resolve(one, None).default.kind is Kind.WRITTEN
 
 
 def test_what_others_did_to_the_table_is_noticed(disk: Disk) -> None:

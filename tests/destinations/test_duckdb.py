@@ -8,12 +8,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
+from msgspec.structs import replace
 
 from retl.destinations.batch import Field, Kind, Shape, Visit, WriteMode
 from retl.destinations.duckdb.adapter import DuckDB, DuckDBDialect, DuckDBOptions

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from pydantic import ValidationError
 
 from retl.destinations.batch import ABSENT, PRESENT, Batch, Field, Kind, Mode, Shape, Visit, WriteMode
-from retl.destinations.dynamodb import adapter
+from retl.destinations.dynamodb import adapter, items
 from retl.destinations.dynamodb.adapter import DynamoDB, DynamoDBOptions
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, Systemic, Unavailable
 from retl.values.types import Type
@@ -405,7 +405,23 @@ def test_a_place_is_the_region_and_the_table_and_never_a_secret() -> None:
     options = DynamoDBOptions.model_validate({"connection": connection, "table": "users"})
     assert DynamoDB.place(options, "upsert") == "dynamodb:eu-central-1/users"
     local = {"connection": connection | {"endpoint": "http://127.0.0.1:8000"}, "table": "users"}
-    assert DynamoDB.place(DynamoDBOptions.model_validate(local), "upsert") == "dynamodb:127.0.0.1:8000/users"
+    assert (
+        DynamoDB.place(DynamoDBOptions.model_validate(local), "upsert")
+        == "dynamodb:127.0.0.1:8000/eu-central-1/users"
+    )
+
+
+@pytest.mark.parametrize("host", ["dynamodb", "dynamodb-fips", "DynamoDB"])
+def test_a_table_has_one_place_however_the_address_of_its_region_is_written(host: str) -> None:
+    written = {"region": "eu-central-1", "endpoint": f"https://{host}.eu-central-1.amazonaws.com/"}
+    options = DynamoDBOptions.model_validate({"connection": written, "table": "users"})
+    assert DynamoDB.place(options, "upsert") == "dynamodb:eu-central-1/users"
+
+
+@pytest.mark.parametrize("text", ["100", "1E+2", "1e2", "100.00"])
+def test_a_key_is_found_however_an_answer_writes_its_number(text: str) -> None:
+    shape = replace(SHAPE, key=(Field("n", Type("decimal", 9, 2)),))
+    assert items.key_in(shape, {"n": {"N": text}}) == items.key_of(shape, (Decimal("100.00"),))
 
 
 def test_without_any_account_it_stops(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import duckdb
 import obstore
 import pytest
+from msgspec.structs import replace
 from pydantic import ValidationError
 
 from retl.destinations.batch import Batch, Field, Kind, Mode, Shape, Visit, WriteMode

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +14,7 @@ from uuid import UUID
 
 import duckdb
 import pytest
+from msgspec.structs import replace
 
 from retl.destinations.batch import Field, Kind, Shape, Visit, WriteMode
 from retl.destinations.mysql.adapter import MySQL, MySQLOptions

@@ -6,11 +6,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from pydantic import ValidationError
 
 from retl.destinations.batch import (
@@ -132,9 +132,11 @@ class PostgresTarget(Target):
         return lambda: self.admin.execute(query, key).fetchone() == (True,)
 
 
-def target_of(database: Database, write: WriteMode) -> Iterator[PostgresTarget]:
+def target_of(
+    database: Database, write: WriteMode, kind: type[PostgresTarget] = PostgresTarget
+) -> Iterator[PostgresTarget]:
     with Proxy(database.host, database.port) as proxy:
-        target = PostgresTarget(database, proxy, write)
+        target = kind(database, proxy, write)
         yield target
         target.admin.close()
 
@@ -544,6 +546,36 @@ def test_a_read_only_server_is_refused(target: PostgresTarget) -> None:
     with pytest.raises(Systemic) as caught:
         destination.check(VISIT)
     assert caught.value.code == "READ_ONLY"
+
+
+STRANGERS = {  # values of the table's own that Python cannot have
+    "date": ["infinity", "0044-03-15 BC"],
+    "time": ["24:00:00"],
+    "timestamp": ["infinity", "294276-01-01 00:00:00"],
+    "timestamptz": ["-infinity"],
+    "json": ["[" * 3000 + "]" * 3000],
+    "jsonb": ["9" * 5000],
+}
+
+
+def test_a_row_whose_value_python_cannot_have_is_there(target: PostgresTarget) -> None:
+    """It may be somebody else's value in a column of the sync; `retl erase` asks whether rows are gone."""
+    columns = ", ".join(f"c_{kind} {kind}" for kind in STRANGERS)
+    target.admin.execute(f"CREATE TABLE crm.people (id text PRIMARY KEY, {columns})")
+    target.admin.execute(f"GRANT ALL ON crm.people TO {ROLE}")
+    shape = replace(SHAPE, fields=tuple(Field(f"c_{kind}", STRING) for kind in STRANGERS))
+    rows = list[Row]()
+    for kind, values in STRANGERS.items():
+        for value in values:
+            rows.append((f"row {len(rows)}", *[None] * len(STRANGERS)))
+            statement = f"INSERT INTO crm.people (id, c_{kind}) VALUES (%s, '{value}')"
+            target.admin.execute(statement, [rows[-1][0]])
+    destination = Postgres(target.options(), shape)
+    held = list(destination.read(Rows(shape, [*rows, ("gone", *rows[0][1:])]).batch("delete")))
+    assert held.pop() is None
+    assert [str(value) for row in held for value in (row or {}).values() if value is not None] == [
+        value for values in STRANGERS.values() for value in values
+    ]
 
 
 # create

@@ -11,7 +11,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ import pytest
 import redis
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from pydantic import ValidationError
 
 from retl.destinations.batch import Field, Kind, Shape, Visit
@@ -42,6 +42,9 @@ from tests.destinations.suite import (
     sample,
 )
 from tests.proxy import Proxy
+from tests.redis_fixtures import client, proxy
+
+__all__ = ["client", "proxy"]  # fixtures
 
 SHAPE = Shape("suite", "state-1", (Field("id", STRING),), FIELDS)
 SECRET = "account-secret"
@@ -111,22 +114,6 @@ def read_back(held: bytes | None, type_: Type) -> Any:
     if type_.name in ("string", "uuid", "date", "timestamp", "timestamptz"):
         return held.decode()
     return json.loads(held, parse_float=Decimal)
-
-
-@pytest.fixture
-def client(redis_server: Any) -> Iterator[Any]:
-    """The administrator's, past the proxy."""
-    with redis_server.client() as client:
-        limit = client.config_get("proto-max-bulk-len")["proto-max-bulk-len"]
-        yield client
-        client.config_set("proto-max-bulk-len", limit)
-        client.execute_command("ACL", "DELUSER", "retl-json", "retl-hash")
-
-
-@pytest.fixture
-def proxy(redis_server: Any) -> Iterator[Proxy]:
-    with Proxy(redis_server.host, redis_server.port) as proxy:
-        yield proxy
 
 
 @pytest.fixture
@@ -272,6 +259,16 @@ def test_reading_a_foreign_value_finds_none_of_our_fields(target: RedisTarget, h
     batch = Rows(SHAPE, sample(3)).batch()
     assert list(target.make(SHAPE).read(batch)) == [{}, {}, None]
     assert list(hashes.make(SHAPE).read(batch)) == [None, None, {"name": "x", "amount": None, "visits": None}]
+
+
+@pytest.mark.parametrize("value", ["[" * 5000 + "]" * 5000, "9" * 5000])
+def test_a_value_that_python_cannot_read_is_there_and_differs(target: RedisTarget, value: str) -> None:
+    destination = target.make(SHAPE)
+    rows = Rows(SHAPE, sample(1))
+    target.client.set("reco:k0", f'{{"name": {value}}}')
+    assert list(destination.read(rows.batch())) == [{}]
+    (fields,) = destination.differing(rows.batch())
+    assert fields
 
 
 def test_a_request_reads_like_redis_cli(target: RedisTarget) -> None:

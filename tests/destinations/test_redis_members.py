@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Literal
 
 import pytest
+from msgspec.structs import replace
 
 from retl.destinations.batch import Field, Kind, Shape
 from retl.destinations.redis.adapter import Redis
@@ -29,11 +29,10 @@ from tests.destinations.suite import (
 from tests.destinations.test_redis import (
     BULK_LIMIT,
     SECRET,
-    client,
     options,
-    proxy,
 )
 from tests.proxy import Proxy
+from tests.redis_fixtures import client, proxy
 
 __all__ = ["client", "proxy"]  # fixtures
 
@@ -103,14 +102,12 @@ class Members(Target):
 
 @pytest.fixture(params=["set", "zset"])
 def members(client: Any, proxy: Proxy, redis_server: Any, request: pytest.FixtureRequest) -> Any:
-    yield Members(client, proxy, redis_server.db, request.param)
-    client.execute_command("ACL", "DELUSER", "retl-set", "retl-zset")
+    return Members(client, proxy, redis_server.db, request.param)
 
 
 @pytest.fixture
 def ranking(client: Any, proxy: Proxy, redis_server: Any) -> Any:
-    yield Members(client, proxy, redis_server.db, "zset")
-    client.execute_command("ACL", "DELUSER", "retl-zset")
+    return Members(client, proxy, redis_server.db, "zset")
 
 
 class TestSets(Suite):

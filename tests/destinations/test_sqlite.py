@@ -7,7 +7,6 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from msgspec.structs import replace
 
 from retl.destinations.batch import Field, Shape, Visit, WriteMode
 from retl.destinations.sqlite.adapter import SQLite, SQLiteDialect, SQLiteOptions
@@ -317,6 +317,18 @@ def test_a_full_disk_a_locked_file_and_a_wrong_path_are_one_sentence_each(
             destination.write(Rows(SHAPE, sample(1)).batch(run_id="run-3"))
     with pytest.raises(Systemic, match=r"gone\.db cannot be opened"):
         SQLite(target.options(connection={"path": str(tmp_path / "gone.db")}), SHAPE).check(VISIT)
+
+
+def test_a_text_of_others_that_is_not_utf8_ends_nothing(target: SQLiteTarget) -> None:
+    destination = ready(target)
+    rows = Rows(SHAPE, sample(3))
+    deliver(destination, rows.batch())
+    with sqlite3.connect(target.file) as others:
+        others.execute("UPDATE people SET name = CAST(x'61ff' AS TEXT) WHERE id = 'k1'")
+        others.execute("INSERT INTO people (id) VALUES (CAST(x'ff' AS TEXT))")
+    assert [row and row["name"] for row in destination.read(rows.batch())] == ["name 0", "a\udcff", "name 2"]
+    assert list(destination.differing(rows.batch())) == [(), ("name",), ()]
+    assert sorted(destination.scan()) == [("k0",), ("k1",), ("k2",)]
 
 
 def test_a_stop_request_ends_the_wait_for_a_lock(target: SQLiteTarget) -> None:

@@ -171,26 +171,4 @@ class Records(Edited, Salesforce):
 
 
 class HubSpotContacts(Edited, FakeHubSpot):
-    """Single contacts by address, with the properties that are asked for."""
-
-    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
-        where = urlsplit(path)
-        found = re.fullmatch(r"/crm/v3/objects/contacts(?:/([^/]+))?", where.path)
-        query = parse_qs(where.query)
-        if found is None or "limit" in query:
-            return super().serve(method, path, headers, body)
-        content = json.loads(body)["properties"] if body else {}
-        key = unquote(found[1] or "") or content.pop("email")
-        if method == "POST" and key in self.objects:
-            return 409, {"category": "CONFLICT", "message": "Contact already exists. Existing ID: 1"}
-        if method != "POST" and key not in self.objects:
-            return 404, {"category": "OBJECT_NOT_FOUND"}
-        if method != "GET":
-            self.merge(key, content)
-        asked = query.get("properties", [",".join(content)])[0].split(",")
-        shown = {name: {"email": key, **self.objects[key]}.get(name) for name in asked}
-        return (201 if method == "POST" else 200), {
-            "id": f"r-{key}",
-            "properties": shown,
-            "updatedAt": self.moment(key),
-        }
+    """Contacts by address."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tests.world.play import Play
+from collections import Counter
+
+from tests.test_then import listening
+from tests.world.play import Play, Wrong
 from tests.world.scenes import CACHE, EVERY, EXPORTS, FOLLOWING, POSTGRES, scene, terminate
 from tests.world.targets import InSnapshots
 
@@ -59,6 +62,30 @@ def ledger_of_yesterday_and_values_of_yesterday(play: Play) -> None:
     play.restore_ledger()
     mart("CREATE OR REPLACE TABLE mart AS FROM former")
     play.settle()
+
+
+@scene(
+    "ledger restored, and a lost run sent the request that follows it",
+    *EVERY,
+    *EXPORTS,
+    short=("mirror", "sqlite append"),
+    ledgers=True,
+)
+def request_of_a_lost_run(play: Play) -> None:
+    """It is sent once more, because nobody can know, but not without a word."""
+    with listening() as server:
+        play.follow(server.url)
+        play.killed("run_finished")  # its request is recorded, and not sent
+        play.keep_ledger()
+        play.run()
+        play.next_day()
+        play.run()
+        play.restore_ledger()
+        play.settle()
+        heard = Counter(path for _, path, _ in server.heard)
+    twice = [path for path, times in heard.items() if times > 1]
+    if twice and not any("it may have arrived twice" in note for note in play.notes):
+        raise Wrong(f"DOUBLED {len(twice)} requests in silence")
 
 
 @scene("a row came and left in the time that the restored ledger lost", "mirror", "mirror in Redis")

@@ -8,9 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 
 import psycopg
+from msgspec.structs import replace
 
 from tests.crashes import Ended
 from tests.proxy import Proxy

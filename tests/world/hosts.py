@@ -22,7 +22,7 @@ import redis
 
 from retl_demo.process import ENVIRONMENT, LOOPBACK, Server
 from retl_demo.servers import Postgres, Valkey
-from tests import mysql_server
+from tests import clickhouse_server, mysql_server
 from tests.servers import EXPENDABLE, Database, RedisServer
 
 DEBIAN_POSTGRES = Path("/usr/lib/postgresql/15/bin")
@@ -207,6 +207,7 @@ class Hosts:
         self._thread = self._stack.enter_context(ThreadPoolExecutor(1))
         self._number = 0
         self._mysql: mysql_server.MySQLDatabase | None = None
+        self._clickhouse: clickhouse_server.Server | None = None
 
     def __enter__(self) -> Hosts:
         return self
@@ -232,6 +233,12 @@ class Hosts:
         if self._mysql is None:
             self._mysql = self._stack.enter_context(mysql_server.mysql_server(self.folder()))
         return self._mysql
+
+    def clickhouse(self) -> clickhouse_server.Server:
+        """The shared ClickHouse."""
+        if self._clickhouse is None:
+            self._clickhouse = self._stack.enter_context(clickhouse_server.server(self.folder()))
+        return self._clickhouse
 
     def own_postgres(self, name: str) -> Cluster:
         return Cluster(self.folder(), POSTGRES[name]).start()

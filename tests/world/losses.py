@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from tests.world.play import Play
-from tests.world.scenes import ALL, CACHE, EVERY, EXPORTS, FILES, POSTGRES, scene
+from tests.world.scenes import ALL, CACHE, CLICKHOUSE, EVERY, EXPORTS, FILES, POSTGRES, scene
 
 # Somebody empties the target.
 
 
 @scene(
-    "emptied between runs", *EVERY, *EXPORTS, short=("upsert", "json", "ttl", "sqlite append"), ledgers=True
+    "emptied between runs",
+    *EVERY,
+    *EXPORTS,
+    short=("upsert", "json", "ttl", "sqlite append", "clickhouse mirror"),
+    ledgers=True,
 )
 def emptied(play: Play) -> None:
     play.run()
@@ -32,7 +36,16 @@ def every_row_deleted(play: Play) -> None:
     play.settle(hidden=not play.target.changes)  # who reads an append may take its rows away
 
 
-@scene("1 of 100 rows deleted, the traces stay", "upsert", "mirror", "append", *CACHE, *FILES, rows=2000)
+@scene(
+    "1 of 100 rows deleted, the traces stay",
+    "upsert",
+    "mirror",
+    "append",
+    *CACHE,
+    *FILES,
+    *CLICKHOUSE,
+    rows=2000,
+)
 def some_rows_deleted(play: Play) -> None:
     play.run()
     play.target.lose(0.01)
@@ -64,7 +77,7 @@ def schema_made_anew(play: Play) -> None:
     play.settle()
 
 
-@scene("emptied in the middle of a run", *ALL, short=("upsert", "json"))
+@scene("emptied in the middle of a run", *ALL, *CLICKHOUSE, short=("upsert", "json"))
 def emptied_during(play: Play) -> None:
     play.run()
     play.next_day()
@@ -72,19 +85,19 @@ def emptied_during(play: Play) -> None:
     play.settle()
 
 
-@scene("emptied in the middle of the first run", *ALL)
+@scene("emptied in the middle of the first run", *ALL, *CLICKHOUSE)
 def emptied_during_the_first_run(play: Play) -> None:
     play.during("batch_acknowledged", play.target.lose_all, nth=12)
     play.settle()
 
 
-@scene("emptied after the last batch of a run", *ALL)
+@scene("emptied after the last batch of a run", *ALL, *CLICKHOUSE)
 def emptied_after_the_last_batch(play: Play) -> None:
     play.during("batch_acknowledged", play.target.lose_all, nth=24)
     play.settle()
 
 
-@scene("emptied while a run without changes looks", *ALL)
+@scene("emptied while a run without changes looks", *ALL, *CLICKHOUSE)
 def emptied_during_an_idle_run(play: Play) -> None:
     play.run()
     play.during("guards_judged", play.target.lose_all)

@@ -12,8 +12,10 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec.structs import replace
 
 from tests.crashes import Ended
 from tests.exported import objects
@@ -45,6 +47,7 @@ class Play:
     said: list[str] = field(default_factory=list)  # the codes of refusals and failures, in order
     remedies: int = 1  # how many were named at once, at most
     story: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # of all runs that ended well
     _kept: dict[str, object] = field(default_factory=dict)
     _days: Any = field(default_factory=lambda: itertools.count(2))
 
@@ -88,6 +91,14 @@ class Play:
         if ended.code:
             raise Wrong(f"STUCK `retl {' '.join(words)}` exits {ended.code}: {_reason(ended)}")
         return ended
+
+    def follow(self, url: str) -> None:
+        """From now on a request to this server follows each run that changed something."""
+        folder, base = self.target.folder, url.removesuffix("/")
+        settings, sync = folder / "retl.yml", folder / "syncs" / "users.yml"
+        server = f"  ear: {{type: http, base_url: '{base}', auth: {{type: none}}}}\n"
+        settings.write_text(settings.read_text().replace("connections:\n", f"connections:\n{server}", 1))
+        sync.write_text(sync.read_text() + "then: {connection: ear, if: changed, path: '/done/{$run.id}'}\n")
 
     def keep_ledger(self) -> None:
         if self.ledger is not None:
@@ -201,6 +212,7 @@ class Play:
         name = " ".join(("sync", *words))
         if ended.code == 0:
             wrong = self.target.difference()
+            self.notes += ended.summary.get("notes", ())
             self.story.append(f"{name} -> {ended.summary['status']} {_counts(ended)}")
             if "STATE_BEHIND" in self.said:  # what only the target has is left alone, as documented
                 wrong = replace(wrong, extra=() if not self._owned else wrong.extra)

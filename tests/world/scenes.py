@@ -21,7 +21,13 @@ CACHE = ("json", "ttl", "mirror in Redis", "ranking")
 ALL = (*POSTGRES, *CACHE)
 FILES = tuple(f"{name} {kind}" for name in ("sqlite", "duckdb") for kind in INSERTING)
 MYSQL = tuple(f"mysql {kind}" for kind in INSERTING) if mysql_server.AVAILABLE else ()
-EVERY = (*ALL, *FILES, *MYSQL)  # a file is opened by one process at a time: nobody acts there during a run
+CLICKHOUSE = ("clickhouse upsert", "clickhouse mirror")
+EVERY = (
+    *ALL,
+    *FILES,
+    *MYSQL,
+    *CLICKHOUSE,
+)  # a file is opened by one process at a time: nobody acts there during a run
 EXPORTS = ("files", "files, append", "files, snapshot", "delta", "delta, append")  # in a folder
 HTTP = ("http", "http insert")
 

@@ -12,11 +12,11 @@ from itertools import count
 from pathlib import Path
 
 from tests import mysql_server
-from tests.databases import shell_of
+from tests.databases import ClickHouseShell, Shell, shell_of
 from tests.world import backups, columns, elsewhere, failovers, losses, shapes, vendors  # noqa: F401 - they register their scenes
 from tests.world.hosts import CACHES, POSTGRES, Hosts, absent
 from tests.world.play import Play, Wrong
-from tests.world.scenes import CACHE, EXPORTS, FILES, HTTP, MYSQL, SCENES, Scene
+from tests.world.scenes import CACHE, CLICKHOUSE, EXPORTS, FILES, HTTP, MYSQL, SCENES, Scene
 from tests.world.targets import CACHED, CAMPAIGNS, EXPORTED, IN_TABLES, TABLES, Target, fresh
 
 _VERDICTS = {"FALSE": "false refusal", "STUCK": "stuck", "NO": "stuck", "NOT": "stuck"}  # by the first word
@@ -84,6 +84,8 @@ def _servers(kind: str) -> list[str]:
         return ["file"]
     if kind in MYSQL:
         return ["MariaDB"]
+    if kind in CLICKHOUSE:
+        return ["ClickHouse"]
     return [*CACHES] if kind in CACHE else ["campaigns"] if kind in HTTP else [*POSTGRES]
 
 
@@ -143,9 +145,8 @@ def staged(part: Part, hosts: Hosts, seed: int = 0) -> Iterator[Play]:
             target = CACHED[part.kind](folder / "project", cache, url)
         elif part.kind in EXPORTS:
             target = EXPORTED[part.kind](folder / "project", url)
-        elif part.kind in FILES or part.kind in MYSQL:
-            mysql = hold.enter_context(mysql_server.fresh(hosts.mysql())) if part.kind in MYSQL else None
-            shell = shell_of(part.kind, folder / "project", mysql)
+        elif part.kind in (*FILES, *MYSQL, *CLICKHOUSE):
+            shell = _shell(part.kind, hosts, folder / "project", hold)
             target = IN_TABLES[part.kind.partition(" ")[2]](folder / "project", shell, url)
         elif part.kind in HTTP:
             target = made = CAMPAIGNS[part.kind](folder / "project")
@@ -159,3 +160,10 @@ def staged(part: Part, hosts: Hosts, seed: int = 0) -> Iterator[Play]:
             target = TABLES[part.kind](folder / "project", cluster, database, url)
         target.rows = part.scene.rows
         yield Play(target, hosts, seed, part.server, ledger=state, hold=hold)
+
+
+def _shell(kind: str, hosts: Hosts, folder: Path, hold: ExitStack) -> Shell:
+    if kind in CLICKHOUSE:
+        return ClickHouseShell(hosts.clickhouse())
+    mysql = hold.enter_context(mysql_server.fresh(hosts.mysql())) if kind in MYSQL else None
+    return shell_of(kind, folder, mysql)

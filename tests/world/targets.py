@@ -11,11 +11,12 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 
 import psycopg
+from msgspec import Struct
+from msgspec.structs import replace
 
 from tests import databases
 from tests.crashes import COLUMNS, POSTGRES_YML, CampaignScene, PostgresScene, RedisScene, Scene
@@ -55,8 +56,7 @@ def leave(day: int) -> str:
     return f"DELETE FROM mart WHERE user_id IN (SELECT user_id FROM mart WHERE user_id LIKE 'user %' ORDER BY hash(user_id || '{day}') LIMIT 3)"
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(Struct, frozen=True):
     """What the target holds against what it must hold, in keys."""
 
     lost: tuple[str, ...] = ()
@@ -269,7 +269,7 @@ class InTable(databases.TableScene, Target):
         self.shell.execute(self.table)
 
     def lose_all(self) -> None:
-        self.shell.execute("DELETE FROM users")
+        self.shell.empty()
 
     def lose(self, share: float) -> None:
         ((rows,),) = self.shell.execute("SELECT count(*) FROM users")

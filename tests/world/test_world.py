@@ -19,7 +19,7 @@ FIRST = (next(iter(POSTGRES)), next(iter(CACHES)))
 SHORT = [
     part
     for part in parts()
-    if part.kind in part.scene.short and part.server in (*FIRST, "file") and not part.ledger
+    if part.kind in part.scene.short and part.server in (*FIRST, "file", "ClickHouse") and not part.ledger
 ]
 
 

@@ -14,11 +14,12 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urlsplit
+
+from msgspec import Struct, field
 
 from retl.errors import DefinitionError, Later, LedgerError, RetlError, Unavailable
 from retl.model import Limits
@@ -44,6 +45,7 @@ TIMEOUT = 15.0  # seconds for one alert, in total
 ENDED_WELL = ("SUCCESS", "SUCCESS_WITH_REJECTS")
 KEY = "id"  # of an alert as a row
 SAMPLE: Mapping[str, Any] = {
+    KEY: "test",
     "event": "test",
     "sync": "test",
     "run_id": None,
@@ -52,11 +54,11 @@ SAMPLE: Mapping[str, Any] = {
     "counts": {},
     "error": None,
 }
+_REFUSED = "refused:"  # of a failure because every row was refused: how many, no event of its own
 _PROBLEM: Mapping[str, AlertEvent] = {"FAILED": "failure", "REFUSED": "refusal"}
 
 
-@dataclass(frozen=True)
-class Observation:
+class Observation(Struct, frozen=True):
     """An event of a sync: the end of a run, or its age. Counts and codes, no values of rows."""
 
     sync: Sync
@@ -65,6 +67,7 @@ class Observation:
     environment: str | None = None
     counts: Mapping[str, Any] = field(default_factory=dict)
     error: Mapping[str, Any] | None = None
+    guards: Sequence[Mapping[str, Any]] = ()  # all that refused the run; `error` is the first of them
 
     def judged(self) -> frozenset[str]:
         """The kinds of problem that this event decides about."""
@@ -79,9 +82,21 @@ class Observation:
         """Whether the run failed only because an assertion does not hold."""
         return self.error is not None and self.error.get("code") == "ASSERT_FAILED"
 
+    def persists(self, before: frozenset[str]) -> bool:
+        """Whether the rows whose refusal failed a run before are still refused beside others that arrived."""
+        refused = [int(one.removeprefix(_REFUSED)) for one in before if one.startswith(_REFUSED)]
+        return self.status == "SUCCESS_WITH_REJECTS" and any(one <= self._rejected for one in refused)
+
+    @property
+    def _rejected(self) -> int:
+        """Rows of the mart that were rejected; deletes are not counted here."""
+        return int(self.counts.get("rejected", 0))
+
     def troubles(self, alert: Alert) -> frozenset[str]:
         """The problems the sync has now, by the alert's own limit for rejects."""
-        found = {_PROBLEM[self.status]} if self.status in _PROBLEM else set[str]()
+        found = {str(_PROBLEM[self.status])} if self.status in _PROBLEM else set[str]()
+        if self.error is not None and self.error.get("code") == "ALL_REFUSED":
+            found.add(f"{_REFUSED}{self._rejected}")
         found |= {"assert"} if self.asserted else set()
         read, rejected = self.counts.get("read", 0), self.counts.get("rejected", 0)
         limits = [when.rate for when in alert.on if when.event == "rejects"]
@@ -90,8 +105,7 @@ class Observation:
         return frozenset(found | ({"stale"} if self.status == "STALE" else set()))
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(Struct, frozen=True):
     """An alert with the target of its connection and the limits of that, if it has one."""
 
     alert: Alert
@@ -99,8 +113,7 @@ class Route:
     limits: Limits = field(default_factory=Limits)
 
 
-@dataclass
-class Digest:
+class Digest(Struct):
     """The events that wait for the end of a command: alert, document, and what to remember of its sync."""
 
     waiting: list[tuple[Route, dict[str, Any], frozenset[str]]] = field(default_factory=list)
@@ -155,9 +168,14 @@ def event(
     alert: Alert, seen: Observation, before: frozenset[str] | None
 ) -> tuple[str | None, frozenset[str]]:
     """The event to report, if any, and the current problems of the sync."""
-    now = ((before or frozenset()) - seen.judged()) | seen.troubles(alert)
+    before_it, judged = before or frozenset(), seen.judged()
+    if seen.persists(before_it):
+        judged -= {"failure"}
+    elif "failure" in judged:
+        judged |= {one for one in before_it if one.startswith(_REFUSED)}
+    now = (before_it - judged) | seen.troubles(alert)
     wanted = [when.event for when in alert.on]
-    fresh = now - (before or frozenset())
+    fresh = {one for one in now - before_it if not one.startswith(_REFUSED)}
     if fresh:
         return next((one for one in wanted if one in fresh), None), now
     if not now and before and "recovery" in wanted:
@@ -188,13 +206,23 @@ def _observe(route: Route, seen: Observation, memory: Memory, digest: Digest) ->
 def test(route: Route, environment: str | None) -> None:
     """Send one alert that says it is a test. DefinitionError or TargetError if it did not arrive."""
     link = route.alert.link
-    _send(route, {**SAMPLE, "environment": environment, "link": _linked(link, "test", "test")}, None)
+    _send(
+        route,
+        {
+            **SAMPLE,
+            KEY: _id("test", "test"),
+            "environment": environment,
+            "link": _linked(link, "test", "test"),
+        },
+        None,
+    )
 
 
 def document(name_of_event: str, seen: Observation, link: str | None = None) -> dict[str, Any]:
     """The alert as JSON."""
-    error = seen.error and {part: _clean(seen.error.get(part)) for part in ("code", "message", "hint")}
+    error = seen.error and _cleaned(seen.error)
     return {
+        KEY: _id(seen.sync.name, name_of_event, seen.run_id),
         "event": name_of_event,
         "sync": seen.sync.name,
         "run_id": seen.run_id,
@@ -202,8 +230,14 @@ def document(name_of_event: str, seen: Observation, link: str | None = None) -> 
         "environment": seen.environment,
         "counts": dict(seen.counts),
         "error": error,
+        **({"guards": [_cleaned(one) for one in seen.guards]} if seen.guards else {}),
         **({"link": _linked(link, seen.run_id, seen.sync.name)} if link else {}),
     }
+
+
+def _id(sync: str, event: str, run_id: str | None = None) -> str:
+    """By this a recipient knows an alert that comes twice. One without a run is never taken for another."""
+    return f"{run_id}-{event}" if run_id else f"{sync}-{event}-{secrets.token_hex(8)}"
 
 
 def _linked(link: str | None, run_id: str | None, sync: str) -> str | None:
@@ -213,7 +247,9 @@ def _linked(link: str | None, run_id: str | None, sync: str) -> str | None:
 
 def together(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Several alerts as one."""
+    ids = "\n".join(one[KEY] for one in documents)
     return {
+        KEY: f"digest-{sha256(ids.encode()).hexdigest()[:16]}",
         "event": "digest",
         "sync": None,
         "run_id": None,
@@ -229,9 +265,8 @@ def row(document: Mapping[str, Any]) -> dict[str, str | None]:
     """The alert as a row for a connection: texts."""
     title, text = sentence(document)
     error = document["error"] or {}
-    plain = ("event", "sync", "run_id", "status", "environment")
+    plain = (KEY, "event", "sync", "run_id", "status", "environment")
     return {
-        KEY: f"{document['run_id'] or document['sync'] or secrets.token_hex(8)}-{document['event']}",
         **{name: document[name] for name in plain},
         "title": title,
         "summary": title,
@@ -253,10 +288,15 @@ def sentence(document: Mapping[str, Any]) -> tuple[str, str]:
     lines = [f"status {document['status']}" + (f", run {document['run_id']}" if document["run_id"] else "")]
     counts = [f"{name.replace('_', ' ')} {n}" for name, n in document["counts"].items() if n]
     lines += [", ".join(counts)] if counts else []
-    if error := document["error"]:
-        lines += [f"{error['message']} [{error['code']}]", *([error["hint"]] if error["hint"] else [])]
+    error = document["error"]
+    for one in document.get("guards") or ([error] if error else []):
+        lines += [f"{one['message']} [{one['code']}]", *([one["hint"]] if one["hint"] else [])]
     lines += [document["link"]] if document.get("link") else []
     return f"retl: {document['event']} of {document['sync']}{where}", "\n".join(lines)
+
+
+def _cleaned(error: Mapping[str, Any]) -> dict[str, str | None]:
+    return {part: _clean(error.get(part)) for part in ("code", "message", "hint")}
 
 
 def _clean(text: Any) -> str | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from retl.app.loaded import LoadedProject
 from retl.contract.model import Rule, read
@@ -22,8 +23,7 @@ EVERY = "*"  # every column of the mart, under its own name
 LIMITS = ("min_length", "max_length", "pattern", "ge", "gt", "le", "lt")
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(Struct, frozen=True):
     """A column of a contract; `rules` are short sentences."""
 
     name: str
@@ -32,8 +32,7 @@ class Column:
     description: str | None
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(Struct, frozen=True):
     """A field of the destination, the columns that it comes from, and what happens on the way."""
 
     name: str
@@ -41,8 +40,7 @@ class Field:
     how: Sequence[str]
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One sync. `target`: connection and type; `object`: what it writes there, None if only a secret or an
     unset variable would tell; `columns`: None if the mart alone decides, and `note` says so."""
 

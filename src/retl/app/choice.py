@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 MODIFIED = "state:modified"
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(Struct, frozen=True):
     """The union of `names` and `tags`, or every sync without them, less `exclude`. `failed`: only those whose
     last run did not end with success. `state`: what `state:modified` compares with.
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+from msgspec.structs import replace
 from pydantic import BaseModel, ValidationError
 
 from retl import destinations
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 DestinationClass = type[Destination[Any]]
 
 
-@dataclass(frozen=True, repr=False)
-class Connections:
+class Connections(Struct, frozen=True):
     """The connections of retl.yml and the default ones; `file` is retl.yml as written."""
+
+    __repr__ = object.__repr__  # the values of variables are secrets
 
     definitions: Mapping[str, ConnectionRef]
     environment: Environment

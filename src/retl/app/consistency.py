@@ -23,6 +23,7 @@ def faults(project: LoadedProject) -> Iterator[DefinitionError]:
     yield from _unknown_to_alerts(project)
     yield from _wrong_recipients(project)
     yield from _wrong_follow_ups(project)
+    yield from _wrong_topics(project)
     yield from _unapprovable(project)
     yield from _unshared(project)
 
@@ -54,6 +55,27 @@ def _wrong_sources(project: LoadedProject) -> Iterator[DefinitionError]:
                 project.source(sync)
             except DefinitionError as error:
                 yield from each(error)
+
+
+def _wrong_topics(project: LoadedProject) -> Iterator[DefinitionError]:
+    """Topics of keys that cannot be read, or of whose keys nothing can be sent."""
+    for sync in project.syncs.values():
+        topics = [one for one in sync.when if one.topic is not None]
+        where, wrong = project.place(sync, ("when",)), list[str]()
+        if len(topics) > 1:
+            wrong.append("a sync follows one topic: let a second sync follow the other")
+        with suppress(DefinitionError):
+            found = project.destination(sync, offline=True) if topics else None
+            if found and found.destination.publishes(found.options):
+                wrong.append("a snapshot has every row: use `every`, `changed` or `event`")
+        if any(one.format == "text" for one in topics) and len(sync.key) > 1:
+            wrong.append("`format: text` is for a key of one column: use json")
+        yield from (DefinitionError("WHEN_UNKNOWN", one, where=where) for one in wrong)
+        try:
+            for one in topics:
+                project.heard(sync, one, assumed=True)
+        except DefinitionError as error:
+            yield from each(error)
 
 
 def _unknown_to_alerts(project: LoadedProject) -> Iterator[DefinitionError]:
@@ -177,6 +199,8 @@ def unshared(project: LoadedProject, sync: Sync) -> str | None:
     with suppress(DefinitionError):  # a wrong connection is reported where it is used
         kind = project.kind(sync)
         reasons["only PostgreSQL and Redis take rows of one run from several processes"] = not kind.shards
+        found = project.destination(sync, offline=True)
+        reasons["a snapshot is written in one transaction"] = found.destination.publishes(found.options)
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 

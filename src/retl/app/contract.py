@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import unified_diff
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from retl.app.scaffold.yamltext import flow
 from retl.app.session import Session
@@ -39,8 +40,7 @@ from retl.sources.api import Source
 _NOBODY = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
 
 
-@dataclass(frozen=True)
-class Compared:
+class Compared(Struct, frozen=True):
     """What differs; `texts`: the files as `update` would write them; `unseen`: why the target was not looked
     at. `taken`: the columns that `update` adds if the contract lacks them."""
 
@@ -54,16 +54,16 @@ class Compared:
 def compare(
     session: Session, sync: Sync, variables: Mapping[str, Any], taken: Sequence[str] = ("*",)
 ) -> Compared:
-    """A sync's contract beside everything else. Of the columns that the contract lacks, those that the last
-    run did not see and those that fit the names or globs of `taken` are to be added. SourceError or Later if
-    the mart cannot be read; DefinitionError COLUMN_UNKNOWN if the mart has no column for one of `taken`."""
+    """A sync's contract beside everything else. Of the columns that the contract lacks, those that fit the
+    names or globs of `taken` are to be added. SourceError or Later if the mart cannot be read;
+    DefinitionError COLUMN_UNKNOWN if the mart has no column for one of `taken`."""
     project = session.project
     source = project.source(sync, variables)
     columns, written = _columns(source), _written(session, sync)
     found = contract_diff.of_mart(written, columns, source.documented(), _left_out(session, sync))
     raise_all(_unknown(name, columns) for name in taken if not _fitting([name], columns))
     texts, proposed = dict[Path, str](), sync
-    wanted = _fitting(taken, columns) | {one.column for one in found if one.is_drift}
+    wanted = _fitting(taken, columns)
     if sync.contract is not None and sync.contract.model is None:
         texts, proposed = _texts(
             session, sync, [one for one in found if one.kind != "added" or one.column in wanted]
@@ -227,7 +227,9 @@ def _beside_target(
     field_map = _field_map(sync, source, project.folder, columns, ledger.state_id)
     with closing(target.lane(field_map.shape)) as destination:
         former = contract_diff.written_before(ledger, sync.name)
-        return contract_diff.of_target(destination, field_map, former, found)
+        return contract_diff.of_target(
+            destination, field_map, former, found, creates=getattr(resolved.options, "create", False)
+        )
 
 
 def _field_map(

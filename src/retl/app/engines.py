@@ -18,6 +18,8 @@ MOST = 64  # shards of a run
 def shards(project: LoadedProject, sync: Sync, options: Options) -> int:
     if options.shard is not None:
         return options.shard[1]
+    if options.selection.touched:
+        return 1  # a few keys
     return sync.shards or project.definitions.engine.shards
 
 

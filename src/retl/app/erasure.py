@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from retl.app.session import Session, options
 from retl.errors import DefinitionError, RetlError
@@ -26,16 +28,14 @@ if TYPE_CHECKING:
     from retl.ledger import Ledger
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(Struct, frozen=True):
     """The keys of the person in one sync."""
 
     sync: Sync
     keys: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(Struct, frozen=True):
     """Where the person is, and which syncs say nothing about that: each with the reason, and whether it is
     something to mend."""
 
@@ -174,6 +174,7 @@ def _erased(
         "proof": dict(erasure.proof) if erasure and status != "failed" else None,
         "exit_code": summary.exit_code,
         "error": summary.error,
+        **({"notes": list(summary.notes)} if summary.notes else {}),
     }
 
 

@@ -7,9 +7,10 @@ for a sync that an exposure of the dbt project asked for, because that exposure 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from retl.app.loaded import LoadedProject
 from retl.app.scaffold.yamltext import flow, sentence
@@ -25,8 +26,7 @@ _HEAD = "# Made by `retl dbt exposures`, which makes it again: change the syncs,
 _MARK = "delivered_by"  # in `meta`, of exposures that are ours
 
 
-@dataclass(frozen=True)
-class Exposure:
+class Exposure(Struct, frozen=True):
     """A sync as dbt shows it. `refs` are the arguments of each `ref`."""
 
     name: str

@@ -6,15 +6,22 @@ sends no alert.
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+
+from retl.app.loaded import LoadedProject
+from retl.errors import RetlError
 from retl.ledger import BreakerRow, Checkpoint, Ledger, Pause, RunRow
+from retl.observe.summary import counted
 from retl.project.definitions import Sync
+from retl.run import standing
 from retl.run.conflicts import STAGE
 from retl.run.resolve import doubts, is_asked, sends_first
 
@@ -24,13 +31,14 @@ UNTOUCHED = timedelta(days=14)
 _ADOPT = "write `first_run: adopt` now: if the state is ever lost, nothing is sent twice"
 
 
-@dataclass(frozen=True)
-class State:
+class State(Struct, frozen=True):
     """One sync in `retl status`. `lag_seconds`: how much newer the mart is than the last delivered one,
-    None if unknown. `breaker`: the connection that is not used at the moment. `untouched_days`: days without
-    delivery, if suspiciously many. `drift`: the keys in which the target drifted, as the last reconcile found
-    and left it; None without one. `paused`: who paused it, when and why. `next`: what to do, in one sentence,
-    empty if nothing is wrong."""
+    None if unknown. `breaker`: the connection that is not used at the moment. `untouched_days`: days
+    without delivery, if suspiciously many. `drift`: the keys in which the target drifted, as the last
+    reconcile found and left it; None without one. `open_erasures`: those that have not come to their
+    end. `paused`: who paused it, when and why. `next`: what to do, in one sentence, empty if nothing is
+    wrong. `notes`: what its last good run said and what holds since then. `topic`: what the watch last
+    reported of the sync's topic of keys."""
 
     sync: str
     status: str
@@ -48,23 +56,60 @@ class State:
     paused: Pause | None
     reconciled_at: datetime | None
     drift: int | None
+    open_erasures: int
     next: str
+    notes: tuple[str, ...] = ()
+    topic: dict[str, Any] | None = None
+
+    def document(self) -> dict[str, Any]:
+        """As `--output json` has it."""
+        return {**asdict(self), "paused": asdict(self.paused) if self.paused else None}
+
+
+def topic_name(sync: str) -> str:
+    """The name under which the ledger keeps how far the topic of a sync was read."""
+    return f"topic {sync}"
+
+
+def renamed(project: LoadedProject, ledger: Ledger) -> dict[str, str]:
+    """Syncs that never ran → the sync, no longer defined, that delivered to the same object: its former name,
+    probably."""
+    found: dict[str, str] = {}
+    for sync in project.syncs.values():
+        if ledger.last_run(sync.name) is None and not ledger.checkpoints(sync.name):
+            with suppress(RetlError):  # what is wrong with its destination is said elsewhere
+                at = project.destination(sync, offline=True)
+                object = at.destination.place(at.options, sync.write)
+                former = [one.sync for one in ledger.checkpoints_on(object) if one.sync not in project.syncs]
+                found |= {sync.name: former[0]} if former else {}
+    return found
 
 
 def states(
-    syncs: Iterable[Sync], ledger: Ledger, mart: Path | None, now: datetime | None = None
+    syncs: Iterable[Sync],
+    ledger: Ledger,
+    mart: Path | None,
+    now: datetime | None = None,
+    *,
+    former: Mapping[str, str] | None = None,
 ) -> list[State]:
     """The state of these syncs, in their order; ages are those at `now`, by default by the ledger's clock.
-    Without a `mart` nobody knows how far behind it they are."""
+    Without a `mart` nobody knows how far behind it they are. `former`: what `renamed` found."""
     now, every, queued = now or ledger.now(), ledger.open_rejects(), ledger.open_rejects(STAGE)
     breakers, changed = {one.connection: one for one in ledger.breakers()}, _changed(mart)
-    return [
+    found = [
         _state(
             *(sync, ledger, now, changed),
             *(every.get(sync.name, 0), queued.get(sync.name, 0), breakers.get(connection(sync))),
         )
         for sync in syncs
     ]
+    moves = {sync: _move(sync, name) for sync, name in (former or {}).items()}
+    return [replace(one, next=moves.get(one.sync, one.next)) for one in found]
+
+
+def _move(sync: str, former: str) -> str:
+    return f"`retl state mv {former} {sync}` if it was renamed: {former} delivered to this object"
 
 
 def connection(sync: Sync) -> str:
@@ -83,16 +128,17 @@ def _state(
 ) -> State:
     good, last = ledger.last_success(sync.name), ledger.last_run(sync.name)
     pause = ledger.paused(sync.name)
-    looked = ledger.last_reconcile(sync.name, partial=True)
-    drift = None if looked is None else looked.drift
+    drift = looked.drift if (looked := ledger.last_reconcile(sync.name, partial=True)) else None
     newest = max(ledger.checkpoints(sync.name), key=_touched, default=None)
     ended = (good.finished_at or good.started_at) if good else None
     age = (now - ended).total_seconds() if ended else None
     stale = sync.enabled and sync.freshness is not None and (age is None or age > sync.freshness)
-    doubtful = sum(one.rows for one in doubts(ledger, sync.name)) if is_asked(sync) else 0
+    doubtful = _doubtful(sync, ledger, last)
     held = breaker if breaker and breaker.closes(now) else None
+    erasing = ledger.unfinished(sync.name)
     lag = _lag(newest.source_version, changed) if newest else None
     status = "PAUSED" if pause or not sync.enabled else last.status if last else "NEVER"
+    topic = _topic(sync, ledger)
     untouched = (now - _touched(newest)).days if newest and sync.enabled else 0
     return State(
         sync=sync.name,
@@ -111,12 +157,23 @@ def _state(
         paused=pause,
         reconciled_at=looked.started_at if looked else None,
         drift=drift,
-        next=_resume(pause)
+        open_erasures=len(erasing),
+        next=_resume(pause, erasing)
         or _urgent(sync, last, doubtful, _held(held, now))
         or _due(sync, last, age=age, lag=lag, stale=stale, rejects=rejects, queued=queued)
         or _drifted(sync, drift)
-        or (_ADOPT if good and sends_first(sync) else ""),
+        or (_ADOPT if good and sends_first(sync) else "")
+        or _heard(topic),
+        notes=standing.told(ledger, sync.name),
+        topic=topic,
     )
+
+
+def _doubtful(sync: Sync, ledger: Ledger, last: RunRow | None) -> int:
+    """The rows that may wait for a decision. Those of a run that is at work only wait for their answer."""
+    working = last.run_id if last is not None and last.status == "RUNNING" else None
+    found = doubts(ledger, sync.name) if is_asked(sync) else []
+    return sum(one.rows for one in found if one.run_id != working)
 
 
 def _held(breaker: BreakerRow | None, now: datetime) -> str:
@@ -131,8 +188,12 @@ def _urgent(sync: Sync, last: RunRow | None, doubtful: int, held: str) -> str:
     status = last.status if last else "NEVER"
     if not sync.enabled:
         return ""
+    if last is not None and status == "KILLED":  # also before rows in doubt: a run may find out about them
+        return (
+            held or f"run it: it was killed (pid {last.pid} on {last.host}); it carries on where it stopped"
+        )
     if doubtful:
-        return f"`retl resolve --sync {sync.name}`: {doubtful} row{'s' * (doubtful != 1)} in doubt"
+        return f"`retl resolve --sync {sync.name}`: {counted(doubtful, 'row')} in doubt"
     if held:
         return held
     if status in ("FAILED", "REFUSED") and last is not None:
@@ -159,8 +220,6 @@ def _due(
         return f"`retl sync --sync {sync.name}`: it never ran"
     if status in ("INTERRUPTED", "ABANDONED"):
         return "run it: it carries on where it stopped"
-    if last is not None and status == "RUNNING" and _died(last):
-        return f"run it: process {last.pid} of the run is gone"
     if stale and age is not None and sync.freshness is not None:
         return f"run it: stale since {length(age - sync.freshness)}"
     if queued:
@@ -170,27 +229,33 @@ def _due(
     return f"run it: the mart is {length(lag)} newer" if lag and status != "RUNNING" else ""
 
 
-def _died(run: RunRow) -> bool:
-    """Whether the process of a run on this machine is gone: the next run will find that out, and carry on."""
-    if run.host != socket.gethostname():
-        return False
-    try:
-        os.kill(run.pid, 0)  # asks, and sends nothing
-    except ProcessLookupError:
-        return True
-    except OSError:  # somebody else's
-        return False
-    return False
-
-
-def _resume(pause: Pause | None) -> str:
+def _resume(pause: Pause | None, unfinished: Sequence[str]) -> str:
+    """What waits for a person whatever the runs do: erasures that are not finished, or a pause."""
+    if unfinished:
+        return f"the same `retl erase` again: erasure {unfinished[0]} is not finished"
     if pause is None:
         return ""
     return f"`retl state resume {pause.sync}` when it may run again: {pause.reason}"
 
 
+def _topic(sync: Sync, ledger: Ledger) -> dict[str, Any] | None:
+    """What the watch last kept of the sync's topic of keys."""
+    heard = ledger.kept(topic_name(sync.name)) if any(one.topic for one in sync.when) else None
+    return json.loads(heard) if heard else None
+
+
+def _heard(topic: Mapping[str, Any] | None) -> str:
+    """What is to be said of a topic: records that no run has confirmed, and those without a usable key."""
+    if topic is None:
+        return ""
+    if topic["waiting"]:
+        return f"`retl watch`: records of {topic['topic']} that wait: {topic['waiting']}"
+    skipped = f"records of {topic['topic']} without a usable key: {topic['skipped']}"
+    return f"{skipped}, last {topic['last_skipped']}" if topic["skipped"] else ""
+
+
 def _drifted(sync: Sync, drift: int | None) -> str:
-    return f"`retl reconcile {sync.name}`: the target drifted in {drift} keys" if drift else ""
+    return f"`retl reconcile {sync.name}`: the target drifted in {counted(drift, 'key')}" if drift else ""
 
 
 def length(seconds: float) -> str:

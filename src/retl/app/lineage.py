@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import structlog
+from msgspec import Struct, field
 from openlineage.client import OpenLineageClient
 from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
 from openlineage.client.facet_v2 import (
@@ -81,8 +81,7 @@ def run_uuid(run_id: str) -> UUID:
     return uuid5(RUNS, run_id)
 
 
-@dataclass
-class _Run:
+class _Run(Struct):
     """What is known about a run so far."""
 
     run_id: str

@@ -6,13 +6,15 @@ needed (`require`, `destination`), so that every project can be validated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+from msgspec.structs import replace
 from pydantic import BaseModel
 
 from retl.app.alerts import Route
@@ -23,13 +25,15 @@ from retl.app.sources import Sources
 from retl.errors import DefinitionError, Place
 from retl.model import Hours, Limits
 from retl.observe.redact import register_model
+from retl.project import parameters
 from retl.project.alerts import Alert
 from retl.project.definitions import Project, Sync, Warehouse
 from retl.project.fields import key_names
 from retl.project.settings import Environment, Settings
 from retl.project.then import FollowUp
+from retl.project.triggers import Trigger
 from retl.project.validation import each, raise_all, validate
-from retl.project.variables import MASK, Filled, Missing, fill, unset
+from retl.project.variables import MASK, Filled, Missing, fill, named_in, unset
 from retl.project.yamlfile import Loc
 from retl.run.job import Follower, Target
 from retl.sources.api import Source, own_pace
@@ -39,8 +43,7 @@ if TYPE_CHECKING:
     from retl.pace.limiter import Pace
 
 
-@dataclass(frozen=True)
-class Resolved:
+class Resolved(Struct, frozen=True):
     """The destination of a sync: connection name, class of the type, and validated options."""
 
     name: str
@@ -55,8 +58,7 @@ class Resolved:
         return Target(self.type, self.destination, self.options, self.name)
 
 
-@dataclass(frozen=True)
-class Following:
+class Following(Struct, frozen=True):
     """A request of `then`, with the connection that it goes through. `secrets` are values of variables."""
 
     name: str
@@ -70,10 +72,11 @@ class Following:
         return Follower(self.name, self.asked, self.http, pace, self.secrets)
 
 
-@dataclass(frozen=True, repr=False)
-class LoadedProject:
+class LoadedProject(Struct, frozen=True, dict=True):
     """A project with valid files, or the valid ones of them. Paths in `warehouse` and `state_url` are
     absolute."""
+
+    __repr__ = object.__repr__  # the values of variables are secrets
 
     folder: Path
     environment: Environment
@@ -95,6 +98,7 @@ class LoadedProject:
     @cached_property
     def sources(self) -> Sources:
         known, variables = self.definitions.sources, self.definitions.vars
+        variables = parameters.bound(variables, variables, datetime.now(UTC).date())
         return Sources(self.folder, known, self.warehouse, variables, self.environment, self.file)
 
     def select(
@@ -244,6 +248,18 @@ class LoadedProject:
         label = f"{asked.when}: {asked.method} {name}{path}"
         return Following(label, asked, http, self._limits(name, kind), known.hours, secrets)
 
+    def heard(self, sync: Sync, trigger: Trigger, *, assumed: bool = False) -> BaseModel:
+        """The connection of the topic that a trigger names, a KafkaConnection. With `assumed` stand-ins
+        replace what variables would say. DefinitionError for one that is unknown or of another type."""
+        written, name = self._written[sync.name], str(trigger.from_)
+        kind = self.connections.named(name, written.place(("when",)))
+        if self.definitions.connections[name].type != "kafka":
+            message = f"the connection {name!r} is of another type: `topic` needs one of type kafka"
+            raise DefinitionError("WHEN_UNKNOWN", message, where=written.place(("when",)))
+        model = self.connections.assumed(kind, name) if assumed else self.connections.model(kind, name)
+        register_model(model)
+        return model
+
     def _limits(self, name: str, kind: DestinationClass) -> Limits:
         """The limits of a connection: those of its type, with what retl.yml says."""
         known = self.definitions.connections.get(name)
@@ -303,9 +319,28 @@ class LoadedProject:
             return None
         return kind.claim(options, sync.write)
 
+    def texts(self, parts: Collection[str]) -> Iterator[str]:
+        """The texts in these parts of all syncs, as they are written with their variables filled in."""
+        for written in self._written.values():
+            for name in parts:
+                yield from _texts(written.value.get(name))
+
+    def variable_names(self) -> set[str]:
+        """The environment variables that retl.yml and the syncs use, with a default or without."""
+        written = [self.file, *self._written.values()]
+        return {name for one in written for text in _texts(one.tree.value) for name in named_in(text)}
+
     def place(self, sync: Sync | str, loc: Loc = ()) -> Place:
         """The place where a part of a sync's definition was written."""
         return self._written[sync if isinstance(sync, str) else sync.name].place(loc)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
 
 
 def _at(value: Any, loc: Loc) -> Any:

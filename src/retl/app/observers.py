@@ -72,9 +72,10 @@ def alert_end(
     document = summary.document()
     counted = ("read", "unchanged", "inserted", "updated", "refreshed", "deleted", "rejected", "skipped")
     counts = {name: document[name] for name in (*counted, "in_doubt", "not_attempted")}
+    counts["deletes_not_attempted"] = document["deletes"]["not_attempted"]
     lacks = summary.exit_code == 1 and summary.error is not None  # also a required request that was refused
     status = "FAILED" if lacks else summary.status
-    seen = Observation(sync, status, summary.run_id, environment, counts, summary.error)
+    seen = Observation(sync, status, summary.run_id, environment, counts, summary.error, summary.guards)
     observe(alerts, seen, ledger, digest)
 
 

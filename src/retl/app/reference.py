@@ -128,7 +128,8 @@ def markdown(page: dict[str, Any]) -> str:
         rows = [(o["operation"], f"`{o['request']}`", o["rows"], o["only_if"]) for o in page["operations"]]
         parts += ["## What it sends", _grid(("operation", "request", "rows each", "only with"), rows)]
     if "evidence" in page:
-        parts += [f"Limits: {page['limits']}.", f"Evidence: {', '.join(page['evidence'])}."]
+        parts += [f"Limits: {page['limits']}."] if "limits" in page else []
+        parts += [f"Evidence: {', '.join(page['evidence'])}."]
         parts += [f"Source: {page['source']} (checked on {page['checked_on']})."]
         parts += ["## A sync", f"```yaml\n{page['example'].rstrip()}\n```"]
     return "\n\n".join(parts) + "\n"
@@ -191,9 +192,8 @@ def _operations(preset: Preset) -> dict[str, Any]:
 
 
 def _facts(about: About) -> dict[str, Any]:
-    """The facts about the vendor, with their source."""
-    return {
-        "limits": _limits(about),
+    """The facts about the vendor, with their source; without limits if the vendor sets none."""
+    return ({"limits": _limits(about)} if about.limits_source else {}) | {
         "evidence": list(about.evidence),
         "source": about.source,
         "checked_on": str(about.checked_on),

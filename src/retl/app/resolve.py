@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from retl.app.connections import Connections
 from retl.app.consistency import faults
@@ -39,9 +42,8 @@ def open_project(
     folder = folder.resolve()
     variables = Environment(folder, environment, environ)
     settings = read(Settings, variables, **flags)
-    if not (folder / PROJECT_FILE).is_file() and not (folder / "syncs").is_dir():
-        message = f"there is neither {PROJECT_FILE} nor a folder syncs/ in {folder}"
-        raise DefinitionError("NO_PROJECT", message, hint="`retl init` makes a project; --project names one")
+    if not _is_project(folder):
+        raise _no_project(folder)
     definitions, file = read_project_file(folder, variables)
 
     wrong: dict[str, DefinitionError] | None = {} if to_read else None
@@ -70,6 +72,21 @@ def open_project(
         return replace(project, faults=(*lacking, *(wrong or {}).values()) or tuple(faults(project)))
     raise_all(faults(project))
     return project
+
+
+def _is_project(folder: Path) -> bool:
+    return (folder / PROJECT_FILE).is_file() or (folder / "syncs").is_dir()
+
+
+def _no_project(folder: Path) -> DefinitionError:
+    """With the nearest folder above that is a project, if there is one: a new one would be inside it."""
+    above = next((one for one in folder.parents if _is_project(one)), None)
+    hint = "`retl init` makes a project; --project names one"
+    if above is not None:
+        name = shlex.quote(os.path.relpath(above) if Path.cwd() == folder else str(above))
+        hint = f"{above} is a project: `--project {name}` names it"
+    message = f"there is neither {PROJECT_FILE} nor a folder syncs/ in {folder}"
+    return DefinitionError("NO_PROJECT", message, hint=hint)
 
 
 def _readable(folder: Path) -> tuple[Mapping[str, Preset], list[DefinitionError]]:

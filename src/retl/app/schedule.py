@@ -8,15 +8,19 @@ It only starts syncs. Every sync gets a summary, also one that was never started
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import SimpleQueue
 
-from retl.observe.summary import Summary
-from retl.run.job import Job
+from msgspec import Struct, field
+from msgspec.structs import replace
 
+from retl.observe.summary import Summary
+from retl.project.definitions import Sync
+from retl.run.job import Doubted, Job
+
+DISAGREE = frozenset({"STATE_BEHIND", "STATE_LOST"})  # target and ledger: a guard's codes
 BLOCKED = 75  # exit code of a sync that was not started
 
 
@@ -26,14 +30,16 @@ def run_all(
     """The summary of every job, by the sync's name; `run` never raises.
 
     A sync is BLOCKED if a sync in its `after` did not succeed. Syncs on one object take turns. Otherwise the
-    order of `work` is kept.
+    order of `work` is kept, except that syncs which cannot tell a ledger that is too old (`Job.is_blind`)
+    come after those that can, and are refused if one of those found it.
     """
+    late = _late(work)
+    work = {name: work[name] for name in sorted(work, key=lambda name: name in late)}
     done = (_OneByOne if jobs == 1 else partial(_Together, jobs=jobs))(work, run, fail_fast).run_all()
     return {name: done[name] for name in work}
 
 
-@dataclass
-class _OneByOne:
+class _OneByOne(Struct):
     """In this thread. A run that lets others go first waits on the stack while they run."""
 
     work: Mapping[str, Job]
@@ -56,7 +62,7 @@ class _OneByOne:
             self.done[name] = _blocked(job, *reason)
             return
         helpful = any(_shares(job, self.work[other]) for other in self.left)
-        self.done[name] = self.run(replace(job, others=partial(self._others, job) if helpful else None))
+        self.done[name] = self.run(_ready(job, self.done, partial(self._others, job) if helpful else None))
 
     def _others(self, job: Job) -> bool:
         """Run the others up to the last that may help."""
@@ -66,8 +72,7 @@ class _OneByOne:
         return bool(helpful)
 
 
-@dataclass
-class _Together:
+class _Together(Struct):
     """`jobs` at a time, each in a thread of its own. A run that waits for others does not count."""
 
     work: Mapping[str, Job]
@@ -107,7 +112,8 @@ class _Together:
     def _start(self, pool: ThreadPoolExecutor) -> None:
         for name in self._pending():
             job = self.work[name]
-            if any(one in self.work and one not in self.done | self.waiting for one in job.sync.earlier):
+            before = [*job.sync.earlier, *(self._tell() if job.is_blind else ())]
+            if any(one in self.work and one not in self.done | self.waiting for one in before):
                 continue
             if (reason := _reason(job, self.done, self.fail_fast)) is not None:
                 self.done[name] = _blocked(job, *reason)
@@ -117,7 +123,8 @@ class _Together:
                 unended = self.work.keys() - self.done.keys() - {name}
                 helpful = any(_shares(job, self.work[other]) for other in unended)
                 self.active.add(name)
-                pool.submit(self._run, replace(job, others=partial(self._others, job) if helpful else None))
+                others = partial(self._others, job) if helpful else None
+                pool.submit(self._run, _ready(job, self.done, others))
 
     def _resume(self) -> None:
         """Let the last run that waits go on, if no other can help it now."""
@@ -129,6 +136,11 @@ class _Together:
             del self.waiting[name]
             event.set()
             return
+
+    def _tell(self) -> list[str]:
+        """The syncs that a blind one waits for."""
+        late = _late(self.work)
+        return [name for name in self.work if name not in late]
 
     def _pending(self) -> list[str]:
         return [
@@ -147,6 +159,34 @@ class _Together:
         self.events.put((job.sync.name, event))
         event.wait()
         return True
+
+
+def late(syncs: Sequence[Sync], blind: Collection[str]) -> set[str]:
+    """The names of the blind syncs, and of those that run after one."""
+    found = set(blind)
+    while more := {one.name for one in syncs if one.earlier & found} - found:
+        found |= more
+    return found
+
+
+def _late(work: Mapping[str, Job]) -> set[str]:
+    blind = [name for name, job in work.items() if job.is_blind]
+    return late([job.sync for job in work.values()], blind) if blind else set()
+
+
+def doubted(summary: Summary, before: Doubted | None) -> Doubted | None:
+    """What a run found, if its target and the ledger do not agree. What was found `before` holds until a run
+    succeeds."""
+    code = summary.error["code"] if summary.error else None
+    if code in DISAGREE:
+        return Doubted(summary.sync, code)
+    return None if summary.exit_code == 0 else before
+
+
+def _ready(job: Job, done: Mapping[str, Summary], others: Callable[[], bool] | None) -> Job:
+    """The job as it starts, with what earlier syncs found of the ledger if it cannot tell itself."""
+    doubts = [found for one in done.values() if (found := doubted(one, None))] if job.is_blind else []
+    return replace(job, others=others, doubted=doubts[0] if doubts else job.doubted)
 
 
 def _shares(one: Job, other: Job) -> bool:

@@ -95,7 +95,7 @@ class Words:
     def _tagged(self, tag: str) -> set[str]:
         known = {one for sync in self._project.syncs.values() for one in sync.tags}
         if not any(fnmatchcase(one, tag) for one in known):
-            hint = did_you_mean(tag, known)
+            hint = did_you_mean(tag, known) or "`retl list` shows the syncs with their tags"
             raise DefinitionError("TAG_UNKNOWN", f"no sync has the tag {tag!r}", hint=hint)
         return self._those(tag, lambda sync: sync.tags)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from email.message import Message
 from hashlib import sha256
 from hmac import compare_digest
@@ -17,6 +16,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET, AF_INET6, SO_REUSEADDR, SOL_SOCKET
 from typing import Any
+
+from msgspec import Struct, field
 
 from retl.errors import DefinitionError
 from retl.model import is_loopback
@@ -41,8 +42,7 @@ _HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """`headers` replace those that every answer has."""
 
     status: int
@@ -51,8 +51,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(Struct, frozen=True):
     """`target` is the path with its query, as it was sent. `body` reads the body, or raises Refused."""
 
     method: str

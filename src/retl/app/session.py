@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import fields, replace
 from datetime import date, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retl.app import engines, observers
+from msgspec.structs import replace
+
+from retl.app import bindings, engines, observers, places
 from retl.app.alerts import Digest
 from retl.app.choice import Choice
 from retl.app.failures import described, exit_code
@@ -31,11 +32,13 @@ from retl.errors import DefinitionError, Failure, RetlError
 from retl.observe import log
 from retl.observe.signals import Stop
 from retl.observe.summary import Summary
+from retl.project import parameters
 from retl.project.definitions import EngineType, Sync
 from retl.project.fields import Neighbour, key_fields
 from retl.project.settings import project_folder
 from retl.project.validation import raise_all
 from retl.run import asserting
+from retl.run.fit import fit_definition
 from retl.run.guards import GUARDS
 from retl.run.job import Job, Options, Peer
 
@@ -105,7 +108,7 @@ class Session:
             raise DefinitionError(
                 "USAGE", f"{name!r} selects {len(chosen)} syncs, not one", hint="`run` takes any number"
             )
-        return self.run_chosen(chosen, options(**rest))[0]
+        return self.run_chosen(chosen, self._options(rest))[0]
 
     def run(
         self, names: Collection[str] = (), *, jobs: int = 1, fail_fast: bool = False, **asked: Any
@@ -114,7 +117,12 @@ class Session:
         all enabled ones. Returns a summary of each, PAUSED for one that is not enabled. `asked` are the
         other parameters of `select`, and those of `options`."""
         choice, rest = _choice(names, asked)
-        return self.run_chosen(self.to_run(choice), options(**rest), jobs=jobs, fail_fast=fail_fast)
+        return self.run_chosen(self.to_run(choice), self._options(rest), jobs=jobs, fail_fast=fail_fast)
+
+    def _options(self, asked: dict[str, Any]) -> Options:
+        """`options`, with variables that the project has, of the types that it gives them."""
+        variables = bindings.typed(self.project, asked.get("variables") or {}, asked.get("where"))
+        return options(**asked | {"variables": variables})
 
     def select(
         self,
@@ -229,7 +237,9 @@ class Session:
     def definition(self, name: str) -> Sync:
         """One sync by its name, paused or not. DefinitionError SYNC_UNKNOWN."""
         if name == "all":
-            raise DefinitionError("SYNC_UNKNOWN", "this command needs one sync, not `all`")
+            raise DefinitionError(
+                "SYNC_UNKNOWN", "this command needs one sync, not `all`", hint="`retl list` shows them"
+            )
         found = self.project.syncs.get(name)
         if found is None:
             raise unknown(name, self.project)
@@ -258,10 +268,11 @@ class Session:
 
                     reconcile.require(sync, self._targets[sync.name].target, reconcile.Asked())
                 asserting.require(sync, self._targets[sync.name].target.destination)
+                fit_definition(sync, self._targets[sync.name].target)
                 self._references[sync.name] = self.project.references(sync)
                 self._followers[sync.name] = self.project.following(sync, assumed=offline)
             except DefinitionError as problem:
-                errors.append(problem)
+                errors.append(places.located(self.project, sync, problem))
         raise_all(errors)
         if options is not None and not options.offline:
             observers.require_alerts(self.project)
@@ -348,10 +359,9 @@ class Session:
         observers.write_metrics(self.project, self.environment, file, self.ledger, summaries)
 
     def variables(self, given: Mapping[str, Any], today: date) -> dict[str, Any]:
-        """The `vars` of retl.yml and the given ones, which win. `today` becomes that date, in the form that
-        DuckDB compares with a DATE."""
-        merged = {**self.project.definitions.vars, **self.given, **given}
-        return {name: today.isoformat() if value == "today" else value for name, value in merged.items()}
+        """The `vars` of retl.yml and the given ones, which win. Days are dates, and `today` is that one."""
+        declared = self.project.definitions.vars
+        return parameters.bound({**declared, **self.given, **given}, declared, today)
 
     def _pace(self, name: str, limits: Limits, ledger: Ledger | None, hours: Hours | None = None) -> Pace:
         """The pace that all syncs of a connection share; without a ledger only in this process."""
@@ -382,7 +392,7 @@ class Session:
 
         try:
             if job.options.dry_run:
-                return pipeline.dry_run(job)
+                return self.placed(job.sync, pipeline.dry_run(job))
             summary = pipeline.sync(job, unexpected=self._described)
             if job.sync.reconcile is not None:
                 from retl.run import reconcile
@@ -390,9 +400,17 @@ class Session:
                 summary = reconcile.after_run(job, summary)
         except Exception as problem:  # noqa: BLE001 - one sync's failure does not stop the others
             summary = replace(self.failed(job.sync.name, problem), dry_run=job.options.dry_run)
+        summary = self.placed(job.sync, summary)
         if not job.options.dry_run:
             observers.alert_end(self.project, self.environment, job.sync, job.ledger, summary, self._digest)
         return summary
+
+    def placed(self, sync: Sync, summary: Summary) -> Summary:
+        """With file and line of a definition that only the mart refuted."""
+        if summary.error is None or summary.exit_code != DefinitionError.exit_code:
+            return summary
+        where = places.place(self.project, sync, summary.error["code"])
+        return replace(summary, error={**summary.error, "where": where})
 
     def _described(self, problem: Exception) -> RetlError:
         """An unexpected error as the failure of a run."""
@@ -458,7 +476,7 @@ def _choice(names: Collection[str], asked: Mapping[str, Any]) -> tuple[Choice, d
     """The parameters of `select` as a choice, and the other ones."""
     if isinstance(names, str):
         names = (names,)
-    ours = {one.name for one in fields(Choice)}
+    ours = set(Choice.__struct_fields__)
     given = {name: value for name, value in asked.items() if name in ours}
     given |= {name: tuple(given[name]) for name in ("tags", "exclude") if name in given}
     rest = {name: value for name, value in asked.items() if name not in ours}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+from msgspec.structs import replace
 from pydantic import BaseModel
 
 from retl import sources
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
     from retl.pace.limiter import Pace
 
 
-@dataclass(frozen=True, repr=False)
-class Sources:
+class Sources(Struct, frozen=True):
     """The sources of retl.yml and the warehouse; `file` is retl.yml as written, `vars` are its variables."""
+
+    __repr__ = object.__repr__  # the values of variables are secrets
 
     folder: Path
     definitions: Mapping[str, SourceRef]

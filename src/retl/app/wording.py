@@ -61,6 +61,7 @@ DESTINATION: Mapping[str, str] = MappingProxyType(
         "check": "A request that `retl check` and every run send first.",
         "compression": "How records are compressed.",
         "create": "Make the table if it is missing, and later add columns that it lacks.",
+        "mode": "`changes` (rows that changed) or `snapshot` (the table holds the mart and nothing else).",
         "delete": "The request that deletes.",
         "find": "The request that finds the id of an object.",
         "batch": "Address, rows and headers of one OData $batch for many rows that `find` looks for.",

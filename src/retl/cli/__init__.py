@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None, *, begun: float | None = None) 
         return _finish(_print_version())
     from retl.cli import app
 
-    return _finish(app.run(words, begun))
+    return _finish(app.run(words, begun, once=arguments is None))
 
 
 def _print_version() -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from retl.cli.output import Table
 from retl.cli.state import group
 from retl.errors import RetlError
 
+if TYPE_CHECKING:
+    from retl.project.alerts import Alert
+
 alerts = typer.Typer(help="Show who gets alerts, or send a test to each.", invoke_without_command=True)
 
 
@@ -21,9 +25,17 @@ def list_alerts(invocation: Invocation) -> None:
     """Show who gets which alerts; of an address only the host, because the rest may be a secret."""
     from retl.app.alerts import recipient
 
+    has = invocation.project.environment.has
+
+    def named(alert: Alert) -> str:
+        secret = alert.to.webhook or alert.to.apprise
+        names = re.findall(r"\$\{(\w+)\}", secret.get_secret_value()) if secret else []
+        unset = [name for name in names if not has(name)]
+        return recipient(alert) + (f" (not set: {', '.join(unset)})" if unset else "")
+
     found = [
         {
-            "to": recipient(one),
+            "to": named(one),
             "on": [when.event for when in one.on],
             "syncs": [*one.syncs, *(f"tag:{tag}" for tag in one.tags)] or ["all"],
             "digest": one.digest,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.app.failures import exit_code
 from retl.cli import output, problems
@@ -49,8 +50,7 @@ app = typer.Typer(
 )
 
 
-@dataclass
-class Outcome:
+class Outcome(Struct):
     """The result of one command line."""
 
     invocation: Invocation
@@ -58,13 +58,15 @@ class Outcome:
     wrong: int = 2  # the exit code of a wrong definition or command line
 
 
-def run(words: list[str], begun: float) -> int:
-    """Run one command line and return its exit code."""
+def run(words: list[str], begun: float, *, once: bool = False) -> int:
+    """Run one command line and return its exit code. If it is the only one of this process (`once`), the
+    other commands are not made."""
     from retl.cli import families
 
     outcome = Outcome(Invocation(begun=begun), wrong=1 if DETAILED in words else 2)
+    entry = families.command_of(words) if once else families.commands()
     try:
-        code = families.commands()(words, prog_name="retl", standalone_mode=False, obj=outcome)
+        code = entry(words, prog_name="retl", standalone_mode=False, obj=outcome)
         return outcome.code if outcome.code is not None else int(code or 0)
     except typer.TyperException as problem:
         return _usage(problem, outcome)
@@ -150,7 +152,7 @@ def with_shared_options(
             given["choice"] = made(given)
         if wants_context:
             given["context"] = context
-        outcome.code = _run(outcome, lambda: function(invocation, **given))
+        outcome.code = _run(outcome, context.command_path, lambda: function(invocation, **given))
         return outcome.code
 
     for name in ("__module__", "__name__", "__doc__"):
@@ -177,13 +179,15 @@ def _invoked(before: Invocation, given: dict[str, Any]) -> Invocation:
     )
 
 
-def _run(outcome: Outcome, call: Callable[[], int | None]) -> int:
+def _run(outcome: Outcome, path: str, call: Callable[[], int | None]) -> int:
     invocation = outcome.invocation
     try:
         code = call()
     except (Exception, KeyboardInterrupt) as problem:
         if isinstance(problem, typer.TyperException | typer.Exit | typer.Abort):
             raise
+        if isinstance(problem, RetlError) and (problem.code, problem.hint) == ("USAGE", None):
+            problem.hint = f"{path} --help"
         problems.report(problem, debug=invocation.debug)
         code = exit_code(problem)
         code = outcome.wrong if code == DefinitionError.exit_code else code

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec.structs import replace
 
+from retl.app.choice import Choice
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.output import Table
 from retl.cli.running import report
 from retl.cli.state import Yes, confirmed, held
 from retl.errors import DefinitionError
+from retl.observe.summary import counted
 
 if TYPE_CHECKING:
     from retl.app.session import Session
@@ -71,7 +73,7 @@ def _approver(session: Session, plan: bytes, signature: Path) -> str:
 @command(app, "resolve", reveals=True)
 def resolve(
     invocation: Invocation,
-    sync: Annotated[str | None, typer.Option("--sync", metavar="NAME", help="Only this sync.")] = None,
+    choice: Choice,
     batch: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only this batch.")] = None,
     delivered: Annotated[
         bool | None,
@@ -82,39 +84,60 @@ def resolve(
         ),
     ] = None,
     yes: Yes = False,
-) -> None:
+) -> int | None:
     """List batches in doubt, or say whether they were delivered."""
     from retl.run.resolve import doubts, is_asked, resolve
 
     ledger = invocation.session.ledger(create=delivered is not None and yes)
-    if sync is not None and not ledger.objects(sync):
-        invocation.session.definition(sync)  # a former name has rows in doubt too
-    names = [sync] if sync else [one.name for one in invocation.project.syncs.values() if is_asked(one)]
-    found = [one for name in names for one in doubts(ledger, name)]
+    chosen = invocation.names(choice, lambda name: bool(ledger.objects(name)))  # a former name has them too
+    if chosen is not None and not chosen:
+        return invocation.show_nothing(choice, "in_doubt")
+    asked = [one.name for one in invocation.project.syncs.values() if is_asked(one)]
+    found = [one for name in (asked if chosen is None else chosen) for one in doubts(ledger, name)]
     if batch:
+        _require_batches(batch, {one.batch.batch_id for one in found})
         found = [one for one in found if one.batch.batch_id in batch]
     if delivered is None:
-        headers = ("sync", "run_id", "batch", "rows", "keys", "operation", "began", "object")
-        keys = _keys(invocation, found)
-        rows = [
-            (
-                *(o.sync, o.run_id, o.batch.batch_id, o.rows, keys.get(o.batch.batch_id, [])),
-                *(o.batch.operation, o.began, o.object),
-            )
-            for o in found
-        ]
-        document = {"in_doubt": [dict(zip(headers, row, strict=True)) for row in rows]}
-        invocation.show(document, lambda: [Table(headers, rows)] if rows else ["nothing is in doubt"])
-        return
+        _show(invocation, found)
+        return None
+    if not found:
+        invocation.show({"resolved": 0, "delivered": delivered}, lambda: ["nothing is in doubt"])
+        return None
     word = "delivered: they are not sent again" if delivered else "not delivered: the next run sends them"
-    confirmed(f"{sum(one.rows for one in found)} rows in {len(found)} batches count as {word}", yes)
+    rows, batches = counted(sum(one.rows for one in found), "row"), counted(len(found), "batch")
+    confirmed(f"{rows} in {batches}: {word}", yes)
     resolved = 0
     for name in dict.fromkeys(one.sync for one in found):
         with held(ledger, name) as lock:
-            chosen = {one.batch.batch_id for one in found}
-            mine = [one for one in doubts(ledger, name) if one.batch.batch_id in chosen]
+            meant = {one.batch.batch_id for one in found}
+            mine = [one for one in doubts(ledger, name) if one.batch.batch_id in meant]
             resolved += resolve(ledger, lock, mine, delivered=delivered, environment=invocation.environment)
-    invocation.show({"resolved": resolved, "delivered": delivered}, lambda: [f"{resolved} rows resolved"])
+    said = f"{counted(resolved, 'row')} resolved"
+    invocation.show({"resolved": resolved, "delivered": delivered}, lambda: [said])
+    return None
+
+
+def _show(invocation: Invocation, found: Sequence[Doubt]) -> None:
+    """Print the batches in doubt, with their first keys."""
+    headers = ("sync", "run_id", "batch", "rows", "keys", "operation", "began", "object")
+    keys = _keys(invocation, found)
+    rows = [
+        (
+            *(o.sync, o.run_id, o.batch.batch_id, o.rows, keys.get(o.batch.batch_id, [])),
+            *(o.batch.operation, o.began, o.object),
+        )
+        for o in found
+    ]
+    document = {"in_doubt": [dict(zip(headers, row, strict=True)) for row in rows]}
+    invocation.show(document, lambda: [Table(headers, rows)] if rows else ["nothing is in doubt"])
+
+
+def _require_batches(asked: Sequence[str], doubtful: Collection[str]) -> None:
+    """DefinitionError DOUBT_UNKNOWN if one of these batches is not in doubt."""
+    unknown = [one for one in dict.fromkeys(asked) if one not in doubtful]
+    if unknown:
+        message = f"no batch in doubt has the id {', '.join(unknown)}"
+        raise DefinitionError("DOUBT_UNKNOWN", message, hint="`retl resolve` lists the batches in doubt")
 
 
 def _keys(invocation: Invocation, found: Sequence[Doubt]) -> dict[str, list[str]]:

@@ -41,7 +41,8 @@ def init(
         found, steps = _from_dbt(folder, from_dbt), scaffold.NEXT_FROM_DBT
     else:
         chosen = TEMPLATES[template] if template else scaffold.EXAMPLE
-        found, steps = {"files": [str(path) for path in scaffold.write(folder, chosen.files)]}, chosen.steps
+        files, steps = [str(path) for path in scaffold.write(folder, chosen.files)], chosen.steps
+        found = {"files": files, "notes": scaffold.unprotected(folder)}
     if folder.absolute() != Path.cwd():
         steps = (f"cd {shlex.quote(str(folder))}", *steps)
     lines = [f"wrote {path}" for path in found["files"]]
@@ -78,7 +79,8 @@ def demo(
         typer.Option(
             "--serve",
             help="Only keep PostgreSQL, Valkey, a fake HubSpot and a fake Slack running on this machine, for"
-            " a project of yours. `retl demo --serve >> config.env` tells it where they are.",
+            " a project of yours. `retl demo --serve >> config.env` tells it where they are, by the variables"
+            " of the connections in its retl.yml too.",
         ),
     ] = False,
 ) -> int:
@@ -94,17 +96,20 @@ def demo(
 
 
 def _serve(invocation: Invocation) -> int:
-    from retl_demo import keeper
+    from retl.project.settings import project_folder
+    from retl_demo import keeper, wanted
 
     served, already = keeper.serve()
+    own = wanted.variables(project_folder(invocation.folder), served.variables)
+    variables = {**served.variables, **own}
     begin = (
         "They run already, since"
         if already
         else "PostgreSQL, Valkey, a fake HubSpot and a fake Slack run since"
     )
     since = served.since.replace("T", " ").replace("+00:00", "Z")
-    lines = [f"{name}={value}" for name, value in served.variables.items()]
-    document = {"already": already, "since": served.since, "pid": served.pid, "variables": served.variables}
+    lines = [f"{name}={value}" for name, value in variables.items()]
+    document = {"already": already, "since": served.since, "pid": served.pid, "variables": variables}
     invocation.show(document, lambda: ["\n".join(["# retl demo --serve", *lines])])
     if invocation.output != "json":
         output.say(f"{begin} {since}, on this machine only. `retl demo stop` ends them, and their data.")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from msgspec import Struct
 
 import retl
 
 _ROW = re.compile(r"\| `([A-Z0-9_]+)` \| (.+) \|")
 
 
-@dataclass(frozen=True)
-class Code:
+class Code(Struct, frozen=True):
     """A code, the heading that it stands under, and what to do."""
 
     code: str

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from msgspec.structs import asdict
 
+from retl.app.choice import Choice
 from retl.cli import output
 from retl.cli.app import command
-from retl.cli.invocation import Invocation, variables
+from retl.cli.invocation import Invocation
 from retl.cli.output import Table
 from retl.cli.running import Variables
-from retl.cli.state import OneSync, Yes, confirmed, counted, done, group
+from retl.cli.state import OneSync, Yes, confirmed, done, group
 from retl.errors import DefinitionError
+from retl.observe.summary import counted
 
 if TYPE_CHECKING:
     from retl.run.conflicts import Queued
@@ -34,18 +36,22 @@ conflicts = typer.Typer(
 )
 
 
-def list_conflicts(invocation: Invocation, sync: OneSync = None, keys: Keys = None) -> None:
+def list_conflicts(invocation: Invocation, choice: Choice, keys: Keys = None) -> int | None:
     """List the conflicts that wait for a decision."""
     from retl.run.conflicts import queue
 
-    ledger = invocation.session.ledger()
-    if sync is not None and not ledger.runs(sync, 1):
-        invocation.session.require_known(sync)  # the history may have syncs that are no longer defined
-    found = [_shown(invocation, one) for one in queue(ledger, sync, keys or ())]
+    names = invocation.names(choice)
+    if names is not None and not names:
+        return invocation.show_nothing(choice, "conflicts")
+    queued = queue(invocation.session.ledger(), names, keys or ())
+    if keys and not queued:
+        raise _unknown()
+    found = [_shown(invocation, one) for one in queued]
     headers = ("sync", "key", "code", "reason", "digest", "first_seen", "last_seen", "attempts")
     rows = [tuple(one[name] for name in headers) for one in found]
     labels = tuple(name.replace("_", " ") for name in headers)
     invocation.show({"conflicts": found}, lambda: [Table(labels, rows)] if rows else [NONE])
+    return None
 
 
 def _shown(invocation: Invocation, one: Queued) -> dict[str, Any]:
@@ -70,13 +76,13 @@ def take(
         raise DefinitionError("USAGE", f"`take` needs mart or target, not {side!r}")
     found = _selected(invocation, sync, keys)
     chosen: Literal["mart", "target"] = "mart" if side == "mart" else "target"
-    decisions, summaries, given = decide(found, chosen, expect), [], variables(var)
+    decisions, summaries, given = decide(found, chosen, expect), [], invocation.variables(var)
     with invocation.session.stop.listening():
         for name, by_key in decisions.items():
             one = invocation.session.definition(name)
             summaries += invocation.session.run_chosen([one], options(decisions=by_key, variables=given))
     code = report(invocation, summaries)
-    left = queue(invocation.session.ledger(), sync, {one.key for one in found})
+    left = queue(invocation.session.ledger(), set(decisions), {one.key for one in found})
     asked = {(one.sync, one.key) for one in found}
     if waiting := sum((one.sync, one.key) in asked for one in left):
         output.say(f"{waiting} of {len(found)} still wait: they were edited again, or the run ended before")
@@ -110,12 +116,19 @@ def _selected(invocation: Invocation, sync: str | None, keys: Sequence[str] | No
             "select conflicts with --sync NAME, with --key KEY, or with both",
             hint="`retl conflicts` lists them",
         )
-    found = queue(invocation.session.ledger(create=True), sync, keys or ())
+    ledger = invocation.session.ledger(create=True)
+    if sync is not None and not ledger.runs(sync, 1):
+        invocation.session.require_known(sync)  # the history may have syncs that are no longer defined
+    found = queue(ledger, None if sync is None else [sync], keys or ())
     if not found:
-        raise DefinitionError(
-            "CONFLICT_UNKNOWN", "no such conflict waits for a decision", hint="`retl conflicts` lists them"
-        )
+        raise _unknown()
     return found
 
 
-group(conflicts, "conflicts", list_conflicts, "list", reveals=True, before_sync=("--sync",), ledger=True)
+def _unknown() -> DefinitionError:
+    return DefinitionError(
+        "CONFLICT_UNKNOWN", "no such conflict waits for a decision", hint="`retl conflicts` lists them"
+    )
+
+
+group(conflicts, "conflicts", list_conflicts, "list", reveals=True, before_sync=(), ledger=True)

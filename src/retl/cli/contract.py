@@ -9,13 +9,14 @@ import typer
 
 from retl.cli import completing
 from retl.cli.app import app, command
-from retl.cli.invocation import Invocation, variables
+from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table
 from retl.cli.state import Yes
 from retl.errors import DefinitionError
 
 if TYPE_CHECKING:
     from retl.app.contract import Compared
+    from retl.run.contract_diff import Difference
 
 Syncs = Annotated[
     list[str] | None,
@@ -52,7 +53,7 @@ def update(
     yes: Yes = False,
     var: Var = None,
 ) -> int:
-    """Edit contracts so that they fit the mart; comments stay. What a contract left out at the last run stays
+    """Edit contracts so that they fit the mart; comments stay. A column that a contract does not name stays
     out, unless --column names it."""
     from retl.app import contract as made
 
@@ -94,18 +95,30 @@ def _update_pieces(
         end = f"{found.sync}: the contract fits the mart"
     else:
         end = f"wrote {', '.join(written)}" if yes else "nothing was written: --yes writes this"
-    creates = (invocation.project.syncs[found.sync].destination.model_extra or {}).get("create") is True
-    needs = "the next run does at the target" if creates else "the target needs"
     taken = [one.column for one in found.differences if one.kind == "added" and one.column in found.taken]
     left = [one.column for one in found.differences if one.kind == "added" and one.column not in found.taken]
-    rest = [one for one in found.differences if one.ddl and one.kind not in ("renamed", "removed")]
+    rest = [one for one in found.differences if one.ddl and one.column not in left]
     return [
         *([edit.rstrip("\n")] if edit else []),
         *([f"the next run of {found.sync} also sends: {', '.join(taken)}"] if taken else []),
-        *(f"{needs}: {one.ddl}" for one in rest if one.column not in left),
-        *([f"left out, as before: {', '.join(left)} (--column NAME takes one)"] if left else []),
+        *(said for one in rest if (said := _needed(one))),
+        *([f"left out: {', '.join(left)} (--column NAME takes one)"] if left else []),
         end,
     ]
+
+
+def _needed(one: Difference) -> str | None:
+    """What becomes of the target, and who does it."""
+    match one.kind:
+        case "added" | "missing":
+            needs = "the next run does at the target" if one.by == "run" else "the target needs"
+            return f"{needs}: {one.ddl}"
+        case "unfit":
+            return f"the target needs: {one.ddl}"
+        case "orphaned" | "removed":
+            return f"no run removes {one.column} at the target; if nobody needs it: {one.ddl}"
+        case _:  # the edit of the contract is the way out
+            return None
 
 
 def _compared(
@@ -116,12 +129,12 @@ def _compared(
     from retl.app import contract as made
 
     session = invocation.session
-    given = session.variables(variables(var), datetime.now(UTC).date())
+    given = session.variables(invocation.variables(var), datetime.now(UTC).date())
     return made.compare(session, session.definition(name), given, taken)
 
 
 def _document(one: Compared) -> dict[str, Any]:
-    from dataclasses import asdict
+    from msgspec.structs import asdict
 
     return {
         "sync": one.sync,
@@ -134,13 +147,20 @@ def _pieces(one: Compared) -> list[Piece]:
     from retl.app.scaffold.yamltext import flow
 
     headers = ("column", "", "what", "in the contract", "or at the target")
-    rows = [(each.column, each.kind, each.what, _way(each, flow), each.ddl or "") for each in one.differences]
+    rows = [(each.column, each.kind, each.what, _way(each, flow), _ddl(each)) for each in one.differences]
     pieces: list[Piece] = [Table(headers, rows, title=f"{one.sync}:")] if rows else []
     pieces += [] if rows else [f"{one.sync}: contract, mart, dbt and target have the same columns"]
     left = [each.column for each in one.differences if each.kind == "added" and not each.is_drift]
     if left:
         pieces.append(f"the contract leaves out {', '.join(left)}: that is no difference to mend")
     return [*pieces, *([f"note: {one.unseen}"] if one.unseen else [])]
+
+
+def _ddl(one: Difference) -> str:
+    """What the target would need, and who does it."""
+    if one.ddl is None or one.kind == "unfit":
+        return one.ddl or ""
+    return f"the next run: {one.ddl}" if one.by == "run" else f"by hand: {one.ddl}"
 
 
 def _way(one: Any, flow: Any) -> str:

@@ -12,14 +12,20 @@ from retl.app.choice import Choice
 from retl.app.failures import described, each
 from retl.cli import problems
 from retl.cli.app import app, command
-from retl.cli.invocation import Invocation, variables
+from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table
 from retl.errors import DefinitionError, RetlError
 
 if TYPE_CHECKING:
+    from retl.app.loaded import LoadedProject
     from retl.destinations.api import Destination
     from retl.ledger import Ledger
     from retl.project.definitions import Sync
+
+
+USUAL = {"enabled": True, "write": "upsert", "changes": "hash", "deletes": "keep"}
+SPARED = ("changes", "write", "deletes", "after", "tags")  # of `list`, in this order, on a narrow terminal
+FOLDED = ("source", "destination")
 
 
 @command(app, "list")
@@ -45,7 +51,7 @@ def list_syncs(invocation: Invocation, choice: Choice) -> int | None:
             ]
         },
         lambda: (
-            [Table(headers, rows)]
+            [Table(headers, rows, spares=SPARED, folds=FOLDED, defaults=USUAL)]
             if rows
             else ["no syncs: write one in syncs/, or make a project with `retl init`"]
         ),
@@ -85,11 +91,12 @@ def validate(
     """Check all definitions offline."""
     from datetime import UTC, datetime
 
+    from retl.app import near_misses
     from retl.app.consistency import shared
     from retl.project.validation import raise_all
 
     project = invocation.project
-    given = invocation.session.variables(variables(var), datetime.now(UTC).date())
+    given = invocation.session.variables(invocation.variables(var), datetime.now(UTC).date())
     chosen = invocation.session.choose(choice, paused=True)
     if not chosen and not choice.bare:
         return invocation.show_nothing(choice)
@@ -104,13 +111,17 @@ def validate(
     errors += project.unready(None if choice.bare else chosen) if strict else []
     raise_all(error for error in errors if isinstance(error, DefinitionError))
     rows = [(one.name, "valid", notes[one.name]) for one in chosen]
-    pieces: list[Piece] = [Table(("sync", "", "note"), rows)] if rows else ["no syncs"]
+    pieces: list[Piece] = [Table(("sync", "result", "note"), rows)] if rows else ["no syncs"]
     if unset:
         pieces.append(f"not set, but needed by other commands: {', '.join(unset)}")
+    mistyped = near_misses.find(project)
+    file = "config.env" if project.environment.name is None else f"config.{project.environment.name}.env"
+    pieces += [f"nothing uses {name} of {file}: did you mean {near!r}?" for name, near in mistyped.items()]
     invocation.show(
         {
             "syncs": [{"sync": name, "valid": True, "note": notes[name]} for name, _, _ in rows],
             "missing_variables": unset,
+            "unused_variables": [{"name": name, "did_you_mean": near} for name, near in mistyped.items()],
             "exit_code": 0,
         },
         lambda: pieces,
@@ -128,27 +139,44 @@ def _validated(
 ) -> str | None:
     """Adds what is wrong with a sync to `errors` and what it writes to `fields`, and returns what is worth a
     note."""
+    from retl.app import places
     from retl.run import check as checks
     from retl.run.job import Target
 
-    project, target, note = invocation.project, None, None
+    project, target, note, unread = invocation.project, None, None, False
     try:
         found = project.destination(sync)
         project.references(sync)
         target = Target(found.type, found.destination, found.options)
     except DefinitionError as problem:
-        errors += [error for error in each(problem) if not _waits(error)]
+        errors += [places.located(project, sync, one) for one in each(problem) if not _waits(one)]
     try:
         found_in = project.source(sync, given)
         news, fields[sync.name] = checks.validate(sync, found_in, project.folder, target, ledger)
         preview = target.destination.about.preview if target is not None else None
         note = "; ".join(filter(None, (preview, news))) or None
     except DefinitionError as problem:
-        errors.append(problem)
+        errors += [places.located(project, sync, one) for one in each(problem)]
     except RetlError as problem:
-        note = f"not checked against the warehouse: {problem.message}"
+        note, unread = f"not checked against the warehouse: {problem.message}", True
+    if unread or target is None:
+        errors += _impossible(project, sync)
     errors += _wrong_tests(invocation, sync, given)
     return note
+
+
+def _impossible(project: LoadedProject, sync: Sync) -> list[DefinitionError]:
+    """What the target can never do of a sync: for that neither its mart nor its secrets are needed."""
+    from retl.app import places
+    from retl.run.fit import fit_definition
+
+    with suppress(DefinitionError):  # a wrong destination is reported elsewhere
+        target = project.destination(sync, offline=True).target
+        try:
+            fit_definition(sync, target)
+        except DefinitionError as problem:
+            return [places.located(project, sync, problem)]
+    return []
 
 
 def _ledger_here(invocation: Invocation) -> Ledger | None:
@@ -193,6 +221,7 @@ def check(
     var: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A SQL parameter.")] = None,
 ) -> int:
     """Check online that each destination can be reached and written."""
+    from retl.app import places
     from retl.observe.summary import exit_code
     from retl.run import check as checks
     from retl.run.job import Options
@@ -202,7 +231,7 @@ def check(
         return invocation.show_nothing(choice, "destinations")
     invocation.session.require(chosen)
     ledger = invocation.session.ledger()
-    options = Options(variables=variables(var))
+    options = Options(variables=invocation.variables(var))
     found: list[dict[str, Any]] = []
     with invocation.session.stop.listening() as stop:
         for job in [invocation.session.job(one, ledger, options) for one in chosen]:
@@ -211,6 +240,8 @@ def check(
             try:
                 notes = checks.check(job)
             except RetlError as problem:
+                if isinstance(problem, DefinitionError):
+                    places.located(invocation.project, job.sync, problem)
                 code, error = problem.exit_code, described(problem)
             line = {"sync": job.sync.name, "type": job.target.kind, "object": job.object}
             found.append({**line, "ok": error is None, "exit_code": code, "error": error, "notes": notes})
@@ -224,7 +255,11 @@ def check(
     errors += [f"{one['sync']}: note: {note}" for one in found for note in one["notes"]]
     invocation.show(
         {"destinations": found, "exit_code": code},
-        lambda: [Table(headers, rows), *errors] if rows else ["no enabled syncs"],
+        lambda: (
+            [Table(headers, rows, spares=("type",), folds=("object",)), *errors]
+            if rows
+            else ["no enabled syncs"]
+        ),
     )
     return code or int(invocation.output_lost)
 
@@ -323,12 +358,12 @@ def _page_pieces(page: dict[str, Any]) -> list[Piece]:
         from retl.app.reference import rest_of
 
         pieces.append(rest_of(page) + "\n")
-    if "evidence" in page:
+    if "operations" in page:
         headers = ("operation", "request", "rows", "only_if")
         rows = [tuple(one[header] for header in headers) for one in page["operations"]]
         pieces.append(Table(("operation", "request", "rows each", "only with"), rows, title="requests:"))
-        pieces.append(
-            f"limits: {page['limits']}\nevidence: {', '.join(page['evidence'])}, {page['source']}\n"
-        )
+    if "evidence" in page:
+        limits = f"limits: {page['limits']}\n" if "limits" in page else ""
+        pieces.append(f"{limits}evidence: {', '.join(page['evidence'])}, {page['source']}\n")
         pieces.append(f"a sync:\n{page['example']}")
     return pieces

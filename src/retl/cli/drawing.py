@@ -1,8 +1,9 @@
 """Tables on a terminal, by Rich: nothing in a cell is broken, unless the table says that its cell may be.
 
 Columns of zeros are left out, numbers have thousands separators, a status has its colour. Where the columns
-do not fit, first sentences wrap between words; then go the columns that a table can spare; then each row
-becomes a record, one value a line. It never changes what is printed into a pipe or a file.
+do not fit, first sentences wrap between words; then go the columns of nothing but defaults, and those that a
+table can spare; then each row becomes a record, one value a line. It never changes what is printed into a
+pipe or a file.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ FOLDED = 12  # the least width of a column that may be broken
 SENTENCE = 20  # narrower than this, a column of sentences is not read any more
 COLOURS = {
     **dict.fromkeys(("SUCCESS", "OK", "valid"), "green"),
-    **dict.fromkeys(("SUCCESS_WITH_REJECTS", "INTERRUPTED", "BLOCKED", "ABANDONED", "STALE"), "yellow"),
+    **dict.fromkeys(
+        ("SUCCESS_WITH_REJECTS", "INTERRUPTED", "BLOCKED", "KILLED", "ABANDONED", "STALE"), "yellow"
+    ),
     **dict.fromkeys(("FAILED", "REFUSED"), "red"),
     **dict.fromkeys(("PAUSED", "RUNNING", "NEVER"), "dim"),
 }
@@ -49,7 +52,7 @@ def drawn(pieces: Sequence[Piece], width: int) -> str:
 
 def _print(console: Console, table: Table) -> None:
     if table.title:
-        console.print(Text(clean(table.title), style="bold"))
+        console.print(Text(clean(table.title), style="bold"), soft_wrap=True)
     columns, widths = _fitting(table, console.width)
     if widths is None and len(columns) == 2:
         _print_pairs(console, columns)
@@ -63,8 +66,15 @@ def _print(console: Console, table: Table) -> None:
 def _fitting(table: Table, width: int) -> tuple[list[Column], list[int] | None]:
     """The columns that are shown, and their widths; None if a row has to become a record."""
     every = columns = _columns(table)
+    usual, shorts = table.defaults, dict(table.shorts)
+    if _widths(columns, width) is None:
+        columns = [one for one in columns if one[0] not in usual or set(one[1]) != {usual[one[0]]}]
     for spared in (None, *table.spares):
-        columns = [one for one in columns if one[0] != spared]
+        if spared in shorts:
+            short = list(shorts.pop(spared))
+            columns = [(head, short if head == spared else cells) for head, cells in columns]
+        else:
+            columns = [one for one in columns if one[0] != spared]
         if (widths := _widths(columns, width)) is not None:
             return columns, widths
     widths = _widths(columns, width, table.folds)

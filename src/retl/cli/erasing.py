@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retl.app.choice import Choice
 from retl.cli import output, problems
 from retl.cli.app import command
-from retl.cli.invocation import Invocation, variables
+from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table
 from retl.cli.running import Accepted, Variables
-from retl.cli.state import OneSync, group
+from retl.cli.state import group
 from retl.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from retl.app.erasure import Found
 
 erase = typer.Typer(
     help="Erase a person from the targets and from what retl keeps.", invoke_without_command=True
@@ -61,13 +65,13 @@ def start(
     if reason is None and not dry_run:
         raise DefinitionError("USAGE", "--reason says why: the proof of an erasure has it")
     session = invocation.session
-    session.given = variables(var)
+    session.given = invocation.variables(var)
     if sync is not None:
         session.definition(sync)
     ledger = session.ledger(create=not dry_run)
     with session.stop.listening():
         if column is not None and value is not None:
-            found = erasure.by_subject(session, ledger, column, value, reads=dry_run)
+            found = _somebody(erasure.by_subject(session, ledger, column, value, reads=dry_run), column)
         elif again:
             found = erasure.by_digest(session, ledger, [sync] if sync is not None else ())
         else:
@@ -91,16 +95,36 @@ def _refuse_unused(option: str, asked: bool, others: Mapping[str, object]) -> No
         raise DefinitionError("USAGE", f"{unused[0]} has no effect with {option}", hint=hint)
 
 
+def _somebody(found: Found, column: str) -> Found:
+    """What was found. DefinitionError SUBJECT_UNKNOWN if every mart was searched and none has the person."""
+    if found.parts or any(one["code"] for one in found.unsearched):
+        return found
+    raise DefinitionError(
+        "SUBJECT_UNKNOWN",
+        f"no mart has a row with this text in column {column!r}: nobody was erased",
+        hint="the text is compared whole; a person who left the marts is erased by --sync and --key",
+    )
+
+
 def _show_lifted(invocation: Invocation, number: int) -> int:
+    if not number:
+        hint = "`retl erase list` lists the erasures; a key is written as `retl explain` shows it"
+        raise DefinitionError("KEY_UNKNOWN", "none of these keys was erased", hint=hint)
     then = f"{number} keys may be delivered again: the next run sends their rows if the mart has them"
     invocation.show({"lifted": number}, lambda: [then])
     return 0
 
 
+SPARED = ("finished at", "requested by", "requested at")  # in this order, on a narrow terminal
+
+
 @command(erase, "list")
-def list_erasures(invocation: Invocation, sync: OneSync = None) -> None:
+def list_erasures(invocation: Invocation, choice: Choice) -> int | None:
     """List the erasures with their proofs."""
-    found = invocation.session.ledger().erasures(sync)
+    ledger, names = invocation.session.ledger(), invocation.names(choice)
+    if names is not None and not names:
+        return invocation.show_nothing(choice, "erasures")
+    found = [one for one in ledger.erasures() if names is None or one.sync in names]
     headers = ("erasure_id", "sync", "status", "requested_at", "requested_by", "reason", "finished_at")
     rows = [tuple(getattr(one, name) for name in headers) for one in found]
     documents = [
@@ -109,23 +133,29 @@ def list_erasures(invocation: Invocation, sync: OneSync = None) -> None:
     ]
     invocation.show(
         {"erasures": documents},
-        lambda: [Table(tuple(name.replace("_", " ") for name in headers), rows)] if rows else ["none yet"],
+        lambda: (
+            [Table(tuple(name.replace("_", " ") for name in headers), rows, spares=SPARED)]
+            if rows
+            else ["none yet"]
+        ),
     )
+    return None
 
 
 @command(erase, "verify")
-def verify(invocation: Invocation, sync: OneSync = None, keys: Erased = None, var: Variables = None) -> int:
+def verify(invocation: Invocation, choice: Choice, keys: Erased = None, var: Variables = None) -> int:
     """Look for erased keys in targets, ledger and files; exit 1 if one is there or a target not checked."""
     from retl.app import erasure
 
     session = invocation.session
-    session.given = variables(var)
-    if sync is not None:
-        session.definition(sync)
-    elif keys:
+    session.given = invocation.variables(var)
+    names = [] if choice.bare else [one.name for one in session.choose(choice, paused=True)]
+    if keys and len(names) != 1:
         raise DefinitionError("USAGE", "--key needs --sync NAME: the sync of the keys")
+    if not names and not choice.bare:
+        return invocation.show_nothing(choice)
     with session.stop.listening():
-        found = list(erasure.verify(session, session.ledger(), [sync] if sync else (), keys or ()))
+        found = list(erasure.verify(session, session.ledger(), names, keys or ()))
     code = max((one["exit_code"] for one in found), default=0)
     headers = ("sync", "suppressed", "target", "verdict")
     rows = [(one["sync"], one["suppressed"], _asked(one), _verdict(one)) for one in found]
@@ -186,6 +216,7 @@ def _pieces(document: Mapping[str, Any]) -> list[Piece]:
         ]
         title = f"erasure {document['erasure_id']}:"
         pieces.append(Table(("sync", "object", "keys", "end", "run"), rows, title))
+        pieces += [f"{o['sync']}: note: {note}" for o in document["syncs"] for note in o.get("notes", ())]
         pieces.append("`retl erase list --output json` has the proof, `retl erase verify` checks it")
     else:
         pieces.append("no sync has this person")

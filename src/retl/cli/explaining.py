@@ -9,7 +9,7 @@ import typer
 
 from retl.cli import output, problems
 from retl.cli.app import app, command
-from retl.cli.invocation import Invocation, variables
+from retl.cli.invocation import Invocation
 from retl.cli.output import Piece
 from retl.cli.state import SyncName
 from retl.errors import DefinitionError
@@ -40,7 +40,7 @@ def explain(
     invocation.session.require([sync], offline=not read)
     ledger = invocation.session.ledger()
     with invocation.session.stop.listening():
-        options = Options(dry_run=True, variables=variables(var))
+        options = Options(dry_run=True, variables=invocation.variables(var))
         job = invocation.session.job(sync, ledger, options)
         found = explaining.explain(job, keys or [], rows, read=read, reveal=invocation.reveal)
     if keys and not any(map(explaining.is_known, found["rows"])):

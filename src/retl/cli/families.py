@@ -2,55 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any
 
-FAMILIES = (
-    "beginning",
-    "dbt",
-    "definitions",
-    "contract",
-    "testing",
-    "presets",
-    "running",
-    "watching",
-    "applying",
-    "explaining",
-    "history",
-    "log",
-    "reporting",
-    "serving",
-    "alerting",
-    "state",
-    "rejecting",
-    "moving",
-    "conflicts",
-    "rebuilding",
-    "reconciling",
-    "undoing",
-    "erasing",
-    "helping",
-)
+# The first words of the commands in each module. `help` is told of all commands.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "beginning": ("init", "demo"),
+    "dbt": ("dbt",),
+    "definitions": ("list", "validate", "check", "schema", "destinations", "sources"),
+    "contract": ("contract",),
+    "testing": ("test",),
+    "presets": ("presets",),
+    "running": ("sync", "plan"),
+    "watching": ("watch",),
+    "applying": ("apply", "resolve"),
+    "explaining": ("explain",),
+    "history": ("runs", "show", "status"),
+    "log": ("log",),
+    "reporting": ("report", "docs"),
+    "serving": ("serve",),
+    "alerting": ("alerts",),
+    "state": ("state",),
+    "rejecting": ("rejects", "retry"),
+    "moving": ("state",),
+    "conflicts": ("conflicts",),
+    "rebuilding": ("state",),
+    "reconciling": ("reconcile",),
+    "undoing": ("rollback",),
+    "erasing": ("erase",),
+    "helping": (),
+}
+
+
+def command_of(words: Sequence[str]) -> Any:
+    """`retl` with the commands that this command line can name: those of its first word, or all."""
+    own = tuple(name for name, firsts in FAMILIES.items() if words and words[0] in firsts)
+    return _made(own) if own else commands()
+
+
+def commands() -> Any:
+    """`retl` with all its commands. Making it takes as long as a small command."""
+    return _made(tuple(FAMILIES))
 
 
 @cache
-def commands() -> Any:
-    """`retl` with all its commands, as it reads a command line. Making it takes as long as a small command: a
-    process makes one."""
+def _made(names: tuple[str, ...]) -> Any:
+    """`retl` with the commands of these modules, which register them when they are imported, in the order of
+    FAMILIES: a program may have imported one of the modules before."""
     import typer
 
     from retl.cli.app import app
-
-    _register(app)
-    return typer.main.get_command(app)
-
-
-def _register(app: Any) -> None:
-    """Import each module, which registers its commands, and put them in the order of FAMILIES: a program may
-    have imported one of the modules before."""
     from retl.cli.grouping import give_examples
 
-    modules = [import_module(f"retl.cli.{name}").__name__ for name in FAMILIES]
-    app.registered_commands.sort(key=lambda one: modules.index(getattr(one.callback, "__module__", "")))
+    for name in names:
+        import_module(f"retl.cli.{name}")
+    order = [f"retl.cli.{name}" for name in FAMILIES]
+    app.registered_commands.sort(key=lambda one: order.index(getattr(one.callback, "__module__", "")))
     give_examples(app)
+    return typer.main.get_command(app)

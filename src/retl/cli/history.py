@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ from retl.app.choice import Choice
 from retl.cli import completing, output, problems
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
-from retl.cli.naming import WORDS, named_run
+from retl.cli.naming import WORDS, named_run, short_ids
 from retl.cli.output import Piece, Table
 
 if TYPE_CHECKING:
@@ -31,16 +30,19 @@ COUNTED = (
     "in_doubt",
     "not_attempted",
 )
-SPARED = (
-    "purpose",
+SPARED = (  # in this order, on a narrow terminal; an id is first shown by its end
     "seconds",
     "refreshed",
     "started",
+    "run",
     "deleted",
+    "updated",
+    "inserted",
     "rejected",
-)  # in this order, on a narrow terminal
+)
+USUAL = {"purpose": "sync"}
 STATUS_SPARED = ("last success", "behind", "open rejects")
-FOLDED = ("sync", "status")  # runs: broken where even that is too wide; an id is for copying
+FOLDED = ("sync",)  # runs: broken where even that is too wide
 FACTS = (
     "sync",
     "purpose",
@@ -72,7 +74,7 @@ def runs(
 ) -> int | None:
     """List the runs, newest first."""
     ledger = invocation.session.ledger()
-    names = invocation.names(choice, lambda name: bool(ledger.runs(name, 1)))
+    names = invocation.names(choice)
     if names is not None and not names:
         return invocation.show_nothing(choice, "runs")
     several = (
@@ -96,9 +98,14 @@ def runs(
     ]
     invocation.show(
         {"runs": [run_document(invocation, one, brief=True) for one in found]},
-        lambda: [Table(headers, rows, spares=SPARED, folds=FOLDED)] if rows else ["no runs yet"],
+        lambda: [_runs_table(headers, rows)] if rows else ["no runs yet"],
     )
     return None
+
+
+def _runs_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    ends = {"run": short_ids([str(row[0]) for row in rows])}
+    return Table(headers, rows, spares=SPARED, folds=FOLDED, defaults=USUAL, shorts=ends)
 
 
 @command(app, "show", reveals=True, negative=True, ledger=True)
@@ -166,9 +173,12 @@ def status(
         for one in found
     ]
     table = Table(headers, rows, spares=STATUS_SPARED, folds=("next",))
+    notes = [f"{one['sync']}: note: {note}" for one in found for note in one["notes"]]
     invocation.show(
         {"syncs": found, "warnings": warnings, "exit_code": code},
-        lambda: [table, *(f"warning: {one}" for one in warnings)] if rows else ["no syncs", *warnings],
+        lambda: (
+            [table, *notes, *(f"warning: {one}" for one in warnings)] if rows else ["no syncs", *warnings]
+        ),
     )
     return code or int(invocation.output_lost)
 
@@ -186,16 +196,20 @@ def _alerts_stale(invocation: Invocation) -> bool:
 
 def sync_states(invocation: Invocation, ledger: Ledger) -> list[dict[str, Any]]:
     """The JSON form of every sync, by name."""
-    from retl.app.freshness import states
+    from retl.app.freshness import renamed, states
 
     project = invocation.project
     syncs = [project.syncs[name] for name in sorted(project.syncs)]
-    return [asdict(one) for one in states(syncs, ledger, Path(project.warehouse.path))]
+    return [
+        one.document()
+        for one in states(syncs, ledger, Path(project.warehouse.path), former=renamed(project, ledger))
+    ]
 
 
 def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) -> dict[str, Any]:
     """The JSON form of a run; keys are masked if the sync's key is sensitive."""
     from retl.observe.summary import PHASES
+    from retl.run.unended import so_far
 
     counts = {name: run.counts.get(name, 0) for name in COUNTED} if run.counts else {}
     found: dict[str, Any] = {
@@ -217,11 +231,9 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
     if rejects and invocation.hides_key(run.sync):
         rejects = [{**one, "key": output.MASK} for one in rejects]
     return found | {
-        "deletes": run.counts.get("deletes", {}),
-        "conflicts": run.counts.get("conflicts", {}),
-        "batches": run.counts.get("batches", 0),
-        "retries": run.counts.get("retries", 0),
-        "bytes": run.counts.get("bytes", 0),
+        "so_far": so_far(invocation.session.ledger(), run),
+        **{name: run.counts.get(name, {}) for name in ("deletes", "conflicts", "settled")},
+        **{name: run.counts.get(name, 0) for name in ("batches", "retries", "bytes")},
         "phases": {name: run.phases[name] for name in PHASES if name in run.phases},
         "rejects": list(rejects),
         "guards": list(run.guards),
@@ -238,6 +250,7 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
         "pid": run.pid,
         "user": run.user,
         "version": run.version,
+        **({"foreign_deleted": run.counts["foreign_deleted"]} if "foreign_deleted" in run.counts else {}),
         **_reconciled(invocation, run),
         **({"assert": run.counts["assert"]} if "assert" in run.counts else {}),
         **_followed(invocation, run),
@@ -270,11 +283,20 @@ def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
     if run["counts"]:
         steps = [(f"{_MARKS[o.kind]}{o.name}", o.rows, f"{o.share:.1%}") for o in funnel(run["counts"])]
         pieces.append(Table(("rows", "count", "of read"), steps, keeps=("count",)))
+    if run["so_far"]:
+        when = "so far" if run["status"] == "RUNNING" else "until it was killed"
+        known = [(name.replace("_", " "), count) for name, count in run["so_far"].items()]
+        pieces.append(Table((when, "count"), known))
     if any(run["deletes"].values()):
         deletes = {**run["deletes"], "deleted": run["counts"].get("deleted", 0)}
         pieces.append(Table(("deletes", "count"), [(n.replace("_", " "), c) for n, c in deletes.items()]))
+    if foreign := run.get("foreign_deleted"):
+        pieces.append(f"deleted rows that retl had not delivered: {foreign}")
     if any(run["conflicts"].values()):
         pieces.append(Table(("edited by others", "count"), list(run["conflicts"].items())))
+    if run["settled"]:
+        settled = [(name.replace("_", " "), count) for name, count in run["settled"].items()]
+        pieces.append(Table(("sent before without an answer", "count"), settled))
     if "assert" in run:
         from retl.cli.running import assert_pieces
 

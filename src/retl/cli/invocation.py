@@ -8,10 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from retl.app import masking
 from retl.cli import output
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
     from retl.project.settings import Settings
 
 
-@dataclass
-class Invocation:
+class Invocation(Struct, dict=True):
     """The options that every command has, and what the command has opened so far."""
 
     folder: Path | None = None
@@ -58,15 +59,19 @@ class Invocation:
             self.output_lost = True
             output.say("warning: stdout is closed or its disk is full; the output is lost")
 
-    def names(self, choice: Choice, is_former: Callable[[str], bool]) -> list[str] | None:
+    def names(self, choice: Choice, is_former: Callable[[str], bool] | None = None) -> list[str] | None:
         """The names of the chosen syncs, None for all of the history. A name may be of a sync that is no
-        longer defined, if `is_former` knows it."""
+        longer defined, if `is_former` knows it, which by default is one that has runs."""
         if choice.bare:
             return None
+        is_former = is_former or self._ran
         former = [one for one in choice.names if one not in self.project.syncs and is_former(one)]
         rest = replace(choice, names=tuple(one for one in choice.names if one not in former))
         defined = self.session.choose(rest, paused=True) if not rest.bare else []
         return [*former, *(one.name for one in defined)]
+
+    def _ran(self, name: str) -> bool:
+        return bool(self.session.ledger().runs(name, 1))
 
     def show_nothing(self, choice: Choice, name: str = "syncs") -> int:
         """Print that no sync was selected, which is a good answer, and return its exit code."""
@@ -120,16 +125,21 @@ class Invocation:
             return set()
         return masking.sensitive_columns(self.project, known).union(known.rejects.mask)
 
+    def variables(self, given: Sequence[str] | None, where: str | None = None) -> dict[str, Any]:
+        """The values of --var NAME=VALUE, of the types that retl.yml gives them. DefinitionError
+        VAR_INVALID; USAGE for a name that the project does not have, and `where` does not use."""
+        from retl.app import bindings
+        from retl.project import parameters
+
+        named: dict[str, Any] = {}
+        for text in given or ():
+            name, equals, value = text.partition("=")
+            if not equals or not name.isidentifier():
+                hint = "such as --var run_date=2026-11-20; SQL reads it as $run_date"
+                raise DefinitionError("VAR_INVALID", f"--var takes NAME=VALUE, not {text!r}", hint=hint)
+            bindings.require(self.project, [name], where)
+            named[name] = parameters.given(name, value, self.project.definitions.vars.get(name))
+        return named
+
     def close(self) -> None:
         self._closing.close()
-
-
-def variables(given: Sequence[str] | None) -> dict[str, Any]:
-    """The values of --var NAME=VALUE, as they are written. DefinitionError VAR_INVALID."""
-    named: dict[str, Any] = {}
-    for text in given or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise DefinitionError("VAR_INVALID", f"--var takes NAME=VALUE, not {text!r}")
-        named[name] = value
-    return named

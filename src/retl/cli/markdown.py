@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from retl.cli import output
+from retl.observe.summary import counted
 
 if TYPE_CHECKING:
     from retl.run.review import Review
@@ -45,7 +46,8 @@ def _head(found: Review, document: Mapping[str, Any]) -> str:
     error = document["error"]
     if error is None:
         changes = found.summary.changes
-        return f"{about}\n\n{f'{changes:,} rows would be sent.' if changes else 'No changes.'}"
+        sent = counted(changes, "row")
+        return f"{about}\n\n{f'{sent} would be sent.' if changes else 'No changes.'}"
     hint = f"<br>hint: {_text(error['hint'])}" if error.get("hint") else ""
     return f"{about}\n\n**{document['status']}** {_text(error['message'])} [{error['code']}]{hint}"
 

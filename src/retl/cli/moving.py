@@ -10,8 +10,9 @@ import typer
 
 from retl.cli.app import command
 from retl.cli.invocation import Invocation
-from retl.cli.state import Yes, confirmed, counted, done, state
+from retl.cli.state import Yes, confirmed, done, state
 from retl.errors import DefinitionError
+from retl.observe.summary import counted
 
 if TYPE_CHECKING:
     from retl.ledger.moving import Store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from retl.errors import DefinitionError
@@ -10,7 +11,19 @@ from retl.errors import DefinitionError
 if TYPE_CHECKING:
     from retl.ledger import Ledger, RunRow
 
+SHORT = 6  # characters of an id that are enough for people
+TAKEN_BACK = (
+    "An id or the beginning or end of one, a sync (its last run that wrote rows of the mart), or -1 for the"
+    " last run, -2 …"
+)
 WORDS = "An id or the beginning or end of one, a sync (its last run), or -1 for the last run, -2 …"
+
+
+def short_ids(ids: Sequence[str]) -> list[str]:
+    """The ends of run ids, which `run_by_id` takes too; the whole ids if two of them end alike."""
+    ends = {one: one.rsplit("-", 1)[-1] for one in ids}
+    alike = len(set(ends.values())) < len(ends) or any(len(end) < SHORT for end in ends.values())
+    return list(ids) if alike else [ends[one] for one in ids]
 
 
 def run_by_id(ledger: Ledger, words: str) -> RunRow:
@@ -21,6 +34,18 @@ def run_by_id(ledger: Ledger, words: str) -> RunRow:
         what = f"several runs have ids like {words!r}" if alike else f"there is no run {words!r}"
         raise DefinitionError("RUN_UNKNOWN", what, hint="`retl runs` lists them")
     return found or alike[0]
+
+
+def run_to_take_back(ledger: Ledger, words: str) -> RunRow:
+    """The run that a rollback of WORDS is about. A sync stands for its last run that wrote rows of the mart:
+    a rollback is taken back only by its own id. DefinitionError RUN_UNKNOWN."""
+    if words.startswith("-") or not ledger.runs(words, 1):
+        return named_run(ledger, words, "retl rollback")
+    found = ledger.last_written(words)
+    if found is None:
+        hint = f"`retl runs {words}` lists its runs; what else wrote is taken back by its id"
+        raise DefinitionError("RUN_UNKNOWN", f"no run of {words} wrote a row", hint=hint)
+    return found
 
 
 def named_run(ledger: Ledger, words: str | None, command: str = "retl show") -> RunRow:

@@ -12,9 +12,10 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+from msgspec import Struct, field
 
 Format = Literal["table", "json", "markdown", "csv"]  # each command says which it has
 MASK = "***"
@@ -22,11 +23,11 @@ MASK = "***"
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(Struct, frozen=True):
     """Rows under headers. A column of numbers is aligned to the right; None is shown as an empty cell. On a
     terminal a column of zeros is left out, unless `keeps` has its header. Where the terminal is too narrow,
-    the columns of `spares` are left out one after the other, then the cells of `folds` are broken."""
+    columns go whose cells are all the one in `defaults`, then the columns of `spares` one after the other: a
+    column of `shorts` first gets these shorter cells. Then the cells of `folds` are broken."""
 
     headers: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -34,6 +35,8 @@ class Table:
     keeps: Sequence[str] = ()
     spares: Sequence[str] = ()
     folds: Sequence[str] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    shorts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 Piece = Table | str  # text is printed without markup

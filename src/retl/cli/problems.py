@@ -19,8 +19,8 @@ def document(problem: BaseException) -> dict[str, Any]:
     """What `--output json` prints if a command failed."""
     several = each(problem) if isinstance(problem, RetlError) else (problem,)
     return {
-        "error": described(several[0]),
-        "errors": [described(one) for one in several],
+        "error": hinted(described(several[0])),
+        "errors": [hinted(described(one)) for one in several],
         "exit_code": exit_code(problem),
     }
 
@@ -44,7 +44,7 @@ def warn(faults: Iterable[RetlError]) -> None:
     from retl.observe import log
 
     for one in map(described, faults):
-        if not log.error(one, "definitions_broken"):
+        if not log.error(hinted(one), "definitions_broken"):
             say(f"warning: {sentence(one)}")
 
 
@@ -53,12 +53,24 @@ def tell(error: Mapping[str, Any], sync: str | None = None) -> None:
     log, if they are JSON, so that a program that reads them can read all."""
     from retl.observe import log
 
-    if not log.error({"sync": sync, **error}):
+    if not log.error({"sync": sync, **hinted(error)}):
         say(f"error: {sync + ': ' if sync else ''}{sentence(error)}")
 
 
 def sentence(error: Mapping[str, Any]) -> str:
     """The result of `described` as text: where, what, CODE, and on the next line what to do."""
     where = f"{error['where']}: " if error.get("where") else ""
-    hint = f"\n  hint: {error['hint']}" if error.get("hint") else ""
+    said = hinted(error)["hint"]
+    hint = f"\n  hint: {said}" if said else ""
     return f"{where}{error['message']} [{error['code']}]{hint}"
+
+
+def hinted(error: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of `described`, with a way on: where the error has no hint, the page about its CODE, unless
+    that only refers to the message."""
+    from retl.cli.codes import codes
+
+    said = error.get("hint")
+    if said is None and (known := codes().get(error["code"])) and "the message" not in known.text:
+        said = f"`retl help {error['code']}` says what to do"
+    return {**error, "hint": said}

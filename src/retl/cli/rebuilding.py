@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec.structs import asdict, replace
 
 from retl.cli.app import command
-from retl.cli.invocation import Invocation, variables
+from retl.cli.invocation import Invocation
 from retl.cli.running import Accepted, Variables, report
 from retl.cli.state import SyncName, Yes, confirmed, done, state
 from retl.errors import DefinitionError
@@ -37,7 +37,7 @@ def rebuild(
     if dry_run and yes:
         raise DefinitionError("USAGE", "use either --dry-run or --yes")
     session, sync = invocation.session, invocation.session.definition(name)
-    asked = options(dry_run=dry_run, accept=accept or (), variables=variables(var))
+    asked = options(dry_run=dry_run, accept=accept or (), variables=invocation.variables(var))
     session.require([sync])
     run.require(sync, session.project.destination(sync).target, take_ownership=take_ownership)
     if not dry_run:
@@ -83,18 +83,24 @@ def _found(sync: Sync, found: Found) -> str:
         "update_only": f"updates {found.different + found.again} and looks again for {found.absent}",
     }
     sent = found.absent if sync.write in due else found.different + found.absent + found.again
+    erased = f"; {found.erased} {'is' if found.erased == 1 else 'are'} erased" if found.erased else ""
     text = (
         f"of {found.read} rows of the mart the target holds {found.same} as they are, {found.different}"
-        f" differently and {found.absent} not at all; {found.rejected} cannot be sent. The next run of"
-        f" {sync.name} {due.get(sync.write, f'sends {sent}')} row{'s' * (sent != 1)}"
+        f" differently and {found.absent} not at all; {found.rejected} cannot be sent{erased}. The next run"
+        f" of {sync.name} {due.get(sync.write, f'sends {sent}')} {'row' if sent == 1 else 'rows'}"
     )
     if found.again:
         text += f" ({found.again} that are the same too, once, to notice edits of others from then on)"
     if found.taken:
         text += f" and deletes {found.taken} that only the target has, if the guards allow it"
+    if found.unknown_runs and sync.then:
+        text += (
+            ". The ledger does not know all runs that wrote here: they may have sent the requests that follow"
+            " them (`then`)"
+        )
     if found.forgotten:
         text += (
-            f". {found.forgotten} delivered keys left the mart and are no longer known as ours"
+            f". Keys that were delivered, left the mart and are no longer known as ours: {found.forgotten}"
             " (--take-ownership takes all that only the target has)"
         )
     return text

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec.structs import asdict, replace
 
 from retl.cli import output
 from retl.cli.app import app, command
-from retl.cli.invocation import Invocation, variables
+from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table
 from retl.cli.running import Accepted, Variables, masked, summary_pieces, tell_errors
 from retl.cli.state import SyncName
@@ -61,8 +61,8 @@ def reconcile(
     asked = run.Asked(sample, repair, take_ownership)
     session.require([sync])
     run.require(sync, session.project.destination(sync).target, asked)
-    chosen = options(dry_run=dry_run, accept=accept or (), variables=variables(var))
-    chosen = replace(chosen, purpose="repair", reconcile=asked.kind)
+    chosen = options(dry_run=dry_run, accept=accept or (), variables=invocation.variables(var))
+    chosen = replace(chosen, purpose=asked.purpose, reconcile=asked.kind)
     with session.stop.listening():
         job = session.job(sync, session.ledger(create=not dry_run), chosen)
         summary, found = run.look(job, asked) if dry_run else run.reconcile(job, asked)

@@ -11,20 +11,22 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.app.choice import Choice
 from retl.app.masking import contract_columns
 from retl.cli import output
 from retl.cli.app import app, command
-from retl.cli.invocation import Invocation, variables
+from retl.cli.invocation import Invocation
 from retl.cli.log import moment
 from retl.cli.output import Piece, Table
-from retl.cli.state import SyncName, Yes, confirmed, counted, done, group
+from retl.cli.state import SyncName, Yes, confirmed, done, group
 from retl.errors import DefinitionError
+from retl.observe.summary import counted
 
 if TYPE_CHECKING:
     from retl.ledger import Ledger, RejectRow
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 SHOWN = 20  # in a table; the reasons count all
 ALLOWED = 200  # characters
+SPARED = ("first seen", "stage", "last seen", "attempts")  # in this order, on a narrow terminal
 COLUMNS = (
     *("sync", "key", "stage", "code", "reason", "column", "value", "allowed"),
     *("first_seen", "last_seen", "attempts", "run_id"),
@@ -65,11 +68,12 @@ def list_rejects(
 ) -> int | None:
     """Show the open rejects, by reason and row by row."""
     ledger = invocation.session.ledger()
-    names = invocation.names(choice, lambda name: bool(ledger.runs(name, 1)))
+    names = invocation.names(choice)
     if names is not None and not names:
         return invocation.show_nothing(choice, "rejects")
     begin = moment(since, ledger.now())
     every = [one for one in _chosen(ledger, names, keys, codes) if begin is None or one.first_seen >= begin]
+    none = "no open rejects" if begin is None else f"no open reject was first seen since {begin:%F %T}Z"
     most = limit if limit is not None else SHOWN if invocation.output == "table" else None
     contracts = {name: _Contract.of(invocation, name) for name in {one.sync for one in every}}
     found = [_document(invocation, one, contracts[one.sync]) for one in every[:most]]
@@ -83,7 +87,7 @@ def list_rejects(
     ]
     invocation.show(
         {"reasons": grouped, "rejects": found},
-        lambda: _pieces(grouped, found, len(every)) if every else ["no open rejects"],
+        lambda: _pieces(grouped, found, len(every), tell=not values) if every else [none],
         lambda: _csv(found),
     )
     return None
@@ -110,8 +114,7 @@ def _chosen(
     return every
 
 
-@dataclass(frozen=True)
-class _Contract:
+class _Contract(Struct, frozen=True):
     """The rules of a sync's columns, as its YAML has them, and the columns to mask."""
 
     columns: Mapping[str, Mapping[str, Any]]
@@ -188,25 +191,32 @@ def _read_values(invocation: Invocation, every: Sequence[RejectRow], found: Sequ
         if not keys:
             continue
         with session.stop.listening():
-            job = session.job(sync, session.ledger(), Options(dry_run=True, variables=variables(None)))
+            job = session.job(
+                sync, session.ledger(), Options(dry_run=True, variables=invocation.variables(None))
+            )
             values = explain.refused(job, keys, reveal=invocation.reveal)
         for one, document in zip(every, found, strict=True):
             if one.sync == name and (one.key, one.row_id) in values:
                 document["column"], document["value"] = values[one.key, one.row_id]
 
 
-def _pieces(grouped: list[dict[str, Any]], found: list[dict[str, Any]], every: int) -> list[Piece]:
+def _pieces(
+    grouped: list[dict[str, Any]], found: list[dict[str, Any]], every: int, *, tell: bool
+) -> list[Piece]:
+    """`tell`: say how the values are shown."""
     by_reason = ("sync", "stage", "code", "reason", "allowed", "rows")
-    pieces: list[Piece] = [Table(by_reason, [tuple(one[name] for name in by_reason) for one in grouped])]
+    reasons = [tuple(one[name] for name in by_reason) for one in grouped]
+    pieces: list[Piece] = [Table(by_reason, reasons, spares=("stage", "allowed"), folds=("sync",))]
     headers = ["sync", "key", "stage", "code", "reason", "value", "first_seen", "last_seen", "attempts"]
     if not any(one["value"] is not None for one in found):
         headers.remove("value")
-        if any(one["column"] for one in found):
+        if tell and any(one["column"] for one in found):
             pieces.append("`retl rejects --values` reads the values that were refused from the mart")
     labels = tuple(name.replace("_", " ") for name in headers)
     rows = [tuple(_shown(name, one[name]) for name in headers) for one in found]
     title = f"the first {len(found)} of {every:,} (--limit, --key, --sync show others)"
-    pieces += [Table(labels, rows, title if len(found) < every else None)] if found else []
+    named = title if len(found) < every else None
+    pieces += [Table(labels, rows, named, spares=SPARED, folds=("sync", "key"))] if found else []
     pieces += [
         f"{one['sync']}, key {one['key'] or 'unusable'}: {json.dumps(one['payload'], ensure_ascii=False)}"
         for one in found
@@ -286,7 +296,7 @@ def retry(
         invocation.show({"syncs": [], "exit_code": 0}, lambda: [said])
         return 0
     asked = replace(
-        options(keys=usable, accept=accept or (), variables=variables(var)),
+        options(keys=usable, accept=accept or (), variables=invocation.variables(var)),
         retry=True,
     )
     with session.stop.listening(), progress(invocation):

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from msgspec.structs import replace
 
 from retl.app.choice import Choice
 from retl.cli import completing, output, problems
 from retl.cli.app import DETAILED, app, command
-from retl.cli.invocation import Invocation, variables
+from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table
-from retl.errors import DefinitionError
+from retl.errors import DefinitionError, Place
 
 if TYPE_CHECKING:
     from retl.app.session import Session
@@ -37,6 +37,7 @@ NUMBERS = (
     "in_doubt",
 )
 REJECTS_SHOWN = 20
+SLOW = 5.0  # seconds of delivery; with retries, they are why
 NOTHING_RAN = (
     "nothing ran, also none of the other syncs: only all files together show whether two syncs write the same"
     " rows or fields. To run the others now, move a wrong file out of syncs/."
@@ -119,7 +120,7 @@ def sync(
         where=where,
         allow_deletes=allow_deletes,
         accept=accept or (),
-        variables=variables(var),
+        variables=invocation.variables(var, where),
         engine=engine,
         shard=shard,
     )
@@ -168,7 +169,7 @@ def plan(
         where=where,
         allow_deletes=allow_deletes,
         accept=accept or (),
-        variables=variables(var),
+        variables=invocation.variables(var, where),
         engine=engine,
     )
     session.require([one for one in chosen if one.enabled], asked)
@@ -184,14 +185,17 @@ def plan(
 
 
 def _opened(invocation: Invocation) -> Session:
-    """The project. If a file is wrong, its error gets a note on why the other syncs do not run either."""
+    """The project. If a sync's file is wrong, its error gets a note on why the others do not run either."""
     from retl.project.files import sync_paths
     from retl.project.settings import project_folder
+    from retl.project.validation import each
 
     try:
         return invocation.session
     except DefinitionError as problem:
-        if len([*sync_paths(project_folder(invocation.folder))]) > 1:
+        files = {one.where.file for one in each(problem) if isinstance(one.where, Place)}
+        of_syncs = any(one.startswith("syncs/") for one in files)
+        if of_syncs and len([*sync_paths(project_folder(invocation.folder))]) > 1:
             problem.add_note(NOTHING_RAN)
         raise
 
@@ -237,7 +241,8 @@ def _planned(invocation: Invocation, sync: Sync, asked: Options, out: Path | Non
             plan_file.write(plan_file.make(job, plan), out)
 
     full = invocation.output != "table"
-    return review.review(job, reveal=invocation.reveal, full=full, keep=keep)
+    found = review.review(job, reveal=invocation.reveal, full=full, keep=keep)
+    return replace(found, summary=invocation.session.placed(sync, found.summary))
 
 
 def _detailed(code: int, summaries: Sequence[Summary]) -> int:
@@ -319,17 +324,23 @@ def summary_pieces(documents: Sequence[Mapping[str, Any]]) -> list[Piece]:
 
 
 def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
+    from retl.observe.summary import counted, duration
+
     pieces: list[Piece] = []
     for waiting, noun in ((one["not_attempted"], "row"), (one["deletes"]["not_attempted"], "delete")):
-        if waiting:
-            what = f"1 {noun} was" if waiting == 1 else f"{waiting:,} {noun}s were"
-            pieces.append(f"{name}{what} not attempted")
-    edits = {**one["conflicts"], "deletes kept": one["deletes"]["kept"]}
+        if waiting and one["status"] != "REFUSED":  # there nothing was attempted, as the refusal says
+            pieces.append(f"{name}{counted(waiting, noun, 'was')} not attempted")
+    if one["retries"] and (seconds := one["phases"]["deliver"]) >= SLOW:
+        pieces.append(f"{name}{counted(one['retries'], 'retry')}; delivery took {duration(seconds)}")
+    kept = one["deletes"]["kept"]
+    edits = {**one["conflicts"], f"delete{'s' * (kept != 1)} kept": kept}
     if any(edits.values()):
         pieces.append(f"{name}edited by others: {', '.join(f'{n} {kind}' for kind, n in edits.items() if n)}")
     if one["rejects"]:
         total = one["rejected"] + one["deletes"]["rejected"]
-        title = f"{name}rejects ({len(one['rejects'])} of {max(total, len(one['rejects'])):,}):"
+        rows = max(total, len(one["rejects"]))
+        some = f"{len(one['rejects'])} of " if len(one["rejects"]) < rows else ""
+        title = f"{name}rejects ({some}{counted(rows, 'row')}):"
         parts = ("key", "stage", "code", "reason")
         pieces.append(Table(parts, list(_distinct(one["rejects"], parts)), title))
     pieces += assert_pieces(one.get("assert", ()), name)
@@ -342,9 +353,11 @@ def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
 
 def _distinct(rejects: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """A line per reject; those without a key that look the same are one, with their number."""
+    from retl.observe.summary import counted
+
     alike = Counter(tuple(row[part] for part in parts) for row in rejects)
     for row, number in alike.items():
-        yield row if number == 1 else (*row[:-1], f"{row[-1]} ({number:,} rows)")
+        yield row if number == 1 else (*row[:-1], f"{row[-1]} ({counted(number, 'row')})")
 
 
 def assert_pieces(found: Sequence[Mapping[str, Any]], name: str = "") -> list[Piece]:

@@ -34,6 +34,8 @@ def serve(
     """Show the ledger as read-only web pages until it is stopped."""
     from retl.app.resolve import open_project
     from retl.app.serve import Serve
+    from retl.observe import log
+    from retl.observe.summary import counted
 
     first = [invocation.session.project]
     folder, stop = first[0].folder, invocation.session.stop
@@ -50,7 +52,10 @@ def serve(
         failed=invocation.debugged,
     )
     with serving, stop.listening(serving.reload):
-        output.say(f"http://{serving.address}/")
+        address, number = f"http://{serving.address}/", len(serving.project.syncs)
+        log.event("serving", project=str(folder), syncs=number, address=address)
+        if invocation.watched:  # elsewhere the log says it
+            output.say(f"serving the ledger of {counted(number, 'sync')} of {folder}: {address}")
         try:
             while True:
                 stop.wait(3600)

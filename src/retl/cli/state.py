@@ -10,16 +10,17 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec.structs import asdict, replace
 
+from retl.app.choice import Choice
 from retl.cli import completing
 from retl.cli.app import Output, app, command, with_shared_options
 from retl.cli.grouping import Family
-from retl.cli.invocation import Invocation, variables
+from retl.cli.invocation import Invocation
 from retl.cli.output import Table
 from retl.errors import DefinitionError, Later
 
@@ -36,13 +37,16 @@ OneSync = Annotated[
 state = typer.Typer(help="Show or change what the next run believes.", invoke_without_command=True)
 
 
-def show(invocation: Invocation, sync: OneSync = None) -> None:
+def show(invocation: Invocation, choice: Choice) -> int | None:
     """Show what was confirmed, per sync and object."""
+    from retl.run.known import confirmed
+
     ledger = invocation.session.ledger()
-    named = [sync] if sync is not None else sorted({*invocation.project.syncs, *_former(ledger)})
-    found = [_checkpoint(one) for name in named for one in ledger.checkpoints(name)]
-    if sync is not None and not found:
-        invocation.session.require_known(sync)
+    chosen = invocation.names(choice, lambda name: _has_state(ledger, name))
+    if chosen is not None and not chosen:
+        return invocation.show_nothing(choice, "checkpoints")
+    named = sorted({*invocation.project.syncs, *_former(ledger)}) if chosen is None else chosen
+    found = [_checkpoint(one, confirmed(ledger, one)) for name in named for one in ledger.checkpoints(name)]
     headers = ("sync", "object", "baseline_rows", "read_rows", "run_id", "updated_at")
     rows = [tuple(one[name] for name in headers) for one in found]
     labels = tuple(name.replace("_", " ") for name in headers)
@@ -50,6 +54,7 @@ def show(invocation: Invocation, sync: OneSync = None) -> None:
         {"state_id": None if ledger.fresh else ledger.state_id, "checkpoints": found},
         lambda: [Table(labels, rows)] if rows else ["nothing was delivered yet"],
     )
+    return None
 
 
 def _former(ledger: Ledger) -> set[str]:
@@ -57,13 +62,13 @@ def _former(ledger: Ledger) -> set[str]:
     return {run.sync for run in ledger.runs(limit=10_000)}
 
 
-def _checkpoint(one: Any) -> dict[str, Any]:
+def _checkpoint(one: Any, confirmed: int) -> dict[str, Any]:
     return {
         "sync": one.sync,
         "object": one.object,
         "run_id": one.run_id,
         "epoch": one.epoch,
-        "baseline_rows": one.baseline_rows,
+        "baseline_rows": confirmed,
         "read_rows": one.read_rows,
         "watermark": one.watermark,
         "fingerprints": dict(one.fingerprints),
@@ -140,7 +145,7 @@ def adopt(
     with invocation.session.stop.listening():
         # what another state delivered is what is taken over here
         accept = ("STATE_LOST", "STATE_BEHIND", "IDENTITY_CHANGED")
-        options = Options(adopt=True, accept=accept, variables=variables(var))
+        options = Options(adopt=True, accept=accept, variables=invocation.variables(var))
         job = invocation.session.job(sync, ledger, options)
         if sync.first_run is None:
             job = replace(job, sync=sync.model_copy(update={"first_run": "adopt"}))
@@ -150,16 +155,17 @@ def adopt(
 @command(state, "prune", ledger=True)
 def prune(
     invocation: Invocation,
-    sync: OneSync = None,
+    choice: Choice,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be removed.")] = False,
 ) -> int:
     """Remove history older than `state: {retain: …}` that no run needs any more."""
     ledger = invocation.session.ledger(create=not dry_run)
-    if sync is not None:
-        _known(ledger, sync)
+    names = invocation.names(choice, lambda name: _has_state(ledger, name))
+    if names is not None and not names:
+        return invocation.show_nothing(choice, "pruned")
     keep = timedelta(seconds=invocation.project.definitions.state.retain)
     found, busy = [], []
-    for name in [sync] if sync else sorted(ledger.synced()):
+    for name in sorted(ledger.synced()) if names is None else names:
         try:
             with nullcontext() if dry_run else held(ledger, name):
                 gone = ledger.prune(name, keep, dry_run=dry_run)
@@ -225,22 +231,21 @@ def resume(invocation: Invocation, name: SyncName) -> None:
     done(invocation, {"resumed": name, "was_paused": asdict(ended) if ended else None}, then)
 
 
-def counted(number: int, noun: str) -> str:
-    """A number with its noun: `1 reject`, `1,204 rejects`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _ledger(invocation: Invocation, yes: bool) -> Ledger:
     return invocation.session.ledger(create=yes)
 
 
 def _known(ledger: Ledger, name: str) -> None:
-    if not ledger.checkpoints(name) and not ledger.runs(name, 1) and not ledger.rejects(name):
+    if not _has_state(ledger, name):
         raise DefinitionError(
             "STATE_UNKNOWN",
             f"there is no state of a sync {name!r}",
             hint="`retl state show` lists the syncs with state",
         )
+
+
+def _has_state(ledger: Ledger, name: str) -> bool:
+    return bool(ledger.checkpoints(name) or ledger.runs(name, 1) or ledger.rejects(name))
 
 
 def confirmed(then: str, yes: bool) -> None:
@@ -279,4 +284,4 @@ def group(
     app.add_typer(group, name=name, cls=type("Family", (Family,), {"before_sync": words}))
 
 
-group(state, "state", show, "show", reveals=False, ledger=True)
+group(state, "state", show, "show", reveals=False, before_sync=(), ledger=True)

@@ -11,7 +11,7 @@ import typer
 
 from retl.app.choice import Choice
 from retl.cli.app import app, command
-from retl.cli.invocation import Invocation, variables
+from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table, document_text
 from retl.errors import DefinitionError
 
@@ -33,7 +33,7 @@ def run_tests(
     from retl.run import mapping_tests
 
     project = invocation.project
-    given = invocation.session.variables(variables(var), datetime.now(UTC).date())
+    given = invocation.session.variables(invocation.variables(var), datetime.now(UTC).date())
     chosen = invocation.session.choose(choice, paused=True)
     if not chosen and not choice.bare:
         return invocation.show_nothing(choice, "tests")

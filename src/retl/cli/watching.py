@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,11 +14,13 @@ from retl.cli.app import app, command
 from retl.cli.choosing import STANDING
 from retl.cli.invocation import Invocation
 from retl.cli.running import NUMBERS, masked, tell_errors
+from retl.observe.summary import counted
 
 if TYPE_CHECKING:
     from retl.app.loaded import LoadedProject
     from retl.observe.summary import Summary
 
+LISTED = 10  # syncs that the first line names
 GARBAGE_EVERY = 20_000  # objects: a process that stays keeps less than one that soon ends
 
 
@@ -58,7 +61,18 @@ def watch(
         failed=invocation.debugged,
     )
     with stop.listening(watched.reload_soon), watched:
+        if invocation.watched:  # elsewhere the log says it
+            output.say(sentence(watched.plan))
         return watched.run()
+
+
+def sentence(plan: Mapping[str, Any]) -> str:
+    """What is watched, in one line."""
+    listed = [f"{name} ({awaited})" for name, awaited in plan["next"].items()]
+    more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+    address = f"; {plan['address']}/healthz" if "address" in plan else ""
+    syncs = counted(len(listed), "sync")
+    return f"watching {syncs} of {plan['project']}: {', '.join(listed[:LISTED])}{more}{address}"
 
 
 def show(invocation: Invocation, summary: Summary) -> None:

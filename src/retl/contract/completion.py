@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from retl.contract.loaders import is_own
 from retl.errors import DefinitionError
 from retl.project import contracts
 from retl.project.contracts import STAR, Documented
-from retl.values.types import Type, fits, of_duckdb
+from retl.values.types import Type, TypeName, fits, of_duckdb
 
 
 def completed(
@@ -27,10 +27,33 @@ def completed(
         named = {name: written.get(name, star) for name in columns if name in named or not is_own(name)} | {
             name: column for name, column in named.items() if name not in columns
         }
+    _require_carried({name: (column, documentation(known, name)) for name, column in named.items()}, columns)
     return {
         name: _filled(name, column, star, columns.get(name), documentation(known, name))
         for name, column in named.items()
     }
+
+
+def _require_carried(
+    named: Mapping[str, tuple[contracts.Column, Documented]], columns: Mapping[str, str]
+) -> None:
+    """DefinitionError COLUMN_TYPE that names every column of a type that no contract has."""
+    lacking = [
+        name
+        for name, (column, known) in named.items()
+        if column.type is None and name in columns and _carried(columns[name], known.type) is None
+    ]
+    if not lacking:
+        return
+    listed = " and ".join(f"{name} is {columns[name]}" for name in lacking)
+    casts = ", ".join(f"CAST({name} AS VARCHAR) AS {name}" for name in lacking)
+    raise DefinitionError(
+        "COLUMN_TYPE",
+        f"in the mart {listed}: retl has no such type. It carries"
+        f" {', '.join(one for one in get_args(TypeName) if one != 'list')}, and lists of them",
+        hint=f"cast in the source's SQL: {casts}; a column of such a type at the target, PostgreSQL's `time`"
+        " for one, takes the text. Or leave the column out, with a contract",
+    )
 
 
 def _filled(
@@ -61,17 +84,16 @@ def allowed(type: str | None, values: Sequence[str]) -> tuple[str | int, ...]:
     return tuple(values) if type == "string" else ()
 
 
+def _carried(column_type: str, documented: Type | None) -> Type | None:
+    if documented is not None and fits(documented, column_type):
+        return documented
+    return of_duckdb(column_type)
+
+
 def _inferred(name: str, column_type: str, documented: Type | None) -> dict[str, Any]:
     """The type of a mart's column and its parts: dbt's if the column fits it."""
-    found = of_duckdb(column_type)
-    if documented is not None and fits(documented, column_type):
-        found = documented
-    if found is None:
-        raise DefinitionError(
-            "COLUMN_TYPE",
-            f"the mart's column {name} is {column_type}, which no target can hold",
-            hint=f"cast {name} in the source's SQL, or write a contract without it",
-        )
+    found = _carried(column_type, documented)
+    assert found is not None, name  # `_require_carried`
     parts = {
         "type": found.name,
         "max_digits": found.max_digits,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Context, Decimal
 from enum import Enum
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from msgspec import Struct
+from msgspec.structs import replace
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
@@ -36,8 +37,7 @@ Row = tuple[Any, ...]
 MISFIT = "$misfit"  # in a row of `Contract.select`: the first column with a value that the cast would change
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """Why a row is rejected; the reason is one sentence without values of the row."""
 
     column: str | None
@@ -135,7 +135,10 @@ class Contract:
     def _judged(self, row: Mapping[str, Any]) -> Verdict | dict[str, Any]:
         data = dict(row)
         if (misfit := data.pop(MISFIT, None)) is not None:
-            reason = f"{misfit} has a value that {self.columns[misfit].type} cannot hold exactly"
+            kind = self.columns[misfit].type
+            such = _SUCH.get(kind.name, "a value")
+            limits = _JSON_LIMITS * (kind.name == "json")
+            reason = f"{misfit} has {such}, which the contract's type {kind} does not take{limits}"
             return Verdict(misfit, "UNREPRESENTABLE", reason)
         try:
             for name in () if self._plain else self._json:
@@ -190,6 +193,15 @@ def _alike(before: Row, after: Row) -> bool:
     return bool(before == after) and all(map(is_, map(type, before), map(type, after)))
 
 
+_SUCH = {  # values that the types of sources have, and those of a contract do not
+    "string": "a text with a NUL character",
+    "integer": "a number beyond 64 bits or with decimal places",
+    "float": "NaN or infinity",
+    "decimal": "a number with more digits",
+    "date": "infinity",
+    "timestamp": "infinity",
+    "timestamptz": "infinity",
+}
 # Pydantic's own messages can contain the value, so each kind has a message here.
 _REASONS = [
     ("(string_)?too_long", "TOO_LONG", "is longer than {rule.max_length}"),
@@ -203,6 +215,10 @@ _REASONS = [
 ]
 
 
+_JSON_LIMITS = (
+    f": it has at most {storage.JSON_LEVELS} levels, numbers of less than {storage.JSON_DIGITS:,} digits, and"
+    " neither NaN nor NUL"
+)
 CODES = frozenset({"NULL_VALUE", "UNREPRESENTABLE", "CONTRACT_EDITED", "MODEL", *(c for _, c, _ in _REASONS)})
 
 

@@ -11,7 +11,6 @@ import sys
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from uuid import UUID
 
+from msgspec import Struct
+from msgspec.structs import replace
 from pydantic import (
     AwareDatetime,
     BaseModel,
@@ -44,8 +45,7 @@ from retl.values.types import Type, TypeName, of_duckdb
 BOUNDS = ("ge", "gt", "le", "lt")
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """The contract's limits for one mart column; `plain` = the rule is complete."""
 
     type: Type

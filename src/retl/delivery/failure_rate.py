@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from retl.destinations.batch import SETTLED, Batch, Kind, Outcome
 from retl.errors import Failure, Systemic
@@ -21,8 +22,7 @@ FAILED_RATE_FROM = 100  # attempted rows before the rate counts
 Waiting = Callable[[Batch, Outcome], Mapping[str, int]]
 
 
-@dataclass
-class FailureRate:
+class FailureRate(Struct):
     """Not thread-safe. `waiting` returns how many of the refused rows of an answer another row of the run may
     still help, by code."""
 

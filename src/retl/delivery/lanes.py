@@ -15,10 +15,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any, Protocol
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from retl.destinations.api import Destination
 from retl.destinations.batch import (
@@ -48,8 +50,7 @@ SEARCHES = 1000  # requests of a run that look for rows which the target refused
 NOT_APPLIED = RowResult(Kind.RETRY)
 
 
-@dataclass(frozen=True)
-class Answered:
+class Answered(Struct, frozen=True):
     """A batch and its outcome. `status` is done, or split: then the halves have outcomes of their own.
     `http_status` is that of the last answer over HTTP."""
 
@@ -104,8 +105,7 @@ def prepared(capabilities: Capabilities) -> bool:
     return not capabilities.idempotent or capabilities.key_window is not None
 
 
-@dataclass
-class Delivery:
+class Delivery(Struct):
     """The lanes of one run into one object. `lane()` creates a Destination for one thread."""
 
     lane: Callable[[], Destination[Any]]
@@ -361,10 +361,13 @@ class Delivery:
             self.retries += 1
             return self.searches <= SEARCHES
 
-    def repeat(self, batch: Batch, positions: Sequence[int]) -> int:
+    def repeat(
+        self, batch: Batch, positions: Sequence[int], record: Callable[[Sequence[Batch]], None] | None = None
+    ) -> int:
         """Send refused rows once more: `batch` has the rows at these positions of the change set. Returns how
         many of them are no longer refused. Their first answer is replaced, in the ledger too; meanwhile they
-        are unknown there. Raises as `drain`."""
+        are unknown there. `record` makes durable what the target returned with the batch. Raises as
+        `drain`."""
         self.pace.require_open()
         former = [(number, self.answered[number]) for number in self._answers_of(positions)]
         self._record_again(former, dict.fromkeys(positions, UNKNOWN))
@@ -377,6 +380,8 @@ class Delivery:
         finally:
             self.retries += 1
             if found is not None:
+                if record is not None:
+                    record([batch])
                 news = {at: found.result(row) for row, at in enumerate(positions)}
             else:
                 news = dict.fromkeys(positions, UNKNOWN) if tries.doubt else {}
@@ -444,7 +449,8 @@ class Delivery:
         outcome = self.resolve(destination, batch, handle)
         again = self.capabilities.idempotent or self.resend_unknown
         try:
-            if outcome.default.kind is Kind.RETRY or (outcome == Outcome(UNKNOWN) and again):
+            unknown = outcome.default == UNKNOWN and not outcome.exceptions
+            if outcome.default.kind is Kind.RETRY or (unknown and again):
                 self._deliver(destination, batch)
             else:
                 self._record(Answered(batch, outcome))
@@ -495,8 +501,7 @@ class Delivery:
                     self._failure_rate.add(answered.batch, answered.outcome)
 
 
-@dataclass
-class _Tries:
+class _Tries(Struct):
     """What is known about one batch during delivery."""
 
     count: int = 0

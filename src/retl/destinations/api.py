@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from datetime import date
 from typing import Any, ClassVar, Generic, TypeVar
 
+from msgspec import Struct, field
 from pydantic import BaseModel
 
 from retl.destinations.batch import (
@@ -28,6 +29,7 @@ from retl.destinations.batch import (
     Visit,
     WriteMode,
 )
+from retl.errors import Systemic
 from retl.model import Limits
 from retl.net.gate import Gate
 
@@ -41,8 +43,7 @@ _PREVIEW = (
 )
 
 
-@dataclass(frozen=True)
-class About:
+class About(Struct, frozen=True):
     """What is known of a type, and the source of it. `limits` is what the vendor allows; a connection's own
     `limits` win. Without `summary` and `docs` the module's docstring is the page. `parts`: by title, the
     models of groups of options that have a table of their own."""
@@ -64,6 +65,19 @@ class About:
         return _PREVIEW if set(self.evidence) == {"docs"} else None
 
 
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Import a target's client inside this: Systemic CLIENT_MISSING names the extra that has it."""
+    try:
+        yield
+    except ImportError as problem:
+        raise Systemic(
+            "CLIENT_MISSING",
+            f"this target needs a package that is not installed ({problem.name})",
+            hint=f"pip install 'retl-cli[{extra}]'",
+        ) from problem
+
+
 class Destination(ABC, Generic[OptionsT]):
     """A target of one sync.
 
@@ -74,6 +88,7 @@ class Destination(ABC, Generic[OptionsT]):
     Connection: ClassVar[type[BaseModel]]
     Options: ClassVar[type[BaseModel]]
     about: ClassVar[About] = About()
+    keeps_marks: ClassVar[bool] = False  # `check` can tell that the ledger is older, or another one
     shards: ClassVar[bool] = False  # several processes of one run may write to it at the same time
     capabilities: Capabilities
 
@@ -116,6 +131,11 @@ class Destination(ABC, Generic[OptionsT]):
     @classmethod
     def learns(cls, options: OptionsT, write: WriteMode, key: Sequence[str]) -> bool:
         """Whether answers to writes contain the external id of a row with this key."""
+        return False
+
+    @classmethod
+    def publishes(cls, options: OptionsT) -> bool:
+        """Whether each run writes every row of the mart (`capabilities.whole`): no part can be sent."""
         return False
 
     @classmethod
@@ -196,7 +216,8 @@ class Destination(ABC, Generic[OptionsT]):
     def dump(self, fields: Sequence[Field]) -> Iterator[bytes] | None:
         """`scan` with values: chunks of a CSV of the key values and these fields as text, without a header;
         NULL is empty and not quoted. A row that a write of the same texts (`Batch.csv`) would leave as it is
-        has these texts. None if that cannot be said here: then `scan` and `differing` are asked."""
+        has these texts. None, or Unshown later, if that cannot be said here: then `scan` and `differing` are
+        asked."""
         return None
 
     def ask(self, sql: str) -> Any:

@@ -5,15 +5,19 @@ Nothing here does I/O or knows a target; the maker of a batch provides its rows 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from msgspec import Struct, field
+from msgspec.structs import replace
+
 from retl.destinations.window import KeyWindow
+from retl.model import Formats
 from retl.values.keys import Fold
 from retl.values.types import Type
 
@@ -21,7 +25,7 @@ WriteMode = Literal["upsert", "insert_only", "update_only", "append", "replace"]
 Mode = Literal["upsert", "insert_only", "update_only", "append", "replace", "delete", "restore"]
 Operation = Literal["upsert", "append", "replace", "delete", "restore"]
 Form = Literal["tuples", "documents", "csv", "cells", "literals", "parquet", "file"]
-Cell = Literal["value", "text", "double", "utc"]  # how `Rows.cells` gives a value: see `Batch.cells`
+Cell = Literal["value", "text", "double", "utc", "stored"]  # a form of values: see `Batch.cells`
 FileFormat = Literal["parquet", "csv", "ndjson", "json"]
 Compares = Literal["atomic", "window", "no"]
 Conflicts = Literal["warehouse_wins", "target_wins", "newest_wins", "manual"]
@@ -50,8 +54,7 @@ MODES: dict[Mode, tuple[Operation, Condition]] = {
 _NAMES = {pair: mode for mode, pair in MODES.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(Struct, frozen=True):
     """One field of the destination's object, in the destination's own name."""
 
     name: str
@@ -64,18 +67,17 @@ class Field:
     column: str | None = None  # the mart column it comes from; None for constants and run values
     conflicts: Conflicts = "warehouse_wins"
     newest: int = 0  # for newest_wins: which pair of `Shape.newest`
-    description: str | None = field(default=None, compare=False)  # of the column, from the contract
+    description: str | None = None  # of the column, from the contract
+    nullable: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class SoftDelete:
+class SoftDelete(Struct, frozen=True):
     """Instead of removing an object, write these values into its fields (typed by `Shape.fields`)."""
 
     set: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Newest:
+class Newest(Struct, frozen=True):
     """What newest_wins compares: a value of the mart's row, sent beside the fields, and a column of the
     target."""
 
@@ -83,8 +85,7 @@ class Newest:
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(Struct, frozen=True):
     """What one sync writes: all that an adapter knows of the sync besides its options."""
 
     sync: str
@@ -100,8 +101,9 @@ class Shape:
     images: bool = False  # each row is kept as it was before a write, see `Returns`
     flags: Mapping[str, Any] = field(default_factory=dict)  # what a soft rollback sets, and nothing else
     flagged: tuple[Field, ...] = ()  # the fields of `flags`, typed by their values
-    description: str | None = field(default=None, compare=False)  # of the sync, for readers
-    freshness: float | None = field(default=None, compare=False)  # seconds after which it is stale
+    description: str | None = None  # of the sync, for readers
+    freshness: float | None = None  # seconds after which it is stale
+    formats: Formats = Formats()  # of values in JSON
 
     @property
     def cautious(self) -> bool:
@@ -121,8 +123,7 @@ class Shape:
         return tuple(sorted((one for one in self.fields if one.compared), key=lambda one: one.name))
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(Struct, frozen=True):
     """A run's state, as a target needs it.
 
     `keep`: the runs whose marks must stay, because the next run looks for them. With `exclusive` the run will
@@ -135,8 +136,7 @@ class Visit:
     exclusive: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(Struct, frozen=True):
     """What an object keeps of the batches that this ledger delivered to it: a mark of each, written together
     with its rows. So what was lost with a restored ledger or target is seen on the other side.
 
@@ -144,7 +144,9 @@ class Trace:
     those written before the object's storage was replaced (TRUNCATE, DROP, a restored dump, a rewrite), so a
     mark is no proof that its rows are there. `foreign`: runs of other syncs of this ledger. `epoch`: the
     newest that the object knows of this sync. `strangers`: other ledgers delivered here, this one never.
-    `taken`: another ledger has delivered here since this one last did.
+    `taken`: another ledger has delivered here since this one last did. `others_at`: when another one last
+    delivered; None if the object does not tell. `lacks`: the compared fields for which it has no column
+    yet: `create` makes it, and all rows that it has will be empty there.
     """
 
     batches: frozenset[tuple[str, str]] = frozenset()
@@ -153,6 +155,15 @@ class Trace:
     epoch: int = 0
     strangers: bool = False
     taken: bool = False
+    others_at: datetime | None = None
+    lacks: frozenset[str] = frozenset()
+
+
+def lacking(
+    shape: Shape, columns: Container[str], named: Callable[[str], str] = lambda name: name
+) -> frozenset[str]:
+    """`Trace.lacks` of an object with these columns; `named`: how they spell a field's name."""
+    return frozenset(one.name for one in shape.compared if named(one.name) not in columns)
 
 
 class Kind(StrEnum):
@@ -168,8 +179,7 @@ class Kind(StrEnum):
     UNKNOWN = "unknown"  # there is no evidence either way
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(Struct, frozen=True):
     """Why another row of the sync may change a refusal: it has the value that these fields refer to, or it
     still holds the unique value that these fields ask for. Names are those of the destination."""
 
@@ -177,8 +187,7 @@ class Order:
     refers_to: tuple[str, ...] = ()  # fields of the other row; empty: a unique value
 
 
-@dataclass(frozen=True, slots=True)
-class RowResult:
+class RowResult(Struct, frozen=True):
     """One row's outcome, with the target's own code and one sentence that holds no row values."""
 
     kind: Kind
@@ -186,7 +195,7 @@ class RowResult:
     reason: str | None = None
     ref: str | None = None  # the target's own id of the row
     settled: bool = True  # SKIPPED only: True = the target holds the key, not ours; False = try again
-    order: Order | None = field(default=None, compare=False)  # REJECTED only, and only during the run
+    order: Order | None = None  # REJECTED only, and only during the run
     ours: bool = True  # WRITTEN and MERGED only: False if somebody else made the row
 
 
@@ -197,8 +206,7 @@ ABSENT = RowResult(Kind.SKIPPED, settled=False)
 UNKNOWN = RowResult(Kind.UNKNOWN)
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Struct, frozen=True):
     """What a person decided about a row in conflict: whose version stays. It holds as long as both sides are
     as they were then, by the digest of the reject."""
 
@@ -206,8 +214,7 @@ class Decision:
     both: str
 
 
-@dataclass(frozen=True, slots=True)
-class Peeked:
+class Peeked(Struct, frozen=True):
     """What `write` would do to a row now: its result, and per compared field `write`, `keep`, `conflict` or
     `same` (nothing to write). Without fields the row is not there, or is to be deleted."""
 
@@ -215,15 +222,16 @@ class Peeked:
     fields: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What became of every row of a batch: `default`, except for `exceptions` by row number (0-based).
     `divides`: in other batches the UNKNOWN and RETRY rows get answers of their own. The target refuses some
-    of the UNKNOWN ones and does not say which; or it applied none because of others, which it named."""
+    of the UNKNOWN ones and does not say which; or it applied none because of others, which it named.
+    `removed`: rows of the object that a whole mart took out, because it does not have their keys."""
 
     default: RowResult
     exceptions: Mapping[int, RowResult] = field(default_factory=dict)
-    divides: bool = field(default=False, compare=False)
+    divides: bool = False
+    removed: int = 0
 
     def result(self, row: int) -> RowResult:
         return self.exceptions.get(row, self.default)
@@ -235,8 +243,7 @@ class Outcome:
         return any(one.kind in SETTLED for one in ends)
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(Struct, frozen=True):
     """The target accepted the batch and works on it: resolve it by `handle` after `look_again` seconds."""
 
     handle: str
@@ -246,8 +253,11 @@ class Pending:
 Answer = Outcome | Pending
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
+class Unshown(Exception):
+    """A dump has a row that the target cannot show as text after all."""
+
+
+class Capabilities(Struct, frozen=True):
     """What a destination can do, known from options and shape alone, without I/O."""
 
     object: str  # the place that is written to (server, object, key template); holds no secret
@@ -255,16 +265,19 @@ class Capabilities:
     idempotent: bool  # writing a batch twice has the same result as writing it once
     form: Form  # the form of its rows; no other form is made
     shaping: Mapping[str, Any] = field(default_factory=dict)  # options that shape the bytes sent
+    posts_twice: bool = False  # idempotent by the user's word only: it may get a request twice after a crash
     key_window: float | None = None  # seconds an idempotency key is honoured; None = no such key
     readable: bool = False
     looks: bool = False  # can read single rows, with a request for each: for people, not for samples
     repeats: bool = False  # a scan that has a key twice means that the object has
-    nulls_keep: bool = False  # can leave a field as it is (`nulls: keep`)
+    nulls_keep: bool = False  # can leave a field as it is (`nulls: keep`); else a write replaces the object
+    unsent_varies: bool = False  # whether a field that is not sent stays as it is, the target decides
     only_if_empty: bool = False  # can fill a field only if it is empty in the target
     cascades: bool = False  # a delete can change other objects, and `check` can see that
     resolves: bool = False  # `resolve` has evidence of what became of an unanswered batch
     soft_deletes: bool = False  # can set fields in the place of a delete (`SoftDelete`)
     whole: bool = False  # each run writes every row of the mart, in one batch, if anything changed
+    in_place: bool = False  # of `whole`: a row that is the same already is compared and not written
     by_ref: bool = False  # deletes need the external id of each row
     max_rows: int | None = None
     max_deletes: int | None = None  # rows of a delete batch, where that differs
@@ -274,46 +287,42 @@ class Capabilities:
     folds: tuple[Folds, ...] = ()  # per field of `Shape.key`; empty if the target compares every key exactly
     expires: float | None = None  # seconds after which the target removes a row by itself
     images: bool = False  # can keep rows as they were before a write, and restore them
+    digested: tuple[str, ...] | None = None  # what a row's digests are of, if not of its compared fields
     compares: Compares = "no"  # how it can write only what nobody else has changed; "no": makes no digests
 
 
-@dataclass(frozen=True, slots=True)
-class KeyText:
-    """The value of a key column, by its position in `Shape.key`: as JSON, or percent-encoded for a URL."""
+class KeyText(Struct, frozen=True):
+    """The value of a key column, by its position in `Shape.key`: as JSON, percent-encoded for a URL, or as it
+    is."""
 
     index: int
-    form: Literal["json", "url"]
+    form: Literal["json", "url", "text"]
 
 
-@dataclass(frozen=True, slots=True)
-class FieldText:
+class FieldText(Struct, frozen=True):
     """The JSON of one field, by its position in `Shape.fields`; null if it is empty."""
 
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class FieldsText:
+class FieldsText(Struct, frozen=True):
     """The JSON object of all fields."""
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(Struct, frozen=True):
     """The number of bytes of these pieces in UTF-8, as decimal digits."""
 
     of: Line
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """The digests of what the target held, in hexadecimal. Empty if it may lack the row, `!` if they are not
-    of this size in bytes."""
+class Seen(Struct, frozen=True):
+    """The digests of what the target held, in hexadecimal. As many `-` if it may lack the row, as many `!` if
+    they are not of this size in bytes."""
 
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
+class Digest(Struct, frozen=True):
     """The first 8 bytes of the SHA-1 of these pieces in UTF-8, in hexadecimal."""
 
     of: Line
@@ -324,21 +333,23 @@ Line = tuple[Piece, ...]  # the text of one row, as a target takes it
 LINE_KEYS = frozenset({"string", "integer", "uuid"})  # types that a KeyText supports
 
 
-@dataclass(frozen=True, slots=True)
-class Bends:
+class Bends(Struct, frozen=True):
     """The values of a field that a column would keep as other ones in silence: NULL (`null`), -0.0 (`zero`),
-    texts that are not among `known`, and texts that fit into `characters` or `bytes` only without the blanks
-    at their end."""
+    floats too small to have all their digits (`subnormal`), texts that are not ASCII (`ascii`) or not among
+    `known`, and texts that fit into `characters`, `units` of UTF-16, or `bytes` only without the blanks at
+    their end."""
 
     null: bool = False
     zero: bool = False
+    subnormal: bool = False
+    ascii: bool = False
+    units: int | None = None
     known: frozenset[str] | None = None
     characters: int | None = None
     bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Tuples:
+class Tuples(Struct, frozen=True):
     """Rows as SQL writes them behind VALUES. `cells` as for `Batch.cells`; `numbered`: before them the number
     of the row in its batch, from 1."""
 
@@ -346,8 +357,7 @@ class Tuples:
     numbered: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """A file of rows: every column of key and fields under its name. `operation`: the value of a further
     column, OPERATION."""
 
@@ -376,6 +386,8 @@ class Rows(Protocol):
     def documents(self, first: int, last: int) -> Sequence[tuple[Any, ...]]: ...
 
     def lines(self, first: int, last: int, line: Line) -> Sequence[str]: ...
+
+    def tuples_of(self, first: int, last: int, lines: tuple[Line, ...]) -> Sequence[tuple[str, ...]]: ...
 
     def csv(self, first: int, last: int, *, delete: bool, numbered: bool) -> Iterator[bytes]: ...
 
@@ -416,8 +428,7 @@ class Returns(Protocol):
         """Drop images of this batch that are not kept: the attempt begins again."""
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(Struct, frozen=True, dict=True):
     """Consecutive rows of one change set under one operation and condition; numbers count from 0 at `first`.
 
     `id` names exactly these rows of this run, so each half has its own. `request` and `idempotency_key`
@@ -442,6 +453,7 @@ class Batch:
     exclusive: bool = False
     returns: Returns | None = None
     refill: bool = False  # rows that are gone at the target are made again
+    most_refused: int | None = None  # of a whole mart: with more refused rows nothing of it may be written
     decisions: Mapping[int, Decision] = field(default_factory=dict)  # by position in the change set
 
     def __len__(self) -> int:
@@ -475,7 +487,8 @@ class Batch:
         """Per row the values of `Shape.key`, then of `Shape.fields` (deletes: keys), each in its form of
         `cells`: a Python value as `tuples` has it, its text, or a float. Made in SQL, which is faster than to
         convert Python values. Texts: digits with all decimal places, `2026-11-28 06:00:00[.5]`, a timestamptz
-        in UTC with all six places and `+00:00` (not if its form is "utc"), a list as JSON."""
+        in UTC with all six places and `+00:00` (not if its form is "utc"), a list as JSON. "stored": days and
+        microseconds since 1970, the digits of a decimal as an int, the text of a uuid, also in lists."""
         return self.rows.cells(self.first, self.last, cells)
 
     def literals(self, tuples: Tuples, most: int) -> Iterator[bytes]:
@@ -500,6 +513,10 @@ class Batch:
         """Per row the text that `line` describes, made in SQL, which is 20 times as fast as Python. Not for
         deletes, which have no fields."""
         return self.rows.lines(self.first, self.last, line)
+
+    def tuples_of(self, lines: tuple[Line, ...]) -> Sequence[tuple[str, ...]]:
+        """Per row what `Batch.lines` gives for each of `lines`."""
+        return self.rows.tuples_of(self.first, self.last, lines)
 
     def csv(self, *, numbered: bool = True) -> Iterator[bytes]:
         """Chunks of a CSV without header: the row number if `numbered`, then key and fields in the order of

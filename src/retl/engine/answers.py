@@ -3,29 +3,32 @@
 A destination puts digests in bulk (`Returns`), batch by batch, from several lanes. They become one Parquet
 file per group of acknowledged batches, which must be durable before the group is acknowledged. Rows without
 an answer, and rows of batches that were never acknowledged, have no digests: their `seen` is unknown. The
-file is specified in docs/formats.md.
+files have the positions of the plan, and are specified in docs/formats.md.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
+from msgspec import Struct, field
+
 from retl.destinations.batch import Batch
 from retl.engine.workspace import RUN_FILE, Workspace
+from retl.observe import log
+from retl.values import csv_text
 from retl.values.sql import literal
 
 ANSWERS = "answers 1"  # the format, as files record it
 IMAGES = "images 1"
-_LAYOUT = "header = false, delim = ',', quote = '\"', auto_detect = false, max_line_size = 1073741824"
+LATEST = 10**18  # the first number of files that a run with shards makes itself: after all of theirs
+_LONGEST, _LONGEST_DIGESTS = 1 << 30, 2 << 20  # bytes of a line
 Span = tuple[int, int]  # first and last position
 
 
-@dataclass(frozen=True)
-class Updated:
+class Updated(Struct, frozen=True):
     """A file of digests and of these fields as they were; `first` is the position of row 0."""
 
     path: Path
@@ -36,30 +39,40 @@ class Updated:
     def rows(self) -> str:
         """SQL of row (the position), seen and before (a JSON object of texts)."""
         texts = [f"b{n}" for n in range(len(self.names))]
-        columns = ", ".join(
-            ["'row': 'BIGINT'", "'seen': 'VARCHAR'", *(f"'{one}': 'VARCHAR'" for one in texts)]
-        )
+        columns = {"row": "BIGINT", "seen": "VARCHAR"} | dict.fromkeys(texts, "VARCHAR")
         members = ", ".join(f"{literal(name)}, {one}" for name, one in zip(self.names, texts, strict=True))
         return (
             f"(SELECT {self.first} + row AS row, unhex(substr(seen, 3)) AS seen,"
             f" CAST(json_object({members}) AS VARCHAR) AS before"
-            f" FROM read_csv({literal(str(self.path))}, columns = {{{columns}}}, {_LAYOUT}, nullstr = '',"
-            " allow_quoted_nulls = false))"
+            f" FROM {csv_text.reading([self.path], columns, _LONGEST)})"
         )
 
 
-@dataclass
-class Answers:
-    """The returns of one run. Thread-safe."""
+class Answers(Struct):
+    """The returns of one run. Thread-safe.
+
+    `stores` makes a file durable, by its name. `numbers` are those of files with images, and `files` of files
+    with digests: of a row that is in several, the highest number counts. Batches are cut from `table`, where
+    `place` is the position of a row in the plan.
+    """
 
     workspace: Workspace
     run_id: str
-    keeps: Callable[[Path], None] | None = None  # makes a file of images durable
+    table: str
+    stores: Callable[[str, Path], None]
+    numbers: Iterator[int] = field(default_factory=count)
+    files: Iterator[int] = field(default_factory=lambda: count(1))
+    place: str = "pos"
     _images: dict[Span, list[Path]] = field(default_factory=dict)  # of batches that are open
     _files: dict[Span, Path] = field(default_factory=dict)  # by first and last position
     _both: dict[Span, Updated] = field(default_factory=dict)  # digests and images in one file
-    numbers: count[int] = field(default_factory=count)  # of files
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def again(self, table: str) -> Answers:
+        """The returns of rows that are sent once more, from a table of `ChangeSet.pick`, as long as it is
+        there."""
+        run = self.workspace, self.run_id
+        return Answers(*run, table, self.stores, self.numbers, self.files, "place")
 
     def digests(self, batch: Batch, chunks: Iterable[bytes]) -> None:
         path = self._put(chunks)
@@ -100,8 +113,8 @@ class Answers:
         self._write_images(batch, _returned(taken, told, both), path)
         for one in taken:
             one.unlink()
-        assert self.keeps is not None
-        self.keeps(path)
+        self.stores(path.name, path)
+        log.event("images_kept", file=path.name, level="debug")
         path.unlink()
 
     def forget(self, batch: Batch) -> None:
@@ -116,28 +129,39 @@ class Answers:
         path.touch(mode=0o600)
         self.workspace.rows(
             self.workspace.cursor(),
-            "COPY (SELECT CAST(c.pos AS BIGINT) AS row, c.op, c.key, r.before, r.seen FROM changes c"
-            f" LEFT JOIN ({returned}) r ON r.row = c.pos WHERE c.pos BETWEEN {batch.first} AND {batch.last}"
+            f"COPY (SELECT CAST(c.{self.place} AS BIGINT) AS row, c.op, c.key, r.before, r.seen"
+            f" FROM {self.table} c LEFT JOIN ({returned}) r ON r.row = c.pos"
+            f" WHERE c.pos BETWEEN {batch.first} AND {batch.last}"
             f" ORDER BY 1) TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{IMAGES}'}})",
         )
 
-    def collect(self, batches: Sequence[Batch], number: int) -> Path | None:
-        """Write what was returned with these batches, or with parts of them, as file `number` of the run.
-        None if there is nothing."""
+    def record(self, batches: Sequence[Batch]) -> None:
+        """Make durable what was returned with these batches, or with parts of them; called before their
+        answers are."""
+        path = self.collect(batches)
+        if path is not None:
+            self.stores(path.name, path)
+            path.unlink()
+
+    def collect(self, batches: Sequence[Batch]) -> Path | None:
+        """Write what was returned with them to a new file; None if there is nothing."""
         with self._lock:
             told = {span: self._files.pop(span) for span in _inside(self._files, batches)}
             both = [self._both.pop(span) for span in _inside(self._both, batches)]
-        path = self.workspace.directory / f"{self.run_id}.answers-{number:06}.parquet"
         files = [*told.values(), *(one.path for one in both)]
-        filled = any(one.stat().st_size for one in files)
-        if filled:
+        path = None
+        if any(one.stat().st_size for one in files):
+            path = self.workspace.directory / f"{self.run_id}.answers-{next(self.files):06}.parquet"
             self._write(_seen(told, both), path)
         for one in files:
             one.unlink()
-        return path if filled else None
+        return path
 
     def _write(self, digests: str, path: Path) -> None:
         path.touch(mode=0o600)
+        if self.place != "pos":
+            rows = f"({digests}) d JOIN {self.table} c ON c.pos = d.row"
+            digests = f"SELECT c.{self.place} AS row, d.seen FROM {rows}"
         self.workspace.rows(
             self.workspace.cursor(),
             f"COPY (SELECT row, last(seen) AS seen FROM ({digests}) GROUP BY row ORDER BY row)"
@@ -162,10 +186,10 @@ def _returned(images: Sequence[Path], told: Mapping[Span, Path], both: Sequence[
     parts.append(f"SELECT row, NULL AS before, seen, 0 AS file FROM ({_digests(filled)})")
     if files:
         numbers = ", ".join(f"{literal(str(one))}: {n}" for n, one in enumerate(files))
+        columns = {"row": "BIGINT", "before": "VARCHAR"}
         parts.append(
             f"SELECT row, before, NULL AS seen, MAP {{{numbers}}}[filename] AS file"
-            f" FROM read_csv([{', '.join(literal(str(one)) for one in files)}],"
-            f" columns = {{'row': 'BIGINT', 'before': 'VARCHAR'}}, {_LAYOUT}, filename = true)"
+            f" FROM {csv_text.reading(files, columns, _LONGEST, filename=True)}"
         )
     read = " UNION ALL ".join(parts)
     return (
@@ -184,9 +208,6 @@ def _digests(filled: dict[Span, Path]) -> str:
     if not filled:
         return "SELECT NULL::BIGINT AS row, NULL::BLOB AS seen WHERE FALSE"
     firsts = ", ".join(f"{literal(str(one))}: {first}" for (first, _), one in filled.items())
-    files = ", ".join(literal(str(one)) for one in filled.values())
-    return (
-        f"SELECT MAP {{{firsts}}}[filename] + row AS row, unhex(substr(seen, 3)) AS seen"
-        f" FROM read_csv([{files}], columns = {{'row': 'BIGINT', 'seen': 'VARCHAR'}}, header = false,"
-        " delim = ',', quote = '\"', auto_detect = false, filename = true)"
-    )
+    columns = {"row": "BIGINT", "seen": "VARCHAR"}
+    read = csv_text.reading([*filled.values()], columns, _LONGEST_DIGESTS, filename=True)
+    return f"SELECT MAP {{{firsts}}}[filename] + row AS row, unhex(substr(seen, 3)) AS seen FROM {read}"

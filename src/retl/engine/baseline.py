@@ -13,10 +13,11 @@ target that was restored has them again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
+
+from msgspec import Struct
 
 from retl.destinations.batch import UNKNOWN, Kind, Mode, Outcome, RowResult
 from retl.engine.answers import ANSWERS
@@ -30,6 +31,7 @@ COMPACT_DELTAS = 16  # or this many deltas of any size
 AT_ONCE = 50_000  # rows of small deltas that one query reads: each query costs as much as thousands of rows
 DELTA, SNAPSHOT = "delta 2", "snapshot 2"  # formats, as files record them; raise both with the ledger's
 REMEMBERED = "90 days"  # that the snapshot has deleted keys
+NOTHING = "FFFFFFFFFFFFFFFF"  # in hexadecimal the digest of a field that has no value
 MOVED = "moved"  # the op of a key that leaves the baseline with the answer of the row at its position
 
 UNANSWERED = Outcome(UNKNOWN)
@@ -53,6 +55,7 @@ _COLUMNS = "key, gone, hash, owned, ref, confirmed_at, seen, epoch"
 # The baseline and the deleted keys. Also `epoch`, of the run that wrote the entry, and `born`, of the last
 # one that inserted or deleted the row; the snapshot does not have it.
 ENTRIES = "entries"
+NONE = 1 << 62  # an epoch after which no entry is
 
 
 class Acknowledged(Protocol):
@@ -70,12 +73,12 @@ class Acknowledged(Protocol):
     def outcome(self) -> Outcome | None: ...
 
 
-@dataclass(frozen=True)
-class Distrust:
+class Distrust(Struct, frozen=True):
     """Entries that no longer hold, by the epoch of the run that wrote them. Those after `rows` are unknown;
     those after `forgotten` are not in the baseline; the deleted keys in `back` are at the target again,
     unknown and ours. `disown`: no row that the target has now is ours to delete. `own`: the rows of the run
-    that found it are meant too.
+    that found it are meant too. `emptied`: the compared fields, counted from 1, that the target no longer
+    holds in any row: every row is due, and the digests of these fields are those of nothing.
 
     It is durable before the run that found it writes anything. So rows that this run does not send are sent
     by a later one.
@@ -86,10 +89,10 @@ class Distrust:
     back: Sequence[str] = ()
     disown: bool = False
     own: bool = False
+    emptied: Sequence[int] = ()
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(Struct, frozen=True):
     """One run's delta and its batches; `at` is when the run began. `distrust` applies to all older runs.
     Without a `path` the run wrote nothing. `answers`: the files of what the target returned."""
 
@@ -150,6 +153,9 @@ def _overlaid(workspace: Workspace, bottom: str | None, deltas: Iterable[Delta])
             if not group:
                 continue
         effects = _entries(workspace, group[0]) if len(group) == 1 else _newest(group)
+        if not workspace.run("SELECT key FROM overlay LIMIT 1"):
+            workspace.run(f"CREATE OR REPLACE TABLE overlay AS {effects}")
+            continue
         workspace.run(
             "CREATE OR REPLACE TABLE delta AS SELECT d.* REPLACE (greatest(d.born, o.born) AS born)"
             f" FROM ({effects}) d LEFT JOIN overlay o USING (key)"
@@ -222,12 +228,13 @@ def _with_seen(workspace: Workspace, answers: str, files: Sequence[Path]) -> str
     """SQL of answered rows with `held`: the digests that the target returned of the row, NULL if none."""
     if not files:
         return f"(SELECT *, CAST(NULL AS BLOB) AS held FROM ({answers}))"
-    read = " UNION ALL ".join(
-        f"SELECT {number} AS number, row, seen FROM {opened(workspace, path, ANSWERS)}"
-        for number, path in enumerate(files)
-    )
-    newest = f"SELECT row AS at, arg_max(seen, number) AS held FROM ({read}) GROUP BY row"
-    return f"(SELECT a.*, h.held FROM ({answers}) a LEFT JOIN ({newest}) h ON h.at = a.row)"
+    read = all_opened(workspace, files, ANSWERS)
+    rows, different = workspace.one(f"SELECT count(row), count(DISTINCT row) FROM {read}")
+    told = f"SELECT row AS at, seen AS held FROM {read}"
+    if different < rows:  # the files have their numbers in their names
+        number = r"CAST(regexp_extract(filename, '-([0-9]+)\.parquet$', 1) AS BIGINT)"
+        told = f"SELECT row AS at, arg_max(seen, {number}) AS held FROM {read} GROUP BY row"
+    return f"(SELECT a.*, h.held FROM ({answers}) a LEFT JOIN ({told}) h ON h.at = a.row)"
 
 
 def distrust(workspace: Workspace, found: Distrust) -> int:
@@ -269,12 +276,30 @@ def _distrusted(entries: str, found: Distrust) -> str:
     back = f"gone AND key IN ({', '.join(map(literal, found.back))})" if found.back else "FALSE"
     forgotten = "FALSE" if found.forgotten is None else f"NOT gone AND epoch > {found.forgotten}"
     unknown = f"({back} OR epoch > {found.rows})"
+    hash, seen = "hash", "seen"
+    if found.emptied:
+        hash, seen = _due("hash"), _emptied("seen", found.emptied)
     owned = f"CASE WHEN {back} THEN TRUE WHEN {found.disown} THEN FALSE ELSE owned END"
     return (
-        f"SELECT key, (gone AND NOT ({back})) AS gone, CASE WHEN {unknown} THEN NULL ELSE hash END AS hash,"
-        f" {owned} AS owned, ref, confirmed_at, CASE WHEN {unknown} THEN NULL ELSE seen END AS seen,"
+        f"SELECT key, (gone AND NOT ({back})) AS gone, CASE WHEN {unknown} THEN NULL ELSE {hash} END AS hash,"
+        f" {owned} AS owned, ref, confirmed_at, CASE WHEN {unknown} THEN NULL ELSE {seen} END AS seen,"
         f" epoch, born FROM {entries} WHERE NOT ({forgotten})"
     )
+
+
+def _due(hash: str) -> str:
+    """SQL of a hash that no row has, of the same payload: its last four bytes say of which."""
+    return f"unhex(concat(repeat('0', 2 * octet_length({hash}) - 8), right(hex({hash}), 8)))"
+
+
+def _emptied(seen: str, fields: Sequence[int]) -> str:
+    """SQL of digests, of which those of these fields, counted from 1, are of nothing."""
+    digits, parts, at = f"hex({seen})", list[str](), 1
+    for number in sorted(fields):
+        parts += [f"substr({digits}, {at}, {16 * number - 15 - at})", literal(NOTHING)]
+        at = 16 * number + 1
+    emptied = f"unhex(concat({', '.join(parts)}, substr({digits}, {at})))"
+    return f"CASE WHEN octet_length({seen}) >= {8 * max(fields)} THEN {emptied} END"
 
 
 def opened(workspace: Workspace, path: Path, format: str) -> str:

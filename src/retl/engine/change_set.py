@@ -11,13 +11,15 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from retl.destinations.batch import Bends, Cell, Layout, Line, Mode, Order, Tuples
 from retl.engine import hash
@@ -40,16 +42,16 @@ from retl.values.storage import storage_type
 
 T = TypeVar("T")
 CHANGES = "changes"  # pos, op, hash, owned, ref, seen, key, k0…, f0…, n0…
-AGAIN = "again"  # the same columns, of rows that are sent once more
+AGAIN = "again"  # the same columns and `place`, the position in CHANGES, of rows that are sent once more
 _CHUNK = 1 << 20  # bytes of CSV per chunk
 _BLOCK_BYTES = 4 << 20  # approximate size of one block of Python rows as JSON
 _BLOCK_ROWS = 32_768  # more than a batch of the usual size
 _BLOCKS_KEPT = 4
 _NOTHING = "CAST(NULL AS VARCHAR[])"
+_NEW = {"op": "'insert'", "owned": "NULL::BOOLEAN", "ref": "NULL::VARCHAR", "seen": "NULL::BLOB"}
 
 
-@dataclass(frozen=True)
-class Phase:
+class Phase(Struct, frozen=True):
     """Rows `first` to `last` (included) of a change set, under one mode. A batch never spans two phases."""
 
     mode: Mode
@@ -86,8 +88,7 @@ class Phase:
             yield first, min(first + size - 1, self.last)
 
 
-@dataclass
-class ChangeSet:
+class ChangeSet(Struct, dict=True):
     """The rows of one run in the order they are sent, in the form that the target needs.
 
     Thread-safe; everything is computed when it is needed. `counts` by op. `parted`: only some positions have
@@ -150,9 +151,15 @@ class ChangeSet:
         return self._query(self._documents, first, last)
 
     def lines(self, first: int, last: int, line: Line) -> Sequence[str]:
+        return [text for (text,) in self._query(self._line(line), first, last)]
+
+    def tuples_of(self, first: int, last: int, lines: tuple[Line, ...]) -> Sequence[tuple[str, ...]]:
+        return self._query(", ".join(map(self._line, lines)), first, last)
+
+    def _line(self, line: Line) -> str:
         if line not in self._lines:
             self._lines[line] = line_sql(line, self.field_map)
-        return [text for (text,) in self._query(self._lines[line], first, last)]
+        return self._lines[line]
 
     def seen(self, first: int, last: int) -> Sequence[tuple[Any, ...]]:
         return self._query(self._seen, first, last)
@@ -258,15 +265,16 @@ class ChangeSet:
         write_delta(self.workspace, f"({lines})", path)
 
     def pick(self, positions: Iterable[int]) -> ChangeSet:
-        """Some rows as a change set of its own, numbered from 0 in the same order. Valid until the next
-        call."""
+        """Some rows as a change set of its own, AGAIN, numbered from 0 in the same order. Valid until the
+        next call."""
         self.workspace.load("picked", {"picked_at": "BIGINT"}, ((position,) for position in positions))
         self.workspace.run(
             f"CREATE OR REPLACE TABLE {AGAIN} AS SELECT row_number() OVER (ORDER BY pos) - 1 AS pos,"
-            f" * EXCLUDE (pos, picked_at) FROM {self.table} JOIN picked ON pos = picked_at ORDER BY 1"
+            f" pos AS place, * EXCLUDE (pos, picked_at) FROM {self.table} JOIN picked ON pos = picked_at"
+            " ORDER BY 1"
         )
         number: int = self.workspace.one(f"SELECT count(*) FROM {AGAIN}")[0]
-        return ChangeSet(self.workspace, self.field_map, (), {"picked": number}, table=AGAIN)
+        return type(self)(self.workspace, self.field_map, (), {"picked": number}, table=AGAIN)
 
     def draw(self, number: int) -> ChangeSet:
         """As `pick`, of rows that are drawn at random."""
@@ -403,13 +411,15 @@ def assemble(
     if workspace.run("SELECT 1 FROM retried LIMIT 1"):
         late = f"CASE WHEN {field_map.key} IN (SELECT key FROM retried) THEN 1 ELSE 0 END"
     due = ends(workspace)
-    parts = [
-        f'SELECT {late} AS phase, "retl op" AS op, "retl hash" AS hash, "retl owned" AS owned,'
-        f' "retl ref" AS ref, "retl seen" AS seen{"" if plain else f", {field_map.key} AS key"},'
-        f" {field_map.payload}"
-        f" FROM {_upserts(workspace, due)}"
-    ]
-    if due.get(("delete", None)):
+    deletes, same = due.get(("delete", None)), dict[str, str]()
+    if late == "0" and not deletes and _are_new(workspace, due):
+        same = {"phase": late, **_NEW}  # to sort them with each row takes a third of the time
+    columns = {"phase": late, **{name: f'"retl {name}"' for name in ("op", "hash", "owned", "ref", "seen")}}
+    stored = [name for name in columns if name not in same]
+    listed = [f"{columns[name]} AS {name}" for name in stored]
+    listed += [] if plain else [f"{field_map.key} AS key"]
+    parts = [f"SELECT {', '.join(listed)}, {field_map.payload} FROM {_upserts(workspace, due)}"]
+    if deletes:
         typed = ", ".join(f"{key_value_sql(types, i, 'key')} AS {name}" for i, name in enumerate(keys))
         nothing = "".join(f", NULL AS f{i}" for i in range(len(shape.fields)))
         nothing += "".join(f", NULL AS n{i}" for i in range(len(shape.newest)))
@@ -421,9 +431,12 @@ def assemble(
     top = f" LIMIT {limit}" if limit is not None else ""
     workspace.run(
         "CREATE TABLE ordered AS SELECT row_number() OVER () - 1 AS pos, * FROM"
-        f" (SELECT * FROM ({' UNION ALL '.join(parts)}) ORDER BY {', '.join(['phase', *keys])}{top})"
+        f" (SELECT * FROM ({' UNION ALL '.join(parts)})"
+        f" ORDER BY {', '.join([*({'phase'} - same.keys()), *keys])}{top})"
     )
-    workspace.run(f"CREATE VIEW {CHANGES} AS SELECT *{', k0 AS key' if plain else ''} FROM ordered")
+    shown = ["pos", *(f"{same.get(name, name)} AS {name}" for name in columns)]  # shards rely on the order
+    shown += [f"* EXCLUDE ({', '.join(['pos', *stored])})", *(["k0 AS key"] if plain else [])]
+    workspace.run(f"CREATE VIEW {CHANGES} AS SELECT {', '.join(shown)} FROM ordered")
     counts = dict(workspace.run(f"SELECT op, count(*) FROM {CHANGES} GROUP BY op"))
     spans = workspace.run(f"SELECT phase, min(pos), max(pos) FROM {CHANGES} GROUP BY phase ORDER BY phase")
     phases = tuple(Phase("delete" if n == 2 else write, first, last) for n, first, last in spans)
@@ -457,18 +470,22 @@ def due_rows(workspace: Workspace, field_map: FieldMap) -> str:
 def _upserts(workspace: Workspace, due: Ends) -> str:
     """SQL of the due rows of the mart, with the columns of their candidates. If every row that is not
     rejected is an insert, no join is needed; a join takes as long as the sort."""
-    total = hash.count(workspace)
-    kept = sum(number for (op, _), number in due.items() if op in ("insert", "none"))
     # the mart's columns may have any name that does not begin with "retl "
-    if kept == total and not due.keys() & {("update", None), ("refresh", None)}:
+    if _are_new(workspace, due):
         rejected = f"SELECT row FROM {CANDIDATES} WHERE ending IS NOT NULL AND row IS NOT NULL"
-        some = f' WHERE "retl row" NOT IN ({rejected})' if due.get(("insert", None)) != total else ""
-        same = '\'insert\' AS "retl op", NULL::BOOLEAN AS "retl owned", NULL::VARCHAR AS "retl ref"'
-        same += ', NULL::BLOB AS "retl seen"'
+        every = due.get(("insert", None)) == hash.count(workspace)
+        some = "" if every else f' WHERE "retl row" NOT IN ({rejected})'
+        same = ", ".join(f'{sql} AS "retl {name}"' for name, sql in _NEW.items())
         return f"(SELECT *, {same} FROM {MART}{some})"
     known = 'row AS "retl at", op AS "retl op", owned AS "retl owned", ref AS "retl ref", seen AS "retl seen"'
     rows = f"SELECT {known} FROM {CANDIDATES} WHERE ending IS NULL AND op IN {UPSERTS}"
     return f'{MART} JOIN ({rows}) ON "retl row" = "retl at"'
+
+
+def _are_new(workspace: Workspace, due: Ends) -> bool:
+    """Whether every due row of the mart is an insert."""
+    kept = sum(number for (op, _), number in due.items() if op in ("insert", "none"))
+    return kept == hash.count(workspace) and not due.keys() & {("update", None), ("refresh", None)}
 
 
 def write_delta(workspace: Workspace, rows: str, path: Path) -> None:

@@ -5,12 +5,14 @@ One join finds changed rows, keys that left the mart and duplicate keys. Nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
+from msgspec import Struct
+
 from retl.engine import hash
-from retl.engine.baseline import BASELINE, ENTRIES
+from retl.engine.baseline import BASELINE, ENTRIES, NOTHING
 from retl.engine.feed import LEFT
 from retl.engine.hash import ROWS
 from retl.engine.mapping import FieldMap
@@ -21,14 +23,58 @@ from retl.values.sql import literal
 # insert, update, refresh, delete, or none where the row has no usable key. `ending` is NULL while the row is
 # due.
 CANDIDATES = "candidates"
+_FORMERS = 16  # shapes of a sync whose digests are still read
 NEVER = "unhex('0000000000000000')"  # digests that no value has
 OUTSIDE = "outside"  # the ending of a key that left the mart and is not in the scope of deletes
 UPSERTS = ("insert", "update", "refresh")
 Ends = Mapping[tuple[str, str | None], int]  # rows by (op, ending)
 
 
-@dataclass(frozen=True)
-class Strategy:
+class Former(Struct, frozen=True):
+    """Fields that were sent before, of which a row of the baseline may still have digests. `salt`: the end of
+    such a row's hash; `known`: how many digests it has; `places`: where that of each of today's fields is
+    among them, from 0, or None if the field was not sent."""
+
+    salt: str
+    known: int
+    places: tuple[int | None, ...]
+
+
+class Compares(Struct, frozen=True):
+    """How the digests of a baseline are read. `salt`: the end of the hash of rows with today's fields."""
+
+    salt: str
+    formers: tuple[Former, ...] = ()
+
+    @classmethod
+    def between(
+        cls, now: Mapping[str, str], former: Mapping[str, str], lacks: Collection[str] = ()
+    ) -> Compares:
+        """For rows with the fingerprints `now`, and a baseline with the `former` ones. `lacks`: fields that
+        the target has no column for, so that it holds nothing of what was sent."""
+        salt, names = [*json.loads(now["digests"]).items()][-1]
+        known = json.loads(former.get("digests", "{}"))
+        formers = list[Former]()
+        for one, had in known.items():
+            there = {name: at for at, name in enumerate(had) if name not in lacks}
+            if one != salt and names:
+                formers.append(Former(one, len(had), tuple(there.get(name) for name in names)))
+        return cls(salt, tuple(formers))
+
+
+def digests_of(what: str, names: Sequence[str]) -> str:
+    """The fingerprint `digests`: as JSON, what digests are of by the end of the row's hash."""
+    return json.dumps({what[:8].upper(): list(names)})
+
+
+def remembered(now: Mapping[str, str], former: Mapping[str, str]) -> str:
+    """The same with those of `former` shapes, because rows that were not written since have them still."""
+    known, new = json.loads(former.get("digests", "{}")), json.loads(now["digests"])
+    older = [one for one in known.items() if one[0] not in new]
+    return json.dumps(dict([*older, *new.items()][-_FORMERS:]))
+
+
+class Strategy(Struct, frozen=True):
     """Which rows are due, and what to do with keys that left the mart."""
 
     everything: bool  # every row, changed or not
@@ -40,7 +86,7 @@ class Strategy:
     held: Sequence[int] = ()  # epochs of runs whose rows are not sent again because they expire
     again: bool = False  # what did not change is sent too
     learns: bool = False  # a row of which it is not known what the target holds is due once
-    compares: str | None = None  # the payload fingerprint, if rows are written only where nobody edited them
+    compares: Compares | None = None  # rows are written only where nobody edited them
 
 
 def diff(
@@ -51,14 +97,16 @@ def diff(
     *,
     whole: bool,
     fed: bool = False,
+    among: str = "TRUE",
 ) -> None:
     """Create CANDIDATES from ROWS and BASELINE, without unchanged rows. In a `whole` mart duplicate keys get
-    their fault here, otherwise they have it already. Of a mart that was `fed`, only keys in LEFT are gone."""
-    known = BASELINE
+    their fault here, otherwise they have it already. Of a mart that was `fed`, only keys in LEFT are gone.
+    `among`: of keys only those that match this SQL predicate; each of the others is there once and known."""
+    rows, known = (f"(SELECT * FROM {one} WHERE {among})" for one in (ROWS, BASELINE))
     if fed:
         touched = f"SELECT key FROM {LEFT} UNION SELECT key FROM {ROWS}"
         known = f"(SELECT * FROM {BASELINE} WHERE key IN ({touched}))"
-    join = f"{'FULL' if whole or fed else 'LEFT'} JOIN {known}"
+    join = f"{rows} r {'FULL' if whole or fed else 'LEFT'} JOIN {known} b"
     _compare(workspace, strategy, join)
     if whole and _repeats_keys(workspace, field_map, baseline_rows):
         hash.mark_duplicates(workspace, field_map)
@@ -125,34 +173,50 @@ def _compare(workspace: Workspace, strategy: Strategy, join: str) -> None:
         f"SELECT r.row, coalesce(r.key, b.key) AS key, {op} AS op, {ending} AS ending,"
         f" r.cleared, b.owned, b.ref, {seen_sql(strategy.compares)} AS seen,"
         f" {'NULL::BLOB' if strategy.compares is None else 'b.hash'} AS former"
-        f" FROM {ROWS} r {join} b ON b.key = r.key"
+        f" FROM {join} ON b.key = r.key"
         ") WHERE op <> 'unchanged'"
     )
 
 
-def seen_sql(compares: str | None) -> str:
-    """SQL of what the target held after our last write, from the baseline `b`. Digests of other fields are no
-    digests of these; an unknown row may not be there at all."""
+def seen_sql(compares: Compares | None) -> str:
+    """SQL of what the target held after our last write, from the baseline `b`. An unknown row may not be
+    there at all."""
     if compares is None:
         return "CAST(NULL AS BLOB)"
-    other = f"b.seen IS NULL OR right(hex(b.hash), 8) <> {literal(compares[:8].upper())}"
-    return f"CASE WHEN b.hash IS NULL THEN NULL WHEN {other} THEN {NEVER} ELSE b.seen END"
+    of = "WHEN right(hex(b.hash), 8) ="
+    formers = "".join(f" {of} {literal(one.salt)} THEN {_moved(one)}" for one in compares.formers)
+    return (
+        f"CASE WHEN b.hash IS NULL THEN NULL WHEN b.seen IS NULL THEN {NEVER}"
+        f" {of} {literal(compares.salt)} THEN b.seen{formers} ELSE {NEVER} END"
+    )
+
+
+def _moved(former: Former) -> str:
+    """SQL of the digests of former fields as those of today's. A field that was not sent is one in which we
+    left nothing: it is filled where it is empty, and a value in it is somebody else's. What is behind the
+    digests of fields goes, because it is of other columns now; but not the byte of a respected removal."""
+    digits = [
+        literal(NOTHING) if at is None else f"substr(hex(b.seen), {16 * at + 1}, 16)" for at in former.places
+    ]
+    removal = "CASE WHEN octet_length(b.seen) % 8 = 1 THEN right(hex(b.seen), 2) ELSE '' END"
+    return (
+        f"CASE WHEN octet_length(b.seen) = 0 THEN b.seen WHEN octet_length(b.seen) < {8 * former.known}"
+        f" THEN {NEVER} ELSE unhex(concat({', '.join(digits)}, {removal})) END"
+    )
 
 
 def _repeats_keys(workspace: Workspace, field_map: FieldMap, baseline_rows: int) -> bool:
     """Whether the whole mart has a key twice, or two that the target does not tell apart. The baseline has
     each key once, so the number of rows that match it must equal the number of matched keys. Only the other
-    keys need a query of their own."""
+    keys need a query of their own. It groups their digests, in half the time of the keys: two keys with one
+    digest cost a second look, and are found to differ."""
     found = ends(workspace)
+    inserts = f"FROM {CANDIDATES} WHERE op = 'insert'"
     new = sum(number for (op, _), number in found.items() if op == "insert")
     unmet = sum(number for (op, _), number in found.items() if op == "delete")
     usable = workspace.one(f"SELECT count(*) FROM {ROWS} WHERE fault IS NULL")[0]
     return (
         usable - new > baseline_rows - unmet
-        or bool(
-            workspace.run(
-                f"SELECT key FROM {CANDIDATES} WHERE op = 'insert' GROUP BY key HAVING count(*) > 1 LIMIT 1"
-            )
-        )
+        or bool(workspace.run(f"SELECT 1 {inserts} GROUP BY hash(key) HAVING count(*) > 1 LIMIT 1"))
         or (bool(field_map.folds) and hash.collide(workspace, field_map))
     )

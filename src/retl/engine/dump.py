@@ -11,19 +11,16 @@ from collections.abc import Iterable
 
 import duckdb
 
-from retl.destinations.batch import Field
-from retl.engine import change_set, held
+from retl.destinations.batch import Field, Unshown
+from retl.engine import alike, change_set, held
+from retl.engine.alike import Alike
 from retl.engine.diff import CANDIDATES
 from retl.engine.mapping import FieldMap
 from retl.engine.workspace import Workspace
 from retl.values import csv_text
-from retl.values.sql import literal
 
 _MET = "met"  # key, row, hash, owned, ref, same: each row of the dump, with the row of the mart of its key
-_LAYOUT = (
-    "auto_detect = false, header = false, delim = ',', quote = '\"', escape = '\"', nullstr = '',"
-    f" allow_quoted_nulls = false, max_line_size = {16 << 20}"
-)
+_LONGEST = 16 << 20  # bytes of a row
 
 
 def fields(field_map: FieldMap) -> list[Field]:
@@ -32,18 +29,16 @@ def fields(field_map: FieldMap) -> list[Field]:
 
 
 def load(workspace: Workspace, field_map: FieldMap, chunks: Iterable[bytes]) -> bool:
-    """Create held.SCANNED and the texts from chunks of CSV. False, and nothing was made, if DuckDB cannot
-    read it: a row is too long, or not UTF-8."""
-    path = workspace.save("dump.csv", chunks)
-    names = [*held.key_columns(field_map), *_texts(field_map)]
-    columns = ", ".join(f"{name}: 'VARCHAR'" for name in names)
+    """Create held.SCAN, with the texts, from chunks of CSV. False, and nothing was made, if the target cannot
+    show a row, or DuckDB cannot read it: it is too long, or not UTF-8."""
     try:
-        held.keep_scan(
-            workspace,
-            field_map,
-            f"read_csv({literal(str(path))}, {_LAYOUT}, columns = {{{columns}}})",
-            _texts(field_map),
-        )
+        path = workspace.save("dump.csv", chunks)
+    except Unshown:
+        return False
+    columns = dict.fromkeys([*held.key_columns(field_map), *_texts(field_map)], "VARCHAR")
+    read = csv_text.reading([path], columns, _LONGEST)
+    try:
+        held.keep_scan(workspace, field_map, read, _texts(field_map))
     except duckdb.InvalidInputException:
         return False
     finally:
@@ -51,22 +46,28 @@ def load(workspace: Workspace, field_map: FieldMap, chunks: Iterable[bytes]) -> 
     return True
 
 
-def meet(workspace: Workspace, field_map: FieldMap) -> None:
-    """Compare the dump with the due rows of the mart; those that are the same are no candidates any more.
-    That is a row of which the target has the key once, and each text that would be sent."""
-    sent = [
-        f"CAST({csv_text.csv_sql(one.type, f'm.f{i}')} AS VARCHAR)"
-        for i, one in enumerate(field_map.shape.fields)
-        if one.compared
-    ]
+def find_alike(workspace: Workspace, field_map: FieldMap) -> Alike:
+    """The rows that mart, baseline and dump have alike, found in bulk."""
+    return alike.find(workspace, field_map, _sent(field_map), held.SCAN, _texts(field_map))
+
+
+def meet(workspace: Workspace, field_map: FieldMap, among: str = "TRUE") -> None:
+    """Compare the rows of the dump that match the SQL predicate `among` with the due rows of the mart; those
+    that are the same are no candidates any more. That is a row of which the target has just this key, no
+    other that it takes for the same, and each text that would be sent."""
     equal = [
-        f"{text} IS NOT DISTINCT FROM s.{name}" for text, name in zip(sent, _texts(field_map), strict=True)
+        f"{text} IS NOT DISTINCT FROM s.{name}"
+        for text, name in zip(_sent(field_map), _texts(field_map), strict=True)
     ]
-    once = f"s.key NOT IN (SELECT key FROM {held.SCANNED} WHERE times > 1)"
-    alike = " AND ".join(["m.row IS NOT NULL", once, *equal])
+    several = "times > 1"
+    if field_map.folds:
+        several = f"folded IN (SELECT folded FROM {held.SCANNED} GROUP BY folded HAVING sum(times) > 1)"
+    once = f"s.key NOT IN (SELECT key FROM {held.SCANNED} WHERE {several})"
+    same = " AND ".join(["m.row IS NOT NULL", once, *equal])
     workspace.run(
-        f"CREATE TABLE {_MET} AS SELECT s.key, m.row, m.hash, m.owned, m.ref, {alike} AS same"
-        f" FROM {held.SCAN} s LEFT JOIN ({change_set.due_rows(workspace, field_map)}) m ON m.key = s.key"
+        f"CREATE TABLE {_MET} AS SELECT s.key, m.row, m.hash, m.owned, m.ref, {same} AS same"
+        f" FROM (FROM {held.SCAN} WHERE {among}) s"
+        f" LEFT JOIN ({change_set.due_rows(workspace, field_map)}) m ON m.key = s.key"
     )
     workspace.run(f"DROP TABLE {held.SCAN}")
     workspace.run(f"DELETE FROM {CANDIDATES} WHERE row IN (SELECT row FROM {_MET} WHERE same)")
@@ -80,6 +81,15 @@ def same() -> str:
 def others() -> str:
     """SQL of the keys that no row of the mart has just so."""
     return f"SELECT key FROM {_MET} WHERE row IS NULL"
+
+
+def _sent(field_map: FieldMap) -> list[str]:
+    """SQL of the texts that would be sent, over the payload `m`."""
+    return [
+        f"CAST({csv_text.csv_sql(one.type, f'm.f{i}')} AS VARCHAR)"
+        for i, one in enumerate(field_map.shape.fields)
+        if one.compared
+    ]
 
 
 def _texts(field_map: FieldMap) -> list[str]:

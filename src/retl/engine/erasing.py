@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from retl.engine.answers import ANSWERS, IMAGES
 from retl.engine.baseline import BASELINE, DELTA, MOVED, SNAPSHOT, opened
@@ -29,8 +31,7 @@ _NAME = re.compile(r"(?P<run>[^.]+)\.(?P<kind>delta|snapshot|moved|answers|image
 _FORMATS = {"delta": DELTA, "snapshot": SNAPSHOT, "moved": SNAPSHOT, "answers": ANSWERS, "images": IMAGES}
 
 
-@dataclass(frozen=True)
-class RunFile:
+class RunFile(Struct, frozen=True):
     """A run file in reach, with its run and kind."""
 
     name: str
@@ -50,8 +51,7 @@ class RunFile:
         return opened(workspace, self.path, _FORMATS[self.kind])
 
 
-@dataclass
-class Person:
+class Person(Struct):
     """The keys to erase, and the positions of their rows by run."""
 
     workspace: Workspace

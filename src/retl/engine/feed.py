@@ -8,7 +8,8 @@ lacks a change, and the mart must be read whole.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from retl.engine import freeze
 from retl.engine.baseline import BASELINE

@@ -25,8 +25,9 @@ UNEDITED = "unedited"  # the same before a contract edited the rows, if the run 
 _EDITED_AT_ONCE = 10_000  # rows as Python objects at a time
 
 
-def freeze(workspace: Workspace, query: Query, columns: Mapping[str, str]) -> int:
-    """Read these columns of a query (name → DuckDB type) into FROZEN; returns the number of rows.
+def freeze(workspace: Workspace, query: Query, columns: Mapping[str, str], only: str | None = None) -> int:
+    """Read these columns of a query (name → DuckDB type) into FROZEN; returns the number of rows. `only`: a
+    predicate over the columns; the other rows are left out where that is less work.
 
     Collations of the mart are removed: under NOCASE two keys would be equal. Mismatch SOURCE_DRIFT if a
     column is missing, SourceError if the rows cannot be read, or are not as many as the source sent."""
@@ -36,11 +37,14 @@ def freeze(workspace: Workspace, query: Query, columns: Mapping[str, str]) -> in
         else quoted(name)
         for name, kind in columns.items()
     )
+    rows = f"SELECT {listed} FROM ({query.sql}\n)"
+    if only is not None and query.count is None:  # else the rows are here already, and counted
+        rows = f"SELECT * FROM ({rows}) WHERE {only}"
     try:
         with reading.told(workspace, query):
             workspace.run(
-                f"CREATE TABLE {NAME}.main.{FROZEN} AS"
-                f' SELECT row_number() OVER () - 1 AS "retl row", {listed} FROM ({query.sql}\n)',
+                f'CREATE TABLE {NAME}.main.{FROZEN} AS SELECT row_number() OVER () - 1 AS "retl row", *'
+                f" FROM ({rows})",
                 query.parameters,
             )
     except duckdb.Error as problem:

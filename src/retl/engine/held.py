@@ -21,7 +21,7 @@ SCANNED = "scanned"  # key, folded (as the target compares it), times: of everyt
 ASKED = "asked_keys"  # pos, key, hash, owned, ref, of: keys whose rows cannot be compared
 PRESENT = "present_keys"  # the same columns and `there`
 OF_MART, LEFT, DELETED, FOREIGN = "mart", "left", "deleted", "foreign"  # whose key it is (`of`)
-SCAN = "scan"  # key of each row at the target, and further texts of it; dropped after SCANNED is made
+SCAN = "scan"  # key of each row at the target, and further texts of it; dropped once it was compared
 _ROW = "pos, key, hash, owned, ref"
 _SAME = "[]"
 
@@ -42,6 +42,7 @@ def load_scan(workspace: Workspace, field_map: FieldMap, found: Iterable[Sequenc
     """Create SCANNED from key values as text, without those that no row of this sync can have."""
     workspace.load("listed", dict.fromkeys(key_columns(field_map), "VARCHAR"), found)
     keep_scan(workspace, field_map, "listed")
+    count_scan(workspace, field_map)
     workspace.run(f"DROP TABLE {SCAN}; DROP TABLE listed")
 
 
@@ -51,7 +52,7 @@ def key_columns(field_map: FieldMap) -> list[str]:
 
 
 def keep_scan(workspace: Workspace, field_map: FieldMap, found: str, others: Sequence[str] = ()) -> None:
-    """Create SCANNED and SCAN from a relation of key values as text, and other columns."""
+    """Create SCAN from a relation of key values as text, and other columns."""
     types = [one.type for one in field_map.shape.key]
     columns = [
         (name, type, storage.storage_type(type))
@@ -67,18 +68,22 @@ def keep_scan(workspace: Workspace, field_map: FieldMap, found: str, others: Seq
         f" FROM (SELECT {cast} FROM {found})"
         f" WHERE {usable}"
     )
+
+
+def count_scan(workspace: Workspace, field_map: FieldMap, among: str = "TRUE") -> None:
+    """Create SCANNED from the rows of SCAN that match the SQL predicate `among`."""
     workspace.run(
         f"CREATE TABLE {SCANNED} AS SELECT key, {field_map.folded('key')} AS folded, count(*) AS times"
-        f" FROM {SCAN} GROUP BY key"
+        f" FROM {SCAN} WHERE {among} GROUP BY key"
     )
 
 
 def list_keys(
-    workspace: Workspace, field_map: FieldMap, *, scanned: str | None, left: bool, deleted: bool
+    workspace: Workspace, field_map: FieldMap, among: str, *, scanned: str | None, left: bool, deleted: bool
 ) -> None:
     """Create ASKED from the keys of the mart's rejected rows and of keys that the mart lacks, as the target
     compares keys: those of the baseline (`left`), those that were deleted, and those of SCANNED that
-    `scanned` (SQL) names."""
+    `scanned` (SQL) names. Keys that do not match the SQL predicate `among` are in mart and baseline."""
     parts = [
         f"SELECT c.key, min(r.hash) AS hash, bool_or(c.owned) AS owned, min(c.ref) AS ref, '{OF_MART}' AS of"
         f" FROM {CANDIDATES} c JOIN {ROWS} r USING (row)"
@@ -86,7 +91,7 @@ def list_keys(
         " GROUP BY c.key"
     ]
     folded = field_map.folded("key")
-    absent = f"{folded} NOT IN (SELECT {folded} FROM {ROWS} WHERE key IS NOT NULL)"
+    absent = f"{folded} NOT IN (SELECT {folded} FROM {ROWS} WHERE key IS NOT NULL AND {among})"
     if left:
         also = f" AND {absent}" if field_map.folds else ""
         gone = f"SELECT key, NULL, owned, ref, '{LEFT}' FROM {CANDIDATES} WHERE op = 'delete'"

@@ -7,8 +7,9 @@ contains a value of the row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from retl.contract.judge import MISFIT, Contract
 from retl.engine.diff import CANDIDATES, UPSERTS
@@ -26,8 +27,7 @@ _JUDGED_AT_ONCE = 10_000  # rows as Python objects at a time
 _DUE = f"ending IS NULL AND op IN {UPSERTS}"
 
 
-@dataclass(frozen=True)
-class Reject:
+class Reject(Struct, frozen=True):
     """One row that will not be delivered, with its reason (without row values). Without a usable key, `key`
     is '' and `row_id` identifies the row. `row` is its number in the mart."""
 
@@ -100,11 +100,13 @@ def find_standing(workspace: Workspace, keys: Iterable[str]) -> None:
         workspace.run(f"DELETE FROM {STANDING} WHERE key NOT IN ({standing})")
 
 
-def new_rejects(workspace: Workspace, known: Iterable[tuple[str, str | None]]) -> int:
-    """The number of key and contract rejects that are not known yet; `known` are (key, hash in hex)."""
+def new_rejects(workspace: Workspace, known: Iterable[tuple[str, str | None]]) -> tuple[int, int]:
+    """The number of key and contract rejects that are not known yet, and of those that are; `known` are (key,
+    hash in hex)."""
     found = workspace.run(f"SELECT key, lower(hex(hash)) FROM {REJECTS} WHERE stage <> 'ref'")
     seen = set(known)
-    return sum(one not in seen for one in found)
+    new = sum(one not in seen for one in found)
+    return new, len(found) - new
 
 
 def rejects(workspace: Workspace, limit: int | None = None) -> list[Reject]:

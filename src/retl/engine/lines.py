@@ -37,6 +37,8 @@ def line_sql(line: Line, field_map: FieldMap) -> str:
         match one:
             case KeyText(index, "json"):
                 return json_text.json_sql(field_map.shape.key[index].type, f"k{index}", Formats())
+            case KeyText(index, "text"):
+                return f"CAST(k{index} AS VARCHAR)"
             case KeyText(index):
                 return f"url_encode(CAST(k{index} AS VARCHAR))"
             case FieldText(index):
@@ -46,8 +48,9 @@ def line_sql(line: Line, field_map: FieldMap) -> str:
             case Size(of):
                 return f"strlen({line_sql(of, field_map)})"
             case Seen(size):
-                known = f"CASE WHEN octet_length(seen) = {size} THEN lower(hex(seen)) ELSE '!' END"
-                return f"CASE WHEN seen IS NULL THEN '' ELSE {known} END"
+                absent, unknown = literal("-" * 2 * size), literal("!" * 2 * size)
+                known = f"CASE WHEN octet_length(seen) = {size} THEN lower(hex(seen)) ELSE {unknown} END"
+                return f"CASE WHEN seen IS NULL THEN {absent} ELSE {known} END"
             case Digest(of):
                 return f"left(sha1({line_sql(of, field_map)}), 16)"
             case str():

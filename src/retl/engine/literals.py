@@ -8,7 +8,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from retl.destinations.batch import Bends, Shape, Tuples
 from retl.engine.workspace import Workspace
@@ -21,8 +22,7 @@ _BYTES = 4 << 20  # of a slice, about
 _KEPT = 2  # slices that are made before they are asked for
 
 
-@dataclass
-class Literals:
+class Literals(Struct):
     """The rows of a table of the workspace. Thread-safe."""
 
     workspace: Workspace
@@ -94,6 +94,10 @@ def tuple_sql(shape: Shape, tuples: Tuples, first: int) -> str:
     return f"concat('(', {listed}, ')')"
 
 
+_LEAST_NORMAL = 2.2250738585072014e-308
+_UNITS = "(length({0}) + length(regexp_replace({0}, '[^\\x{{10000}}-\\x{{10FFFF}}]', '', 'g')))"
+
+
 def bends_sql(shape: Shape, bends: Mapping[int, Bends]) -> str:
     """The predicate of a row that has a value which bends."""
     names = [f"k{i}" for i in range(len(shape.key))] + [f"f{i}" for i in range(len(shape.fields))]
@@ -109,7 +113,11 @@ def _bent(bends: Bends, at: str) -> str:
     if bends.known is not None:
         listed = ", ".join(map(literal, sorted(bends.known)))
         found.append(f"{at} NOT IN ({listed})" if listed else f"{at} IS NOT NULL")
-    for most, size in ((bends.characters, "length"), (bends.bytes, "strlen")):
+    if bends.subnormal:
+        found.append(f"({at} <> 0 AND abs({at}) < {_LEAST_NORMAL!r})")
+    if bends.ascii:
+        found.append(f"strlen({at}) <> length({at})")
+    for most, size in ((bends.characters, "length({})"), (bends.bytes, "strlen({})"), (bends.units, _UNITS)):
         if most is not None:
-            found.append(f"({size}({at}) > {most} AND {size}({short}) <= {most})")
+            found.append(f"({size.format(at)} > {most} AND {size.format(short)} <= {most})")
     return " OR ".join(found)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Any, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.contract.judge import Contract
 from retl.destinations.batch import Field, Folds, Newest, Shape, SoftDelete
@@ -28,8 +30,7 @@ from retl.values.transforms import transform_sql
 from retl.values.types import Type
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(Struct, frozen=True):
     """Values of a run that may be sent with a row."""
 
     run_id: str
@@ -41,8 +42,7 @@ class Run:
         return cls(f"{now:%Y%m%dT%H%M%S%f}"[:18] + "-" + secrets.token_hex(3), now)
 
 
-@dataclass(frozen=True)
-class Lookup:
+class Lookup(Struct, frozen=True):
     """A field with the external id of another sync's row; `key` and `ref` are SQL over the frozen mart."""
 
     field: str
@@ -52,8 +52,7 @@ class Lookup:
     ref: str  # its external id, NULL if unknown
 
 
-@dataclass(frozen=True)
-class FieldMap:
+class FieldMap(Struct, frozen=True):
     """The mapping from a sync's rows to the destination's rows."""
 
     shape: Shape
@@ -189,6 +188,7 @@ def _shape(
         flagged=tuple(Field(name, _constant_type(value)) for name, value in flags.items()),
         description=sync.description,
         freshness=sync.freshness,
+        formats=sync.formats,
     )
 
 
@@ -278,7 +278,7 @@ def _field(
             "$run_id": run.run_id,
             "$sync": sync.name,
         }[source.run_value]
-        field = Field(name, kind, only_if_empty=source.only_if_empty, compared=False)
+        field = Field(name, kind, only_if_empty=source.only_if_empty, compared=False, nullable=False)
         return field, f"CAST({literal(text)} AS {storage.storage_type(kind)})", []
     if lookup is not None:
         field = Field(
@@ -292,7 +292,8 @@ def _field(
     if source.column is None:
         kind = _constant_type(source.value)
         sql = "NULL" if source.value is None else literal(str(source.value))
-        field = Field(name, kind, only_if_empty=source.only_if_empty, compared=is_compared)
+        is_empty = source.value is None
+        field = Field(name, kind, only_if_empty=source.only_if_empty, compared=is_compared, nullable=is_empty)
         return field, f"CAST({sql} AS {storage.storage_type(kind)})", []
     field, expression, faults = _column_field(sync, name, source, contract, timezone)
     return replace(field, compared=is_compared), expression, faults
@@ -321,6 +322,7 @@ def _column_field(
         column=source.column,
         max_length=None if source.transform else rule.max_length,
         description=rule.description,
+        nullable=rule.nullable,
     )
     return field, expression, faults
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from math import isfinite
 from typing import Any
+
+from msgspec import Struct
 
 from retl.contract.judge import Contract
 from retl.engine.workspace import Workspace
@@ -25,8 +26,7 @@ LONGEST = 64 << 10  # bytes of one row; a larger one is not kept
 MOST = 64 << 20  # bytes of all rows of a run; no more are kept
 
 
-@dataclass(frozen=True)
-class Payload:
+class Payload(Struct, frozen=True):
     """SQL that makes documents of rejected rows; `table` has the original rows of the mart."""
 
     table: str

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import duckdb
+from msgspec import Struct
 
 from retl.engine.baseline import BASELINE
 from retl.engine.diff import CANDIDATES
@@ -33,8 +34,7 @@ _CLOCK = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Scope:
+class Scope(Struct, frozen=True):
     """A condition over the key's columns, and the values of its parameters."""
 
     condition: str
@@ -42,16 +42,18 @@ class Scope:
 
     @classmethod
     def parse(cls, text: str) -> Scope:
-        return cls(**json.loads(text))
+        found = json.loads(text)
+        named = found["parameters"].items()
+        days = {name: date.fromisoformat(v["day"]) for name, v in named if isinstance(v, dict)}
+        return cls(found["condition"], {**found["parameters"], **days})
 
     def text(self) -> str:
         """It as a checkpoint keeps it."""
         found = {"condition": self.condition, "parameters": dict(self.parameters)}
-        return json.dumps(found, sort_keys=True, default=str)
+        return json.dumps(found, sort_keys=True, default=lambda day: {"day": str(day)})
 
 
-@dataclass(frozen=True)
-class Scoped:
+class Scoped(Struct, frozen=True):
     """`known`: keys of the baseline in the scope; `read`: whether a row of the mart is in it."""
 
     known: int

@@ -1,4 +1,5 @@
-"""The rows of the mart that a run selects: --key, --where, --limit, --full, and a watermark.
+"""The rows of the mart that a run selects: --key, --where, --limit, --full, keys that may have changed, and a
+watermark.
 
 Each becomes a predicate over the frozen rows; nothing here drops a row.
 """
@@ -6,46 +7,59 @@ Each becomes a predicate over the frozen rows; nothing here drops a row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import duckdb
+from msgspec import Struct
 
+from retl.engine.baseline import BASELINE
 from retl.engine.freeze import FROZEN
 from retl.engine.mapping import FieldMap
 from retl.engine.sql_text import first_line, select
-from retl.engine.workspace import Workspace
+from retl.engine.workspace import NAME, Workspace
 from retl.errors import DefinitionError, Misasked
 from retl.project.definitions import Sync
-from retl.values.keys import key_form, key_texts
+from retl.values.keys import key_form, key_sql, key_texts
 from retl.values.sql import literal, quoted
+from retl.values.storage import storage_type
 
 PASSED = "passed"  # key
+TOUCHED = "touched_keys"  # key, before its transforms: its row may have changed
+Parts = tuple[str, ...]  # the texts of a key, one for each of its columns
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which rows a run reads and sends."""
+class Selection(Struct, frozen=True):
+    """Which rows a run reads and sends. `touched`: only rows with these keys are compared, as in a run of the
+    whole mart; a key that the mart lacks is no error."""
 
     full: bool = False
     limit: int | None = None
     keys: tuple[str, ...] = ()
     where: str | None = None
+    touched: tuple[Parts, ...] = ()
 
     @property
     def partial(self) -> bool:
         """Whether absent rows mean nothing, because only a part is read."""
-        return bool(self.keys) or self.where is not None
+        return bool(self.keys or self.touched) or self.where is not None
 
     @property
     def forced(self) -> bool:
         """Whether unchanged rows are sent too."""
-        return self.full or self.partial
+        return self.full or bool(self.keys) or self.where is not None
 
 
-@dataclass(frozen=True)
-class Cursor:
+class Absent(Struct, frozen=True):
+    """Of the keys that may have changed: how many there are, how many the mart lacks, and how many of these
+    were delivered, so that a run of the whole mart would delete them."""
+
+    asked: int
+    missing: int
+    gone: int
+
+
+class Cursor(Struct, frozen=True):
     """The column of a watermark, its DuckDB type, and the lookback before the mark (seconds)."""
 
     column: str
@@ -89,6 +103,8 @@ def chosen(
         asked = key_texts(selection.keys, len(field_map.shape.key))
         workspace.load("asked_keys", {"key": "VARCHAR"}, zip(asked, strict=True))
         conditions.append(f"{field_map.key} IN (SELECT key FROM asked_keys)")
+    if selection.touched:
+        conditions.append(is_touched(field_map))
     if selection.where is not None:
         workspace.run(f"CREATE VIEW mart AS SELECT * FROM {FROZEN}")  # the name that --where may use
         wanted = select(f'SELECT "retl row" FROM mart WHERE ({selection.where}\n)', variables, "--where")
@@ -101,6 +117,42 @@ def chosen(
         workspace.run("DROP VIEW mart")
         conditions.append('"retl row" IN (FROM selected)')
     return conditions
+
+
+def is_touched(field_map: FieldMap) -> str:
+    """The predicate, also while the catalog of a source is in use."""
+    return f"{field_map.mart_key} IN (SELECT key FROM {NAME}.main.{TOUCHED})"
+
+
+def load_touched(workspace: Workspace, field_map: FieldMap, touched: Sequence[Parts]) -> None:
+    """Create TOUCHED. A text that is no value of its column is the key of no row."""
+    types = [one.type for one in field_map.shape.key]
+    columns = {f"k{index}": storage_type(one) for index, one in enumerate(types)}
+    workspace.load("named", columns, touched, lenient=True)
+    key = key_sql(types, list(columns))
+    workspace.run(f"CREATE OR REPLACE TABLE {TOUCHED} AS SELECT DISTINCT {key} AS key FROM named")
+    workspace.run(f"DELETE FROM {TOUCHED} WHERE key IS NULL")
+    workspace.run("DROP TABLE named")
+
+
+def touched_keys(workspace: Workspace) -> list[str]:
+    """The keys of TOUCHED, as `key_sql` writes them."""
+    return [str(key) for (key,) in workspace.run(f"SELECT key FROM {NAME}.main.{TOUCHED}")]
+
+
+def absent(workspace: Workspace, field_map: FieldMap, asked: int) -> Absent:
+    """Compare TOUCHED with the frozen rows and the baseline. Of keys with a transform nobody knows how they
+    were sent, so each that is missing may be gone."""
+    lacking = f"SELECT key FROM {TOUCHED} WHERE key NOT IN (SELECT {field_map.mart_key} FROM {FROZEN}"
+    lacking += f" WHERE {field_map.mart_key} IS NOT NULL)"
+    found, missing = workspace.one(
+        f"SELECT (SELECT count(*) FROM {TOUCHED}), (SELECT count(*) FROM ({lacking}))"
+    )
+    gone = missing
+    if field_map.key == field_map.mart_key:
+        owned = f"SELECT count(*) FROM {BASELINE} WHERE owned AND key IN ({lacking})"
+        (gone,) = workspace.one(owned)
+    return Absent(asked, asked - found + missing, gone)
 
 
 def require(workspace: Workspace, field_map: FieldMap, sync: Sync, keys: Sequence[str]) -> None:
@@ -131,8 +183,7 @@ def keep_passed(workspace: Workspace, field_map: FieldMap, condition: str) -> No
     workspace.run(f"CREATE TABLE {PASSED} AS {keys}")
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(Struct, frozen=True):
     """`condition`: the rows to read, as SQL over the frozen rows; `next`: where the mark moves to."""
 
     condition: str

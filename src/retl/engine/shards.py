@@ -7,8 +7,9 @@ the target takes for one are in one share. Nothing here is kept after the run, s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from retl.destinations.batch import Mode
 from retl.engine import baseline, freeze
@@ -33,8 +34,7 @@ _TABLES = {  # that come back from a share → their columns; CHANGES beside the
 _LATE, _DELETES = 1, 2  # phases of a change set: rows refused before, and deletes
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(Struct, frozen=True):
     """Where the rows of a share are in the change set of the run: by phase (0: the others, _LATE, _DELETES)
     the first position, and how many of the share's rows are sent."""
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import duckdb
+from msgspec import Struct
 
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Mismatch, SourceError
 from retl.project.validation import did_you_mean
-from retl.values.sql import quoted
+from retl.values.sql import literal, quoted
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(Struct, frozen=True):
     """One SELECT and the named parameters it uses."""
 
     sql: str
@@ -68,7 +67,7 @@ def columns(workspace: Workspace, wanted: Query) -> dict[str, str]:
         )
         return dict(zip(relation.columns, map(str, relation.types), strict=True))
     except duckdb.Error as problem:
-        raise drift(wanted, problem) from problem
+        raise drift(wanted, problem, _elsewhere(workspace, problem)) from problem
 
 
 def returns_rows(workspace: Workspace, wanted: Query) -> bool:
@@ -91,13 +90,14 @@ def bind(workspace: Workspace, columns: Mapping[str, str], asked: Sequence[Query
             raise drift(query, problem) from problem
 
 
-def drift(wanted: Query, problem: duckdb.Error) -> Mismatch | SourceError:
-    """DuckDB's error about a query as our error: SOURCE_DRIFT if a name is missing."""
+def drift(wanted: Query, problem: duckdb.Error, hint: str | None = None) -> Mismatch | SourceError:
+    """DuckDB's error about a query as our error: SOURCE_DRIFT if a name is missing, with this hint if there
+    is one."""
     if isinstance(problem, duckdb.BinderException | duckdb.CatalogException):
         return Mismatch(
             "SOURCE_DRIFT",
             f"{wanted.origin} does not fit the warehouse: {first_line(problem)}",
-            hint=_meant(problem) or "fix the SQL or the mart; nothing was written",
+            hint=hint or _meant(problem) or "fix the SQL or the mart; nothing was written",
         )
     if wanted.meaning is not None:
         return wanted.meaning(problem)
@@ -105,7 +105,14 @@ def drift(wanted: Query, problem: duckdb.Error) -> Mismatch | SourceError:
         return SourceError("MART_UNREADABLE", broken, hint="correct the file, or leave it out")
     named = re.search(r'Cannot access file "(.*?)" -|that match the pattern "(.*?)"', str(problem))
     if named is None:
-        return SourceError("MART_UNREADABLE", f"{wanted.origin}: {first_line(problem)}")
+        texts = [f"${name}" for name, value in wanted.parameters.items() if isinstance(value, str)]
+        converts = isinstance(problem, duckdb.ConversionException | duckdb.InvalidInputException)
+        hint = f"perhaps a variable has a text that the SQL cannot convert: {', '.join(texts)}"
+        return SourceError(
+            "MART_UNREADABLE",
+            f"{wanted.origin}: {first_line(problem)}",
+            hint=hint if texts and converts else None,
+        )
     path = named[1] or named[2]
     why = "which is not in `read_paths`" if named[1] else "and there is no such file"
     hint = "list the folder under `read_paths` of the warehouse in retl.yml"
@@ -153,6 +160,19 @@ def _broken(said: str) -> str | None:
     if (found := _FILE.search(said)) and ("too small" in said or "magic bytes" in said):
         return f"{_COPIED.sub('', found[1])} is no complete Parquet file"
     return None
+
+
+def _elsewhere(workspace: Workspace, problem: duckdb.Error) -> str | None:
+    """Where the warehouse has the tables that are missing in a schema."""
+    missing = re.search(r'with name "?(?:[^"\s]+\.)?([^".\s]+)"? does not exist because schema', str(problem))
+    if missing is None:
+        return None
+    found = workspace.run(
+        "SELECT DISTINCT schema_name || '.' || table_name FROM (SELECT schema_name, table_name FROM"
+        " duckdb_tables() UNION ALL SELECT schema_name, view_name FROM duckdb_views() WHERE NOT internal)"
+        f" WHERE table_name = {literal(missing[1])} ORDER BY 1"
+    )
+    return f"the warehouse has {' and '.join(name for (name,) in found)}" if found else None
 
 
 def _meant(problem: duckdb.Error) -> str | None:

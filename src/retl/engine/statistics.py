@@ -7,9 +7,10 @@ nothing: guards do.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import log
 from typing import Any
+
+from msgspec import Struct
 
 from retl.engine.workspace import Workspace
 from retl.values.sql import quoted
@@ -21,8 +22,7 @@ _LEAST = 0.0001  # the share of a bin that is empty: a logarithm needs more than
 _NUMBERS = ("INT", "DECIMAL", "DOUBLE", "FLOAT", "BIGNUM")
 
 
-@dataclass(frozen=True)
-class Drifted:
+class Drifted(Struct, frozen=True):
     """How a column changed. `psi`: population stability index, the sum over all bins of
     (share now - share then) · ln(share now / share then); below 0.1 is usually called stable, above 0.25 a
     shift (Siddiqi, Credit Risk Scorecards, 2006). The others are differences: of the share of NULL; of the

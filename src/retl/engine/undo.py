@@ -7,8 +7,10 @@ asks no target: whether somebody else touched a row is found out where it is res
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.engine import baseline, change_set, judge
 from retl.engine.answers import IMAGES
@@ -25,8 +27,7 @@ _COUNTED = {"restore": "update", "flag": "update", "remake": "insert", "remove":
 _BLANK = "unhex('00000000000000000000000000000000')"  # the hash of a row that the mart does not have
 
 
-@dataclass(frozen=True)
-class Wrote:
+class Wrote(Struct, frozen=True):
     """What the run wrote, in keys: to be taken back, taken back already, and written again since."""
 
     undo: int
@@ -99,6 +100,12 @@ def find(
     without(WROTE)
     counts = dict(workspace.run(f"SELECT state, count(*) FROM {WROTE} GROUP BY 1"))
     return Wrote(counts.get("undo", 0), counts.get("already", 0), counts.get("since", 0))
+
+
+def count_missing(workspace: Workspace) -> int:
+    """How many of the keys that `find` was asked for the run did not write."""
+    sql = f"SELECT count(*) FROM (SELECT DISTINCT key FROM asked) ANTI JOIN {WROTE} USING (key)"
+    return int(workspace.one(sql)[0])
 
 
 def assemble(workspace: Workspace, field_map: FieldMap) -> Undo:

@@ -88,8 +88,8 @@ __all__ = [
 ]
 
 
-_ANSWERS = re.compile(r"([^.]+)\.answers-\d+\.parquet")  # needed as long as the run's delta
-_IMAGES = re.compile(r"([^.]+)\.images-\d+\.parquet")  # kept as long as the sync asks for
+_ANSWERS = re.compile(r"([^.]+)\.answers-(\d+)\.parquet")  # needed as long as the run's delta
+_IMAGES = re.compile(r"([^.]+)\.images-(\d+)\.parquet")  # kept as long as the sync asks for
 _DELTA = r"\1.delta.parquet"
 MOVED = "moved to"  # in retl_meta: the address that this state was copied to; nothing uses it here any more
 COMING = "copy from"  # in retl_meta: the store whose copy this is, until that one is fenced
@@ -126,11 +126,9 @@ class Ledger(Journal, History, Erasures):
         fresh: bool,
         closing: contextlib.ExitStack,
     ) -> None:
-        super().__init__(database, files)
+        super().__init__(database, files, home)
         self.address = address
         self.fresh = fresh
-        self.state_id = str(database.query("SELECT value FROM retl_meta WHERE name = 'state_id'")[0][0])
-        self._home = home
         self._closing = closing.pop_all()
 
     def lock(self, names: Sequence[str], *, sync: str, host: str, pid: int) -> Lock:
@@ -139,7 +137,7 @@ class Ledger(Journal, History, Erasures):
         if isinstance(self._database, PostgreSQL):
             grip: Flocks | Advisory = Advisory(self._database, self.state_id)
         else:
-            grip = Flocks(self._database, self._home / "locks")
+            grip = Flocks(self._database, self.lock_files)
         lock = Lock(grip, names, sync=sync, host=host, pid=pid)
         try:
             # It may have been moved since it was opened; while it is, somebody else has this lock.
@@ -177,16 +175,21 @@ class Ledger(Journal, History, Erasures):
     def answers(self, run_ids: Iterable[str]) -> dict[str, list[str]]:
         """Per run the files of what the target returned with its batches, in order; only runs that have
         one."""
-        found: dict[str, list[str]] = {run_id: [] for run_id in run_ids}
-        for name in self._files.names() if found else ():
-            if (match := _ANSWERS.fullmatch(name)) and match[1] in found:
-                found[match[1]].append(name)
-        return {run_id: names for run_id, names in found.items() if names}
+        wanted = set(run_ids)
+        found = self._numbered(_ANSWERS) if wanted else {}
+        return {run_id: names for run_id, names in found.items() if run_id in wanted}
 
     def images(self, run_id: str) -> list[str]:
         """The files of a run with the rows as they were before it, in order."""
-        found = ((match[1], match[0]) for name in self._files.names() if (match := _IMAGES.fullmatch(name)))
-        return sorted(name for owner, name in found if owner == run_id)
+        return self._numbered(_IMAGES).get(run_id, [])
+
+    def _numbered(self, pattern: re.Pattern[str]) -> dict[str, list[str]]:
+        """Per run its files of this kind, by number. Numbers of shards have more digits than others."""
+        matches = [match for name in self._files.names() if (match := pattern.fullmatch(name))]
+        found: dict[str, list[str]] = {}
+        for match in sorted(matches, key=lambda match: int(match[2])):
+            found.setdefault(match[1], []).append(match[0])
+        return found
 
     def tidy(self, sync: str, keep: float, images: float | None = None) -> None:
         """Remove the run files of a sync that are no longer read, also those of killed runs. The deltas of

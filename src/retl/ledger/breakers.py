@@ -7,9 +7,10 @@ little. The ledger stores them, so they are shared by all processes and hosts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
+
+from msgspec import Struct
 
 from retl.ledger.rejects import Rejects
 from retl.ledger.rows import cell
@@ -17,6 +18,7 @@ from retl.ledger.rows import cell
 FAILURES = 5
 PAUSE = timedelta(seconds=60)  # at most
 STEP = timedelta(seconds=10)  # for every FAILURES
+SKEW = timedelta(seconds=60)  # between the clocks of the hosts of one ledger
 
 _FAIL = """
 INSERT INTO retl_breakers (connection, failures, opened_at, error) VALUES (?, ?, ?, ?)
@@ -25,8 +27,7 @@ ON CONFLICT (connection) DO UPDATE SET failures = retl_breakers.failures + exclu
 """
 
 
-@dataclass(frozen=True, slots=True)
-class BreakerRow:
+class BreakerRow(Struct, frozen=True):
     """A connection's consecutive failures; `opened_at` is the time of the last one."""
 
     connection: str
@@ -39,8 +40,11 @@ class BreakerRow:
         return self.failures >= FAILURES
 
     def closes(self, now: datetime) -> float:
-        """Seconds until a run may try again; 0 if it may."""
+        """Seconds until a run may try again; 0 if it may. A clock that was set back tells nothing of the
+        pause, and a run may try."""
         pause = min(PAUSE, STEP * (self.failures // FAILURES))
+        if now < self.opened_at - SKEW:
+            return 0.0
         return max(0.0, (self.opened_at + pause - now).total_seconds()) if self.tripped else 0.0
 
     def wait(self, now: datetime) -> int:

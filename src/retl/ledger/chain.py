@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
+
+from msgspec import Struct
 
 from retl.errors import InvariantBroken
 from retl.ledger.database import Database
@@ -52,8 +53,7 @@ ON CONFLICT (chain_id) DO UPDATE SET head_no = excluded.head_no, head = excluded
 Batches = Mapping[str, str]  # the digest of the batches of a run, by run
 
 
-@dataclass(frozen=True, slots=True)
-class ChainRow:
+class ChainRow(Struct, frozen=True):
     """The chain of a sync. `anchors`: first and last number of pruned runs, and the link of the last."""
 
     chain_id: str
@@ -64,8 +64,7 @@ class ChainRow:
     head: str
 
 
-@dataclass(frozen=True)
-class Fault:
+class Fault(Struct, frozen=True):
     """What is wrong with a chain, and the first run where it shows. Without a run: at its end."""
 
     sync: str
@@ -155,8 +154,7 @@ def verify(database: Database, sync: str, changed: Mapping[str, str]) -> Iterato
                 yield Fault(sync, None, f"the chain ends with run {number}, and its last was run {head_no}")
 
 
-@dataclass(frozen=True)
-class _Run:
+class _Run(Struct, frozen=True):
     run_id: str
     epoch: int
     status: str

@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from msgspec import Struct
+
 from retl.errors import Later, LedgerError
 from retl.ledger.address import parameters_of
 from retl.ledger.rows import Cell, columns, unpacked
@@ -26,7 +28,7 @@ from retl.net.deadline import hang_up_after
 from retl.net.pooler import SESSION_MODE, SHARED, Shared
 from retl.net.postgres import open_session
 
-R = TypeVar("R")
+R = TypeVar("R", bound=Struct)
 
 _PATIENCE = 5.0  # seconds for another process to end its transaction
 _CHUNK = 10_000  # rows per step, so that each step ends in time

@@ -10,9 +10,10 @@ import json
 import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from retl.destinations.batch import Outcome
 from retl.ledger import chain
@@ -112,6 +113,10 @@ class Erasures(State):
         """The erasures, oldest first."""
         where = "WHERE sync = COALESCE(?, sync) ORDER BY requested_at, erasure_id, sync, object"
         return self._database.rows(ErasureRow, "retl_erasures", where, sync)
+
+    def unfinished(self, sync: str) -> list[str]:
+        """The ids of the erasures that have not come to their end, oldest first."""
+        return [one.erasure_id for one in self.erasures(sync) if one.status == "open"]
 
     def erasure(self, erasure_id: str, sync: str) -> ErasureRow | None:
         where = "WHERE erasure_id = ? AND sync = ? ORDER BY requested_at LIMIT 1"

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from msgspec.structs import replace
+
 from retl.errors import DefinitionError
 from retl.ledger import pruning
+from retl.ledger.lock import is_held
 from retl.ledger.pruning import Pruned
-from retl.ledger.rows import Delivered, Pause, RunRow, cell, columns, packed
+from retl.ledger.rows import ROWS_WRITTEN, Cell, Delivered, Pause, RunRow, cell, columns, packed
 from retl.ledger.state import State
 
 _STATE = """
@@ -48,13 +51,12 @@ class History(State):
     def runs(self, sync: str | None = None, limit: int = 20) -> list[RunRow]:
         """The newest runs, newest first."""
         where = "WHERE sync = COALESCE(?, sync) ORDER BY started_at DESC, run_id DESC LIMIT ?"
-        return self._database.rows(RunRow, "retl_runs", where, sync, limit)
+        return self._runs(where, sync, limit)
 
     def run(self, run_id: str | None = None) -> RunRow | None:
         """One run; by default the last one."""
         where = "WHERE run_id = COALESCE(?, run_id) ORDER BY started_at DESC, run_id DESC LIMIT 1"
-        found = self._database.rows(RunRow, "retl_runs", where, run_id)
-        return found[0] if found else None
+        return next(iter(self._runs(where, run_id)), None)
 
     def has_history(self, sync: str, host: str, pid: int) -> bool:
         """Whether this ledger delivered anything before the first run of a sync: with that sync, or with
@@ -84,7 +86,7 @@ class History(State):
             " ORDER BY started_at DESC, run_id DESC LIMIT 2"
         )
         size = len(part)
-        return self._database.rows(RunRow, "retl_runs", where, size, part, size, part) if size >= 4 else []
+        return self._runs(where, size, part, size, part) if size >= 4 else []
 
     def last_statistics(self, sync: str) -> Mapping[str, Any]:
         """The statistics of the newest good run that has them, by column."""
@@ -98,20 +100,44 @@ class History(State):
     def last_run(self, sync: str) -> RunRow | None:
         """The newest run of a sync that had to do with its mart, and did more than to compare."""
         where = (
-            "WHERE sync = ? AND purpose NOT IN ('resolve', 'erase') AND options NOT LIKE ?"
-            " AND options NOT LIKE ? ORDER BY started_at DESC, run_id DESC LIMIT 1"
+            "WHERE sync = ? AND purpose NOT IN ('reconcile', 'resolve', 'erase')"
+            " ORDER BY started_at DESC, run_id DESC LIMIT 1"
         )
-        looks = (f'%"reconcile":"{look}"%' for look in ("look", "sample"))
-        return next(iter(self._database.rows(RunRow, "retl_runs", where, sync, *looks)), None)
+        return next(iter(self._runs(where, sync)), None)
+
+    def _runs(self, where: str, *values: Cell) -> list[RunRow]:
+        """Runs as people see them: one whose lock is gone was KILLED, and the next run marks it ABANDONED."""
+        found = self._database.rows(RunRow, "retl_runs", where, *values)
+        return [replace(one, status="KILLED") if self._is_dead(one) else one for one in found]
+
+    def _is_dead(self, run: RunRow) -> bool:
+        """Whether a run that did not end has lost its lock: a later one has it, or nobody."""
+        if run.status != "RUNNING":
+            return False
+        found = self._database.query("SELECT epoch, pid FROM retl_locks WHERE name = ?", run.sync)
+        if not found or found[0][0] != run.epoch or found[0][1] is None:
+            return True
+        return not is_held(self._database, self.lock_files, self.state_id, run.sync)
 
     def last_success(self, sync: str) -> RunRow | None:
         """The newest run that delivered the mart, with or without rejects."""
         where = (
             "WHERE sync = ? AND status IN ('SUCCESS', 'SUCCESS_WITH_REJECTS')"
-            " AND purpose NOT IN ('repair', 'resolve', 'erase') ORDER BY epoch DESC LIMIT 1"
+            " AND purpose NOT IN ('reconcile', 'repair', 'resolve', 'erase') ORDER BY epoch DESC LIMIT 1"
         )
         found = self._database.rows(RunRow, "retl_runs", where, sync)
         return found[0] if found else None
+
+    def last_written(self, sync: str) -> RunRow | None:
+        """The newest run that sent rows of the mart of a sync and wrote one, or died and may have."""
+        some = "counts LIKE ? AND counts NOT LIKE ?"  # a number is there, and does not begin with a zero
+        wrote = " OR ".join(["counts = '{}'", *(f"({some})" for _ in ROWS_WRITTEN)])
+        where = (
+            f"WHERE sync = ? AND purpose IN ('sync', 'apply') AND delta_rows > 0 AND ({wrote})"
+            " ORDER BY epoch DESC, started_at DESC LIMIT 1"
+        )
+        numbers = [f'%"{name}":{digit}%' for name in ROWS_WRITTEN for digit in ("", "0")]
+        return next(iter(self._database.rows(RunRow, "retl_runs", where, sync, *numbers)), None)
 
     def delivered(self, sync: str | None, run_id: str | None, since: datetime | None) -> list[Delivered]:
         """The runs with a delta, oldest first; of a sync, one run, or those that went on since a moment."""
@@ -260,6 +286,7 @@ class History(State):
                 self._mark_removed(files)
             if object is None:
                 self._database.change("DELETE FROM retl_rejects WHERE sync = ?", sync)
+                self._database.change("DELETE FROM retl_meta WHERE name = ?", f"notes {sync}")
         self._files.drop(set(files))
 
     def prune(self, sync: str, keep: timedelta, *, dry_run: bool = False) -> Pruned:

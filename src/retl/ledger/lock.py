@@ -58,7 +58,7 @@ class Flocks(Grip):
         self._held: dict[Path, int] = {}
 
     def take(self, name: str) -> bool:
-        path = self._directory / f"{sha256(name.encode()).hexdigest()[:32]}.lock"
+        path = _file(self._directory, name)
         with writing(path):
             make_private(self._directory)
             descriptor = private(path, os.O_RDWR | os.O_CREAT)
@@ -104,6 +104,31 @@ class Advisory(Grip):
 
     def release(self) -> None:
         self.database.close()
+
+
+def is_held(database: Database, directory: Path, state_id: str, name: str) -> bool:
+    """Whether a process has the lock of this name; it is not taken. True if that cannot be found out."""
+    if isinstance(database, PostgreSQL):
+        sql = (
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            " AND (classid::bigint << 32 | objid::bigint) = pg_catalog.hashtextextended(?, 0)"
+        )
+        return bool(database.query(sql, f"{state_id}/{name}")[0][0])
+    try:
+        descriptor = os.open(_file(directory, name), os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 class Lock:
@@ -204,8 +229,13 @@ def _held(database: Database, name: str) -> Later:
             break
         time.sleep(0.05)
     sync, host, pid, since = found[0] if found else (None, None, None, None)
-    holder = f"sync {sync}, pid {pid} on {host}, since {since}" if host else "a run that is just starting"
+    own = "" if sync == name else f"sync {sync}, "  # the name says it, and that of a watch is no sync's
+    holder = f"{own}pid {pid} on {host}, since {since}" if host else "a run that is just starting"
     return Later("LOCK_HELD", f"{name} is locked by {holder}", hint="run it again when that run has ended")
+
+
+def _file(directory: Path, name: str) -> Path:
+    return directory / f"{sha256(name.encode()).hexdigest()[:32]}.lock"
 
 
 def _same(path: Path, descriptor: int) -> bool:

@@ -15,9 +15,10 @@ import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from retl.errors import DefinitionError, LedgerError
 from retl.ledger import (
@@ -50,8 +51,7 @@ _FILES = "retl_files"
 _TABLE = re.compile(r"CREATE TABLE (\w+) \((.*?)\n\);", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Store:
+class Store(Struct, frozen=True):
     """Where a ledger is or will be: `file:FOLDER`, absolute, or `postgresql://…` and a schema."""
 
     url: str
@@ -72,8 +72,7 @@ class Store:
         return open_ledger(self.url, Path("/"), environment=self.environment, fenced=True)
 
 
-@dataclass(frozen=True)
-class Copied:
+class Copied(Struct, frozen=True):
     """What was copied. `finished`: only the last step of an earlier copy was left."""
 
     address: str

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from retl.destinations.batch import SETTLED
 from retl.ledger.database import Database
@@ -49,8 +50,7 @@ AND status IN ('SUCCESS', 'SUCCESS_WITH_REJECTS')
 _CLOSED = "FROM retl_rejects WHERE sync = ? AND state IN ('applied', 'withdrawn') AND last_seen < ?"
 
 
-@dataclass(frozen=True)
-class Pruned:
+class Pruned(Struct, frozen=True):
     """What was removed: runs and closed rejects. `files` are the files of these runs."""
 
     runs: int
@@ -58,8 +58,7 @@ class Pruned:
     files: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Run:
+class _Run(Struct, frozen=True):
     run_id: str
     object: str
     epoch: int

@@ -43,6 +43,13 @@ class Requests(Paces):
         where = "WHERE sync = ? AND state = 'open' ORDER BY due_at, run_id, request"
         return self._database.rows(FollowUpRow, "retl_requests", where, sync)
 
+    def doubt_requests(self, epoch: int, sync: str) -> None:
+        """Runs that this ledger lost may have sent the open requests of a sync. `epoch` is that of the
+        lock."""
+        sql = "UPDATE retl_requests SET doubts = doubts + 1 WHERE sync = ? AND state = 'open'"
+        with self._fenced(epoch, sync=sync) as database:
+            database.change(sql, sync)
+
     def requests_of(self, run_id: str) -> list[FollowUpRow]:
         """The requests that follow a run."""
         where = "WHERE run_id = ? ORDER BY request"

@@ -1,6 +1,6 @@
-"""The rows of the ledger as frozen dataclasses, and their form in a table.
+"""The rows of the ledger as frozen structs, and their form in a table.
 
-The fields of a dataclass are the columns: `columns`, `packed` and `unpacked` are the whole mapping, the same
+The fields of a struct are the columns: `columns`, `packed` and `unpacked` are the whole mapping, the same
 for SQLite and PostgreSQL. Nothing here does I/O.
 """
 
@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
+from msgspec import Struct, field
+
 from retl.destinations.batch import Kind, Mode, Outcome, RowResult
 
 BatchStatus = Literal["open", "done", "split", "failed"]
-Purpose = Literal["sync", "apply", "rollback", "repair", "erase", "resolve"]
+Purpose = Literal["sync", "apply", "rollback", "reconcile", "repair", "erase", "resolve"]
 Cell = str | int | float | bytes | None
-R = TypeVar("R")
+R = TypeVar("R", bound=Struct)
 
+ROWS_WRITTEN = ("inserted", "updated", "refreshed", "deleted")  # numbers of rows that a run wrote
 _COLUMN = {"number": "batch_no", "first": "first_row", "last": "last_row", "user": "os_user"}
 
 
-@dataclass(frozen=True, slots=True)
-class RunStart:
+class RunStart(Struct, frozen=True):
     """What is known about a run before it reads anything."""
 
     run_id: str
@@ -47,8 +48,7 @@ class RunStart:
     approved_by: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RunRow(RunStart):
+class RunRow(RunStart, frozen=True):
     """A whole run. `delta` is the file of its candidates, durable before its first write; `fields` are the
     target's fields that it writes, by operation."""
 
@@ -81,6 +81,11 @@ class RunRow(RunStart):
         return sum(self.phases.values()) or (self.finished_at - self.started_at).total_seconds()
 
     @property
+    def written(self) -> dict[str, int]:
+        """How many rows it wrote, by what became of them; nothing is known of a run that died."""
+        return {name: int(self.counts[name]) for name in ROWS_WRITTEN if self.counts.get(name)}
+
+    @property
     def is_look(self) -> bool:
         """Whether it only compared."""
         return self.options.get("reconcile") in ("look", "sample")
@@ -92,8 +97,7 @@ class RunRow(RunStart):
         return int(self.counts.get("reconcile", {}).get("drift", 0)) - written
 
 
-@dataclass(frozen=True, slots=True)
-class RunEnd:
+class RunEnd(Struct, frozen=True):
     """How a run ended; `error` and `guards` contain no row values."""
 
     run_id: str
@@ -107,8 +111,7 @@ class RunEnd:
     statistics: Mapping[str, Any] | None = None  # by column, where `drift` is judged
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaRow:
+class DeltaRow(Struct, frozen=True):
     """A run that is newer than the baseline's snapshot and changed the baseline: by its delta, or because it
     found that older entries no longer hold (`distrusts`: the fields of a Distrust)."""
 
@@ -122,8 +125,7 @@ class DeltaRow:
     distrusts: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivered(Struct, frozen=True):
     """A run that has a delta, as `retl log` sees it. `fields`: those that it writes, by operation."""
 
     run_id: str
@@ -135,8 +137,7 @@ class Delivered:
     fields: Mapping[str, Sequence[str]] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(Struct, frozen=True):
     """A sync that does not run until somebody resumes it. `run_id`: the run that paused it."""
 
     sync: str
@@ -146,8 +147,7 @@ class Pause:
     run_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ErasureRow:
+class ErasureRow(Struct, frozen=True):
     """What was erased for one sync, on whose request and why; it has no key. `status`: open until it is
     finished, then erased, not_erasable (only here, and at the target by hand), continued (by a later one), or
     lifted. `proof`: what was done and found; while it is open, `pending` has the new digests of files that
@@ -165,8 +165,7 @@ class ErasureRow:
     finished_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RunKey:
+class RunKey(Struct, frozen=True):
     """Which run it is: its sync, its object and its place in their order."""
 
     run_id: str
@@ -175,8 +174,7 @@ class RunKey:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRow:
+class BatchRow(Struct, frozen=True):
     """Rows `first` to `last` (included, positions in the change set) under one operation. `intent`: the
     moment before the first send, if the batch has an idempotency key."""
 
@@ -197,8 +195,7 @@ class BatchRow:
     http_status: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Acknowledgement:
+class Acknowledgement(Struct, frozen=True):
     """The outcome of one batch; with an `error` (a CODE, no row values) it is recorded as failed. Without
     `answered_at` the target answered just now, by the ledger's clock."""
 
@@ -211,8 +208,7 @@ class Acknowledgement:
     http_status: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(Struct, frozen=True):
     """What the next run of this sync on this object starts from.
 
     `snapshot` is the file of the compacted baseline, with every delta up to `snapshot_epoch`. `read_rows` are
@@ -238,8 +234,7 @@ class Checkpoint:
     scope: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RejectRow:
+class RejectRow(Struct, frozen=True):
     """One reject. `attempts`: runs that reported it since it was opened. `payload`: the mart's row as
     JSON, if the sync keeps it. `kept_since`: when this unchanged row was first kept."""
 
@@ -259,8 +254,7 @@ class RejectRow:
     kept_since: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(Struct, frozen=True):
     """A row rejected now; `hash` in hex. Without a usable key, `key` is '' and `row_id` names the row."""
 
     key: str
@@ -272,8 +266,7 @@ class Reject:
     payload: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RejectChanges:
+class RejectChanges(Struct, frozen=True):
     """Rejects of a run, and closed rejects: (key, row_id, `applied` or `withdrawn`). Payloads older than
     `retain` seconds are deleted; None: all of them, since the sync keeps none."""
 
@@ -282,8 +275,7 @@ class RejectChanges:
     retain: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FollowUpRow:
+class FollowUpRow(Struct, frozen=True):
     """A request that follows a run. `facts`: the run's values that it may have. `doubts`: how often it was
     sent without a known answer. `tried_by`: the run that sent it last."""
 
@@ -301,19 +293,14 @@ class FollowUpRow:
     error: str | None = None
 
 
-def columns(kind: type) -> tuple[str, ...]:
+def columns(kind: type[Struct]) -> tuple[str, ...]:
     """The columns of a row type, in the order of its fields."""
-    return tuple(_COLUMN.get(f.name, f.name) for f in fields(kind))
+    return tuple(_COLUMN.get(name, name) for name in kind.__struct_fields__)
 
 
 def packed(row: Any) -> tuple[Cell, ...]:
     """A row's values as cells: times and structures become text that sorts and reads back exactly."""
-    return tuple(cell(getattr(row, name)) for name in _names(cast(Any, type(row))))
-
-
-@cache
-def _names(kind: Any) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(kind))
+    return tuple(cell(getattr(row, name)) for name in row.__struct_fields__)
 
 
 def unpacked(kind: type[R], cells: Sequence[Any]) -> R:
@@ -377,7 +364,7 @@ def _result(value: dict[str, Any]) -> RowResult:
 def _readers(kind: Any) -> tuple[Any, ...]:
     """Per field, the function from a cell (not NULL) to its value."""
     hints = get_type_hints(kind)
-    return tuple(_reader(str(hints[f.name])) for f in fields(kind))
+    return tuple(_reader(str(hints[name])) for name in kind.__struct_fields__)
 
 
 def _reader(hint: str) -> Any:

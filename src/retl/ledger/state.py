@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 
 from retl.ledger.database import Database
 from retl.ledger.files import Files
@@ -42,12 +43,19 @@ WHERE r.sync = ? AND r.object = COALESCE(?, r.object) AND b.status = 'open'
 class State:
     """The database and files of an open ledger."""
 
-    def __init__(self, database: Database, files: Files) -> None:
+    def __init__(self, database: Database, files: Files, home: Path) -> None:
         self._database = database
         self._files = files
+        self._home = home
+        self.state_id = str(database.query("SELECT value FROM retl_meta WHERE name = 'state_id'")[0][0])
         self._locks: dict[str, Lock] = {}  # by sync
         self._holding: dict[str, Lock | Attempt] = {}  # by run
         self._stored: dict[str, tuple[str, int]] = {}  # digest and bytes of files that no row names yet
+
+    @property
+    def lock_files(self) -> Path:
+        """The folder with a file per lock, if the ledger is not on a server."""
+        return self._home / "locks"
 
     def now(self) -> datetime:
         """The ledger's clock, aware and in UTC: the server's for PostgreSQL, else this machine's."""

@@ -13,12 +13,12 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 from urllib.parse import urlsplit
 
+from msgspec import Struct
 from pydantic import Field, SecretStr, model_validator
 
 from retl.errors import SourceError
@@ -137,8 +137,7 @@ class Root(Definition):
         return self.model_copy(update={"root": root, "storage": storage})
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(Struct, frozen=True):
     """A folder of a bucket; `prefix` has no slash at its ends. `fabric`: it is in OneLake, where `bucket` is
     a workspace and `prefix` begins with an item."""
 
@@ -177,8 +176,7 @@ class Address:
         return cls(cloud, bucket, prefix.strip("/"), account, fabric)
 
 
-@dataclass(frozen=True)
-class Object:
+class Object(Struct, frozen=True):
     """An object at one moment: its key, bytes and ETag."""
 
     key: str
@@ -262,8 +260,7 @@ class Bucket:
         )
 
 
-@dataclass(frozen=True)
-class Answered:
+class Answered(Struct, frozen=True):
     """What a store said: the HTTP status if it answered at all, and a sentence without its words. `keyless`:
     it was not asked, because there are no keys."""
 

@@ -12,7 +12,6 @@ import re
 import ssl
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import cached_property
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse
@@ -20,6 +19,8 @@ from time import monotonic
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from msgspec import Struct
+from msgspec.structs import replace
 from pydantic import SecretStr
 
 from retl.errors import Ambiguous, Unavailable
@@ -46,8 +47,7 @@ class Timeouts(Definition):
     total: Duration = 120.0
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(Struct, frozen=True):
     """The address of a server. All paths begin with `prefix`, which does not end with a slash."""
 
     scheme: str

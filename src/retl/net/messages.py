@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from codecs import BOM_UTF8
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """One request without credentials: it can be shown, and stored before the first send."""
 
     method: str
@@ -36,13 +35,14 @@ class Request:
 _NO_JSON = object()
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(Struct, frozen=True, dict=True):
     """What came back; `whole` is False if the body was cut off, too long, or compressed in an unknown way."""
+
+    __repr__ = object.__repr__  # a body may be long, and may repeat what was sent
 
     status: int
     headers: Mapping[str, str]  # names in lower case
-    body: bytes = field(default=b"", repr=False)
+    body: bytes = b""
     whole: bool = True
 
     @cached_property

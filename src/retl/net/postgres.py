@@ -114,7 +114,7 @@ class PostgresConnection(BaseModel):
     """A database. Except on the loopback interface, TLS is fully verified unless `allow_plaintext` is set.
     `timeout` limits one batch's transaction."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     host: str
     port: int = Field(default=5432, ge=1, le=65535)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import ssl
 from base64 import b64encode
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import unquote, urlsplit
 
+from msgspec import Struct, field
 from pydantic import AfterValidator, Field, SecretStr
 
 from retl.errors import Systemic, Unavailable
@@ -30,14 +30,15 @@ ENVIRONMENT = "environment"
 _FORM = re.compile(r"[A-Za-z0-9._~:/\[\]%+@!$&'()*,;=-]+")
 
 
-@dataclass(frozen=True)
-class Proxy:
+class Proxy(Struct, frozen=True):
     """The address of a proxy; its credential is in `headers`."""
+
+    __repr__ = object.__repr__  # headers are secrets
 
     scheme: str
     host: str
     port: int
-    headers: dict[str, str] = field(default_factory=dict, repr=False)
+    headers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, url: str) -> Proxy:

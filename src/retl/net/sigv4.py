@@ -8,9 +8,10 @@ from __future__ import annotations
 import hmac
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from urllib.parse import quote, unquote
+
+from msgspec import Struct
 
 _SAFE = "-._~"
 # proxies may change them, or the client sets them later
@@ -27,8 +28,7 @@ _UNSIGNED = (
 Headers = Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(Struct, frozen=True):
     """What a signature is valid for: a day (YYYYMMDD), a region and a service."""
 
     day: str

@@ -74,13 +74,19 @@ _UNREACHED = (
     (_BUSY.pattern, "it is busy or starting"),
 )
 _LOGIN = r"password|authentication|pg_hba\.conf|SASL|role .* (does not exist|is not permitted)|no such user"
+_UNSET = "it asks for a password, and none is set for the login"
 _REFUSED = (
+    (r"no password supplied", "28000", _UNSET),
     (_LOGIN, "28000", "it does not accept the login"),
     (r"database .* does not exist|no such database", "3D000", "it has no such database"),
     (r"permission denied", "42501", "no right to connect to the database"),
     (r"certificate|SSL|TLS", "TLS", "there was no verified TLS connection"),
     (r"\w:  ", "REFUSED", "it refuses the connection"),  # "FATAL:  …", in the server's language
 )
+_CONNECTING = {
+    "TLS": "sslmode, sslrootcert and the server's certificate",
+    _UNSET: "set POSTGRES_PASSWORD, or `password` of the connection in retl.yml",
+}
 
 
 def unconnected(error: psycopg.Error, server: str, user: str) -> TargetError:
@@ -91,7 +97,7 @@ def unconnected(error: psycopg.Error, server: str, user: str) -> TargetError:
     if not _BUSY.search(text):
         for pattern, code, reason in _REFUSED:
             if re.search(pattern, text):
-                hint = "sslmode, sslrootcert and the server's certificate" if code == "TLS" else None
+                hint = _CONNECTING.get(reason) or _CONNECTING.get(code)
                 message = f"{server}: {reason}" + (f" of {user}" if code == "28000" else f" (user {user})")
                 return Systemic(code, message, hint=hint or _HINTS.get(code[:2]))
     why = next((reason for pattern, reason in _UNREACHED if re.search(pattern, text)), "the network is down")

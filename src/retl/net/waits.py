@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import isfinite
 from typing import Any, Literal
 
+from msgspec import Struct
 from pydantic import model_validator
 
 from retl.model import Definition
@@ -58,8 +58,7 @@ class Usage(Definition):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(Struct, frozen=True):
     """A target's own quota, as an answer reported it: the part that is left (0 to 1), and the seconds until
     it restarts, if known. A daily quota is a budget: when it is used up, the run ends."""
 

@@ -12,10 +12,11 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from retl import __version__
 from retl.observe import log
@@ -29,6 +30,7 @@ STATUSES = (
     "FAILED",
     "REFUSED",
     "INTERRUPTED",
+    "KILLED",
     "ABANDONED",
     "BLOCKED",
     "PAUSED",
@@ -38,8 +40,7 @@ MODE = 0o644  # the collector runs as another user
 Sample = tuple[Mapping[str, str], float | int]
 
 
-@dataclass(frozen=True)
-class LastRun:
+class LastRun(Struct, frozen=True):
     """The newest run of a sync that has counts."""
 
     started_at: datetime
@@ -48,8 +49,7 @@ class LastRun:
     phases: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Vitals:
+class Vitals(Struct, frozen=True):
     """The metrics of one sync; times are on the ledger's clock."""
 
     sync: str
@@ -62,8 +62,7 @@ class Vitals:
     run: LastRun | None = None
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(Struct, frozen=True):
     """One gauge with its samples; common labels are added when it is written."""
 
     name: str

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
 import structlog
+from msgspec import Struct
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -80,8 +80,7 @@ def shown(begun: float | None = None) -> Iterator[None]:
             log.unlisten(drawing)
 
 
-@dataclass
-class _Sync:
+class _Sync(Struct):
     """How far a sync is: the furthest phase of the path, and the rows that were read. `share`: of a mart that
     is being read and whose rows nobody knows."""
 

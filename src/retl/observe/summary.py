@@ -6,8 +6,10 @@ Numbers that do not add up are never shown as a success.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from retl.errors import InvariantBroken, RetlError
 
@@ -15,8 +17,7 @@ PHASES = ("start", "begin", "recover", "freeze", "diff", "judge", "guard", "prep
 REJECTS_SHOWN = 20
 
 
-@dataclass(frozen=True)
-class Deletes:
+class Deletes(Struct, frozen=True):
     planned: int = 0
     rejected: int = 0
     in_doubt: int = 0
@@ -24,8 +25,7 @@ class Deletes:
     kept: int = 0
 
 
-@dataclass(frozen=True)
-class Conflicts:
+class Conflicts(Struct, frozen=True):
     """Rows that somebody else edited: written in part (of the updated ones), left alone (of the skipped
     ones), waiting for a decision (of the rejected ones)."""
 
@@ -34,8 +34,7 @@ class Conflicts:
     queued: int = 0
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(Struct, frozen=True):
     """Rows of the mart by result. `deleted` and `deletes` count keys that left the mart."""
 
     read: int = 0
@@ -55,6 +54,10 @@ class Counts:
     def written(self) -> int:
         """Rows that changed at the target, or that it confirmed as gone."""
         return self.inserted + self.updated + self.refreshed + self.deleted
+
+    def document(self) -> dict[str, Any]:
+        """As the ledger and `--output json` have them."""
+        return {**asdict(self), "deletes": asdict(self.deletes), "conflicts": asdict(self.conflicts)}
 
     def check(self) -> None:
         """InvariantBroken if a row is missing or was counted twice."""
@@ -84,13 +87,12 @@ class Counts:
             )
 
 
-KINDS = tuple(one.name for one in fields(Counts) if one.name not in ("deletes", "conflicts"))
-CONFLICTS = tuple(one.name for one in fields(Conflicts))
-DELETES = tuple(one.name for one in fields(Deletes))
+KINDS = tuple(name for name in Counts.__struct_fields__ if name not in ("deletes", "conflicts"))
+CONFLICTS = Conflicts.__struct_fields__
+DELETES = Deletes.__struct_fields__
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(Struct, frozen=True):
     """What a run asks of a connection with limits: at least so many requests, and about how many seconds the
     limits (`allowed`) make of them."""
 
@@ -107,6 +109,18 @@ class Estimate:
         return f"{self.requests:,} {self.word} {time} at the allowed pace ({self.allowed})"
 
 
+_PLURALS = {"is": "are", "was": "were"}
+
+
+def counted(number: int, noun: str, verb: str = "") -> str:
+    """A number with its noun and, if given, a verb in the form that goes with it: `1 reject`, `1,204
+    rejects`; `1 delete waits`, `3 deletes wait`. A verb is `is`, `was`, or a stem."""
+    if number == 1:
+        return f"1 {noun}" + (f" {verb if verb in _PLURALS else f'{verb}s'}" if verb else "")
+    many = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    return f"{number:,} {many}" + (f" {_PLURALS.get(verb, verb)}" if verb else "")
+
+
 def duration(seconds: float) -> str:
     """A duration in at most two units: 44 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
@@ -117,8 +131,7 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(Struct, frozen=True):
     """One sync's run, as `retl sync --output json` prints it."""
 
     sync: str
@@ -139,6 +152,7 @@ class Summary:
     asserts: Sequence[Mapping[str, Any]] = ()  # name, passed, found; where the sync has assertions
     then: Sequence[Mapping[str, Any]] = ()  # the requests that were to be sent after the run
     estimate: Estimate | None = None  # of a dry run, where the connection has limits
+    gone: int = 0  # keys that a run of the whole mart would delete; for who asked for keys, not printed
 
     @property
     def changes(self) -> int:
@@ -148,7 +162,7 @@ class Summary:
 
     def document(self) -> dict[str, Any]:
         """The JSON form; the order of keys is part of the interface."""
-        counts = asdict(self.counts)
+        counts = self.counts.document()
         deletes, conflicts = counts.pop("deletes"), counts.pop("conflicts")
         return {
             "sync": self.sync,

@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from threading import Lock
 from typing import Any
 
 import structlog
+from msgspec import Struct, field
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -98,8 +98,7 @@ class _Telling(SpanExporter):
         self._inner.shutdown()
 
 
-@dataclass
-class _Run:
+class _Run(Struct):
     """The open spans of a run."""
 
     span: Span

@@ -9,7 +9,9 @@ seconds and one window. All times are seconds on one clock, that of the account'
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 USE = 5.0  # seconds after which a lease expires
 HOUR, HOURS = 3600, 25  # the daily budget is counted per hour; 25 hours contain any 24 hours
@@ -17,8 +19,7 @@ LONGEST_HOLD = 3600.0
 PARTS = 10  # a lease is a tenth of the window: the account is used ten times per window, not per request
 
 
-@dataclass(frozen=True)
-class Terms:
+class Terms(Struct, frozen=True):
     """Our share of what the target allows: `count` requests per `window` seconds, `day` in 24 hours."""
 
     count: int | None = None
@@ -41,8 +42,7 @@ class Terms:
         return ", ".join(filter(None, (per_window, per_day)))
 
 
-@dataclass
-class Lease:
+class Lease(Struct):
     """Permission for `requests`, as seen by its holder: `ends` and `answered` are on the holder's own
     clock."""
 
@@ -55,8 +55,7 @@ class Lease:
     answered: float = 0.0
 
 
-@dataclass(frozen=True)
-class Grant:
+class Grant(Struct, frozen=True):
     """Permission for `requests`. If 0: try again after `wait` seconds (`held`: the target asked for a
     pause), or the daily budget is `spent` for that many seconds."""
 
@@ -67,8 +66,7 @@ class Grant:
     spent: float | None = None
 
 
-@dataclass
-class Account:
+class Account(Struct):
     """The leases of one connection. `leases`: name → requests, and the time until which they count. The
     names in `out` may still send. `hours`: requests per hour."""
 
@@ -90,7 +88,7 @@ class Account:
         )
 
     def text(self) -> str:
-        return json.dumps(vars(self), separators=(",", ":"))
+        return json.dumps(asdict(self), separators=(",", ":"))
 
     def take(self, name: str, terms: Terms, now: float) -> Grant:
         """Take a lease with that name, as large as the limits allow."""

@@ -7,8 +7,9 @@ after a batch of one does not look slow.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from statistics import median_low
+
+from msgspec import Struct, field
 
 LOOK = 8  # number of requests for the normal time, and for the current median
 FLOOR = 0.05  # seconds; a target below this is never slow
@@ -16,8 +17,7 @@ SLOWEST = 1 / 8
 _FOLLOW = 1 / 64  # how fast the normal time follows requests that are not slow
 
 
-@dataclass
-class Latency:
+class Latency(Struct):
     """The latency of one connection. `fraction` is the pace to use now: 1, halved each time the latency
     doubles, at least 1/8. It recovers when the latency does."""
 

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from math import inf
@@ -20,6 +19,7 @@ from threading import BoundedSemaphore, Event, Lock, local
 from typing import Any, Protocol, TypeVar
 
 import tenacity
+from msgspec.structs import replace
 
 from retl.errors import Later, LedgerError, Unavailable
 from retl.model import Hours, Limits, Retry

@@ -45,7 +45,7 @@ class Recipient(Definition):
     """The recipient of an alert: a webhook's address, a URL of apprise (both may contain a secret), or a
     connection with the options that a sync's `destination` would have there."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
 
     webhook: SecretStr | None = None
     apprise: SecretStr | None = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Annotated, Literal, Required, Self
 
+from msgspec import Struct
 from pydantic import (
     BeforeValidator,
     ConfigDict,
@@ -71,8 +71,7 @@ def _column(value: object) -> object:
 ColumnSetting = Annotated[Column, BeforeValidator(_column, json_schema_input_type=Column | Literal["*"])]
 
 
-@dataclass(frozen=True)
-class Documented:
+class Documented(Struct, frozen=True):
     """What dbt's project says of a column: it fills what a contract does not say. `filled`: a test refuses
     NULL; `unique`: a test refuses a value that is there twice."""
 

@@ -161,7 +161,7 @@ class Engine(Definition):
 class DestinationRef(BaseModel):
     """The connection or type. All other keys belong to the target's own Options model."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
 
     connection: str | None = None
     type: str | None = None
@@ -283,7 +283,7 @@ class State(Definition):
 class ConnectionRef(BaseModel):
     """A connection's type, limits and hours; all other keys belong to the type's own Connection model."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
 
     type: str
     limits: Limits = Limits()
@@ -297,7 +297,7 @@ class ConnectionRef(BaseModel):
 class SourceRef(BaseModel):
     """A source's type; the rest belongs to the type's own Connection model."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
 
     type: str
 

@@ -7,8 +7,9 @@ rule is a Problem at a location of the sync; the caller that knows the file adds
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations
+
+from msgspec import Struct
 
 from retl.errors import DefinitionError
 from retl.project.definitions import Sync
@@ -17,8 +18,7 @@ from retl.project.writing import FieldSource
 from retl.project.yamlfile import Loc
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """What is wrong, and where in the sync's definition."""
 
     sync: str
@@ -28,8 +28,7 @@ class Problem:
     hint: str | None = None
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """The object a sync writes to (`Destination.claim`), and the fields it writes besides the key."""
 
     sync: Sync
@@ -37,8 +36,7 @@ class Claim:
     fields: frozenset[str]
 
 
-@dataclass(frozen=True)
-class Neighbour:
+class Neighbour(Struct, frozen=True):
     """Another sync of the same object: the fields that its definition names, and whether it also writes
     whatever its mart has."""
 

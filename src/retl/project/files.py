@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.errors import DefinitionError, Place
 from retl.project.contracts import ContractFile
@@ -24,8 +26,7 @@ PROJECT_FILE = "retl.yml"
 GROUPS = frozenset({"guards", "rejects", "batch", "retry", "formats", "destination"})
 
 
-@dataclass(frozen=True)
-class Read:
+class Read(Struct, frozen=True):
     """A sync and its written form, with places in its file and in the defaults."""
 
     sync: Sync

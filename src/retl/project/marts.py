@@ -133,7 +133,7 @@ class Source(Mart):
 class NamedSource(Source):
     """A source of retl.yml: its type judges the options."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
 
 
 def _source(value: object) -> object:

@@ -55,6 +55,10 @@ class Environment:
         """The names of all variables, as written."""
         return {name for level in self._levels for name in level}
 
+    def in_file(self) -> set[str]:
+        """The names of the variables in config.env, as written."""
+        return set(self._levels[1])
+
     def get(self, name: str) -> str | None:
         """The value, None if unset or empty. DefinitionError VARIABLE_UNREADABLE if its file or command
         fails. Commands run once."""
@@ -321,6 +325,17 @@ def variable(model: type[BaseSettings], field_name: str) -> str:
     field = model.model_fields.get(field_name)
     alias = field.alias if field is not None and field.alias else field_name
     return f"{model.model_config.get('env_prefix', '')}{alias}".upper()
+
+
+def plain_name(name: str) -> str:
+    """NAME of NAME, NAME_FILE or NAME_COMMAND."""
+    return _POINTER.sub("", name)
+
+
+def named_by_settings() -> set[str]:
+    """The variables that settings and default connections are read from."""
+    models = (Settings, PostgresSettings, RedisSettings)
+    return {variable(model, field) for model in models for field in model.model_fields}
 
 
 def example() -> str:

@@ -1,4 +1,5 @@
-"""When `retl watch` runs a sync: at intervals, at times of the clock, when its source changed, or on request.
+"""When `retl watch` runs a sync: at intervals, at times of the clock, when its source changed, on request, or
+when a topic of Kafka names keys.
 
 A definition only: `app/watch` follows it. A sync without triggers runs only by hand or by another scheduler.
 """
@@ -15,11 +16,14 @@ from retl.model import Definition, Duration, Timezone
 
 _CLOSED = ConfigDict(extra="forbid")  # for the spellings below, which exist only for the JSON Schema
 CatchUp: TypeAlias = Literal["once", "skip"]
+RecordPart: TypeAlias = Literal["key", "value"]
+KeyFormat: TypeAlias = Literal["text", "json"]
+Window: TypeAlias = Annotated[Duration, Field(ge=0.1, le=3600)]
 
 
 class Trigger(Definition):
-    """One reason to run a sync: exactly one of `every`, `cron`, `changed` and `event`. `catch_up` decides
-    about what was missed while nothing watched: run once, or skip it."""
+    """One reason to run a sync: exactly one of `every`, `cron`, `changed`, `event` and `topic`. `catch_up`
+    decides about what was missed while nothing watched: run once, or skip it. The topic itself keeps that."""
 
     every: Annotated[Duration, Field(ge=1)] | None = None
     cron: str | None = None
@@ -28,6 +32,11 @@ class Trigger(Definition):
     notify: str | None = None  # the channel on which the source's PostgreSQL says that it changed
     look: Annotated[Duration, Field(ge=1)] = 10.0  # seconds between two looks at the source
     event: bool = False
+    topic: str | None = None  # whose records name keys of rows that may have changed
+    from_: str | None = Field(default=None, alias="from")  # the connection of the topic's cluster
+    part: RecordPart = "key"  # of a record, that has the key
+    format: KeyFormat | None = None  # default: text for the record's key, if the sync's has one column
+    window: Window = 1.0  # seconds in which records are collected for one run
     catch_up: CatchUp = "once"
 
     @field_validator("cron")
@@ -46,8 +55,13 @@ class Trigger(Definition):
 
     @model_validator(mode="after")
     def _one(self) -> Trigger:
-        if sum((self.every is not None, self.cron is not None, self.changed, self.event)) != 1:
-            raise ValueError("a trigger has exactly one of every, cron, changed and event")
+        named = (self.every, self.cron, self.changed or None, self.event or None, self.topic)
+        if sum(one is not None for one in named) != 1:
+            raise ValueError("a trigger has exactly one of every, cron, changed, event and topic")
+        if self.topic is not None and self.from_ is None:
+            raise ValueError("`topic` needs `from`, a connection of type kafka in retl.yml")
+        if self.topic is not None and "catch_up" in self.model_fields_set:
+            raise ValueError("`catch_up` has no effect with `topic`: it keeps what was missed")
         if self.notify is not None and (len(self.notify.encode()) > 63 or not self.notify):
             raise ValueError("a channel of PostgreSQL has 1 to 63 bytes")
         if self.notify is not None and "look" in self.model_fields_set:
@@ -86,8 +100,39 @@ class EventSpelling(TypedDict, total=False):
     catch_up: CatchUp
 
 
-TriggerSpelling = Literal["changed", "event"] | EverySpelling | CronSpelling | ChangedSpelling | EventSpelling
-_OPTIONS = {"every": set[str](), "cron": {"timezone"}, "changed": set[str](), "event": set[str]()}
+_Topic = TypedDict(
+    "_Topic",
+    {
+        "topic": Required[str],
+        "from": Required[str],
+        "part": RecordPart,
+        "format": KeyFormat,
+        "window": Duration,
+    },
+    total=False,
+)
+
+
+@with_config(_CLOSED)
+class TopicSpelling(_Topic):
+    pass
+
+
+TriggerSpelling = (
+    Literal["changed", "event"]
+    | EverySpelling
+    | CronSpelling
+    | ChangedSpelling
+    | EventSpelling
+    | TopicSpelling
+)
+_OPTIONS = {
+    "every": set[str](),
+    "cron": {"timezone"},
+    "changed": set[str](),
+    "event": set[str](),
+    "topic": {"from", "part", "format", "window"},
+}
 
 
 def _trigger(value: object) -> object:
@@ -109,7 +154,7 @@ def _trigger(value: object) -> object:
             return value
     raise ValueError(
         "`when` must be changed, event, {every: 1h}, {cron: '0 6 * * *', timezone: Europe/Berlin},"
-        " {changed: {notify: channel}}, or a list of these"
+        " {changed: {notify: channel}}, {topic: purchases, from: stream}, or a list of these"
     )
 
 

@@ -185,12 +185,32 @@ def _error(
         name = ".".join(str(part) for part in (*filled.written(loc), loc[-1]))
         return DefinitionError("OPTION_MISSING", f"`{name}` is missing", where=filled.place(loc))
     if kind in _TYPED:
+        word = str(filled.found(loc)).lower()
+        meant = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(word)
         hint = "text is not converted; write the value without quotes"
+        hint = f"for {word!r} write {meant}" if meant and kind == "bool_type" else hint
         message = f"{subject}must be {_TYPED[kind]}"
         return DefinitionError("DEFINITION_INVALID", message, hint=hint, where=filled.place(loc))
-    message = f"{subject}{_sentence(details['msg'])}"
+    message = _sentence(details["msg"])
+    own = f"`{dotted.rpartition('.')[2]}` "
+    named = message.startswith(own)  # it says its own name
+    message = f"`{dotted}` {message.removeprefix(own)}" if named else f"{subject}{message}"
+    if shape := _shape(loc, kind, filled):
+        return DefinitionError("DEFINITION_INVALID", message, hint=shape, where=filled.place(loc))
     meant = _meant(filled.found(loc), details["msg"]) if loc else None  # of the whole file, no word is meant
     return DefinitionError("DEFINITION_INVALID", message, hint=meant, where=filled.place(loc))
+
+
+def _shape(loc: Loc, kind: str, filled: Filled) -> str | None:
+    """A hint for one word in the place of a list, or of the mapping that it stands for."""
+    word = filled.found(loc) if loc else None
+    if not isinstance(word, str) or not re.fullmatch(r"[\w.-]+", word):
+        return None
+    if kind in ("list_type", "tuple_type"):
+        return f"write [{word}]"
+    key = {"source": "table", "destination": "connection"}.get(str(loc[-1]))
+    mapping = kind in ("dict_type", "model_type", "model_attributes_type")
+    return f"write {{{key}: {word}}}" if key and mapping and len(loc) == 1 else None
 
 
 def _meant(value: Any, message: str) -> str | None:

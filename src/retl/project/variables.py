@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from retl.errors import DefinitionError, Place
 from retl.project.settings import Environment
@@ -21,8 +23,7 @@ _USE = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 _INSIDE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Missing:
+class Missing(Struct, frozen=True):
     """A variable that a definition needs and that is not set."""
 
     name: str
@@ -38,13 +39,14 @@ class Missing:
         )
 
 
-@dataclass(frozen=True, repr=False)
-class Filled:
+class Filled(Struct, frozen=True):
     """A part of a tree (the one at `at`) with its variables filled in.
 
     `variables` are the locations, relative to `at`, of strings with a filled-in variable; `missing` those
     left as written because a variable is not set.
     """
+
+    __repr__ = object.__repr__  # the values of variables are secrets
 
     tree: Tree
     at: Loc
@@ -146,6 +148,13 @@ def needed(text: str, place: Place | None = None) -> Iterator[str]:
             name, default = _use(found, place)
             if default is None:
                 yield name
+
+
+def named_in(text: str) -> Iterator[str]:
+    """The variables of a text, with a default or without."""
+    for found in _USE.finditer(text):
+        if found[1] is not None and (inside := _INSIDE.fullmatch(found[1])):
+            yield inside[1]
 
 
 def _use(found: re.Match[str], place: Place | None) -> tuple[str, str | None]:

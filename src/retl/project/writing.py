@@ -249,7 +249,7 @@ def _deletes(value: object) -> object:
     if isinstance(value, Deletes):
         return value
     raise ValueError(
-        "`deletes` must be keep, delete, {delete: true, within: SQL} or"
+        "must be keep, delete (for a mirror), {delete: true, within: SQL} or"
         " {set: {field: value}, restore: {field: value}, within: SQL}"
     )
 

@@ -10,19 +10,18 @@ import copy
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from msgspec import Struct
 
 from retl.errors import DefinitionError
 from retl.project import yamlfile
 from retl.project.yamlfile import Loc
 
 
-@dataclass(frozen=True)
-class Edit:
+class Edit(Struct, frozen=True):
     """Of the mapping at `loc`: the key gets the value (YAML on one line), and is new if it was not there.
     With `name` it is renamed, with neither it is removed. Of a list, `key` is the position."""
 

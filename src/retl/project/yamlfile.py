@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from msgspec import Struct
 
 from retl.errors import DefinitionError, Place
 
@@ -33,8 +33,7 @@ _FLOAT = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
 
 
-@dataclass(frozen=True)
-class Tree:
+class Tree(Struct, frozen=True):
     """Plain Python values (dict, list, str, int, float, bool, None) and the place of each."""
 
     file: str
@@ -236,8 +235,11 @@ class _Builder:
 
 def _scalar(event: yaml.ScalarEvent) -> str | int | float | bool | None:
     text: str = event.value
-    if not event.implicit[0]:  # quoted, or a block scalar
-        return text
+    return plain(text) if event.implicit[0] else text  # else it is quoted, or a block scalar
+
+
+def plain(text: str) -> str | int | float | bool | None:
+    """The value of a word without quotes."""
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from retl.destinations.api import Destination
 from retl.errors import DefinitionError, Failure, TargetError
@@ -21,8 +23,7 @@ from retl.run.job import Job
 from retl.run.plan import Plan
 
 
-@dataclass(frozen=True)
-class Asserted:
+class Asserted(Struct, frozen=True):
     """An assertion, and what was found."""
 
     name: str

@@ -67,7 +67,7 @@ def check(job: Job) -> list[str]:
         fit(job.sync, field_map, destination.capabilities)
         seen = destination.check(Visit("none", 0))
         if seen is not None and seen.strangers:
-            lost = trace.strangers(job.object, job.sync)
+            lost = trace.strangers(job.object, job.sync, seen.others_at)
             raise Mismatch(lost.code, lost.message, hint=lost.hint)
         return destination.notes()
 

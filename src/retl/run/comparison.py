@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.destinations.api import Destination
 from retl.destinations.batch import MODES, Batch
 from retl.engine import change_set, diff, dump, hash, held, judge, suppression
+from retl.engine.alike import NOTHING, Alike
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Strategy
 from retl.engine.mapping import Run
@@ -34,23 +37,23 @@ ANSWERED = frozenset({"TARGET_LOST", "STATE_LOST", "STATE_BEHIND"})
 _EVERYTHING = Strategy(everything=True, absence=False, once=False, hold_unknown=False)
 
 
-@dataclass(frozen=True)
-class Scope:
+class Scope(Struct, frozen=True):
     """What is asked besides the rows of the mart: every key at the target (`scan`), the delivered keys that
-    the mart lacks (`left`), and those that were deleted. With `sample`, only so many rows of the mart."""
+    the mart lacks (`left`), and those that were deleted. With `sample`, only so many rows of the mart.
+    `counts`: rows that mart, baseline and target have alike need only be counted."""
 
     scan: bool = False
     left: bool = False
     deleted: bool = False
     sample: int | None = None
+    counts: bool = False
 
 
-@dataclass(frozen=True)
-class Compared:
+class Compared(Struct, frozen=True):
     """The tables COMPARED and PRESENT. `rows`: the rows of the mart that could be sent, but for those that a
-    dump showed to be the same. `forgotten`: owned keys of the baseline that the mart lacks. `whole`: the mart
-    is one that row counts are compared of. `erased`: rows of the mart with suppressed keys, which are not
-    compared."""
+    dump showed to be the same, and for those that are only counted, `alike`. `forgotten`: owned keys of the
+    baseline that the mart lacks. `whole`: the mart is one that row counts are compared of. `erased`: rows of
+    the mart with suppressed keys, which are not compared."""
 
     opened: Opened
     frozen: Frozen
@@ -60,6 +63,7 @@ class Compared:
     forgotten: int
     whole: bool
     erased: int
+    alike: Alike
 
     @property
     def mapped(self) -> Mapped:
@@ -99,15 +103,15 @@ def compare(
             dumped = _list_target(job, visited, mapped, known, workspace, scope)
     frozen = reading.frozen
     with clock.phase("diff"):
-        rows, erased = _sendable(job, frozen, known, visited, workspace, dumped=dumped)
+        rows, erased, same = _sendable(job, frozen, known, visited, workspace, scope, dumped=dumped)
     with clock.phase("guard"):
         _raise_refusal(job, run, opened, frozen, known)
     forgotten = diff.forgotten(workspace)
     whole = job.sync.write != "append" and opened.cursor is None
-    found = Compared(opened, frozen, known, visited, rows, forgotten, whole, erased)
+    found = Compared(opened, frozen, known, visited, rows, forgotten, whole, erased, same)
     with clock.phase("deliver"):
         _ask(job, found, run, scope, dumped=dumped)
-    log.event("target_compared", rows=len(rows))
+    log.event("target_compared", rows=len(rows), dumped=dumped)
     return found
 
 
@@ -121,23 +125,37 @@ def _visit(job: Job, run: Run, mapped: Mapped, epoch: int | None, hold: ExitStac
 
 
 def _sendable(
-    job: Job, frozen: Frozen, known: Known, visited: Visited, workspace: Workspace, *, dumped: bool
-) -> tuple[ChangeSet, int]:
+    job: Job,
+    frozen: Frozen,
+    known: Known,
+    visited: Visited,
+    workspace: Workspace,
+    scope: Scope,
+    *,
+    dumped: bool,
+) -> tuple[ChangeSet, int, Alike]:
     """Every row of the mart that could be sent, with what the baseline knows of its key, but for those that a
-    dump shows to be the same; and how many have a suppressed key."""
+    dump shows to be the same; how many have a suppressed key, and how many were only counted."""
     assert visited.destination is not None
-    field_map = replace(frozen.mapped.field_map, folds=visited.destination.folds)
+    field_map, same = replace(frozen.mapped.field_map, folds=visited.destination.folds), NOTHING
     if not frozen.hashed:
         hash_rows(workspace, frozen.mapped)
     erased = suppression.drop(workspace, field_map, known.suppressed)
-    strategy = replace(_EVERYTHING, compares=frozen.mapped.compares)  # a repair keeps what others edited
-    diff.diff(workspace, field_map, strategy, known.baseline_rows, whole=True)
+    if dumped and scope.counts and not (field_map.lookups or field_map.folds):
+        same = dump.find_alike(workspace, field_map)
+    if dumped:
+        held.count_scan(workspace, field_map, same.others)
+        suppression.remove(workspace, field_map, known.suppressed, held.SCANNED)
+    lacks = visited.trace.lacks if visited.trace is not None else frozenset()
+    compares = frozen.mapped.compares(known.former, lacks)  # a repair keeps what others edited
+    strategy = replace(_EVERYTHING, compares=compares)
+    diff.diff(workspace, field_map, strategy, known.baseline_rows, whole=True, among=same.others)
     judge.judge(workspace, frozen.mapped.contract, job.sync.key, frozen.edited)
     judge.reject_missing(workspace, field_map)
     judge.find_standing(workspace, dict.fromkeys(one.key for one in known.open_rejects))
     if dumped:
-        dump.meet(workspace, field_map)
-    return change_set.assemble(workspace, field_map, write=job.sync.write), erased
+        dump.meet(workspace, field_map, same.others)
+    return change_set.assemble(workspace, field_map, write=job.sync.write), erased, same
 
 
 def _raise_refusal(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known) -> None:
@@ -168,8 +186,8 @@ def _raise_refusal(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Kn
 def _list_target(
     job: Job, visited: Visited, mapped: Mapped, known: Known, workspace: Workspace, scope: Scope
 ) -> bool:
-    """Create SCANNED if the scope asks for it; whether it is from a dump of the target's rows. A target that
-    takes different texts for one key is not dumped: a row could stand for another."""
+    """Create SCAN from a dump of the target's rows, and return True, if it has one; else SCANNED if the scope
+    asks for it."""
     destination, again = visited.destination, job.pace.retrying(job.sync.retry, job.stop.event)
     assert destination is not None
     field_map = replace(mapped.field_map, folds=destination.folds)
@@ -178,10 +196,9 @@ def _list_target(
         chunks = destination.dump(dump.fields(field_map)) if scope.sample is None else None
         return chunks is not None and dump.load(workspace, field_map, chunks)
 
-    found = not field_map.folds and again(dumped)
+    found = again(dumped)
     if not found and scope.scan:
         again(lambda: held.load_scan(workspace, field_map, destination.scan()))
-    if found or scope.scan:
         suppression.remove(workspace, field_map, known.suppressed, held.SCANNED)
     return found
 
@@ -193,7 +210,8 @@ def _ask(job: Job, compared: Compared, run: Run, scope: Scope, *, dumped: bool) 
     again = job.pace.retrying(job.sync.retry, job.stop.event)
     others = dump.others() if dumped else f"SELECT key FROM {held.SCANNED}"
     listed = others if scope.scan else None
-    held.list_keys(workspace, field_map, scanned=listed, left=scope.left, deleted=scope.deleted)
+    among = compared.alike.others
+    held.list_keys(workspace, field_map, among, scanned=listed, left=scope.left, deleted=scope.deleted)
     hash.release(workspace)
 
     def batches(of: ChangeSet, mode: Any, size: int) -> Iterator[Batch]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
+
+from msgspec import Struct
 
 from retl.destinations.batch import Decision
 from retl.errors import DefinitionError
@@ -21,8 +22,7 @@ STAGE: Final = "conflict"
 _DIGEST = re.compile(r" \[([0-9a-f]{16}|gone)\]$")
 
 
-@dataclass(frozen=True)
-class Queued:
+class Queued(Struct, frozen=True):
     """A row in conflict. `digest` names both versions of it."""
 
     sync: str
@@ -35,10 +35,11 @@ class Queued:
     attempts: int
 
 
-def queue(ledger: Ledger, sync: str | None = None, keys: Collection[str] = ()) -> list[Queued]:
-    """The conflicts that wait for a decision, by sync and key."""
+def queue(ledger: Ledger, syncs: Collection[str] | None = None, keys: Collection[str] = ()) -> list[Queued]:
+    """The conflicts that wait for a decision, by sync and key; of these syncs or of all."""
     found, asked = [], spellings(keys)
-    for one in ledger.rejects(sync):
+    names = [None] if syncs is None else sorted({*syncs})
+    for one in (row for name in names for row in ledger.rejects(name)):
         if one.stage == STAGE and (not asked or one.key in asked):
             reason = one.reason or ""
             match = _DIGEST.search(reason)

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.contract.completion import completed
 from retl.contract.loaders import is_own
 from retl.destinations.api import Destination
-from retl.destinations.batch import Field, Visit
+from retl.destinations.batch import Capabilities, Field, Visit, WriteMode
 from retl.engine.mapping import FieldMap
 from retl.errors import Mismatch
 from retl.ledger import Ledger
@@ -29,11 +31,12 @@ _ALIKE = 0.6  # of two names, as SequenceMatcher counts
 _PARTS = ("type", "max_digits", "decimal_places", "items")
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(Struct, frozen=True):
     """`column`: of the mart or the target; `now`: its new name or type; `edit`: what the contract would say,
     None if no edit of it helps; `ddl`: what the target would need instead, or as well. `is_drift`: it is of
-    what the contract names, or a column that is new; one that was left out before is nobody's mistake."""
+    what the contract names, or a column that is new; one that was left out before is nobody's mistake, nor
+    are values that stay at the target. `by`: who would run `ddl`, the next run (`create: true` adds columns
+    and changes no other) or only a person."""
 
     column: str
     kind: Kind
@@ -42,10 +45,10 @@ class Difference:
     edit: Mapping[str, Any] | None = None
     ddl: str | None = None
     is_drift: bool = True
+    by: Literal["run", "person"] | None = None
 
 
-@dataclass(frozen=True)
-class Former:
+class Former(Struct, frozen=True):
     """The fields that earlier runs wrote, and of the last of these runs each with its type."""
 
     fields: Sequence[str]
@@ -93,11 +96,17 @@ def of_mart(
 
 
 def of_target(
-    destination: Destination[Any], field_map: FieldMap, former: Former, differences: list[Difference]
+    destination: Destination[Any],
+    field_map: FieldMap,
+    former: Former,
+    differences: list[Difference],
+    *,
+    creates: bool,
 ) -> list[Difference]:
     """The same differences with the DDL that would do instead, and those between the fields and the target's
-    columns. `former`: what earlier runs wrote. A TargetError if it cannot be reached."""
-    held = destination.columns()
+    columns. `former`: what earlier runs wrote. `creates`: a run adds missing columns. A TargetError if the
+    target cannot be reached."""
+    held, write = destination.columns(), field_map.shape.write
     if held is None:
         return differences
     fields = {one.name: one for one in (*field_map.shape.key, *field_map.shape.fields)}
@@ -119,11 +128,18 @@ def of_target(
             ddl = destination.ddl(name, field)
             found.append(Difference(name, "missing", "the target lacks this column", ddl=ddl))
     for name in gone:
-        what = "earlier runs wrote it, and no field does now: its values stay as they are"
-        found.append(Difference(name, "orphaned", what, edit={}, ddl=destination.ddl(name, None)))
+        what = f"earlier runs wrote it, and no field does now: {fate(destination.capabilities, write, 1)}"
+        ddl = destination.ddl(name, None)
+        found.append(Difference(name, "orphaned", what, edit={}, ddl=ddl, is_drift=False))
     if not any(one.kind == "missing" for one in found):
-        found += _unfit(destination)
-    return found
+        found += _unfit(destination, [one for one in differences if one.kind == "retyped"])
+    return [replace(one, by=_by(one, creates=creates)) for one in found]
+
+
+def _by(one: Difference, *, creates: bool) -> Literal["run", "person"] | None:
+    if one.ddl is None:
+        return None
+    return "run" if creates and one.kind in ("added", "missing") else "person"
 
 
 def new_columns(ledger: Ledger, sync: Sync, columns: Mapping[str, str]) -> str | None:
@@ -156,12 +172,24 @@ def remember(ledger: Ledger, sync: Sync, columns: Mapping[str, str]) -> None:
         ledger.keep(_seen(sync), text)
 
 
-def orphaned(former: str | None, now: str) -> str | None:
+def orphaned(former: str | None, now: str, capabilities: Capabilities, write: WriteMode) -> str | None:
     """A note about fields that the last run wrote and no run writes now. Both are their types as JSON."""
     left = [name for name in json.loads(former or "{}") if name not in json.loads(now)]
     if not left:
         return None
-    return f"no field writes {', '.join(left)} now: at the target their values stay as they are"
+    return f"no field writes {', '.join(left)} now: {fate(capabilities, write, len(left))}"
+
+
+def fate(capabilities: Capabilities, write: WriteMode, fields: int) -> str:
+    """What becomes at the target of the values of so many fields that are no longer sent. A target that
+    cannot leave a field as it is replaces the whole object."""
+    changes = capabilities.whole or write in ("upsert", "update_only", "replace")
+    values = "their values" if fields > 1 else "its values"
+    if changes and not capabilities.nulls_keep:
+        return f"a write replaces the whole object at the target, so {values} are gone from each row written"
+    if changes and capabilities.unsent_varies:
+        return f"whether {values} stay is up to the target, which may replace the whole object"
+    return f"at the target {values} stay as they are"
 
 
 def _seen(sync: Sync) -> str:
@@ -269,12 +297,18 @@ def _with_ddl(
     return one
 
 
-def _unfit(destination: Destination[Any]) -> Iterator[Difference]:
-    """What else keeps the target from taking the rows, in its own words."""
+def _unfit(destination: Destination[Any], retyped: Sequence[Difference]) -> Iterator[Difference]:
+    """What else keeps the target from taking the rows, in its own words. Of a column that the mart gave
+    another type it was asked with that type: the contract has the old one already."""
     try:
         destination.check(Visit("none", 0))
     except Mismatch as problem:
-        yield Difference("", "unfit", problem.message, ddl=problem.hint)
+        hint = problem.hint
+        for one in retyped:
+            already = rf"cast {re.escape(one.column)} in the source's SQL, or set `[^`]*` in the contract"
+            cast = f"cast {one.column} in the source's SQL, back to what the contract says"
+            hint = hint and re.sub(already, cast, hint)
+        yield Difference("", "unfit", problem.message, ddl=hint)
 
 
 def _column(name: str, columns: Mapping[str, str], documented: Mapping[str, Documented]) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any
+
+from msgspec import Struct
 
 from retl import ledger
 from retl.delivery.lanes import Answered
@@ -24,7 +25,7 @@ from retl.engine.hash import ROWS
 from retl.engine.judge import Reject
 from retl.engine.workspace import Workspace
 from retl.ledger import RejectChanges, RejectRow
-from retl.observe.summary import Conflicts, Counts, Deletes
+from retl.observe.summary import Conflicts, Counts, Deletes, counted
 from retl.run.plan import Plan
 
 _ENDINGS = {  # answer → its name in the numbers; None: the row was in no batch
@@ -40,10 +41,11 @@ _ENDINGS = {  # answer → its name in the numbers; None: the row was in no batc
 }
 
 
-def numbers(read: int, ends: Ends, *, inserts: bool = True) -> Counts:
+def numbers(read: int, ends: Ends, write: str = "upsert") -> Counts:
     """The numbers of a run. Rows of the mart that are not candidates are unchanged. A key that left the mart
-    and is kept is not counted. Without `inserts` (update_only) a row that is new to the baseline was updated:
-    the target had it."""
+    and is kept is not counted. Under update_only a row that is new to the baseline was updated: the target
+    had it. Under append and insert_only every row that was written is new, also one that was sent before
+    without an answer."""
 
     def rows(ending: str, *ops: str) -> int:
         return sum(ends.get((op, ending), 0) for op in ops)
@@ -51,13 +53,17 @@ def numbers(read: int, ends: Ends, *, inserts: bool = True) -> Counts:
     mart = (*UPSERTS, "none")
     new = rows("written", "insert") + rows("merged", "insert")
     known = rows("written", "update") + rows("merged", "update")
+    if write == "update_only":
+        new, known = 0, new + known
+    elif write in ("append", "insert_only"):
+        new, known = new + known, 0
     conflicts = Conflicts(rows("merged", *mart), rows("edited", *mart), rows("conflict", *mart))
     deletes = {ending: rows(ending, "delete") for ending in {*_ENDINGS.values()}}
     return Counts(
         read=read,
         unchanged=read - sum(number for (op, _), number in ends.items() if op in mart),
-        inserted=new if inserts else 0,
-        updated=known if inserts else new + known,
+        inserted=new,
+        updated=known,
         refreshed=rows("written", "refresh") + rows("merged", "refresh"),
         rejected=rows("rejected", *mart) + conflicts.queued,
         skipped=rows("skipped", *mart) + conflicts.kept,
@@ -91,7 +97,9 @@ def if_refused(plan: Plan) -> Counts:
 
 
 def _numbers(plan: Plan, ends: Ends) -> Counts:
-    return numbers(plan.read, ends, inserts=plan.field_map.shape.write != "update_only")
+    if plan.capabilities.in_place:  # a row that is the same was only compared
+        ends = {end: rows for end, rows in ends.items() if end != ("refresh", "written")}
+    return numbers(plan.read, ends, plan.field_map.shape.write)
 
 
 def _ended(ends: Counter[tuple[str, str | None]], ending: str) -> Ends:
@@ -115,12 +123,11 @@ def still_open(found: Iterable[Reject], dismissed: Dismissals) -> Iterator[Rejec
 
 
 def dismissed_note(rows: int) -> str:
-    what = "a rejected row is" if rows == 1 else f"{rows:,} rejected rows are"
-    return f"{what} dismissed, until {'it changes' if rows == 1 else 'they change'}"
+    until = "it changes" if rows == 1 else "they change"
+    return f"{counted(rows, 'rejected row', 'is')} dismissed, until {until}"
 
 
-@dataclass
-class Account:
+class Account(Struct, dict=True):
     """A run's plan and its answers; for more answers make a new one."""
 
     plan: Plan
@@ -174,6 +181,11 @@ class Account:
         if not self.dismissed:
             return 0
         return len(self.rejects) - sum(1 for _ in still_open(self.rejects, self.dismissed))
+
+    def open_refusals(self) -> int:
+        """The rows that the target refused, without those that somebody has dismissed."""
+        refused = [one for one in self.target_rejects if one.stage == "target"]
+        return sum(1 for _ in still_open(refused, self.dismissed))
 
     def examples(self, number: int) -> list[dict[str, Any]]:
         """The first rejects that are not dismissed, for people: no hashes."""

@@ -12,8 +12,9 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from retl.engine import scratch
 from retl.errors import Failure
@@ -22,8 +23,7 @@ _DRY = "dry-"
 _OLD = 86400.0  # seconds after which a dry run, which has no lock, has surely ended
 
 
-@dataclass(frozen=True)
-class Depot:
+class Depot(Struct, frozen=True):
     """The files of one run, by name."""
 
     folder: Path

@@ -10,9 +10,10 @@ import ssl
 import subprocess
 import threading
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from queue import Empty, SimpleQueue
 from select import POLLIN, poll
+
+from msgspec.structs import replace
 
 from retl.observe.signals import Stop
 from retl.run.lines import TOKEN, Exchange, Line, Ticket, attend, dialled, exactly, shut

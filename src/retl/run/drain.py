@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import count
 from typing import Protocol
 
-from retl.delivery.failure_rate import FailureRate
+from msgspec.structs import replace
+
+from retl.delivery.failure_rate import FAILED_RATE_FROM, FailureRate
 from retl.delivery.lanes import Delivery
 from retl.destinations.batch import MODES, Batch, Capabilities, Kind, Order, Outcome, Returns, RowResult
+from retl.engine.answers import Answers
 from retl.engine.change_set import ChangeSet, Phase
 from retl.engine.mapping import Run
 from retl.observe import log
@@ -27,7 +29,8 @@ ROUND_ROWS = 25_000  # in one statement: the more rows, the fewer rounds
 OTHERS_ROWS = 10_000  # rows that may wait for other syncs: these may be of no help
 
 Others = Callable[[], bool]  # runs the other syncs that may be of help; False if there are none
-Send = Callable[[Sequence[Phase], FailureRate], None]  # sends these rows of a plan, all of one phase
+# Sends these rows of a plan: of one phase, or all of them.
+Send = Callable[[Sequence[Phase], FailureRate], None]
 
 
 class Cuttable(Protocol):
@@ -48,7 +51,7 @@ def drain(
     delivery: Delivery,
     epoch: int,
     others: Others | None = None,
-    returns: Returns | None = None,
+    returns: Answers | None = None,
     send: Send | None = None,
 ) -> None:
     """Deliver the change set; the answers are in `delivery`. Nothing is deleted while a row is in
@@ -59,7 +62,10 @@ def drain(
         delivery.drain((b for part in parts for b in batches(plan, part, epoch, returns)), failure_rate)
 
     send = send or here
-    rounds = Rounds(plan, delivery, epoch, patient=others is not None)
+    if plan.capabilities.whole:  # rows that left go with the others: after a kill they are unknown too
+        send(plan.changes.phases, FailureRate(plan.terms.max_failed_rate))
+        return
+    rounds = Rounds(plan, delivery, epoch, returns, patient=others is not None)
     failure_rate = FailureRate(plan.terms.max_failed_rate, rounds.waiting, plan.terms.max_conflict_rate)
     for phase in plan.changes.phases:
         kept: Sequence[int] = ()
@@ -81,9 +87,11 @@ class Rounds:
     """The rows of a plan that were refused because of their order. `patient`: while other syncs may still
     help."""
 
-    def __init__(self, plan: Plan, delivery: Delivery, epoch: int, *, patient: bool) -> None:
+    def __init__(
+        self, plan: Plan, delivery: Delivery, epoch: int, returns: Answers | None, *, patient: bool
+    ) -> None:
         self.patient = patient
-        self._plan, self._delivery, self._epoch = plan, delivery, epoch
+        self._plan, self._delivery, self._epoch, self._returns = plan, delivery, epoch, returns
         self._numbers = count(2, 2)  # a batch of each number; odd numbers are its slices
         counts = plan.changes.counts
         self._room = {"unique": sum(counts.get(op, 0) for op in ("update", "refresh", "delete"))}
@@ -93,8 +101,6 @@ class Rounds:
         """Send the refused rows again, until a round gets nothing through. Only where twice is once: the
         batches of a round have no intent of their own."""
         backwards = True
-        if self._plan.field_map.shape.images:  # which are known by positions in the plan
-            return
         while self._plan.capabilities.idempotent and (
             self._round(backwards, deletes=True) + self._round(backwards, deletes=False)
         ):
@@ -124,7 +130,7 @@ class Rounds:
             return {}
         rows = range(len(batch)) if outcome.default.code in BY_ORDER else sorted(outcome.exceptions)
         refused = {row: one for row in rows if (one := outcome.result(row)).code in BY_ORDER}
-        if batch.operation == "delete":  # nothing is sent after them: they are judged at the end
+        if batch.operation in ("delete", "restore"):  # nothing is sent after them: they are judged at the end
             return Counter(str(one.code) for one in refused.values())
         orders = {one.order for one in refused.values() if one.order is not None}
         follow = {one: self._plan.changes.may_follow(one, batch.first, batch.last) for one in orders}
@@ -147,13 +153,18 @@ class Rounds:
         """How many rows got through. Every other round goes backwards, for rows that wait for later ones."""
         positions = self._delivery.refused(BY_ORDER, deletes=deletes)
         most = self._plan.capabilities.max_rows or ROUND_ROWS
+        decisions = self._plan.terms.decisions
         parts = [positions[at : at + most] for at in range(0, len(positions), most)]
         through = 0
         for part in reversed(parts) if backwards else parts:
             phase = next(one for one in self._plan.changes.phases if (one.mode == "delete") is deletes)
             rows = self._plan.changes.pick(part)
-            (batch,) = _cut(self._plan, rows, replace(phase, first=0, last=len(part) - 1), most, self._epoch)
-            through += self._delivery.repeat(replace(batch, round=next(self._numbers)), part)
+            returns = None if self._returns is None else self._returns.again(rows.table)
+            phase = replace(phase, first=0, last=len(part) - 1)
+            batch = _batch(self._plan, rows, phase, self._epoch, returns)
+            decided = {row: decisions[at] for row, at in enumerate(part) if at in decisions}
+            batch = replace(batch, round=next(self._numbers), decisions=decided)
+            through += self._delivery.repeat(batch, part, returns.record if returns is not None else None)
         return through
 
 
@@ -173,7 +184,8 @@ def _answered_again(plan: Plan, delivery: Delivery) -> list[int]:
 
 def batches(plan: Cuttable, phase: Phase, epoch: int, returns: Returns | None = None) -> Iterator[Batch]:
     """The rows of a phase in batches of the largest size that plan and target allow."""
-    yield from _cut(plan, plan.changes, phase, size(plan, phase), epoch, returns)
+    for first, last in phase.cut(size(plan, phase)):
+        yield batch(plan, replace(phase, first=first, last=last), epoch, returns)
 
 
 def size(plan: Cuttable, phase: Phase) -> int:
@@ -184,15 +196,6 @@ def size(plan: Cuttable, phase: Phase) -> int:
     if phase.mode == "delete":
         most = plan.capabilities.max_deletes or most
     return min(plan.terms.batch_rows, most or plan.terms.batch_rows)
-
-
-def _cut(
-    plan: Cuttable, rows: ChangeSet, phase: Phase, size: int, epoch: int, returns: Returns | None = None
-) -> Iterator[Batch]:
-    """Without `returns` for rows that are sent again: positions of their own are no positions of the plan, so
-    what the target holds of them is unknown."""
-    for first, last in phase.cut(size):
-        yield _batch(plan, rows, replace(phase, first=first, last=last), epoch, returns)
 
 
 def batch(plan: Cuttable, phase: Phase, epoch: int, returns: Returns | None = None) -> Batch:
@@ -213,5 +216,12 @@ def _batch(plan: Cuttable, rows: ChangeSet, phase: Phase, epoch: int, returns: R
         exclusive=True,
         returns=returns,
         refill=plan.terms.refill,
+        most_refused=_most_refused(plan, phase) if plan.capabilities.whole else None,
         decisions=plan.terms.decisions if rows is plan.changes else {},
     )
+
+
+def _most_refused(plan: Cuttable, phase: Phase) -> int:
+    """How many rows of a phase the target may refuse before the run fails."""
+    rows = len(phase)
+    return rows if rows < FAILED_RATE_FROM else int(plan.terms.max_failed_rate * rows)

@@ -12,10 +12,12 @@ import json
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from retl import __version__
 from retl.destinations.api import Destination
@@ -53,11 +55,14 @@ OUTSIDE = (
     "backups, replicas and write-ahead logs of warehouse, target and ledger",
 )
 READ_AT_ONCE = 1000
+NOT_FOUND = (
+    "none of these keys was found, at the target or in what retl keeps: are they spelled as in the mart? They"
+    " are suppressed all the same"
+)
 ASKED, BY_HAND = "asked", "not_erasable"  # how a target is erased of which a person has to see the end
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """Whose rows: these keys, as the target gets them. `subject` is the value by which the person was looked
     for."""
 
@@ -71,8 +76,7 @@ class Asked:
         return {*self.keys, *([self.subject] if self.subject else [])}
 
 
-@dataclass(frozen=True)
-class Looked:
+class Looked(Struct, frozen=True):
     """What an erasure would do: the keys, how the target forgets them, and how many files have them."""
 
     keys: int
@@ -163,10 +167,15 @@ class _Work:
     def __init__(self, running: Execution, asked: Asked, hold: ExitStack) -> None:
         self.running, self.asked, self.hold = running, asked, hold
         self.job, self.ledger = running.job, running.job.ledger
-        self.sync, self.epoch = running.job.sync.name, running.lock.epoch
+        self.sync = running.job.sync.name
         self.erasure: ErasureRow | None = None
         self.at_target: dict[str, Any] = {}
         self.stored: dict[str, Any] = {}
+
+    @property
+    def epoch(self) -> int:
+        """Of the lock: it grows when the target knows newer runs than the ledger."""
+        return self.running.lock.epoch
 
     @property
     def workspace(self) -> Workspace:
@@ -335,7 +344,9 @@ class _Work:
         self.running.found = {"erasure": made}
         done = self.running.fail(_by_hand(self.job)) if by_hand else self.running.commit()
         self.erasure = self.ledger.erasure(self.erasure.erasure_id, self.sync)
-        return done
+        others = [name for name in self.stored["files"] if not name.startswith(self.running.run.run_id)]
+        found = others or any(self.stored["rows"].values()) or self.at_target.get("there", 1)
+        return done if found else replace(done, notes=(*done.notes, NOT_FOUND))
 
     def _record(self, proof: Mapping[str, Any]) -> None:
         """Store how far the erasure has come; the end of the run ends it."""

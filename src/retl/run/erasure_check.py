@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.engine import change_set, erasing, held, suppression
 from retl.engine.mapping import FieldMap
@@ -17,6 +19,7 @@ from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError
 from retl.ledger import ErasureRow, Ledger
+from retl.observe.summary import counted
 from retl.run import target
 from retl.run.erase import ASKED, BY_HAND, bind, files_of, remaining, seal, way
 from retl.run.job import Job
@@ -24,8 +27,7 @@ from retl.run.run import new_run
 from retl.values.suppressed import Suppressed
 
 
-@dataclass(frozen=True)
-class Verified:
+class Verified(Struct, frozen=True):
     """How many suppressed keys are where none may be: in run files (by name), in rows of the ledger, and at
     the target (None: it was not looked at, and `unchecked` says what a person must do). `asked`: for so many
     keys, in place of a list. `by_hand`: retl cannot erase there. `unsealed`: erasures whose proof is not the
@@ -43,17 +45,23 @@ class Verified:
 
     @property
     def faults(self) -> list[str]:
-        found = [f"{number} suppressed keys in the run file {name}" for name, number in self.files.items()]
+        found = [f"{_keys(number)} in the run file {name}" for name, number in self.files.items()]
         if self.rows:
-            found.append(f"{self.rows} suppressed keys in rows of the ledger")
+            found.append(f"{_keys(self.rows)} in rows of the ledger")
         if self.target and self.by_hand:
-            found.append(f"{self.target} suppressed keys are at the target: erase them there by hand")
+            found.append(f"{_keys(self.target)} at the target: erase there by hand")
+        elif self.target and self.unfinished:
+            found.append(f"{_keys(self.target)} still at the target: `retl erase --again`")
         elif self.target:
-            found.append(f"{self.target} suppressed keys are at the target again: `retl erase --again`")
+            found.append(f"{_keys(self.target)} at the target again: `retl erase --again`")
         found += [
             f"erasure {one} is not finished: run the same `retl erase` again" for one in self.unfinished
         ]
         return found + [f"the proof of erasure {one} is not the one in its run" for one in self.unsealed]
+
+
+def _keys(number: int) -> str:
+    return counted(number, "suppressed key", "is")
 
 
 def verify(job: Job, keys: Sequence[str] = ()) -> Verified:
@@ -80,7 +88,7 @@ def verify(job: Job, keys: Sequence[str] = ()) -> Verified:
         looked.asked,
         _by_hand(job, looked) if looked.there is None and suppressed else None,
         way(job) in (ASKED, BY_HAND),
-        [one.erasure_id for one in mine if one.status == "open"],
+        ledger.unfinished(sync),
         [one.erasure_id for one in finished if not _sealed(ledger, one)],
     )
 
@@ -91,8 +99,7 @@ def back(job: Job) -> list[str] | None:
         return _look(job, workspace, hold).there
 
 
-@dataclass(frozen=True)
-class _Looked:
+class _Looked(Struct, frozen=True):
     """`there`: the suppressed keys that the target has, None if it was not looked at. `asked`: the number of
     keys that it was asked for. `by_key`: it can be asked for a key."""
 

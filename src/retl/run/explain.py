@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.destinations.batch import MODES, Batch, Field, Kind, Mode, Peeked
 from retl.destinations.value import SIZE
@@ -85,7 +87,7 @@ def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bo
         "object": plan.capabilities.object,
         "rows": found,
         "guards": [{"code": r.code, "message": r.message, "hint": r.hint} for r in plan.refusals],
-        "notes": [one for one in plan.notes if any_erased or not one.startswith(_ERASED)],
+        "notes": [one for one in (*plan.notes, *plan.standing) if any_erased or not one.startswith(_ERASED)],
     }
 
 
@@ -124,8 +126,7 @@ def _found(
     return rows, chosen
 
 
-@dataclass(frozen=True)
-class _Chosen:
+class _Chosen(Struct, frozen=True):
     """One row to explain: its position in `chosen`, and in the mart (None if the mart lacks the key)."""
 
     pos: int

@@ -20,7 +20,7 @@ def find(
     """What a run reads that follows a mark."""
     checkpoint, feeds = known.basis.checkpoint, job.sync.changes.strategy == "cdf"
     reasons = {
-        "the rows to send were chosen": job.options.selection.forced,
+        "the rows to send were chosen": job.options.selection.forced or job.options.selection.partial,
         "nothing is known of the rows that were delivered": known.basis.restarts or job.options.adopt,
         "rows expire in the target": mapped.capabilities.expires is not None,
         "a key that the target lacked may be there now": job.sync.write == "update_only",
@@ -37,14 +37,18 @@ def find(
         "a run since then did not finish": feeds and _unfinished(known),
     }
     whole = next((reason for reason, holds in reasons.items() if holds), None)
+    rows = checkpoint.read_rows if checkpoint else 0
+    mark = checkpoint.watermark if checkpoint and whole is None else None
+    if mark is None:
+        return Extent(whole, rows=rows)
     unknown = workspace.run(f"SELECT key FROM {baseline.BASELINE} WHERE hash IS NULL")
     rejected = [reject.key for reject in known.open_rejects]
     return Extent(
-        whole=whole,
-        mark=checkpoint.watermark if checkpoint and whole is None else None,
+        whole=None,
+        mark=mark,
         due=[*(key for (key,) in unknown), *rejected],
         rejected=rejected,
-        rows=checkpoint.read_rows if checkpoint else 0,
+        rows=rows,
     )
 
 

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
-from retl.destinations.batch import Capabilities
+from retl.destinations.batch import Capabilities, Field, Shape
 from retl.engine.mapping import FieldMap
 from retl.errors import DefinitionError
 from retl.model import Formats
 from retl.project.definitions import Sync
+from retl.project.fields import claimed, key_names
+from retl.run.job import Target
+from retl.values.types import Type
+
+_OPERATIONS = frozenset({"OPERATION_UNSUPPORTED", "HTTP_OPERATION"})
+
+
+def fit_definition(sync: Sync, target: Target) -> None:
+    """DefinitionError if the target cannot write or delete as the sync asks, or if an option is missing or
+    has no effect, as far as its definition alone says: the types of its fields are not known without the
+    mart, and what depends on them, or on how edits of others are found, is not asked."""
+    columns = sync.contract.named if sync.contract else None
+    key, text = key_names(sync), Type("string")
+    fields = sorted(claimed(sync, columns))
+    shape = Shape(
+        sync.name,
+        "",
+        tuple(Field(name, text) for name in key),
+        tuple(Field(name, text) for name in fields),
+        write=sync.write,
+    )
+    try:
+        capabilities = target.lane(shape).capabilities
+    except DefinitionError as problem:
+        if problem.code in _OPERATIONS:
+            raise
+        return
+    _fit_operations(sync, capabilities)
+    _refuse_unused(sync, capabilities)
+    if all(one.how == "warehouse_wins" for one in sync.strategies):
+        _require_choices(sync, capabilities)
 
 
 def fit(sync: Sync, field_map: FieldMap, capabilities: Capabilities) -> None:
@@ -83,7 +114,7 @@ def _refuse_unused(sync: Sync, capabilities: Capabilities) -> None:
             "`cascade: true` has no effect here: a delete changes only its own object",
             where=f"sync {sync.name}",
         )
-    if sync.formats != Formats() and capabilities.form in ("csv", "cells", "literals", "parquet"):
+    if sync.formats != Formats() and capabilities.form in ("csv", "tuples", "cells", "literals", "parquet"):
         raise DefinitionError(
             "OPTION_UNUSED",
             "`formats` has no effect here: it says how values are written in JSON, and this destination takes"

@@ -7,11 +7,13 @@ guard for one run. `--allow-deletes N` allows deletes if N is exactly the planne
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 
+from msgspec import Struct, field
+
 from retl.engine.statistics import Drifted
+from retl.observe.summary import counted
 from retl.project.definitions import Guards
 from retl.sources.dbt_results import TESTED, Build
 
@@ -27,6 +29,7 @@ GUARDS = (  # the codes for --accept, in the order of the documentation
     "CHECK_FAILED",
     "DRIFT",
     "TARGET_LOST",
+    "TARGET_NOT_EMPTY",
     "STATE_LOST",
     "ORPHANED_STATE",
     "STATE_BEHIND",
@@ -37,11 +40,12 @@ GUARDS = (  # the codes for --accept, in the order of the documentation
     "DBT_UNKNOWN",
 )
 DELETES_ALWAYS_PASS = 10  # this many deletes or fewer are not judged
+FEW_REJECTS = 10  # so many new rejects of a run that looks only at some keys are not judged
 LOST_SHARE = 0.02  # of the sampled confirmed keys
+FEW_REMOVED = 2  # so many rows of a small table may be missing where people's edits count
 
 
-@dataclass(frozen=True)
-class Refusal:
+class Refusal(Struct, frozen=True):
     """Why a run must not write: a CODE, one sentence, and what to do."""
 
     code: str
@@ -49,8 +53,7 @@ class Refusal:
     hint: str | None = None
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What a guard found, and what it allows: `passes`, `accepted` for this run, or `refuses`."""
 
     code: str
@@ -59,14 +62,14 @@ class Verdict:
     verdict: str
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """The facts before the first write. Counts are rows; None: does not apply to this run."""
 
     read: int
     total: int  # rows of the mart before --key, --where and a watermark
     new_rejects: int
     baseline_rows: int
+    old_rejects: int = 0  # rejected rows that were open or dismissed rejects before
     left_out: int = 0  # rejected rows of a mart that is sent as a whole
     deletes: int = 0
     deletes_on: bool = False
@@ -81,6 +84,7 @@ class Facts:
     matched: int = 0  # rows with a key in the baseline
     sampled: int = 0
     lost: int = 0
+    spared: int = 0  # of those that are lost: people may have removed so many
     taken: bool = False  # another ledger has delivered to the target since this one last did
     failed_checks: tuple[str, ...] = ()
     drifted: Mapping[str, Drifted] = field(default_factory=dict)  # by column, since the last good run
@@ -119,7 +123,8 @@ def verdicts(
 
 def _measured(facts: Facts, guards: Guards) -> Iterator[tuple[str, str, str]]:
     """What the guards with a limit counted."""
-    yield "REJECT_RATE", f"{facts.new_rejects:,} of {facts.read:,}", f"{guards.max_reject_rate:g}"
+    new = f"{facts.new_rejects:,}{' new' * (facts.old_rejects > 0)}"
+    yield "REJECT_RATE", f"{new} of {facts.read:,}", f"{guards.max_reject_rate:g}"
     if facts.deletes_on:
         limit = f"{guards.max_delete_rate:g}"
         if facts.allow_deletes is not None:
@@ -138,10 +143,10 @@ def _measured(facts: Facts, guards: Guards) -> Iterator[tuple[str, str, str]]:
         yield "FIRST_RUN", f"{facts.unproved:,} rows", f"{guards.max_first_run:,}"
 
 
-def is_lost(sampled: int, lost: int) -> bool:
+def is_lost(sampled: int, lost: int, spared: int = 0) -> bool:
     """Whether a target that lacks `lost` of `sampled` delivered keys was emptied or replaced. Of a small
-    table one row is enough: it may be what a restored one lacks."""
-    return _over(lost, LOST_SHARE, sampled)
+    table one row is enough, because it may be what a restored one lacks; `spared`: so many may be missing."""
+    return lost > spared and _over(lost, LOST_SHARE, sampled)
 
 
 def _over(count: int, rate: float, total: int) -> bool:
@@ -152,21 +157,7 @@ def _over(count: int, rate: float, total: int) -> bool:
 def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
     for build in facts.builds:
         yield from _build(build, facts)
-    if _over(facts.new_rejects, guards.max_reject_rate, facts.read):
-        yield Refusal(
-            "REJECT_RATE",
-            f"{facts.new_rejects} of {facts.read} rows break the contract or have no usable key, more than"
-            f" max_reject_rate ({guards.max_reject_rate:g})"
-            + (f": {', '.join(facts.reject_codes)}" if facts.reject_codes else ""),
-            "see the reasons with `retl show`, fix the mart or the contract, or --accept REJECT_RATE",
-        )
-    elif facts.left_out:
-        yield Refusal(
-            "REJECT_RATE",
-            f"{facts.left_out} of {facts.read} rows break the contract or have no usable key, and a snapshot"
-            f" has every row: {', '.join(facts.reject_codes)}",
-            "fix the mart or the contract, or --accept REJECT_RATE publishes it without them",
-        )
+    yield from _rejected(facts, guards)
     yield from _volume(facts, guards)
     if facts.unproved is not None and facts.unproved > guards.max_first_run:
         yield Refusal(
@@ -186,7 +177,7 @@ def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
     for check in facts.failed_checks:
         yield Refusal("CHECK_FAILED", check, "fix the mart, or --accept CHECK_FAILED")
     yield from _drift(facts, guards)
-    if is_lost(facts.sampled, facts.lost):
+    if is_lost(facts.sampled, facts.lost, facts.spared):
         yield Refusal(
             "TARGET_LOST",
             f"the target lacks {facts.lost} of {facts.sampled} sampled keys that were delivered",
@@ -198,6 +189,25 @@ def _refusals(facts: Facts, guards: Guards) -> Iterator[Refusal]:
                 if facts.append
                 else "`--full` delivers every row again"
             ),
+        )
+
+
+def _rejected(facts: Facts, guards: Guards) -> Iterator[Refusal]:
+    if _over(facts.new_rejects, guards.max_reject_rate, facts.read):
+        yield Refusal(
+            "REJECT_RATE",
+            f"{facts.new_rejects} of {facts.read} rows{' newly' if facts.old_rejects else ''} break the"
+            f" contract or have no usable key, more than max_reject_rate ({guards.max_reject_rate:g})"
+            + (f": {', '.join(facts.reject_codes)}" if facts.reject_codes else "")
+            + f"; {facts.old_rejects} more were rejects before and do not count" * (facts.old_rejects > 0),
+            "see the reasons with `retl show`, fix the mart or the contract, or --accept REJECT_RATE",
+        )
+    elif facts.left_out:
+        yield Refusal(
+            "REJECT_RATE",
+            f"{facts.left_out} of {facts.read} rows break the contract or have no usable key, and a snapshot"
+            f" has every row: {', '.join(facts.reject_codes)}",
+            "fix the mart or the contract, or --accept REJECT_RATE publishes it without them",
         )
 
 
@@ -221,10 +231,11 @@ def _volume(facts: Facts, guards: Guards) -> Iterator[Refusal]:
         facts.deletes, guards.max_delete_rate, facts.deletable
     )
     over_rows = guards.max_delete_rows is not None and facts.deletes > guards.max_delete_rows
+    planned = f"{counted(facts.deletes, 'delete', 'is')} planned"
     if facts.allow_deletes is not None and facts.allow_deletes != facts.deletes:
         yield Refusal(
             "DELETE_RATE",
-            f"--allow-deletes says {facts.allow_deletes}, but {facts.deletes} deletes are planned",
+            f"--allow-deletes says {facts.allow_deletes}, but {planned}",
             f"if that is right: --allow-deletes {facts.deletes}",
         )
     elif (over_rate or over_rows) and facts.allow_deletes is None:
@@ -235,7 +246,7 @@ def _volume(facts: Facts, guards: Guards) -> Iterator[Refusal]:
         )
         yield Refusal(
             "DELETE_RATE",
-            f"{facts.deletes} deletes are planned, more than {limit}",
+            f"{planned}, more than {limit}",
             f"if that is right: --allow-deletes {facts.deletes}",
         )
 

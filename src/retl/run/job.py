@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from retl.delivery.paced import Paced
 from retl.destinations.api import Destination
@@ -31,8 +33,7 @@ if TYPE_CHECKING:
     from retl.run.processes import Cluster
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Struct, frozen=True):
     """The resolved destination of a sync: its class and its validated options."""
 
     kind: str
@@ -55,8 +56,7 @@ class Target:
         return self.destination.scan is not Destination.scan
 
 
-@dataclass(frozen=True)
-class Follower:
+class Follower(Struct, frozen=True):
     """A request that follows runs: its name for people and the ledger, the connection that it goes through,
     and the connection's pace. `secrets` are values of variables in it."""
 
@@ -93,8 +93,7 @@ class Follower:
         return following.send(self.http, made, gate, before, answered, self.secrets)
 
 
-@dataclass(frozen=True)
-class Peer:
+class Peer(Struct, frozen=True):
     """Which of several equal commands this is, counted from 1, and the job that they are together."""
 
     number: int
@@ -102,8 +101,14 @@ class Peer:
     job: str
 
 
-@dataclass(frozen=True)
-class Options:
+class Doubted(Struct, frozen=True):
+    """A sync that was refused because its target and the ledger do not agree, and the guard's CODE."""
+
+    sync: str
+    code: str
+
+
+class Options(Struct, frozen=True):
     """What one invocation asks of a sync."""
 
     dry_run: bool = False
@@ -127,7 +132,7 @@ class Options:
     @property
     def partial(self) -> bool:
         """Whether absent rows mean nothing, because only a part of the mart may be sent."""
-        return self.selection.partial or self.purpose in ("repair", "rollback", "erase")
+        return self.selection.partial or self.purpose in ("reconcile", "repair", "rollback", "erase")
 
     @property
     def whole(self) -> bool:
@@ -135,8 +140,7 @@ class Options:
         return not self.partial and self.selection.limit is None
 
 
-@dataclass
-class Job:
+class Job(Struct):
     """One sync to plan or run."""
 
     sync: Sync
@@ -153,6 +157,7 @@ class Job:
     referred: Mapping[str, Sequence[FieldSource]] = field(default_factory=dict)  # … → their key fields
     environment: str | None = None
     correlation_id: str | None = None
+    doubted: Doubted | None = None  # what another sync found of the ledger, where this one `is_blind`
     others: Callable[[], bool] | None = None  # runs syncs that may help refused rows; False if there are none
     run_id: str | None = None  # that its next run must have
     shards: int = 1  # processes that share the keys of a sync
@@ -172,13 +177,23 @@ class Job:
         return replace(found, readable=False) if self.options.offline else found
 
     @property
+    def is_blind(self) -> bool:
+        """As the function of this name."""
+        return is_blind(self.sync, self.target.destination)
+
+    @property
     def object(self) -> str:
         """The identity of the object that this sync writes."""
         return self.target.destination.place(self.target.options, self.sync.write)
 
 
-@dataclass
-class Clock:
+def is_blind(sync: Sync, kind: type[Destination[Any]]) -> bool:
+    """Whether rows sent twice stay twice, and the target keeps no marks: it cannot tell a ledger that is
+    older than what it was sent."""
+    return sync.first_run is not None and not kind.keeps_marks
+
+
+class Clock(Struct):
     """Seconds per phase of the data path."""
 
     phases: dict[str, float] = field(default_factory=dict)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from math import inf
+
+from msgspec import Struct, field
 
 from retl.delivery.lanes import Answered
 from retl.destinations.batch import UNKNOWN, Batch, Outcome
@@ -25,10 +26,8 @@ GROUP = 128  # answers
 GROUP_SECONDS = 1.0
 
 
-@dataclass
-class RunJournal:
-    """Thread-safe. `every`: acknowledge each answer separately. `number` and `files`: the last ones that are
-    taken."""
+class RunJournal(Struct):
+    """Thread-safe. `every`: acknowledge each answer separately. `number`: the last one that is taken."""
 
     ledger: Ledger
     lock: Lock | Attempt
@@ -36,7 +35,6 @@ class RunJournal:
     every: bool
     answers: Answers | None = None  # of a sync that keeps what the target held
     number: int = 0
-    files: int = 0
     _batches: list[Batch] = field(default_factory=list)  # of the collected answers
     _collected: list[Acknowledgement] = field(default_factory=list)
     _since: float = field(default_factory=time.monotonic)
@@ -96,18 +94,10 @@ class RunJournal:
                     self.ledger.heartbeat(self.run_id, self.lock.epoch)
                     self._beat = self._since
                 if self.answers is not None:
-                    self._keep(self.answers, batches)
+                    self.answers.record(batches)
                 # a request is stored only if every batch has an intent of its own
                 self.ledger.acknowledge(self.run_id, self.lock.epoch, collected, requests=self.every)
                 log.event("answers_recorded", batches=len(collected), level="debug")
-
-    def _keep(self, answers: Answers, batches: Sequence[Batch]) -> None:
-        """Make durable what the target returned with these batches."""
-        path = answers.collect(batches, self.files + 1)
-        if path is not None:
-            self.files += 1
-            self.ledger.put_file(path.name, path)
-            path.unlink()
 
     def _at(self) -> datetime:
         """The time now on the ledger's clock, which is asked once."""

@@ -7,14 +7,18 @@ It reads the ledger and builds tables of the workspace. It asks no target and wr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from types import MappingProxyType
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.destinations.batch import Outcome
 from retl.engine import baseline, mapping
 from retl.engine.baseline import Distrust
+from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
 from retl.ledger import BatchRow, Checkpoint, DeltaRow, Ledger, RejectRow
+from retl.observe.signals import Stop
 from retl.run.job import Job
 from retl.run.mart import Mapped
 from retl.run.plan import Basis
@@ -23,10 +27,10 @@ from retl.run.trace import arrived
 from retl.values.suppressed import Suppressed
 
 _REMADE = "remade"  # key
+_LEFT_OUT = "left_out"  # key
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(Struct, frozen=True):
     """What the ledger knows about the object that the run writes. The baseline is a table now."""
 
     object: str  # the place whose baseline it is: the run's, or another address of it
@@ -74,14 +78,16 @@ def know(
     if remade:
         baseline.doubt(workspace, _REMADE)
     open_rejects = ledger.rejects(sync.name)
+    refused = [*open_rejects, *ledger.rejects(sync.name, "dismissed")]
+    if mapped.capabilities.whole and refused:  # the target may lack them, whatever it had before
+        workspace.load(_LEFT_OUT, {"key": "VARCHAR"}, ((one.key,) for one in refused))
+        baseline.doubt(workspace, _LEFT_OUT)
     return Known(
         object=target,
         basis=basis,
         baseline_rows=rows,
         open_rejects=open_rejects,
-        known_rejects=frozenset(
-            (one.key, one.hash) for one in [*open_rejects, *ledger.rejects(sync.name, "dismissed")]
-        ),
+        known_rejects=frozenset((one.key, one.hash) for one in refused),
         distrusted=any(one.distrusts is not None for one in deltas),
         suppressed=ledger.suppressed(sync.name, target, job.siblings),
     )
@@ -122,6 +128,13 @@ def build_baseline(
         for one in deltas
     ]
     return baseline.build(workspace, ledger.get_file(snapshot, folder) if snapshot else None, built)
+
+
+def confirmed(ledger: Ledger, checkpoint: Checkpoint) -> int:
+    """How many rows of its object the target has confirmed so far. Reads the files of the baseline."""
+    deltas = ledger.deltas(checkpoint.sync, checkpoint.object)
+    with private_directory() as folder, Workspace(folder, Stop()) as workspace:
+        return build_baseline(ledger, workspace, checkpoint.snapshot, deltas)
 
 
 def _load_remade(

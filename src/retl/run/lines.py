@@ -18,7 +18,6 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from multiprocessing import Pipe
@@ -26,6 +25,8 @@ from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from select import POLLIN, poll
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from retl.observe.signals import Stop
 
@@ -48,14 +49,15 @@ def begun(line: Connection, keep: Sequence[int]) -> subprocess.Popen[bytes]:
     )
 
 
-@dataclass(frozen=True)
-class Ticket:
+class Ticket(Struct, frozen=True):
     """What a shard needs to reach its run, once. Who has it can act as that shard."""
+
+    __repr__ = object.__repr__  # token and certificate are secrets
 
     host: str
     port: int
-    certificate: str = field(repr=False)  # PEM
-    token: bytes = field(repr=False)
+    certificate: str  # PEM
+    token: bytes
     versions: str = field(default_factory=lambda: versions())
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from retl.contract.judge import CODES, Contract
 from retl.engine import baseline, change_set, diff, freeze, hash, judge, mapping
@@ -39,8 +40,7 @@ _SOMETIME = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
 _ALL = Strategy(everything=True, absence=False, once=False, hold_unknown=False)
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(Struct, frozen=True):
     """A field that would be sent with another value than expected; `sent` is KEPT if it would not be sent."""
 
     field: str
@@ -49,8 +49,7 @@ class Difference:
     sensitive: bool
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """The result of one test. `rejected` is the reason if its row would not be sent."""
 
     number: int  # from 1

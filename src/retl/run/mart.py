@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.contract import judge
 from retl.contract.judge import Contract
 from retl.destinations.batch import Capabilities, Folds
 from retl.engine import feed, freeze, hash, mapping, payload, scope, selection, sql_text
+from retl.engine.diff import Compares, digests_of
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.payload import Payload
 from retl.engine.scope import Scope
@@ -37,26 +40,27 @@ from retl.values.sql import quoted
 
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
-_MOST_KEYS = 1000  # of one query
+MOST_KEYS = 1000  # of one query
 
 
-@dataclass(frozen=True)
-class Mapped:
+class Mapped(Struct, frozen=True):
     """The mapping of the mart's rows to the target's, and the target's capabilities."""
 
     contract: Contract
     field_map: FieldMap
     capabilities: Capabilities
-    fingerprints: dict[str, str]  # of target, key and payload; `types` and `follows` of fields, as JSON
+    # of target, key and payload; `types` and `follows` of fields and what `digests` are of, as JSON
+    fingerprints: dict[str, str]
 
-    @property
-    def compares(self) -> str | None:
-        """The payload fingerprint, if rows are written only where nobody else has edited them."""
-        return self.fingerprints["what"] if self.field_map.shape.conditional else None
+    def compares(self, former: Mapping[str, str], lacks: Collection[str]) -> Compares | None:
+        """How digests that were made with the `former` fingerprints are read, if rows are written only where
+        nobody else has edited them. `lacks`: fields for which the target has no column."""
+        if not self.field_map.shape.conditional:
+            return None
+        return Compares.between(self.fingerprints, former, lacks)
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(Struct, frozen=True):
     """The mart as the source describes it; no row is read yet. `reader` is the connection with the
     snapshot."""
 
@@ -73,8 +77,7 @@ class Opened:
         return self.snapshot.description
 
 
-@dataclass(frozen=True)
-class Frozen:
+class Frozen(Struct, frozen=True):
     """The rows as they were read. `mapped` fits their columns, also if the contract edited them; `edited` are
     the rows that the model rejected, as (row, stage, code, reason, column)."""
 
@@ -90,8 +93,7 @@ class Frozen:
     edited: Sequence[tuple[Any, ...]]
 
 
-@dataclass(frozen=True)
-class Extent:
+class Extent(Struct, frozen=True):
     """How much of the mart a run reads. `whole`: why every row, or None; `mark`: where the last run's rows
     ended, with `rows` rows in the mart; `due`: keys that are due for another reason, `rejected` among
     them."""
@@ -103,8 +105,7 @@ class Extent:
     rows: int = 0
 
 
-@dataclass(frozen=True)
-class Read:
+class Read(Struct, frozen=True):
     """What was read: see Frozen."""
 
     total: int
@@ -204,6 +205,8 @@ class Reading:
         """Read the mart while the body runs. An error of the mart is raised before an error of the body. A
         contract that edits must have all rows before the body begins, because it decides their types. A run
         that waits reads after the body, which sets `extent`."""
+        if touched := self._job.options.selection.touched:
+            selection.load_touched(self._workspace, self.mapped.field_map, touched)
         with ThreadPoolExecutor(1, "retl-mart") as other:
             if self.waits:
                 with closing(self._opened.reader), self._opened.snapshot:
@@ -231,28 +234,36 @@ class Reading:
         opened, columns, names = self._opened, self._columns, _names(self._opened)
         among = self._among()
         some = snapshot.rows_among(names, among) if among is not None else None
-        total = freeze.freeze(opened.reader, some or snapshot.rows(names, since), columns)
+        touched = self._job.options.selection.touched and self._some_suffice()
+        only = selection.is_touched(self.mapped.field_map) if touched else None
+        total = freeze.freeze(opened.reader, some or snapshot.rows(names, since), columns, only)
         return Read(total, narrowed=some is not None and self._job.options.explains is not None)
 
-    def _among(self) -> Among | None:
-        """What --key says of a column, where rows with other keys cannot matter: no query, limit, scope or
-        watermark is about them, none of them can be one of these keys at the target, and the target takes
-        rows without them."""
+    def _some_suffice(self) -> bool:
+        """Whether rows with other keys than those that were asked for cannot matter: no query, limit, scope
+        or watermark is about them, none of them can be one of these keys at the target, and the target
+        takes rows without them."""
         job, opened, field_map = self._job, self._opened, self.mapped.field_map
         sync, asked = job.sync, job.options
         whole = sync.guards.min_rows is not None or has_queries(job) or asked.selection.where is not None
-        whole = whole or opened.scope is not None
+        whole = whole or opened.scope is not None or self.mapped.capabilities.whole
+        whole = whole or follows(job) or self.mapped.contract.edits or bool(field_map.lookups)
         plain = asked.purpose == "sync" and not asked.retry and job.shards == 1 and opened.cursor is None
-        whole = whole or self.mapped.capabilities.whole
-        (column, *more), keys = sync.key, asked.selection.keys or asked.explains or ()
-        kind = opened.description.columns.get(column, "")
-        if whole or not plain or more or follows(job) or self.mapped.contract.edits or field_map.lookups:
+        return plain and not whole and not field_map.may_collide
+
+    def _among(self) -> Among | None:
+        """What --key, or keys that may have changed, say of a column that has integers."""
+        (column, *more), asked = self._job.sync.key, self._job.options
+        touched = asked.selection.touched
+        keys = asked.selection.keys or asked.explains or ()
+        kind = self._opened.description.columns.get(column, "")
+        if more or kind not in _INTEGERS or self.mapped.field_map.shape.key[0].type.name != "integer":
             return None
-        if field_map.shape.key[0].type.name != "integer" or field_map.may_collide or kind not in _INTEGERS:
+        if touched:
+            keys = tuple(selection.touched_keys(self._opened.reader))
+        if not (keys or touched) or len(keys) > MOST_KEYS or not all(_INTEGER.fullmatch(one) for one in keys):
             return None
-        if not 0 < len(keys) <= _MOST_KEYS or not all(_INTEGER.fullmatch(one) for one in keys):
-            return None
-        return Among(column, tuple(map(int, keys)))
+        return Among(column, tuple(map(int, keys))) if self._some_suffice() else None
 
     def _follow(self) -> Read:
         """Read what changed since the mark, or the whole mart if that cannot be told."""
@@ -377,4 +388,6 @@ def _map(job: Job, run: Run, contract: Contract, columns: Mapping[str, str]) -> 
         "types": json.dumps({field.name: str(field.type) for field in field_map.shape.fields}),
         "follows": followed(sync, field_map, columns),
     }
+    names = capabilities.digested or [one.name for one in field_map.shape.compared]
+    fingerprints["digests"] = digests_of(fingerprints["what"], names)
     return Mapped(contract, field_map, capabilities, fingerprints)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Timer
 from typing import Any
+
+from msgspec import Struct
 
 from retl.contract.judge import Contract, build
 from retl.delivery.paced import Paced
@@ -37,8 +38,7 @@ _WAYS: tuple[Mapping[str, Any], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Letter:
+class Letter(Struct, frozen=True):
     """How a row with these columns goes through a connection."""
 
     sync: Sync

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
@@ -20,8 +21,7 @@ from retl.run.pipeline import take_lock
 from retl.run.run import Execution, new_run
 
 
-@dataclass(frozen=True)
-class OwnRun:
+class OwnRun(Struct, frozen=True):
     """A run that has begun. `hold` closes what the run opens, at its end."""
 
     running: Execution

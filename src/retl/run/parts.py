@@ -7,9 +7,11 @@ mart. So a row is in the same share wherever it was read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.engine import freeze, shards
 from retl.engine.mapping import FieldMap, Run
@@ -22,8 +24,7 @@ from retl.run.depot import Depot
 _MOST_ROWS = 1 << 40  # of a part: its rows have numbers of their own
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(Struct, frozen=True):
     """A shard's files and its run. `share` has its part of the baseline, and its rows if the run has read the
     mart; `tables` and `heads` are files that it writes; `folder` is its own. `depot`: of a shard elsewhere,
     which does one step: the files are there, by their names."""
@@ -41,8 +42,7 @@ class Step:
     depot: Depot | None
 
 
-@dataclass(frozen=True)
-class Part(Step):
+class Part(Step, frozen=True):
     """A part of the mart to read: its rows by this query, with their types; one part for each shard."""
 
     query: Query
@@ -53,8 +53,7 @@ class Part(Step):
     sends: ClassVar[bool] = False
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(Struct, frozen=True):
     """A part that was read. `files`: in the depot, by shard."""
 
     rows: int

@@ -10,9 +10,10 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from retl.engine.mapping import Run
 from retl.engine.scratch import private_directory
@@ -25,7 +26,7 @@ from retl.run import contract_diff, dbt_results, extent, planner, recovery, targ
 from retl.run.job import Clock, Job
 from retl.run.known import Known, know
 from retl.run.mart import Extent, Frozen, Mapped, Opened, Reading, open_mart
-from retl.run.notes import notes
+from retl.run.notes import notes, settled, standing
 from retl.run.plan import Plan
 from retl.run.planner import Diffed, Due, Judged
 from retl.run.prediction import Fates, fates, predict
@@ -174,10 +175,11 @@ def plan(
     with clock.phase("guard"):
         made = planner.Made(opened, frozen, known, asked, *changes)
         planned = planner.guard(job, run, made)
+        planned = replace(planned, settled=settled(job, made, planned, found))
         said = notes(job, made, planned, unanswered=found.unanswered)
         if lock is not None:
             contract_diff.remember(job.ledger, job.sync, opened.description.columns)
-        return replace(planned, notes=said, shards=crew)
+        return replace(planned, notes=said, standing=standing(job, made, planned), shards=crew)
 
 
 def _crew(

@@ -5,27 +5,28 @@ plan, and all plans are drained in the same way.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from retl.contract.judge import Contract
 from retl.destinations.batch import Capabilities, Decision
 from retl.engine.baseline import Distrust
 from retl.engine.change_set import ChangeSet
-from retl.engine.diff import Ends
+from retl.engine.diff import Compares, Ends
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.payload import Payload
 from retl.engine.statistics import Statistics
 from retl.ledger import Checkpoint, DeltaRow, Purpose
 from retl.run.guards import Facts, Refusal
+from retl.run.recovery import Settled
 from retl.run.trace import Marks
 
 if TYPE_CHECKING:
     from retl.run.shards import Shards
 
 
-@dataclass(frozen=True)
-class Basis:
+class Basis(Struct, frozen=True):
     """The baseline of a plan, with its fingerprints (`former`). `newest`: the newest batch of this object
     with an answer in the ledger, as (run id, batch id). `restarts`: the key's definition changed or the mart
     is adopted, so the old baseline is no longer used, except the deltas of the runs in `kept`. `others`:
@@ -52,8 +53,16 @@ class Basis:
         return self.checkpoint is None and not self.deltas
 
 
-@dataclass(frozen=True)
-class Terms:
+class Undecided(Struct, frozen=True):
+    """What STATE_BEHIND and STATE_LOST are found by, and what a run that is no sync leaves as it is: every
+    sync is refused until somebody decides for it. `runs`: those that the ledger does not know; `strange`: no
+    sync of this ledger has delivered to the object, and another ledger has."""
+
+    runs: frozenset[str] = frozenset()
+    strange: bool = False
+
+
+class Terms(Struct, frozen=True):
     """How a plan is drained. `max_failed_rate`: the share of rows that the target may reject;
     `max_conflict_rate`: that somebody else edited. `refill`: rows that are gone at the target are made
     again. `decisions`: of people about rows in conflict, by position."""
@@ -65,8 +74,7 @@ class Terms:
     decisions: Mapping[int, Decision] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """What a run would do, and why it must not."""
 
     purpose: Purpose
@@ -92,15 +100,25 @@ class Plan:
     marks: Marks | None  # of earlier batches, as the target has them; None: it keeps no marks
     adopting: bool  # the rows are recorded as delivered and not sent
     payload: Payload | None  # how rejected rows are kept, if the sync asks for it
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # news of this plan
     terms: Terms
     shards: Shards | None = None  # the processes that send it
+    standing: tuple[str, ...] = ()  # notes that hold until their facts change
     narrowed: bool = False  # to explain rows, only these were read
+    undecided: Undecided | None = None  # what a run that is no sync passes for itself alone
+    settled: Settled = Settled()  # what became of rows that earlier runs got no answer for
+    gone: int = 0  # keys that were asked for, delivered and have left the mart: only a whole run deletes them
 
     @property
-    def compares(self) -> str | None:
-        """The payload fingerprint, if rows are written only where nobody else has edited them."""
-        return self.fingerprints["what"] if self.field_map.shape.conditional else None
+    def compares(self) -> Compares | None:
+        """How the baseline's digests are read, if rows are written only where nobody else has edited them."""
+        shape, former = self.field_map.shape, self.basis.former
+        return Compares.between(self.fingerprints, former) if shape.conditional else None
+
+    @property
+    def behind(self) -> bool:
+        """Whether the target has marks of runs that the ledger does not know."""
+        return self.distrust is not None and self.distrust.disown
 
     @property
     def writes(self) -> bool:

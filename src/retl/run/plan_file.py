@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from datetime import date
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,13 +78,21 @@ def make(job: Job, plan: Plan) -> Artifact:
         how=_how(job.sync),
         baseline=_baseline(plan),
         digest=plan.changes.digest(),
-        counts=asdict(counts.if_taken(plan)),
-        selection=Chosen(**asdict(job.options.selection)),
+        counts=counts.if_taken(plan).document(),
+        selection=_chosen(job.options.selection),
         accept=list(job.options.accept),
         allow_deletes=job.options.allow_deletes,
-        variables=dict(job.options.variables),
+        variables={
+            name: str(value) if isinstance(value, date) else value
+            for name, value in job.options.variables.items()
+        },
         created_at=plan.run.started_at.isoformat(),
     )
+
+
+def _chosen(selection: Selection) -> Chosen:
+    """A plan has no keys that may have changed: only a watch has them."""
+    return Chosen(selection.full, selection.limit, selection.keys, selection.where)
 
 
 def write(artifact: Artifact, path: Path) -> None:
@@ -161,12 +169,14 @@ def _applied(job: Job, plan: Plan) -> Mismatch | None:
     if job.options.plan is None or (found := next(mine, None)) is None:
         return None
     name = job.sync.name
+    due = f"`retl plan {name}` what is due now, and `retl sync {name}` sends it"
+    if job.sync.require == "approval":
+        due = f"`retl plan {name} --out FILE` makes a new plan of what is due now, to be signed and applied"
     return Mismatch(
         "PLAN_MOVED",
         f"the plan was applied already, by run {found.run_id}, which ended as {found.status}; a plan is"
         " applied once",
-        hint=f"`retl show {found.run_id}` has what it did; `retl plan {name}` what is due now, and"
-        f" `retl sync {name}` sends it",
+        hint=f"`retl show {found.run_id}` has what it did; {due}",
     )
 
 

@@ -10,9 +10,11 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.destinations.batch import Capabilities
 from retl.engine import (
@@ -30,22 +32,22 @@ from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Ends, Strategy
 from retl.engine.mapping import FieldMap, Run
 from retl.engine.scope import IN_SCOPE, Scope, Scoped
+from retl.engine.selection import Absent
 from retl.engine.statistics import Drifted, Statistics
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError
 from retl.observe import log
-from retl.run import columns, dbt_results, extent, guards, resolve, target
+from retl.run import columns, dbt_results, extent, guards, resolve, target, trace
 from retl.run.guards import Facts, Refusal
 from retl.run.job import Job
 from retl.run.known import Known, holding
 from retl.run.mart import Extent, Frozen, Mapped, Opened, follows, hash_rows
-from retl.run.plan import Plan, Terms
+from retl.run.plan import Plan, Terms, Undecided
 from retl.run.target import Asked, Visited
 from retl.values.suppressed import Suppressed
 
 
-@dataclass(frozen=True)
-class Diffed:
+class Diffed(Struct, frozen=True):
     """The candidates are a table now. `read`: the rows of this run; `watermark`: the next mark."""
 
     strategy: Strategy
@@ -53,20 +55,20 @@ class Diffed:
     watermark: str | None
     scoped: Scoped | None  # where only keys in a scope are deleted
     erased: int  # rows of suppressed keys, which nothing looks at
+    absent: Absent | None = None  # where only keys were looked at that may have changed
 
 
-@dataclass(frozen=True)
-class Judged:
+class Judged(Struct, frozen=True):
     """The rejects are a table now."""
 
     new_rejects: int  # key and contract rejects that were not open or dismissed before
+    old_rejects: int  # those that were
     reject_codes: tuple[str, ...]  # the most frequent first
     statistics: Mapping[str, Statistics] | None  # by column, where drift is judged
     drifted: Mapping[str, Drifted]
 
 
-@dataclass(frozen=True)
-class Due:
+class Due(Struct, frozen=True):
     """The change set, and the candidates by op and ending before delivery. Rows past --limit have one."""
 
     changes: ChangeSet
@@ -74,8 +76,7 @@ class Due:
     scope_grown: int  # deletes that were outside the scope of the last run
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(Struct, frozen=True):
     """The results of the steps before the guards."""
 
     opened: Opened
@@ -87,8 +88,7 @@ class Made:
     due: Due
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Struct, frozen=True):
     """How rows are compared with the baseline; it is the same for every share of the keys. `whole`: every row
     of the mart is there; `fed`: only what changed is; `published`: each run sends the whole mart; `resends`:
     twice is once; `left_due`: keys that stay due, where the mart is taken as delivered."""
@@ -103,8 +103,7 @@ class Comparison:
     left_due: tuple[str, ...] | None
 
 
-@dataclass(frozen=True)
-class Different:
+class Different(Struct, frozen=True):
     """What `differ` found beside the candidates."""
 
     read: int
@@ -123,15 +122,17 @@ def compare(
     workspace: Workspace,
 ) -> Diffed:
     """Find the candidates: rows that differ from the baseline, or are due for another reason."""
-    frozen, mark = folding(frozen, asked), None
+    frozen, mark, absent = folding(frozen, asked), None, None
     if not frozen.hashed:
         condition, mark = choose(job, run, opened, frozen, reach, workspace)
         if opened.cursor is not None and job.options.explains is not None:
             selection.keep_passed(workspace, frozen.mapped.field_map, condition or "TRUE")
+        if touched := job.options.selection.touched:
+            absent = selection.absent(workspace, frozen.mapped.field_map, len(touched))
         hash_rows(workspace, frozen.mapped, condition)
     how = comparison(job, run, opened, frozen, known, asked)
     found = differ(workspace, frozen.mapped.field_map, how, known.baseline_rows)
-    return Diffed(how.strategy, found.read, next_mark(job, known, mark), found.scoped, found.erased)
+    return Diffed(how.strategy, found.read, next_mark(job, known, mark), found.scoped, found.erased, absent)
 
 
 def folding(frozen: Frozen, asked: Asked) -> Frozen:
@@ -150,13 +151,13 @@ def comparison(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known,
         everything=chosen.forced or sync.changes.strategy == "all" or asked.emptied,
         absence=sync.deletes.how != "keep"
         and sync.changes.strategy in ("hash", "cdf")
-        and not (chosen.partial if capabilities.whole else chosen.forced)
+        and not (chosen.partial if capabilities.whole else chosen.forced or chosen.partial)
         and chosen.limit is None
         and not frozen.narrowed
         and not job.options.adopt,
         once=_sends_once(job, capabilities),
         hold_unknown=resolve.waits(sync, idempotent=capabilities.idempotent),
-        compares=frozen.mapped.compares,
+        compares=frozen.mapped.compares(known.former, asked.lacks),
         learns=frozen.mapped.field_map.shape.cautious,
         refresh_before=None if expires is None else run.started_at - timedelta(seconds=expires / 2),
         held=() if expires is None else holding(job.ledger, sync.name),
@@ -233,8 +234,8 @@ def judged(
     drifted: Mapping[str, Drifted] = MappingProxyType({}),
 ) -> Judged:
     """What the rejects say."""
-    new = judge.new_rejects(workspace, known.known_rejects)
-    return Judged(new, judge.codes(workspace), measured, drifted)
+    new, old = judge.new_rejects(workspace, known.known_rejects)
+    return Judged(new, old, judge.codes(workspace), measured, drifted)
 
 
 def _measure(
@@ -326,7 +327,11 @@ def guard(job: Job, run: Run, made: Made) -> Plan:
         moved_from=known.object if known.object != mapped.capabilities.object else None,
         past=made.asked.past,
         marks=made.asked.marks,
-        fingerprints={**mapped.fingerprints, "mark": extent.fingerprint(job, made.opened)},
+        fingerprints={
+            **mapped.fingerprints,
+            "mark": extent.fingerprint(job, made.opened),
+            "digests": diff.remembered(mapped.fingerprints, known.former),
+        },
         watermark=made.diffed.watermark,
         scope=_scope(made),
         read_rows=_rows_read(made, whole=whole or (made.frozen.fed and not in_part)),
@@ -343,6 +348,7 @@ def guard(job: Job, run: Run, made: Made) -> Plan:
             decisions=made.due.changes.positions(options.decisions),
         ),
         narrowed=made.frozen.narrowed,
+        gone=made.diffed.absent.gone if made.diffed.absent and sync.deletes.how != "keep" else 0,
     )
 
 
@@ -353,8 +359,25 @@ def _refusals(job: Job, made: Made, facts: Facts) -> list[Refusal]:
     described, now = made.opened.description.columns, mapped.fingerprints
     found = [*_redefined(redefined), *_orphans(job, mapped, known)]
     found += columns.drifted(known.former, now, mapped.field_map, described)
+    found += _doubted(job, made)
     found = [*made.asked.refusals, *(one for one in found if one.code not in accept)]
     return [*found, *guards.judge(facts, job.sync.guards, accept), *_unapproved(job)]
+
+
+def _doubted(job: Job, made: Made) -> Iterator[Refusal]:
+    """Refuse to send what would stay twice from a ledger that another sync found to be wrong."""
+    doubted = job.doubted
+    if doubted is None or not len(made.due.changes) or _adopts(job, made.known):
+        return
+    behind = doubted.code == "STATE_BEHIND"
+    state = "is older than what it sent" if behind else "is not the one that sent"
+    yield Refusal(
+        doubted.code,
+        f"the ledger {state}, as {doubted.sync} found, and this target keeps no marks: some of these"
+        f" {len(made.due.changes)} rows may have been sent before, and would arrive twice",
+        f"bring the newer ledger back; or `retl state adopt {job.sync.name}` takes today's rows as sent; or"
+        f" --accept {doubted.code} sends them",
+    )
 
 
 def _is_whole(job: Job, made: Made) -> bool:
@@ -391,6 +414,7 @@ def aside(
     stay. A target and a ledger that do not agree refuse it, and so do the guards of the facts."""
     former, place, seen = known.basis.checkpoint, mapped.capabilities.object, visited.trace
     refusals, doubt = target.disagreement(job, run, mapped, visited, changes.workspace)
+    unknown = trace.unknown(seen, visited.expected) if seen is not None else frozenset()
     return Plan(
         purpose=job.options.purpose,
         run=run,
@@ -417,6 +441,7 @@ def aside(
         payload=None,
         notes=(),
         terms=Terms(job.sync.batch.rows, job.sync.guards.max_failed_rate, job.sync.guards.max_conflict_rate),
+        undecided=Undecided(unknown, visited.strange),
     )
 
 
@@ -462,12 +487,13 @@ def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
     return Facts(
         read=made.diffed.read,
         total=made.frozen.total,
-        new_rejects=0 if made.frozen.narrowed else made.judged.new_rejects,  # it is a share of all rows
+        new_rejects=_new_rejects(job, made),
+        old_rejects=made.judged.old_rejects,
         left_out=_left_out(made),
         reject_codes=made.judged.reject_codes,
         baseline_rows=made.known.baseline_rows,
         deletes=made.due.changes.counts.get("delete", 0),
-        deletes_on=job.sync.deletes.how != "keep",
+        deletes_on=job.sync.deletes.how != "keep" and not job.options.selection.touched,
         scope_known=made.diffed.scoped.known if made.diffed.scoped else None,
         scope_read=made.diffed.scoped is None or made.frozen.fed or made.diffed.scoped.read,
         scope_grown=made.due.scope_grown,
@@ -478,6 +504,7 @@ def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
         matched=made.diffed.read - unusable - new,
         sampled=made.asked.sampled,
         lost=made.asked.lost,
+        spared=made.asked.spared,
         taken=made.asked.taken,
         failed_checks=made.frozen.failed_checks,
         drifted=made.judged.drifted,
@@ -487,6 +514,14 @@ def _facts(job: Job, run: Run, made: Made, whole: bool) -> Facts:
         now=run.started_at,
         unproved=len(made.due.changes) if _is_unproved(job, made) else None,
     )
+
+
+def _new_rejects(job: Job, made: Made) -> int:
+    """They are judged as a share of the rows that were read. Few of a few keys say nothing of the mart, and
+    must not keep the other keys waiting."""
+    found = made.judged.new_rejects
+    few = bool(job.options.selection.touched) and found <= guards.FEW_REJECTS
+    return 0 if made.frozen.narrowed or few else found
 
 
 def _is_unproved(job: Job, made: Made) -> bool:

@@ -6,8 +6,10 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
 from math import ceil
+
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from retl.destinations.batch import ABSENT, MODES, PRESENT, Batch, Kind, Peeked
 from retl.engine import judge
@@ -24,8 +26,7 @@ from retl.run.plan import Plan
 KNOWN = 10_000  # rows per op that Fates describes
 
 
-@dataclass(frozen=True)
-class Fate:
+class Fate(Struct, frozen=True):
     """What becomes of a row of the change set that would not just be written."""
 
     op: str
@@ -34,8 +35,7 @@ class Fate:
     peeked: Peeked
 
 
-@dataclass
-class Fates:
+class Fates(Struct):
     """The rows of a change set that a run would not just write, because of what the target has: their numbers
     by op and kind, the positions of those of which nothing is written, and the first of each op. `notes`: why
     it is not known."""
@@ -107,7 +107,12 @@ def predict(job: Job, plan: Plan, workspace: Workspace, clock: Clock, others: Fa
         ],
         guards=[asdict(refusal) for refusal in plan.refusals],
         error=asdict(problem) if problem else None,
-        notes=[*plan.notes, *others.notes, *([counts.dismissed_note(covered)] if covered else [])],
+        notes=[
+            *plan.notes,
+            *plan.standing,
+            *others.notes,
+            *([counts.dismissed_note(covered)] if covered else []),
+        ],
         estimate=_estimate(job, plan),
     )
 

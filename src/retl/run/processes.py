@@ -10,11 +10,13 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
@@ -52,8 +54,7 @@ class Cluster(Protocol):
         """A process of a shard: the line to it, and what can be asked of it."""
 
 
-@dataclass
-class Process:
+class Process(Struct):
     work: Any  # a Part or Work
     line: Connection
     process: Ending

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from retl.destinations.batch import PRESENT, Outcome, Visit
 from retl.engine import change_set, held
@@ -20,6 +21,7 @@ from retl.ledger import BatchRow, Checkpoint
 from retl.observe import log
 from retl.observe.summary import Counts, Summary
 from retl.project.definitions import Sync
+from retl.run import trace
 from retl.run.comparison import Compared, Scope, compare
 from retl.run.job import Clock, Job, Target
 from retl.run.own_run import own_run
@@ -28,13 +30,13 @@ from retl.run.run import Execution, new_run
 REBUILT = "rebuilt"  # the new baseline, as a delta: pos, op, key, hash, owned, ref
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(Struct, frozen=True):
     """Rows of the mart by what the target holds: the same, a `different` row, or none (`absent`). `rejected`
     rows cannot be sent, so they are not compared. `taken`: keys that only the target has, and that are the
     sync's from now on. `forgotten`: keys that the former baseline counted as delivered and the mart lacks.
     `again`: of the same rows, those that the next run sends once, because it has to learn what they look like
-    at the target before it can notice other people's edits."""
+    at the target before it can notice other people's edits. `erased`: rows of erased keys, never sent.
+    `unknown_runs`: those that left marks at the target, and that the ledger does not know."""
 
     read: int = 0
     same: int = 0
@@ -44,6 +46,8 @@ class Found:
     taken: int = 0
     forgotten: int = 0
     again: int = 0
+    erased: int = 0
+    unknown_runs: int = 0
 
 
 def require(sync: Sync, target: Target, *, take_ownership: bool) -> None:
@@ -137,7 +141,14 @@ def _count(job: Job, workspace: Workspace, made: Compared, *, take_ownership: bo
     forgotten = 0 if take_ownership else made.forgotten
     rejected = read - same - different - absent - made.erased
     learns = made.mapped.field_map.shape.cautious and job.sync.write not in ("append", "insert_only")
-    return Found(read, same, different, absent, rejected, taken, forgotten, same if learns else 0)
+    again = same if learns else 0
+    runs = len(_unknown(made))
+    return Found(read, same, different, absent, rejected, taken, forgotten, again, made.erased, runs)
+
+
+def _unknown(made: Compared) -> frozenset[str]:
+    seen = made.visited.trace
+    return trace.unknown(seen, made.visited.expected) if seen is not None else frozenset()
 
 
 def _replace_baseline(running: Execution, made: Compared, rows: int) -> None:
@@ -147,7 +158,10 @@ def _replace_baseline(running: Execution, made: Compared, rows: int) -> None:
     job, run_id, former = running.job, running.run.run_id, made.visited.expected.object
     if (seen := made.visited.trace) is not None and seen.epoch >= running.lock.epoch:
         job.ledger.advance(run_id, running.lock, seen.epoch)
+    if _unknown(made):
+        job.ledger.doubt_requests(running.lock.epoch, job.sync.name)
     fingerprints, place = made.mapped.fingerprints, made.mapped.capabilities.object
+    trace.decide(job.ledger, place)
     write_held(running, REBUILT, rows, fingerprints, restart=place)
     if former != place:  # another address of the same object
         job.ledger.forget(job.sync.name, former, running.lock.epoch)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
+
+from msgspec import Struct, field
+from msgspec.structs import asdict, replace
 
 from retl.destinations.batch import Decision
 from retl.engine import change_set, held
@@ -47,8 +49,7 @@ VERDICTS = (
 _TAKEN = "taken"  # rows of a delta
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """What a reconcile does with what it finds. With `sample` only so many rows of the mart are compared, and
     no other key is looked for."""
 
@@ -57,12 +58,16 @@ class Asked:
     own: bool = False
 
     @property
+    def purpose(self) -> Literal["reconcile", "repair"]:
+        """Of its run: `reconcile` only looks."""
+        return "repair" if self.repair or self.own else "reconcile"
+
+    @property
     def kind(self) -> Literal["look", "sample", "repair", "own"]:
         return "repair" if self.repair else "own" if self.own else "look" if self.sample is None else "sample"
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(Struct, frozen=True):
     """Keys by verdict; `extra` and `duplicate` are None if the target was not scanned. `fields`: how many
     rows were edited in each field. `examples` have no values."""
 
@@ -171,7 +176,7 @@ def after_run(job: Job, summary: Summary) -> Summary:
     if last is not None and (now - last.started_at).total_seconds() < wanted.every:
         return summary
     asked = Asked()
-    options = Options(purpose="repair", reconcile=asked.kind, variables=job.options.variables)
+    options = Options(purpose=asked.purpose, reconcile=asked.kind, variables=job.options.variables)
     job = replace(job, options=options, since=None)
     try:
         looked, found = reconcile(job, asked)
@@ -198,7 +203,8 @@ def _scope(job: Job, asked: Asked) -> Scope:
         return Scope(sample=asked.sample)
     soft = job.sync.deletes.how == "set"  # a row that is marked is still there
     scans = job.target.scannable
-    return Scope(scan=scans, left=True, deleted=scans and not soft)
+    counts = not (asked.own or holding(job.ledger, job.sync.name))
+    return Scope(scan=scans, left=True, deleted=scans and not soft, counts=counts)
 
 
 def _judge(job: Job, made: Compared, workspace: Workspace, asked: Asked) -> Found:
@@ -226,6 +232,7 @@ def _judge(job: Job, made: Compared, workspace: Workspace, asked: Asked) -> Foun
         " USING (key)) WHERE verdict IS NOT NULL"
     )
     counts = dict(workspace.run(f"SELECT verdict, count(*) FROM {VERDICTS} GROUP BY 1"))
+    counts["same"] = counts.get("same", 0) + made.alike.rows
     scanned = asked.sample is None
     if scanned and job.target.scannable:
         counts |= {"extra": counts.get("extra", 0), "duplicate": _duplicates(made, workspace)}

@@ -6,12 +6,16 @@ which may act on the target; a dry run only looks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from types import MappingProxyType
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from retl.delivery.lanes import Delivery
-from retl.destinations.batch import MODES, UNKNOWN, Batch, Outcome
+from retl.destinations.batch import MODES, UNKNOWN, Batch, Kind, Outcome
 from retl.destinations.window import KeyWindow, Moment
 from retl.engine import change_set
 from retl.engine.workspace import Workspace
@@ -22,15 +26,48 @@ from retl.run.job import Job
 from retl.run.mart import Mapped
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a dry run found: outcomes by batch id, and the rows in batches that only a run can resolve."""
+class Settled(Struct, frozen=True):
+    """What became of rows that earlier runs sent and got no answer for: those that `arrived`, are `missing`
+    (they did not arrive, so they are due), were `refused`, are sent `again` although nobody knows, or are
+    still `unknown` and wait for a person."""
 
-    outcomes: dict[str, Outcome]
-    unanswered: int
+    arrived: int = 0
+    missing: int = 0
+    refused: int = 0
+    again: int = 0
+    unknown: int = 0
+
+    def document(self) -> dict[str, int]:
+        """The numbers, if something was found out or is done about it."""
+        return asdict(self) if self.arrived or self.missing or self.refused or self.again else {}
+
+    def note(self) -> str | None:
+        """The same as a sentence."""
+        found = self.document()
+        parts = [f"{words}: {found[name]:,}" for name, words in _SETTLED.items() if found.get(name)]
+        return f"rows that earlier runs sent without an answer: {'; '.join(parts)}" if parts else None
 
 
-NOTHING = Found({}, 0)
+_SETTLED = {
+    "arrived": "arrived",
+    "missing": "did not arrive and are due again",
+    "refused": "refused",
+    "again": "still unknown and sent again",
+    "unknown": "still unknown",
+}
+_ENDS = {Kind.RETRY: "missing", Kind.REJECTED: "refused", Kind.CONFLICT: "refused", Kind.UNKNOWN: None}
+
+
+class Found(Struct, frozen=True):
+    """What was found about batches that dead runs left open. A dry run also has their outcomes by batch id,
+    and the number of rows in those that only a run can resolve."""
+
+    outcomes: Mapping[str, Outcome] = MappingProxyType({})
+    unanswered: int = 0
+    settled: Settled = Settled()
+
+
+NOTHING = Found()
 
 
 def abandon_dead_runs(ledger: Ledger, sync: str, run_id: str, epoch: int) -> None:
@@ -49,9 +86,11 @@ def resolve(
     delivery: Delivery,
     epoch: int,
     doubtful: str | None = None,
-) -> None:
-    """Resolve the open batches that dead runs sent to the object `target`, if possible, and record their
-    outcomes. `doubtful`: a run that ended, whose batches without an answer are asked for once more."""
+) -> Settled:
+    """Resolve the open batches that dead runs sent to the object `target`, if possible, record their outcomes
+    and return what became of their rows. `doubtful`: a run that ended, whose batches without an answer are
+    asked for once more."""
+    found: Counter[str] = Counter()
     for delta, rows in _open(job, mapped, target, doubtful):
         with closing(job.lane(mapped.field_map.shape)) as destination:
             for row, batch in _batches(job.ledger, mapped, workspace, delta, rows, epoch):
@@ -61,11 +100,14 @@ def resolve(
                 if outcome != Outcome(UNKNOWN):
                     answer = Acknowledgement(row.batch_id, outcome, row.attempts + 1, None, None)
                     job.ledger.acknowledge(delta.run_id, epoch, [answer])
+                    found += _ended(outcome, len(batch))
+    return Settled(**found)
 
 
 def look(job: Job, mapped: Mapped, workspace: Workspace, target: str) -> Found:
     """What `resolve` would find, without changing the target."""
-    found = Found({}, 0)
+    outcomes: dict[str, Outcome] = {}
+    unanswered, ended = 0, Counter[str]()
     for delta, rows in _open(job, mapped, target):
         with closing(job.lane(mapped.field_map.shape)) as destination:
             for row, batch in _batches(job.ledger, mapped, workspace, delta, rows, epoch=0):
@@ -74,9 +116,21 @@ def look(job: Job, mapped: Mapped, workspace: Workspace, target: str) -> Found:
                 except Systemic:  # this account lacks the right to look
                     outcome = Outcome(UNKNOWN)
                 if isinstance(outcome, Outcome) and outcome != Outcome(UNKNOWN):
-                    found.outcomes[row.batch_id] = outcome
+                    outcomes[row.batch_id] = outcome
+                    ended += _ended(outcome, len(batch))
                 else:
-                    found = Found(found.outcomes, found.unanswered + len(batch))
+                    unanswered += len(batch)
+    return Found(outcomes, unanswered, Settled(**ended))
+
+
+def _ended(outcome: Outcome, rows: int) -> Counter[str]:
+    """How many of the `rows` of a batch ended how, by the names of Settled."""
+    kinds = Counter(one.kind for one in outcome.exceptions.values())
+    kinds[outcome.default.kind] += rows - len(outcome.exceptions)
+    found: Counter[str] = Counter()
+    for kind, number in kinds.items():
+        if name := _ENDS.get(kind, "arrived"):
+            found[name] += number
     return found
 
 

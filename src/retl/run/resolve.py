@@ -11,8 +11,10 @@ import getpass
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl import __version__
 from retl.destinations.batch import UNKNOWN, WRITTEN, Kind, Outcome, RowResult
@@ -32,8 +34,7 @@ from retl.project.definitions import Sync
 NOT_DELIVERED = RowResult(Kind.RETRY)
 
 
-@dataclass(frozen=True)
-class Doubt:
+class Doubt(Struct, frozen=True):
     """A batch that has rows without an answer."""
 
     sync: str

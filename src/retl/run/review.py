@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import asdict, replace
 
 from retl.destinations.batch import MODES, Batch
 from retl.engine.workspace import Workspace
@@ -24,8 +26,7 @@ from retl.run.prediction import Fates
 COMPARED = 10_000  # updates that are compared with the target, to count what changes in each field
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(Struct, frozen=True):
     """A field: the new rows that have a value in it, and the compared updates that change it (None if the
     target cannot be read)."""
 
@@ -34,8 +35,7 @@ class Column:
     updated: int | None
 
 
-@dataclass
-class Review:
+class Review(Struct):
     """A dry run, and its first changes as (op, key, field → [before, after]). In full also the changes of
     each field, the verdicts of the guards, and the request of the first row alone. `compared`: the updates
     that `columns` is about."""

@@ -11,19 +11,21 @@ from __future__ import annotations
 import getpass
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from retl.engine import suppression, undo
 from retl.engine.diff import Ends
 from retl.engine.mapping import Run
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
-from retl.errors import DefinitionError, RetlError
+from retl.errors import DefinitionError, Misasked, RetlError
 from retl.ledger import RunRow
 from retl.observe import log
-from retl.observe.summary import Summary
+from retl.observe.summary import Summary, counted
 from retl.run import planner, resolve, target
 from retl.run.guards import Facts
 from retl.run.job import Clock, Job
@@ -38,8 +40,7 @@ from retl.run.run import new_run
 EXAMPLES = 20
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """Which run to take back, or only these keys of it, and whether the sync then waits for somebody."""
 
     run: RunRow
@@ -105,7 +106,8 @@ def rollback(job: Job, asked: Asked) -> Summary:
             with clock.phase("deliver"):
                 running.deliver()
             done = running.commit()
-            return replace(done, notes=(*done.notes, *_notes(done, wrote, asked), *_unknown(unknown)))
+            said = (*_notes(done, wrote, asked), *_unknown(unknown), *_again(job, wrote, asked.run))
+            return replace(done, notes=(_named(asked.run), *done.notes, *said))
         except RetlError as problem:
             return running.fail(problem)
 
@@ -126,7 +128,8 @@ def look(job: Job, asked: Asked) -> Summary:
         done = predict(job, made, workspace, clock)
         note = "rows that somebody touched since are left alone: these numbers are at most"
         unknown = _unknown(resolve.unanswered(job.ledger, asked.run.run_id))
-        return replace(done, notes=(*done.notes, *_since(wrote), *unknown, note))
+        said = (*_since(wrote), *unknown, *_again(job, wrote, asked.run), note)
+        return replace(done, notes=(_named(asked.run), *done.notes, *said))
 
 
 def _plan(
@@ -178,7 +181,19 @@ def _find(job: Job, asked: Asked, mapped: Mapped, known: Known, workspace: Works
     soft = job.sync.rollback.soft is not None and of.purpose != "rollback"
     answers = ledger.batches(of.run_id)
     without = partial(suppression.remove, workspace, mapped.field_map, known.suppressed)
-    return undo.find(workspace, files, answers, of.epoch, undone, soft=soft, keys=asked.keys, without=without)
+    wrote = undo.find(
+        workspace, files, answers, of.epoch, undone, soft=soft, keys=asked.keys, without=without
+    )
+    if missing := undo.count_missing(workspace):
+        keys = len(set(asked.keys))
+        which = "this key" if keys == 1 else f"{missing} of these {keys} keys"
+        raise Misasked(
+            "KEY_UNKNOWN",
+            f"run {of.run_id} wrote no row with {which}",
+            hint=f"`retl log --run {of.run_id}` lists the rows of the run",
+            where=f"sync {job.sync.name}",
+        )
+    return wrote
 
 
 def _require_same_shape(job: Job, of: RunRow, mapped: Mapped, known: Known) -> None:
@@ -199,6 +214,29 @@ def _examples(workspace: Workspace) -> list[dict[str, Any]]:
     return [{"key": key, "code": "WRITTEN_SINCE"} for (key,) in rows]
 
 
+_PURPOSES = {"sync": "a sync", "apply": "an applied plan", "rollback": "a rollback", "repair": "a repair"}
+
+
+def _named(run: RunRow) -> str:
+    """Which run is taken back: a person may have named only its sync, or the last one."""
+    parts = [f"{number:,} {name}" for name, number in run.written.items()]
+    listed = " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
+    rows = f"wrote {listed} rows" if listed else "did not end" if not run.counts else "wrote nothing"
+    purpose = _PURPOSES.get(run.purpose, run.purpose)
+    return f"this takes back run {run.run_id}, {purpose} that began at {run.started_at:%F %T}Z and {rows}"
+
+
+def _again(job: Job, wrote: undo.Wrote, of: RunRow) -> list[str]:
+    """That nothing is left to take back, because another rollback did it, and how to undo that one."""
+    undone = [one.run_id for one in job.ledger.taken_back(job.sync.name) if one.of_run == of.run_id]
+    if wrote.undo or not wrote.already or not undone:
+        return []
+    return [
+        f"run {of.run_id} was taken back by run {undone[0]} already: `retl rollback {undone[0]}` would bring"
+        " its rows again"
+    ]
+
+
 def _since(wrote: undo.Wrote) -> list[str]:
     if not wrote.since:
         return []
@@ -215,7 +253,7 @@ def _notes(done: Summary, wrote: undo.Wrote, asked: Asked) -> list[str]:
     counts, name = done.counts, done.sync
     kept = counts.skipped - wrote.since + counts.deletes.kept
     restored = counts.inserted + counts.updated + counts.deleted
-    said = f"{restored} {'row' if restored == 1 else 'rows'} restored, {kept} touched since and left alone"
+    said = f"{counted(restored, 'row')} restored, {kept} touched since and left alone"
     if counts.conflicts.merged:
         said += f", {counts.conflicts.merged} of the restored ones only in part"
     if asked.pause and wrote.undo:

@@ -12,10 +12,11 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, replace
 from functools import cached_property
-from pathlib import Path
+from itertools import count
 from typing import Any
+
+from msgspec.structs import asdict, replace
 
 from retl import __version__
 from retl.delivery.lanes import Answered, Delivery, prepared
@@ -34,15 +35,15 @@ from retl.destinations.batch import (
     Visit,
 )
 from retl.engine import baseline, hash
-from retl.engine.answers import Answers
+from retl.engine.answers import LATEST, Answers
 from retl.engine.baseline import Distrust
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
 from retl.errors import Failure, Later, LedgerError, Misasked, Mismatch, RetlError, Stopped, Unavailable
 from retl.ledger import Checkpoint, Lock, RejectChanges, RunEnd, RunStart
 from retl.observe import log
-from retl.observe.summary import REJECTS_SHOWN, Counts, Summary, described
-from retl.run import asserting, checkpoint, counts, guards, recovery, target, then, trace
+from retl.observe.summary import REJECTS_SHOWN, Counts, Summary, counted, described
+from retl.run import asserting, checkpoint, counts, guards, recovery, standing, target, then, trace
 from retl.run.counts import Account
 from retl.run.drain import drain
 from retl.run.job import Clock, Job
@@ -83,6 +84,8 @@ def asked(job: Job) -> dict[str, Any]:
 def _selected(job: Job) -> dict[str, Any]:
     """The rows that the run was asked for; an erased key is not stored again."""
     found = {k: v for k, v in asdict(job.options.selection).items() if v}
+    if "touched" in found:
+        found["touched"] = len(found["touched"])
     if "keys" in found:
         gone = job.ledger.suppressed(job.sync.name, job.object, job.siblings)
         found["keys"] = [MASK if gone.has(key) else key for key in found["keys"]]
@@ -104,6 +107,7 @@ class Execution:
         self.job, self.run, self.lock, self.clock = job, run, lock, clock
         self.plan: Plan | None = None
         self.delivery: Delivery | None = None
+        self.settled = recovery.Settled()  # what became of rows of earlier runs
         self.found: dict[str, Any] = {}  # what a comparison found, to be kept with the counts
         self._dismissed: counts.Dismissals = frozenset()  # what somebody had dismissed when the run began
 
@@ -145,18 +149,27 @@ class Execution:
         delivery = self._delivery(
             mapped.capabilities, every=True, lane=lambda: self.job.lane(mapped.field_map.shape)
         )
-        recovery.resolve(self.job, mapped, workspace, target, delivery, self.lock.epoch, doubtful)
-        return recovery.NOTHING
+        self.settled = recovery.resolve(
+            self.job, mapped, workspace, target, delivery, self.lock.epoch, doubtful
+        )
+        return recovery.Found(settled=self.settled)
 
     def record(self) -> None:
-        """Record, before anything is written, what the target's trace made of the baseline."""
+        """Record, before anything is written, what the target's trace made of the baseline, and whether this
+        run decides that the ledger delivers here."""
         plan, ledger = self._planned(), self.job.ledger
+        if plan.undecided is None:
+            trace.decide(ledger, plan.capabilities.object)
+        elif plan.undecided.strange:
+            trace.leave_open(ledger, plan.capabilities.object, self.run.run_id)
         if plan.past >= self.lock.epoch:
             ledger.advance(self.run.run_id, self.lock, plan.past)
         if plan.moved_from is not None:
             checkpoint.move(ledger, self.job.sync.name, plan, self.workspace, self.lock.epoch)
         if plan.distrust is not None:
             ledger.distrust(self.run.run_id, self.lock.epoch, asdict(plan.distrust))
+        if plan.behind and plan.undecided is None:
+            ledger.doubt_requests(self.lock.epoch, self.job.sync.name)
 
     def prepare(self) -> None:
         """Create what the target needs, if something will be written."""
@@ -164,10 +177,14 @@ class Execution:
         if plan.basis.restarts and not len(plan.changes):
             place, kept = plan.capabilities.object, plan.basis.kept
             self.job.ledger.forget(self.job.sync.name, place, self.lock.epoch, keep=kept)
-        if plan.adopting or not (len(plan.changes) or plan.basis.checkpoint is None):
+        if plan.adopting and not plan.behind:
             return
+        if not (len(plan.changes) or plan.basis.checkpoint is None):
+            return
+        keep = plan.basis.marked | {run for run, _ in plan.marks or ()}
+        keep |= plan.undecided.runs if plan.undecided else frozenset()
         with closing(self._lane()) as destination:
-            destination.prepare(Visit(self.run.run_id, self.lock.epoch, plan.basis.marked, exclusive=True))
+            destination.prepare(Visit(self.run.run_id, self.lock.epoch, keep, exclusive=True))
         log.event("target_prepared")
 
     def deliver(self) -> None:
@@ -199,7 +216,9 @@ class Execution:
             return
         answers = None
         if plan.field_map.shape.digests != "none":
-            answers = Answers(self.workspace, self.run.run_id, self._keep_images)
+            first = LATEST if plan.shards is not None else 0
+            numbers = count(first), count(first + 1)
+            answers = Answers(self.workspace, self.run.run_id, plan.changes.table, ledger.put_file, *numbers)
         every = prepared(plan.capabilities)
         self.delivery = self._delivery(plan.capabilities, every=every, lane=self._lane, answers=answers)
         with closing(self.delivery), ExitStack() as hold:
@@ -207,11 +226,6 @@ class Execution:
             if plan.shards is not None:
                 send = hold.enter_context(plan.shards.sending(plan, self.lock, self.delivery))
             drain(plan, self.delivery, self.lock.epoch, self._others(), answers, send)
-
-    def _keep_images(self, path: Path) -> None:
-        """Store a file of images; the batch that it belongs to is not committed yet."""
-        self.job.ledger.put_file(path.name, path)
-        log.event("images_kept", file=path.name, level="debug")
 
     def commit(self) -> Summary:
         """One ledger transaction: the run's delta joins the baseline, checkpoint, status."""
@@ -397,16 +411,21 @@ class Execution:
             if not lost:
                 return None
             back = () if append else retrying(lambda: self._returned(destination, visit))
-        doubt = plan.distrust or Distrust(rows=0)
-        doubt = replace(doubt, rows=0, own=True, back=(*doubt.back, *back))
-        self.job.ledger.distrust(self.run.run_id, self.lock.epoch, asdict(doubt))
+        compares = self.job.target.comparable
+        if compares or not append or plan.distrust is not None:
+            doubt = plan.distrust or Distrust(rows=0)
+            doubt = replace(doubt, rows=0, own=True, back=(*doubt.back, *back))
+            self.job.ledger.distrust(self.run.run_id, self.lock.epoch, asdict(doubt))
+        hint = "run again: every row that is not confirmed is sent"
+        if append:  # what only its marks can tell is left to the next run, which looks for them
+            hint = "run again: it says what the target lacks, and how to append that again"
+        if append and compares:
+            hint = f"`retl state rebuild {self.job.sync.name}` reads what it has"
         return Failure(
             "TARGET_RESET",
-            f"the target lost {lost} batch{'es' * (lost > 1)} during this run: it was emptied,"
+            f"the target lost {counted(lost, 'batch')} during this run: it was emptied,"
             " restarted or replaced",
-            hint=f"`retl state rebuild {self.job.sync.name}` reads what it has"
-            if append
-            else "run again: every row that is not confirmed is sent",
+            hint=hint,
         )
 
     def _returned(self, destination: Destination[Any], visit: Visit) -> tuple[str, ...]:
@@ -427,14 +446,15 @@ class Execution:
         """Why a run that reached its end is not a success."""
         if problem := self._in_doubt(numbers):
             return problem
-        if self.delivery is not None and self.delivery.count(Kind.RETRY):
+        if self.delivery is not None and (postponed := self.delivery.count(Kind.RETRY)):
             return Failure(
                 "TARGET_BUSY",
-                f"the target postponed {self.delivery.count(Kind.RETRY)} rows beyond the retry budget",
+                f"the target postponed {counted(postponed, 'row')} beyond the retry budget",
                 hint="run again: they are still due",
             )
-        refused = self.delivery.count(Kind.REJECTED) if self.delivery else 0
-        if refused and not numbers.written:
+        refused = self._account.open_refusals()
+        in_place = self.plan is not None and self.plan.capabilities.in_place and numbers.unchanged > 0
+        if refused and not (numbers.written or in_place):  # a set with rows that are the same has arrived
             skipped = f", skipped: {numbers.skipped}" if numbers.skipped else ""
             return Failure(
                 "ALL_REFUSED",
@@ -450,7 +470,7 @@ class Execution:
             return None
         message = f"rows without an answer: {doubtful}. It is unknown whether they arrived"
         if told := self._told():
-            message = f"{doubtful} rows are in doubt: {told}"
+            message = f"{counted(doubtful, 'row', 'is')} in doubt: {told}"
         distrusted = any(delta.distrusts is not None for delta in self._planned().basis.deltas)
         return Failure(
             "IN_DOUBT",
@@ -497,12 +517,14 @@ class Execution:
         rejects: RejectChanges,
         problem: RetlError | None,
     ) -> None:
+        if self.plan is not None:
+            self.workspace.unstoppable()  # a stop after this would be recorded as a second end
         numbers.check()
         guards, source = self._guards(problem), self.plan or checkpoint
         counted = {
-            **asdict(numbers),
+            **numbers.document(),
             **self._effort(),
-            **self.found,
+            **self._found(),
             "rejects": self._account.examples(EXAMPLES_KEPT) if self.plan else [],
         }
         head = self.job.ledger.finish(
@@ -534,9 +556,16 @@ class Execution:
             status=status,
             exit_code=problem.exit_code if problem else 0,
             code=problem.code if problem else None,
-            counts={**asdict(numbers), **self._effort()},
+            counts={**numbers.document(), **self._effort()},
             chain=head,
         )
+
+    def _found(self) -> dict[str, Any]:
+        """What the run found out beside its numbers."""
+        settled = (self.plan.settled if self.plan else self.settled).document()
+        foreign = self._foreign()
+        removed = {"foreign_deleted": foreign} if foreign else {}
+        return {**({"settled": settled} if settled else {}), **removed, **self.found}
 
     def _guards(self, problem: RetlError | None) -> list[dict[str, Any]]:
         if self.plan is not None and self.plan.refusals:
@@ -551,11 +580,23 @@ class Execution:
             "bytes": self.delivery.sent if self.delivery else 0,
         }
 
-    def _notes(self) -> tuple[str, ...]:
+    def _notes(self, code: int) -> tuple[str, ...]:
         if self.plan is None:
-            return ()
+            return tuple(filter(None, [self.settled.note()]))
         dismissed = self._account.number_dismissed()
-        return (*self.plan.notes, *((counts.dismissed_note(dismissed),) if dismissed else ()))
+        holds = (*self.plan.standing, *((counts.dismissed_note(dismissed),) if dismissed else ()))
+        foreign = self._foreign()
+        said = (f"deleted {counted(foreign, 'row')} that retl had not delivered",) if foreign else ()
+        return (*self.plan.notes, *said, *standing.news(self.job, holds, good=code == 0))
+
+    def _foreign(self) -> int:
+        """How many rows a whole mart took out of the target beyond those that this sync had delivered."""
+        answered = self.delivery.answered if self.delivery else []
+        removed = sum(one.outcome.removed for one in answered if one.outcome is not None)
+        if self.plan is None or not removed:
+            return 0
+        kept = sum(self.plan.changes.counts.get(op, 0) for op in ("update", "refresh"))
+        return max(0, removed - max(0, self.plan.facts.baseline_rows - kept))
 
     def _summary(self, status: str, code: int, numbers: Counts, problem: RetlError | None) -> Summary:
         effort = self._effort()
@@ -570,9 +611,10 @@ class Execution:
             rejects=self._account.examples(REJECTS_SHOWN) if self.plan else (),
             guards=self._guards(problem),
             error=described(problem) if problem else None,
-            notes=self._notes(),
+            notes=self._notes(code),
             batches=effort["batches"],
             retries=effort["retries"],
             bytes=effort["bytes"],
             asserts=self.found.get("assert", ()),
+            gone=self.plan.gone if self.plan else 0,
         )

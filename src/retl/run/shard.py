@@ -18,12 +18,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from retl.contract import judge as contracts
 from retl.delivery.lanes import Answered, Delivery, prepared
@@ -59,8 +61,7 @@ STEP = 1_000_000  # numbers of batches and files that each attempt at a shard ha
 MOST = 64  # shards of a run
 
 
-@dataclass(frozen=True)
-class Columns:
+class Columns(Struct, frozen=True):
     """What the contract of a run is built over. `edited`: the types of the columns that it edited, and what
     it rejected."""
 
@@ -73,8 +74,7 @@ class Columns:
     rejected: Sequence[tuple[Any, ...]]
 
 
-@dataclass(frozen=True)
-class Work(Step):
+class Work(Step, frozen=True):
     """How the share of a shard is planned, and how far it is."""
 
     columns: Columns
@@ -94,8 +94,7 @@ class Work(Step):
     planned: Path | None = None  # its tables, which are not placed yet, of a shard elsewhere
 
 
-@dataclass(frozen=True)
-class Planned:
+class Planned(Struct, frozen=True):
     """What a shard found: rows that it read, candidates by op and ending, due rows by phase."""
 
     read: int
@@ -106,8 +105,7 @@ class Planned:
     grown: int
 
 
-@dataclass(frozen=True)
-class Sending:
+class Sending(Struct, frozen=True):
     """How a shard sends: its change set in the run's, and the run as the ledger and the target know it."""
 
     target: Target
@@ -122,23 +120,20 @@ class Sending:
     lanes: int
 
 
-@dataclass(frozen=True)
-class Sent:
+class Sent(Struct, frozen=True):
     """A shard has sent what it was asked for. Numbers are of all that it sent so far."""
 
     retries: int
     bytes: int
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """A shard could not do what it was asked for."""
 
     problem: Exception
 
 
-@dataclass(frozen=True)
-class StopNow:
+class StopNow(Struct, frozen=True):
     signum: int
 
 
@@ -150,8 +145,7 @@ class Halted(Exception):
     """The parent asked for it: another shard failed."""
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(Struct, frozen=True):
     """The rows of a shard as a plan that is drained: see `drain.batches`."""
 
     run: Run
@@ -189,7 +183,6 @@ class Inbox:
                 self._steps.put(told)
 
 
-@dataclass
 class Reporting(RunJournal):
     """The journal of a shard: its parent hears of each answer too."""
 
@@ -200,8 +193,7 @@ class Reporting(RunJournal):
         self.tell(sent(answered))
 
 
-@dataclass
-class Halting:
+class Halting(Struct):
     """Instead of the failure rate, which the parent keeps for all shards."""
 
     halt: threading.Event
@@ -211,8 +203,7 @@ class Halting:
             raise Halted
 
 
-@dataclass
-class Shard:
+class Shard(Struct):
     """One process. Every step answers with its result, or with Failed."""
 
     line: Connection
@@ -333,11 +324,12 @@ class Shard:
         with closing(open_ledger(url, folder, environment=environment)) as ledger:
             attempt = ledger.join(work.run.run_id, sending.epoch, work.number)
             first = (attempt.number * MOST + work.number) * STEP
+            changes = ChangeSet(workspace, work.field_map, (), sending.counts, parted=True)
             answers = None
             if sending.shape.digests != "none":
-                answers = Answers(workspace, work.run.run_id, _keeping(ledger), numbers=count(first))
+                numbers = count(first), count(first + 1)
+                answers = Answers(workspace, work.run.run_id, changes.table, ledger.put_file, *numbers)
             pace = Pace(**sending.pace, book=ledger)
-            changes = ChangeSet(workspace, work.field_map, (), sending.counts, parted=True)
             plan = Share(work.run, work.capabilities, sending.terms, changes)
             journal = Reporting(
                 ledger,
@@ -346,7 +338,6 @@ class Shard:
                 every=prepared(work.capabilities),
                 answers=answers,
                 number=first,
-                files=first,
                 tell=self.tell,
             )
             with closing(pace), closing(self._delivery(sending, journal, pace)) as delivery:
@@ -397,14 +388,6 @@ class Shard:
         )
 
 
-def _keeping(ledger: Ledger) -> Any:
-    def keep(path: Path) -> None:
-        ledger.put_file(path.name, path)
-        log.event("images_kept", file=path.name, level="debug")
-
-    return keep
-
-
 def _opened(ledger: Ledger, attempt: Attempt, run_id: str, parts: Sequence[Phase]) -> list[BatchRow]:
     """The batches of earlier attempts in these parts, in order."""
     if attempt.number == 1:
@@ -418,7 +401,8 @@ def _opened(ledger: Ledger, attempt: Attempt, run_id: str, parts: Sequence[Phase
 
 def sent(answered: Answered) -> Answered:
     """The answer without what cannot be sent to another process."""
-    batch = replace(answered.batch, rows=None, returns=None, window=None, request=None, decisions={})  # type: ignore[arg-type]
+    nothing: Any = None
+    batch = replace(answered.batch, rows=nothing, returns=None, window=None, request=None, decisions={})
     return replace(answered, batch=batch)
 
 

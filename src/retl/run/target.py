@@ -5,14 +5,16 @@ still have the delivered rows? Nothing is written.
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.destinations.api import Destination
 from retl.destinations.batch import MODES, Batch, Folds, Trace, Visit
 from retl.engine import baseline, change_set
-from retl.engine.baseline import Distrust
+from retl.engine.baseline import NONE, Distrust
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
 from retl.errors import Mismatch, Systemic
@@ -29,25 +31,26 @@ SAMPLE = 200  # confirmed keys that are looked up in the target
 READ_AT_ONCE = 1000  # deleted keys
 
 
-@dataclass(frozen=True)
-class Visited:
-    """A target that was reached, and what the ledger expects there."""
+class Visited(Struct, frozen=True):
+    """A target that was reached, and what the ledger expects there. `strange`: another ledger has delivered
+    there, and no sync of this one."""
 
     expected: Expected
     destination: Destination[Any] | None = None
     trace: Trace | None = None
     readonly: bool = False
+    strange: bool = False
     refusals: tuple[Refusal, ...] = ()
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """What the target reported. `readonly`: this account must not write. `marks`: of earlier batches, None if
     it keeps none; `past`: the newest epoch that it knows. `emptied`: rows that expire are gone, so every row
     is due; `replaced`: the object was rewritten, so values may differ; `restored`: either, or it lacks
-    batches. `sampled`, `lost`: confirmed keys
-    that were looked up, and those it lacks. `distrust`: what a run records before it writes. `folds`: how the
-    target compares keys."""
+    batches. `emptied_fields`: columns that were delivered before and are made again; `lacks`: fields without
+    a column. `sampled`, `lost`: confirmed keys that were looked up, and those it lacks; `spared`: so many may
+    have been removed by people. `distrust`: what a run records before it writes.
+    `folds`: how the target compares keys."""
 
     reached: bool = False
     readonly: bool = False
@@ -56,8 +59,11 @@ class Asked:
     emptied: bool = False
     replaced: bool = False
     restored: bool = False
+    emptied_fields: tuple[str, ...] = ()
+    lacks: frozenset[str] = frozenset()
     sampled: int = 0
     lost: int = 0
+    spared: int = 0
     distrust: Distrust | None = None
     refusals: tuple[Refusal, ...] = ()
     folds: tuple[Folds, ...] = ()
@@ -80,11 +86,13 @@ def visit(job: Job, run: Run, mapped: Mapped, epoch: int | None, hold: ExitStack
         return replace(found, readonly=True)
     if seen is None:
         return found
+    strange = seen.strangers or trace.is_open(job.ledger, place)
     return replace(
         found,
         trace=seen,
         expected=trace.expected(job.ledger, job.sync.name, place, seen),
-        refusals=(trace.strangers(place, job.sync),) if seen.strangers else (),
+        strange=strange,
+        refusals=(trace.strangers(place, job.sync, seen.others_at),) if strange else (),
     )
 
 
@@ -101,18 +109,22 @@ def ask(
     if visited.trace is not None:
         here = visited.trace.batches & visited.expected.marks
         found = replace(found, marks=here - visited.trace.replaced, past=visited.trace.epoch)
-        found = replace(found, taken=visited.trace.taken)
-        compared = trace.compare(job.ledger, job.sync.name, visited.trace, visited.expected, append=append)
+        found = replace(found, taken=visited.trace.taken, lacks=visited.trace.lacks)
+        compared = _compared(job, visited)
         found, lost = _judged(job, found, compared, expires=expires), compared.lost
         found = replace(found, replaced=bool(visited.trace.replaced & visited.expected.marks))
+        if known.baseline_rows and not append and not known.differs(mapped, "what"):
+            found = _refilled(found, mapped, visited.trace)
     if found.distrust is not None and not chosen.full:
         known = replace(known, baseline_rows=baseline.distrust(workspace, found.distrust))
     believes = known.baseline_rows and not (found.emptied or found.refusals)
     if believes and mapped.capabilities.readable and (found.replaced or not (append or chosen.full)):
         assert visited.destination is not None
         sampled, missed = sample(visited.destination, run, mapped, workspace, known.basis)
-        found = replace(found, sampled=sampled, lost=missed)
-    is_lost = guards.is_lost(found.sampled, found.lost)
+        by_hand = mapped.field_map.shape.conditional and not found.replaced
+        spared = guards.FEW_REMOVED if by_hand else 0
+        found = replace(found, sampled=sampled, lost=missed, spared=spared)
+    is_lost = guards.is_lost(found.sampled, found.lost, found.spared)
     if is_lost and expires:
         found = replace(found, emptied=True, lost=0)
     if is_lost and found.replaced and lost is None:
@@ -132,6 +144,17 @@ def ask(
     return replace(found, distrust=doubt), known
 
 
+def _refilled(found: Asked, mapped: Mapped, trace: Trace) -> Asked:
+    """The columns that somebody dropped are empty in all rows when they are made again, so all are due. Not
+    meant is a field that is new in the sync: then the hash of each row is another one."""
+    names = [one.name for one in mapped.field_map.shape.compared]
+    emptied = tuple(n for n, name in enumerate(names, 1) if name in trace.lacks)
+    if not emptied:
+        return found
+    doubt = replace(found.distrust or Distrust(rows=NONE), emptied=emptied)
+    return replace(found, distrust=doubt, emptied_fields=tuple(names[n - 1] for n in emptied))
+
+
 def disagreement(
     job: Job, run: Run, mapped: Mapped, visited: Visited, workspace: Workspace
 ) -> tuple[list[Refusal], Distrust | None]:
@@ -140,12 +163,26 @@ def disagreement(
     refusals, doubt, seen = list(visited.refusals), None, visited.trace
     if seen is not None:
         append = job.sync.write == "append"
-        compared = trace.compare(job.ledger, job.sync.name, seen, visited.expected, append=append)
+        compared = _compared(job, visited)
         refusals += compared.refusals
         doubt = compared.distrust
         if doubt is not None and compared.lost is not None and not append:
             doubt = replace(doubt, back=_returned(visited, run, mapped, workspace, compared.lost))
     return [one for one in refusals if not trace.accepted(one, job)], doubt
+
+
+def _compared(job: Job, visited: Visited) -> trace.Compared:
+    assert visited.trace is not None
+    assert visited.destination is not None
+    return trace.compare(
+        job.ledger,
+        job.sync.name,
+        visited.trace,
+        visited.expected,
+        append=job.sync.write == "append",
+        comparable=job.target.comparable,
+        whole=visited.destination.capabilities.whole,
+    )
 
 
 def _returned(

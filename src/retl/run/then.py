@@ -8,9 +8,11 @@ that have no answer. What becomes of a request changes nothing in the run that i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from retl.delivery.paced import PacedGate
 from retl.destinations.batch import Kind, RowResult
@@ -66,11 +68,14 @@ def planned(job: Job, summary: Summary) -> list[str]:
 
 def follow(job: Job, lock: Lock, summary: Summary) -> Summary:
     """Send what is open, and add to the summary what became of it. The run has ended; only a request that is
-    `required` and was not accepted makes the exit code 1."""
+    `required` and was not accepted makes the exit code 1. Older requests wait as long as the ledger lacks
+    runs, which may have sent them: the run that is told to go on says so."""
     if job.options.purpose not in _FOLLOWED:
         return summary
     try:
         rows = job.ledger.open_requests(job.sync.name)
+        if any(one.get("code") == "STATE_BEHIND" for one in summary.guards):
+            rows = [row for row in rows if row.run_id == summary.run_id]
         if not rows:
             return summary
         found = _Sending(job, lock, summary.run_id or "")
@@ -84,8 +89,7 @@ def follow(job: Job, lock: Lock, summary: Summary) -> Summary:
     return replace(summary, exit_code=1, error=described(found.lacking))
 
 
-@dataclass
-class _Sending:
+class _Sending(Struct):
     """The requests of one run, as they are sent."""
 
     job: Job
@@ -132,7 +136,8 @@ class _Sending:
             result = RowResult(Kind.REJECTED, problem.code, problem.message)
         log.event("follow_up_answered", request=newest.request, status=attempt.row.http_status)
         if doubts:
-            self._note(newest, "was sent before without an answer: it may have arrived twice")
+            before = "may have been sent before, and this ledger has no answer"
+            self._note(newest, f"{before}: it may have arrived twice")
         rows = [*rows[:-1], attempt.row]
         if result.kind is Kind.WRITTEN:
             return self._close(rows, "done")
@@ -189,8 +194,7 @@ class _Sending:
             )
 
 
-@dataclass
-class _Attempt:
+class _Attempt(Struct):
     """Sending one request; `row` is as the ledger has it."""
 
     job: Job

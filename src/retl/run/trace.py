@@ -8,8 +8,10 @@ the two is distrusted: it is sent again, or stays in doubt, and is never called 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
+
+from msgspec import Struct, field
 
 from retl.delivery.lanes import Answered
 from retl.destinations.api import Destination
@@ -17,6 +19,7 @@ from retl.destinations.batch import Kind, Trace, Visit
 from retl.engine.baseline import Distrust
 from retl.errors import Mismatch
 from retl.ledger import BatchRow, Ledger, RunKey
+from retl.observe.summary import counted
 from retl.project.definitions import Sync
 from retl.run.guards import Refusal
 from retl.run.job import Job
@@ -29,8 +32,7 @@ TAKEN = (
 _FORGOTTEN = "people that this ledger does not know to be erased must be erased again first, or they are sent"
 
 
-@dataclass(frozen=True)
-class Compared:
+class Compared(Struct, frozen=True):
     """`distrust`: what no longer holds, also if a refusal is accepted. `lost`: the epoch up to which the
     target has everything, if it lacks batches; rows that were deleted later may be back."""
 
@@ -39,8 +41,7 @@ class Compared:
     lost: int | None = None
 
 
-@dataclass(frozen=True)
-class Expected:
+class Expected(Struct, frozen=True):
     """The ledger's side. `object`: the place whose baseline this table has: its own, or another address of
     it. `marks`: batches with an answer since the last checkpoint, and the newest before it. `runs`: those of
     the trace and of these marks that the ledger knows."""
@@ -69,11 +70,27 @@ def expected(ledger: Ledger, sync: str, place: str, trace: Trace) -> Expected:
     return Expected(found, frozenset(marks), {**runs, **ledger.run_keys({run for run, _ in marks})})
 
 
-def compare(ledger: Ledger, sync: str, trace: Trace, known: Expected, *, append: bool) -> Compared:
-    """The refusals of a run, before any is accepted, and what is distrusted."""
-    behind = {run for run, _ in trace.batches} - known.runs.keys() - trace.foreign
+def unknown(trace: Trace, known: Expected) -> frozenset[str]:
+    """The runs of this sync that left marks at the target and that the ledger does not know."""
+    return frozenset({run for run, _ in trace.batches} - known.runs.keys() - trace.foreign)
+
+
+def compare(
+    ledger: Ledger,
+    sync: str,
+    trace: Trace,
+    known: Expected,
+    *,
+    append: bool,
+    comparable: bool = True,
+    whole: bool = False,
+) -> Compared:
+    """The refusals of a run, before any is accepted, and what is distrusted. `comparable`: whether a rebuild
+    can read the target; `whole`: whether it holds the mart and nothing else."""
+    behind = unknown(trace, known)
     if behind:
-        return Compared((_behind(sync, len(behind), append),), Distrust(rows=0, disown=True))
+        refusal = _behind(sync, len(behind), append=append, comparable=comparable, whole=whole)
+        return Compared((refusal,), Distrust(rows=0, disown=True))
     missing = known.marks - trace.batches
     if not missing:
         return Compared()
@@ -127,21 +144,46 @@ def _lacks_rows(destination: Destination[Any], one: Answered) -> bool:
 
 
 def accepted(refusal: Refusal, job: Job) -> bool:
-    """Whether the user passes this guard. An append sync cannot know which rows the unknown runs appended."""
-    append = job.sync.write == "append"
+    """Whether the user passes this guard. An append sync cannot know which rows the unknown runs appended,
+    unless somebody says that all of them are there."""
+    append = job.sync.write == "append" and not job.options.adopt
     return refusal.code in job.options.accept and not (append and refusal.code == "STATE_BEHIND")
 
 
-def strangers(place: str, sync: Sync) -> Refusal:
+def leave_open(ledger: Ledger, place: str, run_id: str) -> None:
+    """Note that a run which is no sync passed STATE_LOST for itself alone: its marks make this ledger one
+    that has delivered here, and they must not decide for the syncs."""
+    ledger.keep(_open(place), run_id)
+
+
+def is_open(ledger: Ledger, place: str) -> bool:
+    """Whether nobody has decided yet that this ledger delivers to a place where another one did."""
+    return bool(ledger.kept(_open(place)))
+
+
+def decide(ledger: Ledger, place: str) -> None:
+    """A sync that passed the guard, or a rebuild, has decided it."""
+    if is_open(ledger, place):
+        ledger.keep(_open(place), "")
+
+
+def _open(place: str) -> str:
+    return f"strangers {place}"
+
+
+def strangers(place: str, sync: Sync, last: datetime | None) -> Refusal:
+    """`last`: when another ledger last delivered, if the target knows."""
     again = (
         f", and sends every row of today's mart again (`retl state rebuild {sync.name}` reads what is there,"
         " `first_run: adopt` takes all rows as sent)"
     )
+    when = f" (last {last.astimezone(UTC):%Y-%m-%d %H:%M} UTC)" if last else ""
     return Refusal(
         "STATE_LOST",
-        f"another ledger has delivered to {place}, and this one never has",
-        "another project writes here, or the state directory is lost (a new container or CI job has none:"
-        " keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST` continues with this ledger"
+        f"another ledger has delivered to {place}{when}, and no sync of this one has",
+        "another project writes here (then choose another table), or the state directory is lost (a new"
+        " container or CI job has none: keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST`"
+        " continues with this ledger"
         + again * (sync.write == "append" and sync.first_run == "send")
         + f"; {_FORGOTTEN}",
     )
@@ -157,15 +199,19 @@ def _object(ledger: Ledger, sync: str, place: str, runs: Mapping[str, RunKey]) -
     return newest.object if has_state else place
 
 
-def _behind(sync: str, runs: int, append: bool) -> Refusal:
-    accept = "; or --accept STATE_BEHIND: every row is sent again, and no older row is deleted"
+def _behind(sync: str, runs: int, *, append: bool, comparable: bool, whole: bool) -> Refusal:
+    others = "what is not in the mart leaves" if whole else "no older row is deleted"
+    accept = f"; or --accept STATE_BEHIND: every row is sent again, and {others}"
+    ways = ["bring the newer ledger back"]
+    if comparable:
+        ways.append(f"`retl state rebuild {sync}` reads the target")
+    elif append:
+        ways.append(f"`retl state adopt {sync}` takes every row of today's mart as sent")
     return Refusal(
         "STATE_BEHIND",
-        f"the target has marks of {runs} run{'s' * (runs > 1)} of this sync that the ledger does not know:"
+        f"the target has marks of {counted(runs, 'run')} of this sync that the ledger does not know:"
         " the ledger was restored from a backup, or another copy of it is in use",
-        f"bring the newer ledger back, or `retl state rebuild {sync}` reads the target"
-        + ("" if append else accept)
-        + f"; {_FORGOTTEN}",
+        ", or ".join(ways) + ("" if append else accept) + f"; {_FORGOTTEN}",
     )
 
 
@@ -173,6 +219,6 @@ def _lost(batches: int, append: bool, *, taken: bool) -> Refusal:
     hint = "--accept TARGET_LOST appends them again" if append else "`--full` sends every row again"
     return Refusal(
         "TARGET_LOST",
-        f"the target lacks {batches} batch{'es' * (batches > 1)} that the ledger knows as delivered",
+        f"the target lacks {counted(batches, 'batch')} that the ledger knows as delivered",
         f"it was emptied, restored or replaced: {hint}" + f"; {TAKEN}" * taken,
     )

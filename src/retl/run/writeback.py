@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+
+from msgspec import Struct
 
 from retl.destinations.batch import Kind, Outcome
 from retl.engine.baseline import DELTA, MOVED, UNANSWERED, all_opened
@@ -40,6 +41,7 @@ COLUMNS = (
 )
 EXPORTS = {".parquet": "FORMAT parquet", ".csv": "FORMAT csv, HEADER", ".json": "FORMAT json, ARRAY true"}
 ORDER = "write_timestamp NULLS LAST, pipeline_run_id, position"
+_BACKWARDS = "write_timestamp DESC NULLS FIRST, pipeline_run_id DESC, position DESC"
 _AT_ONCE = 500  # deltas in one query
 _STATUS = {
     Kind.WRITTEN: "success",
@@ -63,20 +65,22 @@ _SINGLES = {"run_id": "VARCHAR", "position": "BIGINT", **_RESULT}
 _SENT = {"run_id": "VARCHAR", "position": "BIGINT", "op": "VARCHAR", "key": "VARCHAR", "unsent": "VARCHAR[]"}
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Which rows: of this sync, of this run, with this key, answered since this moment."""
+class Asked(Struct, frozen=True):
+    """Which rows: of these syncs, of this run, with this key, answered since this moment; only the newest
+    `limit` of them."""
 
-    sync: str | None = None
+    syncs: Collection[str] | None = None
     run_id: str | None = None
     key: str | None = None
     since: datetime | None = None
+    limit: int | None = None
 
 
 def load(ledger: Ledger, workspace: Workspace, asked: Asked, hides: Callable[[str], bool]) -> int:
     """Create LOG with COLUMNS and `position`; returns how many runs are older than their deltas. `hides` says
     of a sync whether its keys are masked."""
-    runs = ledger.delivered(asked.sync, asked.run_id, asked.since)
+    names = [None] if asked.syncs is None else asked.syncs
+    runs = [run for name in names for run in ledger.delivered(name, asked.run_id, asked.since)]
     undoing = _undoing(ledger, runs)
     stored = ledger.file_names()
     files = {run.run_id: run.delta for run in (*runs, *undoing) if run.delta in stored}
@@ -88,7 +92,8 @@ def load(ledger: Ledger, workspace: Workspace, asked: Asked, hides: Callable[[st
     workspace.load("logged_singles", _SINGLES, _singles(ledger, touched))
     _load_undone(workspace, undoing)
     since = f" AND s.answered_at >= {literal(asked.since.isoformat())}::TIMESTAMPTZ" if asked.since else ""
-    workspace.run(f"CREATE OR REPLACE VIEW {LOG} AS {_log(since)}")
+    newest = f" ORDER BY {_BACKWARDS} LIMIT {asked.limit}" if asked.limit is not None else ""
+    workspace.run(f"CREATE OR REPLACE VIEW {LOG} AS {_log(since)}{newest}")
     return len(runs) - len(found)
 
 

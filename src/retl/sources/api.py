@@ -10,11 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
+from msgspec import Struct
 from pydantic import BaseModel
 
 from retl.contract.model import types_of
@@ -60,8 +60,7 @@ def own_pace(limits: Limits) -> Pace:
     return Pace(limits)
 
 
-@dataclass(frozen=True)
-class Invocation:
+class Invocation(Struct, frozen=True):
     """What a source needs from the project and from this invocation."""
 
     folder: Path  # paths in options are relative to it
@@ -76,8 +75,7 @@ class Invocation:
         return types_of(self.contract, self.folder)
 
 
-@dataclass(frozen=True)
-class Description:
+class Description(Struct, frozen=True):
     """`columns`: name → DuckDB type. `version` tells one state of the source from another: opaque text that
     is recorded with the run. `models`: the ids of the dbt models that the source reads; `health`: what dbt
     reports about them. `misfit`: a further column of `rows`, if there is one. It names the first of the asked
@@ -90,8 +88,7 @@ class Description:
     misfit: str | None = None
 
 
-@dataclass(frozen=True)
-class Since:
+class Since(Struct, frozen=True):
     """A watermark: rows whose `column` (of this DuckDB type) is below `least` (as DuckDB writes it) are not
     needed. Rows where it is NULL are."""
 
@@ -100,8 +97,7 @@ class Since:
     least: str
 
 
-@dataclass(frozen=True)
-class Among:
+class Among(Struct, frozen=True):
     """The integers that a key's column may have: rows with another one are not needed."""
 
     column: str
@@ -109,11 +105,12 @@ class Among:
 
     def where(self, column: str) -> str:
         """The end of a SELECT; `column` as the database quotes it. Every SQL writes integers alike."""
+        if not self.values:
+            return " WHERE 1 = 0"
         return f" WHERE {column} IN ({', '.join(map(str, self.values))})"
 
 
-@dataclass(frozen=True)
-class Feed:
+class Feed(Struct, frozen=True):
     """What changed since a version. `rows`: the columns of every row that may have changed, as it is now;
     `left`: the key columns of every key that may be gone, with those of `rows` among them or not; `total`:
     the number of rows of the source now. Keys of `left` that are not in `rows` are gone. Both queries can be

@@ -21,22 +21,22 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from hashlib import sha256
-from typing import Any, BinaryIO, ClassVar, Literal
-from urllib.parse import quote, urlencode
+from typing import BinaryIO, ClassVar
 
-from pydantic import Field, SecretStr, model_validator
+from msgspec.structs import replace
+from pydantic import Field
 
 from retl.engine import scratch
 from retl.engine.sql_text import Query, columns
 from retl.engine.workspace import Workspace
 from retl.errors import Ambiguous, DefinitionError, Mismatch, RetlError, SourceError, Systemic, Unavailable
-from retl.model import Definition, Duration, Limits, Retry, needs_tls
-from retl.net.auth import Anonymous, HeaderName
-from retl.net.client import Address, Client, Timeouts
+from retl.model import Duration, Limits, Retry
+from retl.net import clickhouse
+from retl.net.auth import Anonymous
+from retl.net.clickhouse import BUSY, LOCKED, UNKNOWN_NAME, Said, quoted, refused, written
+from retl.net.client import Client, Timeouts
 from retl.net.messages import Reply, Request
-from retl.net.proxy import Setting
 from retl.net.waits import wait_asked
 from retl.sources import sql
 from retl.sources.api import Description, Since, Snapshot, own_pace, unsupported
@@ -56,35 +56,13 @@ _TIME = re.compile(r"DateTime(?:\('[^']*'\))?|DateTime64\(([0-9])(?:, '[^']*')?\
 _DECIMAL = re.compile(r"Decimal\(([0-9]+), ([0-9]+)\)")
 _WRAPPED = re.compile(r"(?:Nullable|LowCardinality)\((.*)\)|SimpleAggregateFunction\([^,]+, (.*)\)")
 _ARRAY = re.compile(r"Array\((.*)\)")
-_BUSY = (202, 203, 209, 210, 425, 999)  # too many queries, no connection free, timeouts inside the cluster
-_UNKNOWN = (16, 36, 46, 47, 60, 81, 386, 456)  # a column, function, table, database, type or parameter
-_LOCKED = 164  # the account may not change settings, because it can only read anyway
-_WORD = re.compile(r"\(([A-Z][A-Z0-9_]{2,60})\)(?: \(version [^()]*(?:\([^()]*\))?\))?\s*$")
 
 
-class Server(Definition):
+class Server(clickhouse.ClickHouseServer):
     """A server, by its HTTP interface. `timeout` limits a query, at the server too."""
 
-    type: Literal["clickhouse"] = "clickhouse"
-    base_url: str
-    user: str = "default"
-    password: SecretStr = SecretStr("")
-    database: str = "default"
-    proxy: Setting = None
-    tls_ca_file: str | None = Field(None, description="The authorities of the server, if not the system's.")
-    allow_plaintext: bool = False
     timeout: Duration = Field(3600.0, gt=0)
     retry: Retry = Retry()
-
-    @model_validator(mode="after")
-    def _fits(self) -> Server:
-        address = Address.parse(self.base_url)
-        if address.scheme == "http" and needs_tls(address.host, allow_plaintext=self.allow_plaintext):
-            raise ValueError("base_url must be https, or set `allow_plaintext: true`")
-        given = f"{self.user}{self.password.get_secret_value()}{self.database}"
-        if not (given.isascii() and given.isprintable()):
-            raise ValueError("user, password and database are printable ASCII, because headers carry them")
-        return self
 
 
 class ClickHouse(sql.Selecting):
@@ -105,7 +83,7 @@ class ClickHouse(sql.Selecting):
     def relation(self) -> tuple[str, dict[str, str]]:
         """What stands after FROM, and the parameters in it. DefinitionError."""
         if self.options.table is not None:
-            return ".".join(map(_quoted, split(self.options.table))), {}
+            return ".".join(map(quoted, split(self.options.table))), {}
         text, origin = self.options.text(self.invocation.folder), self.options.origin
         known, names = self.invocation.variables, set(_PARAMETER.findall(text))
         if missing := sorted(names - known.keys()):
@@ -115,7 +93,7 @@ class ClickHouse(sql.Selecting):
                 hint=f"give it under `vars:` in retl.yml or with --var {missing[0]}=…",
                 where=origin,
             )
-        return f"(\n{text.rstrip().removesuffix(';')}\n)", {name: _written(known[name]) for name in names}
+        return f"(\n{text.rstrip().removesuffix(';')}\n)", {name: written(known[name]) for name in names}
 
 
 class Result(Snapshot):
@@ -139,10 +117,10 @@ class Result(Snapshot):
         self.description = Description(self._readable(types), "not read")
 
     def rows(self, columns: Sequence[str], since: Since | None = None) -> Query:
-        listed = ", ".join(map(_quoted, columns))
+        listed = ", ".join(map(quoted, columns))
         text, more = f"SELECT {listed} FROM {self._relation}", dict[str, str]()
         if since is not None:
-            column, mark = _quoted(since.column), _mark(since)
+            column, mark = quoted(since.column), _mark(since)
             text += f" WHERE {column} >= {{{_MARK}:{mark[0]}}} OR {column} IS NULL"
             more = {_MARK: mark[1]}
         with self._client() as client:
@@ -188,16 +166,11 @@ class Result(Snapshot):
     @contextmanager
     def _client(self) -> Iterator[Client]:
         server: Server = self._source.connection
-        headers: dict[HeaderName, str] = {
-            "X-ClickHouse-User": server.user,
-            "X-ClickHouse-Key": server.password.get_secret_value(),
-            "X-ClickHouse-Database": server.database,
-        }
         timeouts = Timeouts(idle=server.timeout, total=server.timeout)
         client = Client(
-            Address.parse(server.base_url),
+            server.address,
             Anonymous(),
-            {name: value for name, value in headers.items() if value},
+            {**server.account, **({"X-ClickHouse-Database": server.database} if server.database else {})},
             timeouts,
             proxy=server.proxy,
             ca_file=server.tls_ca_file,
@@ -233,9 +206,7 @@ class Result(Snapshot):
         if self._settings:
             given |= {"readonly": "1", "max_execution_time": str(int(server.timeout) or 1)}
             given |= {"output_format_parquet_string_as_string": "1"}
-        parameters = {f"param_{name}": value for name, value in {**self._parameters, **more}.items()}
-        query = urlencode({**given, **parameters}, quote_via=quote)
-        target = f"{client.address.prefix}/?{query}"
+        target = clickhouse.target(client.address, given, {**self._parameters, **more})
         request = Request("POST", target, (("Content-Type", "text/plain; charset=utf-8"),), sql.encode())
         try:
             if not into:
@@ -245,8 +216,8 @@ class Result(Snapshot):
                     reply = client.send(request, into=file)
         except Ambiguous as problem:
             raise Unavailable(problem.code, problem.message) from None
-        if reply.status != 200 or "x-clickhouse-exception-code" in reply.headers:
-            raise self._refusal(reply, str(client.address))
+        if (said := refused(reply)) is not None:
+            raise self._refusal(reply, said, str(client.address))
         if not reply.whole or (into and not self._is_whole()):
             raise Unavailable("HTTP_CUT_OFF", f"the rows of {client.address} did not arrive whole")
         return reply
@@ -268,23 +239,21 @@ class Result(Snapshot):
             file.seek(max(size - 4, 0))
             return size > 12 and file.read() == b"PAR1"
 
-    def _refusal(self, reply: Reply, server: str) -> RetlError:
-        """What the server's error means. Its sentence may quote rows, so only its code and name are said."""
-        text = reply.headers.get("x-clickhouse-exception-code", "")
-        code, words = int(text) if text.isdecimal() else 0, _WORD.findall(reply.body.decode(errors="replace"))
+    def _refusal(self, reply: Reply, answered: Said, server: str) -> RetlError:
+        """What the server's error means."""
+        code = answered.code
         if not code:
             said = f"{server} answered {reply.status}"
             if reply.status in (408, 429, 502, 503, 504):
                 return Unavailable(f"HTTP_{reply.status}", said, retry_after=wait_asked(reply.headers))
             hint = "it is no answer of ClickHouse: check `base_url` of the source"
             return SourceError(f"HTTP_{reply.status}", said, hint=hint)
-        named = f"{code}, {words[0]}" if words else str(code)
-        said = f"ClickHouse at {server} refuses {self._origin} (code {named})"
-        if code == _LOCKED and self._settings:
+        said = f"ClickHouse at {server} refuses {self._origin} (code {answered.named})"
+        if code == LOCKED and self._settings:
             return _Locked("LOCKED", said)
-        if code in _BUSY:
+        if code in BUSY:
             return Unavailable(f"HTTP_{reply.status}", said)
-        if code in _UNKNOWN:
+        if code in UNKNOWN_NAME:
             hint = "fix the SQL or the table; nothing was written"
             return Mismatch("SOURCE_DRIFT", said, hint=hint)
         if code == 62:
@@ -326,17 +295,3 @@ def _mark(since: Since) -> tuple[str, str]:
     if since.column_type == "DATE":
         return "Date32", since.least
     return "UInt64" if since.column_type.startswith("U") else "Int64", since.least
-
-
-def _written(value: Any) -> str:
-    """A parameter as ClickHouse reads it: special characters of texts are escaped."""
-    if value is None:
-        return r"\N"
-    if isinstance(value, bool):
-        return "1" if value else "0"
-    escapes = {"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r", "\0": r"\0"}
-    return "".join(escapes.get(one, one) for one in str(value))
-
-
-def _quoted(name: str) -> str:
-    return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"

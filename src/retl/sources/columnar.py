@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
+
+from msgspec import Struct
 
 from retl.engine.sql_text import Query
 from retl.engine.workspace import Workspace
@@ -24,8 +25,7 @@ _LONGEST = 300  # characters of a client's own words
 _numbers = count(1)  # of relations: a run may read several
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(Struct, frozen=True):
     """`read`: what the server selects for the column, in its own SQL; `type`: DuckDB's type of it."""
 
     name: str

@@ -8,10 +8,10 @@ a model that dbt builds at that moment may be newer than they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
 from pydantic import BaseModel
 
 from retl.engine.workspace import Workspace

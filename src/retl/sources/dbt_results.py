@@ -10,12 +10,12 @@ messages are not repeated, because they may quote rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from retl.sources.dbt import MANIFEST, Manifest, Metadata, Node, decoded, find, read_manifest
 
@@ -86,8 +86,7 @@ class Memory(msgspec.Struct, frozen=True):
         return msgspec.json.decode(text, type=cls)
 
 
-@dataclass(frozen=True)
-class Build:
+class Build(Struct, frozen=True):
     """dbt's last results for a model. `status` is None if nothing has a run of it. `ended_at` (aware) is when
     the last run that is known to have built the mart did so."""
 
@@ -100,8 +99,7 @@ class Build:
     unfinished: bool = False  # manifest.json is newer than every result
 
 
-@dataclass(frozen=True)
-class Reported:
+class Reported(Struct, frozen=True):
     """What the files in dbt's target folder say about a model. `expected` are the names of its enabled tests
     by id."""
 

@@ -2,9 +2,10 @@
 
 The file is attached read-only and read in one transaction, so a run sees one state of it. While another
 process writes to it, a run waits up to `lock_wait`. The file is released before delivery starts. A missing
-file is an error, never an empty mart. If others overwrite the file while it is read, nothing is delivered
-(`SOURCE_MOVES`); a file that is moved into its place is for the next run. Views may read files in
-`read_paths`; a relative path in a view is right only in the working directory that it was made for.
+file is an error, never an empty mart; only a SELECT that reads no table and no file needs none. If others
+overwrite the file while it is read, nothing is delivered (`SOURCE_MOVES`); a file that is moved into its
+place is for the next run. Views may read files in `read_paths`; a relative path in a view is right only in
+the working directory that it was made for.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+from msgspec import Struct
 
 from retl.engine.sql_text import Query, columns, first_line, select
 from retl.engine.workspace import NAME, Workspace
@@ -33,13 +34,15 @@ _HELD = re.compile(r"lock.*PID (\d+)|PID (\d+).*lock", re.IGNORECASE | re.DOTALL
 _LOOK_AGAIN = 0.5  # seconds between two attempts while a writer has the lock
 
 
-@dataclass(frozen=True)
-class State:
+class State(Struct, frozen=True):
     """What tells one content of a file from another; `changed` is the time of the last change in ns."""
 
     inode: int
     size: int
     changed: int
+
+
+NO_FILE = State(0, 0, 0)
 
 
 class DuckDB(Source[Mart]):
@@ -85,7 +88,9 @@ class DuckDB(Source[Mart]):
         return f"{self.connection.path}:{state.size}:{state.changed}"
 
     def open(self, workspace: Workspace, *, wait: bool = True) -> Snapshot:
-        self._query()  # report a wrong definition before waiting
+        query = self._query()  # report a wrong definition before waiting
+        if not (self.invocation.folder / self.connection.path).is_file() and _reads_nothing(query):
+            return MartFile(self, workspace, None)
         state = self._attach(workspace, self.connection.lock_wait if wait else 0.0)
         return MartFile(self, workspace, state)
 
@@ -136,10 +141,10 @@ class DuckDB(Source[Mart]):
 
 
 class MartFile(Snapshot):
-    """The attached file. If others overwrite it while it is read, nothing is delivered; a file that they move
-    into its place is for the next run."""
+    """The attached file, or none (`state` is None) for a SELECT that reads nothing. If others overwrite it
+    while it is read, nothing is delivered; a file that they move into its place is for the next run."""
 
-    def __init__(self, source: DuckDB, workspace: Workspace, state: State) -> None:
+    def __init__(self, source: DuckDB, workspace: Workspace, state: State | None) -> None:
         self._workspace = workspace
         self._state = state
         self._path = source.invocation.folder / source.connection.path
@@ -156,14 +161,14 @@ class MartFile(Snapshot):
             if kind != "seed" or one.memory.run is not None  # loaded once, from a file of the project
         )
         ids = tuple(one.id for one in every)
-        self.description = Description(described, source.version_of(state), health, ids)
+        self.description = Description(described, source.version_of(state or NO_FILE), health, ids)
 
     def _models(self, source: DuckDB) -> dict[str, str]:
         """The dbt models that are read, however the sync names them: name → model, seed or snapshot."""
         path = self._target / dbt.MANIFEST
         if source.options.dbt is not None:
             return {source.options.dbt: "model"}
-        if not path.is_file():
+        if self._state is None or not path.is_file():
             return {}
         manifest = dbt.read_manifest(path)
         if manifest.metadata.adapter_type not in (None, "duckdb"):
@@ -175,6 +180,8 @@ class MartFile(Snapshot):
         return self._query
 
     def close(self) -> None:
+        if self._state is None:
+            return
         self._workspace.run(f"USE {NAME}")
         self._workspace.run(f"DETACH {quoted(self._alias)}")
         now = _state(self._path)
@@ -186,12 +193,23 @@ class MartFile(Snapshot):
             )
 
 
+def _reads_nothing(query: Query) -> bool:
+    """Whether a SELECT needs no table and no file: a database without both is asked."""
+    with duckdb.connect(config={"enable_external_access": "false"}) as nowhere:
+        nowhere.execute("SET python_enable_replacements = false")
+        try:
+            nowhere.sql(f"SELECT * FROM ({query.sql}\n) LIMIT 0", params=dict(query.parameters))
+        except duckdb.Error:
+            return False
+    return True
+
+
 def _state(path: Path) -> State:
     """The state of a file now; all zero if there is none."""
     try:
         found = path.stat()
     except OSError:
-        return State(0, 0, 0)
+        return NO_FILE
     return State(found.st_ino, found.st_size, found.st_mtime_ns)
 
 

@@ -22,22 +22,18 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field
 
 from retl.engine.workspace import Workspace
 from retl.errors import SourceError
-from retl.model import Definition, Duration, needs_tls
+from retl.model import Duration
+from retl.net.mssql import SqlServer, connecting
 from retl.project.marts import Selected
 from retl.sources import sql
 from retl.sources.api import Invocation, Snapshot, needs
 from retl.sources.columnar import Column, connect
 from retl.values.sql import literal
 
-_LOGINS = {
-    "service_principal": "ActiveDirectoryServicePrincipal",
-    "managed_identity": "ActiveDirectoryMsi",
-    "default": "ActiveDirectoryDefault",
-}
 _SAME = {
     "bigint": "BIGINT", "int": "INTEGER", "smallint": "SMALLINT", "tinyint": "UTINYINT", "bit": "BOOLEAN",
     "float": "DOUBLE", "real": "FLOAT", "date": "DATE",
@@ -48,48 +44,14 @@ _FINEST = 6  # of a timestamp here
 _LOGIN_SECONDS = 15
 
 
-class Server(Definition):
+class Server(SqlServer):
     """A database of a server. `timeout` limits each wait for rows; `timezone` applies to timestamps without
     one."""
 
     type: Literal["mssql"] = "mssql"
-    host: str
-    port: int = Field(1433, ge=1, le=65535)
-    dbname: str
-    login: Literal["sql", "service_principal", "managed_identity", "default"] = "sql"
-    user: str | None = None
-    password: SecretStr | None = None
     snapshot: Literal["required", "none"] = "required"
-    allow_plaintext: bool = False
     timeout: Duration = Field(default=3600.0, gt=0)
     timezone: str = "UTC"
-
-    @model_validator(mode="after")
-    def _fits(self) -> Server:
-        named = self.login in ("sql", "service_principal")
-        if named and (self.user is None or self.password is None):
-            raise ValueError(f"`login: {self.login}` needs `user` and `password`")
-        if not named and self.password is not None:
-            raise ValueError(f"`login: {self.login}` has no password")
-        return self
-
-    @property
-    def text(self) -> str:
-        """The connection string. A value in braces ends at the first brace that is not doubled."""
-        parts = {
-            "Server": f"tcp:{self.host},{self.port}",
-            "Database": self.dbname,
-            "Encrypt": "yes" if needs_tls(self.host, allow_plaintext=self.allow_plaintext) else "optional",
-            "TrustServerCertificate": "no",
-            "ApplicationIntent": "ReadOnly",
-        }
-        if self.login != "sql":
-            parts["Authentication"] = _LOGINS[self.login]
-        if self.user is not None:
-            parts["UID"] = self.user
-        if self.password is not None:
-            parts["PWD"] = self.password.get_secret_value()
-        return ";".join(f"{name}={{{value.replace('}', '}}')}}}" for name, value in parts.items())
 
 
 class MsSql(sql.Selecting):
@@ -120,9 +82,13 @@ class _Session:
             import mssql_python
             import pyarrow  # type: ignore[import-untyped]  # noqa: F401
         attributes = {mssql_python.SQL_ATTR_LOGIN_TIMEOUT: _LOGIN_SECONDS}
-        self._connection: Any = mssql_python.connect(
-            server.text, autocommit=False, attrs_before=attributes, timeout=int(server.timeout)
-        )
+        with connecting:  # so that a target knows its own socket
+            self._connection: Any = mssql_python.connect(
+                server.text(ApplicationIntent="ReadOnly"),
+                autocommit=False,
+                attrs_before=attributes,
+                timeout=int(server.timeout),
+            )
         self._relation = relation
         self._isolate(required=server.snapshot == "required")
         self.version = f"{server.dbname}:{self._one('SELECT CONVERT(varchar(33), SYSUTCDATETIME(), 126)')}"
@@ -221,4 +187,5 @@ def bracketed(name: str) -> str:
 
 def written(value: Any) -> str:
     """A variable as T-SQL."""
-    return sql.constant(value, lambda text: f"N{literal(text)}", booleans=("0", "1"))
+    day = "CAST({} AS date)"
+    return sql.constant(value, lambda text: f"N{literal(text)}", booleans=("0", "1"), day=day)

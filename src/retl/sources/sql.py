@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from datetime import date
 from typing import Any
+
+from msgspec import Struct
 
 from retl.errors import DefinitionError
 from retl.project.marts import Selected
@@ -57,8 +59,7 @@ class Selecting(Source[Selected]):
         return self.options.label
 
 
-@dataclass(frozen=True)
-class Statement:
+class Statement(Struct, frozen=True):
     """One SELECT. `parts` are its text and, at every second place, the name of a variable."""
 
     parts: tuple[str, ...]
@@ -69,10 +70,17 @@ class Statement:
         return "".join(literal(self.values[p]) if at % 2 else p for at, p in enumerate(self.parts))
 
 
-def constant(value: Any, text: Callable[[str], str], booleans: tuple[str, str] = ("FALSE", "TRUE")) -> str:
-    """A variable as SQL: NULL, a boolean, a number, or else what `text` makes of it as a text."""
+def constant(
+    value: Any,
+    text: Callable[[str], str],
+    booleans: tuple[str, str] = ("FALSE", "TRUE"),
+    day: str = "DATE {}",
+) -> str:
+    """A variable as SQL: NULL, a boolean, a number, a `day`, or else what `text` makes of it as a text."""
     if value is None:
         return "NULL"
+    if isinstance(value, date):
+        return day.format(text(str(value)))
     if isinstance(value, bool):
         return booleans[value]
     return f"({value!r})" if isinstance(value, int | float) else text(str(value))

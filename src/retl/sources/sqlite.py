@@ -293,5 +293,5 @@ def _column(name: str, declared: str, held: set[str] | None) -> Column:
 
 
 def written(value: object) -> str:
-    """A variable as SQL."""
-    return sql.constant(value, literal, booleans=("(0)", "(1)"))
+    """A variable as SQL. There are no dates: a day is a text."""
+    return sql.constant(value, literal, booleans=("(0)", "(1)"), day="{}")

@@ -11,8 +11,9 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from retl.engine import scratch
 from retl.engine.sql_text import Query
@@ -30,8 +31,7 @@ _CSV = (
 )
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(Struct, frozen=True):
     """`fits`: a SQL predicate over `{x}`, the text: such texts are values of the type if they can be cast.
     None: all texts of the server are. `text`: SQL for what is cast."""
 

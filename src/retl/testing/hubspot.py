@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from retl.testing.server import TOKEN, FakeApi
 
 
 class FakeHubSpot(FakeApi):
-    """Takes 100 records a request, values as text, and answers in reverse. `erased` are the contacts that
-    were permanently erased, as (id property, id)."""
+    """Takes 100 records a request, values as text, and answers in reverse. One record is read, created or
+    changed by its id or, with `?idProperty=`, by that property, and shows the properties that are asked for.
+    `erased` are the contacts that were permanently erased, as (id property, id)."""
 
     def __init__(self, token: str = TOKEN, refuse: Collection[str] = ()) -> None:
         super().__init__(token, refuse)
         self.erased: list[tuple[str, str]] = []
+        self.changes = Counter[str]()
+
+    def merge(self, key: str, fields: dict[str, Any]) -> None:
+        super().merge(key, fields)
+        self.changes[key] += 1
+
+    def moment(self, key: str) -> str:
+        """When a record was changed last: later after each change."""
+        changed = datetime(2026, 11, 29, tzinfo=UTC) + timedelta(seconds=self.changes[key])
+        return changed.strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
         if headers.get("authorization") != f"Bearer {self.token}":
             return 401, {"category": "INVALID_AUTHENTICATION"}
+        where = urlsplit(path)
+        if one := re.fullmatch(r"/crm/v3/objects/[^/]+(?:/([^/]+))?", where.path):
+            query = {name: values[0] for name, values in parse_qs(where.query).items()}
+            if not (one[1] == "gdpr-delete" or (method == "GET" and one[1] is None)):
+                return self._one(method, unquote(one[1] or ""), query, json.loads(body or b"{}"))
         if method == "GET":
             held = [{"id": f"r-{key}", "properties": fields} for key, fields in self.objects.items()]
             return 200, {"results": held}
+        if path.endswith("/batch/read"):
+            return 200, self._read(**json.loads(body))
         if path == "/crm/v3/objects/contacts/gdpr-delete":
             return self._erase(**json.loads(body))
         inputs = json.loads(body)["inputs"]
@@ -43,6 +65,32 @@ class FakeHubSpot(FakeApi):
                 self.merge(one["id"], one["properties"])
                 results.append({"id": f"r-{one['id']}", "objectWriteTraceId": trace})
         return (207 if errors else 200), {"status": "COMPLETE", "results": results, "errors": errors}
+
+    def _one(self, method: str, name: str, query: dict[str, str], content: Any) -> tuple[int, Any]:
+        """The answer to a request for one record: read it, create it (its key is the property that the
+        records of a batch are named by) or change it."""
+        match = query.get("idProperty", "hs_object_id" if name else "email")
+        fields = dict(content.get("properties", {}))
+        key = name.removeprefix("r-") if name else fields.pop(match, "")
+        if method == "POST" and key in self.objects:
+            return 409, {"category": "CONFLICT", "message": f"Contact already exists. Existing ID: r-{key}"}
+        if method != "POST" and key not in self.objects:
+            return 404, {"category": "OBJECT_NOT_FOUND"}
+        if method != "GET":
+            self.merge(key, fields)
+        asked = query["properties"].split(",") if "properties" in query else [*fields]
+        return (201 if method == "POST" else 200), self._shown(key, match, asked)
+
+    def _read(self, inputs: list[Any], properties: list[str], idProperty: str = "hs_object_id") -> Any:
+        """The answer to a batch that reads: the records that are there."""
+        keys = [one["id"].removeprefix("r-") for one in inputs]
+        found = [self._shown(key, idProperty, properties) for key in keys if key in self.objects]
+        return {"status": "COMPLETE", "results": found}
+
+    def _shown(self, key: str, match: str, properties: list[str]) -> dict[str, Any]:
+        held = {match: key, **self.objects[key]}
+        shown = {name: held.get(name) for name in properties}
+        return {"id": f"r-{key}", "properties": shown, "updatedAt": self.moment(key)}
 
     def _erase(self, objectId: str, idProperty: str = "hs_object_id") -> tuple[int, Any]:
         self.erased.append((idProperty, objectId))

@@ -7,11 +7,11 @@ It sends nothing. `rehearsal` runs syncs.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote
 
+from msgspec import Struct, field
 from pydantic import Field
 
 from retl.app.scaffold.curl import nested
@@ -86,8 +86,7 @@ class Script(Definition):
         return validate(cls, Filled(tree, (), tree.value), name=path.stem)
 
 
-@dataclass
-class Proof:
+class Proof(Struct):
     """What was proved of a preset, and what went wrong."""
 
     preset: str

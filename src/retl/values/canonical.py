@@ -29,7 +29,7 @@ def hash_sql(fields: Sequence[tuple[str, str, Type]], salt: str) -> str:
         part for _, expr, type in sorted(fields, key=lambda field: field[0]) for part in framed(type, expr)
     ]
     digest = f"substring(sha256(concat({', '.join(parts) or literal('')})), 1, 32)"
-    return f"unhex({digest} || {literal(salt[:8])})"
+    return f"unhex({digest}) || unhex({literal(salt[:8])})"
 
 
 def canonical_sql(type: Type, expr: str) -> str:

@@ -1,6 +1,8 @@
 """A value as a driver of a database takes it, made by SQL: the value itself, its text, or a double.
 
-`utc` is the text of a timestamptz without its zone. Or as SQL writes it: as a literal.
+`utc` is the text of a timestamptz without its zone. `stored` is what binary formats store: days and
+microseconds since 1970, the digits of a decimal as a whole number, the text of a uuid. Or as SQL writes it:
+as a literal.
 """
 
 from __future__ import annotations
@@ -11,13 +13,17 @@ from retl.model import Formats
 from retl.values.json_text import decimal_text, json_sql
 from retl.values.types import Type
 
+Form = Literal["value", "text", "double", "utc", "stored"]
 _QUOTE = "chr(39)"
+_SHORT = 18  # digits that a BIGINT holds, which is faster to read than a HUGEINT
 
 
-def cell_sql(type: Type, form: Literal["value", "text", "double", "utc"], expr: str) -> str:
+def cell_sql(type: Type, form: Form, expr: str) -> str:
     """SQL for the storage type's value in this form; NULL stays NULL."""
     if form == "double":
         return f"CAST({expr} AS DOUBLE)"
+    if form == "stored":
+        return _stored_sql(type, expr)
     if form == "value" or type.name == "string":
         return expr
     if type.name == "decimal":
@@ -30,7 +36,24 @@ def cell_sql(type: Type, form: Literal["value", "text", "double", "utc"], expr: 
     return f"CAST({expr} AS VARCHAR)"
 
 
-def literal_sql(type: Type, form: Literal["value", "text", "double", "utc"], expr: str) -> str:
+def _stored_sql(type: Type, expr: str) -> str:
+    match type.name:
+        case "date":
+            return f"({expr} - DATE '1970-01-01')"
+        case "timestamp" | "timestamptz":
+            return f"epoch_us({expr})"
+        case "decimal":
+            whole = "BIGINT" if (type.max_digits or 0) <= _SHORT else "HUGEINT"
+            return f"CAST(replace(CAST({expr} AS VARCHAR), '.', '') AS {whole})"
+        case "uuid":
+            return f"CAST({expr} AS VARCHAR)"
+        case "list":
+            return f"list_transform({expr}, lambda e: {_stored_sql(type.item, 'e')})"
+        case _:
+            return expr
+
+
+def literal_sql(type: Type, form: Form, expr: str) -> str:
     """SQL for the same as a literal that SQL reads: NULL, a number (0 and 1 for a boolean), or a text in
     single quotes. A float that is no number is a text."""
     cell = cell_sql(type, form, expr)

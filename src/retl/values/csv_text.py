@@ -1,9 +1,18 @@
-"""The CSV text of a value, as PostgreSQL's COPY reads it."""
+"""The CSV text of a value, as PostgreSQL's COPY reads it, and how DuckDB reads and writes such files: without
+a header, and NULL is empty and not quoted."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 from retl.values.json_text import _joined
+from retl.values.sql import literal
 from retl.values.types import Type
+
+_LAYOUT = {"header": "false", "delim": "','", "quote": "'\"'", "escape": "'\"'", "nullstr": "''"}
+WRITTEN = ", ".join(["FORMAT csv, FORCE_QUOTE *", *(f"{name} {value}" for name, value in _LAYOUT.items())])
+_READ = {**_LAYOUT, "auto_detect": "false", "allow_quoted_nulls": "false"}
 
 
 def csv_sql(type: Type, expr: str) -> str:
@@ -17,3 +26,15 @@ def csv_sql(type: Type, expr: str) -> str:
 def is_text(type: Type) -> bool:
     """Whether its CSV text must be quoted, so that it differs from NULL and from end-of-data marks."""
     return type.name in ("string", "json", "list")
+
+
+def reading(
+    paths: Sequence[Path], columns: Mapping[str, str], longest: int, *, filename: bool = False
+) -> str:
+    """SQL of the rows of such files: columns by name, with their DuckDB types. `longest`: bytes of a line.
+    `filename`: one column more, the path that a row comes from."""
+    files = ", ".join(literal(str(one)) for one in paths)
+    named = ", ".join(f"{literal(name)}: {literal(type)}" for name, type in columns.items())
+    options = _READ | {"max_line_size": str(longest), "filename": str(filename).lower()}
+    listed = ", ".join(f"{name} = {value}" for name, value in options.items())
+    return f"read_csv([{files}], columns = {{{named}}}, {listed})"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Context, Decimal
 from functools import partial
@@ -16,6 +15,7 @@ from math import isfinite
 from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct
 
 from retl.values.storage import storage_type
 from retl.values.types import Type, TypeName
@@ -37,8 +37,7 @@ class Misfit(ValueError):
     """The value has another type, or the contract type cannot hold it."""
 
 
-@dataclass(frozen=True)
-class Reader:
+class Reader(Struct, frozen=True):
     """`read`: the bytes of a JSON value → the text that DuckDB casts to `column_type`, exactly; a list is a
     list of texts. It raises Misfit."""
 

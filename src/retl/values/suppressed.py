@@ -4,14 +4,14 @@ ledger can test who is among them."""
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
 from hashlib import sha256
+
+from msgspec import Struct
 
 _BLOCK = 64  # bytes of a block of SHA-256
 
 
-@dataclass(frozen=True)
-class Suppressed:
+class Suppressed(Struct, frozen=True):
     """The digests of suppressed keys, and the secret that they were made with (hex)."""
 
     secret: str = ""

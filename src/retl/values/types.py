@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 TypeName = Literal[
     "string",
@@ -21,8 +22,7 @@ TypeName = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Type:
+class Type(Struct, frozen=True):
     """A contract type; digits for decimal, the element's type for list."""
 
     name: TypeName

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+from msgspec import Struct
 
 from retl.app.masking import MASK
 from retl.ledger import BatchRow, Ledger, RunRow
@@ -16,8 +17,7 @@ KEYS_SHOWN = 5
 BATCHES_SHOWN = 100
 
 
-@dataclass(frozen=True)
-class Reason:
+class Reason(Struct, frozen=True):
     """Rows rejected for the same reason: how many, and a few keys."""
 
     stage: str
@@ -27,8 +27,7 @@ class Reason:
     keys: Sequence[str]
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """`runs`: the newest runs of the sync, oldest first. `batches`: the slowest, in the order they were sent.
     `states`: one line per sync as in `retl status`, or none."""
 

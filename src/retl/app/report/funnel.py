@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 ARRIVED = ("inserted", "updated", "refreshed")
 LOST_ON_THE_WAY = ("unchanged", "rejected", "skipped", "in_doubt", "not_attempted")
 ALWAYS = ("unchanged", "rejected")  # shown even if zero, because people look for them
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(Struct, frozen=True):
     """`rows` of the mart with this result; `kind` is through (read, delivered), less or of which."""
 
     name: str

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
+
+from msgspec import Struct
 
 from retl.app.html import Link, nowhere, number, render, span
 from retl.app.report.facts import Facts
@@ -18,16 +19,14 @@ LEAST = 0.015  # smallest height of a value that is not zero, so that it is visi
 Part = tuple[float, str]  # value, colour
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(Struct, frozen=True):
     """One column: its parts from the bottom up, and a sentence that describes it."""
 
     says: str
     parts: Sequence[Part]
 
 
-@dataclass(frozen=True)
-class Chart:
+class Chart(Struct, frozen=True):
     """Columns from left to right; `ends` are the labels of the first and last, `highest` is the scale."""
 
     title: str
@@ -105,7 +104,9 @@ def _history(runs: Sequence[RunRow]) -> Iterator[Chart]:
 
 def _ages(runs: Sequence[RunRow]) -> list[tuple[datetime, float]]:
     """The end of each delivery except the first, and the time since the one before."""
-    delivered = (run for run in runs if run.status.startswith("SUCCESS") and run.purpose != "repair")
+    delivered = (
+        run for run in runs if run.status.startswith("SUCCESS") and run.purpose not in ("reconcile", "repair")
+    )
     good = [run.finished_at for run in delivered if run.finished_at]
     return [(now, (now - before).total_seconds()) for before, now in pairwise(good)]
 

@@ -6,15 +6,17 @@ It asks no questions and overwrites no file.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+
+from msgspec import Struct
 
 from retl.errors import DefinitionError, Failure
 
+TRY = "retl demo --serve >> config.env   servers to try it on; or fill in config.env yourself"
 NEXT_FROM_DBT = (
+    TRY,
     "retl validate     offline: check all definitions, and list the variables that are not set",
-    "put them into config.env; fill in the connections in retl.yml",
-    "retl demo --serve >> config.env   or servers to try it on",
     "retl check        online: can each destination be reached and written? `create: true` makes a table",
     "                  that is missing; without it you get the DDL",
     "retl sync --dry-run",
@@ -64,12 +66,8 @@ ENVIRONMENT = f"""\
 #POSTGRES_PASSWORD_FILE=/run/secrets/postgres
 """
 
-IGNORED = """\
-.retl/
-config.env
-config.*.env
-data/
-"""
+PRIVATE = ".retl/\nconfig.env\nconfig.*.env\n"  # what must not be committed
+IGNORED = f"{PRIVATE}data/\n"
 
 Files = dict[str, tuple[str, int]]  # path → text and permissions
 
@@ -84,15 +82,13 @@ def files(project: str, name: str, sync: str, environment: str) -> Files:
     }
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(Struct, frozen=True):
     """A new project, and what to do next."""
 
     files: Files
     steps: tuple[str, ...]
 
 
-TRY = "retl demo --serve >> config.env   servers to try it on; or fill in config.env yourself"
 EXAMPLE = Template(
     files(PROJECT, "example", SYNC, ENVIRONMENT),
     (
@@ -119,6 +115,16 @@ def write(folder: Path, files: Files) -> list[Path]:
             "FILE_EXISTS", f"{there[0]} already exists; nothing was written", hint="use another directory"
         )
     return [path for path, (text, mode) in wanted.items() if put(path, text, mode)]
+
+
+def unprotected(folder: Path) -> list[str]:
+    """A note with the lines that the project's .gitignore lacks, if a user's own one was there before."""
+    text = (folder / ".gitignore").read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip().strip("/") for line in text.splitlines()]
+    lacking = [one for one in PRIVATE.split() if not any(fnmatchcase(one.strip("/"), line) for line in lines)]
+    if not lacking:
+        return []
+    return [f"your .gitignore does not exclude secrets, and was not changed: add {', '.join(lacking)}"]
 
 
 def put(path: Path, text: str, mode: int = 0o644) -> bool:

@@ -10,10 +10,11 @@ import re
 import shlex
 from base64 import b64decode
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+from msgspec import Struct, field
 
 from retl.errors import DefinitionError
 
@@ -55,10 +56,11 @@ _UNSENT = {"content-type", "accept", "user-agent", "content-length", "host", "co
 Encoding = Literal["json", "form"]
 
 
-@dataclass
-class Call:
+class Call(Struct):
     """One request. `auth` and `headers` have `<name>` where the curl line has a secret, `connection` says
     what these names are, and `secrets` are the values, which must not be written anywhere."""
+
+    __repr__ = object.__repr__  # it has secrets
 
     method: str
     base_url: str
@@ -68,7 +70,7 @@ class Call:
     auth: dict[str, Any] = field(default_factory=lambda: {"type": "none"})
     headers: dict[str, str] = field(default_factory=dict)
     connection: dict[str, dict[str, Any]] = field(default_factory=dict)
-    secrets: list[str] = field(default_factory=list, repr=False)
+    secrets: list[str] = field(default_factory=list)
 
 
 def parse(line: str) -> Call:

@@ -13,13 +13,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct, field
+
 from retl import destinations, sources
 from retl.app.resolve import open_project
-from retl.app.scaffold import ABOUT_ENVIRONMENT, ENVIRONMENT, put
+from retl.app.scaffold import ABOUT_ENVIRONMENT, ENVIRONMENT, PRIVATE, put, unprotected
+from retl.app.scaffold.templates import HUBSPOT_URL
 from retl.app.scaffold.yamltext import flow, sentence
 from retl.contract.completion import allowed
 from retl.engine.scratch import private_directory
@@ -55,11 +57,9 @@ _SYNC_WORDS = {one.alias or name for name, one in Sync.model_fields.items()} - {
     "key",
     "destination",
 }
-IGNORED = ".retl/\nconfig.env\nconfig.*.env\n"  # not `data/`: it may contain dbt's seeds
 
 
-@dataclass
-class Scaffolded:
+class Scaffolded(Struct):
     """The result: files written, files that existed, and marts without a sync."""
 
     written: list[Path] = field(default_factory=list)
@@ -68,8 +68,7 @@ class Scaffolded:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Wish:
+class _Wish(Struct, frozen=True):
     """One sync that the manifest asks for."""
 
     name: str
@@ -113,7 +112,7 @@ def write(folder: Path, manifest: Path) -> Scaffolded:
         texts = _syncs_of(folder, known, wishes, source, found)
         if there and source not in open_project(folder).definitions.sources:
             found.notes.append(f"retl.yml has no source {source!r} yet")
-    files = {"config.env": (ENVIRONMENT, 0o600), ".gitignore": (IGNORED, 0o644)}
+    files = {"config.env": (ENVIRONMENT, 0o600), ".gitignore": (PRIVATE, 0o644)}  # `data/` may be dbt's seeds
     if not there:
         files |= _new_files(_project(folder, inside, after, manifest, wishes), wishes)
     else:
@@ -129,9 +128,7 @@ def write(folder: Path, manifest: Path) -> Scaffolded:
     files |= {f"syncs/{name}.yml": (text, 0o644) for name, text in texts.items()}
     for path, (text, mode) in files.items():
         (found.written if put(folder / path, text, mode) else found.kept).append(folder / path)
-    ignored = (folder / ".gitignore").read_text(encoding="utf-8", errors="replace")
-    if "config.env" not in ignored:
-        found.notes.append(f"your .gitignore does not exclude secrets: add {', '.join(IGNORED.split())}")
+    found.notes += unprotected(folder)
     return found
 
 
@@ -331,7 +328,7 @@ def _key(wish: _Wish, tests: list[Node], columns: Mapping[str, str]) -> list[str
 def _column(name: str, kind: str, known: Documented, in_key: bool) -> str:
     found = of_duckdb(kind)
     if found is None:
-        return f"  # {sentence(name)} is {kind}, which no target can hold"
+        return f"  # {sentence(name)} is {kind}, a type that retl does not carry: cast it"
     options: dict[str, Any] = {"type": found.name}
     for option in ("max_digits", "decimal_places", "items"):
         if (value := getattr(found, option)) is not None:
@@ -414,5 +411,7 @@ def _project(
     lines += ["connections:"] if connections else []
     for name, type in connections.items():
         variables = _to_fill(name, destinations.load(type))
+        if type == "hubspot":  # the fake one of `retl demo --serve` has another address
+            variables = {"base_url": HUBSPOT_URL, **variables}
         lines.append(f"  {flow(name)}: {flow({'type': type, **variables})}")
     return "\n".join(lines) + "\n"

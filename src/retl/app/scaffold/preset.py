@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
+
+from msgspec import Struct, field
 
 from retl import destinations
 from retl.app.scaffold.curl import Call
@@ -37,8 +38,7 @@ _CONTAINERS |= {"user_properties", "profile", "contact", "customer"}
 _OPERATIONS = {"PUT": "upsert", "PATCH": "update", "POST": "insert", "DELETE": "delete"}
 
 
-@dataclass
-class Shaped:
+class Shaped(Struct):
     """An operation of the preset, and the row that makes the request it came from."""
 
     name: str
@@ -48,8 +48,7 @@ class Shaped:
     call: Call
 
 
-@dataclass
-class Draft:
+class Draft(Struct):
     """What will be written: operations by name, `more` parts of the preset, and notes for the user."""
 
     vendor: str

@@ -28,11 +28,12 @@ deletes: keep # or delete: a customer that left the model is deleted from the ta
 freshness: 26h # `retl status` says stale when the last success is older
 """
 
-HUBSPOT = """\
+HUBSPOT_URL = "${HUBSPOT_URL:-https://api.hubapi.com}"
+HUBSPOT = f"""\
 # A private app of HubSpot with the scopes crm.objects.contacts.read and crm.objects.contacts.write.
 # HUBSPOT_URL is for tries against the fake HubSpot of `retl demo --serve`; leave it out for the real one.
 connections:
-  hubspot: {type: hubspot, base_url: "${HUBSPOT_URL:-https://api.hubapi.com}", token: "${HUBSPOT_TOKEN}"}
+  hubspot: {{type: hubspot, base_url: "{HUBSPOT_URL}", token: "${{HUBSPOT_TOKEN}}"}}
 """
 
 CONTACTS = """\

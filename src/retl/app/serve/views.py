@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
+from msgspec.structs import replace
+
 from retl.app import catalog, html, masking
-from retl.app.freshness import states
+from retl.app.freshness import renamed, states
 from retl.app.loaded import LoadedProject
 from retl.app.report import Reason, delivered, gather, open_reasons
 from retl.app.report.page import page
@@ -45,7 +46,7 @@ def overview(project: LoadedProject, ledger: Ledger, _name: str, _query: Query) 
         "overview",
         "syncs",
         link,
-        syncs=states(syncs, ledger, Path(project.warehouse.path)),
+        syncs=states(syncs, ledger, Path(project.warehouse.path), former=renamed(project, ledger)),
         newest=ledger.runs(limit=10),
         listed=[],
         note="",
@@ -59,7 +60,8 @@ def sync(project: LoadedProject, ledger: Ledger, name: str, _query: Query) -> st
     runs = ledger.runs(name, 30)
     if known is None and not runs:
         raise DefinitionError("SYNC_UNKNOWN", "there is no such sync")
-    found = states([known], ledger, Path(project.warehouse.path)) if known else []
+    former = renamed(project, ledger)
+    found = states([known], ledger, Path(project.warehouse.path), former=former) if known else []
     return html.render(
         "sync",
         "syncs",
@@ -68,7 +70,7 @@ def sync(project: LoadedProject, ledger: Ledger, name: str, _query: Query) -> st
         entry=catalog.entry(project, known) if known else None,
         state=found[0] if found else None,
         open=open_reasons(ledger, name, masked=masking.hides_key(project, name)),
-        conflicts=len(queue(ledger, name)),
+        conflicts=len(queue(ledger, [name])),
         newest=runs,
         made_at=ledger.now(),
         delivered=delivered,
@@ -115,7 +117,7 @@ def rejects(project: LoadedProject, ledger: Ledger, _name: str, query: Query) ->
 
 
 def conflicts(project: LoadedProject, ledger: Ledger, _name: str, query: Query) -> str:
-    found = queue(ledger, _only(query))
+    found = queue(ledger, None if (only := _only(query)) is None else [only])
     hidden = {one for one in {row.sync for row in found} if masking.hides_key(project, one)}
     return html.render(
         "conflicts",

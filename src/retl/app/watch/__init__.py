@@ -11,46 +11,64 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from retl.app import observers
+from msgspec import Struct
+from msgspec.structs import replace
+
+from retl.app import observers, schedule
 from retl.app.choice import EVERY, Choice
 from retl.app.failures import described
 from retl.app.freshness import connection, states
 from retl.app.loaded import LoadedProject
 from retl.app.server import Server, parse
-from retl.app.session import Session, options
+from retl.app.session import GOOD, Session, options
 from retl.app.watch import agenda, paths, watched
-from retl.app.watch.agenda import Entry, families
+from retl.app.watch.agenda import Entry, awaits, families, heard
 from retl.app.watch.hold import Hold
 from retl.app.watch.looks import Looks
 from retl.app.watch.notify import Listeners
+from retl.app.watch.topics import Load, Topics
 from retl.engine.mapping import Run
+from retl.engine.selection import Selection
 from retl.errors import DefinitionError, RetlError, Stopped
 from retl.observe import log
 from retl.observe.signals import Stop
 from retl.observe.summary import Summary
 from retl.project.definitions import Sync
+from retl.run.job import is_blind
 
 if TYPE_CHECKING:
-    from retl.run.job import Job
+    from retl.run.job import Doubted, Job
 
 RENEW = 60.0  # seconds between two looks at the lock and the ledger's clock
 STUCK = 300.0  # seconds without a turn after which a watch is not healthy
 JOBS = 4
 
 
-@dataclass
-class Shift:
+class Shift(Struct):
     """A session, open as long as runs use it: between runs nothing stays connected."""
 
     session: Session
     groups: int = 0
+
+
+class Begun(Struct, frozen=True):
+    """What a run was started with: its id, whether more than keys was asked for, and what it takes from the
+    sync's topic."""
+
+    run_id: str | None
+    whole: bool
+    load: Load | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether another run took the keys for which this one was asked."""
+        return self.load is not None and self.load.keys == ()
 
 
 class Watch:
@@ -87,6 +105,7 @@ class Watch:
         self._alerts.set_result(None)
         self._looks = Looks(self.ask, self.stop)
         self._listeners = Listeners(self.ask)
+        self._topics = Topics(self._ask_for_keys)
         self._listen = listen
         self.server: Server | None = None
         if listen is not None:
@@ -103,6 +122,7 @@ class Watch:
             self._alerting = self._closing.enter_context(ThreadPoolExecutor(1, "retl-alerts"))
             self._closing.callback(self._looks.close)
             self._closing.callback(self._listeners.close)
+            self._closing.callback(self._topics.close)
             self._use(self.project, chosen)
             self._closing = self._closing.pop_all()
         return self
@@ -115,7 +135,7 @@ class Watch:
         """Watch until a stop is requested; then let the runs end and return 128 and the signal's number.
         Later LOCK_HELD if another process took over."""
         self._looks.start()
-        log.event("watching", syncs=sorted(self._entries))
+        log.event("watching", **self.plan)
         with suppress(Stopped), self.stop.interrupting(self._wake):
             while not self.stop.event.is_set():
                 seconds = self.turn()
@@ -125,6 +145,18 @@ class Watch:
                     self._asked_to_turn = False
         log.event("watch_stopping", running=self.running)
         return 128 + (self.stop.signum or 15)
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What is watched, and what each sync waits for: its next moment, or an event."""
+        now = self.hold.now()
+        with self._awake:
+            awaited = {name: awaits(entry, now) for name, entry in sorted(self._entries.items())}
+        found = {"project": str(self.project.folder), "syncs": list(awaited), "next": awaited}
+        if self.server is None:
+            return found
+        host = (self._listen or paths.DEFAULT).rpartition(":")[0]
+        return {**found, "address": f"http://{host}:{self.server.port}"}
 
     def ask(self, name: str) -> str | None:
         """Ask for a run of a watched sync; returns the id that the run will have, None if the sync is not
@@ -137,6 +169,12 @@ class Watch:
             self._asked_to_turn = True
             self._awake.notify_all()
             return run_id
+
+    def _ask_for_keys(self, name: str) -> None:
+        with self._awake:
+            if (entry := self._entries.get(name)) is not None:
+                self._ask(entry, whole=False)
+        self._wake()
 
     def event(self, name: str) -> str | None:
         """`ask` for a sync that takes events."""
@@ -174,6 +212,7 @@ class Watch:
             groups = agenda.groups(list(self._entries.values()), now, room)
         for group in groups:
             self._start(group)
+        self._topics.report(self.hold.ledger)
         self._last_turn = monotonic()
         with self._awake:
             wakes = [moment for one in self._entries.values() if (moment := one.wakes(now)) is not None]
@@ -191,52 +230,82 @@ class Watch:
             "syncs": len(entries),
             "running": sorted(name for name, one in entries if one.running),
             "failing": sorted(name for name, one in entries if one.failures),
-            "deaf": self._listeners.deaf,
+            "deaf": [*self._listeners.deaf, *self._topics.deaf],
         }
 
     def metrics(self) -> str:
         """What /metrics says: that of every sync, and of the watch. LedgerError."""
         with self._awake:
             entries = list(self._entries.items())
-        return observers.metrics_text(
-            self.project, self.environment, self.hold.ledger, [], self._code, families(entries, self.broken)
-        )
+        found = [*families(entries, self.broken), *heard(self._topics.counted)]
+        ledger = self.hold.ledger
+        return observers.metrics_text(self.project, self.environment, ledger, [], self._code, found)
 
     def _wake(self) -> None:
         with self._awake:
             self._asked_to_turn = True
             self._awake.notify_all()
 
-    def _ask(self, entry: Entry) -> str:
+    def _ask(self, entry: Entry, *, whole: bool = True) -> str:
+        entry.whole = entry.whole or whole
         entry.run_id = entry.run_id or Run.at(self.hold.now()).run_id
         return entry.run_id
 
     def _start(self, group: Sequence[Entry]) -> None:
         """Run the syncs of a group in another thread."""
-        ids: dict[str, str | None] = {}
+        begun: dict[str, Begun] = {}
         with self._awake:
             if self._shift is None:
                 self._shift = Shift(self._session())
             shift = self._shift
             shift.groups += 1
             for entry in group:
-                ids[entry.sync.name], entry.run_id = entry.run_id, None
+                begun[entry.sync.name] = Begun(entry.run_id, entry.whole)
+                entry.run_id, entry.whole = None, False
         try:
             made = shift.session.jobs_of([entry.sync for entry in group], options())
-            work = {name: replace(job, run_id=ids[name]) for name, job in made.items()}
+            for name, job in made.items():
+                begun[name] = self._loaded(begun[name], job)
+            doubted = self._doubted()
+            work = {
+                name: _job(job, begun[name], doubted if job.is_blind else None)
+                for name, job in made.items()
+                if not begun[name].is_idle
+            }
         except Exception as problem:  # noqa: BLE001 - a sync that cannot run must not end the watch
-            self._ended(shift, {e.sync.name: shift.session.failed(e.sync.name, problem) for e in group}, ids)
+            failed = {one.sync.name: shift.session.failed(one.sync.name, problem) for one in group}
+            self._ended(shift, failed, begun)
             return
-        self._pool.submit(self._work, shift, work, ids)
+        with self._awake:
+            for entry in group:
+                entry.running = entry.sync.name in work
+        if work:
+            self._pool.submit(self._work, shift, work, begun)
+        else:
+            self._ended(shift, {}, begun)
 
-    def _work(self, shift: Shift, work: Mapping[str, Job], ids: Mapping[str, str | None]) -> None:
+    def _doubted(self) -> Doubted | None:
+        """What the last run of a sync found, if its target and the ledger do not agree."""
+        with self._awake:
+            return next((one.doubted for one in self._entries.values() if one.doubted), None)
+
+    def _loaded(self, begun: Begun, job: Job) -> Begun:
+        """The same with what the run takes from the sync's topic. What was never delivered as a whole is not
+        delivered by keys. LedgerError."""
+        topic = self._topics.of(job.sync.name)
+        if topic is None:
+            return begun
+        first = job.ledger.checkpoint(job.sync.name, job.object) is None
+        return replace(begun, load=topic.take(whole=begun.whole or first))
+
+    def _work(self, shift: Shift, work: Mapping[str, Job], begun: Mapping[str, Begun]) -> None:
         try:
             done = shift.session.run_jobs(work)
         except Exception as problem:  # noqa: BLE001 - see above
             done = {name: shift.session.failed(name, problem) for name in work}
-        self._ended(shift, done, ids)
+        self._ended(shift, done, begun)
 
-    def _ended(self, shift: Shift, done: Mapping[str, Summary], ids: Mapping[str, str | None]) -> None:
+    def _ended(self, shift: Shift, done: Mapping[str, Summary], begun: Mapping[str, Begun]) -> None:
         """Note how runs ended. An id that no run has is kept for the next try."""
         for summary in done.values():
             self._report(summary)
@@ -244,10 +313,16 @@ class Watch:
         with self._awake:
             now = self.hold.now()
             for name, summary in done.items():
-                entry = self._entries.get(name)
-                if entry is not None and entry.ended(summary.exit_code, now, self._opens(entry, summary)):
-                    entry.run_id = entry.run_id or (ids[name] if summary.run_id is None else None)
-                    self._ask(entry)
+                entry, one = self._entries.get(name), begun[name]
+                if entry is None:
+                    continue
+                entry.looked, entry.doubted = True, schedule.doubted(summary, entry.doubted)
+                good, topic = summary.exit_code == 0 and summary.status in GOOD, self._topics.of(name)
+                follows = topic is not None and topic.ended(one.load, good=good, gone=summary.gone > 0)
+                again, holds = self._opens(entry, summary), follows and not good
+                if entry.ended(summary.exit_code, now, again, holds=holds) or follows:
+                    entry.run_id = entry.run_id or (one.run_id if summary.run_id is None else None)
+                    self._ask(entry, whole=one.whole)
             shift.groups -= 1
             idle = shift.groups == 0
             if idle and shift is self._shift:
@@ -261,7 +336,7 @@ class Watch:
         project, ledger = self.project, self.hold.ledger
         try:
             found = states(project.syncs.values(), ledger, Path(project.warehouse.path))
-            observers.alert_ages(project, self.environment, ledger, map(asdict, found))
+            observers.alert_ages(project, self.environment, ledger, [one.document() for one in found])
         except RetlError as problem:
             log.event("ages_unknown", level="warning", code=problem.code)
 
@@ -301,6 +376,9 @@ class Watch:
                 dues[sync.name] = agenda.first(sync, last.started_at if last else None, now)
         views, ears = watched.views(project, chosen, ledger, now), watched.ears(project, chosen)
         claims = {one.name: project.claim(one) for one in chosen}
+        topics = watched.topics(project, chosen)
+        blind = {one.name for one in chosen if is_blind(one, project.kind(one))}
+        late = schedule.late(chosen, blind)
         if self.server is None and (self._listen or watched.takes_events(chosen)):
             self.server = Server(
                 self._listen or paths.DEFAULT,
@@ -316,5 +394,14 @@ class Watch:
                 entry = self._entries[one.name]
                 entry.sync, entry.claim, entry.rests = one, claims[one.name], None
                 entry.due = dues.get(one.name, entry.due)
+                entry.blind, entry.late = one.name in blind, one.name in late
         self._looks.use(views)
         self._listeners.use(ears)
+        self._topics.use(topics, ledger)
+
+
+def _job(job: Job, begun: Begun, doubted: Doubted | None) -> Job:
+    """A job for the keys that were named, or for the whole mart. `doubted`: what another sync found."""
+    touched = begun.load.keys or () if begun.load is not None else ()
+    chosen = replace(job.options, selection=Selection(touched=touched))
+    return replace(job, run_id=begun.run_id, options=chosen, doubted=doubted)

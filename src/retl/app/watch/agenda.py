@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import floor
+
+from msgspec import Struct
 
 from retl.app.freshness import connection
 from retl.model import zone
 from retl.observe.metrics import Family
 from retl.project.definitions import Sync
 from retl.project.triggers import Trigger
+from retl.run.job import Doubted
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0  # seconds before a run that failed is tried again
 
 
-@dataclass(eq=False)
-class Entry:
-    """One watched sync. With a `run_id` it is asked for: its next run has this id. `due`: the next moment of
-    its triggers. `rests`: nothing starts before, because the last run failed."""
+class Entry(Struct, eq=False):
+    """One watched sync. With a `run_id` it is asked for: its next run has this id, and if it is `whole`, more
+    than keys of its topic was asked for. `due`: the next moment of its triggers. `rests`: nothing starts
+    before, because the last run failed. A `blind` sync cannot tell a ledger that is too old (`Job.is_blind`):
+    it waits for the first run (`looked`) of those that can, unless they are `late`, because they run after a
+    blind one. `doubted`: what the last run found, if target and ledger do not agree."""
 
     sync: Sync
     claim: str | None = None  # what all syncs of its object have in common, if that is known
     due: datetime | None = None
     rests: datetime | None = None
     run_id: str | None = None
+    whole: bool = False
     running: bool = False
     failures: int = 0  # in a row
+    blind: bool = False
+    late: bool = False
+    looked: bool = False
+    doubted: Doubted | None = None
 
     def may_start(self, now: datetime) -> bool:
         return self.run_id is not None and not self.running and (self.rests is None or self.rests <= now)
+
+    def is_to_look(self, now: datetime) -> bool:
+        """Whether its first run, which compares target and ledger, is due or under way."""
+        return not (self.late or self.looked) and (self.running or self.may_start(now))
 
     def wakes(self, now: datetime) -> datetime | None:
         """The next moment at which something may have to be done; None while it waits for an event, or for
@@ -47,15 +60,27 @@ class Entry:
         shared = self.claim is not None and self.claim == other.claim
         return shared or one.name in two.earlier or two.name in one.earlier
 
-    def ended(self, code: int, now: datetime, again: datetime | None = None) -> bool:
+    def ended(self, code: int, now: datetime, again: datetime | None = None, *, holds: bool = False) -> bool:
         """Note the exit code of its run. True if the run must be tried again, at the moment `again` if that
-        is known, else after a pause that doubles. A run that a guard refused waits for its next trigger."""
+        is known, else after a pause that doubles. A run that a guard refused waits for its next trigger,
+        unless it `holds` keys of a topic, which nobody names again."""
         self.running = False
-        tries_again = code in (1, 75)
+        tries_again = code in (1, 75) or holds
         self.failures = self.failures + 1 if tries_again and again is None else 0
         pause = min(FIRST_PAUSE * 2.0 ** min(self.failures - 1, 16), LONGEST_PAUSE)
         self.rests = (again or now + timedelta(seconds=pause)) if tries_again else None
         return tries_again
+
+
+def awaits(entry: Entry, now: datetime) -> str:
+    """What a sync waits for, in a few words: its next moment, a change of its source, an event, a topic."""
+    words = []
+    if entry.run_id is not None or entry.due is not None:
+        words = [f"{entry.due:%Y-%m-%d %H:%M}Z" if entry.due is not None and entry.due > now else "now"]
+    for one in entry.sync.when:
+        words += ["changed"] * one.changed + ["event"] * one.event
+        words += [f"topic {one.topic}"] if one.topic else []
+    return ", ".join(dict.fromkeys(words))
 
 
 def groups(entries: Sequence[Entry], now: datetime, room: int) -> list[list[Entry]]:
@@ -65,6 +90,8 @@ def groups(entries: Sequence[Entry], now: datetime, room: int) -> list[list[Entr
     found: list[list[Entry]] = []
     for entry in entries:
         if not entry.may_start(now) or any(entry.excludes(other) for other in busy):
+            continue
+        if entry.blind and any(one.is_to_look(now) for one in entries):
             continue
         joined = [
             group
@@ -99,6 +126,23 @@ def families(entries: Iterable[tuple[str, Entry]], broken: str | None) -> list[F
             "retl_watch_definitions_broken",
             "1 if the files are wrong and the former definitions are in use.",
             [({}, int(broken is not None))],
+        ),
+    ]
+
+
+def heard(counted: Iterable[tuple[str, int, int]]) -> list[Family]:
+    """The metrics of topics: of each sync the records that wait, and those that were skipped."""
+    listed = list(counted)
+    return [
+        Family(
+            "retl_watch_topic_waiting",
+            "Records of the sync's topic that no run has confirmed.",
+            [({"sync": name}, waiting) for name, waiting, _ in listed],
+        ),
+        Family(
+            "retl_watch_topic_skipped",
+            "Records of the sync's topic without a usable key, so far.",
+            [({"sync": name}, skipped) for name, _, skipped in listed],
         ),
     ]
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any
+
+from msgspec import Struct
 
 from retl.errors import RetlError, Stopped
 from retl.observe import log
@@ -21,8 +22,7 @@ SETTLE = 1.0  # seconds until a change is looked at again, if `look` is longer
 UNSETTLED = 60.0  # seconds after which a version that never rests counts as a change
 
 
-@dataclass
-class View:
+class View(Struct):
     """What was seen of the source of one sync. `seen`: the version for which a run was asked; None: none
     yet."""
 

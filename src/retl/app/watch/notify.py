@@ -11,8 +11,9 @@ import select
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from retl.errors import RetlError
 from retl.observe import log
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts to connect
 
 
-@dataclass(frozen=True)
-class Ears:
+class Ears(Struct, frozen=True):
     """What is heard at one database: the syncs by channel. `missed`: those for which a first connection asks,
     because nobody knows what was said before."""
 

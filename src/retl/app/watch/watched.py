@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from hashlib import sha256
+from typing import TYPE_CHECKING, cast
 
 from retl.app.choice import Choice
 from retl.app.loaded import LoadedProject
@@ -13,10 +14,12 @@ from retl.app.server import SHORTEST_TOKEN
 from retl.app.session import Session, options
 from retl.app.watch.looks import View
 from retl.app.watch.notify import Ears
+from retl.app.watch.topics import Ear
 from retl.errors import DefinitionError
 from retl.project.definitions import Sync
 
 if TYPE_CHECKING:
+    from retl.destinations.kafka.client import KafkaConnection
     from retl.ledger import Ledger
     from retl.net.postgres import PostgresConnection
 
@@ -76,6 +79,21 @@ def ears(project: LoadedProject, syncs: Sequence[Sync]) -> list[Ears]:
         )
         for database, heard in channels.items()
     ]
+
+
+def topics(project: LoadedProject, syncs: Sequence[Sync]) -> list[Ear]:
+    """The topics of keys. DefinitionError if a variable of their connection is not set."""
+    found = []
+    for sync in syncs:
+        written = sha256(sync.model_dump_json().encode()).hexdigest()
+        for one in (one for one in sync.when if one.topic is not None):
+            by_text = one.part == "key" and len(sync.key) == 1
+            connection = cast("KafkaConnection", project.heard(sync, one))
+            how = one.format or ("text" if by_text else "json")
+            found.append(
+                Ear(sync.name, connection, str(one.topic), sync.key, one.part, how, one.window, written)
+            )
+    return found
 
 
 def views(project: LoadedProject, syncs: Sequence[Sync], ledger: Ledger, now: datetime) -> Mapping[str, View]:

@@ -60,6 +60,7 @@ from functools import cached_property
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
 from pydantic import Field, field_validator
 
 from retl.destinations.api import Destination
@@ -80,6 +81,7 @@ from retl.destinations.delta import columns
 from retl.destinations.delta.marks import Mark, Marks
 from retl.destinations.delta.reading import Holding, looked_up
 from retl.destinations.delta.table import DeltaConnection, Missing, Opening, is_clients, refused
+from retl.destinations.held import Latest
 from retl.destinations.marks import NOT_APPLIED
 from retl.errors import Ambiguous, DefinitionError, Mismatch, Poisoned, Systemic, TargetError, Unavailable
 from retl.model import Definition
@@ -118,6 +120,7 @@ class Delta(Destination[DeltaOptions]):
 
     Connection = DeltaConnection
     Options = DeltaOptions
+    keeps_marks = True
 
     def __init__(self, options: DeltaOptions, shape: Shape, gate: Gate | None = None) -> None:
         super().__init__(options, shape, gate)
@@ -125,7 +128,7 @@ class Delta(Destination[DeltaOptions]):
         self._opening = Opening(options.connection, options.path)
         self._marks = Marks(shape)
         self._attempts: dict[str, int] = {}  # of batches written here and not yet answered
-        self._held: Holding | None = None
+        self._held = Latest[Holding]()
         self._interrupted = False
         append = shape.write == "append"
         self.capabilities = Capabilities(
@@ -156,10 +159,10 @@ class Delta(Destination[DeltaOptions]):
         self._opening.place.probe()
         if table is None:
             return Trace()
-        self._lacking(table)
+        lacks = frozenset(one["name"] for one in self._lacking(table))
         self._look(table)
         covered = self._marks.covers(self._opening.place, inf)
-        return self._marks.trace() if covered else None
+        return replace(self._marks.trace(), lacks=lacks) if covered else None
 
     def _there(self) -> DeltaTable | None:
         """The table; None if it is missing and `create` makes it."""
@@ -385,7 +388,7 @@ class Delta(Destination[DeltaOptions]):
     def differing(self, batch: Batch) -> Iterator[tuple[str, ...] | None]:
         """Reads the table: for `retl reconcile` and `retl state rebuild`, not for each run."""
         held = self._holding()
-        return iter([None] * len(batch)) if held is None else held.compare(batch)
+        return iter([None] * len(batch)) if held is None else held.differing(batch)
 
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
         """Reads the columns of the sync."""
@@ -406,16 +409,8 @@ class Delta(Destination[DeltaOptions]):
             table = self._opening.newest()
         except Missing:
             return None
-        if self._held is None or self._held.version != table.version():
-            self._let_go()
-            with self._opening.translated():
-                self._held = Holding(self.shape, table)
-        return self._held
-
-    def _let_go(self) -> None:
-        if self._held is not None:
-            self._held.close()
-            self._held = None
+        with self._opening.translated():
+            return self._held.of(table.version(), lambda: Holding(self.shape, table))
 
     # --- preview, interrupt
 
@@ -432,7 +427,7 @@ class Delta(Destination[DeltaOptions]):
         self._interrupted = True
 
     def close(self) -> None:
-        self._let_go()
+        self._held.close()
         self._opening.close()
         if "_duckdb" in vars(self):
             self._duckdb.close()

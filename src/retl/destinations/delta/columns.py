@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retl.destinations.batch import Field, Shape
+from retl.destinations.drift import FILLS
+from retl.destinations.held import sql_type
 from retl.errors import Mismatch
 from retl.values.sql import quoted
-from retl.values.storage import storage_type
 from retl.values.types import Type
 
 _DELTA = {
@@ -19,7 +20,6 @@ _DELTA = {
     "timestamp": "timestamp_ntz",
     "timestamptz": "timestamp",
 }
-_TEXTS = ("string", "uuid", "json")
 Column = Mapping[str, Any]  # as the schema has it in JSON
 
 
@@ -30,13 +30,6 @@ def delta_type(type_: Type) -> Any:
     if type_.name == "list":
         return {"type": "array", "elementType": delta_type(type_.item), "containsNull": True}
     return _DELTA.get(type_.name, "string")
-
-
-def sql_type(type_: Type) -> str:
-    """The type of DuckDB that becomes it."""
-    if type_.name == "list":
-        return f"{sql_type(type_.item)}[]"
-    return "VARCHAR" if type_.name in _TEXTS else storage_type(type_)
 
 
 def column(field: Field) -> dict[str, Any]:
@@ -72,7 +65,7 @@ def judge(columns: Sequence[Column], shape: Shape, label: str, *, create: bool) 
         if found is None and create and field not in shape.key:
             missing.append(field)
         elif found is None:
-            hint = f"add a column {field.name} of type {shown(delta_type(field.type))}"
+            hint = f"add a column {field.name} of type {shown(delta_type(field.type))}; {FILLS}"
             raise Mismatch("TARGET_DRIFT", f"the table {label} has no column {field.name}", hint=hint)
         elif not _same(found["type"], delta_type(field.type)):
             wanted = shown(delta_type(field.type))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from retl.destinations.api import needs
 from retl.destinations.files.place import Disk, Place, Remote
 from retl.errors import Poisoned, Systemic, TargetError, Unavailable
 from retl.model import Duration
@@ -24,7 +25,10 @@ from retl.net.delta import options
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-_REFUSED = re.compile(r"failed validation check|Invariant|non-nullable|not null|constraint", re.IGNORECASE)
+# The client's words for a refused row. Only its own kinds of errors come before them: no path of a file.
+_REFUSED = re.compile(
+    r"(?:[\w ]+: )*(?:Invalid data found: \d+ rows? failed validation|Check or Invariant|Invariant violation)"
+)
 _LIMITED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NO_RIGHT = re.compile(r"necessary privileges|Unauthenticated|SignatureDoesNotMatch|AccessDenied")
 _FEATURE = re.compile(r"[Ff]eature|[Uu]nsupported|not supported")
@@ -74,7 +78,7 @@ class Opening:
 
     def newest(self) -> DeltaTable:
         """Systemic, Unavailable; Missing if there is no table."""
-        with installed(), self.translated():
+        with needs("lake"), self.translated():
             from deltalake import DeltaTable
 
             if self._table is None:
@@ -91,12 +95,12 @@ class Opening:
         """The folder of the table, to read its log and to test the right to write."""
         if self._address is None:
             return Disk(Path(self.uri))
-        with installed():
+        with needs("lake"):
             to = self._connection
             return Remote(self._address, to.storage, self.path, to.timeout, to.connect_timeout)
 
     def create(self, schema: dict[str, Any]) -> None:
-        with installed(), self.translated():
+        with needs("lake"), self.translated():
             from deltalake import DeltaTable, Schema
 
             made = Schema.from_json(json.dumps(schema))
@@ -149,7 +153,7 @@ class Opening:
 
 def refused(problem: Exception) -> Poisoned | None:
     """The error of a commit that holds a bad row; None if it is another one."""
-    if is_clients(problem) and _REFUSED.search(str(problem)):
+    if is_clients(problem) and _REFUSED.match(str(problem)):
         return Poisoned("23514", "a check of the table, or its NOT NULL, refuses the row")
     return None
 
@@ -159,15 +163,3 @@ def is_clients(problem: Exception) -> bool:
     from deltalake.exceptions import DeltaError
 
     return isinstance(problem, DeltaError | OSError | ValueError)
-
-
-@contextmanager
-def installed() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as problem:
-        raise Systemic(
-            "CLIENT_MISSING",
-            f"Delta tables need a package that is not installed ({problem.name})",
-            hint="pip install 'retl-cli[lake]'",
-        ) from problem

@@ -26,12 +26,13 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import duckdb
+from msgspec.structs import replace
 from pydantic import field_validator
 
 from retl.destinations.batch import Batch, Cell, Field, Kind, RowResult, Visit
@@ -41,12 +42,14 @@ from retl.destinations.sql.table import SqlTable, may_write
 from retl.errors import Ambiguous, Systemic, TargetError
 from retl.model import Definition
 from retl.observe.signals import Insistent
+from retl.values.csv_text import WRITTEN, csv_sql
 from retl.values.sql import literal, quoted
 from retl.values.storage import storage_type
 from retl.values.types import KEY_TYPES, Type
 
 _LOOK_AGAIN = 0.05  # seconds between two attempts while another process has the file
 _MEMORY = "384MB"
+_CHUNK = 1 << 20  # bytes
 _WHOLE = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"}
 _WHOLE |= {"UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT"}
 _SETTINGS = (
@@ -118,6 +121,9 @@ class DuckDBDialect(Dialect):
             one, other = f"CAST({one} AS VARCHAR)", f"CAST({other} AS VARCHAR)"
         return f"({one} IS NOT DISTINCT FROM {other})"
 
+    def text(self, value: str, of: Field, column: Column) -> str:
+        return f"CAST({csv_sql(of.type, value)} AS VARCHAR)"
+
     def make_stage(self, relation: Relation, columns: Sequence[Column]) -> list[str]:
         listed = "".join(f", {quoted(one.name)} {one.type}" for one in columns)
         return [f"CREATE OR REPLACE TEMP TABLE {self.stage.partition('.')[2]} ({ROW} BIGINT{listed})"]
@@ -168,6 +174,23 @@ class DuckDBSession(Session):
         found = self._con.execute(sql).fetchall()
         self._done.append(sql)
         return int(found[0][0]) if found and isinstance(found[0][0], int) else -1
+
+    def csv(self, texts: Sequence[tuple[str, str]], rows: str) -> Iterator[bytes]:
+        """Through a pipe: DuckDB writes in a thread, and only then is the session free again."""
+        reads, writes = os.pipe()
+        listed = ", ".join(f"{text} AS t{n}" for n, (_, text) in enumerate(texts))
+        copy = f"COPY (SELECT {listed} FROM {rows}) TO '/dev/fd/{writes}' ({WRITTEN}, use_tmp_file false)"
+        with ThreadPoolExecutor(1) as pool, open(reads, "rb", buffering=0) as pipe:
+            copied = pool.submit(self._copy, copy, writes)
+            while chunk := pipe.read(_CHUNK):
+                yield chunk
+            copied.result()
+
+    def _copy(self, statement: str, writes: int) -> None:
+        try:
+            self._con.execute(statement)
+        finally:
+            os.close(writes)
 
     def begin(self, *, write: bool) -> None:
         self._con.execute("BEGIN TRANSACTION")

@@ -166,7 +166,7 @@ class DynamoDB(Destination[DynamoDBOptions]):
 
     @classmethod
     def place(cls, options: DynamoDBOptions, write: WriteMode) -> str:
-        return f"dynamodb:{options.connection.name}/{options.table}"
+        return f"dynamodb:{options.connection.identity}/{options.table}"
 
     # --- check and prepare
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 
+from retl.destinations.api import needs
 from retl.errors import Ambiguous, Poisoned, Systemic, TargetError, Unavailable
 from retl.model import Definition, Duration, require_endpoint
 from retl.net.gate import Gate
@@ -38,6 +39,8 @@ _GONE = "ResourceNotFoundException"
 _BAD_ROW = frozenset(
     {"ValidationException", "SerializationException", "ItemCollectionSizeLimitExceededException"}
 )
+# No address, or one of the region's own: usual, of both kinds of IP, FIPS.
+_AMAZONS = r"|dynamodb(?:-fips)?\.{0}\.(?:amazonaws\.com(?:\.cn)?|api\.aws)(?::443)?"
 _WORD = re.compile(r"\w{1,60}")
 _CHECKED = "compare `region` and the keys or the profile of the connection with the account"
 
@@ -69,8 +72,19 @@ class DynamoDBConnection(Definition):
 
     @property
     def name(self) -> str:
-        """The server as errors and places name it."""
+        """The server as errors name it."""
         return urlsplit(self.endpoint).netloc.lower() if self.endpoint else self.region
+
+    @property
+    def identity(self) -> str:
+        """The region, however its own address is written, or another server and the region there: one that
+        stands for Amazon's has tables of each."""
+        host = urlsplit(self.endpoint or "").netloc.lower()
+        return (
+            self.region
+            if re.fullmatch(_AMAZONS.format(re.escape(self.region)), host)
+            else f"{host}/{self.region}"
+        )
 
 
 class Client:
@@ -111,17 +125,11 @@ class Client:
         """Systemic CLIENT_MISSING, AWS_LOGIN."""
         if self._client is not None:
             return self._client
-        try:
+        with needs("dynamodb"):
             from boto3.session import Session
             from botocore.config import Config
             from botocore.exceptions import BotoCoreError
             from botocore.session import Session as CoreSession
-        except ImportError as problem:
-            raise Systemic(
-                "CLIENT_MISSING",
-                f"DynamoDB needs a package that is not installed ({problem.name})",
-                hint="pip install 'retl-cli[dynamodb]'",
-            ) from problem
         to, shown = self._connection, SecretStr.get_secret_value
         config = Config(
             connect_timeout=to.connect_timeout,

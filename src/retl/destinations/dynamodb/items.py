@@ -97,8 +97,11 @@ def key_of(shape: Shape, row: Sequence[Any]) -> Item:
 
 
 def key_in(shape: Shape, item: Item) -> Item:
-    """The key of an item, as `key_of` makes it."""
-    return {one.name: item[one.name] for one in shape.key}
+    """The key of an item, as `key_of` makes it, however the answer writes its numbers."""
+    return {
+        one.name: {"N": number(Decimal(found["N"]))} if "N" in (found := item[one.name]) else found
+        for one in shape.key
+    }
 
 
 def _key(value: Any, position: int) -> Attribute:

@@ -56,7 +56,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from retl.destinations.api import Destination
+from retl.destinations.api import Destination, needs
 from retl.destinations.batch import (
     OPERATION,
     UNKNOWN,
@@ -77,6 +77,7 @@ from retl.destinations.batch import (
 from retl.destinations.files.log import Entry, Log, encoded
 from retl.destinations.files.place import Disk, Place, Remote
 from retl.destinations.files.reading import Holding, applied
+from retl.destinations.held import Latest
 from retl.destinations.marks import NOT_APPLIED, rejecting
 from retl.errors import DefinitionError, Systemic, Unavailable
 from retl.model import Definition, Duration
@@ -156,15 +157,16 @@ class Files(Destination[FilesOptions]):
 
     Connection = FilesConnection
     Options = FilesOptions
+    keeps_marks = True
 
     def __init__(self, options: FilesOptions, shape: Shape, gate: Gate | None = None) -> None:
         super().__init__(options, shape, gate)
         _check(options, shape)
-        self._snapshot = options.mode == "snapshot"
+        self._snapshot = self.publishes(options)
         self._opened: tuple[Place, Log] | None = None
         self._attempts: dict[str, int] = {}  # of batches written here and not yet answered
         self._interrupted = False
-        self._held: Holding | None = None  # what was read to compare
+        self._held = Latest[Holding]()
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
             modes=_modes(self._snapshot, shape.write),
@@ -182,6 +184,10 @@ class Files(Destination[FilesOptions]):
         )
 
     @classmethod
+    def publishes(cls, options: FilesOptions) -> bool:
+        return options.mode == "snapshot"
+
+    @classmethod
     def forgets(cls, options: FilesOptions) -> bool:
         return False  # older objects and sets still have the row
 
@@ -197,14 +203,8 @@ class Files(Destination[FilesOptions]):
                 place: Place = Disk(Path(connection.root) / self.options.path)
             else:
                 limits = connection.timeout, connection.connect_timeout
-                try:
+                with needs("files"):
                     place = Remote(address, connection.storage, self.options.path, *limits)
-                except ImportError as problem:
-                    raise Systemic(
-                        "CLIENT_MISSING",
-                        f"a bucket needs a package that is not installed ({problem.name})",
-                        hint="pip install 'retl-cli[files]'",
-                    ) from problem
             self._opened = place, Log(place, self.shape)
         return self._opened
 
@@ -411,12 +411,14 @@ class Files(Destination[FilesOptions]):
         """What is there now; it is read again if the log grew."""
         place, log = self._open()
         log.read()
-        if self._held is None or self._held.length != log.length:
-            self.close()
+
+        def read() -> Holding:
             operation = None if self._snapshot or self.shape.write == "append" else "upsert"
-            self._held = Holding(self.shape, Layout(self.options.format[0], operation), log.length)
-            self._held.load(place, self._newest_set(place) if self._snapshot else applied(place))
-        return self._held
+            held = Holding(self.shape, Layout(self.options.format[0], operation))
+            held.load(place, self._newest_set(place) if self._snapshot else applied(place))
+            return held
+
+        return self._held.of(log.length, read)
 
     def _newest_set(self, place: Place) -> list[Mapping[str, Any]]:
         """The files that latest.json names, in the first of our formats."""
@@ -425,9 +427,7 @@ class Files(Destination[FilesOptions]):
         return [one for one in files if one["format"] == self.options.format[0]]
 
     def close(self) -> None:
-        if self._held is not None:
-            self._held.close()
-            self._held = None
+        self._held.close()
 
     # --- preview, interrupt
 

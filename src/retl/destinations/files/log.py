@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
+
+from msgspec import Struct, field
 
 from retl.destinations.batch import Batch, Shape, Trace, Visit
 from retl.destinations.files.place import OURS, Place
@@ -27,8 +28,7 @@ Owner = tuple[str, str]  # a ledger and a sync
 Mark = dict[str, Any]  # ledger, sync, run, batch, set: the number of the entry of the set it belongs to
 
 
-@dataclass
-class Log:
+class Log(Struct):
     """The entries as far as they were read. Not for several threads."""
 
     place: Place

@@ -11,11 +11,12 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
+
+from msgspec import Struct
 
 from retl.errors import Ambiguous, Systemic, Unavailable
 from retl.net.bucket import Address, Storage, answer, opened
@@ -24,8 +25,7 @@ OURS = "_retl"  # the folder that belongs to retl
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(Struct, frozen=True):
     """A file as it is held: its bytes, and what tells this state of it from another."""
 
     data: bytes

@@ -30,12 +30,12 @@ _TEXTS = "all_varchar = true, allow_quoted_nulls = false, delim = ',', quote = '
 
 
 class Holding:
-    """The rows of a place, as texts, when its log had this length."""
+    """The rows of a place, as texts."""
 
-    def __init__(self, shape: Shape, layout: Layout, length: int) -> None:
+    def __init__(self, shape: Shape, layout: Layout) -> None:
         import duckdb
 
-        self._layout, self.length = layout, length
+        self._layout = layout
         self._keys = [quoted(one.name) for one in shape.key]
         self._fields = {one.name: quoted(one.name) for one in shape.fields}
         self._known = {*(one.name for one in (*shape.key, *shape.fields)), OPERATION}

@@ -78,9 +78,10 @@ without `proxy` they are ignored. Compressed answers (gzip, deflate) are read, t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, ClassVar
+
+from msgspec.structs import replace
 
 from retl.destinations.batch import (
     UNKNOWN,
@@ -131,6 +132,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
     Connection = HttpConnection
     Options = HttpOptions
     about = ABOUT
+    documented: ClassVar[bool] = False  # what its requests do is known from a vendor's documentation
 
     def __init__(self, options: HttpOptions, shape: Shape, gate: Gate | None = None) -> None:
         """DefinitionError if no endpoint serves the sync, or an endpoint names a field that it lacks."""
@@ -173,6 +175,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
             object=HttpDestination.place(options, shape.write),
             modes=frozenset(self._endpoints),
             idempotent=once,
+            posts_twice=once and self._is_unproved(endpoint),
             form="documents",
             soft_deletes=True,
             # with an intent before each request, more lanes would only leave more in doubt
@@ -181,6 +184,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
             | ({"insert": shaping(options.insert)} if both and options.insert else {}),
             key_window=key.window if key else None,
             nulls_keep=shape.write not in (*INSERTS, "replace"),
+            unsent_varies=endpoint.method != "PATCH",
             resolves=key is not None or self._conditional is not None,
             folds=options.folds.of(shape.key),
             by_ref=shape.deletes != "keep" and self._endpoints["delete"].asks_ref and not options.find,
@@ -432,6 +436,13 @@ class HttpDestination(HttpTarget[HttpOptions]):
             self._call(mode)
         keys, outcome = [field.name for field in self.shape.key], self.options.outcome
         return ById(find, keys, self._address, self._call, self._sending, self._known, outcome, self._jobs_of)
+
+    def _is_unproved(self, endpoint: Endpoint) -> bool:
+        """Whether only `write` says that this request is harmless twice: a POST without a key, that a vendor
+        does not document as an upsert or documents as an insert too."""
+        options = self.options
+        known = self.documented and options.upsert != options.insert
+        return endpoint.method == "POST" and not (options.idempotency or options.find or known)
 
     def _finds(self, operation: Mode) -> bool:
         """Whether the rows of an operation are looked for, one at a time."""

@@ -10,8 +10,10 @@ and none for creations, every object is read first too. It knows no request.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.destinations.batch import ABSENT, PRESENT, UNKNOWN, WRITTEN, Batch, Kind, Outcome, Peeked, RowResult
 from retl.destinations.conflict import BUSY, ROUNDS
@@ -22,8 +24,7 @@ from retl.destinations.verdicts import MUST_LOOK, NOTHING_HELD, Row, Verdict, ju
 _MADE = (ABSENT, PRESENT, BUSY)  # answers that say that the object is not what it was
 
 
-@dataclass(frozen=True)
-class Sending:
+class Sending(Struct, frozen=True):
     """A row that is created, changed or deleted, if its object still has this version (None: whatever it
     has). `names`: the fields that are sent."""
 
@@ -34,8 +35,7 @@ class Sending:
     names: frozenset[str]
 
 
-@dataclass(frozen=True)
-class Told:
+class Told(Struct, frozen=True):
     """What became of a row that was sent, and the object as the answer shows it."""
 
     result: RowResult
@@ -53,8 +53,7 @@ class Objects(Protocol):
         there, ABSENT if one that is changed is not."""
 
 
-@dataclass(frozen=True)
-class Conditional:
+class Conditional(Struct, frozen=True):
     """The conditional batches of one lane. `atomic`: the target takes conditions. `changes_only`: a row that
     is not there is not made."""
 

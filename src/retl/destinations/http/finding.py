@@ -8,9 +8,9 @@ no connection.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
+from msgspec.structs import replace
 from pydantic import model_validator
 
 from retl.destinations.batch import ABSENT, PRESENT, WRITTEN, Answer, Kind, Mode, Outcome, Pending, RowResult

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
 import msgspec
+from msgspec.structs import replace
 from pydantic import BeforeValidator, field_validator, model_validator
 
 from retl.destinations.batch import UNKNOWN, WRITTEN, Answer, Kind, Outcome, Pending, RowResult

@@ -19,6 +19,7 @@ from retl.destinations.batch import Field, Shape
 from retl.destinations.http.body import Endpoint
 from retl.destinations.http.cells import Cast
 from retl.destinations.value import SIZE, Held, Texts, Value
+from retl.errors import Poisoned
 from retl.model import Definition
 from retl.net.auth import HeaderName
 from retl.net.lookup import look
@@ -108,17 +109,22 @@ class Object(Value):
 
     def held(self, reply: Reply, *, written: bool = False) -> Held:
         """The object in an answer to a read, or to a write; None if there is none. ValueError if there are
-        several. JSON that cannot be read is no object."""
+        several. JSON that cannot be read is no object. Poisoned HTTP_NO_FIELDS as `values`."""
         found = self._found(reply, written=written)
         if found is None:
             return self._members({}, reply) if written else None
-        return self._members(found, reply)
+        held = self._members(found, reply)
+        if not written:
+            self._require_fields(found)
+        return held
 
     def values(self, reply: Reply) -> dict[str, Any] | None:
-        """Our fields of the object in an answer to a read, for people."""
+        """Our fields of the object in an answer to a read, for people. Poisoned HTTP_NO_FIELDS if it is an
+        answer of another kind, such as a list: its fields are not NULL, they are unknown."""
         found = self._found(reply, written=False)
         if found is None:
             return None
+        self._require_fields(found)
         members = self._raw(found)
         return {name: members.get(name) for name in self.ours}
 
@@ -129,11 +135,29 @@ class Object(Value):
             content = None
         at = self._read.answer if written and self._read.answer is not None else self._read.at
         found = look(content, at)
+        if found is None and not written and content and isinstance(content, dict):
+            first = at.partition(".")[0]
+            if first not in (*content, "*"):
+                raise _unreadable(f"nothing at `{first}`")
         if isinstance(found, list):
             if len(found) > 1:
                 raise ValueError("several objects")
             found = found[0] if found else None
         return found if isinstance(found, dict) else None
+
+    def _require_fields(self, found: dict[str, Any]) -> None:
+        """An object leaves out what is empty, but not the part that has its fields; nor all fields, the key,
+        an id and the version together."""
+        place, at = self._read.fields, self._version.at if self._version is not None else None
+        if place:
+            has_fields, lacking = isinstance(look(found, place), dict), f"no object at `{place}`"
+        else:
+            names = (*(one.name for one in self.shape.key), *self.ours, *self._read.names, "id")
+            has_fields = not self.ours or self._read.names != {} or not found.keys().isdisjoint(names)
+            has_fields = has_fields or (at is not None and _at(found, at) is not None)
+            lacking = "none of the fields"
+        if not has_fields:
+            raise _unreadable(lacking)
 
     def _raw(self, found: dict[str, Any]) -> dict[str, Any]:
         inner = look(found, self._read.fields)
@@ -163,6 +187,14 @@ class Object(Value):
         if isinstance(value, str):
             value = _meant(kind, value)
         return msgspec.json.encode(_sorted(value))
+
+
+def _unreadable(lacking: str) -> Poisoned:
+    return Poisoned(
+        "HTTP_NO_FIELDS",
+        f"the answer to the read of one object has {lacking}",
+        hint="the server answered something else than this object: check `read` and base_url",
+    )
 
 
 def _at(found: dict[str, Any], at: str | dict[str, str]) -> Any:

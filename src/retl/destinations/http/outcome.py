@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.destinations.batch import ABSENT, PRESENT, UNKNOWN, WRITTEN, Kind, Outcome, RowResult
 from retl.destinations.conflict import BUSY
@@ -30,8 +31,7 @@ _RETRY = frozenset({425, 429, 503})  # refused before anything was done
 _REFUSED = frozenset({400, 409, 413, 414, 422})  # part of the request is bad, nothing was applied
 
 
-@dataclass(frozen=True)
-class Sent:
+class Sent(Struct, frozen=True):
     """What was sent: how many rows, whether a second send is harmless, each row's name for an `Identity`,
     and the texts sent for a row (None: for all)."""
 

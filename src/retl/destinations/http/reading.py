@@ -6,11 +6,11 @@ It knows no connection, and decides nothing about a row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
+from msgspec.structs import replace
 
 from retl.destinations.batch import Kind, Mode, RowResult
 from retl.destinations.http.body import Endpoint, Template
@@ -72,7 +72,7 @@ class RowByRow:
 
     def helds(self) -> Iterator[Held | RowResult]:
         """What the object of each row holds; what fails is raised."""
-        return self._sending.run([self._looked(n) for n in range(len(self._rows))], raised)
+        return self._sending.run([self._held(n) for n in range(len(self._rows))], raised)
 
     def values(self) -> Iterator[dict[str, Any] | RowResult | None]:
         """Our fields of the object of each row, for people; what fails is raised."""
@@ -95,10 +95,14 @@ class RowByRow:
 
     def _looked(self, number: int) -> Steps[Held | RowResult]:
         try:
-            reply = yield from self._asked(number)
-            return self._value.held(reply) if isinstance(reply, Reply) else reply
+            return (yield from self._held(number))
         except Poisoned as error:
             return RowResult(Kind.REJECTED, error.code, error.message)
+
+    def _held(self, number: int) -> Steps[Held | RowResult]:
+        reply = yield from self._asked(number)
+        try:
+            return self._value.held(reply) if isinstance(reply, Reply) else reply
         except ValueError:
             return AMBIGUOUS
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from retl.destinations.http import escape
 from retl.errors import DefinitionError, Poisoned
@@ -32,8 +34,7 @@ _DOCUMENT = re.compile(r"\s*(query|mutation|subscription|fragment|\{)")
 _MARKS = re.compile(r"%2[2789]|['\"()]")  # also percent-encoded
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(Struct, frozen=True):
     """A placeholder: `$key`, `$ref`, …, or `$field.NAME`. `form` is the language that it names; in an address
     `place` is where it stands: segment, query, or a form between quotes, or `bare` where OData has none;
     `whole` is that of a predicate.

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
+from retl.destinations.api import needs
+from retl.destinations.kafka.registry import RegistryConnection
 from retl.errors import Poisoned, Systemic, TargetError, Unavailable
 from retl.model import Definition, Duration, needs_tls
 from retl.net.deadline import Deadline
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
 T = TypeVar("T")
+_LOGGER = logging.getLogger("retl.kafka")  # of the client, which else writes to stderr
+_LOGGER.addHandler(logging.NullHandler())
+_LOGGER.propagate = False
 Record = tuple[bytes, bytes | None]  # key and value
 SLICE = 0.2  # seconds that one wait of the client takes at most
 _ABORT = 2.0  # seconds to end a failed transaction; if that fails, the next producer of its name ends it
@@ -75,6 +80,10 @@ class KafkaConnection(Definition):
     allow_plaintext: bool = False
     connect_timeout: Duration = 10.0
     timeout: Duration = Field(60.0, description="For one batch: its rows, and then its commit.")
+    registry: RegistryConnection | None = Field(
+        None,
+        description="The schema registry, asked only for `value: avro` and `value: json_schema`.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> KafkaConnection:
@@ -99,7 +108,8 @@ class KafkaConnection(Definition):
     def placed_in(self, folder: Path) -> KafkaConnection:
         names = ("tls_ca_file", "tls_cert_file", "tls_key_file")
         paths = {name: str(folder / path) for name in names if (path := getattr(self, name)) is not None}
-        return self.model_copy(update=paths)
+        registry = self.registry and self.registry.placed_in(folder)
+        return self.model_copy(update={**paths, "registry": registry})
 
     @property
     def name(self) -> str:
@@ -134,9 +144,6 @@ class Cluster:
         self.interrupted = False
         self._admin: AdminClient | None = None
         self._refused: KafkaError | None = None  # why the cluster will never let us in
-        self._logger = logging.getLogger("retl.kafka")  # of the client, which else writes to stderr
-        self._logger.addHandler(logging.NullHandler())
-        self._logger.propagate = False
 
     def made(self, kind: Callable[..., T], settings: Mapping[str, Any] = MappingProxyType({})) -> T:
         """A client of this kind. Systemic if a file of the connection is missing."""
@@ -144,7 +151,7 @@ class Cluster:
 
         try:
             own = {**self.connection.settings(), **settings, "error_cb": self._heard}
-            return kind(own, logger=self._logger)
+            return kind(own, logger=_LOGGER)
         except KafkaException as problem:
             if "ssl." not in str(problem):
                 raise
@@ -153,7 +160,7 @@ class Cluster:
 
     def reach(self, within: Deadline) -> AdminClient:
         """A client that the cluster has let in. Systemic, Unavailable."""
-        with installed():
+        with needs("kafka"):
             from confluent_kafka.admin import AdminClient
         if self._admin is None:
             admin = self.made(AdminClient)
@@ -372,16 +379,3 @@ class Transactions:
             named = [one for one in self._errors if not one.name().startswith("_PURGE")]
             raise self._cluster.judged((named or self._errors)[0])
         self._cluster.go_on()
-
-
-@contextmanager
-def installed() -> Iterator[None]:
-    """Import the client inside this. Systemic CLIENT_MISSING names the extra that has it."""
-    try:
-        yield
-    except ImportError as problem:
-        raise Systemic(
-            "CLIENT_MISSING",
-            f"this target needs a package that is not installed ({problem.name})",
-            hint="pip install 'retl-cli[kafka]'",
-        ) from problem

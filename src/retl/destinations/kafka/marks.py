@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from retl.destinations.batch import Batch, Shape, Trace
 from retl.errors import Systemic
@@ -19,8 +20,7 @@ Owner = tuple[str, str]  # a ledger and a sync
 BATCH, FENCE = "batch", "fence"
 
 
-@dataclass
-class Marks:
+class Marks(Struct):
     """The marks as far as they were read; a writer that nobody has fenced off adds its own."""
 
     shape: Shape

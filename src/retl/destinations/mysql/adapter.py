@@ -44,16 +44,15 @@ from hashlib import sha256
 
 from pydantic import field_validator
 
-from retl.destinations.batch import Batch, SoftDelete, Trace, Tuples, Visit
+from retl.destinations.api import needs
+from retl.destinations.batch import Batch, SoftDelete, Tuples, Visit
 from retl.destinations.mysql.dialect import MySQLDialect
 from retl.destinations.mysql.session import PACKET, SETTINGS, MySQLSession
 from retl.destinations.sql.dialect import Session
-from retl.destinations.sql.table import SqlTable
-from retl.errors import Later, Systemic
+from retl.destinations.sql.guarded import GuardedTable
+from retl.errors import Later
 from retl.model import Definition
 from retl.net.mysql import MySQLConnection
-
-_LOCK_LOST = "the session that kept other ledgers away from {} is gone: nothing more is written"
 
 
 class MySQLOptions(Definition):
@@ -71,14 +70,13 @@ class MySQLOptions(Definition):
         return text
 
 
-class MySQL(SqlTable[MySQLOptions]):
+class MySQL(GuardedTable[MySQLOptions]):
     """A table of MySQL or MariaDB."""
 
     Connection = MySQLConnection
     Options = MySQLOptions
     dialect = MySQLDialect()
     form = "literals"
-    _guard: MySQLSession | None = None  # keeps other ledgers out while it is open
 
     @staticmethod
     def _named(options: MySQLOptions) -> str:
@@ -89,27 +87,18 @@ class MySQL(SqlTable[MySQLOptions]):
         return f"mysql://{options.connection.address}"
 
     def _connect(self, *, write: bool, create: bool = False) -> MySQLSession:
-        try:
+        with needs("mysql"):
             return MySQLSession(self.options.connection, write=write)
-        except ImportError as problem:
-            raise Systemic(
-                "CLIENT_MISSING",
-                f"this target needs a package that is not installed ({problem.name})",
-                hint="pip install 'retl-cli[mysql]'",
-            ) from problem
-
-    def check(self, visit: Visit) -> Trace | None:
-        if visit.exclusive and self._guard is None:
-            self._guard = self._hold()
-        return super().check(visit)
 
     def _may_write(self, session: Session, visit: Visit) -> None:
-        """EXPLAIN asks for the rights of the statement that it explains."""
+        """EXPLAIN asks for the rights of the statement that it explains. `create` makes columns that are
+        missing later."""
         if self._sql.missing:
             return
-        table, columns = self._sql.relation.sql, ", ".join(self._sql.columns)
-        first = self._sql.columns[0]
-        asked = [f"INSERT INTO {table} ({columns}) VALUES ({', '.join(['NULL'] * len(self._sql.columns))})"]
+        fields = (one for one in (*self.shape.key, *self.shape.fields) if not self._lacks(one))
+        names = [self.dialect.quoted(one.name) for one in fields]
+        table, first = self._sql.relation.sql, names[0]
+        asked = [f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join(['NULL'] * len(names))})"]
         if self.shape.write in ("upsert", "update_only") or isinstance(self.shape.deletes, SoftDelete):
             asked.append(f"UPDATE {table} SET {first} = {first} WHERE 1 = 0")
         if self.shape.deletes == "delete" or self.shape.write == "replace":
@@ -122,29 +111,19 @@ class MySQL(SqlTable[MySQLOptions]):
 
     # --- one ledger at a time: a lock of the table, and one that says which ledger has it
 
-    def _hold(self) -> MySQLSession:
-        """A session with both locks. Later TARGET_HELD if another ledger has the table."""
-        session = self._connect(write=True)
-        try:
-            with session.transaction(write=False):
-                lock = self._lock()
-                ((got, holder),) = session.rows(f"SELECT GET_LOCK({lock}, 0), IS_USED_LOCK({lock})")
-                if not got and self._is_ours(session):  # a session without a client: we have its ledger
-                    session.change(f"KILL CONNECTION {holder}")
-                    ((got,),) = session.rows(f"SELECT GET_LOCK({lock}, 10)")
-                if not got:
-                    raise Later(
-                        "TARGET_HELD",
-                        f"another ledger is delivering to {self._relation}: session {holder} of its server",
-                        hint="run it again when that run has ended",
-                    )
-                session.rows(f"SELECT GET_LOCK({self._lock(self.shape.state_id)}, 10)")
-                if self._has_marks(session):  # what is not committed yet ends first
-                    session.rows(f"SELECT count(*) FROM {self._sql.marker}")
-        except BaseException:
-            session.close()
-            raise
-        return session
+    def _take(self, session: Session) -> None:
+        lock = self._lock()
+        ((got, holder),) = session.rows(f"SELECT GET_LOCK({lock}, 0), IS_USED_LOCK({lock})")
+        if not got and self._is_ours(session):  # a session without a client: we have its ledger
+            session.change(f"KILL CONNECTION {holder}")
+            ((got,),) = session.rows(f"SELECT GET_LOCK({lock}, 10)")
+        if not got:
+            raise Later(
+                "TARGET_HELD",
+                f"another ledger is delivering to {self._relation}: session {holder} of its server",
+                hint="run it again when that run has ended",
+            )
+        session.rows(f"SELECT GET_LOCK({self._lock(self.shape.state_id)}, 10)")
 
     def _lock(self, ledger: str = "") -> str:
         text = f"{self.capabilities.object} {ledger}"
@@ -153,15 +132,6 @@ class MySQL(SqlTable[MySQLOptions]):
     def _is_ours(self, session: Session) -> bool:
         both = f"IS_USED_LOCK({self._lock()}) = IS_USED_LOCK({self._lock(self.shape.state_id)})"
         return session.rows(f"SELECT coalesce({both}, 0)") == [(1,)]
-
-    def _confirm(self, session: Session, batch: Batch) -> None:
-        """After its mark was written: a ledger that takes the lock now waits for this transaction."""
-        if batch.exclusive and not self._is_ours(session):
-            raise Systemic(
-                "TARGET_LOCK_LOST",
-                _LOCK_LOST.format(self._relation),
-                hint="run the same command again: it continues after what was confirmed",
-            )
 
     def _load(self, session: Session, batch: Batch, *, staged: bool) -> None:
         """INSERTs of many rows, which DuckDB writes as text."""
@@ -177,9 +147,3 @@ class MySQL(SqlTable[MySQLOptions]):
     def preview(self, batch: Batch) -> bytes:
         """With the settings, without which a shell reads a backslash in another way."""
         return "".join(f"{one};\n" for one in SETTINGS).encode() + super().preview(batch)
-
-    def close(self) -> None:
-        super().close()
-        if self._guard is not None:
-            self._guard.close()
-        self._guard = None

@@ -120,6 +120,28 @@ class MySQLDialect(Dialect):
             return f"(CAST({one} AS BINARY) <=> CAST({other} AS BINARY))"
         return f"({one} <=> {other})"
 
+    def text(self, value: str, of: Field, column: Column) -> str | None:
+        """The server's own text, where it needs it made DuckDB's: places of seconds, whole floats, exponents.
+        A float has its text only if that is all of it."""
+        match of.type.name:
+            case "list":
+                return None  # it is stored as JSON
+            case "string" | "uuid" | "json":
+                return f"CONVERT({value} USING utf8mb4) COLLATE utf8mb4_bin"
+            case "boolean":
+                return f"CASE {value} WHEN 1 THEN 'true' WHEN 0 THEN 'false' ELSE {value} + 0 END"
+            case "timestamp" | "timestamptz":
+                zone = "+00" if of.type.name == "timestamptz" else ""
+                return f"CONCAT(TRIM(TRAILING '.' FROM TRIM(TRAILING '0' FROM {value})), '{zone}')"
+            case "float":
+                text = f"CONCAT({value})"
+                power = f"REPLACE(REPLACE({text}, 'e', 'e+'), 'e+-', 'e-')"
+                whole = f"IF(LOCATE('.', {text}), {text}, CONCAT({text}, '.0'))"
+                told = f"IF(LOCATE('e', {text}), {power}, {whole})"
+                return f"IF({text} + 0 = {value}, {told}, CONCAT({text}, '~'))"
+            case _:
+                return f"CONCAT({value})"
+
     def make_stage(self, relation: Relation, columns: Sequence[Column]) -> list[str]:
         listed = "".join(f", {self.quoted(one.name)} {one.storage} NULL" for one in columns)
         return [

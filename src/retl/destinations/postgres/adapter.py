@@ -12,6 +12,11 @@ batch is compared with the table before COMMIT, because a trigger may drop a row
 Deletes are refused if foreign keys with ON DELETE CASCADE, SET NULL or SET DEFAULT would change other tables,
 unless the sync says `cascade: true`, and if row-level security hides rows from the account.
 
+A table may be partitioned: rows go in by the root. `upsert` and `insert_only` need the partition's columns in
+the key, because PostgreSQL has no other unique constraint; `update_only` moves rows to other partitions. A
+row that no partition takes is a reject. A new partition changes nothing; if one is emptied, detached or
+dropped, its rows count as lost. Partitions on other servers are refused.
+
 The table may be an application's. A column whose type does not keep every value (char(n), varchar(n), real,
 time, inet, numeric of fewer places …) is judged value by value: PostgreSQL must give back what was sent,
 otherwise the row is a reject with `NOT_EXACT`. Updates then take about a quarter longer, and new rows 2.5 to
@@ -21,9 +26,31 @@ citext, have a collation that ignores case, or be unique only by an index on low
 the table takes for one are rejects with `KEY_COLLIDES`. `write: update_only` may be keyed by a column that
 the database generates. Columns that a BEFORE INSERT trigger fills may be left out.
 
+Arrays take lists, also lists of lists that are rectangles and lists of STRUCTs; a composite type takes a
+STRUCT, or JSON, with just its fields; pgvector's `vector` and `halfvec` take lists of floats. Each value is
+compared with what PostgreSQL shows of it. A list of another length than `vector(n)`, one with NULL or NaN,
+and a number that single (`vector`) or half precision (`halfvec`) would round is a reject of its row. For
+rounded vectors keep a `vector` column and index `(v::halfvec(n))`. A time inside of a STRUCT must be a text
+such as `2026-11-21T06:00:00`.
+
 With `conflicts: target_wins`, `newest_wins` or `manual` a batch writes only what nobody else changed since
 our last write: PostgreSQL compares digests that it made itself, in the statement that writes. An edit in
 between is not lost.
+
+With `mode: snapshot` the table holds one state of the mart and nothing else. If anything changed, all of the
+mart is staged, and one transaction deletes rows whose keys are not in it and writes the rows that differ.
+Readers never wait, and see the mart before or after, also in long transactions. The table stays the same
+table: indexes, grants, policies, triggers, views and foreign keys on it, and columns that are not the sync's,
+are untouched. Each changed row leaves a dead one for autovacuum. `deletes: delete` is required, because what
+is not in the mart is not in the table. Rows of others are deleted with the next snapshot; a table that has
+some before the first one is refused (`TARGET_NOT_EMPTY`). A row that the contract rejects refuses the run; if
+that is accepted, or if the table refuses the row, it is not in the table. Above `max_failed_rate`, or if a
+row that left the mart cannot be deleted, nothing is written. A killed run leaves nothing behind. The
+transaction has the `timeout` of the connection. It is for tables that one sync fills; an update_only sync may
+write other columns beside it.
+
+    destination: {connection: crm_db, table: crm.segments, create: true, mode: snapshot}
+    deletes: delete
 
 The account needs SELECT, INSERT and UPDATE on the columns of the sync (DELETE on the table for
 `deletes: delete`), TEMPORARY on the database, and once CREATE on the schema for `retl_applied`. Without the
@@ -42,9 +69,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
+from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from retl.destinations.api import Destination
@@ -65,6 +92,7 @@ from retl.destinations.batch import (
     Trace,
     Visit,
     WriteMode,
+    lacking,
 )
 from retl.destinations.marks import Attempts, Mark, noted, peek
 from retl.destinations.postgres import catalog, exclusion, fitness
@@ -79,7 +107,7 @@ from retl.destinations.postgres.statements import (
     STAGE,
     Statements,
 )
-from retl.errors import DefinitionError, Systemic
+from retl.errors import DefinitionError, Mismatch, Systemic
 from retl.net.gate import Gate
 from retl.net.postgres import PostgresConnection, Session, transaction, usable
 from retl.values.sql import quoted
@@ -96,13 +124,15 @@ IMMEDIATE = "SET CONSTRAINTS ALL IMMEDIATE"  # a deferred one fails COMMIT and n
 
 class PostgresOptions(BaseModel):
     """The table: `schema.table`, or a table of schema `public`, spelled as in the catalog (never folded to
-    lower case). `create` makes schema, table and key and later adds missing columns."""
+    lower case). `create` makes schema, table and key and later adds missing columns. With `mode: snapshot`
+    the table holds the mart and nothing else."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     connection: PostgresConnection
     table: str
     create: bool = False
+    mode: Literal["changes", "snapshot"] = "changes"
 
     @field_validator("table")
     @classmethod
@@ -116,6 +146,7 @@ class Postgres(Destination[PostgresOptions]):
 
     Connection = PostgresConnection
     Options = PostgresOptions
+    keeps_marks = True
     shards = True
 
     def __init__(self, options: PostgresOptions, shape: Shape, gate: Gate | None = None) -> None:
@@ -130,22 +161,37 @@ class Postgres(Destination[PostgresOptions]):
         self._marked = False  # whether the marker table can be used: known once the lane is open
         self._straight = True  # COPY into the table itself, until it refuses a row or already has one
         self._attempts = Attempts(str(relation))
+        self._whole = whole = self.publishes(options)
+        self._removed = 0  # rows that the last snapshot took out of the table
+        edits = (
+            shape.write in ("upsert", "update_only") and not whole
+        )  # the others never change existing rows
+        compares = shape.write != "append" and not whole
         self.capabilities = Capabilities(
             object=self.place(options, shape.write),
-            modes=frozenset({"upsert", "insert_only", "update_only", "append", "delete"}),
+            modes=frozenset({"upsert", "delete"})
+            if whole
+            else frozenset({"upsert", "insert_only", "update_only", "append", "delete"}),
             idempotent=shape.write != "append",
             form="csv",
+            shaping={"mode": options.mode} if whole else {},
             readable=True,
             repeats=True,
-            nulls_keep=shape.write in ("upsert", "update_only"),  # the others never change existing rows
-            only_if_empty=shape.write in ("upsert", "update_only"),
+            nulls_keep=edits,
+            only_if_empty=edits,
             cascades=True,
-            soft_deletes=True,
+            soft_deletes=not whole,
             resolves=True,
-            lanes=LANES,
-            compares="atomic" if shape.write != "append" else "no",
-            images=shape.write != "append",
+            whole=whole,
+            in_place=whole,
+            lanes=1 if whole else LANES,
+            compares="atomic" if compares else "no",
+            images=compares,
         )
+
+    @classmethod
+    def publishes(cls, options: PostgresOptions) -> bool:
+        return options.mode == "snapshot"
 
     @classmethod
     def place(cls, options: PostgresOptions, write: WriteMode) -> str:
@@ -175,14 +221,35 @@ class Postgres(Destination[PostgresOptions]):
         relation = self._sql.relation
         with self._session(read_only=True, fresh=True) as session:
             place = catalog.place(session, relation)
-            fitness.judge_place(place, self._sql)
+            fitness.judge_place(place, self._sql, whole=self._whole)
             table = catalog.table(session, relation)
             fitness.judge_table(table, place, self._sql, create=self.options.create)
             self._sql = self._fitting(table)
             if place.marker:
+                self._require_ours(session, table, marked=True)
                 found = catalog.trace(session, self._sql) if place.may_mark else None
-                return replace(found, batches=frozenset()) if found and table is None else found
+                if found is None or table is None:
+                    return found and replace(found, batches=frozenset())
+                return replace(found, lacks=lacking(self.shape, table.columns))
+            self._require_ours(session, table, marked=False)
         return Trace() if place.may_create else None  # this account would have created the markers
+
+    def _require_ours(self, session: Session, table: catalog.Table | None, *, marked: bool) -> None:
+        """Mismatch TARGET_NOT_EMPTY if a snapshot would delete rows of others that nobody has given up."""
+        if not self._whole or table is None or (marked and self._holds(session, self._sql.markers.owned())):
+            return
+        if self._holds(session, f"SELECT EXISTS (SELECT FROM {self._sql.rows})"):
+            raise Mismatch(
+                "TARGET_NOT_EMPTY",
+                f"{self._sql.relation} has rows from before its first snapshot, which deletes every row"
+                " that is not in the mart",
+                hint="if the table is for this sync alone, --accept TARGET_NOT_EMPTY; if others write rows"
+                " there, use `mode: changes`",
+            )
+
+    def _holds(self, session: Session, query: str) -> bool:
+        row = session.execute(query).fetchone()
+        return bool(row and row[0])
 
     def columns(self) -> Mapping[str, str] | None:
         with self._session(read_only=True) as session:
@@ -204,7 +271,7 @@ class Postgres(Destination[PostgresOptions]):
             if not place.marker and place.may_create:
                 session.execute(sql.markers.create())
             if place.may_mark if place.marker else place.may_create:
-                if not session.execute(sql.markers.fence(visit.epoch)).rowcount:
+                if not session.execute(sql.markers.fence(visit.epoch, whole=self._whole)).rowcount:
                     raise self._attempts.voided()
                 session.execute(sql.markers.prune(visit))
 
@@ -226,8 +293,9 @@ class Postgres(Destination[PostgresOptions]):
         its outcome."""
         attempt = self._attempts.number(batch)
         with self._transaction(self._open(), write=True) as session:
-            if not self._marked and (batch.operation == "append" or self.shape.images):
+            if not self._marked and (batch.operation == "append" or self.shape.images or self._whole):
                 what = "append" if batch.operation == "append" else "rollback"
+                what = "a snapshot" if self._whole else what
                 raise Systemic(
                     "NO_MARKER", f"{what} needs the table {self._sql.markers.table}", hint="run `retl check`"
                 )
@@ -236,8 +304,8 @@ class Postgres(Destination[PostgresOptions]):
                 batch.returns.forget(batch)
             found = self._apply(session, batch)
             if self._marked:
-                kinds = [found.get(row, WRITTEN).kind for row in range(len(batch))]
-                written = sum(kind in (Kind.WRITTEN, Kind.MERGED) for kind in kinds)
+                left = sum(one.kind not in (Kind.WRITTEN, Kind.MERGED) for one in found.values())
+                written = len(batch) - left
                 mark = self._sql.markers.mark(batch, attempt, self._attempts.author, written, noted(found))
                 if not session.execute(mark).rowcount:
                     session.rollback()
@@ -245,7 +313,8 @@ class Postgres(Destination[PostgresOptions]):
             if self.shape.images and batch.returns is not None:
                 batch.returns.keep(batch)  # only now: an attempt that arrived before has the true images
         self._attempts.answered(batch)
-        return Outcome(WRITTEN, found)
+        removed = self._removed if batch.operation != "delete" else 0
+        return Outcome(WRITTEN, found, removed=removed)
 
     def _apply(self, session: Session, batch: Batch) -> dict[int, RowResult]:
         """The rows that were not written. New rows are copied into the table itself until that fails
@@ -256,6 +325,11 @@ class Postgres(Destination[PostgresOptions]):
             from retl.destinations.postgres.restoring import restore
 
             return restore(session, self._sql, batch, self._count)
+        if self._whole and batch.operation != "delete":
+            from retl.destinations.postgres.snapshot import publish
+
+            found, self._removed = publish(session, self._sql, batch, self._count)
+            return found
         if batch.new and batch.condition is not Condition.PRESENT and self._straight:
             self._straight = copy_in(session, self._sql, batch, self._count)
             if self._straight:
@@ -294,7 +368,12 @@ class Postgres(Destination[PostgresOptions]):
         every row is RETRY. If the batch has a marker, that contains the outcome. UNKNOWN if the account may
         not write markers. Systemic VOIDED if another run has aborted the batch.
         Without `act` the markers are only read; a batch without one counts as not applied, although its
-        COMMIT may be in progress."""
+        COMMIT may be in progress. The deletes of a snapshot are unknown then: they may have gone with it."""
+        found = self._resolve(batch, act)
+        gone_with = self._whole and batch.operation == "delete" and found.default.kind is Kind.RETRY
+        return Outcome(UNKNOWN) if gone_with else found
+
+    def _resolve(self, batch: Batch, act: bool) -> Outcome:
         with self._session(read_only=not act) as session:
             place = catalog.place(session, self._sql.relation)
             if not (place.marker and (place.may_mark or not act)):
@@ -317,6 +396,8 @@ class Postgres(Destination[PostgresOptions]):
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
         """Per row the fields as the table holds them, None if it lacks the key; needs only SELECT. The table
         or columns may be missing if `create` will make them."""
+        from retl.destinations.postgres.reading import read
+
         keys = batch.keys()
         with self._session(read_only=True) as session:
             table = catalog.table(session, self._sql.relation)
@@ -327,7 +408,7 @@ class Postgres(Destination[PostgresOptions]):
             sql = self._fitting(table)
             rows = list[tuple[Any, ...]]()
             for start in range(0, len(keys), READ_ROWS):
-                rows += _read(session, sql, keys[start : start + READ_ROWS], casts, names)
+                rows += read(session, sql, keys[start : start + READ_ROWS], casts, names)
         return iter([dict(zip(names, row[1:], strict=True)) if row[0] else None for row in rows])
 
     def differing(self, batch: Batch) -> Iterator[tuple[str, ...] | None]:
@@ -407,6 +488,8 @@ class Postgres(Destination[PostgresOptions]):
         parts = [*stages, "BEGIN", IMMEDIATE, sql.copy(batch.mode)]
         head = "".join(f"{part};\n" for part in parts).encode()
         applied = [sql.apply(batch.mode, 0, last)]
+        if self._whole and batch.operation != "delete":
+            applied.insert(0, sql.remove_absent())
         if self.shape.conditional and batch.mode in ("upsert", "update_only"):
             applied = [sql.update_untouched(), sql.lock(batch.mode), sql.judge(note=True)]
             applied += [sql.apply("update_only", 0, last), sql.apply("insert_only", 0, last)]
@@ -488,23 +571,6 @@ class Postgres(Destination[PostgresOptions]):
 
     def _transaction(self, session: Session, *, write: bool = False) -> AbstractContextManager[Session]:
         return transaction(session, self.options.connection.timeout, write=write)
-
-
-def _read(
-    session: Session, sql: Statements, keys: Sequence[Row], casts: Mapping[str, str], names: Sequence[str]
-) -> Sequence[Row]:
-    """Per key whether the table has it, and its fields. It has no key that its type cannot be."""
-    import psycopg
-
-    try:
-        with session.transaction():
-            return session.execute(sql.read(keys, casts, names)).fetchall()
-    except psycopg.DataError:
-        if len(keys) == 1:
-            return [(False, *[None] * len(names))]
-    middle = len(keys) // 2
-    first = _read(session, sql, keys[:middle], casts, names)
-    return [*first, *_read(session, sql, keys[middle:], casts, names)]
 
 
 def _check_names(shape: Shape) -> None:

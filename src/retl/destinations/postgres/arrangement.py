@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from retl.destinations.batch import RowResult
 from retl.destinations.postgres.rules import Unique
@@ -15,8 +17,7 @@ SWAPPED = (
 )
 
 
-@dataclass(frozen=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """A staged row waits for another staged row, or (None) for one that is not in the batch. `unique`: until
     that row gives up a value; otherwise until it is there, or gone."""
 
@@ -26,8 +27,7 @@ class Wait:
     unique: Unique | None = None
 
 
-@dataclass(frozen=True)
-class Rival:
+class Rival(Struct, frozen=True):
     """A staged row that asks for the same unique value as others; `holds`: it has the value already."""
 
     group: tuple[str, int]
@@ -36,8 +36,7 @@ class Rival:
     result: RowResult
 
 
-@dataclass
-class Arrangement:
+class Arrangement(Struct):
     """`blocked` rows are refused; those in `order` follow each other; `lifted` rows give up a value of this
     index before."""
 

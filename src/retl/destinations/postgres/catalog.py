@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from retl.destinations.batch import Shape, Trace
 from retl.destinations.postgres.markers import MARKER
@@ -11,8 +11,7 @@ from retl.destinations.postgres.statements import Statements, Traits
 from retl.net.postgres import Session
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(Struct, frozen=True):
     """Our rights on the server, the database and the schema."""
 
     role: str
@@ -25,8 +24,7 @@ class Place:
     may_mark: bool  # all rights that markers need on an existing marker table
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(Struct, frozen=True):
     """One column. `type` and `base`, which has no length, are from format_type(); for a domain they are those
     of the type under all its domains. `cast` is the base type, with its schema."""
 
@@ -40,10 +38,10 @@ class Column:
     folds: bool  # different texts are equal in it
     equals: str  # the operator of the type itself, or PostgreSQL's: the search path may lead to others
     rights: list[str]
+    composite: bool = False  # a row type
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(Struct, frozen=True):
     kind: str  # pg_class.relkind
     owned: bool
     may_delete: bool
@@ -56,6 +54,8 @@ class Table:
     # of each unique index that ON CONFLICT can use: the columns, and those of them under lower()
     keys: tuple[tuple[frozenset[str], frozenset[str]], ...]
     dependents: tuple[str, ...]  # foreign keys through which our deletes would change other tables
+    partitioned: tuple[str, ...] = ()  # by these columns; an expression is ""
+    foreign: tuple[str, ...] = ()  # partitions that are on other servers
 
 
 def place(session: Session, relation: Relation) -> Place:
@@ -123,6 +123,7 @@ def table(session: Session, relation: Relation) -> Table | None:
         {column.name: column for column in _columns(session, oid)},
         _keys(session, oid),
         _dependents(session, oid),
+        *(_partitions(session, oid) if kind == "p" else ()),
     )
 
 
@@ -144,8 +145,17 @@ SELECT format('OPERATOR(%%I.=)', n.nspname) FROM pg_catalog.pg_operator AS o
 """
 
 
+# Types of pgvector, in whatever schema it is.
+_VECTOR = """b.typname IN ('vector', 'halfvec') AND EXISTS (SELECT FROM pg_catalog.pg_depend AS x
+  JOIN pg_catalog.pg_extension AS e ON e.oid = x.refobjid AND e.extname = 'vector'
+  WHERE x.classid = 'pg_type'::regclass AND x.objid = b.oid AND x.deptype = 'e')"""
+
+
 def _columns(session: Session, oid: int) -> list[Column]:
-    named = "CASE b.typname WHEN 'citext' THEN 'citext' WHEN '_citext' THEN 'citext[]' ELSE {} END"
+    named = (
+        "CASE WHEN b.typname = 'citext' THEN 'citext' WHEN b.typname = '_citext' THEN 'citext[]'"
+        f" WHEN {_VECTOR} THEN b.typname ELSE {{}} END"
+    )
     sized = named.format("format_type(b.oid, coalesce(t.size, a.atttypmod))")
     rows = session.execute(
         f"{_TYPES} SELECT a.attname::text, {sized}, {named.format('format_type(b.oid, -1)')},"
@@ -155,7 +165,7 @@ def _columns(session: Session, oid: int) -> list[Column]:
         " b.typname = 'citext' OR coalesce(NOT l.collisdeterministic, false),"
         f" coalesce(({_EQUALS}), 'OPERATOR(pg_catalog.=)'),"
         " ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS p"
-        "  WHERE has_column_privilege(a.attrelid, a.attnum, p))"
+        "  WHERE has_column_privilege(a.attrelid, a.attnum, p)), b.typtype = 'c'"
         " FROM pg_catalog.pg_attribute AS a JOIN pg_catalog.pg_type AS d ON d.oid = a.atttypid"
         " JOIN types AS t ON t.top = a.atttypid AND t.typtype <> 'd'"
         " JOIN pg_catalog.pg_type AS b ON b.oid = t.oid"
@@ -199,6 +209,24 @@ def _dependents(session: Session, oid: int) -> tuple[str, ...]:
     return tuple(row[0] for row in rows)
 
 
+def _partitions(session: Session, oid: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The columns that the table is partitioned by, at any level, and its foreign partitions."""
+    names = session.execute(
+        "SELECT DISTINCT coalesce(a.attname::text, '') FROM pg_catalog.pg_partition_tree(%(oid)s) AS t"
+        " JOIN pg_catalog.pg_partitioned_table AS p ON p.partrelid = t.relid"
+        " CROSS JOIN LATERAL unnest(p.partattrs::int2[]) AS k(attnum)"
+        " LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = p.partrelid AND a.attnum = k.attnum"
+        " ORDER BY 1",
+        {"oid": oid},
+    ).fetchall()
+    foreign = session.execute(
+        "SELECT t.relid::regclass::text FROM pg_catalog.pg_partition_tree(%(oid)s) AS t"
+        " JOIN pg_catalog.pg_class AS c ON c.oid = t.relid WHERE c.relkind = 'f' ORDER BY 1",
+        {"oid": oid},
+    ).fetchall()
+    return tuple(name for (name,) in names), tuple(name for (name,) in foreign)
+
+
 def trace(session: Session, statements: Statements) -> Trace:
     """Reads the marker table, which must exist and be readable."""
     batches, replaced, foreign, epoch = set[tuple[str, str]](), set[tuple[str, str]](), set[str](), 0
@@ -211,10 +239,16 @@ def trace(session: Session, statements: Statements) -> Trace:
             replaced.add((run_id, batch))
         if sync != statements.shape.sync:
             foreign.add(run_id)
-    strangers, taken = session.execute(statements.markers.strangers()).fetchone() or (False, False)
-    return Trace(frozenset(batches), frozenset(replaced), frozenset(foreign), epoch, strangers, taken)
+    found = session.execute(statements.markers.strangers()).fetchone() or (False, False, None)
+    return Trace(frozenset(batches), frozenset(replaced), frozenset(foreign), epoch, *found)
 
 
 def traits(table: Table, shape: Shape) -> Traits:
     keys = [table.columns[field.name] for field in shape.key if field.name in table.columns]
-    return Traits(table.kind == "r", {column.name: column.equals for column in keys}, table.triggers)
+    names = {field.name for field in shape.key}
+    return Traits(
+        table.kind == "r",
+        {column.name: column.equals for column in keys},
+        any(unique <= names for unique, _ in table.keys),
+        table.triggers,
+    )

@@ -9,10 +9,10 @@ would lose edits, as would any statement that tells the row as it was before wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 
 import psycopg
+from msgspec import Struct
 
 from retl.destinations.batch import (
     ABSENT,
@@ -37,8 +37,7 @@ RETURNS_OLD = 180000  # PostgreSQL's version
 DECIDED = frozenset({Kind.CONFLICT, Kind.KEPT})
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """Of a row that the table has: which compared fields stay as they are, which are written, which are in
     conflict, and a digest of both sides."""
 
@@ -74,6 +73,7 @@ def write(session: Session, sql: Statements, batch: Batch, refused: Found, apply
     """The rows with another result than WRITTEN; `refused` are not staged. Puts the digests of the others,
     and the images of all."""
     updates = batch.mode in ("upsert", "update_only") and not (batch.new or sql.triggers("update_only"))
+    updates = updates and sql.traits.unique  # the rows of the table that it returns are counted
     how = _how(session, sql) if updates and sql.shape.images and batch.returns is not None else None
     if how is None:
         _image(session, sql, batch)

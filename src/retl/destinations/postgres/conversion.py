@@ -3,9 +3,8 @@ input, and one query that removes the rows in which a column does not give back 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import psycopg
+from msgspec.structs import replace
 
 from retl.destinations.batch import Kind, Mode, RowResult
 from retl.destinations.postgres.halving import Found, Step, halve, indexed
@@ -59,7 +58,7 @@ def fill(sql: Statements, operation: Mode, first: int, last: int, only: str | No
     names, beside = ([only], []) if only else (sql.sent(operation), sql.beside(operation))
     columns = ", ".join([*(quoted(name) for name in names), *beside])
     values = [
-        f"r.{quoted(name)}::{one.cast}" if (one := sql.fit.judged.get(name)) else f"r.{quoted(name)}"
+        one.made(f"r.{quoted(name)}") if (one := sql.fit.judged.get(name)) else f"r.{quoted(name)}"
         for name in names
     ]
     listed = ", ".join([*values, *(f"r.{name}" for name in beside)])

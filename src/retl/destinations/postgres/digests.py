@@ -17,15 +17,15 @@ from retl.values.sql import quoted
 SIZE = 8  # bytes
 
 
-def digest(value: str, number: int) -> str:
-    """Of a column's value (SQL), as bytea; `number` counts the compared fields from 1. NULL has one too."""
-    hashed = f'pg_catalog.hashtextextended({value}::text COLLATE "C", {number})'
-    return f"pg_catalog.int8send(coalesce({hashed}, {number}))"
+def digest(value: str) -> str:
+    """Of a column's value (SQL), as bytea. NULL has one too, all targets the same."""
+    hashed = f'pg_catalog.hashtextextended({value}::text COLLATE "C", 0)'
+    return f"pg_catalog.int8send(coalesce({hashed}, -1))"
 
 
 def of_fields(alias: str, fields: Sequence[Field]) -> str:
     """Of all these fields of a row, one after the other."""
-    parts = [digest(f"{alias}.{quoted(field.name)}", n) for n, field in enumerate(fields, 1)]
+    parts = [digest(f"{alias}.{quoted(field.name)}") for field in fields]
     return " || ".join(parts) or "''::bytea"
 
 

@@ -7,10 +7,11 @@ DDL in the hint if DDL can correct it.
 from __future__ import annotations
 
 from retl.destinations.batch import Field, Shape, SoftDelete
+from retl.destinations.drift import Fault, drift
 from retl.destinations.postgres.catalog import Column, Place, Table
 from retl.destinations.postgres.judged import judged, lowered_keys
 from retl.destinations.postgres.statements import Statements
-from retl.destinations.postgres.types import ddl, injective, lossless, spoken
+from retl.destinations.postgres.types import VECTORS, ddl, injective, lossless, spoken
 from retl.errors import Mismatch, Systemic
 from retl.values.sql import quoted
 
@@ -24,7 +25,7 @@ _KINDS = {
 }
 
 
-def judge_place(place: Place, statements: Statements) -> None:
+def judge_place(place: Place, statements: Statements, *, whole: bool = False) -> None:
     """Systemic if the server or our rights do not allow any write."""
     relation, role = statements.relation, quoted(place.role)
     if place.read_only:
@@ -35,11 +36,15 @@ def judge_place(place: Place, statements: Statements) -> None:
     if not place.may_stage:
         hint = f"GRANT TEMPORARY ON DATABASE … TO {role};"
         raise Systemic("42501", "no right to create the temporary table for batches", hint=hint)
-    if statements.shape.write == "append" and not (place.may_mark if place.marker else place.may_create):
+    marks = place.may_mark if place.marker else place.may_create
+    if (whole or statements.shape.write == "append") and not marks:
+        why = "append needs a marker in {} to deliver exactly once"
+        if whole:
+            why = "a snapshot needs a marker in {}, which keeps an older run from writing an older mart"
+        may_not = f"this account may not {'write' if place.marker else 'create'} it"
         raise Systemic(
             "NO_MARKER",
-            f"append needs a marker in {statements.markers.table} to deliver exactly once, and this"
-            f" account may not {'write' if place.marker else 'create'} it",
+            f"{why.format(statements.markers.table)}, and {may_not}",
             hint=f"{statements.markers.create()};"
             f" GRANT SELECT, INSERT, UPDATE, DELETE ON {statements.markers.table} TO {role};",
         )
@@ -69,6 +74,13 @@ def judge_table(table: Table | None, place: Place, statements: Statements, *, cr
         raise Mismatch(
             "TARGET_DRIFT", f"{statements.relation} has rewrite rules: upserts need a table without"
         )
+    if table.foreign:
+        raise Mismatch(
+            "TARGET_DRIFT",
+            f"partition {table.foreign[0]} is a foreign table, which has no row versions to prove what was"
+            " written",
+            hint="write to the table on its own server, or detach the partition",
+        )
     faults = [
         *_columns(table, statements, create),
         *_needed(table, statements.shape),
@@ -76,15 +88,14 @@ def judge_table(table: Table | None, place: Place, statements: Statements, *, cr
         *_identity(table, statements),
     ]
     if faults:
-        advice = " ".join(f"{fix};" for _, fix in faults if fix)
-        raise Mismatch("TARGET_DRIFT", "; ".join(what for what, _ in faults), hint=advice or None)
+        raise drift(faults)
     _judge_deletes(table, statements)
     _judge_rights(table, place, statements, create)
 
 
-def _columns(table: Table, statements: Statements, create: bool) -> list[tuple[str, str | None]]:
+def _columns(table: Table, statements: Statements, create: bool) -> list[Fault]:
     """The faults of the columns that the sync writes, each with its DDL."""
-    shape, faults = statements.shape, list[tuple[str, str | None]]()
+    shape, faults = statements.shape, list[Fault]()
     for field in (*shape.key, *shape.fields):
         column = table.columns.get(field.name)
         key = field in shape.key
@@ -114,7 +125,7 @@ def _columns(table: Table, statements: Statements, create: bool) -> list[tuple[s
     return faults
 
 
-def _missing(field: Field, table: Table, statements: Statements) -> tuple[str, str]:
+def _missing(field: Field, table: Table, statements: Statements) -> Fault:
     """The fault and its DDL; if the table has the name with other upper and lower case, a renaming."""
     other = next((name for name in table.columns if name.lower() == field.name.lower()), None)
     if other is None:
@@ -134,12 +145,14 @@ def _holds(column: Column, field: Field, key: bool) -> bool:
     return fits or judged(column, field) is not None
 
 
-def _unfit(column: Column, field: Field, key: bool, statements: Statements) -> tuple[str, str]:
+def _unfit(column: Column, field: Field, key: bool, statements: Statements) -> Fault:
     """The fault, and what corrects it: first in the sync, because the table may belong to an application."""
     cannot = f"tell all {field.type} keys apart" if key else f"hold every {field.type} without loss"
     words = f"column {field.name} is {column.type}, which cannot {cannot}"
     alter = f"ALTER TABLE {statements.relation.sql} ALTER COLUMN {quoted(field.name)} TYPE {ddl(field.type)}"
-    other = spoken(column.base)
+    other = "json" if column.composite else spoken(column.base)
+    if column.base in VECTORS:
+        other = "list, items: float"
     if other is None or field.column is None:
         return words, alter
     digits = ", max_digits: …, decimal_places: …" if other == "decimal" else ""
@@ -150,7 +163,7 @@ def _unfit(column: Column, field: Field, key: bool, statements: Statements) -> t
     )
 
 
-def _needed(table: Table, shape: Shape) -> list[tuple[str, str | None]]:
+def _needed(table: Table, shape: Shape) -> list[Fault]:
     """NOT NULL is tested before ON CONFLICT: such a column refuses every row, known or new, unless a trigger
     fills it first."""
     if shape.write == "update_only" or table.fills:
@@ -163,7 +176,7 @@ def _needed(table: Table, shape: Shape) -> list[tuple[str, str | None]]:
     ]
 
 
-def _key(table: Table, statements: Statements) -> list[tuple[str, str | None]]:
+def _key(table: Table, statements: Statements) -> list[Fault]:
     if statements.shape.write not in ("upsert", "insert_only"):
         return []
     if lowered_keys(table, statements.shape) is not None:
@@ -173,10 +186,17 @@ def _key(table: Table, statements: Statements) -> list[tuple[str, str | None]]:
         f"no unique constraint on exactly ({listed}) is checked immediately (an index on lower(column)"
         " would do, one with WHERE would not)"
     )
+    names = {field.name for field in statements.shape.key}
+    if lacking := [name or "an expression" for name in table.partitioned if name not in names]:
+        words += (
+            f", and none is possible, because the table is partitioned by ({', '.join(lacking)}): add that to"
+            " `key`, or use `write: update_only`, which needs none"
+        )
+        return [(words, None)]
     return [(words, statements.add_key())]
 
 
-def _identity(table: Table, statements: Statements) -> list[tuple[str, str | None]]:
+def _identity(table: Table, statements: Statements) -> list[Fault]:
     """PostgreSQL refuses to change rows of such a table, which would be seen only in the second run."""
     shape, relation = statements.shape, statements.relation
     if not table.unidentified or (shape.write in ("append", "insert_only") and shape.deletes == "keep"):

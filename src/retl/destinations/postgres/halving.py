@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import psycopg
+from msgspec import Struct
 
 from retl.destinations.batch import RowResult
 from retl.destinations.postgres.statements import index_rows, unindex_rows
@@ -16,8 +16,7 @@ from retl.net.postgres import Session
 Found = dict[int, RowResult]  # the rows that were not written, by number
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(Struct, frozen=True):
     """A statement over rows of a temporary table, from number to number, in a savepoint of its own. `refusal`
     is the result of a row that the error concerns; None if it is not about a row."""
 

@@ -9,11 +9,12 @@ facts, no I/O.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from msgspec import Struct, field
+
 from retl.destinations.batch import Field, Shape
-from retl.destinations.postgres.types import comparison, lossless
+from retl.destinations.postgres.types import VECTORS, comparison, lossless
 
 if TYPE_CHECKING:
     from retl.destinations.postgres.catalog import Column, Table
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 _HEXADECIMAL = ("uuid", "bytea", "macaddr", "macaddr8", "inet", "cidr")
 
 
-@dataclass(frozen=True)
-class Judged:
+class Judged(Struct, frozen=True):
     """One judged column: its type without a length, by two names, of which `cast` is good on any search path,
     and the type in which values are compared. Digits above nine may be in upper case, but not in a key, where
     that would make two keys of one."""
@@ -33,9 +33,23 @@ class Judged:
     compared: str
     key: bool = False
 
+    def made(self, sent: str) -> str:
+        """SQL for the column's value of the text `sent`. JSON becomes an array or a composite value as
+        PostgreSQL reads it there; that it is also `jsonb` is tested here, because this finds the bad rows."""
+        if self.compared == "jsonb":
+            record = f"json_to_record(json_build_object('v', {sent}::json)) AS v(v {self.cast})"
+            return f"CASE WHEN {sent}::jsonb IS NOT NULL THEN (SELECT v.v FROM {record}) END"
+        if self.base in VECTORS:
+            return f"{sent}::float8[]::{self.cast}"
+        return f"{sent}::{self.cast}"
+
     def shown(self, held: str) -> str:
         """SQL for what the column holds, in the compared type. `format` calls the type's own output; a cast
         to text may be another function."""
+        if self.compared == "jsonb":
+            return f"pg_catalog.to_jsonb({held})"
+        if self.base in VECTORS and self.compared == "float8[]":
+            held = f"{held}::real[]"
         array = "[]" if self.base.endswith("[]") else ""
         element = self.base.removesuffix("[]")
         if element == "bpchar":  # its own output has the padding
@@ -56,7 +70,9 @@ class Judged:
         if self.compared.startswith("float8"):  # 0 and -0 are equal, but not the same
             differs = "ROW({})::record OPERATOR(pg_catalog.*<>) ROW({})::record"
             found = differs.format(new, old)
-            if self.base.removesuffix("[]") != "real":
+            if self.base in VECTORS:
+                held = f"{held}::real[]"
+            elif self.base.removesuffix("[]") != "real":
                 return found
             # its text has fewer digits than the same number in float8, as a source may have widened it
             return f"({found} AND {differs.format(f'{held}::{self.compared}', old)})"
@@ -69,8 +85,7 @@ def _plain_interval(text: str) -> str:
     return f"pg_catalog.regexp_replace({units}, '(year|mon|day)s|[+]', '\\1', 'g')"
 
 
-@dataclass(frozen=True)
-class Fit:
+class Fit(Struct, frozen=True):
     """How the table takes what is sent. The defaults are those of a table that keeps every value."""
 
     judged: Mapping[str, Judged] = field(default_factory=dict)  # by column
@@ -82,7 +97,7 @@ def judged(column: Column, of: Field, *, key: bool = False) -> Judged | None:
     """How to judge the values of this column; None if COPY may read them, or nothing can be compared."""
     if lossless(of.type, column.type, max_length=of.max_length, enum=column.enum):
         return None
-    compared = comparison(of.type, column.base)
+    compared = comparison(of.type, column.base, composite=column.composite)
     return Judged(column.base, column.cast, compared, key) if compared else None
 
 

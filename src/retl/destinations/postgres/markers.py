@@ -7,19 +7,21 @@ runs. A batch is found by its run, so a sync may get another name meanwhile.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from retl.destinations.batch import Batch, Visit
 from retl.destinations.postgres.relation import Relation
 from retl.values.sql import literal, quoted
 
 MARKER = "retl_applied"
+_WHOLE = "snapshot"  # the author of a fence
+_LEAVES = 250  # partitions that a marker lists
 _MARK = "(state_id, run_id, batch, attempt)"
 
 
-@dataclass(frozen=True)
-class Markers:
+class Markers(Struct, frozen=True):
     """The statements about the markers of one sync on one table."""
 
     relation: Relation
@@ -69,13 +71,22 @@ class Markers:
             + (" FOR SHARE" if wait else "")
         )
 
-    def fence(self, epoch: int) -> str:
-        """Prevents commits by runs of an older epoch; row count 0 if a newer run has begun."""
+    def fence(self, epoch: int, *, whole: bool) -> str:
+        """Prevents commits by runs of an older epoch; row count 0 if a newer run has begun. `whole`: the sync
+        owns every row of the table."""
+        row = self._row("", self.sync, 0, epoch, "fence", _WHOLE if whole else "", 0, [])
         return (
-            f"INSERT INTO {self.table} AS m {self._row('', self.sync, 0, epoch, 'fence', '', 0, [])}"
-            f" ON CONFLICT {_MARK} DO UPDATE SET epoch = excluded.epoch,"
+            f"INSERT INTO {self.table} AS m {row}"
+            f" ON CONFLICT {_MARK} DO UPDATE SET epoch = excluded.epoch, author = excluded.author,"
             " object = excluded.object, storage = excluded.storage, applied_at = now()"
             " WHERE m.epoch <= excluded.epoch"
+        )
+
+    def owned(self) -> str:
+        """Whether a sync of this ledger owns every row of the table."""
+        return (
+            f"SELECT EXISTS (SELECT FROM {self.table} WHERE {self._state} AND run_id = ''"
+            f" AND object = {literal(str(self.relation))} AND author = {literal(_WHOLE)})"
         )
 
     def prune(self, visit: Visit) -> str:
@@ -92,18 +103,18 @@ class Markers:
         storage was replaced since."""
         return (
             f"SELECT sync, run_id, CASE state WHEN 'fence' THEN epoch::text ELSE batch END,"
-            f" storage IS DISTINCT FROM {self._storage} FROM {self.table} WHERE {self._state}"
+            f" NOT ({_parts('storage')} <@ {_parts(self._storage)}) FROM {self.table} WHERE {self._state}"
             f" AND ((state = 'applied' AND object = {literal(str(self.relation))}) OR ({self._fence}))"
         )
 
     def strangers(self) -> str:
         """Whether other ledgers have delivered to this table and this one never, and whether another has
-        since this one last did."""
+        since this one last did; when another last did."""
         ours = f"FILTER (WHERE {self._state})"
         others = f"FILTER (WHERE NOT ({self._state}))"
         return (
             f"SELECT coalesce(bool_or(NOT ({self._state})) AND NOT bool_or({self._state}), false),"
-            f" coalesce(max(applied_at) {others} > max(applied_at) {ours}, false)"
+            f" coalesce(max(applied_at) {others} > max(applied_at) {ours}, false), max(applied_at) {others}"
             f" FROM {self.table} WHERE object = {literal(str(self.relation))}"
         )
 
@@ -118,12 +129,15 @@ class Markers:
     @property
     def _storage(self) -> str:
         """A text that changes whenever the table's rows are rewritten: by TRUNCATE, DROP and CREATE, a
-        restored dump, a rewrite. A partitioned table has the storage of its partitions."""
+        restored dump, a rewrite. A partitioned table has the storage of its partitions, one by one: a new
+        one rewrites nothing. Of very many it is their sum."""
         table = f"to_regclass({literal(self.relation.sql)})"
         leaves = (
-            f"SELECT sum(pg_relation_filenode(relid)::bigint) FROM pg_partition_tree({table}) WHERE isleaf"
+            f"SELECT CASE WHEN count(*) <= {_LEAVES} THEN string_agg(concat(relid::oid, ':', node), ','"
+            " ORDER BY relid::oid) ELSE sum(node)::text END FROM (SELECT relid,"
+            f" pg_relation_filenode(relid)::bigint AS node FROM pg_partition_tree({table}) WHERE isleaf) AS l"
         )
-        return f"concat({table}::oid, '/', coalesce(({leaves}), pg_relation_filenode({table})::bigint))"
+        return f"concat({table}::oid, '/,', coalesce(({leaves}), pg_relation_filenode({table})::text))"
 
     def _row(
         self, run: str, batch: str, attempt: int, epoch: int, state: str, author: str, written: int, rest: Any
@@ -135,3 +149,8 @@ class Markers:
             "(state_id, sync, run_id, batch, attempt, epoch, object, storage, state, author, written,"
             f" not_written) SELECT {values}, {self._storage}, {outcome}"
         )
+
+
+def _parts(storage: str) -> str:
+    """The parts of a storage: the table, and what has its rows."""
+    return f"string_to_array({storage}, ',')"

@@ -60,6 +60,8 @@ def rejection(error: psycopg.Error, names: Collection[str]) -> RowResult | None:
         reason = "the value is too long for an index"
     elif where == "RelationGetBufferForTuple":
         reason = "the row does not fit a page of PostgreSQL (8 kB): its columns are too many, or too wide"
+    elif error.diag.source_function == "ExecFindPartition":
+        reason = "no partition of the table takes it"
     return RowResult(Kind.REJECTED, code, f"{place}: {reason}" if place else reason)
 
 

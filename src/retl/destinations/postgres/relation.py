@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from retl.values.sql import quoted
 
@@ -12,8 +13,7 @@ LONGEST_NAME = 63  # bytes; PostgreSQL cuts the rest off silently
 _PART = r'(?:"(?:[^"]|"")+"|[^".]+)'
 
 
-@dataclass(frozen=True)
-class Relation:
+class Relation(Struct, frozen=True):
     """A table by schema and name, both exactly as they are in the catalog."""
 
     schema: str

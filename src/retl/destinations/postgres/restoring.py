@@ -26,7 +26,7 @@ STAGE = "pg_temp.retl_restore"
 
 
 def restore(session: Session, sql: Statements, batch: Batch, count: Callable[[int], None]) -> Found:
-    """The rows that are not restored, or in part. Poisoned if the table refuses one of them."""
+    """The rows that are not restored, or in part."""
     _stage(session, sql, batch, count)
     if batch.returns is not None:
         with session.cursor() as cursor, cursor.copy(sql.image(STAGE, batch.first, sql.every_column)) as copy:
@@ -34,26 +34,40 @@ def restore(session: Session, sql: Statements, batch: Batch, count: Callable[[in
     types = _types(session, sql)
     verdicts = session.execute(_judge(sql, types)).fetchall()
     found = {row: one for row, op, *facts in verdicts if (one := _result(op, *facts)) is not None}
-    rows = {
-        op: [
-            row
-            for row, of, *_ in verdicts
-            if of == op and found.get(row, PARTLY_RESTORED).kind is Kind.MERGED
-        ]
-        for op in ("restore", "remove", "remake", "flag")
-    }
-    try:
-        with session.transaction():
-            _write(session, sql, types, rows)
-    except psycopg.Error as error:
-        refused = rejection(error, sql.names)
-        if refused is None:
-            raise
-        raise Poisoned(refused.code or "REJECTED", refused.reason or "the table refuses the row") from error
+    todo = [(row, op) for row, op, *_ in verdicts if found.get(row, PARTLY_RESTORED).kind is Kind.MERGED]
+    found |= _apply(session, sql, types, sorted(todo, key=_in_order))
     if batch.returns is not None:
         with session.cursor() as cursor, cursor.copy(_returned(sql)) as copy:
             batch.returns.digests(batch, (bytes(chunk) for chunk in copy))
     return found
+
+
+def _in_order(row: tuple[int, str]) -> tuple[bool, int]:
+    """Rows that are removed come last, and in the other direction: what refers to a row was made after it."""
+    number, op = row
+    return op == "remove", -number if op == "remove" else number
+
+
+def _apply(
+    session: Session, sql: Statements, types: dict[str, str], todo: Sequence[tuple[int, str]]
+) -> Found:
+    """Write these rows, in halves where the table refuses some of them; the rows that it refuses."""
+    if not todo:
+        return {}
+    try:
+        with session.transaction():
+            _write(session, sql, types, todo)
+        return {}
+    except psycopg.Error as error:
+        refused = rejection(error, sql.names)
+        if refused is None:
+            raise
+    except Poisoned as problem:
+        refused = RowResult(Kind.REJECTED, problem.code, problem.message)
+    if len(todo) == 1:
+        return {todo[0][0]: refused}
+    middle = len(todo) // 2
+    return _apply(session, sql, types, todo[:middle]) | _apply(session, sql, types, todo[middle:])
 
 
 def _result(
@@ -109,7 +123,7 @@ def _judge(sql: Statements, types: dict[str, str]) -> str:
     for number, field in enumerate(sql.shape.compared, 1):
         column = f"t.{quoted(field.name)}"
         differs = f"{column}::text IS DISTINCT FROM (s.before ->> {literal(field.name)})"
-        touched = f"{digests.digest(column, number)} IS DISTINCT FROM {digests.part(f's.{SEEN}', number)}"
+        touched = f"{digests.digest(column)} IS DISTINCT FROM {digests.part(f's.{SEEN}', number)}"
         kept.append(f"({differs} AND {touched})")
         writes.append(f"({differs} AND NOT {touched})")
     touched = f"{sql.held('t')} IS DISTINCT FROM s.{SEEN}"
@@ -126,7 +140,8 @@ def _judge(sql: Statements, types: dict[str, str]) -> str:
     )
 
 
-def _write(session: Session, sql: Statements, types: dict[str, str], rows: dict[str, list[int]]) -> None:
+def _write(session: Session, sql: Statements, types: dict[str, str], todo: Sequence[tuple[int, str]]) -> None:
+    rows = {op: [row for row, of in todo if of == op] for op in ("restore", "flag", "remake", "remove")}
     matched = f"{STAGE} AS s WHERE {TO_DO} AND {sql.same_key('t', 's')} AND s.{ROW} IN"
 
     def listed(op: str) -> str:
@@ -138,16 +153,26 @@ def _write(session: Session, sql: Statements, types: dict[str, str], rows: dict[
         flags = ", ".join(f"{quoted(n)} = {constant(v)}" for n, v in sql.shape.flags.items())
         session.execute(f"UPDATE {sql.rows} SET {flags} FROM {matched} {listed('flag')}")
     if rows["remake"]:
-        names = ", ".join(map(quoted, types))
-        values = ", ".join(_value(name, types) for name in types)
-        made = session.execute(
-            f"INSERT INTO {sql.relation.sql} ({names}) OVERRIDING SYSTEM VALUE SELECT {values}"
-            f" FROM {STAGE} AS s WHERE s.{ROW} IN {listed('remake')} ON CONFLICT DO NOTHING"
-        ).rowcount
-        if made != len(rows["remake"]):  # the next attempt sees the rows that appeared
-            raise Unavailable("APPEARED", "a row appeared while it was restored")
+        _remake(session, sql, types, f"s.{ROW} IN {listed('remake')}", len(rows["remake"]))
     if rows["remove"]:
         session.execute(f"DELETE FROM {sql.rows} USING {matched} {listed('remove')}")
+
+
+def _remake(session: Session, sql: Statements, types: dict[str, str], rows: str, count: int) -> None:
+    """Insert the staged rows of this condition as they were. A column that is new since gets its default."""
+    staged = f"{STAGE} AS s WHERE {rows}"
+    found = session.execute(f"SELECT DISTINCT json_object_keys(s.before) FROM {staged}").fetchall()
+    kept = [name for name in types if (name,) in found]
+    made = session.execute(
+        f"INSERT INTO {sql.relation.sql} ({', '.join(map(quoted, kept))}) OVERRIDING SYSTEM VALUE"
+        f" SELECT {', '.join(_value(name, types) for name in kept)} FROM {staged} ON CONFLICT DO NOTHING"
+    ).rowcount
+    if made == count:
+        return
+    absent = f"NOT EXISTS (SELECT FROM {sql.rows} WHERE {sql.same_key('t', 's')})"
+    if session.execute(f"SELECT FROM {staged} AND {absent} LIMIT 1").rowcount:
+        raise Poisoned("23505", "another row has the same value")
+    raise Unavailable("APPEARED", "a row appeared while it was restored")  # the next attempt sees it
 
 
 def _sets(sql: Statements, types: dict[str, str]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from retl.destinations.postgres.relation import Relation
 from retl.net.postgres import Session
@@ -11,8 +12,7 @@ from retl.net.postgres import Session
 _OWN = "'pg_catalog'::regnamespace"  # the schema of PostgreSQL's own operators
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(Struct, frozen=True):
     """A foreign key between our table and another: `mine` are columns of ours, `theirs` of the other."""
 
     name: str
@@ -22,8 +22,7 @@ class Link:
     own: bool  # the other table is ours
 
 
-@dataclass(frozen=True)
-class Unique:
+class Unique(Struct, frozen=True):
     """A unique index on plain columns, which compares by PostgreSQL's own operators."""
 
     name: str
@@ -33,8 +32,7 @@ class Unique:
     types: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(Struct, frozen=True):
     """`exact`: no trigger changes rows before they are written. `unobserved`: no trigger sees an update."""
 
     table: str  # as SQL

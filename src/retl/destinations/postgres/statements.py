@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct, field
 
 from retl.destinations.batch import Field, Mode, Shape, SoftDelete
 from retl.destinations.postgres import digests
@@ -36,6 +37,10 @@ APART = -1_000_000_000  # minus its number is the number of a staged row that is
 # percent of it: so it looks up each row by the index of the key, as an upsert does. To join 10,000 rows it
 # would read the whole table for each batch.
 TO_DO = f"s.{ROW} BETWEEN 0 AND {-APART}"
+# Whether this transaction wrote the row version of t, perhaps in a savepoint. Its own versions are not older
+# than it, nor are those of others that began later and have committed.
+_FULL = "(pg_catalog.pg_current_xact_id()::text::bigint - age(t.xmin))::text::xid8"
+_OURS = f"(CASE WHEN age(t.xmin) <= 0 THEN pg_catalog.pg_xact_status({_FULL}) = 'in progress' ELSE false END)"
 Image = Literal["old", "joined"]  # how an UPDATE returns a row as it was
 _INSERT, _DELETE, _UPDATE = 4, 8, 16  # pg_trigger.tgtype
 _EVENTS: dict[Mode, int] = {
@@ -48,13 +53,13 @@ _EVENTS: dict[Mode, int] = {
 }
 
 
-@dataclass(frozen=True)
-class Traits:
+class Traits(Struct, frozen=True):
     """What the catalog says of a table that changes how it is written. The defaults are those of an ordinary
     table."""
 
     ordinary: bool = True  # False: partitioned, or not a table at all
     equals: Mapping[str, str] = field(default_factory=dict)  # the operator that compares each key column
+    unique: bool = True  # whether no two rows of the table have the same key
     triggers: int = 0  # the events that call a trigger of the table, as bits of pg_trigger.tgtype
 
 
@@ -241,26 +246,26 @@ class Statements:
         transaction.
 
         A difference alone is no proof, because a trigger may change what is written. A row version that
-        differs and is older than this transaction (`age(xmin) > 0`) was not written by it.
+        differs and is not of this transaction was not written by it.
         """
         rows, absent = f"s.{ROW} BETWEEN {first} AND {last}", self._absent
         target = f"{self.rows} ON {self._same_key}"
         query = f"SELECT s.{ROW}, {absent} FROM {STAGE} AS s"
         if operation == "append":
-            return f"{query} LEFT JOIN {target} AND age(t.xmin) <= 0 WHERE {rows} AND {absent}"
+            return f"{query} LEFT JOIN {target} AND {_OURS} WHERE {rows} AND {absent}"
         if operation == "insert_only":
             return f"{query} LEFT JOIN {target} WHERE {rows}"
         if operation == "delete":
-            old = " AND age(t.xmin) > 0" if isinstance(self.shape.deletes, SoftDelete) else ""
+            old = f" AND NOT {_OURS}" if isinstance(self.shape.deletes, SoftDelete) else ""
             return f"{query} JOIN {target} WHERE {rows}{old}"
-        stale = f" OR (age(t.xmin) > 0 AND {self._differs('s')})" if self._compared else ""
+        stale = f" OR (NOT {_OURS} AND {self._differs('s')})" if self._compared else ""
         return f"{query} LEFT JOIN {target} WHERE {rows} AND ({absent}{stale})"
 
     def in_place(self, first: int, last: int) -> str:
         """How many of these staged rows this transaction has written under the key that they have."""
         return (
             f"SELECT count(DISTINCT s.{ROW}) FROM {STAGE} AS s JOIN {self.rows} ON {self._same_key}"
-            f" AND age(t.xmin) <= 0 WHERE s.{ROW} BETWEEN {first} AND {last}"
+            f" AND {_OURS} WHERE s.{ROW} BETWEEN {first} AND {last}"
         )
 
     def _new(self, field: Field, source: str, *, kept: bool = True) -> str:
@@ -297,6 +302,29 @@ class Statements:
         new = ", ".join(self._new(field, source, kept=kept) for field in compared)
         return f"ROW({old})::record OPERATOR(pg_catalog.*<>) ROW({new})::record"
 
+    # --- a whole mart
+
+    def shift(self, operation: Mode, rows: int, by: int) -> str:
+        """Give the rows that were copied last, with numbers from 0, those from `by` on."""
+        table = SENT if self.judged(operation) else STAGE
+        return f"UPDATE {table} SET {ROW} = {ROW} + {by} WHERE {ROW} < {rows}"
+
+    def put_back(self) -> str:
+        """Undo `set_aside`."""
+        return f"UPDATE {STAGE} SET {ROW} = -1 - {ROW} WHERE {ROW} < 0"
+
+    def remove_absent(self) -> str:
+        """Delete every row of the table whose key is not staged."""
+        return f"DELETE FROM {self.rows} WHERE {self._unstaged}"
+
+    def absent(self) -> str:
+        """Whether the table has a row whose key is not staged."""
+        return f"SELECT EXISTS (SELECT FROM {self.rows} WHERE {self._unstaged})"
+
+    @property
+    def _unstaged(self) -> str:
+        return f"NOT EXISTS (SELECT FROM {STAGE} AS s WHERE {self._same_key})"
+
     # --- digests
 
     def lock(self, operation: Mode) -> str:
@@ -331,7 +359,7 @@ class Statements:
             found = (
                 " || ".join(
                     f"CASE WHEN s.{KEPT}[{n}] THEN {digests.former(f's.{SEEN}', n)}"
-                    f" ELSE {digests.digest(f'{alias}.{quoted(field.name)}', n)} END"
+                    f" ELSE {digests.digest(f'{alias}.{quoted(field.name)}')} END"
                     for n, field in enumerate(self.shape.compared, 1)
                 )
                 or "''::bytea"
@@ -378,7 +406,7 @@ class Statements:
 
     def not_updated(self) -> str:
         """The numbers of the staged rows that the table does not have as this transaction wrote them."""
-        written = f"SELECT FROM {self.rows} WHERE {self._same_key} AND age(t.xmin) <= 0"
+        written = f"SELECT FROM {self.rows} WHERE {self._same_key} AND {_OURS}"
         return f"SELECT s.{ROW} FROM {STAGE} AS s WHERE {TO_DO} AND NOT EXISTS ({written})"
 
     def staged(self) -> str:
@@ -405,8 +433,8 @@ class Statements:
         """SQL for one field: whether the table's value stays, is written over, or is in conflict."""
         held, column = digests.part(f"s.{SEEN}", number), quoted(field.name)
         differs = f"ROW(t.{column})::record OPERATOR(pg_catalog.*<>) ROW({self._sent(field, 's')})::record"
-        touched = f"{digests.digest(f't.{column}', number)} IS DISTINCT FROM {held}"
-        changed = f"{digests.digest(f's.{column}', number)} IS DISTINCT FROM {held}"
+        touched = f"{digests.digest(f't.{column}')} IS DISTINCT FROM {held}"
+        changed = f"{digests.digest(f's.{column}')} IS DISTINCT FROM {held}"
         clash, kept, conflict = f"({differs} AND {touched})", "false", "false"
         if field.only_if_empty:  # nobody's value is ever overwritten
             return kept, differs, conflict

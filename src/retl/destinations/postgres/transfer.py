@@ -86,10 +86,10 @@ def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> F
         last = len(batch) - 1
         refused = convert(session, sql, batch.mode, last) if sql.judged(batch.mode) else {}
         if sql.shape.conditional:
-            return refused | conditional.write(session, sql, batch, refused, _apply_all)
+            return refused | conditional.write(session, sql, batch, refused, apply_all)
         if sql.digests and batch.mode == "update_only":  # which does not lock a row that has our values
             session.execute(sql.lock(batch.mode))
-        found = refused | _apply_all(session, sql, batch.mode, last)
+        found = refused | apply_all(session, sql, batch.mode, last)
         if batch.returns is not None and batch.mode != "delete":
             _return(session, sql, batch, found)
         return found
@@ -98,6 +98,26 @@ def transfer(session: Session, sql: Statements, batch: Batch, count: Count) -> F
     session.execute(sql.empty())
     later = transfer(session, sql, second, count)
     return found | {len(first) + row: result for row, result in later.items()}
+
+
+def copy_apart(session: Session, sql: Statements, batch: Batch, count: Count, at: int = 0) -> Found:
+    """Stage all rows that PostgreSQL can read, also if it cannot read others: these are returned. Later rows
+    come first, so that a number below that of a row which is staged is free."""
+    try:
+        with session.transaction():
+            copy_staged(session, sql, batch, count)
+            if at:
+                session.execute(sql.shift(batch.mode, len(batch), at))
+        return {}
+    except psycopg.Error as error:
+        rejected = rejection(error, sql.names)
+        if rejected is None:
+            raise
+        if len(batch) == 1:
+            return {at: rejected}
+    first, second = batch.halves()
+    found = copy_apart(session, sql, second, count, at + len(first))
+    return found | copy_apart(session, sql, first, count, at)
 
 
 def _return(session: Session, sql: Statements, batch: Batch, found: Found) -> None:
@@ -125,7 +145,7 @@ def _copied(session: Session, statement: str, chunks: Iterable[bytes], count: Co
         return cursor.rowcount
 
 
-def _apply_all(session: Session, sql: Statements, operation: Mode, last: int) -> Found:
+def apply_all(session: Session, sql: Statements, operation: Mode, last: int) -> Found:
     """Apply all staged rows, up to number `last`. Rows with colliding keys are removed before any halving,
     because halving would let the last of them win; at once if the statement could let one win in silence."""
     folding = sql.fit.folding and operation in ("upsert", "insert_only", "update_only")

@@ -98,9 +98,16 @@ _JUDGED: dict[TypeName, tuple[str, set[str]]] = {
 }
 
 
-def comparison(type: Type, base: str) -> str | None:
+VECTORS = ("vector", "halfvec")  # of pgvector: single and half precision, all of one length
+
+
+def comparison(type: Type, base: str, *, composite: bool = False) -> str | None:
     """The type in which a value of the contract and what such a column made of it can be compared; None if
     the two have nothing in common."""
+    if type.name == "json" and (composite or base.endswith("[]")):
+        return None if base.startswith("reg") else "jsonb"
+    if type.name == "list" and base in VECTORS:
+        return "float8[]" if type.items == "float" else None
     if type.name == "list":
         if not base.endswith("[]"):
             return None

@@ -30,7 +30,7 @@ from retl.destinations.http.body import Endpoint
 from retl.destinations.http.cells import NoField
 from retl.destinations.http.options import OPERATION_NAMES, HttpOptions
 from retl.destinations.presets import check
-from retl.destinations.presets.filling import conditions, fill, holds
+from retl.destinations.presets.filling import conditions, fill, holds, parameter_at
 from retl.destinations.presets.parameters import Parameter
 from retl.errors import DefinitionError, Place
 from retl.model import Definition, Limits
@@ -125,7 +125,10 @@ class Preset(Definition):
             "csrf": self.csrf,
         }
         more = {name: getattr(connection, name) for name in ("proxy", "timeouts", "allow_plaintext")}
-        return self._model(HttpConnection, {**filled, **more})
+        auth = self._way("auth", given) or {}
+        written = {"base_url": "<base_url>" if connection.base_url else self.base_url or auth.get("url")}
+        written |= {"auth": auth, "headers": self.headers}
+        return self._model(HttpConnection, {**filled, **more}, written)
 
     def options(self, options: PresetOptions) -> HttpOptions:
         """The HTTP options for a sync's parameters. ValueError if they do not fit."""
@@ -139,15 +142,19 @@ class Preset(Definition):
         ways = part if isinstance(part, tuple) else (part,)
         return next((way for way in ways if way is not None and holds(way.get("only_if", {}), given)), None)
 
-    def _model(self, model: type[ModelT], value: dict[str, Any]) -> ModelT:
-        """The model of the filled preset. Its first error becomes a ValueError without values."""
+    def _model(self, model: type[ModelT], value: dict[str, Any], written: Any = None) -> ModelT:
+        """The model of the filled preset. Its first error becomes a ValueError without values. It names the
+        user's key, if the wrong value is one in what is `written` in the preset; else the place there."""
         try:
             return model.model_validate(value)
         except ValidationError as error:
             found = error.errors(include_input=False, include_url=False, include_context=False)[0]
-            where = ".".join(str(part) for part in self._tree.written(found["loc"]))
             message = found["msg"].removeprefix("Value error, ")
-            raise ValueError(f"{self._tree.place(found['loc'])}: {where}: {message}") from None
+            if written is not None and (name := parameter_at(written, found["loc"] or ("base_url",))):
+                raise ValueError(f"`{name}`: {message.removeprefix('base_url ')}") from None
+            where = ".".join(str(part) for part in self._tree.written(found["loc"]))
+            parts = (str(self._tree.place(found["loc"])), where, message)
+            raise ValueError(": ".join(filter(None, parts))) from None
 
     def erases(self, options: PresetOptions) -> dict[str, Any]:
         """The parameters with which a delete erases for good, if these allow it."""
@@ -249,6 +256,7 @@ class PresetDestination(HttpDestination):
     """HTTP as a preset describes it."""
 
     preset: ClassVar[Preset]
+    documented = True
 
     def __init__(self, options: Any, shape: Shape, gate: Gate | None = None) -> None:
         try:

@@ -42,6 +42,21 @@ def conditions(wanted: Condition) -> list[str]:
     ]
 
 
+def parameter_at(written: Mapping[str, Any], loc: Loc) -> str | None:
+    """The first parameter in the text at `loc`, or at `loc` of the credential: a whole address that is a
+    secret is judged before the rest. Parts of `loc` that are not written are skipped."""
+    part: Any
+    for part in (written, written.get("auth")):
+        for step in loc:
+            if isinstance(part, Mapping):
+                part = part.get(step, part)
+            elif isinstance(part, list) and isinstance(step, int):
+                part = part[step]
+        if isinstance(part, str) and (names := _USE.findall(part)):
+            return str(names[0])
+    return None
+
+
 def fill(part: Any, given: Mapping[str, Any], place: str = "") -> Any:
     """A part of a preset with its values; `place` is the member that contains it."""
     if isinstance(part, dict):

@@ -5,8 +5,9 @@ It says what `Conditional` says for `verdicts.assume`, in less time. For keys th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+
+from msgspec import Struct
 
 from retl.destinations.batch import Batch, Digest, FieldsText, Line, Seen, Shape
 from retl.destinations.redis import script, stamp
@@ -14,42 +15,56 @@ from retl.destinations.redis.keys import Template
 from retl.destinations.redis.plain import argument, sql_makes
 from retl.destinations.redis.resp import Command, Packed, pack
 from retl.destinations.redis.values import Stored
+from retl.destinations.value import digest
 
-_APART = "\x1f"  # between the parts of a line: JSON escapes it, and so do keys
 
+class Assumed(Struct, frozen=True):
+    """`lines`: of each row its key and its value as arguments, the digests that it must have, and those of
+    what it holds afterwards. `width`: hexadecimal digits of a row's digests."""
 
-@dataclass(frozen=True)
-class Assumed:
-    """`line`: per row its key, its arguments but its number, and the digest of what it holds afterwards."""
-
-    line: Line
+    lines: tuple[Line, Line, Line, Line]
+    width: int
 
     @classmethod
     def of(cls, value: Stored, shape: Shape, template: Template) -> Assumed | None:
         """None if Python must make the commands."""
-        if shape.images or not sql_makes(value, shape):
+        if not sql_makes(value, shape):
             return None
-        sent = (*argument(Seen(value.size)), *argument("1"), *argument("0"), *argument(FieldsText()))
-        return cls((*argument(*template.pieces), _APART, *sent, _APART, Digest((FieldsText(),))))
+        held, sent = Seen(value.size), FieldsText()
+        return cls((argument(*template.pieces), argument(sent), (held,), (Digest((sent,)),)), 2 * value.size)
 
-    def command(
-        self, batch: Batch, to: stamp.Stamp, entry: str, ttl: int | None
-    ) -> tuple[Packed, list[bytes]]:
-        """The command, and the lines of digests for `Returns`."""
-        rows = [line.encode().rsplit(_APART.encode(), 2) for line in batch.lines(self.line)]
-        head = _arguments(("EVAL", script.STRING, 1 + len(rows), to.key))
-        about = _arguments((entry, 0, stamp.noted({}), "none" if ttl is None else ttl, 0, 0, 0))
-        count = 4 + len(rows) + 7 + 5 * len(rows)
-        keys = (key for key, _, _ in rows)
-        sent = [b"*%d\r\n" % count, head, *keys, about, *_numbered(rows)]
-        digests = [b"%d,\\x%b\n" % (n, digest) for n, (_, _, digest) in enumerate(rows)]
-        return Packed(b"".join(sent), 1), digests
+    def rows(self, batch: Batch) -> Rows:
+        keys, values, expected, after = zip(*batch.tuples_of(self.lines), strict=True)
+        return Rows(self.width, "".join(keys).encode(), "".join(values).encode(), expected, after)
 
 
-def _numbered(rows: list[list[bytes]]) -> Iterator[bytes]:
-    for n, (_, arguments, _) in enumerate(rows):
-        number = b"%d" % n
-        yield b"$%d\r\n%b\r\n%b" % (len(number), number, arguments)
+class Rows(Struct, frozen=True):
+    """The rows of a batch: all keys and all values as arguments, and per row the digests."""
+
+    width: int
+    keys: bytes
+    values: bytes
+    expected: Sequence[str]
+    after: Sequence[str]
+
+    def look(self) -> Packed:
+        """The command that reads what the keys hold."""
+        return Packed(b"*%d\r\n$4\r\nMGET\r\n%b" % (1 + len(self.expected), self.keys), 1)
+
+    def expected_of(self, held: Sequence[bytes | None]) -> list[str]:
+        """The digests, where the keys hold this; others than any value's for a row that is not as we left it,
+        so the script returns it."""
+        absent, changed = script.NOTHING * self.width, script.CHANGED * self.width
+        found = (absent if one is None else digest(one).hex() for one in held)
+        return [left if left == now else changed for left, now in zip(self.expected, found, strict=True)]
+
+    def command(self, to: stamp.Stamp, entry: str, ttl: int | None, expected: Sequence[str]) -> Packed:
+        """The script. `expected`: the digests that the rows must have."""
+        count = len(self.expected)
+        head = _arguments(("EVAL", script.STRING, 1 + count, to.key))
+        expires = "none" if ttl is None else ttl
+        about = _arguments((entry, 0, stamp.noted({}), expires, self.width, "".join(expected), "", ""))
+        return Packed(b"".join([b"*%d\r\n" % (12 + 2 * count), head, self.keys, about, self.values]), 1)
 
 
 def _arguments(command: Command) -> bytes:

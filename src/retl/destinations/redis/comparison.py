@@ -24,7 +24,7 @@ def object_differs(held: bytes | None, document: str, names: Sequence[str], comp
         return ()
     try:
         theirs, ours = _MEMBERS.decode(held), _MEMBERS.decode(document)
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return tuple(names)
     differing = [
         name for name in compared & ours.keys() & theirs.keys() if bytes(theirs[name]) != bytes(ours[name])

@@ -1,13 +1,15 @@
-"""A connection of retl.yml: a server or the Sentinels that name it, the account, and how it is encrypted."""
+"""A connection of retl.yml: a server, the Sentinels that name it, or nodes of a cluster; the account, and how
+it is encrypted."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+from msgspec.structs import replace
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
+from retl.destinations.redis.cluster import Cluster
 from retl.destinations.redis.resp import Account, Wire
 from retl.destinations.redis.sentinel import Sentinels
 from retl.model import Definition, Duration, needs_tls
@@ -15,6 +17,12 @@ from retl.model import Definition, Duration, needs_tls
 
 def _listed(given: object) -> object:
     return tuple(one.strip() for one in given.split(",")) if isinstance(given, str) else given
+
+
+def _nodes(given: object) -> object:
+    if isinstance(given, bool):
+        raise ValueError("`cluster` lists nodes: [redis-1:6379, redis-2:6379]")
+    return _listed(given)
 
 
 class RedisConnection(Definition):
@@ -26,6 +34,9 @@ class RedisConnection(Definition):
         (), description="Instead of `host` and `port`: Sentinels, `host:port`, that name the primary."
     )
     service: str | None = Field(None, description="The name that the Sentinels have for the primary.")
+    cluster: Annotated[tuple[str, ...], BeforeValidator(_nodes)] = Field(
+        (), description="Instead of `host` and `port`: some nodes of a Redis Cluster, `host:port`."
+    )
     sentinel_password: SecretStr | None = Field(None, description="The password of the Sentinels.")
     db: Annotated[int, Field(ge=0)] = 0
     user: str | None = None
@@ -55,16 +66,22 @@ class RedisConnection(Definition):
             raise ValueError("`sentinel_password` is for `sentinels`")
         if self.sentinels and {"host", "port"} & self.model_fields_set:
             raise ValueError("`sentinels` name the primary, so `host` and `port` have no effect")
+        if self.cluster and {"host", "port", "sentinels"} & self.model_fields_set:
+            raise ValueError("a `cluster` has no `host`, `port` or `sentinels`: it lists nodes")
+        if self.cluster and self.db:
+            raise ValueError("a cluster has one database, `db: 0`")
         return self
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """The Sentinels; ValueError if one is no `host:port`."""
+        """Of the Sentinels, or of nodes of the cluster; ValueError if one is no `host:port`."""
         found = []
-        for one in self.sentinels:
+        for one in self.sentinels or self.cluster:
             host, _, port = one.rpartition(":")
             if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
-                raise ValueError(f"a Sentinel is `host:port`, such as sentinel-1:26379; {one!r} is not")
+                what = "Sentinel is `host:port`, such as sentinel-1:26379"
+                what = what if self.sentinels else "node is `host:port`, such as redis-1:6379"
+                raise ValueError(f"a {what}; {one!r} is not")
             found.append((host.strip("[]"), int(port)))
         return found
 
@@ -74,7 +91,7 @@ class RedisConnection(Definition):
         return self.model_copy(update=paths)
 
 
-def wire(to: RedisConnection) -> Wire:
+def wire(to: RedisConnection) -> Wire | Cluster:
     """The connection of one lane."""
     password, sentinels = to.password, to.sentinel_password
     account = Account(
@@ -85,6 +102,10 @@ def wire(to: RedisConnection) -> Wire:
         connect_timeout=to.connect_timeout,
         timeout=to.timeout,
     )
+    if to.cluster:
+        host, port = to.addresses[0]
+        name = f"redis://{host}:{port}/0"
+        return Cluster(name, to.addresses, account, allow_plaintext=to.allow_plaintext)
     if not to.service:
         return Wire(f"redis://{to.host}:{to.port}/{to.db}", lambda: (to.host, to.port), account, to.db)
     theirs = replace(account, login=(sentinels.get_secret_value(),) if sentinels else None)

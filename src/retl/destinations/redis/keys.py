@@ -36,7 +36,7 @@ class Template:
     def member(self, row: Sequence[Any]) -> str:
         """The text of the member as it is, because nothing is beside it."""
         assert self._member is not None
-        return _text(row[self._member])
+        return text_of(row[self._member])
 
     def values(self, parts: Sequence[str], member: str) -> tuple[str, ...]:
         """The key of a row, from the values in its Redis key (see `KeyPattern`) and its member."""
@@ -69,6 +69,8 @@ def _positions(template: str, keys: Sequence[str], *, members: bool) -> str:
             f"it must have all columns of the key ({', '.join(keys)}) but one, each once: that one is the"
             " member"
         )
+    elif reason is None and not keys and (names or not template):
+        reason = "a stream is one Redis key for all rows, so it is a text without placeholders"
     elif reason is None and not members and sorted(names) != sorted(keys):
         reason = f"its placeholders must be exactly the key: {', '.join(keys)}, each once"
     elif any(re.fullmatch("[A-Za-z0-9%._~-]*", between) for between in literals[1:-1]):
@@ -86,11 +88,12 @@ def _positions(template: str, keys: Sequence[str], *, members: bool) -> str:
 
 def encoded(value: Any) -> str:
     """A key value inside a Redis key; different values stay different."""
-    text = _text(value)
+    text = text_of(value)
     return text if _PLAIN.fullmatch(text) else quote(text, safe="")
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A key value as it is."""
     return value if isinstance(value, str) else value.isoformat() if isinstance(value, date) else str(value)
 
 

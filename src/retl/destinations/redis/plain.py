@@ -11,7 +11,8 @@ from typing import Any
 from retl.destinations.batch import LINE_KEYS, Batch, FieldsText, Line, Piece, RowResult, Shape, Size
 from retl.destinations.redis.keys import Template
 from retl.destinations.redis.members import Members
-from retl.destinations.redis.resp import CHUNK, CHUNK_BYTES, Argument, Command, Packed, pack
+from retl.destinations.redis.resp import Argument, Command, Packed, joined, key_of, pack
+from retl.destinations.redis.slots import slot
 from retl.destinations.redis.values import Hash, Stored, String
 
 # After a refused HSET, MULTI would continue and set a TTL on a key that is not ours; a script stops.
@@ -35,14 +36,15 @@ class Plain:
         if self.line is None or batch.operation == "delete":
             yield from self.by_row(batch)
             return
-        lines = batch.lines(self.line)
-        for n in range(0, len(lines), CHUNK):
-            some = lines[n : n + CHUNK]
-            packed = "".join(some).encode()
-            if len(packed) <= CHUNK_BYTES:
-                yield Packed(packed, len(some))
-            else:
-                yield from (Packed(one.encode(), 1) for one in some)
+        yield from joined([line.encode() for line in batch.lines(self.line)])
+
+    def by_slot(self, batch: Batch) -> tuple[Sequence[int], Sequence[bytes]]:
+        """Per row the slot of its key in a cluster, and its packed command."""
+        if self.line is None or batch.operation == "delete":
+            commands = list(self.by_row(batch))
+            return [slot(key_of(one)) for one in commands], [pack(one) for one in commands]
+        rows = batch.tuples_of((self._template.pieces, self.line))
+        return [slot(key) for key, _ in rows], [line.encode() for _, line in rows]
 
     def by_row(self, batch: Batch) -> Iterator[Command]:
         write = self._remove if batch.operation == "delete" else self._write

@@ -7,7 +7,7 @@ It sends commands that change nothing. How a value is read depends on its kind: 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from retl.destinations.redis.members import Members
 from retl.destinations.redis.resp import CHUNK, Command, Refusal
 from retl.destinations.redis.values import Hash, String
 
+Ask = Callable[[Sequence[Command]], list[Any]]
 SCANNED = 1000  # keys that the server looks at for one reply of a scan
 
 
@@ -51,16 +52,17 @@ class Strings:
 
     leaves_ttl = False
 
-    def __init__(self, value: String, shape: Shape, template: Template) -> None:
-        self._value, self._template = value, template
+    def __init__(self, value: String, shape: Shape, template: Template, *, clustered: bool) -> None:
+        self._value, self._template, self._clustered = value, template, clustered
         self._names = [field.name for field in shape.fields]
         self._compared = {field.name for field in shape.compared}
 
     def asked(self, rows: Sequence[Sequence[Any]]) -> list[Command]:
-        return [("MGET", *map(self._template.key, rows))]
+        keys = map(self._template.key, rows)
+        return [("MGET", key) for key in keys] if self._clustered else [("MGET", *keys)]
 
     def held(self, replies: Sequence[Any]) -> Sequence[Any]:
-        return list(replies[0])
+        return [value for reply in replies for value in reply]
 
     def fields(self, held: Any) -> Mapping[str, Any] | None:
         if self._value.only is not None:
@@ -103,16 +105,19 @@ class Hashes:
 
 
 class Reading:
-    """What the target holds of one sync. `ask` sends commands, and raises if a reply stops the run."""
+    """What the target holds of one sync. `ask` sends commands, and raises if a reply stops the run; `servers`
+    are such functions for every server that stores rows."""
 
     def __init__(
         self,
         reader: Reader,
         template: Template,
         ttl: int | None,
-        ask: Callable[[Sequence[Command]], list[Any]],
+        ask: Ask,
+        servers: Callable[[], Iterable[Ask]],
     ) -> None:
         self._reader, self._template, self._ttl, self._ask = reader, template, ttl, ask
+        self._servers = servers
 
     def read(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
         yield from map(self._reader.fields, self._reader.held(self._ask(self._reader.asked(batch.keys()))))
@@ -132,31 +137,40 @@ class Reading:
 
     def scan(self) -> Iterator[tuple[str, ...]]:
         pattern = KeyPattern(self._template.positions)
-        for key in self._listed(lambda cursor: ("SCAN", cursor, "MATCH", pattern.glob, "COUNT", SCANNED)):
-            parts = pattern.values(key)
-            if parts is None:
-                continue
-            if not isinstance(self._reader, Members):
-                if self._template.key(parts).encode() == key:
-                    yield parts
-                continue
-            for member in self._members(self._reader, key):
-                values = self._template.values(parts, member)
-                if self._template.key(values).encode() == key:
-                    yield values
+        for server in self._servers():
+            for key in self._listed(
+                server, lambda cursor: ("SCAN", cursor, "MATCH", pattern.glob, "COUNT", SCANNED)
+            ):
+                yield from self._rows(pattern, key)
+
+    def _rows(self, pattern: KeyPattern, key: bytes) -> Iterator[tuple[str, ...]]:
+        """The key values of what a Redis key holds; none if it is none of the template's."""
+        parts = pattern.values(key)
+        if parts is None:
+            return
+        if not isinstance(self._reader, Members):
+            if self._template.key(parts).encode() == key:
+                yield parts
+            return
+        for member in self._members(self._reader, key):
+            values = self._template.values(parts, member)
+            if self._template.key(values).encode() == key:
+                yield values
 
     def _members(self, reader: Members, key: bytes) -> Iterator[str]:
         """The members that are text; a key of another kind has none."""
-        for found in reader.members(self._listed(lambda cursor: reader.listed(key, cursor, SCANNED))):
+        for found in reader.members(
+            self._listed(self._ask, lambda cursor: reader.listed(key, cursor, SCANNED))
+        ):
             try:
                 yield found.decode()
             except UnicodeDecodeError:
                 continue
 
-    def _listed(self, command: Callable[[bytes], Command]) -> Iterator[bytes]:
+    def _listed(self, ask: Ask, command: Callable[[bytes], Command]) -> Iterator[bytes]:
         cursor: bytes = b"0"
         while True:
-            (reply,) = self._ask([command(cursor)])
+            (reply,) = ask([command(cursor)])
             if isinstance(reply, Refusal):
                 return
             cursor, found = reply
@@ -170,9 +184,10 @@ def _text(held: bytes | None) -> str | None:
 
 
 def json_object(held: bytes) -> dict[str, Any]:
-    """The JSON object of a value; {} if the value is not an object, so not ours."""
+    """The JSON object of a value; {} if the value is not an object, so not ours, or is one that Python cannot
+    read, because of its levels or the digits of a number."""
     try:
         document = json.loads(held, parse_float=Decimal)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import re
 import ssl
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import hiredis
+from msgspec import Struct
 
 from retl.errors import Poisoned, Systemic, TargetError, Unavailable
 from retl.net import tls
@@ -21,12 +21,13 @@ from retl.net.scrub import scrub
 
 Argument = str | bytes | int
 Command = tuple[Argument, ...]
+Mode = Literal["standalone", "sentinel", "cluster"]
 Refusal = hiredis.ReplyError
 
 AGAIN = {
     "LOADING": "the server is loading its data",
     "BUSY": "the server is busy with a script",
-    "TRYAGAIN": "the cluster is moving this key",
+    "TRYAGAIN": "the cluster is moving slots",
     "CLUSTERDOWN": "the cluster is down",
     "MASTERDOWN": "the server has lost its primary",
     "NOREPLICAS": "too few replicas are connected",
@@ -42,8 +43,8 @@ STOP = {
     "READONLY": "the server is a replica, or read-only",
     "OOM": "the server is out of memory",
     "MISCONF": "the server cannot save its data and refuses writes",
-    "MOVED": "the server is part of a Redis Cluster; retl writes to a single primary",
-    "CROSSSLOT": "the server is part of a Redis Cluster; retl writes to a single primary",
+    "MOVED": "the server is part of a Redis Cluster: name its nodes as `cluster`",
+    "CROSSSLOT": "the server is part of a Redis Cluster: name its nodes as `cluster`",
 }
 POISON = {
     "WRONGTYPE": "the key holds a value of another kind",
@@ -87,8 +88,7 @@ def _said(reply: Any, what: bytes) -> str | None:
     return found.decode(errors="replace") if isinstance(found, bytes) else None
 
 
-@dataclass(frozen=True)
-class Account:
+class Account(Struct, frozen=True):
     """How we connect. `login`: password, or user and password; `own`: files of our certificate and key."""
 
     login: Command | None
@@ -110,7 +110,7 @@ class Wire:
     """One connection to one server, opened when it is needed; `server` is its name without credentials.
 
     `locate` gives host and port for each new connection; if it `follows` a primary, another server may be it
-    next time. Without `db` the server is a Sentinel. A chunk of at most 500 commands and its replies may take
+    next time. `mode`: what the server must be. A chunk of at most 500 commands and its replies may take
     `timeout` seconds.
     """
 
@@ -119,15 +119,16 @@ class Wire:
         server: str,
         locate: Callable[[], tuple[str, int]],
         account: Account,
-        db: int | None,
+        db: int = 0,
         *,
         follows: bool = False,
+        mode: Mode = "standalone",
     ) -> None:
         self.server, self._locate, self._account = server, locate, account
         self.follows = follows
-        self._mode = "sentinel" if db is None else "standalone"
+        self._mode = mode
         self._greeting: list[Command] = [("AUTH", *account.login)] if account.login else []
-        self._greeting += [_HELLO, *([("SELECT", db)] if db is not None else []), ("PING",)]
+        self._greeting += [_HELLO, *([("SELECT", db)] if mode == "standalone" else []), ("PING",)]
         self._socket: TimedSocket | None = None
         self._reader = hiredis.Reader()
 
@@ -137,26 +138,42 @@ class Wire:
         """One reply per command; a refused command has a `Refusal` as its reply. OSError if the connection
         breaks: it is not known how much was done. Unavailable or Systemic if there is no connection, or if
         the server that was the primary is a replica now."""
+        self.open()
+        replies: list[Any] = []
+        for _ in self.steps(commands, replies, count_bytes):
+            pass
+        if self.follows and any(isinstance(r, Refusal) and judge(r)[0] == "READONLY" for r in replies):
+            self.close()
+            raise Unavailable("NO_PRIMARY", f"{self.server}: this server is not the primary any more")
+        return replies
+
+    def open(self) -> None:
+        """Connect, unless there is a connection that works. Unavailable or Systemic."""
         if (
             self._socket is None or not self._socket.is_quiet()
         ):  # data without a question: the server closed it
             self._connect()
-        replies: list[Any] = []
+
+    def steps(
+        self,
+        commands: Iterable[Command | Packed],
+        replies: list[Any],
+        count_bytes: Callable[[int], None] = lambda size: None,
+    ) -> Generator[None, None, None]:
+        """`exchange` over an open connection, which puts the replies into a list: a step for each chunk that
+        was sent. A caller that does not take all of them closes the iterator, and with it the connection."""
         sent = 0
         try:
             for data, count in _chunks(commands):
                 sent += count
                 self._send(data, replies, sent)
                 count_bytes(len(data))
+                yield
                 self._read(replies, sent - count)  # the server works on this chunk meanwhile
             self._read(replies, sent)
         except BaseException:
             self.close()  # its next reply would belong to an older command
             raise
-        if self.follows and any(isinstance(r, Refusal) and judge(r)[0] == "READONLY" for r in replies):
-            self.close()
-            raise Unavailable("NO_PRIMARY", f"{self.server}: this server is not the primary any more")
-        return replies
 
     def ask(self, commands: Iterable[Command]) -> list[Any]:
         """`exchange` for commands that change nothing: a lost reply is only Unavailable."""
@@ -164,6 +181,14 @@ class Wire:
             return self.exchange(commands)
         except OSError as error:
             raise Unavailable("NO_ANSWER", f"{self.server} did not answer: {why(error)}") from error
+
+    def probe(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies of every server: this is the only one."""
+        return self.ask(commands)
+
+    def each(self) -> list[Wire]:
+        """The connections to all servers that store rows."""
+        return [self]
 
     def close(self) -> None:
         """Close the connection; never raises."""
@@ -210,13 +235,19 @@ class Wire:
             raise
 
     def _refuse_others(self, mode: str | None, role: str | None) -> None:
-        """Systemic if this is no server that stores all keys, or no Sentinel. Unavailable if it was to be a
+        """Systemic if this is another kind of server than was expected. Unavailable if it was to be a
         primary."""
-        if mode == "cluster":
+        if mode == "cluster" != self._mode:
             raise Systemic(
                 "REDIS_CLUSTER",
-                f"{self.server} is a node of a Redis Cluster, and retl does not write to clusters",
-                hint="use a single primary",
+                f"{self.server} is a node of a Redis Cluster, which stores only a part of the keys",
+                hint="name the nodes as `cluster: [HOST:PORT, …]`, instead of host and port",
+            )
+        if self._mode == "cluster" and mode == "standalone":
+            raise Systemic(
+                "REDIS_CLUSTER",
+                f"{self.server} is not a node of a Redis Cluster",
+                hint="set host and port, instead of `cluster`",
             )
         if mode == "sentinel" != self._mode:
             raise Systemic(
@@ -263,6 +294,24 @@ def why(error: OSError) -> str:
 def pack(command: Command) -> bytes:
     packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows 1-tuples only
     return packed
+
+
+def key_of(command: Command) -> str | bytes:
+    """The first key of a command."""
+    key = command[3 if command[0] == "EVAL" else 1]
+    assert not isinstance(key, int)
+    return key
+
+
+def joined(lines: Sequence[bytes]) -> Iterator[Packed]:
+    """Packed commands, as many at once as are sent at once."""
+    for n in range(0, len(lines), CHUNK):
+        some = lines[n : n + CHUNK]
+        packed = b"".join(some)
+        if len(packed) <= CHUNK_BYTES:
+            yield Packed(packed, len(some))
+        else:
+            yield from (Packed(one, 1) for one in some)
 
 
 def _chunks(commands: Iterable[Command | Packed]) -> Iterator[Packed]:

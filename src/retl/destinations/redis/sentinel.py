@@ -36,26 +36,34 @@ class Sentinels:
             if found is not None:
                 self._addresses.remove(address)
                 self._addresses.insert(0, address)
-                return self._encrypted(found)
+                return encrypted(
+                    found,
+                    self._account,
+                    "SENTINEL_PLAINTEXT",
+                    "the Sentinels name a primary",
+                    allow_plaintext=self._allow_plaintext,
+                )
         if unanswered is not None:
             raise unanswered
         raise Systemic("SENTINEL_SERVICE", f"the Sentinels know no service {self._service!r}")
 
     def _asked(self, address: Address) -> Address | None:
         name = f"redis://{address[0]}:{address[1]}"
-        with closing(Wire(name, lambda: address, self._account, None)) as wire:
+        with closing(Wire(name, lambda: address, self._account, mode="sentinel")) as wire:
             (reply,) = wire.ask([("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)])
         if isinstance(reply, Refusal):
             code, sentence = judge(reply)
             raise Systemic(code, f"{name}: {sentence}")
         return (reply[0].decode(), int(reply[1])) if reply else None
 
-    def _encrypted(self, primary: Address) -> Address:
-        host, port = primary
-        if not self._account.tls and needs_tls(host, allow_plaintext=self._allow_plaintext):
-            raise Systemic(
-                "SENTINEL_PLAINTEXT",
-                f"the Sentinels name a primary on another machine, {host}:{port}, and there is no TLS",
-                hint="set `tls: true` (or `allow_plaintext: true`)",
-            )
-        return primary
+
+def encrypted(at: Address, account: Account, code: str, named: str, *, allow_plaintext: bool) -> Address:
+    """The address that other servers `named`, if it may be connected to; else Systemic with this code."""
+    host, port = at
+    if not account.tls and needs_tls(host, allow_plaintext=allow_plaintext):
+        raise Systemic(
+            code,
+            f"{named} on another machine, {host}:{port}, and there is no TLS",
+            hint="set `tls: true` (or `allow_plaintext: true`)",
+        )
+    return at

@@ -69,6 +69,10 @@ class String(Stored):
     def held(self, reply: Any) -> Held:
         return None if reply is None else {self.names[0]: reply}
 
+    def image(self, held: Mapping[str, bytes], *, whole: bool) -> str:
+        (name,) = self.names  # a field of the sync, so it is text
+        return msgspec.json.encode({name: _shown(held[name])}).decode()
+
     def same(self, name: str, held: bytes | None, sent: bytes | None) -> bool:
         if held == sent or self.only is not None or held is None or sent is None:
             return held == sent

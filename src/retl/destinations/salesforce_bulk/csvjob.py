@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from urllib.parse import quote
 
 import msgspec
+from msgspec import Struct
 
 from retl.destinations.batch import UNKNOWN, Kind, Outcome, Pending, RowResult
 from retl.destinations.http import csvbody
@@ -64,8 +64,7 @@ def match(
     return Outcome(default, {row: one for row, one in sorted(results.items()) if one != default})
 
 
-@dataclass(frozen=True)
-class Words:
+class Words(Struct, frozen=True):
     """The names that a target uses: paths of jobs, and states of a job."""
 
     jobs: str  # the path of all jobs; each job is below it
@@ -79,8 +78,7 @@ class Words:
     content: str = "text/csv; charset=UTF-8"
 
 
-@dataclass
-class Job:
+class Job(Struct):
     """The jobs of one lane. `_ready` is the file of the job that waits for it."""
 
     words: Words

@@ -10,7 +10,6 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from email.header import Header
 from email.message import EmailMessage
@@ -21,6 +20,7 @@ from hashlib import sha256
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from retl.errors import DefinitionError, Poisoned
 from retl.net.lookup import text
@@ -114,8 +114,7 @@ def _is_address(text: str) -> bool:
     return bool(_ADDRESS.fullmatch(text)) and len(text) <= 254 and len(text.partition("@")[0]) <= 64
 
 
-@dataclass(frozen=True)
-class Letter:
+class Letter(Struct, frozen=True):
     """One message: the two addresses of the envelope, the bytes, and the values in it."""
 
     sender: str

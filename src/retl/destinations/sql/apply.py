@@ -7,7 +7,8 @@ The caller commits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from retl.destinations.batch import ABSENT, PRESENT, Batch, Kind, Mode, RowResult
 from retl.destinations.sql.dialect import Session
@@ -71,13 +72,12 @@ def apply(session: Session, sql: Statements, batch: Batch, refused: Found) -> Fo
     refused = dict(refused)
     if sql.folding and batch.mode != "append":
         refused |= {row: KEY_COLLIDES for (row,) in session.rows(sql.collisions())}
-    if refused:
-        session.change(sql.take_out(refused))
+    for statement in sql.take_out(refused):
+        session.change(statement)
     return Halving(session, sql, batch.mode).divide(0, len(batch) - 1) | refused
 
 
-@dataclass(frozen=True)
-class Halving:
+class Halving(Struct, frozen=True):
     """The rows of the stage, from number to number, each time in a savepoint."""
 
     session: Session

@@ -9,8 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from msgspec import Struct
 
 from retl.destinations.batch import Bends, Cell, Field, Folds, RowResult
 from retl.errors import Poisoned, TargetError
@@ -21,8 +22,7 @@ ROW = "retl_row"  # the number of a staged row, from 1
 Row = tuple[Any, ...]
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(Struct, frozen=True):
     """One column. `type` is the catalog's own text; `storage` is what the dialect decides by."""
 
     name: str
@@ -35,8 +35,7 @@ class Column:
     nullable: bool = True
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(Struct, frozen=True):
     """A table as the catalog describes it now. `columns` by their names as the database compares names."""
 
     columns: Mapping[str, Column]
@@ -47,8 +46,7 @@ class Table:
     advice: str = "name the table behind it"  # with a `kind`
 
 
-@dataclass(frozen=True)
-class Relation:
+class Relation(Struct, frozen=True):
     """A table by its schema (empty where the database has none) and name. `identity` is the same for all
     spellings of the name."""
 
@@ -76,6 +74,12 @@ class Dialect(ABC):
     needs_key: ClassVar[bool] = True  # an upsert needs a unique index: without one it reads the whole table
     age: ClassVar[str]  # a SELECT of the seconds since the latest time in a column
     marks: ClassVar[Mapping[str, str]] = {"text": "TEXT", "key": "TEXT", "number": "BIGINT"}
+    now: ClassVar[str] = "TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP"  # a column of the time of its row
+    make_marks: ClassVar[str] = "CREATE TABLE IF NOT EXISTS"
+    one_mark: ClassVar[str] = ""  # behind the primary key of marks
+    locked: ClassVar[str] = ""  # behind a table that is asked for keys, so that it still lacks them at INSERT
+    add: ClassVar[str] = "ADD COLUMN"
+    begins: ClassVar[str] = "BEGIN"
 
     @abstractmethod
     def quoted(self, name: str) -> str: ...
@@ -109,6 +113,11 @@ class Dialect(ABC):
     def same(self, one: str, other: str, of: Field, column: Column) -> str:
         """SQL predicate: two values of a column are exactly the same, or both NULL."""
 
+    def text(self, value: str, of: Field, column: Column) -> str | None:
+        """SQL of the text of a value of a column. A row that already has what we would send has the text of
+        `Batch.csv`; one with another value of the column never has it. None if there is no such text."""
+        return None
+
     @abstractmethod
     def make_stage(self, relation: Relation, columns: Sequence[Column]) -> list[str]:
         """Statements that make an empty stage, with a ROW that counts by itself unless `numbers`."""
@@ -124,6 +133,14 @@ class Dialect(ABC):
     @abstractmethod
     def storage(self, relation: Relation) -> str:
         """SQL of a text that changes when the table is dropped and created again."""
+
+    def make_schema(self, named: str) -> str:
+        """Make the schema of this name (SQL), if it is not there."""
+        return f"CREATE SCHEMA IF NOT EXISTS {named}"
+
+    def rename(self, relation: Relation, name: str, to: str) -> str:
+        """Give a column another name."""
+        return f"ALTER TABLE {relation.sql} RENAME COLUMN {self.quoted(name)} TO {self.quoted(to)}"
 
     def folded(self, name: str) -> str:
         """A column's name as the database compares it."""
@@ -164,6 +181,11 @@ class Session(ABC):
     @abstractmethod
     def change(self, sql: str) -> int:
         """The number of rows that the statement changed."""
+
+    def csv(self, texts: Sequence[tuple[str, str]], rows: str) -> Iterator[bytes]:
+        """Chunks of a CSV of all rows (a FROM clause): of each value (SQL) its text (SQL), quoted; NULL is
+        empty. May raise Unshown. Only for a dialect that has `text`."""
+        raise NotImplementedError
 
     @abstractmethod
     def table(self, relation: Relation) -> Table | None: ...

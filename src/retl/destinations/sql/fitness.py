@@ -4,11 +4,10 @@ would change. Pure: facts of the catalog, no I/O."""
 from __future__ import annotations
 
 from retl.destinations.batch import Field, Shape, SoftDelete
+from retl.destinations.drift import Fault, drift
 from retl.destinations.sql.dialect import Column, Dialect, Table
 from retl.destinations.sql.statements import Statements
 from retl.errors import DefinitionError, Mismatch
-
-Fault = tuple[str, str | None]  # what is wrong, and the DDL that corrects it
 
 
 def check_names(dialect: Dialect, shape: Shape) -> None:
@@ -47,8 +46,7 @@ def judge(table: Table | None, sql: Statements, *, create: bool) -> None:
         raise Mismatch("TARGET_DRIFT", f"{sql.relation} is {table.kind}", hint=table.advice)
     faults = [*_columns(table, sql, create), *_needed(table, sql), *_key(table, sql)]
     if faults:
-        advice = " ".join(f"{fix};" for _, fix in faults if fix)
-        raise Mismatch("TARGET_DRIFT", "; ".join(what for what, _ in faults), hint=advice or None)
+        raise drift(faults)
     deletes = sql.shape.deletes == "delete" or sql.shape.write == "replace"
     if deletes and table.dependents and not sql.shape.cascade:
         raise Mismatch(

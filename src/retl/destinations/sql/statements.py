@@ -15,6 +15,7 @@ from retl.destinations.batch import Batch, Bends, Cell, Field, Shape, SoftDelete
 from retl.destinations.sql.dialect import ROW, Column, Dialect, Relation, Table
 
 MARKER = "retl_applied"
+_LISTED = 1000  # numbers in one statement
 
 
 class Statements:
@@ -32,7 +33,7 @@ class Statements:
             f"t.{key} = s.{key}{self.column(one).collation}"
             for key, one in zip(self.keys, shape.key, strict=True)
         )
-        self._there = f"EXISTS (SELECT 1 FROM {self._t} WHERE {self._same_key})"
+        self._there = f"EXISTS (SELECT 1 FROM {self._t}{dialect.locked} WHERE {self._same_key})"
 
     def column(self, of: Field) -> Column:
         """As the table has it, or as `create` will make it."""
@@ -65,14 +66,18 @@ class Statements:
     def empty(self) -> str:
         return f"DELETE FROM {self.dialect.stage}"
 
-    def fill(self, batch: Batch, *, staged: bool) -> str:
-        """An INSERT of rows into the stage, or into the table itself, where every row should be new. Rows as
-        SQL writes them are to follow."""
+    def into(self, batch: Batch, *, staged: bool) -> str:
+        """An INSERT into the stage, or into the table itself, where every row should be new. Its rows are to
+        follow."""
         columns = self.keys if batch.operation == "delete" else self.columns
         if staged and self.dialect.numbers:
             columns = [ROW, *columns]
         into = self.dialect.stage if staged else self.relation.sql
-        return f"{self.dialect.insert} {into} ({', '.join(columns)}) VALUES "
+        return f"{self.dialect.insert} {into} ({', '.join(columns)})"
+
+    def fill(self, batch: Batch, *, staged: bool) -> str:
+        """The same for rows as SQL writes them behind VALUES."""
+        return f"{self.into(batch, staged=staged)} VALUES "
 
     def collisions(self) -> str:
         """The numbers of the staged rows with keys that are equal in the table."""
@@ -82,9 +87,13 @@ class Statements:
         counted = f"SELECT {ROW}, count(*) OVER (PARTITION BY {keys}) AS retl_count FROM {self.dialect.stage}"
         return f"SELECT {ROW} - 1 FROM ({counted}) AS s WHERE retl_count > 1"
 
-    def take_out(self, rows: Iterable[int]) -> str:
-        listed = ", ".join(str(row + 1) for row in rows)
-        return f"DELETE FROM {self.dialect.stage} WHERE {ROW} IN ({listed})"
+    def take_out(self, rows: Iterable[int]) -> list[str]:
+        """Statements that remove rows from the stage; some databases refuse a list of many thousands."""
+        numbers = [str(row + 1) for row in rows]
+        return [
+            f"DELETE FROM {self.dialect.stage} WHERE {ROW} IN ({', '.join(numbers[at : at + _LISTED])})"
+            for at in range(0, len(numbers), _LISTED)
+        ]
 
     # --- applying
 
@@ -163,13 +172,16 @@ class Statements:
     def _constant(self, value: Any) -> str:
         return self.dialect.literal(json.dumps(value) if isinstance(value, dict | list) else value)
 
-    def script(self, batch: Batch, values: str) -> str:
-        """The transaction of a batch, as its database's own shell takes it. `values`: its rows with their
-        numbers, as SQL writes them."""
-        last = len(batch) - 1
+    def staged(self, batch: Batch, values: str) -> str:
+        """An INSERT into the stage. `values`: the rows of the batch with their numbers, as SQL has them."""
         columns = ", ".join(self.keys if batch.operation == "delete" else self.columns)
-        staged = f"INSERT INTO {self.dialect.stage} ({ROW}, {columns}) VALUES\n{values}"
-        steps = [*self.make_stage(), "BEGIN", self.mark(batch, 0, ""), staged]
+        return f"INSERT INTO {self.dialect.stage} ({ROW}, {columns}) VALUES\n{values}"
+
+    def script(self, batch: Batch, staged: Sequence[str]) -> str:
+        """The transaction of a batch, as its database's own shell takes it. `staged`: the statements that
+        stage its rows."""
+        last = len(batch) - 1
+        steps = [*self.make_stage(), self.dialect.begins, self.mark(batch, 0, ""), *staged]
         if batch.operation == "delete":
             steps.append(self.delete(0, last))
         elif batch.mode in ("upsert", "update_only"):
@@ -189,20 +201,36 @@ class Statements:
 
     def differing(self) -> str:
         """Of the staged rows that the table has: number, and per compared field whether it differs."""
-        changed = "".join(f", {self._changed(one)}" for one in self._compared)
+        changed = "".join(f", {_flag(self._changed(one))}" for one in self._compared)
         return (
             f"SELECT s.{ROW} - 1{changed} FROM {self.dialect.stage} AS s JOIN {self._t} ON {self._same_key}"
         )
 
     def scan(self) -> str:
+        return f"SELECT {', '.join(f't.{key}' for key in self.keys)} FROM {self.keyed}"
+
+    @property
+    def keyed(self) -> str:
+        """The rows of the table that have a key, behind FROM."""
         given = " AND ".join(f"t.{key} IS NOT NULL" for key in self.keys)
-        return f"SELECT {', '.join(f't.{key}' for key in self.keys)} FROM {self._t} WHERE {given}"
+        return f"{self._t} WHERE {given}"
+
+    def texts(self, fields: Sequence[Field]) -> list[tuple[str, str]] | None:
+        """The values of key and fields, each with its text; None if one has none."""
+        found = list[tuple[str, str]]()
+        for one in (*self.shape.key, *fields):
+            value = f"t.{self.dialect.quoted(one.name)}"
+            text = self.dialect.text(value, one, self.column(one))
+            if text is None:
+                return None
+            found.append((value, text))
+        return found
 
     # --- creating what is missing
 
     def create_schema(self) -> str:
         named = self.relation.sql.removesuffix(f".{self.dialect.quoted(self.relation.name)}")
-        return f"CREATE SCHEMA IF NOT EXISTS {named}"
+        return self.dialect.make_schema(named)
 
     def create_table(self) -> str:
         columns = [f"{self.dialect.quoted(one.name)} {self._ddl(one, key=True)}" for one in self.shape.key]
@@ -217,15 +245,13 @@ class Statements:
 
     def add_column(self, field: Field) -> str:
         column = f"{self.dialect.quoted(field.name)} {self.dialect.ddl(field.type, key=False)}"
-        return f"ALTER TABLE {self.relation.sql} ADD COLUMN {column}"
+        return f"ALTER TABLE {self.relation.sql} {self.dialect.add} {column}"
 
     def change_column(self, name: str, to: str | None) -> str:
         """Rename a column, or drop it."""
-        quoted = self.dialect.quoted
-        change = (
-            f"DROP COLUMN {quoted(name)}" if to is None else f"RENAME COLUMN {quoted(name)} TO {quoted(to)}"
-        )
-        return f"ALTER TABLE {self.relation.sql} {change}"
+        if to is not None:
+            return self.dialect.rename(self.relation, name, to)
+        return f"ALTER TABLE {self.relation.sql} DROP COLUMN {self.dialect.quoted(name)}"
 
     def add_key(self) -> str:
         name = self.dialect.quoted(f"{self.relation.name}_retl_key")
@@ -237,9 +263,9 @@ class Statements:
         columns += [f"attempt {number} NOT NULL", f"epoch {number} NOT NULL"]
         columns += [f"{name} {text} NOT NULL" for name in ("object", "storage", "state", "author")]
         columns += [f"written {number} NOT NULL", f"not_written {text} NOT NULL"]
-        columns += ["applied_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP"]
-        columns += ["PRIMARY KEY (state_id, run_id, batch, attempt)"]
-        return f"CREATE TABLE IF NOT EXISTS {self.marker} ({', '.join(columns)})"
+        columns += [f"applied_at {self.dialect.now}"]
+        columns += [f"PRIMARY KEY (state_id, run_id, batch, attempt){self.dialect.one_mark}"]
+        return f"{self.dialect.make_marks} {self.marker} ({', '.join(columns)})"
 
     # --- marks: one row per batch, and per sync one row as a fence against older runs
 
@@ -278,6 +304,13 @@ class Statements:
             self._make("", self.shape.sync, 0, epoch, "fence", "", 0),
         ]
 
+    def carry(self, storage: str) -> str:
+        """After a change of the columns: the marks of the table as it was hold for it as it is."""
+        now, before = self.dialect.storage(self.relation), self.dialect.literal(storage)
+        return (
+            f"UPDATE {self.marker} SET storage = {now} WHERE object = {self._object} AND storage = {before}"
+        )
+
     def prune(self, visit: Visit) -> str:
         """Deletes the marks of earlier runs on this table, except those that the ledger will ask for."""
         kept = ", ".join(map(self.dialect.literal, sorted({"", visit.run_id, *visit.keep})))
@@ -297,7 +330,8 @@ class Statements:
             gone += f" OR (written > 0 AND NOT EXISTS (SELECT 1 FROM {self._t}))"
         ours = f"(state = 'applied' AND object = {self._object}) OR ({self._fence})"
         return (
-            f"SELECT sync, run_id, batch, epoch, {gone} FROM {self.marker} WHERE {self._state} AND ({ours})"
+            f"SELECT sync, run_id, batch, epoch, {_flag(gone)} FROM {self.marker}"
+            f" WHERE {self._state} AND ({ours})"
         )
 
     def strangers(self) -> str:
@@ -307,8 +341,8 @@ class Statements:
             f"max(CASE WHEN {one} THEN applied_at END)" for one in (self._state, f"NOT {self._state}")
         )
         return (
-            f"SELECT count(DISTINCT state_id), coalesce(max({self._state}), 1 = 0),"
-            f" coalesce({others} > {ours}, 1 = 0) FROM {self.marker}"
+            f"SELECT count(DISTINCT state_id), coalesce(max({_flag(self._state)}), 0),"
+            f" {_flag(f'{others} > {ours}')} FROM {self.marker}"
             f" WHERE object = {self._object}"
         )
 
@@ -344,3 +378,8 @@ class Statements:
             f" storage, state, author, written, not_written) SELECT {', '.join(values)}"
             f"{self.dialect.from_nothing} WHERE {absent}"
         )
+
+
+def _flag(condition: str) -> str:
+    """1 if it is true, else 0: some databases have no conditions among values."""
+    return f"CASE WHEN {condition} THEN 1 ELSE 0 END"

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from msgspec.structs import replace
 from pydantic import BaseModel
 
 from retl.destinations.api import Destination
@@ -31,6 +32,7 @@ from retl.destinations.batch import (
     Trace,
     Visit,
     WriteMode,
+    lacking,
 )
 from retl.destinations.marks import Attempts, Mark, noted, peek
 from retl.destinations.sql import fitness
@@ -47,6 +49,7 @@ class SqlTable(Destination[SQL], Generic[SQL]):
     """The common way of a database. `dialect` and the abstract methods are all that an adapter adds."""
 
     dialect: ClassVar[Dialect]
+    keeps_marks = True
     form: ClassVar[Form]
     lanes: ClassVar[int] = 1
 
@@ -122,7 +125,8 @@ class SqlTable(Destination[SQL], Generic[SQL]):
                 fitness.judge(table, self._sql, create=self._creates)
                 trace = self._trace(session, table)
             self._may_write(session, visit)
-        return trace
+        lacks = lacking(self.shape, table.columns, self.dialect.folded) if table is not None else frozenset()
+        return replace(trace, lacks=lacks)
 
     def columns(self) -> Mapping[str, str] | None:
         if self._creates and not self._exists():
@@ -195,9 +199,14 @@ class SqlTable(Destination[SQL], Generic[SQL]):
                 session.change(self._sql.create_schema())
             session.change(self._sql.create_table())
             return
-        for field in self.shape.fields:
-            if self.dialect.folded(field.name) not in table.columns:
-                session.change(self._sql.add_column(field))
+        missing = [field for field in self.shape.fields if self._lacks(field)]
+        if not missing:
+            return
+        ((storage,),) = session.rows(f"SELECT {self.dialect.storage(self._relation)}")
+        for field in missing:
+            session.change(self._sql.add_column(field))
+        if self._has_marks(session):
+            session.change(self._sql.carry(storage))
 
     # --- write
 
@@ -306,7 +315,23 @@ class SqlTable(Destination[SQL], Generic[SQL]):
         with self._session() as session, session.transaction(write=False):
             if self._look(session) is not None:
                 for row in session.rows(self._sql.scan()):
-                    yield tuple(map(str, row))
+                    texts = tuple(map(str, row))
+                    if all(map(_is_unicode, texts)):
+                        yield texts
+
+    def dump(self, fields: Sequence[Field]) -> Iterator[bytes] | None:
+        """None without table and columns, and where a column has no text that says all of a value."""
+        if not self._exists():
+            return None
+        with self._session() as session, session.transaction(write=False):
+            if self._look(session) is None or any(map(self._lacks, fields)):
+                return None
+        texts = self._sql.texts(fields)
+        return None if texts is None else self._dumped(texts)
+
+    def _dumped(self, texts: Sequence[tuple[str, str]]) -> Iterator[bytes]:
+        with self._session() as session, session.transaction(write=False):
+            yield from session.csv(texts, self._sql.keyed)
 
     def ask(self, sql: str) -> Any:
         if not self._exists():
@@ -326,7 +351,11 @@ class SqlTable(Destination[SQL], Generic[SQL]):
 
     def preview(self, batch: Batch) -> bytes:
         """The transaction as a script for the database's own shell."""
-        return self._sql.script(batch, self._values(batch)).encode(errors="surrogatepass")
+        return self._sql.script(batch, self._staging(batch)).encode(errors="surrogatepass")
+
+    def _staging(self, batch: Batch) -> Sequence[str]:
+        """Statements that bring its rows into the stage, for a preview."""
+        return [self._sql.staged(batch, self._values(batch))]
 
     def _values(self, batch: Batch) -> str:
         """The rows with their numbers, as SQL writes them."""
@@ -391,3 +420,11 @@ class SqlTable(Destination[SQL], Generic[SQL]):
 def may_write(path: Path) -> bool:
     """Whether this process may write to a file, or make files in a folder."""
     return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a row of a mart can have it."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False

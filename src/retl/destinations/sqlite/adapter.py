@@ -41,6 +41,7 @@ from retl.destinations.batch import Batch, Bends, Cell, Field, Folds, Kind, RowR
 from retl.destinations.sql.dialect import ROW, Column, Dialect, Relation, Row, Session, Table
 from retl.destinations.sql.file import DatabaseFile, ended, full, held, read_only, unopened
 from retl.destinations.sql.table import SqlTable, may_write
+from retl.destinations.value import RAW
 from retl.errors import Ambiguous, Systemic, TargetError
 from retl.model import Definition
 from retl.observe.signals import Insistent
@@ -189,6 +190,7 @@ class SQLiteSession(Session):
                 isolation_level=None,
                 check_same_thread=False,
             )
+            self._file.text_factory = _text
             self._file.execute("PRAGMA synchronous = FULL")
             self._file.execute("PRAGMA foreign_keys = ON")
         except sqlite3.Error as error:
@@ -385,3 +387,8 @@ def _named(relation: Relation) -> str:
 
 def _is_busy(error: sqlite3.Error) -> bool:
     return (error.sqlite_errorcode & 0xFF) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _text(held: bytes) -> str:
+    """A text of the file, where others may have put one that is not UTF-8."""
+    return held.decode(errors=RAW)

@@ -44,13 +44,13 @@ asked was tested.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
 
 import duckdb
+from msgspec.structs import replace
 from pydantic import Field, field_validator, model_validator
 
 from retl.engine.sql_text import Query, drift

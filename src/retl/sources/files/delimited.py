@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from retl.engine.workspace import Workspace
 from retl.errors import SourceError
@@ -17,8 +18,7 @@ from retl.values.sql import literal
 from retl.values.types import Type
 
 
-@dataclass(frozen=True)
-class Dialect:
+class Dialect(Struct, frozen=True):
     """How CSV is written. `names`: the columns, if the files have no header."""
 
     delimiter: str

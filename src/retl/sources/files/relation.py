@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from retl.errors import SourceError
 from retl.values import text
@@ -23,8 +24,7 @@ _ONE = r"[\1]"  # a pattern that matches this character only
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
-@dataclass(frozen=True)
-class Relation:
+class Relation(Struct, frozen=True):
     """`sql` gives `columns` (name → DuckDB type); those in `texts` are texts of this type."""
 
     sql: str

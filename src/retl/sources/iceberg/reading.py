@@ -8,12 +8,12 @@ fields by id, follows renames and widens types; where it loses a NULL, this puts
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from msgspec import Struct
 from pyiceberg.io.pyarrow import (
     ArrowAccessor,
     ArrowProjectionVisitor,
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 _ROWS = 65_536  # of a batch
 
 
-@dataclass(frozen=True)
-class Files:
+class Files(Struct, frozen=True):
     """Files of one table and the columns that are wanted of them."""
 
     table: str  # for messages

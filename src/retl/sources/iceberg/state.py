@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Self
+
+from msgspec import Struct
 
 from retl.errors import SourceError
 from retl.project.validation import did_you_mean
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 _NAME_MAPPING = "schema.name-mapping.default"
 
 
-@dataclass(frozen=True)
-class State:
+class State(Struct, frozen=True):
     """`snapshot` is None for a table without rows. `mapping`: what names the columns of files without ids."""
 
     table: str  # the table's own id

@@ -31,12 +31,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
 from typing import Annotated, Any, ClassVar
 
 import msgspec
+from msgspec.structs import replace
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, field_validator, model_validator
 
 from retl.contract.model import types_of
@@ -185,7 +185,7 @@ class Rest(Source[RestOptions]):
             return value[1:]
         known, name = self.invocation.variables, value[1:]
         if name in known:
-            return known[name]
+            return str(known[name]) if isinstance(known[name], date) else known[name]
         raise DefinitionError(
             "VAR_MISSING",
             f"`params` uses ${name}, but there is no such variable",

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, quote, urlencode, urljoin, urlsplit
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct, field
 from pydantic import Field, model_validator
 
 from retl.errors import SourceError
@@ -130,8 +129,7 @@ class Answer:
             yield from self._at(members[step], rest)
 
 
-@dataclass
-class Walk:
+class Walk(Struct):
     """One reading of all pages. `total`: what the API said, if it did; `moved`: it said different numbers."""
 
     page: Page

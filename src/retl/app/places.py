@@ -1,0 +1,46 @@
+"""File, line and column of what is wrong with a sync, where its code and not the file's reader found it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from retl.app.loaded import LoadedProject
+from retl.errors import RetlError
+from retl.project.definitions import Sync
+from retl.project.yamlfile import Loc
+
+ErrorT = TypeVar("ErrorT", bound=RetlError)
+_PARTS: Mapping[str, Loc] = {
+    "KEY_COLUMN": ("key",),
+    "KEY_TYPE": ("key",),
+    "FIELD_SHARED": ("fields",),
+    "COLUMN_UNKNOWN": ("fields",),
+    "COLUMN_TYPE": ("source",),
+    "SQL_SYNTAX": ("source",),
+    "SQL_NOT_ONE_SELECT": ("source",),
+    "VAR_MISSING": ("source",),
+    "SOURCE_DRIFT": ("source",),
+    "OPERATION_UNSUPPORTED": ("write",),
+    "HTTP_OPERATION": ("write",),
+    "DELIVERY_MISSING": ("delivery",),
+    "FIRST_RUN_MISSING": ("first_run",),
+    "CASCADE_UNSUPPORTED": ("cascade",),
+    "ROLLBACK_UNSUPPORTED": ("rollback",),
+    "ROLLBACK_FIELD": ("rollback",),
+    "CONFLICTS_UNSUPPORTED": ("conflicts",),
+    "CONFLICTS_WINDOW": ("conflicts",),
+}
+
+
+def place(project: LoadedProject, sync: Sync, code: str) -> str:
+    """Where the file has the part that an error with this code is about, or the file's begin."""
+    return str(project.place(sync, _PARTS.get(code, ())))
+
+
+def located(project: LoadedProject, sync: Sync, problem: ErrorT) -> ErrorT:
+    """The same error, with a place in the file if it names only the sync and a part of it."""
+    if problem.where is None or str(problem.where).startswith(f"sync {sync.name}"):
+        _, _, part = str(problem.where or "").partition(": ")
+        problem.where = place(project, sync, problem.code) + (f": {part}" if part else "")
+    return problem

@@ -1,0 +1,159 @@
+"""Fields that a sync with `conflicts` sends for the first time, or no longer, are nobody's edits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import ROWS, Workshop
+from tests.servers import Database, RedisServer
+
+KEEPING = ["target_wins", "manual"]
+BOTH, EMAIL, SPEND = "{email: email, spend: spend}", "{email: email}", "{spend: spend}"
+
+
+@pytest.fixture
+def shop(tmp_path: Path, postgres: Database) -> Workshop:
+    made = Workshop(tmp_path / "shop")
+    made.use(postgres=postgres)
+    return made
+
+
+def sync(shop: Workshop, fields: str, conflicts: str, **parts: str) -> dict[str, Any]:
+    given = {
+        "fields": fields,
+        "destination": "{type: postgres, table: users, create: true}",
+        "deletes": "delete",
+        "conflicts": conflicts,
+    } | parts
+    shop.sync("users", **given)
+    done: dict[str, Any] = shop.json("sync", "users")["syncs"][0]
+    return done
+
+
+def rows(postgres: Database, columns: str) -> dict[int, tuple[Any, ...]]:
+    with postgres.connect() as connection:
+        found = connection.execute(f"SELECT user_id, {columns} FROM users").fetchall()
+    return {row[0]: row[1:] for row in found}
+
+
+def change(postgres: Database, *statements: str) -> None:
+    with postgres.connect() as connection:
+        for one in statements:
+            connection.execute(one)
+
+
+@pytest.mark.parametrize("conflicts", KEEPING)
+@pytest.mark.parametrize("made", ["by the run", "before"])
+def test_a_new_field_is_filled_where_it_is_empty(
+    shop: Workshop, postgres: Database, conflicts: str, made: str
+) -> None:
+    sync(shop, EMAIL, conflicts)
+    change(postgres, "UPDATE users SET email = 'edited' WHERE user_id = 7")
+    if made == "before":
+        change(
+            postgres,
+            "ALTER TABLE users ADD spend numeric(12, 2)",
+            "UPDATE users SET spend = -1 WHERE user_id = 8",
+        )
+    done = sync(shop, BOTH, conflicts)
+    found = rows(postgres, "email, spend")
+    theirs = {8} if made == "before" else set()
+    assert {one for one, (_, spend) in found.items() if spend == -1} == theirs
+    queued = len(theirs) if conflicts == "manual" else 0
+    assert done["updated"] == ROWS - len(theirs), done
+    assert (done["conflicts"]["queued"], done["conflicts"]["kept"]) == (queued, len(theirs) - queued)
+    assert all(spend is not None for _, spend in found.values())
+    assert found[7][0] == "edited"
+    again = sync(shop, BOTH, conflicts)
+    assert again["unchanged"] == ROWS - queued, again
+
+
+@pytest.mark.parametrize("conflicts", KEEPING)
+def test_after_a_field_is_gone_the_others_follow_the_mart(
+    shop: Workshop, postgres: Database, conflicts: str
+) -> None:
+    sync(shop, BOTH, conflicts)
+    change(postgres, "UPDATE users SET spend = -1 WHERE user_id = 8")
+    shop.warehouse("UPDATE users SET spend = spend + 1000")
+    done = sync(shop, SPEND, conflicts)
+    assert done["updated"] == ROWS - 1, done
+    assert {one for one, (spend,) in rows(postgres, "spend").items() if spend < 1000} == {8}
+    shop.warehouse("UPDATE users SET spend = spend + 1000")
+    assert sync(shop, SPEND, conflicts)["updated"] == ROWS - 1
+
+
+def test_a_field_with_another_name_is_a_new_one(shop: Workshop, postgres: Database) -> None:
+    sync(shop, BOTH, "target_wins")
+    assert sync(shop, "{mail: email, spend: spend}", "target_wins")["updated"] == ROWS
+    assert all(mail == email for mail, email in rows(postgres, "mail, email").values())
+
+
+def test_a_row_that_was_refused_meanwhile_is_written_later(shop: Workshop, postgres: Database) -> None:
+    sync(shop, BOTH, "target_wins")
+    change(postgres, "ALTER TABLE users ADD CHECK (email <> 'bad')")
+    shop.warehouse("UPDATE users SET email = 'bad' WHERE user_id = 3")
+    done = sync(shop, "{email: email, spend: spend, more: email}", "target_wins")
+    assert (done["updated"], done["rejected"]) == (ROWS - 1, 1)
+    shop.warehouse("UPDATE users SET email = 'good' WHERE user_id = 3")
+    done = sync(shop, "{email: email, more: email}", "target_wins")
+    assert done["updated"] == ROWS, done
+    assert rows(postgres, "email, more")[3] == ("good", "good")
+
+
+def test_a_field_that_changes_its_place_and_a_column_that_is_dropped_are_no_edits(
+    shop: Workshop, postgres: Database
+) -> None:
+    sync(shop, BOTH, "target_wins")
+    change(postgres, "ALTER TABLE users DROP spend")
+    assert sync(shop, "{a: email, email: email, spend: spend}", "target_wins")["updated"] == ROWS
+    found = rows(postgres, "a, email, spend")
+    assert all(a == email and spend is not None for a, email, spend in found.values())
+
+
+@pytest.mark.parametrize("conflicts", KEEPING)
+def test_a_row_that_somebody_removed_from_a_small_table_makes_no_lost_target(
+    shop: Workshop, postgres: Database, conflicts: str
+) -> None:
+    sync(shop, BOTH, conflicts)
+    change(postgres, "DELETE FROM users WHERE user_id = 3")
+    shop.warehouse("UPDATE users SET spend = spend + 1000 WHERE user_id IN (3, 4)")
+    done = sync(shop, BOTH, conflicts)
+    left = done["conflicts"]["queued" if conflicts == "manual" else "kept"]
+    assert (done["updated"], left) == (1, 1), done
+    assert 3 not in rows(postgres, "spend")
+    change(postgres, "DELETE FROM users WHERE user_id IN (5, 6, 7)")
+    assert shop.retl("sync", "users").code == 3
+
+
+@pytest.mark.parametrize("value", ["hash", "json"])
+def test_redis_fills_new_fields_too(tmp_path: Path, redis_server: RedisServer, value: str) -> None:
+    shop = Workshop(tmp_path / "shop")
+    shop.use(redis=redis_server)
+    client: Any = redis_server.client()
+    to = {"destination": f"{{type: redis, key: 'u:{{user_id}}', value: {value}, ttl: none}}"}
+    sync(shop, EMAIL, "target_wins", **to)
+    theirs = {"spend": "-1"} if value == "hash" else None
+    if theirs is not None:
+        client.hset("u:8", mapping=theirs)
+    else:
+        client.set("u:8", json.dumps({"spend": -1}))
+
+    def held(number: int) -> dict[str, Any]:
+        if value == "json":
+            return dict(json.loads(client.get(f"u:{number}")))
+        return dict(client.hgetall(f"u:{number}"))
+
+    done = sync(shop, BOTH, "target_wins", **to)
+    assert done["updated"] == ROWS - 1, done
+    assert "spend" in map(_text, held(7))
+    assert _text(next(v for k, v in held(8).items() if _text(k) == "spend")) == "-1"
+    shop.warehouse("UPDATE users SET spend = spend + 1000")
+    assert sync(shop, SPEND, "target_wins", **to)["updated"] == ROWS - 1
+
+
+def _text(one: Any) -> str:
+    return one.decode() if isinstance(one, bytes) else str(one)

@@ -1,0 +1,106 @@
+"""Kill a run at its statements to SQL Server: one more plain sync, and every row is there, once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.databases import Shell, TableAppend, TableScene
+from tests.mssql import Sql
+
+EVERYTHING = bool(os.environ.get("RETL_TEST_ALL"))
+UPSERTED = ("INSERT INTO [dbo].[retl_applied]", "INSERT INTO #retl_stage", "INSERT INTO [dbo].[users]")
+POINTS = [
+    (kind, piece, number, answered)
+    for kind, pieces in (
+        (TableScene, (*UPSERTED, "UPDATE t", "DELETE t", "COMMIT", "CREATE TABLE", "SAVE")),
+        (TableAppend, (UPSERTED[0], UPSERTED[2], "COMMIT")),
+    )
+    for piece in pieces
+    for number in (1, 2, 3)
+    for answered in (False, True)
+]
+SOME = [
+    (TableScene, "INSERT INTO [dbo].[users]", 1, True),
+    (TableScene, "UPDATE t", 1, True),
+    (TableScene, "COMMIT", 4, True),
+    (TableAppend, "COMMIT", 5, False),
+    (TableAppend, "COMMIT", 5, True),
+]
+
+
+class MsSqlShell(Shell):
+    text = "nvarchar(40)"
+
+    def __init__(self, server: Sql) -> None:
+        self.server = server
+        server.users["w"] = ("p", True)
+
+    @property
+    def connection(self) -> str:
+        return f"{{type: mssql, host: 127.0.0.1, port: {self.server.port}, dbname: d, user: w, password: p}}"
+
+    def execute(self, *statements: str) -> list[tuple[Any, ...]]:
+        found = self.server.execute(*statements)
+        return [tuple(Decimal(one) if _is_money(one) else one for one in row) for row in found]
+
+    def clear(self) -> None:
+        self.execute("DROP TABLE IF EXISTS users", "DROP TABLE IF EXISTS retl_applied")
+
+    def keep(self) -> object:
+        raise NotImplementedError
+
+    def restore(self, kept: object) -> None:
+        raise NotImplementedError
+
+
+def _is_money(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip("-").replace(".", "", 1).isdigit()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Sql]:
+    with Sql(tmp_path) as made:
+        yield made
+        made.shutdown()
+
+
+def killed_at(scene: TableScene, server: Sql, piece: str, number: int, *, answered: bool) -> int | None:
+    """The exit code of a run that is killed at its so manieth statement with this piece, after it was served
+    or before."""
+    left, running = number, scene.project.start()
+
+    def heard(sql: str, served: bool) -> None:
+        nonlocal left
+        if served == answered and piece in sql:
+            left -= 1
+            if left == 0:
+                os.kill(running.pid, signal.SIGKILL)
+
+    server.heard = heard
+    code = running.end().code
+    server.heard = lambda _sql, _served: None
+    return code
+
+
+@pytest.mark.parametrize(("kind", "piece", "number", "answered"), POINTS if EVERYTHING else SOME)
+def test_a_run_killed_at_any_statement_is_made_good_by_the_next(
+    server: Sql, tmp_path: Path, kind: type[TableScene], piece: str, number: int, answered: bool
+) -> None:
+    scene = kind(tmp_path / "project", MsSqlShell(server))
+    scene.begin()
+    code = killed_at(scene, server, piece, number, answered=answered)
+    assert code in (-signal.SIGKILL, 0)
+    assert code == -signal.SIGKILL or EVERYTHING
+    again = scene.project.sync()
+    assert (again.code, again.summary["status"]) == (0, "SUCCESS"), again.stderr
+    assert scene.content() == scene.wanted()
+    assert scene.doubled() == []
+    idle = scene.project.sync()
+    assert (idle.code, idle.summary["inserted"], idle.summary["updated"]) == (0, 0, 0)
