@@ -23,7 +23,8 @@ from tests.test_plans_and_state import TABLE, column, run
 from tests.test_reconcile import execute
 
 PERSON = "zoe.canary@example.com"
-MART = f"INSERT INTO users VALUES (777001, '{PERSON}', 1)"
+# Long enough to be in no time of day, digest or id by chance.
+MART = f"INSERT INTO users VALUES (777001300451, '{PERSON}', 1)"
 RESTORE = "$$ BEGIN NEW.email := OLD.email; RETURN NEW; END $$"
 WHY = ("--reason", "ticket 4711", "--output", "json")
 
@@ -76,26 +77,26 @@ def test_a_person_leaves_target_ledger_and_files_and_no_run_brings_it_back(
     run(workshop)
     workshop.warehouse("UPDATE users SET spend = spend + 1")
     run(workshop)
-    workshop.retl("sync", "--key", "777001", "--where", "email = 'zoe.canary@example.com'")
-    workshop.retl("plan", "--sync", "users", "--key", "777001", "--out", "plan.json")
-    assert len(remains(workshop, "777001", PERSON)) > 3
+    workshop.retl("sync", "--key", "777001300451", "--where", "email = 'zoe.canary@example.com'")
+    workshop.retl("plan", "--sync", "users", "--key", "777001300451", "--out", "plan.json")
+    assert len(remains(workshop, "777001300451", PERSON)) > 3
     done = erased(workshop, "--subject", f"email={PERSON}")
     (one,) = done["syncs"]
     assert (one["status"], one["keys"]) == ("erased", 1)
     assert one["proof"]["target"] == {
         "how": "delete", "keys": 1, "read_back": True, "there": 1, "absent": 0
     }  # fmt: skip
-    assert remains(workshop, "777001", PERSON) == []
-    assert column(postgres, "SELECT count(*) FROM crm.users WHERE user_id = 777001") == [0]
+    assert remains(workshop, "777001300451", PERSON) == []
+    assert column(postgres, "SELECT count(*) FROM crm.users WHERE user_id = 777001300451") == [0]
     assert workshop.retl("log", "verify").code == 0
     assert workshop.retl("erase", "verify").code == 0
     workshop.warehouse("UPDATE users SET spend = spend + 1")
-    for words in ((), ("--full",), ("--key", "777001"), ("--where", "true")):
+    for words in ((), ("--full",), ("--key", "777001300451"), ("--where", "true")):
         after = workshop.json("sync", *words)["syncs"][0]
         assert (after["status"], after["skipped"]) == ("SUCCESS", 1), words
     assert column(postgres, "SELECT count(*) FROM crm.users") == [ROWS]
-    assert remains(workshop, "777001", PERSON) == []
-    mine = workshop.json("explain", "users", "--key", "777001")
+    assert remains(workshop, "777001300451", PERSON) == []
+    mine = workshop.json("explain", "users", "--key", "777001300451")
     assert mine["rows"][0]["next"].endswith("(ERASED)")
     assert [note for note in mine["notes"] if note.startswith("ERASED:")]
     other = workshop.json("explain", "users", "--rows", "1")
@@ -110,7 +111,7 @@ def test_a_key_that_nothing_has_is_suppressed_and_said_to_be_nowhere(
     (wrong,) = erased(workshop, "--sync", "users", "--key", "77701")["syncs"]
     (note,) = wrong["notes"]
     assert note.startswith("none of these keys was found")
-    (right,) = erased(workshop, "--sync", "users", "--key", "777001")["syncs"]
+    (right,) = erased(workshop, "--sync", "users", "--key", "777001300451")["syncs"]
     assert "notes" not in right
 
 
@@ -120,7 +121,7 @@ def test_a_mart_with_variables_is_searched_too(workshop: Workshop, postgres: Dat
     assert erased(workshop, "--subject", f"email={PERSON}", code=1)["syncs"] == []
     (one,) = erased(workshop, "--subject", f"email={PERSON}", "--var", "most=100000")["syncs"]
     assert (one["status"], one["keys"]) == ("erased", 1)
-    assert column(postgres, "SELECT count(*) FROM crm.users WHERE user_id = 777001") == [0]
+    assert column(postgres, "SELECT count(*) FROM crm.users WHERE user_id = 777001300451") == [0]
     assert workshop.retl("erase", "verify", "--var", "most=100000").code == 0
 
 
@@ -194,14 +195,14 @@ def test_a_redis_key_is_erased_and_what_is_back_is_found_without_the_key(
     run(workshop)
     erased(workshop, "--subject", f"email={PERSON}")
     with redis_server.client() as client:
-        assert not client.exists("users:777001")
+        assert not client.exists("users:777001300451")
         assert len(client.keys("users:*")) == ROWS
         assert workshop.retl("erase", "verify").code == 0
-        client.set("users:777001", "{}")  # a backup was restored
+        client.set("users:777001300451", "{}")  # a backup was restored
     said = workshop.retl("erase", "verify", "--output", "json")
     assert (said.code, said.document["syncs"][0]["target"]) == (1, 1)
-    assert "777001" not in said.out
-    erased(workshop, "--sync", "users", "--key", "777001")
+    assert "777001300451" not in said.out
+    erased(workshop, "--sync", "users", "--key", "777001300451")
     assert workshop.retl("erase", "verify").code == 0
 
 
@@ -210,9 +211,9 @@ def test_every_sync_of_an_object_forgets_the_key(workshop: Workshop, postgres: D
     workshop.sync("spending", destination=TABLE, fields="{spend: spend}", write="update_only")
     execute(postgres, "CREATE SCHEMA crm")
     workshop.json("sync", "--all")
-    done = erased(workshop, "--sync", "users", "--key", "777001")
+    done = erased(workshop, "--sync", "users", "--key", "777001300451")
     assert [one["sync"] for one in done["syncs"]] == ["users", "spending"]
-    assert remains(workshop, "777001", PERSON) == []
+    assert remains(workshop, "777001300451", PERSON) == []
     assert [one["skipped"] for one in workshop.json("sync", "--all")["syncs"]] == [1, 1]
 
 
@@ -223,12 +224,12 @@ def test_what_a_target_cannot_delete_is_said_and_the_exit_code_tells(
     run(workshop)
     execute(postgres, f"CREATE FUNCTION restore() RETURNS trigger LANGUAGE plpgsql AS {RESTORE}")
     execute(postgres, "CREATE TRIGGER r BEFORE UPDATE ON crm.users FOR EACH ROW EXECUTE FUNCTION restore()")
-    done = erased(workshop, "--sync", "users", "--key", "777001", code=1)
+    done = erased(workshop, "--sync", "users", "--key", "777001300451", code=1)
     assert (done["syncs"][0]["status"], done["syncs"][0]["error"]["code"]) == ("failed", "ERASE_LEFT")
     execute(postgres, "DROP TRIGGER r ON crm.users")
-    done = erased(workshop, "--sync", "users", "--key", "777001")
+    done = erased(workshop, "--sync", "users", "--key", "777001300451")
     assert done["syncs"][0]["proof"]["target"]["how"] == "set"
-    assert column(postgres, "SELECT email FROM crm.users WHERE user_id = 777001") == [None]
+    assert column(postgres, "SELECT email FROM crm.users WHERE user_id = 777001300451") == [None]
     assert workshop.retl("erase", "verify").code == 0
     execute(
         postgres,
@@ -240,7 +241,7 @@ def test_what_a_target_cannot_delete_is_said_and_the_exit_code_tells(
     assert (done["syncs"][0]["status"], done["syncs"][0]["error"]["code"]) == ("failed", "ERASE_INCOMPLETE")
     assert workshop.retl("erase", "verify").code == 1
     execute(postgres, "DROP TRIGGER keep ON crm.users")
-    erased(workshop, "--sync", "users", "--key", "3", "--key", "777001")
+    erased(workshop, "--sync", "users", "--key", "3", "--key", "777001300451")
     assert workshop.retl("erase", "verify").code == 0
 
 
@@ -309,9 +310,9 @@ def test_fields_that_are_emptied_in_the_place_of_a_delete_are_checked(
 ) -> None:
     workshop.sync("users", destination=TABLE, erase="{set: {email: null}}")
     run(workshop)
-    erased(workshop, "--sync", "users", "--key", "777001")
+    erased(workshop, "--sync", "users", "--key", "777001300451")
     assert workshop.json("erase", "verify")["syncs"][0]["target"] == 0
-    execute(postgres, f"UPDATE crm.users SET email = '{PERSON}' WHERE user_id = 777001")
+    execute(postgres, f"UPDATE crm.users SET email = '{PERSON}' WHERE user_id = 777001300451")
     said = workshop.retl("erase", "verify", "--output", "json")
     assert (said.code, said.document["syncs"][0]["target"]) == (1, 1)
     assert [one["keys"] for one in erased(workshop, "--again")["syncs"]] == [1]
@@ -351,7 +352,7 @@ def test_a_sync_that_is_no_longer_defined_is_forgotten_by_a_command_that_is_name
     assert "`retl state reset users`" in missed[0]["reason"]
     assert "files with the keys" in workshop.retl("state", "reset", "users").err
     workshop.json("state", "reset", "users", "--yes")
-    assert remains(workshop, "777001") == []
+    assert remains(workshop, "777001300451") == []
     assert erased(workshop, "--subject", f"email={PERSON}")["not_searched"] == []
     for words in ("log verify", "log", "runs", "state show"):
         assert workshop.retl(*words.split()).code == 0, words
@@ -393,24 +394,24 @@ def test_no_rollback_no_reject_and_no_measure_keeps_or_restores_an_erased_person
         " {type: decimal, max_digits: 12, decimal_places: 2, le: 1000}}",
         guards="{drift: {column: email, max_psi: 9}, max_reject_rate: 1}",
     )
-    workshop.warehouse("UPDATE users SET spend = 5000 WHERE user_id = 777001")
+    workshop.warehouse("UPDATE users SET spend = 5000 WHERE user_id = 777001300451")
     assert run(workshop)["rejected"] == 1
-    workshop.warehouse("UPDATE users SET spend = 5 WHERE user_id = 777001")
+    workshop.warehouse("UPDATE users SET spend = 5 WHERE user_id = 777001300451")
     run(workshop)
-    workshop.warehouse("DELETE FROM users WHERE user_id = 777001")
+    workshop.warehouse("DELETE FROM users WHERE user_id = 777001300451")
     gone = run(workshop)["run_id"]
-    erased(workshop, "--sync", "users", "--key", "777001")
-    assert remains(workshop, "777001", PERSON, sha256(PERSON.encode()).hexdigest()[:16]) == []
-    assert "777001" not in contents(workshop)
+    erased(workshop, "--sync", "users", "--key", "777001300451")
+    assert remains(workshop, "777001300451", PERSON, sha256(PERSON.encode()).hexdigest()[:16]) == []
+    assert "777001300451" not in contents(workshop)
     assert PERSON not in contents(workshop)
     workshop.retl("rollback", gone)
     assert column(postgres, "SELECT count(*) FROM crm.users") == [ROWS]
     workshop.json("state", "resume", "users")
-    workshop.warehouse(f"{MART}; {MART.replace('1)', '2)')}; INSERT INTO users VALUES (777001, NULL, -1)")
+    workshop.warehouse(f"{MART}; {MART.replace('1)', '2)')}; INSERT INTO users VALUES (777001300451, NULL, -1)")
     after = run(workshop)
     assert (after["skipped"], after["rejected"]) == (3, 0)
-    assert remains(workshop, "777001", PERSON) == []
-    assert "777001" not in contents(workshop)
+    assert remains(workshop, "777001300451", PERSON) == []
+    assert "777001300451" not in contents(workshop)
 
 
 def contents(workshop: Workshop) -> str:
@@ -425,8 +426,8 @@ def contents(workshop: Workshop) -> str:
 def test_a_key_is_lifted_by_name_and_then_delivered(workshop: Workshop, postgres: Database) -> None:
     workshop.sync("users", destination=TABLE)
     run(workshop)
-    erased(workshop, "--sync", "users", "--key", "777001")
-    lift = ("--lift", "--sync", "users", "--key", "777001")
+    erased(workshop, "--sync", "users", "--key", "777001300451")
+    lift = ("--lift", "--sync", "users", "--key", "777001300451")
     for option in (("--dry-run",), ("--accept", "TARGET_LOST")):
         assert erased(workshop, *lift, *option, code=2)["error"]["code"] == "USAGE"
     assert erased(workshop, *lift) == {"lifted": 1}

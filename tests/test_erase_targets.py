@@ -138,7 +138,7 @@ def test_a_target_restored_to_before_an_erasure_brings_nobody_back_without_a_wor
         workshop.warehouse("UPDATE users SET spend = spend + 1 WHERE user_id = 5")
         assert run(workshop)["updated"] == 1
         restore()
-        assert 777001 in target.held()
+        assert 777001300451 in target.held()
         refused = run(workshop)
         assert refused["error"]["code"] == "TARGET_LOST"
         assert "`retl erase --again`" in " ".join(refused["notes"])
@@ -150,7 +150,7 @@ def test_a_target_restored_to_before_an_erasure_brings_nobody_back_without_a_wor
         assert target.held() == set(range(1, ROWS + 1))
         after = run(workshop)
         assert (after["status"], after["updated"] > 0) == ("SUCCESS", kind == "sqlite")
-        assert [one for one in remains(workshop, PERSON, "777001") if not one.startswith("crm.")] == []
+        assert [one for one in remains(workshop, PERSON, "777001300451") if not one.startswith("crm.")] == []
         verified(workshop)
 
 
@@ -166,11 +166,11 @@ def test_a_ledger_restored_to_before_an_erasure_sends_nobody_without_a_word(
         shutil.rmtree(state)
         shutil.copytree(tmp_path / "kept", state)
         workshop.warehouse(f"UPDATE users SET spend = spend + 1 WHERE email = '{PERSON}'")
-        for words in ((), ("--full",), ("--key", "777001"))[: None if ALL else 1]:
+        for words in ((), ("--full",), ("--key", "777001300451"))[: None if ALL else 1]:
             refused = run(workshop, *words)
             assert refused["error"]["code"] == "STATE_BEHIND", words
             assert "must be erased again" in refused["error"]["hint"]
-        assert 777001 not in target.held()
+        assert 777001300451 not in target.held()
         erased(workshop, "--subject", f"email={PERSON}", "--accept", "STATE_BEHIND")
         after = run(workshop, "--accept", "STATE_BEHIND")
         assert (after["status"], after["skipped"]) == ("SUCCESS", 1), after["error"]
@@ -202,7 +202,7 @@ def test_an_erasure_that_is_not_finished_is_said_by_every_command_until_it_is(tm
     assert (state["open_erasures"], state["next"]) == (0, "")
     assert "not finished" not in " ".join(run(workshop).get("notes", ()))
     verified(workshop)
-    assert target.held() == {777001, *range(1, ROWS + 1)} - {5}
+    assert target.held() == {777001300451, *range(1, ROWS + 1)} - {5}
 
 
 def test_a_new_sync_and_a_new_key_are_told_of_erasures_that_they_know_nothing_of(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_an_erasure_that_passes_a_guard_decides_nothing_for_the_syncs(
         after = run(workshop, "--accept", "STATE_BEHIND")
         assert (after["status"], after["skipped"]) == ("SUCCESS", 2), after["error"]
         assert run(workshop)["status"] == "SUCCESS"
-        assert target.held() == {777001, *range(1, ROWS + 1)} - {5, 6}
+        assert target.held() == {777001300451, *range(1, ROWS + 1)} - {5, 6}
 
 
 @pytest.mark.parametrize("kind", RESTORED)
@@ -272,7 +272,7 @@ def test_an_erasure_under_a_new_ledger_decides_nothing_for_the_syncs(
         after = run(workshop, *(("--accept", "STATE_LOST") if remedy == "sync" else ()))
         assert (after["status"], after["skipped"]) == ("SUCCESS", 2), after["error"]
         assert run(workshop)["status"] == "SUCCESS"
-        assert target.held() == {777001, *range(1, ROWS + 1)} - {5, 6}
+        assert target.held() == {777001300451, *range(1, ROWS + 1)} - {5, 6}
 
 
 if ALL:
@@ -283,12 +283,12 @@ if ALL:
     ) -> None:
         with target_of(kind, tmp_path / "project", request) as target:
             workshop = target.workshop
-            (done,) = erased(workshop, "--sync", "users", "--key", "777001", "--key", "7")["syncs"]
+            (done,) = erased(workshop, "--sync", "users", "--key", "777001300451", "--key", "7")["syncs"]
             assert done["proof"]["target"] == {
                 "how": "delete", "keys": 2, "read_back": True, "there": 2, "absent": 0
             }  # fmt: skip
             assert target.held() == set(range(1, ROWS + 1)) - {7}
-            assert [name for name in remains(workshop, PERSON, "777001") if not name.startswith("crm.")] == []
+            assert [name for name in remains(workshop, PERSON, "777001300451") if not name.startswith("crm.")] == []
             after = run(workshop, "--full")
             assert (after["status"], after["skipped"], after["updated"]) == ("SUCCESS", 2, ROWS - 1)
             verified(workshop)
@@ -308,8 +308,8 @@ if ALL:
         done = erased(workshop, "--subject", f"email={PERSON}", code=1)
         assert done["syncs"][0]["status"] == "not_erasable"
         assert done["syncs"][0]["error"]["code"] == "NOT_ERASABLE"
-        assert "777001" in published(workshop)
-        assert [name for name in remains(workshop, PERSON, "777001") if not name.startswith("out/")] == []
+        assert "777001300451" in published(workshop)
+        assert [name for name in remains(workshop, PERSON, "777001300451") if not name.startswith("out/")] == []
         assert run(workshop)["skipped"] == 1
         assert published(workshop) == {str(key) for key in range(1, ROWS + 1)}
         assert run(workshop)["unchanged"] == ROWS
