@@ -27,7 +27,7 @@ def test_every_source_is_compared_and_no_count_is_of_another(
     record_property: Callable[[str, object], None],
 ) -> None:
     record_property("sources", compared.sources_compared()[2])
-    assert list(rows()) == sources.names()
+    assert tuple(rows()) == sources.names()
     assert seen.types().keys() <= set(sources.names())
     unseen = {name for name in sources.names() if name not in seen.types()}
     assert all(sources.load(name).evidence.startswith("unproved") for name in unseen)

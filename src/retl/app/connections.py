@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 DestinationClass = type[Destination[Any]]
 
 
-class Connections(Struct, frozen=True):
+class Connections(Struct, frozen=True, dict=True):
     """The connections of retl.yml and the default ones; `file` is retl.yml as written."""
 
     __repr__ = object.__repr__  # the values of variables are secrets
@@ -43,8 +44,18 @@ class Connections(Struct, frozen=True):
     file: Filled
     presets: Mapping[str, Preset]
 
+    @cached_property
+    def _assumed(self) -> dict[tuple[DestinationClass, str], BaseModel]:
+        """The models that `assumed` has made: each sync of a connection asks for its model."""
+        return {}
+
     def assumed(self, kind: DestinationClass, name: str) -> BaseModel:
         """The connection's model, with stand-ins for unknown values."""
+        if (kind, name) not in self._assumed:
+            self._assumed[kind, name] = self._stood_in(kind, name)
+        return self._assumed[kind, name]
+
+    def _stood_in(self, kind: DestinationClass, name: str) -> BaseModel:
         environment, written = self.environment.plain(), {}
         missing: set[str] = set()
         if name in self.definitions:

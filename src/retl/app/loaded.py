@@ -310,6 +310,16 @@ class LoadedProject(Struct, frozen=True, dict=True):
     def claim(self, sync: Sync) -> str | None:
         """A value that all syncs of one object share; None if there is none, or if a definition is wrong. It
         runs no command and reads no file: an unset variable is represented by its name."""
+        if sync.name not in self._claims:
+            self._claims[sync.name] = self._claim(sync)
+        return self._claims[sync.name]
+
+    @cached_property
+    def _claims(self) -> dict[str, str | None]:
+        """The claims that somebody has asked for."""
+        return {}
+
+    def _claim(self, sync: Sync) -> str | None:
         try:
             name, type_name = self.connections.of(sync, self._written[sync.name])
             kind = self.connections.kind(name, type_name, self.place(sync, ("destination", "type")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -283,7 +283,7 @@ def destinations(
     from retl.destinations import load
 
     own = own_presets(invocation)
-    kinds = {
+    kinds: dict[str, Callable[[str], type[Destination[Any]]]] = {
         **dict.fromkeys(reference.types(), load),
         **dict.fromkeys(own, own.__getitem__),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ from retl.destinations.api import Destination
 from retl.errors import DefinitionError
 
 
-def names() -> list[str]:
+@cache
+def names() -> tuple[str, ...]:
     """The types with code of their own: the folders of this package, without what several types share."""
     shared = ("presets", "sql")
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg and m.name not in shared)
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg and m.name not in shared))
 
 
-def preset_names() -> list[str]:
+@cache
+def preset_names() -> tuple[str, ...]:
     """The types that are data: the presets that come with retl."""
-    return sorted(path.stem for path in (Path(__file__).parent / "presets").glob("*.yml"))
+    return tuple(sorted(path.stem for path in (Path(__file__).parent / "presets").glob("*.yml")))
 
 
+@cache
 def load(type_name: str) -> type[Destination[Any]]:
     """The destination class of a type. DefinitionError DESTINATION_UNKNOWN if there is none."""
     if type_name in preset_names():

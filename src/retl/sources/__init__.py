@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -23,11 +24,13 @@ _SHARED = {
 }  # not types
 
 
-def names() -> list[str]:
+@cache
+def names() -> tuple[str, ...]:
     """The types of sources."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED)
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED))
 
 
+@cache
 def load(type_name: str) -> type[Source[Any]]:
     """The class of a type. DefinitionError SOURCE_UNKNOWN if there is none."""
     if type_name not in names():
