@@ -2,7 +2,7 @@
 
 There is no lease and no timeout: the kernel or PostgreSQL releases the lock when its holder ends. A holder
 may not notice that its connection was lost, so there is also an epoch: it grows with every lock taken, and
-a run with an older epoch can record nothing. It never waits for a lock.
+a run with an older epoch can record nothing. It never waits for a run that has the lock.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from retl.ledger.database import Database, PostgreSQL
 from retl.ledger.files import make_private, private, writing
 from retl.ledger.rows import cell
 
+_LOOK = 0.1  # seconds, thousands of times as long as a look at a lock takes
 _TAKE = """
 INSERT INTO retl_locks (name, epoch, sync, host, pid, since) VALUES (?, 1, ?, ?, ?, ?)
 ON CONFLICT (name) DO UPDATE SET epoch = retl_locks.epoch + 1, sync = excluded.sync,
@@ -62,9 +63,7 @@ class Flocks(Grip):
         with writing(path):
             make_private(self._directory)
             descriptor = private(path, os.O_RDWR | os.O_CREAT)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(descriptor):
                 os.close(descriptor)
                 return False
         self._held[path] = descriptor
@@ -103,6 +102,9 @@ class Advisory(Grip):
         return False
 
     def release(self) -> None:
+        # A server notes the end of a session a little later, and the next run may begin at once.
+        with contextlib.suppress(LedgerError, Later):
+            self.database.query("SELECT pg_advisory_unlock_all()")
         self.database.close()
 
 
@@ -232,6 +234,21 @@ def _held(database: Database, name: str) -> Later:
     own = "" if sync == name else f"sync {sync}, "  # the name says it, and that of a watch is no sync's
     holder = f"{own}pid {pid} on {host}, since {since}" if host else "a run that is just starting"
     return Later("LOCK_HELD", f"{name} is locked by {holder}", hint="run it again when that run has ended")
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock the file, True, unless another process has it. `is_held` looks by sharing the lock for an instant,
+    so one refusal says little."""
+    patience = time.monotonic() + _LOOK
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > patience:
+                return False
+            time.sleep(_LOOK / 100)
+        else:
+            return True
 
 
 def _file(directory: Path, name: str) -> Path:
