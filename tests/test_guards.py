@@ -154,6 +154,17 @@ def test_a_mart_of_one_row_is_not_empty() -> None:
     assert codes(replace(one, last_read=3)) == ["ROW_DROP"]
 
 
+def test_a_reader_of_the_verdicts_sees_why_a_guard_passes() -> None:
+    def shown(facts: Facts) -> dict[str, tuple[str, str, str]]:
+        found = verdicts(facts, Guards(), judge(facts, Guards()))
+        return {one.code: (one.found, one.limit, one.verdict) for one in found}
+
+    few = replace(CALM, deletes_on=True, deletes=7, baseline_rows=39)
+    assert shown(few)["DELETE_RATE"] == ("7 of 39", "0.1; 10 rows always pass", "passes")
+    assert shown(replace(few, deletes=3))["DELETE_RATE"] == ("3 of 39", "0.1", "passes")
+    assert "ROW_DROP" not in shown(replace(CALM, read=0, total=0, matched=0))
+
+
 def test_a_mart_without_rows_did_not_fall() -> None:
     assert codes(replace(CALM, read=0, total=0, matched=0)) == []
     assert codes(replace(CALM, last_read=0)) == []

@@ -130,3 +130,20 @@ def test_a_plan_says_that_a_receiver_may_get_a_request_twice(
         shop.sync("users", destination=destination)
         said = notes(shop, "sync", "users", "--dry-run")
     assert any("`write: upsert` says" in one and "is sent again" in one for one in said) == is_said
+
+
+def test_a_mart_without_rows_is_noted_and_the_next_one_is_compared_with_the_one_before(
+    shop: Workshop,
+) -> None:
+    rows = shop.json("sync", "users")["syncs"][0]["inserted"]
+    shop.warehouse("CREATE TABLE kept AS FROM users; DELETE FROM users")
+    said = f"the mart has no rows: nothing is sent, and {rows} delivered rows stay"
+    assert said in notes(shop)
+    assert notes(shop) == []
+    assert said in standing(shop)
+    shop.warehouse("INSERT INTO users FROM kept WHERE user_id <= 3")
+    refused = shop.retl("sync", "users")
+    assert refused.code == 3
+    assert f"the mart fell from {rows} to 3 rows" in refused.err
+    shop.warehouse("INSERT INTO users FROM kept WHERE user_id > 3")
+    assert shop.json("sync", "users")["syncs"][0]["unchanged"] == rows

@@ -131,10 +131,14 @@ def _measured(facts: Facts, guards: Guards) -> Iterator[tuple[str, str, str]]:
             limit = f"exactly {facts.allow_deletes:,}"
         elif guards.max_delete_rows is not None:
             limit += f", {guards.max_delete_rows:,} rows"
+        elif facts.deletes <= DELETES_ALWAYS_PASS and _over(
+            facts.deletes, guards.max_delete_rate, facts.deletable
+        ):
+            limit += f"; {DELETES_ALWAYS_PASS} rows always pass"
         yield "DELETE_RATE", f"{facts.deletes:,} of {facts.deletable:,}", limit
     if facts.deletes_on or guards.min_rows is not None:
         yield "EMPTY_SOURCE", f"{facts.total:,} rows", f"at least {guards.min_rows or 1:,}"
-    if facts.full_read and facts.last_read:
+    if facts.full_read and facts.read and facts.last_read:
         drop = max(0, facts.last_read - facts.read)
         yield "ROW_DROP", f"{drop:,} of {facts.last_read:,}", f"{guards.max_row_drop:g}"
     if facts.sampled:

@@ -181,7 +181,11 @@ def _withheld(job: Job, made: Made, plan: Plan) -> Mapping[str, bool]:
     withheld = plan.ends.get(("delete", "not_attempted"), 0)
     succeeded = plan.ends.get(("delete", succession.SUCCEEDED), 0) if made.diffed.strategy.absence else 0
     outside = plan.ends.get(("delete", diff.OUTSIDE), 0)
+    facts, known = plan.facts, made.known.baseline_rows
     return {
+        f"the mart has no rows: nothing is sent, and {counted(known, 'delivered row', 'stay')}": (
+            facts.full_read and not facts.total and not facts.deletes_on and known > 0
+        ),
         f"{counted(withheld, 'delete', 'wait')}: a row without a usable key may be one of them": withheld > 0,
         f"ERASED: {counted(erased, 'row', 'is')} never sent, by an erasure"
         f" (`retl erase --lift --sync {sync.name} --key …` takes one off)": erased > 0,

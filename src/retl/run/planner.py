@@ -446,8 +446,9 @@ def aside(
 
 
 def _rows_read(made: Made, *, whole: bool) -> int:
-    """The rows of the mart as this run knows them, else as the last run did."""
-    if whole:
+    """The rows of the mart as this run knows them, else as the last run did. A mart without rows is not one
+    that a later one fell from."""
+    if whole and made.frozen.total:
         return made.frozen.total
     checkpoint = made.known.basis.checkpoint
     return checkpoint.read_rows if checkpoint else 0
