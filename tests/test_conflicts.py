@@ -288,7 +288,7 @@ def test_a_row_that_is_due_when_conflicts_is_switched_on_keeps_what_the_target_h
 
 def project_again(folder: Path, database: Database, conflicts: str, **parts: str) -> Workshop:
     """The same project with another definition of its sync."""
-    workshop = project(folder / "other", database, conflicts, **parts)
+    workshop = project(folder / f"other {len(list(folder.iterdir()))}", database, conflicts, **parts)
     other = Workshop.__new__(Workshop)
     other.folder, other.environment = folder / "project", workshop.environment
     definition = (workshop.folder / "syncs" / "people.yml").read_text()
@@ -304,6 +304,30 @@ def test_a_target_that_was_emptied_is_filled_again_on_demand(tmp_path: Path, peo
     assert (said.code, said.document["syncs"][0]["error"]["code"]) == (3, "TARGET_LOST")
     assert run(workshop, "--full")["updated"] == 103
     assert len(held(people)) == 103
+
+
+def test_what_a_restored_backup_holds_is_kept_until_one_run_where_the_mart_wins(
+    tmp_path: Path, people: Database
+) -> None:
+    workshop = begun(tmp_path, people, "target_wins")
+    tables = ("people", "retl_applied")
+    with people.connect() as connection:
+        for one in tables:
+            connection.execute(f"CREATE TABLE {one}_kept AS TABLE {one}")
+    workshop.warehouse(rows(a=("q", 1), b=("q", 1), c=("p", 1)))
+    assert run(workshop)["updated"] == 2
+    with people.connect() as connection:
+        for one in tables:
+            connection.execute(f"DELETE FROM {one}; INSERT INTO {one} TABLE {one}_kept")
+    said = workshop.retl("sync", "--sync", "people", "--output", "json")
+    assert (said.code, said.document["syncs"][0]["error"]["code"]) == (3, "TARGET_LOST")
+    assert run(workshop, "--accept", "TARGET_LOST")["conflicts"]["kept"] == 2
+    assert run(workshop, "--full")["conflicts"]["kept"] == 2
+    assert held(people)["a"] == ("p", 1, None)
+    assert run(project_again(tmp_path, people, "warehouse_wins"), "--full")["conflicts"]["kept"] == 0
+    assert held(people)["a"] == ("q", 1, None)
+    assert run(project_again(tmp_path, people, "target_wins"))["skipped"] == 0
+    assert held(people)["a"] == ("q", 1, None)
 
 
 def test_rows_that_others_removed_do_not_make_the_target_lost(tmp_path: Path, people: Database) -> None:
