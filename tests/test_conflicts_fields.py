@@ -104,6 +104,24 @@ def test_a_row_that_was_refused_meanwhile_is_written_later(shop: Workshop, postg
     assert rows(postgres, "email, more")[3] == ("good", "good")
 
 
+@pytest.mark.parametrize("conflicts", KEEPING)
+@pytest.mark.parametrize("first", [False, True])
+def test_rows_of_a_run_that_was_killed_are_read_right_after_the_fields_changed_again(
+    shop: Workshop, postgres: Database, conflicts: str, first: bool
+) -> None:
+    if not first:
+        sync(shop, EMAIL, conflicts)
+    to = "{type: postgres, table: users, create: true}"
+    shop.sync("users", fields=BOTH, destination=to, deletes="delete", conflicts=conflicts)
+    assert shop.process("sync", "users", RETL_CRASH_AT="committing").code == -9
+    change(postgres, "UPDATE users SET email = 'edited' WHERE user_id = 7")
+    done = sync(shop, "{email: email, spend: spend, more: email}", conflicts)
+    assert (done["updated"], done["conflicts"]["kept"]) == (ROWS, 0), done
+    found = rows(postgres, "email, more")
+    assert found.pop(7) == ("edited", "u7@example.com")
+    assert all(email == more for email, more in found.values())
+
+
 def test_a_field_that_changes_its_place_and_a_column_that_is_dropped_are_no_edits(
     shop: Workshop, postgres: Database
 ) -> None:
@@ -153,6 +171,25 @@ def test_redis_fills_new_fields_too(tmp_path: Path, redis_server: RedisServer, v
     assert _text(next(v for k, v in held(8).items() if _text(k) == "spend")) == "-1"
     shop.warehouse("UPDATE users SET spend = spend + 1000")
     assert sync(shop, SPEND, "target_wins", **to)["updated"] == ROWS - 1
+
+
+@pytest.mark.parametrize("former", ["{field: email}", "json"])
+def test_redis_knows_what_it_left_in_a_string_that_is_made_of_another_field(
+    tmp_path: Path, redis_server: RedisServer, former: str
+) -> None:
+    shop = Workshop(tmp_path / "shop")
+    shop.use(redis=redis_server)
+    client: Any = redis_server.client()
+
+    def to(value: str) -> dict[str, str]:
+        return {"destination": f"{{type: redis, key: 'u:{{user_id}}', value: {value}, ttl: none}}"}
+
+    sync(shop, EMAIL, "target_wins", **to(former))
+    client.set("u:8", "edited")
+    shop.warehouse("UPDATE users SET email = email || '.test'")
+    done = sync(shop, "{mail: email}", "target_wins", **to("{field: mail}"))
+    assert (done["updated"], done["conflicts"]["kept"]) == (ROWS - 1, 1), done
+    assert {client.get(f"u:{one}").decode() for one in (7, 8)} == {"u7@example.com.test", "edited"}
 
 
 def _text(one: Any) -> str:

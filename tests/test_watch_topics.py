@@ -317,6 +317,67 @@ def test_after_a_change_of_the_sync_every_row_is_compared(shop: Workshop, topic:
         assert made.done[0].counts.read == 1
 
 
+def test_a_changed_sync_is_remembered_as_changed_until_every_row_was_compared(
+    shop: Workshop, topic: Topic
+) -> None:
+    shop.sync("users", when=topic.trigger)
+    with running(shop) as made:
+        until(lambda: made.done and kept(shop).get("offsets") == {"0": 0})
+    changed = {"when": topic.trigger, "fields": "{spend: spend}"}
+    shop.sync("users", **changed, checks="['SELECT 1 FROM source WHERE spend = 1']")
+    with running(shop) as made:
+        until(lambda: made.done)
+        assert made.statuses() == [("users", "REFUSED")]
+        made.watch.turn()
+    shop.warehouse("UPDATE users SET spend = 100 WHERE spend = 1")
+    with running(shop) as made:
+        until(lambda: made.done, "the run of the whole mart, which nobody has done yet")
+        assert made.done[0].counts.updated == ROWS
+
+
+def test_a_changed_file_of_the_sync_is_a_change_of_the_sync(shop: Workshop, topic: Topic) -> None:
+    shop.write("contracts/users.yml", "user_id: {type: integer}\nemail: {type: string}\n")
+    shop.sync("users", when=topic.trigger, contract="contracts/users.yml")
+    with running(shop) as made:
+        until(lambda: made.done and kept(shop).get("offsets") == {"0": 0})
+        assert made.done[0].counts.inserted == ROWS
+    shop.write("contracts/users.yml", "user_id: {type: integer}\nspend: {type: float}\n")
+    with running(shop) as made:
+        until(lambda: made.done)
+        assert made.done[0].counts.updated == ROWS
+
+
+def test_another_query_is_a_change_of_the_sync(shop: Workshop, topic: Topic) -> None:
+    shop.write("sql/users.sql", "SELECT user_id, email FROM users")
+    shop.sync("users", when=topic.trigger, source="{file: sql/users.sql}")
+    with running(shop) as made:
+        until(lambda: made.done and kept(shop).get("offsets") == {"0": 0})
+    shop.write("sql/users.sql", "SELECT user_id, upper(email) AS email FROM users")
+    with running(shop) as made:
+        until(lambda: made.done)
+        assert made.done[0].counts.updated == ROWS
+
+
+def test_keys_wait_for_a_sync_that_could_not_begin(shop: Workshop, topic: Topic) -> None:
+    shop.sync("users", when=topic.trigger)
+    with watched(shop) as made:
+        heard = made.watch._topics.of("users")
+        assert heard is not None
+        until(lambda: heard._has_asked)
+        made.turn()
+        assert not heard.ended(None, good=False, gone=False), "nothing waits"
+        topic.say("7")
+        until(lambda: heard._has_asked)
+        assert heard.ended(None, good=False, gone=False), (
+            "a wrong definition is noticed before keys are taken"
+        )
+        topic.say("8")
+        until(lambda: heard._offsets == {0: 2})
+        made.watch._ask_for_keys("users")
+        made.turn()
+        assert [one.counts.read for one in made.done] == [ROWS, 2]
+
+
 def test_what_an_unfinished_load_held_is_part_of_the_next(shop: Workshop, topic: Topic) -> None:
     shop.sync("users", when=topic.trigger)
     with watched(shop) as made:

@@ -67,11 +67,15 @@ def digests_of(what: str, names: Sequence[str]) -> str:
     return json.dumps({what[:8].upper(): list(names)})
 
 
-def remembered(now: Mapping[str, str], former: Mapping[str, str]) -> str:
-    """The same with those of `former` shapes, because rows that were not written since have them still."""
-    known, new = json.loads(former.get("digests", "{}")), json.loads(now["digests"])
-    older = [one for one in known.items() if one[0] not in new]
-    return json.dumps(dict([*older, *new.items()][-_FORMERS:]))
+def remembered(*fingerprints: Mapping[str, str]) -> str:
+    """The same of several fingerprints, from the oldest to the newest, because rows that were not written
+    since have digests of an older one still."""
+    shapes = dict[str, list[str]]()
+    for one in fingerprints:
+        for salt, names in json.loads(one.get("digests", "{}")).items():
+            shapes.pop(salt, None)
+            shapes[salt] = names
+    return json.dumps(dict([*shapes.items()][-_FORMERS:]))
 
 
 class Strategy(Struct, frozen=True):

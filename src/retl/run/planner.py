@@ -330,7 +330,7 @@ def guard(job: Job, run: Run, made: Made) -> Plan:
         fingerprints={
             **mapped.fingerprints,
             "mark": extent.fingerprint(job, made.opened),
-            "digests": diff.remembered(mapped.fingerprints, known.former),
+            "digests": diff.remembered(known.former, mapped.fingerprints),
         },
         watermark=made.diffed.watermark,
         scope=_scope(made),
