@@ -122,6 +122,26 @@ def test_rows_of_a_run_that_was_killed_are_read_right_after_the_fields_changed_a
     assert all(email == more for email, more in found.values())
 
 
+@pytest.mark.parametrize("fields", [(BOTH, SPEND), (SPEND, BOTH)])
+@pytest.mark.parametrize("rollback", [False, True])
+def test_a_row_that_left_the_mart_as_the_fields_changed_follows_it_again_once_it_is_back(
+    shop: Workshop, postgres: Database, fields: tuple[str, str], rollback: bool
+) -> None:
+    before, after = fields
+    kept = {"rollback": "{keep: 30d}"} if rollback else {}
+    sync(shop, before, "target_wins", **kept)
+    shop.warehouse("CREATE TABLE gone AS FROM users WHERE user_id = 3; DELETE FROM users WHERE user_id = 3")
+    done = sync(shop, after, "target_wins", **kept)
+    assert done["deletes"]["kept"] == 1, done
+    if rollback:
+        assert shop.retl("rollback", done["run_id"]).code == 0
+        shop.json("state", "resume", "users")
+    shop.warehouse("INSERT INTO users SELECT user_id, email, 555 FROM gone")
+    done = sync(shop, after, "target_wins", **kept)
+    assert done["conflicts"] == {"merged": 0, "kept": 0, "queued": 0}, done
+    assert rows(postgres, "spend")[3] == (555,)
+
+
 def test_a_field_that_changes_its_place_and_a_column_that_is_dropped_are_no_edits(
     shop: Workshop, postgres: Database
 ) -> None:

@@ -176,7 +176,7 @@ def _compare(workspace: Workspace, strategy: Strategy, join: str) -> None:
         f"CREATE OR REPLACE TABLE {CANDIDATES} AS SELECT * FROM ("
         f"SELECT r.row, coalesce(r.key, b.key) AS key, {op} AS op, {ending} AS ending,"
         f" r.cleared, b.owned, b.ref, {seen_sql(strategy.compares)} AS seen,"
-        f" {'NULL::BLOB' if strategy.compares is None else 'b.hash'} AS former"
+        f" {_former_sql(strategy.compares)} AS former"
         f" FROM {join} ON b.key = r.key"
         ") WHERE op <> 'unchanged'"
     )
@@ -193,6 +193,16 @@ def seen_sql(compares: Compares | None) -> str:
         f"CASE WHEN b.hash IS NULL THEN NULL WHEN b.seen IS NULL THEN {NEVER}"
         f" {of} {literal(compares.salt)} THEN b.seen{formers} ELSE {NEVER} END"
     )
+
+
+def _former_sql(compares: Compares | None) -> str:
+    """SQL of the hash that a key keeps if its row leaves the mart and the target keeps it. Its digests are
+    those of today's fields now, so a hash of former fields gives way to one of today's that no row has."""
+    if compares is None:
+        return "NULL::BLOB"
+    salt = literal(compares.salt)
+    blank = f"unhex(concat(repeat('0', 2 * octet_length(b.hash) - 8), {salt}))"
+    return f"CASE WHEN b.hash IS NULL OR right(hex(b.hash), 8) = {salt} THEN b.hash ELSE {blank} END"
 
 
 def _moved(former: Former) -> str:
