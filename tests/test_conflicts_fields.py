@@ -142,6 +142,22 @@ def test_a_row_that_left_the_mart_as_the_fields_changed_follows_it_again_once_it
     assert rows(postgres, "spend")[3] == (555,)
 
 
+@pytest.mark.parametrize("conflicts", KEEPING)
+@pytest.mark.parametrize("why", ["no answer", "nobody asked"])
+def test_a_new_field_is_filled_in_rows_of_which_it_is_not_known_what_they_hold(
+    shop: Workshop, postgres: Database, conflicts: str, why: str
+) -> None:
+    if why == "no answer":
+        sync(shop, SPEND, conflicts)
+        shop.warehouse("UPDATE users SET spend = spend + 1000")
+        assert shop.process("sync", "users", RETL_CRASH_AT="batch_answered").code == -9
+    else:
+        sync(shop, SPEND, "warehouse_wins")
+    done = sync(shop, BOTH, conflicts)
+    assert (done["updated"], done["conflicts"]["kept"]) == (ROWS, 0), done
+    assert all(email is not None for (email,) in rows(postgres, "email").values())
+
+
 def test_a_field_that_changes_its_place_and_a_column_that_is_dropped_are_no_edits(
     shop: Workshop, postgres: Database
 ) -> None:
@@ -164,6 +180,15 @@ def test_a_row_that_somebody_removed_from_a_small_table_makes_no_lost_target(
     assert (done["updated"], left) == (1, 1), done
     assert 3 not in rows(postgres, "spend")
     change(postgres, "DELETE FROM users WHERE user_id IN (5, 6, 7)")
+    assert shop.retl("sync", "users").code == 3
+
+
+def test_where_nobodys_removal_counts_a_row_that_is_missing_makes_a_lost_target(
+    shop: Workshop, postgres: Database
+) -> None:
+    kept = {"rollback": "{keep: 30d}"}
+    sync(shop, BOTH, "warehouse_wins", **kept)
+    change(postgres, "DELETE FROM users WHERE user_id = 3")
     assert shop.retl("sync", "users").code == 3
 
 

@@ -24,7 +24,8 @@ from retl.values.sql import literal
 # due.
 CANDIDATES = "candidates"
 _FORMERS = 16  # shapes of a sync whose digests are still read
-NEVER = "unhex('0000000000000000')"  # digests that no value has
+UNLIKE = "0000000000000000"  # in hexadecimal a digest that no value has
+NEVER = f"unhex('{UNLIKE}')"  # digests that no row has
 OUTSIDE = "outside"  # the ending of a key that left the mart and is not in the scope of deletes
 UPSERTS = ("insert", "update", "refresh")
 Ends = Mapping[tuple[str, str | None], int]  # rows by (op, ending)
@@ -190,8 +191,8 @@ def seen_sql(compares: Compares | None) -> str:
     of = "WHEN right(hex(b.hash), 8) ="
     formers = "".join(f" {of} {literal(one.salt)} THEN {_moved(one)}" for one in compares.formers)
     return (
-        f"CASE WHEN b.hash IS NULL THEN NULL WHEN b.seen IS NULL THEN {NEVER}"
-        f" {of} {literal(compares.salt)} THEN b.seen{formers} ELSE {NEVER} END"
+        f"CASE WHEN b.hash IS NULL THEN NULL {of} {literal(compares.salt)}"
+        f" THEN coalesce(b.seen, {NEVER}){formers} ELSE {NEVER} END"
     )
 
 
@@ -206,16 +207,21 @@ def _former_sql(compares: Compares | None) -> str:
 
 
 def _moved(former: Former) -> str:
-    """SQL of the digests of former fields as those of today's. A field that was not sent is one in which we
-    left nothing: it is filled where it is empty, and a value in it is somebody else's. What is behind the
-    digests of fields goes, because it is of other columns now; but not the byte of a respected removal."""
+    """SQL of the digests of former fields as those of today's, also where those are not known. A field that
+    was not sent is one in which we left nothing: it is filled where it is empty, and a value in it is
+    somebody else's. What is behind the digests of fields goes, because it is of other columns now; but not
+    the byte of a respected removal."""
+    known = f"octet_length(b.seen) >= {8 * former.known}"
     digits = [
-        literal(NOTHING) if at is None else f"substr(hex(b.seen), {16 * at + 1}, 16)" for at in former.places
+        literal(NOTHING)
+        if at is None
+        else f"CASE WHEN {known} THEN substr(hex(b.seen), {16 * at + 1}, 16) ELSE {literal(UNLIKE)} END"
+        for at in former.places
     ]
     removal = "CASE WHEN octet_length(b.seen) % 8 = 1 THEN right(hex(b.seen), 2) ELSE '' END"
     return (
-        f"CASE WHEN octet_length(b.seen) = 0 THEN b.seen WHEN octet_length(b.seen) < {8 * former.known}"
-        f" THEN {NEVER} ELSE unhex(concat({', '.join(digits)}, {removal})) END"
+        "CASE WHEN octet_length(b.seen) = 0 THEN b.seen"
+        f" ELSE unhex(concat({', '.join(digits)}, {removal})) END"
     )
 
 

@@ -121,7 +121,7 @@ def ask(
     if believes and mapped.capabilities.readable and (found.replaced or not (append or chosen.full)):
         assert visited.destination is not None
         sampled, missed = sample(visited.destination, run, mapped, workspace, known.basis)
-        by_hand = mapped.field_map.shape.conditional and not found.replaced
+        by_hand = mapped.field_map.shape.conflicts != "warehouse_wins" and not found.replaced
         spared = guards.FEW_REMOVED if by_hand else 0
         found = replace(found, sampled=sampled, lost=missed, spared=spared)
     is_lost = guards.is_lost(found.sampled, found.lost, found.spared)
