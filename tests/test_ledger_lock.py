@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import threading
 import time
 from pathlib import Path
 
@@ -66,6 +69,15 @@ def test_a_killed_holder_holds_nothing(ledger: Ledger, url: str, tmp_path: Path)
     with lock:
         assert lock.epoch == epoch + 1
         lock.check()
+
+
+def test_who_only_looks_keeps_no_run_away(ledger: Ledger) -> None:
+    take(ledger).release()
+    looking = [os.open(path, os.O_RDONLY) for path in ledger.lock_files.glob("*.lock")]
+    for one in looking:
+        fcntl.flock(one, fcntl.LOCK_SH)  # as `retl status` does for a moment, if a run has not ended
+    threading.Timer(0.04, lambda: [os.close(one) for one in looking]).start()
+    take(ledger).release()
 
 
 def test_syncs_on_one_object_take_turns(ledger: Ledger) -> None:

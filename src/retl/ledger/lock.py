@@ -2,7 +2,7 @@
 
 There is no lease and no timeout: the kernel or PostgreSQL releases the lock when its holder ends. A holder
 may not notice that its connection was lost, so there is also an epoch: it grows with every lock taken, and
-a run with an older epoch can record nothing. It never waits for a lock.
+a run with an older epoch can record nothing. It never waits for a holder.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ ON CONFLICT (name) DO UPDATE SET epoch = retl_locks.epoch + 1, sync = excluded.s
   host = excluded.host, pid = excluded.pid, since = excluded.since
 RETURNING epoch
 """
+_LOOKS = (0.001, 0.01, 0.03, 0.06)  # seconds between attempts to lock a file
 
 
 class Grip(ABC):
@@ -62,9 +63,7 @@ class Flocks(Grip):
         with writing(path):
             make_private(self._directory)
             descriptor = private(path, os.O_RDWR | os.O_CREAT)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(descriptor):
                 os.close(descriptor)
                 return False
         self._held[path] = descriptor
@@ -236,6 +235,20 @@ def _held(database: Database, name: str) -> Later:
 
 def _file(directory: Path, name: str) -> Path:
     return directory / f"{sha256(name.encode()).hexdigest()[:32]}.lock"
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock a file for us alone. Who only looks at it (`is_held`) has it for a moment, and is no holder."""
+    for pause in (*_LOOKS, None):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if pause is None:
+                return False
+            time.sleep(pause)
+        else:
+            break
+    return True
 
 
 def _same(path: Path, descriptor: int) -> bool:
