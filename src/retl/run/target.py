@@ -144,6 +144,16 @@ def ask(
     return replace(found, distrust=doubt), known
 
 
+def can_tell(job: Job, mapped: Mapped, visited: Visited) -> bool:
+    """Whether the target's marks say what became of batches without an answer. If it or the ledger is a former
+    one, and nobody accepts that, a batch without a mark may have arrived all the same: it stays open."""
+    found = Asked(refusals=tuple(one for one in visited.refusals if not trace.accepted(one, job)))
+    if visited.trace is not None:
+        expires = mapped.capabilities.expires is not None
+        found = _judged(job, found, _compared(job, visited), expires=expires)
+    return not found.refusals
+
+
 def _refilled(found: Asked, mapped: Mapped, trace: Trace) -> Asked:
     """The columns that somebody dropped are empty in all rows when they are made again, so all are due. Not
     meant is a field that is new in the sync: then the hash of each row is another one."""
