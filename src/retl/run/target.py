@@ -145,8 +145,8 @@ def ask(
 
 
 def can_tell(job: Job, mapped: Mapped, visited: Visited) -> bool:
-    """Whether the target's marks say what became of batches without an answer. If it or the ledger is a former
-    one, and nobody accepts that, a batch without a mark may have arrived all the same: it stays open."""
+    """Whether the target's marks say what became of batches without an answer. If target or ledger is an old
+    one, and nobody accepts that, such a batch may have arrived without a mark: it stays open."""
     found = Asked(refusals=tuple(one for one in visited.refusals if not trace.accepted(one, job)))
     if visited.trace is not None:
         expires = mapped.capabilities.expires is not None
