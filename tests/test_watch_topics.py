@@ -239,6 +239,21 @@ def test_a_key_that_left_the_mart_is_deleted_by_a_run_of_the_whole_mart(
         assert redis_server.client().exists("users:7") == (deletes == "keep")
 
 
+def test_after_the_target_lost_its_rows_a_run_of_the_whole_mart_follows(
+    shop: Workshop, topic: Topic, redis_server: RedisServer
+) -> None:
+    to = "{type: redis, key: 'u:{user_id}', value: json, ttl: 1h}"
+    shop.sync("users", when=topic.trigger, destination=to)
+    client: Any = redis_server.client()
+    with running(shop) as made:
+        until(lambda: made.done and kept(shop).get("offsets") == {"0": 0})
+        client.flushdb()
+        topic.say("7")
+        until(lambda: client.dbsize() > ROWS, "every row, which no key names")
+        until(lambda: kept(shop)["offsets"] == {"0": 1})
+        assert [one.counts.read for one in made.done] == [ROWS, 1, ROWS]
+
+
 def test_so_many_keys_that_the_whole_mart_is_cheaper_become_one_run(shop: Workshop, topic: Topic) -> None:
     shop.sync("users", when=f"{{topic: {topic.name}, from: stream, window: 2s}}")
     with running(shop) as made:
@@ -365,10 +380,10 @@ def test_keys_wait_for_a_sync_that_could_not_begin(shop: Workshop, topic: Topic)
         assert heard is not None
         until(lambda: heard._has_asked)
         made.turn()
-        assert not heard.ended(None, good=False, gone=False), "nothing waits"
+        assert not heard.ended(None, good=False, rest=False), "nothing waits"
         topic.say("7")
         until(lambda: heard._has_asked)
-        assert heard.ended(None, good=False, gone=False), (
+        assert heard.ended(None, good=False, rest=False), (
             "a wrong definition is noticed before keys are taken"
         )
         topic.say("8")
@@ -387,7 +402,7 @@ def test_what_an_unfinished_load_held_is_part_of_the_next(shop: Workshop, topic:
         whole = heard.take(whole=False)
         assert whole is not None
         assert whole.keys is None
-        assert not heard.ended(whole, good=True, gone=False)
+        assert not heard.ended(whole, good=True, rest=False)
         topic.say("1")
         until(lambda: heard._has_asked)
         first = heard.take(whole=False)
@@ -396,13 +411,13 @@ def test_what_an_unfinished_load_held_is_part_of_the_next(shop: Workshop, topic:
         second = heard.take(whole=False)
         assert second is not None
         assert (sorted(second.keys), dict(second.offsets)) == ([("1",), ("2",)], {0: 2})
-        assert not heard.ended(first, good=True, gone=False), "it stands for nothing any more"
+        assert not heard.ended(first, good=True, rest=False), "it stands for nothing any more"
         assert heard._confirmed == {0: 0}
-        assert heard.ended(second, good=True, gone=True), "only a run of the whole mart deletes"
+        assert heard.ended(second, good=True, rest=True), "only a run of the whole mart deletes"
         third = heard.take(whole=False)
         assert third is not None
         assert third.keys is None
-        assert not heard.ended(third, good=True, gone=False)
+        assert not heard.ended(third, good=True, rest=False)
         assert heard._confirmed == {0: 2}
 
 

@@ -618,5 +618,5 @@ class Execution:
             retries=effort["retries"],
             bytes=effort["bytes"],
             asserts=self.found.get("assert", ()),
-            gone=self.plan.gone if self.plan else 0,
+            rest=self.plan is not None and self.plan.rest,
         )

@@ -123,9 +123,9 @@ class Topic:
             self._turn.notify_all()
             return load
 
-    def ended(self, load: Load | None, *, good: bool, gone: bool) -> bool:
+    def ended(self, load: Load | None, *, good: bool, rest: bool) -> bool:
         """Note how the run ended that took `load`. True if another one must follow: it did not succeed, or
-        rows are `gone`, which only a run of the whole mart deletes. Without a `load` it took nothing, perhaps
+        left a `rest` that only a run of the whole mart does. Without a `load` it took nothing, perhaps
         because it could not begin."""
         with self._turn:
             if load is None:
@@ -134,13 +134,13 @@ class Topic:
             if load is not self._held:
                 return False
             self._held = None
-            if good and not gone:
+            if good and not rest:
                 if load.keys is None:
                     self._definition = self.ear.definition
                 self._confirmed, self._is_news = {**(self._confirmed or {}), **load.offsets}, True
                 return False
             self._keys = {**dict.fromkeys(load.keys or ()), **self._keys}
-            self._whole = self._whole or load.keys is None or gone
+            self._whole = self._whole or load.keys is None or rest
             return True
 
     @property
