@@ -104,6 +104,60 @@ def test_a_row_that_was_refused_meanwhile_is_written_later(shop: Workshop, postg
     assert rows(postgres, "email, more")[3] == ("good", "good")
 
 
+@pytest.mark.parametrize("conflicts", KEEPING)
+@pytest.mark.parametrize("first", [False, True])
+def test_rows_of_a_run_that_was_killed_are_read_right_after_the_fields_changed_again(
+    shop: Workshop, postgres: Database, conflicts: str, first: bool
+) -> None:
+    if not first:
+        sync(shop, EMAIL, conflicts)
+    to = "{type: postgres, table: users, create: true}"
+    shop.sync("users", fields=BOTH, destination=to, deletes="delete", conflicts=conflicts)
+    assert shop.process("sync", "users", RETL_CRASH_AT="committing").code == -9
+    change(postgres, "UPDATE users SET email = 'edited' WHERE user_id = 7")
+    done = sync(shop, "{email: email, spend: spend, more: email}", conflicts)
+    assert (done["updated"], done["conflicts"]["kept"]) == (ROWS, 0), done
+    found = rows(postgres, "email, more")
+    assert found.pop(7) == ("edited", "u7@example.com")
+    assert all(email == more for email, more in found.values())
+
+
+@pytest.mark.parametrize("fields", [(BOTH, SPEND), (SPEND, BOTH)])
+@pytest.mark.parametrize("rollback", [False, True])
+def test_a_row_that_left_the_mart_as_the_fields_changed_follows_it_again_once_it_is_back(
+    shop: Workshop, postgres: Database, fields: tuple[str, str], rollback: bool
+) -> None:
+    before, after = fields
+    kept = {"rollback": "{keep: 30d}"} if rollback else {}
+    sync(shop, before, "target_wins", **kept)
+    shop.warehouse("CREATE TABLE gone AS FROM users WHERE user_id = 3; DELETE FROM users WHERE user_id = 3")
+    done = sync(shop, after, "target_wins", **kept)
+    assert done["deletes"]["kept"] == 1, done
+    if rollback:
+        assert shop.retl("rollback", done["run_id"]).code == 0
+        shop.json("state", "resume", "users")
+    shop.warehouse("INSERT INTO users SELECT user_id, email, 555 FROM gone")
+    done = sync(shop, after, "target_wins", **kept)
+    assert done["conflicts"] == {"merged": 0, "kept": 0, "queued": 0}, done
+    assert rows(postgres, "spend")[3] == (555,)
+
+
+@pytest.mark.parametrize("conflicts", KEEPING)
+@pytest.mark.parametrize("why", ["no answer", "nobody asked"])
+def test_a_new_field_is_filled_in_rows_of_which_it_is_not_known_what_they_hold(
+    shop: Workshop, postgres: Database, conflicts: str, why: str
+) -> None:
+    if why == "no answer":
+        sync(shop, SPEND, conflicts)
+        shop.warehouse("UPDATE users SET spend = spend + 1000")
+        assert shop.process("sync", "users", RETL_CRASH_AT="batch_answered").code == -9
+    else:
+        sync(shop, SPEND, "warehouse_wins")
+    done = sync(shop, BOTH, conflicts)
+    assert (done["updated"], done["conflicts"]["kept"]) == (ROWS, 0), done
+    assert all(email is not None for (email,) in rows(postgres, "email").values())
+
+
 def test_a_field_that_changes_its_place_and_a_column_that_is_dropped_are_no_edits(
     shop: Workshop, postgres: Database
 ) -> None:
@@ -126,6 +180,15 @@ def test_a_row_that_somebody_removed_from_a_small_table_makes_no_lost_target(
     assert (done["updated"], left) == (1, 1), done
     assert 3 not in rows(postgres, "spend")
     change(postgres, "DELETE FROM users WHERE user_id IN (5, 6, 7)")
+    assert shop.retl("sync", "users").code == 3
+
+
+def test_where_nobodys_removal_counts_a_row_that_is_missing_makes_a_lost_target(
+    shop: Workshop, postgres: Database
+) -> None:
+    kept = {"rollback": "{keep: 30d}"}
+    sync(shop, BOTH, "warehouse_wins", **kept)
+    change(postgres, "DELETE FROM users WHERE user_id = 3")
     assert shop.retl("sync", "users").code == 3
 
 
@@ -153,6 +216,25 @@ def test_redis_fills_new_fields_too(tmp_path: Path, redis_server: RedisServer, v
     assert _text(next(v for k, v in held(8).items() if _text(k) == "spend")) == "-1"
     shop.warehouse("UPDATE users SET spend = spend + 1000")
     assert sync(shop, SPEND, "target_wins", **to)["updated"] == ROWS - 1
+
+
+@pytest.mark.parametrize("former", ["{field: email}", "json"])
+def test_redis_knows_what_it_left_in_a_string_that_is_made_of_another_field(
+    tmp_path: Path, redis_server: RedisServer, former: str
+) -> None:
+    shop = Workshop(tmp_path / "shop")
+    shop.use(redis=redis_server)
+    client: Any = redis_server.client()
+
+    def to(value: str) -> dict[str, str]:
+        return {"destination": f"{{type: redis, key: 'u:{{user_id}}', value: {value}, ttl: none}}"}
+
+    sync(shop, EMAIL, "target_wins", **to(former))
+    client.set("u:8", "edited")
+    shop.warehouse("UPDATE users SET email = email || '.test'")
+    done = sync(shop, "{mail: email}", "target_wins", **to("{field: mail}"))
+    assert (done["updated"], done["conflicts"]["kept"]) == (ROWS - 1, 1), done
+    assert {client.get(f"u:{one}").decode() for one in (7, 8)} == {"u7@example.com.test", "edited"}
 
 
 def _text(one: Any) -> str:

@@ -103,6 +103,18 @@ def test_a_person_leaves_target_ledger_and_files_and_no_run_brings_it_back(
     assert not [note for note in other["notes"] if note.startswith("ERASED:")], "it is about another row"
 
 
+def test_a_key_is_forgotten_however_somebody_wrote_it(workshop: Workshop, postgres: Database) -> None:
+    workshop.sync("users", key="[email, user_id]", destination=TABLE)
+    run(workshop)
+    key = f'[ "{PERSON}", 777001300451 ]'
+    assert workshop.json("sync", "--key", key)["syncs"][0]["updated"] == 1
+    workshop.retl("plan", "--sync", "users", "--key", key, "--out", "plan.json")
+    erased(workshop, "--subject", f"email={PERSON}")
+    assert remains(workshop, PERSON) == []
+    assert workshop.json("sync", "--key", key)["syncs"][0]["skipped"] == 1
+    assert remains(workshop, PERSON) == []
+
+
 def test_a_key_that_nothing_has_is_suppressed_and_said_to_be_nowhere(
     workshop: Workshop, postgres: Database
 ) -> None:

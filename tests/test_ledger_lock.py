@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from retl.errors import Later, LedgerError
-from retl.ledger import Ledger, open_ledger
-from retl.ledger.lock import is_held
+from retl.ledger import Ledger
 from tests.clock import waited
 from tests.ledgers import child, kill, ledger, line, start, take, url
 
@@ -72,27 +71,18 @@ def test_a_killed_holder_holds_nothing(ledger: Ledger, url: str, tmp_path: Path)
         lock.check()
 
 
-def test_a_lock_is_free_at_once_when_it_is_released_and_others_look_at_it(
-    ledger: Ledger, url: str, tmp_path: Path
-) -> None:
+def test_a_lock_is_free_at_once_when_it_is_released(ledger: Ledger) -> None:
+    for _ in range(20):  # a server notes the end of a session a little later
+        take(ledger).release()
+
+
+def test_who_only_looks_keeps_no_run_away(ledger: Ledger) -> None:
     take(ledger).release()
-    begun, ended = threading.Event(), threading.Event()
-
-    def look() -> None:
-        with closing(open_ledger(url, tmp_path, environment=None)) as other:
-            while not ended.is_set():
-                is_held(other._database, other.lock_files, other.state_id, "users")
-                begun.set()
-
-    with ThreadPoolExecutor(1) as pool:
-        looking = pool.submit(look)
-        try:
-            assert begun.wait(waited(10))
-            for _ in range(200 if url.startswith("file:") else 20):
-                take(ledger).release()
-        finally:
-            ended.set()
-        looking.result()
+    looking = [os.open(path, os.O_RDONLY) for path in ledger.lock_files.glob("*.lock")]
+    for one in looking:
+        fcntl.flock(one, fcntl.LOCK_SH)  # as `retl status` does for a moment, if a run has not ended
+    threading.Timer(0.04, lambda: [os.close(one) for one in looking]).start()
+    take(ledger).release()
 
 
 def test_syncs_on_one_object_take_turns(ledger: Ledger) -> None:

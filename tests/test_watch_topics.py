@@ -239,6 +239,21 @@ def test_a_key_that_left_the_mart_is_deleted_by_a_run_of_the_whole_mart(
         assert redis_server.client().exists("users:7") == (deletes == "keep")
 
 
+def test_after_the_target_lost_its_rows_a_run_of_the_whole_mart_follows(
+    shop: Workshop, topic: Topic, redis_server: RedisServer
+) -> None:
+    to = "{type: redis, key: 'u:{user_id}', value: json, ttl: 1h}"
+    shop.sync("users", when=topic.trigger, destination=to)
+    client: Any = redis_server.client()
+    with running(shop) as made:
+        until(lambda: made.done and kept(shop).get("offsets") == {"0": 0})
+        client.flushdb()
+        topic.say("7")
+        until(lambda: client.dbsize() > ROWS, "every row, which no key names")
+        until(lambda: kept(shop)["offsets"] == {"0": 1})
+        assert [one.counts.read for one in made.done] == [ROWS, 1, ROWS]
+
+
 def test_so_many_keys_that_the_whole_mart_is_cheaper_become_one_run(shop: Workshop, topic: Topic) -> None:
     shop.sync("users", when=f"{{topic: {topic.name}, from: stream, window: 2s}}")
     with running(shop) as made:
@@ -317,6 +332,67 @@ def test_after_a_change_of_the_sync_every_row_is_compared(shop: Workshop, topic:
         assert made.done[0].counts.read == 1
 
 
+def test_a_changed_sync_is_remembered_as_changed_until_every_row_was_compared(
+    shop: Workshop, topic: Topic
+) -> None:
+    shop.sync("users", when=topic.trigger)
+    with running(shop) as made:
+        until(lambda: made.done and kept(shop).get("offsets") == {"0": 0})
+    changed = {"when": topic.trigger, "fields": "{spend: spend}"}
+    shop.sync("users", **changed, checks="['SELECT 1 FROM source WHERE spend = 1']")
+    with running(shop) as made:
+        until(lambda: made.done)
+        assert made.statuses() == [("users", "REFUSED")]
+        made.watch.turn()
+    shop.warehouse("UPDATE users SET spend = 100 WHERE spend = 1")
+    with running(shop) as made:
+        until(lambda: made.done, "the run of the whole mart, which nobody has done yet")
+        assert made.done[0].counts.updated == ROWS
+
+
+def test_a_changed_file_of_the_sync_is_a_change_of_the_sync(shop: Workshop, topic: Topic) -> None:
+    shop.write("contracts/users.yml", "user_id: {type: integer}\nemail: {type: string}\n")
+    shop.sync("users", when=topic.trigger, contract="contracts/users.yml")
+    with running(shop) as made:
+        until(lambda: made.done and kept(shop).get("offsets") == {"0": 0})
+        assert made.done[0].counts.inserted == ROWS
+    shop.write("contracts/users.yml", "user_id: {type: integer}\nspend: {type: float}\n")
+    with running(shop) as made:
+        until(lambda: made.done)
+        assert made.done[0].counts.updated == ROWS
+
+
+def test_another_query_is_a_change_of_the_sync(shop: Workshop, topic: Topic) -> None:
+    shop.write("sql/users.sql", "SELECT user_id, email FROM users")
+    shop.sync("users", when=topic.trigger, source="{file: sql/users.sql}")
+    with running(shop) as made:
+        until(lambda: made.done and kept(shop).get("offsets") == {"0": 0})
+    shop.write("sql/users.sql", "SELECT user_id, upper(email) AS email FROM users")
+    with running(shop) as made:
+        until(lambda: made.done)
+        assert made.done[0].counts.updated == ROWS
+
+
+def test_keys_wait_for_a_sync_that_could_not_begin(shop: Workshop, topic: Topic) -> None:
+    shop.sync("users", when=topic.trigger)
+    with watched(shop) as made:
+        heard = made.watch._topics.of("users")
+        assert heard is not None
+        until(lambda: heard._has_asked)
+        made.turn()
+        assert not heard.ended(None, good=False, rest=False), "nothing waits"
+        topic.say("7")
+        until(lambda: heard._has_asked)
+        assert heard.ended(None, good=False, rest=False), (
+            "a wrong definition is noticed before keys are taken"
+        )
+        topic.say("8")
+        until(lambda: heard._offsets == {0: 2})
+        made.watch._ask_for_keys("users")
+        made.turn()
+        assert [one.counts.read for one in made.done] == [ROWS, 2]
+
+
 def test_what_an_unfinished_load_held_is_part_of_the_next(shop: Workshop, topic: Topic) -> None:
     shop.sync("users", when=topic.trigger)
     with watched(shop) as made:
@@ -326,7 +402,7 @@ def test_what_an_unfinished_load_held_is_part_of_the_next(shop: Workshop, topic:
         whole = heard.take(whole=False)
         assert whole is not None
         assert whole.keys is None
-        assert not heard.ended(whole, good=True, gone=False)
+        assert not heard.ended(whole, good=True, rest=False)
         topic.say("1")
         until(lambda: heard._has_asked)
         first = heard.take(whole=False)
@@ -335,13 +411,13 @@ def test_what_an_unfinished_load_held_is_part_of_the_next(shop: Workshop, topic:
         second = heard.take(whole=False)
         assert second is not None
         assert (sorted(second.keys), dict(second.offsets)) == ([("1",), ("2",)], {0: 2})
-        assert not heard.ended(first, good=True, gone=False), "it stands for nothing any more"
+        assert not heard.ended(first, good=True, rest=False), "it stands for nothing any more"
         assert heard._confirmed == {0: 0}
-        assert heard.ended(second, good=True, gone=True), "only a run of the whole mart deletes"
+        assert heard.ended(second, good=True, rest=True), "only a run of the whole mart deletes"
         third = heard.take(whole=False)
         assert third is not None
         assert third.keys is None
-        assert not heard.ended(third, good=True, gone=False)
+        assert not heard.ended(third, good=True, rest=False)
         assert heard._confirmed == {0: 2}
 
 

@@ -267,6 +267,26 @@ def test_a_server_that_lost_the_stream_is_noticed(scene: StreamScene) -> None:
     assert scene.content() == scene.project.rows()
 
 
+def test_a_former_server_says_nothing_of_a_batch_without_an_answer(
+    tmp_path: Path, redis_server: RedisServer, client: Any
+) -> None:
+    shop = Workshop(tmp_path / "shop")
+    shop.use(redis_server)
+    to = "{type: redis, key: events, value: stream, ttl: none}"
+    shop.sync("users", destination=to, write="append", first_run="send", batch="{rows: 10}")
+    assert shop.process("sync", "users", RETL_CRASH_AT="batch_answered:2").code == KILLED
+    assert client.xlen("events") == 20
+    now = {name: client.dump(name) for name in client.keys("*")}
+    client.flushdb()  # a replica that was behind took over, or a backup came back
+    for words in (["sync", "users"], ["sync", "users", "--dry-run"], ["sync", "users"]):
+        assert shop.retl(*words).code == 3
+    for name, held in now.items():
+        client.restore(name, 0, held, replace=True)
+    done = shop.json("sync", "users")["syncs"][0]
+    assert (done["unchanged"], done["inserted"]) == (20, ROWS - 20), done
+    assert client.xlen("events") == ROWS
+
+
 @pytest.mark.parametrize("batches", [3, 8], ids=["within the run", "after its last batch"])
 def test_a_server_that_is_emptied_during_a_run_is_noticed_and_filled_again(
     scene: StreamScene, batches: int

@@ -24,7 +24,8 @@ from retl.values.sql import literal
 # due.
 CANDIDATES = "candidates"
 _FORMERS = 16  # shapes of a sync whose digests are still read
-NEVER = "unhex('0000000000000000')"  # digests that no value has
+UNLIKE = "0000000000000000"  # in hexadecimal a digest that no value has
+NEVER = f"unhex('{UNLIKE}')"  # digests that no row has
 OUTSIDE = "outside"  # the ending of a key that left the mart and is not in the scope of deletes
 UPSERTS = ("insert", "update", "refresh")
 Ends = Mapping[tuple[str, str | None], int]  # rows by (op, ending)
@@ -67,11 +68,15 @@ def digests_of(what: str, names: Sequence[str]) -> str:
     return json.dumps({what[:8].upper(): list(names)})
 
 
-def remembered(now: Mapping[str, str], former: Mapping[str, str]) -> str:
-    """The same with those of `former` shapes, because rows that were not written since have them still."""
-    known, new = json.loads(former.get("digests", "{}")), json.loads(now["digests"])
-    older = [one for one in known.items() if one[0] not in new]
-    return json.dumps(dict([*older, *new.items()][-_FORMERS:]))
+def remembered(*fingerprints: Mapping[str, str]) -> str:
+    """The same of several fingerprints, from the oldest to the newest, because rows that were not written
+    since have digests of an older one still."""
+    shapes = dict[str, list[str]]()
+    for one in fingerprints:
+        for salt, names in json.loads(one.get("digests", "{}")).items():
+            shapes.pop(salt, None)
+            shapes[salt] = names
+    return json.dumps(dict([*shapes.items()][-_FORMERS:]))
 
 
 class Strategy(Struct, frozen=True):
@@ -172,7 +177,7 @@ def _compare(workspace: Workspace, strategy: Strategy, join: str) -> None:
         f"CREATE OR REPLACE TABLE {CANDIDATES} AS SELECT * FROM ("
         f"SELECT r.row, coalesce(r.key, b.key) AS key, {op} AS op, {ending} AS ending,"
         f" r.cleared, b.owned, b.ref, {seen_sql(strategy.compares)} AS seen,"
-        f" {'NULL::BLOB' if strategy.compares is None else 'b.hash'} AS former"
+        f" {_former_sql(strategy.compares)} AS former"
         f" FROM {join} ON b.key = r.key"
         ") WHERE op <> 'unchanged'"
     )
@@ -186,22 +191,37 @@ def seen_sql(compares: Compares | None) -> str:
     of = "WHEN right(hex(b.hash), 8) ="
     formers = "".join(f" {of} {literal(one.salt)} THEN {_moved(one)}" for one in compares.formers)
     return (
-        f"CASE WHEN b.hash IS NULL THEN NULL WHEN b.seen IS NULL THEN {NEVER}"
-        f" {of} {literal(compares.salt)} THEN b.seen{formers} ELSE {NEVER} END"
+        f"CASE WHEN b.hash IS NULL THEN NULL {of} {literal(compares.salt)}"
+        f" THEN coalesce(b.seen, {NEVER}){formers} ELSE {NEVER} END"
     )
 
 
+def _former_sql(compares: Compares | None) -> str:
+    """SQL of the hash that a key keeps if its row leaves the mart and the target keeps it. Its digests are
+    those of today's fields now, so a hash of former fields gives way to one of today's that no row has."""
+    if compares is None:
+        return "NULL::BLOB"
+    salt = literal(compares.salt)
+    blank = f"unhex(concat(repeat('0', 2 * octet_length(b.hash) - 8), {salt}))"
+    return f"CASE WHEN b.hash IS NULL OR right(hex(b.hash), 8) = {salt} THEN b.hash ELSE {blank} END"
+
+
 def _moved(former: Former) -> str:
-    """SQL of the digests of former fields as those of today's. A field that was not sent is one in which we
-    left nothing: it is filled where it is empty, and a value in it is somebody else's. What is behind the
-    digests of fields goes, because it is of other columns now; but not the byte of a respected removal."""
+    """SQL of the digests of former fields as those of today's, also where those are not known. A field that
+    was not sent is one in which we left nothing: it is filled where it is empty, and a value in it is
+    somebody else's. What is behind the digests of fields goes, because it is of other columns now; but not
+    the byte of a respected removal."""
+    known = f"octet_length(b.seen) >= {8 * former.known}"
     digits = [
-        literal(NOTHING) if at is None else f"substr(hex(b.seen), {16 * at + 1}, 16)" for at in former.places
+        literal(NOTHING)
+        if at is None
+        else f"CASE WHEN {known} THEN substr(hex(b.seen), {16 * at + 1}, 16) ELSE {literal(UNLIKE)} END"
+        for at in former.places
     ]
     removal = "CASE WHEN octet_length(b.seen) % 8 = 1 THEN right(hex(b.seen), 2) ELSE '' END"
     return (
-        f"CASE WHEN octet_length(b.seen) = 0 THEN b.seen WHEN octet_length(b.seen) < {8 * former.known}"
-        f" THEN {NEVER} ELSE unhex(concat({', '.join(digits)}, {removal})) END"
+        "CASE WHEN octet_length(b.seen) = 0 THEN b.seen"
+        f" ELSE unhex(concat({', '.join(digits)}, {removal})) END"
     )
 
 

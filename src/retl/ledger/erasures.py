@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from retl.ledger import chain
 from retl.ledger.files import chunks_of
 from retl.ledger.rows import ErasureRow, cell, columns, outcome, packed
 from retl.ledger.state import State
+from retl.values.keys import spellings
 from retl.values.suppressed import Suppressed
 
 MASK = "***"
@@ -136,7 +137,7 @@ class Erasures(State):
         """Every key in rows of the ledger about a sync: of rejects, examples, options and distrust."""
         found = {key for (key,) in self._database.query("SELECT key FROM retl_rejects WHERE sync = ?", sync)}
         for _, counts, options, _, _, distrusts in self._database.query(_RUNS, sync):
-            found |= set(_keys(json.loads(counts))) | set(json.loads(options).get("keys", ()))
+            found |= set(_keys(json.loads(counts))) | set(spellings(json.loads(options).get("keys", ())))
             found |= set(json.loads(distrusts).get("back", ())) if distrusts else set()
         return found - {"", MASK}
 
@@ -287,7 +288,7 @@ def _keys(value: Any) -> Iterator[str]:
 def _options(value: dict[str, Any], keys: Collection[str], needles: Collection[str]) -> dict[str, Any]:
     less = dict(value)
     if less.get("keys"):
-        less["keys"] = [MASK if one in keys else one for one in less["keys"]]
+        less["keys"] = without(less["keys"], keys)
     if less.get("where"):
         less["where"] = masked(less["where"], needles)
     return less
@@ -305,6 +306,11 @@ def _statistics(value: dict[str, Any], keys: Collection[str], needles: Collectio
         else {**one, "shares": {bin: n for bin, n in one["shares"].items() if n > len(keys)}}
         for column, one in value.items()
     }
+
+
+def without(given: Iterable[str], keys: Collection[str]) -> list[str]:
+    """Keys as a person wrote them, with `***` instead of these."""
+    return [MASK if any(key in keys for key in spellings([one])) else one for one in given]
 
 
 def masked(text: Any, needles: Collection[str]) -> Any:

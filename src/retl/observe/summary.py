@@ -152,7 +152,7 @@ class Summary(Struct, frozen=True):
     asserts: Sequence[Mapping[str, Any]] = ()  # name, passed, found; where the sync has assertions
     then: Sequence[Mapping[str, Any]] = ()  # the requests that were to be sent after the run
     estimate: Estimate | None = None  # of a dry run, where the connection has limits
-    gone: int = 0  # keys that a run of the whole mart would delete; for who asked for keys, not printed
+    rest: bool = False  # only a run of the whole mart does the rest; for who asked for keys, not printed
 
     @property
     def changes(self) -> int:

@@ -217,7 +217,8 @@ class _Work:
             visited = target.visit(self.job, running.run, self.mapped, self.epoch, self.hold)
             self._fold(visited)
         with clock.phase("recover"):
-            running.recover(self.mapped, self.workspace, visited.expected.object)
+            if target.can_tell(self.job, self.mapped, visited):
+                running.recover(self.mapped, self.workspace, visited.expected.object)
         changes = self._plan(visited)
         destination = visited.destination
         before = self._there(destination, changes)

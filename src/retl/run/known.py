@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from retl.destinations.batch import Outcome
-from retl.engine import baseline, mapping
+from retl.engine import baseline, diff, mapping
 from retl.engine.baseline import Distrust
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
@@ -62,7 +62,7 @@ def know(
     `resolved` are outcomes by batch id that a dry run found and did not record."""
     sync, ledger = job.sync, job.ledger
     checkpoint, deltas = ledger.checkpoint(sync.name, target), ledger.deltas(sync.name, target)
-    former = checkpoint.fingerprints if checkpoint else deltas[-1].fingerprint if deltas else {}
+    former = _former(checkpoint, deltas)
     restarts = bool(former) and former.get("who") != mapped.fingerprints["who"]
     _load_external_ids(job, workspace)
     remade = _load_remade(job, workspace, target, checkpoint) if sync.write == "update_only" else {}
@@ -91,6 +91,15 @@ def know(
         distrusted=any(one.distrusts is not None for one in deltas),
         suppressed=ledger.suppressed(sync.name, target, job.siblings),
     )
+
+
+def _former(checkpoint: Checkpoint | None, deltas: Sequence[DeltaRow]) -> Mapping[str, str]:
+    """The fingerprints of the baseline. Runs that did not end well may have written rows since the
+    checkpoint, with other fields: what their digests are of is known too."""
+    newer = [one.fingerprint for one in deltas if checkpoint is None or one.epoch > checkpoint.epoch]
+    former = checkpoint.fingerprints if checkpoint else newer[-1] if newer else {}
+    known = diff.remembered(former, *newer)
+    return {**former, "digests": known} if former else former
 
 
 def holding(ledger: Ledger, sync: str) -> list[int]:

@@ -160,7 +160,8 @@ def plan(
             with clock.phase("guard"):
                 visited = target.visit(job, run, mapped, lock.epoch if lock else None, hold)
             with clock.phase("recover"):
-                found = recover(mapped, workspace, visited.expected.object)
+                if target.can_tell(job, mapped, visited):
+                    found = recover(mapped, workspace, visited.expected.object)
         with clock.phase("diff"):
             place = visited.expected.object if visited else mapped.capabilities.object
             known = know(job, mapped, workspace, place, found.outcomes)

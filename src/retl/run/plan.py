@@ -107,7 +107,7 @@ class Plan(Struct, frozen=True):
     narrowed: bool = False  # to explain rows, only these were read
     undecided: Undecided | None = None  # what a run that is no sync passes for itself alone
     settled: Settled = Settled()  # what became of rows that earlier runs got no answer for
-    gone: int = 0  # keys that were asked for, delivered and have left the mart: only a whole run deletes them
+    rest: bool = False  # of some keys: only a run of the whole mart does what is still to do
 
     @property
     def compares(self) -> Compares | None:

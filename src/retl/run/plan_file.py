@@ -21,7 +21,7 @@ import msgspec
 from retl import __version__
 from retl.engine.selection import Selection
 from retl.errors import DefinitionError, Mismatch
-from retl.ledger.erasures import MASK, masked
+from retl.ledger.erasures import masked, without
 from retl.project.definitions import Sync
 from retl.run import counts
 from retl.run.job import Job, Options
@@ -194,7 +194,7 @@ def forget(folder: Path, sync: str, keys: Collection[str], needles: Collection[s
             plan,
             selection=msgspec.structs.replace(
                 chosen,
-                keys=tuple(MASK if key in keys else key for key in chosen.keys),
+                keys=tuple(without(chosen.keys, keys)),
                 where=chosen.where and masked(chosen.where, needles),
             ),
             variables={name: masked(value, needles) for name, value in plan.variables.items()},

@@ -330,7 +330,7 @@ def guard(job: Job, run: Run, made: Made) -> Plan:
         fingerprints={
             **mapped.fingerprints,
             "mark": extent.fingerprint(job, made.opened),
-            "digests": diff.remembered(mapped.fingerprints, known.former),
+            "digests": diff.remembered(known.former, mapped.fingerprints),
         },
         watermark=made.diffed.watermark,
         scope=_scope(made),
@@ -348,8 +348,17 @@ def guard(job: Job, run: Run, made: Made) -> Plan:
             decisions=made.due.changes.positions(options.decisions),
         ),
         narrowed=made.frozen.narrowed,
-        gone=made.diffed.absent.gone if made.diffed.absent and sync.deletes.how != "keep" else 0,
+        rest=_leaves(job, made),
     )
+
+
+def _leaves(job: Job, made: Made) -> bool:
+    """Whether a run of keys that may have changed leaves what only a run of the whole mart does: to delete
+    what left the mart, and to send what the target lost."""
+    absent = made.diffed.absent
+    if absent is None:
+        return False
+    return made.asked.distrust is not None or bool(absent.gone and job.sync.deletes.how != "keep")
 
 
 def _refusals(job: Job, made: Made, facts: Facts) -> list[Refusal]:

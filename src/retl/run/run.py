@@ -50,6 +50,7 @@ from retl.run.job import Clock, Job
 from retl.run.journal import RunJournal
 from retl.run.mart import Mapped
 from retl.run.plan import Plan
+from retl.values.keys import key_texts
 
 MASK = "***"
 EXAMPLES_KEPT = 100  # rejects kept with the run itself
@@ -88,7 +89,8 @@ def _selected(job: Job) -> dict[str, Any]:
         found["touched"] = len(found["touched"])
     if "keys" in found:
         gone = job.ledger.suppressed(job.sync.name, job.object, job.siblings)
-        found["keys"] = [MASK if gone.has(key) else key for key in found["keys"]]
+        given = key_texts(found["keys"], len(job.sync.key))
+        found["keys"] = [MASK if gone.has(key) else key for key in given]
     return found
 
 
@@ -616,5 +618,5 @@ class Execution:
             retries=effort["retries"],
             bytes=effort["bytes"],
             asserts=self.found.get("assert", ()),
-            gone=self.plan.gone if self.plan else 0,
+            rest=self.plan is not None and self.plan.rest,
         )

@@ -121,7 +121,7 @@ def ask(
     if believes and mapped.capabilities.readable and (found.replaced or not (append or chosen.full)):
         assert visited.destination is not None
         sampled, missed = sample(visited.destination, run, mapped, workspace, known.basis)
-        by_hand = mapped.field_map.shape.conditional and not found.replaced
+        by_hand = mapped.field_map.shape.conflicts != "warehouse_wins" and not found.replaced
         spared = guards.FEW_REMOVED if by_hand else 0
         found = replace(found, sampled=sampled, lost=missed, spared=spared)
     is_lost = guards.is_lost(found.sampled, found.lost, found.spared)
@@ -142,6 +142,16 @@ def ask(
     if not (chosen.full or found.emptied):
         known = replace(known, baseline_rows=baseline.distrust(workspace, doubt))
     return replace(found, distrust=doubt), known
+
+
+def can_tell(job: Job, mapped: Mapped, visited: Visited) -> bool:
+    """Whether the target's marks say what became of batches without an answer. If target or ledger is an old
+    one, and nobody accepts that, such a batch may have arrived without a mark: it stays open."""
+    found = Asked(refusals=tuple(one for one in visited.refusals if not trace.accepted(one, job)))
+    if visited.trace is not None:
+        expires = mapped.capabilities.expires is not None
+        found = _judged(job, found, _compared(job, visited), expires=expires)
+    return not found.refusals
 
 
 def _refilled(found: Asked, mapped: Mapped, trace: Trace) -> Asked:

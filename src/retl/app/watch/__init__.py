@@ -318,7 +318,7 @@ class Watch:
                     continue
                 entry.looked, entry.doubted = True, schedule.doubted(summary, entry.doubted)
                 good, topic = summary.exit_code == 0 and summary.status in GOOD, self._topics.of(name)
-                follows = topic is not None and topic.ended(one.load, good=good, gone=summary.gone > 0)
+                follows = topic is not None and topic.ended(one.load, good=good, rest=summary.rest)
                 again, holds = self._opens(entry, summary), follows and not good
                 if entry.ended(summary.exit_code, now, again, holds=holds) or follows:
                     entry.run_id = entry.run_id or (one.run_id if summary.run_id is None else None)

@@ -71,6 +71,7 @@ class Topic:
         self.ear, self._ask = ear, ask
         self.connected, self.skipped, self.last_skipped = False, 0, ""
         self._id, self._reported = "", kept
+        self._definition = ear.definition  # of which every row was compared
         self._confirmed: dict[int, int] | None = None
         self._offsets: dict[int, int] | None = None  # after what was collected
         self._ends: dict[int, int] = {}
@@ -122,18 +123,24 @@ class Topic:
             self._turn.notify_all()
             return load
 
-    def ended(self, load: Load | None, *, good: bool, gone: bool) -> bool:
+    def ended(self, load: Load | None, *, good: bool, rest: bool) -> bool:
         """Note how the run ended that took `load`. True if another one must follow: it did not succeed, or
-        rows are `gone`, which only a run of the whole mart deletes."""
+        left a `rest` that only a run of the whole mart does. Without a `load` it took nothing, perhaps
+        because it could not begin."""
         with self._turn:
-            if load is None or load is not self._held:
+            if load is None:
+                self._has_asked = self._has_asked and good
+                return not good and bool(self._keys or self._whole)
+            if load is not self._held:
                 return False
             self._held = None
-            if good and not gone:
+            if good and not rest:
+                if load.keys is None:
+                    self._definition = self.ear.definition
                 self._confirmed, self._is_news = {**(self._confirmed or {}), **load.offsets}, True
                 return False
             self._keys = {**dict.fromkeys(load.keys or ()), **self._keys}
-            self._whole = self._whole or load.keys is None or gone
+            self._whole = self._whole or load.keys is None or rest
             return True
 
     @property
@@ -154,7 +161,7 @@ class Topic:
             document = {
                 "topic": self.ear.place,
                 "id": self._id,
-                "definition": self.ear.definition,
+                "definition": self._definition,
                 "offsets": {str(one): offset for one, offset in sorted(self._confirmed.items())},
                 "waiting": self.lag,
                 "skipped": self.skipped,
@@ -176,7 +183,8 @@ class Topic:
             self._id, self.skipped, self.last_skipped = said["id"], said["skipped"], said["last_skipped"]
             self._confirmed = {int(one): offset for one, offset in said["offsets"].items()}
             self._offsets = dict(self._confirmed)
-            self._whole = said["definition"] != self.ear.definition
+            self._definition = said["definition"]
+            self._whole = self._definition != self.ear.definition
 
     def _run(self) -> None:
         pause, first = PAUSE, True

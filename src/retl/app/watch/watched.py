@@ -7,6 +7,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, cast
 
+from retl.app import modified
 from retl.app.choice import Choice
 from retl.app.loaded import LoadedProject
 from retl.app.selection import select
@@ -84,8 +85,10 @@ def ears(project: LoadedProject, syncs: Sequence[Sync]) -> list[Ears]:
 def topics(project: LoadedProject, syncs: Sequence[Sync]) -> list[Ear]:
     """The topics of keys. DefinitionError if a variable of their connection is not set."""
     found = []
+    files = modified.digests(project.folder) if any(one.topic for sync in syncs for one in sync.when) else {}
     for sync in syncs:
-        written = sha256(sync.model_dump_json().encode()).hexdigest()
+        said = files.get(sync.name, "") + sync.model_dump_json()  # with what is filled in
+        written = sha256(said.encode()).hexdigest()
         for one in (one for one in sync.when if one.topic is not None):
             by_text = one.part == "key" and len(sync.key) == 1
             connection = cast("KafkaConnection", project.heard(sync, one))

@@ -247,7 +247,7 @@ class Redis(Destination[RedisOptions]):
             max_rows=most if self._scripted is not None else None,
             lanes=LANES if self._conditional is not None else 1,
             images=compares,
-            digested=self._conditional.value.names if self._conditional is not None else None,
+            digested=self._conditional.value.digested if self._conditional is not None else None,
             compares="atomic" if compares else "no",
         )
 

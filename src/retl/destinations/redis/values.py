@@ -26,6 +26,8 @@ _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 class Stored(Value):
     """The value of a key: how it is read, and how it is kept as an image."""
 
+    digested: tuple[str, ...]  # what its digests are of
+
     @abstractmethod
     def look(self, key: str) -> Command:
         """The command that reads everything the key holds."""
@@ -48,6 +50,7 @@ class String(Stored):
         super().__init__(shape)
         self.only = only
         self.names = self.ours = (only or "value",)
+        self.digested = ("value",)  # whatever it is made of
         self._json = json_fields(shape)
         self._compared = {field.name for field in shape.compared}
 
@@ -92,7 +95,7 @@ class String(Stored):
 class Hash(Stored):
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
-        self.names = tuple(field.name for field in shape.compared)
+        self.names = self.digested = tuple(field.name for field in shape.compared)
         compared = set(self.names)
         self.ours = (*self.names, *(field.name for field in shape.fields if field.name not in compared))
         self.rest = shape.digests == "row"
