@@ -407,7 +407,9 @@ def test_no_rollback_no_reject_and_no_measure_keeps_or_restores_an_erased_person
     workshop.retl("rollback", gone)
     assert column(postgres, "SELECT count(*) FROM crm.users") == [ROWS]
     workshop.json("state", "resume", "users")
-    workshop.warehouse(f"{MART}; {MART.replace('1)', '2)')}; INSERT INTO users VALUES (777001300451, NULL, -1)")
+    workshop.warehouse(
+        f"{MART}; {MART.replace('1)', '2)')}; INSERT INTO users VALUES (777001300451, NULL, -1)"
+    )
     after = run(workshop)
     assert (after["skipped"], after["rejected"]) == (3, 0)
     assert remains(workshop, "777001300451", PERSON) == []

@@ -288,7 +288,9 @@ if ALL:
                 "how": "delete", "keys": 2, "read_back": True, "there": 2, "absent": 0
             }  # fmt: skip
             assert target.held() == set(range(1, ROWS + 1)) - {7}
-            assert [name for name in remains(workshop, PERSON, "777001300451") if not name.startswith("crm.")] == []
+            assert [
+                name for name in remains(workshop, PERSON, "777001300451") if not name.startswith("crm.")
+            ] == []
             after = run(workshop, "--full")
             assert (after["status"], after["skipped"], after["updated"]) == ("SUCCESS", 2, ROWS - 1)
             verified(workshop)
@@ -309,7 +311,9 @@ if ALL:
         assert done["syncs"][0]["status"] == "not_erasable"
         assert done["syncs"][0]["error"]["code"] == "NOT_ERASABLE"
         assert "777001300451" in published(workshop)
-        assert [name for name in remains(workshop, PERSON, "777001300451") if not name.startswith("out/")] == []
+        assert [
+            name for name in remains(workshop, PERSON, "777001300451") if not name.startswith("out/")
+        ] == []
         assert run(workshop)["skipped"] == 1
         assert published(workshop) == {str(key) for key in range(1, ROWS + 1)}
         assert run(workshop)["unchanged"] == ROWS

@@ -272,6 +272,34 @@ def test_the_same_table_by_another_address_keeps_its_baseline(
             assert rows(postgres) == mart(workshop)
 
 
+@pytest.mark.parametrize("way", ["adopt", "rebuild"])
+def test_what_was_taken_as_delivered_at_another_address_holds_at_each(
+    workshop: Workshop, postgres: Database, way: str
+) -> None:
+    """Nothing is written there, so no mark of the table tells which address was the last."""
+    table = "CREATE TABLE crm.users (user_id bigint NOT NULL, email text, spend numeric(12, 2))"
+    execute(postgres, "CREATE SCHEMA crm", table)  # no key keeps a row from coming twice
+    workshop.sync("users", **APPEND)
+    run(workshop)
+    loaded = "(500, 'by hand', 1)"
+    workshop.warehouse(f"INSERT INTO users VALUES {loaded}")
+    execute(postgres, f"INSERT INTO crm.users VALUES {loaded}")
+    with Proxy(postgres.host, postgres.port) as proxy:
+        address, there = workshop.environment["POSTGRES_PORT"], str(proxy.port)
+        workshop.environment["POSTGRES_PORT"] = there
+        assert workshop.retl("state", way, "users", "--yes").code == 0
+        for port in (there, address, there):
+            workshop.environment["POSTGRES_PORT"] = port
+            for _ in range(2):
+                done = run(workshop)
+                assert (code(done), done["inserted"]) == (("SUCCESS", None), 0)
+    assert rows(postgres) == mart(workshop)
+    workshop.environment["POSTGRES_PORT"] = address
+    workshop.warehouse("INSERT INTO users VALUES (501, 'of the mart', 1)")
+    assert run(workshop)["inserted"] == 1
+    assert rows(postgres) == mart(workshop)
+
+
 # --- another owner
 
 

@@ -6,8 +6,7 @@ from collections import Counter
 
 from tests.test_then import listening
 from tests.world.play import Play, Wrong
-from tests.world.scenes import CACHE, EVERY, EXPORTS, FOLLOWING, POSTGRES, scene, terminate
-from tests.world.targets import InSnapshots
+from tests.world.scenes import EVERY, EXPORTS, FOLLOWING, POSTGRES, REFILLED, scene, terminate
 
 # Time goes backwards for the ledger.
 
@@ -211,7 +210,7 @@ def target_before_a_killed_run(play: Play) -> None:
     play.run()
     play.keep_target()
     play.next_day()
-    play.killed(f"batch_acknowledged:{1 if isinstance(play.target, InSnapshots) else 3}")  # it is one batch
+    play.killed(f"batch_acknowledged:{1 if play.target.at_once else 3}")
     play.restore_target()
     play.settle()
 
@@ -330,7 +329,7 @@ def a_killed_refill_and_a_new_day(play: Play) -> None:
     play.settle()
 
 
-@scene("emptied, the refill stopped by SIGTERM", "upsert", "mirror", *CACHE, short=("ttl",))
+@scene("emptied, the refill stopped by SIGTERM", "upsert", "mirror", *REFILLED, short=("ttl",))
 def emptied_and_a_stopped_refill(play: Play) -> None:
     play.run()
     play.next_day()
@@ -343,7 +342,7 @@ def emptied_and_a_stopped_refill(play: Play) -> None:
     play.settle()
 
 
-@scene("emptied, the refill killed near its end", "upsert", "mirror", *CACHE)
+@scene("emptied, the refill killed near its end", "upsert", "mirror", *REFILLED)
 def emptied_and_a_killed_refill(play: Play) -> None:
     play.run()
     play.target.lose_all()

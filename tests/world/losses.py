@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from tests.world.play import Play
-from tests.world.scenes import ALL, CACHE, CLICKHOUSE, EVERY, EXPORTS, FILES, POSTGRES, scene
+from tests.world.scenes import (
+    ALL,
+    CACHE,
+    CLICKHOUSE,
+    EVERY,
+    EXPORTS,
+    FILES,
+    MONGODB,
+    POSTGRES,
+    REFILLED,
+    ROWS,
+    scene,
+)
 
 # Somebody empties the target.
 
@@ -29,7 +41,7 @@ def emptied_and_nothing_due(play: Play) -> None:
     play.settle()
 
 
-@scene("every row deleted, the traces stay", *EVERY)
+@scene("every row deleted, the traces stay", *ROWS)
 def every_row_deleted(play: Play) -> None:
     play.run()
     play.target.lose(1.0)
@@ -41,7 +53,7 @@ def every_row_deleted(play: Play) -> None:
     "upsert",
     "mirror",
     "append",
-    *CACHE,
+    *REFILLED,
     *FILES,
     *CLICKHOUSE,
     rows=2000,
@@ -120,7 +132,7 @@ def half_deleted_during(play: Play) -> None:
     play.settle(hidden=not play.target.changes)
 
 
-@scene("target restored in the middle of a run", *CACHE, short=("mirror in Redis",))
+@scene("target restored in the middle of a run", *CACHE, *MONGODB, short=("mirror in Redis",))
 def restored_during(play: Play) -> None:
     play.run()
     play.keep_target()
