@@ -6,7 +6,7 @@ from collections import Counter
 
 from tests.test_then import listening
 from tests.world.play import Play, Wrong
-from tests.world.scenes import EVERY, EXPORTS, FOLLOWING, POSTGRES, REFILLED, scene, terminate
+from tests.world.scenes import EVERY, EXPORTS, FOLLOWING, KAFKA, POSTGRES, REFILLED, scene, terminate
 
 # Time goes backwards for the ledger.
 
@@ -15,8 +15,9 @@ from tests.world.scenes import EVERY, EXPORTS, FOLLOWING, POSTGRES, REFILLED, sc
     "ledger restored from the day before",
     *EVERY,
     *EXPORTS,
+    *KAFKA,
     "http",
-    short=("append", "mirror", "sqlite append", "files, append"),
+    short=("append", "mirror", "sqlite append", "files, append", "snapshot"),
     ledgers=True,
 )
 def ledger_of_yesterday(play: Play) -> None:
@@ -148,7 +149,7 @@ def ledger_before_everything(play: Play) -> None:
     play.settle()
 
 
-@scene("two machines take turns with copies of one ledger", *EVERY, *EXPORTS, short=("append",))
+@scene("two machines take turns with copies of one ledger", *EVERY, *EXPORTS, *KAFKA, short=("append",))
 def two_copies_of_a_ledger(play: Play) -> None:
     play.run()
     play.keep_ledger()
@@ -170,7 +171,19 @@ def two_copies_of_a_ledger(play: Play) -> None:
     "target restored from the day before",
     *EVERY,
     *EXPORTS,
-    short=("append", "mirror", "json", "sqlite mirror", "duckdb append", "files, snapshot"),
+    *KAFKA,
+    short=(
+        "append",
+        "mirror",
+        "json",
+        "sqlite mirror",
+        "duckdb append",
+        "files, snapshot",
+        "stream",
+        "partitioned append",
+        "mongodb mirror",
+        "mssql append",
+    ),
     ledgers=True,
 )
 def target_of_yesterday(play: Play) -> None:

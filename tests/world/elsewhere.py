@@ -52,7 +52,7 @@ def another_port(play: Play) -> None:
     _moved(play)
 
 
-@scene("reached at another port, and the ledger is restored", *SERVED)
+@scene("reached at another port, and the ledger is restored", *SERVED, short=("stream",))
 def another_port_and_an_old_ledger(play: Play) -> None:
     play.run()
     play.keep_ledger()

@@ -10,6 +10,7 @@ from tests.world.scenes import (
     EVERY,
     EXPORTS,
     FILES,
+    KAFKA,
     MONGODB,
     POSTGRES,
     REFILLED,
@@ -24,7 +25,17 @@ from tests.world.scenes import (
     "emptied between runs",
     *EVERY,
     *EXPORTS,
-    short=("upsert", "json", "ttl", "sqlite append", "clickhouse mirror"),
+    *KAFKA,
+    short=(
+        "upsert",
+        "json",
+        "ttl",
+        "sqlite append",
+        "clickhouse mirror",
+        "mongodb append",
+        "partitioned append",
+        "kafka",
+    ),
     ledgers=True,
 )
 def emptied(play: Play) -> None:

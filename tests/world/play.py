@@ -186,6 +186,9 @@ class Play:
         """An older ledger cannot know whose the rows are that only the target has: nothing deletes them until
         somebody says that they are ours."""
         if problem["code"] == "STATE_BEHIND" and self.target.difference().extra:
+            if not self.target.lists:
+                self.said.append("what only the target has stays there, as documented")
+                return
             self.said.append("`state rebuild --take-ownership`")
             self.command("state", "rebuild", self.name, "--take-ownership", "--yes")
 

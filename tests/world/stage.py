@@ -96,7 +96,7 @@ def parts() -> list[Part]:
         if one.needs in lacking:
             continue
         for turn, kind in enumerate(one.kinds):
-            first, *others = _servers(kind)
+            first, *others = servers_of(kind)
             found.append(Part(number, kind, first))
             if one.ledgers:
                 found.append(Part(number, kind, first, ledger=True))
@@ -105,7 +105,7 @@ def parts() -> list[Part]:
     return found
 
 
-def _servers(kind: str) -> list[str]:
+def servers_of(kind: str) -> list[str]:
     for kinds, servers in _SERVERS:
         if kind in kinds:
             return servers

@@ -92,6 +92,7 @@ class Target(Scene):
     deletes = False
     changes = True
     at_once = False  # all of a mart is one batch
+    lists = True  # its keys can be listed
     rows = 120
 
     def start_over(self) -> None:

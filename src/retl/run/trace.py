@@ -221,7 +221,7 @@ def _behind(sync: str, runs: int, *, append: bool, comparable: bool, whole: bool
     if comparable:
         ways.append(f"`retl state rebuild {sync}` reads the target")
     elif append:
-        ways.append(f"`retl state adopt {sync}` takes every row of today's mart as sent")
+        ways.append(f"`retl state adopt {sync}` takes every row of today's mart as sent, also what was not")
     return Refusal(
         "STATE_BEHIND",
         f"the target has marks of {counted(runs, 'run')} of this sync that the ledger does not know:"
