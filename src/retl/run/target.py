@@ -197,8 +197,8 @@ def _returned(
 def returned(
     destination: Destination[Any], run: Run, mapped: Mapped | Plan, workspace: Workspace, deleted: str
 ) -> tuple[str, ...]:
-    """Those of the deleted keys (SQL) that the target has again; all of them if it cannot be asked, because to
-    delete a row once more harms nothing."""
+    """Those of the deleted keys (SQL) that the target has again; all of them if it cannot be asked, because
+    to delete a row once more harms nothing."""
     if not mapped.capabilities.readable:
         return tuple(str(key) for (key,) in workspace.run(deleted))
     listed = f"row_number() OVER () - 1 AS pos, key FROM ({deleted})"
