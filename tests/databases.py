@@ -11,10 +11,12 @@ from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tests import duckdb_files
 from tests.clickhouse_server import WRITER, Server
 from tests.crashes import COLUMNS, SECOND, Scene
+from tests.mssql import Sql
 from tests.mysql_server import AVAILABLE, MySQLDatabase
 
 Row = tuple[str | None, ...]
@@ -24,10 +26,15 @@ class Shell(ABC):
     """A database as somebody else sees it. `connection`: its keys in retl.yml."""
 
     text = "TEXT"
+    serves = True  # it is a server, at an address
 
     @property
     @abstractmethod
     def connection(self) -> str: ...
+
+    @property
+    def address(self) -> tuple[str, int]:
+        raise NotImplementedError
 
     def made(self, key: str) -> str:
         """The statement that makes the table."""
@@ -57,6 +64,8 @@ class Shell(ABC):
 
 
 class SQLiteShell(Shell):
+    serves = False
+
     def __init__(self, folder: Path) -> None:
         self.file = folder / "crm.db"
 
@@ -114,6 +123,10 @@ class MySQLShell(Shell):
         server = f"host: {to.host}, port: {to.port}, dbname: {to.dbname}"
         return f"{{type: mysql, {server}, user: {to.user}, password: '{to.password}'}}"
 
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.database.host, self.database.port
+
     def execute(self, *statements: str) -> list[tuple[Any, ...]]:
         return self.database.execute(*statements)
 
@@ -147,6 +160,11 @@ class ClickHouseShell(Shell):
     def connection(self) -> str:
         account = f"user: {WRITER[0]}, password: {WRITER[1]}, database: {self.database}"
         return f"{{type: clickhouse, base_url: '{self.server.url}', {account}}}"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        to = urlsplit(self.server.url)
+        return str(to.hostname), to.port or 0
 
     def made(self, key: str) -> str:
         return (
@@ -185,6 +203,42 @@ class ClickHouseShell(Shell):
         shutil.rmtree(self.server.folder)
         shutil.copytree(kept, self.server.folder, symlinks=True)
         self.server.start()
+
+
+class MsSqlShell(Shell):
+    """A database of the emulator; a backup is the whole file."""
+
+    text = "nvarchar(40)"
+
+    def __init__(self, server: Sql) -> None:
+        self.server = server
+        server.users["w"] = ("p", True)
+
+    @property
+    def connection(self) -> str:
+        return f"{{type: mssql, host: 127.0.0.1, port: {self.server.port}, dbname: d, user: w, password: p}}"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.server.host, self.server.port
+
+    def execute(self, *statements: str) -> list[tuple[Any, ...]]:
+        found = self.server.execute(*statements)
+        return [tuple(Decimal(one) if _is_money(one) else one for one in row) for row in found]
+
+    def clear(self) -> None:
+        self.execute("DROP TABLE IF EXISTS users", "DROP TABLE IF EXISTS retl_applied")
+
+    def keep(self) -> object:
+        return self.server.backup()
+
+    def restore(self, kept: object) -> None:
+        assert isinstance(kept, bytes)
+        self.server.restore(kept)
+
+
+def _is_money(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip("-").replace(".", "", 1).isdigit()
 
 
 def _literal(value: Any) -> str:

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -206,6 +206,19 @@ class Store:
             if time.monotonic() > end:
                 raise Failed(50, "a transaction has the document")
 
+    # --- backups
+
+    def backup(self) -> dict[str, Collection]:
+        """What is committed, as a copy of the disk has it: collections stay the same ones."""
+        with self._free:
+            return _copied(self._collections)
+
+    def restore(self, kept: Mapping[str, Collection]) -> None:
+        """What was open is aborted."""
+        self.expire()
+        with self._free:
+            self._collections = _copied(kept)
+
     # --- documents
 
     def _named(self, command: Document) -> str:
@@ -393,6 +406,13 @@ class Store:
         return {}
 
     _do_endSessions = _do_ping
+
+
+def _copied(of: Mapping[str, Collection]) -> dict[str, Collection]:
+    return {
+        name: replace(one, held=dict(one.held), options=dict(one.options), unique=list(one.unique), locked={})
+        for name, one in of.items()
+    }
 
 
 def _cursor(command: Document, rows: list[Document]) -> Document:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import socketserver
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -70,12 +73,45 @@ class Sql(socketserver.ThreadingTCPServer):
         self.ends = ""  # a statement with this piece ends its transaction, and says nothing
         self.heard: Callable[[str, bool], object] = lambda _sql, _served: None  # before and after a batch
         self.guard = threading.RLock()
+        self.sockets: set[socket.socket] = set()
+        self.sessions: set[Session] = set()  # of clients
         with sqlite3.connect(self.file) as made:
             made.executescript(f"PRAGMA journal_mode = WAL; {_CATALOG}")
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def engine(self) -> Session:
-        return Session(self)
+        made = Session(self)
+        self.sessions.add(made)
+        return made
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        found = super().get_request()
+        self.sockets.add(found[0])
+        return found
+
+    def hang_up(self) -> None:
+        """Every session ends, as when the server fails over."""
+        while self.sockets:
+            with suppress(OSError):
+                self.sockets.pop().shutdown(socket.SHUT_RDWR)
+        end = time.monotonic() + 10
+        while self.sessions:
+            assert time.monotonic() < end, "a session does not end"
+            time.sleep(0.01)
+
+    def backup(self) -> bytes:
+        """Everything that is committed."""
+        with closing(sqlite3.connect(self.file)) as held:
+            file = bytearray(held.serialize())
+        file[18:20] = b"\1\1"  # as if it had no write-ahead log, which memory has not
+        return bytes(file)
+
+    def restore(self, kept: bytes) -> None:
+        """The database is what it was; nobody stays connected."""
+        self.hang_up()
+        with closing(sqlite3.connect(":memory:")) as former, closing(sqlite3.connect(self.file)) as held:
+            former.deserialize(kept)
+            former.backup(held)
 
     def trigger(self, rest: str) -> None:
         """In SQLite's own words."""
@@ -126,6 +162,7 @@ class Session(Engine):
 
     def end(self) -> None:
         self.file.close()
+        self.server.sessions.discard(self)
         with self.server.guard:
             self.server.locks = {k: v for k, v in self.server.locks.items() if v is not self}
 

@@ -102,10 +102,11 @@ class Handler(socketserver.BaseRequestHandler):
     def _answer(self, body: bytes) -> None:
         room = _PACKET - 8
         pieces = [body[at : at + room] for at in range(0, len(body), room)] or [b""]
+        packets = b""
         for number, piece in enumerate(pieces, 1):
             last = number == len(pieces)
-            head = struct.pack(">BBHHBB", _ANSWER, last, len(piece) + 8, 51, number & 255, 0)
-            self.request.sendall(head + piece)
+            packets += struct.pack(">BBHHBB", _ANSWER, last, len(piece) + 8, 51, number & 255, 0) + piece
+        self.request.sendall(packets)  # at once: a driver in this process reads without letting us go on
 
 
 def _prelogin() -> bytes:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.databases import Shell, TableAppend, TableScene
+from tests.databases import MsSqlShell, TableAppend, TableScene
 from tests.mssql import Sql
 
 EVERYTHING = bool(os.environ.get("RETL_TEST_ALL"))
@@ -33,35 +31,6 @@ SOME = [
     (TableAppend, "COMMIT", 5, False),
     (TableAppend, "COMMIT", 5, True),
 ]
-
-
-class MsSqlShell(Shell):
-    text = "nvarchar(40)"
-
-    def __init__(self, server: Sql) -> None:
-        self.server = server
-        server.users["w"] = ("p", True)
-
-    @property
-    def connection(self) -> str:
-        return f"{{type: mssql, host: 127.0.0.1, port: {self.server.port}, dbname: d, user: w, password: p}}"
-
-    def execute(self, *statements: str) -> list[tuple[Any, ...]]:
-        found = self.server.execute(*statements)
-        return [tuple(Decimal(one) if _is_money(one) else one for one in row) for row in found]
-
-    def clear(self) -> None:
-        self.execute("DROP TABLE IF EXISTS users", "DROP TABLE IF EXISTS retl_applied")
-
-    def keep(self) -> object:
-        raise NotImplementedError
-
-    def restore(self, kept: object) -> None:
-        raise NotImplementedError
-
-
-def _is_money(value: Any) -> bool:
-    return isinstance(value, str) and value.lstrip("-").replace(".", "", 1).isdigit()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 
 from tests import duckdb_files
 from tests.commands import ROWS, Workshop
+from tests.exported import held, objects
 from tests.proxy import Proxy
 from tests.servers import Database, RedisServer
 
@@ -238,6 +239,28 @@ def test_a_table_that_is_reset_during_a_run_is_noticed(
             assert (code(again), rows(postgres)) == (("SUCCESS", None), mart(workshop))
 
 
+def test_a_delete_that_a_restored_target_lost_is_sent_again_also_where_nothing_can_be_read(
+    workshop: Workshop,
+) -> None:
+    """A log of changes cannot be asked for a key."""
+    out, kept = workshop.folder / "out", workshop.folder / "kept"
+    workshop.write("retl.yml", "connections: {disk: {type: files, root: out}}\n")
+    destination = "{connection: disk, path: users, format: ndjson}"
+    workshop.sync("users", destination=destination, deletes="delete")
+    run(workshop)
+    shutil.copytree(out, kept)
+    workshop.warehouse(CHANGE)
+    assert run(workshop)["deleted"] == 1
+    shutil.rmtree(out)
+    shutil.copytree(kept, out)
+    assert code(run(workshop)) == ("REFUSED", "TARGET_LOST")
+    done = [run(workshop, "--full"), run(workshop)]
+    assert [code(one) for one in done] == [("SUCCESS", None)] * 2
+    assert sum(one["deleted"] for one in done) == 1
+    there = {int(str(row["user_id"])) for row in held(objects(out / "users"), "user_id")}
+    assert there == {user for user, _ in mart(workshop)}
+
+
 # --- another table, another address
 
 
@@ -270,6 +293,34 @@ def test_the_same_table_by_another_address_keeps_its_baseline(
             done = run(workshop)
             assert (code(done), done["inserted"], dry["inserted"]) == (("SUCCESS", None), 1, 1)
             assert rows(postgres) == mart(workshop)
+
+
+@pytest.mark.parametrize("way", ["adopt", "rebuild"])
+def test_what_was_taken_as_delivered_at_another_address_holds_at_each(
+    workshop: Workshop, postgres: Database, way: str
+) -> None:
+    """Nothing is written there, so no mark of the table tells which address was the last."""
+    table = "CREATE TABLE crm.users (user_id bigint NOT NULL, email text, spend numeric(12, 2))"
+    execute(postgres, "CREATE SCHEMA crm", table)  # no key keeps a row from coming twice
+    workshop.sync("users", **APPEND)
+    run(workshop)
+    loaded = "(500, 'by hand', 1)"
+    workshop.warehouse(f"INSERT INTO users VALUES {loaded}")
+    execute(postgres, f"INSERT INTO crm.users VALUES {loaded}")
+    with Proxy(postgres.host, postgres.port) as proxy:
+        address, there = workshop.environment["POSTGRES_PORT"], str(proxy.port)
+        workshop.environment["POSTGRES_PORT"] = there
+        assert workshop.retl("state", way, "users", "--yes").code == 0
+        for port in (there, address, there):
+            workshop.environment["POSTGRES_PORT"] = port
+            for _ in range(2):
+                done = run(workshop)
+                assert (code(done), done["inserted"]) == (("SUCCESS", None), 0)
+    assert rows(postgres) == mart(workshop)
+    workshop.environment["POSTGRES_PORT"] = address
+    workshop.warehouse("INSERT INTO users VALUES (501, 'of the mart', 1)")
+    assert run(workshop)["inserted"] == 1
+    assert rows(postgres) == mart(workshop)
 
 
 # --- another owner
@@ -306,7 +357,7 @@ def test_a_row_made_anew_gets_the_fields_of_every_sync(workshop: Workshop, postg
 REDIS = {ttl: f'{{type: redis, key: "users:{{user_id}}", value: json, ttl: {ttl}}}' for ttl in ("none", "1h")}
 
 
-def held(server: RedisServer) -> int:
+def stored(server: RedisServer) -> int:
     with server.client() as client:
         return len(client.keys("users:*"))
 
@@ -326,7 +377,7 @@ def test_a_flushed_redis_is_refused_and_a_limited_repair_owes_the_rest(
     assert code(run(workshop)) == ("REFUSED", "TARGET_LOST")
     assert code(run(workshop, "--full", "--limit", "2")) == ("SUCCESS", None)
     done = run(workshop)
-    assert (code(done), held(redis_server)) == (("SUCCESS", None), ROWS)
+    assert (code(done), stored(redis_server)) == (("SUCCESS", None), ROWS)
     assert run(workshop)["unchanged"] == ROWS
 
 
@@ -336,9 +387,9 @@ def test_a_refill_that_is_stopped_owes_the_rest(workshop: Workshop, redis_server
     run(workshop)
     flush(redis_server)
     assert workshop.process("sync", RETL_CRASH_AT="batch_answered:14").code == -9
-    assert 0 < held(redis_server) < ROWS
+    assert 0 < stored(redis_server) < ROWS
     assert code(run(workshop)) == ("SUCCESS", None)
-    assert held(redis_server) == ROWS
+    assert stored(redis_server) == ROWS
 
 
 @pytest.mark.parametrize("ttl", REDIS)
@@ -354,7 +405,7 @@ def test_a_redis_that_forgets_during_a_run_is_noticed(
         proxy.act(lambda: flush(redis_server), *[at] * 15)
         assert code(run(workshop)) == ("FAILED", "TARGET_RESET")
         assert code(run(workshop)) == ("SUCCESS", None)
-    assert held(redis_server) == ROWS
+    assert stored(redis_server) == ROWS
 
 
 # --- rows that are gone, and every trace is there

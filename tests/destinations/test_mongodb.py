@@ -547,6 +547,22 @@ def test_appending_syncs_do_not_relieve_each_other(users: Collection) -> None:
     assert not trace.taken
 
 
+def test_an_append_whose_collection_is_empty_lost_its_rows(users: Collection) -> None:
+    shape = replace(SHAPE, write="append", deletes="keep")
+    destination = users.ready(shape)
+    unfit: list[Row] = [("k9", "name", Decimal("1e-40"), 9)]  # more digits than MongoDB holds: a reject
+    for run, rows in (("run-1", sample(2)), ("run-2", unfit)):
+        results(destination, rows, "append", run)
+    before = users.make(shape).check(VISIT)
+    users.command("delete", deletes=[{"q": {}, "limit": 0}])
+    after = users.make(shape).check(VISIT)
+    assert before is not None
+    assert after is not None
+    assert len(before.batches) == 2
+    assert (before.replaced, after.batches) == (frozenset(), before.batches)
+    assert {run for run, _ in after.replaced} == {"run-1"}
+
+
 def test_a_collection_that_was_made_again_is_noticed_and_old_marks_go(users: Collection) -> None:
     destination = users.ready()
     destination.write(batch())

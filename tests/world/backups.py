@@ -6,8 +6,7 @@ from collections import Counter
 
 from tests.test_then import listening
 from tests.world.play import Play, Wrong
-from tests.world.scenes import CACHE, EVERY, EXPORTS, FOLLOWING, POSTGRES, scene, terminate
-from tests.world.targets import InSnapshots
+from tests.world.scenes import EVERY, EXPORTS, FOLLOWING, KAFKA, POSTGRES, REFILLED, scene, terminate
 
 # Time goes backwards for the ledger.
 
@@ -16,8 +15,9 @@ from tests.world.targets import InSnapshots
     "ledger restored from the day before",
     *EVERY,
     *EXPORTS,
+    *KAFKA,
     "http",
-    short=("append", "mirror", "sqlite append", "files, append"),
+    short=("append", "mirror", "sqlite append", "files, append", "snapshot"),
     ledgers=True,
 )
 def ledger_of_yesterday(play: Play) -> None:
@@ -149,7 +149,7 @@ def ledger_before_everything(play: Play) -> None:
     play.settle()
 
 
-@scene("two machines take turns with copies of one ledger", *EVERY, *EXPORTS, short=("append",))
+@scene("two machines take turns with copies of one ledger", *EVERY, *EXPORTS, *KAFKA, short=("append",))
 def two_copies_of_a_ledger(play: Play) -> None:
     play.run()
     play.keep_ledger()
@@ -171,7 +171,19 @@ def two_copies_of_a_ledger(play: Play) -> None:
     "target restored from the day before",
     *EVERY,
     *EXPORTS,
-    short=("append", "mirror", "json", "sqlite mirror", "duckdb append", "files, snapshot"),
+    *KAFKA,
+    short=(
+        "append",
+        "mirror",
+        "json",
+        "sqlite mirror",
+        "duckdb append",
+        "files, snapshot",
+        "stream",
+        "partitioned append",
+        "mongodb mirror",
+        "mssql append",
+    ),
     ledgers=True,
 )
 def target_of_yesterday(play: Play) -> None:
@@ -211,7 +223,7 @@ def target_before_a_killed_run(play: Play) -> None:
     play.run()
     play.keep_target()
     play.next_day()
-    play.killed(f"batch_acknowledged:{1 if isinstance(play.target, InSnapshots) else 3}")  # it is one batch
+    play.killed(f"batch_acknowledged:{1 if play.target.at_once else 3}")
     play.restore_target()
     play.settle()
 
@@ -330,7 +342,7 @@ def a_killed_refill_and_a_new_day(play: Play) -> None:
     play.settle()
 
 
-@scene("emptied, the refill stopped by SIGTERM", "upsert", "mirror", *CACHE, short=("ttl",))
+@scene("emptied, the refill stopped by SIGTERM", "upsert", "mirror", *REFILLED, short=("ttl",))
 def emptied_and_a_stopped_refill(play: Play) -> None:
     play.run()
     play.next_day()
@@ -343,7 +355,7 @@ def emptied_and_a_stopped_refill(play: Play) -> None:
     play.settle()
 
 
-@scene("emptied, the refill killed near its end", "upsert", "mirror", *CACHE)
+@scene("emptied, the refill killed near its end", "upsert", "mirror", *REFILLED)
 def emptied_and_a_killed_refill(play: Play) -> None:
     play.run()
     play.target.lose_all()

@@ -16,17 +16,12 @@ from tests.crashes import Ended
 from tests.proxy import Proxy
 from tests.world.hosts import FAKETIME, PgBouncer
 from tests.world.play import Play, Wrong, error
-from tests.world.scenes import ALL, CACHE, HTTP, POSTGRES, scene
-from tests.world.targets import InPostgres, InRedis, copied
+from tests.world.scenes import ALL, EVERY, FILES, HTTP, KAFKA, POSTGRES, scene
+from tests.world.targets import copied
 
 # An address is only where to knock.
 
-
-def reach(play: Play, host: str, port: int) -> None:
-    target = play.target
-    assert isinstance(target, InPostgres | InRedis)
-    target.reached = replace(target.reached, host=host, port=port)
-    target.project.environ |= target.environ()
+SERVED = tuple(kind for kind in EVERY if kind not in FILES)
 
 
 def _moved(play: Play) -> None:
@@ -36,32 +31,34 @@ def _moved(play: Play) -> None:
     play.settle(quiet=True)
 
 
-@scene("reached as localhost, then as 127.0.0.1", *ALL)
+@scene("reached as localhost, then as 127.0.0.1", *SERVED)
 def another_name(play: Play) -> None:
-    yml = play.target.folder / "retl.yml"
-    text = yml.read_text()
+    yml, project = play.target.folder / "retl.yml", play.target.project
+    text, environ = yml.read_text(), project.environ
     yml.write_text(text.replace("127.0.0.1", "localhost"))
+    project.environ = {name: value.replace("127.0.0.1", "localhost") for name, value in environ.items()}
     play.run()
     yml.write_text(text)
+    project.environ = environ
     _moved(play)
 
 
-@scene("reached at another port", *ALL, short=("append", "mirror"))
+@scene("reached at another port", *SERVED, short=("append", "mirror"))
 def another_port(play: Play) -> None:
     play.run()
-    host, port = address(play)
+    host, port = play.target.address
     proxy = play.hold.enter_context(Proxy(host, port))
-    reach(play, proxy.host, proxy.port)
+    play.target.reach(proxy.host, proxy.port)
     _moved(play)
 
 
-@scene("reached at another port, and the ledger is restored", "append", "mirror", "json")
+@scene("reached at another port, and the ledger is restored", *SERVED, short=("stream",))
 def another_port_and_an_old_ledger(play: Play) -> None:
     play.run()
     play.keep_ledger()
-    host, port = address(play)
+    host, port = play.target.address
     proxy = play.hold.enter_context(Proxy(host, port))
-    reach(play, proxy.host, proxy.port)
+    play.target.reach(proxy.host, proxy.port)
     play.next_day()
     play.run()
     play.restore_ledger()
@@ -73,7 +70,7 @@ def through_a_pooler(play: Play) -> None:
     play.run()
     pooler = PgBouncer(play.hosts.folder(), play.table.database, "session").start()
     play.hold.callback(pooler.stop)
-    reach(play, pooler.host, pooler.port)
+    play.target.reach(pooler.host, pooler.port)
     _moved(play)
 
 
@@ -82,36 +79,34 @@ def through_a_pooler_of_transactions(play: Play) -> None:
     """It cannot work: one clear refusal, each time the same, and nothing is harmed for who connects well."""
     pooler = PgBouncer(play.hosts.folder(), play.table.database, "transaction").start()
     play.hold.callback(pooler.stop)
-    host, port = address(play)
-    reach(play, pooler.host, pooler.port)
+    host, port = play.target.address
+    play.target.reach(pooler.host, pooler.port)
     codes = {(ended.code, error(ended)["code"]) for ended in (play.run(), play.run(), play.run())}
     if len(codes) != 1:
         raise Wrong(f"NOT ONE REFUSAL but {codes}")
-    reach(play, host, port)
+    play.target.reach(host, port)
     play.settle(quiet=True)
 
 
-@scene("table A, then table B, then table A again", *POSTGRES, short=("upsert", "append"))
-def another_table_and_back(play: Play) -> None:
-    _there_and_back(play, "crm.users", "crm.others")
-
-
-@scene("key template A, then B, then A again", *CACHE)
-def another_template_and_back(play: Play) -> None:
-    _there_and_back(play, '"user:{user_id}"', '"other:{user_id}"')
-
-
-def _there_and_back(play: Play, here: str, there: str) -> None:
+@scene(
+    "object A, then object B, then object A again",
+    *EVERY,
+    *KAFKA,
+    "mongodb alone",
+    short=("upsert", "append"),
+)
+def another_object_and_back(play: Play) -> None:
+    """A table, a key template, a collection, a topic."""
     project, sync = play.target.project, type(play.target).sync
-    if isinstance(play.target, InPostgres):
-        play.target.execute("CREATE TABLE crm.others (LIKE crm.users INCLUDING ALL)")
+    here, there = play.target.places
+    assert here in sync
     play.run()
     project.define(sync.replace(here, there))
     for _ in range(3):
         play.next_day()
         play.run(partial=True)
     project.define(sync)
-    play.settle(quiet=True)
+    play.settle(quiet=not play.target.at_once)  # a snapshot deletes what others wrote since, so it asks
 
 
 @scene("database A, then its copy, then A again", *POSTGRES)
@@ -334,12 +329,6 @@ def _process(play: Play, environ: dict[str, str]) -> Ended:
         timeout=120,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
-
-
-def address(play: Play) -> tuple[str, int]:
-    target = play.target
-    assert isinstance(target, InPostgres | InRedis)
-    return target.reached.host, target.reached.port
 
 
 @scene(

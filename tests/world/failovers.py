@@ -5,7 +5,6 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from tests.proxy import Proxy
-from tests.world.elsewhere import reach
 from tests.world.hosts import Cache, Replica, Standby
 from tests.world.play import Play
 from tests.world.scenes import CACHE, POSTGRES, scene
@@ -19,7 +18,7 @@ def _primary_behind_an_address(play: Play) -> tuple[Proxy, Proxy, Standby]:
     standby = Standby(play.hosts.folder(), cluster, link.port)
     play.hold.callback(standby.stop)
     standby.start()
-    reach(play, address.host, address.port)
+    play.target.reach(address.host, address.port)
     return address, link, standby
 
 
@@ -188,7 +187,7 @@ def _replicated(play: Play) -> tuple[Cache, Proxy, Proxy, Replica]:
     replica = play.hosts.own_replica(play.server)
     play.hold.callback(replica.stop)
     replica.follow(primary, link.port)
-    reach(play, address.host, address.port)
+    play.target.reach(address.host, address.port)
     return primary, link, address, replica
 
 

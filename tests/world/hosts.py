@@ -15,16 +15,18 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import psycopg
 import redis
 
 from retl_demo.process import ENVIRONMENT, LOOPBACK, Server
 from retl_demo.servers import Postgres, Valkey
-from tests import clickhouse_server, mysql_server
 from tests.servers import EXPENDABLE, Database, RedisServer
 
+T = TypeVar("T")
 DEBIAN_POSTGRES = Path("/usr/lib/postgresql/15/bin")
 REDIS = shutil.which("redis-server")
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -206,8 +208,7 @@ class Hosts:
         self._stack = contextlib.ExitStack()
         self._thread = self._stack.enter_context(ThreadPoolExecutor(1))
         self._number = 0
-        self._mysql: mysql_server.MySQLDatabase | None = None
-        self._clickhouse: clickhouse_server.Server | None = None
+        self._lasting: dict[str, Any] = {}
 
     def __enter__(self) -> Hosts:
         return self
@@ -228,17 +229,11 @@ class Hosts:
         assert isinstance(found, Cluster)
         return found
 
-    def mysql(self) -> mysql_server.MySQLDatabase:
-        """The shared MariaDB."""
-        if self._mysql is None:
-            self._mysql = self._stack.enter_context(mysql_server.mysql_server(self.folder()))
-        return self._mysql
-
-    def clickhouse(self) -> clickhouse_server.Server:
-        """The shared ClickHouse."""
-        if self._clickhouse is None:
-            self._clickhouse = self._stack.enter_context(clickhouse_server.server(self.folder()))
-        return self._clickhouse
+    def lasting(self, name: str, made: Callable[[Path], AbstractContextManager[T]]) -> T:
+        """The shared server of this name, which `made` starts in a folder of its own."""
+        if name not in self._lasting:
+            self._lasting[name] = self._stack.enter_context(made(self.folder()))
+        return cast(T, self._lasting[name])
 
     def own_postgres(self, name: str) -> Cluster:
         return Cluster(self.folder(), POSTGRES[name]).start()

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from tests.world.play import Play
-from tests.world.scenes import ALL, CACHE, CLICKHOUSE, EVERY, EXPORTS, FILES, POSTGRES, scene
+from tests.world.scenes import (
+    ALL,
+    CACHE,
+    CLICKHOUSE,
+    EVERY,
+    EXPORTS,
+    FILES,
+    KAFKA,
+    MONGODB,
+    POSTGRES,
+    REFILLED,
+    ROWS,
+    scene,
+)
 
 # Somebody empties the target.
 
@@ -12,7 +25,17 @@ from tests.world.scenes import ALL, CACHE, CLICKHOUSE, EVERY, EXPORTS, FILES, PO
     "emptied between runs",
     *EVERY,
     *EXPORTS,
-    short=("upsert", "json", "ttl", "sqlite append", "clickhouse mirror"),
+    *KAFKA,
+    short=(
+        "upsert",
+        "json",
+        "ttl",
+        "sqlite append",
+        "clickhouse mirror",
+        "mongodb append",
+        "partitioned append",
+        "kafka",
+    ),
     ledgers=True,
 )
 def emptied(play: Play) -> None:
@@ -29,7 +52,7 @@ def emptied_and_nothing_due(play: Play) -> None:
     play.settle()
 
 
-@scene("every row deleted, the traces stay", *EVERY)
+@scene("every row deleted, the traces stay", *ROWS)
 def every_row_deleted(play: Play) -> None:
     play.run()
     play.target.lose(1.0)
@@ -41,7 +64,7 @@ def every_row_deleted(play: Play) -> None:
     "upsert",
     "mirror",
     "append",
-    *CACHE,
+    *REFILLED,
     *FILES,
     *CLICKHOUSE,
     rows=2000,
@@ -120,7 +143,7 @@ def half_deleted_during(play: Play) -> None:
     play.settle(hidden=not play.target.changes)
 
 
-@scene("target restored in the middle of a run", *CACHE, short=("mirror in Redis",))
+@scene("target restored in the middle of a run", *CACHE, *MONGODB, short=("mirror in Redis",))
 def restored_during(play: Play) -> None:
     play.run()
     play.keep_target()

@@ -11,25 +11,36 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests import mysql_server
+from tests import mssql_driver, mysql_server
 from tests.world.play import Play
 
-FOLLOWING = ("upsert", "mirror", "update_only")  # they may be told to send everything again
-POSTGRES = (*FOLLOWING, "append")
+FOLLOWING = ("upsert", "mirror", "update_only", "partitioned")  # they may be told to send everything again
+POSTGRES = (*FOLLOWING, "append", "snapshot", "partitioned append")
 INSERTING = ("upsert", "mirror", "append")
-CACHE = ("json", "ttl", "mirror in Redis", "ranking")
+CACHE = ("json", "ttl", "mirror in Redis", "hash", "ranking", "audience", "stream")
+REFILLED = tuple(kind for kind in CACHE if kind != "stream")  # entries of a stream are never sent again
+CLUSTER = ("cluster json", "cluster ttl", "cluster mirror", "cluster ranking", "cluster stream")
 ALL = (*POSTGRES, *CACHE)
 FILES = tuple(f"{name} {kind}" for name in ("sqlite", "duckdb") for kind in INSERTING)
 MYSQL = tuple(f"mysql {kind}" for kind in INSERTING) if mysql_server.AVAILABLE else ()
+MSSQL = tuple(f"mssql {kind}" for kind in INSERTING) if mssql_driver.AVAILABLE else ()
 CLICKHOUSE = ("clickhouse upsert", "clickhouse mirror")
+MONGODB = ("mongodb", "mongodb mirror", "mongodb append")  # with transactions, and so with marks
+KAFKA = ("kafka", "kafka append")
 EVERY = (
     *ALL,
     *FILES,
     *MYSQL,
+    *MSSQL,
     *CLICKHOUSE,
+    *MONGODB,
+    *CLUSTER,
 )  # a file is opened by one process at a time: nobody acts there during a run
 EXPORTS = ("files", "files, append", "files, snapshot", "delta", "delta, append")  # in a folder
 HTTP = ("http", "http insert")
+
+
+ROWS = tuple(kind for kind in EVERY if "stream" not in kind)  # of a stream, readers take entries away
 
 
 @dataclass(frozen=True)

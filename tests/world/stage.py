@@ -5,24 +5,50 @@ from __future__ import annotations
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from tests import mysql_server
-from tests.databases import ClickHouseShell, Shell, shell_of
+from tests import clickhouse_server, kafka, mongo, mssql, mysql_server, redis_cluster
+from tests.databases import ClickHouseShell, MsSqlShell, Shell, shell_of
 from tests.world import backups, columns, elsewhere, failovers, losses, shapes, vendors  # noqa: F401 - they register their scenes
 from tests.world.hosts import CACHES, POSTGRES, Hosts, absent
 from tests.world.play import Play, Wrong
-from tests.world.scenes import CACHE, CLICKHOUSE, EXPORTS, FILES, HTTP, MYSQL, SCENES, Scene
+from tests.world.scenes import (
+    CACHE,
+    CLICKHOUSE,
+    CLUSTER,
+    EXPORTS,
+    FILES,
+    HTTP,
+    KAFKA,
+    MSSQL,
+    MYSQL,
+    SCENES,
+    Scene,
+)
+from tests.world.stores import CLUSTERED, COLLECTIONS, TOPICS
 from tests.world.targets import CACHED, CAMPAIGNS, EXPORTED, IN_TABLES, TABLES, Target, fresh
 
 _VERDICTS = {"FALSE": "false refusal", "STUCK": "stuck", "NO": "stuck", "NOT": "stuck"}  # by the first word
 
 
 OLDER = 3  # of so many kinds one is played on the older servers too
+
+
+_SERVERS: list[tuple[Iterable[str], list[str]]] = [
+    ((*FILES, *EXPORTS), ["file"]),
+    (MYSQL, ["MariaDB"]),
+    (MSSQL, ["SQL Server (emulator)"]),
+    (CLICKHOUSE, ["ClickHouse"]),
+    (COLLECTIONS, ["MongoDB (emulator)"]),
+    (KAFKA, ["Tansu"]),
+    (CACHE, [*CACHES]),
+    (CLUSTER, [*CACHES]),
+    (HTTP, ["campaigns"]),
+]
 
 
 @dataclass(frozen=True)
@@ -70,7 +96,7 @@ def parts() -> list[Part]:
         if one.needs in lacking:
             continue
         for turn, kind in enumerate(one.kinds):
-            first, *others = _servers(kind)
+            first, *others = servers_of(kind)
             found.append(Part(number, kind, first))
             if one.ledgers:
                 found.append(Part(number, kind, first, ledger=True))
@@ -79,14 +105,11 @@ def parts() -> list[Part]:
     return found
 
 
-def _servers(kind: str) -> list[str]:
-    if kind in FILES or kind in EXPORTS:
-        return ["file"]
-    if kind in MYSQL:
-        return ["MariaDB"]
-    if kind in CLICKHOUSE:
-        return ["ClickHouse"]
-    return [*CACHES] if kind in CACHE else ["campaigns"] if kind in HTTP else [*POSTGRES]
+def servers_of(kind: str) -> list[str]:
+    for kinds, servers in _SERVERS:
+        if kind in kinds:
+            return servers
+    return [*POSTGRES]
 
 
 def play_all(chosen: list[Part], folder: Path) -> list[Line]:
@@ -139,31 +162,54 @@ def staged(part: Part, hosts: Hosts, seed: int = 0) -> Iterator[Play]:
             server = hosts.postgres("PostgreSQL 18")
             state = hold.enter_context(fresh(server.address()))
         url = state.url if state else None
-        target: Target
-        if part.kind in CACHE:
-            cache = hold.enter_context(hosts.own_cache(part.server))
-            target = CACHED[part.kind](folder / "project", cache, url)
-        elif part.kind in EXPORTS:
-            target = EXPORTED[part.kind](folder / "project", url)
-        elif part.kind in (*FILES, *MYSQL, *CLICKHOUSE):
-            shell = _shell(part.kind, hosts, folder / "project", hold)
-            target = IN_TABLES[part.kind.partition(" ")[2]](folder / "project", shell, url)
-        elif part.kind in HTTP:
-            target = made = CAMPAIGNS[part.kind](folder / "project")
-            hold.callback(made.stop)
-        else:
-            shared = not part.scene.own_server
-            cluster = (
-                hosts.postgres(part.server) if shared else hold.enter_context(hosts.own_postgres(part.server))
-            )
-            database = hold.enter_context(fresh(cluster.address()))
-            target = TABLES[part.kind](folder / "project", cluster, database, url)
+        target = _target(part, hosts, folder / "project", url, hold)
         target.rows = part.scene.rows
         yield Play(target, hosts, seed, part.server, ledger=state, hold=hold)
 
 
+def _target(part: Part, hosts: Hosts, folder: Path, url: str | None, hold: ExitStack) -> Target:
+    kind = part.kind
+    if kind in CACHE:
+        return CACHED[kind](folder, hold.enter_context(hosts.own_cache(part.server)), url)
+    if kind in CLUSTER:
+        return CLUSTERED[kind](folder, _cluster(part, hosts, hold), url)
+    if kind in EXPORTS:
+        return EXPORTED[kind](folder, url)
+    if kind in COLLECTIONS:
+        return COLLECTIONS[kind](folder, hosts.lasting("mongodb", lambda _: mongo.server()), url)
+    if kind in KAFKA:
+        return TOPICS[kind](folder, hosts.lasting("kafka", kafka.broker), url)
+    if kind in (*FILES, *MYSQL, *MSSQL, *CLICKHOUSE):
+        return IN_TABLES[kind.partition(" ")[2]](folder, _shell(kind, hosts, folder, hold), url)
+    if kind in HTTP:
+        made = CAMPAIGNS[kind](folder)
+        hold.callback(made.stop)
+        return made
+    shared = not part.scene.own_server
+    server = hosts.postgres(part.server) if shared else hold.enter_context(hosts.own_postgres(part.server))
+    database = hold.enter_context(fresh(server.address()))
+    return TABLES[kind](folder, server, database, url)
+
+
+def _cluster(part: Part, hosts: Hosts, hold: ExitStack) -> redis_cluster.RedisCluster:
+    """Three primaries; with replicas if a scene has it for itself."""
+
+    def made(folder: Path, *, replicas: bool = False) -> AbstractContextManager[redis_cluster.RedisCluster]:
+        return redis_cluster.started(folder, replicas=replicas, binary=CACHES[part.server])
+
+    if part.scene.own_server:
+        return hold.enter_context(made(hosts.folder(), replicas=True))
+    return hosts.lasting(f"cluster of {part.server}", made)
+
+
 def _shell(kind: str, hosts: Hosts, folder: Path, hold: ExitStack) -> Shell:
     if kind in CLICKHOUSE:
-        return ClickHouseShell(hosts.clickhouse())
-    mysql = hold.enter_context(mysql_server.fresh(hosts.mysql())) if kind in MYSQL else None
-    return shell_of(kind, folder, mysql)
+        return ClickHouseShell(hosts.lasting("clickhouse", clickhouse_server.server))
+    if kind in MSSQL:
+        server = hold.enter_context(mssql.Sql(hosts.folder()))
+        hold.callback(server.shutdown)
+        return MsSqlShell(server)
+    if kind in MYSQL:
+        database = hosts.lasting("mysql", mysql_server.mysql_server)
+        return shell_of(kind, folder, hold.enter_context(mysql_server.fresh(database)))
+    return shell_of(kind, folder)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import psycopg
@@ -20,6 +22,7 @@ from msgspec.structs import replace
 
 from tests import databases
 from tests.crashes import COLUMNS, POSTGRES_YML, CampaignScene, PostgresScene, RedisScene, Scene
+from tests.exported import objects
 from tests.scenes import Appended, Changes, ChangesAppended, Merged, Snapshots
 from tests.servers import Database, Databases
 from tests.world.hosts import Cache, Cluster
@@ -88,6 +91,8 @@ class Target(Scene):
 
     deletes = False
     changes = True
+    at_once = False  # all of a mart is one batch
+    lists = True  # its keys can be listed
     rows = 120
 
     def start_over(self) -> None:
@@ -112,6 +117,27 @@ class Target(Scene):
     @abstractmethod
     def lose(self, share: float) -> None:
         """Somebody removes this share of our rows, and nothing else."""
+
+    @abstractmethod
+    def keep(self) -> Any:
+        """A backup of everything that is there, with the traces that retl left."""
+
+    @abstractmethod
+    def restore(self, kept: Any) -> None: ...
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where retl reaches it."""
+        raise NotImplementedError
+
+    def reach(self, host: str, port: int) -> None:
+        """From now on retl reaches it there."""
+        raise NotImplementedError
+
+    @property
+    def places(self) -> tuple[str, str]:
+        """What its sync says of the object, and the same of another one."""
+        raise NotImplementedError
 
 
 class InPostgres(PostgresScene, Target):
@@ -154,6 +180,25 @@ class InPostgres(PostgresScene, Target):
     def make_anew(self) -> None:
         self.execute(f"DROP TABLE crm.users; {self.table}; {self.theirs}")
 
+    def keep(self) -> Database:
+        return copied(self.database)
+
+    def restore(self, kept: Database) -> None:
+        restored(self.database, kept)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.reached.host, self.reached.port
+
+    def reach(self, host: str, port: int) -> None:
+        self.reached = replace(self.reached, host=host, port=port)
+        self.project.environ |= self.environ()
+
+    @property
+    def places(self) -> tuple[str, str]:
+        self.execute("CREATE TABLE crm.others (LIKE crm.users INCLUDING ALL)")
+        return "crm.users", "crm.others"
+
 
 class Mirror(InPostgres):
     sync = InPostgres.sync + "deletes: delete\n"
@@ -180,10 +225,40 @@ class UpdateOnly(InPostgres):
         return [row for row in super().wanted() if row[0] in there]
 
 
+class WholeTable(InPostgres):
+    """All of the mart in one transaction; what others put there goes with the next set."""
+
+    sync = InPostgres.sync.replace("crm.users", "crm.users, mode: snapshot") + "deletes: delete\n"
+    deletes = at_once = True
+
+
+PARTS = "".join(
+    f"; CREATE TABLE crm.users_{number} PARTITION OF crm.users FOR VALUES WITH (MODULUS 3, REMAINDER {number})"
+    for number in range(3)
+)
+
+
+class Partitioned(Mirror):
+    """Rows of three partitions."""
+
+    table = f"{TABLE} PARTITION BY HASH (user_id){PARTS}"
+
+    @property
+    def places(self) -> tuple[str, str]:
+        self.execute(self.table.replace("crm.users", "crm.others"))
+        return "crm.users", "crm.others"
+
+
+class PartitionedAppend(Append):
+    table = f"{HEAP} PARTITION BY HASH (user_id){PARTS}"
+    places = Partitioned.places
+
+
 class InRedis(RedisScene, Target):
     """JSON texts that stay."""
 
     sync = 'destination: {connection: cache, key: "user:{user_id}", value: json, ttl: none}\n'
+    places = ("user:{user_id}", "other:{user_id}")
 
     def __init__(self, folder: Path, server: Cache, state: str | None = None) -> None:
         super().__init__(folder, server.address)
@@ -193,14 +268,17 @@ class InRedis(RedisScene, Target):
         state = {"RETL_STATE_URL": self.state} if self.state else {}
         return super().environ() | state | {"CACHE_PORT": str(self.reached.port)}
 
+    def client(self) -> Any:
+        return self.server.client()
+
     def empty(self) -> None:
-        with self.server.client() as client:
+        with self.client() as client:
             client.flushall()
 
     def content(self) -> list[Row]:
-        with self.server.client() as client:
+        with self.client() as client:
             keys = sorted(client.keys("user:*"))
-            values = client.mget(keys) if keys else []
+            values = [client.get(key) for key in keys]
         found = zip(keys, values, strict=True)
         return [self._row(key.decode(), json.loads(value, parse_float=str)) for key, value in found]
 
@@ -210,13 +288,31 @@ class InRedis(RedisScene, Target):
         return (unquote(key.removeprefix("user:")), *texts)
 
     def lose_all(self) -> None:
-        with self.server.client() as client:
-            client.flushall()
+        self.empty()
 
     def lose(self, share: float) -> None:
-        with self.server.client() as client:
+        with self.client() as client:
             keys = sorted(client.keys("user:*"))
-            client.delete(*keys[: max(1, round(len(keys) * share))])
+            for key in keys[: max(1, round(len(keys) * share))]:
+                client.delete(key)
+
+    def keep(self) -> dict[bytes, tuple[bytes, int]]:
+        with self.client() as client:
+            return {key: (client.dump(key), client.pttl(key)) for key in client.keys("*")}
+
+    def restore(self, kept: dict[bytes, tuple[bytes, int]]) -> None:
+        with self.client() as client:
+            client.flushall()
+            for key, (dumped, left) in kept.items():
+                client.restore(key, max(0, left), dumped)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.reached.host, self.reached.port
+
+    def reach(self, host: str, port: int) -> None:
+        self.reached = replace(self.reached, host=host, port=port)
+        self.project.environ |= self.environ()
 
 
 class Expiring(InRedis):
@@ -228,6 +324,21 @@ class CacheMirror(InRedis):
     deletes = True
 
 
+class Hashes(InRedis):
+    """A hash for each row, where others may have entries too."""
+
+    sync = CacheMirror.sync.replace("value: json", "value: hash")
+    deletes = True
+
+    def content(self) -> list[Row]:
+        with self.client() as client:
+            found = {key: client.hgetall(key) for key in sorted(client.keys("user:*"))}
+        return [
+            (unquote(key.decode().removeprefix("user:")), *_texts(held, COLUMNS[1:]))
+            for key, held in found.items()
+        ]
+
+
 class Ranking(InRedis):
     """One sorted set: a row is a member, and its score is the number of searches."""
 
@@ -236,9 +347,10 @@ fields: {user_id: user_id, searches: searches}
 deletes: delete
 """
     deletes = True
+    places = ("key: ranking", "key: others")
 
     def content(self) -> list[Row]:
-        with self.server.client() as client:
+        with self.client() as client:
             found = client.zrange("ranking", 0, -1, withscores=True)
         return sorted((member.decode(), str(int(score))) for member, score in found)
 
@@ -246,9 +358,58 @@ deletes: delete
         return sorted((user, searches) for user, _, searches, *_ in super().wanted())
 
     def lose(self, share: float) -> None:
-        with self.server.client() as client:
+        with self.client() as client:
             members = client.zrange("ranking", 0, -1)
             client.zrem("ranking", *members[: max(1, round(len(members) * share))])
+
+
+class Audience(InRedis):
+    """One set: a row is a member."""
+
+    sync = """destination: {connection: cache, key: audience, value: set, ttl: none}
+fields: {user_id: user_id}
+deletes: delete
+"""
+    deletes = True
+    places = ("key: audience", "key: others")
+
+    def content(self) -> list[Row]:
+        with self.client() as client:
+            return sorted((member.decode(),) for member in client.smembers("audience"))
+
+    def wanted(self) -> list[Row]:
+        return sorted((user,) for user, *_ in super().wanted())
+
+    def lose(self, share: float) -> None:
+        with self.client() as client:
+            members = sorted(client.smembers("audience"))
+            client.srem("audience", *members[: max(1, round(len(members) * share))])
+
+
+class Stream(InRedis):
+    """One stream: a row is an entry, which nothing but retl keeps from coming twice."""
+
+    sync = """destination: {connection: cache, key: events, value: stream, ttl: none}
+write: append
+first_run: send
+"""
+    changes = False
+    places = ("key: events", "key: others")
+
+    def content(self) -> list[Row]:
+        with self.client() as client:
+            found = client.xrange("events")
+        return sorted((_texts(held, COLUMNS) for _, held in found), key=str)
+
+    def lose(self, share: float) -> None:
+        with self.client() as client:
+            entries = [name for name, _ in client.xrange("events")]
+            client.xdel("events", *entries[: max(1, round(len(entries) * share))])
+
+
+def _texts(held: dict[bytes, bytes], names: tuple[str, ...]) -> Row:
+    """What a hash or an entry has; NULL has none."""
+    return tuple(held[name.encode()].decode() if name.encode() in held else None for name in names)
 
 
 class InTable(databases.TableScene, Target):
@@ -267,6 +428,7 @@ class InTable(databases.TableScene, Target):
     def empty(self) -> None:
         super().empty()
         self.shell.execute(self.table)
+        self._port = self.shell.address[1] if self.shell.serves else 0
 
     def lose_all(self) -> None:
         self.shell.empty()
@@ -275,6 +437,30 @@ class InTable(databases.TableScene, Target):
         ((rows,),) = self.shell.execute("SELECT count(*) FROM users")
         drawn = f"SELECT user_id FROM users ORDER BY user_id LIMIT {math.ceil(rows * share)}"
         self.shell.execute(f"DELETE FROM users WHERE user_id IN (SELECT user_id FROM ({drawn}) AS drawn)")
+
+    def keep(self) -> Any:
+        return self.shell.keep()
+
+    def restore(self, kept: Any) -> None:
+        self.shell.restore(kept)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.shell.address
+
+    def reach(self, host: str, port: int) -> None:
+        """Its shell stays where it is."""
+        settings = self.folder / "retl.yml"
+        text, server = settings.read_text(), re.search(r"  sql: .+", settings.read_text())
+        assert server is not None
+        moved = re.sub(rf"\b{self._port}\b", str(port), server[0])
+        settings.write_text(text.replace(server[0], moved))
+        self._port = port
+
+    @property
+    def places(self) -> tuple[str, str]:
+        self.shell.execute(self.table.replace("TABLE users", "TABLE others"))
+        return "table: users", "table: others"
 
 
 class FileMirror(InTable):
@@ -297,6 +483,12 @@ class InCampaigns(CampaignScene, Target):
     def lose(self, share: float) -> None:
         raise NotImplementedError
 
+    def keep(self) -> Any:
+        raise NotImplementedError
+
+    def restore(self, kept: Any) -> None:
+        raise NotImplementedError
+
     def stop(self) -> None:
         if self.tool:
             self.tool.stop()
@@ -317,6 +509,9 @@ TABLES: dict[str, type[InPostgres]] = {
     "mirror": Mirror,
     "append": Append,
     "update_only": UpdateOnly,
+    "snapshot": WholeTable,
+    "partitioned": Partitioned,
+    "partitioned append": PartitionedAppend,
 }
 
 
@@ -336,6 +531,9 @@ class InFolder(Target):
 
     def environ(self) -> dict[str, str]:
         return {"RETL_STATE_URL": self.state} if self.state else {}
+
+    def keep(self) -> dict[str, bytes]:
+        return objects(self.root)
 
     def restore(self, kept: dict[str, bytes]) -> None:
         self.empty()
@@ -366,7 +564,7 @@ class ExportsAppended(InExports):
 class InSnapshots(InFolder, Snapshots):
     folder_name = "out"
     sync = Snapshots.sync
-    deletes = True
+    deletes = at_once = True
 
 
 class InLake(InFolder, Merged):
@@ -395,7 +593,10 @@ CACHED: dict[str, type[InRedis]] = {
     "json": InRedis,
     "ttl": Expiring,
     "mirror in Redis": CacheMirror,
+    "hash": Hashes,
     "ranking": Ranking,
+    "audience": Audience,
+    "stream": Stream,
 }
 CAMPAIGNS: dict[str, type[InCampaigns]] = {"http": InCampaigns, "http insert": CampaignInserts}
 

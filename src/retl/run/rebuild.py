@@ -164,7 +164,7 @@ def _replace_baseline(running: Execution, made: Compared, rows: int) -> None:
     trace.decide(job.ledger, place)
     write_held(running, REBUILT, rows, fingerprints, restart=place)
     if former != place:  # another address of the same object
-        job.ledger.forget(job.sync.name, former, running.lock.epoch)
+        trace.relocate(job.ledger, job.sync.name, former, place, running.lock.epoch)
     log.event("delta_written")
 
 

@@ -193,6 +193,7 @@ class Execution:
         """Record the change set as a durable delta, then drain it or adopt it."""
         plan, ledger = self._planned(), self.job.ledger
         if not len(plan.changes):
+            self._relocate()
             return
         if plan.payload is None:
             hash.release(self.workspace)
@@ -215,6 +216,7 @@ class Execution:
         )
         log.event("delta_written")
         if plan.adopting:
+            self._relocate()
             return
         answers = None
         if plan.field_map.shape.digests != "none":
@@ -393,6 +395,13 @@ class Execution:
         journal.open([batch])
         journal.acknowledge(Answered(batch, Outcome(PRESENT), attempts=0))
         journal.flush()
+
+    def _relocate(self) -> None:
+        """What was adopted holds at every address of the object, although no mark of it tells the newest."""
+        plan, job = self._planned(), self.job
+        if plan.adopting and plan.moved_from is not None:
+            place = plan.capabilities.object
+            trace.relocate(job.ledger, job.sync.name, plan.moved_from, place, self.lock.epoch)
 
     def _reset(self) -> Failure | None:
         """Whether the target lost rows since this run looked at it; then older ones may be lost too."""

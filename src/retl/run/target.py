@@ -207,9 +207,10 @@ def _returned(
 def returned(
     destination: Destination[Any], run: Run, mapped: Mapped | Plan, workspace: Workspace, deleted: str
 ) -> tuple[str, ...]:
-    """Those of the deleted keys (SQL) that the target has again."""
+    """Those of the deleted keys (SQL) that the target has again; all of them if it cannot be asked, because
+    to delete a row once more harms nothing."""
     if not mapped.capabilities.readable:
-        return ()
+        return tuple(str(key) for (key,) in workspace.run(deleted))
     listed = f"row_number() OVER () - 1 AS pos, key FROM ({deleted})"
     gone = change_set.of_keys(workspace, mapped.field_map, "deleted_keys", listed)
     keys = [key for (key,) in workspace.run("SELECT key FROM deleted_keys ORDER BY pos")]

@@ -59,7 +59,7 @@ def arrived(batch: BatchRow | Answered) -> bool:
 def expected(ledger: Ledger, sync: str, place: str, trace: Trace) -> Expected:
     """What the ledger knows about the object at this place."""
     runs = ledger.run_keys({run for run, _ in trace.batches})
-    found = _object(ledger, sync, place, runs)
+    found = _object(ledger, sync, place, runs, delivered=trace.epoch > 0)
     checkpoint = ledger.checkpoint(sync, found)
     marks = {checkpoint.newest} if checkpoint and checkpoint.newest else set[tuple[str, str]]()
     for delta in ledger.deltas(sync, found):
@@ -189,14 +189,29 @@ def strangers(place: str, sync: Sync, last: datetime | None) -> Refusal:
     )
 
 
-def _object(ledger: Ledger, sync: str, place: str, runs: Mapping[str, RunKey]) -> str:
-    """The place that the object's newest run of this sync knew it by, if its baseline is still there."""
+def _object(ledger: Ledger, sync: str, place: str, runs: Mapping[str, RunKey], *, delivered: bool) -> str:
+    """The place that the object's newest run of this sync knew it by, or where its baseline continues, if
+    that is still there. `delivered`: the object knows the sync, also if it has no marks of it any more."""
     own = [run for run in runs.values() if run.sync == sync]
     newest = max(own, key=lambda run: run.epoch, default=None)
-    if newest is None or newest.object == place:
-        return place
-    has_state = ledger.checkpoint(sync, newest.object) or ledger.deltas(sync, newest.object)
-    return newest.object if has_state else place
+    seen, found = set[str](), newest.object if newest else place if delivered else None
+    while found is not None and found not in seen:
+        if ledger.checkpoint(sync, found) or ledger.deltas(sync, found):
+            return found
+        seen.add(found)
+        found = ledger.kept(_moved(found))
+    return place
+
+
+def relocate(ledger: Ledger, sync: str, former: str, place: str, epoch: int) -> None:
+    """What was recorded at `place` without a write there replaces the baseline of `former`, another address
+    of the object: no mark of the object says so. `epoch` is that of the lock the caller holds."""
+    ledger.keep(_moved(former), place)
+    ledger.forget(sync, former, epoch)
+
+
+def _moved(former: str) -> str:
+    return f"moved {former}"
 
 
 def _behind(sync: str, runs: int, *, append: bool, comparable: bool, whole: bool) -> Refusal:
@@ -206,7 +221,7 @@ def _behind(sync: str, runs: int, *, append: bool, comparable: bool, whole: bool
     if comparable:
         ways.append(f"`retl state rebuild {sync}` reads the target")
     elif append:
-        ways.append(f"`retl state adopt {sync}` takes every row of today's mart as sent")
+        ways.append(f"`retl state adopt {sync}` takes every row of today's mart as sent, also what was not")
     return Refusal(
         "STATE_BEHIND",
         f"the target has marks of {counted(runs, 'run')} of this sync that the ledger does not know:"

@@ -27,10 +27,10 @@ fields and an `_id` made of the run and the row. `deletes: {set: …}` sets fiel
 **Exactly once.** A batch of up to 1,000 rows is one transaction, together with a mark in the collection
 `retl_applied` of the same database. A commit without an answer is resolved by the mark, or by an abort marker
 in its place, for which MongoDB waits until the transaction has ended. By the marks a ledger or a collection
-that was restored or made again is noticed (by its UUID). Each transaction also changes the fence of the
-collection: so an older run that wakes up late writes nothing, nor does a ledger that another one has
-relieved, which is when the other one's run begins (`VOIDED`). After a kill the next run may have to wait up
-to a minute, until MongoDB ends the transaction that was left open.
+that was restored or made again is noticed (by its UUID), and an append whose collection is empty. Each
+transaction also changes the fence of the collection: so an older run that wakes up late writes nothing, nor
+does a ledger that another one has relieved, which is when the other one's run begins (`VOIDED`). After a kill
+the next run may have to wait up to a minute, until MongoDB ends the transaction that was left open.
 
 **Without transactions.** A server that is no replica set has none: `check` says so (`NO_TRANSACTIONS`). With
 `transactions: false` each row is written for itself, in unordered bulks and four lanes; there are no marks

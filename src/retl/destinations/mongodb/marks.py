@@ -29,7 +29,8 @@ class Marks:
     def __init__(self, client: Client, collection: str, shape: Shape, attempts: Attempts) -> None:
         self._client, self._object, self._attempts = client, collection, attempts
         self._us = {"object": collection, "ledger": shape.state_id, "sync": shape.sync}
-        alone = shape.write != "append"  # appended rows have no owner: others may append at the same time
+        self._appends = shape.write == "append"
+        alone = not self._appends  # appended rows have no owner: others may append at the same time
         self._fence = {"fence": collection, "of": "" if alone else f"{shape.state_id}/{shape.sync}"}
 
     @property
@@ -67,7 +68,8 @@ class Marks:
         self, batch: Batch, attempt: int, found: dict[int, RowResult], storage: str, session: ClientSession
     ) -> None:
         """In the transaction of the batch. Marked."""
-        mark = self._mark(batch, attempt, "applied") | {"storage": storage, "left": json.dumps(noted(found))}
+        about = {"storage": storage, "rows": len(batch) - len(found), "left": json.dumps(noted(found))}
+        mark = self._mark(batch, attempt, "applied") | about
         try:
             self._marks.insert_one(mark, session=session)
         except DuplicateKeyError:
@@ -107,15 +109,21 @@ class Marks:
     # --- the trace
 
     def trace(self, storage: str | None) -> Trace:
-        """`storage`: the id of the collection, None if there is none."""
+        """`storage`: the id of the collection, None if there is none. Of an append whose collection is empty
+        no row is there any more."""
         with self._client.speaking():
             held = list(self._marks.find({"object": self._object, "state": {"$ne": "void"}}))
+            emptied = self._appends and self._client.collection(self._object).find_one({}, {"_id": 1}) is None
         mine = [one for one in held if one["ledger"] == self._us["ledger"]]
         marks = [one for one in mine if one["state"] == "applied"]
         others = [one for one in held if one not in mine and one["state"] == "fence" and one["batches"]]
         return Trace(
             batches=frozenset(_named(one) for one in marks if storage is not None),
-            replaced=frozenset(_named(one) for one in marks if one["storage"] != storage),
+            replaced=frozenset(
+                _named(one)
+                for one in marks
+                if one["storage"] != storage or (emptied and one.get("rows"))  # older marks do not count them
+            ),
             foreign=frozenset(one["run"] for one in marks if one["sync"] != self._us["sync"]),
             epoch=max((one["epoch"] for one in mine if one["sync"] == self._us["sync"]), default=0),
             strangers=bool(held) and not mine,
