@@ -550,7 +550,7 @@ def test_appending_syncs_do_not_relieve_each_other(users: Collection) -> None:
 def test_an_append_whose_collection_is_empty_lost_its_rows(users: Collection) -> None:
     shape = replace(SHAPE, write="append", deletes="keep")
     destination = users.ready(shape)
-    unfit: list[Row] = [("k9", "name", Decimal("1e-40"), 9)]  # more digits than MongoDB holds: a reject
+    unfit: list[Row] = [("k9", "name", Decimal("9" * 40), 9)]  # more digits than MongoDB holds: a reject
     for run, rows in (("run-1", sample(2)), ("run-2", unfit)):
         results(destination, rows, "append", run)
     before = users.make(shape).check(VISIT)
