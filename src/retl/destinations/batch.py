@@ -107,14 +107,15 @@ class Shape(Struct, frozen=True):
 
     @property
     def cautious(self) -> bool:
-        """Whether other people's edits count."""
+        """Whether other people's edits count: batches come with what the target held after our last write
+        (`Rows.csv`), and write only what nobody else has changed."""
         strategies = (self.conflicts, *(one.conflicts for one in self.fields))
         return any(one != "warehouse_wins" for one in strategies)
 
     @property
     def conditional(self) -> bool:
-        """Whether batches come with what the target held after our last write (`Rows.csv`), and may write
-        only what nobody else has changed. A row that is kept as it was must not appear in between."""
+        """Whether the target reports what it holds after a write. A row that is kept as it was must not
+        appear in between."""
         return self.cautious or self.images
 
     @property
@@ -522,7 +523,7 @@ class Batch(Struct, frozen=True, dict=True):
         """Chunks of a CSV without header: the row number if `numbered`, then key and fields in the order of
         `Shape` (deletes: keys). NULL is empty and unquoted, every text is quoted.
 
-        For a conditional shape also the values of `Shape.newest` (not for deletes), and the digests of what
+        For a cautious shape also the values of `Shape.newest` (not for deletes), and the digests of what
         the target held as `\\x` and hex: NULL if the target may lack the row, other digests than the
         target's if they are not known.
 

@@ -17,7 +17,9 @@ from retl.engine.mapping import FieldMap
 from retl.engine.workspace import Workspace
 
 _BUCKETS = "buckets"  # bucket, rows (of the mart), alike
+_DUMPED = "dumped_buckets"  # bucket, n, held
 _NUMBER = f"hash(key) % {1 << 16}"  # many buckets of few rows: a row that differs costs its whole bucket
+_BUCKET = f"{_NUMBER} AS bucket, count(*) AS n"
 
 
 class Alike(Struct, frozen=True):
@@ -30,28 +32,36 @@ class Alike(Struct, frozen=True):
 NOTHING = Alike()
 
 
-def find(
-    workspace: Workspace, field_map: FieldMap, sent: Sequence[str], dumped: str, texts: Sequence[str]
-) -> Alike:
-    """Compare the buckets. `sent`: SQL of the texts that the target would get, over the payload `m` of the
-    mart's rows; `texts`: the columns of the table `dumped` with what it has.
+def add_up(workspace: Workspace, dumped: str, texts: Sequence[str]) -> None:
+    """Count the rows of the dump (SQL) by bucket, and add up their hashes. `texts`: the columns with what the
+    target has."""
+    workspace.run(
+        f"CREATE TABLE {_DUMPED} AS SELECT {_BUCKET}, {_held(texts)} FROM ({dumped}) GROUP BY bucket"
+    )
+
+
+def find(workspace: Workspace, field_map: FieldMap, sent: Sequence[str]) -> Alike:
+    """Compare the buckets of mart and baseline with those that `add_up` made. `sent`: SQL of the texts that
+    the target would get, over the payload `m` of the mart's rows.
 
     A bucket with a faulty row or an unknown key is not alike. The sums are of 64-bit hashes, so those of
     different rows are equal once in 2⁶⁴ buckets."""
-    bucket, known = f"{_NUMBER} AS bucket, count(*) AS n", "sum(hash(hash(key, hash))) AS known"
+    known = "sum(hash(hash(key, hash))) AS known"
     mart = f'SELECT {field_map.key} AS key, "retl hash" AS hash, "retl fault" AS fault, {field_map.payload}'
     workspace.run(
         f"CREATE TABLE {_BUCKETS} AS"
-        f" WITH m AS (SELECT {bucket}, count(fault) AS faults, {known}, {_held(sent)}"
+        f" WITH m AS (SELECT {_BUCKET}, count(fault) AS faults, {known}, {_held(sent)}"
         f" FROM ({mart} FROM {MART}) m GROUP BY bucket),"
-        f" b AS (SELECT {bucket}, {known} FROM {BASELINE} GROUP BY bucket),"
-        f" d AS (SELECT {bucket}, {_held(texts)} FROM {dumped} GROUP BY bucket)"
+        f" b AS (SELECT {_BUCKET}, {known} FROM {BASELINE} GROUP BY bucket)"
         " SELECT bucket, m.n AS rows, (m.n = b.n AND m.n = d.n AND m.faults = 0 AND m.known = b.known"
         " AND m.held = d.held) IS TRUE AS alike"
-        " FROM m FULL JOIN b USING (bucket) FULL JOIN d USING (bucket)"
+        f" FROM m FULL JOIN b USING (bucket) FULL JOIN {_DUMPED} d USING (bucket)"
     )
-    (rows,) = workspace.one(f"SELECT coalesce(sum(rows), 0) FROM {_BUCKETS} WHERE alike")
-    return Alike(int(rows), f"{_NUMBER} IN (SELECT bucket FROM {_BUCKETS} WHERE NOT alike)")
+    rows, others = workspace.one(
+        f"SELECT coalesce(sum(rows) FILTER (alike), 0), count(*) FILTER (NOT alike) FROM {_BUCKETS}"
+    )
+    among = f"{_NUMBER} IN (SELECT bucket FROM {_BUCKETS} WHERE NOT alike)" if others else "FALSE"
+    return Alike(int(rows), among)
 
 
 def _held(texts: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from retl.values.sql import literal
 ANSWERS = "answers 1"  # the format, as files record it
 IMAGES = "images 1"
 LATEST = 10**18  # the first number of files that a run with shards makes itself: after all of theirs
-_LONGEST, _LONGEST_DIGESTS = 1 << 30, 2 << 20  # bytes of a line
+_LONGEST_DIGESTS = 2 << 20  # bytes of a line
 Span = tuple[int, int]  # first and last position
 
 
@@ -44,8 +44,19 @@ class Updated(Struct, frozen=True):
         return (
             f"(SELECT {self.first} + row AS row, unhex(substr(seen, 3)) AS seen,"
             f" CAST(json_object({members}) AS VARCHAR) AS before"
-            f" FROM {csv_text.reading([self.path], columns, _LONGEST)})"
+            f" FROM {csv_text.reading([self.path], columns, _longest([self.path]))})"
         )
+
+
+class Kept(Struct, frozen=True):
+    """A file of images that is durable elsewhere: its digests are still to be recorded."""
+
+    path: Path
+
+    @property
+    def rows(self) -> str:
+        """SQL of row, seen and before."""
+        return f"(FROM read_parquet({literal(str(self.path))}) WHERE seen IS NOT NULL)"
 
 
 class Answers(Struct):
@@ -65,7 +76,7 @@ class Answers(Struct):
     place: str = "pos"
     _images: dict[Span, list[Path]] = field(default_factory=dict)  # of batches that are open
     _files: dict[Span, Path] = field(default_factory=dict)  # by first and last position
-    _both: dict[Span, Updated] = field(default_factory=dict)  # digests and images in one file
+    _both: dict[Span, Updated | Kept] = field(default_factory=dict)  # digests and images in one file
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def again(self, table: str) -> Answers:
@@ -104,17 +115,24 @@ class Answers(Struct):
         """One file, which has every row of the batch with its operation and key: `before` is NULL if the
         target lacked it, `seen` are the digests after the write, because the answer may be lost. A later
         image of a row stands for an earlier one of the same attempt."""
+        at = batch.first, batch.last
         with self._lock:
             taken = [path for span in _inside(self._images, [batch]) for path in self._images.pop(span)]
             number = next(self.numbers)
             told = {span: self._files[span] for span in _inside(self._files, [batch])}
-            both = [self._both[span] for span in _inside(self._both, [batch])]
+            both = {span: self._both[span] for span in _inside(self._both, [batch])}
+        files = [*taken, *told.values(), *(one.path for one in both.values())]
+        filled = [one for one in files if one.stat().st_size]
         path = self.workspace.directory / f"{batch.run_id}.images-{number:06}.parquet"
-        self._write_images(batch, _returned(taken, told, both), path)
+        self._write_images(batch, _returned(taken, told, [*both.values()]), path)
         for one in taken:
             one.unlink()
         self.stores(path.name, path)
         log.event("images_kept", file=path.name, level="debug")
+        if self.place == "pos" and [*both] == [at] and filled == [both[at].path]:
+            with self._lock:  # its digests are read again in less time than those of the text
+                self._both[at] = Kept(path)
+            path = both[at].path
         path.unlink()
 
     def forget(self, batch: Batch) -> None:
@@ -176,7 +194,7 @@ def _inside(spans: Iterable[Span], batches: Sequence[Batch]) -> list[Span]:
     )
 
 
-def _returned(images: Sequence[Path], told: Mapping[Span, Path], both: Sequence[Updated]) -> str:
+def _returned(images: Sequence[Path], told: Mapping[Span, Path], both: Sequence[Updated | Kept]) -> str:
     """SQL of each row once: row, before, seen. Of several images of a row the last one counts."""
     files = [one for one in images if one.stat().st_size]
     filled = {span: path for span, path in told.items() if path.stat().st_size}
@@ -189,7 +207,7 @@ def _returned(images: Sequence[Path], told: Mapping[Span, Path], both: Sequence[
         columns = {"row": "BIGINT", "before": "VARCHAR"}
         parts.append(
             f"SELECT row, before, NULL AS seen, MAP {{{numbers}}}[filename] AS file"
-            f" FROM {csv_text.reading(files, columns, _LONGEST, filename=True)}"
+            f" FROM {csv_text.reading(files, columns, _longest(files), filename=True)}"
         )
     read = " UNION ALL ".join(parts)
     return (
@@ -197,10 +215,15 @@ def _returned(images: Sequence[Path], told: Mapping[Span, Path], both: Sequence[
     )
 
 
-def _seen(told: Mapping[Span, Path], both: Sequence[Updated]) -> str:
+def _seen(told: Mapping[Span, Path], both: Sequence[Updated | Kept]) -> str:
     """SQL of the digests of rows: row, seen."""
     parts = [f"SELECT row, seen FROM {one.rows}" for one in both]
     return " UNION ALL ".join([*parts, _digests({span: p for span, p in told.items() if p.stat().st_size})])
+
+
+def _longest(files: Sequence[Path]) -> int:
+    """Bytes of a line at most. DuckDB takes memory for lines of the length that it is asked for."""
+    return max(_LONGEST_DIGESTS, *(one.stat().st_size for one in files))
 
 
 def _digests(filled: dict[Span, Path]) -> str:

@@ -175,7 +175,7 @@ class ChangeSet(Struct, dict=True):
             columns += [(f"n{i}", one.mart.type) for i, one in enumerate(shape.newest)]
         listed = ", ".join(f"{csv_text.csv_sql(t, name)} AS {name}" for name, t in columns)
         listed = f"pos - {first} AS pos, {listed}" if numbered else listed
-        if shape.conditional:
+        if shape.cautious:
             listed += ", '\\x' || hex(seen) AS seen"
         return self.copied(listed, first, last, [name for name, t in columns if csv_text.is_text(t)])
 

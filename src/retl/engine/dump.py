@@ -21,6 +21,7 @@ from retl.values import csv_text
 
 _MET = "met"  # key, row, hash, owned, ref, same: each row of the dump, with the row of the mart of its key
 _LONGEST = 16 << 20  # bytes of a row
+_FILE = "dump.csv"
 
 
 def fields(field_map: FieldMap) -> list[Field]:
@@ -28,27 +29,43 @@ def fields(field_map: FieldMap) -> list[Field]:
     return [one for one in field_map.shape.fields if one.compared]
 
 
-def load(workspace: Workspace, field_map: FieldMap, chunks: Iterable[bytes]) -> bool:
-    """Create held.SCAN, with the texts, from chunks of CSV. False, and nothing was made, if the target cannot
-    show a row, or DuckDB cannot read it: it is too long, or not UTF-8."""
+def load(workspace: Workspace, field_map: FieldMap, chunks: Iterable[bytes], *, counts: bool) -> bool:
+    """Read chunks of CSV: add them up for `find_alike` if it `counts`, else create held.SCAN with the texts.
+    False, and nothing was made, if the target cannot show a row, or DuckDB cannot read it: it is too long, or
+    not UTF-8."""
     try:
-        path = workspace.save("dump.csv", chunks)
+        workspace.save(_FILE, chunks)
     except Unshown:
         return False
-    columns = dict.fromkeys([*held.key_columns(field_map), *_texts(field_map)], "VARCHAR")
-    read = csv_text.reading([path], columns, _LONGEST)
     try:
-        held.keep_scan(workspace, field_map, read, _texts(field_map))
+        if counts:
+            alike.add_up(workspace, _rows(workspace, field_map), _texts(field_map))
+        else:
+            _keep(workspace, field_map, "TRUE")
     except duckdb.InvalidInputException:
+        (workspace.directory / _FILE).unlink()
         return False
-    finally:
-        path.unlink()
     return True
 
 
 def find_alike(workspace: Workspace, field_map: FieldMap) -> Alike:
-    """The rows that mart, baseline and dump have alike, found in bulk."""
-    return alike.find(workspace, field_map, _sent(field_map), held.SCAN, _texts(field_map))
+    """The rows that mart, baseline and dump have alike, found in bulk. Creates held.SCAN of the others."""
+    found = alike.find(workspace, field_map, _sent(field_map))
+    _keep(workspace, field_map, found.others)
+    return found
+
+
+def _rows(workspace: Workspace, field_map: FieldMap) -> str:
+    """SQL of the rows of the file."""
+    columns = dict.fromkeys([*held.key_columns(field_map), *_texts(field_map)], "VARCHAR")
+    read = csv_text.reading([workspace.directory / _FILE], columns, _LONGEST)
+    return held.scanned(field_map, read, _texts(field_map))
+
+
+def _keep(workspace: Workspace, field_map: FieldMap, among: str) -> None:
+    """Create held.SCAN from the rows of the file that match the SQL predicate `among`."""
+    workspace.run(f"CREATE TABLE {held.SCAN} AS FROM ({_rows(workspace, field_map)}) WHERE {among}")
+    (workspace.directory / _FILE).unlink()
 
 
 def meet(workspace: Workspace, field_map: FieldMap, among: str = "TRUE") -> None:

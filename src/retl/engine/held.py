@@ -53,6 +53,11 @@ def key_columns(field_map: FieldMap) -> list[str]:
 
 def keep_scan(workspace: Workspace, field_map: FieldMap, found: str, others: Sequence[str] = ()) -> None:
     """Create SCAN from a relation of key values as text, and other columns."""
+    workspace.run(f"CREATE TABLE {SCAN} AS {scanned(field_map, found, others)}")
+
+
+def scanned(field_map: FieldMap, found: str, others: Sequence[str]) -> str:
+    """SQL of the rows of such a relation as SCAN has them."""
     types = [one.type for one in field_map.shape.key]
     columns = [
         (name, type, storage.storage_type(type))
@@ -63,11 +68,8 @@ def keep_scan(workspace: Workspace, field_map: FieldMap, found: str, others: Seq
         f"{name} IS NOT NULL AND {storage.exact(type, name, stored)}" for name, type, stored in columns
     )
     key = keys.key_sql(types, key_columns(field_map))
-    workspace.run(
-        f"CREATE TABLE {SCAN} AS SELECT {', '.join([f'{key} AS key', *others])}"
-        f" FROM (SELECT {cast} FROM {found})"
-        f" WHERE {usable}"
-    )
+    selected = ", ".join([f"{key} AS key", *others])
+    return f"SELECT {selected} FROM (SELECT {cast} FROM {found}) WHERE {usable}"
 
 
 def count_scan(workspace: Workspace, field_map: FieldMap, among: str = "TRUE") -> None:

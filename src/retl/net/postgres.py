@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import select
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 from urllib.parse import quote
@@ -25,12 +25,15 @@ from retl.net.pooler import SESSION_MODE, SHARED, Shared, require_own_process
 
 if TYPE_CHECKING:
     import psycopg
+    from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGconn
 
 Session: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 
 LOCK_WAIT = 30.0  # seconds to wait for a lock
 IDLE = 60.0  # seconds that a transaction may be idle
 OPENING = 300.0  # seconds to open a session, at most
+_AT_ONCE = 256 << 10  # bytes of a COPY, at least, except of the last ones
 CLIENT = {
     "client_encoding": "UTF8",
     "gssencmode": "disable",  # it would replace the verified TLS
@@ -205,3 +208,38 @@ def transaction(session: Session, seconds: float, *, write: bool = False) -> Ite
     except BaseException:
         session.close()
         raise
+
+
+def copied(session: Session, statement: str) -> Generator[bytes, None, int]:
+    """What a COPY TO STDOUT sends, many rows at a time; returns the server's number of rows. psycopg's own
+    loop hands over one row at a time, and takes longer than all the rest (decision 0092)."""
+    with session.cursor() as cursor, cursor.copy(statement):
+        count = None
+        while count is None:
+            rows, count = session.wait(_received(session.pgconn))
+            if rows:
+                yield rows
+    return count
+
+
+def _received(pgconn: PGconn) -> PQGen[tuple[bytes, int | None]]:
+    """The next rows, and the number of all rows if these are the last ones. psycopg.Error as psycopg raises
+    it."""
+    from psycopg import errors, generators, pq, waiting
+
+    rows, size = list[memoryview](), 0
+    while size < _AT_ONCE:
+        length, row = pgconn.get_copy_data(1)
+        if length > 0:
+            rows.append(row)
+            size += length
+        elif length == 0:
+            while not (yield waiting.Wait.R):
+                continue
+            pgconn.consume_input()
+        else:
+            (result,) = yield from generators.fetch_many(pgconn)
+            if result.status != pq.ExecStatus.COMMAND_OK:
+                raise errors.error_from_result(result)
+            return b"".join(rows), result.command_tuples or 0
+    return b"".join(rows), None

@@ -19,7 +19,7 @@ from retl.engine import change_set, diff, dump, hash, held, judge, suppression
 from retl.engine.alike import NOTHING, Alike
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import Strategy
-from retl.engine.mapping import Run
+from retl.engine.mapping import FieldMap, Run
 from retl.engine.workspace import Workspace
 from retl.errors import Mismatch
 from retl.observe import log
@@ -141,7 +141,7 @@ def _sendable(
     if not frozen.hashed:
         hash_rows(workspace, frozen.mapped)
     erased = suppression.drop(workspace, field_map, known.suppressed)
-    if dumped and scope.counts and not (field_map.lookups or field_map.folds):
+    if dumped and _counts(scope, field_map):
         same = dump.find_alike(workspace, field_map)
     if dumped:
         held.count_scan(workspace, field_map, same.others)
@@ -186,21 +186,27 @@ def _raise_refusal(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Kn
 def _list_target(
     job: Job, visited: Visited, mapped: Mapped, known: Known, workspace: Workspace, scope: Scope
 ) -> bool:
-    """Create SCAN from a dump of the target's rows, and return True, if it has one; else SCANNED if the scope
-    asks for it."""
+    """Read a dump of the target's rows, and return True, if it has one; else create SCANNED if the scope asks
+    for it."""
     destination, again = visited.destination, job.pace.retrying(job.sync.retry, job.stop.event)
     assert destination is not None
     field_map = replace(mapped.field_map, folds=destination.folds)
 
     def dumped() -> bool:
         chunks = destination.dump(dump.fields(field_map)) if scope.sample is None else None
-        return chunks is not None and dump.load(workspace, field_map, chunks)
+        counts = _counts(scope, field_map)
+        return chunks is not None and dump.load(workspace, field_map, chunks, counts=counts)
 
     found = again(dumped)
     if not found and scope.scan:
         again(lambda: held.load_scan(workspace, field_map, destination.scan()))
         suppression.remove(workspace, field_map, known.suppressed, held.SCANNED)
     return found
+
+
+def _counts(scope: Scope, field_map: FieldMap) -> bool:
+    """Whether rows that are alike are only counted."""
+    return scope.counts and not (field_map.lookups or field_map.folds)
 
 
 def _ask(job: Job, compared: Compared, run: Run, scope: Scope, *, dumped: bool) -> None:

@@ -109,7 +109,7 @@ from retl.destinations.postgres.statements import (
 )
 from retl.errors import DefinitionError, Mismatch, Systemic
 from retl.net.gate import Gate
-from retl.net.postgres import PostgresConnection, Session, transaction, usable
+from retl.net.postgres import PostgresConnection, Session, copied, transaction, usable
 from retl.values.sql import quoted
 
 LANES = 2  # two connections are 1.5 times as fast as one; more are slower on small servers
@@ -466,8 +466,7 @@ class Postgres(Destination[PostgresOptions]):
     def _copied(self, statement: str) -> Iterator[bytes]:
         with self._session(read_only=True) as session:
             session.execute(ONLY_LOOK)
-            with session.cursor() as cursor, cursor.copy(statement) as copy:
-                yield from map(bytes, copy)
+            yield from copied(session, statement)
 
     def _read_all(self, batch: Batch) -> Iterator[Mapping[str, Any] | None]:
         """`read`, a part at a time."""

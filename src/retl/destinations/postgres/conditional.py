@@ -29,7 +29,7 @@ from retl.destinations.conflict import BUSY, ROUNDS, gone, in_conflict, spared
 from retl.destinations.postgres.halving import Found
 from retl.destinations.postgres.rejection import CARDINALITY, rejection
 from retl.destinations.postgres.statements import STAGE, Image, Statements
-from retl.net.postgres import Session
+from retl.net.postgres import Session, copied
 
 ApplyAll = Callable[[Session, Statements, Mode, int], Found]
 
@@ -112,8 +112,7 @@ def write(session: Session, sql: Statements, batch: Batch, refused: Found, apply
         if done == staged:
             batch.returns.digests(batch, [told])
         else:
-            with session.cursor() as cursor, cursor.copy(sql.returned()) as copy:
-                batch.returns.digests(batch, chain([told], (bytes(chunk) for chunk in copy)))
+            batch.returns.digests(batch, chain([told], copied(session, sql.returned())))
     return found
 
 
@@ -122,8 +121,7 @@ def _image(session: Session, sql: Statements, batch: Batch) -> None:
     if sql.shape.images and batch.returns is not None:
         fields = [field.name for field in sql.shape.fields]
         names = sql.every_column if batch.mode == "delete" else fields
-        with session.cursor() as cursor, cursor.copy(sql.image(STAGE, batch.first, names)) as copy:
-            batch.returns.images(batch, (bytes(chunk) for chunk in copy))
+        batch.returns.images(batch, copied(session, sql.image(STAGE, batch.first, names)))
 
 
 def _how(session: Session, sql: Statements) -> Image | None:
@@ -151,12 +149,8 @@ def _untouched(session: Session, sql: Statements) -> bytes:
     if not sql.shape.compared:
         return b""
     try:
-        with (
-            session.transaction(),
-            session.cursor() as cursor,
-            cursor.copy(sql.update_untouched()) as copy,
-        ):
-            return b"".join(bytes(chunk) for chunk in copy)
+        with session.transaction():
+            return b"".join(copied(session, sql.update_untouched()))
     except psycopg.Error as error:
         if rejection(error, sql.names) is None and error.sqlstate != CARDINALITY:
             raise
@@ -168,12 +162,16 @@ def _untouched_imaged(session: Session, sql: Statements, batch: Batch, how: Imag
     assert batch.returns is not None
     if not sql.shape.compared:
         return 0
-    names = [field.name for field in sql.shape.fields]
+    names, count = [field.name for field in sql.shape.fields], 0
+
+    def returned() -> Iterator[bytes]:
+        nonlocal count
+        count = yield from copied(session, sql.update_untouched(how))
+
     try:
-        with session.transaction(), session.cursor() as cursor:
-            with cursor.copy(sql.update_untouched(how)) as copy:
-                batch.returns.updated(batch, (bytes(chunk) for chunk in copy), names)
-            return cursor.rowcount
+        with session.transaction():
+            batch.returns.updated(batch, returned(), names)
+        return count
     except psycopg.Error as error:
         batch.returns.forget(batch)
         if rejection(error, sql.names) is None and error.sqlstate != CARDINALITY:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct, field
 
 from retl.destinations.batch import Field, Shape
-from retl.destinations.postgres.types import VECTORS, comparison, lossless
+from retl.destinations.postgres.types import VECTORS, WRITTEN_AS_TEXT, comparison, lossless
 
 if TYPE_CHECKING:
     from retl.destinations.postgres.catalog import Column, Table
@@ -91,6 +91,7 @@ class Fit(Struct, frozen=True):
     judged: Mapping[str, Judged] = field(default_factory=dict)  # by column
     lowered: frozenset[str] = frozenset()  # keys that only an index on lower(column) makes unique
     folding: frozenset[str] = frozenset()  # keys of which different texts may be equal
+    written: frozenset[str] = frozenset()  # columns of which COPY writes what a cast to text gives
 
 
 def judged(column: Column, of: Field, *, key: bool = False) -> Judged | None:
@@ -111,6 +112,7 @@ def fit(table: Table, shape: Shape) -> Fit:
         {name: one for name, one in found.items() if one},
         lowered,
         lowered | {column.name for column in keys if column.folds},
+        frozenset(f.name for f in fields if table.columns[f.name].base in WRITTEN_AS_TEXT),
     )
 
 

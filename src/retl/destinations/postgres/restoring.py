@@ -19,7 +19,7 @@ from retl.destinations.postgres.halving import Found
 from retl.destinations.postgres.rejection import rejection
 from retl.destinations.postgres.statements import KEPT, ROW, SEEN, TO_DO, Statements, constant
 from retl.errors import InvariantBroken, Poisoned, Unavailable
-from retl.net.postgres import Session
+from retl.net.postgres import Session, copied
 from retl.values.sql import literal, quoted
 
 STAGE = "pg_temp.retl_restore"
@@ -29,16 +29,14 @@ def restore(session: Session, sql: Statements, batch: Batch, count: Callable[[in
     """The rows that are not restored, or in part."""
     _stage(session, sql, batch, count)
     if batch.returns is not None:
-        with session.cursor() as cursor, cursor.copy(sql.image(STAGE, batch.first, sql.every_column)) as copy:
-            batch.returns.images(batch, (bytes(chunk) for chunk in copy))
+        batch.returns.images(batch, copied(session, sql.image(STAGE, batch.first, sql.every_column)))
     types = _types(session, sql)
     verdicts = session.execute(_judge(sql, types)).fetchall()
     found = {row: one for row, op, *facts in verdicts if (one := _result(op, *facts)) is not None}
     todo = [(row, op) for row, op, *_ in verdicts if found.get(row, PARTLY_RESTORED).kind is Kind.MERGED]
     found |= _apply(session, sql, types, sorted(todo, key=_in_order))
     if batch.returns is not None:
-        with session.cursor() as cursor, cursor.copy(_returned(sql)) as copy:
-            batch.returns.digests(batch, (bytes(chunk) for chunk in copy))
+        batch.returns.digests(batch, copied(session, _returned(sql)))
     return found
 
 

@@ -143,7 +143,7 @@ class Statements:
 
     @property
     def _beside(self) -> str:
-        """The columns of a stage for what a conditional shape sends beside key and fields."""
+        """The columns of a stage for what a cautious shape sends beside key and fields."""
         newer = [f"t.{quoted(one.target)} AS {NEWER}{n}" for n, one in enumerate(self.shape.newest)]
         seen = [f"''::bytea AS {SEEN}"] if self.shape.conditional else []
         return "".join(f", {column}" for column in [*newer, *seen])
@@ -151,7 +151,7 @@ class Statements:
     def beside(self, operation: Mode) -> list[str]:
         """Their names, as far as the operation sends them."""
         newer = [f"{NEWER}{n}" for n in range(len(self.shape.newest))] if operation != "delete" else []
-        return [*newer, SEEN] if self.shape.conditional else []
+        return [*newer, SEEN] if self.shape.cautious else []
 
     def stage_sent(self) -> str:
         """Once per connection, if values must be judged."""
@@ -396,7 +396,7 @@ class Statements:
             source += f" JOIN {other} ON {self.same_key('o', 's')}"
             found = f"{TO_DO} AND t.ctid = o.ctid AND t.tableoid = o.tableoid"
         alias = {"joined": "o", "old": "old"}.get(image or "", "")
-        before = "".join(f", {alias}.{quoted(one.name)}::text" for one in self.shape.fields if image)
+        before = "".join(f", {self._text(alias, one)}" for one in self.shape.fields if image)
         update = (
             f"UPDATE {self.rows} SET {self._sets('s', kept=False)} FROM {source}"
             f" WHERE {found} AND {same} AND {self._differs('s', kept=False)}"
@@ -480,10 +480,17 @@ class Statements:
     def scan(self, fields: Sequence[Field] | None = None) -> str:
         """The keys of all rows as text, as COPY writes them; with `fields` a CSV of them and the texts of
         these fields."""
-        columns = [f"({self._held(field.name)})::text" for field in self.shape.key]
-        columns += [f"t.{quoted(field.name)}::text" for field in fields or ()]
+        columns = [
+            f"({self._held(field.name)})::text" if field.name in self.fit.judged else self._text("t", field)
+            for field in self.shape.key
+        ]
+        columns += [self._text("t", field) for field in fields or ()]
         layout = "" if fields is None else " (FORMAT csv, ENCODING 'UTF8')"
         return f"COPY (SELECT {', '.join(columns)} FROM {self.rows}) TO STDOUT{layout}"
+
+    def _text(self, alias: str, field: Field) -> str:
+        """The text of a value in a COPY. A cast of a number or a time takes as long as the COPY itself."""
+        return f"{alias}.{quoted(field.name)}{'' if field.name in self.fit.written else '::text'}"
 
     def read(self, keys: Sequence[tuple[Any, ...]], casts: Mapping[str, str], fields: Sequence[str]) -> str:
         """Per key, in order: whether it is there, and these fields. `casts` are the columns' types, without a

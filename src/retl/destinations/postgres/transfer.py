@@ -21,7 +21,7 @@ from retl.destinations.postgres.rejection import CARDINALITY, UNSUPPORTED, rejec
 from retl.destinations.postgres.rules import read
 from retl.destinations.postgres.statements import STAGE, Statements
 from retl.errors import InvariantBroken
-from retl.net.postgres import Session
+from retl.net.postgres import Session, copied
 
 Count = Callable[[int], None]  # called with the number of bytes sent
 
@@ -125,8 +125,7 @@ def _return(session: Session, sql: Statements, batch: Batch, found: Found) -> No
     assert batch.returns is not None
     if found:
         session.execute(sql.take_out(n for row in found for n in (row, -1 - row)))
-    with session.cursor() as cursor, cursor.copy(sql.returned()) as copy:
-        batch.returns.digests(batch, (bytes(chunk) for chunk in copy))
+    batch.returns.digests(batch, copied(session, sql.returned()))
 
 
 def copy_staged(session: Session, sql: Statements, batch: Batch, count: Count) -> None:

@@ -98,6 +98,20 @@ _JUDGED: dict[TypeName, tuple[str, set[str]]] = {
 }
 
 
+# Types of which COPY writes just what a cast to text gives, without the cast. Not so of boolean and bpchar.
+WRITTEN_AS_TEXT = {
+    *_TEXTS,
+    *_WHOLE,
+    "real",
+    "double precision",
+    "uuid",
+    "date",
+    "timestamp without time zone",
+    "timestamp with time zone",
+    "json",
+    "jsonb",
+    "bytea",
+}
 VECTORS = ("vector", "halfvec")  # of pgvector: single and half precision, all of one length
 
 
