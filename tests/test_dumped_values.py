@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retl.destinations.api import Destination
 from retl.destinations.batch import Field, Shape
@@ -223,9 +225,31 @@ def test_a_run_reads_a_large_table_as_a_dump_and_finds_what_look_ups_find(
         patch.setattr(dump, "_LONGEST", 4)  # bytes: no row is so short, so the dump cannot be read
         looked, event = many.reconciled()
         assert (event["dumped"], event["rows"]) == (False, MANY)
+    with monkeypatch.context() as patch:
+        patch.setattr(dump, "_PART", 10_000)  # bytes: so the dump has many files
+        parted, event = many.reconciled()
+        assert (parted, event["dumped"], event["rows"]) == (whole, True, MANY // 1000 + 3)
     assert whole == looked
     assert (whole["edited"], whole["missing"], whole["extra"]) == (MANY // 1000, 3, 1)
     repaired, event = many.reconciled("--repair")
     assert event["dumped"]
     after, _ = many.reconciled()
     assert (after["same"], after["edited"], after["missing"], after["extra"]) == (MANY, 0, 0, 1), repaired
+
+
+TEXTS = st.text(st.sampled_from('a",\n\r;'), max_size=8)
+
+
+@given(st.lists(st.tuples(TEXTS, TEXTS), max_size=40), st.integers(1, 60), st.integers(1, 30))
+def test_parts_of_a_csv_have_whole_rows(rows: list[tuple[str, str]], size: int, at_once: int) -> None:
+    written = io.StringIO(newline="")
+    csv.writer(written, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
+    text = written.getvalue().encode()
+    chunks = [text[at : at + at_once] for at in range(0, len(text), at_once)]
+    parts = [b"".join(part) for part in csv_text.Parts(chunks, size)]
+    assert b"".join(parts) == text
+    assert [
+        tuple(row) for part in parts for row in csv.reader(io.StringIO(part.decode(), newline=""))
+    ] == rows
+    longest = max((len(a) + len(b) for a, b in rows), default=0) * 2 + 6  # every character may be a quote
+    assert all(0 < len(part) <= size + at_once + longest for part in parts)

@@ -8,6 +8,7 @@ with that text. It does not prove that a row differs, because one value may have
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import duckdb
 
@@ -21,7 +22,8 @@ from retl.values import csv_text
 
 _MET = "met"  # key, row, hash, owned, ref, same: each row of the dump, with the row of the mart of its key
 _LONGEST = 16 << 20  # bytes of a row
-_FILE = "dump.csv"
+_PART = 32 << 20  # bytes of a file, about
+_PARTS = "dump-*.csv"
 
 
 def fields(field_map: FieldMap) -> list[Field]:
@@ -33,17 +35,22 @@ def load(workspace: Workspace, field_map: FieldMap, chunks: Iterable[bytes], *, 
     """Read chunks of CSV: add them up for `find_alike` if it `counts`, else create held.SCAN with the texts.
     False, and nothing was made, if the target cannot show a row, or DuckDB cannot read it: it is too long, or
     not UTF-8."""
+    _remove(workspace)  # what an attempt left that failed half way
     try:
-        workspace.save(_FILE, chunks)
+        for number, part in enumerate(csv_text.Parts(chunks, _PART)):
+            workspace.save(_PARTS.replace("*", str(number)), part)
     except Unshown:
+        _remove(workspace)
         return False
+    if not _files(workspace):  # the target has no rows
+        workspace.save(_PARTS.replace("*", "0"), ())
     try:
         if counts:
             alike.add_up(workspace, _rows(workspace, field_map), _texts(field_map))
         else:
             _keep(workspace, field_map, "TRUE")
     except duckdb.InvalidInputException:
-        (workspace.directory / _FILE).unlink()
+        _remove(workspace)
         return False
     return True
 
@@ -56,16 +63,25 @@ def find_alike(workspace: Workspace, field_map: FieldMap) -> Alike:
 
 
 def _rows(workspace: Workspace, field_map: FieldMap) -> str:
-    """SQL of the rows of the file."""
+    """SQL of the rows of the files."""
     columns = dict.fromkeys([*held.key_columns(field_map), *_texts(field_map)], "VARCHAR")
-    read = csv_text.reading([workspace.directory / _FILE], columns, _LONGEST)
+    read = csv_text.reading(_files(workspace), columns, _LONGEST)
     return held.scanned(field_map, read, _texts(field_map))
 
 
 def _keep(workspace: Workspace, field_map: FieldMap, among: str) -> None:
-    """Create held.SCAN from the rows of the file that match the SQL predicate `among`."""
+    """Create held.SCAN from the rows of the files that match the SQL predicate `among`."""
     workspace.run(f"CREATE TABLE {held.SCAN} AS FROM ({_rows(workspace, field_map)}) WHERE {among}")
-    (workspace.directory / _FILE).unlink()
+    _remove(workspace)
+
+
+def _files(workspace: Workspace) -> list[Path]:
+    return sorted(workspace.directory.glob(_PARTS))
+
+
+def _remove(workspace: Workspace) -> None:
+    for path in _files(workspace):
+        path.unlink()
 
 
 def meet(workspace: Workspace, field_map: FieldMap, among: str = "TRUE") -> None:

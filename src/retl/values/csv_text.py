@@ -3,7 +3,7 @@ a header, and NULL is empty and not quoted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from retl.values.json_text import _joined
@@ -38,3 +38,39 @@ def reading(
     options = _READ | {"max_line_size": str(longest), "filename": str(filename).lower()}
     listed = ", ".join(f"{name} = {value}" for name, value in options.items())
     return f"read_csv([{files}], columns = {{{named}}}, {listed})"
+
+
+class Parts:
+    """A CSV in parts of whole rows, each of about `size` bytes. DuckDB 2.0 keeps a file in memory that it
+    reads with one thread, and cuts a large one in the middle of a value if it may use several. Read each part
+    to its end before the next one."""
+
+    def __init__(self, chunks: Iterable[bytes], size: int) -> None:
+        self._chunks, self._size = iter(chunks), size
+        self._rest: bytes | None = None
+
+    def __iter__(self) -> Iterator[Iterator[bytes]]:
+        self._rest = next(self._chunks, None)
+        while self._rest is not None:
+            yield self._part()
+
+    def _part(self) -> Iterator[bytes]:
+        size = quotes = 0
+        while (chunk := self._rest) is not None:
+            end = _row_end(chunk, quotes) if size + len(chunk) >= self._size else 0
+            self._rest = (chunk[end:] if end else b"") or next(self._chunks, None)
+            yield chunk[:end] if end else chunk
+            if end:
+                return
+            size, quotes = size + len(chunk), quotes + chunk.count(b'"')
+
+
+def _row_end(chunk: bytes, quotes: int) -> int:
+    """Where the last row that ends in this chunk has its end, 0 if none does; `quotes` came before it. A line
+    break after an odd number of quotes is one in a value."""
+    quotes, end = quotes + chunk.count(b'"'), len(chunk)
+    while (at := chunk.rfind(b"\n", 0, end)) >= 0:
+        quotes, end = quotes - chunk.count(b'"', at, end), at
+        if quotes % 2 == 0:
+            return at + 1
+    return 0
