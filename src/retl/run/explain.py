@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from retl.destinations.batch import MODES, Batch, Field, Kind, Mode, Peeked
 from retl.destinations.value import SIZE
-from retl.engine import payload
+from retl.engine import judge, payload
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import OUTSIDE, UPSERTS, seen_sql
 from retl.engine.lines import document_sql
@@ -66,6 +66,7 @@ _NEXT = {
     "erased": "nothing: this key was erased, and is never sent again (ERASED)",
     "unknown": "nothing: this key is neither in the mart nor in the baseline",
 }
+_BUT_REJECTED = ", although today's contract rejects it"
 _UNLESS = ", unless somebody edited it in the target (`--read` looks)"
 _EDITED = {
     "conflict": "queue it: somebody edited it in the target, and a person decides (`retl conflicts`)",
@@ -206,6 +207,7 @@ class Rows:
         return f" REPLACE ({', '.join(hidden)})" if hidden else ""
 
     def explained(self, one: _Chosen, *, read: bool) -> dict[str, Any]:
+        one = self._judged(one)
         rejected = {"code": one.code, "reason": one.reason, "column": one.column} if one.code else None
         delivered = self._baseline(one.key)
         found: dict[str, Any] = {
@@ -225,6 +227,15 @@ class Rows:
                 if self._due(one):
                     found["next"] = _EDITED.get(found["sides"]["row"], found["next"])
         return found
+
+    def _judged(self, one: _Chosen) -> _Chosen:
+        """The row with today's verdict: a run judges only rows that are due."""
+        if one.row is None or one.code is not None or one.op in UPSERTS:
+            return one
+        found = judge.verdict(self.workspace, self.plan.contract, one.row)
+        return (
+            one if found is None else replace(one, code=found.code, reason=found.reason, column=found.column)
+        )
 
     def _sides(self, one: _Chosen, found: Mapping[str, Any]) -> dict[str, Any]:
         """What a run would do about other people's edits: of the row, and per field when we left it, what the
@@ -276,7 +287,7 @@ class Rows:
 
     def request(self, one: _Chosen) -> str | None:
         """The exact request for this row alone; for an unchanged row, what `--key` would send."""
-        if one.op in ("rejected", "unknown", "succeeded", "gone", "erased", "passed"):
+        if one.code is not None or one.op in ("unknown", "succeeded", "gone", "erased", "passed"):
             return None
         operation: Mode = "delete" if one.op == "delete" else self.job.sync.write
         destination = self.job.lane(self.shape)
@@ -336,6 +347,8 @@ class Rows:
             return "take it as delivered, without sending it (first_run: adopt)"
         if one.op == "update" and delivered is not None and delivered["state"] == "unknown":
             return "send it again: it is unknown whether the last delivery arrived"
+        if one.op == "unchanged" and one.code is not None:
+            return _NEXT[one.op] + _BUT_REJECTED
         return _NEXT[one.op] + (_UNLESS if self._due(one) and self.shape.conditional else "")
 
     def _due(self, one: _Chosen) -> bool:
