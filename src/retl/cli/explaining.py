@@ -14,6 +14,11 @@ from retl.cli.output import Piece
 from retl.cli.state import SyncName
 from retl.errors import DefinitionError
 
+_STATE = {"confirmed": "delivered", "unknown": "sent, without an answer,"}
+_EDITED = {
+    "kept": "not written, because somebody edited it in the target,",
+    "merged": "delivered without the fields that somebody edited in the target,",
+}
 READABLE = 1000  # characters of a request that are printed without being asked for
 
 
@@ -85,7 +90,7 @@ def _text(name: str, value: Any) -> str:
         return "accepted" if value["accepted"] else f"rejected, {value['reason']} [{value['code']}]"
     if name == "baseline" and value is not None:
         run = f" by run {value['run_id']}" if value["run_id"] else ""
-        state = "delivered" if value["state"] == "confirmed" else "sent, without an answer,"
+        state = _EDITED.get(value["edited"]) or _STATE[value["state"]]
         return f"{state} {output.cell(value['at'])}{run}"
     if value is None:
         return "none"

@@ -27,7 +27,7 @@ from retl.engine.selection import PASSED
 from retl.engine.suppression import SUPPRESSED
 from retl.engine.workspace import Workspace
 from retl.errors import TargetError
-from retl.run import pipeline
+from retl.run import pipeline, writeback
 from retl.run.job import Clock, Job
 from retl.run.plan import Plan
 from retl.run.prediction import Fates
@@ -66,6 +66,7 @@ _NEXT = {
     "erased": "nothing: this key was erased, and is never sent again (ERASED)",
     "unknown": "nothing: this key is neither in the mart nor in the baseline",
 }
+_KEPT = "nothing: its mart row is the same as when the edit in the target was kept"
 _BUT_REJECTED = ", although today's contract rejects it"
 _UNLESS = ", unless somebody edited it in the target (`--read` looks)"
 _EDITED = {
@@ -149,6 +150,7 @@ class Rows:
         self.job, self.plan, self.workspace, self.reveal = job, plan, workspace, reveal
         self.shape = plan.field_map.shape
         self.mapped = document_sql(plan.field_map)
+        self._edits: dict[str, Mapping[str, str]] = {}
 
     def chosen(self, keys: Sequence[str], count: int) -> list[_Chosen]:
         """Create `chosen` with the real values, and `shown` with replacements for sensitive ones."""
@@ -320,7 +322,19 @@ class Rows:
             return None
         ((confirmed, owned, ref, at),) = found
         state = "confirmed" if confirmed else "unknown"
-        return {"state": state, "at": at, "run_id": self._run_at(at), "owned": owned, "ref": ref}
+        run_id = self._run_at(at)
+        edited = self._edited(run_id).get(key) if self.shape.conditional and run_id else None
+        return {"state": state, "at": at, "run_id": run_id, "owned": owned, "ref": ref, "edited": edited}
+
+    def _edited(self, run_id: str) -> Mapping[str, str]:
+        """By key, what this run left as somebody else had edited it: the row, or some of its fields."""
+        if run_id not in self._edits:
+            keys = [
+                key for (key,) in self.workspace.run("SELECT DISTINCT key FROM chosen WHERE key NOT NULL")
+            ]
+            ledger, sync = self.job.ledger, self.job.sync.name
+            self._edits[run_id] = writeback.edited(ledger, self.workspace, sync, run_id, keys)
+        return self._edits[run_id]
 
     def _run_at(self, at: datetime) -> str | None:
         runs = self.job.ledger.runs(self.job.sync.name, limit=10_000)
@@ -347,8 +361,9 @@ class Rows:
             return "take it as delivered, without sending it (first_run: adopt)"
         if one.op == "update" and delivered is not None and delivered["state"] == "unknown":
             return "send it again: it is unknown whether the last delivery arrived"
-        if one.op == "unchanged" and one.code is not None:
-            return _NEXT[one.op] + _BUT_REJECTED
+        if one.op == "unchanged":
+            kept = delivered is not None and delivered["edited"] == "kept"
+            return (_KEPT if kept else _NEXT[one.op]) + (_BUT_REJECTED if one.code is not None else "")
         return _NEXT[one.op] + (_UNLESS if self._due(one) and self.shape.conditional else "")
 
     def _due(self, one: _Chosen) -> bool:
