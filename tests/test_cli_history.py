@@ -143,7 +143,19 @@ def test_explain_knows_rows_that_left_or_never_came(workshop: Workshop, postgres
     assert "kept" in kept["next"]
     for never in ("12345", "no number"):
         said = workshop.retl("explain", "users", "--key", never)
-        assert (said.code, "KEY_UNKNOWN" in said.err) == (2, True)
+        assert (said.code, "KEY_UNKNOWN" in said.err, "retl log" in said.err) == (2, True, False)
+        assert "--key VALUE, a value of user_id; `retl explain users` shows some" in said.err
+    workshop.json("sync", "--sync", "users")
+    said = workshop.retl("explain", "users", "--key", "5")
+    assert (said.code, "KEY_UNKNOWN" in said.err) == (2, True)
+    assert "any more, but it was sent before" in said.err
+    assert "`retl log users --key KEY`" in said.err
+    assert workshop.json("log", "users", "--key", "5")["rows"][-1]["operation"] == "delete"
+    workshop.sync("hidden", contract="{user_id: {type: integer, sensitive: true}, email: {type: string}}")
+    for words in (("explain", "hidden"), ("sync", "hidden")):
+        said = workshop.retl(*words, "--key", "12345")
+        assert "--key VALUE, a value of user_id" in said.err
+        assert "shows some" not in said.err, "there they are masked"
 
 
 def test_explain_needs_no_secret_of_the_target_and_knows_what_was_delivered(

@@ -153,6 +153,8 @@ def test_the_form_of_a_key_of_several_columns_stands_in_the_error_and_in_the_hel
     assert "--key '[user_id,\"email\"]'" in said.document["syncs"][0]["error"]["hint"]
     assert workshop.json("sync", "--key", '[3,"u3@example.com"]')["syncs"][0]["inserted"] == 1
     assert workshop.retl("explain", "users", "--key", '[ 3, "u3@example.com" ]').code == 0
+    said = workshop.retl("explain", "users", "--key", "3")
+    assert (said.code, "--key '[user_id,\"email\"]'" in said.err) == (2, True)
     assert key_texts(['["a \\" , b" , 1]', '["a \\" , b",1]'], 2) == ('["a \\" , b",1]',)
     assert key_texts(["[1, 2]"], 1) == ("[1, 2]",)  # one column: the text is the key
     assert "JSON array" in workshop.retl("sync", "--help").out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from retl.cli.invocation import Invocation
 from retl.cli.output import Piece
 from retl.cli.state import SyncName
 from retl.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from retl.ledger import Ledger
 
 _STATE = {"confirmed": "delivered", "unknown": "sent, without an answer,"}
 _EDITED = {
@@ -49,12 +52,28 @@ def explain(
         job = invocation.session.job(sync, ledger, options)
         found = explaining.explain(job, keys or [], rows, read=read, reveal=invocation.reveal)
     if keys and not any(map(explaining.is_known, found["rows"])):
-        raise DefinitionError(
-            "KEY_UNKNOWN",
-            f"neither the mart nor the baseline of {name} has such a key",
-            hint=f"`retl explain {name}` shows how its keys are written",
-        )
+        raise _unknown(invocation, ledger, name, keys, found["key_form"])
     invocation.show(found, lambda: _pieces(found, whole=verbose))
+
+
+def _unknown(
+    invocation: Invocation, ledger: Ledger, name: str, keys: list[str], form: str
+) -> DefinitionError:
+    """KEY_UNKNOWN, with the way to a row that was sent and then deleted."""
+    from retl.engine.scratch import private_directory
+    from retl.engine.workspace import Workspace
+    from retl.run import writeback
+
+    message = f"neither the mart nor the baseline of {name} has such a key"
+    shows = "" if invocation.hides_key(name) else f"; `retl explain {name}` shows some"
+    hint = f"write a key as {form}{shows}"
+    with private_directory() as folder, Workspace(folder, invocation.session.stop) as workspace:
+        for key in keys:
+            writeback.load(ledger, workspace, writeback.Asked((name,), key=key), invocation.hides_key)
+            if writeback.has_rows(workspace):
+                message += " any more, but it was sent before"
+                hint = f"`retl log {name} --key KEY` has what was sent"
+    return DefinitionError("KEY_UNKNOWN", message, hint=hint)
 
 
 def _pieces(found: Mapping[str, Any], *, whole: bool) -> list[Piece]:

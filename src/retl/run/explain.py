@@ -33,7 +33,7 @@ from retl.run.plan import Plan
 from retl.run.prediction import Fates
 from retl.run.run import new_run
 from retl.values import storage
-from retl.values.keys import key_texts, key_value_sql
+from retl.values.keys import key_form, key_texts, key_value_sql
 from retl.values.sql import literal, quoted
 
 MASK = "***"
@@ -87,6 +87,7 @@ def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bo
     return {
         "sync": job.sync.name,
         "object": plan.capabilities.object,
+        "key_form": key_form([one.type for one in plan.field_map.shape.key], job.sync.key),
         "rows": found,
         "guards": [{"code": r.code, "message": r.message, "hint": r.hint} for r in plan.refusals],
         "notes": [one for one in (*plan.notes, *plan.standing) if any_erased or not one.startswith(_ERASED)],

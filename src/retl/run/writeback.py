@@ -98,6 +98,11 @@ def load(ledger: Ledger, workspace: Workspace, asked: Asked, hides: Callable[[st
     return len(runs) - len(found)
 
 
+def has_rows(workspace: Workspace) -> bool:
+    """Whether the loaded log has any."""
+    return bool(workspace.run(f"SELECT 1 FROM {LOG} LIMIT 1"))
+
+
 def unanswered(
     ledger: Ledger, workspace: Workspace, run_id: str, hides: Callable[[str], bool], number: int
 ) -> dict[str, list[str]]:
