@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from retl.destinations.batch import MODES, Batch, Field, Kind, Mode, Peeked
+from retl.destinations.batch import MODES, Batch, Field, Kind, Mode, Peeked, SoftDelete
 from retl.destinations.value import SIZE
 from retl.engine import judge, payload
 from retl.engine.change_set import ChangeSet
@@ -391,13 +391,14 @@ def samples(job: Job, plan: Plan, workspace: Workspace, reveal: bool, others: Fa
     hidden = set() if reveal else {field.name for field in shape.fields if field.sensitive}
     hides_key = not reveal and any(field.sensitive for field in shape.key)
     numeric = {field.name for field in shape.fields if field.type.name in ("integer", "decimal", "float")}
+    soft = shape.deletes.set if isinstance(shape.deletes, SoftDelete) else {}
     found = []
     for (position, op, key, document), old in zip(rows, there, strict=True):
         op = "update" if op == "insert" and shape.write == "update_only" else op
-        new = json.loads(document, parse_float=Decimal) if document else {}
+        new = json.loads(document, parse_float=Decimal) if document else soft
         pairs = {
             name: [_hidden(name, value, hidden) for value in (_old(old, op, name), new.get(name))]
-            for name in (new if op != "delete" else old or {})
+            for name in (new if op != "delete" or soft else old or {})
             if old is None or not _same(old.get(name), new.get(name), numeric=name in numeric)
         }
         sample = {"op": op, "key": MASK if hides_key else key, "fields": pairs}
